@@ -1,0 +1,30 @@
+"""The GPU backend. Importing this package imports neither cupy nor any kernel; see availability()."""
+
+from __future__ import annotations
+
+import importlib.util
+
+
+def availability(device_index: int = 0) -> str | None:
+    """None where the GPU can be used, else one sentence saying what is missing and what to install."""
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed: pip install 'gguf-engine[cuda]'"
+    try:
+        import cupy
+        from cupy_backends.cuda.libs import nvrtc
+    except Exception as error:
+        return f"CuPy cannot be loaded ({error}): reinstall it with pip install 'gguf-engine[cuda]'"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"no usable NVIDIA driver or GPU ({error}): install the NVIDIA driver for CUDA 13 (580 or newer)"
+    if device_index >= count:
+        return f"there is no GPU {device_index}: {count} found (cuda:0 to cuda:{count - 1})"
+    capability = int(cupy.cuda.Device(device_index).compute_capability)
+    if capability < 75:
+        return f"GPU {device_index} has compute capability {capability // 10}.{capability % 10}; 7.5 or newer is needed"
+    try:
+        nvrtc.getVersion()
+    except Exception as error:
+        return f"the CUDA compiler library NVRTC cannot be loaded ({error}): pip install 'gguf-engine[cuda]'"
+    return None

@@ -1,0 +1,204 @@
+"""Builds the CUDA kernels with NVRTC and keeps the cubins on disk.
+
+A kernel file is joined with common.cuh as text, so the cache key (text, options, architecture, compiler version)
+covers everything the compiler saw. Compiling needs no GPU; loading a cubin does. This module must not know models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from engine.errors import DeviceError
+
+KERNEL_DIR = Path(__file__).parent / "kernels"
+BASE_OPTIONS = ("--std=c++17", "-ftz=true", "-default-device")
+OLDEST_ARCH = 75
+
+
+def kernel_source(names: Sequence[str], defines: Mapping[str, object] | None = None) -> str:
+    """The text handed to the compiler: defines, common.cuh, then the named files of engine/cuda/kernels in order."""
+    parts = [f"#define {key} {value}" for key, value in sorted((defines or {}).items())]
+    for name in ("common.cuh", *names):
+        parts.append(f'#line 1 "{name}"\n{(KERNEL_DIR / name).read_text(encoding="utf-8")}')
+    return "\n".join(parts) + "\n"
+
+
+def cache_dir() -> Path:
+    """Folder of the cubin cache: $GGUF_ENGINE_CACHE, else $XDG_CACHE_HOME/gguf-engine, else ~/.cache/gguf-engine."""
+    named = os.environ.get("GGUF_ENGINE_CACHE")
+    if named:
+        return Path(named) / "cubin"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gguf-engine" / "cubin"
+
+
+def target(arch: int) -> str:
+    """Compiler name of a compute capability: 90 -> 'sm_90a' (wgmma and friends need the 'a'), 86 -> 'sm_86'."""
+    return f"sm_{arch}a" if arch == 90 else f"sm_{arch}"
+
+
+@cache
+def best_target(arch: int) -> int:
+    """The newest architecture NVRTC knows that a device of compute capability `arch` runs as cubin.
+
+    Raises:
+        DeviceError: the device is older than 7.5, or newer than every family this NVRTC knows.
+    """
+    from cupy_backends.cuda.libs import nvrtc
+
+    if arch < OLDEST_ARCH:
+        raise DeviceError(
+            f"the GPU has compute capability {arch // 10}.{arch % 10}; 7.5 or newer is needed: use device='cpu'"
+        )
+    same_family = [known for known in nvrtc.getSupportedArchs() if known <= arch and known // 10 == arch // 10]
+    if not same_family:
+        raise DeviceError(
+            f"this CUDA compiler (NVRTC {'.'.join(map(str, nvrtc.getVersion()))}) does not know compute capability "
+            f"{arch // 10}.{arch % 10}: update with pip install -U 'gguf-engine[cuda]'"
+        )
+    return int(max(same_family))
+
+
+def compile_cubin(source: str, arch: int, options: Sequence[str] = (), name: str = "kernels.cu") -> bytes:
+    """Compiles CUDA C++ text to machine code for one architecture; needs NVRTC but no GPU.
+
+    Raises:
+        DeviceError: the compiler refused; the text holds its log.
+    """
+    from cupy_backends.cuda.libs import nvrtc
+
+    program = nvrtc.createProgram(source, name, (), ())
+    try:
+        try:
+            nvrtc.compileProgram(program, (*BASE_OPTIONS, f"-arch={target(arch)}", *options))
+        except nvrtc.NVRTCError as error:
+            log = nvrtc.getProgramLog(program)
+            raise DeviceError(f"a CUDA kernel failed to build ({name}, {target(arch)}): {error}\n{log}") from None
+        return bytes(nvrtc.getCUBIN(program))
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def cached_cubin(source: str, arch: int, options: Sequence[str] = (), name: str = "kernels.cu") -> bytes:
+    """As compile_cubin, through the disk cache; a cache that cannot be written only costs time."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    key = hashlib.sha256(repr((source, target(arch), BASE_OPTIONS, tuple(options), nvrtc.getVersion())).encode())
+    path = cache_dir() / f"{Path(name).stem}-{target(arch)}-{key.hexdigest()[:32]}.cubin"
+    try:
+        return path.read_bytes()
+    except OSError:
+        pass
+    cubin = compile_cubin(source, arch, options, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
+            scratch.write(cubin)
+        os.replace(scratch.name, path)  # atomic: a second process sees the whole file or none
+    except OSError:
+        pass
+    return cubin
+
+
+class Kernel:
+    """One loaded kernel: its name, the driver's function handle, and the module that keeps it alive."""
+
+    def __init__(self, name: str, function: Any, module: Any) -> None:
+        self.name = name
+        self.function = function
+        self.ptr: int = int(function.ptr)
+        self._module = module
+        self._shared_limit = 48 * 1024
+
+    def allow_shared(self, n_bytes: int) -> None:
+        """Raises the kernel's limit of dynamic shared memory to at least n_bytes (the default is 48 KiB)."""
+        if n_bytes > self._shared_limit:
+            from cupy_backends.cuda.api import driver
+
+            max_dynamic_shared = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.funcSetAttribute(self.ptr, max_dynamic_shared, n_bytes)
+            self._shared_limit = n_bytes
+
+
+class Module:
+    """A loaded cubin. `module.get("name")` gives an extern "C" kernel of it."""
+
+    def __init__(self, cubin: bytes, names: Sequence[str]) -> None:
+        from cupy.cuda.function import Module as DriverModule
+
+        self._module = DriverModule()
+        self._module.load(cubin)
+        self._names = tuple(names)
+        self._kernels: dict[str, Kernel] = {}
+
+    def get(self, name: str) -> Kernel:
+        """The kernel of that name.
+
+        Raises:
+            DeviceError: the files hold no such kernel.
+        """
+        if name not in self._kernels:
+            try:
+                function = self._module.get_function(name)
+            except Exception as error:
+                raise DeviceError(f"no CUDA kernel {name!r} in {', '.join(self._names)}: {error}") from error
+            self._kernels[name] = Kernel(name, function, self._module)
+        return self._kernels[name]
+
+
+_modules: dict[tuple[Any, ...], Module] = {}
+_lock = threading.Lock()
+
+
+def device_arch() -> int:
+    """Compute capability of the current device as two digits: 90 for 9.0, 120 for 12.0."""
+    import cupy
+
+    return int(cupy.cuda.Device().compute_capability)
+
+
+def build(
+    names: Sequence[str],
+    *,
+    defines: Mapping[str, object] | None = None,
+    options: Sequence[str] = (),
+    arch: int | None = None,
+) -> Module:
+    """Builds (or takes from the cache) and loads kernel files for the current device.
+
+    Args:
+        names: files of engine/cuda/kernels, joined in this order behind common.cuh.
+        defines: preprocessor names and values put in front of the text.
+        options: further NVRTC options.
+        arch: compute capability; the current device's when left out.
+
+    Raises:
+        DeviceError: a kernel does not compile, or the device is too old.
+    """
+    import cupy
+
+    arch = best_target(device_arch() if arch is None else arch)
+    source = kernel_source(names, defines)
+    key = (cupy.cuda.Device().id, arch, source, tuple(options))
+    with _lock:
+        module = _modules.get(key)
+    if module is None:
+        module = Module(cached_cubin(source, arch, options, names[-1]), names)
+        with _lock:
+            module = _modules.setdefault(key, module)
+    return module
+
+
+def prebuild(jobs: Sequence[tuple[Sequence[str], Mapping[str, object] | None]], arch: int) -> None:
+    """Fills the disk cache for several (names, defines) pairs at once, one thread each; NVRTC runs without the GIL."""
+    chosen = best_target(arch)
+    with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1) or 1) as pool:
+        list(pool.map(lambda job: cached_cubin(kernel_source(*job), chosen, (), job[0][-1]), jobs))
