@@ -1,0 +1,1 @@
+"""The CPU backend: reference bricks in plain numpy, and the fast products in `kernels`."""

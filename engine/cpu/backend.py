@@ -1,0 +1,144 @@
+"""The CPU backend: one model, its cache and its threads, behind three calls. Knows batches, not requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from engine.cpu import reference
+from engine.cpu.kv_cache import KV_TYPES, KVCache
+from engine.cpu.matmul import matmul
+from engine.cpu.ops import CpuOps, Float32Array
+from engine.cpu.threads import ThreadPool
+from engine.errors import InvalidRequestError
+from engine.gguf.quants import GGMLType
+from engine.model.batch import Batch
+from engine.model.config import FfnConfig
+from engine.model.loader import LoadedModel
+from engine.model.memory import MemoryPlan
+from engine.model.transformer import hidden_states
+from engine.model.weights import Weight
+
+HEAD_ROWS = 64
+"""Rows of logits computed at once."""
+
+QUIET: dict[str, Any] = {"over": "ignore", "invalid": "ignore", "divide": "ignore"}
+"""Overflow to infinity is meant in exp(-x); weights may be such that logits are not finite, which the sampler refuses."""
+
+PLANNED_ROWS = 512
+"""Rows of a prompt chunk that memory_plan() counts on."""
+
+
+class CpuBackend:
+    """Runs batches of a model on the CPU.
+
+    Args:
+        model: a checked model; its file stays open as long as the backend is used.
+        context_length: tokens a sequence may have; None = what the model was trained for.
+        kv_type: "f16" or "f32", type of the cache.
+        max_sequences: slots in the cache.
+        threads: threads for matrix products; None = one per physical core.
+        exact: compute every product in plain numpy from dequantized rows (slow; the truth the fast path is held to).
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        context_length: int | None = None,
+        kv_type: str = "f16",
+        max_sequences: int = 1,
+        threads: int | None = None,
+        exact: bool = False,
+    ) -> None:
+        if kv_type not in KV_TYPES:
+            raise InvalidRequestError(f"kv_type is {kv_type!r}; allowed are {', '.join(map(repr, KV_TYPES))}")
+        for name, value in (("context_length", context_length), ("max_sequences", max_sequences)):
+            if value is not None and value < 1:
+                raise InvalidRequestError(f"{name} is {value}; allowed is a positive integer")
+        self.model = model
+        self.config = model.config
+        self.context_length = context_length or model.config.context_length
+        self.max_sequences = max_sequences
+        self._exact = exact
+        self._pool = ThreadPool(threads)
+        self._cache = KVCache(
+            [layer.attention for layer in model.config.layers],
+            context_length=self.context_length,
+            n_slots=max_sequences,
+            kv_type=kv_type,
+        )
+        self._ops = CpuOps(model.weights, self._cache, self._product)
+
+    @property
+    def weight_types(self) -> list[GGMLType]:
+        """Types of all matrices, for `engine.cpu.matmul.warm_up`; without it kernels are compiled when first used."""
+        return sorted({info.type for info in self.model.gguf.tensors.values() if len(info.shape) > 1})
+
+    def forward(self, batch: Batch) -> Float32Array:
+        """Feed a batch and return the logits (R, V) float32 of its output rows.
+
+        Raises:
+            ContextFullError: a sequence would outgrow the context; nothing was changed.
+            InvalidRequestError: a token id is not in the vocabulary; nothing was changed.
+        """
+        logits = np.empty((len(batch.output_rows), self.config.vocab_size), dtype=np.float32)
+        row = 0
+        for part in self.logit_chunks(batch):
+            logits[row : row + len(part)] = part
+            row += len(part)
+        return logits
+
+    def logit_chunks(self, batch: Batch) -> Iterator[Float32Array]:
+        """The result of forward() in pieces of at most HEAD_ROWS rows; the cache is extended before the first."""
+        x = self._hidden(batch)[batch.output_rows]
+        for start in range(0, len(x), HEAD_ROWS):
+            with np.errstate(**QUIET):
+                logits = self._ops.head_rows(x[start : start + HEAD_ROWS])
+            yield logits
+
+    def length(self, slot: int) -> int:
+        """Tokens the cache holds for a slot."""
+        return self._cache.length(slot)
+
+    def release(self, slot: int) -> None:
+        """Forget the sequence in a slot and give its memory back."""
+        self._cache.release(slot)
+
+    def memory_plan(self) -> MemoryPlan:
+        """What running takes, with every slot full and prompts fed in chunks of PLANNED_ROWS."""
+        return MemoryPlan(
+            weights_bytes=self.model.weights_bytes,
+            kv_bytes=self._cache.bytes_per_token * self.context_length * self.max_sequences,
+            scratch_bytes=self._scratch_bytes(),
+            kv_bytes_per_token=self._cache.bytes_per_token,
+        )
+
+    def close(self) -> None:
+        """Stop the threads and drop the cache. The model's file is the caller's to close."""
+        for slot in range(self.max_sequences):
+            self._cache.release(slot)
+        self._pool.close()
+
+    def _hidden(self, batch: Batch) -> Float32Array:
+        with np.errstate(**QUIET):
+            x: Float32Array = hidden_states(self.model.weights, self._ops, batch)
+        self._cache.commit(batch.spans)
+        return x
+
+    def _product(self, x: Float32Array, weight: Weight) -> Float32Array:
+        return matmul(x, weight, pool=self._pool, reference=self._exact)
+
+    def _scratch_bytes(self) -> int:
+        rows = min(PLANNED_ROWS, self.context_length)
+        widest = 0
+        for layer in self.config.layers:
+            attention = layer.attention
+            heads = attention.n_heads + 2 * attention.n_kv_heads
+            ffn = layer.ffn.width if isinstance(layer.ffn, FfnConfig) else layer.ffn.expert.width
+            widest = max(widest, 2 * heads * max(attention.key_width, attention.value_width), 3 * ffn)
+        activations = 4 * rows * (3 * self.config.width + widest)
+        logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
+        return activations + logits + 2 * reference.SCORE_BYTES + 2 * reference.PIECE_BYTES

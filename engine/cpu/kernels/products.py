@@ -1,0 +1,242 @@
+"""The loops around the block decoders: fused dot products, a row dequantizer and a blocked float32 product.
+
+Each emits one LLVM function body; products agree bit for bit because they sum in the order of emit.LANES.
+Kernels take addresses as int64 and know nothing of arrays, threads or types beyond their decoder.
+"""
+
+# ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
+# mypy: disable-error-code="no-untyped-def"
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+from numba import types
+from numba.core import cgutils
+from numba.core.typing import Signature
+from numba.extending import intrinsic
+
+from engine.cpu.kernels.emit import F32, I64, LANES, Emitter, Value, vector
+from engine.cpu.kernels.formats import DECODERS, Decoder
+
+DOT_TOKENS = 4
+"""Tokens that dot_tokens multiplies with each block it decodes."""
+
+ROWS_TILE, TOKENS_TILE = 3, 2
+"""Register tile of product_f32: 3 x 2 products of 16 lanes fill 12 of AVX2's 16 registers."""
+
+COLUMNS_CHUNK = 512
+"""Columns per pass of product_f32, so that a block of weight rows stays in the first-level cache."""
+
+ROWS_BLOCK, TOKENS_BLOCK = 12, 32
+"""Rows and tokens whose partial sums product_f32 keeps between passes (24 KB)."""
+
+PARTIAL_BYTES = ROWS_BLOCK * TOKENS_BLOCK * LANES * 4
+"""Scratch bytes product_f32 needs."""
+
+_FLOATS = types.Array(types.float32, 2, "C")
+_INT = types.int64
+
+ARGUMENTS: dict[str, tuple[types.Type, ...]] = {
+    "dot_rows": (_INT, _INT, _INT, _FLOATS, _FLOATS, _INT, _INT),
+    "dot_tokens": (_INT, _INT, _INT, _FLOATS, _FLOATS, _INT, _INT),
+    "dequantize_rows": (_INT,) * 6,
+    "product_f32": (_INT,) * 10,
+}
+"""Argument types of each kernel: addresses and lengths; arrays where taking the address in Python would cost more."""
+
+
+def _has_native_half(context: Any) -> bool:
+    triple, _, features = context.codegen().magic_tuple()[:3]
+    return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
+
+
+def _emitter(context: Any, builder: Any) -> Emitter:
+    return Emitter(builder, native_half=_has_native_half(context))
+
+
+def _least(builder: Any, a: Value, b: Value) -> Value:
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+
+def _ceil_div(builder: Any, a: Value, b: int) -> Value:
+    return builder.sdiv(builder.add(a, I64(b - 1)), I64(b))
+
+
+def _format_name(literal: types.StringLiteral) -> str:
+    # Kernel names carry the version of these sources after the type: "Q4_K:1f0c".
+    return str(literal.literal_value).split(":")[0]
+
+
+def _signature(kind: str, literal: Any) -> Signature:
+    return types.void(literal, *ARGUMENTS[kind])
+
+
+def _clamped(builder: Any, low: Value, group: Value, size: int, high: Value) -> list[Value]:
+    """Indices low + group * size + 0..size-1, none above high - 1."""
+    start, last = builder.add(low, builder.mul(group, I64(size))), builder.sub(high, I64(1))
+    return [_least(builder, builder.add(start, I64(i)), last) for i in range(size)]
+
+
+def _generate_dots(decoder: Decoder, tokens_tile: int) -> Callable[[Any, Any, Any, Any], Value]:
+    """Fused dequantize and dot: decodes a block in registers and adds it to the sums of tokens_tile tokens."""
+    # Blocks of 256 fill the registers alone; short ones hide their latency behind those of other rows.
+    rows_tile = 4 if decoder.block_size < 256 and tokens_tile == 1 else 1
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
+        _, raw, row_bytes, n_blocks, x, out, low, high = arguments
+        e = _emitter(context, builder)
+        tokens = range(tokens_tile)
+        x_array, out_array = (context.make_array(_FLOATS)(context, builder, array) for array in (x, out))
+        x, out = (builder.ptrtoint(array.data, I64) for array in (x_array, out_array))
+        n_tokens, _ = cgutils.unpack_tuple(builder, x_array.shape, 2)
+        x_bytes, out_bytes = (cgutils.unpack_tuple(builder, array.strides, 2)[0] for array in (x_array, out_array))
+        sums = [[cgutils.alloca_once(builder, vector(F32)) for _ in tokens] for _ in range(rows_tile)]
+        zero = vector(F32)([0.0] * LANES)
+
+        with (
+            cgutils.for_range(builder, _ceil_div(builder, n_tokens, tokens_tile)) as token_groups,
+            cgutils.for_range(builder, _ceil_div(builder, builder.sub(high, low), rows_tile)) as row_groups,
+        ):
+            # Groups at the end repeat their last token and row instead of running past them.
+            token_ids = _clamped(builder, I64(0), token_groups.index, tokens_tile, n_tokens)
+            rows = _clamped(builder, low, row_groups.index, rows_tile, high)
+            token_starts = [builder.add(x, builder.mul(token, x_bytes)) for token in token_ids]
+            row_starts = [builder.add(raw, builder.mul(row, row_bytes)) for row in rows]
+            for total in chain.from_iterable(sums):
+                builder.store(zero, total)
+            with cgutils.for_range(builder, n_blocks) as blocks:
+                offset = builder.mul(blocks.index, I64(decoder.type_size))
+                column_bytes = builder.mul(blocks.index, I64(4 * decoder.block_size))
+                columns = [builder.add(start, column_bytes) for start in token_starts]
+                decoded = [decoder.decode(e, builder.add(start, offset)) for start in row_starts]
+                for step, weights in enumerate(zip(*decoded, strict=True)):
+                    xs = [e.load(column, vector(F32), 4 * LANES * step, align=4) for column in columns]
+                    for row_sums, w in zip(sums, weights, strict=True):
+                        for total, values in zip(row_sums, xs, strict=True):
+                            builder.store(e.multiply_add(w, values, builder.load(total)), total)
+            for row, row_sums in zip(rows, sums, strict=True):
+                for token, total in zip(token_ids, row_sums, strict=True):
+                    target = builder.add(out, builder.mul(token, out_bytes))
+                    e.store(e.sum_lanes(builder.load(total)), builder.add(target, builder.mul(row, I64(4))))
+        return context.get_dummy_value()
+
+    return generate
+
+
+@intrinsic(prefer_literal=True)
+def dot_rows(typing_context, name, raw, row_bytes, n_blocks, x, out, low, high):
+    """out[0, n] = sum over k of weight[n, k] * x[0, k] for rows low..high-1; x (1, K) and out (1, N) float32."""
+    return _signature("dot_rows", name), _generate_dots(DECODERS[_format_name(name)], 1)
+
+
+@intrinsic(prefer_literal=True)
+def dot_tokens(typing_context, name, raw, row_bytes, n_blocks, x, out, low, high):
+    """As dot_rows for a few tokens: out[t, n] = sum over k of weight[n, k] * x[t, k]; x (T, K) and out (T, N)."""
+    return _signature("dot_tokens", name), _generate_dots(DECODERS[_format_name(name)], DOT_TOKENS)
+
+
+@intrinsic(prefer_literal=True)
+def dequantize_rows(typing_context, name, raw, row_bytes, n_blocks, out, out_bytes, n_rows):
+    """Writes n_rows rows of float32 weights, out_bytes apart."""
+    decoder = DECODERS[_format_name(name)]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
+        _, raw, row_bytes, n_blocks, out, out_bytes, n_rows = arguments
+        e = _emitter(context, builder)
+        with cgutils.for_range(builder, n_rows) as rows:
+            source = builder.add(raw, builder.mul(rows.index, row_bytes))
+            target = builder.add(out, builder.mul(rows.index, out_bytes))
+            with cgutils.for_range(builder, n_blocks) as blocks:
+                block = builder.add(source, builder.mul(blocks.index, I64(decoder.type_size)))
+                columns = builder.add(target, builder.mul(blocks.index, I64(4 * decoder.block_size)))
+                for step, weights in enumerate(decoder.decode(e, block)):
+                    e.store(weights, columns, 4 * LANES * step)
+        return context.get_dummy_value()
+
+    return _signature("dequantize_rows", name), generate
+
+
+@intrinsic(prefer_literal=True)
+def product_f32(
+    typing_context,
+    name,
+    w,
+    w_bytes,
+    n_rows,
+    x,
+    x_bytes,
+    n_tokens,
+    n_columns,
+    out,
+    out_bytes,
+    partial,
+):
+    """out[t, n] = sum over k of w[n, k] * x[t, k]; w, x and out are float32 with rows *_bytes apart.
+
+    n_columns is a multiple of 16; partial is scratch of PARTIAL_BYTES. Tiles at the edge repeat their last row or
+    token, which computes and stores the same value twice.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
+        _, w, w_bytes, n_rows, x, x_bytes, n_tokens, n_columns, out, out_bytes, partial = arguments
+        e = _emitter(context, builder)
+        sums = [[cgutils.alloca_once(builder, vector(F32)) for _ in range(TOKENS_TILE)] for _ in range(ROWS_TILE)]
+        zero = vector(F32)([0.0] * LANES)
+
+        def blocks_of(total: Value, size: int) -> Any:
+            return cgutils.for_range(builder, _ceil_div(builder, total, size))
+
+        def partial_at(row: Value, token: Value) -> Value:
+            index = builder.add(builder.mul(token, I64(ROWS_BLOCK)), row)
+            return builder.add(partial, builder.mul(index, I64(4 * LANES)))
+
+        with blocks_of(n_rows, ROWS_BLOCK) as row_blocks, blocks_of(n_tokens, TOKENS_BLOCK) as token_blocks:
+            row_start = builder.mul(row_blocks.index, I64(ROWS_BLOCK))
+            token_start = builder.mul(token_blocks.index, I64(TOKENS_BLOCK))
+            block_rows = _least(builder, builder.sub(n_rows, row_start), I64(ROWS_BLOCK))
+            block_tokens = _least(builder, builder.sub(n_tokens, token_start), I64(TOKENS_BLOCK))
+            block_w = builder.add(w, builder.mul(row_start, w_bytes))
+            block_x = builder.add(x, builder.mul(token_start, x_bytes))
+            with cgutils.for_range(builder, builder.mul(block_tokens, I64(ROWS_BLOCK))) as cells:
+                e.store(zero, builder.add(partial, builder.mul(cells.index, I64(4 * LANES))))
+
+            with blocks_of(n_columns, COLUMNS_CHUNK) as chunks:
+                column = builder.mul(chunks.index, I64(COLUMNS_CHUNK))
+                steps = builder.sdiv(_least(builder, builder.sub(n_columns, column), I64(COLUMNS_CHUNK)), I64(LANES))
+                column_bytes = builder.mul(column, I64(4))
+                chunk_w, chunk_x = builder.add(block_w, column_bytes), builder.add(block_x, column_bytes)
+                with blocks_of(block_tokens, TOKENS_TILE) as token_tiles:
+                    tokens = _clamped(builder, I64(0), token_tiles.index, TOKENS_TILE, block_tokens)
+                    token_starts = [builder.add(chunk_x, builder.mul(t, x_bytes)) for t in tokens]
+                    with blocks_of(block_rows, ROWS_TILE) as row_tiles:
+                        rows = _clamped(builder, I64(0), row_tiles.index, ROWS_TILE, block_rows)
+                        row_starts = [builder.add(chunk_w, builder.mul(r, w_bytes)) for r in rows]
+                        cells_at = [[partial_at(r, t) for t in tokens] for r in rows]
+                        for r in range(ROWS_TILE):
+                            for t in range(TOKENS_TILE):
+                                builder.store(e.load(cells_at[r][t], vector(F32), align=4), sums[r][t])
+                        with cgutils.for_range(builder, steps) as inner:
+                            offset = builder.mul(inner.index, I64(4 * LANES))
+                            xs = [e.load(builder.add(s, offset), vector(F32), align=4) for s in token_starts]
+                            for r in range(ROWS_TILE):
+                                ws = e.load(builder.add(row_starts[r], offset), vector(F32), align=4)
+                                for t in range(TOKENS_TILE):
+                                    total = builder.load(sums[r][t])
+                                    builder.store(e.multiply_add(ws, xs[t], total), sums[r][t])
+                        for r in range(ROWS_TILE):
+                            for t in range(TOKENS_TILE):
+                                e.store(builder.load(sums[r][t]), cells_at[r][t])
+
+            with (
+                cgutils.for_range(builder, block_tokens) as finished_tokens,
+                cgutils.for_range(builder, block_rows) as finished_rows,
+            ):
+                cell = e.load(partial_at(finished_rows.index, finished_tokens.index), vector(F32), align=4)
+                token = builder.add(token_start, finished_tokens.index)
+                row = builder.add(row_start, finished_rows.index)
+                target = builder.add(builder.add(out, builder.mul(token, out_bytes)), builder.mul(row, I64(4)))
+                e.store(e.sum_lanes(cell), target)
+        return context.get_dummy_value()
+
+    return _signature("product_f32", name), generate

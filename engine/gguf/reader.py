@@ -1,0 +1,208 @@
+"""GGUF files on disk: mapped into memory, tensors handed out as views, split files joined.
+
+Owns the mappings. Knows the container only, nothing of models; what the header says is read and checked by parse.py.
+"""
+
+import mmap
+import os
+import re
+import stat
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from engine.errors import GGUFError
+from engine.gguf.parse import Header, MetadataValue, TensorInfo, parse_header
+
+__all__ = ["GGUFFile", "MetadataValue", "TensorInfo", "open_gguf"]
+
+_SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+class GGUFFile:
+    """An open GGUF file, or all parts of a split one.
+
+    Views given out stay valid after close(): the mapping lives until the last of them is gone.
+
+    Attributes:
+        path: the file that was asked for.
+        parts: all files, in order; one unless the model is split.
+        version: of the (first) file, 2 or 3.
+        alignment: of tensor data, in bytes, in the (first) file.
+        file_size: bytes of all parts.
+        metadata: by key; of the first part where the model is split.
+        tensors: by name, in file order, part after part.
+    """
+
+    path: Path
+    parts: tuple[Path, ...]
+    version: int
+    alignment: int
+    file_size: int
+    metadata: dict[str, MetadataValue]
+    tensors: dict[str, TensorInfo]
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open and check path; open_gguf is the usual way in."""
+        self.path = Path(path)
+        self.tensors = {}
+        self._parts: list[_Part] = []
+        self._closed = False
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        asked = self._map(self.path)
+        paths = _part_paths(self.path, asked.header.metadata)
+        parts = [asked if path == self.path else self._map(path) for path in paths]
+        for i, part in enumerate(parts):
+            if len(parts) > 1:
+                _check_part(part, i, len(parts))
+        self._parts = parts
+        self.parts = tuple(paths)
+        self.version = parts[0].header.version
+        self.alignment = parts[0].header.alignment
+        self.metadata = parts[0].header.metadata
+        self.file_size = sum(part.size for part in parts)
+        for i, part in enumerate(parts):
+            for name, info in part.header.tensors.items():
+                if name in self.tensors:
+                    other = paths[self.tensors[name].part]
+                    raise GGUFError(f"{part.path}: tensor {name!r}: found also in {other}; allowed: each name once")
+                self.tensors[name] = replace(info, part=i) if i else info
+        total = self.metadata.get("split.tensors.count")
+        if len(parts) > 1 and total is not None and total != len(self.tensors):
+            raise GGUFError(
+                f"{paths[0]}: metadata 'split.tensors.count': found {total}; allowed: {len(self.tensors)}, "
+                "the tensors in all parts (do the parts belong together?)"
+            )
+
+    def _map(self, path: Path) -> "_Part":
+        part = _Part(path)
+        self._parts.append(part)
+        part.header = parse_header(path, part.data)
+        return part
+
+    def raw(self, name: str) -> np.ndarray:
+        """Return a tensor's packed bytes: uint8, shape (*shape[:-1], row_bytes), read-only, not copied.
+
+        Raises:
+            GGUFError: no such tensor, the file is closed, or it has been cut short since it was opened.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise GGUFError(
+                f"{self.path}: tensor {name!r}: not found; allowed: the {len(self.tensors)} tensors in the file"
+            )
+        if self._closed:
+            raise GGUFError(f"{self.path}: the file is closed; open it again to read tensor {name!r}")
+        part = self._parts[info.part]
+        part.check_size()
+        flat = np.frombuffer(part.data, np.uint8, info.n_bytes, info.offset)
+        return flat.reshape(*info.shape[:-1], info.row_bytes)
+
+    def close(self) -> None:
+        """Give the mappings up; calling it again does nothing. Metadata and tensor directory stay readable."""
+        self._closed = True
+        parts, self._parts = self._parts, []
+        for part in parts:
+            part.close()
+
+    def __enter__(self) -> "GGUFFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"GGUFFile({str(self.path)!r}, {len(self.tensors)} tensors, {self.file_size} bytes)"
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """Open a GGUF file; given any part of a split one, all its parts.
+
+    Raises:
+        GGUFError: the file is missing or malformed; the text names file, field, what was found and what is allowed.
+    """
+    return GGUFFile(path)
+
+
+class _Part:
+    """One mapped file."""
+
+    header: Header
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # The mode is looked at first: opening a named pipe would wait for a writer.
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise GGUFError(f"{path}: found a directory or device; allowed: a GGUF file")
+            self.file = open(path, "rb")  # noqa: SIM115 - closed by close()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise GGUFError(f"{path}: cannot be opened: {reason}; check the path and its permissions") from error
+        self.data: mmap.mmap | bytes = b""
+        try:
+            self.size = os.fstat(self.file.fileno()).st_size
+            if self.size:
+                self.data = mmap.mmap(self.file.fileno(), self.size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            self.file.close()
+            raise GGUFError(f"{path}: cannot be mapped into memory: {error}") from error
+
+    def check_size(self) -> None:
+        """Reading a mapping beyond the end of a file that has shrunk would kill the process: say so instead."""
+        size = os.fstat(self.file.fileno()).st_size
+        if size < self.size:
+            raise GGUFError(f"{self.path}: size: found {size} bytes; allowed: {self.size}, as when it was opened")
+
+    def close(self) -> None:
+        self.file.close()
+        if isinstance(self.data, mmap.mmap):
+            with suppress(BufferError):  # views are alive: the last one to go unmaps the file
+                self.data.close()
+            self.data = b""
+
+
+def _part_paths(path: Path, metadata: dict[str, MetadataValue]) -> list[Path]:
+    """Return the paths of all parts, in order; just path where the file is not split."""
+    count = metadata.get("split.count", 1)
+    if not isinstance(count, int) or not 0 <= count <= 99999:
+        raise GGUFError(f"{path}: metadata 'split.count': found {count!r}; allowed: an integer, 0 to 99999")
+    if count <= 1:
+        return [path]
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if match is None or int(match["count"]) != count:
+        raise GGUFError(
+            f"{path}: file name of a part: found {path.name!r}; allowed: NAME-00001-of-{count:05d}.gguf and so on, "
+            f"for the file says that it is one of {count} parts: give the parts their names back"
+        )
+    number = metadata.get("split.no")
+    if number != int(match["number"]) - 1:
+        raise GGUFError(
+            f"{path}: metadata 'split.no': found {number!r}; allowed: {int(match['number']) - 1}, as the file name says"
+        )
+    paths = [path.with_name(f"{match['prefix']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    missing = [part.name for part in paths if not part.exists()]
+    if missing:
+        names = ", ".join(missing[:3]) + (" and more" if len(missing) > 3 else "")
+        raise GGUFError(f"{path}: parts: found {count - len(missing)} of {count}; put {names} next to it")
+    return paths
+
+
+def _check_part(part: "_Part", index: int, count: int) -> None:
+    for key, expected in (("split.no", index), ("split.count", count)):
+        found = part.header.metadata.get(key)
+        if found != expected:
+            raise GGUFError(
+                f"{part.path}: metadata {key!r}: found {found!r}; allowed: {expected}, as the other parts say"
+            )

@@ -1,0 +1,78 @@
+"""The new tokens of one step: flat rows of one or more sequences. Integers only; knows no device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+
+
+class Outputs(Enum):
+    """Rows of a span whose logits are wanted."""
+
+    NONE = "none"
+    LAST = "last"
+    ALL = "all"
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows row : row + n_rows of a batch belong to the sequence in cache slot `slot`, which holds `n_past` tokens."""
+
+    slot: int
+    row: int
+    n_rows: int
+    n_past: int
+
+    @property
+    def n_total(self) -> int:
+        """Tokens the slot holds after this step."""
+        return self.n_past + self.n_rows
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """T new tokens of one or more sequences.
+
+    Attributes:
+        token_ids: (T,) int32.
+        positions: (T,) int32, position of each token in its own sequence.
+        spans: consecutive, covering all T rows, each slot at most once.
+        output_rows: (R,) int32, ascending rows whose logits are wanted.
+    """
+
+    token_ids: Int32Array
+    positions: Int32Array
+    spans: tuple[Span, ...]
+    output_rows: Int32Array
+
+    @property
+    def n_tokens(self) -> int:
+        """T, the number of rows."""
+        return len(self.token_ids)
+
+    @classmethod
+    def build(cls, parts: Iterable[tuple[int, Sequence[int] | Int32Array, int, Outputs]]) -> Batch:
+        """Lay parts `(slot, token_ids, n_past, outputs)` out as one flat batch, in the order given."""
+        ids: list[Int32Array] = []
+        positions: list[Int32Array] = []
+        spans: list[Span] = []
+        outputs: list[Int32Array] = []
+        row = 0
+        for slot, token_ids, n_past, wanted in parts:
+            span = Span(slot=slot, row=row, n_rows=len(token_ids), n_past=n_past)
+            assert span.n_rows > 0, "an empty span has no place in a batch"
+            spans.append(span)
+            ids.append(np.asarray(token_ids, dtype=np.int32))
+            positions.append(np.arange(n_past, span.n_total, dtype=np.int32))
+            first = {Outputs.NONE: span.n_rows, Outputs.LAST: span.n_rows - 1, Outputs.ALL: 0}[wanted]
+            outputs.append(np.arange(row + first, row + span.n_rows, dtype=np.int32))
+            row += span.n_rows
+        assert spans, "a batch has at least one span"
+        assert len({span.slot for span in spans}) == len(spans), "a slot appears once per batch"
+        return cls(np.concatenate(ids), np.concatenate(positions), tuple(spans), np.concatenate(outputs))

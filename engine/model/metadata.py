@@ -1,0 +1,85 @@
+"""Typed, bounded reading of the hyper-parameters in a file's metadata. Nothing in a file is trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from engine.errors import ModelFileError
+
+LARGEST = 2**31 - 1
+
+
+class HyperParameters:
+    """Reader of PREFIX.key values; every method raises ModelFileError with the key, what was found, what is allowed."""
+
+    def __init__(self, metadata: Mapping[str, Any], prefix: str) -> None:
+        self._metadata = metadata
+        self._prefix = prefix
+
+    def has(self, key: str) -> bool:
+        """Whether the file has the key."""
+        return f"{self._prefix}.{key}" in self._metadata
+
+    def integer(self, key: str, default: int | None = None, *, low: int = 1, high: int = LARGEST) -> int:
+        """An integer in [low, high]; `default` where the key is missing (None = the key is required)."""
+        return self._integer(key, self._get(key, default), low, high)
+
+    def number(
+        self, key: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf
+    ) -> float:
+        """A finite number in [low, high]."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise self._wrong(key, value, "a number")
+        if not math.isfinite(value) or not low <= value <= high:
+            raise self._wrong(key, value, f"a finite number from {low:g} to {high:g}")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A truth value."""
+        value = self._get(key, default)
+        if not isinstance(value, (bool, np.bool_)):
+            raise self._wrong(key, value, "true or false")
+        return bool(value)
+
+    def text(self, key: str, default: str) -> str:
+        """A string."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "a string")
+        return value
+
+    def per_layer(
+        self, key: str, n_layers: int, default: tuple[int, ...] | None = None, *, low: int = 1, high: int = LARGEST
+    ) -> tuple[int, ...]:
+        """One integer for each layer: an array of that length, or one number that holds for all."""
+        if default is not None and not self.has(key):
+            return default
+        value = self._get(key, None)
+        if isinstance(value, (list, tuple, np.ndarray)):
+            if len(value) != n_layers:
+                raise self._wrong(key, f"{len(value)} values", f"one value or {n_layers}, one per layer")
+            return tuple(self._integer(f"{key}[{i}]", item, low, high) for i, item in enumerate(value))
+        return (self._integer(key, value, low, high),) * n_layers
+
+    def _integer(self, key: str, value: Any, low: int, high: int) -> int:
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+            raise self._wrong(key, value, "an integer")
+        if not low <= value <= high:
+            raise self._wrong(key, value, f"an integer from {low} to {high}")
+        return int(value)
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self._metadata.get(f"{self._prefix}.{key}", default)
+        if value is None:
+            raise ModelFileError(f"metadata key {self._prefix}.{key} is missing, and this architecture needs it")
+        return value
+
+    def _wrong(self, key: str, found: object, allowed: str) -> ModelFileError:
+        shown = repr(found)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        return ModelFileError(f"metadata key {self._prefix}.{key} is {shown}; allowed is {allowed}")

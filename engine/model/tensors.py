@@ -1,0 +1,124 @@
+"""Hands out a file's tensors by name, checks every shape, and knows which were left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from engine.errors import UnsupportedModelError
+from engine.gguf.quants import FORMATS, dequantize
+from engine.gguf.reader import GGUFFile
+from engine.model.config import NormKind
+from engine.model.weights import ExpertLinear, Float32Array, Linear, Norm, Weight
+
+
+class TensorTable:
+    """The tensors of one file, each to be asked for by the part of the model that uses it.
+
+    Every method raises UnsupportedModelError naming the tensor, with the shape found and expected.
+    """
+
+    def __init__(self, gguf: GGUFFile, architecture: str) -> None:
+        self._gguf = gguf
+        self._architecture = architecture
+        self._unused = set(gguf.tensors)
+
+    def has(self, name: str) -> bool:
+        """Whether the file has the tensor."""
+        return name in self._gguf.tensors
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Accept tensors that take no part in the computation."""
+        self._unused.difference_update(names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, outermost first."""
+        if name not in self._gguf.tensors:
+            raise UnsupportedModelError(f"tensor {name} is missing; architecture {self._architecture!r} needs it")
+        return self._gguf.tensors[name].shape
+
+    def weight(self, name: str, shape: tuple[int, ...]) -> Weight:
+        """A packed matrix or stack of matrices."""
+        self._check(name, shape)
+        info = self._gguf.tensors[name]
+        self._unused.discard(name)
+        raw = self._gguf.raw(name)
+        if len(info.shape) != len(shape):  # a matrix of one row may be stored as a vector
+            raw = raw.reshape(*shape[:-1], raw.shape[-1])
+        return Weight(name, info.type, shape, raw)
+
+    def vector(self, name: str, shape: tuple[int, ...]) -> Float32Array:
+        """A small array, as float32."""
+        self._check(name, shape)
+        self._unused.discard(name)
+        values = dequantize(self._gguf.raw(name), self._gguf.tensors[name].type).reshape(shape)
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+    def optional_vector(self, name: str, shape: tuple[int, ...]) -> Float32Array | None:
+        """A small array, or None where the file lacks it."""
+        return self.vector(name, shape) if self.has(name) else None
+
+    def norm(self, name: str, width: int, kind: NormKind, epsilon: float) -> Norm:
+        """A normalization: name.weight (width,)."""
+        return Norm(kind, epsilon, self.vector(f"{name}.weight", (width,)))
+
+    def linear(
+        self, name: str, rows: int, columns: int, *, scale: bool = True, scale_after_bias: bool = False
+    ) -> Linear:
+        """A projection: name.weight (rows, columns), with name.bias and name.scale where the file has them.
+
+        Args:
+            name: the tensors' common name.
+            rows: outputs.
+            columns: inputs.
+            scale: False = name.scale is accepted and has no effect.
+            scale_after_bias: name.scale multiplies the bias too.
+        """
+        weight = self.weight(f"{name}.weight", (rows, columns))
+        bias = self.optional_vector(f"{name}.bias", (rows,))
+        factor = self._scale(name, 1) if scale else None
+        self._ignore_scales(name)
+        if bias is not None and factor is not None and scale_after_bias:
+            bias = bias * factor
+        return Linear(weight, bias, 1.0 if factor is None else float(factor[0]))
+
+    def experts(self, name: str, n_experts: int, rows: int, columns: int, *, scale: bool = True) -> ExpertLinear:
+        """A stack of projections: name.weight (E, rows, columns), with name.bias (E, rows) and name.scale (E,)."""
+        weight = self.weight(f"{name}.weight", (n_experts, rows, columns))
+        bias = self.optional_vector(f"{name}.bias", (n_experts, rows))
+        factors = self._scale(name, n_experts) if scale else None
+        self._ignore_scales(name)
+        return ExpertLinear(weight, bias, factors)
+
+    def finish(self) -> None:
+        """Refuse a file with tensors that nothing asked for: they would change the result unseen."""
+        if self._unused:
+            names = sorted(self._unused)
+            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            raise UnsupportedModelError(f"architecture {self._architecture!r} has no use for these tensors: {shown}")
+
+    def _scale(self, name: str, count: int) -> Float32Array | None:
+        return self.optional_vector(f"{name}.scale", (count,))
+
+    def _ignore_scales(self, name: str) -> None:
+        # The input_scale tells how to round the inputs of a product to few bits; ours stay float32.
+        self.ignore((f"{name}.scale", f"{name}.input_scale"))
+
+    def _check(self, name: str, expected: tuple[int, ...]) -> None:
+        found = self.shape(name)
+        if found != expected and _squeezed(found) != _squeezed(expected):
+            raise UnsupportedModelError(f"tensor {name} has shape {found}; its metadata calls for {expected}")
+        kind = self._gguf.tensors[name].type
+        if kind not in FORMATS:
+            raise UnsupportedModelError(
+                f"tensor {name} has type {kind.name}; supported types are {', '.join(sorted(f.name for f in FORMATS))}"
+            )
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without leading ones, which files drop or add at will."""
+    start = 0
+    while start < len(shape) - 1 and shape[start] == 1:
+        start += 1
+    return shape[start:]

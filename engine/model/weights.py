@@ -1,0 +1,163 @@
+"""Weights as they lie in the file: packed, mapped views, and the small vectors beside them as float32.
+
+Nothing here expands a matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.gguf.quants import GGMLType
+from engine.model.config import LayerConfig, NormKind
+from engine.model.rope import RopeTable
+
+Float32Array = npt.NDArray[np.float32]
+Uint8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A matrix (rows, columns), or a stack of them (E, rows, columns), packed in blocks along the columns.
+
+    Attributes:
+        name: the tensor's name in the file (a slice keeps it and appends its range).
+        type: block format of every row.
+        shape: in elements, outermost first.
+        raw: uint8 (..., rows, bytes per row), read-only view of the mapped file.
+    """
+
+    name: str
+    type: GGMLType
+    shape: tuple[int, ...]
+    raw: Uint8Array
+
+    @property
+    def rows(self) -> int:
+        """Rows of one matrix: outputs of the product."""
+        return self.shape[-2]
+
+    @property
+    def columns(self) -> int:
+        """Columns of one matrix: inputs of the product."""
+        return self.shape[-1]
+
+    @property
+    def n_bytes(self) -> int:
+        """Packed size."""
+        return self.raw.nbytes
+
+    def slice_rows(self, start: int, stop: int) -> Weight:
+        """Rows start:stop of a matrix, as a view."""
+        assert len(self.shape) == 2
+        return Weight(f"{self.name}[{start}:{stop}]", self.type, (stop - start, self.columns), self.raw[start:stop])
+
+    def expert(self, index: int) -> Weight:
+        """One matrix of a stack, as a view."""
+        assert len(self.shape) == 3
+        return Weight(f"{self.name}[{index}]", self.type, self.shape[1:], self.raw[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """y = scale · (W x) + bias; W is (N, M), bias (N,) float32 or None."""
+
+    weight: Weight
+    bias: Float32Array | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertLinear:
+    """E projections in one stack: yₑ = scaleₑ · (Wₑ x) + biasₑ; W (E, N, M), scale (E,), bias (E, N) or None."""
+
+    weight: Weight
+    bias: Float32Array | None = None
+    scale: Float32Array | None = None
+
+    def __post_init__(self) -> None:
+        # Views are made once: a decode step asks for several of them per layer.
+        linears = []
+        for index in range(self.weight.shape[0]):
+            bias = None if self.bias is None else self.bias[index]
+            scale = 1.0 if self.scale is None else float(self.scale[index])
+            linears.append(Linear(self.weight.expert(index), bias, scale))
+        object.__setattr__(self, "_linears", tuple(linears))
+
+    def expert(self, index: int) -> Linear:
+        """The projection of one expert."""
+        linears: tuple[Linear, ...] = self._linears  # type: ignore[attr-defined]
+        return linears[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A normalization with its weight (D,) float32."""
+
+    kind: NormKind
+    epsilon: float
+    weight: Float32Array
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionWeights:
+    """q (H·Hd, D), k (K·Hd, D), v (K·Hv, D), output (D, H·Hv); norms are (Hd,) and act on every head."""
+
+    q: Linear
+    k: Linear
+    v: Linear
+    output: Linear
+    q_norm: Norm | None
+    k_norm: Norm | None
+    rope: RopeTable | None
+
+
+@dataclass(frozen=True, eq=False)
+class FfnWeights:
+    """gate and up (F, D), down (D, F); gate is None where the part is not gated."""
+
+    gate: Linear | None
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, eq=False)
+class MoeWeights:
+    """router (E, D); gate and up (E, F, D), down (E, D, F); a shared expert and its gate (1, D), or None."""
+
+    router: Linear
+    gate: ExpertLinear
+    up: ExpertLinear
+    down: ExpertLinear
+    shared: FfnWeights | None
+    shared_gate: Linear | None
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """One layer's constants and weights; exactly one of `ffn` and `moe` is set."""
+
+    config: LayerConfig
+    attn_norm: Norm
+    attention: AttentionWeights
+    ffn_norm: Norm
+    ffn: FfnWeights | None
+    moe: MoeWeights | None
+
+    @property
+    def index(self) -> int:
+        """Number of the layer, from 0."""
+        return self.config.index
+
+
+@dataclass(frozen=True, eq=False)
+class ModelWeights:
+    """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor."""
+
+    token_embd: Weight
+    layers: tuple[LayerWeights, ...]
+    output_norm: Norm
+    output: Linear
+    tied: bool

@@ -1,0 +1,180 @@
+#!/usr/bin/env python
+"""Times the attention kernels on the current GPU: graph replays of a chain of layers, each with its own cache.
+
+The layers' caches together exceed the L2 cache, so reads come from memory as in a real step. Medians of the replays.
+
+    python scripts/bench_attention.py                 # the standard table
+    python scripts/bench_attention.py --tune          # block layouts of the decode kernel side by side
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from engine.cuda.attention import (
+    PAGE,
+    Attention,
+    AttentionShape,
+    DecodePlan,
+    LayerAttention,
+    RopeStyle,
+    decode_plan,
+    prefill_tiles,
+)
+
+SHAPES = {
+    "8B 32x128 kv8": AttentionShape(32, 8, 128, 128, 128, RopeStyle.ADJACENT, True),
+    "1B 32x64 kv8": AttentionShape(32, 8, 64, 64, 64, RopeStyle.ADJACENT, True),
+    "30B-A3B 32x128 kv4": AttentionShape(32, 4, 128, 128, 128, RopeStyle.HALVES, True),
+}
+
+
+def replay_us(record: Callable[[Any], int], repeats: int = 15) -> tuple[float, float]:
+    """Captures what `record(stream)` launches and replays it: median and spread of microseconds per launch."""
+    import cupy
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    record(stream)
+    stream.synchronize()
+    with stream:
+        stream.begin_capture()
+        n = record(stream)
+        graph = stream.end_capture()
+    times = []
+    for _ in range(repeats + 3):
+        start, end = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record(stream)
+        graph.launch(stream)
+        end.record(stream)
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(start, end) * 1000 / n)
+    times = times[3:]
+    return statistics.median(times), max(times) - min(times)
+
+
+class Chain:
+    """Layers of one shape with random caches for n sequences of up to `length` positions."""
+
+    def __init__(self, shape: AttentionShape, n: int, length: int, rows: int = 1) -> None:
+        import cupy
+
+        self.shape, self.n, self.cp = shape, n, cupy
+        slots = (length + rows) // PAGE + 1
+        pages = n * slots
+        one = pages * shape.kv_heads * PAGE * (shape.key_dim + shape.value_dim) * 2
+        self.layers = max(4, min(64, (400 << 20) // one))
+        rng = cupy.random.default_rng(0)
+
+        def cache(dim: int) -> list[Any]:
+            size = (pages, shape.kv_heads, PAGE, dim)
+            return [rng.standard_normal(size, dtype=np.float32).astype(np.float16) for _ in range(self.layers)]
+
+        self.keys, self.values = cache(shape.key_dim), cache(shape.value_dim)
+        self.table = cupy.asarray(np.random.default_rng(0).permutation(pages).astype(np.int32).reshape(n, slots))
+        self.qkv = rng.standard_normal((n * rows, shape.row_width), dtype=np.float32)
+        self.out = cupy.empty((n * rows, shape.heads * shape.value_dim), np.float32)
+        rope = shape.rope_dim // 2
+        inv_freq = cupy.asarray((500000.0 ** (-np.arange(rope) / rope)).astype(np.float32))
+        self.layer = LayerAttention(shape.key_dim**-0.5, inv_freq)
+
+    def decode_us(self, kernels: Attention, length: int) -> tuple[float, float]:
+        positions = self.cp.full(self.n, length, np.int32)
+
+        def record(stream: Any) -> int:
+            for k, v in zip(self.keys, self.values, strict=True):
+                kernels.decode(self.layer, self.qkv, k, v, self.table, positions, self.out, stream=stream)
+            return self.layers
+
+        self.cp.cuda.Device().synchronize()
+        return replay_us(record)
+
+    def gb_s(self, length: int, us: float) -> float:
+        shape = self.shape
+        n_bytes = self.n * length * shape.kv_heads * (shape.key_dim + shape.value_dim) * 2
+        return n_bytes / us / 1e3
+
+
+def decode_table() -> None:
+    """Decode: one sequence over lengths, then batches."""
+    print(f"{'decode':22}{'B':>4}{'length':>8}{'us':>9}{'spread':>8}{'GB/s':>8}")
+    for name, shape in SHAPES.items():
+        for n, lengths in (
+            (1, (1, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768, 131072)),
+            (16, (512, 4096)),
+            (64, (128, 1024, 4096)),
+        ):
+            chain, kernels = Chain(shape, n, max(lengths)), Attention(shape, n)
+            for length in lengths:
+                us, spread = chain.decode_us(kernels, length)
+                print(f"{name:22}{n:4}{length:8}{us:9.2f}{spread:8.2f}{chain.gb_s(length, us):8.0f}", flush=True)
+
+
+def prefill_table() -> None:
+    """rope_append and prefill of 512 rows at two depths."""
+    print(f"{'prefill':22}{'rows':>5}{'past':>8}{'rope us':>9}{'attn us':>9}{'TFLOP/s':>9}")
+    for name, shape in SHAPES.items():
+        for rows, past in ((512, 0), (512, 8192), (2048, 0)):
+            chain, kernels = Chain(shape, 1, past + rows, rows), Attention(shape, 1)
+            cp = chain.cp
+            positions = cp.arange(past, past + rows, dtype=np.int32)
+            sequence = cp.zeros(rows, np.int32)
+            tiles = cp.asarray(prefill_tiles([(0, rows, 0, past)], kernels.tile_rows))
+            cp.cuda.Device().synchronize()
+
+            def rope(stream: Any) -> int:
+                kernels.rope_append(chain.layer, chain.qkv, chain.keys[0], chain.values[0], chain.table, sequence,
+                                    positions, stream=stream)  # fmt: skip
+                return 1
+
+            def attend(stream: Any) -> int:
+                for k, v in zip(chain.keys[:4], chain.values[:4], strict=True):
+                    kernels.prefill(chain.layer, chain.qkv, k, v, chain.table, tiles, chain.out, stream=stream)
+                return 4
+
+            rope_us, (us, _) = replay_us(rope)[0], replay_us(attend)
+            pairs = rows * past + rows * (rows + 1) // 2
+            tflops = 2 * pairs * shape.heads * (shape.key_dim + shape.value_dim) / us / 1e6
+            print(f"{name:22}{rows:5}{past:8}{rope_us:9.1f}{us:9.1f}{tflops:9.0f}", flush=True)
+
+
+def tune_table() -> None:
+    """Decode layouts: warps, stages, splits, smallest chunk."""
+    import cupy
+
+    from engine.cuda.module import device_arch
+
+    multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+    lengths = (64, 128, 256, 512, 1024, 4096, 8192)
+    for name, shape in SHAPES.items():
+        chain = Chain(shape, 1, max(lengths))
+        crowd = Chain(shape, 64, 1024)
+        print(f"{name}: us at " + ", ".join(map(str, lengths)) + "; 64 sequences at 1024")
+        for warps, stages in ((8, 2), (8, 1), (4, 4), (4, 2), (4, 1), (16, 1)):
+            base = decode_plan(shape, device_arch(), multiprocessors, warps=warps, stages=stages)
+            for factor in (1, 2):
+                for min_chunk in (64, 128, 256):
+                    plan = DecodePlan(min(128, base.n_splits * factor), min_chunk, warps, stages, base.shared_bytes)
+                    kernels, many = Attention(shape, 1, plan=plan), Attention(shape, 64, plan=plan)
+                    row = [chain.decode_us(kernels, length)[0] for length in lengths]
+                    row.append(crowd.decode_us(many, 1024)[0])
+                    print(f"  warps {warps:2} stages {stages} splits {plan.n_splits:3} min_chunk {min_chunk:3}: "
+                          + " ".join(f"{us:7.2f}" for us in row), flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tune", action="store_true", help="compare block layouts of the decode kernel")
+    if parser.parse_args().tune:
+        tune_table()
+    else:
+        decode_table()
+        prefill_table()

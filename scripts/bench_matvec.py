@@ -1,0 +1,332 @@
+"""Kernel lab of the matrix-vector kernels: correctness against float64, then speed in captured chains.
+
+Usage:
+    python scripts/bench_matvec.py check     every format and batch size against float64 (normalized mean squared error)
+    python scripts/bench_matvec.py shapes    single shapes, chained in a graph with early start
+    python scripts/bench_matvec.py tune      block shapes on the main matrices
+    python scripts/bench_matvec.py step      all projections of a whole decode step, 1B and 8B
+    python scripts/bench_matvec.py dequant   packed to row-major half and float
+Several may be named. Percentages are of the read bandwidth measured at the start. Weights are random bytes and each
+launch reads another copy, so that nothing comes from the L2 cache; a time is the median of graph replays divided by the
+launches in the graph.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cupy
+import numpy as np
+
+from engine.cuda.dequant import build_jobs as dequant_jobs
+from engine.cuda.dequant import dequantize, embed
+from engine.cuda.layouts import LAYOUTS, packed_bytes
+from engine.cuda.matvec import Activation, MatVec, Tuning, build_job
+from engine.cuda.module import device_arch, prebuild
+from engine.cuda.repack import PackedMatrix, repack
+from engine.cuda.repack import build_job as pack_job
+from engine.gguf.quants import FORMATS, row_bytes
+from engine.gguf.quants import dequantize as decode
+from engine.gguf.types import GGMLType as T
+
+READ = r"""
+extern "C" __global__ void read_all(const uint4* p, long long n, unsigned* out) {
+    unsigned acc = 0;
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x, step = (long long)gridDim.x * blockDim.x;
+    for (; i + 3 * step < n; i += 4 * step) {
+        const uint4 a = __ldcs(p + i), b = __ldcs(p + i + step);
+        const uint4 c = __ldcs(p + i + 2 * step);
+        const uint4 d = __ldcs(p + i + 3 * step);
+        acc ^= a.x ^ a.y ^ a.z ^ a.w ^ b.x ^ b.y ^ b.z ^ b.w ^ c.x ^ c.y ^ c.z ^ c.w ^ d.x ^ d.y ^ d.z ^ d.w;
+    }
+    if (acc == 0x12345678u) out[0] = acc;
+}
+"""
+
+
+def milliseconds(graph: Any, stream: Any, repeats: int = 15) -> float:
+    """Median time of a replay."""
+    times = []
+    for i in range(repeats + 3):
+        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record(stream)
+        graph.launch(stream)
+        stop.record(stream)
+        stop.synchronize()
+        if i >= 3:
+            times.append(cupy.cuda.get_elapsed_time(start, stop))
+    return statistics.median(times)
+
+
+def capture(work: Callable[[], None]) -> tuple[Any, Any]:
+    """Runs the work once, then captures it."""
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        work()
+        stream.synchronize()
+        stream.begin_capture()
+        work()
+        graph = stream.end_capture()
+        graph.upload(stream)
+    return graph, stream
+
+
+def read_bandwidth() -> float:
+    """GB/s of a plain read of 4 GiB."""
+    data = cupy.zeros(1 << 32, cupy.uint8)
+    out = cupy.zeros(1, cupy.uint32)
+    kernel = cupy.RawKernel(READ, "read_all")
+    graph, stream = capture(lambda: kernel((132 * 8,), (512,), (data, np.int64(data.size // 16), out)))
+    return data.size / milliseconds(graph, stream) / 1e6
+
+
+def random_rows(rng: np.random.Generator, type: T, rows: int, columns: int) -> np.ndarray:
+    """Packed rows with random quants and sane scales."""
+    if type in (T.F32, T.F16, T.BF16):
+        values = (rng.standard_normal((rows, columns)) * 0.05).astype(np.float32)
+        if type == T.F32:
+            return values.view(np.uint8)
+        if type == T.F16:
+            return values.astype(np.float16).view(np.uint8)
+        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    raw = rng.integers(0, 256, (rows, row_bytes(type, columns)), dtype=np.uint8)
+    blocks = raw.reshape(-1).view(FORMATS[type].layout)
+    for name in blocks.dtype.names or ():
+        if blocks.dtype[name].base == np.float16:
+            blocks[name] = (rng.standard_normal(blocks[name].shape) * 0.01).astype(np.float16)
+    return raw
+
+
+def nmse(found: np.ndarray, truth: np.ndarray) -> float:
+    """Squared error over squared truth."""
+    return float(np.sum((found.astype(np.float64) - truth) ** 2) / np.sum(truth**2))
+
+
+def check() -> bool:
+    """All formats, batches and odd row counts; prints the worst error of each format."""
+    rng = np.random.default_rng(1)
+    good = True
+    arch = device_arch()
+    jobs = [build_job([type], batch, arch) for type in LAYOUTS for batch in (1, 2, 4, 8)]
+    prebuild(jobs + [job for type in LAYOUTS for job in (pack_job(type), *dequant_jobs(type))], arch)
+    for type in LAYOUTS:
+        worst, batch_equal, exact = 0.0, True, True
+        for rows, columns in ((1, 256), (33, 512), (257, 4352), (48, 14336)):
+            raw = random_rows(rng, type, rows, columns)
+            weights = decode(raw, type)
+            matrix = repack(cupy.asarray(raw.reshape(-1)), type, rows, columns)
+            plain = cupy.empty((rows, columns), cupy.float32)
+            dequantize(matrix, plain)
+            taken = cupy.empty((2, columns), cupy.float32)
+            embed(matrix, cupy.array([rows - 1, 0], cupy.int32), taken)
+            if type == T.F32:
+                exact &= float(np.abs(plain.get() - weights).max()) < 1e-6 * float(np.abs(weights).max())
+            else:
+                exact &= np.array_equal(plain.get(), weights) and np.array_equal(taken.get(), weights[[rows - 1, 0]])
+            norm = rng.uniform(0.5, 1.5, columns).astype(np.float32)
+            x = (rng.standard_normal((8, columns)) * np.exp(rng.standard_normal((8, columns)) * 2)).astype(np.float32)
+            scaled = (
+                x.astype(np.float64) / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True) + 1e-5) * norm
+            )
+            truth = scaled @ weights.astype(np.float64).T
+            plain_truth = x.astype(np.float64) @ weights.astype(np.float64).T
+            product = MatVec([matrix])
+            single = None
+            for batch in (8, 1, 2, 3, 4, 7):
+                out = cupy.full((batch, rows), 3.0, cupy.float32)
+                product(cupy.asarray(x[:batch]), out, norm=cupy.asarray(norm), eps=1e-5)
+                worst = max(worst, nmse(out.get(), truth[:batch]))
+                single = out.get() if single is None else single
+                batch_equal &= np.array_equal(out.get(), single[:batch])
+                again = cupy.full((batch, rows), 3.0, cupy.float32)
+                product(cupy.asarray(x[:batch]), again, add=True)
+                worst = max(worst, nmse(again.get() - 3.0, plain_truth[:batch]))
+        # gate and up in one
+        raw, other = random_rows(rng, type, 40, 512), random_rows(rng, type, 40, 512)
+        pair = repack(cupy.asarray(raw.reshape(-1)), type, 40, 512, partner=cupy.asarray(other.reshape(-1)))
+        x = rng.standard_normal((3, 512)).astype(np.float32)
+        out = cupy.empty((3, 40), cupy.float32)
+        MatVec([pair])(cupy.asarray(x), out, activation=Activation.SILU)
+        gate, up = (x.astype(np.float64) @ decode(r, type).astype(np.float64).T for r in (raw, other))
+        worst = max(worst, nmse(out.get(), gate / (1 + np.exp(-gate)) * up))
+        both = cupy.empty((2, 40, 512), cupy.float32)
+        dequantize(pair, both)
+        if type != T.F32:
+            exact &= np.array_equal(both.get(), np.stack([decode(raw, type), decode(other, type)]))
+        print(
+            f"{type.name:5} worst NMSE {worst:.1e}  same bits in any batch {batch_equal}  unpacked exactly {exact}",
+            flush=True,
+        )
+        good &= worst < 1e-9 and batch_equal and exact
+    matrices, weights = [], []
+    for type, rows in ((T.Q4_K, 48), (T.Q8_0, 17), (T.Q6_K, 30)):
+        raw = random_rows(rng, type, rows, 1024)
+        weights.append(decode(raw, type).astype(np.float64))
+        matrices.append(repack(cupy.asarray(raw.reshape(-1)), type, rows, 1024))
+    x = rng.standard_normal((2, 1024)).astype(np.float32)
+    bias = rng.standard_normal(95).astype(np.float32)
+    out = cupy.empty((2, 95), cupy.float32)
+    MatVec(matrices)(cupy.asarray(x), out, bias=cupy.asarray(bias))
+    error = nmse(out.get(), x.astype(np.float64) @ np.concatenate(weights).T + bias)
+    print(f"group of Q4_K, Q8_0, Q6_K with bias: NMSE {error:.1e}")
+    return good and error < 1e-9
+
+
+def random_matrix(type: T, rows: int, columns: int, paired: bool = False) -> PackedMatrix:
+    """Random bytes as a packed matrix."""
+    n_bytes = packed_bytes(type, rows, columns, paired=paired)
+    data = cupy.random.randint(0, 1 << 32, -(-n_bytes // 4), dtype=cupy.uint32).view(cupy.uint8)[:n_bytes]
+    scale = cupy.ones(2, cupy.float32) if LAYOUTS[type].scaled else None
+    return PackedMatrix(type, rows, columns, data, scale, paired)
+
+
+Group = tuple[Sequence[tuple[T, int]], int, str]  # types and rows, columns, kind: norm, add, pair
+
+
+def launcher(group: Group, batch: int, tuning: Tuning | None) -> tuple[MatVec, Callable[[], None]]:
+    """A product of fresh random matrices and its launch, like a brick of the decode step."""
+    parts, columns, kind = group
+    product = MatVec([random_matrix(type, rows, columns, kind == "pair") for type, rows in parts], tuning=tuning)
+    product.prepare(batch)
+    x, norm = cupy.ones((batch, columns), cupy.float32), cupy.ones(columns, cupy.float32)
+    out = cupy.zeros((batch, product.width), cupy.float32)
+    if kind == "add":
+        return product, lambda: product(x, out, add=True)
+    activation = Activation.SILU if kind == "pair" else Activation.NONE
+    return product, lambda: product(x, out, norm=norm, eps=1e-5, activation=activation)
+
+
+def time_group(group: Group, batch: int = 1, tuning: Tuning | None = None) -> tuple[float, float]:
+    """Microseconds of a launch in a chain, and its GB/s."""
+    product, call = launcher(group, batch, tuning)
+    copies = max(4, min(48, -(-300_000_000 // product.n_bytes)))
+    calls = [call] + [launcher(group, batch, tuning)[1] for _ in range(copies - 1)]
+    graph, stream = capture(lambda: [call() for call in calls] and None)
+    time = milliseconds(graph, stream) / copies * 1e3
+    return time, product.n_bytes / time / 1e3
+
+
+MAIN: list[tuple[str, Group]] = [
+    ("8B qkv 6144x4096 Q4_K Q4_K Q6_K", ([(T.Q4_K, 4096), (T.Q4_K, 1024), (T.Q6_K, 1024)], 4096, "norm")),
+    ("8B o 4096x4096 Q4_K", ([(T.Q4_K, 4096)], 4096, "add")),
+    ("8B gate/up 28672x4096 Q4_K", ([(T.Q4_K, 14336)], 4096, "pair")),
+    ("8B down 4096x14336 Q4_K", ([(T.Q4_K, 4096)], 14336, "add")),
+    ("8B down 4096x14336 Q6_K", ([(T.Q6_K, 4096)], 14336, "add")),
+    ("8B head 128256x4096 Q6_K", ([(T.Q6_K, 128256)], 4096, "norm")),
+    ("1B qkv 3072x2048 Q4_K Q4_K Q6_K", ([(T.Q4_K, 2048), (T.Q4_K, 512), (T.Q6_K, 512)], 2048, "norm")),
+    ("1B o 2048x2048 Q4_K", ([(T.Q4_K, 2048)], 2048, "add")),
+    ("1B gate/up 16384x2048 Q4_K", ([(T.Q4_K, 8192)], 2048, "pair")),
+    ("1B down 2048x8192 Q6_K", ([(T.Q6_K, 2048)], 8192, "add")),
+    ("1B head 128256x2048 Q6_K", ([(T.Q6_K, 128256)], 2048, "norm")),
+]
+
+
+def shapes(ceiling: float) -> None:
+    """Every main shape for 1 sequence; some for more; every format on one shape."""
+    for name, group in MAIN:
+        time, speed = time_group(group)
+        print(f"{name:34} {time:8.2f} us {speed:7.0f} GB/s {100 * speed / ceiling:5.1f} %", flush=True)
+    for batch in (2, 4, 8):
+        for name, group in MAIN[1:4]:
+            time, speed = time_group(group, batch)
+            print(
+                f"{name:34} {time:8.2f} us {speed:7.0f} GB/s {100 * speed / ceiling:5.1f} %  {batch} sequences",
+                flush=True,
+            )
+    for type in LAYOUTS:
+        time, speed = time_group(([(type, 14336)], 4096, "pair"))
+        print(
+            f"gate/up 28672x4096 {type.name:15} {time:8.2f} us {speed:7.0f} GB/s {100 * speed / ceiling:5.1f} %",
+            flush=True,
+        )
+
+
+def tune(ceiling: float) -> None:
+    """Block shapes on the main matrices, microseconds."""
+    options = [
+        Tuning(*o)
+        for o in ((16, 8, 2), (16, 16, 2), (16, 8, 3), (8, 8, 3), (8, 8, 4), (8, 8, 6), (8, 4, 4), (12, 4, 3))
+    ]
+    print("block shape (warps, split, depth):", *((o.warps, o.split, o.depth) for o in options))
+    for name, group in MAIN:
+        cells = []
+        for option in options:
+            try:
+                cells.append(f"{time_group(group, 1, option)[0]:8.2f}")
+            except Exception as error:
+                cells.append(f"{type(error).__name__[:8]:>8}")
+        print(f"{name:34}", *cells, flush=True)
+
+
+def more_bits(layer: int, layers: int) -> bool:
+    """Which layers of a Q4_K_M file take Q6_K for attn_v and ffn_down."""
+    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
+
+
+def step(ceiling: float, batches: Sequence[int] = (1, 4)) -> None:
+    """All projections of one decode step, in one graph."""
+    models = {"8B": (32, 4096, 4096, 1024, 14336), "1B": (16, 2048, 2048, 512, 8192)}
+    for model, (layers, width, q, kv, ffn) in models.items():
+        for mix in ("Q4_K_M", "Q8_0"):
+            for batch in batches:
+                products = []
+                for layer in range(layers):
+                    low = T.Q4_K if mix == "Q4_K_M" else T.Q8_0
+                    high = T.Q6_K if mix == "Q4_K_M" and more_bits(layer, layers) else low
+                    products += [
+                        launcher(([(low, q), (low, kv), (high, kv)], width, "norm"), batch, None),
+                        launcher(([(low, width)], q, "add"), batch, None),
+                        launcher(([(low, ffn)], width, "pair"), batch, None),
+                        launcher(([(high, width)], ffn, "add"), batch, None),
+                    ]
+                head = T.Q6_K if mix == "Q4_K_M" else T.Q8_0
+                products.append(launcher(([(head, 128256)], width, "norm"), batch, None))
+                graph, stream = capture(lambda products=products: [call() for _, call in products] and None)
+                time = milliseconds(graph, stream)
+                speed = sum(product.n_bytes for product, _ in products) / time / 1e6
+                print(
+                    f"{model} {mix:7} {batch} sequences: {time:7.3f} ms {speed:6.0f} GB/s "
+                    f"{100 * speed / ceiling:5.1f} %",
+                    flush=True,
+                )
+                del products, graph
+                cupy.get_default_memory_pool().free_all_blocks()
+
+
+def unpack(ceiling: float) -> None:
+    """Packed to row-major, bytes read and written."""
+    for type in LAYOUTS:
+        matrix = random_matrix(type, 14336, 4096)
+        cells = []
+        for kind in ("float16", "float32"):
+            out = cupy.empty((14336, 4096), kind)
+            graph, stream = capture(lambda out=out, matrix=matrix: [dequantize(matrix, out) for _ in range(8)] and None)
+            time = milliseconds(graph, stream) / 8
+            cells.append(f"{kind} {time * 1e3:7.1f} us {(matrix.data.nbytes + out.nbytes) / time / 1e6:6.0f} GB/s")
+        print(f"{type.name:5} 14336x4096 to", ", ".join(cells), flush=True)
+
+
+def main() -> None:
+    """Runs what the command line names."""
+    wanted = sys.argv[1:] or ["check", "shapes", "step"]
+    ceiling = read_bandwidth()
+    print(f"{cupy.cuda.runtime.getDeviceProperties(0)['name'].decode()}: reads {ceiling:.0f} GB/s")
+    cupy.get_default_memory_pool().free_all_blocks()
+    good = True
+    for name in wanted:
+        if name == "check":
+            good = check()
+        else:
+            {"shapes": shapes, "tune": tune, "step": step, "dequant": unpack}[name](ceiling)
+        cupy.get_default_memory_pool().free_all_blocks()
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
