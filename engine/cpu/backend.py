@@ -25,7 +25,7 @@ HEAD_ROWS = 64
 """Rows of logits computed at once."""
 
 QUIET: dict[str, Any] = {"over": "ignore", "invalid": "ignore", "divide": "ignore"}
-"""Overflow to infinity is meant in exp(-x); weights may be such that logits are not finite, which the sampler refuses."""
+"""Overflow to infinity is meant in exp(-x). Broken weights give logits that are not finite; not ours to judge."""
 
 PLANNED_ROWS = 512
 """Rows of a prompt chunk that memory_plan() counts on."""

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -104,23 +104,35 @@ def matmul(x: npt.ArrayLike, w: Weight, *, pool: ThreadPool, reference: bool = F
     return out
 
 
-def warm_up(types: Iterable[GGMLType], status: Callable[[str], None] = lambda _: None) -> None:
+def warm_up(
+    types: Iterable[GGMLType], status: Callable[[str], None] = lambda _: None, *, kv_type: str | None = None
+) -> None:
     """Compiles (or loads from the disk cache) the kernels for matrices of these types.
 
     Args:
         types: types of the matrices of a model; those without a compiled decoder are skipped.
         status: told before each type, e.g. to show it while the first run compiles.
+        kv_type: "f16" or "f32" to prepare kernels/attend.py for such a cache as well.
     """
-    from engine.cpu.kernels.build import kernel
     from engine.cpu.kernels.formats import DECODERS
 
     names = [name for name in dict.fromkeys(GGMLType(type).name for type in types) if name in DECODERS]
     for name in names:
         status(f"compiling kernels: {name}")
         for kind in ("dot_rows", "dot_tokens", "dequantize_rows"):
-            kernel(kind, name)
+            _kernel(kind, name)
     status("compiling kernels: product")
-    kernel("product_f32")
+    _kernel("product_f32")
+    if kv_type is not None:
+        status("compiling kernels: attention")
+        _kernel("attend", kv_type.upper())
+
+
+@cache
+def _kernel(kind: str, type_name: str = "F32") -> Callable[..., None]:
+    from engine.cpu.kernels.build import kernel  # numba is not imported before it is needed
+
+    return kernel(kind, type_name)
 
 
 def _prepare(w: Weight) -> _Prepared:
@@ -164,10 +176,8 @@ def _reference(x: Float32Array, weight: _Prepared) -> Float32Array:
 
 
 def _dot(x: Float32Array, weight: _Prepared, out: Float32Array, pool: ThreadPool) -> None:
-    from engine.cpu.kernels.build import kernel
-
     n_tokens = x.shape[0]
-    dot = kernel("dot_rows" if n_tokens == 1 else "dot_tokens", weight.type.name)
+    dot = _kernel("dot_rows" if n_tokens == 1 else "dot_tokens", weight.type.name)
     packed = (weight.address, weight.stride, weight.n_blocks)
     rows = weight.rows
     # A few tasks per thread even out threads that start late or run beside other programs.
@@ -183,15 +193,13 @@ def _dot(x: Float32Array, weight: _Prepared, out: Float32Array, pool: ThreadPool
 
 
 def _product(x: Float32Array, weight: _Prepared, out: Float32Array, pool: ThreadPool) -> None:
-    from engine.cpu.kernels.build import kernel
-
     n_tokens, rows = out.shape
     columns = -(-weight.columns // LANES) * LANES
     stride = _spread(4 * columns)
     padded = _aligned(n_tokens * stride).reshape(n_tokens, stride).view(np.float32)
     padded[:, : weight.columns] = x
     padded[:, weight.columns : columns] = 0
-    multiply = partial(_multiply_tile, kernel("product_f32"), weight, padded, columns, out)
+    multiply = partial(_multiply_tile, _kernel("product_f32"), weight, padded, columns, out)
     if rows * weight.columns * n_tokens < DOT_TASK_WEIGHTS * 16 or pool.threads == 1:
         tile = _rows_per_tile(stride)
     else:
@@ -214,7 +222,6 @@ def _multiply_tile(
     high: int,
 ) -> None:
     """Dequantizes rows low..high-1 into this thread's scratch and multiplies them with all of x."""
-    from engine.cpu.kernels.build import kernel
     from engine.cpu.kernels.products import PARTIAL_BYTES
 
     n_rows, stride = high - low, _spread(4 * columns)
@@ -225,7 +232,7 @@ def _multiply_tile(
     tile = start + PARTIAL_BYTES
     if weight.kernels:
         packed = weight.address + low * weight.stride
-        kernel("dequantize_rows", weight.type.name)(packed, weight.stride, weight.n_blocks, tile, stride, n_rows)
+        _kernel("dequantize_rows", weight.type.name)(packed, weight.stride, weight.n_blocks, tile, stride, n_rows)
     else:
         floats = buffer[PARTIAL_BYTES : PARTIAL_BYTES + n_rows * stride].reshape(n_rows, stride).view(np.float32)
         floats[:, : weight.columns] = FORMATS[weight.type].dequantize(weight.raw[low:high])

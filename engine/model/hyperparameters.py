@@ -130,7 +130,9 @@ def _rope(architecture: Architecture, read: HyperParameters, key_width: int, con
     old_factor = read.number("rope.scale_linear", 0.0, low=0.0, high=LIMIT)
     factor = read.number("rope.scaling.factor", old_factor, low=0.0, high=LIMIT) or 1.0
     if factor < 1.0 / LIMIT:
-        raise ModelFileError(f"{architecture.name}.rope.scaling.factor is {factor:g}; allowed is 0 or at least {1.0 / LIMIT:g}")
+        raise ModelFileError(
+            f"{architecture.name}.rope.scaling.factor is {factor:g}; allowed is 0 or at least {1.0 / LIMIT:g}"
+        )
     scaling = names[name]
     if scaling is RopeScaling.LINEAR and factor == 1.0:
         scaling = RopeScaling.NONE

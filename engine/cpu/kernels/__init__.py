@@ -2,10 +2,11 @@
 
     emit.py       a few words for writing 16-lane vector code (LLVM IR through numba's @intrinsic)
     formats.py    one decoder per block format: packed bytes in, vectors of weights out
-    products.py   the three loops built from them: dot_rows, dequantize_rows, product_f32
-    small.py      fused small steps: norm, rotary embedding, activation, attention over the cache
+    products.py   the loops built from them: dot_rows, dot_tokens, dequantize_rows, product_f32
+    attention.py  attention over a packed cache
     build.py      compiles what is asked for, caches it on disk, hands out callables
+    attend.py     attention for callers: operands checked, work spread over the pool (matrix products: ../matmul.py)
 
-Nothing here knows of weights, models or threads: kernels take addresses and lengths. Importing this package is free;
+Nothing here knows of weights or models: kernels take addresses and lengths. Importing this package is free;
 importing build.py imports numba.
 """

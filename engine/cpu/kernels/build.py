@@ -17,7 +17,7 @@ from typing import Any
 
 from numba import njit, types
 
-from engine.cpu.kernels import products
+from engine.cpu.kernels import attention, products
 
 Kernel = Callable[..., None]
 
@@ -61,11 +61,23 @@ def _product_f32(name: str) -> Kernel:
     return product_f32
 
 
+def _attend(name: str) -> Kernel:
+    def attend(q, k, v, out, scores, kh, kb, vh, vb, scale, n_tokens, n_heads, group, kw, vw, past, window, low, high):
+        attention.attend(
+            name, q, k, v, out, scores, kh, kb, vh, vb, scale, n_tokens, n_heads, group, kw, vw, past, window, low, high
+        )
+
+    return attend
+
+
+_ARGUMENTS = products.ARGUMENTS | attention.ARGUMENTS
+
 _MAKERS: dict[str, Callable[[str], Kernel]] = {
     "dot_rows": _dot_rows,
     "dot_tokens": _dot_tokens,
     "dequantize_rows": _dequantize_rows,
     "product_f32": _product_f32,
+    "attend": _attend,
 }
 
 
@@ -87,7 +99,7 @@ _kernels: dict[tuple[str, str], Kernel] = {}
 
 
 def kernel(kind: str, type_name: str = "F32") -> Kernel:
-    """The compiled kernel `kind` ("dot_rows", "dot_tokens", "dequantize_rows", "product_f32") for one GGML type."""
+    """The compiled kernel `kind` ("dot_rows", "dot_tokens", "dequantize_rows", "product_f32", "attend") for one type."""
     found = _kernels.get((kind, type_name))
     if found is not None:
         return found
@@ -95,6 +107,6 @@ def kernel(kind: str, type_name: str = "F32") -> Kernel:
         if (kind, type_name) not in _kernels:
             function = _MAKERS[kind](f"{type_name}:{_version()}")
             function.__name__ = function.__qualname__ = f"{kind}_{type_name}_{_version()}"
-            signature = types.void(*products.ARGUMENTS[kind])
+            signature = types.void(*_ARGUMENTS[kind])
             _kernels[kind, type_name] = _compile(function, signature)
     return _kernels[kind, type_name]

@@ -4,6 +4,7 @@ Wide LLVM vectors are portable: the same lines become AVX2, AVX-512 or NEON inst
 Knows nothing of block formats; values are llvmlite IR values, constants are Python numbers.
 """
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,8 +63,10 @@ class Emitter:
         return self.load(address, vector(I8, lanes), offset)
 
     # Integers.
-    def const(self, like: Value, number: int) -> Value:
-        """A constant of the type of `like`, repeated over its lanes."""
+    def const(self, like: Value, number: float) -> Value:
+        """A number of the type of `like`, repeated over its lanes."""
+        if isinstance(number, float):
+            number = struct.unpack("f", struct.pack("f", number))[0]
         if isinstance(like.type, ir.VectorType):
             return ir.Constant(like.type, [number] * like.type.count)
         return ir.Constant(like.type, number)
@@ -176,6 +179,32 @@ class Emitter:
         kind = ir.FunctionType(a.type, (a.type,) * 3)
         function = self.builder.module.globals.get(name) or ir.Function(self.builder.module, kind, name)
         return self.builder.call(function, (a, b, c))
+
+    def exp(self, x: Value) -> Value:
+        """E ** x for x <= 0, within 2 units in the last place; results below 1.2e-38 become about that.
+
+        x = n ln 2 + r with |r| <= ln 2 / 2; e**r by a polynomial, 2**n by writing the exponent (the classic Cephes
+        expf, S. Moshier, 1992).
+        """
+        b = self.builder
+        lowest = self.const(x, -87.0)
+        x = b.select(b.fcmp_ordered(">", x, lowest), x, lowest)
+        # Adding and taking away 1.5 * 2**23 rounds to the nearest integer.
+        rounder = self.const(x, 12582912.0)
+        n = b.fsub(self.multiply_add(x, self.const(x, 1.44269504088896341), rounder), rounder)
+        r = self.multiply_add(n, self.const(x, -0.693359375), x)
+        r = self.multiply_add(n, self.const(x, 2.12194440e-4), r)
+        terms = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+        y = self.const(x, terms[0])
+        for term in terms[1:]:
+            y = self.multiply_add(y, r, self.const(x, term))
+        y = b.fadd(self.multiply_add(y, b.fmul(r, r), r), self.const(x, 1.0))
+        exponent = b.fptosi(n, vector(I32, x.type.count))
+        return b.fmul(y, b.bitcast(self.shift_left(b.add(exponent, self.const(exponent, 127)), 23), x.type))
+
+    def greater(self, a: Value, b: Value) -> Value:
+        """The larger of a and b, lane by lane."""
+        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
 
     def sum_lanes(self, value: Value) -> Value:
         """The sum over lanes, always as the same tree of halves."""

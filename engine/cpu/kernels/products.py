@@ -51,7 +51,8 @@ def _has_native_half(context: Any) -> bool:
     return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
 
 
-def _emitter(context: Any, builder: Any) -> Emitter:
+def emitter(context: Any, builder: Any) -> Emitter:
+    """An emitter at the builder's place, for the host that the context compiles for."""
     return Emitter(builder, native_half=_has_native_half(context))
 
 
@@ -63,7 +64,8 @@ def _ceil_div(builder: Any, a: Value, b: int) -> Value:
     return builder.sdiv(builder.add(a, I64(b - 1)), I64(b))
 
 
-def _format_name(literal: types.StringLiteral) -> str:
+def format_name(literal: types.StringLiteral) -> str:
+    """The GGML type a kernel's name begins with."""
     # Kernel names carry the version of these sources after the type: "Q4_K:1f0c".
     return str(literal.literal_value).split(":")[0]
 
@@ -85,7 +87,7 @@ def _generate_dots(decoder: Decoder, tokens_tile: int) -> Callable[[Any, Any, An
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         _, raw, row_bytes, n_blocks, x, out, low, high = arguments
-        e = _emitter(context, builder)
+        e = emitter(context, builder)
         tokens = range(tokens_tile)
         x_array, out_array = (context.make_array(_FLOATS)(context, builder, array) for array in (x, out))
         x, out = (builder.ptrtoint(array.data, I64) for array in (x_array, out_array))
@@ -127,23 +129,23 @@ def _generate_dots(decoder: Decoder, tokens_tile: int) -> Callable[[Any, Any, An
 @intrinsic(prefer_literal=True)
 def dot_rows(typing_context, name, raw, row_bytes, n_blocks, x, out, low, high):
     """out[0, n] = sum over k of weight[n, k] * x[0, k] for rows low..high-1; x (1, K) and out (1, N) float32."""
-    return _signature("dot_rows", name), _generate_dots(DECODERS[_format_name(name)], 1)
+    return _signature("dot_rows", name), _generate_dots(DECODERS[format_name(name)], 1)
 
 
 @intrinsic(prefer_literal=True)
 def dot_tokens(typing_context, name, raw, row_bytes, n_blocks, x, out, low, high):
     """As dot_rows for a few tokens: out[t, n] = sum over k of weight[n, k] * x[t, k]; x (T, K) and out (T, N)."""
-    return _signature("dot_tokens", name), _generate_dots(DECODERS[_format_name(name)], DOT_TOKENS)
+    return _signature("dot_tokens", name), _generate_dots(DECODERS[format_name(name)], DOT_TOKENS)
 
 
 @intrinsic(prefer_literal=True)
 def dequantize_rows(typing_context, name, raw, row_bytes, n_blocks, out, out_bytes, n_rows):
     """Writes n_rows rows of float32 weights, out_bytes apart."""
-    decoder = DECODERS[_format_name(name)]
+    decoder = DECODERS[format_name(name)]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         _, raw, row_bytes, n_blocks, out, out_bytes, n_rows = arguments
-        e = _emitter(context, builder)
+        e = emitter(context, builder)
         with cgutils.for_range(builder, n_rows) as rows:
             source = builder.add(raw, builder.mul(rows.index, row_bytes))
             target = builder.add(out, builder.mul(rows.index, out_bytes))
@@ -180,7 +182,7 @@ def product_f32(
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         _, w, w_bytes, n_rows, x, x_bytes, n_tokens, n_columns, out, out_bytes, partial = arguments
-        e = _emitter(context, builder)
+        e = emitter(context, builder)
         sums = [[cgutils.alloca_once(builder, vector(F32)) for _ in range(TOKENS_TILE)] for _ in range(ROWS_TILE)]
         zero = vector(F32)([0.0] * LANES)
 

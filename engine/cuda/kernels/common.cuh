@@ -11,6 +11,9 @@ typedef long long i64;
 #define WARP 32
 #define FULL_MASK 0xffffffffu
 #define DEVICE static __device__ __forceinline__
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
 
 // ---- programmatic dependent launch -------------------------------------------------------------------------
 // Lets the next kernel of the stream start while this one runs. Nothing that this kernel writes is visible to it

@@ -1,0 +1,71 @@
+"""Run any GGUF language model from Python.
+
+>>> from engine import LLM, SamplingParams
+>>> with LLM() as llm:                                       # the bundled demonstration model
+...     print(llm.generate("Once upon a time", SamplingParams(max_tokens=32)).text)
+
+The names below are the public ones. They are loaded when first used, so that `import engine` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.errors import (
+        ContextFullError,
+        DeviceError,
+        EngineError,
+        GGUFError,
+        InvalidRequestError,
+        ModelFileError,
+        TokenizerError,
+        UnsupportedModelError,
+    )
+    from engine.llm import LLM, load_tokenizer
+    from engine.request import GenerationResult, GenerationStats, StreamChunk, TokenSample
+    from engine.sampling.params import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "ContextFullError",
+    "DeviceError",
+    "EngineError",
+    "GGUFError",
+    "GenerationResult",
+    "GenerationStats",
+    "InvalidRequestError",
+    "ModelFileError",
+    "SamplingParams",
+    "StreamChunk",
+    "TokenSample",
+    "TokenizerError",
+    "UnsupportedModelError",
+    "__version__",
+    "load_tokenizer",
+]
+
+_HOME = {
+    "LLM": "engine.llm",
+    "load_tokenizer": "engine.llm",
+    "GenerationResult": "engine.request",
+    "GenerationStats": "engine.request",
+    "StreamChunk": "engine.request",
+    "TokenSample": "engine.request",
+    "SamplingParams": "engine.sampling.params",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME.get(name, "engine.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,67 @@
+"""Run-time settings of one open model, frozen once made.
+
+Knows which values are possible; knows nothing of arrays, devices or requests.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import InvalidRequestError
+
+KV_TYPES = ("f16", "f32")
+DEFAULT_CONTEXT_LIMIT = 8192
+"""Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a model is opened.
+
+    Attributes:
+        model: the GGUF file (any part of a split file).
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        context_length: tokens of one sequence, prompt and output together. None takes what the model was trained for,
+            but at most DEFAULT_CONTEXT_LIMIT; a larger value than the trained one is allowed and logged.
+        kv_type: number format of the key-value cache, "f16" or "f32".
+        threads: CPU threads; None takes the physical cores.
+        max_sequences: sequences that run side by side; further requests wait.
+        prefill_chunk: most prompt tokens fed in one step, so that a long prompt does not stop the running streams.
+
+    Raises:
+        InvalidRequestError: a value outside its range.
+    """
+
+    model: Path
+    device: str = "auto"
+    context_length: int | None = None
+    kv_type: str = "f16"
+    threads: int | None = None
+    max_sequences: int = 8
+    prefill_chunk: int = 512
+
+    def __post_init__(self) -> None:
+        if not _DEVICE.fullmatch(self.device):
+            raise InvalidRequestError(f"device is {self.device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
+        if self.kv_type not in KV_TYPES:
+            raise InvalidRequestError(f"kv_type is {self.kv_type!r}; allowed: {', '.join(KV_TYPES)}")
+        for name in ("context_length", "threads", "max_sequences", "prefill_chunk"):
+            value = getattr(self, name)
+            if value is None and name in ("context_length", "threads"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InvalidRequestError(f"{name} is {value!r}; a whole number of at least 1 is needed")
+
+    @property
+    def device_index(self) -> int:
+        """The N of "cuda:N"; 0 where none is given."""
+        _, _, index = self.device.partition(":")
+        return int(index) if index else 0
+
+    def resolve_context(self, trained: int) -> int:
+        """The context length in force for a model that was trained with `trained` tokens."""
+        return self.context_length or min(trained, DEFAULT_CONTEXT_LIMIT)

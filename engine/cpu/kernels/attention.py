@@ -1,0 +1,146 @@
+"""Attention of a few queries over a cache of keys and values that stays packed as float16 (or float32).
+
+One pass per query and head: scores, softmax, weighted sum of values; cost linear in the number of keys. Each query is
+computed alone and always in the same order, so its result has the same bits whatever else is in the batch.
+Takes addresses and lengths; knows nothing of caches, slots or threads.
+"""
+
+# ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from engine.cpu.kernels.emit import F32, I64, LANES, Emitter, Value, vector
+from engine.cpu.kernels.formats import DECODERS
+from engine.cpu.kernels.products import emitter, format_name
+
+ARGUMENTS: dict[str, tuple[types.Type, ...]] = {
+    "attend": (*[types.int64] * 9, types.float64, *[types.int64] * 9),
+}
+"""Argument types of the kernel."""
+
+WIDE = 4
+"""Vectors of a value head that are summed together."""
+
+
+@intrinsic(prefer_literal=True)
+def attend(
+    typing_context,
+    name,
+    q,
+    keys,
+    values,
+    out,
+    scores,
+    key_head_bytes,
+    key_bytes,
+    value_head_bytes,
+    value_bytes,
+    scale,
+    n_tokens,
+    n_heads,
+    group,
+    key_width,
+    value_width,
+    n_past,
+    window,
+    low,
+    high,
+):
+    """out[t, h] = sum over j of softmax(scale * q[t, h] . keys[h // group, j])_j * values[h // group, j].
+
+    Computes the rows low..high-1 of the n_heads * n_tokens pairs (h, t), t running fastest. Query t sees the keys
+    max(0, n_past + t + 1 - window) .. n_past + t. q is float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and
+    values have heads *_head_bytes and positions *_bytes apart; both widths are multiples of 16. scores is scratch for
+    n_past + n_tokens floats and 16 more.
+    """
+    decoder = DECODERS[format_name(name)]
+    step = decoder.type_size
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
+        _, q, keys, values, out, scores, key_head_bytes, key_bytes, value_head_bytes, value_bytes = arguments[:10]
+        scale, n_tokens, n_heads, group, key_width, value_width, n_past, window, low, high = arguments[10:]
+        e = emitter(context, builder)
+        scale = builder.fptrunc(scale, F32)
+        zero = vector(F32)([0.0] * LANES)
+        total = cgutils.alloca_once(builder, vector(F32))
+        largest = cgutils.alloca_once(builder, F32)
+        sums = [cgutils.alloca_once(builder, vector(F32)) for _ in range(WIDE)]
+
+        def offset(base: Value, index: Value, size: Value | int) -> Value:
+            return builder.add(base, builder.mul(index, I64(size) if isinstance(size, int) else size))
+
+        def weigh(first_value: Value, n_keys: Value, target: Value, vectors: int, inverse: Value) -> None:
+            """Writes `vectors` vectors of sum over j of scores[j] * values[j]."""
+            for s in sums[:vectors]:
+                builder.store(zero, s)
+            with cgutils.for_range(builder, n_keys) as positions:
+                share = e.splat(e.load(offset(scores, positions.index, 4), F32, align=4))
+                row = offset(first_value, positions.index, value_bytes)
+                for i, s in enumerate(sums[:vectors]):
+                    (value,) = decoder.decode(e, e.at(row, i * step))
+                    builder.store(e.multiply_add(value, share, builder.load(s)), s)
+            for i, s in enumerate(sums[:vectors]):
+                e.store(e.multiply(builder.load(s), inverse), target, 4 * LANES * i)
+
+        with cgutils.for_range(builder, builder.sub(high, low)) as rows:
+            row = builder.add(low, rows.index)
+            head, token = builder.sdiv(row, n_tokens), builder.srem(row, n_tokens)
+            kv_head = builder.sdiv(head, group)
+            end = builder.add(builder.add(n_past, token), I64(1))
+            begin = builder.sub(end, window)
+            begin = builder.select(builder.icmp_signed(">", begin, I64(0)), begin, I64(0))
+            n_keys = builder.sub(end, begin)
+            place = builder.add(builder.mul(token, n_heads), head)
+            query = offset(q, builder.mul(place, key_width), 4)
+            first_key = offset(offset(keys, kv_head, key_head_bytes), begin, key_bytes)
+            first_value = offset(offset(values, kv_head, value_head_bytes), begin, value_bytes)
+            target = offset(out, builder.mul(place, value_width), 4)
+
+            builder.store(ir.Constant(F32, float("-inf")), largest)
+            with cgutils.for_range(builder, n_keys) as positions:
+                key = offset(first_key, positions.index, key_bytes)
+                builder.store(zero, total)
+                with cgutils.for_range(builder, builder.sdiv(key_width, I64(LANES))) as parts:
+                    (part,) = decoder.decode(e, offset(key, parts.index, step))
+                    xs = e.load(offset(query, parts.index, 4 * LANES), vector(F32), align=4)
+                    builder.store(e.multiply_add(part, xs, builder.load(total)), total)
+                score = e.multiply(e.sum_lanes(builder.load(total)), scale)
+                e.store(score, offset(scores, positions.index, 4))
+                builder.store(e.greater(score, builder.load(largest)), largest)
+
+            _softmax(e, scores, n_keys, builder.load(largest), total)
+            inverse = e.splat(builder.fdiv(F32(1.0), e.sum_lanes(builder.load(total))))
+            n_vectors = builder.sdiv(value_width, I64(LANES))
+            wide_parts = builder.sdiv(n_vectors, I64(WIDE))
+            with cgutils.for_range(builder, wide_parts) as parts:
+                start = offset(first_value, parts.index, WIDE * step)
+                weigh(start, n_keys, offset(target, parts.index, 4 * LANES * WIDE), WIDE, inverse)
+            done = builder.mul(wide_parts, I64(WIDE))
+            with cgutils.for_range(builder, builder.sub(n_vectors, done)) as parts:
+                part = builder.add(done, parts.index)
+                weigh(offset(first_value, part, step), n_keys, offset(target, part, 4 * LANES), 1, inverse)
+        return context.get_dummy_value()
+
+    return types.void(name, *ARGUMENTS["attend"]), generate
+
+
+def _softmax(e: Emitter, scores: Value, n_keys: Value, largest: Value, total: Value) -> None:
+    """scores[j] = exp(scores[j] - largest) in place; their lane sums go to `total`."""
+    builder = e.builder
+    top = e.splat(largest)
+    builder.store(vector(F32)([0.0] * LANES), total)
+    # The last vector reaches past the keys: those lanes are made -inf, so they add nothing that matters.
+    padding = e.builder.add(scores, builder.mul(n_keys, I64(4)))
+    e.store(vector(F32)([float("-inf")] * LANES), padding)
+    count = builder.sdiv(builder.add(n_keys, I64(LANES - 1)), I64(LANES))
+    with cgutils.for_range(builder, count) as parts:
+        place = builder.add(scores, builder.mul(parts.index, I64(4 * LANES)))
+        weights = e.exp(builder.fsub(e.load(place, vector(F32), align=4), top))
+        e.store(weights, place)
+        builder.store(builder.fadd(builder.load(total), weights), total)

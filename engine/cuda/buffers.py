@@ -1,0 +1,91 @@
+"""All activations on the device, with their shapes; nothing else allocates while the engine runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.model.config import FfnConfig, ModelConfig, MoeConfig
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Row widths of the activations of one model, the largest over its layers.
+
+    Attributes:
+        model: D. qkv: all of q, k and v. attention: H*Hv. ffn: F. experts: E, 0 without a mixture. vocab: V.
+    """
+
+    model: int
+    qkv: int
+    attention: int
+    ffn: int
+    experts: int
+    vocab: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Widths:
+        """The widths of a model."""
+        attention = [layer.attention for layer in config.layers]
+        ffn, experts = 0, 0
+        for layer in config.layers:
+            if isinstance(layer.ffn, FfnConfig):
+                ffn = max(ffn, layer.ffn.width)
+            else:
+                assert isinstance(layer.ffn, MoeConfig)
+                shared = layer.ffn.shared.width if layer.ffn.shared else 0
+                ffn = max(ffn, layer.ffn.expert.width, shared)
+                experts = max(experts, layer.ffn.n_experts)
+        return cls(
+            model=config.width,
+            qkv=max(a.n_heads * a.key_width + a.n_kv_heads * (a.key_width + a.value_width) for a in attention),
+            attention=max(a.n_heads * a.value_width for a in attention),
+            ffn=ffn,
+            experts=experts,
+            vocab=config.vocab_size,
+        )
+
+    def row_bytes(self, *, dense: bool) -> int:
+        """Bytes Activations holds per row, without logits."""
+        streams = 3 if self.experts else 1
+        floats = streams * self.model + self.qkv + self.attention + 2 * self.ffn + 2 * self.experts + 1
+        return 4 * floats + (4 * max(self.model, self.attention, self.ffn) if dense else 0)
+
+
+class Activations:
+    """Buffers of R rows. All float32 and C-contiguous.
+
+    Attributes:
+        x: (R, D) residual stream. qkv: (R, widest q+k+v). attention: (R, H*Hv). gate, up: (R, F).
+        y: (R, D) output of one expert. total: (R, D) sum over experts.
+        router, routing: (R, E) scores and weights. mix: (R, 1) score of the shared expert.
+        operand: bytes of one (R, K) float16 or float32 operand of a dense product; None where dense is False.
+    """
+
+    def __init__(self, widths: Widths, rows: int, *, dense: bool) -> None:
+        import cupy
+
+        def floats(width: int) -> Any:
+            return cupy.zeros((rows, max(width, 1)), cupy.float32)
+
+        self.rows = rows
+        self.widths = widths
+        self.x = floats(widths.model)
+        self.y = floats(widths.model if widths.experts else 0)
+        self.total = floats(widths.model if widths.experts else 0)
+        self.qkv = floats(widths.qkv)
+        self.attention = floats(widths.attention)
+        self.gate = floats(widths.ffn)
+        self.up = floats(widths.ffn)
+        self.router = floats(widths.experts)
+        self.routing = floats(widths.experts)
+        self.mix = floats(1)
+        widest = max(widths.model, widths.attention, widths.ffn)
+        self.operand = cupy.empty(rows * widest * 4, cupy.uint8) if dense else None
+
+    @property
+    def n_bytes(self) -> int:
+        """Device memory held."""
+        arrays: Sequence[Any] = [value for value in vars(self).values() if hasattr(value, "nbytes")]
+        return sum(int(array.nbytes) for array in arrays)

@@ -1,0 +1,125 @@
+"""Decode steps: captured once per number of rows, replayed, and kept one step ahead of the host.
+
+Row b of a step is slot b. A step feeds every active slot its last token, samples the next one, and leaves token and
+position on the device for the step after it, so that the next step can be launched before the host has seen this one's
+result. Results wait in a queue per slot until they are asked for; a slot that ends in between simply drops them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.request import Sequence, TokenSample
+
+AHEAD = 2
+"""Steps launched and not yet read: one that runs while the host handles the last result, one behind it."""
+
+
+@dataclass
+class _Slot:
+    """What the host knows of a slot.
+
+    Attributes:
+        request_id: whose tokens these are.
+        position: position the device will feed next.
+        read: position whose result is read next.
+        token: the last token read, which is what `read` feeds.
+        results: launches whose result for this slot is still unread, oldest first.
+    """
+
+    request_id: int
+    position: int
+    read: int
+    token: int
+    results: deque[int] = field(default_factory=deque)
+
+
+class DecodeLoop:
+    """Launches steps and hands out their results in order.
+
+    Args:
+        enqueue: enqueue(n, ring) puts one step over rows 0..n-1 on the stream, whose results go to place `ring`.
+        read: read(ring, slot, sequence) gives a result once mark(ring)'s event has passed.
+        mark: mark(ring) records an event behind the step just enqueued.
+        wait: wait(ring) returns once that event has passed.
+        deactivate: deactivate(slot) takes a slot out of the following steps.
+        buckets: numbers of rows a step may have, ascending.
+        places: length of the result ring; more than AHEAD.
+        context_length: positions of a slot.
+    """
+
+    def __init__(
+        self,
+        *,
+        enqueue: Callable[[int, int], None],
+        read: Callable[[int, int, Sequence], TokenSample],
+        mark: Callable[[int], None],
+        wait: Callable[[int], None],
+        deactivate: Callable[[int], None],
+        buckets: tuple[int, ...],
+        places: int,
+        context_length: int,
+    ) -> None:
+        assert places > AHEAD
+        self._enqueue = enqueue
+        self._read = read
+        self._mark = mark
+        self._wait = wait
+        self._deactivate = deactivate
+        self._buckets = buckets
+        self._places = places
+        self._context_length = context_length
+        self._slots: dict[int, _Slot] = {}
+        self._launches = 0
+
+    def start(self, slot: int, request_id: int, position: int, token: int) -> None:
+        """The slot's next step feeds `token` at `position`; the device has both already."""
+        self._slots[slot] = _Slot(request_id, position, position, token)
+
+    def stop(self, slot: int) -> None:
+        """Takes the slot out of the following steps and drops what it was ahead."""
+        if self._slots.pop(slot, None) is not None:
+            self._deactivate(slot)
+
+    def holds(self, sequence: Sequence, start: int, token: int) -> bool:
+        """Whether feeding that token at that position is what the slot would do next."""
+        slot = self._slots.get(sequence.slot)
+        return slot is not None and (slot.request_id, slot.read, slot.token) == (sequence.request_id, start, token)
+
+    def step(self, sequences: Iterable[Sequence]) -> list[TokenSample]:
+        """The next token of each sequence, all of them held; launches further steps as it goes."""
+        wanted = list(sequences)
+        if any(not self._slots[sequence.slot].results for sequence in wanted):
+            self._launch()
+        if all(len(state.results) < AHEAD and state.position < self._context_length for state in self._slots.values()):
+            self._launch()
+        samples = []
+        for sequence in wanted:
+            state = self._slots[sequence.slot]
+            launch = state.results.popleft()
+            self._wait(launch % self._places)
+            sample = self._read(launch % self._places, sequence.slot, sequence)
+            state.read += 1
+            state.token = sample.token_id
+            samples.append(sample)
+        return samples
+
+    def _launch(self) -> None:
+        """One step over all active slots."""
+        last = max(self._slots)
+        place = self._launches % self._places
+        rows = next(bucket for bucket in self._buckets if bucket > last)
+        for slot, state in list(self._slots.items()):
+            if state.position >= self._context_length:  # its cache is full: it must not run, others may
+                assert state.results, "a full slot was asked for another token"
+                self._deactivate(slot)
+        self._enqueue(rows, place)
+        self._mark(place)
+        for state in self._slots.values():
+            if state.position < self._context_length:
+                state.results.append(self._launches)
+                state.position += 1
+        self._launches += 1

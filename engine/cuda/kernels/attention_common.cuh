@@ -1,0 +1,161 @@
+// Shared by the attention kernels: head shape, matrix instruction, asynchronous copies, QK-norm and RoPE of one head.
+//
+// Defines (see attention.py): HEADS, KV_HEADS, KEY_DIM, VALUE_DIM, ROPE_DIM, ROPE_HALVES, CACHE_HALF, TENSOR_CORES, PAGE.
+// A row of qkv is [HEADS][KEY_DIM] queries, [KV_HEADS][KEY_DIM] keys, [KV_HEADS][VALUE_DIM] values, float32.
+// A cache is [pages][KV_HEADS][PAGE][KEY_DIM or VALUE_DIM].
+
+#define GROUP (HEADS / KV_HEADS)
+#define ROW_WIDTH (HEADS * KEY_DIM + KV_HEADS * (KEY_DIM + VALUE_DIM))
+#define KEYS_AT (HEADS * KEY_DIM)
+#define VALUES_AT ((HEADS + KV_HEADS) * KEY_DIM)
+#define ROPE_PAIRS (ROPE_DIM / 2)
+#define LOG2E 1.44269504088896340736f
+#define LOWEST -1e30f  // finite, so that "nothing seen yet" minus itself is 0 and not NaN
+
+#if CACHE_HALF
+typedef u16 cache_t;
+DEVICE float from_cache(cache_t v) { return half_to_float(v); }
+DEVICE cache_t to_cache(float v) { return float_to_half(v); }
+#else
+typedef float cache_t;
+DEVICE float from_cache(cache_t v) { return v; }
+DEVICE cache_t to_cache(float v) { return v; }
+#endif
+
+DEVICE float minus_infinity() { return __int_as_float(0xff800000); }
+DEVICE float power2(float x) {  // 2^x, error below 2 ulp; minus infinity gives 0
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// A score in base 2: raw is q.k times score_factor(); softcap 0 = off.
+DEVICE float score_factor(float scale, float softcap) { return softcap > 0.0f ? scale / softcap : scale * LOG2E; }
+DEVICE float score_base2(float raw, float softcap) { return softcap > 0.0f ? softcap * LOG2E * tanhf(raw) : raw; }
+
+// Softmax denominator and common factor once everything is known; a sink adds weight without a value.
+DEVICE float final_factor(float top, float sum, const float* sinks, int head) {
+    if (!sinks) return 1.0f / sum;
+    const float sink = sinks[head] * LOG2E, high = fmaxf(top, sink), shrink = power2(top - high);
+    return shrink / (sum * shrink + power2(sink - high));
+}
+
+// Where position `p` of a sequence lies, in rows of KEY_DIM or VALUE_DIM elements.
+DEVICE i64 cache_row(int page, int kv_head, int p) {
+    return ((i64)page * KV_HEADS + kv_head) * PAGE + (p & (PAGE - 1));
+}
+
+// One element, or four that are aligned together.
+DEVICE void load_cached(float (&to)[1], const cache_t* from) { to[0] = from_cache(*from); }
+DEVICE void load_cached(float (&to)[4], const cache_t* from) {
+#if CACHE_HALF
+    const uint2 v = *(const uint2*)from;
+    to[0] = low_half(v.x), to[1] = high_half(v.x), to[2] = low_half(v.y), to[3] = high_half(v.y);
+#else
+    const float4 v = *(const float4*)from;
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+#endif
+}
+
+// Two floats as a float16 pair in one instruction (conversions are slow: 16 a clock and multiprocessor).
+DEVICE u32 half_pair(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    return pack_halves(low, high);
+#endif
+}
+
+// Two floats as float16 pairs: hi = rounded, lo = what rounding lost. hi + lo has about 22 bits.
+DEVICE void split_halves(float x, float y, u32& hi, u32& lo) {
+    hi = half_pair(x, y);
+    lo = half_pair(x - low_half(hi), y - high_half(hi));
+}
+
+// d += a * b: a 16x16 (rows), b 16x8 (columns), float32 sums. With g = lane/4, t = lane%4 the lane holds
+// a0 = (row g, k 2t..2t+1), a1 = (row g+8, same), a2 = (row g, k 2t+8..), a3 = (row g+8, k 2t+8..),
+// b0 = (k 2t..2t+1, column g), b1 = (k 2t+8.., column g), d0,d1 = (row g, columns 2t, 2t+1), d2,d3 = row g+8.
+DEVICE void mma16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b0));
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a2), "r"(a3), "r"(b1));
+#endif
+}
+
+DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// BYTES (4, 8 or 16) from global to shared memory in the background; zeros where !valid.
+template <int BYTES>
+DEVICE void copy_async(void* to, const void* from, bool valid) {
+#if __CUDA_ARCH__ >= 800
+    const int n = valid ? BYTES : 0;
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(n) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES), "r"(n)
+                     : "memory");
+#else
+#pragma unroll
+    for (int i = 0; i < BYTES / 4; ++i) ((u32*)to)[i] = valid ? ((const u32*)from)[i] : 0u;
+#endif
+}
+
+DEVICE void copy_commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most PENDING of this thread's committed groups are still under way.
+template <int PENDING>
+DEVICE void copy_wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#endif
+}
+
+// cos and sin of every rotated pair at a position, times rope_scale. All threads of the block; barrier afterwards.
+// The angle is the float32 product, as on the CPU; cosf/sinf reduce it exactly for any size.
+DEVICE void rope_angles(float2* table, int position, const float* inv_freq, float rope_scale) {
+    for (int i = threadIdx.x; i < ROPE_PAIRS; i += blockDim.x) {
+        float s, c;
+        sincosf((float)position * inv_freq[i], &s, &c);
+        table[i] = make_float2(c * rope_scale, s * rope_scale);
+    }
+}
+
+// One warp: `to` = RoPE(RMSnorm(from + bias) * weight). weight and bias may be null; `to` must not be read by other
+// warps meanwhile, and may be `from`.
+DEVICE void norm_and_rotate(const float* from, const float* bias, float* to, const float* weight, float eps,
+                            const float2* table) {
+    const int lane = threadIdx.x & 31;
+    float squares = 0.0f;
+#pragma unroll 4
+    for (int d = lane; d < KEY_DIM; d += WARP) {
+        const float v = bias ? from[d] + bias[d] : from[d];
+        squares += v * v;
+        to[d] = v;
+    }
+    if (weight) {
+        const float r = 1.0f / sqrtf(warp_sum(squares) / KEY_DIM + eps);
+        for (int d = lane; d < KEY_DIM; d += WARP) to[d] = to[d] * r * weight[d];
+    }
+    __syncwarp();
+    for (int i = lane; i < ROPE_PAIRS; i += WARP) {
+        const int a = ROPE_HALVES ? i : 2 * i, b = ROPE_HALVES ? i + ROPE_PAIRS : 2 * i + 1;
+        const float x = to[a], y = to[b], c = table[i].x, s = table[i].y;
+        to[a] = x * c - y * s;
+        to[b] = x * s + y * c;
+    }
+    __syncwarp();
+}

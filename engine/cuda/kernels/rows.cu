@@ -1,0 +1,128 @@
+// Small row-wise steps of prompts and expert mixtures: whatever is not folded into a product.
+// Each kernel waits for its predecessors before touching memory; one block serves one row unless said otherwise.
+
+DEVICE float activate(float x, int kind) {
+    switch (kind) {
+        case 1: return x / (1.0f + expf(-x));                                                        // SiLU
+        case 2: return 0.5f * x * (1.0f + tanhf(0.7978845608f * x * (1.0f + 0.044715f * x * x)));    // GELU, tanh form
+        case 3: return 0.5f * x * (1.0f + erff(x * 0.7071067812f));                                  // GELU, exact
+        case 4: return fmaxf(x, 0.0f);
+        case 5: return x > 0.0f ? x * x : 0.0f;
+        default: return x;
+    }
+}
+
+// out[row] = x[row] / sqrt(mean(x[row]^2) + eps) * weight, or x itself where weight is null, as Out.
+template <typename Out>
+DEVICE void normalize_row(const float* x, int stride, Out* out, int columns, const float* weight, float eps) {
+    __shared__ float scratch[32];
+    pdl_launch();
+    pdl_wait();
+    const float* row = x + (i64)blockIdx.x * stride;
+    Out* target = out + (i64)blockIdx.x * columns;
+    float factor = 1.0f;
+    if (weight) {
+        float sum = 0.0f;
+        for (int i = threadIdx.x; i < columns; i += blockDim.x) sum += row[i] * row[i];
+        factor = 1.0f / sqrtf(block_sum(sum, scratch) / columns + eps);
+    }
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) {
+        float value = weight ? row[i] * factor * weight[i] : row[i];
+        if constexpr (sizeof(Out) == 2) {
+            // Saturates: an infinity would turn a whole row of the product into NaN.
+            target[i] = float_to_half(fminf(fmaxf(value, -65504.0f), 65504.0f));
+        } else {
+            target[i] = value;
+        }
+    }
+}
+
+extern "C" __global__ void normalize_half(const float* x, int stride, u16* out, int columns, const float* weight, float eps) {
+    normalize_row(x, stride, out, columns, weight, eps);
+}
+
+extern "C" __global__ void normalize_float(const float* x, int stride, float* out, int columns, const float* weight,
+                                           float eps) {
+    normalize_row(x, stride, out, columns, weight, eps);
+}
+
+// h[i] = activation(h[i]) * up[i]; up null: without the product. Any grid.
+extern "C" __global__ void gate(float* h, const float* up, i64 count, int activation) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
+        h[i] = activate(h[i], activation) * (up ? up[i] : 1.0f);
+}
+
+// out[row][i] += alpha * bias[i]
+extern "C" __global__ void add_bias(float* out, int stride, int columns, const float* bias, float alpha) {
+    pdl_launch();
+    pdl_wait();
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) out[(i64)blockIdx.x * stride + i] += alpha * bias[i];
+}
+
+// total[row][i] += weight[row][index] * y[row][i]; weight null: factor 1.
+extern "C" __global__ void add_scaled(float* total, const float* y, int columns, const float* weight, int weight_stride,
+                                      int index) {
+    pdl_launch();
+    pdl_wait();
+    const float factor = weight ? weight[(i64)blockIdx.x * weight_stride + index] : 1.0f;
+    if (factor == 0.0f) return;
+    const i64 base = (i64)blockIdx.x * columns;
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) total[base + i] += factor * y[base + i];
+}
+
+extern "C" __global__ void copy_rows(const float* from, float* to, i64 count) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) to[i] = from[i];
+}
+
+extern "C" __global__ void sigmoid(float* x, i64 count) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
+        x[i] = 1.0f / (1.0f + expf(-x[i]));
+}
+
+// Softmax routing of one row by one warp: the n_used largest of n_experts scores (ties: the lower expert) get their
+// probability, all others zero. normalize divides the chosen ones by their sum. E <= 1024.
+extern "C" __global__ void route(const float* scores, float* routing, int n_experts, int n_used, int normalize,
+                                 float weight_scale) {
+    __shared__ float left[1024];
+    pdl_launch();
+    pdl_wait();
+    const float* row = scores + (i64)blockIdx.x * n_experts;
+    float* out = routing + (i64)blockIdx.x * n_experts;
+    const int lane = threadIdx.x;
+    float largest = -INFINITY;
+    for (int i = lane; i < n_experts; i += WARP) {
+        left[i] = row[i];
+        largest = fmaxf(largest, row[i]);
+        out[i] = 0.0f;
+    }
+    largest = warp_max(largest);
+    float sum = 0.0f;
+    for (int i = lane; i < n_experts; i += WARP) sum += expf(left[i] - largest);
+    sum = warp_sum(sum);
+    __syncwarp();
+    float chosen_sum = 0.0f;
+    for (int k = 0; k < n_used; ++k) {
+        float best = -INFINITY;
+        int at = n_experts;
+        for (int i = lane; i < n_experts; i += WARP)
+            if (left[i] > best) best = left[i], at = i;
+        for (int offset = 16; offset > 0; offset >>= 1) {
+            float other = __shfl_xor_sync(FULL_MASK, best, offset);
+            int other_at = __shfl_xor_sync(FULL_MASK, at, offset);
+            if (other > best || (other == best && other_at < at)) best = other, at = other_at;
+        }
+        if (at >= n_experts) break;  // nothing finite is left
+        const float probability = expf(best - largest) / sum;
+        chosen_sum += probability;
+        if (lane == 0) out[at] = probability, left[at] = -INFINITY;
+        __syncwarp();
+    }
+    const float factor = (normalize ? 1.0f / chosen_sum : 1.0f) * weight_scale;
+    for (int i = lane; i < n_experts; i += WARP) out[i] *= factor;
+}

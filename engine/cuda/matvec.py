@@ -1,0 +1,252 @@
+"""Launcher of the quantized matrix-vector kernel (kernels/matvec.cu): the contract of every projection in decoding.
+
+Letters: B sequences, K columns (inputs), N rows (outputs). One launch multiplies a group of matrices with the same
+input, of any mix of types: q, k and v; gate and up; one output projection; the head. Must not know of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from typing import Any
+
+from engine.cuda.launch import launch
+from engine.cuda.layouts import LAYOUTS
+from engine.cuda.module import Kernel, build, device_arch
+from engine.cuda.repack import PackedMatrix
+from engine.gguf.types import GGMLType
+
+_FILES = ("formats.cuh", "matvec.cu")
+MAX_MATRICES = 4
+MAX_COLUMNS = 8
+SLAB = 4096
+_SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+
+
+class Activation(IntEnum):
+    """Elementwise function of the output; with a paired matrix, of the gate: out = f(gate) * up."""
+
+    NONE = 0
+    SILU = 1
+    GELU_TANH = 2
+    GELU_ERF = 3
+    RELU = 4
+    RELU_SQUARED = 5
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Shape of a block: `warps` warps, `split` of them share the columns of one tile; `depth` chunks in flight each."""
+
+    warps: int
+    split: int
+    depth: int
+
+
+def _profile(batch: int) -> tuple[int, int]:
+    """(sequences per mma, column groups) of the kernel that serves a batch."""
+    return {1: (1, 1), 2: (2, 1), 3: (4, 1), 4: (4, 1)}.get(batch, (4, 2))
+
+
+def _fixed_bytes(tuning: Tuning, slot: int, sequences: int) -> int:
+    """Shared memory beside the activations: ring, sums of squares, partial sums, barriers."""
+    teams = tuning.warps // tuning.split
+    ring = tuning.warps * tuning.depth * slot
+    return (
+        ring
+        + tuning.warps * sequences * 4
+        + teams * 2 * tuning.split * sequences * 64
+        + tuning.warps * tuning.depth * 8
+    )
+
+
+def _input_bytes(columns: int, sequences: int) -> int:
+    """Shared memory of `columns` activations: two halfs each, a sum per 16, a scale per 128."""
+    quads = -(-columns // 128)
+    return quads * sequences * (512 + 32 + 4)
+
+
+def choose_tuning(types: Sequence[GGMLType], batch: int, arch: int) -> Tuning:
+    """The largest block that fits the card's shared memory with one slab of input."""
+    nb, groups = _profile(batch)
+    slot = max(LAYOUTS[type].chunk_bytes for type in types)
+    limit = _SHARED_LIMIT.get(arch, 64) * 1024 - 2048
+    wide = slot > 3500
+    split = (
+        8 if batch == MAX_COLUMNS else choose_tuning(types, MAX_COLUMNS, arch).split
+    )  # the same bits for every batch
+    for warps, depth in ((16, 2), (8, 3), (8, 2), (8, 1), (4, 2), (4, 1), (2, 1)):
+        if wide and warps == 16:
+            continue
+        tuning = Tuning(warps, min(warps, split), depth)
+        if _fixed_bytes(tuning, slot, nb * groups) + _input_bytes(SLAB, nb * groups) <= limit:
+            return tuning
+    raise AssertionError(f"no block of {types} for compute capability {arch}")
+
+
+def build_job(
+    types: Sequence[GGMLType], batch: int, arch: int, tuning: Tuning | None = None
+) -> tuple[tuple[str, ...], dict[str, object]]:
+    """The (files, defines) pair of the kernel for matrices of these types and a batch size, for module.prebuild."""
+    tuning = tuning or choose_tuning(types, batch, arch)
+    nb, groups = _profile(batch)
+    distinct = list(dict.fromkeys(types))
+    defines: dict[str, object] = {
+        "SEGMENTS": len(types),
+        "NB": nb,
+        "GROUPS_OF_NB": groups,
+        "WARPS": tuning.warps,
+        "SPLIT": tuning.split,
+        "DEPTH": tuning.depth,
+        "SLOT": -(-max(LAYOUTS[type].chunk_bytes for type in types) // 16) * 16,
+        "FORMATS": len(distinct),
+        "FORMAT_OF": "{" + ", ".join(str(distinct.index(type)) for type in types) + "}",
+        "CHUNK_BYTES_OF": "{" + ", ".join(str(LAYOUTS[type].chunk_bytes) for type in types) + "}",
+        "CHUNK_COLUMNS_OF": "{" + ", ".join(str(LAYOUTS[type].chunk_columns) for type in types) + "}",
+    }
+    for i, type in enumerate(distinct):
+        defines[f"FORMAT{i}"] = type.name
+    return _FILES, defines
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    import cupy
+
+    return int(cupy.cuda.Device(device).attributes["MultiProcessorCount"])
+
+
+class MatVec:
+    """out = f(alpha * (norm(x) @ W.T + bias)), or out += ..., for a group of matrices W on the current device.
+
+    Bits of a sequence's result do not depend on the other sequences, on B, or on the run.
+
+    Args:
+        matrices: 1 to 4 packed matrices with the same columns K; their outputs follow each other in `out`. A paired
+            matrix must be alone.
+        tuning: shape of the blocks; chosen for the card when left out.
+    """
+
+    def __init__(self, matrices: Sequence[PackedMatrix], *, tuning: Tuning | None = None) -> None:
+        import cupy
+
+        assert 1 <= len(matrices) <= MAX_MATRICES
+        assert len({m.columns for m in matrices}) == 1
+        assert len(matrices) == 1 or not any(m.paired for m in matrices)
+        self.matrices = tuple(matrices)
+        self.columns = matrices[0].columns
+        self.width = sum(m.rows for m in matrices)
+        self.paired = matrices[0].paired
+        self._arch = device_arch()
+        self._multiprocessors = _multiprocessors(cupy.cuda.Device().id)
+        self._tuning = tuning
+        self._kernels: dict[tuple[int, int], tuple[Kernel, Tuning]] = {}
+        self._segments: list[Any] = []
+        tile, column = 0, 0
+        for matrix in matrices:
+            tile += matrix.tiles
+            self._segments += [matrix.data, matrix.scale, tile, matrix.rows, column]
+            column += matrix.rows
+        self._tiles = tile
+        self.n_bytes = sum(m.data.nbytes for m in matrices)
+
+    def prepare(self, batch: int) -> None:
+        """Builds and loads the kernel of a batch size, so that a call does not."""
+        self._kernel(min(batch, MAX_COLUMNS))
+
+    def _kernel(self, batch: int) -> tuple[Kernel, Tuning]:
+        profile = _profile(batch)
+        found = self._kernels.get(profile)
+        if found is None:
+            types = [m.type for m in self.matrices]
+            tuning = self._tuning or choose_tuning(types, batch, self._arch)
+            files, defines = build_job(types, batch, self._arch, tuning)
+            found = self._kernels[profile] = (build(files, defines=defines).get("matvec"), tuning)
+        return found
+
+    def __call__(
+        self,
+        x: Any,
+        out: Any,
+        *,
+        norm: Any = None,
+        eps: float = 0.0,
+        bias: Any = None,
+        activation: Activation = Activation.NONE,
+        add: bool = False,
+        alpha: float = 1.0,
+        stream: Any = None,
+        pdl: bool = True,
+    ) -> None:
+        """Launches the product for B sequences (more than 8 go 8 at a time).
+
+        Args:
+            x: float32 (B, K), rows contiguous.
+            out: float32 (B, >= width), rows contiguous; must not overlap x.
+            norm: float32 (K,) weight of an RMSNorm (Zhang and Sennrich 2019) over K applied to x first; None for none.
+            eps: the norm's epsilon.
+            bias: float32 (width,), added to the product, in the order of the outputs; not with a paired matrix.
+            activation: see Activation.
+            add: add to out instead of overwriting it (the residual stream); not with an activation.
+            alpha: factor of product + bias, before the activation.
+            stream: a CuPy stream, may be under capture; the current one when left out.
+            pdl: start early (programmatic dependent launch): weights are fetched before the previous kernel ends.
+        """
+        n = int(x.shape[0])
+        assert x.shape[1] == self.columns
+        assert out.shape[0] >= n
+        assert out.shape[1] >= self.width
+        assert x.strides[1] == out.strides[1] == 4
+        for first in range(0, n, MAX_COLUMNS):
+            batch = min(MAX_COLUMNS, n - first)
+            kernel, tuning = self._kernel(batch)
+            self._launch(
+                kernel,
+                tuning,
+                batch,
+                (
+                    x[first:] if first else x,
+                    x.strides[0] // 4,
+                    norm,
+                    float(eps),
+                    bias,
+                    out[first:] if first else out,
+                    out.strides[0] // 4,
+                    int(activation),
+                    int(add),
+                    int(self.paired),
+                    float(alpha),
+                ),
+                stream,
+                pdl,
+            )
+
+    def _launch(
+        self, kernel: Kernel, tuning: Tuning, batch: int, args: tuple[Any, ...], stream: Any, pdl: bool
+    ) -> None:
+        nb, groups = _profile(batch)
+        sequences = nb * groups
+        teams = tuning.warps // tuning.split
+        slot = max(m.layout.chunk_bytes for m in self.matrices)
+        grid = min(self._multiprocessors, self._tiles)
+        limit = _SHARED_LIMIT.get(self._arch, 64) * 1024 - 1024
+        fixed = _fixed_bytes(tuning, slot, sequences)
+        whole = fixed + _input_bytes(self.columns, sequences)
+        resident = whole <= limit
+        if not resident:
+            tiles_per_team = -(-self._tiles // (grid * teams))
+            sums = teams * tiles_per_team * sequences * 64
+            whole = fixed + _input_bytes(SLAB, sequences) + sums
+            assert whole <= limit, f"{self._tiles} tiles of {self.columns} columns exceed the shared memory"
+        unit = 256 if self.columns % 256 == 0 else 128
+        launch(
+            kernel,
+            grid,
+            tuning.warps * 32,
+            (*self._segments, self._tiles, self.columns, unit, int(resident), batch, *args),
+            shared=whole,
+            stream=stream,
+            pdl=pdl,
+        )

@@ -1,0 +1,67 @@
+"""Launchers of kernels/rows.cu: the row-wise steps that no product folds in. Letters: T rows, D columns, E experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine.cuda.launch import launch
+from engine.cuda.matvec import Activation
+from engine.cuda.module import Kernel, build
+
+FILES = ("rows.cu",)
+MAX_EXPERTS = 1024
+
+
+def _kernel(name: str) -> Kernel:
+    return build(FILES).get(name)
+
+
+def _flat(name: str, count: int, args: tuple[Any, ...]) -> None:
+    launch(_kernel(name), max(1, min(1024, -(-count // 256))), 256, args)
+
+
+def normalize(x: Any, out: Any, weight: Any, eps: float) -> None:
+    """out (T, D), float16 or float32 and contiguous = RMSNorm(x) * weight; x itself with weight None; x float32 (T, D)."""
+    name = "normalize_half" if out.dtype.itemsize == 2 else "normalize_float"
+    args = (x, x.strides[0] // 4, out, int(x.shape[1]), weight, float(eps))
+    launch(_kernel(name), int(x.shape[0]), 256, args)
+
+
+def gate(h: Any, up: Any, activation: Activation) -> None:
+    """h = activation(h) * up in place, without the factor where up is None; both float32, contiguous, the same size."""
+    assert h.flags.c_contiguous and (up is None or (up.flags.c_contiguous and up.size == h.size))
+    _flat("gate", h.size, (h, up, np.int64(h.size), int(activation)))
+
+
+def add_bias(out: Any, bias: Any, alpha: float) -> None:
+    """out (T, D) += alpha * bias (D,)."""
+    assert out.shape[1] == bias.size
+    launch(_kernel("add_bias"), int(out.shape[0]), 256, (out, out.strides[0] // 4, int(bias.size), bias, float(alpha)))
+
+
+def add_scaled(total: Any, y: Any, weight: Any, index: int) -> None:
+    """total (T, D) += weight[:, index] * y (T, D); weight float32 (T, E), None = factor 1."""
+    assert total.flags.c_contiguous and y.flags.c_contiguous and total.shape == y.shape
+    stride = 0 if weight is None else weight.strides[0] // 4
+    args = (total, y, int(y.shape[1]), weight, stride, index)
+    launch(_kernel("add_scaled"), int(y.shape[0]), 256, args)
+
+
+def copy(source: Any, target: Any) -> None:
+    """target = source, both float32 and contiguous."""
+    assert source.flags.c_contiguous and target.flags.c_contiguous and source.size == target.size
+    _flat("copy_rows", source.size, (source, target, np.int64(source.size)))
+
+
+def sigmoid(x: Any) -> None:
+    """x = 1 / (1 + exp(-x)) in place."""
+    _flat("sigmoid", x.size, (x, np.int64(x.size)))
+
+
+def route(scores: Any, routing: Any, *, n_experts: int, n_used: int, normalize: bool, weight_scale: float) -> None:
+    """Softmax routing: routing (T, E) gets the weights of each row's n_used best scores (T, E), zero elsewhere."""
+    assert n_experts <= MAX_EXPERTS and scores.shape[1] == routing.shape[1] == n_experts
+    args = (scores, routing, n_experts, n_used, int(normalize), float(weight_scale))
+    launch(_kernel("route"), int(scores.shape[0]), 32, args)

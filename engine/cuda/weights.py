@@ -1,0 +1,291 @@
+"""A model's weights on the GPU: uploaded once, packed there for the kernels, grouped into the launches of a layer.
+
+Owns all weight memory. Must not know of batches or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.cuda.attention import AttentionShape, LayerAttention, RopeStyle
+from engine.cuda.matvec import Activation, MatVec
+from engine.cuda.repack import PackedMatrix, check_supported, repack
+from engine.model.config import Activation as ModelActivation
+from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
+from engine.model.config import RopeStyle as ModelRopeStyle
+from engine.model.loader import LoadedModel
+from engine.model.weights import FfnWeights, LayerWeights, Linear, Weight
+
+ACTIVATIONS = {ModelActivation.SILU: Activation.SILU, ModelActivation.GELU: Activation.GELU_TANH}
+_ROPE_STYLES = {ModelRopeStyle.NORM: RopeStyle.ADJACENT, ModelRopeStyle.NEOX: RopeStyle.HALVES}
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Matrices that one launch multiplies with one input: out = alpha * (W x + bias), at `column` of the output.
+
+    Attributes:
+        matvec: the launch.
+        bias: float32 (width,) on the device, already divided by alpha; None for none.
+        alpha: factor of the result.
+        column: first output column.
+    """
+
+    matvec: MatVec
+    bias: Any
+    alpha: float
+    column: int
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """One or several linear maps of the same input, outputs side by side.
+
+    Attributes:
+        parts: launches.
+        width: output columns.
+        columns: input columns.
+    """
+
+    parts: tuple[Part, ...]
+    width: int
+    columns: int
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceFfn:
+    """A feed-forward part.
+
+    Attributes:
+        paired: gate and up in one launch with the activation inside; None where biases, scales or types forbid it.
+        gate: the gate alone where it is not paired; None in parts without a gate.
+        up: the up projection where it is not paired.
+        down: the down projection.
+        activation: the non-linearity.
+        width: columns of the hidden vector.
+    """
+
+    paired: MatVec | None
+    gate: Projection | None
+    up: Projection | None
+    down: Projection
+    activation: Activation
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceMoe:
+    """A mixture of experts: router, one feed-forward part per expert, the shared one and its gate."""
+
+    config: MoeConfig
+    router: Projection
+    experts: tuple[DeviceFfn, ...]
+    shared: DeviceFfn | None
+    shared_gate: Projection | None
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceLayer:
+    """One layer on the device; norms are float32 (D,). Exactly one of ffn and moe is set."""
+
+    index: int
+    attn_norm: Any
+    qkv: Projection
+    shape: AttentionShape
+    attention: LayerAttention
+    temperature: tuple[float, int] | None
+    output: Projection
+    ffn_norm: Any
+    ffn: DeviceFfn | None
+    moe: DeviceMoe | None
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceWeights:
+    """The whole model on the device. token_embd is the head's own matrix where the file ties them."""
+
+    token_embd: PackedMatrix
+    layers: tuple[DeviceLayer, ...]
+    output_norm: Any
+    output: Projection
+    epsilon: float
+
+
+def attention_shape(config: AttentionConfig, cache_half: bool) -> AttentionShape:
+    """The kernel shape of one layer's attention."""
+    rope = config.rope
+    return AttentionShape(
+        heads=config.n_heads,
+        kv_heads=config.n_kv_heads,
+        key_dim=config.key_width,
+        value_dim=config.value_width,
+        rope_dim=0 if rope is None else rope.n_rot,
+        rope_style=RopeStyle.ADJACENT if rope is None else _ROPE_STYLES[rope.style],
+        cache_half=cache_half,
+    )
+
+
+def check_types(model: LoadedModel) -> None:
+    """Raises UnsupportedModelError where a matrix has a type without GPU kernels; needs no GPU."""
+    for info in model.gguf.tensors.values():
+        if len(info.shape) > 1:
+            check_supported(info.type, f"tensor {info.name}")
+
+
+class Uploader:
+    """Brings tensors to the device and packs them, on one stream.
+
+    Args:
+        stream: a CuPy stream.
+        progress: called with the bytes uploaded so far.
+    """
+
+    def __init__(self, stream: Any, progress: Callable[[int], None]) -> None:
+        self._stream = stream
+        self._progress = progress
+        self._done = 0
+        self._packed: dict[str, PackedMatrix] = {}
+        self._vectors: dict[int, Any] = {}
+
+    def model(self, model: LoadedModel, cache_half: bool) -> DeviceWeights:
+        """Uploads everything; returns once it is all packed."""
+        weights = model.weights
+        with self._stream:
+            token_embd = self.matrix(weights.token_embd)
+            layers = tuple(self._layer(layer, cache_half) for layer in weights.layers)
+            result = DeviceWeights(
+                token_embd=token_embd,
+                layers=layers,
+                output_norm=self.vector(weights.output_norm.weight),
+                output=self.projection([weights.output]),
+                epsilon=weights.output_norm.epsilon,
+            )
+        self._stream.synchronize()
+        return result
+
+    def vector(self, values: np.ndarray | None) -> Any:
+        """A small array on the device as float32; None stays None."""
+        import cupy
+
+        if values is None:
+            return None
+        key = id(values)
+        if key not in self._vectors:
+            self._vectors[key] = (cupy.asarray(np.ascontiguousarray(values, dtype=np.float32)), values)
+        return self._vectors[key][0]
+
+    def matrix(self, weight: Weight) -> PackedMatrix:
+        """One matrix, packed; the same tensor is packed once."""
+        key = f"{weight.name}"
+        if key not in self._packed:
+            self._packed[key] = repack(self._raw(weight), weight.type, weight.rows, weight.columns, stream=self._stream)
+        return self._packed[key]
+
+    def projection(self, linears: Sequence[Linear]) -> Projection:
+        """Linear maps of one input as few launches as their scales allow."""
+        parts: list[Part] = []
+        column = 0
+        together = all(linear.scale == 1.0 for linear in linears)
+        for group in [list(linears)] if together else [[linear] for linear in linears]:
+            matvec = MatVec([self.matrix(linear.weight) for linear in group])
+            parts.append(Part(matvec, self._bias(group), group[0].scale, column))
+            column += matvec.width
+        return Projection(tuple(parts), column, linears[0].weight.columns)
+
+    def ffn(self, weights: FfnWeights, config: FfnConfig) -> DeviceFfn:
+        """A feed-forward part, gate and up in one launch where nothing stands between them."""
+        gate, up = weights.gate, weights.up
+        plain = gate is not None and all(part.bias is None and part.scale == 1.0 for part in (gate, up))
+        paired = None
+        if gate is not None and plain and gate.weight.type == up.weight.type:
+            packed = repack(
+                self._raw(gate.weight),
+                gate.weight.type,
+                gate.weight.rows,
+                gate.weight.columns,
+                partner=self._raw(up.weight),
+                stream=self._stream,
+            )
+            paired = MatVec([packed])
+        return DeviceFfn(
+            paired=paired,
+            gate=None if paired or gate is None else self.projection([gate]),
+            up=None if paired else self.projection([up]),
+            down=self.projection([weights.down]),
+            activation=ACTIVATIONS[config.activation],
+            width=config.width,
+        )
+
+    def _bias(self, group: Sequence[Linear]) -> Any:
+        if all(linear.bias is None for linear in group):
+            return None
+        pieces = [
+            np.zeros(linear.weight.rows, np.float32) if linear.bias is None else linear.bias / np.float32(linear.scale)
+            for linear in group
+        ]
+        import cupy
+
+        return cupy.asarray(np.concatenate(pieces).astype(np.float32))
+
+    def _raw(self, weight: Weight) -> Any:
+        import cupy
+
+        device = cupy.empty(weight.raw.nbytes, cupy.uint8)
+        device.set(np.ascontiguousarray(weight.raw).reshape(-1), stream=self._stream)
+        self._done += weight.raw.nbytes
+        self._progress(self._done)
+        return device
+
+    def _layer(self, layer: LayerWeights, cache_half: bool) -> DeviceLayer:
+        config, attention = layer.config.attention, layer.attention
+        rope = attention.rope
+        inv_freq = None if rope is None else np.asarray(rope.inv_freq)
+        temperature = config.temperature
+        return DeviceLayer(
+            index=layer.index,
+            attn_norm=self.vector(layer.attn_norm.weight),
+            qkv=self.projection([attention.q, attention.k, attention.v]),
+            shape=attention_shape(config, cache_half),
+            attention=LayerAttention(
+                scale=config.scale,
+                inv_freq=self.vector(inv_freq),
+                rope_scale=1.0 if rope is None else rope.magnitude,
+                q_norm=None if attention.q_norm is None else self.vector(attention.q_norm.weight),
+                k_norm=None if attention.k_norm is None else self.vector(attention.k_norm.weight),
+                norm_eps=1e-6 if attention.q_norm is None else attention.q_norm.epsilon,
+                window=config.window or 0,
+            ),
+            temperature=None if temperature is None else (temperature.scale, temperature.length),
+            output=self.projection([attention.output]),
+            ffn_norm=self.vector(layer.ffn_norm.weight),
+            ffn=None if layer.ffn is None else self._dense(layer),
+            moe=None if layer.moe is None else self._moe(layer),
+        )
+
+    def _dense(self, layer: LayerWeights) -> DeviceFfn:
+        assert layer.ffn is not None
+        assert isinstance(layer.config.ffn, FfnConfig)
+        return self.ffn(layer.ffn, layer.config.ffn)
+
+    def _moe(self, layer: LayerWeights) -> DeviceMoe:
+        moe, config = layer.moe, layer.config.ffn
+        assert moe is not None
+        assert isinstance(config, MoeConfig)
+        experts = tuple(
+            self.ffn(FfnWeights(moe.gate.expert(i), moe.up.expert(i), moe.down.expert(i)), config.expert)
+            for i in range(config.n_experts)
+        )
+        shared = None
+        if moe.shared is not None and config.shared is not None:
+            shared = self.ffn(moe.shared, config.shared)
+        return DeviceMoe(
+            config=config,
+            router=self.projection([moe.router]),
+            experts=experts,
+            shared=shared,
+            shared_gate=None if moe.shared_gate is None else self.projection([moe.shared_gate]),
+        )

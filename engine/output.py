@@ -1,0 +1,66 @@
+"""From drawn tokens to streamed text: decoding, stop conditions and the finish reason of one request.
+
+Knows tokenizers and parameters; knows nothing of devices, caches or other requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from engine.request import Request, TokenSample
+from engine.sampling.stop import StopStringMatcher
+from engine.text import IncrementalDecoder, Tokenizer
+
+
+class OutputAssembler:
+    """Turns the tokens of one request into text, one token at a time.
+
+    Args:
+        request: the request; its parameters say when to stop.
+        tokenizer: None where the model has none; all text is empty then.
+        eog_ids: tokens that end the generation unless params.ignore_eos.
+    """
+
+    def __init__(self, request: Request, tokenizer: Tokenizer | None, eog_ids: Collection[int]) -> None:
+        params = request.params
+        self._decoder: IncrementalDecoder | None = None
+        self._vocab_size = 0
+        if tokenizer is not None:
+            # A first space belongs to the text unless the prompt's last token would swallow it in decode() as well.
+            last = request.prompt_ids[-1]
+            after_text = last >= tokenizer.vocab_size or not tokenizer.is_control(last)
+            self._decoder = IncrementalDecoder(tokenizer, continuation=after_text)
+            self._vocab_size = tokenizer.vocab_size
+        self._matcher = StopStringMatcher(params.stop) if params.stop else None
+        self._stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(eog_ids))
+        self._left = request.max_output
+
+    def push(self, sample: TokenSample) -> tuple[str, str | None]:
+        """Take one token; returns the text that may be shown now and the finish reason, None while it goes on."""
+        self._left -= 1
+        if sample.token_id in self._stop_ids:
+            return self._flush(), "stop"
+        text = self._decode(sample.token_id)
+        if self._matcher is not None:
+            text = self._matcher.push(text)
+            if self._matcher.matched is not None:
+                return text, "stop"
+        if self._left <= 0:
+            rest = self._flush()
+            stopped = self._matcher is not None and self._matcher.matched is not None
+            return text + rest, "stop" if stopped else "length"
+        return text, None
+
+    def _decode(self, token_id: int) -> str:
+        """New text of one token; a row of the output matrix that the vocabulary does not name has none."""
+        if self._decoder is None or token_id >= self._vocab_size:
+            return ""
+        return self._decoder.push(token_id)
+
+    def _flush(self) -> str:
+        """What was held back: half a character, the possible beginning of a stop string."""
+        text = self._decoder.finish() if self._decoder is not None else ""
+        if self._matcher is not None:
+            text = self._matcher.push(text)
+            text += self._matcher.finish()  # "" after a match
+        return text

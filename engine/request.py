@@ -1,0 +1,176 @@
+"""What travels through the engine: a request, the running sequence made of it, one step's work, and the results.
+
+Integers, parameters and text only; knows neither arrays nor devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.sampling.params import SamplingParams
+from engine.sampling.result import TokenSample
+
+__all__ = [
+    "GenerationResult",
+    "GenerationStats",
+    "Request",
+    "Sequence",
+    "StreamChunk",
+    "TokenSample",
+    "Work",
+]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One accepted request, checked and ready to be scheduled.
+
+    Attributes:
+        request_id: unique while the engine lives.
+        prompt_ids: the prompt, at least one token.
+        params: sampling parameters.
+        seed: the seed in force, params.seed or a fresh one.
+        max_output: tokens to generate at most; 0 only scores the prompt.
+        score_from: first prompt position whose log-probability is wanted; None scores none.
+    """
+
+    request_id: int
+    prompt_ids: list[int]
+    params: SamplingParams
+    seed: int
+    max_output: int
+    score_from: int | None = None
+
+
+@dataclass
+class Sequence:
+    """A request that holds a cache slot.
+
+    Attributes:
+        request_id: the request it serves.
+        slot: cache slot, 0 to max_sequences - 1.
+        prompt_ids: the prompt.
+        output_ids: tokens generated so far.
+        params: sampling parameters.
+        seed: key of its random numbers.
+        n_cached: tokens of prompt and output whose keys and values are in the cache.
+    """
+
+    request_id: int
+    slot: int
+    prompt_ids: list[int]
+    output_ids: list[int]
+    params: SamplingParams
+    seed: int
+    n_cached: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a runner is asked to do for one sequence in one step.
+
+    Attributes:
+        sequence: whose tokens these are.
+        token_ids: the new tokens to feed.
+        start: position of the first of them; equals sequence.n_cached.
+        sample: whether the token after the last one is to be drawn.
+        score: whether this goes to Runner.score, which also reports the log-probability of every next prompt token.
+    """
+
+    sequence: Sequence
+    token_ids: Ids[int]
+    start: int
+    sample: bool
+    score: bool = False
+
+
+@dataclass(frozen=True)
+class GenerationStats:
+    """Counts and times of one request.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        output_tokens: tokens generated.
+        queue_seconds: from the call until the first step that served it.
+        prompt_seconds: from there until the first generated token.
+        decode_seconds: from the first to the last generated token.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    queue_seconds: float
+    prompt_seconds: float
+    decode_seconds: float
+
+    @property
+    def prompt_tok_s(self) -> float:
+        """Prompt tokens per second; 0 where nothing was measured."""
+        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Generated tokens per second after the first; 0 where fewer than two were generated."""
+        return (self.output_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures under plain names, for JSON."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+            "queue_seconds": self.queue_seconds,
+            "prompt_seconds": self.prompt_seconds,
+            "decode_seconds": self.decode_seconds,
+            "prompt_tok_s": self.prompt_tok_s,
+            "decode_tok_s": self.decode_tok_s,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChunk:
+    """What one step added to one request.
+
+    Attributes:
+        text: new text, possibly empty (half a character, or the possible beginning of a stop string, is held back).
+        token_ids: new tokens.
+        finish_reason: None while more follows; see GenerationResult.
+        logprobs: one entry per new token, if asked for.
+        prompt_logprobs: in the first chunk, if asked for.
+        stats: in the last chunk.
+        request_id: the request it belongs to.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: str | None = None
+    logprobs: tuple[TokenSample, ...] = ()
+    prompt_logprobs: tuple[TokenSample | None, ...] | None = None
+    stats: GenerationStats | None = None
+    request_id: int = 0
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A finished request.
+
+    Attributes:
+        text: the generated text, without the stop string or end token that ended it.
+        token_ids: every generated token, the one that ended the text included.
+        finish_reason: "stop" (end-of-generation token, stop token or stop string), "length" (max_tokens reached or
+            the context full) or "cancelled".
+        prompt_token_ids: the prompt as the model saw it.
+        seed: the seed in force; with it, the same request gives the same text again.
+        stats: counts and times.
+        logprobs: one entry per token of token_ids, None unless params.logprobs asked for them.
+        prompt_logprobs: one entry per prompt token (None for the first), None unless asked for.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    prompt_token_ids: list[int]
+    seed: int
+    stats: GenerationStats
+    logprobs: list[TokenSample] | None = None
+    prompt_logprobs: list[TokenSample | None] | None = field(default=None, repr=False)

@@ -1,0 +1,45 @@
+"""Log-probabilities of tokens under the raw logits: log-softmax before bias, penalties and temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from engine.sampling.filters import largest_ids
+from engine.sampling.result import TokenSample
+from engine.sampling.weights import FloatArray, exponential, fixed_point, log_of_total
+
+
+def log_probabilities(logits: FloatArray, token_id: int, n_top: int) -> TokenSample:
+    """Log-probability of one token and of the n_top most probable ones.
+
+    Args:
+        logits: (V,) float32, finite maximum.
+        token_id: the token asked for.
+        n_top: 0 or more.
+    """
+    largest = logits.max()
+    relative = logits - largest
+    log_total = log_of_total(int(fixed_point(exponential(relative)).sum()))
+    top = largest_ids(logits, min(n_top, len(logits))) if n_top else ()
+    return TokenSample(
+        token_id,
+        float(relative[token_id] - log_total),
+        tuple((int(i), float(relative[i] - log_total)) for i in top),
+    )
+
+
+def score_tokens(logits: ArrayLike, token_ids: Sequence[int], n_top: int) -> list[TokenSample]:
+    """Log-probabilities of known tokens, one per row: for prompts, chunk by chunk, keeping nothing of size V.
+
+    Args:
+        logits: (T, V) float32; row t predicts token_ids[t].
+        token_ids: T tokens.
+        n_top: most probable tokens to report per row.
+    """
+    rows: FloatArray = np.asarray(logits, dtype=np.float32)
+    if rows.ndim != 2 or len(rows) != len(token_ids):
+        raise ValueError(f"logits of shape {rows.shape} for {len(token_ids)} tokens; (T, V) is needed")
+    return [log_probabilities(row, int(token_id), n_top) for row, token_id in zip(rows, token_ids, strict=True)]

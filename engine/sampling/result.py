@@ -1,0 +1,20 @@
+"""What sampling hands back for one token. Knows nothing of requests, models or devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSample:
+    """One token with its log-probability and the best alternatives, if these were asked for.
+
+    Attributes:
+        token_id: the token.
+        logprob: its log-probability under the raw logits (before bias, penalties and temperature); None unless asked.
+        top_logprobs: (token id, log-probability) of the most probable tokens, best first, ties by lower id.
+    """
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()

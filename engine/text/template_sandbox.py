@@ -1,0 +1,269 @@
+"""The jinja2 environment chat templates run in: what Hugging Face templates expect, and nothing they could harm with.
+
+A template comes with a downloaded file. It reaches no Python objects (jinja2's immutable sandbox), takes a bounded
+number of steps, and makes no value beyond a bounded size. This module knows nothing of messages or tokenizers.
+"""
+
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context, LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MAX_STEPS = 1_000_000  # rounds of loops and calls, all together
+MAX_SECONDS = 10.0
+MAX_SIZE = 4_000_000  # characters and items in one value, everything inside it included, and in the output
+_MAX_BITS = 4096  # of an integer
+_MAX_WIDTH = 1000  # of padding and indentation
+_LONG_NUMBER = re.compile(r"\d{5,}")  # a width in a format string that pads to more than any template needs
+
+_budget: ContextVar[tuple[int, float]] = ContextVar("chat_template_budget")  # steps left, when time is up
+
+
+class TemplateRefusal(TemplateError):
+    """The template called `raise_exception`: it does not take these messages."""
+
+
+class TemplateLimitError(SecurityError):
+    """The template needs more steps or space than any real one does."""
+
+
+def start_budget() -> None:
+    """Gives the render that starts now its full budget of steps and time."""
+    _budget.set((MAX_STEPS, time.monotonic() + MAX_SECONDS))
+
+
+def spend_step() -> None:
+    """Takes a step from the budget of the render that is running; raises TemplateLimitError when it is used up."""
+    left, deadline = _budget.get()
+    if left <= 0:
+        raise TemplateLimitError(f"it runs for more than {MAX_STEPS} steps")
+    if time.monotonic() > deadline:
+        raise TemplateLimitError(f"it runs for more than {MAX_SECONDS:g} seconds")
+    _budget.set((left - 1, deadline))
+
+
+def check_size(value: Any) -> Any:
+    """Gives the value back if it is of bearable size, else raises TemplateLimitError.
+
+    Lists inside lists count as often as they appear, because writing them out would repeat them.
+    """
+    if isinstance(value, int):
+        if value.bit_length() > _MAX_BITS:
+            raise TemplateLimitError(f"it makes a number of {value.bit_length()} bits, more than {_MAX_BITS}")
+        return value
+    size = 0
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (str, bytes, list, tuple, dict)):
+            size += len(item)
+            _forbid_growth(size)
+            if isinstance(item, dict):
+                waiting += [*item.keys(), *item.values()]
+            elif isinstance(item, (list, tuple)):
+                waiting += item
+    return value
+
+
+def _counted(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        spend_step()
+        yield item
+
+
+def _forbid_growth(size: int) -> None:
+    if size > MAX_SIZE:
+        raise TemplateLimitError(f"it makes a value of {size} or more characters and items; the limit is {MAX_SIZE}")
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks the assistant's words for training; here it only shows them."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2's own declaration)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatEnvironment(ImmutableSandboxedEnvironment):
+    """Sandboxed environment whose loops, calls and values are bounded."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self, now: Callable[[], datetime] = datetime.now) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self.filters["tojson"] = _to_json
+        self.filters["_counted"] = _counted
+        self.filters["_sized"] = check_size
+        self.filters["replace"] = _replace
+        self.filters["join"] = _join(self.filters["join"])
+        self.filters["format"] = _checked_format
+        self.filters["sum"] = _sum
+        for name in ("center", "indent", "truncate", "batch", "slice"):
+            self.filters[name] = _narrow_arguments(self.filters[name])
+        for name in ("wordwrap", "urlize", "xmlattr"):  # layout of web pages, with growth of their own
+            del self.filters[name]
+        del self.globals["lipsum"]
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = lambda pattern: now().strftime(str(pattern)[:1000])
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        """Parses, then makes every loop count its rounds and every text that is put together check its size."""
+        tree = super()._parse(source, name, filename)
+        for loop in list(tree.find_all(nodes.For)):
+            loop.iter = _filtered(loop.iter, "_counted")
+        for block in list(tree.find_all(nodes.AssignBlock)):
+            block.filter = _filtered(block.filter, "_sized")
+        for concat in list(tree.find_all(nodes.Concat)):
+            concat.nodes = [_filtered(nodes.Concat(concat.nodes, lineno=concat.lineno), "_sized")]
+        for assign in list(tree.find_all(nodes.Assign)):
+            assign.node = _filtered(assign.node, "_sized")
+        return tree
+
+    def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """A call from the template: one step; methods that can blow a value up are checked beforehand."""
+        spend_step()
+        if isinstance(obj, LoopContext) and args:  # the next level of a recursive loop
+            args = (_counted(args[0]), *args[1:])
+        owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        if isinstance(owner, str):
+            _check_string_method(owner, name, args, kwargs)
+        return check_size(super().call(context, obj, *args, **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The sandboxed str.format, with a look at the widths it would pad to."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            _check_widths(value.__self__, (*args, *kwargs.values()), nested=r"\{[^{}]*\{")
+            return wrapped(*args, **kwargs)
+
+        return bounded
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """An arithmetic operation, refused if its result would be huge."""
+        for one, other in ((left, right), (right, left)):
+            if operator == "*" and isinstance(one, int) and isinstance(other, (str, bytes, list, tuple)):
+                _forbid_growth(one * len(other))
+        if (
+            operator == "**"
+            and isinstance(left, int)
+            and isinstance(right, int)
+            and left.bit_length() * abs(right) > _MAX_BITS
+        ):
+            raise TemplateLimitError(f"it makes a number of more than {_MAX_BITS} bits")
+        if operator == "%" and isinstance(left, str):
+            _check_widths(left, right if isinstance(right, tuple) else (right,), nested=r"\*")
+        return check_size(super().call_binop(context, operator, left, right))
+
+
+def _filtered(node: Any, name: str) -> nodes.Filter:
+    lineno = 1 if node is None else node.lineno
+    return nodes.Filter(node, name, [], [], None, None, lineno=lineno)
+
+
+def _check_string_method(text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if name in ("ljust", "rjust", "center", "zfill", "expandtabs"):
+        for width in (*args, *kwargs.values()):
+            if isinstance(width, int):
+                _forbid_growth(width * (len(text) + 1 if name == "expandtabs" else 1))
+    elif name == "replace" and len(args) >= 2 and all(isinstance(arg, str) for arg in args[:2]):
+        _forbid_growth(len(text) + text.count(args[0]) * len(args[1]))
+    elif name == "join" and args:
+        items = args[0]
+        if isinstance(items, (list, tuple, str, dict)):
+            _forbid_growth(len(text) * len(items) + sum(len(item) for item in items if isinstance(item, str)))
+    elif name == "translate":
+        raise TemplateLimitError("it calls str.translate, which is not available")
+
+
+def _check_widths(text: str, values: Iterable[Any], *, nested: str) -> None:
+    """Refuses format strings that pad widely, be the width written out or (`nested`) taken from a value."""
+    from_value = re.search(nested, text) is not None
+    if _LONG_NUMBER.search(text) or (from_value and any(isinstance(v, int) and abs(v) > 9999 for v in values)):
+        raise TemplateLimitError("it pads a text beyond any use")
+
+
+def _checked_format(text: Any, *args: Any, **kwargs: Any) -> str:
+    _check_widths(str(text), (*args, *kwargs.values()), nested=r"\*")
+    return str(text) % (kwargs or args)
+
+
+def _sum(items: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
+    if not isinstance(start, (int, float)):
+        raise TemplateLimitError("it sums up something other than numbers")
+    if attribute is not None:
+        items = (item[attribute] for item in items)
+    return sum(items, start)
+
+
+def _narrow_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, refusing widths and counts that no chat template needs."""
+
+    @functools.wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, int):
+                _narrow(value)
+        if args and isinstance(args[0], str):
+            widths = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, (int, str))]
+            width = max((len(value) if isinstance(value, str) else value for value in widths), default=4)
+            _forbid_growth(len(args[0]) + args[0].count("\n") * width)
+        return function(*args, **kwargs)
+
+    return bounded
+
+
+def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    text, old, new = str(text), str(old), str(new)
+    _forbid_growth(len(text) + text.count(old) * len(new))
+    return text.replace(old, new, -1 if count is None else count)
+
+
+def _join(join: Callable[..., Any]) -> Callable[..., Any]:
+    def bounded(context: Any, items: Iterable[Any], d: str = "", attribute: Any = None) -> Any:
+        held = list(_counted(items))
+        longest = max((len(item) for item in held if isinstance(item, str)), default=0)
+        _forbid_growth(len(held) * (len(str(d)) + longest))
+        return join(context, held, d, attribute)
+
+    bounded.jinja_pass_arg = join.jinja_pass_arg  # type: ignore[attr-defined]
+    return bounded
+
+
+def _narrow(width: Any) -> Any:
+    size = len(width) if isinstance(width, str) else width
+    if isinstance(size, int) and size > _MAX_WIDTH:
+        raise TemplateLimitError(f"it pads or indents by {size} characters, more than {_MAX_WIDTH}")
+    return width
+
+
+def _raise_exception(message: Any) -> None:
+    raise TemplateRefusal(str(message))
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as Hugging Face templates expect it: no HTML escapes, other scripts as they are."""
+    return check_size(
+        json.dumps(value, ensure_ascii=ensure_ascii, indent=_narrow(indent), separators=separators, sort_keys=sort_keys)
+    )

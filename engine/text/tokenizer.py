@@ -1,0 +1,270 @@
+"""The tokenizer: text ↔ token ids, from GGUF metadata alone.
+
+It cuts special tokens out of the text, gives the rest to byte-level BPE or SentencePiece BPE, and adds what the model
+wants at the ends. It knows nothing of models, devices or files.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from engine.errors import InvalidRequestError, TokenizerError
+from engine.text.bpe import ByteLevelBpe, byte_level_bytes
+from engine.text.pretokenizers import pre_tokenizer
+from engine.text.special_tokens import TokenType
+from engine.text.splitter import SpecialSplitter
+from engine.text.spm import SPACE, SentencePieceBpe
+from engine.text.vocabulary import KINDS, Vocabulary, flag, string_list
+
+logger = logging.getLogger(__name__)
+
+
+class Tokenizer:
+    """Text to token ids and back, exactly as the model was trained on. Safe to share between threads.
+
+    Attributes:
+        kind: "byte-level BPE" or "SentencePiece BPE".
+        pre: name of the pre-tokenizer in use; None for SentencePiece.
+        vocab_size: V, the number of tokens.
+        add_bos: `encode(add_special=True)` puts BOS first.
+        add_eos: `encode(add_special=True)` puts EOS last.
+        add_space_prefix: text gets a space before its first word (SentencePiece), taken off again by `decode`.
+        eog_ids: ids that end a generation: EOS, end of turn, end of message.
+        special_ids: token id by role, only those there are: "bos", "eos", "eot", "unk", "pad", "fim_pre" …
+    """
+
+    def __init__(self, vocabulary: Vocabulary, metadata: Mapping[str, Any], pre: str | None) -> None:
+        self._vocabulary = vocabulary
+        self._bytes: dict[int, bytes] = {}
+        self.kind = KINDS[vocabulary.kind]
+        self.vocab_size = len(vocabulary.tokens)
+        self.special_ids: dict[str, int] = dict(vocabulary.ids)
+        self.eog_ids = vocabulary.eog_ids
+        self.pre: str | None = None
+        self._encoder: ByteLevelBpe | SentencePieceBpe
+        if vocabulary.kind == "llama":
+            self._encoder = _sentencepiece(vocabulary)
+            self.add_space_prefix = flag(metadata, "tokenizer.ggml.add_space_prefix", True)
+            add_bos = True
+        else:
+            self.pre = pre or _pre_name(metadata)
+            style = pre_tokenizer(self.pre)
+            self._encoder = ByteLevelBpe(vocabulary.token_to_id, string_list(metadata, "tokenizer.ggml.merges"), style)
+            self.add_space_prefix = False
+            add_bos = style.add_bos
+        self.add_bos = self._wants("bos", flag(metadata, "tokenizer.ggml.add_bos_token", add_bos))
+        self.add_eos = self._wants("eos", flag(metadata, "tokenizer.ggml.add_eos_token", False))
+        swallow_right = _swallowing(vocabulary, metadata)
+        self._all_specials = _splitter(
+            vocabulary, {TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED}, swallow_right
+        )
+        self._user_specials = _splitter(vocabulary, {TokenType.USER_DEFINED}, swallow_right)
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], *, pre: str | None = None) -> "Tokenizer":
+        """Builds the tokenizer a GGUF file describes.
+
+        Args:
+            metadata: the file's metadata (`GGUFFile.metadata`).
+            pre: name of a pre-tokenizer to use instead of the file's (`engine.text.pretokenizers`).
+
+        Raises:
+            TokenizerError: no tokenizer in the file, an unsupported one, or malformed metadata.
+        """
+        return cls(Vocabulary.from_metadata(metadata), metadata, pre)
+
+    def _wants(self, role: str, wanted: bool) -> bool:
+        if wanted and role not in self.special_ids:
+            logger.warning("the file asks for a %s token at the ends of text but names none: not added", role.upper())
+            return False
+        return wanted
+
+    @property
+    def bos_id(self) -> int | None:
+        """Beginning of sequence."""
+        return self.special_ids.get("bos")
+
+    @property
+    def eos_id(self) -> int | None:
+        """End of sequence."""
+        return self.special_ids.get("eos")
+
+    @property
+    def unk_id(self) -> int | None:
+        """Unknown text."""
+        return self.special_ids.get("unk")
+
+    @property
+    def pad_id(self) -> int | None:
+        """Padding."""
+        return self.special_ids.get("pad")
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+            text: any string; a lone surrogate counts as U+FFFD.
+            add_special: put BOS first and EOS last where the model wants them.
+            parse_special: control tokens written out in the text (`<|im_end|>`) become those tokens; otherwise they
+                are plain text. User-defined tokens are always recognised.
+
+        Raises:
+            InvalidRequestError: `text` is not a string.
+        """
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"text to encode must be a str, found {type(text).__name__}")
+        text = _without_surrogates(text)
+        ids: list[int] = []
+        if add_special and self.add_bos:
+            ids.append(self.special_ids["bos"])
+        space_due = self.add_space_prefix
+        for piece in (self._all_specials if parse_special else self._user_specials).split(text):
+            if isinstance(piece, int):
+                ids.append(piece)
+                space_due = self.add_space_prefix
+                continue
+            if self._vocabulary.kind == "llama":
+                piece = (" " + piece if space_due else piece).replace(" ", SPACE)
+                space_due = False
+            ids.extend(self._encoder.encode(piece))
+        if add_special and self.add_eos:
+            ids.append(self.special_ids["eos"])
+        return ids
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of a rendered chat template: BOS is added only where the template has not written it itself."""
+        bos = None if self.bos_id is None else self.token_text(self.bos_id)
+        return self.encode(text, add_special=not (bos and text.startswith(bos)))
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = False) -> str:
+        """The text of `ids`; bytes that are no valid UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids.
+            skip_special: leave control and unknown tokens out; otherwise they appear by name.
+            continuation: the ids continue a text (a generation after its prompt), so their first space belongs to the
+                text. By default the space that SentencePiece models get before the first word is taken off again.
+
+        Raises:
+            InvalidRequestError: an id is outside the vocabulary.
+        """
+        pieces: list[bytes] = []
+        drop_space = self.add_space_prefix and not continuation
+        for id in ids:
+            piece, drop_space = self.decode_step(id, skip_special=skip_special, drop_space=drop_space)
+            pieces.append(piece)
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def decode_step(self, id: int, *, skip_special: bool, drop_space: bool) -> tuple[bytes, bool]:
+        """Bytes that one id adds to a text, and whether the next id still has to lose a leading space.
+
+        This undoes `encode`, which puts a space before text at the start and after each special token.
+        """
+        piece = self.token_bytes(id)
+        if self._vocabulary.is_special(id):
+            return b"" if skip_special else piece, self.add_space_prefix
+        if self._vocabulary.types[id] == TokenType.USER_DEFINED:
+            return piece, self.add_space_prefix
+        if drop_space and piece.startswith(b" "):
+            piece = piece[1:]
+        return piece, False
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes token `id` stands for; special tokens give their name, unused ones nothing."""
+        found = self._bytes.get(id)
+        if found is None:
+            found = self._bytes[id] = self._compute_bytes(self._checked(id))
+        return found
+
+    def token_text(self, id: int) -> str:
+        """Token `id` for people: its bytes as text, U+FFFD where they are part of a character."""
+        return self.token_bytes(id).decode("utf-8", "replace")
+
+    def token_type(self, id: int) -> TokenType:
+        """The token's type."""
+        return TokenType(self._vocabulary.types[self._checked(id)])
+
+    def is_control(self, id: int) -> bool:
+        """True for tokens that steer the model and are left out of text: control and unknown tokens."""
+        return self._vocabulary.is_special(self._checked(id))
+
+    def token_id(self, token: str) -> int | None:
+        """Id of the token that the vocabulary writes as `token` (`<|im_end|>`, `▁the`, `Ġthe`), or None."""
+        return self._vocabulary.token_to_id.get(token)
+
+    def _checked(self, id: int) -> int:
+        try:
+            index = id.__index__()
+        except AttributeError:
+            raise InvalidRequestError(f"a token id must be an integer, found {id!r}") from None
+        if not 0 <= index < self.vocab_size:
+            raise InvalidRequestError(f"token id {index} is outside the vocabulary: 0 to {self.vocab_size - 1}")
+        return index
+
+    def _compute_bytes(self, id: int) -> bytes:
+        token, type = self._vocabulary.tokens[id], self._vocabulary.types[id]
+        if type == TokenType.BYTE and (byte := _byte_value(token)) is not None:
+            return bytes([byte])
+        if type in (TokenType.UNUSED, TokenType.UNDEFINED):
+            return b""
+        if type in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
+            return token.encode()
+        return token.replace(SPACE, " ").encode() if self._vocabulary.kind == "llama" else byte_level_bytes(token)
+
+
+def _pre_name(metadata: Mapping[str, Any]) -> str:
+    name = metadata.get("tokenizer.ggml.pre")
+    if name is None or name == "":
+        logger.warning("the file names no pre-tokenizer; words are cut the old default way, which may cost quality")
+        return "default"
+    if not isinstance(name, str):
+        raise TokenizerError(f"tokenizer.ggml.pre must be a string, found {type(name).__name__}")
+    return name
+
+
+def _sentencepiece(vocabulary: Vocabulary) -> SentencePieceBpe:
+    scores = vocabulary.scores
+    if scores is None:
+        scores = np.zeros(len(vocabulary.tokens), dtype=np.float32)
+    ids = vocabulary.token_to_id
+    byte_ids = [ids.get(f"<0x{byte:02X}>", ids.get(chr(byte)) if byte < 0x80 else None) for byte in range(256)]
+    return SentencePieceBpe(ids, scores, byte_ids, vocabulary.ids.get("unk"))
+
+
+def _splitter(vocabulary: Vocabulary, types: set[TokenType], swallow_right: frozenset[int]) -> SpecialSplitter:
+    pairs = ((token, id) for token, id in vocabulary.token_to_id.items() if vocabulary.types[id] in types)
+    return SpecialSplitter(pairs, swallow_right)
+
+
+def _swallowing(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> frozenset[int]:
+    """Special tokens that take the white space after them: those of Phi-3, which no metadata key tells."""
+    name = metadata.get("general.name")
+    if not isinstance(name, str) or not any(part in name.lower() for part in ("phi-3", "phi3")):
+        return frozenset()
+    special = {TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED}
+    keep = {"<unk>", "<s>", "<|endoftext|>"}
+    return frozenset(
+        id
+        for id, token in enumerate(vocabulary.tokens)
+        if (vocabulary.types[id] in special and token not in keep) or token == "</s>"
+    )
+
+
+def _byte_value(token: str) -> int | None:
+    """The byte that a token such as `<0x0A>` names; None for anything else."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return int(token[3:5], 16)
+        except ValueError:
+            return None
+    return None
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

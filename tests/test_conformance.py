@@ -1,0 +1,47 @@
+"""Tiny random models of every supported architecture against logits computed by llama.cpp in float32."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.cpu.backend import CpuBackend
+from engine.gguf.reader import open_gguf
+from engine.model.architectures import ARCHITECTURES
+from engine.model.batch import Batch, Outputs
+from engine.model.loader import load_model
+
+pytestmark = pytest.mark.shared
+
+NAMES = (
+    "llama-dense",
+    "llama-moe",
+    "mistral3-dense",
+    "qwen2-dense",
+    "qwen2moe-moe",
+    "qwen3-dense",
+    "qwen3moe-moe",
+)
+
+
+def error(found, expected):
+    return float(((found - expected) ** 2).mean() / (expected**2).mean())
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits(name, exact, conformance_dir: Path):
+    expected = np.load(conformance_dir / "logits" / f"{name}.npz")
+    tokens, logits = expected["tokens"], expected["logits"]
+    with open_gguf(conformance_dir / "models" / f"{name}.gguf") as gguf:
+        backend = CpuBackend(load_model(gguf), kv_type="f32", max_sequences=2, threads=2, exact=exact)
+        at_once = backend.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
+        single = [backend.forward(Batch.build([(1, [token], i, Outputs.ALL)])) for i, token in enumerate(tokens)]
+        backend.close()
+        del backend
+    assert error(at_once, logits) < 1e-8
+    assert error(np.concatenate(single), logits) < 1e-8
+
+
+def test_every_architecture_is_covered():
+    assert {name.rsplit("-", 1)[0] for name in NAMES} == set(ARCHITECTURES)

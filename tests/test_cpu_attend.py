@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from engine.cpu.kernels import attend as attend_module
+from engine.cpu.kernels.attend import attend, can_attend
+from engine.cpu.threads import ThreadPool
+
+
+@pytest.fixture(scope="module")
+def pools():
+    with ThreadPool(1) as one, ThreadPool(2) as two:
+        yield one, two
+
+
+def truth(q, keys, values, scale, window, n_past):
+    """Attention in float64, one query and head at a time."""
+    n_tokens, n_heads, _ = q.shape
+    group = n_heads // keys.shape[0]
+    out = np.empty((n_tokens, n_heads, values.shape[2]))
+    for t in range(n_tokens):
+        end = n_past + t + 1
+        begin = 0 if window is None else max(0, end - window)
+        for h in range(n_heads):
+            k, v = (a[h // group, begin:end].astype(np.float64) for a in (keys, values))
+            scores = scale * (k @ q[t, h].astype(np.float64))
+            weights = np.exp(scores - scores.max())
+            out[t, h] = weights @ v / weights.sum()
+    return out.reshape(n_tokens, -1)
+
+
+def operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens):
+    """Queries with scores of some size, and a cache as a view of a longer one."""
+    rng = np.random.default_rng(n_past + n_tokens)
+    q = 3 * rng.standard_normal((n_tokens, n_heads, key_width), dtype=np.float32)
+    capacity = n_past + n_tokens + 5
+    keys = rng.standard_normal((n_kv, capacity, key_width)).astype(dtype)[:, :-5]
+    values = rng.standard_normal((n_kv, capacity, value_width)).astype(dtype)[:, :-5]
+    return q, keys, values
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv", "key_width", "value_width"), [(1, 1, 16, 16), (8, 2, 64, 64), (8, 1, 32, 80), (4, 4, 48, 112)]
+)
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 1), (0, 7), (15, 1), (16, 2), (31, 17), (255, 1), (300, 33)])
+def test_against_float64(pools, dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens):
+    q, keys, values = operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens)
+    scale = key_width**-0.5
+    for window in (None, 1, 16, 1000):
+        got = attend(q, keys, values, scale=scale, window=window, n_past=n_past, pool=pools[1])
+        assert got.dtype == np.float32
+        # Scores of about 10 carry float32 errors of 1e-6, which exp passes on.
+        np.testing.assert_allclose(got, truth(q, keys, values, scale, window, n_past), rtol=2e-5, atol=1e-5)
+
+
+def test_a_query_does_not_depend_on_others_or_on_threads(pools, monkeypatch):
+    monkeypatch.setattr(attend_module, "TASK_ELEMENTS", 256)
+    q, keys, values = operands(np.float16, 8, 2, 64, 64, 40, 33)
+    settings = {"scale": 0.125, "window": None}
+    whole = attend(q, keys, values, n_past=40, pool=pools[0], **settings)
+    assert np.array_equal(whole, attend(q, keys, values, n_past=40, pool=pools[1], **settings))
+    for t in range(33):
+        past = 40 + t
+        one = attend(q[t : t + 1], keys[:, : past + 1], values[:, : past + 1], n_past=past, pool=pools[1], **settings)
+        assert np.array_equal(one, whole[t : t + 1])
+
+
+def test_large_scores_do_not_overflow(pools):
+    q, keys, values = operands(np.float16, 2, 2, 16, 16, 50, 1)
+    q *= 1000
+    got = attend(q, keys, values, scale=1.0, window=None, n_past=50, pool=pools[0])
+    np.testing.assert_allclose(got, truth(q, keys, values, 1.0, None, 50), rtol=1e-3, atol=1e-3)
+
+
+def test_read_only_and_strided_queries(pools):
+    q, keys, values = operands(np.float16, 8, 2, 64, 64, 10, 3)
+    want = attend(q, keys, values, scale=1.0, window=None, n_past=10, pool=pools[0])
+    for array in (q, keys, values):
+        array.flags.writeable = False
+    assert np.array_equal(
+        want, attend(np.asfortranarray(q), keys, values, scale=1.0, window=None, n_past=10, pool=pools[0])
+    )
+
+
+def test_can_attend():
+    good = np.zeros((2, 8, 32), np.float16)
+    assert can_attend(good, good)
+    assert can_attend(good[:, :5], good[:, :5])
+    assert not can_attend(good, good.astype(np.float32))
+    assert not can_attend(good[..., :24], good)
+    assert not can_attend(good[..., ::2], good)
+    assert not can_attend(good.astype(np.float64), good.astype(np.float64))
