@@ -87,6 +87,7 @@ class Chain:
         self.layer = LayerAttention(shape.key_dim**-0.5, inv_freq)
 
     def decode_us(self, kernels: Attention, length: int) -> tuple[float, float]:
+        """Median and spread of microseconds for one decode launch at this length."""
         positions = self.cp.full(self.n, length, np.int32)
 
         def record(stream: Any) -> int:
@@ -98,6 +99,7 @@ class Chain:
         return replay_us(record)
 
     def gb_s(self, length: int, us: float) -> float:
+        """Cache bytes read per second, in GB/s."""
         shape = self.shape
         n_bytes = self.n * length * shape.kv_heads * (shape.key_dim + shape.value_dim) * 2
         return n_bytes / us / 1e3
@@ -106,41 +108,43 @@ class Chain:
 def decode_table() -> None:
     """Decode: one sequence over lengths, then batches."""
     print(f"{'decode':22}{'B':>4}{'length':>8}{'us':>9}{'spread':>8}{'GB/s':>8}")
+    alone = (1, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768, 131072)
     for name, shape in SHAPES.items():
-        for n, lengths in (
-            (1, (1, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768, 131072)),
-            (16, (512, 4096)),
-            (64, (128, 1024, 4096)),
-        ):
+        for n, lengths in ((1, alone), (16, (512, 4096)), (64, (128, 1024, 4096))):
             chain, kernels = Chain(shape, n, max(lengths)), Attention(shape, n)
             for length in lengths:
                 us, spread = chain.decode_us(kernels, length)
                 print(f"{name:22}{n:4}{length:8}{us:9.2f}{spread:8.2f}{chain.gb_s(length, us):8.0f}", flush=True)
 
 
+def prefill_us(shape: AttentionShape, rows: int, past: int) -> tuple[float, float]:
+    """Microseconds of rope_append and of attention for `rows` new rows behind `past` cached ones."""
+    chain, kernels = Chain(shape, 1, past + rows, rows), Attention(shape, 1)
+    cp = chain.cp
+    positions = cp.arange(past, past + rows, dtype=np.int32)
+    sequence = cp.zeros(rows, np.int32)
+    tiles = cp.asarray(prefill_tiles([(0, rows, 0, past)], kernels.tile_rows))
+    cp.cuda.Device().synchronize()
+
+    def rope(stream: Any) -> int:
+        caches = (chain.keys[0], chain.values[0], chain.table)
+        kernels.rope_append(chain.layer, chain.qkv, *caches, sequence, positions, stream=stream)
+        return 1
+
+    def attend(stream: Any) -> int:
+        for k, v in zip(chain.keys[:4], chain.values[:4], strict=True):
+            kernels.prefill(chain.layer, chain.qkv, k, v, chain.table, tiles, chain.out, stream=stream)
+        return 4
+
+    return replay_us(rope)[0], replay_us(attend)[0]
+
+
 def prefill_table() -> None:
-    """rope_append and prefill of 512 rows at two depths."""
+    """rope_append and prefill of some rows at two depths."""
     print(f"{'prefill':22}{'rows':>5}{'past':>8}{'rope us':>9}{'attn us':>9}{'TFLOP/s':>9}")
     for name, shape in SHAPES.items():
         for rows, past in ((512, 0), (512, 8192), (2048, 0)):
-            chain, kernels = Chain(shape, 1, past + rows, rows), Attention(shape, 1)
-            cp = chain.cp
-            positions = cp.arange(past, past + rows, dtype=np.int32)
-            sequence = cp.zeros(rows, np.int32)
-            tiles = cp.asarray(prefill_tiles([(0, rows, 0, past)], kernels.tile_rows))
-            cp.cuda.Device().synchronize()
-
-            def rope(stream: Any) -> int:
-                kernels.rope_append(chain.layer, chain.qkv, chain.keys[0], chain.values[0], chain.table, sequence,
-                                    positions, stream=stream)  # fmt: skip
-                return 1
-
-            def attend(stream: Any) -> int:
-                for k, v in zip(chain.keys[:4], chain.values[:4], strict=True):
-                    kernels.prefill(chain.layer, chain.qkv, k, v, chain.table, tiles, chain.out, stream=stream)
-                return 4
-
-            rope_us, (us, _) = replay_us(rope)[0], replay_us(attend)
+            rope_us, us = prefill_us(shape, rows, past)
             pairs = rows * past + rows * (rows + 1) // 2
             tflops = 2 * pairs * shape.heads * (shape.key_dim + shape.value_dim) / us / 1e6
             print(f"{name:22}{rows:5}{past:8}{rope_us:9.1f}{us:9.1f}{tflops:9.0f}", flush=True)
@@ -158,7 +162,7 @@ def tune_table() -> None:
         chain = Chain(shape, 1, max(lengths))
         crowd = Chain(shape, 64, 1024)
         print(f"{name}: us at " + ", ".join(map(str, lengths)) + "; 64 sequences at 1024")
-        for warps, stages in ((8, 2), (8, 1), (4, 4), (4, 2), (4, 1), (16, 1)):
+        for warps, stages in ((8, 2), (8, 1), (4, 2), (4, 1), (16, 1)):
             base = decode_plan(shape, device_arch(), multiprocessors, warps=warps, stages=stages)
             for factor in (1, 2):
                 for min_chunk in (64, 128, 256):

@@ -368,12 +368,12 @@ def check_prefill(shape, spans, *, seed=0, bias=False, **options):
                     cp.asarray(prefill_tiles(tiles, kernels.tile_rows)), out)  # fmt: skip
     got, rotated = out.get(), device.get()
     q, k, v = world.split(qkv if shift is None else qkv + shift, positions)
-    after = {"k": world.cache_k.get(), "v": world.cache_v.get()}
+    after = (world.cache_k.get(), world.cache_v.get())
     worst = 0.0
     for first, n, s, past in tiles:
         keys, values = (
-            np.array([after[c][world.table[s, p // PAGE], :, p % PAGE] for p in range(past + n)], np.float64)
-            for c in "kv"
+            np.array([pages[world.table[s, p // PAGE], :, p % PAGE] for p in range(past + n)], np.float64)
+            for pages in after
         )
         assert nmse(keys[past:], k[first : first + n]) < (1e-6 if shape.cache_half else 1e-12)
         assert nmse(values[past:], v[first : first + n]) < (1e-6 if shape.cache_half else 1e-12)

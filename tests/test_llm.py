@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from gguf_builder import tiny_llama
 
 import engine
 from engine import (
@@ -19,7 +20,6 @@ from engine import (
     SamplingParams,
     TokenizerError,
 )
-from tests.gguf_builder import tiny_llama
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
 PROMPTS = ["Once upon a time", "The king", "In the dark wood there lived", "One day"]
@@ -41,7 +41,9 @@ def tiny(tmp_path):
 
 def log_softmax(logits):
     wide = logits.astype(np.float64)
-    return wide - wide.max(-1, keepdims=True) - np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    return (
+        wide - wide.max(-1, keepdims=True) - np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1, keepdims=True))
+    )
 
 
 class TestLevels:
@@ -216,7 +218,13 @@ class TestLimits:
         assert llm.generate("", GREEDY).prompt_token_ids == [llm.tokenizer.bos_id]
 
     def test_bad_settings(self):
-        for settings in ({"device": "tpu"}, {"kv_type": "q8"}, {"context_length": 0}, {"threads": 0}, {"max_sequences": 0}):
+        for settings in (
+            {"device": "tpu"},
+            {"kv_type": "q8"},
+            {"context_length": 0},
+            {"threads": 0},
+            {"max_sequences": 0},
+        ):
             with pytest.raises(InvalidRequestError):
                 LLM(**settings)
 

@@ -128,7 +128,7 @@ def test_special_tokens_in_text():
         ("starcoder", "ab 12", ["ab", " ", "1", "2"]),
         ("gpt-4o", "camelCase's 1234", ["camel", "Case's", " ", "123", "4"]),
         ("tekken", "camelCase 12/\n", ["camel", "Case", " ", "1", "2", "/\n"]),
-        ("deepseek-llm", "Über uns\n12", ["Über", " uns", "\n", "12"]),
+        ("deepseek-llm", "Über uns\n12", ["Ü", "ber", " uns", "\n", "12"]),
         ("deepseek-coder", "ab 12, c", ["ab", " ", "1", "2", ",", " c"]),
         ("deepseek-v3", "漢字kana 1234 a.foo .b", ["漢字", "kana", " ", "123", "4", " a", ".foo", " .", "b"]),
         ("poro-chat", "a bc, d", ["a", " bc", ",", " d"]),
@@ -163,7 +163,7 @@ def test_long_text_is_cut_without_changing_the_result(pre, monkeypatch):
 
 
 def test_endless_runs_do_not_break_the_regex_engine():
-    text = " " * 3_000_000 + "x"
+    text = " " * 1_200_000 + "x"
     ids = BPE.encode(text)
     assert BPE.decode(ids) == text
 
@@ -185,7 +185,9 @@ def brute_force_spm(text, scores):
     """The definition, word for word: again and again the best join of two neighbours, leftmost of equals."""
     symbols = list(text)
     while True:
-        joins = [(-scores[a + b], i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False)) if a + b in scores]
+        joins = [
+            (-scores[a + b], i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False)) if a + b in scores
+        ]
         if not joins:
             return [piece for symbol in symbols for piece in ([symbol] if symbol in scores else _bytes_of(symbol))]
         _, i = min(joins)
@@ -205,7 +207,9 @@ def _bytes_of(symbol):
 )
 def test_spm_equals_the_definition(text, pieces):
     pieces = pieces | {character: -9.0 for character in "abc▁"}
-    tokenizer = Tokenizer.from_metadata(spm_metadata(tuple(pieces.items()), add_space_prefix=False, add_bos_token=False))
+    tokenizer = Tokenizer.from_metadata(
+        spm_metadata(tuple(pieces.items()), add_space_prefix=False, add_bos_token=False)
+    )
     expected = brute_force_spm(text.replace(" ", "▁"), {piece: np.float32(score) for piece, score in pieces.items()})
     assert names(tokenizer, tokenizer.encode(text)) == expected
 
@@ -333,7 +337,9 @@ def test_encode_rendered_adds_no_second_bos():
 
 def test_end_of_generation_ids():
     tokenizer = Tokenizer.from_metadata(
-        bpe_metadata(specials=("<eos0>", "<|eot_id|>", "<|im_end|>", "<|fim_pad|>", "<x>"), user=("<|end|>",), eot_token_id=3)
+        bpe_metadata(
+            specials=("<eos0>", "<|eot_id|>", "<|im_end|>", "<|fim_pad|>", "<x>"), user=("<|end|>",), eot_token_id=3
+        )
     )
     found = {"<eos0>", "<|eot_id|>", "<|im_end|>", "<|fim_pad|>", "<|end|>"}
     assert tokenizer.eog_ids == {3, *(tokenizer.token_id(name) for name in found)}

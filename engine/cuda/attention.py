@@ -61,8 +61,9 @@ class AttentionShape:
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"
-        assert 0 < self.key_dim <= LARGEST_HEAD and 0 < self.value_dim <= LARGEST_HEAD
-        assert self.rope_dim % 2 == 0 and 0 <= self.rope_dim <= self.key_dim
+        assert 0 < self.key_dim <= LARGEST_HEAD, self.key_dim
+        assert 0 < self.value_dim <= LARGEST_HEAD, self.value_dim
+        assert self.rope_dim in range(0, self.key_dim + 1, 2), self.rope_dim
 
     @property
     def row_width(self) -> int:
@@ -320,7 +321,8 @@ class Attention:
         """
         shape, n = self.shape, int(positions.size)
         assert n <= self.max_sequences, f"{n} sequences, scratch memory for {self.max_sequences}"
-        assert qkv.shape[-1] == shape.row_width and out.shape[-1] == shape.heads * shape.value_dim
+        assert qkv.shape[-1] == shape.row_width, qkv.shape
+        assert out.shape[-1] == shape.heads * shape.value_dim, out.shape
         launch(
             self._decode,
             (shape.kv_heads * shape.head_tiles, self.plan.n_splits, n),
@@ -369,7 +371,8 @@ class Attention:
         Args:
             layer: constants of the layer.
             qkv: float32 (T, row_width); its query part is overwritten, the rest is only read.
-            cache_k: see the module. cache_v: likewise.
+            cache_k: see the module.
+            cache_v: likewise.
             block_table: int32 (sequences, P).
             row_sequence: int32 (T,), row of block_table of each row.
             positions: int32 (T,), -1 = skip the row.
@@ -416,7 +419,8 @@ class Attention:
         Args:
             layer: constants of the layer.
             qkv: float32 (T, row_width) with rotated queries.
-            cache_k: see the module. cache_v: likewise.
+            cache_k: see the module.
+            cache_v: likewise.
             block_table: int32 (sequences, P).
             tiles: int32 (n_tiles, 4) on the device, from prefill_tiles; n_tiles 0 does nothing.
             out: float32 (T, H*Hv); rows that no tile names stay as they are.

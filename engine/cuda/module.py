@@ -10,7 +10,7 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from engine.errors import DeviceError
 
+_cubins: dict[str, bytes] = {}  # what this process has built or read, should the disk cache not be writable
 KERNEL_DIR = Path(__file__).parent / "kernels"
 BASE_OPTIONS = ("--std=c++17", "-ftz=true", "-default-device")
 OLDEST_ARCH = 75
@@ -91,13 +92,17 @@ def cached_cubin(source: str, arch: int, options: Sequence[str] = (), name: str 
     """As compile_cubin, through the disk cache; a cache that cannot be written only costs time."""
     from cupy_backends.cuda.libs import nvrtc
 
-    key = hashlib.sha256(repr((source, target(arch), BASE_OPTIONS, tuple(options), nvrtc.getVersion())).encode())
-    path = cache_dir() / f"{Path(name).stem}-{target(arch)}-{key.hexdigest()[:32]}.cubin"
+    content = repr((source, target(arch), BASE_OPTIONS, tuple(options), nvrtc.getVersion()))
+    key = hashlib.sha256(content.encode()).hexdigest()[:32]
+    if key in _cubins:
+        return _cubins[key]
+    path = cache_dir() / f"{Path(name).stem}-{target(arch)}-{key}.cubin"
     try:
-        return path.read_bytes()
+        _cubins[key] = path.read_bytes()
+        return _cubins[key]
     except OSError:
         pass
-    cubin = compile_cubin(source, arch, options, name)
+    cubin = _cubins[key] = compile_cubin(source, arch, options, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
@@ -197,8 +202,19 @@ def build(
     return module
 
 
-def prebuild(jobs: Sequence[tuple[Sequence[str], Mapping[str, object] | None]], arch: int) -> None:
-    """Fills the disk cache for several (names, defines) pairs at once, one thread each; NVRTC runs without the GIL."""
+def prebuild(
+    jobs: Sequence[tuple[Sequence[str], Mapping[str, object] | None]],
+    arch: int,
+    status: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Fills the cubin caches for several (names, defines) pairs at once; NVRTC runs without the GIL.
+
+    Raises:
+        DeviceError: one of them does not compile.
+    """
     chosen = best_target(arch)
-    with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1) or 1) as pool:
-        list(pool.map(lambda job: cached_cubin(kernel_source(*job), chosen, (), job[0][-1]), jobs))
+    with ThreadPoolExecutor(max_workers=max(1, min(len(jobs), os.cpu_count() or 1))) as pool:
+        pending = [pool.submit(cached_cubin, kernel_source(*job), chosen, (), job[0][-1]) for job in jobs]
+        for done, future in enumerate(pending, 1):
+            future.result()
+            status(f"building GPU kernels {done}/{len(pending)}")

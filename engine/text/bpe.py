@@ -89,7 +89,9 @@ def _model(token_to_id: dict[str, int], merges: list[str], ignore_merges: bool) 
             f'{merges[0][:80]!r}; an entry is two tokens with a space between ("Ġ t"), and so is what they make ("Ġt")'
         )
     if len(usable) < len(merges):
-        logger.warning("%d of %d merges do not fit the vocabulary or repeat: ignored", len(merges) - len(usable), len(merges))
+        logger.warning(
+            "%d of %d merges do not fit the vocabulary or repeat: ignored", len(merges) - len(usable), len(merges)
+        )
     try:
         return BPE(token_to_id, usable, ignore_merges=ignore_merges)
     except Exception as error:

@@ -99,7 +99,7 @@ _kernels: dict[tuple[str, str], Kernel] = {}
 
 
 def kernel(kind: str, type_name: str = "F32") -> Kernel:
-    """The compiled kernel `kind` ("dot_rows", "dot_tokens", "dequantize_rows", "product_f32", "attend") for one type."""
+    """The compiled kernel `kind` (dot_rows, dot_tokens, dequantize_rows, product_f32 or attend) for one type."""
     found = _kernels.get((kind, type_name))
     if found is not None:
         return found

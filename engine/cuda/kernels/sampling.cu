@@ -50,11 +50,11 @@ struct Arguments {
     int* next_token;  // (B,)
     int* positions;   // (B,) position of the token these logits come from; -1: padding
     u32* step;        // [0] steps done, [1] rows done in this step
-    int ring;
-    int* out_tokens;         // (ring, B)
-    float* out_logprobs;     // (ring, B)
-    int* out_top_ids;        // (ring, B, 32)
-    float* out_top_logprobs; // (ring, B, 32)
+    int ring, most_rows;      // the ring's row for a step is step % ring
+    int* out_tokens;          // (ring, most_rows)
+    float* out_logprobs;      // (ring, most_rows)
+    int* out_top_ids;         // (ring, most_rows, 32)
+    float* out_top_logprobs;  // (ring, most_rows, 32)
     float* adjusted;         // (B, V) logits after bias and penalties
     u64* maxima;             // (B, 2, 128)
     Control* control;        // (B,)
@@ -528,7 +528,7 @@ DEVICE void hand_over(Block& k, u64 key) {
     const Arguments& a = *k.a;
     const int b = k.b, token = key ? id_of(key) : -1, position = k.s->position + 1;
     a.next_token[b] = token;
-    a.out_tokens[(size_t)k.s->ring_row * a.B + b] = token;
+    a.out_tokens[(size_t)k.s->ring_row * a.most_rows + b] = token;
     if (key && position < a.context) {
         a.history[(size_t)k.s->slot * a.context + position] = token;
         a.positions[b] = position;
@@ -537,7 +537,7 @@ DEVICE void hand_over(Block& k, u64 key) {
     }
     a.rows[k.s->slot].output_index = k.s->row.output_index + 1;
     if (k.s->row.n_logprobs >= 0 && key) {
-        float* out = a.out_logprobs + (size_t)k.s->ring_row * a.B + b;
+        float* out = a.out_logprobs + (size_t)k.s->ring_row * a.most_rows + b;
         const float largest = value_of(k.s->found_rest);  // put there by the caller
         const float log_total = (float)log(__dmul_rn((double)load_l2(&k.control->raw_mass), 0x1p-40));
         *out = __fsub_rn(__fsub_rn(a.logits[(size_t)b * a.V + token], largest), log_total);
@@ -604,7 +604,7 @@ DEVICE u64 report_logprobs(Block& k, const float* raw, int groups) {
         sort_candidates(k.s, list, count, n);
         const float log_total = (float)log(__dmul_rn((double)load_l2(&k.control->raw_mass), 0x1p-40));
         if (threadIdx.x < n) {
-            const size_t at = ((size_t)k.s->ring_row * a.B + k.b) * TOP_LOGPROBS + threadIdx.x;
+            const size_t at = ((size_t)k.s->ring_row * a.most_rows + k.b) * TOP_LOGPROBS + threadIdx.x;
             const u64 key = k.s->pool[CANDIDATES + threadIdx.x];
             a.out_top_ids[at] = id_of(key);
             a.out_top_logprobs[at] = __fsub_rn(__fsub_rn(value_of(key), largest), log_total);
@@ -727,8 +727,17 @@ DEVICE void sample_row(Block& k, int groups) {
     if (leave(k)) clean_up(k);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_constant__ Arguments a) {
+// logits … candidates: see Arguments.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    sample(const float* logits, int V, int B, const int* slots, SamplingRow* rows, const int* bias_ids,
+           const float* bias_values, int bias_stride, int* history, int context, int* next_token, int* positions,
+           u32* step, int ring, int most_rows, int* out_tokens, float* out_logprobs, int* out_top_ids,
+           float* out_top_logprobs, float* adjusted, u64* maxima, Control* control, u64* histograms, u64* candidates) {
     __shared__ __align__(16) Shared s;
+    const Arguments a = {logits,     V,         B,         slots,        rows,       bias_ids,     bias_values,
+                         bias_stride, history,  context,   next_token,   positions,  step,         ring,
+                         most_rows,  out_tokens, out_logprobs, out_top_ids, out_top_logprobs, adjusted, maxima,
+                         control,    histograms, candidates};
     pdl_launch();
     pdl_wait();
     // Parts of a block with a maximum of their own, 128 in a row where the grid has 16 blocks or more.
@@ -736,20 +745,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     const int span = ((a.V + (int)gridDim.x - 1) / (int)gridDim.x + 31) & ~31;
     for (int b = blockIdx.y; b < a.B; b += gridDim.y) {
         __syncthreads();
-        if (threadIdx.x == 0) {
-            s.slot = a.slots ? a.slots[b] : b;
-            s.position = a.positions[b];
-            s.ring_row = a.step[0] % (u32)a.ring;
-        }
+        if (threadIdx.x == 0) s.slot = a.slots ? a.slots[b] : b;
+        if (threadIdx.x == 32) s.position = a.positions[b];
+        if (threadIdx.x == 64) s.ring_row = a.step[0] % (u32)a.ring;
         __syncthreads();
         if (s.slot < 0 || s.position < 0) {
             if (blockIdx.x == 0 && threadIdx.x == 0) {
-                a.out_tokens[(size_t)s.ring_row * a.B + b] = -1;
+                a.out_tokens[(size_t)s.ring_row * a.most_rows + b] = -1;
                 step_done(a);
             }
             continue;
         }
-        if (threadIdx.x < sizeof(SamplingRow) / 4) ((u32*)&s.row)[threadIdx.x] = ((const u32*)(a.rows + s.slot))[threadIdx.x];
+        if (threadIdx.x < sizeof(SamplingRow) / 4)
+            ((u32*)&s.row)[threadIdx.x] = ((const u32*)(a.rows + s.slot))[threadIdx.x];
         __syncthreads();
         const int lo = min(a.V, (int)blockIdx.x * span);
         Block k = {&a, &s, b, lo, min(a.V, lo + span), 0, 0, a.control + b};

@@ -1,0 +1,177 @@
+"""gguf-engine generate: complete one prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.cli import options
+from engine.cli.sampling import make_params
+from engine.cli.terminal import note, open_model, read_text, stats_line, write, write_json
+from engine.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from engine.llm import LLM
+    from engine.request import GenerationResult, TokenSample
+    from engine.sampling.params import SamplingParams
+
+DEFAULT_MAX_TOKENS = 256
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue.", show_default=False)] = None,
+    model: options.ModelOption = None,
+    prompt_option: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The prompt, as an option.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the prompt from a file; - is stdin.", show_default=False)
+    ] = None,
+    prompt_ids: Annotated[
+        str | None, typer.Option("--prompt-ids", help="The prompt as token ids: 1,15,27.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens",
+            "--n-predict",
+            "-n",
+            help=f"Tokens to generate; -1 goes on until the context is full. [default: {DEFAULT_MAX_TOKENS}]",
+        ),
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Write the text as it is made.")] = True,
+    echo: Annotated[
+        bool | None,
+        typer.Option("--echo/--no-echo", help="Write the prompt first. [default: on a terminal]", show_default=False),
+    ] = None,
+    json: options.JsonOption = False,
+    logprobs: Annotated[
+        int | None,
+        typer.Option("--logprobs", help="With --json: log-probabilities of each token and this many alternatives."),
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats/--no-stats", help="One line of statistics on stderr.")] = True,
+    device: options.DeviceOption = "auto",
+    context_length: options.ContextOption = None,
+    kv_type: options.KvTypeOption = "f16",
+    threads: options.ThreadsOption = None,
+    pre_tokenizer: options.PreTokenizerOption = None,
+    temperature: options.TemperatureOption = 0.8,
+    top_k: options.TopKOption = 40,
+    top_p: options.TopPOption = 0.95,
+    min_p: options.MinPOption = 0.05,
+    typical_p: options.TypicalPOption = 1.0,
+    repeat_penalty: options.RepeatPenaltyOption = 1.0,
+    presence_penalty: options.PresencePenaltyOption = 0.0,
+    frequency_penalty: options.FrequencyPenaltyOption = 0.0,
+    repeat_last_n: options.RepeatLastNOption = 64,
+    seed: options.SeedOption = None,
+    stop: options.StopOption = None,
+    ignore_eos: options.IgnoreEosOption = False,
+    logit_bias: options.LogitBiasOption = None,
+) -> int:
+    """Continue a text. The continuation goes to stdout, statistics go to stderr."""
+    text = _read_prompt(prompt, prompt_option, file, prompt_ids)
+    settings: dict[str, Any] = {
+        "logit_bias": logit_bias,
+        "stop": stop,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "typical_p": typical_p,
+        "repetition_penalty": repeat_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "penalty_last_n": repeat_last_n,
+        "seed": seed,
+        "ignore_eos": ignore_eos,
+        "logprobs": logprobs,
+    }
+    make_params(**settings)  # refuse bad settings before the model is loaded
+    with open_model(
+        model=model,
+        device=device,
+        context_length=context_length,
+        kv_type=kv_type,
+        threads=threads,
+        max_sequences=1,
+        pre_tokenizer=pre_tokenizer,
+    ) as llm:
+        ids = llm.prompt_ids(text)
+        if max_tokens is None:
+            room = llm.context_length - len(ids)
+            limit = DEFAULT_MAX_TOKENS if room >= DEFAULT_MAX_TOKENS else None
+        else:
+            limit = None if max_tokens == -1 else max_tokens
+        params = make_params(max_tokens=limit, **settings)
+        show = stream and not json
+        if echo if echo is not None else show and sys.stdout.isatty():
+            write(text if isinstance(text, str) else " ".join(map(str, text)))
+        result, interrupted = _run(llm, ids, params, show)
+        if json:
+            write_json(_as_dict(llm, result))
+        else:
+            rest = result.text if llm.has_tokenizer else " ".join(map(str, result.token_ids))
+            write("\n" if show else rest + "\n")
+        if stats:
+            note(stats_line(llm.load_seconds, result))
+    return 130 if interrupted else 0
+
+
+def _read_prompt(argument: str | None, option: str | None, file: Path | None, ids: str | None) -> str | list[int]:
+    given = [value for value in (argument, option, file, ids) if value is not None]
+    if len(given) != 1:
+        count = "no prompt is given" if not given else f"{len(given)} prompts are given"
+        raise InvalidRequestError(
+            f'{count}; give one: gguf-engine generate "Once upon a time", or -p, -f or --prompt-ids'
+        )
+    if file is not None:
+        return read_text(file)
+    if ids is not None:
+        try:
+            return [int(part) for part in ids.replace(",", " ").split()]
+        except ValueError:
+            raise InvalidRequestError(f"--prompt-ids is {ids!r}; it has the form 1,15,27") from None
+    return argument if argument is not None else option or ""
+
+
+def _run(llm: LLM, ids: list[int], params: SamplingParams, show: bool) -> tuple[GenerationResult, bool]:
+    """Generate; an interrupt ends it early and keeps what there is."""
+    interrupted = False
+    with llm.stream(ids, params) as stream:
+        try:
+            for chunk in stream:
+                if show:
+                    write(chunk.text if llm.has_tokenizer else "".join(f" {token_id}" for token_id in chunk.token_ids))
+        except KeyboardInterrupt:
+            interrupted = True
+            stream.cancel()
+        return stream.result(), interrupted
+
+
+def _as_dict(llm: LLM, result: GenerationResult) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "finish_reason": result.finish_reason,
+        "seed": result.seed,
+        "prompt_token_ids": result.prompt_token_ids,
+        "model": str(llm.config.model),
+        "device": llm.device,
+        "stats": {"load_seconds": llm.load_seconds, **result.stats.as_dict()},
+    }
+    if result.logprobs is not None:
+        value["logprobs"] = [_logprob(llm, sample) for sample in result.logprobs]
+    return value
+
+
+def _logprob(llm: LLM, sample: TokenSample) -> dict[str, Any]:
+    def entry(token_id: int, logprob: float | None) -> dict[str, Any]:
+        token = llm.tokenizer.token_text(token_id) if llm.has_tokenizer else None
+        return {"token_id": token_id, "token": token, "logprob": logprob}
+
+    top = [entry(token_id, logprob) for token_id, logprob in sample.top_logprobs]
+    return {**entry(sample.token_id, sample.logprob), "top_logprobs": top}

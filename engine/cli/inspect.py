@@ -1,0 +1,152 @@
+"""gguf-engine inspect: what is in a file, and what running it takes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine.cli import options
+from engine.cli.terminal import write, write_json
+
+if TYPE_CHECKING:
+    from engine.config import EngineConfig
+    from engine.gguf import GGUFFile
+
+LONG_TEXT, LONG_ARRAY, SHOWN_ITEMS = 100, 16, 4
+
+
+def inspect(
+    file: Annotated[Path | None, typer.Argument(help="The GGUF file.", show_default=False)] = None,
+    model: options.ModelOption = None,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    json: options.JsonOption = False,
+    device: options.DeviceOption = "auto",
+    context_length: options.ContextOption = None,
+    kv_type: options.KvTypeOption = "f16",
+    sequences: Annotated[
+        int, typer.Option("--sequences", "--max-sequences", help="Sequences side by side, for the memory plan.")
+    ] = 1,
+) -> None:
+    """Show a file's metadata, its tensors by type, and the memory that running it takes."""
+    from engine.config import EngineConfig
+    from engine.gguf import open_gguf
+    from engine.llm import BUNDLED_MODEL
+
+    path = file or model or BUNDLED_MODEL
+    config = EngineConfig(path, device, context_length, kv_type, max_sequences=sequences)
+    with open_gguf(path) as gguf:
+        report: dict[str, Any] = {
+            "file": str(gguf.path),
+            "parts": len(gguf.parts),
+            "file_size": gguf.file_size,
+            "version": gguf.version,
+            "alignment": gguf.alignment,
+            "metadata": {key: _plain(value) for key, value in gguf.metadata.items()},
+            "tensors": len(gguf.tensors),
+            "parameters": sum(info.n_elements for info in gguf.tensors.values()),
+            "types": _types(gguf),
+            "memory": _memory(gguf, config),
+        }
+        if tensors:
+            report["tensor_list"] = [
+                {"name": name, "type": info.type.name, "shape": list(info.shape), "bytes": info.n_bytes}
+                for name, info in gguf.tensors.items()
+            ]
+    if json:
+        write_json(report)
+    else:
+        _show(report)
+
+
+def _types(gguf: GGUFFile) -> list[dict[str, Any]]:
+    """Tensors, parameters and bytes of each type, the largest first."""
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for info in gguf.tensors.values():
+        for index, value in enumerate((1, info.n_elements, info.n_bytes)):
+            sums[info.type.name][index] += value
+    ordered = sorted(sums.items(), key=lambda entry: -entry[1][2])
+    return [{"type": name, "tensors": n, "parameters": p, "bytes": b} for name, (n, p, b) in ordered]
+
+
+def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
+    """The memory plan, or why there is none."""
+    from engine.errors import EngineError
+    from engine.model.loader import load_model
+    from engine.runner import plan_memory
+
+    try:
+        model = load_model(gguf)
+        device, plan = plan_memory(model, config)
+    except EngineError as error:
+        return {"error": str(error)}
+    return {
+        "device": device,
+        "context_length": config.resolve_context(model.config.context_length),
+        "max_sequences": config.max_sequences,
+        "kv_type": config.kv_type,
+        "weights_bytes": plan.weights_bytes,
+        "kv_bytes": plan.kv_bytes,
+        "kv_bytes_per_token": plan.kv_bytes_per_token,
+        "scratch_bytes": plan.scratch_bytes,
+        "total_bytes": plan.total_bytes,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value for JSON; of a long array its beginning and its length, as nobody reads 128 000 tokens."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list) and len(value) > LONG_ARRAY:
+        return {"length": len(value), "first": [_plain(item) for item in value[:SHOWN_ITEMS]]}
+    return value
+
+
+def _show(report: dict[str, Any]) -> None:
+    parts = f" in {report['parts']} parts" if report["parts"] > 1 else ""
+    lines = [f"{report['file']}: GGUF version {report['version']}, {_size(report['file_size'])}{parts}", "", "metadata"]
+    width = max((len(key) for key in report["metadata"]), default=0)
+    lines += [f"  {key:{width}}  {_short(value)}" for key, value in report["metadata"].items()]
+    lines += ["", f"tensors: {report['tensors']}, {report['parameters'] / 1e6:,.1f} M parameters"]
+    for row in report["types"]:
+        bits = 8 * row["bytes"] / max(row["parameters"], 1)
+        lines.append(
+            f"  {row['type']:8} {row['tensors']:5} tensors {row['parameters'] / 1e6:12,.1f} M "
+            f"{_size(row['bytes']):>10} {bits:6.2f} bits each"
+        )
+    for row in report.get("tensor_list", ()):
+        shape = " x ".join(map(str, row["shape"]))
+        lines.append(f"  {row['name']:40} {row['type']:8} {shape:>20} {_size(row['bytes']):>10}")
+    memory = report["memory"]
+    if "error" in memory:
+        lines += ["", f"memory plan: none, {memory['error']}"]
+    else:
+        sequences, per_token = memory["max_sequences"], f"{memory['kv_bytes_per_token']:,}"
+        lines += [
+            "",
+            f"memory on {memory['device']}, context {memory['context_length']}, "
+            f"{sequences} sequence{'s' if sequences > 1 else ''}",
+            f"  weights {_size(memory['weights_bytes']):>10}",
+            f"  cache   {_size(memory['kv_bytes']):>10}  {per_token} bytes per token, {memory['kv_type']}",
+            f"  scratch {_size(memory['scratch_bytes']):>10}  at most",
+            f"  total   {_size(memory['total_bytes']):>10}",
+        ]
+    write("\n".join(lines) + "\n")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['length']} items: {', '.join(map(repr, value['first']))}, ..."
+    text = value if isinstance(value, str) else str(value)
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= LONG_TEXT else f"{text[:LONG_TEXT]}... ({len(text)} characters)"
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} GB"

@@ -1,0 +1,109 @@
+"""Options that several commands share, under the names that users of llama.cpp and vLLM know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL = "Model"
+SAMPLING = "Sampling"
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="GGUF file (any part of a split one). [default: the bundled model]"),
+]
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=MODEL),
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx-size",
+        "--context-length",
+        "-c",
+        help="Tokens of prompt and output together. [default: the model's own, at most 8192]",
+        rich_help_panel=MODEL,
+    ),
+]
+KvTypeOption = Annotated[
+    str,
+    typer.Option("--kv-type", help="Number format of the key-value cache: f16 or f32.", rich_help_panel=MODEL),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", "-t", help="CPU threads. [default: the physical cores]", rich_help_panel=MODEL),
+]
+PreTokenizerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pre-tokenizer", help="Use this pre-tokenizer instead of the one the file names.", rich_help_panel=MODEL
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
+
+TemperatureOption = Annotated[
+    float,
+    typer.Option("--temperature", "--temp", help="0 always takes the likeliest token.", rich_help_panel=SAMPLING),
+]
+TopKOption = Annotated[
+    int, typer.Option("--top-k", help="Keep this many likeliest tokens; 0 keeps all.", rich_help_panel=SAMPLING)
+]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        "--top-p", help="Keep the likeliest tokens that hold this much probability.", rich_help_panel=SAMPLING
+    ),
+]
+MinPOption = Annotated[
+    float,
+    typer.Option("--min-p", help="Keep tokens at least this likely, relative to the best.", rich_help_panel=SAMPLING),
+]
+TypicalPOption = Annotated[
+    float,
+    typer.Option("--typical-p", "--typical", help="Locally typical sampling; 1 is off.", rich_help_panel=SAMPLING),
+]
+RepeatPenaltyOption = Annotated[
+    float,
+    typer.Option(
+        "--repeat-penalty",
+        "--repetition-penalty",
+        help="Divide the score of tokens already seen; 1 is off.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+PresencePenaltyOption = Annotated[
+    float,
+    typer.Option("--presence-penalty", help="Subtracted once from tokens already seen.", rich_help_panel=SAMPLING),
+]
+FrequencyPenaltyOption = Annotated[
+    float,
+    typer.Option("--frequency-penalty", help="Subtracted per occurrence of a token.", rich_help_panel=SAMPLING),
+]
+RepeatLastNOption = Annotated[
+    int,
+    typer.Option(
+        "--repeat-last-n", help="Tokens that the penalties look back on; 0 none, -1 all.", rich_help_panel=SAMPLING
+    ),
+]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", "-s", help="Same seed, same text. [default: random]", rich_help_panel=SAMPLING)
+]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option("--stop", "-r", help="End before this text; may be given several times.", rich_help_panel=SAMPLING),
+]
+IgnoreEosOption = Annotated[
+    bool, typer.Option("--ignore-eos", help="Go on after an end-of-generation token.", rich_help_panel=SAMPLING)
+]
+LogitBiasOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--logit-bias",
+        metavar="ID=BIAS",
+        help="Add BIAS to the score of token ID, as 15=-inf or 15=2.5; may be given several times.",
+        rich_help_panel=SAMPLING,
+    ),
+]

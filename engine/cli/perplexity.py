@@ -1,0 +1,97 @@
+"""gguf-engine perplexity: how well a model predicts a text."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from engine.cli import options
+from engine.cli.terminal import note, open_model, read_text, write, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.perplexity import Perplexity
+
+
+def perplexity(
+    text_file: Annotated[Path | None, typer.Argument(help="A UTF-8 text; - is stdin.", show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="The text, as an option.", show_default=False)
+    ] = None,
+    model: options.ModelOption = None,
+    context: Annotated[
+        int, typer.Option("--ctx-size", "--context", "-c", help="Tokens of one chunk; the second half of each counts.")
+    ] = 512,
+    chunks: Annotated[int | None, typer.Option("--chunks", help="Only the first chunks. [default: all]")] = None,
+    json: options.JsonOption = False,
+    device: options.DeviceOption = "auto",
+    kv_type: options.KvTypeOption = "f16",
+    threads: options.ThreadsOption = None,
+    batch: Annotated[int, typer.Option("--batch", "-b", help="Chunks measured side by side.")] = 1,
+    pre_tokenizer: options.PreTokenizerOption = None,
+) -> None:
+    """Measure perplexity as llama.cpp does, so that the figures can be compared."""
+    source = text_file if text_file is not None else file
+    if source is None or (text_file is not None and file is not None):
+        raise typer.BadParameter("give one text file, as an argument or with --file")
+    if chunks is not None and chunks < 1:
+        raise typer.BadParameter(f"--chunks is {chunks}; at least 1 is needed")
+    text = read_text(source)
+    with open_model(
+        model=model,
+        device=device,
+        context_length=context,
+        kv_type=kv_type,
+        threads=threads,
+        max_sequences=batch,
+        prefill_chunk=max(512, context),
+        pre_tokenizer=pre_tokenizer,
+    ) as llm:
+        from engine.perplexity import cut, measure
+
+        pieces = cut(llm, text, context)[:chunks]
+        begin = time.perf_counter()
+        last = _follow(measure(llm, pieces), len(pieces))
+        seconds = time.perf_counter() - begin
+        if json:
+            write_json(
+                {
+                    "perplexity": last.value,
+                    "error": last.error,
+                    "loss": last.loss,
+                    "chunks": last.n_chunks,
+                    "tokens": last.n_tokens,
+                    "context": context,
+                    "seconds": seconds,
+                    "model": str(llm.config.model),
+                    "device": llm.device,
+                }
+            )
+        else:
+            write(f"perplexity {last.value:.4f} +/- {last.error:.4f}\n")
+            note(
+                f"[{last.n_tokens} tokens of {last.n_chunks} chunks of {context} | {seconds:.1f} s, "
+                f"{last.n_chunks * context / seconds:.0f} tok/s]"
+            )
+
+
+def _follow(running: Iterator[Perplexity], total: int) -> Perplexity:
+    """The last value, with a progress bar that shows the running one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    last = None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task("perplexity", total=total)
+        for last in running:
+            progress.update(task, advance=1, description=f"perplexity {last.value:.4f}")
+            if progress.disable and last.n_chunks % 10 == 0:
+                note(f"{last.n_chunks}/{total} chunks: {last.value:.4f}")
+    assert last is not None, "cut() gives at least one chunk"
+    return last

@@ -1,0 +1,108 @@
+"""What commands write where: results to stdout, everything about the work itself to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from engine.llm import LLM
+    from engine.request import GenerationResult
+
+
+def write(text: str) -> None:
+    """Write text to stdout now; what the terminal's encoding cannot show becomes a replacement character."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding or "ascii"
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def write_json(value: Any) -> None:
+    """Write one JSON object to stdout."""
+    write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file; "-" is stdin.
+
+    Raises:
+        InvalidRequestError: the bytes are not UTF-8.
+    """
+    raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte {error.start} is 0x{raw[error.start]:02x}"
+        raise InvalidRequestError(f"{path} is not UTF-8 text: {found}; convert it first") from None
+
+
+def note(text: str) -> None:
+    """One line about the work, to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def stats_line(load_seconds: float | None, result: GenerationResult) -> str:
+    """Speeds and counts of one finished request on one line."""
+    stats = result.stats
+    parts = [] if load_seconds is None else [f"load {load_seconds:.2f} s"]
+    parts.append(f"prompt {stats.prompt_tokens} tokens, {stats.prompt_tok_s:.1f} tok/s")
+    parts.append(f"decode {stats.output_tokens} tokens, {stats.decode_tok_s:.1f} tok/s")
+    parts.append(f"end: {result.finish_reason}")
+    parts.append(f"seed {result.seed}")
+    return "[" + " | ".join(parts) + "]"
+
+
+@contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """Show what is being done while it is done; the function given changes the text.
+
+    On a terminal the line disappears afterwards. Elsewhere a line is written for what lasts longer than a second.
+    """
+    if not sys.stderr.isatty():
+        timer = threading.Timer(1.0, note, (text,))
+
+        def update(text: str) -> None:
+            nonlocal timer
+            timer.cancel()
+            timer = threading.Timer(1.0, note, (text,))
+            timer.daemon = True
+            timer.start()
+
+        try:
+            yield update
+        finally:
+            timer.cancel()
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text) as line:
+        yield line.update
+
+
+@contextmanager
+def open_model(**settings: Any) -> Iterator[LLM]:
+    """An open LLM, with the state of its loading visible and warnings as single lines on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    log = logging.getLogger("engine")
+    log.addHandler(handler)
+    try:
+        with status("loading the model ...") as update:
+            from engine.llm import LLM
+
+            llm = LLM(**settings, status=update)
+        with llm:
+            yield llm
+    finally:
+        log.removeHandler(handler)

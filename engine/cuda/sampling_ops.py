@@ -1,0 +1,217 @@
+"""Sampling on the device: the tables the kernel reads, its workspace, and the launch. Knows no models, no requests.
+
+The kernel (kernels/sampling.cu) chooses bit for bit what engine/sampling/sampler.py chooses, given equal logits. All
+settings are data in device memory, so a captured launch serves every request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.cuda.launch import launch
+from engine.cuda.module import build
+from engine.errors import InvalidRequestError
+from engine.sampling.params import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
+from engine.sampling.result import TokenSample
+
+SOURCES = ("sampling.cu",)
+THREADS = 256
+MAXIMA = 128
+CANDIDATES = 1024
+BINS = 2048
+MAX_VOCABULARY = 1 << 22
+MAX_BLOCKS_PER_ROW = 64
+MIN_BLOCKS_PER_ROW = 16
+
+# struct SamplingRow of the kernel, one per slot
+ROW = np.dtype(
+    [
+        ("temperature", "<f4"),
+        ("top_k", "<i4"),
+        ("top_p", "<f4"),
+        ("min_p", "<f4"),
+        ("typical_p", "<f4"),
+        ("repetition_penalty", "<f4"),
+        ("presence_penalty", "<f4"),
+        ("frequency_penalty", "<f4"),
+        ("penalty_last_n", "<i4"),
+        ("seed_low", "<u4"),
+        ("seed_high", "<u4"),
+        ("output_index", "<u4"),
+        ("n_bias", "<i4"),
+        ("n_logprobs", "<i4"),
+        ("reserved", "<u4", (2,)),
+    ]
+)
+assert ROW.itemsize == 64
+
+
+def pack_row(params: SamplingParams, seed: int, output_index: int) -> np.ndarray:
+    """The settings of one sequence as the kernel reads them: one ROW element, shape (1,)."""
+    row = np.zeros(1, ROW)
+    most = np.iinfo(np.int32).max
+    row["temperature"] = params.temperature
+    row["top_k"] = min(params.top_k, most)
+    row["top_p"] = params.top_p
+    row["min_p"] = params.min_p
+    row["typical_p"] = params.typical_p
+    row["repetition_penalty"] = params.repetition_penalty
+    row["presence_penalty"] = params.presence_penalty
+    row["frequency_penalty"] = params.frequency_penalty
+    row["penalty_last_n"] = min(params.penalty_last_n, most)
+    row["seed_low"] = seed & 0xFFFFFFFF
+    row["seed_high"] = seed >> 32
+    row["output_index"] = output_index
+    row["n_bias"] = len(params.logit_bias or ())
+    row["n_logprobs"] = -1 if params.logprobs is None else params.logprobs
+    return row
+
+
+def grid(n_rows: int, n_multiprocessors: int) -> tuple[int, int]:
+    """Blocks per row and rows at once: never more blocks than multiprocessors, for the blocks of a row wait for others.
+
+    A row is worth 64 blocks alone (its scan is then one load deep) and 16 in a crowd; measured on one H200.
+    """
+    at_once = max(1, min(n_rows, n_multiprocessors // MIN_BLOCKS_PER_ROW))
+    blocks = MAX_BLOCKS_PER_ROW
+    while blocks > 1 and blocks * at_once > n_multiprocessors:
+        blocks //= 2
+    return blocks, at_once
+
+
+class DeviceSampler:
+    """Per-slot tables, the ring of results, workspace and launch for up to max_rows rows of logits.
+
+    Device arrays (S slots, N = max_rows, R = ring):
+        rows (S, 64) uint8: ROW structs; the kernel advances output_index.
+        bias_ids (S, 1024) int32, bias_values (S, 1024) float32: the first n_bias entries count.
+        history (S, context) int32: token at every position; the kernel writes the one it draws.
+        step (2,) uint32: [0] launches finished so far; the results of launch i are in ring row i % R.
+        out_tokens (R, N) int32: drawn token, -1 for padding and for logits no token can be drawn from.
+        out_logprobs (R, N) float32; out_top_ids (R, N, 32) int32 and out_top_logprobs (R, N, 32) float32.
+        workspace: adjusted (N, V) float32, maxima (N, 2, 128) uint64, control (N, 16) uint32 and
+            histograms (N, 3, 2048) uint64 (both all zero between launches), candidates (N, 2, 1024) uint64.
+
+    Args:
+        vocab_size: V.
+        context_length: tokens a slot's history holds.
+        max_sequences: slots.
+        max_rows: most rows of one launch; as many as slots when left out.
+        ring: steps whose results are kept.
+    """
+
+    def __init__(
+        self, vocab_size: int, context_length: int, max_sequences: int, *, max_rows: int | None = None, ring: int = 64
+    ) -> None:
+        import cupy
+
+        if vocab_size > MAX_VOCABULARY:
+            raise InvalidRequestError(
+                f"a vocabulary of {vocab_size}; sampling on the GPU allows at most {MAX_VOCABULARY}: use device='cpu'"
+            )
+        n = max_rows or max_sequences
+        self.vocab_size, self.context_length, self.max_rows, self.ring = vocab_size, context_length, n, ring
+        self._kernel = build(SOURCES).get("sample")
+        self._multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+        self.rows = cupy.zeros((max_sequences, ROW.itemsize), np.uint8)
+        self.bias_ids = cupy.zeros((max_sequences, MAX_LOGIT_BIAS), np.int32)
+        self.bias_values = cupy.zeros((max_sequences, MAX_LOGIT_BIAS), np.float32)
+        self.history = cupy.zeros((max_sequences, context_length), np.int32)
+        self.step = cupy.zeros(2, np.uint32)
+        self.out_tokens = cupy.full((ring, n), -1, np.int32)
+        self.out_logprobs = cupy.zeros((ring, n), np.float32)
+        self.out_top_ids = cupy.zeros((ring, n, MAX_LOGPROBS), np.int32)
+        self.out_top_logprobs = cupy.zeros((ring, n, MAX_LOGPROBS), np.float32)
+        self.adjusted = cupy.zeros((n, vocab_size), np.float32)
+        self.maxima = cupy.zeros((n, 2, MAXIMA), np.uint64)
+        self.control = cupy.zeros((n, 16), np.uint32)
+        self.histograms = cupy.zeros((n, 3, BINS), np.uint64)
+        self.candidates = cupy.zeros((n, 2, CANDIDATES), np.uint64)
+
+    @staticmethod
+    def n_bytes(vocab_size: int, context_length: int, max_sequences: int, max_rows: int, ring: int = 64) -> int:
+        """Device memory of a DeviceSampler, in bytes, for the memory plan."""
+        per_slot = ROW.itemsize + 8 * MAX_LOGIT_BIAS + 4 * context_length
+        per_row = 4 * vocab_size + 8 * (2 * MAXIMA + 3 * BINS + 2 * CANDIDATES) + 64
+        return 8 + per_slot * max_sequences + max_rows * (per_row + ring * (8 + 8 * MAX_LOGPROBS))
+
+    def set_slot(
+        self, slot: int, params: SamplingParams, seed: int, output_index: int, history: Sequence[int], stream: Any
+    ) -> None:
+        """Write a sequence's settings and its tokens so far (at least the one fed next), in stream order."""
+        if params.logit_bias:
+            params.check_vocabulary(self.vocab_size)
+            n = len(params.logit_bias)
+            self.bias_ids[slot, :n].set(np.fromiter(params.logit_bias.keys(), np.int32, n), stream=stream)
+            self.bias_values[slot, :n].set(np.fromiter(params.logit_bias.values(), np.float32, n), stream=stream)
+        self.rows[slot].set(pack_row(params, seed, output_index).view(np.uint8), stream=stream)
+        if len(history):
+            self.history[slot, : len(history)].set(np.asarray(history, np.int32), stream=stream)
+
+    def launch(
+        self, logits: Any, positions: Any, next_token: Any, *, slots: Any = None, stream: Any = None, pdl: bool = True
+    ) -> None:
+        """Choose the next token of every row; nothing is allocated and nothing waits, so it may be captured.
+
+        Args:
+            logits: (B, V) float32, C-contiguous, B <= max_rows; not changed.
+            positions: (B,) int32. Position of the token the logits come from, -1 for padding. Advanced by one; becomes
+                -1 where the context is full or no token could be drawn.
+            next_token: (B,) int32, written; -1 where no token could be drawn.
+            slots: (B,) int32, the slot of every row, -1 for padding; None: row b is slot b.
+            stream: CuPy stream.
+            pdl: allow the launch to overlap the previous kernel's end.
+        """
+        n_rows, vocab_size = logits.shape
+        assert vocab_size == self.vocab_size
+        assert n_rows <= self.max_rows
+        assert logits.dtype == np.float32
+        assert logits.flags.c_contiguous
+        assert positions.dtype == next_token.dtype == np.int32
+        launch(
+            self._kernel,
+            grid(n_rows, self._multiprocessors),
+            THREADS,
+            (
+                logits,
+                vocab_size,
+                n_rows,
+                slots,
+                self.rows,
+                self.bias_ids,
+                self.bias_values,
+                MAX_LOGIT_BIAS,
+                self.history,
+                self.context_length,
+                next_token,
+                positions,
+                self.step,
+                self.ring,
+                self.max_rows,
+                self.out_tokens,
+                self.out_logprobs,
+                self.out_top_ids,
+                self.out_top_logprobs,
+                self.adjusted,
+                self.maxima,
+                self.control,
+                self.histograms,
+                self.candidates,
+            ),
+            stream=stream,
+            pdl=pdl,
+        )
+
+    def sample_at(self, step: int, row: int, params: SamplingParams) -> TokenSample:
+        """One result from the ring, with its log-probabilities if params asks for them. Waits for the device."""
+        at = step % self.ring
+        token_id = int(self.out_tokens[at, row])
+        if params.logprobs is None or token_id < 0:
+            return TokenSample(token_id)
+        n = min(params.logprobs, self.vocab_size)
+        ids = self.out_top_ids[at, row, :n].get().tolist()
+        values = self.out_top_logprobs[at, row, :n].get().tolist()
+        return TokenSample(token_id, float(self.out_logprobs[at, row]), tuple(zip(ids, values, strict=True)))

@@ -1,0 +1,267 @@
+"""The command line as its users run it: a process with stdin, stdout, stderr and an exit status."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from gguf_builder import tiny_llama
+
+COMMAND = [sys.executable, "-m", "engine"]
+GREEDY = ["--temp", "0", "--device", "cpu"]
+START = " there was a little boy who lived in a little house in a little house"
+
+
+def run(*arguments, stdin=None, status=0):
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def error_of(*arguments, **settings):
+    """The one line that a refused command writes."""
+    done = run(*arguments, status=2, **settings)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+class TestGenerate:
+    def test_text_to_stdout_and_one_line_of_statistics(self):
+        done = run("generate", "Once upon a time", *GREEDY, "-n", 15)
+        assert done.stdout == START + "\n"
+        stats = [line for line in done.stderr.splitlines() if "tok/s" in line]
+        assert len(stats) == 1
+        assert "load" in stats[0]
+        assert "prompt 5 tokens" in stats[0]
+        assert "decode 15 tokens" in stats[0]
+
+    @pytest.mark.parametrize("flag", ["-p", "--prompt", "-f", "--prompt-ids"])
+    def test_other_ways_to_give_a_prompt(self, flag, tmp_path):
+        value = "Once upon a time"
+        if flag == "-f":
+            path = tmp_path / "prompt.txt"
+            path.write_text(value)
+            value = path
+        elif flag == "--prompt-ids":
+            import engine
+
+            value = ",".join(map(str, engine.load_tokenizer(engine.llm.BUNDLED_MODEL).encode(value)))
+        done = run("generate", flag, value, *GREEDY, "-n", 15, "--no-stream", "--no-stats")
+        assert done.stdout == START + "\n"
+
+    def test_prompt_from_stdin_with_echo(self):
+        done = run("generate", "-f", "-", *GREEDY, "-n", 15, "--echo", stdin="Once upon a time")
+        assert done.stdout == "Once upon a time" + START + "\n"
+
+    def test_json(self):
+        done = run("generate", "Once upon a time", *GREEDY, "-n", 4, "--json", "--logprobs", 2)
+        value = json.loads(done.stdout)
+        assert value["text"] == " there was a little"
+        assert value["finish_reason"] == "length"
+        assert len(value["token_ids"]) == len(value["logprobs"]) == 4
+        assert len(value["logprobs"][0]["top_logprobs"]) == 2
+        assert value["stats"]["load_seconds"] > 0
+        assert value["stats"]["decode_tok_s"] > 0
+
+    def test_seed_and_stop(self):
+        first, second = (run("generate", "The king", "--seed", 5, "-n", 20, "--device", "cpu") for _ in range(2))
+        assert first.stdout == second.stdout
+        assert "seed 5" in first.stderr
+        stopped = run("generate", "Once upon a time", *GREEDY, "--stop", "boy", "--stop", "house")
+        assert stopped.stdout == " there was a little \n"
+
+    def test_logit_bias(self):
+        done = run("generate", "Once upon a time", *GREEDY, "-n", 3, "--json", "--logit-bias", "100=1e5")
+        assert json.loads(done.stdout)["token_ids"] == [100, 100, 100]
+
+    def test_model_without_tokenizer(self, tmp_path):
+        path = tmp_path / "bare.gguf"
+        path.write_bytes(tiny_llama(tokenizer=False))
+        done = run("generate", "-m", path, "--prompt-ids", "1 2 3", *GREEDY, "-n", 4)
+        assert len(done.stdout.split()) == 4
+        assert "token ids" in error_of("generate", "-m", path, "text")
+
+    def test_interrupt_keeps_what_there_is(self):
+        process = subprocess.Popen(
+            [*COMMAND, "generate", "Once upon a time", *GREEDY, "-n", "-1", "--ignore-eos"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        begin = process.stdout.read(len(START))
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+        assert begin == START
+        assert rest.endswith("\n")
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+        assert "end: cancelled" in errors
+
+    def test_closed_pipe_is_quiet(self):
+        process = subprocess.Popen(
+            [*COMMAND, "generate", "Once upon a time", *GREEDY, "-n", "200"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        process.stdout.read(4)
+        process.stdout.close()
+        errors = process.stderr.read()
+        process.stderr.close()
+        assert process.wait(60) != 0
+        assert "Traceback" not in errors
+        assert "BrokenPipe" not in errors
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["generate"], "no prompt"),
+            (["generate", "a", "-p", "b"], "2 prompts"),
+            (["generate", "a", "--no-such-option"], "--no-such-option"),
+            (["generate", "a", "--top-p", "3"], "top_p is 3"),
+            (["generate", "a", "-n", "x"], "--max-tokens"),
+            (["generate", "a", "-n", "100000", "--device", "cpu"], "context of 1024"),
+            (["generate", "a", "-m", "/no/such/file.gguf"], "/no/such/file.gguf"),
+            (["generate", "a", "--device", "tpu"], "tpu"),
+            (["generate", "a", "--kv-type", "q1"], "f16, f32"),
+            (["generate", "a", "--logit-bias", "nonsense"], "ID=BIAS"),
+            (["generate", "-f", "/no/such/prompt.txt"], "/no/such/prompt.txt"),
+            (["chat", "--device", "cpu"], "no chat template"),
+            (["perplexity"], "text file"),
+            (["perplexity", "/no/such/text"], "/no/such/text"),
+            (["inspect", "/no/such/file.gguf"], "/no/such/file.gguf"),
+            (["nonsense"], "nonsense"),
+        ],
+    )
+    def test_one_clear_line(self, arguments, words):
+        assert words in error_of(*arguments)
+
+    def test_a_file_that_is_no_model(self, tmp_path):
+        path = tmp_path / "x.gguf"
+        path.write_bytes(b"this is not a model at all")
+        assert str(path) in error_of("generate", "a", "-m", path)
+
+    def test_debug_shows_the_traceback(self):
+        done = run("generate", "a", "--top-p", "3", "--debug", status=1)
+        assert "Traceback" in done.stderr
+        assert "top_p is 3" in done.stderr
+
+
+class TestChat:
+    TEMPLATE = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+
+    @pytest.fixture
+    def template(self, tmp_path):
+        path = tmp_path / "template.jinja"
+        path.write_text(self.TEMPLATE)
+        return path
+
+    def test_piped_conversation(self, template):
+        options = ["--chat-template-file", template, *GREEDY, "-n", 8, "--stats"]
+        done = run("chat", *options, stdin="Hello\n\n/help\nAgain\n/reset\nHello\n/exit\nnever\n")
+        counts = [int(line.split("prompt ")[1].split()[0]) for line in done.stderr.splitlines() if "tok/s" in line]
+        assert len(counts) == 3
+        assert counts[1] > counts[0] + 8  # the second question brings the first one and its answer along
+        assert counts[2] == counts[0]
+        assert "forgotten" in done.stderr
+
+    def test_end_of_input_ends_it(self, template):
+        assert run("chat", "--chat-template-file", template, *GREEDY, stdin="").stdout == ""
+
+
+class TestInspect:
+    def test_json(self):
+        value = json.loads(run("inspect", "--json", "--device", "cpu", "-c", 512, "--tensors").stdout)
+        assert value["metadata"]["general.architecture"] == "llama"
+        assert value["metadata"]["tokenizer.ggml.tokens"]["length"] == 4096
+        assert value["tensors"] == len(value["tensor_list"]) == 56
+        assert sum(row["bytes"] for row in value["types"]) == sum(row["bytes"] for row in value["tensor_list"])
+        memory = value["memory"]
+        assert (memory["context_length"], memory["kv_bytes"]) == (512, 512 * 6 * 2 * 4 * 64 * 2)
+        assert memory["total_bytes"] == memory["weights_bytes"] + memory["kv_bytes"] + memory["scratch_bytes"]
+
+    def test_text(self):
+        text = run("inspect", "--device", "cpu").stdout
+        for words in ("tales 16M", "Q4_K", "Q6_K", "4096 items", "context 1024", "total"):
+            assert words in text
+
+    def test_unknown_architecture_has_no_memory_plan(self, tmp_path):
+        path = tmp_path / "other.gguf"
+        path.write_bytes(tiny_llama(architecture="telepathy"))
+        assert "telepathy" in json.loads(run("inspect", path, "--json").stdout)["memory"]["error"]
+
+
+class TestBenchAndPerplexity:
+    def test_bench_json(self):
+        options = ["--prompt-tokens", 20, "--gen-tokens", 6, "--depth", 8, "--batch", 2, "--repetitions", 2]
+        value = json.loads(run("bench", "--device", "cpu", *options, "--json").stdout)
+        for key in ("prompt_tok_s", "decode_tok_s", "load_seconds", "decode_gb_s", "bandwidth_gb_s"):
+            assert value[key] > 0, key
+        low, high = value["decode_tok_s_range"]
+        assert low <= value["decode_tok_s"] <= high
+        assert 0 < value["bandwidth_percent"] < 150
+        assert value["device"] == "cpu"
+        assert value["model"].endswith("tales-Q4_K_M.gguf")
+
+    def test_bench_text_and_refusal(self):
+        text = run("bench", "--device", "cpu", "-p", 8, "-n", 0, "-r", 1).stdout
+        assert "prompt      8 tokens" in text
+        assert "decode" not in text.splitlines()[-1]
+        assert "both lengths 0" in error_of("bench", "--device", "cpu", "-p", 0, "-n", 0)
+
+    def test_perplexity(self, tmp_path):
+        path = tmp_path / "text.txt"
+        path.write_text("Once upon a time there was a little boy who lived in a little house. " * 20)
+        options = [path, "-c", 64, "--chunks", 3, "--device", "cpu"]
+        value = json.loads(run("perplexity", *options, "--json").stdout)
+        assert (value["chunks"], value["tokens"]) == (3, 3 * 31)
+        text = run("perplexity", *options).stdout
+        assert text.startswith(f"perplexity {value['perplexity']:.4f} +/- ")
+
+
+class TestStart:
+    def test_import_is_light(self):
+        code = (
+            "import sys, engine; print([m for m in ('numpy', 'numba', 'cupy', 'typer', 'jinja2') if m in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
+    def test_help_loads_no_numerics(self):
+        code = (
+            "import sys; sys.argv = ['gguf-engine', '--help']\n"
+            "from engine.cli import main\n"
+            "try: main()\n"
+            "finally: print([m for m in ('numpy', 'numba', 'jinja2') if m in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip().endswith("[]")
+        for command in ("generate", "chat", "inspect", "bench", "perplexity"):
+            assert command in done.stdout
+
+    @pytest.mark.parametrize("command", ["generate", "chat", "inspect", "bench", "perplexity"])
+    def test_every_command_has_help(self, command):
+        assert "--model" in run(command, "--help").stdout
+
+    def test_version(self):
+        assert run("--version").stdout.startswith("gguf-engine 0.")
+
+    def test_first_token_comes_soon_once_kernels_are_compiled(self):
+        run("generate", "Once", *GREEDY, "-n", 1)
+        begin = time.perf_counter()
+        run("generate", "Once", *GREEDY, "-n", 1)
+        assert (
+            time.perf_counter() - begin < 15
+        )  # about 1 s on two idle cores; the bound only tells "cached" from "compiled"
