@@ -92,10 +92,10 @@ def run_bench(
             f"prompt_tokens {prompt_tokens}, gen_tokens {gen_tokens}, depth {depth}, batch {batch}, repetitions "
             f"{repetitions}: batch and repetitions are at least 1, the others at least 0 and not both lengths 0"
         )
-    if needed > llm.context_length or batch > llm.config.max_sequences:
+    if needed > llm.context_length or batch > llm.max_sequences:
         raise InvalidRequestError(
             f"{batch} sequences of {needed} tokens are needed; the open model has room for "
-            f"{llm.config.max_sequences} of {llm.context_length}"
+            f"{llm.max_sequences} of {llm.context_length}"
         )
     random = np.random.default_rng(0)
     vocab_size = llm.model.config.vocab_size

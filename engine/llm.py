@@ -154,6 +154,11 @@ class LLM:
         return self._runner.context_length
 
     @property
+    def max_sequences(self) -> int:
+        """Sequences that run side by side; fewer than asked for where the device's memory does not hold more."""
+        return self._runner.max_sequences
+
+    @property
     def active_requests(self) -> int:
         """Requests that are waiting or running."""
         return self._loop.n_active

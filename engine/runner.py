@@ -107,7 +107,7 @@ class CpuRunner:
             max_sequences=max_sequences + 1,
             threads=threads,
         )
-        warm_up({info.type for info in model.gguf.tensors.values() if len(info.shape) > 1}, status)
+        warm_up(self._backend.weight_types, status, kv_type=kv_type)
         self.threads: int | None = threads if threads is not None else default_threads()
         self.device_name = "cpu"
 
@@ -209,15 +209,20 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
 
 
 def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPlan]:
-    """Device and memory that open_runner would take, without taking either."""
+    """Device and memory that open_runner would take, without taking either; a plan for a GPU needs none."""
+    context_length = config.resolve_context(model.config.context_length)
+    if config.device.startswith("cuda") or choose_device(config.device, config.device_index) == "cuda":
+        from engine.cuda.plan import make_plan, memory_plan
+
+        plan = make_plan(
+            model, context_length=context_length, kv_type=config.kv_type, max_sequences=config.max_sequences
+        )
+        return "cuda", memory_plan(plan, context_length)
     backend = CpuBackend(
-        model,
-        context_length=config.resolve_context(model.config.context_length),
-        kv_type=config.kv_type,
-        max_sequences=config.max_sequences,
+        model, context_length=context_length, kv_type=config.kv_type, max_sequences=config.max_sequences
     )
     try:
-        return choose_device(config.device, config.device_index), backend.memory_plan()
+        return "cpu", backend.memory_plan()
     finally:
         backend.close()
 

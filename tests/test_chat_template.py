@@ -95,8 +95,8 @@ def render(source, messages=TALK, **options):
 
 def test_chatml():
     assert render(CHATML) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
-        "<|im_start|>user\nÜber <b>?<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello."
+        "<|im_end|>\n<|im_start|>user\nÜber <b>?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert render(CHATML, TALK[1:2], add_generation_prompt=False) == "<|im_start|>user\nHi<|im_end|>\n"
     assert render(CHATML, TALK[1:2], enable_thinking=False).endswith("<|im_start|>assistant\n<think></think>")
@@ -106,7 +106,8 @@ def test_chatml_with_tools():
     call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "Zürich"}'}}
     talk = [TALK[1], {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "9:00"}]
     assert render(CHATML, talk, tools=TOOLS) == (
-        '<|im_start|>system\nTools:\n{"type": "function", "function": {"name": "clock", "description": "Zeit für <alle>"}}'
+        '<|im_start|>system\nTools:\n{"type": "function", "function": {"name": "clock", '
+        '"description": "Zeit für <alle>"}}'
         "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
         '<call>clock {"zone": "Zürich"}</call><|im_end|>\n<|im_start|>tool\n9:00<|im_end|>\n<|im_start|>assistant\n'
     )
@@ -234,7 +235,7 @@ def test_a_template_that_trips_over_the_messages():
         render("{{ messages[0].name.upper() }}")
 
 
-# ------------------------------------------------------------------------------------------------------ hostile templates
+# ---------------------------------------------------------------------------------------------------- hostile templates
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_a_template_that_trips_over_the_messages():
         "{% set ns = namespace(a=10) %}{% for i in range(60) %}{% set ns.a = ns.a * ns.a %}{% endfor %}",
         "{% set ns = namespace(a='aa') %}{% for i in range(60) %}{% set ns.a = ns.a + ns.a %}{% endfor %}",
         "{% set ns = namespace(a='aa') %}{% for i in range(60) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}",
-        "{% set ns = namespace(a='aa') %}{% for i in range(60) %}{% set ns.a %}{{ ns.a }}{{ ns.a }}{% endset %}{% endfor %}",
+        "{% set ns = namespace(a='aa') %}{% for i in range(60) %}{% set ns.a %}{{ ns.a * 2 }}{% endset %}{% endfor %}",
         "{% set ns = namespace(a=['x']) %}{% for i in range(60) %}{% set ns.a = [ns.a, ns.a] %}{% endfor %}{{ ns.a }}",
         "{{ 'a'.ljust(10 ** 10) }}",
         "{{ 'a' | center(10000000000) }}",

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -179,6 +181,39 @@ class TestChat:
 
     def test_end_of_input_ends_it(self, template):
         assert run("chat", "--chat-template-file", template, *GREEDY, stdin="").stdout == ""
+
+    def test_interrupt_stops_the_answer_and_not_the_program(self, template):
+        """On a terminal: Ctrl-C while the answer comes, then another question, then /exit."""
+        main, terminal = pty.openpty()
+        command = [*COMMAND, "chat", "--chat-template-file", str(template), "--stats", "--temp", "0", "--device", "cpu"]
+        process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+        os.close(terminal)
+        seen = ""
+
+        def read_until(words):
+            nonlocal seen
+            while words not in seen:
+                assert select.select([main], [], [], 60)[0], f"no {words!r} in {seen!r}"
+                seen += os.read(main, 4096).decode("utf-8", "replace")
+
+        try:
+            read_until("> ")
+            os.write(main, b"Once upon a time\n")
+            read_until("time\r\n")
+            seen = ""
+            read_until(" ")  # the answer has begun
+            process.send_signal(signal.SIGINT)
+            read_until("end: cancelled")
+            seen = ""
+            os.write(main, b"/reset\n")
+            read_until("forgotten")
+            os.write(main, b"/exit\n")
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+            os.close(main)
+        assert "Traceback" not in seen
 
 
 class TestInspect:

@@ -14,9 +14,9 @@ STORY = (
 """llama.cpp's greedy continuation of "Once upon a time" by the bundled model, 90 tokens, float32 cache."""
 
 FIRST_CHUNKS = {"tales-f16": 22.4749, "tales-Q8_0": 22.4719, "tales-Q4_K_M": 22.4345}
-"""Perplexity of the first two chunks of held_out.txt, context 512, taken from runs over the whole text (63 chunks, a minute
-a file: `gguf-engine perplexity held_out.txt -m FILE --kv-type f32`) whose results, 20.9359, 20.9365 and 21.0387, equal
-llama.cpp's with float32 throughout to the last digit."""
+"""Perplexity of the first two chunks of held_out.txt, context 512, taken from runs over the whole text (63 chunks, a
+minute a file: `gguf-engine perplexity held_out.txt -m FILE --kv-type f32`) whose results, 20.9359, 20.9365 and 21.0387,
+equal llama.cpp's with float32 throughout to the last digit."""
 
 
 def test_greedy_story():

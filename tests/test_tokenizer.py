@@ -2,6 +2,7 @@
 
 import random
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -185,9 +186,7 @@ def brute_force_spm(text, scores):
     """The definition, word for word: again and again the best join of two neighbours, leftmost of equals."""
     symbols = list(text)
     while True:
-        joins = [
-            (-scores[a + b], i) for i, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False)) if a + b in scores
-        ]
+        joins = [(-scores[a + b], i) for i, (a, b) in enumerate(pairwise(symbols)) if a + b in scores]
         if not joins:
             return [piece for symbol in symbols for piece in ([symbol] if symbol in scores else _bytes_of(symbol))]
         _, i = min(joins)
@@ -206,7 +205,7 @@ def _bytes_of(symbol):
     ),
 )
 def test_spm_equals_the_definition(text, pieces):
-    pieces = pieces | {character: -9.0 for character in "abc▁"}
+    pieces = pieces | dict.fromkeys("abc▁", -9.0)
     tokenizer = Tokenizer.from_metadata(
         spm_metadata(tuple(pieces.items()), add_space_prefix=False, add_bos_token=False)
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from engine.request import Sequence, TokenSample
 
@@ -27,7 +26,7 @@ class _Slot:
         position: position the device will feed next.
         read: position whose result is read next.
         token: the last token read, which is what `read` feeds.
-        results: launches whose result for this slot is still unread, oldest first.
+        results: places of results not read yet, oldest first.
     """
 
     request_id: int
@@ -41,39 +40,31 @@ class DecodeLoop:
     """Launches steps and hands out their results in order.
 
     Args:
-        enqueue: enqueue(n, ring) puts one step over rows 0..n-1 on the stream, whose results go to place `ring`.
-        read: read(ring, slot, sequence) gives a result once mark(ring)'s event has passed.
-        mark: mark(ring) records an event behind the step just enqueued.
-        wait: wait(ring) returns once that event has passed.
+        enqueue: enqueue(n) puts one step over rows 0..n-1 on the stream and returns the place of its results.
+        wait: wait(place) returns once that step has ended.
+        read: read(place, slot, sequence) gives the result of a step that has ended.
         deactivate: deactivate(slot) takes a slot out of the following steps.
         buckets: numbers of rows a step may have, ascending.
-        places: length of the result ring; more than AHEAD.
-        context_length: positions of a slot.
+        context_length: positions of a slot; the device itself deactivates a slot that reaches it.
     """
 
     def __init__(
         self,
         *,
-        enqueue: Callable[[int, int], None],
-        read: Callable[[int, int, Sequence], TokenSample],
-        mark: Callable[[int], None],
+        enqueue: Callable[[int], int],
         wait: Callable[[int], None],
+        read: Callable[[int, int, Sequence], TokenSample],
         deactivate: Callable[[int], None],
         buckets: tuple[int, ...],
-        places: int,
         context_length: int,
     ) -> None:
-        assert places > AHEAD
         self._enqueue = enqueue
-        self._read = read
-        self._mark = mark
         self._wait = wait
+        self._read = read
         self._deactivate = deactivate
         self._buckets = buckets
-        self._places = places
         self._context_length = context_length
         self._slots: dict[int, _Slot] = {}
-        self._launches = 0
 
     def start(self, slot: int, request_id: int, position: int, token: int) -> None:
         """The slot's next step feeds `token` at `position`; the device has both already."""
@@ -99,9 +90,9 @@ class DecodeLoop:
         samples = []
         for sequence in wanted:
             state = self._slots[sequence.slot]
-            launch = state.results.popleft()
-            self._wait(launch % self._places)
-            sample = self._read(launch % self._places, sequence.slot, sequence)
+            place = state.results.popleft()
+            self._wait(place)
+            sample = self._read(place, sequence.slot, sequence)
             state.read += 1
             state.token = sample.token_id
             samples.append(sample)
@@ -109,17 +100,9 @@ class DecodeLoop:
 
     def _launch(self) -> None:
         """One step over all active slots."""
-        last = max(self._slots)
-        place = self._launches % self._places
-        rows = next(bucket for bucket in self._buckets if bucket > last)
-        for slot, state in list(self._slots.items()):
-            if state.position >= self._context_length:  # its cache is full: it must not run, others may
-                assert state.results, "a full slot was asked for another token"
-                self._deactivate(slot)
-        self._enqueue(rows, place)
-        self._mark(place)
+        rows = next(bucket for bucket in self._buckets if bucket > max(self._slots))
+        place = self._enqueue(rows)
         for state in self._slots.values():
             if state.position < self._context_length:
-                state.results.append(self._launches)
+                state.results.append(place)
                 state.position += 1
-        self._launches += 1

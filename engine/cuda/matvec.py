@@ -56,7 +56,7 @@ def _fixed_bytes(tuning: Tuning, slot: int, sequences: int) -> int:
     ring = tuning.warps * tuning.depth * slot
     return (
         ring
-        + tuning.warps * sequences * 4
+        + tuning.split * sequences * 16
         + teams * 2 * tuning.split * sequences * 64
         + tuning.warps * tuning.depth * 8
     )

@@ -161,6 +161,7 @@ class CudaOps:
 
         dtype = cupy.dtype(cupy.float32 if type is GGMLType.F32 else cupy.float16)
         n, k = x.shape
+        assert self.buffers.operand is not None
         operand = self.buffers.operand[: n * k * dtype.itemsize].view(dtype).reshape(n, k)
         row_ops.normalize(x, operand, norm, self.weights.epsilon)
         return operand
@@ -298,5 +299,3 @@ class PrefillOps(CudaOps):
             out,
         )
         return out
-
-

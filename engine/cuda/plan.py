@@ -116,7 +116,7 @@ def fit(plan: DevicePlan, free: int, context_length: int, page: int) -> DevicePl
         else "not even the weights fit: use a smaller quantization or device='cpu'"
     )
     raise DeviceError(
-        f"the model needs {_gib(without_cache + plan.per_slot)} of GPU memory with a context of {context_length} tokens "
+        f"the model needs {_gib(without_cache + plan.per_slot)} of GPU memory with {context_length} tokens of context "
         f"(weights {_gib(plan.weights)}, cache {_gib(plan.per_slot)}, buffers {_gib(without_cache - plan.weights)}), "
         f"{_gib(free)} are free: {remedy}"
     )

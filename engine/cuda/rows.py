@@ -23,7 +23,7 @@ def _flat(name: str, count: int, args: tuple[Any, ...]) -> None:
 
 
 def normalize(x: Any, out: Any, weight: Any, eps: float) -> None:
-    """out (T, D), float16 or float32 and contiguous = RMSNorm(x) * weight; x itself with weight None; x float32 (T, D)."""
+    """out (T, D) = RMSNorm(x) * weight, or x with weight None; x float32, out float16 or float32 and contiguous."""
     name = "normalize_half" if out.dtype.itemsize == 2 else "normalize_float"
     args = (x, x.strides[0] // 4, out, int(x.shape[1]), weight, float(eps))
     launch(_kernel(name), int(x.shape[0]), 256, args)
@@ -65,3 +65,22 @@ def route(scores: Any, routing: Any, *, n_experts: int, n_used: int, normalize: 
     assert n_experts <= MAX_EXPERTS and scores.shape[1] == routing.shape[1] == n_experts
     args = (scores, routing, n_experts, n_used, int(normalize), float(weight_scale))
     launch(_kernel("route"), int(scores.shape[0]), 32, args)
+
+
+def read_bandwidth(stream: Any, n_bytes: int = 2 << 30) -> float:
+    """Bytes per second that this GPU reads from its memory: the best of several sums over more than its cache holds."""
+    import cupy
+
+    free = int(cupy.cuda.runtime.memGetInfo()[0])
+    data = cupy.zeros(min(n_bytes, free // 4) // 16 * 4, cupy.float32)
+    out = cupy.zeros(1, cupy.float32)
+    blocks = 8 * int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+    best = 0.0
+    for _ in range(8):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record(stream)
+        launch(_kernel("read_all"), blocks, 512, (data, np.int64(data.nbytes // 16), out), stream=stream, pdl=False)
+        end.record(stream)
+        end.synchronize()
+        best = max(best, data.nbytes / (cupy.cuda.get_elapsed_time(begin, end) * 1e-3))
+    return best

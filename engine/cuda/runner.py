@@ -21,7 +21,8 @@ from engine.cuda.decode import DecodeLoop
 from engine.cuda.dense import DenseProduct
 from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import LOGIT_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
-from engine.cuda.sampling_ops import DeviceSampler
+from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
+from engine.cuda.slots import DeviceSlots
 from engine.cuda.weights import DeviceWeights, Uploader, attention_shape, check_types
 from engine.errors import ContextFullError, DeviceError
 from engine.model.batch import Batch, Outputs
@@ -72,6 +73,8 @@ class CudaRunner:
 
         self.config = model.config
         self.context_length = context_length
+        self.threads: int | None = None
+        self._bandwidth: float | None = None
         self._broken: str | None = None
         self._closed = False
         self._device = cupy.cuda.Device(device_index)
@@ -129,8 +132,7 @@ class CudaRunner:
             for job in build_jobs(attention_shape(layer.attention, kv_type == "f16"), *card):
                 add(*job)
         add(rows.FILES, None)
-        for job in DeviceSampler.build_jobs():
-            add(*job)
+        add(SAMPLING_FILES, None)
         module.prebuild(list(jobs.values()), card[0], status)
 
     def _allocate(self, kv_type: str) -> None:
@@ -147,20 +149,16 @@ class CudaRunner:
         self._prefill_buffers = Activations(widths, PREFILL_ROWS, dense=True)
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
         self._logit_rows = cupy.zeros((LOGIT_ROWS, widths.vocab), cupy.float32)
-        self._sampler = DeviceSampler(
-            widths.vocab, slots, self.context_length, places=RING, stream=self._stream, card=module.device_arch()
-        )
+        self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=RING, stream=self._stream)
         self._prefill = PrefillOps(self._weights, self._prefill_buffers, DenseProduct(), self._attention)
         self._prefill.use(self._cache)
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(RING)]
         self._loop = DecodeLoop(
             enqueue=self._enqueue,
-            read=self._sampler.read,
-            mark=lambda place: self._events[place].record(self._stream),
+            read=self._slots.read,
             wait=lambda place: self._events[place].synchronize(),
-            deactivate=self._sampler.deactivate,
+            deactivate=self._slots.deactivate,
             buckets=self._buckets,
-            places=RING,
             context_length=self.context_length,
         )
 
@@ -173,8 +171,8 @@ class CudaRunner:
             self._decode_buffers,
             self._cache,
             self._attention,
-            self._sampler.tokens,
-            self._sampler.positions,
+            self._slots.tokens,
+            self._slots.positions,
             n,
         )
 
@@ -182,28 +180,30 @@ class CudaRunner:
         """All bricks of one decode step and its sampling, on the current stream."""
         x = hidden_states(cast(ModelWeights, self._weights), cast(Any, ops), cast(Batch, None))
         ops.logits(x, self._logits[:n])
-        self._sampler.enqueue(self._logits[:n], n)
+        self._slots.sample(self._logits[:n])
 
     def _capture(self, n: int) -> Any:
         """The captured step over rows 0..n-1, warmed up on inactive rows."""
-        ops = self.decode_ops(n)
-        self._sampler.deactivate_all()
+        ops = self.decode_ops(n)  # no slot is active yet: the step writes nothing
         self.run_step(ops, n)  # builds and loads every kernel: neither is allowed during capture
+        self._slots.count_launch()
         self._stream.synchronize()
         self._stream.begin_capture()
         try:
             self.run_step(ops, n)
         finally:
             graph = self._stream.end_capture()
-        self._sampler.reset_ring()
         return graph
 
-    def _enqueue(self, n: int, place: int) -> None:
-        self._sampler.set_place(place)
+    def _enqueue(self, n: int) -> int:
+        """One decode step over rows 0..n-1; returns the place of its results."""
         if self._eager:
             self.run_step(self.decode_ops(n), n)
         else:
             self._graphs[n].launch(self._stream)
+        place = self._slots.count_launch()
+        self._events[place].record(self._stream)
+        return place
 
     # ---- Runner ----------------------------------------------------------------------------------------------
 
@@ -221,7 +221,9 @@ class CudaRunner:
             return [results[item.sequence.slot] for item in work]
 
     def _is_decode(self, work: Work) -> bool:
-        return len(work.token_ids) == 1 and work.sample and self._loop.holds(work.sequence, work.start, work.token_ids[0])
+        return (
+            len(work.token_ids) == 1 and work.sample and self._loop.holds(work.sequence, work.start, work.token_ids[0])
+        )
 
     def _feed(self, work: Work) -> TokenSample | None:
         """Prompt tokens of one sequence; draws the token after them where asked."""
@@ -232,15 +234,13 @@ class CudaRunner:
         if not work.sample:
             return None
         slot = sequence.slot
-        self._sampler.begin(slot, sequence, position=end - 1)
+        self._slots.begin(sequence, end - 1)
         self._prefill.logits(last, self._logits[slot : slot + 1])
-        self._sampler.sample_slot(self._logits[slot : slot + 1], slot)
+        place = self._slots.sample_one(self._logits[slot : slot + 1], slot)
         self._stream.synchronize()
-        sample = self._sampler.read_slot(slot, sequence)
+        sample = self._slots.read(place, 0, sequence)
         if end < self.context_length:
             self._loop.start(slot, sequence.request_id, end, sample.token_id)
-        else:
-            self._sampler.deactivate(slot)
         return sample
 
     def _hidden(self, work: Work, outputs: Outputs) -> Any:
@@ -303,6 +303,13 @@ class CudaRunner:
         """See Runner.memory_plan."""
         return memory_plan(self._plan, self.context_length)
 
+    def read_bandwidth(self) -> float | None:
+        """See Runner.read_bandwidth; measured on the first call."""
+        with self._running():
+            if self._bandwidth is None:
+                self._bandwidth = rows.read_bandwidth(self._stream)
+            return self._bandwidth
+
     def close(self) -> None:
         """See Runner.close."""
         if self._closed:
@@ -315,7 +322,7 @@ class CudaRunner:
                 "_graphs",
                 "_loop",
                 "_prefill",
-                "_sampler",
+                "_slots",
                 "_cache",
                 "_attention",
                 "_decode_buffers",
@@ -354,7 +361,8 @@ class CudaRunner:
             with _device_errors("running the model"), self._on_device():
                 yield
         except DeviceError as error:
-            self._broken = str(error)
+            if not isinstance(error.__cause__, MemoryError):  # out of memory leaves the device as it was
+                self._broken = str(error)
             raise
 
 

@@ -159,7 +159,7 @@ struct Operand<F, 8> {
 
 // ---- one chunk -----------------------------------------------------------------------------------------------
 struct Inputs {
-    const uint4* halves;   // [group][quad][NB][lane]
+    u32 halves;            // shared address: [group][quad][NB][lane] 16 bytes
     const float2* sums;    // [group][sub-block][NB]: sums of its two 16s
     const float* scales;   // [group][quad][NB]: what undoes the power of two
     int quads;             // resident
@@ -167,15 +167,40 @@ struct Inputs {
 
 typedef float Sums[GROUPS_OF_NB][NB][2];  // [group][slot / R][row]
 
-DEVICE uint4 masked(uint4 v, bool keep) {
-    if (R == 1) return v;
-    return make_uint4(keep ? v.x : 0u, keep ? v.y : 0u, keep ? v.z : 0u, keep ? v.w : 0u);
-}
+// B operands of R sub-blocks. A lane's column belongs to one of them (its turn); its registers of the others are zero
+// from the start and never written, which costs no instruction.
+struct Columns {
+    u32 v[GROUPS_OF_NB][R][4];
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < GROUPS_OF_NB * R * 4; ++i) (&v[0][0][0])[i] = 0u;
+    }
+    __device__ __forceinline__ void load(const Inputs& in, int quad, int f, int lane) {
+        const u32 turn = (lane >> 2) / (2 * NB);
+#pragma unroll
+        for (int j = 0; j < GROUPS_OF_NB; ++j) {
+            const u32 at = in.halves + (((j * in.quads + quad) * NB + f) * 32 + lane) * 16;
+#pragma unroll
+            for (int k = 0; k < R; ++k) {
+                u32(&x)[4] = v[j][k];
+                if (R == 1)
+                    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                                 : "r"(at));
+                else
+                    asm volatile(
+                        "{\n.reg .pred mine;\nsetp.eq.u32 mine, %5, %6;\n@mine ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+                        : "+r"(x[0]), "+r"(x[1]), "+r"(x[2]), "+r"(x[3])
+                        : "r"(at), "r"(turn), "r"(k));
+            }
+        }
+    }
+};
 
 template <class F, bool SCALED>
 struct Chunk {
-    DEVICE void add(const u8* chunk, int first_quad, const Inputs& in, int lane, Sums& acc) {
-        const int g = lane >> 2, t = lane & 3, r = t / NB, b = t % NB, column_r = (lane >> 2) / (2 * NB);
+    DEVICE void add(const u8* chunk, int first_quad, const Inputs& in, int lane, Columns& x, Sums& acc) {
+        const int g = lane >> 2, t = lane & 3, r = t / NB, b = t % NB;
         Scales scales[NB];
 #pragma unroll
         for (int f = 0; f < NB; ++f) scales[f] = F::load(chunk, g, f * R + r);
@@ -186,21 +211,18 @@ struct Chunk {
             const int at = first_quad + quad;
 #pragma unroll
             for (int f = 0; f < NB; ++f) {
-                float c[GROUPS_OF_NB][F::GROUPS][4];
+                float c[GROUPS_OF_NB][2][4];  // one chain per 16 columns of the sub-blocks
 #pragma unroll
-                for (int i = 0; i < GROUPS_OF_NB * F::GROUPS * 4; ++i) (&c[0][0][0])[i] = 0.0f;
-                uint4 x[GROUPS_OF_NB];
-#pragma unroll
-                for (int j = 0; j < GROUPS_OF_NB; ++j) x[j] = in.halves[((j * in.quads + at) * NB + f) * 32 + lane];
+                for (int i = 0; i < GROUPS_OF_NB * 8; ++i) (&c[0][0][0])[i] = 0.0f;
+                x.load(in, at, f, lane);
 #pragma unroll
                 for (int k = 0; k < R; ++k) {
                     u32 a[2][4];
                     operand.get(f * R + k, a);
 #pragma unroll
                     for (int j = 0; j < GROUPS_OF_NB; ++j) {
-                        const uint4 v = masked(x[j], column_r == k);
-                        mma(c[j][0], a[0], v.x, v.y);
-                        mma(c[j][F::GROUPS - 1], a[1], v.z, v.w);
+                        mma(c[j][0], a[0], x.v[j][k][0], x.v[j][k][1]);
+                        mma(c[j][1], a[1], x.v[j][k][2], x.v[j][k][3]);
                     }
                 }
 #pragma unroll
@@ -212,13 +234,13 @@ struct Chunk {
                     for (int row = 0; row < 2; ++row)
 #pragma unroll
                         for (int group = 0; group < F::GROUPS; ++group) {
-                            const float* p = c[j][group] + row * 2;
-                            const float product = (p[0] + p[1]) * undo, mul = F::mul(scales[f], quad, row, group);
+                            const float *p = c[j][group] + row * 2, *q = c[j][1] + row * 2;
+                            const float both = p[0] + p[1], all = F::GROUPS == 1 ? both + (q[0] + q[1]) : both;
                             const float s = F::GROUPS == 1 ? sum.x + sum.y : group ? sum.y : sum.x;
+                            const float product = F::OFFSET ? fmaf(all, undo, -(float)F::OFFSET * s) : all * undo;
                             float& total = acc[j][f][row];
-                            if (F::HAS_ADD)
-                                total = fmaf(F::add(scales[f], quad, row, group), s, total);
-                            total = fmaf(mul, F::OFFSET ? fmaf(-(float)F::OFFSET, s, product) : product, total);
+                            if (F::HAS_ADD) total = fmaf(F::add(scales[f], quad, row, group), s, total);
+                            total = fmaf(F::mul(scales[f], quad, row, group), product, total);
                         }
                 }
             }
@@ -228,18 +250,16 @@ struct Chunk {
 
 template <class F>
 struct Chunk<F, false> {
-    DEVICE void add(const u8* chunk, int at, const Inputs& in, int lane, Sums& acc) {
+    DEVICE void add(const u8* chunk, int at, const Inputs& in, int lane, Columns& x, Sums& acc) {
         constexpr int PIECES = F::LOW / 16;
-        const int t = lane & 3, b = t % NB, column_r = (lane >> 2) / (2 * NB);
+        const int b = (lane & 3) % NB;
         const uint4* pieces = (const uint4*)chunk + lane;
 #pragma unroll
         for (int f = 0; f < NB; ++f) {
             float c[GROUPS_OF_NB][4];
 #pragma unroll
             for (int i = 0; i < GROUPS_OF_NB * 4; ++i) (&c[0][0])[i] = 0.0f;
-            uint4 x[GROUPS_OF_NB];
-#pragma unroll
-            for (int j = 0; j < GROUPS_OF_NB; ++j) x[j] = in.halves[((j * in.quads + at) * NB + f) * 32 + lane];
+            x.load(in, at, f, lane);
 #pragma unroll
             for (int k = 0; k < R; ++k)
 #pragma unroll
@@ -248,10 +268,7 @@ struct Chunk<F, false> {
                     const uint4 v = pieces[((f * R + k) * 2 * PIECES + n) * 32];
                     const u32 a[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-                    for (int j = 0; j < GROUPS_OF_NB; ++j) {
-                        const uint4 y = masked(x[j], column_r == k);
-                        mma(c[j], a, w ? y.z : y.x, w ? y.w : y.y);
-                    }
+                    for (int j = 0; j < GROUPS_OF_NB; ++j) mma(c[j], a, x.v[j][k][w * 2], x.v[j][k][w * 2 + 1]);
                 }
 #pragma unroll
             for (int j = 0; j < GROUPS_OF_NB; ++j) {
@@ -265,8 +282,8 @@ struct Chunk<F, false> {
 };
 
 template <class F>
-DEVICE void add_chunk(const u8* chunk, int first_quad, const Inputs& in, int lane, Sums& acc) {
-    Chunk<F, F::SCALED>::add(chunk, first_quad, in, lane, acc);
+DEVICE void add_chunk(const u8* chunk, int first_quad, const Inputs& in, int lane, Columns& x, Sums& acc) {
+    Chunk<F, F::SCALED>::add(chunk, first_quad, in, lane, x, acc);
 }
 
 // ---- the matrices of a launch --------------------------------------------------------------------------------
@@ -313,7 +330,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
     pdl_launch();
 
     // shared memory: ring | partial sums [team][2][SPLIT][SEQUENCES][16] | barriers | halves | sums | scales |
-    // sums of squares [warp][SEQUENCES] | running sums of tiles (not resident)
+    // sums of squares [SPLIT][4][SEQUENCES] | running sums of tiles (not resident)
     const int slabs = (columns + SLAB - 1) / SLAB;
     const int all_quads = (columns + 127) / 128, quads = resident ? all_quads : SLAB / 128;
     u8* const ring = shared + warp * (DEPTH * SLOT);
@@ -321,10 +338,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
     u64* const barriers = (u64*)(shared + WARPS * DEPTH * SLOT + WARPS * 2 * SEQUENCES * 64);
     u8* const input = (u8*)(barriers + WARPS * DEPTH);
     float* const squares = (float*)(input + quads * SEQUENCES * 548);
-    float* const running = squares + WARPS * SEQUENCES;
+    float* const running = squares + SPLIT * 4 * SEQUENCES;
     Inputs in;
     in.quads = quads;
-    in.halves = (const uint4*)input;
+    in.halves = shared_address(input);
     in.sums = (const float2*)(input + quads * SEQUENCES * 512);
     in.scales = (const float*)(input + quads * SEQUENCES * 544);
     const u32 ring_at = shared_address(ring), barrier_at = shared_address(barriers + warp * DEPTH);
@@ -343,18 +360,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
         return s;
     };
     // This warp's columns of a slab, in units, and in chunks of a width.
-    const int units = (columns + unit - 1) / unit, slab_units = SLAB / unit;
+    const int unit_bits = unit == 256 ? 8 : 7, units = (columns + unit - 1) >> unit_bits;
+    const int slab_units = SLAB >> unit_bits, last_units = units - (slabs - 1) * slab_units;
+    const int whole_begin = member * slab_units / SPLIT, whole_end = (member + 1) * slab_units / SPLIT;
+    const int last_begin = member * last_units / SPLIT, last_end = (member + 1) * last_units / SPLIT;
     auto unit_range = [&](int slab, int& begin, int& end) {
-        const int first = slab * slab_units, n = min(units - first, slab_units);
-        begin = first + member * n / SPLIT;
-        end = first + (member + 1) * n / SPLIT;
+        const bool last = slab == slabs - 1;
+        begin = slab * slab_units + (last ? last_begin : whole_begin);
+        end = slab * slab_units + (last ? last_end : whole_end);
     };
-    auto chunk_range = [&](int slab, int width, int& begin, int& end) {
-        unit_range(slab, begin, end);
-        const int per_unit = unit / width;
-        begin *= per_unit;
-        end = min(end * per_unit, (columns + width - 1) / width);
-    };
+    auto chunk_shift = [&](int width) { return unit > width ? 1 : 0; };
 
     // The producer runs DEPTH chunks ahead of the consumer, over tiles and slabs in the same order.
     int next_tile = first_tile, next_slab = 0, left = 0, next_bytes = 0;
@@ -367,11 +382,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
             }
             const Segment s = segment_of(next_tile);
             int begin, end;
-            chunk_range(next_slab, s.chunk_columns, begin, end);
-            const int per_tile = (columns + s.chunk_columns - 1) / s.chunk_columns;
-            next_source = s.data + ((i64)(next_tile - s.first_tile) * per_tile + begin) * s.chunk_bytes;
+            unit_range(next_slab, begin, end);
+            const int shift = chunk_shift(s.chunk_columns);
+            next_source = s.data + (i64)(((next_tile - s.first_tile) * units + begin) << shift) * s.chunk_bytes;
             next_bytes = s.chunk_bytes;
-            left = end - begin;
+            left = (end - begin) << shift;
             if (resident) {
                 if (++next_slab == slabs) next_slab = 0, next_tile += stride;
             } else {
@@ -400,8 +415,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
     if (norm)
         for (int k = threadIdx.x * 32; k < columns; k += WARPS * 1024)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(norm + k));
-    if (lane < SEQUENCES) squares[warp * SEQUENCES + lane] = 0.0f;
-    __syncwarp();
+    if (team == 0)
+        for (int i = lane; i < 4 * SEQUENCES; i += 32) squares[member * 4 * SEQUENCES + i] = 0.0f;
+    if (TEAMS > 1)
+        named_barrier(1 + member, TEAMS * 32);
+    else
+        __syncwarp();
     pdl_wait();
 
     // Splits this member's columns of a slab into halfs, shared out among the teams.
@@ -409,14 +428,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
     auto convert = [&](int slab) {
         int begin, end;
         unit_range(slab, begin, end);
-        begin = begin * (unit / 128);
-        end = min(end * (unit / 128), all_quads);
+        begin <<= unit_bits - 7;
+        end = min(end << (unit_bits - 7), all_quads);
         const int base = resident ? 0 : slab * (SLAB / 128), s = lane >> 3, half = (lane >> 2) & 1, t = lane & 3;
         for (int b = 0; b < batch; ++b) {
             const float* row = x + (i64)b * x_stride;
             const int j = b / NB, bn = b % NB;
-            float square = 0.0f;
-            constexpr int AHEAD = 2;
+            // One sum of squares per residue of the quad mod 4, so that their order does not depend on TEAMS.
+            constexpr int AHEAD = TEAMS == 1 ? 4 : 2, CLASSES = 4 / TEAMS;
+            float square[CLASSES] = {};
             for (int first = begin + team; first < end; first += TEAMS * AHEAD) {
                 float v[AHEAD][4], weight[AHEAD][4];
 #pragma unroll
@@ -440,11 +460,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
 #pragma unroll
                 for (int n = 0; n < AHEAD; ++n) {
                     const int quad = first + n * TEAMS;
-                    if (quad >= end) break;
+                    if (quad >= end) continue;
                     float y[4], largest = 0.0f, sum = 0.0f;
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
-                        square = fmaf(v[n][i], v[n][i], square);
+                        square[n % CLASSES] = fmaf(v[n][i], v[n][i], square[n % CLASSES]);
                         y[i] = v[n][i] * weight[n][i];
                         largest = fmaxf(largest, fabsf(y[i]));
                         sum += y[i];
@@ -468,17 +488,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
                     sum += __shfl_xor_sync(FULL_MASK, sum, 1);
                     sum += __shfl_xor_sync(FULL_MASK, sum, 2);
                     const int local = quad - base, f = s / R, column = (s % R) * 2 * NB + 2 * bn;
-                    uint2* const at = (uint2*)(in.halves + (((j * quads + local) * NB + f) * 32 + column * 4 + t)) + half;
+                    uint2* const at = (uint2*)((uint4*)input + (((j * quads + local) * NB + f) * 32 + column * 4 + t)) + half;
                     at[0] = make_uint2(high[0], high[1]);
                     at[8] = make_uint2(low[0], low[1]);
                     if (t == 0) ((float*)in.sums)[(((j * quads + local) * 4 + s) * NB + bn) * 2 + half] = sum;
                     if (lane == 0) ((float*)in.scales)[(j * quads + local) * NB + bn] = __uint_as_float((exponent - 14u) << 23);
                 }
             }
-            if (norm) {
-                square = warp_sum(square);
-                if (lane == 0) squares[warp * SEQUENCES + b] += square;
-            }
+            if (norm)
+#pragma unroll
+                for (int n = 0; n < CLASSES; ++n) {
+                    const float sum = warp_sum(square[n]);
+                    if (lane == 0) squares[(member * 4 + team + n * TEAMS) * SEQUENCES + b] += sum;
+                }
         }
         if (TEAMS > 1)
             named_barrier(1 + member, TEAMS * 32);
@@ -491,9 +513,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
     bool fresh = true;
     constexpr int OUTPUTS = SEQUENCES * 16, TEAM_THREADS = SPLIT * 32, PER_THREAD = (OUTPUTS + TEAM_THREADS - 1) / TEAM_THREADS;
     const int rank = member * 32 + lane;
-    float total[PER_THREAD], before[PER_THREAD];
+    float total[PER_THREAD], before[PER_THREAD], inverse[PER_THREAD];
+    Columns columns_of_x;
+    columns_of_x.clear();
 #pragma unroll
-    for (int i = 0; i < PER_THREAD; ++i) total[i] = before[i] = 0.0f;
+    for (int i = 0; i < PER_THREAD; ++i) total[i] = before[i] = 0.0f, inverse[i] = -1.0f;
 
     while (true) {
         if (fresh) {
@@ -511,29 +535,30 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
                     if (add && b < batch && row < s.rows) before[i] = __ldcg(out + (i64)b * out_stride + s.column + row);
                 }
             int begin, end;
-            chunk_range(slab, s.chunk_columns, begin, end);
+            unit_range(slab, begin, end);
             const int per_chunk = s.chunk_columns / 128;
-            int quad = begin * per_chunk - (resident ? 0 : slab * (SLAB / 128));
+            int quad = (begin << (unit_bits - 7)) - (resident ? 0 : slab * (SLAB / 128));
+            end = (end - begin) << chunk_shift(s.chunk_columns);
             Sums acc;
 #pragma unroll
             for (int i = 0; i < SEQUENCES * 2; ++i) (&acc[0][0][0])[i] = 0.0f;
-            for (int chunk = begin; chunk < end; ++chunk, quad += per_chunk) {
+            for (int chunk = 0; chunk < end; ++chunk, quad += per_chunk) {
                 fetch_wait(barrier_at + slot * 8, parity);
                 const u8* const at = ring + slot * SLOT;
 #if FORMATS == 1
-                add_chunk<FORMAT0>(at, quad, in, lane, acc);
+                add_chunk<FORMAT0>(at, quad, in, lane, columns_of_x, acc);
 #elif FORMATS == 2
-                if (s.format == 0) add_chunk<FORMAT0>(at, quad, in, lane, acc);
-                else add_chunk<FORMAT1>(at, quad, in, lane, acc);
+                if (s.format == 0) add_chunk<FORMAT0>(at, quad, in, lane, columns_of_x, acc);
+                else add_chunk<FORMAT1>(at, quad, in, lane, columns_of_x, acc);
 #elif FORMATS == 3
-                if (s.format == 0) add_chunk<FORMAT0>(at, quad, in, lane, acc);
-                else if (s.format == 1) add_chunk<FORMAT1>(at, quad, in, lane, acc);
-                else add_chunk<FORMAT2>(at, quad, in, lane, acc);
+                if (s.format == 0) add_chunk<FORMAT0>(at, quad, in, lane, columns_of_x, acc);
+                else if (s.format == 1) add_chunk<FORMAT1>(at, quad, in, lane, columns_of_x, acc);
+                else add_chunk<FORMAT2>(at, quad, in, lane, columns_of_x, acc);
 #else
-                if (s.format == 0) add_chunk<FORMAT0>(at, quad, in, lane, acc);
-                else if (s.format == 1) add_chunk<FORMAT1>(at, quad, in, lane, acc);
-                else if (s.format == 2) add_chunk<FORMAT2>(at, quad, in, lane, acc);
-                else add_chunk<FORMAT3>(at, quad, in, lane, acc);
+                if (s.format == 0) add_chunk<FORMAT0>(at, quad, in, lane, columns_of_x, acc);
+                else if (s.format == 1) add_chunk<FORMAT1>(at, quad, in, lane, columns_of_x, acc);
+                else if (s.format == 2) add_chunk<FORMAT2>(at, quad, in, lane, columns_of_x, acc);
+                else add_chunk<FORMAT3>(at, quad, in, lane, columns_of_x, acc);
 #endif
                 __syncwarp();
                 produce(slot);
@@ -585,9 +610,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS
                         float value = sum;
                         if (s.scale) value *= s.scale[0];
                         if (norm) {
-                            float square = 0.0f;
-                            for (int w = 0; w < WARPS; ++w) square += squares[w * SEQUENCES + (live ? b : 0)];
-                            value *= 1.0f / sqrtf(square / (float)columns + eps);
+                            if (inverse[i] < 0.0f) {
+                                float square = 0.0f;
+#pragma unroll
+                                for (int w = 0; w < SPLIT * 4; ++w) square += squares[w * SEQUENCES + (live ? b : 0)];
+                                inverse[i] = rsqrtf(fmaf(square, 1.0f / (float)columns, eps));
+                            }
+                            value *= inverse[i];
                         }
                         if (paired) {
                             const float up = __shfl_xor_sync(FULL_MASK, value, 8) * alpha;

@@ -1,0 +1,216 @@
+"""Sampling on the device chooses exactly what the host sampler chooses."""
+
+import re
+
+import numpy as np
+import pytest
+
+from engine.cuda.module import KERNEL_DIR
+from engine.cuda.sampling_ops import BINS, CANDIDATES, MAX_BLOCKS_PER_ROW, MAXIMA, ROW, grid, pack_row
+from engine.errors import InvalidRequestError
+from engine.sampling import MAX_LOGPROBS, SamplingParams
+from engine.sampling.sampler import sample
+
+
+def test_row_layout_equals_the_kernels():
+    text = (KERNEL_DIR / "sampling.cu").read_text()
+    body = re.search(r"struct SamplingRow \{.*?\n(.*?)\n\};", text, re.S).group(1)
+    kinds = {"float": "<f4", "int": "<i4", "u32": "<u4"}
+    found = []
+    for line in body.splitlines():
+        kind, names = re.match(r"\s*(\w+) ([^;]+);", line).groups()
+        found += [(name.strip(), kinds[kind]) for name in names.split(",")]
+    expected = [(name, ROW[name].str) for name in ROW.names[:-1]] + [("reserved0", "<u4"), ("reserved1", "<u4")]
+    assert found == expected
+    for name, value in (
+        ("MAXIMA", MAXIMA),
+        ("CANDIDATES", CANDIDATES),
+        ("BINS", BINS),
+        ("TOP_LOGPROBS", MAX_LOGPROBS),
+    ):
+        assert int(re.search(rf"#define {name} (\d+)", text).group(1)) == value
+
+
+def test_pack_row():
+    params = SamplingParams(
+        temperature=0.5, top_k=2**40, penalty_last_n=-1, logit_bias={3: 1.0, 5: -np.inf}, logprobs=4
+    )
+    row = pack_row(params, 2**63 + 5, 7)[0]
+    assert row["temperature"] == 0.5
+    assert row["top_k"] == 2**31 - 1
+    assert row["penalty_last_n"] == -1
+    assert (row["seed_low"], row["seed_high"], row["output_index"]) == (5, 2**31, 7)
+    assert (row["n_bias"], row["n_logprobs"]) == (2, 4)
+    assert pack_row(SamplingParams(), 0, 0)[0]["n_logprobs"] == -1
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 10, 20, 40, 84, 132, 170])
+def test_grid_stays_resident(multiprocessors):
+    for n_rows in (1, 2, 3, 8, 64, 256):
+        blocks, at_once = grid(n_rows, multiprocessors)
+        assert 1 <= blocks * at_once <= multiprocessors
+        assert blocks <= MAX_BLOCKS_PER_ROW
+        assert MAXIMA % blocks == 0
+        assert at_once <= n_rows
+
+
+# ---- on a GPU -----------------------------------------------------------------------------------------------------
+CONTEXT = 600
+
+
+def random_params(rng, vocab_size):
+    """Any mix of settings, the simple ones more often."""
+    bias = None
+    if rng.random() < 0.2:
+        ids = rng.choice(vocab_size, size=min(vocab_size - 1, int(rng.integers(1, 900))), replace=False)
+        bias = {int(i): float(rng.choice([-np.inf, rng.normal() * 4])) for i in ids}
+    penalized = rng.random() < 0.3
+    return SamplingParams(
+        temperature=float(rng.choice([0, 0.1, 0.8, 1.0, 2.5])),
+        top_k=int(rng.choice([0, 0, 1, 2, 40, 40, 64, 100, 500, 1024, 1025, 3000])),
+        top_p=float(rng.choice([1.0, 1.0, 0.95, 0.5, 0.01])),
+        min_p=float(rng.choice([0.0, 0.0, 0.05, 0.5, 1e-7])),
+        typical_p=float(rng.choice([1.0, 1.0, 1.0, 0.9, 0.2])),
+        repetition_penalty=float(rng.choice([1.0, 1.1, 0.8])) if penalized else 1.0,
+        presence_penalty=float(rng.choice([0.0, 0.7, -0.3])) if penalized else 0.0,
+        frequency_penalty=float(rng.choice([0.0, 0.2])) if penalized else 0.0,
+        penalty_last_n=int(rng.choice([-1, 0, 1, 64, 10_000])),
+        logit_bias=bias,
+        logprobs=int(rng.choice([0, 1, 5, 32])) if rng.random() < 0.25 else None,
+    )
+
+
+def random_logits(rng, vocab_size):
+    kind = rng.integers(0, 8)
+    logits = rng.standard_normal(vocab_size) * rng.choice([0.01, 1, 3, 20])
+    if kind == 0:
+        logits = np.round(logits)  # many ties
+    elif kind == 1:
+        logits = np.sort(logits)[:: rng.choice([-1, 1])]  # the best ones side by side
+    elif kind == 2:
+        logits[rng.random(vocab_size) < 0.5] = -np.inf
+        logits[rng.integers(vocab_size)] = 1.0
+    elif kind == 3:
+        logits[:] = rng.choice([0.0, -7.5])
+    elif kind == 4:
+        logits *= 1e30
+    return logits.astype(np.float32)
+
+
+def check_against_host(sampler, step, row, params, logits, history, index, seed):
+    try:
+        expected = sample(logits, params, history=history, output_index=index, seed=seed)
+    except InvalidRequestError:  # the bias forbids everything
+        assert int(sampler.out_tokens[step % sampler.ring, row]) == -1
+        return
+    found = sampler.sample_at(step, row, params)
+    assert found.token_id == expected.token_id, (params, history[-5:], index, seed)
+    if params.logprobs is not None:
+        assert [i for i, _ in found.top_logprobs] == [i for i, _ in expected.top_logprobs]
+        np.testing.assert_allclose(found.logprob, expected.logprob, rtol=1e-6, atol=2e-6)
+        values = [[v for _, v in result.top_logprobs] for result in (found, expected)]
+        np.testing.assert_allclose(*values, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("vocab_size", "n_rows", "rounds"),
+    [(5, 8, 60), (33, 3, 60), (1000, 64, 12), (4096, 8, 60), (50_257, 5, 12), (128_256, 1, 60), (128_256, 20, 3)],
+)
+def test_random_mixes(vocab_size, n_rows, rounds):
+    cupy = pytest.importorskip("cupy")
+    from engine.cuda.sampling_ops import DeviceSampler
+
+    rng = np.random.default_rng(vocab_size + n_rows)
+    sampler = DeviceSampler(vocab_size, CONTEXT, n_rows + 2)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        next_token = cupy.zeros(n_rows, np.int32)
+        for step in range(rounds):
+            slots = rng.permutation(n_rows + 2)[:n_rows].astype(np.int32)
+            length = rng.integers(1, CONTEXT, n_rows).astype(np.int32)
+            logits = np.stack([random_logits(rng, vocab_size) for _ in range(n_rows)])
+            cases = []
+            for row in range(n_rows):
+                params, seed, index = random_params(rng, vocab_size), int(rng.integers(2**63)), int(rng.integers(1000))
+                history = rng.integers(0, min(vocab_size, 200), length[row]).tolist()
+                sampler.set_slot(slots[row], params, seed, index, history, stream)
+                cases.append((params, history, index, seed))
+            padding = rng.random(n_rows) < 0.1
+            positions = cupy.asarray(np.where(padding, -1, length - 1).astype(np.int32))
+            sampler.launch(cupy.asarray(logits), positions, next_token, slots=cupy.asarray(slots), stream=stream)
+            tokens, moved = next_token.get(), positions.get()
+            assert int(sampler.step[0]) == step + 1
+            assert not sampler.control.any()
+            assert not sampler.histograms.any()
+            for row, (params, history, index, seed) in enumerate(cases):
+                token = int(sampler.out_tokens[step % sampler.ring, row])
+                if padding[row]:
+                    assert (token, moved[row]) == (-1, -1)
+                    continue
+                check_against_host(sampler, step, row, params, logits[row], history, index, seed)
+                assert tokens[row] == token
+                if token >= 0 and length[row] < CONTEXT:
+                    assert moved[row] == length[row]
+                    assert int(sampler.history[slots[row], length[row]]) == token
+                else:
+                    assert moved[row] == -1
+
+
+@pytest.mark.gpu
+def test_unusable_logits_stop_the_row():
+    cupy = pytest.importorskip("cupy")
+    from engine.cuda.sampling_ops import DeviceSampler
+
+    for params in (SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=0, logprobs=3)):
+        logits = cupy.zeros((4, 3000), np.float32)
+        logits[0, 2999] = np.nan
+        logits[1, 7] = np.inf
+        logits[2] = -np.inf
+        sampler = DeviceSampler(3000, 16, 4)
+        for slot in range(4):
+            sampler.set_slot(slot, params, 1, 0, [1, 2], None)
+        positions, next_token = cupy.full(4, 1, np.int32), cupy.zeros(4, np.int32)
+        sampler.launch(logits, positions, next_token)
+        assert next_token.get()[:3].tolist() == [-1, -1, -1]
+        assert positions.get().tolist() == [-1, -1, -1, 2]
+        assert int(next_token[3]) >= 0
+        sampler.launch(logits, positions, next_token)
+        assert sampler.out_tokens[1, :3].get().tolist() == [-1, -1, -1]
+
+
+@pytest.mark.gpu
+def test_replayed_graph_generates_what_the_host_does():
+    cupy = pytest.importorskip("cupy")
+    from engine.cuda.sampling_ops import DeviceSampler
+
+    vocab_size, steps = 20_000, 40
+    rng = np.random.default_rng(4)
+    logits = (rng.standard_normal((3, vocab_size)) * 2).astype(np.float32)
+    mixes = [
+        SamplingParams(repetition_penalty=1.3, penalty_last_n=8),
+        SamplingParams(temperature=0, frequency_penalty=0.5, penalty_last_n=-1),
+        SamplingParams(top_k=0, presence_penalty=1.0, logprobs=2),
+    ]
+    sampler = DeviceSampler(vocab_size, 100, 3)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        device_logits, positions, next_token = cupy.asarray(logits), cupy.zeros(3, np.int32), cupy.zeros(3, np.int32)
+        stream.begin_capture()
+        sampler.launch(device_logits, positions, next_token, stream=stream)
+        graph = stream.end_capture()
+        runs = []
+        for _ in range(2):
+            sampler.step[:] = 0
+            for slot, params in enumerate(mixes):
+                sampler.set_slot(slot, params, 99, 0, [5, 6, 7], stream)
+            positions[:] = 2
+            for _ in range(steps):
+                graph.launch(stream)
+            runs.append(sampler.out_tokens[:steps].get())
+    assert np.array_equal(*runs)
+    for row, params in enumerate(mixes):
+        history = [5, 6, 7]
+        for step in range(steps):
+            check_against_host(sampler, step, row, params, logits[row], history, step, 99)
+            history.append(int(runs[0][step, row]))
