@@ -13,6 +13,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.cuda.attention import (
+    MAX_SPLITS,
     PAGE,
     Attention,
     AttentionShape,
-    DecodePlan,
     LayerAttention,
     RopeStyle,
     decode_plan,
@@ -89,11 +90,13 @@ class Chain:
     def decode_us(self, kernels: Attention, length: int) -> tuple[float, float]:
         """Median and spread of microseconds for one decode launch at this length."""
         positions = self.cp.full(self.n, length, np.int32)
+        n_launches = max(self.layers, 32)
 
         def record(stream: Any) -> int:
-            for k, v in zip(self.keys, self.values, strict=True):
+            for i in range(n_launches):
+                k, v = self.keys[i % self.layers], self.values[i % self.layers]
                 kernels.decode(self.layer, self.qkv, k, v, self.table, positions, self.out, stream=stream)
-            return self.layers
+            return n_launches
 
         self.cp.cuda.Device().synchronize()
         return replay_us(record)
@@ -165,13 +168,14 @@ def tune_table() -> None:
         for warps, stages in ((8, 2), (8, 1), (4, 2), (4, 1), (16, 1)):
             base = decode_plan(shape, device_arch(), multiprocessors, warps=warps, stages=stages)
             for factor in (1, 2):
-                for min_chunk in (64, 128, 256):
-                    plan = DecodePlan(min(128, base.n_splits * factor), min_chunk, warps, stages, base.shared_bytes)
+                for min_chunk, alone in ((128, 256), (256, 256), (256, 512)):
+                    n_splits = min(MAX_SPLITS, base.n_splits * factor)
+                    plan = replace(base, n_splits=n_splits, min_chunk=min_chunk, alone=alone)
                     kernels, many = Attention(shape, 1, plan=plan), Attention(shape, 64, plan=plan)
                     row = [chain.decode_us(kernels, length)[0] for length in lengths]
                     row.append(crowd.decode_us(many, 1024)[0])
-                    print(f"  warps {warps:2} stages {stages} splits {plan.n_splits:3} min_chunk {min_chunk:3}: "
-                          + " ".join(f"{us:7.2f}" for us in row), flush=True)  # fmt: skip
+                    title = f"  warps {warps:2} stages {stages} splits {n_splits:3} chunk {min_chunk} alone {alone}: "
+                    print(title + " ".join(f"{us:7.2f}" for us in row), flush=True)
 
 
 if __name__ == "__main__":

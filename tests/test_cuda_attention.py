@@ -268,8 +268,8 @@ def test_decode_layouts_agree(layout, seed):
 
     shape = shape_of(8, 2, 64)
     base = decode_plan(shape, device_arch(), 132, warps=layout[0], stages=layout[1])
-    for n_splits, min_chunk in ((1, 64), (5, 64), (64, 64), (16, 512)):
-        plan = DecodePlan(n_splits, min_chunk, base.warps, base.stages, base.shared_bytes)
+    for n_splits, min_chunk, alone in ((1, 64, 0), (5, 64, 128), (64, 64, 0), (16, 512, 256)):
+        plan = DecodePlan(n_splits, min_chunk, alone, base.warps, base.stages, base.shared_bytes)
         check_decode(shape, [0, 64, 700, 3000], plan=plan, seed=seed)
 
 
@@ -281,17 +281,20 @@ def test_decode_far_positions():
 
 
 @pytest.mark.gpu
-def test_decode_rows_do_not_depend_on_neighbours():
+@pytest.mark.parametrize("half", [True, False])
+def test_decode_rows_do_not_depend_on_neighbours(half):
+    """Neither on the rows beside them nor on how many blocks a batch of that size gets."""
     from engine.cuda.attention import Attention
 
-    shape = shape_of(8, 2, 64)
-    world = World(shape, [700, 3, 1500, 64])
-    cp, kernels = world.cp, Attention(shape, 4)
-    qkv, table = cp.asarray(world.rows(4)), cp.asarray(world.table)
-    together = cp.empty((4, shape.heads * shape.value_dim), np.float32)
+    shape = shape_of(8, 2, 64, half=half)
+    n = 128
+    world = World(shape, [700, 3, 1500, 64, 9] + [257] * (n - 5))
+    cp, kernels = world.cp, Attention(shape, n)
+    qkv, table = cp.asarray(world.rows(n)), cp.asarray(world.table)
+    together = cp.empty((n, shape.heads * shape.value_dim), np.float32)
     kernels.decode(world.layer, qkv, world.cache_k, world.cache_v, table,
                    cp.asarray(np.array(world.lengths, np.int32)), together)  # fmt: skip
-    for s, length in enumerate(world.lengths):
+    for s, length in enumerate(world.lengths[:6]):
         alone = cp.empty((1, shape.heads * shape.value_dim), np.float32)
         kernels.decode(world.layer, qkv[s : s + 1], world.cache_k, world.cache_v, table[s : s + 1],
                        cp.asarray(np.array([length], np.int32)), alone)  # fmt: skip

@@ -134,14 +134,16 @@ class DecodePlan:
     """How attention_decode is laid over the card. It depends on shape and card only, never on the batch.
 
     Attributes:
-        n_splits: blocks over the cache positions of one sequence and cache head (fixed grid for every length).
-        min_chunk: positions below which no further block is used, a multiple of PAGE.
+        n_splits: most ranges the cached positions of a sequence are cut into.
+        min_chunk: positions of a range, at least; a multiple of PAGE.
+        alone: up to so many cached positions are one range (a merge of ranges costs about as much as 300 positions).
         warps: warps of a block. stages: 16-position tiles in flight for each warp.
         shared_bytes: dynamic shared memory of a block.
     """
 
     n_splits: int
     min_chunk: int
+    alone: int
     warps: int
     stages: int
     shared_bytes: int
@@ -153,9 +155,10 @@ def shared_limit(arch: int) -> int:
 
 
 def decode_plan(
-    shape: AttentionShape, arch: int, multiprocessors: int, *, min_chunk: int = 256, warps: int = 0, stages: int = 0
+    shape: AttentionShape, arch: int, multiprocessors: int, *, warps: int = 0, stages: int = 0
 ) -> DecodePlan:
-    """Chooses the layout of attention_decode; min_chunk, warps and stages can be forced (0 = choose)."""
+    """Chooses the layout of attention_decode; warps and stages can be forced (0 = choose)."""
+    min_chunk, alone = 2 * PAGE, 4 * PAGE
     columns = shape.kv_heads * shape.head_tiles
     n_splits = max(1, min(MAX_SPLITS, multiprocessors // columns))
     active = min(shape.head_tile, shape.heads // shape.kv_heads)
@@ -168,16 +171,14 @@ def decode_plan(
         tiles = n_warps * n_stages * 16 * (key_stride + value_stride) if shape.tensor_cores else 0
         return max(merge, tiles)
 
-    options = [(8, 2), (8, 1), (4, 2), (4, 1), (2, 1)]
+    options = [(8, 1), (4, 1), (2, 1)]
     if warps or stages:
         options = [(warps or 8, stages or 1)]
-    elif not shape.tensor_cores:
-        options = [(8, 1), (4, 1), (2, 1)]
     for n_warps, n_stages in options:
         if cost(n_warps, n_stages) <= budget:
-            return DecodePlan(n_splits, min_chunk, n_warps, n_stages, cost(n_warps, n_stages))
+            return DecodePlan(n_splits, min_chunk, alone, n_warps, n_stages, cost(n_warps, n_stages))
     n_warps, n_stages = options[-1]
-    return DecodePlan(n_splits, min_chunk, n_warps, n_stages, cost(n_warps, n_stages))
+    return DecodePlan(n_splits, min_chunk, alone, n_warps, n_stages, cost(n_warps, n_stages))
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,7 @@ class Attention:
 
         arch = device_arch()
         multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+        self._block_goal = 8 * multiprocessors
         self.shape = shape
         self.max_sequences = max_sequences
         self.plan = plan or decode_plan(shape, arch, multiprocessors)
@@ -284,6 +286,10 @@ class Attention:
         self._partial_max_sum = cupy.empty((parts, 2), cupy.float32)
         self._counters = cupy.zeros(cells, cupy.int32)  # the kernel leaves them at zero
         self._decode = self._kernel(_files(shape, "decode"), "attention_decode", _decode_defines(shape, self.plan))
+        if (
+            shared_limit(arch) > 64 * 1024
+        ):  # the kernel's static share counts against the default limit of 48 KiB as well
+            self._decode.allow_shared(max(self.plan.shared_bytes, 48 * 1024 + 16))
         self._rope = self._kernel(_ROPE_FILES, "rope_append", shape.defines())
         self._prefill = self._kernel(
             _files(shape, "prefill"), "attention_prefill", _prefill_defines(shape, self._prefill_plan)
@@ -323,9 +329,11 @@ class Attention:
         assert n <= self.max_sequences, f"{n} sequences, scratch memory for {self.max_sequences}"
         assert qkv.shape[-1] == shape.row_width, qkv.shape
         assert out.shape[-1] == shape.heads * shape.value_dim, out.shape
+        columns = shape.kv_heads * shape.head_tiles
+        spread = min(self.plan.n_splits, -(-self._block_goal // (columns * n)))  # many sequences fill the card as it is
         launch(
             self._decode,
-            (shape.kv_heads * shape.head_tiles, self.plan.n_splits, n),
+            (columns, spread, n),
             self.plan.warps * 32,
             (
                 qkv,
@@ -343,7 +351,9 @@ class Attention:
                 float(layer.softcap),
                 int(layer.window),
                 layer.sinks,
+                self.plan.n_splits,
                 self.plan.min_chunk,
+                self.plan.alone,
                 self._partial,
                 self._partial_max_sum,
                 self._counters,

@@ -38,11 +38,19 @@ class Activation(IntEnum):
 
 @dataclass(frozen=True)
 class Tuning:
-    """Shape of a block: `warps` warps, `split` of them share the columns of one tile; `depth` chunks in flight each."""
+    """Shape of a block.
+
+    Attributes:
+        warps: warps of a block.
+        split: warps that share the columns of one tile; warps / split is 1, 2 or 4. It decides the order of sums.
+        depth: chunks a warp keeps in flight.
+        blocks: blocks that registers leave room for on a multiprocessor; 2 lets the next kernel start early.
+    """
 
     warps: int
     split: int
     depth: int
+    blocks: int = 2
 
 
 def _profile(batch: int) -> tuple[int, int]:
@@ -80,7 +88,7 @@ def choose_tuning(types: Sequence[GGMLType], batch: int, arch: int) -> Tuning:
     for warps, depth in ((16, 2), (8, 3), (8, 2), (8, 1), (4, 2), (4, 1), (2, 1)):
         if wide and warps == 16:
             continue
-        tuning = Tuning(warps, min(warps, split), depth)
+        tuning = Tuning(warps, min(warps, split), depth, 2 if batch <= 2 else 1)
         if _fixed_bytes(tuning, slot, nb * groups) + _input_bytes(SLAB, nb * groups) <= limit:
             return tuning
     raise AssertionError(f"no block of {types} for compute capability {arch}")
@@ -100,6 +108,7 @@ def build_job(
         "WARPS": tuning.warps,
         "SPLIT": tuning.split,
         "DEPTH": tuning.depth,
+        "BLOCKS": tuning.blocks,
         "SLOT": -(-max(LAYOUTS[type].chunk_bytes for type in types) // 16) * 16,
         "FORMATS": len(distinct),
         "FORMAT_OF": "{" + ", ".join(str(distinct.index(type)) for type in types) + "}",

@@ -73,6 +73,8 @@ def pack_row(params: SamplingParams, seed: int, output_index: int) -> np.ndarray
 def grid(n_rows: int, n_multiprocessors: int) -> tuple[int, int]:
     """Blocks per row and rows at once: never more blocks than multiprocessors, for the blocks of a row wait for others.
 
+    (Two blocks fit a multiprocessor, so two engines on one GPU do not starve each other.)
+
     A row is worth 64 blocks alone (its scan is then one load deep) and 16 in a crowd; measured on one H200.
     """
     at_once = max(1, min(n_rows, n_multiprocessors // MIN_BLOCKS_PER_ROW))
@@ -92,7 +94,7 @@ class DeviceSampler:
         step (2,) uint32: [0] launches finished so far; the results of launch i are in ring row i % R.
         out_tokens (R, N) int32: drawn token, -1 for padding and for logits no token can be drawn from.
         out_logprobs (R, N) float32; out_top_ids (R, N, 32) int32 and out_top_logprobs (R, N, 32) float32.
-        workspace: adjusted (N, V) float32, maxima (N, 2, 128) uint64, control (N, 16) uint32 and
+        workspace: adjusted (N, V) float32, maxima (N, 2, 128) uint64, control (N, 24) uint32 and
             histograms (N, 3, 2048) uint64 (both all zero between launches), candidates (N, 2, 1024) uint64.
 
     Args:
@@ -127,7 +129,7 @@ class DeviceSampler:
         self.out_top_logprobs = cupy.zeros((ring, n, MAX_LOGPROBS), np.float32)
         self.adjusted = cupy.zeros((n, vocab_size), np.float32)
         self.maxima = cupy.zeros((n, 2, MAXIMA), np.uint64)
-        self.control = cupy.zeros((n, 16), np.uint32)
+        self.control = cupy.zeros((n, 24), np.uint32)
         self.histograms = cupy.zeros((n, 3, BINS), np.uint64)
         self.candidates = cupy.zeros((n, 2, CANDIDATES), np.uint64)
 
@@ -135,7 +137,7 @@ class DeviceSampler:
     def n_bytes(vocab_size: int, context_length: int, max_sequences: int, max_rows: int, ring: int = 64) -> int:
         """Device memory of a DeviceSampler, in bytes, for the memory plan."""
         per_slot = ROW.itemsize + 8 * MAX_LOGIT_BIAS + 4 * context_length
-        per_row = 4 * vocab_size + 8 * (2 * MAXIMA + 3 * BINS + 2 * CANDIDATES) + 64
+        per_row = 4 * vocab_size + 8 * (2 * MAXIMA + 3 * BINS + 2 * CANDIDATES) + 96
         return 8 + per_slot * max_sequences + max_rows * (per_row + ring * (8 + 8 * MAX_LOGPROBS))
 
     def set_slot(

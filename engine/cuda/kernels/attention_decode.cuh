@@ -1,14 +1,17 @@
 // Decode attention: one new token per sequence. QK-norm, RoPE, cache append, softmax over the paged cache.
 //
-// grid (KV_HEADS * head tiles, n_splits, B), DECODE_WARPS warps. One block serves up to HEAD_TILE query heads of one
-// cache head over one contiguous range of positions; ranges depend on the length alone, never on the batch. The last
-// block of a (sequence, head tile) to finish merges the ranges in their order, so the bits never change from run to run.
+// grid (KV_HEADS * head tiles, Y, B), DECODE_WARPS warps. One block serves up to HEAD_TILE query heads of one cache head
+// over ranges Y apart of the cached positions. The ranges depend on the length alone, never on the batch or on Y, and
+// the last block of a (sequence, head tile) to finish adds them up in their order: the same bits on every run and
+// whoever else is in the batch.
 // qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages]; positions int32 [B], -1 = padded row, nothing written;
 // partial float32 [B][tiles][n_splits][HEAD_TILE][VALUE_DIM]; partial_max_sum float2 [B][tiles][n_splits][HEAD_TILE];
 // counters int32 [B][tiles], zero before and after; out float32 [B][HEADS*VALUE_DIM].
 // The new token's key and value come from qkv, never from the cache. Needs attention_common.cuh.
 
 #define THREADS (DECODE_WARPS * WARP)
+// Blocks a multiprocessor holds at once: two where the registers allow it, so that one's loads hide the other's merge.
+#define RESIDENT (KEY_DIM + VALUE_DIM <= 256 ? 512 / THREADS : 1)
 #define HEAD_TILES ((GROUP + HEAD_TILE - 1) / HEAD_TILE)
 #define MOST_HEADS (GROUP < HEAD_TILE ? GROUP : HEAD_TILE)
 #define MERGE_HEADS (MOST_HEADS + MOST_HEADS % 2)
@@ -28,12 +31,13 @@ struct Shared {
 };
 
 struct Task {
-    int kv_head, head0, n_heads;    // query heads head0 .. head0 + n_heads - 1
-    int position, first;            // the new token, and the first position it may see
-    int low, high, split, n_used;   // this block's cached positions, and how many splits have any
-    bool newest;                    // this block also owns the new token
+    int kv_head, head0, n_heads;  // query heads head0 .. head0 + n_heads - 1
+    int position, first;          // the new token, and the first position it may see
+    int base, chunk, n_used;      // cached positions base .. position-1 in n_used ranges of `chunk`
+    int split, low, high;         // the range at hand
+    bool newest, owns_new;        // this range, or some range of this block, includes the new token
     const int* pages;
-    int new_page;                   // page of the new token
+    int new_page;                 // page of the new token
 };
 
 // Past L1, which may hold an older launch's partial.
@@ -49,15 +53,23 @@ DEVICE float load_cg(const float* p) {
     return v;
 }
 
-// Adds 1 and gives the old value; everything the block wrote before the last barrier is seen by who reads the new one.
-DEVICE int count_up(int* counter) {
+// Adds n and gives the old value; what the block wrote before the last barrier is seen by who reads the new one.
+DEVICE int count_up(int* counter, int n) {
     int old;
-    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(old) : "l"(counter) : "memory");
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;" : "=r"(old) : "l"(counter), "r"(n) : "memory");
     return old;
 }
 
-// false: this block has nothing to do.
-DEVICE bool find_task(Task& task, const int* positions, const int* block_table, int max_pages, int window, int min_chunk) {
+DEVICE void take_range(Task& task, int split) {
+    task.split = split;
+    task.low = task.base + split * task.chunk;
+    task.high = min(task.low + task.chunk, task.position);
+    task.newest = split == task.n_used - 1;
+}
+
+// false: this block has nothing to do. Up to `alone` cached positions are one range: no partials, no merge.
+DEVICE bool find_task(Task& task, const int* positions, const int* block_table, int max_pages, int window, int n_splits,
+                      int min_chunk, int alone) {
     task.position = positions[blockIdx.z];
     if (task.position < 0) return false;
     task.kv_head = blockIdx.x / HEAD_TILES;
@@ -65,17 +77,16 @@ DEVICE bool find_task(Task& task, const int* positions, const int* block_table, 
     task.head0 = task.kv_head * GROUP + in_group;
     task.n_heads = min(HEAD_TILE, GROUP - in_group);
     task.first = window > 0 ? max(0, task.position - window + 1) : 0;
-    const int base = task.first & ~(PAGE - 1), n = task.position - base, n_splits = gridDim.y;
-    const int even = (n + n_splits - 1) / n_splits;
-    const int chunk = max(min_chunk, (even + PAGE - 1) & ~(PAGE - 1));
-    task.n_used = max(1, (n + chunk - 1) / chunk);
-    task.split = blockIdx.y;
-    task.low = base + task.split * chunk;
-    task.high = min(task.low + chunk, task.position);
-    task.newest = task.split == task.n_used - 1;
+    task.base = task.first & ~(PAGE - 1);
+    const int n = task.position - task.base, even = (n + n_splits - 1) / n_splits;
+    task.chunk = n <= alone ? max(n, 1) : max(min_chunk, (even + PAGE - 1) & ~(PAGE - 1));
+    task.n_used = max(1, (n + task.chunk - 1) / task.chunk);
+    if (blockIdx.y >= task.n_used) return false;
+    task.owns_new = (task.n_used - 1) % gridDim.y == blockIdx.y;
     task.pages = block_table + (i64)blockIdx.z * max_pages;
-    task.new_page = task.newest ? task.pages[task.position / PAGE] : 0;
-    return task.split < task.n_used;
+    task.new_page = task.owns_new ? task.pages[task.position / PAGE] : 0;
+    take_range(task, blockIdx.y);
+    return true;
 }
 
 // Fills query and, in the block that owns the new token, new_key and new_value, which it also appends to the cache
@@ -85,7 +96,7 @@ DEVICE void take_token(Shared& sh, const Task& task, const float* qkv, cache_t* 
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const float* row = qkv + (i64)blockIdx.z * ROW_WIDTH;
     const bool append = blockIdx.x % HEAD_TILES == 0;
-    for (int job = warp; job < task.n_heads + (task.newest ? 2 : 0); job += DECODE_WARPS) {
+    for (int job = warp; job < task.n_heads + (task.owns_new ? 2 : 0); job += DECODE_WARPS) {
         if (job < task.n_heads) {
             norm_and_rotate(row + (task.head0 + job) * KEY_DIM, 0, sh.query[job], q_norm, eps, sh.angles);
         } else if (job == task.n_heads) {
@@ -110,7 +121,7 @@ DEVICE void take_token(Shared& sh, const Task& task, const float* qkv, cache_t* 
 // The new token's scores in base 2, one warp per head; read after the next barrier.
 DEVICE void score_new_token(Shared& sh, const Task& task, float scale, float softcap) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    if (!task.newest) return;
+    if (!task.owns_new) return;
     for (int h = warp; h < task.n_heads; h += DECODE_WARPS) {
         float dot = 0.0f;
         for (int d = lane; d < KEY_DIM; d += WARP) dot += sh.query[h][d] * sh.new_key[d];
@@ -159,10 +170,10 @@ DEVICE void load_partials(sums_t (&v)[AT_ONCE], const float* partial, i64 slot0,
 
 // The last block of a cell: adds up its splits in their order. The first partials travel while the weights are computed.
 DEVICE void merge_splits(Shared& sh, const Task& task, const float* partial, const float2* partial_max_sum,
-                         const float* sinks, float* row) {
+                         const float* sinks, int n_splits, float* row) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = sizeof(sums_t) / 4;
     const int n = task.n_heads * VALUE_DIM;
-    const i64 slot0 = ((i64)blockIdx.z * gridDim.x + blockIdx.x) * gridDim.y * HEAD_TILE;
+    const i64 slot0 = ((i64)blockIdx.z * gridDim.x + blockIdx.x) * n_splits * HEAD_TILE;
     sums_t v[AT_ONCE] = {};
     if ((int)threadIdx.x * each < n) load_partials(v, partial, slot0, 0, task.n_used, threadIdx.x * each);
 
@@ -199,13 +210,13 @@ DEVICE void merge_splits(Shared& sh, const Task& task, const float* partial, con
     }
 }
 
-// merge [DECODE_WARPS][MERGE_HEADS][MERGE_STRIDE] holds each warp's value sums, already times the warp's factor.
-DEVICE void finish(Shared& sh, const Task& task, const float* merge, const float* sinks, float* partial,
-                   float2* partial_max_sum, int* counters, float* out) {
+// merge [DECODE_WARPS][MERGE_HEADS][MERGE_STRIDE] holds each warp's value sums of one range, already times the warp's
+// factor. Writes the output where there is only this range, else its partial.
+DEVICE void finish_range(Shared& sh, const Task& task, const float* merge, const float* sinks, int n_splits,
+                         float* partial, float2* partial_max_sum, float* out) {
     __syncthreads();
     float* row = out + ((i64)blockIdx.z * HEADS + task.head0) * VALUE_DIM;
-    const i64 cell = (i64)blockIdx.z * gridDim.x + blockIdx.x;
-    const i64 slot = (cell * gridDim.y + task.split) * HEAD_TILE;
+    const i64 slot = (((i64)blockIdx.z * gridDim.x + blockIdx.x) * n_splits + task.split) * HEAD_TILE;
     for (int i = threadIdx.x; i < task.n_heads * VALUE_DIM; i += THREADS) {
         const int h = i / VALUE_DIM, d = i % VALUE_DIM;
         float sum = task.newest ? sh.new_factor[h] * sh.new_value[d] : 0.0f;
@@ -216,14 +227,20 @@ DEVICE void finish(Shared& sh, const Task& task, const float* merge, const float
         else
             partial[slot * VALUE_DIM + i] = sum;
     }
-    if (task.n_used == 1) return;
-    if (threadIdx.x < task.n_heads)
+    if (task.n_used > 1 && threadIdx.x < task.n_heads)
         partial_max_sum[slot + threadIdx.x] = make_float2(sh.block_top[threadIdx.x], sh.block_sum[threadIdx.x]);
+}
+
+// After a block's last range: the block that completes the cell merges it.
+DEVICE void finish_cell(Shared& sh, const Task& task, const float* sinks, int n_splits, const float* partial,
+                        const float2* partial_max_sum, int* counters, float* out) {
+    if (task.n_used == 1) return;
+    const i64 cell = (i64)blockIdx.z * gridDim.x + blockIdx.x;
+    const int mine = (task.n_used - 1 - blockIdx.y) / gridDim.y + 1;
     __syncthreads();
-    if (threadIdx.x == 0) sh.last = count_up(&counters[cell]) == task.n_used - 1;
+    if (threadIdx.x == 0) sh.last = count_up(&counters[cell], mine) == task.n_used - mine;
     __syncthreads();
-    if (sh.last) {
-        if (threadIdx.x == 0) counters[cell] = 0;
-        merge_splits(sh, task, partial, partial_max_sum, sinks, row);
-    }
+    if (!sh.last) return;
+    if (threadIdx.x == 0) counters[cell] = 0;
+    merge_splits(sh, task, partial, partial_max_sum, sinks, n_splits, out + ((i64)blockIdx.z * HEADS + task.head0) * VALUE_DIM);
 }

@@ -55,6 +55,20 @@ DEVICE void copy_values(const Tiles& tiles, const Task& task, int j, int page, c
     copy_rows<VALUE_DIM, VALUE_STRIDE>(slot, cache_v, task, tile_start(task, j), page);
 }
 
+// This warp's tiles of a range; the copies of the first ones begin. Two groups per stage, keys and values.
+DEVICE void start_range(Tiles& tiles, const Task& task, const u16* cache_k, const u16* cache_v) {
+    const int n_tiles = (task.high - task.low + TILE - 1) / TILE;
+    tiles.count = max(0, (n_tiles - (int)(threadIdx.x >> 5) + DECODE_WARPS - 1) / DECODE_WARPS);
+#pragma unroll
+    for (int j = 0; j < DECODE_STAGES; ++j) {
+        const int page = j < tiles.count ? page_of_tile(tiles, task, j) : 0;
+        if (j < tiles.count) copy_keys(tiles, task, j, page, cache_k);
+        copy_commit();
+        if (j < tiles.count) copy_values(tiles, task, j, page, cache_v);
+        copy_commit();
+    }
+}
+
 // Puts one head's scaled query where the lanes of every warp read it as matrix operand: fragments[i][lane] holds
 // hi and lo of two pairs of elements. One warp, after norm_and_rotate.
 DEVICE void store_fragments(uint4 (*fragments)[WARP], const float* query, int head, float factor) {
@@ -82,33 +96,24 @@ DEVICE int value_of(int i, int g) {
     return 64 * VALUE_CHUNKS + VALUE_TAIL32 * 32 + 2 * g;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
                      const int* positions, const float* inv_freq, float rope_scale, const float* q_norm,
                      const float* k_norm, float eps, float scale, float softcap, int window, const float* sinks,
-                     int min_chunk, float* partial, float2* partial_max_sum, int* counters, float* out) {
+                     int n_splits, int min_chunk, int alone, float* partial, float2* partial_max_sum, int* counters, float* out) {
     extern __shared__ __align__(16) u8 dynamic[];
     __shared__ __align__(16) Shared sh;
     __shared__ uint4 fragments[KEY_DIM / 16][WARP];
     pdl_launch();
     Task task;
-    if (!find_task(task, positions, block_table, max_pages, window, min_chunk)) {
+    if (!find_task(task, positions, block_table, max_pages, window, n_splits, min_chunk, alone)) {
         pdl_wait();
         return;
     }
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const int n_tiles = (task.high - task.low + TILE - 1) / TILE;
     Tiles tiles;
-    tiles.count = max(0, (n_tiles - warp + DECODE_WARPS - 1) / DECODE_WARPS);
     tiles.slots = dynamic + warp * DECODE_STAGES * TILE_BYTES;
-#pragma unroll
-    for (int j = 0; j < DECODE_STAGES; ++j) {  // cached rows are old: no earlier kernel of this step writes them
-        const int page = j < tiles.count ? page_of_tile(tiles, task, j) : 0;
-        if (j < tiles.count) copy_keys(tiles, task, j, page, cache_k);
-        copy_commit();
-        if (j < tiles.count) copy_values(tiles, task, j, page, cache_v);
-        copy_commit();
-    }
+    start_range(tiles, task, cache_k, cache_v);  // old rows: no earlier kernel of this step writes them
     rope_angles(sh.angles, task.position, inv_freq, rope_scale);
     for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
@@ -122,116 +127,123 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     uint4 q[KEY_DIM / 16];
 #pragma unroll
     for (int i = 0; i < KEY_DIM / 16; ++i) q[i] = fragments[i][lane];
-    float o[VALUE_DIM / 16][4] = {};
-    float top = LOWEST, sum = 0.0f;  // of head g; sum over this lane's positions only
+    while (true) {
+        float o[VALUE_DIM / 16][4] = {};
+        float top = LOWEST, sum = 0.0f;  // of head g; sum over this lane's positions only
 
-    for (int j = 0; j < tiles.count; ++j) {
-        const u8* slot = tiles.slots + (j % DECODE_STAGES) * TILE_BYTES;
-        const int next = j + DECODE_STAGES, start = tile_start(task, j);
-        float s[2][2][4] = {};  // positions 0-7 and 8-15; two sums each, for shorter chains
-        copy_wait<2 * DECODE_STAGES - 1>();
-        __syncwarp();
+        for (int j = 0; j < tiles.count; ++j) {
+            const u8* slot = tiles.slots + (j % DECODE_STAGES) * TILE_BYTES;
+            const int next = j + DECODE_STAGES, start = tile_start(task, j);
+            float s[2][2][4] = {};  // positions 0-7 and 8-15; two sums each, for shorter chains
+            copy_wait<2 * DECODE_STAGES - 1>();
+            __syncwarp();
 #pragma unroll
-        for (int c = 0; c < KEY_CHUNKS; ++c) {
+            for (int c = 0; c < KEY_CHUNKS; ++c) {
 #pragma unroll
-            for (int n = 0; n < 2; ++n) {
-                const uint4 k = *(const uint4*)(slot + (8 * n + g) * KEY_STRIDE + 64 * c + 16 * t);
-                mma16(s[n][0], q[2 * c].x, q[2 * c].y, q[2 * c].z, q[2 * c].w, k.x, k.y);
-                mma16(s[n][1], q[2 * c + 1].x, q[2 * c + 1].y, q[2 * c + 1].z, q[2 * c + 1].w, k.z, k.w);
+                for (int n = 0; n < 2; ++n) {
+                    const uint4 k = *(const uint4*)(slot + (8 * n + g) * KEY_STRIDE + 64 * c + 16 * t);
+                    mma16(s[n][0], q[2 * c].x, q[2 * c].y, q[2 * c].z, q[2 * c].w, k.x, k.y);
+                    mma16(s[n][1], q[2 * c + 1].x, q[2 * c + 1].y, q[2 * c + 1].z, q[2 * c + 1].w, k.z, k.w);
+                }
+            }
+            if (KEY_TAIL) {
+                const uint4 last = q[KEY_DIM / 16 - 1];
+#pragma unroll
+                for (int n = 0; n < 2; ++n) {
+                    const uint2 k = *(const uint2*)(slot + (8 * n + g) * KEY_STRIDE + 64 * KEY_CHUNKS + 8 * t);
+                    mma16(s[n][0], last.x, last.y, last.z, last.w, k.x, k.y);
+                }
+            }
+            __syncwarp();
+            int next_page = 0;
+            if (next < tiles.count) {
+                next_page = page_of_tile(tiles, task, next);
+                copy_keys(tiles, task, next, next_page, cache_k);
+            }
+            copy_commit();
+
+            float p[4], high = LOWEST;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int at = start + 8 * (i >> 1) + 2 * t + (i & 1);
+                const float score = score_base2(
+                    (s[i >> 1][0][i & 1] + s[i >> 1][1][i & 1]) + (s[i >> 1][0][(i & 1) + 2] + s[i >> 1][1][(i & 1) + 2]), softcap);
+                p[i] = at >= task.first && at < task.high ? score : minus_infinity();
+                high = fmaxf(high, p[i] - 8.0f);  // weights up to 2^8 keep the lo halves out of the subnormals
+            }
+            high = fmaxf(high, __shfl_xor_sync(FULL_MASK, high, 1));
+            high = fmaxf(high, __shfl_xor_sync(FULL_MASK, high, 2));
+            if (__any_sync(FULL_MASK, high > top)) {
+                const float risen = fmaxf(top, high), shrink = power2(top - risen);
+                const float left = __shfl_sync(FULL_MASK, shrink, 8 * t), right = __shfl_sync(FULL_MASK, shrink, 8 * t + 4);
+                top = risen;
+                sum *= shrink;
+#pragma unroll
+                for (int i = 0; i < VALUE_DIM / 16; ++i) o[i][0] *= left, o[i][1] *= right, o[i][2] *= left, o[i][3] *= right;
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i) p[i] = power2(p[i] - top);
+            sum += (p[0] + p[1]) + (p[2] + p[3]);
+            u32 hi[2], lo[2];
+            split_halves(p[0], p[1], hi[0], lo[0]);
+            split_halves(p[2], p[3], hi[1], lo[1]);
+
+            copy_wait<2 * DECODE_STAGES - 1>();
+            __syncwarp();
+            slot += TILE * KEY_STRIDE + 2 * t * VALUE_STRIDE;  // this lane's rows: 2t, 2t+1, 2t+8, 2t+9
+#pragma unroll
+            for (int c = 0; c < VALUE_CHUNKS; ++c) {
+                uint4 r[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    r[i] = *(const uint4*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 128 * c + 16 * g);
+                add_values(o[4 * c], r[0].x, r[1].x, r[2].x, r[3].x, hi, lo);
+                add_values(o[4 * c + 1], r[0].y, r[1].y, r[2].y, r[3].y, hi, lo);
+                add_values(o[4 * c + 2], r[0].z, r[1].z, r[2].z, r[3].z, hi, lo);
+                add_values(o[4 * c + 3], r[0].w, r[1].w, r[2].w, r[3].w, hi, lo);
+            }
+            slot += 128 * VALUE_CHUNKS;
+            if (VALUE_TAIL32) {
+                uint2 r[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) r[i] = *(const uint2*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 8 * g);
+                add_values(o[4 * VALUE_CHUNKS], r[0].x, r[1].x, r[2].x, r[3].x, hi, lo);
+                add_values(o[4 * VALUE_CHUNKS + VALUE_TAIL32], r[0].y, r[1].y, r[2].y, r[3].y, hi, lo);
+                slot += 64;
+            }
+            if (VALUE_TAIL16) {
+                u32 r[4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) r[i] = *(const u32*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 4 * g);
+                add_values(o[VALUE_DIM / 16 - 1], r[0], r[1], r[2], r[3], hi, lo);
+            }
+            __syncwarp();
+            if (next < tiles.count) copy_values(tiles, task, next, next_page, cache_v);
+            copy_commit();
+        }
+        copy_wait<0>();
+
+        sum += __shfl_xor_sync(FULL_MASK, sum, 1);
+        sum += __shfl_xor_sync(FULL_MASK, sum, 2);
+        if (t == 0) sh.top[warp][g] = top, sh.sum[warp][g] = sum;
+        __syncthreads();
+        const float f = weigh_warps(sh, task, top);
+        const float left = __shfl_sync(FULL_MASK, f, 8 * t), right = __shfl_sync(FULL_MASK, f, 8 * t + 4);
+        float* merge = (float*)dynamic;  // every warp is past its tiles
+        float* mine = merge + (warp * MERGE_HEADS + 2 * t) * MERGE_STRIDE;
+        if (2 * t < MERGE_HEADS) {
+#pragma unroll
+            for (int i = 0; i < VALUE_DIM / 16; ++i) {
+                const int d = value_of(i, g);
+                *(float2*)(mine + d) = make_float2(o[i][0] * left, o[i][2] * left);
+                *(float2*)(mine + MERGE_STRIDE + d) = make_float2(o[i][1] * right, o[i][3] * right);
             }
         }
-        if (KEY_TAIL) {
-            const uint4 last = q[KEY_DIM / 16 - 1];
-#pragma unroll
-            for (int n = 0; n < 2; ++n) {
-                const uint2 k = *(const uint2*)(slot + (8 * n + g) * KEY_STRIDE + 64 * KEY_CHUNKS + 8 * t);
-                mma16(s[n][0], last.x, last.y, last.z, last.w, k.x, k.y);
-            }
-        }
-        __syncwarp();
-        int next_page = 0;
-        if (next < tiles.count) {
-            next_page = page_of_tile(tiles, task, next);
-            copy_keys(tiles, task, next, next_page, cache_k);
-        }
-        copy_commit();
-
-        float p[4], high = LOWEST;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int at = start + 8 * (i >> 1) + 2 * t + (i & 1);
-            const float score = score_base2(
-                (s[i >> 1][0][i & 1] + s[i >> 1][1][i & 1]) + (s[i >> 1][0][(i & 1) + 2] + s[i >> 1][1][(i & 1) + 2]), softcap);
-            p[i] = at >= task.first && at < task.high ? score : minus_infinity();
-            high = fmaxf(high, p[i] - 8.0f);  // weights up to 2^8 keep the lo halves out of the subnormals
-        }
-        high = fmaxf(high, __shfl_xor_sync(FULL_MASK, high, 1));
-        high = fmaxf(high, __shfl_xor_sync(FULL_MASK, high, 2));
-        if (__any_sync(FULL_MASK, high > top)) {
-            const float risen = fmaxf(top, high), shrink = power2(top - risen);
-            const float left = __shfl_sync(FULL_MASK, shrink, 8 * t), right = __shfl_sync(FULL_MASK, shrink, 8 * t + 4);
-            top = risen;
-            sum *= shrink;
-#pragma unroll
-            for (int i = 0; i < VALUE_DIM / 16; ++i) o[i][0] *= left, o[i][1] *= right, o[i][2] *= left, o[i][3] *= right;
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) p[i] = power2(p[i] - top);
-        sum += (p[0] + p[1]) + (p[2] + p[3]);
-        u32 hi[2], lo[2];
-        split_halves(p[0], p[1], hi[0], lo[0]);
-        split_halves(p[2], p[3], hi[1], lo[1]);
-
-        copy_wait<2 * DECODE_STAGES - 1>();
-        __syncwarp();
-        slot += TILE * KEY_STRIDE + 2 * t * VALUE_STRIDE;  // this lane's rows: 2t, 2t+1, 2t+8, 2t+9
-#pragma unroll
-        for (int c = 0; c < VALUE_CHUNKS; ++c) {
-            uint4 r[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                r[i] = *(const uint4*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 128 * c + 16 * g);
-            add_values(o[4 * c], r[0].x, r[1].x, r[2].x, r[3].x, hi, lo);
-            add_values(o[4 * c + 1], r[0].y, r[1].y, r[2].y, r[3].y, hi, lo);
-            add_values(o[4 * c + 2], r[0].z, r[1].z, r[2].z, r[3].z, hi, lo);
-            add_values(o[4 * c + 3], r[0].w, r[1].w, r[2].w, r[3].w, hi, lo);
-        }
-        slot += 128 * VALUE_CHUNKS;
-        if (VALUE_TAIL32) {
-            uint2 r[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) r[i] = *(const uint2*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 8 * g);
-            add_values(o[4 * VALUE_CHUNKS], r[0].x, r[1].x, r[2].x, r[3].x, hi, lo);
-            add_values(o[4 * VALUE_CHUNKS + VALUE_TAIL32], r[0].y, r[1].y, r[2].y, r[3].y, hi, lo);
-            slot += 64;
-        }
-        if (VALUE_TAIL16) {
-            u32 r[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) r[i] = *(const u32*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 4 * g);
-            add_values(o[VALUE_DIM / 16 - 1], r[0], r[1], r[2], r[3], hi, lo);
-        }
-        __syncwarp();
-        if (next < tiles.count) copy_values(tiles, task, next, next_page, cache_v);
-        copy_commit();
+        finish_range(sh, task, merge, sinks, n_splits, partial, partial_max_sum, out);
+        if (task.split + gridDim.y >= task.n_used) break;
+        take_range(task, task.split + gridDim.y);
+        __syncthreads();  // merge and sh.top are free again
+        start_range(tiles, task, cache_k, cache_v);
     }
-    copy_wait<0>();
-
-    sum += __shfl_xor_sync(FULL_MASK, sum, 1);
-    sum += __shfl_xor_sync(FULL_MASK, sum, 2);
-    if (t == 0) sh.top[warp][g] = top, sh.sum[warp][g] = sum;
-    __syncthreads();
-    const float f = weigh_warps(sh, task, top);
-    const float left = __shfl_sync(FULL_MASK, f, 8 * t), right = __shfl_sync(FULL_MASK, f, 8 * t + 4);
-    float* merge = (float*)dynamic;  // every warp is past its tiles
-    float* mine = merge + (warp * MERGE_HEADS + 2 * t) * MERGE_STRIDE;
-    if (2 * t < MERGE_HEADS) {
-#pragma unroll
-        for (int i = 0; i < VALUE_DIM / 16; ++i) {
-            const int d = value_of(i, g);
-            *(float2*)(mine + d) = make_float2(o[i][0] * left, o[i][2] * left);
-            *(float2*)(mine + MERGE_STRIDE + d) = make_float2(o[i][1] * right, o[i][3] * right);
-        }
-    }
-    finish(sh, task, merge, sinks, partial, partial_max_sum, counters, out);
+    finish_cell(sh, task, sinks, n_splits, partial, partial_max_sum, counters, out);
 }

@@ -7,17 +7,17 @@
 #define VALUES_PER_LANE ((VALUE_DIM + WARP - 1) / WARP)
 #define KEY_STEP (KEY_DIM % 4 == 0 ? 4 : 1)
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
                      const int* positions, const float* inv_freq, float rope_scale, const float* q_norm,
                      const float* k_norm, float eps, float scale, float softcap, int window, const float* sinks,
-                     int min_chunk, float* partial, float2* partial_max_sum, int* counters, float* out) {
+                     int n_splits, int min_chunk, int alone, float* partial, float2* partial_max_sum, int* counters, float* out) {
     extern __shared__ __align__(16) float merge[];
     __shared__ __align__(16) Shared sh;
     __shared__ float weights[DECODE_WARPS][HEAD_TILE][TILE];
     pdl_launch();
     Task task;
-    if (!find_task(task, positions, block_table, max_pages, window, min_chunk)) {
+    if (!find_task(task, positions, block_table, max_pages, window, n_splits, min_chunk, alone)) {
         pdl_wait();
         return;
     }
@@ -30,70 +30,76 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     score_new_token(sh, task, scale, softcap);
 
     const float factor = score_factor(scale, softcap);
-    float o[HEAD_TILE][VALUES_PER_LANE] = {};
-    float top[HEAD_TILE], sum[HEAD_TILE];
+    while (true) {
+        float o[HEAD_TILE][VALUES_PER_LANE] = {};
+        float top[HEAD_TILE], sum[HEAD_TILE];
 #pragma unroll
-    for (int h = 0; h < HEAD_TILE; ++h) top[h] = LOWEST, sum[h] = 0.0f;
+        for (int h = 0; h < HEAD_TILE; ++h) top[h] = LOWEST, sum[h] = 0.0f;
 
-    for (int start = task.low + warp * TILE; start < task.high; start += DECODE_WARPS * TILE) {
-        const i64 row = cache_row(task.pages[start / PAGE], task.kv_head, start);  // a tile lies in one page
-        const int n = min(TILE, task.high - start);
-        const bool seen = lane < n && start + lane >= task.first;
-        const cache_t* key = cache_k + (row + min(lane, n - 1)) * KEY_DIM;
-        float s[HEAD_TILE] = {};
+        for (int start = task.low + warp * TILE; start < task.high; start += DECODE_WARPS * TILE) {
+            const i64 row = cache_row(task.pages[start / PAGE], task.kv_head, start);  // a tile lies in one page
+            const int n = min(TILE, task.high - start);
+            const bool seen = lane < n && start + lane >= task.first;
+            const cache_t* key = cache_k + (row + min(lane, n - 1)) * KEY_DIM;
+            float s[HEAD_TILE] = {};
 #pragma unroll 4
-        for (int d = 0; d < KEY_DIM; d += KEY_STEP) {
-            float k[KEY_STEP];
-            load_cached(k, key + d);
+            for (int d = 0; d < KEY_DIM; d += KEY_STEP) {
+                float k[KEY_STEP];
+                load_cached(k, key + d);
 #pragma unroll
-            for (int h = 0; h < HEAD_TILE; ++h)
+                for (int h = 0; h < HEAD_TILE; ++h)
 #pragma unroll
-                for (int e = 0; e < KEY_STEP; ++e) s[h] += sh.query[h][d + e] * k[e];
+                    for (int e = 0; e < KEY_STEP; ++e) s[h] += sh.query[h][d + e] * k[e];
+            }
+#pragma unroll
+            for (int h = 0; h < HEAD_TILE; ++h) {
+                const float score = seen ? score_base2(s[h] * factor, softcap) : minus_infinity();
+                const float risen = fmaxf(top[h], warp_max(score)), shrink = power2(top[h] - risen), p = power2(score - risen);
+                top[h] = risen;
+                sum[h] = sum[h] * shrink + p;
+                weights[warp][h][lane] = p;
+#pragma unroll
+                for (int i = 0; i < VALUES_PER_LANE; ++i) o[h][i] *= shrink;
+            }
+            __syncwarp();
+#pragma unroll 4
+            for (int r = 0; r < n; ++r) {
+                const cache_t* value = cache_v + (row + r) * VALUE_DIM;
+                float v[VALUES_PER_LANE];
+#pragma unroll
+                for (int i = 0; i < VALUES_PER_LANE; ++i) {
+                    const int d = lane + i * WARP;
+                    v[i] = VALUE_DIM % WARP == 0 || d < VALUE_DIM ? from_cache(value[d]) : 0.0f;
+                }
+#pragma unroll
+                for (int h = 0; h < HEAD_TILE; ++h)
+#pragma unroll
+                    for (int i = 0; i < VALUES_PER_LANE; ++i) o[h][i] += weights[warp][h][r] * v[i];
+            }
+            __syncwarp();
         }
+
 #pragma unroll
         for (int h = 0; h < HEAD_TILE; ++h) {
-            const float score = seen ? score_base2(s[h] * factor, softcap) : minus_infinity();
-            const float risen = fmaxf(top[h], warp_max(score)), shrink = power2(top[h] - risen), p = power2(score - risen);
-            top[h] = risen;
-            sum[h] = sum[h] * shrink + p;
-            weights[warp][h][lane] = p;
-#pragma unroll
-            for (int i = 0; i < VALUES_PER_LANE; ++i) o[h][i] *= shrink;
+            const float total = warp_sum(sum[h]);
+            if (lane == 0) sh.top[warp][h] = top[h], sh.sum[warp][h] = total;
         }
-        __syncwarp();
-#pragma unroll 4
-        for (int r = 0; r < n; ++r) {
-            const cache_t* value = cache_v + (row + r) * VALUE_DIM;
-            float v[VALUES_PER_LANE];
+        __syncthreads();
+        const int own = lane / 4;
+        const float f = weigh_warps(sh, task, own < task.n_heads ? sh.top[warp][own] : 0.0f);
+#pragma unroll
+        for (int h = 0; h < HEAD_TILE; ++h) {
+            const float factor_h = __shfl_sync(FULL_MASK, f, 4 * h);
 #pragma unroll
             for (int i = 0; i < VALUES_PER_LANE; ++i) {
                 const int d = lane + i * WARP;
-                v[i] = VALUE_DIM % WARP == 0 || d < VALUE_DIM ? from_cache(value[d]) : 0.0f;
+                if (d < VALUE_DIM) merge[(warp * MERGE_HEADS + h) * MERGE_STRIDE + d] = o[h][i] * factor_h;
             }
-#pragma unroll
-            for (int h = 0; h < HEAD_TILE; ++h)
-#pragma unroll
-                for (int i = 0; i < VALUES_PER_LANE; ++i) o[h][i] += weights[warp][h][r] * v[i];
         }
-        __syncwarp();
+        finish_range(sh, task, merge, sinks, n_splits, partial, partial_max_sum, out);
+        if (task.split + gridDim.y >= task.n_used) break;
+        take_range(task, task.split + gridDim.y);
+        __syncthreads();  // merge and sh.top are free again
     }
-
-#pragma unroll
-    for (int h = 0; h < HEAD_TILE; ++h) {
-        const float total = warp_sum(sum[h]);
-        if (lane == 0) sh.top[warp][h] = top[h], sh.sum[warp][h] = total;
-    }
-    __syncthreads();
-    const int own = lane / 4;
-    const float f = weigh_warps(sh, task, own < task.n_heads ? sh.top[warp][own] : 0.0f);
-#pragma unroll
-    for (int h = 0; h < HEAD_TILE; ++h) {
-        const float factor_h = __shfl_sync(FULL_MASK, f, 4 * h);
-#pragma unroll
-        for (int i = 0; i < VALUES_PER_LANE; ++i) {
-            const int d = lane + i * WARP;
-            if (d < VALUE_DIM) merge[(warp * MERGE_HEADS + h) * MERGE_STRIDE + d] = o[h][i] * factor_h;
-        }
-    }
-    finish(sh, task, merge, sinks, partial, partial_max_sum, counters, out);
+    finish_cell(sh, task, sinks, n_splits, partial, partial_max_sum, counters, out);
 }

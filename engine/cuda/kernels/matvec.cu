@@ -321,7 +321,7 @@ DEVICE float activate(float v, int activation) {
 
 // out = f(alpha * (norm(x) W^T + bias)) or out += ...; see matvec.py for shapes. grid <= tiles.
 // resident: all of x stays in shared memory and tiles are the outer loop; else slabs are.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, SEQUENCES <= 2 && WARPS <= 16 ? 2 : 1)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     matvec(ALL_SEGMENTS int tiles, int columns, int unit, int resident, int batch, const float* x, int x_stride,
            const float* norm, float eps, const float* bias, float* out, int out_stride, int activation, int add,
            int paired, float alpha) {

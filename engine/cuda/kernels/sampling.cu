@@ -5,7 +5,8 @@
 // an argmax meet at row_meet(). Every sum is an integer sum, so the order in which blocks and threads add is immaterial.
 //   greedy           block maxima, the last block to leave takes the largest
 //   top_k <= 1024    k-th largest of 128 partial maxima = lower bound; gather what reaches it; block 0 sorts and draws
-//   everything else  cutoffs found digit by digit in histograms of mass or count, without sorting
+//   everything else  cutoffs by select(): a histogram of mass or count over the logits, then a sort of the one bin that
+//                    holds the answer, or, where that bin is too full (ties), further histograms digit by digit
 // A candidate is one 64-bit key: logit as an ordered integer, then the complement of its id, so larger = earlier.
 
 #define THREADS 256
@@ -32,8 +33,8 @@ struct SamplingRow {  // 64 bytes; engine/cuda/sampling_ops.py ROW has the same 
     u32 reserved0, reserved1;
 };
 
-struct Control {  // 64 bytes a row, all zero between launches
-    u32 arrived, left, counts[6];
+struct Control {  // 96 bytes a row, all zero between launches
+    u32 arrived, left, counts[14];
     u64 raw_mass, mass, downward, best;
 };
 
@@ -88,7 +89,7 @@ struct Block {  // this block's share of the row
     const Arguments* a;
     Shared* s;
     int b, lo, hi;
-    u32 meetings, passes;
+    u32 meetings, passes, selects;
     Control* control;
 };
 
@@ -302,77 +303,6 @@ DEVICE void add_to_bin(u32* low, u32* high, u32 bin, u64 mass) {
     if (carry) atomicAdd(high + bin, carry);
 }
 
-enum Target { COUNT, SHARE, DRAW };
-
-// Key of the first token, largest key first, at which the running sum exceeds the target: the wanted-th token (COUNT),
-// the one that reaches the share p of the mass (SHARE), the one the random number falls on (DRAW). All blocks of the
-// row take part and get the same answer. by_typical: in order of typical_key instead.
-DEVICE u64 select(Block& k, const View& view, bool by_typical, Target target, float p, u32 number) {
-    Shared* s = k.s;
-    u32* low = (u32*)s->pool;
-    u32* high = low + BINS;
-    u64* tables = k.a->histograms + (size_t)k.b * 3 * BINS;
-    u64 prefix = 0, rest = 0;
-    const int shifts[5] = {53, 42, 32, 11, 0};  // the low word of a key holds 22 bits
-    for (int pass = 0; pass < 5; ++pass) {
-        const int shift = shifts[pass], width = pass == 2 ? 10 : 11, above = shift + width;
-        for (int i = threadIdx.x; i < 2 * BINS; i += THREADS) low[i] = 0;
-        u64* table = tables + (k.passes % 3) * BINS;
-        if (blockIdx.x == 0) {  // last read before the previous meeting
-            u64* next = tables + ((k.passes + 1) % 3) * BINS;
-            for (int i = threadIdx.x; i < BINS; i += THREADS) next[i] = 0;
-        }
-        __syncthreads();
-        for_each<4>(k, view.source, [&](int id, float v) {
-            const u64 key = key_of(order_of(v), id);
-            if (key < view.cut) return;
-            u64 digits = key, q = 1;
-            if (target != COUNT) {
-                const float x = distance(v, view.largest, view.temperature);
-                const float weight = exponential(x);
-                if (weight < view.least_weight) return;
-                q = fixed_point(weight);
-                if (q == 0) return;
-                if (view.typical || by_typical) {
-                    const u64 other = typical_key(x, view.mean, id);
-                    if (view.typical && other < view.typical_cut) return;
-                    if (by_typical) digits = other;
-                }
-            }
-            if (above < 64 && ((digits ^ prefix) >> above) != 0) return;
-            add_to_bin(low, high, (u32)(digits >> shift) & ((1u << width) - 1), q);
-        });
-        __syncthreads();
-        for (int i = threadIdx.x; i < BINS; i += THREADS) {
-            const u64 sum = ((u64)high[i] << 32) + low[i];
-            if (sum) atomicAdd(table + i, sum);
-        }
-        row_meet(k);
-        ++k.passes;
-        u64 bins[BINS / THREADS], sum = 0, total;
-        const int top = BINS - 1 - (int)threadIdx.x * (BINS / THREADS);
-#pragma unroll
-        for (int j = 0; j < BINS / THREADS; ++j) sum += bins[j] = load_l2(table + top - j);
-        u64 before = block_scan(s, sum, &total);
-        if (pass == 0) rest = target == COUNT ? number - 1 : target == SHARE ? share(p, total) - 1 : share_random(number, total);
-        if (before <= rest && rest < before + sum) {
-#pragma unroll
-            for (int j = 0; j < BINS / THREADS; ++j) {
-                if (before <= rest && rest < before + bins[j]) {
-                    s->found = prefix | ((u64)(top - j) << shift);
-                    s->found_rest = rest - before;
-                }
-                before += bins[j];
-            }
-        }
-        __syncthreads();
-        prefix = s->found;
-        rest = s->found_rest;
-        __syncthreads();
-    }
-    return prefix;
-}
-
 // ---- sorted candidates: one block --------------------------------------------------------------------------------
 // Reads n <= 1024 keys, leaves the first `wanted` of them in order in pool[1024...]; returns how many.
 DEVICE int sort_candidates(Shared* s, const u64* list, int n, int wanted) {
@@ -391,6 +321,168 @@ DEVICE int sort_candidates(Shared* s, const u64* list, int n, int wanted) {
     return n < wanted ? n : wanted;
 }
 
+// ---- selection without sorting everything -------------------------------------------------------------------------
+enum Target { COUNT, SHARE, DRAW };
+
+// What select() looks for: the wanted-th token (COUNT), the one at which the running mass reaches the share p (SHARE),
+// the one the random number falls on (DRAW); in order of key, or of typical_key.
+struct Query {
+    Target target;
+    bool by_typical;
+    float p;
+    u32 number;
+};
+
+// Whether a token counts; then its place in the order (digits), its mass and its bin of the first histogram. Bins are
+// linear in the logit, 73 to a unit, and go down with the order; what is 28 below the largest shares the last one.
+DEVICE bool examine(const View& view, const Query& query, int id, float v, u64* digits, u64* q, u32* bin) {
+    const u64 key = key_of(order_of(v), id);
+    if (key < view.cut) return false;
+    float x = distance(v, view.largest, view.temperature);
+    *digits = key;
+    *q = 1;
+    if (query.target != COUNT) {
+        const float weight = exponential(x);
+        if (weight < view.least_weight) return false;
+        *q = fixed_point(weight);
+        if (*q == 0) return false;
+        if (view.typical || query.by_typical) {
+            const u64 other = typical_key(x, view.mean, id);
+            if (view.typical && other < view.typical_cut) return false;
+            if (query.by_typical) {
+                *digits = other;
+                x = -fabsf(__fsub_rn(x, view.mean));
+            }
+        }
+    }
+    *bin = x < -28.0f ? 0 : BINS - 1 - (u32)__fmul_rn(-x, 73.0f);
+    return true;
+}
+
+DEVICE void clear_bins(Block& k) {  // this block's, and the row's for the pass after the next meeting
+    u32* words = (u32*)k.s->pool;
+    for (int i = threadIdx.x; i < 2 * BINS; i += THREADS) words[i] = 0;
+    if (blockIdx.x == 0) {  // last read before the previous meeting
+        u64* next = k.a->histograms + ((size_t)k.b * 3 + (k.passes + 1) % 3) * BINS;
+        for (int i = threadIdx.x; i < BINS; i += THREADS) next[i] = 0;
+    }
+    __syncthreads();
+}
+
+// Adds up the blocks' bins, then finds the bin, from the top, where the running sum exceeds *rest and leaves in *rest
+// what is to be found inside it. The first pass works *rest out of the query and the total.
+DEVICE u32 merge_bins(Block& k, const Query& query, bool first, u64* rest) {
+    Shared* s = k.s;
+    const u32* low = (const u32*)s->pool;
+    const u32* high = low + BINS;
+    u64* table = k.a->histograms + ((size_t)k.b * 3 + k.passes % 3) * BINS;
+    __syncthreads();
+    for (int i = threadIdx.x; i < BINS; i += THREADS) {
+        const u64 sum = ((u64)high[i] << 32) + low[i];
+        if (sum) atomicAdd(table + i, sum);
+    }
+    row_meet(k);
+    ++k.passes;
+    u64 bins[BINS / THREADS], sum = 0, total;
+    const int top = BINS - 1 - (int)threadIdx.x * (BINS / THREADS);
+#pragma unroll
+    for (int j = 0; j < BINS / THREADS; ++j) sum += bins[j] = load_l2(table + top - j);
+    u64 before = block_scan(s, sum, &total);
+    if (first) {
+        *rest = query.target == COUNT   ? query.number - 1
+                : query.target == SHARE ? share(query.p, total) - 1
+                                        : share_random(query.number, total);
+    }
+    if (before <= *rest && *rest < before + sum) {
+#pragma unroll
+        for (int j = 0; j < BINS / THREADS; ++j) {
+            if (before <= *rest && *rest < before + bins[j]) {
+                s->found = (u64)(top - j);
+                s->found_rest = *rest - before;
+            }
+            before += bins[j];
+        }
+    }
+    __syncthreads();
+    const u32 bin = (u32)s->found;
+    *rest = s->found_rest;
+    __syncthreads();
+    return bin;
+}
+
+// Digits of the first token, in the query's order, at which the running sum exceeds the target. All blocks of the row
+// take part and get the same answer.
+static __device__ __noinline__ u64 select(Block& k, const View& view, const Query query) {
+    Shared* s = k.s;
+    u32* low = (u32*)s->pool;
+    u32* high = low + BINS;
+    u64* list = k.a->candidates + (size_t)k.b * 2 * CANDIDATES;
+    u32* count = k.control->counts + 4 + k.selects++;
+    u64 rest = 0;
+
+    clear_bins(k);
+    for_each<4>(k, view.source, [&](int id, float v) {
+        u64 digits, q;
+        u32 bin;
+        if (examine(view, query, id, v, &digits, &q, &bin)) add_to_bin(low, high, bin, q);
+    });
+    const u32 chosen = merge_bins(k, query, true, &rest);
+    for_each<4>(k, view.source, [&](int id, float v) {
+        u64 digits, q;
+        u32 bin;
+        if (examine(view, query, id, v, &digits, &q, &bin) && bin == chosen) {
+            const u32 at = atomicAdd(count, 1u);
+            if (at < CANDIDATES) list[at] = digits;
+        }
+    });
+    row_meet(k);
+    const int n = (int)load_acquire(count);
+    if (n <= CANDIDATES) {
+        sort_candidates(s, list, n, n);
+        const u64* sorted = s->pool + CANDIDATES;
+        const int per = (n + THREADS - 1) / THREADS, first = threadIdx.x * per;
+        auto mass = [&](int i) -> u64 {
+            if (query.target == COUNT) return 1;
+            float v;
+            asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(view.source + id_of(sorted[i])));
+            return fixed_point(exponential(distance(v, view.largest, view.temperature)));
+        };
+        u64 q[CANDIDATES / THREADS], sum = 0, total;
+#pragma unroll
+        for (int j = 0; j < CANDIDATES / THREADS; ++j) {
+            q[j] = j < per && first + j < n ? mass(first + j) : 0;
+            sum += q[j];
+        }
+        u64 before = block_scan(s, sum, &total);
+#pragma unroll
+        for (int j = 0; j < CANDIDATES / THREADS; ++j) {
+            if (before <= rest && rest < before + q[j]) s->found = sorted[first + j];
+            before += q[j];
+        }
+        __syncthreads();
+        const u64 found = s->found;
+        __syncthreads();
+        return found;
+    }
+
+    u64 prefix = 0;
+    const int shifts[5] = {53, 42, 32, 11, 0};  // the low word of a key holds 22 bits
+    for (int pass = 0; pass < 5; ++pass) {
+        const int shift = shifts[pass], width = pass == 2 ? 10 : 11, above = shift + width;
+        clear_bins(k);
+        for_each<4>(k, view.source, [&](int id, float v) {
+            u64 digits, q;
+            u32 bin;
+            if (!examine(view, query, id, v, &digits, &q, &bin) || bin != chosen) return;
+            if (above < 64 && ((digits ^ prefix) >> above) != 0) return;
+            add_to_bin(low, high, (u32)(digits >> shift) & ((1u << width) - 1), q);
+        });
+        prefix |= (u64)merge_bins(k, query, false, &rest) << shift;
+    }
+    return prefix;
+}
+
+// ---- steps of a row ----------------------------------------------------------------------------------------------
 // Steps 5 to 8 on n sorted candidates; returns the key drawn.
 DEVICE u64 draw_sorted(Shared* s, int n, float largest, u32 random) {
     const SamplingRow& row = s->row;
@@ -484,7 +576,6 @@ DEVICE u64 draw_sorted(Shared* s, int n, float largest, u32 random) {
     return s->found;
 }
 
-// ---- steps of a row ----------------------------------------------------------------------------------------------
 // Bias and penalties of this block's tokens, into a.adjusted.
 DEVICE void adjust(Block& k, const float* raw, float* adjusted, bool penalize) {
     const Arguments& a = *k.a;
@@ -595,7 +686,7 @@ DEVICE u64 report_logprobs(Block& k, const float* raw, int groups) {
     u32 count = load_acquire(k.control->counts + 0);
     if (count > CANDIDATES) {
         View view = {raw, largest, 1.0f, 0, false, 0.0f, 0, -1.0f};
-        bound = select(k, view, false, COUNT, 0.0f, n);
+        bound = select(k, view, {COUNT, false, 0.0f, (u32)n});
         gather(k, raw, bound, list, k.control->counts + 1);
         row_meet(k);
         count = load_acquire(k.control->counts + 1);
@@ -618,7 +709,7 @@ DEVICE u64 report_logprobs(Block& k, const float* raw, int groups) {
 DEVICE u64 choose_by_cutoffs(Block& k, const float* source, u64 best, u32 random) {
     const SamplingRow& row = k.s->row;
     View view = {source, value_of(best), row.temperature, 0, false, 0.0f, 0, -1.0f};
-    if (row.top_k > 0 && row.top_k < k.a->V) view.cut = select(k, view, false, COUNT, 0.0f, row.top_k);
+    if (row.top_k > 0 && row.top_k < k.a->V) view.cut = select(k, view, {COUNT, false, 0.0f, (u32)row.top_k});
     float heaviest = 1.0f;
     if (row.typical_p < 1.0f) {
         u64 mass = 0, down = 0, total, down_total;
@@ -637,7 +728,7 @@ DEVICE u64 choose_by_cutoffs(Block& k, const float* source, u64 best, u32 random
         }
         row_meet(k);
         view.mean = typical_mean(load_l2(&k.control->downward), load_l2(&k.control->mass));
-        view.typical_cut = select(k, view, true, SHARE, row.typical_p, 0);
+        view.typical_cut = select(k, view, {SHARE, true, row.typical_p, 0});
         view.typical = true;
         u64 first = 0;
         for_each<4>(k, source, [&](int id, float v) {
@@ -651,11 +742,11 @@ DEVICE u64 choose_by_cutoffs(Block& k, const float* source, u64 best, u32 random
         heaviest = exponential(distance(value_of(load_l2(&k.control->best)), view.largest, view.temperature));
     }
     if (row.top_p < 1.0f) {
-        const u64 cut = select(k, view, false, SHARE, row.top_p, 0);
+        const u64 cut = select(k, view, {SHARE, false, row.top_p, 0});
         if (cut > view.cut) view.cut = cut;
     }
     if (row.min_p > 0.0f) view.least_weight = __fmul_rn(heaviest, row.min_p);
-    return select(k, view, false, DRAW, 0.0f, random);
+    return select(k, view, {DRAW, false, 0.0f, random});
 }
 
 DEVICE void sample_row(Block& k, int groups) {
@@ -706,7 +797,7 @@ DEVICE void sample_row(Block& k, int groups) {
             }
             if (count > CANDIDATES) {
                 View view = {source, value_of(best), row.temperature, 0, false, 0.0f, 0, -1.0f};
-                bound = select(k, view, false, COUNT, 0.0f, row.top_k);
+                bound = select(k, view, {COUNT, false, 0.0f, (u32)row.top_k});
                 gather(k, source, bound, list, k.control->counts + 3);
                 row_meet(k);
                 count = load_acquire(k.control->counts + 3);
@@ -728,7 +819,7 @@ DEVICE void sample_row(Block& k, int groups) {
 }
 
 // logits … candidates: see Arguments.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     sample(const float* logits, int V, int B, const int* slots, SamplingRow* rows, const int* bias_ids,
            const float* bias_values, int bias_stride, int* history, int context, int* next_token, int* positions,
            u32* step, int ring, int most_rows, int* out_tokens, float* out_logprobs, int* out_top_ids,
@@ -760,7 +851,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             ((u32*)&s.row)[threadIdx.x] = ((const u32*)(a.rows + s.slot))[threadIdx.x];
         __syncthreads();
         const int lo = min(a.V, (int)blockIdx.x * span);
-        Block k = {&a, &s, b, lo, min(a.V, lo + span), 0, 0, a.control + b};
+        Block k = {&a, &s, b, lo, min(a.V, lo + span), 0, 0, 0, a.control + b};
         sample_row(k, groups);
     }
 }

@@ -1,0 +1,186 @@
+"""Packed matrix kernels: sizes and builds anywhere; on a GPU every format against float64 and numpy dequantization."""
+
+import numpy as np
+import pytest
+
+from engine.cuda.layouts import LAYOUTS, packed_bytes
+from engine.gguf.quants import FORMATS, dequantize, row_bytes
+from engine.gguf.types import GGMLType
+
+TYPES = list(LAYOUTS)
+# Sums are exact to about 2^-22 per term; weights with random minimums cancel, which magnifies that.
+TOLERANCE = 1e-9
+
+
+def random_rows(rng, type, rows, columns):
+    """Packed rows with random quants and scales."""
+    if type in (GGMLType.F32, GGMLType.F16, GGMLType.BF16):
+        values = (rng.standard_normal((rows, columns)) * 0.05).astype(np.float32)
+        if type == GGMLType.F32:
+            return values.view(np.uint8)
+        if type == GGMLType.F16:
+            return values.astype(np.float16).view(np.uint8)
+        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    raw = rng.integers(0, 256, (rows, row_bytes(type, columns)), dtype=np.uint8)
+    blocks = raw.reshape(-1).view(FORMATS[type].layout)
+    for name in blocks.dtype.names:
+        if blocks.dtype[name].base == np.float16:
+            blocks[name] = (rng.standard_normal(blocks[name].shape) * 0.01).astype(np.float16)
+    return raw
+
+
+def nmse(found, truth):
+    return float(np.sum((found.astype(np.float64) - truth) ** 2) / np.sum(truth**2))
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_packed_takes_the_bytes_of_the_file(type):
+    assert packed_bytes(type, 4096, 4096) == 4096 * row_bytes(type, 4096)
+    assert packed_bytes(type, 4096, 4096, paired=True) == 2 * 4096 * row_bytes(type, 4096)
+    assert packed_bytes(type, 17, 4096) == 32 * row_bytes(type, 4096)
+
+
+@pytest.mark.parametrize("arch", [75, 80, 86, 89, 90, 120])
+def test_kernels_compile_without_a_gpu(arch):
+    pytest.importorskip("cupy")
+    from engine.cuda import dequant, matvec, repack
+    from engine.cuda.module import cached_cubin, kernel_source
+
+    jobs = [matvec.build_job(TYPES[i : i + 4], 1, arch) for i in range(0, len(TYPES), 4)]
+    jobs.append(matvec.build_job([GGMLType.Q4_K], 8, arch))
+    for type in (GGMLType.Q6_K, GGMLType.BF16):
+        jobs += [repack.build_job(type), *dequant.build_jobs(type)]
+    for files, defines in jobs:
+        cubin = cached_cubin(kernel_source(files, defines), arch, (), files[-1])
+        assert cubin[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("arch", [75, 86, 90])
+def test_the_order_of_sums_is_the_same_for_every_batch(type, arch):
+    from engine.cuda.matvec import choose_tuning
+
+    assert len({choose_tuning([type], batch, arch).split for batch in range(1, 9)}) == 1
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    cupy = pytest.importorskip("cupy")
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception:
+        pytest.skip("no GPU")
+    return cupy
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def packed(cupy, type, raw, columns, partner=None):
+    from engine.cuda.repack import repack
+
+    other = None if partner is None else cupy.asarray(partner.reshape(-1))
+    return repack(cupy.asarray(raw.reshape(-1)), type, len(raw), columns, partner=other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("rows", [1, 16, 17, 33])
+def test_unpacked_rows_equal_numpy(cupy, rng, type, rows):
+    from engine.cuda.dequant import dequantize as unpack
+    from engine.cuda.dequant import embed
+
+    columns = 512 if type.block_size == 256 else 416
+    raw = random_rows(rng, type, rows, columns)
+    truth = dequantize(raw, type)
+    matrix = packed(cupy, type, raw, columns)
+    whole, half = cupy.empty((rows, columns), np.float32), cupy.empty((rows, columns), np.float16)
+    unpack(matrix, whole)
+    unpack(matrix, half)
+    ids = np.array([rows - 1, 0, -1], np.int32)
+    taken = cupy.empty((3, columns), np.float32)
+    embed(matrix, cupy.asarray(ids), taken, scale=2.0)
+    atol = 2.0**-21 * np.abs(truth).max() if type == GGMLType.F32 else 0.0
+    np.testing.assert_allclose(whole.get(), truth, rtol=0, atol=atol)
+    np.testing.assert_allclose(taken.get()[:2], 2 * truth[[rows - 1, 0]], rtol=0, atol=2 * atol)
+    assert not taken.get()[2].any()
+    np.testing.assert_allclose(half.get(), truth.astype(np.float16), rtol=2.0**-10 if atol else 0, atol=atol)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 256), (33, 768), (257, 4352), (40, 14336)])
+def test_product_of_every_format(cupy, rng, type, rows, columns):
+    from engine.cuda.matvec import MatVec
+
+    raw = random_rows(rng, type, rows, columns)
+    weights = dequantize(raw, type).astype(np.float64)
+    product = MatVec([packed(cupy, type, raw, columns)])
+    x = (rng.standard_normal((17, columns)) * np.exp(rng.standard_normal((17, columns)))).astype(np.float32)
+    norm = rng.uniform(0.5, 1.5, columns).astype(np.float32)
+    wide = x.astype(np.float64)
+    normed = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-5) * norm
+    scale = np.sqrt(np.sum(weights**2)) * np.sqrt(np.mean(normed**2)) * np.sqrt(columns / weights.size)
+    first = None
+    for batch in (8, 1, 2, 3, 4, 5, 7, 17):
+        out = cupy.full((batch, rows), 9.0, np.float32)
+        product(cupy.asarray(x[:batch]), out, norm=cupy.asarray(norm), eps=1e-5)
+        error = out.get() - normed[:batch] @ weights.T
+        assert np.sqrt(np.mean(error**2)) < 1e-5 * scale
+        first = out.get() if first is None else first
+        assert np.array_equal(out.get()[:8], first[:batch])
+        product(cupy.asarray(x[:batch]), out, norm=cupy.asarray(norm), eps=1e-5, add=True)
+        np.testing.assert_allclose(out.get()[:8], 2 * first[:batch], rtol=1e-6)
+
+
+@pytest.mark.gpu
+def test_group_of_types_with_bias_and_large_inputs(cupy, rng):
+    from engine.cuda.matvec import MatVec
+
+    columns, parts = 1024, ((GGMLType.Q4_K, 48), (GGMLType.Q8_0, 17), (GGMLType.Q6_K, 30))
+    raws = [random_rows(rng, type, rows, columns) for type, rows in parts]
+    weights = np.concatenate([dequantize(raw, type) for raw, (type, _) in zip(raws, parts, strict=True)])
+    product = MatVec([packed(cupy, type, raw, columns) for raw, (type, _) in zip(raws, parts, strict=True)])
+    bias = rng.standard_normal(95).astype(np.float32)
+    for magnitude in (1e-6, 1.0, 1e7):
+        x = (rng.standard_normal((2, columns)) * magnitude).astype(np.float32)
+        out = cupy.empty((2, 95), np.float32)
+        product(cupy.asarray(x), out, bias=cupy.asarray(bias), alpha=0.5)
+        assert nmse(out.get(), 0.5 * (x.astype(np.float64) @ weights.astype(np.float64).T + bias)) < TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("rows", [8, 41])
+def test_gate_and_up_in_one(cupy, rng, type, rows):
+    from engine.cuda.dequant import dequantize as unpack
+    from engine.cuda.matvec import Activation, MatVec
+
+    columns = 512
+    gate, up = random_rows(rng, type, rows, columns), random_rows(rng, type, rows, columns)
+    pair = packed(cupy, type, gate, columns, partner=up)
+    x = (rng.standard_normal((3, columns)) * 0.1).astype(np.float32)
+    out = cupy.empty((3, rows), np.float32)
+    MatVec([pair])(cupy.asarray(x), out, activation=Activation.SILU)
+    g, u = (x.astype(np.float64) @ dequantize(raw, type).astype(np.float64).T for raw in (gate, up))
+    assert nmse(out.get(), g * 0.5 * (1 + np.tanh(g / 2)) * u) < TOLERANCE
+    both = cupy.empty((2, rows, columns), np.float32)
+    unpack(pair, both)
+    truth = np.stack([dequantize(gate, type), dequantize(up, type)])
+    np.testing.assert_allclose(both.get(), truth, rtol=0, atol=1e-6 if type == GGMLType.F32 else 0)
+
+
+@pytest.mark.gpu
+def test_forced_block_shapes_agree(cupy, rng):
+    from engine.cuda.matvec import MatVec, Tuning
+
+    raw = random_rows(rng, GGMLType.Q4_K, 600, 4096)
+    matrix = packed(cupy, GGMLType.Q4_K, raw, 4096)
+    x = rng.standard_normal((1, 4096)).astype(np.float32)
+    truth = x.astype(np.float64) @ dequantize(raw, GGMLType.Q4_K).astype(np.float64).T
+    for shape in ((16, 8, 2), (16, 4, 2), (16, 16, 2), (8, 8, 3), (4, 4, 1), (2, 2, 1)):
+        out = cupy.empty((1, 600), np.float32)
+        MatVec([matrix], tuning=Tuning(*shape))(cupy.asarray(x), out)
+        assert nmse(out.get(), truth) < TOLERANCE
