@@ -168,13 +168,13 @@ def tune_table() -> None:
         for warps, stages in ((8, 2), (8, 1), (4, 2), (4, 1), (16, 1)):
             base = decode_plan(shape, device_arch(), multiprocessors, warps=warps, stages=stages)
             for factor in (1, 2):
-                for min_chunk, alone in ((128, 256), (256, 256), (256, 512)):
-                    n_splits = min(MAX_SPLITS, base.n_splits * factor)
-                    plan = replace(base, n_splits=n_splits, min_chunk=min_chunk, alone=alone)
+                for min_chunk in (128, 256):
+                    n_splits = min(MAX_SPLITS, base.few_splits * factor)
+                    plan = replace(base, n_splits=n_splits, min_chunk=min_chunk)
                     kernels, many = Attention(shape, 1, plan=plan), Attention(shape, 64, plan=plan)
                     row = [chain.decode_us(kernels, length)[0] for length in lengths]
                     row.append(crowd.decode_us(many, 1024)[0])
-                    title = f"  warps {warps:2} stages {stages} splits {n_splits:3} chunk {min_chunk} alone {alone}: "
+                    title = f"  warps {warps:2} stages {stages} splits {n_splits:3} chunk {min_chunk}: "
                     print(title + " ".join(f"{us:7.2f}" for us in row), flush=True)
 
 

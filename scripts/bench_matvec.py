@@ -261,12 +261,8 @@ def tune(ceiling: float) -> None:
             (16, 8, 2, 2),
             (16, 8, 2, 1),
             (16, 4, 2, 2),
-            (16, 4, 2, 1),
-            (16, 4, 3, 1),
-            (16, 16, 2, 2),
             (8, 8, 4, 2),
             (8, 4, 4, 2),
-            (8, 4, 6, 1),
         )
     ]
     print("block shape (warps, split, depth, blocks):", *((o.warps, o.split, o.depth, o.blocks) for o in options))

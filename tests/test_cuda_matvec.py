@@ -47,7 +47,7 @@ def test_kernels_compile_without_a_gpu(arch):
     from engine.cuda.module import cached_cubin, kernel_source
 
     jobs = [matvec.build_job(TYPES[i : i + 4], 1, arch) for i in range(0, len(TYPES), 4)]
-    jobs.append(matvec.build_job([GGMLType.Q4_K], 8, arch))
+    jobs.append(matvec.build_job([GGMLType.Q4_K], matvec.max_batch(arch), arch))
     for type in (GGMLType.Q6_K, GGMLType.BF16):
         jobs += [repack.build_job(type), *dequant.build_jobs(type)]
     for files, defines in jobs:
@@ -58,9 +58,9 @@ def test_kernels_compile_without_a_gpu(arch):
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("arch", [75, 86, 90])
 def test_the_order_of_sums_is_the_same_for_every_batch(type, arch):
-    from engine.cuda.matvec import choose_tuning
+    from engine.cuda.matvec import choose_tuning, max_batch
 
-    assert len({choose_tuning([type], batch, arch).split for batch in range(1, 9)}) == 1
+    assert len({choose_tuning([type], batch, arch).split for batch in range(1, max_batch(arch) + 1)}) == 1
 
 
 @pytest.fixture(scope="module")

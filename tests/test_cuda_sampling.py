@@ -13,7 +13,7 @@ from engine.sampling.sampler import sample
 
 
 def test_row_layout_equals_the_kernels():
-    text = (KERNEL_DIR / "sampling.cu").read_text()
+    text = (KERNEL_DIR / "sampling_common.cuh").read_text()
     body = re.search(r"struct SamplingRow \{.*?\n(.*?)\n\};", text, re.S).group(1)
     kinds = {"float": "<f4", "int": "<i4", "u32": "<u4"}
     found = []
@@ -214,3 +214,37 @@ def test_replayed_graph_generates_what_the_host_does():
         for step in range(steps):
             check_against_host(sampler, step, row, params, logits[row], history, step, 99)
             history.append(int(runs[0][step, row]))
+
+
+@pytest.mark.gpu
+def test_two_engines_at_once():
+    cupy = pytest.importorskip("cupy")
+    from engine.cuda.sampling_ops import DeviceSampler
+
+    vocab_size, steps, n_rows = 100_000, 100, 8
+    rng = np.random.default_rng(8)
+    logits = cupy.asarray((rng.standard_normal((n_rows, vocab_size)) * 3).astype(np.float32))
+    engines = []
+    for params in (SamplingParams(top_k=0, typical_p=0.9), SamplingParams(top_k=700, min_p=0)):
+        sampler, stream = DeviceSampler(vocab_size, 200, n_rows, ring=steps), cupy.cuda.Stream(non_blocking=True)
+        for slot in range(n_rows):
+            sampler.set_slot(slot, params, slot, 0, [1], stream)
+        engines.append((sampler, stream, cupy.zeros(n_rows, np.int32), cupy.zeros(n_rows, np.int32)))
+    cupy.cuda.Device().synchronize()
+    for _ in range(steps):
+        for sampler, stream, positions, next_token in engines:
+            sampler.launch(logits, positions, next_token, stream=stream)
+    together = []
+    for sampler, stream, _, _ in engines:
+        stream.synchronize()
+        together.append(sampler.out_tokens.get())
+    for (sampler, stream, positions, next_token), tokens in zip(engines, together, strict=True):
+        assert (tokens >= 0).all()
+        sampler.step[:] = 0
+        positions[:] = 0
+        sampler.rows.view(np.uint32)[:, 11] = 0  # output_index
+        cupy.cuda.Device().synchronize()
+        for _ in range(steps):
+            sampler.launch(logits, positions, next_token, stream=stream)
+        stream.synchronize()
+        assert np.array_equal(sampler.out_tokens.get(), tokens)

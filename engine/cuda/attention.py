@@ -84,6 +84,11 @@ class AttentionShape:
         return min(self.heads // self.kv_heads, 8 if self.value_dim <= 256 else 4)
 
     @property
+    def active_heads(self) -> int:
+        """Heads of a tile that exist."""
+        return min(self.head_tile, self.heads // self.kv_heads)
+
+    @property
     def head_tiles(self) -> int:
         """Decode blocks side by side for one cache head."""
         return -(-(self.heads // self.kv_heads) // self.head_tile)
@@ -98,7 +103,6 @@ class AttentionShape:
             "ROPE_DIM": self.rope_dim,
             "ROPE_HALVES": int(self.rope_style is RopeStyle.HALVES),
             "CACHE_HALF": int(self.cache_half),
-            "TENSOR_CORES": int(self.tensor_cores),
             "PAGE": PAGE,
         }
 
@@ -135,15 +139,16 @@ class DecodePlan:
 
     Attributes:
         n_splits: most ranges the cached positions of a sequence are cut into.
-        min_chunk: positions of a range, at least; a multiple of PAGE.
-        alone: up to so many cached positions are one range (a merge of ranges costs about as much as 300 positions).
+        few_splits: ranges used until each holds 2 * min_chunk positions: one block on every multiprocessor.
+        min_chunk: positions of a range, at least, where there are several; a multiple of PAGE. Up to 2 * min_chunk
+            positions are one range: on an H200 a merge costs 1.5 to 2 us, as much as 256 positions.
         warps: warps of a block. stages: 16-position tiles in flight for each warp.
         shared_bytes: dynamic shared memory of a block.
     """
 
     n_splits: int
+    few_splits: int
     min_chunk: int
-    alone: int
     warps: int
     stages: int
     shared_bytes: int
@@ -158,10 +163,11 @@ def decode_plan(
     shape: AttentionShape, arch: int, multiprocessors: int, *, warps: int = 0, stages: int = 0
 ) -> DecodePlan:
     """Chooses the layout of attention_decode; warps and stages can be forced (0 = choose)."""
-    min_chunk, alone = 2 * PAGE, 4 * PAGE
+    min_chunk = 2 * PAGE
     columns = shape.kv_heads * shape.head_tiles
-    n_splits = max(1, min(MAX_SPLITS, multiprocessors // columns))
-    active = min(shape.head_tile, shape.heads // shape.kv_heads)
+    few_splits = max(1, min(MAX_SPLITS, multiprocessors // columns))
+    n_splits = min(MAX_SPLITS, 2 * few_splits)
+    active = shape.active_heads
     budget = shared_limit(arch) - 28 * 1024  # the rest is the kernel's static share
 
     def cost(n_warps: int, n_stages: int) -> int:
@@ -176,9 +182,9 @@ def decode_plan(
         options = [(warps or 8, stages or 1)]
     for n_warps, n_stages in options:
         if cost(n_warps, n_stages) <= budget:
-            return DecodePlan(n_splits, min_chunk, alone, n_warps, n_stages, cost(n_warps, n_stages))
+            return DecodePlan(n_splits, few_splits, min_chunk, n_warps, n_stages, cost(n_warps, n_stages))
     n_warps, n_stages = options[-1]
-    return DecodePlan(n_splits, min_chunk, alone, n_warps, n_stages, cost(n_warps, n_stages))
+    return DecodePlan(n_splits, few_splits, min_chunk, n_warps, n_stages, cost(n_warps, n_stages))
 
 
 @dataclass(frozen=True)
@@ -238,7 +244,7 @@ def scratch_bytes(shape: AttentionShape, max_sequences: int, arch: int, multipro
     """Bytes Attention allocates for a model (shared by all layers), for the memory plan."""
     cells = max_sequences * shape.kv_heads * shape.head_tiles
     splits = decode_plan(shape, arch, multiprocessors).n_splits
-    return cells * (splits * shape.head_tile * (shape.value_dim + 2) + 1) * 4
+    return cells * (splits * shape.active_heads * (shape.value_dim + 2) + 1) * 4
 
 
 def prefill_tiles(spans: Iterable[tuple[int, int, int, int]], tile_rows: int) -> np.ndarray:
@@ -281,7 +287,7 @@ class Attention:
         self.plan = plan or decode_plan(shape, arch, multiprocessors)
         self._prefill_plan = prefill_plan(shape, arch)
         cells = max_sequences * shape.kv_heads * shape.head_tiles
-        parts = cells * self.plan.n_splits * shape.head_tile
+        parts = cells * self.plan.n_splits * shape.active_heads
         self._partial = cupy.empty((parts, shape.value_dim), cupy.float32)
         self._partial_max_sum = cupy.empty((parts, 2), cupy.float32)
         self._counters = cupy.zeros(cells, cupy.int32)  # the kernel leaves them at zero
@@ -330,7 +336,7 @@ class Attention:
         assert qkv.shape[-1] == shape.row_width, qkv.shape
         assert out.shape[-1] == shape.heads * shape.value_dim, out.shape
         columns = shape.kv_heads * shape.head_tiles
-        spread = min(self.plan.n_splits, -(-self._block_goal // (columns * n)))  # many sequences fill the card as it is
+        spread = min(self.plan.n_splits, -(-self._block_goal // (columns * n)))
         launch(
             self._decode,
             (columns, spread, n),
@@ -352,8 +358,8 @@ class Attention:
                 int(layer.window),
                 layer.sinks,
                 self.plan.n_splits,
+                self.plan.few_splits,
                 self.plan.min_chunk,
-                self.plan.alone,
                 self._partial,
                 self._partial_max_sum,
                 self._counters,

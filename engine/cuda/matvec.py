@@ -65,7 +65,7 @@ def _fixed_bytes(tuning: Tuning, slot: int, sequences: int) -> int:
     return (
         ring
         + tuning.split * sequences * 16
-        + teams * 2 * tuning.split * sequences * 64
+        + teams * (2 * tuning.split + 1) * sequences * 64
         + tuning.warps * tuning.depth * 8
     )
 
@@ -76,19 +76,25 @@ def _input_bytes(columns: int, sequences: int) -> int:
     return quads * sequences * (512 + 32 + 4)
 
 
+def max_batch(arch: int) -> int:
+    """Most sequences of one launch: as many as shared memory has room for, a slab of each."""
+    limit = _SHARED_LIMIT.get(arch, 64)
+    return MAX_COLUMNS if limit >= 160 else 4 if limit >= 96 else 2
+
+
 def choose_tuning(types: Sequence[GGMLType], batch: int, arch: int) -> Tuning:
     """The largest block that fits the card's shared memory with one slab of input."""
     nb, groups = _profile(batch)
     slot = max(LAYOUTS[type].chunk_bytes for type in types)
     limit = _SHARED_LIMIT.get(arch, 64) * 1024 - 2048
     wide = slot > 3500
-    split = (
-        8 if batch == MAX_COLUMNS else choose_tuning(types, MAX_COLUMNS, arch).split
-    )  # the same bits for every batch
+    most = max_batch(arch)
+    # The most sequences decide the order of sums, so that every batch has the same.
+    split = 8 if batch == most else choose_tuning(types, most, arch).split
     for warps, depth in ((16, 2), (8, 3), (8, 2), (8, 1), (4, 2), (4, 1), (2, 1)):
         if wide and warps == 16:
             continue
-        tuning = Tuning(warps, min(warps, split), depth, 2 if batch <= 2 else 1)
+        tuning = Tuning(warps, min(warps, split), depth, 2 if batch == 1 else 1)
         if _fixed_bytes(tuning, slot, nb * groups) + _input_bytes(SLAB, nb * groups) <= limit:
             return tuning
     raise AssertionError(f"no block of {types} for compute capability {arch}")
@@ -118,6 +124,14 @@ def build_job(
     for i, type in enumerate(distinct):
         defines[f"FORMAT{i}"] = type.name
     return _FILES, defines
+
+
+def _prefer_shared(kernel: Kernel) -> None:
+    """Asks for the largest shared memory: a kernel starts beside another only where both agree on its size."""
+    from cupy_backends.cuda.api import driver
+
+    preferred_carveout = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent
+    driver.funcSetAttribute(kernel.ptr, preferred_carveout, 100)
 
 
 @cache
@@ -163,7 +177,7 @@ class MatVec:
 
     def prepare(self, batch: int) -> None:
         """Builds and loads the kernel of a batch size, so that a call does not."""
-        self._kernel(min(batch, MAX_COLUMNS))
+        self._kernel(min(batch, max_batch(self._arch)))
 
     def _kernel(self, batch: int) -> tuple[Kernel, Tuning]:
         profile = _profile(batch)
@@ -172,7 +186,9 @@ class MatVec:
             types = [m.type for m in self.matrices]
             tuning = self._tuning or choose_tuning(types, batch, self._arch)
             files, defines = build_job(types, batch, self._arch, tuning)
-            found = self._kernels[profile] = (build(files, defines=defines).get("matvec"), tuning)
+            kernel = build(files, defines=defines).get("matvec")
+            _prefer_shared(kernel)
+            found = self._kernels[profile] = (kernel, tuning)
         return found
 
     def __call__(
@@ -208,8 +224,9 @@ class MatVec:
         assert out.shape[0] >= n
         assert out.shape[1] >= self.width
         assert x.strides[1] == out.strides[1] == 4
-        for first in range(0, n, MAX_COLUMNS):
-            batch = min(MAX_COLUMNS, n - first)
+        most = max_batch(self._arch)
+        for first in range(0, n, most):
+            batch = min(most, n - first)
             kernel, tuning = self._kernel(batch)
             self._launch(
                 kernel,
@@ -242,7 +259,7 @@ class MatVec:
         grid = min(self._multiprocessors, self._tiles)
         limit = _SHARED_LIMIT.get(self._arch, 64) * 1024 - 1024
         fixed = _fixed_bytes(tuning, slot, sequences)
-        whole = fixed + _input_bytes(self.columns, sequences)
+        whole = fixed + _input_bytes(self.columns, sequences) + teams * sequences * 64
         resident = whole <= limit
         if not resident:
             tiles_per_team = -(-self._tiles // (grid * teams))

@@ -17,7 +17,7 @@ from engine.errors import InvalidRequestError
 from engine.sampling.params import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
 from engine.sampling.result import TokenSample
 
-SOURCES = ("sampling.cu",)
+SOURCES = ("sampling_common.cuh", "sampling_select.cuh", "sampling.cu")
 THREADS = 256
 MAXIMA = 128
 CANDIDATES = 1024
@@ -71,11 +71,10 @@ def pack_row(params: SamplingParams, seed: int, output_index: int) -> np.ndarray
 
 
 def grid(n_rows: int, n_multiprocessors: int) -> tuple[int, int]:
-    """Blocks per row and rows at once: never more blocks than multiprocessors, for the blocks of a row wait for others.
+    """Blocks per row and rows at once.
 
-    (Two blocks fit a multiprocessor, so two engines on one GPU do not starve each other.)
-
-    A row is worth 64 blocks alone (its scan is then one load deep) and 16 in a crowd; measured on one H200.
+    The blocks of a row wait for each other, so all must be resident: never more blocks than multiprocessors. Two fit a
+    multiprocessor, so two engines on one GPU do not starve each other.
     """
     at_once = max(1, min(n_rows, n_multiprocessors // MIN_BLOCKS_PER_ROW))
     blocks = MAX_BLOCKS_PER_ROW
@@ -95,7 +94,7 @@ class DeviceSampler:
         out_tokens (R, N) int32: drawn token, -1 for padding and for logits no token can be drawn from.
         out_logprobs (R, N) float32; out_top_ids (R, N, 32) int32 and out_top_logprobs (R, N, 32) float32.
         workspace: adjusted (N, V) float32, maxima (N, 2, 128) uint64, control (N, 24) uint32 and
-            histograms (N, 3, 2048) uint64 (both all zero between launches), candidates (N, 2, 1024) uint64.
+            histograms (N, 3, 2048) uint64 (both all zero between launches), candidates (N, 3, 1024) uint64.
 
     Args:
         vocab_size: V.
@@ -131,13 +130,13 @@ class DeviceSampler:
         self.maxima = cupy.zeros((n, 2, MAXIMA), np.uint64)
         self.control = cupy.zeros((n, 24), np.uint32)
         self.histograms = cupy.zeros((n, 3, BINS), np.uint64)
-        self.candidates = cupy.zeros((n, 2, CANDIDATES), np.uint64)
+        self.candidates = cupy.zeros((n, 3, CANDIDATES), np.uint64)
 
     @staticmethod
     def n_bytes(vocab_size: int, context_length: int, max_sequences: int, max_rows: int, ring: int = 64) -> int:
         """Device memory of a DeviceSampler, in bytes, for the memory plan."""
         per_slot = ROW.itemsize + 8 * MAX_LOGIT_BIAS + 4 * context_length
-        per_row = 4 * vocab_size + 8 * (2 * MAXIMA + 3 * BINS + 2 * CANDIDATES) + 96
+        per_row = 4 * vocab_size + 8 * (2 * MAXIMA + 3 * BINS + 3 * CANDIDATES) + 96
         return 8 + per_slot * max_sequences + max_rows * (per_row + ring * (8 + 8 * MAX_LOGPROBS))
 
     def set_slot(

@@ -1,6 +1,6 @@
 // Shared by the attention kernels: head shape, matrix instruction, asynchronous copies, QK-norm and RoPE of one head.
 //
-// Defines (see attention.py): HEADS, KV_HEADS, KEY_DIM, VALUE_DIM, ROPE_DIM, ROPE_HALVES, CACHE_HALF, TENSOR_CORES, PAGE.
+// Defines (see attention.py): HEADS, KV_HEADS, KEY_DIM, VALUE_DIM, ROPE_DIM, ROPE_HALVES, CACHE_HALF, PAGE.
 // A row of qkv is [HEADS][KEY_DIM] queries, [KV_HEADS][KEY_DIM] keys, [KV_HEADS][VALUE_DIM] values, float32.
 // A cache is [pages][KV_HEADS][PAGE][KEY_DIM or VALUE_DIM].
 
@@ -79,9 +79,10 @@ DEVICE void split_halves(float x, float y, u32& hi, u32& lo) {
 // b0 = (k 2t..2t+1, column g), b1 = (k 2t+8.., column g), d0,d1 = (row g, columns 2t, 2t+1), d2,d3 = row g+8.
 DEVICE void mma16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 #else
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -100,9 +101,11 @@ DEVICE void copy_async(void* to, const void* from, bool valid) {
 #if __CUDA_ARCH__ >= 800
     const int n = valid ? BYTES : 0;
     if (BYTES == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(n) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(n)
+                     : "memory");
     else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES), "r"(n)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES),
+                     "r"(n)
                      : "memory");
 #else
 #pragma unroll

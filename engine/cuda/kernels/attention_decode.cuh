@@ -1,11 +1,11 @@
 // Decode attention: one new token per sequence. QK-norm, RoPE, cache append, softmax over the paged cache.
 //
-// grid (KV_HEADS * head tiles, Y, B), DECODE_WARPS warps. One block serves up to HEAD_TILE query heads of one cache head
-// over ranges Y apart of the cached positions. The ranges depend on the length alone, never on the batch or on Y, and
-// the last block of a (sequence, head tile) to finish adds them up in their order: the same bits on every run and
+// grid (KV_HEADS * head tiles, Y, B), DECODE_WARPS warps. One block serves up to HEAD_TILE query heads of one cache
+// head over ranges Y apart of the cached positions. The ranges depend on the length alone, never on the batch or on Y,
+// and the last block of a (sequence, head tile) to finish adds them up in their order: the same bits on every run and
 // whoever else is in the batch.
 // qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages]; positions int32 [B], -1 = padded row, nothing written;
-// partial float32 [B][tiles][n_splits][HEAD_TILE][VALUE_DIM]; partial_max_sum float2 [B][tiles][n_splits][HEAD_TILE];
+// partial float32 [B][tiles][n_splits][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [B][tiles][n_splits][MOST_HEADS];
 // counters int32 [B][tiles], zero before and after; out float32 [B][HEADS*VALUE_DIM].
 // The new token's key and value come from qkv, never from the cache. Needs attention_common.cuh.
 
@@ -19,7 +19,7 @@
 
 struct Shared {
     float query[MOST_HEADS][KEY_DIM];  // normed, rotated, not scaled
-    float new_key[KEY_DIM];                // as the cache rounds it
+    float new_key[KEY_DIM];            // as the cache rounds it
     float new_value[VALUE_DIM];
     float2 angles[ROPE_PAIRS + 1];
     float new_score[HEAD_TILE];
@@ -37,7 +37,7 @@ struct Task {
     int split, low, high;         // the range at hand
     bool newest, owns_new;        // this range, or some range of this block, includes the new token
     const int* pages;
-    int new_page;                 // page of the new token
+    int new_page;  // page of the new token
 };
 
 // Past L1, which may hold an older launch's partial.
@@ -67,9 +67,12 @@ DEVICE void take_range(Task& task, int split) {
     task.newest = split == task.n_used - 1;
 }
 
-// false: this block has nothing to do. Up to `alone` cached positions are one range: no partials, no merge.
+DEVICE int whole_pages(int n, int parts) { return ((n + parts - 1) / parts + PAGE - 1) & ~(PAGE - 1); }
+
+// false: this block has nothing to do. Up to 2 * min_chunk cached positions are one range, which needs no merge; then
+// come few_splits ranges until they hold 2 * min_chunk each, then n_splits of them.
 DEVICE bool find_task(Task& task, const int* positions, const int* block_table, int max_pages, int window, int n_splits,
-                      int min_chunk, int alone) {
+                      int few_splits, int min_chunk) {
     task.position = positions[blockIdx.z];
     if (task.position < 0) return false;
     task.kv_head = blockIdx.x / HEAD_TILES;
@@ -78,8 +81,9 @@ DEVICE bool find_task(Task& task, const int* positions, const int* block_table, 
     task.n_heads = min(HEAD_TILE, GROUP - in_group);
     task.first = window > 0 ? max(0, task.position - window + 1) : 0;
     task.base = task.first & ~(PAGE - 1);
-    const int n = task.position - task.base, even = (n + n_splits - 1) / n_splits;
-    task.chunk = n <= alone ? max(n, 1) : max(min_chunk, (even + PAGE - 1) & ~(PAGE - 1));
+    const int n = task.position - task.base;
+    task.chunk = max(min_chunk, min(whole_pages(n, few_splits), 2 * min_chunk));
+    task.chunk = max(task.chunk, n <= 2 * min_chunk ? 2 * min_chunk : whole_pages(n, n_splits));
     task.n_used = max(1, (n + task.chunk - 1) / task.chunk);
     if (blockIdx.y >= task.n_used) return false;
     task.owns_new = (task.n_used - 1) % gridDim.y == blockIdx.y;
@@ -165,15 +169,17 @@ DEVICE float times(float v, float f) { return v * f; }
 DEVICE void load_partials(sums_t (&v)[AT_ONCE], const float* partial, i64 slot0, int first, int n_used, int i) {
 #pragma unroll
     for (int k = 0; k < AT_ONCE; ++k)
-        if (first + k < n_used) v[k] = load_cg((const sums_t*)(partial + (slot0 + (first + k) * HEAD_TILE) * VALUE_DIM + i));
+        if (first + k < n_used)
+            v[k] = load_cg((const sums_t*)(partial + (slot0 + (first + k) * MOST_HEADS) * VALUE_DIM + i));
 }
 
-// The last block of a cell: adds up its splits in their order. The first partials travel while the weights are computed.
+// The last block of a cell: adds up its splits in their order. The first partials travel while the weights are
+// computed.
 DEVICE void merge_splits(Shared& sh, const Task& task, const float* partial, const float2* partial_max_sum,
                          const float* sinks, int n_splits, float* row) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = sizeof(sums_t) / 4;
     const int n = task.n_heads * VALUE_DIM;
-    const i64 slot0 = ((i64)blockIdx.z * gridDim.x + blockIdx.x) * n_splits * HEAD_TILE;
+    const i64 slot0 = ((i64)blockIdx.z * gridDim.x + blockIdx.x) * n_splits * MOST_HEADS;
     sums_t v[AT_ONCE] = {};
     if ((int)threadIdx.x * each < n) load_partials(v, partial, slot0, 0, task.n_used, threadIdx.x * each);
 
@@ -183,7 +189,8 @@ DEVICE void merge_splits(Shared& sh, const Task& task, const float* partial, con
 #pragma unroll
         for (int k = 0; k < MAX_SPLITS / WARP; ++k) {
             const int s = k * WARP + lane;
-            mine[k] = s < task.n_used ? load_cg(partial_max_sum + slot0 + s * HEAD_TILE + h) : make_float2(LOWEST, 0.0f);
+            mine[k] =
+                s < task.n_used ? load_cg(partial_max_sum + slot0 + s * MOST_HEADS + h) : make_float2(LOWEST, 0.0f);
             top = fmaxf(top, mine[k].x);
         }
         top = warp_max(top);
@@ -216,7 +223,7 @@ DEVICE void finish_range(Shared& sh, const Task& task, const float* merge, const
                          float* partial, float2* partial_max_sum, float* out) {
     __syncthreads();
     float* row = out + ((i64)blockIdx.z * HEADS + task.head0) * VALUE_DIM;
-    const i64 slot = (((i64)blockIdx.z * gridDim.x + blockIdx.x) * n_splits + task.split) * HEAD_TILE;
+    const i64 slot = (((i64)blockIdx.z * gridDim.x + blockIdx.x) * n_splits + task.split) * MOST_HEADS;
     for (int i = threadIdx.x; i < task.n_heads * VALUE_DIM; i += THREADS) {
         const int h = i / VALUE_DIM, d = i % VALUE_DIM;
         float sum = task.newest ? sh.new_factor[h] * sh.new_value[d] : 0.0f;
@@ -242,5 +249,6 @@ DEVICE void finish_cell(Shared& sh, const Task& task, const float* sinks, int n_
     __syncthreads();
     if (!sh.last) return;
     if (threadIdx.x == 0) counters[cell] = 0;
-    merge_splits(sh, task, partial, partial_max_sum, sinks, n_splits, out + ((i64)blockIdx.z * HEADS + task.head0) * VALUE_DIM);
+    merge_splits(sh, task, partial, partial_max_sum, sinks, n_splits,
+                 out + ((i64)blockIdx.z * HEADS + task.head0) * VALUE_DIM);
 }

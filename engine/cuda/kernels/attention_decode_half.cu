@@ -7,16 +7,16 @@
 // strides in shared memory put the 8 lanes of one 16-byte read phase into different banks.
 
 #define TILE 16
-#define KEY_CHUNKS (KEY_DIM / 32)             // 16 bytes a lane: 32 elements of 8 positions
-#define KEY_TAIL (KEY_DIM % 32 != 0)          // 8 bytes a lane: 16 elements
-#define VALUE_CHUNKS (VALUE_DIM / 64)         // 16 bytes a lane: 64 elements of 4 positions
-#define VALUE_TAIL32 (VALUE_DIM % 64 >= 32)   // 8 bytes a lane
-#define VALUE_TAIL16 (VALUE_DIM % 32 != 0)    // 4 bytes a lane
-#define KEY_STRIDE ((KEY_DIM * 2 + 63) / 128 * 128 + 64)       // = 64 mod 128: phases read 64 bytes of two rows
-#define VALUE_STRIDE ((VALUE_DIM * 2 + 47) / 64 * 64 + 16)     // = 16 mod 64: phases read 32 bytes of rows 0, 2, 4, 6
+#define KEY_CHUNKS (KEY_DIM / 32)                           // 16 bytes a lane: 32 elements of 8 positions
+#define KEY_TAIL (KEY_DIM % 32 != 0)                        // 8 bytes a lane: 16 elements
+#define VALUE_CHUNKS (VALUE_DIM / 64)                       // 16 bytes a lane: 64 elements of 4 positions
+#define VALUE_TAIL32 (VALUE_DIM % 64 >= 32)                 // 8 bytes a lane
+#define VALUE_TAIL16 (VALUE_DIM % 32 != 0)                  // 4 bytes a lane
+#define KEY_STRIDE ((KEY_DIM * 2 + 63) / 128 * 128 + 64)    // = 64 mod 128: phases read 64 bytes of two rows
+#define VALUE_STRIDE ((VALUE_DIM * 2 + 47) / 64 * 64 + 16)  // = 16 mod 64: phases read 32 bytes of rows 0, 2, 4, 6
 #define TILE_BYTES (TILE * (KEY_STRIDE + VALUE_STRIDE))
 
-struct Tiles {  // one warp's share of the block's positions: tiles warp, warp + DECODE_WARPS, ...
+struct Tiles {           // one warp's share of the block's positions: tiles warp, warp + DECODE_WARPS, ...
     int count, pages32;  // pages32: lane i holds the page of this warp's tile (32 * n + i)
     u8* slots;
 };
@@ -74,7 +74,8 @@ DEVICE void start_range(Tiles& tiles, const Task& task, const u16* cache_k, cons
 DEVICE void store_fragments(uint4 (*fragments)[WARP], const float* query, int head, float factor) {
     for (int pair = threadIdx.x & 31; pair < KEY_DIM / 2; pair += WARP) {
         const int d = 2 * pair, in_tail = d - 32 * KEY_CHUNKS;
-        const int i = in_tail < 0 ? 2 * (d / 32) + d % 8 / 4 : 2 * KEY_CHUNKS, t = in_tail < 0 ? d % 32 / 8 : in_tail / 4;
+        const int i = in_tail < 0 ? 2 * (d / 32) + d % 8 / 4 : 2 * KEY_CHUNKS,
+                  t = in_tail < 0 ? d % 32 / 8 : in_tail / 4;
         u32* words = (u32*)&fragments[i][head * 4 + t] + d % 4;
         split_halves(query[d] * factor, query[d + 1] * factor, words[0], words[1]);
     }
@@ -100,14 +101,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
                      const int* positions, const float* inv_freq, float rope_scale, const float* q_norm,
                      const float* k_norm, float eps, float scale, float softcap, int window, const float* sinks,
-                     int n_splits, int min_chunk, int alone, float* partial, float2* partial_max_sum, int* counters, float* out) {
+                     int n_splits, int few_splits, int min_chunk, float* partial, float2* partial_max_sum,
+                     int* counters, float* out) {
     extern __shared__ __align__(16) u8 dynamic[];
     __shared__ __align__(16) Shared sh;
     __shared__ uint4 fragments[KEY_DIM / 16][WARP];
     pdl_launch();
     Task task;
-    if (!find_task(task, positions, block_table, max_pages, window, n_splits, min_chunk, alone)) {
-        pdl_wait();
+    if (!find_task(task, positions, block_table, max_pages, window, n_splits, few_splits, min_chunk)) {
+        if (blockIdx.y == 0) pdl_wait();  // one waiting block keeps the grid behind its predecessors; the rest make room
         return;
     }
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -166,8 +168,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int at = start + 8 * (i >> 1) + 2 * t + (i & 1);
-                const float score = score_base2(
-                    (s[i >> 1][0][i & 1] + s[i >> 1][1][i & 1]) + (s[i >> 1][0][(i & 1) + 2] + s[i >> 1][1][(i & 1) + 2]), softcap);
+                const float score = score_base2((s[i >> 1][0][i & 1] + s[i >> 1][1][i & 1]) +
+                                                    (s[i >> 1][0][(i & 1) + 2] + s[i >> 1][1][(i & 1) + 2]),
+                                                softcap);
                 p[i] = at >= task.first && at < task.high ? score : minus_infinity();
                 high = fmaxf(high, p[i] - 8.0f);  // weights up to 2^8 keep the lo halves out of the subnormals
             }
@@ -175,11 +178,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             high = fmaxf(high, __shfl_xor_sync(FULL_MASK, high, 2));
             if (__any_sync(FULL_MASK, high > top)) {
                 const float risen = fmaxf(top, high), shrink = power2(top - risen);
-                const float left = __shfl_sync(FULL_MASK, shrink, 8 * t), right = __shfl_sync(FULL_MASK, shrink, 8 * t + 4);
+                const float left = __shfl_sync(FULL_MASK, shrink, 8 * t),
+                            right = __shfl_sync(FULL_MASK, shrink, 8 * t + 4);
                 top = risen;
                 sum *= shrink;
 #pragma unroll
-                for (int i = 0; i < VALUE_DIM / 16; ++i) o[i][0] *= left, o[i][1] *= right, o[i][2] *= left, o[i][3] *= right;
+                for (int i = 0; i < VALUE_DIM / 16; ++i)
+                    o[i][0] *= left, o[i][1] *= right, o[i][2] *= left, o[i][3] *= right;
             }
 #pragma unroll
             for (int i = 0; i < 4; ++i) p[i] = power2(p[i] - top);
@@ -206,7 +211,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             if (VALUE_TAIL32) {
                 uint2 r[4];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) r[i] = *(const uint2*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 8 * g);
+                for (int i = 0; i < 4; ++i)
+                    r[i] = *(const uint2*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 8 * g);
                 add_values(o[4 * VALUE_CHUNKS], r[0].x, r[1].x, r[2].x, r[3].x, hi, lo);
                 add_values(o[4 * VALUE_CHUNKS + VALUE_TAIL32], r[0].y, r[1].y, r[2].y, r[3].y, hi, lo);
                 slot += 64;
@@ -214,7 +220,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             if (VALUE_TAIL16) {
                 u32 r[4];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) r[i] = *(const u32*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 4 * g);
+                for (int i = 0; i < 4; ++i)
+                    r[i] = *(const u32*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 4 * g);
                 add_values(o[VALUE_DIM / 16 - 1], r[0], r[1], r[2], r[3], hi, lo);
             }
             __syncwarp();

@@ -11,14 +11,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
                      const int* positions, const float* inv_freq, float rope_scale, const float* q_norm,
                      const float* k_norm, float eps, float scale, float softcap, int window, const float* sinks,
-                     int n_splits, int min_chunk, int alone, float* partial, float2* partial_max_sum, int* counters, float* out) {
+                     int n_splits, int few_splits, int min_chunk, float* partial, float2* partial_max_sum,
+                     int* counters, float* out) {
     extern __shared__ __align__(16) float merge[];
     __shared__ __align__(16) Shared sh;
     __shared__ float weights[DECODE_WARPS][HEAD_TILE][TILE];
     pdl_launch();
     Task task;
-    if (!find_task(task, positions, block_table, max_pages, window, n_splits, min_chunk, alone)) {
-        pdl_wait();
+    if (!find_task(task, positions, block_table, max_pages, window, n_splits, few_splits, min_chunk)) {
+        if (blockIdx.y == 0) pdl_wait();  // one waiting block keeps the grid behind its predecessors; the rest make room
         return;
     }
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -54,7 +55,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
             for (int h = 0; h < HEAD_TILE; ++h) {
                 const float score = seen ? score_base2(s[h] * factor, softcap) : minus_infinity();
-                const float risen = fmaxf(top[h], warp_max(score)), shrink = power2(top[h] - risen), p = power2(score - risen);
+                const float risen = fmaxf(top[h], warp_max(score)), shrink = power2(top[h] - risen),
+                            p = power2(score - risen);
                 top[h] = risen;
                 sum[h] = sum[h] * shrink + p;
                 weights[warp][h][lane] = p;

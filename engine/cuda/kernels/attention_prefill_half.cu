@@ -29,7 +29,8 @@ DEVICE void load_matrix4_transposed(u32 (&r)[4], const u16* p) {
 }
 
 // TILE_COLUMNS positions from `start` on, which lie in one page; zeros from position `end` on.
-DEVICE void copy_tile(u16* stage, const u16* cache_k, const u16* cache_v, const int* pages, int kv_head, int start, int end) {
+DEVICE void copy_tile(u16* stage, const u16* cache_k, const u16* cache_v, const int* pages, int kv_head, int start,
+                      int end) {
     const i64 row = cache_row(pages[start / PAGE], kv_head, start);
     const u16 *keys = cache_k + row * KEY_DIM, *values = cache_v + row * VALUE_DIM;
     for (int i = threadIdx.x; i < TILE_COLUMNS * (KEY_DIM / 8); i += THREADS) {
@@ -111,15 +112,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int c = 0; c < TILE_COLUMNS / 16; ++c) {
                 u32 b[4];
-                load_matrix4(b, keys + (16 * c + (lane & 7) + (lane >> 4) * 8) * KEY_STRIDE + 16 * k + (lane >> 3 & 1) * 8);
+                load_matrix4(
+                    b, keys + (16 * c + (lane & 7) + (lane >> 4) * 8) * KEY_STRIDE + 16 * k + (lane >> 3 & 1) * 8);
                 mma16(s[2 * c], hi[0], hi[1], hi[2], hi[3], b[0], b[1]);
                 mma16(s[2 * c + 1], hi[0], hi[1], hi[2], hi[3], b[2], b[3]);
                 mma16(s[2 * c], lo[0], lo[1], lo[2], lo[3], b[0], b[1]);
                 mma16(s[2 * c + 1], lo[0], lo[1], lo[2], lo[3], b[2], b[3]);
             }
         }
-        const bool edge = start + TILE_COLUMNS - 1 > tile.w + warp * 16 ||
-                          (window > 0 && start <= tile.w + warp * 16 + 15 - window);
+        const bool edge =
+            start + TILE_COLUMNS - 1 > tile.w + warp * 16 || (window > 0 && start <= tile.w + warp * 16 + 15 - window);
         float high[2] = {LOWEST, LOWEST};
 #pragma unroll
         for (int c = 0; c < TILE_COLUMNS / 8; ++c)
@@ -150,7 +152,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int c = 0; c < TILE_COLUMNS / 16; ++c) {
             const u32 a0 = pack_halves(s[2 * c][0], s[2 * c][1]), a1 = pack_halves(s[2 * c][2], s[2 * c][3]);
-            const u32 a2 = pack_halves(s[2 * c + 1][0], s[2 * c + 1][1]), a3 = pack_halves(s[2 * c + 1][2], s[2 * c + 1][3]);
+            const u32 a2 = pack_halves(s[2 * c + 1][0], s[2 * c + 1][1]),
+                      a3 = pack_halves(s[2 * c + 1][2], s[2 * c + 1][3]);
 #pragma unroll
             for (int d = 0; d < VALUE_DIM / 16; ++d) {
                 u32 b[4];
@@ -170,6 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const float f = final_factor(top[r], sum[r], sinks, head);
         float* to = out + ((i64)(tile.x + row) * HEADS + head) * VALUE_DIM + 2 * t;
 #pragma unroll
-        for (int d = 0; d < VALUE_DIM / 8; ++d) *(float2*)(to + 8 * d) = make_float2(o[d][2 * r] * f, o[d][2 * r + 1] * f);
+        for (int d = 0; d < VALUE_DIM / 8; ++d)
+            *(float2*)(to + 8 * d) = make_float2(o[d][2 * r] * f, o[d][2 * r + 1] * f);
     }
 }

@@ -1,8 +1,8 @@
 // Prefill attention in float32 for any head width and cache type: causal online softmax, no score matrix in memory.
 //
 // grid (tiles, HEADS), 8 warps of 4 rows. Keys and queries pass through shared memory in slices of SLICE elements, one
-// lane per cache position for the scores, one lane per element for the values. Arguments as in attention_prefill_half.cu.
-// Needs attention_common.cuh.
+// lane per cache position for the scores, one lane per element for the values. Arguments as in
+// attention_prefill_half.cu. Needs attention_common.cuh.
 
 #define SLICE 64
 #define COLUMNS 32

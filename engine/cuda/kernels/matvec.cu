@@ -330,7 +330,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     pdl_launch();
 
     // shared memory: ring | partial sums [team][2][SPLIT][SEQUENCES][16] | barriers | halves | sums | scales |
-    // sums of squares [SPLIT][4][SEQUENCES] | running sums of tiles (not resident)
+    // sums of squares [SPLIT][4][SEQUENCES] | factors of the norm [team][SEQUENCES][16] | running sums of tiles
     const int slabs = (columns + SLAB - 1) / SLAB;
     const int all_quads = (columns + 127) / 128, quads = resident ? all_quads : SLAB / 128;
     u8* const ring = shared + warp * (DEPTH * SLOT);
@@ -338,7 +338,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     u64* const barriers = (u64*)(shared + WARPS * DEPTH * SLOT + WARPS * 2 * SEQUENCES * 64);
     u8* const input = (u8*)(barriers + WARPS * DEPTH);
     float* const squares = (float*)(input + quads * SEQUENCES * 548);
-    float* const running = squares + SPLIT * 4 * SEQUENCES;
+    float* const inverses = squares + SPLIT * 4 * SEQUENCES;
+    float* const running = inverses + TEAMS * SEQUENCES * 16;
     Inputs in;
     in.quads = quads;
     in.halves = shared_address(input);
@@ -372,7 +373,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     auto chunk_shift = [&](int width) { return unit > width ? 1 : 0; };
 
     // The producer runs DEPTH chunks ahead of the consumer, over tiles and slabs in the same order.
-    int next_tile = first_tile, next_slab = 0, left = 0, next_bytes = 0;
+    int next_tile = first_tile, next_slab = 0, left = 0, next_bytes = segment_of(0).chunk_bytes;
     const u8* next_source = nullptr;
     auto advance = [&]() {  // moves to the next tile or slab with work; false at the end
         while (true) {
@@ -385,7 +386,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
             unit_range(next_slab, begin, end);
             const int shift = chunk_shift(s.chunk_columns);
             next_source = s.data + (i64)(((next_tile - s.first_tile) * units + begin) << shift) * s.chunk_bytes;
-            next_bytes = s.chunk_bytes;
+            if (SEGMENTS > 1) next_bytes = s.chunk_bytes;
             left = (end - begin) << shift;
             if (resident) {
                 if (++next_slab == slabs) next_slab = 0, next_tile += stride;
@@ -513,11 +514,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     bool fresh = true;
     constexpr int OUTPUTS = SEQUENCES * 16, TEAM_THREADS = SPLIT * 32, PER_THREAD = (OUTPUTS + TEAM_THREADS - 1) / TEAM_THREADS;
     const int rank = member * 32 + lane;
-    float total[PER_THREAD], before[PER_THREAD], inverse[PER_THREAD];
+    float before[PER_THREAD];
     Columns columns_of_x;
     columns_of_x.clear();
 #pragma unroll
-    for (int i = 0; i < PER_THREAD; ++i) total[i] = before[i] = 0.0f, inverse[i] = -1.0f;
+    for (int i = 0; i < PER_THREAD; ++i) before[i] = 0.0f;
 
     while (true) {
         if (fresh) {
@@ -598,25 +599,28 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
                     if (live)
 #pragma unroll
                         for (int w = 0; w < SPLIT; ++w) sum += mine[w * OUTPUTS + index];
-                    if (!resident && live) {
+                    if (slabs > 1 && live) {
                         float* const kept = running + ((ordinal * TEAMS + team) * OUTPUTS + index);
                         if (slab) sum += *kept;
                         *kept = sum;
-                    } else {
-                        sum += total[i];
                     }
-                    total[i] = sum;
                     if (slab == slabs - 1) {
                         float value = sum;
                         if (s.scale) value *= s.scale[0];
                         if (norm) {
-                            if (inverse[i] < 0.0f) {
+                            // Each thread keeps its own sequence's factor, found at its first tile.
+                            float* const kept = inverses + team * OUTPUTS + (live ? index : 0);
+                            float inverse;
+                            if (tile == first_tile) {
                                 float square = 0.0f;
-#pragma unroll
+#pragma unroll 8
                                 for (int w = 0; w < SPLIT * 4; ++w) square += squares[w * SEQUENCES + (live ? b : 0)];
-                                inverse[i] = rsqrtf(fmaf(square, 1.0f / (float)columns, eps));
+                                inverse = rsqrtf(fmaf(square, 1.0f / (float)columns, eps));
+                                if (live) *kept = inverse;
+                            } else {
+                                inverse = *kept;
                             }
-                            value *= inverse[i];
+                            value *= inverse;
                         }
                         if (paired) {
                             const float up = __shfl_xor_sync(FULL_MASK, value, 8) * alpha;
@@ -631,7 +635,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
                                 out[(i64)b * out_stride + s.column + row] = add ? before[i] + value : value;
                             }
                         }
-                        total[i] = 0.0f;
                     }
                 }
             }

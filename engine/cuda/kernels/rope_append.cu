@@ -4,8 +4,8 @@
 // [sequences][max_pages]; row_sequence, positions int32 [T], position -1 = leave the row alone; inv_freq float32
 // [ROPE_PAIRS]; q_norm, k_norm float32 [KEY_DIM] or null. Needs attention_common.cuh.
 extern "C" __global__ void __launch_bounds__(128)
-    rope_append(float* qkv, const float* bias, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
-                const int* row_sequence, const int* positions, const float* inv_freq, float rope_scale,
+    rope_append(float* qkv, const float* bias, cache_t* cache_k, cache_t* cache_v, const int* block_table,
+                int max_pages, const int* row_sequence, const int* positions, const float* inv_freq, float rope_scale,
                 const float* q_norm, const float* k_norm, float eps) {
     __shared__ float2 angles[ROPE_PAIRS + 1];
     __shared__ float scratch[4][KEY_DIM];
@@ -21,7 +21,8 @@ extern "C" __global__ void __launch_bounds__(128)
 
     for (int head = warp; head < HEADS + KV_HEADS; head += 4) {
         float* from = row + head * KEY_DIM;  // keys follow the queries
-        norm_and_rotate(from, bias ? bias + head * KEY_DIM : 0, scratch[warp], head < HEADS ? q_norm : k_norm, eps, angles);
+        norm_and_rotate(from, bias ? bias + head * KEY_DIM : 0, scratch[warp], head < HEADS ? q_norm : k_norm, eps,
+                        angles);
         if (head < HEADS) {
             for (int d = lane; d < KEY_DIM; d += WARP) from[d] = scratch[warp][d];
         } else {
