@@ -12,7 +12,7 @@ import pytest
 
 from engine.cpu import matmul as matmul_module
 from engine.cpu.bandwidth import read_bandwidth
-from engine.cpu.kernels import build, emit, formats, products
+from engine.cpu.kernels import build, emit, formats, products, stepping
 from engine.cpu.matmul import matmul, warm_up
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import FORMATS, GGMLType
@@ -201,7 +201,7 @@ def test_every_float16(native, monkeypatch):
     from numba import njit, types
 
     if not native:
-        monkeypatch.setattr(products, "_has_native_half", lambda _: False)
+        monkeypatch.setattr(stepping, "has_native_half", lambda _: False)
     convert = njit(nogil=True)(build._MAKERS["dequantize_rows"]("F16"))
     convert.compile(types.void(*products.ARGUMENTS["dequantize_rows"]))
     half = np.arange(1 << 16, dtype=np.uint16)
@@ -229,7 +229,9 @@ SCRIPT = """
 import numpy as np
 from engine.cpu.kernels.build import kernel
 x, out = np.ones((1, 16), np.float32), np.zeros((1, 1), np.float32)
-kernel("dot_rows", "F32")(x.ctypes.data, 64, 1, x, out, 0, 1)
+at, to, one = x.ctypes.data, out.ctypes.data, int(np.float64(1.0).view(np.int64))
+operands = np.array([at, 64, 1, at, 64, 1, to, 4, one, 0, 0, 0])
+kernel("dot_rows", "F32")(operands.ctypes.data, 0, 1, 0)
 print(out[0, 0])
 """
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
 from engine.model.weights import Weight
+
+if TYPE_CHECKING:
+    from engine.cpu.program import Decoder
 
 HEAD_ROWS = 64
 """Rows of logits computed at once."""
@@ -70,7 +74,27 @@ class CpuBackend:
             n_slots=max_sequences,
             kv_type=kv_type,
         )
-        self._ops = CpuOps(model.weights, self._cache, self._product)
+    @cached_property
+    def _ops(self) -> CpuOps:
+        """The bricks: compiled ones where they fit the model. Made on first use, as numba takes its time to import."""
+        if not self._exact:
+            from engine.cpu.fast_ops import FastOps, can_run
+
+            if can_run(self.config):
+                return FastOps(self.model.weights, self._cache, self._pool)
+        return CpuOps(self.model.weights, self._cache, self._product)
+
+    @cached_property
+    def _decoder(self) -> Decoder | None:
+        """Runs decode steps as one program, where the model allows it."""
+        if self._exact:
+            return None
+        from engine.cpu.fast_ops import FastOps
+        from engine.cpu.program import Decoder, can_record
+
+        if isinstance(self._ops, FastOps) and can_record(self.model.weights):
+            return Decoder(self.model.weights, self._ops, self._cache, self._pool)
+        return None
 
     @property
     def weight_types(self) -> list[GGMLType]:
@@ -92,7 +116,15 @@ class CpuBackend:
         return logits
 
     def logit_chunks(self, batch: Batch) -> Iterator[Float32Array]:
-        """The result of forward() in pieces of at most HEAD_ROWS rows; the cache is extended before the first."""
+        """The result of forward() in pieces of at most HEAD_ROWS rows; the cache is extended before the first.
+
+        A piece may be overwritten by the next call.
+        """
+        if self._decoder is not None and self._decoder.takes(batch):
+            with np.errstate(**QUIET):
+                logits = self._decoder.run(batch)
+            yield logits
+            return
         x = self._hidden(batch)[batch.output_rows]
         for start in range(0, len(x), HEAD_ROWS):
             with np.errstate(**QUIET):

@@ -10,6 +10,8 @@ from time import perf_counter
 import numpy as np
 
 from engine.cpu.threads import ThreadPool
+from engine.gguf.quants import GGMLType
+from engine.model.weights import Weight
 
 COLUMNS = 4096
 
@@ -40,6 +42,7 @@ def read_bandwidth(pool: ThreadPool, *, n_bytes: int = 256 << 20, repeats: int =
         repeats: timed runs after one untimed.
     """
     from engine.cpu.kernels.build import kernel
+    from engine.cpu.matmul import dot_operands, prepare
 
     dot_rows = kernel("dot_rows", "F32")
     rows = max(pool.threads, n_bytes // (4 * COLUMNS))
@@ -47,12 +50,14 @@ def read_bandwidth(pool: ThreadPool, *, n_bytes: int = 256 << 20, repeats: int =
     matrix.fill(1.0)  # pages that were never written are all one page of zeros
     x = np.ones((1, COLUMNS), dtype=np.float32)
     out = np.empty((1, rows), dtype=np.float32)
-    address: int = matrix.__array_interface__["data"][0]
+    weight = prepare(Weight("matrix", GGMLType.F32, matrix.shape, matrix.view(np.uint8)))
+    operands = np.array(dot_operands(x, weight, out), dtype=np.int64)
+    address: int = operands.__array_interface__["data"][0]
     n_tasks = min(rows, 4 * pool.threads)
 
     def task(index: int) -> None:
         low, high = rows * index // n_tasks, rows * (index + 1) // n_tasks
-        dot_rows(address, 4 * COLUMNS, COLUMNS // 16, x, out, low, high)
+        dot_rows(address, low, high, 0)
 
     speeds = []
     for _ in range(repeats + 1):

@@ -35,6 +35,7 @@ class KVCache:
         self._keys: list[list[CacheArray]] = [[] for _ in range(n_slots)]
         self._values: list[list[CacheArray]] = [[] for _ in range(n_slots)]
         self._filled = [0] * n_slots
+        self._versions = [0] * n_slots
 
     @property
     def n_slots(self) -> int:
@@ -56,6 +57,14 @@ class KVCache:
     def length(self, slot: int) -> int:
         """Tokens a slot holds for certain."""
         return self._filled[slot]
+
+    def version(self, slot: int) -> int:
+        """Changes whenever arrays of the slot move, so that addresses taken of them are void."""
+        return self._versions[slot]
+
+    def arrays(self, layer: int, slot: int) -> tuple[CacheArray, CacheArray]:
+        """Keys (K, capacity, Hd) and values (K, capacity, Hv) of a slot, with room for what was reserved."""
+        return self._keys[slot][layer], self._values[slot][layer]
 
     def reserve(self, spans: Sequence[Span]) -> None:
         """Make room for the rows of a step.
@@ -92,11 +101,13 @@ class KVCache:
         self._filled[slot] = 0
         self._keys[slot] = []
         self._values[slot] = []
+        self._versions[slot] += 1
 
     def _grow(self, slot: int, needed: int) -> None:
         keys, values = self._keys[slot], self._values[slot]
         if len(values) == len(self._layers) and values[-1].shape[1] >= needed:
             return
+        self._versions[slot] += 1
         # Layer by layer, so that only one layer exists twice, and so that an interruption leaves all of them valid.
         for index, layer in enumerate(self._layers):
             for arrays, width in ((keys, layer.key_width), (values, layer.value_width)):

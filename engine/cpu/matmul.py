@@ -11,6 +11,7 @@ there, so its threads never compete with the pool's. The reference path goes thr
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -49,7 +50,7 @@ DOT_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class PreparedWeight:
     """What a product needs to know of a weight, checked once: memory is safe after this.
 
     `kernels` tells whether the compiled decoder reads these rows; otherwise numpy dequantizes each tile.
@@ -65,7 +66,7 @@ class _Prepared:
     kernels: bool
 
 
-_prepared: WeakKeyDictionary[Any, _Prepared] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[Any, PreparedWeight] = WeakKeyDictionary()
 _scratch = threading.local()
 
 
@@ -85,12 +86,7 @@ def matmul(x: npt.ArrayLike, w: Weight, *, pool: ThreadPool, reference: bool = F
         ValueError: shapes do not fit, or the type cannot be dequantized.
     """
     x = np.ascontiguousarray(x, dtype=np.float32)
-    try:
-        weight = _prepared.get(w)
-    except TypeError:  # not hashable: fine, only slower
-        weight = None
-    if weight is None:
-        weight = _prepare(w)
+    weight = prepare(w)
     if x.ndim != 2 or x.shape[1] != weight.columns:
         raise ValueError(f"{w.name}: x is {x.shape}, must be (tokens, {weight.columns})")
     n_tokens = x.shape[0]
@@ -98,7 +94,7 @@ def matmul(x: npt.ArrayLike, w: Weight, *, pool: ThreadPool, reference: bool = F
         return _reference(x, weight)
     out = np.empty((n_tokens, weight.rows), dtype=np.float32)
     if 1 <= n_tokens <= DOT_TOKENS and weight.kernels:
-        _dot(x if x.flags.writeable else x.copy(), weight, out, pool)
+        _dot(x, weight, out, pool)
     elif n_tokens:
         _product(x, weight, out, pool)
     return out
@@ -112,7 +108,7 @@ def warm_up(
     Args:
         types: types of the matrices of a model; those without a compiled decoder are skipped.
         status: told before each type, e.g. to show it while the first run compiles.
-        kv_type: "f16" or "f32" to prepare kernels/attend.py for such a cache as well.
+        kv_type: "f16" or "f32" to prepare what runs between the products as well, for such a cache.
     """
     from engine.cpu.kernels.formats import DECODERS
 
@@ -125,7 +121,10 @@ def warm_up(
     _kernel("product_f32")
     if kv_type is not None:
         status("compiling kernels: attention")
-        _kernel("attend", kv_type.upper())
+        for kind, type_name in (("attend", kv_type.upper()), ("rotate_store", kv_type.upper())):
+            _kernel(kind, type_name)
+        for kind, type_name in (("normalize", "F32"), ("gate", "SILU"), ("run_program", "F32")):
+            _kernel(kind, type_name)
 
 
 @cache
@@ -135,7 +134,20 @@ def _kernel(kind: str, type_name: str = "F32") -> Callable[..., None]:
     return kernel(kind, type_name)
 
 
-def _prepare(w: Weight) -> _Prepared:
+def prepare(w: Weight) -> PreparedWeight:
+    """Check a weight's shape and layout, once.
+
+    Raises:
+        ValueError: it is not a packed matrix, or its type cannot be dequantized.
+    """
+    try:
+        weight = _prepared.get(w)
+    except TypeError:  # not hashable: fine, only slower
+        weight = None
+    return weight if weight is not None else _prepare(w)
+
+
+def _prepare(w: Weight) -> PreparedWeight:
     from engine.cpu.kernels.formats import DECODERS
 
     if len(w.shape) != 2:
@@ -151,7 +163,7 @@ def _prepare(w: Weight) -> _Prepared:
         raw = np.ascontiguousarray(raw)
     decoder = DECODERS.get(w.type.name)
     usable = decoder is not None and columns % decoder.block_size == 0
-    weight = _Prepared(
+    weight = PreparedWeight(
         type=w.type,
         rows=rows,
         columns=columns,
@@ -166,7 +178,7 @@ def _prepare(w: Weight) -> _Prepared:
     return weight
 
 
-def _reference(x: Float32Array, weight: _Prepared) -> Float32Array:
+def _reference(x: Float32Array, weight: PreparedWeight) -> Float32Array:
     out = np.empty((x.shape[0], weight.rows), dtype=np.float32)
     step = max(1, REFERENCE_TILE // max(1, weight.columns))
     for low in range(0, weight.rows, step):
@@ -175,24 +187,51 @@ def _reference(x: Float32Array, weight: _Prepared) -> Float32Array:
     return out
 
 
-def _dot(x: Float32Array, weight: _Prepared, out: Float32Array, pool: ThreadPool) -> None:
-    n_tokens = x.shape[0]
-    dot = _kernel("dot_rows" if n_tokens == 1 else "dot_tokens", weight.type.name)
+def dot_kind(n_tokens: int) -> str:
+    """The kernel that multiplies this many rows, at most DOT_TOKENS."""
+    return "dot_rows" if n_tokens == 1 else "dot_tokens"
+
+
+def dot_operands(
+    x: Float32Array,
+    weight: PreparedWeight,
+    out: Float32Array,
+    *,
+    scale: float = 1.0,
+    bias: Float32Array | None = None,
+    residual: Float32Array | None = None,
+) -> tuple[int, ...]:
+    """The numbers that the kernels dot_rows and dot_tokens read (kernels/products.py)."""
+    extra = (0 if bias is None else _address(bias), *((0, 0) if residual is None else _placed(residual)))
     packed = (weight.address, weight.stride, weight.n_blocks)
+    (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
+    return (*packed, *_placed(x), len(x), *_placed(out), scale_bits, *extra)
+
+
+def _placed(array: Float32Array) -> tuple[int, int]:
+    return _address(array), array.strides[0]
+
+
+def _dot(x: Float32Array, weight: PreparedWeight, out: Float32Array, pool: ThreadPool) -> None:
+    n_tokens = x.shape[0]
+    dot = _kernel(dot_kind(n_tokens), weight.type.name)
+    operands = np.array(dot_operands(x, weight, out), dtype=np.int64)
+    start = _address(operands)
     rows = weight.rows
     # A few tasks per thread even out threads that start late or run beside other programs.
     n_tasks = min(4 * pool.threads, n_tokens * rows * weight.columns // DOT_TASK_WEIGHTS)
     if n_tasks < 2 or pool.threads == 1:
-        dot(*packed, x, out, 0, rows)
+        dot(start, 0, rows, 0)
         return
 
     def task(index: int) -> None:
-        dot(*packed, x, out, rows * index // n_tasks, rows * (index + 1) // n_tasks)
+        assert operands.size and x.size and out.size  # noqa: PT018 - a late task keeps what it works on alive
+        dot(start, rows * index // n_tasks, rows * (index + 1) // n_tasks, 0)
 
     pool.run(task, n_tasks)
 
 
-def _product(x: Float32Array, weight: _Prepared, out: Float32Array, pool: ThreadPool) -> None:
+def _product(x: Float32Array, weight: PreparedWeight, out: Float32Array, pool: ThreadPool) -> None:
     n_tokens, rows = out.shape
     columns = -(-weight.columns // LANES) * LANES
     stride = _spread(4 * columns)
@@ -214,7 +253,7 @@ def _product(x: Float32Array, weight: _Prepared, out: Float32Array, pool: Thread
 
 def _multiply_tile(
     product: Callable[..., None],
-    weight: _Prepared,
+    weight: PreparedWeight,
     x: Float32Array,
     columns: int,
     out: Float32Array,

@@ -13,7 +13,7 @@ from engine.gguf.quants import dequantize
 from engine.model.batch import Batch
 from engine.model.config import FfnConfig, MoeConfig
 from engine.model.rope import RopeTable
-from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Weight
+from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
 
 Float32Array = reference.Float32Array
 Product = Callable[[Float32Array, Weight], Float32Array]
@@ -49,14 +49,14 @@ class CpuOps:
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.attn_qkv."""
         attention, weights = layer.config.attention, layer.attention
-        normed = reference.normalize(x, layer.attn_norm)
+        normed = self._normalize(x, layer.attn_norm)
         q = self._linear(weights.q, normed).reshape(-1, attention.n_heads, attention.key_width)
         k = self._linear(weights.k, normed).reshape(-1, attention.n_kv_heads, attention.key_width)
         v = self._linear(weights.v, normed).reshape(-1, attention.n_kv_heads, attention.value_width)
         if weights.q_norm is not None:
-            q = reference.normalize(q, weights.q_norm)
+            q = self._normalize(q, weights.q_norm)
         if weights.k_norm is not None:
-            k = reference.normalize(k, weights.k_norm)
+            k = self._normalize(k, weights.k_norm)
         if weights.rope is not None:
             cos, sin = self._cos_sin(weights.rope)
             reference.rotate(q, cos, sin, weights.rope.style)
@@ -87,7 +87,7 @@ class CpuOps:
         """See Ops.ffn_gate_up."""
         assert layer.ffn is not None
         assert isinstance(layer.config.ffn, FfnConfig)
-        return self._gate_up(layer.ffn, layer.config.ffn, reference.normalize(x, layer.ffn_norm))
+        return self._gate_up(layer.ffn, layer.config.ffn, self._normalize(x, layer.ffn_norm))
 
     def ffn_down(self, layer: LayerWeights, h: Float32Array, x: Float32Array) -> Float32Array:
         """See Ops.ffn_down."""
@@ -101,7 +101,7 @@ class CpuOps:
         moe, config = layer.moe, layer.config.ffn
         assert moe is not None
         assert isinstance(config, MoeConfig)
-        normed = reference.normalize(x, layer.ffn_norm)
+        normed = self._normalize(x, layer.ffn_norm)
         chosen, weights = reference.route(self._linear(moe.router, normed), config)
         out = x.copy()
         # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
@@ -124,7 +124,7 @@ class CpuOps:
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """Final norm and output projection of the given rows: (R, D) to logits (R, V)."""
-        return self._linear(self._weights.output, reference.normalize(x, self._weights.output_norm))
+        return self._linear(self._weights.output, self._normalize(x, self._weights.output_norm))
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
         up = self._linear(weights.up, normed)
@@ -133,6 +133,9 @@ class CpuOps:
         h = reference.activate(self._linear(weights.gate, normed), config.activation)
         h *= up
         return h
+
+    def _normalize(self, x: Float32Array, norm: Norm) -> Float32Array:
+        return reference.normalize(x, norm)
 
     def _linear(self, linear: Linear, x: Float32Array) -> Float32Array:
         y = self._product(x, linear.weight)

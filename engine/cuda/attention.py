@@ -9,242 +9,50 @@ Every array is a C-contiguous CuPy array. Buffers shared by all calls:
     block_table  int32 (B, P): page of positions PAGE*i .. PAGE*i+PAGE-1 of a sequence; unused slots are never read
     positions    int32 (rows,): position of each row's token, -1 for a padded row (nothing read, nothing written)
     out          float32 (rows, H*Hv)
-This module must not know of tokenizers or requests.
+Shapes and layouts are in attention_plan.py. This module must not know of tokenizers or requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
+from engine.cuda.attention_plan import (
+    MAX_SPLITS,
+    PAGE,
+    AttentionShape,
+    DecodePlan,
+    LayerAttention,
+    PrefillPlan,
+    RopeStyle,
+    build_jobs,
+    decode_plan,
+    jobs_of_plans,
+    prefill_plan,
+    scratch_bytes,
+    shared_limit,
+)
 from engine.cuda.launch import launch
-from engine.cuda.module import Kernel, build, device_arch
+from engine.cuda.module import build, device_arch
 
-PAGE = 64
-MAX_SPLITS = 128
-LARGEST_HEAD = 512
-_ROPE_FILES = ("attention_common.cuh", "rope_append.cu")
-_SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
-
-
-class RopeStyle(IntEnum):
-    """Which elements of a head turn together."""
-
-    ADJACENT = 0  # (2i, 2i+1), the llama layout of GGUF
-    HALVES = 1  # (i, i + rope_dim/2), the NeoX layout
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """What is the same in every layer of a model; part of the kernels' build key.
-
-    Attributes:
-        heads: query heads H, a multiple of kv_heads.
-        kv_heads: cache heads K.
-        key_dim: Hk. value_dim: Hv. Both 1..512; multiples of 16 up to 256 use tensor cores with a float16 cache.
-        rope_dim: leading elements of a head that are rotated, even, 0..Hk; the rest passes through.
-        rope_style: pairs of the rotation.
-        cache_half: float16 cache (True) or float32.
-    """
-
-    heads: int
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    rope_dim: int
-    rope_style: RopeStyle
-    cache_half: bool
-
-    def __post_init__(self) -> None:
-        assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"
-        assert 0 < self.key_dim <= LARGEST_HEAD, self.key_dim
-        assert 0 < self.value_dim <= LARGEST_HEAD, self.value_dim
-        assert self.rope_dim in range(0, self.key_dim + 1, 2), self.rope_dim
-
-    @property
-    def row_width(self) -> int:
-        """Floats of one row of qkv."""
-        return self.heads * self.key_dim + self.kv_heads * (self.key_dim + self.value_dim)
-
-    @property
-    def tensor_cores(self) -> bool:
-        """Whether the float16 tensor-core kernels serve this shape; the plain float32 kernels serve every shape."""
-        fits = all(dim % 16 == 0 and dim <= 256 for dim in (self.key_dim, self.value_dim))
-        return self.cache_half and fits
-
-    @property
-    def head_tile(self) -> int:
-        """Query heads of one cache head that one decode block serves; a larger group takes several blocks."""
-        if self.tensor_cores:
-            return 8
-        return min(self.heads // self.kv_heads, 8 if self.value_dim <= 256 else 4)
-
-    @property
-    def active_heads(self) -> int:
-        """Heads of a tile that exist."""
-        return min(self.head_tile, self.heads // self.kv_heads)
-
-    @property
-    def head_tiles(self) -> int:
-        """Decode blocks side by side for one cache head."""
-        return -(-(self.heads // self.kv_heads) // self.head_tile)
-
-    def defines(self) -> dict[str, object]:
-        """Preprocessor names of the kernels."""
-        return {
-            "HEADS": self.heads,
-            "KV_HEADS": self.kv_heads,
-            "KEY_DIM": self.key_dim,
-            "VALUE_DIM": self.value_dim,
-            "ROPE_DIM": self.rope_dim,
-            "ROPE_HALVES": int(self.rope_style is RopeStyle.HALVES),
-            "CACHE_HALF": int(self.cache_half),
-            "PAGE": PAGE,
-        }
-
-
-@dataclass(frozen=True)
-class LayerAttention:
-    """What may differ from layer to layer; passed at launch.
-
-    Attributes:
-        scale: factor of q.k, usually Hk ** -0.5.
-        inv_freq: float32 (rope_dim/2,), frequency factors and YaRN ramps folded in; None only where rope_dim is 0.
-        rope_scale: factor of cos and sin (YaRN's attention factor), else 1.
-        q_norm: float32 (Hk,) RMS-norm weight over each query head, or None. k_norm: the same for keys.
-        norm_eps: epsilon of those norms.
-        window: a token sees itself and the window-1 tokens before it; 0 = everything before it.
-        softcap: scores become softcap * tanh(score / softcap); 0 = off.
-        sinks: float32 (H,) logit per head that joins the softmax without a value, or None.
-    """
-
-    scale: float
-    inv_freq: Any = None
-    rope_scale: float = 1.0
-    q_norm: Any = None
-    k_norm: Any = None
-    norm_eps: float = 1e-6
-    window: int = 0
-    softcap: float = 0.0
-    sinks: Any = None
-
-
-@dataclass(frozen=True)
-class DecodePlan:
-    """How attention_decode is laid over the card. It depends on shape and card only, never on the batch.
-
-    Attributes:
-        n_splits: most ranges the cached positions of a sequence are cut into.
-        few_splits: ranges used until each holds 2 * min_chunk positions: one block on every multiprocessor.
-        min_chunk: positions of a range, at least, where there are several; a multiple of PAGE. Up to 2 * min_chunk
-            positions are one range: on an H200 a merge costs 1.5 to 2 us, as much as 256 positions.
-        warps: warps of a block. stages: 16-position tiles in flight for each warp.
-        shared_bytes: dynamic shared memory of a block.
-    """
-
-    n_splits: int
-    few_splits: int
-    min_chunk: int
-    warps: int
-    stages: int
-    shared_bytes: int
-
-
-def shared_limit(arch: int) -> int:
-    """Bytes of shared memory one block may use on a compute capability (90 = 9.0)."""
-    return _SHARED_LIMIT.get(arch, 64) * 1024
-
-
-def decode_plan(
-    shape: AttentionShape, arch: int, multiprocessors: int, *, warps: int = 0, stages: int = 0
-) -> DecodePlan:
-    """Chooses the layout of attention_decode; warps and stages can be forced (0 = choose)."""
-    min_chunk = 2 * PAGE
-    columns = shape.kv_heads * shape.head_tiles
-    few_splits = max(1, min(MAX_SPLITS, multiprocessors // columns))
-    n_splits = min(MAX_SPLITS, 2 * few_splits)
-    active = shape.active_heads
-    budget = shared_limit(arch) - 28 * 1024  # the rest is the kernel's static share
-
-    def cost(n_warps: int, n_stages: int) -> int:
-        merge = n_warps * (active + active % 2) * (shape.value_dim + 2) * 4
-        key_stride = (shape.key_dim * 2 + 63) // 128 * 128 + 64  # bytes of a row in shared memory, as in the kernel
-        value_stride = (shape.value_dim * 2 + 47) // 64 * 64 + 16
-        tiles = n_warps * n_stages * 16 * (key_stride + value_stride) if shape.tensor_cores else 0
-        return max(merge, tiles)
-
-    options = [(8, 1), (4, 1), (2, 1)]
-    if warps or stages:
-        options = [(warps or 8, stages or 1)]
-    for n_warps, n_stages in options:
-        if cost(n_warps, n_stages) <= budget:
-            return DecodePlan(n_splits, few_splits, min_chunk, n_warps, n_stages, cost(n_warps, n_stages))
-    n_warps, n_stages = options[-1]
-    return DecodePlan(n_splits, few_splits, min_chunk, n_warps, n_stages, cost(n_warps, n_stages))
-
-
-@dataclass(frozen=True)
-class PrefillPlan:
-    """Tile of attention_prefill: queries and cache positions of one block, and its dynamic shared memory."""
-
-    rows: int
-    columns: int
-    shared_bytes: int
-
-
-def prefill_plan(shape: AttentionShape, arch: int) -> PrefillPlan:
-    """Largest tile that fits the card's shared memory (two stages of keys and values, wide queries as well)."""
-    if not shape.tensor_cores:
-        return PrefillPlan(32, 32, 0)
-    budget = shared_limit(arch) - 1024
-    for rows, columns in ((64, 64), (64, 32), (32, 32), (16, 32), (16, 16)):
-        keys_values = 2 * columns * (shape.key_dim + shape.value_dim + 16) * 2
-        queries = 2 * rows * (shape.key_dim + 8) * 2 if shape.key_dim > 128 else 0
-        if keys_values + queries <= budget and (columns == 32 or shape.key_dim <= 128 or columns == 16):
-            return PrefillPlan(rows, columns, keys_values + queries)
-    raise AssertionError(f"no prefill tile for heads of {shape.key_dim} on compute capability {arch}")
-
-
-def build_jobs(
-    shape: AttentionShape, arch: int, multiprocessors: int
-) -> list[tuple[tuple[str, ...], dict[str, object]]]:
-    """The (files, defines) pairs this shape needs, for module.prebuild; compiling them needs no GPU."""
-    decode, prefill = decode_plan(shape, arch, multiprocessors), prefill_plan(shape, arch)
-    return [
-        (_files(shape, "decode"), _decode_defines(shape, decode)),
-        (_ROPE_FILES, shape.defines()),
-        (_files(shape, "prefill"), _prefill_defines(shape, prefill)),
-    ]
-
-
-def _files(shape: AttentionShape, which: str) -> tuple[str, ...]:
-    variant = f"attention_{which}_{'half' if shape.tensor_cores else 'plain'}.cu"
-    frame = ("attention_decode.cuh",) if which == "decode" else ()
-    return ("attention_common.cuh", *frame, variant)
-
-
-def _decode_defines(shape: AttentionShape, plan: DecodePlan) -> dict[str, object]:
-    return shape.defines() | {
-        "HEAD_TILE": shape.head_tile,
-        "DECODE_WARPS": plan.warps,
-        "DECODE_STAGES": plan.stages,
-        "MAX_SPLITS": MAX_SPLITS,
-    }
-
-
-def _prefill_defines(shape: AttentionShape, plan: PrefillPlan) -> dict[str, object]:
-    return shape.defines() | {"TILE_ROWS": plan.rows, "TILE_COLUMNS": plan.columns}
-
-
-def scratch_bytes(shape: AttentionShape, max_sequences: int, arch: int, multiprocessors: int) -> int:
-    """Bytes Attention allocates for a model (shared by all layers), for the memory plan."""
-    cells = max_sequences * shape.kv_heads * shape.head_tiles
-    splits = decode_plan(shape, arch, multiprocessors).n_splits
-    return cells * (splits * shape.active_heads * (shape.value_dim + 2) + 1) * 4
+__all__ = [
+    "MAX_SPLITS",
+    "PAGE",
+    "Attention",
+    "AttentionShape",
+    "DecodePlan",
+    "LayerAttention",
+    "PrefillPlan",
+    "RopeStyle",
+    "build_jobs",
+    "decode_plan",
+    "prefill_plan",
+    "prefill_tiles",
+    "scratch_bytes",
+    "shared_limit",
+]
 
 
 def prefill_tiles(spans: Iterable[tuple[int, int, int, int]], tile_rows: int) -> np.ndarray:
@@ -291,19 +99,13 @@ class Attention:
         self._partial = cupy.empty((parts, shape.value_dim), cupy.float32)
         self._partial_max_sum = cupy.empty((parts, 2), cupy.float32)
         self._counters = cupy.zeros(cells, cupy.int32)  # the kernel leaves them at zero
-        self._decode = self._kernel(_files(shape, "decode"), "attention_decode", _decode_defines(shape, self.plan))
-        if (
-            shared_limit(arch) > 64 * 1024
-        ):  # the kernel's static share counts against the default limit of 48 KiB as well
+        jobs = jobs_of_plans(shape, self.plan, self._prefill_plan)
+        names = ("attention_decode", "rope_append", "attention_prefill")
+        kernels = [build(files, defines=defines).get(name) for (files, defines), name in zip(jobs, names, strict=True)]
+        self._decode, self._rope, self._prefill = kernels
+        if shared_limit(arch) > 64 * 1024:
+            # The default limit of 48 KiB includes the kernel's static share, which launch() cannot see.
             self._decode.allow_shared(max(self.plan.shared_bytes, 48 * 1024 + 16))
-        self._rope = self._kernel(_ROPE_FILES, "rope_append", shape.defines())
-        self._prefill = self._kernel(
-            _files(shape, "prefill"), "attention_prefill", _prefill_defines(shape, self._prefill_plan)
-        )
-
-    @staticmethod
-    def _kernel(files: tuple[str, ...], name: str, defines: dict[str, object]) -> Kernel:
-        return build(files, defines=defines).get(name)
 
     @property
     def tile_rows(self) -> int:

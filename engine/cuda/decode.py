@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from engine.request import Sequence, TokenSample
 
 AHEAD = 2
-"""Steps launched and not yet read: one that runs while the host handles the last result, one behind it."""
+"""Steps launched and not yet read: one that runs while the host handles the last result, one behind it. A slot that
+was there before another joined may be one step further ahead."""
 
 
 @dataclass
@@ -83,9 +84,7 @@ class DecodeLoop:
     def step(self, sequences: Iterable[Sequence]) -> list[TokenSample]:
         """The next token of each sequence, all of them held; launches further steps as it goes."""
         wanted = list(sequences)
-        if any(not self._slots[sequence.slot].results for sequence in wanted):
-            self._launch()
-        if all(len(state.results) < AHEAD and state.position < self._context_length for state in self._slots.values()):
+        while any(self._needs_launch(self._slots[sequence.slot]) for sequence in wanted):
             self._launch()
         samples = []
         for sequence in wanted:
@@ -97,6 +96,10 @@ class DecodeLoop:
             state.token = sample.token_id
             samples.append(sample)
         return samples
+
+    def _needs_launch(self, state: _Slot) -> bool:
+        # Judged by the slot that is least ahead: one that joined between two launches would else wait for every step.
+        return len(state.results) < AHEAD and state.position < self._context_length
 
     def _launch(self) -> None:
         """One step over all active slots."""

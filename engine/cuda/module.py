@@ -121,7 +121,7 @@ class Kernel:
         self.function = function
         self.ptr: int = int(function.ptr)
         self._module = module
-        self._shared_limit = 48 * 1024
+        self._shared_limit = 16 * 1024  # static shared memory counts as well: up to 32 KiB of it are safe below this
 
     def allow_shared(self, n_bytes: int) -> None:
         """Raises the kernel's limit of dynamic shared memory to at least n_bytes (the default is 48 KiB)."""

@@ -34,7 +34,8 @@ from engine.request import TokenSample, Work
 from engine.sampling.logprobs import log_probabilities
 
 RING = 8
-"""Places for results that the device has written and the host has not read."""
+"""Places for results that the device has written and the host has not read, beside one for the prompt of each slot:
+all slots may draw their first token between two reads of a decode step."""
 
 
 class CudaRunner:
@@ -149,10 +150,11 @@ class CudaRunner:
         self._prefill_buffers = Activations(widths, PREFILL_ROWS, dense=True)
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
         self._logit_rows = cupy.zeros((LOGIT_ROWS, widths.vocab), cupy.float32)
-        self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=RING, stream=self._stream)
+        places = RING + slots
+        self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
         self._prefill = PrefillOps(self._weights, self._prefill_buffers, DenseProduct(), self._attention)
         self._prefill.use(self._cache)
-        self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(RING)]
+        self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
         self._loop = DecodeLoop(
             enqueue=self._enqueue,
             read=self._slots.read,

@@ -75,6 +75,9 @@ def grid(n_rows: int, n_multiprocessors: int) -> tuple[int, int]:
 
     The blocks of a row wait for each other, so all must be resident: never more blocks than multiprocessors. Two fit a
     multiprocessor, so two engines on one GPU do not starve each other.
+
+    Seen on an H200 (V = 128256, us): greedy 4.8 and top_k=40 11.4 for one row on 64 blocks, 6.4 and 15 for eight rows
+    on 16 blocks each.
     """
     at_once = max(1, min(n_rows, n_multiprocessors // MIN_BLOCKS_PER_ROW))
     blocks = MAX_BLOCKS_PER_ROW

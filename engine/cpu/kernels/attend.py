@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,14 @@ TASK_ELEMENTS = 1 << 17
 
 NO_WINDOW = 1 << 62
 
-_TYPES = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32"}
+TYPES = {np.dtype(np.float16): "F16", np.dtype(np.float32): "F32"}
 _scratch = threading.local()
 
 
 def can_attend(keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> bool:
     """Whether `attend` takes this cache: float16 or float32, head widths multiples of 16 without gaps."""
     return keys.dtype == values.dtype and all(
-        a.dtype in _TYPES and a.shape[2] % 16 == 0 and a.strides[2] == a.itemsize for a in (keys, values)
+        a.dtype in TYPES and a.shape[2] % 16 == 0 and a.strides[2] == a.itemsize for a in (keys, values)
     )
 
 
@@ -65,21 +66,42 @@ def attend(
     assert n_heads % n_kv_heads == 0
     q = np.ascontiguousarray(q, dtype=np.float32)
     out = np.empty((n_tokens, n_heads * value_width), dtype=np.float32)
-    compute = kernel("attend", _TYPES[keys.dtype])
-    arrays = (_address(q), _address(keys), _address(values), _address(out))
-    strides = (*keys.strides[:2], *values.strides[:2])
-    seen = NO_WINDOW if window is None else window
-    shape = (n_tokens, n_heads, n_heads // n_kv_heads, key_width, value_width, n_past, seen)
+    compute = kernel("attend", TYPES[keys.dtype])
+    table = np.array(operands(q, keys, values, out, scale=scale, window=window, n_past=n_past), dtype=np.int64)
+    start = _address(table)
     n_rows = n_heads * n_tokens
-    work = n_rows * min(n_keys, seen) * (key_width + value_width)
+    work = n_rows * min(n_keys, NO_WINDOW if window is None else window) * (key_width + value_width)
     n_tasks = max(1, min(n_rows, 8 * pool.threads, work // TASK_ELEMENTS) if pool.threads > 1 else 1)
 
     def task(index: int) -> None:
-        low, high = n_rows * index // n_tasks, n_rows * (index + 1) // n_tasks
-        compute(*arrays, _scores(n_keys + 16), *strides, scale, *shape, low, high)
+        assert table.size  # the closure keeps the operands alive
+        compute(start, n_rows * index // n_tasks, n_rows * (index + 1) // n_tasks, _scores(n_keys + 16))
 
     pool.run(task, n_tasks)
     return out
+
+
+def operands(
+    q: Float32Array,
+    keys: npt.NDArray[Any],
+    values: npt.NDArray[Any],
+    out: Float32Array,
+    *,
+    scale: float,
+    window: int | None,
+    n_past: int,
+) -> tuple[int, ...]:
+    """The numbers that the kernel reads (attention.py); keys and values may be longer than the queries see."""
+    n_tokens, n_heads, key_width = q.shape
+    arrays = tuple(map(_address, (q, keys, values, out)))
+    strides = (*keys.strides[:2], *values.strides[:2])
+    group, seen = n_heads // keys.shape[0], NO_WINDOW if window is None else window
+    (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
+    return (*arrays, *strides, scale_bits, n_tokens, n_heads, group, key_width, values.shape[2], n_past, seen)
+
+
+N_PAST = 14
+"""Place of n_past among the operands."""
 
 
 def _scores(n_floats: int) -> int:

@@ -15,13 +15,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.cpu.kernels.emit import F32, I64, LANES, Emitter, Value, vector
+from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
 from engine.cpu.kernels.formats import DECODERS
-from engine.cpu.kernels.products import emitter, format_name
+from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
-ARGUMENTS: dict[str, tuple[types.Type, ...]] = {
-    "attend": (*[types.int64] * 9, types.float64, *[types.int64] * 9),
-}
+ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"attend": STEP}
 """Argument types of the kernel."""
 
 WIDE = 4
@@ -29,44 +27,26 @@ WIDE = 4
 
 
 @intrinsic(prefer_literal=True)
-def attend(
-    typing_context,
-    name,
-    q,
-    keys,
-    values,
-    out,
-    scores,
-    key_head_bytes,
-    key_bytes,
-    value_head_bytes,
-    value_bytes,
-    scale,
-    n_tokens,
-    n_heads,
-    group,
-    key_width,
-    value_width,
-    n_past,
-    window,
-    low,
-    high,
-):
+def attend(typing_context, name, operands, low, high, scratch):
     """out[t, h] = sum over j of softmax(scale * q[t, h] . keys[h // group, j])_j * values[h // group, j].
 
     Computes the rows low..high-1 of the n_heads * n_tokens pairs (h, t), t running fastest. Query t sees the keys
     max(0, n_past + t + 1 - window) .. n_past + t. q is float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and
-    values have heads *_head_bytes and positions *_bytes apart; both widths are multiples of 16. scores is scratch for
-    n_past + n_tokens floats and 16 more.
+    values have heads *_head_bytes and positions *_bytes apart; both widths are multiples of 16. The scratch holds the
+    scores: n_past + n_tokens floats and 16 more.
+
+    Operands: q, keys, values, out, key_head_bytes, key_bytes, value_head_bytes, value_bytes, scale, n_tokens, n_heads,
+    group, key_width, value_width, n_past, window.
     """
     decoder = DECODERS[format_name(name)]
     step = decoder.type_size
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
-        _, q, keys, values, out, scores, key_head_bytes, key_bytes, value_head_bytes, value_bytes = arguments[:10]
-        scale, n_tokens, n_heads, group, key_width, value_width, n_past, window, low, high = arguments[10:]
         e = emitter(context, builder)
-        scale = builder.fptrunc(scale, F32)
+        _, operands, low, high, scores = arguments
+        q, keys, values, out, key_head_bytes, key_bytes, value_head_bytes, value_bytes, *rest = integers(e, operands, 16)
+        scale, n_tokens, n_heads, group, key_width, value_width, n_past, window = rest
+        scale = builder.fptrunc(builder.bitcast(scale, F64), F32)
         zero = vector(F32)([0.0] * LANES)
         total = cgutils.alloca_once(builder, vector(F32))
         largest = cgutils.alloca_once(builder, F32)

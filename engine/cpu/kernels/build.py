@@ -17,7 +17,7 @@ from typing import Any
 
 from numba import njit, types
 
-from engine.cpu.kernels import attention, products
+from engine.cpu.kernels import attention, elementwise, machine, products
 
 Kernel = Callable[..., None]
 
@@ -34,15 +34,15 @@ def _version() -> str:
 
 
 def _dot_rows(name: str) -> Kernel:
-    def dot_rows(raw, row_bytes, n_blocks, x, out, low, high):
-        products.dot_rows(name, raw, row_bytes, n_blocks, x, out, low, high)
+    def dot_rows(operands, low, high, scratch):
+        products.dot_rows(name, operands, low, high, scratch)
 
     return dot_rows
 
 
 def _dot_tokens(name: str) -> Kernel:
-    def dot_tokens(raw, row_bytes, n_blocks, x, out, low, high):
-        products.dot_tokens(name, raw, row_bytes, n_blocks, x, out, low, high)
+    def dot_tokens(operands, low, high, scratch):
+        products.dot_tokens(name, operands, low, high, scratch)
 
     return dot_tokens
 
@@ -62,15 +62,41 @@ def _product_f32(name: str) -> Kernel:
 
 
 def _attend(name: str) -> Kernel:
-    def attend(q, k, v, out, scores, kh, kb, vh, vb, scale, n_tokens, n_heads, group, kw, vw, past, window, low, high):
-        attention.attend(
-            name, q, k, v, out, scores, kh, kb, vh, vb, scale, n_tokens, n_heads, group, kw, vw, past, window, low, high
-        )
+    def attend(operands, low, high, scratch):
+        attention.attend(name, operands, low, high, scratch)
 
     return attend
 
 
-_ARGUMENTS = products.ARGUMENTS | attention.ARGUMENTS
+def _normalize(name: str) -> Kernel:
+    def normalize(operands, low, high, scratch):
+        elementwise.normalize(name, operands, low, high, scratch)
+
+    return normalize
+
+
+def _rotate_store(name: str) -> Kernel:
+    def rotate_store(operands, low, high, scratch):
+        elementwise.rotate_store(name, operands, low, high, scratch)
+
+    return rotate_store
+
+
+def _gate(name: str) -> Kernel:
+    def gate(operands, low, high, scratch):
+        elementwise.gate(name, operands, low, high, scratch)
+
+    return gate
+
+
+def _run_program(name: str) -> Kernel:
+    def run_program(program, n_rows, counters, scratch, give_way):
+        machine.run_program(name, program, n_rows, counters, scratch, give_way)
+
+    return run_program
+
+
+_ARGUMENTS = products.ARGUMENTS | attention.ARGUMENTS | elementwise.ARGUMENTS | machine.ARGUMENTS
 
 _MAKERS: dict[str, Callable[[str], Kernel]] = {
     "dot_rows": _dot_rows,
@@ -78,6 +104,10 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
     "dequantize_rows": _dequantize_rows,
     "product_f32": _product_f32,
     "attend": _attend,
+    "normalize": _normalize,
+    "rotate_store": _rotate_store,
+    "gate": _gate,
+    "run_program": _run_program,
 }
 
 
@@ -99,7 +129,7 @@ _kernels: dict[tuple[str, str], Kernel] = {}
 
 
 def kernel(kind: str, type_name: str = "F32") -> Kernel:
-    """The compiled kernel `kind` (dot_rows, dot_tokens, dequantize_rows, product_f32 or attend) for one type."""
+    """The compiled kernel `kind`, one of _MAKERS, for one type (of weights, of a cache, or of an activation)."""
     found = _kernels.get((kind, type_name))
     if found is not None:
         return found
@@ -110,3 +140,11 @@ def kernel(kind: str, type_name: str = "F32") -> Kernel:
             signature = types.void(*_ARGUMENTS[kind])
             _kernels[kind, type_name] = _compile(function, signature)
     return _kernels[kind, type_name]
+
+
+@lru_cache(maxsize=None)
+def address(kind: str, type_name: str = "F32") -> int:
+    """Where the compiled kernel lies, callable by C's rules; for machine.py, whose programs name kernels this way."""
+    compiled: Any = kernel(kind, type_name)
+    (result,) = compiled.overloads.values()
+    return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))

@@ -17,7 +17,7 @@ Every kernel keeps this order, so a product has the same bits whichever kernel m
 """
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-F16, F32 = ir.HalfType(), ir.FloatType()
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 
 Value = Any
 """An llvmlite IR value (the library carries no annotations)."""
@@ -140,6 +140,28 @@ class Emitter:
         special = b.icmp_unsigned(">=", magnitude, self.const(wide, 0x0F800000))
         scaled = b.select(special, b.or_(magnitude, self.const(wide, 0x7F800000)), scaled)
         return b.bitcast(b.or_(scaled, sign), like(F32))
+
+    def float_to_half(self, values: Value) -> Value:
+        """A vector of float32 to float16 given as i16, rounded to nearest, ties to even."""
+        b, lanes = self.builder, values.type.count
+        if self.native_half:
+            return b.bitcast(b.fptrunc(values, vector(F16, lanes)), vector(I16, lanes))
+        bits = b.bitcast(values, vector(I32, lanes))
+        sign = self.mask(self.shift_right(bits, 16), 0x8000)
+        magnitude = self.mask(bits, 0x7FFFFFFF)
+        # Normal results: move the exponent's offset from 127 to 15, then round away 13 bits.
+        odd = self.mask(self.shift_right(magnitude, 13), 1)
+        normal = self.shift_right(b.add(self.minus(magnitude, (112 << 23) - 0xFFF), odd), 13)
+        # Subnormal ones: adding 0.5 leaves the last bit of the sum worth one unit of theirs.
+        half = self.const(values, 0.5)
+        tiny = b.sub(
+            b.bitcast(b.fadd(b.bitcast(magnitude, values.type), half), bits.type), self.const(bits, 126 << 23)
+        )
+        result = b.select(b.icmp_unsigned("<", magnitude, self.const(bits, 113 << 23)), tiny, normal)
+        nan = b.icmp_unsigned(">", magnitude, self.const(bits, 0x7F800000))
+        special = b.select(nan, self.const(bits, 0x7E00), self.const(bits, 0x7C00))
+        result = b.select(b.icmp_unsigned("<", magnitude, self.const(bits, 143 << 23)), result, special)
+        return b.trunc(b.or_(result, sign), vector(I16, lanes))
 
     def half(self, address: Value, offset: int) -> Value:
         """Loads one float16 as a float32 scalar."""

@@ -16,8 +16,9 @@ from numba.core import cgutils
 from numba.core.typing import Signature
 from numba.extending import intrinsic
 
-from engine.cpu.kernels.emit import F32, I64, LANES, Emitter, Value, vector
+from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
 from engine.cpu.kernels.formats import DECODERS, Decoder
+from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 DOT_TOKENS = 4
 """Tokens that dot_tokens multiplies with each block it decodes."""
@@ -34,26 +35,13 @@ ROWS_BLOCK, TOKENS_BLOCK = 12, 32
 PARTIAL_BYTES = ROWS_BLOCK * TOKENS_BLOCK * LANES * 4
 """Scratch bytes product_f32 needs."""
 
-_FLOATS = types.Array(types.float32, 2, "C")
-_INT = types.int64
-
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {
-    "dot_rows": (_INT, _INT, _INT, _FLOATS, _FLOATS, _INT, _INT),
-    "dot_tokens": (_INT, _INT, _INT, _FLOATS, _FLOATS, _INT, _INT),
-    "dequantize_rows": (_INT,) * 6,
-    "product_f32": (_INT,) * 10,
+    "dot_rows": STEP,
+    "dot_tokens": STEP,
+    "dequantize_rows": (types.int64,) * 6,
+    "product_f32": (types.int64,) * 10,
 }
-"""Argument types of each kernel: addresses and lengths; arrays where taking the address in Python would cost more."""
-
-
-def _has_native_half(context: Any) -> bool:
-    triple, _, features = context.codegen().magic_tuple()[:3]
-    return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
-
-
-def emitter(context: Any, builder: Any) -> Emitter:
-    """An emitter at the builder's place, for the host that the context compiles for."""
-    return Emitter(builder, native_half=_has_native_half(context))
+"""Argument types of each kernel: addresses and lengths."""
 
 
 def _least(builder: Any, a: Value, b: Value) -> Value:
@@ -62,12 +50,6 @@ def _least(builder: Any, a: Value, b: Value) -> Value:
 
 def _ceil_div(builder: Any, a: Value, b: int) -> Value:
     return builder.sdiv(builder.add(a, I64(b - 1)), I64(b))
-
-
-def format_name(literal: types.StringLiteral) -> str:
-    """The GGML type a kernel's name begins with."""
-    # Kernel names carry the version of these sources after the type: "Q4_K:1f0c".
-    return str(literal.literal_value).split(":")[0]
 
 
 def _signature(kind: str, literal: Any) -> Signature:
@@ -86,13 +68,12 @@ def _generate_dots(decoder: Decoder, tokens_tile: int) -> Callable[[Any, Any, An
     rows_tile = 4 if decoder.block_size < 256 and tokens_tile == 1 else 1
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
-        _, raw, row_bytes, n_blocks, x, out, low, high = arguments
         e = emitter(context, builder)
+        _, operands, low, high, _ = arguments
+        raw, row_bytes, n_blocks, x, x_bytes, n_tokens, out, out_bytes, *rest = integers(e, operands, 12)
+        scale, bias, residual, residual_bytes = rest
+        scale = builder.fptrunc(builder.bitcast(scale, F64), F32)
         tokens = range(tokens_tile)
-        x_array, out_array = (context.make_array(_FLOATS)(context, builder, array) for array in (x, out))
-        x, out = (builder.ptrtoint(array.data, I64) for array in (x_array, out_array))
-        n_tokens, _ = cgutils.unpack_tuple(builder, x_array.shape, 2)
-        x_bytes, out_bytes = (cgutils.unpack_tuple(builder, array.strides, 2)[0] for array in (x_array, out_array))
         sums = [[cgutils.alloca_once(builder, vector(F32)) for _ in tokens] for _ in range(rows_tile)]
         zero = vector(F32)([0.0] * LANES)
 
@@ -118,23 +99,39 @@ def _generate_dots(decoder: Decoder, tokens_tile: int) -> Callable[[Any, Any, An
                         for total, values in zip(row_sums, xs, strict=True):
                             builder.store(e.multiply_add(w, values, builder.load(total)), total)
             for row, row_sums in zip(rows, sums, strict=True):
+                at_row = builder.mul(row, I64(4))
                 for token, total in zip(token_ids, row_sums, strict=True):
-                    target = builder.add(out, builder.mul(token, out_bytes))
-                    e.store(e.sum_lanes(builder.load(total)), builder.add(target, builder.mul(row, I64(4))))
+                    value = e.multiply(e.sum_lanes(builder.load(total)), scale)
+                    value = _plus(e, value, bias, at_row)
+                    value = _plus(e, value, residual, builder.add(builder.mul(token, residual_bytes), at_row))
+                    e.store(value, builder.add(builder.add(out, builder.mul(token, out_bytes)), at_row))
         return context.get_dummy_value()
 
     return generate
 
 
+def _plus(e: Emitter, value: Value, base: Value, offset: Value) -> Value:
+    """Value plus the float at base + offset, or value where base is 0."""
+    builder = e.builder
+    result = cgutils.alloca_once_value(builder, value)
+    with builder.if_then(builder.icmp_signed("!=", base, I64(0))):
+        builder.store(builder.fadd(value, e.load(builder.add(base, offset), F32, align=4)), result)
+    return builder.load(result)
+
+
 @intrinsic(prefer_literal=True)
-def dot_rows(typing_context, name, raw, row_bytes, n_blocks, x, out, low, high):
-    """out[0, n] = sum over k of weight[n, k] * x[0, k] for rows low..high-1; x (1, K) and out (1, N) float32."""
+def dot_rows(typing_context, name, operands, low, high, scratch):
+    """out[t, n] = scale * (sum over k of weight[n, k] * x[t, k]) + bias[n] + residual[t, n], rows n = low..high-1.
+
+    Operands: raw, row_bytes, n_blocks of the packed rows; x, x_bytes, n_tokens; out, out_bytes; scale; bias or 0;
+    residual or 0, residual_bytes. All float32; residual and out do not overlap. Decodes every row once per token.
+    """
     return _signature("dot_rows", name), _generate_dots(DECODERS[format_name(name)], 1)
 
 
 @intrinsic(prefer_literal=True)
-def dot_tokens(typing_context, name, raw, row_bytes, n_blocks, x, out, low, high):
-    """As dot_rows for a few tokens: out[t, n] = sum over k of weight[n, k] * x[t, k]; x (T, K) and out (T, N)."""
+def dot_tokens(typing_context, name, operands, low, high, scratch):
+    """As dot_rows, with every block decoded once for DOT_TOKENS tokens."""
     return _signature("dot_tokens", name), _generate_dots(DECODERS[format_name(name)], DOT_TOKENS)
 
 

@@ -1,0 +1,294 @@
+"""Decode steps as recorded programs: one forward pass written down once, then run without Python in between.
+
+A step of a small model is over in a millisecond or two; called step by step, Python and waking threads would take as
+long again. The recorder walks through the very same forward pass as any batch, and instead of computing writes down
+which kernel reads what. Later steps of the same sequences only change embeddings, angles and lengths.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.cpu import reference
+from engine.cpu.fast_ops import FastOps
+from engine.cpu.kernels import attend as attend_kernel
+from engine.cpu.kernels import build
+from engine.cpu.kernels.machine import COUNTERS, HEADER, ROW
+from engine.cpu.kv_cache import KVCache
+from engine.cpu.matmul import DOT_TOKENS, dot_kind, dot_operands, prepare
+from engine.cpu.steps import (
+    N_PAST,
+    Angles,
+    Float32Array,
+    Int32Array,
+    Step,
+    address,
+    embed_rows,
+    gate_step,
+    normalize_step,
+    rotate_step,
+)
+from engine.cpu.threads import ThreadPool
+from engine.model.batch import Batch, Span
+from engine.model.config import Activation, AttentionConfig, AttentionTemperature
+from engine.model.rope import RopeTable
+from engine.model.transformer import hidden_states
+from engine.model.weights import Linear, ModelWeights, Norm, Weight
+
+CHUNK_FLOATS = 1 << 14
+"""Least weights per chunk of a product: 3 us of work, many times what taking a chunk costs."""
+
+CHUNKS_PER_THREAD = 8
+
+MAX_PROGRAMS = 8
+"""Programs kept; they are cheap to record, a few hundred microseconds."""
+
+ITEMS, CHUNKS, WAITS = 1, 2, 3
+"""Places in the head of a program's row (kernels/machine.py)."""
+
+
+class Recorder:
+    """Steps that are written down. Results are buffers that every run of the program fills again."""
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self._pool = pool
+        self.rows: list[tuple[int, ...]] = []
+        self.fills: list[Callable[[Batch], None]] = []
+        self.lengths: list[tuple[int, int, int]] = []
+        self.score_floats = 16
+        self._waits: dict[int, int] = {}
+        self._first = 0
+        self._buffers: dict[tuple[str, tuple[int, ...]], Float32Array] = {}
+
+    def join(self) -> None:
+        """See Steps.join."""
+        if len(self.rows) > self._first:
+            self._waits[len(self.rows) - 1] = len(self.rows) - self._first
+            self._first = len(self.rows)
+
+    def table(self) -> npt.NDArray[np.int64]:
+        """The program, one row per step."""
+        table = np.zeros((len(self.rows), ROW), dtype=np.int64)
+        for index, row in enumerate(self.rows):
+            table[index, : len(row)] = row
+            table[index, WAITS] = self._waits.get(index, 0)
+        return table
+
+    def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
+        """See Steps.empty."""
+        return self._buffers.setdefault((name, shape), np.empty(shape, dtype=np.float32))
+
+    def embed(self, name: str, table: Weight, token_ids: Int32Array) -> Float32Array:
+        """See Steps.embed."""
+        out = self.empty(name, (len(token_ids), table.columns))
+        self.fills.append(lambda batch: embed_rows(table, batch.token_ids, out))
+        return out
+
+    def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
+        """See Steps.angles."""
+        cos, sin = (np.empty((len(positions), len(rope.inv_freq)), dtype=np.float32) for _ in range(2))
+
+        def fill(batch: Batch) -> None:
+            cos[...], sin[...] = rope.cos_sin(batch.positions)
+
+        self.fills.append(fill)
+        return Angles(cos, sin, rope.style)
+
+    def factors(self, temperature: AttentionTemperature, positions: Int32Array) -> Float32Array:
+        """See Steps.factors."""
+        out = np.empty(len(positions), dtype=np.float32)
+
+        def fill(batch: Batch) -> None:
+            out[...] = reference.temperature_factors(batch.positions, temperature)
+
+        self.fills.append(fill)
+        return out
+
+    def normalize(self, name: str, x: Float32Array, norm: Norm) -> Float32Array:
+        """See Steps.normalize."""
+        out = self.empty(name, x.shape)
+        self._write(normalize_step(x, norm, out))
+        return out
+
+    def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
+        """See Steps.linear."""
+        weight = prepare(linear.weight)
+        out = self.empty(name, (len(x), weight.rows))
+        assert residual is not out
+        operands = dot_operands(x, weight, out, scale=linear.scale, bias=linear.bias, residual=residual)
+        floats = weight.rows * weight.columns * len(x)
+        self._write(Step(dot_kind(len(x)), weight.type.name, operands, weight.rows, floats))
+        return out
+
+    def rotate_store(
+        self,
+        x: Float32Array,
+        span: Span,
+        angles: Angles | None,
+        cache: npt.NDArray[Any],
+        *,
+        factors: Float32Array | None = None,
+        store: bool = True,
+    ) -> None:
+        """See Steps.rotate_store."""
+        self.lengths.append((len(self.rows), HEADER + N_PAST, span.row))
+        self._write(rotate_step(x, span, angles, cache, factors, store))
+
+    def attend(
+        self,
+        out: Float32Array,
+        q: Float32Array,
+        span: Span,
+        cache: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        config: AttentionConfig,
+    ) -> None:
+        """See Steps.attend."""
+        rows = slice(span.row, span.row + span.n_rows)
+        settings: dict[str, Any] = {"scale": config.scale, "window": config.window, "n_past": span.n_past}
+        operands = attend_kernel.operands(q[rows], *cache, out[rows], **settings)
+        self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
+        self.score_floats = max(self.score_floats, cache[0].shape[1] + 16)
+        heads = config.n_heads * span.n_rows
+        type_name = attend_kernel.TYPES[cache[0].dtype]
+        self._write(Step("attend", type_name, operands, heads, heads * CHUNK_FLOATS))
+
+    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
+        """See Steps.gate."""
+        self._write(gate_step(x, y, activation))
+        return x
+
+    def _write(self, step: Step) -> None:
+        chunks = 1
+        if self._pool.threads > 1:
+            chunks = max(1, min(CHUNKS_PER_THREAD * self._pool.threads, step.items, step.floats // CHUNK_FLOATS))
+        head = (build.address(step.kind, step.type_name), step.items, chunks, 0)
+        assert len(step.operands) <= ROW - HEADER
+        self.rows.append((*head, *step.operands))
+
+
+class Program:
+    """A decode step of certain cache slots, ready to be run many times.
+
+    Args:
+        recorder: what was recorded.
+        logits: its last result, (T, V).
+        pool: threads to run it on.
+    """
+
+    def __init__(self, recorder: Recorder, logits: Float32Array, pool: ThreadPool) -> None:
+        self._recorder = recorder  # owns the buffers
+        self._logits = logits
+        self._pool = pool
+        self._table = recorder.table()
+        self._counters = np.zeros((len(self._table), COUNTERS), dtype=np.int64)
+        self._scratch = np.empty((pool.threads, -(-recorder.score_floats // 16) * 16), dtype=np.float32)
+        places = np.array(recorder.lengths, dtype=np.intp)
+        self._length_places = places[:, 0], places[:, 1]
+        self._length_rows = places[:, 2]
+        self._running: list[int] = []
+        self._turn = 0
+
+    def run(self, batch: Batch) -> Float32Array:
+        """Logits (T, V) of one more token per sequence; the array is overwritten by the next run."""
+        for fill in self._recorder.fills:
+            fill(batch)
+        self._table[self._length_places] = batch.positions[self._length_rows]
+        self._counters.fill(0)
+        turn = self._turn
+        run, give_way = build.kernel("run_program"), _give_way()
+        table, counters = address(self._table), address(self._counters)
+        scratch, scratch_bytes = address(self._scratch), self._scratch.strides[0]
+
+        def task(index: int) -> None:
+            self._running.append(index)
+            try:
+                if turn == self._turn:
+                    run(table, len(self._table), counters, scratch + index * scratch_bytes, give_way)
+            finally:
+                self._running.remove(index)
+
+        try:
+            self._pool.run(task, self._pool.threads)
+        except BaseException:
+            # An interrupt may leave another thread at work in our buffers and the cache: it must end first.
+            self._turn += 1
+            while self._running:
+                time.sleep(0.0002)
+            raise
+        return self._logits
+
+
+class Decoder:
+    """Runs steps of one token per sequence as programs, recorded when first needed.
+
+    Args:
+        weights: a model of which `can_record` is true.
+        ops: its bricks.
+        kv_cache: the cache they write to.
+        pool: threads to use.
+    """
+
+    def __init__(self, weights: ModelWeights, ops: FastOps, kv_cache: KVCache, pool: ThreadPool) -> None:
+        self._weights = weights
+        self._ops = ops
+        self._cache = kv_cache
+        self._pool = pool
+        self._programs: dict[tuple[tuple[int, int], ...], Program] = {}
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether a batch is such a step, with logits wanted of every sequence."""
+        return len(batch.output_rows) == batch.n_tokens == len(batch.spans) <= DOT_TOKENS
+
+    def run(self, batch: Batch) -> Float32Array:
+        """Feed a batch that takes() accepts; the logits (R, V) are overwritten by the next run.
+
+        Raises:
+            ContextFullError, InvalidRequestError: as CpuBackend.forward.
+        """
+        self._ops.begin(batch)
+        key = tuple((span.slot, self._cache.version(span.slot)) for span in batch.spans)
+        program = self._programs.get(key)
+        if program is None:
+            if len(self._programs) >= MAX_PROGRAMS:
+                self._programs.clear()
+            program = self._programs[key] = self._record(batch)
+        logits = program.run(batch)
+        self._cache.commit(batch.spans)
+        return logits
+
+    def _record(self, batch: Batch) -> Program:
+        recorder = Recorder(self._pool)
+        computing, self._ops.steps = self._ops.steps, recorder
+        try:
+            logits = self._ops.head_rows(hidden_states(self._weights, self._ops, batch))
+        finally:
+            self._ops.steps = computing
+        return Program(recorder, logits, self._pool)
+
+
+def can_record(weights: ModelWeights) -> bool:
+    """Whether a decode step always runs the same steps (experts do not), all of them compiled."""
+    linears = [weights.output]
+    for layer in weights.layers:
+        if layer.ffn is None:
+            return False
+        attention, ffn = layer.attention, layer.ffn
+        linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down)
+        if ffn.gate is not None:
+            linears.append(ffn.gate)
+    return all(prepare(linear.weight).kernels for linear in linears)
+
+
+@cache
+def _give_way() -> int:
+    """Address of the C library's call that lets another thread run."""
+    value = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
+    assert value is not None
+    return value

@@ -1,0 +1,403 @@
+"""The host's side of the GPU backend, which needs no GPU: run-ahead, memory plan, kernel arguments, what is missing."""
+
+import ctypes
+import importlib.util
+import re
+import sys
+
+import numpy as np
+import pytest
+from gguf_builder import tiny_llama
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.cuda import availability
+from engine.cuda.decode import AHEAD, DecodeLoop
+from engine.cuda.layouts import LAYOUTS, packed_bytes
+from engine.cuda.plan import DevicePlan, fit, make_plan, memory_plan
+from engine.errors import DeviceError
+from engine.gguf.reader import open_gguf
+from engine.gguf.types import GGMLType
+from engine.model.loader import load_model
+from engine.request import Sequence, TokenSample
+from engine.sampling import SamplingParams
+
+# ---- decode loop --------------------------------------------------------------------------------------------------
+
+SLOTS, RING = 8, 8
+
+
+def next_token(request_id, position, token):
+    return (request_id * 7919 + position * 104729 + token * 31 + 17) % 1000003
+
+
+def expected(request_id, position, token, n):
+    """The n tokens after feeding `token` at `position`."""
+    out = []
+    for i in range(n):
+        token = next_token(request_id, position + i, token)
+        out.append(token)
+    return out
+
+
+class FakeDevice:
+    """A stream that does its work only when somebody waits for it, with the state of the slots behind that stream."""
+
+    def __init__(self, context_length=1000, buckets=(1, 2, 4, 8)):
+        self.context_length = context_length
+        self.requests, self.tokens, self.positions = [0] * SLOTS, [0] * SLOTS, [-1] * SLOTS
+        self.stream, self.rows, self.ended = [], [], 0
+        self.ring = [{} for _ in range(RING)]
+        self.loop = DecodeLoop(
+            enqueue=self.enqueue,
+            wait=self.wait,
+            read=self.read,
+            deactivate=lambda slot: self.stream.append(("set", slot, 0, 0, -1)),
+            buckets=buckets,
+            context_length=context_length,
+        )
+
+    def begin(self, slot, request_id, position, token):
+        self.stream.append(("set", slot, request_id, token, position))
+        self.loop.start(slot, request_id, position, token)
+
+    def enqueue(self, n):
+        self.rows.append(n)
+        self.stream.append(("step", len(self.rows) - 1, n))
+        return (len(self.rows) - 1) % RING
+
+    def wait(self, place):
+        newest = max(number for number in range(len(self.rows)) if number % RING == place)  # as an event says it
+        while self.ended <= newest:
+            kind, *args = self.stream.pop(0)
+            if kind == "set":
+                slot, self.requests[slot], self.tokens[slot], self.positions[slot] = args
+            else:
+                self._step(*args)
+
+    def _step(self, number, n):
+        results = {}
+        for slot in range(n):
+            position = self.positions[slot]
+            if position >= 0:
+                assert position < self.context_length, "a token was fed beyond the context"
+                self.tokens[slot] = next_token(self.requests[slot], position, self.tokens[slot])
+                self.positions[slot] = -1 if position + 1 == self.context_length else position + 1
+                results[slot] = self.tokens[slot]
+        self.ring[number % RING] = results
+        self.ended = number + 1
+
+    def read(self, place, slot, sequence):
+        return TokenSample(self.ring[place][slot])
+
+    def pending(self):
+        """Steps launched and not read, per slot."""
+        return {slot: len(state.results) for slot, state in self.loop._slots.items()}
+
+
+def sequence(slot, request_id):
+    return Sequence(request_id, slot, [1], [], SamplingParams(), 0)
+
+
+def tokens(samples):
+    return [sample.token_id for sample in samples]
+
+
+def test_one_sequence_in_order_and_ahead():
+    device = FakeDevice()
+    device.begin(0, 5, 10, 42)
+    one, got = sequence(0, 5), []
+    for _ in range(20):
+        got += tokens(device.loop.step([one]))
+        assert 1 <= device.pending()[0] <= AHEAD
+    assert got == expected(5, 10, 42, 20)
+    assert device.rows == [1] * (20 + AHEAD - 1)
+
+
+def test_holds_knows_what_comes_next():
+    device = FakeDevice()
+    device.begin(3, 5, 10, 42)
+    assert device.loop.holds(sequence(3, 5), 10, 42)
+    assert not device.loop.holds(sequence(3, 6), 10, 42)
+    assert not device.loop.holds(sequence(3, 5), 11, 42)
+    assert not device.loop.holds(sequence(3, 5), 10, 43)
+    assert not device.loop.holds(sequence(2, 5), 10, 42)
+    (sample,) = device.loop.step([sequence(3, 5)])
+    assert device.loop.holds(sequence(3, 5), 11, sample.token_id)
+    assert device.rows[0] == 4, "rows 0..3 are the smallest bucket that holds slot 3"
+
+
+def test_a_stopped_slots_results_are_dropped():
+    device = FakeDevice()
+    device.begin(0, 1, 0, 7)
+    device.begin(1, 2, 0, 8)
+    first, second = sequence(0, 1), sequence(1, 2)
+    for _ in range(3):
+        device.loop.step([first, second])
+    device.loop.stop(1)
+    assert device.pending().keys() == {0}
+    device.begin(1, 3, 5, 9)  # the slot's next owner, while results of the last one are still on their way
+    third, got = sequence(1, 3), []
+    for _ in range(5):
+        got.append(tokens(device.loop.step([first, third])))
+    assert [row[0] for row in got] == expected(1, 0, 7, 8)[3:]
+    assert [row[1] for row in got] == expected(3, 5, 9, 5)
+
+
+def test_stopping_an_unknown_slot_does_nothing():
+    device = FakeDevice()
+    device.loop.stop(4)
+    assert device.stream == []
+
+
+def test_rows_shrink_when_high_slots_leave():
+    device = FakeDevice()
+    for slot in range(5):
+        device.begin(slot, slot + 1, 0, 0)
+    everyone = [sequence(slot, slot + 1) for slot in range(5)]
+    device.loop.step(everyone)
+    for slot in range(1, 5):
+        device.loop.stop(slot)
+    device.loop.step(everyone[:1])
+    device.loop.step(everyone[:1])
+    assert (device.rows[0], device.rows[-1]) == (8, 1)
+
+
+def test_a_full_context_is_not_overrun():
+    device = FakeDevice(context_length=12)
+    device.begin(0, 1, 10, 7)  # room for two more
+    device.begin(1, 2, 0, 8)
+    both = [sequence(0, 1), sequence(1, 2)]
+    got = [tokens(device.loop.step(both)) for _ in range(2)]
+    assert [row[0] for row in got] == expected(1, 10, 7, 2)
+    assert device.pending()[0] == 0
+    rest = [tokens(device.loop.step(both[1:]))[0] for _ in range(10)]
+    assert rest == expected(2, 0, 8, 12)[2:]
+    assert device.pending() == {0: 0, 1: 0}
+    device.wait((len(device.rows) - 1) % RING)
+    assert device.positions[:2] == [-1, -1]
+
+
+def test_a_slot_that_joins_later_keeps_the_device_ahead():
+    """The host never waits for a step it has only just launched, whoever joins when."""
+    device = FakeDevice()
+    device.begin(0, 1, 0, 7)
+    running = [sequence(0, 1)]
+    for slot in range(1, 6):
+        device.begin(slot, slot + 1, 0, 7)  # its prompt was read in this step: no decode yet
+        device.loop.step(running)
+        running.append(sequence(slot, slot + 1))
+    for _ in range(4):
+        device.loop.step(running)
+        assert min(device.pending().values()) >= 1
+        assert max(device.pending().values()) <= AHEAD
+
+
+EVENTS = st.one_of(st.just("step"), st.just("join"), st.integers(0, SLOTS - 1))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(EVENTS, max_size=80))
+def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
+    """Steps, joins and leaves (a number is the slot that leaves) in any order; every slot lives in its own world.
+
+    As in the scheduler everyone who decodes takes part in every step, also in one in which a newcomer's prompt is read.
+    """
+    device = FakeDevice(context_length=40)
+    running, born, texts = {}, {}, {}
+    n_requests = 0
+    for event in events:
+        wanted = [] if isinstance(event, int) else list(running.values())
+        if event == "join" and len(running) < SLOTS:
+            slot = min(set(range(SLOTS)) - set(running))
+            n_requests += 1
+            device.begin(slot, n_requests, n_requests % 30, 7)
+            running[slot], born[n_requests], texts[n_requests] = sequence(slot, n_requests), n_requests % 30, []
+        if isinstance(event, int) and event in running:
+            device.loop.stop(event)
+            del running[event]
+        elif wanted:
+            for one, sample in zip(wanted, device.loop.step(wanted), strict=True):
+                text = texts[one.request_id]
+                text.append(sample.token_id)
+                if born[one.request_id] + len(text) == device.context_length:
+                    device.loop.stop(one.slot)
+                    del running[one.slot]
+                else:
+                    room = device.context_length - born[one.request_id] - len(text)
+                    assert device.pending()[one.slot] >= min(room, AHEAD - 1), "the device would run dry"
+            assert max(device.pending().values(), default=0) <= AHEAD + 1 < RING
+    for request_id, text in texts.items():
+        assert text == expected(request_id, born[request_id], 7, len(text))
+
+
+# ---- memory plan --------------------------------------------------------------------------------------------------
+
+GIB, MIB = 1 << 30, 1 << 20
+
+
+def plan_of(weights=4 * GIB, activations=100 * MIB, per_page=8 * MIB, pages=128, slots=8):
+    return DevicePlan(weights, activations, per_page * pages, per_page, slots)
+
+
+def test_a_plan_that_fits_is_kept():
+    plan = plan_of()
+    assert fit(plan, plan.total, 8192, 64) == plan
+    assert plan.total > plan.weights + plan.cache + plan.activations
+
+
+def test_fewer_slots_where_not_all_fit():
+    plan = plan_of()
+    fitted = fit(plan, plan.total - 1, 8192, 64)
+    assert fitted.slots == 7
+    assert fitted.total <= plan.total - 1
+    assert fit(plan, plan.total - 7 * plan.per_slot, 8192, 64).slots == 1
+
+
+def test_too_long_a_context_names_the_longest_that_fits():
+    plan = plan_of()
+    least = plan.total - plan.cache
+    with pytest.raises(DeviceError) as error:
+        fit(plan, least + 20 * plan.per_page + 5, 8192, 64)
+    text = str(error.value)
+    assert "the largest context that fits is 1280 tokens (context_length=1280)" in text
+    assert "8192 tokens" in text
+    assert f"weights {4:.2f} GiB" in text
+    assert f"cache {1:.2f} GiB" in text
+    assert f"needs {(least + plan.per_slot) / GIB:.2f} GiB" in text
+    assert f"{(least + 20 * plan.per_page) / GIB:.2f} GiB are free" in text
+    # what the error recommends does fit
+    shorter = DevicePlan(plan.weights, plan.activations, 20 * plan.per_page, plan.per_page, 8)
+    assert fit(shorter, least + 20 * plan.per_page + 5, 1280, 64).slots == 1
+
+
+def test_too_little_memory_for_the_weights():
+    with pytest.raises(DeviceError, match="not even the weights fit: use a smaller quantization or device='cpu'"):
+        fit(plan_of(), 3 * GIB, 8192, 64)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+def test_the_plan_of_a_model(tmp_path, kv_type):
+    path = tmp_path / "tiny.gguf"
+    tiny_llama(path, width=256, ffn=512, n_layers=3, weight_type=GGMLType.Q8_0, tied=False)
+    with open_gguf(path) as gguf:
+        model = load_model(gguf)
+        plan = make_plan(model, context_length=100, kv_type=kv_type, max_sequences=3)
+        wide = make_plan(model, context_length=200, kv_type=kv_type, max_sequences=3)
+        matrices = [info for info in gguf.tensors.values() if len(info.shape) == 2]
+        packed = sum(packed_bytes(info.type, *info.shape) for info in matrices)
+        norms = sum(4 * info.n_elements for info in gguf.tensors.values() if len(info.shape) == 1)
+        del model
+    assert plan.weights == packed + norms
+    size = {"f16": 2, "f32": 4}[kv_type]
+    assert plan.per_page == 64 * 3 * 2 * 128 * size  # positions, layers, keys and values, two heads of 64
+    assert plan.per_slot == 2 * plan.per_page  # 100 positions begin a second page
+    assert wide.per_slot == 4 * plan.per_page
+    assert plan.cache == 3 * plan.per_slot
+    shown = memory_plan(plan, 100)
+    assert (shown.weights_bytes, shown.kv_bytes) == (plan.weights, plan.cache)
+    assert shown.kv_bytes_per_token >= 3 * 2 * 128 * size
+
+
+@pytest.mark.parametrize("type", LAYOUTS)
+def test_packing_takes_what_the_file_took(type):
+    from engine.gguf.types import row_bytes
+
+    assert packed_bytes(type, 4096, 4096) == 4096 * row_bytes(type, 4096)
+
+
+# ---- kernel arguments ---------------------------------------------------------------------------------------------
+
+
+def test_kernel_arguments_have_the_types_of_c():
+    from engine.cuda.launch import pack
+
+    class Pointer:
+        ptr = 1 << 40
+
+    class Array:
+        data = Pointer()
+
+    args = (Array(), None, 7, -1, True, 1.5, np.int64(1 << 40), np.uint64(1 << 63), np.float32(0.25), np.uint32(5))
+    values, types = pack((*args, np.int32(-2), ctypes.c_void_p(9), ctypes.c_void_p(), ctypes.c_short(3)))
+    assert values == (1 << 40, 0, 7, -1, True, 1.5, 1 << 40, 1 << 63, 0.25, 5, -2, 9, 0, 3)
+    assert [kind.__name__ for kind in types] == [
+        *("c_void_p", "c_void_p", "c_int", "c_int", "c_int", "c_float"),
+        *(kind.__name__ for kind in (ctypes.c_longlong, ctypes.c_ulonglong)),
+        *("c_float", "c_uint", "c_int", "c_void_p", "c_void_p", "c_short"),
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["text", b"bytes", [1], np.float64(1.0), np.int8(1), object()])
+def test_other_arguments_are_refused(wrong):
+    from engine.cuda.launch import pack
+
+    with pytest.raises(TypeError, match=f"made of {type(wrong).__name__}"):
+        pack((wrong,))
+
+
+# ---- what is missing ----------------------------------------------------------------------------------------------
+
+
+def test_no_cupy(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "cupy" else find(name, *rest))
+    assert availability() == "CuPy is not installed: pip install 'gguf-engine[cuda]'"
+
+
+def test_a_cupy_that_cannot_be_loaded(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("raise ImportError('libcudart is gone')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    assert re.match(r"CuPy cannot be loaded \(libcudart is gone\): reinstall it with pip install", availability())
+
+
+def with_devices(monkeypatch, count, capability="90"):
+    cupy = pytest.importorskip("cupy")
+
+    class Device:
+        def __init__(self, index):
+            self.compute_capability = capability
+
+    def get_count():
+        if isinstance(count, Exception):
+            raise count
+        return count
+
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", get_count)
+    monkeypatch.setattr(cupy.cuda, "Device", Device)
+    return cupy
+
+
+def test_no_driver(monkeypatch):
+    cupy = pytest.importorskip("cupy")
+    with_devices(monkeypatch, cupy.cuda.runtime.CUDARuntimeError(35))
+    assert re.match(r"no usable NVIDIA driver or GPU \(.*\): install the NVIDIA driver", availability())
+
+
+def test_no_such_gpu(monkeypatch):
+    with_devices(monkeypatch, 2)
+    assert availability(2) == "there is no GPU 2: 2 found (cuda:0 to cuda:1)"
+    assert availability(1) is None
+
+
+def test_too_old_a_gpu(monkeypatch):
+    with_devices(monkeypatch, 1, "61")
+    assert availability() == "GPU 0 has compute capability 6.1; 7.5 or newer is needed"
+
+
+def test_asking_for_a_gpu_that_is_not_there(tmp_path, monkeypatch):
+    from engine import LLM
+    from engine.cuda.runner import CudaRunner
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "cupy" else find(name, *rest))
+    path = tmp_path / "tiny.gguf"
+    tiny_llama(path)
+    with pytest.raises(DeviceError, match=r"'cuda' cannot be used: CuPy is not installed: pip install"):
+        LLM(path, device="cuda")
+    with open_gguf(path) as gguf:
+        model = load_model(gguf)
+        with pytest.raises(DeviceError, match=r"'cuda:1' cannot be used: CuPy is not installed"):
+            CudaRunner(model, context_length=64, kv_type="f16", max_sequences=1, device_index=1)
+        del model

@@ -1,0 +1,343 @@
+"""The GPU runner's behaviour: replay, neighbours, memory, slots that come and go, and its errors."""
+
+import gc
+import re
+
+import numpy as np
+import pytest
+from gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, require_gpu, token_ids, typed_model
+
+from engine import LLM, SamplingParams
+from engine.errors import ContextFullError, DeviceError
+from engine.gguf.types import GGMLType
+from engine.llm import BUNDLED_MODEL
+from engine.request import Sequence, Work
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = [
+    "Once upon a time",
+    "A",
+    "The old man and the fox went into the woods, and",
+    "There was a king who had three daughters. The youngest of them",
+    "In the middle of the night",
+    "Long ago, when animals could speak, a",
+    "The sea",
+    "It was winter, and the snow lay deep on the fields around the little house where",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu():
+    require_gpu()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    with LLM(device="cpu") as llm:
+        return [llm.tokenizer.encode(text, add_special=True) for text in PROMPTS]
+
+
+def bits(array):
+    return array.view(np.uint32)
+
+
+def fingerprint(samples):
+    """Tokens and the exact log-probabilities behind them."""
+    return [(sample.token_id, sample.logprob, sample.top_logprobs) for sample in samples]
+
+
+# ---- the same bits --------------------------------------------------------------------------------------------------
+
+
+def test_replay_equals_eager_launches(prompts):
+    found = []
+    for eager in (True, False):
+        with opened(BUNDLED_MODEL, eager=eager, max_sequences=2) as runner:
+            for slot in (0, 1):
+                samples = generate(runner, prompts[0], 40, slot=slot, logprobs=8, release=False)
+                with runner._running():
+                    runner._stream.synchronize()
+                    found.append((fingerprint(samples), bits(runner._logits[slot].get()).tolist()))
+                runner.release(slot)
+    assert found[0] == found[2]
+    assert found[1] == found[3]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 7}], ids=["greedy", "seeded"])
+def test_run_to_run(prompts, options):
+    runs = []
+    for _ in range(2):
+        with opened(BUNDLED_MODEL) as runner:
+            runs += [fingerprint(generate(runner, prompts[2], 60, logprobs=8, **options)) for _ in range(2)]
+    assert runs[0] == runs[1] == runs[2] == runs[3]
+
+
+def test_a_row_does_not_depend_on_its_place_or_neighbours(prompts):
+    """Bit for bit, in every bucket: the order of a row's sums is its own."""
+    ids = prompts[3] * 6
+    with opened(BUNDLED_MODEL, max_sequences=8) as runner:
+        alone = decode_logits(runner, ids)
+        for slot in (1, 2, 5, 7):
+            np.testing.assert_array_equal(bits(decode_logits(runner, ids, slot=slot)), bits(alone))
+
+
+def step_together(runner, sequences, n):
+    """n decode steps of sequences whose prompts have been read."""
+    for _ in range(n):
+        work = [Work(one, one.output_ids[-1:], one.n_cached, True) for one in sequences]
+        for one, sample in zip(sequences, runner.step(work), strict=True):
+            one.n_cached += 1
+            one.output_ids.append(sample.token_id)
+
+
+def start(runner, prompt, slot, request_id, **options):
+    sequence = Sequence(request_id, slot, list(prompt), [], SamplingParams(**({"temperature": 0} | options)), 11)
+    (sample,) = runner.step([Work(sequence, sequence.prompt_ids, 0, True)])
+    sequence.n_cached = len(prompt)
+    sequence.output_ids.append(sample.token_id)
+    return sequence
+
+
+def test_a_batch_gives_everyone_the_text_it_gets_alone(prompts):
+    with opened(BUNDLED_MODEL, max_sequences=8) as runner:
+        alone = [token_ids(generate(runner, prompt, 40)) for prompt in prompts]
+        together = [start(runner, prompt, slot, 1000 + slot) for slot, prompt in enumerate(prompts)]
+        step_together(runner, together, 39)
+        assert [one.output_ids for one in together] == alone
+
+
+def test_joining_and_leaving(prompts):
+    """Sequences come and go at odd moments; slots are taken over while results of their last owner are under way."""
+    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+        alone = [token_ids(generate(runner, prompt, 60)) for prompt in prompts]
+        a = start(runner, prompts[0], 0, 2000)
+        step_together(runner, [a], 7)
+        b = start(runner, prompts[1], 1, 2001)
+        c = start(runner, prompts[2], 3, 2002)
+        step_together(runner, [a, b, c], 5)
+        runner.release(1)
+        step_together(runner, [a, c], 1)
+        d = start(runner, prompts[3], 1, 2003)
+        step_together(runner, [c, d, a], 9)
+        runner.release(0)
+        runner.release(3)
+        e = start(runner, prompts[4], 0, 2004)
+        step_together(runner, [d, e], 20)
+        for one, text in ((a, alone[0]), (b, alone[1]), (c, alone[2]), (d, alone[3]), (e, alone[4])):
+            assert one.output_ids == text[: len(one.output_ids)], one.request_id
+
+
+def test_many_prompts_between_two_reads_of_a_running_sequence(prompts):
+    """Results that wait on the device survive the first tokens of everyone who joins in the same step."""
+    with opened(BUNDLED_MODEL, max_sequences=24) as runner:
+        alone = [token_ids(generate(runner, prompt, 12)) for prompt in prompts]
+        first = start(runner, prompts[0], 0, 3000)
+        step_together(runner, [first], 4)
+        joining = [
+            Sequence(3001 + i, 1 + i, list(prompts[i % 8]), [], SamplingParams(temperature=0), 0) for i in range(23)
+        ]
+        work = [Work(first, first.output_ids[-1:], first.n_cached, True)]
+        work += [Work(one, one.prompt_ids, 0, True) for one in joining]
+        everyone = [first, *joining]
+        for one, item, sample in zip(everyone, work, runner.step(work), strict=True):
+            one.n_cached += len(item.token_ids)
+            one.output_ids.append(sample.token_id)
+        step_together(runner, everyone, 6)
+        assert first.output_ids == alone[0][: len(first.output_ids)]
+        for i, one in enumerate(joining):
+            assert one.output_ids == alone[i % 8][:7], i
+
+
+def test_prompt_pieces_of_any_size_give_the_same_text(prompts):
+    prompt = (prompts[7] * 12)[:150]
+    with opened(BUNDLED_MODEL, kv_type="f32") as runner:
+        expected = cpu_logits(runner.model, prompt)[-1].argmax()
+        for chunk in (1, 3, 16, 17, 64, 512):
+            assert generate(runner, prompt, 1, chunk=chunk)[0].token_id == expected, chunk
+
+
+def test_an_interrupted_sequence_goes_on_from_any_place(prompts):
+    """Feeding other tokens than the device is ahead with, or earlier positions, overwrites what it had."""
+    with opened(BUNDLED_MODEL, max_sequences=2) as runner:
+        text = token_ids(generate(runner, prompts[0], 20))
+        one = start(runner, prompts[0], 0, 4000)
+        step_together(runner, [one], 9)
+        cut = one.n_cached - 5
+        ids = (one.prompt_ids + one.output_ids)[cut : one.n_cached + 1]
+        (sample,) = runner.step([Work(one, ids, cut, True)])
+        assert sample.token_id == text[10]
+        (sample,) = runner.step([Work(one, [text[0]], len(one.prompt_ids), True)])
+        assert sample.token_id == text[1]
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_padded_rows_write_nothing(prompts):
+    with opened(BUNDLED_MODEL, max_sequences=8, context_length=256) as runner:
+        with runner._running():
+            for array in (*runner._cache.keys, *runner._cache.values):
+                array.fill(7.0)
+        samples = generate(runner, prompts[0], 100, slot=5)
+        used = len(prompts[0]) + len(samples) + 1  # one more may be on its way
+        with runner._running():
+            pages = runner._cache.block_table.get()
+            for array in (*runner._cache.keys, *runner._cache.values):
+                content = array.get().astype(np.float32)  # (N, K, PAGE, width)
+                for slot in range(8):
+                    rows = content[pages[slot]].transpose(0, 2, 1, 3).reshape(-1, content.shape[1], content.shape[3])
+                    untouched = rows[used:] if slot == 5 else rows
+                    assert (untouched == 7.0).all(), slot
+                    assert slot != 5 or (rows[: used - 2] != 7.0).any(axis=(1, 2)).all()
+
+
+def test_memory_is_constant_while_running(prompts):
+    import cupy
+
+    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+        sequences = [start(runner, prompts[slot], slot, 5000 + slot) for slot in range(4)]
+        step_together(runner, sequences, 3)
+        before = runner.pool_bytes(), runner._pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
+        step_together(runner, sequences, 100)
+        assert (runner.pool_bytes(), runner._pool.used_bytes()) == before[:2]
+        assert cupy.cuda.runtime.memGetInfo()[0] >= before[2] - (2 << 20)
+
+
+def test_the_plan_covers_what_is_allocated():
+    with opened(BUNDLED_MODEL, max_sequences=4, context_length=2048) as runner:
+        plan = runner.memory_plan()
+        assert runner.pool_bytes() <= plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes
+        assert runner.pool_bytes() >= plan.weights_bytes + plan.kv_bytes
+
+
+def test_closing_gives_the_memory_back(prompts):
+    import cupy
+
+    def free():
+        gc.collect()
+        cupy.cuda.Device().synchronize()
+        return cupy.cuda.runtime.memGetInfo()[0]
+
+    with opened(BUNDLED_MODEL, max_sequences=8, context_length=4096) as runner:  # modules and cuBLAS stay loaded
+        first = fingerprint(generate(runner, prompts[0] * 8, 10, logprobs=2))
+    before = free()
+    for _ in range(2):
+        with opened(BUNDLED_MODEL, max_sequences=8, context_length=4096) as runner:
+            assert fingerprint(generate(runner, prompts[0] * 8, 10, logprobs=2)) == first
+            taken = before - free()
+        assert taken > (16 << 20)
+        assert runner._pool.total_bytes() == 0
+        assert before - free() <= (4 << 20)
+        runner.close()  # a second time does nothing
+
+
+def test_two_models_at_once(prompts, tmp_path):
+    other = typed_model(tmp_path, GGMLType.Q5_K)
+    ids = list(range(5, 40))
+    with opened(BUNDLED_MODEL) as runner:
+        big = token_ids(generate(runner, prompts[0], 30))
+    with opened(other) as runner:
+        small = token_ids(generate(runner, ids, 30))
+    with opened(BUNDLED_MODEL) as first, opened(other) as second, opened(BUNDLED_MODEL, kv_type="f32") as third:
+        a, b, c = start(first, prompts[0], 0, 1), start(second, ids, 0, 1), start(third, prompts[0], 0, 1)
+        for _ in range(29):
+            for runner, one in ((first, a), (second, b), (third, c)):
+                step_together(runner, [one], 1)
+        second.close()
+        assert nmse(third.logits(prompts[2]), cpu_logits(third.model, prompts[2])) < 1e-6
+    assert (a.output_ids, b.output_ids) == (big, small)
+
+
+# ---- limits and errors --------------------------------------------------------------------------------------------
+
+
+def test_a_context_filled_to_the_last_position():
+    with LLM(device="cuda", context_length=70) as llm:
+        result = llm.generate("Once upon a time", SamplingParams(temperature=0, ignore_eos=True))
+        assert len(result.prompt_token_ids) + len(result.token_ids) == 70
+        assert result.finish_reason == "length"
+        again = llm.generate("Once upon a time", SamplingParams(temperature=0, ignore_eos=True))
+        assert again.token_ids == result.token_ids
+        one_left = llm.generate([5] * 69, SamplingParams(max_tokens=1, temperature=0))
+        assert len(one_left.token_ids) == 1
+        with pytest.raises(ContextFullError):
+            llm.generate([5] * 70)
+        assert llm.logits([5] * 70).shape[0] == 70
+        with pytest.raises(ContextFullError):
+            llm.logits([5] * 71)
+    with LLM(device="cuda", context_length=256, max_sequences=2) as llm:
+        longer = llm.generate("Once upon a time", SamplingParams(max_tokens=100, temperature=0, ignore_eos=True))
+    assert longer.token_ids[: len(result.token_ids)] == result.token_ids
+
+
+def test_a_full_slot_beside_a_running_one(prompts):
+    with opened(BUNDLED_MODEL, max_sequences=2, context_length=64) as runner:
+        alone = token_ids(generate(runner, prompts[1], 50))
+        long = start(runner, (prompts[7] * 10)[:60], 0, 6000)
+        short = start(runner, prompts[1], 1, 6001)
+        step_together(runner, [long, short], 3)
+        runner.release(0)
+        step_together(runner, [short], 40)
+        assert short.output_ids == alone[:44]
+
+
+def test_a_context_too_large_says_what_fits():
+    with pytest.raises(DeviceError) as error:
+        LLM(device="cuda", context_length=400_000_000)
+    text = str(error.value)
+    assert re.search(r"needs [\d.]+ GiB of GPU memory with 400000000 tokens", text)
+    assert re.search(r"[\d.]+ GiB are free: the largest context that fits is \d+ tokens", text)
+    with LLM(device="cuda") as llm:  # nothing was taken
+        assert llm.generate("A", SamplingParams(max_tokens=3)).token_ids
+
+
+def test_fewer_sequences_where_not_all_fit():
+    import cupy
+
+    free = cupy.cuda.runtime.memGetInfo()[0]
+    with opened(BUNDLED_MODEL, context_length=64) as runner:
+        per_token = runner.memory_plan().kv_bytes_per_token
+    context = int(free / per_token / 3.5) // 64 * 64
+    if context > 20_000_000:
+        pytest.skip("the card is too large for this model to fill")
+    with LLM(device="cuda", context_length=context, max_sequences=8) as llm:
+        assert 1 <= llm.max_sequences <= 3
+        assert llm.generate("A", SamplingParams(max_tokens=3)).token_ids
+
+
+def test_weights_that_give_no_logits(tmp_path):
+    """Damaged weights end in an error that names the file as the cause, and the next model runs."""
+    from gguf_builder import build_gguf, tiny_llama_parts
+
+    from engine.errors import ModelFileError
+
+    meta, tensors = tiny_llama_parts()
+    tensors["blk.1.ffn_down.weight"][3, 5] = np.nan
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(build_gguf(meta, tensors))
+    with opened(path) as runner, pytest.raises(ModelFileError, match="NaN"):
+        generate(runner, [1, 2, 3], 4)
+
+
+def test_the_way_through_the_facade():
+    """Stop strings, streaming and cancelling while the device is ahead."""
+    params = SamplingParams(max_tokens=60, temperature=0)
+    with LLM(device="cuda") as llm:
+        assert "cuda:0" in llm.device
+        whole = llm.generate("Once upon a time", params)
+        stop = whole.text[40:46]
+        stopped = llm.generate("Once upon a time", SamplingParams(max_tokens=60, temperature=0, stop=(stop,)))
+        assert stopped.finish_reason == "stop"
+        assert stopped.text == whole.text[: whole.text.index(stop)]
+        assert "".join(chunk.text for chunk in llm.stream("Once upon a time", params)) == whole.text
+        stream = llm.stream("The sea", SamplingParams(max_tokens=50))
+        next(iter(stream))
+        stream.close()
+        assert llm.generate("Once upon a time", params).text == whole.text
+        assert [result.text for result in llm.generate(["Once upon a time"] * 3, params)] == [whole.text] * 3
+
+
+def test_read_bandwidth_is_plausible():
+    with opened(BUNDLED_MODEL) as runner:
+        assert 20e9 < runner.read_bandwidth() < 20e12
