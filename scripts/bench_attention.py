@@ -84,7 +84,7 @@ class Chain:
         self.qkv = rng.standard_normal((n * rows, shape.row_width), dtype=np.float32)
         self.out = cupy.empty((n * rows, shape.heads * shape.value_dim), np.float32)
         rope = shape.rope_dim // 2
-        inv_freq = cupy.asarray((500000.0 ** (-np.arange(rope) / rope)).astype(np.float32))
+        inv_freq = cupy.asarray(500000.0 ** (-np.arange(rope) / rope))
         self.layer = LayerAttention(shape.key_dim**-0.5, inv_freq)
 
     def decode_us(self, kernels: Attention, length: int) -> tuple[float, float]:

@@ -179,24 +179,26 @@ def test_float16_is_written_as_numpy_does(native, monkeypatch):
         monkeypatch.setattr(stepping, "has_native_half", lambda _: False)
     store = njit(nogil=True)(build._MAKERS["rotate_store"]("F16"))
     store.compile(types.void(*elementwise.ARGUMENTS["rotate_store"]))
-    halves = np.arange(1 << 15, dtype=np.uint16).view(np.float16).astype(np.float32)
-    between = (halves[:0x7C00] + halves[1:0x7C01]) / 2  # halfway, where evenness decides; the last is infinite
+    halves = np.arange(0x7C01, dtype=np.uint16).view(np.float16).astype(np.float32)  # the last is infinite
+    between = (halves[:-1] + halves[1:]) / 2  # halfway, where evenness decides
     near = np.concatenate([np.nextafter(between, np.float32(0)), np.nextafter(between, np.float32(np.inf))])
-    values = np.concatenate([halves, between, near, [65519.0, 65520.0, 1e9, 1e-9, 1e-40]]).astype(np.float32)
+    others = np.array([65519.0, 65520.0, 1e9, 1e-9, 1e-40, np.nan], np.float32)
+    values = np.concatenate([halves, between, near, others])
     values = np.concatenate([values, -values])
     values = np.resize(values, -(-values.size // 16) * 16)
     out = np.empty(values.size, np.float16)
     operands = np.array([values.ctypes.data, 1, values.size, 0, 0, 0, 0, 0, 0, out.ctypes.data, 0, 0, 0])
     store(operands.ctypes.data, 0, 1, 0)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         want = values.astype(np.float16)
     nan = np.isnan(values)
     assert np.isnan(out[nan]).all()
     np.testing.assert_array_equal(out.view(np.uint16)[~nan], want.view(np.uint16)[~nan])
 
 
-@pytest.mark.parametrize("name", ["SILU", "GELU"])
-def test_activations(name):
+# What GELU takes the exponential of is rounded at up to 80, which is 5e-6 of the result.
+@pytest.mark.parametrize(("name", "tolerance"), [("SILU", 3e-6), ("GELU", 2e-5)])
+def test_activations(name, tolerance):
     x = np.concatenate([np.linspace(-120, 120, 4000), [0.0, -0.0, 1e-30, -1e-30, np.inf, np.nan]]).astype(np.float32)
     x = np.resize(x, 4016)
     y = np.resize(np.linspace(-3, 3, 700).astype(np.float32), x.shape)
@@ -208,7 +210,7 @@ def test_activations(name):
         out = np.empty_like(x)
         operands = np.array([x.ctypes.data, 0 if other is None else other.ctypes.data, out.ctypes.data])
         build.kernel("gate", name)(operands.ctypes.data, 0, x.size // 16, 0)
-        np.testing.assert_allclose(out, expected, rtol=3e-6, atol=1e-30)
+        np.testing.assert_allclose(out, expected, rtol=tolerance, atol=1e-30)
 
 
 MEMORY_SCRIPT = """
@@ -227,14 +229,11 @@ def peak():
 with open_gguf(sys.argv[1]) as gguf:
     backend = CpuBackend(load_model(gguf), threads=2)
     warm_up(backend.weight_types, kv_type="f16")
-    backend.forward(Batch.build([(0, [1, 2, 3], 0, Outputs.LAST)]))
     before = peak()
-    backend.release(0)
-    ids = np.arange(400) % 256
-    backend.forward(Batch.build([(0, ids, 0, Outputs.LAST)]))
+    backend.forward(Batch.build([(0, np.arange(400) % 256, 0, Outputs.LAST)]))
     for n_past in range(400, 405):
         backend.forward(Batch.build([(0, [7], n_past, Outputs.LAST)]))
-    print(before, peak())
+    print(peak() - before)
     backend.close()
     del backend
 """
@@ -242,17 +241,14 @@ with open_gguf(sys.argv[1]) as gguf:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_weights_are_never_expanded(tmp_path):
-    """A prompt and decode steps take little more memory than a first short one, which has touched every weight."""
+    """A prompt and decode steps take the file, which is mapped, and little more."""
     path = tmp_path / "model.gguf"
-    options = {"n_layers": 4, "width": 1024, "heads": 8, "kv_heads": 2, "ffn": 4096, "context_length": 512}
-    tiny_llama(path, tokenizer=False, weight_type=GGMLType.Q8_0, **options)
+    options = {"n_layers": 3, "width": 1024, "heads": 8, "kv_heads": 2, "ffn": 3072, "context_length": 512}
+    tiny_llama(path, tokenizer=False, weight_type=GGMLType.F16, **options)
     n_bytes = path.stat().st_size
     assert n_bytes > 60 << 20
     done = subprocess.run(
         [sys.executable, "-c", MEMORY_SCRIPT, str(path)], capture_output=True, text=True, check=True, timeout=120
     )
-    before, after = map(int, done.stdout.split())
-    # One expanded layer has 59 MB, all of them 236 MB; activations of 400 rows take about 20 MB.
-    assert after - before < 40 << 20
-    # Interpreter and libraries take about 150 MB.
-    assert after < n_bytes + (300 << 20)
+    # One layer of floats has 48 MB, all of them 144 MB; activations of 400 rows take about 10 MB.
+    assert int(done.stdout) < n_bytes + (40 << 20)

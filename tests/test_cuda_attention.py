@@ -65,8 +65,8 @@ def test_tiles_cover_every_row_once():
 
 
 def rope64(x, positions, inv_freq, style, mscale):
-    """x (T, heads, dim), rotated in its leading 2 * len(inv_freq) elements; float32 angles as the contract says."""
-    angle = (positions.astype(np.float32)[:, None] * inv_freq[None]).astype(np.float64)[:, None, :]
+    """x (T, heads, dim), rotated in its leading 2 * len(inv_freq) elements; float64 angles as the contract says."""
+    angle = (positions.astype(np.float64)[:, None] * inv_freq[None])[:, None, :]
     cos, sin, n = np.cos(angle) * mscale, np.sin(angle) * mscale, len(inv_freq)
     out = x.copy()
     a, b = (slice(0, n), slice(n, 2 * n)) if style is RopeStyle.HALVES else (slice(0, 2 * n, 2), slice(1, 2 * n, 2))
@@ -111,7 +111,7 @@ class World:
         rng, rope = self.rng, shape.rope_dim // 2
         self.lengths = lengths
         self.dtype = np.float16 if shape.cache_half else np.float32
-        inv_freq = (10000.0 ** (-np.arange(rope) / max(rope, 1))).astype(np.float32)
+        inv_freq = 10000.0 ** (-np.arange(rope) / max(rope, 1))
         norm = options.pop("qk_norm", False)
         sinks = options.pop("sinks", False)
         self.host = LayerAttention(
@@ -125,7 +125,8 @@ class World:
         arrays = {name: getattr(self.host, name) for name in ("inv_freq", "q_norm", "k_norm", "sinks")}
         device = {name: None if a is None else cupy.asarray(a) for name, a in arrays.items()}
         self.layer = LayerAttention(self.host.scale, rope_scale=self.host.rope_scale, window=self.host.window,
-                                    softcap=self.host.softcap, **device)  # fmt: skip
+                                    softcap=self.host.softcap, temperature=self.host.temperature,
+                                    temperature_length=self.host.temperature_length, **device)  # fmt: skip
         slots = max(lengths) // PAGE + 1
         order = rng.permutation(len(lengths) * slots + 3).astype(np.int32)
         self.table = order[: len(lengths) * slots].reshape(len(lengths), slots)
@@ -157,6 +158,7 @@ class World:
         k = rms64(x[:, q_end:k_end].reshape(n, shape.kv_heads, -1), layer.k_norm, layer.norm_eps)
         q, k = (rope64(a, positions, layer.inv_freq, shape.rope_style, layer.rope_scale) for a in (q, k))
         v = x[:, k_end:].reshape(n, shape.kv_heads, -1)
+        q = q * (1 + layer.temperature * np.log(1 + np.maximum(positions, 0) // layer.temperature_length))[:, None, None]
         return q, k, v
 
     def cached(self, name, sequence, position):
@@ -237,6 +239,7 @@ def test_decode_edge_lengths(half):
         {"window": 64},
         {"window": 100},
         {"softcap": 5.0},
+        {"temperature": 0.3, "temperature_length": 40},
         {"qk_norm": True},
         {"rope_scale": 1.25},
         {"sinks": True},
@@ -419,6 +422,7 @@ def test_prefill_lengths(n, half):
         {"window": 50},
         {"window": 64},
         {"softcap": 5.0},
+        {"temperature": 0.3, "temperature_length": 40},
         {"qk_norm": True, "bias": True},
         {"rope_scale": 1.25},
         {"sinks": True},

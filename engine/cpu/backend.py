@@ -74,6 +74,7 @@ class CpuBackend:
             n_slots=max_sequences,
             kv_type=kv_type,
         )
+
     @cached_property
     def _ops(self) -> CpuOps:
         """The bricks: compiled ones where they fit the model. Made on first use, as numba takes its time to import."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.cuda.attention import AttentionShape, LayerAttention, RopeStyle
 from engine.cuda.matvec import Activation, MatVec
@@ -97,7 +98,6 @@ class DeviceLayer:
     qkv: Projection
     shape: AttentionShape
     attention: LayerAttention
-    temperature: tuple[float, int] | None
     output: Projection
     ffn_norm: Any
     ffn: DeviceFfn | None
@@ -167,15 +167,15 @@ class Uploader:
         self._stream.synchronize()
         return result
 
-    def vector(self, values: np.ndarray | None) -> Any:
-        """A small array on the device as float32; None stays None."""
+    def vector(self, values: np.ndarray | None, dtype: npt.DTypeLike = np.float32) -> Any:
+        """A small array on the device; None stays None."""
         import cupy
 
         if values is None:
             return None
         key = id(values)
         if key not in self._vectors:
-            self._vectors[key] = (cupy.asarray(np.ascontiguousarray(values, dtype=np.float32)), values)
+            self._vectors[key] = (cupy.asarray(np.ascontiguousarray(values, dtype=dtype)), values)
         return self._vectors[key][0]
 
     def matrix(self, weight: Weight) -> PackedMatrix:
@@ -243,7 +243,6 @@ class Uploader:
     def _layer(self, layer: LayerWeights, cache_half: bool) -> DeviceLayer:
         config, attention = layer.config.attention, layer.attention
         rope = attention.rope
-        inv_freq = None if rope is None else np.asarray(rope.inv_freq)
         temperature = config.temperature
         return DeviceLayer(
             index=layer.index,
@@ -252,14 +251,15 @@ class Uploader:
             shape=attention_shape(config, cache_half),
             attention=LayerAttention(
                 scale=config.scale,
-                inv_freq=self.vector(inv_freq),
+                inv_freq=None if rope is None else self.vector(rope.inv_freq, np.float64),
                 rope_scale=1.0 if rope is None else rope.magnitude,
                 q_norm=None if attention.q_norm is None else self.vector(attention.q_norm.weight),
                 k_norm=None if attention.k_norm is None else self.vector(attention.k_norm.weight),
                 norm_eps=1e-6 if attention.q_norm is None else attention.q_norm.epsilon,
                 window=config.window or 0,
+                temperature=0.0 if temperature is None else temperature.scale,
+                temperature_length=1 if temperature is None else temperature.length,
             ),
-            temperature=None if temperature is None else (temperature.scale, temperature.length),
             output=self.projection([attention.output]),
             ffn_norm=self.vector(layer.ffn_norm.weight),
             ffn=None if layer.ffn is None else self._dense(layer),

@@ -44,7 +44,9 @@ def attend(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, scores = arguments
-        q, keys, values, out, key_head_bytes, key_bytes, value_head_bytes, value_bytes, *rest = integers(e, operands, 16)
+        q, keys, values, out, key_head_bytes, key_bytes, value_head_bytes, value_bytes, *rest = integers(
+            e, operands, 16
+        )
         scale, n_tokens, n_heads, group, key_width, value_width, n_past, window = rest
         scale = builder.fptrunc(builder.bitcast(scale, F64), F32)
         zero = vector(F32)([0.0] * LANES)

@@ -154,9 +154,7 @@ class Emitter:
         normal = self.shift_right(b.add(self.minus(magnitude, (112 << 23) - 0xFFF), odd), 13)
         # Subnormal ones: adding 0.5 leaves the last bit of the sum worth one unit of theirs.
         half = self.const(values, 0.5)
-        tiny = b.sub(
-            b.bitcast(b.fadd(b.bitcast(magnitude, values.type), half), bits.type), self.const(bits, 126 << 23)
-        )
+        tiny = b.sub(b.bitcast(b.fadd(b.bitcast(magnitude, values.type), half), bits.type), self.const(bits, 126 << 23))
         result = b.select(b.icmp_unsigned("<", magnitude, self.const(bits, 113 << 23)), tiny, normal)
         nan = b.icmp_unsigned(">", magnitude, self.const(bits, 0x7F800000))
         special = b.select(nan, self.const(bits, 0x7E00), self.const(bits, 0x7C00))

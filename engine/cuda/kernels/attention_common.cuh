@@ -128,13 +128,24 @@ DEVICE void copy_wait() {
 }
 
 // cos and sin of every rotated pair at a position, times rope_scale. All threads of the block; barrier afterwards.
-// The angle is the float32 product, as on the CPU; cosf/sinf reduce it exactly for any size.
-DEVICE void rope_angles(float2* table, int position, const float* inv_freq, float rope_scale) {
+// The angle is formed and brought near zero in float64: at position 100 000 a float32 product is off by 0.005 rad.
+DEVICE void rope_angles(float2* table, int position, const double* inv_freq, float rope_scale) {
+    const double turn = 6.283185307179586;
     for (int i = threadIdx.x; i < ROPE_PAIRS; i += blockDim.x) {
+        const double angle = (double)position * inv_freq[i];
         float s, c;
-        sincosf((float)position * inv_freq[i], &s, &c);
+        sincosf((float)(angle - turn * rint(angle * (1.0 / turn))), &s, &c);
         table[i] = make_float2(c * rope_scale, s * rope_scale);
     }
+}
+
+// Factor on the queries of a position: 1 + scale ln(1 + floor(position / length)); scale 0 = off.
+struct Temperature {
+    float scale;
+    int length;
+};
+DEVICE float query_factor(Temperature temperature, int position) {
+    return temperature.scale == 0.0f ? 1.0f : 1.0f + temperature.scale * logf(1.0f + (float)(position / temperature.length));
 }
 
 // One warp: `to` = RoPE(RMSnorm(from + bias) * weight). weight and bias may be null; `to` must not be read by other

@@ -99,8 +99,8 @@ DEVICE int value_of(int i, int g) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
-                     const int* positions, const float* inv_freq, float rope_scale, const float* q_norm,
-                     const float* k_norm, float eps, float scale, float softcap, int window, const float* sinks,
+                     const int* positions, const double* inv_freq, float rope_scale, float temperature,
+                     int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale, float softcap, int window, const float* sinks,
                      int n_splits, int few_splits, int min_chunk, float* partial, float2* partial_max_sum,
                      int* counters, float* out) {
     extern __shared__ __align__(16) u8 dynamic[];
@@ -116,6 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     Tiles tiles;
     tiles.slots = dynamic + warp * DECODE_STAGES * TILE_BYTES;
     start_range(tiles, task, cache_k, cache_v);  // old rows: no earlier kernel of this step writes them
+    scale *= query_factor({temperature, temperature_length}, task.position);
     rope_angles(sh.angles, task.position, inv_freq, rope_scale);
     for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
     __syncthreads();

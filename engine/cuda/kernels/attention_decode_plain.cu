@@ -9,8 +9,8 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
-                     const int* positions, const float* inv_freq, float rope_scale, const float* q_norm,
-                     const float* k_norm, float eps, float scale, float softcap, int window, const float* sinks,
+                     const int* positions, const double* inv_freq, float rope_scale, float temperature,
+                     int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale, float softcap, int window, const float* sinks,
                      int n_splits, int few_splits, int min_chunk, float* partial, float2* partial_max_sum,
                      int* counters, float* out) {
     extern __shared__ __align__(16) float merge[];
@@ -23,6 +23,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         return;
     }
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    scale *= query_factor({temperature, temperature_length}, task.position);
     rope_angles(sh.angles, task.position, inv_freq, rope_scale);
     __syncthreads();
     pdl_wait();

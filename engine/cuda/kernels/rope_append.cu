@@ -1,12 +1,12 @@
 // Prefill: bias, QK-norm and RoPE of T rows; queries in place, keys and values into the paged cache.
 //
 // grid (T), 128 threads. qkv float32 [T][ROW_WIDTH]; bias float32 [ROW_WIDTH] or null; block_table int32
-// [sequences][max_pages]; row_sequence, positions int32 [T], position -1 = leave the row alone; inv_freq float32
+// [sequences][max_pages]; row_sequence, positions int32 [T], position -1 = leave the row alone; inv_freq float64
 // [ROPE_PAIRS]; q_norm, k_norm float32 [KEY_DIM] or null. Needs attention_common.cuh.
 extern "C" __global__ void __launch_bounds__(128)
     rope_append(float* qkv, const float* bias, cache_t* cache_k, cache_t* cache_v, const int* block_table,
-                int max_pages, const int* row_sequence, const int* positions, const float* inv_freq, float rope_scale,
-                const float* q_norm, const float* k_norm, float eps) {
+                int max_pages, const int* row_sequence, const int* positions, const double* inv_freq, float rope_scale,
+                float temperature, int temperature_length, const float* q_norm, const float* k_norm, float eps) {
     __shared__ float2 angles[ROPE_PAIRS + 1];
     __shared__ float scratch[4][KEY_DIM];
     pdl_launch();
@@ -24,7 +24,8 @@ extern "C" __global__ void __launch_bounds__(128)
         norm_and_rotate(from, bias ? bias + head * KEY_DIM : 0, scratch[warp], head < HEADS ? q_norm : k_norm, eps,
                         angles);
         if (head < HEADS) {
-            for (int d = lane; d < KEY_DIM; d += WARP) from[d] = scratch[warp][d];
+            const float factor = query_factor({temperature, temperature_length}, position);
+            for (int d = lane; d < KEY_DIM; d += WARP) from[d] = scratch[warp][d] * factor;
         } else {
             cache_t* to = cache_k + cache_row((int)page, head - HEADS, position) * KEY_DIM;
             for (int d = lane; d < KEY_DIM; d += WARP) to[d] = to_cache(scratch[warp][d]);
