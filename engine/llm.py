@@ -7,8 +7,9 @@ neither HTTP nor devices; those are behind the runner.
 from __future__ import annotations
 
 import itertools
+import reprlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -205,12 +206,11 @@ class LLM:
             InvalidRequestError, ContextFullError: refused before anything ran.
             EngineError: a step failed; its attribute `partial_results` holds the prompts that were finished.
         """
-        single = _is_one_prompt(prompt)
-        prompts: list[Prompt] = [prompt] if single else list(prompt)
-        if params is None or isinstance(params, SamplingParams):
-            each = [params or SamplingParams()] * len(prompts)
-        else:
+        prompts, single = _as_prompts(prompt)
+        if isinstance(params, Sequence) and not isinstance(params, str):
             each = list(params)
+        else:
+            each = [params or SamplingParams()] * len(prompts)
         if len(each) != len(prompts):
             raise InvalidRequestError(
                 f"{len(prompts)} prompts but {len(each)} SamplingParams; give one, or one for each"
@@ -333,20 +333,21 @@ class LLM:
         requests = [Request(next(self._ids), ids, params, 0, 0, score_from=first) for ids in checked]
         streams = [Stream(self._loop, Job(request, OutputAssembler(request, None, ()))) for request in requests]
         try:
-            for stream in streams:
-                yield [sample for sample in stream.result().prompt_logprobs or () if sample is not None]
+            while streams:
+                result = streams.pop(0).result()  # and forgotten: a long text has many chunks
+                yield [sample for sample in result.prompt_logprobs or () if sample is not None]
         finally:
             for stream in streams:
                 stream.close()
 
     def _job(self, prompt: Prompt, params: SamplingParams, *, by_step: bool = False) -> Job:
         """Check a request against the model and the context; refuses what cannot run."""
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
         ids = self.prompt_ids(prompt)
         limit = self.context_length
         room = limit - len(ids)
-        if room < 1:
-            raise ContextFullError(len(ids) + 1, limit)
-        wanted = params.max_tokens if params.max_tokens is not None else room
+        wanted = params.max_tokens if params.max_tokens is not None else max(room, 1)
         if wanted > room:
             raise ContextFullError(len(ids) + wanted, limit)
         params.check_vocabulary(self._runner.config.vocab_size)
@@ -362,8 +363,11 @@ class LLM:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.
 
         Raises:
-            InvalidRequestError: an id outside the vocabulary, or an empty prompt where there is no such token.
+            InvalidRequestError: no prompt at all, an id outside the vocabulary, or an empty one where there is no such
+                token.
         """
+        if not _is_prompt_like(prompt):
+            raise _not_a_prompt(prompt)
         if isinstance(prompt, str):
             ids = list(self.tokenizer.encode(prompt, add_special=True, parse_special=True))
         else:
@@ -386,9 +390,25 @@ def load_tokenizer(path: str | Path, *, pre_tokenizer: str | None = None) -> Tok
         return Tokenizer.from_metadata(file.metadata, pre=pre_tokenizer)
 
 
-def _is_one_prompt(prompt: Any) -> bool:
-    """Text, or token ids: an empty list counts as an empty list of prompts."""
-    return isinstance(prompt, str) or (len(prompt) > 0 and not hasattr(prompt[0], "__len__"))
+def _as_prompts(prompt: Any) -> tuple[list[Any], bool]:
+    """What was given as a list of prompts, and whether it was a single one. An empty list is a list of no prompts."""
+    if isinstance(prompt, str):
+        return [prompt], True
+    if not _is_prompt_like(prompt):
+        raise _not_a_prompt(prompt)
+    items = list(prompt)
+    if items and not hasattr(items[0], "__len__"):  # numbers
+        return [items], True
+    return items, False
+
+
+def _is_prompt_like(prompt: Any) -> bool:
+    """Text or a row of things. Bytes are no token ids, although they look like numbers to Python."""
+    return isinstance(prompt, Iterable) and not isinstance(prompt, (bytes, bytearray, Mapping))
+
+
+def _not_a_prompt(found: Any) -> InvalidRequestError:
+    return InvalidRequestError(f"a prompt is text or a list of whole token ids; found {reprlib.repr(found)}")
 
 
 def _check_id(token_id: Any, vocab_size: int) -> int:

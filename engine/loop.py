@@ -119,11 +119,12 @@ class EngineLoop:
         """Advance all running sequences by one step; returns what the jobs made with by_step have got since.
 
         Raises:
-            Exception: what ended such a job, once its earlier chunks have been returned.
+            Exception: what ended such a job, named by the attribute `request_id`; told once, after the job's chunks.
         """
         with self._changed:
             while self._busy():
                 self._changed.wait()
+            self._raise_failure()
             work = self._begin()
         if work:
             self._finish(work)
@@ -131,14 +132,13 @@ class EngineLoop:
             chunks = [chunk for job in self._fetchable.values() for chunk in job.queue]
             for job in self._fetchable.values():
                 job.queue.clear()
-            failed = [job for job in self._fetchable.values() if job.error is not None]
             self._fetchable = {
                 request_id: job
                 for request_id, job in self._fetchable.items()
-                if request_id in self._jobs or (chunks and job.error is not None)
+                if request_id in self._jobs or job.error is not None
             }
-            if failed and not chunks:
-                raise failed[0].error  # type: ignore[misc]
+            if not chunks:
+                self._raise_failure()
         return chunks
 
     def cancel(self, request_id: int) -> None:
@@ -177,6 +177,7 @@ class EngineLoop:
                 self._changed.wait()
             if self._closed:
                 return
+            self._reap()
             self._closed = True
             for job in self._jobs.values():
                 job.error = EngineError("the model was closed while this request was running")
@@ -194,6 +195,14 @@ class EngineLoop:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("the model is closed; open it again with LLM(...)")
+
+    def _raise_failure(self) -> None:
+        """Tell the failure of one job whose chunks have all been fetched by step()."""
+        for request_id, job in self._fetchable.items():
+            if job.error is not None and not job.queue:
+                del self._fetchable[request_id]
+                job.error.request_id = request_id  # type: ignore[attr-defined]
+                raise job.error
 
     def _begin(self) -> list[Work]:
         self._check_open()
@@ -219,12 +228,12 @@ class EngineLoop:
         finally:
             with self._changed:
                 self._driver = None
+                self._changed.notify_all()  # they wake when the lock is free, whatever becomes of the rest
                 if done is not None:
                     self._deliver(work, done)
                 elif failure is not None:
                     for item in work:
                         self._end(self._jobs[item.sequence.request_id], failure)
-                self._changed.notify_all()
 
     def _run(self, work: list[Work]) -> list[StepResult]:
         batch = [item for item in work if not item.score]

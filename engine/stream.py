@@ -5,6 +5,7 @@ The whole result is made of the chunks and of nothing else, so streamed and whol
 
 from __future__ import annotations
 
+import threading
 from types import TracebackType
 
 from engine.loop import EngineLoop, Job
@@ -14,7 +15,8 @@ from engine.request import GenerationResult, GenerationStats, StreamChunk, Token
 class Stream:
     """A running request. Iterate over it for chunks, or call result() for the whole.
 
-    Closing it, leaving its `with` block, or forgetting it ends the request and frees its place.
+    Closing it, leaving its `with` block, or forgetting it ends the request and frees its place. Several threads may
+    use it; each chunk goes to one of them.
 
     Args:
         loop: where the job runs.
@@ -31,6 +33,8 @@ class Stream:
         self._finish_reason: str | None = None
         self._stats: GenerationStats | None = None
         self._ended = False
+        self._closed = False
+        self._fetching = threading.Lock()
         loop.submit([job])
 
     def __iter__(self) -> Stream:
@@ -42,21 +46,29 @@ class Stream:
         Raises:
             EngineError: a step of this request failed, or the model was closed.
         """
-        if self._ended:
+        chunk = None if self._closed else self._fetch()
+        if chunk is None or self._closed:
             raise StopIteration
-        try:
-            chunk = self._loop.next_chunk(self._job)
-        except Exception:
-            self._ended = True
-            raise
-        self._texts.append(chunk.text)
-        self._token_ids.extend(chunk.token_ids)
-        self._logprobs.extend(chunk.logprobs)
-        if chunk.prompt_logprobs is not None:
-            self._prompt_logprobs = list(chunk.prompt_logprobs)
-        if chunk.finish_reason is not None:
-            self._finish_reason, self._stats, self._ended = chunk.finish_reason, chunk.stats, True
         return chunk
+
+    def _fetch(self) -> StreamChunk | None:
+        """The next chunk, folded into what there is; None after the last one."""
+        with self._fetching:
+            if self._ended:
+                return None
+            try:
+                chunk = self._loop.next_chunk(self._job)
+            except Exception:
+                self._ended = True
+                raise
+            self._texts.append(chunk.text)
+            self._token_ids.extend(chunk.token_ids)
+            self._logprobs.extend(chunk.logprobs)
+            if chunk.prompt_logprobs is not None:
+                self._prompt_logprobs = list(chunk.prompt_logprobs)
+            if chunk.finish_reason is not None:
+                self._finish_reason, self._stats, self._ended = chunk.finish_reason, chunk.stats, True
+            return chunk
 
     @property
     def text(self) -> str:
@@ -64,17 +76,17 @@ class Stream:
         return "".join(self._texts)
 
     def result(self) -> GenerationResult:
-        """Run to the end and fold all chunks, those already fetched included.
+        """Run to the end and fold all chunks, those already fetched included; of a closed stream, what there was.
 
         Raises:
             EngineError: a step of this request failed; `text` holds what there was.
         """
-        for _ in self:
+        while self._fetch() is not None:
             pass
         if self._job.error is not None:
             raise self._job.error
         request = self._job.request
-        assert self._finish_reason is not None, "closed before its end"
+        assert self._finish_reason is not None, "a stream without an error has a last chunk"
         assert self._stats is not None, "the last chunk has the statistics"
         return GenerationResult(
             text=self.text,
@@ -93,10 +105,9 @@ class Stream:
             self._loop.cancel(self._job.request.request_id)
 
     def close(self) -> None:
-        """End the request and the iteration."""
+        """End the request and the iteration; result() still gives what there was."""
+        self._closed = True
         self.cancel()
-        self._job.queue.clear()
-        self._ended = True
 
     def __enter__(self) -> Stream:
         return self

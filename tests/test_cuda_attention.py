@@ -158,7 +158,10 @@ class World:
         k = rms64(x[:, q_end:k_end].reshape(n, shape.kv_heads, -1), layer.k_norm, layer.norm_eps)
         q, k = (rope64(a, positions, layer.inv_freq, shape.rope_style, layer.rope_scale) for a in (q, k))
         v = x[:, k_end:].reshape(n, shape.kv_heads, -1)
-        q = q * (1 + layer.temperature * np.log(1 + np.maximum(positions, 0) // layer.temperature_length))[:, None, None]
+        q = (
+            q
+            * (1 + layer.temperature * np.log(1 + np.maximum(positions, 0) // layer.temperature_length))[:, None, None]
+        )
         return q, k, v
 
     def cached(self, name, sequence, position):

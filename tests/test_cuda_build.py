@@ -27,7 +27,7 @@ except Exception as error:
 
 
 def shape_of(width, *, half=True, heads=8, kv_heads=2, rope_dim=None):
-    from engine.cuda.attention import AttentionShape, RopeStyle
+    from engine.cuda.attention_plan import AttentionShape, RopeStyle
 
     style = RopeStyle.HALVES if width % 32 else RopeStyle.ADJACENT
     return AttentionShape(heads, kv_heads, width, width, width if rope_dim is None else rope_dim, style, half)
@@ -44,7 +44,7 @@ def shapes_for(arch):
 
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to module.prebuild."""
-    from engine.cuda import attention, dequant, matvec, repack, rows, sampling_ops
+    from engine.cuda import attention_plan, dequant, matvec, repack, rows, sampling_ops
 
     turn = ARCHES.index(arch)
     jobs = [(rows.FILES, None), (sampling_ops.SOURCES, None)]
@@ -57,7 +57,7 @@ def jobs_for(arch):
     jobs += [matvec.build_job([type], (1, 2, 4, 8)[i % 4], arch) for i, type in enumerate(alone) if arch == 90]
     jobs += [matvec.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
     for shape in shapes_for(arch):
-        jobs += attention.build_jobs(shape, arch, MULTIPROCESSORS[arch])
+        jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
     return list({repr(job): job for job in jobs}.values())
 
 

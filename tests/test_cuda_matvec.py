@@ -8,8 +8,8 @@ from engine.gguf.quants import FORMATS, dequantize, row_bytes
 from engine.gguf.types import GGMLType
 
 TYPES = list(LAYOUTS)
-# Sums are exact to about 2^-22 per term; weights with random minimums cancel, which magnifies that.
-TOLERANCE = 1e-9
+# Inputs are 16-bit numbers, the largest of 32 being 32600: a squared error of 1/12 of (largest / 32600)^2 per term.
+TOLERANCE = 3e-9
 
 
 def random_rows(rng, type, rows, columns):
@@ -29,8 +29,10 @@ def random_rows(rng, type, rows, columns):
     return raw
 
 
-def nmse(found, truth):
-    return float(np.sum((found.astype(np.float64) - truth) ** 2) / np.sum(truth**2))
+def nmse(found, x, weights, factor=1.0):
+    """Squared error over what the square of the product is expected to be, which random cancellation does not move."""
+    error = found.astype(np.float64) - factor * (x @ weights.T)
+    return float(np.sum(error**2) / np.sum((x**2) @ (weights**2).T) / factor**2)
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -38,21 +40,6 @@ def test_packed_takes_the_bytes_of_the_file(type):
     assert packed_bytes(type, 4096, 4096) == 4096 * row_bytes(type, 4096)
     assert packed_bytes(type, 4096, 4096, paired=True) == 2 * 4096 * row_bytes(type, 4096)
     assert packed_bytes(type, 17, 4096) == 32 * row_bytes(type, 4096)
-
-
-@pytest.mark.parametrize("arch", [75, 80, 86, 89, 90, 120])
-def test_kernels_compile_without_a_gpu(arch):
-    pytest.importorskip("cupy")
-    from engine.cuda import dequant, matvec, repack
-    from engine.cuda.module import cached_cubin, kernel_source
-
-    jobs = [matvec.build_job(TYPES[i : i + 4], 1, arch) for i in range(0, len(TYPES), 4)]
-    jobs.append(matvec.build_job([GGMLType.Q4_K], matvec.max_batch(arch), arch))
-    for type in (GGMLType.Q6_K, GGMLType.BF16):
-        jobs += [repack.build_job(type), *dequant.build_jobs(type)]
-    for files, defines in jobs:
-        cubin = cached_cubin(kernel_source(files, defines), arch, (), files[-1])
-        assert cubin[:4] == b"\x7fELF"
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -122,17 +109,15 @@ def test_product_of_every_format(cupy, rng, type, rows, columns):
     norm = rng.uniform(0.5, 1.5, columns).astype(np.float32)
     wide = x.astype(np.float64)
     normed = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-5) * norm
-    scale = np.sqrt(np.sum(weights**2)) * np.sqrt(np.mean(normed**2)) * np.sqrt(columns / weights.size)
     first = None
     for batch in (8, 1, 2, 3, 4, 5, 7, 17):
         out = cupy.full((batch, rows), 9.0, np.float32)
         product(cupy.asarray(x[:batch]), out, norm=cupy.asarray(norm), eps=1e-5)
-        error = out.get() - normed[:batch] @ weights.T
-        assert np.sqrt(np.mean(error**2)) < 1e-5 * scale
+        assert nmse(out.get(), normed[:batch], weights) < TOLERANCE
         first = out.get() if first is None else first
         assert np.array_equal(out.get()[:8], first[:batch])
         product(cupy.asarray(x[:batch]), out, norm=cupy.asarray(norm), eps=1e-5, add=True)
-        np.testing.assert_allclose(out.get()[:8], 2 * first[:batch], rtol=1e-6)
+        np.testing.assert_allclose(out.get()[:8], 2 * first[:batch], rtol=1e-6, atol=1e-30)
 
 
 @pytest.mark.gpu
@@ -143,12 +128,13 @@ def test_group_of_types_with_bias_and_large_inputs(cupy, rng):
     raws = [random_rows(rng, type, rows, columns) for type, rows in parts]
     weights = np.concatenate([dequantize(raw, type) for raw, (type, _) in zip(raws, parts, strict=True)])
     product = MatVec([packed(cupy, type, raw, columns) for raw, (type, _) in zip(raws, parts, strict=True)])
-    bias = rng.standard_normal(95).astype(np.float32)
+    bias = rng.integers(-3, 4, 95).astype(np.float32)
     for magnitude in (1e-6, 1.0, 1e7):
         x = (rng.standard_normal((2, columns)) * magnitude).astype(np.float32)
         out = cupy.empty((2, 95), np.float32)
-        product(cupy.asarray(x), out, bias=cupy.asarray(bias), alpha=0.5)
-        assert nmse(out.get(), 0.5 * (x.astype(np.float64) @ weights.astype(np.float64).T + bias)) < TOLERANCE
+        product(cupy.asarray(x), out, bias=cupy.asarray(bias * magnitude), alpha=0.5)
+        found = out.get().astype(np.float64) - 0.5 * magnitude * bias
+        assert nmse(found, x.astype(np.float64), weights.astype(np.float64), 0.5) < TOLERANCE
 
 
 @pytest.mark.gpu
@@ -165,7 +151,8 @@ def test_gate_and_up_in_one(cupy, rng, type, rows):
     out = cupy.empty((3, rows), np.float32)
     MatVec([pair])(cupy.asarray(x), out, activation=Activation.SILU)
     g, u = (x.astype(np.float64) @ dequantize(raw, type).astype(np.float64).T for raw in (gate, up))
-    assert nmse(out.get(), g * 0.5 * (1 + np.tanh(g / 2)) * u) < TOLERANCE
+    truth = g * 0.5 * (1 + np.tanh(g / 2)) * u
+    assert np.sum((out.get() - truth) ** 2) < 1e-7 * np.sum(truth**2)
     both = cupy.empty((2, rows, columns), np.float32)
     unpack(pair, both)
     truth = np.stack([dequantize(gate, type), dequantize(up, type)])
@@ -179,8 +166,22 @@ def test_forced_block_shapes_agree(cupy, rng):
     raw = random_rows(rng, GGMLType.Q4_K, 600, 4096)
     matrix = packed(cupy, GGMLType.Q4_K, raw, 4096)
     x = rng.standard_normal((1, 4096)).astype(np.float32)
-    truth = x.astype(np.float64) @ dequantize(raw, GGMLType.Q4_K).astype(np.float64).T
+    weights = dequantize(raw, GGMLType.Q4_K).astype(np.float64)
     for shape in ((16, 8, 2), (16, 4, 2), (16, 16, 2), (8, 8, 3), (4, 4, 1), (2, 2, 1)):
         out = cupy.empty((1, 600), np.float32)
         MatVec([matrix], tuning=Tuning(*shape))(cupy.asarray(x), out)
-        assert nmse(out.get(), truth) < TOLERANCE
+        assert nmse(out.get(), x.astype(np.float64), weights) < TOLERANCE
+
+
+@pytest.mark.gpu
+def test_group_of_quantized_and_plain_matrices(cupy, rng):
+    from engine.cuda.matvec import MatVec
+
+    columns, parts = 512, ((GGMLType.Q4_K, 20), (GGMLType.F16, 17), (GGMLType.BF16, 9), (GGMLType.Q6_K, 30))
+    raws = [random_rows(rng, type, rows, columns) for type, rows in parts]
+    weights = np.concatenate([dequantize(raw, type) for raw, (type, _) in zip(raws, parts, strict=True)])
+    product = MatVec([packed(cupy, type, raw, columns) for raw, (type, _) in zip(raws, parts, strict=True)])
+    x = rng.standard_normal((3, columns)).astype(np.float32)
+    out = cupy.empty((3, 76), np.float32)
+    product(cupy.asarray(x), out)
+    assert nmse(out.get(), x.astype(np.float64), weights.astype(np.float64)) < TOLERANCE

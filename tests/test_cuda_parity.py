@@ -27,8 +27,12 @@ from engine.sampling.sampler import sample
 pytestmark = pytest.mark.gpu
 
 TOLERANCE = {"f16": 1e-5, "f32": 1e-6}
-"""Of logits against float32 with a float32 cache: keys and values rounded to float16, or nothing but prompt operands
-rounded to float16 and the order of sums."""
+"""Of logits against float32 with a float32 cache: keys and values rounded to float16, or nothing but the order of sums
+and, in prompts, operands rounded to float16."""
+
+SHARP = {"f16": 1e-5, "f32": 3e-6}
+"""For prompts of the random models here, whose attention is sharper than a trained one's: float16 operands alone bring
+1.2e-6."""
 
 LICENSE = Path(__file__).parent.parent / "LICENSE"
 IDS = np.random.default_rng(1).integers(0, 256, 70)
@@ -48,15 +52,16 @@ def kernels():
     module.prebuild([matvec.build_job(types, batch, arch) for types in groups for batch in batches], arch)
 
 
-def check(path, ids, *, kv_types=("f16", "f32"), limit=TOLERANCE):
+def check(path, ids, *, limit=SHARP):
     """Both ways through the model, with both caches."""
-    for kv_type in kv_types:
+    for kv_type in TOLERANCE:
         with opened(path, kv_type=kv_type) as runner:
             expected = cpu_logits(runner.model, ids)
             prompt, decode = runner.logits(ids), decode_logits(runner, ids)
             assert prompt.shape == decode.shape == expected.shape
-            errors = {"prompt": nmse(prompt, expected), "decode": nmse(decode, expected)}
-        assert max(errors.values()) <= limit[kv_type], (kv_type, errors)
+            errors = nmse(prompt, expected), nmse(decode, expected)
+        assert errors[0] <= limit[kv_type], (kv_type, "prompt", errors)
+        assert errors[1] <= TOLERANCE[kv_type], (kv_type, "decode", errors)
 
 
 @pytest.mark.parametrize("type", LAYOUTS, ids=lambda type: type.name)
@@ -97,7 +102,10 @@ def test_conformance(name, conformance_dir):
     ids = expected["tokens"]
     for kv_type in ("f16", "f32"):
         with opened(conformance_dir / "models" / f"{name}.gguf", kv_type=kv_type) as runner:
-            errors = [nmse(runner.logits(ids), expected["logits"]), nmse(decode_logits(runner, ids), expected["logits"])]
+            errors = [
+                nmse(runner.logits(ids), expected["logits"]),
+                nmse(decode_logits(runner, ids), expected["logits"]),
+            ]
         assert max(errors) <= 1e-5, (kv_type, errors)
 
 
@@ -108,7 +116,7 @@ def demo_models(shared_dir):
 def check_demo(path):
     with LLM(device="cpu") as llm:
         ids = llm.tokenizer.encode(LICENSE.read_text(encoding="utf-8"))[:160]
-    check(path, ids)
+    check(path, ids, limit=TOLERANCE)
 
 
 def test_bundled_model():

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from gguf_builder import SCALARS, Typed, build_gguf, tiny_llama
+from gguf_builder import SCALARS, Typed, build_gguf, string, tiny_llama
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -171,3 +171,16 @@ def test_damaged_files_on_disk(tmp_path):
         except GGUFError as error:
             assert str(path) in str(error)  # noqa: PT017 - most files are refused, some are not
     assert opened > 20
+
+
+def test_a_million_empty_arrays_cost_no_more_than_their_list():
+    body = struct.pack("<IQ", 4, 0) * 200_000  # each an empty array of UINT32
+    data = build_gguf({"k": 1}, {})
+    pair = string("k") + struct.pack("<IIQ", 9, 9, 200_000) + body
+    data = data[: 4 + 4 + 8 + 8] + pair
+    tracemalloc.start()
+    header = parse_header(Path("x.gguf"), data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(header.metadata["k"]) == 200_000
+    assert peak < 2 * len(data)

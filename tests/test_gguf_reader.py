@@ -188,6 +188,26 @@ def test_views_outlive_the_file(tmp_path):
     assert mapping() is None
 
 
+def test_closing_gives_the_memory_back_although_views_live(tmp_path):
+    path = write(tmp_path / "a.gguf", build_gguf({}, {"t": np.ones(1 << 20, np.float32)}))
+
+    def resident() -> int:
+        """Kilobytes of the file in this process."""
+        lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+        return sum(
+            int(next(line for line in lines if line.startswith("Rss:")).split()[1])
+            for line in lines
+            if line.endswith(str(path))
+        )
+
+    with open_gguf(path) as file:
+        view = file.raw("t")
+        assert view.max() > 0
+        assert resident() >= 4096
+    assert resident() == 0
+    assert view[:4].view(np.float32)[0] == 1  # and it can be read all the same
+
+
 def test_a_file_cut_short_after_opening_is_noticed(tmp_path):
     path = write(tmp_path / "a.gguf", build_gguf({}, {"a": F32_2X4}))
     with open_gguf(path) as file:

@@ -20,6 +20,7 @@ from engine import (
     SamplingParams,
     TokenizerError,
 )
+from engine.gguf import open_gguf
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
 PROMPTS = ["Once upon a time", "The king", "In the dark wood there lived", "One day"]
@@ -206,6 +207,30 @@ class TestLimits:
         scored = llm.generate(PROMPTS[0], SamplingParams(max_tokens=0, prompt_logprobs=0))
         assert len(scored.prompt_logprobs) == len(scored.prompt_token_ids)
         assert llm.generate([5], SamplingParams(max_tokens=0, prompt_logprobs=0)).token_ids == []
+
+    def test_a_full_context_can_still_be_scored(self, tiny):
+        scored = tiny.generate([1] * 64, SamplingParams(max_tokens=0, prompt_logprobs=0))
+        assert len(scored.prompt_logprobs) == 64
+        with pytest.raises(ContextFullError, match="65 tokens"):
+            tiny.generate([1] * 65, SamplingParams(max_tokens=0, prompt_logprobs=0))
+
+    @pytest.mark.parametrize("prompt", [b"abc", None, 5, {"a": 1}, ["a", None], [b"abc"], ["a", {1: 2}]])
+    def test_what_is_no_prompt(self, llm, prompt):
+        with pytest.raises(InvalidRequestError, match="text or a list"):
+            llm.generate(prompt, GREEDY)
+
+    def test_what_can_be_a_list(self, llm):
+        expected = llm.generate([1, 2, 3], GREEDY).token_ids
+        for prompt in ((1, 2, 3), np.array([1, 2, 3]), iter([1, 2, 3])):
+            assert llm.generate(prompt, GREEDY).token_ids == expected
+        for prompts in ([(1, 2, 3)], np.array([[1, 2, 3]]), ([1, 2, 3] for _ in range(1))):
+            assert [result.token_ids for result in llm.generate(prompts, GREEDY)] == [expected]
+        assert llm.generate([], GREEDY) == []
+
+    @pytest.mark.parametrize("params", [{"max_tokens": 3}, 5, [{"max_tokens": 3}], "greedy"])
+    def test_what_is_no_params(self, llm, params):
+        with pytest.raises(InvalidRequestError, match="SamplingParams"):
+            llm.generate(["a"], params)
 
     def test_bad_prompts(self, llm):
         for prompt, words in (([4096], "0 to 4095"), ([-1], "-1"), ([1.5], "token ids"), ([1, "a"], "token ids")):
@@ -416,6 +441,20 @@ class TestScores:
                 total -= truth[position - 1, chunk[position]]
                 count += 1
         assert llm.perplexity(text, context=context) == pytest.approx(math.exp(total / count), rel=1e-4)
+
+    def test_broken_weights_have_no_perplexity(self, tmp_path):
+        data = bytearray(tiny_llama(context_length=64))
+        path = tmp_path / "broken.gguf"
+        path.write_bytes(data)
+        with open_gguf(path) as file:
+            norm = file.tensors["output_norm.weight"]
+        data[norm.offset : norm.offset + norm.n_bytes] = np.full(norm.n_elements, np.nan, np.float32).tobytes()
+        path.write_bytes(data)
+        with LLM(path, device="cpu", threads=1) as model:
+            with pytest.raises(EngineError, match="NaN"):
+                list(model.score([[1, 2, 3]]))
+            with pytest.raises(EngineError, match="NaN"):
+                model.generate([1, 2, 3], GREEDY)
 
     def test_perplexity_refusals(self, llm):
         with pytest.raises(InvalidRequestError, match="one chunk"):

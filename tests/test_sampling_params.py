@@ -9,6 +9,13 @@ from engine.sampling import SamplingParams
 from engine.sampling.params import MAX_LOGIT_BIAS
 
 
+def test_a_temperature_too_small_to_divide_by_is_greedy():
+    """1e-50 is 0 in float32, and 1e-40 on a GPU."""
+    assert SamplingParams(temperature=1e-50).greedy
+    assert SamplingParams(temperature=1e-40).temperature == 0
+    assert not SamplingParams(temperature=1e-3).greedy
+
+
 @pytest.mark.parametrize(
     ("name", "value", "quoted"),
     [

@@ -18,9 +18,11 @@ def main() -> None:
     """Run the command line in sys.argv and exit."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    status = _run([argument for argument in arguments if argument != "--debug"], debug)
     try:
+        status = _run([argument for argument in arguments if argument != "--debug"], debug)
         sys.stdout.flush()
+    except KeyboardInterrupt:  # before the command had begun
+        status = EXIT_INTERRUPTED
     except BrokenPipeError:
         status = EXIT_PIPE
     if status == EXIT_PIPE:
@@ -46,6 +48,8 @@ def _run(arguments: list[str], debug: bool) -> int:
             raise
         format_usage = getattr(error, "format_message", None)  # typer's own errors about arguments
         if format_usage is not None:
+            if not format_usage():  # no command was named: the help is on the screen
+                return EXIT_ERROR
             context = getattr(error, "ctx", None)
             command = context.command_path if context is not None else "gguf-engine"
             message = f"{format_usage()} (see {command} --help)"

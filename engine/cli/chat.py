@@ -28,7 +28,7 @@ def chat(
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", "-n", help="Longest answer. [default: until its end or the context is full]"),
+        typer.Option("--max-tokens", "-n", help="Longest answer.", show_default="until its end or the context is full"),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats/--no-stats", help="Statistics of each answer on stderr.")] = False,
     device: options.DeviceOption = "auto",

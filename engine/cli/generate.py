@@ -39,13 +39,14 @@ def generate(
             "--max-tokens",
             "--n-predict",
             "-n",
-            help=f"Tokens to generate; -1 goes on until the context is full. [default: {DEFAULT_MAX_TOKENS}]",
+            help="Tokens to generate; -1 goes on until the context is full.",
+            show_default=str(DEFAULT_MAX_TOKENS),
         ),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Write the text as it is made.")] = True,
     echo: Annotated[
         bool | None,
-        typer.Option("--echo/--no-echo", help="Write the prompt first. [default: on a terminal]", show_default=False),
+        typer.Option("--echo/--no-echo", help="Write the prompt first.", show_default="on a terminal"),
     ] = None,
     json: options.JsonOption = False,
     logprobs: Annotated[

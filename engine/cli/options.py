@@ -12,7 +12,7 @@ SAMPLING = "Sampling"
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", "-m", help="GGUF file (any part of a split one). [default: the bundled model]"),
+    typer.Option("--model", "-m", help="GGUF file (any part of a split one).", show_default="the bundled model"),
 ]
 DeviceOption = Annotated[
     str,
@@ -24,7 +24,8 @@ ContextOption = Annotated[
         "--ctx-size",
         "--context-length",
         "-c",
-        help="Tokens of prompt and output together. [default: the model's own, at most 8192]",
+        help="Tokens of prompt and output together.",
+        show_default="the model's own, at most 8192",
         rich_help_panel=MODEL,
     ),
 ]
@@ -34,7 +35,7 @@ KvTypeOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", "-t", help="CPU threads. [default: the physical cores]", rich_help_panel=MODEL),
+    typer.Option("--threads", "-t", help="CPU threads.", show_default="the physical cores", rich_help_panel=MODEL),
 ]
 PreTokenizerOption = Annotated[
     str | None,
@@ -89,7 +90,14 @@ RepeatLastNOption = Annotated[
     ),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", "-s", help="Same seed, same text. [default: random]", rich_help_panel=SAMPLING)
+    int | None,
+    typer.Option(
+        "--seed",
+        "-s",
+        help="Same seed, same text; -1 takes a random one.",
+        show_default="random",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 StopOption = Annotated[
     list[str] | None,

@@ -27,7 +27,7 @@ def perplexity(
     context: Annotated[
         int, typer.Option("--ctx-size", "--context", "-c", help="Tokens of one chunk; the second half of each counts.")
     ] = 512,
-    chunks: Annotated[int | None, typer.Option("--chunks", help="Only the first chunks. [default: all]")] = None,
+    chunks: Annotated[int | None, typer.Option("--chunks", help="Only the first chunks.", show_default="all")] = None,
     json: options.JsonOption = False,
     device: options.DeviceOption = "auto",
     kv_type: options.KvTypeOption = "f16",

@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from engine.sampling.params import SamplingParams
 
 
-def make_params(*, logit_bias: list[str] | None, stop: list[str] | None, **settings: Any) -> SamplingParams:
-    """SamplingParams from options; `logit_bias` holds texts of the form ID=BIAS."""
+def make_params(
+    *, logit_bias: list[str] | None, stop: list[str] | None, seed: int | None, **settings: Any
+) -> SamplingParams:
+    """SamplingParams from options; `logit_bias` holds texts of the form ID=BIAS, a `seed` of -1 is a random one."""
     from engine.sampling.params import SamplingParams
 
     return SamplingParams(
         logit_bias=dict(_parse_bias(entry) for entry in logit_bias) if logit_bias else None,
         stop=tuple(stop or ()),
+        seed=None if seed == -1 else seed,
         **settings,
     )
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from engine.cpu import reference
 from engine.cpu.kv_cache import KV_TYPES, KVCache
-from engine.cpu.matmul import matmul
+from engine.cpu.matmul import SCRATCH_BYTES, matmul
 from engine.cpu.ops import CpuOps, Float32Array
 from engine.cpu.threads import ThreadPool
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 from engine.model.batch import Batch
-from engine.model.config import FfnConfig
+from engine.model.config import Activation, FfnConfig, ModelConfig, NormKind
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
@@ -33,6 +33,10 @@ QUIET: dict[str, Any] = {"over": "ignore", "invalid": "ignore", "divide": "ignor
 
 PLANNED_ROWS = 512
 """Rows of a prompt chunk that memory_plan() counts on."""
+
+
+VECTOR = 16
+"""Widths that the kernels take are multiples of this."""
 
 
 class CpuBackend:
@@ -67,6 +71,7 @@ class CpuBackend:
         self.context_length = context_length or model.config.context_length
         self.max_sequences = max_sequences
         self._exact = exact
+        self._compiled = not exact and kernels_fit(model.config)
         self._pool = ThreadPool(threads)
         self._cache = KVCache(
             [layer.attention for layer in model.config.layers],
@@ -78,17 +83,16 @@ class CpuBackend:
     @cached_property
     def _ops(self) -> CpuOps:
         """The bricks: compiled ones where they fit the model. Made on first use, as numba takes its time to import."""
-        if not self._exact:
-            from engine.cpu.fast_ops import FastOps, can_run
+        if self._compiled:
+            from engine.cpu.fast_ops import FastOps
 
-            if can_run(self.config):
-                return FastOps(self.model.weights, self._cache, self._pool)
+            return FastOps(self.model.weights, self._cache, self._pool)
         return CpuOps(self.model.weights, self._cache, self._product)
 
     @cached_property
     def _decoder(self) -> Decoder | None:
         """Runs decode steps as one program, where the model allows it."""
-        if self._exact:
+        if not self._compiled:
             return None
         from engine.cpu.fast_ops import FastOps
         from engine.cpu.program import Decoder, can_record
@@ -172,6 +176,24 @@ class CpuBackend:
             heads = attention.n_heads + 2 * attention.n_kv_heads
             ffn = layer.ffn.width if isinstance(layer.ffn, FfnConfig) else layer.ffn.expert.width
             widest = max(widest, 2 * heads * max(attention.key_width, attention.value_width), 3 * ffn)
-        activations = 4 * rows * (3 * self.config.width + widest)
+        activations = 4 * rows * (4 * self.config.width + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
+        if self._compiled:
+            return activations + logits + self._pool.threads * (2 * SCRATCH_BYTES + 8 * self.context_length)
         return activations + logits + 2 * reference.SCORE_BYTES + 2 * reference.PIECE_BYTES
+
+
+def kernels_fit(config: ModelConfig) -> bool:
+    """Whether the kernels fit a model; otherwise CpuOps runs it."""
+    widths, ffns = [config.width], list[FfnConfig]()
+    for layer in config.layers:
+        widths += (layer.attention.key_width, layer.attention.value_width)
+        parts = (layer.ffn,) if isinstance(layer.ffn, FfnConfig) else (layer.ffn.expert, layer.ffn.shared)
+        ffns += (part for part in parts if part is not None)
+    widths += (ffn.width for ffn in ffns)
+    known = {Activation.SILU, Activation.GELU}
+    return (
+        config.norm is NormKind.RMS
+        and all(width % VECTOR == 0 for width in widths)
+        and all(ffn.activation in known for ffn in ffns)
+    )

@@ -12,28 +12,9 @@ from engine.cpu.ops import CpuOps, Float32Array
 from engine.cpu.steps import Angles, Immediate, Steps
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
-from engine.model.config import Activation, FfnConfig, ModelConfig, NormKind
+from engine.model.config import FfnConfig
 from engine.model.rope import RopeTable
 from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
-
-VECTOR = 16
-"""Widths that the kernels take are multiples of this."""
-
-
-def can_run(config: ModelConfig) -> bool:
-    """Whether the kernels fit a model; otherwise CpuOps runs it."""
-    widths, ffns = [config.width], list[FfnConfig]()
-    for layer in config.layers:
-        widths += (layer.attention.key_width, layer.attention.value_width)
-        parts = (layer.ffn,) if isinstance(layer.ffn, FfnConfig) else (layer.ffn.expert, layer.ffn.shared)
-        ffns += (part for part in parts if part is not None)
-    widths += (ffn.width for ffn in ffns)
-    known = {Activation.SILU, Activation.GELU}
-    return (
-        config.norm is NormKind.RMS
-        and all(width % VECTOR == 0 for width in widths)
-        and all(ffn.activation in known for ffn in ffns)
-    )
 
 
 class FastOps(CpuOps):

@@ -225,7 +225,7 @@ def _dot(x: Float32Array, weight: PreparedWeight, out: Float32Array, pool: Threa
         return
 
     def task(index: int) -> None:
-        assert operands.size and x.size and out.size  # noqa: PT018 - a late task keeps what it works on alive
+        assert operands.size and x.size and out.size  # a late task keeps what it works on alive
         dot(start, rows * index // n_tasks, rows * (index + 1) // n_tasks, 0)
 
     pool.run(task, n_tasks)

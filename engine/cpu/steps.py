@@ -93,7 +93,7 @@ class Steps(Protocol):
         factors: Float32Array | None = None,
         store: bool = True,
     ) -> None:
-        """Rotate the span's rows of x (T, heads, width) in place, scale them, and write them to the cache if `store`."""
+        """Rotate the span's rows of x (T, heads, width) in place, scale them, and `store` them in the cache."""
 
     def attend(
         self,
@@ -180,8 +180,9 @@ class Immediate:
         """See Steps.attend."""
         keys, values = (array[:, : span.n_total] for array in cache)
         rows = slice(span.row, span.row + span.n_rows)
-        settings = {"scale": config.scale, "window": config.window, "n_past": span.n_past}
-        out[rows] = attend(q[rows], keys, values, pool=self._pool, **settings)
+        out[rows] = attend(
+            q[rows], keys, values, scale=config.scale, window=config.window, n_past=span.n_past, pool=self._pool
+        )
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""

@@ -41,6 +41,7 @@ NUMBER_TYPES: dict[int, tuple[str, np.dtype[Any]]] = {
     12: ("FLOAT64", np.dtype("<f8")),
 }
 STRING, ARRAY, UINT32 = 8, 9, 4
+_EMPTY = {value_type: np.empty(0, dtype.type) for value_type, (_, dtype) in NUMBER_TYPES.items()}
 
 # The fewest bytes each can take: what a count is checked against before anything is read.
 MIN_STRING = 8
@@ -187,10 +188,12 @@ class _Parser:
     def numbers(self, field: str, value_type: int, n: int) -> np.ndarray:
         """Copy n numbers out of the file (a copy: a view could be misaligned and would pin the mapping)."""
         dtype = NUMBER_TYPES[value_type][1]
+        if n == 0:
+            return _EMPTY[value_type]
         start = self.take(n * dtype.itemsize, field)
         if dtype == np.bool_:
             raw = np.frombuffer(self.data, np.uint8, n, start)
-            if n and (worst := int(raw.max())) > 1:
+            if (worst := int(raw.max())) > 1:
                 del raw
                 self.fail(field, f"byte {worst} as a BOOL", "0 or 1")
             return raw.astype(np.bool_)

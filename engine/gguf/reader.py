@@ -7,7 +7,6 @@ import mmap
 import os
 import re
 import stat
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -108,7 +107,7 @@ class GGUFFile:
         return flat.reshape(*info.shape[:-1], info.row_bytes)
 
     def close(self) -> None:
-        """Give the mappings up; calling it again does nothing. Metadata and tensor directory stay readable."""
+        """Give mappings and memory back; calling it again does nothing. Metadata and tensor directory stay readable."""
         self._closed = True
         parts, self._parts = self._parts, []
         for part in parts:
@@ -168,8 +167,10 @@ class _Part:
     def close(self) -> None:
         self.file.close()
         if isinstance(self.data, mmap.mmap):
-            with suppress(BufferError):  # views are alive: the last one to go unmaps the file
+            try:
                 self.data.close()
+            except BufferError:  # views are alive: the last one to go unmaps the file; its pages are given back now
+                self.data.madvise(mmap.MADV_DONTNEED)
             self.data = b""
 
 

@@ -7,21 +7,42 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from engine.errors import ModelFileError
 from engine.sampling.filters import largest_ids
 from engine.sampling.result import TokenSample
 from engine.sampling.weights import FloatArray, exponential, fixed_point, log_of_total
+
+
+def check_logits(logits: FloatArray) -> np.float32:
+    """The largest of a row of logits (V,), after a check that a token can be chosen from them.
+
+    Raises:
+        ModelFileError: they hold NaN or +inf, or no finite number.
+    """
+    if logits.ndim != 1 or not len(logits):
+        raise ValueError(f"logits of shape {logits.shape}; one row (V,) is needed")
+    largest: np.float32 = logits.max()  # NaN if there is any
+    if not np.isfinite(largest):
+        found = "NaN" if np.isnan(largest) else "infinity" if largest > 0 else "no finite number"
+        raise ModelFileError(
+            f"the model's logits hold {found}: the weights are damaged or outside the float range, "
+            "compare the file's checksum with its source"
+        )
+    return largest
 
 
 def log_probabilities(logits: FloatArray, token_id: int, n_top: int) -> TokenSample:
     """Log-probability of one token and of the n_top most probable ones.
 
     Args:
-        logits: (V,) float32, finite maximum.
+        logits: (V,) float32.
         token_id: the token asked for.
         n_top: 0 or more.
+
+    Raises:
+        ModelFileError: see check_logits().
     """
-    largest = logits.max()
-    relative = logits - largest
+    relative = logits - check_logits(logits)
     log_total = log_of_total(int(fixed_point(exponential(relative)).sum()))
     top = largest_ids(logits, min(n_top, len(logits))) if n_top else ()
     return TokenSample(

@@ -14,6 +14,8 @@ MAX_LOGPROBS = 32
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_STRINGS = 64
 MAX_SEED = 2**64 - 1
+SMALLEST_TEMPERATURE = 1e-30
+"""What is below counts as 0: no two different logits are so close, and float32 ends a little further down."""
 
 
 def _fail(name: str, value: object, allowed: str) -> InvalidRequestError:
@@ -95,7 +97,8 @@ class SamplingParams:
 
         if self.max_tokens is not None:
             put("max_tokens", _integer("max_tokens", self.max_tokens, 0, None, "None or an integer of at least 0"))
-        put("temperature", _real("temperature", self.temperature, 0.0, 1e4, "0 (greedy) to 10000"))
+        temperature = _real("temperature", self.temperature, 0.0, 1e4, "0 (greedy) to 10000")
+        put("temperature", temperature if temperature >= SMALLEST_TEMPERATURE else 0.0)
         put("top_k", _integer("top_k", self.top_k, 0, None, "0 (off) or an integer of at least 1"))
         put("top_p", _real("top_p", self.top_p, 0.0, 1.0, "above 0 and at most 1 (off)", open_low=True))
         put("min_p", _real("min_p", self.min_p, 0.0, 1.0, "0 (off) to 1"))

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from engine.errors import InvalidRequestError, ModelFileError
+from engine.errors import InvalidRequestError
 from engine.sampling.filters import Ids, draw, keep_min_p, keep_typical, largest_ids, top_p_count
-from engine.sampling.logprobs import log_probabilities
+from engine.sampling.logprobs import check_logits, log_probabilities
 from engine.sampling.params import SamplingParams
 from engine.sampling.penalties import add_bias, penalize, window_of
 from engine.sampling.result import TokenSample
@@ -59,23 +59,6 @@ def sample(
     if params.logprobs is None:
         return TokenSample(token_id)
     return log_probabilities(raw, token_id, params.logprobs)
-
-
-def check_logits(logits: FloatArray) -> None:
-    """Refuse a row of logits (V,) that no token can be chosen from.
-
-    Raises:
-        ModelFileError: see sample().
-    """
-    if logits.ndim != 1 or not len(logits):
-        raise ValueError(f"logits of shape {logits.shape}; one row (V,) is needed")
-    largest = logits.max()  # NaN if there is any
-    if not np.isfinite(largest):
-        found = "NaN" if np.isnan(largest) else "infinity" if largest > 0 else "no finite number"
-        raise ModelFileError(
-            f"the model's logits hold {found}: the weights are damaged or outside the float range, "
-            "compare the file's checksum with its source"
-        )
 
 
 def adjusted(logits: FloatArray, params: SamplingParams, history: Sequence[int]) -> FloatArray:

@@ -2,8 +2,11 @@
 
     emit.py       a few words for writing 16-lane vector code (LLVM IR through numba's @intrinsic)
     formats.py    one decoder per block format: packed bytes in, vectors of weights out
+    stepping.py   the one shape of kernel that programs call
     products.py   the loops built from them: dot_rows, dot_tokens, dequantize_rows, product_f32
     attention.py  attention over a packed cache
+    elementwise.py  the small steps between: normalize, rotate_store, gate
+    machine.py    runs a whole recorded decode step on all threads
     build.py      compiles what is asked for, caches it on disk, hands out callables
     attend.py     attention for callers: operands checked, work spread over the pool (matrix products: ../matmul.py)
 

@@ -11,7 +11,7 @@ files of its own, so processes that compile at the same time can only write the 
 import hashlib
 import threading
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +114,15 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
 def _compile(function: Kernel, signature: Any) -> Kernel:
     """Compiles through the disk cache if there is a usable one."""
     try:
-        cached: Any = njit(nogil=True, cache=True)(function)
-        cached.compile(signature)
+        compiled: Any = njit(nogil=True, cache=True)(function)
+        compiled.compile(signature)
     except Exception:
         # No writable folder, a full disk or a damaged entry: none of them is a reason not to run. A fault in the
         # kernel itself shows again here.
-        cached = njit(nogil=True)(function)
-        cached.compile(signature)
-    cached.disable_compile()
-    return cached
+        compiled = njit(nogil=True)(function)
+        compiled.compile(signature)
+    compiled.disable_compile()
+    return compiled
 
 
 _kernels: dict[tuple[str, str], Kernel] = {}
@@ -142,7 +142,7 @@ def kernel(kind: str, type_name: str = "F32") -> Kernel:
     return _kernels[kind, type_name]
 
 
-@lru_cache(maxsize=None)
+@cache
 def address(kind: str, type_name: str = "F32") -> int:
     """Where the compiled kernel lies, callable by C's rules; for machine.py, whose programs name kernels this way."""
     compiled: Any = kernel(kind, type_name)

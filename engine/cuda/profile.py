@@ -1,0 +1,273 @@
+"""Where a decode step's time goes: every brick timed on its own, in bytes per second and percent of the ceiling.
+
+A brick's launches for all layers are captured as one chain and replayed between two events, so that what is measured is
+the GPU and not Python. Before every replay the L2 cache is overwritten: each layer's weights are then read from memory
+once, as in a real step. A chain cannot overlap with its neighbours in the step; the row `step` is the real whole, and
+the sum of the bricks is what it would take without that. Must not know of requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.cuda import rows
+from engine.cuda.attention_plan import PAGE
+from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
+from engine.errors import InvalidRequestError
+from engine.gguf.types import row_bytes
+from engine.request import Sequence as RunningSequence
+from engine.sampling.params import SamplingParams
+
+if TYPE_CHECKING:
+    from engine.cuda.runner import CudaRunner
+
+REPEATS = 20
+_WARM_UP = 2
+_FLUSHES = 4  # times the L2 cache that are written before a replay
+
+
+@dataclass(frozen=True)
+class BrickTime:
+    """One brick of a decode step.
+
+    Attributes:
+        brick: its name; "launch" is a graph with one empty kernel, what every single measurement contains at least;
+            "step" the whole step as it runs.
+        calls: times it occurs in a step.
+        seconds: median time of all calls of a step together.
+        n_bytes: weights and cache that they have to read.
+    """
+
+    brick: str
+    calls: int
+    seconds: float
+    n_bytes: int
+
+    @property
+    def bytes_s(self) -> float:
+        """Bytes read per second."""
+        return self.n_bytes / self.seconds if self.seconds > 0 else 0.0
+
+    def as_dict(self, ceiling: float | None = None) -> dict[str, Any]:
+        """All figures under plain names, for JSON; ceiling is the measured read bandwidth in bytes per second."""
+        return {
+            "brick": self.brick,
+            "calls": self.calls,
+            "microseconds": self.seconds * 1e6,
+            "bytes": self.n_bytes,
+            "gb_s": self.bytes_s / 1e9,
+            "percent_of_ceiling": 100 * self.bytes_s / ceiling if ceiling else None,
+        }
+
+
+def profile_decode(runner: CudaRunner, depth: int = 0, n_rows: int = 1, *, repeats: int = REPEATS) -> list[BrickTime]:
+    """Time every brick of a decode step.
+
+    Args:
+        runner: an open runner without running sequences; what their slots cached is overwritten.
+        depth: tokens already in the cache of every row.
+        n_rows: sequences side by side.
+        repeats: replays of each chain; the median counts.
+
+    Returns:
+        The bricks in the order of a step, after "launch" and before "step".
+
+    Raises:
+        InvalidRequestError: more rows or depth than the runner has room for, or sequences are running.
+        DeviceError: the GPU failed.
+    """
+    if not (1 <= n_rows <= runner.max_sequences and 0 <= depth < runner.context_length - 1):
+        raise InvalidRequestError(
+            f"a profile of {n_rows} sequences at depth {depth}; allowed are 1 to {runner.max_sequences} sequences and "
+            f"a depth of 0 to {runner.context_length - 2}"
+        )
+    if runner._loop._slots:
+        raise InvalidRequestError("a profile needs an idle model: wait for the running requests, or cancel them")
+    with runner._running():
+        try:
+            return _Profiler(runner, depth, n_rows, repeats).run()
+        finally:
+            runner._stream.synchronize()
+            for slot in range(n_rows):
+                runner._slots.deactivate(slot)
+            runner._pool.free_all_blocks()
+
+
+def table(times: Sequence[BrickTime], ceiling: float | None) -> str:
+    """The profile for people; ceiling in bytes per second."""
+    lines = [f"{'brick':12} {'calls':>5} {'µs':>9} {'share':>6} {'MB':>9} {'GB/s':>7} {'of ceiling':>10}"]
+    bricks = sum(time.seconds for time in times if time.brick not in ("launch", "step"))
+    for time in times:
+        share = f"{100 * time.seconds / bricks:5.1f}%" if time.brick not in ("launch", "step") else ""
+        percent = f"{100 * time.bytes_s / ceiling:9.1f}%" if ceiling and time.n_bytes else ""
+        speed = f"{time.bytes_s / 1e9:7.0f}" if time.n_bytes else ""
+        lines.append(
+            f"{time.brick:12} {time.calls:5} {time.seconds * 1e6:9.1f} {share:>6} {time.n_bytes / 1e6:9.2f} "
+            f"{speed:>7} {percent:>10}"
+        )
+    lines.append(f"{'sum':12} {'':5} {bricks * 1e6:9.1f}")
+    return "\n".join(lines)
+
+
+class _Profiler:
+    """One profile at one setting, on the runner's stream and in its pool."""
+
+    def __init__(self, runner: CudaRunner, depth: int, n_rows: int, repeats: int) -> None:
+        import cupy
+
+        self._runner, self._depth, self._n, self._repeats = runner, depth, n_rows, repeats
+        self._stream = runner._stream
+        self._weights: DeviceWeights = runner._weights
+        self._ops = runner.decode_ops(n_rows)
+        cache_bytes = int(cupy.cuda.Device().attributes.get("L2CacheSize", 0)) or 64 << 20
+        self._flush = cupy.empty(_FLUSHES * cache_bytes, cupy.uint8)
+        self._tiny = cupy.zeros(1, cupy.float32)
+        self._positions = np.full(n_rows, depth, np.int32)
+        self._noise = np.random.default_rng(0)
+
+    def run(self) -> list[BrickTime]:
+        self._prepare()
+        ops, n = self._ops, self._n
+        x, logits = ops.buffers.x[:n], self._runner._logits[:n]
+        layers = self._weights.layers
+        dense = [layer for layer in layers if layer.ffn is not None]
+        mixtures = [layer for layer in layers if layer.moe is not None]
+        embedding = self._weights.token_embd
+        times = [
+            self._time("launch", [lambda: rows.copy(self._tiny, self._tiny)], 0),
+            self._time("embed", [lambda: ops.embed(None)], n * row_bytes(embedding.type, embedding.columns)),
+            self._each("attn_qkv", layers, lambda one: ops.attn_qkv(one, x), lambda one: _bytes(one.qkv)),
+            self._each("attention", layers, lambda one: ops.attention(one, self._qkv(one)), self._cache_bytes),
+            self._each(
+                "attn_output",
+                layers,
+                lambda one: ops.attn_output(one, self._attended(one), x),
+                lambda one: _bytes(one.output),
+            ),
+            self._each("ffn_gate_up", dense, lambda one: ops.ffn_gate_up(one, x), lambda one: _gate_up_bytes(one.ffn)),
+            self._each(
+                "ffn_down",
+                dense,
+                lambda one: ops.ffn_down(one, self._hidden(one), x),
+                lambda one: 0 if one.ffn is None else _bytes(one.ffn.down),
+            ),
+            self._each("ffn_moe", mixtures, lambda one: ops.ffn_moe(one, x), self._mixture_bytes),
+            self._time("head", [lambda: ops.logits(x, logits)], _bytes(self._weights.output)),
+            self._time("sample", [lambda: self._runner._slots.sample(logits)], logits.nbytes, samples=True),
+        ]
+        times = [time for time in times if time.calls]
+        whole = [lambda: self._runner.run_step(ops, n)]
+        times.append(self._time("step", whole, sum(time.n_bytes for time in times), samples=True))
+        return times
+
+    # ---- inputs ----------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Noise everywhere, so that nothing is measured on zeros; greedy sampling in every row."""
+        buffers, n = self._ops.buffers, self._n
+        for buffer in (buffers.x, buffers.qkv, buffers.attention, buffers.gate):
+            buffer.set(self._noise.standard_normal(buffer.shape).astype(np.float32))
+        cache = self._runner._cache
+        pages = cache.block_table.get()[:n, : self._depth // PAGE + 1]
+        for array in (*cache.keys, *cache.values):
+            page = self._noise.standard_normal(array.shape[1:]).astype(array.dtype)
+            for index in pages.ravel():
+                array[int(index)].set(page)
+        for slot in range(n):
+            greedy = SamplingParams(temperature=0)
+            sequence = RunningSequence(-1, slot, [0] * (self._depth + 1), [], greedy, 0)
+            self._runner._slots.begin(sequence, self._depth)
+            self._runner._slots.tokens[slot : slot + 1].set(np.array([slot], np.int32))
+
+    def _qkv(self, layer: DeviceLayer) -> Any:
+        return self._ops._columns(self._ops.buffers.qkv, self._n, layer.qkv.width)
+
+    def _attended(self, layer: DeviceLayer) -> Any:
+        return self._ops._columns(self._ops.buffers.attention, self._n, layer.shape.heads * layer.shape.value_dim)
+
+    def _hidden(self, layer: DeviceLayer) -> Any:
+        assert layer.ffn is not None
+        return self._ops._columns(self._ops.buffers.gate, self._n, layer.ffn.width)
+
+    # ---- bytes -----------------------------------------------------------------------------------------------
+
+    def _cache_bytes(self, layer: DeviceLayer) -> int:
+        shape, seen = layer.shape, self._depth + 1
+        if layer.attention.window:
+            seen = min(seen, layer.attention.window)
+        return self._n * seen * shape.kv_heads * (shape.key_dim + shape.value_dim) * (2 if shape.cache_half else 4)
+
+    def _mixture_bytes(self, layer: DeviceLayer) -> int:
+        """Router, the chosen experts (at most n_rows * used different ones), and the shared one."""
+        moe = layer.moe
+        assert moe is not None
+        experts = [_gate_up_bytes(expert) + _bytes(expert.down) for expert in moe.experts]
+        share = min(1.0, self._n * moe.config.n_used / moe.config.n_experts)
+        total = _bytes(moe.router) + int(share * sum(experts))
+        if moe.shared is not None:
+            total += _gate_up_bytes(moe.shared) + _bytes(moe.shared.down)
+        return total + (_bytes(moe.shared_gate) if moe.shared_gate is not None else 0)
+
+    # ---- time ------------------------------------------------------------------------------------------------
+
+    def _each(
+        self,
+        brick: str,
+        layers: Iterable[DeviceLayer],
+        call: Callable[[DeviceLayer], Any],
+        n_bytes: Callable[[DeviceLayer], int],
+    ) -> BrickTime:
+        """A brick that every layer has."""
+        chosen = list(layers)
+        calls = [lambda one=layer: call(one) for layer in chosen]
+        return self._time(brick, calls, sum(n_bytes(layer) for layer in chosen))
+
+    def _time(
+        self, brick: str, calls: Sequence[Callable[[], Any]], n_bytes: int, *, samples: bool = False
+    ) -> BrickTime:
+        """Median time of a replay of all calls. samples: they sample once, which moves positions and results on."""
+        import cupy
+
+        if not calls:
+            return BrickTime(brick, 0, 0.0, 0)
+        for call in calls:
+            call()  # builds and loads its kernels: not allowed during capture
+        if samples:
+            self._runner._slots.count_launch()
+        self._stream.synchronize()
+        self._stream.begin_capture()
+        try:
+            for call in calls:
+                call()
+        finally:
+            graph = self._stream.end_capture()
+        begin, end, times = cupy.cuda.Event(), cupy.cuda.Event(), []
+        positions = self._runner._slots.positions[: self._n]
+        for _ in range(self._repeats + _WARM_UP):
+            positions.set(self._positions, stream=self._stream)
+            cupy.cuda.runtime.memsetAsync(self._flush.data.ptr, 0, self._flush.nbytes, self._stream.ptr)
+            begin.record(self._stream)
+            graph.launch(self._stream)
+            end.record(self._stream)
+            if samples:
+                self._runner._slots.count_launch()
+            end.synchronize()
+            times.append(cupy.cuda.get_elapsed_time(begin, end) * 1e-3)
+        return BrickTime(brick, len(calls), median(times[_WARM_UP:]), n_bytes)
+
+
+def _bytes(projection: Projection) -> int:
+    return sum(part.matvec.n_bytes for part in projection.parts)
+
+
+def _gate_up_bytes(ffn: DeviceFfn | None) -> int:
+    if ffn is None:
+        return 0
+    if ffn.paired is not None:
+        return ffn.paired.n_bytes
+    return sum(_bytes(part) for part in (ffn.gate, ffn.up) if part is not None)
