@@ -22,6 +22,7 @@ from engine.request import Sequence, Work
 from engine.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
+    from engine.cuda.profile import BrickTime
     from engine.llm import LLM
 
 
@@ -117,6 +118,24 @@ def run_bench(
     prompt, decode = Speed.of(prompt_speeds), Speed.of(decode_speeds)
     read = bytes_per_step(llm.model, batch, depth + gen_tokens // 2, llm.memory_plan().kv_bytes_per_token)
     return BenchResult(prompt, decode, read, read * decode.median / batch if decode else None)
+
+
+def profile_bricks(llm: LLM, *, depth: int = 0, batch: int = 1) -> list[BrickTime]:
+    """Time and bytes of every brick of a decode step on the GPU; engine.cuda.profile says how, and prints it.
+
+    Raises:
+        InvalidRequestError: the model runs on the CPU, or has no room for that depth or batch.
+    """
+    if not llm.device.startswith("cuda"):
+        raise InvalidRequestError(
+            f"a profile needs a GPU; the model runs on the {llm.device}: open it on device 'cuda'"
+        )
+    from engine.cuda.profile import profile_decode
+    from engine.cuda.runner import CudaRunner
+
+    with llm.exclusive_runner() as runner:
+        assert isinstance(runner, CudaRunner)
+        return profile_decode(runner, depth, batch)
 
 
 def _time_prompt(llm: LLM, prompts: list[list[int]], depth: int) -> float:

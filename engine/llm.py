@@ -106,7 +106,7 @@ class LLM:
     def _open_tokenizer(self, metadata: Mapping[str, Any], pre: str | None) -> Tokenizer | None:
         """The file's tokenizer; None where it has none or an unknown kind, which matters only if text is asked for."""
         kind = metadata.get("tokenizer.ggml.model")
-        if kind in (None, "none", "no_vocab"):
+        if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
             self._tokenizer_error = f"{self.config.model} holds no tokenizer: give token ids instead of text"
             return None
         try:

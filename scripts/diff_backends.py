@@ -1,9 +1,9 @@
 """Find the first brick in which the GPU differs from the CPU reference.
 
-    python scripts/diff_backends.py [MODEL.gguf] [--way prompt|decode|both] [--tokens 48] [--kv-type f16] [--all]
+    python scripts/diff_backends.py [MODEL.gguf] [--way prompt|decode|both] [--tokens 48] [--kv-type f16|f32] [--all]
 
 The reference runs the model in plain numpy. At every brick the GPU is handed the reference's own input, so that each
-figure is the error of that brick alone and an early fault does not hide in all that follows. The exception is the cache:
+figure is the error of that brick alone and an early fault does not hide in all that follows. Except for the cache:
 the GPU reads the keys and values that it has written itself, from the reference's inputs. In decode steps the GPU turns
 and stores keys inside its attention brick; there attn_qkv is compared before the rotation.
 

@@ -1,5 +1,10 @@
-"""The command line as its users run it: a process with stdin, stdout, stderr and an exit status."""
+"""The command line as its users run it: stdin, stdout, stderr and an exit status.
 
+What depends on a process of its own (start-up, signals, pipes, terminals) runs in one; the rest calls main() here,
+which spares a second of imports each time.
+"""
+
+import io
 import json
 import os
 import pty
@@ -8,25 +13,47 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from gguf_builder import tiny_llama
+
+from engine.cli import main
 
 COMMAND = [sys.executable, "-m", "engine"]
 GREEDY = ["--temp", "0", "--device", "cpu"]
 START = " there was a little boy who lived in a little house in a little house"
 
 
-def run(*arguments, stdin=None, status=0):
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=300, env=environment
-    )
+def run(*arguments, stdin="", status=0):
+    """Call main() as the command does."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    given = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
+    environment = {"COLUMNS": "200", "NO_COLOR": "1"}
+    with (
+        mock.patch.object(sys, "argv", ["gguf-engine", *map(str, arguments)]),
+        mock.patch.object(sys, "stdin", given),
+        mock.patch.dict(os.environ, environment),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    stdout, stderr = (stream.buffer.getvalue().decode() for stream in (out, err))
+    assert ended.value.code == status, stderr
+    return SimpleNamespace(stdout=stdout, stderr=stderr)
+
+
+def run_process(*arguments, stdin=None, status=0):
+    """Run the command in a process of its own."""
+    done = subprocess.run([*COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=300)
     assert done.returncode == status, done.stderr
     return done
 
 
-def error_of(*arguments, **settings):
+def error_of(*arguments, run=run, **settings):
     """The one line that a refused command writes."""
     done = run(*arguments, status=2, **settings)
     assert done.stdout == ""
@@ -42,7 +69,7 @@ def error_of(*arguments, **settings):
 
 class TestGenerate:
     def test_text_to_stdout_and_one_line_of_statistics(self):
-        done = run("generate", "Once upon a time", *GREEDY, "-n", 15)
+        done = run_process("generate", "Once upon a time", *GREEDY, "-n", 15)
         assert done.stdout == START + "\n"
         stats = [line for line in done.stderr.splitlines() if "tok/s" in line]
         assert len(stats) == 1
@@ -65,7 +92,7 @@ class TestGenerate:
         assert done.stdout == START + "\n"
 
     def test_prompt_from_stdin_with_echo(self):
-        done = run("generate", "-f", "-", *GREEDY, "-n", 15, "--echo", stdin="Once upon a time")
+        done = run_process("generate", "-f", "-", *GREEDY, "-n", 15, "--echo", stdin="Once upon a time")
         assert done.stdout == "Once upon a time" + START + "\n"
 
     def test_json(self):
@@ -82,6 +109,7 @@ class TestGenerate:
         first, second = (run("generate", "The king", "--seed", 5, "-n", 20, "--device", "cpu") for _ in range(2))
         assert first.stdout == second.stdout
         assert "seed 5" in first.stderr
+        assert "seed 5]" not in run("generate", "The king", "--seed", -1, "-n", 1, "--device", "cpu").stderr
         stopped = run("generate", "Once upon a time", *GREEDY, "--stop", "boy", "--stop", "house")
         assert stopped.stdout == " there was a little \n"
 
@@ -95,6 +123,22 @@ class TestGenerate:
         done = run("generate", "-m", path, "--prompt-ids", "1 2 3", *GREEDY, "-n", 4)
         assert len(done.stdout.split()) == 4
         assert "token ids" in error_of("generate", "-m", path, "text")
+
+    def test_interrupt_while_starting_is_quiet(self):
+        """Wherever in the imports and the loading it arrives, once Python itself has started."""
+        for delay in (0.03, 0.1, 0.3):
+            process = subprocess.Popen(
+                [sys.executable, "-c", "from engine.cli import main; print(flush=True); main()", "generate", "Once"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            process.stdout.readline()
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+            assert "Traceback" not in errors
+            assert process.returncode == 130
 
     def test_interrupt_keeps_what_there_is(self):
         process = subprocess.Popen(
@@ -136,6 +180,10 @@ class TestErrors:
             (["generate", "a", "-p", "b"], "2 prompts"),
             (["generate", "a", "--no-such-option"], "--no-such-option"),
             (["generate", "a", "--top-p", "3"], "top_p is 3"),
+            (["generate", "a", "--seed", "-2"], "seed is -2"),
+            (["generate", "a", "--stop", ""], "at least one character"),
+            (["generate", "--prompt-ids", "1,x"], "1,15,27"),
+            (["generate", "--prompt-ids", "4096", "--device", "cpu"], "0 to 4095"),
             (["generate", "a", "-n", "x"], "--max-tokens"),
             (["generate", "a", "-n", "100000", "--device", "cpu"], "context of 1024"),
             (["generate", "a", "-m", "/no/such/file.gguf"], "/no/such/file.gguf"),
@@ -155,11 +203,22 @@ class TestErrors:
 
     def test_a_file_that_is_no_model(self, tmp_path):
         path = tmp_path / "x.gguf"
-        path.write_bytes(b"this is not a model at all")
-        assert str(path) in error_of("generate", "a", "-m", path)
+        for data in (b"this is not a model at all", b""):
+            path.write_bytes(data)
+            assert str(path) in error_of("generate", "a", "-m", path)
+        assert str(tmp_path) in error_of("generate", "a", "-m", tmp_path)
+
+    def test_in_a_process_of_its_own(self):
+        assert "top_p is 3" in error_of("generate", "a", "--top-p", 3, run=run_process)
+        assert "no chat template" in error_of("chat", "--device", "cpu", run=run_process)
+
+    def test_no_command_shows_the_help_and_no_error(self):
+        done = run(status=2)
+        assert "perplexity" in done.stdout + done.stderr
+        assert "error" not in done.stderr
 
     def test_debug_shows_the_traceback(self):
-        done = run("generate", "a", "--top-p", "3", "--debug", status=1)
+        done = run_process("generate", "a", "--top-p", "3", "--debug", status=1)
         assert "Traceback" in done.stderr
         assert "top_p is 3" in done.stderr
 
@@ -175,7 +234,7 @@ class TestChat:
 
     def test_piped_conversation(self, template):
         options = ["--chat-template-file", template, *GREEDY, "-n", 8, "--stats"]
-        done = run("chat", *options, stdin="Hello\n\n/help\nAgain\n/reset\nHello\n/exit\nnever\n")
+        done = run_process("chat", *options, stdin="Hello\n\n/help\nAgain\n/reset\nHello\n/exit\nnever\n")
         counts = [int(line.split("prompt ")[1].split()[0]) for line in done.stderr.splitlines() if "tok/s" in line]
         assert len(counts) == 3
         assert counts[1] > counts[0] + 8  # the second question brings the first one and its answer along
@@ -293,13 +352,18 @@ class TestStart:
     def test_every_command_has_help(self, command):
         assert "--model" in run(command, "--help").stdout
 
+    def test_help_tells_what_is_taken_without_an_option(self):
+        text = run("generate", "--help").stdout
+        for default in ("the bundled model", "256", "the physical cores", "random", "0.95"):
+            assert f"{default})]" in text or f"default: {default}]" in text, default
+
     def test_version(self):
-        assert run("--version").stdout.startswith("gguf-engine 0.")
+        assert run_process("--version").stdout.startswith("gguf-engine 0.")
 
     def test_first_token_comes_soon_once_kernels_are_compiled(self):
-        run("generate", "Once", *GREEDY, "-n", 1)
+        run_process("generate", "Once", *GREEDY, "-n", 1)
         begin = time.perf_counter()
-        run("generate", "Once", *GREEDY, "-n", 1)
+        run_process("generate", "Once", *GREEDY, "-n", 1)
         assert (
             time.perf_counter() - begin < 15
         )  # about 1 s on two idle cores; the bound only tells "cached" from "compiled"

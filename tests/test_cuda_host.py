@@ -336,6 +336,44 @@ def test_other_arguments_are_refused(wrong):
         pack((wrong,))
 
 
+# ---- profile ------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_a_profile():
+    from engine.cuda.profile import BrickTime, table
+
+    times = [
+        BrickTime("launch", 1, 2e-6, 0),
+        BrickTime("attn_qkv", 32, 3e-4, 600_000_000),
+        BrickTime("head", 1, 1e-4, 400_000_000),
+        BrickTime("step", 1, 3.5e-4, 1_000_000_000),
+    ]
+    assert times[1].as_dict(4e12) == {
+        "brick": "attn_qkv",
+        "calls": 32,
+        "microseconds": pytest.approx(300),
+        "bytes": 600_000_000,
+        "gb_s": pytest.approx(2000),
+        "percent_of_ceiling": pytest.approx(50),
+    }
+    assert times[1].as_dict()["percent_of_ceiling"] is None
+    lines = table(times, 4e12).splitlines()
+    assert lines[2].split() == ["attn_qkv", "32", "300.0", "75.0%", "600.00", "2000", "50.0%"]
+    assert lines[1].split() == ["launch", "1", "2.0", "0.00"]
+    assert lines[-1].split() == ["sum", "400.0"]
+
+
+def test_a_profile_needs_a_gpu(tmp_path):
+    from engine import LLM
+    from engine.bench import profile_bricks
+    from engine.errors import InvalidRequestError
+
+    path = tmp_path / "tiny.gguf"
+    tiny_llama(path)
+    with LLM(path, device="cpu") as llm, pytest.raises(InvalidRequestError, match="runs on the cpu: open it on device"):
+        profile_bricks(llm)
+
+
 # ---- what is missing ----------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import pytest
 from gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, require_gpu, token_ids, typed_model
 
 from engine import LLM, SamplingParams
-from engine.errors import ContextFullError, DeviceError
+from engine.errors import ContextFullError, DeviceError, InvalidRequestError
 from engine.gguf.types import GGMLType
 from engine.llm import BUNDLED_MODEL
 from engine.request import Sequence, Work
@@ -336,6 +336,33 @@ def test_the_way_through_the_facade():
         stream.close()
         assert llm.generate("Once upon a time", params).text == whole.text
         assert [result.text for result in llm.generate(["Once upon a time"] * 3, params)] == [whole.text] * 3
+
+
+def test_a_profile_leaves_no_trace(prompts):
+    from engine.cuda.profile import profile_decode
+
+    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+        text = fingerprint(generate(runner, prompts[0], 30, logprobs=2))
+        held = runner._pool.used_bytes()
+        times = {one.brick: one for one in profile_decode(runner, 100, 3, repeats=3)}
+        assert list(times) == [
+            *("launch", "embed", "attn_qkv", "attention", "attn_output"),
+            *("ffn_gate_up", "ffn_down", "head", "sample", "step"),
+        ]
+        assert all(one.seconds > 0 for one in times.values())
+        layers, read = len(runner.config.layers), times["attention"].n_bytes
+        assert times["attention"].calls == layers
+        assert read == 3 * 101 * runner.memory_plan().kv_bytes_per_token
+        assert runner._pool.used_bytes() == held
+        assert fingerprint(generate(runner, prompts[0], 30, logprobs=2)) == text
+        first = start(runner, prompts[0], 0, 7000)
+        for rows, depth in ((5, 0), (1, 512), (0, 0)):
+            with pytest.raises(InvalidRequestError, match="allowed are 1 to 4 sequences and a depth of 0 to 510"):
+                profile_decode(runner, depth, rows)
+        with pytest.raises(InvalidRequestError, match="idle model"):
+            profile_decode(runner)
+        step_together(runner, [first], 5)
+        assert first.output_ids == [token for token, *_ in text[:6]]
 
 
 def test_read_bandwidth_is_plausible():

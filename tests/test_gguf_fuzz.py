@@ -173,14 +173,14 @@ def test_damaged_files_on_disk(tmp_path):
     assert opened > 20
 
 
-def test_a_million_empty_arrays_cost_no_more_than_their_list():
-    body = struct.pack("<IQ", 4, 0) * 200_000  # each an empty array of UINT32
+def test_many_empty_arrays_cost_no_more_than_their_list():
+    body = struct.pack("<IQ", 4, 0) * 30_000  # each an empty array of UINT32
     data = build_gguf({"k": 1}, {})
-    pair = string("k") + struct.pack("<IIQ", 9, 9, 200_000) + body
+    pair = string("k") + struct.pack("<IIQ", 9, 9, 30_000) + body
     data = data[: 4 + 4 + 8 + 8] + pair
     tracemalloc.start()
     header = parse_header(Path("x.gguf"), data)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(header.metadata["k"]) == 200_000
+    assert len(header.metadata["k"]) == 30_000
     assert peak < 2 * len(data)

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from gguf_builder import tiny_llama
+from gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
 
 import engine
 from engine import (
@@ -403,6 +403,16 @@ class TestTokenizerAndChat:
                 model.generate([1], SamplingParams(stop="a"))
             with pytest.raises(InvalidRequestError, match="empty"):
                 model.stream([])
+
+    def test_model_with_a_malformed_tokenizer_works_with_ids(self, tmp_path):
+        metadata, tensors = tiny_llama_parts()
+        path = tmp_path / "odd.gguf"
+        for key, value in (("model", np.array([1, 2])), ("eos_token_id", np.array([0.5])), ("merges", ["a"])):
+            path.write_bytes(build_gguf(metadata | {f"tokenizer.ggml.{key}": value}, tensors))
+            with LLM(path, device="cpu", threads=1) as model:
+                assert len(model.generate([1, 2, 3], SamplingParams(max_tokens=2)).token_ids) == 2
+                with pytest.raises(TokenizerError, match=key):
+                    model.generate("text")
 
     def test_tokenizer_alone(self):
         tokenizer = engine.load_tokenizer(engine.llm.BUNDLED_MODEL)

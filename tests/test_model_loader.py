@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gguf_builder import build_gguf, tiny_llama_parts
+from gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -184,7 +184,7 @@ def test_errors_quote_key_value_and_range(path):
     with pytest.raises(ModelFileError) as caught:
         load_with(path, attention__head_count=-4)
     assert str(caught.value) == (
-        "metadata key llama.attention.head_count is -4; allowed is an integer from 1 to 2147483647"
+        f"{path}: metadata key llama.attention.head_count is -4; allowed is an integer from 1 to 2147483647"
     )
 
 
@@ -259,3 +259,15 @@ def test_any_metadata_loads_or_is_refused(path, changes, architecture):
     rope = model.weights.layers[0].attention.rope
     assert np.isfinite(rope.inv_freq).all()
     assert np.isfinite(rope.magnitude)
+
+
+def test_errors_name_the_file(tmp_path):
+    for data, words in (
+        (tiny_llama(architecture="telepathy"), "telepathy"),
+        (build_gguf({"general.architecture": "llama"}, {}), "only a vocabulary"),
+    ):
+        path = tmp_path / "model.gguf"
+        path.write_bytes(data)
+        with open_gguf(path) as gguf, pytest.raises(ModelFileError, match=words) as caught:
+            load_model(gguf)
+        assert str(caught.value).startswith(str(path))

@@ -370,6 +370,9 @@ def test_token_access():
         ({"tokenizer.ggml.model": "no_vocab"}, "no tokenizer"),
         ({"tokenizer.ggml.model": "t5"}, "'t5'; supported are 'gpt2'"),
         ({"tokenizer.ggml.model": 3}, "tokenizer.ggml.model is 3"),
+        ({"tokenizer.ggml.model": np.array([1, 2])}, "tokenizer.ggml.model is array"),
+        ({"tokenizer.ggml.eos_token_id": np.array([1])}, "must be a token id"),
+        ({"tokenizer.ggml.eos_token_id": np.array([0.5, 1])}, "must be a token id"),
         ({"tokenizer.ggml.tokens": None}, "no tokenizer.ggml.tokens"),
         ({"tokenizer.ggml.tokens": []}, "empty"),
         ({"tokenizer.ggml.tokens": ["a", 3]}, "int at index 1"),
@@ -396,6 +399,17 @@ def test_malformed_metadata_is_refused(change, message):
         Tokenizer.from_metadata(bpe_metadata() | change)
 
 
+def test_a_merge_longer_than_every_token_is_left_out():
+    """The library does not refuse it but breaks down."""
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": [*sorted(BYTE_OF_CHARACTER), "he"],
+        "tokenizer.ggml.merges": ["h e", "t he"],
+    }
+    tokenizer = Tokenizer.from_metadata(metadata, pre="gpt-2")
+    assert [tokenizer.token_text(id) for id in tokenizer.encode("the", add_special=False)] == ["t", "he"]
+
+
 def test_odd_metadata_is_borne():
     metadata = bpe_metadata()
     metadata["tokenizer.ggml.merges"] += ["", " ", "a", "a  b", "nope nope", "Ġ t"]
@@ -416,6 +430,7 @@ def test_random_metadata_never_crashes(data):
         st.none(), st.booleans(), st.integers(-3, 400), st.floats(), st.text(max_size=4),
         st.lists(st.text(max_size=4), max_size=8), st.lists(st.integers(-5, 2**40), max_size=8),
         st.lists(st.one_of(st.text(max_size=3), st.integers()), max_size=5),
+        st.lists(st.integers(-5, 300), max_size=3).map(np.array), st.lists(st.floats(), max_size=3).map(np.array),
     )  # fmt: skip
     metadata = data.draw(st.sampled_from([bpe_metadata(), spm_metadata()]))
     changed = data.draw(st.dictionaries(st.sampled_from(sorted(metadata)), junk, max_size=3))

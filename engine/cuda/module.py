@@ -190,13 +190,13 @@ def build(
     """
     import cupy
 
-    arch = best_target(device_arch() if arch is None else arch)
-    source = kernel_source(names, defines)
-    key = (cupy.cuda.Device().id, arch, source, tuple(options))
-    with _lock:
-        module = _modules.get(key)
+    # Launchers call this for every launch: nothing here may read files before the module is found.
+    device = cupy.cuda.runtime.getDevice()
+    key = (device, arch, tuple(names), tuple(sorted((defines or {}).items())), tuple(options))
+    module = _modules.get(key)
     if module is None:
-        module = Module(cached_cubin(source, arch, options, names[-1]), names)
+        chosen = best_target(device_arch() if arch is None else arch)
+        module = Module(cached_cubin(kernel_source(names, defines), chosen, options, names[-1]), names)
         with _lock:
             module = _modules.setdefault(key, module)
     return module

@@ -49,6 +49,20 @@ def load_model(gguf: GGUFFile) -> LoadedModel:
         UnsupportedModelError: unknown architecture, unknown setting, or a tensor that is missing, of another shape than
             the metadata calls for, or of no use to the architecture.
     """
+    if not gguf.tensors:
+        raise ModelFileError(
+            f"{gguf.path} holds no tensors, perhaps only a vocabulary: take a file with weights, or open the tokenizer "
+            "alone with engine.load_tokenizer"
+        )
+    try:
+        return _load(gguf)
+    except ModelFileError as error:
+        if str(gguf.path) in str(error):
+            raise
+        raise type(error)(f"{gguf.path}: {error}") from error
+
+
+def _load(gguf: GGUFFile) -> LoadedModel:
     name = gguf.metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ModelFileError(f"{gguf.path}: metadata key general.architecture is missing; the file holds no model")

@@ -77,7 +77,9 @@ def _model(token_to_id: dict[str, int], merges: list[str], ignore_merges: bool) 
     from tokenizers.models import BPE
 
     pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
-    if len(set(pairs)) == len(pairs) and all(len(pair) == 2 for pair in pairs):
+    # The library breaks down on a merge that makes more than the longest token, so the joins are looked up first.
+    well_formed = len(set(pairs)) == len(pairs) and all(len(pair) == 2 for pair in pairs)
+    if well_formed and all(map(token_to_id.__contains__, map("".join, pairs))):
         try:
             return BPE(token_to_id, pairs, ignore_merges=ignore_merges)
         except Exception as error:

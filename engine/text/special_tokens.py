@@ -7,6 +7,7 @@ llama.cpp so that a model stops at the same place. This module knows nothing of 
 import logging
 from collections.abc import Mapping
 from enum import IntEnum
+from numbers import Integral
 from typing import Any
 
 from engine.errors import TokenizerError
@@ -87,7 +88,7 @@ def special_ids(metadata: Mapping[str, Any], n_tokens: int, defaults: Mapping[st
             value = metadata.get(key)
             if value is None:
                 continue
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
+            if isinstance(value, bool) or not isinstance(value, Integral):
                 raise TokenizerError(f"{key} is {value!r}; it must be a token id from 0 to {n_tokens - 1}")
             if 0 <= int(value) < n_tokens:
                 ids[role] = int(value)

@@ -89,7 +89,7 @@ def flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
 
 def _kind(metadata: Mapping[str, Any]) -> str:
     kind = metadata.get("tokenizer.ggml.model")
-    if kind in (None, "none", "no_vocab"):
+    if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
         raise TokenizerError(
             f"the file has no tokenizer (tokenizer.ggml.model is {kind!r}): give prompts as lists of token ids"
         )
