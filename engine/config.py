@@ -31,6 +31,7 @@ class EngineConfig:
         threads: CPU threads; None takes the physical cores.
         max_sequences: sequences that run side by side; further requests wait.
         prefill_chunk: most prompt tokens fed in one step, so that a long prompt does not stop the running streams.
+        eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph (slower; for tests).
 
     Raises:
         InvalidRequestError: a value outside its range.
@@ -43,6 +44,7 @@ class EngineConfig:
     threads: int | None = None
     max_sequences: int = 8
     prefill_chunk: int = 512
+    eager: bool = False
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):

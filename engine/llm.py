@@ -53,6 +53,7 @@ class LLM:
         threads: CPU threads; None takes the physical cores.
         max_sequences: sequences that run side by side; each has room for context_length tokens in the cache.
         prefill_chunk: most prompt tokens fed in one step.
+        eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph.
         pre_tokenizer: overrides the pre-tokenizer that the file names.
         chat_template: jinja2 source that replaces the file's chat template.
         status: called with one short sentence whenever something takes longer ("compiling kernels ...").
@@ -73,6 +74,7 @@ class LLM:
         *,
         max_sequences: int = 8,
         prefill_chunk: int = 512,
+        eager: bool = False,
         pre_tokenizer: str | None = None,
         chat_template: str | None = None,
         status: Callable[[str], None] | None = None,
@@ -86,6 +88,7 @@ class LLM:
             threads=threads,
             max_sequences=max_sequences,
             prefill_chunk=prefill_chunk,
+            eager=eager,
         )
         self._file = open_gguf(self.config.model)
         try:

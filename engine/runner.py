@@ -197,6 +197,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
             max_sequences=config.max_sequences,
             device_index=config.device_index,
             status=status,
+            eager=config.eager,
         )
     return CpuRunner(
         model,

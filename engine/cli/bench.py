@@ -12,6 +12,7 @@ from engine.cli.terminal import open_model, status, write, write_json
 
 if TYPE_CHECKING:
     from engine.bench import BenchResult, Speed
+    from engine.cuda.profile import BrickTime
     from engine.llm import LLM
 
 
@@ -22,6 +23,8 @@ def bench(
     depth: Annotated[int, typer.Option("--depth", "-d", help="Tokens in the cache beforehand.")] = 0,
     batch: Annotated[int, typer.Option("--batch", "-b", help="Sequences side by side.")] = 1,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Timed runs, after one that is not.")] = 5,
+    profile: Annotated[bool, typer.Option("--profile", help="Also time every brick of a decode step (GPU).")] = False,
+    eager: Annotated[bool, typer.Option("--eager", help="Launch kernel by kernel, without a captured graph.")] = False,
     json: options.JsonOption = False,
     device: options.DeviceOption = "auto",
     kv_type: options.KvTypeOption = "f16",
@@ -31,16 +34,18 @@ def bench(
     with open_model(
         model=model,
         device=device,
-        context_length=max(depth + max(prompt_tokens, gen_tokens + 2), 1),
+        context_length=max(depth + max(prompt_tokens, gen_tokens + 2), 2),
         kv_type=kv_type,
         threads=threads,
         max_sequences=batch,
+        eager=eager,
     ) as llm:
         result = _measure(
             llm, prompt_tokens=prompt_tokens, gen_tokens=gen_tokens, depth=depth, batch=batch, repetitions=repetitions
         )
         with status("measuring the memory bandwidth ..."):
             bandwidth = llm.read_bandwidth()
+        bricks = _profile(llm, depth=depth, batch=batch) if profile else []
         report: dict[str, Any] = {
             "model": str(llm.config.model),
             "device": llm.device,
@@ -63,10 +68,23 @@ def bench(
             if result.decode_bytes_s and bandwidth
             else None,
         }
+        if profile:
+            report["profile"] = [brick.as_dict(bandwidth) for brick in bricks]
     if json:
         write_json(report)
-    else:
-        _show(report)
+        return
+    _show(report)
+    if profile:
+        from engine.cuda.profile import table
+
+        write(table(bricks, bandwidth) + "\n")
+
+
+def _profile(llm: LLM, *, depth: int, batch: int) -> list[BrickTime]:
+    from engine.bench import profile_bricks
+
+    with status("timing every brick ..."):
+        return profile_bricks(llm, depth=depth, batch=batch)
 
 
 def _measure(llm: LLM, *, repetitions: int, **settings: int) -> BenchResult:

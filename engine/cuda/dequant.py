@@ -5,10 +5,11 @@ Letters: B tokens, K columns, N rows. Must not know of models.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from engine.cuda.launch import launch
-from engine.cuda.module import build
+from engine.cuda.module import Kernel, build
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
@@ -19,6 +20,17 @@ _DEQUANT_FILES = ("formats.cuh", "dequant.cu")
 def build_jobs(type: GGMLType) -> list[tuple[tuple[str, ...], dict[str, object]]]:
     """The (files, defines) pairs of both kernels for a type, for module.prebuild."""
     return [(_EMBED_FILES, {"FORMAT": type.name}), (_DEQUANT_FILES, {"FORMAT": type.name})]
+
+
+def _device() -> int:
+    import cupy
+
+    return int(cupy.cuda.Device().id)
+
+
+@cache
+def _kernel(files: tuple[str, ...], name: str, type: GGMLType, device: int) -> Kernel:
+    return build(files, defines={"FORMAT": type.name}).get(f"{name}_{type.name}")
 
 
 def embed(
@@ -39,7 +51,7 @@ def embed(
     assert out.shape[0] >= n
     assert out.shape[1] == matrix.columns
     assert out.strides[1] == 4
-    kernel = build(_EMBED_FILES, defines={"FORMAT": matrix.type.name}).get(f"embed_{matrix.type.name}")
+    kernel = _kernel(_EMBED_FILES, "embed", matrix.type, _device())
     quads = -(-matrix.columns // 128)
     args = (matrix.data, matrix.scale, matrix.rows, matrix.columns, token_ids, out, out.strides[0] // 4, float(scale))
     launch(kernel, (-(-quads // 4), n), 128, args, stream=stream, pdl=pdl)
@@ -66,7 +78,7 @@ def dequantize(
     assert out.flags.c_contiguous
     assert out.shape == ((2,) if matrix.paired else ()) + (rows, matrix.columns)
     suffix = {cupy.dtype("float16"): "half", cupy.dtype("float32"): "float"}[out.dtype]
-    kernel = build(_DEQUANT_FILES, defines={"FORMAT": matrix.type.name}).get(f"dequant_{suffix}_{matrix.type.name}")
+    kernel = _kernel(_DEQUANT_FILES, f"dequant_{suffix}", matrix.type, _device())
     chunks = matrix.layout.chunks(matrix.columns)
     first_tile, tiles = first_row // step, -(-rows // step)
     args = (matrix.data, matrix.scale, out, first_tile, rows, matrix.columns, chunks, int(matrix.paired))

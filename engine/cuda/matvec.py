@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 from engine.cuda.launch import launch
@@ -18,10 +19,11 @@ from engine.cuda.module import Kernel, build, device_arch
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "matvec.cu")
+_FILES = ("formats.cuh", "matvec_tile.cuh", "matvec.cu")
 MAX_MATRICES = 4
 MAX_COLUMNS = 8
 SLAB = 4096
+UNQUANTIZED = frozenset((GGMLType.F32, GGMLType.F16, GGMLType.BF16))
 _SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
 
@@ -44,13 +46,15 @@ class Tuning:
         warps: warps of a block.
         split: warps that share the columns of one tile; warps / split is 1, 2 or 4. It decides the order of sums.
         depth: chunks a warp keeps in flight.
-        blocks: blocks that registers leave room for on a multiprocessor; 2 lets the next kernel start early.
+        blocks: blocks that registers leave room for on a multiprocessor.
+        early: chunks of them fetched before the previous kernel has ended; more would delay this kernel's input.
     """
 
     warps: int
     split: int
     depth: int
-    blocks: int = 2
+    blocks: int = 1
+    early: int = 1
 
 
 def _profile(batch: int) -> tuple[int, int]:
@@ -70,10 +74,10 @@ def _fixed_bytes(tuning: Tuning, slot: int, sequences: int) -> int:
     )
 
 
-def _input_bytes(columns: int, sequences: int) -> int:
-    """Shared memory of `columns` activations: two halfs each, a sum per 16, a scale per 128."""
+def _input_bytes(types: Sequence[GGMLType], columns: int, sequences: int) -> int:
+    """Shared memory of the activations, 128 at a time: two bytes each, a scale per 32, a sum per 16; or halfs."""
     quads = -(-columns // 128)
-    return quads * sequences * (512 + 32 + 4)
+    return quads * sequences * (528 if types[0] in UNQUANTIZED else 304)
 
 
 def max_batch(arch: int) -> int:
@@ -82,7 +86,18 @@ def max_batch(arch: int) -> int:
     return MAX_COLUMNS if limit >= 160 else 4 if limit >= 96 else 2
 
 
-def choose_tuning(types: Sequence[GGMLType], batch: int, arch: int) -> Tuning:
+def choose_split(rows_of_tiles: int, columns: int, multiprocessors: int) -> int:
+    """Warps that share one tile of a matrix: 8, or 4 where 8 would have too little to do or leave half of them idle.
+
+    Measured on an H200 with 16 warps: 4 is 7-12 % faster for 6144x4096, 3072x2048, 16384x2048 and 128256x2048, and
+    3-9 % slower for 4096x4096, 28672x4096, 128256x4096 and 4096x14336.
+    """
+    small = columns <= 2048 and rows_of_tiles > multiprocessors
+    uneven = 2 * multiprocessors < rows_of_tiles <= 4 * multiprocessors
+    return 4 if small or uneven else 8
+
+
+def choose_tuning(types: Sequence[GGMLType], batch: int, arch: int, split: int = 8) -> Tuning:
     """The largest block that fits the card's shared memory with one slab of input."""
     nb, groups = _profile(batch)
     slot = max(LAYOUTS[type].chunk_bytes for type in types)
@@ -90,20 +105,45 @@ def choose_tuning(types: Sequence[GGMLType], batch: int, arch: int) -> Tuning:
     wide = slot > 3500
     most = max_batch(arch)
     # The most sequences decide the order of sums, so that every batch has the same.
-    split = 8 if batch == most else choose_tuning(types, most, arch).split
+    split = split if batch == most else choose_tuning(types, most, arch, split).split
     for warps, depth in ((16, 2), (8, 3), (8, 2), (8, 1), (4, 2), (4, 1), (2, 1)):
         if wide and warps == 16:
             continue
-        tuning = Tuning(warps, min(warps, split), depth, 2 if batch == 1 else 1)
-        if _fixed_bytes(tuning, slot, nb * groups) + _input_bytes(SLAB, nb * groups) <= limit:
+        tuning = Tuning(warps, min(warps, split), depth)
+        if _fixed_bytes(tuning, slot, nb * groups) + _input_bytes(types, SLAB, nb * groups) <= limit:
             return tuning
     raise AssertionError(f"no block of {types} for compute capability {arch}")
 
 
+def _resident_bytes(types: Sequence[GGMLType], tuning: Tuning, columns: int, sequences: int) -> int:
+    """Shared memory of a block that keeps all of its inputs."""
+    teams = tuning.warps // tuning.split
+    slot = max(LAYOUTS[type].chunk_bytes for type in types)
+    return _fixed_bytes(tuning, slot, sequences) + _input_bytes(types, columns, sequences) + teams * sequences * 64
+
+
+def is_resident(types: Sequence[GGMLType], columns: int, batch: int, arch: int, tuning: Tuning | None = None) -> bool:
+    """Whether a block keeps all inputs in shared memory, or one slab of them at a time."""
+    nb, groups = _profile(batch)
+    tuning = tuning or choose_tuning(types, batch, arch)
+    return _resident_bytes(types, tuning, columns, nb * groups) <= (_SHARED_LIMIT.get(arch, 64) - 1) * 1024
+
+
 def build_job(
-    types: Sequence[GGMLType], batch: int, arch: int, tuning: Tuning | None = None
+    types: Sequence[GGMLType],
+    batch: int,
+    arch: int,
+    tuning: Tuning | None = None,
+    *,
+    columns: int = SLAB,
+    resident: bool = True,
+    paired: bool = False,
+    activation: Activation = Activation.NONE,
 ) -> tuple[tuple[str, ...], dict[str, object]]:
-    """The (files, defines) pair of the kernel for matrices of these types and a batch size, for module.prebuild."""
+    """The (files, defines) pair of the kernel for matrices of these types and a batch size, for module.prebuild.
+
+    Kernels differ by columns <= SLAB or not, and by whether all inputs stay in shared memory; see is_resident().
+    """
     tuning = tuning or choose_tuning(types, batch, arch)
     nb, groups = _profile(batch)
     distinct = list(dict.fromkeys(types))
@@ -115,6 +155,11 @@ def build_job(
         "SPLIT": tuning.split,
         "DEPTH": tuning.depth,
         "BLOCKS": tuning.blocks,
+        "EARLY": min(tuning.early, tuning.depth),
+        "RESIDENT": int(resident),
+        "ONE_SLAB": int(columns <= SLAB),
+        "PAIRED": int(paired),
+        "ACTIVATION": int(activation),
         "SLOT": -(-max(LAYOUTS[type].chunk_bytes for type in types) // 16) * 16,
         "FORMATS": len(distinct),
         "FORMAT_OF": "{" + ", ".join(str(distinct.index(type)) for type in types) + "}",
@@ -165,7 +210,7 @@ class MatVec:
         self._arch = device_arch()
         self._multiprocessors = _multiprocessors(cupy.cuda.Device().id)
         self._tuning = tuning
-        self._kernels: dict[tuple[int, int], tuple[Kernel, Tuning]] = {}
+        self._kernels: dict[tuple[int, int, Activation], tuple[Kernel, Tuning]] = {}
         self._segments: list[Any] = []
         tile, column = 0, 0
         for matrix in matrices:
@@ -174,21 +219,41 @@ class MatVec:
             column += matrix.rows
         self._tiles = tile
         self.n_bytes = sum(m.data.nbytes for m in matrices)
+        # Quantized and unquantized matrices take their input in different forms: a launch for each run of one kind.
+        self._parts: list[MatVec] = []
+        runs = [list(run) for _, run in groupby(self.matrices, lambda matrix: matrix.type in UNQUANTIZED)]
+        if len(runs) > 1:
+            self._parts = [MatVec(run, tuning=tuning) for run in runs]
 
-    def prepare(self, batch: int) -> None:
-        """Builds and loads the kernel of a batch size, so that a call does not."""
-        self._kernel(min(batch, max_batch(self._arch)))
+    def prepare(self, batch: int, activation: Activation = Activation.NONE) -> None:
+        """Builds and loads the kernel of a batch size and activation, so that a call does not."""
+        for part in self._parts:
+            part.prepare(batch, activation)
+        if self._parts:
+            return
+        self._kernel(min(batch, max_batch(self._arch)), activation)
 
-    def _kernel(self, batch: int) -> tuple[Kernel, Tuning]:
-        profile = _profile(batch)
-        found = self._kernels.get(profile)
+    def _kernel(self, batch: int, activation: Activation) -> tuple[Kernel, Tuning]:
+        key = (*_profile(batch), activation)
+        found = self._kernels.get(key)
         if found is None:
             types = [m.type for m in self.matrices]
-            tuning = self._tuning or choose_tuning(types, batch, self._arch)
-            files, defines = build_job(types, batch, self._arch, tuning)
+            split = choose_split(self._tiles, self.columns, self._multiprocessors)
+            tuning = self._tuning or choose_tuning(types, batch, self._arch, split)
+            resident = is_resident(types, self.columns, batch, self._arch, tuning)
+            files, defines = build_job(
+                types,
+                batch,
+                self._arch,
+                tuning,
+                columns=self.columns,
+                resident=resident,
+                paired=self.paired,
+                activation=activation,
+            )
             kernel = build(files, defines=defines).get("matvec")
             _prefer_shared(kernel)
-            found = self._kernels[profile] = (kernel, tuning)
+            found = self._kernels[key] = (kernel, tuning)
         return found
 
     def __call__(
@@ -224,10 +289,28 @@ class MatVec:
         assert out.shape[0] >= n
         assert out.shape[1] >= self.width
         assert x.strides[1] == out.strides[1] == 4
+        column = 0
+        for part in self._parts:
+            end = column + part.width
+            part(
+                x,
+                out[:, column:end],
+                norm=norm,
+                eps=eps,
+                bias=None if bias is None else bias[column:end],
+                activation=activation,
+                add=add,
+                alpha=alpha,
+                stream=stream,
+                pdl=pdl,
+            )
+            column = end
+        if self._parts:
+            return
         most = max_batch(self._arch)
         for first in range(0, n, most):
             batch = min(most, n - first)
-            kernel, tuning = self._kernel(batch)
+            kernel, tuning = self._kernel(batch, activation)
             self._launch(
                 kernel,
                 tuning,
@@ -240,9 +323,7 @@ class MatVec:
                     bias,
                     out[first:] if first else out,
                     out.strides[0] // 4,
-                    int(activation),
                     int(add),
-                    int(self.paired),
                     float(alpha),
                 ),
                 stream,
@@ -257,21 +338,21 @@ class MatVec:
         teams = tuning.warps // tuning.split
         slot = max(m.layout.chunk_bytes for m in self.matrices)
         grid = min(self._multiprocessors, self._tiles)
-        limit = _SHARED_LIMIT.get(self._arch, 64) * 1024 - 1024
-        fixed = _fixed_bytes(tuning, slot, sequences)
-        whole = fixed + _input_bytes(self.columns, sequences) + teams * sequences * 64
-        resident = whole <= limit
-        if not resident:
+        types = [m.type for m in self.matrices]
+        whole = _resident_bytes(types, tuning, self.columns, sequences)
+        limit = (_SHARED_LIMIT.get(self._arch, 64) - 1) * 1024
+        if whole > limit:
             tiles_per_team = -(-self._tiles // (grid * teams))
             sums = teams * tiles_per_team * sequences * 64
-            whole = fixed + _input_bytes(SLAB, sequences) + sums
+            whole = _fixed_bytes(tuning, slot, sequences) + _input_bytes(types, SLAB, sequences) + sums
+            whole += teams * sequences * 64
             assert whole <= limit, f"{self._tiles} tiles of {self.columns} columns exceed the shared memory"
         unit = 256 if self.columns % 256 == 0 else 128
         launch(
             kernel,
             grid,
             tuning.warps * 32,
-            (*self._segments, self._tiles, self.columns, unit, int(resident), batch, *args),
+            (*self._segments, self._tiles, self.columns, unit, batch, *args, 1.0 / self.columns),
             shared=whole,
             stream=stream,
             pdl=pdl,

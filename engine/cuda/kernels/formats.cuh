@@ -5,14 +5,14 @@
 //   quad   128 columns of a chunk (QUADS per chunk); sub-block s (0..3): 32 columns of a quad; group w (0..1): 16 of them
 //   lane   g * 4 + t, the mma lane that owns rows g and g + 8 ("row" 0 and 1) and columns 4t .. 4t+3 of every group
 //   slot   a sub-block's place s in its quad, where its scales are kept
-// so the four quants of (quad, s, w, row) a lane owns go to mma.m16n8k16 registers a0/a2 (row 0) and a1/a3 (row 1):
-// columns 4t, 4t+1 in the first register of the pair, 4t+2, 4t+3 in the second.
+// so the four quants of (quad, s, w, row) are one register of mma.m16n8k32: a0 a1 (w 0, row 0 1), a2 a3 (w 1).
 // Planes of a chunk, in this order, each lane-major with 16-byte (LOW) or 8/16-byte (HIGH) pieces per lane:
 //   LOW  bits of every quant: 4 -> one piece per two sub-blocks, 2 -> one per quad, 8 -> one per sub-block,
-//        16 -> one per group (halfs), 32 -> two per group (half, and the half of what it misses)
-//   HIGH bits of every quant: 0, 1 or 2
+//        16 -> one per group (halfs), 32 -> two per group (half, and the half of what it misses);
+//        byte i of word row * 2 + w has the bits of column 4t + i of all the sub-blocks of the piece
+//   HIGH bits of every quant: 0, 1 or 2, again in byte i of a word
 //   scales, per (g, slot); then d/dmin per g where the format has super-blocks
-// A value is mul * (q - OFFSET) + add with q >= 0, mul and add per group of 32 (GROUPS 1) or 16 (GROUPS 2) columns.
+// A value is mul * (q - OFFSET) + add, q >= 0 (Q8_0: signed), mul and add per group of 32 (GROUPS 1) or 16 (GROUPS 2) columns.
 // Block formats: ggml-common.h of ggml; decoding: dequantize_row_* in ggml-quants.c.
 
 struct Scales {
@@ -45,11 +45,10 @@ DEVICE int low_word(int s, int w, int lane, int row) {
 template <int LOW>
 DEVICE int low_bit(int s, int i) {
     if (LOW == 8) return i * 8;
-    return (i & 1) * 16 + (i >> 1) * 8 + (LOW == 4 ? (s & 1) * 4 : s * 2);
+    return i * 8 + (LOW == 4 ? (s & 1) * 4 : s * 2);
 }
 
-// High bits. The matvec kernel moves a whole word by high_shift() and then finds the bits of quants 0 and 1, or 2 and
-// 3 (half = 0, 1) right above their low bits.
+// High bits.
 template <int LOW, int HIGH>
 DEVICE int high_word(int s, int lane, int row) {
     if (HIGH == 2) return lane * 16 + ((s >> 1) * 2 + row) * 4;
@@ -57,19 +56,14 @@ DEVICE int high_word(int s, int lane, int row) {
     return lane * 8 + row * 4;
 }
 template <int LOW, int HIGH>
-DEVICE int high_shift(int w, int half, int row) {  // > 0: to the right
-    const int i = w * 2 + half;
-    if (HIGH == 2) return i < 2 ? 2 * i - 4 : 2 * i;  // -4 -2 4 6
-    if (LOW == 4) return row * 4 + i < 4 ? i - 4 : i + 4;
-    return i < 2 ? i - 2 : i + 4;  // -2 -1 6 7
-}
-template <int LOW>
-DEVICE int high_target(int s) {
-    return LOW == 4 ? 4 + (s & 1) * 4 : 2 * s + 2;
+DEVICE int high_in_byte(int s, int w, int row) {
+    if (HIGH == 2) return ((s & 1) * 2 + w) * 2;
+    if (LOW == 4) return (s & 1) * 4 + row * 2 + w;
+    return s * 2 + w;
 }
 template <int LOW, int HIGH>
 DEVICE int high_bit(int s, int w, int i, int row) {
-    return (i & 1) * 16 + high_target<LOW>(s) + high_shift<LOW, HIGH>(w, i >> 1, row);
+    return i * 8 + high_in_byte<LOW, HIGH>(s, w, row);
 }
 
 // ---- format descriptions -------------------------------------------------------------------------------------
@@ -92,7 +86,7 @@ struct Plain : Blocks<32, BYTES_, LOW_, HIGH_, 1, OFFSET_, HAS_ADD_> {
     static constexpr int QS = 2 + (HAS_ADD_ ? 2 : 0) + (HIGH_ ? 4 : 0);
 
     DEVICE u32 quant(const u8* block, int k) {
-        if (LOW_ == 8) return block[2 + k] ^ 0x80u;
+        if (LOW_ == 8) return block[2 + k];
         const u32 byte = block[QS + (k & 15)];
         u32 q = k < 16 ? byte & 15u : byte >> 4;
         if (HIGH_) q |= ((load_u32_bytes(block + QS - 4) >> k) & 1u) << 4;
@@ -120,7 +114,7 @@ struct Q4_0 : Plain<18, 4, 0, 8, false> {};   // half d; 16 bytes: low nibbles f
 struct Q4_1 : Plain<20, 4, 0, 0, true> {};    // half d, m; 16 bytes
 struct Q5_0 : Plain<22, 4, 1, 16, false> {};  // half d; 32 fifth bits; 16 bytes
 struct Q5_1 : Plain<24, 4, 1, 0, true> {};    // half d, m; 32 fifth bits; 16 bytes
-struct Q8_0 : Plain<34, 8, 0, 128, false> {};  // half d; 32 signed bytes
+struct Q8_0 : Plain<34, 8, 0, 0, false> {};   // half d; 32 signed bytes
 
 // Four halfs of super-block scales, rows g and g + 8: [g] d0 m0 d1 m1.
 DEVICE void pack_super(u8* plane, u32 first, u32 second, int g) {
@@ -308,7 +302,8 @@ struct Unpack {
             u32 q = (low >> low_bit<F::LOW>(s, i)) & ((1u << F::LOW) - 1u);
             if (F::HIGH)
                 q |= ((high >> high_bit<F::LOW, F::HIGH>(s, w, i, row)) & ((1u << F::HIGH) - 1u)) << F::LOW;
-            const float product = __fmul_rn(mul, (float)((int)q - F::OFFSET));
+            const int number = F::LOW == 8 ? (int)(signed char)q : (int)q - F::OFFSET;
+            const float product = __fmul_rn(mul, (float)number);
             value[i] = F::HAS_ADD ? __fadd_rn(product, add) : product;
         }
     }

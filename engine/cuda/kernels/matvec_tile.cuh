@@ -1,0 +1,351 @@
+// The multiplication of matvec.cu: fetching chunks, operands, and one chunk times the inputs in shared memory.
+//
+// Quantized formats: mma.sync m16n8k32 on bytes, exact in integers: 16 weight rows x 8 columns of activations, where a
+// sequence takes two columns: x of every 32 columns as a 16-bit fixed-point number (largest = 32600), high and low byte.
+// Relative error of x: 2^-16 of the largest of 32, far below a half's. The quants need one AND per four weights.
+// Unquantized formats (HALVES): m16n8k16 on halfs, x = high + low halfs times a power of two per 32 columns.
+// With fewer than 4 sequences the free columns take other sub-blocks (R = 4/NB of them), so that every lane ends up with
+// the sums of different sub-blocks and applies its scales to them once, in float32.
+
+constexpr bool HALVES = !FORMAT0::SCALED;
+constexpr int R = 4 / NB, SEQUENCES = NB * GROUPS_OF_NB, TEAMS = WARPS / SPLIT;
+constexpr int PIECE = HALVES ? 16 : 8;                        // bytes of x of one lane for one mma
+constexpr int QUAD_BYTES = 32 * PIECE + 16 + (HALVES ? 0 : 32);  // of one sequence in shared memory
+static_assert(RESIDENT || !ONE_SLAB, "one slab always fits");
+
+DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// ---- tensor cores --------------------------------------------------------------------------------------------
+DEVICE void mma(float (&c)[4], const u32* a, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b0));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[2]), "r"(a[3]), "r"(b1));
+#endif
+}
+
+// 16 columns of bytes; the weights are unsigned, or signed.
+template <bool SIGNED>
+DEVICE void mma_bytes(int (&c)[4], const u32* a, u32 b) {
+#if __CUDA_ARCH__ >= 800
+    if (SIGNED)
+        asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+    else
+        asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(b));
+#else
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
+        if (SIGNED)
+            asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                : "+r"(c[row * 2]), "+r"(c[row * 2 + 1])
+                : "r"(a[row]), "r"(b));
+        else
+            asm("mma.sync.aligned.m8n8k16.row.col.s32.u8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                : "+r"(c[row * 2]), "+r"(c[row * 2 + 1])
+                : "r"(a[row]), "r"(b));
+#endif
+}
+
+// 32 columns of bytes.
+template <bool SIGNED>
+DEVICE void mma_bytes(int (&c)[4], const u32* a, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    if (SIGNED)
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+            : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    mma_bytes<SIGNED>(c, a, b0);
+    mma_bytes<SIGNED>(c, a + 2, b1);
+#endif
+}
+
+// ---- halfs of the activations --------------------------------------------------------------------------------
+DEVICE u32 two_halves(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    return pack_halves(low, high);
+#endif
+}
+
+// Largest of the eight lanes that hold a sub-block.
+DEVICE float largest_of_eight(float v) {
+    v = fmaxf(v, __shfl_xor_sync(FULL_MASK, v, 1));
+    v = fmaxf(v, __shfl_xor_sync(FULL_MASK, v, 2));
+    return fmaxf(v, __shfl_xor_sync(FULL_MASK, v, 4));
+}
+
+// ---- the stream of chunks ------------------------------------------------------------------------------------
+DEVICE void barrier_init(u32 address) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
+#endif
+}
+
+DEVICE void fetch(u32 slot, u32 barrier, const u8* source, int bytes, int lane) {
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0) {
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+            ::"r"(slot), "l"(source), "r"(bytes), "r"(barrier), "l"(0x12f0000000000000ull)  // evict first
+            : "memory");
+    }
+#elif __CUDA_ARCH__ >= 800
+    for (int at = lane * 16; at < bytes; at += 512)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(slot + at), "l"(source + at) : "memory");
+#else
+    for (int at = lane * 16; at < bytes; at += 512) {
+        const uint4 v = load_stream(source + at);
+        asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(slot + at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+                     : "memory");
+    }
+#endif
+}
+
+// Closes one fetch, made or not; every lane calls it once per slot turn.
+DEVICE void fetch_commit() {
+#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 900
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+DEVICE void fetch_wait(u32 barrier, u32 parity) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra.uni over;\n"
+        "bra.uni again;\n"
+        "over:\n"
+        "}" ::"r"(barrier), "r"(parity)
+        : "memory");
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
+    __syncwarp();
+#else
+    __syncwarp();
+#endif
+}
+
+DEVICE void named_barrier(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// ---- weights of one sub-block as mma operands ----------------------------------------------------------------
+// Quants are used where they lie in their byte if they fit there; this undoes the power of two.
+template <class F>
+DEVICE int place(int s) {
+    if (F::LOW == 4) return F::HIGH ? 0 : (s & 1) * 4;
+    if (F::LOW == 2) return F::HIGH && s == 3 ? 4 : s * 2;
+    return 0;
+}
+template <class F>
+DEVICE float place_factor(int slot) {
+    return __uint_as_float((u32)(127 - place<F>(slot)) << 23);
+}
+
+template <class F, int LOW>
+struct Operand {  // 4 and 2 bits, with 0, 1 or 2 high bits
+    uint4 low[LOW == 4 ? 2 : 1];
+    u32 high[4];
+    __device__ __forceinline__ void load(const u8* chunk, int quad, int lane) {
+        const uint4* at = (const uint4*)(chunk + quad * F::QUAD_LOW) + lane;
+        low[0] = at[0];
+        if (LOW == 4) low[LOW == 4 ? 1 : 0] = at[32];
+        const u8* plane = chunk + F::HIGH_AT + quad * F::QUAD_HIGH;
+        if (F::HIGH == 2) {
+            const uint4 v = ((const uint4*)plane)[lane];
+            high[0] = v.x, high[1] = v.y, high[2] = v.z, high[3] = v.w;
+        } else if (F::HIGH == 1) {
+            const uint2 v = ((const uint2*)plane)[lane];
+            high[0] = v.x, high[1] = v.y;
+        }
+    }
+    __device__ __forceinline__ void get(int s, u32 (&a)[4]) const {
+        const uint4 v = low[LOW == 4 ? s >> 1 : 0];
+        const u32 words[4] = {v.x, v.y, v.z, v.w};
+        const int at = place<F>(s), from = LOW == 4 ? (s & 1) * 4 : s * 2;
+        const u32 mask = (LOW == 4 ? 0x0f0f0f0fu : 0x03030303u) << at;
+        const u32 high_mask = (F::HIGH == 2 ? 0x03030303u : 0x01010101u) << (at + LOW);
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            const int row = n & 1, w = n >> 1;
+            u32 q = (words[row * 2 + w] >> (from - at)) & mask;
+            if (F::HIGH) {
+                const u32 h = high[F::HIGH == 2 ? (s >> 1) * 2 + row : LOW == 4 ? s >> 1 : row];
+                const int shift = high_in_byte<LOW, F::HIGH>(s, w, row) - (at + LOW);
+                q |= (shift > 0 ? h >> shift : h << -shift) & high_mask;
+            }
+            a[n] = q;
+        }
+    }
+};
+
+template <class F>
+struct Operand<F, 8> {
+    const uint4* at;
+    __device__ __forceinline__ void load(const u8* chunk, int quad, int lane) {
+        at = (const uint4*)(chunk + quad * F::QUAD_LOW) + lane;
+    }
+    __device__ __forceinline__ void get(int s, u32 (&a)[4]) const {
+        const uint4 v = at[s * 32];
+        a[0] = v.x, a[1] = v.z, a[2] = v.y, a[3] = v.w;
+    }
+};
+
+// ---- one chunk -----------------------------------------------------------------------------------------------
+struct Inputs {
+    u32 pieces;           // shared address: [group][quad][NB][lane] PIECE bytes
+    const float2* sums;   // [group][sub-block][NB]: sums of its two 16s
+    const float* scales;  // [group][sub-block][NB]: what undoes the scaling
+    int quads;             // resident
+};
+
+typedef float Sums[GROUPS_OF_NB][NB][2];  // [group][slot / R][row]
+
+// B operands of R sub-blocks. A lane's column belongs to one of them (its turn); its registers of the others are zero
+// from the start and never written, which costs no instruction.
+struct Columns {
+    u32 v[GROUPS_OF_NB][R][PIECE / 4];
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < GROUPS_OF_NB * R * PIECE / 4; ++i) (&v[0][0][0])[i] = 0u;
+    }
+    __device__ __forceinline__ void load(const Inputs& in, int quad, int f, int lane) {
+        const u32 turn = (lane >> 2) / (2 * NB);
+#pragma unroll
+        for (int j = 0; j < GROUPS_OF_NB; ++j) {
+            const u32 at = in.pieces + (((j * in.quads + quad) * NB + f) * 32 + lane) * PIECE;
+#pragma unroll
+            for (int k = 0; k < R; ++k) {
+                u32* const x = v[j][k];
+                if (HALVES)
+                    asm volatile(
+                        "{\n.reg .pred mine;\nsetp.eq.u32 mine, %5, %6;\n@mine ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
+                        : "+r"(x[0]), "+r"(x[1]), "+r"(x[HALVES ? 2 : 0]), "+r"(x[HALVES ? 3 : 1])
+                        : "r"(at), "r"(R == 1 ? 0u : turn), "r"(k));
+                else
+                    asm volatile(
+                        "{\n.reg .pred mine;\nsetp.eq.u32 mine, %3, %4;\n@mine ld.shared.v2.u32 {%0,%1}, [%2];\n}"
+                        : "+r"(x[0]), "+r"(x[1])
+                        : "r"(at), "r"(R == 1 ? 0u : turn), "r"(k));
+            }
+        }
+    }
+};
+template <class F, bool SCALED>
+struct Chunk {
+    DEVICE void add(const u8* chunk, int first_quad, const Inputs& in, int lane, Columns& x, Sums& acc) {
+        const int g = lane >> 2, t = lane & 3, r = t / NB, b = t % NB;
+        Scales scales[NB];
+#pragma unroll
+        for (int f = 0; f < NB; ++f) scales[f] = F::load(chunk, g, f * R + r);
+#pragma unroll
+        for (int quad = 0; quad < F::QUADS; ++quad) {
+            Operand<F, F::LOW> operand;
+            operand.load(chunk, quad, lane);
+            const int at = first_quad + quad;
+#pragma unroll
+            for (int f = 0; f < NB; ++f) {
+                // Sums start at the bits of 1.5 * 2^23, so that they are floats without a conversion.
+                int c[GROUPS_OF_NB][F::GROUPS][4];
+#pragma unroll
+                for (int i = 0; i < GROUPS_OF_NB * F::GROUPS * 4; ++i) (&c[0][0][0])[i] = 0x4b400000;
+                x.load(in, at, f, lane);
+#pragma unroll
+                for (int k = 0; k < R; ++k) {
+                    u32 a[4];
+                    operand.get(f * R + k, a);
+#pragma unroll
+                    for (int j = 0; j < GROUPS_OF_NB; ++j) {
+                        if (F::GROUPS == 1) {
+                            mma_bytes<F::LOW == 8>(c[j][0], a, x.v[j][k][0], x.v[j][k][1]);
+                        } else {
+                            mma_bytes<F::LOW == 8>(c[j][0], a, x.v[j][k][0]);
+                            mma_bytes<F::LOW == 8>(c[j][F::GROUPS - 1], a + 2, x.v[j][k][1]);
+                        }
+                    }
+                }
+#pragma unroll
+                for (int j = 0; j < GROUPS_OF_NB; ++j) {
+                    const int slot = f * R + r, index = ((j * in.quads + at) * 4 + slot) * NB + b;
+                    const float undo = in.scales[index] * place_factor<F>(slot);
+                    float2 sum = make_float2(0.0f, 0.0f);
+                    if (F::HAS_ADD || F::OFFSET) sum = in.sums[index];
+#pragma unroll
+                    for (int row = 0; row < 2; ++row)
+#pragma unroll
+                        for (int group = 0; group < F::GROUPS; ++group) {
+                            const int* p = c[j][group] + row * 2;
+                            const float all = fmaf(__int_as_float(p[0]) - 12582912.0f, 256.0f,
+                                                   __int_as_float(p[1]) - 12582912.0f);
+                            const float s = F::GROUPS == 1 ? sum.x + sum.y : group ? sum.y : sum.x;
+                            const float product = F::OFFSET ? fmaf(all, undo, -(float)F::OFFSET * s) : all * undo;
+                            float& total = acc[j][f][row];
+                            if (F::HAS_ADD) total = fmaf(F::add(scales[f], quad, row, group), s, total);
+                            total = fmaf(F::mul(scales[f], quad, row, group), product, total);
+                        }
+                }
+            }
+        }
+    }
+};
+
+template <class F>
+struct Chunk<F, false> {
+    DEVICE void add(const u8* chunk, int at, const Inputs& in, int lane, Columns& x, Sums& acc) {
+        constexpr int PIECES = F::LOW / 16;
+        const int b = (lane & 3) % NB;
+        const uint4* pieces = (const uint4*)chunk + lane;
+#pragma unroll
+        for (int f = 0; f < NB; ++f) {
+            float c[GROUPS_OF_NB][4];
+#pragma unroll
+            for (int i = 0; i < GROUPS_OF_NB * 4; ++i) (&c[0][0])[i] = 0.0f;
+            x.load(in, at, f, lane);
+#pragma unroll
+            for (int k = 0; k < R; ++k)
+#pragma unroll
+                for (int n = 0; n < 2 * PIECES; ++n) {
+                    const int w = n / PIECES;
+                    const uint4 v = pieces[((f * R + k) * 2 * PIECES + n) * 32];
+                    const u32 a[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+                    for (int j = 0; j < GROUPS_OF_NB; ++j) mma(c[j], a, x.v[j][k][w * 2], x.v[j][k][w * 2 + 1]);
+                }
+#pragma unroll
+            for (int j = 0; j < GROUPS_OF_NB; ++j) {
+                const float undo = in.scales[((j * in.quads + at) * 4 + f * R + (lane & 3) / NB) * NB + b];
+#pragma unroll
+                for (int row = 0; row < 2; ++row)
+                    acc[j][f][row] = fmaf(c[j][row * 2] + c[j][row * 2 + 1], undo, acc[j][f][row]);
+            }
+        }
+    }
+};
+
+template <class F>
+DEVICE void add_chunk(const u8* chunk, int first_quad, const Inputs& in, int lane, Columns& x, Sums& acc) {
+    Chunk<F, F::SCALED>::add(chunk, first_quad, in, lane, x, acc);
+}
