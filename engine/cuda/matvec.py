@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from engine.cuda.launch import launch
-from engine.cuda.layouts import LAYOUTS
+from engine.cuda.layouts import LAYOUTS, tile_count
 from engine.cuda.module import Kernel, build, device_arch
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
@@ -171,12 +171,46 @@ def build_job(
     return _FILES, defines
 
 
-def _prefer_shared(kernel: Kernel) -> None:
-    """Asks for the largest shared memory: a kernel starts beside another only where both agree on its size."""
-    from cupy_backends.cuda.api import driver
+def kernel_job(
+    types: Sequence[GGMLType],
+    tiles: int,
+    columns: int,
+    batch: int,
+    card: tuple[int, int],
+    *,
+    tuning: Tuning | None = None,
+    paired: bool = False,
+    activation: Activation = Activation.NONE,
+) -> tuple[tuple[tuple[str, ...], dict[str, object]], Tuning]:
+    """The build job and the tuning a MatVec of these matrices takes on a card (compute capability, multiprocessors)."""
+    arch, multiprocessors = card
+    batch = min(batch, max_batch(arch))
+    tuning = tuning or choose_tuning(types, batch, arch, choose_split(tiles, columns, multiprocessors))
+    resident = is_resident(types, columns, batch, arch, tuning)
+    job = build_job(
+        types, batch, arch, tuning, columns=columns, resident=resident, paired=paired, activation=activation
+    )
+    return job, tuning
 
-    preferred_carveout = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent
-    driver.funcSetAttribute(kernel.ptr, preferred_carveout, 100)
+
+def group_jobs(
+    matrices: Sequence[tuple[GGMLType, int]],
+    columns: int,
+    batches: Sequence[int],
+    card: tuple[int, int],
+    *,
+    paired: bool = False,
+    activation: Activation = Activation.NONE,
+) -> list[tuple[tuple[str, ...], dict[str, object]]]:
+    """The build jobs of a MatVec over (type, rows) matrices for several batch sizes, for module.prebuild."""
+    jobs = []
+    for _, run in groupby(matrices, lambda matrix: matrix[0] in UNQUANTIZED):
+        group = list(run)
+        types = [type for type, _ in group]
+        tiles = sum(tile_count(rows, paired=paired) for _, rows in group)
+        for batch in batches:
+            jobs.append(kernel_job(types, tiles, columns, batch, card, paired=paired, activation=activation)[0])
+    return jobs
 
 
 @cache
@@ -237,23 +271,17 @@ class MatVec:
         key = (*_profile(batch), activation)
         found = self._kernels.get(key)
         if found is None:
-            types = [m.type for m in self.matrices]
-            split = choose_split(self._tiles, self.columns, self._multiprocessors)
-            tuning = self._tuning or choose_tuning(types, batch, self._arch, split)
-            resident = is_resident(types, self.columns, batch, self._arch, tuning)
-            files, defines = build_job(
-                types,
+            (files, defines), tuning = kernel_job(
+                [m.type for m in self.matrices],
+                self._tiles,
+                self.columns,
                 batch,
-                self._arch,
-                tuning,
-                columns=self.columns,
-                resident=resident,
+                (self._arch, self._multiprocessors),
+                tuning=self._tuning,
                 paired=self.paired,
                 activation=activation,
             )
-            kernel = build(files, defines=defines).get("matvec")
-            _prefer_shared(kernel)
-            found = self._kernels[key] = (kernel, tuning)
+            found = self._kernels[key] = (build(files, defines=defines).get("matvec"), tuning)
         return found
 
     def __call__(

@@ -18,6 +18,8 @@ from typing import Any
 
 from engine.errors import DeviceError
 
+_lock = threading.Lock()
+_building: dict[str, threading.Lock] = {}
 _cubins: dict[str, bytes] = {}  # what this process has built or read, should the disk cache not be writable
 KERNEL_DIR = Path(__file__).parent / "kernels"
 BASE_OPTIONS = ("--std=c++17", "-ftz=true", "-default-device")
@@ -94,15 +96,21 @@ def cached_cubin(source: str, arch: int, options: Sequence[str] = (), name: str 
 
     content = repr((source, target(arch), BASE_OPTIONS, tuple(options), nvrtc.getVersion()))
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
-    if key in _cubins:
+    with _lock:
+        building = _building.setdefault(key, threading.Lock())
+    with building:  # whoever comes second waits and finds it made
+        if key not in _cubins:
+            _cubins[key] = _read_or_compile(source, arch, options, name, key)
         return _cubins[key]
+
+
+def _read_or_compile(source: str, arch: int, options: Sequence[str], name: str, key: str) -> bytes:
     path = cache_dir() / f"{Path(name).stem}-{target(arch)}-{key}.cubin"
     try:
-        _cubins[key] = path.read_bytes()
-        return _cubins[key]
+        return path.read_bytes()
     except OSError:
         pass
-    cubin = _cubins[key] = compile_cubin(source, arch, options, name)
+    cubin = compile_cubin(source, arch, options, name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
@@ -121,6 +129,7 @@ class Kernel:
         self.function = function
         self.ptr: int = int(function.ptr)
         self._module = module
+        _prefer_shared(self.ptr)
         self._shared_limit = 16 * 1024  # static shared memory counts as well: up to 32 KiB of it are safe below this
 
     def allow_shared(self, n_bytes: int) -> None:
@@ -131,6 +140,14 @@ class Kernel:
             max_dynamic_shared = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             driver.funcSetAttribute(self.ptr, max_dynamic_shared, n_bytes)
             self._shared_limit = n_bytes
+
+
+def _prefer_shared(function: int) -> None:
+    """Asks for the largest shared memory: a kernel starts beside another one only where both agree on its size."""
+    from cupy_backends.cuda.api import driver
+
+    preferred_carveout = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent
+    driver.funcSetAttribute(function, preferred_carveout, 100)
 
 
 class Module:
@@ -160,7 +177,6 @@ class Module:
 
 
 _modules: dict[tuple[Any, ...], Module] = {}
-_lock = threading.Lock()
 
 
 def device_arch() -> int:
@@ -196,7 +212,11 @@ def build(
     module = _modules.get(key)
     if module is None:
         chosen = best_target(device_arch() if arch is None else arch)
-        module = Module(cached_cubin(kernel_source(names, defines), chosen, options, names[-1]), names)
+        source = kernel_source(names, defines)
+        try:
+            module = Module(cached_cubin(source, chosen, options, names[-1]), names)
+        except Exception:  # a damaged cache file: the driver refuses it with whatever error
+            module = Module(compile_cubin(source, chosen, options, names[-1]), names)
         with _lock:
             module = _modules.setdefault(key, module)
     return module

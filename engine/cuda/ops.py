@@ -16,6 +16,7 @@ from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
 from engine.cuda.dense import DenseProduct
 from engine.cuda.dequant import embed
+from engine.cuda.matvec import MAX_COLUMNS
 from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
 from engine.gguf.types import GGMLType
 from engine.model.batch import Batch
@@ -23,6 +24,11 @@ from engine.model.batch import Batch
 MATVEC_ROWS = 16
 """Up to here a product reads the packed weights directly (8 rows a launch); beyond, tensor-core products of expanded
 tiles are faster. Either can be forced by CudaOps(matvec_rows=...)."""
+
+
+def padded_rows(n: int) -> int:
+    """Rows a prompt of n tokens is computed with: short ones are filled up, so that few kernels serve all lengths."""
+    return n if n == 1 or n > MATVEC_ROWS else -(-n // MAX_COLUMNS) * MAX_COLUMNS
 
 
 class CudaOps:
@@ -255,12 +261,14 @@ class PrefillOps(CudaOps):
         import cupy
 
         assert batch.n_tokens <= self.buffers.rows
-        self._n = batch.n_tokens
-        slots = np.empty(batch.n_tokens, np.int32)
+        n = self._n = padded_rows(batch.n_tokens)
+        tokens, positions, slots = np.zeros(n, np.int32), np.full(n, -1, np.int32), np.zeros(n, np.int32)
+        tokens[: batch.n_tokens] = batch.token_ids
+        positions[: batch.n_tokens] = batch.positions
         for span in batch.spans:
             slots[span.row : span.row + span.n_rows] = span.slot
-        self._tokens = cupy.asarray(batch.token_ids)
-        self._positions = cupy.asarray(batch.positions)
+        self._tokens = cupy.asarray(tokens)
+        self._positions = cupy.asarray(positions)
         self._slots = cupy.asarray(slots)
         self._spans = [(span.row, span.n_rows, span.slot, span.n_past) for span in batch.spans]
         self._tiles = {}

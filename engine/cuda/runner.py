@@ -7,6 +7,7 @@ models do not disturb each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -19,11 +20,12 @@ from engine.cuda.buffers import Activations, Widths
 from engine.cuda.cache import PagedCache, page_count
 from engine.cuda.decode import DecodeLoop
 from engine.cuda.dense import DenseProduct
-from engine.cuda.ops import DecodeOps, PrefillOps
+from engine.cuda.matvec import MAX_COLUMNS, group_jobs
+from engine.cuda.ops import DecodeOps, PrefillOps, padded_rows
 from engine.cuda.plan import LOGIT_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
 from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
-from engine.cuda.weights import DeviceWeights, Uploader, attention_shape, check_types
+from engine.cuda.weights import DeviceWeights, Uploader, attention_shape, check_types, kernel_groups
 from engine.errors import ContextFullError, DeviceError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
@@ -103,10 +105,13 @@ class CudaRunner:
 
         try:
             with self._on_device():
-                self._build(model, kv_type, card, status)
                 total = model.weights_bytes
                 uploader = Uploader(self._stream, lambda done: status(f"uploading weights {done * 100 // total} %"))
-                self._weights = uploader.model(model, kv_type == "f16")
+                # The compiler works without the GIL and without the device: it runs beside the upload.
+                with ThreadPoolExecutor(max_workers=1) as side:
+                    building = side.submit(self._build, model, kv_type, card, status)
+                    self._weights = uploader.model(model, kv_type == "f16")
+                    building.result()
                 del uploader
                 self._pool.free_all_blocks()
                 self._allocate(kv_type)
@@ -133,6 +138,10 @@ class CudaRunner:
             for job in build_jobs(attention_shape(layer.attention, kv_type == "f16"), *card):
                 add(*job)
         add(rows.FILES, None)
+        batches = sorted({1, MAX_COLUMNS, *_buckets(self.max_sequences)})
+        for matrices, columns, paired, activation in kernel_groups(model):
+            for job in group_jobs(matrices, columns, batches, card, paired=paired, activation=activation):
+                add(*job)
         add(SAMPLING_FILES, None)
         module.prebuild(list(jobs.values()), card[0], status)
 
@@ -143,7 +152,7 @@ class CudaRunner:
         shapes = [layer.shape for layer in layers]
         widths = Widths.of(self.config)
         slots = self.max_sequences
-        self._buckets = tuple(sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)}))
+        self._buckets = _buckets(slots)
         self._cache = PagedCache(shapes, self.context_length, slots)
         self._attention: dict[AttentionShape, Attention] = {s: Attention(s, slots) for s in set(shapes)}
         self._decode_buffers = Activations(widths, slots, dense=False)
@@ -290,9 +299,10 @@ class CudaRunner:
         x = hidden_states(cast(ModelWeights, self._weights), cast(Any, self._prefill), batch)
         for first in range(0, batch.n_tokens, LOGIT_ROWS):
             rows_now = x[first : first + LOGIT_ROWS]
-            out = self._logit_rows[: len(rows_now)]
-            self._prefill.logits(rows_now, out)
-            yield out.get(stream=self._stream)
+            n = padded_rows(len(rows_now))  # rows behind the batch exist and are nobody's
+            out = self._logit_rows[:n]
+            self._prefill.logits(self._prefill_buffers.x[first : first + n], out)
+            yield out[: len(rows_now)].get(stream=self._stream)
 
     def release(self, slot: int) -> None:
         """See Runner.release."""
@@ -366,6 +376,11 @@ class CudaRunner:
             if not isinstance(error.__cause__, MemoryError):  # out of memory leaves the device as it was
                 self._broken = str(error)
             raise
+
+
+def _buckets(slots: int) -> tuple[int, ...]:
+    """Numbers of rows that decode steps are captured for: powers of two, and all slots."""
+    return tuple(sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)}))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from engine.cuda.attention import AttentionShape, LayerAttention, RopeStyle
 from engine.cuda.matvec import Activation, MatVec
 from engine.cuda.repack import PackedMatrix, check_supported, repack
+from engine.gguf.types import GGMLType
 from engine.model.config import Activation as ModelActivation
 from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
 from engine.model.config import RopeStyle as ModelRopeStyle
@@ -136,6 +137,56 @@ def check_types(model: LoadedModel) -> None:
             check_supported(info.type, f"tensor {info.name}")
 
 
+def can_pair(weights: FfnWeights) -> bool:
+    """Whether gate and up go in one launch: nothing stands between the products and the activation."""
+    gate, up = weights.gate, weights.up
+    if gate is None or gate.weight.type != up.weight.type:
+        return False
+    return all(part.bias is None and part.scale == 1.0 for part in (gate, up))
+
+
+def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]]:
+    """Every kind of launch the uploader will make: (type, rows) of its matrices, columns, paired, activation.
+
+    Needs no GPU: kernels can be built while the weights are still on their way.
+    """
+    groups: list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]] = []
+
+    def add(linears: Sequence[Linear]) -> None:
+        together = all(linear.scale == 1.0 for linear in linears)
+        for group in [list(linears)] if together else [[linear] for linear in linears]:
+            shapes = [(linear.weight.type, linear.weight.rows) for linear in group]
+            groups.append((shapes, group[0].weight.columns, False, Activation.NONE))
+
+    def add_ffn(weights: FfnWeights, config: FfnConfig) -> None:
+        if can_pair(weights):
+            shape = [(weights.up.weight.type, weights.up.weight.rows)]
+            groups.append((shape, weights.up.weight.columns, True, ACTIVATIONS[config.activation]))
+        else:
+            add([weights.up])
+            if weights.gate is not None:
+                add([weights.gate])
+        add([weights.down])
+
+    for layer in model.weights.layers:
+        attention, moe, config = layer.attention, layer.moe, layer.config.ffn
+        add([attention.q, attention.k, attention.v])
+        add([attention.output])
+        if layer.ffn is not None:
+            assert isinstance(config, FfnConfig)
+            add_ffn(layer.ffn, config)
+        if moe is not None:
+            assert isinstance(config, MoeConfig)
+            add([moe.router])
+            add_ffn(FfnWeights(moe.gate.expert(0), moe.up.expert(0), moe.down.expert(0)), config.expert)
+            if moe.shared is not None and config.shared is not None:
+                add_ffn(moe.shared, config.shared)
+            if moe.shared_gate is not None:
+                add([moe.shared_gate])
+    add([model.weights.output])
+    return groups
+
+
 class Uploader:
     """Brings tensors to the device and packs them, on one stream.
 
@@ -199,9 +250,8 @@ class Uploader:
     def ffn(self, weights: FfnWeights, config: FfnConfig) -> DeviceFfn:
         """A feed-forward part, gate and up in one launch where nothing stands between them."""
         gate, up = weights.gate, weights.up
-        plain = gate is not None and all(part.bias is None and part.scale == 1.0 for part in (gate, up))
         paired = None
-        if gate is not None and plain and gate.weight.type == up.weight.type:
+        if gate is not None and can_pair(weights):
             packed = repack(
                 self._raw(gate.weight),
                 gate.weight.type,
