@@ -10,13 +10,13 @@
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
                      const int* positions, const double* inv_freq, float rope_scale, float temperature,
-                     int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale, float softcap, int window, const float* sinks,
+                     int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,
+                     float softcap, int window, const float* sinks,
                      int n_splits, int few_splits, int min_chunk, float* partial, float2* partial_max_sum,
                      int* counters, float* out) {
     extern __shared__ __align__(16) float merge[];
     __shared__ __align__(16) Shared sh;
     __shared__ float weights[DECODE_WARPS][HEAD_TILE][TILE];
-    pdl_launch();
     Task task;
     if (!find_task(task, positions, block_table, max_pages, window, n_splits, few_splits, min_chunk)) {
         if (blockIdx.y == 0) pdl_wait();  // one waiting block keeps the grid behind its predecessors; the rest make room
@@ -28,6 +28,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     __syncthreads();
     pdl_wait();
     take_token(sh, task, qkv, cache_k, cache_v, q_norm, k_norm, eps);
+    pdl_launch();  // not before: the next kernel's weights would queue in front of this one's input
     __syncthreads();
     score_new_token(sh, task, scale, softcap);
 
