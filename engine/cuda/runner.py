@@ -296,13 +296,13 @@ class CudaRunner:
 
     def _logit_parts(self, batch: Batch) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of all rows of a batch, LOGIT_ROWS at a time."""
-        x = hidden_states(cast(ModelWeights, self._weights), cast(Any, self._prefill), batch)
+        hidden_states(cast(ModelWeights, self._weights), cast(Any, self._prefill), batch)
         for first in range(0, batch.n_tokens, LOGIT_ROWS):
-            rows_now = x[first : first + LOGIT_ROWS]
-            n = padded_rows(len(rows_now))  # rows behind the batch exist and are nobody's
+            wanted = min(LOGIT_ROWS, batch.n_tokens - first)
+            n = padded_rows(wanted)  # rows behind the batch exist and are nobody's
             out = self._logit_rows[:n]
             self._prefill.logits(self._prefill_buffers.x[first : first + n], out)
-            yield out[: len(rows_now)].get(stream=self._stream)
+            yield out[:wanted].get(stream=self._stream)
 
     def release(self, slot: int) -> None:
         """See Runner.release."""

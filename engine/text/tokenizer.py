@@ -216,11 +216,11 @@ class Tokenizer:
 
 def _pre_name(metadata: Mapping[str, Any]) -> str:
     name = metadata.get("tokenizer.ggml.pre")
-    if name is None or name == "":
+    if name is not None and not isinstance(name, str):
+        raise TokenizerError(f"tokenizer.ggml.pre must be a string, found {type(name).__name__}")
+    if not name:
         logger.warning("the file names no pre-tokenizer; words are cut the old default way, which may cost quality")
         return "default"
-    if not isinstance(name, str):
-        raise TokenizerError(f"tokenizer.ggml.pre must be a string, found {type(name).__name__}")
     return name
 
 
