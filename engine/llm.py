@@ -56,7 +56,7 @@ class LLM:
         eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph.
         pre_tokenizer: overrides the pre-tokenizer that the file names.
         chat_template: jinja2 source that replaces the file's chat template.
-        status: called with one short sentence whenever something takes longer ("compiling kernels ...").
+        status: called with one short sentence whenever something takes longer ("preparing kernels ...").
 
     Raises:
         ModelFileError: the file is damaged, or something in it is not supported.

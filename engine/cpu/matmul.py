@@ -114,13 +114,13 @@ def warm_up(
 
     names = [name for name in dict.fromkeys(GGMLType(type).name for type in types) if name in DECODERS]
     for name in names:
-        status(f"compiling kernels: {name}")
+        status(f"preparing kernels: {name}")
         for kind in ("dot_rows", "dot_tokens", "dequantize_rows"):
             _kernel(kind, name)
-    status("compiling kernels: product")
+    status("preparing kernels: product")
     _kernel("product_f32")
     if kv_type is not None:
-        status("compiling kernels: attention")
+        status("preparing kernels: attention")
         for kind, type_name in (("attend", kv_type.upper()), ("rotate_store", kv_type.upper())):
             _kernel(kind, type_name)
         for kind, type_name in (("normalize", "F32"), ("gate", "SILU"), ("run_program", "F32")):
