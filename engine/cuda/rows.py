@@ -67,7 +67,7 @@ def route(scores: Any, routing: Any, *, n_experts: int, n_used: int, normalize: 
     launch(_kernel("route"), int(scores.shape[0]), 32, args)
 
 
-def read_bandwidth(stream: Any, n_bytes: int = 4 << 30) -> float:
+def read_bandwidth(stream: Any, n_bytes: int = 1 << 30) -> float:
     """Bytes per second that this GPU reads from its memory: the best of several sums over more than its cache holds."""
     import cupy
 
