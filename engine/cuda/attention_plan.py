@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from engine.cuda.module import shared_limit
+
 PAGE = 64
 MAX_SPLITS = 128
 LARGEST_HEAD = 512
 _ROPE_FILES = ("attention_common.cuh", "rope_append.cu")
-_SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
 
 class RopeStyle(IntEnum):
@@ -140,11 +141,6 @@ class DecodePlan:
     warps: int
     stages: int
     shared_bytes: int
-
-
-def shared_limit(arch: int) -> int:
-    """Bytes of shared memory one block may use on a compute capability (90 = 9.0)."""
-    return _SHARED_LIMIT.get(arch, 64) * 1024
 
 
 def decode_plan(

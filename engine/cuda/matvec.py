@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.cuda.launch import launch
 from engine.cuda.layouts import LAYOUTS, tile_count
-from engine.cuda.module import Kernel, build, device_arch
+from engine.cuda.module import Kernel, build, device_arch, shared_limit
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
@@ -24,7 +24,6 @@ MAX_MATRICES = 4
 MAX_COLUMNS = 8
 SLAB = 4096
 UNQUANTIZED = frozenset((GGMLType.F32, GGMLType.F16, GGMLType.BF16))
-_SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
 
 class Activation(IntEnum):
@@ -82,7 +81,7 @@ def _input_bytes(types: Sequence[GGMLType], columns: int, sequences: int) -> int
 
 def max_batch(arch: int) -> int:
     """Most sequences of one launch: as many as shared memory has room for, a slab of each."""
-    limit = _SHARED_LIMIT.get(arch, 64)
+    limit = shared_limit(arch) // 1024
     return MAX_COLUMNS if limit >= 160 else 4 if limit >= 96 else 2
 
 
@@ -101,7 +100,7 @@ def choose_tuning(types: Sequence[GGMLType], batch: int, arch: int, split: int =
     """The largest block that fits the card's shared memory with one slab of input."""
     nb, groups = _profile(batch)
     slot = max(LAYOUTS[type].chunk_bytes for type in types)
-    limit = _SHARED_LIMIT.get(arch, 64) * 1024 - 2048
+    limit = shared_limit(arch) - 2048
     wide = slot > 3500
     most = max_batch(arch)
     # The most sequences decide the order of sums, so that every batch has the same.
@@ -126,7 +125,7 @@ def is_resident(types: Sequence[GGMLType], columns: int, batch: int, arch: int, 
     """Whether a block keeps all inputs in shared memory, or one slab of them at a time."""
     nb, groups = _profile(batch)
     tuning = tuning or choose_tuning(types, batch, arch)
-    return _resident_bytes(types, tuning, columns, nb * groups) <= (_SHARED_LIMIT.get(arch, 64) - 1) * 1024
+    return _resident_bytes(types, tuning, columns, nb * groups) <= shared_limit(arch) - 1024
 
 
 def build_job(
@@ -368,7 +367,7 @@ class MatVec:
         grid = min(self._multiprocessors, self._tiles)
         types = [m.type for m in self.matrices]
         whole = _resident_bytes(types, tuning, self.columns, sequences)
-        limit = (_SHARED_LIMIT.get(self._arch, 64) - 1) * 1024
+        limit = shared_limit(self._arch) - 1024
         if whole > limit:
             tiles_per_team = -(-self._tiles // (grid * teams))
             sums = teams * tiles_per_team * sequences * 64

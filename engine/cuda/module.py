@@ -24,6 +24,7 @@ _cubins: dict[str, bytes] = {}  # what this process has built or read, should th
 KERNEL_DIR = Path(__file__).parent / "kernels"
 BASE_OPTIONS = ("--std=c++17", "-ftz=true", "-default-device")
 OLDEST_ARCH = 75
+_SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 
 
 def kernel_source(names: Sequence[str], defines: Mapping[str, object] | None = None) -> str:
@@ -41,6 +42,11 @@ def cache_dir() -> Path:
         return Path(named) / "cubin"
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "gguf-engine" / "cubin"
+
+
+def shared_limit(arch: int) -> int:
+    """Bytes of shared memory one block may use on a compute capability (90 = 9.0)."""
+    return _SHARED_LIMIT.get(arch, 64) * 1024
 
 
 def target(arch: int) -> str:
