@@ -1,11 +1,26 @@
 import os
 import tarfile
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("GGUF_ENGINE_TEST_DATA", ROOT.parent / "shared"))
+
+
+@cache
+def why_no_gpu() -> str | None:
+    from engine.cuda import availability
+
+    return availability()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked gpu skip where the GPU backend cannot run, with the reason that it gives itself."""
+    if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

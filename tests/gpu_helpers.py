@@ -4,7 +4,6 @@ import itertools
 from contextlib import contextmanager
 
 import numpy as np
-import pytest
 from gguf_builder import build_gguf, random_blocks, tiny_llama_parts
 
 from engine.cpu.backend import CpuBackend
@@ -17,15 +16,6 @@ from engine.request import Sequence, Work
 from engine.sampling import SamplingParams
 
 _request_ids = itertools.count(1)
-
-
-def require_gpu():
-    """Skips where the GPU backend cannot run, with the reason it gives itself."""
-    from engine.cuda import availability
-
-    reason = availability()
-    if reason is not None:
-        pytest.skip(reason)
 
 
 def nmse(found, expected):

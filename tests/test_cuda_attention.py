@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gpu_helpers import nmse
 
 from engine.cuda.attention import (
     PAGE,
@@ -95,10 +96,6 @@ def attend64(shape, layer, q, keys, values, position):
     if layer.sinks is not None:
         total = total + np.exp(layer.sinks[:, None] - top)
     return np.einsum("hp,phd->hd", weights / total, v).ravel()
-
-
-def nmse(got, want):
-    return float(((got - want) ** 2).sum() / (want**2).sum())
 
 
 class World:

@@ -53,11 +53,8 @@ def test_the_order_of_sums_is_the_same_for_every_batch(type, arch):
 
 @pytest.fixture(scope="module")
 def cupy():
-    cupy = pytest.importorskip("cupy")
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except Exception:
-        pytest.skip("no GPU")
+    import cupy
+
     return cupy
 
 

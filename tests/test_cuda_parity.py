@@ -11,7 +11,6 @@ from gpu_helpers import (
     mixed_model,
     nmse,
     opened,
-    require_gpu,
     token_ids,
     typed_model,
 )
@@ -41,7 +40,6 @@ IDS = np.random.default_rng(1).integers(0, 256, 70)
 @pytest.fixture(scope="module", autouse=True)
 def kernels():
     """Builds what all files below need side by side; one after the other would take minutes."""
-    require_gpu()
     from engine.cuda import matvec, module
     from engine.gguf.types import GGMLType
 

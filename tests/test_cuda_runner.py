@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, require_gpu, token_ids, typed_model
+from gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, token_ids, typed_model
 
 from engine import LLM, SamplingParams
 from engine.errors import ContextFullError, DeviceError, InvalidRequestError
@@ -25,11 +25,6 @@ PROMPTS = [
     "The sea",
     "It was winter, and the snow lay deep on the fields around the little house where",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def gpu():
-    require_gpu()
 
 
 @pytest.fixture(scope="module")

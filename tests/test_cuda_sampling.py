@@ -118,7 +118,8 @@ def check_against_host(sampler, step, row, params, logits, history, index, seed)
     [(5, 8, 60), (33, 3, 60), (1000, 64, 12), (4096, 8, 60), (50_257, 5, 12), (128_256, 1, 60), (128_256, 20, 3)],
 )
 def test_random_mixes(vocab_size, n_rows, rounds):
-    cupy = pytest.importorskip("cupy")
+    import cupy
+
     from engine.cuda.sampling_ops import DeviceSampler
 
     rng = np.random.default_rng(vocab_size + n_rows)
@@ -159,7 +160,8 @@ def test_random_mixes(vocab_size, n_rows, rounds):
 
 @pytest.mark.gpu
 def test_unusable_logits_stop_the_row():
-    cupy = pytest.importorskip("cupy")
+    import cupy
+
     from engine.cuda.sampling_ops import DeviceSampler
 
     for params in (SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=0, logprobs=3)):
@@ -181,7 +183,8 @@ def test_unusable_logits_stop_the_row():
 
 @pytest.mark.gpu
 def test_replayed_graph_generates_what_the_host_does():
-    cupy = pytest.importorskip("cupy")
+    import cupy
+
     from engine.cuda.sampling_ops import DeviceSampler
 
     vocab_size, steps = 20_000, 40
@@ -218,7 +221,8 @@ def test_replayed_graph_generates_what_the_host_does():
 
 @pytest.mark.gpu
 def test_two_engines_at_once():
-    cupy = pytest.importorskip("cupy")
+    import cupy
+
     from engine.cuda.sampling_ops import DeviceSampler
 
     vocab_size, steps, n_rows = 100_000, 100, 8
