@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import re
+import struct
 import sys
 
 import numpy as np
@@ -385,13 +386,27 @@ def test_kernel_arguments_have_the_types_of_c():
         data = Pointer()
 
     args = (Array(), None, 7, -1, True, 1.5, np.int64(1 << 40), np.uint64(1 << 63), np.float32(0.25), np.uint32(5))
-    values, types = pack((*args, np.int32(-2), ctypes.c_void_p(9), ctypes.c_void_p(), ctypes.c_short(3)))
-    assert values == (1 << 40, 0, 7, -1, True, 1.5, 1 << 40, 1 << 63, 0.25, 5, -2, 9, 0, 3)
-    assert [kind.__name__ for kind in types] == [
-        *("c_void_p", "c_void_p", "c_int", "c_int", "c_int", "c_float"),
-        *(kind.__name__ for kind in (ctypes.c_longlong, ctypes.c_ulonglong)),
-        *("c_float", "c_uint", "c_int", "c_void_p", "c_void_p", "c_short"),
-    ]
+    for _ in range(2):  # the second time from the table of layouts
+        layout, values = pack((*args, np.int32(-2), ctypes.c_void_p(9), ctypes.c_void_p(), ctypes.c_short(3)))
+        cells = layout.pack(*values)
+        assert len(cells) == 8 * 14
+        found = [cells[i : i + 8] for i in range(0, len(cells), 8)]
+        assert [int.from_bytes(cell, "little") for cell in found[:2]] == [1 << 40, 0]
+        assert [int.from_bytes(cell[:4], "little", signed=True) for cell in found[2:5]] == [7, -1, 1]
+        assert np.frombuffer(found[5], np.float32)[0] == 1.5
+        assert [int.from_bytes(cell, "little") for cell in found[6:8]] == [1 << 40, 1 << 63]
+        assert np.frombuffer(found[8], np.float32)[0] == 0.25
+        assert [int.from_bytes(cell[:4], "little", signed=True) for cell in found[9:11]] == [5, -2]
+        assert [int.from_bytes(cell, "little") for cell in found[11:13]] == [9, 0]
+        assert int.from_bytes(found[13][:2], "little") == 3
+
+
+def test_an_argument_too_large_for_its_type_is_refused():
+    from engine.cuda.launch import pack
+
+    layout, values = pack((1 << 31,))
+    with pytest.raises(struct.error):
+        layout.pack(*values)
 
 
 @pytest.mark.parametrize("wrong", ["text", b"bytes", [1], np.float64(1.0), np.int8(1), object()])
