@@ -56,6 +56,7 @@ class Sequence:
         params: sampling parameters.
         seed: key of its random numbers.
         n_cached: tokens of prompt and output whose keys and values are in the cache.
+        pages: cache pages; page i holds positions i * PAGE to i * PAGE + PAGE - 1.
     """
 
     request_id: int
@@ -65,6 +66,7 @@ class Sequence:
     params: SamplingParams
     seed: int
     n_cached: int = 0
+    pages: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Work:
         start: position of the first of them; equals sequence.n_cached.
         sample: whether the token after the last one is to be drawn.
         score: whether this goes to Runner.score, which also reports the log-probability of every next prompt token.
+        decode: whether the token fed is a generated one.
     """
 
     sequence: Sequence
@@ -84,6 +87,7 @@ class Work:
     start: int
     sample: bool
     score: bool = False
+    decode: bool = False
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         plan = make_plan(
             model, context_length=context_length, kv_type=config.kv_type, max_sequences=config.max_sequences
         )
-        return "cuda", memory_plan(plan, context_length)
+        return "cuda", memory_plan(plan)
     backend = CpuBackend(
         model, context_length=context_length, kv_type=config.kv_type, max_sequences=config.max_sequences
     )

@@ -24,7 +24,8 @@ struct SamplingRow {  // 64 bytes; engine/cuda/sampling_ops.py ROW has the same 
     u32 output_index;  // advanced here
     int n_bias;
     int n_logprobs;  // -1: none, 0: the chosen token only
-    u32 reserved0, reserved1;
+    int limit;  // the row stops where this position would be fed
+    u32 reserved;
 };
 
 struct Control {  // 96 bytes a row, all zero between launches
@@ -42,8 +43,8 @@ struct Arguments {
     int bias_stride;
     int* history;  // (slots, context): token at every position
     int context;
-    int* next_token;  // (B,)
-    int* positions;   // (B,) position of the token these logits come from; -1: padding
+    int* next_token;  // (slots,)
+    int* positions;   // (slots,) position of the token these logits come from; -1: padding
     u32* step;        // [0] steps done, [1] rows done in this step
     int ring, most_rows;      // the ring's row for a step is step % ring
     int* out_tokens;          // (ring, most_rows)
