@@ -128,31 +128,24 @@ def test_experts_against_float64(cupy, rng, type, experts, used, width, columns)
         for r, (n, k) in zip(raw, ((width, columns), (width, columns), (columns, width)), strict=True)
     )
     biases = [rng.standard_normal((experts, n)).astype(np.float32) * 0.1 for n in (width, width, columns)]
-    routing = Routing(experts, used)
-    products = ExpertProducts(
-        packed(cupy, type, raw[0], columns, partner=raw[1]),
-        packed(cupy, type, raw[2], width),
-        routing,
-        Activation.SILU,
-        gate_bias=cupy.asarray(biases[0]),
-        up_bias=cupy.asarray(biases[1]),
-        down_bias=cupy.asarray(biases[2]),
-    )
+    matrices = packed(cupy, type, raw[0], columns, partner=raw[1]), packed(cupy, type, raw[2], width)
+    on_device = dict(zip(("gate_bias", "up_bias", "down_bias"), map(cupy.asarray, biases), strict=True))
     rows = 5
     x = rng.standard_normal((rows, columns)).astype(np.float32)
     norm = rng.standard_normal(columns).astype(np.float32)
     scores = rng.standard_normal((rows, experts)).astype(np.float32)
-    ids, weights = routed(routing, scores)
+    ids, weights = routed(Routing(experts, used), scores)
     positions = cupy.asarray(np.array([4, 0, 1, -1, 9], np.int32))
     n = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-6) * norm
+    routing = Routing(experts, used)
     for weigh_input in (False, True):
+        products = ExpertProducts(*matrices, routing, Activation.SILU, **on_device, weigh_input=weigh_input)
         out = cupy.asarray(x)
+        chosen = cupy.zeros((rows, used), np.int32), cupy.zeros((rows, used), np.float32)
         h = cupy.zeros((rows * used, width), np.float32)
-        scratch = (cupy.zeros((rows, used), np.int32), cupy.zeros((rows, used), np.float32), h)
-        products(
-            out, cupy.asarray(scores), *scratch, out, norm=cupy.asarray(norm), eps=1e-6, weigh_input=weigh_input,
-            positions=positions,
-        )  # fmt: skip
+        norm_on_device = cupy.asarray(norm)
+        products.gate_up(out, cupy.asarray(scores), *chosen, h, norm=norm_on_device, eps=1e-6, positions=positions)
+        products.down(*chosen, h, out)
         found = out.get()
         np.testing.assert_array_equal(found[3], x[3])  # an inactive row
         for row in (0, 1, 2, 4):
@@ -183,13 +176,10 @@ def test_a_row_has_the_same_bits_in_every_batch(cupy, rng, type):
 
     def run(pick):
         out = cupy.zeros((len(pick), columns), np.float32)
-        shape = (len(pick), used)
-        scratch = (
-            cupy.zeros(shape, np.int32),
-            cupy.zeros(shape, np.float32),
-            cupy.zeros((shape[0] * used, width), np.float32),
-        )
-        products(x[pick], scores[pick], *scratch, out, norm=norm, eps=1e-6)
+        chosen = cupy.zeros((len(pick), used), np.int32), cupy.zeros((len(pick), used), np.float32)
+        h = cupy.zeros((len(pick) * used, width), np.float32)
+        products.gate_up(x[pick], scores[pick], *chosen, h, norm=norm, eps=1e-6)
+        products.down(*chosen, h, out)
         return out.get()
 
     whole = run(np.arange(rows))

@@ -166,6 +166,7 @@ class ExpertProducts:
         activation: f.
         router_bias: float32 (E,) added to the gates for choosing only, or None.
         gate_bias: float32 (E, F) or None. up_bias likewise. down_bias: float32 (E, D) or None.
+        weigh_input: the weights multiply the experts' input instead of their output.
     """
 
     def __init__(
@@ -179,47 +180,43 @@ class ExpertProducts:
         gate_bias: Any = None,
         up_bias: Any = None,
         down_bias: Any = None,
+        weigh_input: bool = False,
     ) -> None:
         assert gate_up.paired and not down.paired
-        n_experts = routing.n_experts
-        self.gate_up, self.down, self.routing = gate_up, down, routing
-        self.width, self.columns = gate_up.rows // n_experts, gate_up.columns
-        assert gate_up.rows == self.width * n_experts and down.rows == self.columns * n_experts
+        self.routing = routing
+        self.width, self.columns = gate_up.rows // routing.n_experts, gate_up.columns
+        assert gate_up.rows == self.width * routing.n_experts and down.rows == self.columns * routing.n_experts
         assert down.columns == self.width
         assert self.width % (TILE_ROWS // 2) == 0 and self.columns % TILE_ROWS == 0, "whole tiles per expert"
+        self._gate_up, self._down = gate_up, down
         self._activation = activation
         self._router_bias = router_bias
-        self._biases = gate_bias, up_bias, down_bias
+        self._gate_bias, self._up_bias, self._down_bias = gate_bias, up_bias, down_bias
+        self._weigh_input = weigh_input
 
-    def __call__(
+    def gate_up(
         self,
         x: Any,
         scores: Any,
         ids: Any,
         weights: Any,
         h: Any,
-        out: Any,
         *,
         norm: Any = None,
         eps: float = 0.0,
-        add: bool = True,
-        weigh_input: bool = False,
         positions: Any = None,
         stream: Any = None,
     ) -> None:
-        """Routing and both products, two launches.
+        """Routing and the experts' first products: h = f(gate n(x)) * up n(x) for every (row, expert) pair.
 
         Args:
             x: float32 (B, D), rows contiguous.
             scores: float32 (B, E), contiguous: raw outputs of the router.
-            ids: int32 (B, U), contiguous scratch: the experts chosen, -1 for inactive rows.
-            weights: float32 (B, U), contiguous scratch: their weights.
-            h: float32 (B * U, F), contiguous scratch.
-            out: float32 (B, D), rows contiguous; may be x.
+            ids: int32 (B, U), contiguous, written: the experts chosen, -1 for inactive rows.
+            weights: float32 (B, U), contiguous, written: their weights.
+            h: float32 (B * U, F), contiguous, written.
             norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
             eps: its epsilon.
-            add: add to out.
-            weigh_input: the weights multiply the experts' input instead of their output.
             positions: int32 (B,); rows with -1 are inactive and left alone. None: all are active.
             stream: the current stream when left out.
         """
@@ -227,10 +224,9 @@ class ExpertProducts:
         assert ids.shape == weights.shape == (rows, used)
         assert scores.shape == (rows, self.routing.n_experts)
         assert h.shape == (rows * used, self.width)
-        assert x.shape[1] == out.shape[1] == self.columns
-        gate_bias, up_bias, down_bias = self._biases
-        matrix, warps, n_experts = self.gate_up, _GATE_UP_WARPS, self.routing.n_experts
-        tiles = matrix.tiles // n_experts
+        assert x.shape[1] == self.columns
+        matrix, warps = self._gate_up, _GATE_UP_WARPS
+        tiles = matrix.tiles // self.routing.n_experts
         chunks = matrix.layout.chunks(self.columns)
         shared = self._fixed_bytes(matrix.type, warps) + 16 * -(-warps // 4)
         shared += chunks * (matrix.layout.chunk_columns // 128) * _quad_bytes(matrix.type)
@@ -252,23 +248,31 @@ class ExpertProducts:
                 positions,
                 ids,
                 weights,
-                int(weigh_input),
+                int(self._weigh_input),
                 x,
                 x.strides[0] // 4,
                 norm,
                 float(eps),
-                gate_bias,
-                up_bias,
+                self._gate_bias,
+                self._up_bias,
                 h,
                 1.0 / self.columns,
             ),
             stream,
         )
-        matrix, warps = self.down, _DOWN_WARPS
-        tiles = matrix.tiles // n_experts
+
+    def down(self, ids: Any, weights: Any, h: Any, out: Any, *, add: bool = True, stream: Any = None) -> None:
+        """The experts' second product and their weighted sum: out (B, D) float32 (+)= sum_u w_u * down_u(h).
+
+        ids, weights and h are gate_up's; inactive rows of out are left alone.
+        """
+        rows, used = int(ids.shape[0]), self.routing.n_used
+        assert out.shape == (rows, self.columns)
+        matrix, warps = self._down, _DOWN_WARPS
         units = -(-used * matrix.layout.chunks(self.width) // warps)
         shared = self._fixed_bytes(matrix.type, warps)
         shared += warps * units * (matrix.layout.chunk_columns // 128) * _quad_bytes(matrix.type)
+        tiles = matrix.tiles // self.routing.n_experts
         self._launch(
             "moe_down",
             matrix.type,
@@ -282,9 +286,9 @@ class ExpertProducts:
                 self.columns,
                 self.width,
                 ids,
-                None if weigh_input else weights,
+                None if self._weigh_input else weights,
                 h,
-                down_bias,
+                self._down_bias,
                 out,
                 out.strides[0] // 4,
                 int(add),

@@ -18,7 +18,7 @@ from engine.cuda.dense import DenseProduct
 from engine.cuda.dequant import embed
 from engine.cuda.matvec import MAX_COLUMNS
 from engine.cuda.staging import Staging
-from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
+from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceMoe, DeviceWeights, Projection
 from engine.gguf.types import GGMLType
 from engine.model.batch import Batch
 
@@ -78,8 +78,7 @@ class CudaOps:
         assert moe is not None
         config = moe.config
         scores, routing = self.buffers.router[:n], self.buffers.routing[:n]
-        normed_by = layer.ffn_norm
-        self._product(moe.router, x, scores, norm=normed_by)
+        self._product(moe.router, x, scores, norm=layer.ffn_norm)
         row_ops.route(
             scores,
             routing,
@@ -93,20 +92,34 @@ class CudaOps:
         total = self.buffers.total[:n]
         row_ops.copy(x, total)
         for index, expert in enumerate(moe.experts):
-            h = self._gate_up(expert, x, normed_by)
+            h = self._gate_up(expert, x, layer.ffn_norm)
             self._product(expert.down, h, y)
             row_ops.add_scaled(total, y, routing, index)
-        if moe.shared is not None:
-            h = self._gate_up(moe.shared, x, normed_by)
-            self._product(moe.shared.down, h, y)
-            mix = None
-            if moe.shared_gate is not None:
-                mix = self.buffers.mix[:n]
-                self._product(moe.shared_gate, x, mix, norm=normed_by)
-                row_ops.sigmoid(mix)
-            row_ops.add_scaled(total, y, mix, 0)
+        shared = self._shared_hidden(moe, x, layer.ffn_norm)
+        if shared is not None:
+            self._add_shared(moe, *shared, total)
         row_ops.copy(total, x)
         return x
+
+    def _shared_hidden(self, moe: DeviceMoe, x: Any, norm: Any) -> tuple[Any, Any] | None:
+        """Hidden values of the expert that every row passes through, and its factor (T, 1); None without one."""
+        if moe.shared is None:
+            return None
+        mix = None
+        if moe.shared_gate is not None:
+            mix = self.buffers.mix[: self._n]
+            self._product(moe.shared_gate, x, mix, norm=norm)
+            row_ops.sigmoid(mix)
+        return self._gate_up(moe.shared, x, norm), mix
+
+    def _add_shared(self, moe: DeviceMoe, h: Any, mix: Any, out: Any) -> None:
+        assert moe.shared is not None
+        if mix is None:
+            self._product(moe.shared.down, h, out, add=True)
+            return
+        y = self.buffers.y[: self._n]
+        self._product(moe.shared.down, h, y)
+        row_ops.add_scaled(out, y, mix, 0)
 
     def logits(self, x: Any, out: Any) -> None:
         """Final norm and output projection of rows x (R, D) into out (R, V); of prompts too by the decode kernels."""
@@ -227,6 +240,26 @@ class DecodeOps(CudaOps):
         qkv = self._columns(self.buffers.qkv, self._n, layer.qkv.width)
         self._product(layer.qkv, x, qkv, norm=layer.attn_norm)
         return qkv
+
+    def ffn_moe(self, layer: DeviceLayer, x: Any) -> Any:
+        """See Ops.ffn_moe. Each row's own experts alone are read, where their types allow it."""
+        moe, n, buffers = layer.moe, self._n, self.buffers
+        assert moe is not None
+        if moe.products is None:
+            return super().ffn_moe(layer, x)
+        routing, width = moe.products.routing, moe.products.width
+        scores = self._columns(buffers.router, n, routing.n_experts)
+        ids = self._columns(buffers.chosen, n, routing.n_used)
+        weights = self._columns(buffers.chosen_weights, n, routing.n_used)
+        h = self._columns(buffers.hidden, n * routing.n_used, width)
+        norm = layer.ffn_norm
+        self._product(moe.router, x, scores, norm=norm)
+        moe.products.gate_up(x, scores, ids, weights, h, norm=norm, eps=self.weights.epsilon, positions=self._positions)
+        shared = self._shared_hidden(moe, x, norm)  # reads x, which down() changes
+        moe.products.down(ids, weights, h, x)
+        if shared is not None:
+            self._add_shared(moe, *shared, x)
+        return x
 
     def attention(self, layer: DeviceLayer, q: Any) -> Any:
         """q/k norm, RoPE, cache append and attention."""

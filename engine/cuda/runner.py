@@ -29,7 +29,7 @@ from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
 from engine.cuda.staging import FILES as STAGING_FILES
 from engine.cuda.staging import Staging
-from engine.cuda.weights import Uploader, attention_shape, check_types, kernel_groups
+from engine.cuda.weights import Uploader, attention_shape, check_types, kernel_groups, moe_jobs
 from engine.errors import ContextFullError, DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
@@ -160,6 +160,8 @@ class CudaRunner:
         add(rows.FILES, None)
         add(STAGING_FILES, None)
         batches = sorted({1, MAX_COLUMNS, *_buckets(self.max_sequences)})
+        for job in moe_jobs(model):
+            add(*job)
         for matrices, columns, paired, activation in kernel_groups(model):
             for job in group_jobs(matrices, columns, batches, card, paired=paired, activation=activation):
                 add(*job)
