@@ -188,7 +188,7 @@ class _Profiler:
         for slot in range(n):
             greedy = SamplingParams(temperature=0)
             sequence = RunningSequence(-1, slot, [0] * (self._depth + 1), [], greedy, 0)
-            cache.set_pages(slot, range(slot * pages, (slot + 1) * pages))
+            cache.set_pages(slot, list(range(slot * pages, (slot + 1) * pages)))
             runner._slots.begin(sequence, self._depth, runner.context_length, slot)
         runner._flush()
 
