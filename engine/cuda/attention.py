@@ -82,9 +82,17 @@ class Attention:
         shape: the model's heads.
         max_sequences: most sequences of one decode step (sizes the scratch memory).
         plan: layout of the decode kernel; chosen for the card when left out.
+        prefill: layout of the prefill kernel, likewise.
     """
 
-    def __init__(self, shape: AttentionShape, max_sequences: int, *, plan: DecodePlan | None = None) -> None:
+    def __init__(
+        self,
+        shape: AttentionShape,
+        max_sequences: int,
+        *,
+        plan: DecodePlan | None = None,
+        prefill: PrefillPlan | None = None,
+    ) -> None:
         import cupy
 
         arch = device_arch()
@@ -93,7 +101,7 @@ class Attention:
         self.shape = shape
         self.max_sequences = max_sequences
         self.plan = plan or decode_plan(shape, arch, multiprocessors)
-        self._prefill_plan = prefill_plan(shape, arch)
+        self._prefill_plan = prefill or prefill_plan(shape, arch)
         cells = max_sequences * shape.kv_heads * shape.head_tiles
         parts = cells * self.plan.n_splits * shape.active_heads
         self._partial = cupy.empty((parts, shape.value_dim), cupy.float32)
@@ -254,8 +262,8 @@ class Attention:
         plan = self._prefill_plan
         launch(
             self._prefill,
-            (len(tiles), self.shape.heads),
-            plan.rows * 2 if self.shape.tensor_cores else 256,
+            (self.shape.kv_heads, len(tiles)) if plan.all_heads else (len(tiles), self.shape.heads),
+            plan.threads,
             (
                 qkv,
                 cache_k,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from engine.config import PAGE
 from engine.cuda.module import shared_limit
 
-PAGE = 64
 MAX_SPLITS = 128
 LARGEST_HEAD = 512
 _ROPE_FILES = ("attention_common.cuh", "rope_append.cu")
@@ -173,23 +173,50 @@ def decode_plan(
 
 @dataclass(frozen=True)
 class PrefillPlan:
-    """Tile of attention_prefill: queries and cache positions of one block, and its dynamic shared memory."""
+    """Tile of attention_prefill: what one block does.
+
+    Attributes:
+        rows: positions of a query tile. columns: cache positions of a step; a power of two.
+        threads: of a block. shared_bytes: its dynamic shared memory.
+        variant: kernel file, attention_prefill_<variant>.cu.
+        all_heads: a block serves all query heads of a cache head; else one head.
+    """
 
     rows: int
     columns: int
+    threads: int
     shared_bytes: int
+    variant: str
+    all_heads: bool = False
 
 
-def prefill_plan(shape: AttentionShape, arch: int) -> PrefillPlan:
-    """Largest tile that fits the card's shared memory (two stages of keys and values, wide queries as well)."""
+_WARPGROUPS = 2
+"""Warpgroups of the Hopper kernel that compute, 64 rows of queries each."""
+
+
+def prefill_plan(shape: AttentionShape, arch: int, *, hopper: bool = True) -> PrefillPlan:
+    """Largest tile that fits the card's shared memory; hopper=False takes the general kernel on Hopper cards too.
+
+    The choice decides the order of a row's sums, so it depends on nothing that changes from call to call.
+    """
     if not shape.tensor_cores:
-        return PrefillPlan(32, 32, 0)
+        return PrefillPlan(32, 32, 256, 0, "plain")
     budget = shared_limit(arch) - 1024
+    rows = 64 * _WARPGROUPS
+    if hopper and arch == 90 and shape.heads // shape.kv_heads <= rows:
+        blocks = [-(-dim // 64) for dim in (shape.key_dim, shape.value_dim)]
+        for columns in (128, 64):
+            if (shape.value_dim + columns) // 2 + columns // 4 > 176:  # registers of the sums, scores and weights
+                continue
+            shared = 2048 + 128 * (rows * blocks[0] + 2 * columns * sum(blocks))
+            if shared <= budget:
+                positions = rows // (shape.heads // shape.kv_heads)
+                return PrefillPlan(positions, columns, 128 + 2 * rows, shared, "hopper", all_heads=True)
     for rows, columns in ((64, 64), (64, 32), (32, 32), (16, 32), (16, 16)):
         keys_values = 2 * columns * (shape.key_dim + shape.value_dim + 16) * 2
         queries = 2 * rows * (shape.key_dim + 8) * 2 if shape.key_dim > 128 else 0
         if keys_values + queries <= budget and (columns == 32 or shape.key_dim <= 128 or columns == 16):
-            return PrefillPlan(rows, columns, keys_values + queries)
+            return PrefillPlan(rows, columns, rows * 2, keys_values + queries, "half")
     raise AssertionError(f"no prefill tile for heads of {shape.key_dim} on compute capability {arch}")
 
 
@@ -204,16 +231,20 @@ def build_jobs(shape: AttentionShape, arch: int, multiprocessors: int) -> list[J
 def jobs_of_plans(shape: AttentionShape, decode: DecodePlan, prefill: PrefillPlan) -> list[Job]:
     """Build jobs of attention_decode, rope_append and attention_prefill, in this order."""
     return [
-        (_files(shape, "decode"), _decode_defines(shape, decode)),
+        (_decode_files(shape), _decode_defines(shape, decode)),
         (_ROPE_FILES, shape.defines()),
-        (_files(shape, "prefill"), _prefill_defines(shape, prefill)),
+        (_prefill_files(prefill), _prefill_defines(shape, prefill)),
     ]
 
 
-def _files(shape: AttentionShape, which: str) -> tuple[str, ...]:
-    variant = f"attention_{which}_{'half' if shape.tensor_cores else 'plain'}.cu"
-    frame = ("attention_decode.cuh",) if which == "decode" else ()
-    return ("attention_common.cuh", *frame, variant)
+def _decode_files(shape: AttentionShape) -> tuple[str, ...]:
+    variant = "half" if shape.tensor_cores else "plain"
+    return ("attention_common.cuh", "attention_decode.cuh", f"attention_decode_{variant}.cu")
+
+
+def _prefill_files(plan: PrefillPlan) -> tuple[str, ...]:
+    helpers = ("wgmma.cuh",) if plan.variant == "hopper" else ()
+    return ("attention_common.cuh", *helpers, f"attention_prefill_{plan.variant}.cu")
 
 
 def _decode_defines(shape: AttentionShape, plan: DecodePlan) -> dict[str, object]:
@@ -226,7 +257,8 @@ def _decode_defines(shape: AttentionShape, plan: DecodePlan) -> dict[str, object
 
 
 def _prefill_defines(shape: AttentionShape, plan: PrefillPlan) -> dict[str, object]:
-    return shape.defines() | {"TILE_ROWS": plan.rows, "TILE_COLUMNS": plan.columns}
+    tile = {"TILE_ROWS": plan.rows, "TILE_COLUMNS": plan.columns}
+    return shape.defines() | tile | ({"CONSUMERS": _WARPGROUPS} if plan.variant == "hopper" else {})
 
 
 def scratch_bytes(shape: AttentionShape, max_sequences: int, arch: int, multiprocessors: int) -> int:

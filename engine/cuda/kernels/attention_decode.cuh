@@ -4,7 +4,8 @@
 // head over ranges Y apart of the cached positions. The ranges depend on the length alone, never on the batch or on Y,
 // and the last block of a (sequence, head tile) to finish adds them up in their order: the same bits on every run and
 // whoever else is in the batch.
-// qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages]; positions int32 [B], -1 = padded row, nothing written;
+// qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages], -1 = no page: not read, and the new token is not
+// appended; positions int32 [B], -1 (or behind the table) = padded row, nothing written;
 // partial float32 [B][tiles][n_splits][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [B][tiles][n_splits][MOST_HEADS];
 // counters int32 [B][tiles], zero before and after; out float32 [B][HEADS*VALUE_DIM].
 // The new token's key and value come from qkv, never from the cache. Needs attention_common.cuh.
@@ -74,7 +75,7 @@ DEVICE int whole_pages(int n, int parts) { return ((n + parts - 1) / parts + PAG
 DEVICE bool find_task(Task& task, const int* positions, const int* block_table, int max_pages, int window, int n_splits,
                       int few_splits, int min_chunk) {
     task.position = positions[blockIdx.z];
-    if (task.position < 0) return false;
+    if (task.position < 0 || task.position >= max_pages * PAGE) return false;
     task.kv_head = blockIdx.x / HEAD_TILES;
     const int in_group = (blockIdx.x % HEAD_TILES) * HEAD_TILE;
     task.head0 = task.kv_head * GROUP + in_group;
@@ -99,7 +100,7 @@ DEVICE void take_token(Shared& sh, const Task& task, const float* qkv, cache_t* 
                        const float* q_norm, const float* k_norm, float eps) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const float* row = qkv + (i64)blockIdx.z * ROW_WIDTH;
-    const bool append = blockIdx.x % HEAD_TILES == 0;
+    const bool append = blockIdx.x % HEAD_TILES == 0 && task.new_page >= 0;
     for (int job = warp; job < task.n_heads + (task.owns_new ? 2 : 0); job += DECODE_WARPS) {
         if (job < task.n_heads) {
             norm_and_rotate(row + (task.head0 + job) * KEY_DIM, 0, sh.query[job], q_norm, eps, sh.angles);

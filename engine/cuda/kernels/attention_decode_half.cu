@@ -37,11 +37,12 @@ DEVICE int page_of_tile(Tiles& tiles, const Task& task, int j) {
 template <int DIM, int STRIDE>
 DEVICE void copy_rows(u8* to, const u16* cache, const Task& task, int start, int page) {
     const int lane = threadIdx.x & 31;
-    const u16* from = cache + cache_row(page, task.kv_head, start) * DIM;
+    const u16* from = cache + cache_row(max(page, 0), task.kv_head, start) * DIM;
+    const int high = page < 0 ? start : task.high;
 #pragma unroll
     for (int i = 0; i < DIM / 16; ++i) {
         const int n = i * WARP + lane, row = n / (DIM / 8), chunk = n % (DIM / 8);
-        copy_async<16>(to + row * STRIDE + chunk * 16, from + n * 8, start + row < task.high);
+        copy_async<16>(to + row * STRIDE + chunk * 16, from + n * 8, start + row < high);
     }
 }
 

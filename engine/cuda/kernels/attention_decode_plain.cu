@@ -40,7 +40,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         for (int h = 0; h < HEAD_TILE; ++h) top[h] = LOWEST, sum[h] = 0.0f;
 
         for (int start = task.low + warp * TILE; start < task.high; start += DECODE_WARPS * TILE) {
-            const i64 row = cache_row(task.pages[start / PAGE], task.kv_head, start);  // a tile lies in one page
+            const int page = task.pages[start / PAGE];  // a tile lies in one page
+            if (page < 0) continue;
+            const i64 row = cache_row(page, task.kv_head, start);
             const int n = min(TILE, task.high - start);
             const bool seen = lane < n && start + lane >= task.first;
             const cache_t* key = cache_k + (row + min(lane, n - 1)) * KEY_DIM;
