@@ -12,6 +12,8 @@ from pathlib import Path
 from engine.errors import InvalidRequestError
 
 KV_TYPES = ("f16", "f32")
+PAGE = 64
+"""Positions of one page of the key-value cache."""
 DEFAULT_CONTEXT_LIMIT = 8192
 """Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
 
