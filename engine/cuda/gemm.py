@@ -21,17 +21,28 @@ from engine.cuda.module import Kernel, build, device_arch, shared_limit
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
+Job = tuple[tuple[str, ...], dict[str, object]]
+"""Kernel files and defines, for module.prebuild."""
+
 ARCH = 90
 """The compute capability the kernel is written for; no other has its instructions."""
 
 MAX_FORMATS = 2
 """Formats of one kernel: with three, ptxas no longer keeps multiplications in flight in the larger tiles."""
 
-_FILES = ("formats.cuh", "gemm_unpack.cuh", "gemm_tile.cuh", "activation.cuh", "gemm.cu")
+_FILES = ("formats.cuh", "gemm_unpack.cuh", "gemm_tile.cuh", "gemm.cu")
 _OPERAND_FILES = ("operand.cu",)
 _STORE, _ADD, _GATED, _GATED_OPERAND = range(4)  # enum Mode of gemm.cu
 _SEGMENT = np.dtype(
-    [("data", "u8"), ("scale", "u8"), ("tiles", "i4"), ("rows", "i4"), ("column", "i4"), ("format", "i4"), ("bytes", "i8")]
+    [
+        ("data", "u8"),
+        ("scale", "u8"),
+        ("tiles", "i4"),
+        ("rows", "i4"),
+        ("column", "i4"),
+        ("format", "i4"),
+        ("chunk_bytes", "i8"),
+    ]
 )
 
 
@@ -44,15 +55,28 @@ class Tile:
         tokens: rows of x.
         cluster: blocks that share their rows of x.
         blocks: blocks of a multiprocessor.
+        column: nanoseconds per column of a matrix, measured on an H200 with Q4_K and Q6_K.
+        crowded: the same where all blocks of a multiprocessor have work.
+        extra: nanoseconds of a tile beside its columns.
     """
 
     groups: int
     tokens: int
-    cluster: int = 2
-    blocks: int = 1
+    cluster: int
+    blocks: int
+    column: float
+    crowded: float
+    extra: float
 
 
-TILES = (Tile(1, 16, 1, 2), Tile(1, 64, 1, 2), Tile(2, 64), Tile(2, 128), Tile(3, 128), Tile(2, 256))
+TILES = (
+    Tile(1, 16, 1, 2, 3.2, 4.5, 1500),
+    Tile(1, 64, 1, 2, 5.0, 6.1, 2000),
+    Tile(2, 64, 2, 1, 5.5, 5.5, 2000),
+    Tile(2, 128, 2, 1, 6.6, 6.6, 3500),
+    Tile(3, 128, 2, 1, 9.8, 9.8, 3500),
+    Tile(2, 256, 2, 1, 10.0, 10.0, 4500),
+)
 
 
 def supports(type: GGMLType) -> bool:
@@ -91,16 +115,22 @@ def _memory(types: Sequence[GGMLType], tile: Tile) -> _Memory:
     raise AssertionError(f"no room for {types} in tiles {tile}")
 
 
+def shared_bytes(types: Sequence[GGMLType], tile: Tile) -> int:
+    """Shared memory of a block."""
+    return _memory(types, tile).n_bytes
+
+
 def _slot(types: Sequence[GGMLType]) -> int:
     return max(LAYOUTS[type].chunk_bytes for type in types)
 
 
-def build_job(types: Sequence[GGMLType], tile: Tile) -> tuple[tuple[str, ...], dict[str, object]]:
+def build_job(types: Sequence[GGMLType], tile: Tile, activation: Activation) -> Job:
     """The (files, defines) pair of the kernel of one tile shape for a family of types, for module.prebuild."""
     n = tile.tokens // 2
     memory = _memory(types, tile)
     names = ", ".join(f"%{i}" for i in range(n))
     defines: dict[str, object] = {
+        "ACTIVATION": int(activation),
         "WGS": tile.groups,
         "TOKENS": tile.tokens,
         "CLUSTER": tile.cluster,
@@ -121,33 +151,32 @@ def build_job(types: Sequence[GGMLType], tile: Tile) -> tuple[tuple[str, ...], d
     return _FILES, defines
 
 
-def build_jobs(types: Sequence[GGMLType]) -> list[tuple[tuple[str, ...], dict[str, object] | None]]:
+def build_jobs(types: Sequence[GGMLType], activation: Activation) -> list[Job]:
     """All (files, defines) pairs that products of a model with these types need, for module.prebuild."""
-    jobs: list[tuple[tuple[str, ...], dict[str, object] | None]] = [(_OPERAND_FILES, None)]
-    for members in family(types):
-        jobs += [build_job(members, tile) for tile in TILES]
-    return jobs
+    return [(_OPERAND_FILES, {})] + [
+        build_job(members, tile, activation) for members in family(types) for tile in TILES
+    ]
 
 
 @cache
-def choose_tile(units: int, tokens: int, steps: int, multiprocessors: int) -> Tile:
+def choose_tile(units: int, tokens: int, columns: int, multiprocessors: int) -> Tile:
     """The tile shape that should be fastest.
 
     Args:
-        units: runs of 64 outputs. tokens: rows of x. steps: runs of 64 columns. multiprocessors: of the card.
+        units: runs of 64 outputs.
+        tokens: rows of x.
+        columns: K.
+        multiprocessors: of the card.
     """
-    return min(TILES, key=lambda tile: _cycles(tile, units, tokens, steps, multiprocessors))
+    return min(TILES, key=lambda tile: _nanoseconds(tile, units, tokens, columns, multiprocessors))
 
 
-def _cycles(tile: Tile, units: int, tokens: int, steps: int, multiprocessors: int) -> float:
-    """Estimated clock cycles. Per 64 columns: tensor cores, unpacking, and what comes through the L2 cache."""
-    waves = _clusters(tile, units, tokens) / (multiprocessors * tile.blocks // tile.cluster)
-    rounds = -(-waves // 1)
-    tensor = 2.2 * tile.groups * tile.tokens
-    unpack = 130.0 * tile.groups
-    cache = (tile.tokens * 128 / tile.cluster + tile.groups * 64 * 40) / 24
-    step = max(tensor, unpack, cache) * min(tile.blocks, max(1.0, waves * tile.blocks))
-    return rounds * (steps * step + 3000 + 20 * tile.tokens)
+def _nanoseconds(tile: Tile, units: int, tokens: int, columns: int, multiprocessors: int) -> float:
+    """Estimated time: whole rounds of tiles over the card, and what is left."""
+    at_once = multiprocessors * tile.blocks // tile.cluster
+    rounds, left = divmod(_clusters(tile, units, tokens), at_once)
+    last = 0.0 if not left else tile.column if left * tile.cluster <= multiprocessors else tile.crowded
+    return columns * (rounds * tile.crowded + last) + (rounds + bool(left)) * tile.extra
 
 
 def _clusters(tile: Tile, units: int, tokens: int) -> int:
@@ -192,7 +221,7 @@ def make_operand(x: Any, buffer: Any, *, norm: Any = None, eps: float = 0.0) -> 
     assert buffer.nbytes >= operand_bytes(rows, columns) and buffer.data.ptr % 128 == 0 and x.strides[1] == 4
     operand = Operand(buffer, rows, columns)
     args = (x, x.strides[0] // 4, buffer, operand.pitch, columns, -(-columns // 128) * 128, norm, float(eps))
-    launch(build(_OPERAND_FILES).get("operand_half"), rows, 256, args)
+    launch(build(_OPERAND_FILES, defines={}).get("operand_half"), rows, 256, args)
     return operand
 
 
@@ -201,15 +230,20 @@ class Gemm:
 
     Args:
         types: tensor types of all matrices that will come; kernels are shared by sets of them.
+        activation: of gated products.
     """
 
-    def __init__(self, types: Sequence[GGMLType]) -> None:
+    def __init__(self, types: Sequence[GGMLType], activation: Activation) -> None:
         import cupy
 
         assert device_arch() == ARCH
+        self.activation = activation
         self._families = {type: members for members in family(types) for type in members}
         self._multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
         self._kernels: dict[tuple[tuple[GGMLType, ...], Tile], tuple[Kernel, int]] = {}
+        for members in family(types):
+            for tile in TILES:
+                self._kernel(members, tile)
         self._tables: dict[int, tuple[MatVec, list[tuple[Any, int, PackedMatrix]]]] = {}
 
     def __call__(
@@ -235,28 +269,25 @@ class Gemm:
             tile: a shape to be used; chosen when left out.
         """
         assert not group.paired and out.strides[1] == 4 and out.shape[0] >= x.rows and out.shape[1] >= group.width
-        self._run(group, x, out, out.strides[0] // 4, bias, alpha, _ADD if add else _STORE, Activation.NONE, tile)
+        self._run(group, x, out, out.strides[0] // 4, bias, alpha, _ADD if add else _STORE, tile)
 
-    def gated(
-        self, group: MatVec, x: Operand, out: Any, activation: Activation, *, tile: Tile | None = None
-    ) -> Operand | None:
+    def gated(self, group: MatVec, x: Operand, out: Any, *, tile: Tile | None = None) -> Operand | None:
         """activation(gate) * up of a paired matrix with F outputs.
 
         Args:
             group: the paired matrix.
             x: (T, K).
             out: uint8: room for an operand (T, F), which is returned (F a multiple of 128); or float32 (T, F).
-            activation: of the gate.
             tile: a shape to be used; chosen when left out.
         """
         assert group.paired and out.flags.c_contiguous
         if out.dtype.itemsize == 4:
             assert out.shape == (x.rows, group.width)
-            self._run(group, x, out, group.width, None, 1.0, _GATED, activation, tile)
+            self._run(group, x, out, group.width, None, 1.0, _GATED, tile)
             return None
         assert group.width % 128 == 0 and out.nbytes >= operand_bytes(x.rows, group.width)
         hidden = Operand(out, x.rows, group.width)
-        self._run(group, x, out, hidden.pitch, None, 1.0, _GATED_OPERAND, activation, tile)
+        self._run(group, x, out, hidden.pitch, None, 1.0, _GATED_OPERAND, tile)
         return hidden
 
     def _run(
@@ -268,25 +299,23 @@ class Gemm:
         bias: Any,
         alpha: float,
         mode: int,
-        activation: Activation,
         tile: Tile | None,
     ) -> None:
         assert x.columns == group.columns
         for table, units, first in self._launches(group):
             types = self._families[first.type]
             chunks = first.layout.chunks(first.columns)
-            steps = chunks * (first.layout.chunk_columns // 64)
-            shape = tile or choose_tile(units, x.rows, steps, self._multiprocessors)
+            shape = tile or choose_tile(units, x.rows, first.columns, self._multiprocessors)
             kernel, shared = self._kernel(types, shape)
             clusters = min(_clusters(shape, units, x.rows), self._multiprocessors * shape.blocks // shape.cluster)
-            args = (table, units, chunks, x.data, x.pitch, x.rows, out, stride, bias, float(alpha), mode, int(activation))
+            args = (table, units, chunks, x.data, x.pitch, x.rows, out, stride, bias, float(alpha), mode)
             launch(kernel, clusters * shape.cluster, (shape.groups + 1) * 128, args, shared=shared)
 
     def _kernel(self, types: tuple[GGMLType, ...], tile: Tile) -> tuple[Kernel, int]:
         key = (types, tile)
         if key not in self._kernels:
-            files, defines = build_job(types, tile)
-            self._kernels[key] = (build(files, defines=defines).get("gemm"), _memory(types, tile).n_bytes)
+            files, defines = build_job(types, tile, self.activation)
+            self._kernels[key] = (build(files, defines=defines).get("gemm"), shared_bytes(types, tile))
         return self._kernels[key]
 
     def _launches(self, group: MatVec) -> list[tuple[Any, int, PackedMatrix]]:
@@ -302,7 +331,7 @@ class Gemm:
                     scale = 0 if matrix.scale is None else matrix.scale.data.ptr
                     entry["data"], entry["scale"], entry["tiles"] = matrix.data.data.ptr, scale, matrix.tiles
                     entry["rows"], entry["column"], entry["format"] = matrix.rows, column, types.index(matrix.type)
-                    entry["bytes"] = matrix.layout.chunk_bytes
+                    entry["chunk_bytes"] = matrix.layout.chunk_bytes
                     column += matrix.rows
                 units = sum(-(-matrix.tiles // 4) for matrix in matrices)
                 launches.append((cupy.asarray(table.view(np.uint8)), units, matrices[0]))

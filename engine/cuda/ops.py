@@ -14,21 +14,10 @@ from engine.cuda import rows as row_ops
 from engine.cuda.attention import Attention, AttentionShape, prefill_tiles
 from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
-from engine.cuda.dense import DenseProduct
 from engine.cuda.dequant import embed
-from engine.cuda.matvec import MAX_COLUMNS
+from engine.cuda.products import Products
 from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
-from engine.gguf.types import GGMLType
 from engine.model.batch import Batch
-
-MATVEC_ROWS = 16
-"""Up to here a product reads the packed weights directly (8 rows a launch); beyond, tensor-core products of expanded
-tiles are faster. Either can be forced by CudaOps(matvec_rows=...)."""
-
-
-def padded_rows(n: int) -> int:
-    """Rows a prompt of n tokens is computed with: short ones are filled up, so that few kernels serve all lengths."""
-    return n if n == 1 or n > MATVEC_ROWS else -(-n // MAX_COLUMNS) * MAX_COLUMNS
 
 
 class CudaOps:
@@ -37,22 +26,19 @@ class CudaOps:
     Args:
         weights: the model.
         buffers: activations with room for every row of a batch.
-        dense: products of many rows; None where no batch has more than matvec_rows rows.
-        matvec_rows: see MATVEC_ROWS.
+        products: products of prompt rows; None for decode steps, whose kernels are those of matvec.py. Which it is goes
+            by what a row is, never by how many there are: its bits must not depend on that.
     """
 
     def __init__(
         self,
         weights: DeviceWeights,
         buffers: Activations,
-        dense: DenseProduct | None,
-        *,
-        matvec_rows: int = MATVEC_ROWS,
+        products: Products | None,
     ) -> None:
         self.weights = weights
         self.buffers = buffers
-        self._dense = dense
-        self._matvec_rows = matvec_rows
+        self._products = products
         self._n = 0
 
     def attn_output(self, layer: DeviceLayer, a: Any, x: Any) -> Any:
@@ -112,17 +98,12 @@ class CudaOps:
         self._product(self.weights.output, x, out, norm=self.weights.output_norm)
 
     def _gate_up(self, ffn: DeviceFfn, x: Any, norm: Any) -> Any:
-        n = int(x.shape[0])
+        n, eps = int(x.shape[0]), self.weights.epsilon
         h, up = self._columns(self.buffers.gate, n, ffn.width), self._columns(self.buffers.up, n, ffn.width)
         if ffn.paired is not None:
-            if n <= self._matvec_rows:
-                ffn.paired(x, h, norm=norm, eps=self.weights.epsilon, activation=ffn.activation)
-                return h
-            assert self._dense is not None
-            matrix = ffn.paired.matrices[0]
-            operand = self._operand(x, matrix.type, norm)
-            self._dense(matrix, operand, h, second=up)
-            row_ops.gate(h, up, ffn.activation)
+            if self._products is not None:
+                return self._products.gated(ffn, x, self.buffers.gate, self.buffers.up, norm=norm, eps=eps)
+            ffn.paired(x, h, norm=norm, eps=eps, activation=ffn.activation)
             return h
         assert ffn.up is not None
         if ffn.gate is None:
@@ -135,42 +116,14 @@ class CudaOps:
         return h
 
     def _product(self, projection: Projection, x: Any, out: Any, *, norm: Any = None, add: bool = False) -> None:
-        """out = or += projection of norm(x), by whichever kernels suit the number of rows."""
-        if x.shape[0] <= self._matvec_rows:
-            for part in projection.parts:
-                part.matvec(
-                    x,
-                    out[:, part.column : part.column + part.matvec.width],
-                    norm=norm,
-                    eps=self.weights.epsilon,
-                    bias=part.bias,
-                    add=add,
-                    alpha=part.alpha,
-                )
+        """out = or += projection of norm(x)."""
+        eps = self.weights.epsilon
+        if self._products is not None:
+            self._products.product(projection, x, out, norm=norm, eps=eps, add=add)
             return
-        assert self._dense is not None
-        operands: dict[bool, Any] = {}
         for part in projection.parts:
-            column = part.column
-            for matrix in part.matvec.matrices:
-                wide = matrix.type is GGMLType.F32
-                if wide not in operands:
-                    operands = {wide: self._operand(x, matrix.type, norm)}  # one buffer: the other kind is overwritten
-                self._dense(matrix, operands[wide], out[:, column : column + matrix.rows], alpha=part.alpha, add=add)
-                column += matrix.rows
-            if part.bias is not None:
-                row_ops.add_bias(out[:, part.column : part.column + part.matvec.width], part.bias, part.alpha)
-
-    def _operand(self, x: Any, type: GGMLType, norm: Any) -> Any:
-        """norm(x) (or x) as the contiguous left operand of a dense product with a matrix of that type."""
-        import cupy
-
-        dtype = cupy.dtype(cupy.float32 if type is GGMLType.F32 else cupy.float16)
-        n, k = x.shape
-        assert self.buffers.operand is not None
-        operand = self.buffers.operand[: n * k * dtype.itemsize].view(dtype).reshape(n, k)
-        row_ops.normalize(x, operand, norm, self.weights.epsilon)
-        return operand
+            target = out[:, part.column : part.column + part.matvec.width]
+            part.matvec(x, target, norm=norm, eps=eps, bias=part.bias, add=add, alpha=part.alpha)
 
     @staticmethod
     def _columns(buffer: Any, n: int, width: int) -> Any:
@@ -201,7 +154,7 @@ class DecodeOps(CudaOps):
         positions: Any,
         n: int,
     ) -> None:
-        super().__init__(weights, buffers, None, matvec_rows=1 << 30)
+        super().__init__(weights, buffers, None)
         self._cache = cache
         self._attention = attention
         self._tokens = tokens[:n]
@@ -241,12 +194,10 @@ class PrefillOps(CudaOps):
         self,
         weights: DeviceWeights,
         buffers: Activations,
-        dense: DenseProduct,
+        products: Products,
         attention: dict[AttentionShape, Attention],
-        *,
-        matvec_rows: int = MATVEC_ROWS,
     ) -> None:
-        super().__init__(weights, buffers, dense, matvec_rows=matvec_rows)
+        super().__init__(weights, buffers, products)
         self._attention = attention
         self._cache: PagedCache
         self._tiles: dict[int, Any] = {}
@@ -261,7 +212,7 @@ class PrefillOps(CudaOps):
         import cupy
 
         assert batch.n_tokens <= self.buffers.rows
-        n = self._n = padded_rows(batch.n_tokens)
+        n = self._n = batch.n_tokens
         tokens, positions, slots = np.zeros(n, np.int32), np.full(n, -1, np.int32), np.zeros(n, np.int32)
         tokens[: batch.n_tokens] = batch.token_ids
         positions[: batch.n_tokens] = batch.positions

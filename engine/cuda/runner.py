@@ -19,10 +19,11 @@ from engine.cuda.attention import PAGE, Attention, AttentionShape, build_jobs
 from engine.cuda.buffers import Activations, Widths
 from engine.cuda.cache import PagedCache, page_count
 from engine.cuda.decode import DecodeLoop
-from engine.cuda.dense import DenseProduct
 from engine.cuda.matvec import MAX_COLUMNS, group_jobs
-from engine.cuda.ops import DecodeOps, PrefillOps, padded_rows
+from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import LOGIT_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
+from engine.cuda.products import Products
+from engine.cuda.products import build_jobs as product_jobs
 from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
 from engine.cuda.weights import DeviceWeights, Uploader, attention_shape, check_types, kernel_groups
@@ -82,6 +83,7 @@ class CudaRunner:
         self._closed = False
         self._device = cupy.cuda.Device(device_index)
         self._eager = eager
+        self._groups = kernel_groups(model)
         with self._device, _device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
@@ -139,7 +141,9 @@ class CudaRunner:
                 add(*job)
         add(rows.FILES, None)
         batches = sorted({1, MAX_COLUMNS, *_buckets(self.max_sequences)})
-        for matrices, columns, paired, activation in kernel_groups(model):
+        for job in product_jobs(self._groups, card[0]):
+            add(*job)
+        for matrices, columns, paired, activation in self._groups:
             for job in group_jobs(matrices, columns, batches, card, paired=paired, activation=activation):
                 add(*job)
         add(SAMPLING_FILES, None)
@@ -161,7 +165,8 @@ class CudaRunner:
         self._logit_rows = cupy.zeros((LOGIT_ROWS, widths.vocab), cupy.float32)
         places = RING + slots
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
-        self._prefill = PrefillOps(self._weights, self._prefill_buffers, DenseProduct(), self._attention)
+        products = Products(self._groups, self._prefill_buffers.operand)
+        self._prefill = PrefillOps(self._weights, self._prefill_buffers, products, self._attention)
         self._prefill.use(self._cache)
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
         self._loop = DecodeLoop(
@@ -299,10 +304,9 @@ class CudaRunner:
         hidden_states(cast(ModelWeights, self._weights), cast(Any, self._prefill), batch)
         for first in range(0, batch.n_tokens, LOGIT_ROWS):
             wanted = min(LOGIT_ROWS, batch.n_tokens - first)
-            n = padded_rows(wanted)  # rows behind the batch exist and are nobody's
-            out = self._logit_rows[:n]
-            self._prefill.logits(self._prefill_buffers.x[first : first + n], out)
-            yield out[:wanted].get(stream=self._stream)
+            out = self._logit_rows[:wanted]
+            self._prefill.logits(self._prefill_buffers.x[first : first + wanted], out)
+            yield out.get(stream=self._stream)
 
     def release(self, slot: int) -> None:
         """See Runner.release."""

@@ -6,7 +6,7 @@
 // packed, a chunk of CHUNK columns of every packed tile at a time, and x, 64 columns at a time, each through its own ring.
 // Two blocks of a cluster have the same tokens: each fetches half of x for both. Blocks stay for all their tiles.
 // Bits: every output is one chain of sums over the columns in ascending groups of 16, whatever the tile shape.
-// Compile-time: WGS, TOKENS, CLUSTER, CHUNK, X_STAGES, W_STAGES, SLOT (bytes of a packed chunk), FORMAT0 .. and FORMATS.
+// Compile-time: ACTIVATION, WGS, TOKENS, CLUSTER, CHUNK, X_STAGES, W_STAGES, SLOT (bytes of a packed chunk), FORMAT0 .. and FORMATS.
 
 constexpr int WARPS = WGS * 4, THREADS = (WGS + 1) * 128, STEPS = CHUNK / 64;
 constexpr u32 X_BYTES = TOKENS * 128, W_BYTES = WARPS * SLOT, STAGED = TOKENS * 64;  // STAGED: per warpgroup
@@ -120,6 +120,17 @@ DEVICE void fetch_x(u32 base, const u8* x, int pitch, int steps, const Schedule&
 // ---- multiplying warps ---------------------------------------------------------------------------------------------
 typedef float Sums[TOKENS / 2];
 
+// ACTIVATION has the numbers of matvec.Activation. Fast functions: the result is rounded to a half.
+DEVICE float activate(float x) {
+    if (ACTIVATION == 1) return __fdividef(x, 1.0f + __expf(-x));  // SiLU
+    if (ACTIVATION == 2)  // GELU, tanh form: 0.5 (1 + tanh(z)) = 1 / (1 + exp(-2 z))
+        return __fdividef(x, 1.0f + __expf(-1.5957691216f * x * (1.0f + 0.044715f * x * x)));
+    if (ACTIVATION == 3) return 0.5f * x * (1.0f + erff(x * 0.7071067812f));
+    if (ACTIVATION == 4) return fmaxf(x, 0.0f);
+    if (ACTIVATION == 5) return x > 0.0f ? x * x : 0.0f;
+    return x;
+}
+
 DEVICE void release_x(u32 base, u32 stage, int lane) {
     if (CLUSTER > 1) {
         if (lane < CLUSTER) barrier_arrive_at(base + X_EMPTY + stage * 8, lane);
@@ -149,11 +160,6 @@ DEVICE void multiply(u32 base, const u8* pool, int chunks, int warp, int lane, R
             Operands& a = operands[step & 1];
             HalfOperands<F, F::LOW>::get(packed, step, lane, magic, a);
             pin(a);
-            if (step == STEPS - 1) {
-                __syncwarp();
-                if (lane == 0) barrier_arrive(base + W_EMPTY + w.stage * 8);
-                w.next<W_STAGES>();
-            }
             barrier_wait(base + X_FULL + x.stage * 8, x.parity);
             const u64 b = operand_descriptor(base + x.stage * X_BYTES);
             wgmma_fence();
@@ -163,6 +169,13 @@ DEVICE void multiply(u32 base, const u8* pool, int chunks, int warp, int lane, R
                 accumulate = 1;
             }
             wgmma_commit();
+            if (step == STEPS - 1) {
+                // Only here: what was loaded is certain to be in registers once a multiplication uses it. An arrival right
+                // behind the loads let the next chunk overwrite them while the tensor cores kept shared memory busy.
+                __syncwarp();
+                if (lane == 0) barrier_arrive(base + W_EMPTY + w.stage * 8);
+                w.next<W_STAGES>();
+            }
             wgmma_wait<1>();  // the step before this one: its half of the operands and its x are free
             pin(operands[(step & 1) ^ 1]);
             if (chunk || step) release_x(base, last, lane);
@@ -183,7 +196,7 @@ DEVICE float run(u32 base, const u8* pool, int chunks, int warp, int lane, Ring&
 
 // The hidden vectors of a paired tile (64 rows: 32 columns of the next product's x) through shared memory, 16 bytes a piece.
 DEVICE void store_operand(u8* staged, u8* out, int pitch, int first, int tokens, int column, int width, const Sums& sums,
-                          float factor, int activation, int warp, int lane) {
+                          float factor, int warp, int lane) {
     const int g = lane >> 2, t = lane & 3, inside = warp & 3, id = 1 + (warp >> 2);
     named_barrier(id, 128);  // the tile before has been read
     const int place = (inside & 1) * 4 + (place_of_column(g) & 7), unit = (inside >> 1) * 2 + (g & 1);
@@ -192,7 +205,7 @@ DEVICE void store_operand(u8* staged, u8* out, int pitch, int first, int tokens,
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
             const int token = j * 8 + t * 2 + e;
-            const float value = activate(sums[j * 4 + e] * factor, activation) * (sums[j * 4 + 2 + e] * factor);
+            const float value = activate(sums[j * 4 + e] * factor) * (sums[j * 4 + 2 + e] * factor);
             *(u16*)(staged + token * 64 + ((unit ^ ((token >> 1) & 3)) * 16) + place * 2) =
                 float_to_half(fminf(fmaxf(value, -65504.0f), 65504.0f));
         }
@@ -205,11 +218,28 @@ DEVICE void store_operand(u8* staged, u8* out, int pitch, int first, int tokens,
     }
 }
 
-DEVICE void store(float* out, float value, bool add) {
-    if (add)
-        asm volatile("red.global.add.f32 [%0], %1;" ::"l"(out), "f"(value) : "memory");
-    else
-        *out = value;
+// Rows `row` and `row` + 8 of the segment. Adding is left to the cache: nothing waits for the old value.
+DEVICE void store_floats(float* out, int stride, int first, int tokens, const float* bias, const Segment& s, int row, int t,
+                         const Sums& sums, float factor, float alpha, bool add) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        if (row + half * 8 >= s.rows) continue;
+        const int column = s.column + row + half * 8;
+        const float more = bias ? bias[column] : 0.0f;
+        float* const at = out + (i64)(first + t * 2) * stride + column;
+#pragma unroll
+        for (int j = 0; j < TOKENS / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                if (first + t * 2 + j * 8 + e >= tokens) continue;
+                const float value = (sums[j * 4 + half * 2 + e] * factor + more) * alpha;
+                float* const target = at + (i64)(j * 8 + e) * stride;
+                if (add)
+                    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(target), "f"(value) : "memory");
+                else
+                    *target = value;
+            }
+    }
 }
 
 // segments: device memory. units: runs of 64 output rows over all segments. chunks: of CHUNK columns.
@@ -219,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     __cluster_dims__(CLUSTER, 1, 1)
 #endif
     gemm(const Segment* segments, int units, int chunks, const u8* x, int pitch, int tokens, void* out, int stride,
-         const float* bias, float alpha, int mode, int activation) {
+         const float* bias, float alpha, int mode) {
     extern __shared__ u8 unaligned[];
     const u32 base = (shared_address(unaligned) + 1023u) & ~1023u;
     u8* const pool = unaligned + (base - shared_address(unaligned));
@@ -267,7 +297,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             const int tile = local * 4 + (warp & 3), first = token_tile * TOKENS, g = lane >> 2, t = lane & 3;
             if (mode == GATED_OPERAND) {
                 store_operand(pool + STAGED_AT + (warp >> 2) * STAGED, (u8*)out, stride, first, tokens, local * 32,
-                              s.rows, sums, factor, activation, warp, lane);
+                              s.rows, sums, factor, warp, lane);
             } else if (mode == GATED) {
                 const int row = tile * 8 + g;
 #pragma unroll
@@ -275,24 +305,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
                     for (int e = 0; e < 2; ++e) {
                         const int token = first + j * 8 + t * 2 + e;
-                        const float value = activate(sums[j * 4 + e] * factor, activation) * (sums[j * 4 + 2 + e] * factor);
+                        const float value = activate(sums[j * 4 + e] * factor) * (sums[j * 4 + 2 + e] * factor);
                         if (row < s.rows && token < tokens) ((float*)out)[(i64)token * stride + row] = value;
                     }
             } else {
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const int row = tile * 16 + half * 8 + g;
-                    if (row >= s.rows) continue;
-                    const float more = bias ? bias[s.column + row] : 0.0f;
-                    float* const at = (float*)out + (i64)(first + t * 2) * stride + s.column + row;
-#pragma unroll
-                    for (int j = 0; j < TOKENS / 8; ++j)
-#pragma unroll
-                        for (int e = 0; e < 2; ++e)
-                            if (first + j * 8 + t * 2 + e < tokens)
-                                store(at + (i64)(j * 8 + e) * stride, (sums[j * 4 + half * 2 + e] * factor + more) * alpha,
-                                      mode == ADD);
-                }
+                store_floats((float*)out, stride, first, tokens, bias, s, tile * 16 + g, t, sums, factor, alpha, mode == ADD);
             }
         }
     }
