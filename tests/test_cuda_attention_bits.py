@@ -148,7 +148,7 @@ def test_decoded_rows_do_not_depend_on_pages(half):
 
 @pytest.mark.parametrize("shape", [shape_of(8, 2, 64), shape_of(8, 2, 64, half=False)], ids=name_of)
 def test_missing_pages_are_neither_read_nor_written(shape):
-    """Rows that have all their pages come out as ever; the others write nothing, wherever their page would have been."""
+    """Rows that have all their pages come out as ever; the others write nothing, wherever their page would be."""
     from engine.cuda.attention import Attention
 
     lengths = [100, 128, 63, 200, 191]

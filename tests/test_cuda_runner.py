@@ -172,6 +172,18 @@ def test_an_interrupted_sequence_goes_on_from_any_place(prompts):
         assert sample.token_id == text[1]
 
 
+def test_a_prompt_has_the_same_bits_alone_in_a_batch_and_in_pieces(prompts):
+    """Log-probabilities of the first token: by rows of the prompt alone, whoever is beside it and however it is cut."""
+    longer = [(prompts[i % 8] * 40)[: 30 * i + 1] for i in range(8)]
+    with opened(BUNDLED_MODEL, max_sequences=8, deterministic=True) as runner:
+        alone = [fingerprint(generate(runner, prompt, 1, logprobs=8)) for prompt in longer]
+        together = [new_sequence(runner, prompt, slot, 2400 + slot, logprobs=8) for slot, prompt in enumerate(longer)]
+        samples = runner.step([Work(one, one.prompt_ids, 0, True) for one in together])
+        assert [fingerprint([sample]) for sample in samples] == alone
+        for chunk in (1, 50, 64):
+            assert fingerprint(generate(runner, longer[5], 1, logprobs=8, chunk=chunk)) == alone[5], chunk
+
+
 def test_scattered_pages_give_the_same_bits(prompts):
     """Pages in any order, also where prompt and text cross many of them."""
     prompt = (prompts[7] * 20)[:300]

@@ -19,11 +19,12 @@ from engine.cuda.attention import PAGE, Attention, AttentionShape, build_jobs
 from engine.cuda.buffers import Activations, Widths
 from engine.cuda.cache import PagedCache, SavedPages, page_count
 from engine.cuda.decode import MOST_AHEAD, DecodeLoop
-from engine.cuda.dense import DenseProduct
 from engine.cuda.graphs import StepGraphs
 from engine.cuda.matvec import MAX_COLUMNS, group_jobs
 from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
+from engine.cuda.products import Products
+from engine.cuda.products import build_jobs as product_jobs
 from engine.cuda.prompt import PromptReader
 from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
@@ -54,6 +55,7 @@ class CudaRunner:
         max_sequences: slots.
         cache_tokens: positions of all sequences together; None takes plan.CONTEXTS contexts, or what the memory has.
         prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
+        deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
         device_index: which GPU.
         status: told what takes long.
         eager: launch every decode step kernel by kernel instead of replaying a captured graph.
@@ -72,6 +74,7 @@ class CudaRunner:
         max_sequences: int,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
+        deterministic: bool = False,
         device_index: int = 0,
         status: Callable[[str], None] = lambda _: None,
         eager: bool = False,
@@ -90,7 +93,9 @@ class CudaRunner:
         self._closed = False
         self._device = cupy.cuda.Device(device_index)
         self._eager = eager
+        self._deterministic = deterministic
         self._unclear = False
+        self._groups = kernel_groups(model)
         with self._device, _device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
@@ -160,7 +165,9 @@ class CudaRunner:
         add(rows.FILES, None)
         add(STAGING_FILES, None)
         batches = sorted({1, MAX_COLUMNS, *_buckets(self.max_sequences)})
-        for matrices, columns, paired, activation in kernel_groups(model):
+        for job in product_jobs(self._groups, card[0]):
+            add(*job)
+        for matrices, columns, paired, activation in self._groups:
             for job in group_jobs(matrices, columns, batches, card, paired=paired, activation=activation):
                 add(*job)
         add(SAMPLING_FILES, None)
@@ -184,7 +191,8 @@ class CudaRunner:
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
-        self._prefill = PrefillOps(self._weights, self._prefill_buffers, DenseProduct(), self._attention, self._staging)
+        products = Products(self._groups, self._prefill_buffers.operand, deterministic=self._deterministic)
+        self._prefill = PrefillOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
         self._prefill.use(self._cache)
         self._prompts = PromptReader(self._weights, self._prefill, self._slots, self._staging, self._logits)
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
