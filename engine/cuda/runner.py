@@ -19,7 +19,8 @@ from engine.cuda.attention import PAGE, Attention, AttentionShape, build_jobs
 from engine.cuda.buffers import Activations, Widths
 from engine.cuda.cache import PagedCache, SavedPages, page_count
 from engine.cuda.decode import MOST_AHEAD, DecodeLoop
-from engine.cuda.graphs import StepGraphs
+from engine.cuda.failure import device_errors
+from engine.cuda.graphs import StepGraphs, buckets
 from engine.cuda.matvec import MAX_COLUMNS, group_jobs
 from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
@@ -96,7 +97,7 @@ class CudaRunner:
         self._deterministic = deterministic
         self._unclear = False
         self._groups = kernel_groups(model)
-        with self._device, _device_errors("opening the model"):
+        with self._device, device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
             card = (module.device_arch(), int(properties["multiProcessorCount"]))
@@ -164,7 +165,7 @@ class CudaRunner:
                 add(*job)
         add(rows.FILES, None)
         add(STAGING_FILES, None)
-        batches = sorted({1, MAX_COLUMNS, *_buckets(self.max_sequences)})
+        batches = sorted({1, MAX_COLUMNS, *buckets(self.max_sequences)})
         for job in product_jobs(self._groups, card[0]):
             add(*job)
         for matrices, columns, paired, activation in self._groups:
@@ -180,7 +181,7 @@ class CudaRunner:
         shapes = [layer.shape for layer in layers]
         widths = Widths.of(self.config)
         slots = self.max_sequences
-        self._buckets = _buckets(slots)
+        self._buckets = buckets(slots)
         # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
         words = 16 * self.prefill_chunk + 64 * slots + 4 * self.n_pages + 16 * len(layers)
         self._staging = Staging(self._stream, words)
@@ -431,27 +432,9 @@ class CudaRunner:
         if self._broken:
             raise DeviceError(f"the GPU failed before ({self._broken}); open the model again")
         try:
-            with _device_errors("running the model"), self._on_device():
+            with device_errors("running the model"), self._on_device():
                 yield
         except DeviceError as error:
             if not isinstance(error.__cause__, MemoryError):  # out of memory leaves the device as it was
                 self._broken = str(error)
             raise
-
-
-def _buckets(slots: int) -> tuple[int, ...]:
-    """Numbers of rows that decode steps are captured for: powers of two, and all slots."""
-    return tuple(sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)}))
-
-
-@contextmanager
-def _device_errors(doing: str) -> Iterator[None]:
-    """Turns what CuPy raises into DeviceError."""
-    import cupy
-
-    try:
-        yield
-    except cupy.cuda.memory.OutOfMemoryError as error:
-        raise DeviceError(f"the GPU ran out of memory while {doing}: {error}") from error
-    except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
-        raise DeviceError(f"the GPU failed while {doing}: {error}") from error
