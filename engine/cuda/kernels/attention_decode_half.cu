@@ -107,12 +107,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
                      const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,
                      int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,
-                     float softcap, int window, const float* sinks, int n_splits, int few_splits, int min_chunk,
-                     int slots, float* partial, float2* partial_max_sum, int* counters, float* out) {
+                     float softcap, int window, const float* sinks, int slots, float* partial,
+                     float2* partial_max_sum, int* counters, float* out) {
     extern __shared__ __align__(16) u8 dynamic[];  // a tile for each warp, then merge
     __shared__ __align__(16) Shared sh;
     __shared__ uint4 fragments[KEY_DIM / 16][WARP];
-    const Cuts cuts = {window, n_splits, few_splits, min_chunk, max_pages * PAGE};
+    const Cuts cuts = {window, max_pages * PAGE};
     Task task;
     int left = take_share(task, positions, rows, cuts, slots);
     if (left == 0) {
@@ -131,6 +131,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     float sums[MERGE_PASSES][OWN] = {};
     bool first_row = true, new_row = true;
     Share share;
+    int page = page_of_token(task, block_table, max_pages), page_ahead = -1;
+    rope_angles(sh.angles, task.position, inv_freq, rope_scale);
+    for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
+    __syncthreads();
+    pdl_wait();
     while (true) {
         Task ahead = task;
         Tiles tiles_ahead = {0, -1};
@@ -140,20 +145,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         }
         if (new_row) {
             share = share_of_row(task, left);
-            __syncthreads();  // the row before is done
-            rope_angles(sh.angles, task.position, inv_freq, rope_scale);
-            for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
-            __syncthreads();
-            if (first_row) pdl_wait();
-            first_row = false;
-            take_token(sh, task, share.owns_new, qkv, cache_k, cache_v, block_table, max_pages, q_norm, k_norm, eps);
+            if (!first_row) {
+                copy_wait<2>();   // sh.raw
+                __syncthreads();  // and the row before is done
+            }
+            take_token(sh, task, share.owns_new, page, first_row ? qkv : 0, cache_k, cache_v, q_norm, k_norm, eps);
             if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
+            first_row = false;
             const float row_scale = scale * query_factor({temperature, temperature_length}, task.position);
             for (int h = warp; h < heads_of_block(); h += DECODE_WARPS)
                 store_fragments(fragments, sh.query[h], h, score_factor(row_scale, softcap));
             __syncthreads();
             if (share.owns_new) score_new_token(sh, row_scale, softcap);
         }
+        if (ahead.row != task.row) {
+            fetch_token(sh, qkv, ahead.row);
+            page_ahead = page_of_token(ahead, block_table, max_pages);
+            rope_angles(sh.angles, ahead.position, inv_freq, rope_scale);
+        }
+        copy_commit();  // a third group, between this range's first tile and its second
 
         float o[VALUE_DIM / 16][4] = {};
         float top = LOWEST, sum = 0.0f;  // of head g; sum over this lane's positions only
@@ -165,7 +175,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         for (int j = 0; j < tiles.count; ++j) {
             const int start = tile_start(task, j);
             float s[2][2][4] = {};  // positions 0-7 and 8-15; two sums each, for shorter chains
-            copy_wait<1>();
+            if (j == 0)
+                copy_wait<2>();
+            else
+                copy_wait<1>();
             __syncwarp();
 #pragma unroll
             for (int c = 0; c < KEY_CHUNKS; ++c) {
@@ -219,7 +232,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             split_halves(p[0], p[1], hi[0], lo[0]);
             split_halves(p[2], p[3], hi[1], lo[1]);
 
-            copy_wait<1>();
+            if (j == 0)
+                copy_wait<2>();
+            else
+                copy_wait<1>();
             __syncwarp();
             const u8* values = slot + TILE * KEY_STRIDE + 2 * t * VALUE_STRIDE;  // this lane's: 2t, 2t+1, 2t+8, 2t+9
 #pragma unroll
@@ -278,6 +294,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         if (--left == 0) break;
         task = ahead;
         tiles = tiles_ahead;
+        page = page_ahead;
     }
     copy_wait<0>();
 }
