@@ -161,8 +161,9 @@ DEVICE int take_share(Task& task, const int* positions, int rows, const Cuts& cu
         if (lane >= offset) ranges.until += before;
     }
     const u32 total = __shfl_sync(FULL_MASK, ranges.until, WARP - 1);
-    // Rounded up: of few ranges the blocks that start first get one.
-    int at = (total * blockIdx.y + gridDim.y - 1) / gridDim.y, end = (total * (blockIdx.y + 1) + gridDim.y - 1) / gridDim.y;
+    // The first blocks of a column get one more than the others: they start first, each on a multiprocessor of its own.
+    const u32 each_block = total / gridDim.y, more = total % gridDim.y;
+    int at = each_block * blockIdx.y + min(blockIdx.y, more), end = at + each_block + (blockIdx.y < more);
     if (total > slots) {  // to the next row's start
 #pragma unroll 1
         for (int i = 0; i < 2; ++i) {
