@@ -172,9 +172,6 @@ class Attention:
                 float(layer.softcap),
                 int(layer.window),
                 layer.sinks,
-                self.plan.n_splits,
-                self.plan.few_splits,
-                self.plan.min_chunk,
                 self._slots,
                 self._partial,
                 self._partial_max_sum,
@@ -214,7 +211,7 @@ class Attention:
         assert qkv.shape[-1] == self.shape.row_width
         launch(
             self._rope,
-            int(positions.size),
+            (int(positions.size), -(-(self.shape.heads + self.shape.kv_heads) // 12)),  # 3 heads a warp, one by one
             128,
             (
                 qkv,

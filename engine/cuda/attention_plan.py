@@ -156,19 +156,24 @@ def decode_plan(shape: AttentionShape, arch: int, multiprocessors: int, *, warps
     columns = shape.kv_heads * shape.head_tiles
     few_splits = max(1, min(MAX_SPLITS, multiprocessors // columns))
     n_splits = min(MAX_SPLITS, 2 * few_splits)
-    limit, static = shared_limit(arch), 28 * 1024  # of the kernel's own variables, at most
+    active = shape.active_heads
 
-    def cost(n_warps: int) -> int:
-        merge = max(n_warps * _MERGE_HEADS * (shape.value_dim + 2) * 4, MAX_SPLITS * shape.active_heads * 8)
+    def dynamic(n_warps: int) -> int:
+        merge = max(n_warps * _MERGE_HEADS * (shape.value_dim + 2) * 4, MAX_SPLITS * active * 8)
         key_stride = (shape.key_dim * 2 + 63) // 128 * 128 + 64  # bytes of a row in shared memory, as in the kernel
         value_stride = (shape.value_dim * 2 + 47) // 64 * 64 + 16
         return merge + (n_warps * 16 * (key_stride + value_stride) if shape.tensor_cores else 0)
 
-    options = (warps,) if warps else (8, 4, 2)
-    chosen = next((n for n in options if cost(n) <= limit - static), options[-1])
+    def static(n_warps: int) -> int:
+        token = (2 * active + 3) * shape.key_dim + 2 * shape.value_dim + 36 * n_warps + 84
+        operands = 32 * shape.key_dim if shape.tensor_cores else 128 * n_warps * shape.head_tile
+        return 4 * token + operands
+
+    options = (warps,) if warps else (8, 4, 2, 1)
+    chosen = next((n for n in options if dynamic(n) + static(n) <= shared_limit(arch) - 1024), options[-1])
     resident = 2 if shape.key_dim + shape.value_dim <= 256 else 1
     blocks = max(1, resident * multiprocessors // columns)
-    return DecodePlan(n_splits, few_splits, min_chunk, chosen, cost(chosen), blocks)
+    return DecodePlan(n_splits, few_splits, min_chunk, chosen, dynamic(chosen), blocks)
 
 
 @dataclass(frozen=True)
@@ -252,6 +257,9 @@ def _decode_defines(shape: AttentionShape, plan: DecodePlan) -> dict[str, object
         "HEAD_TILE": shape.head_tile,
         "DECODE_WARPS": plan.warps,
         "MAX_SPLITS": MAX_SPLITS,
+        "N_SPLITS": plan.n_splits,
+        "FEW_SPLITS": plan.few_splits,
+        "MIN_CHUNK": plan.min_chunk,
     }
 
 

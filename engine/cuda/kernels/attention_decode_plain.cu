@@ -11,12 +11,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
                      const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,
                      int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,
-                     float softcap, int window, const float* sinks, int n_splits, int few_splits, int min_chunk,
-                     int slots, float* partial, float2* partial_max_sum, int* counters, float* out) {
+                     float softcap, int window, const float* sinks, int slots, float* partial,
+                     float2* partial_max_sum, int* counters, float* out) {
     extern __shared__ __align__(16) float merge[];
     __shared__ __align__(16) Shared sh;
     __shared__ float weights[DECODE_WARPS][HEAD_TILE][TILE];
-    const Cuts cuts = {window, n_splits, few_splits, min_chunk, max_pages * PAGE};
+    const Cuts cuts = {window, max_pages * PAGE};
     Task task;
     int left = take_share(task, positions, rows, cuts, slots);
     if (left == 0) {
@@ -36,7 +36,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             __syncthreads();
             if (first_row) pdl_wait();
             first_row = false;
-            take_token(sh, task, share.owns_new, qkv, cache_k, cache_v, block_table, max_pages, q_norm, k_norm, eps);
+            take_token(sh, task, share.owns_new, page_of_token(task, block_table, max_pages), qkv, cache_k, cache_v,
+                       q_norm, k_norm, eps);
             if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
             __syncthreads();
             const float row_scale = scale * query_factor({temperature, temperature_length}, task.position);
