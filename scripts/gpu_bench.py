@@ -70,7 +70,7 @@ def first_token(path: Path, started: float) -> dict[str, float]:
     imported = time.time()
     from engine import LLM, SamplingParams
 
-    with LLM(path, device="cuda", context_length=1024, max_sequences=1) as llm:
+    with LLM(path, device="cuda") as llm:
         llm.generate("Once upon a time", SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
         seconds = time.time() - started
         plan = llm.memory_plan()
