@@ -52,7 +52,7 @@ class CudaRunner:
         context_length: positions of one sequence.
         kv_type: "f16" or "f32".
         max_sequences: slots.
-        cache_tokens: positions of all sequences together; None takes plan.CONTEXTS contexts, or what the memory has.
+        cache_tokens: positions of all sequences together; None takes config.CONTEXTS contexts, or what the memory has.
         prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
         device_index: which GPU.
         status: told what takes long.
