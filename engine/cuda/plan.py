@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from engine.config import cache_size
 from engine.cuda.attention import PAGE, scratch_bytes
 from engine.cuda.buffers import Widths
 from engine.cuda.cache import bytes_per_page, page_count
@@ -21,8 +22,6 @@ PREFILL_ROWS = (2048, 512)
 MIXED_ROWS = 512
 """Rows of prompts beside running streams, which wait for them once a token."""
 
-CONTEXTS = 8
-"""Full contexts the cache has room for, if nothing else is asked for and the memory suffices."""
 
 LOGIT_ROWS = 32
 """Rows of logits of a prompt computed at once, where they are asked for."""
@@ -98,7 +97,7 @@ def make_plan(
         weights=_weight_bytes(model),
         activations=activations,
         per_page=bytes_per_page(shapes),
-        pages=max(least, page_count(cache_tokens or CONTEXTS * context_length)),
+        pages=page_count(cache_size(cache_tokens, context_length, max_sequences)),
         least_pages=least,
         prefill_rows=rows,
     )

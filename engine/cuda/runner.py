@@ -54,7 +54,7 @@ class CudaRunner:
         context_length: positions of one sequence.
         kv_type: "f16" or "f32".
         max_sequences: slots.
-        cache_tokens: positions of all sequences together; None takes plan.CONTEXTS contexts, or what the memory has.
+        cache_tokens: positions of all sequences together; None takes config.CONTEXTS contexts, or what the memory has.
         prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
         device_index: which GPU.
