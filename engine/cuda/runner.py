@@ -207,12 +207,12 @@ class CudaRunner:
 
     # ---- decode ----------------------------------------------------------------------------------------------
 
-    def decode_ops(self, n: int) -> DecodeOps:
-        """The bricks of a decode step over rows 0..n-1."""
+    def decode_ops(self, n: int, cache: PagedCache | None = None) -> DecodeOps:
+        """The bricks of a decode step over rows 0..n-1, on the runner's own cache or another one."""
         return DecodeOps(
             self._weights,
             self._decode_buffers,
-            self._cache,
+            cache or self._cache,
             self._attention,
             self._slots.tokens,
             self._slots.positions,
