@@ -4,8 +4,9 @@ Usage:
     python scripts/bench_gemm.py                                  8B and 1B, 512, 2048 and 4096 rows, the chosen tiles
     python scripts/bench_gemm.py --models 1b --rows 64 --all      every tile shape of the kernel
 Weights are valid random Q4_K and Q6_K blocks, three copies in turn, x is normally distributed. A time is the median of
-graph replays divided by the launches in the graph. "layer" is one layer's products with what makes their operands; the
-roof is what cuBLAS reaches with a large float16 matrix product on the same card.
+graph replays (cuBLAS: of plain launches, CuPy lets it into no graph) divided by the launches. "layer" is one
+layer's products with what makes their operands; the roof is what cuBLAS reaches with a large float16 matrix product on
+the same card.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +63,28 @@ def random_matrix(rng: np.random.Generator, type: T, n: int, k: int, paired: boo
     return repack.repack(raw, type, n, k, partner=raw.copy() if paired else None)
 
 
-def microseconds(work: Callable[[int], None], repeats: int = 9) -> float:
-    """Median time of one call, of LAUNCHES in a graph."""
+def microseconds(work: Callable[[int], Any], *, graph: bool = True, repeats: int = 9) -> float:
+    """Median time of one call, of LAUNCHES in a graph or one after the other."""
     stream = cupy.cuda.Stream(non_blocking=True)
     times = []
     with stream:
         for i in range(LAUNCHES):
             work(i)
         stream.synchronize()
-        stream.begin_capture()
-        for i in range(LAUNCHES):
-            work(i)
-        graph = stream.end_capture()
+        captured = None
+        if graph:
+            stream.begin_capture()
+            for i in range(LAUNCHES):
+                work(i)
+            captured = stream.end_capture()
         for _ in range(repeats + 1):
             start, stop = cupy.cuda.Event(), cupy.cuda.Event()
             start.record(stream)
-            graph.launch(stream)
+            if captured is not None:
+                captured.launch(stream)
+            else:
+                for i in range(LAUNCHES):
+                    work(i)
             stop.record(stream)
             stop.synchronize()
             times.append(cupy.cuda.get_elapsed_time(start, stop) / LAUNCHES * 1e3)
@@ -87,7 +95,7 @@ def roof(size: int = 8192) -> float:
     """TFLOP/s of a float16 matrix product by cuBLAS, random data."""
     a = cupy.random.standard_normal((size, size), dtype=np.float32).astype(np.float16)
     out = cupy.empty((size, size), np.float16)
-    return 2 * size**3 / microseconds(lambda _: cupy.matmul(a, a, out=out)) / 1e6
+    return 2 * size**3 / microseconds(lambda _: cupy.matmul(a, a, out=out), graph=False) / 1e6
 
 
 class Case:
@@ -144,7 +152,7 @@ def run(model: str, t: int, products: Gemm, dense: DenseProduct, ceiling: float,
     total = other = flops = 0.0
     for name in MODELS[model]:
         case = Case(name, model, t, products, dense)
-        a, b = microseconds(case.fused), microseconds(case.expanded)
+        a, b = microseconds(case.fused), microseconds(case.expanded, graph=False)
         make = microseconds(case.operand) if name != "ffn_down" else 0.0
         speed, tile = case.flops / a / 1e6, case.tile
         print(
@@ -153,7 +161,7 @@ def run(model: str, t: int, products: Gemm, dense: DenseProduct, ceiling: float,
         )
         if every:
             tiles = [tile for tile in TILES if tile.tokens <= max(16, 2 * t)]
-            times = [(microseconds(lambda i, tile=tile: case.fused(i, tile)), tile) for tile in tiles]  # type: ignore[misc]
+            times = [(microseconds(partial(case.fused, tile=tile)), tile) for tile in tiles]
             print("    " + "   ".join(f"{tile.groups * 64} x {tile.tokens}: {us:.1f}" for us, tile in times))
         total, other, flops = total + a + make, other + b + make, flops + case.flops
     print(

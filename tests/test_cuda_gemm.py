@@ -75,6 +75,14 @@ def cupy():
 
     if cupy.cuda.Device().compute_capability != "90":
         pytest.skip("the kernels are for compute capability 9.0")
+    from engine.cuda import gemm, module, repack
+    from engine.cuda.matvec import Activation
+
+    jobs = [*gemm.build_jobs(TYPES, Activation.NONE), *(repack.build_job(type) for type in TYPES)]
+    module.prebuild(
+        [*jobs, *(gemm.build_job((GGMLType.Q4_K,), tile, Activation(n)) for tile in gemm.TILES for n in ACTIVATIONS)],
+        90,
+    )
     return cupy
 
 
@@ -97,7 +105,7 @@ def test_every_format_and_tile_gives_the_product_and_the_same_bits(cupy, rng, ty
     from engine.cuda.gemm import TILES, Gemm
     from engine.cuda.matvec import Activation, MatVec
 
-    gemm = Gemm([type], Activation.NONE)
+    gemm = Gemm(TYPES, Activation.NONE)
     shapes = [(200, 768), (1000, 2048)] + ([(48, 64), (17, 896)] if type.block_size < 256 else [])
     for rows, columns in shapes:
         raw = random_rows(rng, type, rows, columns)
@@ -130,7 +138,7 @@ def test_a_row_has_the_same_bits_in_every_prompt(cupy, rng, rows, columns):
     raws = [random_rows(rng, type, n, columns) for type, n in zip(types, rows, strict=True)]
     group = MatVec([packed(cupy, type, raw, columns) for type, raw in zip(types, raws, strict=True)])
     weights = np.concatenate([dequantize(raw, type) for type, raw in zip(types, raws, strict=True)]).astype(np.float64)
-    gemm = Gemm(types, Activation.NONE)
+    gemm = Gemm(TYPES, Activation.NONE)
     x = rng.standard_normal((max(ROWS), columns)).astype(np.float32)
     results = {}
     for n in ROWS:
@@ -155,7 +163,7 @@ def test_bias_factor_and_residual(cupy, rng):
     types, rows, columns = [GGMLType.Q5_0, GGMLType.Q4_K], [40, 72], 512
     raws = [random_rows(rng, type, n, columns) for type, n in zip(types, rows, strict=True)]
     group = MatVec([packed(cupy, type, raw, columns) for type, raw in zip(types, raws, strict=True)])
-    gemm = Gemm(types, Activation.NONE)
+    gemm = Gemm(TYPES, Activation.NONE)
     x, bias = rng.standard_normal((37, columns)).astype(np.float32), rng.standard_normal(112).astype(np.float32)
     plain, start = cupy.empty((37, 112), np.float32), rng.standard_normal((37, 112)).astype(np.float32)
     gemm(group, operand(cupy, x), plain)

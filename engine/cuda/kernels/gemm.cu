@@ -155,10 +155,12 @@ DEVICE void multiply(u32 base, const u8* pool, int chunks, int warp, int lane, R
     for (int chunk = 0; chunk < chunks; ++chunk) {
         barrier_wait(base + W_FULL + w.stage * 8, w.parity);
         const u8* const packed = pool + W_AT + w.stage * W_BYTES + warp * SLOT;
+        ChunkScales<F> scales;
+        scales.load(packed, lane, magic);
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
             Operands& a = operands[step & 1];
-            HalfOperands<F, F::LOW>::get(packed, step, lane, magic, a);
+            HalfOperands<F, F::LOW>::get(packed, scales, step, lane, magic, a);
             pin(a);
             barrier_wait(base + X_FULL + x.stage * 8, x.parity);
             const u64 b = operand_descriptor(base + x.stage * X_BYTES);

@@ -39,7 +39,14 @@ DEVICE u32 hidden_constant(u32 v) {
     asm volatile("mov.b32 %0, %1;" : "=r"(r) : "r"(v));
     return r;
 }
-DEVICE u32 both(u32 pair, int high) { return __byte_perm(pair, pair, high ? 0x3232 : 0x1010); }
+DEVICE u32 both(u32 pair, int high) {  // written so that it becomes part of the instruction that uses it
+    u32 r;
+    if (high)
+        asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %1;\nmov.b32 %0, {h, h};\n}" : "=r"(r) : "r"(pair));
+    else
+        asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %1;\nmov.b32 %0, {l, l};\n}" : "=r"(r) : "r"(pair));
+    return r;
+}
 
 // Small numbers as halfs at compile time.
 constexpr u32 half_bits(int v) {
@@ -54,14 +61,20 @@ constexpr u32 power_of_half(int exponent) { return (u32)(15 + exponent) << 10; }
 // ---- scales ------------------------------------------------------------------------------------------------------
 constexpr int GAIN = 16;
 
-// Factors and summands of (quad, s): mul(row, w) and add(row, w) give the half twice. In general through float32.
+struct NoChunk {
+    __device__ __forceinline__ void load(const u8*, int, u32) {}
+};
+
+// Factors and summands of (quad, s): mul(row, w) and add(row, w) give the half twice. Chunk is what is made once per chunk.
+// In general through float32.
 template <class F>
 struct HalfScales {
+    typedef NoChunk Chunk;
     static constexpr float UNDO = 1.0f / GAIN;
     Scales scales;
     int quad;
-    __device__ __forceinline__ void load(const u8* chunk, int quad_, int s, int g, u32) {
-        scales = F::load(chunk, g, s);
+    __device__ __forceinline__ void load(const u8* chunk, const Chunk&, int quad_, int s, int lane) {
+        scales = F::load(chunk, lane >> 2, s);
         quad = quad_;
     }
     __device__ __forceinline__ u32 mul(int row, int w) const {
@@ -74,10 +87,11 @@ struct HalfScales {
 
 template <int BYTES, int LOW, int HIGH, int OFFSET, bool HAS_ADD>
 struct PlainHalfScales {  // halfs already
+    typedef NoChunk Chunk;
     static constexpr float UNDO = 1.0f;
     Scales scales;
-    __device__ __forceinline__ void load(const u8* chunk, int, int s, int g, u32) {
-        scales = Plain<BYTES, LOW, HIGH, OFFSET, HAS_ADD>::load(chunk, g, s);
+    __device__ __forceinline__ void load(const u8* chunk, const Chunk&, int, int s, int lane) {
+        scales = Plain<BYTES, LOW, HIGH, OFFSET, HAS_ADD>::load(chunk, lane >> 2, s);
     }
     __device__ __forceinline__ u32 mul(int row, int) const { return both(scales.a, row); }
     __device__ __forceinline__ u32 add(int row, int) const { return both(scales.b, row); }
@@ -92,16 +106,27 @@ template <int BYTES, int HIGH>
 struct K45HalfScales {  // (scale, minimum) of a row lie side by side in 12 bits: both at once
     static constexpr float UNDO = 1.0f / GAIN;
     u32 pair[2];
-    __device__ __forceinline__ void load(const u8* chunk, int quad, int s, int g, u32 magic) {
-        const Scales raw = K45<BYTES, HIGH>::load(chunk, g, s);
+    // The four lanes of a g need the same 16 pairs of a chunk: lane t makes those of slot t, and they exchange them.
+    struct Chunk {
+        u32 own[2][2];
+        __device__ __forceinline__ void load(const u8* chunk, int lane, u32 magic) {
+            const Scales raw = K45<BYTES, HIGH>::load(chunk, lane >> 2, lane & 3);
 #pragma unroll
-        for (int row = 0; row < 2; ++row) {
-            const int at = 12 * (quad * 2 + row);
-            const u32 bits = at == 24 ? __funnelshift_r(raw.a, raw.b, 24) : at == 36 ? raw.b >> 4 : raw.a >> at;
-            const u32 fields = and_or(bits << 10, 0x3f0000u, and_or(bits, 0x3fu, magic));
-            const u32 super = mul2(row ? raw.d : raw.c, twice(half_bits(GAIN)) ^ 0x80000000u);
-            pair[row] = mul2(add2(fields, twice(half_bits(-1024))), super);
+            for (int row = 0; row < 2; ++row) {
+                const u32 super = mul2(row ? raw.d : raw.c, twice(half_bits(GAIN)) ^ 0x80000000u);
+#pragma unroll
+                for (int quad = 0; quad < 2; ++quad) {
+                    const int at = 12 * (quad * 2 + row);
+                    const u32 bits = at == 24 ? __funnelshift_r(raw.a, raw.b, 24) : at == 36 ? raw.b >> 4 : raw.a >> at;
+                    const u32 fields = and_or(bits << 10, 0x3f0000u, and_or(bits, 0x3fu, magic));
+                    own[quad][row] = mul2(add2(fields, twice(half_bits(-1024))), super);
+                }
+            }
         }
+    };
+    __device__ __forceinline__ void load(const u8*, const Chunk& chunk, int quad, int s, int lane) {
+#pragma unroll
+        for (int row = 0; row < 2; ++row) pair[row] = __shfl_sync(FULL_MASK, chunk.own[quad][row], (lane & 28) | s);
     }
     __device__ __forceinline__ u32 mul(int row, int) const { return both(pair[row], 0); }
     __device__ __forceinline__ u32 add(int row, int) const { return both(pair[row], 1); }
@@ -111,10 +136,11 @@ template <> struct HalfScales<Q5_K> : K45HalfScales<176, 1> {};
 
 template <>
 struct HalfScales<Q6_K> {
+    typedef NoChunk Chunk;
     static constexpr float UNDO = 1.0f / GAIN;
     u32 pair[2];
-    __device__ __forceinline__ void load(const u8* chunk, int quad, int s, int g, u32 magic) {
-        const Scales raw = Q6_K::load(chunk, g, s);
+    __device__ __forceinline__ void load(const u8* chunk, const Chunk&, int quad, int s, int lane) {
+        const Scales raw = Q6_K::load(chunk, lane >> 2, s);
         const u32 super = mul2(raw.c, twice(half_bits(GAIN)));
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
@@ -126,13 +152,23 @@ struct HalfScales<Q6_K> {
     __device__ __forceinline__ u32 add(int, int) const { return 0u; }
 };
 
+struct NoHalfScales {
+    typedef NoChunk Chunk;
+    static constexpr float UNDO = 1.0f;
+};
+template <> struct HalfScales<F16> : NoHalfScales {};
+template <> struct HalfScales<BF16> : NoHalfScales {};
+
+template <class F>
+using ChunkScales = typename HalfScales<F>::Chunk;
+
 // magic: hidden_constant(0x64006400).
 // ---- 64 columns ----------------------------------------------------------------------------------------------------
 typedef u32 Operands[4][4];  // [group of 16][register]: row 0 and 1 of the even columns, then of the odd ones
 
 template <class F, int LOW>
 struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed bytes; step: which 64 columns of the chunk
-    DEVICE void get(const u8* chunk, int step, int lane, u32 magic, Operands& out) {
+    DEVICE void get(const u8* chunk, const ChunkScales<F>& made, int step, int lane, u32 magic, Operands& out) {
         const int quad = step >> 1, p = step & 1;
         const uint4* const at = (const uint4*)(chunk + quad * F::QUAD_LOW) + lane;
         uint4 low[LOW == 8 ? 2 : 1];
@@ -157,7 +193,7 @@ struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed by
         for (int half = 0; half < 2; ++half) {
             const int s = p * 2 + half, place = LOW == 4 ? half * 4 : LOW == 2 ? s * 2 : 0;
             HalfScales<F> scales;
-            scales.load(chunk, quad, s, lane >> 2, magic);
+            scales.load(chunk, made, quad, s, lane);
             const uint4 v = low[LOW == 8 ? half : 0];
             const u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
@@ -191,7 +227,7 @@ struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed by
 
 template <class F>
 struct HalfOperands<F, 16> {
-    DEVICE void get(const u8* chunk, int step, int lane, u32, Operands& out) {
+    DEVICE void get(const u8* chunk, const ChunkScales<F>&, int step, int lane, u32, Operands& out) {
 #pragma unroll
         for (int group = 0; group < 4; ++group) {
             const uint4 v = ((const uint4*)chunk)[(step * 4 + group) * 32 + lane];
@@ -202,5 +238,3 @@ struct HalfOperands<F, 16> {
         }
     }
 };
-template <> struct HalfScales<F16> { static constexpr float UNDO = 1.0f; };
-template <> struct HalfScales<BF16> { static constexpr float UNDO = 1.0f; };
