@@ -17,15 +17,19 @@ from engine.cuda.module import Kernel, build, shared_limit
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "formats_half.cuh", "batch_wgmma.cuh", "batch_matvec.cu")
-_OPERAND_FILES = ("batch_operand.cu",)
+_FILES = ("formats.cuh", "formats_half.cuh", "batch_convert.cuh", "batch_wgmma.cuh", "batch_matvec.cu")
+_OPERAND_FILES = ("batch_convert.cuh", "batch_operand.cu")
 MAX_ROWS = 64
 """Sequences of one launch; more take several, each of which reads the weights."""
 CHUNK = 256
 """Columns of a stage."""
 UNIT_TILES = 4
 """Tiles of 16 rows that one warp group multiplies at a time."""
+_OPERAND_BYTES = 17 * 256 + 64
+"""Bytes of 256 columns of 8 sequences: 16 steps of 16 columns and the sums, 256 bytes each; two floats per sequence."""
 _MAX_STAGES = 6
+_RESIDENT_ITEMS = 128
+"""Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
 _ARCH = 90
 UNSUPPORTED = frozenset((GGMLType.F32, GGMLType.Q2_K))
 """F32 would not fit float16; of Q2_K the minimums stand per 16 columns."""
@@ -39,8 +43,8 @@ def supported(types: Sequence[GGMLType], arch: int) -> bool:
 
 
 def operand_bytes(columns: int) -> int:
-    """Bytes of the scratch memory of products of K columns: halves of MAX_ROWS rows, sums, a factor per row."""
-    return -(-columns // CHUNK) * MAX_ROWS // 8 * 17 * 256 + MAX_ROWS * 4
+    """Bytes of the scratch memory of products of K columns: halves of MAX_ROWS rows, sums, scales."""
+    return -(-columns // CHUNK) * _OPERAND_BYTES * MAX_ROWS // 8
 
 
 @dataclass(frozen=True)
@@ -76,25 +80,44 @@ def _groups_of_eight(batch: int) -> int:
     return next(n for n in (1, 2, 4, 8) if batch <= 8 * n)
 
 
-def _stage_bytes(types: Sequence[GGMLType], split: Split, groups: int) -> tuple[int, int]:
-    """(bytes of a tile's 256 columns, bytes of a stage)."""
+@dataclass(frozen=True)
+class _Memory:
+    """Shared memory of a block: activations that stay, stages, how many of those."""
+
+    tile: int
+    stage: int
+    stages: int
+    resident: int
+
+    @property
+    def total(self) -> int:
+        """With barriers and sums of squares."""
+        return self.resident + self.stages * (self.stage + 16) + MAX_ROWS * 4
+
+
+def _memory(types: Sequence[GGMLType], split: Split, groups: int, columns: int) -> _Memory:
     tile = max(LAYOUTS[type].chunk_bytes * CHUNK // LAYOUTS[type].chunk_columns for type in types)
-    return tile, groups * 17 * 256 + split.units * UNIT_TILES * tile
-
-
-def _stages(types: Sequence[GGMLType], split: Split, groups: int, chunks: int) -> int:
-    """Stages that fit; where blocks exchange sums, no more than a block has chunks, but room for the sums."""
-    stage = _stage_bytes(types, split, groups)[1]
-    stages = min(_MAX_STAGES, (shared_limit(_ARCH) - 2048) // stage)
-    if split.cluster > 1:
-        kept = split.units * groups * 8 * 68 * 4
-        stages = min(stages, max(-(-chunks // split.cluster), -(-kept // stage)))
-    return stages
+    limit = shared_limit(_ARCH) - 2048
+    chunks = -(-columns // CHUNK)
+    own = -(-chunks // split.cluster)
+    weights, x = split.units * UNIT_TILES * tile, groups * _OPERAND_BYTES
+    # One item has no use for more stages than it has chunks.
+    most = min(_MAX_STAGES, own) if split.cluster > 1 else _MAX_STAGES
+    stages = min(most, (limit - own * x) // (weights + 16))
+    if groups * 8 * own <= _RESIDENT_ITEMS and stages >= min(most, 2):
+        memory = _Memory(tile, weights, stages, own * x)
+    else:
+        memory = _Memory(tile, weights + x, min(most, limit // (weights + x + 16)), 0)
+    kept = split.units * groups * 8 * 68 * 4
+    missing = kept - memory.resident - memory.stages * memory.stage
+    if split.cluster > 1 and missing > 0:  # blocks exchange their sums through the same memory
+        memory = _Memory(tile, memory.stage, memory.stages + -(-missing // memory.stage), memory.resident)
+    return memory
 
 
 def fit(types: Sequence[GGMLType], split: Split) -> Split:
     """Fewer rows in a block where two stages of so many do not fit."""
-    while split.units > 1 and 2 * _stage_bytes(types, split, 8)[1] > shared_limit(_ARCH) - 2048:
+    while split.units > 1 and _memory(types, split, 8, 1 << 20).stages < 2:
         split = Split(split.units // 2, split.cluster)
     return split
 
@@ -110,7 +133,7 @@ def kernel_job(
 ) -> Job:
     """The (files, defines) pair of the kernel of a batch size, for module.prebuild."""
     groups = _groups_of_eight(min(batch, MAX_ROWS))
-    tile, stage = _stage_bytes(types, split, groups)
+    memory = _memory(types, split, groups, columns)
     # 64 sequences take so many registers that two warp groups work on two units each, not four on one.
     units = 2 if groups == 8 and split.units == 4 else 1
     distinct = list(dict.fromkeys(types))
@@ -120,9 +143,10 @@ def kernel_job(
         "TEAMS": split.units // units,
         "UNITS": units,
         "CLUSTER": split.cluster,
-        "STAGES": _stages(types, split, groups, -(-columns // CHUNK)),
-        "STAGE": stage,
-        "TILE_STRIDE": tile,
+        "STAGES": memory.stages,
+        "STAGE": memory.stage,
+        "TILE_STRIDE": memory.tile,
+        "RESIDENT": int(memory.resident > 0),
         "PAIRED": int(paired),
         "ACTIVATION": int(activation),
         "FORMATS": len(distinct),
@@ -164,7 +188,7 @@ class BatchMatVec:
         self._multiprocessors = multiprocessors
         shapes = [(m.type, m.rows) for m in matrices]
         self.split = split or group_split(shapes, self._columns, multiprocessors, paired=self._paired)
-        self._kernels: dict[tuple[int, int], tuple[Kernel, int]] = {}
+        self._kernels: dict[tuple[int, int], tuple[Kernel, int, _Memory]] = {}
         self._segments: list[Any] = []
         unit, column = 0, 0
         for matrix in matrices:
@@ -178,16 +202,16 @@ class BatchMatVec:
         self._kernel(min(batch, MAX_ROWS), activation)
         build(_OPERAND_FILES).get("batch_operand")
 
-    def _kernel(self, batch: int, activation: int) -> tuple[Kernel, int]:
+    def _kernel(self, batch: int, activation: int) -> tuple[Kernel, int, _Memory]:
         key = (_groups_of_eight(batch), activation)
         found = self._kernels.get(key)
         if found is None:
             files, defines = kernel_job(
                 self._types, self.split, self._columns, batch, paired=self._paired, activation=activation
             )
-            shared = int(str(defines["STAGES"])) * (int(str(defines["STAGE"])) + 16)
+            memory = _memory(self._types, self.split, key[0], self._columns)
             threads = int(str(defines["TEAMS"])) * 128 + 32
-            found = self._kernels[key] = (build(files, defines=defines).get("batch_matvec"), shared * 1024 + threads)
+            found = self._kernels[key] = (build(files, defines=defines).get("batch_matvec"), threads, memory)
         return found
 
     def __call__(
@@ -222,35 +246,38 @@ class BatchMatVec:
             batch = min(MAX_ROWS, int(x.shape[0]) - first)
             rows, target = (x[first:], out[first:]) if first else (x, out)
             groups = _groups_of_eight(batch)
-            factors = operand[chunks * groups * 17 * 256 :]
-            launch(
-                prepare,
-                batch,
-                256,
-                (rows, x.strides[0] // 4, norm, float(eps), self._columns, groups, operand, factors),
-                stream=stream,
-                pdl=pdl,
-            )
-            kernel, packed = self._kernel(batch, activation)
+            kernel, threads, memory = self._kernel(batch, activation)
+            if not memory.resident:
+                launch(
+                    prepare,
+                    (chunks, -(-batch // 8)),
+                    256,
+                    (rows, x.strides[0] // 4, norm, self._columns, batch, groups, operand),
+                    stream=stream,
+                    pdl=pdl,
+                )
             launch(
                 kernel,
                 grid,
-                packed % 1024,
+                threads,
                 (
                     *self._segments,
                     self._units,
                     blocks,
                     self._columns,
                     batch,
+                    rows,
+                    x.strides[0] // 4,
+                    norm,
+                    float(eps),
                     operand,
-                    factors,
                     bias,
                     target,
                     out.strides[0] // 4,
                     int(add),
                     float(alpha),
                 ),
-                shared=packed // 1024,
+                shared=memory.total,
                 stream=stream,
                 pdl=pdl,
             )

@@ -1,6 +1,6 @@
 // Quantized matrix times 1..64 sequences: weights are read once, unpacked to halves in registers, multiplied by wgmma.
 //
-// Defines: SEGMENTS matrices of FORMATS formats FORMAT0.. (FORMAT_OF per matrix); NT groups of 8 sequences; TEAMS warp
+// Defines: RESIDENT; SEGMENTS matrices of FORMATS formats FORMAT0.. (FORMAT_OF per matrix); NT groups of 8 sequences; TEAMS warp
 // groups of 4 warps, each with UNITS units of 64 rows (4 tiles); STAGES of STAGE bytes of shared memory; CLUSTER blocks
 // share the columns of the same rows. The activations come from batch_operand.cu.
 //
@@ -47,60 +47,68 @@ constexpr int tile_bytes() {  // of 256 columns
     return F::CHUNK_BYTES * (256 / F::COLUMNS);
 }
 
-// acc += 256 columns (quads 128s of them) of this warp's tile times the activations at x.
+// acc += 256 columns (quads 128s of them) of this warp's tile times the activations at x, whose factors are per sequence.
 template <class F>
-DEVICE void add_columns(const u8* tile, u32 x, int quads, int lane, Sums& acc) {
+DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, int lane, Sums& acc) {
     typedef HalfWeights<F> Half;
     Sums products;
     u32 f[2][16];
-    auto multiply = [&](int p) {  // 64 columns
-        u32* const a = f[p & 1];
+    auto add_products = [&](float2 of_rows) {
+        wgmma_wait<0>();
+        keep_order(products);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const u64 b = operand_at(x + (p * 4 + i) * STEP_BYTES);
-            if (Half::POST) wgmma(products, a + i * 4, b, p + i > 0);
-            else wgmma(acc, a + i * 4, b, 1);
+        for (int j = 0; j < NT; ++j) {
+            const float2 of_columns = *(const float2*)(factors + j * 8 + (lane & 3) * 2);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                acc[j * 4 + i] = fmaf(products[j * 4 + i],
+                                      (i & 2 ? of_rows.y : of_rows.x) * (i & 1 ? of_columns.y : of_columns.x), acc[j * 4 + i]);
         }
-        wgmma_commit();
     };
     u32 minimums[4];
-    if (Half::MINIMUMS) Half::minimums(tile, lane, minimums);
+    float2 of_minimums;
+    if (Half::MINIMUMS) {
+        of_minimums = Half::minimums(tile, lane, minimums);
+        wgmma_fence();
+        wgmma(products, minimums, operand_at(x + SUMS_AT), 0);
+        wgmma_commit();
+    }
 #pragma unroll
-    for (int p = 0; p < 4; ++p) {
+    for (int p = 0; p < 4; ++p) {  // 64 columns
         if (p == 2 && F::COLUMNS == 128 && quads < 2) break;
         if (p >= 2) wgmma_wait<1>();
         const u8* const chunk = F::COLUMNS == 128 ? tile + (p >> 1) * F::CHUNK_BYTES : tile;
         Half::fragments(chunk, F::COLUMNS == 128 ? 0 : p >> 1, p & 1, lane, f[p & 1]);
         keep_order(f[p & 1]);
-        if (p == 0) keep_order(acc);
+        if (p == 0 && Half::MINIMUMS) add_products(of_minimums), keep_order(acc);
         wgmma_fence();
-        if (p == 0 && Half::MINIMUMS) wgmma(acc, minimums, operand_at(x + 16 * STEP_BYTES), 1);
-        multiply(p);
-    }
-    const float2 post = Half::POST ? Half::post(tile, lane >> 2) : make_float2(1.0f, 1.0f);
-    wgmma_wait<0>();
-    keep_order(acc);
-    if (Half::POST) keep_order(products);
-    if (Half::POST)
 #pragma unroll
-        for (int i = 0; i < NT * 4; ++i) acc[i] = fmaf(products[i], i & 2 ? post.y : post.x, acc[i]);
+        for (int i = 0; i < 4; ++i) wgmma(products, f[p & 1] + i * 4, operand_at(x + (p * 4 + i) * STEP_BYTES), p + i > 0);
+        wgmma_commit();
+    }
+    add_products(Half::post(tile, lane >> 2));
 }
 
 // out = f(alpha * (x W^T * factor + bias)) or out += ...; see batch_matvec.py for shapes.
-// operand: [256 columns] of X_BYTES. factors: per sequence. groups: of UNITS * TEAMS units of 64 rows.
+// RESIDENT: every block converts x itself and keeps it; else operand is x converted before: [256 columns] of X_BYTES.
+// groups: of UNITS * TEAMS units of 64 rows.
 extern "C" __global__ void
 #if CLUSTER > 1
 __cluster_dims__(CLUSTER, 1, 1)
 #endif
 __launch_bounds__(CONSUMERS + 32, 1)
-    batch_matvec(ALL_SEGMENTS int units, int groups, int columns, int batch, const u8* operand, const float* factors,
-                 const float* bias, float* out, int out_stride, int add, float alpha) {
+    batch_matvec(ALL_SEGMENTS int units, int groups, int columns, int batch, const float* x, int x_stride,
+                 const float* norm, float eps, const u8* operand, const float* bias, float* out, int out_stride, int add, float alpha) {
     extern __shared__ __align__(128) u8 shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const u32 full = shared_address(shared + STAGES * STAGE), empty = full + STAGES * 8, stages = shared_address(shared);
     const int rank = CLUSTER > 1 ? cluster_rank() : 0, step = CLUSTER > 1 ? groups : (int)gridDim.x;
     const int first_group = (int)blockIdx.x / CLUSTER;
     const int chunks = (columns + 255) >> 8, begin = rank * chunks / CLUSTER, end = (rank + 1) * chunks / CLUSTER;
+    // shared memory: RESIDENT activations | stages | barriers | sums of squares of this block's columns, per sequence
+    u8* const ring = shared + (RESIDENT ? (chunks + CLUSTER - 1) / CLUSTER * X_BYTES : 0);
+    const u32 stages = shared_address(ring), full = stages + STAGES * STAGE, empty = full + STAGES * 8;
+    float* const squares = (float*)(ring + STAGES * (STAGE + 16));
+    constexpr int WEIGHTS_AT = RESIDENT ? 0 : X_BYTES;
     auto segment_of = [&](int unit) {
         const u8* const data[SEGMENTS] = ALL_OF(data);
         const float* const scale[SEGMENTS] = ALL_OF(scale);
@@ -121,9 +129,9 @@ __launch_bounds__(CONSUMERS + 32, 1)
     __syncthreads();
 
     if (warp == CONSUMERS / 32) {
-        // Lane l fetches tile l of the block, lane 31 or lane 0 after its own the activations.
+        // Lane l fetches tile l of the block, lane 0 also the activations.
         constexpr int chunk_bytes[SEGMENTS] = CHUNK_BYTES_OF, chunk_columns[SEGMENTS] = CHUNK_COLUMNS_OF;
-        int stage = 0, count = 0, held = 0;
+        int stage = 0, count = 0, held = RESIDENT ? -1 : 0;
         u32 parity = 1;
         for (int group = first_group; group < groups; group += step) {
             const int unit = min(group * (TILES / 4) + (lane >> 2), units - 1);
@@ -151,11 +159,11 @@ __launch_bounds__(CONSUMERS + 32, 1)
                 }
                 const int mine = lane < TILES ? min(per_stage, per_row - chunk * per_stage) * bytes : 0;
                 const int all = (int)__reduce_add_sync(FULL_MASK, (u32)mine);
-                if (lane == 0) barrier_expect(full + stage * 8, all + X_BYTES);
+                if (lane == 0) barrier_expect(full + stage * 8, all + WEIGHTS_AT);
                 __syncwarp();
                 if (mine)
-                    bulk_copy<true>(stages + stage * STAGE + X_BYTES + lane * TILE_STRIDE, source, mine, full + stage * 8);
-                if (held < 0 && lane == 0)
+                    bulk_copy<true>(stages + stage * STAGE + WEIGHTS_AT + lane * TILE_STRIDE, source, mine, full + stage * 8);
+                if (!RESIDENT && held < 0 && lane == 0)
                     bulk_copy<false>(stages + stage * STAGE, operand + (i64)chunk * X_BYTES, X_BYTES, full + stage * 8);
                 source += (i64)per_stage * bytes;
                 ++count;
@@ -177,8 +185,38 @@ __launch_bounds__(CONSUMERS + 32, 1)
         return;
     }
 
+    if (RESIDENT && norm && threadIdx.x == 0)  // each block brings its share of the norm's weight into the L2
+        for (int k = blockIdx.x * 32; k < columns; k += gridDim.x * 32)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(norm + k));
     pdl_wait();
     const int team = warp >> 2, g = lane >> 2, t = lane & 3;
+    if (RESIDENT) {
+        const bool wide = ((columns | x_stride) & 3) == 0 && (((u64)x | (u64)norm) & 15) == 0;
+        constexpr int AHEAD = 4, WARPS = CONSUMERS / 32;
+        const int work = (end - begin) * batch;
+        for (int first = warp; first < work; first += WARPS * AHEAD) {
+            float4 v[AHEAD][2], weight[AHEAD][2];
+#pragma unroll
+            for (int n = 0; n < AHEAD; ++n) {
+                const int item = first + n * WARPS, b = item % batch;
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const int k = (begin + item / batch) * 256 + i * 128 + lane * 4, limit = item < work ? columns : 0;
+                    v[n][i] = four_of(x + (i64)b * x_stride, k, limit, wide);
+                    if (norm) weight[n][i] = four_of(norm, k, limit, wide);
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < AHEAD; ++n) {
+                const int item = first + n * WARPS;
+                if (item < work) convert(v[n], weight[n], norm != nullptr, item % batch, NT, lane, shared + item / batch * X_BYTES);
+            }
+        }
+        publish_operand();
+        named_barrier(1, CONSUMERS);
+        pdl_launch();
+    }
+    float square = 0.0f;
     int stage = 0;
     u32 parity = 0;
     for (int group = first_group; group < groups; group += step) {
@@ -194,25 +232,28 @@ __launch_bounds__(CONSUMERS + 32, 1)
         for (int chunk = begin; chunk < end; ++chunk) {
             barrier_wait(full + stage * 8, parity);
             const int quads = min(2, (columns - chunk * 256 + 127) >> 7);
-            const u32 x = stages + stage * STAGE;
+            const u8* const x = RESIDENT ? shared + (chunk - begin) * X_BYTES : ring + stage * STAGE;
+            const float* const factors = (const float*)(x + FLOATS_AT);
+            const u32 x_at = shared_address(x);
+            if (threadIdx.x < NT * 8) square += factors[NT * 8 + threadIdx.x];
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) {
                 const u8* const tile =
-                    shared + stage * STAGE + X_BYTES + ((team * UNITS + u) * 4 + (warp & 3)) * TILE_STRIDE;
+                    ring + stage * STAGE + WEIGHTS_AT + ((team * UNITS + u) * 4 + (warp & 3)) * TILE_STRIDE;
 #if FORMATS == 1
-                add_columns<FORMAT0>(tile, x, quads, lane, acc[u]);
+                add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc[u]);
 #elif FORMATS == 2
-                if (format[u] == 0) add_columns<FORMAT0>(tile, x, quads, lane, acc[u]);
-                else add_columns<FORMAT1>(tile, x, quads, lane, acc[u]);
+                if (format[u] == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc[u]);
+                else add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc[u]);
 #elif FORMATS == 3
-                if (format[u] == 0) add_columns<FORMAT0>(tile, x, quads, lane, acc[u]);
-                else if (format[u] == 1) add_columns<FORMAT1>(tile, x, quads, lane, acc[u]);
-                else add_columns<FORMAT2>(tile, x, quads, lane, acc[u]);
+                if (format[u] == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc[u]);
+                else if (format[u] == 1) add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc[u]);
+                else add_columns<FORMAT2>(tile, x_at, factors, quads, lane, acc[u]);
 #else
-                if (format[u] == 0) add_columns<FORMAT0>(tile, x, quads, lane, acc[u]);
-                else if (format[u] == 1) add_columns<FORMAT1>(tile, x, quads, lane, acc[u]);
-                else if (format[u] == 2) add_columns<FORMAT2>(tile, x, quads, lane, acc[u]);
-                else add_columns<FORMAT3>(tile, x, quads, lane, acc[u]);
+                if (format[u] == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc[u]);
+                else if (format[u] == 1) add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc[u]);
+                else if (format[u] == 2) add_columns<FORMAT2>(tile, x_at, factors, quads, lane, acc[u]);
+                else add_columns<FORMAT3>(tile, x_at, factors, quads, lane, acc[u]);
 #endif
             }
             __syncwarp();
@@ -220,18 +261,35 @@ __launch_bounds__(CONSUMERS + 32, 1)
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
 
+        auto factor_of = [&](int b) {  // of the norm
+            float sum = squares[b];
+            if (CLUSTER > 1) {
+                sum = float_from_rank(shared_address(squares + b), 0);
+#pragma unroll
+                for (int r = 1; r < CLUSTER; ++r) sum += float_from_rank(shared_address(squares + b), r);
+            }
+            return rsqrtf(fmaf(sum, 1.0f / columns, eps));
+        };
         auto finish = [&](float v, const Segment& m, int b, int row, float before) {  // not paired
             if (m.scale) v *= m.scale[0];
-            v *= __ldcg(factors + b);
             if (bias) v += bias[m.column + row];
             v = activate(v * alpha);
             return add ? before + v : v;
         };
-        auto finish_pair = [&](float gate, float up, const Segment& m, int b) {
-            const float factor = __ldcg(factors + b) * (m.scale ? m.scale[0] : 1.0f);
+        auto finish_pair = [&](float gate, float up, const Segment& m) {
+            const float factor = m.scale ? m.scale[0] : 1.0f;
             return activate(gate * factor * alpha) * (up * factor * alpha);
         };
+        if (group == first_group && threadIdx.x < NT * 8) squares[threadIdx.x] = square;
+        if (group == first_group || CLUSTER > 1) named_barrier(1, CONSUMERS);
 #if CLUSTER == 1
+        if (norm)
+#pragma unroll
+            for (int j = 0; j < NT * 2; ++j) {
+                const float factor = factor_of((j >> 1) * 8 + t * 2 + (j & 1));
+#pragma unroll
+                for (int u = 0; u < UNITS; ++u) acc[u][(j >> 1) * 4 + (j & 1)] *= factor, acc[u][(j >> 1) * 4 + (j & 1) + 2] *= factor;
+            }
 #pragma unroll
         for (int u = 0; u < UNITS; ++u) {
             const int unit = group * (TILES / 4) + team * UNITS + u;
@@ -244,12 +302,11 @@ __launch_bounds__(CONSUMERS + 32, 1)
                 if (b >= batch || row >= m.rows) continue;
                 float* const at = out + (i64)b * out_stride + m.column + row;
                 if (!PAIRED) *at = finish(acc[u][i], m, b, row, add ? __ldcg(at) : 0.0f);
-                else if (!(i & 2)) *at = finish_pair(acc[u][i], acc[u][i | 2], m, b);
+                else if (!(i & 2)) *at = finish_pair(acc[u][i], acc[u][i | 2], m);
             }
         }
 #else
-        // Every block leaves its sums in its shared memory, over the stages, and finishes a share of the outputs.
-        named_barrier(1, CONSUMERS);
+        // Every block leaves its sums in its shared memory, over what it has used, and finishes a share of the outputs.
         float* const kept = (float*)shared;
 #pragma unroll
         for (int u = 0; u < UNITS; ++u)
@@ -273,7 +330,7 @@ __launch_bounds__(CONSUMERS + 32, 1)
 #pragma unroll
                 for (int k = 0; k < 4; ++k)
                     if (row + k < m.rows) before[k] = __ldcg(at + k);
-            const u32 from = stages + ((in_block * NT * 8 + b) * KEPT_STRIDE + first) * 4;
+            const u32 from = shared_address(shared) + ((in_block * NT * 8 + b) * KEPT_STRIDE + first) * 4;
             float4 sum = load_from_rank(from, 0), up = PAIRED ? load_from_rank(from + 32, 0) : sum;
 #pragma unroll
             for (int r = 1; r < CLUSTER; ++r) {
@@ -284,10 +341,12 @@ __launch_bounds__(CONSUMERS + 32, 1)
                     up.x += w.x, up.y += w.y, up.z += w.z, up.w += w.w;
                 }
             }
-            const float v[4] = {sum.x, sum.y, sum.z, sum.w}, w[4] = {up.x, up.y, up.z, up.w};
+            const float factor = norm ? factor_of(b) : 1.0f;
+            const float v[4] = {sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor};
+            const float w[4] = {up.x * factor, up.y * factor, up.z * factor, up.w * factor};
 #pragma unroll
             for (int k = 0; k < 4; ++k)
-                if (row + k < m.rows) at[k] = PAIRED ? finish_pair(v[k], w[k], m, b) : finish(v[k], m, b, row + k, before[k]);
+                if (row + k < m.rows) at[k] = PAIRED ? finish_pair(v[k], w[k], m) : finish(v[k], m, b, row + k, before[k]);
         }
         __syncwarp();
         cluster_barrier();  // others may still read this block's sums

@@ -3,13 +3,15 @@
 // NT groups of 8 sequences. Operands of the activations lie in shared memory as core matrices of 8 sequences x 8 columns
 // (128 bytes), [group of 8 sequences][first, second 8 columns] of a step of 16 columns.
 
-constexpr int SUMS_BYTES = NT * 256, STEP_BYTES = NT * 256, X_BYTES = 16 * STEP_BYTES + SUMS_BYTES;  // of 256 columns
+constexpr int STEP_BYTES = NT * 256, SUMS_AT = 16 * STEP_BYTES, FLOATS_AT = 17 * STEP_BYTES;
+constexpr int X_BYTES = operand_bytes(NT);  // of 256 columns
 typedef float Sums[NT * 4];
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-// Matrix descriptor: address, 128 bytes from one core matrix to the next along columns, 256 along sequences, no swizzle.
-DEVICE u64 operand_at(u32 address) { return (u64)(address >> 4) | (8ull << 16) | (16ull << 32); }
+// Matrix descriptor: address (18 bits of it: above them is the block's rank in its cluster), 128 bytes from one core matrix
+// to the next along columns, 256 along sequences, no swizzle.
+DEVICE u64 operand_at(u32 address) { return (u64)((address & 0x3ffffu) >> 4) | (8ull << 16) | (16ull << 32); }
 
 #define ACC4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define ACC16(d, i) ACC4(d, i), ACC4(d, i + 4), ACC4(d, i + 8), ACC4(d, i + 12)
@@ -96,6 +98,12 @@ DEVICE void bulk_copy(u32 to, const u8* from, u32 bytes, u32 barrier) {
                      "l"(from), "r"(bytes), "r"(barrier)
                      : "memory");
 }
+// Shared memory written by this thread becomes visible to wgmma.
+DEVICE void publish_operand() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 DEVICE void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // ---- clusters ------------------------------------------------------------------------------------------------
@@ -106,6 +114,13 @@ DEVICE int cluster_rank() {
 }
 DEVICE void cluster_barrier() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+DEVICE float float_from_rank(u32 address, int rank) {
+    u32 there;
+    float v;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(there) : "memory");
+    return v;
 }
 DEVICE float4 load_from_rank(u32 address, int rank) {
     u32 there;

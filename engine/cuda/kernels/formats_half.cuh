@@ -7,7 +7,7 @@
 // Formats with super-blocks: quant times integer scale, exact in a half but for Q6_K's products beyond 2048 (2^-12).
 // The quant's bits alone are a subnormal half, q * 2^(place - 24): no conversion, one multiplication by the scale times
 // 2^(5 - place) makes q * scale * 2^-19. post() undoes that and applies d in float32. Minimums are a product of their own,
-// of -dmin * minimum (rounded to a half) and the sums of 32 inputs, see minimums().
+// with the sums of 32 inputs, see minimums().
 // Plain formats: quant times scale (plus minimum), rounded to a half. F16 and BF16: as they lie.
 
 DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
@@ -111,7 +111,7 @@ struct HalfTile;
 
 template <class F>
 struct HalfTile<F, true, true> {
-    static constexpr bool POST = true, MINIMUMS = F::HAS_ADD;
+    static constexpr bool MINIMUMS = F::HAS_ADD;
 
     DEVICE void fragments(const u8* chunk, int quad, int p, int lane, u32 (&f)[16]) {
         quant_halves<F>(chunk, quad, p, lane, f);
@@ -148,21 +148,25 @@ struct HalfTile<F, true, true> {
         const u32 v = word_at(chunk + F::SCALES_AT + (F::GROUPS == 2 && F::LOW == 4 ? 256 : 192) + g * 4);
         return make_float2(low_half(v) * up, high_half(v) * up);
     }
-    // Fragment of -dmin * minimum: columns 2t, 2t + 1 are sub-block t of quad 0 and 1, to meet the sums of 32 inputs; the
-    // same again in columns 8.., to meet what halves of the sums leave over.
-    DEVICE void minimums(const u8* chunk, int lane, u32 (&a)[4]) {
-        const int g = lane >> 2, t = lane & 3;
-        const Scales s = F::load(chunk, g, t);
+    // Fragment of the minimums, integers: columns 2t, 2t + 1 are sub-block t of quad 0 and 1, to meet the sums of 32 inputs;
+    // the same again in columns 8.., to meet what halves of the sums leave over. Returns their factors, rows g and g + 8.
+    DEVICE float2 minimums(const u8* chunk, int lane, u32 (&a)[4]) {
+        const Scales s = F::load(chunk, lane >> 2, lane & 3);
+        const u32 next = __funnelshift_r(s.a, s.b, 24);
 #pragma unroll
-        for (int row = 0; row < 2; ++row)
-            a[row] = a[2 + row] = round_halves(F::add(s, 0, row, 0), F::add(s, 1, row, 0));
+        for (int row = 0; row < 2; ++row) {
+            const int at = 6 + row * 12;
+            const u32 pair = ((s.a >> at) & 63u) | (((next >> at) & 63u) << 16);
+            a[row] = a[2 + row] = add_halves(pair | 0x64006400u, 0xe400e400u);
+        }
+        return make_float2(-high_half(s.c), -high_half(s.d));
     }
 };
 
 // ---- formats with a half scale per 32 --------------------------------------------------------------------------
 template <class F>
 struct HalfTile<F, false, true> {
-    static constexpr bool POST = false, MINIMUMS = false;
+    static constexpr bool MINIMUMS = false;
 
     DEVICE void fragments(const u8* chunk, int, int p, int lane, u32 (&f)[16]) {
         if (F::LOW == 8) {
@@ -197,13 +201,13 @@ struct HalfTile<F, false, true> {
         }
     }
     DEVICE float2 post(const u8*, int) { return make_float2(1.0f, 1.0f); }
-    DEVICE void minimums(const u8*, int, u32 (&)[4]) {}
+    DEVICE float2 minimums(const u8*, int, u32 (&)[4]) { return make_float2(0.0f, 0.0f); }
 };
 
 // ---- F16 and BF16 ----------------------------------------------------------------------------------------------
 template <class F>
 struct HalfTile<F, false, false> {
-    static constexpr bool POST = false, MINIMUMS = false;
+    static constexpr bool MINIMUMS = false;
 
     DEVICE void fragments(const u8* chunk, int, int p, int lane, u32 (&f)[16]) {
 #pragma unroll
@@ -214,7 +218,7 @@ struct HalfTile<F, false, false> {
         }
     }
     DEVICE float2 post(const u8*, int) { return make_float2(1.0f, 1.0f); }
-    DEVICE void minimums(const u8*, int, u32 (&)[4]) {}
+    DEVICE float2 minimums(const u8*, int, u32 (&)[4]) { return make_float2(0.0f, 0.0f); }
 };
 
 template <class F>
