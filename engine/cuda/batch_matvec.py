@@ -28,7 +28,8 @@ UNIT_TILES = 4
 _OPERAND_BYTES = 17 * 256 + 64
 """Bytes of 256 columns of 8 sequences: 16 steps of 16 columns and the sums, 256 bytes each; two floats per sequence."""
 _MAX_STAGES = 6
-_RESIDENT_ITEMS = 128
+_CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
+_RESIDENT_ITEMS = 48
 """Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
 _ARCH = 90
 UNSUPPORTED = frozenset((GGMLType.F32, GGMLType.Q2_K))
@@ -61,18 +62,19 @@ class Split:
 
 
 def choose_split(units: int, chunks: int, multiprocessors: int) -> Split:
-    """The cut whose busiest multiprocessor has the least to do; among equals, most rows in a block.
+    """The cut whose busiest multiprocessor is done first.
 
-    A block with partners pays about 1.5 units of 256 columns for exchanging sums.
+    Measured on an H200: 256 columns take about 4 + units (of 0.17 us), an exchange of sums 12. A cluster needs its
+    multiprocessors in one part of the card: 66, 30, 17 and 15 clusters of 2, 4, 6 and 8 blocks run at once on 132.
     """
 
-    def cost(split: Split) -> tuple[float, int]:
-        blocks = -(-units // split.units) * split.cluster
-        waves = -(-blocks // multiprocessors)
-        exchange = 1.5 if split.cluster > 1 else 0.0
-        return waves * (split.units * -(-chunks // split.cluster) + exchange), -split.units
+    def cost(split: Split) -> tuple[int, int]:
+        clusters = -(-units // split.units)
+        waves = -(-clusters // max(1, _CLUSTERS[split.cluster] * multiprocessors // 132))
+        exchange = 12 if split.cluster > 1 else 0
+        return waves * (-(-chunks // split.cluster) * (4 + split.units) + exchange), split.cluster
 
-    return min((Split(u, c) for u in (1, 2, 3, 4) for c in range(1, min(8, chunks) + 1)), key=cost)
+    return min((Split(u, c) for u in (4, 2, 1) for c in _CLUSTERS if c <= max(1, chunks)), key=cost)
 
 
 def _groups_of_eight(batch: int) -> int:
@@ -95,7 +97,8 @@ class _Memory:
         return self.resident + self.stages * (self.stage + 16) + MAX_ROWS * 4
 
 
-def _memory(types: Sequence[GGMLType], split: Split, groups: int, columns: int) -> _Memory:
+def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int) -> _Memory:
+    groups = _groups_of_eight(batch)
     tile = max(LAYOUTS[type].chunk_bytes * CHUNK // LAYOUTS[type].chunk_columns for type in types)
     limit = shared_limit(_ARCH) - 2048
     chunks = -(-columns // CHUNK)
@@ -104,7 +107,7 @@ def _memory(types: Sequence[GGMLType], split: Split, groups: int, columns: int) 
     # One item has no use for more stages than it has chunks.
     most = min(_MAX_STAGES, own) if split.cluster > 1 else _MAX_STAGES
     stages = min(most, (limit - own * x) // (weights + 16))
-    if groups * 8 * own <= _RESIDENT_ITEMS and stages >= min(most, 2):
+    if batch * own <= _RESIDENT_ITEMS and stages >= min(most, 2):
         memory = _Memory(tile, weights, stages, own * x)
     else:
         memory = _Memory(tile, weights + x, min(most, limit // (weights + x + 16)), 0)
@@ -117,7 +120,7 @@ def _memory(types: Sequence[GGMLType], split: Split, groups: int, columns: int) 
 
 def fit(types: Sequence[GGMLType], split: Split) -> Split:
     """Fewer rows in a block where two stages of so many do not fit."""
-    while split.units > 1 and _memory(types, split, 8, 1 << 20).stages < 2:
+    while split.units > 1 and _memory(types, split, MAX_ROWS, 1 << 20).stages < 2:
         split = Split(split.units // 2, split.cluster)
     return split
 
@@ -133,7 +136,7 @@ def kernel_job(
 ) -> Job:
     """The (files, defines) pair of the kernel of a batch size, for module.prebuild."""
     groups = _groups_of_eight(min(batch, MAX_ROWS))
-    memory = _memory(types, split, groups, columns)
+    memory = _memory(types, split, min(batch, MAX_ROWS), columns)
     # 64 sequences take so many registers that two warp groups work on two units each, not four on one.
     units = 2 if groups == 8 and split.units == 4 else 1
     distinct = list(dict.fromkeys(types))
@@ -188,7 +191,7 @@ class BatchMatVec:
         self._multiprocessors = multiprocessors
         shapes = [(m.type, m.rows) for m in matrices]
         self.split = split or group_split(shapes, self._columns, multiprocessors, paired=self._paired)
-        self._kernels: dict[tuple[int, int], tuple[Kernel, int, _Memory]] = {}
+        self._kernels: dict[tuple[int, int, int], tuple[Kernel, int, _Memory]] = {}
         self._segments: list[Any] = []
         unit, column = 0, 0
         for matrix in matrices:
@@ -203,13 +206,13 @@ class BatchMatVec:
         build(_OPERAND_FILES).get("batch_operand")
 
     def _kernel(self, batch: int, activation: int) -> tuple[Kernel, int, _Memory]:
-        key = (_groups_of_eight(batch), activation)
+        memory = _memory(self._types, self.split, batch, self._columns)
+        key = (_groups_of_eight(batch), memory.resident, activation)
         found = self._kernels.get(key)
         if found is None:
             files, defines = kernel_job(
                 self._types, self.split, self._columns, batch, paired=self._paired, activation=activation
             )
-            memory = _memory(self._types, self.split, key[0], self._columns)
             threads = int(str(defines["TEAMS"])) * 128 + 32
             found = self._kernels[key] = (build(files, defines=defines).get("batch_matvec"), threads, memory)
         return found

@@ -16,7 +16,7 @@ from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
 from engine.cuda.dense import DenseProduct
 from engine.cuda.dequant import embed
-from engine.cuda.matvec import MAX_COLUMNS
+from engine.cuda.matvec import BATCH_ROWS, MAX_COLUMNS
 from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
 from engine.gguf.types import GGMLType
 from engine.model.batch import Batch
@@ -53,6 +53,7 @@ class CudaOps:
         self.buffers = buffers
         self._dense = dense
         self._matvec_rows = matvec_rows
+        self._batch_rows: int | None = None
         self._n = 0
 
     def attn_output(self, layer: DeviceLayer, a: Any, x: Any) -> Any:
@@ -116,7 +117,14 @@ class CudaOps:
         h, up = self._columns(self.buffers.gate, n, ffn.width), self._columns(self.buffers.up, n, ffn.width)
         if ffn.paired is not None:
             if n <= self._matvec_rows:
-                ffn.paired(x, h, norm=norm, eps=self.weights.epsilon, activation=ffn.activation)
+                ffn.paired(
+                    x,
+                    h,
+                    norm=norm,
+                    eps=self.weights.epsilon,
+                    activation=ffn.activation,
+                    operand=self._batch_operand(n),
+                )
                 return h
             assert self._dense is not None
             matrix = ffn.paired.matrices[0]
@@ -146,6 +154,7 @@ class CudaOps:
                     bias=part.bias,
                     add=add,
                     alpha=part.alpha,
+                    operand=self._batch_operand(int(x.shape[0])),
                 )
             return
         assert self._dense is not None
@@ -160,6 +169,11 @@ class CudaOps:
                 column += matrix.rows
             if part.bias is not None:
                 row_ops.add_bias(out[:, part.column : part.column + part.matvec.width], part.bias, part.alpha)
+
+    def _batch_operand(self, n: int) -> Any:
+        """Scratch memory that makes a product of n rows take the kernels for many; None for those for few."""
+        many = self._batch_rows is not None and n >= self._batch_rows
+        return self.buffers.batch_operand if many else None
 
     def _operand(self, x: Any, type: GGMLType, norm: Any) -> Any:
         """norm(x) (or x) as the contiguous left operand of a dense product with a matrix of that type."""
@@ -189,6 +203,7 @@ class DecodeOps(CudaOps):
         tokens: int32 (slots,), the token each slot is fed.
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
+        batch_rows: from so many rows on, the kernels for many sequences; 1: always, so that bits never depend on n.
     """
 
     def __init__(
@@ -200,8 +215,11 @@ class DecodeOps(CudaOps):
         tokens: Any,
         positions: Any,
         n: int,
+        *,
+        batch_rows: int = BATCH_ROWS,
     ) -> None:
         super().__init__(weights, buffers, None, matvec_rows=1 << 30)
+        self._batch_rows = batch_rows
         self._cache = cache
         self._attention = attention
         self._tokens = tokens[:n]

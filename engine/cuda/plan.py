@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.cuda.attention import scratch_bytes
+from engine.cuda.batch_matvec import operand_bytes
 from engine.cuda.buffers import Widths
 from engine.cuda.cache import bytes_per_page, page_count
 from engine.cuda.dense import SCRATCH_BYTES
@@ -75,6 +76,7 @@ def make_plan(
         max_sequences * widths.row_bytes(dense=False)
         + PREFILL_ROWS * widths.row_bytes(dense=True)
         + SCRATCH_BYTES
+        + operand_bytes(max(widths.model, widths.attention, widths.ffn))
         + 4 * widths.vocab * (max_sequences * 3 + LOGIT_ROWS)
         + sum(scratch_bytes(shape, max_sequences, *card) for shape in set(shapes))
     )

@@ -8,7 +8,7 @@
 // blocks of a cluster have consecutive ranges of 256 columns; in a range one after the other, in 256 columns steps of 16 as
 // the tensor cores add them; then ranks 0..CLUSTER-1. Nothing depends on the number of sequences or on TEAMS and UNITS.
 
-constexpr int CONSUMERS = TEAMS * 128, TILES = TEAMS * UNITS * 4, ROWS = TILES * 16;
+constexpr int CONSUMERS = TEAMS * 128, TILES = TEAMS * UNITS * 4;
 constexpr int KEPT_STRIDE = 68;  // floats of 64 rows of one sequence, so that lanes meet different banks
 
 struct Segment {
@@ -47,9 +47,9 @@ constexpr int tile_bytes() {  // of 256 columns
     return F::CHUNK_BYTES * (256 / F::COLUMNS);
 }
 
-// acc += 256 columns (quads 128s of them) of this warp's tile times the activations at x, whose factors are per sequence.
+// acc += 256 columns (quads 128s of them) of this warp's tile times the activations that x describes, whose factors are per sequence.
 template <class F>
-DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, int lane, Sums& acc) {
+DEVICE void add_columns(const u8* tile, u64 x, const float* factors, int quads, int lane, Sums& acc) {
     typedef HalfWeights<F> Half;
     Sums products;
     u32 f[2][16];
@@ -70,7 +70,7 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
     if (Half::MINIMUMS) {
         of_minimums = Half::minimums(tile, lane, minimums);
         wgmma_fence();
-        wgmma(products, minimums, operand_at(x + SUMS_AT), 0);
+        wgmma(products, minimums, x + SUMS_AT / 16, 0);
         wgmma_commit();
     }
 #pragma unroll
@@ -83,7 +83,7 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
         if (p == 0 && Half::MINIMUMS) add_products(of_minimums), keep_order(acc);
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 4; ++i) wgmma(products, f[p & 1] + i * 4, operand_at(x + (p * 4 + i) * STEP_BYTES), p + i > 0);
+        for (int i = 0; i < 4; ++i) wgmma(products, f[p & 1] + i * 4, x + (p * 4 + i) * STEP_BYTES / 16, p + i > 0);
         wgmma_commit();
     }
     add_products(Half::post(tile, lane >> 2));
@@ -234,7 +234,7 @@ __launch_bounds__(CONSUMERS + 32, 1)
             const int quads = min(2, (columns - chunk * 256 + 127) >> 7);
             const u8* const x = RESIDENT ? shared + (chunk - begin) * X_BYTES : ring + stage * STAGE;
             const float* const factors = (const float*)(x + FLOATS_AT);
-            const u32 x_at = shared_address(x);
+            const u64 x_at = operand_at(shared_address(x));
             if (threadIdx.x < NT * 8) square += factors[NT * 8 + threadIdx.x];
 #pragma unroll
             for (int u = 0; u < UNITS; ++u) {
