@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.cuda.batch_matvec import operand_bytes
 from engine.model.config import FfnConfig, ModelConfig, MoeConfig
 
 
@@ -61,6 +62,7 @@ class Activations:
         y: (R, D) output of one expert. total: (R, D) sum over experts.
         router, routing: (R, E) scores and weights. mix: (R, 1) score of the shared expert.
         operand: bytes of one (R, K) float16 or float32 operand of a dense product; None where dense is False.
+        batch_operand: scratch memory of MatVec's products of many rows; None where dense is True.
     """
 
     def __init__(self, widths: Widths, rows: int, *, dense: bool) -> None:
@@ -83,6 +85,7 @@ class Activations:
         self.mix = floats(1)
         widest = max(widths.model, widths.attention, widths.ffn)
         self.operand = cupy.empty(rows * widest * 4, cupy.uint8) if dense else None
+        self.batch_operand = None if dense else cupy.empty(operand_bytes(widest), cupy.uint8)
 
     @property
     def n_bytes(self) -> int:

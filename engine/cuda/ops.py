@@ -15,6 +15,7 @@ from engine.cuda.attention import Attention, AttentionShape, prefill_tiles
 from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
 from engine.cuda.dequant import embed
+from engine.cuda.matvec import BATCH_ROWS
 from engine.cuda.products import Products
 from engine.cuda.staging import Staging
 from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
@@ -40,6 +41,7 @@ class CudaOps:
         self.weights = weights
         self.buffers = buffers
         self._products = products
+        self._batch_rows: int | None = None
         self._n = 0
 
     def attn_output(self, layer: DeviceLayer, a: Any, x: Any) -> Any:
@@ -104,7 +106,8 @@ class CudaOps:
         if ffn.paired is not None:
             if self._products is not None:
                 return self._products.gated(ffn, x, self.buffers.gate, self.buffers.up, norm=norm, eps=eps)
-            ffn.paired(x, h, norm=norm, eps=eps, activation=ffn.activation)
+            many = self._batch_operand(n)
+            ffn.paired(x, h, norm=norm, eps=eps, activation=ffn.activation, operand=many)
             return h
         assert ffn.up is not None
         if ffn.gate is None:
@@ -122,9 +125,15 @@ class CudaOps:
         if self._products is not None:
             self._products.product(projection, x, out, norm=norm, eps=eps, add=add)
             return
+        many = self._batch_operand(int(x.shape[0]))
         for part in projection.parts:
             target = out[:, part.column : part.column + part.matvec.width]
-            part.matvec(x, target, norm=norm, eps=eps, bias=part.bias, add=add, alpha=part.alpha)
+            part.matvec(x, target, norm=norm, eps=eps, bias=part.bias, add=add, alpha=part.alpha, operand=many)
+
+    def _batch_operand(self, n: int) -> Any:
+        """Scratch memory that makes a product of n rows take the kernels for many; None for those for few."""
+        many = self._batch_rows is not None and n >= self._batch_rows
+        return self.buffers.batch_operand if many else None
 
     @staticmethod
     def _columns(buffer: Any, n: int, width: int) -> Any:
@@ -143,6 +152,7 @@ class DecodeOps(CudaOps):
         tokens: int32 (slots,), the token each slot is fed.
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
+        batch_rows: from so many rows on, the kernels for many sequences; 1: always, so that bits never depend on n.
     """
 
     def __init__(
@@ -154,8 +164,11 @@ class DecodeOps(CudaOps):
         tokens: Any,
         positions: Any,
         n: int,
+        *,
+        batch_rows: int = BATCH_ROWS,
     ) -> None:
         super().__init__(weights, buffers, None)
+        self._batch_rows = batch_rows
         self._cache = cache
         self._attention = attention
         self._tokens = tokens[:n]

@@ -21,7 +21,7 @@ from engine.cuda.cache import PagedCache, SavedPages, page_count
 from engine.cuda.decode import MOST_AHEAD, DecodeLoop
 from engine.cuda.failure import device_errors
 from engine.cuda.graphs import StepGraphs, buckets
-from engine.cuda.matvec import MAX_COLUMNS, group_jobs
+from engine.cuda.matvec import BATCH_ROWS, MAX_COLUMNS, group_jobs
 from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
 from engine.cuda.products import Products
@@ -95,6 +95,7 @@ class CudaRunner:
         self._device = cupy.cuda.Device(device_index)
         self._eager = eager
         self._deterministic = deterministic
+        self._batch_rows = 1 if deterministic else BATCH_ROWS
         self._unclear = False
         self._groups = kernel_groups(model)
         with self._device, device_errors("opening the model"):
@@ -169,7 +170,9 @@ class CudaRunner:
         for job in product_jobs(self._groups, card[0]):
             add(*job)
         for matrices, columns, paired, activation in self._groups:
-            for job in group_jobs(matrices, columns, batches, card, paired=paired, activation=activation):
+            for job in group_jobs(
+                matrices, columns, batches, card, paired=paired, activation=activation, batch_rows=self._batch_rows
+            ):
                 add(*job)
         add(SAMPLING_FILES, None)
         module.prebuild(list(jobs.values()), card[0], status)
@@ -217,6 +220,7 @@ class CudaRunner:
             self._slots.tokens,
             self._slots.positions,
             n,
+            batch_rows=self._batch_rows,
         )
 
     def run_step(self, ops: DecodeOps, n: int) -> None:
