@@ -219,7 +219,7 @@ def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: st
         cpu = CpuOps(model.weights, cache, lambda x, weight: matmul(x, weight, pool=pool, reference=True))
         ops = ComparingOps(cpu, cache, runner, report, decode=decode)
         with runner._running():
-            runner._cache.set_pages(0, range(page_count(len(ids))))
+            runner._cache.set_pages(0, list(range(page_count(len(ids)))))
             step = 1 if decode else PIECE
             for first in range(0, len(ids), step):
                 batch = Batch.build([(0, ids[first : first + step], first, Outputs.ALL)])

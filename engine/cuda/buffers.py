@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.cuda.batch_matvec import operand_bytes
 from engine.model.config import FfnConfig, ModelConfig, MoeConfig
 
 
@@ -70,6 +71,7 @@ class Activations:
         router, routing: (R, E) scores and weights. mix: (R, 1) score of the shared expert.
         chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F); None where dense is True.
         operand: bytes of one (R, K) float16 or float32 operand of a dense product; None where dense is False.
+        batch_operand: scratch memory of MatVec's products of many rows; None where dense is True.
     """
 
     def __init__(self, widths: Widths, rows: int, *, dense: bool) -> None:
@@ -96,6 +98,7 @@ class Activations:
             self.chosen_weights, self.hidden = floats(widths.used), floats(widths.hidden)
         widest = max(widths.model, widths.attention, widths.ffn)
         self.operand = cupy.empty(rows * widest * 4, cupy.uint8) if dense else None
+        self.batch_operand = None if dense else cupy.empty(operand_bytes(widest), cupy.uint8)
 
     @property
     def n_bytes(self) -> int:

@@ -81,9 +81,9 @@ class PagedCache:
         self._addresses = cupy.asarray(addresses(arrays))
         self._sizes = cupy.asarray(np.asarray(self._page_bytes, np.int64))
 
-    def set_pages(self, slot: int, pages: Sequence[int]) -> None:
+    def set_pages(self, slot: int, pages: list[int]) -> None:
         """The slot reads these pages from now on: page i holds positions i * PAGE and following."""
-        if list(pages) == self._pages[slot]:
+        if pages == self._pages[slot]:
             return
         assert len(pages) <= self._table.shape[1], "more pages than the context has"
         row = self._table[slot]

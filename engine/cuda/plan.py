@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from engine.config import cache_size
 from engine.cuda.attention import PAGE, scratch_bytes
+from engine.cuda.batch_matvec import operand_bytes
 from engine.cuda.buffers import Widths
 from engine.cuda.cache import bytes_per_page, page_count
 from engine.cuda.dense import SCRATCH_BYTES
@@ -21,8 +23,6 @@ PREFILL_ROWS = (2048, 512)
 MIXED_ROWS = 512
 """Rows of prompts beside running streams, which wait for them once a token."""
 
-CONTEXTS = 8
-"""Full contexts the cache has room for, if nothing else is asked for and the memory suffices."""
 
 LOGIT_ROWS = 32
 """Rows of logits of a prompt computed at once, where they are asked for."""
@@ -89,6 +89,7 @@ def make_plan(
         max_sequences * (widths.row_bytes(dense=False) + 4 * widths.model)
         + rows * widths.row_bytes(dense=True)
         + SCRATCH_BYTES
+        + operand_bytes(max(widths.model, widths.attention, widths.ffn))
         + 4 * widths.vocab * (max_sequences + LOGIT_ROWS)
         + DeviceSampler.n_bytes(widths.vocab, context_length, max_sequences, max_sequences)
         + sum(scratch_bytes(shape, max_sequences, *card) for shape in set(shapes))
@@ -98,7 +99,7 @@ def make_plan(
         weights=_weight_bytes(model),
         activations=activations,
         per_page=bytes_per_page(shapes),
-        pages=max(least, page_count(cache_tokens or CONTEXTS * context_length)),
+        pages=page_count(cache_size(cache_tokens, context_length, max_sequences)),
         least_pages=least,
         prefill_rows=rows,
     )

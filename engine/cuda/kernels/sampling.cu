@@ -352,8 +352,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                          control,    histograms, candidates};
     pdl_launch();
     pdl_wait();
-    // Parts of a block with a maximum of their own, 128 in a row where the grid has 16 blocks or more.
-    const int groups = min(WARPS, max(1, MAXIMA / (int)gridDim.x));
+    const int groups = MAXIMA / (int)gridDim.x;  // parts of a block with a maximum of their own: 128 in a row
     const int span = ((a.V + (int)gridDim.x - 1) / (int)gridDim.x + 31) & ~31;
     for (int b = blockIdx.y; b < a.B; b += gridDim.y) {
         const int lo = min(a.V, (int)blockIdx.x * span);

@@ -252,7 +252,20 @@ DEVICE void publish_maxima(Block& k, const float* source, const float* preloaded
         }
     }
     for_each<8>(k, source, take, preloaded ? PRELOADED * THREADS : 0);
-    const u64 key = warp_max_u64(best ? key_of(best, best_id) : 0);
+    u64 key = best ? key_of(best, best_id) : 0;
+    if (groups > WARPS) {  // parts of a warp
+        const int lanes = THREADS / groups;
+        for (int offset = lanes / 2; offset > 0; offset >>= 1) {
+            const u64 other = __shfl_xor_sync(FULL_MASK, key, offset);
+            if (other > key) key = other;
+        }
+        if (threadIdx.x % lanes == 0) {
+            table[blockIdx.x * groups + threadIdx.x / lanes] = key;
+            __threadfence();
+        }
+        return;
+    }
+    key = warp_max_u64(key);
     if ((threadIdx.x & 31) == 0) k.s->warp_u64[threadIdx.x >> 5] = key;
     __syncthreads();
     if (threadIdx.x < groups) {
