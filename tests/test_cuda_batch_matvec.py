@@ -142,4 +142,6 @@ def test_builds_for_hopper():
     from engine.cuda.module import prebuild
 
     types = [GGMLType.Q4_K, GGMLType.Q8_0, GGMLType.Q3_K, GGMLType.F16]
-    prebuild([operand_job(), kernel_job(types, Split(2, 4), 4096, 64), kernel_job([GGMLType.Q5_0], Split(4, 1), 512, 1)], 90)
+    prebuild(
+        [operand_job(), kernel_job(types, Split(2, 4), 4096, 64), kernel_job([GGMLType.Q5_0], Split(4, 1), 512, 1)], 90
+    )
