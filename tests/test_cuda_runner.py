@@ -487,6 +487,26 @@ def test_the_way_through_the_facade():
         assert [result.text for result in llm.generate(["Once upon a time"] * 3, params)] == [whole.text] * 3
 
 
+def test_sixty_four_requests_in_too_few_pages_get_the_text_of_one_alone():
+    """The whole engine: prompts shared and cut, sequences swapped out and back, one given up, all in one batch."""
+    params = SamplingParams(max_tokens=90, temperature=0.8, seed=3, ignore_eos=True, logprobs=0)
+    texts = [f"{PROMPTS[i % 8]} {i % 16} " * (1 + i % 5) for i in range(64)]
+    with LLM(device="cuda", context_length=512, deterministic=True) as llm:
+        alone = [llm.generate(text, params) for text in texts[:16]]
+    with LLM(device="cuda", context_length=512, cache_tokens=2048, deterministic=True) as llm:
+        streams = [llm.stream(text, params) for text in texts]
+        given_up = streams.pop(20)
+        next(iter(given_up))
+        given_up.close()
+        together = [stream.result() for stream in streams]
+        del texts[20]
+    singles = dict(zip(texts[:16], alone, strict=True))
+    for text, result in zip(texts, together, strict=True):
+        if text in singles:
+            assert result.token_ids == singles[text].token_ids, text
+            assert result.logprobs == singles[text].logprobs, text
+
+
 def test_a_profile_leaves_no_trace(prompts):
     from engine.cuda.profile import profile_decode
 
