@@ -86,8 +86,8 @@ class CpuBackend:
         if self._compiled:
             from engine.cpu.fast_ops import FastOps
 
-            return FastOps(self.model.weights, self._cache, self._pool)
-        return CpuOps(self.model.weights, self._cache, self._product)
+            return FastOps(self.config, self.model.weights, self._cache, self._pool)
+        return CpuOps(self.config, self.model.weights, self._cache, self._product)
 
     @cached_property
     def _decoder(self) -> Decoder | None:

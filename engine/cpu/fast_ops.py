@@ -12,7 +12,7 @@ from engine.cpu.ops import CpuOps, Float32Array
 from engine.cpu.steps import Angles, Immediate, Steps
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
-from engine.model.config import FfnConfig
+from engine.model.config import FfnConfig, ModelConfig
 from engine.model.rope import RopeTable
 from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
 
@@ -24,8 +24,8 @@ class FastOps(CpuOps):
         steps: who carries them out; exchanged while a program is recorded.
     """
 
-    def __init__(self, weights: ModelWeights, cache: KVCache, pool: ThreadPool) -> None:
-        super().__init__(weights, cache, self._multiply)
+    def __init__(self, config: ModelConfig, weights: ModelWeights, cache: KVCache, pool: ThreadPool) -> None:
+        super().__init__(config, weights, cache, self._multiply)
         self.steps: Steps = Immediate(pool)
         self._turns: dict[RopeTable, Angles] = {}
 

@@ -1,27 +1,31 @@
 """Qwen 2, 2.5 and 3, dense and mixture of experts."""
 
-from engine.model.architecture import Architecture, MoeParts
-from engine.model.config import RopeStyle
+from engine.model.architecture import Architecture, MoeParts, Scaled
+from engine.model.config import QkNorm, RopeStyle
+
+_NO_FFN_SCALE = (Scaled.FFN, Scaled.EXPERTS, Scaled.SHARED)
 
 ARCHITECTURES = (
-    Architecture(name="qwen2", rope=RopeStyle.NEOX, ffn_scale=False),
+    Architecture(name="qwen2", rope=RopeStyle.NEOX, unscaled=_NO_FFN_SCALE),
     Architecture(
         name="qwen2moe",
         rope=RopeStyle.NEOX,
-        ffn_scale=False,
-        moe=MoeParts(required=True, normalize=False, weight_scale=True, shared=True, shared_gate=True),
+        unscaled=_NO_FFN_SCALE,
+        moe=MoeParts(
+            required=True, normalize=False, weight_scale=True, shared=True, shared_like_dense=True, shared_gate=True
+        ),
     ),
     # cls.* is the head of the reranker variants, beside the language-model head.
     Architecture(
         name="qwen3",
         rope=RopeStyle.NEOX,
-        qk_norm=True,
+        qk_norm=QkNorm.HEAD,
         ignored_tensors=("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias"),
     ),
     Architecture(
         name="qwen3moe",
         rope=RopeStyle.NEOX,
-        qk_norm=True,
+        qk_norm=QkNorm.HEAD,
         moe=MoeParts(required=True, normalize=True, weight_scale=True),
     ),
 )
