@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -36,6 +37,9 @@ PIECE_BYTES = 8 * 2**20
 
 SWIGLU_LIMIT, SWIGLU_SLOPE = 7.0, 1.702
 """Constants of Activation.SWIGLU_CLAMPED."""
+
+GELU_LIMIT = 10.0
+"""Beyond it GELU is max(x, 0)."""
 
 LEAST_SUM = 2.0**-14
 """Least sum that chosen expert weights are divided by: the smallest normal float16."""
@@ -238,16 +242,23 @@ def activate(x: Float32Array, activation: Activation) -> Float32Array:
         y = np.maximum(x, np.float32(0.0))
         return y * y if activation is Activation.RELU_SQUARED else y
     assert activation is Activation.GELU
-    inner = x * x
-    inner *= np.float32(0.044715)
-    inner += np.float32(1.0)
-    inner *= x
-    inner *= np.float32(math.sqrt(2.0 / math.pi))
-    y = np.tanh(inner, out=inner)
-    y += np.float32(1.0)
-    y *= x
-    y *= np.float32(0.5)
+    return gelu(x)
+
+
+def gelu(x: Float32Array) -> Float32Array:
+    """See Activation.GELU: float16 has so few numbers that all results fit in a table."""
+    y = _gelu_table()[x.astype(np.float16).view(np.uint16)]
+    np.copyto(y, np.maximum(x, np.float32(0.0)), where=np.abs(x) >= GELU_LIMIT)
     return y
+
+
+@cache
+def _gelu_table() -> Float32Array:
+    """(65536,) GELU of every float16, rounded to float16; exact elsewhere than between the limits is not needed."""
+    x = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
+    x[~np.isfinite(x)] = 0.0
+    y = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * x * (1.0 + 0.044715 * x * x)))
+    return y.astype(np.float16).astype(np.float32)
 
 
 def sigmoid(x: Float32Array) -> Float32Array:

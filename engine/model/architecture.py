@@ -33,16 +33,6 @@ class LogitScale(Enum):
     DIVIDES = "divides"
 
 
-class Scaled(Enum):
-    """Groups of projections that may have a scale."""
-
-    QKV = "qkv"
-    OUTPUT = "output"
-    FFN = "ffn"
-    EXPERTS = "experts"
-    SHARED = "shared"
-
-
 @dataclass(frozen=True, kw_only=True)
 class MoeParts:
     """The mixture of experts of a family, used in files whose expert_count is above zero.
@@ -119,6 +109,7 @@ class Architecture:
         attn_post_norm, ffn_post_norm: the same of the norms behind the parts, before the residual.
         parallel: order of the parts.
         biases: projections that cannot do without a bias; any other may have one.
+        unused_biases: projections whose bias, if a file has one, takes no part.
         qk_norm: how q and k are normalized.
         qk_norm_presence: whether files have attn_q_norm and attn_k_norm.
         qk_norm_after_rope: they stand behind the rotation.
@@ -137,7 +128,7 @@ class Architecture:
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
         moe: mixture of experts, where the family has one.
-        unscaled: parts whose *.scale tensors do not multiply the projection; llama.cpp leaves them out in some families.
+        ffn_scale: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
         embedding_sqrt_width: token vectors are multiplied by sqrt(D).
         embedding_scale: embedding_scale is read; the default, None = not read.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
@@ -165,6 +156,7 @@ class Architecture:
     ffn_post_norm: tuple[str, ...] = ()
     parallel: Parallel = Parallel.NEVER
     biases: tuple[str, ...] = ()
+    unused_biases: tuple[str, ...] = ()
     qk_norm: QkNorm | None = None
     qk_norm_presence: Presence = Presence.ALWAYS
     qk_norm_after_rope: bool = False
@@ -183,7 +175,7 @@ class Architecture:
     fused_gate: Presence = Presence.NEVER
     act_scales: bool = False
     moe: MoeParts | None = None
-    unscaled: tuple[Scaled, ...] = ()
+    ffn_scale: bool = False
     embedding_sqrt_width: bool = False
     embedding_scale: float | None = None
     residual_scale: float | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.errors import ModelFileError
-from engine.model.architecture import Architecture, Presence, Scaled
+from engine.model.architecture import Architecture, Presence
 from engine.model.config import (
     AttentionConfig,
     FfnConfig,
@@ -82,7 +82,7 @@ class Builder:
         if isinstance(layer.ffn, MoeConfig):
             moe = self._moe(prefix, layer.ffn)
         else:
-            ffn = self._ffn(prefix, "", layer.ffn, Scaled.FFN)
+            ffn = self._ffn(prefix, "", layer.ffn)
         return LayerWeights(
             config=layer,
             attn_norm=self._first_norm(prefix, architecture.attn_norm),
@@ -101,7 +101,7 @@ class Builder:
         sinks = tensors.vector(f"{prefix}.attn_sinks.weight", (attention.n_heads,)) if attention.sinks else None
         latent = attention.latent
         output_columns = attention.n_heads * (attention.value_width if latent is None else latent.value_width)
-        output = self._linear(f"{prefix}.attn_output", width, output_columns, Scaled.OUTPUT)
+        output = self._linear(f"{prefix}.attn_output", width, output_columns)
         if latent is not None:
             weights = self._latent(prefix, attention.n_heads, latent)
             return AttentionWeights(output=output, rope=rope, sinks=sinks, alibi_slopes=slopes, latent=weights)
@@ -124,16 +124,16 @@ class Builder:
         k_rows = attention.n_kv_heads * attention.key_width
         v_rows = attention.n_kv_heads * attention.value_width
         if tensors.has(f"{prefix}.attn_qkv.weight"):
-            fused = self._linear(f"{prefix}.attn_qkv", q_rows + k_rows + v_rows, width, Scaled.QKV)
+            fused = self._linear(f"{prefix}.attn_qkv", q_rows + k_rows + v_rows, width)
             return (
                 _rows(fused, 0, q_rows),
                 _rows(fused, q_rows, q_rows + k_rows),
                 _rows(fused, q_rows + k_rows, q_rows + k_rows + v_rows),
             )
         return (
-            self._linear(f"{prefix}.attn_q", q_rows, width, Scaled.QKV),
-            self._linear(f"{prefix}.attn_k", k_rows, width, Scaled.QKV),
-            self._linear(f"{prefix}.attn_v", v_rows, width, Scaled.QKV),
+            self._linear(f"{prefix}.attn_q", q_rows, width),
+            self._linear(f"{prefix}.attn_k", k_rows, width),
+            self._linear(f"{prefix}.attn_v", v_rows, width),
         )
 
     def _latent(self, prefix: str, heads: int, latent: LatentConfig) -> LatentWeights:
@@ -141,42 +141,42 @@ class Builder:
         q_rows = heads * (latent.nope_width + latent.rope_width)
         q, q_a, q_a_norm, q_b = None, None, None, None
         if latent.q_rank is None:
-            q = self._linear(f"{prefix}.attn_q", q_rows, width, Scaled.QKV)
+            q = self._linear(f"{prefix}.attn_q", q_rows, width)
         else:
-            q_a = self._linear(f"{prefix}.attn_q_a", latent.q_rank, width, Scaled.QKV)
+            q_a = self._linear(f"{prefix}.attn_q_a", latent.q_rank, width)
             q_a_norm = self._norm(f"{prefix}.attn_q_a_norm", (latent.q_rank,))
-            q_b = self._linear(f"{prefix}.attn_q_b", q_rows, latent.q_rank, Scaled.QKV)
+            q_b = self._linear(f"{prefix}.attn_q_b", q_rows, latent.q_rank)
         k_b, v_b, kv_b = None, None, None
         if latent.absorbed:
             k_b = tensors.experts(f"{prefix}.attn_k_b", heads, latent.rank, latent.nope_width)
             v_b = tensors.experts(f"{prefix}.attn_v_b", heads, latent.value_width, latent.rank)
         else:
             rows = heads * (latent.nope_width + latent.value_width)
-            kv_b = self._linear(f"{prefix}.attn_kv_b", rows, latent.rank, Scaled.QKV)
+            kv_b = self._linear(f"{prefix}.attn_kv_b", rows, latent.rank)
         return LatentWeights(
             q=q,
             q_a=q_a,
             q_a_norm=q_a_norm,
             q_b=q_b,
-            kv_a=self._linear(f"{prefix}.attn_kv_a_mqa", latent.rank + latent.rope_width, width, Scaled.QKV),
+            kv_a=self._linear(f"{prefix}.attn_kv_a_mqa", latent.rank + latent.rope_width, width),
             kv_a_norm=self._norm(f"{prefix}.attn_kv_a_norm", (latent.rank,)),
             k_b=k_b,
             v_b=v_b,
             kv_b=kv_b,
         )
 
-    def _ffn(self, prefix: str, suffix: str, ffn: FfnConfig, scaled: Scaled) -> FfnWeights:
+    def _ffn(self, prefix: str, suffix: str, ffn: FfnConfig) -> FfnWeights:
         tensors, width = self._tensors, self._config.width
         gate_name, up_name = f"{prefix}.ffn_gate{suffix}", f"{prefix}.ffn_up{suffix}"
         gate = None
         if ffn.gated and self._gate_is_fused(gate_name):
-            both = self._linear(up_name, 2 * ffn.width, width, scaled, scale_after_bias=True)
+            both = self._linear(up_name, 2 * ffn.width, width, ffn=True)
             gate, up = _rows(both, 0, ffn.width), _rows(both, ffn.width, 2 * ffn.width)
         else:
             if ffn.gated:
-                gate = self._linear(gate_name, ffn.width, width, scaled, scale_after_bias=True)
-            up = self._linear(up_name, ffn.width, width, scaled, scale_after_bias=True)
-        down = self._linear(f"{prefix}.ffn_down{suffix}", width, ffn.width, scaled, scale_after_bias=True)
+                gate = self._linear(gate_name, ffn.width, width, ffn=True)
+            up = self._linear(up_name, ffn.width, width, ffn=True)
+        down = self._linear(f"{prefix}.ffn_down{suffix}", width, ffn.width, ffn=True)
         act_scales = None
         if self._architecture.act_scales:
             act_scales = tensors.optional_vector(f"{prefix}.ffn.act.scales", (ffn.width,))
@@ -202,7 +202,7 @@ class Builder:
             gate=gate,
             up=up,
             down=self._experts(f"{prefix}.ffn_down_exps", experts, width, moe.expert.width),
-            shared=None if moe.shared is None else self._ffn(prefix, "_shexp", moe.shared, Scaled.SHARED),
+            shared=None if moe.shared is None else self._ffn(prefix, "_shexp", moe.shared),
             shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
             selection_bias=bias,
         )
@@ -217,21 +217,23 @@ class Builder:
         return gate, self._experts(f"{prefix}.ffn_up_exps", experts, rows, width)
 
     def _experts(self, name: str, n_experts: int, rows: int, columns: int) -> ExpertLinear:
-        scale = Scaled.EXPERTS not in self._architecture.unscaled
-        return self._tensors.experts(name, n_experts, rows, columns, scale=scale)
+        return self._tensors.experts(name, n_experts, rows, columns, scale=self._architecture.ffn_scale)
 
-    def _linear(
-        self, name: str, rows: int, columns: int, scaled: Scaled, *, scale_after_bias: bool = False
-    ) -> Linear:
+    def _linear(self, name: str, rows: int, columns: int, *, ffn: bool = False) -> Linear:
+        """A projection; the scale of one in a feed-forward part multiplies its bias too, or has no effect."""
         architecture = self._architecture
-        needs_bias = name.rpartition(".")[2] in architecture.biases
+        part = name.rpartition(".")[2]
+        bias = Presence.ALWAYS if part in architecture.biases else Presence.OPTIONAL
+        if part in architecture.unused_biases:
+            bias = Presence.NEVER
+            self._tensors.ignore((f"{name}.bias",))
         return self._tensors.linear(
             name,
             rows,
             columns,
-            bias=Presence.ALWAYS if needs_bias else Presence.OPTIONAL,
-            scale=scaled not in architecture.unscaled,
-            scale_after_bias=scale_after_bias,
+            bias=bias,
+            scale=architecture.ffn_scale or not ffn,
+            scale_after_bias=ffn,
         )
 
     def _first_norm(self, prefix: str, names: tuple[str, ...]) -> Norm | None:

@@ -46,7 +46,10 @@ class Activation(Enum):
     """Non-linearity f of a feed-forward part: h = f(gate) · up, or h = f(up) where it has no gate."""
 
     SILU = "silu"  # x · sigmoid(x)
-    GELU = "gelu"  # the tanh approximation: x/2 · (1 + tanh(sqrt(2/π) · (x + 0.044715 x³)))
+    # The tanh approximation x/2 · (1 + tanh(sqrt(2/π) · (x + 0.044715 x³))), of x rounded to float16 and rounded to
+    # float16 again while |x| < 10, and max(x, 0) beyond: what ggml computes, and so what reference logits hold. The
+    # roundings matter at 1e-7 of a result's square.
+    GELU = "gelu"
     RELU = "relu"  # max(x, 0)
     RELU_SQUARED = "relu_squared"  # max(x, 0)²
     # Gated only: g = min(gate, 7), u = clamp(up, -7, 7); h = g · sigmoid(1.702 g) · (u + 1).

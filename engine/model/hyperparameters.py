@@ -185,11 +185,11 @@ class _Reader:
         """The window of each layer."""
         parts, read, n_layers = self._architecture.window, self._read, self._n_layers
         nothing: list[int | None] = [None] * n_layers
-        if parts is None or (parts.n_layers is not None and parts.n_layers != n_layers):
+        if parts is None:
             return nothing
         # 0 in the file means none.
         window = read.integer("attention.sliding_window", parts.default or 0, low=0) or None
-        if window is None:
+        if window is None or (parts.n_layers is not None and parts.n_layers != n_layers):
             return nothing
         key = "attention.sliding_window_pattern"
         if read.is_list(key):

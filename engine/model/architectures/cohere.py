@@ -21,6 +21,7 @@ ARCHITECTURES = (
         ffn_norm=("attn_norm",),
         parallel=Parallel.ALWAYS,
         window=WindowParts(period=4, rotated_only=True),
+        ffn_scale=True,
         logit_scale=LogitScale.MULTIPLIES,
     ),
 )

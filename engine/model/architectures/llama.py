@@ -10,5 +10,6 @@ ARCHITECTURES = (
         moe=MoeParts(normalize=True, weight_scale=True),
         window=WindowParts(period=0),
         rope_freqs=True,
+        ffn_scale=True,
     ),
 )

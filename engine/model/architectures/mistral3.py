@@ -11,5 +11,6 @@ ARCHITECTURES = (
         window=WindowParts(period=0),
         temperature=True,
         rope_freqs=True,
+        ffn_scale=True,
     ),
 )

@@ -4,7 +4,7 @@ from engine.model.architecture import Architecture, MoeParts, WindowParts
 from engine.model.config import NormKind, QkNorm, RopeStyle
 
 ARCHITECTURES = (
-    Architecture(name="olmo", rope=RopeStyle.NEOX, norm=NormKind.LAYER, norm_weight=False, clamp=True),
+    Architecture(name="olmo", rope=RopeStyle.NORM, norm=NormKind.LAYER, norm_weight=False, clamp=True),
     Architecture(
         name="olmo2",
         rope=RopeStyle.NEOX,

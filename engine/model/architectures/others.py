@@ -5,7 +5,9 @@ from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
 
 ARCHITECTURES = (
     Architecture(name="internlm2", rope=RopeStyle.NORM),
-    Architecture(name="ernie4_5", rope=RopeStyle.NORM),
+    Architecture(
+        name="ernie4_5", rope=RopeStyle.NORM, rope_sections=RopeStyle.NORM, unused_biases=("attn_output",)
+    ),
     Architecture(name="smollm3", rope=RopeStyle.NORM, no_rope_every=4),
     Architecture(name="seed_oss", rope=RopeStyle.NEOX, ffn_norm=("post_attention_norm",)),
     Architecture(

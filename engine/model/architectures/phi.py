@@ -21,7 +21,6 @@ ARCHITECTURES = (
     Architecture(
         name="phimoe",
         rope=RopeStyle.NEOX,
-        norm=NormKind.LAYER,
         norm_bias=Presence.ALWAYS,
         longrope=True,
         moe=MoeParts(required=True, normalize=True, weight_scale=True),

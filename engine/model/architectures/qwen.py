@@ -1,16 +1,14 @@
 """Qwen 2, 2.5 and 3, dense and mixture of experts."""
 
-from engine.model.architecture import Architecture, MoeParts, Scaled
+from engine.model.architecture import Architecture, MoeParts
 from engine.model.config import QkNorm, RopeStyle
 
-_NO_FFN_SCALE = (Scaled.FFN, Scaled.EXPERTS, Scaled.SHARED)
 
 ARCHITECTURES = (
-    Architecture(name="qwen2", rope=RopeStyle.NEOX, unscaled=_NO_FFN_SCALE),
+    Architecture(name="qwen2", rope=RopeStyle.NEOX),
     Architecture(
         name="qwen2moe",
         rope=RopeStyle.NEOX,
-        unscaled=_NO_FFN_SCALE,
         moe=MoeParts(
             required=True, normalize=False, weight_scale=True, shared=True, shared_like_dense=True, shared_gate=True
         ),
@@ -20,12 +18,14 @@ ARCHITECTURES = (
         name="qwen3",
         rope=RopeStyle.NEOX,
         qk_norm=QkNorm.HEAD,
+        ffn_scale=True,
         ignored_tensors=("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias"),
     ),
     Architecture(
         name="qwen3moe",
         rope=RopeStyle.NEOX,
         qk_norm=QkNorm.HEAD,
+        ffn_scale=True,
         moe=MoeParts(required=True, normalize=True, weight_scale=True),
     ),
 )
