@@ -44,13 +44,18 @@ class CpuOps:
 
     def embed(self, batch: Batch) -> Float32Array:
         """See Ops.embed."""
-        weights, config = self._weights, self._config
+        weights = self._weights
         x = dequantize(weights.token_embd.raw[batch.token_ids], weights.token_embd.type)
-        if config.embedding_scale != 1.0:
-            x *= np.float32(config.embedding_scale)
-        if weights.position_embd is not None:
-            x += dequantize(weights.position_embd.raw[batch.positions], weights.position_embd.type)
+        self._finish_embedding(x, batch)
         return x if weights.embedding_norm is None else self._normalize(x, weights.embedding_norm)
+
+    def _finish_embedding(self, x: Float32Array, batch: Batch) -> None:
+        """Scale token vectors and add positions, in place."""
+        positions = self._weights.position_embd
+        if self._config.embedding_scale != 1.0:
+            x *= np.float32(self._config.embedding_scale)
+        if positions is not None:
+            x += dequantize(positions.raw[batch.positions], positions.type)
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.attn_qkv."""
@@ -200,9 +205,9 @@ class CpuOps:
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """Final norm and output projection of the given rows: (R, D) to logits (R, V)."""
-        return self._finish_logits(self._linear(self._weights.output, self._normalize(x, self._weights.output_norm)))
+        return self.finish_logits(self._linear(self._weights.output, self._normalize(x, self._weights.output_norm)))
 
-    def _finish_logits(self, logits: Float32Array) -> Float32Array:
+    def finish_logits(self, logits: Float32Array) -> Float32Array:
         """Scale and cap, in place."""
         config = self._config
         if config.logit_scale != 1.0:

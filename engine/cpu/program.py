@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cpu import reference
-from engine.cpu.fast_ops import FastOps
+from engine.cpu.fast_ops import FastOps, plain_attention
 from engine.cpu.kernels import attend as attend_kernel
 from engine.cpu.kernels import build
 from engine.cpu.kernels.machine import COUNTERS, HEADER, ROW
@@ -26,6 +26,7 @@ from engine.cpu.matmul import DOT_TOKENS, dot_kind, dot_operands, prepare
 from engine.cpu.steps import (
     N_PAST,
     Angles,
+    Finish,
     Float32Array,
     Int32Array,
     Step,
@@ -85,10 +86,15 @@ class Recorder:
         """See Steps.empty."""
         return self._buffers.setdefault((name, shape), np.empty(shape, dtype=np.float32))
 
-    def embed(self, name: str, table: Weight, token_ids: Int32Array) -> Float32Array:
+    def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
         """See Steps.embed."""
-        out = self.empty(name, (len(token_ids), table.columns))
-        self.fills.append(lambda batch: embed_rows(table, batch.token_ids, out))
+        out = self.empty(name, (batch.n_tokens, table.columns))
+
+        def fill(batch: Batch) -> None:
+            embed_rows(table, batch.token_ids, out)
+            finish(out, batch)
+
+        self.fills.append(fill)
         return out
 
     def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
@@ -111,10 +117,12 @@ class Recorder:
         self.fills.append(fill)
         return out
 
-    def normalize(self, name: str, x: Float32Array, norm: Norm) -> Float32Array:
+    def normalize(
+        self, name: str, x: Float32Array, norm: Norm, residual: Float32Array | None = None, factor: float = 1.0
+    ) -> Float32Array:
         """See Steps.normalize."""
         out = self.empty(name, x.shape)
-        self._write(normalize_step(x, norm, out))
+        self._write(normalize_step(x, norm, out, residual, factor))
         return out
 
     def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
@@ -259,7 +267,7 @@ class Decoder:
             if len(self._programs) >= MAX_PROGRAMS:
                 self._programs.clear()
             program = self._programs[key] = self._record(batch)
-        logits = program.run(batch)
+        logits = self._ops.finish_logits(program.run(batch))
         self._cache.commit(batch.spans)
         return logits
 
@@ -267,7 +275,7 @@ class Decoder:
         recorder = Recorder(self._pool)
         computing, self._ops.steps = self._ops.steps, recorder
         try:
-            logits = self._ops.head_rows(hidden_states(self._weights, self._ops, batch))
+            logits = self._ops.head_products(hidden_states(self._weights, self._ops, batch))
         finally:
             self._ops.steps = computing
         return Program(recorder, logits, self._pool)
@@ -275,15 +283,13 @@ class Decoder:
 
 def can_record(weights: ModelWeights) -> bool:
     """Whether a decode step always runs the same steps (experts do not), all of them compiled."""
-    linears = [weights.output]
+    linears: list[Linear | None] = [weights.output]
     for layer in weights.layers:
-        if layer.ffn is None:
+        if layer.ffn is None or not plain_attention(layer):
             return False
         attention, ffn = layer.attention, layer.ffn
-        linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down)
-        if ffn.gate is not None:
-            linears.append(ffn.gate)
-    return all(prepare(linear.weight).kernels for linear in linears)
+        linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down, ffn.gate)
+    return all(prepare(linear.weight).kernels for linear in linears if linear is not None)
 
 
 @cache
