@@ -161,10 +161,11 @@ class ComparingOps:
         self._report.add("ffn_down", layer.index, found.get() - x, y - x)
         return y
 
-    def ffn_moe(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
+    def ffn_moe(self, layer: LayerWeights, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """See Ops.ffn_moe."""
-        y = self._cpu.ffn_moe(layer, x)
-        found = self._ops.ffn_moe(self._device_layer(layer), self._x(x))
+        y = self._cpu.ffn_moe(layer, x, y)
+        given = self._x(x)
+        found = self._ops.ffn_moe(self._device_layer(layer), given, given)
         self._report.add("ffn_moe", layer.index, found.get() - x, y - x)
         return y
 

@@ -140,9 +140,7 @@ class FastOps(CpuOps):
             self._scaled[linear] = Linear(linear.weight, bias, linear.scale * factor)
         return self._scaled[linear]
 
-    def _normalize_qk(
-        self, layer: LayerWeights, q: Float32Array, k: Float32Array
-    ) -> tuple[Float32Array, Float32Array]:
+    def _normalize_qk(self, layer: LayerWeights, q: Float32Array, k: Float32Array) -> tuple[Float32Array, Float32Array]:
         kind, weights = layer.config.attention.qk_norm, layer.attention
         if kind is None:
             return q, k

@@ -91,9 +91,7 @@ class CpuOps:
             q, k = self._normalize_qk(layer, q, k)
         return q, k, v
 
-    def _normalize_qk(
-        self, layer: LayerWeights, q: Float32Array, k: Float32Array
-    ) -> tuple[Float32Array, Float32Array]:
+    def _normalize_qk(self, layer: LayerWeights, q: Float32Array, k: Float32Array) -> tuple[Float32Array, Float32Array]:
         kind, weights = layer.config.attention.qk_norm, layer.attention
         if kind is None:
             return q, k
@@ -101,9 +99,7 @@ class CpuOps:
         assert weights.k_norm is not None
         return reference.normalize_heads(q, weights.q_norm, kind), reference.normalize_heads(k, weights.k_norm, kind)
 
-    def _latent_qkv(
-        self, layer: LayerWeights, normed: Float32Array
-    ) -> tuple[Float32Array, Float32Array, Float32Array]:
+    def _latent_qkv(self, layer: LayerWeights, normed: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
         """The same of latent attention: what LatentConfig says goes through the cache."""
         attention, weights = layer.config.attention, layer.attention.latent
         config = attention.latent

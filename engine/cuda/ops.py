@@ -71,10 +71,11 @@ class CudaOps:
         self._product(layer.ffn.down, h, x, add=True)
         return x
 
-    def ffn_moe(self, layer: DeviceLayer, x: Any) -> Any:
+    def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
         """See Ops.ffn_moe. Every expert runs over all rows; the weights of those a row did not choose are zero."""
         moe, n = layer.moe, self._n
         assert moe is not None
+        assert y is x, "parallel layers are declined when a model is opened"
         config = moe.config
         scores, routing = self.buffers.router[:n], self.buffers.routing[:n]
         normed_by = layer.ffn_norm
@@ -87,23 +88,23 @@ class CudaOps:
             normalize=config.normalize,
             weight_scale=config.weight_scale,
         )
-        y = self.buffers.y[:n]
+        part = self.buffers.y[:n]
         # The sum goes beside x, which every expert still reads through its norm.
         total = self.buffers.total[:n]
         row_ops.copy(x, total)
         for index, expert in enumerate(moe.experts):
             h = self._gate_up(expert, x, normed_by)
-            self._product(expert.down, h, y)
-            row_ops.add_scaled(total, y, routing, index)
+            self._product(expert.down, h, part)
+            row_ops.add_scaled(total, part, routing, index)
         if moe.shared is not None:
             h = self._gate_up(moe.shared, x, normed_by)
-            self._product(moe.shared.down, h, y)
+            self._product(moe.shared.down, h, part)
             mix = None
             if moe.shared_gate is not None:
                 mix = self.buffers.mix[:n]
                 self._product(moe.shared_gate, x, mix, norm=normed_by)
                 row_ops.sigmoid(mix)
-            row_ops.add_scaled(total, y, mix, 0)
+            row_ops.add_scaled(total, part, mix, 0)
         row_ops.copy(total, x)
         return x
 

@@ -8,6 +8,7 @@ from engine.cuda.attention import scratch_bytes
 from engine.cuda.buffers import Widths
 from engine.cuda.cache import bytes_per_page, page_count
 from engine.cuda.dense import SCRATCH_BYTES
+from engine.cuda.features import check_features
 from engine.cuda.layouts import LAYOUTS, packed_bytes
 from engine.cuda.weights import attention_shape
 from engine.errors import DeviceError
@@ -67,7 +68,11 @@ def make_plan(
         kv_type: "f16" or "f32".
         max_sequences: slots.
         card: compute capability (90 = 9.0) and number of multiprocessors.
+
+    Raises:
+        DeviceError: a part of the model has no GPU kernels.
     """
+    check_features(model)
     widths = Widths.of(model.config)
     shapes = [attention_shape(layer.attention, kv_type == "f16") for layer in model.config.layers]
     per_page = bytes_per_page(shapes)

@@ -22,6 +22,7 @@ from engine.cuda.decode import DecodeLoop
 from engine.cuda.dense import DenseProduct
 from engine.cuda.matvec import MAX_COLUMNS, group_jobs
 from engine.cuda.ops import DecodeOps, PrefillOps, padded_rows
+from engine.cuda.features import check_features
 from engine.cuda.plan import LOGIT_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
 from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
@@ -53,7 +54,7 @@ class CudaRunner:
         eager: launch every decode step kernel by kernel instead of replaying a captured graph.
 
     Raises:
-        DeviceError: no usable GPU, too little memory, a kernel that does not build.
+        DeviceError: no usable GPU, a part of the model that has no kernels, too little memory, a kernel that does not build.
         UnsupportedModelError: a tensor type without GPU kernels.
     """
 
@@ -71,6 +72,7 @@ class CudaRunner:
         reason = availability(device_index)
         if reason is not None:
             raise DeviceError(f"device 'cuda:{device_index}' cannot be used: {reason}")
+        check_features(model)
         check_types(model)
         import cupy
 

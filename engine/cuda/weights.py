@@ -92,7 +92,7 @@ class DeviceMoe:
 
 @dataclass(frozen=True, eq=False)
 class DeviceLayer:
-    """One layer on the device; norms are float32 (D,). Exactly one of ffn and moe is set."""
+    """One layer on the device; norms are float32 (D,). Exactly one of ffn and moe is set; none runs them in parallel."""
 
     index: int
     attn_norm: Any
@@ -103,6 +103,7 @@ class DeviceLayer:
     ffn_norm: Any
     ffn: DeviceFfn | None
     moe: DeviceMoe | None
+    parallel: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,6 +134,7 @@ class Architecture:
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
         logit_scale: what logit_scale does.
         next_token_layers: the last nextn_predict_layers layers guess later tokens and take no part.
+        ignored_keys: metadata that such files hold and that changes nothing here.
         ignored_tensors: names of tensors such files may hold that take no part in next-token logits ("blk.*.x" = of
             any layer).
     """
@@ -181,4 +182,5 @@ class Architecture:
     residual_scale: float | None = None
     logit_scale: LogitScale = LogitScale.NONE
     next_token_layers: bool = False
+    ignored_keys: tuple[str, ...] = ()
     ignored_tensors: tuple[str, ...] = ()

@@ -18,11 +18,10 @@ from engine.model.config import (
     QkNorm,
     ResidualKind,
     RopeConfig,
-    RopeScaling,
 )
 from engine.model.metadata import LIMIT, HyperParameters
 from engine.model.read_ffn import read_ffn
-from engine.model.read_rope import read_rope, windowed_rope
+from engine.model.read_rope import latent_sharpening, read_rope, windowed_rope
 from engine.model.unread_keys import check_unread
 
 
@@ -211,11 +210,7 @@ class _Reader:
         if self._n_layers in architecture.scale_by_width:
             return math.sqrt(heads / self._width)
         scale = 1.0 / math.sqrt(head_width)
-        if latent_rope is not None and latent_rope.scaling is RopeScaling.YARN:
-            # Keys have unrotated parts, so YaRN's sharpening cannot be left to cos and sin (see rope.yarn_magnitude).
-            magnitude = 1.0 + 0.1 * latent_rope.log_multiplier * math.log(latent_rope.factor)
-            scale *= (latent_rope.attention_factor * magnitude) ** 2
-        return scale
+        return scale if latent_rope is None else scale * latent_sharpening(read, latent_rope)
 
     def _qk_norm(self, index: int) -> QkNorm | None:
         architecture = self._architecture

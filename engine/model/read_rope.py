@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from engine.errors import ModelFileError, UnsupportedModelError
 from engine.model.architecture import Architecture
 from engine.model.config import RopeConfig, RopeScaling, RopeStyle
 from engine.model.metadata import LIMIT, HyperParameters
+from engine.model.rope import yarn_magnitude
 
 
 def read_rope(
@@ -44,7 +47,7 @@ def read_rope(
         attention_factor=read.number("rope.scaling.attn_factor", 1.0, low=-LIMIT, high=LIMIT),
         beta_fast=_positive(read, "rope.scaling.yarn_beta_fast", 32.0),
         beta_slow=_positive(read, "rope.scaling.yarn_beta_slow", 1.0),
-        log_multiplier=read.number("rope.scaling.yarn_log_multiplier", 0.0, low=0.0, high=LIMIT),
+        log_multiplier=_log_multiplier(architecture, read),
         long_factors=architecture.longrope and run_context > original_context,
     )
 
@@ -120,6 +123,21 @@ def _scaling(architecture: Architecture, read: HyperParameters) -> tuple[RopeSca
     if scaling is RopeScaling.LINEAR and factor == 1.0:
         scaling = RopeScaling.NONE
     return scaling, 1.0 if scaling is RopeScaling.NONE else factor
+
+
+def latent_sharpening(read: HyperParameters, rope: RopeConfig) -> float:
+    """Factor on the scores of latent attention, whose keys have unrotated parts that YaRN's cos and sin cannot reach."""
+    if rope.scaling is not RopeScaling.YARN:
+        return 1.0
+    # Files hold a tenth of mscale_all_dim.
+    tenth = read.number("rope.scaling.yarn_log_multiplier", 0.0, low=0.0, high=LIMIT)
+    return (yarn_magnitude(rope) * (1.0 + tenth * math.log(rope.factor))) ** 2
+
+
+def _log_multiplier(architecture: Architecture, read: HyperParameters) -> float:
+    value = read.number("rope.scaling.yarn_log_multiplier", 0.0, low=0.0, high=LIMIT)
+    # Latent attention has mscale equal to mscale_all_dim: cos and sin keep their magnitude whatever it is.
+    return 1.0 if architecture.latent and value else value
 
 
 def _positive(read: HyperParameters, key: str, default: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from engine.model.batch import Batch
-from engine.model.config import ResidualKind
 from engine.model.ops import Array, Ops
 from engine.model.weights import ModelWeights
 
@@ -16,7 +15,7 @@ def hidden_states(weights: ModelWeights, ops: Ops, batch: Batch) -> Array:
         q = ops.attn_qkv(layer, x)
         a = ops.attention(layer, q)
         y = ops.attn_output(layer, a, x)
-        if layer.config.residual is ResidualKind.SEQUENTIAL:
+        if not layer.parallel:
             x = y
         if layer.moe is not None:
             x = ops.ffn_moe(layer, x, y)

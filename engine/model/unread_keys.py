@@ -36,9 +36,14 @@ HARMLESS = frozenset(
         "router_logit_softcapping",
         "attention.rope_pattern",
         "token_shift_count",
+        "classifier.output_labels",
+        "n_deepstack_layers",  # pictures only
     }
 )
 """Keys that change nothing where the family does not read them."""
+
+OTHER_SENSES = ("vision.", "audio.", "mm.")
+"""Beginnings of keys that are about pictures and sound."""
 
 USUAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (50.0,),
@@ -77,7 +82,9 @@ def check_unread(architecture: Architecture, read: HyperParameters, config: Mode
         "attention.value_length_swa": attention.value_width,
     }
     for key, value in read.unread().items():
-        if key in HARMLESS or _says_nothing(value) or _is_any(value, USUAL.get(key, ())):
+        if key in HARMLESS or key in architecture.ignored_keys or key.startswith(OTHER_SENSES):
+            continue
+        if _says_nothing(value) or _is_any(value, USUAL.get(key, ())):
             continue
         if key in same and (value == same[key] or not _has_windows(config)):
             continue

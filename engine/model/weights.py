@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.gguf.quants import GGMLType
-from engine.model.config import LayerConfig, NormKind
+from engine.model.config import LayerConfig, NormKind, ResidualKind
 from engine.model.rope import RopeTable
 
 Float32Array = npt.NDArray[np.float32]
@@ -193,6 +193,11 @@ class LayerWeights:
     def index(self) -> int:
         """Number of the layer, from 0."""
         return self.config.index
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the feed-forward part reads the layer's input (ResidualKind.PARALLEL)."""
+        return self.config.residual is ResidualKind.PARALLEL
 
 
 @dataclass(frozen=True, eq=False)

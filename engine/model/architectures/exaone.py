@@ -1,9 +1,10 @@
-"""EXAONE 4: norms behind the parts; the large model rotates in its windowed layers only."""
+"""EXAONE 3, and 4: norms behind the parts; the large model rotates in its windowed layers only."""
 
 from engine.model.architecture import Architecture, WindowParts
 from engine.model.config import QkNorm, RopeStyle
 
 ARCHITECTURES = (
+    Architecture(name="exaone", rope=RopeStyle.NEOX, rope_freqs=True),
     Architecture(
         name="exaone4",
         rope=RopeStyle.NEOX,

@@ -1,4 +1,4 @@
-"""Families with LayerNorm and learned positions, linear biases or half-split RoPE: GPT-2, GPT-NeoX, BLOOM, MPT, StarCoder 2."""
+"""GPT-2 and what came after it with LayerNorm and a plain feed-forward part: GPT-NeoX, BLOOM, MPT, StarCoder, CodeShell."""
 
 from engine.model.architecture import Architecture, Parallel, Presence
 from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
@@ -6,12 +6,24 @@ from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
 _ALL_BIASES = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
 
 ARCHITECTURES = (
+    *(
+        Architecture(
+            name=name,
+            rope=None,
+            norm=NormKind.LAYER,
+            norm_bias=Presence.ALWAYS,
+            position_embd=Presence.ALWAYS,
+            biases=_ALL_BIASES,
+            activation=Activation.GELU,
+            gated=False,
+        )
+        for name in ("gpt2", "starcoder")
+    ),
     Architecture(
-        name="gpt2",
-        rope=None,
+        name="codeshell",
+        rope=RopeStyle.NEOX,
         norm=NormKind.LAYER,
         norm_bias=Presence.ALWAYS,
-        position_embd=Presence.ALWAYS,
         biases=_ALL_BIASES,
         activation=Activation.GELU,
         gated=False,

@@ -1,13 +1,14 @@
 """Families that are Llama with one or two parts exchanged."""
 
-from engine.model.architecture import Architecture, Parallel, Presence
+from engine.model.architecture import Architecture, MoeParts, Parallel, Presence
 from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
 
 ARCHITECTURES = (
     Architecture(name="internlm2", rope=RopeStyle.NORM),
-    Architecture(
-        name="ernie4_5", rope=RopeStyle.NORM, rope_sections=RopeStyle.NORM, unused_biases=("attn_output",)
-    ),
+    Architecture(name="xverse", rope=RopeStyle.NORM),
+    Architecture(name="orion", rope=RopeStyle.NEOX, norm=NormKind.LAYER, norm_bias=Presence.ALWAYS),
+    Architecture(name="arcee", rope=RopeStyle.NORM, rope_freqs=True, activation=Activation.RELU_SQUARED, gated=False),
+    Architecture(name="ernie4_5", rope=RopeStyle.NORM, rope_sections=RopeStyle.NORM, unused_biases=("attn_output",)),
     Architecture(name="smollm3", rope=RopeStyle.NORM, no_rope_every=4),
     Architecture(name="seed_oss", rope=RopeStyle.NEOX, ffn_norm=("post_attention_norm",)),
     Architecture(
@@ -16,6 +17,13 @@ ARCHITECTURES = (
         rope_sections=RopeStyle.NEOX,
         qk_norm=QkNorm.HEAD,
         qk_norm_after_rope=True,
+    ),
+    Architecture(
+        name="hunyuan-moe",
+        rope=RopeStyle.NEOX,
+        qk_norm=QkNorm.HEAD,
+        qk_norm_after_rope=True,
+        moe=MoeParts(required=True, shared=True),
     ),
     Architecture(
         name="nemotron",

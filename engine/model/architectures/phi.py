@@ -15,14 +15,20 @@ ARCHITECTURES = (
         activation=Activation.GELU,
         gated=False,
     ),
-    # attention.sliding_window is in its files but stands for no window that the weights were trained with everywhere;
-    # llama.cpp leaves it out too.
-    Architecture(name="phi3", rope=RopeStyle.NEOX, fused_gate=Presence.OPTIONAL, longrope=True),
+    # Files of Phi 3 hold a sliding window that llama.cpp does not apply, as many are wrong.
+    Architecture(
+        name="phi3",
+        rope=RopeStyle.NEOX,
+        fused_gate=Presence.OPTIONAL,
+        longrope=True,
+        ignored_keys=("attention.sliding_window",),
+    ),
     Architecture(
         name="phimoe",
         rope=RopeStyle.NEOX,
         norm_bias=Presence.ALWAYS,
         longrope=True,
+        ignored_keys=("attention.sliding_window",),
         moe=MoeParts(required=True, normalize=True, weight_scale=True),
     ),
 )
