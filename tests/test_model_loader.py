@@ -67,7 +67,7 @@ def test_weights_are_views(path):
 
 
 def test_unknown_architecture(path):
-    with pytest.raises(UnsupportedModelError, match=r"'gpt-9'.*llama, mistral3, .*qwen3"):
+    with pytest.raises(UnsupportedModelError, match=r"'gpt-9'.*llama, .*mistral3, .*qwen3"):
         load_with(path, architecture="gpt-9")
 
 
@@ -190,10 +190,35 @@ def test_errors_quote_key_value_and_range(path):
 
 def test_keys_of_other_families_are_not_read(path):
     """Files carry keys with default values that their architecture does not use."""
-    model = load_with(
-        path, attn_logit_softcapping=50.0, attention__temperature_scale=0.5, logit_scale=0.0, expert_count=0
-    )
-    assert model.config.layers[0].attention.temperature is None
+    keys = {"attn_logit_softcapping": 50.0, "attention__max_alibi_bias": 0.0, "logit_scale": 0.0, "expert_count": 0}
+    attention = load_with(path, **keys, ssm__inner_size=0, attention__causal=True).config.layers[0].attention
+    assert (attention.softcap, attention.alibi) == (None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention__temperature_scale", 0.5),
+        ("attn_logit_softcapping", 20.0),
+        ("attention__max_alibi_bias", 8.0),
+        ("attention__clamp_kqv", 4.0),
+        ("attention__causal", False),
+        ("attention__key_length_swa", 32),
+        ("logit_scale", 0.25),
+        ("hyper_connection__count", 4),
+        ("deltas", [0.0, 1.0]),
+        ("invented__mode", "sideways"),
+    ],
+)
+def test_keys_that_would_change_the_result(path, key, value):
+    name = key.replace("__", ".")
+    if key == "attention__key_length_swa":
+        assert load_with(path, attention__key_length_swa=32).config.layers[0].attention.key_width == 16
+        with pytest.raises(UnsupportedModelError, match="key_length_swa is 32"):
+            load_with(path, attention__key_length_swa=32, attention__sliding_window=4)
+        return
+    with pytest.raises(UnsupportedModelError, match=f"key llama.{name} is .*'llama' is not known to use"):
+        load_with(path, **{key: value})
 
 
 def test_scaling_of_zero_is_none(path):

@@ -19,7 +19,7 @@ from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights,
 
 
 def plain_attention(layer: LayerWeights) -> bool:
-    """Whether the attention kernel computes a layer's scores: no softcap, sinks or linear biases, no clamped q, k, v."""
+    """Whether kernels compute a layer's attention: no softcap, sinks or linear biases, no clamped q, k and v."""
     config = layer.config.attention
     return config.softcap is None and not config.sinks and not config.alibi and config.clamp is None
 
@@ -56,13 +56,11 @@ class FastOps(CpuOps):
         steps, config, weights = self.steps, layer.config.attention, layer.attention
         if config.clamp is not None:
             return super().attn_qkv(layer, x)
-        assert weights.q is not None
-        assert weights.k is not None
-        assert weights.v is not None
         normed = self._normalize(x, layer.attn_norm)
-        q = steps.linear("q", normed, weights.q).reshape(-1, config.n_heads, config.key_width)
-        k = steps.linear("k", normed, weights.k).reshape(-1, config.n_kv_heads, config.key_width)
-        v = steps.linear("v", normed, weights.v).reshape(-1, config.n_kv_heads, config.value_width)
+        q, k, v = (steps.linear(name, normed, linear) for name, linear in zip("qkv", weights.qkv, strict=True))
+        q = q.reshape(-1, config.n_heads, config.key_width)
+        k = k.reshape(-1, config.n_kv_heads, config.key_width)
+        v = v.reshape(-1, config.n_kv_heads, config.value_width)
         steps.join()
         angles = None if weights.rope is None else self._angles_of(weights.rope)
         if config.qk_norm_after_rope and angles is not None:

@@ -72,12 +72,10 @@ class CpuOps:
     def _qkv(self, layer: LayerWeights, normed: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
         """Queries (T, H, Hd), keys (T, K, Hd), values (T, K, Hv)."""
         attention, weights = layer.config.attention, layer.attention
-        assert weights.q is not None
-        assert weights.k is not None
-        assert weights.v is not None
-        q = self._linear(weights.q, normed).reshape(-1, attention.n_heads, attention.key_width)
-        k = self._linear(weights.k, normed).reshape(-1, attention.n_kv_heads, attention.key_width)
-        v = self._linear(weights.v, normed).reshape(-1, attention.n_kv_heads, attention.value_width)
+        q, k, v = (self._linear(linear, normed) for linear in weights.qkv)
+        q = q.reshape(-1, attention.n_heads, attention.key_width)
+        k = k.reshape(-1, attention.n_kv_heads, attention.key_width)
+        v = v.reshape(-1, attention.n_kv_heads, attention.value_width)
         if attention.clamp is not None:
             for part in (q, k, v):
                 np.clip(part, -attention.clamp, attention.clamp, out=part)
@@ -176,8 +174,7 @@ class CpuOps:
         # depend on what else is in the batch.
         for expert in np.unique(chosen):
             rows, place = np.nonzero(chosen == expert)
-            gate = None if moe.gate is None else moe.gate.expert(expert)
-            parts = FfnWeights(gate, moe.up.expert(expert), moe.down.expert(expert))
+            parts = moe.expert(expert)
             h = self._gate_up(parts, config.expert, normed[rows])
             out[rows] += self._linear(parts.down, h) * weights[rows, place, None]
         if moe.shared is not None and config.shared is not None:

@@ -56,7 +56,7 @@ class _Extra:
 def normalize(x: Float32Array, norm: Norm) -> Float32Array:
     """Normalize the last axis, multiply by the weight and add the bias, as far as there are any."""
     if norm.kind is NormKind.LAYER:
-        x = x - np.add.reduce(x, axis=-1, keepdims=True) / np.float32(x.shape[-1])
+        x = np.subtract(x, np.add.reduce(x, axis=-1, keepdims=True) / x.shape[-1], dtype=np.float32)
     deviation = np.add.reduce(x * x, axis=-1, keepdims=True)
     deviation /= x.shape[-1]
     deviation += np.float32(norm.epsilon)
@@ -256,7 +256,7 @@ def gelu(x: Float32Array) -> Float32Array:
 def _gelu_table() -> Float32Array:
     """(65536,) GELU of every float16, rounded to float16; exact elsewhere than between the limits is not needed."""
     x = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
-    x[~np.isfinite(x)] = 0.0
+    x[np.isinf(x)] = 0.0
     y = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * x * (1.0 + 0.044715 * x * x)))
     return y.astype(np.float16).astype(np.float32)
 

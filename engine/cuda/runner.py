@@ -20,9 +20,9 @@ from engine.cuda.buffers import Activations, Widths
 from engine.cuda.cache import PagedCache, page_count
 from engine.cuda.decode import DecodeLoop
 from engine.cuda.dense import DenseProduct
+from engine.cuda.features import check_features
 from engine.cuda.matvec import MAX_COLUMNS, group_jobs
 from engine.cuda.ops import DecodeOps, PrefillOps, padded_rows
-from engine.cuda.features import check_features
 from engine.cuda.plan import LOGIT_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
 from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
@@ -54,7 +54,8 @@ class CudaRunner:
         eager: launch every decode step kernel by kernel instead of replaying a captured graph.
 
     Raises:
-        DeviceError: no usable GPU, a part of the model that has no kernels, too little memory, a kernel that does not build.
+        DeviceError: no usable GPU, a part of the model without kernels, too little memory, a kernel that does not
+            build.
         UnsupportedModelError: a tensor type without GPU kernels.
     """
 

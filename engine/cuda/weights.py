@@ -20,7 +20,7 @@ from engine.model.config import Activation as ModelActivation
 from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
 from engine.model.config import RopeStyle as ModelRopeStyle
 from engine.model.loader import LoadedModel
-from engine.model.weights import FfnWeights, LayerWeights, Linear, Weight
+from engine.model.weights import FfnWeights, LayerWeights, Linear, Norm, Weight
 
 ACTIVATIONS = {ModelActivation.SILU: Activation.SILU, ModelActivation.GELU: Activation.GELU_TANH}
 _ROPE_STYLES = {ModelRopeStyle.NORM: RopeStyle.ADJACENT, ModelRopeStyle.NEOX: RopeStyle.HALVES}
@@ -92,7 +92,7 @@ class DeviceMoe:
 
 @dataclass(frozen=True, eq=False)
 class DeviceLayer:
-    """One layer on the device; norms are float32 (D,). Exactly one of ffn and moe is set; none runs them in parallel."""
+    """One layer on the device; norms are float32 (D,). Exactly one of ffn and moe is set."""
 
     index: int
     attn_norm: Any
@@ -171,7 +171,7 @@ def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], 
 
     for layer in model.weights.layers:
         attention, moe, config = layer.attention, layer.moe, layer.config.ffn
-        add([attention.q, attention.k, attention.v])
+        add(list(attention.qkv))
         add([attention.output])
         if layer.ffn is not None:
             assert isinstance(config, FfnConfig)
@@ -179,7 +179,7 @@ def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], 
         if moe is not None:
             assert isinstance(config, MoeConfig)
             add([moe.router])
-            add_ffn(FfnWeights(moe.gate.expert(0), moe.up.expert(0), moe.down.expert(0)), config.expert)
+            add_ffn(moe.expert(0), config.expert)
             if moe.shared is not None and config.shared is not None:
                 add_ffn(moe.shared, config.shared)
             if moe.shared_gate is not None:
@@ -212,12 +212,18 @@ class Uploader:
             result = DeviceWeights(
                 token_embd=token_embd,
                 layers=layers,
-                output_norm=self.vector(weights.output_norm.weight),
+                output_norm=self.norm(weights.output_norm),
                 output=self.projection([weights.output]),
                 epsilon=weights.output_norm.epsilon,
             )
         self._stream.synchronize()
         return result
+
+    def norm(self, norm: Norm | None) -> Any:
+        """The weight of a norm; models with norms of another kind are declined (features.py)."""
+        assert norm is not None
+        assert norm.weight is not None
+        return self.vector(norm.weight)
 
     def vector(self, values: np.ndarray | None, dtype: npt.DTypeLike = np.float32) -> Any:
         """A small array on the device; None stays None."""
@@ -297,22 +303,22 @@ class Uploader:
         temperature = config.temperature
         return DeviceLayer(
             index=layer.index,
-            attn_norm=self.vector(layer.attn_norm.weight),
-            qkv=self.projection([attention.q, attention.k, attention.v]),
+            attn_norm=self.norm(layer.attn_norm),
+            qkv=self.projection(list(attention.qkv)),
             shape=attention_shape(config, cache_half),
             attention=LayerAttention(
                 scale=config.scale,
                 inv_freq=None if rope is None else self.vector(rope.inv_freq, np.float64),
                 rope_scale=1.0 if rope is None else rope.magnitude,
-                q_norm=None if attention.q_norm is None else self.vector(attention.q_norm.weight),
-                k_norm=None if attention.k_norm is None else self.vector(attention.k_norm.weight),
+                q_norm=None if attention.q_norm is None else self.norm(attention.q_norm),
+                k_norm=None if attention.k_norm is None else self.norm(attention.k_norm),
                 norm_eps=1e-6 if attention.q_norm is None else attention.q_norm.epsilon,
                 window=config.window or 0,
                 temperature=0.0 if temperature is None else temperature.scale,
                 temperature_length=1 if temperature is None else temperature.length,
             ),
             output=self.projection([attention.output]),
-            ffn_norm=self.vector(layer.ffn_norm.weight),
+            ffn_norm=self.norm(layer.ffn_norm),
             ffn=None if layer.ffn is None else self._dense(layer),
             moe=None if layer.moe is None else self._moe(layer),
         )
@@ -326,10 +332,7 @@ class Uploader:
         moe, config = layer.moe, layer.config.ffn
         assert moe is not None
         assert isinstance(config, MoeConfig)
-        experts = tuple(
-            self.ffn(FfnWeights(moe.gate.expert(i), moe.up.expert(i), moe.down.expert(i)), config.expert)
-            for i in range(config.n_experts)
-        )
+        experts = tuple(self.ffn(moe.expert(i), config.expert) for i in range(config.n_experts))
         shared = None
         if moe.shared is not None and config.shared is not None:
             shared = self.ffn(moe.shared, config.shared)

@@ -193,12 +193,13 @@ class Builder:
         parts = self._architecture.moe
         assert parts is not None
         shared_gate = moe.shared is not None and moe.shared_gate
+        router = tensors.linear(f"{prefix}.ffn_gate_inp", experts, width)
         gate, up = self._expert_gate_up(prefix, moe)
         bias = None
         if parts.selection_bias:
             bias = tensors.optional_vector(f"{prefix}.exp_probs_b.bias", (experts,))
         return MoeWeights(
-            router=tensors.linear(f"{prefix}.ffn_gate_inp", experts, width),
+            router=router,
             gate=gate,
             up=up,
             down=self._experts(f"{prefix}.ffn_down_exps", experts, width, moe.expert.width),

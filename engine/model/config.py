@@ -110,8 +110,8 @@ class LatentConfig:
     q's rotated part) and q_rope. Here q comes from q_b norm(q_a x), or straight from attn_q where q_rank is None.
 
     Absorbed: head h scores c and r themselves: its query is [k_bₕ q_nopeₕ, q_ropeₕ], the one cached key is [c, r], the
-    one cached value is c, and attention gives (T, H · rank), which v_bₕ (value_width, rank) turns into the head's output
-    before attn_output. AttentionConfig then says what the attention over the cache is: n_kv_heads = 1,
+    one cached value is c, and attention gives (T, H · rank), which v_bₕ (value_width, rank) turns into the output of
+    the head before attn_output. AttentionConfig then says what the attention over the cache is: n_kv_heads = 1,
     key_width = rank + rope_width, value_width = rank.
 
     Not absorbed (files with one attn_kv_b): [k_nopeₕ, vₕ] = kv_bₕ c, keys [k_nopeₕ, r] and values vₕ are cached for

@@ -195,7 +195,8 @@ class _Reader:
             pattern = read.flags(key)
             if len(pattern) < n_layers:
                 raise ModelFileError(
-                    f"metadata key {self._architecture.name}.{key} holds {len(pattern)} values; allowed is one per layer"
+                    f"metadata key {self._architecture.name}.{key} holds {len(pattern)} values; "
+                    f"allowed are {n_layers}, one per layer"
                 )
             return [window if pattern[index] else None for index in range(n_layers)]
         period = read.integer(key, parts.period, low=0)

@@ -126,7 +126,7 @@ def _scaling(architecture: Architecture, read: HyperParameters) -> tuple[RopeSca
 
 
 def latent_sharpening(read: HyperParameters, rope: RopeConfig) -> float:
-    """Factor on the scores of latent attention, whose keys have unrotated parts that YaRN's cos and sin cannot reach."""
+    """Factor on the scores of latent attention: YaRN's cos and sin do not reach the unrotated part of its keys."""
     if rope.scaling is not RopeScaling.YARN:
         return 1.0
     # Files hold a tenth of mscale_all_dim.

@@ -42,6 +42,9 @@ HARMLESS = frozenset(
 )
 """Keys that change nothing where the family does not read them."""
 
+ZERO_MATTERS = frozenset({"attention.causal"})
+"""Keys whose false or zero says something."""
+
 OTHER_SENSES = ("vision.", "audio.", "mm.")
 """Beginnings of keys that are about pictures and sound."""
 
@@ -84,7 +87,7 @@ def check_unread(architecture: Architecture, read: HyperParameters, config: Mode
     for key, value in read.unread().items():
         if key in HARMLESS or key in architecture.ignored_keys or key.startswith(OTHER_SENSES):
             continue
-        if _says_nothing(value) or _is_any(value, USUAL.get(key, ())):
+        if (_says_nothing(value) and key not in ZERO_MATTERS) or _is_any(value, USUAL.get(key, ())):
             continue
         if key in same and (value == same[key] or not _has_windows(config)):
             continue

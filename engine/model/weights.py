@@ -145,6 +145,14 @@ class AttentionWeights:
     alibi_slopes: Float32Array | None = None
     latent: LatentWeights | None = None
 
+    @property
+    def qkv(self) -> tuple[Linear, Linear, Linear]:
+        """q, k and v, where attention is not latent."""
+        assert self.q is not None
+        assert self.k is not None
+        assert self.v is not None
+        return self.q, self.k, self.v
+
 
 @dataclass(frozen=True, eq=False)
 class FfnWeights:
@@ -174,6 +182,11 @@ class MoeWeights:
     shared: FfnWeights | None
     shared_gate: Linear | None
     selection_bias: Float32Array | None = None
+
+    def expert(self, index: int) -> FfnWeights:
+        """The feed-forward part of one expert."""
+        gate = None if self.gate is None else self.gate.expert(index)
+        return FfnWeights(gate, self.up.expert(index), self.down.expert(index))
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,14 +174,15 @@ def gate(typing_context, name, operands, low, high, scratch):
 def _activate(e: Emitter, x: Value, activation: str) -> Value:
     """See reference.activate."""
     builder, zero = e.builder, e.const(x, 0.0)
-    positive = builder.select(builder.fcmp_ordered(">", x, zero), x, zero)
+    # NaN fails every comparison and so stays what it is.
+    positive = builder.select(builder.fcmp_ordered("<", x, zero), zero, x)
     if activation in ("RELU", "RELU_SQUARED"):
         return positive if activation == "RELU" else e.multiply(positive, positive)
     if activation == "SILU":
         return e.multiply(x, _sigmoid(e, x))
     if activation == "SWIGLU_CLAMPED":
         limit = e.const(x, SWIGLU_LIMIT)
-        x = builder.select(builder.fcmp_ordered("<", x, limit), x, limit)
+        x = builder.select(builder.fcmp_ordered(">", x, limit), limit, x)
         return e.multiply(x, _sigmoid(e, e.multiply(x, e.const(x, SWIGLU_SLOPE))))
     assert activation == "GELU"
     rounded = _through_half(e, x)
@@ -190,7 +191,7 @@ def _activate(e: Emitter, x: Value, activation: str) -> Value:
     twice = e.multiply(e.multiply(cubic, rounded), e.const(x, 2.0 * math.sqrt(2.0 / math.pi)))
     inside = _through_half(e, e.multiply(rounded, _sigmoid(e, twice)))
     size = builder.select(builder.fcmp_ordered(">", x, zero), x, e.negate(x))
-    return builder.select(builder.fcmp_ordered("<", size, e.const(x, GELU_LIMIT)), inside, positive)
+    return builder.select(builder.fcmp_ordered(">=", size, e.const(x, GELU_LIMIT)), positive, inside)
 
 
 def _through_half(e: Emitter, x: Value) -> Value:
@@ -200,8 +201,8 @@ def _through_half(e: Emitter, x: Value) -> Value:
 
 def _clamp(e: Emitter, x: Value, low: float, high: float) -> Value:
     builder, least, most = e.builder, e.const(x, low), e.const(x, high)
-    x = builder.select(builder.fcmp_ordered("<", x, most), x, most)
-    return builder.select(builder.fcmp_ordered(">", x, least), x, least)
+    x = builder.select(builder.fcmp_ordered(">", x, most), most, x)
+    return builder.select(builder.fcmp_ordered("<", x, least), least, x)
 
 
 def _sigmoid(e: Emitter, x: Value) -> Value:

@@ -1,4 +1,4 @@
-"""GPT-2 and what came after it with LayerNorm and a plain feed-forward part: GPT-NeoX, BLOOM, MPT, StarCoder, CodeShell."""
+"""GPT-2 and its relatives with LayerNorm and no gate: GPT-NeoX, BLOOM, MPT, StarCoder, CodeShell."""
 
 from engine.model.architecture import Architecture, Parallel, Presence
 from engine.model.config import Activation, NormKind, QkNorm, RopeStyle

@@ -3,7 +3,6 @@
 from engine.model.architecture import Architecture, MoeParts
 from engine.model.config import QkNorm, RopeStyle
 
-
 ARCHITECTURES = (
     Architecture(name="qwen2", rope=RopeStyle.NEOX),
     Architecture(
