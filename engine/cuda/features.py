@@ -24,7 +24,7 @@ _SERVED: dict[str, frozenset[Any]] = {
 }
 """Values of a field that kernels serve."""
 
-_ANY = frozenset({"window", "temperature", "weight_scale", "shared"})
+_ANY = frozenset({"window", "temperature", "weight_scale", "shared", "n_groups_used"})
 """Fields that have a default and whose every value is served."""
 
 _NAMES = {
