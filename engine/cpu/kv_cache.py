@@ -22,7 +22,8 @@ CacheArray = npt.NDArray[np.float16 | np.float32]
 class KVCache:
     """Cache of `n_slots` sequences of at most `context_length` tokens.
 
-    A slot holds, per layer, keys (K, capacity, Hd) and values (K, capacity, Hv). Capacity doubles as tokens come,
+    A slot holds, per layer, keys (K, capacity, Hd) and values (K, capacity, Hv), which are views of the keys where a layer
+    has its values in them. Capacity doubles as tokens come,
     so that memory follows use. Where a row is written depends on the span alone: an interrupted step can be run again.
     """
 
@@ -45,14 +46,17 @@ class KVCache:
     @property
     def bytes_per_token(self) -> int:
         """Bytes one token takes over all layers."""
-        widths = sum(layer.n_kv_heads * (layer.key_width + layer.value_width) for layer in self._layers)
+        widths = sum(
+            layer.n_kv_heads * (layer.key_width + (0 if layer.values_in_keys else layer.value_width))
+            for layer in self._layers
+        )
         return widths * np.dtype(self._dtype).itemsize
 
     @property
     def allocated_bytes(self) -> int:
         """Bytes held now."""
         slots = (*self._keys, *self._values)
-        return sum(array.nbytes for arrays in slots for array in arrays)
+        return sum(array.nbytes for arrays in slots for array in arrays if array.base is None)
 
     def length(self, slot: int) -> int:
         """Tokens a slot holds for certain."""
@@ -90,7 +94,8 @@ class KVCache:
     def append(self, layer: int, span: Span, k: npt.NDArray[np.float32], v: npt.NDArray[np.float32]) -> None:
         """Store the new rows of one span: k (n_rows, K, Hd), v (n_rows, K, Hv)."""
         self._keys[span.slot][layer][:, span.n_past : span.n_total] = k.transpose(1, 0, 2)
-        self._values[span.slot][layer][:, span.n_past : span.n_total] = v.transpose(1, 0, 2)
+        if not self._layers[layer].values_in_keys:
+            self._values[span.slot][layer][:, span.n_past : span.n_total] = v.transpose(1, 0, 2)
 
     def view(self, layer: int, span: Span) -> tuple[CacheArray, CacheArray]:
         """Keys (K, n_total, Hd) and values (K, n_total, Hv) of one sequence, as views."""
@@ -111,7 +116,9 @@ class KVCache:
         # Layer by layer, so that only one layer exists twice, and so that an interruption leaves all of them valid.
         for index, layer in enumerate(self._layers):
             for arrays, width in ((keys, layer.key_width), (values, layer.value_width)):
-                if index == len(arrays):
+                if arrays is values and layer.values_in_keys:
+                    values[index : index + 1] = [keys[index][..., :width]]
+                elif index == len(arrays):
                     arrays.append(np.zeros((layer.n_kv_heads, self._capacity(0, needed), width), dtype=self._dtype))
                 elif arrays[index].shape[1] < needed:
                     old = arrays[index]

@@ -155,6 +155,11 @@ class AttentionConfig:
         """Query heads per key/value head."""
         return self.n_heads // self.n_kv_heads
 
+    @property
+    def values_in_keys(self) -> bool:
+        """Whether a value is the first value_width numbers of its key, so that keys alone need to be cached."""
+        return self.latent is not None and self.latent.absorbed
+
 
 @dataclass(frozen=True, kw_only=True)
 class FfnConfig:
