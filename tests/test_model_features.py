@@ -13,6 +13,7 @@ from feature_models import (
     ROPE,
     VALUE,
     NaiveLatent,
+    expert_tensors,
     latent,
     learned_positions,
     linear_biases,
@@ -170,4 +171,18 @@ def test_axes_of_position(tmp_path):
     load(tmp_path, file.layers(matrices=ATTENTION + GATED, norms=NORMS))
     file.meta["rope.dimension_sections"] = [2, 2, 2, 2]
     with pytest.raises(UnsupportedModelError, match="fourth axis"):
+        load(tmp_path, file)
+
+
+def test_routing_that_a_family_is_not_known_with(tmp_path):
+    file = File("olmoe", expert_weights_norm=False, **MOE)
+    norms = [*NORMS, ("attn_q_norm", (WIDTH,)), ("attn_k_norm", (WIDTH // 2,))]
+    file.layers(matrices=ATTENTION + expert_tensors(), norms=norms)
+    assert load(tmp_path, file).config.layers[1].ffn.normalize is False
+    file.meta["expert_weights_norm"] = True
+    with pytest.raises(UnsupportedModelError, match="expert_weights_norm is true"):
+        load(tmp_path, file)
+    file.meta["expert_weights_norm"] = False
+    file.meta["expert_gating_func"] = 9
+    with pytest.raises(UnsupportedModelError, match="expert_gating_func 9 is not supported; supported are 1"):
         load(tmp_path, file)

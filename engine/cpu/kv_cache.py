@@ -22,8 +22,8 @@ CacheArray = npt.NDArray[np.float16 | np.float32]
 class KVCache:
     """Cache of `n_slots` sequences of at most `context_length` tokens.
 
-    A slot holds, per layer, keys (K, capacity, Hd) and values (K, capacity, Hv); the values are views of the keys where a
-    layer has them there. Capacity doubles as tokens come, so that memory follows use. Where a row is written depends on
+    A slot holds, per layer, keys (K, capacity, Hd) and values (K, capacity, Hv), or views of the keys where values are
+    parts of them. Capacity doubles as tokens come, so that memory follows use. Where a row is written depends on
     the span alone: an interrupted step can be run again.
     """
 

@@ -33,7 +33,7 @@ def _moe(architecture: Architecture, parts: MoeParts, read: HyperParameters, wid
     shared = _shared_width(parts, read, expert_width, width)
     activation = parts.activation or architecture.activation
     scale = read.number("expert_weights_scale", 0.0, low=-LIMIT, high=LIMIT) if parts.weight_scale else 0.0
-    normalize = read.flag("expert_weights_norm", False) if parts.normalize is None else parts.normalize
+    normalize = _normalize(architecture, parts, read)
     n_groups, n_groups_used = _groups(parts, read, n_experts, n_used)
     return MoeConfig(
         n_experts=n_experts,
@@ -47,6 +47,19 @@ def _moe(architecture: Architecture, parts: MoeParts, read: HyperParameters, wid
         shared=FfnConfig(width=shared, activation=activation, gated=architecture.gated) if shared else None,
         shared_gate=parts.shared_gate,
     )
+
+
+def _normalize(architecture: Architecture, parts: MoeParts, read: HyperParameters) -> bool:
+    stated = read.flag("expert_weights_norm", False)
+    if parts.normalize is None:
+        return stated
+    # False is what writers put down where they know nothing; true says something.
+    if stated and not parts.normalize:
+        raise UnsupportedModelError(
+            f"metadata key {architecture.name}.expert_weights_norm is true; architecture {architecture.name!r} is known "
+            "with weights that are not divided by their sum only"
+        )
+    return parts.normalize
 
 
 def _routing(architecture: Architecture, parts: MoeParts, read: HyperParameters) -> Routing:

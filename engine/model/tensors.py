@@ -10,6 +10,7 @@ import numpy as np
 from engine.errors import UnsupportedModelError
 from engine.gguf.quants import FORMATS, dequantize
 from engine.gguf.reader import GGUFFile
+from engine.gguf.types import GGMLType
 from engine.model.architecture import Presence
 from engine.model.config import NormKind
 from engine.model.weights import ExpertLinear, Float32Array, Linear, Norm, Weight
@@ -92,12 +93,12 @@ class TensorTable:
             rows: outputs.
             columns: inputs.
             bias: whether there is one.
-            scale: False = name.scale is accepted and has no effect.
+            scale: False = name.scale is accepted and has no effect, but on NVFP4, of whose numbers it is a part.
             scale_after_bias: name.scale multiplies the bias too.
         """
         weight = self.weight(f"{name}.weight", (rows, columns))
         offset = self._bias(name, (rows,), bias)
-        factor = self._scale(name, 1) if scale else None
+        factor = self._scale(name, 1) if scale or weight.type is GGMLType.NVFP4 else None
         self._ignore_scales(name)
         if offset is not None and factor is not None and scale_after_bias:
             offset = offset * factor
@@ -107,7 +108,7 @@ class TensorTable:
         """A stack of projections: name.weight (E, rows, columns), with name.bias (E, rows) and name.scale (E,)."""
         weight = self.weight(f"{name}.weight", (n_experts, rows, columns))
         bias = self.optional_vector(f"{name}.bias", (n_experts, rows))
-        factors = self._scale(name, n_experts) if scale else None
+        factors = self._scale(name, n_experts) if scale or weight.type is GGMLType.NVFP4 else None
         self._ignore_scales(name)
         return ExpertLinear(weight, bias, factors)
 

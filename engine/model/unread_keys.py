@@ -22,6 +22,8 @@ HARMLESS = frozenset(
         "expert_used_count",
         "expert_shared_count",
         "expert_feed_forward_length",
+        "expert_weights_norm",
+        "attention.temperature_length",
         "expert_group_scale",  # only beside expert groups of a kind that no family here has
         "rope.dimension_count",
         "rope.freq_base",
