@@ -56,8 +56,8 @@ def _normalize(architecture: Architecture, parts: MoeParts, read: HyperParameter
     # False is what writers put down where they know nothing; true says something.
     if stated and not parts.normalize:
         raise UnsupportedModelError(
-            f"metadata key {architecture.name}.expert_weights_norm is true; architecture {architecture.name!r} is known "
-            "with weights that are not divided by their sum only"
+            f"metadata key {architecture.name}.expert_weights_norm is true; architecture {architecture.name!r} is only "
+            "known with weights that are not divided by their sum"
         )
     return parts.normalize
 
