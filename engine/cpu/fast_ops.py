@@ -1,7 +1,7 @@
 """The bricks through compiled kernels: what CpuOps computes, with the numpy between the products compiled as well.
 
 Whether steps run at once or are recorded is up to the `Steps` at hand; the order of steps is written down here alone.
-Attention that no kernel serves (see plain_attention) is left to CpuOps.
+What no kernel serves (clamped q, k and v; see plain_attention) is left to CpuOps.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights,
 
 
 def plain_attention(layer: LayerWeights) -> bool:
-    """Whether kernels compute a layer's attention: no softcap, sinks or linear biases, no clamped q, k and v."""
+    """Whether kernels compute all of a layer's attention: no clamped q, k and v, no softcap with linear biases."""
     config = layer.config.attention
-    return config.softcap is None and not config.sinks and not config.alibi and config.clamp is None
+    return config.clamp is None and (config.softcap is None or not config.alibi)
 
 
 class FastOps(CpuOps):
@@ -91,7 +91,7 @@ class FastOps(CpuOps):
         config = layer.config.attention
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
         for span in self._batch.spans:
-            self.steps.attend(out, q, span, self._cache.arrays(layer.index, span.slot), config)
+            self.steps.attend(out, q, span, self._cache.arrays(layer.index, span.slot), layer)
         self.steps.join()
         return out
 

@@ -35,13 +35,14 @@ from engine.cpu.steps import (
     gate_step,
     normalize_step,
     rotate_step,
+    score_settings,
 )
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
-from engine.model.config import Activation, AttentionConfig, AttentionTemperature
+from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
 from engine.model.transformer import hidden_states
-from engine.model.weights import Linear, ModelWeights, Norm, Weight
+from engine.model.weights import LayerWeights, Linear, ModelWeights, Norm, Weight
 
 CHUNK_FLOATS = 1 << 14
 """Least weights per chunk of a product: 3 us of work, many times what taking a chunk costs."""
@@ -155,15 +156,14 @@ class Recorder:
         q: Float32Array,
         span: Span,
         cache: tuple[npt.NDArray[Any], npt.NDArray[Any]],
-        config: AttentionConfig,
+        layer: LayerWeights,
     ) -> None:
         """See Steps.attend."""
         rows = slice(span.row, span.row + span.n_rows)
-        settings: dict[str, Any] = {"scale": config.scale, "window": config.window, "n_past": span.n_past}
-        operands = attend_kernel.operands(q[rows], *cache, out[rows], **settings)
+        operands = attend_kernel.operands(q[rows], *cache, out[rows], n_past=span.n_past, **score_settings(layer))
         self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
         self.score_floats = max(self.score_floats, cache[0].shape[1] + 16)
-        heads = config.n_heads * span.n_rows
+        heads = q.shape[1] * span.n_rows
         type_name = attend_kernel.TYPES[cache[0].dtype]
         self._write(Step("attend", type_name, operands, heads, heads * CHUNK_FLOATS))
 

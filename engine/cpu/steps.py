@@ -21,9 +21,9 @@ from engine.cpu.matmul import LANES, matmul, prepare
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch, Span
-from engine.model.config import Activation, AttentionConfig, AttentionTemperature, RopeStyle
+from engine.model.config import Activation, AttentionTemperature, RopeStyle
 from engine.model.rope import RopeTable
-from engine.model.weights import Linear, Norm, Weight
+from engine.model.weights import LayerWeights, Linear, Norm, Weight
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
@@ -107,7 +107,7 @@ class Steps(Protocol):
         q: Float32Array,
         span: Span,
         cache: tuple[npt.NDArray[Any], npt.NDArray[Any]],
-        config: AttentionConfig,
+        layer: LayerWeights,
     ) -> None:
         """Attention of the span's queries (T, H, Hd) over its cache into its rows of out (T, H · Hv)."""
 
@@ -184,14 +184,12 @@ class Immediate:
         q: Float32Array,
         span: Span,
         cache: tuple[npt.NDArray[Any], npt.NDArray[Any]],
-        config: AttentionConfig,
+        layer: LayerWeights,
     ) -> None:
         """See Steps.attend."""
         keys, values = (array[:, : span.n_total] for array in cache)
         rows = slice(span.row, span.row + span.n_rows)
-        out[rows] = attend(
-            q[rows], keys, values, scale=config.scale, window=config.window, n_past=span.n_past, pool=self._pool
-        )
+        out[rows] = attend(q[rows], keys, values, n_past=span.n_past, pool=self._pool, **score_settings(layer))
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""
@@ -212,6 +210,18 @@ class Immediate:
             compute(start, step.items * index // n_tasks, step.items * (index + 1) // n_tasks, 0)
 
         self._pool.run(task, n_tasks)
+
+
+def score_settings(layer: LayerWeights) -> dict[str, Any]:
+    """What the attention kernel needs to know of a layer."""
+    config, weights = layer.config.attention, layer.attention
+    return {
+        "scale": config.scale,
+        "window": config.window,
+        "softcap": config.softcap,
+        "sinks": weights.sinks,
+        "slopes": weights.alibi_slopes,
+    }
 
 
 def normalize_step(
