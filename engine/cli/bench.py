@@ -38,6 +38,7 @@ def bench(
         kv_type=kv_type,
         threads=threads,
         max_sequences=batch,
+        cache_tokens=(batch + 1) * max(depth + max(prompt_tokens, gen_tokens + 2), 2),
         eager=eager,
     ) as llm:
         result = _measure(

@@ -11,11 +11,11 @@ import ctypes
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import PAGE
 from engine.cpu import reference
 from engine.cpu.fast_ops import FastOps, plain_attention
 from engine.cpu.kernels import attend as attend_kernel
@@ -29,6 +29,7 @@ from engine.cpu.steps import (
     Finish,
     Float32Array,
     Int32Array,
+    Pages,
     Step,
     address,
     embed_rows,
@@ -141,7 +142,7 @@ class Recorder:
         x: Float32Array,
         span: Span,
         angles: Angles | None,
-        cache: npt.NDArray[Any],
+        cache: Pages,
         *,
         factors: Float32Array | None = None,
         store: bool = True,
@@ -155,16 +156,18 @@ class Recorder:
         out: Float32Array,
         q: Float32Array,
         span: Span,
-        cache: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
         """See Steps.attend."""
         rows = slice(span.row, span.row + span.n_rows)
-        operands = attend_kernel.operands(q[rows], *cache, out[rows], n_past=span.n_past, **score_settings(layer))
+        keys, values = cache
+        settings = score_settings(layer) | {"n_past": span.n_past}
+        operands = attend_kernel.operands(q[rows], keys.array, values.array, keys.table, out[rows], **settings)
         self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
-        self.score_floats = max(self.score_floats, cache[0].shape[1] + 16)
+        self.score_floats = max(self.score_floats, len(keys.table) * PAGE + 16)
         heads = q.shape[1] * span.n_rows
-        type_name = attend_kernel.TYPES[cache[0].dtype]
+        type_name = attend_kernel.TYPES[keys.array.dtype]
         self._write(Step("attend", type_name, operands, heads, heads * CHUNK_FLOATS))
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
@@ -248,7 +251,7 @@ class Decoder:
         self._ops = ops
         self._cache = kv_cache
         self._pool = pool
-        self._programs: dict[tuple[tuple[int, int], ...], Program] = {}
+        self._programs: dict[tuple[int, ...], Program] = {}
 
     def takes(self, batch: Batch) -> bool:
         """Whether a batch is such a step, with logits wanted of every sequence."""
@@ -261,15 +264,13 @@ class Decoder:
             ContextFullError, InvalidRequestError: as CpuBackend.forward.
         """
         self._ops.begin(batch)
-        key = tuple((span.slot, self._cache.version(span.slot)) for span in batch.spans)
+        key = tuple(span.slot for span in batch.spans)
         program = self._programs.get(key)
         if program is None:
             if len(self._programs) >= MAX_PROGRAMS:
                 self._programs.clear()
             program = self._programs[key] = self._record(batch)
-        logits = self._ops.finish_logits(program.run(batch))
-        self._cache.commit(batch.spans)
-        return logits
+        return self._ops.finish_logits(program.run(batch))
 
     def _record(self, batch: Batch) -> Program:
         recorder = Recorder(self._pool)

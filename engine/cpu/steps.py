@@ -45,6 +45,17 @@ class Angles:
 
 
 @dataclass(frozen=True)
+class Pages:
+    """Keys or values of a layer as one sequence sees them: all pages (N, K, PAGE, width), and which are its own.
+
+    `table` is a row of the cache's table, whose address is always the same.
+    """
+
+    array: npt.NDArray[Any]
+    table: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Step:
     """One call of a step kernel (kernels/stepping.py).
 
@@ -94,7 +105,7 @@ class Steps(Protocol):
         x: Float32Array,
         span: Span,
         angles: Angles | None,
-        cache: npt.NDArray[Any],
+        cache: Pages,
         *,
         factors: Float32Array | None = None,
         store: bool = True,
@@ -106,7 +117,7 @@ class Steps(Protocol):
         out: Float32Array,
         q: Float32Array,
         span: Span,
-        cache: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
         """Attention of the span's queries (T, H, Hd) over its cache into its rows of out (T, H · Hv)."""
@@ -170,26 +181,27 @@ class Immediate:
         x: Float32Array,
         span: Span,
         angles: Angles | None,
-        cache: npt.NDArray[Any],
+        cache: Pages,
         *,
         factors: Float32Array | None = None,
         store: bool = True,
     ) -> None:
         """See Steps.rotate_store."""
-        self._do(rotate_step(x, span, angles, cache, factors, store), x, angles, cache, factors)
+        self._do(rotate_step(x, span, angles, cache, factors, store), x, angles, factors)
 
     def attend(
         self,
         out: Float32Array,
         q: Float32Array,
         span: Span,
-        cache: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
         """See Steps.attend."""
-        keys, values = (array[:, : span.n_total] for array in cache)
+        keys, values = cache
         rows = slice(span.row, span.row + span.n_rows)
-        out[rows] = attend(q[rows], keys, values, n_past=span.n_past, pool=self._pool, **score_settings(layer))
+        settings = score_settings(layer) | {"n_past": span.n_past}
+        out[rows] = attend(q[rows], keys.array, values.array, keys.table, pool=self._pool, **settings)
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""
@@ -237,7 +249,7 @@ def normalize_step(
     return Step("normalize", norm.kind.name, (*operands, float_bits(norm.epsilon)), x.size // width, x.size)
 
 
-N_PAST = 12
+N_PAST = 11
 """Place of n_past among the operands of rotate_store."""
 
 
@@ -245,7 +257,7 @@ def rotate_step(
     x: Float32Array,
     span: Span,
     angles: Angles | None,
-    cache: npt.NDArray[Any],
+    cache: Pages,
     factors: Float32Array | None,
     store: bool,
 ) -> Step:
@@ -258,9 +270,9 @@ def rotate_step(
         pairs = (2, 1) if angles.style is RopeStyle.NORM else (1, n_pairs)
         rotation = (address(angles.cos[span.row :]), address(angles.sin[span.row :]), n_pairs, *pairs)
     factor = 0 if factors is None else address(factors[span.row :])
-    target = (address(cache), *cache.strides[:2]) if store else (0, 0, 0)
+    target = (address(cache.array), address(cache.table)) if store else (0, 0)
     operands = (address(x[span.row :]), heads, width, *rotation, factor, *target, span.n_past)
-    return Step("rotate_store", TYPES[cache.dtype], operands, span.n_rows, span.n_rows * heads * width)
+    return Step("rotate_store", TYPES[cache.array.dtype], operands, span.n_rows, span.n_rows * heads * width)
 
 
 def gate_step(x: Float32Array, y: Float32Array | None, activation: Activation) -> Step:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import PAGE
 from engine.cpu.kernels.build import kernel
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ _scratch = threading.local()
 
 
 def can_attend(keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> bool:
-    """Whether `attend` takes this cache: float16 or float32, head widths multiples of 16 without gaps."""
+    """Whether `attend` takes these pages: float16 or float32 without gaps, head widths multiples of 16."""
     return keys.dtype == values.dtype and all(
-        a.dtype in TYPES and a.shape[2] % 16 == 0 and a.strides[2] == a.itemsize for a in (keys, values)
+        a.dtype in TYPES and a.shape[3] % 16 == 0 and a.flags.c_contiguous for a in (keys, values)
     )
 
 
@@ -36,6 +37,7 @@ def attend(
     q: Float32Array,
     keys: npt.NDArray[Any],
     values: npt.NDArray[Any],
+    pages: npt.NDArray[np.int64],
     *,
     scale: float,
     window: int | None,
@@ -45,12 +47,13 @@ def attend(
     sinks: Float32Array | None = None,
     slopes: Float32Array | None = None,
 ) -> Float32Array:
-    """Causal attention of the newest T queries of one sequence over its cache, float32 sums.
+    """Causal attention of the newest T queries of one sequence over its pages of the cache, float32 sums.
 
     Args:
         q: (T, H, Hd), at positions n_past .. n_past + T - 1.
-        keys: (K, n_past + T, Hd) float16 or float32; only the last axis must be without gaps.
-        values: (K, n_past + T, Hv) of the same type.
+        keys: all pages (N, K, PAGE, Hd), float16 or float32, without gaps.
+        values: all pages (N, K, PAGE, Hv) of the same type.
+        pages: the sequence's pages, enough for n_past + T positions.
         scale: factor of the scores.
         window: keys a query sees, itself included; None = all.
         n_past: positions before the first query.
@@ -60,22 +63,23 @@ def attend(
         slopes: (H,) what a score loses per position between query and key, or None.
 
     Returns:
-        (T, H * Hv) float32; a query's row has the same bits whatever other queries are given.
+        (T, H * Hv) float32; a query's row has the same bits whatever other queries are given, and in whichever pages.
     """
     n_tokens, n_heads, key_width = q.shape
-    n_kv_heads, n_keys, value_width = values.shape
+    _, n_kv_heads, _, value_width = values.shape
+    n_keys = n_past + n_tokens
     assert can_attend(keys, values), (
         f"no kernel for keys {keys.dtype} {keys.shape}, values {values.dtype} {values.shape}"
     )
-    assert keys.shape == (n_kv_heads, n_past + n_tokens, key_width)
-    assert n_keys == n_past + n_tokens
+    assert keys.shape[1:] == (n_kv_heads, PAGE, key_width)
+    assert len(pages) * PAGE >= n_keys
     assert n_heads % n_kv_heads == 0
     q = np.ascontiguousarray(q, dtype=np.float32)
     out = np.empty((n_tokens, n_heads * value_width), dtype=np.float32)
     compute = kernel("attend", TYPES[keys.dtype])
     settings: dict[str, Any] = {"scale": scale, "window": window, "n_past": n_past}
     settings |= {"softcap": softcap, "sinks": sinks, "slopes": slopes}
-    table = np.array(operands(q, keys, values, out, **settings), dtype=np.int64)
+    table = np.array(operands(q, keys, values, pages, out, **settings), dtype=np.int64)
     start = _address(table)
     n_rows = n_heads * n_tokens
     work = n_rows * min(n_keys, NO_WINDOW if window is None else window) * (key_width + value_width)
@@ -93,6 +97,7 @@ def operands(
     q: Float32Array,
     keys: npt.NDArray[Any],
     values: npt.NDArray[Any],
+    pages: npt.NDArray[np.int64],
     out: Float32Array,
     *,
     scale: float,
@@ -102,19 +107,18 @@ def operands(
     sinks: Float32Array | None = None,
     slopes: Float32Array | None = None,
 ) -> tuple[int, ...]:
-    """The numbers that the kernel reads (attention.py); keys and values may be longer than the queries see."""
+    """The numbers that the kernel reads (attention.py)."""
     n_tokens, n_heads, key_width = q.shape
-    arrays = tuple(map(_address, (q, keys, values, out)))
-    strides = (*keys.strides[:2], *values.strides[:2])
-    group, seen = n_heads // keys.shape[0], NO_WINDOW if window is None else window
+    addresses = tuple(map(_address, (q, keys, values, out, pages)))
+    seen = NO_WINDOW if window is None else window
     assert softcap is None or slopes is None
     scale_bits, cap_bits = struct.unpack("qq", struct.pack("dd", scale, softcap or 0.0))
     tables = (0 if table is None else _address(table) for table in (sinks, slopes))
-    shape = (n_tokens, n_heads, group, key_width, values.shape[2])
-    return (*arrays, *strides, scale_bits, *shape, n_past, seen, cap_bits, *tables)
+    shape = (n_tokens, n_heads, key_width, values.shape[3])
+    return (*addresses, keys.shape[1], scale_bits, *shape, n_past, seen, cap_bits, *tables)
 
 
-N_PAST = 14
+N_PAST = 11
 """Place of n_past among the operands."""
 
 

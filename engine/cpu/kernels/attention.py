@@ -8,6 +8,8 @@ Takes addresses and lengths; knows nothing of caches, slots or threads.
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
 # mypy: disable-error-code="no-untyped-def"
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -15,6 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from engine.config import PAGE
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
 from engine.cpu.kernels.formats import DECODERS
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
@@ -32,11 +35,11 @@ def attend(typing_context, name, operands, low, high, scratch):
 
     Computes the rows low..high-1 of the n_heads * n_tokens pairs (h, t), t running fastest. Query t sees the keys
     max(0, n_past + t + 1 - window) .. n_past + t. q is float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and
-    values have heads *_head_bytes and positions *_bytes apart; both widths are multiples of 16. The scratch holds the
-    scores: n_past + n_tokens floats and 16 more.
+    values are (N, K, PAGE, width) without gaps, and pages[i] (int64) has the positions from i * PAGE on; both widths
+    are multiples of 16. The scratch holds the scores: n_past + n_tokens floats and 16 more.
 
-    Operands: q, keys, values, out, key_head_bytes, key_bytes, value_head_bytes, value_bytes, scale, n_tokens, n_heads,
-    group, key_width, value_width, n_past, window, softcap, sinks, slopes.
+    Operands: q, keys, values, out, pages, n_kv_heads, scale, n_tokens, n_heads, key_width, value_width, n_past, window,
+    softcap, sinks, slopes.
 
     cap(s) = softcap * tanh(s / softcap), or s where softcap is 0. Two float32 tables by head may be there, 0 = none:
     `sinks` holds a score that softmax counts beside the keys', `slopes` what a score loses per position between query
@@ -48,10 +51,12 @@ def attend(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, scores = arguments
-        q, keys, values, out, key_head_bytes, key_bytes, value_head_bytes, value_bytes, *rest = integers(
-            e, operands, 19
+        q, keys, values, out, pages, n_kv_heads, scale, *rest = integers(e, operands, 16)
+        n_tokens, n_heads, key_width, value_width, n_past, window, softcap, sinks, slopes = rest
+        group = builder.sdiv(n_heads, n_kv_heads)
+        key_bytes, value_bytes = (
+            builder.mul(builder.sdiv(width, I64(LANES)), I64(step)) for width in (key_width, value_width)
         )
-        scale, n_tokens, n_heads, group, key_width, value_width, n_past, window, softcap, sinks, slopes = rest
         scale, softcap = (builder.fptrunc(builder.bitcast(bits, F64), F32) for bits in (scale, softcap))
         zero = vector(F32)([0.0] * LANES)
         total = cgutils.alloca_once(builder, vector(F32))
@@ -61,13 +66,34 @@ def attend(typing_context, name, operands, low, high, scratch):
         def offset(base: Value, index: Value, size: Value | int) -> Value:
             return builder.add(base, builder.mul(index, I64(size) if isinstance(size, int) else size))
 
-        def weigh(first_value: Value, n_keys: Value, target: Value, vectors: int, inverse: Value) -> None:
-            """Writes `vectors` vectors of sum over j of scores[j] * values[j]."""
+        @contextmanager
+        def each_position(cache: Value, head: Value, row_bytes: Value, begin: Value, end: Value) -> Iterator[Any]:
+            """Walks over a head's rows at positions begin..end-1, page by page: (score's address, row's address)."""
+            first, last = builder.sdiv(begin, I64(PAGE)), builder.sdiv(builder.add(end, I64(PAGE - 1)), I64(PAGE))
+            head_bytes = builder.mul(row_bytes, I64(PAGE))
+            with cgutils.for_range(builder, builder.sub(last, first)) as each:
+                index = builder.add(first, each.index)
+                page = e.load(offset(pages, index, 8), I64, align=8)
+                start = builder.mul(index, I64(PAGE))
+                low, high = larger(begin, start), smaller(end, builder.add(start, I64(PAGE)))
+                place = builder.add(builder.mul(page, n_kv_heads), head)
+                rows = offset(offset(cache, place, head_bytes), builder.sub(low, start), row_bytes)
+                marks = offset(scores, builder.sub(low, begin), 4)
+                with cgutils.for_range(builder, builder.sub(high, low)) as row:
+                    yield offset(marks, row.index, 4), offset(rows, row.index, row_bytes)
+
+        def larger(a: Value, b: Value) -> Value:
+            return builder.select(builder.icmp_signed(">", a, b), a, b)
+
+        def smaller(a: Value, b: Value) -> Value:
+            return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+        def weigh(part: Value, seen: Any, target: Value, vectors: int, inverse: Value) -> None:
+            """Writes `vectors` vectors, from vector `part` on, of sum over j of scores[j] * values[j]."""
             for s in sums[:vectors]:
                 builder.store(zero, s)
-            with cgutils.for_range(builder, n_keys) as positions:
-                share = e.splat(e.load(offset(scores, positions.index, 4), F32, align=4))
-                row = offset(first_value, positions.index, value_bytes)
+            with each_position(offset(values, part, step), seen[0], value_bytes, *seen[1:]) as (mark, row):
+                share = e.splat(e.load(mark, F32, align=4))
                 for i, s in enumerate(sums[:vectors]):
                     (value,) = decoder.decode(e, e.at(row, i * step))
                     builder.store(e.multiply_add(value, share, builder.load(s)), s)
@@ -79,29 +105,26 @@ def attend(typing_context, name, operands, low, high, scratch):
             head, token = builder.sdiv(row, n_tokens), builder.srem(row, n_tokens)
             kv_head = builder.sdiv(head, group)
             end = builder.add(builder.add(n_past, token), I64(1))
-            begin = builder.sub(end, window)
-            begin = builder.select(builder.icmp_signed(">", begin, I64(0)), begin, I64(0))
+            begin = larger(builder.sub(end, window), I64(0))
             n_keys = builder.sub(end, begin)
             place = builder.add(builder.mul(token, n_heads), head)
             query = offset(q, builder.mul(place, key_width), 4)
-            first_key = offset(offset(keys, kv_head, key_head_bytes), begin, key_bytes)
-            first_value = offset(offset(values, kv_head, value_head_bytes), begin, value_bytes)
             target = offset(out, builder.mul(place, value_width), 4)
 
             sink, slope = (_of_head(e, table, head) for table in (sinks, slopes))
             has_sink = builder.icmp_signed("!=", sinks, I64(0))
             builder.store(ir.Constant(F32, float("-inf")), largest)
-            with cgutils.for_range(builder, n_keys) as positions:
-                key = offset(first_key, positions.index, key_bytes)
+            with each_position(keys, kv_head, key_bytes, begin, end) as (mark, key):
                 builder.store(zero, total)
                 with cgutils.for_range(builder, builder.sdiv(key_width, I64(LANES))) as parts:
                     (part,) = decoder.decode(e, offset(key, parts.index, step))
                     xs = e.load(offset(query, parts.index, 4 * LANES), vector(F32), align=4)
                     builder.store(e.multiply_add(part, xs, builder.load(total)), total)
                 score = e.multiply(e.sum_lanes(builder.load(total)), scale)
-                distance = builder.sub(builder.add(positions.index, I64(1)), n_keys)  # 0 at the query itself
+                index = builder.sdiv(builder.sub(mark, scores), I64(4))
+                distance = builder.sub(builder.add(index, I64(1)), n_keys)  # 0 at the query itself
                 score = builder.fadd(score, e.multiply(slope, builder.sitofp(distance, F32)))
-                e.store(score, offset(scores, positions.index, 4))
+                e.store(score, mark)
                 builder.store(e.greater(score, builder.load(largest)), largest)
 
             with builder.if_then(builder.fcmp_ordered("!=", softcap, F32(0.0))):
@@ -117,12 +140,12 @@ def attend(typing_context, name, operands, low, high, scratch):
             n_vectors = builder.sdiv(value_width, I64(LANES))
             wide_parts = builder.sdiv(n_vectors, I64(WIDE))
             with cgutils.for_range(builder, wide_parts) as parts:
-                start = offset(first_value, parts.index, WIDE * step)
-                weigh(start, n_keys, offset(target, parts.index, 4 * LANES * WIDE), WIDE, inverse)
+                part = builder.mul(parts.index, I64(WIDE))
+                weigh(part, (kv_head, begin, end), offset(target, part, 4 * LANES), WIDE, inverse)
             done = builder.mul(wide_parts, I64(WIDE))
             with cgutils.for_range(builder, builder.sub(n_vectors, done)) as parts:
                 part = builder.add(done, parts.index)
-                weigh(offset(first_value, part, step), n_keys, offset(target, part, 4 * LANES), 1, inverse)
+                weigh(part, (kv_head, begin, end), offset(target, part, 4 * LANES), 1, inverse)
         return context.get_dummy_value()
 
     return types.void(name, *ARGUMENTS["attend"]), generate
