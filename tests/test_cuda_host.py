@@ -12,10 +12,10 @@ from gguf_builder import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.config import CONTEXTS
 from engine.cuda import availability
 from engine.cuda.decode import AHEAD, MOST_AHEAD, DecodeLoop
 from engine.cuda.layouts import LAYOUTS, packed_bytes
-from engine.config import CONTEXTS
 from engine.cuda.plan import DevicePlan, fit, make_plan, memory_plan
 from engine.cuda.prompt import pack, prompt_batch
 from engine.errors import DeviceError
