@@ -19,7 +19,7 @@ from engine.errors import EngineError
 from engine.output import OutputAssembler
 from engine.request import GenerationStats, Request, StreamChunk, TokenSample, Work
 from engine.runner import Runner
-from engine.scheduler import CopyPage, SavePages, Scheduler
+from engine.scheduler import Action, CopyPage, SavePages, Scheduler
 
 StepResult = TokenSample | EngineError | list[TokenSample] | None
 """Of one work item: the token drawn, why none could be, the scores of prompt tokens, or nothing."""
@@ -78,6 +78,7 @@ class EngineLoop:
         self._jobs: dict[int, Job] = {}
         self._fetchable: dict[int, Job] = {}
         self._abandoned: deque[int] = deque()
+        self._lost: list[tuple[int, Exception]] = []
         self._driver: threading.Thread | None = None
         self._closed = False
         # A plain lock: an abandoned stream may be finalized by the garbage collector while this thread holds it.
@@ -243,39 +244,54 @@ class EngineLoop:
             with self._changed:
                 self._driver = None
                 self._changed.notify_all()  # they wake when the lock is free, whatever becomes of the rest
+                self._tell_lost()
                 if done is not None:
                     self._deliver(work, done)
                 elif failure is not None:
                     for item in work:
-                        self._end(self._jobs[item.sequence.request_id], failure)
+                        if item.sequence.request_id in self._jobs:
+                            self._end(self._jobs[item.sequence.request_id], failure)
+
+    def _tell_lost(self) -> None:
+        """End the requests whose pages could not be moved."""
+        while self._lost:
+            request_id, error = self._lost.pop()
+            if request_id in self._jobs:
+                self._end(self._jobs[request_id], error)
 
     def _run(self, work: list[Work]) -> list[StepResult]:
         self._move_pages()
+        lost = {request_id for request_id, _ in self._lost}
+        work[:] = [item for item in work if item.sequence.request_id not in lost]
         batch = [item for item in work if not item.score]
         samples = iter(self._runner.step(batch) if batch else [])
         return [self._runner.score(item) if item.score else next(samples) for item in work]
 
     def _move_pages(self) -> None:
-        """Do what the plan wants of the cache. One that was cut short is done again, which changes nothing."""
+        """Do what the plan wants of the cache. One that was cut short is done again, which changes nothing.
+
+        One that fails is not tried again; it ends the request it was for.
+        """
         actions = self._scheduler.actions
         while actions:
             action = actions[0]
-            if isinstance(action, CopyPage):
-                self._runner.copy_pages([(action.source, action.target)])
-                actions.popleft()
-                continue
-            job = self._jobs.get(action.request_id)  # None: given up meanwhile
-            if isinstance(action, SavePages):
-                self._runner.release(action.slot)
-                if job is not None:
-                    job.saved = self._runner.save_pages(action.pages)
-                actions.popleft()
-            else:
-                if job is not None:
-                    self._runner.load_pages(job.saved, action.pages)
-                actions.popleft()
-                if job is not None:
-                    job.saved = None
+            try:
+                self._move(action)
+            except Exception as error:
+                self._lost.append((action.request_id, error))
+            actions.popleft()
+
+    def _move(self, action: Action) -> None:
+        if isinstance(action, CopyPage):
+            self._runner.copy_pages([(action.source, action.target)])
+            return
+        job = self._jobs.get(action.request_id)  # None: given up meanwhile
+        if isinstance(action, SavePages):
+            self._runner.release(action.slot)
+            if job is not None:
+                job.saved = self._runner.save_pages(action.pages)
+        elif job is not None:
+            self._runner.load_pages(job.saved, action.pages)
 
     def _deliver(self, work: list[Work], done: list[StepResult]) -> None:
         now = time.perf_counter()

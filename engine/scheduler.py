@@ -23,6 +23,7 @@ from engine.request import Request, Sequence, TokenSample, Work
 class CopyPage:
     """Copy a page of the cache over another one."""
 
+    request_id: int
     source: int
     target: int
 
@@ -217,7 +218,7 @@ class Scheduler:
             self.blocks.hold([prefix.source])
             if self.blocks.can_allocate(needed):
                 pages += self.blocks.allocate(1)
-                self.actions.append(CopyPage(prefix.source, pages[-1]))
+                self.actions.append(CopyPage(request.request_id, prefix.source, pages[-1]))
                 self._sources.append(prefix.source)
                 n_cached += prefix.n_more
             else:

@@ -161,8 +161,8 @@ class CpuBackend:
 
     def close(self) -> None:
         """Stop the threads and drop the cache. The model's file is the caller's to close."""
-        self._cache.close()
         self._pool.close()
+        self._cache.close()
 
     def _hidden(self, batch: Batch) -> Float32Array:
         with np.errstate(**QUIET):

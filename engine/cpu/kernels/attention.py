@@ -35,8 +35,8 @@ def attend(typing_context, name, operands, low, high, scratch):
 
     Computes the rows low..high-1 of the n_heads * n_tokens pairs (h, t), t running fastest. Query t sees the keys
     max(0, n_past + t + 1 - window) .. n_past + t. q is float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and
-    values are (N, K, PAGE, width) without gaps, and pages[i] (int64) has the positions from i * PAGE on; both widths
-    are multiples of 16. The scratch holds the scores: n_past + n_tokens floats and 16 more.
+    values are (N, K, PAGE, width) without gaps; pages[i] (int64) has the positions from i * PAGE on; both widths are
+    multiples of 16. The scratch holds the scores: n_past + n_tokens floats and 16 more.
 
     Operands: q, keys, values, out, pages, n_kv_heads, scale, n_tokens, n_heads, key_width, value_width, n_past, window,
     softcap, sinks, slopes.
