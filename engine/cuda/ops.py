@@ -60,10 +60,11 @@ class CudaOps:
         self._product(layer.ffn.down, h, x, add=True)
         return x
 
-    def ffn_moe(self, layer: DeviceLayer, x: Any) -> Any:
+    def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
         """See Ops.ffn_moe. Every expert runs over all rows; the weights of those a row did not choose are zero."""
         moe, n = layer.moe, self._n
         assert moe is not None
+        assert y is x, "parallel layers are declined when a model is opened"
         config = moe.config
         scores, routing = self.buffers.router[:n], self.buffers.routing[:n]
         self._product(moe.router, x, scores, norm=layer.ffn_norm)
@@ -75,14 +76,14 @@ class CudaOps:
             normalize=config.normalize,
             weight_scale=config.weight_scale,
         )
-        y = self.buffers.y[:n]
+        part = self.buffers.y[:n]
         # The sum goes beside x, which every expert still reads through its norm.
         total = self.buffers.total[:n]
         row_ops.copy(x, total)
         for index, expert in enumerate(moe.experts):
             h = self._gate_up(expert, x, layer.ffn_norm)
-            self._product(expert.down, h, y)
-            row_ops.add_scaled(total, y, routing, index)
+            self._product(expert.down, h, part)
+            row_ops.add_scaled(total, part, routing, index)
         shared = self._shared_hidden(moe, x, layer.ffn_norm)
         if shared is not None:
             self._add_shared(moe, *shared, total)
@@ -205,12 +206,13 @@ class DecodeOps(CudaOps):
         self._product(layer.qkv, x, qkv, norm=layer.attn_norm)
         return qkv
 
-    def ffn_moe(self, layer: DeviceLayer, x: Any) -> Any:
+    def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
         """See Ops.ffn_moe. Each row's own experts alone are read, where their types allow it."""
         moe, n, buffers = layer.moe, self._n, self.buffers
         assert moe is not None
         if moe.products is None:
-            return super().ffn_moe(layer, x)
+            return super().ffn_moe(layer, x, y)
+        assert y is x, "parallel layers are declined when a model is opened"
         routing, width = moe.products.routing, moe.products.width
         scores = self._columns(buffers.router, n, routing.n_experts)
         ids = self._columns(buffers.chosen, n, routing.n_used)

@@ -159,7 +159,7 @@ class _Profiler:
                 lambda one: ops.ffn_down(one, self._hidden(one), x),
                 lambda one: 0 if one.ffn is None else _bytes(one.ffn.down),
             ),
-            self._each("ffn_moe", mixtures, lambda one: ops.ffn_moe(one, x), self._mixture_bytes),
+            self._each("ffn_moe", mixtures, lambda one: ops.ffn_moe(one, x, x), self._mixture_bytes),
             self._time("head", [lambda: ops.logits(x, logits)], _bytes(self._weights.output)),
             self._time("sample", [lambda: self._runner._slots.sample(logits)], logits.nbytes, samples=True),
         ]

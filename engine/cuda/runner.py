@@ -20,6 +20,7 @@ from engine.cuda.buffers import Activations, Widths
 from engine.cuda.cache import PagedCache, SavedPages, page_count
 from engine.cuda.decode import MOST_AHEAD, DecodeLoop
 from engine.cuda.failure import device_errors
+from engine.cuda.features import check_features
 from engine.cuda.graphs import StepGraphs, buckets
 from engine.cuda.matvec import BATCH_ROWS, MAX_COLUMNS, group_jobs
 from engine.cuda.ops import DecodeOps, PrefillOps
@@ -62,7 +63,8 @@ class CudaRunner:
         eager: launch every decode step kernel by kernel instead of replaying a captured graph.
 
     Raises:
-        DeviceError: no usable GPU, too little memory, a kernel that does not build.
+        DeviceError: no usable GPU, a part of the model without kernels, too little memory, a kernel that does not
+            build.
         UnsupportedModelError: a tensor type without GPU kernels.
     """
 
@@ -83,6 +85,7 @@ class CudaRunner:
         reason = availability(device_index)
         if reason is not None:
             raise DeviceError(f"device 'cuda:{device_index}' cannot be used: {reason}")
+        check_features(model)
         check_types(model)
         import cupy
 

@@ -23,7 +23,7 @@ from engine.model.config import Activation as ModelActivation
 from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
 from engine.model.config import RopeStyle as ModelRopeStyle
 from engine.model.loader import LoadedModel
-from engine.model.weights import FfnWeights, LayerWeights, Linear, MoeWeights, Weight
+from engine.model.weights import FfnWeights, LayerWeights, Linear, MoeWeights, Norm, Weight
 
 ACTIVATIONS = {ModelActivation.SILU: Activation.SILU, ModelActivation.GELU: Activation.GELU_TANH}
 _ROPE_STYLES = {ModelRopeStyle.NORM: RopeStyle.ADJACENT, ModelRopeStyle.NEOX: RopeStyle.HALVES}
@@ -110,6 +110,7 @@ class DeviceLayer:
     ffn_norm: Any
     ffn: DeviceFfn | None
     moe: DeviceMoe | None
+    parallel: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +178,7 @@ def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], 
 
     for layer in model.weights.layers:
         attention, moe, config = layer.attention, layer.moe, layer.config.ffn
-        add([attention.q, attention.k, attention.v])
+        add(list(attention.qkv))
         add([attention.output])
         if layer.ffn is not None:
             assert isinstance(config, FfnConfig)
@@ -186,7 +187,7 @@ def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], 
             assert isinstance(config, MoeConfig)
             add([moe.router])
             if not can_gather_experts(moe, config):
-                add_ffn(FfnWeights(moe.gate.expert(0), moe.up.expert(0), moe.down.expert(0)), config.expert)
+                add_ffn(moe.expert(0), config.expert)
             if moe.shared is not None and config.shared is not None:
                 add_ffn(moe.shared, config.shared)
             if moe.shared_gate is not None:
@@ -201,7 +202,7 @@ def moe_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, object
     for layer in model.weights.layers:
         moe, config = layer.moe, layer.config.ffn
         if moe is not None and isinstance(config, MoeConfig) and can_gather_experts(moe, config):
-            types = moe.gate.weight.type, moe.down.weight.type
+            types = moe.up.weight.type, moe.down.weight.type
             jobs += expert_jobs(*types, ACTIVATIONS[config.expert.activation], expert_routing(config))
     return jobs
 
@@ -230,12 +231,18 @@ class Uploader:
             result = DeviceWeights(
                 token_embd=token_embd,
                 layers=layers,
-                output_norm=self.vector(weights.output_norm.weight),
+                output_norm=self.norm(weights.output_norm),
                 output=self.projection([weights.output]),
                 epsilon=weights.output_norm.epsilon,
             )
         self._stream.synchronize()
         return result
+
+    def norm(self, norm: Norm | None) -> Any:
+        """The weight of a norm; models with norms of another kind are declined (features.py)."""
+        assert norm is not None
+        assert norm.weight is not None
+        return self.vector(norm.weight)
 
     def vector(self, values: np.ndarray | None, dtype: npt.DTypeLike = np.float32) -> Any:
         """A small array on the device; None stays None."""
@@ -315,22 +322,22 @@ class Uploader:
         temperature = config.temperature
         return DeviceLayer(
             index=layer.index,
-            attn_norm=self.vector(layer.attn_norm.weight),
-            qkv=self.projection([attention.q, attention.k, attention.v]),
+            attn_norm=self.norm(layer.attn_norm),
+            qkv=self.projection(list(attention.qkv)),
             shape=attention_shape(config, cache_half),
             attention=LayerAttention(
                 scale=config.scale,
                 inv_freq=None if rope is None else self.vector(rope.inv_freq, np.float64),
                 rope_scale=1.0 if rope is None else rope.magnitude,
-                q_norm=None if attention.q_norm is None else self.vector(attention.q_norm.weight),
-                k_norm=None if attention.k_norm is None else self.vector(attention.k_norm.weight),
+                q_norm=None if attention.q_norm is None else self.norm(attention.q_norm),
+                k_norm=None if attention.k_norm is None else self.norm(attention.k_norm),
                 norm_eps=1e-6 if attention.q_norm is None else attention.q_norm.epsilon,
                 window=config.window or 0,
                 temperature=0.0 if temperature is None else temperature.scale,
                 temperature_length=1 if temperature is None else temperature.length,
             ),
             output=self.projection([attention.output]),
-            ffn_norm=self.vector(layer.ffn_norm.weight),
+            ffn_norm=self.norm(layer.ffn_norm),
             ffn=None if layer.ffn is None else self._dense(layer),
             moe=None if layer.moe is None else self._moe(layer),
         )
@@ -348,10 +355,7 @@ class Uploader:
             experts, products = self._gathered(moe, config)
         else:
             products = None
-            experts = tuple(
-                self.ffn(FfnWeights(moe.gate.expert(i), moe.up.expert(i), moe.down.expert(i)), config.expert)
-                for i in range(config.n_experts)
-            )
+            experts = tuple(self.ffn(moe.expert(i), config.expert) for i in range(config.n_experts))
         shared = None
         if moe.shared is not None and config.shared is not None:
             shared = self.ffn(moe.shared, config.shared)
@@ -366,6 +370,7 @@ class Uploader:
 
     def _gathered(self, moe: MoeWeights, config: MoeConfig) -> tuple[tuple[DeviceFfn, ...], ExpertProducts]:
         """All experts of a layer as two packed matrices, and every expert as views of them."""
+        assert moe.gate is not None
         n, width, columns = config.n_experts, config.expert.width, moe.gate.weight.columns
         gate_up = repack(
             self._raw(moe.gate.weight),
@@ -411,6 +416,8 @@ def expert_routing(config: MoeConfig) -> Routing:
 def can_gather_experts(moe: MoeWeights, config: MoeConfig) -> bool:
     """Whether a decode step reads the chosen experts only; else every expert runs over every row."""
     gate, up, down = moe.gate, moe.up, moe.down
+    if gate is None:
+        return False
     plain = all(part.bias is None and part.scale is None for part in (gate, up, down))
     width, columns = config.expert.width, gate.weight.columns
     return (

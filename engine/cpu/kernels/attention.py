@@ -31,14 +31,19 @@ WIDE = 4
 
 @intrinsic(prefer_literal=True)
 def attend(typing_context, name, operands, low, high, scratch):
-    """out[t, h] = sum over j of softmax(scale * q[t, h] . keys[h // group, j])_j * values[h // group, j].
+    """out[t, h] = sum over j of softmax(cap(scale * q[t, h] . keys[h // group, j]))_j * values[h // group, j].
 
     Computes the rows low..high-1 of the n_heads * n_tokens pairs (h, t), t running fastest. Query t sees the keys
     max(0, n_past + t + 1 - window) .. n_past + t. q is float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and
     values are (N, K, PAGE, width) without gaps; pages[i] (int64) has the positions from i * PAGE on; both widths are
     multiples of 16. The scratch holds the scores: n_past + n_tokens floats and 16 more.
 
-    Operands: q, keys, values, out, pages, n_kv_heads, scale, n_tokens, n_heads, key_width, value_width, n_past, window.
+    Operands: q, keys, values, out, pages, n_kv_heads, scale, n_tokens, n_heads, key_width, value_width, n_past, window,
+    softcap, sinks, slopes.
+
+    cap(s) = softcap * tanh(s / softcap), or s where softcap is 0. Two float32 tables by head may be there, 0 = none:
+    `sinks` holds a score that softmax counts beside the keys', `slopes` what a score loses per position between query
+    and key (not together with a softcap).
     """
     decoder = DECODERS[format_name(name)]
     step = decoder.type_size
@@ -46,13 +51,13 @@ def attend(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, scores = arguments
-        q, keys, values, out, pages, n_kv_heads, scale, *rest = integers(e, operands, 13)
-        n_tokens, n_heads, key_width, value_width, n_past, window = rest
+        q, keys, values, out, pages, n_kv_heads, scale, *rest = integers(e, operands, 16)
+        n_tokens, n_heads, key_width, value_width, n_past, window, softcap, sinks, slopes = rest
         group = builder.sdiv(n_heads, n_kv_heads)
         key_bytes, value_bytes = (
             builder.mul(builder.sdiv(width, I64(LANES)), I64(step)) for width in (key_width, value_width)
         )
-        scale = builder.fptrunc(builder.bitcast(scale, F64), F32)
+        scale, softcap = (builder.fptrunc(builder.bitcast(bits, F64), F32) for bits in (scale, softcap))
         zero = vector(F32)([0.0] * LANES)
         total = cgutils.alloca_once(builder, vector(F32))
         largest = cgutils.alloca_once(builder, F32)
@@ -106,6 +111,8 @@ def attend(typing_context, name, operands, low, high, scratch):
             query = offset(q, builder.mul(place, key_width), 4)
             target = offset(out, builder.mul(place, value_width), 4)
 
+            sink, slope = (_of_head(e, table, head) for table in (sinks, slopes))
+            has_sink = builder.icmp_signed("!=", sinks, I64(0))
             builder.store(ir.Constant(F32, float("-inf")), largest)
             with each_position(keys, kv_head, key_bytes, begin, end) as (mark, key):
                 builder.store(zero, total)
@@ -114,11 +121,22 @@ def attend(typing_context, name, operands, low, high, scratch):
                     xs = e.load(offset(query, parts.index, 4 * LANES), vector(F32), align=4)
                     builder.store(e.multiply_add(part, xs, builder.load(total)), total)
                 score = e.multiply(e.sum_lanes(builder.load(total)), scale)
+                index = builder.sdiv(builder.sub(mark, scores), I64(4))
+                distance = builder.sub(builder.add(index, I64(1)), n_keys)  # 0 at the query itself
+                score = builder.fadd(score, e.multiply(slope, builder.sitofp(distance, F32)))
                 e.store(score, mark)
                 builder.store(e.greater(score, builder.load(largest)), largest)
 
-            _softmax(e, scores, n_keys, builder.load(largest), total)
-            inverse = e.splat(builder.fdiv(F32(1.0), e.sum_lanes(builder.load(total))))
+            with builder.if_then(builder.fcmp_ordered("!=", softcap, F32(0.0))):
+                _cap(e, scores, n_keys, softcap)
+                # Capping keeps the order, so the largest stays the largest.
+                builder.store(_first(e, _capped(e, e.splat(builder.load(largest)), e.splat(softcap))), largest)
+            top = builder.select(has_sink, e.greater(sink, builder.load(largest)), builder.load(largest))
+            _softmax(e, scores, n_keys, top, total)
+            sum_ = e.sum_lanes(builder.load(total))
+            beside = _first(e, e.exp(e.splat(builder.fsub(sink, top))))
+            sum_ = builder.select(has_sink, builder.fadd(sum_, beside), sum_)
+            inverse = e.splat(builder.fdiv(F32(1.0), sum_))
             n_vectors = builder.sdiv(value_width, I64(LANES))
             wide_parts = builder.sdiv(n_vectors, I64(WIDE))
             with cgutils.for_range(builder, wide_parts) as parts:
@@ -131,6 +149,42 @@ def attend(typing_context, name, operands, low, high, scratch):
         return context.get_dummy_value()
 
     return types.void(name, *ARGUMENTS["attend"]), generate
+
+
+def _of_head(e: Emitter, table: Value, head: Value) -> Value:
+    """A head's entry of a float32 table, or 0 where there is no table."""
+    builder = e.builder
+    entry = cgutils.alloca_once_value(builder, F32(0.0))
+    builder.store(F32(0.0), entry)
+    with builder.if_then(builder.icmp_signed("!=", table, I64(0))):
+        builder.store(e.load(builder.add(table, builder.mul(head, I64(4))), F32, align=4), entry)
+    return builder.load(entry)
+
+
+def _first(e: Emitter, values: Value) -> Value:
+    return e.builder.extract_element(values, I64(0))
+
+
+def _cap(e: Emitter, scores: Value, n_keys: Value, softcap: Value) -> None:
+    """scores[j] = softcap * tanh(scores[j] / softcap) in place; what lies up to 15 floats behind is changed too."""
+    builder = e.builder
+    cap = e.splat(softcap)
+    count = builder.sdiv(builder.add(n_keys, I64(LANES - 1)), I64(LANES))
+    with cgutils.for_range(builder, count) as parts:
+        place = builder.add(scores, builder.mul(parts.index, I64(4 * LANES)))
+        e.store(_capped(e, e.load(place, vector(F32), align=4), cap), place)
+
+
+def _capped(e: Emitter, x: Value, cap: Value) -> Value:
+    """cap * tanh(x / cap), through exp(-2|x / cap|) so that nothing overflows."""
+    builder = e.builder
+    zero, one = e.const(x, 0.0), e.const(x, 1.0)
+    ratio = builder.fdiv(x, cap)
+    negative = builder.fcmp_ordered("<", ratio, zero)
+    size = builder.select(negative, e.negate(ratio), ratio)
+    small = e.exp(e.multiply(size, e.const(x, -2.0)))
+    tanh = builder.fdiv(builder.fsub(one, small), builder.fadd(one, small))
+    return e.multiply(cap, builder.select(negative, e.negate(tanh), tanh))
 
 
 def _softmax(e: Emitter, scores: Value, n_keys: Value, largest: Value, total: Value) -> None:
