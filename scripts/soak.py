@@ -1,105 +1,110 @@
-"""Many short requests through one open model, with cancels and shared beginnings: nothing may leak.
+"""Runs thousands of short requests through one open model and reports its memory on the way, which must stay flat.
 
-    python scripts/soak.py --requests 10000 --device cuda
-    python scripts/soak.py --requests 500 --device cpu
+    python scripts/soak.py -m model.gguf --device cuda --requests 10000
 
-At eleven points the memory of the process and that of the device are printed. Ends with status 1 if either has grown
-between the second point, when everything has been used once, and the last.
+Prompts share beginnings, some requests are given up, and the cache is small, so that pages are shared, copied, reused
+and taken away all the time. Exit status 1 if memory grew by more than --tolerance between the first and the last point.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
+import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import numpy as np
 
 from engine import LLM, SamplingParams
 
-ALLOWED_GROWTH = 32 << 20
-"""Bytes that the process may gain: the allocator's own fragments, not ten thousand requests' worth of anything."""
+POINTS = 10
+"""Reports on the way. The first one counts as the beginning: until then caches and buffers fill."""
 
 
-def process_bytes() -> int:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+@dataclass(frozen=True)
+class Point:
+    """One report.
+
+    Attributes:
+        ended: requests that are over.
+        host: resident bytes of the process.
+        device: bytes that the runner holds on a GPU; 0 without one.
+    """
+
+    ended: int
+    host: int
+    device: int
 
 
-def device_bytes(llm: LLM) -> int:
-    """Memory taken on the GPU, by whomever; 0 on the CPU."""
-    if not llm.device.startswith("cuda"):
-        return 0
-    import cupy
-
-    free, total = cupy.cuda.runtime.memGetInfo()
-    return int(total - free)
+def measure(llm: LLM, ended: int) -> Point:
+    """Memory now."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    with llm.exclusive_runner() as runner:
+        pool = getattr(runner, "pool_bytes", None)
+        return Point(ended, resident, pool() if pool is not None else 0)
 
 
-def soak(llm: LLM, n_requests: int, outstanding: int, seed: int) -> list[tuple[int, int, int]]:
-    """Runs the requests; returns (requests ended, process bytes, device bytes) at eleven points."""
-    random = np.random.default_rng(seed)
-    vocab_size = llm.model.config.vocab_size
-    beginnings = [random.integers(0, vocab_size, n).tolist() for n in (70, 130, 200)]
+def run(llm: LLM, requests: int, *, side_by_side: int, seed: int = 0) -> tuple[list[Point], int, int]:
+    """Runs the requests, so many at a time; returns the reports, the tokens generated and those found in the cache."""
+    dice = random.Random(seed)
+    vocabulary = llm.model.config.vocab_size
+    longest = min(200, llm.context_length // 2)
+    families = [[dice.randrange(vocabulary) for _ in range(longest)] for _ in range(8)]
     running: set[int] = set()
-    points: list[tuple[int, int, int]] = []
-    started = ended = 0
-    begin = time.perf_counter()
-    while ended < n_requests:
-        while started < n_requests and len(running) < outstanding:
-            ids = random.integers(0, vocab_size, int(random.integers(1, 40))).tolist()
-            if random.random() < 0.3:
-                ids = beginnings[int(random.integers(3))] + ids
-            params = SamplingParams(
-                max_tokens=int(random.integers(1, 17)),
-                temperature=float(random.choice([0.0, 0.8])),
-                repetition_penalty=float(random.choice([1.0, 1.1])),
-                logprobs=2 if random.random() < 0.1 else None,
-                ignore_eos=True,
-                seed=started,
-            )
-            running.add(llm.add_request(ids, params))
+    points: list[Point] = []
+    started = ended = generated = cached = 0
+    while ended < requests:
+        while started < requests and len(running) < side_by_side:
+            prompt = [*dice.choice(families)[: dice.randint(1, longest)], dice.randrange(vocabulary)]
+            params = SamplingParams(max_tokens=dice.randint(1, 16), seed=started, ignore_eos=True)
+            running.add(llm.add_request(prompt, params))
             started += 1
-        if random.random() < 0.05:
-            llm.cancel(int(random.choice(list(running))))
+        if dice.random() < 0.05:
+            llm.cancel(dice.choice(sorted(running)))
         for chunk in llm.step():
+            generated += len(chunk.token_ids)
             if chunk.finish_reason is not None:
-                running.discard(chunk.request_id)
+                assert chunk.stats is not None
+                cached += chunk.stats.cached_tokens
+                running.remove(chunk.request_id)
                 ended += 1
-        if ended * 10 // n_requests >= len(points):
-            points.append((ended, process_bytes(), device_bytes(llm)))
-            print(
-                f"{ended:7} requests, {time.perf_counter() - begin:7.1f} s, process {points[-1][1] / 1e6:8.1f} MB, "
-                f"device {points[-1][2] / 1e6:9.1f} MB",
-                flush=True,
-            )
-    return points
+                if ended % max(requests // POINTS, 1) == 0:
+                    points.append(measure(llm, ended))
+    return points, generated, cached
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Run many short requests and watch the memory.")
-    parser.add_argument("model", nargs="?", type=Path, help="default: the bundled model")
-    parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--outstanding", type=int, default=100, help="requests waiting or running at once")
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model", help="GGUF file; the bundled model if none is given")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--context-length", type=int, default=512)
-    parser.add_argument("--cache-tokens", type=int, default=8192, help="few enough that sequences are preempted")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    with LLM(args.model, device=args.device, context_length=args.context_length, cache_tokens=args.cache_tokens) as llm:
-        print(f"{llm.device}, {llm.max_sequences} sequences, {args.cache_tokens} positions in all")
-        points = soak(llm, args.requests, args.outstanding, args.seed)
-    (_, process, device), (_, process_end, device_end) = points[1], points[-1]
-    grown = max(0, process_end - process), max(0, device_end - device)
-    print(f"grown by {grown[0] / 1e6:.1f} MB in the process and {grown[1] / 1e6:.1f} MB on the device")
-    sys.exit(1 if grown[0] > ALLOWED_GROWTH or grown[1] > 2 << 20 else 0)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--max-sequences", type=int, default=None)
+    parser.add_argument("--cache-tokens", type=int, default=4096)
+    parser.add_argument("--tolerance", type=float, default=32.0, help="MiB that the host's memory may grow by")
+    arguments = parser.parse_args()
+    with LLM(
+        arguments.model,
+        device=arguments.device,
+        context_length=1024,
+        max_sequences=arguments.max_sequences,
+        cache_tokens=arguments.cache_tokens,
+    ) as llm:
+        begin = time.perf_counter()
+        points, generated, cached = run(llm, arguments.requests, side_by_side=2 * llm.max_sequences)
+        seconds = time.perf_counter() - begin
+        print(f"{arguments.requests} requests in {seconds:.1f} s on {llm.device}: {generated} tokens generated,")
+        print(f"{cached} prompt tokens taken from the cache")
+        for point in points:
+            print(
+                f"  after {point.ended:6d}: host {point.host / 2**20:8.1f} MiB, device {point.device / 2**20:8.1f} MiB"
+            )
+        grown, grown_device = points[-1].host - points[0].host, points[-1].device - points[0].device
+        print(f"grown since the first point: host {grown / 2**20:.1f} MiB, device {grown_device / 2**20:.1f} MiB")
+        left = llm.active_requests
+        print(f"requests left: {left}")
+        return int(grown > arguments.tolerance * 2**20 or grown_device > 0 or left > 0)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
