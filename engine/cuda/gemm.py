@@ -71,11 +71,11 @@ class Tile:
 
 TILES = (
     Tile(1, 16, 1, 2, 3.2, 4.5, 1500),
-    Tile(1, 64, 1, 2, 5.0, 6.1, 2000),
-    Tile(2, 64, 2, 1, 5.5, 5.5, 2000),
-    Tile(2, 128, 2, 1, 6.6, 6.6, 3500),
-    Tile(3, 128, 2, 1, 9.8, 9.8, 3500),
-    Tile(2, 256, 2, 1, 10.0, 10.0, 4500),
+    Tile(1, 64, 1, 2, 4.8, 5.8, 2000),
+    Tile(2, 64, 2, 1, 5.2, 5.2, 2000),
+    Tile(2, 128, 2, 1, 6.0, 6.0, 3000),
+    Tile(3, 128, 2, 1, 8.8, 8.8, 4000),
+    Tile(2, 256, 2, 1, 10.0, 10.0, 6500),
 )
 
 
@@ -135,7 +135,7 @@ def build_job(types: Sequence[GGMLType], tile: Tile, activation: Activation) -> 
         "TOKENS": tile.tokens,
         "CLUSTER": tile.cluster,
         "BLOCKS": tile.blocks,
-        "REGISTERS": {1: 128, 2: 232, 3: 152}[tile.groups],
+        "REGISTERS": {1: 128, 2: 232, 3: 160}[tile.groups],
         "CHUNK": LAYOUTS[types[0]].chunk_columns,
         "W_STAGES": memory.weight_stages,
         "X_STAGES": memory.x_stages,
