@@ -79,9 +79,27 @@ TILES = (
 )
 
 
+_TYPES = frozenset(
+    (
+        GGMLType.F16,
+        GGMLType.BF16,
+        GGMLType.Q4_0,
+        GGMLType.Q4_1,
+        GGMLType.Q5_0,
+        GGMLType.Q5_1,
+        GGMLType.Q8_0,
+        GGMLType.Q2_K,
+        GGMLType.Q3_K,
+        GGMLType.Q4_K,
+        GGMLType.Q5_K,
+        GGMLType.Q6_K,
+    )
+)
+
+
 def supports(type: GGMLType) -> bool:
-    """Whether matrices of a type are multiplied here: float32 ones would lose too much."""
-    return type in LAYOUTS and type is not GGMLType.F32
+    """Whether matrices of a type are multiplied here: those gemm_unpack.cuh reads; float32 would lose too much."""
+    return type in _TYPES
 
 
 def family(types: Sequence[GGMLType]) -> tuple[tuple[GGMLType, ...], ...]:
