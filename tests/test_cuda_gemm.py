@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from test_cuda_matvec import nmse, packed, random_rows
 
+from engine.cuda.gemm import supports
 from engine.cuda.layouts import LAYOUTS
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 
-TYPES = [type for type in LAYOUTS if type is not GGMLType.F32]
+TYPES = [type for type in LAYOUTS if supports(type)]
 # Operands are halfs: x and the weight are each off by up to 2^-12 of their size, evenly spread: 2 * 2^-24 / 3 = 4e-8 of
 # the square. Scales (and minimums, which are larger than what is left of them) are rounded to halfs as well.
 TOLERANCE = 2.5e-7
@@ -30,7 +31,7 @@ def test_tiles_are_chosen_by_rounds_over_the_card():
 
 
 def test_families_share_kernels_and_leave_float32_out():
-    from engine.cuda.gemm import MAX_FORMATS, family, supports
+    from engine.cuda.gemm import MAX_FORMATS, family
 
     assert not supports(GGMLType.F32)
     families = family([*LAYOUTS, GGMLType.Q4_K])

@@ -31,7 +31,7 @@ and, in prompts, operands rounded to float16."""
 
 SHARP = {"f16": 2e-5, "f32": 6e-6}
 """For prompts of the random models here, whose attention is sharper than a trained one's: float16 operands alone bring
-1.2e-6, weights of two scales rounded to float16 and queries rounded likewise as much again each."""
+1.2e-6, scales of scales rounded to float16 as well up to 4.7e-6."""
 
 LICENSE = Path(__file__).parent.parent / "LICENSE"
 IDS = np.random.default_rng(1).integers(0, 256, 70)

@@ -71,17 +71,35 @@ class Tile:
 
 TILES = (
     Tile(1, 16, 1, 2, 3.2, 4.5, 1500),
-    Tile(1, 64, 1, 2, 5.0, 6.1, 2000),
-    Tile(2, 64, 2, 1, 5.5, 5.5, 2000),
-    Tile(2, 128, 2, 1, 6.6, 6.6, 3500),
-    Tile(3, 128, 2, 1, 9.8, 9.8, 3500),
-    Tile(2, 256, 2, 1, 10.0, 10.0, 4500),
+    Tile(1, 64, 1, 2, 4.8, 5.8, 2000),
+    Tile(2, 64, 2, 1, 5.2, 5.2, 2000),
+    Tile(2, 128, 2, 1, 6.0, 6.0, 3000),
+    Tile(3, 128, 2, 1, 8.8, 8.8, 4000),
+    Tile(2, 256, 2, 1, 10.0, 10.0, 6500),
+)
+
+
+_TYPES = frozenset(
+    (
+        GGMLType.F16,
+        GGMLType.BF16,
+        GGMLType.Q4_0,
+        GGMLType.Q4_1,
+        GGMLType.Q5_0,
+        GGMLType.Q5_1,
+        GGMLType.Q8_0,
+        GGMLType.Q2_K,
+        GGMLType.Q3_K,
+        GGMLType.Q4_K,
+        GGMLType.Q5_K,
+        GGMLType.Q6_K,
+    )
 )
 
 
 def supports(type: GGMLType) -> bool:
-    """Whether matrices of a type are multiplied here: float32 ones would lose too much."""
-    return type in LAYOUTS and type is not GGMLType.F32
+    """Whether matrices of a type are multiplied here: those gemm_unpack.cuh reads; float32 would lose too much."""
+    return type in _TYPES
 
 
 def family(types: Sequence[GGMLType]) -> tuple[tuple[GGMLType, ...], ...]:
@@ -135,7 +153,7 @@ def build_job(types: Sequence[GGMLType], tile: Tile, activation: Activation) -> 
         "TOKENS": tile.tokens,
         "CLUSTER": tile.cluster,
         "BLOCKS": tile.blocks,
-        "REGISTERS": {1: 128, 2: 232, 3: 152}[tile.groups],
+        "REGISTERS": {1: 128, 2: 232, 3: 160}[tile.groups],
         "CHUNK": LAYOUTS[types[0]].chunk_columns,
         "W_STAGES": memory.weight_stages,
         "X_STAGES": memory.x_stages,

@@ -150,18 +150,32 @@ template <class F>
 DEVICE void multiply(u32 base, const u8* pool, int chunks, int warp, int lane, Ring& x, Ring& w, Sums& sums) {
     const u32 magic = hidden_constant(0x64006400u);
     Operands operands[2] = {};
+    HalfOperands<F, F::LOW> packed;
+    ChunkScales<F> scales;
     int accumulate = 0;
     u32 last = 0;
+    const u8* const place = pool + W_AT + warp * SLOT;
+    barrier_wait(base + W_FULL + w.stage * 8, w.parity);
+    scales.load(place + w.stage * W_BYTES, lane, magic);
+    packed.load(place + w.stage * W_BYTES, 0, lane);
     for (int chunk = 0; chunk < chunks; ++chunk) {
-        barrier_wait(base + W_FULL + w.stage * 8, w.parity);
-        const u8* const packed = pool + W_AT + w.stage * W_BYTES + warp * SLOT;
-        ChunkScales<F> scales;
-        scales.load(packed, lane, magic);
 #pragma unroll
         for (int step = 0; step < STEPS; ++step) {
             Operands& a = operands[step & 1];
-            HalfOperands<F, F::LOW>::get(packed, scales, step, lane, magic, a);
+            packed.make(scales, step, lane, magic, a);
             pin(a);
+            // The loads of the next step, ahead of everything that waits.
+            const u32 stage = w.stage;
+            if (step < STEPS - 1) {
+                packed.load(place + stage * W_BYTES, step + 1, lane);
+            } else {
+                w.next<W_STAGES>();
+                if (chunk + 1 < chunks) {
+                    barrier_wait(base + W_FULL + w.stage * 8, w.parity);
+                    scales.load(place + w.stage * W_BYTES, lane, magic);
+                    packed.load(place + w.stage * W_BYTES, 0, lane);
+                }
+            }
             barrier_wait(base + X_FULL + x.stage * 8, x.parity);
             const u64 b = operand_descriptor(base + x.stage * X_BYTES);
             wgmma_fence();
@@ -175,8 +189,7 @@ DEVICE void multiply(u32 base, const u8* pool, int chunks, int warp, int lane, R
                 // Only here: what was loaded is certain to be in registers once a multiplication uses it. An arrival right
                 // behind the loads let the next chunk overwrite them while the tensor cores kept shared memory busy.
                 __syncwarp();
-                if (lane == 0) barrier_arrive(base + W_EMPTY + w.stage * 8);
-                w.next<W_STAGES>();
+                if (lane == 0) barrier_arrive(base + W_EMPTY + stage * 8);
             }
             wgmma_wait<1>();  // the step before this one: its half of the operands and its x are free
             pin(operands[(step & 1) ^ 1]);
@@ -272,7 +285,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     if (CLUSTER > 1) cluster_sync();
     pdl_launch();
     if (warp >= WARPS) {
-        if (WGS > 1) registers_fewer<40>();
+        if (WGS > 1) registers_fewer<WGS == 2 ? 40 : 32>();
         if (warp == WARPS) fetch_weights(base, segments, units, chunks, schedule, lane);
         if (warp == WARPS + 1 && lane == 0) {
             pdl_wait();

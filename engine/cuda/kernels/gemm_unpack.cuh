@@ -6,8 +6,11 @@
 // packed words and need no shuffle. x is kept in the same order (place_of_column).
 // A quant becomes a half by its bits under the exponent of 1024 (0x6400 | q = 1024 + q): one logic operation, one exact
 // subtraction, then times the scale, plus the minimum. Scales are halfs too: rounding them is an error of 2^-12 relative,
-// as that of every weight. Formats with scales of scales are kept times GAIN, which the end of the product takes back,
-// so that small scales stay above the halfs' denormals; weights up to 65504 / GAIN fit.
+// as that of every weight. Formats with scales of scales
+// - are kept times GAIN, which the end of the product takes back, so that small scales stay above the halfs' denormals
+//   (weights up to 65504 / GAIN fit), and
+// - have quants counted from CENTER, the middle of their range, if they have minimums: what is then added is small, while
+//   minimums themselves are larger than most weights, and so would their rounding be.
 
 // Place of column c (0..15) of a group in the operands.
 DEVICE int place_of_column(int c) { return 2 * (c >> 2) + ((c & 3) >> 1) + 8 * (c & 1); }
@@ -48,6 +51,12 @@ DEVICE u32 both(u32 pair, int high) {  // written so that it becomes part of the
     return r;
 }
 
+DEVICE u32 two_halves(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
 // Small numbers as halfs at compile time.
 constexpr u32 half_bits(int v) {
     u32 sign = v < 0 ? 0x8000u : 0u, m = v < 0 ? -v : v, e = 25;
@@ -61,91 +70,97 @@ constexpr u32 power_of_half(int exponent) { return (u32)(15 + exponent) << 10; }
 // ---- scales ------------------------------------------------------------------------------------------------------
 constexpr int GAIN = 16;
 
+// Of every format: Chunk is what is made once per chunk. Of (quad, s): load() reads, make() computes, then mul(row, w) and
+// add(row, w) give the factor and the summand, twice in a register. UNDO: what the sums are to be multiplied by.
 struct NoChunk {
     __device__ __forceinline__ void load(const u8*, int, u32) {}
 };
 
-// Factors and summands of (quad, s): mul(row, w) and add(row, w) give the half twice. Chunk is what is made once per chunk.
-// In general through float32.
 template <class F>
-struct HalfScales {
+struct HalfScales {  // in general through float32
     typedef NoChunk Chunk;
     static constexpr float UNDO = 1.0f / GAIN;
+    static constexpr int CENTER = F::HAS_ADD ? 1 << (F::LOW + F::HIGH - 1) : 0;
     Scales scales;
+    __device__ __forceinline__ void load(const u8* chunk, int, int s, int lane) { scales = F::load(chunk, lane >> 2, s); }
     int quad;
-    __device__ __forceinline__ void load(const u8* chunk, const Chunk&, int quad_, int s, int lane) {
-        scales = F::load(chunk, lane >> 2, s);
-        quad = quad_;
-    }
+    __device__ __forceinline__ void make(const Chunk&, int quad_, int, int) { quad = quad_; }
     __device__ __forceinline__ u32 mul(int row, int w) const {
         return both((u32)float_to_half(F::mul(scales, quad, row, w) * GAIN), 0);
     }
     __device__ __forceinline__ u32 add(int row, int w) const {
-        return both((u32)float_to_half(F::add(scales, quad, row, w) * GAIN), 0);
+        return both((u32)float_to_half(fmaf(F::mul(scales, quad, row, w), CENTER, F::add(scales, quad, row, w)) * GAIN), 0);
     }
 };
 
-template <int BYTES, int LOW, int HIGH, int OFFSET, bool HAS_ADD>
+template <class P>
 struct PlainHalfScales {  // halfs already
     typedef NoChunk Chunk;
     static constexpr float UNDO = 1.0f;
+    static constexpr int CENTER = 0;
     Scales scales;
-    __device__ __forceinline__ void load(const u8* chunk, const Chunk&, int, int s, int lane) {
-        scales = Plain<BYTES, LOW, HIGH, OFFSET, HAS_ADD>::load(chunk, lane >> 2, s);
-    }
+    __device__ __forceinline__ void load(const u8* chunk, int, int s, int lane) { scales = P::load(chunk, lane >> 2, s); }
+    __device__ __forceinline__ void make(const Chunk&, int, int, int) {}
     __device__ __forceinline__ u32 mul(int row, int) const { return both(scales.a, row); }
     __device__ __forceinline__ u32 add(int row, int) const { return both(scales.b, row); }
 };
-template <> struct HalfScales<Q4_0> : PlainHalfScales<18, 4, 0, 8, false> {};
-template <> struct HalfScales<Q4_1> : PlainHalfScales<20, 4, 0, 0, true> {};
-template <> struct HalfScales<Q5_0> : PlainHalfScales<22, 4, 1, 16, false> {};
-template <> struct HalfScales<Q5_1> : PlainHalfScales<24, 4, 1, 0, true> {};
-template <> struct HalfScales<Q8_0> : PlainHalfScales<34, 8, 0, 0, false> {};
+template <> struct HalfScales<Q4_0> : PlainHalfScales<Q4_0> {};
+template <> struct HalfScales<Q4_1> : PlainHalfScales<Q4_1> {};
+template <> struct HalfScales<Q5_0> : PlainHalfScales<Q5_0> {};
+template <> struct HalfScales<Q5_1> : PlainHalfScales<Q5_1> {};
+template <> struct HalfScales<Q8_0> : PlainHalfScales<Q8_0> {};
 
-template <int BYTES, int HIGH>
-struct K45HalfScales {  // (scale, minimum) of a row lie side by side in 12 bits: both at once
+template <class K, int MIDDLE>
+struct K45HalfScales {
     static constexpr float UNDO = 1.0f / GAIN;
+    static constexpr int CENTER = MIDDLE;
     u32 pair[2];
     // The four lanes of a g need the same 16 pairs of a chunk: lane t makes those of slot t, and they exchange them.
     struct Chunk {
         u32 own[2][2];
-        __device__ __forceinline__ void load(const u8* chunk, int lane, u32 magic) {
-            const Scales raw = K45<BYTES, HIGH>::load(chunk, lane >> 2, lane & 3);
+        __device__ __forceinline__ void load(const u8* chunk, int lane, u32) {
+            const Scales raw = K::load(chunk, lane >> 2, lane & 3);
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
-                const u32 super = mul2(row ? raw.d : raw.c, twice(half_bits(GAIN)) ^ 0x80000000u);
+                const float d = low_half(row ? raw.d : raw.c) * GAIN, m = high_half(row ? raw.d : raw.c) * GAIN;
 #pragma unroll
                 for (int quad = 0; quad < 2; ++quad) {
                     const int at = 12 * (quad * 2 + row);
                     const u32 bits = at == 24 ? __funnelshift_r(raw.a, raw.b, 24) : at == 36 ? raw.b >> 4 : raw.a >> at;
-                    const u32 fields = and_or(bits << 10, 0x3f0000u, and_or(bits, 0x3fu, magic));
-                    own[quad][row] = mul2(add2(fields, twice(half_bits(-1024))), super);
+                    const float factor = d * small_to_float(bits & 63u);
+                    const float rest = fmaf(factor, (float)CENTER, -m * small_to_float((bits >> 6) & 63u));
+                    own[quad][row] = two_halves(factor, rest);
                 }
             }
         }
     };
-    __device__ __forceinline__ void load(const u8*, const Chunk& chunk, int quad, int s, int lane) {
+    __device__ __forceinline__ void load(const u8*, int, int, int) {}
+    __device__ __forceinline__ void make(const Chunk& chunk, int quad, int s, int lane) {
 #pragma unroll
         for (int row = 0; row < 2; ++row) pair[row] = __shfl_sync(FULL_MASK, chunk.own[quad][row], (lane & 28) | s);
     }
     __device__ __forceinline__ u32 mul(int row, int) const { return both(pair[row], 0); }
     __device__ __forceinline__ u32 add(int row, int) const { return both(pair[row], 1); }
 };
-template <> struct HalfScales<Q4_K> : K45HalfScales<144, 0> {};
-template <> struct HalfScales<Q5_K> : K45HalfScales<176, 1> {};
+template <> struct HalfScales<Q4_K> : K45HalfScales<Q4_K, 8> {};
+template <> struct HalfScales<Q5_K> : K45HalfScales<Q5_K, 16> {};
 
 template <>
 struct HalfScales<Q6_K> {
     typedef NoChunk Chunk;
     static constexpr float UNDO = 1.0f / GAIN;
-    u32 pair[2];
-    __device__ __forceinline__ void load(const u8* chunk, const Chunk&, int quad, int s, int lane) {
+    static constexpr int CENTER = 0;
+    u32 bytes, super, pair[2];
+    __device__ __forceinline__ void load(const u8* chunk, int quad, int s, int lane) {
         const Scales raw = Q6_K::load(chunk, lane >> 2, s);
-        const u32 super = mul2(raw.c, twice(half_bits(GAIN)));
+        bytes = quad ? raw.b : raw.a, super = raw.c;
+    }
+    __device__ __forceinline__ void make(const Chunk&, int, int, int) {
+        const u32 factor = mul2(super, twice(half_bits(GAIN)));
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-            const u32 biased = __byte_perm(quad ? raw.b : raw.a, 0x64646464u, row ? 0x4342 : 0x4140);
-            pair[row] = mul2(add2(biased, twice(half_bits(-1152))), both(super, row));
+            const u32 biased = __byte_perm(bytes, 0x64646464u, row ? 0x4342 : 0x4140);
+            pair[row] = mul2(add2(biased, twice(half_bits(-1152))), both(factor, row));
         }
     }
     __device__ __forceinline__ u32 mul(int row, int w) const { return both(pair[row], w); }
@@ -162,24 +177,26 @@ template <> struct HalfScales<BF16> : NoHalfScales {};
 template <class F>
 using ChunkScales = typename HalfScales<F>::Chunk;
 
-// magic: hidden_constant(0x64006400).
 // ---- 64 columns ----------------------------------------------------------------------------------------------------
 typedef u32 Operands[4][4];  // [group of 16][register]: row 0 and 1 of the even columns, then of the odd ones
 
+// What a lane reads of 64 columns (load) and makes of it (make); step: which 64 columns of the chunk.
 template <class F, int LOW>
-struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed bytes; step: which 64 columns of the chunk
-    DEVICE void get(const u8* chunk, const ChunkScales<F>& made, int step, int lane, u32 magic, Operands& out) {
+struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed bytes
+    uint4 low[LOW == 8 ? 2 : 1];
+    u32 high[2];
+    HalfScales<F> scales[2];
+    __device__ __forceinline__ void load(const u8* chunk, int step, int lane) {
         const int quad = step >> 1, p = step & 1;
         const uint4* const at = (const uint4*)(chunk + quad * F::QUAD_LOW) + lane;
-        uint4 low[LOW == 8 ? 2 : 1];
         if (LOW == 8) {
             low[0] = at[p * 64];
             low[LOW == 8 ? 1 : 0] = at[p * 64 + 32];
         } else {
             low[0] = at[LOW == 4 ? p * 32 : 0];
         }
-        u32 high[2] = {0u, 0u};
         const u8* const plane = chunk + F::HIGH_AT + quad * F::QUAD_HIGH;
+        high[0] = high[1] = 0u;
         if (F::HIGH == 2) {
             const uint2 v = *(const uint2*)(plane + lane * 16 + p * 8);
             high[0] = v.x, high[1] = v.y;
@@ -189,11 +206,16 @@ struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed by
             const uint2 v = *(const uint2*)(plane + lane * 8);
             high[0] = v.x, high[1] = v.y;
         }
+        scales[0].load(chunk, quad, p * 2, lane);
+        scales[1].load(chunk, quad, p * 2 + 1, lane);
+    }
+    // magic: hidden_constant(0x64006400).
+    __device__ __forceinline__ void make(const ChunkScales<F>& made, int step, int lane, u32 magic, Operands& out) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int s = p * 2 + half, place = LOW == 4 ? half * 4 : LOW == 2 ? s * 2 : 0;
-            HalfScales<F> scales;
-            scales.load(chunk, made, quad, s, lane);
+            const int s = (step & 1) * 2 + half, place = LOW == 4 ? half * 4 : LOW == 2 ? s * 2 : 0;
+            HalfScales<F>& factors = scales[half];
+            factors.make(made, step >> 1, s, lane);
             const uint4 v = low[LOW == 8 ? half : 0];
             const u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
@@ -215,11 +237,11 @@ struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed by
                                 const u32 h = shift > 0 ? high[row] >> shift : high[row] << -shift;
                                 q = and_or(h, ((1u << F::HIGH) - 1u) * 0x00010001u << (place + LOW), q);
                             }
-                            const u32 zero = half_bits(-((1024 >> place) + F::OFFSET));
+                            const u32 zero = half_bits(-((1024 >> place) + F::OFFSET + HalfScales<F>::CENTER));
                             q = place ? fma2(q, twice(power_of_half(-place)), twice(zero)) : add2(q, twice(zero));
                         }
-                        out[half * 2 + w][odd * 2 + row] = F::HAS_ADD ? fma2(q, scales.mul(row, w), scales.add(row, w))
-                                                                      : mul2(q, scales.mul(row, w));
+                        out[half * 2 + w][odd * 2 + row] =
+                            F::HAS_ADD ? fma2(q, factors.mul(row, w), factors.add(row, w)) : mul2(q, factors.mul(row, w));
                     }
         }
     }
@@ -227,14 +249,18 @@ struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed by
 
 template <class F>
 struct HalfOperands<F, 16> {
-    DEVICE void get(const u8* chunk, const ChunkScales<F>&, int step, int lane, u32, Operands& out) {
+    uint4 v[4];
+    __device__ __forceinline__ void load(const u8* chunk, int step, int lane) {
+#pragma unroll
+        for (int group = 0; group < 4; ++group) v[group] = ((const uint4*)chunk)[(step * 4 + group) * 32 + lane];
+    }
+    __device__ __forceinline__ void make(const ChunkScales<F>&, int, int, u32, Operands& out) {
 #pragma unroll
         for (int group = 0; group < 4; ++group) {
-            const uint4 v = ((const uint4*)chunk)[(step * 4 + group) * 32 + lane];
-            out[group][0] = __byte_perm(v.x, v.z, 0x5410);
-            out[group][1] = __byte_perm(v.y, v.w, 0x5410);
-            out[group][2] = __byte_perm(v.x, v.z, 0x7632);
-            out[group][3] = __byte_perm(v.y, v.w, 0x7632);
+            out[group][0] = __byte_perm(v[group].x, v[group].z, 0x5410);
+            out[group][1] = __byte_perm(v[group].y, v[group].w, 0x5410);
+            out[group][2] = __byte_perm(v[group].x, v[group].z, 0x7632);
+            out[group][3] = __byte_perm(v[group].y, v[group].w, 0x7632);
         }
     }
 };
