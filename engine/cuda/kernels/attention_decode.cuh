@@ -36,6 +36,7 @@ struct Shared {
     float range_top[HEAD_TILE], range_sum[HEAD_TILE], new_factor[HEAD_TILE];
     float row_top[HEAD_TILE], row_sum[HEAD_TILE];  // of the row's ranges so far, where this block has them all
     float2 factors[HEAD_TILE];                     // of the row's sums so far, and of this range's
+    float row_factor[HEAD_TILE];                   // of its sums in the end
     int last;
 };
 
@@ -115,17 +116,18 @@ DEVICE void take_range(Task& task, int split) {
     task.high = min(task.low + task.chunk, task.position);
 }
 
-// The range after this one; only where there is one.
-DEVICE void advance(Task& task, const int* positions, const Cuts& cuts) {
+// The range after this one; only where there is one. `peek` is the position of the row after the task's, asked for long
+// before it is needed: memory answers late while it is busy.
+DEVICE void advance(Task& task, int& peek, const int* positions, int rows, const Cuts& cuts) {
     if (task.split + 1 < task.n_used) {
         take_range(task, task.split + 1);
         return;
     }
     task.slot0 += task.n_used;
-    do {
-        ++task.row;
-    } while (cut(task, positions[task.row], cuts) == 0);
+    ++task.row;
+    for (int n = cut(task, peek, cuts); n == 0; n = cut(task, positions[task.row], cuts)) ++task.row;
     take_range(task, 0);
+    peek = positions[min(task.row + 1, rows - 1)];
 }
 
 struct Ranges {  // lane l counts the ranges of rows from .. to-1; `until` are those of this lane and the lanes before it
@@ -218,15 +220,15 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
     const float* row = qkv + (i64)task.row * ROW_WIDTH;
     const i64 at = cache_row(page, kv_head, task.position);
     for (int job = warp; job < n_heads + (owns_new ? 2 : 0); job += DECODE_WARPS) {
-        if (job < n_heads) {
-            norm_and_rotate(qkv ? row + (head0_of_block() + job) * KEY_DIM : sh.raw[job], 0, sh.query[job], q_norm,
-                            eps, sh.angles);
-        } else if (job == n_heads) {
-            norm_and_rotate(qkv ? row + KEYS_AT + kv_head * KEY_DIM : sh.raw[MOST_HEADS], 0, sh.new_key, k_norm, eps,
-                            sh.angles);
-            for (int d = lane; d < KEY_DIM; d += WARP) {
-                const cache_t rounded = to_cache(sh.new_key[d]);
-                sh.new_key[d] = from_cache(rounded);
+        if (job <= n_heads) {
+            const bool is_key = job == n_heads;
+            const float* from = is_key ? row + KEYS_AT + kv_head * KEY_DIM : row + (head0_of_block() + job) * KEY_DIM;
+            if (!qkv) from = sh.raw[is_key ? MOST_HEADS : job];
+            float* to = is_key ? sh.new_key : sh.query[job];
+            norm_and_rotate(from, 0, to, is_key ? k_norm : q_norm, eps, sh.angles);
+            for (int d = lane; is_key && d < KEY_DIM; d += WARP) {
+                const cache_t rounded = to_cache(to[d]);
+                to[d] = from_cache(rounded);
                 if (page >= 0) cache_k[at * KEY_DIM + d] = rounded;
             }
         } else {
@@ -254,7 +256,7 @@ DEVICE void score_new_token(Shared& sh, float scale, float softcap) {
 // ---- sums ---------------------------------------------------------------------------------------------------
 // Every warp has put its top and sum per head into sh, then a barrier. Gives the factor of this warp's sums of head
 // lane / 4 in the range's sum; every warp computes all of it, which saves a barrier.
-DEVICE float weigh_warps(Shared& sh, const Task& task, float my_top) {
+DEVICE float weigh_warps(Shared& sh, const Task& task, const float* sinks, float my_top) {
     const int lane = threadIdx.x & 31, h = lane >> 2, t = lane & 3, n_heads = heads_of_block();
     const bool newest = task.split == task.n_used - 1;
     if (h >= n_heads) return 0.0f;
@@ -271,10 +273,12 @@ DEVICE float weigh_warps(Shared& sh, const Task& task, float my_top) {
         sh.range_top[h] = top;
         sh.range_sum[h] = sum = sum + sh.new_factor[h];
         const float before = task.split == 0 ? LOWEST : sh.row_top[h], risen = fmaxf(before, top);
-        sh.factors[h] = make_float2(power2(before - risen), power2(top - risen));
-        sh.row_sum[h] = fmaf(task.split == 0 ? 0.0f : sh.row_sum[h], sh.factors[h].x,
-                             __fmul_rn(sum, sh.factors[h].y));
+        const float2 f = make_float2(power2(before - risen), power2(top - risen));
+        const float total = fmaf(task.split == 0 ? 0.0f : sh.row_sum[h], f.x, __fmul_rn(sum, f.y));
+        sh.factors[h] = f;
         sh.row_top[h] = risen;
+        sh.row_sum[h] = total;
+        if (newest) sh.row_factor[h] = final_factor(risen, total, sinks, head0_of_block() + h);
     }
     return power2(my_top - top);
 }
@@ -299,8 +303,7 @@ DEVICE float add_range(float sum, float2 factors, float v) {
 // its last range is in; a range of another row leaves its partial.
 template <class Store>
 DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)[MERGE_PASSES][OWN], float* merge,
-                         const float* sinks, int slots, float* partial, float2* partial_max_sum, float* out,
-                         Store store) {
+                         int slots, float* partial, float2* partial_max_sum, float* out, Store store) {
     const bool newest = task.split == task.n_used - 1;
     const int n_heads = heads_of_block();
     float* row = out + ((i64)task.row * HEADS + head0_of_block()) * VALUE_DIM;
@@ -320,9 +323,7 @@ DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)
             for (int w = 0; w < DECODE_WARPS; ++w) sum += merge[(w * MERGE_HEADS + h - head0) * MERGE_STRIDE + d];
             if (whole) {
                 sums[pass][k] = add_range(task.split == 0 ? 0.0f : sums[pass][k], sh.factors[h], sum);
-                if (newest)
-                    row[h * VALUE_DIM + d] =
-                        sums[pass][k] * final_factor(sh.row_top[h], sh.row_sum[h], sinks, head0_of_block() + h);
+                if (newest) row[h * VALUE_DIM + d] = sums[pass][k] * sh.row_factor[h];
             } else {
                 partial[(slot + h) * VALUE_DIM + d] = sum;
             }
@@ -367,8 +368,10 @@ DEVICE void merge_ranges(Shared& sh, const Task& task, float2* factors, const fl
             const float2 f = make_float2(power2(before - risen), power2(mine.x - risen));
             if (s < task.n_used) factors[s * MOST_HEADS + h] = f;
             const float added = __fmul_rn(mine.y, f.y);
-            for (int k = 0; k < min(WARP, task.n_used - s0); ++k)
-                sum = fmaf(sum, __shfl_sync(FULL_MASK, f.x, k), __shfl_sync(FULL_MASK, added, k));
+            for (int k0 = 0; k0 < min(WARP, task.n_used - s0); k0 += 8)  // past the end: times 1 plus 0
+#pragma unroll
+                for (int k = k0; k < k0 + 8; ++k)
+                    sum = fmaf(sum, __shfl_sync(FULL_MASK, f.x, k), __shfl_sync(FULL_MASK, added, k));
             top = __shfl_sync(FULL_MASK, risen, WARP - 1);
         }
         if (lane == 0) sh.range_sum[h] = final_factor(top, sum, sinks, head0_of_block() + h);

@@ -130,6 +130,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         copy_keys(slot, fetch, cache_k);
         copy_values(slot, fetch, cache_v);
     }
+    int peek = positions[min(begin.row + 1, rows - 1)];
     float sums[MERGE_PASSES][OWN] = {};
     bool first_row = true, new_row = true;
     Share share;
@@ -144,13 +145,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         __syncwarp();
         const Task& task = tasks[turn][warp];
         Tiles tiles_ahead = {0, -1};
-        Fetch fetch_ahead = {0, 0, -2};
         bool row_ends = true;
         if (left > 1) {
             Task ahead = task;
-            advance(ahead, positions, cuts);
+            advance(ahead, peek, positions, rows, cuts);
             tiles_ahead = tiles_of(ahead, block_table, max_pages);
-            fetch_ahead = first_of(tiles_ahead, ahead);
             row_ends = ahead.row != task.row;
             tasks[turn ^ 1][warp] = ahead;
             __syncwarp();
@@ -183,8 +182,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         float o[VALUE_DIM / 16][4] = {};
         float top = LOWEST, sum = 0.0f;  // of head g; sum over this lane's positions only
         if (tiles.count == 0) {          // nothing of this range: begin with the next one
-            copy_keys(slot, fetch_ahead, cache_k);
-            copy_values(slot, fetch_ahead, cache_v);
+            const Fetch fetch = first_of(tiles_ahead, tasks[turn ^ 1][warp]);
+            copy_keys(slot, fetch, cache_k);
+            copy_values(slot, fetch, cache_v);
         }
         const int first = task.first, high_end = task.high;
         for (int j = 0; j < tiles.count; ++j) {
@@ -214,7 +214,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             }
             __syncwarp();
             if (j + 1 < tiles.count && (j + 1 & 31) == 0) look_up_pages(tiles, task, j + 1, block_table, max_pages);
-            const Fetch fetch = j + 1 < tiles.count ? fetch_of(tiles, task, j + 1) : fetch_ahead;
+            const Fetch fetch = j + 1 < tiles.count ? fetch_of(tiles, task, j + 1)
+                                                      : first_of(tiles_ahead, tasks[turn ^ 1][warp]);
             copy_keys(slot, fetch, cache_k);
 
             float p[4], high = LOWEST;
@@ -288,7 +289,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         sum += __shfl_xor_sync(FULL_MASK, sum, 2);
         if (t == 0) sh.top[warp][g] = top, sh.sum[warp][g] = sum;
         __syncthreads();
-        const float f = weigh_warps(sh, task, top);
+        const float f = weigh_warps(sh, task, sinks, top);
         const float left_f = __shfl_sync(FULL_MASK, f, 8 * t), right_f = __shfl_sync(FULL_MASK, f, 8 * t + 4);
         auto store = [&](int head0, float* to) {
             const int h = 2 * t - head0;  // this lane's first head
@@ -301,7 +302,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 *(float2*)(mine + MERGE_STRIDE + d) = make_float2(o[i][1] * right_f, o[i][3] * right_f);
             }
         };
-        finish_range(sh, task, share.whole, sums, merge, sinks, slots, partial, partial_max_sum, out, store);
+        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, store);
         if (!share.whole && row_ends)
             finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out);
         if (--left == 0) break;

@@ -24,6 +24,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         return;
     }
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv_head = kv_head_of_block();
+    int peek = positions[min(task.row + 1, rows - 1)];
     float sums[MERGE_PASSES][OWN] = {}, factor = 0.0f;
     bool first_row = true, new_row = true;
     Share share;
@@ -102,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         }
         __syncthreads();
         const int own = lane / 4;
-        const float f = weigh_warps(sh, task, own < heads_of_block() ? sh.top[warp][own] : 0.0f);
+        const float f = weigh_warps(sh, task, sinks, own < heads_of_block() ? sh.top[warp][own] : 0.0f);
         auto store = [&](int head0, float* to) {
 #pragma unroll
             for (int h = 0; h < HEAD_TILE; ++h) {
@@ -115,12 +116,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 }
             }
         };
-        finish_range(sh, task, share.whole, sums, merge, sinks, slots, partial, partial_max_sum, out, store);
+        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, store);
         const bool row_ends = left == 1 || task.split + 1 == task.n_used;
         if (!share.whole && row_ends)
             finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out);
         if (--left == 0) break;
         new_row = row_ends;
-        advance(task, positions, cuts);
+        advance(task, peek, positions, rows, cuts);
     }
 }
