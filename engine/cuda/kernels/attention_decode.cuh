@@ -1,12 +1,14 @@
 // Decode attention: one new token per sequence. QK-norm, RoPE, cache append, softmax over the paged cache.
 //
-// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. The cached positions of a row (the new token of one sequence) are
+// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. The cached positions of a row (the new token of a sequence) are
 // cut into ranges, which depend on the row's length alone. All ranges of all rows, in order, are dealt to the Y blocks
 // of a column in equal runs: a block serves up to HEAD_TILE query heads of one cache head over its run, and the next
 // range's keys and values travel while it works. A row that lies in one block is finished there; of others every range
 // leaves a partial sum, and the last block to finish adds them up. Either way the ranges are added in their order with
 // the same instructions: the same bits on every run, whoever else is in the batch and however many blocks there are.
 // With more ranges than `slots` of scratch memory the runs are cut between rows only.
+// With ONE_RANGE the grid is (columns, N_SPLITS, B) and every block has one range: less to do before the first fetch,
+// which is what few rows spend their time on. Needs N_SPLITS slots a row; the bits are the same.
 // qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages], -1 = no page: not read, and the new token is not
 // appended; positions int32 [B], -1 (or behind the table) = padded row, nothing written;
 // partial float32 [columns][slots][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [columns][slots][MOST_HEADS];
@@ -130,7 +132,7 @@ DEVICE void advance(Task& task, int& peek, const int* positions, int rows, const
     peek = positions[min(task.row + 1, rows - 1)];
 }
 
-struct Ranges {  // lane l counts the ranges of rows from .. to-1; `until` are those of this lane and the lanes before it
+struct Ranges {  // lane l counts the ranges of rows from .. to-1; `until` are its own and those of the lanes before it
     int from, to, mine, until;
 };
 
@@ -184,6 +186,15 @@ DEVICE int take_share(Task& task, const int* positions, int rows, const Cuts& cu
     return end - at;
 }
 
+// With ONE_RANGE: whether there is a range for this block.
+DEVICE bool take_one(Task& task, const int* positions, const Cuts& cuts) {
+    task.row = blockIdx.z;
+    task.slot0 = task.row * N_SPLITS;
+    if (blockIdx.y >= cut(task, positions[task.row], cuts)) return false;
+    take_range(task, blockIdx.y);
+    return true;
+}
+
 DEVICE Share share_of_row(const Task& task, int left) {
     const int n = min(left, task.n_used - task.split);
     return {n == task.n_used, task.split + n == task.n_used, n};
@@ -202,7 +213,8 @@ DEVICE void fetch_token(Shared& sh, const float* qkv, int row) {
         else if (d < KEY_DIM)
             copy_async<STEP * 4>(sh.raw[MOST_HEADS] + d, from + KEYS_AT + kv_head * KEY_DIM + d, true);
         else
-            copy_async<STEP * 4>(sh.raw_value + d - KEY_DIM, from + VALUES_AT + kv_head * VALUE_DIM + d - KEY_DIM, true);
+            copy_async<STEP * 4>(sh.raw_value + d - KEY_DIM, from + VALUES_AT + kv_head * VALUE_DIM + d - KEY_DIM,
+                                 true);
     }
 }
 
@@ -247,7 +259,7 @@ DEVICE void score_new_token(Shared& sh, float scale, float softcap) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     for (int h = warp; h < heads_of_block(); h += DECODE_WARPS) {
         float dot = 0.0f;
-        for (int d = lane; d < KEY_DIM; d += WARP) dot += sh.query[h][d] * sh.new_key[d];
+        for (int d = lane; d < KEY_DIM; d += WARP) dot = fmaf(sh.query[h][d], sh.new_key[d], dot);
         dot = warp_sum(dot) * score_factor(scale, softcap);
         if (lane == 0) sh.new_score[h] = score_base2(dot, softcap);
     }
@@ -265,7 +277,7 @@ DEVICE float weigh_warps(Shared& sh, const Task& task, const float* sinks, float
     for (int w = t; w < DECODE_WARPS; w += 4) top = fmaxf(top, sh.top[w][h]);
     top = fmaxf(top, __shfl_xor_sync(active, top, 1));
     top = fmaxf(top, __shfl_xor_sync(active, top, 2));
-    for (int w = t; w < DECODE_WARPS; w += 4) sum += sh.sum[w][h] * power2(sh.top[w][h] - top);
+    for (int w = t; w < DECODE_WARPS; w += 4) sum = fmaf(sh.sum[w][h], power2(sh.top[w][h] - top), sum);
     sum += __shfl_xor_sync(active, sum, 1);
     sum += __shfl_xor_sync(active, sum, 2);
     if (threadIdx.x < WARP && t == 0) {  // read after the barrier in finish_range()
@@ -318,7 +330,7 @@ DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)
         for (int k = 0; k < OWN; ++k) {
             const int i = threadIdx.x + k * THREADS, h = head0 + i / VALUE_DIM, d = i % VALUE_DIM;
             if (i >= n) break;
-            float sum = newest ? sh.new_factor[h] * sh.new_value[d] : 0.0f;
+            float sum = newest ? __fmul_rn(sh.new_factor[h], sh.new_value[d]) : 0.0f;
 #pragma unroll
             for (int w = 0; w < DECODE_WARPS; ++w) sum += merge[(w * MERGE_HEADS + h - head0) * MERGE_STRIDE + d];
             if (whole) {
