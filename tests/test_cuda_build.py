@@ -42,9 +42,19 @@ def shapes_for(arch):
     return tensor + (general if arch in COMPLETE else general[turn % 2 :][:1])
 
 
+def batch_jobs(family):
+    """Products of many sequences: every type, every number of sequences, alone and sharing columns in a cluster."""
+    split = (family.Split(4, 1), family.Split(2, 4))
+    types = [type for type in TYPES if family.supported([type], 90)]
+    groups = [types[i : i + 4] for i in range(0, len(types), 4)]
+    jobs = [family.kernel_job(group, split[i % 2], 4096, 8 << i) for i, group in enumerate(groups)]
+    jobs += [family.kernel_job([type], split[i % 2], 4096, (1, 12, 32, 64)[i % 4]) for i, type in enumerate(types)]
+    return [family.operand_job(), *jobs]
+
+
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to module.prebuild."""
-    from engine.cuda import attention_plan, dequant, matvec, repack, rows, sampling_ops
+    from engine.cuda import attention_plan, batch_matvec, dequant, matvec, repack, rows, sampling_ops
 
     turn = ARCHES.index(arch)
     jobs = [(rows.FILES, None), (sampling_ops.SOURCES, None)]
@@ -56,6 +66,7 @@ def jobs_for(arch):
     alone = TYPES if arch == 90 else TYPES[turn % 4 :: 4]
     jobs += [matvec.build_job([type], (1, 2, 4, 8)[i % 4], arch) for i, type in enumerate(alone) if arch == 90]
     jobs += [matvec.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
+    jobs += batch_jobs(batch_matvec) if arch == 90 else []
     for shape in shapes_for(arch):
         jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
     return list({repr(job): job for job in jobs}.values())
@@ -87,6 +98,8 @@ def kernel_names(file, type):
         "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid route read_all",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",
+        "batch_matvec.cu": "batch_matvec",
+        "batch_operand.cu": "batch_operand",
         "rope_append.cu": "rope_append",
         "embed.cu": f"embed_{type}",
         "dequant.cu": f"dequant_half_{type} dequant_float_{type}",
@@ -106,8 +119,9 @@ def test_every_kernel_file_is_built():
 
     files = {name for job in jobs_for(90) for name in job[0]} | {"common.cuh"}
     assert files == {path.name for path in KERNEL_DIR.iterdir() if path.suffix in (".cu", ".cuh")}
-    for arch in ARCHES:
-        assert files == {name for job in jobs_for(arch) for name in job[0]} | {"common.cuh"}, arch
+    hopper = {name for name in files if name.startswith("batch_")} | {"formats_half.cuh"}
+    for arch in set(ARCHES) - {90}:
+        assert files - hopper == {name for job in jobs_for(arch) for name in job[0]} | {"common.cuh"}, arch
 
 
 def test_every_type_and_width_is_built_somewhere():

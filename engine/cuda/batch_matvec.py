@@ -232,17 +232,27 @@ class BatchMatVec:
         stream: Any = None,
         pdl: bool = True,
     ) -> None:
-        """Launches the product; as MatVec.__call__, and:
+        """Launches the product for B sequences, up to 64 at a time.
 
         Args:
+            x: float32 (B, K), rows contiguous.
+            out: float32 (B, >= N), rows contiguous; must not overlap x.
             operand: uint8 scratch memory, at least operand_bytes(K), 128-byte aligned, of this stream alone.
+            norm: float32 (K,) weight of an RMSNorm of x; None for none.
+            eps: the norm's epsilon.
+            bias: float32 (N,); not with a paired matrix.
+            activation: matvec.Activation.
+            add: add to out; not with an activation.
+            alpha: factor of product + bias.
+            stream: a CuPy stream, may be under capture; the current one when left out.
+            pdl: start early (programmatic dependent launch).
         """
         chunks = -(-self._columns // CHUNK)
         prepare = build(_OPERAND_FILES).get("batch_operand")
         blocks = -(-self._units // self.split.units)
         if self.split.cluster > 1:
             grid = blocks * self.split.cluster
-        else:  # as many blocks as give none of them less than the others' last turn
+        else:  # as many as stay busy to the last turn
             turns = -(-blocks // self._multiprocessors)
             grid = -(-blocks // turns)
         for first in range(0, int(x.shape[0]), MAX_ROWS):
