@@ -327,10 +327,7 @@ def time_step(model: str, mix: str, batch: int, tuning: Tuning | None, operand: 
     products = [launcher(group, batch, tuning, operand) for group in step_groups(model, mix)]
     graph, stream = capture(lambda: [call() for _, call in products] and None)
     time = milliseconds(graph, stream)
-    speed = sum(product.n_bytes for product, _ in products) / time / 1e6
-    del products, graph
-    cupy.get_default_memory_pool().free_all_blocks()
-    return time, speed
+    return time, sum(product.n_bytes for product, _ in products) / time / 1e6
 
 
 def step(ceiling: float, batches: Sequence[int] = (1, 4), tuning: Tuning | None = None) -> None:
@@ -338,6 +335,7 @@ def step(ceiling: float, batches: Sequence[int] = (1, 4), tuning: Tuning | None 
     for model in MODELS:
         for mix in ("Q4_K_M", "Q8_0"):
             for batch in batches:
+                cupy.get_default_memory_pool().free_all_blocks()
                 time, speed = time_step(model, mix, batch, tuning, None)
                 print(
                     f"{model} {mix:7} {batch} sequences: {time:7.3f} ms {speed:6.0f} GB/s "

@@ -82,6 +82,15 @@ def _groups_of_eight(batch: int) -> int:
     return next(n for n in (1, 2, 4, 8) if batch <= 8 * n)
 
 
+def _cut(split: Split, batch: int) -> Split:
+    """The split of one batch size: only the units of a block may differ, which no sum knows of.
+
+    64 sequences take so many registers that a block of two warp groups is best with a unit each; where blocks share
+    columns, it keeps its four units, because there are no more clusters to be had.
+    """
+    return Split(2, 1) if split == Split(4, 1) and _groups_of_eight(batch) == 8 else split
+
+
 @dataclass(frozen=True)
 class _Memory:
     """Shared memory of a block: activations that stay, stages, how many of those."""
@@ -98,7 +107,7 @@ class _Memory:
 
 
 def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int) -> _Memory:
-    groups = _groups_of_eight(batch)
+    groups, split = _groups_of_eight(batch), _cut(split, batch)
     tile = max(LAYOUTS[type].chunk_bytes * CHUNK // LAYOUTS[type].chunk_columns for type in types)
     limit = shared_limit(_ARCH) - 2048
     chunks = -(-columns // CHUNK)
@@ -136,6 +145,7 @@ def kernel_job(
 ) -> Job:
     """The (files, defines) pair of the kernel of a batch size, for module.prebuild."""
     groups = _groups_of_eight(min(batch, MAX_ROWS))
+    split = _cut(split, min(batch, MAX_ROWS))
     memory = _memory(types, split, min(batch, MAX_ROWS), columns)
     # 64 sequences take so many registers that two warp groups work on two units each, not four on one.
     units = 2 if groups == 8 and split.units == 4 else 1
@@ -249,17 +259,16 @@ class BatchMatVec:
         """
         chunks = -(-self._columns // CHUNK)
         prepare = build(_OPERAND_FILES).get("batch_operand")
-        blocks = -(-self._units // self.split.units)
-        if self.split.cluster > 1:
-            grid = blocks * self.split.cluster
-        else:  # as many as stay busy to the last turn
-            turns = -(-blocks // self._multiprocessors)
-            grid = -(-blocks // turns)
         for first in range(0, int(x.shape[0]), MAX_ROWS):
             batch = min(MAX_ROWS, int(x.shape[0]) - first)
             rows, target = (x[first:], out[first:]) if first else (x, out)
             groups = _groups_of_eight(batch)
             kernel, threads, memory = self._kernel(batch, activation)
+            blocks = -(-self._units // _cut(self.split, batch).units)
+            if self.split.cluster > 1:
+                grid = blocks * self.split.cluster
+            else:  # as many as stay busy to the last turn
+                grid = -(-blocks // -(-blocks // self._multiprocessors))
             if not memory.resident:
                 launch(
                     prepare,

@@ -26,7 +26,7 @@ _FILES = ("formats.cuh", "matvec_tile.cuh", "matvec.cu")
 MAX_MATRICES = 4
 MAX_COLUMNS = 8
 SLAB = 4096
-BATCH_ROWS = 5
+BATCH_ROWS = 3
 """From so many sequences on the family for many is the faster one (H200, all products of a step, 8B and 1B Q4_K_M)."""
 UNQUANTIZED = frozenset((GGMLType.F32, GGMLType.F16, GGMLType.BF16))
 
