@@ -82,6 +82,15 @@ def _groups_of_eight(batch: int) -> int:
     return next(n for n in (1, 2, 4, 8) if batch <= 8 * n)
 
 
+def _cut(split: Split, batch: int) -> Split:
+    """The split of one batch size: only the units of a block may differ, which no sum knows of.
+
+    64 sequences take so many registers that a block of two warp groups is best with a unit each; where blocks share
+    columns, it keeps its four units, because there are no more clusters to be had.
+    """
+    return Split(2, 1) if split == Split(4, 1) and _groups_of_eight(batch) == 8 else split
+
+
 @dataclass(frozen=True)
 class _Memory:
     """Shared memory of a block: activations that stay, stages, how many of those."""
@@ -98,7 +107,7 @@ class _Memory:
 
 
 def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int) -> _Memory:
-    groups = _groups_of_eight(batch)
+    groups, split = _groups_of_eight(batch), _cut(split, batch)
     tile = max(LAYOUTS[type].chunk_bytes * CHUNK // LAYOUTS[type].chunk_columns for type in types)
     limit = shared_limit(_ARCH) - 2048
     chunks = -(-columns // CHUNK)
@@ -136,6 +145,7 @@ def kernel_job(
 ) -> Job:
     """The (files, defines) pair of the kernel of a batch size, for module.prebuild."""
     groups = _groups_of_eight(min(batch, MAX_ROWS))
+    split = _cut(split, min(batch, MAX_ROWS))
     memory = _memory(types, split, min(batch, MAX_ROWS), columns)
     # 64 sequences take so many registers that two warp groups work on two units each, not four on one.
     units = 2 if groups == 8 and split.units == 4 else 1
@@ -232,24 +242,33 @@ class BatchMatVec:
         stream: Any = None,
         pdl: bool = True,
     ) -> None:
-        """Launches the product; as MatVec.__call__, and:
+        """Launches the product for B sequences, up to 64 at a time.
 
         Args:
+            x: float32 (B, K), rows contiguous.
+            out: float32 (B, >= N), rows contiguous; must not overlap x.
             operand: uint8 scratch memory, at least operand_bytes(K), 128-byte aligned, of this stream alone.
+            norm: float32 (K,) weight of an RMSNorm of x; None for none.
+            eps: the norm's epsilon.
+            bias: float32 (N,); not with a paired matrix.
+            activation: matvec.Activation.
+            add: add to out; not with an activation.
+            alpha: factor of product + bias.
+            stream: a CuPy stream, may be under capture; the current one when left out.
+            pdl: start early (programmatic dependent launch).
         """
         chunks = -(-self._columns // CHUNK)
         prepare = build(_OPERAND_FILES).get("batch_operand")
-        blocks = -(-self._units // self.split.units)
-        if self.split.cluster > 1:
-            grid = blocks * self.split.cluster
-        else:  # as many blocks as give none of them less than the others' last turn
-            turns = -(-blocks // self._multiprocessors)
-            grid = -(-blocks // turns)
         for first in range(0, int(x.shape[0]), MAX_ROWS):
             batch = min(MAX_ROWS, int(x.shape[0]) - first)
             rows, target = (x[first:], out[first:]) if first else (x, out)
             groups = _groups_of_eight(batch)
             kernel, threads, memory = self._kernel(batch, activation)
+            blocks = -(-self._units // _cut(self.split, batch).units)
+            if self.split.cluster > 1:
+                grid = blocks * self.split.cluster
+            else:  # as many as stay busy to the last turn
+                grid = -(-blocks // -(-blocks // self._multiprocessors))
             if not memory.resident:
                 launch(
                     prepare,

@@ -1,8 +1,9 @@
 """Launcher of the quantized matrix-vector kernel (kernels/matvec.cu): the contract of every projection in decoding.
 
 Letters: B sequences, K columns (inputs), N rows (outputs). One launch multiplies a group of matrices with the same
-input, of any mix of types: q, k and v; gate and up; one output projection; the head. Given scratch memory for operands,
-a MatVec takes the family for many sequences (batch_matvec.py) where the card and the types allow. Must not know of models.
+input, of any mix of types: q, k and v; gate and up; one output projection; the head. Given scratch memory for its
+operand, a MatVec takes the family for many sequences (batch_matvec.py) where card and types allow. Must not know of
+models.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _FILES = ("formats.cuh", "matvec_tile.cuh", "matvec.cu")
 MAX_MATRICES = 4
 MAX_COLUMNS = 8
 SLAB = 4096
-BATCH_ROWS = 5
-"""From so many sequences on the family for many sequences is the faster one (H200, all products of an 8B Q4_K_M step)."""
+BATCH_ROWS = 3
+"""From so many sequences on the family for many is the faster one (H200, all products of a step, 8B and 1B Q4_K_M)."""
 UNQUANTIZED = frozenset((GGMLType.F32, GGMLType.F16, GGMLType.BF16))
 
 
@@ -330,7 +331,7 @@ class MatVec:
             add: add to out instead of overwriting it (the residual stream); not with an activation.
             alpha: factor of product + bias, before the activation.
             operand: uint8 scratch memory of batch_matvec.operand_bytes(K), of this stream alone: the family for many
-                sequences where it exists. It and the other one round differently; each gives a sequence the same bits in
+                sequences where it exists. The two families round differently; each gives a sequence the same bits in
                 every batch.
             stream: a CuPy stream, may be under capture; the current one when left out.
             pdl: start early (programmatic dependent launch): weights are fetched before the previous kernel ends.

@@ -1,12 +1,14 @@
 // Decode attention: one new token per sequence. QK-norm, RoPE, cache append, softmax over the paged cache.
 //
-// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. The cached positions of a row (the new token of one sequence) are
+// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. The cached positions of a row (the new token of a sequence) are
 // cut into ranges, which depend on the row's length alone. All ranges of all rows, in order, are dealt to the Y blocks
 // of a column in equal runs: a block serves up to HEAD_TILE query heads of one cache head over its run, and the next
 // range's keys and values travel while it works. A row that lies in one block is finished there; of others every range
 // leaves a partial sum, and the last block to finish adds them up. Either way the ranges are added in their order with
 // the same instructions: the same bits on every run, whoever else is in the batch and however many blocks there are.
 // With more ranges than `slots` of scratch memory the runs are cut between rows only.
+// With ONE_RANGE the grid is (columns, N_SPLITS, B) and every block has one range: less to do before the first fetch,
+// which is what few rows spend their time on. Needs N_SPLITS slots a row; the bits are the same.
 // qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages], -1 = no page: not read, and the new token is not
 // appended; positions int32 [B], -1 (or behind the table) = padded row, nothing written;
 // partial float32 [columns][slots][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [columns][slots][MOST_HEADS];
@@ -36,6 +38,7 @@ struct Shared {
     float range_top[HEAD_TILE], range_sum[HEAD_TILE], new_factor[HEAD_TILE];
     float row_top[HEAD_TILE], row_sum[HEAD_TILE];  // of the row's ranges so far, where this block has them all
     float2 factors[HEAD_TILE];                     // of the row's sums so far, and of this range's
+    float row_factor[HEAD_TILE];                   // of its sums in the end
     int last;
 };
 
@@ -115,20 +118,21 @@ DEVICE void take_range(Task& task, int split) {
     task.high = min(task.low + task.chunk, task.position);
 }
 
-// The range after this one; only where there is one.
-DEVICE void advance(Task& task, const int* positions, const Cuts& cuts) {
+// The range after this one; only where there is one. `peek` is the position of the row after the task's, asked for long
+// before it is needed: memory answers late while it is busy.
+DEVICE void advance(Task& task, int& peek, const int* positions, int rows, const Cuts& cuts) {
     if (task.split + 1 < task.n_used) {
         take_range(task, task.split + 1);
         return;
     }
     task.slot0 += task.n_used;
-    do {
-        ++task.row;
-    } while (cut(task, positions[task.row], cuts) == 0);
+    ++task.row;
+    for (int n = cut(task, peek, cuts); n == 0; n = cut(task, positions[task.row], cuts)) ++task.row;
     take_range(task, 0);
+    peek = positions[min(task.row + 1, rows - 1)];
 }
 
-struct Ranges {  // lane l counts the ranges of rows from .. to-1; `until` are those of this lane and the lanes before it
+struct Ranges {  // lane l counts the ranges of rows from .. to-1; `until` are its own and those of the lanes before it
     int from, to, mine, until;
 };
 
@@ -182,6 +186,15 @@ DEVICE int take_share(Task& task, const int* positions, int rows, const Cuts& cu
     return end - at;
 }
 
+// With ONE_RANGE: whether there is a range for this block.
+DEVICE bool take_one(Task& task, const int* positions, const Cuts& cuts) {
+    task.row = blockIdx.z;
+    task.slot0 = task.row * N_SPLITS;
+    if (blockIdx.y >= cut(task, positions[task.row], cuts)) return false;
+    take_range(task, blockIdx.y);
+    return true;
+}
+
 DEVICE Share share_of_row(const Task& task, int left) {
     const int n = min(left, task.n_used - task.split);
     return {n == task.n_used, task.split + n == task.n_used, n};
@@ -200,7 +213,8 @@ DEVICE void fetch_token(Shared& sh, const float* qkv, int row) {
         else if (d < KEY_DIM)
             copy_async<STEP * 4>(sh.raw[MOST_HEADS] + d, from + KEYS_AT + kv_head * KEY_DIM + d, true);
         else
-            copy_async<STEP * 4>(sh.raw_value + d - KEY_DIM, from + VALUES_AT + kv_head * VALUE_DIM + d - KEY_DIM, true);
+            copy_async<STEP * 4>(sh.raw_value + d - KEY_DIM, from + VALUES_AT + kv_head * VALUE_DIM + d - KEY_DIM,
+                                 true);
     }
 }
 
@@ -218,15 +232,15 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
     const float* row = qkv + (i64)task.row * ROW_WIDTH;
     const i64 at = cache_row(page, kv_head, task.position);
     for (int job = warp; job < n_heads + (owns_new ? 2 : 0); job += DECODE_WARPS) {
-        if (job < n_heads) {
-            norm_and_rotate(qkv ? row + (head0_of_block() + job) * KEY_DIM : sh.raw[job], 0, sh.query[job], q_norm,
-                            eps, sh.angles);
-        } else if (job == n_heads) {
-            norm_and_rotate(qkv ? row + KEYS_AT + kv_head * KEY_DIM : sh.raw[MOST_HEADS], 0, sh.new_key, k_norm, eps,
-                            sh.angles);
-            for (int d = lane; d < KEY_DIM; d += WARP) {
-                const cache_t rounded = to_cache(sh.new_key[d]);
-                sh.new_key[d] = from_cache(rounded);
+        if (job <= n_heads) {
+            const bool is_key = job == n_heads;
+            const float* from = is_key ? row + KEYS_AT + kv_head * KEY_DIM : row + (head0_of_block() + job) * KEY_DIM;
+            if (!qkv) from = sh.raw[is_key ? MOST_HEADS : job];
+            float* to = is_key ? sh.new_key : sh.query[job];
+            norm_and_rotate(from, 0, to, is_key ? k_norm : q_norm, eps, sh.angles);
+            for (int d = lane; is_key && d < KEY_DIM; d += WARP) {
+                const cache_t rounded = to_cache(to[d]);
+                to[d] = from_cache(rounded);
                 if (page >= 0) cache_k[at * KEY_DIM + d] = rounded;
             }
         } else {
@@ -245,7 +259,7 @@ DEVICE void score_new_token(Shared& sh, float scale, float softcap) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     for (int h = warp; h < heads_of_block(); h += DECODE_WARPS) {
         float dot = 0.0f;
-        for (int d = lane; d < KEY_DIM; d += WARP) dot += sh.query[h][d] * sh.new_key[d];
+        for (int d = lane; d < KEY_DIM; d += WARP) dot = fmaf(sh.query[h][d], sh.new_key[d], dot);
         dot = warp_sum(dot) * score_factor(scale, softcap);
         if (lane == 0) sh.new_score[h] = score_base2(dot, softcap);
     }
@@ -254,7 +268,7 @@ DEVICE void score_new_token(Shared& sh, float scale, float softcap) {
 // ---- sums ---------------------------------------------------------------------------------------------------
 // Every warp has put its top and sum per head into sh, then a barrier. Gives the factor of this warp's sums of head
 // lane / 4 in the range's sum; every warp computes all of it, which saves a barrier.
-DEVICE float weigh_warps(Shared& sh, const Task& task, float my_top) {
+DEVICE float weigh_warps(Shared& sh, const Task& task, const float* sinks, float my_top) {
     const int lane = threadIdx.x & 31, h = lane >> 2, t = lane & 3, n_heads = heads_of_block();
     const bool newest = task.split == task.n_used - 1;
     if (h >= n_heads) return 0.0f;
@@ -263,7 +277,7 @@ DEVICE float weigh_warps(Shared& sh, const Task& task, float my_top) {
     for (int w = t; w < DECODE_WARPS; w += 4) top = fmaxf(top, sh.top[w][h]);
     top = fmaxf(top, __shfl_xor_sync(active, top, 1));
     top = fmaxf(top, __shfl_xor_sync(active, top, 2));
-    for (int w = t; w < DECODE_WARPS; w += 4) sum += sh.sum[w][h] * power2(sh.top[w][h] - top);
+    for (int w = t; w < DECODE_WARPS; w += 4) sum = fmaf(sh.sum[w][h], power2(sh.top[w][h] - top), sum);
     sum += __shfl_xor_sync(active, sum, 1);
     sum += __shfl_xor_sync(active, sum, 2);
     if (threadIdx.x < WARP && t == 0) {  // read after the barrier in finish_range()
@@ -271,10 +285,12 @@ DEVICE float weigh_warps(Shared& sh, const Task& task, float my_top) {
         sh.range_top[h] = top;
         sh.range_sum[h] = sum = sum + sh.new_factor[h];
         const float before = task.split == 0 ? LOWEST : sh.row_top[h], risen = fmaxf(before, top);
-        sh.factors[h] = make_float2(power2(before - risen), power2(top - risen));
-        sh.row_sum[h] = fmaf(task.split == 0 ? 0.0f : sh.row_sum[h], sh.factors[h].x,
-                             __fmul_rn(sum, sh.factors[h].y));
+        const float2 f = make_float2(power2(before - risen), power2(top - risen));
+        const float total = fmaf(task.split == 0 ? 0.0f : sh.row_sum[h], f.x, __fmul_rn(sum, f.y));
+        sh.factors[h] = f;
         sh.row_top[h] = risen;
+        sh.row_sum[h] = total;
+        if (newest) sh.row_factor[h] = final_factor(risen, total, sinks, head0_of_block() + h);
     }
     return power2(my_top - top);
 }
@@ -299,8 +315,7 @@ DEVICE float add_range(float sum, float2 factors, float v) {
 // its last range is in; a range of another row leaves its partial.
 template <class Store>
 DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)[MERGE_PASSES][OWN], float* merge,
-                         const float* sinks, int slots, float* partial, float2* partial_max_sum, float* out,
-                         Store store) {
+                         int slots, float* partial, float2* partial_max_sum, float* out, Store store) {
     const bool newest = task.split == task.n_used - 1;
     const int n_heads = heads_of_block();
     float* row = out + ((i64)task.row * HEADS + head0_of_block()) * VALUE_DIM;
@@ -315,14 +330,12 @@ DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)
         for (int k = 0; k < OWN; ++k) {
             const int i = threadIdx.x + k * THREADS, h = head0 + i / VALUE_DIM, d = i % VALUE_DIM;
             if (i >= n) break;
-            float sum = newest ? sh.new_factor[h] * sh.new_value[d] : 0.0f;
+            float sum = newest ? __fmul_rn(sh.new_factor[h], sh.new_value[d]) : 0.0f;
 #pragma unroll
             for (int w = 0; w < DECODE_WARPS; ++w) sum += merge[(w * MERGE_HEADS + h - head0) * MERGE_STRIDE + d];
             if (whole) {
                 sums[pass][k] = add_range(task.split == 0 ? 0.0f : sums[pass][k], sh.factors[h], sum);
-                if (newest)
-                    row[h * VALUE_DIM + d] =
-                        sums[pass][k] * final_factor(sh.row_top[h], sh.row_sum[h], sinks, head0_of_block() + h);
+                if (newest) row[h * VALUE_DIM + d] = sums[pass][k] * sh.row_factor[h];
             } else {
                 partial[(slot + h) * VALUE_DIM + d] = sum;
             }
@@ -367,8 +380,10 @@ DEVICE void merge_ranges(Shared& sh, const Task& task, float2* factors, const fl
             const float2 f = make_float2(power2(before - risen), power2(mine.x - risen));
             if (s < task.n_used) factors[s * MOST_HEADS + h] = f;
             const float added = __fmul_rn(mine.y, f.y);
-            for (int k = 0; k < min(WARP, task.n_used - s0); ++k)
-                sum = fmaf(sum, __shfl_sync(FULL_MASK, f.x, k), __shfl_sync(FULL_MASK, added, k));
+            for (int k0 = 0; k0 < min(WARP, task.n_used - s0); k0 += 8)  // past the end: times 1 plus 0
+#pragma unroll
+                for (int k = k0; k < k0 + 8; ++k)
+                    sum = fmaf(sum, __shfl_sync(FULL_MASK, f.x, k), __shfl_sync(FULL_MASK, added, k));
             top = __shfl_sync(FULL_MASK, risen, WARP - 1);
         }
         if (lane == 0) sh.range_sum[h] = final_factor(top, sum, sinks, head0_of_block() + h);

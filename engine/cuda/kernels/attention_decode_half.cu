@@ -113,12 +113,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     __shared__ __align__(16) Shared sh;
     __shared__ uint4 fragments[KEY_DIM / 16][WARP];
     const Cuts cuts = {window, max_pages * PAGE};
+    Task begin;
+#if ONE_RANGE
+    const int left = take_one(begin, positions, cuts);
+#else
     // In shared memory, a copy for each warp, for want of registers: the range at hand and the one after it.
     __shared__ Task tasks[2][DECODE_WARPS];
-    Task begin;
     int left = take_share(begin, positions, rows, cuts, slots);
+#endif
     if (left == 0) {
-        if (blockIdx.y == 0) pdl_wait();  // one waiting block keeps the grid behind its predecessors; the rest make room
+        if (blockIdx.y == 0) pdl_wait();  // one block that waits keeps the grid behind its predecessors
         return;
     }
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -130,6 +134,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         copy_keys(slot, fetch, cache_k);
         copy_values(slot, fetch, cache_v);
     }
+#if !ONE_RANGE
+    int peek = positions[min(begin.row + 1, rows - 1)];
+#endif
     float sums[MERGE_PASSES][OWN] = {};
     bool first_row = true, new_row = true;
     Share share;
@@ -138,23 +145,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
     __syncthreads();
     pdl_wait();
-    tasks[0][warp] = begin;
+#if ONE_RANGE
     uint4 q[KEY_DIM / 16];
+#define QUERY(i) q[i]
+#else
+#define QUERY(i) fragments[i][lane]
+    tasks[0][warp] = begin;
+#endif
     for (int turn = 0;; turn ^= 1) {
-        __syncwarp();
-        const Task& task = tasks[turn][warp];
         Tiles tiles_ahead = {0, -1};
-        Fetch fetch_ahead = {0, 0, -2};
         bool row_ends = true;
+#if ONE_RANGE
+        const Task &task = begin, &next = begin;
+#else
+        __syncwarp();
+        const Task &task = tasks[turn][warp], &next = tasks[turn ^ 1][warp];
         if (left > 1) {
             Task ahead = task;
-            advance(ahead, positions, cuts);
+            advance(ahead, peek, positions, rows, cuts);
             tiles_ahead = tiles_of(ahead, block_table, max_pages);
-            fetch_ahead = first_of(tiles_ahead, ahead);
             row_ends = ahead.row != task.row;
             tasks[turn ^ 1][warp] = ahead;
             __syncwarp();
         }
+#endif
         if (new_row) {
             share = share_of_row(task, left);
             if (!first_row) {
@@ -169,22 +183,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 store_fragments(fragments, sh.query[h], h, score_factor(row_scale, softcap));
             __syncthreads();
             if (share.owns_new) score_new_token(sh, row_scale, softcap);
+#if ONE_RANGE
 #pragma unroll
             for (int i = 0; i < KEY_DIM / 16; ++i) q[i] = fragments[i][lane];
+#endif
         }
-        if (row_ends && left > 1) {
-            const Task& ahead = tasks[turn ^ 1][warp];
-            fetch_token(sh, qkv, ahead.row);
-            page_ahead = page_of_token(ahead, block_table, max_pages);
-            rope_angles(sh.angles, ahead.position, inv_freq, rope_scale);
+        if (!ONE_RANGE && row_ends && left > 1) {
+            fetch_token(sh, qkv, next.row);
+            page_ahead = page_of_token(next, block_table, max_pages);
+            rope_angles(sh.angles, next.position, inv_freq, rope_scale);
         }
         copy_commit();  // a third group, between this range's first tile and its second
 
         float o[VALUE_DIM / 16][4] = {};
         float top = LOWEST, sum = 0.0f;  // of head g; sum over this lane's positions only
-        if (tiles.count == 0) {          // nothing of this range: begin with the next one
-            copy_keys(slot, fetch_ahead, cache_k);
-            copy_values(slot, fetch_ahead, cache_v);
+        if (!ONE_RANGE && tiles.count == 0) {  // nothing of this range: begin with the next one
+            const Fetch fetch = first_of(tiles_ahead, next);
+            copy_keys(slot, fetch, cache_k);
+            copy_values(slot, fetch, cache_v);
         }
         const int first = task.first, high_end = task.high;
         for (int j = 0; j < tiles.count; ++j) {
@@ -197,15 +213,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             __syncwarp();
 #pragma unroll
             for (int c = 0; c < KEY_CHUNKS; ++c) {
+                const uint4 q0 = QUERY(2 * c), q1 = QUERY(2 * c + 1);
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
                     const uint4 k = *(const uint4*)(slot + (8 * n + g) * KEY_STRIDE + 64 * c + 16 * t);
-                    mma16(s[n][0], q[2 * c].x, q[2 * c].y, q[2 * c].z, q[2 * c].w, k.x, k.y);
-                    mma16(s[n][1], q[2 * c + 1].x, q[2 * c + 1].y, q[2 * c + 1].z, q[2 * c + 1].w, k.z, k.w);
+                    mma16(s[n][0], q0.x, q0.y, q0.z, q0.w, k.x, k.y);
+                    mma16(s[n][1], q1.x, q1.y, q1.z, q1.w, k.z, k.w);
                 }
             }
             if (KEY_TAIL) {
-                const uint4 last = q[KEY_DIM / 16 - 1];
+                const uint4 last = QUERY(KEY_DIM / 16 - 1);
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
                     const uint2 k = *(const uint2*)(slot + (8 * n + g) * KEY_STRIDE + 64 * KEY_CHUNKS + 8 * t);
@@ -214,7 +231,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             }
             __syncwarp();
             if (j + 1 < tiles.count && (j + 1 & 31) == 0) look_up_pages(tiles, task, j + 1, block_table, max_pages);
-            const Fetch fetch = j + 1 < tiles.count ? fetch_of(tiles, task, j + 1) : fetch_ahead;
+            const Fetch fetch = j + 1 < tiles.count ? fetch_of(tiles, task, j + 1)
+                                                      : first_of(tiles_ahead, next);
             copy_keys(slot, fetch, cache_k);
 
             float p[4], high = LOWEST;
@@ -234,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 const float left_shrink = __shfl_sync(FULL_MASK, shrink, 8 * t),
                             right_shrink = __shfl_sync(FULL_MASK, shrink, 8 * t + 4);
                 top = risen;
-                sum *= shrink;
+                sum = __fmul_rn(sum, shrink);
 #pragma unroll
                 for (int i = 0; i < VALUE_DIM / 16; ++i)
                     o[i][0] *= left_shrink, o[i][1] *= right_shrink, o[i][2] *= left_shrink, o[i][3] *= right_shrink;
@@ -288,7 +306,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         sum += __shfl_xor_sync(FULL_MASK, sum, 2);
         if (t == 0) sh.top[warp][g] = top, sh.sum[warp][g] = sum;
         __syncthreads();
-        const float f = weigh_warps(sh, task, top);
+        const float f = weigh_warps(sh, task, sinks, top);
         const float left_f = __shfl_sync(FULL_MASK, f, 8 * t), right_f = __shfl_sync(FULL_MASK, f, 8 * t + 4);
         auto store = [&](int head0, float* to) {
             const int h = 2 * t - head0;  // this lane's first head
@@ -301,13 +319,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 *(float2*)(mine + MERGE_STRIDE + d) = make_float2(o[i][1] * right_f, o[i][3] * right_f);
             }
         };
-        finish_range(sh, task, share.whole, sums, merge, sinks, slots, partial, partial_max_sum, out, store);
+        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, store);
         if (!share.whole && row_ends)
             finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out);
+#if ONE_RANGE
+        break;
+#else
         if (--left == 0) break;
         new_row = row_ends;
         tiles = tiles_ahead;
         page = page_ahead;
+#endif
     }
     copy_wait<0>();
 }

@@ -1,9 +1,9 @@
 // Prefill: bias, QK-norm and RoPE of T rows; queries in place, keys and values into the paged cache.
 //
-// grid (T, Y), 128 threads: the Y blocks of a row share its heads. qkv float32 [T][ROW_WIDTH]; bias float32 [ROW_WIDTH] or null; block_table int32
-// [sequences][max_pages], -1 = no page: keys and values are dropped; row_sequence, positions int32 [T], position -1 =
-// leave the row alone; inv_freq float64
-// [ROPE_PAIRS]; q_norm, k_norm float32 [KEY_DIM] or null. Needs attention_common.cuh.
+// grid (T, Y), 128 threads: the Y blocks of a row share its heads. qkv float32 [T][ROW_WIDTH]; bias float32 [ROW_WIDTH]
+// or null; block_table int32 [sequences][max_pages], -1 = no page: keys and values are dropped; row_sequence, positions
+// int32 [T], position -1 = leave the row alone; inv_freq float64 [ROPE_PAIRS]; q_norm, k_norm float32 [KEY_DIM] or null.
+// Needs attention_common.cuh.
 extern "C" __global__ void __launch_bounds__(128)
     rope_append(float* qkv, const float* bias, cache_t* cache_k, cache_t* cache_v, const int* block_table,
                 int max_pages, const int* row_sequence, const int* positions, const double* inv_freq, float rope_scale,
