@@ -58,6 +58,10 @@ def jobs_for(arch):
     jobs += [matvec.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
     for shape in shapes_for(arch):
         jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
+        if arch == 90:  # the kernels of the other cards serve there too where the tests ask for them
+            general = attention_plan.prefill_plan(shape, arch, hopper=False)
+            decode = attention_plan.decode_plan(shape, arch, MULTIPROCESSORS[arch])
+            jobs += attention_plan.jobs_of_plans(shape, decode, general)
     return list({repr(job): job for job in jobs}.values())
 
 
@@ -106,8 +110,9 @@ def test_every_kernel_file_is_built():
 
     files = {name for job in jobs_for(90) for name in job[0]} | {"common.cuh"}
     assert files == {path.name for path in KERNEL_DIR.iterdir() if path.suffix in (".cu", ".cuh")}
-    for arch in ARCHES:
-        assert files == {name for job in jobs_for(arch) for name in job[0]} | {"common.cuh"}, arch
+    hopper = {"wgmma.cuh", "attention_prefill_hopper.cu"}
+    for arch in set(ARCHES) - {90}:
+        assert files - hopper == {name for job in jobs_for(arch) for name in job[0]} | {"common.cuh"}, arch
 
 
 def test_every_type_and_width_is_built_somewhere():
