@@ -220,7 +220,8 @@ def group_jobs(
             for batch in batches
             if batch >= batch_rows
         ]
-        batches = [batch for batch in batches if batch < batch_rows]
+        # Short prompts come without an operand: one row, or filled up to the largest launch.
+        batches = [batch for batch in batches if batch < batch_rows or batch in (1, MAX_COLUMNS)]
     for _, run in groupby(matrices, lambda matrix: matrix[0] in UNQUANTIZED):
         group = list(run)
         types = [type for type, _ in group]
