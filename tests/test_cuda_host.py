@@ -12,7 +12,6 @@ from gguf_builder import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import CONTEXTS
 from engine.cuda import availability
 from engine.cuda.decode import AHEAD, MOST_AHEAD, DecodeLoop
 from engine.cuda.layouts import LAYOUTS, packed_bytes
