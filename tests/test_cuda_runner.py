@@ -420,6 +420,14 @@ def test_a_context_filled_to_the_last_position():
     assert longer.token_ids[: len(result.token_ids)] == result.token_ids
 
 
+def test_a_context_of_whole_pages_is_filled():
+    """To run ahead a sequence gets a page behind its context, if it ends with a page; nobody reads it."""
+    with LLM(device="cuda", context_length=128) as llm:
+        for length in (60, 64, 126, 127):
+            result = llm.generate([5] * length, SamplingParams(temperature=0, ignore_eos=True))
+            assert len(result.token_ids) == 128 - length
+
+
 def test_a_full_slot_beside_a_running_one(prompts):
     with alike(BUNDLED_MODEL, max_sequences=2, context_length=64) as runner:
         alone = token_ids(generate(runner, prompts[1], 50))
