@@ -54,7 +54,7 @@ def batch_jobs(family):
 
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to module.prebuild."""
-    from engine.cuda import attention_plan, batch_matvec, dequant, gemm, matvec, repack, rows, sampling_ops, staging
+    from engine.cuda import attention_plan, batch_matvec, dequant, gemm, matvec, moe, repack, rows, sampling_ops, staging
 
     turn = ARCHES.index(arch)
     jobs = [(rows.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]
@@ -67,6 +67,9 @@ def jobs_for(arch):
     jobs += [matvec.build_job([type], (1, 2, 4, 8)[i % 4], arch) for i, type in enumerate(alone) if arch == 90]
     jobs += [matvec.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
     jobs += batch_jobs(batch_matvec) if arch == 90 else []
+    routing = moe.Routing(128, 8, gating=tuple(moe.Gating)[turn % len(moe.Gating)])
+    for type in TYPES if arch == 90 else TYPES[turn % 4 :: 4]:
+        jobs += moe.build_jobs(type, type, tuple(matvec.Activation)[turn % len(matvec.Activation)], routing)
     if arch == gemm.ARCH:
         jobs += gemm.build_jobs([q4, q6], matvec.Activation.SILU)
     for shape in shapes_for(arch):
@@ -112,6 +115,8 @@ def kernel_names(file, type):
         "rope_append.cu": "rope_append",
         "embed.cu": f"embed_{type}",
         "dequant.cu": f"dequant_half_{type} dequant_float_{type}",
+        "route.cu": "route_top",
+        "moe.cu": "moe_gate_up moe_down",
         "repack.cu": f"repack_{type} largest_{type} choose_scale_{type}",
     }[file].split()
     return [name for name in names if type in ("F32", "BF16") or not name.startswith(("largest", "choose"))]
