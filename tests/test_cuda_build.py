@@ -54,7 +54,18 @@ def batch_jobs(family):
 
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to module.prebuild."""
-    from engine.cuda import attention_plan, batch_matvec, dequant, gemm, matvec, moe, repack, rows, sampling_ops, staging
+    from engine.cuda import (
+        attention_plan,
+        batch_matvec,
+        dequant,
+        gemm,
+        matvec,
+        moe,
+        repack,
+        rows,
+        sampling_ops,
+        staging,
+    )
 
     turn = ARCHES.index(arch)
     jobs = [(rows.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]

@@ -80,7 +80,9 @@ def highest_score(text, scores, unknown):
     def best(start):
         if start == len(text):
             return 0.0
-        ways = [scores[text[start:end]] + best(end) for end in range(start + 1, len(text) + 1) if text[start:end] in scores]
+        ways = [
+            scores[text[start:end]] + best(end) for end in range(start + 1, len(text) + 1) if text[start:end] in scores
+        ]
         if text[start] not in scores:
             ways.append(unknown + best(start + 1))
         return max(ways)
