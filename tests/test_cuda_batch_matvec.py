@@ -8,7 +8,7 @@ from engine.cuda.layouts import LAYOUTS
 from engine.cuda.module import shared_limit
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
-from tests.test_cuda_matvec import nmse, packed, random_rows
+from test_cuda_matvec import nmse, packed, random_rows
 
 TYPES = [type for type in LAYOUTS if supported([type], 90)]
 # Inputs are halves: a squared error of 2^-24 of the square of a term at most, a third of that on average; weights of
