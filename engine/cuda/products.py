@@ -43,7 +43,7 @@ class Products:
     Results are the same bits for a row whatever the other rows are: on Hopper always, elsewhere if deterministic.
 
     Args:
-        groups: what will come, from weights.kernel_groups().
+        groups: what will come, from weights.kernel_groups(prompts=True).
         room: uint8, where operands lie: as Activations.operand.
         deterministic: pay for that on other cards too; see DenseProduct.
         fused: False forces cuBLAS for all.

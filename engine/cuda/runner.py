@@ -100,7 +100,7 @@ class CudaRunner:
         self._deterministic = deterministic
         self._batch_rows = 1 if deterministic else BATCH_ROWS
         self._unclear = False
-        self._groups = kernel_groups(model)
+        self._prompt_groups = kernel_groups(model, prompts=True)
         with self._device, device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
@@ -172,9 +172,9 @@ class CudaRunner:
         batches = sorted({1, MAX_COLUMNS, *buckets(self.max_sequences)})
         for job in moe_jobs(model):
             add(*job)
-        for job in product_jobs(self._groups, card[0]):
+        for job in product_jobs(self._prompt_groups, card[0]):
             add(*job)
-        for matrices, columns, paired, activation in self._groups:
+        for matrices, columns, paired, activation in kernel_groups(model):
             for job in group_jobs(
                 matrices, columns, batches, card, paired=paired, activation=activation, batch_rows=self._batch_rows
             ):
@@ -200,7 +200,7 @@ class CudaRunner:
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
-        products = Products(self._groups, self._prefill_buffers.operand, deterministic=self._deterministic)
+        products = Products(self._prompt_groups, self._prefill_buffers.operand, deterministic=self._deterministic)
         self._prefill = PrefillOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
         self._prefill.use(self._cache)
         self._prompts = PromptReader(self._weights, self._prefill, self._slots, self._staging, self._logits)

@@ -153,10 +153,16 @@ def can_pair(weights: FfnWeights) -> bool:
     return all(part.bias is None and part.scale == 1.0 for part in (gate, up))
 
 
-def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]]:
+def kernel_groups(
+    model: LoadedModel, *, prompts: bool = False
+) -> list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]]:
     """Every kind of launch the uploader will make: (type, rows) of its matrices, columns, paired, activation.
 
     Needs no GPU: kernels can be built while the weights are still on their way.
+
+    Args:
+        model: the model.
+        prompts: also the experts that decode steps gather with kernels of their own.
     """
     groups: list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]] = []
 
@@ -186,7 +192,7 @@ def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], 
         if moe is not None:
             assert isinstance(config, MoeConfig)
             add([moe.router])
-            if not can_gather_experts(moe, config):
+            if prompts or not can_gather_experts(moe, config):
                 add_ffn(moe.expert(0), config.expert)
             if moe.shared is not None and config.shared is not None:
                 add_ffn(moe.shared, config.shared)
