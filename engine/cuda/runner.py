@@ -25,14 +25,14 @@ from engine.cuda.graphs import StepGraphs, buckets
 from engine.cuda.matvec import BATCH_ROWS, MAX_COLUMNS, group_jobs
 from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
-from engine.cuda.products import Products
+from engine.cuda.products import Products, build_expert_jobs
 from engine.cuda.products import build_jobs as product_jobs
 from engine.cuda.prompt import PromptReader
 from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
 from engine.cuda.staging import FILES as STAGING_FILES
 from engine.cuda.staging import Staging
-from engine.cuda.weights import Uploader, attention_shape, check_types, kernel_groups, moe_jobs
+from engine.cuda.weights import Uploader, attention_shape, check_types, expert_room, kernel_groups, moe_jobs
 from engine.errors import ContextFullError, DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
@@ -123,6 +123,7 @@ class CudaRunner:
             self.lookahead = MOST_AHEAD - 1
             self.prefill_chunk = self._plan.prefill_rows
             self.mixed_chunk = min(MIXED_ROWS, self.prefill_chunk)
+            self._expert_room = expert_room(model, self.prefill_chunk, card[0])
             self._pool = cupy.cuda.MemoryPool()
             self._stream = cupy.cuda.Stream(non_blocking=True)
             self._open(model, kv_type, card, status)
@@ -174,6 +175,8 @@ class CudaRunner:
             add(*job)
         for job in product_jobs(self._prompt_groups, card[0]):
             add(*job)
+        for job in build_expert_jobs(self._prompt_groups, model, card[0]):
+            add(*job)
         for matrices, columns, paired, activation in kernel_groups(model):
             for job in group_jobs(
                 matrices, columns, batches, card, paired=paired, activation=activation, batch_rows=self._batch_rows
@@ -196,7 +199,7 @@ class CudaRunner:
         self._cache = PagedCache(shapes, self.n_pages, self.context_length, slots)
         self._attention: dict[AttentionShape, Attention] = {s: Attention(s, slots) for s in set(shapes)}
         self._decode_buffers = Activations(widths, slots, dense=False)
-        self._prefill_buffers = Activations(widths, self.prefill_chunk, dense=True)
+        self._prefill_buffers = Activations(widths, self.prefill_chunk, dense=True, expert_room=self._expert_room)
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
