@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from engine.config import cache_size
 from engine.cuda.attention import PAGE, scratch_bytes
+from engine.cuda.batch_matvec import operand_bytes
 from engine.cuda.buffers import Widths
 from engine.cuda.cache import bytes_per_page, page_count
 from engine.cuda.dense import SCRATCH_BYTES
@@ -93,6 +94,7 @@ def make_plan(
         max_sequences * (widths.row_bytes(dense=False) + 4 * widths.model)
         + rows * widths.row_bytes(dense=True)
         + SCRATCH_BYTES
+        + operand_bytes(max(widths.model, widths.attention, widths.ffn))
         + 4 * widths.vocab * (max_sequences + LOGIT_ROWS)
         + DeviceSampler.n_bytes(widths.vocab, context_length, max_sequences, max_sequences)
         + sum(scratch_bytes(shape, max_sequences, *card) for shape in set(shapes))
