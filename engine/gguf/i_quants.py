@@ -34,8 +34,8 @@ def seven_bit_signs(packed: np.ndarray) -> np.ndarray:
 class IQ2_XXS(BlockFormat, type=GGMLType.IQ2_XXS):
     """x = d (s + 1/2) / 4 * point per 32 weights; 2.0625 bits per weight.
 
-    A group of 8 bytes holds 32 weights: four indices into a grid of 256 points of 8 coordinates, then 32 bits: the signs
-    of the four points, 7 bits each (grids.signs_of_seven), and in the upper 4 bits s.
+    A group of 8 bytes holds 32 weights: four indices into a grid of 256 points of 8 coordinates, then 32 bits: the
+    signs of the four points, 7 bits each (grids.signs_of_seven), and in the upper 4 bits s.
     """
 
     layout = np.dtype(
