@@ -400,6 +400,7 @@ class CudaRunner:
                 "_loop",
                 "_prompts",
                 "_prefill",
+                "_products",
                 "_staging",
                 "_slots",
                 "_cache",
