@@ -16,7 +16,7 @@ from engine.cuda.module import build
 from engine.errors import UnsupportedModelError
 from engine.gguf.types import GGMLType, row_bytes
 
-_FILES = ("formats.cuh", "repack.cu")
+_FILES = ("formats.cuh", "formats_coded.cuh", "repack.cu")
 _WARPS = 8
 
 
