@@ -118,8 +118,9 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request behind those that wait."""
         assert request.prompt_ids, "an empty prompt must be refused before"
-        longest = len(request.prompt_ids) + max(request.max_output - 1, 0)
-        assert pages_of(longest) <= self.blocks.n_pages, "a request longer than the cache must be refused before"
+        assert pages_of(_longest(request)) <= self.blocks.n_pages, (
+            "a request longer than the cache must be refused before"
+        )
         self._waiting.append((self._arrivals, request))
         self._arrivals += 1
 
@@ -209,7 +210,7 @@ class Scheduler:
         most = len(prompt) - 1 if request.score_from is None else min(request.score_from - 1, len(prompt) - 1)
         prefix = self.blocks.find(prompt, most)
         self.blocks.hold(prefix.pages)
-        needed = pages_of(len(prompt) + 1) - len(prefix.pages)
+        needed = pages_of(min(len(prompt) + 1, _longest(request))) - len(prefix.pages)
         if self._running and not self.blocks.can_allocate(needed):
             self.blocks.release(prefix.pages)
             return False
@@ -323,3 +324,8 @@ class Scheduler:
             return None
         ids: Ids[int] = sequence.prompt_ids[start:end]
         return Work(sequence, ids, start, end == last + 1, score)
+
+
+def _longest(request: Request) -> int:
+    """Positions that a request may come to need: its last token, generated or scored, is not fed."""
+    return len(request.prompt_ids) + request.max_output - 1

@@ -112,8 +112,8 @@ def build_gguf(
 def pack(array: np.ndarray, ggml_type: GGMLType) -> Tensor:
     """Return a float array as a tensor of the given type for build_gguf.
 
-    Plain types are converted; Q4_0 … Q8_0 are quantized by the gguf package; K formats, which that package cannot
-    write, get random blocks with the standard deviation of the array.
+    Plain types are converted; Q4_0 … Q8_0 are quantized by the gguf package; types that it cannot write get random
+    blocks with the standard deviation of the array.
     """
     array = np.ascontiguousarray(array, np.float32)
     if ggml_type is GGMLType.F32:
@@ -124,9 +124,10 @@ def pack(array: np.ndarray, ggml_type: GGMLType) -> Tensor:
         return array.astype(np.float64)
     import gguf
 
-    if ggml_type in (10, 11, 12, 13, 14):
-        return random_blocks(array.shape, ggml_type, std=float(array.std()), seed=array.size), array.shape, ggml_type
-    raw = gguf.quants.quantize(array, gguf.GGMLQuantizationType(int(ggml_type)))
+    if ggml_type.name in ("BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"):
+        raw = gguf.quants.quantize(array, gguf.GGMLQuantizationType(int(ggml_type)))
+    else:
+        raw = random_blocks(array.shape, ggml_type, std=float(array.std()), seed=array.size)
     return raw, array.shape, ggml_type
 
 
@@ -162,8 +163,8 @@ def random_blocks(shape: tuple[int, ...], ggml_type: GGMLType, *, std: float = 0
         return raw
     if ggml_type in (GGMLType.MXFP4, GGMLType.NVFP4):
         # Scales are whole powers of two (MXFP4) or of three bits: two neighbours, mixed for the right variance.
-        name = "e" if ggml_type is GGMLType.MXFP4 else "d"
-        codes, spreads = np.arange(1, 127, dtype=np.uint8), []
+        name, end = ("e", 240) if ggml_type is GGMLType.MXFP4 else ("d", 127)
+        codes, spreads = np.arange(1, end, dtype=np.uint8), []
         for code in codes:
             blocks[name] = code
             spreads.append(fmt.dequantize(raw.reshape(-1, fmt.type_size)[:64]).std(dtype=np.float64))

@@ -86,6 +86,13 @@ def test_a_long_prompt_does_not_stop_running_sequences():
         assert [len(item.token_ids) for item in work] == [1, 8]
 
 
+def test_what_only_is_scored_takes_no_page_more_than_it_fills():
+    scheduler = make_scheduler(4, n_pages=4)
+    for request_id in range(4):
+        scheduler.add(make_request(request_id, PAGE, max_output=request_id // 2, score_from=1))
+    assert len(scheduler.plan()) == 4
+
+
 def test_scored_parts_of_a_prompt():
     scheduler = make_scheduler(1, chunk=8)
     scheduler.add(make_request(1, 20, score_from=5))

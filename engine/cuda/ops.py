@@ -61,11 +61,24 @@ class CudaOps:
         return x
 
     def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
-        """See Ops.ffn_moe. Every expert runs over all rows; the weights of those a row did not choose are zero."""
+        """See Ops.ffn_moe.
+
+        Rows go to the experts they chose; where the card or the types forbid it, to all of them, with a weight of zero
+        for those they did not choose.
+        """
         moe, n = layer.moe, self._n
         assert moe is not None
         assert y is x, "parallel layers are declined when a model is opened"
         config = moe.config
+        if self._products is not None and self._products.serves_experts(moe):
+            scores = self._columns(self.buffers.router, n, config.n_experts)
+            self._product(moe.router, x, scores, norm=layer.ffn_norm)
+            shared = self._shared_hidden(moe, x, layer.ffn_norm)  # reads x, which the experts change
+            room, eps = self.buffers.expert_room, self.weights.epsilon
+            self._products.experts(moe, x, scores, room, norm=layer.ffn_norm, eps=eps)
+            if shared is not None:
+                self._add_shared(moe, *shared, x)
+            return x
         scores, routing = self.buffers.router[:n], self.buffers.routing[:n]
         self._product(moe.router, x, scores, norm=layer.ffn_norm)
         row_ops.route(

@@ -165,4 +165,5 @@ def _special_tokens(tokenizer: Tokenizer | None) -> dict[str, str]:
     if tokenizer is None:
         return {}
     ids = tokenizer.special_ids
-    return {f"{role}_token": tokenizer.token_text(ids[role]) for role in ("bos", "eos", "unk", "pad") if role in ids}
+    roles = ("bos", "eos", "unk", "pad", "sep", "mask")
+    return {f"{role}_token": tokenizer.token_text(ids[role]) for role in roles if role in ids}
