@@ -17,7 +17,7 @@ from engine.cuda.module import KERNEL_DIR, kernel_source
 from engine.gguf.quants import dequantize, row_bytes
 
 COMPILER = shutil.which("g++")
-TYPES = [type for type in LAYOUTS if not type.block_size == 1]
+TYPES = [type for type in LAYOUTS if type.block_size > 1]
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the kernels for the CPU")
 
@@ -41,11 +41,10 @@ static void operands(const u8* data, float* value, int rows, int columns) {
                         const int at = unit / chunks * 16 + row * 8 + (lane >> 2);
                         const int k = unit % chunks * F::COLUMNS + quad * 128 + s * 32 + w * 16 + (lane & 3) * 4 + i;
                         const u8 byte = (u8)(a[w * 2 + row] >> (8 * i));
-                        const bool is_signed = F::LOW == 8 || F::CODED;
-                        const float q = (is_signed ? (float)(signed char)byte : (float)byte) * place_factor<F>(s) - F::OFFSET;
-                        const float product = F::mul(scales, quad, row, w) * q;
-                        if (at < rows && k < columns)
-                            value[(i64)at * columns + k] = F::HAS_ADD ? product + F::add(scales, quad, row, w) : product;
+                        const float number = F::LOW == 8 || F::CODED ? (float)(signed char)byte : (float)byte;
+                        float v = F::mul(scales, quad, row, w) * (number * place_factor<F>(s) - F::OFFSET);
+                        if (F::HAS_ADD) v += F::add(scales, quad, row, w);
+                        if (at < rows && k < columns) value[(i64)at * columns + k] = v;
                     }
                 }
             }

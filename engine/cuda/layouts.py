@@ -1,8 +1,8 @@
 """Packed layouts of matrices on the GPU: sizes only, so that a memory plan needs no GPU and no CuPy.
 
 kernels/formats.cuh and formats_coded.cuh draw the bytes. A matrix is cut into tiles of 16 rows, a tile into chunks of
-128 or 256 columns; a chunk takes what its GGUF blocks took, so only the last tile and the last chunk of a row are padded.
-Must not know of kernels, models or devices.
+128 or 256 columns; a chunk takes what its GGUF blocks took, so only the last tile and the last chunk of a row are
+padded. Must not know of kernels, models or devices.
 """
 
 from __future__ import annotations

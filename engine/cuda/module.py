@@ -29,7 +29,7 @@ _SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 10
 
 
 def kernel_source(names: Sequence[str], defines: Mapping[str, object] | None = None) -> str:
-    """The text handed to the compiler: defines, grids of the formats they name, common.cuh, then the named files in order."""
+    """The text handed to the compiler: defines, grids of the formats that they name, common.cuh, files in order."""
     parts = [f"#define {key} {value}" for key, value in sorted((defines or {}).items())]
     parts += grids_of((defines or {}).values())
     for name in ("common.cuh", *names):
