@@ -32,15 +32,29 @@ _CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
 _RESIDENT_ITEMS = 48
 """Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
 _ARCH = 90
-UNSUPPORTED = frozenset((GGMLType.F32, GGMLType.Q2_K))
-"""F32 would not fit float16; of Q2_K the minimums stand per 16 columns."""
+_TYPES = frozenset(
+    (
+        GGMLType.F16,
+        GGMLType.BF16,
+        GGMLType.Q4_0,
+        GGMLType.Q4_1,
+        GGMLType.Q5_0,
+        GGMLType.Q5_1,
+        GGMLType.Q8_0,
+        GGMLType.Q3_K,
+        GGMLType.Q4_K,
+        GGMLType.Q5_K,
+        GGMLType.Q6_K,
+    )
+)
+"""What formats_half.cuh reads. F32 would not fit float16; of Q2_K the minimums stand per 16 columns."""
 
 Job = tuple[tuple[str, ...], dict[str, object]]
 
 
 def supported(types: Sequence[GGMLType], arch: int) -> bool:
     """Whether matrices of these types can be multiplied by this family on a compute capability."""
-    return arch == _ARCH and not UNSUPPORTED.intersection(types)
+    return arch == _ARCH and _TYPES.issuperset(types)
 
 
 def operand_bytes(columns: int) -> int:

@@ -22,6 +22,7 @@ from engine.cuda.decode import MOST_AHEAD, DecodeLoop
 from engine.cuda.failure import device_errors
 from engine.cuda.features import check_features
 from engine.cuda.graphs import StepGraphs, buckets
+from engine.cuda.layouts import kept_as
 from engine.cuda.matvec import BATCH_ROWS, MAX_COLUMNS, group_jobs
 from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
@@ -32,7 +33,7 @@ from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
 from engine.cuda.staging import FILES as STAGING_FILES
 from engine.cuda.staging import Staging
-from engine.cuda.weights import Uploader, attention_shape, check_types, expert_room, kernel_groups, moe_jobs
+from engine.cuda.weights import Uploader, attention_shape, expert_room, kernel_groups, moe_jobs
 from engine.errors import ContextFullError, DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
@@ -65,7 +66,6 @@ class CudaRunner:
     Raises:
         DeviceError: no usable GPU, a part of the model without kernels, too little memory, a kernel that does not
             build.
-        UnsupportedModelError: a tensor type without GPU kernels.
     """
 
     def __init__(
@@ -86,7 +86,6 @@ class CudaRunner:
         if reason is not None:
             raise DeviceError(f"device 'cuda:{device_index}' cannot be used: {reason}")
         check_features(model)
-        check_types(model)
         import cupy
 
         self.config = model.config
@@ -162,8 +161,9 @@ class CudaRunner:
 
         for info in model.gguf.tensors.values():
             if len(info.shape) > 1:
-                add(*repack.build_job(info.type))
-                for job in dequant.build_jobs(info.type):
+                type = kept_as(info.type)
+                add(*repack.build_job(type))
+                for job in dequant.build_jobs(type):
                     add(*job)
         for layer in model.config.layers:
             for job in build_jobs(attention_shape(layer.attention, kv_type == "f16"), *card):

@@ -15,12 +15,13 @@ import numpy.typing as npt
 from engine.cuda import gemm
 from engine.cuda.attention import AttentionShape, LayerAttention, RopeStyle
 from engine.cuda.experts import StackedExperts, can_stack, room_bytes
-from engine.cuda.layouts import LAYOUTS
+from engine.cuda.layouts import kept_as
 from engine.cuda.matvec import Activation, MatVec
 from engine.cuda.module import device_arch
 from engine.cuda.moe import MAX_USED, ExpertProducts, Routing, can_gather
 from engine.cuda.moe import build_jobs as expert_jobs
-from engine.cuda.repack import PackedMatrix, check_supported, repack
+from engine.cuda.repack import PackedMatrix, repack
+from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 from engine.model.config import Activation as ModelActivation
 from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
@@ -143,13 +144,6 @@ def attention_shape(config: AttentionConfig, cache_half: bool) -> AttentionShape
     )
 
 
-def check_types(model: LoadedModel) -> None:
-    """Raises UnsupportedModelError where a matrix has a type without GPU kernels; needs no GPU."""
-    for info in model.gguf.tensors.values():
-        if len(info.shape) > 1:
-            check_supported(info.type, f"tensor {info.name}")
-
-
 def can_pair(weights: FfnWeights) -> bool:
     """Whether gate and up go in one launch: nothing stands between the products and the activation."""
     gate, up = weights.gate, weights.up
@@ -174,12 +168,12 @@ def kernel_groups(
     def add(linears: Sequence[Linear]) -> None:
         together = all(linear.scale == 1.0 for linear in linears)
         for group in [list(linears)] if together else [[linear] for linear in linears]:
-            shapes = [(linear.weight.type, linear.weight.rows) for linear in group]
+            shapes = [(kept_as(linear.weight.type), linear.weight.rows) for linear in group]
             groups.append((shapes, group[0].weight.columns, False, Activation.NONE))
 
     def add_ffn(weights: FfnWeights, config: FfnConfig) -> None:
         if can_pair(weights):
-            shape = [(weights.up.weight.type, weights.up.weight.rows)]
+            shape = [(kept_as(weights.up.weight.type), weights.up.weight.rows)]
             groups.append((shape, weights.up.weight.columns, True, ACTIVATIONS[config.activation]))
         else:
             add([weights.up])
@@ -213,7 +207,7 @@ def moe_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, object
     for layer in model.weights.layers:
         moe, config = layer.moe, layer.config.ffn
         if moe is not None and isinstance(config, MoeConfig) and can_gather_experts(moe, config):
-            types = moe.up.weight.type, moe.down.weight.type
+            types = kept_as(moe.up.weight.type), kept_as(moe.down.weight.type)
             jobs += expert_jobs(*types, ACTIVATIONS[config.expert.activation], expert_routing(config))
     return jobs
 
@@ -270,7 +264,9 @@ class Uploader:
         """One matrix, packed; the same tensor is packed once."""
         key = f"{weight.name}"
         if key not in self._packed:
-            self._packed[key] = repack(self._raw(weight), weight.type, weight.rows, weight.columns, stream=self._stream)
+            self._packed[key] = repack(
+                self._raw(weight), kept_as(weight.type), weight.rows, weight.columns, stream=self._stream
+            )
         return self._packed[key]
 
     def projection(self, linears: Sequence[Linear]) -> Projection:
@@ -291,7 +287,7 @@ class Uploader:
         if gate is not None and can_pair(weights):
             packed = repack(
                 self._raw(gate.weight),
-                gate.weight.type,
+                kept_as(gate.weight.type),
                 gate.weight.rows,
                 gate.weight.columns,
                 partner=self._raw(up.weight),
@@ -321,8 +317,11 @@ class Uploader:
     def _raw(self, weight: Weight) -> Any:
         import cupy
 
-        device = cupy.empty(weight.raw.nbytes, cupy.uint8)
-        device.set(np.ascontiguousarray(weight.raw).reshape(-1), stream=self._stream)
+        raw = np.ascontiguousarray(weight.raw).reshape(-1)
+        if kept_as(weight.type) is not weight.type:
+            raw = dequantize(raw, weight.type).view(np.uint8)
+        device = cupy.empty(raw.nbytes, cupy.uint8)
+        device.set(raw, stream=self._stream)
         self._done += weight.raw.nbytes
         self._progress(self._done)
         return device
@@ -388,13 +387,15 @@ class Uploader:
         n, width, columns = config.n_experts, config.expert.width, moe.gate.weight.columns
         gate_up = repack(
             self._raw(moe.gate.weight),
-            moe.gate.weight.type,
+            kept_as(moe.gate.weight.type),
             n * width,
             columns,
             partner=self._raw(moe.up.weight),
             stream=self._stream,
         )
-        down = repack(self._raw(moe.down.weight), moe.down.weight.type, n * columns, width, stream=self._stream)
+        down = repack(
+            self._raw(moe.down.weight), kept_as(moe.down.weight.type), n * columns, width, stream=self._stream
+        )
         activation = ACTIVATIONS[config.expert.activation]
         experts = tuple(
             DeviceFfn(
@@ -441,8 +442,7 @@ def can_gather_experts(moe: MoeWeights, config: MoeConfig) -> bool:
     return (
         plain
         and config.n_used <= MAX_USED
-        and can_gather(gate.weight.type, up.weight.type, width, columns)
-        and down.weight.type in LAYOUTS
+        and can_gather(kept_as(gate.weight.type), kept_as(up.weight.type), width, columns)
     )
 
 
