@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.cuda import availability, dequant, module, repack, rows
+from engine.cuda import availability, dequant, module, parts, repack, rows
 from engine.cuda.attention import PAGE, Attention, AttentionShape, build_jobs
 from engine.cuda.buffers import Activations, Widths
 from engine.cuda.cache import PagedCache, SavedPages, page_count
@@ -23,6 +23,14 @@ from engine.cuda.failure import device_errors
 from engine.cuda.features import check_features
 from engine.cuda.graphs import StepGraphs, buckets
 from engine.cuda.matvec import BATCH_ROWS, MAX_COLUMNS, group_jobs
+from engine.cuda.needs import (
+    attention_shape,
+    check_types,
+    expert_room,
+    kernel_groups,
+    moe_jobs,
+    multiplies_halves,
+)
 from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
 from engine.cuda.products import Products, build_expert_jobs
@@ -32,7 +40,7 @@ from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
 from engine.cuda.staging import FILES as STAGING_FILES
 from engine.cuda.staging import Staging
-from engine.cuda.weights import Uploader, attention_shape, check_types, expert_room, kernel_groups, moe_jobs
+from engine.cuda.weights import Uploader
 from engine.errors import ContextFullError, DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
@@ -101,6 +109,8 @@ class CudaRunner:
         self._batch_rows = 1 if deterministic else BATCH_ROWS
         self._unclear = False
         self._prompt_groups = kernel_groups(model, prompts=True)
+        self._halves_apart = multiplies_halves(model)
+        self._widths = Widths.of(model)
         with self._device, device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
@@ -169,6 +179,7 @@ class CudaRunner:
             for job in build_jobs(attention_shape(layer.attention, kv_type == "f16"), *card):
                 add(*job)
         add(rows.FILES, None)
+        add(parts.FILES, None)
         add(STAGING_FILES, None)
         batches = sorted({1, MAX_COLUMNS, *buckets(self.max_sequences)})
         for job in moe_jobs(model):
@@ -190,7 +201,7 @@ class CudaRunner:
 
         layers = self._weights.layers
         shapes = [layer.shape for layer in layers]
-        widths = Widths.of(self.config)
+        widths = self._widths
         slots = self.max_sequences
         self._buckets = buckets(slots)
         # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
@@ -203,7 +214,12 @@ class CudaRunner:
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
-        products = Products(self._prompt_groups, self._prefill_buffers.operand, deterministic=self._deterministic)
+        products = Products(
+            self._prompt_groups,
+            self._prefill_buffers.operand,
+            deterministic=self._deterministic,
+            halves_apart=self._halves_apart,
+        )
         self._prefill = PrefillOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
         self._prefill.use(self._cache)
         self._prompts = PromptReader(self._weights, self._prefill, self._slots, self._staging, self._logits)
