@@ -16,6 +16,7 @@ from engine.cuda.attention import Attention, AttentionShape, prefill_tiles
 from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
 from engine.cuda.dequant import embed
+from engine.cuda.experts import GROUPED_ROWS
 from engine.cuda.heads import prepare_heads
 from engine.cuda.latent import latent_qkv, latent_values
 from engine.cuda.linear import Projection
@@ -97,13 +98,7 @@ class CudaOps:
             parts.clear(target)
         elif not gathers:  # the sum goes beside x, which every expert still reads
             row_ops.copy(x, target)
-        # Before gathered experts change x, or behind the others, which use the same memory.
-        shared = self._shared_hidden(moe, source, norm) if gathers else None
-        self._experts(moe, source, norm, scores, target)
-        if not gathers:
-            shared = self._shared_hidden(moe, source, norm)
-        if shared is not None:
-            self._add_shared(moe, *shared, target)
+        self._mixture(moe, source, norm, scores, target)
         if post is not None:
             parts.normalize(target, x, post, scale=layer.residual_scale, add=True)
         elif not gathers:
@@ -114,22 +109,26 @@ class CudaOps:
         """Whether rows go to the experts they chose only."""
         return self._products is not None and self._products.serves_experts(moe)
 
-    def _experts(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None, scores: Any, out: Any) -> None:
-        """Adds the chosen experts of norm(x) to out, which may be x where rows go to their own experts."""
+    def _mixture(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None, scores: Any, out: Any) -> None:
+        """Adds chosen experts of norm(x) and the shared one to out, which may be x if rows go to their own experts."""
         n, buffers = self._n, self.buffers
         if self._gathers(moe):
             assert self._products is not None
+            shared = self._shared_hidden(moe, x, norm)  # reads x, which the experts may change
             weight, eps = _folded(norm)
             self._products.experts(moe, x, scores, buffers.expert_room, out, norm=weight, eps=eps)
-            return
-        ids = self._columns(buffers.chosen, n, moe.routing.n_used)
-        weights = self._columns(buffers.chosen_weights, n, moe.routing.n_used)
-        route(moe.routing, scores, ids, weights, bias=moe.selection_bias)
-        part = buffers.y[:n]
-        for index, expert in enumerate(moe.experts):
-            h = self._gate_up(expert, x, norm)
-            self._product(expert.down, h, part)
-            parts.add_chosen(out, part, ids, weights, index)
+        else:
+            ids = self._columns(buffers.chosen, n, moe.routing.n_used)
+            weights = self._columns(buffers.chosen_weights, n, moe.routing.n_used)
+            route(moe.routing, scores, ids, weights, bias=moe.selection_bias)
+            part = buffers.y[:n]
+            for index, expert in enumerate(moe.experts):
+                h = self._gate_up(expert, x, norm)
+                self._product(expert.down, h, part)
+                parts.add_chosen(out, part, ids, weights, index)
+            shared = self._shared_hidden(moe, x, norm)  # uses the memory that the experts have used
+        if shared is not None:
+            self._add_shared(moe, *shared, out)
 
     def _shared_hidden(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None) -> tuple[Any, Any] | None:
         """Hidden values of the expert that every row passes through, and its factor (T, 1); None without one."""
@@ -263,6 +262,8 @@ class DecodeOps(CudaOps):
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
         batch_rows: from so many rows on, the kernels for many sequences; 1: always, so that bits never depend on n.
+        grouped: products for the experts of many rows; None: every row reads its own, so that bits never depend on n.
+        expert_room: their scratch memory.
     """
 
     def __init__(
@@ -276,8 +277,12 @@ class DecodeOps(CudaOps):
         n: int,
         *,
         batch_rows: int = BATCH_ROWS,
+        grouped: Products | None = None,
+        expert_room: Any = None,
     ) -> None:
         super().__init__(weights, buffers, None)
+        self._grouped = grouped if n >= GROUPED_ROWS else None
+        self._expert_room = expert_room
         self._batch_rows = batch_rows
         self._cache = cache
         self._attention = attention
@@ -303,18 +308,26 @@ class DecodeOps(CudaOps):
     def _gathers(self, moe: DeviceMoe) -> bool:
         return moe.products is not None
 
-    def _experts(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None, scores: Any, out: Any) -> None:
-        """Each row's own experts alone are read, where their types allow it."""
+    def _mixture(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None, scores: Any, out: Any) -> None:
+        """Only experts that rows chose are read, where their types allow it."""
         if moe.products is None:
-            super()._experts(moe, x, norm, scores, out)
+            super()._mixture(moe, x, norm, scores, out)
             return
-        n, buffers, used = self._n, self.buffers, moe.routing.n_used
-        ids = self._columns(buffers.chosen, n, used)
-        weights = self._columns(buffers.chosen_weights, n, used)
-        h = self._columns(buffers.hidden, n * used, moe.products.width)
-        weight, eps = _folded(norm)
-        moe.products.gate_up(x, scores, ids, weights, h, norm=weight, eps=eps, positions=self._positions)
-        moe.products.down(ids, weights, h, out)
+        n, buffers, positions, (weight, eps) = self._n, self.buffers, self._positions, _folded(norm)
+        if self._grouped is not None and self._grouped.serves_experts(moe):
+            shared = self._shared_hidden(moe, x, norm)  # reads x, which the experts may change
+            room = self._expert_room
+            self._grouped.experts(moe, x, scores, room, out, norm=weight, eps=eps, positions=positions)
+        else:
+            used = moe.routing.n_used
+            ids = self._columns(buffers.chosen, n, used)
+            weights = self._columns(buffers.chosen_weights, n, used)
+            h = self._columns(buffers.hidden, n * used, moe.products.width)
+            moe.products.gate_up(x, scores, ids, weights, h, norm=weight, eps=eps, positions=positions)
+            shared = self._shared_hidden(moe, x, norm)
+            moe.products.down(ids, weights, h, out)
+        if shared is not None:
+            self._add_shared(moe, *shared, out)
 
     def attention(self, layer: DeviceLayer, q: Any) -> Any:
         """q/k norm, RoPE, cache append and attention."""
