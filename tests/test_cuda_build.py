@@ -37,11 +37,16 @@ def shape_of(width, *, half=True, heads=8, kv_heads=2, rope_dim=None):
 
 
 def shapes_for(arch):
-    """Tensor cores of one or all widths, then the general kernels: a float32 cache and a width they alone serve."""
+    """Tensor cores of one or all widths, then the general kernels: a float32 cache and what they alone serve."""
+    from engine.cuda.attention_plan import AttentionShape, RopeStyle
+
     turn = ARCHES.index(arch)
     widths = WIDTHS if arch == 90 else {WIDTHS[turn], 256} if arch == 75 else {WIDTHS[turn]}
     tensor = [shape_of(width, heads=(2, 8, 16)[i % 3]) for i, width in enumerate(sorted(widths))]
     general = [shape_of(WIDTHS[(turn + 2) % 6], half=False), shape_of((40, 36, 100)[turn % 3], rope_dim=20)]
+    alibi = AttentionShape(6, 2, 64, 64, 0, RopeStyle.ADJACENT, bool(turn % 2), alibi=True)
+    latent = AttentionShape((16, 5)[turn % 2], 1, 576, 512, 0, RopeStyle.ADJACENT, bool(turn % 2))
+    general += [alibi, latent]
     return tensor + (general if arch in COMPLETE else general[turn % 2 :][:1])
 
 
@@ -65,6 +70,7 @@ def jobs_for(arch):
         gemm,
         matvec,
         moe,
+        parts,
         repack,
         rows,
         sampling_ops,
@@ -72,7 +78,7 @@ def jobs_for(arch):
     )
 
     turn = ARCHES.index(arch)
-    jobs = [(rows.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]
+    jobs = [(rows.FILES, None), (parts.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]
     rare = RARE if arch == 90 else RARE[turn::6]
     for type in (COMMON if arch in COMPLETE else COMMON[turn % 4 :: 4]) + rare:
         jobs += [repack.build_job(type), *dequant.build_jobs(type)]
@@ -122,7 +128,8 @@ def kernel_names(file, type):
     if file.startswith("attention_"):
         return ["_".join(file.split("_")[:2])]
     names = {
-        "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid route read_all",
+        "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid read_all",
+        "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear divide add_chosen",
         "moves.cu": "scatter copy_pages gather_rows",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",
@@ -202,16 +209,15 @@ def test_a_false_claim_does_not_build():
 
 
 def test_constants_of_the_launchers_equal_the_kernels():
-    from engine.cuda import matvec, rows, sampling_ops
+    from engine.cuda import matvec, sampling_ops
 
     row, most = sampling_ops.ROW, sampling_ops.MAXIMA
     claims = [f"sizeof(SamplingRow) == {row.itemsize}", f"MAXIMA == {most}", f"THREADS == {sampling_ops.THREADS}"]
     claims += [f"CANDIDATES == {sampling_ops.CANDIDATES}", f"BINS == {sampling_ops.BINS}"]
     check_statically(sampling_ops.SOURCES, None, claims)
     assert f"constexpr int SLAB = {matvec.SLAB};" in read_file("matvec.cu")
-    assert f"left[{rows.MAX_EXPERTS}]" in read_file("rows.cu")
     for activation in matvec.Activation:
-        assert activation.value < 6
+        assert activation.value < 7
 
 
 def test_a_broken_kernel_says_what_the_compiler_says():

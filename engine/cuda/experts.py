@@ -103,23 +103,27 @@ def run(
     scores: Any,
     room: Any,
     *,
+    out: Any = None,
     norm: Any = None,
     eps: float = 0.0,
     positions: Any = None,
 ) -> None:
-    """x += sum_u weight_u * down_u(f(gate_u n(x)) * up_u n(x)) for the experts u that each row chooses.
+    """out += sum_u weight_u * down_u(f(gate_u n(x)) * up_u n(x)) for the experts u that each row chooses.
 
     Args:
         experts: the weights.
         gemm: the products, with f.
-        x: float32 (T, D), rows contiguous; added to.
+        x: float32 (T, D), rows contiguous.
         scores: float32 (T, E), contiguous: raw outputs of the router.
         room: uint8, 1024-byte aligned, at least room_bytes(T, ...) long.
+        out: float32 (T, D), rows contiguous, added to; x when left out.
         norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
         eps: its epsilon.
         positions: int32 (T,); rows with -1 are left alone. None: there are none.
     """
     import cupy
+
+    out = x if out is None else out
 
     routing, width, columns = experts.routing, experts.width, experts.columns
     rows, used = int(x.shape[0]), routing.n_used
@@ -147,5 +151,5 @@ def run(
         kernels.get("add_experts"),
         rows,
         256,
-        (results, places, weights, used, columns, x, x.strides[0] // 4),
+        (results, places, weights, used, columns, out, out.strides[0] // 4),
     )

@@ -40,6 +40,7 @@ class Activation(IntEnum):
     GELU_ERF = 3
     RELU = 4
     RELU_SQUARED = 5
+    SWIGLU_CLAMPED = 6  # bends up as well: no product folds it in
 
 
 @dataclass(frozen=True)
