@@ -274,6 +274,7 @@ class LLM:
 
         Raises:
             InvalidRequestError: the model has none and none was given.
+            TokenizerError: it does not parse.
         """
         if self._chat_template is None:  # made on first use: most runs never chat
             metadata = self._file.metadata
@@ -284,6 +285,7 @@ class LLM:
             raise InvalidRequestError(
                 f"{self.config.model} holds no chat template: use generate instead, or give a template of your own"
             )
+        self._chat_template.compile()
         return self._chat_template
 
     def render_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:

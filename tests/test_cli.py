@@ -214,6 +214,36 @@ class TestGenerate:
         assert "Traceback" not in errors
         assert "BrokenPipe" not in errors
 
+    def test_an_interrupt_that_python_swallows_is_not_lost(self):
+        """Raised inside a finalizer, as it happens while kernels are loaded, it would be printed and forgotten."""
+        code = (
+            "import signal, sys, engine.llm\n"
+            "class Finalized:\n"
+            "    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
+            "opening = engine.llm.open_gguf\n"
+            "def opened(path):\n"
+            "    Finalized()\n"
+            "    return opening(path)\n"
+            "engine.llm.open_gguf = opened\n"
+            "from engine.cli import main\n"
+            "main()"
+        )
+        command = [sys.executable, "-c", code, "generate", "Once", "-n", "1", "--device", "cpu"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (130, "")
+        assert "KeyboardInterrupt" not in done.stderr
+
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+    def test_streams_that_the_caller_closed(self, closed):
+        command = f"exec {sys.executable} -m engine generate -f - -n 4 --temp 0 --device cpu {closed}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, input="Once upon", timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_cache_beyond_all_memory(self):
+        done = run("generate", "a", "--device", "cpu", "-c", 10**11, status=2)
+        assert "GiB: ask for a smaller context_length" in done.stderr.splitlines()[-1]
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -234,6 +264,7 @@ class TestErrors:
             (["generate", "--prompt-ids", "1,x"], "1,15,27"),
             (["generate", "--prompt-ids", "4096", "--device", "cpu"], "0 to 4095"),
             (["generate", "a", "-n", "x"], "--max-tokens"),
+            (["generate", "a", "-n", "-2"], "--max-tokens"),
             (["generate", "a", "-n", "100000", "--device", "cpu"], "context of 1024"),
             (["generate", "a", "-m", "/no/such/file.gguf"], "/no/such/file.gguf"),
             (["generate", "a", "--device", "tpu"], "tpu"),
@@ -290,6 +321,12 @@ class TestChat:
         assert counts[2] == counts[0]
         assert "tokens (" in done.stderr.splitlines()[-1]  # it was read before: only its last token is computed
         assert "forgotten" in done.stderr
+
+    def test_a_broken_template_is_told_at_once(self, tmp_path):
+        path = tmp_path / "broken.jinja"
+        for source, words in ((b"{% for", "does not parse, line 1"), (b"\xff", "not UTF-8")):
+            path.write_bytes(source)
+            assert words in error_of("chat", "--chat-template-file", path, "--device", "cpu")
 
     def test_end_of_input_ends_it(self, template):
         assert run("chat", "--chat-template-file", template, *GREEDY, stdin="").stdout == ""

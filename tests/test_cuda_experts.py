@@ -87,14 +87,16 @@ class Mixture:
         self.gemm = Gemm(sorted(set(types), key=lambda type: type.value), Activation.SILU)
         self.cupy = cupy
 
-    def run(self, x, scores, norm):
+    def run(self, x, scores, norm, positions=None):
         from engine.cuda import experts
 
         size = max(room_bytes(len(x), self.routing, self.width, self.columns), 1024)
         room = self.cupy.full(size, 255, np.uint8)  # not-a-numbers where nothing is written
         out = self.cupy.asarray(x)
         norm = self.cupy.asarray(norm)
-        experts.run(self.stacked, self.gemm, out, self.cupy.asarray(scores), room, norm=norm, eps=1e-6)
+        experts.run(
+            self.stacked, self.gemm, out, self.cupy.asarray(scores), room, norm=norm, eps=1e-6, positions=positions
+        )
         return out.get()
 
     def inputs(self, rng, rows):
@@ -130,3 +132,14 @@ def test_a_row_has_the_same_bits_among_any_others(cupy, rng):
     whole = mixture.run(x, scores, norm)
     for pick in (slice(0, 1), slice(7, 24), slice(3, 1503, 5), slice(None, None, -1)):
         np.testing.assert_array_equal(mixture.run(x[pick], scores[pick], norm), whole[pick])
+
+
+@pytest.mark.gpu
+def test_inactive_rows_are_left_alone(cupy, rng):
+    mixture = Mixture(cupy, rng, (Q4, Q6))
+    x, scores = mixture.inputs(rng, 40)
+    norm = np.ones(mixture.columns, np.float32)
+    active = rng.random(40) < 0.6
+    positions = cupy.asarray(np.where(active, 5, -1).astype(np.int32))
+    expected = np.where(active[:, None], mixture.run(x, scores, norm), x)
+    np.testing.assert_array_equal(mixture.run(x, scores, norm, positions), expected)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli import options
+from engine.cli.interrupts import Interrupts
 from engine.cli.sampling import make_params
 from engine.cli.terminal import note, open_model, read_text, stats_line, write, write_json
 from engine.config import MAX_SEQUENCES
@@ -42,6 +43,7 @@ def generate(
             "--max-tokens",
             "--n-predict",
             "-n",
+            min=-1,
             help="Tokens to generate; -1 goes on until the end or a full context.",
             show_default=str(DEFAULT_MAX_TOKENS),
         ),
@@ -170,9 +172,11 @@ def _run(
         if show:
             write(start)
         try:
-            for chunk in stream:
-                if show:
-                    write(_words(llm, chunk.text, chunk.token_ids))
+            with Interrupts() as interrupts:
+                for chunk in stream:
+                    if show:
+                        write(_words(llm, chunk.text, chunk.token_ids))
+                    interrupts.check()
         except KeyboardInterrupt:
             interrupted = True
             for one in streams:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.cli.interrupts import Interrupts
 from engine.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def open_model(**settings: Any) -> Iterator[LLM]:
     log = logging.getLogger("engine")
     log.addHandler(handler)
     try:
-        with status("loading the model ...") as update:
+        with status("loading the model ...") as update, Interrupts():
             from engine.llm import LLM
 
             llm = LLM(**settings, status=update)

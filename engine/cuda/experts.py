@@ -15,6 +15,9 @@ from engine.cuda.matvec import MatVec
 from engine.cuda.module import build
 from engine.cuda.moe import MAX_EXPERTS, Routing, route
 
+GROUPED_ROWS = 8
+"""From so many sequences on, decode steps group their rows as prompts do, unless bits must not depend on the number."""
+
 _FILES = ("experts.cu",)
 _ALIGNED = 1024
 
@@ -94,7 +97,15 @@ def build_jobs() -> list[Job]:
 
 
 def run(
-    experts: StackedExperts, gemm: Gemm, x: Any, scores: Any, room: Any, *, norm: Any = None, eps: float = 0.0
+    experts: StackedExperts,
+    gemm: Gemm,
+    x: Any,
+    scores: Any,
+    room: Any,
+    *,
+    norm: Any = None,
+    eps: float = 0.0,
+    positions: Any = None,
 ) -> None:
     """x += sum_u weight_u * down_u(f(gate_u n(x)) * up_u n(x)) for the experts u that each row chooses.
 
@@ -106,6 +117,7 @@ def run(
         room: uint8, 1024-byte aligned, at least room_bytes(T, ...) long.
         norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
         eps: its epsilon.
+        positions: int32 (T,); rows with -1 are left alone. None: there are none.
     """
     import cupy
 
@@ -121,7 +133,7 @@ def run(
     table, places, ids = (part.view(cupy.int32) for part in parts[2:5])
     ids, weights = (part[: rows * used].reshape(rows, used) for part in (ids, parts[5].view(cupy.float32)))
 
-    route(routing, scores, ids, weights, bias=experts.bias)
+    route(routing, scores, ids, weights, bias=experts.bias, positions=positions)
     tile, most = expert_tile(rows, routing), _places(rows, routing)
     kernels = build(_FILES, defines={})
     launch(kernels.get("group_rows"), routing.n_experts, 256, (ids, rows * used, tile.tokens, table, places))

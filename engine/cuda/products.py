@@ -150,11 +150,21 @@ class Products:
         """Whether experts() multiplies this mixture."""
         return moe.stacked is not None and self._any is not None
 
-    def experts(self, moe: DeviceMoe, x: Any, scores: Any, room: Any, *, norm: Any = None, eps: float = 0.0) -> None:
+    def experts(
+        self,
+        moe: DeviceMoe,
+        x: Any,
+        scores: Any,
+        room: Any,
+        *,
+        norm: Any = None,
+        eps: float = 0.0,
+        positions: Any = None,
+    ) -> None:
         """Adds the experts that each row chooses to x; see experts.run."""
         assert moe.stacked is not None
         product = self._gemms[moe.experts[0].activation]
-        expert_ops.run(moe.stacked, product, x, scores, room, norm=norm, eps=eps)
+        expert_ops.run(moe.stacked, product, x, scores, room, norm=norm, eps=eps, positions=positions)
 
     def _chains(self, ffn: DeviceFfn) -> bool:
         """Whether the down projection takes the hidden vectors as an operand."""

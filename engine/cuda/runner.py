@@ -122,7 +122,7 @@ class CudaRunner:
             self.lookahead = MOST_AHEAD - 1
             self.prefill_chunk = self._plan.prefill_rows
             self.mixed_chunk = min(MIXED_ROWS, self.prefill_chunk)
-            self._expert_room = expert_room(model, self.prefill_chunk, card[0])
+            self._expert_room = expert_room(model, max(self.prefill_chunk, max_sequences), card[0])
             self._pool = cupy.cuda.MemoryPool()
             self._stream = cupy.cuda.Stream(non_blocking=True)
             self._open(model, kv_type, card, status)
@@ -203,7 +203,9 @@ class CudaRunner:
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
-        products = Products(self._prompt_groups, self._prefill_buffers.operand, deterministic=self._deterministic)
+        self._products = products = Products(
+            self._prompt_groups, self._prefill_buffers.operand, deterministic=self._deterministic
+        )
         self._prefill = PrefillOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
         self._prefill.use(self._cache)
         self._prompts = PromptReader(self._weights, self._prefill, self._slots, self._staging, self._logits)
@@ -229,6 +231,8 @@ class CudaRunner:
             self._slots.positions,
             n,
             batch_rows=self._batch_rows,
+            grouped=None if self._deterministic else self._products,
+            expert_room=self._prefill_buffers.expert_room,  # prompts are not read while a decode step runs
         )
 
     def run_step(self, ops: DecodeOps, n: int) -> None:
@@ -396,6 +400,7 @@ class CudaRunner:
                 "_loop",
                 "_prompts",
                 "_prefill",
+                "_products",
                 "_staging",
                 "_slots",
                 "_cache",
