@@ -53,7 +53,7 @@ def shapes_for(arch):
 def batch_jobs(family):
     """Products of many sequences: every type, every number of sequences, alone and sharing columns in a cluster."""
     split = (family.Split(4, 1), family.Split(2, 4))
-    types = [type for type in TYPES if family.supported([type], 90)]
+    types = [type for type in COMMON + RARE[::5] if family.supported([type], 90)]
     groups = [types[i : i + 4] for i in range(0, len(types), 4)]
     jobs = [family.kernel_job(group, split[i % 2], 4096, 8 << i) for i, group in enumerate(groups)]
     jobs += [family.kernel_job([type], split[i % 2], 4096, (1, 12, 32, 64)[i % 4]) for i, type in enumerate(types)]

@@ -9,6 +9,9 @@ from engine.gguf.quants import FORMATS, dequantize, row_bytes
 from engine.gguf.types import GGMLType
 
 TYPES = list(LAYOUTS)
+COMMON = TYPES[: TYPES.index(GGMLType.Q6_K) + 1]
+RARE = [GGMLType[n] for n in ("IQ1_M", "IQ2_XS", "IQ3_S", "IQ4_XS", "MXFP4", "NVFP4", "Q2_0", "Q8_K", "TQ1_0")]
+"""One each of the other formats that are packed alike, for kernels that take long to build."""
 OTHER_SCALES = {GGMLType.Q8_1, GGMLType.Q8_K, GGMLType.IQ1_M, GGMLType.MXFP4, GGMLType.NVFP4}
 """Types whose scale is no float16 of its own."""
 LEFT_OUT = {GGMLType.Q8_1: 4 / 40, GGMLType.Q8_K: 32 / 292}

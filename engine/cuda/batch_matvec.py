@@ -17,7 +17,8 @@ from engine.cuda.module import Kernel, build, shared_limit
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "formats_half.cuh", "batch_convert.cuh", "batch_wgmma.cuh", "batch_matvec.cu")
+_FORMAT_FILES = ("formats.cuh", "formats_coded.cuh", "formats_half.cuh")
+_FILES = (*_FORMAT_FILES, "batch_convert.cuh", "batch_wgmma.cuh", "batch_matvec.cu")
 _OPERAND_FILES = ("batch_convert.cuh", "batch_operand.cu")
 MAX_ROWS = 64
 """Sequences of one launch; more take several, each of which reads the weights."""
@@ -32,29 +33,15 @@ _CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
 _RESIDENT_ITEMS = 48
 """Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
 _ARCH = 90
-_TYPES = frozenset(
-    (
-        GGMLType.F16,
-        GGMLType.BF16,
-        GGMLType.Q4_0,
-        GGMLType.Q4_1,
-        GGMLType.Q5_0,
-        GGMLType.Q5_1,
-        GGMLType.Q8_0,
-        GGMLType.Q3_K,
-        GGMLType.Q4_K,
-        GGMLType.Q5_K,
-        GGMLType.Q6_K,
-    )
-)
-"""What formats_half.cuh reads. F32 would not fit float16; of Q2_K the minimums stand per 16 columns."""
+UNSUPPORTED = frozenset((GGMLType.F32, GGMLType.Q2_K))
+"""F32 would not fit float16; of Q2_K the minimums stand per 16 columns."""
 
 Job = tuple[tuple[str, ...], dict[str, object]]
 
 
 def supported(types: Sequence[GGMLType], arch: int) -> bool:
     """Whether matrices of these types can be multiplied by this family on a compute capability."""
-    return arch == _ARCH and _TYPES.issuperset(types)
+    return arch == _ARCH and not UNSUPPORTED.intersection(types)
 
 
 def operand_bytes(columns: int) -> int:

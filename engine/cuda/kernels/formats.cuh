@@ -13,7 +13,8 @@
 //   HIGH bits of every quant: 0, 1 or 2, again in byte i of a word
 //   scales, per (g, slot); then d/dmin per g where the format has super-blocks
 // A value is mul * (q - OFFSET) + add, q >= 0 (LOW 8: signed), mul and add per group of 32 (GROUPS 1) or 16 (GROUPS 2) columns.
-// Formats whose bits are not the number itself (CODED) are in formats_coded.cuh.
+// Formats whose bits are not the number itself (CODED) are in formats_coded.cuh. Some, and all of those, have numbers() (BYTES):
+// one lane's four quants of (quad, s, w, row), less OFFSET, as signed bytes.
 // Block formats: ggml-common.h of ggml; decoding: dequantize_row_* in ggml-quants.c.
 
 struct Scales {
@@ -72,7 +73,8 @@ template <int BLOCK_, int BYTES_, int LOW_, int HIGH_, int GROUPS_, int OFFSET_,
 struct Blocks {
     static constexpr int BLOCK = BLOCK_, BLOCK_BYTES = BYTES_;
     static constexpr int LOW = LOW_, HIGH = HIGH_, GROUPS = GROUPS_, OFFSET = OFFSET_;
-    static constexpr bool HAS_ADD = HAS_ADD_, SCALED = true, HAS_SCALE = false, CODED = false;
+    static constexpr bool HAS_ADD = HAS_ADD_, SCALED = true, HAS_SCALE = false;
+    static constexpr bool CODED = false, BYTES = false;
     static constexpr int COLUMNS = BLOCK == 256 ? 256 : 128, QUADS = COLUMNS / 128;
     static constexpr int CHUNK_BYTES = 16 * (COLUMNS / BLOCK) * BLOCK_BYTES;
     static constexpr int QUAD_LOW = 256 * LOW, QUAD_HIGH = 256 * HIGH;
@@ -281,12 +283,19 @@ DEVICE u32 half_pair(const u8* first, const u8* second) {
     return (first ? load_u16(first) : 0u) | ((second ? load_u16(second) : 0u) << 16);
 }
 
+// One less than each of four small bytes, signed.
+DEVICE u32 less_one(u32 bytes) { return ((bytes | 0x80808080u) - 0x01010101u) ^ 0x80808080u; }
+
 // Two bits less one, a half d: TQ2_0 of 256 in Q2_K's order (64 bytes, then d), Q2_0 of 64 in order (d, then 16 bytes).
 // Scales plane: [g][block] d of row 0, 1.
 template <int BLOCK_, int BYTES_>
 struct TwoBits : Blocks<BLOCK_, BYTES_, 2, 0, 1, 1, false> {
     typedef Blocks<BLOCK_, BYTES_, 2, 0, 1, 1, false> Base;
     static constexpr int COUNT = Base::COLUMNS / BLOCK_, D = BLOCK_ == 256 ? 64 : 0;
+    static constexpr bool BYTES = true;
+    DEVICE u32 numbers(const u8* chunk, int quad, int s, int w, int lane, int row) {
+        return less_one((word_at(chunk + quad * Base::QUAD_LOW + low_word<2>(s, w, lane, row)) >> (2 * s)) & 0x03030303u);
+    }
     DEVICE u32 quant(const u8* block, int k) {
         if (BLOCK_ == 256) return (block[(k >> 7) * 32 + (k & 31)] >> (2 * ((k >> 5) & 3))) & 3u;
         return (block[2 + (k >> 2)] >> (2 * (k & 3))) & 3u;
@@ -311,6 +320,10 @@ template <int BLOCK_, int BYTES_, int QS>
 struct WideScale : Blocks<BLOCK_, BYTES_, 8, 0, 1, 0, false> {
     typedef Blocks<BLOCK_, BYTES_, 8, 0, 1, 0, false> Base;
     static constexpr int COUNT = Base::COLUMNS / BLOCK_, CHUNK_BYTES = 16 * COUNT * (BLOCK_ + 4);
+    static constexpr bool BYTES = true;
+    DEVICE u32 numbers(const u8* chunk, int quad, int s, int w, int lane, int row) {
+        return word_at(chunk + quad * Base::QUAD_LOW + low_word<8>(s, w, lane, row));
+    }
     DEVICE u32 quant(const u8* block, int k) { return block[QS + k]; }
     DEVICE void pack_scales(u8* chunk, const u8* const* first, const u8* const* second, int g, int t) {
         if (t >= COUNT) return;
@@ -334,7 +347,7 @@ template <int BYTES_, bool HAS_SCALE_>
 struct Wide {
     static constexpr int BLOCK = 1, BLOCK_BYTES = BYTES_, COLUMNS = 128, QUADS = 1, LOW = 8 * BYTES_, HIGH = 0;
     static constexpr int GROUPS = 1, OFFSET = 0, CHUNK_BYTES = 16 * 128 * BYTES_, QUAD_LOW = CHUNK_BYTES;
-    static constexpr bool HAS_ADD = false, SCALED = false, HAS_SCALE = HAS_SCALE_, CODED = false;
+    static constexpr bool HAS_ADD = false, SCALED = false, HAS_SCALE = HAS_SCALE_, CODED = false, BYTES = false;
 };
 struct F16 : Wide<2, false> {};
 struct BF16 : Wide<2, true> {};

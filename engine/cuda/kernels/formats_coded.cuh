@@ -1,11 +1,11 @@
 // Formats whose bits name numbers instead of being them. Of the structs of formats.cuh they have CODED, and
 //   LOW 4  levels(word, high): four levels that the low (or high) halves of a LOW word's bytes name; packed as the others
 //   LOW 0  a layout of their own, packed by pack(); words lie [..][lane] or [..][g], so that lanes meet different banks
-// numbers(): one lane's four numbers of (quad, s, w, row) as signed bytes. A value is mul * number.
+// A value is mul * number.
 
 template <class Base>
 struct Coded : Base {
-    static constexpr bool CODED = true;
+    static constexpr bool CODED = true, BYTES = true;
     DEVICE float add(const Scales&, int, int, int) { return 0.0f; }
 };
 
@@ -395,7 +395,7 @@ struct TQ1_0 : Coded<Blocks<256, 54, 0, 0, 1, 0, false>> {
         // A byte is a fraction of 256; its digits are those behind the point. Even bytes, then odd ones, in 16 bits each.
         const u32 even = (((((word & 0x00ff00ffu) * power) & 0x00ff00ffu) * 3u) >> 8) & 0x00030003u;
         const u32 odd = ((((((word >> 8) & 0x00ff00ffu) * power) & 0x00ff00ffu) * 3u)) & 0x03000300u;
-        return (((even | odd) | 0x80808080u) - 0x01010101u) ^ 0x80808080u;
+        return less_one(even | odd);
     }
     DEVICE void pack(u8* chunk, const u8* first, const u8* second, int lane) {
         const int g = lane >> 2, t = lane & 3;
