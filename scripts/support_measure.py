@@ -203,10 +203,11 @@ def type_on_gpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: in
 
 
 def gpu_serves_type(kind: GGMLType) -> bool:
-    """Whether GPU kernels read a type."""
-    from engine.cuda.layouts import LAYOUTS
+    """Whether GPU kernels read a type, or another one that it becomes on the way."""
+    from engine.cuda import layouts
 
-    return kind in LAYOUTS
+    kept_as = getattr(layouts, "kept_as", lambda kind: kind)
+    return kept_as(kind) in layouts.LAYOUTS
 
 
 # -- architectures -----------------------------------------------------------------------------------------------------
