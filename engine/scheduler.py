@@ -45,8 +45,20 @@ class LoadPages:
     pages: tuple[int, ...]
 
 
-Action = CopyPage | SavePages | LoadPages
+@dataclass(frozen=True)
+class LeaveSlot:
+    """A sequence goes on in another slot; nothing runs in this one any more."""
+
+    request_id: int
+    slot: int
+
+
+Action = CopyPage | SavePages | LoadPages | LeaveSlot
 """What must happen to the cache, in order, before the next step. Doing one twice in a row changes nothing."""
+
+
+PATIENCE = 16
+"""Steps that sequences lie scattered over twice the slots they need before they move together."""
 
 
 @dataclass(eq=False)  # one is found in a list by being it: comparing fields took 3 ms of a step of 64
@@ -95,6 +107,7 @@ class Scheduler:
         self._free_slots = list(range(max_sequences))
         self._sources: list[int] = []  # pages held until they have been copied
         self._arrivals = 0
+        self._scattered = 0  # plans in a row in which fewer slots would have done
 
     @property
     def n_waiting(self) -> int:
@@ -144,6 +157,7 @@ class Scheduler:
             self.blocks.release(self._sources)
             self._sources = []
         self._admit()
+        self._close_ranks()
         decode: list[Work] = []
         for running in list(self._running):
             sequence = running.sequence
@@ -241,6 +255,18 @@ class Scheduler:
         self._running.append(running)
         self._running.sort(key=lambda one: one.arrival)
 
+    def _close_ranks(self) -> None:
+        """Move sequences to lower slots: a step has 1, 2, 4 ... rows, as many as the highest slot in use needs."""
+        needed = _power_of_two(len(self._running))
+        beyond = [one.sequence for one in self._running if one.sequence.slot >= needed]
+        self._scattered = self._scattered + 1 if beyond else 0
+        if self._scattered <= PATIENCE:
+            return
+        for sequence in beyond:
+            self.actions.append(LeaveSlot(sequence.request_id, sequence.slot))
+            heapq.heappush(self._free_slots, sequence.slot)
+            sequence.slot = heapq.heappop(self._free_slots)
+
     def _leave(self, sequence: Sequence) -> None:
         heapq.heappush(self._free_slots, sequence.slot)
         self.blocks.release(sequence.pages)
@@ -329,3 +355,8 @@ class Scheduler:
 def _longest(request: Request) -> int:
     """Positions that a request may come to need: its last token, generated or scored, is not fed."""
     return len(request.prompt_ids) + request.max_output - 1
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n, and at least 1."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -62,6 +62,13 @@ class Emitter:
         """Loads `lanes` bytes as a vector."""
         return self.load(address, vector(I8, lanes), offset)
 
+    def prefetch(self, address: Value) -> None:
+        """Asks for the cache line at an address, which may be anywhere."""
+        name, pointer = "llvm.prefetch.p0i8", I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), (pointer, I32, I32, I32))
+        function = self.builder.module.globals.get(name) or ir.Function(self.builder.module, kind, name)
+        self.builder.call(function, (self.builder.inttoptr(address, pointer), I32(0), I32(3), I32(1)))
+
     # Integers.
     def const(self, like: Value, number: float) -> Value:
         """A number of the type of `like`, repeated over its lanes."""
@@ -109,6 +116,15 @@ class Emitter:
         flags = self.builder.bitcast(bits, vector(ir.IntType(1)))
         zero = ir.Constant(vector(I8), [0] * LANES)
         return self.builder.select(flags, self.const(zero, number), zero)
+
+    def look_up(self, table: Sequence[int], indices: Value) -> Value:
+        """Bytes of a table of 16, by a vector of indices below 16."""
+        values = [ir.Constant(indices.type, [number & 0xFF] * indices.type.count) for number in table]
+        for bit in range(4):
+            here = self.builder.icmp_unsigned("!=", self.mask(indices, 1 << bit), self.const(indices, 0))
+            pairs = zip(values[::2], values[1::2], strict=True)
+            values = [self.builder.select(here, high, low) for low, high in pairs]
+        return values[0]
 
     # Floats.
     def unsigned_to_float(self, value: Value) -> Value:
