@@ -16,6 +16,7 @@ typedef long long i64;
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
 
 struct Dimensions {
     int x = 1, y = 1, z = 1;

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from engine.cuda.grid_tables import grid_bytes
 from engine.cuda.layouts import LAYOUTS
 from engine.gguf.types import GGMLType
 
@@ -198,7 +199,9 @@ def test_sizes_of_formats_equal_the_layouts():
             f"{type.name}::CHUNK_BYTES == {layout.chunk_bytes}",
             f"{type.name}::HAS_SCALE == {int(layout.scaled)}",
         ]
-    check_statically(("formats.cuh", "formats_coded.cuh"), None, claims)
+        if grid_bytes([type]):
+            claims += [f"sizeof({type.name}_POINTS) == {grid_bytes([type])}"]
+    check_statically(("formats.cuh", "formats_coded.cuh"), {type.name: type.name for type in LAYOUTS}, claims)
 
 
 def test_a_false_claim_does_not_build():

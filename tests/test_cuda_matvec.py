@@ -130,6 +130,22 @@ def test_unpacked_rows_equal_numpy(cupy, kernels, rng, type, rows):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("type", [type for type in GGMLType if kept_as(type) is not type])
+def test_plain_numbers_of_other_kinds_become_float32(cupy, type):
+    from engine.cuda.dequant import dequantize as unpack
+    from engine.cuda.weights import Uploader
+    from engine.model.weights import Weight
+
+    raw = random_blocks((33, 96), type, std=30.0)
+    uploader = Uploader(cupy.cuda.get_current_stream(), lambda done: None)
+    matrix = uploader.matrix(Weight("w", type, (33, 96), raw))
+    out = cupy.empty((33, 96), np.float32)
+    unpack(matrix, out)
+    truth = dequantize(raw, type)
+    np.testing.assert_allclose(out.get(), truth, rtol=0, atol=2.0**-21 * np.abs(truth).max())
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
 def test_product_of_every_format(cupy, kernels, rng, type, rows, columns):

@@ -133,7 +133,7 @@ def library(tmp_path_factory):
     source = '#include "cuda_on_host.h"\n' + grids + formats[formats.index('#line 1 "formats.cuh"') :]
     packing = kernel("repack.cu")
     source += between(packing, "template <class F, bool SCALED", "#ifdef FORMAT")
-    source += between(kernel("matvec_tile.cuh"), "// ---- weights of one sub-block", "// ---- one chunk") + DRIVER
+    source += between(kernel("matvec_tile.cuh"), "// ---- weights of one sub-block", "// ---- grids") + DRIVER
     source += "namespace gemm {" + between(kernel("gemm_unpack.cuh"), "// Small numbers as halfs") + "}"
     source += "DEVICE u32 twice(u32 pair, int half) { return both(pair, half); }"
     source += "namespace batch {" + between(kernel("formats_half.cuh"), "constexpr int POST_BITS") + "}" + HALVES

@@ -1,8 +1,9 @@
 """The grids of the IQ formats as text for the compiler, which a kernel gets for the formats that its defines name.
 
 An index stands for 4 or 8 numbers, each one of up to eight values (engine/gguf/grids.py). The table keeps half a byte
-per number, its place among the values, four numbers in 16 bits: what one byte permutation expands. Must not know of
-models or devices.
+per number, its place among the values, four numbers in 16 bits: what one byte permutation expands. With SHARED_GRIDS
+defined it is brought into shared memory first, where 32 look-ups at once meet fewer conflicts. Must not know of models
+or devices.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ from functools import cache
 import numpy as np
 
 from engine.gguf.grids import grid
+from engine.gguf.types import GGMLType
 
 _GRIDS = {name: name for name in ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")} | {"IQ1_M": "IQ1_S"}
 """Which grid a format reads."""
+
+
+def grid_bytes(types: Iterable[GGMLType]) -> int:
+    """Bytes of the tables of all grids that formats read, each its own."""
+    return sum(grid(_GRIDS[type.name]).size // 2 for type in set(types) if type.name in _GRIDS)
 
 
 def grids_of(defines: Iterable[object]) -> list[str]:
@@ -33,9 +40,21 @@ def _text(name: str) -> str:
     low, high = np.resize(np.append(values, np.zeros(8 - len(values), np.int8)), 8).view("<u4")
     return (
         f"template <class F> struct GridOf;\nstruct {name};\n"
-        f"static __device__ const unsigned short {name}_POINTS[] = {{{','.join(map(str, table))}}};\n"
+        f"static __device__ const __align__(16) unsigned short {name}_POINTS[] = {{{','.join(map(str, table))}}};\n"
+        "#ifdef SHARED_GRIDS\n"
+        f"static __shared__ __align__(16) unsigned short {name}_SHARED[{len(table)}];\n"
+        "#endif\n"
         f"template <> struct GridOf<{name}> {{\n"
         f"    static constexpr unsigned LOW = {low}u, HIGH = {high}u;\n"
+        "    static constexpr bool ANY = true;\n"
+        "#ifdef SHARED_GRIDS\n"
+        f"    static __device__ __forceinline__ unsigned at(int i) {{ return {name}_SHARED[i]; }}\n"
+        "    static __device__ __forceinline__ void bring(int first, int step) {\n"
+        f"        for (int i = first; i < {len(table) // 8}; i += step)\n"
+        f"            ((uint4*){name}_SHARED)[i] = ((const uint4*){name}_POINTS)[i];\n"
+        "    }\n"
+        "#else\n"
         f"    static __device__ __forceinline__ unsigned at(int i) {{ return {name}_POINTS[i]; }}\n"
+        "#endif\n"
         "};"
     )

@@ -16,6 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from engine.cuda import batch_matvec
+from engine.cuda.grid_tables import grid_bytes
 from engine.cuda.launch import launch
 from engine.cuda.layouts import LAYOUTS, tile_count
 from engine.cuda.module import Kernel, build, device_arch, shared_limit
@@ -106,7 +107,7 @@ def choose_tuning(types: Sequence[GGMLType], batch: int, arch: int, split: int =
     """The largest block that fits the card's shared memory with one slab of input."""
     nb, groups = _profile(batch)
     slot = max(LAYOUTS[type].chunk_bytes for type in types)
-    limit = shared_limit(arch) - 2048
+    limit = shared_limit(arch) - 2048 - grid_bytes(types)
     wide = slot > 3500
     most = max_batch(arch)
     # The most sequences decide the order of sums, so that every batch has the same.
@@ -131,7 +132,7 @@ def is_resident(types: Sequence[GGMLType], columns: int, batch: int, arch: int, 
     """Whether a block keeps all inputs in shared memory, or one slab of them at a time."""
     nb, groups = _profile(batch)
     tuning = tuning or choose_tuning(types, batch, arch)
-    return _resident_bytes(types, tuning, columns, nb * groups) <= shared_limit(arch) - 1024
+    return _resident_bytes(types, tuning, columns, nb * groups) <= shared_limit(arch) - 1024 - grid_bytes(types)
 
 
 def build_job(
@@ -171,6 +172,8 @@ def build_job(
         "CHUNK_BYTES_OF": "{" + ", ".join(str(LAYOUTS[type].chunk_bytes) for type in types) + "}",
         "CHUNK_COLUMNS_OF": "{" + ", ".join(str(LAYOUTS[type].chunk_columns) for type in types) + "}",
     }
+    if grid_bytes(types):
+        defines["SHARED_GRIDS"] = 1
     for i, type in enumerate(distinct):
         defines[f"FORMAT{i}"] = type.name
     return _FILES, defines

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from engine.cuda.grid_tables import grid_bytes
 from engine.cuda.launch import launch
 from engine.cuda.layouts import LAYOUTS, TILE_ROWS
 from engine.cuda.matvec import UNQUANTIZED, Activation
@@ -134,6 +135,7 @@ def build_job(
         "DEPTH": _depth(type, warps),
         "SLOT": _slot(type),
         "ACTIVATION": int(activation),
+        **({"SHARED_GRIDS": 1} if grid_bytes([type]) else {}),
         **routing.defines,
     }
 

@@ -118,7 +118,9 @@ extern __device__ u32 grid_of_a_format_that_was_not_named();
 template <class F>
 struct GridOf {
     static constexpr u32 LOW = 0, HIGH = 0;
+    static constexpr bool ANY = false;
     DEVICE u32 at(int) { return grid_of_a_format_that_was_not_named(); }
+    DEVICE void bring(int, int) {}
 };
 
 // Words of 8 sub-blocks and 16 rows lie [quad][s][row][g].

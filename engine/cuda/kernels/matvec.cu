@@ -140,6 +140,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
         for (; filled < count; ++filled) produce(filled);
     };
     fill(EARLY);
+    bring_grids();
     // Each block brings its share of the norm's weight into the L2.
     if (norm && threadIdx.x == 0)
         for (int k = blockIdx.x * 32; k < columns; k += gridDim.x * 32)

@@ -230,6 +230,26 @@ struct Operand<F, 0> {  // coded, without bits of their own
     }
 };
 
+// ---- grids -----------------------------------------------------------------------------------------------------
+// Brings the grids of the kernel's formats into shared memory. For all threads of the block.
+DEVICE void bring_grids() {
+    bool any = GridOf<FORMAT0>::ANY;
+    GridOf<FORMAT0>::bring(threadIdx.x, blockDim.x);
+#if FORMATS > 1
+    any |= GridOf<FORMAT1>::ANY;
+    GridOf<FORMAT1>::bring(threadIdx.x, blockDim.x);
+#endif
+#if FORMATS > 2
+    any |= GridOf<FORMAT2>::ANY;
+    GridOf<FORMAT2>::bring(threadIdx.x, blockDim.x);
+#endif
+#if FORMATS > 3
+    any |= GridOf<FORMAT3>::ANY;
+    GridOf<FORMAT3>::bring(threadIdx.x, blockDim.x);
+#endif
+    if (any) __syncthreads();
+}
+
 // ---- one chunk -----------------------------------------------------------------------------------------------
 struct Inputs {
     u32 pieces;           // shared address: [group][quad][NB][lane] PIECE bytes

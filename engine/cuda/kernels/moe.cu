@@ -141,6 +141,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     Converter converter((u8*)(squares + (WARPS + 3) / 4 * 4), quads);
     Stream stream;
     stream.open(shared, barriers, warp, lane);
+    bring_grids();
     if (norm && threadIdx.x * 32 < columns)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(norm + threadIdx.x * 32));
     pdl_wait();
@@ -245,6 +246,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     Converter converter((u8*)(partial + WARPS * 16) + warp * (most * QUADS * QUAD_BYTES), most * QUADS);
     Stream stream;
     stream.open(shared, barriers, warp, lane);
+    bring_grids();
     pdl_wait();
     const int* const mine = ids + (i64)row * USED;
     if (mine[0] < 0) {
