@@ -317,7 +317,7 @@ class Uploader:
         if rope is None:
             return NO_ROPE
         halves = rope.style is RopeStyle.NEOX
-        return DeviceRope(rope.n_rot, halves, self.vector(rope.inv_freq, np.float64), rope.magnitude)
+        return DeviceRope(int(rope.n_rot), halves, self.vector(rope.inv_freq, np.float64), rope.magnitude)
 
     def _latent(self, config: AttentionConfig, attention: AttentionWeights, weights: LatentWeights) -> DeviceLatent:
         assert config.latent is not None
