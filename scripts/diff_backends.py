@@ -192,7 +192,7 @@ class ComparingOps:
         return self._upload(self._ops.buffers.x, x)
 
     def _behind(self, layer: LayerWeights, x: Any) -> Any:
-        """What the GPU hands from attention to the feed-forward part: x, or what a parallel layer adds, here nothing."""
+        """What the GPU hands from attention to the feed-forward part: x, or what a parallel layer adds to it: 0."""
         return self._upload(self._ops.buffers.beside, np.zeros(x.shape, np.float32)) if layer.parallel else x
 
     def _upload(self, buffer: Any, values: np.ndarray) -> Any:
