@@ -214,7 +214,7 @@ class ComparingOps:
             content = ours.get()[pages].transpose(1, 0, 2, 3)
             content = content.reshape(content.shape[0], -1, content.shape[3])  # (K, positions, width)
             rows = slice(span.n_past, span.n_total)
-            self._report.add(name, layer.index, content[:, rows], np.asarray(expected[:, rows]))
+            self._report.add(name, layer.index, content[:, rows, : expected.shape[-1]], np.asarray(expected[:, rows]))
 
 
 def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: str, *, decode: bool) -> Report:

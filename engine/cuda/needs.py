@@ -50,6 +50,7 @@ def attention_shape(config: AttentionConfig, cache_half: bool) -> AttentionShape
         rope_style=RopeStyle.ADJACENT if rope is None else _ROPE_STYLES[rope.style],
         cache_half=cache_half,
         alibi=config.alibi > 0.0,
+        values_in_keys=config.values_in_keys,
     )
 
 
