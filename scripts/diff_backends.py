@@ -113,12 +113,14 @@ class ComparingOps:
     def attn_qkv(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
         """See Ops.attn_qkv."""
         device = self._device_layer(layer)
-        if self._decode:
-            normed, weights = reference.normalize(x, layer.attn_norm), layer.attention
-            self._raw = np.concatenate([self._cpu._linear(one, normed) for one in weights.qkv], 1)
         q = self._cpu.attn_qkv(layer, x)
         found = self._ops.attn_qkv(device, self._x(x)).get()
         if self._decode:
+            # What row kernels have changed has no like on the CPU; attention goes on from it.
+            self._raw = found
+            if device.latent is None and device.heads is None:
+                normed = x if layer.attn_norm is None else reference.normalize(x, layer.attn_norm)
+                self._raw = np.concatenate([self._cpu._linear(one, normed) for one in layer.attention.qkv], 1)
             self._report.add("attn_qkv", layer.index, found, self._raw)
         else:
             width = q.shape[1] * q.shape[2]
@@ -130,7 +132,7 @@ class ComparingOps:
         """See Ops.attention."""
         device = self._device_layer(layer)
         a = self._cpu.attention(layer, q)
-        given = self._raw if self._decode else np.zeros((len(a), device.qkv.width), np.float32)
+        given = self._raw if self._decode else np.zeros((len(a), device.shape.row_width), np.float32)
         if not self._decode:
             given[:, : q[0].size] = q.reshape(len(q), -1)
         qkv = self._upload(self._ops.buffers.qkv, given)
@@ -144,7 +146,8 @@ class ComparingOps:
         y = self._cpu.attn_output(layer, a, x)
         attended = self._upload(self._ops.buffers.attention, a)
         found = self._ops.attn_output(self._device_layer(layer), attended, self._x(x))
-        self._report.add("attn_output", layer.index, found.get() - x, y - x)
+        added = found.get() if layer.parallel else found.get() - x
+        self._report.add("attn_output", layer.index, added, y - x)
         return y
 
     def ffn_gate_up(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
@@ -159,17 +162,17 @@ class ComparingOps:
         """See Ops.ffn_down."""
         y = self._cpu.ffn_down(layer, h, x)
         hidden = self._upload(self._ops.buffers.gate, h)
-        found = self._ops.ffn_down(self._device_layer(layer), hidden, self._x(x))
+        found = self._ops.ffn_down(self._device_layer(layer), hidden, self._behind(layer, self._x(x)))
         self._report.add("ffn_down", layer.index, found.get() - x, y - x)
         return y
 
     def ffn_moe(self, layer: LayerWeights, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """See Ops.ffn_moe."""
-        y = self._cpu.ffn_moe(layer, x, y)
+        result = self._cpu.ffn_moe(layer, x, y)
         given = self._x(x)
-        found = self._ops.ffn_moe(self._device_layer(layer), given, given)
-        self._report.add("ffn_moe", layer.index, found.get() - x, y - x)
-        return y
+        found = self._ops.ffn_moe(self._device_layer(layer), given, self._behind(layer, given))
+        self._report.add("ffn_moe", layer.index, found.get() - x, result - y)
+        return result
 
     def head(self, x: np.ndarray, batch: Batch) -> np.ndarray:
         """See Ops.head."""
@@ -187,6 +190,10 @@ class ComparingOps:
 
     def _x(self, x: np.ndarray) -> Any:
         return self._upload(self._ops.buffers.x, x)
+
+    def _behind(self, layer: LayerWeights, x: Any) -> Any:
+        """What the GPU hands from attention to the feed-forward part: x, or what a parallel layer adds to it: 0."""
+        return self._upload(self._ops.buffers.beside, np.zeros(x.shape, np.float32)) if layer.parallel else x
 
     def _upload(self, buffer: Any, values: np.ndarray) -> Any:
         """Values as the leading rows of a buffer, contiguous."""
@@ -207,7 +214,7 @@ class ComparingOps:
             content = ours.get()[pages].transpose(1, 0, 2, 3)
             content = content.reshape(content.shape[0], -1, content.shape[3])  # (K, positions, width)
             rows = slice(span.n_past, span.n_total)
-            self._report.add(name, layer.index, content[:, rows], np.asarray(expected[:, rows]))
+            self._report.add(name, layer.index, content[:, rows, : expected.shape[-1]], np.asarray(expected[:, rows]))
 
 
 def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: str, *, decode: bool) -> Report:

@@ -46,7 +46,7 @@ def shapes_for(arch):
     tensor = [shape_of(width, heads=(2, 8, 16)[i % 3]) for i, width in enumerate(sorted(widths))]
     general = [shape_of(WIDTHS[(turn + 2) % 6], half=False), shape_of((40, 36, 100)[turn % 3], rope_dim=20)]
     alibi = AttentionShape(6, 2, 64, 64, 0, RopeStyle.ADJACENT, bool(turn % 2), alibi=True)
-    latent = AttentionShape((16, 5)[turn % 2], 1, 576, 512, 0, RopeStyle.ADJACENT, bool(turn % 2))
+    latent = AttentionShape((16, 5)[turn % 2], 1, 576, 512, 0, RopeStyle.ADJACENT, bool(turn % 2), values_in_keys=True)
     general += [alibi, latent]
     return tensor + (general if arch in COMPLETE else general[turn % 2 :][:1])
 

@@ -6,7 +6,17 @@ from test_cuda_matvec import packed, random_rows
 
 from engine.cuda.layouts import LAYOUTS
 from engine.cuda.matvec import Activation
-from engine.cuda.moe import ExpertProducts, Gating, Routing, build_jobs, can_gather, route, route_job
+from engine.cuda.moe import (
+    ExpertProducts,
+    Gating,
+    HeadProducts,
+    Routing,
+    build_jobs,
+    can_gather,
+    head_job,
+    route,
+    route_job,
+)
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 
@@ -22,7 +32,11 @@ def test_kernels_build_for_every_architecture(arch):
     if arch not in nvrtc.getSupportedArchs():
         pytest.skip(f"this compiler does not know sm_{arch}")
     routing = Routing(256, 8, Gating.SIGMOID, groups=8, groups_used=4)
-    for job in (*build_jobs(GGMLType.Q4_K, GGMLType.F16, Activation.SILU, routing), route_job(Routing(3, 1))):
+    for job in (
+        *build_jobs(GGMLType.Q4_K, GGMLType.F16, Activation.SILU, routing),
+        route_job(Routing(3, 1)),
+        head_job(GGMLType.Q8_0, 16),
+    ):
         assert module.compile_cubin(module.kernel_source(*job), arch)
 
 
@@ -198,3 +212,17 @@ def test_a_row_has_the_same_bits_in_every_batch(cupy, rng, type):
     whole = run(np.arange(rows))
     for pick in ([0], [32], [5, 4], [7, 32, 0, 11, 3], list(range(32, 15, -1))):
         np.testing.assert_array_equal(run(np.array(pick)), whole[pick])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", list(LAYOUTS))
+@pytest.mark.parametrize(("rows", "heads", "outputs", "columns"), [(3, 5, 48, 256), (1, 16, 512, 512)])
+def test_every_head_has_a_matrix_of_its_own(cupy, rng, type, rows, heads, outputs, columns):
+    raw = random_rows(rng, type, heads * outputs, columns)
+    weights = dequantize(raw.reshape(-1), type).astype(np.float64).reshape(heads, outputs, columns)
+    x = rng.standard_normal((rows * heads, columns)).astype(np.float32)
+    out = cupy.empty((rows * heads, outputs), np.float32)
+    HeadProducts(packed(cupy, type, raw, columns), heads, 4)(cupy.asarray(x), out)
+    expected = np.einsum("hnk,rhk->rhn", weights, x.reshape(rows, heads, columns)).reshape(out.shape)
+    error = ((out.get() - expected) ** 2).sum() / (expected**2).sum()
+    assert error < TOLERANCE, error

@@ -5,7 +5,8 @@ key head, Hv width of a value head, N pages of the whole cache, P page slots of 
 
 Every array is a C-contiguous CuPy array. Buffers shared by all calls:
     qkv          float32 (rows, H*Hk + K*Hk + K*Hv): raw projections, bias included; rows are B or T
-    cache_k      float16 or float32 (N, K, PAGE, Hk), one per layer; cache_v the same with Hv
+    cache_k      float16 or float32 (N, K, PAGE, Hk), one per layer; cache_v the same with Hv, or
+                 cache_k itself where shape.values_in_keys
     block_table  int32 (B, P): page of positions PAGE*i .. PAGE*i+PAGE-1 of a sequence; -1: no page, a write is dropped
     positions    int32 (rows,): position of each row's token, -1 for a padded row (nothing read, nothing written)
     out          float32 (rows, H*Hv)

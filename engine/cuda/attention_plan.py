@@ -39,6 +39,7 @@ class AttentionShape:
         rope_style: pairs of the rotation.
         cache_half: float16 cache (True) or float32.
         alibi: scores lose a slope times the distance; not with tensor cores.
+        values_in_keys: a value is the first Hv numbers of its key, and keys alone are cached; not with tensor cores.
     """
 
     heads: int
@@ -49,11 +50,13 @@ class AttentionShape:
     rope_style: RopeStyle
     cache_half: bool
     alibi: bool = False
+    values_in_keys: bool = False
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"
         assert 0 < self.key_dim <= LARGEST_HEAD, self.key_dim
         assert 0 < self.value_dim <= LARGEST_HEAD, self.value_dim
+        assert not self.values_in_keys or self.value_dim <= self.key_dim
         assert self.rope_dim in range(0, self.key_dim + 1, 2), self.rope_dim
 
     @property
@@ -62,10 +65,15 @@ class AttentionShape:
         return self.heads * self.key_dim + self.kv_heads * (self.key_dim + self.value_dim)
 
     @property
+    def cached_width(self) -> int:
+        """Numbers that the cache holds of a position and cache head."""
+        return self.key_dim if self.values_in_keys else self.key_dim + self.value_dim
+
+    @property
     def tensor_cores(self) -> bool:
         """Whether the float16 tensor-core kernels serve this shape; the plain float32 kernels serve every shape."""
         fits = all(dim % 16 == 0 and dim <= 256 for dim in (self.key_dim, self.value_dim))
-        return self.cache_half and fits and not self.alibi
+        return self.cache_half and fits and not (self.alibi or self.values_in_keys)
 
     @property
     def head_tile(self) -> int:
@@ -96,6 +104,7 @@ class AttentionShape:
             "CACHE_HALF": int(self.cache_half),
             "PAGE": PAGE,
             **({"ALIBI": 1} if self.alibi else {}),
+            **({"VALUES_IN_KEYS": 1} if self.values_in_keys else {}),
         }
 
 

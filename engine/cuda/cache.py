@@ -25,7 +25,7 @@ def page_count(context_length: int) -> int:
 
 def bytes_per_page(shapes: Sequence[AttentionShape]) -> int:
     """Bytes one page takes over all layers, keys and values."""
-    return sum(PAGE * s.kv_heads * (s.key_dim + s.value_dim) * (2 if s.cache_half else 4) for s in shapes)
+    return sum(PAGE * s.kv_heads * s.cached_width * (2 if s.cache_half else 4) for s in shapes)
 
 
 class SavedPages:
@@ -56,7 +56,7 @@ class PagedCache:
 
     Attributes:
         keys: per layer (N, K, PAGE, Hk) float16 or float32.
-        values: per layer (N, K, PAGE, Hv).
+        values: per layer (N, K, PAGE, Hv); the keys themselves where the shape says that values lie in them.
         block_table: int32 (n_slots, pages of one sequence); -1 = no page.
     """
 
@@ -69,14 +69,18 @@ class PagedCache:
             dtype = cupy.float16 if shape.cache_half else cupy.float32
             # Zeroed once: a tensor-core tile multiplies the unwritten rest of a page by zero, which must not be NaN.
             self.keys.append(cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.key_dim), dtype))
-            self.values.append(cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.value_dim), dtype))
+            if shape.values_in_keys:
+                self.values.append(self.keys[-1])
+            else:
+                self.values.append(cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.value_dim), dtype))
         self.n_pages = n_pages
         width = page_count(context_length)
         self.block_table = cupy.full((n_slots, width), -1, cupy.int32)
         self._table = np.full((n_slots, width), -1, np.int32)  # what block_table holds, or will after the next flush
         self._pages: list[list[int]] = [[] for _ in range(n_slots)]
         self._dirty: dict[int, tuple[int, int]] = {}
-        arrays = [array for pair in zip(self.keys, self.values, strict=True) for array in pair]
+        pairs = zip(self.keys, self.values, strict=True)
+        arrays = [array for keys, values in pairs for array in ((keys,) if values is keys else (keys, values))]
         self._page_bytes = [array.nbytes // n_pages for array in arrays]
         self._addresses = cupy.asarray(addresses(arrays))
         self._sizes = cupy.asarray(np.asarray(self._page_bytes, np.int64))

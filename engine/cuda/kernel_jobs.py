@@ -12,7 +12,7 @@ from engine.cuda.attention_plan import build_jobs
 from engine.cuda.graphs import buckets
 from engine.cuda.layouts import kept_as
 from engine.cuda.matvec import MAX_COLUMNS, group_jobs
-from engine.cuda.needs import attention_shape, kernel_groups, moe_jobs
+from engine.cuda.needs import attention_shape, head_jobs, kernel_groups, moe_jobs
 from engine.cuda.products import build_expert_jobs
 from engine.cuda.products import build_jobs as product_jobs
 from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
@@ -42,7 +42,7 @@ def kernel_jobs(
             jobs += [repack.build_job(type), *dequant.build_jobs(type)]
     for layer in model.config.layers:
         jobs += build_jobs(attention_shape(layer.attention, kv_type == "f16"), *card)
-    jobs += moe_jobs(model)
+    jobs += [*moe_jobs(model), *head_jobs(model)]
     prompts = kernel_groups(model, prompts=True)
     jobs += [*product_jobs(prompts, card[0]), *build_expert_jobs(prompts, model, card[0])]
     batches = sorted({1, MAX_COLUMNS, *buckets(max_sequences)})

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from engine.cuda import parts
 from engine.cuda.buffers import Activations
 from engine.cuda.linear import Projection
+from engine.cuda.moe import HeadProducts
 from engine.cuda.parts import NO_ROPE, DeviceNorm, DeviceRope
 from engine.model.config import LatentConfig
 
@@ -37,6 +38,7 @@ class DeviceLatent:
         kv_a_norm: norm of the latent vector.
         k_b: of every head, its queries to the latent space (L, N). v_b: of every head, values from it (V, L). Empty
             where not absorbed.
+        k_heads: all of k_b in one launch, for decode steps; v_heads: all of v_b. None where their type forbids it.
         kv_b: (H (N + V), L), where not absorbed.
         rope: rotation of the R columns.
     """
@@ -49,6 +51,8 @@ class DeviceLatent:
     kv_a_norm: DeviceNorm
     k_b: tuple[Projection, ...]
     v_b: tuple[Projection, ...]
+    k_heads: HeadProducts | None
+    v_heads: HeadProducts | None
     kv_b: Projection | None
     rope: DeviceRope
 
@@ -61,6 +65,8 @@ def latent_qkv(
     buffers: Activations,
     positions: Any,
     qkv: Any,
+    *,
+    at_once: bool,
 ) -> None:
     """Queries, keys and values as the attention kernels read them.
 
@@ -69,9 +75,10 @@ def latent_qkv(
         product: multiplies.
         x: float32 (T, D).
         norm: what the first product applies to x.
-        buffers: inputs, queries and heads are overwritten.
+        buffers: inputs, queries, heads and attention are overwritten.
         positions: int32 (T,).
         qkv: float32 (T, row width of the layer's AttentionShape), contiguous, written.
+        at_once: take the products of all heads in one launch, where there are such.
     """
     config, heads, n = latent.config, latent.heads, int(x.shape[0])
     nope, rank = config.nope_width, config.rank
@@ -94,8 +101,14 @@ def latent_qkv(
         parts.normalize(compressed, key[:, :rank], latent.kv_a_norm)
         parts.rotate(turned[:, None], key[:, None, rank:], latent.rope, positions)
         absorbed = qkv[:, : heads * key_width].reshape(n, heads, key_width)
-        for head, k_b in enumerate(latent.k_b):
-            product(k_b, queries[:, head * width : head * width + nope], absorbed[:, head, :rank])
+        if at_once and latent.k_heads is not None:
+            plain, result = _rows(buffers.heads, n * heads, nope), _rows(buffers.attention, n * heads, rank)
+            parts.rotate(by_head[:, :, :nope], plain.reshape(n, heads, nope), NO_ROPE, positions)
+            latent.k_heads(plain, result)
+            parts.rotate(result.reshape(n, heads, rank), absorbed[:, :, :rank], NO_ROPE, positions)
+        else:
+            for head, k_b in enumerate(latent.k_b):
+                product(k_b, queries[:, head * width : head * width + nope], absorbed[:, head, :rank])
         parts.rotate(by_head[:, :, nope:], absorbed[:, :, rank:], latent.rope, positions)
         return
     parts.normalize(compressed, compressed, latent.kv_a_norm)
@@ -113,12 +126,19 @@ def latent_qkv(
         parts.rotate(turned[:, None], keys[:, head : head + 1, nope:], latent.rope, positions)
 
 
-def latent_values(latent: DeviceLatent, product: Product, attended: Any, buffers: Activations) -> Any:
-    """What the output projection reads: attended itself, or absorbed (T, H L) the values of every head, (T, H V)."""
+def latent_values(latent: DeviceLatent, product: Product, attended: Any, buffers: Activations, *, at_once: bool) -> Any:
+    """What the output projection reads: attended itself, or absorbed (T, H L) the values of every head, (T, H V).
+
+    at_once as in latent_qkv().
+    """
     if not latent.v_b:
         return attended
     rank, width = latent.config.rank, latent.config.value_width
-    out = _rows(buffers.heads, int(attended.shape[0]), latent.heads * width)
+    n, heads = int(attended.shape[0]), latent.heads
+    out = _rows(buffers.heads, n, heads * width)
+    if at_once and latent.v_heads is not None:
+        latent.v_heads(attended.reshape(n * heads, rank), out.reshape(n * heads, width))
+        return out
     for head, v_b in enumerate(latent.v_b):
         product(v_b, attended[:, head * rank : (head + 1) * rank], out[:, head * width : (head + 1) * width])
     return out

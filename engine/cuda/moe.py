@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+
 from engine.cuda.grid_tables import grid_bytes
 from engine.cuda.launch import launch
 from engine.cuda.layouts import LAYOUTS, TILE_ROWS
@@ -25,6 +27,7 @@ MAX_USED = 32
 # Measured on an H200, 8 of 128 experts of 768x2048, Q4_K: 11.8 us both launches; 6 warps a block 13.3, 8 for down 13.7.
 _GATE_UP_WARPS, _SPLIT = 12, 2
 _DOWN_WARPS = 24
+_HEAD_WARPS = 4  # a head's matrix has few columns
 _RING_BYTES = 112 << 10
 
 
@@ -230,7 +233,7 @@ class ExpertProducts:
         matrix, warps = self._gate_up, _GATE_UP_WARPS
         tiles = matrix.tiles // self.routing.n_experts
         chunks = matrix.layout.chunks(self.columns)
-        shared = self._fixed_bytes(matrix.type, warps) + 16 * -(-warps // 4)
+        shared = _fixed_bytes(matrix.type, warps) + 16 * -(-warps // 4)
         shared += chunks * (matrix.layout.chunk_columns // 128) * _quad_bytes(matrix.type)
         self._launch(
             "moe_gate_up",
@@ -268,40 +271,12 @@ class ExpertProducts:
 
         ids, weights and h are gate_up's; inactive rows of out are left alone.
         """
-        rows, used = int(ids.shape[0]), self.routing.n_used
-        assert out.shape == (rows, self.columns)
-        matrix, warps = self._down, _DOWN_WARPS
-        units = -(-used * matrix.layout.chunks(self.width) // warps)
-        shared = self._fixed_bytes(matrix.type, warps)
-        shared += warps * units * (matrix.layout.chunk_columns // 128) * _quad_bytes(matrix.type)
-        tiles = matrix.tiles // self.routing.n_experts
-        self._launch(
-            "moe_down",
-            matrix.type,
-            warps,
-            (tiles, rows),
-            shared,
-            (
-                matrix.data,
-                matrix.scale,
-                tiles,
-                self.columns,
-                self.width,
-                ids,
-                None if self._weigh_input else weights,
-                h,
-                self._down_bias,
-                out,
-                out.strides[0] // 4,
-                int(add),
-            ),
-            stream,
+        assert out.shape == (ids.shape[0], self.columns)
+        weights = None if self._weigh_input else weights
+        job = build_job(self._down.type, self._activation, self.routing, _DOWN_WARPS)
+        _launch_down(
+            self._down, self.routing, job, _DOWN_WARPS, ids, weights, h, self._down_bias, out, add=add, stream=stream
         )
-
-    @staticmethod
-    def _fixed_bytes(type: GGMLType, warps: int) -> int:
-        """Shared memory of the rings, their barriers and the partial sums."""
-        return warps * (_depth(type, warps) * (_slot(type) + 8) + 64) + 8
 
     def _launch(
         self, name: str, type: GGMLType, warps: int, grid: tuple[int, int], shared: int, args: Any, stream: Any
@@ -315,3 +290,90 @@ class ExpertProducts:
 def _quad_bytes(type: GGMLType) -> int:
     """Shared memory of 128 inputs: two bytes each, a scale per 32, a sum per 16; or pairs of halfs with a scale."""
     return 528 if type in UNQUANTIZED else 304
+
+
+class HeadProducts:
+    """out[t, h] = W_h x[t, h]: every head of a row times a matrix of its own, all in one launch.
+
+    It is the experts' second product with one expert for each pair of a row and a head.
+
+    Args:
+        matrix: (H * N, K), head after head, N a multiple of 16.
+        heads: H.
+        rows: most rows T of a call.
+    """
+
+    def __init__(self, matrix: PackedMatrix, heads: int, rows: int) -> None:
+        import cupy
+
+        assert not matrix.paired and matrix.rows % (heads * TILE_ROWS) == 0
+        self.matrix = matrix
+        self.heads = heads
+        self._ids = cupy.asarray(np.tile(np.arange(heads, dtype=np.int32), rows).reshape(-1, 1))
+
+    def __call__(self, x: Any, out: Any) -> None:
+        """Multiplies: x float32 (T * H, K), out float32 (T * H, N), both contiguous and apart."""
+        pairs, matrix = int(x.shape[0]), self.matrix
+        assert x.shape[1] == matrix.columns and out.shape == (pairs, matrix.rows // self.heads)
+        assert x.flags.c_contiguous and out.flags.c_contiguous and pairs <= self._ids.size
+        job = head_job(matrix.type, self.heads)
+        routing = _one_of(self.heads)
+        _launch_down(matrix, routing, job, _HEAD_WARPS, self._ids[:pairs], None, x, None, out, add=False)
+
+
+def can_multiply_heads(type: GGMLType, rows: int, heads: int) -> bool:
+    """Whether HeadProducts takes matrices of a type with so many rows each."""
+    return type in LAYOUTS and rows % TILE_ROWS == 0 and heads <= MAX_EXPERTS
+
+
+def head_job(type: GGMLType, heads: int) -> tuple[tuple[str, ...], dict[str, object]]:
+    """The (files, defines) pair of HeadProducts, for module.prebuild."""
+    return build_job(type, Activation.NONE, _one_of(heads), _HEAD_WARPS)
+
+
+def _one_of(heads: int) -> Routing:
+    return Routing(heads, 1)
+
+
+def _fixed_bytes(type: GGMLType, warps: int) -> int:
+    """Shared memory of the rings, their barriers and the partial sums."""
+    return warps * (_depth(type, warps) * (_slot(type) + 8) + 64) + 8
+
+
+def _launch_down(
+    matrix: PackedMatrix,
+    routing: Routing,
+    job: tuple[tuple[str, ...], dict[str, object]],
+    warps: int,
+    ids: Any,
+    weights: Any,
+    h: Any,
+    bias: Any,
+    out: Any,
+    *,
+    add: bool,
+    stream: Any = None,
+) -> None:
+    """Launches moe_down: out[row] (+)= sum over its experts e of weight * (W_e h[row, e] + bias_e)."""
+    files, defines = job
+    rows, used, tiles = int(ids.shape[0]), routing.n_used, matrix.tiles // routing.n_experts
+    units = -(-used * matrix.layout.chunks(matrix.columns) // warps)
+    shared = _fixed_bytes(matrix.type, warps)
+    shared += warps * units * (matrix.layout.chunk_columns // 128) * _quad_bytes(matrix.type)
+    kernel = build(files, defines=defines).get("moe_down")
+    kernel.allow_shared(shared)
+    args = (
+        matrix.data,
+        matrix.scale,
+        tiles,
+        matrix.rows // routing.n_experts,
+        matrix.columns,
+        ids,
+        weights,
+        h,
+        bias,
+        out,
+        out.strides[0] // 4,
+        int(add),
+    )
+    launch(kernel, (tiles, rows), warps * 32, args, shared=shared, stream=stream)

@@ -12,7 +12,7 @@ from engine.cuda.attention_plan import AttentionShape, RopeStyle
 from engine.cuda.experts import can_stack, room_bytes
 from engine.cuda.layouts import kept_as
 from engine.cuda.matvec import Activation
-from engine.cuda.moe import Gating, Routing, can_gather, route_job
+from engine.cuda.moe import Gating, Routing, can_gather, can_multiply_heads, head_job, route_job
 from engine.cuda.moe import build_jobs as expert_jobs
 from engine.gguf.types import GGMLType
 from engine.model.config import Activation as ModelActivation
@@ -20,7 +20,7 @@ from engine.model.config import AttentionConfig, FfnConfig, MoeConfig, NormKind,
 from engine.model.config import RopeStyle as ModelRopeStyle
 from engine.model.config import Routing as ModelRouting
 from engine.model.loader import LoadedModel
-from engine.model.weights import FfnWeights, LatentWeights, LayerWeights, Linear, MoeWeights, Norm
+from engine.model.weights import ExpertLinear, FfnWeights, LatentWeights, LayerWeights, Linear, MoeWeights, Norm
 
 ACTIVATIONS = {
     ModelActivation.SILU: Activation.SILU,
@@ -49,6 +49,7 @@ def attention_shape(config: AttentionConfig, cache_half: bool) -> AttentionShape
         rope_style=RopeStyle.ADJACENT if rope is None else _ROPE_STYLES[rope.style],
         cache_half=cache_half,
         alibi=config.alibi > 0.0,
+        values_in_keys=config.values_in_keys,
     )
 
 
@@ -90,7 +91,7 @@ def kernel_groups(
 
     Args:
         model: the model.
-        prompts: also the experts that decode steps gather with kernels of their own.
+        prompts: also the experts and heads that decode steps multiply with kernels of their own.
     """
     groups: list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]] = []
 
@@ -120,7 +121,7 @@ def kernel_groups(
             if linear is not None:
                 add([linear])
         for heads in (latent.k_b, latent.v_b):
-            if heads is not None:
+            if heads is not None and (prompts or not can_join_heads(heads)):
                 add([heads.expert(0)])
 
     for layer in model.weights.layers:
@@ -148,6 +149,24 @@ def latent_inputs(latent: LatentWeights) -> list[Linear]:
     queries = latent.q if latent.q is not None else latent.q_a
     assert queries is not None
     return [queries, latent.kv_a]
+
+
+def can_join_heads(heads: ExpertLinear) -> bool:
+    """Whether a decode step multiplies all heads in one launch; else one by one."""
+    plain = heads.scale is None and heads.bias is None
+    return plain and can_multiply_heads(heads.weight.type, heads.weight.rows, heads.weight.shape[0])
+
+
+def head_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, object]]]:
+    """The build jobs of the matrices of single heads, for module.prebuild."""
+    stacks = [
+        heads
+        for layer in model.weights.layers
+        if layer.attention.latent is not None
+        for heads in (layer.attention.latent.k_b, layer.attention.latent.v_b)
+        if heads is not None and can_join_heads(heads)
+    ]
+    return [head_job(heads.weight.type, heads.weight.shape[0]) for heads in stacks]
 
 
 def moe_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, object]]]:

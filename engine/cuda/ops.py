@@ -60,7 +60,7 @@ class CudaOps:
     def attn_output(self, layer: DeviceLayer, a: Any, x: Any) -> Any:
         """See Ops.attn_output; of a parallel layer only what attention adds to x, which the feed-forward part reads."""
         if layer.latent is not None:
-            a = latent_values(layer.latent, self._product, a, self.buffers)
+            a = latent_values(layer.latent, self._product, a, self.buffers, at_once=self._products is None)
         if not layer.parallel:
             self._add(layer, layer.output, a, layer.attn_post_norm, x)
             return x
@@ -173,7 +173,8 @@ class CudaOps:
         source, norm = self._normed(x, layer.attn_norm)
         qkv = self._columns(self.buffers.qkv, self._n, layer.shape.row_width)
         if layer.latent is not None:
-            latent_qkv(layer.latent, self._product, source, norm, self.buffers, positions, qkv)
+            at_once = self._products is None
+            latent_qkv(layer.latent, self._product, source, norm, self.buffers, positions, qkv, at_once=at_once)
         else:
             assert layer.qkv is not None
             self._product(layer.qkv, source, qkv, norm=norm)

@@ -205,7 +205,7 @@ class _Profiler:
         shape, seen = layer.shape, self._depth + 1
         if layer.attention.window:
             seen = min(seen, layer.attention.window)
-        return self._n * seen * shape.kv_heads * (shape.key_dim + shape.value_dim) * (2 if shape.cache_half else 4)
+        return self._n * seen * shape.kv_heads * shape.cached_width * (2 if shape.cache_half else 4)
 
     def _mixture_bytes(self, layer: DeviceLayer) -> int:
         """Router, the chosen experts (at most n_rows * used different ones), and the shared one."""

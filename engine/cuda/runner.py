@@ -145,7 +145,7 @@ class CudaRunner:
                 # The compiler works without the GIL and without the device: it runs beside the upload.
                 with ThreadPoolExecutor(max_workers=1) as side:
                     building = side.submit(module.prebuild, jobs, card[0], status)
-                    self._weights = uploader.model(model, kv_type == "f16")
+                    self._weights = uploader.model(model, kv_type == "f16", self.max_sequences)
                     building.result()
                 del uploader
                 self._pool.free_all_blocks()

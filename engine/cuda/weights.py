@@ -20,11 +20,12 @@ from engine.cuda.layouts import kept_as
 from engine.cuda.linear import Part, Projection
 from engine.cuda.matvec import Activation, MatVec
 from engine.cuda.module import device_arch
-from engine.cuda.moe import ExpertProducts, Routing
+from engine.cuda.moe import ExpertProducts, HeadProducts, Routing
 from engine.cuda.needs import (
     ACTIVATIONS,
     attention_shape,
     can_gather_experts,
+    can_join_heads,
     can_pair,
     can_stack_experts,
     expert_routing,
@@ -156,11 +157,13 @@ class Uploader:
         self._stream = stream
         self._progress = progress
         self._done = 0
+        self._rows = 0
         self._packed: dict[str, PackedMatrix] = {}
         self._vectors: dict[int, Any] = {}
 
-    def model(self, model: LoadedModel, cache_half: bool) -> DeviceWeights:
-        """Uploads everything; returns once it is all packed."""
+    def model(self, model: LoadedModel, cache_half: bool, max_sequences: int) -> DeviceWeights:
+        """Uploads everything; returns once it is all packed. Decode steps will have at most so many rows."""
+        self._rows = max_sequences
         config, weights = model.config, model.weights
         with self._stream:
             result = DeviceWeights(
@@ -324,16 +327,15 @@ class Uploader:
         if rope is None:
             return NO_ROPE
         halves = rope.style is RopeStyle.NEOX
-        return DeviceRope(rope.n_rot, halves, self.vector(rope.inv_freq, np.float64), rope.magnitude)
+        return DeviceRope(int(rope.n_rot), halves, self.vector(rope.inv_freq, np.float64), rope.magnitude)
 
     def _latent(self, config: AttentionConfig, attention: AttentionWeights, weights: LatentWeights) -> DeviceLatent:
         assert config.latent is not None
         kv_a_norm = self.norm(weights.kv_a_norm)
         assert kv_a_norm is not None
 
-        def each(heads: ExpertLinear | None) -> tuple[Projection, ...]:
-            return () if heads is None else tuple(self.projection([heads.expert(h)]) for h in range(config.n_heads))
-
+        k_b, k_heads = self._head_matrices(weights.k_b)
+        v_b, v_heads = self._head_matrices(weights.v_b)
         return DeviceLatent(
             config=config.latent,
             heads=config.n_heads,
@@ -341,11 +343,25 @@ class Uploader:
             q_a_norm=self.norm(weights.q_a_norm),
             q_b=None if weights.q_b is None else self.projection([weights.q_b]),
             kv_a_norm=kv_a_norm,
-            k_b=each(weights.k_b),
-            v_b=each(weights.v_b),
+            k_b=k_b,
+            v_b=v_b,
+            k_heads=k_heads,
+            v_heads=v_heads,
             kv_b=None if weights.kv_b is None else self.projection([weights.kv_b]),
             rope=self._rope(attention.rope),
         )
+
+    def _head_matrices(self, heads: ExpertLinear | None) -> tuple[tuple[Projection, ...], HeadProducts | None]:
+        """A matrix for every head: one by one, and all at once over the same memory where their type allows it."""
+        if heads is None:
+            return (), None
+        weight, n = heads.weight, heads.weight.shape[0]
+        if not can_join_heads(heads):
+            return tuple(self.projection([heads.expert(h)]) for h in range(n)), None
+        packed = repack(self._raw(weight), weight.type, n * weight.rows, weight.columns, stream=self._stream)
+        parts = [Part(MatVec([_part_of(packed, h, n)]), None, 1.0, 0) for h in range(n)]
+        single = tuple(Projection((part,), weight.rows, weight.columns) for part in parts)
+        return single, HeadProducts(packed, n, self._rows)
 
     def _dense(self, layer: LayerWeights, factor: float) -> DeviceFfn:
         assert layer.ffn is not None

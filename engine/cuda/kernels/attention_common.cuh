@@ -37,6 +37,16 @@ DEVICE float score_base2(float raw, float softcap) {
     return softcap > 0.0f ? __fmul_rn(softcap * LOG2E, tanhf(raw)) : raw;
 }
 
+// With VALUES_IN_KEYS a value is the first VALUE_DIM numbers of its key: cache_v is cache_k, and keys alone are written.
+// General kernels only.
+#ifdef VALUES_IN_KEYS
+#define VALUE_STRIDE KEY_DIM
+#define WRITES_VALUES false
+#else
+#define VALUE_STRIDE VALUE_DIM
+#define WRITES_VALUES true
+#endif
+
 // With ALIBI the general kernels have one more argument, float32 (HEADS,): what a score loses per position of distance.
 #ifdef ALIBI
 #define SLOPES , const float* slopes

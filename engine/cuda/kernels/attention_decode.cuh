@@ -248,7 +248,7 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
             for (int d = lane; d < VALUE_DIM; d += WARP) {
                 const cache_t rounded = to_cache(value[d]);
                 sh.new_value[d] = from_cache(rounded);
-                if (page >= 0) cache_v[at * VALUE_DIM + d] = rounded;
+                if (WRITES_VALUES && page >= 0) cache_v[at * VALUE_DIM + d] = rounded;
             }
         }
     }

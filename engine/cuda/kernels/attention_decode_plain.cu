@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             __syncwarp();
 #pragma unroll 4
             for (int r = 0; r < n; ++r) {
-                const cache_t* value = cache_v + (row + r) * VALUE_DIM;
+                const cache_t* value = cache_v + (row + r) * VALUE_STRIDE;
                 float v[VALUES_PER_LANE];
 #pragma unroll
                 for (int i = 0; i < VALUES_PER_LANE; ++i) {

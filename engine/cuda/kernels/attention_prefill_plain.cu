@@ -73,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(256)
         }
 #pragma unroll 4
         for (int p = 0; p < n; ++p) {
-            const cache_t* value = cache_v + (row + p) * VALUE_DIM;
+            const cache_t* value = cache_v + (row + p) * VALUE_STRIDE;
 #pragma unroll
             for (int i = 0; i < VALUES_PER_LANE; ++i) {
                 const int d = lane + i * WARP;

@@ -34,7 +34,8 @@ extern "C" __global__ void __launch_bounds__(128)
         }
         __syncwarp();
     }
-    for (int i = blockIdx.y * 128 + threadIdx.x; i < KV_HEADS * VALUE_DIM && page >= 0; i += gridDim.y * 128) {
+    for (int i = blockIdx.y * 128 + threadIdx.x; WRITES_VALUES && i < KV_HEADS * VALUE_DIM && page >= 0;
+         i += gridDim.y * 128) {
         const float v = row[VALUES_AT + i] + (bias ? bias[VALUES_AT + i] : 0.0f);
         cache_v[cache_row(page, i / VALUE_DIM, position) * VALUE_DIM + i % VALUE_DIM] = to_cache(v);
     }
