@@ -87,6 +87,7 @@ class CpuBackend:
             n_slots=max_sequences,
             n_pages=n_pages,
             kv_type=kv_type,
+            values_apart=self._compiled,
         )
 
     @cached_property

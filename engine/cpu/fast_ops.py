@@ -96,15 +96,10 @@ class FastOps(CpuOps):
         if not _can_attend(layer):
             return super().attention(layer, q)
         config = layer.config.attention
-        # Values that are parts of their keys are attended with the whole keys: the kernel wants pages without gaps.
-        width = config.key_width if config.values_in_keys else config.value_width
-        out = self.steps.empty("attended", (len(q), config.n_heads * width))
+        out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
         for span in self._batch.spans:
-            keys, values = self._pages(layer, span)
-            self.steps.attend(out, q, span, (keys, keys if config.values_in_keys else values), layer)
+            self.steps.attend(out, q, span, self._pages(layer, span), layer)
         self.steps.join()
-        if config.values_in_keys:
-            out = out.reshape(len(q), config.n_heads, width)[..., : config.value_width].reshape(len(q), -1)
         return out
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
