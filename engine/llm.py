@@ -7,9 +7,8 @@ neither HTTP nor devices; those are behind the runner.
 from __future__ import annotations
 
 import itertools
-import reprlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from engine.loop import EngineLoop, Job
 from engine.model.loader import load_model
 from engine.model.memory import MemoryPlan
 from engine.output import OutputAssembler
+from engine.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
 from engine.request import GenerationResult, Request, StreamChunk, TokenSample
 from engine.runner import Runner, open_runner
 from engine.sampling.params import MAX_SEED, SamplingParams
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 BUNDLED_MODEL = Path(__file__).parent / "data" / "tales-Q4_K_M.gguf"
 """A small story-telling model that comes with the package, so that everything can be tried without a download."""
 
-Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 
 
@@ -226,7 +225,7 @@ class LLM:
             InvalidRequestError, ContextFullError: refused before anything ran.
             EngineError: a step failed; its attribute `partial_results` holds the prompts that were finished.
         """
-        prompts, single = _as_prompts(prompt)
+        prompts, single = as_prompts(prompt)
         if isinstance(params, Sequence) and not isinstance(params, str):
             each = list(params)
         else:
@@ -416,8 +415,8 @@ class LLM:
             InvalidRequestError: no prompt at all, an id outside the vocabulary, or an empty one where there is no such
                 token.
         """
-        if not _is_prompt_like(prompt):
-            raise _not_a_prompt(prompt)
+        if not is_prompt_like(prompt):
+            raise not_a_prompt(prompt)
         if isinstance(prompt, str):
             ids = list(self.tokenizer.encode(prompt, add_special=True, parse_special=True))
         else:
@@ -431,7 +430,7 @@ class LLM:
             raise InvalidRequestError(
                 "the prompt is empty and the model has no beginning-of-text token: give some text"
             )
-        return [_check_id(token_id, self._runner.config.vocab_size) for token_id in ids]
+        return [check_id(token_id, self._runner.config.vocab_size) for token_id in ids]
 
 
 def load_tokenizer(path: str | Path, *, pre_tokenizer: str | None = None) -> Tokenizer:
@@ -446,34 +445,3 @@ def _one_sample(params: SamplingParams | None) -> SamplingParams:
     if isinstance(params, SamplingParams) and params.n != 1:
         raise InvalidRequestError(f"n is {params.n}; a stream gives one sample: use generate() or sample_streams()")
     return params
-
-
-def _as_prompts(prompt: Any) -> tuple[list[Any], bool]:
-    """What was given as a list of prompts, and whether it was a single one. An empty list is a list of no prompts."""
-    if isinstance(prompt, str):
-        return [prompt], True
-    if not _is_prompt_like(prompt):
-        raise _not_a_prompt(prompt)
-    items = list(prompt)
-    if items and not hasattr(items[0], "__len__"):  # numbers
-        return [items], True
-    return items, False
-
-
-def _is_prompt_like(prompt: Any) -> bool:
-    """Text or a row of things. Bytes are no token ids, although they look like numbers to Python."""
-    return isinstance(prompt, Iterable) and not isinstance(prompt, (bytes, bytearray, Mapping))
-
-
-def _not_a_prompt(found: Any) -> InvalidRequestError:
-    return InvalidRequestError(f"a prompt is text or a list of whole token ids; found {reprlib.repr(found)}")
-
-
-def _check_id(token_id: Any, vocab_size: int) -> int:
-    try:
-        value = token_id.__index__()
-    except AttributeError:
-        raise InvalidRequestError(f"a prompt is text or a list of whole token ids; found {token_id!r} in it") from None
-    if not 0 <= value < vocab_size:
-        raise InvalidRequestError(f"token id {value} is outside the vocabulary; allowed: 0 to {vocab_size - 1}")
-    return int(value)

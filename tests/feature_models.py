@@ -226,7 +226,7 @@ def sigmoid_routing_in_groups(scores, bias):
     return {e: 2.5 * p[e] / p[best].sum() for e in best}
 
 
-LATENT, NOPE, ROPE, VALUE, QUERY = 32, 12, 8, 16, 24
+LATENT, NOPE, ROPE, VALUE, QUERY = 32, 16, 16, 16, 48
 
 
 class NaiveLatent(Naive):

@@ -17,6 +17,7 @@ RANKS = {
     "errors": 0,
     "deferral": 0,
     "config": 1,
+    "prompts": 1,
     "sampling": 1,
     "request": 1,
     "gguf": 2,

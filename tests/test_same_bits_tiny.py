@@ -1,12 +1,12 @@
 """The same bits for a request however it is fed, on the CPU and with tiny random models: nothing but this file needed.
 
-The models have what makes rows meet: a sliding window with attention sinks and routed experts, clamped q, k and v that
-no kernel serves, quantized rows for which kernels differ by the number of rows.
+The models have what makes rows meet: a sliding window with attention sinks and routed experts; latent attention; q, k
+and v that are clamped, for which there is no kernel; quantized rows, for which kernels differ by the number of rows.
 """
 
 import numpy as np
 import pytest
-from feature_models import no_norm_weights, sinks_and_clamped_gates
+from feature_models import latent, no_norm_weights, sinks_and_clamped_gates
 from gguf_builder import tiny_llama
 from naive_model import VOCAB
 
@@ -23,6 +23,19 @@ def sinks(path):
     return VOCAB, file.write(path)
 
 
+def absorbed(path):
+    """Latent attention with low-rank queries, and experts in groups."""
+    file, _ = latent(True)
+    file.meta["context_length"] = CONTEXT
+    return VOCAB, file.write(path)
+
+
+def expanded(path):
+    file, _ = latent(False, low_rank_queries=False)
+    file.meta["context_length"] = CONTEXT
+    return VOCAB, file.write(path)
+
+
 def clamped(path):
     file, _ = no_norm_weights()
     file.meta["context_length"] = CONTEXT
@@ -34,7 +47,7 @@ def quantized(path):
     return 272, path / "q.gguf"
 
 
-@pytest.fixture(scope="module", params=[sinks, clamped, quantized], ids=lambda make: make.__name__)
+@pytest.fixture(scope="module", params=[sinks, absorbed, expanded, clamped, quantized], ids=lambda make: make.__name__)
 def model(request, tmp_path_factory):
     """The file, prompts for it, and what each gives on its own with nothing reused."""
     vocab, path = request.param(tmp_path_factory.mktemp("tiny"))

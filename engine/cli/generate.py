@@ -13,7 +13,6 @@ from engine.cli import options
 from engine.cli.interrupts import Interrupts
 from engine.cli.sampling import make_params
 from engine.cli.terminal import note, open_model, read_text, stats_line, write, write_json
-from engine.config import MAX_SEQUENCES
 from engine.errors import InvalidRequestError
 from engine.sampling.params import MAX_SAMPLES
 
@@ -117,7 +116,7 @@ def generate(
         context_length=context_length,
         kv_type=kv_type,
         threads=threads,
-        max_sequences=min(samples, MAX_SEQUENCES) if max_sequences is None else max_sequences,
+        max_sequences=_side_by_side(samples) if max_sequences is None else max_sequences,
         cache_tokens=cache_tokens,
         prefill_chunk=prefill_chunk,
         prefix_cache=prefix_cache,
@@ -142,6 +141,11 @@ def generate(
         if stats:
             note(stats_line(llm.load_seconds, *results))
     return 130 if interrupted else 0
+
+
+def _side_by_side(samples: int) -> int | None:
+    """Sequences for so many samples: as many, or what suits the device where that may be fewer."""
+    return samples if samples <= 8 else None
 
 
 def _read_prompt(argument: str | None, option: str | None, file: Path | None, ids: str | None) -> str | list[int]:

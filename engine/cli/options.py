@@ -49,7 +49,7 @@ MaxSequencesOption = Annotated[
     typer.Option(
         "--max-sequences",
         help="Sequences that run side by side, 1 to 256; the others wait.",
-        show_default="one for each sample",
+        show_default="one for each sample, at most 8 on the CPU and 64 on a GPU",
         rich_help_panel=BATCH,
     ),
 ]

@@ -87,6 +87,7 @@ class CpuBackend:
             n_slots=max_sequences,
             n_pages=n_pages,
             kv_type=kv_type,
+            values_apart=self._compiled,
         )
 
     @cached_property
@@ -192,9 +193,11 @@ def kernels_fit(model: LoadedModel) -> bool:
     widths = [model.config.width]
     for layer, weights in zip(model.config.layers, model.weights.layers, strict=True):
         attention = layer.attention
-        if attention.latent is not None or (weights.ffn is not None and weights.ffn.act_scales is not None):
+        if weights.ffn is not None and weights.ffn.act_scales is not None:
             return False
         widths += (attention.key_width, attention.value_width)
+        if attention.latent is not None:
+            widths += (attention.latent.rank, attention.latent.q_rank or 0)
         parts = (layer.ffn,) if isinstance(layer.ffn, FfnConfig) else (layer.ffn.expert, layer.ffn.shared)
         widths += (part.width for part in parts if part is not None)
     return all(width % VECTOR == 0 for width in widths)

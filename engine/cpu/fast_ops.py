@@ -1,7 +1,8 @@
 """The bricks through compiled kernels: what CpuOps computes, with the numpy between the products compiled as well.
 
 Whether steps run at once or are recorded is up to the `Steps` at hand; the order of steps is written down here alone.
-What no kernel serves (clamping q, k and v; softcap with linear biases) is left to CpuOps.
+What no kernel serves (clamping q, k and v; latent vectors on their way to them; softcap with linear biases) is left to
+CpuOps.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights,
 
 def plain_attention(layer: LayerWeights) -> bool:
     """Whether kernels compute all of a layer's attention, from its products to its output."""
-    return layer.config.attention.clamp is None and _can_attend(layer)
+    config = layer.config.attention
+    return config.clamp is None and config.latent is None and _can_attend(layer)
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -59,7 +61,7 @@ class FastOps(CpuOps):
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
-        if config.clamp is not None:
+        if config.clamp is not None or config.latent is not None:
             return super().attn_qkv(layer, x)
         normed = self._normalize(x, layer.attn_norm)
         q, k, v = (steps.linear(name, normed, linear) for name, linear in zip("qkv", weights.qkv, strict=True))
@@ -102,6 +104,7 @@ class FastOps(CpuOps):
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
         """See Ops.attn_output."""
+        a = self._values(layer, a)
         return self._project_add("x_attended", layer, a, layer.attention.output, layer.attn_post_norm, x)
 
     def ffn_down(self, layer: LayerWeights, h: Float32Array, x: Float32Array) -> Float32Array:

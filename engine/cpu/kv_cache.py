@@ -36,6 +36,8 @@ class KVCache:
         n_slots: sequences side by side.
         n_pages: N; None gives every slot pages for a whole context.
         kv_type: "f16" or "f32".
+        values_apart: keep values in an array of their own also where they are parts of the keys; the attention kernel
+            reads keys and values in an order of its own each.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class KVCache:
         n_slots: int = 1,
         n_pages: int | None = None,
         kv_type: str = "f16",
+        values_apart: bool = False,
     ) -> None:
         self.context_length = context_length
         self.n_slots = n_slots
         self.n_pages = n_slots * page_count(context_length) if n_pages is None else n_pages
         self._layers = tuple(layers)
         self._dtype = KV_TYPES[kv_type]
+        self._values_apart = values_apart
         self.tables: PageTable = np.zeros((n_slots, page_count(context_length)), dtype=np.int64)
         """Pages of each slot's sequence; the addresses of its rows never change."""
         self._arrays: list[tuple[CacheArray, CacheArray]] = [self._of_layer(layer) for layer in layers]
@@ -59,9 +63,12 @@ class KVCache:
     def _of_layer(self, layer: AttentionConfig) -> tuple[CacheArray, CacheArray]:
         """Keys and values; the values are views of the keys where they are parts of them."""
         keys = self._pages(layer.n_kv_heads, layer.key_width)
-        if layer.values_in_keys:
+        if self._in_keys(layer):
             return keys, keys[..., : layer.value_width]
         return keys, self._pages(layer.n_kv_heads, layer.value_width)
+
+    def _in_keys(self, layer: AttentionConfig) -> bool:
+        return layer.values_in_keys and not self._values_apart
 
     def _pages(self, heads: int, width: int) -> CacheArray:
         try:
@@ -77,7 +84,7 @@ class KVCache:
     def bytes_per_token(self) -> int:
         """Bytes one token takes over all layers."""
         widths = sum(
-            layer.n_kv_heads * (layer.key_width + (0 if layer.values_in_keys else layer.value_width))
+            layer.n_kv_heads * (layer.key_width + (0 if self._in_keys(layer) else layer.value_width))
             for layer in self._layers
         )
         return widths * np.dtype(self._dtype).itemsize
@@ -112,7 +119,7 @@ class KVCache:
         pages, places = self.tables[span.slot, positions // PAGE], positions % PAGE
         keys, values = self._arrays[layer]
         keys[pages, :, places] = k
-        if not self._layers[layer].values_in_keys:
+        if not self._in_keys(self._layers[layer]):
             values[pages, :, places] = v
 
     def view(self, layer: int, span: Span) -> tuple[CacheArray, CacheArray]:

@@ -145,11 +145,16 @@ class CpuOps:
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
         """See Ops.attn_output."""
+        part = self._linear(layer.attention.output, self._values(layer, a))
+        return self._add(layer, part, layer.attn_post_norm, x)
+
+    def _values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
+        """What attention gives, (T, H · Hv): where it gave latent vectors, the heads' values made of them."""
         latent = layer.attention.latent
-        if latent is not None and latent.v_b is not None:
-            heads = a.reshape(len(a), layer.config.attention.n_heads, -1)
-            a = self._each_head(latent.v_b, heads).reshape(len(a), -1)
-        return self._add(layer, self._linear(layer.attention.output, a), layer.attn_post_norm, x)
+        if latent is None or latent.v_b is None:
+            return a
+        heads = a.reshape(len(a), layer.config.attention.n_heads, -1)
+        return self._each_head(latent.v_b, heads).reshape(len(a), -1)
 
     def ffn_gate_up(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.ffn_gate_up."""
