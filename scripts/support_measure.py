@@ -181,10 +181,25 @@ def perplexity(llm: LLM, text: Path, chunks: int | None) -> Cell:
 
 
 def type_on_cpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: int | None, threads: int | None) -> Cell:
-    """Errors and perplexity of a file on the CPU, with the settings that a user gets."""
+    """Errors and perplexity of a file on the CPU in float32, and perplexity as the engine runs where that differs."""
     cell = cpu_errors(path, ids, np.load(logits), threads)
-    with LLM(path, device="cpu", context_length=CONTEXT, threads=threads, max_sequences=1) as llm:
-        return cell | perplexity(llm, text, chunks)
+    settings: dict[str, Any] = {"device": "cpu", "context_length": CONTEXT, "threads": threads, "max_sequences": 1}
+    rounds = rounds_activations(GGMLType[path.stem])
+    with LLM(path, **settings, **({"exact": True} if rounds else {})) as llm:
+        cell |= perplexity(llm, text, chunks)
+    if rounds:
+        with LLM(path, **settings) as llm:
+            cell["as_run"] = perplexity(llm, text, chunks)["perplexity"]
+    return cell
+
+
+def rounds_activations(kind: GGMLType) -> bool:
+    """Whether the CPU multiplies a type with activations of 8 bits unless it is told not to."""
+    try:
+        from engine.cpu.integer import is_integer
+    except ImportError:  # it never does
+        return False
+    return bool(is_integer(kind))
 
 
 def type_on_gpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: int | None) -> Cell:
@@ -202,12 +217,14 @@ def type_on_gpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: in
         return cell
 
 
-def gpu_serves_type(kind: GGMLType) -> bool:
-    """Whether GPU kernels read a type, or another one that it becomes on the way."""
+def type_on_any_gpu(kind: GGMLType) -> Cell:
+    """What becomes of a type there: nothing to say of those that kernels read as they are."""
     from engine.cuda import layouts
 
-    kept_as = getattr(layouts, "kept_as", lambda kind: kind)
-    return kept_as(kind) in layouts.LAYOUTS
+    kept = getattr(layouts, "kept_as", lambda kind: kind)(kind)
+    if kept not in layouts.LAYOUTS:
+        return {"falls_back": "no kernels"}
+    return {} if kept is kind else {"kept_as": kept.name}
 
 
 # -- architectures -----------------------------------------------------------------------------------------------------

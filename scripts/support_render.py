@@ -30,10 +30,11 @@ type, against plain numpy with the same packed weights; for whole numbers, which
 against float64. Types are written by `scripts/requantize.py`, without an importance matrix.
 
 Perplexity: {text},
-with one standard error. All matrices are in the type, also the embedding, which is the output matrix too.
+with one standard error. All matrices are in the type, also the embedding, which is the output matrix too. On the CPU
+in float32 throughout, and as it runs unless it is told otherwise, where that rounds activations to 8 bits.
 
-| type | bits | decoding | CPU at once | CPU by token | GPU at once | GPU by token | perplexity CPU | perplexity GPU |
-|---|---|---|---|---|---|---|---|---|
+| type | bits | decoding | CPU at once | CPU by token | GPU at once | GPU by token | perplexity CPU | as it runs | GPU |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 ARCHITECTURE = """
@@ -80,7 +81,10 @@ def _types(results: dict[str, Any]) -> Iterator[str]:
         bits = f"{8 * kind.type_size / kind.block_size:.4f}".rstrip("0").rstrip(".")
         whole = kind.name in ("I8", "I16", "I32", "I64")
         cells = [kind.name, bits, said, *_errors(row.get("cpu")), *_errors(row.get("gpu"))]
-        cells += ["-" if whole else _perplexity(row.get(device)) for device in ("cpu", "gpu")]
+        as_run = row.get("cpu", {}).get("as_run")
+        same = "same" if "cpu" in row else UNMEASURED
+        perplexities = (_perplexity(row.get("cpu")), f"{as_run:.4f}" if as_run else same, _perplexity(row.get("gpu")))
+        cells += ("-", "-", "-") if whole else perplexities
         yield f"| {' | '.join(cells)} |\n"
 
 
@@ -110,6 +114,8 @@ def _errors(cell: dict[str, Any] | None) -> tuple[str, str]:
         return FALLS_BACK, FALLS_BACK
     if "failed" in cell:
         return "failed", "failed"
+    if "at_once" not in cell:
+        return (f"as {cell['kept_as']}",) * 2
     return f"{cell['at_once']:.1e}", f"{cell['single']:.1e}"
 
 

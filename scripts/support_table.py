@@ -59,18 +59,16 @@ class Results:
         figures = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in cell.items())
         print(f"{name:18} {device or self._device}: {figures}", flush=True)
 
-    def unmeasured(self, part: str, name: str, cell: dict[str, Any]) -> None:
-        """Note what a GPU does not do; found out without one."""
+    def foresee(self, part: str, name: str, cell: dict[str, Any]) -> None:
+        """Record what is known of the GPU without one; figures stay unless it turns out to serve this no more."""
         row = self.content.setdefault(part, {}).setdefault(name, {})
-        if cell:
+        if "falls_back" in cell or "at_once" not in row.get("gpu", {}):
             row["gpu"] = cell
-        elif "falls_back" in row.get("gpu", {}):
-            del row["gpu"]
 
     def has(self, part: str, name: str) -> bool:
         """Whether there are figures of this device already."""
         cell = self.content.get(part, {}).get(name, {}).get(self._device, {})
-        return bool(cell) and "failed" not in cell and "falls_back" not in cell
+        return "at_once" in cell and not (part == "types" and self._device == "cpu" and _lacks_figures(name, cell))
 
     def save(self) -> None:
         """Write the file, complete or not at all."""
@@ -81,6 +79,10 @@ class Results:
         unfinished = self._path.with_suffix(".part")
         unfinished.write_text(json.dumps(_rounded(self.content), indent=1, sort_keys=True) + "\n")
         unfinished.replace(self._path)
+
+
+def _lacks_figures(name: str, cell: dict[str, Any]) -> bool:
+    return measures.rounds_activations(GGMLType[name]) and "as_run" not in cell
 
 
 def _rounded(value: Any) -> Any:
@@ -147,7 +149,7 @@ def begin_files(options: argparse.Namespace, data: measures.Data, results: Resul
         return None
     kinds = (kind for kind in asked(options) if kind in WRITABLE)
     if options.device == "gpu":
-        kinds = (kind for kind in kinds if measures.gpu_serves_type(kind))
+        kinds = (kind for kind in kinds if "falls_back" not in measures.type_on_any_gpu(kind))
     return Files(
         data, [kind for kind in kinds if not (options.missing and results.has("types", kind.name))], options.jobs
     )
@@ -159,9 +161,9 @@ def asked(options: argparse.Namespace) -> list[GGMLType]:
 
 
 def measure_decoding(options: argparse.Namespace, results: Results) -> None:
-    """Decoding of all types and products of those that no quantizer writes, on the CPU; what the GPU lacks."""
+    """Decoding of all types and products of those that no quantizer writes, on the CPU; what a GPU makes of them."""
     for kind in asked(options):
-        results.unmeasured("types", kind.name, {} if measures.gpu_serves_type(kind) else {"falls_back": "no kernels"})
+        results.foresee("types", kind.name, measures.type_on_any_gpu(kind))
         if options.device == "cpu":
             results.add("types", kind.name, measures.dequantization(kind), device="decoding")
             if kind not in WRITABLE:
@@ -189,7 +191,7 @@ def measure_architectures(options: argparse.Namespace, data: measures.Data, resu
     for path in data.files():
         name, expected = path.stem, data.logits(path)
         missing = measures.missing_on_gpu(path)
-        results.unmeasured("architectures", name, {"falls_back": missing} if missing else {})
+        results.foresee("architectures", name, {"falls_back": missing} if missing else {})
         if options.missing and results.has("architectures", name):
             continue
         if options.device == "cpu":
