@@ -18,6 +18,7 @@ from test_model_forward import CASES, make
 
 from engine import LLM, SamplingParams
 from engine.cuda.layouts import LAYOUTS
+from engine.gguf.types import GGMLType
 from engine.llm import BUNDLED_MODEL
 from engine.perplexity import cut, measure
 from engine.sampling.sampler import sample
@@ -32,6 +33,10 @@ SHARP = {"f16": 2e-5, "f32": 6e-6}
 """For prompts of the random models here, whose attention is sharper than a trained one's: float16 operands alone bring
 1.2e-6, weights of two scales rounded to float16 and queries rounded likewise as much again each."""
 
+TYPES = [type for type in GGMLType if type.name.startswith(("F", "BF", "Q")) and type is not GGMLType.Q8_1]
+TYPES += [GGMLType.IQ1_M, GGMLType.IQ2_XS, GGMLType.IQ3_S, GGMLType.IQ4_XS, GGMLType.TQ1_0, GGMLType.MXFP4]
+"""Of formats that are packed alike, one each; products of every type are tested in test_cuda_matvec.py."""
+
 LICENSE = Path(__file__).parent.parent / "LICENSE"
 IDS = np.random.default_rng(1).integers(0, 256, 70)
 
@@ -40,10 +45,9 @@ IDS = np.random.default_rng(1).integers(0, 256, 70)
 def kernels():
     """Builds what all files below need side by side; one after the other would take minutes."""
     from engine.cuda import matvec, module
-    from engine.gguf.types import GGMLType
 
     arch = module.device_arch()
-    groups = [[type] * n for type in LAYOUTS for n in (1, 3)]
+    groups = [[type] * n for type in TYPES for n in (1, 3) if type in LAYOUTS]
     groups += [[GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K]]
     batches = (1, matvec.max_batch(arch))
     module.prebuild([matvec.build_job(types, batch, arch) for types in groups for batch in batches], arch)
@@ -61,7 +65,7 @@ def check(path, ids, *, limit=SHARP):
         assert errors[1] <= TOLERANCE[kv_type], (kv_type, "decode", errors)
 
 
-@pytest.mark.parametrize("type", LAYOUTS, ids=lambda type: type.name)
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_weight_types(tmp_path, type):
     check(typed_model(tmp_path, type), IDS)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from engine.cuda import dequant, parts, repack, rows
 from engine.cuda.attention_plan import build_jobs
 from engine.cuda.graphs import buckets
+from engine.cuda.layouts import kept_as
 from engine.cuda.matvec import MAX_COLUMNS, group_jobs
 from engine.cuda.needs import attention_shape, head_jobs, kernel_groups, moe_jobs
 from engine.cuda.products import build_expert_jobs
@@ -37,7 +38,8 @@ def kernel_jobs(
     jobs: list[Job] = [(files, None) for files in (rows.FILES, parts.FILES, STAGING_FILES, SAMPLING_FILES)]
     for info in model.gguf.tensors.values():
         if len(info.shape) > 1:
-            jobs += [repack.build_job(info.type), *dequant.build_jobs(info.type)]
+            type = kept_as(info.type)
+            jobs += [repack.build_job(type), *dequant.build_jobs(type)]
     for layer in model.config.layers:
         jobs += build_jobs(attention_shape(layer.attention, kv_type == "f16"), *card)
     jobs += [*moe_jobs(model), *head_jobs(model)]

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from engine.cuda import gemm
 from engine.cuda.attention_plan import AttentionShape, RopeStyle
 from engine.cuda.experts import can_stack, room_bytes
-from engine.cuda.layouts import LAYOUTS
+from engine.cuda.layouts import kept_as
 from engine.cuda.matvec import Activation
 from engine.cuda.moe import Gating, Routing, can_gather, can_multiply_heads, head_job, route_job
 from engine.cuda.moe import build_jobs as expert_jobs
-from engine.cuda.repack import check_supported
 from engine.gguf.types import GGMLType
 from engine.model.config import Activation as ModelActivation
 from engine.model.config import AttentionConfig, FfnConfig, MoeConfig, NormKind, QkNorm
@@ -73,17 +72,10 @@ def folds_heads(layer: LayerWeights) -> bool:
     return plain and folds(weights.q_norm) and folds(weights.k_norm)
 
 
-def check_types(model: LoadedModel) -> None:
-    """Raises UnsupportedModelError where a matrix has a type without GPU kernels; needs no GPU."""
-    for info in model.gguf.tensors.values():
-        if len(info.shape) > 1:
-            check_supported(info.type, f"tensor {info.name}")
-
-
 def can_pair(weights: FfnWeights, config: FfnConfig) -> bool:
     """Whether gate and up go in one launch: nothing stands between the products and the next one but the activation."""
     gate, up = weights.gate, weights.up
-    if gate is None or gate.weight.type != up.weight.type or weights.act_scales is not None:
+    if gate is None or kept_as(gate.weight.type) != kept_as(up.weight.type) or weights.act_scales is not None:
         return False
     if config.activation is ModelActivation.SWIGLU_CLAMPED:  # up is bent too
         return False
@@ -106,12 +98,12 @@ def kernel_groups(
     def add(linears: Sequence[Linear]) -> None:
         together = all(linear.scale == 1.0 for linear in linears)
         for group in [list(linears)] if together else [[linear] for linear in linears]:
-            shapes = [(linear.weight.type, linear.weight.rows) for linear in group]
+            shapes = [(kept_as(linear.weight.type), linear.weight.rows) for linear in group]
             groups.append((shapes, group[0].weight.columns, False, Activation.NONE))
 
     def add_ffn(weights: FfnWeights, config: FfnConfig) -> None:
         if can_pair(weights, config):
-            shape = [(weights.up.weight.type, weights.up.weight.rows)]
+            shape = [(kept_as(weights.up.weight.type), weights.up.weight.rows)]
             groups.append((shape, weights.up.weight.columns, True, ACTIVATIONS[config.activation]))
         else:
             add([weights.up])
@@ -186,7 +178,7 @@ def moe_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, object
             continue
         jobs.append(route_job(expert_routing(config)))
         if can_gather_experts(moe, config):
-            types = moe.up.weight.type, moe.down.weight.type
+            types = kept_as(moe.up.weight.type), kept_as(moe.down.weight.type)
             jobs += expert_jobs(*types, ACTIVATIONS[config.expert.activation], expert_routing(config))
     return jobs
 
@@ -211,7 +203,7 @@ def can_gather_experts(moe: MoeWeights, config: MoeConfig) -> bool:
         return False
     plain = all(part.scale is None for part in (gate, up, down))
     width, columns = config.expert.width, gate.weight.columns
-    return plain and can_gather(gate.weight.type, up.weight.type, width, columns) and down.weight.type in LAYOUTS
+    return plain and can_gather(kept_as(gate.weight.type), kept_as(up.weight.type), width, columns)
 
 
 def halves_apart(moe: MoeWeights, config: MoeConfig) -> bool:
@@ -225,7 +217,7 @@ def can_stack_experts(moe: MoeWeights, config: MoeConfig, arch: int) -> bool:
     if arch != gemm.ARCH or not can_gather_experts(moe, config) or halves_apart(moe, config):
         return False
     assert moe.gate is not None
-    types = moe.gate.weight.type, moe.down.weight.type
+    types = kept_as(moe.gate.weight.type), kept_as(moe.down.weight.type)
     width, columns = config.expert.width, moe.gate.weight.columns
     return all(gemm.supports(type) for type in types) and can_stack(width, columns, config.n_experts)
 

@@ -11,7 +11,7 @@ from engine.cuda.buffers import Widths
 from engine.cuda.cache import bytes_per_page, page_count
 from engine.cuda.dense import SCRATCH_BYTES
 from engine.cuda.features import check_features
-from engine.cuda.layouts import LAYOUTS, packed_bytes
+from engine.cuda.layouts import kept_as, packed_bytes
 from engine.cuda.needs import attention_shape, expert_room
 from engine.cuda.sampling_ops import DeviceSampler
 from engine.errors import DeviceError
@@ -114,10 +114,10 @@ def make_plan(
 def _weight_bytes(model: LoadedModel) -> int:
     total = 0
     for info in model.gguf.tensors.values():
-        if len(info.shape) > 1 and info.type in LAYOUTS:
+        if len(info.shape) > 1:
             rows = info.shape[-2]
             matrices = info.n_elements // (rows * info.shape[-1])
-            total += matrices * packed_bytes(info.type, rows, info.shape[-1])
+            total += matrices * packed_bytes(kept_as(info.type), rows, info.shape[-1])
         else:
             total += 4 * info.n_elements
     return total

@@ -14,6 +14,7 @@ from engine.cuda import gemm
 from engine.cuda import rows as row_ops
 from engine.cuda.dense import DenseProduct, padded
 from engine.cuda.gemm import Gemm, Operand, make_operand, operand_bytes
+from engine.cuda.layouts import kept_as
 from engine.cuda.linear import Projection
 from engine.cuda.matvec import Activation
 from engine.cuda.module import device_arch
@@ -46,7 +47,7 @@ def build_expert_jobs(groups: Sequence[Group], model: LoadedModel, arch: int) ->
     types, _ = _needs(groups)
     jobs: list[gemm.Job] = []
     for moe, config in stacked_layers(model, arch):
-        needed = [moe.up.weight.type, moe.down.weight.type]
+        needed = [kept_as(moe.up.weight.type), kept_as(moe.down.weight.type)]
         jobs += gemm.expert_jobs(types, needed, ACTIVATIONS[config.expert.activation])
         jobs += expert_ops.build_jobs()
     return jobs

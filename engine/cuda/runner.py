@@ -25,7 +25,6 @@ from engine.cuda.graphs import StepGraphs, buckets
 from engine.cuda.kernel_jobs import kernel_jobs
 from engine.cuda.matvec import BATCH_ROWS
 from engine.cuda.needs import (
-    check_types,
     expert_room,
     kernel_groups,
     multiplies_halves,
@@ -69,7 +68,6 @@ class CudaRunner:
     Raises:
         DeviceError: no usable GPU, a part of the model without kernels, too little memory, a kernel that does not
             build.
-        UnsupportedModelError: a tensor type without GPU kernels.
     """
 
     def __init__(
@@ -90,7 +88,6 @@ class CudaRunner:
         if reason is not None:
             raise DeviceError(f"device 'cuda:{device_index}' cannot be used: {reason}")
         check_features(model)
-        check_types(model)
         import cupy
 
         self.config = model.config

@@ -16,6 +16,7 @@ from engine.cuda.attention import AttentionShape, LayerAttention
 from engine.cuda.experts import StackedExperts
 from engine.cuda.heads import HeadSteps
 from engine.cuda.latent import DeviceLatent
+from engine.cuda.layouts import kept_as
 from engine.cuda.linear import Part, Projection
 from engine.cuda.matvec import Activation, MatVec
 from engine.cuda.module import device_arch
@@ -34,6 +35,7 @@ from engine.cuda.needs import (
 )
 from engine.cuda.parts import NO_ROPE, DeviceNorm, DeviceRope
 from engine.cuda.repack import PackedMatrix, repack
+from engine.gguf.quants import dequantize
 from engine.model.config import AttentionConfig, FfnConfig, MoeConfig, NormKind, RopeStyle
 from engine.model.loader import LoadedModel
 from engine.model.rope import RopeTable
@@ -199,7 +201,9 @@ class Uploader:
         """One matrix, packed; the same tensor is packed once."""
         key = f"{weight.name}"
         if key not in self._packed:
-            self._packed[key] = repack(self._raw(weight), weight.type, weight.rows, weight.columns, stream=self._stream)
+            self._packed[key] = repack(
+                self._raw(weight), kept_as(weight.type), weight.rows, weight.columns, stream=self._stream
+            )
         return self._packed[key]
 
     def projection(self, linears: Sequence[Linear], *, factor: float = 1.0) -> Projection:
@@ -220,7 +224,7 @@ class Uploader:
         if gate is not None and can_pair(weights, config):
             packed = repack(
                 self._raw(gate.weight),
-                gate.weight.type,
+                kept_as(gate.weight.type),
                 gate.weight.rows,
                 gate.weight.columns,
                 partner=self._raw(up.weight),
@@ -251,8 +255,11 @@ class Uploader:
     def _raw(self, weight: Weight) -> Any:
         import cupy
 
-        device = cupy.empty(weight.raw.nbytes, cupy.uint8)
-        device.set(np.ascontiguousarray(weight.raw).reshape(-1), stream=self._stream)
+        raw = np.ascontiguousarray(weight.raw).reshape(-1)
+        if kept_as(weight.type) is not weight.type:
+            raw = dequantize(raw, weight.type).view(np.uint8)
+        device = cupy.empty(raw.nbytes, cupy.uint8)
+        device.set(raw, stream=self._stream)
         self._done += weight.raw.nbytes
         self._progress(self._done)
         return device
@@ -393,13 +400,15 @@ class Uploader:
         n, width, columns = config.n_experts, config.expert.width, moe.gate.weight.columns
         gate_up = repack(
             self._raw(moe.gate.weight),
-            moe.gate.weight.type,
+            kept_as(moe.gate.weight.type),
             n * width,
             columns,
             partner=self._raw(moe.up.weight),
             stream=self._stream,
         )
-        down = repack(self._raw(moe.down.weight), moe.down.weight.type, n * columns, width, stream=self._stream)
+        down = repack(
+            self._raw(moe.down.weight), kept_as(moe.down.weight.type), n * columns, width, stream=self._stream
+        )
         activation, selection_bias = ACTIVATIONS[config.expert.activation], self.vector(moe.selection_bias)
         gate_bias, up_bias, down_bias = (self.vector(part.bias) for part in (moe.gate, moe.up, moe.down))
 
