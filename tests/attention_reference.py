@@ -6,10 +6,10 @@ from engine.cuda.attention import PAGE, AttentionShape, LayerAttention, RopeStyl
 
 
 def shape_of(
-    heads=8, kv_heads=2, dim=64, *, value_dim=None, rope_dim=None, style=RopeStyle.HALVES, half=True
+    heads=8, kv_heads=2, dim=64, *, value_dim=None, rope_dim=None, style=RopeStyle.HALVES, half=True, **options
 ) -> AttentionShape:
     rope = dim // 2 * 2 if rope_dim is None else rope_dim
-    return AttentionShape(heads, kv_heads, dim, value_dim or dim, rope, style, half)
+    return AttentionShape(heads, kv_heads, dim, value_dim or dim, rope, style, half, **options)
 
 
 def rope64(x, positions, inv_freq, style, mscale):
@@ -35,6 +35,8 @@ def attend64(shape, layer, q, keys, values, position):
     scores = np.einsum("hd,phd->hp", q, k) * layer.scale
     if layer.softcap:
         scores = layer.softcap * np.tanh(scores / layer.softcap)
+    if layer.slopes is not None:
+        scores += layer.slopes[:, None] * (np.arange(first, position + 1) - position)
     top = scores.max(1, keepdims=True)
     if layer.sinks is not None:
         top = np.maximum(top, layer.sinks[:, None])
@@ -64,9 +66,10 @@ class World:
             q_norm=rng.uniform(0.5, 1.5, shape.key_dim).astype(np.float32) if norm else None,
             k_norm=rng.uniform(0.5, 1.5, shape.key_dim).astype(np.float32) if norm else None,
             sinks=rng.normal(size=shape.heads).astype(np.float32) if sinks else None,
+            slopes=rng.uniform(0.01, 0.5, shape.heads).astype(np.float32) if shape.alibi else None,
             **options,
         )
-        arrays = {name: getattr(self.host, name) for name in ("inv_freq", "q_norm", "k_norm", "sinks")}
+        arrays = {name: getattr(self.host, name) for name in ("inv_freq", "q_norm", "k_norm", "sinks", "slopes")}
         device = {name: None if a is None else cupy.asarray(a) for name, a in arrays.items()}
         self.layer = LayerAttention(self.host.scale, rope_scale=self.host.rope_scale, window=self.host.window,
                                     softcap=self.host.softcap, temperature=self.host.temperature,
@@ -79,18 +82,31 @@ class World:
         self.pages = {}
         for name, dim in (("k", shape.key_dim), ("v", shape.value_dim)):
             self.pages[name] = np.full((n_pages, shape.kv_heads, PAGE, dim), np.nan, self.dtype)
+        if shape.values_in_keys:
+            self.pages["v"] = self.pages["k"]
         for s, length in enumerate(lengths):
             past = []
             for name, dim in (("k", shape.key_dim), ("v", shape.value_dim)):
                 data = rng.normal(size=(max(length, 0), shape.kv_heads, dim)).astype(self.dtype)
+                if name == "v" and shape.values_in_keys:
+                    past.append(past[0][..., :dim])
+                    continue
                 for p in range(max(length, 0)):
                     self.pages[name][self.table[s, p // PAGE], :, p % PAGE] = data[p]
                 past.append(data.astype(np.float64))
             self.history.append(past)
-        self.cache_k, self.cache_v = cupy.asarray(self.pages["k"]), cupy.asarray(self.pages["v"])
+        self.cache_k = cupy.asarray(self.pages["k"])
+        self.cache_v = self.cache_k if shape.values_in_keys else cupy.asarray(self.pages["v"])
 
     def rows(self, n):
-        return self.rng.normal(size=(n, self.shape.row_width)).astype(np.float32)
+        shape = self.shape
+        rows = self.rng.normal(size=(n, shape.row_width)).astype(np.float32)
+        if shape.values_in_keys:
+            q_end = shape.heads * shape.key_dim
+            k_end = q_end + shape.kv_heads * shape.key_dim
+            keys = rows[:, q_end:k_end].reshape(n, shape.kv_heads, -1)
+            rows[:, k_end:] = keys[..., : shape.value_dim].reshape(n, -1)
+        return rows
 
     def split(self, qkv, positions):
         """Rotated float64 queries, and keys and values as the cache holds them."""

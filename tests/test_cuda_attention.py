@@ -85,7 +85,7 @@ def check_decode(shape, lengths, *, plan=None, seed=0, **options):
             assert np.isnan(first[s]).all()
             continue
         at = (world.table[s, length // PAGE], slice(None), length % PAGE)
-        new_k, new_v = after_k[at].astype(np.float64), after_v[at].astype(np.float64)
+        new_k, new_v = after_k[at].astype(np.float64), after_v[at][..., : shape.value_dim].astype(np.float64)
         assert nmse(new_k, k[s]) < (1e-6 if shape.cache_half else 1e-12)
         assert np.array_equal(new_v, v[s].astype(np.float32).astype(world.dtype))
         # compare with what the cache holds: the float16 rounding of the new key is not the kernel's error
@@ -258,8 +258,8 @@ def check_prefill(shape, spans, *, seed=0, bias=False, plan=None, **options):
     worst = 0.0
     for first, n, s, past in tiles:
         keys, values = (
-            np.array([pages[world.table[s, p // PAGE], :, p % PAGE] for p in range(past + n)], np.float64)
-            for pages in after
+            np.array([pages[world.table[s, p // PAGE], :, p % PAGE, :dim] for p in range(past + n)], np.float64)
+            for pages, dim in zip(after, (shape.key_dim, shape.value_dim), strict=True)
         )
         assert nmse(keys[past:], k[first : first + n]) < (1e-6 if shape.cache_half else 1e-12)
         assert nmse(values[past:], v[first : first + n]) < (1e-6 if shape.cache_half else 1e-12)
@@ -331,3 +331,21 @@ def test_prefill_general_kernel(dim):
     plan = prefill_plan(shape, device_arch(), hopper=False)
     check_prefill(shape, [(0, 150), (200, 20)], plan=plan, window=90, sinks=True)
     check_prefill(shape, [(33, 1), (100, 17)], plan=plan)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", [True, False])
+def test_linear_biases(half):
+    for heads, kv_heads, options in ((8, 8, {}), (6, 2, {"window": 100, "sinks": True}), (3, 1, {"softcap": 4.0})):
+        shape = shape_of(heads, kv_heads, 64, half=half, rope_dim=0, alibi=True)
+        check_decode(shape, [0, 63, -1, 64, 300, 2000], **options)
+        check_prefill(shape, [(0, 70), (33, 1), (100, 117)], **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize(("heads", "dims"), [(16, (576, 512)), (1, (576, 512)), (5, (40, 32))])
+def test_values_in_keys(heads, dims, half):
+    shape = shape_of(heads, 1, dims[0], value_dim=dims[1], half=half, rope_dim=0, values_in_keys=True)
+    check_decode(shape, [0, 63, -1, 64, 300, 2000])
+    check_prefill(shape, [(0, 70), (33, 1), (100, 117)])

@@ -162,7 +162,7 @@ class Uploader:
         self._vectors: dict[int, Any] = {}
 
     def model(self, model: LoadedModel, cache_half: bool, max_sequences: int) -> DeviceWeights:
-        """Uploads everything; returns once it is all packed. Decode steps will have at most so many rows."""
+        """Uploads everything; returns once it is all packed. Decode steps will have at most max_sequences rows."""
         self._rows = max_sequences
         config, weights = model.config, model.weights
         with self._stream:
@@ -364,8 +364,7 @@ class Uploader:
         return single, HeadProducts(packed, n, self._rows)
 
     def _dense(self, layer: LayerWeights, factor: float) -> DeviceFfn:
-        assert layer.ffn is not None
-        assert isinstance(layer.config.ffn, FfnConfig)
+        assert layer.ffn is not None and isinstance(layer.config.ffn, FfnConfig)
         return self.ffn(layer.ffn, layer.config.ffn, factor=factor)
 
     def _moe(self, layer: LayerWeights, factor: float) -> DeviceMoe:
