@@ -135,6 +135,21 @@ def test_programs_follow_a_reused_slot(tmp_path, opened):
         assert not np.array_equal(one(backend, 0, 9, len(TOKENS)), first)
 
 
+@pytest.mark.parametrize("slots", [range(9), [18, 3, 4, 17, 0, 9, 11, 8, 15, 2, 1], range(19, 2, -1)])
+def test_more_rows_than_a_program_has(tmp_path, opened, slots):
+    """In any order of slots, each row as in a step of its own; refused all together or not at all."""
+    _, _, path = make(tmp_path)
+    backend = opened(path, max_sequences=20)
+    for slot in slots:
+        all_logits(backend, TOKENS[: 1 + slot % 5], slot=slot)
+    parts = [(slot, [10 + slot], 1 + slot % 5, Outputs.LAST) for slot in slots]
+    with pytest.raises(InvalidRequestError, match="token id 272"):
+        backend.forward(Batch.build([*parts[:-1], (parts[-1][0], [272], *parts[-1][2:])]))
+    together = backend.forward(Batch.build(parts))
+    alone = [one(backend, slot, 10 + slot, 1 + slot % 5) for slot in slots]
+    np.testing.assert_array_equal(together, np.concatenate(alone))
+
+
 def test_programs_are_few(tmp_path, opened, monkeypatch):
     monkeypatch.setattr(program, "MAX_PROGRAMS", 2)
     _, _, path = make(tmp_path)

@@ -104,6 +104,14 @@ def test_the_same_bits(model, settings):
             assert [result.stats.cached_tokens for result in results] == [len(prompts[i]) - 1 for i in order]
 
 
+def test_more_sequences_than_a_program_of_a_decode_step_has_rows(model):
+    path, prompts, alone = model
+    n = 2 * len(prompts)
+    with LLM(path, device="cpu", threads=2, max_sequences=n) as llm:
+        results = llm.generate(prompts * 2, [params(i % len(prompts)) for i in range(n)])
+    assert [outcome(result) for result in results] == alone * 2
+
+
 def test_samples_have_the_bits_of_their_seeds(model):
     path, prompts, alone = model
     with LLM(path, device="cpu", threads=2, max_sequences=5) as llm:

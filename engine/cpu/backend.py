@@ -124,6 +124,10 @@ class CpuBackend:
             InvalidRequestError: a token id is not in the vocabulary; nothing was changed.
         """
         logits = np.empty((len(batch.output_rows), self.config.vocab_size), dtype=np.float32)
+        if self._decoder is not None and self._decoder.takes(batch):
+            with np.errstate(**QUIET):
+                self._decoder.run(batch, logits)
+            return logits
         row = 0
         for part in self.logit_chunks(batch):
             logits[row : row + len(part)] = part
@@ -136,9 +140,7 @@ class CpuBackend:
         A piece may be overwritten by the next call.
         """
         if self._decoder is not None and self._decoder.takes(batch):
-            with np.errstate(**QUIET):
-                logits = self._decoder.run(batch)
-            yield logits
+            yield self.forward(batch)
             return
         x = self._hidden(batch)[batch.output_rows]
         for start in range(0, len(x), HEAD_ROWS):

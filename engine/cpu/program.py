@@ -50,7 +50,7 @@ CHUNK_FLOATS = 1 << 14
 
 CHUNKS_PER_THREAD = 8
 
-MAX_PROGRAMS = 8
+MAX_PROGRAMS = 32
 """Programs kept; they are cheap to record, a few hundred microseconds."""
 
 ITEMS, CHUNKS, WAITS = 1, 2, 3
@@ -239,6 +239,10 @@ class Program:
 class Decoder:
     """Runs steps of one token per sequence as programs, recorded when first needed.
 
+    A program has at most DOT_TOKENS rows; of more sequences several run one after another. That is faster than all rows
+    brick by brick (16 rows, Q4_K, two cores of an EPYC 7003: 6 layers of width 256 take 4 ms instead of 30, 8 layers of
+    width 1024 take 85 instead of 144).
+
     Args:
         weights: a model of which `can_record` is true.
         ops: its bricks.
@@ -255,15 +259,29 @@ class Decoder:
 
     def takes(self, batch: Batch) -> bool:
         """Whether a batch is such a step, with logits wanted of every sequence."""
-        return len(batch.output_rows) == batch.n_tokens == len(batch.spans) <= DOT_TOKENS
+        return len(batch.output_rows) == batch.n_tokens == len(batch.spans)
 
-    def run(self, batch: Batch) -> Float32Array:
-        """Feed a batch that takes() accepts; the logits (R, V) are overwritten by the next run.
+    def run(self, batch: Batch, out: Float32Array) -> None:
+        """Feed a batch that takes() accepts and write its logits to out (R, V).
 
         Raises:
             ContextFullError, InvalidRequestError: as CpuBackend.forward.
         """
-        self._ops.begin(batch)
+        self._ops.begin(batch)  # refuses all or nothing
+        if batch.n_tokens <= DOT_TOKENS:
+            out[:] = self._run(batch)
+            return
+        # By slots, so that a program still fits when somebody of another one comes or goes.
+        groups: dict[int, list[int]] = {}
+        for row in sorted(range(batch.n_tokens), key=lambda row: batch.spans[row].slot):
+            groups.setdefault(batch.spans[row].slot // DOT_TOKENS, []).append(row)
+        for rows in groups.values():
+            part = batch.single_rows(rows)
+            self._ops.begin(part)
+            out[rows] = self._run(part)
+
+    def _run(self, batch: Batch) -> Float32Array:
+        """The logits of a batch that has begun, overwritten by the next run."""
         key = tuple(span.slot for span in batch.spans)
         program = self._programs.get(key)
         if program is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -63,6 +63,12 @@ class Batch:
     def n_tokens(self) -> int:
         """T, the number of rows."""
         return len(self.token_ids)
+
+    def single_rows(self, rows: Sequence[int]) -> Batch:
+        """The batch of these rows, in this order; each is a span of its own whose logits are wanted."""
+        spans = tuple(replace(self.spans[row], row=place) for place, row in enumerate(rows))
+        assert all(span.n_rows == 1 for span in spans)
+        return Batch(self.token_ids[rows], self.positions[rows], spans, np.arange(len(rows), dtype=np.int32))
 
     @classmethod
     def build(cls, parts: Iterable[Part]) -> Batch:
