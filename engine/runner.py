@@ -16,7 +16,6 @@ import numpy.typing as npt
 from engine.config import EngineConfig
 from engine.cpu.backend import CpuBackend
 from engine.cpu.bandwidth import read_bandwidth
-from engine.cpu.matmul import warm_up
 from engine.cpu.threads import ThreadPool, default_threads
 from engine.errors import DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
@@ -85,6 +84,7 @@ class CpuRunner:
         max_sequences: cache slots; one more is kept for logits().
         threads: None takes the physical cores.
         status: told about compilation.
+        exact, repack: see EngineConfig.
     """
 
     def __init__(
@@ -96,6 +96,8 @@ class CpuRunner:
         max_sequences: int,
         threads: int | None,
         status: Callable[[str], None],
+        exact: bool = False,
+        repack: bool = True,
     ) -> None:
         self.config = model.config
         self.context_length = context_length
@@ -106,8 +108,10 @@ class CpuRunner:
             kv_type=kv_type,
             max_sequences=max_sequences + 1,
             threads=threads,
+            quantize=not exact,
+            repack=repack,
         )
-        warm_up(self._backend.weight_types, status, kv_type=kv_type)
+        self._backend.warm_up(status)
         self.threads: int | None = threads if threads is not None else default_threads()
         self.device_name = "cpu"
 
@@ -206,6 +210,8 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
         max_sequences=config.max_sequences,
         threads=config.threads,
         status=status,
+        exact=config.exact,
+        repack=config.repack,
     )
 
 
@@ -220,7 +226,12 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         )
         return "cuda", memory_plan(plan, context_length)
     backend = CpuBackend(
-        model, context_length=context_length, kv_type=config.kv_type, max_sequences=config.max_sequences
+        model,
+        context_length=context_length,
+        kv_type=config.kv_type,
+        max_sequences=config.max_sequences,
+        quantize=not config.exact,
+        repack=config.repack,
     )
     try:
         return "cpu", backend.memory_plan()

@@ -29,7 +29,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def prompts():
-    with LLM(device="cpu") as llm:
+    with LLM(device="cpu", exact=True) as llm:
         return [llm.tokenizer.encode(text, add_special=True) for text in PROMPTS]
 
 

@@ -29,6 +29,8 @@ def bench(
     device: options.DeviceOption = "auto",
     kv_type: options.KvTypeOption = "f16",
     threads: options.ThreadsOption = None,
+    exact: options.ExactOption = False,
+    repack: options.RepackOption = True,
 ) -> None:
     """Measure prompt and decode speed, in tokens/s, GB/s and percent of this machine's read bandwidth."""
     with open_model(
@@ -37,6 +39,8 @@ def bench(
         context_length=max(depth + max(prompt_tokens, gen_tokens + 2), 2),
         kv_type=kv_type,
         threads=threads,
+        exact=exact,
+        repack=repack,
         max_sequences=batch,
         eager=eager,
     ) as llm:

@@ -58,6 +58,8 @@ def generate(
     context_length: options.ContextOption = None,
     kv_type: options.KvTypeOption = "f16",
     threads: options.ThreadsOption = None,
+    exact: options.ExactOption = False,
+    repack: options.RepackOption = True,
     pre_tokenizer: options.PreTokenizerOption = None,
     temperature: options.TemperatureOption = 0.8,
     top_k: options.TopKOption = 40,
@@ -98,6 +100,8 @@ def generate(
         context_length=context_length,
         kv_type=kv_type,
         threads=threads,
+        exact=exact,
+        repack=repack,
         max_sequences=1,
         pre_tokenizer=pre_tokenizer,
     ) as llm:

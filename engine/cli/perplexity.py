@@ -32,6 +32,8 @@ def perplexity(
     device: options.DeviceOption = "auto",
     kv_type: options.KvTypeOption = "f16",
     threads: options.ThreadsOption = None,
+    exact: options.ExactOption = False,
+    repack: options.RepackOption = True,
     batch: Annotated[int, typer.Option("--batch", "-b", help="Chunks measured side by side.")] = 1,
     pre_tokenizer: options.PreTokenizerOption = None,
 ) -> None:
@@ -48,6 +50,8 @@ def perplexity(
         context_length=context,
         kv_type=kv_type,
         threads=threads,
+        exact=exact,
+        repack=repack,
         max_sequences=batch,
         prefill_chunk=max(512, context),
         pre_tokenizer=pre_tokenizer,

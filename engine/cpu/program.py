@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.cpu import reference
+from engine.cpu import integer, reference
 from engine.cpu.fast_ops import FastOps
+from engine.cpu.integer import Activations, IntegerWeights
 from engine.cpu.kernels import attend as attend_kernel
 from engine.cpu.kernels import build
 from engine.cpu.kernels.machine import COUNTERS, HEADER, ROW
@@ -33,6 +34,7 @@ from engine.cpu.steps import (
     embed_rows,
     gate_step,
     normalize_step,
+    quantize_step,
     rotate_step,
 )
 from engine.cpu.threads import ThreadPool
@@ -57,8 +59,11 @@ ITEMS, CHUNKS, WAITS = 1, 2, 3
 class Recorder:
     """Steps that are written down. Results are buffers that every run of the program fills again."""
 
-    def __init__(self, pool: ThreadPool) -> None:
+    def __init__(self, pool: ThreadPool, weights: IntegerWeights | None = None) -> None:
         self._pool = pool
+        self._integer = weights
+        self._quantized: dict[int, Activations] = {}  # of buffers as they are now
+        self._rooms: dict[int, Activations] = {}
         self.rows: list[tuple[int, ...]] = []
         self.fills: list[Callable[[Batch], None]] = []
         self.lengths: list[tuple[int, int, int]] = []
@@ -114,7 +119,7 @@ class Recorder:
     def normalize(self, name: str, x: Float32Array, norm: Norm) -> Float32Array:
         """See Steps.normalize."""
         out = self.empty(name, x.shape)
-        self._write(normalize_step(x, norm, out))
+        self._write(normalize_step(x, norm, out), out)
         return out
 
     def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
@@ -122,9 +127,17 @@ class Recorder:
         weight = prepare(linear.weight)
         out = self.empty(name, (len(x), weight.rows))
         assert residual is not out
+        if self._integer is not None and self._integer.takes(weight):
+            settings: dict[str, Any] = {"scale": linear.scale, "bias": linear.bias, "residual": residual}
+            operands = self._integer.operands(self._activations(x), weight, out, **settings)
+            kind, type_name = integer.dot_kind(len(x)), self._integer.kernel_type(weight)
+            # Integer products take about a third of the time of the others.
+            floats = weight.rows * weight.columns * len(x) // 3
+            self._write(Step(kind, type_name, operands, integer.n_panels_of(weight), floats), out)
+            return out
         operands = dot_operands(x, weight, out, scale=linear.scale, bias=linear.bias, residual=residual)
         floats = weight.rows * weight.columns * len(x)
-        self._write(Step(dot_kind(len(x)), weight.type.name, operands, weight.rows, floats))
+        self._write(Step(dot_kind(len(x)), weight.type.name, operands, weight.rows, floats), out)
         return out
 
     def rotate_store(
@@ -139,7 +152,7 @@ class Recorder:
     ) -> None:
         """See Steps.rotate_store."""
         self.lengths.append((len(self.rows), HEADER + N_PAST, span.row))
-        self._write(rotate_step(x, span, angles, cache, factors, store))
+        self._write(rotate_step(x, span, angles, cache, factors, store), x)
 
     def attend(
         self,
@@ -157,14 +170,26 @@ class Recorder:
         self.score_floats = max(self.score_floats, cache[0].shape[1] + 16)
         heads = config.n_heads * span.n_rows
         type_name = attend_kernel.TYPES[cache[0].dtype]
-        self._write(Step("attend", type_name, operands, heads, heads * CHUNK_FLOATS))
+        self._write(Step("attend", type_name, operands, heads, heads * CHUNK_FLOATS), out)
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""
-        self._write(gate_step(x, y, activation))
+        self._write(gate_step(x, y, activation), x)
         return x
 
-    def _write(self, step: Step) -> None:
+    def _activations(self, x: Float32Array) -> Activations:
+        """The rows of a buffer in 8 bits, quantized once after it was written."""
+        found = self._quantized.get(id(x))
+        if found is None:
+            found = self._rooms.setdefault(id(x), integer.empty_activations(*x.shape))
+            self._write(quantize_step(x, found))
+            self.join()
+            self._quantized[id(x)] = found
+        return found
+
+    def _write(self, step: Step, *written: Float32Array) -> None:
+        for buffer in written:
+            self._quantized.pop(id(buffer), None)
         chunks = 1
         if self._pool.threads > 1:
             chunks = max(1, min(CHUNKS_PER_THREAD * self._pool.threads, step.items, step.floats // CHUNK_FLOATS))
@@ -233,10 +258,19 @@ class Decoder:
         ops: its bricks.
         kv_cache: the cache they write to.
         pool: threads to use.
+        integer_weights: those that are multiplied in integers; None keeps everything in float32.
     """
 
-    def __init__(self, weights: ModelWeights, ops: FastOps, kv_cache: KVCache, pool: ThreadPool) -> None:
+    def __init__(
+        self,
+        weights: ModelWeights,
+        ops: FastOps,
+        kv_cache: KVCache,
+        pool: ThreadPool,
+        integer_weights: IntegerWeights | None = None,
+    ) -> None:
         self._weights = weights
+        self._integer = integer_weights
         self._ops = ops
         self._cache = kv_cache
         self._pool = pool
@@ -264,7 +298,7 @@ class Decoder:
         return logits
 
     def _record(self, batch: Batch) -> Program:
-        recorder = Recorder(self._pool)
+        recorder = Recorder(self._pool, self._integer)
         computing, self._ops.steps = self._ops.steps, recorder
         try:
             logits = self._ops.head_rows(hidden_states(self._weights, self._ops, batch))
@@ -283,7 +317,7 @@ def can_record(weights: ModelWeights) -> bool:
         linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down)
         if ffn.gate is not None:
             linears.append(ffn.gate)
-    return all(prepare(linear.weight).kernels for linear in linears)
+    return all(prepare(linear.weight).kernels or integer.is_integer(linear.weight.type) for linear in linears)
 
 
 @cache

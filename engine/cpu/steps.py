@@ -14,9 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cpu import reference
+from engine.cpu.integer import (
+    TASK_PANELS,
+    Activations,
+    IntegerWeights,
+    dot_kind,
+    empty_activations,
+    n_panels_of,
+    quantize_operands,
+)
 from engine.cpu.kernels.attend import TYPES, attend
 from engine.cpu.kernels.build import kernel
-from engine.cpu.matmul import LANES, matmul, prepare
+from engine.cpu.matmul import LANES, PreparedWeight, matmul, prepare
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import dequantize
 from engine.model.batch import Span
@@ -29,6 +38,9 @@ Int32Array = npt.NDArray[np.int32]
 
 TASK_FLOATS = 1 << 15
 """Least floats per task of a small step: about 10 us."""
+
+TASK_PRODUCTS = 1 << 19
+"""Least multiplications per task of an integer product: about 10 us."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +125,21 @@ class Steps(Protocol):
 
 
 class Immediate:
-    """Steps that compute when they are asked for, into new arrays."""
+    """Steps that compute when they are asked for, into new arrays.
 
-    def __init__(self, pool: ThreadPool) -> None:
+    Args:
+        pool: threads to use.
+        integer: the weights that are multiplied in integers; None keeps everything in float32.
+    """
+
+    def __init__(self, pool: ThreadPool, integer: IntegerWeights | None = None) -> None:
         self._pool = pool
+        self._integer = integer
+        self._quantized: tuple[Float32Array, Activations] | None = None
 
     def join(self) -> None:
         """See Steps.join."""
+        self._quantized = None  # what was read until now may be overwritten
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
         """See Steps.empty."""
@@ -147,6 +167,9 @@ class Immediate:
 
     def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
         """See Steps.linear."""
+        weight = prepare(linear.weight)
+        if self._integer is not None and self._integer.takes(weight):
+            return self._multiply(self._integer, self._activations(x), linear, weight, residual)
         y = matmul(x, linear.weight, pool=self._pool)
         if linear.scale != 1.0:
             y *= np.float32(linear.scale)
@@ -189,6 +212,43 @@ class Immediate:
         self._do(gate_step(x, y, activation), x, y)
         return x
 
+    def _activations(self, x: Float32Array) -> Activations:
+        """The rows of x in 8 bits; several products of the same rows share them."""
+        if self._quantized is None or self._quantized[0] is not x:
+            rows = x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
+            out = empty_activations(*x.shape)
+            self._do(quantize_step(rows, out), rows, out)
+            self._quantized = x, out
+        return self._quantized[1]
+
+    def _multiply(
+        self,
+        integer: IntegerWeights,
+        x: Activations,
+        linear: Linear,
+        weight: PreparedWeight,
+        residual: Float32Array | None,
+    ) -> Float32Array:
+        out = np.empty((len(x), weight.rows), dtype=np.float32)
+        if not len(x):
+            return out
+        compute = kernel(dot_kind(len(x)), integer.kernel_type(weight))
+        settings: dict[str, Any] = {"scale": linear.scale, "bias": linear.bias, "residual": residual}
+        operands = np.array(integer.operands(x, weight, out, **settings), dtype=np.int64)
+        start, n_panels = address(operands), n_panels_of(weight)
+        n_groups = -(-n_panels // TASK_PANELS)
+        n_tasks = min(4 * self._pool.threads, n_groups, len(x) * weight.rows * weight.columns // TASK_PRODUCTS)
+        if n_tasks < 2 or self._pool.threads == 1:
+            compute(start, 0, n_panels, 0)
+            return out
+
+        def task(index: int, held: object = (operands, x, out, linear, residual)) -> None:
+            low, high = (TASK_PANELS * (n_groups * i // n_tasks) for i in (index, index + 1))
+            compute(start, low, min(high, n_panels), 0)
+
+        self._pool.run(task, n_tasks)
+        return out
+
     def _do(self, step: Step, *alive: object) -> None:
         """Run a step; `alive` is what its addresses point into."""
         compute = kernel(step.kind, step.type_name)
@@ -212,6 +272,11 @@ def normalize_step(x: Float32Array, norm: Norm, out: Float32Array) -> Step:
     width = x.shape[-1]
     operands = (address(x), address(norm.weight), address(out), width, float_bits(norm.epsilon))
     return Step("normalize", "F32", operands, x.size // width, x.size)
+
+
+def quantize_step(x: Float32Array, out: Activations) -> Step:
+    """Rows of x (T, K) in 8 bits."""
+    return Step("quantize", "F32", quantize_operands(x, out), out.shape[0] * out.shape[1], x.size)
 
 
 N_PAST = 12

@@ -110,6 +110,15 @@ class Emitter:
         zero = ir.Constant(vector(I8), [0] * LANES)
         return self.builder.select(flags, self.const(zero, number), zero)
 
+    def look_up(self, table: Sequence[int], indices: Value) -> Value:
+        """Bytes of a table of 16, by a vector of indices below 16."""
+        values = [ir.Constant(indices.type, [number & 0xFF] * indices.type.count) for number in table]
+        for bit in range(4):
+            here = self.builder.icmp_unsigned("!=", self.mask(indices, 1 << bit), self.const(indices, 0))
+            pairs = zip(values[::2], values[1::2], strict=True)
+            values = [self.builder.select(here, high, low) for low, high in pairs]
+        return values[0]
+
     # Floats.
     def unsigned_to_float(self, value: Value) -> Value:
         """Unsigned bytes to float32, through 32-bit integers."""

@@ -8,6 +8,8 @@ Knows nothing of loops, rows or activations.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from llvmlite import ir
+
 from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, LANES, Emitter, Value, vector
 
 Decode = Callable[[Emitter, Value], Iterator[Value]]
@@ -184,3 +186,46 @@ def _q6_k(e: Emitter, block: Value) -> Iterator[Value]:
                 nibble = e.move_bits(low[2 * (group % 2) + part], 15, 4 * (group // 2), 0)
                 q = e.minus(e.either(nibble, e.move_bits(high[part], 3, 2 * group, 4)), 32)
                 yield e.multiply(e.signed_to_float(q), e.splat_lane(scales, 8 * half + 2 * group + part))
+
+
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""What the 4-bit numbers of IQ4_NL and IQ4_XS stand for."""
+
+MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""What those of MXFP4 stand for, doubled."""
+
+
+def power_of_two(e: Emitter, exponent: Value) -> Value:
+    """2 ** (exponent - 128) as float32, for exponents 0..255 given as i32 (scalar or vector)."""
+    b = e.builder
+    # Written as the exponent of a float; the two smallest powers are subnormal numbers.
+    tiny = b.shl(e.const(exponent, 0x00200000), e.mask(exponent, 1))
+    bits = b.select(b.icmp_signed("<", exponent, e.const(exponent, 2)), tiny, e.shift_left(e.minus(exponent, 1), 23))
+    return b.bitcast(bits, vector(F32, exponent.type.count) if isinstance(exponent.type, ir.VectorType) else F32)
+
+
+def _looked_up(e: Emitter, block: Value, offset: int, table: tuple[int, ...], d: Value) -> Iterator[Value]:
+    q = e.bytes(block, offset)
+    for nibbles in (e.mask(q, 15), e.shift_right(q, 4)):
+        yield e.multiply(e.signed_to_float(e.look_up(table, nibbles)), d)
+
+
+@_decoder("IQ4_NL", 32, 18)
+def _iq4_nl(e: Emitter, block: Value) -> Iterator[Value]:
+    yield from _looked_up(e, block, 2, IQ4_VALUES, e.splat(e.half(block, 0)))
+
+
+@_decoder("IQ4_XS", 256, 136)
+def _iq4_xs(e: Emitter, block: Value) -> Iterator[Value]:
+    d, high, low = e.half(block, 0), e.builder.zext(e.load(block, I16, 2), I32), e.load(block, I32, 4)
+    for group in range(8):
+        four = e.mask(e.shift_right(low, 4 * group), 15)
+        number = e.minus(e.either(four, e.move_bits(high, 3, 2 * group, 4)), 32)
+        scale = e.multiply(e.builder.sitofp(number, F32), d)
+        yield from _looked_up(e, block, 8 + 16 * group, IQ4_VALUES, e.splat(scale))
+
+
+@_decoder("MXFP4", 32, 17)
+def _mxfp4(e: Emitter, block: Value) -> Iterator[Value]:
+    scale = power_of_two(e, e.builder.zext(e.load(block, I8), I32))
+    yield from _looked_up(e, block, 1, MXFP4_VALUES, e.splat(scale))
