@@ -12,7 +12,7 @@ from numba import njit, types
 
 from engine.cpu import integer, program, steps
 from engine.cpu.backend import CpuBackend
-from engine.cpu.integer import IntegerWeights, dot_kind, empty_activations, n_panels_of, quantize_operands
+from engine.cpu.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
 from engine.cpu.kernels import build, isa, panels
 from engine.cpu.kernels.build import kernel
 from engine.cpu.matmul import array_address, prepare
@@ -82,7 +82,7 @@ def product(weights, w, x, kind, instructions, n_tokens=None, **settings):
     out = np.full((len(x), prepared.rows), np.nan, np.float32)
     operands = np.array(weights.operands(x, prepared, out, **settings), dtype=np.int64)
     type_name = weights.kernel_type(prepared).replace(integer.instructions(), instructions)
-    kernel(kind, type_name)(array_address(operands), 0, n_panels_of(prepared), 0)
+    kernel(kind, type_name)(array_address(operands), 0, n_items(kind, prepared), 0)
     return out
 
 
@@ -172,7 +172,7 @@ def test_experts_have_copies_of_their_own(pool):
 
 
 def test_threads_and_other_rows_change_nothing(pool, monkeypatch):
-    monkeypatch.setattr(steps, "TASK_PRODUCTS", 1)
+    monkeypatch.setattr(steps, "TASK_FLOATS", 1)
     w, _ = packed("Q6_K", 130, 512)
     x = np.random.default_rng(5).standard_normal((70, 512)).astype(np.float32)
     linear = Linear(w)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from engine.cpu.kernels import isa
 from engine.cpu.kernels.build import kernel
-from engine.cpu.kernels.integer import LINE
+from engine.cpu.kernels.integer import LINE, PANELS_AT_ONCE, PANELS_BLOCK
 from engine.cpu.kernels.panels import GROUP, PANELS, padded_rows
 from engine.cpu.matmul import Float32Array, PreparedWeight, aligned, array_address, prepare
 from engine.errors import InvalidRequestError
@@ -34,9 +34,6 @@ Activations = npt.NDArray[np.uint8]
 """(T, K / 32, 64) uint8: rows of quantized blocks, as kernels/integer.py lays them out."""
 
 ROWS = isa.ROWS
-
-TASK_PANELS = 4
-"""Panels that the kernel for many rows unpacks together; tasks are multiples of it."""
 
 
 VARIABLE = "GGUF_ENGINE_CPU"
@@ -150,7 +147,7 @@ class IntegerWeights:
         bias: Float32Array | None = None,
         residual: Float32Array | None = None,
     ) -> tuple[int, ...]:
-        """The numbers that dot_panels and tile_panels read; items are panels."""
+        """The numbers that dot_panels and tile_panels read; n_items() says how many items there are."""
         n_blocks = weight.columns // PANELS[weight.type.name].block_size
         packed = (self._places.get(weight.address, weight.address), weight.stride, n_blocks, weight.rows)
         (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
@@ -184,6 +181,11 @@ class IntegerWeights:
 def n_panels_of(weight: PreparedWeight) -> int:
     """Panels of a matrix; the last one may be padded."""
     return padded_rows(weight.rows) // ROWS
+
+
+def n_items(kind: str, weight: PreparedWeight) -> int:
+    """Items of a product by the kernel `kind`."""
+    return -(-n_panels_of(weight) // {"dot_panels": PANELS_AT_ONCE, "tile_panels": PANELS_BLOCK}[kind])
 
 
 def all_matrices(weights: ModelWeights) -> Iterable[Weight]:

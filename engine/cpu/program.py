@@ -133,7 +133,7 @@ class Recorder:
             kind, type_name = integer.dot_kind(len(x)), self._integer.kernel_type(weight)
             # Integer products take about a third of the time of the others.
             floats = weight.rows * weight.columns * len(x) // 3
-            self._write(Step(kind, type_name, operands, integer.n_panels_of(weight), floats), out)
+            self._write(Step(kind, type_name, operands, integer.n_items(kind, weight), floats), out)
             return out
         operands = dot_operands(x, weight, out, scale=linear.scale, bias=linear.bias, residual=residual)
         floats = weight.rows * weight.columns * len(x)

@@ -13,6 +13,7 @@ A kernel whose type ends in "/rows" reads rows as they lie in the file and packs
 # mypy: disable-error-code="no-untyped-def"
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -31,10 +32,13 @@ LINE = 64
 AT_SCALE, AT_SUM, AT_FIRST, AT_LAST = 32, 36, 40, 44
 """Places of the float32 numbers in it."""
 
+PANELS_AT_ONCE = 1
+"""Panels that dot_panels multiplies side by side, so that each activation is loaded once for both."""
+
 PANELS_TILE, TOKENS_TILE = 2, 4
 """Register tile: 2 x 4 sums fill 8 of AVX2's 16 registers."""
 
-AHEAD = 8192
+AHEAD = 4096
 """Bytes that dot_panels prefetches ahead."""
 
 STEPS_AT_ONCE = 2
@@ -171,7 +175,7 @@ class _Operands:
 
     packed: panels without gaps (or the first row, of row_bytes; otherwise row_bytes is not read); n_blocks per row;
     n_rows; x: activations, rows x_bytes apart; out: float32 (T, N), rows out_bytes apart; scale: a float64; bias: (N,)
-    or 0; residual: like out, or 0. out = scale · (x W') + bias + residual. Items are panels.
+    or 0; residual: like out, or 0. out = scale · (x W') + bias + residual.
     """
 
     packed: Value
@@ -282,6 +286,14 @@ def _add_minima(e: Emitter, mins: tuple[Value, ...], line: Value, least: Value) 
     return least
 
 
+def hold(e: Emitter) -> None:
+    """Keeps LLVM from moving loads across this place; costs no instruction.
+
+    Left alone, it would load and unpack much more than there are registers for before it multiplies anything.
+    """
+    e.builder.fence("seq_cst", targetscope="singlethread")
+
+
 def _group_dot(e: Emitter, panel: Panel, isa: type[Isa], group: Group, line: Value) -> Value:
     """The integer sums of a group in registers, 8 × i32."""
     arithmetic, span = isa(e, panel.largest), span_steps(panel, isa)
@@ -289,6 +301,8 @@ def _group_dot(e: Emitter, panel: Panel, isa: type[Isa], group: Group, line: Val
     for first in range(0, STEPS, span):
         part = _zero(isa.accumulator)
         for step in range(first, first + span):
+            if step % STEPS_AT_ONCE == 0:
+                hold(e)
             part = arithmetic.add(part, group.steps[step], _broadcast(e, line, step))
         factor = isa.factor(e, group.factors[first * len(group.factors) // STEPS]) if group.factors else None
         part = arithmetic.finish(part, factor)
@@ -315,41 +329,52 @@ def _prefetch(e: Emitter, block: Value, panel: Panel, group: int) -> None:
 
 @intrinsic(prefer_literal=True)
 def dot_panels(typing_context, name, operands, low, high, scratch):
-    """Panels low..high-1 times each token; see _Operands."""
+    """Items low..high-1, of PANELS_AT_ONCE panels, times each token; see _Operands."""
     panel, isa, from_rows = split_name(name)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
         o = _Operands(*integers(e, operands, 13))
-        total, least = (cgutils.alloca_once(builder, FLOATS) for _ in range(2))
+        sums = [[cgutils.alloca_once(builder, FLOATS) for _ in range(2)] for _ in range(PANELS_AT_ONCE)]
         room = builder.ptrtoint(cgutils.alloca_once(builder, FLOATS), I64)
-        source = _Source(e, panel, from_rows, o)
-        zero = ir.Constant(FLOATS, [0.0] * ROWS)
+        sources = [_Source(e, panel, from_rows, o) for _ in sums]
+        first, end = panel_range(builder, o, low, high, PANELS_AT_ONCE)
         with (
             cgutils.for_range(builder, o.n_tokens) as tokens,
-            cgutils.for_range(builder, builder.sub(high, low)) as panels,
+            cgutils.for_range(builder, builder.sub(high, low)) as items,
         ):
-            index = builder.add(low, panels.index)
-            opened = source.open(index)
+            # The last item may lack a panel: it then computes the one before twice.
+            start = builder.add(first, _mul(builder, items.index, PANELS_AT_ONCE))
+            indices = [
+                _least(builder, builder.add(start, I64(i)), builder.sub(end, I64(1))) for i, _ in enumerate(sums)
+            ]
+            opened = [source.open(index) for source, index in zip(sources, indices, strict=True)]
             x = builder.add(o.x, builder.mul(tokens.index, o.x_bytes))
-            builder.store(zero, total)
-            builder.store(zero, least)
+            for at in chain.from_iterable(sums):
+                builder.store(_zero(FLOATS), at)
             with cgutils.for_range(builder, o.n_blocks) as blocks:
-                block = Block(e, panel, isa, opened.block(blocks.index))
-                start = builder.add(x, _mul(builder, blocks.index, LINE * panel.n_groups))
-                for number, group in enumerate(panel.read(block)):
-                    if not from_rows:
-                        _prefetch(e, block.address, panel, number)
-                    line = e.at(start, LINE * number)
-                    ints = _group_dot(e, panel, isa, group, line)
-                    builder.store(_add_products(e, ints, group.scale, line, builder.load(total)), total)
-                    builder.store(_add_minima(e, group.mins, line, builder.load(least)), least)
-            value = builder.fadd(builder.load(total), builder.load(least))
-            _store(e, o, index, tokens.index, value, room)
+                read = [Block(e, panel, isa, source.block(blocks.index)) for source in opened]
+                lines = builder.add(x, _mul(builder, blocks.index, LINE * panel.n_groups))
+                for number, groups in enumerate(zip(*map(panel.read, read), strict=True)):
+                    line = e.at(lines, LINE * number)
+                    for block, group, (total, least) in zip(read, groups, sums, strict=True):
+                        if not from_rows:
+                            _prefetch(e, block.address, panel, number)
+                        ints = _group_dot(e, panel, isa, group, line)
+                        builder.store(_add_products(e, ints, group.scale, line, builder.load(total)), total)
+                        builder.store(_add_minima(e, group.mins, line, builder.load(least)), least)
+            for index, (total, least) in zip(indices, sums, strict=True):
+                _store(e, o, index, tokens.index, builder.fadd(builder.load(total), builder.load(least)), room)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate
+
+
+def panel_range(builder: Any, o: _Operands, low: Value, high: Value, size: int) -> tuple[Value, Value]:
+    """The first panel of items low..high-1 of `size` panels each, and the one after their last."""
+    n_panels = builder.sdiv(builder.add(o.n_rows, I64(ROWS - 1)), I64(ROWS))
+    return _mul(builder, low, size), _least(builder, _mul(builder, high, size), n_panels)
 
 
 class _Tile:
@@ -389,7 +414,7 @@ class _Tile:
 
 @intrinsic(prefer_literal=True)
 def tile_panels(typing_context, name, operands, low, high, scratch):
-    """Panels low..high-1 times all tokens; see _Operands."""
+    """Items low..high-1, of PANELS_BLOCK panels, times all tokens; see _Operands."""
     panel, isa, from_rows = split_name(name)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
@@ -412,14 +437,15 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
         def blocks_of(total: Value, size: int) -> Any:
             return cgutils.for_range(builder, builder.sdiv(builder.add(total, I64(size - 1)), I64(size)))
 
+        first, end = panel_range(builder, o, low, high, PANELS_BLOCK)
         with (
             blocks_of(o.n_tokens, TOKENS_BLOCK) as token_blocks,
-            blocks_of(builder.sub(high, low), PANELS_BLOCK) as panel_blocks,
+            cgutils.for_range(builder, builder.sub(high, low)) as items,
         ):
             first_token = _mul(builder, token_blocks.index, TOKENS_BLOCK)
-            first_panel = builder.add(low, _mul(builder, panel_blocks.index, PANELS_BLOCK))
+            first_panel = builder.add(first, _mul(builder, items.index, PANELS_BLOCK))
             n_tokens = _least(builder, builder.sub(o.n_tokens, first_token), I64(TOKENS_BLOCK))
-            n_panels = _least(builder, builder.sub(high, first_panel), I64(PANELS_BLOCK))
+            n_panels = _least(builder, builder.sub(end, first_panel), I64(PANELS_BLOCK))
             x = builder.add(o.x, builder.mul(first_token, o.x_bytes))
             with cgutils.for_range(builder, _mul(builder, n_tokens, 2 * PANELS_BLOCK)) as cells:
                 zero = ir.Constant(FLOATS, [0.0] * ROWS)
