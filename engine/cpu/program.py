@@ -167,10 +167,11 @@ class Recorder:
         settings: dict[str, Any] = {"scale": config.scale, "window": config.window, "n_past": span.n_past}
         operands = attend_kernel.operands(q[rows], *cache, out[rows], **settings)
         self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
-        self.score_floats = max(self.score_floats, cache[0].shape[1] + 16)
-        heads = config.n_heads * span.n_rows
+        group = config.n_heads // config.n_kv_heads
+        self.score_floats = max(self.score_floats, group * attend_kernel.score_floats(cache[0].shape[1]))
+        items = config.n_kv_heads * span.n_rows
         type_name = attend_kernel.TYPES[cache[0].dtype]
-        self._write(Step("attend", type_name, operands, heads, heads * CHUNK_FLOATS), out)
+        self._write(Step("attend", type_name, operands, items, items * CHUNK_FLOATS), out)
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""

@@ -67,15 +67,17 @@ def attend(
     q = np.ascontiguousarray(q, dtype=np.float32)
     out = np.empty((n_tokens, n_heads * value_width), dtype=np.float32)
     compute = kernel("attend", TYPES[keys.dtype])
+    group = n_heads // n_kv_heads
     table = np.array(operands(q, keys, values, out, scale=scale, window=window, n_past=n_past), dtype=np.int64)
     start = _address(table)
-    n_rows = n_heads * n_tokens
-    work = n_rows * min(n_keys, NO_WINDOW if window is None else window) * (key_width + value_width)
-    n_tasks = max(1, min(n_rows, 8 * pool.threads, work // TASK_ELEMENTS) if pool.threads > 1 else 1)
+    n_items = n_kv_heads * n_tokens
+    work = n_heads * n_tokens * min(n_keys, NO_WINDOW if window is None else window) * (key_width + value_width)
+    n_tasks = max(1, min(n_items, 8 * pool.threads, work // TASK_ELEMENTS) if pool.threads > 1 else 1)
 
     def task(index: int) -> None:
         assert table.size  # the closure keeps the operands alive
-        compute(start, n_rows * index // n_tasks, n_rows * (index + 1) // n_tasks, _scores(n_keys + 16))
+        scores = _scores(group * score_floats(n_keys))
+        compute(start, n_items * index // n_tasks, n_items * (index + 1) // n_tasks, scores)
 
     pool.run(task, n_tasks)
     return out
@@ -94,14 +96,23 @@ def operands(
     """The numbers that the kernel reads (attention.py); keys and values may be longer than the queries see."""
     n_tokens, n_heads, key_width = q.shape
     arrays = tuple(map(_address, (q, keys, values, out)))
-    strides = (*keys.strides[:2], *values.strides[:2])
+    pages = (_address(ONE_PAGE), WHOLE, 0, *keys.strides[:2], 0, *values.strides[:2])
     group, seen = n_heads // keys.shape[0], NO_WINDOW if window is None else window
     (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
-    return (*arrays, *strides, scale_bits, n_tokens, n_heads, group, key_width, values.shape[2], n_past, seen)
+    return (*arrays, *pages, scale_bits, n_tokens, n_heads, group, key_width, values.shape[2], n_past, seen)
 
 
-N_PAST = 14
+N_PAST = 18
 """Place of n_past among the operands."""
+
+ONE_PAGE = np.zeros(1, dtype=np.int32)
+WHOLE = 1 << 40
+"""A sequence in one piece is a single page, number 0, that never ends."""
+
+
+def score_floats(n_keys: int) -> int:
+    """Floats of scratch per query head."""
+    return (n_keys + 31) // 16 * 16
 
 
 def _scores(n_floats: int) -> int:

@@ -1,13 +1,15 @@
 """Attention of a few queries over a cache of keys and values that stays packed as float16 (or float32).
 
-One pass per query and head: scores, softmax, weighted sum of values; cost linear in the number of keys. Each query is
-computed alone and always in the same order, so its result has the same bits whatever else is in the batch.
+The query heads that share a head of keys are computed together, so that the cache is read once for all of them; cost
+is linear in the number of keys. Scores, softmax, weighted sum of values: every number is computed in the same order
+whatever other queries there are, so a query's result has the same bits in any batch, and in pages of any size.
 Takes addresses and lengths; knows nothing of caches, slots or threads.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
 # mypy: disable-error-code="no-untyped-def"
 
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -15,114 +17,269 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
-from engine.cpu.kernels.formats import DECODERS
+from engine.cpu.kernels.emit import F32, F64, I16, I32, I64, LANES, Emitter, Value, vector
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"attend": STEP}
 """Argument types of the kernel."""
 
-WIDE = 4
-"""Vectors of a value head that are summed together."""
+WIDTH = 8
+"""Floats per vector: what AVX2 has, so that the sums below fill its registers and no more."""
+
+HEADS, KEYS = 2, 4
+"""Query heads and keys whose scores are summed together: 8 vectors, which one tree then adds up."""
+
+PARTS = 4
+"""Vectors of a value that are summed together, for HEADS heads."""
+
+FLOATS = vector(F32, WIDTH)
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Of the kernel, in this order.
+
+    q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and values: pages *_page_bytes apart, in them heads
+    *_head_bytes and positions *_bytes apart, both widths multiples of 16; table: int32 numbers of the sequence's
+    pages of page_size positions each; scale: a float64; window: keys that a query sees.
+    """
+
+    q: Value
+    keys: Value
+    values: Value
+    out: Value
+    table: Value
+    page_size: Value
+    key_page_bytes: Value
+    key_head_bytes: Value
+    key_bytes: Value
+    value_page_bytes: Value
+    value_head_bytes: Value
+    value_bytes: Value
+    scale: Value
+    n_tokens: Value
+    n_heads: Value
+    group: Value
+    key_width: Value
+    value_width: Value
+    n_past: Value
+    window: Value
 
 
 @intrinsic(prefer_literal=True)
 def attend(typing_context, name, operands, low, high, scratch):
-    """out[t, h] = sum over j of softmax(scale * q[t, h] . keys[h // group, j])_j * values[h // group, j].
+    """out[t, h] = sum over j of softmax(scale * q[t, h] . keys[j, h // group])_j * values[j, h // group].
 
-    Computes the rows low..high-1 of the n_heads * n_tokens pairs (h, t), t running fastest. Query t sees the keys
-    max(0, n_past + t + 1 - window) .. n_past + t. q is float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and
-    values have heads *_head_bytes and positions *_bytes apart; both widths are multiples of 16. The scratch holds the
-    scores: n_past + n_tokens floats and 16 more.
-
-    Operands: q, keys, values, out, key_head_bytes, key_bytes, value_head_bytes, value_bytes, scale, n_tokens, n_heads,
-    group, key_width, value_width, n_past, window.
+    Items low..high-1 are pairs (head of keys, t), t running fastest: all query heads of that head. Query t sees the
+    keys max(0, n_past + t + 1 - window) .. n_past + t. The scratch holds the scores: for each of `group` heads
+    score_floats(n_past + n_tokens).
     """
-    decoder = DECODERS[format_name(name)]
-    step = decoder.type_size
+    half = format_name(name) == "F16"
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, scores = arguments
-        q, keys, values, out, key_head_bytes, key_bytes, value_head_bytes, value_bytes, *rest = integers(
-            e, operands, 16
-        )
-        scale, n_tokens, n_heads, group, key_width, value_width, n_past, window = rest
-        scale = builder.fptrunc(builder.bitcast(scale, F64), F32)
-        zero = vector(F32)([0.0] * LANES)
-        total = cgutils.alloca_once(builder, vector(F32))
-        largest = cgutils.alloca_once(builder, F32)
-        sums = [cgutils.alloca_once(builder, vector(F32)) for _ in range(WIDE)]
-
-        def offset(base: Value, index: Value, size: Value | int) -> Value:
-            return builder.add(base, builder.mul(index, I64(size) if isinstance(size, int) else size))
-
-        def weigh(first_value: Value, n_keys: Value, target: Value, vectors: int, inverse: Value) -> None:
-            """Writes `vectors` vectors of sum over j of scores[j] * values[j]."""
-            for s in sums[:vectors]:
-                builder.store(zero, s)
-            with cgutils.for_range(builder, n_keys) as positions:
-                share = e.splat(e.load(offset(scores, positions.index, 4), F32, align=4))
-                row = offset(first_value, positions.index, value_bytes)
-                for i, s in enumerate(sums[:vectors]):
-                    (value,) = decoder.decode(e, e.at(row, i * step))
-                    builder.store(e.multiply_add(value, share, builder.load(s)), s)
-            for i, s in enumerate(sums[:vectors]):
-                e.store(e.multiply(builder.load(s), inverse), target, 4 * LANES * i)
-
-        with cgutils.for_range(builder, builder.sub(high, low)) as rows:
-            row = builder.add(low, rows.index)
-            head, token = builder.sdiv(row, n_tokens), builder.srem(row, n_tokens)
-            kv_head = builder.sdiv(head, group)
-            end = builder.add(builder.add(n_past, token), I64(1))
-            begin = builder.sub(end, window)
-            begin = builder.select(builder.icmp_signed(">", begin, I64(0)), begin, I64(0))
-            n_keys = builder.sub(end, begin)
-            place = builder.add(builder.mul(token, n_heads), head)
-            query = offset(q, builder.mul(place, key_width), 4)
-            first_key = offset(offset(keys, kv_head, key_head_bytes), begin, key_bytes)
-            first_value = offset(offset(values, kv_head, value_head_bytes), begin, value_bytes)
-            target = offset(out, builder.mul(place, value_width), 4)
-
-            builder.store(ir.Constant(F32, float("-inf")), largest)
-            with cgutils.for_range(builder, n_keys) as positions:
-                key = offset(first_key, positions.index, key_bytes)
-                builder.store(zero, total)
-                with cgutils.for_range(builder, builder.sdiv(key_width, I64(LANES))) as parts:
-                    (part,) = decoder.decode(e, offset(key, parts.index, step))
-                    xs = e.load(offset(query, parts.index, 4 * LANES), vector(F32), align=4)
-                    builder.store(e.multiply_add(part, xs, builder.load(total)), total)
-                score = e.multiply(e.sum_lanes(builder.load(total)), scale)
-                e.store(score, offset(scores, positions.index, 4))
-                builder.store(e.greater(score, builder.load(largest)), largest)
-
-            _softmax(e, scores, n_keys, builder.load(largest), total)
-            inverse = e.splat(builder.fdiv(F32(1.0), e.sum_lanes(builder.load(total))))
-            n_vectors = builder.sdiv(value_width, I64(LANES))
-            wide_parts = builder.sdiv(n_vectors, I64(WIDE))
-            with cgutils.for_range(builder, wide_parts) as parts:
-                start = offset(first_value, parts.index, WIDE * step)
-                weigh(start, n_keys, offset(target, parts.index, 4 * LANES * WIDE), WIDE, inverse)
-            done = builder.mul(wide_parts, I64(WIDE))
-            with cgutils.for_range(builder, builder.sub(n_vectors, done)) as parts:
-                part = builder.add(done, parts.index)
-                weigh(offset(first_value, part, step), n_keys, offset(target, part, 4 * LANES), 1, inverse)
+        o = _Operands(*integers(e, operands, 20))
+        with cgutils.for_range(builder, builder.sub(high, low)) as items:
+            item = builder.add(low, items.index)
+            _Item(e, o, item, scores, half).emit()
         return context.get_dummy_value()
 
     return types.void(name, *ARGUMENTS["attend"]), generate
 
 
-def _softmax(e: Emitter, scores: Value, n_keys: Value, largest: Value, total: Value) -> None:
-    """scores[j] = exp(scores[j] - largest) in place; their lane sums go to `total`."""
-    builder = e.builder
-    top = e.splat(largest)
-    builder.store(vector(F32)([0.0] * LANES), total)
-    # The last vector reaches past the keys: those lanes are made -inf, so they add nothing that matters.
-    padding = e.builder.add(scores, builder.mul(n_keys, I64(4)))
-    e.store(vector(F32)([float("-inf")] * LANES), padding)
-    count = builder.sdiv(builder.add(n_keys, I64(LANES - 1)), I64(LANES))
-    with cgutils.for_range(builder, count) as parts:
-        place = builder.add(scores, builder.mul(parts.index, I64(4 * LANES)))
-        weights = e.exp(builder.fsub(e.load(place, vector(F32), align=4), top))
-        e.store(weights, place)
-        builder.store(builder.fadd(builder.load(total), weights), total)
+class _Item:
+    """One token and one head of keys, while its code is emitted."""
+
+    def __init__(self, e: Emitter, o: _Operands, item: Value, scores: Value, half: bool) -> None:
+        b = e.builder
+        self.e, self.b, self.o, self.half = e, b, o, half
+        self.size = 2 if half else 4
+        self.kv_head, token = b.sdiv(item, o.n_tokens), b.srem(item, o.n_tokens)
+        self.end = b.add(b.add(o.n_past, token), I64(1))
+        begin = b.sub(self.end, o.window)
+        self.begin = b.select(b.icmp_signed(">", begin, I64(0)), begin, I64(0))
+        self.n_keys = b.sub(self.end, self.begin)
+        place = b.add(b.mul(token, o.n_heads), b.mul(self.kv_head, o.group))
+        self.q = self.at(o.q, b.mul(place, o.key_width), 4)
+        self.out = self.at(o.out, b.mul(place, o.value_width), 4)
+        self.scores = scores
+        # The same rule as score_floats() in attend.py.
+        floats = b.and_(b.add(self.n_keys, I64(2 * LANES - 1)), I64(-LANES))
+        self.score_bytes = b.mul(floats, I64(4))
+
+    def at(self, base: Value, index: Value, size: Value | int) -> Value:
+        """The address base + index * size."""
+        return self.b.add(base, self.b.mul(index, I64(size) if isinstance(size, int) else size))
+
+    def emit(self) -> None:
+        """Scores of all heads, softmax, weighted sums."""
+        b, o = self.b, self.o
+        n_pairs = b.sdiv(b.add(o.group, I64(HEADS - 1)), I64(HEADS))
+        with self._segments() as (page, first, count, done):
+            start = self._page(o.keys, page, o.key_page_bytes, o.key_head_bytes, first, o.key_bytes)
+            with cgutils.for_range(b, n_pairs) as pairs:
+                self._score(start, self._heads(pairs.index), count, done)
+        with cgutils.for_range(b, o.group) as heads:
+            self._soften(heads.index)
+        with self._segments() as (page, first, count, done):
+            start = self._page(o.values, page, o.value_page_bytes, o.value_head_bytes, first, o.value_bytes)
+            with cgutils.for_range(b, n_pairs) as pairs:
+                self._weigh(start, self._heads(pairs.index), count, done)
+
+    def _segments(self) -> Any:
+        return _segments(self)
+
+    def _page(
+        self, base: Value, page: Value, page_bytes: Value, head_bytes: Value, first: Value, position_bytes: Value
+    ) -> Value:
+        number = self.b.sext(self.e.load(self.at(self.o.table, page, 4), I32, align=4), I64)
+        head = self.at(self.at(base, number, page_bytes), self.kv_head, head_bytes)
+        return self.at(head, first, position_bytes)
+
+    def _heads(self, pair: Value) -> list[Value]:
+        """Heads of a pair; at the end of an odd group the last one twice, which computes the same twice."""
+        b, first = self.b, self.b.mul(pair, I64(HEADS))
+        last = b.sub(self.o.group, I64(1))
+        heads = (b.add(first, I64(i)) for i in range(HEADS))
+        return [b.select(b.icmp_signed("<", head, last), head, last) for head in heads]
+
+    def _load(self, address: Value, offset: int = 0) -> Value:
+        """Eight numbers of the cache as float32."""
+        if self.half:
+            return self.e.half_to_float(self.e.load(address, vector(I16, WIDTH), offset))
+        return self.e.load(address, FLOATS, offset, align=4)
+
+    def _score(self, start: Value, heads: list[Value], count: Value, done: Value) -> None:
+        """Scores of `count` keys from `start` on, written from place `done` on, and a few more behind them."""
+        e, b, o = self.e, self.b, self.o
+        sums = [cgutils.alloca_once(b, FLOATS) for _ in range(HEADS * KEYS)]
+        queries = [self.at(self.q, b.mul(head, o.key_width), 4) for head in heads]
+        targets = [self.at(b.add(self.scores, b.mul(head, self.score_bytes)), done, 4) for head in heads]
+        last = b.sub(count, I64(1))
+        scale = e.splat(b.fptrunc(b.bitcast(o.scale, F64), F32), WIDTH)
+        with cgutils.for_range(b, b.sdiv(b.add(count, I64(KEYS - 1)), I64(KEYS))) as fours:
+            first = b.mul(fours.index, I64(KEYS))
+            numbers = (b.add(first, I64(i)) for i in range(KEYS))
+            numbers = (b.select(b.icmp_signed("<", number, last), number, last) for number in numbers)
+            keys = [self.at(start, number, o.key_bytes) for number in numbers]
+            for total in sums:
+                b.store(ir.Constant(FLOATS, [0.0] * WIDTH), total)
+            with cgutils.for_range(b, b.sdiv(o.key_width, I64(WIDTH))) as parts:
+                xs = [e.load(self.at(query, parts.index, 4 * WIDTH), FLOATS, align=4) for query in queries]
+                ks = [self._load(self.at(key, parts.index, self.size * WIDTH)) for key in keys]
+                for number, total in enumerate(sums):
+                    value = e.multiply_add(ks[number % KEYS], xs[number // KEYS], b.load(total))
+                    b.store(value, total)
+            scores = e.multiply(_sum_eight(e, [b.load(total) for total in sums]), scale)
+            for number, target in enumerate(targets):
+                e.store(e.part(scores, KEYS * number, KEYS), self.at(target, first, 4))
+
+    def _soften(self, head: Value) -> None:
+        """Makes the scores of a head weights that add up to 1, and clears its result."""
+        e, b = self.e, self.b
+        scores = b.add(self.scores, b.mul(head, self.score_bytes))
+        lowest = ir.Constant(vector(F32), [float("-inf")] * LANES)
+        # The last vector reaches past the keys: those lanes are made -inf, so they add nothing.
+        e.store(lowest, self.at(scores, self.n_keys, 4))
+        n_vectors = b.sdiv(b.add(self.n_keys, I64(LANES - 1)), I64(LANES))
+        largest, total = (cgutils.alloca_once(b, vector(F32)) for _ in range(2))
+        b.store(lowest, largest)
+        with cgutils.for_range(b, n_vectors) as parts:
+            value = e.load(self.at(scores, parts.index, 4 * LANES), vector(F32), align=4)
+            b.store(e.greater(value, b.load(largest)), largest)
+        top = b.load(largest)
+        while top.type.count > 1:
+            middle = top.type.count // 2
+            top = e.greater(e.part(top, 0, middle), e.part(top, middle, middle))
+        top = e.splat(b.extract_element(top, I32(0)))
+        b.store(ir.Constant(vector(F32), [0.0] * LANES), total)
+        with cgutils.for_range(b, n_vectors) as parts:
+            place = self.at(scores, parts.index, 4 * LANES)
+            weights = e.exp(b.fsub(e.load(place, vector(F32), align=4), top))
+            e.store(weights, place)
+            b.store(b.fadd(b.load(total), weights), total)
+        inverse = e.splat(b.fdiv(F32(1.0), e.sum_lanes(b.load(total))))
+        with cgutils.for_range(b, n_vectors) as parts:
+            place = self.at(scores, parts.index, 4 * LANES)
+            e.store(e.multiply(e.load(place, vector(F32), align=4), inverse), place)
+        target = self.at(self.out, b.mul(head, self.o.value_width), 4)
+        with cgutils.for_range(b, b.sdiv(self.o.value_width, I64(LANES))) as parts:
+            e.store(ir.Constant(vector(F32), [0.0] * LANES), self.at(target, parts.index, 4 * LANES))
+
+    def _weigh(self, start: Value, heads: list[Value], count: Value, done: Value) -> None:
+        """Adds `count` values from `start` on to the heads' results."""
+        b, o = self.b, self.o
+        weights = [self.at(b.add(self.scores, b.mul(head, self.score_bytes)), done, 4) for head in heads]
+        targets = [self.at(self.out, b.mul(head, o.value_width), 4) for head in heads]
+        wide = b.sdiv(o.value_width, I64(PARTS * WIDTH))
+        with cgutils.for_range(b, wide) as columns:
+            self._weigh_columns(start, weights, targets, count, b.mul(columns.index, I64(PARTS * WIDTH)), PARTS)
+        rest = b.mul(wide, I64(PARTS * WIDTH))
+        with b.if_then(b.icmp_signed("<", rest, o.value_width)):
+            self._weigh_columns(start, weights, targets, count, rest, LANES // WIDTH)
+
+    def _weigh_columns(
+        self, start: Value, weights: list[Value], targets: list[Value], count: Value, column: Value, n_parts: int
+    ) -> None:
+        e, b = self.e, self.b
+        sums = [[cgutils.alloca_once(b, FLOATS) for _ in range(n_parts)] for _ in targets]
+        places = [self.at(target, column, 4) for target in targets]
+        first = self.at(start, column, self.size)
+        for place, row in zip(places, sums, strict=True):
+            for part, total in enumerate(row):
+                b.store(e.load(place, FLOATS, 4 * WIDTH * part, align=4), total)
+        with cgutils.for_range(b, count) as positions:
+            value = self.at(first, positions.index, self.o.value_bytes)
+            vs = [self._load(value, self.size * WIDTH * part) for part in range(n_parts)]
+            for weight, row in zip(weights, sums, strict=True):
+                share = e.splat(e.load(self.at(weight, positions.index, 4), F32, align=4), WIDTH)
+                for part, total in enumerate(row):
+                    b.store(e.multiply_add(vs[part], share, b.load(total)), total)
+        for place, row in zip(places, sums, strict=True):
+            for part, total in enumerate(row):
+                e.store(b.load(total), place, 4 * WIDTH * part)
+
+
+class _segments:
+    """A loop over the runs of neighbouring positions that an item sees, page by page.
+
+    Gives: the page's place in the table, the first position in it, the number of positions, and how many came before.
+    """
+
+    def __init__(self, item: _Item) -> None:
+        b, o = item.b, item.o
+        self._item = item
+        self._first_page = b.sdiv(item.begin, o.page_size)
+        last_page = b.sdiv(b.sub(item.end, I64(1)), o.page_size)
+        self._loop = cgutils.for_range(b, b.add(b.sub(last_page, self._first_page), I64(1)))
+
+    def __enter__(self) -> tuple[Value, Value, Value, Value]:
+        item, b, o = self._item, self._item.b, self._item.o
+        page = b.add(self._first_page, self._loop.__enter__().index)
+        start = b.mul(page, o.page_size)
+        begin = b.select(b.icmp_signed(">", item.begin, start), item.begin, start)
+        end = b.add(start, o.page_size)
+        end = b.select(b.icmp_signed("<", item.end, end), item.end, end)
+        return page, b.sub(begin, start), b.sub(end, begin), b.sub(begin, item.begin)
+
+    def __exit__(self, *error: object) -> None:
+        self._loop.__exit__(*error)
+
+
+def _sum_eight(e: Emitter, vectors: list[Value]) -> Value:
+    """The sums over the lanes of eight vectors, as one vector."""
+    b = e.builder
+
+    def neighbours(a: Value, c: Value) -> Value:
+        """Sums of neighbouring lanes, in each half first of a, then of c (as VHADDPS)."""
+        lanes = [0, 2, 8, 10, 4, 6, 12, 14]
+        even, odd = (
+            b.shuffle_vector(a, c, ir.Constant(vector(I32, WIDTH), [lane + i for lane in lanes])) for i in range(2)
+        )
+        return b.fadd(even, odd)
+
+    fours = [neighbours(neighbours(*vectors[i : i + 2]), neighbours(*vectors[i + 2 : i + 4])) for i in (0, KEYS)]
+    lanes = ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
+    low, high = (b.shuffle_vector(*fours, ir.Constant(vector(I32, WIDTH), part)) for part in lanes)
+    return b.fadd(low, high)
