@@ -1,8 +1,8 @@
 """Speed of an open model: prompt and decode tokens per second, and how much of the memory bandwidth decode reaches.
 
-The prompt is measured at the runner, chunk by chunk as the scheduler would feed it, after `depth` tokens that are not
-timed. Decode is measured through the whole engine, text and all, as a caller sees it. Token ids are random: the speed
-does not depend on them (experts of a mixture are chosen by them, and random ones spread the most).
+Both are measured through the whole engine, text and all, as a caller sees it: the prompt until its first token, after
+`depth` tokens that the prefix cache holds already. Token ids are random: the speed does not depend on them (experts of
+a mixture are chosen by them, and random ones spread the most).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 from engine.errors import InvalidRequestError
 from engine.model.config import MoeConfig
 from engine.model.loader import LoadedModel
-from engine.request import Sequence, Work
 from engine.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -105,9 +104,15 @@ def run_bench(
         return [random.integers(0, vocab_size, length).tolist() for _ in range(batch)]
 
     prompt_speeds, decode_speeds = [], []
+    before = random.integers(0, vocab_size, depth).tolist()
     for repetition in range((repetitions + 1) if prompt_tokens else 0):
-        seconds = _time_prompt(llm, prompts(depth + prompt_tokens), depth)
+        seconds, cached = _prompt_seconds(llm, [before + ids for ids in prompts(prompt_tokens)])
         if repetition:
+            if cached < depth:
+                raise InvalidRequestError(
+                    f"a prompt behind {depth} tokens is measured with those in the prefix cache, which held {cached} "
+                    "of them: open the model with prefix_cache=True and a larger cache_tokens, or take a smaller depth"
+                )
             prompt_speeds.append(batch * prompt_tokens / seconds)
         progress()
     for repetition in range((repetitions + 1) if gen_tokens else 0):
@@ -138,29 +143,18 @@ def profile_bricks(llm: LLM, *, depth: int = 0, batch: int = 1) -> list[BrickTim
         return profile_decode(runner, depth, batch)
 
 
-def _time_prompt(llm: LLM, prompts: list[list[int]], depth: int) -> float:
-    """Seconds from the first token behind `depth` until the last sequence has drawn its first token."""
-    params = SamplingParams(temperature=0)
-    chunk = llm.config.prefill_chunk
-    sequences = [Sequence(-slot - 1, slot, ids, [], params, 0) for slot, ids in enumerate(prompts)]
-    with llm.exclusive_runner() as runner:
-        try:
-            for sequence in sequences:
-                for start in range(0, depth, chunk):
-                    ids = sequence.prompt_ids[start : min(start + chunk, depth)]
-                    runner.step([Work(sequence, ids, start, False)])
-                    sequence.n_cached += len(ids)
-            begin = time.perf_counter()
-            for sequence in sequences:
-                length = len(sequence.prompt_ids)
-                for start in range(depth, length, chunk):
-                    end = min(start + chunk, length)
-                    runner.step([Work(sequence, sequence.prompt_ids[start:end], start, end == length)])
-                    sequence.n_cached = end
-            return time.perf_counter() - begin
-        finally:
-            for sequence in sequences:
-                runner.release(sequence.slot)
+def _prompt_seconds(llm: LLM, prompts: list[list[int]]) -> tuple[float, int]:
+    """Seconds until every prompt has drawn its first token, and the fewest tokens of one that were in the cache."""
+    params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
+    cached = max(len(ids) for ids in prompts)
+    begin = time.perf_counter()
+    running = {llm.add_request(ids, params) for ids in prompts}
+    while running:
+        for chunk in llm.step():
+            if chunk.stats is not None:
+                running.discard(chunk.request_id)
+                cached = min(cached, chunk.stats.cached_tokens)
+    return time.perf_counter() - begin, cached
 
 
 def _decode_speed(llm: LLM, prompts: list[list[int]], gen_tokens: int) -> float:

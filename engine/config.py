@@ -12,6 +12,11 @@ from pathlib import Path
 from engine.errors import InvalidRequestError
 
 KV_TYPES = ("f16", "f32")
+PAGE = 64
+"""Positions of one page of the key-value cache."""
+MAX_SEQUENCES = 256
+CONTEXTS = 8
+"""Whole contexts that the cache holds without being asked."""
 DEFAULT_CONTEXT_LIMIT = 8192
 """Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
 
@@ -29,8 +34,13 @@ class EngineConfig:
             but at most DEFAULT_CONTEXT_LIMIT; a larger value than the trained one is allowed and logged.
         kv_type: number format of the key-value cache, "f16" or "f32".
         threads: CPU threads; None takes the physical cores.
-        max_sequences: sequences that run side by side; further requests wait.
-        prefill_chunk: most prompt tokens fed in one step, so that a long prompt does not stop the running streams.
+        max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
+        cache_tokens: positions of the key-value cache, shared by all sequences; at least one whole context. None: eight
+            contexts, or as many as the GPU's memory holds.
+        prefill_chunk: most prompt tokens fed in one step; beside running streams the device may take fewer, so that a
+            long prompt does not stop them. None: what suits the device.
+        prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it.
+        deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         exact: on the CPU, keep everything in float32. Otherwise activations are quantized to 8 bits, in blocks of 32,
             wherever weights are quantized, which is about three times as fast.
         repack: on the CPU, keep a second copy of quantized weights in the order that the kernels read them in; without
@@ -46,8 +56,11 @@ class EngineConfig:
     context_length: int | None = None
     kv_type: str = "f16"
     threads: int | None = None
-    max_sequences: int = 8
-    prefill_chunk: int = 512
+    max_sequences: int | None = None
+    cache_tokens: int | None = None
+    prefill_chunk: int | None = None
+    prefix_cache: bool = True
+    deterministic: bool = False
     exact: bool = False
     repack: bool = True
     eager: bool = False
@@ -57,12 +70,18 @@ class EngineConfig:
             raise InvalidRequestError(f"device is {self.device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
         if self.kv_type not in KV_TYPES:
             raise InvalidRequestError(f"kv_type is {self.kv_type!r}; allowed: {', '.join(KV_TYPES)}")
-        for name in ("context_length", "threads", "max_sequences", "prefill_chunk"):
+        for name in ("context_length", "threads", "max_sequences", "cache_tokens", "prefill_chunk"):
             value = getattr(self, name)
-            if value is None and name in ("context_length", "threads"):
+            if value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidRequestError(f"{name} is {value!r}; a whole number of at least 1 is needed")
+        if self.max_sequences is not None and self.max_sequences > MAX_SEQUENCES:
+            raise InvalidRequestError(f"max_sequences is {self.max_sequences}; allowed: 1 to {MAX_SEQUENCES}")
+        if None not in (self.cache_tokens, self.context_length) and self.cache_tokens < self.context_length:  # type: ignore[operator]
+            raise InvalidRequestError(
+                f"cache_tokens is {self.cache_tokens}; it must hold one whole context of {self.context_length} tokens"
+            )
 
     @property
     def device_index(self) -> int:
@@ -73,3 +92,8 @@ class EngineConfig:
     def resolve_context(self, trained: int) -> int:
         """The context length in force for a model that was trained with `trained` tokens."""
         return self.context_length or min(trained, DEFAULT_CONTEXT_LIMIT)
+
+
+def cache_size(cache_tokens: int | None, context_length: int, max_sequences: int) -> int:
+    """Positions of the cache: what was asked for, or CONTEXTS contexts but no more than there are sequences."""
+    return max(context_length, cache_tokens or min(CONTEXTS, max_sequences) * context_length)

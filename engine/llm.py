@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import reprlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
-from engine.config import EngineConfig
+from engine.config import PAGE, EngineConfig
 from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
 from engine.gguf import open_gguf
 from engine.loop import EngineLoop, Job
@@ -24,7 +25,7 @@ from engine.model.memory import MemoryPlan
 from engine.output import OutputAssembler
 from engine.request import GenerationResult, Request, StreamChunk, TokenSample
 from engine.runner import Runner, open_runner
-from engine.sampling.params import SamplingParams
+from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
 from engine.stream import Stream
 from engine.text import ChatTemplate, Tokenizer
@@ -51,8 +52,12 @@ class LLM:
             at most 8192.
         kv_type: number format of the key-value cache, "f16" or "f32".
         threads: CPU threads; None takes the physical cores.
-        max_sequences: sequences that run side by side; each has room for context_length tokens in the cache.
-        prefill_chunk: most prompt tokens fed in one step.
+        max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
+        cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts, or as many
+            as the GPU's memory holds. Where it is too small for all, the youngest sequences wait.
+        prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
+        prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it.
+        deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         exact: on the CPU, keep everything in float32: about a third of the speed, no rounding of activations to 8 bits.
         repack: on the CPU, keep a second copy of quantized weights in the order of the kernels, for speed.
         eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph.
@@ -74,8 +79,11 @@ class LLM:
         kv_type: str = "f16",
         threads: int | None = None,
         *,
-        max_sequences: int = 8,
-        prefill_chunk: int = 512,
+        max_sequences: int | None = None,
+        cache_tokens: int | None = None,
+        prefill_chunk: int | None = None,
+        prefix_cache: bool = True,
+        deterministic: bool = False,
         exact: bool = False,
         repack: bool = True,
         eager: bool = False,
@@ -91,7 +99,10 @@ class LLM:
             kv_type=kv_type,
             threads=threads,
             max_sequences=max_sequences,
+            cache_tokens=cache_tokens,
             prefill_chunk=prefill_chunk,
+            prefix_cache=prefix_cache,
+            deterministic=deterministic,
             exact=exact,
             repack=repack,
             eager=eager,
@@ -108,7 +119,7 @@ class LLM:
         except BaseException:
             self._file.close()
             raise
-        self._loop = EngineLoop(self._runner, prefill_chunk)
+        self._loop = EngineLoop(self._runner, prefix_cache=prefix_cache)
         self._ids = itertools.count(1)
         self.load_seconds = time.perf_counter() - begin
 
@@ -165,8 +176,13 @@ class LLM:
 
     @property
     def max_sequences(self) -> int:
-        """Sequences that run side by side; fewer than asked for where the device's memory does not hold more."""
+        """Sequences that run side by side."""
         return self._runner.max_sequences
+
+    @property
+    def cache_tokens(self) -> int:
+        """Positions of the key-value cache, shared by all sequences."""
+        return self._runner.n_pages * PAGE
 
     @property
     def active_requests(self) -> int:
@@ -209,7 +225,8 @@ class LLM:
             params: for all prompts, or a list with one for each.
 
         Returns:
-            One result for one prompt, a list in the same order for a list.
+            One result for one prompt, a list in the same order for a list. With params.n above 1 it is the first of n
+            samples, and its attribute `samples` holds them all; they share the prompt's place in the cache.
 
         Raises:
             InvalidRequestError, ContextFullError: refused before anything ran.
@@ -224,11 +241,14 @@ class LLM:
             raise InvalidRequestError(
                 f"{len(prompts)} prompts but {len(each)} SamplingParams; give one, or one for each"
             )
-        jobs = [self._job(one, its) for one, its in zip(prompts, each, strict=True)]
-        streams = [Stream(self._loop, job) for job in jobs]
+        groups = [self._samples(one, its) for one, its in zip(prompts, each, strict=True)]
+        grouped = [[Stream(self._loop, job) for job in jobs] for jobs in groups]
+        streams = [stream for group in grouped for stream in group]
         results: list[GenerationResult] = []
         try:
-            results.extend(stream.result() for stream in streams)
+            for group in grouped:
+                samples = tuple(stream.result() for stream in group)
+                results.append(replace(samples[0], samples=samples) if len(samples) > 1 else samples[0])
         except Exception as error:
             error.partial_results = results  # type: ignore[attr-defined]
             raise
@@ -245,7 +265,7 @@ class LLM:
         Raises:
             InvalidRequestError, ContextFullError: refused at once, before anything ran.
         """
-        return Stream(self._loop, self._job(prompt, params or SamplingParams()))
+        return Stream(self._loop, self._job(prompt, _one_sample(params)))
 
     def require_chat_template(self) -> ChatTemplate:
         """The chat template in force.
@@ -288,7 +308,7 @@ class LLM:
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a prompt for step(); returns the id that its chunks will carry."""
-        job = self._job(prompt, params or SamplingParams(), by_step=True)
+        job = self._job(prompt, _one_sample(params), by_step=True)
         self._loop.submit([job])
         return job.request.request_id
 
@@ -349,6 +369,24 @@ class LLM:
             for stream in streams:
                 stream.close()
 
+    def _samples(self, prompt: Prompt, params: SamplingParams) -> list[Job]:
+        """One job for each sample of a prompt: seeds from the first one on, pages shared."""
+        first = self._job(prompt, params)
+        jobs, request = [first], first.request
+        for number in range(1, params.n):
+            following = replace(
+                request,
+                request_id=next(self._ids),
+                seed=(request.seed + number) % (MAX_SEED + 1),
+                shares_with=request.request_id,
+            )
+            jobs.append(Job(following, OutputAssembler(following, self._tokenizer, self._eog_ids)))
+        return jobs
+
+    @property
+    def _eog_ids(self) -> Collection[int]:
+        return self._tokenizer.eog_ids if self._tokenizer is not None else ()
+
     def _job(self, prompt: Prompt, params: SamplingParams, *, by_step: bool = False) -> Job:
         """Check a request against the model and the context; refuses what cannot run."""
         if not isinstance(params, SamplingParams):
@@ -365,8 +403,7 @@ class LLM:
         seed = params.seed if params.seed is not None else fresh_seed()
         score_from = 1 if params.prompt_logprobs is not None else None
         request = Request(next(self._ids), ids, params, seed, wanted, score_from)
-        eog = self._tokenizer.eog_ids if self._tokenizer is not None else ()
-        return Job(request, OutputAssembler(request, self._tokenizer, eog), by_step)
+        return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids), by_step)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.
@@ -397,6 +434,14 @@ def load_tokenizer(path: str | Path, *, pre_tokenizer: str | None = None) -> Tok
     """The tokenizer of a GGUF file alone; the file needs no weights."""
     with open_gguf(path) as file:
         return Tokenizer.from_metadata(file.metadata, pre=pre_tokenizer)
+
+
+def _one_sample(params: SamplingParams | None) -> SamplingParams:
+    """Settings of a request that is followed chunk by chunk."""
+    params = params or SamplingParams()
+    if isinstance(params, SamplingParams) and params.n != 1:
+        raise InvalidRequestError(f"n is {params.n}; a stream gives one sample: use generate(), or several streams")
+    return params
 
 
 def _as_prompts(prompt: Any) -> tuple[list[Any], bool]:

@@ -13,12 +13,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.errors import EngineError
 from engine.output import OutputAssembler
 from engine.request import GenerationStats, Request, StreamChunk, TokenSample, Work
 from engine.runner import Runner
-from engine.scheduler import Scheduler
+from engine.scheduler import Action, CopyPage, SavePages, Scheduler
 
 StepResult = TokenSample | EngineError | list[TokenSample] | None
 """Of one work item: the token drawn, why none could be, the scores of prompt tokens, or nothing."""
@@ -35,6 +36,8 @@ class Job:
     error: Exception | None = None
     prompt_scores: list[TokenSample] = field(default_factory=list)
     n_output: int = 0
+    cached_tokens: int = 0
+    saved: Any = None
     submitted: float = 0.0
     started: float | None = None
     first: float | None = None
@@ -50,6 +53,7 @@ class Job:
             queue_seconds=max(started - self.submitted, 0.0),
             prompt_seconds=max(first - started, 0.0),
             decode_seconds=max(self.last - first, 0.0),
+            cached_tokens=self.cached_tokens,
         )
 
 
@@ -58,15 +62,23 @@ class EngineLoop:
 
     Args:
         runner: the model on its device.
-        prefill_chunk: most prompt tokens in one step.
+        prefix_cache: use pages of earlier prompts that began with the same tokens.
     """
 
-    def __init__(self, runner: Runner, prefill_chunk: int) -> None:
+    def __init__(self, runner: Runner, *, prefix_cache: bool = True) -> None:
         self._runner = runner
-        self._scheduler = Scheduler(runner.max_sequences, prefill_chunk)
+        self._scheduler = Scheduler(
+            runner.max_sequences,
+            runner.n_pages,
+            prefill_chunk=runner.prefill_chunk,
+            mixed_chunk=runner.mixed_chunk,
+            lookahead=runner.lookahead,
+            prefix_cache=prefix_cache,
+        )
         self._jobs: dict[int, Job] = {}
         self._fetchable: dict[int, Job] = {}
         self._abandoned: deque[int] = deque()
+        self._lost: list[tuple[int, Exception]] = []
         self._driver: threading.Thread | None = None
         self._closed = False
         # A plain lock: an abandoned stream may be finalized by the garbage collector while this thread holds it.
@@ -107,12 +119,12 @@ class EngineLoop:
             with self._changed:
                 while not job.queue and job.error is None and self._busy():
                     self._changed.wait()
-                work = self._begin() if not job.queue and job.error is None else []
-                if job.queue and not work:
+                work = self._begin() if not job.queue and job.error is None else None
+                if job.queue and work is None:
                     return job.queue.popleft()
                 if job.error is not None:
                     raise job.error
-            assert work, "an unfinished job has work to do"
+            assert work is not None, "an unfinished job has work to do"
             self._finish(work)
 
     def step(self) -> list[StreamChunk]:
@@ -126,7 +138,7 @@ class EngineLoop:
                 self._changed.wait()
             self._raise_failure()
             work = self._begin()
-        if work:
+        if work is not None:
             self._finish(work)
         with self._changed:
             chunks = [chunk for job in self._fetchable.values() for chunk in job.queue]
@@ -204,17 +216,20 @@ class EngineLoop:
                 job.error.request_id = request_id  # type: ignore[attr-defined]
                 raise job.error
 
-    def _begin(self) -> list[Work]:
+    def _begin(self) -> list[Work] | None:
+        """What the next step does; None where there is nothing to do. It may be moving pages alone."""
         self._check_open()
         self._reap()
         work = self._scheduler.plan()
-        if work:
-            self._driver = threading.current_thread()
-            now = time.perf_counter()
-            for item in work:
-                job = self._jobs[item.sequence.request_id]
-                if job.started is None:
-                    job.started = now
+        if not work and not self._scheduler.actions:
+            return None
+        self._driver = threading.current_thread()
+        now = time.perf_counter()
+        for item in work:
+            job = self._jobs[item.sequence.request_id]
+            if job.started is None:
+                job.started = now
+                job.cached_tokens = item.sequence.cached_tokens
         return work
 
     def _finish(self, work: list[Work]) -> None:
@@ -229,16 +244,54 @@ class EngineLoop:
             with self._changed:
                 self._driver = None
                 self._changed.notify_all()  # they wake when the lock is free, whatever becomes of the rest
+                self._tell_lost()
                 if done is not None:
                     self._deliver(work, done)
                 elif failure is not None:
                     for item in work:
-                        self._end(self._jobs[item.sequence.request_id], failure)
+                        if item.sequence.request_id in self._jobs:
+                            self._end(self._jobs[item.sequence.request_id], failure)
+
+    def _tell_lost(self) -> None:
+        """End the requests whose pages could not be moved."""
+        while self._lost:
+            request_id, error = self._lost.pop()
+            if request_id in self._jobs:
+                self._end(self._jobs[request_id], error)
 
     def _run(self, work: list[Work]) -> list[StepResult]:
+        self._move_pages()
+        lost = {request_id for request_id, _ in self._lost}
+        work[:] = [item for item in work if item.sequence.request_id not in lost]
         batch = [item for item in work if not item.score]
         samples = iter(self._runner.step(batch) if batch else [])
         return [self._runner.score(item) if item.score else next(samples) for item in work]
+
+    def _move_pages(self) -> None:
+        """Do what the plan wants of the cache. One that was cut short is done again, which changes nothing.
+
+        One that fails is not tried again; it ends the request it was for.
+        """
+        actions = self._scheduler.actions
+        while actions:
+            action = actions[0]
+            try:
+                self._move(action)
+            except Exception as error:
+                self._lost.append((action.request_id, error))
+            actions.popleft()
+
+    def _move(self, action: Action) -> None:
+        if isinstance(action, CopyPage):
+            self._runner.copy_pages([(action.source, action.target)])
+            return
+        job = self._jobs.get(action.request_id)  # None: given up meanwhile
+        if isinstance(action, SavePages):
+            self._runner.release(action.slot)
+            if job is not None:
+                job.saved = self._runner.save_pages(action.pages)
+        elif job is not None:
+            self._runner.load_pages(job.saved, action.pages)
 
     def _deliver(self, work: list[Work], done: list[StepResult]) -> None:
         now = time.perf_counter()

@@ -34,6 +34,7 @@ class Request:
         seed: the seed in force, params.seed or a fresh one.
         max_output: tokens to generate at most; 0 only scores the prompt.
         score_from: first prompt position whose log-probability is wanted; None scores none.
+        shares_with: id of an earlier request with the same prompt, whose pages this one waits for.
     """
 
     request_id: int
@@ -42,6 +43,7 @@ class Request:
     seed: int
     max_output: int
     score_from: int | None = None
+    shares_with: int | None = None
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Sequence:
         params: sampling parameters.
         seed: key of its random numbers.
         n_cached: tokens of prompt and output whose keys and values are in the cache.
+        pages: cache pages; page i holds positions i * PAGE to i * PAGE + PAGE - 1.
+        cached_tokens: prompt tokens whose keys and values were in the cache already when it started.
     """
 
     request_id: int
@@ -65,6 +69,8 @@ class Sequence:
     params: SamplingParams
     seed: int
     n_cached: int = 0
+    pages: list[int] = field(default_factory=list)
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Work:
         start: position of the first of them; equals sequence.n_cached.
         sample: whether the token after the last one is to be drawn.
         score: whether this goes to Runner.score, which also reports the log-probability of every next prompt token.
+        decode: whether the token fed is a generated one.
     """
 
     sequence: Sequence
@@ -84,6 +91,7 @@ class Work:
     start: int
     sample: bool
     score: bool = False
+    decode: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class GenerationStats:
         queue_seconds: from the call until the first step that served it.
         prompt_seconds: from there until the first generated token.
         decode_seconds: from the first to the last generated token.
+        cached_tokens: prompt tokens that were not computed, as the cache held them from an earlier prompt.
     """
 
     prompt_tokens: int
@@ -103,6 +112,7 @@ class GenerationStats:
     queue_seconds: float
     prompt_seconds: float
     decode_seconds: float
+    cached_tokens: int = 0
 
     @property
     def prompt_tok_s(self) -> float:
@@ -118,6 +128,7 @@ class GenerationStats:
         """All figures under plain names, for JSON."""
         return {
             "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
             "output_tokens": self.output_tokens,
             "queue_seconds": self.queue_seconds,
             "prompt_seconds": self.prompt_seconds,
@@ -164,6 +175,7 @@ class GenerationResult:
         stats: counts and times.
         logprobs: one entry per token of token_ids, None unless params.logprobs asked for them.
         prompt_logprobs: one entry per prompt token (None for the first), None unless asked for.
+        samples: all samples of the prompt, this one first, where params.n asked for more than one.
     """
 
     text: str
@@ -174,3 +186,4 @@ class GenerationResult:
     stats: GenerationStats
     logprobs: list[TokenSample] | None = None
     prompt_logprobs: list[TokenSample | None] | None = field(default=None, repr=False)
+    samples: tuple[GenerationResult, ...] = field(default=(), repr=False)

@@ -8,14 +8,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, cache_size
 from engine.cpu.backend import CpuBackend
 from engine.cpu.bandwidth import read_bandwidth
+from engine.cpu.kv_cache import page_count
 from engine.cpu.threads import ThreadPool, default_threads
 from engine.errors import DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
@@ -32,6 +33,12 @@ log = logging.getLogger("engine")
 LOGITS_CHUNK = 512
 """Tokens fed at once where logits of a whole text are asked for."""
 
+DEFAULT_SEQUENCES, GPU_SEQUENCES = 8, 64
+"""Sequences side by side where nobody says."""
+
+PREFILL_CHUNK, MIXED_CHUNK = 512, 64
+"""Prompt tokens of a step on the CPU, alone and beside decoding sequences: 64 cost as much as ten decode steps."""
+
 _GPU_TRACES = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg", "/dev/nvmap")
 
 
@@ -43,13 +50,17 @@ class Runner(Protocol):
     max_sequences: int
     device_name: str
     threads: int | None
+    n_pages: int  # pages of the cache that the scheduler may hand out
+    prefill_chunk: int  # prompt tokens of a step in which nobody decodes
+    mixed_chunk: int  # prompt tokens of a step beside decoding sequences
+    lookahead: int  # positions behind a decoding sequence's token that may be written as well, where it has pages
 
     def step(self, work: Sequence[Work]) -> Sequence[TokenSample | EngineError | None]:
         """Feed each item's tokens, append to the caches, and draw a token where item.sample says so.
 
-        What makes one draw impossible (a bias that forbids every token) is returned in its place; the others go on.
-        An item whose start lies before what the slot holds overwrites the rest: this is how an interrupted step is
-        repeated. If a step raises, no item counts as done.
+        Every sequence has pages for all tokens fed, and those written to are its alone. Where rows go depends on the
+        items alone, so that an interrupted step can be repeated. What makes one draw impossible (a bias that forbids
+        every token) is returned in its place; the others go on. If a step raises, no item counts as done.
         """
 
     def score(self, work: Work) -> list[TokenSample]:
@@ -62,7 +73,16 @@ class Runner(Protocol):
         """(T, V) float32 logits of a fresh sequence, in a place of its own."""
 
     def release(self, slot: int) -> None:
-        """The slot's sequence is over; its cache may be reused."""
+        """The slot's sequence has left it; its pages may be given to another at once."""
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy pages of the cache, (source, target) each, keys and values of all layers."""
+
+    def save_pages(self, pages: Sequence[int]) -> Any:
+        """What pages hold, kept outside the cache, bit for bit."""
+
+    def load_pages(self, saved: Any, pages: Sequence[int]) -> None:
+        """Put back what save_pages() kept, into as many pages."""
 
     def memory_plan(self) -> MemoryPlan:
         """What the open model takes."""
@@ -81,7 +101,9 @@ class CpuRunner:
         model: the loaded model.
         context_length: tokens of one sequence.
         kv_type: "f16" or "f32".
-        max_sequences: cache slots; one more is kept for logits().
+        max_sequences: sequences side by side; None takes DEFAULT_SEQUENCES. One more slot is kept for logits().
+        cache_tokens: positions of all sequences together; None takes CONTEXTS whole contexts.
+        prefill_chunk: most prompt tokens of a step; None takes PREFILL_CHUNK.
         threads: None takes the physical cores.
         status: told about compilation.
         exact, repack: see EngineConfig.
@@ -93,7 +115,9 @@ class CpuRunner:
         *,
         context_length: int,
         kv_type: str,
-        max_sequences: int,
+        max_sequences: int | None = None,
+        cache_tokens: int | None = None,
+        prefill_chunk: int | None = None,
         threads: int | None,
         status: Callable[[str], None],
         exact: bool = False,
@@ -101,16 +125,23 @@ class CpuRunner:
     ) -> None:
         self.config = model.config
         self.context_length = context_length
-        self.max_sequences = max_sequences
+        self.max_sequences = max_sequences or DEFAULT_SEQUENCES
+        self.n_pages = page_count(cache_size(cache_tokens, context_length, self.max_sequences))
+        self.prefill_chunk = prefill_chunk or PREFILL_CHUNK
+        self.mixed_chunk = min(MIXED_CHUNK, self.prefill_chunk)
+        self.lookahead = 0
         self._backend = CpuBackend(
             model,
             context_length=context_length,
             kv_type=kv_type,
-            max_sequences=max_sequences + 1,
+            max_sequences=self.max_sequences + 1,
+            n_pages=self.n_pages + page_count(context_length),
             threads=threads,
             quantize=not exact,
             repack=repack,
         )
+        # logits() has pages of its own, behind those of the scheduler; they take memory only when they are used.
+        self._scratch_pages = range(self.n_pages, self.n_pages + page_count(context_length))
         self._backend.warm_up(status)
         self.threads: int | None = threads if threads is not None else default_threads()
         self.device_name = "cpu"
@@ -118,7 +149,13 @@ class CpuRunner:
     def step(self, work: Sequence[Work]) -> list[TokenSample | EngineError | None]:
         """See Runner.step."""
         batch = Batch.build(
-            (item.sequence.slot, item.token_ids, item.start, Outputs.LAST if item.sample else Outputs.NONE)
+            (
+                item.sequence.slot,
+                item.token_ids,
+                item.start,
+                Outputs.LAST if item.sample else Outputs.NONE,
+                item.sequence.pages,
+            )
             for item in work
         )
         rows = iter(self._backend.forward(batch))
@@ -128,26 +165,34 @@ class CpuRunner:
         """See Runner.score."""
         sequence, samples = work.sequence, list[TokenSample]()
         first, n_top = work.start + 1, sequence.params.prompt_logprobs or 0
-        for rows in self._backend.logit_chunks(_batch(sequence.slot, work.token_ids, work.start)):
+        for rows in self._backend.logit_chunks(_batch(sequence.slot, work.token_ids, work.start, sequence.pages)):
             samples.extend(score_tokens(rows, sequence.prompt_ids[first : first + len(rows)], n_top))
             first += len(rows)
         return samples
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """See Runner.logits."""
-        slot = self.max_sequences
-        try:
-            parts = [
-                self._backend.forward(_batch(slot, token_ids[start : start + LOGITS_CHUNK], start))
-                for start in range(0, len(token_ids), LOGITS_CHUNK)
-            ]
-        finally:
-            self._backend.release(slot)
+        slot, pages = self.max_sequences, self._scratch_pages
+        parts = [
+            self._backend.forward(_batch(slot, token_ids[start : start + LOGITS_CHUNK], start, pages))
+            for start in range(0, len(token_ids), LOGITS_CHUNK)
+        ]
         return np.concatenate(parts)
 
     def release(self, slot: int) -> None:
         """See Runner.release."""
-        self._backend.release(slot)
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """See Runner.copy_pages."""
+        self._backend.cache.copy_pages(pairs)
+
+    def save_pages(self, pages: Sequence[int]) -> Any:
+        """See Runner.save_pages."""
+        return self._backend.cache.save_pages(pages)
+
+    def load_pages(self, saved: Any, pages: Sequence[int]) -> None:
+        """See Runner.load_pages."""
+        self._backend.cache.load_pages(saved, pages)
 
     def memory_plan(self) -> MemoryPlan:
         """See Runner.memory_plan."""
@@ -173,9 +218,9 @@ def _draw(logits: npt.NDArray[np.float32], sequence: RunningSequence) -> TokenSa
         return error
 
 
-def _batch(slot: int, token_ids: Sequence[int], start: int) -> Batch:
+def _batch(slot: int, token_ids: Sequence[int], start: int, pages: Sequence[int]) -> Batch:
     """Tokens of one sequence, logits wanted for all of them."""
-    return Batch.build([(slot, token_ids, start, Outputs.ALL)])
+    return Batch.build([(slot, token_ids, start, Outputs.ALL, pages)])
 
 
 def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str], None]) -> Runner:
@@ -198,7 +243,9 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
             model,
             context_length=context_length,
             kv_type=config.kv_type,
-            max_sequences=config.max_sequences,
+            max_sequences=config.max_sequences or GPU_SEQUENCES,
+            cache_tokens=config.cache_tokens,
+            prefill_chunk=config.prefill_chunk,
             device_index=config.device_index,
             status=status,
             eager=config.eager,
@@ -208,6 +255,8 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
         context_length=context_length,
         kv_type=config.kv_type,
         max_sequences=config.max_sequences,
+        cache_tokens=config.cache_tokens,
+        prefill_chunk=config.prefill_chunk,
         threads=config.threads,
         status=status,
         exact=config.exact,
@@ -222,14 +271,20 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         from engine.cuda.plan import make_plan, memory_plan
 
         plan = make_plan(
-            model, context_length=context_length, kv_type=config.kv_type, max_sequences=config.max_sequences
+            model,
+            context_length=context_length,
+            kv_type=config.kv_type,
+            max_sequences=config.max_sequences or GPU_SEQUENCES,
+            cache_tokens=config.cache_tokens,
+            prefill_chunk=config.prefill_chunk,
         )
-        return "cuda", memory_plan(plan, context_length)
+        return "cuda", memory_plan(plan)
     backend = CpuBackend(
         model,
         context_length=context_length,
         kv_type=config.kv_type,
-        max_sequences=config.max_sequences,
+        max_sequences=config.max_sequences or DEFAULT_SEQUENCES,
+        n_pages=page_count(cache_size(config.cache_tokens, context_length, config.max_sequences or DEFAULT_SEQUENCES)),
         quantize=not config.exact,
         repack=config.repack,
     )

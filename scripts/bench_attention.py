@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,9 @@ class Chain:
         inv_freq = cupy.asarray(500000.0 ** (-np.arange(rope) / rope))
         self.layer = LayerAttention(shape.key_dim**-0.5, inv_freq)
 
-    def decode_us(self, kernels: Attention, length: int) -> tuple[float, float]:
-        """Median and spread of microseconds for one decode launch at this length."""
-        positions = self.cp.full(self.n, length, np.int32)
+    def decode_us(self, kernels: Attention, lengths: Sequence[int]) -> tuple[float, float]:
+        """Median and spread of microseconds for one decode launch with sequences of these lengths."""
+        positions = self.cp.asarray(np.array(lengths, np.int32))
         n_launches = max(self.layers, 32)
 
         def record(stream: Any) -> int:
@@ -101,23 +101,29 @@ class Chain:
         self.cp.cuda.Device().synchronize()
         return replay_us(record)
 
-    def gb_s(self, length: int, us: float) -> float:
+    def gb_s(self, n_positions: int, us: float) -> float:
         """Cache bytes read per second, in GB/s."""
         shape = self.shape
-        n_bytes = self.n * length * shape.kv_heads * (shape.key_dim + shape.value_dim) * 2
+        n_bytes = n_positions * shape.kv_heads * (shape.key_dim + shape.value_dim) * 2
         return n_bytes / us / 1e3
 
 
-def decode_table() -> None:
-    """Decode: one sequence over lengths, then batches."""
-    print(f"{'decode':22}{'B':>4}{'length':>8}{'us':>9}{'spread':>8}{'GB/s':>8}")
-    alone = (1, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768, 131072)
+def decode_table(bandwidth: float) -> None:
+    """Decode: sequences of one length, then one long sequence among short ones; percent of the read bandwidth."""
+    print(f"{'decode':22}{'B':>4}{'length':>8}{'us':>9}{'spread':>8}{'GB/s':>8}{'%':>5}")
+    alone = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768, 131072)
+    many = (128, 256, 1024, 4096, 8192)
     for name, shape in SHAPES.items():
-        for n, lengths in ((1, alone), (16, (512, 4096)), (64, (128, 1024, 4096))):
+        for n, lengths in ((1, alone), (4, many), (16, many), (64, many), (256, many[:3])):
             chain, kernels = Chain(shape, n, max(lengths)), Attention(shape, n)
-            for length in lengths:
-                us, spread = chain.decode_us(kernels, length)
-                print(f"{name:22}{n:4}{length:8}{us:9.2f}{spread:8.2f}{chain.gb_s(length, us):8.0f}", flush=True)
+            rows: list[tuple[object, list[int]]] = [(length, [length] * n) for length in lengths]
+            if n == 64:
+                rows.append(("1 long", [8192] + [256] * 63))
+                rows.append(("mixed", [64 + 61 * i for i in range(64)]))
+            for title, each in rows:
+                us, spread = chain.decode_us(kernels, each)
+                rate = chain.gb_s(sum(each), us)
+                print(f"{name:22}{n:4}{title:>8}{us:9.2f}{spread:8.2f}{rate:8.0f}{rate / bandwidth:5.0%}", flush=True)
 
 
 def prefill_us(shape: AttentionShape, rows: int, past: int) -> tuple[float, float]:
@@ -142,19 +148,19 @@ def prefill_us(shape: AttentionShape, rows: int, past: int) -> tuple[float, floa
     return replay_us(rope)[0], replay_us(attend)[0]
 
 
-def prefill_table() -> None:
-    """rope_append and prefill of some rows at two depths."""
-    print(f"{'prefill':22}{'rows':>5}{'past':>8}{'rope us':>9}{'attn us':>9}{'TFLOP/s':>9}")
+def prefill_table(peak: float) -> None:
+    """rope_append and prefill of some rows at several depths; percent of the matrix peak."""
+    print(f"{'prefill':22}{'rows':>5}{'past':>8}{'rope us':>9}{'attn us':>9}{'TFLOP/s':>9}{'%':>5}")
     for name, shape in SHAPES.items():
-        for rows, past in ((512, 0), (512, 8192), (2048, 0)):
+        for rows, past in ((512, 0), (512, 8192), (512, 32256), (2048, 0), (2048, 8192), (64, 8192)):
             rope_us, us = prefill_us(shape, rows, past)
             pairs = rows * past + rows * (rows + 1) // 2
-            tflops = 2 * pairs * shape.heads * (shape.key_dim + shape.value_dim) / us / 1e6
-            print(f"{name:22}{rows:5}{past:8}{rope_us:9.1f}{us:9.1f}{tflops:9.0f}", flush=True)
+            rate = 2 * pairs * shape.heads * (shape.key_dim + shape.value_dim) / us / 1e6
+            print(f"{name:22}{rows:5}{past:8}{rope_us:9.1f}{us:9.1f}{rate:9.0f}{rate / peak:5.0%}", flush=True)
 
 
 def tune_table() -> None:
-    """Decode layouts: warps, stages, splits, smallest chunk."""
+    """Decode layouts: warps, splits, smallest chunk."""
     import cupy
 
     from engine.cuda.module import device_arch
@@ -165,24 +171,27 @@ def tune_table() -> None:
         chain = Chain(shape, 1, max(lengths))
         crowd = Chain(shape, 64, 1024)
         print(f"{name}: us at " + ", ".join(map(str, lengths)) + "; 64 sequences at 1024")
-        for warps, stages in ((8, 2), (8, 1), (4, 2), (4, 1), (16, 1)):
-            base = decode_plan(shape, device_arch(), multiprocessors, warps=warps, stages=stages)
+        for warps in (8, 4, 16):
+            base = decode_plan(shape, device_arch(), multiprocessors, warps=warps)
             for factor in (1, 2):
                 for min_chunk in (128, 256):
                     n_splits = min(MAX_SPLITS, base.few_splits * factor)
                     plan = replace(base, n_splits=n_splits, min_chunk=min_chunk)
                     kernels, many = Attention(shape, 1, plan=plan), Attention(shape, 64, plan=plan)
-                    row = [chain.decode_us(kernels, length)[0] for length in lengths]
-                    row.append(crowd.decode_us(many, 1024)[0])
-                    title = f"  warps {warps:2} stages {stages} splits {n_splits:3} chunk {min_chunk}: "
+                    row = [chain.decode_us(kernels, [length])[0] for length in lengths]
+                    row.append(crowd.decode_us(many, [1024] * 64)[0])
+                    title = f"  warps {warps:2} splits {n_splits:3} chunk {min_chunk}: "
                     print(title + " ".join(f"{us:7.2f}" for us in row), flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tune", action="store_true", help="compare block layouts of the decode kernel")
-    if parser.parse_args().tune:
+    parser.add_argument("--bandwidth", type=float, default=4400, help="GB/s of the card (default: an H200's, measured)")
+    parser.add_argument("--tflops", type=float, default=790, help="float16 matrix peak (default: an H200's by cuBLAS)")
+    options = parser.parse_args()
+    if options.tune:
         tune_table()
     else:
-        decode_table()
-        prefill_table()
+        decode_table(options.bandwidth)
+        prefill_table(options.tflops)

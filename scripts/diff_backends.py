@@ -30,6 +30,7 @@ from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import matmul
 from engine.cpu.ops import CpuOps
 from engine.cpu.threads import ThreadPool
+from engine.cuda.cache import page_count
 from engine.cuda.runner import CudaRunner
 from engine.cuda.weights import DeviceLayer
 from engine.errors import EngineError
@@ -99,6 +100,7 @@ class ComparingOps:
         if self._decode:
             self._runner._slots.tokens[:1].set(batch.token_ids)
             self._runner._slots.positions[:1].set(batch.positions)
+            self._runner._flush()
         else:
             self._ops.begin(batch)
 
@@ -172,7 +174,7 @@ class ComparingOps:
         """See Ops.head."""
         logits = self._cpu.head(x, batch)
         given = self._x(x[batch.output_rows])
-        buffer = self._runner._logits[:1] if self._decode else self._runner._logit_rows[: len(given)]
+        buffer = self._runner._logits[:1] if self._decode else self._runner._prompts.logit_rows[: len(given)]
         self._ops.logits(given, buffer)
         self._report.add("head", -1, buffer.get(), logits)
         return logits
@@ -217,12 +219,14 @@ def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: st
         cpu = CpuOps(model.weights, cache, lambda x, weight: matmul(x, weight, pool=pool, reference=True))
         ops = ComparingOps(cpu, cache, runner, report, decode=decode)
         with runner._running():
+            runner._cache.set_pages(0, list(range(page_count(len(ids)))))
             step = 1 if decode else PIECE
             for first in range(0, len(ids), step):
                 batch = Batch.build([(0, ids[first : first + step], first, Outputs.ALL)])
                 forward(model.weights, ops, batch)
                 cache.commit(batch.spans)
-            runner._slots.deactivate(0)
+            runner._slots.set_position(0, -1)
+            runner._flush()
     return report
 
 

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,25 @@ MODELS = {
     "8b-q8": ("llama-3.1-8b", "Q8_0"),
 }
 DEPTH = 8192
-SLOTS = 8
+LONG = 32768
 CASES: dict[str, dict[str, int]] = {
     "decode": {"prompt_tokens": 0, "gen_tokens": 256, "depth": 128, "batch": 1},
-    "prefill": {"prompt_tokens": 512, "gen_tokens": 0, "depth": 0, "batch": 1},
     "depth": {"prompt_tokens": 0, "gen_tokens": 128, "depth": DEPTH, "batch": 1},
-    "batch4": {"prompt_tokens": 0, "gen_tokens": 128, "depth": 128, "batch": 4},
-    "batch8": {"prompt_tokens": 0, "gen_tokens": 128, "depth": 128, "batch": 8},
+    **{f"batch{n}": {"prompt_tokens": 0, "gen_tokens": 128, "depth": 128, "batch": n} for n in (4, 8, 16, 32, 64)},
+    "prefill": {"prompt_tokens": 512, "gen_tokens": 0, "depth": 0, "batch": 1},
+    "prefill4096": {"prompt_tokens": 4096, "gen_tokens": 0, "depth": 0, "batch": 1},
+    "prefill32768": {"prompt_tokens": LONG, "gen_tokens": 0, "depth": 0, "batch": 1},
+    "prefilldepth": {"prompt_tokens": 512, "gen_tokens": 0, "depth": DEPTH, "batch": 1},
 }
-PARTS = ("start", *CASES, "profile")
+RUNNING, ARRIVING = 4, 64
+PARTS = ("start", *CASES, "arrivals", "profile")
 LLAMA_CPP_H200 = {
     ("1b", "decode"): 907, ("8b", "decode"): 278, ("8b-q8", "decode"): 256,
     ("1b", "depth"): 797, ("8b", "depth"): 244, ("8b-q8", "depth"): 226,
     ("1b", "prefill"): 37600, ("8b", "prefill"): 9450, ("8b-q8", "prefill"): 10900,
-    ("1b", "batch4"): 2373, ("8b", "batch4"): 703,
+    ("1b", "batch4"): 2373, ("8b", "batch4"): 703, ("1b", "batch16"): 6132, ("8b", "batch16"): 2047,
+    ("1b", "batch32"): 9653, ("8b", "batch32"): 3228, ("1b", "batch64"): 11588, ("8b", "batch64"): 4491,
+    ("1b", "prefilldepth"): 29400, ("8b", "prefilldepth"): 8030, ("8b-q8", "prefilldepth"): 9160,
 }  # fmt: skip
 """tok/s of llama.cpp (October 2026, CUDA build, flash attention and graphs on) on one H200, for files like these."""
 
@@ -85,15 +91,20 @@ def measure(path: Path, cases: list[str], repetitions: int, emit: Callable[[dict
     from engine import LLM
     from engine.bench import run_bench
 
-    needed = max((CASES[case]["depth"] + CASES[case]["gen_tokens"] + 2 for case in cases if case in CASES), default=0)
-    slots = max((CASES[case]["batch"] for case in cases if case in CASES), default=1)
+    chosen = [CASES[case] for case in cases if case in CASES]
+    needed = max((one["depth"] + max(one["gen_tokens"], one["prompt_tokens"]) + 2 for one in chosen), default=0)
+    slots = max((one["batch"] for one in chosen), default=1)
+    if "arrivals" in cases:
+        slots = max(slots, RUNNING + ARRIVING)
     context = max(needed, 1024, DEPTH + 64 if "profile" in cases else 0)
-    with LLM(path, device="cuda", context_length=context, max_sequences=slots) as llm:
+    with LLM(
+        path, device="cuda", context_length=context, max_sequences=slots, cache_tokens=max(context, 1 << 17)
+    ) as llm:
         ceiling = llm.read_bandwidth()
         emit({"case": "open", "device": llm.device, "load_seconds": llm.load_seconds, "bandwidth_bytes_s": ceiling})
         for case in cases:
             if case in CASES:
-                runs = min(repetitions, 3) if case == "depth" else repetitions
+                runs = min(repetitions, 3) if case in ("depth", "prefill32768") else repetitions
                 result = run_bench(llm, repetitions=runs, **CASES[case])  # type: ignore[arg-type]
                 speed = result.decode or result.prompt
                 assert speed is not None
@@ -108,6 +119,9 @@ def measure(path: Path, cases: list[str], repetitions: int, emit: Callable[[dict
                         "percent": 100 * result.decode_bytes_s / ceiling if result.decode_bytes_s and ceiling else None,
                     }
                 )
+        if "arrivals" in cases:
+            arrivals(llm)  # builds what is built when first needed
+            emit({"case": "arrivals", **arrivals(llm)})
         if "profile" in cases:
             from engine.bench import profile_bricks
             from engine.cuda.profile import table
@@ -116,6 +130,61 @@ def measure(path: Path, cases: list[str], repetitions: int, emit: Callable[[dict
                 times = profile_bricks(llm, depth=depth)
                 rows = [brick.as_dict(ceiling) for brick in times]
                 emit({"case": f"profile at depth {depth}", "bricks": rows, "table": table(times, ceiling)})
+
+
+def arrivals(llm: Any, prompt_tokens: int = 512, gen_tokens: int = 32) -> dict[str, Any]:
+    """Many prompts arrive at once while a few streams run: their times to the first token, and what the streams get.
+
+    Times are seconds since the arrival. Streams have been running for a while before, and run on behind it.
+    """
+    import numpy as np
+
+    from engine import SamplingParams
+
+    random = np.random.default_rng(7)
+
+    def add(length: int, tokens: int) -> int:
+        ids = random.integers(0, llm.model.config.vocab_size, length).tolist()
+        return int(llm.add_request(ids, SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)))
+
+    streams = {add(128, llm.context_length - 130) for _ in range(RUNNING)}
+    stamps: list[float] = []
+    first: dict[int, float] = {}
+    waiting: set[int] = set()
+    arrived = warm = time.perf_counter()
+    while True:
+        chunks = llm.step()
+        now = time.perf_counter()
+        for chunk in chunks:
+            if chunk.request_id in streams:
+                stamps += [now] * len(chunk.token_ids)
+            elif chunk.token_ids:
+                first.setdefault(chunk.request_id, now)
+            if chunk.finish_reason is not None:
+                waiting.discard(chunk.request_id)
+        if not first and not waiting and len(stamps) >= 200 * RUNNING:
+            before = (len(stamps) - 100 * RUNNING) / RUNNING / (stamps[-1] - stamps[100 * RUNNING])
+            arrived = time.perf_counter()
+            waiting = {add(prompt_tokens, gen_tokens) for _ in range(ARRIVING)}
+        elif first and not waiting:
+            break
+        assert now - warm < 60, "the prompts do not end"
+    for stream in streams:
+        llm.cancel(stream)
+    llm.step()
+    last = max(first.values())
+    during = [stamp for stamp in stamps if arrived < stamp <= last]
+    return {
+        "arriving": ARRIVING,
+        "running": RUNNING,
+        "prompt_tokens": prompt_tokens,
+        "first_token_seconds": sorted(value - arrived for value in first.values()),
+        "prompt_tok_s": ARRIVING * prompt_tokens / (last - arrived),
+        "running_tok_s_before": before,
+        "running_tok_s_during": len(during) / RUNNING / (last - arrived),
+        "running_longest_gap_seconds": max(b - a for a, b in pairwise(during)),
+        "running_token_seconds": [round(stamp - arrived, 5) for stamp in stamps if stamp > arrived - 0.2],
+    }
 
 
 # ---- around it ------------------------------------------------------------------------------------------------------
@@ -238,6 +307,19 @@ def report(
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for model, results in models.items():
         lines += ["| " + " | ".join(row(model, one, h200)) + " |" for one in results if "tok_s" in one]
+    for model, results in models.items():
+        for one in results:
+            if one["case"] == "arrivals":
+                times = one["first_token_seconds"]
+                lines += [
+                    "",
+                    f"{model}: {one['arriving']} prompts of {one['prompt_tokens']} tokens arrive beside "
+                    f"{one['running']} streams. First token after {times[0]:.3f} s (first), "
+                    f"{times[len(times) // 2]:.3f} s (median), {times[-1]:.3f} s (last), "
+                    f"{one['prompt_tok_s']:.0f} prompt tok/s. Each stream: "
+                    f"{one['running_tok_s_before']:.0f} tok/s before, {one['running_tok_s_during']:.0f} meanwhile, "
+                    f"longest gap {1e3 * one['running_longest_gap_seconds']:.0f} ms.",
+                ]
     lines += [
         "",
         "## Start and memory",

@@ -7,6 +7,9 @@ import numpy as np
 from gguf_builder import build_gguf, random_blocks, tiny_llama_parts
 
 from engine.cpu.backend import CpuBackend
+from engine.cuda.attention_plan import PAGE
+from engine.cuda.cache import page_count
+from engine.errors import EngineError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.batch import Batch, Outputs
@@ -26,13 +29,17 @@ def nmse(found, expected):
 
 @contextmanager
 def opened(path, *, context_length=512, kv_type="f16", max_sequences=1, **options):
-    """A CudaRunner; its attribute `model` holds the loaded file."""
+    """A CudaRunner with pages for full contexts in all slots; its attribute `model` holds the loaded file."""
     from engine.cuda.runner import CudaRunner
 
     with open_gguf(path) as gguf:
         model = load_model(gguf)
         runner = CudaRunner(
-            model, context_length=context_length, kv_type=kv_type, max_sequences=max_sequences, **options
+            model,
+            context_length=context_length,
+            kv_type=kv_type,
+            max_sequences=max_sequences,
+            **{"cache_tokens": max_sequences * page_count(context_length) * PAGE} | options,
         )
         runner.model = model
         try:
@@ -40,6 +47,13 @@ def opened(path, *, context_length=512, kv_type="f16", max_sequences=1, **option
         finally:
             runner.close()
             del runner.model, model
+
+
+def pages_of(runner, slot, order=None):
+    """Pages for a full context: each slot has its own run of them, in the order of a permutation of all if given."""
+    each = page_count(runner.context_length)
+    pages = range(slot * each, (slot + 1) * each)
+    return [int(order[page]) for page in pages] if order is not None else list(pages)
 
 
 def cpu_logits(model, ids, kv_type="f32"):
@@ -56,6 +70,8 @@ def decode_logits(runner, ids, *, slot=0, start=0):
     rows, n = [], next(bucket for bucket in runner._buckets if bucket > slot)
     ops, place = runner.decode_ops(n), slice(slot, slot + 1)
     with runner._running():
+        runner._cache.set_pages(slot, pages_of(runner, slot))
+        runner._flush()
         for position, token in enumerate(ids, start):
             runner._slots.tokens[place].set(np.array([token], np.int32))
             runner._slots.positions[place].set(np.array([position], np.int32))
@@ -67,10 +83,10 @@ def decode_logits(runner, ids, *, slot=0, start=0):
     return np.concatenate(rows)
 
 
-def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, **options):
+def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, order=None, **options):
     """n samples after a prompt, asked for one step at a time as the scheduler does; greedy unless told otherwise."""
     params = SamplingParams(max_tokens=n, ignore_eos=True, **({"temperature": 0} | options))
-    sequence = Sequence(next(_request_ids), slot, list(prompt), [], params, seed)
+    sequence = Sequence(next(_request_ids), slot, list(prompt), [], params, seed, pages=pages_of(runner, slot, order))
     samples = []
     for start in range(0, len(prompt), chunk):
         ids = sequence.prompt_ids[start : start + chunk]
@@ -78,11 +94,13 @@ def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, **op
         (sample,) = runner.step([Work(sequence, ids, start, last)])
         sequence.n_cached += len(ids)
     while True:
+        if isinstance(sample, EngineError):
+            raise sample
         samples.append(sample)
         sequence.output_ids.append(sample.token_id)
         if len(samples) == n:
             break
-        (sample,) = runner.step([Work(sequence, [sample.token_id], sequence.n_cached, True)])
+        (sample,) = runner.step([Work(sequence, [sample.token_id], sequence.n_cached, True, decode=True)])
         sequence.n_cached += 1
     if release:
         runner.release(slot)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from engine.config import PAGE
 from engine.cpu.kernels import attend as attend_module
 from engine.cpu.kernels.attend import attend, can_attend
 from engine.cpu.threads import ThreadPool
@@ -29,13 +30,27 @@ def truth(q, keys, values, scale, window, n_past):
 
 
 def operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens):
-    """Queries with scores of some size, and a cache as a view of a longer one."""
+    """Queries with scores of some size, keys and values (K, positions, width)."""
     rng = np.random.default_rng(n_past + n_tokens)
     q = 3 * rng.standard_normal((n_tokens, n_heads, key_width), dtype=np.float32)
-    capacity = n_past + n_tokens + 5
-    keys = rng.standard_normal((n_kv, capacity, key_width)).astype(dtype)[:, :-5]
-    values = rng.standard_normal((n_kv, capacity, value_width)).astype(dtype)[:, :-5]
+    keys = rng.standard_normal((n_kv, n_past + n_tokens, key_width)).astype(dtype)
+    values = rng.standard_normal((n_kv, n_past + n_tokens, value_width)).astype(dtype)
     return q, keys, values
+
+
+def paged(keys, values, seed=0):
+    """Keys and values cut into pages (N, K, PAGE, width) in a random order among others, and the sequence's pages."""
+    rng = np.random.default_rng(seed)
+    n = -(-keys.shape[1] // PAGE)
+    pages = rng.permutation(2 * n + 3)[:n].astype(np.int64)
+    cut = []
+    for array in (keys, values):
+        whole = np.full((array.shape[0], n * PAGE, array.shape[2]), np.nan, array.dtype)
+        whole[:, : array.shape[1]] = array
+        target = np.full((2 * n + 3, array.shape[0], PAGE, array.shape[2]), np.nan, array.dtype)
+        target[pages] = whole.reshape(array.shape[0], n, PAGE, -1).transpose(1, 0, 2, 3)
+        cut.append(target)
+    return (*cut, pages)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -47,7 +62,7 @@ def test_against_float64(pools, dtype, n_heads, n_kv, key_width, value_width, n_
     q, keys, values = operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens)
     scale = key_width**-0.5
     for window in (None, 1, 16, 1000):
-        got = attend(q, keys, values, scale=scale, window=window, n_past=n_past, pool=pools[1])
+        got = attend(q, *paged(keys, values), scale=scale, window=window, n_past=n_past, pool=pools[1])
         assert got.dtype == np.float32
         # Scores of about 10 carry float32 errors of 1e-6, which exp passes on.
         np.testing.assert_allclose(got, truth(q, keys, values, scale, window, n_past), rtol=2e-5, atol=1e-5)
@@ -57,35 +72,36 @@ def test_a_query_does_not_depend_on_others_or_on_threads(pools, monkeypatch):
     monkeypatch.setattr(attend_module, "TASK_ELEMENTS", 256)
     q, keys, values = operands(np.float16, 8, 2, 64, 64, 40, 33)
     settings = {"scale": 0.125, "window": None}
-    whole = attend(q, keys, values, n_past=40, pool=pools[0], **settings)
-    assert np.array_equal(whole, attend(q, keys, values, n_past=40, pool=pools[1], **settings))
+    whole = attend(q, *paged(keys, values), n_past=40, pool=pools[0], **settings)
+    assert np.array_equal(whole, attend(q, *paged(keys, values), n_past=40, pool=pools[1], **settings))
     for t in range(33):
         past = 40 + t
-        one = attend(q[t : t + 1], keys[:, : past + 1], values[:, : past + 1], n_past=past, pool=pools[1], **settings)
+        seen = paged(keys[:, : past + 1], values[:, : past + 1], seed=t)  # in other pages
+        one = attend(q[t : t + 1], *seen, n_past=past, pool=pools[1], **settings)
         assert np.array_equal(one, whole[t : t + 1])
 
 
 def test_large_scores_do_not_overflow(pools):
     q, keys, values = operands(np.float16, 2, 2, 16, 16, 50, 1)
     q *= 1000
-    got = attend(q, keys, values, scale=1.0, window=None, n_past=50, pool=pools[0])
+    got = attend(q, *paged(keys, values), scale=1.0, window=None, n_past=50, pool=pools[0])
     np.testing.assert_allclose(got, truth(q, keys, values, 1.0, None, 50), rtol=1e-3, atol=1e-3)
 
 
 def test_read_only_and_strided_queries(pools):
     q, keys, values = operands(np.float16, 8, 2, 64, 64, 10, 3)
-    want = attend(q, keys, values, scale=1.0, window=None, n_past=10, pool=pools[0])
-    for array in (q, keys, values):
+    cache = paged(keys, values)
+    want = attend(q, *cache, scale=1.0, window=None, n_past=10, pool=pools[0])
+    for array in (q, *cache):
         array.flags.writeable = False
-    assert np.array_equal(
-        want, attend(np.asfortranarray(q), keys, values, scale=1.0, window=None, n_past=10, pool=pools[0])
-    )
+    assert np.array_equal(want, attend(np.asfortranarray(q), *cache, scale=1.0, window=None, n_past=10, pool=pools[0]))
 
 
 def test_can_attend():
-    good = np.zeros((2, 8, 32), np.float16)
+    good = np.zeros((3, 2, PAGE, 32), np.float16)
     assert can_attend(good, good)
-    assert can_attend(good[:, :5], good[:, :5])
+    assert can_attend(good[:2], good[:2])
+    assert not can_attend(good[:, :1], good)
     assert not can_attend(good, good.astype(np.float32))
     assert not can_attend(good[..., :24], good)
     assert not can_attend(good[..., ::2], good)

@@ -198,8 +198,6 @@ def test_decode_steps_give_the_bits_of_prompts(tmp_path, repack, monkeypatch):
         at_once = fast.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
         single = [fast.forward(Batch.build([(1, [token], i, Outputs.ALL)]))[0] for i, token in enumerate(tokens)]
         np.testing.assert_array_equal(np.stack(single), at_once)
-        for slot in (0, 1):
-            fast.release(slot)
         fast.forward(Batch.build([(0, tokens[:9], 0, Outputs.NONE), (1, tokens[:7], 0, Outputs.NONE)]))
         both = fast.forward(Batch.build([(0, tokens[9:10], 9, Outputs.ALL), (1, tokens[7:8], 7, Outputs.ALL)]))
         np.testing.assert_array_equal(both, at_once[[9, 7]])

@@ -1,14 +1,14 @@
 """Attention kernels against float64 numpy over a contiguous history, at edge sizes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from attention_reference import World, attend64, shape_of
 from gpu_helpers import nmse
 
 from engine.cuda.attention import (
     PAGE,
-    AttentionShape,
-    DecodePlan,
-    LayerAttention,
     RopeStyle,
     build_jobs,
     decode_plan,
@@ -21,13 +21,6 @@ from engine.cuda.attention import (
 ARCHES = (75, 80, 86, 89, 90, 120)
 
 
-def shape_of(
-    heads=8, kv_heads=2, dim=64, *, value_dim=None, rope_dim=None, style=RopeStyle.HALVES, half=True
-) -> AttentionShape:
-    rope = dim // 2 * 2 if rope_dim is None else rope_dim
-    return AttentionShape(heads, kv_heads, dim, value_dim or dim, rope, style, half)
-
-
 # ---- what needs no GPU ---------------------------------------------------------------------------------------
 
 
@@ -37,8 +30,10 @@ def shape_of(
 def test_plans_fit_the_card(arch, dim, half):
     shape = shape_of(32, 8, dim, half=half)
     assert decode_plan(shape, arch, 132).shared_bytes <= shared_limit(arch)
-    assert prefill_plan(shape, arch).shared_bytes <= shared_limit(arch)
+    for hopper in (True, False):
+        assert prefill_plan(shape, arch, hopper=hopper).shared_bytes <= shared_limit(arch)
     assert scratch_bytes(shape, 1, arch, 132) < 4 << 20
+    assert scratch_bytes(shape, 256, arch, 132) < 72 << 20
 
 
 @pytest.mark.parametrize("arch", ARCHES)
@@ -60,110 +55,6 @@ def test_tiles_cover_every_row_once():
     assert covered == list(range(131))
     assert [1 + 64, 64, 0, 7 + 64] in tiles.tolist()
     assert prefill_tiles([], 64).shape == (0, 4)
-
-
-# ---- reference -----------------------------------------------------------------------------------------------
-
-
-def rope64(x, positions, inv_freq, style, mscale):
-    """x (T, heads, dim), rotated in its leading 2 * len(inv_freq) elements; float64 angles as the contract says."""
-    angle = (positions.astype(np.float64)[:, None] * inv_freq[None])[:, None, :]
-    cos, sin, n = np.cos(angle) * mscale, np.sin(angle) * mscale, len(inv_freq)
-    out = x.copy()
-    a, b = (slice(0, n), slice(n, 2 * n)) if style is RopeStyle.HALVES else (slice(0, 2 * n, 2), slice(1, 2 * n, 2))
-    out[..., a], out[..., b] = x[..., a] * cos - x[..., b] * sin, x[..., a] * sin + x[..., b] * cos
-    return out
-
-
-def rms64(x, weight, eps):
-    return x if weight is None else x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
-
-
-def attend64(shape, layer, q, keys, values, position):
-    """One row: q (H, Hk), keys (n, K, Hk), values (n, K, Hv) of positions 0..n-1."""
-    first = max(0, position - layer.window + 1) if layer.window else 0
-    group = shape.heads // shape.kv_heads
-    k = np.repeat(keys[first : position + 1], group, axis=1)
-    v = np.repeat(values[first : position + 1], group, axis=1)
-    scores = np.einsum("hd,phd->hp", q, k) * layer.scale
-    if layer.softcap:
-        scores = layer.softcap * np.tanh(scores / layer.softcap)
-    top = scores.max(1, keepdims=True)
-    if layer.sinks is not None:
-        top = np.maximum(top, layer.sinks[:, None])
-    weights = np.exp(scores - top)
-    total = weights.sum(1, keepdims=True)
-    if layer.sinks is not None:
-        total = total + np.exp(layer.sinks[:, None] - top)
-    return np.einsum("hp,phd->hd", weights / total, v).ravel()
-
-
-class World:
-    """Random caches of several sequences on host and device, pages dealt in random order, garbage everywhere else."""
-
-    def __init__(self, shape, lengths, *, seed=0, **options):
-        import cupy
-
-        self.cp, self.shape, self.rng = cupy, shape, np.random.default_rng(seed)
-        rng, rope = self.rng, shape.rope_dim // 2
-        self.lengths = lengths
-        self.dtype = np.float16 if shape.cache_half else np.float32
-        inv_freq = 10000.0 ** (-np.arange(rope) / max(rope, 1))
-        norm = options.pop("qk_norm", False)
-        sinks = options.pop("sinks", False)
-        self.host = LayerAttention(
-            shape.key_dim**-0.5,
-            inv_freq,
-            q_norm=rng.uniform(0.5, 1.5, shape.key_dim).astype(np.float32) if norm else None,
-            k_norm=rng.uniform(0.5, 1.5, shape.key_dim).astype(np.float32) if norm else None,
-            sinks=rng.normal(size=shape.heads).astype(np.float32) if sinks else None,
-            **options,
-        )
-        arrays = {name: getattr(self.host, name) for name in ("inv_freq", "q_norm", "k_norm", "sinks")}
-        device = {name: None if a is None else cupy.asarray(a) for name, a in arrays.items()}
-        self.layer = LayerAttention(self.host.scale, rope_scale=self.host.rope_scale, window=self.host.window,
-                                    softcap=self.host.softcap, temperature=self.host.temperature,
-                                    temperature_length=self.host.temperature_length, **device)  # fmt: skip
-        slots = max(lengths) // PAGE + 1
-        order = rng.permutation(len(lengths) * slots + 3).astype(np.int32)
-        self.table = order[: len(lengths) * slots].reshape(len(lengths), slots)
-        n_pages = len(order)
-        self.history = []
-        self.pages = {}
-        for name, dim in (("k", shape.key_dim), ("v", shape.value_dim)):
-            self.pages[name] = np.full((n_pages, shape.kv_heads, PAGE, dim), np.nan, self.dtype)
-        for s, length in enumerate(lengths):
-            past = []
-            for name, dim in (("k", shape.key_dim), ("v", shape.value_dim)):
-                data = rng.normal(size=(max(length, 0), shape.kv_heads, dim)).astype(self.dtype)
-                for p in range(max(length, 0)):
-                    self.pages[name][self.table[s, p // PAGE], :, p % PAGE] = data[p]
-                past.append(data.astype(np.float64))
-            self.history.append(past)
-        self.cache_k, self.cache_v = cupy.asarray(self.pages["k"]), cupy.asarray(self.pages["v"])
-
-    def rows(self, n):
-        return self.rng.normal(size=(n, self.shape.row_width)).astype(np.float32)
-
-    def split(self, qkv, positions):
-        """Rotated float64 queries, and keys and values as the cache holds them."""
-        shape, layer, n = self.shape, self.host, len(qkv)
-        x = qkv.astype(np.float64)
-        q_end = shape.heads * shape.key_dim
-        k_end = q_end + shape.kv_heads * shape.key_dim
-        q = rms64(x[:, :q_end].reshape(n, shape.heads, -1), layer.q_norm, layer.norm_eps)
-        k = rms64(x[:, q_end:k_end].reshape(n, shape.kv_heads, -1), layer.k_norm, layer.norm_eps)
-        q, k = (rope64(a, positions, layer.inv_freq, shape.rope_style, layer.rope_scale) for a in (q, k))
-        v = x[:, k_end:].reshape(n, shape.kv_heads, -1)
-        q = (
-            q
-            * (1 + layer.temperature * np.log(1 + np.maximum(positions, 0) // layer.temperature_length))[:, None, None]
-        )
-        return q, k, v
-
-    def cached(self, name, sequence, position):
-        pages = (self.cache_k if name == "k" else self.cache_v).get()
-        return pages[self.table[sequence, position // PAGE], :, position % PAGE].astype(np.float64)
 
 
 def check_decode(shape, lengths, *, plan=None, seed=0, **options):
@@ -268,14 +159,14 @@ def test_decode_value_width_differs(half):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("layout", [(8, 1), (4, 2), (2, 1), (8, 3)])
-def test_decode_layouts_agree(layout, seed):
+@pytest.mark.parametrize("warps", [8, 4, 2])
+def test_decode_layouts_agree(warps, seed):
     from engine.cuda.module import device_arch
 
     shape = shape_of(8, 2, 64)
-    base = decode_plan(shape, device_arch(), 132, warps=layout[0], stages=layout[1])
+    base = decode_plan(shape, device_arch(), 132, warps=warps)
     for n_splits, few_splits, min_chunk in ((1, 1, 64), (5, 3, 64), (128, 64, 64), (16, 16, 512)):
-        plan = DecodePlan(n_splits, few_splits, min_chunk, base.warps, base.stages, base.shared_bytes)
+        plan = replace(base, n_splits=n_splits, few_splits=few_splits, min_chunk=min_chunk)
         check_decode(shape, [0, 64, 700, 3000], plan=plan, seed=seed)
 
 
@@ -284,27 +175,6 @@ def test_decode_far_positions():
     """A window keeps the reference small; the angle of position 131071 must still be right."""
     shape = shape_of(4, 1, 64, half=False)
     check_decode(shape, [131071, 105700], window=128)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("half", [True, False])
-def test_decode_rows_do_not_depend_on_neighbours(half):
-    """Neither on the rows beside them nor on how many blocks a batch of that size gets."""
-    from engine.cuda.attention import Attention
-
-    shape = shape_of(8, 2, 64, half=half)
-    n = 128
-    world = World(shape, [700, 3, 1500, 64, 9] + [257] * (n - 5))
-    cp, kernels = world.cp, Attention(shape, n)
-    qkv, table = cp.asarray(world.rows(n)), cp.asarray(world.table)
-    together = cp.empty((n, shape.heads * shape.value_dim), np.float32)
-    kernels.decode(world.layer, qkv, world.cache_k, world.cache_v, table,
-                   cp.asarray(np.array(world.lengths, np.int32)), together)  # fmt: skip
-    for s, length in enumerate(world.lengths[:6]):
-        alone = cp.empty((1, shape.heads * shape.value_dim), np.float32)
-        kernels.decode(world.layer, qkv[s : s + 1], world.cache_k, world.cache_v, table[s : s + 1],
-                       cp.asarray(np.array([length], np.int32)), alone)  # fmt: skip
-        assert alone.get().tobytes() == together[s : s + 1].get().tobytes()
 
 
 @pytest.mark.gpu
@@ -339,8 +209,11 @@ def test_decode_graph_replay_follows_the_positions():
 # ---- prefill on the GPU --------------------------------------------------------------------------------------
 
 
-def check_prefill(shape, spans, *, seed=0, bias=False, **options):
-    """spans: (n_past, n_rows) per sequence; a -1 row is put between them. Limit: float16 weights of the softmax."""
+def check_prefill(shape, spans, *, seed=0, bias=False, plan=None, **options):
+    """spans: (n_past, n_rows) per sequence; a -1 row is put between them.
+
+    Limit: float16 weights of the softmax, and on Hopper float16 queries.
+    """
     from engine.cuda.attention import Attention
 
     world = World(shape, [past for past, _ in spans], seed=seed, **options)
@@ -365,7 +238,7 @@ def check_prefill(shape, spans, *, seed=0, bias=False, **options):
     positions, sequence = np.array(positions, np.int32), np.array(sequence, np.int32)
     qkv = world.rows(row)
     shift = rng.normal(size=shape.row_width).astype(np.float32) if bias else None
-    kernels = Attention(shape, len(spans))
+    kernels = Attention(shape, len(spans), prefill=plan)
     device = cp.asarray(qkv)
     table = cp.asarray(world.table)
     kernels.rope_append(
@@ -440,3 +313,17 @@ def test_prefill_groups_and_rope(half):
     check_prefill(shape_of(4, 4, 64, style=RopeStyle.ADJACENT, half=half), [(10, 40)])
     check_prefill(shape_of(8, 1, 64, rope_dim=32, half=half), [(10, 40)])
     check_prefill(shape_of(8, 2, 96, value_dim=64, half=half), [(10, 40)])
+    check_prefill(shape_of(14, 2, 64, half=half), [(10, 40)])
+    check_prefill(shape_of(3, 1, 192, value_dim=128, half=half), [(10, 400)])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dim", [48, 64, 128, 256])
+def test_prefill_general_kernel(dim):
+    """The one that other cards use, on any card."""
+    from engine.cuda.module import device_arch
+
+    shape = shape_of(8, 2, dim)
+    plan = prefill_plan(shape, device_arch(), hopper=False)
+    check_prefill(shape, [(0, 150), (200, 20)], plan=plan, window=90, sinks=True)
+    check_prefill(shape, [(33, 1), (100, 17)], plan=plan)

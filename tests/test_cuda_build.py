@@ -44,10 +44,10 @@ def shapes_for(arch):
 
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to module.prebuild."""
-    from engine.cuda import attention_plan, dequant, matvec, repack, rows, sampling_ops
+    from engine.cuda import attention_plan, dequant, matvec, repack, rows, sampling_ops, staging
 
     turn = ARCHES.index(arch)
-    jobs = [(rows.FILES, None), (sampling_ops.SOURCES, None)]
+    jobs = [(rows.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]
     for type in TYPES if arch in COMPLETE else TYPES[turn % 4 :: 4]:
         jobs += [repack.build_job(type), *dequant.build_jobs(type)]
     q4, q6 = GGMLType.Q4_K, GGMLType.Q6_K
@@ -85,6 +85,7 @@ def kernel_names(file, type):
         return ["_".join(file.split("_")[:2])]
     names = {
         "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid route read_all",
+        "moves.cu": "scatter copy_pages gather_rows",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",
         "rope_append.cu": "rope_append",

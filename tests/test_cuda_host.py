@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import re
+import struct
 import sys
 
 import numpy as np
@@ -11,20 +12,22 @@ from gguf_builder import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.config import CONTEXTS
 from engine.cuda import availability
-from engine.cuda.decode import AHEAD, DecodeLoop
+from engine.cuda.decode import AHEAD, MOST_AHEAD, DecodeLoop
 from engine.cuda.layouts import LAYOUTS, packed_bytes
 from engine.cuda.plan import DevicePlan, fit, make_plan, memory_plan
+from engine.cuda.prompt import pack, prompt_batch
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
-from engine.request import Sequence, TokenSample
+from engine.request import Sequence, Work
 from engine.sampling import SamplingParams
 
 # ---- decode loop --------------------------------------------------------------------------------------------------
 
-SLOTS, RING = 8, 8
+SLOTS, CONTEXT = 8, 40
 
 
 def next_token(request_id, position, token):
@@ -41,66 +44,80 @@ def expected(request_id, position, token, n):
 
 
 class FakeDevice:
-    """A stream that does its work only when somebody waits for it, with the state of the slots behind that stream."""
+    """A stream that does its work only when somebody waits for it, with the state of the slots behind that stream.
 
-    def __init__(self, context_length=1000, buckets=(1, 2, 4, 8)):
-        self.context_length = context_length
-        self.requests, self.tokens, self.positions = [0] * SLOTS, [0] * SLOTS, [-1] * SLOTS
-        self.stream, self.rows, self.ended = [], [], 0
-        self.ring = [{} for _ in range(RING)]
+    As the kernels do it: a row stops by itself at its limit; what the host changes is sent with the next launch.
+    """
+
+    def __init__(self, buckets=(1, 2, 4, 8)):
+        self.requests, self.tokens = [0] * SLOTS, [0] * SLOTS
+        self.positions, self.limits = [-1] * SLOTS, [0] * SLOTS
+        self.news, self.stream, self.rows, self.results = {}, [], [], {}
+        self.fed = []
         self.loop = DecodeLoop(
             enqueue=self.enqueue,
-            wait=self.wait,
-            read=self.read,
-            deactivate=lambda slot: self.stream.append(("set", slot, 0, 0, -1)),
+            set_position=lambda slot, position: self.change(slot, positions=position),
+            set_limit=lambda slot, limit: self.change(slot, limits=limit),
             buckets=buckets,
-            context_length=context_length,
         )
 
-    def begin(self, slot, request_id, position, token):
-        self.stream.append(("set", slot, request_id, token, position))
-        self.loop.start(slot, request_id, position, token)
+    def change(self, slot, **values):
+        self.news.setdefault(slot, {}).update(values)
+
+    def flush(self):
+        self.stream += [("set", slot, values) for slot, values in self.news.items()]
+        self.news = {}
+
+    def begin(self, slot, request_id, position, token, limit=CONTEXT):
+        self.change(slot, requests=request_id, tokens=token, positions=position, limits=limit)
+        self.loop.start(slot, request_id, position, token, limit)
 
     def enqueue(self, n):
+        self.flush()
         self.rows.append(n)
         self.stream.append(("step", len(self.rows) - 1, n))
-        return (len(self.rows) - 1) % RING
+        return len(self.rows) - 1
 
     def wait(self, place):
-        newest = max(number for number in range(len(self.rows)) if number % RING == place)  # as an event says it
-        while self.ended <= newest:
+        while place not in self.results:
             kind, *args = self.stream.pop(0)
             if kind == "set":
-                slot, self.requests[slot], self.tokens[slot], self.positions[slot] = args
+                slot, values = args
+                for name, value in values.items():
+                    getattr(self, name)[slot] = value
             else:
                 self._step(*args)
 
     def _step(self, number, n):
-        results = {}
+        self.results[number] = {}
         for slot in range(n):
             position = self.positions[slot]
             if position >= 0:
-                assert position < self.context_length, "a token was fed beyond the context"
+                assert position < self.limits[slot] <= CONTEXT, "a token was fed where the row has no page"
                 self.tokens[slot] = next_token(self.requests[slot], position, self.tokens[slot])
-                self.positions[slot] = -1 if position + 1 == self.context_length else position + 1
-                results[slot] = self.tokens[slot]
-        self.ring[number % RING] = results
-        self.ended = number + 1
+                self.positions[slot] = -1 if position + 1 == self.limits[slot] else position + 1
+                self.results[number][slot] = self.tokens[slot]
+        assert all(position < 0 for position in self.positions[n:]), "an active row is outside the step"
 
-    def read(self, place, slot, sequence):
-        return TokenSample(self.ring[place][slot])
+    def step(self, sequences):
+        """As the runner does it: what is needed, what is ahead, then the results."""
+        slots = [one.slot for one in sequences]
+        self.loop.launch_needed(slots)
+        self.loop.run_ahead()
+        tokens = []
+        for place, slot in zip(self.loop.take(slots), slots, strict=True):
+            self.wait(place)
+            tokens.append(self.results[place][slot])
+            self.loop.learn(slot, tokens[-1])
+        return tokens
 
     def pending(self):
         """Steps launched and not read, per slot."""
-        return {slot: len(state.results) for slot, state in self.loop._slots.items()}
+        return {slot: len(row.results) for slot, row in self.loop._rows.items()}
 
 
 def sequence(slot, request_id):
     return Sequence(request_id, slot, [1], [], SamplingParams(), 0)
-
-
-def tokens(samples):
-    return [sample.token_id for sample in samples]
 
 
 def test_one_sequence_in_order_and_ahead():
@@ -108,8 +125,8 @@ def test_one_sequence_in_order_and_ahead():
     device.begin(0, 5, 10, 42)
     one, got = sequence(0, 5), []
     for _ in range(20):
-        got += tokens(device.loop.step([one]))
-        assert 1 <= device.pending()[0] <= AHEAD
+        got += device.step([one])
+        assert device.pending() == {0: AHEAD - 1}
     assert got == expected(5, 10, 42, 20)
     assert device.rows == [1] * (20 + AHEAD - 1)
 
@@ -122,8 +139,8 @@ def test_holds_knows_what_comes_next():
     assert not device.loop.holds(sequence(3, 5), 11, 42)
     assert not device.loop.holds(sequence(3, 5), 10, 43)
     assert not device.loop.holds(sequence(2, 5), 10, 42)
-    (sample,) = device.loop.step([sequence(3, 5)])
-    assert device.loop.holds(sequence(3, 5), 11, sample.token_id)
+    (token,) = device.step([sequence(3, 5)])
+    assert device.loop.holds(sequence(3, 5), 11, token)
     assert device.rows[0] == 4, "rows 0..3 are the smallest bucket that holds slot 3"
 
 
@@ -133,13 +150,13 @@ def test_a_stopped_slots_results_are_dropped():
     device.begin(1, 2, 0, 8)
     first, second = sequence(0, 1), sequence(1, 2)
     for _ in range(3):
-        device.loop.step([first, second])
+        device.step([first, second])
     device.loop.stop(1)
     assert device.pending().keys() == {0}
     device.begin(1, 3, 5, 9)  # the slot's next owner, while results of the last one are still on their way
     third, got = sequence(1, 3), []
     for _ in range(5):
-        got.append(tokens(device.loop.step([first, third])))
+        got.append(device.step([first, third]))
     assert [row[0] for row in got] == expected(1, 0, 7, 8)[3:]
     assert [row[1] for row in got] == expected(3, 5, 9, 5)
 
@@ -147,7 +164,7 @@ def test_a_stopped_slots_results_are_dropped():
 def test_stopping_an_unknown_slot_does_nothing():
     device = FakeDevice()
     device.loop.stop(4)
-    assert device.stream == []
+    assert device.news == {}
 
 
 def test_rows_shrink_when_high_slots_leave():
@@ -155,80 +172,128 @@ def test_rows_shrink_when_high_slots_leave():
     for slot in range(5):
         device.begin(slot, slot + 1, 0, 0)
     everyone = [sequence(slot, slot + 1) for slot in range(5)]
-    device.loop.step(everyone)
+    device.step(everyone)
     for slot in range(1, 5):
         device.loop.stop(slot)
-    device.loop.step(everyone[:1])
-    device.loop.step(everyone[:1])
+    device.step(everyone[:1])
+    device.step(everyone[:1])
     assert (device.rows[0], device.rows[-1]) == (8, 1)
 
 
-def test_a_full_context_is_not_overrun():
-    device = FakeDevice(context_length=12)
-    device.begin(0, 1, 10, 7)  # room for two more
+def test_a_row_stops_at_its_last_page_and_goes_on_with_the_next():
+    device = FakeDevice()
+    device.begin(0, 1, 10, 7, limit=12)  # room for two more
     device.begin(1, 2, 0, 8)
     both = [sequence(0, 1), sequence(1, 2)]
-    got = [tokens(device.loop.step(both)) for _ in range(2)]
-    assert [row[0] for row in got] == expected(1, 10, 7, 2)
+    got = [device.step(both) for _ in range(2)]
     assert device.pending()[0] == 0
-    rest = [tokens(device.loop.step(both[1:]))[0] for _ in range(10)]
-    assert rest == expected(2, 0, 8, 12)[2:]
-    assert device.pending() == {0: 0, 1: 0}
-    device.wait((len(device.rows) - 1) % RING)
-    assert device.positions[:2] == [-1, -1]
+    others = [device.step(both[1:])[0] for _ in range(3)]  # the full one waits for a page
+    device.loop.extend(0, 20)
+    got += [device.step(both) for _ in range(8)]
+    assert [row[0] for row in got] == expected(1, 10, 7, 10)
+    assert [row[1] for row in got[:2]] + others + [row[1] for row in got[2:]] == expected(2, 0, 8, 13)
+    assert device.pending()[0] == 0, "its second limit is reached"
 
 
-def test_a_slot_that_joins_later_keeps_the_device_ahead():
-    """The host never waits for a step it has only just launched, whoever joins when."""
+def test_a_row_that_joins_with_a_prompt_is_as_far_as_the_others():
+    """Its first decode step is launched before the host has seen the token that it feeds."""
     device = FakeDevice()
     device.begin(0, 1, 0, 7)
     running = [sequence(0, 1)]
     for slot in range(1, 6):
-        device.begin(slot, slot + 1, 0, 7)  # its prompt was read in this step: no decode yet
-        device.loop.step(running)
+        slots = [one.slot for one in running]
+        device.loop.launch_needed(slots)
+        device.change(slot, requests=slot + 1, tokens=7, positions=0, limits=CONTEXT)  # the prompt's sampler writes it
+        device.loop.start(slot, slot + 1, 0, None, CONTEXT)
+        device.loop.run_ahead()
+        for place, one in zip(device.loop.take(slots), running, strict=True):
+            device.wait(place)
+            device.loop.learn(one.slot, device.results[place][one.slot])
+        device.loop.learn(slot, 7)
         running.append(sequence(slot, slot + 1))
+        assert set(device.pending().values()) == {AHEAD - 1}
     for _ in range(4):
-        device.loop.step(running)
+        device.step(running)
         assert min(device.pending().values()) >= 1
         assert max(device.pending().values()) <= AHEAD
 
 
-EVENTS = st.one_of(st.just("step"), st.just("join"), st.integers(0, SLOTS - 1))
+EVENTS = st.one_of(st.just("step"), st.just("join"), st.just("resume"), st.just("page"), st.integers(0, SLOTS - 1))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(EVENTS, max_size=80))
 def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
-    """Steps, joins and leaves (a number is the slot that leaves) in any order; every slot lives in its own world.
-
-    As in the scheduler everyone who decodes takes part in every step, also in one in which a newcomer's prompt is read.
-    """
-    device = FakeDevice(context_length=40)
-    running, born, texts = {}, {}, {}
-    n_requests = 0
+    """Steps, joins, leaves (a number is the slot that leaves), rows begun anew and late pages, in any order."""
+    device = FakeDevice()
+    running, born, texts, limits = {}, {}, {}, {}
     for event in events:
-        wanted = [] if isinstance(event, int) else list(running.values())
-        if event == "join" and len(running) < SLOTS:
-            slot = min(set(range(SLOTS)) - set(running))
-            n_requests += 1
-            device.begin(slot, n_requests, n_requests % 30, 7)
-            running[slot], born[n_requests], texts[n_requests] = sequence(slot, n_requests), n_requests % 30, []
-        if isinstance(event, int) and event in running:
+        free = sorted(set(range(SLOTS)) - set(running))
+        if event == "join" and free:
+            slot, request_id = free[0], len(texts) + 1
+            born[request_id], texts[request_id] = request_id % 30, []
+            limits[slot] = min(CONTEXT, born[request_id] // 8 * 8 + 8)
+            device.begin(slot, request_id, born[request_id], 7, limits[slot])
+            running[slot] = sequence(slot, request_id)
+        elif event == "resume" and running:  # what an interrupted step, or one swapped out, comes back with
+            slot, one = min(running.items())
+            text = texts[one.request_id]
+            device.loop.stop(slot)
+            device.begin(slot, one.request_id, born[one.request_id] + len(text), [7, *text][-1], limits[slot])
+        elif event == "page" and running:
+            slot = max(running)
+            limits[slot] = min(CONTEXT, limits[slot] + 8)
+            device.loop.extend(slot, limits[slot])
+        elif isinstance(event, int) and event in running:
             device.loop.stop(event)
             del running[event]
-        elif wanted:
-            for one, sample in zip(wanted, device.loop.step(wanted), strict=True):
+        elif event == "step" and running:
+            for slot, one in running.items():  # everyone has a page for the token he feeds
+                position = born[one.request_id] + len(texts[one.request_id])
+                if position == limits[slot]:
+                    limits[slot] = min(CONTEXT, limits[slot] + 8)
+                    device.loop.extend(slot, limits[slot])
+            wanted = list(running.values())
+            for one, token in zip(wanted, device.step(wanted), strict=True):
                 text = texts[one.request_id]
-                text.append(sample.token_id)
-                if born[one.request_id] + len(text) == device.context_length:
+                text.append(token)
+                room = limits[one.slot] - born[one.request_id] - len(text)
+                assert device.pending()[one.slot] >= min(room, AHEAD - 1), "the device would run dry"
+                if born[one.request_id] + len(text) == CONTEXT:
                     device.loop.stop(one.slot)
                     del running[one.slot]
-                else:
-                    room = device.context_length - born[one.request_id] - len(text)
-                    assert device.pending()[one.slot] >= min(room, AHEAD - 1), "the device would run dry"
-            assert max(device.pending().values(), default=0) <= AHEAD + 1 < RING
+        assert max(device.pending().values(), default=0) <= MOST_AHEAD
     for request_id, text in texts.items():
         assert text == expected(request_id, born[request_id], 7, len(text))
+
+
+# ---- batches of prompts -------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=12), st.integers(1, 32))
+def test_prompts_are_cut_into_batches_without_loss(sizes, rows):
+    work = [
+        Work(sequence(slot, slot), list(range(slot * 100, slot * 100 + n)), slot, sample)
+        for slot, (n, sample) in enumerate(sizes)
+    ]
+    batches = list(pack(work, rows))
+    assert all(sum(piece.end - piece.first for piece in batch) <= rows for batch in batches)
+    assert len(batches) == -(-sum(n for n, _ in sizes) // rows)
+    fed = {}
+    for batch in batches:
+        laid = prompt_batch(batch)
+        assert len(laid.output_rows) == sum(piece.draws for piece in batch)
+        for span in laid.spans:
+            rows_of_span = slice(span.row, span.row + span.n_rows)
+            fed.setdefault(span.slot, []).extend(
+                zip(laid.positions[rows_of_span].tolist(), laid.token_ids[rows_of_span].tolist(), strict=True)
+            )
+        ends = [piece.work.sequence.slot for piece in batch if piece.draws]
+        assert [next(s.slot for s in laid.spans if s.row <= row < s.row + s.n_rows) for row in laid.output_rows] == ends
+    for item in work:
+        assert fed[item.sequence.slot] == list(enumerate(item.token_ids, item.start))
+    assert sum(piece.draws for batch in batches for piece in batch) == sum(sample for _, sample in sizes)
 
 
 # ---- memory plan --------------------------------------------------------------------------------------------------
@@ -236,44 +301,43 @@ def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
 GIB, MIB = 1 << 30, 1 << 20
 
 
-def plan_of(weights=4 * GIB, activations=100 * MIB, per_page=8 * MIB, pages=128, slots=8):
-    return DevicePlan(weights, activations, per_page * pages, per_page, slots)
+def plan_of(weights=4 * GIB, activations=100 * MIB, per_page=8 * MIB, pages=1024, least=128):
+    return DevicePlan(weights, activations, per_page, pages, least, 2048)
 
 
 def test_a_plan_that_fits_is_kept():
     plan = plan_of()
-    assert fit(plan, plan.total, 8192, 64) == plan
+    assert fit(plan, plan.total) == plan
     assert plan.total > plan.weights + plan.cache + plan.activations
 
 
-def test_fewer_slots_where_not_all_fit():
+def test_fewer_pages_where_not_all_fit():
     plan = plan_of()
-    fitted = fit(plan, plan.total - 1, 8192, 64)
-    assert fitted.slots == 7
+    fitted = fit(plan, plan.total - 1)
+    assert fitted.pages == 1023
     assert fitted.total <= plan.total - 1
-    assert fit(plan, plan.total - 7 * plan.per_slot, 8192, 64).slots == 1
+    assert fit(plan, plan.total - 896 * plan.per_page).pages == 128
 
 
 def test_too_long_a_context_names_the_longest_that_fits():
     plan = plan_of()
     least = plan.total - plan.cache
     with pytest.raises(DeviceError) as error:
-        fit(plan, least + 20 * plan.per_page + 5, 8192, 64)
+        fit(plan, least + 20 * plan.per_page + 5)
     text = str(error.value)
     assert "the largest context that fits is 1280 tokens (context_length=1280)" in text
     assert "8192 tokens" in text
     assert f"weights {4:.2f} GiB" in text
     assert f"cache {1:.2f} GiB" in text
-    assert f"needs {(least + plan.per_slot) / GIB:.2f} GiB" in text
+    assert f"needs {(least + 128 * plan.per_page) / GIB:.2f} GiB" in text
     assert f"{(least + 20 * plan.per_page) / GIB:.2f} GiB are free" in text
     # what the error recommends does fit
-    shorter = DevicePlan(plan.weights, plan.activations, 20 * plan.per_page, plan.per_page, 8)
-    assert fit(shorter, least + 20 * plan.per_page + 5, 1280, 64).slots == 1
+    assert fit(plan_of(least=20), least + 20 * plan.per_page + 5).pages == 20
 
 
 def test_too_little_memory_for_the_weights():
     with pytest.raises(DeviceError, match="not even the weights fit: use a smaller quantization or device='cpu'"):
-        fit(plan_of(), 3 * GIB, 8192, 64)
+        fit(plan_of(), 3 * GIB)
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "f32"])
@@ -283,7 +347,9 @@ def test_the_plan_of_a_model(tmp_path, kv_type):
     with open_gguf(path) as gguf:
         model = load_model(gguf)
         plan = make_plan(model, context_length=100, kv_type=kv_type, max_sequences=3)
-        wide = make_plan(model, context_length=200, kv_type=kv_type, max_sequences=3)
+        small = make_plan(model, context_length=100, kv_type=kv_type, max_sequences=3, cache_tokens=5)
+        large = make_plan(model, context_length=100, kv_type=kv_type, max_sequences=3, cache_tokens=6400)
+        short = make_plan(model, context_length=100, kv_type=kv_type, max_sequences=3, prefill_chunk=64)
         matrices = [info for info in gguf.tensors.values() if len(info.shape) == 2]
         packed = sum(packed_bytes(info.type, *info.shape) for info in matrices)
         norms = sum(4 * info.n_elements for info in gguf.tensors.values() if len(info.shape) == 1)
@@ -291,12 +357,14 @@ def test_the_plan_of_a_model(tmp_path, kv_type):
     assert plan.weights == packed + norms
     size = {"f16": 2, "f32": 4}[kv_type]
     assert plan.per_page == 64 * 3 * 2 * 128 * size  # positions, layers, keys and values, two heads of 64
-    assert plan.per_slot == 2 * plan.per_page  # 100 positions begin a second page
-    assert wide.per_slot == 4 * plan.per_page
-    assert plan.cache == 3 * plan.per_slot
-    shown = memory_plan(plan, 100)
+    assert plan.least_pages == 2  # 100 positions begin a second page
+    assert plan.pages == -(-CONTEXTS * 100 // 64)
+    assert (small.pages, large.pages) == (2, 100)
+    assert plan.cache == plan.pages * plan.per_page
+    assert short.activations < plan.activations
+    shown = memory_plan(plan)
     assert (shown.weights_bytes, shown.kv_bytes) == (plan.weights, plan.cache)
-    assert shown.kv_bytes_per_token >= 3 * 2 * 128 * size
+    assert shown.kv_bytes_per_token == 3 * 2 * 128 * size
 
 
 @pytest.mark.parametrize("type", LAYOUTS)
@@ -319,13 +387,27 @@ def test_kernel_arguments_have_the_types_of_c():
         data = Pointer()
 
     args = (Array(), None, 7, -1, True, 1.5, np.int64(1 << 40), np.uint64(1 << 63), np.float32(0.25), np.uint32(5))
-    values, types = pack((*args, np.int32(-2), ctypes.c_void_p(9), ctypes.c_void_p(), ctypes.c_short(3)))
-    assert values == (1 << 40, 0, 7, -1, True, 1.5, 1 << 40, 1 << 63, 0.25, 5, -2, 9, 0, 3)
-    assert [kind.__name__ for kind in types] == [
-        *("c_void_p", "c_void_p", "c_int", "c_int", "c_int", "c_float"),
-        *(kind.__name__ for kind in (ctypes.c_longlong, ctypes.c_ulonglong)),
-        *("c_float", "c_uint", "c_int", "c_void_p", "c_void_p", "c_short"),
-    ]
+    for _ in range(2):  # the second time from the table of layouts
+        layout, values = pack((*args, np.int32(-2), ctypes.c_void_p(9), ctypes.c_void_p(), ctypes.c_short(3)))
+        cells = layout.pack(*values)
+        assert len(cells) == 8 * 14
+        found = [cells[i : i + 8] for i in range(0, len(cells), 8)]
+        assert [int.from_bytes(cell, "little") for cell in found[:2]] == [1 << 40, 0]
+        assert [int.from_bytes(cell[:4], "little", signed=True) for cell in found[2:5]] == [7, -1, 1]
+        assert np.frombuffer(found[5], np.float32)[0] == 1.5
+        assert [int.from_bytes(cell, "little") for cell in found[6:8]] == [1 << 40, 1 << 63]
+        assert np.frombuffer(found[8], np.float32)[0] == 0.25
+        assert [int.from_bytes(cell[:4], "little", signed=True) for cell in found[9:11]] == [5, -2]
+        assert [int.from_bytes(cell, "little") for cell in found[11:13]] == [9, 0]
+        assert int.from_bytes(found[13][:2], "little") == 3
+
+
+def test_an_argument_too_large_for_its_type_is_refused():
+    from engine.cuda.launch import pack
+
+    layout, values = pack((1 << 31,))
+    with pytest.raises(struct.error):
+        layout.pack(*values)
 
 
 @pytest.mark.parametrize("wrong", ["text", b"bytes", [1], np.float64(1.0), np.int8(1), object()])

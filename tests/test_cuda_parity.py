@@ -126,13 +126,13 @@ def test_demo_models(shared_dir):
         check_demo(path)
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
-def test_every_number_of_rows(kv_type):
-    """Prompts around the sizes where another kernel takes over, at the start and behind a cache."""
-    ids = np.random.default_rng(3).integers(0, 4000, 600)
-    with opened(BUNDLED_MODEL, kv_type=kv_type, context_length=1024) as runner:
+@pytest.mark.parametrize(("kv_type", "chunk"), [("f16", None), ("f16", 100), ("f32", None)])
+def test_every_number_of_rows(kv_type, chunk):
+    """Prompts around the sizes of tiles, pages and chunks, at the start and behind a cache."""
+    ids = np.random.default_rng(3).integers(0, 4000, 1000)
+    with opened(BUNDLED_MODEL, kv_type=kv_type, context_length=1024, prefill_chunk=chunk) as runner:
         expected = cpu_logits(runner.model, ids)
-        for n in (1, 2, 7, 8, 9, 16, 17, 31, 33, 64, 65, 256, 511, 513, 600):
+        for n in (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 256, 511, 513, 1000):
             error = nmse(runner.logits(ids[:n]), expected[:n])
             assert error <= TOLERANCE[kv_type], (n, error)
         for n in (1, 2, 8, 16, 17, 33):  # the same tokens as a second piece, seen through the token drawn behind them

@@ -5,9 +5,11 @@ import re
 
 import numpy as np
 import pytest
-from gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, token_ids, typed_model
+from gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, pages_of, token_ids, typed_model
 
 from engine import LLM, SamplingParams
+from engine.cuda.attention_plan import PAGE
+from engine.cuda.decode import MOST_AHEAD
 from engine.errors import ContextFullError, DeviceError, InvalidRequestError
 from engine.gguf.types import GGMLType
 from engine.llm import BUNDLED_MODEL
@@ -80,14 +82,20 @@ def test_a_row_does_not_depend_on_its_place_or_neighbours(prompts):
 def step_together(runner, sequences, n):
     """n decode steps of sequences whose prompts have been read."""
     for _ in range(n):
-        work = [Work(one, one.output_ids[-1:], one.n_cached, True) for one in sequences]
+        work = [Work(one, one.output_ids[-1:], one.n_cached, True, decode=True) for one in sequences]
         for one, sample in zip(sequences, runner.step(work), strict=True):
             one.n_cached += 1
             one.output_ids.append(sample.token_id)
 
 
-def start(runner, prompt, slot, request_id, **options):
-    sequence = Sequence(request_id, slot, list(prompt), [], SamplingParams(**({"temperature": 0} | options)), 11)
+def new_sequence(runner, prompt, slot, request_id, pages=None, **options):
+    params = SamplingParams(**({"temperature": 0} | options))
+    pages = pages_of(runner, slot) if pages is None else pages
+    return Sequence(request_id, slot, list(prompt), [], params, 11, pages=pages)
+
+
+def start(runner, prompt, slot, request_id, pages=None, **options):
+    sequence = new_sequence(runner, prompt, slot, request_id, pages, **options)
     (sample,) = runner.step([Work(sequence, sequence.prompt_ids, 0, True)])
     sequence.n_cached = len(prompt)
     sequence.output_ids.append(sample.token_id)
@@ -129,10 +137,8 @@ def test_many_prompts_between_two_reads_of_a_running_sequence(prompts):
         alone = [token_ids(generate(runner, prompt, 12)) for prompt in prompts]
         first = start(runner, prompts[0], 0, 3000)
         step_together(runner, [first], 4)
-        joining = [
-            Sequence(3001 + i, 1 + i, list(prompts[i % 8]), [], SamplingParams(temperature=0), 0) for i in range(23)
-        ]
-        work = [Work(first, first.output_ids[-1:], first.n_cached, True)]
+        joining = [new_sequence(runner, prompts[i % 8], 1 + i, 3001 + i) for i in range(23)]
+        work = [Work(first, first.output_ids[-1:], first.n_cached, True, decode=True)]
         work += [Work(one, one.prompt_ids, 0, True) for one in joining]
         everyone = [first, *joining]
         for one, item, sample in zip(everyone, work, runner.step(work), strict=True):
@@ -162,8 +168,139 @@ def test_an_interrupted_sequence_goes_on_from_any_place(prompts):
         ids = (one.prompt_ids + one.output_ids)[cut : one.n_cached + 1]
         (sample,) = runner.step([Work(one, ids, cut, True)])
         assert sample.token_id == text[10]
-        (sample,) = runner.step([Work(one, [text[0]], len(one.prompt_ids), True)])
+        (sample,) = runner.step([Work(one, [text[0]], len(one.prompt_ids), True, decode=True)])
         assert sample.token_id == text[1]
+
+
+def test_scattered_pages_give_the_same_bits(prompts):
+    """Pages in any order, also where prompt and text cross many of them."""
+    prompt = (prompts[7] * 20)[:300]
+    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+        order = np.random.default_rng(5).permutation(runner.n_pages)
+        alike = [fingerprint(generate(runner, prompt, 100, slot=2, logprobs=4, order=o)) for o in (None, order)]
+        assert alike[0] == alike[1]
+
+
+def test_a_row_waits_for_pages_without_stopping_the_others(prompts):
+    """Pages come one at a time, at the last moment or before; who has none for the steps ahead just is not ahead."""
+    with opened(BUNDLED_MODEL, max_sequences=3) as runner:
+        alone = [token_ids(generate(runner, prompt, 150)) for prompt in prompts[:3]]
+        pages = [pages_of(runner, slot) for slot in range(3)]
+        rows = [start(runner, prompts[slot], slot, 2500 + slot, pages[slot][:1]) for slot in range(3)]
+        for _ in range(149):
+            for slot, one in enumerate(rows):
+                ahead = (0, 1, 40)[slot]  # the first gets a page when it must have it, the last long before
+                one.pages = pages[slot][: (one.n_cached + ahead) // PAGE + 1]
+            step_together(runner, rows, 1)
+        assert [one.output_ids for one in rows] == alone
+
+
+def test_pages_of_a_cancelled_sequence_serve_another_at_once(prompts):
+    """Steps of the old owner are under way when its pages are given away; nothing they write is ever read."""
+    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+        alone = [fingerprint(generate(runner, prompt, 30, logprobs=2)) for prompt in prompts]
+        pages = pages_of(runner, 0)
+        other = start(runner, prompts[0], 1, 2600, logprobs=2)
+        for turn in range(12):
+            one = start(runner, prompts[turn % 8], 0, 2601 + turn, pages)
+            step_together(runner, [one, other], 1 + turn % 3)
+            runner.release(0)
+            slot = (0, 2, 3)[turn % 3]  # same pages, the same slot or another one
+            found = generate(runner, prompts[(turn + 1) % 8], 30, slot=slot, logprobs=2, order=swapped(runner, slot))
+            assert fingerprint(found) == alone[(turn + 1) % 8], turn
+
+
+def swapped(runner, slot):
+    """A permutation that gives a slot the pages of slot 0."""
+    order = np.arange(runner.n_pages)
+    each = len(pages_of(runner, 0))
+    order[slot * each : (slot + 1) * each], order[:each] = (
+        np.arange(each),
+        order[slot * each : (slot + 1) * each].copy(),
+    )
+    return order
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "repetition_penalty": 1.2}], ids=["greedy", "sampled"])
+def test_a_swapped_out_sequence_goes_on_with_the_same_text(prompts, options):
+    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+        whole = [start(runner, prompts[i], i, 2700 + i, logprobs=2, **options) for i in range(2)]
+        step_together(runner, whole, 80)
+        for slot in range(2):
+            runner.release(slot)
+        one, other = (start(runner, prompts[i], i, 2710 + i, logprobs=2, **options) for i in range(2))
+        step_together(runner, [one, other], 30)
+        used = one.pages[: one.n_cached // PAGE + 1]
+        saved = runner.save_pages(used)
+        runner.release(0)
+        assert saved.n_bytes == len(used) * PAGE * runner.memory_plan().kv_bytes_per_token
+        overwrite = start(runner, prompts[5], 0, 2720)
+        step_together(runner, [other, overwrite], 20)
+        one.slot, one.pages = 3, pages_of(runner, 3)
+        runner.load_pages(saved, one.pages[: len(used)])
+        step_together(runner, [overwrite, one, other], 30)
+        step_together(runner, [one], 20)
+        assert one.output_ids == whole[0].output_ids
+        assert other.output_ids == whole[1].output_ids[: len(other.output_ids)]
+
+
+def test_copied_pages_are_the_same(prompts):
+    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+        prompt = (prompts[7] * 20)[:200]
+        one = start(runner, prompt, 0, 2800)
+        target = pages_of(runner, 2)
+        runner.copy_pages(list(zip(one.pages[:4], target[:4], strict=True)))
+        two = new_sequence(runner, prompt, 1, 2801, target)
+        two.n_cached, two.output_ids = one.n_cached, list(one.output_ids)
+        step_together(runner, [one, two], 70)
+        assert one.output_ids == two.output_ids
+
+
+def test_a_step_cut_short_is_repeated(prompts, monkeypatch):
+    """An interrupt between launch and result: the same work again gives the same tokens, also for the others."""
+    with opened(BUNDLED_MODEL, max_sequences=2) as runner:
+        alone = [token_ids(generate(runner, prompt, 40)) for prompt in prompts[:2]]
+        rows = [start(runner, prompts[slot], slot, 2900 + slot) for slot in range(2)]
+        for n, name in ((3, "_read"), (2, "_seat"), (4, "_read"), (1, "_flush")):
+            step_together(runner, rows, n)
+            real = getattr(runner, name)
+
+            def cut_short(*args, real=real):
+                real(*args)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(runner, name, cut_short)
+            with pytest.raises(KeyboardInterrupt):
+                step_together(runner, rows, 1)
+            monkeypatch.undo()
+        step_together(runner, rows, 5)
+        assert [one.output_ids for one in rows] == [text[: len(rows[0].output_ids)] for text in alone]
+
+
+def test_mixed_steps_give_everyone_his_own_text(prompts):
+    """Prompt pieces of several sequences in one batch, beside running ones, in every bucket up to 64."""
+    with opened(BUNDLED_MODEL, max_sequences=64, prefill_chunk=96) as runner:
+        alone = [token_ids(generate(runner, prompt, 30)) for prompt in prompts]
+        running, waiting = [], [new_sequence(runner, prompts[i % 8], i, 3100 + i) for i in range(64)]
+        for turn in range(40):
+            work = [Work(one, one.output_ids[-1:], one.n_cached, True, decode=True) for one in running]
+            joining, waiting = waiting[: turn % 7], waiting[turn % 7 :]
+            cut = 5
+            for one in joining:  # the first five tokens in a step of their own
+                if len(one.prompt_ids) > cut:
+                    runner.step([Work(one, one.prompt_ids[:cut], 0, False)])
+                    one.n_cached = cut
+                work.append(Work(one, one.prompt_ids[one.n_cached :], one.n_cached, True))
+            for item, sample in zip(work, runner.step(work) if work else [], strict=True):
+                item.sequence.n_cached += len(item.token_ids)
+                item.sequence.output_ids.append(sample.token_id)
+            running += joining
+            if turn % 5 == 4 and len(running) > 10:
+                runner.release(running.pop(3).slot)
+        assert not waiting
+        for one in running:
+            text = alone[(one.request_id - 3100) % 8]
+            assert one.output_ids[:30] == text[: len(one.output_ids)], one.request_id
 
 
 # ---- memory -------------------------------------------------------------------------------------------------------
@@ -175,16 +312,16 @@ def test_padded_rows_write_nothing(prompts):
             for array in (*runner._cache.keys, *runner._cache.values):
                 array.fill(7.0)
         samples = generate(runner, prompts[0], 100, slot=5)
-        used = len(prompts[0]) + len(samples) + 1  # one more may be on its way
+        used = len(prompts[0]) + len(samples) + MOST_AHEAD - 1  # steps on their way
         with runner._running():
-            pages = runner._cache.block_table.get()
+            pages = [pages_of(runner, slot) for slot in range(8)]
             for array in (*runner._cache.keys, *runner._cache.values):
                 content = array.get().astype(np.float32)  # (N, K, PAGE, width)
                 for slot in range(8):
                     rows = content[pages[slot]].transpose(0, 2, 1, 3).reshape(-1, content.shape[1], content.shape[3])
                     untouched = rows[used:] if slot == 5 else rows
                     assert (untouched == 7.0).all(), slot
-                    assert slot != 5 or (rows[: used - 2] != 7.0).any(axis=(1, 2)).all()
+                    assert slot != 5 or (rows[: used - MOST_AHEAD] != 7.0).any(axis=(1, 2)).all()
 
 
 def test_memory_is_constant_while_running(prompts):
@@ -287,7 +424,7 @@ def test_a_context_too_large_says_what_fits():
         assert llm.generate("A", SamplingParams(max_tokens=3)).token_ids
 
 
-def test_fewer_sequences_where_not_all_fit():
+def test_fewer_pages_where_not_all_fit():
     import cupy
 
     free = cupy.cuda.runtime.memGetInfo()[0]
@@ -296,9 +433,9 @@ def test_fewer_sequences_where_not_all_fit():
     context = int(free / per_token / 3.5) // 64 * 64
     if context > 20_000_000:
         pytest.skip("the card is too large for this model to fill")
-    with LLM(device="cuda", context_length=context, max_sequences=8) as llm:
-        assert 1 <= llm.max_sequences <= 3
-        assert llm.generate("A", SamplingParams(max_tokens=3)).token_ids
+    with opened(BUNDLED_MODEL, context_length=context, max_sequences=8) as runner:
+        assert context <= runner.n_pages * PAGE < 4 * context
+        assert generate(runner, [5, 6], 3)
 
 
 def test_weights_that_give_no_logits(tmp_path):

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from engine.cuda.module import KERNEL_DIR
-from engine.cuda.sampling_ops import BINS, CANDIDATES, MAX_BLOCKS_PER_ROW, MAXIMA, ROW, grid, pack_row
+from engine.cuda.sampling_ops import (
+    BINS,
+    CANDIDATES,
+    LIMIT_WORD,
+    MAX_BLOCKS_PER_ROW,
+    MAXIMA,
+    NO_LIMIT,
+    ROW,
+    grid,
+    pack_row,
+)
 from engine.errors import InvalidRequestError
 from engine.sampling import MAX_LOGPROBS, SamplingParams
 from engine.sampling.sampler import sample
@@ -20,7 +30,8 @@ def test_row_layout_equals_the_kernels():
     for line in body.splitlines():
         kind, names = re.match(r"\s*(\w+) ([^;]+);", line).groups()
         found += [(name.strip(), kinds[kind]) for name in names.split(",")]
-    expected = [(name, ROW[name].str) for name in ROW.names[:-1]] + [("reserved0", "<u4"), ("reserved1", "<u4")]
+    expected = [(name, ROW[name].str) for name in ROW.names]
+    assert ROW.fields["limit"][1] == 4 * LIMIT_WORD
     assert found == expected
     for name, value in (
         ("MAXIMA", MAXIMA),
@@ -97,19 +108,35 @@ def random_logits(rng, vocab_size):
     return logits.astype(np.float32)
 
 
+def put(array, at, values):
+    """As Staging.put, at once."""
+    array.reshape(-1)[at : at + values.size].set(np.ascontiguousarray(values).reshape(-1))
+
+
+def new_sampler(vocab_size, context, n_slots, n_rows=None, ring=64):
+    from engine.cuda.sampling_ops import DeviceSampler, Results
+
+    return DeviceSampler(vocab_size, context, n_slots, results=Results.on_device(ring, n_rows or n_slots))
+
+
+def set_slot(sampler, slot, params, seed, index, history, limit=NO_LIMIT):
+    sampler.set_slot(slot, pack_row(params, seed, index, limit), params, put)
+    sampler.set_history(slot, history, put)
+
+
 def check_against_host(sampler, step, row, params, logits, history, index, seed):
+    results, at = sampler.results, (step % sampler.ring, row)
     try:
         expected = sample(logits, params, history=history, output_index=index, seed=seed)
     except InvalidRequestError:  # the bias forbids everything
-        assert int(sampler.out_tokens[step % sampler.ring, row]) == -1
+        assert int(results.tokens[at]) == -1
         return
-    found = sampler.sample_at(step, row, params)
-    assert found.token_id == expected.token_id, (params, history[-5:], index, seed)
+    assert int(results.tokens[at]) == expected.token_id, (params, history[-5:], index, seed)
     if params.logprobs is not None:
-        assert [i for i, _ in found.top_logprobs] == [i for i, _ in expected.top_logprobs]
-        np.testing.assert_allclose(found.logprob, expected.logprob, rtol=1e-6, atol=2e-6)
-        values = [[v for _, v in result.top_logprobs] for result in (found, expected)]
-        np.testing.assert_allclose(*values, rtol=1e-6, atol=2e-6)
+        ids, values = zip(*expected.top_logprobs, strict=True) if expected.top_logprobs else ((), ())
+        assert tuple(results.top_ids[at][: len(ids)].get().tolist()) == ids
+        np.testing.assert_allclose(float(results.logprobs[at]), expected.logprob, rtol=1e-6, atol=2e-6)
+        np.testing.assert_allclose(results.top_logprobs[at][: len(ids)].get(), values, rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.gpu
@@ -120,72 +147,69 @@ def check_against_host(sampler, step, row, params, logits, history, index, seed)
 def test_random_mixes(vocab_size, n_rows, rounds):
     import cupy
 
-    from engine.cuda.sampling_ops import DeviceSampler
-
     rng = np.random.default_rng(vocab_size + n_rows)
-    sampler = DeviceSampler(vocab_size, CONTEXT, n_rows + 2)
+    sampler = new_sampler(vocab_size, CONTEXT, n_rows + 2)
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        next_token = cupy.zeros(n_rows, np.int32)
+        next_token = cupy.zeros(n_rows + 2, np.int32)
         for step in range(rounds):
             slots = rng.permutation(n_rows + 2)[:n_rows].astype(np.int32)
             length = rng.integers(1, CONTEXT, n_rows).astype(np.int32)
             logits = np.stack([random_logits(rng, vocab_size) for _ in range(n_rows)])
+            limits = np.where(rng.random(n_rows) < 0.2, length, rng.integers(1, CONTEXT, n_rows)).tolist()
             cases = []
             for row in range(n_rows):
                 params, seed, index = random_params(rng, vocab_size), int(rng.integers(2**63)), int(rng.integers(1000))
                 history = rng.integers(0, min(vocab_size, 200), length[row]).tolist()
-                sampler.set_slot(slots[row], params, seed, index, history, stream)
+                set_slot(sampler, slots[row], params, seed, index, history, limits[row])
                 cases.append((params, history, index, seed))
             padding = rng.random(n_rows) < 0.1
-            positions = cupy.asarray(np.where(padding, -1, length - 1).astype(np.int32))
+            given = np.full(n_rows + 2, 77, np.int32)  # slots outside the launch keep theirs
+            given[slots] = np.where(padding, -1, length - 1)
+            positions = cupy.asarray(given)
             sampler.launch(cupy.asarray(logits), positions, next_token, slots=cupy.asarray(slots), stream=stream)
             tokens, moved = next_token.get(), positions.get()
             assert int(sampler.step[0]) == step + 1
             assert not sampler.control.any()
             assert not sampler.histograms.any()
+            assert all(moved[slot] == 77 for slot in set(range(n_rows + 2)) - set(slots.tolist()))
             for row, (params, history, index, seed) in enumerate(cases):
-                token = int(sampler.out_tokens[step % sampler.ring, row])
+                token, slot = int(sampler.results.tokens[step % sampler.ring, row]), slots[row]
                 if padding[row]:
-                    assert (token, moved[row]) == (-1, -1)
+                    assert (token, moved[slot]) == (-1, -1)
                     continue
                 check_against_host(sampler, step, row, params, logits[row], history, index, seed)
-                assert tokens[row] == token
+                assert tokens[slot] == token
                 if token >= 0 and length[row] < CONTEXT:
-                    assert moved[row] == length[row]
-                    assert int(sampler.history[slots[row], length[row]]) == token
-                else:
-                    assert moved[row] == -1
+                    assert int(sampler.history[slot, length[row]]) == token
+                goes_on = token >= 0 and length[row] < min(CONTEXT, limits[row])
+                assert moved[slot] == (length[row] if goes_on else -1)
 
 
 @pytest.mark.gpu
 def test_unusable_logits_stop_the_row():
     import cupy
 
-    from engine.cuda.sampling_ops import DeviceSampler
-
     for params in (SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_k=0, logprobs=3)):
         logits = cupy.zeros((4, 3000), np.float32)
         logits[0, 2999] = np.nan
         logits[1, 7] = np.inf
         logits[2] = -np.inf
-        sampler = DeviceSampler(3000, 16, 4)
+        sampler = new_sampler(3000, 16, 4)
         for slot in range(4):
-            sampler.set_slot(slot, params, 1, 0, [1, 2], None)
+            set_slot(sampler, slot, params, 1, 0, [1, 2])
         positions, next_token = cupy.full(4, 1, np.int32), cupy.zeros(4, np.int32)
         sampler.launch(logits, positions, next_token)
         assert next_token.get()[:3].tolist() == [-1, -1, -1]
         assert positions.get().tolist() == [-1, -1, -1, 2]
         assert int(next_token[3]) >= 0
         sampler.launch(logits, positions, next_token)
-        assert sampler.out_tokens[1, :3].get().tolist() == [-1, -1, -1]
+        assert sampler.results.tokens[1, :3].get().tolist() == [-1, -1, -1]
 
 
 @pytest.mark.gpu
 def test_replayed_graph_generates_what_the_host_does():
     import cupy
-
-    from engine.cuda.sampling_ops import DeviceSampler
 
     vocab_size, steps = 20_000, 40
     rng = np.random.default_rng(4)
@@ -195,7 +219,7 @@ def test_replayed_graph_generates_what_the_host_does():
         SamplingParams(temperature=0, frequency_penalty=0.5, penalty_last_n=-1),
         SamplingParams(top_k=0, presence_penalty=1.0, logprobs=2),
     ]
-    sampler = DeviceSampler(vocab_size, 100, 3)
+    sampler = new_sampler(vocab_size, 100, 3)
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         device_logits, positions, next_token = cupy.asarray(logits), cupy.zeros(3, np.int32), cupy.zeros(3, np.int32)
@@ -206,11 +230,11 @@ def test_replayed_graph_generates_what_the_host_does():
         for _ in range(2):
             sampler.step[:] = 0
             for slot, params in enumerate(mixes):
-                sampler.set_slot(slot, params, 99, 0, [5, 6, 7], stream)
+                set_slot(sampler, slot, params, 99, 0, [5, 6, 7])
             positions[:] = 2
             for _ in range(steps):
                 graph.launch(stream)
-            runs.append(sampler.out_tokens[:steps].get())
+            runs.append(sampler.results.tokens[:steps].get())
     assert np.array_equal(*runs)
     for row, params in enumerate(mixes):
         history = [5, 6, 7]
@@ -223,16 +247,14 @@ def test_replayed_graph_generates_what_the_host_does():
 def test_two_engines_at_once():
     import cupy
 
-    from engine.cuda.sampling_ops import DeviceSampler
-
     vocab_size, steps, n_rows = 100_000, 100, 8
     rng = np.random.default_rng(8)
     logits = cupy.asarray((rng.standard_normal((n_rows, vocab_size)) * 3).astype(np.float32))
     engines = []
     for params in (SamplingParams(top_k=0, typical_p=0.9), SamplingParams(top_k=700, min_p=0)):
-        sampler, stream = DeviceSampler(vocab_size, 200, n_rows, ring=steps), cupy.cuda.Stream(non_blocking=True)
+        sampler, stream = new_sampler(vocab_size, 200, n_rows, ring=steps), cupy.cuda.Stream(non_blocking=True)
         for slot in range(n_rows):
-            sampler.set_slot(slot, params, slot, 0, [1], stream)
+            set_slot(sampler, slot, params, slot, 0, [1])
         engines.append((sampler, stream, cupy.zeros(n_rows, np.int32), cupy.zeros(n_rows, np.int32)))
     cupy.cuda.Device().synchronize()
     for _ in range(steps):
@@ -241,14 +263,14 @@ def test_two_engines_at_once():
     together = []
     for sampler, stream, _, _ in engines:
         stream.synchronize()
-        together.append(sampler.out_tokens.get())
+        together.append(sampler.results.tokens.get())
     for (sampler, stream, positions, next_token), tokens in zip(engines, together, strict=True):
         assert (tokens >= 0).all()
         sampler.step[:] = 0
         positions[:] = 0
-        sampler.rows.view(np.uint32)[:, 11] = 0  # output_index
+        sampler.rows[:, 11] = 0  # output_index
         cupy.cuda.Device().synchronize()
         for _ in range(steps):
             sampler.launch(logits, positions, next_token, stream=stream)
         stream.synchronize()
-        assert np.array_equal(sampler.out_tokens.get(), tokens)
+        assert np.array_equal(sampler.results.tokens.get(), tokens)

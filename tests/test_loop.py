@@ -19,7 +19,8 @@ class CountingRunner:
     """Draws prompt[0], prompt[0] + 1, ...; refuses to draw for prompts that begin with a number in `refused`."""
 
     def __init__(self, max_sequences=3):
-        self.max_sequences = max_sequences
+        self.max_sequences, self.n_pages, self.lookahead = max_sequences, 10_000, 0
+        self.prefill_chunk = self.mixed_chunk = 16
         self.refused = set()
         self.held = {}
         self.steps = 0
@@ -40,6 +41,9 @@ class CountingRunner:
     def release(self, slot):
         del self.held[slot]
 
+    def copy_pages(self, pairs):
+        assert all(source != target for source, target in pairs)
+
     def close(self):
         pass
 
@@ -51,7 +55,7 @@ def runner():
 
 @pytest.fixture
 def loop(runner):
-    return EngineLoop(runner, 16)
+    return EngineLoop(runner)
 
 
 @pytest.fixture
@@ -224,7 +228,7 @@ class TestManyThreads:
             except EngineError as error:
                 outcomes.append(str(error))
 
-        readers = [threading.Thread(target=read, args=(Stream(loop, make([1], 10**9)),)) for _ in range(5)]
+        readers = [threading.Thread(target=read, args=(Stream(loop, make([1], 10**5)),)) for _ in range(5)]
         for reader in readers:
             reader.start()
         while runner.steps < 20:

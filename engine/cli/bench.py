@@ -36,12 +36,13 @@ def bench(
     with open_model(
         model=model,
         device=device,
-        context_length=max(depth + max(prompt_tokens, gen_tokens + 2), 2),
+        context_length=max(depth + max(prompt_tokens + 1, gen_tokens + 2), 2),
         kv_type=kv_type,
         threads=threads,
         exact=exact,
         repack=repack,
         max_sequences=batch,
+        cache_tokens=(batch + 1) * max(depth + max(prompt_tokens + 1, gen_tokens + 2), 2),
         eager=eager,
     ) as llm:
         result = _measure(

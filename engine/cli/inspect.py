@@ -36,7 +36,7 @@ def inspect(
     from engine.llm import BUNDLED_MODEL
 
     path = file or model or BUNDLED_MODEL
-    config = EngineConfig(path, device, context_length, kv_type, max_sequences=sequences)
+    config = EngineConfig(path, device, context_length, kv_type, max_sequences=sequences)  # each with a whole context
     with open_gguf(path) as gguf:
         report: dict[str, Any] = {
             "file": str(gguf.path),

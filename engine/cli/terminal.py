@@ -56,7 +56,8 @@ def stats_line(load_seconds: float | None, result: GenerationResult) -> str:
     """Speeds and counts of one finished request on one line."""
     stats = result.stats
     parts = [] if load_seconds is None else [f"load {load_seconds:.2f} s"]
-    parts.append(f"prompt {stats.prompt_tokens} tokens, {stats.prompt_tok_s:.1f} tok/s")
+    cached = f" ({stats.cached_tokens} cached)" if stats.cached_tokens else ""
+    parts.append(f"prompt {stats.prompt_tokens} tokens{cached}, {stats.prompt_tok_s:.1f} tok/s")
     parts.append(f"decode {stats.output_tokens} tokens, {stats.decode_tok_s:.1f} tok/s")
     parts.append(f"end: {result.finish_reason}")
     parts.append(f"seed {result.seed}")

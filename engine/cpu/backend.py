@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.config import PAGE
 from engine.cpu import reference
 from engine.cpu.kv_cache import KV_TYPES, KVCache
 from engine.cpu.matmul import SCRATCH_BYTES, matmul, warm_up
@@ -51,6 +52,7 @@ class CpuBackend:
         context_length: tokens a sequence may have; None = what the model was trained for.
         kv_type: "f16" or "f32", type of the cache.
         max_sequences: slots in the cache.
+        n_pages: pages of the cache; None = enough for a whole context in every slot.
         threads: threads for matrix products; None = one per physical core.
         exact: compute every product in plain numpy from dequantized rows (slow; the truth the fast path is held to).
         quantize: multiply quantized weights in integers, with activations of 8 bits in blocks of 32 (about three times
@@ -65,6 +67,7 @@ class CpuBackend:
         context_length: int | None = None,
         kv_type: str = "f16",
         max_sequences: int = 1,
+        n_pages: int | None = None,
         threads: int | None = None,
         exact: bool = False,
         quantize: bool = False,
@@ -89,6 +92,7 @@ class CpuBackend:
             [layer.attention for layer in model.config.layers],
             context_length=self.context_length,
             n_slots=max_sequences,
+            n_pages=n_pages,
             kv_type=kv_type,
         )
 
@@ -200,19 +204,16 @@ class CpuBackend:
                 logits = self._ops.head_rows(x[start : start + HEAD_ROWS])
             yield logits
 
-    def length(self, slot: int) -> int:
-        """Tokens the cache holds for a slot."""
-        return self._cache.length(slot)
-
-    def release(self, slot: int) -> None:
-        """Forget the sequence in a slot and give its memory back."""
-        self._cache.release(slot)
+    @property
+    def cache(self) -> KVCache:
+        """Keys and values."""
+        return self._cache
 
     def memory_plan(self) -> MemoryPlan:
-        """What running takes, with every slot full and prompts fed in chunks of PLANNED_ROWS."""
+        """What running takes, with every page full and prompts fed in chunks of PLANNED_ROWS."""
         return MemoryPlan(
             weights_bytes=self.model.weights_bytes,
-            kv_bytes=self._cache.bytes_per_token * self.context_length * self.max_sequences,
+            kv_bytes=self._cache.bytes_per_token * self._cache.n_pages * PAGE,
             scratch_bytes=self._scratch_bytes(),
             kv_bytes_per_token=self._cache.bytes_per_token,
             repacked_bytes=self._repacked_bytes(),
@@ -227,14 +228,12 @@ class CpuBackend:
 
     def close(self) -> None:
         """Stop the threads and drop the cache. The model's file is the caller's to close."""
-        for slot in range(self.max_sequences):
-            self._cache.release(slot)
         self._pool.close()
+        self._cache.close()
 
     def _hidden(self, batch: Batch) -> Float32Array:
         with np.errstate(**QUIET):
             x: Float32Array = hidden_states(self.model.weights, self._ops, batch)
-        self._cache.commit(batch.spans)
         return x
 
     def _product(self, x: Float32Array, weight: Weight) -> Float32Array:

@@ -10,9 +10,9 @@ import numpy as np
 from engine.cpu.integer import IntegerWeights
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.ops import CpuOps, Float32Array
-from engine.cpu.steps import Angles, Immediate, Steps
+from engine.cpu.steps import Angles, Immediate, Pages, Steps
 from engine.cpu.threads import ThreadPool
-from engine.model.batch import Batch
+from engine.model.batch import Batch, Span
 from engine.model.config import FfnConfig
 from engine.model.rope import RopeTable
 from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
@@ -64,7 +64,7 @@ class FastOps(CpuOps):
         if config.temperature is not None:
             factors = steps.factors(config.temperature, self._batch.positions)
         for span in self._batch.spans:
-            keys, values = self._cache.arrays(layer.index, span.slot)
+            keys, values = self._pages(layer, span)
             if angles is not None or factors is not None:
                 steps.rotate_store(q, span, angles, keys, factors=factors, store=False)
             steps.rotate_store(k, span, angles, keys)
@@ -77,7 +77,7 @@ class FastOps(CpuOps):
         config = layer.config.attention
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
         for span in self._batch.spans:
-            self.steps.attend(out, q, span, self._cache.arrays(layer.index, span.slot), config)
+            self.steps.attend(out, q, span, self._pages(layer, span), config)
         self.steps.join()
         return out
 
@@ -122,6 +122,11 @@ class FastOps(CpuOps):
 
     def _multiply(self, x: Float32Array, weight: Weight) -> Float32Array:
         return self._linear(Linear(weight), x)
+
+    def _pages(self, layer: LayerWeights, span: Span) -> tuple[Pages, Pages]:
+        table = self._cache.tables[span.slot]
+        keys, values = self._cache.arrays(layer.index)
+        return Pages(keys, table), Pages(values, table)
 
     def _angles_of(self, rope: RopeTable) -> Angles:
         """The angles of this step's positions, made once per step and kind of layer."""

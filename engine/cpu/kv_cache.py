@@ -1,4 +1,4 @@
-"""Keys and values of past tokens: one growing array per slot and layer. Knows layouts, not models or requests."""
+"""Keys and values of past tokens: pages of PAGE positions. Knows layouts, not models or requests."""
 
 from __future__ import annotations
 
@@ -7,40 +7,60 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import PAGE
 from engine.errors import ContextFullError
 from engine.model.batch import Span
 from engine.model.config import AttentionConfig
 
 KV_TYPES: dict[str, type[np.float16] | type[np.float32]] = {"f16": np.float16, "f32": np.float32}
 
-FIRST_CAPACITY = 256
-"""Tokens a slot has room for at first; doubles when full."""
-
 CacheArray = npt.NDArray[np.float16 | np.float32]
+PageTable = npt.NDArray[np.int64]
+
+
+def page_count(n_positions: int) -> int:
+    """Pages that so many positions need."""
+    return -(-n_positions // PAGE)
 
 
 class KVCache:
-    """Cache of `n_slots` sequences of at most `context_length` tokens.
+    """Pages of keys and values, and the table that says which pages each of `n_slots` sequences reads.
 
-    A slot holds, per layer, keys (K, capacity, Hd) and values (K, capacity, Hv). Capacity doubles as tokens come,
-    so that memory follows use. Where a row is written depends on the span alone: an interrupted step can be run again.
+    Per layer there are keys (N, K, PAGE, Hd) and values (N, K, PAGE, Hv) of N pages. Memory follows use: the system
+    gives a page's memory when it is first written. Where a row is written depends on its span alone, so that an
+    interrupted step can be run again.
+
+    Args:
+        layers: attention of each layer.
+        context_length: positions a sequence may have.
+        n_slots: sequences side by side.
+        n_pages: N; None gives every slot pages for a whole context.
+        kv_type: "f16" or "f32".
     """
 
     def __init__(
-        self, layers: Sequence[AttentionConfig], *, context_length: int, n_slots: int = 1, kv_type: str = "f16"
+        self,
+        layers: Sequence[AttentionConfig],
+        *,
+        context_length: int,
+        n_slots: int = 1,
+        n_pages: int | None = None,
+        kv_type: str = "f16",
     ) -> None:
         self.context_length = context_length
+        self.n_slots = n_slots
+        self.n_pages = n_slots * page_count(context_length) if n_pages is None else n_pages
         self._layers = tuple(layers)
         self._dtype = KV_TYPES[kv_type]
-        self._keys: list[list[CacheArray]] = [[] for _ in range(n_slots)]
-        self._values: list[list[CacheArray]] = [[] for _ in range(n_slots)]
-        self._filled = [0] * n_slots
-        self._versions = [0] * n_slots
+        self.tables: PageTable = np.zeros((n_slots, page_count(context_length)), dtype=np.int64)
+        """Pages of each slot's sequence; the addresses of its rows never change."""
+        self._arrays: list[tuple[CacheArray, CacheArray]] = [
+            (self._pages(layer.n_kv_heads, layer.key_width), self._pages(layer.n_kv_heads, layer.value_width))
+            for layer in layers
+        ]
 
-    @property
-    def n_slots(self) -> int:
-        """Sequences the cache can hold."""
-        return len(self._filled)
+    def _pages(self, heads: int, width: int) -> CacheArray:
+        return np.zeros((self.n_pages, heads, PAGE, width), dtype=self._dtype)
 
     @property
     def bytes_per_token(self) -> int:
@@ -48,76 +68,62 @@ class KVCache:
         widths = sum(layer.n_kv_heads * (layer.key_width + layer.value_width) for layer in self._layers)
         return widths * np.dtype(self._dtype).itemsize
 
-    @property
-    def allocated_bytes(self) -> int:
-        """Bytes held now."""
-        slots = (*self._keys, *self._values)
-        return sum(array.nbytes for arrays in slots for array in arrays)
-
-    def length(self, slot: int) -> int:
-        """Tokens a slot holds for certain."""
-        return self._filled[slot]
-
-    def version(self, slot: int) -> int:
-        """Changes whenever arrays of the slot move, so that addresses taken of them are void."""
-        return self._versions[slot]
-
-    def arrays(self, layer: int, slot: int) -> tuple[CacheArray, CacheArray]:
-        """Keys (K, capacity, Hd) and values (K, capacity, Hv) of a slot, with room for what was reserved."""
-        return self._keys[slot][layer], self._values[slot][layer]
+    def arrays(self, layer: int) -> tuple[CacheArray, CacheArray]:
+        """All pages of keys (N, K, PAGE, Hd) and values (N, K, PAGE, Hv) of a layer."""
+        return self._arrays[layer]
 
     def reserve(self, spans: Sequence[Span]) -> None:
-        """Make room for the rows of a step.
+        """Look up the pages of a step's sequences.
 
         Raises:
             ContextFullError: a sequence would become longer than the context; nothing was changed.
         """
         for span in spans:
             assert 0 <= span.slot < self.n_slots, f"slot {span.slot} of {self.n_slots}"
-            assert 0 <= span.n_past <= self._filled[span.slot], "n_past lies beyond what the slot holds"
             if span.n_total > self.context_length:
                 raise ContextFullError(span.n_total, self.context_length)
         for span in spans:
-            # Rows from n_past on are about to be overwritten: until commit() they do not count.
-            self._filled[span.slot] = span.n_past
-            self._grow(span.slot, span.n_total)
-
-    def commit(self, spans: Sequence[Span]) -> None:
-        """Count the rows of a step that went through all layers."""
-        for span in spans:
-            self._filled[span.slot] = span.n_total
+            needed = page_count(span.n_total)
+            if span.pages is None:  # a caller without a scheduler: every slot has pages of its own
+                first = span.slot * self.tables.shape[1]
+                assert first + needed <= self.n_pages, "the cache has no pages of this slot's own"
+                self.tables[span.slot, :needed] = np.arange(first, first + needed)
+            else:
+                assert len(span.pages) >= needed, f"{len(span.pages)} pages for {span.n_total} positions"
+                self.tables[span.slot, :needed] = span.pages[:needed]
 
     def append(self, layer: int, span: Span, k: npt.NDArray[np.float32], v: npt.NDArray[np.float32]) -> None:
         """Store the new rows of one span: k (n_rows, K, Hd), v (n_rows, K, Hv)."""
-        self._keys[span.slot][layer][:, span.n_past : span.n_total] = k.transpose(1, 0, 2)
-        self._values[span.slot][layer][:, span.n_past : span.n_total] = v.transpose(1, 0, 2)
+        positions = np.arange(span.n_past, span.n_total)
+        pages, places = self.tables[span.slot, positions // PAGE], positions % PAGE
+        for array, rows in zip(self._arrays[layer], (k, v), strict=True):
+            array[pages, :, places] = rows
 
     def view(self, layer: int, span: Span) -> tuple[CacheArray, CacheArray]:
-        """Keys (K, n_total, Hd) and values (K, n_total, Hv) of one sequence, as views."""
-        return self._keys[span.slot][layer][:, : span.n_total], self._values[span.slot][layer][:, : span.n_total]
+        """Keys (K, n_total, Hd) and values (K, n_total, Hv) of one sequence, gathered into new arrays."""
+        pages = self.tables[span.slot, : page_count(span.n_total)]
+        keys, values = (
+            array[pages].transpose(1, 0, 2, 3).reshape(array.shape[1], -1, array.shape[3])[:, : span.n_total]
+            for array in self._arrays[layer]
+        )
+        return keys, values
 
-    def release(self, slot: int) -> None:
-        """Forget a sequence and give its memory back."""
-        self._filled[slot] = 0
-        self._keys[slot] = []
-        self._values[slot] = []
-        self._versions[slot] += 1
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy pages (source, target), all layers."""
+        for source, target in pairs:
+            for arrays in self._arrays:
+                for array in arrays:
+                    array[target] = array[source]
 
-    def _grow(self, slot: int, needed: int) -> None:
-        keys, values = self._keys[slot], self._values[slot]
-        if len(values) == len(self._layers) and values[-1].shape[1] >= needed:
-            return
-        self._versions[slot] += 1
-        # Layer by layer, so that only one layer exists twice, and so that an interruption leaves all of them valid.
-        for index, layer in enumerate(self._layers):
-            for arrays, width in ((keys, layer.key_width), (values, layer.value_width)):
-                if index == len(arrays):
-                    arrays.append(np.zeros((layer.n_kv_heads, self._capacity(0, needed), width), dtype=self._dtype))
-                elif arrays[index].shape[1] < needed:
-                    old = arrays[index]
-                    new = np.zeros((old.shape[0], self._capacity(old.shape[1], needed), width), dtype=self._dtype)
-                    new[:, : old.shape[1]] = old
-                    arrays[index] = new
+    def save_pages(self, pages: Sequence[int]) -> list[CacheArray]:
+        """What pages hold, in arrays of their own."""
+        return [array[list(pages)] for arrays in self._arrays for array in arrays]
 
-    def _capacity(self, current: int, needed: int) -> int:
-        return min(max(FIRST_CAPACITY, 2 * current, needed), self.context_length)
+    def load_pages(self, saved: Sequence[CacheArray], pages: Sequence[int]) -> None:
+        """Put back what save_pages() gave, into as many pages."""
+        for array, data in zip((array for arrays in self._arrays for array in arrays), saved, strict=True):
+            array[list(pages)] = data
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._arrays = []

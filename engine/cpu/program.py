@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import PAGE
 from engine.cpu import integer, reference
 from engine.cpu.fast_ops import FastOps
 from engine.cpu.integer import Activations, IntegerWeights
@@ -29,6 +30,7 @@ from engine.cpu.steps import (
     Angles,
     Float32Array,
     Int32Array,
+    Pages,
     Step,
     address,
     embed_rows,
@@ -145,7 +147,7 @@ class Recorder:
         x: Float32Array,
         span: Span,
         angles: Angles | None,
-        cache: npt.NDArray[Any],
+        cache: Pages,
         *,
         factors: Float32Array | None = None,
         store: bool = True,
@@ -159,18 +161,19 @@ class Recorder:
         out: Float32Array,
         q: Float32Array,
         span: Span,
-        cache: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        cache: tuple[Pages, Pages],
         config: AttentionConfig,
     ) -> None:
         """See Steps.attend."""
         rows = slice(span.row, span.row + span.n_rows)
         settings: dict[str, Any] = {"scale": config.scale, "window": config.window, "n_past": span.n_past}
-        operands = attend_kernel.operands(q[rows], *cache, out[rows], **settings)
+        keys, values = cache
+        operands = attend_kernel.operands(q[rows], keys.array, values.array, keys.table, out[rows], **settings)
         self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
         group = config.n_heads // config.n_kv_heads
-        self.score_floats = max(self.score_floats, group * attend_kernel.score_floats(cache[0].shape[1]))
+        self.score_floats = max(self.score_floats, group * attend_kernel.score_floats(len(keys.table) * PAGE))
         items = config.n_kv_heads * span.n_rows
-        type_name = attend_kernel.TYPES[cache[0].dtype]
+        type_name = attend_kernel.TYPES[keys.array.dtype]
         self._write(Step("attend", type_name, operands, items, items * CHUNK_FLOATS), out)
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
@@ -275,7 +278,7 @@ class Decoder:
         self._ops = ops
         self._cache = kv_cache
         self._pool = pool
-        self._programs: dict[tuple[tuple[int, int], ...], Program] = {}
+        self._programs: dict[tuple[int, ...], Program] = {}
 
     def takes(self, batch: Batch) -> bool:
         """Whether a batch is such a step, with logits wanted of every sequence."""
@@ -288,15 +291,13 @@ class Decoder:
             ContextFullError, InvalidRequestError: as CpuBackend.forward.
         """
         self._ops.begin(batch)
-        key = tuple((span.slot, self._cache.version(span.slot)) for span in batch.spans)
+        key = tuple(span.slot for span in batch.spans)
         program = self._programs.get(key)
         if program is None:
             if len(self._programs) >= MAX_PROGRAMS:
                 self._programs.clear()
             program = self._programs[key] = self._record(batch)
-        logits = program.run(batch)
-        self._cache.commit(batch.spans)
-        return logits
+        return program.run(batch)
 
     def _record(self, batch: Batch) -> Program:
         recorder = Recorder(self._pool, self._integer)

@@ -49,6 +49,17 @@ class Angles:
 
 
 @dataclass(frozen=True)
+class Pages:
+    """Keys or values of a layer as one sequence sees them: all pages (N, K, PAGE, width), and which are its own.
+
+    `table` is a row of the cache's table, whose address is always the same.
+    """
+
+    array: npt.NDArray[Any]
+    table: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Step:
     """One call of a step kernel (kernels/stepping.py).
 
@@ -96,7 +107,7 @@ class Steps(Protocol):
         x: Float32Array,
         span: Span,
         angles: Angles | None,
-        cache: npt.NDArray[Any],
+        cache: Pages,
         *,
         factors: Float32Array | None = None,
         store: bool = True,
@@ -108,7 +119,7 @@ class Steps(Protocol):
         out: Float32Array,
         q: Float32Array,
         span: Span,
-        cache: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        cache: tuple[Pages, Pages],
         config: AttentionConfig,
     ) -> None:
         """Attention of the span's queries (T, H, Hd) over its cache into its rows of out (T, H · Hv)."""
@@ -180,27 +191,34 @@ class Immediate:
         x: Float32Array,
         span: Span,
         angles: Angles | None,
-        cache: npt.NDArray[Any],
+        cache: Pages,
         *,
         factors: Float32Array | None = None,
         store: bool = True,
     ) -> None:
         """See Steps.rotate_store."""
-        self._do(rotate_step(x, span, angles, cache, factors, store), x, angles, cache, factors)
+        self._do(rotate_step(x, span, angles, cache, factors, store), x, angles, factors)
 
     def attend(
         self,
         out: Float32Array,
         q: Float32Array,
         span: Span,
-        cache: tuple[npt.NDArray[Any], npt.NDArray[Any]],
+        cache: tuple[Pages, Pages],
         config: AttentionConfig,
     ) -> None:
         """See Steps.attend."""
-        keys, values = (array[:, : span.n_total] for array in cache)
+        keys, values = cache
         rows = slice(span.row, span.row + span.n_rows)
         out[rows] = attend(
-            q[rows], keys, values, scale=config.scale, window=config.window, n_past=span.n_past, pool=self._pool
+            q[rows],
+            keys.array,
+            values.array,
+            keys.table,
+            scale=config.scale,
+            window=config.window,
+            n_past=span.n_past,
+            pool=self._pool,
         )
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
@@ -267,7 +285,7 @@ def quantize_step(x: Float32Array, out: Activations) -> Step:
     return Step("quantize", "F32", quantize_operands(x, out), out.shape[0] * out.shape[1], x.size)
 
 
-N_PAST = 12
+N_PAST = 11
 """Place of n_past among the operands of rotate_store."""
 
 
@@ -275,7 +293,7 @@ def rotate_step(
     x: Float32Array,
     span: Span,
     angles: Angles | None,
-    cache: npt.NDArray[Any],
+    cache: Pages,
     factors: Float32Array | None,
     store: bool,
 ) -> Step:
@@ -288,9 +306,9 @@ def rotate_step(
         pairs = (2, 1) if angles.style is RopeStyle.NORM else (1, n_pairs)
         rotation = (address(angles.cos[span.row :]), address(angles.sin[span.row :]), n_pairs, *pairs)
     factor = 0 if factors is None else address(factors[span.row :])
-    target = (address(cache), *cache.strides[:2]) if store else (0, 0, 0)
+    target = (address(cache.array), address(cache.table)) if store else (0, 0)
     operands = (address(x[span.row :]), heads, width, *rotation, factor, *target, span.n_past)
-    return Step("rotate_store", TYPES[cache.dtype], operands, span.n_rows, span.n_rows * heads * width)
+    return Step("rotate_store", TYPES[cache.array.dtype], operands, span.n_rows, span.n_rows * heads * width)
 
 
 def gate_step(x: Float32Array, y: Float32Array | None, activation: Activation) -> Step:

@@ -6,7 +6,7 @@ key head, Hv width of a value head, N pages of the whole cache, P page slots of 
 Every array is a C-contiguous CuPy array. Buffers shared by all calls:
     qkv          float32 (rows, H*Hk + K*Hk + K*Hv): raw projections, bias included; rows are B or T
     cache_k      float16 or float32 (N, K, PAGE, Hk), one per layer; cache_v the same with Hv
-    block_table  int32 (B, P): page of positions PAGE*i .. PAGE*i+PAGE-1 of a sequence; unused slots are never read
+    block_table  int32 (B, P): page of positions PAGE*i .. PAGE*i+PAGE-1 of a sequence; -1: no page, a write is dropped
     positions    int32 (rows,): position of each row's token, -1 for a padded row (nothing read, nothing written)
     out          float32 (rows, H*Hv)
 Shapes and layouts are in attention_plan.py. This module must not know of tokenizers or requests.
@@ -32,6 +32,7 @@ from engine.cuda.attention_plan import (
     jobs_of_plans,
     prefill_plan,
     scratch_bytes,
+    scratch_slots,
     shared_limit,
 )
 from engine.cuda.launch import launch
@@ -82,23 +83,31 @@ class Attention:
         shape: the model's heads.
         max_sequences: most sequences of one decode step (sizes the scratch memory).
         plan: layout of the decode kernel; chosen for the card when left out.
+        prefill: layout of the prefill kernel, likewise.
     """
 
-    def __init__(self, shape: AttentionShape, max_sequences: int, *, plan: DecodePlan | None = None) -> None:
+    def __init__(
+        self,
+        shape: AttentionShape,
+        max_sequences: int,
+        *,
+        plan: DecodePlan | None = None,
+        prefill: PrefillPlan | None = None,
+    ) -> None:
         import cupy
 
         arch = device_arch()
         multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
-        self._block_goal = 8 * multiprocessors
         self.shape = shape
         self.max_sequences = max_sequences
         self.plan = plan or decode_plan(shape, arch, multiprocessors)
-        self._prefill_plan = prefill_plan(shape, arch)
-        cells = max_sequences * shape.kv_heads * shape.head_tiles
-        parts = cells * self.plan.n_splits * shape.active_heads
+        self._prefill_plan = prefill or prefill_plan(shape, arch)
+        columns = shape.kv_heads * shape.head_tiles
+        self._slots = scratch_slots(self.plan, max_sequences)
+        parts = columns * self._slots * shape.active_heads
         self._partial = cupy.empty((parts, shape.value_dim), cupy.float32)
         self._partial_max_sum = cupy.empty((parts, 2), cupy.float32)
-        self._counters = cupy.zeros(cells, cupy.int32)  # the kernel leaves them at zero
+        self._counters = cupy.zeros(max_sequences * columns, cupy.int32)  # the kernel leaves them at zero
         jobs = jobs_of_plans(shape, self.plan, self._prefill_plan)
         names = ("attention_decode", "rope_append", "attention_prefill")
         kernels = [build(files, defines=defines).get(name) for (files, defines), name in zip(jobs, names, strict=True)]
@@ -128,7 +137,9 @@ class Attention:
 
         Reads qkv (B, row_width), positions (B,), block_table (B, P); appends the new key and value to the page of
         positions[b]; writes out (B, H*Hv) rows with positions[b] >= 0. B is positions.size, at most max_sequences.
-        One grid for every length, so it can be captured; the same bits whatever the other rows are.
+        One grid for every length, so it can be captured; the same bits whatever the other rows are. A slot of -1 in
+        block_table is not read, and a new key and value that would go there are dropped; a row behind the table's end
+        is a padded row.
 
         Started early (programmatic dependent launch): positions, block_table and cache rows before positions[b] are
         read before the wait, so the first kernel of a step must call pdl_wait() before pdl_launch().
@@ -138,10 +149,9 @@ class Attention:
         assert qkv.shape[-1] == shape.row_width, qkv.shape
         assert out.shape[-1] == shape.heads * shape.value_dim, out.shape
         columns = shape.kv_heads * shape.head_tiles
-        spread = min(self.plan.n_splits, -(-self._block_goal // (columns * n)))
         launch(
             self._decode,
-            (columns, spread, n),
+            (columns, min(self.plan.blocks, n * self.plan.n_splits)),
             self.plan.warps * 32,
             (
                 qkv,
@@ -150,6 +160,7 @@ class Attention:
                 block_table,
                 int(block_table.shape[-1]),
                 positions,
+                n,
                 layer.inv_freq,
                 float(layer.rope_scale),
                 float(layer.temperature),
@@ -164,6 +175,7 @@ class Attention:
                 self.plan.n_splits,
                 self.plan.few_splits,
                 self.plan.min_chunk,
+                self._slots,
                 self._partial,
                 self._partial_max_sum,
                 self._counters,
@@ -254,8 +266,8 @@ class Attention:
         plan = self._prefill_plan
         launch(
             self._prefill,
-            (len(tiles), self.shape.heads),
-            plan.rows * 2 if self.shape.tensor_cores else 256,
+            (self.shape.kv_heads, len(tiles)) if plan.all_heads else (len(tiles), self.shape.heads),
+            plan.threads,
             (
                 qkv,
                 cache_k,

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from engine.config import PAGE
 from engine.cuda.module import shared_limit
 
-PAGE = 64
 MAX_SPLITS = 128
+MOST_SLOTS = 2048
+"""Ranges of a decode step that scratch memory has room for; with more of them no row is shared between blocks."""
 LARGEST_HEAD = 512
+_MERGE_HEADS = 4  # MERGE_HEADS of attention_decode.cuh
 _ROPE_FILES = ("attention_common.cuh", "rope_append.cu")
 
 
@@ -126,70 +129,94 @@ class LayerAttention:
 class DecodePlan:
     """How attention_decode is laid over the card. It depends on shape and card only, never on the batch.
 
+    All but `blocks` decide the order of a row's sums.
+
     Attributes:
         n_splits: most ranges the cached positions of a sequence are cut into.
         few_splits: ranges used until each holds 2 * min_chunk positions: one block on every multiprocessor.
         min_chunk: positions of a range, at least, where there are several; a multiple of PAGE. Up to 2 * min_chunk
             positions are one range: on an H200 a merge costs 1.5 to 2 us, as much as 256 positions.
-        warps: warps of a block. stages: 16-position tiles in flight for each warp.
+        warps: warps of a block.
         shared_bytes: dynamic shared memory of a block.
+        blocks: most blocks that share the ranges of one cache head (or part of its query heads): all that the card
+            holds at once.
     """
 
     n_splits: int
     few_splits: int
     min_chunk: int
     warps: int
-    stages: int
     shared_bytes: int
+    blocks: int
 
 
-def decode_plan(
-    shape: AttentionShape, arch: int, multiprocessors: int, *, warps: int = 0, stages: int = 0
-) -> DecodePlan:
-    """Chooses the layout of attention_decode; warps and stages can be forced (0 = choose)."""
+def decode_plan(shape: AttentionShape, arch: int, multiprocessors: int, *, warps: int = 0) -> DecodePlan:
+    """Chooses the layout of attention_decode; warps can be forced (0 = choose)."""
     min_chunk = 2 * PAGE
     columns = shape.kv_heads * shape.head_tiles
     few_splits = max(1, min(MAX_SPLITS, multiprocessors // columns))
     n_splits = min(MAX_SPLITS, 2 * few_splits)
-    active = shape.active_heads
-    budget = shared_limit(arch) - 28 * 1024  # the rest is the kernel's static share
+    limit, static = shared_limit(arch), 28 * 1024  # of the kernel's own variables, at most
 
-    def cost(n_warps: int, n_stages: int) -> int:
-        merge = n_warps * (active + active % 2) * (shape.value_dim + 2) * 4
+    def cost(n_warps: int) -> int:
+        merge = max(n_warps * _MERGE_HEADS * (shape.value_dim + 2) * 4, MAX_SPLITS * shape.active_heads * 8)
         key_stride = (shape.key_dim * 2 + 63) // 128 * 128 + 64  # bytes of a row in shared memory, as in the kernel
         value_stride = (shape.value_dim * 2 + 47) // 64 * 64 + 16
-        tiles = n_warps * n_stages * 16 * (key_stride + value_stride) if shape.tensor_cores else 0
-        return max(merge, tiles)
+        return merge + (n_warps * 16 * (key_stride + value_stride) if shape.tensor_cores else 0)
 
-    options = [(8, 1), (4, 1), (2, 1)]
-    if warps or stages:
-        options = [(warps or 8, stages or 1)]
-    for n_warps, n_stages in options:
-        if cost(n_warps, n_stages) <= budget:
-            return DecodePlan(n_splits, few_splits, min_chunk, n_warps, n_stages, cost(n_warps, n_stages))
-    n_warps, n_stages = options[-1]
-    return DecodePlan(n_splits, few_splits, min_chunk, n_warps, n_stages, cost(n_warps, n_stages))
+    options = (warps,) if warps else (8, 4, 2)
+    chosen = next((n for n in options if cost(n) <= limit - static), options[-1])
+    resident = 2 if shape.key_dim + shape.value_dim <= 256 else 1
+    blocks = max(1, resident * multiprocessors // columns)
+    return DecodePlan(n_splits, few_splits, min_chunk, chosen, cost(chosen), blocks)
 
 
 @dataclass(frozen=True)
 class PrefillPlan:
-    """Tile of attention_prefill: queries and cache positions of one block, and its dynamic shared memory."""
+    """Tile of attention_prefill: what one block does.
+
+    Attributes:
+        rows: positions of a query tile. columns: cache positions of a step; a power of two.
+        threads: of a block. shared_bytes: its dynamic shared memory.
+        variant: kernel file, attention_prefill_<variant>.cu.
+        all_heads: a block serves all query heads of a cache head; else one head.
+    """
 
     rows: int
     columns: int
+    threads: int
     shared_bytes: int
+    variant: str
+    all_heads: bool = False
 
 
-def prefill_plan(shape: AttentionShape, arch: int) -> PrefillPlan:
-    """Largest tile that fits the card's shared memory (two stages of keys and values, wide queries as well)."""
+_WARPGROUPS = 2
+"""Warpgroups of the Hopper kernel that compute, 64 rows of queries each."""
+
+
+def prefill_plan(shape: AttentionShape, arch: int, *, hopper: bool = True) -> PrefillPlan:
+    """Largest tile that fits the card's shared memory; hopper=False takes the general kernel on Hopper cards too.
+
+    The choice decides the order of a row's sums, so it depends on nothing that changes from call to call.
+    """
     if not shape.tensor_cores:
-        return PrefillPlan(32, 32, 0)
+        return PrefillPlan(32, 32, 256, 0, "plain")
     budget = shared_limit(arch) - 1024
+    rows = 64 * _WARPGROUPS
+    if hopper and arch == 90 and shape.heads // shape.kv_heads <= rows:
+        blocks = [-(-dim // 64) for dim in (shape.key_dim, shape.value_dim)]
+        for columns in (128, 64):
+            if (shape.value_dim + columns) // 2 + columns // 4 > 176:  # registers of the sums, scores and weights
+                continue
+            shared = 2048 + 128 * (rows * blocks[0] + 2 * columns * sum(blocks))
+            if shared <= budget:
+                positions = rows // (shape.heads // shape.kv_heads)
+                return PrefillPlan(positions, columns, 128 + 2 * rows, shared, "hopper", all_heads=True)
     for rows, columns in ((64, 64), (64, 32), (32, 32), (16, 32), (16, 16)):
         keys_values = 2 * columns * (shape.key_dim + shape.value_dim + 16) * 2
         queries = 2 * rows * (shape.key_dim + 8) * 2 if shape.key_dim > 128 else 0
         if keys_values + queries <= budget and (columns == 32 or shape.key_dim <= 128 or columns == 16):
-            return PrefillPlan(rows, columns, keys_values + queries)
+            return PrefillPlan(rows, columns, rows * 2, keys_values + queries, "half")
     raise AssertionError(f"no prefill tile for heads of {shape.key_dim} on compute capability {arch}")
 
 
@@ -204,33 +231,42 @@ def build_jobs(shape: AttentionShape, arch: int, multiprocessors: int) -> list[J
 def jobs_of_plans(shape: AttentionShape, decode: DecodePlan, prefill: PrefillPlan) -> list[Job]:
     """Build jobs of attention_decode, rope_append and attention_prefill, in this order."""
     return [
-        (_files(shape, "decode"), _decode_defines(shape, decode)),
+        (_decode_files(shape), _decode_defines(shape, decode)),
         (_ROPE_FILES, shape.defines()),
-        (_files(shape, "prefill"), _prefill_defines(shape, prefill)),
+        (_prefill_files(prefill), _prefill_defines(shape, prefill)),
     ]
 
 
-def _files(shape: AttentionShape, which: str) -> tuple[str, ...]:
-    variant = f"attention_{which}_{'half' if shape.tensor_cores else 'plain'}.cu"
-    frame = ("attention_decode.cuh",) if which == "decode" else ()
-    return ("attention_common.cuh", *frame, variant)
+def _decode_files(shape: AttentionShape) -> tuple[str, ...]:
+    variant = "half" if shape.tensor_cores else "plain"
+    return ("attention_common.cuh", "attention_decode.cuh", f"attention_decode_{variant}.cu")
+
+
+def _prefill_files(plan: PrefillPlan) -> tuple[str, ...]:
+    helpers = ("wgmma.cuh",) if plan.variant == "hopper" else ()
+    return ("attention_common.cuh", *helpers, f"attention_prefill_{plan.variant}.cu")
 
 
 def _decode_defines(shape: AttentionShape, plan: DecodePlan) -> dict[str, object]:
     return shape.defines() | {
         "HEAD_TILE": shape.head_tile,
         "DECODE_WARPS": plan.warps,
-        "DECODE_STAGES": plan.stages,
         "MAX_SPLITS": MAX_SPLITS,
     }
 
 
 def _prefill_defines(shape: AttentionShape, plan: PrefillPlan) -> dict[str, object]:
-    return shape.defines() | {"TILE_ROWS": plan.rows, "TILE_COLUMNS": plan.columns}
+    tile = {"TILE_ROWS": plan.rows, "TILE_COLUMNS": plan.columns}
+    return shape.defines() | tile | ({"CONSUMERS": _WARPGROUPS} if plan.variant == "hopper" else {})
+
+
+def scratch_slots(plan: DecodePlan, max_sequences: int) -> int:
+    """Ranges whose partial sums scratch memory holds at once, for each cache head."""
+    return min(max_sequences * plan.n_splits, MOST_SLOTS)
 
 
 def scratch_bytes(shape: AttentionShape, max_sequences: int, arch: int, multiprocessors: int) -> int:
     """Bytes Attention allocates for a model (shared by all layers), for the memory plan."""
-    cells = max_sequences * shape.kv_heads * shape.head_tiles
-    splits = decode_plan(shape, arch, multiprocessors).n_splits
-    return cells * (splits * shape.active_heads * (shape.value_dim + 2) + 1) * 4
+    slots = scratch_slots(decode_plan(shape, arch, multiprocessors), max_sequences)
+    columns = shape.kv_heads * shape.head_tiles
+    return columns * 4 * (slots * shape.active_heads * (shape.value_dim + 2) + max_sequences)

@@ -1,111 +1,152 @@
-"""Decode steps: captured once per number of rows, replayed, and kept one step ahead of the host.
+"""Decode steps kept ahead of the host: which rows run, how far each may go, and whose results are waiting where.
 
-Row b of a step is slot b. A step feeds every active slot its last token, samples the next one, and leaves token and
+Row b of a step is slot b. A step feeds every active row its last token, samples the next one, and leaves token and
 position on the device for the step after it, so that the next step can be launched before the host has seen this one's
-result. Results wait in a queue per slot until they are asked for; a slot that ends in between simply drops them.
+result. Results wait in a queue per row until they are asked for; a row that ends in between simply drops them. Integers
+only: the device is behind the functions given.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from engine.request import Sequence, TokenSample
+from engine.request import Sequence as Running
 
 AHEAD = 2
-"""Steps launched and not yet read: one that runs while the host handles the last result, one behind it. A slot that
-was there before another joined may be one step further ahead."""
+"""Steps launched and not yet read, of the row that is least ahead: one runs while the host handles the last result,
+one is behind it."""
+
+MOST_AHEAD = AHEAD + 1
+"""The same of any row. Who came when others were ahead stays behind them; who is this far ahead sits out a step."""
 
 
-@dataclass
-class _Slot:
-    """What the host knows of a slot.
+@dataclass(slots=True)
+class _Row:
+    """What the host knows of a row.
 
     Attributes:
         request_id: whose tokens these are.
         position: position the device will feed next.
+        limit: first position without a page; the device stops the row there by itself.
         read: position whose result is read next.
-        token: the last token read, which is what `read` feeds.
+        token: what `read` feeds; None until the host has seen it.
         results: places of results not read yet, oldest first.
     """
 
     request_id: int
     position: int
+    limit: int
     read: int
-    token: int
+    token: int | None
     results: deque[int] = field(default_factory=deque)
 
 
 class DecodeLoop:
-    """Launches steps and hands out their results in order.
+    """Launches steps and says where their results are.
 
     Args:
         enqueue: enqueue(n) puts one step over rows 0..n-1 on the stream and returns the place of its results.
-        wait: wait(place) returns once that step has ended.
-        read: read(place, slot, sequence) gives the result of a step that has ended.
-        deactivate: deactivate(slot) takes a slot out of the following steps.
+        set_position: set_position(slot, position) for the steps after it; -1 takes the row out.
+        set_limit: set_limit(slot, limit) likewise.
         buckets: numbers of rows a step may have, ascending.
-        context_length: positions of a slot; the device itself deactivates a slot that reaches it.
     """
 
     def __init__(
         self,
         *,
         enqueue: Callable[[int], int],
-        wait: Callable[[int], None],
-        read: Callable[[int, int, Sequence], TokenSample],
-        deactivate: Callable[[int], None],
+        set_position: Callable[[int, int], None],
+        set_limit: Callable[[int, int], None],
         buckets: tuple[int, ...],
-        context_length: int,
     ) -> None:
         self._enqueue = enqueue
-        self._wait = wait
-        self._read = read
-        self._deactivate = deactivate
+        self._set_position = set_position
+        self._set_limit = set_limit
         self._buckets = buckets
-        self._context_length = context_length
-        self._slots: dict[int, _Slot] = {}
+        self._rows: dict[int, _Row] = {}
 
-    def start(self, slot: int, request_id: int, position: int, token: int) -> None:
-        """The slot's next step feeds `token` at `position`; the device has both already."""
-        self._slots[slot] = _Slot(request_id, position, position, token)
+    @property
+    def idle(self) -> bool:
+        """Whether no row is active."""
+        return not self._rows
+
+    def start(self, slot: int, request_id: int, position: int, token: int | None, limit: int) -> None:
+        """The row's next step feeds `token` at `position`, if that is below limit; the device has been told."""
+        self._rows[slot] = _Row(request_id, position, limit, position, token)
+
+    def learn(self, slot: int, token: int) -> None:
+        """The token that a row was started with before the host had seen it."""
+        self._rows[slot].token = token
 
     def stop(self, slot: int) -> None:
-        """Takes the slot out of the following steps and drops what it was ahead."""
-        if self._slots.pop(slot, None) is not None:
-            self._deactivate(slot)
+        """Takes the row out of the following steps and drops what it was ahead."""
+        if self._rows.pop(slot, None) is not None:
+            self._set_position(slot, -1)
 
-    def holds(self, sequence: Sequence, start: int, token: int) -> bool:
-        """Whether feeding that token at that position is what the slot would do next."""
-        slot = self._slots.get(sequence.slot)
-        return slot is not None and (slot.request_id, slot.read, slot.token) == (sequence.request_id, start, token)
+    def holds(self, sequence: Running, start: int, token: int) -> bool:
+        """Whether feeding that token at that position is what the row would do next."""
+        row = self._rows.get(sequence.slot)
+        return row is not None and row.read == start and row.token == token and row.request_id == sequence.request_id
 
-    def step(self, sequences: Iterable[Sequence]) -> list[TokenSample]:
-        """The next token of each sequence, all of them held; launches further steps as it goes."""
-        wanted = list(sequences)
-        while any(self._needs_launch(self._slots[sequence.slot]) for sequence in wanted):
+    def extend(self, slot: int, limit: int) -> None:
+        """The row has pages up to there now; one that has stopped at the old limit goes on."""
+        row = self._rows[slot]
+        if limit == row.limit:
+            return
+        if row.position >= row.limit:
+            self._set_position(slot, row.position)
+        row.limit = limit
+        self._set_limit(slot, limit)
+
+    def launch_needed(self, slots: Iterable[int]) -> None:
+        """Launches what is missing for every one of these rows to have a result."""
+        for slot in slots:
+            row = self._rows[slot]
+            if not row.results:
+                assert row.position < row.limit, "a row without a page for the token it is fed"
+                self._launch()
+
+    def run_ahead(self) -> None:
+        """Launches until every row that can go on is AHEAD, before the next results are taken.
+
+        A row whose first token nobody has seen yet is not read in this step: it is as far as the others with one less.
+        """
+        while any(
+            len(row.results) < (AHEAD if row.token is not None else AHEAD - 1) and row.position < row.limit
+            for row in self._rows.values()
+        ):
             self._launch()
-        samples = []
-        for sequence in wanted:
-            state = self._slots[sequence.slot]
-            place = state.results.popleft()
-            self._wait(place)
-            sample = self._read(place, sequence.slot, sequence)
-            state.read += 1
-            state.token = sample.token_id
-            samples.append(sample)
-        return samples
 
-    def _needs_launch(self, state: _Slot) -> bool:
-        # Judged by the slot that is least ahead: one that joined between two launches would else wait for every step.
-        return len(state.results) < AHEAD and state.position < self._context_length
+    def take(self, slots: Sequence[int]) -> list[int]:
+        """Places of the next result of each of these rows, which must all have one; they count as read."""
+        places = []
+        for slot in slots:
+            row = self._rows[slot]
+            places.append(row.results.popleft())
+            row.read += 1
+            row.token = None
+        return places
+
+    def clear(self) -> None:
+        """Takes every row out."""
+        for slot in list(self._rows):
+            self.stop(slot)
 
     def _launch(self) -> None:
-        """One step over all active slots."""
-        rows = next(bucket for bucket in self._buckets if bucket > max(self._slots))
-        place = self._enqueue(rows)
-        for state in self._slots.values():
-            if state.position < self._context_length:
-                state.results.append(place)
-                state.position += 1
+        """One step over all active rows but those that are too far ahead."""
+        resting = [slot for slot, row in self._rows.items() if len(row.results) >= MOST_AHEAD]
+        running = {
+            slot: row for slot, row in self._rows.items() if row.position < row.limit and len(row.results) < MOST_AHEAD
+        }
+        for slot in resting:
+            self._set_position(slot, -1)
+        place = self._enqueue(next(bucket for bucket in self._buckets if bucket > max(running)))
+        for row in running.values():
+            row.results.append(place)
+            row.position += 1
+        for slot in resting:
+            row = self._rows[slot]
+            if row.position < row.limit:
+                self._set_position(slot, row.position)

@@ -17,18 +17,18 @@ from engine.cuda.cache import PagedCache
 from engine.cuda.dense import DenseProduct
 from engine.cuda.dequant import embed
 from engine.cuda.matvec import MAX_COLUMNS
+from engine.cuda.staging import Staging
 from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
 from engine.gguf.types import GGMLType
 from engine.model.batch import Batch
 
-MATVEC_ROWS = 16
-"""Up to here a product reads the packed weights directly (8 rows a launch); beyond, tensor-core products of expanded
-tiles are faster. Either can be forced by CudaOps(matvec_rows=...)."""
+ALWAYS = 1 << 30
+"""As matvec_rows: every product reads the packed weights by the decode kernels."""
 
 
 def padded_rows(n: int) -> int:
-    """Rows a prompt of n tokens is computed with: short ones are filled up, so that few kernels serve all lengths."""
-    return n if n == 1 or n > MATVEC_ROWS else -(-n // MAX_COLUMNS) * MAX_COLUMNS
+    """Rows that n rows of logits are computed with: filled up, so that few kernels serve all numbers."""
+    return n if n == 1 else -(-n // MAX_COLUMNS) * MAX_COLUMNS
 
 
 class CudaOps:
@@ -37,8 +37,9 @@ class CudaOps:
     Args:
         weights: the model.
         buffers: activations with room for every row of a batch.
-        dense: products of many rows; None where no batch has more than matvec_rows rows.
-        matvec_rows: see MATVEC_ROWS.
+        dense: products of prompts; None where no batch has more than matvec_rows rows.
+        matvec_rows: up to so many rows are multiplied by the decode kernels. Prompts have 0 and decode steps ALWAYS: a
+            token's bits must depend on what it is, not on how many come with it.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class CudaOps:
         buffers: Activations,
         dense: DenseProduct | None,
         *,
-        matvec_rows: int = MATVEC_ROWS,
+        matvec_rows: int,
     ) -> None:
         self.weights = weights
         self.buffers = buffers
@@ -108,8 +109,8 @@ class CudaOps:
         return x
 
     def logits(self, x: Any, out: Any) -> None:
-        """Final norm and output projection of rows x (R, D) into out (R, V)."""
-        self._product(self.weights.output, x, out, norm=self.weights.output_norm)
+        """Final norm and output projection of rows x (R, D) into out (R, V); of prompts too by the decode kernels."""
+        self._product(self.weights.output, x, out, norm=self.weights.output_norm, packed=True)
 
     def _gate_up(self, ffn: DeviceFfn, x: Any, norm: Any) -> Any:
         n = int(x.shape[0])
@@ -134,9 +135,11 @@ class CudaOps:
         row_ops.gate(h, up, ffn.activation)
         return h
 
-    def _product(self, projection: Projection, x: Any, out: Any, *, norm: Any = None, add: bool = False) -> None:
-        """out = or += projection of norm(x), by whichever kernels suit the number of rows."""
-        if x.shape[0] <= self._matvec_rows:
+    def _product(
+        self, projection: Projection, x: Any, out: Any, *, norm: Any = None, add: bool = False, packed: bool = False
+    ) -> None:
+        """out = or += projection of norm(x); packed: by the decode kernels, whatever matvec_rows says."""
+        if packed or x.shape[0] <= self._matvec_rows:
             for part in projection.parts:
                 part.matvec(
                     x,
@@ -201,7 +204,7 @@ class DecodeOps(CudaOps):
         positions: Any,
         n: int,
     ) -> None:
-        super().__init__(weights, buffers, None, matvec_rows=1 << 30)
+        super().__init__(weights, buffers, None, matvec_rows=ALWAYS)
         self._cache = cache
         self._attention = attention
         self._tokens = tokens[:n]
@@ -235,7 +238,21 @@ class DecodeOps(CudaOps):
 
 
 class PrefillOps(CudaOps):
-    """Bricks of a batch of prompt tokens, any number of rows per sequence, each row of spans in its own cache slot."""
+    """Bricks of a batch of prompt tokens, any number of rows of any number of sequences.
+
+    Args:
+        weights: the model.
+        buffers: activations; they bound the rows of a batch.
+        dense: products of many rows.
+        attention: the kernels of each shape.
+        staging: the way to the device.
+
+    Attributes:
+        output_rows: int32 (R,), rows of the batch whose logits are wanted. output_slots: int32 (R,), their slots.
+    """
+
+    output_rows: Any
+    output_slots: Any
 
     def __init__(
         self,
@@ -243,35 +260,37 @@ class PrefillOps(CudaOps):
         buffers: Activations,
         dense: DenseProduct,
         attention: dict[AttentionShape, Attention],
-        *,
-        matvec_rows: int = MATVEC_ROWS,
+        staging: Staging,
     ) -> None:
-        super().__init__(weights, buffers, dense, matvec_rows=matvec_rows)
+        super().__init__(weights, buffers, dense, matvec_rows=0)
         self._attention = attention
+        self._staging = staging
         self._cache: PagedCache
         self._tiles: dict[int, Any] = {}
-        self._spans: list[tuple[int, int, int, int]] = []
 
     def use(self, cache: PagedCache) -> None:
         """Chooses the cache that the following batches extend."""
         self._cache = cache
 
     def begin(self, batch: Batch) -> None:
-        """See Ops.begin: uploads tokens, positions and slots of the rows."""
-        import cupy
-
+        """See Ops.begin: everything that the batch needs from the host goes in one upload."""
         assert batch.n_tokens <= self.buffers.rows
-        n = self._n = padded_rows(batch.n_tokens)
-        tokens, positions, slots = np.zeros(n, np.int32), np.full(n, -1, np.int32), np.zeros(n, np.int32)
-        tokens[: batch.n_tokens] = batch.token_ids
-        positions[: batch.n_tokens] = batch.positions
+        self._n = batch.n_tokens
+        slots = np.zeros(self._n, np.int32)
         for span in batch.spans:
             slots[span.row : span.row + span.n_rows] = span.slot
-        self._tokens = cupy.asarray(tokens)
-        self._positions = cupy.asarray(positions)
-        self._slots = cupy.asarray(slots)
-        self._spans = [(span.row, span.n_rows, span.slot, span.n_past) for span in batch.spans]
-        self._tiles = {}
+        spans = [(span.row, span.n_rows, span.slot, span.n_past) for span in batch.spans]
+        staging = self._staging
+        staging.rewind()
+        self._tokens = staging.place(batch.token_ids)
+        self._positions = staging.place(batch.positions)
+        self._slots = staging.place(slots)
+        self.output_rows = staging.place(batch.output_rows)
+        self.output_slots = staging.place(slots[batch.output_rows])
+        heights = {kernels.tile_rows for kernels in self._attention.values()}
+        self._tiles = {rows: staging.place(prefill_tiles(spans, rows)) for rows in heights}
+        self._cache.flush(staging)
+        staging.send()
 
     def embed(self, batch: Batch) -> Any:
         """See Ops.embed."""
@@ -291,11 +310,7 @@ class PrefillOps(CudaOps):
 
     def attention(self, layer: DeviceLayer, q: Any) -> Any:
         """See Ops.attention."""
-        import cupy
-
         shape, kernels = layer.shape, self._attention[layer.shape]
-        if kernels.tile_rows not in self._tiles:
-            self._tiles[kernels.tile_rows] = cupy.asarray(prefill_tiles(self._spans, kernels.tile_rows))
         out = self._columns(self.buffers.attention, self._n, shape.heads * shape.value_dim)
         kernels.prefill(
             layer.attention,

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from engine.cuda.attention import scratch_bytes
+from engine.config import cache_size
+from engine.cuda.attention import PAGE, scratch_bytes
 from engine.cuda.buffers import Widths
 from engine.cuda.cache import bytes_per_page, page_count
 from engine.cuda.dense import SCRATCH_BYTES
 from engine.cuda.layouts import LAYOUTS, packed_bytes
+from engine.cuda.sampling_ops import DeviceSampler
 from engine.cuda.weights import attention_shape
 from engine.errors import DeviceError
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 
-PREFILL_ROWS = 512
-"""Rows of a prompt that run at once; longer pieces are cut."""
+PREFILL_ROWS = (2048, 512)
+"""Rows of prompts that run at once: the first whose activations leave room for all pages, else the last."""
+
+MIXED_ROWS = 512
+"""Rows of prompts beside running streams, which wait for them once a token."""
+
 
 LOGIT_ROWS = 32
 """Rows of logits of a prompt computed at once, where they are asked for."""
@@ -26,24 +32,27 @@ _RESERVE = 384 << 20  # cuBLAS workspace, captured graphs, loaded kernels
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Bytes per part, and the slots they buy.
+    """Bytes per part, and the pages they buy.
 
     Attributes:
-        weights: packed weights. cache: keys and values of all slots. activations: every other buffer.
-        per_slot: cache bytes of one slot. per_page: of one page of all layers.
-        slots: sequences side by side.
+        weights: packed weights. activations: every buffer that is no weight and no cache.
+        per_page: bytes of one page of all layers.
+        pages: pages of the cache.
+        least_pages: pages of one full context; with fewer the model is not opened.
+        prefill_rows: rows of prompts that run at once.
     """
 
     weights: int
     activations: int
-    per_slot: int
     per_page: int
-    slots: int
+    pages: int
+    least_pages: int
+    prefill_rows: int
 
     @property
     def cache(self) -> int:
-        """Keys and values of all slots."""
-        return self.per_slot * self.slots
+        """Keys and values of all pages."""
+        return self.per_page * self.pages
 
     @property
     def total(self) -> int:
@@ -57,33 +66,40 @@ def make_plan(
     context_length: int,
     kv_type: str,
     max_sequences: int,
+    cache_tokens: int | None = None,
+    prefill_chunk: int | None = None,
     card: tuple[int, int] = _REFERENCE_CARD,
 ) -> DevicePlan:
     """The plan of a model; needs no GPU.
 
     Args:
         model: the loaded file.
-        context_length: positions of one slot.
+        context_length: positions of one sequence.
         kv_type: "f16" or "f32".
         max_sequences: slots.
+        cache_tokens: positions of all sequences together; at least one context is planned.
+        prefill_chunk: rows of prompts that run at once.
         card: compute capability (90 = 9.0) and number of multiprocessors.
     """
     widths = Widths.of(model.config)
     shapes = [attention_shape(layer.attention, kv_type == "f16") for layer in model.config.layers]
-    per_page = bytes_per_page(shapes)
+    rows = prefill_chunk or PREFILL_ROWS[0]
     activations = (
-        max_sequences * widths.row_bytes(dense=False)
-        + PREFILL_ROWS * widths.row_bytes(dense=True)
+        max_sequences * (widths.row_bytes(dense=False) + 4 * widths.model)
+        + rows * widths.row_bytes(dense=True)
         + SCRATCH_BYTES
-        + 4 * widths.vocab * (max_sequences * 3 + LOGIT_ROWS)
+        + 4 * widths.vocab * (max_sequences + LOGIT_ROWS)
+        + DeviceSampler.n_bytes(widths.vocab, context_length, max_sequences, max_sequences)
         + sum(scratch_bytes(shape, max_sequences, *card) for shape in set(shapes))
     )
+    least = page_count(context_length)
     return DevicePlan(
         weights=_weight_bytes(model),
         activations=activations,
-        per_slot=per_page * page_count(context_length),
-        per_page=per_page,
-        slots=max_sequences,
+        per_page=bytes_per_page(shapes),
+        pages=page_count(cache_size(cache_tokens, context_length, max_sequences)),
+        least_pages=least,
+        prefill_rows=rows,
     )
 
 
@@ -99,25 +115,25 @@ def _weight_bytes(model: LoadedModel) -> int:
     return total
 
 
-def fit(plan: DevicePlan, free: int, context_length: int, page: int) -> DevicePlan:
-    """The plan with as many of its slots as fit.
+def fit(plan: DevicePlan, free: int) -> DevicePlan:
+    """The plan with as many of its pages as fit into `free` bytes.
 
     Raises:
-        DeviceError: not even one slot fits; says what is needed, what is free and the largest context that fits.
+        DeviceError: not even one full context fits; says what is needed, what is free and the largest that fits.
     """
     without_cache = plan.total - plan.cache
-    slots = min(plan.slots, max(0, free - without_cache) // plan.per_slot)
-    if slots >= 1:
-        return DevicePlan(plan.weights, plan.activations, plan.per_slot, plan.per_page, int(slots))
-    pages = max(0, free - without_cache) // plan.per_page
+    pages = min(plan.pages, max(0, free - without_cache) // plan.per_page)
+    if pages >= plan.least_pages:
+        return replace(plan, pages=int(pages))
     remedy = (
-        f"the largest context that fits is {pages * page} tokens (context_length={pages * page})"
+        f"the largest context that fits is {pages * PAGE} tokens (context_length={pages * PAGE})"
         if pages
         else "not even the weights fit: use a smaller quantization or device='cpu'"
     )
+    cache = plan.least_pages * plan.per_page
     raise DeviceError(
-        f"the model needs {_gib(without_cache + plan.per_slot)} of GPU memory with {context_length} tokens of context "
-        f"(weights {_gib(plan.weights)}, cache {_gib(plan.per_slot)}, buffers {_gib(without_cache - plan.weights)}), "
+        f"the model needs {_gib(without_cache + cache)} of GPU memory with {plan.least_pages * PAGE} tokens of context "
+        f"(weights {_gib(plan.weights)}, cache {_gib(cache)}, buffers {_gib(without_cache - plan.weights)}), "
         f"{_gib(free)} are free: {remedy}"
     )
 
@@ -126,11 +142,11 @@ def _gib(n_bytes: int) -> str:
     return f"{n_bytes / (1 << 30):.2f} GiB"
 
 
-def memory_plan(plan: DevicePlan, context_length: int) -> MemoryPlan:
+def memory_plan(plan: DevicePlan) -> MemoryPlan:
     """The same in the terms that every device shares."""
     return MemoryPlan(
         weights_bytes=plan.weights,
         kv_bytes=plan.cache,
         scratch_bytes=plan.activations + _RESERVE,
-        kv_bytes_per_token=plan.per_slot // max(context_length, 1),
+        kv_bytes_per_token=plan.per_page // PAGE,
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.cuda import rows
-from engine.cuda.attention_plan import PAGE
+from engine.cuda.cache import page_count
 from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
 from engine.errors import InvalidRequestError
 from engine.gguf.types import row_bytes
@@ -86,7 +86,12 @@ def profile_decode(runner: CudaRunner, depth: int = 0, n_rows: int = 1, *, repea
             f"a profile of {n_rows} sequences at depth {depth}; allowed are 1 to {runner.max_sequences} sequences and "
             f"a depth of 0 to {runner.context_length - 2}"
         )
-    if runner._loop._slots:
+    if n_rows * page_count(depth + 1) > runner.n_pages:
+        raise InvalidRequestError(
+            f"a profile of {n_rows} sequences at depth {depth} needs {n_rows * page_count(depth + 1)} pages of the "
+            f"cache; there are {runner.n_pages}: open the model with a larger cache_tokens"
+        )
+    if not runner._loop.idle:
         raise InvalidRequestError("a profile needs an idle model: wait for the running requests, or cancel them")
     with runner._running():
         try:
@@ -94,7 +99,9 @@ def profile_decode(runner: CudaRunner, depth: int = 0, n_rows: int = 1, *, repea
         finally:
             runner._stream.synchronize()
             for slot in range(n_rows):
-                runner._slots.deactivate(slot)
+                runner._slots.set_position(slot, -1)
+                runner._cache.set_pages(slot, [])
+            runner._flush()
             runner._pool.free_all_blocks()
 
 
@@ -172,17 +179,18 @@ class _Profiler:
         buffers, n = self._ops.buffers, self._n
         for buffer in (buffers.x, buffers.qkv, buffers.attention, buffers.gate):
             buffer.set(self._noise.standard_normal(buffer.shape).astype(np.float32))
-        cache = self._runner._cache
-        pages = cache.block_table.get()[:n, : self._depth // PAGE + 1]
+        runner = self._runner
+        cache, pages = runner._cache, page_count(self._depth + 1)
         for array in (*cache.keys, *cache.values):
             page = self._noise.standard_normal(array.shape[1:]).astype(array.dtype)
-            for index in pages.ravel():
-                array[int(index)].set(page)
+            for index in range(n * pages):
+                array[index].set(page)
         for slot in range(n):
             greedy = SamplingParams(temperature=0)
             sequence = RunningSequence(-1, slot, [0] * (self._depth + 1), [], greedy, 0)
-            self._runner._slots.begin(sequence, self._depth)
-            self._runner._slots.tokens[slot : slot + 1].set(np.array([slot], np.int32))
+            cache.set_pages(slot, list(range(slot * pages, (slot + 1) * pages)))
+            runner._slots.begin(sequence, self._depth, runner.context_length, slot)
+        runner._flush()
 
     def _qkv(self, layer: DeviceLayer) -> Any:
         return self._ops._columns(self._ops.buffers.qkv, self._n, layer.qkv.width)

@@ -17,27 +17,31 @@ import numpy.typing as npt
 from engine.cuda import availability, dequant, module, repack, rows
 from engine.cuda.attention import PAGE, Attention, AttentionShape, build_jobs
 from engine.cuda.buffers import Activations, Widths
-from engine.cuda.cache import PagedCache, page_count
-from engine.cuda.decode import DecodeLoop
+from engine.cuda.cache import PagedCache, SavedPages, page_count
+from engine.cuda.decode import MOST_AHEAD, DecodeLoop
 from engine.cuda.dense import DenseProduct
+from engine.cuda.graphs import StepGraphs
 from engine.cuda.matvec import MAX_COLUMNS, group_jobs
-from engine.cuda.ops import DecodeOps, PrefillOps, padded_rows
-from engine.cuda.plan import LOGIT_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
+from engine.cuda.ops import DecodeOps, PrefillOps
+from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
+from engine.cuda.prompt import PromptReader
 from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
-from engine.cuda.weights import DeviceWeights, Uploader, attention_shape, check_types, kernel_groups
-from engine.errors import ContextFullError, DeviceError
+from engine.cuda.staging import FILES as STAGING_FILES
+from engine.cuda.staging import Staging
+from engine.cuda.weights import Uploader, attention_shape, check_types, kernel_groups
+from engine.errors import ContextFullError, DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
 from engine.model.weights import ModelWeights
+from engine.request import Sequence as Running
 from engine.request import TokenSample, Work
 from engine.sampling.logprobs import log_probabilities
 
-RING = 8
-"""Places for results that the device has written and the host has not read, beside one for the prompt of each slot:
-all slots may draw their first token between two reads of a decode step."""
+PROMPT_BATCHES = 64
+"""Batches of prompts that may draw in one step: a ring of results has room for these and the steps ahead."""
 
 
 class CudaRunner:
@@ -47,7 +51,9 @@ class CudaRunner:
         model: the loaded file; it may be closed once this returns.
         context_length: positions of one sequence.
         kv_type: "f16" or "f32".
-        max_sequences: slots asked for; fewer where the memory does not suffice for all.
+        max_sequences: slots.
+        cache_tokens: positions of all sequences together; None takes config.CONTEXTS contexts, or what the memory has.
+        prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
         device_index: which GPU.
         status: told what takes long.
         eager: launch every decode step kernel by kernel instead of replaying a captured graph.
@@ -64,6 +70,8 @@ class CudaRunner:
         context_length: int,
         kv_type: str,
         max_sequences: int,
+        cache_tokens: int | None = None,
+        prefill_chunk: int | None = None,
         device_index: int = 0,
         status: Callable[[str], None] = lambda _: None,
         eager: bool = False,
@@ -82,19 +90,29 @@ class CudaRunner:
         self._closed = False
         self._device = cupy.cuda.Device(device_index)
         self._eager = eager
+        self._unclear = False
         with self._device, _device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
             card = (module.device_arch(), int(properties["multiProcessorCount"]))
-            self._plan = fit(
-                make_plan(
-                    model, context_length=context_length, kv_type=kv_type, max_sequences=max_sequences, card=card
-                ),
-                int(cupy.cuda.runtime.memGetInfo()[0]),
-                context_length,
-                PAGE,
-            )
-            self.max_sequences = self._plan.slots
+            for chunk in (prefill_chunk,) if prefill_chunk else PREFILL_ROWS:
+                wanted = make_plan(
+                    model,
+                    context_length=context_length,
+                    kv_type=kv_type,
+                    max_sequences=max_sequences,
+                    cache_tokens=cache_tokens,
+                    prefill_chunk=chunk,
+                    card=card,
+                )
+                if wanted.total <= int(cupy.cuda.runtime.memGetInfo()[0]):
+                    break
+            self._plan = fit(wanted, int(cupy.cuda.runtime.memGetInfo()[0]))
+            self.max_sequences = max_sequences
+            self.n_pages = self._plan.pages
+            self.lookahead = MOST_AHEAD - 1
+            self.prefill_chunk = self._plan.prefill_rows
+            self.mixed_chunk = min(MIXED_ROWS, self.prefill_chunk)
             self._pool = cupy.cuda.MemoryPool()
             self._stream = cupy.cuda.Stream(non_blocking=True)
             self._open(model, kv_type, card, status)
@@ -115,8 +133,10 @@ class CudaRunner:
                 del uploader
                 self._pool.free_all_blocks()
                 self._allocate(kv_type)
-                status("capturing the decode step")
-                self._graphs = {} if self._eager else {bucket: self._capture(bucket) for bucket in self._buckets}
+                # No slot is active yet: this writes nothing, and loads the kernels of a single sequence.
+                self._flush()
+                self._graphs.launch(1)
+                self._slots.count_launch()
                 self._stream.synchronize()
         except cupy.cuda.memory.OutOfMemoryError as error:
             self._pool.free_all_blocks()
@@ -138,6 +158,7 @@ class CudaRunner:
             for job in build_jobs(attention_shape(layer.attention, kv_type == "f16"), *card):
                 add(*job)
         add(rows.FILES, None)
+        add(STAGING_FILES, None)
         batches = sorted({1, MAX_COLUMNS, *_buckets(self.max_sequences)})
         for matrices, columns, paired, activation in kernel_groups(model):
             for job in group_jobs(matrices, columns, batches, card, paired=paired, activation=activation):
@@ -153,24 +174,26 @@ class CudaRunner:
         widths = Widths.of(self.config)
         slots = self.max_sequences
         self._buckets = _buckets(slots)
-        self._cache = PagedCache(shapes, self.context_length, slots)
+        # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
+        words = 16 * self.prefill_chunk + 64 * slots + 4 * self.n_pages + 16 * len(layers)
+        self._staging = Staging(self._stream, words)
+        self._cache = PagedCache(shapes, self.n_pages, self.context_length, slots)
         self._attention: dict[AttentionShape, Attention] = {s: Attention(s, slots) for s in set(shapes)}
         self._decode_buffers = Activations(widths, slots, dense=False)
-        self._prefill_buffers = Activations(widths, PREFILL_ROWS, dense=True)
+        self._prefill_buffers = Activations(widths, self.prefill_chunk, dense=True)
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
-        self._logit_rows = cupy.zeros((LOGIT_ROWS, widths.vocab), cupy.float32)
-        places = RING + slots
+        places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
-        self._prefill = PrefillOps(self._weights, self._prefill_buffers, DenseProduct(), self._attention)
+        self._prefill = PrefillOps(self._weights, self._prefill_buffers, DenseProduct(), self._attention, self._staging)
         self._prefill.use(self._cache)
+        self._prompts = PromptReader(self._weights, self._prefill, self._slots, self._staging, self._logits)
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
+        self._graphs = StepGraphs(lambda n: self.run_step(self.decode_ops(n), n), self._stream, eager=self._eager)
         self._loop = DecodeLoop(
             enqueue=self._enqueue,
-            read=self._slots.read,
-            wait=lambda place: self._events[place].synchronize(),
-            deactivate=self._slots.deactivate,
+            set_position=self._slots.set_position,
+            set_limit=self._slots.set_limit,
             buckets=self._buckets,
-            context_length=self.context_length,
         )
 
     # ---- decode ----------------------------------------------------------------------------------------------
@@ -193,88 +216,100 @@ class CudaRunner:
         ops.logits(x, self._logits[:n])
         self._slots.sample(self._logits[:n])
 
-    def _capture(self, n: int) -> Any:
-        """The captured step over rows 0..n-1, warmed up on inactive rows."""
-        ops = self.decode_ops(n)  # no slot is active yet: the step writes nothing
-        self.run_step(ops, n)  # builds and loads every kernel: neither is allowed during capture
-        self._slots.count_launch()
-        self._stream.synchronize()
-        self._stream.begin_capture()
-        try:
-            self.run_step(ops, n)
-        finally:
-            graph = self._stream.end_capture()
-        return graph
-
     def _enqueue(self, n: int) -> int:
         """One decode step over rows 0..n-1; returns the place of its results."""
-        if self._eager:
-            self.run_step(self.decode_ops(n), n)
-        else:
-            self._graphs[n].launch(self._stream)
+        self._flush()
+        self._graphs.launch(n)
         place = self._slots.count_launch()
         self._events[place].record(self._stream)
         return place
 
+    def _flush(self) -> None:
+        """What the host has changed is on the device before whatever is launched next."""
+        self._cache.flush(self._staging)
+        self._slots.flush(self._staging)
+        self._staging.send()
+
     # ---- Runner ----------------------------------------------------------------------------------------------
 
-    def step(self, work: Sequence[Work]) -> list[TokenSample | None]:
-        """See Runner.step."""
-        with self._running():
-            results: dict[int, TokenSample | None] = {}
-            decode = [w for w in work if self._is_decode(w)]
-            for item in work:
-                if not self._is_decode(item):
-                    results[item.sequence.slot] = self._feed(item)
-            if decode:
-                samples = self._loop.step(w.sequence for w in decode)
-                results.update(zip((w.sequence.slot for w in decode), samples, strict=True))
-            return [results[item.sequence.slot] for item in work]
+    def step(self, work: Sequence[Work]) -> list[TokenSample | EngineError | None]:
+        """See Runner.step.
 
-    def _is_decode(self, work: Work) -> bool:
-        return (
-            len(work.token_ids) == 1 and work.sample and self._loop.holds(work.sequence, work.start, work.token_ids[0])
-        )
+        Decode steps are launched first, prompts behind them, and the decode step after the next behind those, which
+        already feeds the first tokens that the prompts will have drawn; only then are results waited for.
+        """
+        with self._running(), self._whole():
+            decode = [item for item in work if item.decode]
+            prompts = [item for item in work if not item.decode]
+            for item in decode:
+                self._seat(item)
+            self._loop.launch_needed(item.sequence.slot for item in decode)
+            limits = {item.sequence.slot: self._open_pages(item) for item in prompts}
+            drawn = self._prompts.feed(prompts, limits)
+            for place, items in drawn:
+                self._events[place].record(self._stream)
+                for item in items:
+                    slot = item.sequence.slot
+                    end = item.start + len(item.token_ids)
+                    self._loop.start(slot, item.sequence.request_id, end, None, limits[slot])
+            self._loop.run_ahead()
+            wanted: dict[int, list[tuple[int, Running]]] = {}
+            places = self._loop.take([item.sequence.slot for item in decode])
+            for place, item in zip(places, decode, strict=True):
+                wanted.setdefault(place, []).append((item.sequence.slot, item.sequence))
+            results = self._read(wanted)
+            results |= self._read(
+                {place: [(column, item.sequence) for column, item in enumerate(items)] for place, items in drawn}
+            )
+            return [results.get(item.sequence.slot) for item in work]
 
-    def _feed(self, work: Work) -> TokenSample | None:
-        """Prompt tokens of one sequence; draws the token after them where asked."""
-        sequence, end = work.sequence, work.start + len(work.token_ids)
+    def _seat(self, item: Work) -> None:
+        """A decode row has its pages and is on the device as the item says; mostly it is already."""
+        sequence, token = item.sequence, item.token_ids[0]
+        slot, start = sequence.slot, item.start
+        self._cache.set_pages(slot, sequence.pages)
+        limit = min(len(sequence.pages) * PAGE, self.context_length)
+        if self._loop.holds(sequence, start, token):
+            self._loop.extend(slot, limit)
+            return
+        assert len(item.token_ids) == 1, "a decode row feeds one token"
+        self._check_room(start + 1)
+        self._slots.begin(sequence, start, limit, token)
+        self._loop.start(slot, sequence.request_id, start, token, limit)
+
+    def _open_pages(self, item: Work) -> int:
+        """A prompt's slot reads its pages; returns the first position without one."""
+        sequence, end = item.sequence, item.start + len(item.token_ids)
         self._check_room(end)
+        assert len(sequence.pages) * PAGE >= end, "a prompt without pages for its tokens"
         self._loop.stop(sequence.slot)
-        last = self._hidden(work, Outputs.LAST)
-        if not work.sample:
-            return None
-        slot = sequence.slot
-        self._slots.begin(sequence, end - 1)
-        self._prefill.logits(last, self._logits[slot : slot + 1])
-        place = self._slots.sample_one(self._logits[slot : slot + 1], slot)
-        self._stream.synchronize()
-        sample = self._slots.read(place, 0, sequence)
-        if end < self.context_length:
-            self._loop.start(slot, sequence.request_id, end, sample.token_id)
-        return sample
+        self._cache.set_pages(sequence.slot, sequence.pages)
+        return min(len(sequence.pages) * PAGE, self.context_length)
 
-    def _hidden(self, work: Work, outputs: Outputs) -> Any:
-        """The residual stream (rows, D) behind the last piece of the work's tokens; LAST gives its last row only."""
-        ids = np.asarray(work.token_ids, dtype=np.int32)
-        for first in range(0, len(ids), PREFILL_ROWS):
-            piece = ids[first : first + PREFILL_ROWS]
-            batch = Batch.build([(work.sequence.slot, piece, work.start + first, outputs)])
-            x = hidden_states(cast(ModelWeights, self._weights), cast(Any, self._prefill), batch)
-        return x[len(piece) - 1 : len(piece)] if outputs is Outputs.LAST else x[: len(piece)]
+    def _read(self, wanted: dict[int, list[tuple[int, Running]]]) -> dict[int, TokenSample | EngineError]:
+        """Results by slot, of (column, sequence) by place; waits for them."""
+        found: dict[int, TokenSample | EngineError] = {}
+        for place, entries in wanted.items():
+            self._events[place].synchronize()
+            for (_, sequence), sample in zip(entries, self._slots.read(place, entries), strict=True):
+                found[sequence.slot] = sample
+                if isinstance(sample, TokenSample):
+                    self._loop.learn(sequence.slot, sample.token_id)
+                else:
+                    self._loop.stop(sequence.slot)
+        return found
 
     def score(self, work: Work) -> list[TokenSample]:
         """See Runner.score."""
-        with self._running():
-            self._check_room(work.start + len(work.token_ids))
-            self._loop.stop(work.sequence.slot)
+        with self._running(), self._whole():
+            self._open_pages(work)
             targets = iter(work.sequence.prompt_ids[work.start + 1 :])
             n_top = work.sequence.params.prompt_logprobs or 0
             samples = []
-            for first in range(0, len(work.token_ids), PREFILL_ROWS):
-                ids = np.asarray(work.token_ids[first : first + PREFILL_ROWS], dtype=np.int32)
+            for first in range(0, len(work.token_ids), self.prefill_chunk):
+                ids = np.asarray(work.token_ids[first : first + self.prefill_chunk], dtype=np.int32)
                 batch = Batch.build([(work.sequence.slot, ids, work.start + first, Outputs.ALL)])
-                for part in self._logit_parts(batch):
+                for part in self._prompts.all_logits(batch):
                     samples += [log_probabilities(row, next(targets), n_top) for row in part]
             return samples
 
@@ -282,38 +317,43 @@ class CudaRunner:
         """See Runner.logits."""
         with self._running():
             self._check_room(len(token_ids))
-            cache = PagedCache([layer.shape for layer in self._weights.layers], page_count(len(token_ids)) * PAGE, 1)
+            pages = page_count(len(token_ids))
+            cache = PagedCache([layer.shape for layer in self._weights.layers], pages, len(token_ids), 1)
+            cache.set_pages(0, list(range(pages)))
             parts: list[npt.NDArray[np.float32]] = []
             self._prefill.use(cache)
             try:
-                for first in range(0, len(token_ids), PREFILL_ROWS):
-                    ids = np.asarray(token_ids[first : first + PREFILL_ROWS], dtype=np.int32)
-                    parts += self._logit_parts(Batch.build([(0, ids, first, Outputs.ALL)]))
+                for first in range(0, len(token_ids), self.prefill_chunk):
+                    ids = np.asarray(token_ids[first : first + self.prefill_chunk], dtype=np.int32)
+                    parts += self._prompts.all_logits(Batch.build([(0, ids, first, Outputs.ALL)]))
             finally:
                 self._prefill.use(self._cache)
                 self._stream.synchronize()
             return np.concatenate(parts)
 
-    def _logit_parts(self, batch: Batch) -> Iterator[npt.NDArray[np.float32]]:
-        """Logits of all rows of a batch, LOGIT_ROWS at a time."""
-        hidden_states(cast(ModelWeights, self._weights), cast(Any, self._prefill), batch)
-        for first in range(0, batch.n_tokens, LOGIT_ROWS):
-            wanted = min(LOGIT_ROWS, batch.n_tokens - first)
-            n = padded_rows(wanted)  # rows behind the batch exist and are nobody's
-            out = self._logit_rows[:n]
-            self._prefill.logits(self._prefill_buffers.x[first : first + n], out)
-            yield out[:wanted].get(stream=self._stream)
-
     def release(self, slot: int) -> None:
-        """See Runner.release."""
-        if self._closed or self._broken:
-            return
-        with self._running():
+        """See Runner.release. Takes effect with the next launch, before anything that launch writes."""
+        if not (self._closed or self._broken):
             self._loop.stop(slot)
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """See Runner.copy_pages."""
+        with self._running():
+            self._cache.copy_pages(pairs, self._staging)
+
+    def save_pages(self, pages: Sequence[int]) -> SavedPages:
+        """See Runner.save_pages; the copy is under way when this returns."""
+        with self._running():
+            return self._cache.save_pages(pages, self._staging)
+
+    def load_pages(self, saved: SavedPages, pages: Sequence[int]) -> None:
+        """See Runner.load_pages."""
+        with self._running():
+            self._cache.load_pages(saved, pages, self._staging)
 
     def memory_plan(self) -> MemoryPlan:
         """See Runner.memory_plan."""
-        return memory_plan(self._plan, self.context_length)
+        return memory_plan(self._plan)
 
     def read_bandwidth(self) -> float | None:
         """See Runner.read_bandwidth; measured on the first call."""
@@ -333,14 +373,15 @@ class CudaRunner:
             for name in (
                 "_graphs",
                 "_loop",
+                "_prompts",
                 "_prefill",
+                "_staging",
                 "_slots",
                 "_cache",
                 "_attention",
                 "_decode_buffers",
                 "_prefill_buffers",
                 "_logits",
-                "_logit_rows",
                 "_weights",
             ):
                 if hasattr(self, name):
@@ -363,6 +404,18 @@ class CudaRunner:
 
         with self._device, cupy.cuda.using_allocator(self._pool.malloc), self._stream:
             yield
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """A step cut short, by an error or an interrupt, leaves no row running: the next one begins them anew."""
+        if self._unclear:
+            self._staging.drop()
+            self._loop.clear()
+            self._slots.reset()
+            self._cache.touch()
+        self._unclear = True
+        yield
+        self._unclear = False
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -394,8 +447,3 @@ def _device_errors(doing: str) -> Iterator[None]:
         raise DeviceError(f"the GPU ran out of memory while {doing}: {error}") from error
     except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
         raise DeviceError(f"the GPU failed while {doing}: {error}") from error
-
-
-def device_weights(runner: CudaRunner) -> DeviceWeights:
-    """The packed weights of an open runner, for profiles and comparisons."""
-    return runner._weights

@@ -20,14 +20,22 @@ class Outputs(Enum):
     ALL = "all"
 
 
+Ids = Sequence[int] | Int32Array
+Part = tuple[int, Ids, int, Outputs] | tuple[int, Ids, int, Outputs, Sequence[int] | None]
+
+
 @dataclass(frozen=True)
 class Span:
-    """Rows row : row + n_rows of a batch belong to the sequence in cache slot `slot`, which holds `n_past` tokens."""
+    """Rows row : row + n_rows of a batch belong to the sequence in slot `slot`, whose first `n_past` tokens are cached.
+
+    `pages` are its cache pages, enough for n_total positions; None: the slot's own, for callers without a scheduler.
+    """
 
     slot: int
     row: int
     n_rows: int
     n_past: int
+    pages: Sequence[int] | None = None
 
     @property
     def n_total(self) -> int:
@@ -57,15 +65,15 @@ class Batch:
         return len(self.token_ids)
 
     @classmethod
-    def build(cls, parts: Iterable[tuple[int, Sequence[int] | Int32Array, int, Outputs]]) -> Batch:
-        """Lay parts `(slot, token_ids, n_past, outputs)` out as one flat batch, in the order given."""
+    def build(cls, parts: Iterable[Part]) -> Batch:
+        """Lay parts `(slot, token_ids, n_past, outputs)` or `(…, pages)` out as one flat batch, in the order given."""
         ids: list[Int32Array] = []
         positions: list[Int32Array] = []
         spans: list[Span] = []
         outputs: list[Int32Array] = []
         row = 0
-        for slot, token_ids, n_past, wanted in parts:
-            span = Span(slot=slot, row=row, n_rows=len(token_ids), n_past=n_past)
+        for slot, token_ids, n_past, wanted, *pages in parts:
+            span = Span(slot, row, len(token_ids), n_past, pages[0] if pages else None)
             assert span.n_rows > 0, "an empty span has no place in a batch"
             spans.append(span)
             ids.append(np.asarray(token_ids, dtype=np.int32))

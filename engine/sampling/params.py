@@ -11,6 +11,7 @@ from typing import Any
 from engine.errors import InvalidRequestError
 
 MAX_LOGPROBS = 32
+MAX_SAMPLES = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_STRINGS = 64
 MAX_SEED = 2**64 - 1
@@ -51,6 +52,7 @@ class SamplingParams:
     """How the next tokens are chosen and when to stop.
 
     Attributes:
+        n: samples to generate for the prompt, with the seeds seed, seed + 1, ...
         max_tokens: tokens to generate at most; None = until an end token or the context is full.
         temperature: divides the logits; 0 = always the most probable token.
         top_k: keep the k most probable tokens; 0 = off.
@@ -73,6 +75,7 @@ class SamplingParams:
         InvalidRequestError: a value is out of its range; the text quotes both.
     """
 
+    n: int = 1
     max_tokens: int | None = None
     temperature: float = 0.8
     top_k: int = 40
@@ -95,6 +98,7 @@ class SamplingParams:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
+        put("n", _integer("n", self.n, 1, MAX_SAMPLES, f"1 to {MAX_SAMPLES}"))
         if self.max_tokens is not None:
             put("max_tokens", _integer("max_tokens", self.max_tokens, 0, None, "None or an integer of at least 0"))
         temperature = _real("temperature", self.temperature, 0.0, 1e4, "0 (greedy) to 10000")

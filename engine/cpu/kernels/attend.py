@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import PAGE
 from engine.cpu.kernels.build import kernel
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ _scratch = threading.local()
 
 
 def can_attend(keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> bool:
-    """Whether `attend` takes this cache: float16 or float32, head widths multiples of 16 without gaps."""
+    """Whether `attend` takes these pages: float16 or float32 without gaps, head widths multiples of 16."""
     return keys.dtype == values.dtype and all(
-        a.dtype in TYPES and a.shape[2] % 16 == 0 and a.strides[2] == a.itemsize for a in (keys, values)
+        a.dtype in TYPES and a.shape[3] % 16 == 0 and a.flags.c_contiguous for a in (keys, values)
     )
 
 
@@ -36,47 +37,51 @@ def attend(
     q: Float32Array,
     keys: npt.NDArray[Any],
     values: npt.NDArray[Any],
+    pages: npt.NDArray[np.int64],
     *,
     scale: float,
     window: int | None,
     n_past: int,
     pool: ThreadPool,
 ) -> Float32Array:
-    """Causal attention of the newest T queries of one sequence over its cache, float32 sums.
+    """Causal attention of the newest T queries of one sequence over its pages of the cache, float32 sums.
 
     Args:
         q: (T, H, Hd), at positions n_past .. n_past + T - 1.
-        keys: (K, n_past + T, Hd) float16 or float32; only the last axis must be without gaps.
-        values: (K, n_past + T, Hv) of the same type.
+        keys: all pages (N, K, PAGE, Hd), float16 or float32, without gaps.
+        values: all pages (N, K, PAGE, Hv) of the same type.
+        pages: the sequence's pages, enough for n_past + T positions.
         scale: factor of the scores.
         window: keys a query sees, itself included; None = all.
         n_past: positions before the first query.
         pool: threads to use.
 
     Returns:
-        (T, H * Hv) float32; a query's row has the same bits whatever other queries are given.
+        (T, H * Hv) float32; a query's row has the same bits whatever other queries are given, and in whichever pages.
     """
     n_tokens, n_heads, key_width = q.shape
-    n_kv_heads, n_keys, value_width = values.shape
+    _, n_kv_heads, _, value_width = values.shape
+    n_keys = n_past + n_tokens
     assert can_attend(keys, values), (
         f"no kernel for keys {keys.dtype} {keys.shape}, values {values.dtype} {values.shape}"
     )
-    assert keys.shape == (n_kv_heads, n_past + n_tokens, key_width)
-    assert n_keys == n_past + n_tokens
+    assert keys.shape[1:] == (n_kv_heads, PAGE, key_width)
+    assert len(pages) * PAGE >= n_keys
     assert n_heads % n_kv_heads == 0
     q = np.ascontiguousarray(q, dtype=np.float32)
     out = np.empty((n_tokens, n_heads * value_width), dtype=np.float32)
     compute = kernel("attend", TYPES[keys.dtype])
-    group = n_heads // n_kv_heads
-    table = np.array(operands(q, keys, values, out, scale=scale, window=window, n_past=n_past), dtype=np.int64)
+    numbers = operands(q, keys, values, pages, out, scale=scale, window=window, n_past=n_past)
+    table = np.array(numbers, dtype=np.int64)
     start = _address(table)
-    n_items = n_kv_heads * n_tokens
-    work = n_heads * n_tokens * min(n_keys, NO_WINDOW if window is None else window) * (key_width + value_width)
+    group, n_items = n_heads // n_kv_heads, n_kv_heads * n_tokens
+    n_seen = min(n_past + n_tokens, NO_WINDOW if window is None else window)
+    work = n_heads * n_tokens * n_seen * (key_width + value_width)
     n_tasks = max(1, min(n_items, 8 * pool.threads, work // TASK_ELEMENTS) if pool.threads > 1 else 1)
 
     def task(index: int) -> None:
         assert table.size  # the closure keeps the operands alive
-        scores = _scores(group * score_floats(n_keys))
+        scores = _scores(group * score_floats(n_past + n_tokens))
         compute(start, n_items * index // n_tasks, n_items * (index + 1) // n_tasks, scores)
 
     pool.run(task, n_tasks)
@@ -87,27 +92,23 @@ def operands(
     q: Float32Array,
     keys: npt.NDArray[Any],
     values: npt.NDArray[Any],
+    pages: npt.NDArray[np.int64],
     out: Float32Array,
     *,
     scale: float,
     window: int | None,
     n_past: int,
 ) -> tuple[int, ...]:
-    """The numbers that the kernel reads (attention.py); keys and values may be longer than the queries see."""
+    """The numbers that the kernel reads (attention.py)."""
     n_tokens, n_heads, key_width = q.shape
-    arrays = tuple(map(_address, (q, keys, values, out)))
-    pages = (_address(ONE_PAGE), WHOLE, 0, *keys.strides[:2], 0, *values.strides[:2])
-    group, seen = n_heads // keys.shape[0], NO_WINDOW if window is None else window
+    addresses = tuple(map(_address, (q, keys, values, out, pages)))
+    seen = NO_WINDOW if window is None else window
     (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
-    return (*arrays, *pages, scale_bits, n_tokens, n_heads, group, key_width, values.shape[2], n_past, seen)
+    return (*addresses, keys.shape[1], scale_bits, n_tokens, n_heads, key_width, values.shape[3], n_past, seen)
 
 
-N_PAST = 18
+N_PAST = 11
 """Place of n_past among the operands."""
-
-ONE_PAGE = np.zeros(1, dtype=np.int32)
-WHOLE = 1 << 40
-"""A sequence in one piece is a single page, number 0, that never ends."""
 
 
 def score_floats(n_keys: int) -> int:

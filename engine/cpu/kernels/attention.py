@@ -17,6 +17,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from engine.config import PAGE
 from engine.cpu.kernels.emit import F32, F64, I16, I32, I64, LANES, Emitter, Value, vector
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
@@ -39,27 +40,20 @@ FLOATS = vector(F32, WIDTH)
 class _Operands:
     """Of the kernel, in this order.
 
-    q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and values: pages *_page_bytes apart, in them heads
-    *_head_bytes and positions *_bytes apart, both widths multiples of 16; table: int32 numbers of the sequence's
-    pages of page_size positions each; scale: a float64; window: keys that a query sees.
+    q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and values (N, K, PAGE, width) without gaps, both widths
+    multiples of 16; pages: int64, pages[i] has the positions from i * PAGE on; scale: a float64; window: keys that a
+    query sees.
     """
 
     q: Value
     keys: Value
     values: Value
     out: Value
-    table: Value
-    page_size: Value
-    key_page_bytes: Value
-    key_head_bytes: Value
-    key_bytes: Value
-    value_page_bytes: Value
-    value_head_bytes: Value
-    value_bytes: Value
+    pages: Value
+    n_kv_heads: Value
     scale: Value
     n_tokens: Value
     n_heads: Value
-    group: Value
     key_width: Value
     value_width: Value
     n_past: Value
@@ -79,7 +73,7 @@ def attend(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, scores = arguments
-        o = _Operands(*integers(e, operands, 20))
+        o = _Operands(*integers(e, operands, 13))
         with cgutils.for_range(builder, builder.sub(high, low)) as items:
             item = builder.add(low, items.index)
             _Item(e, o, item, scores, half).emit()
@@ -95,12 +89,14 @@ class _Item:
         b = e.builder
         self.e, self.b, self.o, self.half = e, b, o, half
         self.size = 2 if half else 4
+        self.group = b.sdiv(o.n_heads, o.n_kv_heads)
+        self.key_bytes, self.value_bytes = (b.mul(width, I64(self.size)) for width in (o.key_width, o.value_width))
         self.kv_head, token = b.sdiv(item, o.n_tokens), b.srem(item, o.n_tokens)
         self.end = b.add(b.add(o.n_past, token), I64(1))
         begin = b.sub(self.end, o.window)
         self.begin = b.select(b.icmp_signed(">", begin, I64(0)), begin, I64(0))
         self.n_keys = b.sub(self.end, self.begin)
-        place = b.add(b.mul(token, o.n_heads), b.mul(self.kv_head, o.group))
+        place = b.add(b.mul(token, o.n_heads), b.mul(self.kv_head, self.group))
         self.q = self.at(o.q, b.mul(place, o.key_width), 4)
         self.out = self.at(o.out, b.mul(place, o.value_width), 4)
         self.scores = scores
@@ -115,32 +111,32 @@ class _Item:
     def emit(self) -> None:
         """Scores of all heads, softmax, weighted sums."""
         b, o = self.b, self.o
-        n_pairs = b.sdiv(b.add(o.group, I64(HEADS - 1)), I64(HEADS))
+        n_pairs = b.sdiv(b.add(self.group, I64(HEADS - 1)), I64(HEADS))
         with self._segments() as (page, first, count, done):
-            start = self._page(o.keys, page, o.key_page_bytes, o.key_head_bytes, first, o.key_bytes)
+            start = self._page(o.keys, page, first, self.key_bytes)
             with cgutils.for_range(b, n_pairs) as pairs:
                 self._score(start, self._heads(pairs.index), count, done)
-        with cgutils.for_range(b, o.group) as heads:
+        with cgutils.for_range(b, self.group) as heads:
             self._soften(heads.index)
         with self._segments() as (page, first, count, done):
-            start = self._page(o.values, page, o.value_page_bytes, o.value_head_bytes, first, o.value_bytes)
+            start = self._page(o.values, page, first, self.value_bytes)
             with cgutils.for_range(b, n_pairs) as pairs:
                 self._weigh(start, self._heads(pairs.index), count, done)
 
     def _segments(self) -> Any:
         return _segments(self)
 
-    def _page(
-        self, base: Value, page: Value, page_bytes: Value, head_bytes: Value, first: Value, position_bytes: Value
-    ) -> Value:
-        number = self.b.sext(self.e.load(self.at(self.o.table, page, 4), I32, align=4), I64)
-        head = self.at(self.at(base, number, page_bytes), self.kv_head, head_bytes)
-        return self.at(head, first, position_bytes)
+    def _page(self, cache: Value, index: Value, first: Value, row_bytes: Value) -> Value:
+        """Address of the head's row for position `first` of the page at place `index` of the table."""
+        b = self.b
+        page = self.e.load(self.at(self.o.pages, index, 8), I64, align=8)
+        head = b.add(b.mul(page, self.o.n_kv_heads), self.kv_head)
+        return self.at(cache, b.add(b.mul(head, I64(PAGE)), first), row_bytes)
 
     def _heads(self, pair: Value) -> list[Value]:
         """Heads of a pair; at the end of an odd group the last one twice, which computes the same twice."""
         b, first = self.b, self.b.mul(pair, I64(HEADS))
-        last = b.sub(self.o.group, I64(1))
+        last = b.sub(self.group, I64(1))
         heads = (b.add(first, I64(i)) for i in range(HEADS))
         return [b.select(b.icmp_signed("<", head, last), head, last) for head in heads]
 
@@ -162,7 +158,7 @@ class _Item:
             first = b.mul(fours.index, I64(KEYS))
             numbers = (b.add(first, I64(i)) for i in range(KEYS))
             numbers = (b.select(b.icmp_signed("<", number, last), number, last) for number in numbers)
-            keys = [self.at(start, number, o.key_bytes) for number in numbers]
+            keys = [self.at(start, number, self.key_bytes) for number in numbers]
             for total in sums:
                 b.store(ir.Constant(FLOATS, [0.0] * WIDTH), total)
             with cgutils.for_range(b, b.sdiv(o.key_width, I64(WIDTH))) as parts:
@@ -230,7 +226,7 @@ class _Item:
             for part, total in enumerate(row):
                 b.store(e.load(place, FLOATS, 4 * WIDTH * part, align=4), total)
         with cgutils.for_range(b, count) as positions:
-            value = self.at(first, positions.index, self.o.value_bytes)
+            value = self.at(first, positions.index, self.value_bytes)
             vs = [self._load(value, self.size * WIDTH * part) for part in range(n_parts)]
             for weight, row in zip(weights, sums, strict=True):
                 share = e.splat(e.load(self.at(weight, positions.index, 4), F32, align=4), WIDTH)
@@ -248,18 +244,18 @@ class _segments:
     """
 
     def __init__(self, item: _Item) -> None:
-        b, o = item.b, item.o
+        b = item.b
         self._item = item
-        self._first_page = b.sdiv(item.begin, o.page_size)
-        last_page = b.sdiv(b.sub(item.end, I64(1)), o.page_size)
+        self._first_page = b.sdiv(item.begin, I64(PAGE))
+        last_page = b.sdiv(b.sub(item.end, I64(1)), I64(PAGE))
         self._loop = cgutils.for_range(b, b.add(b.sub(last_page, self._first_page), I64(1)))
 
     def __enter__(self) -> tuple[Value, Value, Value, Value]:
-        item, b, o = self._item, self._item.b, self._item.o
+        item, b = self._item, self._item.b
         page = b.add(self._first_page, self._loop.__enter__().index)
-        start = b.mul(page, o.page_size)
+        start = b.mul(page, I64(PAGE))
         begin = b.select(b.icmp_signed(">", item.begin, start), item.begin, start)
-        end = b.add(start, o.page_size)
+        end = b.add(start, I64(PAGE))
         end = b.select(b.icmp_signed("<", item.end, end), item.end, end)
         return page, b.sub(begin, start), b.sub(end, begin), b.sub(begin, item.begin)
 

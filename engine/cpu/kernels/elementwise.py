@@ -13,6 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from engine.config import PAGE
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
@@ -63,24 +64,24 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
     """Rotates pairs of every head of tokens low..high-1 in place, scales them, and writes them into the cache.
 
     x is float32 (T, heads, width) without gaps; cos and sin (T, n_pairs); pair i of a head is its elements i * step and
-    i * step + gap. `factors` (T,) multiplies whole heads, or is 0. `target` is a cache of the kernel's type with
-    heads head_bytes and positions position_bytes apart, token 0 going to position n_past, or 0 for none.
+    i * step + gap. `factors` (T,) multiplies whole heads, or is 0. `target` is a cache of the kernel's type, pages
+    (N, heads, PAGE, width) without gaps, or 0 for none; token 0 goes to position n_past, and pages[i] (int64) has the
+    positions from i * PAGE on.
 
-    Operands: x, heads, width (a multiple of 16), cos, sin, n_pairs, step, gap, factors, target, head_bytes,
-    position_bytes, n_past.
+    Operands: x, heads, width (a multiple of 16), cos, sin, n_pairs, step, gap, factors, target, pages, n_past.
     """
     half = format_name(name) == "F16"
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, heads, width, cos, sin, n_pairs, step, gap, factors, *cache = integers(e, operands, 13)
-        target, head_bytes, position_bytes, n_past = cache
+        x, heads, width, cos, sin, n_pairs, step, gap, factors, target, pages, n_past = integers(e, operands, 12)
+        row_bytes = builder.mul(width, I64(2 if half else 4))
         with cgutils.for_range(builder, builder.sub(high, low)) as tokens:
             token = builder.add(low, tokens.index)
             angles = builder.mul(builder.mul(token, n_pairs), I64(4))
             row = _offset(builder, x, builder.mul(token, builder.mul(heads, width)), 4)
-            position = _offset(builder, target, builder.add(n_past, token), position_bytes)
+            position = builder.add(n_past, token)
             with cgutils.for_range(builder, heads) as each:
                 head = _offset(builder, row, builder.mul(each.index, width), 4)
                 with cgutils.for_range(builder, n_pairs) as pairs:
@@ -101,14 +102,15 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
                     factor = e.splat(e.load(_offset(builder, factors, token, 4), F32, align=4))
                     place = _offset(builder, head, part.index, 4 * LANES)
                     e.store(e.multiply(e.load(place, vector(F32), align=4), factor), place)
-                with (
-                    builder.if_then(builder.icmp_signed("!=", target, I64(0))),
-                    cgutils.for_range(builder, parts) as part,
-                ):
-                    values = e.load(_offset(builder, head, part.index, 4 * LANES), vector(F32), align=4)
-                    stored = e.float_to_half(values) if half else values
-                    place = _offset(builder, position, each.index, head_bytes)
-                    e.store(stored, _offset(builder, place, part.index, (2 if half else 4) * LANES), align=2)
+                with builder.if_then(builder.icmp_signed("!=", target, I64(0))):
+                    page = e.load(_offset(builder, pages, builder.sdiv(position, I64(PAGE)), 8), I64, align=8)
+                    in_page = builder.mul(builder.add(builder.mul(page, heads), each.index), I64(PAGE))
+                    place = builder.add(in_page, builder.srem(position, I64(PAGE)))
+                    place = _offset(builder, target, place, row_bytes)
+                    with cgutils.for_range(builder, parts) as part:
+                        values = e.load(_offset(builder, head, part.index, 4 * LANES), vector(F32), align=4)
+                        stored = e.float_to_half(values) if half else values
+                        e.store(stored, _offset(builder, place, part.index, (2 if half else 4) * LANES), align=2)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate

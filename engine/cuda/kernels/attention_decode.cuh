@@ -1,12 +1,16 @@
 // Decode attention: one new token per sequence. QK-norm, RoPE, cache append, softmax over the paged cache.
 //
-// grid (KV_HEADS * head tiles, Y, B), DECODE_WARPS warps. One block serves up to HEAD_TILE query heads of one cache
-// head over ranges Y apart of the cached positions. The ranges depend on the length alone, never on the batch or on Y,
-// and the last block of a (sequence, head tile) to finish adds them up in their order: the same bits on every run and
-// whoever else is in the batch.
-// qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages]; positions int32 [B], -1 = padded row, nothing written;
-// partial float32 [B][tiles][n_splits][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [B][tiles][n_splits][MOST_HEADS];
-// counters int32 [B][tiles], zero before and after; out float32 [B][HEADS*VALUE_DIM].
+// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. The cached positions of a row (the new token of one sequence) are
+// cut into ranges, which depend on the row's length alone. All ranges of all rows, in order, are dealt to the Y blocks
+// of a column in equal runs: a block serves up to HEAD_TILE query heads of one cache head over its run, and the next
+// range's keys and values travel while it works. A row that lies in one block is finished there; of others every range
+// leaves a partial sum, and the last block to finish adds them up. Either way the ranges are added in their order with
+// the same instructions: the same bits on every run, whoever else is in the batch and however many blocks there are.
+// With more ranges than `slots` of scratch memory the runs are cut between rows only.
+// qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages], -1 = no page: not read, and the new token is not
+// appended; positions int32 [B], -1 (or behind the table) = padded row, nothing written;
+// partial float32 [columns][slots][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [columns][slots][MOST_HEADS];
+// counters int32 [B][columns], zero before and after; out float32 [B][HEADS*VALUE_DIM].
 // The new token's key and value come from qkv, never from the cache. Needs attention_common.cuh.
 
 #define THREADS (DECODE_WARPS * WARP)
@@ -14,8 +18,10 @@
 #define RESIDENT (KEY_DIM + VALUE_DIM <= 256 ? 512 / THREADS : 1)
 #define HEAD_TILES ((GROUP + HEAD_TILE - 1) / HEAD_TILE)
 #define MOST_HEADS (GROUP < HEAD_TILE ? GROUP : HEAD_TILE)
-#define MERGE_HEADS (MOST_HEADS + MOST_HEADS % 2)
+#define MERGE_HEADS 4  // heads whose sums the warps exchange at a time
+#define MERGE_PASSES ((MOST_HEADS + MERGE_HEADS - 1) / MERGE_HEADS)
 #define MERGE_STRIDE (VALUE_DIM + 2)
+#define OWN ((MERGE_HEADS * VALUE_DIM + THREADS - 1) / THREADS)  // sums of a pass that one thread looks after
 
 struct Shared {
     float query[MOST_HEADS][KEY_DIM];  // normed, rotated, not scaled
@@ -25,20 +31,31 @@ struct Shared {
     float new_score[HEAD_TILE];
     float top[DECODE_WARPS][HEAD_TILE];  // score each warp's weights are relative to (base 2), and their sum
     float sum[DECODE_WARPS][HEAD_TILE];
-    float block_top[HEAD_TILE], block_sum[HEAD_TILE], new_factor[HEAD_TILE];
-    float split_factor[MAX_SPLITS][HEAD_TILE];
+    float range_top[HEAD_TILE], range_sum[HEAD_TILE], new_factor[HEAD_TILE];
+    float row_top[HEAD_TILE], row_sum[HEAD_TILE];  // of the row's ranges so far, where this block has them all
+    float2 factors[HEAD_TILE];                     // of the row's sums so far, and of this range's
     int last;
 };
 
-struct Task {
-    int kv_head, head0, n_heads;  // query heads head0 .. head0 + n_heads - 1
-    int position, first;          // the new token, and the first position it may see
+struct Cuts {  // how rows are cut into ranges
+    int window, n_splits, few_splits, min_chunk, positions;  // positions: how many the table has room for
+};
+
+struct Task {                     // a range of a row
+    int row, position, first;     // the new token, and the first position it may see
     int base, chunk, n_used;      // cached positions base .. position-1 in n_used ranges of `chunk`
     int split, low, high;         // the range at hand
-    bool newest, owns_new;        // this range, or some range of this block, includes the new token
-    const int* pages;
-    int new_page;  // page of the new token
+    int slot0;                    // number of the row's first range among all ranges
 };
+
+struct Share {  // of the row at hand, what falls to this block
+    bool whole, owns_new;
+    int n_ranges;
+};
+
+DEVICE int kv_head_of_block() { return blockIdx.x / HEAD_TILES; }
+DEVICE int head0_of_block() { return kv_head_of_block() * GROUP + (blockIdx.x % HEAD_TILES) * HEAD_TILE; }
+DEVICE int heads_of_block() { return min(HEAD_TILE, GROUP - (int)(blockIdx.x % HEAD_TILES) * HEAD_TILE); }
 
 // Past L1, which may hold an older launch's partial.
 DEVICE float2 load_cg(const float2* p) {
@@ -60,61 +77,122 @@ DEVICE int count_up(int* counter, int n) {
     return old;
 }
 
+// ---- which ranges -------------------------------------------------------------------------------------------
+DEVICE int whole_pages(int n, int parts) { return ((n + parts - 1) / parts + PAGE - 1) & ~(PAGE - 1); }
+
+// Up to 2 * min_chunk cached positions are one range, which needs no merge; then come few_splits ranges until they hold
+// 2 * min_chunk each, then n_splits of them. Gives the number of ranges, 0 for a padded row.
+DEVICE int cut(Task& task, int position, const Cuts& cuts) {
+    const bool padded = position < 0 || position >= cuts.positions;
+    task.position = position;
+    task.first = cuts.window > 0 ? max(0, position - cuts.window + 1) : 0;
+    task.base = task.first & ~(PAGE - 1);
+    const int n = position - task.base;
+    task.chunk = max(cuts.min_chunk, min(whole_pages(n, cuts.few_splits), 2 * cuts.min_chunk));
+    task.chunk = max(task.chunk, n <= 2 * cuts.min_chunk ? 2 * cuts.min_chunk : whole_pages(n, cuts.n_splits));
+    task.n_used = padded ? 0 : max(1, (n + task.chunk - 1) / task.chunk);
+    return task.n_used;
+}
+
 DEVICE void take_range(Task& task, int split) {
     task.split = split;
     task.low = task.base + split * task.chunk;
     task.high = min(task.low + task.chunk, task.position);
-    task.newest = split == task.n_used - 1;
 }
 
-DEVICE int whole_pages(int n, int parts) { return ((n + parts - 1) / parts + PAGE - 1) & ~(PAGE - 1); }
-
-// false: this block has nothing to do. Up to 2 * min_chunk cached positions are one range, which needs no merge; then
-// come few_splits ranges until they hold 2 * min_chunk each, then n_splits of them.
-DEVICE bool find_task(Task& task, const int* positions, const int* block_table, int max_pages, int window, int n_splits,
-                      int few_splits, int min_chunk) {
-    task.position = positions[blockIdx.z];
-    if (task.position < 0) return false;
-    task.kv_head = blockIdx.x / HEAD_TILES;
-    const int in_group = (blockIdx.x % HEAD_TILES) * HEAD_TILE;
-    task.head0 = task.kv_head * GROUP + in_group;
-    task.n_heads = min(HEAD_TILE, GROUP - in_group);
-    task.first = window > 0 ? max(0, task.position - window + 1) : 0;
-    task.base = task.first & ~(PAGE - 1);
-    const int n = task.position - task.base;
-    task.chunk = max(min_chunk, min(whole_pages(n, few_splits), 2 * min_chunk));
-    task.chunk = max(task.chunk, n <= 2 * min_chunk ? 2 * min_chunk : whole_pages(n, n_splits));
-    task.n_used = max(1, (n + task.chunk - 1) / task.chunk);
-    if (blockIdx.y >= task.n_used) return false;
-    task.owns_new = (task.n_used - 1) % gridDim.y == blockIdx.y;
-    task.pages = block_table + (i64)blockIdx.z * max_pages;
-    task.new_page = task.owns_new ? task.pages[task.position / PAGE] : 0;
-    take_range(task, blockIdx.y);
-    return true;
+// The range after this one; only where there is one.
+DEVICE void advance(Task& task, const int* positions, const Cuts& cuts) {
+    if (task.split + 1 < task.n_used) {
+        take_range(task, task.split + 1);
+        return;
+    }
+    task.slot0 += task.n_used;
+    do {
+        ++task.row;
+    } while (cut(task, positions[task.row], cuts) == 0);
+    take_range(task, 0);
 }
 
+struct Ranges {  // lane l counts the ranges of rows from .. to-1; `until` are those of this lane and the lanes before it
+    int from, to, mine, until;
+};
+
+// The row that holds range number `at`, and the number of its first range. Whole warp.
+DEVICE int2 row_of_range(const Ranges& ranges, int at, const int* positions, const Cuts& cuts) {
+    const int lane = threadIdx.x & 31, owner = __ffs(__ballot_sync(FULL_MASK, ranges.until > at)) - 1;
+    int row = ranges.from, start = ranges.until - ranges.mine;
+    Task task;
+    if (lane == owner) {
+        while (true) {
+            const int n = cut(task, positions[row], cuts);
+            if (start + n > at) break;
+            start += n;
+            ++row;
+        }
+    }
+    return make_int2(__shfl_sync(FULL_MASK, row, owner), __shfl_sync(FULL_MASK, start, owner));
+}
+
+// The first range of this block's run; gives the length of the run. Every warp does the same.
+DEVICE int take_share(Task& task, const int* positions, int rows, const Cuts& cuts, int slots) {
+    const int lane = threadIdx.x & 31, each = (rows + WARP - 1) / WARP;
+    Ranges ranges = {min(lane * each, rows), min((lane + 1) * each, rows), 0, 0};
+    for (int row = ranges.from; row < ranges.to; ++row) ranges.mine += cut(task, positions[row], cuts);
+    ranges.until = ranges.mine;
+#pragma unroll
+    for (int offset = 1; offset < WARP; offset <<= 1) {
+        const int before = __shfl_up_sync(FULL_MASK, ranges.until, offset);
+        if (lane >= offset) ranges.until += before;
+    }
+    const int total = __shfl_sync(FULL_MASK, ranges.until, WARP - 1);
+    int at[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        at[i] = (int)((i64)total * (blockIdx.y + i) / gridDim.y);
+        if (total > slots && at[i] < total) {  // to the next row's start
+            const int2 found = row_of_range(ranges, at[i], positions, cuts);
+            if (found.y < at[i]) at[i] = found.y + cut(task, positions[found.x], cuts);
+        }
+    }
+    if (at[0] == at[1]) return 0;
+    const int2 found = row_of_range(ranges, at[0], positions, cuts);
+    task.row = found.x;
+    task.slot0 = found.y;
+    cut(task, positions[found.x], cuts);
+    take_range(task, at[0] - found.y);
+    return at[1] - at[0];
+}
+
+DEVICE Share share_of_row(const Task& task, int left) {
+    const int n = min(left, task.n_used - task.split);
+    return {n == task.n_used, task.split + n == task.n_used, n};
+}
+
+// ---- the new token ------------------------------------------------------------------------------------------
 // Fills query and, in the block that owns the new token, new_key and new_value, which it also appends to the cache
 // (first head tile only). One warp per head, key or value; barrier afterwards.
-DEVICE void take_token(Shared& sh, const Task& task, const float* qkv, cache_t* cache_k, cache_t* cache_v,
-                       const float* q_norm, const float* k_norm, float eps) {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const float* row = qkv + (i64)blockIdx.z * ROW_WIDTH;
-    const bool append = blockIdx.x % HEAD_TILES == 0;
-    for (int job = warp; job < task.n_heads + (task.owns_new ? 2 : 0); job += DECODE_WARPS) {
-        if (job < task.n_heads) {
-            norm_and_rotate(row + (task.head0 + job) * KEY_DIM, 0, sh.query[job], q_norm, eps, sh.angles);
-        } else if (job == task.n_heads) {
-            const i64 at = cache_row(task.new_page, task.kv_head, task.position);
-            norm_and_rotate(row + KEYS_AT + task.kv_head * KEY_DIM, 0, sh.new_key, k_norm, eps, sh.angles);
+DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, const float* qkv, cache_t* cache_k,
+                       cache_t* cache_v, const int* block_table, int max_pages, const float* q_norm,
+                       const float* k_norm, float eps) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv_head = kv_head_of_block(),
+              n_heads = heads_of_block();
+    const float* row = qkv + (i64)task.row * ROW_WIDTH;
+    const int page = owns_new ? block_table[(i64)task.row * max_pages + task.position / PAGE] : -1;
+    const bool append = blockIdx.x % HEAD_TILES == 0 && page >= 0;
+    const i64 at = cache_row(page, kv_head, task.position);
+    for (int job = warp; job < n_heads + (owns_new ? 2 : 0); job += DECODE_WARPS) {
+        if (job < n_heads) {
+            norm_and_rotate(row + (head0_of_block() + job) * KEY_DIM, 0, sh.query[job], q_norm, eps, sh.angles);
+        } else if (job == n_heads) {
+            norm_and_rotate(row + KEYS_AT + kv_head * KEY_DIM, 0, sh.new_key, k_norm, eps, sh.angles);
             for (int d = lane; d < KEY_DIM; d += WARP) {
                 const cache_t rounded = to_cache(sh.new_key[d]);
                 sh.new_key[d] = from_cache(rounded);
                 if (append) cache_k[at * KEY_DIM + d] = rounded;
             }
         } else {
-            const i64 at = cache_row(task.new_page, task.kv_head, task.position);
             for (int d = lane; d < VALUE_DIM; d += WARP) {
-                const cache_t rounded = to_cache(row[VALUES_AT + task.kv_head * VALUE_DIM + d]);
+                const cache_t rounded = to_cache(row[VALUES_AT + kv_head * VALUE_DIM + d]);
                 sh.new_value[d] = from_cache(rounded);
                 if (append) cache_v[at * VALUE_DIM + d] = rounded;
             }
@@ -123,10 +201,9 @@ DEVICE void take_token(Shared& sh, const Task& task, const float* qkv, cache_t* 
 }
 
 // The new token's scores in base 2, one warp per head; read after the next barrier.
-DEVICE void score_new_token(Shared& sh, const Task& task, float scale, float softcap) {
+DEVICE void score_new_token(Shared& sh, float scale, float softcap) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    if (!task.owns_new) return;
-    for (int h = warp; h < task.n_heads; h += DECODE_WARPS) {
+    for (int h = warp; h < heads_of_block(); h += DECODE_WARPS) {
         float dot = 0.0f;
         for (int d = lane; d < KEY_DIM; d += WARP) dot += sh.query[h][d] * sh.new_key[d];
         dot = warp_sum(dot) * score_factor(scale, softcap);
@@ -134,38 +211,88 @@ DEVICE void score_new_token(Shared& sh, const Task& task, float scale, float sof
     }
 }
 
+// ---- sums ---------------------------------------------------------------------------------------------------
 // Every warp has put its top and sum per head into sh, then a barrier. Gives the factor of this warp's sums of head
-// lane / 4 in the block's sum; every warp computes all of it, which saves a barrier.
+// lane / 4 in the range's sum; every warp computes all of it, which saves a barrier.
 DEVICE float weigh_warps(Shared& sh, const Task& task, float my_top) {
-    const int lane = threadIdx.x & 31, h = lane >> 2, t = lane & 3;
-    if (h >= task.n_heads) return 0.0f;
-    const u32 active = task.n_heads == 8 ? FULL_MASK : (1u << 4 * task.n_heads) - 1;
-    float top = task.newest ? sh.new_score[h] : LOWEST, sum = 0.0f;
+    const int lane = threadIdx.x & 31, h = lane >> 2, t = lane & 3, n_heads = heads_of_block();
+    const bool newest = task.split == task.n_used - 1;
+    if (h >= n_heads) return 0.0f;
+    const u32 active = n_heads == 8 ? FULL_MASK : (1u << 4 * n_heads) - 1;
+    float top = newest ? sh.new_score[h] : LOWEST, sum = 0.0f;
     for (int w = t; w < DECODE_WARPS; w += 4) top = fmaxf(top, sh.top[w][h]);
     top = fmaxf(top, __shfl_xor_sync(active, top, 1));
     top = fmaxf(top, __shfl_xor_sync(active, top, 2));
     for (int w = t; w < DECODE_WARPS; w += 4) sum += sh.sum[w][h] * power2(sh.top[w][h] - top);
     sum += __shfl_xor_sync(active, sum, 1);
     sum += __shfl_xor_sync(active, sum, 2);
-    if (threadIdx.x < WARP && t == 0) {  // read after the barrier in finish()
-        sh.new_factor[h] = task.newest ? power2(sh.new_score[h] - top) : 0.0f;
-        sh.block_top[h] = top;
-        sh.block_sum[h] = sum + sh.new_factor[h];
+    if (threadIdx.x < WARP && t == 0) {  // read after the barrier in finish_range()
+        sh.new_factor[h] = newest ? power2(sh.new_score[h] - top) : 0.0f;
+        sh.range_top[h] = top;
+        sh.range_sum[h] = sum = sum + sh.new_factor[h];
+        const float before = task.split == 0 ? LOWEST : sh.row_top[h], risen = fmaxf(before, top);
+        sh.factors[h] = make_float2(power2(before - risen), power2(top - risen));
+        sh.row_sum[h] = fmaf(task.split == 0 ? 0.0f : sh.row_sum[h], sh.factors[h].x,
+                             __fmul_rn(sum, sh.factors[h].y));
+        sh.row_top[h] = risen;
     }
     return power2(my_top - top);
 }
 
-#define AT_ONCE 16
 #if VALUE_DIM % 2 == 0
 typedef float2 sums_t;
-DEVICE void add_weighted(float2& sum, float f, float2 v) { sum.x += f * v.x, sum.y += f * v.y; }
+DEVICE sums_t add_range(float2 sum, float2 factors, float2 v) {
+    return make_float2(fmaf(sum.x, factors.x, __fmul_rn(v.x, factors.y)),
+                       fmaf(sum.y, factors.x, __fmul_rn(v.y, factors.y)));
+}
 DEVICE float2 times(float2 v, float f) { return make_float2(v.x * f, v.y * f); }
 #else
 typedef float sums_t;
-DEVICE void add_weighted(float& sum, float f, float v) { sum += f * v; }
 DEVICE float times(float v, float f) { return v * f; }
 #endif
+DEVICE float add_range(float sum, float2 factors, float v) {
+    return fmaf(sum, factors.x, __fmul_rn(v, factors.y));
+}
 
+// store(head0, merge) puts this warp's value sums of heads head0 .. head0 + MERGE_HEADS - 1, times the warp's factor,
+// into merge [DECODE_WARPS][MERGE_HEADS][MERGE_STRIDE]. A row that is whole here goes on in `sums` and is written when
+// its last range is in; a range of another row leaves its partial.
+template <class Store>
+DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)[MERGE_PASSES][OWN], float* merge,
+                         const float* sinks, int slots, float* partial, float2* partial_max_sum, float* out,
+                         Store store) {
+    const bool newest = task.split == task.n_used - 1;
+    const int n_heads = heads_of_block();
+    float* row = out + ((i64)task.row * HEADS + head0_of_block()) * VALUE_DIM;
+    const i64 slot = ((i64)blockIdx.x * slots + task.slot0 + task.split) * MOST_HEADS;
+#pragma unroll
+    for (int pass = 0; pass < MERGE_PASSES; ++pass) {
+        const int head0 = pass * MERGE_HEADS, n = min(MERGE_HEADS, n_heads - head0) * VALUE_DIM;
+        if (pass > 0) __syncthreads();  // all have read the heads before
+        store(head0, merge);
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < OWN; ++k) {
+            const int i = threadIdx.x + k * THREADS, h = head0 + i / VALUE_DIM, d = i % VALUE_DIM;
+            if (i >= n) break;
+            float sum = newest ? sh.new_factor[h] * sh.new_value[d] : 0.0f;
+#pragma unroll
+            for (int w = 0; w < DECODE_WARPS; ++w) sum += merge[(w * MERGE_HEADS + h - head0) * MERGE_STRIDE + d];
+            if (whole) {
+                sums[pass][k] = add_range(task.split == 0 ? 0.0f : sums[pass][k], sh.factors[h], sum);
+                if (newest)
+                    row[h * VALUE_DIM + d] =
+                        sums[pass][k] * final_factor(sh.row_top[h], sh.row_sum[h], sinks, head0_of_block() + h);
+            } else {
+                partial[(slot + h) * VALUE_DIM + d] = sum;
+            }
+        }
+    }
+    if (!whole && threadIdx.x < n_heads)
+        partial_max_sum[slot + threadIdx.x] = make_float2(sh.range_top[threadIdx.x], sh.range_sum[threadIdx.x]);
+}
+
+#define AT_ONCE 16
 DEVICE void load_partials(sums_t (&v)[AT_ONCE], const float* partial, i64 slot0, int first, int n_used, int i) {
 #pragma unroll
     for (int k = 0; k < AT_ONCE; ++k)
@@ -173,35 +300,38 @@ DEVICE void load_partials(sums_t (&v)[AT_ONCE], const float* partial, i64 slot0,
             v[k] = load_cg((const sums_t*)(partial + (slot0 + (first + k) * MOST_HEADS) * VALUE_DIM + i));
 }
 
-// The last block of a cell: adds up its splits in their order. The first partials travel while the weights are
-// computed.
-DEVICE void merge_splits(Shared& sh, const Task& task, const float* partial, const float2* partial_max_sum,
-                         const float* sinks, int n_splits, float* row) {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = sizeof(sums_t) / 4;
-    const int n = task.n_heads * VALUE_DIM;
-    const i64 slot0 = ((i64)blockIdx.z * gridDim.x + blockIdx.x) * n_splits * MOST_HEADS;
+// Adds up the ranges of a row in their order, as finish_range does. The first partials travel while the factors are
+// computed, which lie in shared memory as [MAX_SPLITS][MOST_HEADS].
+DEVICE void merge_ranges(Shared& sh, const Task& task, float2* factors, const float* partial,
+                         const float2* partial_max_sum, const float* sinks, int slots, float* row) {
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = sizeof(sums_t) / 4, n_heads = heads_of_block();
+    const int n = n_heads * VALUE_DIM;
+    const i64 slot0 = ((i64)blockIdx.x * slots + task.slot0) * MOST_HEADS;
     sums_t v[AT_ONCE] = {};
     if ((int)threadIdx.x * each < n) load_partials(v, partial, slot0, 0, task.n_used, threadIdx.x * each);
 
-    for (int h = warp; h < task.n_heads; h += DECODE_WARPS) {
-        float2 mine[MAX_SPLITS / WARP];
-        float top = LOWEST, sum = 0.0f;
-#pragma unroll
-        for (int k = 0; k < MAX_SPLITS / WARP; ++k) {
-            const int s = k * WARP + lane;
-            mine[k] =
+    for (int h = warp; h < n_heads; h += DECODE_WARPS) {
+        float top = LOWEST, sum = 0.0f;  // of the ranges before this round of 32
+        for (int s0 = 0; s0 < task.n_used; s0 += WARP) {
+            const int s = s0 + lane;
+            const float2 mine =
                 s < task.n_used ? load_cg(partial_max_sum + slot0 + s * MOST_HEADS + h) : make_float2(LOWEST, 0.0f);
-            top = fmaxf(top, mine[k].x);
-        }
-        top = warp_max(top);
+            float risen = fmaxf(mine.x, top);
 #pragma unroll
-        for (int k = 0; k < MAX_SPLITS / WARP; ++k) {
-            const float factor = power2(mine[k].x - top);
-            sh.split_factor[k * WARP + lane][h] = factor;
-            sum += factor * mine[k].y;
+            for (int offset = 1; offset < WARP; offset <<= 1) {
+                const float before = __shfl_up_sync(FULL_MASK, risen, offset);
+                if (lane >= offset) risen = fmaxf(risen, before);
+            }
+            float before = __shfl_up_sync(FULL_MASK, risen, 1);
+            if (lane == 0) before = top;
+            const float2 f = make_float2(power2(before - risen), power2(mine.x - risen));
+            if (s < task.n_used) factors[s * MOST_HEADS + h] = f;
+            const float added = __fmul_rn(mine.y, f.y);
+            for (int k = 0; k < min(WARP, task.n_used - s0); ++k)
+                sum = fmaf(sum, __shfl_sync(FULL_MASK, f.x, k), __shfl_sync(FULL_MASK, added, k));
+            top = __shfl_sync(FULL_MASK, risen, WARP - 1);
         }
-        sum = warp_sum(sum);
-        if (lane == 0) sh.block_sum[h] = final_factor(top, sum, sinks, task.head0 + h);
+        if (lane == 0) sh.range_sum[h] = final_factor(top, sum, sinks, head0_of_block() + h);
     }
     __syncthreads();
     for (int i = threadIdx.x * each; i < n; i += THREADS * each) {
@@ -211,44 +341,21 @@ DEVICE void merge_splits(Shared& sh, const Task& task, const float* partial, con
             if (first > 0 || i != (int)threadIdx.x * each) load_partials(v, partial, slot0, first, task.n_used, i);
 #pragma unroll
             for (int k = 0; k < AT_ONCE; ++k)
-                if (first + k < task.n_used) add_weighted(sum, sh.split_factor[first + k][h], v[k]);
+                if (first + k < task.n_used) sum = add_range(sum, factors[(first + k) * MOST_HEADS + h], v[k]);
         }
-        *(sums_t*)(row + i) = times(sum, sh.block_sum[h]);
+        *(sums_t*)(row + i) = times(sum, sh.range_sum[h]);
     }
 }
 
-// merge [DECODE_WARPS][MERGE_HEADS][MERGE_STRIDE] holds each warp's value sums of one range, already times the warp's
-// factor. Writes the output where there is only this range, else its partial.
-DEVICE void finish_range(Shared& sh, const Task& task, const float* merge, const float* sinks, int n_splits,
-                         float* partial, float2* partial_max_sum, float* out) {
+// After this block's last range of a row that others share: the block that completes the row adds it up.
+DEVICE void finish_row(Shared& sh, const Task& task, int n_ranges, float* merge, const float* sinks, int slots,
+                       const float* partial, const float2* partial_max_sum, int* counters, float* out) {
+    int* counter = counters + (i64)task.row * gridDim.x + blockIdx.x;
     __syncthreads();
-    float* row = out + ((i64)blockIdx.z * HEADS + task.head0) * VALUE_DIM;
-    const i64 slot = (((i64)blockIdx.z * gridDim.x + blockIdx.x) * n_splits + task.split) * MOST_HEADS;
-    for (int i = threadIdx.x; i < task.n_heads * VALUE_DIM; i += THREADS) {
-        const int h = i / VALUE_DIM, d = i % VALUE_DIM;
-        float sum = task.newest ? sh.new_factor[h] * sh.new_value[d] : 0.0f;
-#pragma unroll
-        for (int w = 0; w < DECODE_WARPS; ++w) sum += merge[(w * MERGE_HEADS + h) * MERGE_STRIDE + d];
-        if (task.n_used == 1)
-            row[i] = sum * final_factor(sh.block_top[h], sh.block_sum[h], sinks, task.head0 + h);
-        else
-            partial[slot * VALUE_DIM + i] = sum;
-    }
-    if (task.n_used > 1 && threadIdx.x < task.n_heads)
-        partial_max_sum[slot + threadIdx.x] = make_float2(sh.block_top[threadIdx.x], sh.block_sum[threadIdx.x]);
-}
-
-// After a block's last range: the block that completes the cell merges it.
-DEVICE void finish_cell(Shared& sh, const Task& task, const float* sinks, int n_splits, const float* partial,
-                        const float2* partial_max_sum, int* counters, float* out) {
-    if (task.n_used == 1) return;
-    const i64 cell = (i64)blockIdx.z * gridDim.x + blockIdx.x;
-    const int mine = (task.n_used - 1 - blockIdx.y) / gridDim.y + 1;
-    __syncthreads();
-    if (threadIdx.x == 0) sh.last = count_up(&counters[cell], mine) == task.n_used - mine;
+    if (threadIdx.x == 0) sh.last = count_up(counter, n_ranges) == task.n_used - n_ranges;
     __syncthreads();
     if (!sh.last) return;
-    if (threadIdx.x == 0) counters[cell] = 0;
-    merge_splits(sh, task, partial, partial_max_sum, sinks, n_splits,
-                 out + ((i64)blockIdx.z * HEADS + task.head0) * VALUE_DIM);
+    if (threadIdx.x == 0) *counter = 0;
+    merge_ranges(sh, task, (float2*)merge, partial, partial_max_sum, sinks, slots,
+                 out + ((i64)task.row * HEADS + head0_of_block()) * VALUE_DIM);
 }

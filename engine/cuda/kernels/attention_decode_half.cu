@@ -16,57 +16,63 @@
 #define VALUE_STRIDE ((VALUE_DIM * 2 + 47) / 64 * 64 + 16)  // = 16 mod 64: phases read 32 bytes of rows 0, 2, 4, 6
 #define TILE_BYTES (TILE * (KEY_STRIDE + VALUE_STRIDE))
 
-struct Tiles {           // one warp's share of the block's positions: tiles warp, warp + DECODE_WARPS, ...
+struct Tiles {           // one warp's share of a range: tiles warp, warp + DECODE_WARPS, ...
     int count, pages32;  // pages32: lane i holds the page of this warp's tile (32 * n + i)
-    u8* slots;
 };
 
 DEVICE int tile_start(const Task& task, int j) {
     return task.low + ((int)(threadIdx.x >> 5) + j * DECODE_WARPS) * TILE;
 }
 
-DEVICE int page_of_tile(Tiles& tiles, const Task& task, int j) {
-    if ((j & 31) == 0) {
-        const int p = tile_start(task, j + (threadIdx.x & 31));
-        tiles.pages32 = p < task.high ? task.pages[p / PAGE] : 0;
-    }
-    return __shfl_sync(FULL_MASK, tiles.pages32, j & 31);
+DEVICE void look_up_pages(Tiles& tiles, const Task& task, int j, const int* block_table, int max_pages) {
+    const int p = tile_start(task, j + (threadIdx.x & 31));
+    tiles.pages32 = p < task.high ? block_table[(i64)task.row * max_pages + p / PAGE] : -1;
 }
 
-// The 16 rows of a tile are contiguous in the cache; rows from `high` on become zeros (0 * garbage may be NaN).
+DEVICE Tiles tiles_of(const Task& task, const int* block_table, int max_pages) {
+    Tiles tiles;
+    const int n_tiles = (task.high - task.low + TILE - 1) / TILE;
+    tiles.count = max(0, (n_tiles - (int)(threadIdx.x >> 5) + DECODE_WARPS - 1) / DECODE_WARPS);
+    look_up_pages(tiles, task, 0, block_table, max_pages);
+    return tiles;
+}
+
+// The 16 rows of a tile are contiguous in the cache; rows from `high` on become zeros (0 * garbage may be NaN), and so
+// does a tile without a page.
 template <int DIM, int STRIDE>
-DEVICE void copy_rows(u8* to, const u16* cache, const Task& task, int start, int page) {
+DEVICE void copy_rows(u8* to, const u16* cache, int start, int high, int page) {
     const int lane = threadIdx.x & 31;
-    const u16* from = cache + cache_row(page, task.kv_head, start) * DIM;
+    const u16* from = cache + cache_row(max(page, 0), kv_head_of_block(), start) * DIM;
+    if (page < 0) high = start;
 #pragma unroll
     for (int i = 0; i < DIM / 16; ++i) {
         const int n = i * WARP + lane, row = n / (DIM / 8), chunk = n % (DIM / 8);
-        copy_async<16>(to + row * STRIDE + chunk * 16, from + n * 8, start + row < task.high);
+        copy_async<16>(to + row * STRIDE + chunk * 16, from + n * 8, start + row < high);
     }
 }
 
-DEVICE void copy_keys(const Tiles& tiles, const Task& task, int j, int page, const u16* cache_k) {
-    u8* slot = tiles.slots + (j % DECODE_STAGES) * TILE_BYTES;
-    copy_rows<KEY_DIM, KEY_STRIDE>(slot, cache_k, task, tile_start(task, j), page);
+// What a warp fetches next: a tile of the range at hand, else its first tile of the block's next range.
+struct Fetch {
+    int start, high, page;  // page -2: nothing
+};
+
+DEVICE Fetch fetch_of(const Tiles& tiles, const Task& task, int j) {
+    return {tile_start(task, j), task.high, __shfl_sync(FULL_MASK, tiles.pages32, j & 31)};
 }
 
-DEVICE void copy_values(const Tiles& tiles, const Task& task, int j, int page, const u16* cache_v) {
-    u8* slot = tiles.slots + (j % DECODE_STAGES) * TILE_BYTES + TILE * KEY_STRIDE;
-    copy_rows<VALUE_DIM, VALUE_STRIDE>(slot, cache_v, task, tile_start(task, j), page);
+DEVICE void copy_keys(u8* slot, const Fetch& fetch, const u16* cache_k) {
+    if (fetch.page > -2) copy_rows<KEY_DIM, KEY_STRIDE>(slot, cache_k, fetch.start, fetch.high, fetch.page);
+    copy_commit();
 }
 
-// This warp's tiles of a range; the copies of the first ones begin. Two groups per stage, keys and values.
-DEVICE void start_range(Tiles& tiles, const Task& task, const u16* cache_k, const u16* cache_v) {
-    const int n_tiles = (task.high - task.low + TILE - 1) / TILE;
-    tiles.count = max(0, (n_tiles - (int)(threadIdx.x >> 5) + DECODE_WARPS - 1) / DECODE_WARPS);
-#pragma unroll
-    for (int j = 0; j < DECODE_STAGES; ++j) {
-        const int page = j < tiles.count ? page_of_tile(tiles, task, j) : 0;
-        if (j < tiles.count) copy_keys(tiles, task, j, page, cache_k);
-        copy_commit();
-        if (j < tiles.count) copy_values(tiles, task, j, page, cache_v);
-        copy_commit();
-    }
+DEVICE void copy_values(u8* slot, const Fetch& fetch, const u16* cache_v) {
+    if (fetch.page > -2)
+        copy_rows<VALUE_DIM, VALUE_STRIDE>(slot + TILE * KEY_STRIDE, cache_v, fetch.start, fetch.high, fetch.page);
+    copy_commit();
+}
+
+DEVICE Fetch first_of(const Tiles& tiles, const Task& task) {
+    return tiles.count > 0 ? fetch_of(tiles, task, 0) : Fetch{0, 0, -2};
 }
 
 // Puts one head's scaled query where the lanes of every warp read it as matrix operand: fragments[i][lane] holds
@@ -99,59 +105,80 @@ DEVICE int value_of(int i, int g) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
-                     const int* positions, const double* inv_freq, float rope_scale, float temperature,
+                     const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,
                      int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,
-                     float softcap, int window, const float* sinks,
-                     int n_splits, int few_splits, int min_chunk, float* partial, float2* partial_max_sum,
-                     int* counters, float* out) {
-    extern __shared__ __align__(16) u8 dynamic[];
+                     float softcap, int window, const float* sinks, int n_splits, int few_splits, int min_chunk,
+                     int slots, float* partial, float2* partial_max_sum, int* counters, float* out) {
+    extern __shared__ __align__(16) u8 dynamic[];  // a tile for each warp, then merge
     __shared__ __align__(16) Shared sh;
     __shared__ uint4 fragments[KEY_DIM / 16][WARP];
+    const Cuts cuts = {window, n_splits, few_splits, min_chunk, max_pages * PAGE};
     Task task;
-    if (!find_task(task, positions, block_table, max_pages, window, n_splits, few_splits, min_chunk)) {
+    int left = take_share(task, positions, rows, cuts, slots);
+    if (left == 0) {
         if (blockIdx.y == 0) pdl_wait();  // one waiting block keeps the grid behind its predecessors; the rest make room
         return;
     }
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    Tiles tiles;
-    tiles.slots = dynamic + warp * DECODE_STAGES * TILE_BYTES;
-    start_range(tiles, task, cache_k, cache_v);  // old rows: no earlier kernel of this step writes them
-    scale *= query_factor({temperature, temperature_length}, task.position);
-    rope_angles(sh.angles, task.position, inv_freq, rope_scale);
-    for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
-    __syncthreads();
-    pdl_wait();
-    take_token(sh, task, qkv, cache_k, cache_v, q_norm, k_norm, eps);
-    pdl_launch();  // not before: the next kernel's weights would queue in front of this one's input
-    for (int h = warp; h < task.n_heads; h += DECODE_WARPS)
-        store_fragments(fragments, sh.query[h], h, score_factor(scale, softcap));
-    __syncthreads();
-    score_new_token(sh, task, scale, softcap);
-
-    uint4 q[KEY_DIM / 16];
-#pragma unroll
-    for (int i = 0; i < KEY_DIM / 16; ++i) q[i] = fragments[i][lane];
+    u8* slot = dynamic + warp * TILE_BYTES;
+    float* merge = (float*)(dynamic + DECODE_WARPS * TILE_BYTES);
+    Tiles tiles = tiles_of(task, block_table, max_pages);
+    {
+        const Fetch fetch = first_of(tiles, task);  // old rows: no earlier kernel of this step writes them
+        copy_keys(slot, fetch, cache_k);
+        copy_values(slot, fetch, cache_v);
+    }
+    float sums[MERGE_PASSES][OWN] = {};
+    bool first_row = true, new_row = true;
+    Share share;
     while (true) {
+        Task ahead = task;
+        Tiles tiles_ahead = {0, -1};
+        if (left > 1) {
+            advance(ahead, positions, cuts);
+            tiles_ahead = tiles_of(ahead, block_table, max_pages);
+        }
+        if (new_row) {
+            share = share_of_row(task, left);
+            __syncthreads();  // the row before is done
+            rope_angles(sh.angles, task.position, inv_freq, rope_scale);
+            for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
+            __syncthreads();
+            if (first_row) pdl_wait();
+            first_row = false;
+            take_token(sh, task, share.owns_new, qkv, cache_k, cache_v, block_table, max_pages, q_norm, k_norm, eps);
+            if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
+            const float row_scale = scale * query_factor({temperature, temperature_length}, task.position);
+            for (int h = warp; h < heads_of_block(); h += DECODE_WARPS)
+                store_fragments(fragments, sh.query[h], h, score_factor(row_scale, softcap));
+            __syncthreads();
+            if (share.owns_new) score_new_token(sh, row_scale, softcap);
+        }
+
         float o[VALUE_DIM / 16][4] = {};
         float top = LOWEST, sum = 0.0f;  // of head g; sum over this lane's positions only
-
+        if (tiles.count == 0) {          // nothing of this range: begin with the next one
+            const Fetch fetch = first_of(tiles_ahead, ahead);
+            copy_keys(slot, fetch, cache_k);
+            copy_values(slot, fetch, cache_v);
+        }
         for (int j = 0; j < tiles.count; ++j) {
-            const u8* slot = tiles.slots + (j % DECODE_STAGES) * TILE_BYTES;
-            const int next = j + DECODE_STAGES, start = tile_start(task, j);
+            const int start = tile_start(task, j);
             float s[2][2][4] = {};  // positions 0-7 and 8-15; two sums each, for shorter chains
-            copy_wait<2 * DECODE_STAGES - 1>();
+            copy_wait<1>();
             __syncwarp();
 #pragma unroll
             for (int c = 0; c < KEY_CHUNKS; ++c) {
+                const uint4 q0 = fragments[2 * c][lane], q1 = fragments[2 * c + 1][lane];
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
                     const uint4 k = *(const uint4*)(slot + (8 * n + g) * KEY_STRIDE + 64 * c + 16 * t);
-                    mma16(s[n][0], q[2 * c].x, q[2 * c].y, q[2 * c].z, q[2 * c].w, k.x, k.y);
-                    mma16(s[n][1], q[2 * c + 1].x, q[2 * c + 1].y, q[2 * c + 1].z, q[2 * c + 1].w, k.z, k.w);
+                    mma16(s[n][0], q0.x, q0.y, q0.z, q0.w, k.x, k.y);
+                    mma16(s[n][1], q1.x, q1.y, q1.z, q1.w, k.z, k.w);
                 }
             }
             if (KEY_TAIL) {
-                const uint4 last = q[KEY_DIM / 16 - 1];
+                const uint4 last = fragments[KEY_DIM / 16 - 1][lane];
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
                     const uint2 k = *(const uint2*)(slot + (8 * n + g) * KEY_STRIDE + 64 * KEY_CHUNKS + 8 * t);
@@ -159,12 +186,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 }
             }
             __syncwarp();
-            int next_page = 0;
-            if (next < tiles.count) {
-                next_page = page_of_tile(tiles, task, next);
-                copy_keys(tiles, task, next, next_page, cache_k);
-            }
-            copy_commit();
+            if (j + 1 < tiles.count && (j + 1 & 31) == 0) look_up_pages(tiles, task, j + 1, block_table, max_pages);
+            const Fetch fetch = j + 1 < tiles.count ? fetch_of(tiles, task, j + 1) : first_of(tiles_ahead, ahead);
+            copy_keys(slot, fetch, cache_k);
 
             float p[4], high = LOWEST;
 #pragma unroll
@@ -180,13 +204,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             high = fmaxf(high, __shfl_xor_sync(FULL_MASK, high, 2));
             if (__any_sync(FULL_MASK, high > top)) {
                 const float risen = fmaxf(top, high), shrink = power2(top - risen);
-                const float left = __shfl_sync(FULL_MASK, shrink, 8 * t),
-                            right = __shfl_sync(FULL_MASK, shrink, 8 * t + 4);
+                const float left_shrink = __shfl_sync(FULL_MASK, shrink, 8 * t),
+                            right_shrink = __shfl_sync(FULL_MASK, shrink, 8 * t + 4);
                 top = risen;
                 sum *= shrink;
 #pragma unroll
                 for (int i = 0; i < VALUE_DIM / 16; ++i)
-                    o[i][0] *= left, o[i][1] *= right, o[i][2] *= left, o[i][3] *= right;
+                    o[i][0] *= left_shrink, o[i][1] *= right_shrink, o[i][2] *= left_shrink, o[i][3] *= right_shrink;
             }
 #pragma unroll
             for (int i = 0; i < 4; ++i) p[i] = power2(p[i] - top);
@@ -195,64 +219,65 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             split_halves(p[0], p[1], hi[0], lo[0]);
             split_halves(p[2], p[3], hi[1], lo[1]);
 
-            copy_wait<2 * DECODE_STAGES - 1>();
+            copy_wait<1>();
             __syncwarp();
-            slot += TILE * KEY_STRIDE + 2 * t * VALUE_STRIDE;  // this lane's rows: 2t, 2t+1, 2t+8, 2t+9
+            const u8* values = slot + TILE * KEY_STRIDE + 2 * t * VALUE_STRIDE;  // this lane's: 2t, 2t+1, 2t+8, 2t+9
 #pragma unroll
             for (int c = 0; c < VALUE_CHUNKS; ++c) {
                 uint4 r[4];
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
-                    r[i] = *(const uint4*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 128 * c + 16 * g);
+                    r[i] = *(const uint4*)(values + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 128 * c + 16 * g);
                 add_values(o[4 * c], r[0].x, r[1].x, r[2].x, r[3].x, hi, lo);
                 add_values(o[4 * c + 1], r[0].y, r[1].y, r[2].y, r[3].y, hi, lo);
                 add_values(o[4 * c + 2], r[0].z, r[1].z, r[2].z, r[3].z, hi, lo);
                 add_values(o[4 * c + 3], r[0].w, r[1].w, r[2].w, r[3].w, hi, lo);
             }
-            slot += 128 * VALUE_CHUNKS;
+            values += 128 * VALUE_CHUNKS;
             if (VALUE_TAIL32) {
                 uint2 r[4];
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
-                    r[i] = *(const uint2*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 8 * g);
+                    r[i] = *(const uint2*)(values + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 8 * g);
                 add_values(o[4 * VALUE_CHUNKS], r[0].x, r[1].x, r[2].x, r[3].x, hi, lo);
                 add_values(o[4 * VALUE_CHUNKS + VALUE_TAIL32], r[0].y, r[1].y, r[2].y, r[3].y, hi, lo);
-                slot += 64;
+                values += 64;
             }
             if (VALUE_TAIL16) {
                 u32 r[4];
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
-                    r[i] = *(const u32*)(slot + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 4 * g);
+                    r[i] = *(const u32*)(values + ((i & 1) + 8 * (i >> 1)) * VALUE_STRIDE + 4 * g);
                 add_values(o[VALUE_DIM / 16 - 1], r[0], r[1], r[2], r[3], hi, lo);
             }
             __syncwarp();
-            if (next < tiles.count) copy_values(tiles, task, next, next_page, cache_v);
-            copy_commit();
+            copy_values(slot, fetch, cache_v);
         }
-        copy_wait<0>();
 
         sum += __shfl_xor_sync(FULL_MASK, sum, 1);
         sum += __shfl_xor_sync(FULL_MASK, sum, 2);
         if (t == 0) sh.top[warp][g] = top, sh.sum[warp][g] = sum;
         __syncthreads();
         const float f = weigh_warps(sh, task, top);
-        const float left = __shfl_sync(FULL_MASK, f, 8 * t), right = __shfl_sync(FULL_MASK, f, 8 * t + 4);
-        float* merge = (float*)dynamic;  // every warp is past its tiles
-        float* mine = merge + (warp * MERGE_HEADS + 2 * t) * MERGE_STRIDE;
-        if (2 * t < MERGE_HEADS) {
+        const float left_f = __shfl_sync(FULL_MASK, f, 8 * t), right_f = __shfl_sync(FULL_MASK, f, 8 * t + 4);
+        auto store = [&](int head0, float* to) {
+            const int h = 2 * t - head0;  // this lane's first head
+            if (h < 0 || h >= MERGE_HEADS) return;
+            float* mine = to + (warp * MERGE_HEADS + h) * MERGE_STRIDE;
 #pragma unroll
             for (int i = 0; i < VALUE_DIM / 16; ++i) {
                 const int d = value_of(i, g);
-                *(float2*)(mine + d) = make_float2(o[i][0] * left, o[i][2] * left);
-                *(float2*)(mine + MERGE_STRIDE + d) = make_float2(o[i][1] * right, o[i][3] * right);
+                *(float2*)(mine + d) = make_float2(o[i][0] * left_f, o[i][2] * left_f);
+                *(float2*)(mine + MERGE_STRIDE + d) = make_float2(o[i][1] * right_f, o[i][3] * right_f);
             }
-        }
-        finish_range(sh, task, merge, sinks, n_splits, partial, partial_max_sum, out);
-        if (task.split + gridDim.y >= task.n_used) break;
-        take_range(task, task.split + gridDim.y);
-        __syncthreads();  // merge and sh.top are free again
-        start_range(tiles, task, cache_k, cache_v);
+        };
+        finish_range(sh, task, share.whole, sums, merge, sinks, slots, partial, partial_max_sum, out, store);
+        new_row = ahead.row != task.row;
+        if (!share.whole && (new_row || left == 1))
+            finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out);
+        if (--left == 0) break;
+        task = ahead;
+        tiles = tiles_ahead;
     }
-    finish_cell(sh, task, sinks, n_splits, partial, partial_max_sum, counters, out);
+    copy_wait<0>();
 }

@@ -9,38 +9,49 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
-                     const int* positions, const double* inv_freq, float rope_scale, float temperature,
+                     const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,
                      int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,
-                     float softcap, int window, const float* sinks,
-                     int n_splits, int few_splits, int min_chunk, float* partial, float2* partial_max_sum,
-                     int* counters, float* out) {
+                     float softcap, int window, const float* sinks, int n_splits, int few_splits, int min_chunk,
+                     int slots, float* partial, float2* partial_max_sum, int* counters, float* out) {
     extern __shared__ __align__(16) float merge[];
     __shared__ __align__(16) Shared sh;
     __shared__ float weights[DECODE_WARPS][HEAD_TILE][TILE];
+    const Cuts cuts = {window, n_splits, few_splits, min_chunk, max_pages * PAGE};
     Task task;
-    if (!find_task(task, positions, block_table, max_pages, window, n_splits, few_splits, min_chunk)) {
+    int left = take_share(task, positions, rows, cuts, slots);
+    if (left == 0) {
         if (blockIdx.y == 0) pdl_wait();  // one waiting block keeps the grid behind its predecessors; the rest make room
         return;
     }
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    scale *= query_factor({temperature, temperature_length}, task.position);
-    rope_angles(sh.angles, task.position, inv_freq, rope_scale);
-    __syncthreads();
-    pdl_wait();
-    take_token(sh, task, qkv, cache_k, cache_v, q_norm, k_norm, eps);
-    pdl_launch();  // not before: the next kernel's weights would queue in front of this one's input
-    __syncthreads();
-    score_new_token(sh, task, scale, softcap);
-
-    const float factor = score_factor(scale, softcap);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv_head = kv_head_of_block();
+    float sums[MERGE_PASSES][OWN] = {}, factor = 0.0f;
+    bool first_row = true, new_row = true;
+    Share share;
     while (true) {
+        const int* pages = block_table + (i64)task.row * max_pages;
+        if (new_row) {
+            share = share_of_row(task, left);
+            __syncthreads();  // the row before is done
+            rope_angles(sh.angles, task.position, inv_freq, rope_scale);
+            __syncthreads();
+            if (first_row) pdl_wait();
+            first_row = false;
+            take_token(sh, task, share.owns_new, qkv, cache_k, cache_v, block_table, max_pages, q_norm, k_norm, eps);
+            if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
+            __syncthreads();
+            const float row_scale = scale * query_factor({temperature, temperature_length}, task.position);
+            if (share.owns_new) score_new_token(sh, row_scale, softcap);
+            factor = score_factor(row_scale, softcap);
+        }
         float o[HEAD_TILE][VALUES_PER_LANE] = {};
         float top[HEAD_TILE], sum[HEAD_TILE];
 #pragma unroll
         for (int h = 0; h < HEAD_TILE; ++h) top[h] = LOWEST, sum[h] = 0.0f;
 
         for (int start = task.low + warp * TILE; start < task.high; start += DECODE_WARPS * TILE) {
-            const i64 row = cache_row(task.pages[start / PAGE], task.kv_head, start);  // a tile lies in one page
+            const int page = pages[start / PAGE];  // a tile lies in one page
+            if (page < 0) continue;
+            const i64 row = cache_row(page, kv_head, start);
             const int n = min(TILE, task.high - start);
             const bool seen = lane < n && start + lane >= task.first;
             const cache_t* key = cache_k + (row + min(lane, n - 1)) * KEY_DIM;
@@ -90,20 +101,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         }
         __syncthreads();
         const int own = lane / 4;
-        const float f = weigh_warps(sh, task, own < task.n_heads ? sh.top[warp][own] : 0.0f);
+        const float f = weigh_warps(sh, task, own < heads_of_block() ? sh.top[warp][own] : 0.0f);
+        auto store = [&](int head0, float* to) {
 #pragma unroll
-        for (int h = 0; h < HEAD_TILE; ++h) {
-            const float factor_h = __shfl_sync(FULL_MASK, f, 4 * h);
+            for (int h = 0; h < HEAD_TILE; ++h) {
+                if (h < head0 || h >= head0 + MERGE_HEADS) continue;
+                const float factor_h = __shfl_sync(FULL_MASK, f, 4 * h);
 #pragma unroll
-            for (int i = 0; i < VALUES_PER_LANE; ++i) {
-                const int d = lane + i * WARP;
-                if (d < VALUE_DIM) merge[(warp * MERGE_HEADS + h) * MERGE_STRIDE + d] = o[h][i] * factor_h;
+                for (int i = 0; i < VALUES_PER_LANE; ++i) {
+                    const int d = lane + i * WARP;
+                    if (d < VALUE_DIM) to[(warp * MERGE_HEADS + h - head0) * MERGE_STRIDE + d] = o[h][i] * factor_h;
+                }
             }
-        }
-        finish_range(sh, task, merge, sinks, n_splits, partial, partial_max_sum, out);
-        if (task.split + gridDim.y >= task.n_used) break;
-        take_range(task, task.split + gridDim.y);
-        __syncthreads();  // merge and sh.top are free again
+        };
+        finish_range(sh, task, share.whole, sums, merge, sinks, slots, partial, partial_max_sum, out, store);
+        const bool row_ends = left == 1 || task.split + 1 == task.n_used;
+        if (!share.whole && row_ends)
+            finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out);
+        if (--left == 0) break;
+        new_row = row_ends;
+        advance(task, positions, cuts);
     }
-    finish_cell(sh, task, sinks, n_splits, partial, partial_max_sum, counters, out);
 }

@@ -28,10 +28,13 @@ DEVICE void load_matrix4_transposed(u32 (&r)[4], const u16* p) {
                  : "memory");
 }
 
-// TILE_COLUMNS positions from `start` on, which lie in one page; zeros from position `end` on.
+// TILE_COLUMNS positions from `start` on, which lie in one page; zeros from position `end` on
+// and where there is no page.
 DEVICE void copy_tile(u16* stage, const u16* cache_k, const u16* cache_v, const int* pages, int kv_head, int start,
                       int end) {
-    const i64 row = cache_row(pages[start / PAGE], kv_head, start);
+    const int page = pages[start / PAGE];
+    if (page < 0) end = start;
+    const i64 row = cache_row(max(page, 0), kv_head, start);
     const u16 *keys = cache_k + row * KEY_DIM, *values = cache_v + row * VALUE_DIM;
     for (int i = threadIdx.x; i < TILE_COLUMNS * (KEY_DIM / 8); i += THREADS) {
         const int p = i / (KEY_DIM / 8), d = i % (KEY_DIM / 8) * 8;

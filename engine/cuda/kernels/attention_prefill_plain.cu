@@ -32,8 +32,8 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int r = 0; r < ROWS_PER_WARP; ++r) top[r] = LOWEST, sum[r] = 0.0f;
 
     for (int start = first; start < end; start += COLUMNS) {
-        const i64 row = cache_row(pages[start / PAGE], kv_head, start);
-        const int n = min(COLUMNS, end - start);
+        const int page = pages[start / PAGE], n = page < 0 ? 0 : min(COLUMNS, end - start);
+        const i64 row = cache_row(page, kv_head, start);
         float s[ROWS_PER_WARP] = {};
         for (int slice = 0; slice < KEY_DIM; slice += SLICE) {
             __syncthreads();
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
         for (int r = 0; r < ROWS_PER_WARP; ++r) {
             const int column = start + lane;
-            const bool seen = column <= at + r && column < end && (window <= 0 || column > at + r - window);
+            const bool seen = column <= at + r && lane < n && (window <= 0 || column > at + r - window);
             const float score = seen ? score_base2(s[r] * factor, softcap) : minus_infinity();
             const float risen = fmaxf(top[r], warp_max(score)), shrink = power2(top[r] - risen);
             s[r] = power2(score - risen);

@@ -1,7 +1,8 @@
 // Prefill: bias, QK-norm and RoPE of T rows; queries in place, keys and values into the paged cache.
 //
 // grid (T), 128 threads. qkv float32 [T][ROW_WIDTH]; bias float32 [ROW_WIDTH] or null; block_table int32
-// [sequences][max_pages]; row_sequence, positions int32 [T], position -1 = leave the row alone; inv_freq float64
+// [sequences][max_pages], -1 = no page: keys and values are dropped; row_sequence, positions int32 [T], position -1 =
+// leave the row alone; inv_freq float64
 // [ROPE_PAIRS]; q_norm, k_norm float32 [KEY_DIM] or null. Needs attention_common.cuh.
 extern "C" __global__ void __launch_bounds__(128)
     rope_append(float* qkv, const float* bias, cache_t* cache_k, cache_t* cache_v, const int* block_table,
@@ -14,7 +15,8 @@ extern "C" __global__ void __launch_bounds__(128)
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int position = positions[blockIdx.x];
     if (position < 0) return;
-    const i64 page = block_table[(i64)row_sequence[blockIdx.x] * max_pages + position / PAGE];
+    const int slot = position / PAGE;
+    const int page = slot < max_pages ? block_table[(i64)row_sequence[blockIdx.x] * max_pages + slot] : -1;
     float* row = qkv + (i64)blockIdx.x * ROW_WIDTH;
     rope_angles(angles, position, inv_freq, rope_scale);
     __syncthreads();
@@ -26,14 +28,14 @@ extern "C" __global__ void __launch_bounds__(128)
         if (head < HEADS) {
             const float factor = query_factor({temperature, temperature_length}, position);
             for (int d = lane; d < KEY_DIM; d += WARP) from[d] = scratch[warp][d] * factor;
-        } else {
-            cache_t* to = cache_k + cache_row((int)page, head - HEADS, position) * KEY_DIM;
+        } else if (page >= 0) {
+            cache_t* to = cache_k + cache_row(page, head - HEADS, position) * KEY_DIM;
             for (int d = lane; d < KEY_DIM; d += WARP) to[d] = to_cache(scratch[warp][d]);
         }
         __syncwarp();
     }
-    for (int i = threadIdx.x; i < KV_HEADS * VALUE_DIM; i += 128) {
+    for (int i = threadIdx.x; i < KV_HEADS * VALUE_DIM && page >= 0; i += 128) {
         const float v = row[VALUES_AT + i] + (bias ? bias[VALUES_AT + i] : 0.0f);
-        cache_v[cache_row((int)page, i / VALUE_DIM, position) * VALUE_DIM + i % VALUE_DIM] = to_cache(v);
+        cache_v[cache_row(page, i / VALUE_DIM, position) * VALUE_DIM + i % VALUE_DIM] = to_cache(v);
     }
 }

@@ -142,16 +142,13 @@ DEVICE void adjust(const Arguments& a, Block& k, const float* raw, float* adjust
 
 // Row done: the token goes to the next step, the history and the ring. One thread. key 0: no usable logits.
 DEVICE void hand_over(const Arguments& a, Block& k, u64 key) {
-    const int b = k.b, token = key ? id_of(key) : -1, position = k.s->position + 1;
-    a.next_token[b] = token;
+    const int b = k.b, slot = k.s->slot, token = key ? id_of(key) : -1, position = k.s->position + 1;
+    a.next_token[slot] = token;
     a.out_tokens[(size_t)k.s->ring_row * a.most_rows + b] = token;
-    if (key && position < a.context) {
-        a.history[(size_t)k.s->slot * a.context + position] = token;
-        a.positions[b] = position;
-    } else {
-        a.positions[b] = -1;  // nothing more can be fed: the row becomes padding
-    }
-    a.rows[k.s->slot].output_index = k.s->row.output_index + 1;
+    if (key && position < a.context) a.history[(size_t)slot * a.context + position] = token;
+    // Where nothing more can be fed the row becomes padding.
+    a.positions[slot] = key && position < min(a.context, k.s->row.limit) ? position : -1;
+    a.rows[slot].output_index = k.s->row.output_index + 1;
     if (k.s->row.n_logprobs >= 0 && key) {
         float* out = a.out_logprobs + (size_t)k.s->ring_row * a.most_rows + b;
         const float largest = value_of(k.s->found_rest);  // put there by the caller
@@ -355,8 +352,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                          control,    histograms, candidates};
     pdl_launch();
     pdl_wait();
-    // Parts of a block with a maximum of their own, 128 in a row where the grid has 16 blocks or more.
-    const int groups = min(WARPS, max(1, MAXIMA / (int)gridDim.x));
+    const int groups = MAXIMA / (int)gridDim.x;  // parts of a block with a maximum of their own: 128 in a row
     const int span = ((a.V + (int)gridDim.x - 1) / (int)gridDim.x + 31) & ~31;
     for (int b = blockIdx.y; b < a.B; b += gridDim.y) {
         const int lo = min(a.V, (int)blockIdx.x * span);
@@ -371,9 +367,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         if (threadIdx.x < sizeof(SamplingRow) / 4) {
             const int slot = a.slots ? a.slots[b] : b;
             if (slot >= 0) ((u32*)&s.row)[threadIdx.x] = ((const u32*)(a.rows + slot))[threadIdx.x];
-            if (threadIdx.x == 0) s.slot = slot;
+            if (threadIdx.x == 0) s.slot = slot, s.position = slot >= 0 ? a.positions[slot] : -1;
         }
-        if (threadIdx.x == 32) s.position = a.positions[b];
         if (threadIdx.x == 64) s.ring_row = a.step[0] % (u32)a.ring;
         __syncthreads();
         if (s.slot < 0 || s.position < 0) {

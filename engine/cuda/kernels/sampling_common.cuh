@@ -24,7 +24,8 @@ struct SamplingRow {  // 64 bytes; engine/cuda/sampling_ops.py ROW has the same 
     u32 output_index;  // advanced here
     int n_bias;
     int n_logprobs;  // -1: none, 0: the chosen token only
-    u32 reserved0, reserved1;
+    int limit;  // the row stops where this position would be fed
+    u32 reserved;
 };
 
 struct Control {  // 96 bytes a row, all zero between launches
@@ -42,8 +43,8 @@ struct Arguments {
     int bias_stride;
     int* history;  // (slots, context): token at every position
     int context;
-    int* next_token;  // (B,)
-    int* positions;   // (B,) position of the token these logits come from; -1: padding
+    int* next_token;  // (slots,)
+    int* positions;   // (slots,) position of the token these logits come from; -1: padding
     u32* step;        // [0] steps done, [1] rows done in this step
     int ring, most_rows;      // the ring's row for a step is step % ring
     int* out_tokens;          // (ring, most_rows)
@@ -251,7 +252,20 @@ DEVICE void publish_maxima(Block& k, const float* source, const float* preloaded
         }
     }
     for_each<8>(k, source, take, preloaded ? PRELOADED * THREADS : 0);
-    const u64 key = warp_max_u64(best ? key_of(best, best_id) : 0);
+    u64 key = best ? key_of(best, best_id) : 0;
+    if (groups > WARPS) {  // parts of a warp
+        const int lanes = THREADS / groups;
+        for (int offset = lanes / 2; offset > 0; offset >>= 1) {
+            const u64 other = __shfl_xor_sync(FULL_MASK, key, offset);
+            if (other > key) key = other;
+        }
+        if (threadIdx.x % lanes == 0) {
+            table[blockIdx.x * groups + threadIdx.x / lanes] = key;
+            __threadfence();
+        }
+        return;
+    }
+    key = warp_max_u64(key);
     if ((threadIdx.x & 31) == 0) k.s->warp_u64[threadIdx.x >> 5] = key;
     __syncthreads();
     if (threadIdx.x < groups) {

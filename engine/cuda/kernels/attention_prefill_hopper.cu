@@ -1,0 +1,296 @@
+// Prefill attention for a float16 cache on Hopper: causal online softmax over asynchronous matrix products.
+// (Jay Shah et al., FlashAttention-3, 2024.)
+//
+// grid (KV_HEADS, tiles), 1 + CONSUMERS warpgroups. One block: TILE_POSITIONS consecutive positions of one sequence, all
+// query heads of one cache head (row m of the tile is position m / GROUP, head m % GROUP), so keys and values are
+// fetched once for the whole group. It walks the cache in steps of TILE_COLUMNS positions. The first warpgroup copies
+// keys and values; each of the others owns 64 rows and keeps their sums in registers. While the tensor cores work on the
+// scores of one step and the values of the step before, the warpgroup is at its exponentials.
+// Arguments as in attention_prefill_half.cu. Queries and weights enter as float16, as keys and values do.
+//
+// A row's result has the same bits whatever tile it falls into and however the prompt was cut: steps begin at multiples
+// of TILE_COLUMNS of the position, and a step that the row does not see adds exactly nothing.
+// Needs attention_common.cuh, wgmma.cuh.
+
+#define CONSUMER_THREADS (CONSUMERS * 128)
+#define THREADS (128 + CONSUMER_THREADS)
+#define KEY_BLOCKS ((KEY_DIM + 63) / 64)
+#define VALUE_BLOCKS ((VALUE_DIM + 63) / 64)
+#define QUERY_BYTES (KEY_BLOCKS * 64 * BLOCK_ROW)  // of one warpgroup
+#define COLUMN_BLOCK (TILE_COLUMNS * BLOCK_ROW)    // 64 elements of a step's keys or values
+#define KEY_BYTES (KEY_BLOCKS * COLUMN_BLOCK)
+#define VALUE_BYTES (VALUE_BLOCKS * COLUMN_BLOCK)
+#define STAGES 2
+#ifndef PING_PONG
+#define PING_PONG 1
+#endif
+#define PAGES (TILE_COLUMNS / PAGE)
+#define PRODUCER_REGISTERS (CONSUMERS == 2 ? 40 : 32)
+#define CONSUMER_REGISTERS (CONSUMERS == 2 ? 232 : 160)
+
+struct Barriers {  // shared addresses, one per stage
+    u32 keys_full, keys_free, values_full, values_free;
+};
+
+DEVICE u32 of_stage(u32 barrier, int n) { return barrier + n % STAGES * 8; }
+DEVICE int phase_of(int n) { return n / STAGES & 1; }
+
+// The PAGE positions of a page from `start` on; zeros from position `end` on and where there is no page.
+template <int DIM>
+DEVICE void copy_page(u32 to, const u16* cache, int page, int kv_head, int start, int end) {
+    const u16* from = cache + cache_row(max(page, 0), kv_head, start) * DIM;
+    const int n_valid = page < 0 ? 0 : end - start;
+#pragma unroll 4  // all at once they would need more registers than this warpgroup keeps
+    for (int k = 0; k < PAGE * (DIM / 8) / 128; ++k) {
+        const int i = k * 128 + threadIdx.x % 128, row = i / (DIM / 8), chunk = i % (DIM / 8);
+        const u32 at = to + chunk / 8 * COLUMN_BLOCK + swizzled(row, chunk % 8);
+        const int n_bytes = row < n_valid ? 16 : 0;
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from + i * 8), "r"(n_bytes)
+                     : "memory");
+    }
+}
+
+// The warpgroup that copies. A stage is filled again when every warp of the consumers has let it go.
+DEVICE void produce(u32 keys, u32 values, const Barriers& barriers, const u16* cache_k, const u16* cache_v,
+                    const int* pages, int kv_head, int first, int end, int count) {
+    int page[PAGES], next[PAGES];
+#pragma unroll
+    for (int i = 0; i < PAGES; ++i) page[i] = first + i * PAGE < end ? pages[first / PAGE + i] : -1;
+    for (int n = 0; n < count; ++n) {
+        const int start = first + n * TILE_COLUMNS, stage = n % STAGES;
+#pragma unroll
+        for (int i = 0; i < PAGES; ++i) {
+            const int p = start + TILE_COLUMNS + i * PAGE;
+            next[i] = p < end ? pages[p / PAGE] : -1;
+        }
+        barrier_wait(of_stage(barriers.keys_free, n), phase_of(n) ^ 1);
+#pragma unroll
+        for (int i = 0; i < PAGES; ++i)
+            copy_page<KEY_DIM>(keys + stage * KEY_BYTES + i * PAGE * BLOCK_ROW, cache_k, page[i], kv_head,
+                               start + i * PAGE, end);
+        barrier_arrive_after_copies(of_stage(barriers.keys_full, n));
+        barrier_wait(of_stage(barriers.values_free, n), phase_of(n) ^ 1);
+#pragma unroll
+        for (int i = 0; i < PAGES; ++i)
+            copy_page<VALUE_DIM>(values + stage * VALUE_BYTES + i * PAGE * BLOCK_ROW, cache_v, page[i], kv_head,
+                                 start + i * PAGE, end);
+        barrier_arrive_after_copies(of_stage(barriers.values_full, n));
+#pragma unroll
+        for (int i = 0; i < PAGES; ++i) page[i] = next[i];
+    }
+    copy_wait<0>();  // nothing may be under way when the block ends
+}
+
+// 64 rows of queries as float16 into this warpgroup's part of shared memory; zeros behind the tile's last row.
+DEVICE void store_queries(u32 to, const float* qkv, int4 tile, int row0, int kv_head) {
+#pragma unroll 4
+    for (int i = threadIdx.x % 128; i < 64 * (KEY_DIM / 8); i += 128) {
+        const int row = i / (KEY_DIM / 8), chunk = i % (KEY_DIM / 8), m = row0 + row;
+        float4 a = make_float4(0.0f, 0.0f, 0.0f, 0.0f), b = a;
+        if (m < tile.y * GROUP) {
+            const float* from =
+                qkv + (i64)(tile.x + m / GROUP) * ROW_WIDTH + (kv_head * GROUP + m % GROUP) * KEY_DIM + chunk * 8;
+            a = *(const float4*)from, b = *(const float4*)(from + 4);
+        }
+        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + chunk / 8 * 64 * BLOCK_ROW +
+                                                                   swizzled(row, chunk % 8)),
+                     "r"(half_pair(a.x, a.y)), "r"(half_pair(a.z, a.w)), "r"(half_pair(b.x, b.y)),
+                     "r"(half_pair(b.z, b.w))
+                     : "memory");
+    }
+}
+
+// s = queries x keys of a step, begun.
+DEVICE void begin_scores(float (&s)[TILE_COLUMNS / 2], u32 queries, u32 keys) {
+#pragma unroll
+    for (int k = 0; k < KEY_DIM / 16; ++k)
+        product<TILE_COLUMNS>(s, matrix_at(queries + k / 4 * 64 * BLOCK_ROW + k % 4 * 32, 16),
+                              matrix_at(keys + k / 4 * COLUMN_BLOCK + k % 4 * 32, 16), k > 0);
+    wgmma_commit();
+}
+
+template <int FROM>
+DEVICE void add_columns(float* o, const u32* weights, u32 values) {
+    constexpr int LEFT = VALUE_DIM - FROM, N = LEFT >= 128 ? 128 : LEFT >= 64 ? 64 : LEFT >= 32 ? 32 : 16;
+    product_transposed<N>(o + FROM / 2, weights, matrix_at(values + FROM / 64 * COLUMN_BLOCK + FROM % 64 * 2, COLUMN_BLOCK));
+    if constexpr (LEFT > N) add_columns<FROM + N>(o, weights, values);
+}
+
+// o += weights x values of a step, begun.
+DEVICE void begin_values(float (&o)[VALUE_DIM / 2], const u32 (&weights)[TILE_COLUMNS / 4], u32 values) {
+#pragma unroll
+    for (int k = 0; k < TILE_COLUMNS / 16; ++k) add_columns<0>(o, weights + 4 * k, values + k * 16 * BLOCK_ROW);
+    wgmma_commit();
+}
+
+struct Softmax {             // of rows g and g + 8 of a warp
+    float factor, softcap;   // of a score, base 2 included; with a soft cap, of what tanh takes
+    float top[2], sum[2];    // largest score so far; sums over this lane's columns
+    float shrink[2];         // what the sums so far are to be multiplied by
+    int position[2], window;
+};
+
+// tanh to about 1e-7 absolute, in two special instructions.
+DEVICE float capped(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + power2(2.0f * LOG2E * x)));
+    return 1.0f - 2.0f * y;
+}
+
+// Scores of the step at `start` become weights.
+DEVICE void weigh(Softmax& state, float (&s)[TILE_COLUMNS / 2], int start, bool edge) {
+    float factor = state.factor;
+    if (state.softcap > 0.0f) {
+#pragma unroll
+        for (int i = 0; i < TILE_COLUMNS / 2; ++i) s[i] = capped(s[i] * state.factor);
+        factor = state.softcap * LOG2E;
+    }
+    if (edge) {
+        const int column = start + threadIdx.x % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < TILE_COLUMNS / 2; ++i) {
+            const int at = column + i / 4 * 8 + i % 2, row = state.position[i / 2 % 2];
+            if (at > row || (state.window > 0 && at <= row - state.window)) s[i] = minus_infinity();
+        }
+    }
+    float high[2] = {state.top[0], state.top[1]}, base[2];
+#pragma unroll
+    for (int i = 0; i < TILE_COLUMNS / 2; ++i) high[i / 2 % 2] = fmaxf(high[i / 2 % 2], s[i]);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        high[r] = fmaxf(high[r], __shfl_xor_sync(FULL_MASK, high[r], 1));
+        high[r] = fmaxf(high[r], __shfl_xor_sync(FULL_MASK, high[r], 2));
+        base[r] = high[r] * factor;
+        state.shrink[r] = power2((state.top[r] - high[r]) * factor);
+        state.top[r] = high[r];
+        state.sum[r] *= state.shrink[r];
+    }
+#pragma unroll
+    for (int i = 0; i < TILE_COLUMNS / 2; ++i) {
+        s[i] = power2(fmaf(s[i], factor, -base[i / 2 % 2]));
+        state.sum[i / 2 % 2] += s[i];
+    }
+}
+
+DEVICE void pack_weights(u32 (&weights)[TILE_COLUMNS / 4], const float (&s)[TILE_COLUMNS / 2]) {
+#pragma unroll
+    for (int i = 0; i < TILE_COLUMNS / 4; ++i) weights[i] = half_pair(s[2 * i], s[2 * i + 1]);
+}
+
+// One of the warpgroups that compute. rank: which.
+DEVICE void consume(int rank, u32 queries, u32 keys, u32 values, const Barriers& barriers, int4 tile, int kv_head,
+                    int first, int count, float scale, float softcap, int window, const float* qkv, const float* sinks,
+                    float* out) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int m0 = rank * 64 + (threadIdx.x % 128 >> 5) * 16;  // this warp's first row of the tile
+    const int highest = tile.w + m0 / GROUP, lowest_seen = tile.w + (m0 + 15) / GROUP - window;
+    queries += rank * QUERY_BYTES;
+    store_queries(queries, qkv, tile, rank * 64, kv_head);
+    order_before_wgmma();
+    group_sync(1 + rank, 128);
+
+    float o[VALUE_DIM / 2] = {}, s[TILE_COLUMNS / 2] = {};
+    u32 weights[TILE_COLUMNS / 4];
+    Softmax state = {softcap > 0.0f ? scale / softcap : scale * LOG2E, softcap, {LOWEST, LOWEST}, {0.0f, 0.0f},
+                     {1.0f, 1.0f}, {tile.w + (m0 + g) / GROUP, tile.w + (m0 + g + 8) / GROUP}, window};
+    // Where a step holds columns that some row of this warp must not see.
+    auto edge = [&](int start) { return start + TILE_COLUMNS - 1 > highest || (window > 0 && start <= lowest_seen); };
+
+    barrier_wait(barriers.keys_full, 0);
+    order_before_wgmma();
+    wgmma_begin();
+    begin_scores(s, queries, keys);
+    wgmma_wait<0>();
+    touch(s);
+    if (lane == 0) barrier_arrive(barriers.keys_free);
+    weigh(state, s, first, edge(first));
+    pack_weights(weights, s);
+#if PING_PONG
+    if (rank == CONSUMERS - 1 && count > 1) group_arrive(8, 256);
+#endif
+    for (int n = 1; n < count; ++n) {
+        barrier_wait(of_stage(barriers.keys_full, n), phase_of(n));
+        order_before_wgmma();
+#if PING_PONG  // the warpgroups take turns: one's products run while the other is at its exponentials
+        group_sync(8 + rank, 256);
+#endif
+        wgmma_begin();
+        begin_scores(s, queries, keys + n % STAGES * KEY_BYTES);
+        barrier_wait(of_stage(barriers.values_full, n - 1), phase_of(n - 1));
+        order_before_wgmma();
+        wgmma_begin();
+        begin_values(o, weights, values + (n - 1) % STAGES * VALUE_BYTES);
+#if PING_PONG
+        if (rank < CONSUMERS - 1 || n + 1 < count) group_arrive(8 + (rank + 1) % CONSUMERS, 256);
+#endif
+        wgmma_wait<1>();
+        touch(s);
+        if (lane == 0) barrier_arrive(of_stage(barriers.keys_free, n));
+        const int start = first + n * TILE_COLUMNS;
+        weigh(state, s, start, edge(start));
+        wgmma_wait<0>();
+        touch(o);
+        if (lane == 0) barrier_arrive(of_stage(barriers.values_free, n - 1));
+        if (__any_sync(FULL_MASK, state.shrink[0] != 1.0f || state.shrink[1] != 1.0f)) {
+#pragma unroll
+            for (int i = 0; i < VALUE_DIM / 2; ++i) o[i] *= state.shrink[i / 2 % 2];
+        }
+        pack_weights(weights, s);
+    }
+    barrier_wait(of_stage(barriers.values_full, count - 1), phase_of(count - 1));
+    order_before_wgmma();
+    wgmma_begin();
+    begin_values(o, weights, values + (count - 1) % STAGES * VALUE_BYTES);
+    wgmma_wait<0>();
+    touch(o);
+
+    const float unit = softcap > 0.0f ? softcap * LOG2E : state.factor;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+        float sum = state.sum[r];
+        sum += __shfl_xor_sync(FULL_MASK, sum, 1);
+        sum += __shfl_xor_sync(FULL_MASK, sum, 2);
+        const int m = m0 + g + 8 * r, head = kv_head * GROUP + m % GROUP;
+        if (m >= tile.y * GROUP) continue;
+        const float f = final_factor(state.top[r] * unit, sum, sinks, head);
+        float* to = out + ((i64)(tile.x + m / GROUP) * HEADS + head) * VALUE_DIM + 2 * t;
+#pragma unroll
+        for (int j = 0; j < VALUE_DIM / 8; ++j)
+            *(float2*)(to + 8 * j) = make_float2(o[4 * j + 2 * r] * f, o[4 * j + 2 * r + 1] * f);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    attention_prefill(const float* qkv, const cache_t* cache_k, const cache_t* cache_v, const int* block_table,
+                      int max_pages, const int4* tiles, float scale, float softcap, int window, const float* sinks,
+                      float* out) {
+    extern __shared__ u8 dynamic[];  // barriers, then 1024-byte aligned: queries, STAGES keys, STAGES values
+    const u32 base = shared_address(dynamic);
+    const Barriers barriers = {base, base + 8 * STAGES, base + 16 * STAGES, base + 24 * STAGES};
+    const u32 queries = (base + 32 * STAGES + 1023) & ~1023u, keys = queries + CONSUMERS * QUERY_BYTES,
+              values = keys + STAGES * KEY_BYTES;
+    if (threadIdx.x < STAGES) {
+        barrier_init(barriers.keys_full + 8 * threadIdx.x, 128);
+        barrier_init(barriers.values_full + 8 * threadIdx.x, 128);
+        barrier_init(barriers.keys_free + 8 * threadIdx.x, CONSUMER_THREADS / 32);
+        barrier_init(barriers.values_free + 8 * threadIdx.x, CONSUMER_THREADS / 32);
+    }
+    __syncthreads();
+    pdl_launch();
+    pdl_wait();
+    const int4 tile = tiles[blockIdx.y];  // x first row, y rows, z sequence, w position of the first row
+    const int kv_head = blockIdx.x;
+    const int end = tile.w + tile.y;  // one past the last position any row sees
+    const int first = window > 0 ? max(0, tile.w - window + 1) / TILE_COLUMNS * TILE_COLUMNS : 0;
+    const int count = (end - first + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    const int group = __shfl_sync(FULL_MASK, threadIdx.x / 128, 0);
+    if (group == 0) {
+        give_registers<PRODUCER_REGISTERS>();
+        produce(keys, values, barriers, cache_k, cache_v, block_table + (i64)tile.z * max_pages, kv_head, first, end,
+                count);
+    } else {
+        take_registers<CONSUMER_REGISTERS>();
+        consume(group - 1, queries, keys, values, barriers, tile, kv_head, first, count, scale, softcap, window, qkv,
+                sinks, out);
+    }
+}
