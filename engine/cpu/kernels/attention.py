@@ -27,11 +27,17 @@ ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"attend": STEP}
 WIDTH = 8
 """Floats per vector: what AVX2 has, so that the sums below fill its registers and no more."""
 
-HEADS, KEYS = 2, 4
-"""Query heads and keys whose scores are summed together: 8 vectors, which one tree then adds up."""
+HEADS, KEYS = 4, 2
+"""Query heads and keys whose scores are summed together: 8 vectors, which one tree then adds up.
 
-PARTS = 4
+Converting float16 takes as long as multiplying: the more heads share it, the better.
+"""
+
+PARTS = 2
 """Vectors of a value that are summed together, for HEADS heads."""
+
+LINE = 64
+"""Bytes that one prefetch brings."""
 
 FLOATS = vector(F32, WIDTH)
 
@@ -113,25 +119,31 @@ class _Item:
         b, o = self.b, self.o
         n_pairs = b.sdiv(b.add(self.group, I64(HEADS - 1)), I64(HEADS))
         with self._segments() as (page, first, count, done):
-            start = self._page(o.keys, page, first, self.key_bytes)
+            start, ahead = self._page(o.keys, page, first, self.key_bytes)
             with cgutils.for_range(b, n_pairs) as pairs:
-                self._score(start, self._heads(pairs.index), count, done)
+                self._score(start, ahead, self._heads(pairs.index), count, done)
         with cgutils.for_range(b, self.group) as heads:
             self._soften(heads.index)
         with self._segments() as (page, first, count, done):
-            start = self._page(o.values, page, first, self.value_bytes)
+            start, ahead = self._page(o.values, page, first, self.value_bytes)
             with cgutils.for_range(b, n_pairs) as pairs:
-                self._weigh(start, self._heads(pairs.index), count, done)
+                self._weigh(start, ahead, self._heads(pairs.index), count, done)
 
     def _segments(self) -> Any:
         return _segments(self)
 
-    def _page(self, cache: Value, index: Value, first: Value, row_bytes: Value) -> Value:
-        """Address of the head's row for position `first` of the page at place `index` of the table."""
+    def _page(self, cache: Value, index: Value, first: Value, row_bytes: Value) -> tuple[Value, Value]:
+        """Address of the head's row for position `first` of the page at place `index`; how far on the next page is.
+
+        Pages lie anywhere, so the processor cannot know which lines come next.
+        """
         b = self.b
-        page = self.e.load(self.at(self.o.pages, index, 8), I64, align=8)
-        head = b.add(b.mul(page, self.o.n_kv_heads), self.kv_head)
-        return self.at(cache, b.add(b.mul(head, I64(PAGE)), first), row_bytes)
+        last = b.sdiv(b.sub(self.end, I64(1)), I64(PAGE))
+        following = b.add(index, I64(1))
+        following = b.select(b.icmp_signed("<", following, last), following, last)
+        pages = (self.e.load(self.at(self.o.pages, place, 8), I64, align=8) for place in (index, following))
+        here, there = (b.mul(b.add(b.mul(page, self.o.n_kv_heads), self.kv_head), I64(PAGE)) for page in pages)
+        return self.at(cache, b.add(here, first), row_bytes), b.mul(b.sub(there, here), row_bytes)
 
     def _heads(self, pair: Value) -> list[Value]:
         """Heads of a pair; at the end of an odd group the last one twice, which computes the same twice."""
@@ -146,7 +158,7 @@ class _Item:
             return self.e.half_to_float(self.e.load(address, vector(I16, WIDTH), offset))
         return self.e.load(address, FLOATS, offset, align=4)
 
-    def _score(self, start: Value, heads: list[Value], count: Value, done: Value) -> None:
+    def _score(self, start: Value, ahead: Value, heads: list[Value], count: Value, done: Value) -> None:
         """Scores of `count` keys from `start` on, written from place `done` on, and a few more behind them."""
         e, b, o = self.e, self.b, self.o
         sums = [cgutils.alloca_once(b, FLOATS) for _ in range(HEADS * KEYS)]
@@ -159,6 +171,9 @@ class _Item:
             numbers = (b.add(first, I64(i)) for i in range(KEYS))
             numbers = (b.select(b.icmp_signed("<", number, last), number, last) for number in numbers)
             keys = [self.at(start, number, self.key_bytes) for number in numbers]
+            with cgutils.for_range(b, b.sdiv(b.add(self.key_bytes, I64(LINE - 1)), I64(LINE))) as lines:
+                for key in keys:
+                    e.prefetch(self.at(b.add(key, ahead), lines.index, LINE))
             for total in sums:
                 b.store(ir.Constant(FLOATS, [0.0] * WIDTH), total)
             with cgutils.for_range(b, b.sdiv(o.key_width, I64(WIDTH))) as parts:
@@ -203,20 +218,27 @@ class _Item:
         with cgutils.for_range(b, b.sdiv(self.o.value_width, I64(LANES))) as parts:
             e.store(ir.Constant(vector(F32), [0.0] * LANES), self.at(target, parts.index, 4 * LANES))
 
-    def _weigh(self, start: Value, heads: list[Value], count: Value, done: Value) -> None:
+    def _weigh(self, start: Value, ahead: Value, heads: list[Value], count: Value, done: Value) -> None:
         """Adds `count` values from `start` on to the heads' results."""
         b, o = self.b, self.o
         weights = [self.at(b.add(self.scores, b.mul(head, self.score_bytes)), done, 4) for head in heads]
         targets = [self.at(self.out, b.mul(head, o.value_width), 4) for head in heads]
         wide = b.sdiv(o.value_width, I64(PARTS * WIDTH))
         with cgutils.for_range(b, wide) as columns:
-            self._weigh_columns(start, weights, targets, count, b.mul(columns.index, I64(PARTS * WIDTH)), PARTS)
+            self._weigh_columns(start, ahead, weights, targets, count, b.mul(columns.index, I64(PARTS * WIDTH)), PARTS)
         rest = b.mul(wide, I64(PARTS * WIDTH))
         with b.if_then(b.icmp_signed("<", rest, o.value_width)):
-            self._weigh_columns(start, weights, targets, count, rest, LANES // WIDTH)
+            self._weigh_columns(start, ahead, weights, targets, count, rest, LANES // WIDTH)
 
     def _weigh_columns(
-        self, start: Value, weights: list[Value], targets: list[Value], count: Value, column: Value, n_parts: int
+        self,
+        start: Value,
+        ahead: Value,
+        weights: list[Value],
+        targets: list[Value],
+        count: Value,
+        column: Value,
+        n_parts: int,
     ) -> None:
         e, b = self.e, self.b
         sums = [[cgutils.alloca_once(b, FLOATS) for _ in range(n_parts)] for _ in targets]
@@ -227,6 +249,7 @@ class _Item:
                 b.store(e.load(place, FLOATS, 4 * WIDTH * part, align=4), total)
         with cgutils.for_range(b, count) as positions:
             value = self.at(first, positions.index, self.value_bytes)
+            e.prefetch(b.add(value, ahead))
             vs = [self._load(value, self.size * WIDTH * part) for part in range(n_parts)]
             for weight, row in zip(weights, sums, strict=True):
                 share = e.splat(e.load(self.at(weight, positions.index, 4), F32, align=4), WIDTH)
@@ -275,7 +298,7 @@ def _sum_eight(e: Emitter, vectors: list[Value]) -> Value:
         )
         return b.fadd(even, odd)
 
-    fours = [neighbours(neighbours(*vectors[i : i + 2]), neighbours(*vectors[i + 2 : i + 4])) for i in (0, KEYS)]
+    fours = [neighbours(neighbours(*vectors[i : i + 2]), neighbours(*vectors[i + 2 : i + 4])) for i in (0, 4)]
     lanes = ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
     low, high = (b.shuffle_vector(*fours, ir.Constant(vector(I32, WIDTH), part)) for part in lanes)
     return b.fadd(low, high)

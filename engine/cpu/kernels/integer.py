@@ -315,16 +315,9 @@ def _prefetch(e: Emitter, block: Value, panel: Panel, group: int) -> None:
 
     The words of a block are not read in the order of addresses, which the processor's own prefetching expects.
     """
-    b = e.builder
-    pointer = I8.as_pointer()
-    name = "llvm.prefetch.p0i8"
-    function = b.module.globals.get(name) or ir.Function(
-        b.module, ir.FunctionType(ir.VoidType(), (pointer, I32, I32, I32)), name
-    )
     share = panel.n_bytes // panel.n_groups
     for offset in range(-group * share % LINE, share, LINE):
-        place = e.at(block, AHEAD + group * share + offset)
-        b.call(function, (b.inttoptr(place, pointer), I32(0), I32(3), I32(1)))
+        e.prefetch(e.at(block, AHEAD + group * share + offset))
 
 
 @intrinsic(prefer_literal=True)
