@@ -206,7 +206,7 @@ def test_activations(name, tolerance):
         want = wide / (1 + np.exp(-slope))
     for other, expected in ((None, want), (y, want * y)):
         out = np.empty_like(x)
-        operands = np.array([x.ctypes.data, 0 if other is None else other.ctypes.data, out.ctypes.data])
+        operands = np.array([x.ctypes.data, 0 if other is None else other.ctypes.data, out.ctypes.data, 0])
         build.kernel("gate", name)(operands.ctypes.data, 0, x.size // 16, 0)
         np.testing.assert_allclose(out, expected, rtol=tolerance, atol=1e-30)
 

@@ -23,8 +23,9 @@ from engine.cpu.integer import Activations, IntegerWeights
 from engine.cpu.kernels import attend as attend_kernel
 from engine.cpu.kernels import build
 from engine.cpu.kernels.machine import COUNTERS, HEADER, ROW
+from engine.cpu.kernels.panels import GROUP
 from engine.cpu.kv_cache import KVCache
-from engine.cpu.matmul import DOT_TOKENS, dot_kind, dot_operands, prepare
+from engine.cpu.matmul import DOT_TOKENS, LANES, dot_kind, dot_operands, prepare
 from engine.cpu.steps import (
     N_PAST,
     Angles,
@@ -66,6 +67,7 @@ class Recorder:
         self._integer = weights
         self._quantized: dict[int, Activations] = {}  # of buffers as they are now
         self._rooms: dict[int, Activations] = {}
+        self._writers: dict[int, list[tuple[int, int, Step]]] = {}  # row of the program, first row written, step
         self.rows: list[tuple[int, ...]] = []
         self.fills: list[Callable[[Batch], None]] = []
         self.lengths: list[tuple[int, int, int]] = []
@@ -90,7 +92,10 @@ class Recorder:
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
         """See Steps.empty."""
-        return self._buffers.setdefault((name, shape), np.empty(shape, dtype=np.float32))
+        buffer = self._buffers.setdefault((name, shape), np.empty(shape, dtype=np.float32))
+        self._quantized.pop(id(buffer), None)
+        self._writers[id(buffer)] = []
+        return buffer
 
     def embed(self, name: str, table: Weight, token_ids: Int32Array) -> Float32Array:
         """See Steps.embed."""
@@ -174,7 +179,9 @@ class Recorder:
         self.score_floats = max(self.score_floats, group * attend_kernel.score_floats(len(keys.table) * PAGE))
         items = config.n_kv_heads * span.n_rows
         type_name = attend_kernel.TYPES[keys.array.dtype]
-        self._write(Step("attend", type_name, operands, items, items * CHUNK_FLOATS), out)
+        unit = group * config.value_width
+        step = Step("attend", type_name, operands, items, items * CHUNK_FLOATS, unit)
+        self._write(step, out, first_row=span.row)
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""
@@ -182,18 +189,36 @@ class Recorder:
         return x
 
     def _activations(self, x: Float32Array) -> Activations:
-        """The rows of a buffer in 8 bits, quantized once after it was written."""
+        """The rows of a buffer in 8 bits: by the step that writes it, where it can, else by one of their own."""
         found = self._quantized.get(id(x))
         if found is None:
             found = self._rooms.setdefault(id(x), integer.empty_activations(*x.shape))
-            self._write(quantize_step(x, found))
-            self.join()
+            if not self._write_both(x, found):
+                self._write(quantize_step(x, found))
+                self.join()
             self._quantized[id(x)] = found
         return found
 
-    def _write(self, step: Step, *written: Float32Array) -> None:
-        for buffer in written:
-            self._quantized.pop(id(buffer), None)
+    def _write_both(self, x: Float32Array, activations: Activations) -> bool:
+        """Let the steps that wrote a buffer write its activations, too; False where that is not possible."""
+        writers = self._writers.get(id(x), [])
+        if not writers or any(not step.unit or step.unit % GROUP for _, _, step in writers):
+            return False
+        for index, first_row, step in writers:
+            row = list(self.rows[index])
+            row[HEADER + len(step.operands) - 1] = address(activations[first_row:])
+            if step.kind == "gate":  # whose items are then twice as large
+                row[ITEMS] //= GROUP // LANES
+                row[CHUNKS] = min(row[CHUNKS], row[ITEMS])
+            self.rows[index] = tuple(row)
+        return True
+
+    def _write(self, step: Step, written: Float32Array | None = None, *, first_row: int | None = None) -> None:
+        """Adds a step. It writes a whole buffer, or rows of it from first_row on, as others do, after empty()."""
+        if written is not None:
+            self._quantized.pop(id(written), None)
+            others = [] if first_row is None else self._writers[id(written)]
+            self._writers[id(written)] = [*others, (len(self.rows), first_row or 0, step)]
         chunks = 1
         if self._pool.threads > 1:
             chunks = max(1, min(CHUNKS_PER_THREAD * self._pool.threads, step.items, step.floats // CHUNK_FLOATS))

@@ -69,6 +69,8 @@ class Step:
         operands: what it reads.
         items: how many items there are to share among threads.
         floats: how many floats all items together touch: a measure of the work.
+        unit: floats of the result that are written together; where these are whole blocks of activations, the kernel
+            can write activations as well, at the address that is its last operand. 0 where it cannot.
     """
 
     kind: str
@@ -76,6 +78,7 @@ class Step:
     operands: tuple[int, ...]
     items: int
     floats: int
+    unit: int = 0
 
 
 class Steps(Protocol):
@@ -276,8 +279,8 @@ def normalize_step(x: Float32Array, norm: Norm, out: Float32Array) -> Step:
     assert x.flags.c_contiguous
     assert norm.weight.flags.c_contiguous
     width = x.shape[-1]
-    operands = (address(x), address(norm.weight), address(out), width, float_bits(norm.epsilon))
-    return Step("normalize", "F32", operands, x.size // width, x.size)
+    operands = (address(x), address(norm.weight), address(out), width, float_bits(norm.epsilon), 0)
+    return Step("normalize", "F32", operands, x.size // width, x.size, width)
 
 
 def quantize_step(x: Float32Array, out: Activations) -> Step:
@@ -315,9 +318,9 @@ def gate_step(x: Float32Array, y: Float32Array | None, activation: Activation) -
     """activation(x) · y, written over x."""
     assert x.flags.c_contiguous
     assert y is None or y.flags.c_contiguous
-    operands = (address(x), 0 if y is None else address(y), address(x))
+    operands = (address(x), 0 if y is None else address(y), address(x), 0)
     # The exponential costs as much as some ten plain steps.
-    return Step("gate", activation.name, operands, x.size // LANES, 8 * x.size)
+    return Step("gate", activation.name, operands, x.size // LANES, 8 * x.size, x.shape[-1])
 
 
 def embed_rows(table: Weight, token_ids: Int32Array, out: Float32Array) -> None:

@@ -99,12 +99,12 @@ def operands(
     window: int | None,
     n_past: int,
 ) -> tuple[int, ...]:
-    """The numbers that the kernel reads (attention.py)."""
+    """The numbers that the kernel reads (attention.py); the last, for activations, is 0."""
     n_tokens, n_heads, key_width = q.shape
     addresses = tuple(map(_address, (q, keys, values, out, pages)))
     seen = NO_WINDOW if window is None else window
     (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
-    return (*addresses, keys.shape[1], scale_bits, n_tokens, n_heads, key_width, values.shape[3], n_past, seen)
+    return (*addresses, keys.shape[1], scale_bits, n_tokens, n_heads, key_width, values.shape[3], n_past, seen, 0)
 
 
 N_PAST = 11

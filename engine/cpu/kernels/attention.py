@@ -19,6 +19,8 @@ from numba.extending import intrinsic
 
 from engine.config import PAGE
 from engine.cpu.kernels.emit import F32, F64, I16, I32, I64, LANES, Emitter, Value, vector
+from engine.cpu.kernels.integer import quantize_blocks
+from engine.cpu.kernels.panels import GROUP
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"attend": STEP}
@@ -48,7 +50,8 @@ class _Operands:
 
     q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and values (N, K, PAGE, width) without gaps, both widths
     multiples of 16; pages: int64, pages[i] has the positions from i * PAGE on; scale: a float64; window: keys that a
-    query sees.
+    query sees; activations: where out is written as well, quantized (integer.py), if the heads of an item are a
+    multiple of 32 floats; else 0.
     """
 
     q: Value
@@ -64,6 +67,7 @@ class _Operands:
     value_width: Value
     n_past: Value
     window: Value
+    activations: Value
 
 
 @intrinsic(prefer_literal=True)
@@ -79,7 +83,7 @@ def attend(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, scores = arguments
-        o = _Operands(*integers(e, operands, 13))
+        o = _Operands(*integers(e, operands, 14))
         with cgutils.for_range(builder, builder.sub(high, low)) as items:
             item = builder.add(low, items.index)
             _Item(e, o, item, scores, half).emit()
@@ -128,6 +132,11 @@ class _Item:
             start, ahead = self._page(o.values, page, first, self.value_bytes)
             with cgutils.for_range(b, n_pairs) as pairs:
                 self._weigh(start, ahead, self._heads(pairs.index), count, done)
+
+        with b.if_then(b.icmp_signed("!=", o.activations, I64(0))):
+            n_blocks = b.sdiv(b.mul(self.group, o.value_width), I64(GROUP))
+            first = b.sdiv(b.sub(self.out, o.out), I64(4 * GROUP))
+            quantize_blocks(self.e, o.out, o.activations, first, n_blocks)
 
     def _segments(self) -> Any:
         return _segments(self)

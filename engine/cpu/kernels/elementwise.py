@@ -15,6 +15,8 @@ from numba.extending import intrinsic
 
 from engine.config import PAGE
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
+from engine.cpu.kernels.integer import quantize_blocks
+from engine.cpu.kernels.panels import GROUP
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"normalize": STEP, "rotate_store": STEP, "gate": STEP}
@@ -29,13 +31,14 @@ def _offset(builder: Any, base: Value, index: Value, size: Value | int) -> Value
 def normalize(typing_context, name, operands, low, high, scratch):
     """out[r] = x[r] / sqrt(mean(x[r] ** 2) + epsilon) * weight for rows low..high-1 of `width` floats without gaps.
 
-    Operands: x, weight, out, width (a multiple of 16), epsilon. out may be x.
+    Operands: x, weight, out, width (a multiple of 16), epsilon, activations. out may be x. Where activations are wanted
+    (else 0), out is written there as well, quantized (integer.py); width is then a multiple of 32.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, weight, out, width, epsilon = integers(e, operands, 5)
+        x, weight, out, width, epsilon, activations = integers(e, operands, 6)
         epsilon = builder.fptrunc(builder.bitcast(epsilon, F64), F32)
         total = cgutils.alloca_once(builder, vector(F32))
         root = builder.module.declare_intrinsic("llvm.sqrt", (F32,))
@@ -54,6 +57,10 @@ def normalize(typing_context, name, operands, low, high, scratch):
                 xs = e.load(builder.add(source, place), vector(F32), align=4)
                 ws = e.load(builder.add(weight, place), vector(F32), align=4)
                 e.store(e.multiply(builder.fdiv(xs, divisor), ws), builder.add(target, place))
+            with builder.if_then(builder.icmp_signed("!=", activations, I64(0))):
+                n_blocks = builder.sdiv(width, I64(GROUP))
+                first = builder.mul(builder.add(low, rows.index), n_blocks)
+                quantize_blocks(e, out, activations, first, n_blocks)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate
@@ -120,22 +127,28 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
 def gate(typing_context, name, operands, low, high, scratch):
     """out = activation(x) * y over vectors low..high-1 of 16 floats; out may be x. The kernel's type is SILU or GELU.
 
-    Operands: x, y (0 = none), out.
+    Operands: x, y (0 = none), out, activations. Where activations are wanted (else 0), items are of 32 floats, and out
+    is written there as well, quantized (integer.py).
     """
     activation = format_name(name)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, y, out = integers(e, operands, 3)
-        with cgutils.for_range(builder, builder.sub(high, low)) as vectors:
-            place = builder.mul(builder.add(low, vectors.index), I64(4 * LANES))
+        x, y, out, activations = integers(e, operands, 4)
+        wanted = builder.icmp_signed("!=", activations, I64(0))
+        per_item = builder.select(wanted, I64(GROUP // LANES), I64(1))
+        first, n_items = builder.mul(low, per_item), builder.sub(high, low)
+        with cgutils.for_range(builder, builder.mul(n_items, per_item)) as vectors:
+            place = builder.mul(builder.add(first, vectors.index), I64(4 * LANES))
             xs = e.load(builder.add(x, place), vector(F32), align=4)
             value = cgutils.alloca_once_value(builder, e.multiply(xs, _sigmoid(e, _slope(e, xs, activation))))
             with builder.if_then(builder.icmp_signed("!=", y, I64(0))):
                 ys = e.load(builder.add(y, place), vector(F32), align=4)
                 builder.store(e.multiply(builder.load(value), ys), value)
             e.store(builder.load(value), builder.add(out, place))
+        with builder.if_then(wanted):
+            quantize_blocks(e, out, activations, low, n_items)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate

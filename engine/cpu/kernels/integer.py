@@ -130,6 +130,14 @@ def quantize_block(e: Emitter, source: Value, target: Value) -> None:
         e.store(e.multiply(b.sitofp(total, F32), scale), target, place)
 
 
+def quantize_blocks(e: Emitter, source: Value, target: Value, first: Value, count: Value) -> None:
+    """Quantizes blocks first..first+count-1 of floats without gaps."""
+    with cgutils.for_range(e.builder, count) as blocks:
+        index = e.builder.add(first, blocks.index)
+        floats = e.builder.add(source, _mul(e.builder, index, 4 * GROUP))
+        quantize_block(e, floats, e.builder.add(target, _mul(e.builder, index, LINE)))
+
+
 def _sum_lanes(e: Emitter, value: Value) -> Value:
     while value.type.count > 1:
         half = value.type.count // 2
