@@ -110,7 +110,7 @@ class LLM:
         self._file = open_gguf(self.config.model)
         try:
             metadata = self._file.metadata
-            self.model = load_model(self._file)
+            self.model = load_model(self._file, self.config.resolve_context)
             self._tokenizer_error = ""
             self._tokenizer = self._open_tokenizer(metadata, pre_tokenizer)
             self._chat_source = chat_template

@@ -236,7 +236,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
             context_length,
             model.config.context_length,
         )
-    if choose_device(config.device, config.device_index) == "cuda":
+    if choose_device(config.device, config.device_index, model) == "cuda":
         from engine.cuda.runner import CudaRunner
 
         return CudaRunner(
@@ -246,6 +246,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
             max_sequences=config.max_sequences or GPU_SEQUENCES,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            deterministic=config.deterministic,
             device_index=config.device_index,
             status=status,
             eager=config.eager,
@@ -267,7 +268,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
 def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPlan]:
     """Device and memory that open_runner would take, without taking either; a plan for a GPU needs none."""
     context_length = config.resolve_context(model.config.context_length)
-    if config.device.startswith("cuda") or choose_device(config.device, config.device_index) == "cuda":
+    if config.device.startswith("cuda") or choose_device(config.device, config.device_index, model) == "cuda":
         from engine.cuda.plan import make_plan, memory_plan
 
         plan = make_plan(
@@ -294,11 +295,11 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         backend.close()
 
 
-def choose_device(device: str, index: int = 0) -> str:
+def choose_device(device: str, index: int = 0, model: LoadedModel | None = None) -> str:
     """What was asked for as "cpu" or "cuda".
 
-    With "auto" a machine that shows no trace of a GPU gets the CPU in silence; one that has a GPU which cannot be used
-    gets it with a warning that says what is missing.
+    With "auto" a machine that shows no trace of a GPU gets the CPU in silence; one that has a GPU which cannot be used,
+    or lacks kernels for a part of the model, gets it with a warning that says what is missing.
 
     Raises:
         DeviceError: a GPU was asked for by name and cannot be used.
@@ -308,9 +309,19 @@ def choose_device(device: str, index: int = 0) -> str:
     from engine.cuda import availability
 
     reason = availability(index)
+    if reason is None and model is not None and device == "auto":
+        reason = _missing_on_gpu(model)
     if reason is None:
         return "cuda"
     if device != "auto":
         raise DeviceError(f"device {device!r} cannot be used: {reason}")
     log.warning("running on the CPU: %s", reason)
     return "cpu"
+
+
+def _missing_on_gpu(model: LoadedModel) -> str | None:
+    """Why the GPU cannot run a model, or None."""
+    from engine.cuda.features import missing_features
+
+    missing = missing_features(model)
+    return f"the GPU has no kernels yet for {', '.join(missing)}" if missing else None

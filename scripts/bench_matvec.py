@@ -5,6 +5,7 @@ Usage:
     python scripts/bench_matvec.py shapes    single shapes, chained in a graph with early start
     python scripts/bench_matvec.py tune      block shapes on the main matrices
     python scripts/bench_matvec.py step      all projections of a whole decode step, 1B and 8B
+    python scripts/bench_matvec.py many      shapes and whole steps for 1 to 256 sequences, both families of kernels
     python scripts/bench_matvec.py dequant   packed to row-major half and float
 Several may be named. Percentages are of the read bandwidth measured at the start. Weights are random bytes and each
 launch reads another copy, so that nothing comes from the L2 cache; a time is the median of graph replays divided by the
@@ -26,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import cupy
 import numpy as np
 
+from engine.cuda.batch_matvec import operand_bytes
 from engine.cuda.dequant import build_jobs as dequant_jobs
 from engine.cuda.dequant import dequantize, embed
 from engine.cuda.layouts import LAYOUTS, packed_bytes
-from engine.cuda.matvec import Activation, MatVec, Tuning, build_job, is_resident
+from engine.cuda.matvec import Activation, MatVec, Tuning, build_job, group_jobs, is_resident
 from engine.cuda.module import device_arch, prebuild
 from engine.cuda.repack import PackedMatrix, repack
 from engine.cuda.repack import build_job as pack_job
@@ -212,7 +214,7 @@ def stream_of(batch: int, width: int, which: int = 0) -> Any:
     return cupy.ones((batch, width), cupy.float32) * (which + 1)
 
 
-def launcher(group: Group, batch: int, tuning: Tuning | None) -> tuple[MatVec, Callable[[], None]]:
+def launcher(group: Group, batch: int, tuning: Tuning | None, operand: Any = None) -> tuple[MatVec, Callable[[], None]]:
     """A product of fresh random matrices and its launch, like a brick of the decode step."""
     parts, columns, kind = group
     product = MatVec([random_matrix(type, rows, columns, kind == "pair") for type, rows in parts], tuning=tuning)
@@ -220,16 +222,16 @@ def launcher(group: Group, batch: int, tuning: Tuning | None) -> tuple[MatVec, C
     norm = cupy.ones(columns, cupy.float32)
     x, out = stream_of(batch, columns), stream_of(batch, product.width, 0 if kind == "add" else 1)
     if kind == "add":
-        return product, lambda: product(x, out, add=True)
+        return product, lambda: product(x, out, add=True, operand=operand)
     activation = Activation.SILU if kind == "pair" else Activation.NONE
-    return product, lambda: product(x, out, norm=norm, eps=1e-5, activation=activation)
+    return product, lambda: product(x, out, norm=norm, eps=1e-5, activation=activation, operand=operand)
 
 
-def time_group(group: Group, batch: int = 1, tuning: Tuning | None = None) -> tuple[float, float]:
+def time_group(group: Group, batch: int = 1, tuning: Tuning | None = None, operand: Any = None) -> tuple[float, float]:
     """Microseconds of a launch in a chain, and its GB/s."""
-    product, call = launcher(group, batch, tuning)
+    product, call = launcher(group, batch, tuning, operand)
     copies = max(4, min(64, -(-300_000_000 // product.n_bytes)))
-    calls = [call] + [launcher(group, batch, tuning)[1] for _ in range(copies - 1)]
+    calls = [call] + [launcher(group, batch, tuning, operand)[1] for _ in range(copies - 1)]
     graph, stream = capture(lambda: [call() for call in calls] and None)
     time = milliseconds(graph, stream) / copies * 1e3
     return time, product.n_bytes / time / 1e3
@@ -301,34 +303,76 @@ def more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
+MODELS = {"8B": (32, 4096, 4096, 1024, 14336), "1B": (16, 2048, 2048, 512, 8192)}
+
+
+def step_groups(model: str, mix: str) -> list[Group]:
+    """All products of one decode step."""
+    layers, width, q, kv, ffn = MODELS[model]
+    groups: list[Group] = []
+    for layer in range(layers):
+        low = T.Q4_K if mix == "Q4_K_M" else T.Q8_0
+        high = T.Q6_K if mix == "Q4_K_M" and more_bits(layer, layers) else low
+        groups += [
+            ([(low, q), (low, kv), (high, kv)], width, "norm"),
+            ([(low, width)], q, "add"),
+            ([(low, ffn)], width, "pair"),
+            ([(high, width)], ffn, "add"),
+        ]
+    return [*groups, ([(T.Q6_K if mix == "Q4_K_M" else T.Q8_0, 128256)], width, "norm")]
+
+
+def time_step(model: str, mix: str, batch: int, tuning: Tuning | None, operand: Any) -> tuple[float, float]:
+    """Milliseconds of all projections of a step in one graph, and their GB/s."""
+    products = [launcher(group, batch, tuning, operand) for group in step_groups(model, mix)]
+    graph, stream = capture(lambda: [call() for _, call in products] and None)
+    time = milliseconds(graph, stream)
+    return time, sum(product.n_bytes for product, _ in products) / time / 1e6
+
+
 def step(ceiling: float, batches: Sequence[int] = (1, 4), tuning: Tuning | None = None) -> None:
     """All projections of one decode step, in one graph."""
-    models = {"8B": (32, 4096, 4096, 1024, 14336), "1B": (16, 2048, 2048, 512, 8192)}
-    for model, (layers, width, q, kv, ffn) in models.items():
+    for model in MODELS:
         for mix in ("Q4_K_M", "Q8_0"):
             for batch in batches:
-                products = []
-                for layer in range(layers):
-                    low = T.Q4_K if mix == "Q4_K_M" else T.Q8_0
-                    high = T.Q6_K if mix == "Q4_K_M" and more_bits(layer, layers) else low
-                    products += [
-                        launcher(([(low, q), (low, kv), (high, kv)], width, "norm"), batch, tuning),
-                        launcher(([(low, width)], q, "add"), batch, tuning),
-                        launcher(([(low, ffn)], width, "pair"), batch, tuning),
-                        launcher(([(high, width)], ffn, "add"), batch, tuning),
-                    ]
-                head = T.Q6_K if mix == "Q4_K_M" else T.Q8_0
-                products.append(launcher(([(head, 128256)], width, "norm"), batch, tuning))
-                graph, stream = capture(lambda products=products: [call() for _, call in products] and None)
-                time = milliseconds(graph, stream)
-                speed = sum(product.n_bytes for product, _ in products) / time / 1e6
+                cupy.get_default_memory_pool().free_all_blocks()
+                time, speed = time_step(model, mix, batch, tuning, None)
                 print(
                     f"{model} {mix:7} {batch} sequences: {time:7.3f} ms {speed:6.0f} GB/s "
                     f"{100 * speed / ceiling:5.1f} %",
                     flush=True,
                 )
-                del products, graph
-                cupy.get_default_memory_pool().free_all_blocks()
+
+
+def many(ceiling: float) -> None:
+    """Both families for 1 to 256 sequences: microseconds of the main shapes, milliseconds of whole steps."""
+    batches = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    operand = cupy.empty(operand_bytes(14336), cupy.uint8)
+    card = (device_arch(), int(cupy.cuda.Device().attributes["MultiProcessorCount"]))
+    jobs = []
+    for parts, columns, kind in [group for _, group in MAIN] + step_groups("8B", "Q8_0") + step_groups("1B", "Q8_0"):
+        activation = Activation.SILU if kind == "pair" else Activation.NONE
+        for rows in (1, 1 << 30):  # all batches in the one family, all in the other
+            jobs += group_jobs(
+                parts, columns, batches, card, paired=kind == "pair", activation=activation, batch_rows=rows
+            )
+    prebuild(list({repr(job): job for job in jobs}.values()), card[0])
+    families = (("8 at a time", batches[:6], None), ("64 at a time", batches, operand))
+    print("columns: sequences", *batches)
+    for name, group in MAIN[1:]:
+        for family, some, scratch in families:
+            cells = [time_group(group, batch, None, scratch) for batch in some]
+            print(
+                f"{name:34} {family:12} us  ",
+                *(f"{time:8.2f}" for time, _ in cells),
+                f" {cells[0][1]:5.0f} GB/s for one",
+            )
+            cupy.get_default_memory_pool().free_all_blocks()
+    for model in MODELS:
+        for mix in ("Q4_K_M", "Q8_0"):
+            for family, some, scratch in families:
+                steps = [time_step(model, mix, batch, None, scratch)[0] for batch in some]
+                print(f"{model} {mix:7} step, {family:12} ms  ", *(f"{time:8.3f}" for time in steps), flush=True)
 
 
 def unpack(ceiling: float) -> None:
@@ -358,7 +402,7 @@ def main() -> None:
             print(name)
             step(ceiling, (1,), Tuning(*map(int, name[5:].split(","))))
         else:
-            {"shapes": shapes, "tune": tune, "step": step, "dequant": unpack}[name](ceiling)
+            {"shapes": shapes, "tune": tune, "step": step, "many": many, "dequant": unpack}[name](ceiling)
         cupy.get_default_memory_pool().free_all_blocks()
     sys.exit(0 if good else 1)
 

@@ -115,7 +115,7 @@ class ComparingOps:
         device = self._device_layer(layer)
         if self._decode:
             normed, weights = reference.normalize(x, layer.attn_norm), layer.attention
-            self._raw = np.concatenate([self._cpu._linear(one, normed) for one in (weights.q, weights.k, weights.v)], 1)
+            self._raw = np.concatenate([self._cpu._linear(one, normed) for one in weights.qkv], 1)
         q = self._cpu.attn_qkv(layer, x)
         found = self._ops.attn_qkv(device, self._x(x)).get()
         if self._decode:
@@ -163,10 +163,11 @@ class ComparingOps:
         self._report.add("ffn_down", layer.index, found.get() - x, y - x)
         return y
 
-    def ffn_moe(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
+    def ffn_moe(self, layer: LayerWeights, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """See Ops.ffn_moe."""
-        y = self._cpu.ffn_moe(layer, x)
-        found = self._ops.ffn_moe(self._device_layer(layer), self._x(x))
+        y = self._cpu.ffn_moe(layer, x, y)
+        given = self._x(x)
+        found = self._ops.ffn_moe(self._device_layer(layer), given, given)
         self._report.add("ffn_moe", layer.index, found.get() - x, y - x)
         return y
 
@@ -216,7 +217,7 @@ def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: st
         cache = KVCache(
             [layer.attention for layer in model.config.layers], context_length=len(ids), n_slots=1, kv_type=kv_type
         )
-        cpu = CpuOps(model.weights, cache, lambda x, weight: matmul(x, weight, pool=pool, reference=True))
+        cpu = CpuOps(model.config, model.weights, cache, lambda x, weight: matmul(x, weight, pool=pool, reference=True))
         ops = ComparingOps(cpu, cache, runner, report, decode=decode)
         with runner._running():
             runner._cache.set_pages(0, list(range(page_count(len(ids)))))

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Everything that needs a GPU, in one call: tests, brick-by-brick comparison, benchmark with a dated report.
+# Everything that needs a GPU, in one call: tests, brick-by-brick comparison, soak, benchmark with a dated report.
 #
 #   scripts/gpu_check.sh                        all of it, in less than nine minutes
 #   scripts/gpu_check.sh --tests [-k EXPR]      tests only
 #   scripts/gpu_check.sh --diff                 CPU and GPU brick by brick only
+#   scripts/gpu_check.sh --soak                 10 000 short requests only
 #   scripts/gpu_check.sh --bench --models 1b,8b --only decode,profile
 #
 # --tests-limit S and --bench-limit S bound the parts (seconds). Reports go to benchmarks/, and with all logs to $OUT
@@ -15,7 +16,7 @@ export PYTHONUNBUFFERED=1
 parts="" models="1b,8b,8b-q8" only="" expression="" tests_limit=220 bench_limit=250 files=""
 while [ $# -gt 0 ]; do
     case "$1" in
-        --tests | --diff | --bench) parts="$parts ${1#--}" ;;
+        --tests | --diff | --soak | --bench) parts="$parts ${1#--}" ;;
         --models) models=$2; shift ;;
         --only) only=$2; shift ;;
         -k) expression=$2; shift ;;
@@ -26,7 +27,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ -n "$parts" ] || parts="tests diff bench"
+[ -n "$parts" ] || parts="tests diff soak bench"
 logs=${OUT:-$(mktemp -d)}
 mkdir -p "$logs"
 
@@ -54,7 +55,7 @@ trap cleanup EXIT
 trap 'exit 130' INT TERM
 
 status=0
-tests_said="not run" diff_said="not run" bench_said="not run"
+tests_said="not run" diff_said="not run" soak_said="not run" bench_said="not run"
 case "$parts" in *tests*)
     set -- -m gpu -rsfE --durations=15 -p no:cacheprovider
     [ -z "$expression" ] || set -- "$@" -k "$expression"
@@ -76,6 +77,14 @@ case "$parts" in *diff*)
     fi
     ;;
 esac
+case "$parts" in *soak*)
+    if timeout 100 "$PYTHON" scripts/soak.py --device cuda >"$logs/soak.log" 2>&1; then
+        soak_said=$(tail -1 "$logs/soak.log")
+    else
+        soak_said="failed"; status=1; tail -20 "$logs/soak.log"
+    fi
+    ;;
+esac
 case "$parts" in *bench*)
     wait "$maker"
     set -- --models "$models" --dir "$files" --time-limit "$bench_limit"
@@ -90,5 +99,6 @@ case "$parts" in *bench*)
 esac
 echo "tests: $tests_said"
 echo "diff:  $diff_said"
+echo "soak:  $soak_said"
 echo "bench: $bench_said"
 exit $status

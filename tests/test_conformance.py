@@ -14,14 +14,19 @@ from engine.model.loader import load_model
 pytestmark = pytest.mark.shared
 
 NAMES = (
-    "llama-dense",
-    "llama-moe",
-    "mistral3-dense",
-    "qwen2-dense",
-    "qwen2moe-moe",
-    "qwen3-dense",
-    "qwen3moe-moe",
-)
+    "bloom-dense", "cohere2-dense", "command-r-dense", "deepseek-moe", "deepseek2-moe", "ernie4_5-moe",
+    "exaone4-dense", "falcon-dense", "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense", "glm4moe-moe",
+    "gpt-oss-moe", "gpt2-dense", "gptneox-dense", "granite-dense", "granite-moe", "hunyuan-dense-dense",
+    "internlm2-dense", "llama-dense", "llama-moe", "minicpm-dense", "mistral3-dense", "mpt-dense", "nemotron-dense",
+    "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense", "phi3-dense", "phimoe-moe", "qwen2-dense", "qwen2moe-moe",
+    "qwen3-dense", "qwen3moe-moe", "seed_oss-dense", "smollm3-dense", "stablelm-dense", "starcoder2-dense",
+)  # fmt: skip
+
+SAME_AS = {
+    "arcee", "chatglm", "codeshell", "dots1", "exaone", "granitemoe", "hunyuan-moe", "orion", "qwen2vl", "qwen3vl",
+    "qwen3vlmoe", "starcoder", "xverse",
+}  # fmt: skip
+"""Families made of parts that others are measured with, and of which there is no reference here."""
 
 
 def error(found, expected):
@@ -44,4 +49,6 @@ def test_logits(name, exact, conformance_dir: Path):
 
 
 def test_every_architecture_is_covered():
-    assert {name.rsplit("-", 1)[0] for name in NAMES} == set(ARCHITECTURES)
+    measured = {name.rsplit("-", 1)[0] for name in NAMES}
+    assert measured | SAME_AS == set(ARCHITECTURES)
+    assert not measured & SAME_AS

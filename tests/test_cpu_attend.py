@@ -4,7 +4,9 @@ import pytest
 from engine.config import PAGE
 from engine.cpu.kernels import attend as attend_module
 from engine.cpu.kernels.attend import attend, can_attend
+from engine.cpu.reference import attend as attend_plainly
 from engine.cpu.threads import ThreadPool
+from engine.model.config import AttentionConfig
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +15,7 @@ def pools():
         yield one, two
 
 
-def truth(q, keys, values, scale, window, n_past):
+def truth(q, keys, values, scale, window, n_past, softcap=None, sinks=None, slopes=None):
     """Attention in float64, one query and head at a time."""
     n_tokens, n_heads, _ = q.shape
     group = n_heads // keys.shape[0]
@@ -24,8 +26,13 @@ def truth(q, keys, values, scale, window, n_past):
         for h in range(n_heads):
             k, v = (a[h // group, begin:end].astype(np.float64) for a in (keys, values))
             scores = scale * (k @ q[t, h].astype(np.float64))
-            weights = np.exp(scores - scores.max())
-            out[t, h] = weights @ v / weights.sum()
+            if softcap is not None:
+                scores = softcap * np.tanh(scores / softcap)
+            if slopes is not None:
+                scores += slopes[h] * (np.arange(begin, end) - (n_past + t))
+            top = scores.max() if sinks is None else max(scores.max(), sinks[h])
+            weights = np.exp(scores - top)
+            out[t, h] = weights @ v / (weights.sum() + (0.0 if sinks is None else np.exp(sinks[h] - top)))
     return out.reshape(n_tokens, -1)
 
 
@@ -79,6 +86,28 @@ def test_a_query_does_not_depend_on_others_or_on_threads(pools, monkeypatch):
         seen = paged(keys[:, : past + 1], values[:, : past + 1], seed=t)  # in other pages
         one = attend(q[t : t + 1], *seen, n_past=past, pool=pools[1], **settings)
         assert np.array_equal(one, whole[t : t + 1])
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 7), (15, 1), (300, 33)])
+@pytest.mark.parametrize("parts", [("softcap",), ("sinks",), ("slopes",), ("softcap", "sinks"), ("slopes", "sinks")])
+def test_what_is_added_to_scores(pools, parts, n_past, n_tokens, window):
+    q, keys, values = operands(np.float16, 8, 2, 32, 48, n_past, n_tokens)
+    rng = np.random.default_rng(4)
+    extra = {
+        "softcap": 5.0,
+        "sinks": rng.normal(0, 40, 8).astype(np.float32),  # above and below every score
+        "slopes": np.exp2(-np.arange(1, 9)).astype(np.float32),
+    }
+    extra = {name: extra[name] for name in parts}
+    got = attend(q, *paged(keys, values), scale=1.0, window=window, n_past=n_past, pool=pools[1], **extra)
+    np.testing.assert_allclose(got, truth(q, keys, values, 1.0, window, n_past, **extra), rtol=5e-5, atol=2e-5)
+    config = AttentionConfig(
+        n_heads=8, n_kv_heads=2, key_width=32, value_width=48, scale=1.0, rope=None, window=window,
+        softcap=extra.get("softcap"),
+    )  # fmt: skip
+    plain = attend_plainly(q, keys, values, config, n_past, sinks=extra.get("sinks"), alibi_slopes=extra.get("slopes"))
+    np.testing.assert_allclose(plain, got, rtol=5e-5, atol=2e-5)
 
 
 def test_large_scores_do_not_overflow(pools):

@@ -244,11 +244,8 @@ print(out[0, 0])
 def test_disk_cache_wherever_it_may_be_written(tmp_path):
     """A package folder that cannot hold a cache, two processes at once, a damaged cache, no writable folder at all."""
     package = tmp_path / "site" / "engine"
-    source = Path(build.__file__).parent
-    for folder in (package, package / "cpu"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "__init__.py").touch()
-    shutil.copytree(source, package / "cpu" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    source = Path(build.__file__).parents[2]
+    shutil.copytree(source, package, ignore=shutil.ignore_patterns("__pycache__", "*.gguf", "cuda"))
     # A file in the place of the folder refuses writers even where the tests run as root.
     (package / "cpu" / "kernels" / "__pycache__").touch()
 

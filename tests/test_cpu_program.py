@@ -9,14 +9,18 @@ import pytest
 from gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
 from test_model_forward import CASES, TOKENS, all_logits, make, with_biases, with_experts
 
-from engine.cpu import program, steps
+from engine.cpu import program, reference, steps
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels import build, elementwise, stepping
+from engine.cpu.steps import Immediate
+from engine.cpu.threads import ThreadPool
 from engine.errors import ContextFullError, InvalidRequestError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.batch import Batch, Outputs
+from engine.model.config import Activation, NormKind
 from engine.model.loader import load_model
+from engine.model.weights import Norm
 
 
 @pytest.fixture
@@ -194,21 +198,68 @@ def test_float16_is_written_as_numpy_does(native, monkeypatch):
     np.testing.assert_array_equal(out.view(np.uint16)[~nan], want.view(np.uint16)[~nan])
 
 
-# What GELU takes the exponential of is rounded at up to 80, which is 5e-6 of the result.
-@pytest.mark.parametrize(("name", "tolerance"), [("SILU", 3e-6), ("GELU", 2e-5)])
-def test_activations(name, tolerance):
-    x = np.concatenate([np.linspace(-120, 120, 4000), [0.0, -0.0, 1e-30, -1e-30, np.inf, np.nan]]).astype(np.float32)
-    x = np.resize(x, 4016)
-    y = np.resize(np.linspace(-3, 3, 700).astype(np.float32), x.shape)
-    wide = x.astype(np.float64)
+def gelu(x):
+    """In float64, of float16 and rounded to float16 up to 10; beyond, the larger of x and 0."""
+    half = x.astype(np.float16).astype(np.float64)
+    inside = 0.5 * half * (1 + np.tanh(np.sqrt(2 / np.pi) * (half + 0.044715 * half**3)))
+    return np.where(np.abs(x) >= 10, np.maximum(x, 0), inside.astype(np.float16))
+
+
+ACTIVATIONS = {
+    Activation.SILU: lambda x, y: x / (1 + np.exp(-x)) * y,
+    Activation.GELU: lambda x, y: gelu(x) * y,
+    Activation.RELU: lambda x, y: np.maximum(x, 0) * y,
+    Activation.RELU_SQUARED: lambda x, y: np.maximum(x, 0) ** 2 * y,
+    Activation.SWIGLU_CLAMPED: lambda x, y: (
+        np.minimum(x, 7) / (1 + np.exp(-1.702 * np.minimum(x, 7))) * (np.clip(y, -7, 7) + 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("activation", list(Activation))
+def test_activations(activation):
+    x = np.concatenate([np.linspace(-120, 120, 4000), np.linspace(-4, 4, 4000), [0.0, 1e-30, -1e-30, np.inf, np.nan]])
+    x = np.resize(x.astype(np.float32), 8016)
+    y = np.resize(np.linspace(-9, 9, 700).astype(np.float32), x.shape)
+    out = np.empty_like(x)
     with np.errstate(over="ignore", invalid="ignore"):
-        slope = wide if name == "SILU" else 2 * np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
-        want = wide / (1 + np.exp(-slope))
-    for other, expected in ((None, want), (y, want * y)):
-        out = np.empty_like(x)
-        operands = np.array([x.ctypes.data, 0 if other is None else other.ctypes.data, out.ctypes.data, 0])
-        build.kernel("gate", name)(operands.ctypes.data, 0, x.size // 16, 0)
-        np.testing.assert_allclose(out, expected, rtol=tolerance, atol=1e-30)
+        want = ACTIVATIONS[activation](x.astype(np.float64), y.astype(np.float64))
+        plain = reference.gated(x.copy(), y.copy(), activation)
+    operands = np.array([x.ctypes.data, y.ctypes.data, out.ctypes.data, 0])
+    build.kernel("gate", activation.name)(operands.ctypes.data, 0, x.size // 16, 0)
+    # A float16 lies 2^-11 of its size from the next; a result near the middle of two may go either way. Below its
+    # normal range they lie 2^-24 apart.
+    tolerance, floor = (2**-10, 2**-23) if activation is Activation.GELU else (3e-6, 1e-30)
+    for found in (out, plain):
+        np.testing.assert_allclose(found, want, rtol=tolerance, atol=floor * np.abs(y).max())
+    if activation is Activation.GELU:
+        finite = np.isfinite(want)
+        away = np.abs(out[finite] - want[finite]) > 1e-5 * np.abs(want[finite]) + 1e-30
+        assert away.mean() < 0.01
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("kind", list(NormKind))
+def test_norms(kind, heads):
+    rng = np.random.default_rng(3)
+    x = rng.normal(2.0, 3.0, (5, heads, 48)).astype(np.float32)
+    residual = rng.normal(0, 1, x.shape).astype(np.float32)
+    weight, bias = (rng.normal(0, 1, (heads, 48)).astype(np.float32) for _ in range(2))
+    wide = x.astype(np.float64)
+    if kind is NormKind.LAYER:
+        wide -= wide.mean(-1, keepdims=True)
+    normed = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-3)
+    with ThreadPool(1) as pool:
+        steps = Immediate(pool)
+        for norm, want in (
+            (Norm(kind, 1e-3, weight, bias), normed * weight + bias),
+            (Norm(kind, 1e-3, weight), normed * weight),
+            (Norm(kind, 1e-3, None), normed),
+        ):
+            np.testing.assert_allclose(steps.normalize("", x, norm), want, rtol=1e-5, atol=2e-6)
+            np.testing.assert_allclose(reference.normalize(x, norm), want, rtol=1e-5, atol=2e-6)
+            summed = steps.normalize("", x, norm, residual=residual, factor=0.5)
+            np.testing.assert_allclose(summed, residual + 0.5 * want, rtol=1e-5, atol=2e-6)
 
 
 MEMORY_SCRIPT = """
@@ -218,7 +269,9 @@ from engine.cpu.backend import CpuBackend
 from engine.cpu.matmul import warm_up
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
+from engine.model.config import Activation, NormKind
 from engine.model.loader import load_model
+from engine.model.weights import Norm
 
 def peak():
     with open("/proc/self/status") as status:

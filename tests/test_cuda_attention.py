@@ -72,7 +72,11 @@ def check_decode(shape, lengths, *, plan=None, seed=0, **options):
     first = out.get()
     kernels.decode(*args, out)
     assert first.tobytes() == out.get().tobytes()
+    runs = Attention(shape, n, plan=replace(kernels.plan, few_rows=0))  # blocks that serve several ranges
+    runs.decode(*args, out)
+    assert first.tobytes() == out.get().tobytes()
     assert not kernels._counters.get().any()
+    assert not runs._counters.get().any()
     q, k, v = world.split(qkv, positions)
     worst = 0.0
     after_k, after_v = world.cache_k.get(), world.cache_v.get()

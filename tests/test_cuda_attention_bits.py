@@ -91,6 +91,20 @@ def test_prompt_rows_do_not_depend_on_the_cuts(shape, window):
         assert pieces.tobytes() == whole.tobytes(), (cuts[:3], np.flatnonzero((pieces != whole).any(1))[:5])
 
 
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=name_of)
+def test_nor_do_those_of_the_general_kernel(shape):
+    """The one that other cards use, on any card."""
+    from engine.cuda.attention import Attention
+    from engine.cuda.attention_plan import prefill_plan
+    from engine.cuda.module import device_arch
+
+    prompt = Prompt(shape, window=300)
+    kernels = Attention(shape, 3, prefill=prefill_plan(shape, device_arch(), hopper=False))
+    whole = prompt.run(kernels, [TOTAL], seed=0)
+    for seed, cuts in enumerate(CUTS[2:6], 1):
+        assert prompt.run(kernels, cuts, seed, n_beside=21).tobytes() == whole.tobytes(), cuts[:3]
+
+
 # ---- decode --------------------------------------------------------------------------------------------------
 
 LENGTHS = [700, 3, 1500, 64, 9, 0, 257, 256, 5000, 128, 129]
@@ -148,7 +162,7 @@ def test_decoded_rows_do_not_depend_on_pages(half):
 
 @pytest.mark.parametrize("shape", [shape_of(8, 2, 64), shape_of(8, 2, 64, half=False)], ids=name_of)
 def test_missing_pages_are_neither_read_nor_written(shape):
-    """Rows that have all their pages come out as ever; the others write nothing, wherever their page would have been."""
+    """Rows that have all their pages come out as ever; what the others would write is dropped."""
     from engine.cuda.attention import Attention
 
     lengths = [100, 128, 63, 200, 191]

@@ -29,9 +29,9 @@ TOLERANCE = {"f16": 1e-5, "f32": 1e-6}
 """Of logits against float32 with a float32 cache: keys and values rounded to float16, or nothing but the order of sums
 and, in prompts, operands rounded to float16."""
 
-SHARP = {"f16": 1e-5, "f32": 3e-6}
+SHARP = {"f16": 2e-5, "f32": 6e-6}
 """For prompts of the random models here, whose attention is sharper than a trained one's: float16 operands alone bring
-1.2e-6."""
+1.2e-6, weights of two scales rounded to float16 and queries rounded likewise as much again each."""
 
 LICENSE = Path(__file__).parent.parent / "LICENSE"
 IDS = np.random.default_rng(1).integers(0, 256, 70)

@@ -2,6 +2,7 @@
 
 import gc
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,6 +28,10 @@ PROMPTS = [
     "The sea",
     "It was winter, and the snow lay deep on the fields around the little house where",
 ]
+
+
+alike = partial(opened, deterministic=True)
+"""A runner in which a row's bits do not depend on how many others there are."""
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +78,7 @@ def test_run_to_run(prompts, options):
 def test_a_row_does_not_depend_on_its_place_or_neighbours(prompts):
     """Bit for bit, in every bucket: the order of a row's sums is its own."""
     ids = prompts[3] * 6
-    with opened(BUNDLED_MODEL, max_sequences=8) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=8) as runner:
         alone = decode_logits(runner, ids)
         for slot in (1, 2, 5, 7):
             np.testing.assert_array_equal(bits(decode_logits(runner, ids, slot=slot)), bits(alone))
@@ -103,7 +108,7 @@ def start(runner, prompt, slot, request_id, pages=None, **options):
 
 
 def test_a_batch_gives_everyone_the_text_it_gets_alone(prompts):
-    with opened(BUNDLED_MODEL, max_sequences=8) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=8) as runner:
         alone = [token_ids(generate(runner, prompt, 40)) for prompt in prompts]
         together = [start(runner, prompt, slot, 1000 + slot) for slot, prompt in enumerate(prompts)]
         step_together(runner, together, 39)
@@ -112,7 +117,7 @@ def test_a_batch_gives_everyone_the_text_it_gets_alone(prompts):
 
 def test_joining_and_leaving(prompts):
     """Sequences come and go at odd moments; slots are taken over while results of their last owner are under way."""
-    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=4) as runner:
         alone = [token_ids(generate(runner, prompt, 60)) for prompt in prompts]
         a = start(runner, prompts[0], 0, 2000)
         step_together(runner, [a], 7)
@@ -133,7 +138,7 @@ def test_joining_and_leaving(prompts):
 
 def test_many_prompts_between_two_reads_of_a_running_sequence(prompts):
     """Results that wait on the device survive the first tokens of everyone who joins in the same step."""
-    with opened(BUNDLED_MODEL, max_sequences=24) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=24) as runner:
         alone = [token_ids(generate(runner, prompt, 12)) for prompt in prompts]
         first = start(runner, prompts[0], 0, 3000)
         step_together(runner, [first], 4)
@@ -172,6 +177,18 @@ def test_an_interrupted_sequence_goes_on_from_any_place(prompts):
         assert sample.token_id == text[1]
 
 
+def test_a_prompt_has_the_same_bits_alone_in_a_batch_and_in_pieces(prompts):
+    """Log-probabilities of the first token: by rows of the prompt alone, whoever is beside it and however it is cut."""
+    longer = [(prompts[i % 8] * 40)[: 30 * i + 1] for i in range(8)]
+    with alike(BUNDLED_MODEL, max_sequences=8) as runner:
+        alone = [fingerprint(generate(runner, prompt, 1, logprobs=8)) for prompt in longer]
+        together = [new_sequence(runner, prompt, slot, 2400 + slot, logprobs=8) for slot, prompt in enumerate(longer)]
+        samples = runner.step([Work(one, one.prompt_ids, 0, True) for one in together])
+        assert [fingerprint([sample]) for sample in samples] == alone
+        for chunk in (1, 50, 64):
+            assert fingerprint(generate(runner, longer[5], 1, logprobs=8, chunk=chunk)) == alone[5], chunk
+
+
 def test_scattered_pages_give_the_same_bits(prompts):
     """Pages in any order, also where prompt and text cross many of them."""
     prompt = (prompts[7] * 20)[:300]
@@ -183,7 +200,7 @@ def test_scattered_pages_give_the_same_bits(prompts):
 
 def test_a_row_waits_for_pages_without_stopping_the_others(prompts):
     """Pages come one at a time, at the last moment or before; who has none for the steps ahead just is not ahead."""
-    with opened(BUNDLED_MODEL, max_sequences=3) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=3) as runner:
         alone = [token_ids(generate(runner, prompt, 150)) for prompt in prompts[:3]]
         pages = [pages_of(runner, slot) for slot in range(3)]
         rows = [start(runner, prompts[slot], slot, 2500 + slot, pages[slot][:1]) for slot in range(3)]
@@ -197,7 +214,7 @@ def test_a_row_waits_for_pages_without_stopping_the_others(prompts):
 
 def test_pages_of_a_cancelled_sequence_serve_another_at_once(prompts):
     """Steps of the old owner are under way when its pages are given away; nothing they write is ever read."""
-    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=4) as runner:
         alone = [fingerprint(generate(runner, prompt, 30, logprobs=2)) for prompt in prompts]
         pages = pages_of(runner, 0)
         other = start(runner, prompts[0], 1, 2600, logprobs=2)
@@ -223,7 +240,7 @@ def swapped(runner, slot):
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "repetition_penalty": 1.2}], ids=["greedy", "sampled"])
 def test_a_swapped_out_sequence_goes_on_with_the_same_text(prompts, options):
-    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=4) as runner:
         whole = [start(runner, prompts[i], i, 2700 + i, logprobs=2, **options) for i in range(2)]
         step_together(runner, whole, 80)
         for slot in range(2):
@@ -245,7 +262,7 @@ def test_a_swapped_out_sequence_goes_on_with_the_same_text(prompts, options):
 
 
 def test_copied_pages_are_the_same(prompts):
-    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=4) as runner:
         prompt = (prompts[7] * 20)[:200]
         one = start(runner, prompt, 0, 2800)
         target = pages_of(runner, 2)
@@ -258,7 +275,7 @@ def test_copied_pages_are_the_same(prompts):
 
 def test_a_step_cut_short_is_repeated(prompts, monkeypatch):
     """An interrupt between launch and result: the same work again gives the same tokens, also for the others."""
-    with opened(BUNDLED_MODEL, max_sequences=2) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=2) as runner:
         alone = [token_ids(generate(runner, prompt, 40)) for prompt in prompts[:2]]
         rows = [start(runner, prompts[slot], slot, 2900 + slot) for slot in range(2)]
         for n, name in ((3, "_read"), (2, "_seat"), (4, "_read"), (1, "_flush")):
@@ -279,7 +296,7 @@ def test_a_step_cut_short_is_repeated(prompts, monkeypatch):
 
 def test_mixed_steps_give_everyone_his_own_text(prompts):
     """Prompt pieces of several sequences in one batch, beside running ones, in every bucket up to 64."""
-    with opened(BUNDLED_MODEL, max_sequences=64, prefill_chunk=96) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=64, prefill_chunk=96) as runner:
         alone = [token_ids(generate(runner, prompt, 30)) for prompt in prompts]
         running, waiting = [], [new_sequence(runner, prompts[i % 8], i, 3100 + i) for i in range(64)]
         for turn in range(40):
@@ -403,8 +420,16 @@ def test_a_context_filled_to_the_last_position():
     assert longer.token_ids[: len(result.token_ids)] == result.token_ids
 
 
+def test_a_context_of_whole_pages_is_filled():
+    """To run ahead a sequence gets a page behind its context, if it ends with a page; nobody reads it."""
+    with LLM(device="cuda", context_length=128) as llm:
+        for length in (60, 64, 126, 127):
+            result = llm.generate([5] * length, SamplingParams(temperature=0, ignore_eos=True))
+            assert len(result.token_ids) == 128 - length
+
+
 def test_a_full_slot_beside_a_running_one(prompts):
-    with opened(BUNDLED_MODEL, max_sequences=2, context_length=64) as runner:
+    with alike(BUNDLED_MODEL, max_sequences=2, context_length=64) as runner:
         alone = token_ids(generate(runner, prompts[1], 50))
         long = start(runner, (prompts[7] * 10)[:60], 0, 6000)
         short = start(runner, prompts[1], 1, 6001)
@@ -468,6 +493,26 @@ def test_the_way_through_the_facade():
         stream.close()
         assert llm.generate("Once upon a time", params).text == whole.text
         assert [result.text for result in llm.generate(["Once upon a time"] * 3, params)] == [whole.text] * 3
+
+
+def test_sixty_four_requests_in_too_few_pages_get_the_text_of_one_alone():
+    """The whole engine: prompts shared and cut, sequences swapped out and back, one given up, all in one batch."""
+    params = SamplingParams(max_tokens=90, temperature=0.8, seed=3, ignore_eos=True, logprobs=0)
+    texts = [f"{PROMPTS[i % 8]} {i % 16} " * (1 + i % 5) for i in range(64)]
+    with LLM(device="cuda", context_length=512, deterministic=True) as llm:
+        alone = [llm.generate(text, params) for text in texts[:16]]
+    with LLM(device="cuda", context_length=512, cache_tokens=2048, deterministic=True) as llm:
+        streams = [llm.stream(text, params) for text in texts]
+        given_up = streams.pop(20)
+        next(iter(given_up))
+        given_up.close()
+        together = [stream.result() for stream in streams]
+        del texts[20]
+    singles = dict(zip(texts[:16], alone, strict=True))
+    for text, result in zip(texts, together, strict=True):
+        if text in singles:
+            assert result.token_ids == singles[text].token_ids, text
+            assert result.logprobs == singles[text].logprobs, text
 
 
 def test_a_profile_leaves_no_trace(prompts):

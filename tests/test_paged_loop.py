@@ -5,7 +5,9 @@ runner compares every cell that a sequence reads with a slow recomputation, and 
 that is lost, shared by mistake, restored wrongly or found for the wrong prompt changes a text or fails a step.
 """
 
+import gc
 import random
+import tracemalloc
 from itertools import count
 
 import pytest
@@ -343,3 +345,28 @@ def test_a_cancelled_stream_frees_its_pages_at_once():
     assert loop._scheduler.blocks.n_available == 0
     streams[0].close()
     assert loop._scheduler.blocks.n_available == 4
+
+
+def test_memory_stays_flat_over_many_short_requests():
+    runner = CellRunner(12, 4, 512, 16, 3)
+    loop = EngineLoop(runner)
+    dice = random.Random(5)
+    families = [[dice.randrange(50) for _ in range(90)] for _ in range(3)]
+    held = []
+    tracemalloc.start()
+    try:
+        for request_id in range(1, 901):
+            prompt = [*dice.choice(families)[: dice.randint(1, 90)], dice.randrange(50)]
+            stream = Stream(loop, make_job(runner, request_id, prompt, dice.randint(1, 5), by_step=False))
+            if request_id % 10 == 0:
+                next(stream)
+                stream.close()
+            stream.result()
+            del stream, runner.truth[request_id], runner.first_start[request_id]
+            if request_id % 300 == 0:
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[2] - held[0] < 50_000, held
+    assert loop.n_active == 0

@@ -78,7 +78,7 @@ def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     from engine.runner import plan_memory
 
     try:
-        model = load_model(gguf)
+        model = load_model(gguf, config.resolve_context)
         device, plan = plan_memory(model, config)
     except EngineError as error:
         return {"error": str(error)}

@@ -17,7 +17,7 @@ from engine.cpu.threads import ThreadPool
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 from engine.model.batch import Batch
-from engine.model.config import Activation, FfnConfig, ModelConfig, NormKind
+from engine.model.config import FfnConfig
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
@@ -78,13 +78,18 @@ class CpuBackend:
         for name, value in (("context_length", context_length), ("max_sequences", max_sequences)):
             if value is not None and value < 1:
                 raise InvalidRequestError(f"{name} is {value}; allowed is a positive integer")
+        if model.config.learned_positions and (context_length or 0) > model.config.context_length:
+            raise InvalidRequestError(
+                f"context_length is {context_length}; this model has learned positions, {model.config.context_length} "
+                "of them, and can take no more"
+            )
         self.model = model
         self.config = model.config
         self.context_length = context_length or model.config.context_length
         self.max_sequences = max_sequences
         self._kv_type = kv_type
         self._exact = exact
-        self._compiled = not exact and kernels_fit(model.config)
+        self._compiled = not exact and kernels_fit(model)
         self._quantize = quantize and self._compiled
         self._repack = self._quantize and repack
         self._pool = ThreadPool(threads)
@@ -102,8 +107,8 @@ class CpuBackend:
         if self._compiled:
             from engine.cpu.fast_ops import FastOps
 
-            return FastOps(self.model.weights, self._cache, self._pool, self._integer)
-        return CpuOps(self.model.weights, self._cache, self._product)
+            return FastOps(self.config, self.model.weights, self._cache, self._pool, self._integer)
+        return CpuOps(self.config, self.model.weights, self._cache, self._product)
 
     @cached_property
     def _decoder(self) -> Decoder | None:
@@ -161,7 +166,8 @@ class CpuBackend:
 
         weights = self.model.weights
         kv_type = "F16" if self._kv_type == "f16" else "F32"
-        needed = [("attend", kv_type), ("rotate_store", kv_type), ("normalize", "F32"), ("run_program", "F32")]
+        needed = [("attend", kv_type), ("rotate_store", kv_type), ("run_program", "F32")]
+        needed.append(("normalize", self.config.norm.name))
         for layer in self.config.layers:
             parts = (layer.ffn,) if isinstance(layer.ffn, FfnConfig) else (layer.ffn.expert, layer.ffn.shared)
             needed += (("gate", part.activation.name) for part in parts if part is not None)
@@ -259,17 +265,14 @@ class CpuBackend:
         return activations + logits + 2 * reference.SCORE_BYTES + 2 * reference.PIECE_BYTES
 
 
-def kernels_fit(config: ModelConfig) -> bool:
-    """Whether the kernels fit a model; otherwise CpuOps runs it."""
-    widths, ffns = [config.width], list[FfnConfig]()
-    for layer in config.layers:
-        widths += (layer.attention.key_width, layer.attention.value_width)
+def kernels_fit(model: LoadedModel) -> bool:
+    """Whether the kernels between products fit a model; otherwise CpuOps runs it, with the same products."""
+    widths = [model.config.width]
+    for layer, weights in zip(model.config.layers, model.weights.layers, strict=True):
+        attention = layer.attention
+        if attention.latent is not None or (weights.ffn is not None and weights.ffn.act_scales is not None):
+            return False
+        widths += (attention.key_width, attention.value_width)
         parts = (layer.ffn,) if isinstance(layer.ffn, FfnConfig) else (layer.ffn.expert, layer.ffn.shared)
-        ffns += (part for part in parts if part is not None)
-    widths += (ffn.width for ffn in ffns)
-    known = {Activation.SILU, Activation.GELU}
-    return (
-        config.norm is NormKind.RMS
-        and all(width % VECTOR == 0 for width in widths)
-        and all(ffn.activation in known for ffn in ffns)
-    )
+        widths += (part.width for part in parts if part is not None)
+    return all(width % VECTOR == 0 for width in widths)

@@ -1,6 +1,7 @@
 """The bricks through compiled kernels: what CpuOps computes, with the numpy between the products compiled as well.
 
 Whether steps run at once or are recorded is up to the `Steps` at hand; the order of steps is written down here alone.
+What no kernel serves (clamped q, k and v; see plain_attention) is left to CpuOps.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ from engine.cpu.ops import CpuOps, Float32Array
 from engine.cpu.steps import Angles, Immediate, Pages, Steps
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
-from engine.model.config import FfnConfig
+from engine.model.config import FfnConfig, ModelConfig, QkNorm
 from engine.model.rope import RopeTable
 from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
+
+
+def plain_attention(layer: LayerWeights) -> bool:
+    """Whether kernels compute all of a layer's attention: no clamped q, k and v, no softcap with linear biases."""
+    config = layer.config.attention
+    return config.clamp is None and (config.softcap is None or not config.alibi)
 
 
 class FastOps(CpuOps):
@@ -29,11 +36,17 @@ class FastOps(CpuOps):
     """
 
     def __init__(
-        self, weights: ModelWeights, cache: KVCache, pool: ThreadPool, integer: IntegerWeights | None = None
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        cache: KVCache,
+        pool: ThreadPool,
+        integer: IntegerWeights | None = None,
     ) -> None:
-        super().__init__(weights, cache, self._multiply)
+        super().__init__(config, weights, cache, self._multiply)
         self.steps: Steps = Immediate(pool, integer)
         self._turns: dict[RopeTable, Angles] = {}
+        self._scaled: dict[Linear, Linear] = {}
 
     def begin(self, batch: Batch) -> None:
         """See Ops.begin."""
@@ -42,24 +55,34 @@ class FastOps(CpuOps):
 
     def embed(self, batch: Batch) -> Float32Array:
         """See Ops.embed."""
-        return self.steps.embed("x", self._weights.token_embd, batch.token_ids)
+        x = self.steps.embed("x", self._weights.token_embd, batch, self._finish_embedding)
+        if self._weights.embedding_norm is None:
+            return x
+        normed = self.steps.normalize("x_normed", x, self._weights.embedding_norm)
+        self.steps.join()
+        return normed
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
-        normed = steps.normalize("normed", x, layer.attn_norm)
+        if config.clamp is not None:
+            return super().attn_qkv(layer, x)
+        normed = self._normalize(x, layer.attn_norm)
+        q, k, v = (steps.linear(name, normed, linear) for name, linear in zip("qkv", weights.qkv, strict=True))
+        q = q.reshape(-1, config.n_heads, config.key_width)
+        k = k.reshape(-1, config.n_kv_heads, config.key_width)
+        v = v.reshape(-1, config.n_kv_heads, config.value_width)
         steps.join()
-        q = steps.linear("q", normed, weights.q).reshape(-1, config.n_heads, config.key_width)
-        k = steps.linear("k", normed, weights.k).reshape(-1, config.n_kv_heads, config.key_width)
-        v = steps.linear("v", normed, weights.v).reshape(-1, config.n_kv_heads, config.value_width)
-        steps.join()
-        if weights.q_norm is not None or weights.k_norm is not None:
-            if weights.q_norm is not None:
-                q = steps.normalize("q_normed", q, weights.q_norm)
-            if weights.k_norm is not None:
-                k = steps.normalize("k_normed", k, weights.k_norm)
-            steps.join()
         angles = None if weights.rope is None else self._angles_of(weights.rope)
+        if config.qk_norm_after_rope and angles is not None:
+            for span in self._batch.spans:
+                keys, _ = self._pages(layer, span)
+                steps.rotate_store(q, span, angles, keys, store=False)
+                steps.rotate_store(k, span, angles, keys, store=False)
+            steps.join()
+            angles = None
+        q, k = self._normalize_qk(layer, q, k)
+        steps.join()
         factors = None
         if config.temperature is not None:
             factors = steps.factors(config.temperature, self._batch.positions)
@@ -74,32 +97,68 @@ class FastOps(CpuOps):
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See Ops.attention."""
+        if not plain_attention(layer):
+            return super().attention(layer, q)
         config = layer.config.attention
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
         for span in self._batch.spans:
-            self.steps.attend(out, q, span, self._pages(layer, span), config)
+            self.steps.attend(out, q, span, self._pages(layer, span), layer)
         self.steps.join()
         return out
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
         """See Ops.attn_output."""
-        y = self.steps.linear("x_attended", a, layer.attention.output, residual=x)
-        self.steps.join()
-        return y
+        return self._project_add("x_attended", layer, a, layer.attention.output, layer.attn_post_norm, x)
 
     def ffn_down(self, layer: LayerWeights, h: Float32Array, x: Float32Array) -> Float32Array:
         """See Ops.ffn_down."""
         assert layer.ffn is not None
-        y = self.steps.linear("x", h, layer.ffn.down, residual=x)
-        self.steps.join()
-        return y
+        return self._project_add("x", layer, h, layer.ffn.down, layer.ffn_post_norm, x)
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """See CpuOps.head_rows."""
+        return self.finish_logits(self.head_products(x))
+
+    def head_products(self, x: Float32Array) -> Float32Array:
+        """head_rows() without the last scaling and capping."""
         normed = self._normalize(x, self._weights.output_norm)
         logits = self.steps.linear("logits", normed, self._weights.output)
         self.steps.join()
         return logits
+
+    def _project_add(
+        self, name: str, layer: LayerWeights, a: Float32Array, linear: Linear, norm: Norm | None, x: Float32Array
+    ) -> Float32Array:
+        """x + residual_scale · norm(linear · a)."""
+        steps, factor = self.steps, layer.config.residual_scale
+        if norm is None:
+            y = steps.linear(name, a, self._times(linear, factor), residual=x)
+        else:
+            projected = steps.linear("projected", a, linear)
+            steps.join()
+            y = steps.normalize(name, projected, norm, residual=x, factor=factor)
+        steps.join()
+        return y
+
+    def _times(self, linear: Linear, factor: float) -> Linear:
+        """The projection with its result multiplied by a number."""
+        if factor == 1.0:
+            return linear
+        if linear not in self._scaled:
+            bias = None if linear.bias is None else linear.bias * np.float32(factor)
+            self._scaled[linear] = Linear(linear.weight, bias, linear.scale * factor)
+        return self._scaled[linear]
+
+    def _normalize_qk(self, layer: LayerWeights, q: Float32Array, k: Float32Array) -> tuple[Float32Array, Float32Array]:
+        kind, weights = layer.config.attention.qk_norm, layer.attention
+        if kind is None:
+            return q, k
+        normed = []
+        for name, x, norm in (("q_normed", q, weights.q_norm), ("k_normed", k, weights.k_norm)):
+            assert norm is not None
+            rows = x.reshape(len(x), -1) if kind is QkNorm.WIDTH else x
+            normed.append(self.steps.normalize(name, rows, norm).reshape(x.shape))
+        return normed[0], normed[1]
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
         steps = self.steps
@@ -110,7 +169,9 @@ class FastOps(CpuOps):
         steps.join()
         return h
 
-    def _normalize(self, x: Float32Array, norm: Norm) -> Float32Array:
+    def _normalize(self, x: Float32Array, norm: Norm | None) -> Float32Array:
+        if norm is None:
+            return x
         normed = self.steps.normalize("normed", np.ascontiguousarray(x), norm)
         self.steps.join()
         return normed

@@ -28,7 +28,7 @@ from engine.gguf.quants import GGMLType
 
 if TYPE_CHECKING:
     from engine.cpu.threads import ThreadPool
-    from engine.model.weights import ModelWeights, Weight
+    from engine.model.weights import ExpertLinear, Linear, ModelWeights, Weight
 
 Activations = npt.NDArray[np.uint8]
 """(T, K / 32, 64) uint8: rows of quantized blocks, as kernels/integer.py lays them out."""
@@ -190,17 +190,12 @@ def n_items(kind: str, weight: PreparedWeight) -> int:
 
 def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
     """Every matrix that is multiplied with activations (the embedding table only where it is the output, too)."""
-    yield weights.output.weight
+    linears: list[Linear | ExpertLinear | None] = [weights.output]
     for layer in weights.layers:
-        attention = layer.attention
-        yield from (part.weight for part in (attention.q, attention.k, attention.v, attention.output))
-        parts = [layer.ffn]
-        if layer.moe is not None:
-            moe = layer.moe
-            yield from (part.weight for part in (moe.router, moe.gate, moe.up, moe.down))
-            parts.append(moe.shared)
-            if moe.shared_gate is not None:
-                yield moe.shared_gate.weight
-        for part in parts:
-            if part is not None:
-                yield from (linear.weight for linear in (part.gate, part.up, part.down) if linear is not None)
+        attention, moe = layer.attention, layer.moe
+        linears += (attention.q, attention.k, attention.v, attention.output)
+        if moe is not None:
+            linears += (moe.router, moe.gate, moe.up, moe.down, moe.shared_gate)
+        for part in (layer.ffn, None if moe is None else moe.shared):
+            linears += () if part is None else (part.gate, part.up, part.down)
+    return (linear.weight for linear in linears if linear is not None)

@@ -54,10 +54,14 @@ class KVCache:
         self._dtype = KV_TYPES[kv_type]
         self.tables: PageTable = np.zeros((n_slots, page_count(context_length)), dtype=np.int64)
         """Pages of each slot's sequence; the addresses of its rows never change."""
-        self._arrays: list[tuple[CacheArray, CacheArray]] = [
-            (self._pages(layer.n_kv_heads, layer.key_width), self._pages(layer.n_kv_heads, layer.value_width))
-            for layer in layers
-        ]
+        self._arrays: list[tuple[CacheArray, CacheArray]] = [self._of_layer(layer) for layer in layers]
+
+    def _of_layer(self, layer: AttentionConfig) -> tuple[CacheArray, CacheArray]:
+        """Keys and values; the values are views of the keys where they are parts of them."""
+        keys = self._pages(layer.n_kv_heads, layer.key_width)
+        if layer.values_in_keys:
+            return keys, keys[..., : layer.value_width]
+        return keys, self._pages(layer.n_kv_heads, layer.value_width)
 
     def _pages(self, heads: int, width: int) -> CacheArray:
         return np.zeros((self.n_pages, heads, PAGE, width), dtype=self._dtype)
@@ -65,7 +69,10 @@ class KVCache:
     @property
     def bytes_per_token(self) -> int:
         """Bytes one token takes over all layers."""
-        widths = sum(layer.n_kv_heads * (layer.key_width + layer.value_width) for layer in self._layers)
+        widths = sum(
+            layer.n_kv_heads * (layer.key_width + (0 if layer.values_in_keys else layer.value_width))
+            for layer in self._layers
+        )
         return widths * np.dtype(self._dtype).itemsize
 
     def arrays(self, layer: int) -> tuple[CacheArray, CacheArray]:
@@ -96,8 +103,10 @@ class KVCache:
         """Store the new rows of one span: k (n_rows, K, Hd), v (n_rows, K, Hv)."""
         positions = np.arange(span.n_past, span.n_total)
         pages, places = self.tables[span.slot, positions // PAGE], positions % PAGE
-        for array, rows in zip(self._arrays[layer], (k, v), strict=True):
-            array[pages, :, places] = rows
+        keys, values = self._arrays[layer]
+        keys[pages, :, places] = k
+        if not self._layers[layer].values_in_keys:
+            values[pages, :, places] = v
 
     def view(self, layer: int, span: Span) -> tuple[CacheArray, CacheArray]:
         """Keys (K, n_total, Hd) and values (K, n_total, Hv) of one sequence, gathered into new arrays."""

@@ -123,7 +123,7 @@ def warm_up(
         status("preparing kernels: attention")
         for kind, type_name in (("attend", kv_type.upper()), ("rotate_store", kv_type.upper())):
             _kernel(kind, type_name)
-        for kind, type_name in (("normalize", "F32"), ("gate", "SILU"), ("run_program", "F32")):
+        for kind, type_name in (("normalize", "RMS"), ("gate", "SILU"), ("run_program", "F32")):
             _kernel(kind, type_name)
 
 

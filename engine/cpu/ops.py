@@ -11,9 +11,9 @@ from engine.cpu.kv_cache import KVCache
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch
-from engine.model.config import FfnConfig, MoeConfig
+from engine.model.config import FfnConfig, ModelConfig, MoeConfig
 from engine.model.rope import RopeTable
-from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
+from engine.model.weights import ExpertLinear, FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
 
 Float32Array = reference.Float32Array
 Product = Callable[[Float32Array, Weight], Float32Array]
@@ -23,7 +23,8 @@ Product = Callable[[Float32Array, Weight], Float32Array]
 class CpuOps:
     """Implements `engine.model.ops.Ops` over numpy arrays; the state of the step at hand is kept between bricks."""
 
-    def __init__(self, weights: ModelWeights, cache: KVCache, product: Product) -> None:
+    def __init__(self, config: ModelConfig, weights: ModelWeights, cache: KVCache, product: Product) -> None:
+        self._config = config
         self._weights = weights
         self._cache = cache
         self._product = product
@@ -43,24 +44,24 @@ class CpuOps:
 
     def embed(self, batch: Batch) -> Float32Array:
         """See Ops.embed."""
-        table = self._weights.token_embd
-        return dequantize(table.raw[batch.token_ids], table.type)
+        weights = self._weights
+        x = dequantize(weights.token_embd.raw[batch.token_ids], weights.token_embd.type)
+        self._finish_embedding(x, batch)
+        return x if weights.embedding_norm is None else self._normalize(x, weights.embedding_norm)
+
+    def _finish_embedding(self, x: Float32Array, batch: Batch) -> None:
+        """Scale token vectors and add positions, in place."""
+        positions = self._weights.position_embd
+        if self._config.embedding_scale != 1.0:
+            x *= np.float32(self._config.embedding_scale)
+        if positions is not None:
+            x += dequantize(positions.raw[batch.positions], positions.type)
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.attn_qkv."""
         attention, weights = layer.config.attention, layer.attention
         normed = self._normalize(x, layer.attn_norm)
-        q = self._linear(weights.q, normed).reshape(-1, attention.n_heads, attention.key_width)
-        k = self._linear(weights.k, normed).reshape(-1, attention.n_kv_heads, attention.key_width)
-        v = self._linear(weights.v, normed).reshape(-1, attention.n_kv_heads, attention.value_width)
-        if weights.q_norm is not None:
-            q = self._normalize(q, weights.q_norm)
-        if weights.k_norm is not None:
-            k = self._normalize(k, weights.k_norm)
-        if weights.rope is not None:
-            cos, sin = self._cos_sin(weights.rope)
-            reference.rotate(q, cos, sin, weights.rope.style)
-            reference.rotate(k, cos, sin, weights.rope.style)
+        q, k, v = self._latent_qkv(layer, normed) if weights.latent is not None else self._qkv(layer, normed)
         if attention.temperature is not None:
             q *= reference.temperature_factors(self._batch.positions, attention.temperature)[:, None, None]
         for span in self._batch.spans:
@@ -68,20 +69,87 @@ class CpuOps:
             self._cache.append(layer.index, span, k[rows], v[rows])
         return q
 
+    def _qkv(self, layer: LayerWeights, normed: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
+        """Queries (T, H, Hd), keys (T, K, Hd), values (T, K, Hv)."""
+        attention, weights = layer.config.attention, layer.attention
+        q, k, v = (self._linear(linear, normed) for linear in weights.qkv)
+        q = q.reshape(-1, attention.n_heads, attention.key_width)
+        k = k.reshape(-1, attention.n_kv_heads, attention.key_width)
+        v = v.reshape(-1, attention.n_kv_heads, attention.value_width)
+        if attention.clamp is not None:
+            for part in (q, k, v):
+                np.clip(part, -attention.clamp, attention.clamp, out=part)
+        if not attention.qk_norm_after_rope:
+            q, k = self._normalize_qk(layer, q, k)
+        if weights.rope is not None:
+            cos, sin = self._cos_sin(weights.rope)
+            reference.rotate(q, cos, sin, weights.rope.style)
+            reference.rotate(k, cos, sin, weights.rope.style)
+        if attention.qk_norm_after_rope:
+            q, k = self._normalize_qk(layer, q, k)
+        return q, k, v
+
+    def _normalize_qk(self, layer: LayerWeights, q: Float32Array, k: Float32Array) -> tuple[Float32Array, Float32Array]:
+        kind, weights = layer.config.attention.qk_norm, layer.attention
+        if kind is None:
+            return q, k
+        assert weights.q_norm is not None
+        assert weights.k_norm is not None
+        return reference.normalize_heads(q, weights.q_norm, kind), reference.normalize_heads(k, weights.k_norm, kind)
+
+    def _latent_qkv(self, layer: LayerWeights, normed: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
+        """The same of latent attention: what LatentConfig says goes through the cache."""
+        attention, weights = layer.config.attention, layer.attention.latent
+        config = attention.latent
+        assert weights is not None
+        assert config is not None
+        heads, nope, rows = attention.n_heads, config.nope_width, len(normed)
+        if weights.q is not None:
+            queries = self._linear(weights.q, normed)
+        else:
+            assert weights.q_a is not None
+            assert weights.q_b is not None
+            queries = self._linear(weights.q_b, self._normalize(self._linear(weights.q_a, normed), weights.q_a_norm))
+        queries = queries.reshape(rows, heads, nope + config.rope_width)
+        compressed = self._linear(weights.kv_a, normed)
+        latent = self._normalize(np.ascontiguousarray(compressed[:, : config.rank]), weights.kv_a_norm)
+        turned_q, turned_k = queries[..., nope:], compressed[:, None, config.rank :]
+        if layer.attention.rope is not None:
+            cos, sin = self._cos_sin(layer.attention.rope)
+            reference.rotate(turned_q, cos, sin, layer.attention.rope.style)
+            reference.rotate(turned_k, cos, sin, layer.attention.rope.style)
+        if weights.k_b is not None:
+            absorbed = self._each_head(weights.k_b, queries[..., :nope])
+            key = np.concatenate((latent[:, None, :], turned_k), axis=-1)
+            return np.concatenate((absorbed, turned_q), axis=-1), key, latent[:, None, :]
+        assert weights.kv_b is not None
+        expanded = self._linear(weights.kv_b, latent).reshape(rows, heads, nope + config.value_width)
+        shared = np.broadcast_to(turned_k, (rows, heads, config.rope_width))
+        return queries, np.concatenate((expanded[..., :nope], shared), axis=-1), expanded[..., nope:]
+
+    def _each_head(self, weights: ExpertLinear, x: Float32Array) -> Float32Array:
+        """Every head's own matrix: x (T, H, M) to (T, H, N)."""
+        heads = (self._linear(weights.expert(h), np.ascontiguousarray(x[:, h])) for h in range(x.shape[1]))
+        return np.stack(list(heads), axis=1)
+
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See Ops.attention."""
-        attention = layer.config.attention
+        attention, weights = layer.config.attention, layer.attention
+        extra = {"sinks": weights.sinks, "alibi_slopes": weights.alibi_slopes}
         parts = []
         for span in self._batch.spans:
             keys, values = self._cache.view(layer.index, span)
-            parts.append(reference.attend(q[span.row : span.row + span.n_rows], keys, values, attention, span.n_past))
+            rows = q[span.row : span.row + span.n_rows]
+            parts.append(reference.attend(rows, keys, values, attention, span.n_past, **extra))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
         """See Ops.attn_output."""
-        y = self._linear(layer.attention.output, a)
-        y += x
-        return y
+        latent = layer.attention.latent
+        if latent is not None and latent.v_b is not None:
+            heads = a.reshape(len(a), layer.config.attention.n_heads, -1)
+            a = self._each_head(latent.v_b, heads).reshape(len(a), -1)
+        return self._add(layer, self._linear(layer.attention.output, a), layer.attn_post_norm, x)
 
     def ffn_gate_up(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.ffn_gate_up."""
@@ -92,31 +160,37 @@ class CpuOps:
     def ffn_down(self, layer: LayerWeights, h: Float32Array, x: Float32Array) -> Float32Array:
         """See Ops.ffn_down."""
         assert layer.ffn is not None
-        y = self._linear(layer.ffn.down, h)
-        y += x
-        return y
+        return self._add(layer, self._linear(layer.ffn.down, h), layer.ffn_post_norm, x)
 
-    def ffn_moe(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
+    def ffn_moe(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
         """See Ops.ffn_moe."""
         moe, config = layer.moe, layer.config.ffn
         assert moe is not None
         assert isinstance(config, MoeConfig)
         normed = self._normalize(x, layer.ffn_norm)
-        chosen, weights = reference.route(self._linear(moe.router, normed), config)
-        out = x.copy()
+        chosen, weights = reference.route(self._linear(moe.router, normed), config, moe.selection_bias)
+        out = np.zeros_like(normed)
         # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
         # depend on what else is in the batch.
         for expert in np.unique(chosen):
             rows, place = np.nonzero(chosen == expert)
-            parts = FfnWeights(moe.gate.expert(expert), moe.up.expert(expert), moe.down.expert(expert))
+            parts = moe.expert(expert)
             h = self._gate_up(parts, config.expert, normed[rows])
             out[rows] += self._linear(parts.down, h) * weights[rows, place, None]
         if moe.shared is not None and config.shared is not None:
-            y = self._linear(moe.shared.down, self._gate_up(moe.shared, config.shared, normed))
+            shared = self._linear(moe.shared.down, self._gate_up(moe.shared, config.shared, normed))
             if moe.shared_gate is not None:
-                y *= reference.sigmoid(self._linear(moe.shared_gate, normed))
-            out += y
-        return out
+                shared *= reference.sigmoid(self._linear(moe.shared_gate, normed))
+            out += shared
+        return self._add(layer, out, layer.ffn_post_norm, y)
+
+    def _add(self, layer: LayerWeights, part: Float32Array, norm: Norm | None, x: Float32Array) -> Float32Array:
+        """x + residual_scale · norm(part), in an array of its own; `part` may be overwritten."""
+        y = self._normalize(part, norm)
+        if layer.config.residual_scale != 1.0:
+            y *= np.float32(layer.config.residual_scale)
+        y += x
+        return y
 
     def head(self, x: Float32Array, batch: Batch) -> Float32Array:
         """See Ops.head."""
@@ -124,18 +198,29 @@ class CpuOps:
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """Final norm and output projection of the given rows: (R, D) to logits (R, V)."""
-        return self._linear(self._weights.output, self._normalize(x, self._weights.output_norm))
+        return self.finish_logits(self._linear(self._weights.output, self._normalize(x, self._weights.output_norm)))
+
+    def finish_logits(self, logits: Float32Array) -> Float32Array:
+        """Scale and cap, in place."""
+        config = self._config
+        if config.logit_scale != 1.0:
+            logits *= np.float32(config.logit_scale)
+        if config.logit_softcap is not None:
+            reference.softcap(logits, config.logit_softcap)
+        return logits
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
         up = self._linear(weights.up, normed)
         if weights.gate is None:
-            return reference.activate(up, config.activation)
-        h = reference.activate(self._linear(weights.gate, normed), config.activation)
-        h *= up
+            h = reference.activate(up, config.activation)
+        else:
+            h = reference.gated(self._linear(weights.gate, normed), up, config.activation)
+        if weights.act_scales is not None:
+            h /= weights.act_scales
         return h
 
-    def _normalize(self, x: Float32Array, norm: Norm) -> Float32Array:
-        return reference.normalize(x, norm)
+    def _normalize(self, x: Float32Array, norm: Norm | None) -> Float32Array:
+        return x if norm is None else reference.normalize(x, norm)
 
     def _linear(self, linear: Linear, x: Float32Array) -> Float32Array:
         y = self._product(x, linear.weight)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from engine.config import PAGE
 from engine.cpu import integer, reference
-from engine.cpu.fast_ops import FastOps
+from engine.cpu.fast_ops import FastOps, plain_attention
 from engine.cpu.integer import Activations, IntegerWeights
 from engine.cpu.kernels import attend as attend_kernel
 from engine.cpu.kernels import build
@@ -29,6 +29,7 @@ from engine.cpu.matmul import DOT_TOKENS, LANES, dot_kind, dot_operands, prepare
 from engine.cpu.steps import (
     N_PAST,
     Angles,
+    Finish,
     Float32Array,
     Int32Array,
     Pages,
@@ -39,13 +40,14 @@ from engine.cpu.steps import (
     normalize_step,
     quantize_step,
     rotate_step,
+    score_settings,
 )
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
-from engine.model.config import Activation, AttentionConfig, AttentionTemperature
+from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
 from engine.model.transformer import hidden_states
-from engine.model.weights import Linear, ModelWeights, Norm, Weight
+from engine.model.weights import LayerWeights, Linear, ModelWeights, Norm, Weight
 
 CHUNK_FLOATS = 1 << 14
 """Least weights per chunk of a product: 3 us of work, many times what taking a chunk costs."""
@@ -97,10 +99,15 @@ class Recorder:
         self._writers[id(buffer)] = []
         return buffer
 
-    def embed(self, name: str, table: Weight, token_ids: Int32Array) -> Float32Array:
+    def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
         """See Steps.embed."""
-        out = self.empty(name, (len(token_ids), table.columns))
-        self.fills.append(lambda batch: embed_rows(table, batch.token_ids, out))
+        out = self.empty(name, (batch.n_tokens, table.columns))
+
+        def fill(batch: Batch) -> None:
+            embed_rows(table, batch.token_ids, out)
+            finish(out, batch)
+
+        self.fills.append(fill)
         return out
 
     def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
@@ -123,10 +130,12 @@ class Recorder:
         self.fills.append(fill)
         return out
 
-    def normalize(self, name: str, x: Float32Array, norm: Norm) -> Float32Array:
+    def normalize(
+        self, name: str, x: Float32Array, norm: Norm, residual: Float32Array | None = None, factor: float = 1.0
+    ) -> Float32Array:
         """See Steps.normalize."""
         out = self.empty(name, x.shape)
-        self._write(normalize_step(x, norm, out), out)
+        self._write(normalize_step(x, norm, out, residual, factor), out)
         return out
 
     def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
@@ -167,19 +176,20 @@ class Recorder:
         q: Float32Array,
         span: Span,
         cache: tuple[Pages, Pages],
-        config: AttentionConfig,
+        layer: LayerWeights,
     ) -> None:
         """See Steps.attend."""
         rows = slice(span.row, span.row + span.n_rows)
-        settings: dict[str, Any] = {"scale": config.scale, "window": config.window, "n_past": span.n_past}
         keys, values = cache
+        settings = score_settings(layer) | {"n_past": span.n_past}
         operands = attend_kernel.operands(q[rows], keys.array, values.array, keys.table, out[rows], **settings)
         self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
-        group = config.n_heads // config.n_kv_heads
+        n_heads, n_kv_heads = q.shape[1], keys.array.shape[1]
+        group = n_heads // n_kv_heads
         self.score_floats = max(self.score_floats, group * attend_kernel.score_floats(len(keys.table) * PAGE))
-        items = config.n_kv_heads * span.n_rows
+        items = n_kv_heads * span.n_rows
         type_name = attend_kernel.TYPES[keys.array.dtype]
-        unit = group * config.value_width
+        unit = group * values.array.shape[3]
         step = Step("attend", type_name, operands, items, items * CHUNK_FLOATS, unit)
         self._write(step, out, first_row=span.row)
 
@@ -322,13 +332,13 @@ class Decoder:
             if len(self._programs) >= MAX_PROGRAMS:
                 self._programs.clear()
             program = self._programs[key] = self._record(batch)
-        return program.run(batch)
+        return self._ops.finish_logits(program.run(batch))
 
     def _record(self, batch: Batch) -> Program:
         recorder = Recorder(self._pool, self._integer)
         computing, self._ops.steps = self._ops.steps, recorder
         try:
-            logits = self._ops.head_rows(hidden_states(self._weights, self._ops, batch))
+            logits = self._ops.head_products(hidden_states(self._weights, self._ops, batch))
         finally:
             self._ops.steps = computing
         return Program(recorder, logits, self._pool)
@@ -336,15 +346,14 @@ class Decoder:
 
 def can_record(weights: ModelWeights) -> bool:
     """Whether a decode step always runs the same steps (experts do not), all of them compiled."""
-    linears = [weights.output]
+    linears: list[Linear | None] = [weights.output]
     for layer in weights.layers:
-        if layer.ffn is None:
+        if layer.ffn is None or not plain_attention(layer):
             return False
         attention, ffn = layer.attention, layer.ffn
-        linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down)
-        if ffn.gate is not None:
-            linears.append(ffn.gate)
-    return all(prepare(linear.weight).kernels or integer.is_integer(linear.weight.type) for linear in linears)
+        linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down, ffn.gate)
+    matrices = (linear.weight for linear in linears if linear is not None)
+    return all(prepare(matrix).kernels or integer.is_integer(matrix.type) for matrix in matrices)
 
 
 @cache

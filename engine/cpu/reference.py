@@ -7,6 +7,8 @@ K key/value heads, Hd and Hv widths of a key and a value head, F feed-forward wi
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -18,6 +20,7 @@ from engine.model.config import (
     AttentionTemperature,
     MoeConfig,
     NormKind,
+    QkNorm,
     RopeStyle,
     Routing,
 )
@@ -32,17 +35,45 @@ SCORE_BYTES = 32 * 2**20
 PIECE_BYTES = 8 * 2**20
 """Most bytes of cached keys or values held as float32 at once."""
 
+SWIGLU_LIMIT, SWIGLU_SLOPE = 7.0, 1.702
+"""Constants of Activation.SWIGLU_CLAMPED."""
+
+GELU_LIMIT = 10.0
+"""Beyond it GELU is max(x, 0)."""
+
+LEAST_SUM = 2.0**-14
+"""Least sum that chosen expert weights are divided by: the smallest normal float16."""
+
+
+@dataclass(frozen=True)
+class _Extra:
+    """What some models add to scores: see attend()."""
+
+    sinks: Float32Array | None
+    alibi_slopes: Float32Array | None
+
 
 def normalize(x: Float32Array, norm: Norm) -> Float32Array:
-    """Normalize the last axis and multiply by the weight."""
-    assert norm.kind is NormKind.RMS
+    """Normalize the last axis, multiply by the weight and add the bias, as far as there are any."""
+    if norm.kind is NormKind.LAYER:
+        x = np.subtract(x, np.add.reduce(x, axis=-1, keepdims=True) / x.shape[-1], dtype=np.float32)
     deviation = np.add.reduce(x * x, axis=-1, keepdims=True)
     deviation /= x.shape[-1]
     deviation += np.float32(norm.epsilon)
     np.sqrt(deviation, out=deviation)
     y: Float32Array = np.divide(x, deviation, dtype=np.float32)
-    y *= norm.weight
+    if norm.weight is not None:
+        y *= norm.weight
+    if norm.bias is not None:
+        y += norm.bias
     return y
+
+
+def normalize_heads(x: Float32Array, norm: Norm, kind: QkNorm) -> Float32Array:
+    """Normalize q or k (T, heads, Hd) as `kind` says."""
+    if kind is QkNorm.WIDTH:
+        return normalize(x.reshape(len(x), -1), norm).reshape(x.shape)
+    return normalize(x, norm)
 
 
 def rotate(x: Float32Array, cos: Float32Array, sin: Float32Array, style: RopeStyle) -> None:
@@ -92,6 +123,9 @@ def attend(
     values: CacheArray,
     attention: AttentionConfig,
     n_past: int,
+    *,
+    sinks: Float32Array | None = None,
+    alibi_slopes: Float32Array | None = None,
 ) -> Float32Array:
     """Causal attention of the newest rows of one sequence over its cache.
 
@@ -101,20 +135,23 @@ def attend(
         q: (T, H, Hd), queries at positions n_past ... n_past + T - 1.
         keys: (K, n_past + T, Hd), float16 or float32.
         values: (K, n_past + T, Hv).
-        attention: scale, window and head counts.
+        attention: scale, window, softcap and head counts.
         n_past: positions before the first query.
+        sinks: (H,) one more score of every query head, or None.
+        alibi_slopes: (H,) what a score loses per position between query and key, or None.
 
     Returns:
         (T, H · Hv) float32.
     """
     n_rows, n_heads = q.shape[0], attention.n_heads
+    extra = _Extra(sinks, alibi_slopes)
     rows_at_once = max(1, SCORE_BYTES // (4 * n_heads * (n_past + n_rows)))
     if n_rows <= rows_at_once:
-        return _attend_rows(q, keys, values, attention, n_past)
+        return _attend_rows(q, keys, values, attention, n_past, extra)
     out = np.empty((n_rows, n_heads * attention.value_width), dtype=np.float32)
     for start in range(0, n_rows, rows_at_once):
         stop = min(start + rows_at_once, n_rows)
-        out[start:stop] = _attend_rows(q[start:stop], keys, values, attention, n_past + start)
+        out[start:stop] = _attend_rows(q[start:stop], keys, values, attention, n_past + start, extra)
     return out
 
 
@@ -124,6 +161,7 @@ def _attend_rows(
     values: CacheArray,
     attention: AttentionConfig,
     n_past: int,
+    extra: _Extra,
 ) -> Float32Array:
     """attend() for queries whose scores fit in memory."""
     n_rows, n_kv, group = q.shape[0], attention.n_kv_heads, attention.group
@@ -137,9 +175,15 @@ def _attend_rows(
     for start in range(begin, end, piece):
         stop = min(start + piece, end)
         np.matmul(grouped, widen(keys[:, start:stop]).transpose(0, 2, 1), out=scores[..., start - begin : stop - begin])
+    by_head = scores.reshape(n_kv, group, n_rows, end - begin)
+    if attention.softcap is not None:
+        softcap(scores, attention.softcap)
+    if extra.alibi_slopes is not None:
+        distance = np.arange(begin, end)[None, :] - np.arange(n_past, end)[:, None]
+        by_head += extra.alibi_slopes.reshape(n_kv, group, 1, 1) * distance.astype(np.float32)
     if n_rows > 1:
-        _mask(scores.reshape(n_kv, group, n_rows, end - begin), n_past, begin, attention.window)
-    softmax(scores)
+        _mask(by_head, n_past, begin, attention.window)
+    softmax(by_head, None if extra.sinks is None else extra.sinks.reshape(n_kv, group, 1, 1))
     out = np.zeros((n_kv, group * n_rows, attention.value_width), dtype=np.float32)
     for start in range(begin, end, piece):
         stop = min(start + piece, end)
@@ -157,28 +201,64 @@ def _mask(scores: Float32Array, n_past: int, begin: int, window: int | None) -> 
     np.copyto(scores, np.float32(-np.inf), where=forbidden)
 
 
-def softmax(x: Float32Array) -> None:
-    """exp(x) / sum(exp(x)) over the last axis, in place."""
-    x -= np.maximum.reduce(x, axis=-1, keepdims=True)
+def softmax(x: Float32Array, sinks: Float32Array | None = None) -> None:
+    """exp(x) / sum(exp(x)) over the last axis, in place; the sum counts `sinks` (last axis 1) as one more x."""
+    highest = np.maximum.reduce(x, axis=-1, keepdims=True)
+    if sinks is not None:
+        highest = np.maximum(highest, sinks)
+    x -= highest
     np.exp(x, out=x)
-    x /= np.add.reduce(x, axis=-1, keepdims=True)
+    total = np.add.reduce(x, axis=-1, keepdims=True)
+    if sinks is not None:
+        total += np.exp(sinks - highest)
+    x /= total
+
+
+def softcap(x: Float32Array, limit: float) -> None:
+    """limit · tanh(x / limit), in place."""
+    x /= np.float32(limit)
+    np.tanh(x, out=x)
+    x *= np.float32(limit)
+
+
+def gated(gate: Float32Array, up: Float32Array, activation: Activation) -> Float32Array:
+    """activation(gate) · up; may overwrite both."""
+    if activation is Activation.SWIGLU_CLAMPED:
+        gate = np.minimum(gate, np.float32(SWIGLU_LIMIT))
+        up = np.clip(up, np.float32(-SWIGLU_LIMIT), np.float32(SWIGLU_LIMIT))
+        gate *= sigmoid(np.float32(SWIGLU_SLOPE) * gate)
+        up += np.float32(1.0)
+    else:
+        gate = activate(gate, activation)
+    gate *= up
+    return gate
 
 
 def activate(x: Float32Array, activation: Activation) -> Float32Array:
     """The non-linearity of a feed-forward part."""
     if activation is Activation.SILU:
         return x * sigmoid(x)
+    if activation in (Activation.RELU, Activation.RELU_SQUARED):
+        y = np.maximum(x, np.float32(0.0))
+        return y * y if activation is Activation.RELU_SQUARED else y
     assert activation is Activation.GELU
-    inner = x * x
-    inner *= np.float32(0.044715)
-    inner += np.float32(1.0)
-    inner *= x
-    inner *= np.float32(math.sqrt(2.0 / math.pi))
-    y = np.tanh(inner, out=inner)
-    y += np.float32(1.0)
-    y *= x
-    y *= np.float32(0.5)
+    return gelu(x)
+
+
+def gelu(x: Float32Array) -> Float32Array:
+    """See Activation.GELU: float16 has so few numbers that all results fit in a table."""
+    y = _gelu_table()[x.astype(np.float16).view(np.uint16)]
+    np.copyto(y, np.maximum(x, np.float32(0.0)), where=np.abs(x) >= GELU_LIMIT)
     return y
+
+
+@cache
+def _gelu_table() -> Float32Array:
+    """(65536,) GELU of every float16, rounded to float16; exact elsewhere than between the limits is not needed."""
+    x = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
+    x[np.isinf(x)] = 0.0
+    y = 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * x * (1.0 + 0.044715 * x * x)))
+    return y.astype(np.float16).astype(np.float32)
 
 
 def sigmoid(x: Float32Array) -> Float32Array:
@@ -188,21 +268,41 @@ def sigmoid(x: Float32Array) -> Float32Array:
     return np.divide(np.float32(1.0), y, out=y)
 
 
-def route(logits: Float32Array, moe: MoeConfig) -> tuple[npt.NDArray[np.intp], Float32Array]:
+def route(
+    logits: Float32Array, moe: MoeConfig, selection_bias: Float32Array | None = None
+) -> tuple[npt.NDArray[np.intp], Float32Array]:
     """Choose experts.
 
     Args:
         logits: (T, E) router scores; overwritten.
         moe: how many, and how their weights are made.
+        selection_bias: (E,) added for the choice alone, or None.
 
     Returns:
         (T, n_used) expert numbers, best first and the lower number first among equals, and their weights.
     """
-    assert moe.routing is Routing.SOFTMAX
-    softmax(logits)
-    chosen = np.argsort(-logits, axis=-1, kind="stable")[:, : moe.n_used]
+    if moe.routing is Routing.SOFTMAX:
+        softmax(logits)
+    elif moe.routing is Routing.SIGMOID:
+        logits = sigmoid(logits)
+    choice = logits if selection_bias is None else logits + selection_bias
+    if moe.n_groups > 1:
+        choice = _best_groups(choice, moe)
+    chosen = np.argsort(-choice, axis=-1, kind="stable")[:, : moe.n_used]
     weights = np.take_along_axis(logits, chosen, axis=-1)
+    if moe.routing is Routing.SOFTMAX_CHOSEN:
+        softmax(weights)
     if moe.normalize:
-        weights /= np.add.reduce(weights, axis=-1, keepdims=True)
+        weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
     weights *= np.float32(moe.weight_scale)
     return chosen, weights
+
+
+def _best_groups(choice: Float32Array, moe: MoeConfig) -> Float32Array:
+    """The choice scores with those outside the best groups of each token at minus infinity."""
+    groups = choice.reshape(len(choice), moe.n_groups, -1)
+    scores = np.sort(groups, axis=-1)[..., -2:].sum(axis=-1)
+    best = np.argsort(-scores, axis=-1, kind="stable")[:, : moe.n_groups_used]
+    allowed = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(allowed, best, True, axis=-1)
+    return np.where(allowed[..., None], groups, np.float32(-np.inf)).reshape(choice.shape)

@@ -7,6 +7,7 @@ steps into a program that is run later. Both use the same kernels, so both give 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,13 +28,16 @@ from engine.cpu.kernels.build import kernel
 from engine.cpu.matmul import LANES, PreparedWeight, matmul, prepare
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import dequantize
-from engine.model.batch import Span
-from engine.model.config import Activation, AttentionConfig, AttentionTemperature, RopeStyle
+from engine.model.batch import Batch, Span
+from engine.model.config import Activation, AttentionTemperature, RopeStyle
 from engine.model.rope import RopeTable
-from engine.model.weights import Linear, Norm, Weight
+from engine.model.weights import LayerWeights, Linear, Norm, Weight
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
+
+Finish = Callable[[Float32Array, Batch], None]
+"""Changes rows of token_embd into the residual stream, in place."""
 
 TASK_FLOATS = 1 << 15
 """Least floats per task of a small step: about 10 us."""
@@ -90,8 +94,8 @@ class Steps(Protocol):
     def join(self) -> None:
         """What follows may read what was written before."""
 
-    def embed(self, name: str, table: Weight, token_ids: Int32Array) -> Float32Array:
-        """Rows of the table, (T, D)."""
+    def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
+        """Rows of the table, (T, D), as `finish` changes them in place."""
 
     def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
         """Angles of a step's tokens."""
@@ -99,8 +103,10 @@ class Steps(Protocol):
     def factors(self, temperature: AttentionTemperature, positions: Int32Array) -> Float32Array:
         """(T,) factors on the queries."""
 
-    def normalize(self, name: str, x: Float32Array, norm: Norm) -> Float32Array:
-        """See reference.normalize."""
+    def normalize(
+        self, name: str, x: Float32Array, norm: Norm, residual: Float32Array | None = None, factor: float = 1.0
+    ) -> Float32Array:
+        """See reference.normalize; with a residual the result is residual + factor · norm(x)."""
 
     def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
         """scale · (x W') + bias + residual."""
@@ -123,7 +129,7 @@ class Steps(Protocol):
         q: Float32Array,
         span: Span,
         cache: tuple[Pages, Pages],
-        config: AttentionConfig,
+        layer: LayerWeights,
     ) -> None:
         """Attention of the span's queries (T, H, Hd) over its cache into its rows of out (T, H · Hv)."""
 
@@ -155,10 +161,11 @@ class Immediate:
         """See Steps.empty."""
         return np.empty(shape, dtype=np.float32)
 
-    def embed(self, name: str, table: Weight, token_ids: Int32Array) -> Float32Array:
+    def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
         """See Steps.embed."""
-        out = np.empty((len(token_ids), table.columns), dtype=np.float32)
-        embed_rows(table, token_ids, out)
+        out = np.empty((batch.n_tokens, table.columns), dtype=np.float32)
+        embed_rows(table, batch.token_ids, out)
+        finish(out, batch)
         return out
 
     def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
@@ -169,10 +176,12 @@ class Immediate:
         """See Steps.factors."""
         return reference.temperature_factors(positions, temperature)
 
-    def normalize(self, name: str, x: Float32Array, norm: Norm) -> Float32Array:
+    def normalize(
+        self, name: str, x: Float32Array, norm: Norm, residual: Float32Array | None = None, factor: float = 1.0
+    ) -> Float32Array:
         """See Steps.normalize."""
         out = np.empty(x.shape, dtype=np.float32)
-        self._do(normalize_step(x, norm, out), x, out)
+        self._do(normalize_step(x, norm, out, residual, factor), x, out, residual)
         return out
 
     def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
@@ -208,21 +217,13 @@ class Immediate:
         q: Float32Array,
         span: Span,
         cache: tuple[Pages, Pages],
-        config: AttentionConfig,
+        layer: LayerWeights,
     ) -> None:
         """See Steps.attend."""
         keys, values = cache
         rows = slice(span.row, span.row + span.n_rows)
-        out[rows] = attend(
-            q[rows],
-            keys.array,
-            values.array,
-            keys.table,
-            scale=config.scale,
-            window=config.window,
-            n_past=span.n_past,
-            pool=self._pool,
-        )
+        settings = score_settings(layer) | {"n_past": span.n_past}
+        out[rows] = attend(q[rows], keys.array, values.array, keys.table, pool=self._pool, **settings)
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""
@@ -274,13 +275,30 @@ class Immediate:
         self._pool.run(task, n_tasks)
 
 
-def normalize_step(x: Float32Array, norm: Norm, out: Float32Array) -> Step:
-    """out = normalize(x) along the last axis; both without gaps."""
-    assert x.flags.c_contiguous
-    assert norm.weight.flags.c_contiguous
+def score_settings(layer: LayerWeights) -> dict[str, Any]:
+    """What the attention kernel needs to know of a layer."""
+    config, weights = layer.config.attention, layer.attention
+    return {
+        "scale": config.scale,
+        "window": config.window,
+        "softcap": config.softcap,
+        "sinks": weights.sinks,
+        "slopes": weights.alibi_slopes,
+    }
+
+
+def normalize_step(
+    x: Float32Array, norm: Norm, out: Float32Array, residual: Float32Array | None = None, factor: float = 1.0
+) -> Step:
+    """out = residual + factor · normalize(x) along the last axis, all without gaps."""
     width = x.shape[-1]
-    operands = (address(x), address(norm.weight), address(out), width, float_bits(norm.epsilon), 0)
-    return Step("normalize", "F32", operands, x.size // width, x.size, width)
+    arrays = [array for array in (x, norm.weight, norm.bias, residual) if array is not None]
+    assert all(array.flags.c_contiguous for array in arrays)
+    period = 1 if norm.weight is None else norm.weight.size // width
+    weight, bias, added = (0 if array is None else address(array) for array in (norm.weight, norm.bias, residual))
+    operands = (address(x), weight, bias, period, added, float_bits(factor), address(out), width)
+    settings = (float_bits(norm.epsilon), 0)
+    return Step("normalize", norm.kind.name, (*operands, *settings), x.size // width, x.size, width)
 
 
 def quantize_step(x: Float32Array, out: Activations) -> Step:

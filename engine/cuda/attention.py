@@ -109,12 +109,13 @@ class Attention:
         self._partial_max_sum = cupy.empty((parts, 2), cupy.float32)
         self._counters = cupy.zeros(max_sequences * columns, cupy.int32)  # the kernel leaves them at zero
         jobs = jobs_of_plans(shape, self.plan, self._prefill_plan)
-        names = ("attention_decode", "rope_append", "attention_prefill")
+        names = ("attention_decode", "attention_decode", "rope_append", "attention_prefill")
         kernels = [build(files, defines=defines).get(name) for (files, defines), name in zip(jobs, names, strict=True)]
-        self._decode, self._rope, self._prefill = kernels
+        self._decode, self._decode_one, self._rope, self._prefill = kernels
         if shared_limit(arch) > 64 * 1024:
             # The default limit of 48 KiB includes the kernel's static share, which launch() cannot see.
-            self._decode.allow_shared(max(self.plan.shared_bytes, 48 * 1024 + 16))
+            for kernel in (self._decode, self._decode_one):
+                kernel.allow_shared(max(self.plan.shared_bytes, 48 * 1024 + 16))
 
     @property
     def tile_rows(self) -> int:
@@ -149,9 +150,11 @@ class Attention:
         assert qkv.shape[-1] == shape.row_width, qkv.shape
         assert out.shape[-1] == shape.heads * shape.value_dim, out.shape
         columns = shape.kv_heads * shape.head_tiles
+        ranges = n * self.plan.n_splits  # at most
+        one_each = n <= self.plan.few_rows and ranges <= self._slots
         launch(
-            self._decode,
-            (columns, min(self.plan.blocks, n * self.plan.n_splits)),
+            self._decode_one if one_each else self._decode,
+            (columns, self.plan.n_splits, n) if one_each else (columns, min(self.plan.blocks, ranges)),
             self.plan.warps * 32,
             (
                 qkv,
@@ -172,9 +175,6 @@ class Attention:
                 float(layer.softcap),
                 int(layer.window),
                 layer.sinks,
-                self.plan.n_splits,
-                self.plan.few_splits,
-                self.plan.min_chunk,
                 self._slots,
                 self._partial,
                 self._partial_max_sum,
@@ -214,7 +214,7 @@ class Attention:
         assert qkv.shape[-1] == self.shape.row_width
         launch(
             self._rope,
-            int(positions.size),
+            (int(positions.size), -(-(self.shape.heads + self.shape.kv_heads) // 12)),  # 3 heads a warp, one by one
             128,
             (
                 qkv,

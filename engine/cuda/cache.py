@@ -82,14 +82,17 @@ class PagedCache:
         self._sizes = cupy.asarray(np.asarray(self._page_bytes, np.int64))
 
     def set_pages(self, slot: int, pages: list[int]) -> None:
-        """The slot reads these pages from now on: page i holds positions i * PAGE and following."""
+        """The slot reads these pages from now on: page i holds positions i * PAGE and following.
+
+        Pages behind the context, which a full sequence may have been given to run ahead in, are left out.
+        """
         if pages == self._pages[slot]:
             return
-        assert len(pages) <= self._table.shape[1], "more pages than the context has"
         row = self._table[slot]
+        used = pages[: len(row)]
         new = np.full_like(row, -1)
-        new[: len(pages)] = pages
-        assert not len(pages) or (new[: len(pages)].min() >= 0 and new.max() < self.n_pages), "no such page"
+        new[: len(used)] = used
+        assert not used or (new[: len(used)].min() >= 0 and new.max() < self.n_pages), "no such page"
         changed = np.flatnonzero(row != new)
         self._pages[slot] = list(pages)
         if len(changed):

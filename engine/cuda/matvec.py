@@ -1,7 +1,9 @@
 """Launcher of the quantized matrix-vector kernel (kernels/matvec.cu): the contract of every projection in decoding.
 
 Letters: B sequences, K columns (inputs), N rows (outputs). One launch multiplies a group of matrices with the same
-input, of any mix of types: q, k and v; gate and up; one output projection; the head. Must not know of models.
+input, of any mix of types: q, k and v; gate and up; one output projection; the head. Given scratch memory for its
+operand, a MatVec takes the family for many sequences (batch_matvec.py) where card and types allow. Must not know of
+models.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from functools import cache
 from itertools import groupby
 from typing import Any
 
+from engine.cuda import batch_matvec
 from engine.cuda.launch import launch
 from engine.cuda.layouts import LAYOUTS, tile_count
 from engine.cuda.module import Kernel, build, device_arch, shared_limit
@@ -23,6 +26,8 @@ _FILES = ("formats.cuh", "matvec_tile.cuh", "matvec.cu")
 MAX_MATRICES = 4
 MAX_COLUMNS = 8
 SLAB = 4096
+BATCH_ROWS = 3
+"""From so many sequences on the family for many is the faster one (H200, all products of a step, 8B and 1B Q4_K_M)."""
 UNQUANTIZED = frozenset((GGMLType.F32, GGMLType.F16, GGMLType.BF16))
 
 
@@ -200,9 +205,23 @@ def group_jobs(
     *,
     paired: bool = False,
     activation: Activation = Activation.NONE,
+    batch_rows: int = BATCH_ROWS,
 ) -> list[tuple[tuple[str, ...], dict[str, object]]]:
-    """The build jobs of a MatVec over (type, rows) matrices for several batch sizes, for module.prebuild."""
+    """The build jobs of a MatVec over (type, rows) matrices for several batch sizes, for module.prebuild.
+
+    Batches of batch_rows and more are those that will be given scratch memory for operands.
+    """
     jobs = []
+    every = [type for type, _ in matrices]
+    if batch_matvec.supported(every, card[0]) and max(batches) >= batch_rows:
+        split = batch_matvec.group_split(matrices, columns, card[1], paired=paired)
+        jobs = [batch_matvec.operand_job()] + [
+            batch_matvec.kernel_job(every, split, columns, batch, paired=paired, activation=activation)
+            for batch in batches
+            if batch >= batch_rows
+        ]
+        # Short prompts come without an operand: one row, or filled up to the largest launch.
+        batches = [batch for batch in batches if batch < batch_rows or batch in (1, MAX_COLUMNS)]
     for _, run in groupby(matrices, lambda matrix: matrix[0] in UNQUANTIZED):
         group = list(run)
         types = [type for type, _ in group]
@@ -251,6 +270,9 @@ class MatVec:
             self._segments += [matrix.data, matrix.scale, tile, matrix.rows, column]
             column += matrix.rows
         self._tiles = tile
+        self._batch = None
+        if batch_matvec.supported([m.type for m in matrices], self._arch):
+            self._batch = batch_matvec.BatchMatVec(matrices, self._multiprocessors)
         self.n_bytes = sum(m.data.nbytes for m in matrices)
         # Quantized and unquantized matrices take their input in different forms: a launch for each run of one kind.
         self._parts: list[MatVec] = []
@@ -259,7 +281,7 @@ class MatVec:
             self._parts = [MatVec(run, tuning=tuning) for run in runs]
 
     def prepare(self, batch: int, activation: Activation = Activation.NONE) -> None:
-        """Builds and loads the kernel of a batch size and activation, so that a call does not."""
+        """Builds and loads the kernels of a batch size and activation, so that a call without an operand does not."""
         for part in self._parts:
             part.prepare(batch, activation)
         if self._parts:
@@ -294,10 +316,11 @@ class MatVec:
         activation: Activation = Activation.NONE,
         add: bool = False,
         alpha: float = 1.0,
+        operand: Any = None,
         stream: Any = None,
         pdl: bool = True,
     ) -> None:
-        """Launches the product for B sequences (more than 8 go 8 at a time).
+        """Launches the product for B sequences: 8 at a time, with an operand 64.
 
         Args:
             x: float32 (B, K), rows contiguous.
@@ -308,6 +331,9 @@ class MatVec:
             activation: see Activation.
             add: add to out instead of overwriting it (the residual stream); not with an activation.
             alpha: factor of product + bias, before the activation.
+            operand: uint8 scratch memory of batch_matvec.operand_bytes(K), of this stream alone: the family for many
+                sequences where it exists. The two families round differently; each gives a sequence the same bits in
+                every batch.
             stream: a CuPy stream, may be under capture; the current one when left out.
             pdl: start early (programmatic dependent launch): weights are fetched before the previous kernel ends.
         """
@@ -316,6 +342,21 @@ class MatVec:
         assert out.shape[0] >= n
         assert out.shape[1] >= self.width
         assert x.strides[1] == out.strides[1] == 4
+        if operand is not None and self._batch is not None:
+            self._batch(
+                x,
+                out,
+                operand,
+                norm=norm,
+                eps=eps,
+                bias=bias,
+                activation=activation,
+                add=add,
+                alpha=alpha,
+                stream=stream,
+                pdl=pdl,
+            )
+            return
         column = 0
         for part in self._parts:
             end = column + part.width

@@ -14,21 +14,12 @@ from engine.cuda import rows as row_ops
 from engine.cuda.attention import Attention, AttentionShape, prefill_tiles
 from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
-from engine.cuda.dense import DenseProduct
 from engine.cuda.dequant import embed
-from engine.cuda.matvec import MAX_COLUMNS
+from engine.cuda.matvec import BATCH_ROWS
+from engine.cuda.products import Products
 from engine.cuda.staging import Staging
-from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
-from engine.gguf.types import GGMLType
+from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceMoe, DeviceWeights, Projection
 from engine.model.batch import Batch
-
-ALWAYS = 1 << 30
-"""As matvec_rows: every product reads the packed weights by the decode kernels."""
-
-
-def padded_rows(n: int) -> int:
-    """Rows that n rows of logits are computed with: filled up, so that few kernels serve all numbers."""
-    return n if n == 1 else -(-n // MAX_COLUMNS) * MAX_COLUMNS
 
 
 class CudaOps:
@@ -37,23 +28,20 @@ class CudaOps:
     Args:
         weights: the model.
         buffers: activations with room for every row of a batch.
-        dense: products of prompts; None where no batch has more than matvec_rows rows.
-        matvec_rows: up to so many rows are multiplied by the decode kernels. Prompts have 0 and decode steps ALWAYS: a
-            token's bits must depend on what it is, not on how many come with it.
+        products: products of prompt rows; None for decode steps, whose kernels are those of matvec.py. Which it is goes
+            by what a row is, never by how many there are: its bits must not depend on that.
     """
 
     def __init__(
         self,
         weights: DeviceWeights,
         buffers: Activations,
-        dense: DenseProduct | None,
-        *,
-        matvec_rows: int,
+        products: Products | None,
     ) -> None:
         self.weights = weights
         self.buffers = buffers
-        self._dense = dense
-        self._matvec_rows = matvec_rows
+        self._products = products
+        self._batch_rows: int | None = None
         self._n = 0
 
     def attn_output(self, layer: DeviceLayer, a: Any, x: Any) -> Any:
@@ -72,14 +60,14 @@ class CudaOps:
         self._product(layer.ffn.down, h, x, add=True)
         return x
 
-    def ffn_moe(self, layer: DeviceLayer, x: Any) -> Any:
+    def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
         """See Ops.ffn_moe. Every expert runs over all rows; the weights of those a row did not choose are zero."""
         moe, n = layer.moe, self._n
         assert moe is not None
+        assert y is x, "parallel layers are declined when a model is opened"
         config = moe.config
         scores, routing = self.buffers.router[:n], self.buffers.routing[:n]
-        normed_by = layer.ffn_norm
-        self._product(moe.router, x, scores, norm=normed_by)
+        self._product(moe.router, x, scores, norm=layer.ffn_norm)
         row_ops.route(
             scores,
             routing,
@@ -88,42 +76,52 @@ class CudaOps:
             normalize=config.normalize,
             weight_scale=config.weight_scale,
         )
-        y = self.buffers.y[:n]
+        part = self.buffers.y[:n]
         # The sum goes beside x, which every expert still reads through its norm.
         total = self.buffers.total[:n]
         row_ops.copy(x, total)
         for index, expert in enumerate(moe.experts):
-            h = self._gate_up(expert, x, normed_by)
-            self._product(expert.down, h, y)
-            row_ops.add_scaled(total, y, routing, index)
-        if moe.shared is not None:
-            h = self._gate_up(moe.shared, x, normed_by)
-            self._product(moe.shared.down, h, y)
-            mix = None
-            if moe.shared_gate is not None:
-                mix = self.buffers.mix[:n]
-                self._product(moe.shared_gate, x, mix, norm=normed_by)
-                row_ops.sigmoid(mix)
-            row_ops.add_scaled(total, y, mix, 0)
+            h = self._gate_up(expert, x, layer.ffn_norm)
+            self._product(expert.down, h, part)
+            row_ops.add_scaled(total, part, routing, index)
+        shared = self._shared_hidden(moe, x, layer.ffn_norm)
+        if shared is not None:
+            self._add_shared(moe, *shared, total)
         row_ops.copy(total, x)
         return x
 
+    def _shared_hidden(self, moe: DeviceMoe, x: Any, norm: Any) -> tuple[Any, Any] | None:
+        """Hidden values of the expert that every row passes through, and its factor (T, 1); None without one."""
+        if moe.shared is None:
+            return None
+        mix = None
+        if moe.shared_gate is not None:
+            mix = self.buffers.mix[: self._n]
+            self._product(moe.shared_gate, x, mix, norm=norm)
+            row_ops.sigmoid(mix)
+        return self._gate_up(moe.shared, x, norm), mix
+
+    def _add_shared(self, moe: DeviceMoe, h: Any, mix: Any, out: Any) -> None:
+        assert moe.shared is not None
+        if mix is None:
+            self._product(moe.shared.down, h, out, add=True)
+            return
+        y = self.buffers.y[: self._n]
+        self._product(moe.shared.down, h, y)
+        row_ops.add_scaled(out, y, mix, 0)
+
     def logits(self, x: Any, out: Any) -> None:
-        """Final norm and output projection of rows x (R, D) into out (R, V); of prompts too by the decode kernels."""
-        self._product(self.weights.output, x, out, norm=self.weights.output_norm, packed=True)
+        """Final norm and output projection of rows x (R, D) into out (R, V)."""
+        self._product(self.weights.output, x, out, norm=self.weights.output_norm)
 
     def _gate_up(self, ffn: DeviceFfn, x: Any, norm: Any) -> Any:
-        n = int(x.shape[0])
+        n, eps = int(x.shape[0]), self.weights.epsilon
         h, up = self._columns(self.buffers.gate, n, ffn.width), self._columns(self.buffers.up, n, ffn.width)
         if ffn.paired is not None:
-            if n <= self._matvec_rows:
-                ffn.paired(x, h, norm=norm, eps=self.weights.epsilon, activation=ffn.activation)
-                return h
-            assert self._dense is not None
-            matrix = ffn.paired.matrices[0]
-            operand = self._operand(x, matrix.type, norm)
-            self._dense(matrix, operand, h, second=up)
-            row_ops.gate(h, up, ffn.activation)
+            if self._products is not None:
+                return self._products.gated(ffn, x, self.buffers.gate, self.buffers.up, norm=norm, eps=eps)
+            many = self._batch_operand(n)
+            ffn.paired(x, h, norm=norm, eps=eps, activation=ffn.activation, operand=many)
             return h
         assert ffn.up is not None
         if ffn.gate is None:
@@ -135,45 +133,21 @@ class CudaOps:
         row_ops.gate(h, up, ffn.activation)
         return h
 
-    def _product(
-        self, projection: Projection, x: Any, out: Any, *, norm: Any = None, add: bool = False, packed: bool = False
-    ) -> None:
-        """out = or += projection of norm(x); packed: by the decode kernels, whatever matvec_rows says."""
-        if packed or x.shape[0] <= self._matvec_rows:
-            for part in projection.parts:
-                part.matvec(
-                    x,
-                    out[:, part.column : part.column + part.matvec.width],
-                    norm=norm,
-                    eps=self.weights.epsilon,
-                    bias=part.bias,
-                    add=add,
-                    alpha=part.alpha,
-                )
+    def _product(self, projection: Projection, x: Any, out: Any, *, norm: Any = None, add: bool = False) -> None:
+        """out = or += projection of norm(x)."""
+        eps = self.weights.epsilon
+        if self._products is not None:
+            self._products.product(projection, x, out, norm=norm, eps=eps, add=add)
             return
-        assert self._dense is not None
-        operands: dict[bool, Any] = {}
+        many = self._batch_operand(int(x.shape[0]))
         for part in projection.parts:
-            column = part.column
-            for matrix in part.matvec.matrices:
-                wide = matrix.type is GGMLType.F32
-                if wide not in operands:
-                    operands = {wide: self._operand(x, matrix.type, norm)}  # one buffer: the other kind is overwritten
-                self._dense(matrix, operands[wide], out[:, column : column + matrix.rows], alpha=part.alpha, add=add)
-                column += matrix.rows
-            if part.bias is not None:
-                row_ops.add_bias(out[:, part.column : part.column + part.matvec.width], part.bias, part.alpha)
+            target = out[:, part.column : part.column + part.matvec.width]
+            part.matvec(x, target, norm=norm, eps=eps, bias=part.bias, add=add, alpha=part.alpha, operand=many)
 
-    def _operand(self, x: Any, type: GGMLType, norm: Any) -> Any:
-        """norm(x) (or x) as the contiguous left operand of a dense product with a matrix of that type."""
-        import cupy
-
-        dtype = cupy.dtype(cupy.float32 if type is GGMLType.F32 else cupy.float16)
-        n, k = x.shape
-        assert self.buffers.operand is not None
-        operand = self.buffers.operand[: n * k * dtype.itemsize].view(dtype).reshape(n, k)
-        row_ops.normalize(x, operand, norm, self.weights.epsilon)
-        return operand
+    def _batch_operand(self, n: int) -> Any:
+        """Scratch memory that makes a product of n rows take the kernels for many; None for those for few."""
+        many = self._batch_rows is not None and n >= self._batch_rows
+        return self.buffers.batch_operand if many else None
 
     @staticmethod
     def _columns(buffer: Any, n: int, width: int) -> Any:
@@ -192,6 +166,7 @@ class DecodeOps(CudaOps):
         tokens: int32 (slots,), the token each slot is fed.
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
+        batch_rows: from so many rows on, the kernels for many sequences; 1: always, so that bits never depend on n.
     """
 
     def __init__(
@@ -203,8 +178,11 @@ class DecodeOps(CudaOps):
         tokens: Any,
         positions: Any,
         n: int,
+        *,
+        batch_rows: int = BATCH_ROWS,
     ) -> None:
-        super().__init__(weights, buffers, None, matvec_rows=ALWAYS)
+        super().__init__(weights, buffers, None)
+        self._batch_rows = batch_rows
         self._cache = cache
         self._attention = attention
         self._tokens = tokens[:n]
@@ -228,6 +206,27 @@ class DecodeOps(CudaOps):
         self._product(layer.qkv, x, qkv, norm=layer.attn_norm)
         return qkv
 
+    def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
+        """See Ops.ffn_moe. Each row's own experts alone are read, where their types allow it."""
+        moe, n, buffers = layer.moe, self._n, self.buffers
+        assert moe is not None
+        if moe.products is None:
+            return super().ffn_moe(layer, x, y)
+        assert y is x, "parallel layers are declined when a model is opened"
+        routing, width = moe.products.routing, moe.products.width
+        scores = self._columns(buffers.router, n, routing.n_experts)
+        ids = self._columns(buffers.chosen, n, routing.n_used)
+        weights = self._columns(buffers.chosen_weights, n, routing.n_used)
+        h = self._columns(buffers.hidden, n * routing.n_used, width)
+        norm = layer.ffn_norm
+        self._product(moe.router, x, scores, norm=norm)
+        moe.products.gate_up(x, scores, ids, weights, h, norm=norm, eps=self.weights.epsilon, positions=self._positions)
+        shared = self._shared_hidden(moe, x, norm)  # reads x, which down() changes
+        moe.products.down(ids, weights, h, x)
+        if shared is not None:
+            self._add_shared(moe, *shared, x)
+        return x
+
     def attention(self, layer: DeviceLayer, q: Any) -> Any:
         """q/k norm, RoPE, cache append and attention."""
         shape = layer.shape
@@ -243,7 +242,7 @@ class PrefillOps(CudaOps):
     Args:
         weights: the model.
         buffers: activations; they bound the rows of a batch.
-        dense: products of many rows.
+        products: products of prompt rows.
         attention: the kernels of each shape.
         staging: the way to the device.
 
@@ -258,11 +257,11 @@ class PrefillOps(CudaOps):
         self,
         weights: DeviceWeights,
         buffers: Activations,
-        dense: DenseProduct,
+        products: Products,
         attention: dict[AttentionShape, Attention],
         staging: Staging,
     ) -> None:
-        super().__init__(weights, buffers, dense, matvec_rows=0)
+        super().__init__(weights, buffers, products)
         self._attention = attention
         self._staging = staging
         self._cache: PagedCache

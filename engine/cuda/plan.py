@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 from engine.config import cache_size
 from engine.cuda.attention import PAGE, scratch_bytes
+from engine.cuda.batch_matvec import operand_bytes
 from engine.cuda.buffers import Widths
 from engine.cuda.cache import bytes_per_page, page_count
 from engine.cuda.dense import SCRATCH_BYTES
+from engine.cuda.features import check_features
 from engine.cuda.layouts import LAYOUTS, packed_bytes
 from engine.cuda.sampling_ops import DeviceSampler
 from engine.cuda.weights import attention_shape
@@ -80,7 +82,11 @@ def make_plan(
         cache_tokens: positions of all sequences together; at least one context is planned.
         prefill_chunk: rows of prompts that run at once.
         card: compute capability (90 = 9.0) and number of multiprocessors.
+
+    Raises:
+        DeviceError: a part of the model has no GPU kernels.
     """
+    check_features(model)
     widths = Widths.of(model.config)
     shapes = [attention_shape(layer.attention, kv_type == "f16") for layer in model.config.layers]
     rows = prefill_chunk or PREFILL_ROWS[0]
@@ -88,6 +94,7 @@ def make_plan(
         max_sequences * (widths.row_bytes(dense=False) + 4 * widths.model)
         + rows * widths.row_bytes(dense=True)
         + SCRATCH_BYTES
+        + operand_bytes(max(widths.model, widths.attention, widths.ffn))
         + 4 * widths.vocab * (max_sequences + LOGIT_ROWS)
         + DeviceSampler.n_bytes(widths.vocab, context_length, max_sequences, max_sequences)
         + sum(scratch_bytes(shape, max_sequences, *card) for shape in set(shapes))

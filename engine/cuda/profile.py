@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.cuda import rows
-from engine.cuda.cache import page_count
+from engine.cuda.cache import PagedCache, page_count
 from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
 from engine.errors import InvalidRequestError
 from engine.gguf.types import row_bytes
@@ -69,7 +69,7 @@ def profile_decode(runner: CudaRunner, depth: int = 0, n_rows: int = 1, *, repea
     """Time every brick of a decode step.
 
     Args:
-        runner: an open runner without running sequences; what their slots cached is overwritten.
+        runner: an open runner without running sequences; the profile has a cache of its own.
         depth: tokens already in the cache of every row.
         n_rows: sequences side by side.
         repeats: replays of each chain; the median counts.
@@ -86,11 +86,6 @@ def profile_decode(runner: CudaRunner, depth: int = 0, n_rows: int = 1, *, repea
             f"a profile of {n_rows} sequences at depth {depth}; allowed are 1 to {runner.max_sequences} sequences and "
             f"a depth of 0 to {runner.context_length - 2}"
         )
-    if n_rows * page_count(depth + 1) > runner.n_pages:
-        raise InvalidRequestError(
-            f"a profile of {n_rows} sequences at depth {depth} needs {n_rows * page_count(depth + 1)} pages of the "
-            f"cache; there are {runner.n_pages}: open the model with a larger cache_tokens"
-        )
     if not runner._loop.idle:
         raise InvalidRequestError("a profile needs an idle model: wait for the running requests, or cancel them")
     with runner._running():
@@ -100,7 +95,6 @@ def profile_decode(runner: CudaRunner, depth: int = 0, n_rows: int = 1, *, repea
             runner._stream.synchronize()
             for slot in range(n_rows):
                 runner._slots.set_position(slot, -1)
-                runner._cache.set_pages(slot, [])
             runner._flush()
             runner._pool.free_all_blocks()
 
@@ -130,7 +124,9 @@ class _Profiler:
         self._runner, self._depth, self._n, self._repeats = runner, depth, n_rows, repeats
         self._stream = runner._stream
         self._weights: DeviceWeights = runner._weights
-        self._ops = runner.decode_ops(n_rows)
+        shapes = [layer.shape for layer in self._weights.layers]
+        self._cache = PagedCache(shapes, n_rows * page_count(depth + 1), runner.context_length, n_rows)
+        self._ops = runner.decode_ops(n_rows, self._cache)
         cache_bytes = int(cupy.cuda.Device().attributes.get("L2CacheSize", 0)) or 64 << 20
         self._flush = cupy.empty(_FLUSHES * cache_bytes, cupy.uint8)
         self._tiny = cupy.zeros(1, cupy.float32)
@@ -163,7 +159,7 @@ class _Profiler:
                 lambda one: ops.ffn_down(one, self._hidden(one), x),
                 lambda one: 0 if one.ffn is None else _bytes(one.ffn.down),
             ),
-            self._each("ffn_moe", mixtures, lambda one: ops.ffn_moe(one, x), self._mixture_bytes),
+            self._each("ffn_moe", mixtures, lambda one: ops.ffn_moe(one, x, x), self._mixture_bytes),
             self._time("head", [lambda: ops.logits(x, logits)], _bytes(self._weights.output)),
             self._time("sample", [lambda: self._runner._slots.sample(logits)], logits.nbytes, samples=True),
         ]
@@ -179,8 +175,7 @@ class _Profiler:
         buffers, n = self._ops.buffers, self._n
         for buffer in (buffers.x, buffers.qkv, buffers.attention, buffers.gate):
             buffer.set(self._noise.standard_normal(buffer.shape).astype(np.float32))
-        runner = self._runner
-        cache, pages = runner._cache, page_count(self._depth + 1)
+        runner, cache, pages = self._runner, self._cache, page_count(self._depth + 1)
         for array in (*cache.keys, *cache.values):
             page = self._noise.standard_normal(array.shape[1:]).astype(array.dtype)
             for index in range(n * pages):
@@ -190,6 +185,7 @@ class _Profiler:
             sequence = RunningSequence(-1, slot, [0] * (self._depth + 1), [], greedy, 0)
             cache.set_pages(slot, list(range(slot * pages, (slot + 1) * pages)))
             runner._slots.begin(sequence, self._depth, runner.context_length, slot)
+        cache.flush(runner._staging)
         runner._flush()
 
     def _qkv(self, layer: DeviceLayer) -> Any:

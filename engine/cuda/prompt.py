@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.cuda.ops import PrefillOps, padded_rows
+from engine.cuda.ops import PrefillOps
 from engine.cuda.plan import LOGIT_ROWS
 from engine.cuda.slots import DeviceSlots
 from engine.cuda.staging import Staging, gather_rows
@@ -113,10 +113,9 @@ class PromptReader:
         buffers = self._ops.buffers
         for first in range(0, batch.n_tokens, LOGIT_ROWS):
             wanted = min(LOGIT_ROWS, batch.n_tokens - first)
-            n = min(padded_rows(wanted), buffers.rows - first)  # rows behind the batch exist and are nobody's
-            out = self.logit_rows[:n]
-            self._ops.logits(buffers.x[first : first + n], out)
-            yield out[:wanted].get()
+            out = self.logit_rows[:wanted]
+            self._ops.logits(buffers.x[first : first + wanted], out)
+            yield out.get()
 
 
 def prompt_batch(pieces: Sequence[Piece]) -> Batch:

@@ -19,17 +19,20 @@ from engine.cuda.attention import PAGE, Attention, AttentionShape, build_jobs
 from engine.cuda.buffers import Activations, Widths
 from engine.cuda.cache import PagedCache, SavedPages, page_count
 from engine.cuda.decode import MOST_AHEAD, DecodeLoop
-from engine.cuda.dense import DenseProduct
-from engine.cuda.graphs import StepGraphs
-from engine.cuda.matvec import MAX_COLUMNS, group_jobs
+from engine.cuda.failure import device_errors
+from engine.cuda.features import check_features
+from engine.cuda.graphs import StepGraphs, buckets
+from engine.cuda.matvec import BATCH_ROWS, MAX_COLUMNS, group_jobs
 from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
+from engine.cuda.products import Products
+from engine.cuda.products import build_jobs as product_jobs
 from engine.cuda.prompt import PromptReader
 from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
 from engine.cuda.staging import FILES as STAGING_FILES
 from engine.cuda.staging import Staging
-from engine.cuda.weights import Uploader, attention_shape, check_types, kernel_groups
+from engine.cuda.weights import Uploader, attention_shape, check_types, kernel_groups, moe_jobs
 from engine.errors import ContextFullError, DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
@@ -54,12 +57,14 @@ class CudaRunner:
         max_sequences: slots.
         cache_tokens: positions of all sequences together; None takes config.CONTEXTS contexts, or what the memory has.
         prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
+        deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
         device_index: which GPU.
         status: told what takes long.
         eager: launch every decode step kernel by kernel instead of replaying a captured graph.
 
     Raises:
-        DeviceError: no usable GPU, too little memory, a kernel that does not build.
+        DeviceError: no usable GPU, a part of the model without kernels, too little memory, a kernel that does not
+            build.
         UnsupportedModelError: a tensor type without GPU kernels.
     """
 
@@ -72,6 +77,7 @@ class CudaRunner:
         max_sequences: int,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
+        deterministic: bool = False,
         device_index: int = 0,
         status: Callable[[str], None] = lambda _: None,
         eager: bool = False,
@@ -79,6 +85,7 @@ class CudaRunner:
         reason = availability(device_index)
         if reason is not None:
             raise DeviceError(f"device 'cuda:{device_index}' cannot be used: {reason}")
+        check_features(model)
         check_types(model)
         import cupy
 
@@ -90,8 +97,11 @@ class CudaRunner:
         self._closed = False
         self._device = cupy.cuda.Device(device_index)
         self._eager = eager
+        self._deterministic = deterministic
+        self._batch_rows = 1 if deterministic else BATCH_ROWS
         self._unclear = False
-        with self._device, _device_errors("opening the model"):
+        self._groups = kernel_groups(model)
+        with self._device, device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
             card = (module.device_arch(), int(properties["multiProcessorCount"]))
@@ -159,9 +169,15 @@ class CudaRunner:
                 add(*job)
         add(rows.FILES, None)
         add(STAGING_FILES, None)
-        batches = sorted({1, MAX_COLUMNS, *_buckets(self.max_sequences)})
-        for matrices, columns, paired, activation in kernel_groups(model):
-            for job in group_jobs(matrices, columns, batches, card, paired=paired, activation=activation):
+        batches = sorted({1, MAX_COLUMNS, *buckets(self.max_sequences)})
+        for job in moe_jobs(model):
+            add(*job)
+        for job in product_jobs(self._groups, card[0]):
+            add(*job)
+        for matrices, columns, paired, activation in self._groups:
+            for job in group_jobs(
+                matrices, columns, batches, card, paired=paired, activation=activation, batch_rows=self._batch_rows
+            ):
                 add(*job)
         add(SAMPLING_FILES, None)
         module.prebuild(list(jobs.values()), card[0], status)
@@ -173,7 +189,7 @@ class CudaRunner:
         shapes = [layer.shape for layer in layers]
         widths = Widths.of(self.config)
         slots = self.max_sequences
-        self._buckets = _buckets(slots)
+        self._buckets = buckets(slots)
         # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
         words = 16 * self.prefill_chunk + 64 * slots + 4 * self.n_pages + 16 * len(layers)
         self._staging = Staging(self._stream, words)
@@ -184,7 +200,8 @@ class CudaRunner:
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
-        self._prefill = PrefillOps(self._weights, self._prefill_buffers, DenseProduct(), self._attention, self._staging)
+        products = Products(self._groups, self._prefill_buffers.operand, deterministic=self._deterministic)
+        self._prefill = PrefillOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
         self._prefill.use(self._cache)
         self._prompts = PromptReader(self._weights, self._prefill, self._slots, self._staging, self._logits)
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
@@ -198,16 +215,17 @@ class CudaRunner:
 
     # ---- decode ----------------------------------------------------------------------------------------------
 
-    def decode_ops(self, n: int) -> DecodeOps:
-        """The bricks of a decode step over rows 0..n-1."""
+    def decode_ops(self, n: int, cache: PagedCache | None = None) -> DecodeOps:
+        """The bricks of a decode step over rows 0..n-1, on the runner's own cache or another one."""
         return DecodeOps(
             self._weights,
             self._decode_buffers,
-            self._cache,
+            cache or self._cache,
             self._attention,
             self._slots.tokens,
             self._slots.positions,
             n,
+            batch_rows=self._batch_rows,
         )
 
     def run_step(self, ops: DecodeOps, n: int) -> None:
@@ -423,27 +441,9 @@ class CudaRunner:
         if self._broken:
             raise DeviceError(f"the GPU failed before ({self._broken}); open the model again")
         try:
-            with _device_errors("running the model"), self._on_device():
+            with device_errors("running the model"), self._on_device():
                 yield
         except DeviceError as error:
             if not isinstance(error.__cause__, MemoryError):  # out of memory leaves the device as it was
                 self._broken = str(error)
             raise
-
-
-def _buckets(slots: int) -> tuple[int, ...]:
-    """Numbers of rows that decode steps are captured for: powers of two, and all slots."""
-    return tuple(sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)}))
-
-
-@contextmanager
-def _device_errors(doing: str) -> Iterator[None]:
-    """Turns what CuPy raises into DeviceError."""
-    import cupy
-
-    try:
-        yield
-    except cupy.cuda.memory.OutOfMemoryError as error:
-        raise DeviceError(f"the GPU ran out of memory while {doing}: {error}") from error
-    except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
-        raise DeviceError(f"the GPU failed while {doing}: {error}") from error

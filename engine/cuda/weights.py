@@ -6,21 +6,24 @@ Owns all weight memory. Must not know of batches or requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.cuda.attention import AttentionShape, LayerAttention, RopeStyle
+from engine.cuda.layouts import LAYOUTS
 from engine.cuda.matvec import Activation, MatVec
+from engine.cuda.moe import MAX_USED, ExpertProducts, Routing, can_gather
+from engine.cuda.moe import build_jobs as expert_jobs
 from engine.cuda.repack import PackedMatrix, check_supported, repack
 from engine.gguf.types import GGMLType
 from engine.model.config import Activation as ModelActivation
 from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
 from engine.model.config import RopeStyle as ModelRopeStyle
 from engine.model.loader import LoadedModel
-from engine.model.weights import FfnWeights, LayerWeights, Linear, Weight
+from engine.model.weights import FfnWeights, LayerWeights, Linear, MoeWeights, Norm, Weight
 
 ACTIVATIONS = {ModelActivation.SILU: Activation.SILU, ModelActivation.GELU: Activation.GELU_TANH}
 _ROPE_STYLES = {ModelRopeStyle.NORM: RopeStyle.ADJACENT, ModelRopeStyle.NEOX: RopeStyle.HALVES}
@@ -81,13 +84,17 @@ class DeviceFfn:
 
 @dataclass(frozen=True, eq=False)
 class DeviceMoe:
-    """A mixture of experts: router, one feed-forward part per expert, the shared one and its gate."""
+    """A mixture of experts: router, one feed-forward part per expert, the shared one and its gate.
+
+    products: the experts' launches of a decode step, over the same memory; None where their types forbid it.
+    """
 
     config: MoeConfig
     router: Projection
     experts: tuple[DeviceFfn, ...]
     shared: DeviceFfn | None
     shared_gate: Projection | None
+    products: ExpertProducts | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +110,7 @@ class DeviceLayer:
     ffn_norm: Any
     ffn: DeviceFfn | None
     moe: DeviceMoe | None
+    parallel: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +178,7 @@ def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], 
 
     for layer in model.weights.layers:
         attention, moe, config = layer.attention, layer.moe, layer.config.ffn
-        add([attention.q, attention.k, attention.v])
+        add(list(attention.qkv))
         add([attention.output])
         if layer.ffn is not None:
             assert isinstance(config, FfnConfig)
@@ -178,13 +186,25 @@ def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], 
         if moe is not None:
             assert isinstance(config, MoeConfig)
             add([moe.router])
-            add_ffn(FfnWeights(moe.gate.expert(0), moe.up.expert(0), moe.down.expert(0)), config.expert)
+            if not can_gather_experts(moe, config):
+                add_ffn(moe.expert(0), config.expert)
             if moe.shared is not None and config.shared is not None:
                 add_ffn(moe.shared, config.shared)
             if moe.shared_gate is not None:
                 add([moe.shared_gate])
     add([model.weights.output])
     return groups
+
+
+def moe_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, object]]]:
+    """The build jobs of the expert kernels of a model, for module.prebuild."""
+    jobs = []
+    for layer in model.weights.layers:
+        moe, config = layer.moe, layer.config.ffn
+        if moe is not None and isinstance(config, MoeConfig) and can_gather_experts(moe, config):
+            types = moe.up.weight.type, moe.down.weight.type
+            jobs += expert_jobs(*types, ACTIVATIONS[config.expert.activation], expert_routing(config))
+    return jobs
 
 
 class Uploader:
@@ -211,12 +231,18 @@ class Uploader:
             result = DeviceWeights(
                 token_embd=token_embd,
                 layers=layers,
-                output_norm=self.vector(weights.output_norm.weight),
+                output_norm=self.norm(weights.output_norm),
                 output=self.projection([weights.output]),
                 epsilon=weights.output_norm.epsilon,
             )
         self._stream.synchronize()
         return result
+
+    def norm(self, norm: Norm | None) -> Any:
+        """The weight of a norm; models with norms of another kind are declined (features.py)."""
+        assert norm is not None
+        assert norm.weight is not None
+        return self.vector(norm.weight)
 
     def vector(self, values: np.ndarray | None, dtype: npt.DTypeLike = np.float32) -> Any:
         """A small array on the device; None stays None."""
@@ -296,22 +322,22 @@ class Uploader:
         temperature = config.temperature
         return DeviceLayer(
             index=layer.index,
-            attn_norm=self.vector(layer.attn_norm.weight),
-            qkv=self.projection([attention.q, attention.k, attention.v]),
+            attn_norm=self.norm(layer.attn_norm),
+            qkv=self.projection(list(attention.qkv)),
             shape=attention_shape(config, cache_half),
             attention=LayerAttention(
                 scale=config.scale,
                 inv_freq=None if rope is None else self.vector(rope.inv_freq, np.float64),
                 rope_scale=1.0 if rope is None else rope.magnitude,
-                q_norm=None if attention.q_norm is None else self.vector(attention.q_norm.weight),
-                k_norm=None if attention.k_norm is None else self.vector(attention.k_norm.weight),
+                q_norm=None if attention.q_norm is None else self.norm(attention.q_norm),
+                k_norm=None if attention.k_norm is None else self.norm(attention.k_norm),
                 norm_eps=1e-6 if attention.q_norm is None else attention.q_norm.epsilon,
                 window=config.window or 0,
                 temperature=0.0 if temperature is None else temperature.scale,
                 temperature_length=1 if temperature is None else temperature.length,
             ),
             output=self.projection([attention.output]),
-            ffn_norm=self.vector(layer.ffn_norm.weight),
+            ffn_norm=self.norm(layer.ffn_norm),
             ffn=None if layer.ffn is None else self._dense(layer),
             moe=None if layer.moe is None else self._moe(layer),
         )
@@ -325,10 +351,11 @@ class Uploader:
         moe, config = layer.moe, layer.config.ffn
         assert moe is not None
         assert isinstance(config, MoeConfig)
-        experts = tuple(
-            self.ffn(FfnWeights(moe.gate.expert(i), moe.up.expert(i), moe.down.expert(i)), config.expert)
-            for i in range(config.n_experts)
-        )
+        if can_gather_experts(moe, config):
+            experts, products = self._gathered(moe, config)
+        else:
+            products = None
+            experts = tuple(self.ffn(moe.expert(i), config.expert) for i in range(config.n_experts))
         shared = None
         if moe.shared is not None and config.shared is not None:
             shared = self.ffn(moe.shared, config.shared)
@@ -338,4 +365,64 @@ class Uploader:
             experts=experts,
             shared=shared,
             shared_gate=None if moe.shared_gate is None else self.projection([moe.shared_gate]),
+            products=products,
         )
+
+    def _gathered(self, moe: MoeWeights, config: MoeConfig) -> tuple[tuple[DeviceFfn, ...], ExpertProducts]:
+        """All experts of a layer as two packed matrices, and every expert as views of them."""
+        assert moe.gate is not None
+        n, width, columns = config.n_experts, config.expert.width, moe.gate.weight.columns
+        gate_up = repack(
+            self._raw(moe.gate.weight),
+            moe.gate.weight.type,
+            n * width,
+            columns,
+            partner=self._raw(moe.up.weight),
+            stream=self._stream,
+        )
+        down = repack(self._raw(moe.down.weight), moe.down.weight.type, n * columns, width, stream=self._stream)
+        activation = ACTIVATIONS[config.expert.activation]
+        experts = tuple(
+            DeviceFfn(
+                paired=MatVec([_part_of(gate_up, i, n)]),
+                gate=None,
+                up=None,
+                down=Projection((Part(MatVec([_part_of(down, i, n)]), None, 1.0, 0),), columns, width),
+                activation=activation,
+                width=width,
+            )
+            for i in range(n)
+        )
+        return experts, ExpertProducts(gate_up, down, expert_routing(config), activation)
+
+
+def _part_of(matrix: PackedMatrix, index: int, count: int) -> PackedMatrix:
+    """One of `count` equal stacks of rows, each of whole tiles, as a view."""
+    n_bytes = matrix.data.nbytes // count
+    data = matrix.data[index * n_bytes : (index + 1) * n_bytes]
+    return replace(matrix, rows=matrix.rows // count, data=data)
+
+
+def expert_routing(config: MoeConfig) -> Routing:
+    """The routing of a layer as the kernels take it."""
+    return Routing(
+        n_experts=config.n_experts,
+        n_used=config.n_used,
+        normalize=config.normalize,
+        weight_scale=config.weight_scale,
+    )
+
+
+def can_gather_experts(moe: MoeWeights, config: MoeConfig) -> bool:
+    """Whether a decode step reads the chosen experts only; else every expert runs over every row."""
+    gate, up, down = moe.gate, moe.up, moe.down
+    if gate is None:
+        return False
+    plain = all(part.bias is None and part.scale is None for part in (gate, up, down))
+    width, columns = config.expert.width, gate.weight.columns
+    return (
+        plain
+        and config.n_used <= MAX_USED
+        and can_gather(gate.weight.type, up.weight.type, width, columns)
+        and down.weight.type in LAYOUTS
+    )

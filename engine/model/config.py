@@ -2,7 +2,7 @@
 
 Pure description: nothing here reads a file or touches an array. `engine.model.hyperparameters` fills it from metadata.
 Letters used in all docstrings of this package: T tokens, D width, H heads, K key/value heads, Hd head width,
-F feed-forward width, E experts, V vocabulary.
+F feed-forward width, E experts, V vocabulary. A field's default is what a plain model does: nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,18 @@ from enum import Enum
 
 
 class NormKind(Enum):
-    """How a vector is normalized before its weight is applied."""
+    """How a vector is normalized before its weight (if any) multiplies it and its bias (if any) is added."""
 
     RMS = "rms"  # x / sqrt(mean(x²) + ε)
+    LAYER = "layer"  # (x - mean(x)) / sqrt(mean((x - mean(x))²) + ε)
+
+
+class QkNorm(Enum):
+    """What a normalization of q (or k) takes together; it stands after bias and clamp."""
+
+    HEAD = "head"  # each head alone, all with one weight (Hd,)
+    EACH_HEAD = "each_head"  # each head alone, each with a weight of its own: (heads, Hd)
+    WIDTH = "width"  # all heads of a token together: weight (heads · Hd,)
 
 
 class RopeStyle(Enum):
@@ -30,19 +39,36 @@ class RopeScaling(Enum):
     NONE = "none"
     LINEAR = "linear"
     YARN = "yarn"
+    LONGROPE = "longrope"  # divisors per frequency from the tensors rope_factors_long and rope_factors_short
 
 
 class Activation(Enum):
-    """Non-linearity of a feed-forward part."""
+    """Non-linearity f of a feed-forward part: h = f(gate) · up, or h = f(up) where it has no gate."""
 
     SILU = "silu"  # x · sigmoid(x)
-    GELU = "gelu"  # the tanh approximation
+    # The tanh approximation x/2 · (1 + tanh(sqrt(2/π) · (x + 0.044715 x³))), of x rounded to float16 and rounded to
+    # float16 again while |x| < 10, and max(x, 0) beyond: what ggml computes, and so what reference logits hold. The
+    # roundings matter at 1e-7 of a result's square.
+    GELU = "gelu"
+    RELU = "relu"  # max(x, 0)
+    RELU_SQUARED = "relu_squared"  # max(x, 0)²
+    # Gated only: g = min(gate, 7), u = clamp(up, -7, 7); h = g · sigmoid(1.702 g) · (u + 1).
+    SWIGLU_CLAMPED = "swiglu_clamped"
 
 
 class Routing(Enum):
-    """How router scores become expert probabilities."""
+    """How router scores s become expert weights p, from which the best are chosen."""
 
-    SOFTMAX = "softmax"  # over all experts, before the best are chosen
+    SOFTMAX = "softmax"  # softmax over all experts
+    SIGMOID = "sigmoid"  # sigmoid of each score
+    SOFTMAX_CHOSEN = "softmax_chosen"  # the best are chosen by s; p is the softmax over the chosen alone
+
+
+class ResidualKind(Enum):
+    """What the feed-forward part of a layer reads."""
+
+    SEQUENTIAL = "sequential"  # y = x + attention(x); y + ffn(y)
+    PARALLEL = "parallel"  # x + attention(x) + ffn(x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +91,7 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     log_multiplier: float = 0.0
+    long_factors: bool = False  # rope_factors_long, else rope_factors_short, where the file has them
 
 
 @dataclass(frozen=True)
@@ -76,23 +103,62 @@ class AttentionTemperature:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """Keys and values from one low-rank latent vector per token (DeepSeek-2; arXiv 2405.04434).
+
+    c = norm(kv_a x)[:rank] and a part r = rotate((kv_a x)[rank:]) that all heads share; a query head is q_nope (before
+    q's rotated part) and q_rope. Here q comes from q_b norm(q_a x), or straight from attn_q where q_rank is None.
+
+    Absorbed: head h scores c and r themselves: its query is [k_bₕ q_nopeₕ, q_ropeₕ], the one cached key is [c, r], the
+    one cached value is c, and attention gives (T, H · rank), which v_bₕ (value_width, rank) turns into the output of
+    the head before attn_output. AttentionConfig then says what the attention over the cache is: n_kv_heads = 1,
+    key_width = rank + rope_width, value_width = rank.
+
+    Not absorbed (files with one attn_kv_b): [k_nopeₕ, vₕ] = kv_bₕ c, keys [k_nopeₕ, r] and values vₕ are cached for
+    every head: n_kv_heads = H, key_width = nope_width + rope_width.
+    """
+
+    rank: int
+    q_rank: int | None
+    nope_width: int
+    rope_width: int
+    value_width: int  # per head, after v_b
+    absorbed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """Grouped-query attention of one layer: H query heads share K key/value heads."""
+    """Grouped-query attention of one layer: H query heads share K key/value heads.
+
+    Order: projection, scale, bias, clamp, QK-norm, RoPE, QK-norm where after_rope, temperature, cache. A score is
+    softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax.
+    """
 
     n_heads: int
     n_kv_heads: int
     key_width: int
     value_width: int
     scale: float  # multiplies q·k
-    rope: RopeConfig | None
+    rope: RopeConfig | None  # None = this layer rotates nothing
     window: int | None = None  # a query sees this many positions, itself included; None = all
-    qk_norm: bool = False  # every head of q and k is normalized before rotation
+    qk_norm: QkNorm | None = None
+    qk_norm_after_rope: bool = False
     temperature: AttentionTemperature | None = None
+    clamp: float | None = None  # q, k and v after bias are limited to [-clamp, clamp]
+    softcap: float | None = None  # a score s becomes c · tanh(s / c), before the mask
+    sinks: bool = False  # softmax counts one more score per head (attn_sinks), whose probability is dropped
+    alibi: float = 0.0  # largest bias; slopes are in the weights, from rope.alibi_slopes; 0 = none
+    latent: LatentConfig | None = None
 
     @property
     def group(self) -> int:
         """Query heads per key/value head."""
         return self.n_heads // self.n_kv_heads
+
+    @property
+    def values_in_keys(self) -> bool:
+        """Whether a value is the first value_width numbers of its key, so that keys alone need to be cached."""
+        return self.latent is not None and self.latent.absorbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,30 +172,50 @@ class FfnConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MoeConfig:
-    """Mixture of experts: the router picks `n_used` of `n_experts` gated feed-forward parts per token."""
+    """Mixture of experts: the router picks `n_used` of `n_experts` feed-forward parts per token.
+
+    1. p = routing(router x). 2. Choice by p + selection bias (weights.selection_bias; the bias has no part in 4).
+    3. With n_groups > 1 the experts are consecutive groups; a group's score is the sum of its two best choice scores,
+    and only experts of the best n_groups_used groups can be chosen. 4. The chosen p are divided by their sum where
+    `normalize` (not below 2^-14), and multiplied by weight_scale. 5. The sum over the chosen of
+    weight · expert(x). 6. The shared part's output is added, gated where shared_gate.
+    """
 
     n_experts: int
     n_used: int
     expert: FfnConfig
     routing: Routing = Routing.SOFTMAX
-    normalize: bool = True  # the chosen weights are divided by their sum
+    normalize: bool = True
     weight_scale: float = 1.0
+    n_groups: int = 1
+    n_groups_used: int = 1
     shared: FfnConfig | None = None  # an expert that every token passes through
     shared_gate: bool = False  # its output is multiplied by sigmoid(a learned score)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """One layer: norm → attention → residual → norm → feed-forward → residual."""
+    """One layer.
+
+    With r = residual_scale and norms that LayerWeights may lack (None = identity):
+    y = x + r · attn_post_norm(attention(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
+    parallel layer reads ffn(ffn_norm(x)) instead.
+    """
 
     index: int
     attention: AttentionConfig
     ffn: FfnConfig | MoeConfig
+    residual: ResidualKind = ResidualKind.SEQUENTIAL
+    residual_scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything about a model that is not a weight."""
+    """Everything about a model that is not a weight.
+
+    x = embedding_norm(embedding_scale · token_embd[token] + position_embd[position]), layers, then the logits
+    softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c).
+    """
 
     architecture: str
     name: str
@@ -139,6 +225,10 @@ class ModelConfig:
     norm: NormKind
     norm_epsilon: float
     layers: tuple[LayerConfig, ...]
+    embedding_scale: float = 1.0
+    learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
 
     @property
     def n_layers(self) -> int:

@@ -12,6 +12,9 @@ from engine.errors import ModelFileError
 
 LARGEST = 2**31 - 1
 
+LIMIT = 1e6
+"""Largest factor believed; anything beyond is a damaged file."""
+
 
 class HyperParameters:
     """Reader of PREFIX.key values; every method raises ModelFileError with the key, what was found, what is allowed."""
@@ -19,6 +22,13 @@ class HyperParameters:
     def __init__(self, metadata: Mapping[str, Any], prefix: str) -> None:
         self._metadata = metadata
         self._prefix = prefix
+        self._read: set[str] = set()
+
+    def unread(self) -> dict[str, Any]:
+        """Keys (without the prefix) that nobody asked for, with their values."""
+        start = len(self._prefix) + 1
+        names = (name for name in self._metadata if name.startswith(f"{self._prefix}."))
+        return {name[start:]: self._metadata[name] for name in names if name[start:] not in self._read}
 
     def has(self, key: str) -> bool:
         """Whether the file has the key."""
@@ -66,6 +76,28 @@ class HyperParameters:
             return tuple(self._integer(f"{key}[{i}]", item, low, high) for i, item in enumerate(value))
         return (self._integer(key, value, low, high),) * n_layers
 
+    def integers(self, key: str, *, low: int = 1, high: int = LARGEST) -> tuple[int, ...]:
+        """A list of integers."""
+        values = self._list(key, "a list of integers")
+        return tuple(self._integer(f"{key}[{i}]", value, low, high) for i, value in enumerate(values))
+
+    def is_list(self, key: str) -> bool:
+        """Whether the file has the key with a list as its value."""
+        return self.has(key) and isinstance(self._get(key, None), (list, tuple, np.ndarray))
+
+    def flags(self, key: str) -> tuple[bool, ...]:
+        """A list of truth values, which files also write as 0 and 1."""
+        values = tuple(self._list(key, "a list of true and false"))
+        if not all(isinstance(value, (bool, np.bool_, int, np.integer)) and value in (0, 1) for value in values):
+            raise self._wrong(key, list(values), "a list of true and false")
+        return tuple(bool(value) for value in values)
+
+    def _list(self, key: str, allowed: str) -> Any:
+        value = self._get(key, None)
+        if not isinstance(value, (list, tuple, np.ndarray)):
+            raise self._wrong(key, value, allowed)
+        return value
+
     def _integer(self, key: str, value: Any, low: int, high: int) -> int:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
             raise self._wrong(key, value, "an integer")
@@ -74,6 +106,7 @@ class HyperParameters:
         return int(value)
 
     def _get(self, key: str, default: Any) -> Any:
+        self._read.add(key)
         value = self._metadata.get(f"{self._prefix}.{key}", default)
         if value is None:
             raise ModelFileError(f"metadata key {self._prefix}.{key} is missing, and this architecture needs it")

@@ -17,7 +17,11 @@ BRICKS = ("embed", "attn_qkv", "attention", "attn_output", "ffn_gate_up", "ffn_d
 
 
 class Ops(Protocol):
-    """Bricks of one device. x is the residual stream (T, D) float32; a brick may reuse the storage of its x."""
+    """Bricks of one device. x is the residual stream (T, D) float32.
+
+    Every brick heeds the fields of the layer's configs (engine.model.config says what each means); a device that lacks
+    one of them refuses the model when it is opened. A norm that is None in the weights is left out.
+    """
 
     def begin(self, batch: Batch) -> None:
         """Prepare a step: make room in the cache and look up everything that depends on positions alone.
@@ -27,25 +31,31 @@ class Ops(Protocol):
         """
 
     def embed(self, batch: Batch) -> Array:
-        """Rows of token_embd for the batch's tokens: x (T, D)."""
+        """x (T, D): embedding_scale · token_embd[token], plus position_embd[position], then embedding_norm."""
 
     def attn_qkv(self, layer: LayerWeights, x: Array) -> Array:
-        """Norm, q/k/v projections, bias, optional q/k norm, RoPE; appends k and v to the cache; gives q (T, H, Hd)."""
+        """attn_norm, q/k/v projections, bias, clamp, q/k norm, RoPE; appends k and v to the cache; gives q (T, H, Hd).
+
+        Latent attention makes q, k and v as LatentConfig says.
+        """
 
     def attention(self, layer: LayerWeights, q: Array) -> Array:
-        """Causal (optionally windowed) attention of every span over its own cache: (T, H·Hv)."""
+        """Causal attention of every span over its own cache: (T, H·Hv)."""
 
     def attn_output(self, layer: LayerWeights, a: Array, x: Array) -> Array:
-        """The output projection of a, plus x."""
+        """x + residual_scale · attn_post_norm(output · a), after v_b where latent attention is absorbed.
+
+        The storage of x may be reused in sequential layers only: a parallel one reads x again.
+        """
 
     def ffn_gate_up(self, layer: LayerWeights, x: Array) -> Array:
-        """Norm, then activation(gate) · up: h (T, F)."""
+        """ffn_norm, then activation(gate) · up, divided by act_scales: h (T, F)."""
 
     def ffn_down(self, layer: LayerWeights, h: Array, x: Array) -> Array:
-        """The down projection of h, plus x."""
+        """x + residual_scale · ffn_post_norm(down · h); may reuse the storage of x."""
 
-    def ffn_moe(self, layer: LayerWeights, x: Array) -> Array:
-        """Norm, routing and the weighted sum of the chosen (and shared) experts, plus x."""
+    def ffn_moe(self, layer: LayerWeights, x: Array, y: Array) -> Array:
+        """y + residual_scale · ffn_post_norm(the experts' sum for ffn_norm(x)); y is x in sequential layers."""
 
     def head(self, x: Array, batch: Batch) -> Array:
-        """Final norm and output projection of the batch's output rows: logits (R, V) float32."""
+        """Logits (R, V) float32 of the output rows: softcap(logit_scale · (output · output_norm(x) + bias))."""

@@ -55,7 +55,7 @@ def build_rope(config: RopeConfig, freq_factors: Float32Array | None = None) -> 
     if config.scaling is RopeScaling.NONE:
         return RopeTable(config.style, config.n_rot, inv_freq, config.attention_factor)
     interpolated = inv_freq / config.factor
-    if config.scaling is RopeScaling.LINEAR:
+    if config.scaling is not RopeScaling.YARN:
         return RopeTable(config.style, config.n_rot, interpolated, config.attention_factor)
     mix = yarn_ramp(config) * config.extrapolation
     return RopeTable(config.style, config.n_rot, interpolated * (1.0 - mix) + inv_freq * mix, yarn_magnitude(config))
@@ -86,3 +86,15 @@ def yarn_magnitude(config: RopeConfig) -> float:
     if config.log_multiplier != 0.0:
         base /= magnitude(config.log_multiplier)
     return base * config.attention_factor
+
+
+def alibi_slopes(n_heads: int, max_bias: float) -> Float32Array:
+    """(H,) slopes of attention with linear biases (Press et al. 2021, arXiv 2108.12409).
+
+    Powers of 2^(-max_bias / n) for the largest power of two n within H; further heads take every other power of the
+    slopes of 2n heads.
+    """
+    n = 1 << (n_heads.bit_length() - 1)
+    exponents = [-max_bias * (head + 1) / n for head in range(n)]
+    exponents += [-max_bias * (2 * head + 1) / (2 * n) for head in range(n_heads - n)]
+    return np.exp2(np.array(exponents, dtype=np.float64)).astype(np.float32)

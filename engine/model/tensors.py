@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from engine.errors import UnsupportedModelError
 from engine.gguf.quants import FORMATS, dequantize
 from engine.gguf.reader import GGUFFile
+from engine.gguf.types import GGMLType
+from engine.model.architecture import Presence
 from engine.model.config import NormKind
 from engine.model.weights import ExpertLinear, Float32Array, Linear, Norm, Weight
 
@@ -29,8 +32,15 @@ class TensorTable:
         return name in self._gguf.tensors
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Accept tensors that take no part in the computation."""
-        self._unused.difference_update(names)
+        """Accept tensors that take no part in the computation; "blk.*.x" names x of every layer."""
+        for name in names:
+            self._unused.difference_update(fnmatch.filter(self._unused, name) if "*" in name else (name,))
+
+    def ignore_layers_from(self, first: int) -> None:
+        """Accept all tensors of layers from number `first` on."""
+        parts = ((name, name.split(".")) for name in self._unused)
+        layers = {name for name, words in parts if words[0] == "blk" and words[1].isdigit() and int(words[1]) >= first}
+        self._unused -= layers
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, outermost first."""
@@ -59,12 +69,22 @@ class TensorTable:
         """A small array, or None where the file lacks it."""
         return self.vector(name, shape) if self.has(name) else None
 
-    def norm(self, name: str, width: int, kind: NormKind, epsilon: float) -> Norm:
-        """A normalization: name.weight (width,)."""
-        return Norm(kind, epsilon, self.vector(f"{name}.weight", (width,)))
+    def norm(
+        self, name: str, shape: tuple[int, ...], kind: NormKind, epsilon: float, *, weight: bool, bias: Presence
+    ) -> Norm:
+        """A normalization: name.weight and name.bias, both of this shape, as far as the family has them."""
+        factor = self.vector(f"{name}.weight", shape) if weight else None
+        return Norm(kind, epsilon, factor, self._bias(name, shape, bias))
 
     def linear(
-        self, name: str, rows: int, columns: int, *, scale: bool = True, scale_after_bias: bool = False
+        self,
+        name: str,
+        rows: int,
+        columns: int,
+        *,
+        bias: Presence = Presence.OPTIONAL,
+        scale: bool = True,
+        scale_after_bias: bool = False,
     ) -> Linear:
         """A projection: name.weight (rows, columns), with name.bias and name.scale where the file has them.
 
@@ -72,22 +92,23 @@ class TensorTable:
             name: the tensors' common name.
             rows: outputs.
             columns: inputs.
-            scale: False = name.scale is accepted and has no effect.
+            bias: whether there is one.
+            scale: False = name.scale is accepted and has no effect, but on NVFP4, of whose numbers it is a part.
             scale_after_bias: name.scale multiplies the bias too.
         """
         weight = self.weight(f"{name}.weight", (rows, columns))
-        bias = self.optional_vector(f"{name}.bias", (rows,))
-        factor = self._scale(name, 1) if scale else None
+        offset = self._bias(name, (rows,), bias)
+        factor = self._scale(name, 1) if scale or weight.type is GGMLType.NVFP4 else None
         self._ignore_scales(name)
-        if bias is not None and factor is not None and scale_after_bias:
-            bias = bias * factor
-        return Linear(weight, bias, 1.0 if factor is None else float(factor[0]))
+        if offset is not None and factor is not None and scale_after_bias:
+            offset = offset * factor
+        return Linear(weight, offset, 1.0 if factor is None else float(factor[0]))
 
     def experts(self, name: str, n_experts: int, rows: int, columns: int, *, scale: bool = True) -> ExpertLinear:
         """A stack of projections: name.weight (E, rows, columns), with name.bias (E, rows) and name.scale (E,)."""
         weight = self.weight(f"{name}.weight", (n_experts, rows, columns))
         bias = self.optional_vector(f"{name}.bias", (n_experts, rows))
-        factors = self._scale(name, n_experts) if scale else None
+        factors = self._scale(name, n_experts) if scale or weight.type is GGMLType.NVFP4 else None
         self._ignore_scales(name)
         return ExpertLinear(weight, bias, factors)
 
@@ -97,6 +118,12 @@ class TensorTable:
             names = sorted(self._unused)
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             raise UnsupportedModelError(f"architecture {self._architecture!r} has no use for these tensors: {shown}")
+
+    def _bias(self, name: str, shape: tuple[int, ...], presence: Presence) -> Float32Array | None:
+        if presence is Presence.NEVER:
+            return None
+        read = self.optional_vector if presence is Presence.OPTIONAL else self.vector
+        return read(f"{name}.bias", shape)
 
     def _scale(self, name: str, count: int) -> Float32Array | None:
         return self.optional_vector(f"{name}.scale", (count,))

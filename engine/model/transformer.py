@@ -14,12 +14,14 @@ def hidden_states(weights: ModelWeights, ops: Ops, batch: Batch) -> Array:
     for layer in weights.layers:
         q = ops.attn_qkv(layer, x)
         a = ops.attention(layer, q)
-        x = ops.attn_output(layer, a, x)
+        y = ops.attn_output(layer, a, x)
+        if not layer.parallel:
+            x = y
         if layer.moe is not None:
-            x = ops.ffn_moe(layer, x)
+            x = ops.ffn_moe(layer, x, y)
         else:
             h = ops.ffn_gate_up(layer, x)
-            x = ops.ffn_down(layer, h, x)
+            x = ops.ffn_down(layer, h, y)
     return x
 
 

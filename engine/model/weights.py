@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.gguf.quants import GGMLType
-from engine.model.config import LayerConfig, NormKind
+from engine.model.config import LayerConfig, NormKind, ResidualKind
 from engine.model.rope import RopeTable
 
 Float32Array = npt.NDArray[np.float32]
@@ -50,9 +50,9 @@ class Weight:
         return self.raw.nbytes
 
     def slice_rows(self, start: int, stop: int) -> Weight:
-        """Rows start:stop of a matrix, as a view."""
-        assert len(self.shape) == 2
-        return Weight(f"{self.name}[{start}:{stop}]", self.type, (stop - start, self.columns), self.raw[start:stop])
+        """Rows start:stop of a matrix, or of every matrix of a stack, as a view."""
+        shape = (*self.shape[:-2], stop - start, self.columns)
+        return Weight(f"{self.name}[{start}:{stop}]", self.type, shape, self.raw[..., start:stop, :])
 
     def expert(self, index: int) -> Weight:
         """One matrix of a stack, as a view."""
@@ -94,70 +94,136 @@ class ExpertLinear:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A normalization with its weight (D,) float32."""
+    """A normalization of the last axis, then its weight and bias, float32 (D,) or None for none.
+
+    Weight and bias (heads, Hd) act on x (T, heads, Hd): every head has its own.
+    """
 
     kind: NormKind
     epsilon: float
-    weight: Float32Array
+    weight: Float32Array | None
+    bias: Float32Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LatentWeights:
+    """Weights of latent attention, in terms of LatentConfig.
+
+    q_a (q_rank, D), q_b (H · (nope + rope), q_rank), or q (H · (nope + rope), D) alone; kv_a (rank + rope, D).
+    Absorbed: k_b (H, rank, nope) and v_b (H, value, rank), one matrix per head. Else kv_b (H · (nope + value), rank),
+    whose rows are, head by head, those of k and then those of v.
+    """
+
+    q: Linear | None
+    q_a: Linear | None
+    q_a_norm: Norm | None
+    q_b: Linear | None
+    kv_a: Linear
+    kv_a_norm: Norm
+    k_b: ExpertLinear | None
+    v_b: ExpertLinear | None
+    kv_b: Linear | None
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
-    """q (H·Hd, D), k (K·Hd, D), v (K·Hv, D), output (D, H·Hv); norms are (Hd,) and act on every head."""
+    """q (H·Hd, D), k (K·Hd, D), v (K·Hv, D), output (D, H·Hv).
 
-    q: Linear
-    k: Linear
-    v: Linear
+    q, k and v may be row ranges of one tensor. Norms are as AttentionConfig.qk_norm says; v is never normalized.
+    sinks and alibi_slopes are float32 (H,) or None. Where `latent` is set q, k and v are None, and output is
+    (D, H · LatentConfig.value_width).
+    """
+
     output: Linear
-    q_norm: Norm | None
-    k_norm: Norm | None
     rope: RopeTable | None
+    q: Linear | None = None
+    k: Linear | None = None
+    v: Linear | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    sinks: Float32Array | None = None
+    alibi_slopes: Float32Array | None = None
+    latent: LatentWeights | None = None
+
+    @property
+    def qkv(self) -> tuple[Linear, Linear, Linear]:
+        """q, k and v, where attention is not latent."""
+        assert self.q is not None
+        assert self.k is not None
+        assert self.v is not None
+        return self.q, self.k, self.v
 
 
 @dataclass(frozen=True, eq=False)
 class FfnWeights:
-    """gate and up (F, D), down (D, F); gate is None where the part is not gated."""
+    """gate and up (F, D), down (D, F); gate is None where the part is not gated.
+
+    gate and up may be row ranges of one tensor. act_scales (F,) float32 divides what the activation gives.
+    """
 
     gate: Linear | None
     up: Linear
     down: Linear
+    act_scales: Float32Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class MoeWeights:
-    """router (E, D); gate and up (E, F, D), down (E, D, F); a shared expert and its gate (1, D), or None."""
+    """router (E, D); gate and up (E, F, D), down (E, D, F); a shared expert and its gate (1, D), or None.
+
+    gate and up may be row ranges of one stack; gate is None where experts have none. selection_bias (E,) float32 joins
+    the choice of experts only.
+    """
 
     router: Linear
-    gate: ExpertLinear
+    gate: ExpertLinear | None
     up: ExpertLinear
     down: ExpertLinear
     shared: FfnWeights | None
     shared_gate: Linear | None
+    selection_bias: Float32Array | None = None
+
+    def expert(self, index: int) -> FfnWeights:
+        """The feed-forward part of one expert."""
+        gate = None if self.gate is None else self.gate.expert(index)
+        return FfnWeights(gate, self.up.expert(index), self.down.expert(index))
 
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer's constants and weights; exactly one of `ffn` and `moe` is set."""
+    """One layer's constants and weights; exactly one of `ffn` and `moe` is set. A norm that is None does nothing."""
 
     config: LayerConfig
-    attn_norm: Norm
+    attn_norm: Norm | None
     attention: AttentionWeights
-    ffn_norm: Norm
+    ffn_norm: Norm | None
     ffn: FfnWeights | None
     moe: MoeWeights | None
+    attn_post_norm: Norm | None = None
+    ffn_post_norm: Norm | None = None
 
     @property
     def index(self) -> int:
         """Number of the layer, from 0."""
         return self.config.index
 
+    @property
+    def parallel(self) -> bool:
+        """Whether the feed-forward part reads the layer's input (ResidualKind.PARALLEL)."""
+        return self.config.residual is ResidualKind.PARALLEL
+
 
 @dataclass(frozen=True, eq=False)
 class ModelWeights:
-    """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor."""
+    """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor.
+
+    position_embd (context, D) has learned positions or is None.
+    """
 
     token_embd: Weight
     layers: tuple[LayerWeights, ...]
     output_norm: Norm
     output: Linear
     tied: bool
+    embedding_norm: Norm | None = None
+    position_embd: Weight | None = None

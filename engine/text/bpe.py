@@ -1,4 +1,4 @@
-"""Byte-level BPE through the `tokenizers` library: words by the pre-tokenizer's patterns, then merges in file order.
+"""BPE through the `tokenizers` library: words by the pre-tokenizer's patterns, then merges in file order.
 
 Source of the byte alphabet: GPT-2 (Radford et al. 2019), where each of the 256 bytes is written as one printable
 character. This module knows nothing of special tokens or metadata keys.
@@ -72,7 +72,45 @@ class ByteLevelBpe:
         return ids
 
 
-def _model(token_to_id: dict[str, int], merges: list[str], ignore_merges: bool) -> Any:
+class CharacterBpe:
+    """Text → token ids by BPE over characters, for vocabularies that are not written in the byte alphabet.
+
+    A character that is no token becomes the tokens of its bytes (`<0x0A>`). What the style's pattern does not match is
+    dropped.
+
+    Args:
+        token_to_id: V token strings.
+        merges: "left right" strings, most wanted first.
+        style: how text is cut into words; one pattern that Python's `re` understands.
+        lowercase: fold letters to lower case.
+
+    Raises:
+        TokenizerError: see ByteLevelBpe.
+    """
+
+    def __init__(
+        self, token_to_id: Mapping[str, int], merges: list[str], style: PreTokenizer, *, lowercase: bool = False
+    ) -> None:
+        from tokenizers import Tokenizer
+
+        (pattern,) = style.patterns
+        self._token_to_id = token_to_id
+        self._tokenizer = Tokenizer(_model(dict(token_to_id), merges, style.ignore_merges, byte_fallback=True))
+        self._words = re.compile(pattern)
+        self._lowercase = lowercase
+        self._whole_breaks = style.whole_breaks
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text that holds no special tokens and no lone surrogates."""
+        ids: list[int] = []
+        for match in self._words.finditer(text.lower() if self._lowercase else text):
+            word = match.group()
+            whole = self._token_to_id.get(word) if self._whole_breaks and word[0] == "\n" else None
+            ids.extend([whole] if whole is not None else self._tokenizer.encode(word, add_special_tokens=False).ids)
+        return ids
+
+
+def _model(token_to_id: dict[str, int], merges: list[str], ignore_merges: bool, *, byte_fallback: bool = False) -> Any:
     """The library's BPE model; merges that cannot apply are left out, the first of equal merges counts."""
     from tokenizers.models import BPE
 
@@ -81,7 +119,7 @@ def _model(token_to_id: dict[str, int], merges: list[str], ignore_merges: bool) 
     well_formed = len(set(pairs)) == len(pairs) and all(len(pair) == 2 for pair in pairs)
     if well_formed and all(map(token_to_id.__contains__, map("".join, pairs))):
         try:
-            return BPE(token_to_id, pairs, ignore_merges=ignore_merges)
+            return BPE(token_to_id, pairs, ignore_merges=ignore_merges, byte_fallback=byte_fallback)
         except Exception as error:
             logger.debug("merges need sorting out: %s", error)
     usable = [pair for pair in dict.fromkeys(pairs) if _fits(pair, token_to_id)]
@@ -95,7 +133,7 @@ def _model(token_to_id: dict[str, int], merges: list[str], ignore_merges: bool) 
             "%d of %d merges do not fit the vocabulary or repeat: ignored", len(merges) - len(usable), len(merges)
         )
     try:
-        return BPE(token_to_id, usable, ignore_merges=ignore_merges)
+        return BPE(token_to_id, usable, ignore_merges=ignore_merges, byte_fallback=byte_fallback)
     except Exception as error:
         raise TokenizerError(f"the vocabulary and its merges cannot be used: {error}") from error
 

@@ -23,7 +23,7 @@ class IncrementalDecoder:
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, continuation: bool = False) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
-        self._drop_space = tokenizer.add_space_prefix and not continuation
+        self._drop_space = tokenizer.drops_first_space and not continuation
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:

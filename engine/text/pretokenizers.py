@@ -1,4 +1,4 @@
-"""The table of pre-tokenizers: the name in a GGUF file → the patterns that cut text into words before byte-level BPE.
+"""The table of pre-tokenizers: the name in a GGUF file → the patterns that cut text into words before BPE.
 
 The names are the values of `tokenizer.ggml.pre` that llama.cpp writes. Patterns are in the Oniguruma syntax of the
 `tokenizers` library and are applied one after another, each to the pieces the one before left; what a pattern does not
@@ -20,12 +20,18 @@ class PreTokenizer:
         add_bos: a BOS token is put first when the file does not say.
         border_at_space: a single space between two ASCII letters always starts a word, so that long text may be cut
             there without changing the result.
+        byte_level: tokens are written in the byte alphabet; otherwise as they are, with "<0x0A>" for single bytes.
+        escape_spaces: where not byte_level, a space is written as "▁".
+        whole_breaks: where not byte_level, a run of line breaks that is a token is taken whole.
     """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
     border_at_space: bool = True
+    byte_level: bool = True
+    escape_spaces: bool = False
+    whole_breaks: bool = False
 
 
 # Pieces that many patterns share. Contractions are spelled out because (?i:) would also fold "ſ" to "s".
@@ -48,6 +54,12 @@ _GPT4O = (
 _PUNCTUATION_RUN = r"[\p{P}\$\+<=>\^~\|]+"
 _ASCII_PUNCTUATION_WORD = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
 _CJK_KANA = r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+"
+_DEEPSEEK3_WORDS = (
+    rf"{_ASCII_PUNCTUATION_WORD}|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+)
+# Digits in threes counted from the right: the first group takes what is left over.
+_DIGITS_FROM_THE_RIGHT = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 _CJK_HANGUL = r"[\x{4E00}-\x{9FA5}\x{0800}-\x{4E00}\x{AC00}-\x{D7FF}]+"
 # Everything but spaces, brackets and the sentence marks of several scripts.
 _NOT_SENTENCE_MARK = r" ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{0964}\x{06D4}\x{060C})]+"
@@ -64,6 +76,12 @@ A771-A787 A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044
 10CC0-10CF2 118A0-118DF 1E900-1E943
 """
 
+# Scripts that AFMoE keeps apart from others: Chinese, kana, Thai, Lao, Khmer, Myanmar, Hangul.
+_ASIAN_SCRIPTS = """
+4E00-9FFF 3400-4DBF F900-FAFF 3040-309F 30A0-30FF FF65-FF9F 2F00-2FDF E40-E7F E80-EFF 1780-17FF 1000-109F AA60-AA7F
+A9E0-A9FF AC00-D7AF 1100-11FF
+"""
+
 
 def _character_class(ranges: str) -> str:
     """The pattern for one of these characters, written out: `41-43 B5` gives `[A-Cµ]`."""
@@ -77,17 +95,12 @@ _LLAMA3_PATTERN_ONLY = PreTokenizer((_LLAMA3,))
 _QWEN2_STYLE = PreTokenizer((_QWEN2,))
 _GPT4O_STYLE = PreTokenizer((_GPT4O,))
 _SINGLE_DIGITS_GPT2 = PreTokenizer((r"\p{N}", _GPT2))
-_DEEPSEEK3_STYLE = PreTokenizer(
-    (
-        r"\p{N}{1,3}",
-        _CJK_KANA,
-        rf"{_ASCII_PUNCTUATION_WORD}|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
-        rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}",
-    )
-)
+_DEEPSEEK3_STYLE = PreTokenizer((r"\p{N}{1,3}", _CJK_KANA, _DEEPSEEK3_WORDS))
 _BAILING_STYLE = PreTokenizer(
     (rf"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|{_WORD}|\p{{N}}|{_SYMBOLS}|\s*[\r\n]|\s+(?!\S)|\s+",)
 )
+_LINES = r"[^\n]+|\n+"
+_GEMMA4_STYLE = PreTokenizer((_LINES,), add_bos=True, byte_level=False, escape_spaces=True, whole_breaks=True)
 _SENTENCE_MARKS = PreTokenizer((_NOT_SENTENCE_MARK,))
 _TINY_AYA_STYLE = PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))
 
@@ -225,6 +238,21 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "hunyuan-dense": _DEEPSEEK3_STYLE,
     "joyai-llm": _DEEPSEEK3_STYLE,
     "hy_v4": _DEEPSEEK3_STYLE,
+    "spark2_5": PreTokenizer(
+        (
+            r"\p{N}{1,3}",
+            _CJK_KANA,
+            rf"{_ASCII_PUNCTUATION_WORD}|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+"
+            r"| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+",
+            r"\p{N}",
+        )
+    ),
+    "afmoe": PreTokenizer((_DIGITS_FROM_THE_RIGHT, f"{_character_class(_ASIAN_SCRIPTS)}+", _DEEPSEEK3_WORDS)),
+    # Tokens written as they are
+    "gemma4": _GEMMA4_STYLE,
+    "granite-embed-multi-311m": _GEMMA4_STYLE,
+    "sarvam-moe": PreTokenizer((_LINES,), byte_level=False, escape_spaces=True),
+    "whitespace": PreTokenizer((r"\S+",), byte_level=False),
     # Others
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     "bloom": _SENTENCE_MARKS,

@@ -1,22 +1,21 @@
 """The tokenizer: text ↔ token ids, from GGUF metadata alone.
 
-It cuts special tokens out of the text, gives the rest to byte-level BPE or SentencePiece BPE, and adds what the model
-wants at the ends. It knows nothing of models, devices or files.
+It cuts special tokens out of the text, gives the rest to the algorithm of the vocabulary's kind (`encoding.py`), and
+adds what the model wants at the ends. It knows nothing of models, devices or files.
 """
 
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
-from engine.errors import InvalidRequestError, TokenizerError
-from engine.text.bpe import ByteLevelBpe, byte_level_bytes
-from engine.text.pretokenizers import pre_tokenizer
+from engine.errors import InvalidRequestError
+from engine.text.bpe import byte_level_bytes
+from engine.text.encoding import Spelling, build_encoding
+from engine.text.longest_match import unescape
 from engine.text.special_tokens import TokenType
 from engine.text.splitter import SpecialSplitter
-from engine.text.spm import SPACE, SentencePieceBpe
-from engine.text.vocabulary import KINDS, Vocabulary, flag, string_list
+from engine.text.spm import SPACE
+from engine.text.vocabulary import KINDS, Vocabulary, flag
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +24,13 @@ class Tokenizer:
     """Text to token ids and back, exactly as the model was trained on. Safe to share between threads.
 
     Attributes:
-        kind: "byte-level BPE" or "SentencePiece BPE".
-        pre: name of the pre-tokenizer in use; None for SentencePiece.
+        kind: the algorithm, for people ("byte-level BPE").
+        pre: name of the pre-tokenizer in use; None for kinds that have none.
         vocab_size: V, the number of tokens.
         add_bos: `encode(add_special=True)` puts BOS first.
         add_eos: `encode(add_special=True)` puts EOS last.
-        add_space_prefix: text gets a space before its first word (SentencePiece), taken off again by `decode`.
+        add_sep: `encode(add_special=True)` puts SEP last.
+        drops_first_space: tokens at the start of a text carry a space that is none of its own; `decode` takes it off.
         eog_ids: ids that end a generation: EOS, end of turn, end of message.
         special_ids: token id by role, only those there are: "bos", "eos", "eot", "unk", "pad", "fim_pre" …
     """
@@ -42,20 +42,12 @@ class Tokenizer:
         self.vocab_size = len(vocabulary.tokens)
         self.special_ids: dict[str, int] = dict(vocabulary.ids)
         self.eog_ids = vocabulary.eog_ids
-        self.pre: str | None = None
-        self._encoder: ByteLevelBpe | SentencePieceBpe
-        if vocabulary.kind == "llama":
-            self._encoder = _sentencepiece(vocabulary)
-            self.add_space_prefix = flag(metadata, "tokenizer.ggml.add_space_prefix", True)
-            add_bos = True
-        else:
-            self.pre = pre or _pre_name(metadata)
-            style = pre_tokenizer(self.pre)
-            self._encoder = ByteLevelBpe(vocabulary.token_to_id, string_list(metadata, "tokenizer.ggml.merges"), style)
-            self.add_space_prefix = False
-            add_bos = style.add_bos
-        self.add_bos = self._wants("bos", flag(metadata, "tokenizer.ggml.add_bos_token", add_bos))
-        self.add_eos = self._wants("eos", flag(metadata, "tokenizer.ggml.add_eos_token", False))
+        self._encoding = encoding = build_encoding(vocabulary, metadata, pre)
+        self.pre = encoding.pre
+        self.drops_first_space = encoding.drop_space
+        self.add_bos = self._wants("bos", flag(metadata, "tokenizer.ggml.add_bos_token", encoding.add_bos))
+        self.add_eos = self._wants("eos", flag(metadata, "tokenizer.ggml.add_eos_token", encoding.add_eos))
+        self.add_sep = self._wants("sep", flag(metadata, "tokenizer.ggml.add_sep_token", encoding.add_sep))
         swallow_right = _swallowing(vocabulary, metadata)
         self._all_specials = _splitter(
             vocabulary, {TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED}, swallow_right
@@ -119,18 +111,19 @@ class Tokenizer:
         ids: list[int] = []
         if add_special and self.add_bos:
             ids.append(self.special_ids["bos"])
-        space_due = self.add_space_prefix
+        encoding = self._encoding
+        space_due = encoding.space_first
         for piece in (self._all_specials if parse_special else self._user_specials).split(text):
             if isinstance(piece, int):
                 ids.append(piece)
-                space_due = self.add_space_prefix
+                space_due = encoding.space_first
                 continue
-            if self._vocabulary.kind == "llama":
-                piece = (" " + piece if space_due else piece).replace(" ", SPACE)
+            if space_due:
+                piece = " " + piece
                 space_due = False
-            ids.extend(self._encoder.encode(piece))
-        if add_special and self.add_eos:
-            ids.append(self.special_ids["eos"])
+            ids.extend(encoding.encoder.encode(piece.replace(" ", SPACE) if encoding.escape_spaces else piece))
+        if add_special:
+            ids.extend(self.special_ids[role] for role in ("eos", "sep") if getattr(self, f"add_{role}"))
         return ids
 
     def encode_rendered(self, text: str) -> list[int]:
@@ -151,7 +144,7 @@ class Tokenizer:
             InvalidRequestError: an id is outside the vocabulary.
         """
         pieces: list[bytes] = []
-        drop_space = self.add_space_prefix and not continuation
+        drop_space = self.drops_first_space and not continuation
         for id in ids:
             piece, drop_space = self.decode_step(id, skip_special=skip_special, drop_space=drop_space)
             pieces.append(piece)
@@ -164,9 +157,9 @@ class Tokenizer:
         """
         piece = self.token_bytes(id)
         if self._vocabulary.is_special(id):
-            return b"" if skip_special else piece, self.add_space_prefix
+            return b"" if skip_special else piece, self.drops_first_space
         if self._vocabulary.types[id] == TokenType.USER_DEFINED:
-            return piece, self.add_space_prefix
+            return piece, self.drops_first_space
         if drop_space and piece.startswith(b" "):
             piece = piece[1:]
         return piece, False
@@ -211,26 +204,15 @@ class Tokenizer:
             return b""
         if type in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
             return token.encode()
-        return token.replace(SPACE, " ").encode() if self._vocabulary.kind == "llama" else byte_level_bytes(token)
-
-
-def _pre_name(metadata: Mapping[str, Any]) -> str:
-    name = metadata.get("tokenizer.ggml.pre")
-    if name is not None and not isinstance(name, str):
-        raise TokenizerError(f"tokenizer.ggml.pre must be a string, found {type(name).__name__}")
-    if not name:
-        logger.warning("the file names no pre-tokenizer; words are cut the old default way, which may cost quality")
-        return "default"
-    return name
-
-
-def _sentencepiece(vocabulary: Vocabulary) -> SentencePieceBpe:
-    scores = vocabulary.scores
-    if scores is None:
-        scores = np.zeros(len(vocabulary.tokens), dtype=np.float32)
-    ids = vocabulary.token_to_id
-    byte_ids = [ids.get(f"<0x{byte:02X}>", ids.get(chr(byte)) if byte < 0x80 else None) for byte in range(256)]
-    return SentencePieceBpe(ids, scores, byte_ids, vocabulary.ids.get("unk"))
+        match self._encoding.spelling:
+            case Spelling.BYTE_ALPHABET:
+                return byte_level_bytes(token)
+            case Spelling.ESCAPED_SPACES:
+                return token.replace(SPACE, " ").encode()
+            case Spelling.BACKSLASHES:
+                return unescape(token)
+            case Spelling.PLAIN:
+                return token.encode()
 
 
 def _splitter(vocabulary: Vocabulary, types: set[TokenType], swallow_right: frozenset[int]) -> SpecialSplitter:

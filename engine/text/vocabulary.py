@@ -1,6 +1,6 @@
 """Reads a vocabulary out of GGUF metadata and checks it: tokens, types, scores, special ids, flags.
 
-Nothing in the metadata is trusted. This module knows nothing of encoding; `bpe.py` and `spm.py` do that.
+Nothing in the metadata is trusted. This module knows nothing of encoding; `encoding.py` does that.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,24 @@ import numpy as np
 from engine.errors import TokenizerError
 from engine.text.special_tokens import TokenType, end_of_generation, special_ids
 
-KINDS = {"gpt2": "byte-level BPE", "llama": "SentencePiece BPE"}
+KINDS = {
+    "gpt2": "byte-level BPE",
+    "llama": "SentencePiece BPE",
+    "bert": "WordPiece",
+    "t5": "Unigram",
+    "gemma4": "BPE over characters",
+    "whitespace": "BPE over characters",
+    "rwkv": "longest match",
+    "plamo2": "best spelling",
+}
 
-# What SentencePiece puts first in every vocabulary; used where the file names no ids.
-_SPM_DEFAULT_IDS = {"unk": 0, "bos": 1, "eos": 2}
+# Where the file names no ids: what SentencePiece, BERT, T5 and PLaMo 2 put there.
+_DEFAULT_IDS = {
+    "llama": {"unk": 0, "bos": 1, "eos": 2},
+    "bert": {"pad": 0, "unk": 100, "bos": 101, "sep": 102, "mask": 103},
+    "t5": {"pad": 0, "eos": 1, "unk": 2},
+    "plamo2": {"unk": 0, "bos": 1, "eos": 2, "pad": 3},
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +37,7 @@ class Vocabulary:
     """A checked vocabulary of V tokens.
 
     Attributes:
-        kind: "gpt2" (byte-level BPE) or "llama" (SentencePiece BPE).
+        kind: a key of KINDS, the value of tokenizer.ggml.model.
         tokens: V strings as the file has them.
         types: V values of TokenType, corrected for names that are known to be special.
         scores: float32 (V,), or None where the file has none.
@@ -54,7 +68,7 @@ class Vocabulary:
         types = _types(metadata, len(tokens))
         token_to_id = dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
         token_to_id.pop("", None)
-        ids = special_ids(metadata, len(tokens), _SPM_DEFAULT_IDS if kind == "llama" else {})
+        ids = special_ids(metadata, len(tokens), _DEFAULT_IDS.get(kind, {}))
         eog_ids = end_of_generation(ids, token_to_id, types, tokens)
         return cls(kind, tokens, types, _scores(metadata, len(tokens)), token_to_id, ids, eog_ids)
 

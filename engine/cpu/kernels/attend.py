@@ -43,6 +43,9 @@ def attend(
     window: int | None,
     n_past: int,
     pool: ThreadPool,
+    softcap: float | None = None,
+    sinks: Float32Array | None = None,
+    slopes: Float32Array | None = None,
 ) -> Float32Array:
     """Causal attention of the newest T queries of one sequence over its pages of the cache, float32 sums.
 
@@ -55,6 +58,9 @@ def attend(
         window: keys a query sees, itself included; None = all.
         n_past: positions before the first query.
         pool: threads to use.
+        softcap: scores s become softcap * tanh(s / softcap); not together with slopes.
+        sinks: (H,) one more score of every head, or None.
+        slopes: (H,) what a score loses per position between query and key, or None.
 
     Returns:
         (T, H * Hv) float32; a query's row has the same bits whatever other queries are given, and in whichever pages.
@@ -71,8 +77,9 @@ def attend(
     q = np.ascontiguousarray(q, dtype=np.float32)
     out = np.empty((n_tokens, n_heads * value_width), dtype=np.float32)
     compute = kernel("attend", TYPES[keys.dtype])
-    numbers = operands(q, keys, values, pages, out, scale=scale, window=window, n_past=n_past)
-    table = np.array(numbers, dtype=np.int64)
+    settings: dict[str, Any] = {"scale": scale, "window": window, "n_past": n_past}
+    settings |= {"softcap": softcap, "sinks": sinks, "slopes": slopes}
+    table = np.array(operands(q, keys, values, pages, out, **settings), dtype=np.int64)
     start = _address(table)
     group, n_items = n_heads // n_kv_heads, n_kv_heads * n_tokens
     n_seen = min(n_past + n_tokens, NO_WINDOW if window is None else window)
@@ -98,13 +105,19 @@ def operands(
     scale: float,
     window: int | None,
     n_past: int,
+    softcap: float | None = None,
+    sinks: Float32Array | None = None,
+    slopes: Float32Array | None = None,
 ) -> tuple[int, ...]:
     """The numbers that the kernel reads (attention.py); the last, for activations, is 0."""
     n_tokens, n_heads, key_width = q.shape
     addresses = tuple(map(_address, (q, keys, values, out, pages)))
     seen = NO_WINDOW if window is None else window
-    (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
-    return (*addresses, keys.shape[1], scale_bits, n_tokens, n_heads, key_width, values.shape[3], n_past, seen, 0)
+    assert softcap is None or slopes is None
+    scale_bits, cap_bits = struct.unpack("qq", struct.pack("dd", scale, softcap or 0.0))
+    tables = (0 if table is None else _address(table) for table in (sinks, slopes))
+    shape = (n_tokens, n_heads, key_width, values.shape[3])
+    return (*addresses, keys.shape[1], scale_bits, *shape, n_past, seen, cap_bits, *tables, 0)
 
 
 N_PAST = 11

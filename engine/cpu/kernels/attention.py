@@ -50,8 +50,8 @@ class _Operands:
 
     q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and values (N, K, PAGE, width) without gaps, both widths
     multiples of 16; pages: int64, pages[i] has the positions from i * PAGE on; scale: a float64; window: keys that a
-    query sees; activations: where out is written as well, quantized (integer.py), if the heads of an item are a
-    multiple of 32 floats; else 0.
+    query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0; activations: where out is written as
+    well, quantized (integer.py), if the heads of an item are a multiple of 32 floats; else 0.
     """
 
     q: Value
@@ -67,23 +67,29 @@ class _Operands:
     value_width: Value
     n_past: Value
     window: Value
+    softcap: Value
+    sinks: Value
+    slopes: Value
     activations: Value
 
 
 @intrinsic(prefer_literal=True)
 def attend(typing_context, name, operands, low, high, scratch):
-    """out[t, h] = sum over j of softmax(scale * q[t, h] . keys[j, h // group])_j * values[j, h // group].
+    """out[t, h] = sum over j of softmax(cap(scale * q[t, h] . keys[j, h // group]))_j * values[j, h // group].
 
     Items low..high-1 are pairs (head of keys, t), t running fastest: all query heads of that head. Query t sees the
     keys max(0, n_past + t + 1 - window) .. n_past + t. The scratch holds the scores: for each of `group` heads
     score_floats(n_past + n_tokens).
+
+    cap(s) = softcap * tanh(s / softcap), or s where softcap is 0. `sinks` holds a score of each head that softmax
+    counts beside the keys', `slopes` what a score loses per position between query and key (not with a softcap).
     """
     half = format_name(name) == "F16"
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, scores = arguments
-        o = _Operands(*integers(e, operands, 14))
+        o = _Operands(*integers(e, operands, 17))
         with cgutils.for_range(builder, builder.sub(high, low)) as items:
             item = builder.add(low, items.index)
             _Item(e, o, item, scores, half).emit()
@@ -107,6 +113,7 @@ class _Item:
         self.begin = b.select(b.icmp_signed(">", begin, I64(0)), begin, I64(0))
         self.n_keys = b.sub(self.end, self.begin)
         place = b.add(b.mul(token, o.n_heads), b.mul(self.kv_head, self.group))
+        self.kv_first = b.mul(self.kv_head, self.group)
         self.q = self.at(o.q, b.mul(place, o.key_width), 4)
         self.out = self.at(o.out, b.mul(place, o.value_width), 4)
         self.scores = scores
@@ -197,12 +204,14 @@ class _Item:
 
     def _soften(self, head: Value) -> None:
         """Makes the scores of a head weights that add up to 1, and clears its result."""
-        e, b = self.e, self.b
+        e, b, o = self.e, self.b, self.o
         scores = b.add(self.scores, b.mul(head, self.score_bytes))
+        n_vectors = b.sdiv(b.add(self.n_keys, I64(LANES - 1)), I64(LANES))
+        self._lean(head, scores, n_vectors)
+        self._cap(scores, n_vectors)
         lowest = ir.Constant(vector(F32), [float("-inf")] * LANES)
         # The last vector reaches past the keys: those lanes are made -inf, so they add nothing.
         e.store(lowest, self.at(scores, self.n_keys, 4))
-        n_vectors = b.sdiv(b.add(self.n_keys, I64(LANES - 1)), I64(LANES))
         largest, total = (cgutils.alloca_once(b, vector(F32)) for _ in range(2))
         b.store(lowest, largest)
         with cgutils.for_range(b, n_vectors) as parts:
@@ -212,20 +221,57 @@ class _Item:
         while top.type.count > 1:
             middle = top.type.count // 2
             top = e.greater(e.part(top, 0, middle), e.part(top, middle, middle))
-        top = e.splat(b.extract_element(top, I32(0)))
+        sink = self._of_head(o.sinks, head, float("-inf"))
+        top = e.splat(e.greater(sink, b.extract_element(top, I32(0))))
         b.store(ir.Constant(vector(F32), [0.0] * LANES), total)
         with cgutils.for_range(b, n_vectors) as parts:
             place = self.at(scores, parts.index, 4 * LANES)
             weights = e.exp(b.fsub(e.load(place, vector(F32), align=4), top))
             e.store(weights, place)
             b.store(b.fadd(b.load(total), weights), total)
-        inverse = e.splat(b.fdiv(F32(1.0), e.sum_lanes(b.load(total))))
+        sum_ = cgutils.alloca_once(b, F32)
+        b.store(e.sum_lanes(b.load(total)), sum_)
+        with b.if_then(b.icmp_signed("!=", o.sinks, I64(0))):
+            beside = e.exp(b.fsub(e.splat(sink), top))
+            b.store(b.fadd(b.load(sum_), b.extract_element(beside, I32(0))), sum_)
+        inverse = e.splat(b.fdiv(F32(1.0), b.load(sum_)))
         with cgutils.for_range(b, n_vectors) as parts:
             place = self.at(scores, parts.index, 4 * LANES)
             e.store(e.multiply(e.load(place, vector(F32), align=4), inverse), place)
-        target = self.at(self.out, b.mul(head, self.o.value_width), 4)
-        with cgutils.for_range(b, b.sdiv(self.o.value_width, I64(LANES))) as parts:
+        target = self.at(self.out, b.mul(head, o.value_width), 4)
+        with cgutils.for_range(b, b.sdiv(o.value_width, I64(LANES))) as parts:
             e.store(ir.Constant(vector(F32), [0.0] * LANES), self.at(target, parts.index, 4 * LANES))
+
+    def _of_head(self, table: Value, head: Value, without: float) -> Value:
+        """A head's entry of a float32 table, or a number where there is no table."""
+        b, place = self.b, self.b.add(self.kv_first, head)
+        entry = cgutils.alloca_once(b, F32)
+        b.store(F32(without), entry)
+        with b.if_then(b.icmp_signed("!=", table, I64(0))):
+            b.store(self.e.load(self.at(table, place, 4), F32, align=4), entry)
+        return b.load(entry)
+
+    def _lean(self, head: Value, scores: Value, n_vectors: Value) -> None:
+        """Takes slope * distance from a head's scores where there are slopes."""
+        e, b = self.e, self.b
+        with b.if_then(b.icmp_signed("!=", self.o.slopes, I64(0))):
+            slope = e.splat(self._of_head(self.o.slopes, head, 0.0))
+            steps = ir.Constant(vector(I32), list(range(LANES)))
+            with cgutils.for_range(b, n_vectors) as parts:
+                # 0 at the query itself, negative before it.
+                first = b.sub(b.add(b.mul(parts.index, I64(LANES)), I64(1)), self.n_keys)
+                distance = b.sitofp(b.add(e.splat(b.trunc(first, I32)), steps), vector(F32))
+                place = self.at(scores, parts.index, 4 * LANES)
+                lean = e.multiply(slope, distance)
+                e.store(b.fadd(e.load(place, vector(F32), align=4), lean), place)
+
+    def _cap(self, scores: Value, n_vectors: Value) -> None:
+        """Applies the softcap where there is one."""
+        e, b = self.e, self.b
+        cap = b.fptrunc(b.bitcast(self.o.softcap, F64), F32)
+        with b.if_then(b.fcmp_ordered("!=", cap, F32(0.0))), cgutils.for_range(b, n_vectors) as parts:
+            place = self.at(scores, parts.index, 4 * LANES)
+            e.store(_capped(e, e.load(place, vector(F32), align=4), e.splat(cap)), place)
 
     def _weigh(self, start: Value, ahead: Value, heads: list[Value], count: Value, done: Value) -> None:
         """Adds `count` values from `start` on to the heads' results."""
@@ -311,3 +357,15 @@ def _sum_eight(e: Emitter, vectors: list[Value]) -> Value:
     lanes = ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
     low, high = (b.shuffle_vector(*fours, ir.Constant(vector(I32, WIDTH), part)) for part in lanes)
     return b.fadd(low, high)
+
+
+def _capped(e: Emitter, x: Value, cap: Value) -> Value:
+    """cap * tanh(x / cap), through exp(-2|x / cap|) so that nothing overflows."""
+    builder = e.builder
+    zero, one = e.const(x, 0.0), e.const(x, 1.0)
+    ratio = builder.fdiv(x, cap)
+    negative = builder.fcmp_ordered("<", ratio, zero)
+    size = builder.select(negative, e.negate(ratio), ratio)
+    small = e.exp(e.multiply(size, e.const(x, -2.0)))
+    tanh = builder.fdiv(builder.fsub(one, small), builder.fadd(one, small))
+    return e.multiply(cap, builder.select(negative, e.negate(tanh), tanh))

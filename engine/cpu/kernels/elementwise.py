@@ -19,6 +19,9 @@ from engine.cpu.kernels.integer import quantize_blocks
 from engine.cpu.kernels.panels import GROUP
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
+GELU_LIMIT, SWIGLU_LIMIT, SWIGLU_SLOPE = 10.0, 7.0, 1.702
+"""See reference.py, whose numbers these are."""
+
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"normalize": STEP, "rotate_store": STEP, "gate": STEP}
 """Argument types of each kernel."""
 
@@ -29,38 +32,65 @@ def _offset(builder: Any, base: Value, index: Value, size: Value | int) -> Value
 
 @intrinsic(prefer_literal=True)
 def normalize(typing_context, name, operands, low, high, scratch):
-    """out[r] = x[r] / sqrt(mean(x[r] ** 2) + epsilon) * weight for rows low..high-1 of `width` floats without gaps.
+    """out[r] = residual[r] + factor * (x[r] / deviation * weight + bias) for rows low..high-1 of `width` floats.
 
-    Operands: x, weight, out, width (a multiple of 16), epsilon, activations. out may be x. Where activations are wanted
-    (else 0), out is written there as well, quantized (integer.py); width is then a multiple of 32.
+    The kernel's type is RMS, deviation = sqrt(mean(x[r] ** 2) + epsilon), or LAYER, the same after mean(x[r]) was
+    taken from x[r]. All arrays are without gaps. weight and bias have `period` rows, and row r takes row r % period of
+    them; 0 = none. residual 0 = none. out may be x or residual.
+
+    Operands: x, weight, bias, period, residual, factor, out, width (a multiple of 16), epsilon, activations.
+    Where activations are wanted (else 0), out is written there as well, quantized (integer.py); width is then a
+    multiple of 32.
     """
+    centered = format_name(name) == "LAYER"
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, weight, out, width, epsilon, activations = integers(e, operands, 6)
-        epsilon = builder.fptrunc(builder.bitcast(epsilon, F64), F32)
+        x, weight, bias, period, residual, factor, out, width, epsilon, activations = integers(e, operands, 10)
+        epsilon, factor = (builder.fptrunc(builder.bitcast(bits, F64), F32) for bits in (epsilon, factor))
         total = cgutils.alloca_once(builder, vector(F32))
+        center = cgutils.alloca_once_value(builder, vector(F32)([0.0] * LANES))
+        value = cgutils.alloca_once(builder, vector(F32))
         root = builder.module.declare_intrinsic("llvm.sqrt", (F32,))
-        parts = builder.sdiv(width, I64(LANES))
+        parts, count = builder.sdiv(width, I64(LANES)), builder.sitofp(width, F32)
+
+        def at(base: Value, offset: Value) -> Value:
+            return e.load(builder.add(base, offset), vector(F32), align=4)
+
         with cgutils.for_range(builder, builder.sub(high, low)) as rows:
-            start = builder.mul(builder.mul(builder.add(low, rows.index), width), I64(4))
+            row = builder.add(low, rows.index)
+            start = builder.mul(builder.mul(row, width), I64(4))
             source, target = builder.add(x, start), builder.add(out, start)
+            own = builder.mul(builder.mul(builder.srem(row, period), width), I64(4))
+            if centered:
+                builder.store(vector(F32)([0.0] * LANES), total)
+                with cgutils.for_range(builder, parts) as part:
+                    xs = at(source, builder.mul(part.index, I64(4 * LANES)))
+                    builder.store(builder.fadd(xs, builder.load(total)), total)
+                builder.store(e.splat(builder.fdiv(e.sum_lanes(builder.load(total)), count)), center)
             builder.store(vector(F32)([0.0] * LANES), total)
             with cgutils.for_range(builder, parts) as part:
-                xs = e.load(_offset(builder, source, part.index, 4 * LANES), vector(F32), align=4)
+                xs = builder.fsub(at(source, builder.mul(part.index, I64(4 * LANES))), builder.load(center))
                 builder.store(e.multiply_add(xs, xs, builder.load(total)), total)
-            mean = builder.fdiv(e.sum_lanes(builder.load(total)), builder.sitofp(width, F32))
+            mean = builder.fdiv(e.sum_lanes(builder.load(total)), count)
             divisor = e.splat(builder.call(root, (builder.fadd(mean, epsilon),)))
             with cgutils.for_range(builder, parts) as part:
                 place = builder.mul(part.index, I64(4 * LANES))
-                xs = e.load(builder.add(source, place), vector(F32), align=4)
-                ws = e.load(builder.add(weight, place), vector(F32), align=4)
-                e.store(e.multiply(builder.fdiv(xs, divisor), ws), builder.add(target, place))
+                shared = builder.add(own, place)
+                xs = builder.fsub(at(source, place), builder.load(center))
+                builder.store(builder.fdiv(xs, divisor), value)
+                with builder.if_then(builder.icmp_signed("!=", weight, I64(0))):
+                    builder.store(e.multiply(builder.load(value), at(weight, shared)), value)
+                with builder.if_then(builder.icmp_signed("!=", bias, I64(0))):
+                    builder.store(builder.fadd(builder.load(value), at(bias, shared)), value)
+                with builder.if_then(builder.icmp_signed("!=", residual, I64(0))):
+                    scaled = e.multiply(builder.load(value), e.splat(factor))
+                    builder.store(builder.fadd(scaled, at(residual, builder.add(start, place))), value)
+                e.store(builder.load(value), builder.add(target, place))
             with builder.if_then(builder.icmp_signed("!=", activations, I64(0))):
                 n_blocks = builder.sdiv(width, I64(GROUP))
-                first = builder.mul(builder.add(low, rows.index), n_blocks)
-                quantize_blocks(e, out, activations, first, n_blocks)
+                quantize_blocks(e, out, activations, builder.mul(row, n_blocks), n_blocks)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate
@@ -125,10 +155,10 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
 
 @intrinsic(prefer_literal=True)
 def gate(typing_context, name, operands, low, high, scratch):
-    """out = activation(x) * y over vectors low..high-1 of 16 floats; out may be x. The kernel's type is SILU or GELU.
+    """out = activation(x) * y over vectors low..high-1 of 16 floats; out may be x.
 
-    Operands: x, y (0 = none), out, activations. Where activations are wanted (else 0), items are of 32 floats, and out
-    is written there as well, quantized (integer.py).
+    The kernel's type is the name of an Activation. Operands: x, y (0 = none), out, activations. Where activations are
+    wanted (else 0), items are of 32 floats, and out is written there as well, quantized (integer.py).
     """
     activation = format_name(name)
 
@@ -142,9 +172,11 @@ def gate(typing_context, name, operands, low, high, scratch):
         with cgutils.for_range(builder, builder.mul(n_items, per_item)) as vectors:
             place = builder.mul(builder.add(first, vectors.index), I64(4 * LANES))
             xs = e.load(builder.add(x, place), vector(F32), align=4)
-            value = cgutils.alloca_once_value(builder, e.multiply(xs, _sigmoid(e, _slope(e, xs, activation))))
+            value = cgutils.alloca_once_value(builder, _activate(e, xs, activation))
             with builder.if_then(builder.icmp_signed("!=", y, I64(0))):
                 ys = e.load(builder.add(y, place), vector(F32), align=4)
+                if activation == "SWIGLU_CLAMPED":
+                    ys = builder.fadd(_clamp(e, ys, -SWIGLU_LIMIT, SWIGLU_LIMIT), e.const(ys, 1.0))
                 builder.store(e.multiply(builder.load(value), ys), value)
             e.store(builder.load(value), builder.add(out, place))
         with builder.if_then(wanted):
@@ -154,13 +186,38 @@ def gate(typing_context, name, operands, low, high, scratch):
     return types.void(name, *STEP), generate
 
 
-def _slope(e: Emitter, x: Value, activation: str) -> Value:
-    """What the sigmoid is taken of: 1 + tanh(z) is 2 sigmoid(2z), so the tanh form of GELU is x sigmoid(2z) too."""
+def _activate(e: Emitter, x: Value, activation: str) -> Value:
+    """See reference.activate."""
+    builder, zero = e.builder, e.const(x, 0.0)
+    # NaN fails every comparison and so stays what it is.
+    positive = builder.select(builder.fcmp_ordered("<", x, zero), zero, x)
+    if activation in ("RELU", "RELU_SQUARED"):
+        return positive if activation == "RELU" else e.multiply(positive, positive)
     if activation == "SILU":
-        return x
+        return e.multiply(x, _sigmoid(e, x))
+    if activation == "SWIGLU_CLAMPED":
+        limit = e.const(x, SWIGLU_LIMIT)
+        x = builder.select(builder.fcmp_ordered(">", x, limit), limit, x)
+        return e.multiply(x, _sigmoid(e, e.multiply(x, e.const(x, SWIGLU_SLOPE))))
     assert activation == "GELU"
-    cubic = e.multiply_add(e.multiply(x, x), e.const(x, 0.044715), e.const(x, 1.0))
-    return e.multiply(e.multiply(cubic, x), e.const(x, 2.0 * math.sqrt(2.0 / math.pi)))
+    rounded = _through_half(e, x)
+    # 1 + tanh(z) is 2 sigmoid(2z), so the tanh form of GELU is x sigmoid(2z).
+    cubic = e.multiply_add(e.multiply(rounded, rounded), e.const(x, 0.044715), e.const(x, 1.0))
+    twice = e.multiply(e.multiply(cubic, rounded), e.const(x, 2.0 * math.sqrt(2.0 / math.pi)))
+    inside = _through_half(e, e.multiply(rounded, _sigmoid(e, twice)))
+    size = builder.select(builder.fcmp_ordered(">", x, zero), x, e.negate(x))
+    return builder.select(builder.fcmp_ordered(">=", size, e.const(x, GELU_LIMIT)), positive, inside)
+
+
+def _through_half(e: Emitter, x: Value) -> Value:
+    """x rounded to float16."""
+    return e.half_to_float(e.float_to_half(x))
+
+
+def _clamp(e: Emitter, x: Value, low: float, high: float) -> Value:
+    builder, least, most = e.builder, e.const(x, low), e.const(x, high)
+    x = builder.select(builder.fcmp_ordered(">", x, most), most, x)
+    return builder.select(builder.fcmp_ordered("<", x, least), least, x)
 
 
 def _sigmoid(e: Emitter, x: Value) -> Value:

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from engine.cpu.kernels.emit import I32, I64, Emitter, Value
 from engine.cpu.kernels.stepping import emitter, integers
 
-HEADER, ROW = 4, 20
+HEADER, ROW = 4, 24
 """int64 numbers before a row's operands (kernel address, items, chunks, rows to wait for), and in a whole row."""
 
 COUNTERS = 16

@@ -1,6 +1,8 @@
 // Shared by the attention kernels: head shape, matrix instruction, asynchronous copies, QK-norm and RoPE of one head.
 //
-// Defines (see attention.py): HEADS, KV_HEADS, KEY_DIM, VALUE_DIM, ROPE_DIM, ROPE_HALVES, CACHE_HALF, PAGE.
+// Where a sum of products could be contracted in two ways, the instruction is written out: two builds of a kernel must
+// give the same bits.
+// Defines (see attention_plan.py): HEADS, KV_HEADS, KEY_DIM, VALUE_DIM, ROPE_DIM, ROPE_HALVES, CACHE_HALF, PAGE.
 // A row of qkv is [HEADS][KEY_DIM] queries, [KV_HEADS][KEY_DIM] keys, [KV_HEADS][VALUE_DIM] values, float32.
 // A cache is [pages][KV_HEADS][PAGE][KEY_DIM or VALUE_DIM].
 
@@ -31,13 +33,15 @@ DEVICE float power2(float x) {  // 2^x, error below 2 ulp; minus infinity gives 
 
 // A score in base 2: raw is q.k times score_factor(); softcap 0 = off.
 DEVICE float score_factor(float scale, float softcap) { return softcap > 0.0f ? scale / softcap : scale * LOG2E; }
-DEVICE float score_base2(float raw, float softcap) { return softcap > 0.0f ? softcap * LOG2E * tanhf(raw) : raw; }
+DEVICE float score_base2(float raw, float softcap) {
+    return softcap > 0.0f ? __fmul_rn(softcap * LOG2E, tanhf(raw)) : raw;
+}
 
 // Softmax denominator and common factor once everything is known; a sink adds weight without a value.
 DEVICE float final_factor(float top, float sum, const float* sinks, int head) {
     if (!sinks) return 1.0f / sum;
     const float sink = sinks[head] * LOG2E, high = fmaxf(top, sink), shrink = power2(top - high);
-    return shrink / (sum * shrink + power2(sink - high));
+    return shrink / fmaf(sum, shrink, power2(sink - high));
 }
 
 // Where position `p` of a sequence lies, in rows of KEY_DIM or VALUE_DIM elements.
@@ -134,7 +138,7 @@ DEVICE void rope_angles(float2* table, int position, const double* inv_freq, flo
     for (int i = threadIdx.x; i < ROPE_PAIRS; i += blockDim.x) {
         const double angle = (double)position * inv_freq[i];
         float s, c;
-        sincosf((float)(angle - turn * rint(angle * (1.0 / turn))), &s, &c);
+        sincosf((float)fma(-turn, rint(angle * (1.0 / turn)), angle), &s, &c);
         table[i] = make_float2(c * rope_scale, s * rope_scale);
     }
 }
@@ -145,7 +149,8 @@ struct Temperature {
     int length;
 };
 DEVICE float query_factor(Temperature temperature, int position) {
-    return temperature.scale == 0.0f ? 1.0f : 1.0f + temperature.scale * logf(1.0f + (float)(position / temperature.length));
+    if (temperature.scale == 0.0f) return 1.0f;
+    return fmaf(temperature.scale, logf(1.0f + (float)(position / temperature.length)), 1.0f);
 }
 
 // One warp: `to` = RoPE(RMSnorm(from + bias) * weight). weight and bias may be null; `to` must not be read by other
@@ -157,7 +162,7 @@ DEVICE void norm_and_rotate(const float* from, const float* bias, float* to, con
 #pragma unroll 4
     for (int d = lane; d < KEY_DIM; d += WARP) {
         const float v = bias ? from[d] + bias[d] : from[d];
-        squares += v * v;
+        squares = fmaf(v, v, squares);
         to[d] = v;
     }
     if (weight) {
@@ -168,8 +173,8 @@ DEVICE void norm_and_rotate(const float* from, const float* bias, float* to, con
     for (int i = lane; i < ROPE_PAIRS; i += WARP) {
         const int a = ROPE_HALVES ? i : 2 * i, b = ROPE_HALVES ? i + ROPE_PAIRS : 2 * i + 1;
         const float x = to[a], y = to[b], c = table[i].x, s = table[i].y;
-        to[a] = x * c - y * s;
-        to[b] = x * s + y * c;
+        to[a] = fmaf(x, c, -__fmul_rn(y, s));
+        to[b] = fmaf(x, s, __fmul_rn(y, c));
     }
     __syncwarp();
 }

@@ -1,12 +1,14 @@
 // Decode attention: one new token per sequence. QK-norm, RoPE, cache append, softmax over the paged cache.
 //
-// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. The cached positions of a row (the new token of one sequence) are
+// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. The cached positions of a row (the new token of a sequence) are
 // cut into ranges, which depend on the row's length alone. All ranges of all rows, in order, are dealt to the Y blocks
 // of a column in equal runs: a block serves up to HEAD_TILE query heads of one cache head over its run, and the next
 // range's keys and values travel while it works. A row that lies in one block is finished there; of others every range
 // leaves a partial sum, and the last block to finish adds them up. Either way the ranges are added in their order with
 // the same instructions: the same bits on every run, whoever else is in the batch and however many blocks there are.
 // With more ranges than `slots` of scratch memory the runs are cut between rows only.
+// With ONE_RANGE the grid is (columns, N_SPLITS, B) and every block has one range: less to do before the first fetch,
+// which is what few rows spend their time on. Needs N_SPLITS slots a row; the bits are the same.
 // qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages], -1 = no page: not read, and the new token is not
 // appended; positions int32 [B], -1 (or behind the table) = padded row, nothing written;
 // partial float32 [columns][slots][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [columns][slots][MOST_HEADS];
@@ -24,6 +26,8 @@
 #define OWN ((MERGE_HEADS * VALUE_DIM + THREADS - 1) / THREADS)  // sums of a pass that one thread looks after
 
 struct Shared {
+    float raw[MOST_HEADS + 1][KEY_DIM];  // queries and key of the row that comes next, as they are in qkv
+    float raw_value[VALUE_DIM];
     float query[MOST_HEADS][KEY_DIM];  // normed, rotated, not scaled
     float new_key[KEY_DIM];            // as the cache rounds it
     float new_value[VALUE_DIM];
@@ -34,11 +38,12 @@ struct Shared {
     float range_top[HEAD_TILE], range_sum[HEAD_TILE], new_factor[HEAD_TILE];
     float row_top[HEAD_TILE], row_sum[HEAD_TILE];  // of the row's ranges so far, where this block has them all
     float2 factors[HEAD_TILE];                     // of the row's sums so far, and of this range's
+    float row_factor[HEAD_TILE];                   // of its sums in the end
     int last;
 };
 
-struct Cuts {  // how rows are cut into ranges
-    int window, n_splits, few_splits, min_chunk, positions;  // positions: how many the table has room for
+struct Cuts {  // what decides on a row's ranges beside its length and N_SPLITS, FEW_SPLITS, MIN_CHUNK
+    int window, positions;  // positions: how many the table has room for
 };
 
 struct Task {                     // a range of a row
@@ -78,19 +83,32 @@ DEVICE int count_up(int* counter, int n) {
 }
 
 // ---- which ranges -------------------------------------------------------------------------------------------
-DEVICE int whole_pages(int n, int parts) { return ((n + parts - 1) / parts + PAGE - 1) & ~(PAGE - 1); }
+// Divisions by what the compiler does not know take 20 instructions each; before anything is fetched they would show.
+template <int PARTS>
+DEVICE int whole_pages(int n) {
+    return ((n + PARTS - 1) / PARTS + PAGE - 1) & ~(PAGE - 1);
+}
 
-// Up to 2 * min_chunk cached positions are one range, which needs no merge; then come few_splits ranges until they hold
-// 2 * min_chunk each, then n_splits of them. Gives the number of ranges, 0 for a padded row.
+DEVICE int divide_up(int a, int b) {  // a >= 0, b > 0, both below 2^23
+    const int q = (int)__fdividef((float)a, (float)b);  // the quotient rounded down, or up where it is almost whole
+    return q + (q * b < a);
+}
+
+// Up to 2 * MIN_CHUNK cached positions are one range, which needs no merge; then come FEW_SPLITS ranges until they hold
+// 2 * MIN_CHUNK each, then N_SPLITS of them. Gives the number of ranges, 0 for a padded row.
 DEVICE int cut(Task& task, int position, const Cuts& cuts) {
     const bool padded = position < 0 || position >= cuts.positions;
     task.position = position;
     task.first = cuts.window > 0 ? max(0, position - cuts.window + 1) : 0;
     task.base = task.first & ~(PAGE - 1);
     const int n = position - task.base;
-    task.chunk = max(cuts.min_chunk, min(whole_pages(n, cuts.few_splits), 2 * cuts.min_chunk));
-    task.chunk = max(task.chunk, n <= 2 * cuts.min_chunk ? 2 * cuts.min_chunk : whole_pages(n, cuts.n_splits));
-    task.n_used = padded ? 0 : max(1, (n + task.chunk - 1) / task.chunk);
+    task.chunk = 2 * MIN_CHUNK;
+    task.n_used = padded ? 0 : 1;
+    if (n > 2 * MIN_CHUNK && !padded) {
+        task.chunk = max(MIN_CHUNK, min(whole_pages<FEW_SPLITS>(n), 2 * MIN_CHUNK));
+        task.chunk = max(task.chunk, whole_pages<N_SPLITS>(n));
+        task.n_used = divide_up((n + PAGE - 1) / PAGE, task.chunk / PAGE);
+    }
     return task.n_used;
 }
 
@@ -100,43 +118,45 @@ DEVICE void take_range(Task& task, int split) {
     task.high = min(task.low + task.chunk, task.position);
 }
 
-// The range after this one; only where there is one.
-DEVICE void advance(Task& task, const int* positions, const Cuts& cuts) {
+// The range after this one; only where there is one. `peek` is the position of the row after the task's, asked for long
+// before it is needed: memory answers late while it is busy.
+DEVICE void advance(Task& task, int& peek, const int* positions, int rows, const Cuts& cuts) {
     if (task.split + 1 < task.n_used) {
         take_range(task, task.split + 1);
         return;
     }
     task.slot0 += task.n_used;
-    do {
-        ++task.row;
-    } while (cut(task, positions[task.row], cuts) == 0);
+    ++task.row;
+    for (int n = cut(task, peek, cuts); n == 0; n = cut(task, positions[task.row], cuts)) ++task.row;
     take_range(task, 0);
+    peek = positions[min(task.row + 1, rows - 1)];
 }
 
-struct Ranges {  // lane l counts the ranges of rows from .. to-1; `until` are those of this lane and the lanes before it
+struct Ranges {  // lane l counts the ranges of rows from .. to-1; `until` are its own and those of the lanes before it
     int from, to, mine, until;
 };
 
-// The row that holds range number `at`, and the number of its first range. Whole warp.
-DEVICE int2 row_of_range(const Ranges& ranges, int at, const int* positions, const Cuts& cuts) {
+// The row that holds range number `at`: its row, slot0 and cut. Whole warp.
+DEVICE void find_row(Task& task, const Ranges& ranges, int at, const int* positions, const Cuts& cuts) {
     const int lane = threadIdx.x & 31, owner = __ffs(__ballot_sync(FULL_MASK, ranges.until > at)) - 1;
-    int row = ranges.from, start = ranges.until - ranges.mine;
-    Task task;
-    if (lane == owner) {
-        while (true) {
-            const int n = cut(task, positions[row], cuts);
-            if (start + n > at) break;
-            start += n;
-            ++row;
-        }
-    }
-    return make_int2(__shfl_sync(FULL_MASK, row, owner), __shfl_sync(FULL_MASK, start, owner));
+    task.row = ranges.from;
+    task.slot0 = ranges.until - ranges.mine;
+    if (ranges.to - ranges.from > 1 && lane == owner)
+        while (task.slot0 + cut(task, positions[task.row], cuts) <= at) task.slot0 += task.n_used, ++task.row;
+    task.row = __shfl_sync(FULL_MASK, task.row, owner);
+    task.slot0 = __shfl_sync(FULL_MASK, task.slot0, owner);
+    task.position = __shfl_sync(FULL_MASK, task.position, owner);
+    task.first = __shfl_sync(FULL_MASK, task.first, owner);
+    task.base = __shfl_sync(FULL_MASK, task.base, owner);
+    task.chunk = __shfl_sync(FULL_MASK, task.chunk, owner);
+    task.n_used = __shfl_sync(FULL_MASK, task.n_used, owner);
 }
 
 // The first range of this block's run; gives the length of the run. Every warp does the same.
 DEVICE int take_share(Task& task, const int* positions, int rows, const Cuts& cuts, int slots) {
     const int lane = threadIdx.x & 31, each = (rows + WARP - 1) / WARP;
     Ranges ranges = {min(lane * each, rows), min((lane + 1) * each, rows), 0, 0};
+#pragma unroll 1
     for (int row = ranges.from; row < ranges.to; ++row) ranges.mine += cut(task, positions[row], cuts);
     ranges.until = ranges.mine;
 #pragma unroll
@@ -144,23 +164,35 @@ DEVICE int take_share(Task& task, const int* positions, int rows, const Cuts& cu
         const int before = __shfl_up_sync(FULL_MASK, ranges.until, offset);
         if (lane >= offset) ranges.until += before;
     }
-    const int total = __shfl_sync(FULL_MASK, ranges.until, WARP - 1);
-    int at[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-        at[i] = (int)((i64)total * (blockIdx.y + i) / gridDim.y);
-        if (total > slots && at[i] < total) {  // to the next row's start
-            const int2 found = row_of_range(ranges, at[i], positions, cuts);
-            if (found.y < at[i]) at[i] = found.y + cut(task, positions[found.x], cuts);
+    const u32 total = __shfl_sync(FULL_MASK, ranges.until, WARP - 1);
+    // The first blocks of a column get one more than the others: they start first, each on a multiprocessor of its own.
+    const u32 each_block = total / gridDim.y, more = total % gridDim.y;
+    int at = each_block * blockIdx.y + min(blockIdx.y, more), end = at + each_block + (blockIdx.y < more);
+    if (total > slots) {  // to the next row's start
+#pragma unroll 1
+        for (int i = 0; i < 2; ++i) {
+            if (end < total) {
+                Task found = task;
+                find_row(found, ranges, end, positions, cuts);
+                if (found.slot0 < end) end = found.slot0 + found.n_used;
+            }
+            const int swap = at;
+            at = end, end = swap;
         }
     }
-    if (at[0] == at[1]) return 0;
-    const int2 found = row_of_range(ranges, at[0], positions, cuts);
-    task.row = found.x;
-    task.slot0 = found.y;
-    cut(task, positions[found.x], cuts);
-    take_range(task, at[0] - found.y);
-    return at[1] - at[0];
+    if (at == end) return 0;
+    find_row(task, ranges, at, positions, cuts);
+    take_range(task, at - task.slot0);
+    return end - at;
+}
+
+// With ONE_RANGE: whether there is a range for this block.
+DEVICE bool take_one(Task& task, const int* positions, const Cuts& cuts) {
+    task.row = blockIdx.z;
+    task.slot0 = task.row * N_SPLITS;
+    if (blockIdx.y >= cut(task, positions[task.row], cuts)) return false;
+    take_range(task, blockIdx.y);
+    return true;
 }
 
 DEVICE Share share_of_row(const Task& task, int left) {
@@ -169,32 +201,54 @@ DEVICE Share share_of_row(const Task& task, int left) {
 }
 
 // ---- the new token ------------------------------------------------------------------------------------------
-// Fills query and, in the block that owns the new token, new_key and new_value, which it also appends to the cache
-// (first head tile only). One warp per head, key or value; barrier afterwards.
-DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, const float* qkv, cache_t* cache_k,
-                       cache_t* cache_v, const int* block_table, int max_pages, const float* q_norm,
-                       const float* k_norm, float eps) {
+// Begins to fetch the next row's token into sh.raw; sixteen bytes at a time where rows are aligned.
+DEVICE void fetch_token(Shared& sh, const float* qkv, int row) {
+    constexpr int STEP = KEY_DIM % 4 == 0 && VALUE_DIM % 4 == 0 ? 4 : 1;
+    const int queries = heads_of_block() * KEY_DIM, kv_head = kv_head_of_block();
+    const float* from = qkv + (i64)row * ROW_WIDTH;
+    for (int i = threadIdx.x * STEP; i < queries + KEY_DIM + VALUE_DIM; i += THREADS * STEP) {
+        const int d = i - queries;
+        if (d < 0)
+            copy_async<STEP * 4>(sh.raw[0] + i, from + head0_of_block() * KEY_DIM + i, true);
+        else if (d < KEY_DIM)
+            copy_async<STEP * 4>(sh.raw[MOST_HEADS] + d, from + KEYS_AT + kv_head * KEY_DIM + d, true);
+        else
+            copy_async<STEP * 4>(sh.raw_value + d - KEY_DIM, from + VALUES_AT + kv_head * VALUE_DIM + d - KEY_DIM,
+                                 true);
+    }
+}
+
+// Page of the new token; only the blocks of the first head tile append it.
+DEVICE int page_of_token(const Task& task, const int* block_table, int max_pages) {
+    return blockIdx.x % HEAD_TILES == 0 ? block_table[(i64)task.row * max_pages + task.position / PAGE] : -1;
+}
+
+// Fills query and, in the block that owns the new token, new_key and new_value, which it also appends to the cache.
+// The token comes from qkv or, with qkv null, from sh.raw. One warp per head, key or value; barrier afterwards.
+DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, const float* qkv, cache_t* cache_k,
+                       cache_t* cache_v, const float* q_norm, const float* k_norm, float eps) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv_head = kv_head_of_block(),
               n_heads = heads_of_block();
     const float* row = qkv + (i64)task.row * ROW_WIDTH;
-    const int page = owns_new ? block_table[(i64)task.row * max_pages + task.position / PAGE] : -1;
-    const bool append = blockIdx.x % HEAD_TILES == 0 && page >= 0;
     const i64 at = cache_row(page, kv_head, task.position);
     for (int job = warp; job < n_heads + (owns_new ? 2 : 0); job += DECODE_WARPS) {
-        if (job < n_heads) {
-            norm_and_rotate(row + (head0_of_block() + job) * KEY_DIM, 0, sh.query[job], q_norm, eps, sh.angles);
-        } else if (job == n_heads) {
-            norm_and_rotate(row + KEYS_AT + kv_head * KEY_DIM, 0, sh.new_key, k_norm, eps, sh.angles);
-            for (int d = lane; d < KEY_DIM; d += WARP) {
-                const cache_t rounded = to_cache(sh.new_key[d]);
-                sh.new_key[d] = from_cache(rounded);
-                if (append) cache_k[at * KEY_DIM + d] = rounded;
+        if (job <= n_heads) {
+            const bool is_key = job == n_heads;
+            const float* from = is_key ? row + KEYS_AT + kv_head * KEY_DIM : row + (head0_of_block() + job) * KEY_DIM;
+            if (!qkv) from = sh.raw[is_key ? MOST_HEADS : job];
+            float* to = is_key ? sh.new_key : sh.query[job];
+            norm_and_rotate(from, 0, to, is_key ? k_norm : q_norm, eps, sh.angles);
+            for (int d = lane; is_key && d < KEY_DIM; d += WARP) {
+                const cache_t rounded = to_cache(to[d]);
+                to[d] = from_cache(rounded);
+                if (page >= 0) cache_k[at * KEY_DIM + d] = rounded;
             }
         } else {
+            const float* value = qkv ? row + VALUES_AT + kv_head * VALUE_DIM : sh.raw_value;
             for (int d = lane; d < VALUE_DIM; d += WARP) {
-                const cache_t rounded = to_cache(row[VALUES_AT + kv_head * VALUE_DIM + d]);
+                const cache_t rounded = to_cache(value[d]);
                 sh.new_value[d] = from_cache(rounded);
-                if (append) cache_v[at * VALUE_DIM + d] = rounded;
+                if (page >= 0) cache_v[at * VALUE_DIM + d] = rounded;
             }
         }
     }
@@ -205,7 +259,7 @@ DEVICE void score_new_token(Shared& sh, float scale, float softcap) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     for (int h = warp; h < heads_of_block(); h += DECODE_WARPS) {
         float dot = 0.0f;
-        for (int d = lane; d < KEY_DIM; d += WARP) dot += sh.query[h][d] * sh.new_key[d];
+        for (int d = lane; d < KEY_DIM; d += WARP) dot = fmaf(sh.query[h][d], sh.new_key[d], dot);
         dot = warp_sum(dot) * score_factor(scale, softcap);
         if (lane == 0) sh.new_score[h] = score_base2(dot, softcap);
     }
@@ -214,7 +268,7 @@ DEVICE void score_new_token(Shared& sh, float scale, float softcap) {
 // ---- sums ---------------------------------------------------------------------------------------------------
 // Every warp has put its top and sum per head into sh, then a barrier. Gives the factor of this warp's sums of head
 // lane / 4 in the range's sum; every warp computes all of it, which saves a barrier.
-DEVICE float weigh_warps(Shared& sh, const Task& task, float my_top) {
+DEVICE float weigh_warps(Shared& sh, const Task& task, const float* sinks, float my_top) {
     const int lane = threadIdx.x & 31, h = lane >> 2, t = lane & 3, n_heads = heads_of_block();
     const bool newest = task.split == task.n_used - 1;
     if (h >= n_heads) return 0.0f;
@@ -223,7 +277,7 @@ DEVICE float weigh_warps(Shared& sh, const Task& task, float my_top) {
     for (int w = t; w < DECODE_WARPS; w += 4) top = fmaxf(top, sh.top[w][h]);
     top = fmaxf(top, __shfl_xor_sync(active, top, 1));
     top = fmaxf(top, __shfl_xor_sync(active, top, 2));
-    for (int w = t; w < DECODE_WARPS; w += 4) sum += sh.sum[w][h] * power2(sh.top[w][h] - top);
+    for (int w = t; w < DECODE_WARPS; w += 4) sum = fmaf(sh.sum[w][h], power2(sh.top[w][h] - top), sum);
     sum += __shfl_xor_sync(active, sum, 1);
     sum += __shfl_xor_sync(active, sum, 2);
     if (threadIdx.x < WARP && t == 0) {  // read after the barrier in finish_range()
@@ -231,10 +285,12 @@ DEVICE float weigh_warps(Shared& sh, const Task& task, float my_top) {
         sh.range_top[h] = top;
         sh.range_sum[h] = sum = sum + sh.new_factor[h];
         const float before = task.split == 0 ? LOWEST : sh.row_top[h], risen = fmaxf(before, top);
-        sh.factors[h] = make_float2(power2(before - risen), power2(top - risen));
-        sh.row_sum[h] = fmaf(task.split == 0 ? 0.0f : sh.row_sum[h], sh.factors[h].x,
-                             __fmul_rn(sum, sh.factors[h].y));
+        const float2 f = make_float2(power2(before - risen), power2(top - risen));
+        const float total = fmaf(task.split == 0 ? 0.0f : sh.row_sum[h], f.x, __fmul_rn(sum, f.y));
+        sh.factors[h] = f;
         sh.row_top[h] = risen;
+        sh.row_sum[h] = total;
+        if (newest) sh.row_factor[h] = final_factor(risen, total, sinks, head0_of_block() + h);
     }
     return power2(my_top - top);
 }
@@ -259,8 +315,7 @@ DEVICE float add_range(float sum, float2 factors, float v) {
 // its last range is in; a range of another row leaves its partial.
 template <class Store>
 DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)[MERGE_PASSES][OWN], float* merge,
-                         const float* sinks, int slots, float* partial, float2* partial_max_sum, float* out,
-                         Store store) {
+                         int slots, float* partial, float2* partial_max_sum, float* out, Store store) {
     const bool newest = task.split == task.n_used - 1;
     const int n_heads = heads_of_block();
     float* row = out + ((i64)task.row * HEADS + head0_of_block()) * VALUE_DIM;
@@ -275,14 +330,12 @@ DEVICE void finish_range(Shared& sh, const Task& task, bool whole, float (&sums)
         for (int k = 0; k < OWN; ++k) {
             const int i = threadIdx.x + k * THREADS, h = head0 + i / VALUE_DIM, d = i % VALUE_DIM;
             if (i >= n) break;
-            float sum = newest ? sh.new_factor[h] * sh.new_value[d] : 0.0f;
+            float sum = newest ? __fmul_rn(sh.new_factor[h], sh.new_value[d]) : 0.0f;
 #pragma unroll
             for (int w = 0; w < DECODE_WARPS; ++w) sum += merge[(w * MERGE_HEADS + h - head0) * MERGE_STRIDE + d];
             if (whole) {
                 sums[pass][k] = add_range(task.split == 0 ? 0.0f : sums[pass][k], sh.factors[h], sum);
-                if (newest)
-                    row[h * VALUE_DIM + d] =
-                        sums[pass][k] * final_factor(sh.row_top[h], sh.row_sum[h], sinks, head0_of_block() + h);
+                if (newest) row[h * VALUE_DIM + d] = sums[pass][k] * sh.row_factor[h];
             } else {
                 partial[(slot + h) * VALUE_DIM + d] = sum;
             }
@@ -327,8 +380,10 @@ DEVICE void merge_ranges(Shared& sh, const Task& task, float2* factors, const fl
             const float2 f = make_float2(power2(before - risen), power2(mine.x - risen));
             if (s < task.n_used) factors[s * MOST_HEADS + h] = f;
             const float added = __fmul_rn(mine.y, f.y);
-            for (int k = 0; k < min(WARP, task.n_used - s0); ++k)
-                sum = fmaf(sum, __shfl_sync(FULL_MASK, f.x, k), __shfl_sync(FULL_MASK, added, k));
+            for (int k0 = 0; k0 < min(WARP, task.n_used - s0); k0 += 8)  // past the end: times 1 plus 0
+#pragma unroll
+                for (int k = k0; k < k0 + 8; ++k)
+                    sum = fmaf(sum, __shfl_sync(FULL_MASK, f.x, k), __shfl_sync(FULL_MASK, added, k));
             top = __shfl_sync(FULL_MASK, risen, WARP - 1);
         }
         if (lane == 0) sh.range_sum[h] = final_factor(top, sum, sinks, head0_of_block() + h);

@@ -107,69 +107,113 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
                      const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,
                      int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,
-                     float softcap, int window, const float* sinks, int n_splits, int few_splits, int min_chunk,
-                     int slots, float* partial, float2* partial_max_sum, int* counters, float* out) {
+                     float softcap, int window, const float* sinks, int slots, float* partial,
+                     float2* partial_max_sum, int* counters, float* out) {
     extern __shared__ __align__(16) u8 dynamic[];  // a tile for each warp, then merge
     __shared__ __align__(16) Shared sh;
     __shared__ uint4 fragments[KEY_DIM / 16][WARP];
-    const Cuts cuts = {window, n_splits, few_splits, min_chunk, max_pages * PAGE};
-    Task task;
-    int left = take_share(task, positions, rows, cuts, slots);
+    const Cuts cuts = {window, max_pages * PAGE};
+    Task begin;
+#if ONE_RANGE
+    const int left = take_one(begin, positions, cuts);
+#else
+    // In shared memory, a copy for each warp, for want of registers: the range at hand and the one after it.
+    __shared__ Task tasks[2][DECODE_WARPS];
+    int left = take_share(begin, positions, rows, cuts, slots);
+#endif
     if (left == 0) {
-        if (blockIdx.y == 0) pdl_wait();  // one waiting block keeps the grid behind its predecessors; the rest make room
+        if (blockIdx.y == 0) pdl_wait();  // one block that waits keeps the grid behind its predecessors
         return;
     }
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     u8* slot = dynamic + warp * TILE_BYTES;
     float* merge = (float*)(dynamic + DECODE_WARPS * TILE_BYTES);
-    Tiles tiles = tiles_of(task, block_table, max_pages);
+    Tiles tiles = tiles_of(begin, block_table, max_pages);
     {
-        const Fetch fetch = first_of(tiles, task);  // old rows: no earlier kernel of this step writes them
+        const Fetch fetch = first_of(tiles, begin);  // old rows: no earlier kernel of this step writes them
         copy_keys(slot, fetch, cache_k);
         copy_values(slot, fetch, cache_v);
     }
+#if !ONE_RANGE
+    int peek = positions[min(begin.row + 1, rows - 1)];
+#endif
     float sums[MERGE_PASSES][OWN] = {};
     bool first_row = true, new_row = true;
     Share share;
-    while (true) {
-        Task ahead = task;
+    int page = page_of_token(begin, block_table, max_pages), page_ahead = -1;
+    rope_angles(sh.angles, begin.position, inv_freq, rope_scale);
+    for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
+    __syncthreads();
+    pdl_wait();
+#if ONE_RANGE
+    uint4 q[KEY_DIM / 16];
+#define QUERY(i) q[i]
+#else
+#define QUERY(i) fragments[i][lane]
+    tasks[0][warp] = begin;
+#endif
+    for (int turn = 0;; turn ^= 1) {
         Tiles tiles_ahead = {0, -1};
+        bool row_ends = true;
+#if ONE_RANGE
+        const Task &task = begin, &next = begin;
+#else
+        __syncwarp();
+        const Task &task = tasks[turn][warp], &next = tasks[turn ^ 1][warp];
         if (left > 1) {
-            advance(ahead, positions, cuts);
+            Task ahead = task;
+            advance(ahead, peek, positions, rows, cuts);
             tiles_ahead = tiles_of(ahead, block_table, max_pages);
+            row_ends = ahead.row != task.row;
+            tasks[turn ^ 1][warp] = ahead;
+            __syncwarp();
         }
+#endif
         if (new_row) {
             share = share_of_row(task, left);
-            __syncthreads();  // the row before is done
-            rope_angles(sh.angles, task.position, inv_freq, rope_scale);
-            for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
-            __syncthreads();
-            if (first_row) pdl_wait();
-            first_row = false;
-            take_token(sh, task, share.owns_new, qkv, cache_k, cache_v, block_table, max_pages, q_norm, k_norm, eps);
+            if (!first_row) {
+                copy_wait<2>();   // sh.raw
+                __syncthreads();  // and the row before is done
+            }
+            take_token(sh, task, share.owns_new, page, first_row ? qkv : 0, cache_k, cache_v, q_norm, k_norm, eps);
             if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
+            first_row = false;
             const float row_scale = scale * query_factor({temperature, temperature_length}, task.position);
             for (int h = warp; h < heads_of_block(); h += DECODE_WARPS)
                 store_fragments(fragments, sh.query[h], h, score_factor(row_scale, softcap));
             __syncthreads();
             if (share.owns_new) score_new_token(sh, row_scale, softcap);
+#if ONE_RANGE
+#pragma unroll
+            for (int i = 0; i < KEY_DIM / 16; ++i) q[i] = fragments[i][lane];
+#endif
         }
+        if (!ONE_RANGE && row_ends && left > 1) {
+            fetch_token(sh, qkv, next.row);
+            page_ahead = page_of_token(next, block_table, max_pages);
+            rope_angles(sh.angles, next.position, inv_freq, rope_scale);
+        }
+        copy_commit();  // a third group, between this range's first tile and its second
 
         float o[VALUE_DIM / 16][4] = {};
         float top = LOWEST, sum = 0.0f;  // of head g; sum over this lane's positions only
-        if (tiles.count == 0) {          // nothing of this range: begin with the next one
-            const Fetch fetch = first_of(tiles_ahead, ahead);
+        if (!ONE_RANGE && tiles.count == 0) {  // nothing of this range: begin with the next one
+            const Fetch fetch = first_of(tiles_ahead, next);
             copy_keys(slot, fetch, cache_k);
             copy_values(slot, fetch, cache_v);
         }
+        const int first = task.first, high_end = task.high;
         for (int j = 0; j < tiles.count; ++j) {
             const int start = tile_start(task, j);
             float s[2][2][4] = {};  // positions 0-7 and 8-15; two sums each, for shorter chains
-            copy_wait<1>();
+            if (j == 0)
+                copy_wait<2>();
+            else
+                copy_wait<1>();
             __syncwarp();
 #pragma unroll
             for (int c = 0; c < KEY_CHUNKS; ++c) {
-                const uint4 q0 = fragments[2 * c][lane], q1 = fragments[2 * c + 1][lane];
+                const uint4 q0 = QUERY(2 * c), q1 = QUERY(2 * c + 1);
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
                     const uint4 k = *(const uint4*)(slot + (8 * n + g) * KEY_STRIDE + 64 * c + 16 * t);
@@ -178,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 }
             }
             if (KEY_TAIL) {
-                const uint4 last = fragments[KEY_DIM / 16 - 1][lane];
+                const uint4 last = QUERY(KEY_DIM / 16 - 1);
 #pragma unroll
                 for (int n = 0; n < 2; ++n) {
                     const uint2 k = *(const uint2*)(slot + (8 * n + g) * KEY_STRIDE + 64 * KEY_CHUNKS + 8 * t);
@@ -187,7 +231,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             }
             __syncwarp();
             if (j + 1 < tiles.count && (j + 1 & 31) == 0) look_up_pages(tiles, task, j + 1, block_table, max_pages);
-            const Fetch fetch = j + 1 < tiles.count ? fetch_of(tiles, task, j + 1) : first_of(tiles_ahead, ahead);
+            const Fetch fetch = j + 1 < tiles.count ? fetch_of(tiles, task, j + 1)
+                                                      : first_of(tiles_ahead, next);
             copy_keys(slot, fetch, cache_k);
 
             float p[4], high = LOWEST;
@@ -197,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 const float score = score_base2((s[i >> 1][0][i & 1] + s[i >> 1][1][i & 1]) +
                                                     (s[i >> 1][0][(i & 1) + 2] + s[i >> 1][1][(i & 1) + 2]),
                                                 softcap);
-                p[i] = at >= task.first && at < task.high ? score : minus_infinity();
+                p[i] = at >= first && at < high_end ? score : minus_infinity();
                 high = fmaxf(high, p[i] - 8.0f);  // weights up to 2^8 keep the lo halves out of the subnormals
             }
             high = fmaxf(high, __shfl_xor_sync(FULL_MASK, high, 1));
@@ -207,7 +252,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 const float left_shrink = __shfl_sync(FULL_MASK, shrink, 8 * t),
                             right_shrink = __shfl_sync(FULL_MASK, shrink, 8 * t + 4);
                 top = risen;
-                sum *= shrink;
+                sum = __fmul_rn(sum, shrink);
 #pragma unroll
                 for (int i = 0; i < VALUE_DIM / 16; ++i)
                     o[i][0] *= left_shrink, o[i][1] *= right_shrink, o[i][2] *= left_shrink, o[i][3] *= right_shrink;
@@ -219,7 +264,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             split_halves(p[0], p[1], hi[0], lo[0]);
             split_halves(p[2], p[3], hi[1], lo[1]);
 
-            copy_wait<1>();
+            if (j == 0)
+                copy_wait<2>();
+            else
+                copy_wait<1>();
             __syncwarp();
             const u8* values = slot + TILE * KEY_STRIDE + 2 * t * VALUE_STRIDE;  // this lane's: 2t, 2t+1, 2t+8, 2t+9
 #pragma unroll
@@ -258,7 +306,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         sum += __shfl_xor_sync(FULL_MASK, sum, 2);
         if (t == 0) sh.top[warp][g] = top, sh.sum[warp][g] = sum;
         __syncthreads();
-        const float f = weigh_warps(sh, task, top);
+        const float f = weigh_warps(sh, task, sinks, top);
         const float left_f = __shfl_sync(FULL_MASK, f, 8 * t), right_f = __shfl_sync(FULL_MASK, f, 8 * t + 4);
         auto store = [&](int head0, float* to) {
             const int h = 2 * t - head0;  // this lane's first head
@@ -271,13 +319,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 *(float2*)(mine + MERGE_STRIDE + d) = make_float2(o[i][1] * right_f, o[i][3] * right_f);
             }
         };
-        finish_range(sh, task, share.whole, sums, merge, sinks, slots, partial, partial_max_sum, out, store);
-        new_row = ahead.row != task.row;
-        if (!share.whole && (new_row || left == 1))
+        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, store);
+        if (!share.whole && row_ends)
             finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out);
+#if ONE_RANGE
+        break;
+#else
         if (--left == 0) break;
-        task = ahead;
+        new_row = row_ends;
         tiles = tiles_ahead;
+        page = page_ahead;
+#endif
     }
     copy_wait<0>();
 }

@@ -11,19 +11,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
                      const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,
                      int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,
-                     float softcap, int window, const float* sinks, int n_splits, int few_splits, int min_chunk,
-                     int slots, float* partial, float2* partial_max_sum, int* counters, float* out) {
+                     float softcap, int window, const float* sinks, int slots, float* partial,
+                     float2* partial_max_sum, int* counters, float* out) {
     extern __shared__ __align__(16) float merge[];
     __shared__ __align__(16) Shared sh;
     __shared__ float weights[DECODE_WARPS][HEAD_TILE][TILE];
-    const Cuts cuts = {window, n_splits, few_splits, min_chunk, max_pages * PAGE};
+    const Cuts cuts = {window, max_pages * PAGE};
     Task task;
-    int left = take_share(task, positions, rows, cuts, slots);
+    int left = ONE_RANGE ? take_one(task, positions, cuts) : take_share(task, positions, rows, cuts, slots);
     if (left == 0) {
-        if (blockIdx.y == 0) pdl_wait();  // one waiting block keeps the grid behind its predecessors; the rest make room
+        if (blockIdx.y == 0) pdl_wait();  // one block that waits keeps the grid behind its predecessors
         return;
     }
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv_head = kv_head_of_block();
+    int peek = positions[min(task.row + 1, rows - 1)];
     float sums[MERGE_PASSES][OWN] = {}, factor = 0.0f;
     bool first_row = true, new_row = true;
     Share share;
@@ -36,7 +37,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             __syncthreads();
             if (first_row) pdl_wait();
             first_row = false;
-            take_token(sh, task, share.owns_new, qkv, cache_k, cache_v, block_table, max_pages, q_norm, k_norm, eps);
+            take_token(sh, task, share.owns_new, page_of_token(task, block_table, max_pages), qkv, cache_k, cache_v,
+                       q_norm, k_norm, eps);
             if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
             __syncthreads();
             const float row_scale = scale * query_factor({temperature, temperature_length}, task.position);
@@ -63,18 +65,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
                 for (int h = 0; h < HEAD_TILE; ++h)
 #pragma unroll
-                    for (int e = 0; e < KEY_STEP; ++e) s[h] += sh.query[h][d + e] * k[e];
+                    for (int e = 0; e < KEY_STEP; ++e) s[h] = fmaf(sh.query[h][d + e], k[e], s[h]);
             }
 #pragma unroll
             for (int h = 0; h < HEAD_TILE; ++h) {
-                const float score = seen ? score_base2(s[h] * factor, softcap) : minus_infinity();
+                const float score = seen ? score_base2(__fmul_rn(s[h], factor), softcap) : minus_infinity();
                 const float risen = fmaxf(top[h], warp_max(score)), shrink = power2(top[h] - risen),
                             p = power2(score - risen);
                 top[h] = risen;
-                sum[h] = sum[h] * shrink + p;
+                sum[h] = fmaf(sum[h], shrink, p);
                 weights[warp][h][lane] = p;
 #pragma unroll
-                for (int i = 0; i < VALUES_PER_LANE; ++i) o[h][i] *= shrink;
+                for (int i = 0; i < VALUES_PER_LANE; ++i) o[h][i] = __fmul_rn(o[h][i], shrink);
             }
             __syncwarp();
 #pragma unroll 4
@@ -89,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
                 for (int h = 0; h < HEAD_TILE; ++h)
 #pragma unroll
-                    for (int i = 0; i < VALUES_PER_LANE; ++i) o[h][i] += weights[warp][h][r] * v[i];
+                    for (int i = 0; i < VALUES_PER_LANE; ++i) o[h][i] = fmaf(weights[warp][h][r], v[i], o[h][i]);
             }
             __syncwarp();
         }
@@ -101,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         }
         __syncthreads();
         const int own = lane / 4;
-        const float f = weigh_warps(sh, task, own < heads_of_block() ? sh.top[warp][own] : 0.0f);
+        const float f = weigh_warps(sh, task, sinks, own < heads_of_block() ? sh.top[warp][own] : 0.0f);
         auto store = [&](int head0, float* to) {
 #pragma unroll
             for (int h = 0; h < HEAD_TILE; ++h) {
@@ -114,12 +116,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 }
             }
         };
-        finish_range(sh, task, share.whole, sums, merge, sinks, slots, partial, partial_max_sum, out, store);
+        finish_range(sh, task, share.whole, sums, merge, slots, partial, partial_max_sum, out, store);
         const bool row_ends = left == 1 || task.split + 1 == task.n_used;
         if (!share.whole && row_ends)
             finish_row(sh, task, share.n_ranges, merge, sinks, slots, partial, partial_max_sum, counters, out);
-        if (--left == 0) break;
+        if (ONE_RANGE || --left == 0) break;
         new_row = row_ends;
-        advance(task, positions, cuts);
+        advance(task, peek, positions, rows, cuts);
     }
 }

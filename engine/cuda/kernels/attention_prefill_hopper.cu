@@ -1,11 +1,11 @@
 // Prefill attention for a float16 cache on Hopper: causal online softmax over asynchronous matrix products.
 // (Jay Shah et al., FlashAttention-3, 2024.)
 //
-// grid (KV_HEADS, tiles), 1 + CONSUMERS warpgroups. One block: TILE_POSITIONS consecutive positions of one sequence, all
+// grid (KV_HEADS, tiles), 1 + CONSUMERS warpgroups. One block: up to TILE_ROWS positions of one sequence, and all
 // query heads of one cache head (row m of the tile is position m / GROUP, head m % GROUP), so keys and values are
 // fetched once for the whole group. It walks the cache in steps of TILE_COLUMNS positions. The first warpgroup copies
-// keys and values; each of the others owns 64 rows and keeps their sums in registers. While the tensor cores work on the
-// scores of one step and the values of the step before, the warpgroup is at its exponentials.
+// keys and values; each of the others owns 64 rows and keeps their sums in registers. While the tensor cores work on
+// the scores of one step and the values of the step before, the warpgroup is at its exponentials.
 // Arguments as in attention_prefill_half.cu. Queries and weights enter as float16, as keys and values do.
 //
 // A row's result has the same bits whatever tile it falls into and however the prompt was cut: steps begin at multiples
@@ -112,7 +112,8 @@ DEVICE void begin_scores(float (&s)[TILE_COLUMNS / 2], u32 queries, u32 keys) {
 template <int FROM>
 DEVICE void add_columns(float* o, const u32* weights, u32 values) {
     constexpr int LEFT = VALUE_DIM - FROM, N = LEFT >= 128 ? 128 : LEFT >= 64 ? 64 : LEFT >= 32 ? 32 : 16;
-    product_transposed<N>(o + FROM / 2, weights, matrix_at(values + FROM / 64 * COLUMN_BLOCK + FROM % 64 * 2, COLUMN_BLOCK));
+    const u32 at = values + FROM / 64 * COLUMN_BLOCK + FROM % 64 * 2;
+    product_transposed<N>(o + FROM / 2, weights, matrix_at(at, COLUMN_BLOCK));
     if constexpr (LEFT > N) add_columns<FROM + N>(o, weights, values);
 }
 

@@ -1,9 +1,9 @@
 // Prefill: bias, QK-norm and RoPE of T rows; queries in place, keys and values into the paged cache.
 //
-// grid (T), 128 threads. qkv float32 [T][ROW_WIDTH]; bias float32 [ROW_WIDTH] or null; block_table int32
-// [sequences][max_pages], -1 = no page: keys and values are dropped; row_sequence, positions int32 [T], position -1 =
-// leave the row alone; inv_freq float64
-// [ROPE_PAIRS]; q_norm, k_norm float32 [KEY_DIM] or null. Needs attention_common.cuh.
+// grid (T, Y), 128 threads: the Y blocks of a row share its heads. qkv float32 [T][ROW_WIDTH]; bias float32 [ROW_WIDTH]
+// or null; block_table int32 [sequences][max_pages], -1 = no page: keys and values are dropped; row_sequence, positions
+// int32 [T], position -1 = leave the row alone; inv_freq float64 [ROPE_PAIRS]; q_norm, k_norm float32 [KEY_DIM] or null.
+// Needs attention_common.cuh.
 extern "C" __global__ void __launch_bounds__(128)
     rope_append(float* qkv, const float* bias, cache_t* cache_k, cache_t* cache_v, const int* block_table,
                 int max_pages, const int* row_sequence, const int* positions, const double* inv_freq, float rope_scale,
@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(128)
     rope_angles(angles, position, inv_freq, rope_scale);
     __syncthreads();
 
-    for (int head = warp; head < HEADS + KV_HEADS; head += 4) {
+    for (int head = blockIdx.y * 4 + warp; head < HEADS + KV_HEADS; head += gridDim.y * 4) {
         float* from = row + head * KEY_DIM;  // keys follow the queries
         norm_and_rotate(from, bias ? bias + head * KEY_DIM : 0, scratch[warp], head < HEADS ? q_norm : k_norm, eps,
                         angles);
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(128)
         }
         __syncwarp();
     }
-    for (int i = threadIdx.x; i < KV_HEADS * VALUE_DIM && page >= 0; i += 128) {
+    for (int i = blockIdx.y * 128 + threadIdx.x; i < KV_HEADS * VALUE_DIM && page >= 0; i += gridDim.y * 128) {
         const float v = row[VALUES_AT + i] + (bias ? bias[VALUES_AT + i] : 0.0f);
         cache_v[cache_row(page, i / VALUE_DIM, position) * VALUE_DIM + i % VALUE_DIM] = to_cache(v);
     }

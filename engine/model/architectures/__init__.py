@@ -1,13 +1,33 @@
-"""The known architectures: one small declarative file per family, gathered here."""
+"""The known architectures: small declarative files, gathered here."""
 
 from __future__ import annotations
 
 from engine.errors import UnsupportedModelError
 from engine.model.architecture import Architecture
-from engine.model.architectures import llama, mistral3, qwen
+from engine.model.architectures import (
+    cohere,
+    deepseek,
+    exaone,
+    falcon,
+    gemma,
+    glm,
+    gpt,
+    gpt_oss,
+    granite,
+    llama,
+    mistral3,
+    olmo,
+    others,
+    phi,
+    qwen,
+)
+
+_FILES = (
+    cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, llama, mistral3, olmo, others, phi, qwen,
+)  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {
-    architecture.name: architecture for module in (llama, mistral3, qwen) for architecture in module.ARCHITECTURES
+    architecture.name: architecture for file in _FILES for architecture in file.ARCHITECTURES
 }
 
 

@@ -1,6 +1,6 @@
 """Llama 1-3, Mistral 7B, Mixtral and the many families whose files call themselves "llama"."""
 
-from engine.model.architecture import Architecture, MoeParts
+from engine.model.architecture import Architecture, MoeParts, WindowParts
 from engine.model.config import RopeStyle
 
 ARCHITECTURES = (
@@ -8,7 +8,8 @@ ARCHITECTURES = (
         name="llama",
         rope=RopeStyle.NORM,
         moe=MoeParts(normalize=True, weight_scale=True),
-        sliding_window=True,
+        window=WindowParts(period=0),
         rope_freqs=True,
+        ffn_scale=True,
     ),
 )

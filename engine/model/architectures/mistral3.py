@@ -1,6 +1,6 @@
 """Mistral 3 and Ministral 3: Llama with YaRN and queries sharpened beyond the original context."""
 
-from engine.model.architecture import Architecture, MoeParts
+from engine.model.architecture import Architecture, MoeParts, WindowParts
 from engine.model.config import RopeStyle
 
 ARCHITECTURES = (
@@ -8,8 +8,9 @@ ARCHITECTURES = (
         name="mistral3",
         rope=RopeStyle.NORM,
         moe=MoeParts(normalize=True, weight_scale=True),
-        sliding_window=True,
+        window=WindowParts(period=0),
         temperature=True,
         rope_freqs=True,
+        ffn_scale=True,
     ),
 )

@@ -1,0 +1,305 @@
+"""Launcher of the products of many sequences (kernels/batch_matvec.cu): packed weights, read once for up to 64 rows.
+
+Letters: B sequences, K columns (inputs), N rows (outputs). Needs a Hopper GPU (wgmma). The contract of the results is
+matvec.MatVec's; this family has float16 inputs (times a power of two per sequence) and sums in float32. Bits of a
+sequence's result do not depend on the other sequences, on B, or on the run. Must not know of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.cuda.launch import launch
+from engine.cuda.layouts import LAYOUTS, tile_count
+from engine.cuda.module import Kernel, build, shared_limit
+from engine.cuda.repack import PackedMatrix
+from engine.gguf.types import GGMLType
+
+_FILES = ("formats.cuh", "formats_half.cuh", "batch_convert.cuh", "batch_wgmma.cuh", "batch_matvec.cu")
+_OPERAND_FILES = ("batch_convert.cuh", "batch_operand.cu")
+MAX_ROWS = 64
+"""Sequences of one launch; more take several, each of which reads the weights."""
+CHUNK = 256
+"""Columns of a stage."""
+UNIT_TILES = 4
+"""Tiles of 16 rows that one warp group multiplies at a time."""
+_OPERAND_BYTES = 17 * 256 + 64
+"""Bytes of 256 columns of 8 sequences: 16 steps of 16 columns and the sums, 256 bytes each; two floats per sequence."""
+_MAX_STAGES = 6
+_CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
+_RESIDENT_ITEMS = 48
+"""Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
+_ARCH = 90
+UNSUPPORTED = frozenset((GGMLType.F32, GGMLType.Q2_K))
+"""F32 would not fit float16; of Q2_K the minimums stand per 16 columns."""
+
+Job = tuple[tuple[str, ...], dict[str, object]]
+
+
+def supported(types: Sequence[GGMLType], arch: int) -> bool:
+    """Whether matrices of these types can be multiplied by this family on a compute capability."""
+    return arch == _ARCH and not UNSUPPORTED.intersection(types)
+
+
+def operand_bytes(columns: int) -> int:
+    """Bytes of the scratch memory of products of K columns: halves of MAX_ROWS rows, sums, scales."""
+    return -(-columns // CHUNK) * _OPERAND_BYTES * MAX_ROWS // 8
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a product is cut into blocks, by the matrices and the card alone.
+
+    Attributes:
+        units: units of 64 rows in a block.
+        cluster: blocks that share the columns of the same rows; it decides the order of sums.
+    """
+
+    units: int
+    cluster: int
+
+
+def choose_split(units: int, chunks: int, multiprocessors: int) -> Split:
+    """The cut whose busiest multiprocessor is done first.
+
+    Measured on an H200: 256 columns take about 4 + units (of 0.17 us), an exchange of sums 12. A cluster needs its
+    multiprocessors in one part of the card: 66, 30, 17 and 15 clusters of 2, 4, 6 and 8 blocks run at once on 132.
+    """
+
+    def cost(split: Split) -> tuple[int, int]:
+        clusters = -(-units // split.units)
+        waves = -(-clusters // max(1, _CLUSTERS[split.cluster] * multiprocessors // 132))
+        exchange = 12 if split.cluster > 1 else 0
+        return waves * (-(-chunks // split.cluster) * (4 + split.units) + exchange), split.cluster
+
+    return min((Split(u, c) for u in (4, 2, 1) for c in _CLUSTERS if c <= max(1, chunks)), key=cost)
+
+
+def _groups_of_eight(batch: int) -> int:
+    """Groups of 8 sequences of the kernel that serves a batch: 1, 2, 4 or 8."""
+    return next(n for n in (1, 2, 4, 8) if batch <= 8 * n)
+
+
+def _cut(split: Split, batch: int) -> Split:
+    """The split of one batch size: only the units of a block may differ, which no sum knows of.
+
+    64 sequences take so many registers that a block of two warp groups is best with a unit each; where blocks share
+    columns, it keeps its four units, because there are no more clusters to be had.
+    """
+    return Split(2, 1) if split == Split(4, 1) and _groups_of_eight(batch) == 8 else split
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Shared memory of a block: activations that stay, stages, how many of those."""
+
+    tile: int
+    stage: int
+    stages: int
+    resident: int
+
+    @property
+    def total(self) -> int:
+        """With barriers and sums of squares."""
+        return self.resident + self.stages * (self.stage + 16) + MAX_ROWS * 4
+
+
+def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int) -> _Memory:
+    groups, split = _groups_of_eight(batch), _cut(split, batch)
+    tile = max(LAYOUTS[type].chunk_bytes * CHUNK // LAYOUTS[type].chunk_columns for type in types)
+    limit = shared_limit(_ARCH) - 2048
+    chunks = -(-columns // CHUNK)
+    own = -(-chunks // split.cluster)
+    weights, x = split.units * UNIT_TILES * tile, groups * _OPERAND_BYTES
+    # One item has no use for more stages than it has chunks.
+    most = min(_MAX_STAGES, own) if split.cluster > 1 else _MAX_STAGES
+    stages = min(most, (limit - own * x) // (weights + 16))
+    if batch * own <= _RESIDENT_ITEMS and stages >= min(most, 2):
+        memory = _Memory(tile, weights, stages, own * x)
+    else:
+        memory = _Memory(tile, weights + x, min(most, limit // (weights + x + 16)), 0)
+    kept = split.units * groups * 8 * 68 * 4
+    missing = kept - memory.resident - memory.stages * memory.stage
+    if split.cluster > 1 and missing > 0:  # blocks exchange their sums through the same memory
+        memory = _Memory(tile, memory.stage, memory.stages + -(-missing // memory.stage), memory.resident)
+    return memory
+
+
+def fit(types: Sequence[GGMLType], split: Split) -> Split:
+    """Fewer rows in a block where two stages of so many do not fit."""
+    while split.units > 1 and _memory(types, split, MAX_ROWS, 1 << 20).stages < 2:
+        split = Split(split.units // 2, split.cluster)
+    return split
+
+
+def kernel_job(
+    types: Sequence[GGMLType],
+    split: Split,
+    columns: int,
+    batch: int,
+    *,
+    paired: bool = False,
+    activation: int = 0,
+) -> Job:
+    """The (files, defines) pair of the kernel of a batch size, for module.prebuild."""
+    groups = _groups_of_eight(min(batch, MAX_ROWS))
+    split = _cut(split, min(batch, MAX_ROWS))
+    memory = _memory(types, split, min(batch, MAX_ROWS), columns)
+    # 64 sequences take so many registers that two warp groups work on two units each, not four on one.
+    units = 2 if groups == 8 and split.units == 4 else 1
+    distinct = list(dict.fromkeys(types))
+    defines: dict[str, object] = {
+        "SEGMENTS": len(types),
+        "NT": groups,
+        "TEAMS": split.units // units,
+        "UNITS": units,
+        "CLUSTER": split.cluster,
+        "STAGES": memory.stages,
+        "STAGE": memory.stage,
+        "TILE_STRIDE": memory.tile,
+        "RESIDENT": int(memory.resident > 0),
+        "PAIRED": int(paired),
+        "ACTIVATION": int(activation),
+        "FORMATS": len(distinct),
+        "FORMAT_OF": "{" + ", ".join(str(distinct.index(type)) for type in types) + "}",
+        "CHUNK_BYTES_OF": "{" + ", ".join(str(LAYOUTS[type].chunk_bytes) for type in types) + "}",
+        "CHUNK_COLUMNS_OF": "{" + ", ".join(str(LAYOUTS[type].chunk_columns) for type in types) + "}",
+    }
+    for i, type in enumerate(distinct):
+        defines[f"FORMAT{i}"] = type.name
+    return _FILES, defines
+
+
+def group_split(
+    matrices: Sequence[tuple[GGMLType, int]], columns: int, multiprocessors: int, *, paired: bool = False
+) -> Split:
+    """The split of (type, rows) matrices with the same input."""
+    units = sum(-(-tile_count(rows, paired=paired) // UNIT_TILES) for _, rows in matrices)
+    return fit([type for type, _ in matrices], choose_split(units, -(-columns // CHUNK), multiprocessors))
+
+
+def operand_job() -> Job:
+    """The (files, defines) pair of the kernel that prepares activations, for module.prebuild."""
+    return _OPERAND_FILES, {}
+
+
+class BatchMatVec:
+    """out = f(alpha * (norm(x) @ W.T + bias)), or out += ..., for matrices W that share their input.
+
+    Args:
+        matrices: 1 to 4 packed matrices of supported() types; a paired one must be alone.
+        multiprocessors: of the card.
+        split: for experiments; chosen by the matrices when left out.
+    """
+
+    def __init__(self, matrices: Sequence[PackedMatrix], multiprocessors: int, split: Split | None = None) -> None:
+        self._types = [m.type for m in matrices]
+        self._columns = matrices[0].columns
+        self._paired = matrices[0].paired
+        self._multiprocessors = multiprocessors
+        shapes = [(m.type, m.rows) for m in matrices]
+        self.split = split or group_split(shapes, self._columns, multiprocessors, paired=self._paired)
+        self._kernels: dict[tuple[int, int, int], tuple[Kernel, int, _Memory]] = {}
+        self._segments: list[Any] = []
+        unit, column = 0, 0
+        for matrix in matrices:
+            unit += -(-matrix.tiles // UNIT_TILES)
+            self._segments += [matrix.data, matrix.scale, unit, matrix.tiles, matrix.rows, column]
+            column += matrix.rows
+        self._units = unit
+
+    def prepare(self, batch: int, activation: int = 0) -> None:
+        """Builds and loads the kernels of a batch size and activation."""
+        self._kernel(min(batch, MAX_ROWS), activation)
+        build(_OPERAND_FILES).get("batch_operand")
+
+    def _kernel(self, batch: int, activation: int) -> tuple[Kernel, int, _Memory]:
+        memory = _memory(self._types, self.split, batch, self._columns)
+        key = (_groups_of_eight(batch), memory.resident, activation)
+        found = self._kernels.get(key)
+        if found is None:
+            files, defines = kernel_job(
+                self._types, self.split, self._columns, batch, paired=self._paired, activation=activation
+            )
+            threads = int(str(defines["TEAMS"])) * 128 + 32
+            found = self._kernels[key] = (build(files, defines=defines).get("batch_matvec"), threads, memory)
+        return found
+
+    def __call__(
+        self,
+        x: Any,
+        out: Any,
+        operand: Any,
+        *,
+        norm: Any = None,
+        eps: float = 0.0,
+        bias: Any = None,
+        activation: int = 0,
+        add: bool = False,
+        alpha: float = 1.0,
+        stream: Any = None,
+        pdl: bool = True,
+    ) -> None:
+        """Launches the product for B sequences, up to 64 at a time.
+
+        Args:
+            x: float32 (B, K), rows contiguous.
+            out: float32 (B, >= N), rows contiguous; must not overlap x.
+            operand: uint8 scratch memory, at least operand_bytes(K), 128-byte aligned, of this stream alone.
+            norm: float32 (K,) weight of an RMSNorm of x; None for none.
+            eps: the norm's epsilon.
+            bias: float32 (N,); not with a paired matrix.
+            activation: matvec.Activation.
+            add: add to out; not with an activation.
+            alpha: factor of product + bias.
+            stream: a CuPy stream, may be under capture; the current one when left out.
+            pdl: start early (programmatic dependent launch).
+        """
+        chunks = -(-self._columns // CHUNK)
+        prepare = build(_OPERAND_FILES).get("batch_operand")
+        for first in range(0, int(x.shape[0]), MAX_ROWS):
+            batch = min(MAX_ROWS, int(x.shape[0]) - first)
+            rows, target = (x[first:], out[first:]) if first else (x, out)
+            groups = _groups_of_eight(batch)
+            kernel, threads, memory = self._kernel(batch, activation)
+            blocks = -(-self._units // _cut(self.split, batch).units)
+            if self.split.cluster > 1:
+                grid = blocks * self.split.cluster
+            else:  # as many as stay busy to the last turn
+                grid = -(-blocks // -(-blocks // self._multiprocessors))
+            if not memory.resident:
+                launch(
+                    prepare,
+                    (chunks, -(-batch // 8)),
+                    256,
+                    (rows, x.strides[0] // 4, norm, self._columns, batch, groups, operand),
+                    stream=stream,
+                    pdl=pdl,
+                )
+            launch(
+                kernel,
+                grid,
+                threads,
+                (
+                    *self._segments,
+                    self._units,
+                    blocks,
+                    self._columns,
+                    batch,
+                    rows,
+                    x.strides[0] // 4,
+                    norm,
+                    float(eps),
+                    operand,
+                    bias,
+                    target,
+                    out.strides[0] // 4,
+                    int(add),
+                    float(alpha),
+                ),
+                shared=memory.total,
+                stream=stream,
+                pdl=pdl,
+            )

@@ -1,0 +1,333 @@
+// out = or += alpha * (x @ W.T + bias) for many rows x, straight from packed weights, on Hopper's tensor cores (wgmma).
+//
+// A block computes tiles of WGS * 64 weight rows ("outputs") by TOKENS rows of x. WGS warpgroups multiply: each warp
+// unpacks one packed tile of 16 weight rows from shared memory into half registers (operand A) while the tensor cores
+// work on the 64 columns before; operand B is x in shared memory. One more warpgroup only copies: weights as they are
+// packed, a chunk of CHUNK columns of every packed tile at a time, and x, 64 columns at a time, each through its own ring.
+// Two blocks of a cluster have the same tokens: each fetches half of x for both. Blocks stay for all their tiles.
+// Bits: every output is one chain of sums over the columns in ascending groups of 16, whatever the tile shape.
+// Compile-time: ACTIVATION, WGS, TOKENS, CLUSTER, CHUNK, X_STAGES, W_STAGES, SLOT (bytes of a packed chunk), FORMAT0 .. and FORMATS.
+
+constexpr int WARPS = WGS * 4, THREADS = (WGS + 1) * 128, STEPS = CHUNK / 64;
+constexpr u32 X_BYTES = TOKENS * 128, W_BYTES = WARPS * SLOT, STAGED = TOKENS * 64;  // STAGED: per warpgroup
+constexpr u32 W_AT = X_STAGES * X_BYTES, STAGED_AT = W_AT + W_STAGES * W_BYTES, BARRIERS_AT = STAGED_AT + WGS * STAGED;
+constexpr u32 X_FULL = BARRIERS_AT, X_EMPTY = X_FULL + X_STAGES * 8, W_FULL = X_EMPTY + X_STAGES * 8;
+constexpr u32 W_EMPTY = W_FULL + W_STAGES * 8;
+static_assert(X_BYTES % 1024 == 0 && SLOT % 16 == 0 && STEPS % 2 == 0, "alignment; operand buffers alternate");
+
+enum Mode { STORE = 0, ADD = 1, GATED = 2, GATED_OPERAND = 3 };
+
+// A matrix of the launch; `tiles` of 16 rows. Written by gemm.py.
+struct Segment {
+    const u8* data;
+    const float* scale;  // what undoes the scaling of the whole matrix, or null
+    int tiles, rows, column, format;
+    i64 chunk_bytes;
+};
+
+// The order of tiles: groups of GROUP token tiles, in a group all tokens of a pair of output tiles first.
+struct Schedule {
+    static constexpr int GROUP = 16;
+    int across, down, total;  // token tiles; clusters of output tiles
+    __device__ __forceinline__ Schedule(int tokens, int output_tiles)
+        : across((tokens + TOKENS - 1) / TOKENS), down((output_tiles + CLUSTER - 1) / CLUSTER), total(across * down) {}
+    __device__ __forceinline__ void place(int index, int& token_tile, int& output_tile) const {
+        const int group = index / (down * GROUP), first = group * GROUP, within = index - first * down;
+        const int size = min(GROUP, across - first);
+        token_tile = first + within % size;
+        output_tile = within / size * CLUSTER + (CLUSTER > 1 ? (int)cluster_rank() : 0);
+    }
+};
+
+// The segment of 64 output rows, and their place in it.
+DEVICE Segment find(const Segment* segments, int unit, int& local) {
+    Segment s = segments[0];
+    int units = (s.tiles + 3) >> 2;
+    for (int i = 1; unit >= units; ++i) {
+        unit -= units;
+        s = segments[i];
+        units = (s.tiles + 3) >> 2;
+    }
+    local = unit;
+    return s;
+}
+
+struct Ring {
+    u32 stage = 0, parity = 0;
+    template <int STAGES>
+    __device__ __forceinline__ void next() {
+        if (++stage == STAGES) stage = 0, parity ^= 1u;
+    }
+};
+
+// ---- copying warps -------------------------------------------------------------------------------------------------
+DEVICE void fetch_weights(u32 base, const Segment* segments, int units, int chunks, const Schedule& schedule, int lane) {
+    Ring ring;
+    for (int index = blockIdx.x / CLUSTER; index < schedule.total; index += gridDim.x / CLUSTER) {
+        int token_tile, output_tile;
+        schedule.place(index, token_tile, output_tile);
+        const int unit = output_tile * WGS + (lane >> 2);
+        const u8* source = nullptr;
+        u32 bytes = 0;
+        if (lane < WARPS && unit < units) {
+            int local;
+            const Segment s = find(segments, unit, local);
+            const int tile = local * 4 + (lane & 3);
+            if (tile < s.tiles) {
+                bytes = (u32)s.chunk_bytes;
+                source = s.data + (i64)tile * chunks * bytes;
+            }
+        }
+        const u32 total = __reduce_add_sync(FULL_MASK, bytes);
+        for (int chunk = 0; chunk < chunks; ++chunk) {
+            barrier_wait(base + W_EMPTY + ring.stage * 8, ring.parity ^ 1u);
+            const u32 full = base + W_FULL + ring.stage * 8;
+            if (lane == 0) barrier_expect(full, total);
+            __syncwarp();
+            if (bytes) copy_to_shared(base + W_AT + ring.stage * W_BYTES + lane * SLOT, source, bytes, full);
+            source += bytes;
+            ring.next<W_STAGES>();
+        }
+    }
+}
+
+// x: blocks of 64 columns, each of `pitch` rows of 128 bytes.
+DEVICE void fetch_x(u32 base, const u8* x, int pitch, int steps, const Schedule& schedule) {
+    constexpr int SHARE = TOKENS / CLUSTER;
+    const int from = CLUSTER > 1 ? (int)cluster_rank() * SHARE : 0;
+    Ring ring;
+    for (int index = blockIdx.x / CLUSTER; index < schedule.total; index += gridDim.x / CLUSTER) {
+        int token_tile, output_tile;
+        schedule.place(index, token_tile, output_tile);
+        const int first = token_tile * TOKENS, rows = min(TOKENS, pitch - first), mine = min(SHARE, rows - from);
+        const u8* source = x + (i64)(first + from) * 128;
+        for (int step = 0; step < steps; ++step) {
+            barrier_wait(base + X_EMPTY + ring.stage * 8, ring.parity ^ 1u);
+            const u32 full = base + X_FULL + ring.stage * 8, target = base + ring.stage * X_BYTES + from * 128;
+            barrier_expect(full, rows * 128);
+            if (mine > 0) {
+                if (CLUSTER > 1)
+                    copy_to_cluster(target, source, mine * 128, full, (1u << CLUSTER) - 1u);
+                else
+                    copy_to_shared(target, source, mine * 128, full);
+            }
+            source += (i64)pitch * 128;
+            ring.next<X_STAGES>();
+        }
+    }
+}
+
+// ---- multiplying warps ---------------------------------------------------------------------------------------------
+typedef float Sums[TOKENS / 2];
+
+// ACTIVATION has the numbers of matvec.Activation. Fast functions: the result is rounded to a half.
+DEVICE float activate(float x) {
+    if (ACTIVATION == 1) return __fdividef(x, 1.0f + __expf(-x));  // SiLU
+    if (ACTIVATION == 2)  // GELU, tanh form: 0.5 (1 + tanh(z)) = 1 / (1 + exp(-2 z))
+        return __fdividef(x, 1.0f + __expf(-1.5957691216f * x * (1.0f + 0.044715f * x * x)));
+    if (ACTIVATION == 3) return 0.5f * x * (1.0f + erff(x * 0.7071067812f));
+    if (ACTIVATION == 4) return fmaxf(x, 0.0f);
+    if (ACTIVATION == 5) return x > 0.0f ? x * x : 0.0f;
+    return x;
+}
+
+DEVICE void release_x(u32 base, u32 stage, int lane) {
+    if (CLUSTER > 1) {
+        if (lane < CLUSTER) barrier_arrive_at(base + X_EMPTY + stage * 8, lane);
+    } else if (lane == 0) {
+        barrier_arrive(base + X_EMPTY + stage * 8);
+    }
+}
+
+// The compiler must not move the making of operands past this point, nor give their registers away before it: it does not
+// know that the tensor cores read them until the wait.
+DEVICE void pin(Operands& a) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
+}
+
+template <class F>
+DEVICE void multiply(u32 base, const u8* pool, int chunks, int warp, int lane, Ring& x, Ring& w, Sums& sums) {
+    const u32 magic = hidden_constant(0x64006400u);
+    Operands operands[2] = {};
+    HalfOperands<F, F::LOW> packed;
+    ChunkScales<F> scales;
+    int accumulate = 0;
+    u32 last = 0;
+    const u8* const place = pool + W_AT + warp * SLOT;
+    barrier_wait(base + W_FULL + w.stage * 8, w.parity);
+    scales.load(place + w.stage * W_BYTES, lane, magic);
+    packed.load(place + w.stage * W_BYTES, 0, lane);
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) {
+            Operands& a = operands[step & 1];
+            packed.make(scales, step, lane, magic, a);
+            pin(a);
+            // The loads of the next step, ahead of everything that waits.
+            const u32 stage = w.stage;
+            if (step < STEPS - 1) {
+                packed.load(place + stage * W_BYTES, step + 1, lane);
+            } else {
+                w.next<W_STAGES>();
+                if (chunk + 1 < chunks) {
+                    barrier_wait(base + W_FULL + w.stage * 8, w.parity);
+                    scales.load(place + w.stage * W_BYTES, lane, magic);
+                    packed.load(place + w.stage * W_BYTES, 0, lane);
+                }
+            }
+            barrier_wait(base + X_FULL + x.stage * 8, x.parity);
+            const u64 b = operand_descriptor(base + x.stage * X_BYTES);
+            wgmma_fence();
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                wgmma(sums, a[k], b + 2 * k, accumulate);
+                accumulate = 1;
+            }
+            wgmma_commit();
+            if (step == STEPS - 1) {
+                // Only here: what was loaded is certain to be in registers once a multiplication uses it. An arrival right
+                // behind the loads let the next chunk overwrite them while the tensor cores kept shared memory busy.
+                __syncwarp();
+                if (lane == 0) barrier_arrive(base + W_EMPTY + stage * 8);
+            }
+            wgmma_wait<1>();  // the step before this one: its half of the operands and its x are free
+            pin(operands[(step & 1) ^ 1]);
+            if (chunk || step) release_x(base, last, lane);
+            last = x.stage;
+            x.next<X_STAGES>();
+        }
+    }
+    wgmma_wait<0>();
+    pin(operands[1]);
+    release_x(base, last, lane);
+}
+
+template <class F>
+DEVICE float run(u32 base, const u8* pool, int chunks, int warp, int lane, Ring& x, Ring& w, Sums& sums) {
+    multiply<F>(base, pool, chunks, warp, lane, x, w, sums);
+    return HalfScales<F>::UNDO;
+}
+
+// The hidden vectors of a paired tile (64 rows: 32 columns of the next product's x) through shared memory, 16 bytes a piece.
+DEVICE void store_operand(u8* staged, u8* out, int pitch, int first, int tokens, int column, int width, const Sums& sums,
+                          float factor, int warp, int lane) {
+    const int g = lane >> 2, t = lane & 3, inside = warp & 3, id = 1 + (warp >> 2);
+    named_barrier(id, 128);  // the tile before has been read
+    const int place = (inside & 1) * 4 + (place_of_column(g) & 7), unit = (inside >> 1) * 2 + (g & 1);
+#pragma unroll
+    for (int j = 0; j < TOKENS / 8; ++j)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+            const int token = j * 8 + t * 2 + e;
+            const float value = activate(sums[j * 4 + e] * factor) * (sums[j * 4 + 2 + e] * factor);
+            *(u16*)(staged + token * 64 + ((unit ^ ((token >> 1) & 3)) * 16) + place * 2) =
+                float_to_half(fminf(fmaxf(value, -65504.0f), 65504.0f));
+        }
+    named_barrier(id, 128);
+    for (int i = inside * 32 + lane; i < TOKENS * 4; i += 128) {
+        const int token = i >> 2, piece = i & 3, row = first + token, at = column + piece * 8;
+        if (row >= tokens || at >= width) continue;
+        const uint4 v = *(const uint4*)(staged + token * 64 + ((piece ^ ((token >> 1) & 3)) * 16));
+        *(uint4*)(out + ((i64)(at >> 6) * pitch + row) * 128 + ((((at >> 3) & 7) ^ (row & 7)) * 16)) = v;
+    }
+}
+
+// Rows `row` and `row` + 8 of the segment. Adding is left to the cache: nothing waits for the old value.
+DEVICE void store_floats(float* out, int stride, int first, int tokens, const float* bias, const Segment& s, int row, int t,
+                         const Sums& sums, float factor, float alpha, bool add) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        if (row + half * 8 >= s.rows) continue;
+        const int column = s.column + row + half * 8;
+        const float more = bias ? bias[column] : 0.0f;
+        float* const at = out + (i64)(first + t * 2) * stride + column;
+#pragma unroll
+        for (int j = 0; j < TOKENS / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                if (first + t * 2 + j * 8 + e >= tokens) continue;
+                const float value = (sums[j * 4 + half * 2 + e] * factor + more) * alpha;
+                float* const target = at + (i64)(j * 8 + e) * stride;
+                if (add)
+                    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(target), "f"(value) : "memory");
+                else
+                    *target = value;
+            }
+    }
+}
+
+// segments: device memory. units: runs of 64 output rows over all segments. chunks: of CHUNK columns.
+// x: operand_half's layout, pitch rows. out: float32, rows of `stride`; GATED_OPERAND: operand layout, `stride` its pitch.
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+#if CLUSTER > 1
+    __cluster_dims__(CLUSTER, 1, 1)
+#endif
+    gemm(const Segment* segments, int units, int chunks, const u8* x, int pitch, int tokens, void* out, int stride,
+         const float* bias, float alpha, int mode) {
+    extern __shared__ u8 unaligned[];
+    const u32 base = (shared_address(unaligned) + 1023u) & ~1023u;
+    u8* const pool = unaligned + (base - shared_address(unaligned));
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const Schedule schedule(tokens, (units + WGS - 1) / WGS);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < X_STAGES; ++i) {
+            barrier_init(base + X_FULL + i * 8, 1);
+            barrier_init(base + X_EMPTY + i * 8, CLUSTER * WARPS);
+        }
+        for (int i = 0; i < W_STAGES; ++i) {
+            barrier_init(base + W_FULL + i * 8, 1);
+            barrier_init(base + W_EMPTY + i * 8, WARPS);
+        }
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    if (CLUSTER > 1) cluster_sync();
+    pdl_launch();
+    if (warp >= WARPS) {
+        if (WGS > 1) registers_fewer<WGS == 2 ? 40 : 32>();
+        if (warp == WARPS) fetch_weights(base, segments, units, chunks, schedule, lane);
+        if (warp == WARPS + 1 && lane == 0) {
+            pdl_wait();
+            fetch_x(base, x, pitch, chunks * STEPS, schedule);
+        }
+    } else {
+        if (WGS > 1) registers_more<REGISTERS>();
+        pdl_wait();
+        Ring x_ring, w_ring;
+        for (int index = blockIdx.x / CLUSTER; index < schedule.total; index += gridDim.x / CLUSTER) {
+            int token_tile, output_tile, local = 0;
+            schedule.place(index, token_tile, output_tile);
+            const int unit = output_tile * WGS + (warp >> 2);
+            Segment s = {nullptr, nullptr, 0, 0, 0, 0, 0};  // beyond the last: multiplies for nothing
+            if (unit < units) s = find(segments, unit, local);
+            Sums sums;
+            float factor;
+#if FORMATS > 1
+            if (s.format) factor = run<FORMAT1>(base, pool, chunks, warp, lane, x_ring, w_ring, sums);
+            else
+#endif
+                factor = run<FORMAT0>(base, pool, chunks, warp, lane, x_ring, w_ring, sums);
+            if (s.scale) factor *= s.scale[0];
+            const int tile = local * 4 + (warp & 3), first = token_tile * TOKENS, g = lane >> 2, t = lane & 3;
+            if (mode == GATED_OPERAND) {
+                store_operand(pool + STAGED_AT + (warp >> 2) * STAGED, (u8*)out, stride, first, tokens, local * 32,
+                              s.rows, sums, factor, warp, lane);
+            } else if (mode == GATED) {
+                const int row = tile * 8 + g;
+#pragma unroll
+                for (int j = 0; j < TOKENS / 8; ++j)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e) {
+                        const int token = first + j * 8 + t * 2 + e;
+                        const float value = activate(sums[j * 4 + e] * factor) * (sums[j * 4 + 2 + e] * factor);
+                        if (row < s.rows && token < tokens) ((float*)out)[(i64)token * stride + row] = value;
+                    }
+            } else {
+                store_floats((float*)out, stride, first, tokens, bias, s, tile * 16 + g, t, sums, factor, alpha, mode == ADD);
+            }
+        }
+    }
+    __syncthreads();
+    if (CLUSTER > 1) cluster_sync();  // nobody may leave while others still arrive at its barriers
+}

@@ -1,0 +1,112 @@
+// Routing of one row by one warp: which experts it uses, and with which weights.
+//
+// Defines: EXPERTS, USED (at most 32); GATING 0 softmax over all experts, 1 sigmoid, 2 softmax over the chosen ones;
+// ROUTE_GROUPS, GROUPS_USED; NORMALIZE.
+
+constexpr int PER_LANE = (EXPERTS + 31) / 32;
+
+struct Routed {
+    float gate[EXPERTS], of_group[ROUTE_GROUPS], weights[32];
+    int ids[32];
+};
+
+// Floats as integers of the same order; 0 is below all of them.
+DEVICE u32 ordered(float v) {
+    const u32 bits = __float_as_uint(v);
+    return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
+}
+
+DEVICE u32 warp_max_u32(u32 v) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(FULL_MASK, v);
+#else
+#pragma unroll
+    for (int offset = 16; offset > 0; offset >>= 1) v = max(v, __shfl_xor_sync(FULL_MASK, v, offset));
+    return v;
+#endif
+}
+
+// The USED best of gate + bias (bias null: of gate) are chosen, best first, ties to the lower expert; with groups only
+// from the GROUPS_USED groups whose two best sum highest. Weights are the gates without bias, divided by their sum if
+// NORMALIZE, times weight_scale. Scores that are no numbers still give experts that exist.
+DEVICE void route_row(const float* scores, const float* bias, float weight_scale, Routed& out, int lane) {
+    float gate[PER_LANE];
+    float largest = -INFINITY;
+#pragma unroll
+    for (int j = 0; j < PER_LANE; ++j) {
+        gate[j] = j * 32 + lane < EXPERTS ? __ldcg(scores + j * 32 + lane) : -INFINITY;
+        largest = fmaxf(largest, gate[j]);
+    }
+    if (GATING == 0) {
+        largest = warp_max(largest);
+        float sum = 0.0f;
+#pragma unroll
+        for (int j = 0; j < PER_LANE; ++j) sum += gate[j] = expf(gate[j] - largest);
+        sum = warp_sum(sum);
+#pragma unroll
+        for (int j = 0; j < PER_LANE; ++j) gate[j] /= sum;
+    } else if (GATING == 1) {
+#pragma unroll
+        for (int j = 0; j < PER_LANE; ++j) gate[j] = 1.0f / (1.0f + expf(-gate[j]));
+    }
+    float choice[PER_LANE];
+#pragma unroll
+    for (int j = 0; j < PER_LANE; ++j) {
+        const int i = j * 32 + lane;
+        if (i < EXPERTS) out.gate[i] = gate[j];
+        choice[j] = i < EXPERTS && bias ? gate[j] + bias[i] : gate[j];
+    }
+    __syncwarp();
+    if (ROUTE_GROUPS > 1) {
+        constexpr int SIZE = EXPERTS / ROUTE_GROUPS;
+        for (int g = lane; g < ROUTE_GROUPS; g += WARP) {
+            float first = -INFINITY, second = -INFINITY;
+            for (int i = g * SIZE; i < (g + 1) * SIZE; ++i) {
+                const float v = out.gate[i] + (bias ? bias[i] : 0.0f);
+                second = fmaxf(second, fminf(first, v));
+                first = fmaxf(first, v);
+            }
+            out.of_group[g] = SIZE > 1 ? first + second : first;
+        }
+        __syncwarp();
+        // A group is out if at least GROUPS_USED others are better, or equal and before it.
+        u32 open = 0;
+#pragma unroll
+        for (int j = 0; j < PER_LANE; ++j) {
+            const int mine = (j * 32 + lane) / SIZE;
+            if (mine >= ROUTE_GROUPS) continue;
+            int better = 0;
+            for (int g = 0; g < ROUTE_GROUPS; ++g)
+                better += out.of_group[g] > out.of_group[mine] || (out.of_group[g] == out.of_group[mine] && g < mine);
+            if (better < GROUPS_USED) open |= 1u << j;
+        }
+#pragma unroll
+        for (int j = 0; j < PER_LANE; ++j)
+            if (!(open >> j & 1u)) choice[j] = -INFINITY;
+    }
+    u32 key[PER_LANE];
+#pragma unroll
+    for (int j = 0; j < PER_LANE; ++j) key[j] = j * 32 + lane < EXPERTS ? ordered(choice[j]) : 0u;
+    for (int k = 0; k < USED; ++k) {
+        u32 best = 0;
+#pragma unroll
+        for (int j = 0; j < PER_LANE; ++j) best = max(best, key[j]);
+        best = warp_max_u32(best);
+        u32 at = 0;  // of the lanes' first experts with that key, the lowest: the largest complement
+#pragma unroll
+        for (int j = PER_LANE - 1; j >= 0; --j)
+            if (key[j] == best) at = ~(u32)(j * 32 + lane);
+        at = ~warp_max_u32(at);
+#pragma unroll
+        for (int j = 0; j < PER_LANE; ++j)
+            if (at == j * 32 + lane) key[j] = 0u;
+        if (lane == 0) out.ids[k] = (int)at;
+    }
+    __syncwarp();
+    float weight = lane < USED ? out.gate[out.ids[lane]] : 0.0f;
+    if (GATING == 2) weight = lane < USED ? expf(weight - out.gate[out.ids[0]]) : 0.0f;
+    // The smallest normal half, as the sum's lower bound, is what the models were run with.
+    if (GATING == 2 || NORMALIZE) weight /= fmaxf(warp_sum(weight), 6.103515625e-5f);
+    out.weights[lane] = weight * weight_scale;
+    __syncwarp();
+}

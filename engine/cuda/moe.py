@@ -1,0 +1,315 @@
+"""Mixture of experts in decoding: routing, and the chosen experts' products straight from their packed weights.
+
+Letters: B rows, E experts, U experts a row uses, D width, F width of an expert. Which experts are read is decided on
+the device, so a captured step reads only their bytes. Must not know of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from engine.cuda.launch import launch
+from engine.cuda.layouts import LAYOUTS, TILE_ROWS
+from engine.cuda.matvec import UNQUANTIZED, Activation
+from engine.cuda.module import build
+from engine.cuda.repack import PackedMatrix
+from engine.gguf.types import GGMLType
+
+_FILES = ("formats.cuh", "matvec_tile.cuh", "route.cuh", "moe.cu")
+_ROUTE_FILES = ("route.cuh", "route.cu")
+MAX_EXPERTS = 1024
+MAX_USED = 32
+# Measured on an H200, 8 of 128 experts of 768x2048, Q4_K: 11.8 us both launches; 6 warps a block 13.3, 8 for down 13.7.
+_GATE_UP_WARPS, _SPLIT = 12, 2
+_DOWN_WARPS = 24
+_RING_BYTES = 112 << 10
+
+
+class Gating(IntEnum):
+    """What router scores become before experts are chosen."""
+
+    SOFTMAX = 0
+    SIGMOID = 1
+    SOFTMAX_OF_CHOSEN = 2
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a row's experts are chosen and weighted; see kernels/route.cuh.
+
+    Attributes:
+        n_experts: E. n_used: U.
+        gating: function of the scores.
+        groups: equal groups of consecutive experts, 1 = none. groups_used: groups to choose from.
+        normalize: divide the weights by their sum.
+        weight_scale: factor of the weights.
+    """
+
+    n_experts: int
+    n_used: int
+    gating: Gating = Gating.SOFTMAX
+    groups: int = 1
+    groups_used: int = 1
+    normalize: bool = True
+    weight_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.n_used <= min(self.n_experts, MAX_USED) and self.n_experts <= MAX_EXPERTS
+        assert 1 <= self.groups_used <= self.groups
+        assert self.n_experts % self.groups == 0
+
+    @property
+    def defines(self) -> dict[str, object]:
+        """Preprocessor names of kernels/route.cuh."""
+        return {
+            "EXPERTS": self.n_experts,
+            "USED": self.n_used,
+            "GATING": int(self.gating),
+            "ROUTE_GROUPS": self.groups,
+            "GROUPS_USED": self.groups_used,
+            "NORMALIZE": int(self.normalize),
+        }
+
+
+def route(
+    routing: Routing,
+    scores: Any,
+    ids: Any,
+    weights: Any,
+    *,
+    bias: Any = None,
+    positions: Any = None,
+    stream: Any = None,
+) -> None:
+    """Chooses experts for T rows.
+
+    Args:
+        routing: how.
+        scores: float32 (T, E), contiguous.
+        ids: int32 (T, U), written: the experts, best first; -1 for inactive rows.
+        weights: float32 (T, U), written.
+        bias: float32 (E,) added to the gates for choosing only.
+        positions: int32 (T,); rows with -1 are inactive. None: all are active.
+        stream: the current stream when left out.
+    """
+    assert scores.shape[1] == routing.n_experts
+    assert ids.shape[1] == weights.shape[1] == routing.n_used
+    files, defines = route_job(routing)
+    launch(
+        build(files, defines=defines).get("route_top"),
+        int(scores.shape[0]),
+        32,
+        (scores, bias, float(routing.weight_scale), positions, ids, weights),
+        stream=stream,
+    )
+
+
+def can_gather(gate: GGMLType, up: GGMLType, width: int, model_width: int) -> bool:
+    """Whether experts of these types and widths fit the kernels: gate and up alike, and whole tiles per expert."""
+    return gate is up and gate in LAYOUTS and width % (TILE_ROWS // 2) == 0 and model_width % TILE_ROWS == 0
+
+
+def _depth(type: GGMLType, warps: int) -> int:
+    return max(1, min(8, _RING_BYTES // (warps * _slot(type))))
+
+
+def _slot(type: GGMLType) -> int:
+    return -(-LAYOUTS[type].chunk_bytes // 16) * 16
+
+
+def build_job(
+    type: GGMLType, activation: Activation, routing: Routing, warps: int
+) -> tuple[tuple[str, ...], dict[str, object]]:
+    """The (files, defines) pair of the kernels for experts of a type, for module.prebuild."""
+    return _FILES, {
+        "FORMAT0": type.name,
+        "NB": 1,
+        "GROUPS_OF_NB": 1,
+        "RESIDENT": 1,
+        "ONE_SLAB": 1,
+        "WARPS": warps,
+        "SPLIT": _SPLIT,
+        "DEPTH": _depth(type, warps),
+        "SLOT": _slot(type),
+        "ACTIVATION": int(activation),
+        **routing.defines,
+    }
+
+
+def build_jobs(
+    gate_up: GGMLType, down: GGMLType, activation: Activation, routing: Routing
+) -> list[tuple[tuple[str, ...], dict[str, object]]]:
+    """All build jobs of ExpertProducts and route(), for module.prebuild."""
+    return [
+        build_job(gate_up, activation, routing, _GATE_UP_WARPS),
+        build_job(down, activation, routing, _DOWN_WARPS),
+        route_job(routing),
+    ]
+
+
+def route_job(routing: Routing) -> tuple[tuple[str, ...], dict[str, object]]:
+    """The (files, defines) pair of the routing kernel."""
+    return _ROUTE_FILES, routing.defines
+
+
+class ExpertProducts:
+    """The gated feed-forward parts of a layer's experts: out (+)= sum_u w_u * down_u(f(gate_u n(x)) * up_u n(x)).
+
+    A (row, expert) pair is computed by itself, so a row's bits do not depend on the other rows.
+
+    Args:
+        gate_up: paired matrix (E * F, D), expert after expert.
+        down: matrix (E * D, F).
+        routing: how a row chooses.
+        activation: f.
+        router_bias: float32 (E,) added to the gates for choosing only, or None.
+        gate_bias: float32 (E, F) or None. up_bias likewise. down_bias: float32 (E, D) or None.
+        weigh_input: the weights multiply the experts' input instead of their output.
+    """
+
+    def __init__(
+        self,
+        gate_up: PackedMatrix,
+        down: PackedMatrix,
+        routing: Routing,
+        activation: Activation,
+        *,
+        router_bias: Any = None,
+        gate_bias: Any = None,
+        up_bias: Any = None,
+        down_bias: Any = None,
+        weigh_input: bool = False,
+    ) -> None:
+        assert gate_up.paired and not down.paired
+        self.routing = routing
+        self.width, self.columns = gate_up.rows // routing.n_experts, gate_up.columns
+        assert gate_up.rows == self.width * routing.n_experts and down.rows == self.columns * routing.n_experts
+        assert down.columns == self.width
+        assert self.width % (TILE_ROWS // 2) == 0 and self.columns % TILE_ROWS == 0, "whole tiles per expert"
+        self._gate_up, self._down = gate_up, down
+        self._activation = activation
+        self._router_bias = router_bias
+        self._gate_bias, self._up_bias, self._down_bias = gate_bias, up_bias, down_bias
+        self._weigh_input = weigh_input
+
+    def gate_up(
+        self,
+        x: Any,
+        scores: Any,
+        ids: Any,
+        weights: Any,
+        h: Any,
+        *,
+        norm: Any = None,
+        eps: float = 0.0,
+        positions: Any = None,
+        stream: Any = None,
+    ) -> None:
+        """Routing and the experts' first products: h = f(gate n(x)) * up n(x) for every (row, expert) pair.
+
+        Args:
+            x: float32 (B, D), rows contiguous.
+            scores: float32 (B, E), contiguous: raw outputs of the router.
+            ids: int32 (B, U), contiguous, written: the experts chosen, -1 for inactive rows.
+            weights: float32 (B, U), contiguous, written: their weights.
+            h: float32 (B * U, F), contiguous, written.
+            norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
+            eps: its epsilon.
+            positions: int32 (B,); rows with -1 are inactive and left alone. None: all are active.
+            stream: the current stream when left out.
+        """
+        rows, used = int(x.shape[0]), self.routing.n_used
+        assert ids.shape == weights.shape == (rows, used)
+        assert scores.shape == (rows, self.routing.n_experts)
+        assert h.shape == (rows * used, self.width)
+        assert x.shape[1] == self.columns
+        matrix, warps = self._gate_up, _GATE_UP_WARPS
+        tiles = matrix.tiles // self.routing.n_experts
+        chunks = matrix.layout.chunks(self.columns)
+        shared = self._fixed_bytes(matrix.type, warps) + 16 * -(-warps // 4)
+        shared += chunks * (matrix.layout.chunk_columns // 128) * _quad_bytes(matrix.type)
+        self._launch(
+            "moe_gate_up",
+            matrix.type,
+            warps,
+            (-(-tiles // (warps // _SPLIT)), rows * used),
+            shared,
+            (
+                matrix.data,
+                matrix.scale,
+                tiles,
+                self.width,
+                self.columns,
+                scores,
+                self._router_bias,
+                float(self.routing.weight_scale),
+                positions,
+                ids,
+                weights,
+                int(self._weigh_input),
+                x,
+                x.strides[0] // 4,
+                norm,
+                float(eps),
+                self._gate_bias,
+                self._up_bias,
+                h,
+                1.0 / self.columns,
+            ),
+            stream,
+        )
+
+    def down(self, ids: Any, weights: Any, h: Any, out: Any, *, add: bool = True, stream: Any = None) -> None:
+        """The experts' second product and their weighted sum: out (B, D) float32 (+)= sum_u w_u * down_u(h).
+
+        ids, weights and h are gate_up's; inactive rows of out are left alone.
+        """
+        rows, used = int(ids.shape[0]), self.routing.n_used
+        assert out.shape == (rows, self.columns)
+        matrix, warps = self._down, _DOWN_WARPS
+        units = -(-used * matrix.layout.chunks(self.width) // warps)
+        shared = self._fixed_bytes(matrix.type, warps)
+        shared += warps * units * (matrix.layout.chunk_columns // 128) * _quad_bytes(matrix.type)
+        tiles = matrix.tiles // self.routing.n_experts
+        self._launch(
+            "moe_down",
+            matrix.type,
+            warps,
+            (tiles, rows),
+            shared,
+            (
+                matrix.data,
+                matrix.scale,
+                tiles,
+                self.columns,
+                self.width,
+                ids,
+                None if self._weigh_input else weights,
+                h,
+                self._down_bias,
+                out,
+                out.strides[0] // 4,
+                int(add),
+            ),
+            stream,
+        )
+
+    @staticmethod
+    def _fixed_bytes(type: GGMLType, warps: int) -> int:
+        """Shared memory of the rings, their barriers and the partial sums."""
+        return warps * (_depth(type, warps) * (_slot(type) + 8) + 64) + 8
+
+    def _launch(
+        self, name: str, type: GGMLType, warps: int, grid: tuple[int, int], shared: int, args: Any, stream: Any
+    ) -> None:
+        files, defines = build_job(type, self._activation, self.routing, warps)
+        kernel = build(files, defines=defines).get(name)
+        kernel.allow_shared(shared)
+        launch(kernel, grid, warps * 32, args, shared=shared, stream=stream)
+
+
+def _quad_bytes(type: GGMLType) -> int:
+    """Shared memory of 128 inputs: two bytes each, a scale per 32, a sum per 16; or pairs of halfs with a scale."""
+    return 528 if type in UNQUANTIZED else 304

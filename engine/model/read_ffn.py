@@ -1,0 +1,99 @@
+"""Feed-forward parts of a model's layers, from metadata."""
+
+from __future__ import annotations
+
+from engine.errors import ModelFileError, UnsupportedModelError
+from engine.model.architecture import Architecture, MoeParts
+from engine.model.config import FfnConfig, MoeConfig, Routing
+from engine.model.metadata import LIMIT, HyperParameters
+
+GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
+"""Values of expert_gating_func; 0 = the family's own."""
+
+
+def read_ffn(architecture: Architecture, read: HyperParameters, index: int, width: int) -> FfnConfig | MoeConfig:
+    """The feed-forward part of layer `index`, whose feed_forward_length is `width` (0 = none stated)."""
+    parts = architecture.moe
+    n_experts = read.integer("expert_count", 0, low=0) if parts is not None else 0
+    lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
+    dense = index < lead or (parts is not None and n_experts == 0 and not parts.required)
+    if parts is None or dense:
+        if width == 0:
+            raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
+        return FfnConfig(width=width, activation=architecture.activation, gated=architecture.gated)
+    return _moe(architecture, parts, read, width)
+
+
+def _moe(architecture: Architecture, parts: MoeParts, read: HyperParameters, width: int) -> MoeConfig:
+    n_experts = read.integer("expert_count")
+    n_used = read.integer("expert_used_count", high=n_experts)
+    expert_width = read.integer("expert_feed_forward_length", 0, low=0) or width
+    if expert_width == 0:
+        raise ModelFileError("expert_feed_forward_length and feed_forward_length are both 0; one must be positive")
+    shared = _shared_width(parts, read, expert_width, width)
+    activation = parts.activation or architecture.activation
+    scale = read.number("expert_weights_scale", 0.0, low=-LIMIT, high=LIMIT) if parts.weight_scale else 0.0
+    normalize = _normalize(architecture, parts, read)
+    n_groups, n_groups_used = _groups(parts, read, n_experts, n_used)
+    return MoeConfig(
+        n_experts=n_experts,
+        n_used=n_used,
+        expert=FfnConfig(width=expert_width, activation=activation, gated=architecture.gated),
+        routing=_routing(architecture, parts, read),
+        normalize=normalize,
+        weight_scale=scale or 1.0,
+        n_groups=n_groups,
+        n_groups_used=n_groups_used,
+        shared=FfnConfig(width=shared, activation=activation, gated=architecture.gated) if shared else None,
+        shared_gate=parts.shared_gate,
+    )
+
+
+def _normalize(architecture: Architecture, parts: MoeParts, read: HyperParameters) -> bool:
+    stated = read.flag("expert_weights_norm", False)
+    if parts.normalize is None:
+        return stated
+    # False is what writers put down where they know nothing; true says something.
+    if stated and not parts.normalize:
+        raise UnsupportedModelError(
+            f"metadata key {architecture.name}.expert_weights_norm is true; architecture {architecture.name!r} is only "
+            "known with weights that are not divided by their sum"
+        )
+    return parts.normalize
+
+
+def _routing(architecture: Architecture, parts: MoeParts, read: HyperParameters) -> Routing:
+    number = read.integer("expert_gating_func", 0, low=0)
+    if number and number not in GATING:
+        raise UnsupportedModelError(
+            f"{architecture.name}.expert_gating_func {number} is not supported; supported are 1 (softmax), 2 (sigmoid) "
+            "and 3 (softmax over the chosen)"
+        )
+    return GATING.get(number, parts.routing)
+
+
+def _shared_width(parts: MoeParts, read: HyperParameters, expert_width: int, dense_width: int) -> int:
+    if not parts.shared:
+        return 0
+    stated = read.integer("expert_shared_feed_forward_length", 0, low=0)
+    if stated:
+        return stated
+    if parts.shared_counted:
+        return expert_width * read.integer("expert_shared_count", 0, low=0, high=1024)
+    return dense_width if parts.shared_like_dense else 0
+
+
+def _groups(parts: MoeParts, read: HyperParameters, n_experts: int, n_used: int) -> tuple[int, int]:
+    if not parts.groups:
+        return 1, 1
+    n_groups = read.integer("expert_group_count", 0, low=0, high=n_experts)
+    if n_groups <= 1:
+        return 1, 1
+    n_groups_used = read.integer("expert_group_used_count", high=n_groups)
+    size = n_experts // n_groups
+    if n_experts % n_groups or size < 2 or n_groups_used * size < n_used:
+        raise ModelFileError(
+            f"{n_experts} experts in {n_groups} groups, {n_used} chosen from {n_groups_used} groups: groups must be of "
+            "equal size, at least two, and hold enough experts"
+        )
+    return n_groups, n_groups_used

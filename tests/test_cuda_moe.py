@@ -1,0 +1,187 @@
+"""Expert kernels: builds anywhere; on a GPU routing against numpy, products against float64, bits in any batch."""
+
+import numpy as np
+import pytest
+from test_cuda_matvec import packed, random_rows
+
+from engine.cuda.layouts import LAYOUTS
+from engine.cuda.matvec import Activation
+from engine.cuda.moe import ExpertProducts, Gating, Routing, build_jobs, can_gather, route, route_job
+from engine.gguf.quants import dequantize
+from engine.gguf.types import GGMLType
+
+# Two products one after the other, each with the error of a 16-bit input; see test_cuda_matvec.
+TOLERANCE = 1e-7
+
+
+@pytest.mark.parametrize("arch", [75, 80, 86, 89, 90, 120])
+def test_kernels_build_for_every_architecture(arch):
+    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc")
+    from engine.cuda import module
+
+    if arch not in nvrtc.getSupportedArchs():
+        pytest.skip(f"this compiler does not know sm_{arch}")
+    routing = Routing(256, 8, Gating.SIGMOID, groups=8, groups_used=4)
+    for job in (*build_jobs(GGMLType.Q4_K, GGMLType.F16, Activation.SILU, routing), route_job(Routing(3, 1))):
+        assert module.compile_cubin(module.kernel_source(*job), arch)
+
+
+def test_experts_that_do_not_fit_are_told_apart():
+    assert can_gather(GGMLType.Q4_K, GGMLType.Q4_K, 768, 2048)
+    assert not can_gather(GGMLType.Q4_K, GGMLType.Q6_K, 768, 2048)
+    assert not can_gather(GGMLType.Q8_0, GGMLType.Q8_0, 100, 2048)
+    assert not can_gather(GGMLType.Q8_0, GGMLType.Q8_0, 96, 72)
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    import cupy
+
+    return cupy
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(11)
+
+
+def routed(routing, scores, bias=None):
+    """Experts and weights of each row, by the definition, in float64."""
+    scores = scores.astype(np.float64)
+    if routing.gating is Gating.SOFTMAX:
+        gates = np.exp(scores - scores.max(1, keepdims=True))
+        gates /= gates.sum(1, keepdims=True)
+    else:
+        gates = scores if routing.gating is Gating.SOFTMAX_OF_CHOSEN else 1 / (1 + np.exp(-scores))
+    choice = gates if bias is None else gates + bias
+    if routing.groups > 1:
+        grouped = choice.reshape(len(choice), routing.groups, -1)
+        best = np.sort(grouped, axis=2)[:, :, -2:].sum(2)
+        out = np.argsort(-best, axis=1, kind="stable")[:, routing.groups_used :]
+        for row, shut in enumerate(out):
+            grouped[row, shut] = -np.inf
+        choice = grouped.reshape(choice.shape)
+    ids = np.argsort(-choice, axis=1, kind="stable")[:, : routing.n_used]
+    weights = np.take_along_axis(gates, ids, 1)
+    if routing.gating is Gating.SOFTMAX_OF_CHOSEN:
+        weights = np.exp(weights - weights.max(1, keepdims=True))
+        weights /= weights.sum(1, keepdims=True)
+    elif routing.normalize:
+        weights = weights / weights.sum(1, keepdims=True)
+    return ids, weights * routing.weight_scale
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "routing",
+    [
+        Routing(128, 8),
+        Routing(8, 2, normalize=False, weight_scale=2.5),
+        Routing(64, 6, Gating.SIGMOID, weight_scale=1.5),
+        Routing(256, 8, Gating.SIGMOID, groups=8, groups_used=4, weight_scale=2.5),
+        Routing(32, 4, Gating.SOFTMAX_OF_CHOSEN),
+        Routing(5, 5),
+        Routing(1, 1, Gating.SIGMOID, normalize=False),
+    ],
+)
+@pytest.mark.parametrize("biased", [False, True])
+def test_routing(cupy, rng, routing, biased):
+    scores = rng.standard_normal((9, routing.n_experts)).astype(np.float32) * 2
+    bias = rng.standard_normal(routing.n_experts).astype(np.float32) * 0.1 if biased else None
+    ids, weights = cupy.zeros((9, routing.n_used), np.int32), cupy.zeros((9, routing.n_used), np.float32)
+    positions = cupy.asarray(np.array([0, 3, -1, 5, 0, 0, 0, -1, 2], np.int32))
+    route(
+        routing, cupy.asarray(scores), ids, weights, bias=None if bias is None else cupy.asarray(bias),
+        positions=positions,
+    )  # fmt: skip
+    expected_ids, expected = routed(routing, scores, bias)
+    active = positions.get() >= 0
+    assert (ids.get()[~active] == -1).all()
+    np.testing.assert_array_equal(ids.get()[active], expected_ids[active])
+    np.testing.assert_allclose(weights.get()[active], expected[active], rtol=1e-5)
+
+
+@pytest.mark.gpu
+def test_routing_survives_scores_that_are_no_numbers(cupy):
+    routing = Routing(8, 2)
+    ids, weights = cupy.zeros((1, 2), np.int32), cupy.zeros((1, 2), np.float32)
+    route(routing, cupy.full((1, 8), np.nan, np.float32), ids, weights)
+    chosen = ids.get()[0]
+    assert (chosen >= 0).all()
+    assert (chosen < 8).all()
+    assert chosen[0] != chosen[1]
+
+
+def silu(v):
+    return v / (1 + np.exp(np.minimum(-v, 700)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", list(LAYOUTS))
+@pytest.mark.parametrize(
+    ("experts", "used", "width", "columns"), [(6, 2, 512, 256), (5, 3, 768, 1024), (3, 1, 256, 2048)]
+)
+def test_experts_against_float64(cupy, rng, type, experts, used, width, columns):
+    raw = [random_rows(rng, type, experts * n, k) for n, k in ((width, columns), (width, columns), (columns, width))]
+    gate, up, down = (
+        dequantize(r.reshape(-1), type).astype(np.float64).reshape(experts, n, k)
+        for r, (n, k) in zip(raw, ((width, columns), (width, columns), (columns, width)), strict=True)
+    )
+    biases = [rng.standard_normal((experts, n)).astype(np.float32) * 0.1 for n in (width, width, columns)]
+    matrices = packed(cupy, type, raw[0], columns, partner=raw[1]), packed(cupy, type, raw[2], width)
+    on_device = dict(zip(("gate_bias", "up_bias", "down_bias"), map(cupy.asarray, biases), strict=True))
+    rows = 5
+    x = rng.standard_normal((rows, columns)).astype(np.float32)
+    norm = rng.standard_normal(columns).astype(np.float32)
+    scores = rng.standard_normal((rows, experts)).astype(np.float32)
+    ids, weights = routed(Routing(experts, used), scores)
+    positions = cupy.asarray(np.array([4, 0, 1, -1, 9], np.int32))
+    n = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-6) * norm
+    routing = Routing(experts, used)
+    for weigh_input in (False, True):
+        products = ExpertProducts(*matrices, routing, Activation.SILU, **on_device, weigh_input=weigh_input)
+        out = cupy.asarray(x)
+        chosen = cupy.zeros((rows, used), np.int32), cupy.zeros((rows, used), np.float32)
+        h = cupy.zeros((rows * used, width), np.float32)
+        norm_on_device = cupy.asarray(norm)
+        products.gate_up(out, cupy.asarray(scores), *chosen, h, norm=norm_on_device, eps=1e-6, positions=positions)
+        products.down(*chosen, h, out)
+        found = out.get()
+        np.testing.assert_array_equal(found[3], x[3])  # an inactive row
+        for row in (0, 1, 2, 4):
+            expected = x[row].astype(np.float64)
+            for e, w in zip(ids[row], weights[row], strict=True):
+                a, b = (w, 1.0) if weigh_input else (1.0, w)
+                hidden = silu(gate[e] @ (a * n[row]) + biases[0][e]) * (up[e] @ (a * n[row]) + biases[1][e])
+                expected = expected + b * (down[e] @ hidden + biases[2][e])
+            error = ((found[row] - expected) ** 2).sum() / ((expected - x[row]) ** 2).sum()
+            assert error < TOLERANCE, (row, error)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", [GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.F16])
+def test_a_row_has_the_same_bits_in_every_batch(cupy, rng, type):
+    experts, used, width, columns = 16, 4, 768, 2048
+    products = ExpertProducts(
+        packed(cupy, type, random_rows(rng, type, experts * width, columns), columns,
+               partner=random_rows(rng, type, experts * width, columns)),
+        packed(cupy, type, random_rows(rng, type, experts * columns, width), width),
+        Routing(experts, used),
+        Activation.SILU,
+    )  # fmt: skip
+    rows = 33
+    x = cupy.asarray(rng.standard_normal((rows, columns)).astype(np.float32))
+    scores = cupy.asarray(rng.standard_normal((rows, experts)).astype(np.float32))
+    norm = cupy.ones(columns, np.float32)
+
+    def run(pick):
+        out = cupy.zeros((len(pick), columns), np.float32)
+        chosen = cupy.zeros((len(pick), used), np.int32), cupy.zeros((len(pick), used), np.float32)
+        h = cupy.zeros((len(pick) * used, width), np.float32)
+        products.gate_up(x[pick], scores[pick], *chosen, h, norm=norm, eps=1e-6)
+        products.down(*chosen, h, out)
+        return out.get()
+
+    whole = run(np.arange(rows))
+    for pick in ([0], [32], [5, 4], [7, 32, 0, 11, 3], list(range(32, 15, -1))):
+        np.testing.assert_array_equal(run(np.array(pick)), whole[pick])
