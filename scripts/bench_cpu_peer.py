@@ -6,12 +6,16 @@
 llama-cpp-python` builds it for the machine at hand). Each program has a process of its own that keeps the model open;
 they run by turns, never at the same time, with the same number of threads. A prompt is timed from its first token to
 the logits of its last; decoding through each program's own step, the likeliest token fed back. Prints markdown.
+
+A run during which other processes took more than a twentieth of the processors is thrown away and made again (where
+/proc tells): a program whose threads wait for each other loses far more by it than one whose threads do not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -23,6 +27,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PAUSE = 0.3
 """Seconds between two runs: threads of the one that ended may still be spinning."""
+
+CALM = 0.05
+"""Share of the processors that other processes may take during a run."""
+
+ATTEMPTS = 20
+"""Runs per counted one before a disturbed one is taken as well."""
 
 
 # -- one process per program: a line of JSON in, a line of JSON out ----------------------------------------------------
@@ -107,13 +117,24 @@ class Program:
         command = [python, __file__, "--serve", role, json.dumps(settings)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.greeting = self._read()
+        self.disturbed = 0
 
     def ask(self, **request: int) -> float:
-        """Tokens per second of one run."""
+        """Tokens per second of one run in calm."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return float(self._read())
+        for _ in range(ATTEMPTS):
+            time.sleep(PAUSE)
+            before = others_ticks(self._process.pid)
+            start = time.perf_counter()
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            speed = float(self._read())
+            ticks = (time.perf_counter() - start) * TICKS * (os.cpu_count() or 1)
+            if others_ticks(self._process.pid) - before <= max(CALM * ticks, 2):
+                return speed
+            self.disturbed += 1
+        note("never calm: a disturbed run is counted")
+        return speed
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
@@ -127,6 +148,19 @@ class Program:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+
+TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+def others_ticks(pid: int) -> int:
+    """Processor time that all but one process have used since the start, or 0 where the system does not tell."""
+    try:
+        user, nice, system, _, _, irq, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        own = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return 0
+    return user + nice + system + irq + soft + steal - sum(map(int, own))
 
 
 def compare(model: Path, args: argparse.Namespace) -> list[str]:
@@ -143,7 +177,6 @@ def compare(model: Path, args: argparse.Namespace) -> list[str]:
         speeds: tuple[list[float], list[float]] = ([], [])
         for _ in range(args.repetitions):
             for program, found in zip((ours, peer), speeds, strict=True):
-                time.sleep(PAUSE)
                 found.append(program.ask(**request))
         mine, other = map(median, speeds)
         what = f"prompt of {request['prompt']}" if kind == "prompt" else f"decode at depth {request['depth']}"
@@ -151,7 +184,7 @@ def compare(model: Path, args: argparse.Namespace) -> list[str]:
         rows.append(f"| {model.name} | {what} | {mine:.1f} | {other:.1f} | {mine / other:.2f} | {spread} |")
         note(rows[-1])
     bandwidth = ours.greeting["bandwidth"]
-    note(f"read bandwidth {bandwidth / 1e9:.1f} GB/s")
+    note(f"read bandwidth {bandwidth / 1e9:.1f} GB/s; {ours.disturbed + peer.disturbed} disturbed runs thrown away")
     for program in (ours, peer):
         program.close()
     return rows
