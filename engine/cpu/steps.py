@@ -328,7 +328,8 @@ def rotate_step(
         rotation = (address(angles.cos[span.row :]), address(angles.sin[span.row :]), n_pairs, *pairs)
     factor = 0 if factors is None else address(factors[span.row :])
     target = (address(cache.array), address(cache.table)) if store else (0, 0)
-    operands = (address(x[span.row :]), heads, width, *rotation, factor, *target, span.n_past)
+    turned = cache.array.strides[2] < cache.array.strides[3]  # as the cache keeps keys
+    operands = (address(x[span.row :]), heads, width, *rotation, factor, *target, span.n_past, int(turned))
     return Step("rotate_store", TYPES[cache.array.dtype], operands, span.n_rows, span.n_rows * heads * width)
 
 

@@ -27,10 +27,16 @@ _scratch = threading.local()
 
 
 def can_attend(keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> bool:
-    """Whether `attend` takes these pages: float16 or float32 without gaps, head widths multiples of 16."""
+    """Whether `attend` takes these pages: float16 or float32 without gaps, keys turned, widths multiples of 16."""
     return keys.dtype == values.dtype and all(
-        a.dtype in TYPES and a.shape[3] % 16 == 0 and a.flags.c_contiguous for a in (keys, values)
+        a.dtype in TYPES and a.shape[3] % 16 == 0 and whole.flags.c_contiguous
+        for a, whole in ((keys, turned(keys)), (values, values))
     )
+
+
+def turned(keys: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Pages of keys (N, K, PAGE, Hd) as they lie in memory: (N, K, Hd, PAGE), neighbouring positions side by side."""
+    return keys.transpose(0, 1, 3, 2)
 
 
 def attend(
@@ -51,8 +57,8 @@ def attend(
 
     Args:
         q: (T, H, Hd), at positions n_past .. n_past + T - 1.
-        keys: all pages (N, K, PAGE, Hd), float16 or float32, without gaps.
-        values: all pages (N, K, PAGE, Hv) of the same type.
+        keys: all pages (N, K, PAGE, Hd), float16 or float32, without gaps if `turned`.
+        values: all pages (N, K, PAGE, Hv) of the same type, without gaps.
         pages: the sequence's pages, enough for n_past + T positions.
         scale: factor of the scores.
         window: keys a query sees, itself included; None = all.
@@ -125,8 +131,8 @@ N_PAST = 11
 
 
 def score_floats(n_keys: int) -> int:
-    """Floats of scratch per query head."""
-    return (n_keys + 31) // 16 * 16
+    """Floats of scratch per query head: scores of whole pages (of one more, if a window begins within one)."""
+    return (n_keys + PAGE - 1) // PAGE * PAGE + PAGE + 16
 
 
 def _scores(n_floats: int) -> int:

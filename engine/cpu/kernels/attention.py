@@ -1,15 +1,18 @@
 """Attention of a few queries over a cache of keys and values that stays packed as float16 (or float32).
 
 The query heads that share a head of keys are computed together, so that the cache is read once for all of them; cost
-is linear in the number of keys. Scores, softmax, weighted sum of values: every number is computed in the same order
-whatever other queries there are, so a query's result has the same bits in any batch, and in pages of any size.
+is linear in the number of keys. A page holds keys column by column, which makes neighbouring positions the lanes of a
+vector: scores need no sums across lanes. Values lie row by row. Scores, softmax, weighted sum of values: every number
+is computed in the same order whatever other queries there are, so a query's result has the same bits in any batch.
 Takes addresses and lengths; knows nothing of caches, slots or threads.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
 # mypy: disable-error-code="no-untyped-def"
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -29,14 +32,17 @@ ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"attend": STEP}
 WIDTH = 8
 """Floats per vector: what AVX2 has, so that the sums below fill its registers and no more."""
 
-HEADS, KEYS = 4, 2
-"""Query heads and keys whose scores are summed together: 8 vectors, which one tree then adds up.
+HEADS, PARTS = 4, 2
+"""Query heads and vectors of the cache that are multiplied together: 8 sums.
 
 Converting float16 takes as long as multiplying: the more heads share it, the better.
 """
 
-PARTS = 2
-"""Vectors of a value that are summed together, for HEADS heads."""
+ALONE = 8
+"""Vectors for each of the heads that are left."""
+
+COLUMNS = 4
+"""Columns of keys per round of the innermost loop; widths are multiples of it."""
 
 LINE = 64
 """Bytes that one prefetch brings."""
@@ -48,10 +54,10 @@ FLOATS = vector(F32, WIDTH)
 class _Operands:
     """Of the kernel, in this order.
 
-    q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys and values (N, K, PAGE, width) without gaps, both widths
-    multiples of 16; pages: int64, pages[i] has the positions from i * PAGE on; scale: a float64; window: keys that a
-    query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0; activations: where out is written as
-    well, quantized (integer.py), if the heads of an item are a multiple of 32 floats; else 0.
+    q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys (N, K, Hd, PAGE) and values (N, K, PAGE, Hv) without
+    gaps, both widths multiples of 16; pages: int64, pages[i] has the positions from i * PAGE on; scale: a float64;
+    window: keys that a query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0; activations: where
+    out is written as well, quantized (integer.py), if the heads of an item are a multiple of 32 floats; else 0.
     """
 
     q: Value
@@ -111,14 +117,15 @@ class _Item:
         self.end = b.add(b.add(o.n_past, token), I64(1))
         begin = b.sub(self.end, o.window)
         self.begin = b.select(b.icmp_signed(">", begin, I64(0)), begin, I64(0))
-        self.n_keys = b.sub(self.end, self.begin)
+        self.first = b.and_(self.begin, I64(-PAGE))
+        self.n_scores = b.sub(self.end, self.first)
         place = b.add(b.mul(token, o.n_heads), b.mul(self.kv_head, self.group))
         self.kv_first = b.mul(self.kv_head, self.group)
         self.q = self.at(o.q, b.mul(place, o.key_width), 4)
         self.out = self.at(o.out, b.mul(place, o.value_width), 4)
         self.scores = scores
         # The same rule as score_floats() in attend.py.
-        floats = b.and_(b.add(self.n_keys, I64(2 * LANES - 1)), I64(-LANES))
+        floats = b.add(b.and_(b.add(self.n_scores, I64(PAGE - 1)), I64(-PAGE)), I64(LANES))
         self.score_bytes = b.mul(floats, I64(4))
 
     def at(self, base: Value, index: Value, size: Value | int) -> Value:
@@ -128,17 +135,14 @@ class _Item:
     def emit(self) -> None:
         """Scores of all heads, softmax, weighted sums."""
         b, o = self.b, self.o
-        n_pairs = b.sdiv(b.add(self.group, I64(HEADS - 1)), I64(HEADS))
-        with self._segments() as (page, first, count, done):
-            start, ahead = self._page(o.keys, page, first, self.key_bytes)
-            with cgutils.for_range(b, n_pairs) as pairs:
-                self._score(start, ahead, self._heads(pairs.index), count, done)
+        with self._segments() as (page, low, high, done):
+            start, ahead = self._page(o.keys, page, self.key_bytes)
+            self._each(lambda heads: self._score(start, ahead, heads, low, high, done))
         with cgutils.for_range(b, self.group) as heads:
             self._soften(heads.index)
-        with self._segments() as (page, first, count, done):
-            start, ahead = self._page(o.values, page, first, self.value_bytes)
-            with cgutils.for_range(b, n_pairs) as pairs:
-                self._weigh(start, ahead, self._heads(pairs.index), count, done)
+        with self._segments() as (page, low, high, done):
+            start, ahead = self._page(o.values, page, self.value_bytes)
+            self._each(lambda heads: self._weigh(start, ahead, heads, low, high, done))
 
         with b.if_then(b.icmp_signed("!=", o.activations, I64(0))):
             n_blocks = b.sdiv(b.mul(self.group, o.value_width), I64(GROUP))
@@ -148,8 +152,8 @@ class _Item:
     def _segments(self) -> Any:
         return _segments(self)
 
-    def _page(self, cache: Value, index: Value, first: Value, row_bytes: Value) -> tuple[Value, Value]:
-        """Address of the head's row for position `first` of the page at place `index`; how far on the next page is.
+    def _page(self, cache: Value, index: Value, row_bytes: Value) -> tuple[Value, Value]:
+        """Address of the head's part of the page at place `index`, and how far on that of the next page is.
 
         Pages lie anywhere, so the processor cannot know which lines come next.
         """
@@ -159,14 +163,18 @@ class _Item:
         following = b.select(b.icmp_signed("<", following, last), following, last)
         pages = (self.e.load(self.at(self.o.pages, place, 8), I64, align=8) for place in (index, following))
         here, there = (b.mul(b.add(b.mul(page, self.o.n_kv_heads), self.kv_head), I64(PAGE)) for page in pages)
-        return self.at(cache, b.add(here, first), row_bytes), b.mul(b.sub(there, here), row_bytes)
+        return self.at(cache, here, row_bytes), b.mul(b.sub(there, here), row_bytes)
 
-    def _heads(self, pair: Value) -> list[Value]:
-        """Heads of a pair; at the end of an odd group the last one twice, which computes the same twice."""
-        b, first = self.b, self.b.mul(pair, I64(HEADS))
-        last = b.sub(self.group, I64(1))
-        heads = (b.add(first, I64(i)) for i in range(HEADS))
-        return [b.select(b.icmp_signed("<", head, last), head, last) for head in heads]
+    def _each(self, compute: Callable[[list[Value]], None]) -> None:
+        """Emits `compute` for HEADS heads at a time, and again for each of those that are left."""
+        b = self.b
+        together = b.sdiv(self.group, I64(HEADS))
+        with cgutils.for_range(b, together) as several:
+            first = b.mul(several.index, I64(HEADS))
+            compute([b.add(first, I64(i)) for i in range(HEADS)])
+        done = b.mul(together, I64(HEADS))
+        with cgutils.for_range(b, b.sub(self.group, done)) as alone:
+            compute([b.add(done, alone.index)])
 
     def _load(self, address: Value, offset: int = 0) -> Value:
         """Eight numbers of the cache as float32."""
@@ -174,44 +182,62 @@ class _Item:
             return self.e.half_to_float(self.e.load(address, vector(I16, WIDTH), offset))
         return self.e.load(address, FLOATS, offset, align=4)
 
-    def _score(self, start: Value, ahead: Value, heads: list[Value], count: Value, done: Value) -> None:
-        """Scores of `count` keys from `start` on, written from place `done` on, and a few more behind them."""
+    def _prefetch(self, share: Value, index: Value, n_bytes: int) -> None:
+        """Asks for bytes index * n_bytes .. (index + 1) * n_bytes of what is read after this page.
+
+        Each loop over a part of a page asks for as large a part of the next one, line after line: all at once would be
+        more than a processor can wait for.
+        """
+        place = self.at(share, index, n_bytes)
+        for offset in range(0, n_bytes, LINE):
+            self.e.prefetch(self.e.at(place, offset))
+
+    def _score(self, start: Value, ahead: Value, heads: list[Value], low: Value, high: Value, done: Value) -> None:
+        """Scores of positions low..high-1 of a page, at place `done` + position; some around them are written, too."""
         e, b, o = self.e, self.b, self.o
-        sums = [cgutils.alloca_once(b, FLOATS) for _ in range(HEADS * KEYS)]
+        n_parts = PARTS if len(heads) == HEADS else ALONE
+        wide = WIDTH * n_parts
+        sums = [[cgutils.alloca_once(b, FLOATS) for _ in range(n_parts)] for _ in heads]
         queries = [self.at(self.q, b.mul(head, o.key_width), 4) for head in heads]
         targets = [self.at(b.add(self.scores, b.mul(head, self.score_bytes)), done, 4) for head in heads]
-        last = b.sub(count, I64(1))
         scale = e.splat(b.fptrunc(b.bitcast(o.scale, F64), F32), WIDTH)
-        with cgutils.for_range(b, b.sdiv(b.add(count, I64(KEYS - 1)), I64(KEYS))) as fours:
-            first = b.mul(fours.index, I64(KEYS))
-            numbers = (b.add(first, I64(i)) for i in range(KEYS))
-            numbers = (b.select(b.icmp_signed("<", number, last), number, last) for number in numbers)
-            keys = [self.at(start, number, self.key_bytes) for number in numbers]
-            with cgutils.for_range(b, b.sdiv(b.add(self.key_bytes, I64(LINE - 1)), I64(LINE))) as lines:
-                for key in keys:
-                    e.prefetch(self.at(b.add(key, ahead), lines.index, LINE))
-            for total in sums:
+        first = b.sdiv(low, I64(wide))
+        with cgutils.for_range(b, b.sub(b.sdiv(b.add(high, I64(wide - 1)), I64(wide)), first)) as chunks:
+            place = b.mul(b.add(first, chunks.index), I64(wide))
+            keys = self.at(start, place, self.size)
+            share = b.add(b.add(start, ahead), b.mul(place, self.key_bytes))
+            for total in chain.from_iterable(sums):
                 b.store(ir.Constant(FLOATS, [0.0] * WIDTH), total)
-            with cgutils.for_range(b, b.sdiv(o.key_width, I64(WIDTH))) as parts:
-                xs = [e.load(self.at(query, parts.index, 4 * WIDTH), FLOATS, align=4) for query in queries]
-                ks = [self._load(self.at(key, parts.index, self.size * WIDTH)) for key in keys]
-                for number, total in enumerate(sums):
-                    value = e.multiply_add(ks[number % KEYS], xs[number // KEYS], b.load(total))
-                    b.store(value, total)
-            scores = e.multiply(_sum_eight(e, [b.load(total) for total in sums]), scale)
-            for number, target in enumerate(targets):
-                e.store(e.part(scores, KEYS * number, KEYS), self.at(target, first, 4))
+            with cgutils.for_range(b, b.sdiv(o.key_width, I64(COLUMNS))) as several:
+                columns = self.at(keys, several.index, self.size * PAGE * COLUMNS)
+                at_query = b.mul(several.index, I64(4 * COLUMNS))
+                self._prefetch(share, several.index, COLUMNS * self.size * wide)
+                for column in range(COLUMNS):
+                    ks = [self._load(columns, self.size * (PAGE * column + WIDTH * part)) for part in range(n_parts)]
+                    for query, row in zip(queries, sums, strict=True):
+                        x = e.splat(e.load(b.add(query, at_query), F32, 4 * column, align=4), WIDTH)
+                        for k, total in zip(ks, row, strict=True):
+                            b.store(e.multiply_add(k, x, b.load(total)), total)
+            for target, row in zip(targets, sums, strict=True):
+                for part, total in enumerate(row):
+                    e.store(e.multiply(b.load(total), scale), self.at(target, place, 4), 4 * WIDTH * part)
 
     def _soften(self, head: Value) -> None:
         """Makes the scores of a head weights that add up to 1, and clears its result."""
         e, b, o = self.e, self.b, self.o
         scores = b.add(self.scores, b.mul(head, self.score_bytes))
-        n_vectors = b.sdiv(b.add(self.n_keys, I64(LANES - 1)), I64(LANES))
+        n_vectors = b.sdiv(b.add(self.n_scores, I64(LANES - 1)), I64(LANES))
         self._lean(head, scores, n_vectors)
         self._cap(scores, n_vectors)
         lowest = ir.Constant(vector(F32), [float("-inf")] * LANES)
-        # The last vector reaches past the keys: those lanes are made -inf, so they add nothing.
-        e.store(lowest, self.at(scores, self.n_keys, 4))
+        # The first vectors may lie before the keys, and the last reaches past them: those lanes add nothing.
+        e.store(lowest, self.at(scores, self.n_scores, 4))
+        before = b.sub(self.begin, self.first)
+        with cgutils.for_range(b, b.sdiv(b.add(before, I64(LANES - 1)), I64(LANES))) as parts:
+            place = self.at(scores, parts.index, 4 * LANES)
+            left = e.splat(b.trunc(b.sub(before, b.mul(parts.index, I64(LANES))), I32))
+            outside = b.icmp_signed("<", ir.Constant(vector(I32), list(range(LANES))), left)
+            e.store(b.select(outside, lowest, e.load(place, vector(F32), align=4)), place)
         largest, total = (cgutils.alloca_once(b, vector(F32)) for _ in range(2))
         b.store(lowest, largest)
         with cgutils.for_range(b, n_vectors) as parts:
@@ -259,7 +285,7 @@ class _Item:
             steps = ir.Constant(vector(I32), list(range(LANES)))
             with cgutils.for_range(b, n_vectors) as parts:
                 # 0 at the query itself, negative before it.
-                first = b.sub(b.add(b.mul(parts.index, I64(LANES)), I64(1)), self.n_keys)
+                first = b.sub(b.add(b.mul(parts.index, I64(LANES)), I64(1)), self.n_scores)
                 distance = b.sitofp(b.add(e.splat(b.trunc(first, I32)), steps), vector(F32))
                 place = self.at(scores, parts.index, 4 * LANES)
                 lean = e.multiply(slope, distance)
@@ -273,17 +299,20 @@ class _Item:
             place = self.at(scores, parts.index, 4 * LANES)
             e.store(_capped(e, e.load(place, vector(F32), align=4), e.splat(cap)), place)
 
-    def _weigh(self, start: Value, ahead: Value, heads: list[Value], count: Value, done: Value) -> None:
-        """Adds `count` values from `start` on to the heads' results."""
+    def _weigh(self, start: Value, ahead: Value, heads: list[Value], low: Value, high: Value, done: Value) -> None:
+        """Adds the values of positions low..high-1 of a page to the heads' results."""
         b, o = self.b, self.o
-        weights = [self.at(b.add(self.scores, b.mul(head, self.score_bytes)), done, 4) for head in heads]
+        weights = [self.at(b.add(self.scores, b.mul(head, self.score_bytes)), b.add(done, low), 4) for head in heads]
         targets = [self.at(self.out, b.mul(head, o.value_width), 4) for head in heads]
-        wide = b.sdiv(o.value_width, I64(PARTS * WIDTH))
-        with cgutils.for_range(b, wide) as columns:
-            self._weigh_columns(start, ahead, weights, targets, count, b.mul(columns.index, I64(PARTS * WIDTH)), PARTS)
-        rest = b.mul(wide, I64(PARTS * WIDTH))
-        with b.if_then(b.icmp_signed("<", rest, o.value_width)):
-            self._weigh_columns(start, ahead, weights, targets, count, rest, LANES // WIDTH)
+        rows, count = self.at(start, low, self.value_bytes), b.sub(high, low)
+        column = I64(0)
+        for n_parts in (PARTS,) if len(heads) == HEADS else (ALONE, PARTS):
+            size = n_parts * WIDTH
+            n_pieces = b.sdiv(b.sub(o.value_width, column), I64(size))
+            with cgutils.for_range(b, n_pieces) as pieces:
+                place = b.add(column, b.mul(pieces.index, I64(size)))
+                self._weigh_columns(rows, ahead, weights, targets, count, place, n_parts)
+            column = b.add(column, b.mul(n_pieces, I64(size)))
 
     def _weigh_columns(
         self,
@@ -299,12 +328,13 @@ class _Item:
         sums = [[cgutils.alloca_once(b, FLOATS) for _ in range(n_parts)] for _ in targets]
         places = [self.at(target, column, 4) for target in targets]
         first = self.at(start, column, self.size)
+        share = b.add(b.add(start, ahead), b.mul(column, I64(self.size * PAGE)))
         for place, row in zip(places, sums, strict=True):
             for part, total in enumerate(row):
                 b.store(e.load(place, FLOATS, 4 * WIDTH * part, align=4), total)
         with cgutils.for_range(b, count) as positions:
             value = self.at(first, positions.index, self.value_bytes)
-            e.prefetch(b.add(value, ahead))
+            self._prefetch(share, positions.index, self.size * WIDTH * n_parts)
             vs = [self._load(value, self.size * WIDTH * part) for part in range(n_parts)]
             for weight, row in zip(weights, sums, strict=True):
                 share = e.splat(e.load(self.at(weight, positions.index, 4), F32, align=4), WIDTH)
@@ -318,7 +348,7 @@ class _Item:
 class _segments:
     """A loop over the runs of neighbouring positions that an item sees, page by page.
 
-    Gives: the page's place in the table, the first position in it, the number of positions, and how many came before.
+    Gives: the page's place in the table, its first and last position + 1 that are seen, and the place of its scores.
     """
 
     def __init__(self, item: _Item) -> None:
@@ -335,28 +365,10 @@ class _segments:
         begin = b.select(b.icmp_signed(">", item.begin, start), item.begin, start)
         end = b.add(start, I64(PAGE))
         end = b.select(b.icmp_signed("<", item.end, end), item.end, end)
-        return page, b.sub(begin, start), b.sub(end, begin), b.sub(begin, item.begin)
+        return page, b.sub(begin, start), b.sub(end, start), b.sub(start, item.first)
 
     def __exit__(self, *error: object) -> None:
         self._loop.__exit__(*error)
-
-
-def _sum_eight(e: Emitter, vectors: list[Value]) -> Value:
-    """The sums over the lanes of eight vectors, as one vector."""
-    b = e.builder
-
-    def neighbours(a: Value, c: Value) -> Value:
-        """Sums of neighbouring lanes, in each half first of a, then of c (as VHADDPS)."""
-        lanes = [0, 2, 8, 10, 4, 6, 12, 14]
-        even, odd = (
-            b.shuffle_vector(a, c, ir.Constant(vector(I32, WIDTH), [lane + i for lane in lanes])) for i in range(2)
-        )
-        return b.fadd(even, odd)
-
-    fours = [neighbours(neighbours(*vectors[i : i + 2]), neighbours(*vectors[i + 2 : i + 4])) for i in (0, 4)]
-    lanes = ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
-    low, high = (b.shuffle_vector(*fours, ir.Constant(vector(I32, WIDTH), part)) for part in lanes)
-    return b.fadd(low, high)
 
 
 def _capped(e: Emitter, x: Value, cap: Value) -> Value:

@@ -102,18 +102,21 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
 
     x is float32 (T, heads, width) without gaps; cos and sin (T, n_pairs); pair i of a head is its elements i * step and
     i * step + gap. `factors` (T,) multiplies whole heads, or is 0. `target` is a cache of the kernel's type, pages
-    (N, heads, PAGE, width) without gaps, or 0 for none; token 0 goes to position n_past, and pages[i] (int64) has the
-    positions from i * PAGE on.
+    (N, heads, PAGE, width) without gaps, if turned (N, heads, width, PAGE), or 0 for none; token 0 goes to position
+    n_past, and pages[i] (int64) has the positions from i * PAGE on.
 
-    Operands: x, heads, width (a multiple of 16), cos, sin, n_pairs, step, gap, factors, target, pages, n_past.
+    Operands: x, heads, width (a multiple of 16), cos, sin, n_pairs, step, gap, factors, target, pages, n_past, turned.
     """
     half = format_name(name) == "F16"
+    size = 2 if half else 4
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, heads, width, cos, sin, n_pairs, step, gap, factors, target, pages, n_past = integers(e, operands, 12)
-        row_bytes = builder.mul(width, I64(2 if half else 4))
+        x, heads, width, cos, sin, n_pairs, step, gap, factors, target, pages, n_past, turned = integers(
+            e, operands, 13
+        )
+        row_bytes = builder.mul(width, I64(size))
         with cgutils.for_range(builder, builder.sub(high, low)) as tokens:
             token = builder.add(low, tokens.index)
             angles = builder.mul(builder.mul(token, n_pairs), I64(4))
@@ -141,13 +144,23 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
                     e.store(e.multiply(e.load(place, vector(F32), align=4), factor), place)
                 with builder.if_then(builder.icmp_signed("!=", target, I64(0))):
                     page = e.load(_offset(builder, pages, builder.sdiv(position, I64(PAGE)), 8), I64, align=8)
-                    in_page = builder.mul(builder.add(builder.mul(page, heads), each.index), I64(PAGE))
-                    place = builder.add(in_page, builder.srem(position, I64(PAGE)))
-                    place = _offset(builder, target, place, row_bytes)
+                    in_head = builder.mul(builder.add(builder.mul(page, heads), each.index), I64(PAGE))
+                    start = _offset(builder, target, in_head, row_bytes)
+                    place = builder.srem(position, I64(PAGE))
+                    is_turned = builder.icmp_signed("!=", turned, I64(0))
+                    at_row = builder.add(start, builder.mul(place, row_bytes))
+                    at_column = _offset(builder, start, place, size)
                     with cgutils.for_range(builder, parts) as part:
                         values = e.load(_offset(builder, head, part.index, 4 * LANES), vector(F32), align=4)
                         stored = e.float_to_half(values) if half else values
-                        e.store(stored, _offset(builder, place, part.index, (2 if half else 4) * LANES), align=2)
+                        with builder.if_else(is_turned) as (columns, row):
+                            with columns:
+                                first = _offset(builder, at_column, part.index, LANES * PAGE * size)
+                                for lane in range(LANES):
+                                    one = builder.extract_element(stored, I64(lane))
+                                    e.store(one, first, lane * PAGE * size, align=size)
+                            with row:
+                                e.store(stored, _offset(builder, at_row, part.index, LANES * size), align=2)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate
