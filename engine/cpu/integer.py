@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cpu.kernels import isa
+from engine.cpu.kernels.activations import LINE
 from engine.cpu.kernels.build import kernel
-from engine.cpu.kernels.integer import LINE, PANELS_AT_ONCE, PANELS_BLOCK
+from engine.cpu.kernels.integer import PANELS_AT_ONCE
 from engine.cpu.kernels.panels import GROUP, PANELS, padded_rows
+from engine.cpu.kernels.tiles import PANELS_BLOCK
 from engine.cpu.matmul import Float32Array, PreparedWeight, aligned, array_address, prepare
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from engine.model.weights import ExpertLinear, Linear, ModelWeights, Weight
 
 Activations = npt.NDArray[np.uint8]
-"""(T, K / 32, 64) uint8: rows of quantized blocks, as kernels/integer.py lays them out."""
+"""(T, K / 32, 64) uint8: rows of quantized blocks, as kernels/activations.py lays them out."""
 
 ROWS = isa.ROWS
 

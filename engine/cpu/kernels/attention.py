@@ -21,8 +21,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.config import PAGE
+from engine.cpu.kernels.activations import quantize_blocks
 from engine.cpu.kernels.emit import F32, F64, I16, I32, I64, LANES, Emitter, Value, vector
-from engine.cpu.kernels.integer import quantize_blocks
 from engine.cpu.kernels.panels import GROUP
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
@@ -57,7 +57,7 @@ class _Operands:
     q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys (N, K, Hd, PAGE) and values (N, K, PAGE, Hv) without
     gaps, both widths multiples of 16; pages: int64, pages[i] has the positions from i * PAGE on; scale: a float64;
     window: keys that a query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0; activations: where
-    out is written as well, quantized (integer.py), if the heads of an item are a multiple of 32 floats; else 0.
+    out is written as well, quantized (activations.py), if the heads of an item are a multiple of 32 floats; else 0.
     """
 
     q: Value

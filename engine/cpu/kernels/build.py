@@ -17,7 +17,7 @@ from typing import Any
 
 from numba import njit, types
 
-from engine.cpu.kernels import attention, elementwise, integer, machine, products
+from engine.cpu.kernels import activations, attention, elementwise, integer, machine, products, tiles
 
 Kernel = Callable[..., None]
 
@@ -63,7 +63,7 @@ def _product_f32(name: str) -> Kernel:
 
 def _quantize(name: str) -> Kernel:
     def quantize(operands, low, high, scratch):
-        integer.quantize(name, operands, low, high, scratch)
+        activations.quantize(name, operands, low, high, scratch)
 
     return quantize
 
@@ -84,7 +84,7 @@ def _dot_panels(name: str) -> Kernel:
 
 def _tile_panels(name: str) -> Kernel:
     def tile_panels(operands, low, high, scratch):
-        integer.tile_panels(name, operands, low, high, scratch)
+        tiles.tile_panels(name, operands, low, high, scratch)
 
     return tile_panels
 
@@ -124,7 +124,15 @@ def _run_program(name: str) -> Kernel:
     return run_program
 
 
-_ARGUMENTS = products.ARGUMENTS | integer.ARGUMENTS | attention.ARGUMENTS | elementwise.ARGUMENTS | machine.ARGUMENTS
+_ARGUMENTS = (
+    products.ARGUMENTS
+    | activations.ARGUMENTS
+    | integer.ARGUMENTS
+    | tiles.ARGUMENTS
+    | attention.ARGUMENTS
+    | elementwise.ARGUMENTS
+    | machine.ARGUMENTS
+)
 
 _MAKERS: dict[str, Callable[[str], Kernel]] = {
     "dot_rows": _dot_rows,

@@ -50,6 +50,9 @@ class Isa:
 
     accumulator = V32
 
+    columns = 4
+    """Columns of a step: bytes, or two numbers of 16 bits."""
+
     def __init__(self, e: Emitter, largest: int) -> None:
         self._e = e
         self._largest = largest
@@ -58,6 +61,11 @@ class Isa:
     def most(largest: int) -> int:
         """Steps that a span may have at most."""
         return 1 << 10
+
+    @classmethod
+    def for_tiles(cls, largest: int) -> "type[Isa]":
+        """What is faster where weights are unpacked once for many products."""
+        return cls
 
     @staticmethod
     def factor(e: Emitter, numbers: Value) -> Value:
@@ -140,6 +148,11 @@ class Avx2(Isa):
         """See Isa.most."""
         return 1 if largest > ACTIVATION_MAX else 32767 // (2 * largest * ACTIVATION_MAX)
 
+    @classmethod
+    def for_tiles(cls, largest: int) -> type[Isa]:
+        """See Isa.for_tiles: as 16 bits, signed weights need no care for signs."""
+        return Avx2Wide if largest > ACTIVATION_MAX else cls
+
     @staticmethod
     def factor(e: Emitter, numbers: Value) -> Value:
         """See Isa.factor: both 16-bit halves of a lane hold it."""
@@ -164,6 +177,30 @@ class Avx2(Isa):
         """See Isa.look_up: VPSHUFB, which has one table per half of a vector."""
         numbers = ir.Constant(V8, [number & 0xFF for number in (*table, *table)])
         return call(e, "llvm.x86.avx2.pshuf.b", V8, numbers, indices)
+
+
+class Avx2Wide(Avx2):
+    """VPMADDWD: two signed numbers of 16 bits each, added to a 32-bit lane.
+
+    On Zen 3, where only two of four units multiply or change signs, 8 instructions of VPMADDWD and VPADDD take 2 cycles
+    and do what takes Avx2 3.25 cycles.
+    """
+
+    accumulator = V32
+    columns = 2
+
+    @staticmethod
+    def most(largest: int) -> int:
+        """See Isa.most."""
+        return Isa.most(largest)
+
+    def add(self, total: Value, weights: Value, activations: Value) -> Value:
+        """See Isa.add; both operands are 16 × i16."""
+        return self._e.builder.add(total, call(self._e, "llvm.x86.avx2.pmadd.wd", V32, weights, activations))
+
+    def finish(self, total: Value, factor: Value | None) -> Value:
+        """See Isa.finish."""
+        return Isa.finish(self, total, factor)
 
 
 class Vnni(Isa):
