@@ -143,6 +143,8 @@ class _Item:
         with self._segments() as (page, low, high, done):
             start, ahead = self._page(o.values, page, self.value_bytes)
             self._each(lambda heads: self._weigh(start, ahead, heads, low, high, done))
+        with cgutils.for_range(b, self.group) as heads:
+            self._divide(heads.index)
 
         with b.if_then(b.icmp_signed("!=", o.activations, I64(0))):
             n_blocks = b.sdiv(b.mul(self.group, o.value_width), I64(GROUP))
@@ -223,7 +225,7 @@ class _Item:
                     e.store(e.multiply(b.load(total), scale), self.at(target, place, 4), 4 * WIDTH * part)
 
     def _soften(self, head: Value) -> None:
-        """Makes the scores of a head weights that add up to 1, and clears its result."""
+        """Makes weights of a head's scores and clears its result; what their sum leaves to do lies behind them."""
         e, b, o = self.e, self.b, self.o
         scores = b.add(self.scores, b.mul(head, self.score_bytes))
         n_vectors = b.sdiv(b.add(self.n_scores, I64(LANES - 1)), I64(LANES))
@@ -260,13 +262,20 @@ class _Item:
         with b.if_then(b.icmp_signed("!=", o.sinks, I64(0))):
             beside = e.exp(b.fsub(e.splat(sink), top))
             b.store(b.fadd(b.load(sum_), b.extract_element(beside, I32(0))), sum_)
-        inverse = e.splat(b.fdiv(F32(1.0), b.load(sum_)))
-        with cgutils.for_range(b, n_vectors) as parts:
-            place = self.at(scores, parts.index, 4 * LANES)
-            e.store(e.multiply(e.load(place, vector(F32), align=4), inverse), place)
+        e.store(b.fdiv(F32(1.0), b.load(sum_)), b.add(scores, self.score_bytes), -4)
         target = self.at(self.out, b.mul(head, o.value_width), 4)
         with cgutils.for_range(b, b.sdiv(o.value_width, I64(LANES))) as parts:
             e.store(ir.Constant(vector(F32), [0.0] * LANES), self.at(target, parts.index, 4 * LANES))
+
+    def _divide(self, head: Value) -> None:
+        """Divides a head's result by the sum of its weights."""
+        e, b = self.e, self.b
+        behind = b.add(self.scores, b.mul(b.add(head, I64(1)), self.score_bytes))
+        inverse = e.splat(e.load(behind, F32, -4, align=4))
+        target = self.at(self.out, b.mul(head, self.o.value_width), 4)
+        with cgutils.for_range(b, b.sdiv(self.o.value_width, I64(LANES))) as parts:
+            place = self.at(target, parts.index, 4 * LANES)
+            e.store(e.multiply(e.load(place, vector(F32), align=4), inverse), place)
 
     def _of_head(self, table: Value, head: Value, without: float) -> Value:
         """A head's entry of a float32 table, or a number where there is no table."""
