@@ -5,7 +5,9 @@
 `--peer-python` is an interpreter that has llama-cpp-python installed (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install
 llama-cpp-python` builds it for the machine at hand). Each program has a process of its own that keeps the model open;
 they run by turns, never at the same time, with the same number of threads. A prompt is timed from its first token to
-the logits of its last; decoding through each program's own step, the likeliest token fed back. Prints markdown.
+the logits of its last; decoding through each program's own step, the likeliest token fed back. Beside decoding stands
+the share of the machine's read bandwidth, measured in the same turns, that weights and cache were read with. Prints
+markdown.
 
 A run during which other processes took more than a twentieth of the processors is thrown away and made again (where
 /proc tells): a program whose threads wait for each other loses far more by it than one whose threads do not.
@@ -46,13 +48,14 @@ def serve_engine(model: str, threads: int, context: int, options: dict[str, Any]
 
     with LLM(model, device="cpu", threads=threads, context_length=context, max_sequences=1, **options) as llm:
 
-        def measure(prompt: int, generated: int, depth: int) -> float:
+        def measure(prompt: int, generated: int, depth: int) -> tuple[float, float]:
             result = run_bench(llm, prompt_tokens=prompt, gen_tokens=generated, depth=depth, repetitions=1)
             speed = result.prompt or result.decode
             assert speed is not None
-            return speed.median
+            share = result.decode_bytes_s / llm.read_bandwidth() if result.decode_bytes_s else 0.0
+            return speed.median, share
 
-        answer({"version": __version__, "bandwidth": llm.read_bandwidth()})
+        answer(__version__)
         listen(measure)
 
 
@@ -77,7 +80,7 @@ def serve_peer(model: str, threads: int, context: int, options: dict[str, Any]) 
         logits = llama_cpp.llama_get_logits_ith(context_pointer, -1)
         return int(np.ctypeslib.as_array(logits, shape=(n_vocab,)).argmax())
 
-    def measure(prompt: int, generated: int, depth: int) -> float:
+    def measure(prompt: int, generated: int, depth: int) -> tuple[float, float]:
         for _ in range(2):  # the first is not counted, as in the other program
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context_pointer), True)
             tokens = random.integers(0, n_vocab, max(depth, 0 if prompt else 1) + prompt).tolist()
@@ -90,9 +93,9 @@ def serve_peer(model: str, threads: int, context: int, options: dict[str, Any]) 
                 for _ in range(generated):
                     token = feed([token])
             seconds = time.perf_counter() - begin
-        return (prompt or generated) / seconds
+        return (prompt or generated) / seconds, 0.0
 
-    answer({"version": f"llama-cpp-python {llama_cpp.__version__}", "bandwidth": None})
+    answer(f"llama-cpp-python {llama_cpp.__version__}")
     listen(measure)
 
 
@@ -119,8 +122,8 @@ class Program:
         self.greeting = self._read()
         self.disturbed = 0
 
-    def ask(self, **request: int) -> float:
-        """Tokens per second of one run in calm."""
+    def ask(self, **request: int) -> tuple[float, float]:
+        """Tokens per second of one run in calm, and the share of the read bandwidth if it was measured."""
         assert self._process.stdin is not None
         for _ in range(ATTEMPTS):
             time.sleep(PAUSE)
@@ -128,13 +131,13 @@ class Program:
             start = time.perf_counter()
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            speed = float(self._read())
+            speed, share = self._read()
             ticks = (time.perf_counter() - start) * TICKS * (os.cpu_count() or 1)
             if others_ticks(self._process.pid) - before <= max(CALM * ticks, 2):
-                return speed
+                return speed, share
             self.disturbed += 1
         note("never calm: a disturbed run is counted")
-        return speed
+        return speed, share
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
@@ -171,20 +174,23 @@ def compare(model: Path, args: argparse.Namespace) -> list[str]:
     settings = {"model": str(model), "threads": args.threads, "context": longest, "options": {}}
     ours = Program(sys.executable, "engine", settings | {"options": json.loads(args.options)})
     peer = Program(args.peer_python, "peer", settings)
-    note(f"{model.name}: {ours.greeting['version']} beside {peer.greeting['version']}")
+    note(f"{model.name}: {ours.greeting} beside {peer.greeting}")
     rows = []
     for kind, request in requests:
-        speeds: tuple[list[float], list[float]] = ([], [])
+        runs: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
         for _ in range(args.repetitions):
-            for program, found in zip((ours, peer), speeds, strict=True):
+            for program, found in zip((ours, peer), runs, strict=True):
                 found.append(program.ask(**request))
+        speeds = [[speed for speed, _ in found] for found in runs]
+        share = median(share for _, share in runs[0])
         mine, other = map(median, speeds)
         what = f"prompt of {request['prompt']}" if kind == "prompt" else f"decode at depth {request['depth']}"
         spread = ", ".join(f"{min(found):.1f}-{max(found):.1f}" for found in speeds)
-        rows.append(f"| {model.name} | {what} | {mine:.1f} | {other:.1f} | {mine / other:.2f} | {spread} |")
+        bandwidth = f"{share:.0%}" if share else ""
+        columns = (model.name, what, f"{mine:.1f}", f"{other:.1f}", f"{mine / other:.2f}", spread, bandwidth)
+        rows.append(f"| {' | '.join(columns)} |")
         note(rows[-1])
-    bandwidth = ours.greeting["bandwidth"]
-    note(f"read bandwidth {bandwidth / 1e9:.1f} GB/s; {ours.disturbed + peer.disturbed} disturbed runs thrown away")
+    note(f"{ours.disturbed + peer.disturbed} disturbed runs thrown away")
     for program in (ours, peer):
         program.close()
     return rows
@@ -213,7 +219,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = [row for model in args.models for row in compare(model, args)]
     print(f"{platform.machine()}, {args.threads} threads, median of {args.repetitions} alternating runs, tokens/s\n")
-    print("| file | what | gguf-engine | llama.cpp | ratio | ranges |\n|---|---|---|---|---|---|")
+    print("| file | what | gguf-engine | llama.cpp | ratio | ranges | bandwidth |\n|---|---|---|---|---|---|---|")
     print("\n".join(rows))
 
 
