@@ -94,6 +94,11 @@ class EngineConfig:
         return self.context_length or min(trained, DEFAULT_CONTEXT_LIMIT)
 
 
+def on_pages(n_positions: int) -> int:
+    """Positions of the whole pages that so many positions need."""
+    return -(-n_positions // PAGE) * PAGE
+
+
 def cache_size(cache_tokens: int | None, context_length: int, max_sequences: int) -> int:
     """Positions of the cache: what was asked for, or CONTEXTS contexts but no more than there are sequences."""
     return max(context_length, cache_tokens or min(CONTEXTS, max_sequences) * context_length)

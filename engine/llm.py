@@ -267,11 +267,20 @@ class LLM:
         """
         return Stream(self._loop, self._job(prompt, _one_sample(params)))
 
+    def sample_streams(self, prompt: Prompt, params: SamplingParams | None = None) -> list[Stream]:
+        """The params.n samples of one prompt, each a stream; they run side by side and share the prompt's pages.
+
+        Raises:
+            InvalidRequestError, ContextFullError: refused at once, before anything ran.
+        """
+        return [Stream(self._loop, job) for job in self._samples(prompt, params or SamplingParams())]
+
     def require_chat_template(self) -> ChatTemplate:
         """The chat template in force.
 
         Raises:
             InvalidRequestError: the model has none and none was given.
+            TokenizerError: it does not parse.
         """
         if self._chat_template is None:  # made on first use: most runs never chat
             metadata = self._file.metadata
@@ -282,6 +291,7 @@ class LLM:
             raise InvalidRequestError(
                 f"{self.config.model} holds no chat template: use generate instead, or give a template of your own"
             )
+        self._chat_template.compile()
         return self._chat_template
 
     def render_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
@@ -440,7 +450,7 @@ def _one_sample(params: SamplingParams | None) -> SamplingParams:
     """Settings of a request that is followed chunk by chunk."""
     params = params or SamplingParams()
     if isinstance(params, SamplingParams) and params.n != 1:
-        raise InvalidRequestError(f"n is {params.n}; a stream gives one sample: use generate(), or several streams")
+        raise InvalidRequestError(f"n is {params.n}; a stream gives one sample: use generate() or sample_streams()")
     return params
 
 

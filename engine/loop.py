@@ -19,7 +19,7 @@ from engine.errors import EngineError
 from engine.output import OutputAssembler
 from engine.request import GenerationStats, Request, StreamChunk, TokenSample, Work
 from engine.runner import Runner
-from engine.scheduler import Action, CopyPage, SavePages, Scheduler
+from engine.scheduler import Action, CopyPage, LeaveSlot, SavePages, Scheduler
 
 StepResult = TokenSample | EngineError | list[TokenSample] | None
 """Of one work item: the token drawn, why none could be, the scores of prompt tokens, or nothing."""
@@ -284,6 +284,9 @@ class EngineLoop:
     def _move(self, action: Action) -> None:
         if isinstance(action, CopyPage):
             self._runner.copy_pages([(action.source, action.target)])
+            return
+        if isinstance(action, LeaveSlot):
+            self._runner.release(action.slot)
             return
         job = self._jobs.get(action.request_id)  # None: given up meanwhile
         if isinstance(action, SavePages):

@@ -116,8 +116,8 @@ class GenerationStats:
 
     @property
     def prompt_tok_s(self) -> float:
-        """Prompt tokens per second; 0 where nothing was measured."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
+        """Prompt tokens computed per second, those from the cache not counted; 0 where nothing was measured."""
+        return (self.prompt_tokens - self.cached_tokens) / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
 
     @property
     def decode_tok_s(self) -> float:

@@ -45,8 +45,20 @@ class LoadPages:
     pages: tuple[int, ...]
 
 
-Action = CopyPage | SavePages | LoadPages
+@dataclass(frozen=True)
+class LeaveSlot:
+    """A sequence goes on in another slot; nothing runs in this one any more."""
+
+    request_id: int
+    slot: int
+
+
+Action = CopyPage | SavePages | LoadPages | LeaveSlot
 """What must happen to the cache, in order, before the next step. Doing one twice in a row changes nothing."""
+
+
+PATIENCE = 16
+"""Steps that sequences lie scattered over twice the slots they need before they move together."""
 
 
 @dataclass(eq=False)  # one is found in a list by being it: comparing fields took 3 ms of a step of 64
@@ -95,6 +107,7 @@ class Scheduler:
         self._free_slots = list(range(max_sequences))
         self._sources: list[int] = []  # pages held until they have been copied
         self._arrivals = 0
+        self._scattered = 0  # plans in a row in which fewer slots would have done
 
     @property
     def n_waiting(self) -> int:
@@ -118,8 +131,9 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request behind those that wait."""
         assert request.prompt_ids, "an empty prompt must be refused before"
-        longest = len(request.prompt_ids) + max(request.max_output - 1, 0)
-        assert pages_of(longest) <= self.blocks.n_pages, "a request longer than the cache must be refused before"
+        assert pages_of(_longest(request)) <= self.blocks.n_pages, (
+            "a request longer than the cache must be refused before"
+        )
         self._waiting.append((self._arrivals, request))
         self._arrivals += 1
 
@@ -143,6 +157,7 @@ class Scheduler:
             self.blocks.release(self._sources)
             self._sources = []
         self._admit()
+        self._close_ranks()
         decode: list[Work] = []
         for running in list(self._running):
             sequence = running.sequence
@@ -209,7 +224,7 @@ class Scheduler:
         most = len(prompt) - 1 if request.score_from is None else min(request.score_from - 1, len(prompt) - 1)
         prefix = self.blocks.find(prompt, most)
         self.blocks.hold(prefix.pages)
-        needed = pages_of(len(prompt) + 1) - len(prefix.pages)
+        needed = pages_of(min(len(prompt) + 1, _longest(request))) - len(prefix.pages)
         if self._running and not self.blocks.can_allocate(needed):
             self.blocks.release(prefix.pages)
             return False
@@ -239,6 +254,18 @@ class Scheduler:
     def _join(self, running: _Running) -> None:
         self._running.append(running)
         self._running.sort(key=lambda one: one.arrival)
+
+    def _close_ranks(self) -> None:
+        """Move sequences to lower slots: a step has 1, 2, 4 ... rows, as many as the highest slot in use needs."""
+        needed = _power_of_two(len(self._running))
+        beyond = [one.sequence for one in self._running if one.sequence.slot >= needed]
+        self._scattered = self._scattered + 1 if beyond else 0
+        if self._scattered <= PATIENCE:
+            return
+        for sequence in beyond:
+            self.actions.append(LeaveSlot(sequence.request_id, sequence.slot))
+            heapq.heappush(self._free_slots, sequence.slot)
+            sequence.slot = heapq.heappop(self._free_slots)
 
     def _leave(self, sequence: Sequence) -> None:
         heapq.heappush(self._free_slots, sequence.slot)
@@ -323,3 +350,13 @@ class Scheduler:
             return None
         ids: Ids[int] = sequence.prompt_ids[start:end]
         return Work(sequence, ids, start, end == last + 1, score)
+
+
+def _longest(request: Request) -> int:
+    """Positions that a request may come to need: its last token, generated or scored, is not fed."""
+    return len(request.prompt_ids) + request.max_output - 1
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n, and at least 1."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -33,6 +33,7 @@ MODELS = {
     "1b": ("llama-3.2-1b", "Q4_K_M"),
     "8b": ("llama-3.1-8b", "Q4_K_M"),
     "8b-q8": ("llama-3.1-8b", "Q8_0"),
+    "30b-a3b": ("qwen3-30b-a3b", "Q4_K_M"),
 }
 DEPTH = 8192
 LONG = 32768
@@ -53,6 +54,8 @@ LLAMA_CPP_H200 = {
     ("1b", "prefill"): 37600, ("8b", "prefill"): 9450, ("8b-q8", "prefill"): 10900,
     ("1b", "batch4"): 2373, ("8b", "batch4"): 703, ("1b", "batch16"): 6132, ("8b", "batch16"): 2047,
     ("1b", "batch32"): 9653, ("8b", "batch32"): 3228, ("1b", "batch64"): 11588, ("8b", "batch64"): 4491,
+    ("30b-a3b", "decode"): 301, ("30b-a3b", "depth"): 252,
+    ("30b-a3b", "prefill"): 8000, ("30b-a3b", "prefilldepth"): 6640,
     ("1b", "prefilldepth"): 29400, ("8b", "prefilldepth"): 8030, ("8b-q8", "prefilldepth"): 9160,
 }  # fmt: skip
 """tok/s of llama.cpp (October 2026, CUDA build, flash attention and graphs on) on one H200, for files like these."""

@@ -112,8 +112,8 @@ def build_gguf(
 def pack(array: np.ndarray, ggml_type: GGMLType) -> Tensor:
     """Return a float array as a tensor of the given type for build_gguf.
 
-    Plain types are converted; Q4_0 … Q8_0 are quantized by the gguf package; K formats, which that package cannot
-    write, get random blocks with the standard deviation of the array.
+    Plain types are converted; Q4_0 … Q8_0 are quantized by the gguf package; types that it cannot write get random
+    blocks with the standard deviation of the array.
     """
     array = np.ascontiguousarray(array, np.float32)
     if ggml_type is GGMLType.F32:
@@ -124,28 +124,31 @@ def pack(array: np.ndarray, ggml_type: GGMLType) -> Tensor:
         return array.astype(np.float64)
     import gguf
 
-    if ggml_type in (10, 11, 12, 13, 14):
-        return random_blocks(array.shape, ggml_type, std=float(array.std()), seed=array.size), array.shape, ggml_type
-    raw = gguf.quants.quantize(array, gguf.GGMLQuantizationType(int(ggml_type)))
+    if ggml_type.name in ("BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"):
+        raw = gguf.quants.quantize(array, gguf.GGMLQuantizationType(int(ggml_type)))
+    else:
+        raw = random_blocks(array.shape, ggml_type, std=float(array.std()), seed=array.size)
     return raw, array.shape, ggml_type
 
 
 def random_blocks(shape: tuple[int, ...], ggml_type: GGMLType, *, std: float = 0.05, seed: int = 0) -> np.ndarray:
     """Return random packed blocks, uint8 (*shape[:-1], row bytes), of about the given standard deviation.
 
-    For every format that can be dequantized; all bits of the block in use. The mean is near zero (Q4_0 and Q5_0, whose
-    numbers reach one step further down than up: within a fifth of std).
+    For every format; all bits of the block in use. The mean is near zero (Q4_0 and Q5_0, whose numbers reach one step
+    further down than up: within a fifth of std). Whole numbers (I8 ... I64) are rounded, so std should be large there.
     """
     from engine.gguf.quants import FORMATS
 
     fmt = FORMATS[ggml_type]
     rng = np.random.default_rng(seed)
     n_bytes = row_bytes(ggml_type, shape[-1])
-    if ggml_type in (GGMLType.F32, GGMLType.F64, GGMLType.F16, GGMLType.BF16):
+    if ggml_type.block_size == 1:
         x = rng.normal(0, std, shape).astype(np.float32)
         if ggml_type is GGMLType.BF16:
             return np.ascontiguousarray(x.view(np.uint16)[..., 1::2]).view(np.uint8)
-        plain = {GGMLType.F32: "<f4", GGMLType.F64: "<f8", GGMLType.F16: "<f2"}[ggml_type]
+        plain = fmt.layout["x"]
+        if plain.kind == "i":
+            x = np.rint(x)
         return x.astype(plain).view(np.uint8).reshape(*shape[:-1], n_bytes)
     raw = rng.integers(0, 256, (*shape[:-1], n_bytes), dtype=np.uint8)
     if not raw.size:
@@ -153,6 +156,22 @@ def random_blocks(shape: tuple[int, ...], ggml_type: GGMLType, *, std: float = 0
     blocks = raw.reshape(-1).view(fmt.layout)
     if ggml_type is GGMLType.Q6_K:
         blocks["scales"] = rng.integers(8, 128, blocks["scales"].shape) * rng.choice([-1, 1], blocks["scales"].shape)
+    if ggml_type is GGMLType.IQ1_M:
+        # The float16 scale is scattered over the upper four bits of four words.
+        _set_iq1_m_scale(blocks, np.float16(1))
+        _set_iq1_m_scale(blocks, np.float16(std / fmt.dequantize(raw).std()))
+        return raw
+    if ggml_type in (GGMLType.MXFP4, GGMLType.NVFP4):
+        # Scales are whole powers of two (MXFP4) or of three bits: two neighbours, mixed for the right variance.
+        name, end = ("e", 240) if ggml_type is GGMLType.MXFP4 else ("d", 127)
+        codes, spreads = np.arange(1, end, dtype=np.uint8), []
+        for code in codes:
+            blocks[name] = code
+            spreads.append(fmt.dequantize(raw.reshape(-1, fmt.type_size)[:64]).std(dtype=np.float64))
+        low = int(np.searchsorted(spreads, std)) - 1
+        a, b = spreads[low] ** 2, spreads[low + 1] ** 2
+        blocks[name] = codes[low] + (rng.random(blocks[name].shape) < (std**2 - a) / (b - a))
+        return raw
     # x = d a - m b: learn the spread and the mean of a and b from a unit scale, then set d and m for mean 0.
     minimum = {"m": 1.0, "dmin": -1.0}
     names = [name for name in ("d", "m", "dmin") if name in (fmt.layout.names or ())]
@@ -161,6 +180,8 @@ def random_blocks(shape: tuple[int, ...], ggml_type: GGMLType, *, std: float = 0
     a = fmt.dequantize(raw).astype(np.float64)
     if len(names) == 1:
         blocks["d"] = std / a.std()
+        if abs(a.mean()) > 0.2 * a.std():  # levels that are not centred: half of the blocks turned around
+            blocks["d"] = std / np.sqrt((a * a).mean()) * rng.choice([-1, 1], len(blocks))
     else:
         low = names[1]
         blocks["d"], blocks[low] = 0, 1
@@ -169,6 +190,11 @@ def random_blocks(shape: tuple[int, ...], ggml_type: GGMLType, *, std: float = 0
         blocks["d"] = std / (a - ratio * b).std()
         blocks[low] = -minimum[low] * ratio * std / (a - ratio * b).std()
     return raw
+
+
+def _set_iq1_m_scale(blocks: np.ndarray, d: np.float16) -> None:
+    parts = int(d.view(np.uint16)) >> np.arange(0, 16, 4) & 15
+    blocks["scales"] = blocks["scales"] & 0x0FFF | (parts << 12).astype(np.uint16)
 
 
 def byte_tokens() -> list[str]:

@@ -1,83 +1,10 @@
-"""Chat templates: families of templates in our own wording, helpers, hostile templates, malformed conversations."""
-
-from datetime import datetime
+"""Chat templates: helpers, variants, hostile templates, malformed conversations. Families: test_chat_families.py."""
 
 import pytest
 from test_tokenizer import SPM, bpe_metadata, spm_metadata
 
 from engine.errors import InvalidRequestError, TokenizerError
 from engine.text import ChatTemplate, Tokenizer
-
-CHATML = """
-{%- if tools %}
-    {{- '<|im_start|>system\\n' }}
-    {%- if messages[0].role == 'system' %}
-        {{- messages[0].content + '\\n\\n' }}
-    {%- endif %}
-    {{- 'Tools:' }}
-    {%- for tool in tools %}
-        {{- '\\n' }}
-        {{- tool | tojson }}
-    {%- endfor %}
-    {{- '<|im_end|>\\n' }}
-{%- elif messages[0].role == 'system' %}
-    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if message.role == 'system' and loop.first %}{% continue %}{% endif %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- if message.role == 'assistant' %}
-        {%- generation %}{{- message.content or '' }}{%- endgeneration %}
-        {%- for call in message.tool_calls or [] %}
-            {{- '<call>' + call.function.name + ' ' + (call.function.arguments | tojson) + '</call>' }}
-        {%- endfor %}
-    {%- else %}
-        {{- message.content }}
-    {%- endif %}
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}
-        {{- '<think></think>' }}
-    {%- endif %}
-{%- endif %}
-"""
-
-HEADERS = """{{ bos_token }}
-{%- macro turn(role, text) -%}
-<|start|>{{ role }}<|stop|>
-
-{{ text | trim }}<|eot|>
-{%- endmacro -%}
-{%- set ns = namespace(system='') -%}
-{%- if messages[0]['role'] == 'system' -%}
-    {%- set ns.system = messages[0]['content'] -%}
-    {%- set messages = messages[1:] -%}
-{%- endif -%}
-{%- if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif -%}
-{{ turn('system', 'Today: ' + date_string + '\\n' + ns.system) }}
-{%- for m in messages %}{{ turn(m['role'], m['content']) }}{% endfor -%}
-{%- if add_generation_prompt %}<|start|>assistant<|stop|>
-
-{% endif -%}
-"""
-
-BRACKETS = """{{ bos_token }}
-{%- for message in messages -%}
-    {%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
-        {{ raise_exception('roles must alternate between user and assistant') }}
-    {%- endif -%}
-    {%- if message.role == 'user' -%}
-        {%- if tools is not none and loop.last -%}
-            [TOOLS] {{ tools | tojson }}[/TOOLS]
-        {%- endif -%}
-        [INST] {{ message.content }} [/INST]
-    {%- else -%}
-        {{ ' ' ~ message.content ~ eos_token }}
-    {%- endif -%}
-{%- endfor -%}
-"""
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -93,41 +20,9 @@ def render(source, messages=TALK, **options):
     return ChatTemplate(source, special_tokens=TOKENS).render(messages, **options)
 
 
-def test_chatml():
-    assert render(CHATML) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello."
-        "<|im_end|>\n<|im_start|>user\nÜber <b>?<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert render(CHATML, TALK[1:2], add_generation_prompt=False) == "<|im_start|>user\nHi<|im_end|>\n"
-    assert render(CHATML, TALK[1:2], enable_thinking=False).endswith("<|im_start|>assistant\n<think></think>")
-
-
-def test_chatml_with_tools():
-    call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": '{"zone": "Zürich"}'}}
-    talk = [TALK[1], {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "9:00"}]
-    assert render(CHATML, talk, tools=TOOLS) == (
-        '<|im_start|>system\nTools:\n{"type": "function", "function": {"name": "clock", '
-        '"description": "Zeit für <alle>"}}'
-        "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-        '<call>clock {"zone": "Zürich"}</call><|im_end|>\n<|im_start|>tool\n9:00<|im_end|>\n<|im_start|>assistant\n'
-    )
-    assert talk[1]["tool_calls"][0]["function"]["arguments"] == '{"zone": "Zürich"}'  # the caller's own is untouched
-
-
-def test_headers_with_date():
-    template = ChatTemplate(HEADERS, special_tokens=TOKENS, now=lambda: datetime(2026, 3, 1))
-    assert template.render(TALK[:2]) == (
-        "<s><|start|>system<|stop|>\n\nToday: 01 Mar 2026\nBe brief.<|eot|>"
-        "<|start|>user<|stop|>\n\nHi<|eot|><|start|>assistant<|stop|>\n\n"
-    )
-    assert "Today: 26 Jul 2024\n" in render(HEADERS, date_string="26 Jul 2024") + "\n"
-
-
-def test_brackets():
-    assert render(BRACKETS, TALK[1:]) == "<s>[INST] Hi [/INST] Hello.</s>[INST] Über <b>? [/INST]"
-    assert '[/INST] Hello.</s>[TOOLS] [{"type": "function"' in render(BRACKETS, TALK[1:], tools=TOOLS)
-    with pytest.raises(InvalidRequestError, match="does not take these messages: roles must alternate"):
-        render(BRACKETS, TALK)
+def test_words_marked_for_training_are_shown():
+    source = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %},{% endfor %}"
+    assert render(source) == "Be brief.,Hi,Hello.,Über <b>?,"
 
 
 def test_loop_helpers_survive_the_counting():
@@ -140,18 +35,6 @@ def test_loop_helpers_survive_the_counting():
     assert render(source) == "1/4,user 2/4,systemassistant 3/4,useruser" + "a1-"
 
 
-def test_white_space_rules():
-    source = "{% for m in messages %}\n    {% if true %}\n{{ m.role }}\n    {% endif %}\n{% endfor %}\n"
-    assert render(source, TALK[:2]) == "system\nuser\n"
-
-
-def test_tojson_options():
-    assert render("{{ {'b': '<é>', 'a': [1]} | tojson(sort_keys=True) }}") == '{"a": [1], "b": "<é>"}'
-    assert render("{{ {'a': 1} | tojson(indent=2) }}") == '{\n  "a": 1\n}'
-    assert render("{{ {'a': 1} | tojson(separators=(',', ':')) }}") == '{"a":1}'
-    assert render("{{ 'é' | tojson(ensure_ascii=True) }}") == '"\\u00e9"'
-
-
 def test_missing_special_tokens_write_nothing():
     assert ChatTemplate("[{{ bos_token }}]").render(TALK) == "[]"
 
@@ -162,7 +45,7 @@ def test_missing_special_tokens_write_nothing():
 def test_from_metadata():
     metadata = spm_metadata()
     assert ChatTemplate.from_metadata(metadata, SPM) is None
-    metadata["tokenizer.chat_template"] = BRACKETS
+    metadata["tokenizer.chat_template"] = "{{ bos_token }}[INST] {{ messages[0].content }} [/INST]"
     template = ChatTemplate.from_metadata(metadata, SPM)
     text = template.render(TALK[1:2])
     assert text == "<s>[INST] Hi [/INST]"

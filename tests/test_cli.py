@@ -5,6 +5,7 @@ which spares a second of imports each time.
 """
 
 import io
+import itertools
 import json
 import os
 import pty
@@ -21,6 +22,7 @@ import pytest
 from gguf_builder import tiny_llama
 
 from engine.cli import main
+from engine.stream import Stream
 
 COMMAND = [sys.executable, "-m", "engine"]
 GREEDY = ["--temp", "0", "--device", "cpu"]
@@ -117,6 +119,47 @@ class TestGenerate:
         done = run("generate", "Once upon a time", *GREEDY, "-n", 3, "--json", "--logit-bias", "100=1e5")
         assert json.loads(done.stdout)["token_ids"] == [100, 100, 100]
 
+    def test_samples_under_headers(self):
+        options = ["Once upon a time", "--seed", 5, "-n", 12, "--device", "cpu"]
+        done = run("generate", *options, "--samples", 3)
+        alone = [run("generate", *options[:2], 5 + i, *options[3:]) for i in range(3)]
+        headers = [f"--- sample {i + 1} of 3, seed {5 + i}\n" for i in range(3)]
+        assert done.stdout == "".join(head + one.stdout for head, one in zip(headers, alone, strict=True))
+        assert "decode 36 tokens of 3 samples" in done.stderr
+        assert "end: 3 length | seed 5]" in done.stderr
+        value = json.loads(run("generate", *options, "--samples", 2, "--json", "--echo").stdout)
+        assert [sample["text"] + "\n" for sample in value["samples"]] == [one.stdout for one in alone[:2]]
+        assert value["text"] == value["samples"][0]["text"]
+        assert [sample["stats"]["cached_tokens"] for sample in value["samples"]] == [0, 4]
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            ["--no-prefix-cache"],
+            ["--max-sequences", 2, "--cache-tokens", 64, "-c", 64],
+            ["--prefill-chunk", 2, "--deterministic"],
+        ],
+    )
+    def test_how_it_is_batched_changes_no_text(self, settings):
+        options = ["Once upon a time", "--seed", 5, "-n", 8, "--device", "cpu", "--samples", 3]
+        assert run("generate", *options, *settings).stdout == run("generate", *options).stdout
+
+    def test_interrupt_keeps_what_there_is_of_every_sample(self):
+        fetch, calls = Stream.__next__, itertools.count()
+
+        def interrupted(stream):
+            if next(calls) == 10:
+                raise KeyboardInterrupt
+            return fetch(stream)
+
+        options = ["--samples", 3, "-n", "-1", "--ignore-eos", "--device", "cpu", "--json"]
+        with mock.patch.object(Stream, "__next__", interrupted):
+            done = run("generate", "Once upon a time", *options, status=130)
+        lengths = [len(sample["token_ids"]) for sample in json.loads(done.stdout)["samples"]]
+        assert lengths[0] == 10
+        assert min(lengths) > 0
+        assert "end: 3 cancelled" in done.stderr
+
     def test_model_without_tokenizer(self, tmp_path):
         path = tmp_path / "bare.gguf"
         path.write_bytes(tiny_llama(tokenizer=False))
@@ -171,6 +214,36 @@ class TestGenerate:
         assert "Traceback" not in errors
         assert "BrokenPipe" not in errors
 
+    def test_an_interrupt_that_python_swallows_is_not_lost(self):
+        """Raised inside a finalizer, as it happens while kernels are loaded, it would be printed and forgotten."""
+        code = (
+            "import signal, sys, engine.llm\n"
+            "class Finalized:\n"
+            "    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
+            "opening = engine.llm.open_gguf\n"
+            "def opened(path):\n"
+            "    Finalized()\n"
+            "    return opening(path)\n"
+            "engine.llm.open_gguf = opened\n"
+            "from engine.cli import main\n"
+            "main()"
+        )
+        command = [sys.executable, "-c", code, "generate", "Once", "-n", "1", "--device", "cpu"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (130, "")
+        assert "KeyboardInterrupt" not in done.stderr
+
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+    def test_streams_that_the_caller_closed(self, closed):
+        command = f"exec {sys.executable} -m engine generate -f - -n 4 --temp 0 --device cpu {closed}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, input="Once upon", timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_a_cache_beyond_all_memory(self):
+        done = run("generate", "a", "--device", "cpu", "-c", 10**11, status=2)
+        assert "GiB: ask for a smaller context_length" in done.stderr.splitlines()[-1]
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -181,10 +254,17 @@ class TestErrors:
             (["generate", "a", "--no-such-option"], "--no-such-option"),
             (["generate", "a", "--top-p", "3"], "top_p is 3"),
             (["generate", "a", "--seed", "-2"], "seed is -2"),
+            (["generate", "a", "--samples", "0"], "--samples"),
+            (["generate", "a", "--max-sequences", "0"], "max_sequences is 0"),
+            (["generate", "a", "--cache-tokens", "10", "-c", "20"], "one whole context of 20"),
+            (["generate", "a", "--prefill-chunk", "-1"], "prefill_chunk is -1"),
+            (["bench", "--sequences", "1,x"], "1,4,16"),
+            (["bench", "--sequences", "1,300"], "1 to 256"),
             (["generate", "a", "--stop", ""], "at least one character"),
             (["generate", "--prompt-ids", "1,x"], "1,15,27"),
             (["generate", "--prompt-ids", "4096", "--device", "cpu"], "0 to 4095"),
             (["generate", "a", "-n", "x"], "--max-tokens"),
+            (["generate", "a", "-n", "-2"], "--max-tokens"),
             (["generate", "a", "-n", "100000", "--device", "cpu"], "context of 1024"),
             (["generate", "a", "-m", "/no/such/file.gguf"], "/no/such/file.gguf"),
             (["generate", "a", "--device", "tpu"], "tpu"),
@@ -239,7 +319,14 @@ class TestChat:
         assert len(counts) == 3
         assert counts[1] > counts[0] + 8  # the second question brings the first one and its answer along
         assert counts[2] == counts[0]
+        assert "tokens (" in done.stderr.splitlines()[-1]  # it was read before: only its last token is computed
         assert "forgotten" in done.stderr
+
+    def test_a_broken_template_is_told_at_once(self, tmp_path):
+        path = tmp_path / "broken.jinja"
+        for source, words in ((b"{% for", "does not parse, line 1"), (b"\xff", "not UTF-8")):
+            path.write_bytes(source)
+            assert words in error_of("chat", "--chat-template-file", path, "--device", "cpu")
 
     def test_end_of_input_ends_it(self, template):
         assert run("chat", "--chat-template-file", template, *GREEDY, stdin="").stdout == ""
@@ -312,6 +399,14 @@ class TestBenchAndPerplexity:
         assert 0 < value["bandwidth_percent"] < 150
         assert value["device"] == "cpu"
         assert value["model"].endswith("tales-Q4_K_M.gguf")
+
+    def test_bench_of_several_numbers_of_sequences(self):
+        options = ["--device", "cpu", "-p", 8, "-n", 70, "-r", 1, "--sequences", "1,3"]
+        lines = run("bench", *options, "--json").stdout.splitlines()
+        assert [json.loads(line)["batch"] for line in lines] == [1, 3]
+        text = run("bench", *options).stdout
+        assert "\n1 sequence, " in text
+        assert "\n3 sequences, " in text
 
     def test_bench_text_and_refusal(self):
         text = run("bench", "--device", "cpu", "-p", 8, "-n", 0, "-r", 1).stdout

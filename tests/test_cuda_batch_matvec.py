@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from test_cuda_matvec import nmse, packed, random_rows
 
 from engine.cuda.batch_matvec import Split, choose_split, group_split, kernel_job, operand_bytes, supported
 from engine.cuda.layouts import LAYOUTS
 from engine.cuda.module import shared_limit
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
-from test_cuda_matvec import nmse, packed, random_rows
 
 TYPES = [type for type in LAYOUTS if supported([type], 90)]
 # Inputs are halves: a squared error of 2^-24 of the square of a term at most, a third of that on average; weights of

@@ -58,6 +58,7 @@ def jobs_for(arch):
         attention_plan,
         batch_matvec,
         dequant,
+        experts,
         gemm,
         matvec,
         moe,
@@ -83,6 +84,7 @@ def jobs_for(arch):
         jobs += moe.build_jobs(type, type, tuple(matvec.Activation)[turn % len(matvec.Activation)], routing)
     if arch == gemm.ARCH:
         jobs += gemm.build_jobs([q4, q6], matvec.Activation.SILU)
+        jobs += gemm.expert_jobs([q4, q6], [q4], matvec.Activation.SILU) + experts.build_jobs()
     for shape in shapes_for(arch):
         jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
         if arch == 90:  # the kernels of the other cards serve there too where the tests ask for them
@@ -126,6 +128,7 @@ def kernel_names(file, type):
         "rope_append.cu": "rope_append",
         "embed.cu": f"embed_{type}",
         "dequant.cu": f"dequant_half_{type} dequant_float_{type}",
+        "experts.cu": "group_rows add_experts",
         "route.cu": "route_top",
         "moe.cu": "moe_gate_up moe_down",
         "repack.cu": f"repack_{type} largest_{type} choose_scale_{type}",
@@ -144,7 +147,15 @@ def test_every_kernel_file_is_built():
 
     files = {name for job in jobs_for(90) for name in job[0]} | {"common.cuh"}
     assert files == {path.name for path in KERNEL_DIR.iterdir() if path.suffix in (".cu", ".cuh")}
-    hopper = {"operand.cu", "gemm.cu", "gemm_tile.cuh", "gemm_unpack.cuh", "wgmma.cuh", "attention_prefill_hopper.cu"}
+    hopper = {
+        "experts.cu",
+        "operand.cu",
+        "gemm.cu",
+        "gemm_tile.cuh",
+        "gemm_unpack.cuh",
+        "wgmma.cuh",
+        "attention_prefill_hopper.cu",
+    }
     hopper |= {name for name in files if name.startswith("batch_")} | {"formats_half.cuh"}
     for arch in ARCHES:
         built = {name for job in jobs_for(arch) for name in job[0]} | {"common.cuh"}

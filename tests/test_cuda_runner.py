@@ -515,6 +515,19 @@ def test_sixty_four_requests_in_too_few_pages_get_the_text_of_one_alone():
             assert result.logprobs == singles[text].logprobs, text
 
 
+def test_sequences_that_change_slots_keep_their_text(monkeypatch):
+    monkeypatch.setattr("engine.scheduler.PATIENCE", 0)
+    lengths = (10, 40, 15, 90, 20, 25, 70, 30, 5, 60)
+    settings = [SamplingParams(max_tokens=n, temperature=0.8, seed=n, ignore_eos=True, logprobs=0) for n in lengths]
+    with LLM(device="cuda", context_length=512, deterministic=True) as llm:
+        alone = [llm.generate(f"{PROMPTS[i % 8]} {i}", one) for i, one in enumerate(settings)]
+        streams = [llm.stream(f"{PROMPTS[i % 8]} {i}", one) for i, one in enumerate(settings)]
+        for stream, expected in zip(streams, alone, strict=True):
+            result = stream.result()
+            assert result.token_ids == expected.token_ids
+            assert result.logprobs == expected.logprobs
+
+
 def test_a_profile_leaves_no_trace(prompts):
     from engine.cuda.profile import profile_decode
 

@@ -438,6 +438,15 @@ def test_tensor_faults(tmp_path, fault):
     assert expected in refused(tmp_path, data + bytes(-len(data) % 32 + 128))
 
 
+@pytest.mark.parametrize("ggml_type", [t for t in GGMLType if t.block_size > 1], ids=lambda t: t.name)
+def test_rows_that_are_no_whole_blocks(tmp_path, ggml_type):
+    """No type allows them, not even where the tensor as a whole is a number of blocks."""
+    length = ggml_type.block_size // 2
+    data = header(1, 0, entry(dims=(length, 4), type_id=ggml_type))
+    expected = f"row length: found {length}; allowed: a multiple of {ggml_type.block_size} for {ggml_type.name}"
+    assert expected in refused(tmp_path, data + bytes(1024))
+
+
 @pytest.mark.parametrize("type_id", REMOVED_TYPES)
 def test_removed_types_are_refused_by_name(tmp_path, type_id):
     text = refused(tmp_path, header(1, 0, entry(dims=(256,), type_id=type_id)) + bytes(4096))

@@ -214,6 +214,14 @@ class TestLimits:
         with pytest.raises(ContextFullError, match="65 tokens"):
             tiny.generate([1] * 65, SamplingParams(max_tokens=0, prompt_logprobs=0))
 
+    def test_the_token_behind_a_full_context_can_be_scored(self, tmp_path):
+        """It is not fed, and so needs no place in a cache of one context."""
+        path = tmp_path / "tiny.gguf"
+        tiny_llama(path, context_length=64)
+        with LLM(path, device="cpu", max_sequences=1) as model:
+            (samples,) = model.score([[1] * 65])
+        assert len(samples) == 64
+
     @pytest.mark.parametrize("prompt", [b"abc", None, 5, {"a": 1}, ["a", None], [b"abc"], ["a", {1: 2}]])
     def test_what_is_no_prompt(self, llm, prompt):
         with pytest.raises(InvalidRequestError, match="text or a list"):

@@ -117,10 +117,11 @@ def test_wrong_shape(path, name, shape):
     assert str(shape) in str(caught.value)
 
 
-def test_unsupported_tensor_type(path):
-    raw = np.zeros((64, 64), np.int8)
-    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.attn_q\.weight has type I8; supported types are .*Q4_K"):
-        load_with(path, add={"blk.0.attn_q.weight": raw})
+def test_whole_numbers_as_weights(path):
+    """Every type that a file can hold can be a matrix."""
+    raw = np.arange(64 * 64).reshape(64, 64).astype(np.int8)
+    model = load_with(path, add={"blk.0.attn_q.weight": raw})
+    assert model.weights.layers[0].attention.q.weight.type is GGMLType.I8
 
 
 def test_zero_frequency_factors(path):

@@ -8,7 +8,7 @@ import pytest
 from engine.config import PAGE
 from engine.request import Request, TokenSample
 from engine.sampling.params import SamplingParams
-from engine.scheduler import Scheduler
+from engine.scheduler import PATIENCE, LeaveSlot, Scheduler
 
 PARAMS = SamplingParams()
 
@@ -84,6 +84,13 @@ def test_a_long_prompt_does_not_stop_running_sequences():
         work = run_step(scheduler)
         assert [item.sequence.request_id for item in work] == [1, 2]
         assert [len(item.token_ids) for item in work] == [1, 8]
+
+
+def test_what_only_is_scored_takes_no_page_more_than_it_fills():
+    scheduler = make_scheduler(4, n_pages=4)
+    for request_id in range(4):
+        scheduler.add(make_request(request_id, PAGE, max_output=request_id // 2, score_from=1))
+    assert len(scheduler.plan()) == 4
 
 
 def test_scored_parts_of_a_prompt():
@@ -206,3 +213,32 @@ def test_samples_of_a_prompt_share_its_pages():
     assert len({pages[4] for pages in held}) == 4
     assert scheduler.blocks.n_available == 0
     assert [scheduler.blocks.holders(page) for page in held[0][:4]] == [4] * 4
+
+
+def test_those_who_stay_close_ranks():
+    """Sequences left in high slots move down, together and not at once; nobody changes places without need."""
+    scheduler = make_scheduler(16, lookahead=4)
+    for request_id in range(9):
+        scheduler.add(make_request(request_id, 3, max_output=200))
+    run_step(scheduler)
+    assert [sequence.slot for sequence in scheduler.sequences()] == list(range(9))
+    for request_id in (0, 1, 3, 5, 6):
+        scheduler.remove(request_id)
+    for _ in range(PATIENCE):
+        work = scheduler.plan()
+        assert {item.sequence.slot for item in work} == {2, 4, 7, 8}
+        assert not scheduler.actions
+        for item in work:
+            scheduler.commit(item, TokenSample(7))
+    work = scheduler.plan()
+    left = list(scheduler.actions)
+    scheduler.actions.clear()
+    assert left == [LeaveSlot(4, 4), LeaveSlot(7, 7), LeaveSlot(8, 8)]
+    assert [sequence.slot for sequence in scheduler.sequences()] == [2, 0, 1, 3]
+    assert [item.start for item in work] == [3 + PATIENCE] * 4
+    scheduler.add(make_request(20, 3, max_output=200))  # the slots that were left serve others
+    run_step(scheduler)
+    assert sorted(sequence.slot for sequence in scheduler.sequences()) == [0, 1, 2, 3, 4]
+    for _ in range(3 * PATIENCE):
+        assert not scheduler.plan() or not scheduler.actions
+        run_step(scheduler)

@@ -18,6 +18,7 @@ def main() -> None:
     """Run the command line in sys.argv and exit."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    _replace_closed_streams()
     try:
         status = _run([argument for argument in arguments if argument != "--debug"], debug)
         sys.stdout.flush()
@@ -31,11 +32,21 @@ def main() -> None:
     sys.exit(status)
 
 
-def _run(arguments: list[str], debug: bool) -> int:
-    import typer
+def _replace_closed_streams() -> None:
+    """Python has no stream at all where the caller closed one (>&-)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as the process
 
-    from engine.cli.app import app
-    from engine.errors import EngineError
+
+def _run(arguments: list[str], debug: bool) -> int:
+    from engine.cli.interrupts import Interrupts
+
+    with Interrupts():
+        import typer
+
+        from engine.cli.app import app
+        from engine.errors import EngineError
 
     try:
         return app(arguments, prog_name="gguf-engine", standalone_mode=False) or 0

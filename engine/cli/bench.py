@@ -9,6 +9,8 @@ import typer
 
 from engine.cli import options
 from engine.cli.terminal import open_model, status, write, write_json
+from engine.config import MAX_SEQUENCES, on_pages
+from engine.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from engine.bench import BenchResult, Speed
@@ -18,71 +20,100 @@ if TYPE_CHECKING:
 
 def bench(
     model: options.ModelOption = None,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", "-p", help="Prompt length timed; 0 skips it.")] = 512,
-    gen_tokens: Annotated[int, typer.Option("--gen-tokens", "-n", help="Tokens generated; 0 skips it.")] = 128,
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", "-p", help="Length of the prompt timed, in tokens; 0 skips it.")
+    ] = 512,
+    gen_tokens: Annotated[
+        int, typer.Option("--gen-tokens", "-n", help="Tokens that each sequence generates; 0 skips it.")
+    ] = 128,
     depth: Annotated[int, typer.Option("--depth", "-d", help="Tokens in the cache beforehand.")] = 0,
-    batch: Annotated[int, typer.Option("--batch", "-b", help="Sequences side by side.")] = 1,
+    sequences: Annotated[
+        str, typer.Option("--sequences", "--batch", "-b", help="Sequences side by side; several numbers as 1,4,16.")
+    ] = "1",
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Timed runs, after one that is not.")] = 5,
     profile: Annotated[bool, typer.Option("--profile", help="Also time every brick of a decode step (GPU).")] = False,
     eager: Annotated[bool, typer.Option("--eager", help="Launch kernel by kernel, without a captured graph.")] = False,
-    json: options.JsonOption = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Write a JSON object to stdout, one line for each number of sequences.")
+    ] = False,
     device: options.DeviceOption = "auto",
     kv_type: options.KvTypeOption = "f16",
     threads: options.ThreadsOption = None,
     exact: options.ExactOption = False,
     repack: options.RepackOption = True,
+    prefill_chunk: options.PrefillChunkOption = None,
+    deterministic: options.DeterministicOption = False,
 ) -> None:
     """Measure prompt and decode speed, in tokens/s, GB/s and percent of this machine's read bandwidth."""
+    batches = _numbers(sequences)
+    context_length = max(depth + max(prompt_tokens + 1, gen_tokens + 2), 2)
     with open_model(
         model=model,
         device=device,
-        context_length=max(depth + max(prompt_tokens + 1, gen_tokens + 2), 2),
+        context_length=context_length,
         kv_type=kv_type,
         threads=threads,
         exact=exact,
         repack=repack,
-        max_sequences=batch,
-        cache_tokens=(batch + 1) * max(depth + max(prompt_tokens + 1, gen_tokens + 2), 2),
+        max_sequences=max(batches),
+        # Whole pages for everybody, or sequences would make room for one another while they are timed.
+        cache_tokens=(max(batches) + 1) * on_pages(context_length),
+        prefill_chunk=prefill_chunk,
+        deterministic=deterministic,
         eager=eager,
     ) as llm:
-        result = _measure(
-            llm, prompt_tokens=prompt_tokens, gen_tokens=gen_tokens, depth=depth, batch=batch, repetitions=repetitions
-        )
+        settings = {"prompt_tokens": prompt_tokens, "gen_tokens": gen_tokens, "depth": depth}
+        results = _measure(llm, batches, repetitions=repetitions, **settings)
         with status("measuring the memory bandwidth ..."):
             bandwidth = llm.read_bandwidth()
-        bricks = _profile(llm, depth=depth, batch=batch) if profile else []
-        report: dict[str, Any] = {
+        common = {
             "model": str(llm.config.model),
             "device": llm.device,
             "threads": llm.threads,
             "kv_type": kv_type,
             "load_seconds": llm.load_seconds,
-            "prompt_tokens": prompt_tokens,
-            "gen_tokens": gen_tokens,
-            "depth": depth,
-            "batch": batch,
             "repetitions": repetitions,
-            "prompt_tok_s": result.prompt.median if result.prompt else None,
-            "prompt_tok_s_range": _range(result.prompt),
-            "decode_tok_s": result.decode.median if result.decode else None,
-            "decode_tok_s_range": _range(result.decode),
-            "bytes_per_step": result.bytes_per_step,
-            "decode_gb_s": result.decode_bytes_s / 1e9 if result.decode_bytes_s else None,
-            "bandwidth_gb_s": bandwidth / 1e9 if bandwidth else None,
-            "bandwidth_percent": 100 * result.decode_bytes_s / bandwidth
-            if result.decode_bytes_s and bandwidth
-            else None,
+            **settings,
         }
-        if profile:
-            report["profile"] = [brick.as_dict(bandwidth) for brick in bricks]
-    if json:
-        write_json(report)
-        return
-    _show(report)
-    if profile:
-        from engine.cuda.profile import table
+        if not json:
+            _show_head(common)
+        for batch, result in zip(batches, results, strict=True):
+            report = {**common, "batch": batch, **_speeds(result, bandwidth)}
+            bricks = _profile(llm, depth=depth, batch=batch) if profile else []
+            if json:
+                write_json(report | ({"profile": [brick.as_dict(bandwidth) for brick in bricks]} if profile else {}))
+                continue
+            _show(report)
+            if profile:
+                from engine.cuda.profile import table
 
-        write(table(bricks, bandwidth) + "\n")
+                write(table(bricks, bandwidth) + "\n")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(1 <= number <= MAX_SEQUENCES for number in numbers):
+        raise InvalidRequestError(
+            f"--sequences is {text!r}; it is a number from 1 to {MAX_SEQUENCES}, or several as 1,4,16"
+        )
+    return numbers
+
+
+def _speeds(result: BenchResult, bandwidth: float | None) -> dict[str, Any]:
+    read = result.decode_bytes_s
+    return {
+        "prompt_tok_s": result.prompt.median if result.prompt else None,
+        "prompt_tok_s_range": _range(result.prompt),
+        "decode_tok_s": result.decode.median if result.decode else None,
+        "decode_tok_s_range": _range(result.decode),
+        "bytes_per_step": result.bytes_per_step,
+        "decode_gb_s": read / 1e9 if read else None,
+        "bandwidth_gb_s": bandwidth / 1e9 if bandwidth else None,
+        "bandwidth_percent": 100 * read / bandwidth if read and bandwidth else None,
+    }
 
 
 def _profile(llm: LLM, *, depth: int, batch: int) -> list[BrickTime]:
@@ -92,7 +123,7 @@ def _profile(llm: LLM, *, depth: int, batch: int) -> list[BrickTime]:
         return profile_bricks(llm, depth=depth, batch=batch)
 
 
-def _measure(llm: LLM, *, repetitions: int, **settings: int) -> BenchResult:
+def _measure(llm: LLM, batches: list[int], *, repetitions: int, **settings: int) -> list[BenchResult]:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -100,21 +131,28 @@ def _measure(llm: LLM, *, repetitions: int, **settings: int) -> BenchResult:
 
     runs = (repetitions + 1) * ((settings["prompt_tokens"] > 0) + (settings["gen_tokens"] > 0))
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        task = progress.add_task("measuring", total=runs)
-        return run_bench(llm, repetitions=repetitions, progress=lambda: progress.advance(task), **settings)
+        task = progress.add_task("measuring", total=runs * len(batches))
+        return [
+            run_bench(llm, batch=batch, repetitions=repetitions, progress=lambda: progress.advance(task), **settings)
+            for batch in batches
+        ]
 
 
 def _range(speed: Speed | None) -> list[float] | None:
     return [speed.low, speed.high] if speed else None
 
 
+def _show_head(common: dict[str, Any]) -> None:
+    threads = f", {common['threads']} threads" if common["threads"] else ""
+    write(
+        f"{common['model']} on {common['device']}{threads}, {common['kv_type']} cache\n"
+        f"loaded in {common['load_seconds']:.2f} s\n"
+    )
+
+
 def _show(report: dict[str, Any]) -> None:
-    threads = f", {report['threads']} threads" if report["threads"] else ""
-    lines = [
-        f"{report['model']} on {report['device']}{threads}, {report['kv_type']} cache",
-        f"loaded in {report['load_seconds']:.2f} s",
-        f"depth {report['depth']}, batch {report['batch']}, median of {report['repetitions']} (slowest to fastest)",
-    ]
+    sequences = f"{report['batch']} sequence{'s' if report['batch'] > 1 else ''}"
+    lines = [f"{sequences}, depth {report['depth']}, median of {report['repetitions']} (slowest to fastest)"]
     for kind, length in (("prompt", report["prompt_tokens"]), ("decode", report["gen_tokens"])):
         if report[f"{kind}_tok_s"] is not None:
             low, high = report[f"{kind}_tok_s_range"]

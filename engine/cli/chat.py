@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.cli import options
+from engine.cli.interrupts import Interrupts
 from engine.cli.sampling import make_params
-from engine.cli.terminal import note, open_model, stats_line, write
+from engine.cli.terminal import note, open_model, read_text, stats_line, write
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ def chat(
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", "-n", help="Longest answer.", show_default="until its end or the context is full"),
+        typer.Option(
+            "--max-tokens",
+            "-n",
+            min=-1,
+            help="Longest answer, in tokens.",
+            show_default="until its end or the context is full",
+        ),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats/--no-stats", help="Statistics of each answer on stderr.")] = False,
     device: options.DeviceOption = "auto",
@@ -38,6 +45,9 @@ def chat(
     exact: options.ExactOption = False,
     repack: options.RepackOption = True,
     pre_tokenizer: options.PreTokenizerOption = None,
+    prefill_chunk: options.PrefillChunkOption = None,
+    prefix_cache: options.PrefixCacheOption = True,
+    deterministic: options.DeterministicOption = False,
     temperature: options.TemperatureOption = 0.8,
     top_k: options.TopKOption = 40,
     top_p: options.TopPOption = 0.95,
@@ -76,8 +86,11 @@ def chat(
         exact=exact,
         repack=repack,
         max_sequences=1,
+        prefill_chunk=prefill_chunk,
+        prefix_cache=prefix_cache,
+        deterministic=deterministic,
         pre_tokenizer=pre_tokenizer,
-        chat_template=template_file.read_text(encoding="utf-8") if template_file is not None else None,
+        chat_template=read_text(template_file) if template_file is not None else None,
     ) as llm:
         llm.require_chat_template()
         _talk(llm, system, params, stats)
@@ -128,8 +141,10 @@ def _answer(llm: LLM, history: list[dict[str, str]], params: SamplingParams, sta
     try:
         with llm.stream_chat(history, params) as stream:
             try:
-                for chunk in stream:
-                    write(chunk.text)
+                with Interrupts() as interrupts:
+                    for chunk in stream:
+                        write(chunk.text)
+                        interrupts.check()
             except KeyboardInterrupt:
                 stream.cancel()
             result = stream.result()

@@ -1,17 +1,21 @@
-"""gguf-engine generate: complete one prompt."""
+"""gguf-engine generate: complete one prompt, once or several times."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from engine.cli import options
+from engine.cli.interrupts import Interrupts
 from engine.cli.sampling import make_params
 from engine.cli.terminal import note, open_model, read_text, stats_line, write, write_json
+from engine.config import MAX_SEQUENCES
 from engine.errors import InvalidRequestError
+from engine.sampling.params import MAX_SAMPLES
 
 if TYPE_CHECKING:
     from engine.llm import LLM
@@ -39,11 +43,20 @@ def generate(
             "--max-tokens",
             "--n-predict",
             "-n",
-            help="Tokens to generate; -1 goes on until the context is full.",
+            min=-1,
+            help="Tokens to generate; -1 goes on until the end or a full context.",
             show_default=str(DEFAULT_MAX_TOKENS),
         ),
     ] = None,
-    stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Write the text as it is made.")] = True,
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples", min=1, max=MAX_SAMPLES, help="Texts to generate, each under a header; seeds S, S + 1, ..."
+        ),
+    ] = 1,
+    stream: Annotated[
+        bool, typer.Option("--stream/--no-stream", help="Write the text as it is made; of several samples, when done.")
+    ] = True,
     echo: Annotated[
         bool | None,
         typer.Option("--echo/--no-echo", help="Write the prompt first.", show_default="on a terminal"),
@@ -61,6 +74,11 @@ def generate(
     exact: options.ExactOption = False,
     repack: options.RepackOption = True,
     pre_tokenizer: options.PreTokenizerOption = None,
+    max_sequences: options.MaxSequencesOption = None,
+    cache_tokens: options.CacheTokensOption = None,
+    prefill_chunk: options.PrefillChunkOption = None,
+    prefix_cache: options.PrefixCacheOption = True,
+    deterministic: options.DeterministicOption = False,
     temperature: options.TemperatureOption = 0.8,
     top_k: options.TopKOption = 40,
     top_p: options.TopPOption = 0.95,
@@ -78,6 +96,7 @@ def generate(
     """Continue a text. The continuation goes to stdout, statistics go to stderr."""
     text = _read_prompt(prompt, prompt_option, file, prompt_ids)
     settings: dict[str, Any] = {
+        "n": samples,
         "logit_bias": logit_bias,
         "stop": stop,
         "temperature": temperature,
@@ -102,7 +121,11 @@ def generate(
         threads=threads,
         exact=exact,
         repack=repack,
-        max_sequences=1,
+        max_sequences=min(samples, MAX_SEQUENCES) if max_sequences is None else max_sequences,
+        cache_tokens=cache_tokens,
+        prefill_chunk=prefill_chunk,
+        prefix_cache=prefix_cache,
+        deterministic=deterministic,
         pre_tokenizer=pre_tokenizer,
     ) as llm:
         ids = llm.prompt_ids(text)
@@ -112,17 +135,16 @@ def generate(
         else:
             limit = None if max_tokens == -1 else max_tokens
         params = make_params(max_tokens=limit, **settings)
-        show = stream and not json
+        show = stream and samples == 1 and not json
         if echo if echo is not None else show and sys.stdout.isatty():
-            write(text if isinstance(text, str) else " ".join(map(str, text)))
-        result, interrupted = _run(llm, ids, params, show)
-        if json:
-            write_json(_as_dict(llm, result))
+            start = text if isinstance(text, str) else " ".join(map(str, text))
         else:
-            rest = result.text if llm.has_tokenizer else " ".join(map(str, result.token_ids))
-            write("\n" if show else rest + "\n")
+            start = ""
+        results, interrupted = _run(llm, ids, params, start, show=show, quiet=json)
+        if json:
+            write_json(_as_dict(llm, results))
         if stats:
-            note(stats_line(llm.load_seconds, result))
+            note(stats_line(llm.load_seconds, *results))
     return 130 if interrupted else 0
 
 
@@ -143,34 +165,66 @@ def _read_prompt(argument: str | None, option: str | None, file: Path | None, id
     return argument if argument is not None else option or ""
 
 
-def _run(llm: LLM, ids: list[int], params: SamplingParams, show: bool) -> tuple[GenerationResult, bool]:
-    """Generate; an interrupt ends it early and keeps what there is."""
+def _run(
+    llm: LLM, ids: list[int], params: SamplingParams, start: str, *, show: bool, quiet: bool
+) -> tuple[list[GenerationResult], bool]:
+    """Generate all samples and write them; an interrupt ends them early and keeps what there is."""
     interrupted = False
-    with llm.stream(ids, params) as stream:
+    streams = llm.sample_streams(ids, params)
+    results: list[GenerationResult] = []
+    for number, stream in enumerate(streams, start=1):
+        if show:
+            write(start)
         try:
-            for chunk in stream:
-                if show:
-                    write(chunk.text if llm.has_tokenizer else "".join(f" {token_id}" for token_id in chunk.token_ids))
+            with Interrupts() as interrupts:
+                for chunk in stream:
+                    if show:
+                        write(_words(llm, chunk.text, chunk.token_ids))
+                    interrupts.check()
         except KeyboardInterrupt:
             interrupted = True
-            stream.cancel()
-        return stream.result(), interrupted
+            for one in streams:
+                one.cancel()
+        result = stream.result()
+        results.append(result)
+        if show:
+            write("\n")
+        elif not quiet:
+            header = f"--- sample {number} of {len(streams)}, seed {result.seed}\n" if len(streams) > 1 else ""
+            write(f"{header}{start}{_words(llm, result.text, result.token_ids)}\n")
+    return results, interrupted
 
 
-def _as_dict(llm: LLM, result: GenerationResult) -> dict[str, Any]:
+def _as_dict(llm: LLM, results: list[GenerationResult]) -> dict[str, Any]:
+    """The first sample with what is common to all; where there are more, all of them as well."""
+    value: dict[str, Any] = {
+        **_sample(llm, results[0]),
+        "prompt_token_ids": results[0].prompt_token_ids,
+        "model": str(llm.config.model),
+        "device": llm.device,
+    }
+    value["stats"]["load_seconds"] = llm.load_seconds
+    if len(results) > 1:
+        value["samples"] = [_sample(llm, result) for result in results]
+    return value
+
+
+def _sample(llm: LLM, result: GenerationResult) -> dict[str, Any]:
     value: dict[str, Any] = {
         "text": result.text,
         "token_ids": result.token_ids,
         "finish_reason": result.finish_reason,
         "seed": result.seed,
-        "prompt_token_ids": result.prompt_token_ids,
-        "model": str(llm.config.model),
-        "device": llm.device,
-        "stats": {"load_seconds": llm.load_seconds, **result.stats.as_dict()},
+        "stats": result.stats.as_dict(),
     }
     if result.logprobs is not None:
         value["logprobs"] = [_logprob(llm, sample) for sample in result.logprobs]
     return value
+
+
+def _words(llm: LLM, text: str, token_ids: Iterable[int]) -> str:
+    """What is written of tokens: their text, or their numbers where the model has no tokenizer."""
+    return text if llm.has_tokenizer else "".join(f" {token_id}" for token_id in token_ids)
 
 
 def _logprob(llm: LLM, sample: TokenSample) -> dict[str, Any]:

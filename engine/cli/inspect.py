@@ -29,6 +29,8 @@ def inspect(
     sequences: Annotated[
         int, typer.Option("--sequences", "--max-sequences", help="Sequences side by side, for the memory plan.")
     ] = 1,
+    cache_tokens: options.CacheTokensOption = None,
+    prefill_chunk: options.PrefillChunkOption = None,
 ) -> None:
     """Show a file's metadata, its tensors by type, and the memory that running it takes."""
     from engine.config import EngineConfig
@@ -36,7 +38,15 @@ def inspect(
     from engine.llm import BUNDLED_MODEL
 
     path = file or model or BUNDLED_MODEL
-    config = EngineConfig(path, device, context_length, kv_type, max_sequences=sequences)  # each with a whole context
+    config = EngineConfig(
+        path,
+        device,
+        context_length,
+        kv_type,
+        max_sequences=sequences,
+        cache_tokens=cache_tokens,
+        prefill_chunk=prefill_chunk,
+    )
     with open_gguf(path) as gguf:
         report: dict[str, Any] = {
             "file": str(gguf.path),

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 MODEL = "Model"
+BATCH = "Cache and batching"
 SAMPLING = "Sampling"
 
 ModelOption = Annotated[
@@ -24,8 +25,8 @@ ContextOption = Annotated[
         "--ctx-size",
         "--context-length",
         "-c",
-        help="Tokens of prompt and output together.",
-        show_default="the model's own, at most 8192",
+        help="Longest sequence in tokens, prompt and output together.",
+        show_default="what the model was trained for, at most 8192",
         rich_help_panel=MODEL,
     ),
 ]
@@ -57,6 +58,49 @@ PreTokenizerOption = Annotated[
     str | None,
     typer.Option(
         "--pre-tokenizer", help="Use this pre-tokenizer instead of the one the file names.", rich_help_panel=MODEL
+    ),
+]
+MaxSequencesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-sequences",
+        help="Sequences that run side by side, 1 to 256; the others wait.",
+        show_default="one for each sample",
+        rich_help_panel=BATCH,
+    ),
+]
+CacheTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-tokens",
+        help="Size of the key-value cache that all sequences share, in tokens; at least one whole context.",
+        show_default="a context for each sequence, at most 8",
+        rich_help_panel=BATCH,
+    ),
+]
+PrefillChunkOption = Annotated[
+    int | None,
+    typer.Option(
+        "--prefill-chunk",
+        help="Most prompt tokens fed in one step.",
+        show_default="512 on the CPU, what suits the card on a GPU",
+        rich_help_panel=BATCH,
+    ),
+]
+DeterministicOption = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="The same tokens whatever runs beside a sequence, at some cost; the CPU does so anyway.",
+        rich_help_panel=BATCH,
+    ),
+]
+PrefixCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--prefix-cache/--no-prefix-cache",
+        help="Do not read again what an earlier prompt began with.",
+        rich_help_panel=BATCH,
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]

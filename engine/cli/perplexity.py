@@ -11,6 +11,7 @@ import typer
 
 from engine.cli import options
 from engine.cli.terminal import note, open_model, read_text, write, write_json
+from engine.config import on_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +35,9 @@ def perplexity(
     threads: options.ThreadsOption = None,
     exact: options.ExactOption = False,
     repack: options.RepackOption = True,
-    batch: Annotated[int, typer.Option("--batch", "-b", help="Chunks measured side by side.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", "-b", help="Chunks measured side by side, 1 to 256.")] = 1,
     pre_tokenizer: options.PreTokenizerOption = None,
+    deterministic: options.DeterministicOption = False,
 ) -> None:
     """Measure perplexity as llama.cpp does, so that the figures can be compared."""
     source = text_file if text_file is not None else file
@@ -53,7 +55,10 @@ def perplexity(
         exact=exact,
         repack=repack,
         max_sequences=batch,
+        cache_tokens=batch * on_pages(context),
         prefill_chunk=max(512, context),
+        prefix_cache=False,  # chunks have nothing in common, and all of each is scored
+        deterministic=deterministic,
         pre_tokenizer=pre_tokenizer,
     ) as llm:
         from engine.perplexity import cut, measure

@@ -6,11 +6,13 @@ import json
 import logging
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.cli.interrupts import Interrupts
 from engine.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -52,15 +54,25 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def stats_line(load_seconds: float | None, result: GenerationResult) -> str:
-    """Speeds and counts of one finished request on one line."""
-    stats = result.stats
+def stats_line(load_seconds: float | None, *results: GenerationResult) -> str:
+    """Speeds and counts of a finished request, or of all samples of a prompt, on one line."""
+    stats = results[0].stats
     parts = [] if load_seconds is None else [f"load {load_seconds:.2f} s"]
     cached = f" ({stats.cached_tokens} cached)" if stats.cached_tokens else ""
     parts.append(f"prompt {stats.prompt_tokens} tokens{cached}, {stats.prompt_tok_s:.1f} tok/s")
-    parts.append(f"decode {stats.output_tokens} tokens, {stats.decode_tok_s:.1f} tok/s")
-    parts.append(f"end: {result.finish_reason}")
-    parts.append(f"seed {result.seed}")
+    if len(results) == 1:
+        parts.append(f"decode {stats.output_tokens} tokens, {stats.decode_tok_s:.1f} tok/s")
+        parts.append(f"end: {results[0].finish_reason}")
+    else:
+        every = [result.stats for result in results]
+        n_tokens = sum(one.output_tokens for one in every)
+        begin = min(one.queue_seconds + one.prompt_seconds for one in every)
+        seconds = max(one.queue_seconds + one.prompt_seconds + one.decode_seconds for one in every) - begin
+        speed = (n_tokens - 1) / seconds if seconds > 0 else 0.0
+        parts.append(f"decode {n_tokens} tokens of {len(results)} samples, {speed:.1f} tok/s in all")
+        ends = Counter(result.finish_reason for result in results)
+        parts.append("end: " + ", ".join(f"{count} {reason}" for reason, count in ends.items()))
+    parts.append(f"seed {results[0].seed}")
     return "[" + " | ".join(parts) + "]"
 
 
@@ -99,7 +111,7 @@ def open_model(**settings: Any) -> Iterator[LLM]:
     log = logging.getLogger("engine")
     log.addHandler(handler)
     try:
-        with status("loading the model ...") as update:
+        with status("loading the model ...") as update, Interrupts():
             from engine.llm import LLM
 
             llm = LLM(**settings, status=update)

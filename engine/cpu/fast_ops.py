@@ -1,7 +1,7 @@
 """The bricks through compiled kernels: what CpuOps computes, with the numpy between the products compiled as well.
 
 Whether steps run at once or are recorded is up to the `Steps` at hand; the order of steps is written down here alone.
-What no kernel serves (clamped q, k and v; see plain_attention) is left to CpuOps.
+What no kernel serves (clamping q, k and v; softcap with linear biases) is left to CpuOps.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights,
 
 
 def plain_attention(layer: LayerWeights) -> bool:
-    """Whether kernels compute all of a layer's attention: no clamped q, k and v, no softcap with linear biases."""
+    """Whether kernels compute all of a layer's attention, from its products to its output."""
+    return layer.config.attention.clamp is None and _can_attend(layer)
+
+
+def _can_attend(layer: LayerWeights) -> bool:
+    """Whether the attention kernel serves a layer: it has no softcap together with linear biases."""
     config = layer.config.attention
-    return config.clamp is None and (config.softcap is None or not config.alibi)
+    return config.softcap is None or not config.alibi
 
 
 class FastOps(CpuOps):
@@ -97,7 +102,7 @@ class FastOps(CpuOps):
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See Ops.attention."""
-        if not plain_attention(layer):
+        if not _can_attend(layer):
             return super().attention(layer, q)
         config = layer.config.attention
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE
-from engine.errors import ContextFullError
+from engine.errors import ContextFullError, DeviceError
 from engine.model.batch import Span
 from engine.model.config import AttentionConfig
 
@@ -65,7 +65,14 @@ class KVCache:
         return keys, self._pages(layer.n_kv_heads, PAGE, layer.value_width)
 
     def _pages(self, *shape: int) -> CacheArray:
-        return np.zeros((self.n_pages, *shape), dtype=self._dtype)
+        try:
+            return np.zeros((self.n_pages, *shape), dtype=self._dtype)
+        except MemoryError:
+            needed = self.bytes_per_token * self.n_pages * PAGE / 2**30
+            raise DeviceError(
+                f"the system gives no memory for a key-value cache of {self.n_pages * PAGE} tokens, {needed:.1f} GiB: "
+                "ask for a smaller context_length or cache_tokens, or for fewer sequences"
+            ) from None
 
     @property
     def bytes_per_token(self) -> int:

@@ -82,15 +82,6 @@ def _groups_of_eight(batch: int) -> int:
     return next(n for n in (1, 2, 4, 8) if batch <= 8 * n)
 
 
-def _cut(split: Split, batch: int) -> Split:
-    """The split of one batch size: only the units of a block may differ, which no sum knows of.
-
-    64 sequences take so many registers that a block of two warp groups is best with a unit each; where blocks share
-    columns, it keeps its four units, because there are no more clusters to be had.
-    """
-    return Split(2, 1) if split == Split(4, 1) and _groups_of_eight(batch) == 8 else split
-
-
 @dataclass(frozen=True)
 class _Memory:
     """Shared memory of a block: activations that stay, stages, how many of those."""
@@ -107,7 +98,7 @@ class _Memory:
 
 
 def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int) -> _Memory:
-    groups, split = _groups_of_eight(batch), _cut(split, batch)
+    groups = _groups_of_eight(batch)
     tile = max(LAYOUTS[type].chunk_bytes * CHUNK // LAYOUTS[type].chunk_columns for type in types)
     limit = shared_limit(_ARCH) - 2048
     chunks = -(-columns // CHUNK)
@@ -145,16 +136,17 @@ def kernel_job(
 ) -> Job:
     """The (files, defines) pair of the kernel of a batch size, for module.prebuild."""
     groups = _groups_of_eight(min(batch, MAX_ROWS))
-    split = _cut(split, min(batch, MAX_ROWS))
     memory = _memory(types, split, min(batch, MAX_ROWS), columns)
-    # 64 sequences take so many registers that two warp groups work on two units each, not four on one.
-    units = 2 if groups == 8 and split.units == 4 else 1
+    # A warp group alone leaves the tensor cores idle while it unpacks: four of them keep both busy. 64 sequences leave
+    # them so few registers that each makes do with one set of fragments, and the fetching warp group lends its own.
+    crowded = groups == 8 and split.units == 4
     distinct = list(dict.fromkeys(types))
     defines: dict[str, object] = {
         "SEGMENTS": len(types),
         "NT": groups,
-        "TEAMS": split.units // units,
-        "UNITS": units,
+        "TEAMS": split.units,
+        "FETCHERS": 128 if crowded else 32,
+        "BUFFERS": 1 if crowded else 2,
         "CLUSTER": split.cluster,
         "STAGES": memory.stages,
         "STAGE": memory.stage,
@@ -223,7 +215,7 @@ class BatchMatVec:
             files, defines = kernel_job(
                 self._types, self.split, self._columns, batch, paired=self._paired, activation=activation
             )
-            threads = int(str(defines["TEAMS"])) * 128 + 32
+            threads = int(str(defines["TEAMS"])) * 128 + int(str(defines["FETCHERS"]))
             found = self._kernels[key] = (build(files, defines=defines).get("batch_matvec"), threads, memory)
         return found
 
@@ -264,7 +256,7 @@ class BatchMatVec:
             rows, target = (x[first:], out[first:]) if first else (x, out)
             groups = _groups_of_eight(batch)
             kernel, threads, memory = self._kernel(batch, activation)
-            blocks = -(-self._units // _cut(self.split, batch).units)
+            blocks = -(-self._units // self.split.units)
             if self.split.cluster > 1:
                 grid = blocks * self.split.cluster
             else:  # as many as stay busy to the last turn

@@ -71,10 +71,11 @@ class Activations:
         router, routing: (R, E) scores and weights. mix: (R, 1) score of the shared expert.
         chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F); None where dense is True.
         operand: bytes of one (R, K) float16 or float32 operand of a dense product; None where dense is False.
+        expert_room: scratch memory of the experts of prompts; None where there are none of that kind.
         batch_operand: scratch memory of MatVec's products of many rows; None where dense is True.
     """
 
-    def __init__(self, widths: Widths, rows: int, *, dense: bool) -> None:
+    def __init__(self, widths: Widths, rows: int, *, dense: bool, expert_room: int = 0) -> None:
         import cupy
 
         def floats(width: int) -> Any:
@@ -98,6 +99,7 @@ class Activations:
             self.chosen_weights, self.hidden = floats(widths.used), floats(widths.hidden)
         widest = max(widths.model, widths.attention, widths.ffn)
         self.operand = cupy.empty(rows * widest * 4, cupy.uint8) if dense else None
+        self.expert_room = cupy.empty(expert_room, cupy.uint8) if expert_room else None
         self.batch_operand = None if dense else cupy.empty(operand_bytes(widest), cupy.uint8)
 
     @property

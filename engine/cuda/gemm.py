@@ -78,6 +78,9 @@ TILES = (
     Tile(2, 256, 2, 1, 10.0, 10.0, 6500),
 )
 
+EXPERT_TILES = (TILES[0], TILES[2], TILES[3])
+"""Shapes for products of experts, in ascending tokens."""
+
 
 _TYPES = frozenset(
     (
@@ -142,12 +145,13 @@ def _slot(types: Sequence[GGMLType]) -> int:
     return max(LAYOUTS[type].chunk_bytes for type in types)
 
 
-def build_job(types: Sequence[GGMLType], tile: Tile, activation: Activation) -> Job:
+def build_job(types: Sequence[GGMLType], tile: Tile, activation: Activation, *, experts: bool = False) -> Job:
     """The (files, defines) pair of the kernel of one tile shape for a family of types, for module.prebuild."""
     n = tile.tokens // 2
     memory = _memory(types, tile)
     names = ", ".join(f"%{i}" for i in range(n))
     defines: dict[str, object] = {
+        "EXPERTS": int(experts),
         "ACTIVATION": int(activation),
         "WGS": tile.groups,
         "TOKENS": tile.tokens,
@@ -174,6 +178,18 @@ def build_jobs(types: Sequence[GGMLType], activation: Activation) -> list[Job]:
     return [(_OPERAND_FILES, {})] + [
         build_job(members, tile, activation) for members in family(types) for tile in TILES
     ]
+
+
+def expert_jobs(types: Sequence[GGMLType], needed: Sequence[GGMLType], activation: Activation) -> list[Job]:
+    """What products of experts need beside build_jobs().
+
+    Args:
+        types: of all matrices of the model.
+        needed: of its experts.
+        activation: between their gate and up.
+    """
+    families = [members for members in family(types) if set(members) & set(needed)]
+    return [build_job(members, tile, activation, experts=True) for members in families for tile in EXPERT_TILES]
 
 
 @cache
@@ -226,7 +242,33 @@ def operand_bytes(rows: int, columns: int) -> int:
     return -(-rows // 8) * 8 * -(-columns // 128) * 256
 
 
-def make_operand(x: Any, buffer: Any, *, norm: Any = None, eps: float = 0.0) -> Operand:
+@dataclass(frozen=True, eq=False)
+class TokenTiles:
+    """Rows grouped by expert, for Gemm.experts.
+
+    Attributes:
+        tile: the shape.
+        most: tiles there may be.
+        table: int32, on the device: how many there are, then the expert of each.
+        n_experts: matrices below one another.
+    """
+
+    tile: Tile
+    most: int
+    table: Any
+    n_experts: int
+
+
+def make_operand(
+    x: Any,
+    buffer: Any,
+    *,
+    norm: Any = None,
+    eps: float = 0.0,
+    places: Any = None,
+    copies: int = 1,
+    room_rows: int | None = None,
+) -> Operand:
     """x or RMSNorm(x) * norm as an operand.
 
     Args:
@@ -234,11 +276,15 @@ def make_operand(x: Any, buffer: Any, *, norm: Any = None, eps: float = 0.0) -> 
         buffer: uint8, contiguous, 1024-byte aligned, at least operand_bytes(T, K) long; the operand lies in it.
         norm: float32 (K,) or None.
         eps: the norm's epsilon.
+        places: int32 (T, copies), the rows of the operand that each row goes to, -1 for none; None: its own.
+        copies: of each row.
+        room_rows: rows of the operand; T when left out.
     """
     rows, columns = (int(n) for n in x.shape)
-    assert buffer.nbytes >= operand_bytes(rows, columns) and buffer.data.ptr % 128 == 0 and x.strides[1] == 4
-    operand = Operand(buffer, rows, columns)
-    args = (x, x.strides[0] // 4, buffer, operand.pitch, columns, -(-columns // 128) * 128, norm, float(eps))
+    operand = Operand(buffer, rows if room_rows is None else room_rows, columns)
+    assert buffer.nbytes >= operand_bytes(operand.rows, columns) and buffer.data.ptr % 128 == 0 and x.strides[1] == 4
+    padded = -(-columns // 128) * 128
+    args = (x, x.strides[0] // 4, buffer, operand.pitch, columns, padded, norm, float(eps), places, copies)
     launch(build(_OPERAND_FILES, defines={}).get("operand_half"), rows, 256, args)
     return operand
 
@@ -258,7 +304,7 @@ class Gemm:
         self.activation = activation
         self._families = {type: members for members in family(types) for type in members}
         self._multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
-        self._kernels: dict[tuple[tuple[GGMLType, ...], Tile], tuple[Kernel, int]] = {}
+        self._kernels: dict[tuple[tuple[GGMLType, ...], Tile, bool], tuple[Kernel, int]] = {}
         for members in family(types):
             for tile in TILES:
                 self._kernel(members, tile)
@@ -326,13 +372,39 @@ class Gemm:
             shape = tile or choose_tile(units, x.rows, first.columns, self._multiprocessors)
             kernel, shared = self._kernel(types, shape)
             clusters = min(_clusters(shape, units, x.rows), self._multiprocessors * shape.blocks // shape.cluster)
-            args = (table, units, chunks, x.data, x.pitch, x.rows, out, stride, bias, float(alpha), mode)
+            args = (table, units, chunks, x.data, x.pitch, x.rows, out, stride, bias, float(alpha), mode, None)
             launch(kernel, clusters * shape.cluster, (shape.groups + 1) * 128, args, shared=shared)
 
-    def _kernel(self, types: tuple[GGMLType, ...], tile: Tile) -> tuple[Kernel, int]:
-        key = (types, tile)
+    def experts(self, group: MatVec, x: Operand, out: Any, tiles: TokenTiles) -> None:
+        """Multiplies each tile of rows by its own expert: x @ W_e.T, or activation(gate_e) * up_e of a paired matrix.
+
+        Args:
+            group: one matrix: E matrices of N outputs (pairs: F) below one another, N and 2 F multiples of 64.
+            x: (P, K), P the places of all tiles.
+            out: float32 (P, N), contiguous; of a paired matrix uint8: room for an operand (P, F).
+            tiles: which rows belong to whom.
+        """
+        ((table, units, matrix),) = self._launches(group)
+        shape, outputs = tiles.tile, group.width // tiles.n_experts
+        assert units % tiles.n_experts == 0 and x.columns == group.columns and x.rows % shape.tokens == 0
+        if group.paired:
+            assert outputs % 128 == 0 and out.nbytes >= operand_bytes(x.rows, outputs)
+            stride, mode = Operand(out, x.rows, outputs).pitch, _GATED_OPERAND
+        else:
+            assert out.shape == (x.rows, outputs) and out.flags.c_contiguous
+            stride, mode = outputs, _STORE
+        each = units // tiles.n_experts
+        kernel, shared = self._kernel(self._families[matrix.type], shape, experts=True)
+        clusters = tiles.most * -(-each // (shape.groups * shape.cluster))
+        clusters = min(clusters, self._multiprocessors * shape.blocks // shape.cluster)
+        chunks = matrix.layout.chunks(matrix.columns)
+        args = (table, each, chunks, x.data, x.pitch, x.rows, out, stride, None, 1.0, mode, tiles.table)
+        launch(kernel, clusters * shape.cluster, (shape.groups + 1) * 128, args, shared=shared)
+
+    def _kernel(self, types: tuple[GGMLType, ...], tile: Tile, *, experts: bool = False) -> tuple[Kernel, int]:
+        key = (types, tile, experts)
         if key not in self._kernels:
-            files, defines = build_job(types, tile, self.activation)
+            files, defines = build_job(types, tile, self.activation, experts=experts)
             self._kernels[key] = (build(files, defines=defines).get("gemm"), shared_bytes(types, tile))
         return self._kernels[key]
 

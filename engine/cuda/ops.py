@@ -15,6 +15,7 @@ from engine.cuda.attention import Attention, AttentionShape, prefill_tiles
 from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
 from engine.cuda.dequant import embed
+from engine.cuda.experts import GROUPED_ROWS
 from engine.cuda.matvec import BATCH_ROWS
 from engine.cuda.products import Products
 from engine.cuda.staging import Staging
@@ -61,11 +62,24 @@ class CudaOps:
         return x
 
     def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
-        """See Ops.ffn_moe. Every expert runs over all rows; the weights of those a row did not choose are zero."""
+        """See Ops.ffn_moe.
+
+        Rows go to the experts they chose; where the card or the types forbid it, to all of them, with a weight of zero
+        for those they did not choose.
+        """
         moe, n = layer.moe, self._n
         assert moe is not None
         assert y is x, "parallel layers are declined when a model is opened"
         config = moe.config
+        if self._products is not None and self._products.serves_experts(moe):
+            scores = self._columns(self.buffers.router, n, config.n_experts)
+            self._product(moe.router, x, scores, norm=layer.ffn_norm)
+            shared = self._shared_hidden(moe, x, layer.ffn_norm)  # reads x, which the experts change
+            room, eps = self.buffers.expert_room, self.weights.epsilon
+            self._products.experts(moe, x, scores, room, norm=layer.ffn_norm, eps=eps)
+            if shared is not None:
+                self._add_shared(moe, *shared, x)
+            return x
         scores, routing = self.buffers.router[:n], self.buffers.routing[:n]
         self._product(moe.router, x, scores, norm=layer.ffn_norm)
         row_ops.route(
@@ -167,6 +181,8 @@ class DecodeOps(CudaOps):
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
         batch_rows: from so many rows on, the kernels for many sequences; 1: always, so that bits never depend on n.
+        grouped: products for the experts of many rows; None: every row reads its own, so that bits never depend on n.
+        expert_room: their scratch memory.
     """
 
     def __init__(
@@ -180,8 +196,12 @@ class DecodeOps(CudaOps):
         n: int,
         *,
         batch_rows: int = BATCH_ROWS,
+        grouped: Products | None = None,
+        expert_room: Any = None,
     ) -> None:
         super().__init__(weights, buffers, None)
+        self._grouped = grouped if n >= GROUPED_ROWS else None
+        self._expert_room = expert_room
         self._batch_rows = batch_rows
         self._cache = cache
         self._attention = attention
@@ -207,7 +227,7 @@ class DecodeOps(CudaOps):
         return qkv
 
     def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
-        """See Ops.ffn_moe. Each row's own experts alone are read, where their types allow it."""
+        """See Ops.ffn_moe. Only experts that rows chose are read, where their types allow it."""
         moe, n, buffers = layer.moe, self._n, self.buffers
         assert moe is not None
         if moe.products is None:
@@ -215,14 +235,18 @@ class DecodeOps(CudaOps):
         assert y is x, "parallel layers are declined when a model is opened"
         routing, width = moe.products.routing, moe.products.width
         scores = self._columns(buffers.router, n, routing.n_experts)
-        ids = self._columns(buffers.chosen, n, routing.n_used)
-        weights = self._columns(buffers.chosen_weights, n, routing.n_used)
-        h = self._columns(buffers.hidden, n * routing.n_used, width)
-        norm = layer.ffn_norm
+        norm, eps, positions = layer.ffn_norm, self.weights.epsilon, self._positions
         self._product(moe.router, x, scores, norm=norm)
-        moe.products.gate_up(x, scores, ids, weights, h, norm=norm, eps=self.weights.epsilon, positions=self._positions)
-        shared = self._shared_hidden(moe, x, norm)  # reads x, which down() changes
-        moe.products.down(ids, weights, h, x)
+        if self._grouped is not None and self._grouped.serves_experts(moe):
+            shared = self._shared_hidden(moe, x, norm)  # reads x, which the experts change
+            self._grouped.experts(moe, x, scores, self._expert_room, norm=norm, eps=eps, positions=positions)
+        else:
+            ids = self._columns(buffers.chosen, n, routing.n_used)
+            weights = self._columns(buffers.chosen_weights, n, routing.n_used)
+            h = self._columns(buffers.hidden, n * routing.n_used, width)
+            moe.products.gate_up(x, scores, ids, weights, h, norm=norm, eps=eps, positions=positions)
+            shared = self._shared_hidden(moe, x, norm)
+            moe.products.down(ids, weights, h, x)
         if shared is not None:
             self._add_shared(moe, *shared, x)
         return x

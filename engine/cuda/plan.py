@@ -13,7 +13,7 @@ from engine.cuda.dense import SCRATCH_BYTES
 from engine.cuda.features import check_features
 from engine.cuda.layouts import LAYOUTS, packed_bytes
 from engine.cuda.sampling_ops import DeviceSampler
-from engine.cuda.weights import attention_shape
+from engine.cuda.weights import attention_shape, expert_room
 from engine.errors import DeviceError
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
@@ -93,6 +93,7 @@ def make_plan(
     activations = (
         max_sequences * (widths.row_bytes(dense=False) + 4 * widths.model)
         + rows * widths.row_bytes(dense=True)
+        + expert_room(model, max(rows, max_sequences), card[0])
         + SCRATCH_BYTES
         + operand_bytes(max(widths.model, widths.attention, widths.ffn))
         + 4 * widths.vocab * (max_sequences + LOGIT_ROWS)

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from engine.cuda import experts as expert_ops
 from engine.cuda import gemm
 from engine.cuda import rows as row_ops
 from engine.cuda.dense import DenseProduct, padded
 from engine.cuda.gemm import Gemm, Operand, make_operand, operand_bytes
 from engine.cuda.matvec import Activation
 from engine.cuda.module import device_arch
-from engine.cuda.weights import DeviceFfn, Projection
+from engine.cuda.weights import ACTIVATIONS, DeviceFfn, DeviceMoe, Projection, stacked_layers
 from engine.gguf.types import GGMLType
+from engine.model.loader import LoadedModel
 
 Group = tuple[list[tuple[GGMLType, int]], int, bool, Activation]
 """A kind of launch, as weights.kernel_groups() gives it: (type, rows) of its matrices, columns, paired, activation."""
@@ -37,13 +39,24 @@ def build_jobs(groups: Sequence[Group], arch: int) -> list[gemm.Job]:
     return [job for activation in activations for job in gemm.build_jobs(types, activation)]
 
 
+def build_expert_jobs(groups: Sequence[Group], model: LoadedModel, arch: int) -> list[gemm.Job]:
+    """What the experts of prompts need more, where the card serves them."""
+    types, _ = _needs(groups)
+    jobs: list[gemm.Job] = []
+    for moe, config in stacked_layers(model, arch):
+        needed = [moe.up.weight.type, moe.down.weight.type]
+        jobs += gemm.expert_jobs(types, needed, ACTIVATIONS[config.expert.activation])
+        jobs += expert_ops.build_jobs()
+    return jobs
+
+
 class Products:
     """out = or += norm(x) @ W.T for the launches of a model, with bias, factor and gate.
 
     Results are the same bits for a row whatever the other rows are: on Hopper always, elsewhere if deterministic.
 
     Args:
-        groups: what will come, from weights.kernel_groups().
+        groups: what will come, from weights.kernel_groups(prompts=True).
         room: uint8, where operands lie: as Activations.operand.
         deterministic: pay for that on other cards too; see DenseProduct.
         fused: False forces cuBLAS for all.
@@ -132,6 +145,26 @@ class Products:
         self._dense(matrix, self._plain(x, wide, norm, eps), h, rows=n, second=other)
         row_ops.gate(h, other, ffn.activation)
         return h
+
+    def serves_experts(self, moe: DeviceMoe) -> bool:
+        """Whether experts() multiplies this mixture."""
+        return moe.stacked is not None and self._any is not None
+
+    def experts(
+        self,
+        moe: DeviceMoe,
+        x: Any,
+        scores: Any,
+        room: Any,
+        *,
+        norm: Any = None,
+        eps: float = 0.0,
+        positions: Any = None,
+    ) -> None:
+        """Adds the experts that each row chooses to x; see experts.run."""
+        assert moe.stacked is not None
+        product = self._gemms[moe.experts[0].activation]
+        expert_ops.run(moe.stacked, product, x, scores, room, norm=norm, eps=eps, positions=positions)
 
     def _chains(self, ffn: DeviceFfn) -> bool:
         """Whether the down projection takes the hidden vectors as an operand."""

@@ -25,14 +25,14 @@ from engine.cuda.graphs import StepGraphs, buckets
 from engine.cuda.matvec import BATCH_ROWS, MAX_COLUMNS, group_jobs
 from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
-from engine.cuda.products import Products
+from engine.cuda.products import Products, build_expert_jobs
 from engine.cuda.products import build_jobs as product_jobs
 from engine.cuda.prompt import PromptReader
 from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
 from engine.cuda.staging import FILES as STAGING_FILES
 from engine.cuda.staging import Staging
-from engine.cuda.weights import Uploader, attention_shape, check_types, kernel_groups, moe_jobs
+from engine.cuda.weights import Uploader, attention_shape, check_types, expert_room, kernel_groups, moe_jobs
 from engine.errors import ContextFullError, DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
@@ -100,7 +100,7 @@ class CudaRunner:
         self._deterministic = deterministic
         self._batch_rows = 1 if deterministic else BATCH_ROWS
         self._unclear = False
-        self._groups = kernel_groups(model)
+        self._prompt_groups = kernel_groups(model, prompts=True)
         with self._device, device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
@@ -123,6 +123,7 @@ class CudaRunner:
             self.lookahead = MOST_AHEAD - 1
             self.prefill_chunk = self._plan.prefill_rows
             self.mixed_chunk = min(MIXED_ROWS, self.prefill_chunk)
+            self._expert_room = expert_room(model, max(self.prefill_chunk, max_sequences), card[0])
             self._pool = cupy.cuda.MemoryPool()
             self._stream = cupy.cuda.Stream(non_blocking=True)
             self._open(model, kv_type, card, status)
@@ -172,9 +173,11 @@ class CudaRunner:
         batches = sorted({1, MAX_COLUMNS, *buckets(self.max_sequences)})
         for job in moe_jobs(model):
             add(*job)
-        for job in product_jobs(self._groups, card[0]):
+        for job in product_jobs(self._prompt_groups, card[0]):
             add(*job)
-        for matrices, columns, paired, activation in self._groups:
+        for job in build_expert_jobs(self._prompt_groups, model, card[0]):
+            add(*job)
+        for matrices, columns, paired, activation in kernel_groups(model):
             for job in group_jobs(
                 matrices, columns, batches, card, paired=paired, activation=activation, batch_rows=self._batch_rows
             ):
@@ -196,11 +199,13 @@ class CudaRunner:
         self._cache = PagedCache(shapes, self.n_pages, self.context_length, slots)
         self._attention: dict[AttentionShape, Attention] = {s: Attention(s, slots) for s in set(shapes)}
         self._decode_buffers = Activations(widths, slots, dense=False)
-        self._prefill_buffers = Activations(widths, self.prefill_chunk, dense=True)
+        self._prefill_buffers = Activations(widths, self.prefill_chunk, dense=True, expert_room=self._expert_room)
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
-        products = Products(self._groups, self._prefill_buffers.operand, deterministic=self._deterministic)
+        self._products = products = Products(
+            self._prompt_groups, self._prefill_buffers.operand, deterministic=self._deterministic
+        )
         self._prefill = PrefillOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
         self._prefill.use(self._cache)
         self._prompts = PromptReader(self._weights, self._prefill, self._slots, self._staging, self._logits)
@@ -226,6 +231,8 @@ class CudaRunner:
             self._slots.positions,
             n,
             batch_rows=self._batch_rows,
+            grouped=None if self._deterministic else self._products,
+            expert_room=self._prefill_buffers.expert_room,  # prompts are not read while a decode step runs
         )
 
     def run_step(self, ops: DecodeOps, n: int) -> None:
@@ -393,6 +400,7 @@ class CudaRunner:
                 "_loop",
                 "_prompts",
                 "_prefill",
+                "_products",
                 "_staging",
                 "_slots",
                 "_cache",

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.cuda import gemm
 from engine.cuda.attention import AttentionShape, LayerAttention, RopeStyle
+from engine.cuda.experts import StackedExperts, can_stack, room_bytes
 from engine.cuda.layouts import LAYOUTS
 from engine.cuda.matvec import Activation, MatVec
+from engine.cuda.module import device_arch
 from engine.cuda.moe import MAX_USED, ExpertProducts, Routing, can_gather
 from engine.cuda.moe import build_jobs as expert_jobs
 from engine.cuda.repack import PackedMatrix, check_supported, repack
@@ -87,6 +90,7 @@ class DeviceMoe:
     """A mixture of experts: router, one feed-forward part per expert, the shared one and its gate.
 
     products: the experts' launches of a decode step, over the same memory; None where their types forbid it.
+    stacked: the experts for prompts, over the same memory; None where each is multiplied by itself.
     """
 
     config: MoeConfig
@@ -95,6 +99,7 @@ class DeviceMoe:
     shared: DeviceFfn | None
     shared_gate: Projection | None
     products: ExpertProducts | None
+    stacked: StackedExperts | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,10 +158,16 @@ def can_pair(weights: FfnWeights) -> bool:
     return all(part.bias is None and part.scale == 1.0 for part in (gate, up))
 
 
-def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]]:
+def kernel_groups(
+    model: LoadedModel, *, prompts: bool = False
+) -> list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]]:
     """Every kind of launch the uploader will make: (type, rows) of its matrices, columns, paired, activation.
 
     Needs no GPU: kernels can be built while the weights are still on their way.
+
+    Args:
+        model: the model.
+        prompts: also the experts that decode steps gather with kernels of their own.
     """
     groups: list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]] = []
 
@@ -186,7 +197,7 @@ def kernel_groups(model: LoadedModel) -> list[tuple[list[tuple[GGMLType, int]], 
         if moe is not None:
             assert isinstance(config, MoeConfig)
             add([moe.router])
-            if not can_gather_experts(moe, config):
+            if prompts or not can_gather_experts(moe, config):
                 add_ffn(moe.expert(0), config.expert)
             if moe.shared is not None and config.shared is not None:
                 add_ffn(moe.shared, config.shared)
@@ -351,10 +362,10 @@ class Uploader:
         moe, config = layer.moe, layer.config.ffn
         assert moe is not None
         assert isinstance(config, MoeConfig)
+        products = stacked = None
         if can_gather_experts(moe, config):
-            experts, products = self._gathered(moe, config)
+            experts, products, stacked = self._gathered(moe, config)
         else:
-            products = None
             experts = tuple(self.ffn(moe.expert(i), config.expert) for i in range(config.n_experts))
         shared = None
         if moe.shared is not None and config.shared is not None:
@@ -366,9 +377,12 @@ class Uploader:
             shared=shared,
             shared_gate=None if moe.shared_gate is None else self.projection([moe.shared_gate]),
             products=products,
+            stacked=stacked,
         )
 
-    def _gathered(self, moe: MoeWeights, config: MoeConfig) -> tuple[tuple[DeviceFfn, ...], ExpertProducts]:
+    def _gathered(
+        self, moe: MoeWeights, config: MoeConfig
+    ) -> tuple[tuple[DeviceFfn, ...], ExpertProducts, StackedExperts | None]:
         """All experts of a layer as two packed matrices, and every expert as views of them."""
         assert moe.gate is not None
         n, width, columns = config.n_experts, config.expert.width, moe.gate.weight.columns
@@ -393,7 +407,11 @@ class Uploader:
             )
             for i in range(n)
         )
-        return experts, ExpertProducts(gate_up, down, expert_routing(config), activation)
+        routing = expert_routing(config)
+        stacked = None
+        if can_stack_experts(moe, config, device_arch()):
+            stacked = StackedExperts(MatVec([gate_up]), MatVec([down]), routing)
+        return experts, ExpertProducts(gate_up, down, routing, activation), stacked
 
 
 def _part_of(matrix: PackedMatrix, index: int, count: int) -> PackedMatrix:
@@ -425,4 +443,35 @@ def can_gather_experts(moe: MoeWeights, config: MoeConfig) -> bool:
         and config.n_used <= MAX_USED
         and can_gather(gate.weight.type, up.weight.type, width, columns)
         and down.weight.type in LAYOUTS
+    )
+
+
+def can_stack_experts(moe: MoeWeights, config: MoeConfig, arch: int) -> bool:
+    """Whether rows of prompts are multiplied by the experts they chose only; else by every expert."""
+    if arch != gemm.ARCH or not can_gather_experts(moe, config):
+        return False
+    assert moe.gate is not None
+    types = moe.gate.weight.type, moe.down.weight.type
+    width, columns = config.expert.width, moe.gate.weight.columns
+    return all(gemm.supports(type) for type in types) and can_stack(width, columns, config.n_experts)
+
+
+def stacked_layers(model: LoadedModel, arch: int) -> list[tuple[MoeWeights, MoeConfig]]:
+    """The mixtures of experts of a model that can_stack_experts(); needs no GPU."""
+    found = []
+    for layer in model.weights.layers:
+        moe, config = layer.moe, layer.config.ffn
+        if moe is not None and isinstance(config, MoeConfig) and can_stack_experts(moe, config, arch):
+            found.append((moe, config))
+    return found
+
+
+def expert_room(model: LoadedModel, rows: int, arch: int) -> int:
+    """Bytes of scratch memory that prompts of so many rows need for their experts."""
+    return max(
+        (
+            room_bytes(rows, expert_routing(config), config.expert.width, model.config.width)
+            for _, config in stacked_layers(model, arch)
+        ),
+        default=0,
     )

@@ -1,6 +1,6 @@
 """What a block format is, and the few numpy helpers that formats share.
 
-The formats themselves are in simple_quants.py and k_quants.py; quants.py is where others import them from.
+The formats themselves are in the modules *_quants.py; quants.py is where others import them from.
 """
 
 from abc import ABC, abstractmethod
@@ -72,7 +72,7 @@ class BlockFormat(ABC):
 
 
 def scale(field: np.ndarray) -> np.ndarray:
-    """Return a float16 field (n,) as float32 (n, 1)."""
+    """Return a floating-point field (n,) as float32 (n, 1)."""
     return field.astype(np.float32)[:, None]
 
 

@@ -25,6 +25,8 @@ MAX_ALIGNMENT = 1 << 30
 MAX_NAME_BYTES = 65535
 MAX_ARRAY_DEPTH = 8
 MAX_DIMS = 4
+METADATA_START = 24
+"""Behind magic, version and the counts of tensors and of metadata."""
 
 # Value types: id -> (name, numpy dtype in the file's byte order). 8 is a string, 9 an array.
 NUMBER_TYPES: dict[int, tuple[str, np.dtype[Any]]] = {
@@ -95,12 +97,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What one file says about itself: version, alignment, metadata by key, tensors in file order."""
+    """What one file says about itself: version, alignment, metadata by key, tensors in file order.
+
+    metadata_end is where the tensor directory begins; the metadata begins at METADATA_START.
+    """
 
     version: int
     alignment: int
     metadata: dict[str, MetadataValue]
     tensors: dict[str, TensorInfo]
+    metadata_end: int
 
 
 def parse_header(path: Path, data: mmap.mmap | bytes) -> Header:
@@ -256,6 +262,7 @@ class _Parser:
             metadata[key] = self.value(field, value_type)
             if key == "general.alignment":
                 alignment = self.check_alignment(field, value_type, metadata[key])
+        metadata_end = self.pos
         tensors: dict[str, TensorInfo] = {}
         for i in range(n_tensors):
             info = self.tensor(i, alignment)
@@ -263,7 +270,7 @@ class _Parser:
                 self.fail(f"tensor {_quoted(info.name)}", "a second tensor of that name", "each name once")
             tensors[info.name] = info
         tensors = self.place(tensors, alignment)
-        return Header(version, alignment, metadata, tensors)
+        return Header(version, alignment, metadata, tensors, metadata_end)
 
     def check_magic_and_version(self) -> int:
         magic = bytes(self.data[:16])

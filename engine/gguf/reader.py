@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 
 from engine.errors import GGUFError
-from engine.gguf.parse import Header, MetadataValue, TensorInfo, parse_header
+from engine.gguf.parse import METADATA_START, Header, MetadataValue, TensorInfo, parse_header
 
 __all__ = ["GGUFFile", "MetadataValue", "TensorInfo", "open_gguf"]
 
@@ -105,6 +105,18 @@ class GGUFFile:
         part.check_size()
         flat = np.frombuffer(part.data, np.uint8, info.n_bytes, info.offset)
         return flat.reshape(*info.shape[:-1], info.row_bytes)
+
+    def metadata_block(self) -> bytes:
+        """Return the metadata of the (first) file as it is written there, e.g. to write it into another file.
+
+        Raises:
+            GGUFError: the file is closed, or it has been cut short since it was opened.
+        """
+        if self._closed:
+            raise GGUFError(f"{self.path}: the file is closed; open it again to read its metadata")
+        part = self._parts[0]
+        part.check_size()
+        return bytes(part.data[METADATA_START : part.header.metadata_end])
 
     def close(self) -> None:
         """Give mappings and memory back; calling it again does nothing. Metadata and tensor directory stay readable."""

@@ -1,4 +1,4 @@
-"""Plain numbers, and the formats of one or two float16 fields per block of 32 weights.
+"""Plain numbers, and the formats of one or two scales per block of whole numbers.
 
 What a format class is, block_format.py says.
 """
@@ -47,6 +47,46 @@ class BF16(BlockFormat, type=GGMLType.BF16):
     @classmethod
     def _decode(cls, blocks: np.ndarray, out: np.ndarray) -> None:
         np.left_shift(blocks["x"], 16, out=out.view(np.uint32)[:, 0], dtype=np.uint32)
+
+
+class I8(BlockFormat, type=GGMLType.I8):
+    """Plain integers of 8 bits, each taken as its number."""
+
+    layout = np.dtype([("x", "i1")])
+
+    @classmethod
+    def _decode(cls, blocks: np.ndarray, out: np.ndarray) -> None:
+        out[:, 0] = blocks["x"]
+
+
+class I16(BlockFormat, type=GGMLType.I16):
+    """Plain integers of 16 bits, each taken as its number."""
+
+    layout = np.dtype([("x", "<i2")])
+
+    @classmethod
+    def _decode(cls, blocks: np.ndarray, out: np.ndarray) -> None:
+        out[:, 0] = blocks["x"]
+
+
+class I32(BlockFormat, type=GGMLType.I32):
+    """Plain integers of 32 bits, each taken as its number, rounded to float32."""
+
+    layout = np.dtype([("x", "<i4")])
+
+    @classmethod
+    def _decode(cls, blocks: np.ndarray, out: np.ndarray) -> None:
+        out[:, 0] = blocks["x"]
+
+
+class I64(BlockFormat, type=GGMLType.I64):
+    """Plain integers of 64 bits, each taken as its number, rounded to float32."""
+
+    layout = np.dtype([("x", "<i8")])
+
+    @classmethod
+    def _decode(cls, blocks: np.ndarray, out: np.ndarray) -> None:
+        out[:, 0] = blocks["x"]
 
 
 class Q4_0(BlockFormat, type=GGMLType.Q4_0):
@@ -128,6 +168,38 @@ class Q8_0(BlockFormat, type=GGMLType.Q8_0):
         [
             ("d", "<f2"),  #      0  scale
             ("qs", "i1", 32),  #  2  32 numbers of 8 bits, signed
+        ]
+    )
+
+    @classmethod
+    def _decode(cls, blocks: np.ndarray, out: np.ndarray) -> None:
+        np.multiply(scale(blocks["d"]), blocks["qs"], out=out)
+
+
+class Q8_1(BlockFormat, type=GGMLType.Q8_1):
+    """x = d q; 10 bits per weight as the gguf package sizes it. A format of activations: s serves dot products only."""
+
+    layout = np.dtype(
+        [
+            ("d", "<f4"),  #      0  scale
+            ("s", "<f4"),  #      4  d times the sum of qs
+            ("qs", "i1", 32),  #  8  32 numbers of 8 bits, signed
+        ]
+    )
+
+    @classmethod
+    def _decode(cls, blocks: np.ndarray, out: np.ndarray) -> None:
+        np.multiply(scale(blocks["d"]), blocks["qs"], out=out)
+
+
+class Q8_K(BlockFormat, type=GGMLType.Q8_K):
+    """x = d q; 9.125 bits per weight. A format of activations: the sums serve dot products only."""
+
+    layout = np.dtype(
+        [
+            ("d", "<f4"),  #           0  scale
+            ("qs", "i1", 256),  #      4  256 numbers of 8 bits, signed
+            ("bsums", "<i2", 16),  # 260  sums of 16 consecutive qs each
         ]
     )
 

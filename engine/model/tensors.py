@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from engine.errors import UnsupportedModelError
-from engine.gguf.quants import FORMATS, dequantize
+from engine.gguf.quants import dequantize
 from engine.gguf.reader import GGUFFile
 from engine.gguf.types import GGMLType
 from engine.model.architecture import Presence
@@ -136,11 +136,6 @@ class TensorTable:
         found = self.shape(name)
         if found != expected and _squeezed(found) != _squeezed(expected):
             raise UnsupportedModelError(f"tensor {name} has shape {found}; its metadata calls for {expected}")
-        kind = self._gguf.tensors[name].type
-        if kind not in FORMATS:
-            raise UnsupportedModelError(
-                f"tensor {name} has type {kind.name}; supported types are {', '.join(sorted(f.name for f in FORMATS))}"
-            )
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -102,7 +102,7 @@ class ChatTemplate:
         if template is None and names["tools"] and _TOOL_VARIANT in self.variants:
             template = _TOOL_VARIANT
         start_budget()
-        compiled = self._compile(template)
+        compiled = self.compile(template)
         try:
             return _joined(compiled.generate(names))
         except TemplateRefusal as error:
@@ -117,7 +117,13 @@ class ChatTemplate:
                 "roles, their order and the keys it uses"
             ) from error
 
-    def _compile(self, name: str | None) -> "Template":
+    def compile(self, name: str | None = None) -> "Template":
+        """The default template or a named variant, ready to render; made once.
+
+        Raises:
+            InvalidRequestError: there is none of that name.
+            TokenizerError: it does not parse.
+        """
         if name is not None and name not in self.variants:
             known = ", ".join(map(repr, self.variants)) or "none"
             raise InvalidRequestError(f"the model has no chat template named {name!r}; its named ones: {known}")
@@ -165,4 +171,5 @@ def _special_tokens(tokenizer: Tokenizer | None) -> dict[str, str]:
     if tokenizer is None:
         return {}
     ids = tokenizer.special_ids
-    return {f"{role}_token": tokenizer.token_text(ids[role]) for role in ("bos", "eos", "unk", "pad") if role in ids}
+    roles = ("bos", "eos", "unk", "pad", "sep", "mask")
+    return {f"{role}_token": tokenizer.token_text(ids[role]) for role in roles if role in ids}

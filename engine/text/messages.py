@@ -88,14 +88,43 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return [_tool_call(dict(call)) for call in calls]
 
 
+class Arguments(dict[str, Any]):
+    """Arguments of a tool call: a mapping to templates that look inside, JSON text to those that add it to a text.
+
+    Args:
+        values: the mapping.
+        text: the JSON text that the caller gave, where it was text.
+    """
+
+    def __init__(self, values: Mapping[str, Any], text: str | None = None) -> None:
+        super().__init__(values)
+        self._text = text
+
+    def __str__(self) -> str:
+        return repr(self) if self._text is None else self._text
+
+    def _json(self) -> str:
+        return json.dumps(self, ensure_ascii=False) if self._text is None else self._text
+
+    def __add__(self, other: str) -> str:
+        return self._json() + other
+
+    def __radd__(self, other: str) -> str:
+        return other + self._json()
+
+
 def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
-    """The HTTP API sends arguments as JSON text; templates want the mapping itself."""
+    """The HTTP API sends arguments as JSON text; most templates want the mapping itself, some the text."""
     function = call.get("function")
-    if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
+    if not isinstance(function, Mapping):
+        return call
+    given = function.get("arguments")
+    text = given if isinstance(given, str) else None
+    if text is not None:
         try:
-            arguments = json.loads(function["arguments"])
+            given = json.loads(text)
         except (ValueError, RecursionError):
             return call
-        if isinstance(arguments, dict):
-            call["function"] = {**function, "arguments": arguments}
+    if isinstance(given, Mapping):
+        call["function"] = {**function, "arguments": Arguments(given, text)}
     return call

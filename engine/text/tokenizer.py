@@ -127,9 +127,11 @@ class Tokenizer:
         return ids
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Token ids of a rendered chat template: BOS is added only where the template has not written it itself."""
+        """Token ids of a rendered chat template: one BOS, whether the template writes it or not, and no end token."""
         bos = None if self.bos_id is None else self.token_text(self.bos_id)
-        return self.encode(text, add_special=not (bos and text.startswith(bos)))
+        written = bool(bos) and text.startswith(str(bos))
+        ids = self.encode(text[len(str(bos)) :] if written else text, add_special=False)
+        return [self.special_ids["bos"], *ids] if written or self.add_bos else ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = False) -> str:
         """The text of `ids`; bytes that are no valid UTF-8 become U+FFFD.

@@ -2,6 +2,7 @@
 
     emit.py       a few words for writing 16-lane vector code (LLVM IR through numba's @intrinsic)
     formats.py    one decoder per block format: packed bytes in, vectors of weights out
+    grid_formats.py, low_bit_formats.py  more of them: formats with grids; of few bits, of rarely stored numbers
     stepping.py   the one shape of kernel that programs call
     products.py   the loops built from them: dot_rows, dot_tokens, dequantize_rows, product_f32
     attention.py  attention over a packed cache
@@ -13,3 +14,5 @@
 Nothing here knows of weights or models: kernels take addresses and lengths. Importing this package is free;
 importing build.py imports numba.
 """
+
+from engine.cpu.kernels import grid_formats, low_bit_formats  # noqa: F401 - imported for the decoders they register

@@ -26,9 +26,11 @@ _lock = threading.Lock()
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    # numba looks only at the file of the cached function; the code generators live in its neighbours.
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    # numba looks only at the file of the cached function; the code generators live in its neighbours, and the tables
+    # that they put into the code beside the formats.
+    digest, engine = hashlib.sha256(), Path(__file__).parents[2]
+    tables = [engine / "gguf" / "grids.py", *engine.glob("gguf/*_quants.py")]
+    for source in sorted([*Path(__file__).parent.glob("*.py"), *tables]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:12]
 

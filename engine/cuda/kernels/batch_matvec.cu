@@ -1,14 +1,14 @@
 // Quantized matrix times 1..64 sequences: weights are read once, unpacked to halves in registers, multiplied by wgmma.
 //
 // Defines: RESIDENT; SEGMENTS matrices of FORMATS formats FORMAT0.. (FORMAT_OF per matrix); NT groups of 8 sequences; TEAMS warp
-// groups of 4 warps, each with UNITS units of 64 rows (4 tiles); STAGES of STAGE bytes of shared memory; CLUSTER blocks
-// share the columns of the same rows. The activations come from batch_operand.cu.
+// groups of 4 warps, each with a unit of 64 rows (4 tiles) and BUFFERS sets of fragments; FETCHERS threads beside them; STAGES
+// of STAGE bytes of shared memory; CLUSTER blocks share the columns of the same rows. Activations: batch_operand.cu.
 //
 // One warp fetches: a stage is 256 columns of the activations and of every tile of the block. Order of an element's sum:
 // blocks of a cluster have consecutive ranges of 256 columns; in a range one after the other, in 256 columns steps of 16 as
-// the tensor cores add them; then ranks 0..CLUSTER-1. Nothing depends on the number of sequences or on TEAMS and UNITS.
+// the tensor cores add them; then ranks 0..CLUSTER-1. Nothing depends on the number of sequences or on TEAMS.
 
-constexpr int CONSUMERS = TEAMS * 128, TILES = TEAMS * UNITS * 4;
+constexpr int CONSUMERS = TEAMS * 128, TILES = TEAMS * 4;
 constexpr int KEPT_STRIDE = 68;  // floats of 64 rows of one sequence, so that lanes meet different banks
 
 struct Segment {
@@ -52,7 +52,7 @@ template <class F>
 DEVICE void add_columns(const u8* tile, u64 x, const float* factors, int quads, int lane, Sums& acc) {
     typedef HalfWeights<F> Half;
     Sums products;
-    u32 f[2][16];
+    u32 f[BUFFERS][16];
     auto add_products = [&](float2 of_rows) {
         wgmma_wait<0>();
         keep_order(products);
@@ -76,14 +76,14 @@ DEVICE void add_columns(const u8* tile, u64 x, const float* factors, int quads, 
 #pragma unroll
     for (int p = 0; p < 4; ++p) {  // 64 columns
         if (p == 2 && F::COLUMNS == 128 && quads < 2) break;
-        if (p >= 2) wgmma_wait<1>();
+        if (BUFFERS == 2 ? p >= 2 : p >= 1) wgmma_wait<BUFFERS - 1>();
         const u8* const chunk = F::COLUMNS == 128 ? tile + (p >> 1) * F::CHUNK_BYTES : tile;
-        Half::fragments(chunk, F::COLUMNS == 128 ? 0 : p >> 1, p & 1, lane, f[p & 1]);
-        keep_order(f[p & 1]);
+        Half::fragments(chunk, F::COLUMNS == 128 ? 0 : p >> 1, p & 1, lane, f[p % BUFFERS]);
+        keep_order(f[p % BUFFERS]);
         if (p == 0 && Half::MINIMUMS) add_products(of_minimums), keep_order(acc);
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 4; ++i) wgmma(products, f[p & 1] + i * 4, x + (p * 4 + i) * STEP_BYTES / 16, p + i > 0);
+        for (int i = 0; i < 4; ++i) wgmma(products, f[p % BUFFERS] + i * 4, x + (p * 4 + i) * STEP_BYTES / 16, p + i > 0);
         wgmma_commit();
     }
     add_products(Half::post(tile, lane >> 2));
@@ -91,12 +91,12 @@ DEVICE void add_columns(const u8* tile, u64 x, const float* factors, int quads, 
 
 // out = f(alpha * (x W^T * factor + bias)) or out += ...; see batch_matvec.py for shapes.
 // RESIDENT: every block converts x itself and keeps it; else operand is x converted before: [256 columns] of X_BYTES.
-// groups: of UNITS * TEAMS units of 64 rows.
+// groups: of TEAMS units of 64 rows.
 extern "C" __global__ void
 #if CLUSTER > 1
 __cluster_dims__(CLUSTER, 1, 1)
 #endif
-__launch_bounds__(CONSUMERS + 32, 1)
+__launch_bounds__(CONSUMERS + FETCHERS, 1)
     batch_matvec(ALL_SEGMENTS int units, int groups, int columns, int batch, const float* x, int x_stride,
                  const float* norm, float eps, const u8* operand, const float* bias, float* out, int out_stride, int add, float alpha) {
     extern __shared__ __align__(128) u8 shared[];
@@ -128,7 +128,15 @@ __launch_bounds__(CONSUMERS + 32, 1)
     }
     __syncthreads();
 
-    if (warp == CONSUMERS / 32) {
+    if (warp >= CONSUMERS / 32) {
+        if (FETCHERS == 128) registers_fewer<64>();
+        if (warp > CONSUMERS / 32) {  // here only because registers change hands by warp groups
+#if CLUSTER > 1
+            cluster_barrier();
+            cluster_barrier();
+#endif
+            return;
+        }
         // Lane l fetches tile l of the block, lane 0 also the activations.
         constexpr int chunk_bytes[SEGMENTS] = CHUNK_BYTES_OF, chunk_columns[SEGMENTS] = CHUNK_COLUMNS_OF;
         int stage = 0, count = 0, held = RESIDENT ? -1 : 0;
@@ -185,6 +193,7 @@ __launch_bounds__(CONSUMERS + 32, 1)
         return;
     }
 
+    if (FETCHERS == 128) registers_more<104>();  // 4 * 128 * 104 + 128 * 64 are all that 640 threads of 96 had
     if (RESIDENT && norm && threadIdx.x == 0)  // each block brings its share of the norm's weight into the L2
         for (int k = blockIdx.x * 32; k < columns; k += gridDim.x * 32)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(norm + k));
@@ -220,15 +229,10 @@ __launch_bounds__(CONSUMERS + 32, 1)
     int stage = 0;
     u32 parity = 0;
     for (int group = first_group; group < groups; group += step) {
-        Sums acc[UNITS];
+        Sums acc;
 #pragma unroll
-        for (int u = 0; u < UNITS; ++u)
-#pragma unroll
-            for (int i = 0; i < NT * 4; ++i) acc[u][i] = 0.0f;
-        int format[UNITS];
-#pragma unroll
-        for (int u = 0; u < UNITS; ++u)
-            format[u] = FORMATS > 1 ? segment_of(min(group * (TILES / 4) + team * UNITS + u, units - 1)).format : 0;
+        for (int i = 0; i < NT * 4; ++i) acc[i] = 0.0f;
+        [[maybe_unused]] const int format = FORMATS > 1 ? segment_of(min(group * TEAMS + team, units - 1)).format : 0;
         for (int chunk = begin; chunk < end; ++chunk) {
             barrier_wait(full + stage * 8, parity);
             const int quads = min(2, (columns - chunk * 256 + 127) >> 7);
@@ -236,26 +240,22 @@ __launch_bounds__(CONSUMERS + 32, 1)
             const float* const factors = (const float*)(x + FLOATS_AT);
             const u64 x_at = operand_at(shared_address(x));
             if (threadIdx.x < NT * 8) square += factors[NT * 8 + threadIdx.x];
-#pragma unroll
-            for (int u = 0; u < UNITS; ++u) {
-                const u8* const tile =
-                    ring + stage * STAGE + WEIGHTS_AT + ((team * UNITS + u) * 4 + (warp & 3)) * TILE_STRIDE;
+            const u8* const tile = ring + stage * STAGE + WEIGHTS_AT + warp * TILE_STRIDE;
 #if FORMATS == 1
-                add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc[u]);
+            add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc);
 #elif FORMATS == 2
-                if (format[u] == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc[u]);
-                else add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc[u]);
+            if (format == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc);
+            else add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc);
 #elif FORMATS == 3
-                if (format[u] == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc[u]);
-                else if (format[u] == 1) add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc[u]);
-                else add_columns<FORMAT2>(tile, x_at, factors, quads, lane, acc[u]);
+            if (format == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc);
+            else if (format == 1) add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc);
+            else add_columns<FORMAT2>(tile, x_at, factors, quads, lane, acc);
 #else
-                if (format[u] == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc[u]);
-                else if (format[u] == 1) add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc[u]);
-                else if (format[u] == 2) add_columns<FORMAT2>(tile, x_at, factors, quads, lane, acc[u]);
-                else add_columns<FORMAT3>(tile, x_at, factors, quads, lane, acc[u]);
+            if (format == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc);
+            else if (format == 1) add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc);
+            else if (format == 2) add_columns<FORMAT2>(tile, x_at, factors, quads, lane, acc);
+            else add_columns<FORMAT3>(tile, x_at, factors, quads, lane, acc);
 #endif
-            }
             __syncwarp();
             if (lane == 0) barrier_arrive(empty + stage * 8);
             if (++stage == STAGES) stage = 0, parity ^= 1;
@@ -287,13 +287,9 @@ __launch_bounds__(CONSUMERS + 32, 1)
 #pragma unroll
             for (int j = 0; j < NT * 2; ++j) {
                 const float factor = factor_of((j >> 1) * 8 + t * 2 + (j & 1));
-#pragma unroll
-                for (int u = 0; u < UNITS; ++u) acc[u][(j >> 1) * 4 + (j & 1)] *= factor, acc[u][(j >> 1) * 4 + (j & 1) + 2] *= factor;
+                acc[(j >> 1) * 4 + (j & 1)] *= factor, acc[(j >> 1) * 4 + (j & 1) + 2] *= factor;
             }
-#pragma unroll
-        for (int u = 0; u < UNITS; ++u) {
-            const int unit = group * (TILES / 4) + team * UNITS + u;
-            if (unit >= units) continue;
+        if (const int unit = group * TEAMS + team; unit < units) {
             const Segment m = segment_of(unit);
             const int tile = (unit - m.first_unit) * 4 + (warp & 3);
 #pragma unroll
@@ -301,20 +297,18 @@ __launch_bounds__(CONSUMERS + 32, 1)
                 const int b = (i >> 2) * 8 + t * 2 + (i & 1), row = PAIRED ? tile * 8 + g : tile * 16 + (i & 2) * 4 + g;
                 if (b >= batch || row >= m.rows) continue;
                 float* const at = out + (i64)b * out_stride + m.column + row;
-                if (!PAIRED) *at = finish(acc[u][i], m, b, row, add ? __ldcg(at) : 0.0f);
-                else if (!(i & 2)) *at = finish_pair(acc[u][i], acc[u][i | 2], m);
+                if (!PAIRED) *at = finish(acc[i], m, b, row, add ? __ldcg(at) : 0.0f);
+                else if (!(i & 2)) *at = finish_pair(acc[i], acc[i | 2], m);
             }
         }
 #else
         // Every block leaves its sums in its shared memory, over what it has used, and finishes a share of the outputs.
         float* const kept = (float*)shared;
 #pragma unroll
-        for (int u = 0; u < UNITS; ++u)
-#pragma unroll
-            for (int i = 0; i < NT * 4; ++i) {
-                const int b = (i >> 2) * 8 + t * 2 + (i & 1), row = (warp & 3) * 16 + (i & 2) * 4 + g;
-                kept[((team * UNITS + u) * NT * 8 + b) * KEPT_STRIDE + row] = acc[u][i];
-            }
+        for (int i = 0; i < NT * 4; ++i) {
+            const int b = (i >> 2) * 8 + t * 2 + (i & 1), row = (warp & 3) * 16 + (i & 2) * 4 + g;
+            kept[(team * NT * 8 + b) * KEPT_STRIDE + row] = acc[i];
+        }
         cluster_barrier();
         constexpr int PER = PAIRED ? 8 : 16;  // groups of 4 outputs in a unit
         const int work = (TILES / 4) * batch * PER;

@@ -132,3 +132,13 @@ DEVICE float4 load_from_rank(u32 address, int rank) {
                  : "memory");
     return v;
 }
+
+// A warp group gives registers back, or takes what others gave.
+template <int COUNT>
+DEVICE void registers_more() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT>
+DEVICE void registers_fewer() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}

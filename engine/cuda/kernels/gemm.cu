@@ -6,7 +6,8 @@
 // packed, a chunk of CHUNK columns of every packed tile at a time, and x, 64 columns at a time, each through its own ring.
 // Two blocks of a cluster have the same tokens: each fetches half of x for both. Blocks stay for all their tiles.
 // Bits: every output is one chain of sums over the columns in ascending groups of 16, whatever the tile shape.
-// Compile-time: ACTIVATION, WGS, TOKENS, CLUSTER, CHUNK, X_STAGES, W_STAGES, SLOT (bytes of a packed chunk), FORMAT0 .. and FORMATS.
+// With EXPERTS, W is a stack of equal matrices, and each tile of tokens is multiplied by the one that a table names.
+// Compile-time: EXPERTS, ACTIVATION, WGS, TOKENS, CLUSTER, CHUNK, X_STAGES, W_STAGES, SLOT (bytes of a packed chunk), FORMAT0 .. and FORMATS.
 
 constexpr int WARPS = WGS * 4, THREADS = (WGS + 1) * 128, STEPS = CHUNK / 64;
 constexpr u32 X_BYTES = TOKENS * 128, W_BYTES = WARPS * SLOT, STAGED = TOKENS * 64;  // STAGED: per warpgroup
@@ -29,8 +30,8 @@ struct Segment {
 struct Schedule {
     static constexpr int GROUP = 16;
     int across, down, total;  // token tiles; clusters of output tiles
-    __device__ __forceinline__ Schedule(int tokens, int output_tiles)
-        : across((tokens + TOKENS - 1) / TOKENS), down((output_tiles + CLUSTER - 1) / CLUSTER), total(across * down) {}
+    __device__ __forceinline__ Schedule(int token_tiles, int output_tiles)
+        : across(token_tiles), down((output_tiles + CLUSTER - 1) / CLUSTER), total(across * down) {}
     __device__ __forceinline__ void place(int index, int& token_tile, int& output_tile) const {
         const int group = index / (down * GROUP), first = group * GROUP, within = index - first * down;
         const int size = min(GROUP, across - first);
@@ -61,7 +62,8 @@ struct Ring {
 };
 
 // ---- copying warps -------------------------------------------------------------------------------------------------
-DEVICE void fetch_weights(u32 base, const Segment* segments, int units, int chunks, const Schedule& schedule, int lane) {
+DEVICE void fetch_weights(u32 base, const Segment* segments, int units, int chunks, const int* experts,
+                          const Schedule& schedule, int lane) {
     Ring ring;
     for (int index = blockIdx.x / CLUSTER; index < schedule.total; index += gridDim.x / CLUSTER) {
         int token_tile, output_tile;
@@ -72,7 +74,7 @@ DEVICE void fetch_weights(u32 base, const Segment* segments, int units, int chun
         if (lane < WARPS && unit < units) {
             int local;
             const Segment s = find(segments, unit, local);
-            const int tile = local * 4 + (lane & 3);
+            const int tile = local * 4 + (lane & 3) + (EXPERTS ? experts[1 + token_tile] * units * 4 : 0);
             if (tile < s.tiles) {
                 bytes = (u32)s.chunk_bytes;
                 source = s.data + (i64)tile * chunks * bytes;
@@ -258,18 +260,20 @@ DEVICE void store_floats(float* out, int stride, int first, int tokens, const fl
 }
 
 // segments: device memory. units: runs of 64 output rows over all segments. chunks: of CHUNK columns.
+// experts: with EXPERTS, one segment of stacked matrices, each of `units`; table of group_rows (experts.cu).
 // x: operand_half's layout, pitch rows. out: float32, rows of `stride`; GATED_OPERAND: operand layout, `stride` its pitch.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #if CLUSTER > 1
     __cluster_dims__(CLUSTER, 1, 1)
 #endif
     gemm(const Segment* segments, int units, int chunks, const u8* x, int pitch, int tokens, void* out, int stride,
-         const float* bias, float alpha, int mode) {
+         const float* bias, float alpha, int mode, const int* experts) {
     extern __shared__ u8 unaligned[];
     const u32 base = (shared_address(unaligned) + 1023u) & ~1023u;
     u8* const pool = unaligned + (base - shared_address(unaligned));
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const Schedule schedule(tokens, (units + WGS - 1) / WGS);
+    if (EXPERTS) pdl_wait();  // the table says how much there is to do
+    const Schedule schedule(EXPERTS ? experts[0] : (tokens + TOKENS - 1) / TOKENS, (units + WGS - 1) / WGS);
     if (threadIdx.x == 0) {
         for (int i = 0; i < X_STAGES; ++i) {
             barrier_init(base + X_FULL + i * 8, 1);
@@ -286,7 +290,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     pdl_launch();
     if (warp >= WARPS) {
         if (WGS > 1) registers_fewer<WGS == 2 ? 40 : 32>();
-        if (warp == WARPS) fetch_weights(base, segments, units, chunks, schedule, lane);
+        if (warp == WARPS) fetch_weights(base, segments, units, chunks, experts, schedule, lane);
         if (warp == WARPS + 1 && lane == 0) {
             pdl_wait();
             fetch_x(base, x, pitch, chunks * STEPS, schedule);

@@ -3,8 +3,10 @@
 // columns the order of place_of_column(). Columns are filled up with zeros to a multiple of 128.
 
 // One block per row. weight null: no norm. Saturates: an infinity would turn a whole row of the product into NaN.
-extern "C" __global__ void __launch_bounds__(256) operand_half(const float* x, int stride, u8* out, int pitch, int columns,
-                                                               int padded, const float* weight, float eps) {
+// places: (rows, copies), where copies of a row go, -1 = nowhere; null: each row once, to its own place.
+extern "C" __global__ void __launch_bounds__(256)
+    operand_half(const float* x, int stride, u8* out, int pitch, int columns, int padded, const float* weight, float eps,
+                 const int* places, int copies) {
     __shared__ float scratch[32];
     pdl_launch();
     pdl_wait();
@@ -41,9 +43,13 @@ extern "C" __global__ void __launch_bounds__(256) operand_half(const float* x, i
             const u32 half = float_to_half(fminf(fmaxf(value, -65504.0f), 65504.0f));
             pair[place >> 1] = (place & 1) ? pair[place >> 1] | (half << 16) : half;
         }
-        u8* const line = out + ((i64)(first >> 6) * pitch + blockIdx.x) * 128;
-        const int unit = (first >> 3) & 7, turn = blockIdx.x & 7;
-        *(uint4*)(line + ((unit ^ turn) * 16)) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
-        *(uint4*)(line + (((unit + 1) ^ turn) * 16)) = make_uint4(pair[4], pair[5], pair[6], pair[7]);
+        const int unit = (first >> 3) & 7;
+        for (int copy = 0; copy < copies; ++copy) {
+            const int place = places ? places[blockIdx.x * copies + copy] : (int)blockIdx.x, turn = place & 7;
+            if (place < 0) continue;
+            u8* const line = out + ((i64)(first >> 6) * pitch + place) * 128;
+            *(uint4*)(line + ((unit ^ turn) * 16)) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+            *(uint4*)(line + (((unit + 1) ^ turn) * 16)) = make_uint4(pair[4], pair[5], pair[6], pair[7]);
+        }
     }
 }
