@@ -17,7 +17,6 @@ from engine.config import EngineConfig, cache_size
 from engine.cpu.backend import CpuBackend
 from engine.cpu.bandwidth import read_bandwidth
 from engine.cpu.kv_cache import page_count
-from engine.cpu.matmul import warm_up
 from engine.cpu.threads import ThreadPool, default_threads
 from engine.errors import DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
@@ -107,6 +106,7 @@ class CpuRunner:
         prefill_chunk: most prompt tokens of a step; None takes PREFILL_CHUNK.
         threads: None takes the physical cores.
         status: told about compilation.
+        exact, repack: see EngineConfig.
     """
 
     def __init__(
@@ -120,6 +120,8 @@ class CpuRunner:
         prefill_chunk: int | None = None,
         threads: int | None,
         status: Callable[[str], None],
+        exact: bool = False,
+        repack: bool = True,
     ) -> None:
         self.config = model.config
         self.context_length = context_length
@@ -135,10 +137,12 @@ class CpuRunner:
             max_sequences=self.max_sequences + 1,
             n_pages=self.n_pages + page_count(context_length),
             threads=threads,
+            quantize=not exact,
+            repack=repack,
         )
         # logits() has pages of its own, behind those of the scheduler; they take memory only when they are used.
         self._scratch_pages = range(self.n_pages, self.n_pages + page_count(context_length))
-        warm_up(self._backend.weight_types, status, kv_type=kv_type)
+        self._backend.warm_up(status)
         self.threads: int | None = threads if threads is not None else default_threads()
         self.device_name = "cpu"
 
@@ -256,6 +260,8 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
         prefill_chunk=config.prefill_chunk,
         threads=config.threads,
         status=status,
+        exact=config.exact,
+        repack=config.repack,
     )
 
 
@@ -280,6 +286,8 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         kv_type=config.kv_type,
         max_sequences=config.max_sequences or DEFAULT_SEQUENCES,
         n_pages=page_count(cache_size(config.cache_tokens, context_length, config.max_sequences or DEFAULT_SEQUENCES)),
+        quantize=not config.exact,
+        repack=config.repack,
     )
     try:
         return "cpu", backend.memory_plan()

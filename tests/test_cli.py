@@ -374,7 +374,8 @@ class TestInspect:
         assert sum(row["bytes"] for row in value["types"]) == sum(row["bytes"] for row in value["tensor_list"])
         memory = value["memory"]
         assert (memory["context_length"], memory["kv_bytes"]) == (512, 512 * 6 * 2 * 4 * 64 * 2)
-        assert memory["total_bytes"] == memory["weights_bytes"] + memory["kv_bytes"] + memory["scratch_bytes"]
+        parts = ("weights_bytes", "repacked_bytes", "kv_bytes", "scratch_bytes")
+        assert memory["total_bytes"] == sum(memory[part] for part in parts)
 
     def test_text(self):
         text = run("inspect", "--device", "cpu").stdout

@@ -3,7 +3,7 @@ import pytest
 
 from engine.config import PAGE
 from engine.cpu.kernels import attend as attend_module
-from engine.cpu.kernels.attend import attend, can_attend
+from engine.cpu.kernels.attend import attend, can_attend, turned
 from engine.cpu.reference import attend as attend_plainly
 from engine.cpu.threads import ThreadPool
 from engine.model.config import AttentionConfig
@@ -46,7 +46,7 @@ def operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens):
 
 
 def paged(keys, values, seed=0):
-    """Keys and values cut into pages (N, K, PAGE, width) in a random order among others, and the sequence's pages."""
+    """Pages (N, K, PAGE, width) of keys and values as the cache has them, in a random order, and the sequence's."""
     rng = np.random.default_rng(seed)
     n = -(-keys.shape[1] // PAGE)
     pages = rng.permutation(2 * n + 3)[:n].astype(np.int64)
@@ -57,7 +57,7 @@ def paged(keys, values, seed=0):
         target = np.full((2 * n + 3, array.shape[0], PAGE, array.shape[2]), np.nan, array.dtype)
         target[pages] = whole.reshape(array.shape[0], n, PAGE, -1).transpose(1, 0, 2, 3)
         cut.append(target)
-    return (*cut, pages)
+    return turned(np.ascontiguousarray(turned(cut[0]))), cut[1], pages
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -127,11 +127,14 @@ def test_read_only_and_strided_queries(pools):
 
 
 def test_can_attend():
-    good = np.zeros((3, 2, PAGE, 32), np.float16)
-    assert can_attend(good, good)
-    assert can_attend(good[:2], good[:2])
-    assert not can_attend(good[:, :1], good)
-    assert not can_attend(good, good.astype(np.float32))
-    assert not can_attend(good[..., :24], good)
-    assert not can_attend(good[..., ::2], good)
-    assert not can_attend(good.astype(np.float64), good.astype(np.float64))
+    values = np.zeros((3, 2, PAGE, 32), np.float16)
+    keys = turned(np.zeros((3, 2, 32, PAGE), np.float16))
+    assert can_attend(keys, values)
+    assert can_attend(keys[:2], values[:2])
+    assert not can_attend(values, values)
+    assert not can_attend(keys, keys)
+    assert not can_attend(keys[:, :1], values)
+    assert not can_attend(keys, values.astype(np.float32))
+    assert not can_attend(keys[..., :24], values)
+    assert not can_attend(keys, values[..., ::2])
+    assert not can_attend(keys.astype(np.float64), values.astype(np.float64))

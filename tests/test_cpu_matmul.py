@@ -15,7 +15,7 @@ from engine.cpu.bandwidth import read_bandwidth
 from engine.cpu.kernels import build, emit, formats, products, stepping
 from engine.cpu.matmul import matmul, warm_up
 from engine.cpu.threads import ThreadPool
-from engine.gguf.quants import FORMATS, GGMLType
+from engine.gguf.quants import GGMLType
 
 ROWS = (1, 2, 7, 16, 17, 31, 33, 256)
 TOKENS = (1, 2, 7, 33)
@@ -32,6 +32,9 @@ SCALES = {
     "Q4_K": (0, 2),
     "Q5_K": (0, 2),
     "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "MXFP4": (),
 }
 TYPES = ("F32", "F16", "BF16", *SCALES)  # the others: test_cpu_formats.py
 
@@ -66,6 +69,8 @@ def packed(name, rows, columns):
         for offset in SCALES[name]:
             scales = rng.standard_normal(len(raw)).astype(np.float16)
             raw[:, offset : offset + 2] = scales.view(np.uint8).reshape(-1, 2)
+        if name == "MXFP4":
+            raw[:, 0] = rng.integers(110, 130, len(raw))
         raw = raw.reshape(rows, -1)
     raw.flags.writeable = False
     truth = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name]).reshape(rows, columns).astype(np.float64)
@@ -191,7 +196,7 @@ def test_decoders_have_the_sizes_of_the_formats():
     assert products.ROWS_BLOCK == matmul_module.ROWS_STEP
     for name, decoder in formats.DECODERS.items():
         size = 16 if name in PLAIN else 1
-        block = FORMATS[GGMLType[name]]
+        block = GGMLType[name]
         assert (decoder.block_size, decoder.type_size) == (size * block.block_size, size * block.type_size)
 
 

@@ -204,7 +204,9 @@ def test_float16_is_written_as_numpy_does(native, monkeypatch):
     values = np.resize(values, -(-values.size // 16) * 16)
     out = np.empty(values.size, np.float16)
     pages = np.zeros(1, np.int64)
-    operands = np.array([values.ctypes.data, 1, values.size, 0, 0, 0, 0, 0, 0, out.ctypes.data, pages.ctypes.data, 0])
+    operands = np.array(
+        [values.ctypes.data, 1, values.size, 0, 0, 0, 0, 0, 0, out.ctypes.data, pages.ctypes.data, 0, 0]
+    )
     store(operands.ctypes.data, 0, 1, 0)
     with np.errstate(over="ignore", invalid="ignore"):
         want = values.astype(np.float16)
@@ -240,7 +242,7 @@ def test_activations(activation):
     with np.errstate(over="ignore", invalid="ignore"):
         want = ACTIVATIONS[activation](x.astype(np.float64), y.astype(np.float64))
         plain = reference.gated(x.copy(), y.copy(), activation)
-    operands = np.array([x.ctypes.data, y.ctypes.data, out.ctypes.data])
+    operands = np.array([x.ctypes.data, y.ctypes.data, out.ctypes.data, 0])
     build.kernel("gate", activation.name)(operands.ctypes.data, 0, x.size // 16, 0)
     # A float16 lies 2^-11 of its size from the next; a result near the middle of two may go either way. Below its
     # normal range they lie 2^-24 apart.

@@ -102,7 +102,7 @@ def demo_models(shared_dir):
 
 
 def check_demo(path):
-    with LLM(device="cpu") as llm:
+    with LLM(device="cpu", exact=True) as llm:
         ids = llm.tokenizer.encode(LICENSE.read_text(encoding="utf-8"))[:160]
     check(path, ids, limit=TOLERANCE)
 
@@ -139,7 +139,7 @@ def prompt_of(llm):
 
 def check_greedy(path, kv_type):
     """Every token is the reference's choice for the same text before it, or all but tied with it."""
-    with LLM(path, device="cpu") as llm:
+    with LLM(path, device="cpu", exact=True) as llm:
         prompt = prompt_of(llm)
     with opened(path, kv_type=kv_type) as runner:
         text = token_ids(generate(runner, prompt, 200))
@@ -171,7 +171,7 @@ def test_greedy_text_equals_the_cpus():
 def test_seeded_text():
     """The same seed draws the same tokens; a draw within rounding of the edge between two tokens may differ."""
     options = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repetition_penalty": 1.1}
-    with LLM(device="cpu") as llm:
+    with LLM(device="cpu", exact=True) as llm:
         prompt = prompt_of(llm)
     differ = total = 0
     with opened(BUNDLED_MODEL, kv_type="f32") as runner:

@@ -36,7 +36,7 @@ alike = partial(opened, deterministic=True)
 
 @pytest.fixture(scope="module")
 def prompts():
-    with LLM(device="cpu") as llm:
+    with LLM(device="cpu", exact=True) as llm:
         return [llm.tokenizer.encode(text, add_special=True) for text in PROMPTS]
 
 

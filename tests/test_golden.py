@@ -20,13 +20,13 @@ equal llama.cpp's with float32 throughout to the last digit."""
 
 
 def test_greedy_story():
-    with LLM(device="cpu", kv_type="f32") as llm:
+    with LLM(device="cpu", kv_type="f32", exact=True) as llm:
         result = llm.generate("Once upon a time", SamplingParams(max_tokens=90, temperature=0))
     assert result.text == STORY
 
 
 def test_greedy_story_in_a_batch_and_in_small_chunks():
-    with LLM(device="cpu", kv_type="f32", prefill_chunk=2) as llm:
+    with LLM(device="cpu", kv_type="f32", exact=True, prefill_chunk=2) as llm:
         results = llm.generate(["Once upon a time", "A", "The old man"], SamplingParams(max_tokens=90, temperature=0))
     assert results[0].text == STORY
 
@@ -35,7 +35,7 @@ def test_greedy_story_in_a_batch_and_in_small_chunks():
 @pytest.mark.parametrize("name", FIRST_CHUNKS)
 def test_perplexity_of_the_first_chunks(name, shared_dir):
     text = (shared_dir / "demo-model" / "held_out.txt").read_text(encoding="utf-8")
-    with LLM(shared_dir / "demo-model" / f"{name}.gguf", device="cpu", kv_type="f32") as llm:
+    with LLM(shared_dir / "demo-model" / f"{name}.gguf", device="cpu", kv_type="f32", exact=True) as llm:
         *_, last = measure(llm, cut(llm, text, 512)[:2])
     assert last.n_tokens == 2 * 255
     assert last.value == pytest.approx(FIRST_CHUNKS[name], rel=2e-4)

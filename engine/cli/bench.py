@@ -39,6 +39,8 @@ def bench(
     device: options.DeviceOption = "auto",
     kv_type: options.KvTypeOption = "f16",
     threads: options.ThreadsOption = None,
+    exact: options.ExactOption = False,
+    repack: options.RepackOption = True,
     prefill_chunk: options.PrefillChunkOption = None,
     deterministic: options.DeterministicOption = False,
 ) -> None:
@@ -51,6 +53,8 @@ def bench(
         context_length=context_length,
         kv_type=kv_type,
         threads=threads,
+        exact=exact,
+        repack=repack,
         max_sequences=max(batches),
         # Whole pages for everybody, or sequences would make room for one another while they are timed.
         cache_tokens=(max(batches) + 1) * on_pages(context_length),

@@ -98,6 +98,7 @@ def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
         "max_sequences": config.max_sequences,
         "kv_type": config.kv_type,
         "weights_bytes": plan.weights_bytes,
+        "repacked_bytes": plan.repacked_bytes,
         "kv_bytes": plan.kv_bytes,
         "kv_bytes_per_token": plan.kv_bytes_per_token,
         "scratch_bytes": plan.scratch_bytes,
@@ -139,6 +140,11 @@ def _show(report: dict[str, Any]) -> None:
             f"memory on {memory['device']}, context {memory['context_length']}, "
             f"{sequences} sequence{'s' if sequences > 1 else ''}",
             f"  weights {_size(memory['weights_bytes']):>10}",
+            *(
+                [f"  copies  {_size(memory['repacked_bytes']):>10}  repacked weights"]
+                if memory["repacked_bytes"]
+                else []
+            ),
             f"  cache   {_size(memory['kv_bytes']):>10}  {per_token} bytes per token, {memory['kv_type']}",
             f"  scratch {_size(memory['scratch_bytes']):>10}  at most",
             f"  total   {_size(memory['total_bytes']):>10}",

@@ -38,6 +38,22 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", "-t", help="CPU threads.", show_default="the physical cores", rich_help_panel=MODEL),
 ]
+ExactOption = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="On the CPU, keep everything in float32: slower, without the rounding of activations to 8 bits.",
+        rich_help_panel=MODEL,
+    ),
+]
+RepackOption = Annotated[
+    bool,
+    typer.Option(
+        "--repack/--no-repack",
+        help="On the CPU, keep a second copy of quantized weights in the order of the kernels, for speed.",
+        rich_help_panel=MODEL,
+    ),
+]
 PreTokenizerOption = Annotated[
     str | None,
     typer.Option(

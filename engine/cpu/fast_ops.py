@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.cpu.integer import IntegerWeights
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.ops import CpuOps, Float32Array
 from engine.cpu.steps import Angles, Immediate, Pages, Steps
@@ -36,11 +37,21 @@ class FastOps(CpuOps):
 
     Attributes:
         steps: who carries them out; exchanged while a program is recorded.
+
+    Args:
+        integer: the weights to be multiplied in integers; None keeps everything in float32.
     """
 
-    def __init__(self, config: ModelConfig, weights: ModelWeights, cache: KVCache, pool: ThreadPool) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        cache: KVCache,
+        pool: ThreadPool,
+        integer: IntegerWeights | None = None,
+    ) -> None:
         super().__init__(config, weights, cache, self._multiply)
-        self.steps: Steps = Immediate(pool)
+        self.steps: Steps = Immediate(pool, integer)
         self._turns: dict[RopeTable, Angles] = {}
         self._scaled: dict[Linear, Linear] = {}
 

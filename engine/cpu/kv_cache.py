@@ -26,9 +26,9 @@ def page_count(n_positions: int) -> int:
 class KVCache:
     """Pages of keys and values, and the table that says which pages each of `n_slots` sequences reads.
 
-    Per layer there are keys (N, K, PAGE, Hd) and values (N, K, PAGE, Hv) of N pages. Memory follows use: the system
-    gives a page's memory when it is first written. Where a row is written depends on its span alone, so that an
-    interrupted step can be run again.
+    Per layer there are keys (N, K, PAGE, Hd), in memory (N, K, Hd, PAGE), and values (N, K, PAGE, Hv) of N pages.
+    Memory follows use: the system gives a page's memory when it is first written. Where a row is written depends on its
+    span alone, so that an interrupted step can be run again.
 
     Args:
         layers: attention of each layer.
@@ -62,17 +62,18 @@ class KVCache:
 
     def _of_layer(self, layer: AttentionConfig) -> tuple[CacheArray, CacheArray]:
         """Keys and values; the values are views of the keys where they are parts of them."""
-        keys = self._pages(layer.n_kv_heads, layer.key_width)
+        # Neighbouring positions of a key's element lie side by side: attention makes them the lanes of a vector.
+        keys = self._pages(layer.n_kv_heads, layer.key_width, PAGE).transpose(0, 1, 3, 2)
         if self._in_keys(layer):
             return keys, keys[..., : layer.value_width]
-        return keys, self._pages(layer.n_kv_heads, layer.value_width)
+        return keys, self._pages(layer.n_kv_heads, PAGE, layer.value_width)
 
     def _in_keys(self, layer: AttentionConfig) -> bool:
         return layer.values_in_keys and not self._values_apart
 
-    def _pages(self, heads: int, width: int) -> CacheArray:
+    def _pages(self, *shape: int) -> CacheArray:
         try:
-            return np.zeros((self.n_pages, heads, PAGE, width), dtype=self._dtype)
+            return np.zeros((self.n_pages, *shape), dtype=self._dtype)
         except MemoryError:
             needed = self.bytes_per_token * self.n_pages * PAGE / 2**30
             raise DeviceError(

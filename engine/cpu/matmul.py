@@ -152,7 +152,7 @@ def _prepare(w: Weight) -> PreparedWeight:
 
     if len(w.shape) != 2:
         raise ValueError(f"{w.name}: shape {tuple(w.shape)} is not a matrix; take one expert of a stack")
-    if w.type not in FORMATS:
+    if w.type not in FORMATS and w.type.name not in DECODERS:
         raise ValueError(f"{w.name}: {GGMLType(w.type).name} cannot be dequantized")
     rows, columns = w.shape
     expected = (rows, row_bytes(w.type, columns))
@@ -168,7 +168,7 @@ def _prepare(w: Weight) -> PreparedWeight:
         rows=rows,
         columns=columns,
         raw=raw,
-        address=_address(raw),
+        address=array_address(raw),
         stride=raw.strides[0],
         n_blocks=columns // decoder.block_size if decoder is not None else 0,
         kernels=usable,
@@ -202,21 +202,21 @@ def dot_operands(
     residual: Float32Array | None = None,
 ) -> tuple[int, ...]:
     """The numbers that the kernels dot_rows and dot_tokens read (kernels/products.py)."""
-    extra = (0 if bias is None else _address(bias), *((0, 0) if residual is None else _placed(residual)))
+    extra = (0 if bias is None else array_address(bias), *((0, 0) if residual is None else _placed(residual)))
     packed = (weight.address, weight.stride, weight.n_blocks)
     (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
     return (*packed, *_placed(x), len(x), *_placed(out), scale_bits, *extra)
 
 
 def _placed(array: Float32Array) -> tuple[int, int]:
-    return _address(array), array.strides[0]
+    return array_address(array), array.strides[0]
 
 
 def _dot(x: Float32Array, weight: PreparedWeight, out: Float32Array, pool: ThreadPool) -> None:
     n_tokens = x.shape[0]
     dot = _kernel(dot_kind(n_tokens), weight.type.name)
     operands = np.array(dot_operands(x, weight, out), dtype=np.int64)
-    start = _address(operands)
+    start = array_address(operands)
     rows = weight.rows
     # A few tasks per thread even out threads that start late or run beside other programs.
     n_tasks = min(4 * pool.threads, n_tokens * rows * weight.columns // DOT_TASK_WEIGHTS)
@@ -235,7 +235,7 @@ def _product(x: Float32Array, weight: PreparedWeight, out: Float32Array, pool: T
     n_tokens, rows = out.shape
     columns = -(-weight.columns // LANES) * LANES
     stride = _spread(4 * columns)
-    padded = _aligned(n_tokens * stride).reshape(n_tokens, stride).view(np.float32)
+    padded = aligned(n_tokens * stride).reshape(n_tokens, stride).view(np.float32)
     padded[:, : weight.columns] = x
     padded[:, weight.columns : columns] = 0
     multiply = partial(_multiply_tile, _kernel("product_f32"), weight, padded, columns, out)
@@ -266,8 +266,8 @@ def _multiply_tile(
     n_rows, stride = high - low, _spread(4 * columns)
     buffer = getattr(_scratch, "buffer", None)
     if buffer is None or buffer.nbytes < n_rows * stride + PARTIAL_BYTES:
-        buffer = _scratch.buffer = _aligned(n_rows * stride + PARTIAL_BYTES)
-    start = _address(buffer)
+        buffer = _scratch.buffer = aligned(n_rows * stride + PARTIAL_BYTES)
+    start = array_address(buffer)
     tile = start + PARTIAL_BYTES
     if weight.kernels:
         packed = weight.address + low * weight.stride
@@ -276,8 +276,8 @@ def _multiply_tile(
         floats = buffer[PARTIAL_BYTES : PARTIAL_BYTES + n_rows * stride].reshape(n_rows, stride).view(np.float32)
         floats[:, : weight.columns] = FORMATS[weight.type].dequantize(weight.raw[low:high])
         floats[:, weight.columns : columns] = 0
-    target, out_stride = _address(out) + 4 * low, out.strides[0]
-    product(tile, stride, n_rows, _address(x), x.strides[0], x.shape[0], columns, target, out_stride, start)
+    target, out_stride = array_address(out) + 4 * low, out.strides[0]
+    product(tile, stride, n_rows, array_address(x), x.strides[0], x.shape[0], columns, target, out_stride, start)
 
 
 def _rows_per_tile(stride: int) -> int:
@@ -293,13 +293,14 @@ def _spread(n_bytes: int) -> int:
     return n_bytes + (2048 + 64 - n_bytes) % 4096
 
 
-def _aligned(n_bytes: int) -> npt.NDArray[np.uint8]:
+def aligned(n_bytes: int) -> npt.NDArray[np.uint8]:
     """Uninitialised bytes that start at a cache line."""
     buffer = np.empty(n_bytes + 64, dtype=np.uint8)
-    start = -_address(buffer) % 64
+    start = -array_address(buffer) % 64
     return buffer[start : start + n_bytes]
 
 
-def _address(array: npt.NDArray[Any]) -> int:
+def array_address(array: npt.NDArray[Any]) -> int:
+    """Where an array begins in memory."""
     address: int = array.__array_interface__["data"][0]
     return address

@@ -11,18 +11,21 @@ import ctypes
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE
-from engine.cpu import reference
+from engine.cpu import integer, reference
 from engine.cpu.fast_ops import FastOps, plain_attention
+from engine.cpu.integer import Activations, IntegerWeights
 from engine.cpu.kernels import attend as attend_kernel
 from engine.cpu.kernels import build
 from engine.cpu.kernels.machine import COUNTERS, HEADER, ROW
+from engine.cpu.kernels.panels import GROUP
 from engine.cpu.kv_cache import KVCache
-from engine.cpu.matmul import DOT_TOKENS, dot_kind, dot_operands, prepare
+from engine.cpu.matmul import DOT_TOKENS, LANES, dot_kind, dot_operands, prepare
 from engine.cpu.steps import (
     N_PAST,
     Angles,
@@ -35,6 +38,7 @@ from engine.cpu.steps import (
     embed_rows,
     gate_step,
     normalize_step,
+    quantize_step,
     rotate_step,
     score_settings,
 )
@@ -60,8 +64,12 @@ ITEMS, CHUNKS, WAITS = 1, 2, 3
 class Recorder:
     """Steps that are written down. Results are buffers that every run of the program fills again."""
 
-    def __init__(self, pool: ThreadPool) -> None:
+    def __init__(self, pool: ThreadPool, weights: IntegerWeights | None = None) -> None:
         self._pool = pool
+        self._integer = weights
+        self._quantized: dict[int, Activations] = {}  # of buffers as they are now
+        self._rooms: dict[int, Activations] = {}
+        self._writers: dict[int, list[tuple[int, int, Step]]] = {}  # row of the program, first row written, step
         self.rows: list[tuple[int, ...]] = []
         self.fills: list[Callable[[Batch], None]] = []
         self.lengths: list[tuple[int, int, int]] = []
@@ -86,7 +94,10 @@ class Recorder:
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
         """See Steps.empty."""
-        return self._buffers.setdefault((name, shape), np.empty(shape, dtype=np.float32))
+        buffer = self._buffers.setdefault((name, shape), np.empty(shape, dtype=np.float32))
+        self._quantized.pop(id(buffer), None)
+        self._writers[id(buffer)] = []
+        return buffer
 
     def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
         """See Steps.embed."""
@@ -124,7 +135,7 @@ class Recorder:
     ) -> Float32Array:
         """See Steps.normalize."""
         out = self.empty(name, x.shape)
-        self._write(normalize_step(x, norm, out, residual, factor))
+        self._write(normalize_step(x, norm, out, residual, factor), out)
         return out
 
     def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
@@ -132,9 +143,17 @@ class Recorder:
         weight = prepare(linear.weight)
         out = self.empty(name, (len(x), weight.rows))
         assert residual is not out
+        if self._integer is not None and self._integer.takes(weight):
+            settings: dict[str, Any] = {"scale": linear.scale, "bias": linear.bias, "residual": residual}
+            operands = self._integer.operands(self._activations(x), weight, out, **settings)
+            kind, type_name = integer.dot_kind(len(x)), self._integer.kernel_type(weight)
+            # Integer products take about a third of the time of the others.
+            floats = weight.rows * weight.columns * len(x) // 3
+            self._write(Step(kind, type_name, operands, integer.n_items(kind, weight), floats), out)
+            return out
         operands = dot_operands(x, weight, out, scale=linear.scale, bias=linear.bias, residual=residual)
         floats = weight.rows * weight.columns * len(x)
-        self._write(Step(dot_kind(len(x)), weight.type.name, operands, weight.rows, floats))
+        self._write(Step(dot_kind(len(x)), weight.type.name, operands, weight.rows, floats), out)
         return out
 
     def rotate_store(
@@ -149,7 +168,7 @@ class Recorder:
     ) -> None:
         """See Steps.rotate_store."""
         self.lengths.append((len(self.rows), HEADER + N_PAST, span.row))
-        self._write(rotate_step(x, span, angles, cache, factors, store))
+        self._write(rotate_step(x, span, angles, cache, factors, store), x)
 
     def attend(
         self,
@@ -165,17 +184,51 @@ class Recorder:
         settings = score_settings(layer) | {"n_past": span.n_past}
         operands = attend_kernel.operands(q[rows], keys.array, values.array, keys.table, out[rows], **settings)
         self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
-        self.score_floats = max(self.score_floats, len(keys.table) * PAGE + 16)
-        heads = q.shape[1] * span.n_rows
+        n_heads, n_kv_heads = q.shape[1], keys.array.shape[1]
+        group = n_heads // n_kv_heads
+        self.score_floats = max(self.score_floats, group * attend_kernel.score_floats(len(keys.table) * PAGE))
+        items = n_kv_heads * span.n_rows
         type_name = attend_kernel.TYPES[keys.array.dtype]
-        self._write(Step("attend", type_name, operands, heads, heads * CHUNK_FLOATS))
+        unit = group * values.array.shape[3]
+        step = Step("attend", type_name, operands, items, items * CHUNK_FLOATS, unit)
+        self._write(step, out, first_row=span.row)
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""
-        self._write(gate_step(x, y, activation))
+        self._write(gate_step(x, y, activation), x)
         return x
 
-    def _write(self, step: Step) -> None:
+    def _activations(self, x: Float32Array) -> Activations:
+        """The rows of a buffer in 8 bits: by the step that writes it, where it can, else by one of their own."""
+        found = self._quantized.get(id(x))
+        if found is None:
+            found = self._rooms.setdefault(id(x), integer.empty_activations(*x.shape))
+            if not self._write_both(x, found):
+                self._write(quantize_step(x, found))
+                self.join()
+            self._quantized[id(x)] = found
+        return found
+
+    def _write_both(self, x: Float32Array, activations: Activations) -> bool:
+        """Let the steps that wrote a buffer write its activations, too; False where that is not possible."""
+        writers = self._writers.get(id(x), [])
+        if not writers or any(not step.unit or step.unit % GROUP for _, _, step in writers):
+            return False
+        for index, first_row, step in writers:
+            row = list(self.rows[index])
+            row[HEADER + len(step.operands) - 1] = address(activations[first_row:])
+            if step.kind == "gate":  # whose items are then twice as large
+                row[ITEMS] //= GROUP // LANES
+                row[CHUNKS] = min(row[CHUNKS], row[ITEMS])
+            self.rows[index] = tuple(row)
+        return True
+
+    def _write(self, step: Step, written: Float32Array | None = None, *, first_row: int | None = None) -> None:
+        """Adds a step. It writes a whole buffer, or rows of it from first_row on, as others do, after empty()."""
+        if written is not None:
+            self._quantized.pop(id(written), None)
+            others = [] if first_row is None else self._writers[id(written)]
+            self._writers[id(written)] = [*others, (len(self.rows), first_row or 0, step)]
         chunks = 1
         if self._pool.threads > 1:
             chunks = max(1, min(CHUNKS_PER_THREAD * self._pool.threads, step.items, step.floats // CHUNK_FLOATS))
@@ -248,10 +301,19 @@ class Decoder:
         ops: its bricks.
         kv_cache: the cache they write to.
         pool: threads to use.
+        integer_weights: those that are multiplied in integers; None keeps everything in float32.
     """
 
-    def __init__(self, weights: ModelWeights, ops: FastOps, kv_cache: KVCache, pool: ThreadPool) -> None:
+    def __init__(
+        self,
+        weights: ModelWeights,
+        ops: FastOps,
+        kv_cache: KVCache,
+        pool: ThreadPool,
+        integer_weights: IntegerWeights | None = None,
+    ) -> None:
         self._weights = weights
+        self._integer = integer_weights
         self._ops = ops
         self._cache = kv_cache
         self._pool = pool
@@ -291,7 +353,7 @@ class Decoder:
         return self._ops.finish_logits(program.run(batch))
 
     def _record(self, batch: Batch) -> Program:
-        recorder = Recorder(self._pool)
+        recorder = Recorder(self._pool, self._integer)
         computing, self._ops.steps = self._ops.steps, recorder
         try:
             logits = self._ops.head_products(hidden_states(self._weights, self._ops, batch))
@@ -308,7 +370,8 @@ def can_record(weights: ModelWeights) -> bool:
             return False
         attention, ffn = layer.attention, layer.ffn
         linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down, ffn.gate)
-    return all(prepare(linear.weight).kernels for linear in linears if linear is not None)
+    matrices = (linear.weight for linear in linears if linear is not None)
+    return all(prepare(matrix).kernels or integer.is_integer(matrix.type) for matrix in matrices)
 
 
 @cache

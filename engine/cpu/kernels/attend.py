@@ -27,10 +27,16 @@ _scratch = threading.local()
 
 
 def can_attend(keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> bool:
-    """Whether `attend` takes these pages: float16 or float32 without gaps, head widths multiples of 16."""
+    """Whether `attend` takes these pages: float16 or float32 without gaps, keys turned, widths multiples of 16."""
     return keys.dtype == values.dtype and all(
-        a.dtype in TYPES and a.shape[3] % 16 == 0 and a.flags.c_contiguous for a in (keys, values)
+        a.dtype in TYPES and a.shape[3] % 16 == 0 and whole.flags.c_contiguous
+        for a, whole in ((keys, turned(keys)), (values, values))
     )
+
+
+def turned(keys: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Pages of keys (N, K, PAGE, Hd) as they lie in memory: (N, K, Hd, PAGE), neighbouring positions side by side."""
+    return keys.transpose(0, 1, 3, 2)
 
 
 def attend(
@@ -51,8 +57,8 @@ def attend(
 
     Args:
         q: (T, H, Hd), at positions n_past .. n_past + T - 1.
-        keys: all pages (N, K, PAGE, Hd), float16 or float32, without gaps.
-        values: all pages (N, K, PAGE, Hv) of the same type.
+        keys: all pages (N, K, PAGE, Hd), float16 or float32, without gaps if `turned`.
+        values: all pages (N, K, PAGE, Hv) of the same type, without gaps.
         pages: the sequence's pages, enough for n_past + T positions.
         scale: factor of the scores.
         window: keys a query sees, itself included; None = all.
@@ -81,13 +87,15 @@ def attend(
     settings |= {"softcap": softcap, "sinks": sinks, "slopes": slopes}
     table = np.array(operands(q, keys, values, pages, out, **settings), dtype=np.int64)
     start = _address(table)
-    n_rows = n_heads * n_tokens
-    work = n_rows * min(n_keys, NO_WINDOW if window is None else window) * (key_width + value_width)
-    n_tasks = max(1, min(n_rows, 8 * pool.threads, work // TASK_ELEMENTS) if pool.threads > 1 else 1)
+    group, n_items = n_heads // n_kv_heads, n_kv_heads * n_tokens
+    n_seen = min(n_past + n_tokens, NO_WINDOW if window is None else window)
+    work = n_heads * n_tokens * n_seen * (key_width + value_width)
+    n_tasks = max(1, min(n_items, 8 * pool.threads, work // TASK_ELEMENTS) if pool.threads > 1 else 1)
 
     def task(index: int) -> None:
         assert table.size  # the closure keeps the operands alive
-        compute(start, n_rows * index // n_tasks, n_rows * (index + 1) // n_tasks, _scores(n_keys + 16))
+        scores = _scores(group * score_floats(n_past + n_tokens))
+        compute(start, n_items * index // n_tasks, n_items * (index + 1) // n_tasks, scores)
 
     pool.run(task, n_tasks)
     return out
@@ -107,7 +115,7 @@ def operands(
     sinks: Float32Array | None = None,
     slopes: Float32Array | None = None,
 ) -> tuple[int, ...]:
-    """The numbers that the kernel reads (attention.py)."""
+    """The numbers that the kernel reads (attention.py); the last, for activations, is 0."""
     n_tokens, n_heads, key_width = q.shape
     addresses = tuple(map(_address, (q, keys, values, out, pages)))
     seen = NO_WINDOW if window is None else window
@@ -115,11 +123,16 @@ def operands(
     scale_bits, cap_bits = struct.unpack("qq", struct.pack("dd", scale, softcap or 0.0))
     tables = (0 if table is None else _address(table) for table in (sinks, slopes))
     shape = (n_tokens, n_heads, key_width, values.shape[3])
-    return (*addresses, keys.shape[1], scale_bits, *shape, n_past, seen, cap_bits, *tables)
+    return (*addresses, keys.shape[1], scale_bits, *shape, n_past, seen, cap_bits, *tables, 0)
 
 
 N_PAST = 11
 """Place of n_past among the operands."""
+
+
+def score_floats(n_keys: int) -> int:
+    """Floats of scratch per query head: scores of whole pages (of one more, if a window begins within one)."""
+    return (n_keys + PAGE - 1) // PAGE * PAGE + PAGE + 16
 
 
 def _scores(n_floats: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from numba import njit, types
 
-from engine.cpu.kernels import attention, elementwise, machine, products
+from engine.cpu.kernels import activations, attention, elementwise, integer, machine, products, tiles
 
 Kernel = Callable[..., None]
 
@@ -63,6 +63,34 @@ def _product_f32(name: str) -> Kernel:
     return product_f32
 
 
+def _quantize(name: str) -> Kernel:
+    def quantize(operands, low, high, scratch):
+        activations.quantize(name, operands, low, high, scratch)
+
+    return quantize
+
+
+def _pack_panels(name: str) -> Kernel:
+    def pack_panels(operands, low, high, scratch):
+        integer.pack_panels(name, operands, low, high, scratch)
+
+    return pack_panels
+
+
+def _dot_panels(name: str) -> Kernel:
+    def dot_panels(operands, low, high, scratch):
+        integer.dot_panels(name, operands, low, high, scratch)
+
+    return dot_panels
+
+
+def _tile_panels(name: str) -> Kernel:
+    def tile_panels(operands, low, high, scratch):
+        tiles.tile_panels(name, operands, low, high, scratch)
+
+    return tile_panels
+
+
 def _attend(name: str) -> Kernel:
     def attend(operands, low, high, scratch):
         attention.attend(name, operands, low, high, scratch)
@@ -98,13 +126,25 @@ def _run_program(name: str) -> Kernel:
     return run_program
 
 
-_ARGUMENTS = products.ARGUMENTS | attention.ARGUMENTS | elementwise.ARGUMENTS | machine.ARGUMENTS
+_ARGUMENTS = (
+    products.ARGUMENTS
+    | activations.ARGUMENTS
+    | integer.ARGUMENTS
+    | tiles.ARGUMENTS
+    | attention.ARGUMENTS
+    | elementwise.ARGUMENTS
+    | machine.ARGUMENTS
+)
 
 _MAKERS: dict[str, Callable[[str], Kernel]] = {
     "dot_rows": _dot_rows,
     "dot_tokens": _dot_tokens,
     "dequantize_rows": _dequantize_rows,
     "product_f32": _product_f32,
+    "quantize": _quantize,
+    "pack_panels": _pack_panels,
+    "dot_panels": _dot_panels,
+    "tile_panels": _tile_panels,
     "attend": _attend,
     "normalize": _normalize,
     "rotate_store": _rotate_store,
@@ -138,7 +178,7 @@ def kernel(kind: str, type_name: str = "F32") -> Kernel:
     with _lock:
         if (kind, type_name) not in _kernels:
             function = _MAKERS[kind](f"{type_name}:{_version()}")
-            function.__name__ = function.__qualname__ = f"{kind}_{type_name}_{_version()}"
+            function.__name__ = function.__qualname__ = f"{kind}_{type_name}_{_version()}".replace("/", "_")
             signature = types.void(*_ARGUMENTS[kind])
             _kernels[kind, type_name] = _compile(function, signature)
     return _kernels[kind, type_name]

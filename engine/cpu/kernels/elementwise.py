@@ -14,7 +14,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.config import PAGE
+from engine.cpu.kernels.activations import quantize_blocks
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
+from engine.cpu.kernels.panels import GROUP
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 GELU_LIMIT, SWIGLU_LIMIT, SWIGLU_SLOPE = 10.0, 7.0, 1.702
@@ -36,14 +38,16 @@ def normalize(typing_context, name, operands, low, high, scratch):
     taken from x[r]. All arrays are without gaps. weight and bias have `period` rows, and row r takes row r % period of
     them; 0 = none. residual 0 = none. out may be x or residual.
 
-    Operands: x, weight, bias, period, residual, factor, out, width (a multiple of 16), epsilon.
+    Operands: x, weight, bias, period, residual, factor, out, width (a multiple of 16), epsilon, activations.
+    Where activations are wanted (else 0), out is written there as well, quantized (activations.py); width is then a
+    multiple of 32.
     """
     centered = format_name(name) == "LAYER"
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, weight, bias, period, residual, factor, out, width, epsilon = integers(e, operands, 9)
+        x, weight, bias, period, residual, factor, out, width, epsilon, activations = integers(e, operands, 10)
         epsilon, factor = (builder.fptrunc(builder.bitcast(bits, F64), F32) for bits in (epsilon, factor))
         total = cgutils.alloca_once(builder, vector(F32))
         center = cgutils.alloca_once_value(builder, vector(F32)([0.0] * LANES))
@@ -84,6 +88,9 @@ def normalize(typing_context, name, operands, low, high, scratch):
                     scaled = e.multiply(builder.load(value), e.splat(factor))
                     builder.store(builder.fadd(scaled, at(residual, builder.add(start, place))), value)
                 e.store(builder.load(value), builder.add(target, place))
+            with builder.if_then(builder.icmp_signed("!=", activations, I64(0))):
+                n_blocks = builder.sdiv(width, I64(GROUP))
+                quantize_blocks(e, out, activations, builder.mul(row, n_blocks), n_blocks)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate
@@ -95,18 +102,21 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
 
     x is float32 (T, heads, width) without gaps; cos and sin (T, n_pairs); pair i of a head is its elements i * step and
     i * step + gap. `factors` (T,) multiplies whole heads, or is 0. `target` is a cache of the kernel's type, pages
-    (N, heads, PAGE, width) without gaps, or 0 for none; token 0 goes to position n_past, and pages[i] (int64) has the
-    positions from i * PAGE on.
+    (N, heads, PAGE, width) without gaps, if turned (N, heads, width, PAGE), or 0 for none; token 0 goes to position
+    n_past, and pages[i] (int64) has the positions from i * PAGE on.
 
-    Operands: x, heads, width (a multiple of 16), cos, sin, n_pairs, step, gap, factors, target, pages, n_past.
+    Operands: x, heads, width (a multiple of 16), cos, sin, n_pairs, step, gap, factors, target, pages, n_past, turned.
     """
     half = format_name(name) == "F16"
+    size = 2 if half else 4
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, heads, width, cos, sin, n_pairs, step, gap, factors, target, pages, n_past = integers(e, operands, 12)
-        row_bytes = builder.mul(width, I64(2 if half else 4))
+        x, heads, width, cos, sin, n_pairs, step, gap, factors, target, pages, n_past, turned = integers(
+            e, operands, 13
+        )
+        row_bytes = builder.mul(width, I64(size))
         with cgutils.for_range(builder, builder.sub(high, low)) as tokens:
             token = builder.add(low, tokens.index)
             angles = builder.mul(builder.mul(token, n_pairs), I64(4))
@@ -134,13 +144,23 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
                     e.store(e.multiply(e.load(place, vector(F32), align=4), factor), place)
                 with builder.if_then(builder.icmp_signed("!=", target, I64(0))):
                     page = e.load(_offset(builder, pages, builder.sdiv(position, I64(PAGE)), 8), I64, align=8)
-                    in_page = builder.mul(builder.add(builder.mul(page, heads), each.index), I64(PAGE))
-                    place = builder.add(in_page, builder.srem(position, I64(PAGE)))
-                    place = _offset(builder, target, place, row_bytes)
+                    in_head = builder.mul(builder.add(builder.mul(page, heads), each.index), I64(PAGE))
+                    start = _offset(builder, target, in_head, row_bytes)
+                    place = builder.srem(position, I64(PAGE))
+                    is_turned = builder.icmp_signed("!=", turned, I64(0))
+                    at_row = builder.add(start, builder.mul(place, row_bytes))
+                    at_column = _offset(builder, start, place, size)
                     with cgutils.for_range(builder, parts) as part:
                         values = e.load(_offset(builder, head, part.index, 4 * LANES), vector(F32), align=4)
                         stored = e.float_to_half(values) if half else values
-                        e.store(stored, _offset(builder, place, part.index, (2 if half else 4) * LANES), align=2)
+                        with builder.if_else(is_turned) as (columns, row):
+                            with columns:
+                                first = _offset(builder, at_column, part.index, LANES * PAGE * size)
+                                for lane in range(LANES):
+                                    one = builder.extract_element(stored, I64(lane))
+                                    e.store(one, first, lane * PAGE * size, align=size)
+                            with row:
+                                e.store(stored, _offset(builder, at_row, part.index, LANES * size), align=2)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate
@@ -150,16 +170,20 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
 def gate(typing_context, name, operands, low, high, scratch):
     """out = activation(x) * y over vectors low..high-1 of 16 floats; out may be x.
 
-    The kernel's type is the name of an Activation. Operands: x, y (0 = none), out.
+    The kernel's type is the name of an Activation. Operands: x, y (0 = none), out, activations. Where activations are
+    wanted (else 0), items are of 32 floats, and out is written there as well, quantized (activations.py).
     """
     activation = format_name(name)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, y, out = integers(e, operands, 3)
-        with cgutils.for_range(builder, builder.sub(high, low)) as vectors:
-            place = builder.mul(builder.add(low, vectors.index), I64(4 * LANES))
+        x, y, out, activations = integers(e, operands, 4)
+        wanted = builder.icmp_signed("!=", activations, I64(0))
+        per_item = builder.select(wanted, I64(GROUP // LANES), I64(1))
+        first, n_items = builder.mul(low, per_item), builder.sub(high, low)
+        with cgutils.for_range(builder, builder.mul(n_items, per_item)) as vectors:
+            place = builder.mul(builder.add(first, vectors.index), I64(4 * LANES))
             xs = e.load(builder.add(x, place), vector(F32), align=4)
             value = cgutils.alloca_once_value(builder, _activate(e, xs, activation))
             with builder.if_then(builder.icmp_signed("!=", y, I64(0))):
@@ -168,6 +192,8 @@ def gate(typing_context, name, operands, low, high, scratch):
                     ys = builder.fadd(_clamp(e, ys, -SWIGLU_LIMIT, SWIGLU_LIMIT), e.const(ys, 1.0))
                 builder.store(e.multiply(builder.load(value), ys), value)
             e.store(builder.load(value), builder.add(out, place))
+        with builder.if_then(wanted):
+            quantize_blocks(e, out, activations, low, n_items)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate

@@ -1,0 +1,252 @@
+"""Sums of products of small integers, in the instructions of each kind of processor.
+
+Everything here works on 8 lanes of four bytes: a lane is one row of weights, its bytes four neighbouring columns. The
+columns' activations, four signed bytes, are the same in all lanes. An `Isa` adds such products up to one 32-bit number
+per lane. The integers are exact, so every instruction set gives the same sums.
+
+Knows nothing of formats, scales or loops. Values are llvmlite IR values.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import binding, ir
+
+from engine.cpu.kernels.emit import I8, I16, I32, Emitter, Value, vector
+
+ROWS = 8
+"""Rows of weights side by side: 32-bit lanes of a 256-bit vector."""
+
+BYTES = 4 * ROWS
+
+ACTIVATION_MAX = 127
+"""Largest magnitude of a quantized activation; -128 does not occur."""
+
+Kind = Any
+"""A vector type of llvmlite (the library carries no annotations)."""
+
+V8, V16, V32 = vector(I8, BYTES), vector(I16, BYTES // 2), vector(I32, ROWS)
+
+
+def call(e: Emitter, name: str, result: Kind, *arguments: Value) -> Value:
+    """Calls an LLVM intrinsic by its full name."""
+    module = e.builder.module
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return e.builder.call(module.globals.get(name) or ir.Function(module, kind, name), arguments)
+
+
+class Isa:
+    """One instruction set: how weights times activations are added up, a step of four columns at a time.
+
+    A span of steps is added in whatever form the instructions give; `finish` brings it to 32 bits.
+
+    Args:
+        e: where the instructions go.
+        largest: largest magnitude of a weight; above 127 they are signed bytes.
+    """
+
+    takes_signed = True
+    """Whether weights may be signed bytes. Unsigned ones below 128 are fine everywhere."""
+
+    accumulator = V32
+
+    columns = 4
+    """Columns of a step: bytes, or two numbers of 16 bits."""
+
+    def __init__(self, e: Emitter, largest: int) -> None:
+        self._e = e
+        self._largest = largest
+
+    @staticmethod
+    def most(largest: int) -> int:
+        """Steps that a span may have at most."""
+        return 1 << 10
+
+    @classmethod
+    def for_tiles(cls, largest: int) -> "type[Isa]":
+        """What is faster where weights are unpacked once for many products."""
+        return cls
+
+    @staticmethod
+    def factor(e: Emitter, numbers: Value) -> Value:
+        """Brings integer factors (8 × i32, within 16 bits) into the form that `finish` wants."""
+        return numbers
+
+    def add(self, total: Value, weights: Value, activations: Value) -> Value:
+        """The accumulator after one more step: 32 bytes of weights times 32 bytes of activations."""
+        raise NotImplementedError
+
+    def finish(self, total: Value, factor: Value | None) -> Value:
+        """The sums of a span, times integer factors if there are any, 8 × i32."""
+        return total if factor is None else self._e.builder.mul(total, factor)
+
+    @staticmethod
+    def look_up(e: Emitter, table: Sequence[int], indices: Value) -> Value:
+        """32 bytes of a table of 16, by indices below 16."""
+        return e.look_up(table, indices)
+
+
+class Portable(Isa):
+    """Plain vector code that LLVM turns into whatever the processor has."""
+
+    def add(self, total: Value, weights: Value, activations: Value) -> Value:
+        """See Isa.add."""
+        b = self._e.builder
+        products = b.mul(b.sext(weights, vector(I16, BYTES)), b.sext(activations, vector(I16, BYTES)))
+        return b.add(total, self._pairs(self._pairs(b.sext(products, vector(I32, BYTES)))))
+
+    def _pairs(self, values: Value) -> Value:
+        """Sums of neighbouring lanes."""
+        undefined = ir.Constant(values.type, ir.Undefined)
+        count = values.type.count
+        even, odd = (
+            self._e.builder.shuffle_vector(values, undefined, ir.Constant(vector(I32, count // 2), list(lanes)))
+            for lanes in (range(0, count, 2), range(1, count, 2))
+        )
+        return self._e.builder.add(even, odd)
+
+
+class Neon(Isa):
+    """ARM's SDOT: four signed bytes times four signed bytes, added to a 32-bit lane."""
+
+    def add(self, total: Value, weights: Value, activations: Value) -> Value:
+        """See Isa.add."""
+        e = self._e
+        halves = [
+            call(
+                e,
+                "llvm.aarch64.neon.sdot.v4i32.v16i8",
+                vector(I32, 4),
+                e.part(total, start // 4, 4),
+                e.part(weights, start, 16),
+                e.part(activations, start, 16),
+            )
+            for start in (0, 16)
+        ]
+        return e.builder.shuffle_vector(halves[0], halves[1], ir.Constant(V32, list(range(ROWS))))
+
+    @staticmethod
+    def look_up(e: Emitter, table: Sequence[int], indices: Value) -> Value:
+        """See Isa.look_up: TBL."""
+        half = vector(I8, 16)
+        numbers = ir.Constant(half, [number & 0xFF for number in table])
+        halves = [call(e, "llvm.aarch64.neon.tbl1.v16i8", half, numbers, e.part(indices, at, 16)) for at in (0, 16)]
+        return e.builder.shuffle_vector(halves[0], halves[1], ir.Constant(vector(I32, BYTES), list(range(BYTES))))
+
+
+class Avx2(Isa):
+    """VPMADDUBSW: unsigned times signed bytes, neighbours added to 16 bits.
+
+    A span has as many steps as 16 bits can hold; then VPMADDWD adds neighbours to 32 bits and applies the factor.
+    Signed weights give their sign to the activations first: their magnitudes would not fit otherwise.
+    """
+
+    accumulator = V16
+
+    @staticmethod
+    def most(largest: int) -> int:
+        """See Isa.most."""
+        return 1 if largest > ACTIVATION_MAX else 32767 // (2 * largest * ACTIVATION_MAX)
+
+    @classmethod
+    def for_tiles(cls, largest: int) -> type[Isa]:
+        """See Isa.for_tiles: as 16 bits, signed weights need no care for signs."""
+        return Avx2Wide if largest > ACTIVATION_MAX else cls
+
+    @staticmethod
+    def factor(e: Emitter, numbers: Value) -> Value:
+        """See Isa.factor: both 16-bit halves of a lane hold it."""
+        b = e.builder
+        return b.bitcast(b.or_(e.mask(numbers, 0xFFFF), e.shift_left(numbers, 16)), V16)
+
+    def add(self, total: Value, weights: Value, activations: Value) -> Value:
+        """See Isa.add."""
+        e = self._e
+        if self._largest > ACTIVATION_MAX:
+            activations = call(e, "llvm.x86.avx2.psign.b", V8, activations, weights)
+            weights = call(e, "llvm.x86.avx2.psign.b", V8, weights, weights)  # magnitudes, 128 as unsigned
+        return e.builder.add(total, call(e, "llvm.x86.avx2.pmadd.ub.sw", V16, weights, activations))
+
+    def finish(self, total: Value, factor: Value | None) -> Value:
+        """See Isa.finish."""
+        by = ir.Constant(V16, [1] * V16.count) if factor is None else factor
+        return call(self._e, "llvm.x86.avx2.pmadd.wd", V32, total, by)
+
+    @staticmethod
+    def look_up(e: Emitter, table: Sequence[int], indices: Value) -> Value:
+        """See Isa.look_up: VPSHUFB, which has one table per half of a vector."""
+        numbers = ir.Constant(V8, [number & 0xFF for number in (*table, *table)])
+        return call(e, "llvm.x86.avx2.pshuf.b", V8, numbers, indices)
+
+
+class Avx2Wide(Avx2):
+    """VPMADDWD: two signed numbers of 16 bits each, added to a 32-bit lane.
+
+    On Zen 3, where only two of four units multiply or change signs, 8 instructions of VPMADDWD and VPADDD take 2 cycles
+    and do what takes Avx2 3.25 cycles.
+    """
+
+    accumulator = V32
+    columns = 2
+
+    @staticmethod
+    def most(largest: int) -> int:
+        """See Isa.most."""
+        return Isa.most(largest)
+
+    def add(self, total: Value, weights: Value, activations: Value) -> Value:
+        """See Isa.add; both operands are 16 × i16."""
+        return self._e.builder.add(total, call(self._e, "llvm.x86.avx2.pmadd.wd", V32, weights, activations))
+
+    def finish(self, total: Value, factor: Value | None) -> Value:
+        """See Isa.finish."""
+        return Isa.finish(self, total, factor)
+
+
+class Vnni(Isa):
+    """VPDPBUSD: four unsigned times four signed bytes, added to a 32-bit lane."""
+
+    takes_signed = False
+
+    def add(self, total: Value, weights: Value, activations: Value) -> Value:
+        """See Isa.add."""
+        b = self._e.builder
+        operands = total, b.bitcast(weights, V32), b.bitcast(activations, V32)
+        return call(self._e, "llvm.x86.avx512.vpdpbusd.256", V32, *operands)
+
+    look_up = staticmethod(Avx2.look_up)
+
+
+ISAS: dict[str, type[Isa]] = {"vnni": Vnni, "avx2": Avx2, "neon": Neon, "portable": Portable}
+"""By the name that settings use, best first."""
+
+
+def best(triple: str, features: str) -> str:
+    """The fastest of ISAS on a processor that has LLVM's `features`, a list like "+avx2,-avx512f"."""
+    have = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+    if triple.startswith("x86_64"):
+        if "avxvnni" in have or {"avx512vnni", "avx512vl"} <= have:
+            return "vnni"
+        if "avx2" in have:
+            return "avx2"
+    elif triple.startswith(("aarch64", "arm64")) and "dotprod" in have:
+        return "neon"
+    return "portable"
+
+
+def host() -> str:
+    """The fastest of ISAS on this machine."""
+    return best(binding.get_process_triple(), binding.get_host_cpu_features().flatten())
+
+
+def usable(found: str) -> tuple[str, ...]:
+    """What a machine whose best is `found` can run.
+
+    Every x86 processor with VNNI has AVX2.
+    """
+    return {
+        "vnni": ("vnni", "avx2", "portable"),
+        "avx2": ("avx2", "portable"),
+        "neon": ("neon", "portable"),
+        "portable": ("portable",),
+    }[found]

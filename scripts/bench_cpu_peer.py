@@ -1,0 +1,227 @@
+"""Speed on the CPU beside llama.cpp's, for the same files, on the same machine, in turns.
+
+    python scripts/bench_cpu_peer.py model.gguf ... --peer-python /path/to/venv/bin/python
+
+`--peer-python` is an interpreter that has llama-cpp-python installed (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install
+llama-cpp-python` builds it for the machine at hand). Each program has a process of its own that keeps the model open;
+they run by turns, never at the same time, with the same number of threads. A prompt is timed from its first token to
+the logits of its last; decoding through each program's own step, the likeliest token fed back. Beside decoding stands
+the share of the machine's read bandwidth, measured in the same turns, that weights and cache were read with. Prints
+markdown.
+
+A run during which other processes took more than a twentieth of the processors is thrown away and made again (where
+/proc tells): a program whose threads wait for each other loses far more by it than one whose threads do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAUSE = 0.3
+"""Seconds between two runs: threads of the one that ended may still be spinning."""
+
+CALM = 0.05
+"""Share of the processors that other processes may take during a run."""
+
+ATTEMPTS = 20
+"""Runs per counted one before a disturbed one is taken as well."""
+
+
+# -- one process per program: a line of JSON in, a line of JSON out ----------------------------------------------------
+
+
+def serve_engine(model: str, threads: int, context: int, options: dict[str, Any]) -> None:
+    """Answer requests with this engine."""
+    sys.path.insert(0, str(ROOT))
+    from engine import LLM, __version__
+    from engine.bench import run_bench
+
+    with LLM(model, device="cpu", threads=threads, context_length=context, max_sequences=1, **options) as llm:
+
+        def measure(prompt: int, generated: int, depth: int) -> tuple[float, float]:
+            result = run_bench(llm, prompt_tokens=prompt, gen_tokens=generated, depth=depth, repetitions=1)
+            speed = result.prompt or result.decode
+            assert speed is not None
+            share = result.decode_bytes_s / llm.read_bandwidth() if result.decode_bytes_s else 0.0
+            return speed.median, share
+
+        answer(__version__)
+        listen(measure)
+
+
+def serve_peer(model: str, threads: int, context: int, options: dict[str, Any]) -> None:
+    """Answer requests with llama.cpp; `options` are the other's."""
+    import llama_cpp
+    import numpy as np
+
+    llm = llama_cpp.Llama(
+        model, n_ctx=context, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False, n_gpu_layers=0
+    )
+    context_pointer, n_vocab = llm.ctx, llm.n_vocab()
+    random = np.random.default_rng(0)
+
+    def feed(tokens: list[int]) -> int:
+        for start in range(0, len(tokens), 512):
+            part = tokens[start : start + 512]
+            ids = (llama_cpp.llama_token * len(part))(*part)  # the batch only points to it
+            batch = llama_cpp.llama_batch_get_one(ids, len(part))
+            if llama_cpp.llama_decode(context_pointer, batch):
+                raise RuntimeError("llama_decode failed")
+        logits = llama_cpp.llama_get_logits_ith(context_pointer, -1)
+        return int(np.ctypeslib.as_array(logits, shape=(n_vocab,)).argmax())
+
+    def measure(prompt: int, generated: int, depth: int) -> tuple[float, float]:
+        for _ in range(2):  # the first is not counted, as in the other program
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context_pointer), True)
+            tokens = random.integers(0, n_vocab, max(depth, 0 if prompt else 1) + prompt).tolist()
+            before = tokens[: len(tokens) - prompt]
+            token = feed(before) if before else 0
+            begin = time.perf_counter()
+            if prompt:
+                feed(tokens[len(before) :])
+            else:
+                for _ in range(generated):
+                    token = feed([token])
+            seconds = time.perf_counter() - begin
+        return (prompt or generated) / seconds, 0.0
+
+    answer(f"llama-cpp-python {llama_cpp.__version__}")
+    listen(measure)
+
+
+def answer(value: Any) -> None:
+    """One line to the program that asked."""
+    print(json.dumps(value), flush=True)
+
+
+def listen(measure: Any) -> None:
+    """Serve until the input ends."""
+    for line in sys.stdin:
+        answer(measure(**json.loads(line)))
+
+
+# -- the program that asks ---------------------------------------------------------------------------------------------
+
+
+class Program:
+    """A process with the model open."""
+
+    def __init__(self, python: str, role: str, settings: dict[str, Any]) -> None:
+        command = [python, __file__, "--serve", role, json.dumps(settings)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.greeting = self._read()
+        self.disturbed = 0
+
+    def ask(self, **request: int) -> tuple[float, float]:
+        """Tokens per second of one run in calm, and the share of the read bandwidth if it was measured."""
+        assert self._process.stdin is not None
+        for _ in range(ATTEMPTS):
+            time.sleep(PAUSE)
+            before = others_ticks(self._process.pid)
+            start = time.perf_counter()
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            speed, share = self._read()
+            ticks = (time.perf_counter() - start) * TICKS * (os.cpu_count() or 1)
+            if others_ticks(self._process.pid) - before <= max(CALM * ticks, 2):
+                return speed, share
+            self.disturbed += 1
+        note("never calm: a disturbed run is counted")
+        return speed, share
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(map(str, self._process.args))} ended early")  # type: ignore[union-attr]
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+def others_ticks(pid: int) -> int:
+    """Processor time that all but one process have used since the start, or 0 where the system does not tell."""
+    try:
+        user, nice, system, _, _, irq, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        own = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    except OSError:
+        return 0
+    return user + nice + system + irq + soft + steal - sum(map(int, own))
+
+
+def compare(model: Path, args: argparse.Namespace) -> list[str]:
+    """Rows of the table for one file."""
+    requests = [("prompt", {"prompt": length, "generated": 0, "depth": 0}) for length in args.prompt]
+    requests += [("decode", {"prompt": 0, "generated": args.generate, "depth": depth}) for depth in args.depth]
+    longest = max(*args.prompt, args.generate + max(args.depth)) + 16
+    settings = {"model": str(model), "threads": args.threads, "context": longest, "options": {}}
+    ours = Program(sys.executable, "engine", settings | {"options": json.loads(args.options)})
+    peer = Program(args.peer_python, "peer", settings)
+    note(f"{model.name}: {ours.greeting} beside {peer.greeting}")
+    rows = []
+    for kind, request in requests:
+        runs: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
+        for _ in range(args.repetitions):
+            for program, found in zip((ours, peer), runs, strict=True):
+                found.append(program.ask(**request))
+        speeds = [[speed for speed, _ in found] for found in runs]
+        share = median(share for _, share in runs[0])
+        mine, other = map(median, speeds)
+        what = f"prompt of {request['prompt']}" if kind == "prompt" else f"decode at depth {request['depth']}"
+        spread = ", ".join(f"{min(found):.1f}-{max(found):.1f}" for found in speeds)
+        bandwidth = f"{share:.0%}" if share else ""
+        columns = (model.name, what, f"{mine:.1f}", f"{other:.1f}", f"{mine / other:.2f}", spread, bandwidth)
+        rows.append(f"| {' | '.join(columns)} |")
+        note(rows[-1])
+    note(f"{ours.disturbed + peer.disturbed} disturbed runs thrown away")
+    for program in (ours, peer):
+        program.close()
+    return rows
+
+
+def note(text: str) -> None:
+    """Progress, beside the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Read the arguments; serve, or compare."""
+    if sys.argv[1:2] == ["--serve"]:
+        role, settings = sys.argv[2], json.loads(sys.argv[3])
+        {"engine": serve_engine, "peer": serve_peer}[role](**settings)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--peer-python", required=True, help="interpreter that has llama-cpp-python")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt", type=int, nargs="+", default=[128, 512], help="prompt lengths")
+    parser.add_argument("--generate", type=int, default=64, help="tokens decoded")
+    parser.add_argument("--depth", type=int, nargs="+", default=[0], help="tokens in the cache before decoding")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--options", default="{}", help='more settings of LLM() as JSON, e.g. {"exact": true}')
+    args = parser.parse_args()
+    rows = [row for model in args.models for row in compare(model, args)]
+    print(f"{platform.machine()}, {args.threads} threads, median of {args.repetitions} alternating runs, tokens/s\n")
+    print("| file | what | gguf-engine | llama.cpp | ratio | ranges | bandwidth |\n|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
