@@ -24,8 +24,8 @@ class Deferral:
     handler in Python, nothing is done: nothing is raised there.
 
     Attributes:
-        lifted: interrupts are let through meanwhile. To be set and reset by plain assignment inside the context, right
-            before and after a `try` whose `finally` resets it: no interrupt can fall between.
+        lifted: interrupts are let through meanwhile. To be set in a `try` and reset first thing in its `finally`, by
+            plain assignment, as no interrupt falls between; and only where reaches_us() is true.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Deferral:
         self._before: Handler = default_int_handler
 
     def __enter__(self) -> Deferral:
-        if get_ident() == threading.main_thread().ident:
+        if self.reaches_us():
             if not self._outer:
                 self._install()
             self._outer.append(self.lifted)
@@ -45,7 +45,7 @@ class Deferral:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._outer or get_ident() != threading.main_thread().ident:
+        if not self.reaches_us() or not self._outer:
             return
         self.lifted = self._outer[-1]
         del self._outer[-1]
@@ -56,9 +56,13 @@ class Deferral:
         if not isinstance(error, KeyboardInterrupt):
             self.check()
 
+    def reaches_us(self) -> bool:
+        """Whether interrupts are raised on this thread."""
+        return get_ident() == threading.main_thread().ident
+
     def check(self) -> None:
         """Let an interrupt through that has been waiting."""
-        if self._pending and get_ident() == threading.main_thread().ident:
+        if self._pending and self.reaches_us():
             self._pending = False
             self._before(SIGINT, None)
 

@@ -271,14 +271,17 @@ class EngineLoop:
         """Run planned work and hand out what it gave. An interrupt leaves all sequences as they were before."""
         done: list[StepResult] | None = None
         failure: Exception | None = None
+        ours = deferral.reaches_us()
         try:
-            deferral.lifted = True
-            deferral.check()
+            if ours:
+                deferral.lifted = True
+                deferral.check()
             done = self._run(work)
         except Exception as error:
             failure = error
         finally:
-            deferral.lifted = False
+            if ours:
+                deferral.lifted = False
             with self._changed:
                 self._driver = None
                 self._changed.notify_all()  # they wake when the lock is free, whatever becomes of the rest

@@ -163,6 +163,38 @@ def test_other_threads_touch_no_handler():
     assert seen == [before]
 
 
+def test_a_step_on_another_thread_lets_nothing_through_on_this_one():
+    runner, loop = make_loop()
+    stream = Stream(loop, make_job(runner, 1, [1, 2, 3], 1, by_step=False))
+    inside, go_on = threading.Event(), threading.Event()
+    step = runner.step
+
+    def slow_step(work):
+        inside.set()
+        go_on.wait(30)
+        return step(work)
+
+    runner.step = slow_step
+    thread = threading.Thread(target=stream.result)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread.start()
+    inside.wait(30)
+    reached = interrupted = False
+    try:
+        with deferral:
+            signal.raise_signal(signal.SIGINT)
+            reached = True
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        go_on.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert reached
+    assert interrupted
+    assert stream.result().token_ids == runner.truth[1].output_ids
+
+
 def test_who_waits_for_another_threads_step_can_be_interrupted():
     runner, loop = make_loop()
     stream = Stream(loop, make_job(runner, 1, [1, 2, 3], 50, by_step=False))
