@@ -2,7 +2,8 @@
 
 There is no background thread. Whoever waits for output drives a step for everybody; the others wait and find their
 chunks in their own queue. Requests may be added and given up at any time, also while a step is running: the lock is
-held only between steps. A step that fails ends the requests that were in it, with the error, and nothing else.
+held only between steps. A step that fails ends the requests that were in it, with the error, and nothing else. An
+interrupt (Ctrl-C) cuts a step short and is held back everywhere else, so that no book is left half written.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.deferral import deferral
 from engine.errors import EngineError
 from engine.output import OutputAssembler
 from engine.request import GenerationStats, Request, StreamChunk, TokenSample, Work
 from engine.runner import Runner
 from engine.scheduler import Action, CopyPage, LeaveSlot, SavePages, Scheduler
+
+WAIT_SECONDS = 0.1
+"""After so long a waiting main thread looks whether it was interrupted."""
 
 StepResult = TokenSample | EngineError | list[TokenSample] | None
 """Of one work item: the token drawn, why none could be, the scores of prompt tokens, or nothing."""
@@ -87,7 +92,7 @@ class EngineLoop:
     @property
     def n_active(self) -> int:
         """Requests that are waiting or running."""
-        with self._changed:
+        with deferral, self._changed:
             if self._driver is None:
                 self._reap()
             return len(self._jobs)
@@ -95,7 +100,7 @@ class EngineLoop:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs; they run as soon as somebody drives."""
         now = time.perf_counter()
-        with self._changed:
+        with deferral, self._changed:
             self._check_open()
             for job in jobs:
                 job.submitted = job.last = now
@@ -109,23 +114,31 @@ class EngineLoop:
                 else:
                     self._scheduler.add(request)
 
-    def next_chunk(self, job: Job) -> StreamChunk:
+    def next_chunk(self, job: Job, take: Callable[[StreamChunk], None] = lambda chunk: None) -> StreamChunk:
         """The next chunk of a submitted job; drives the engine while nobody else does.
+
+        Args:
+            job: the job.
+            take: told the chunk as it leaves the queue: an interrupt finds it in one of the two places.
 
         Raises:
             Exception: what made a step of this job fail, after all its earlier chunks.
         """
-        while True:
-            with self._changed:
-                while not job.queue and job.error is None and self._busy():
-                    self._changed.wait()
-                work = self._begin() if not job.queue and job.error is None else None
-                if job.queue and work is None:
-                    return job.queue.popleft()
-                if job.error is not None:
-                    raise job.error
-            assert work is not None, "an unfinished job has work to do"
-            self._finish(work)
+        with deferral:
+            while True:
+                with self._changed:
+                    while not job.queue and job.error is None and self._busy():
+                        self._wait()
+                    work = self._begin() if not job.queue and job.error is None else None
+                    if job.queue and work is None:
+                        deferral.check()
+                        chunk = job.queue.popleft()
+                        take(chunk)
+                        return chunk
+                    if job.error is not None:
+                        raise job.error
+                assert work is not None, "an unfinished job has work to do"
+                self._finish(work)
 
     def step(self) -> list[StreamChunk]:
         """Advance all running sequences by one step; returns what the jobs made with by_step have got since.
@@ -133,24 +146,25 @@ class EngineLoop:
         Raises:
             Exception: what ended such a job, named by the attribute `request_id`; told once, after the job's chunks.
         """
-        with self._changed:
-            while self._busy():
-                self._changed.wait()
-            self._raise_failure()
-            work = self._begin()
-        if work is not None:
-            self._finish(work)
-        with self._changed:
-            chunks = [chunk for job in self._fetchable.values() for chunk in job.queue]
-            for job in self._fetchable.values():
-                job.queue.clear()
-            self._fetchable = {
-                request_id: job
-                for request_id, job in self._fetchable.items()
-                if request_id in self._jobs or job.error is not None
-            }
-            if not chunks:
-                self._raise_failure()
+        chunks: list[StreamChunk] = []
+        try:
+            with deferral:
+                with self._changed:
+                    while self._busy():
+                        self._wait()
+                    self._forget_told()
+                    self._raise_failure()
+                    work = self._begin()
+                if work is not None:
+                    self._finish(work)
+                with self._changed:
+                    deferral.check()
+                    chunks = self._fetch_all()
+        except KeyboardInterrupt:
+            with deferral, self._changed:  # nobody has seen them: the next call gives them
+                for chunk in reversed(chunks):
+                    self._fetchable[chunk.request_id].queue.appendleft(chunk)
+            raise
         return chunks
 
     def cancel(self, request_id: int) -> None:
@@ -158,35 +172,36 @@ class EngineLoop:
 
         Takes no lock that could be held by this thread, so that it may be called by a finalizer.
         """
-        self._abandoned.append(request_id)
-        if self._changed.acquire(blocking=False):
-            try:
-                if self._driver is None:  # else perhaps our own step: it reaps when it is done
-                    self._reap()
-                    self._changed.notify_all()
-            finally:
-                self._changed.release()
+        with deferral:
+            self._abandoned.append(request_id)
+            if self._changed.acquire(blocking=False):
+                try:
+                    if self._driver is None:  # else perhaps our own step: it reaps when it is done
+                        self._reap()
+                        self._changed.notify_all()
+                finally:
+                    self._changed.release()
 
     @contextmanager
     def exclusive(self) -> Iterator[Runner]:
         """The runner for a caller who needs it outside the step loop; steps wait meanwhile."""
-        with self._changed:
+        with deferral, self._changed:
             while self._busy():
-                self._changed.wait()
+                self._wait()
             self._check_open()
             self._driver = threading.current_thread()
         try:
             yield self._runner
         finally:
-            with self._changed:
+            with deferral, self._changed:
                 self._driver = None
                 self._changed.notify_all()
 
     def close(self) -> None:
         """End every request with an error and close the runner; a second call does nothing."""
-        with self._changed:
+        with deferral, self._changed:
             while self._busy():
-                self._changed.wait()
+                self._wait()
             if self._closed:
                 return
             self._reap()
@@ -197,7 +212,12 @@ class EngineLoop:
             self._changed.notify_all()
         self._runner.close()
 
-    # The rest is called with the lock held, except _finish and _run.
+    # The rest is called with interrupts held back and the lock held, except _finish and _run.
+
+    def _wait(self) -> None:
+        """Until somebody's step is done; an interrupt is heeded now and then."""
+        self._changed.wait(WAIT_SECONDS if threading.current_thread() is threading.main_thread() else None)
+        deferral.check()
 
     def _busy(self) -> bool:
         """Whether another thread is inside a step. Our own name there means that an interrupt cut our step short."""
@@ -207,6 +227,21 @@ class EngineLoop:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("the model is closed; open it again with LLM(...)")
+
+    def _fetch_all(self) -> list[StreamChunk]:
+        """The chunks of all jobs made with by_step; the failure of one of them where there are none."""
+        chunks = [chunk for job in self._fetchable.values() for chunk in job.queue]
+        if not chunks:
+            self._raise_failure()
+        for job in self._fetchable.values():
+            job.queue.clear()
+        return chunks
+
+    def _forget_told(self) -> None:
+        """Drop the ended jobs of which everything has been fetched."""
+        over = [i for i, job in self._fetchable.items() if i not in self._jobs and job.error is None and not job.queue]
+        for request_id in over:
+            del self._fetchable[request_id]
 
     def _raise_failure(self) -> None:
         """Tell the failure of one job whose chunks have all been fetched by step()."""
@@ -237,10 +272,13 @@ class EngineLoop:
         done: list[StepResult] | None = None
         failure: Exception | None = None
         try:
+            deferral.lifted = True
+            deferral.check()
             done = self._run(work)
         except Exception as error:
             failure = error
         finally:
+            deferral.lifted = False
             with self._changed:
                 self._driver = None
                 self._changed.notify_all()  # they wake when the lock is free, whatever becomes of the rest

@@ -57,18 +57,19 @@ class Stream:
             if self._ended:
                 return None
             try:
-                chunk = self._loop.next_chunk(self._job)
+                return self._loop.next_chunk(self._job, self._fold)
             except Exception:
                 self._ended = True
                 raise
-            self._texts.append(chunk.text)
-            self._token_ids.extend(chunk.token_ids)
-            self._logprobs.extend(chunk.logprobs)
-            if chunk.prompt_logprobs is not None:
-                self._prompt_logprobs = list(chunk.prompt_logprobs)
-            if chunk.finish_reason is not None:
-                self._finish_reason, self._stats, self._ended = chunk.finish_reason, chunk.stats, True
-            return chunk
+
+    def _fold(self, chunk: StreamChunk) -> None:
+        self._texts.append(chunk.text)
+        self._token_ids.extend(chunk.token_ids)
+        self._logprobs.extend(chunk.logprobs)
+        if chunk.prompt_logprobs is not None:
+            self._prompt_logprobs = list(chunk.prompt_logprobs)
+        if chunk.finish_reason is not None:
+            self._finish_reason, self._stats, self._ended = chunk.finish_reason, chunk.stats, True
 
     @property
     def text(self) -> str:

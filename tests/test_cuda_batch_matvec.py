@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_cuda_matvec import nmse, packed, random_rows
+from test_cuda_matvec import COMMON, RARE, nmse, packed, random_rows
 
 from engine.cuda.batch_matvec import Split, choose_split, group_split, kernel_job, operand_bytes, supported
 from engine.cuda.layouts import LAYOUTS
@@ -10,7 +10,8 @@ from engine.cuda.module import shared_limit
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 
-TYPES = [type for type in LAYOUTS if supported([type], 90)]
+ALL_TYPES = [type for type in LAYOUTS if supported([type], 90)]
+TYPES = [type for type in COMMON if supported([type], 90)]
 # Inputs are halves: a squared error of 2^-24 of the square of a term at most, a third of that on average; weights of
 # the plain formats are rounded as well, and the largest ones of Q6_K.
 TOLERANCE = 1.5e-7
@@ -29,7 +30,7 @@ def test_only_the_matrices_and_the_card_decide_the_order_of_sums():
         assert split.cluster <= -(-columns // 256)
 
 
-@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("type", ALL_TYPES)
 def test_stages_fit_shared_memory_and_sums_fit_stages(type):
     for columns in (256, 4096, 14336):
         for rows in (64, 4096, 28672):
@@ -101,6 +102,23 @@ def test_every_format_in_every_batch(cupy, rng, type, rows, columns):
     out = cupy.full((9, rows), 2.0, np.float32)
     multiply(x[:9], out, add=True)
     assert nmse(out.get() - 2.0, wide[:9], weights) < TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", RARE)
+def test_other_formats(cupy, rng, type):
+    rows, columns = 130, 4352
+    raw = random_rows(rng, type, rows, columns)
+    multiply = product(cupy, [packed(cupy, type, raw, columns)])
+    x = (rng.standard_normal((64, columns)) * np.exp(rng.standard_normal((64, columns)))).astype(np.float32)
+    whole = cupy.full((64, rows), np.nan, np.float32)
+    multiply(x, whole)
+    whole = whole.get()
+    assert nmse(whole, x.astype(np.float64), dequantize(raw, type).astype(np.float64)) < TOLERANCE
+    for batch in (3, 12, 20, 40):
+        out = cupy.full((batch, rows), np.nan, np.float32)
+        multiply(x[64 - batch :], out)
+        assert np.array_equal(out.get(), whole[64 - batch :])
 
 
 @pytest.mark.gpu

@@ -2,7 +2,7 @@
 
 A full cross product would take minutes. Every kernel file is built for every architecture, with the defines that the
 launchers really use; tensor types and head widths rotate over the architectures in the middle, and the oldest and the
-newest that has instructions of its own get them all.
+newest that has instructions of its own get them all (rare types: the latter only).
 """
 
 import os
@@ -17,6 +17,9 @@ ARCHES = (75, 80, 86, 89, 90, 120)
 COMPLETE = (75, 90)
 MULTIPROCESSORS = {75: 40, 80: 108, 86: 84, 89: 128, 90: 132, 120: 170}
 TYPES = tuple(LAYOUTS)
+COMMON = TYPES[: TYPES.index(GGMLType.Q6_K) + 1]
+"""Types that most files have: built for every architecture. The others take turns and are complete on Hopper only."""
+RARE = TYPES[len(COMMON) :]
 WIDTHS = (64, 80, 96, 112, 128, 256)
 
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed", exc_type=ImportError)
@@ -34,18 +37,23 @@ def shape_of(width, *, half=True, heads=8, kv_heads=2, rope_dim=None):
 
 
 def shapes_for(arch):
-    """Tensor cores of one or all widths, then the general kernels: a float32 cache and a width they alone serve."""
+    """Tensor cores of one or all widths, then the general kernels: a float32 cache and what they alone serve."""
+    from engine.cuda.attention_plan import AttentionShape, RopeStyle
+
     turn = ARCHES.index(arch)
     widths = WIDTHS if arch == 90 else {WIDTHS[turn], 256} if arch == 75 else {WIDTHS[turn]}
     tensor = [shape_of(width, heads=(2, 8, 16)[i % 3]) for i, width in enumerate(sorted(widths))]
     general = [shape_of(WIDTHS[(turn + 2) % 6], half=False), shape_of((40, 36, 100)[turn % 3], rope_dim=20)]
+    alibi = AttentionShape(6, 2, 64, 64, 0, RopeStyle.ADJACENT, bool(turn % 2), alibi=True)
+    latent = AttentionShape((16, 5)[turn % 2], 1, 576, 512, 0, RopeStyle.ADJACENT, bool(turn % 2))
+    general += [alibi, latent]
     return tensor + (general if arch in COMPLETE else general[turn % 2 :][:1])
 
 
 def batch_jobs(family):
     """Products of many sequences: every type, every number of sequences, alone and sharing columns in a cluster."""
     split = (family.Split(4, 1), family.Split(2, 4))
-    types = [type for type in TYPES if family.supported([type], 90)]
+    types = [type for type in COMMON + RARE[::5] if family.supported([type], 90)]
     groups = [types[i : i + 4] for i in range(0, len(types), 4)]
     jobs = [family.kernel_job(group, split[i % 2], 4096, 8 << i) for i, group in enumerate(groups)]
     jobs += [family.kernel_job([type], split[i % 2], 4096, (1, 12, 32, 64)[i % 4]) for i, type in enumerate(types)]
@@ -62,6 +70,7 @@ def jobs_for(arch):
         gemm,
         matvec,
         moe,
+        parts,
         repack,
         rows,
         sampling_ops,
@@ -69,18 +78,20 @@ def jobs_for(arch):
     )
 
     turn = ARCHES.index(arch)
-    jobs = [(rows.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]
-    for type in TYPES if arch in COMPLETE else TYPES[turn % 4 :: 4]:
+    jobs = [(rows.FILES, None), (parts.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]
+    rare = RARE if arch == 90 else RARE[turn::6]
+    for type in (COMMON if arch in COMPLETE else COMMON[turn % 4 :: 4]) + rare:
         jobs += [repack.build_job(type), *dequant.build_jobs(type)]
     q4, q6 = GGMLType.Q4_K, GGMLType.Q6_K
-    jobs += [matvec.build_job(TYPES[i : i + 4], 1, arch) for i in range(0, len(TYPES), 4)]
+    jobs += [matvec.build_job(COMMON[i : i + 4], 1, arch) for i in range(0, len(COMMON), 4)]
+    jobs += [matvec.build_job(RARE[turn::6], 1, arch)]
     jobs += [matvec.build_job([q4, q4, q6], batch, arch) for batch in {1, matvec.max_batch(arch)}]
     alone = TYPES if arch == 90 else TYPES[turn % 4 :: 4]
     jobs += [matvec.build_job([type], (1, 2, 4, 8)[i % 4], arch) for i, type in enumerate(alone) if arch == 90]
     jobs += [matvec.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
     jobs += batch_jobs(batch_matvec) if arch == 90 else []
     routing = moe.Routing(128, 8, gating=tuple(moe.Gating)[turn % len(moe.Gating)])
-    for type in TYPES if arch == 90 else TYPES[turn % 4 :: 4]:
+    for type in (COMMON if arch == 90 else COMMON[turn % 4 :: 4]) + RARE[turn::6]:
         jobs += moe.build_jobs(type, type, tuple(matvec.Activation)[turn % len(matvec.Activation)], routing)
     if arch == gemm.ARCH:
         jobs += gemm.build_jobs([q4, q6], matvec.Activation.SILU)
@@ -117,7 +128,8 @@ def kernel_names(file, type):
     if file.startswith("attention_"):
         return ["_".join(file.split("_")[:2])]
     names = {
-        "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid route read_all",
+        "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid read_all",
+        "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear divide add_chosen",
         "moves.cu": "scatter copy_pages gather_rows",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",
@@ -186,7 +198,7 @@ def test_sizes_of_formats_equal_the_layouts():
             f"{type.name}::CHUNK_BYTES == {layout.chunk_bytes}",
             f"{type.name}::HAS_SCALE == {int(layout.scaled)}",
         ]
-    check_statically(("formats.cuh",), None, claims)
+    check_statically(("formats.cuh", "formats_coded.cuh"), None, claims)
 
 
 def test_a_false_claim_does_not_build():
@@ -197,16 +209,15 @@ def test_a_false_claim_does_not_build():
 
 
 def test_constants_of_the_launchers_equal_the_kernels():
-    from engine.cuda import matvec, rows, sampling_ops
+    from engine.cuda import matvec, sampling_ops
 
     row, most = sampling_ops.ROW, sampling_ops.MAXIMA
     claims = [f"sizeof(SamplingRow) == {row.itemsize}", f"MAXIMA == {most}", f"THREADS == {sampling_ops.THREADS}"]
     claims += [f"CANDIDATES == {sampling_ops.CANDIDATES}", f"BINS == {sampling_ops.BINS}"]
     check_statically(sampling_ops.SOURCES, None, claims)
     assert f"constexpr int SLAB = {matvec.SLAB};" in read_file("matvec.cu")
-    assert f"left[{rows.MAX_EXPERTS}]" in read_file("rows.cu")
     for activation in matvec.Activation:
-        assert activation.value < 6
+        assert activation.value < 7
 
 
 def test_a_broken_kernel_says_what_the_compiler_says():

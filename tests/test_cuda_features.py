@@ -1,46 +1,61 @@
 """Models with parts that have no GPU kernels are declined by name, and run on the CPU where the device is free."""
 
 import logging
+from functools import partial
 
 import pytest
-from feature_models import CASES, latent, multipliers, sinks_and_clamped_gates, unrotated_layers
+from feature_models import CASES, EXPERT, LATENT_CASES, latent, sinks_and_clamped_gates, unrotated_layers
 from gguf_builder import tiny_llama
+from naive_model import ATTENTION, NORMS, WIDTH, File
 
 from engine import runner
 from engine.config import EngineConfig
+from engine.cuda import features
 from engine.cuda.features import check_features, missing_features
 from engine.cuda.plan import make_plan
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
+from engine.model.config import Activation, Routing
 from engine.model.loader import load_model
 from engine.runner import CpuRunner, open_runner
 
-SERVED = {"second_norm_renamed", "unrotated_layers"}
-"""Cases of feature_models whose parts have GPU kernels."""
+
+def too_many_experts():
+    file = File("llama", expert_count=40, expert_used_count=33, expert_feed_forward_length=EXPERT)
+    experts = [("ffn_gate_inp", (40, WIDTH)), ("ffn_down_exps", (40, WIDTH, EXPERT))]
+    experts += [(f"ffn_{which}_exps", (40, EXPERT, WIDTH)) for which in ("gate", "up")]
+    return file.layers(matrices=ATTENTION + experts, norms=NORMS)
 
 
-@pytest.mark.parametrize("case", [*CASES, latent], ids=lambda case: case.__name__)
-def test_only_served_parts_pass(tmp_path, case):
-    file, _ = case(True) if case is latent else case()
+@pytest.mark.parametrize("case", [*CASES, *(partial(latent, *case) for case in LATENT_CASES)], ids=str)
+def test_every_part_that_a_model_may_have_is_served(tmp_path, case):
+    file, _ = case()
     with open_gguf(file.write(tmp_path)) as gguf:
         model = load_model(gguf)
-        assert bool(missing_features(model)) == (case.__name__ not in SERVED)
+        assert missing_features(model) == []
         del model
 
 
 @pytest.mark.parametrize(
-    ("case", "words"),
+    ("field", "served", "words"),
     [
-        (multipliers, "scaled embeddings, scaled logits, scaled residuals"),
-        (sinks_and_clamped_gates, "attention sinks, this routing of experts, this activation"),
-        (lambda: latent(True), "latent attention, .*groups of experts, a bias in the choice"),
+        ("activation", {Activation.SILU}, "this activation"),
+        ("routing", {Routing.SOFTMAX}, "this routing of experts"),
+        ("sinks", {False}, "sinks"),
     ],
 )
-def test_errors_name_the_parts(tmp_path, case, words):
-    file, _ = case()
-    with open_gguf(file.write(tmp_path)) as gguf:
+def test_parts_that_nobody_added_are_declined_by_name(tmp_path, monkeypatch, field, served, words):
+    monkeypatch.setitem(features._SERVED, field, frozenset(served))
+    with open_gguf(sinks_and_clamped_gates()[0].write(tmp_path)) as gguf:
         model = load_model(gguf)
-        with pytest.raises(DeviceError, match=f"which lacks: {words}.*; use device='cpu'"):
+        assert missing_features(model) == [words]
+        del model
+
+
+def test_errors_name_the_parts(tmp_path):
+    with open_gguf(too_many_experts().write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        with pytest.raises(DeviceError, match=r"which lacks: more than 32 of 1024 experts.*; use device='cpu'"):
             check_features(model)
         with pytest.raises(DeviceError, match="does not run on the GPU yet"):
             make_plan(model, context_length=32, kv_type="f16", max_sequences=1)
@@ -61,7 +76,7 @@ def test_plain_models_pass(tmp_path):
 
 
 def test_a_free_choice_falls_back_to_the_cpu(tmp_path, monkeypatch, caplog):
-    path = multipliers()[0].write(tmp_path)
+    path = too_many_experts().write(tmp_path)
     monkeypatch.setattr(runner, "_GPU_TRACES", (str(tmp_path),))
     monkeypatch.setattr("engine.cuda.availability", lambda index=0: None)
     with open_gguf(path) as gguf, caplog.at_level(logging.WARNING, "engine"):
@@ -71,6 +86,4 @@ def test_a_free_choice_falls_back_to_the_cpu(tmp_path, monkeypatch, caplog):
         assert isinstance(opened, CpuRunner)
         del model, opened
     warnings = [record.getMessage() for record in caplog.records]
-    assert warnings == [
-        "running on the CPU: the GPU has no kernels yet for scaled embeddings, scaled logits, scaled residuals"
-    ]
+    assert warnings == ["running on the CPU: the GPU has no kernels yet for more than 32 of 1024 experts for a token"]

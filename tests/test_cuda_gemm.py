@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
-from test_cuda_matvec import nmse, packed, random_rows
+from test_cuda_matvec import COMMON, RARE, nmse, packed, random_rows
 
 from engine.cuda.gemm import supports
 from engine.cuda.layouts import LAYOUTS
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 
-TYPES = [type for type in LAYOUTS if supports(type)]
+ALL_TYPES = [type for type in LAYOUTS if supports(type)]
+TYPES = [type for type in COMMON if supports(type)]
 # Operands are halfs: x and the weight are each off by up to 2^-12 of their size, evenly spread: 2 * 2^-24 / 3 = 4e-8 of
 # the square. Scales (and minimums, which are larger than what is left of them) are rounded to halfs as well.
 TOLERANCE = 2.5e-7
@@ -35,7 +36,7 @@ def test_families_share_kernels_and_leave_float32_out():
 
     assert not supports(GGMLType.F32)
     families = family([*LAYOUTS, GGMLType.Q4_K])
-    assert sorted(type for members in families for type in members) == sorted(TYPES)
+    assert sorted(type for members in families for type in members) == sorted(ALL_TYPES)
     for members in families:
         assert len(members) <= MAX_FORMATS
         assert len({LAYOUTS[type].chunk_columns for type in members}) == 1
@@ -45,13 +46,13 @@ def test_every_block_fits_its_multiprocessor():
     from engine.cuda.gemm import TILES, family, shared_bytes
     from engine.cuda.module import shared_limit
 
-    for members in [*family(TYPES), *((type,) for type in TYPES)]:
+    for members in [*family(ALL_TYPES), *((type,) for type in ALL_TYPES)]:
         for tile in TILES:
             # The driver takes 1 KiB per block, of 228.
             assert tile.blocks * (shared_bytes(members, tile) + 1024) <= shared_limit(90) + 1024
 
 
-@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+@pytest.mark.parametrize("type", TYPES + RARE[2::3], ids=lambda type: type.name)
 def test_multiplications_stay_in_flight(type):
     """The assembler says so where it had to put a wait behind every multiplication: a third of the speed."""
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
@@ -59,7 +60,7 @@ def test_multiplications_stay_in_flight(type):
     from engine.cuda.matvec import Activation
     from engine.cuda.module import BASE_OPTIONS, kernel_source
 
-    tile = TILES[TYPES.index(type) % len(TILES)]
+    tile = TILES[ALL_TYPES.index(type) % len(TILES)]
     program = nvrtc.createProgram(kernel_source(*build_job([type], tile, Activation.SILU)), "gemm.cu", (), ())
     try:
         nvrtc.compileProgram(program, (*BASE_OPTIONS, "-arch=sm_90a", "--ptxas-options=-v"))
@@ -79,7 +80,8 @@ def cupy():
     from engine.cuda import gemm, module, repack
     from engine.cuda.matvec import Activation
 
-    jobs = [*gemm.build_jobs(TYPES, Activation.NONE), *(repack.build_job(type) for type in TYPES)]
+    jobs = [*gemm.build_jobs(TYPES, Activation.NONE), *(repack.build_job(type) for type in TYPES + RARE)]
+    jobs += gemm.build_jobs(RARE, Activation.NONE)
     module.prebuild(
         [*jobs, *(gemm.build_job((GGMLType.Q4_K,), tile, Activation(n)) for tile in gemm.TILES for n in ACTIVATIONS)],
         90,
@@ -127,6 +129,26 @@ def test_every_format_and_tile_gives_the_product_and_the_same_bits(cupy, rng, ty
                     assert nmse(first, normed, dequantize(raw, type).astype(np.float64)) < TOLERANCE
                 np.testing.assert_array_equal(found[:, :rows], first[:n], err_msg=f"{n} rows, {tile}")
                 assert (found[:, rows:] == 9.0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", RARE, ids=lambda type: type.name)
+def test_other_formats(cupy, rng, type):
+    from engine.cuda.gemm import TILES, Gemm
+    from engine.cuda.matvec import Activation, MatVec
+
+    rows, columns = 200, 768
+    raw = random_rows(rng, type, rows, columns)
+    gemm, group = Gemm(RARE, Activation.NONE), MatVec([packed(cupy, type, raw, columns)])
+    x = rng.standard_normal((300, columns)).astype(np.float32)
+    results = []
+    for n, tile in [(300, None), *((65, tile) for tile in TILES)]:
+        results.append(cupy.zeros((n, rows), np.float32))
+        gemm(group, operand(cupy, x[:n]), results[-1], tile=tile)
+    whole = results[0].get()
+    assert nmse(whole, x.astype(np.float64), dequantize(raw, type).astype(np.float64)) < TOLERANCE
+    for found in results[1:]:
+        np.testing.assert_array_equal(found.get(), whole[:65])
 
 
 @pytest.mark.gpu

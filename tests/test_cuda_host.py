@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.cuda import availability
 from engine.cuda.decode import AHEAD, MOST_AHEAD, DecodeLoop
-from engine.cuda.layouts import LAYOUTS, packed_bytes
+from engine.cuda.layouts import packed_bytes
 from engine.cuda.plan import DevicePlan, fit, make_plan, memory_plan
 from engine.cuda.prompt import pack, prompt_batch
 from engine.errors import DeviceError
@@ -364,13 +364,6 @@ def test_the_plan_of_a_model(tmp_path, kv_type):
     shown = memory_plan(plan)
     assert (shown.weights_bytes, shown.kv_bytes) == (plan.weights, plan.cache)
     assert shown.kv_bytes_per_token == 3 * 2 * 128 * size
-
-
-@pytest.mark.parametrize("type", LAYOUTS)
-def test_packing_takes_what_the_file_took(type):
-    from engine.gguf.types import row_bytes
-
-    assert packed_bytes(type, 4096, 4096) == 4096 * row_bytes(type, 4096)
 
 
 # ---- kernel arguments ---------------------------------------------------------------------------------------------

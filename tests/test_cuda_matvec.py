@@ -2,12 +2,22 @@
 
 import numpy as np
 import pytest
+from gguf_builder import random_blocks
 
-from engine.cuda.layouts import LAYOUTS, packed_bytes
+from engine.cuda.layouts import LAYOUTS, kept_as, packed_bytes, tile_count
 from engine.gguf.quants import FORMATS, dequantize, row_bytes
 from engine.gguf.types import GGMLType
 
 TYPES = list(LAYOUTS)
+COMMON = TYPES[: TYPES.index(GGMLType.Q6_K) + 1]
+RARE = [GGMLType[n] for n in ("IQ1_M", "IQ2_XS", "IQ3_S", "IQ4_XS", "MXFP4", "NVFP4", "Q2_0", "Q8_K", "TQ1_0")]
+"""One each of the other formats that are packed alike, for kernels that take long to build."""
+OTHER_SCALES = {GGMLType.Q8_1, GGMLType.Q8_K, GGMLType.IQ1_M, GGMLType.MXFP4, GGMLType.NVFP4}
+"""Types whose scale is no float16 of its own."""
+LEFT_OUT = {GGMLType.Q8_1: 4 / 40, GGMLType.Q8_K: 32 / 292}
+"""What of a block stays in the file: sums of its numbers."""
+SHAPES = [(1, 256), (33, 768), (257, 4352), (40, 14336)]
+BATCHES = (8, 1, 2, 3, 4, 5, 7, 17)
 # Inputs are 16-bit numbers, the largest of 32 being 32600: a squared error of 1/12 of (largest / 32600)^2 per term,
 # 4e-10 of the square of normal inputs, a few times that with outliers and for a single output.
 TOLERANCE = 1e-8
@@ -22,6 +32,8 @@ def random_rows(rng, type, rows, columns):
         if type == GGMLType.F16:
             return values.astype(np.float16).view(np.uint8)
         return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    if type in OTHER_SCALES:
+        return random_blocks((rows, columns), type, std=0.05, seed=int(rng.integers(1 << 30)))
     raw = rng.integers(0, 256, (rows, row_bytes(type, columns)), dtype=np.uint8)
     blocks = raw.reshape(-1).view(FORMATS[type].layout)
     for name in blocks.dtype.names:
@@ -38,9 +50,17 @@ def nmse(found, x, weights, factor=1.0):
 
 @pytest.mark.parametrize("type", TYPES)
 def test_packed_takes_the_bytes_of_the_file(type):
-    assert packed_bytes(type, 4096, 4096) == 4096 * row_bytes(type, 4096)
-    assert packed_bytes(type, 4096, 4096, paired=True) == 2 * 4096 * row_bytes(type, 4096)
-    assert packed_bytes(type, 17, 4096) == 32 * row_bytes(type, 4096)
+    row = row_bytes(type, 4096) * (1 - LEFT_OUT.get(type, 0))
+    assert packed_bytes(type, 4096, 4096) == 4096 * row
+    assert packed_bytes(type, 4096, 4096, paired=True) == 2 * 4096 * row
+    assert packed_bytes(type, 17, 4096) == 32 * row
+
+
+def test_every_type_of_a_file_has_a_place_on_the_gpu():
+    converted = {type for type in GGMLType if kept_as(type) is not type}
+    assert converted == {GGMLType.F64, GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64}
+    assert {kept_as(type) for type in GGMLType} == set(LAYOUTS)
+    assert {kept_as(type) for type in converted} == {GGMLType.F32}
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -58,6 +78,21 @@ def cupy():
     return cupy
 
 
+@pytest.fixture(scope="module")
+def kernels(cupy):
+    """Builds what the tests of every type need side by side; one after the other would take minutes."""
+    from engine.cuda import dequant, module, repack
+    from engine.cuda.matvec import Activation, kernel_job
+
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    card = module.device_arch(), int(properties["multiProcessorCount"])
+    jobs = [job for type in TYPES for job in (repack.build_job(type), *dequant.build_jobs(type))]
+    for type in TYPES:
+        jobs += [kernel_job([type], tile_count(n), k, batch, card)[0] for n, k in SHAPES for batch in (1, 2, 4, 8)]
+        jobs += [kernel_job([type], 6, 512, 3, card, paired=True, activation=Activation.SILU)[0]]
+    module.prebuild(list({repr(job): job for job in jobs}.values()), card[0])
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(7)
@@ -73,11 +108,11 @@ def packed(cupy, type, raw, columns, partner=None):
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("rows", [1, 16, 17, 33])
-def test_unpacked_rows_equal_numpy(cupy, rng, type, rows):
+def test_unpacked_rows_equal_numpy(cupy, kernels, rng, type, rows):
     from engine.cuda.dequant import dequantize as unpack
     from engine.cuda.dequant import embed
 
-    columns = 512 if type.block_size == 256 else 416
+    columns = {256: 512, 128: 384, 64: 448}.get(type.block_size, 416)
     raw = random_rows(rng, type, rows, columns)
     truth = dequantize(raw, type)
     matrix = packed(cupy, type, raw, columns)
@@ -96,8 +131,8 @@ def test_unpacked_rows_equal_numpy(cupy, rng, type, rows):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 256), (33, 768), (257, 4352), (40, 14336)])
-def test_product_of_every_format(cupy, rng, type, rows, columns):
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_product_of_every_format(cupy, kernels, rng, type, rows, columns):
     from engine.cuda.matvec import MatVec
 
     raw = random_rows(rng, type, rows, columns)
@@ -108,7 +143,7 @@ def test_product_of_every_format(cupy, rng, type, rows, columns):
     wide = x.astype(np.float64)
     normed = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-5) * norm
     first = None
-    for batch in (8, 1, 2, 3, 4, 5, 7, 17):
+    for batch in BATCHES:
         out = cupy.full((batch, rows), 9.0, np.float32)
         product(cupy.asarray(x[:batch]), out, norm=cupy.asarray(norm), eps=1e-5)
         assert nmse(out.get(), normed[:batch], weights) < TOLERANCE
@@ -138,7 +173,7 @@ def test_group_of_types_with_bias_and_large_inputs(cupy, rng):
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("rows", [8, 41])
-def test_gate_and_up_in_one(cupy, rng, type, rows):
+def test_gate_and_up_in_one(cupy, kernels, rng, type, rows):
     from engine.cuda.dequant import dequantize as unpack
     from engine.cuda.matvec import Activation, MatVec
 

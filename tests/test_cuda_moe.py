@@ -116,12 +116,25 @@ def silu(v):
     return v / (1 + np.exp(np.minimum(-v, 700)))
 
 
+SIZES = [(6, 2, 512, 256), (5, 3, 768, 1024), (3, 1, 256, 2048)]
+
+
+@pytest.fixture(scope="module")
+def kernels(cupy):
+    """Builds what the test of every type needs side by side."""
+    from engine.cuda import module, repack
+
+    jobs = [repack.build_job(type) for type in LAYOUTS]
+    for experts, used, *_ in SIZES:
+        for type in LAYOUTS:
+            jobs += build_jobs(type, type, Activation.SILU, Routing(experts, used))
+    module.prebuild(list({repr(job): job for job in jobs}.values()), module.device_arch())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", list(LAYOUTS))
-@pytest.mark.parametrize(
-    ("experts", "used", "width", "columns"), [(6, 2, 512, 256), (5, 3, 768, 1024), (3, 1, 256, 2048)]
-)
-def test_experts_against_float64(cupy, rng, type, experts, used, width, columns):
+@pytest.mark.parametrize(("experts", "used", "width", "columns"), SIZES)
+def test_experts_against_float64(cupy, kernels, rng, type, experts, used, width, columns):
     raw = [random_rows(rng, type, experts * n, k) for n, k in ((width, columns), (width, columns), (columns, width))]
     gate, up, down = (
         dequantize(r.reshape(-1), type).astype(np.float64).reshape(experts, n, k)

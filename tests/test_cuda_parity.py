@@ -14,11 +14,11 @@ from gpu_helpers import (
     token_ids,
     typed_model,
 )
-from test_conformance import NAMES
 from test_model_forward import CASES, make
 
 from engine import LLM, SamplingParams
 from engine.cuda.layouts import LAYOUTS
+from engine.gguf.types import GGMLType
 from engine.llm import BUNDLED_MODEL
 from engine.perplexity import cut, measure
 from engine.sampling.sampler import sample
@@ -33,6 +33,10 @@ SHARP = {"f16": 2e-5, "f32": 6e-6}
 """For prompts of the random models here, whose attention is sharper than a trained one's: float16 operands alone bring
 1.2e-6, weights of two scales rounded to float16 and queries rounded likewise as much again each."""
 
+TYPES = [type for type in GGMLType if type.name.startswith(("F", "BF", "Q")) and type is not GGMLType.Q8_1]
+TYPES += [GGMLType.IQ1_M, GGMLType.IQ2_XS, GGMLType.IQ3_S, GGMLType.IQ4_XS, GGMLType.TQ1_0, GGMLType.MXFP4]
+"""Of formats that are packed alike, one each; products of every type are tested in test_cuda_matvec.py."""
+
 LICENSE = Path(__file__).parent.parent / "LICENSE"
 IDS = np.random.default_rng(1).integers(0, 256, 70)
 
@@ -41,10 +45,9 @@ IDS = np.random.default_rng(1).integers(0, 256, 70)
 def kernels():
     """Builds what all files below need side by side; one after the other would take minutes."""
     from engine.cuda import matvec, module
-    from engine.gguf.types import GGMLType
 
     arch = module.device_arch()
-    groups = [[type] * n for type in LAYOUTS for n in (1, 3)]
+    groups = [[type] * n for type in TYPES for n in (1, 3) if type in LAYOUTS]
     groups += [[GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K]]
     batches = (1, matvec.max_batch(arch))
     module.prebuild([matvec.build_job(types, batch, arch) for types in groups for batch in batches], arch)
@@ -62,7 +65,7 @@ def check(path, ids, *, limit=SHARP):
         assert errors[1] <= TOLERANCE[kv_type], (kv_type, "decode", errors)
 
 
-@pytest.mark.parametrize("type", LAYOUTS, ids=lambda type: type.name)
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_weight_types(tmp_path, type):
     check(typed_model(tmp_path, type), IDS)
 
@@ -92,19 +95,6 @@ def test_head_widths(tmp_path, width):
 def test_a_window_over_several_pages(tmp_path):
     _, _, path = make(tmp_path, metadata={"attention.sliding_window": 70}, context_length=512)
     check(path, np.random.default_rng(2).integers(0, 256, 300))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_conformance(name, conformance_dir):
-    expected = np.load(conformance_dir / "logits" / f"{name}.npz")
-    ids = expected["tokens"]
-    for kv_type in ("f16", "f32"):
-        with opened(conformance_dir / "models" / f"{name}.gguf", kv_type=kv_type) as runner:
-            errors = [
-                nmse(runner.logits(ids), expected["logits"]),
-                nmse(decode_logits(runner, ids), expected["logits"]),
-            ]
-        assert max(errors) <= 1e-5, (kv_type, errors)
 
 
 def demo_models(shared_dir):

@@ -106,12 +106,12 @@ class TestEnds:
         next(stream)
         ask = loop.next_chunk
 
-        def close_first(job):
+        def close_first(job, take):
             loop.next_chunk = ask
             closer = threading.Thread(target=stream.close)
             closer.start()
             closer.join()
-            return ask(job)
+            return ask(job, take)
 
         loop.next_chunk = close_first
         assert list(stream) == []

@@ -1,8 +1,8 @@
 """Ctrl-C that cannot get lost. Knows signals, no models.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. Inside a finalizer or a callback from C it is
-printed and forgotten, and inside the import of a C extension it becomes an ImportError: that happened to one in twelve of
-the interrupts sent while kernels were loaded.
+printed and forgotten, and inside the import of a C extension it becomes an ImportError. That happened to one in twelve
+of the interrupts sent while kernels were loaded.
 """
 
 from __future__ import annotations

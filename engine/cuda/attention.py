@@ -180,6 +180,7 @@ class Attention:
                 self._partial_max_sum,
                 self._counters,
                 out,
+                *self._slopes(layer),
             ),
             shared=self.plan.shared_bytes,
             stream=stream,
@@ -280,7 +281,13 @@ class Attention:
                 int(layer.window),
                 layer.sinks,
                 out,
+                *self._slopes(layer),
             ),
             shared=plan.shared_bytes,
             stream=stream,
         )
+
+    def _slopes(self, layer: LayerAttention) -> tuple[Any, ...]:
+        """The last argument of kernels that know linear biases."""
+        assert (layer.slopes is not None) == self.shape.alibi
+        return (layer.slopes,) if self.shape.alibi else ()

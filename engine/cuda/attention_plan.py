@@ -15,7 +15,7 @@ from engine.cuda.module import shared_limit
 MAX_SPLITS = 128
 MOST_SLOTS = 2048
 """Ranges of a decode step that scratch memory has room for; with more of them no row is shared between blocks."""
-LARGEST_HEAD = 512
+LARGEST_HEAD = 576
 _MERGE_HEADS = 4  # MERGE_HEADS of attention_decode.cuh
 _ROPE_FILES = ("attention_common.cuh", "rope_append.cu")
 
@@ -34,10 +34,11 @@ class AttentionShape:
     Attributes:
         heads: query heads H, a multiple of kv_heads.
         kv_heads: cache heads K.
-        key_dim: Hk. value_dim: Hv. Both 1..512; multiples of 16 up to 256 use tensor cores with a float16 cache.
+        key_dim: Hk. value_dim: Hv. Both 1..576; multiples of 16 up to 256 use tensor cores with a float16 cache.
         rope_dim: leading elements of a head that are rotated, even, 0..Hk; the rest passes through.
         rope_style: pairs of the rotation.
         cache_half: float16 cache (True) or float32.
+        alibi: scores lose a slope times the distance; not with tensor cores.
     """
 
     heads: int
@@ -47,6 +48,7 @@ class AttentionShape:
     rope_dim: int
     rope_style: RopeStyle
     cache_half: bool
+    alibi: bool = False
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"
@@ -63,7 +65,7 @@ class AttentionShape:
     def tensor_cores(self) -> bool:
         """Whether the float16 tensor-core kernels serve this shape; the plain float32 kernels serve every shape."""
         fits = all(dim % 16 == 0 and dim <= 256 for dim in (self.key_dim, self.value_dim))
-        return self.cache_half and fits
+        return self.cache_half and fits and not self.alibi
 
     @property
     def head_tile(self) -> int:
@@ -93,6 +95,7 @@ class AttentionShape:
             "ROPE_HALVES": int(self.rope_style is RopeStyle.HALVES),
             "CACHE_HALF": int(self.cache_half),
             "PAGE": PAGE,
+            **({"ALIBI": 1} if self.alibi else {}),
         }
 
 
@@ -110,6 +113,7 @@ class LayerAttention:
         window: a token sees itself and the window-1 tokens before it; 0 = everything before it.
         softcap: scores become softcap * tanh(score / softcap); 0 = off.
         sinks: float32 (H,) logit per head that joins the softmax without a value, or None.
+        slopes: float32 (H,) what a score loses per position between query and key; None where shape.alibi is False.
     """
 
     scale: float
@@ -123,6 +127,7 @@ class LayerAttention:
     window: int = 0
     softcap: float = 0.0
     sinks: Any = None
+    slopes: Any = None
 
 
 @dataclass(frozen=True)

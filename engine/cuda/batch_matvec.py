@@ -17,7 +17,8 @@ from engine.cuda.module import Kernel, build, shared_limit
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "formats_half.cuh", "batch_convert.cuh", "batch_wgmma.cuh", "batch_matvec.cu")
+_FORMAT_FILES = ("formats.cuh", "formats_coded.cuh", "formats_half.cuh")
+_FILES = (*_FORMAT_FILES, "batch_convert.cuh", "batch_wgmma.cuh", "batch_matvec.cu")
 _OPERAND_FILES = ("batch_convert.cuh", "batch_operand.cu")
 MAX_ROWS = 64
 """Sequences of one launch; more take several, each of which reads the weights."""

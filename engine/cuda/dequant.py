@@ -13,8 +13,8 @@ from engine.cuda.module import Kernel, build
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
-_EMBED_FILES = ("formats.cuh", "embed.cu")
-_DEQUANT_FILES = ("formats.cuh", "dequant.cu")
+_EMBED_FILES = ("formats.cuh", "formats_coded.cuh", "embed.cu")
+_DEQUANT_FILES = ("formats.cuh", "formats_coded.cuh", "dequant.cu")
 
 
 def build_jobs(type: GGMLType) -> list[tuple[tuple[str, ...], dict[str, object]]]:

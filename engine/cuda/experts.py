@@ -15,8 +15,11 @@ from engine.cuda.matvec import MatVec
 from engine.cuda.module import build
 from engine.cuda.moe import MAX_EXPERTS, Routing, route
 
-GROUPED_ROWS = 8
-"""From so many sequences on, decode steps group their rows as prompts do, unless bits must not depend on the number."""
+GROUPED_ROWS = 16
+"""From so many sequences on, decode steps group their rows as prompts do, unless bits must not depend on the number.
+
+On an H200, 8 of 128 experts of 768 x 2048, Q4_K, microseconds a layer, grouped and pair by pair: 8 sequences 85 and 80,
+16 sequences 134 and 151, 64 sequences 192 and 569."""
 
 _FILES = ("experts.cu",)
 _ALIGNED = 1024
@@ -103,23 +106,27 @@ def run(
     scores: Any,
     room: Any,
     *,
+    out: Any = None,
     norm: Any = None,
     eps: float = 0.0,
     positions: Any = None,
 ) -> None:
-    """x += sum_u weight_u * down_u(f(gate_u n(x)) * up_u n(x)) for the experts u that each row chooses.
+    """out += sum_u weight_u * down_u(f(gate_u n(x)) * up_u n(x)) for the experts u that each row chooses.
 
     Args:
         experts: the weights.
         gemm: the products, with f.
-        x: float32 (T, D), rows contiguous; added to.
+        x: float32 (T, D), rows contiguous.
         scores: float32 (T, E), contiguous: raw outputs of the router.
         room: uint8, 1024-byte aligned, at least room_bytes(T, ...) long.
+        out: float32 (T, D), rows contiguous, added to; x when left out.
         norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
         eps: its epsilon.
         positions: int32 (T,); rows with -1 are left alone. None: there are none.
     """
     import cupy
+
+    out = x if out is None else out
 
     routing, width, columns = experts.routing, experts.width, experts.columns
     rows, used = int(x.shape[0]), routing.n_used
@@ -147,5 +154,5 @@ def run(
         kernels.get("add_experts"),
         rows,
         256,
-        (results, places, weights, used, columns, x, x.strides[0] // 4),
+        (results, places, weights, used, columns, out, out.strides[0] // 4),
     )

@@ -30,7 +30,7 @@ ARCH = 90
 MAX_FORMATS = 2
 """Formats of one kernel: with three, ptxas no longer keeps multiplications in flight in the larger tiles."""
 
-_FILES = ("formats.cuh", "gemm_unpack.cuh", "gemm_tile.cuh", "gemm.cu")
+_FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "gemm_tile.cuh", "gemm.cu")
 _OPERAND_FILES = ("operand.cu",)
 _STORE, _ADD, _GATED, _GATED_OPERAND = range(4)  # enum Mode of gemm.cu
 _SEGMENT = np.dtype(
@@ -82,27 +82,9 @@ EXPERT_TILES = (TILES[0], TILES[2], TILES[3])
 """Shapes for products of experts, in ascending tokens."""
 
 
-_TYPES = frozenset(
-    (
-        GGMLType.F16,
-        GGMLType.BF16,
-        GGMLType.Q4_0,
-        GGMLType.Q4_1,
-        GGMLType.Q5_0,
-        GGMLType.Q5_1,
-        GGMLType.Q8_0,
-        GGMLType.Q2_K,
-        GGMLType.Q3_K,
-        GGMLType.Q4_K,
-        GGMLType.Q5_K,
-        GGMLType.Q6_K,
-    )
-)
-
-
 def supports(type: GGMLType) -> bool:
-    """Whether matrices of a type are multiplied here: those gemm_unpack.cuh reads; float32 would lose too much."""
-    return type in _TYPES
+    """Whether matrices of a type are multiplied here: all but float32, which would lose too much."""
+    return type in LAYOUTS and type is not GGMLType.F32
 
 
 def family(types: Sequence[GGMLType]) -> tuple[tuple[GGMLType, ...], ...]:

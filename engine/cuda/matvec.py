@@ -22,7 +22,7 @@ from engine.cuda.module import Kernel, build, device_arch, shared_limit
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "matvec_tile.cuh", "matvec.cu")
+_FILES = ("formats.cuh", "formats_coded.cuh", "matvec_tile.cuh", "matvec.cu")
 MAX_MATRICES = 4
 MAX_COLUMNS = 8
 SLAB = 4096
@@ -40,6 +40,7 @@ class Activation(IntEnum):
     GELU_ERF = 3
     RELU = 4
     RELU_SQUARED = 5
+    SWIGLU_CLAMPED = 6  # bends up as well: no product folds it in
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from engine.cuda.grid_tables import grids_of
 from engine.errors import DeviceError
 
 _lock = threading.Lock()
@@ -28,8 +29,9 @@ _SHARED_LIMIT = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 10
 
 
 def kernel_source(names: Sequence[str], defines: Mapping[str, object] | None = None) -> str:
-    """The text handed to the compiler: defines, common.cuh, then the named files of engine/cuda/kernels in order."""
+    """The text handed to the compiler: defines, grids of the formats that they name, common.cuh, files in order."""
     parts = [f"#define {key} {value}" for key, value in sorted((defines or {}).items())]
+    parts += grids_of((defines or {}).values())
     for name in ("common.cuh", *names):
         parts.append(f'#line 1 "{name}"\n{(KERNEL_DIR / name).read_text(encoding="utf-8")}')
     return "\n".join(parts) + "\n"

@@ -17,7 +17,7 @@ from engine.cuda.module import build
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "matvec_tile.cuh", "route.cuh", "moe.cu")
+_FILES = ("formats.cuh", "formats_coded.cuh", "matvec_tile.cuh", "route.cuh", "moe.cu")
 _ROUTE_FILES = ("route.cuh", "route.cu")
 MAX_EXPERTS = 1024
 MAX_USED = 32

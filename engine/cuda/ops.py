@@ -10,17 +10,29 @@ from typing import Any
 
 import numpy as np
 
+from engine.cuda import parts
 from engine.cuda import rows as row_ops
 from engine.cuda.attention import Attention, AttentionShape, prefill_tiles
 from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
 from engine.cuda.dequant import embed
 from engine.cuda.experts import GROUPED_ROWS
+from engine.cuda.heads import prepare_heads
+from engine.cuda.latent import latent_qkv, latent_values
+from engine.cuda.linear import Projection
 from engine.cuda.matvec import BATCH_ROWS
+from engine.cuda.moe import route
+from engine.cuda.parts import DeviceNorm
 from engine.cuda.products import Products
 from engine.cuda.staging import Staging
-from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceMoe, DeviceWeights, Projection
+from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceMoe, DeviceWeights
 from engine.model.batch import Batch
+
+
+def _folded(norm: DeviceNorm | None) -> tuple[Any, float]:
+    """Weight and epsilon of what a product applies itself."""
+    assert norm is None or norm.folds
+    return (None, 0.0) if norm is None else (norm.weight, norm.epsilon)
 
 
 class CudaOps:
@@ -46,65 +58,79 @@ class CudaOps:
         self._n = 0
 
     def attn_output(self, layer: DeviceLayer, a: Any, x: Any) -> Any:
-        """See Ops.attn_output."""
-        self._product(layer.output, a, x, add=True)
-        return x
+        """See Ops.attn_output; of a parallel layer only what attention adds to x, which the feed-forward part reads."""
+        if layer.latent is not None:
+            a = latent_values(layer.latent, self._product, a, self.buffers)
+        if not layer.parallel:
+            self._add(layer, layer.output, a, layer.attn_post_norm, x)
+            return x
+        beside = self.buffers.beside[: self._n]
+        self._product(layer.output, a, beside)
+        if layer.attn_post_norm is not None:
+            parts.normalize(beside, beside, layer.attn_post_norm, scale=layer.residual_scale)
+        return beside
 
     def ffn_gate_up(self, layer: DeviceLayer, x: Any) -> Any:
         """See Ops.ffn_gate_up."""
         assert layer.ffn is not None
-        return self._gate_up(layer.ffn, x, layer.ffn_norm)
+        return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm))
 
     def ffn_down(self, layer: DeviceLayer, h: Any, x: Any) -> Any:
-        """See Ops.ffn_down."""
+        """See Ops.ffn_down; x is what attn_output gave."""
         assert layer.ffn is not None
-        self._product(layer.ffn.down, h, x, add=True)
-        return x
+        stream = self.buffers.x[: self._n] if layer.parallel else x
+        self._add(layer, layer.ffn.down, h, layer.ffn_post_norm, stream)
+        return self._joined(layer, stream, x)
 
     def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
-        """See Ops.ffn_moe.
+        """See Ops.ffn_moe; y is what attn_output gave.
 
-        Rows go to the experts they chose; where the card or the types forbid it, to all of them, with a weight of zero
-        for those they did not choose.
+        Rows go to the experts they chose; where the card or the types forbid it, every expert multiplies all rows.
         """
-        moe, n = layer.moe, self._n
+        moe, post, n = layer.moe, layer.ffn_post_norm, self._n
         assert moe is not None
-        assert y is x, "parallel layers are declined when a model is opened"
-        config = moe.config
-        if self._products is not None and self._products.serves_experts(moe):
-            scores = self._columns(self.buffers.router, n, config.n_experts)
-            self._product(moe.router, x, scores, norm=layer.ffn_norm)
-            shared = self._shared_hidden(moe, x, layer.ffn_norm)  # reads x, which the experts change
-            room, eps = self.buffers.expert_room, self.weights.epsilon
-            self._products.experts(moe, x, scores, room, norm=layer.ffn_norm, eps=eps)
-            if shared is not None:
-                self._add_shared(moe, *shared, x)
-            return x
-        scores, routing = self.buffers.router[:n], self.buffers.routing[:n]
-        self._product(moe.router, x, scores, norm=layer.ffn_norm)
-        row_ops.route(
-            scores,
-            routing,
-            n_experts=config.n_experts,
-            n_used=config.n_used,
-            normalize=config.normalize,
-            weight_scale=config.weight_scale,
-        )
-        part = self.buffers.y[:n]
-        # The sum goes beside x, which every expert still reads through its norm.
-        total = self.buffers.total[:n]
-        row_ops.copy(x, total)
-        for index, expert in enumerate(moe.experts):
-            h = self._gate_up(expert, x, layer.ffn_norm)
-            self._product(expert.down, h, part)
-            row_ops.add_scaled(total, part, routing, index)
-        shared = self._shared_hidden(moe, x, layer.ffn_norm)
-        if shared is not None:
-            self._add_shared(moe, *shared, total)
-        row_ops.copy(total, x)
-        return x
+        source, norm = self._normed(x, layer.ffn_norm)
+        scores = self._columns(self.buffers.router, n, moe.routing.n_experts)
+        self._product(moe.router, source, scores, norm=norm)
+        gathers = self._gathers(moe)
+        target = x if gathers and post is None else self.buffers.total[:n]
+        if post is not None:
+            parts.clear(target)
+        elif not gathers:  # the sum goes beside x, which every expert still reads
+            row_ops.copy(x, target)
+        self._mixture(moe, source, norm, scores, target)
+        if post is not None:
+            parts.normalize(target, x, post, scale=layer.residual_scale, add=True)
+        elif not gathers:
+            row_ops.copy(target, x)
+        return self._joined(layer, x, y)
 
-    def _shared_hidden(self, moe: DeviceMoe, x: Any, norm: Any) -> tuple[Any, Any] | None:
+    def _gathers(self, moe: DeviceMoe) -> bool:
+        """Whether rows go to the experts they chose only."""
+        return self._products is not None and self._products.serves_experts(moe)
+
+    def _mixture(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None, scores: Any, out: Any) -> None:
+        """Adds chosen experts of norm(x) and the shared one to out, which may be x if rows go to their own experts."""
+        n, buffers = self._n, self.buffers
+        if self._gathers(moe):
+            assert self._products is not None
+            shared = self._shared_hidden(moe, x, norm)  # reads x, which the experts may change
+            weight, eps = _folded(norm)
+            self._products.experts(moe, x, scores, buffers.expert_room, out, norm=weight, eps=eps)
+        else:
+            ids = self._columns(buffers.chosen, n, moe.routing.n_used)
+            weights = self._columns(buffers.chosen_weights, n, moe.routing.n_used)
+            route(moe.routing, scores, ids, weights, bias=moe.selection_bias)
+            part = buffers.y[:n]
+            for index, expert in enumerate(moe.experts):
+                h = self._gate_up(expert, x, norm)
+                self._product(expert.down, h, part)
+                parts.add_chosen(out, part, ids, weights, index)
+            shared = self._shared_hidden(moe, x, norm)  # uses the memory that the experts have used
+        if shared is not None:
+            self._add_shared(moe, *shared, out)
+
+    def _shared_hidden(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None) -> tuple[Any, Any] | None:
         """Hidden values of the expert that every row passes through, and its factor (T, 1); None without one."""
         if moe.shared is None:
             return None
@@ -125,38 +151,93 @@ class CudaOps:
         row_ops.add_scaled(out, y, mix, 0)
 
     def logits(self, x: Any, out: Any) -> None:
-        """Final norm and output projection of rows x (R, D) into out (R, V)."""
-        self._product(self.weights.output, x, out, norm=self.weights.output_norm)
+        """Final norm and output projection of rows x (R, D) into out (R, V), contiguous."""
+        source, norm = self._normed(x, self.weights.output_norm)
+        self._product(self.weights.output, source, out, norm=norm)
+        if self.weights.logit_softcap is not None:
+            parts.softcap(out, self.weights.logit_softcap)
 
-    def _gate_up(self, ffn: DeviceFfn, x: Any, norm: Any) -> Any:
-        n, eps = int(x.shape[0]), self.weights.epsilon
+    def _finish_embedding(self, x: Any, positions: Any) -> Any:
+        """Learned positions and the norm behind the embedding, in place."""
+        weights = self.weights
+        if weights.position_embd is not None:
+            part = self.buffers.part[: self._n]
+            embed(weights.position_embd, positions, part)
+            row_ops.add_scaled(x, part, None, 0)
+        if weights.embedding_norm is not None:
+            parts.normalize(x, x, weights.embedding_norm)
+        return x
+
+    def _qkv(self, layer: DeviceLayer, x: Any, positions: Any) -> Any:
+        """Queries, keys and values of every row as the attention kernels read them."""
+        source, norm = self._normed(x, layer.attn_norm)
+        qkv = self._columns(self.buffers.qkv, self._n, layer.shape.row_width)
+        if layer.latent is not None:
+            latent_qkv(layer.latent, self._product, source, norm, self.buffers, positions, qkv)
+        else:
+            assert layer.qkv is not None
+            self._product(layer.qkv, source, qkv, norm=norm)
+        if layer.heads is not None:
+            prepare_heads(layer.heads, layer.shape, qkv, positions)
+        return qkv
+
+    def _add(self, layer: DeviceLayer, projection: Projection, x: Any, post: DeviceNorm | None, out: Any) -> None:
+        """out += residual_scale * post(projection of x)."""
+        if post is None:
+            self._product(projection, x, out, add=True)
+            return
+        part = self.buffers.part[: self._n]
+        self._product(projection, x, part)
+        parts.normalize(part, out, post, scale=layer.residual_scale, add=True)
+
+    @staticmethod
+    def _joined(layer: DeviceLayer, x: Any, y: Any) -> Any:
+        """x, in parallel layers with what attention adds."""
+        if layer.parallel:
+            row_ops.add_scaled(x, y, None, 0)
+        return x
+
+    def _normed(self, x: Any, norm: DeviceNorm | None) -> tuple[Any, DeviceNorm | None]:
+        """What a product of norm(x) reads, and what it applies itself."""
+        if norm is None or norm.folds:
+            return x, norm
+        out = self.buffers.normed[: x.shape[0]]
+        parts.normalize(x, out, norm)
+        return out, None
+
+    def _gate_up(self, ffn: DeviceFfn, x: Any, norm: DeviceNorm | None) -> Any:
+        n, (weight, eps) = int(x.shape[0]), _folded(norm)
         h, up = self._columns(self.buffers.gate, n, ffn.width), self._columns(self.buffers.up, n, ffn.width)
         if ffn.paired is not None:
             if self._products is not None:
-                return self._products.gated(ffn, x, self.buffers.gate, self.buffers.up, norm=norm, eps=eps)
+                return self._products.gated(ffn, x, self.buffers.gate, self.buffers.up, norm=weight, eps=eps)
             many = self._batch_operand(n)
-            ffn.paired(x, h, norm=norm, eps=eps, activation=ffn.activation, operand=many)
+            ffn.paired(x, h, norm=weight, eps=eps, activation=ffn.activation, operand=many)
             return h
         assert ffn.up is not None
         if ffn.gate is None:
             self._product(ffn.up, x, h, norm=norm)
             row_ops.gate(h, None, ffn.activation)
-            return h
-        self._product(ffn.gate, x, h, norm=norm)
-        self._product(ffn.up, x, up, norm=norm)
-        row_ops.gate(h, up, ffn.activation)
+        else:
+            self._product(ffn.gate, x, h, norm=norm)
+            self._product(ffn.up, x, up, norm=norm)
+            row_ops.gate(h, up, ffn.activation)
+        if ffn.act_scales is not None:
+            parts.divide(h, ffn.act_scales)
         return h
 
-    def _product(self, projection: Projection, x: Any, out: Any, *, norm: Any = None, add: bool = False) -> None:
-        """out = or += projection of norm(x)."""
-        eps = self.weights.epsilon
+    def _product(
+        self, projection: Projection, x: Any, out: Any, *, norm: DeviceNorm | None = None, add: bool = False
+    ) -> None:
+        """out = or += projection of norm(x), for norms that fold."""
+        weight, eps = _folded(norm)
         if self._products is not None:
-            self._products.product(projection, x, out, norm=norm, eps=eps, add=add)
+            self._products.product(projection, x, out, norm=weight, eps=eps, add=add)
             return
         many = self._batch_operand(int(x.shape[0]))
         for part in projection.parts:
             target = out[:, part.column : part.column + part.matvec.width]
-            part.matvec(x, target, norm=norm, eps=eps, bias=part.bias, add=add, alpha=part.alpha, operand=many)
+            part.matvec(x, target, norm=weight, eps=eps, bias=part.bias, add=add, alpha=part.alpha, operand=many)
 
     def _batch_operand(self, n: int) -> Any:
         """Scratch memory that makes a product of n rows take the kernels for many; None for those for few."""
@@ -217,39 +298,36 @@ class DecodeOps(CudaOps):
         """See Ops.embed."""
         x = self.buffers.x[: self._n]
         # Not launched early: the attention kernels read positions before their own wait.
-        embed(self.weights.token_embd, self._tokens, x, pdl=False)
-        return x
+        embed(self.weights.token_embd, self._tokens, x, scale=self.weights.embedding_scale, pdl=False)
+        return self._finish_embedding(x, self._positions)
 
     def attn_qkv(self, layer: DeviceLayer, x: Any) -> Any:
-        """Norm and projections; the rest of the brick is fused into attention()."""
-        qkv = self._columns(self.buffers.qkv, self._n, layer.qkv.width)
-        self._product(layer.qkv, x, qkv, norm=layer.attn_norm)
-        return qkv
+        """Norm and projections; what is left of the brick is fused into attention()."""
+        return self._qkv(layer, x, self._positions)
 
-    def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
-        """See Ops.ffn_moe. Only experts that rows chose are read, where their types allow it."""
-        moe, n, buffers = layer.moe, self._n, self.buffers
-        assert moe is not None
+    def _gathers(self, moe: DeviceMoe) -> bool:
+        return moe.products is not None
+
+    def _mixture(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None, scores: Any, out: Any) -> None:
+        """Only experts that rows chose are read, where their types allow it."""
         if moe.products is None:
-            return super().ffn_moe(layer, x, y)
-        assert y is x, "parallel layers are declined when a model is opened"
-        routing, width = moe.products.routing, moe.products.width
-        scores = self._columns(buffers.router, n, routing.n_experts)
-        norm, eps, positions = layer.ffn_norm, self.weights.epsilon, self._positions
-        self._product(moe.router, x, scores, norm=norm)
+            super()._mixture(moe, x, norm, scores, out)
+            return
+        n, buffers, positions, (weight, eps) = self._n, self.buffers, self._positions, _folded(norm)
         if self._grouped is not None and self._grouped.serves_experts(moe):
-            shared = self._shared_hidden(moe, x, norm)  # reads x, which the experts change
-            self._grouped.experts(moe, x, scores, self._expert_room, norm=norm, eps=eps, positions=positions)
+            shared = self._shared_hidden(moe, x, norm)  # reads x, which the experts may change
+            room = self._expert_room
+            self._grouped.experts(moe, x, scores, room, out, norm=weight, eps=eps, positions=positions)
         else:
-            ids = self._columns(buffers.chosen, n, routing.n_used)
-            weights = self._columns(buffers.chosen_weights, n, routing.n_used)
-            h = self._columns(buffers.hidden, n * routing.n_used, width)
-            moe.products.gate_up(x, scores, ids, weights, h, norm=norm, eps=eps, positions=positions)
+            used = moe.routing.n_used
+            ids = self._columns(buffers.chosen, n, used)
+            weights = self._columns(buffers.chosen_weights, n, used)
+            h = self._columns(buffers.hidden, n * used, moe.products.width)
+            moe.products.gate_up(x, scores, ids, weights, h, norm=weight, eps=eps, positions=positions)
             shared = self._shared_hidden(moe, x, norm)
-            moe.products.down(ids, weights, h, x)
+            moe.products.down(ids, weights, h, out)
         if shared is not None:
-            self._add_shared(moe, *shared, x)
-        return x
+            self._add_shared(moe, *shared, out)
 
     def attention(self, layer: DeviceLayer, q: Any) -> Any:
         """q/k norm, RoPE, cache append and attention."""
@@ -318,13 +396,12 @@ class PrefillOps(CudaOps):
     def embed(self, batch: Batch) -> Any:
         """See Ops.embed."""
         x = self.buffers.x[: self._n]
-        embed(self.weights.token_embd, self._tokens, x, pdl=False)
-        return x
+        embed(self.weights.token_embd, self._tokens, x, scale=self.weights.embedding_scale, pdl=False)
+        return self._finish_embedding(x, self._positions)
 
     def attn_qkv(self, layer: DeviceLayer, x: Any) -> Any:
         """See Ops.attn_qkv."""
-        qkv = self._columns(self.buffers.qkv, self._n, layer.qkv.width)
-        self._product(layer.qkv, x, qkv, norm=layer.attn_norm)
+        qkv = self._qkv(layer, x, self._positions)
         keys, values = self._cache.keys[layer.index], self._cache.values[layer.index]
         self._attention[layer.shape].rope_append(
             layer.attention, qkv, keys, values, self._cache.block_table, self._slots, self._positions

@@ -11,9 +11,9 @@ from engine.cuda.buffers import Widths
 from engine.cuda.cache import bytes_per_page, page_count
 from engine.cuda.dense import SCRATCH_BYTES
 from engine.cuda.features import check_features
-from engine.cuda.layouts import LAYOUTS, packed_bytes
+from engine.cuda.layouts import kept_as, packed_bytes
+from engine.cuda.needs import attention_shape, expert_room
 from engine.cuda.sampling_ops import DeviceSampler
-from engine.cuda.weights import attention_shape, expert_room
 from engine.errors import DeviceError
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
@@ -87,7 +87,7 @@ def make_plan(
         DeviceError: a part of the model has no GPU kernels.
     """
     check_features(model)
-    widths = Widths.of(model.config)
+    widths = Widths.of(model)
     shapes = [attention_shape(layer.attention, kv_type == "f16") for layer in model.config.layers]
     rows = prefill_chunk or PREFILL_ROWS[0]
     activations = (
@@ -95,7 +95,7 @@ def make_plan(
         + rows * widths.row_bytes(dense=True)
         + expert_room(model, max(rows, max_sequences), card[0])
         + SCRATCH_BYTES
-        + operand_bytes(max(widths.model, widths.attention, widths.ffn))
+        + operand_bytes(widths.widest)
         + 4 * widths.vocab * (max_sequences + LOGIT_ROWS)
         + DeviceSampler.n_bytes(widths.vocab, context_length, max_sequences, max_sequences)
         + sum(scratch_bytes(shape, max_sequences, *card) for shape in set(shapes))
@@ -114,10 +114,10 @@ def make_plan(
 def _weight_bytes(model: LoadedModel) -> int:
     total = 0
     for info in model.gguf.tensors.values():
-        if len(info.shape) > 1 and info.type in LAYOUTS:
+        if len(info.shape) > 1:
             rows = info.shape[-2]
             matrices = info.n_elements // (rows * info.shape[-1])
-            total += matrices * packed_bytes(info.type, rows, info.shape[-1])
+            total += matrices * packed_bytes(kept_as(info.type), rows, info.shape[-1])
         else:
             total += 4 * info.n_elements
     return total

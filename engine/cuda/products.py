@@ -14,14 +14,17 @@ from engine.cuda import gemm
 from engine.cuda import rows as row_ops
 from engine.cuda.dense import DenseProduct, padded
 from engine.cuda.gemm import Gemm, Operand, make_operand, operand_bytes
+from engine.cuda.layouts import kept_as
+from engine.cuda.linear import Projection
 from engine.cuda.matvec import Activation
 from engine.cuda.module import device_arch
-from engine.cuda.weights import ACTIVATIONS, DeviceFfn, DeviceMoe, Projection, stacked_layers
+from engine.cuda.needs import ACTIVATIONS, stacked_layers
+from engine.cuda.weights import DeviceFfn, DeviceMoe
 from engine.gguf.types import GGMLType
 from engine.model.loader import LoadedModel
 
 Group = tuple[list[tuple[GGMLType, int]], int, bool, Activation]
-"""A kind of launch, as weights.kernel_groups() gives it: (type, rows) of its matrices, columns, paired, activation."""
+"""A kind of launch, as needs.kernel_groups() gives it: (type, rows) of its matrices, columns, paired, activation."""
 
 
 def _needs(groups: Sequence[Group]) -> tuple[list[GGMLType], list[Activation]]:
@@ -44,7 +47,7 @@ def build_expert_jobs(groups: Sequence[Group], model: LoadedModel, arch: int) ->
     types, _ = _needs(groups)
     jobs: list[gemm.Job] = []
     for moe, config in stacked_layers(model, arch):
-        needed = [moe.up.weight.type, moe.down.weight.type]
+        needed = [kept_as(moe.up.weight.type), kept_as(moe.down.weight.type)]
         jobs += gemm.expert_jobs(types, needed, ACTIVATIONS[config.expert.activation])
         jobs += expert_ops.build_jobs()
     return jobs
@@ -56,13 +59,22 @@ class Products:
     Results are the same bits for a row whatever the other rows are: on Hopper always, elsewhere if deterministic.
 
     Args:
-        groups: what will come, from weights.kernel_groups(prompts=True).
+        groups: what will come, from needs.kernel_groups(prompts=True).
         room: uint8, where operands lie: as Activations.operand.
         deterministic: pay for that on other cards too; see DenseProduct.
         fused: False forces cuBLAS for all.
+        halves_apart: gate and up of paired matrices will be needed apart.
     """
 
-    def __init__(self, groups: Sequence[Group], room: Any, *, deterministic: bool = False, fused: bool = True) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        room: Any,
+        *,
+        deterministic: bool = False,
+        fused: bool = True,
+        halves_apart: bool = False,
+    ) -> None:
         types, activations = _needs(groups)
         self._room = room
         self._gemms: dict[Activation, Gemm] = {}
@@ -71,7 +83,7 @@ class Products:
         self._any = next(iter(self._gemms.values()), None)
         alone = [type for type in types if not self._fused(type)]
         fixed_rows = deterministic or self._any is not None
-        self._dense = DenseProduct(fixed_rows=fixed_rows) if alone else None
+        self._dense = DenseProduct(fixed_rows=fixed_rows) if alone or halves_apart else None
 
     @property
     def n_bytes(self) -> int:
@@ -134,7 +146,7 @@ class Products:
         assert paired is not None
         h = gate.reshape(-1)[: n * ffn.width].reshape(n, ffn.width)
         matrix = paired.matrices[0]
-        if self._fused(matrix.type):
+        if self._fused(matrix.type) and not ffn.halves_apart:
             product = self._gemms[ffn.activation]
             operand = make_operand(x, self._room, norm=norm, eps=eps)
             hidden = product.gated(paired, operand, self._hidden_room(ffn, n, gate) if self._chains(ffn) else h)
@@ -143,6 +155,9 @@ class Products:
         wide = matrix.type is GGMLType.F32
         other = up.reshape(-1)[: n * ffn.width].reshape(n, ffn.width)
         self._dense(matrix, self._plain(x, wide, norm, eps), h, rows=n, second=other)
+        for half, bias in ((h, ffn.gate_bias), (other, ffn.up_bias)):
+            if bias is not None:
+                row_ops.add_bias(half, bias, 1.0)
         row_ops.gate(h, other, ffn.activation)
         return h
 
@@ -156,15 +171,16 @@ class Products:
         x: Any,
         scores: Any,
         room: Any,
+        out: Any,
         *,
         norm: Any = None,
         eps: float = 0.0,
         positions: Any = None,
     ) -> None:
-        """Adds the experts that each row chooses to x; see experts.run."""
+        """Adds the experts that each row chooses to out; see experts.run."""
         assert moe.stacked is not None
         product = self._gemms[moe.experts[0].activation]
-        expert_ops.run(moe.stacked, product, x, scores, room, norm=norm, eps=eps, positions=positions)
+        expert_ops.run(moe.stacked, product, x, scores, room, out=out, norm=norm, eps=eps, positions=positions)
 
     def _chains(self, ffn: DeviceFfn) -> bool:
         """Whether the down projection takes the hidden vectors as an operand."""

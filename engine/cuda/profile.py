@@ -17,7 +17,8 @@ import numpy as np
 
 from engine.cuda import rows
 from engine.cuda.cache import PagedCache, page_count
-from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights, Projection
+from engine.cuda.linear import Projection
+from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights
 from engine.errors import InvalidRequestError
 from engine.gguf.types import row_bytes
 from engine.request import Sequence as RunningSequence
@@ -144,13 +145,13 @@ class _Profiler:
         times = [
             self._time("launch", [lambda: rows.copy(self._tiny, self._tiny)], 0),
             self._time("embed", [lambda: ops.embed(None)], n * row_bytes(embedding.type, embedding.columns)),
-            self._each("attn_qkv", layers, lambda one: ops.attn_qkv(one, x), lambda one: _bytes(one.qkv)),
+            self._each("attn_qkv", layers, lambda one: ops.attn_qkv(one, x), _qkv_bytes),
             self._each("attention", layers, lambda one: ops.attention(one, self._qkv(one)), self._cache_bytes),
             self._each(
                 "attn_output",
                 layers,
                 lambda one: ops.attn_output(one, self._attended(one), x),
-                lambda one: _bytes(one.output),
+                lambda one: _bytes(one.output) + sum(map(_bytes, one.latent.v_b if one.latent else ())),
             ),
             self._each("ffn_gate_up", dense, lambda one: ops.ffn_gate_up(one, x), lambda one: _gate_up_bytes(one.ffn)),
             self._each(
@@ -189,7 +190,7 @@ class _Profiler:
         runner._flush()
 
     def _qkv(self, layer: DeviceLayer) -> Any:
-        return self._ops._columns(self._ops.buffers.qkv, self._n, layer.qkv.width)
+        return self._ops._columns(self._ops.buffers.qkv, self._n, layer.shape.row_width)
 
     def _attended(self, layer: DeviceLayer) -> Any:
         return self._ops._columns(self._ops.buffers.attention, self._n, layer.shape.heads * layer.shape.value_dim)
@@ -211,7 +212,7 @@ class _Profiler:
         moe = layer.moe
         assert moe is not None
         experts = [_gate_up_bytes(expert) + _bytes(expert.down) for expert in moe.experts]
-        share = min(1.0, self._n * moe.config.n_used / moe.config.n_experts)
+        share = min(1.0, self._n * moe.routing.n_used / moe.routing.n_experts)
         total = _bytes(moe.router) + int(share * sum(experts))
         if moe.shared is not None:
             total += _gate_up_bytes(moe.shared) + _bytes(moe.shared.down)
@@ -263,6 +264,14 @@ class _Profiler:
             end.synchronize()
             times.append(cupy.cuda.get_elapsed_time(begin, end) * 1e-3)
         return BrickTime(brick, len(calls), median(times[_WARM_UP:]), n_bytes)
+
+
+def _qkv_bytes(layer: DeviceLayer) -> int:
+    if layer.qkv is not None:
+        return _bytes(layer.qkv)
+    latent = layer.latent
+    assert latent is not None
+    return sum(_bytes(one) for one in (latent.inputs, latent.q_b, latent.kv_b, *latent.k_b) if one is not None)
 
 
 def _bytes(projection: Projection) -> int:

@@ -13,10 +13,9 @@ import numpy as np
 from engine.cuda.launch import launch
 from engine.cuda.layouts import LAYOUTS, Layout, packed_bytes, tile_count
 from engine.cuda.module import build
-from engine.errors import UnsupportedModelError
 from engine.gguf.types import GGMLType, row_bytes
 
-_FILES = ("formats.cuh", "repack.cu")
+_FILES = ("formats.cuh", "formats_coded.cuh", "repack.cu")
 _WARPS = 8
 
 
@@ -51,15 +50,6 @@ class PackedMatrix:
         return tile_count(self.rows, paired=self.paired)
 
 
-def check_supported(type: GGMLType, name: str = "a tensor") -> None:
-    """Raises UnsupportedModelError for a tensor type without GPU kernels."""
-    if type not in LAYOUTS:
-        raise UnsupportedModelError(
-            f"{name} has type {type.name}; the GPU kernels read {', '.join(t.name for t in LAYOUTS)}: "
-            "use device='cpu' or another quantization of the model"
-        )
-
-
 def build_job(type: GGMLType) -> tuple[tuple[str, ...], dict[str, object]]:
     """The (files, defines) pair of the packing kernels of a type, for module.prebuild."""
     return _FILES, {"FORMAT": type.name}
@@ -92,7 +82,6 @@ def repack(
     """
     import cupy
 
-    check_supported(type)
     paired = partner is not None
     layout = LAYOUTS[type]
     n_bytes = packed_bytes(type, rows, columns, paired=paired)

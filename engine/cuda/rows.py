@@ -11,7 +11,6 @@ from engine.cuda.matvec import Activation
 from engine.cuda.module import Kernel, build
 
 FILES = ("rows.cu",)
-MAX_EXPERTS = 1024
 
 
 def _kernel(name: str) -> Kernel:
@@ -30,7 +29,11 @@ def normalize(x: Any, out: Any, weight: Any, eps: float) -> None:
 
 
 def gate(h: Any, up: Any, activation: Activation) -> None:
-    """h = activation(h) * up in place, without the factor where up is None; both float32, contiguous, the same size."""
+    """h = activation(h) * up in place, without the factor where up is None; both float32, contiguous, the same size.
+
+    SWIGLU_CLAMPED needs up.
+    """
+    assert up is not None or activation is not Activation.SWIGLU_CLAMPED
     assert h.flags.c_contiguous and (up is None or (up.flags.c_contiguous and up.size == h.size))
     _flat("gate", h.size, (h, up, np.int64(h.size), int(activation)))
 
@@ -58,13 +61,6 @@ def copy(source: Any, target: Any) -> None:
 def sigmoid(x: Any) -> None:
     """x = 1 / (1 + exp(-x)) in place."""
     _flat("sigmoid", x.size, (x, np.int64(x.size)))
-
-
-def route(scores: Any, routing: Any, *, n_experts: int, n_used: int, normalize: bool, weight_scale: float) -> None:
-    """Softmax routing: routing (T, E) gets the weights of each row's n_used best scores (T, E), zero elsewhere."""
-    assert n_experts <= MAX_EXPERTS and scores.shape[1] == routing.shape[1] == n_experts
-    args = (scores, routing, n_experts, n_used, int(normalize), float(weight_scale))
-    launch(_kernel("route"), int(scores.shape[0]), 32, args)
 
 
 def read_bandwidth(stream: Any, n_bytes: int = 1 << 30) -> float:

@@ -14,25 +14,28 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.cuda import availability, dequant, module, repack, rows
-from engine.cuda.attention import PAGE, Attention, AttentionShape, build_jobs
+from engine.cuda import availability, module, rows
+from engine.cuda.attention import PAGE, Attention, AttentionShape
 from engine.cuda.buffers import Activations, Widths
 from engine.cuda.cache import PagedCache, SavedPages, page_count
 from engine.cuda.decode import MOST_AHEAD, DecodeLoop
 from engine.cuda.failure import device_errors
 from engine.cuda.features import check_features
 from engine.cuda.graphs import StepGraphs, buckets
-from engine.cuda.matvec import BATCH_ROWS, MAX_COLUMNS, group_jobs
+from engine.cuda.kernel_jobs import kernel_jobs
+from engine.cuda.matvec import BATCH_ROWS
+from engine.cuda.needs import (
+    expert_room,
+    kernel_groups,
+    multiplies_halves,
+)
 from engine.cuda.ops import DecodeOps, PrefillOps
 from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
-from engine.cuda.products import Products, build_expert_jobs
-from engine.cuda.products import build_jobs as product_jobs
+from engine.cuda.products import Products
 from engine.cuda.prompt import PromptReader
-from engine.cuda.sampling_ops import SOURCES as SAMPLING_FILES
 from engine.cuda.slots import DeviceSlots
-from engine.cuda.staging import FILES as STAGING_FILES
 from engine.cuda.staging import Staging
-from engine.cuda.weights import Uploader, attention_shape, check_types, expert_room, kernel_groups, moe_jobs
+from engine.cuda.weights import Uploader
 from engine.errors import ContextFullError, DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
@@ -65,7 +68,6 @@ class CudaRunner:
     Raises:
         DeviceError: no usable GPU, a part of the model without kernels, too little memory, a kernel that does not
             build.
-        UnsupportedModelError: a tensor type without GPU kernels.
     """
 
     def __init__(
@@ -86,7 +88,6 @@ class CudaRunner:
         if reason is not None:
             raise DeviceError(f"device 'cuda:{device_index}' cannot be used: {reason}")
         check_features(model)
-        check_types(model)
         import cupy
 
         self.config = model.config
@@ -101,6 +102,8 @@ class CudaRunner:
         self._batch_rows = 1 if deterministic else BATCH_ROWS
         self._unclear = False
         self._prompt_groups = kernel_groups(model, prompts=True)
+        self._halves_apart = multiplies_halves(model)
+        self._widths = Widths.of(model)
         with self._device, device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
@@ -134,11 +137,14 @@ class CudaRunner:
 
         try:
             with self._on_device():
+                jobs = kernel_jobs(
+                    model, kv_type=kv_type, max_sequences=self.max_sequences, card=card, batch_rows=self._batch_rows
+                )
                 total = model.weights_bytes
                 uploader = Uploader(self._stream, lambda done: status(f"uploading weights {done * 100 // total} %"))
                 # The compiler works without the GIL and without the device: it runs beside the upload.
                 with ThreadPoolExecutor(max_workers=1) as side:
-                    building = side.submit(self._build, model, kv_type, card, status)
+                    building = side.submit(module.prebuild, jobs, card[0], status)
                     self._weights = uploader.model(model, kv_type == "f16")
                     building.result()
                 del uploader
@@ -153,44 +159,12 @@ class CudaRunner:
             self._pool.free_all_blocks()
             raise DeviceError(f"the GPU ran out of memory while the model was opened: {error}") from error
 
-    def _build(self, model: LoadedModel, kv_type: str, card: tuple[int, int], status: Callable[[str], None]) -> None:
-        """Compiles every kernel the file needs that is not in the cache yet, side by side."""
-        jobs: dict[str, tuple[Sequence[str], dict[str, object] | None]] = {}
-
-        def add(files: Sequence[str], defines: dict[str, object] | None) -> None:
-            jobs[repr((files, defines))] = (files, defines)
-
-        for info in model.gguf.tensors.values():
-            if len(info.shape) > 1:
-                add(*repack.build_job(info.type))
-                for job in dequant.build_jobs(info.type):
-                    add(*job)
-        for layer in model.config.layers:
-            for job in build_jobs(attention_shape(layer.attention, kv_type == "f16"), *card):
-                add(*job)
-        add(rows.FILES, None)
-        add(STAGING_FILES, None)
-        batches = sorted({1, MAX_COLUMNS, *buckets(self.max_sequences)})
-        for job in moe_jobs(model):
-            add(*job)
-        for job in product_jobs(self._prompt_groups, card[0]):
-            add(*job)
-        for job in build_expert_jobs(self._prompt_groups, model, card[0]):
-            add(*job)
-        for matrices, columns, paired, activation in kernel_groups(model):
-            for job in group_jobs(
-                matrices, columns, batches, card, paired=paired, activation=activation, batch_rows=self._batch_rows
-            ):
-                add(*job)
-        add(SAMPLING_FILES, None)
-        module.prebuild(list(jobs.values()), card[0], status)
-
     def _allocate(self, kv_type: str) -> None:
         import cupy
 
         layers = self._weights.layers
         shapes = [layer.shape for layer in layers]
-        widths = Widths.of(self.config)
+        widths = self._widths
         slots = self.max_sequences
         self._buckets = buckets(slots)
         # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
@@ -204,7 +178,10 @@ class CudaRunner:
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
         self._products = products = Products(
-            self._prompt_groups, self._prefill_buffers.operand, deterministic=self._deterministic
+            self._prompt_groups,
+            self._prefill_buffers.operand,
+            deterministic=self._deterministic,
+            halves_apart=self._halves_apart,
         )
         self._prefill = PrefillOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
         self._prefill.use(self._cache)

@@ -12,56 +12,43 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.cuda import gemm
-from engine.cuda.attention import AttentionShape, LayerAttention, RopeStyle
-from engine.cuda.experts import StackedExperts, can_stack, room_bytes
-from engine.cuda.layouts import LAYOUTS
+from engine.cuda.attention import AttentionShape, LayerAttention
+from engine.cuda.experts import StackedExperts
+from engine.cuda.heads import HeadSteps
+from engine.cuda.latent import DeviceLatent
+from engine.cuda.layouts import kept_as
+from engine.cuda.linear import Part, Projection
 from engine.cuda.matvec import Activation, MatVec
 from engine.cuda.module import device_arch
-from engine.cuda.moe import MAX_USED, ExpertProducts, Routing, can_gather
-from engine.cuda.moe import build_jobs as expert_jobs
-from engine.cuda.repack import PackedMatrix, check_supported, repack
-from engine.gguf.types import GGMLType
-from engine.model.config import Activation as ModelActivation
-from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
-from engine.model.config import RopeStyle as ModelRopeStyle
+from engine.cuda.moe import ExpertProducts, Routing
+from engine.cuda.needs import (
+    ACTIVATIONS,
+    attention_shape,
+    can_gather_experts,
+    can_pair,
+    can_stack_experts,
+    expert_routing,
+    folds_heads,
+    latent_inputs,
+    rotates_apart,
+)
+from engine.cuda.parts import NO_ROPE, DeviceNorm, DeviceRope
+from engine.cuda.repack import PackedMatrix, repack
+from engine.gguf.quants import dequantize
+from engine.model.config import AttentionConfig, FfnConfig, MoeConfig, NormKind, RopeStyle
 from engine.model.loader import LoadedModel
-from engine.model.weights import FfnWeights, LayerWeights, Linear, MoeWeights, Norm, Weight
-
-ACTIVATIONS = {ModelActivation.SILU: Activation.SILU, ModelActivation.GELU: Activation.GELU_TANH}
-_ROPE_STYLES = {ModelRopeStyle.NORM: RopeStyle.ADJACENT, ModelRopeStyle.NEOX: RopeStyle.HALVES}
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Matrices that one launch multiplies with one input: out = alpha * (W x + bias), at `column` of the output.
-
-    Attributes:
-        matvec: the launch.
-        bias: float32 (width,) on the device, already divided by alpha; None for none.
-        alpha: factor of the result.
-        column: first output column.
-    """
-
-    matvec: MatVec
-    bias: Any
-    alpha: float
-    column: int
-
-
-@dataclass(frozen=True, eq=False)
-class Projection:
-    """One or several linear maps of the same input, outputs side by side.
-
-    Attributes:
-        parts: launches.
-        width: output columns.
-        columns: input columns.
-    """
-
-    parts: tuple[Part, ...]
-    width: int
-    columns: int
+from engine.model.rope import RopeTable
+from engine.model.weights import (
+    AttentionWeights,
+    ExpertLinear,
+    FfnWeights,
+    LatentWeights,
+    LayerWeights,
+    Linear,
+    MoeWeights,
+    Norm,
+    Weight,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +62,8 @@ class DeviceFfn:
         down: the down projection.
         activation: the non-linearity.
         width: columns of the hidden vector.
+        act_scales: float32 (F,) that divides what the activation gives, or None.
+        gate_bias: float32 (F,) of a paired matrix, or None. up_bias: likewise. Only products of prompts heed them.
     """
 
     paired: MatVec | None
@@ -83,17 +72,28 @@ class DeviceFfn:
     down: Projection
     activation: Activation
     width: int
+    act_scales: Any = None
+    gate_bias: Any = None
+    up_bias: Any = None
+
+    @property
+    def halves_apart(self) -> bool:
+        """Whether something stands between the paired products and the activation, or that bends up as well."""
+        biased = self.gate_bias is not None or self.up_bias is not None
+        return biased or self.activation is Activation.SWIGLU_CLAMPED
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceMoe:
     """A mixture of experts: router, one feed-forward part per expert, the shared one and its gate.
 
+    routing: how a row chooses; selection_bias: float32 (E,) that joins the choice, or None.
     products: the experts' launches of a decode step, over the same memory; None where their types forbid it.
     stacked: the experts for prompts, over the same memory; None where each is multiplied by itself.
     """
 
-    config: MoeConfig
+    routing: Routing
+    selection_bias: Any
     router: Projection
     experts: tuple[DeviceFfn, ...]
     shared: DeviceFfn | None
@@ -104,118 +104,44 @@ class DeviceMoe:
 
 @dataclass(frozen=True, eq=False)
 class DeviceLayer:
-    """One layer on the device; norms are float32 (D,). Exactly one of ffn and moe is set."""
+    """One layer on the device. Exactly one of ffn and moe is set, and one of qkv and latent.
+
+    Norms may be None. residual_scale is part of the projections whose results are added as they come; it is left for
+    those with a norm behind them.
+    """
 
     index: int
-    attn_norm: Any
-    qkv: Projection
+    attn_norm: DeviceNorm | None
+    qkv: Projection | None
+    latent: DeviceLatent | None
+    heads: HeadSteps | None
     shape: AttentionShape
     attention: LayerAttention
     output: Projection
-    ffn_norm: Any
+    attn_post_norm: DeviceNorm | None
+    ffn_norm: DeviceNorm | None
     ffn: DeviceFfn | None
     moe: DeviceMoe | None
-    parallel: bool = False
+    ffn_post_norm: DeviceNorm | None
+    residual_scale: float
+    parallel: bool
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceWeights:
-    """The whole model on the device. token_embd is the head's own matrix where the file ties them."""
+    """The whole model on the device. token_embd is the head's own matrix where the file ties them.
+
+    logit_scale is part of the output projection.
+    """
 
     token_embd: PackedMatrix
+    embedding_scale: float
+    position_embd: PackedMatrix | None
+    embedding_norm: DeviceNorm | None
     layers: tuple[DeviceLayer, ...]
-    output_norm: Any
+    output_norm: DeviceNorm | None
     output: Projection
-    epsilon: float
-
-
-def attention_shape(config: AttentionConfig, cache_half: bool) -> AttentionShape:
-    """The kernel shape of one layer's attention."""
-    rope = config.rope
-    return AttentionShape(
-        heads=config.n_heads,
-        kv_heads=config.n_kv_heads,
-        key_dim=config.key_width,
-        value_dim=config.value_width,
-        rope_dim=0 if rope is None else rope.n_rot,
-        rope_style=RopeStyle.ADJACENT if rope is None else _ROPE_STYLES[rope.style],
-        cache_half=cache_half,
-    )
-
-
-def check_types(model: LoadedModel) -> None:
-    """Raises UnsupportedModelError where a matrix has a type without GPU kernels; needs no GPU."""
-    for info in model.gguf.tensors.values():
-        if len(info.shape) > 1:
-            check_supported(info.type, f"tensor {info.name}")
-
-
-def can_pair(weights: FfnWeights) -> bool:
-    """Whether gate and up go in one launch: nothing stands between the products and the activation."""
-    gate, up = weights.gate, weights.up
-    if gate is None or gate.weight.type != up.weight.type:
-        return False
-    return all(part.bias is None and part.scale == 1.0 for part in (gate, up))
-
-
-def kernel_groups(
-    model: LoadedModel, *, prompts: bool = False
-) -> list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]]:
-    """Every kind of launch the uploader will make: (type, rows) of its matrices, columns, paired, activation.
-
-    Needs no GPU: kernels can be built while the weights are still on their way.
-
-    Args:
-        model: the model.
-        prompts: also the experts that decode steps gather with kernels of their own.
-    """
-    groups: list[tuple[list[tuple[GGMLType, int]], int, bool, Activation]] = []
-
-    def add(linears: Sequence[Linear]) -> None:
-        together = all(linear.scale == 1.0 for linear in linears)
-        for group in [list(linears)] if together else [[linear] for linear in linears]:
-            shapes = [(linear.weight.type, linear.weight.rows) for linear in group]
-            groups.append((shapes, group[0].weight.columns, False, Activation.NONE))
-
-    def add_ffn(weights: FfnWeights, config: FfnConfig) -> None:
-        if can_pair(weights):
-            shape = [(weights.up.weight.type, weights.up.weight.rows)]
-            groups.append((shape, weights.up.weight.columns, True, ACTIVATIONS[config.activation]))
-        else:
-            add([weights.up])
-            if weights.gate is not None:
-                add([weights.gate])
-        add([weights.down])
-
-    for layer in model.weights.layers:
-        attention, moe, config = layer.attention, layer.moe, layer.config.ffn
-        add(list(attention.qkv))
-        add([attention.output])
-        if layer.ffn is not None:
-            assert isinstance(config, FfnConfig)
-            add_ffn(layer.ffn, config)
-        if moe is not None:
-            assert isinstance(config, MoeConfig)
-            add([moe.router])
-            if prompts or not can_gather_experts(moe, config):
-                add_ffn(moe.expert(0), config.expert)
-            if moe.shared is not None and config.shared is not None:
-                add_ffn(moe.shared, config.shared)
-            if moe.shared_gate is not None:
-                add([moe.shared_gate])
-    add([model.weights.output])
-    return groups
-
-
-def moe_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, object]]]:
-    """The build jobs of the expert kernels of a model, for module.prebuild."""
-    jobs = []
-    for layer in model.weights.layers:
-        moe, config = layer.moe, layer.config.ffn
-        if moe is not None and isinstance(config, MoeConfig) and can_gather_experts(moe, config):
-            types = moe.up.weight.type, moe.down.weight.type
-            jobs += expert_jobs(*types, ACTIVATIONS[config.expert.activation], expert_routing(config))
-    return jobs
+    logit_softcap: float | None
 
 
 class Uploader:
@@ -235,25 +161,27 @@ class Uploader:
 
     def model(self, model: LoadedModel, cache_half: bool) -> DeviceWeights:
         """Uploads everything; returns once it is all packed."""
-        weights = model.weights
+        config, weights = model.config, model.weights
         with self._stream:
-            token_embd = self.matrix(weights.token_embd)
-            layers = tuple(self._layer(layer, cache_half) for layer in weights.layers)
             result = DeviceWeights(
-                token_embd=token_embd,
-                layers=layers,
+                token_embd=self.matrix(weights.token_embd),
+                embedding_scale=config.embedding_scale,
+                position_embd=None if weights.position_embd is None else self.matrix(weights.position_embd),
+                embedding_norm=self.norm(weights.embedding_norm),
+                layers=tuple(self._layer(layer, cache_half) for layer in weights.layers),
                 output_norm=self.norm(weights.output_norm),
-                output=self.projection([weights.output]),
-                epsilon=weights.output_norm.epsilon,
+                output=self.projection([weights.output], factor=config.logit_scale),
+                logit_softcap=config.logit_softcap,
             )
         self._stream.synchronize()
         return result
 
-    def norm(self, norm: Norm | None) -> Any:
-        """The weight of a norm; models with norms of another kind are declined (features.py)."""
-        assert norm is not None
-        assert norm.weight is not None
-        return self.vector(norm.weight)
+    def norm(self, norm: Norm | None) -> DeviceNorm | None:
+        """A norm on the device; None stays None."""
+        if norm is None:
+            return None
+        weight, bias = (None if one is None else self.vector(one).reshape(-1) for one in (norm.weight, norm.bias))
+        return DeviceNorm(norm.kind is NormKind.LAYER, norm.epsilon, weight, bias)
 
     def vector(self, values: np.ndarray | None, dtype: npt.DTypeLike = np.float32) -> Any:
         """A small array on the device; None stays None."""
@@ -270,28 +198,30 @@ class Uploader:
         """One matrix, packed; the same tensor is packed once."""
         key = f"{weight.name}"
         if key not in self._packed:
-            self._packed[key] = repack(self._raw(weight), weight.type, weight.rows, weight.columns, stream=self._stream)
+            self._packed[key] = repack(
+                self._raw(weight), kept_as(weight.type), weight.rows, weight.columns, stream=self._stream
+            )
         return self._packed[key]
 
-    def projection(self, linears: Sequence[Linear]) -> Projection:
-        """Linear maps of one input as few launches as their scales allow."""
+    def projection(self, linears: Sequence[Linear], *, factor: float = 1.0) -> Projection:
+        """Linear maps of one input as few launches as their scales allow; results are multiplied by factor."""
         parts: list[Part] = []
         column = 0
         together = all(linear.scale == 1.0 for linear in linears)
         for group in [list(linears)] if together else [[linear] for linear in linears]:
             matvec = MatVec([self.matrix(linear.weight) for linear in group])
-            parts.append(Part(matvec, self._bias(group), group[0].scale, column))
+            parts.append(Part(matvec, self._bias(group), group[0].scale * factor, column))
             column += matvec.width
         return Projection(tuple(parts), column, linears[0].weight.columns)
 
-    def ffn(self, weights: FfnWeights, config: FfnConfig) -> DeviceFfn:
-        """A feed-forward part, gate and up in one launch where nothing stands between them."""
+    def ffn(self, weights: FfnWeights, config: FfnConfig, *, factor: float = 1.0) -> DeviceFfn:
+        """A feed-forward part times factor, gate and up in one launch where nothing stands between them."""
         gate, up = weights.gate, weights.up
         paired = None
-        if gate is not None and can_pair(weights):
+        if gate is not None and can_pair(weights, config):
             packed = repack(
                 self._raw(gate.weight),
-                gate.weight.type,
+                kept_as(gate.weight.type),
                 gate.weight.rows,
                 gate.weight.columns,
                 partner=self._raw(up.weight),
@@ -302,9 +232,10 @@ class Uploader:
             paired=paired,
             gate=None if paired or gate is None else self.projection([gate]),
             up=None if paired else self.projection([up]),
-            down=self.projection([weights.down]),
+            down=self.projection([weights.down], factor=factor),
             activation=ACTIVATIONS[config.activation],
             width=config.width,
+            act_scales=self.vector(weights.act_scales),
         )
 
     def _bias(self, group: Sequence[Linear]) -> Any:
@@ -321,57 +252,122 @@ class Uploader:
     def _raw(self, weight: Weight) -> Any:
         import cupy
 
-        device = cupy.empty(weight.raw.nbytes, cupy.uint8)
-        device.set(np.ascontiguousarray(weight.raw).reshape(-1), stream=self._stream)
+        raw = np.ascontiguousarray(weight.raw).reshape(-1)
+        if kept_as(weight.type) is not weight.type:
+            raw = dequantize(raw, weight.type).view(np.uint8)
+        device = cupy.empty(raw.nbytes, cupy.uint8)
+        device.set(raw, stream=self._stream)
         self._done += weight.raw.nbytes
         self._progress(self._done)
         return device
 
     def _layer(self, layer: LayerWeights, cache_half: bool) -> DeviceLayer:
         config, attention = layer.config.attention, layer.attention
-        rope = attention.rope
-        temperature = config.temperature
+        latent, scale = attention.latent, layer.config.residual_scale
+        # What a norm stands behind is scaled after it.
+        factors = [scale if norm is None else 1.0 for norm in (layer.attn_post_norm, layer.ffn_post_norm)]
         return DeviceLayer(
             index=layer.index,
             attn_norm=self.norm(layer.attn_norm),
-            qkv=self.projection(list(attention.qkv)),
+            qkv=None if latent is not None else self.projection(list(attention.qkv)),
+            latent=None if latent is None else self._latent(config, attention, latent),
+            heads=self._heads(layer),
             shape=attention_shape(config, cache_half),
-            attention=LayerAttention(
-                scale=config.scale,
-                inv_freq=None if rope is None else self.vector(rope.inv_freq, np.float64),
-                rope_scale=1.0 if rope is None else rope.magnitude,
-                q_norm=None if attention.q_norm is None else self.norm(attention.q_norm),
-                k_norm=None if attention.k_norm is None else self.norm(attention.k_norm),
-                norm_eps=1e-6 if attention.q_norm is None else attention.q_norm.epsilon,
-                window=config.window or 0,
-                temperature=0.0 if temperature is None else temperature.scale,
-                temperature_length=1 if temperature is None else temperature.length,
-            ),
-            output=self.projection([attention.output]),
+            attention=self._attention(layer),
+            output=self.projection([attention.output], factor=factors[0]),
+            attn_post_norm=self.norm(layer.attn_post_norm),
             ffn_norm=self.norm(layer.ffn_norm),
-            ffn=None if layer.ffn is None else self._dense(layer),
-            moe=None if layer.moe is None else self._moe(layer),
+            ffn=None if layer.ffn is None else self._dense(layer, factors[1]),
+            moe=None if layer.moe is None else self._moe(layer, factors[1]),
+            ffn_post_norm=self.norm(layer.ffn_post_norm),
+            residual_scale=scale,
+            parallel=layer.parallel,
         )
 
-    def _dense(self, layer: LayerWeights) -> DeviceFfn:
+    def _attention(self, layer: LayerWeights) -> LayerAttention:
+        config, attention = layer.config.attention, layer.attention
+        rope = None if rotates_apart(config) else attention.rope
+        folded = attention.q_norm is not None and folds_heads(layer)
+        q_norm, k_norm = (self.norm(norm) if folded else None for norm in (attention.q_norm, attention.k_norm))
+        temperature = config.temperature
+        return LayerAttention(
+            scale=config.scale,
+            inv_freq=None if rope is None else self.vector(rope.inv_freq, np.float64),
+            rope_scale=1.0 if rope is None else rope.magnitude,
+            q_norm=None if q_norm is None else q_norm.weight,
+            k_norm=None if k_norm is None else k_norm.weight,
+            norm_eps=1e-6 if q_norm is None else q_norm.epsilon,
+            window=config.window or 0,
+            temperature=0.0 if temperature is None else temperature.scale,
+            temperature_length=1 if temperature is None else temperature.length,
+            softcap=config.softcap or 0.0,
+            sinks=self.vector(attention.sinks),
+            slopes=self.vector(attention.alibi_slopes),
+        )
+
+    def _heads(self, layer: LayerWeights) -> HeadSteps | None:
+        """What row kernels do to queries and keys; None where there is nothing."""
+        config, attention = layer.config.attention, layer.attention
+        folded = folds_heads(layer)
+        apart = config.latent is None and rotates_apart(config)
+        if config.clamp is None and folded and not apart:
+            return None
+        return HeadSteps(
+            clamp=config.clamp,
+            rope=self._rope(attention.rope) if apart else None,
+            q_norm=None if folded else self.norm(attention.q_norm),
+            k_norm=None if folded else self.norm(attention.k_norm),
+            kind=config.qk_norm,
+        )
+
+    def _rope(self, rope: RopeTable | None) -> DeviceRope:
+        if rope is None:
+            return NO_ROPE
+        halves = rope.style is RopeStyle.NEOX
+        return DeviceRope(rope.n_rot, halves, self.vector(rope.inv_freq, np.float64), rope.magnitude)
+
+    def _latent(self, config: AttentionConfig, attention: AttentionWeights, weights: LatentWeights) -> DeviceLatent:
+        assert config.latent is not None
+        kv_a_norm = self.norm(weights.kv_a_norm)
+        assert kv_a_norm is not None
+
+        def each(heads: ExpertLinear | None) -> tuple[Projection, ...]:
+            return () if heads is None else tuple(self.projection([heads.expert(h)]) for h in range(config.n_heads))
+
+        return DeviceLatent(
+            config=config.latent,
+            heads=config.n_heads,
+            inputs=self.projection(latent_inputs(weights)),
+            q_a_norm=self.norm(weights.q_a_norm),
+            q_b=None if weights.q_b is None else self.projection([weights.q_b]),
+            kv_a_norm=kv_a_norm,
+            k_b=each(weights.k_b),
+            v_b=each(weights.v_b),
+            kv_b=None if weights.kv_b is None else self.projection([weights.kv_b]),
+            rope=self._rope(attention.rope),
+        )
+
+    def _dense(self, layer: LayerWeights, factor: float) -> DeviceFfn:
         assert layer.ffn is not None
         assert isinstance(layer.config.ffn, FfnConfig)
-        return self.ffn(layer.ffn, layer.config.ffn)
+        return self.ffn(layer.ffn, layer.config.ffn, factor=factor)
 
-    def _moe(self, layer: LayerWeights) -> DeviceMoe:
+    def _moe(self, layer: LayerWeights, factor: float) -> DeviceMoe:
         moe, config = layer.moe, layer.config.ffn
         assert moe is not None
         assert isinstance(config, MoeConfig)
+        routing, selection_bias = expert_routing(config, factor), self.vector(moe.selection_bias)
         products = stacked = None
         if can_gather_experts(moe, config):
-            experts, products, stacked = self._gathered(moe, config)
+            experts, products, stacked = self._gathered(moe, config, routing)
         else:
             experts = tuple(self.ffn(moe.expert(i), config.expert) for i in range(config.n_experts))
         shared = None
         if moe.shared is not None and config.shared is not None:
-            shared = self.ffn(moe.shared, config.shared)
+            shared = self.ffn(moe.shared, config.shared, factor=factor)
         return DeviceMoe(
-            config=config,
+            routing=routing,
+            selection_bias=selection_bias,
             router=self.projection([moe.router]),
             experts=experts,
             shared=shared,
@@ -381,37 +377,55 @@ class Uploader:
         )
 
     def _gathered(
-        self, moe: MoeWeights, config: MoeConfig
+        self, moe: MoeWeights, config: MoeConfig, routing: Routing
     ) -> tuple[tuple[DeviceFfn, ...], ExpertProducts, StackedExperts | None]:
         """All experts of a layer as two packed matrices, and every expert as views of them."""
         assert moe.gate is not None
         n, width, columns = config.n_experts, config.expert.width, moe.gate.weight.columns
         gate_up = repack(
             self._raw(moe.gate.weight),
-            moe.gate.weight.type,
+            kept_as(moe.gate.weight.type),
             n * width,
             columns,
             partner=self._raw(moe.up.weight),
             stream=self._stream,
         )
-        down = repack(self._raw(moe.down.weight), moe.down.weight.type, n * columns, width, stream=self._stream)
-        activation = ACTIVATIONS[config.expert.activation]
+        down = repack(
+            self._raw(moe.down.weight), kept_as(moe.down.weight.type), n * columns, width, stream=self._stream
+        )
+        activation, selection_bias = ACTIVATIONS[config.expert.activation], self.vector(moe.selection_bias)
+        gate_bias, up_bias, down_bias = (self.vector(part.bias) for part in (moe.gate, moe.up, moe.down))
+
+        def row(biases: Any, index: int) -> Any:
+            return None if biases is None else biases[index]
+
         experts = tuple(
             DeviceFfn(
                 paired=MatVec([_part_of(gate_up, i, n)]),
                 gate=None,
                 up=None,
-                down=Projection((Part(MatVec([_part_of(down, i, n)]), None, 1.0, 0),), columns, width),
+                down=Projection((Part(MatVec([_part_of(down, i, n)]), row(down_bias, i), 1.0, 0),), columns, width),
                 activation=activation,
                 width=width,
+                gate_bias=row(gate_bias, i),
+                up_bias=row(up_bias, i),
             )
             for i in range(n)
         )
-        routing = expert_routing(config)
         stacked = None
         if can_stack_experts(moe, config, device_arch()):
-            stacked = StackedExperts(MatVec([gate_up]), MatVec([down]), routing)
-        return experts, ExpertProducts(gate_up, down, routing, activation), stacked
+            stacked = StackedExperts(MatVec([gate_up]), MatVec([down]), routing, selection_bias)
+        products = ExpertProducts(
+            gate_up,
+            down,
+            routing,
+            activation,
+            router_bias=selection_bias,
+            gate_bias=gate_bias,
+            up_bias=up_bias,
+            down_bias=down_bias,
+        )
+        return experts, products, stacked
 
 
 def _part_of(matrix: PackedMatrix, index: int, count: int) -> PackedMatrix:
@@ -419,59 +433,3 @@ def _part_of(matrix: PackedMatrix, index: int, count: int) -> PackedMatrix:
     n_bytes = matrix.data.nbytes // count
     data = matrix.data[index * n_bytes : (index + 1) * n_bytes]
     return replace(matrix, rows=matrix.rows // count, data=data)
-
-
-def expert_routing(config: MoeConfig) -> Routing:
-    """The routing of a layer as the kernels take it."""
-    return Routing(
-        n_experts=config.n_experts,
-        n_used=config.n_used,
-        normalize=config.normalize,
-        weight_scale=config.weight_scale,
-    )
-
-
-def can_gather_experts(moe: MoeWeights, config: MoeConfig) -> bool:
-    """Whether a decode step reads the chosen experts only; else every expert runs over every row."""
-    gate, up, down = moe.gate, moe.up, moe.down
-    if gate is None:
-        return False
-    plain = all(part.bias is None and part.scale is None for part in (gate, up, down))
-    width, columns = config.expert.width, gate.weight.columns
-    return (
-        plain
-        and config.n_used <= MAX_USED
-        and can_gather(gate.weight.type, up.weight.type, width, columns)
-        and down.weight.type in LAYOUTS
-    )
-
-
-def can_stack_experts(moe: MoeWeights, config: MoeConfig, arch: int) -> bool:
-    """Whether rows of prompts are multiplied by the experts they chose only; else by every expert."""
-    if arch != gemm.ARCH or not can_gather_experts(moe, config):
-        return False
-    assert moe.gate is not None
-    types = moe.gate.weight.type, moe.down.weight.type
-    width, columns = config.expert.width, moe.gate.weight.columns
-    return all(gemm.supports(type) for type in types) and can_stack(width, columns, config.n_experts)
-
-
-def stacked_layers(model: LoadedModel, arch: int) -> list[tuple[MoeWeights, MoeConfig]]:
-    """The mixtures of experts of a model that can_stack_experts(); needs no GPU."""
-    found = []
-    for layer in model.weights.layers:
-        moe, config = layer.moe, layer.config.ffn
-        if moe is not None and isinstance(config, MoeConfig) and can_stack_experts(moe, config, arch):
-            found.append((moe, config))
-    return found
-
-
-def expert_room(model: LoadedModel, rows: int, arch: int) -> int:
-    """Bytes of scratch memory that prompts of so many rows need for their experts."""
-    return max(
-        (
-            room_bytes(rows, expert_routing(config), config.expert.width, model.config.width)
-            for _, config in stacked_layers(model, arch)
-        ),
-        default=0,
-    )

@@ -11,8 +11,8 @@
     build.py      compiles what is asked for, caches it on disk, hands out callables
     attend.py     attention for callers: operands checked, work spread over the pool (matrix products: ../matmul.py)
 
-Nothing here knows of weights or models: kernels take addresses and lengths. Importing this package is free;
-importing build.py imports numba.
+Nothing here knows of weights or models: kernels take addresses and lengths. Importing this package collects the
+decoders; only importing build.py imports numba.
 """
 
 from engine.cpu.kernels import grid_formats, low_bit_formats  # noqa: F401 - imported for the decoders they register

@@ -37,6 +37,14 @@ DEVICE float score_base2(float raw, float softcap) {
     return softcap > 0.0f ? __fmul_rn(softcap * LOG2E, tanhf(raw)) : raw;
 }
 
+// With ALIBI the general kernels have one more argument, float32 (HEADS,): what a score loses per position of distance.
+#ifdef ALIBI
+#define SLOPES , const float* slopes
+DEVICE float with_bias(float score, float slope, int distance) { return fmaf(-slope * LOG2E, (float)distance, score); }
+#else
+#define SLOPES
+#endif
+
 // Softmax denominator and common factor once everything is known; a sink adds weight without a value.
 DEVICE float final_factor(float top, float sum, const float* sinks, int head) {
     if (!sinks) return 1.0f / sum;

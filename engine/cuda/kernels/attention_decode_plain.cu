@@ -12,7 +12,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                      const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,
                      int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,
                      float softcap, int window, const float* sinks, int slots, float* partial,
-                     float2* partial_max_sum, int* counters, float* out) {
+                     float2* partial_max_sum, int* counters, float* out SLOPES) {
     extern __shared__ __align__(16) float merge[];
     __shared__ __align__(16) Shared sh;
     __shared__ float weights[DECODE_WARPS][HEAD_TILE][TILE];
@@ -69,7 +69,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             }
 #pragma unroll
             for (int h = 0; h < HEAD_TILE; ++h) {
-                const float score = seen ? score_base2(__fmul_rn(s[h], factor), softcap) : minus_infinity();
+                float score = seen ? score_base2(__fmul_rn(s[h], factor), softcap) : minus_infinity();
+#ifdef ALIBI
+                if (h < heads_of_block())
+                    score = with_bias(score, slopes[head0_of_block() + h], task.position - start - lane);
+#endif
                 const float risen = fmaxf(top[h], warp_max(score)), shrink = power2(top[h] - risen),
                             p = power2(score - risen);
                 top[h] = risen;

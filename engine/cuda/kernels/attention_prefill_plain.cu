@@ -13,7 +13,7 @@
 extern "C" __global__ void __launch_bounds__(256)
     attention_prefill(const float* qkv, const cache_t* cache_k, const cache_t* cache_v, const int* block_table,
                       int max_pages, const int4* tiles, float scale, float softcap, int window, const float* sinks,
-                      float* out) {
+                      float* out SLOPES) {
     __shared__ float keys[COLUMNS][SLICE + 1];  // the pad keeps 32 lanes with 32 positions in 32 banks
     __shared__ __align__(16) float queries[TILE_ROWS_PLAIN][SLICE];
     pdl_launch();
@@ -60,7 +60,10 @@ extern "C" __global__ void __launch_bounds__(256)
         for (int r = 0; r < ROWS_PER_WARP; ++r) {
             const int column = start + lane;
             const bool seen = column <= at + r && lane < n && (window <= 0 || column > at + r - window);
-            const float score = seen ? score_base2(s[r] * factor, softcap) : minus_infinity();
+            float score = seen ? score_base2(s[r] * factor, softcap) : minus_infinity();
+#ifdef ALIBI
+            score = with_bias(score, slopes[head], at + r - column);
+#endif
             const float risen = fmaxf(top[r], warp_max(score)), shrink = power2(top[r] - risen);
             s[r] = power2(score - risen);
             top[r] = risen;

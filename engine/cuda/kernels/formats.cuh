@@ -12,7 +12,9 @@
 //        byte i of word row * 2 + w has the bits of column 4t + i of all the sub-blocks of the piece
 //   HIGH bits of every quant: 0, 1 or 2, again in byte i of a word
 //   scales, per (g, slot); then d/dmin per g where the format has super-blocks
-// A value is mul * (q - OFFSET) + add, q >= 0 (Q8_0: signed), mul and add per group of 32 (GROUPS 1) or 16 (GROUPS 2) columns.
+// A value is mul * (q - OFFSET) + add, q >= 0 (LOW 8: signed), mul and add per group of 32 (GROUPS 1) or 16 (GROUPS 2) columns.
+// Formats whose bits are not the number itself (CODED) are in formats_coded.cuh. Some, and all of those, have numbers() (BYTES):
+// one lane's four quants of (quad, s, w, row), less OFFSET, as signed bytes.
 // Block formats: ggml-common.h of ggml; decoding: dequantize_row_* in ggml-quants.c.
 
 struct Scales {
@@ -72,6 +74,7 @@ struct Blocks {
     static constexpr int BLOCK = BLOCK_, BLOCK_BYTES = BYTES_;
     static constexpr int LOW = LOW_, HIGH = HIGH_, GROUPS = GROUPS_, OFFSET = OFFSET_;
     static constexpr bool HAS_ADD = HAS_ADD_, SCALED = true, HAS_SCALE = false;
+    static constexpr bool CODED = false, BYTES = false;
     static constexpr int COLUMNS = BLOCK == 256 ? 256 : 128, QUADS = COLUMNS / 128;
     static constexpr int CHUNK_BYTES = 16 * (COLUMNS / BLOCK) * BLOCK_BYTES;
     static constexpr int QUAD_LOW = 256 * LOW, QUAD_HIGH = 256 * HIGH;
@@ -275,13 +278,76 @@ struct Q3_K : Blocks<256, 110, 2, 1, 2, 4, false> {
     DEVICE float add(const Scales&, int, int, int) { return 0.0f; }
 };
 
+// Halfs of rows g and g + 8, zero beyond the matrix.
+DEVICE u32 half_pair(const u8* first, const u8* second) {
+    return (first ? load_u16(first) : 0u) | ((second ? load_u16(second) : 0u) << 16);
+}
+
+// One less than each of four small bytes, signed.
+DEVICE u32 less_one(u32 bytes) { return ((bytes | 0x80808080u) - 0x01010101u) ^ 0x80808080u; }
+
+// Two bits less one, a half d: TQ2_0 of 256 in Q2_K's order (64 bytes, then d), Q2_0 of 64 in order (d, then 16 bytes).
+// Scales plane: [g][block] d of row 0, 1.
+template <int BLOCK_, int BYTES_>
+struct TwoBits : Blocks<BLOCK_, BYTES_, 2, 0, 1, 1, false> {
+    typedef Blocks<BLOCK_, BYTES_, 2, 0, 1, 1, false> Base;
+    static constexpr int COUNT = Base::COLUMNS / BLOCK_, D = BLOCK_ == 256 ? 64 : 0;
+    static constexpr bool BYTES = true;
+    DEVICE u32 numbers(const u8* chunk, int quad, int s, int w, int lane, int row) {
+        return less_one((word_at(chunk + quad * Base::QUAD_LOW + low_word<2>(s, w, lane, row)) >> (2 * s)) & 0x03030303u);
+    }
+    DEVICE u32 quant(const u8* block, int k) {
+        if (BLOCK_ == 256) return (block[(k >> 7) * 32 + (k & 31)] >> (2 * ((k >> 5) & 3))) & 3u;
+        return (block[2 + (k >> 2)] >> (2 * (k & 3))) & 3u;
+    }
+    DEVICE void pack_scales(u8* chunk, const u8* const* first, const u8* const* second, int g, int t) {
+        if (t < COUNT)
+            ((u32*)(chunk + Base::SCALES_AT))[g * COUNT + t] =
+                half_pair(first[t] ? first[t] + D : nullptr, second[t] ? second[t] + D : nullptr);
+    }
+    DEVICE Scales load(const u8* chunk, int g, int slot) {
+        return {word_at(chunk + Base::SCALES_AT + (g * COUNT + (slot * COUNT >> 2)) * 4), 0u, 0u, 0u};
+    }
+    DEVICE float mul(const Scales& s, int, int row, int) { return row ? high_half(s.a) : low_half(s.a); }
+    DEVICE float add(const Scales&, int, int, int) { return 0.0f; }
+};
+struct TQ2_0 : TwoBits<256, 66> {};
+struct Q2_0 : TwoBits<64, 18> {};
+
+// Signed bytes times a float, of which only these are kept: Q8_1 (float d, sum; 32 bytes), Q8_K (float d; 256 bytes; sums).
+// Scales plane: [g][block] d of row 0, 1.
+template <int BLOCK_, int BYTES_, int QS>
+struct WideScale : Blocks<BLOCK_, BYTES_, 8, 0, 1, 0, false> {
+    typedef Blocks<BLOCK_, BYTES_, 8, 0, 1, 0, false> Base;
+    static constexpr int COUNT = Base::COLUMNS / BLOCK_, CHUNK_BYTES = 16 * COUNT * (BLOCK_ + 4);
+    static constexpr bool BYTES = true;
+    DEVICE u32 numbers(const u8* chunk, int quad, int s, int w, int lane, int row) {
+        return word_at(chunk + quad * Base::QUAD_LOW + low_word<8>(s, w, lane, row));
+    }
+    DEVICE u32 quant(const u8* block, int k) { return block[QS + k]; }
+    DEVICE void pack_scales(u8* chunk, const u8* const* first, const u8* const* second, int g, int t) {
+        if (t >= COUNT) return;
+        u32* at = (u32*)(chunk + Base::SCALES_AT) + (g * COUNT + t) * 2;
+        at[0] = first[t] ? load_u32_bytes(first[t]) : 0u;
+        at[1] = second[t] ? load_u32_bytes(second[t]) : 0u;
+    }
+    DEVICE Scales load(const u8* chunk, int g, int slot) {
+        const u8* at = chunk + Base::SCALES_AT + (g * COUNT + (slot * COUNT >> 2)) * 8;
+        return {word_at(at), word_at(at + 4), 0u, 0u};
+    }
+    DEVICE float mul(const Scales& s, int, int row, int) { return __uint_as_float(row ? s.b : s.a); }
+    DEVICE float add(const Scales&, int, int, int) { return 0.0f; }
+};
+struct Q8_1 : WideScale<32, 40, 8> {};
+struct Q8_K : WideScale<256, 292, 4> {};
+
 // Unquantized matrices. BF16 and F32 are multiplied by a power of two per matrix (its inverse is kept beside the
 // data) so that the largest weight is near 2^14: halfs then hold every bf16 down to 2^-31 of the largest exactly.
 template <int BYTES_, bool HAS_SCALE_>
 struct Wide {
     static constexpr int BLOCK = 1, BLOCK_BYTES = BYTES_, COLUMNS = 128, QUADS = 1, LOW = 8 * BYTES_, HIGH = 0;
     static constexpr int GROUPS = 1, OFFSET = 0, CHUNK_BYTES = 16 * 128 * BYTES_, QUAD_LOW = CHUNK_BYTES;
-    static constexpr bool HAS_ADD = false, SCALED = false, HAS_SCALE = HAS_SCALE_;
+    static constexpr bool HAS_ADD = false, SCALED = false, HAS_SCALE = HAS_SCALE_, CODED = false, BYTES = false;
 };
 struct F16 : Wide<2, false> {};
 struct BF16 : Wide<2, true> {};
@@ -291,13 +357,17 @@ struct F32 : Wide<4, true> {};
 template <class F, bool SCALED>
 struct Unpack {
     DEVICE void four(const u8* chunk, int quad, int s, int w, int lane, int row, float, float* value) {
-        const int g = lane >> 2;
+        const Scales scales = F::load(chunk, lane >> 2, s);
+        const float mul = F::mul(scales, quad, row, w), add = F::add(scales, quad, row, w);
+        if constexpr (F::CODED) {
+            const u32 numbers = F::numbers(chunk, quad, s, w, lane, row);
+            for (int i = 0; i < 4; ++i) value[i] = __fmul_rn(mul, (float)(signed char)(numbers >> (8 * i)));
+            return;
+        }
         const u32 low = word_at(chunk + quad * F::QUAD_LOW + low_word<F::LOW>(s, w, lane, row));
         u32 high = 0;
         if (F::HIGH)
             high = word_at(chunk + F::HIGH_AT + quad * F::QUAD_HIGH + high_word<F::LOW, F::HIGH>(s, lane, row));
-        const Scales scales = F::load(chunk, g, s);
-        const float mul = F::mul(scales, quad, row, w), add = F::add(scales, quad, row, w);
         for (int i = 0; i < 4; ++i) {
             u32 q = (low >> low_bit<F::LOW>(s, i)) & ((1u << F::LOW) - 1u);
             if (F::HIGH)

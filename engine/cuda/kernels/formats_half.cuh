@@ -8,7 +8,8 @@
 // The quant's bits alone are a subnormal half, q * 2^(place - 24): no conversion, one multiplication by the scale times
 // 2^(5 - place) makes q * scale * 2^-19. post() undoes that and applies d in float32. Minimums are a product of their own,
 // with the sums of 32 inputs, see minimums().
-// Plain formats: quant times scale (plus minimum), rounded to a half. F16 and BF16: as they lie.
+// Plain formats: quant times scale (plus minimum), rounded to a half. F16 and BF16: as they lie. All others: number times
+// a scale rounded to a half, times GAIN, which post() takes back: so small scales stay above the halfs' denormals.
 
 DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
     u32 d;
@@ -221,5 +222,47 @@ struct HalfTile<F, false, false> {
     DEVICE float2 minimums(const u8*, int, u32 (&)[4]) { return make_float2(0.0f, 0.0f); }
 };
 
+// ---- all others, through signed bytes --------------------------------------------------------------------------
+constexpr int GAIN = 16;
+
 template <class F>
-struct HalfWeights : HalfTile<F, F::BLOCK == 256, F::SCALED> {};
+struct ByteTile {
+    static constexpr bool MINIMUMS = false;
+
+    DEVICE void fragments(const u8* chunk, int quad, int p, int lane, u32 (&f)[16]) {
+        u32 bytes[2][4];  // [sub-block][row * 2 + w]
+        if constexpr (F::LOW == 4) {
+            const uint4 v = ((const uint4*)(chunk + quad * F::QUAD_LOW))[p * 32 + lane];
+            const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+            for (int n = 0; n < 8; ++n) bytes[n >> 2][n & 3] = F::levels(words[n & 3], n >> 2);
+        } else {
+#pragma unroll
+            for (int n = 0; n < 8; ++n)
+                bytes[n >> 2][n & 3] = F::numbers(chunk, quad, p * 2 + (n >> 2), n & 1, lane, (n >> 1) & 1);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const Scales scales = F::load(chunk, lane >> 2, p * 2 + i);
+#pragma unroll
+            for (int n = 0; n < 4; ++n) {
+                const int row = n & 1, w = n >> 1;
+                const u32 factor = same_halves(float_to_half(F::mul(scales, quad, row, w) * GAIN));
+                const u32 biased = bytes[i][row * 2 + w] ^ 0x80808080u;  // 1024 + 128 + number
+                const u32 even = add_halves(__byte_perm(biased, 0x64646464u, 0x4240), 0xe480e480u);
+                const u32 odd = add_halves(__byte_perm(biased, 0x64646464u, 0x4341), 0xe480e480u);
+                f[(i * 2 + w) * 4 + row] = mul_halves(even, factor);
+                f[(i * 2 + w) * 4 + 2 + row] = mul_halves(odd, factor);
+            }
+        }
+    }
+    DEVICE float2 post(const u8*, int) { return make_float2(1.0f / GAIN, 1.0f / GAIN); }
+    DEVICE float2 minimums(const u8*, int, u32 (&)[4]) { return make_float2(0.0f, 0.0f); }
+};
+
+template <bool BYTES, class F>
+struct ChosenTile : HalfTile<F, F::BLOCK == 256, F::SCALED> {};
+template <class F>
+struct ChosenTile<true, F> : ByteTile<F> {};
+template <class F>
+struct HalfWeights : ChosenTile<F::BYTES, F> {};

@@ -180,9 +180,15 @@ using ChunkScales = typename HalfScales<F>::Chunk;
 // ---- 64 columns ----------------------------------------------------------------------------------------------------
 typedef u32 Operands[4][4];  // [group of 16][register]: row 0 and 1 of the even columns, then of the odd ones
 
+// The even (or odd) of four signed bytes as halfs.
+DEVICE u32 halves_of_bytes(u32 word, int odd) {
+    const u32 biased = ((odd ? word >> 8 : word) & 0x00ff00ffu) ^ 0x64806480u;  // 1024 + 128 + q
+    return add2(biased, twice(half_bits(-1152)));
+}
+
 // What a lane reads of 64 columns (load) and makes of it (make); step: which 64 columns of the chunk.
 template <class F, int LOW>
-struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed bytes
+struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, levels, or signed bytes
     uint4 low[LOW == 8 ? 2 : 1];
     u32 high[2];
     HalfScales<F> scales[2];
@@ -226,9 +232,10 @@ struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed by
                     for (int row = 0; row < 2; ++row) {
                         const u32 word = words[row * 2 + w];
                         u32 q;
-                        if (LOW == 8) {
-                            q = ((odd ? word >> 8 : word) & 0x00ff00ffu) ^ 0x64806480u;
-                            q = add2(q, twice(half_bits(-1152)));
+                        if constexpr (F::CODED) {
+                            q = halves_of_bytes(F::levels(word, half), odd);
+                        } else if (LOW == 8) {
+                            q = halves_of_bytes(word, odd);
                         } else {
                             q = and_or(odd ? word >> 8 : word, ((1u << LOW) - 1u) * 0x00010001u << place, magic);
                             if (F::HIGH) {
@@ -243,6 +250,33 @@ struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, or signed by
                         out[half * 2 + w][odd * 2 + row] =
                             F::HAS_ADD ? fma2(q, factors.mul(row, w), factors.add(row, w)) : mul2(q, factors.mul(row, w));
                     }
+        }
+    }
+};
+
+template <class F>
+struct HalfOperands<F, 0> {  // grids, trits, signs: expanded to signed bytes as they are read
+    u32 numbers[2][4];
+    HalfScales<F> scales[2];
+    __device__ __forceinline__ void load(const u8* chunk, int step, int lane) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int quad = step >> 1, s = (step & 1) * 2 + half;
+#pragma unroll
+            for (int n = 0; n < 4; ++n) numbers[half][n] = F::numbers(chunk, quad, s, n & 1, lane, n >> 1);
+            scales[half].load(chunk, quad, s, lane);
+        }
+    }
+    __device__ __forceinline__ void make(const ChunkScales<F>& made, int step, int lane, u32, Operands& out) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            scales[half].make(made, step >> 1, (step & 1) * 2 + half, lane);
+#pragma unroll
+            for (int n = 0; n < 8; ++n) {
+                const int w = n >> 2, odd = (n >> 1) & 1, row = n & 1;
+                out[half * 2 + w][odd * 2 + row] =
+                    mul2(halves_of_bytes(numbers[half][row * 2 + w], odd), scales[half].mul(row, w));
+            }
         }
     }
 };

@@ -156,6 +156,7 @@ DEVICE void named_barrier(int id, int threads) {
 // Quants are used where they lie in their byte if they fit there; this undoes the power of two.
 template <class F>
 DEVICE int place(int s) {
+    if (F::CODED) return 0;
     if (F::LOW == 4) return F::HIGH ? 0 : (s & 1) * 4;
     if (F::LOW == 2) return F::HIGH && s == 3 ? 4 : s * 2;
     return 0;
@@ -191,6 +192,10 @@ struct Operand {  // 4 and 2 bits, with 0, 1 or 2 high bits
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
             const int row = n & 1, w = n >> 1;
+            if constexpr (F::CODED) {
+                a[n] = F::levels(words[row * 2 + w], s & 1);
+                continue;
+            }
             u32 q = (words[row * 2 + w] >> (from - at)) & mask;
             if (F::HIGH) {
                 const u32 h = high[F::HIGH == 2 ? (s >> 1) * 2 + row : LOW == 4 ? s >> 1 : row];
@@ -211,6 +216,17 @@ struct Operand<F, 8> {
     __device__ __forceinline__ void get(int s, u32 (&a)[4]) const {
         const uint4 v = at[s * 32];
         a[0] = v.x, a[1] = v.z, a[2] = v.y, a[3] = v.w;
+    }
+};
+
+template <class F>
+struct Operand<F, 0> {  // coded, without bits of their own
+    const u8* chunk;
+    int quad, lane;
+    __device__ __forceinline__ void load(const u8* chunk_, int quad_, int lane_) { chunk = chunk_, quad = quad_, lane = lane_; }
+    __device__ __forceinline__ void get(int s, u32 (&a)[4]) const {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) a[n] = F::numbers(chunk, quad, s, n >> 1, lane, n & 1);
     }
 };
 
@@ -257,6 +273,7 @@ struct Columns {
 template <class F, bool SCALED>
 struct Chunk {
     DEVICE void add(const u8* chunk, int first_quad, const Inputs& in, int lane, Columns& x, Sums& acc) {
+        constexpr bool SIGNED = F::LOW == 8 || F::CODED;
         const int g = lane >> 2, t = lane & 3, r = t / NB, b = t % NB;
         Scales scales[NB];
 #pragma unroll
@@ -280,10 +297,10 @@ struct Chunk {
 #pragma unroll
                     for (int j = 0; j < GROUPS_OF_NB; ++j) {
                         if (F::GROUPS == 1) {
-                            mma_bytes<F::LOW == 8>(c[j][0], a, x.v[j][k][0], x.v[j][k][1]);
+                            mma_bytes<SIGNED>(c[j][0], a, x.v[j][k][0], x.v[j][k][1]);
                         } else {
-                            mma_bytes<F::LOW == 8>(c[j][0], a, x.v[j][k][0]);
-                            mma_bytes<F::LOW == 8>(c[j][F::GROUPS - 1], a + 2, x.v[j][k][1]);
+                            mma_bytes<SIGNED>(c[j][0], a, x.v[j][k][0]);
+                            mma_bytes<SIGNED>(c[j][F::GROUPS - 1], a + 2, x.v[j][k][1]);
                         }
                     }
                 }

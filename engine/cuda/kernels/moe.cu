@@ -81,6 +81,15 @@ DEVICE float activate(float v) {
     return v;
 }
 
+// Activation 6 bends both.
+DEVICE float gated(float gate, float up) {
+    if (ACTIVATION == 6) {
+        const float g = fminf(gate, 7.0f), u = fminf(fmaxf(up, -7.0f), 7.0f);
+        return g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
+    }
+    return activate(gate) * up;
+}
+
 // A warp's stream of chunks through its ring.
 struct Stream {
     u8* ring;
@@ -218,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     gate *= factor, up *= factor;
     if (gate_bias) gate += gate_bias[(i64)expert * rows + out_row];
     if (up_bias) up += up_bias[(i64)expert * rows + out_row];
-    h[(i64)pair * rows + out_row] = activate(gate) * up;
+    h[(i64)pair * rows + out_row] = gated(gate, up);
 }
 
 // out[row] (+)= sum over its pairs, in their order, of weights[pair] * (down_e h[pair] + bias_e). grid: (tiles, rows).

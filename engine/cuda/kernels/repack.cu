@@ -1,7 +1,7 @@
 // GGUF blocks -> packed layout (formats.cuh). Built once per format with FORMAT defined. Runs at load only.
 // One warp per chunk: lane g*4+t gathers its own quants of rows g and g+8 and writes whole pieces.
 
-template <class F, bool SCALED>
+template <class F, bool SCALED, bool WHOLE = (F::LOW == 0)>
 struct Pack {
     // first/second: the blocks of rows g and g+8 in this chunk (null beyond the matrix), lane = g*4+t.
     DEVICE void lane_part(u8* chunk, const u8* const* first, const u8* const* second, int lane, float) {
@@ -50,7 +50,14 @@ DEVICE float plain_value(const u8* p, float scale) {
 }
 
 template <class F>
-struct Pack<F, false> {
+struct Pack<F, true, true> {
+    DEVICE void lane_part(u8* chunk, const u8* const* first, const u8* const* second, int lane, float) {
+        F::pack(chunk, first[0], second[0], lane);
+    }
+};
+
+template <class F>
+struct Pack<F, false, false> {
     DEVICE void lane_part(u8* chunk, const u8* const* first, const u8* const* second, int lane, float scale) {
         constexpr int PIECES = F::LOW / 16;
         for (int n = 0; n < 16; ++n) {  // (s, w) and the register pair of one row

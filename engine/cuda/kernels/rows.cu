@@ -47,9 +47,17 @@ extern "C" __global__ void normalize_float(const float* x, int stride, float* ou
 }
 
 // h[i] = activation(h[i]) * up[i]; up null: without the product. Any grid.
+// Activation 6: g = min(h, 7), u = clamp(up, -7, 7), h = g * sigmoid(1.702 g) * (u + 1).
 extern "C" __global__ void gate(float* h, const float* up, i64 count, int activation) {
     pdl_launch();
     pdl_wait();
+    if (activation == 6) {
+        for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) {
+            const float g = fminf(h[i], 7.0f), u = fminf(fmaxf(up[i], -7.0f), 7.0f);
+            h[i] = g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
+        }
+        return;
+    }
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
         h[i] = activate(h[i], activation) * (up ? up[i] : 1.0f);
 }
@@ -83,48 +91,6 @@ extern "C" __global__ void sigmoid(float* x, i64 count) {
     pdl_wait();
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
         x[i] = 1.0f / (1.0f + expf(-x[i]));
-}
-
-// Softmax routing of one row by one warp: the n_used largest of n_experts scores (ties: the lower expert) get their
-// probability, all others zero. normalize divides the chosen ones by their sum. E <= 1024.
-extern "C" __global__ void route(const float* scores, float* routing, int n_experts, int n_used, int normalize,
-                                 float weight_scale) {
-    __shared__ float left[1024];
-    pdl_launch();
-    pdl_wait();
-    const float* row = scores + (i64)blockIdx.x * n_experts;
-    float* out = routing + (i64)blockIdx.x * n_experts;
-    const int lane = threadIdx.x;
-    float largest = -INFINITY;
-    for (int i = lane; i < n_experts; i += WARP) {
-        left[i] = row[i];
-        largest = fmaxf(largest, row[i]);
-        out[i] = 0.0f;
-    }
-    largest = warp_max(largest);
-    float sum = 0.0f;
-    for (int i = lane; i < n_experts; i += WARP) sum += expf(left[i] - largest);
-    sum = warp_sum(sum);
-    __syncwarp();
-    float chosen_sum = 0.0f;
-    for (int k = 0; k < n_used; ++k) {
-        float best = -INFINITY;
-        int at = n_experts;
-        for (int i = lane; i < n_experts; i += WARP)
-            if (left[i] > best) best = left[i], at = i;
-        for (int offset = 16; offset > 0; offset >>= 1) {
-            float other = __shfl_xor_sync(FULL_MASK, best, offset);
-            int other_at = __shfl_xor_sync(FULL_MASK, at, offset);
-            if (other > best || (other == best && other_at < at)) best = other, at = other_at;
-        }
-        if (at >= n_experts) break;  // nothing finite is left
-        const float probability = expf(best - largest) / sum;
-        chosen_sum += probability;
-        if (lane == 0) out[at] = probability, left[at] = -INFINITY;
-        __syncwarp();
-    }
-    const float factor = (normalize ? 1.0f / chosen_sum : 1.0f) * weight_scale;
-    for (int i = lane; i < n_experts; i += WARP) out[i] *= factor;
 }
 
 // Reads everything once; writes only if the sum is one it cannot have, so that nothing is optimized away.

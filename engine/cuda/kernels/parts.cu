@@ -1,0 +1,108 @@
+// Parts of a model that only some families have, each as a row kernel of its own: norms that no product folds in, norms
+// and rotation of queries and keys outside the attention kernels, caps, limits, and sums over chosen experts.
+//
+// A row consists of pieces (heads), one unless said otherwise: element i of piece j of row r is x[r * row + j * piece + i].
+// grid (rows, pieces), or any for flat arrays. A piece is computed by one block in a fixed order, so its bits depend on
+// nothing else. Every thread reads and writes the same elements, so out may be x. All wait before touching memory.
+
+// out = (add ? out : 0) + scale * ((x - mean) / sqrt(mean of squares + eps) * weight + bias); the mean is 0 unless centered;
+// weight and bias, null for none, start at weight_piece * piece.
+extern "C" __global__ void __launch_bounds__(256)
+    normalize_pieces(const float* x, int x_row, int x_piece, float* out, int out_row, int out_piece, int columns,
+                     int centered, const float* weight, const float* bias, int weight_piece, float eps, float scale,
+                     int add) {
+    __shared__ float scratch[32];
+    pdl_launch();
+    pdl_wait();
+    const float* from = x + (i64)blockIdx.x * x_row + (i64)blockIdx.y * x_piece;
+    float* to = out + (i64)blockIdx.x * out_row + (i64)blockIdx.y * out_piece;
+    const i64 at = (i64)blockIdx.y * weight_piece;
+    float mean = 0.0f;
+    if (centered) {
+        float sum = 0.0f;
+        for (int i = threadIdx.x; i < columns; i += blockDim.x) sum += from[i];
+        mean = block_sum(sum, scratch) / columns;
+    }
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) {
+        const float v = from[i] - mean;
+        squares = fmaf(v, v, squares);
+    }
+    const float factor = 1.0f / sqrtf(block_sum(squares, scratch) / columns + eps);
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) {
+        float v = (from[i] - mean) * factor;
+        if (weight) v *= weight[at + i];
+        if (bias) v += bias[at + i];
+        to[i] = add ? fmaf(scale, v, to[i]) : scale * v;
+    }
+}
+
+// out = x with its first n_rot elements turned by positions[row]: pairs (i, i + n_rot / 2) with halves, else (2i, 2i + 1).
+// inv_freq float64 (n_rot / 2,); n_rot 0: a copy. A row with position -1 is left alone. Angles as in the attention kernels.
+extern "C" __global__ void __launch_bounds__(64)
+    rotate_pieces(const float* x, int x_row, int x_piece, float* out, int out_row, int out_piece, int columns, int n_rot,
+                  int halves, const int* positions, const double* inv_freq, float rope_scale) {
+    pdl_launch();
+    pdl_wait();
+    const int position = positions[blockIdx.x];
+    if (position < 0) return;
+    const float* from = x + (i64)blockIdx.x * x_row + (i64)blockIdx.y * x_piece;
+    float* to = out + (i64)blockIdx.x * out_row + (i64)blockIdx.y * out_piece;
+    const double turn = 6.283185307179586;
+    for (int i = threadIdx.x; i < n_rot / 2; i += blockDim.x) {
+        const double angle = (double)position * inv_freq[i];
+        float s, c;
+        sincosf((float)fma(-turn, rint(angle * (1.0 / turn)), angle), &s, &c);
+        s *= rope_scale, c *= rope_scale;
+        const int a = halves ? i : 2 * i, b = halves ? i + n_rot / 2 : 2 * i + 1;
+        const float first = from[a], second = from[b];
+        to[a] = fmaf(first, c, -__fmul_rn(second, s));
+        to[b] = fmaf(first, s, __fmul_rn(second, c));
+    }
+    for (int i = n_rot + threadIdx.x; i < columns; i += blockDim.x) to[i] = from[i];
+}
+
+// x limited to [-limit, limit].
+extern "C" __global__ void clamp(float* x, i64 count, float limit) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
+        x[i] = fminf(fmaxf(x[i], -limit), limit);
+}
+
+// x = limit * tanh(x / limit)
+extern "C" __global__ void softcap(float* x, i64 count, float limit) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
+        x[i] = limit * tanhf(x[i] / limit);
+}
+
+extern "C" __global__ void clear(float* x, i64 count) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) x[i] = 0.0f;
+}
+
+// x[row][i] /= divisors[i]
+extern "C" __global__ void divide(float* x, i64 count, int columns, const float* divisors) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
+        x[i] /= divisors[i % columns];
+}
+
+// total[row] += weights[row][k] * y[row] where ids[row][k] is the expert; rows that did not choose it stay as they are.
+extern "C" __global__ void add_chosen(float* total, const float* y, int columns, const int* ids, const float* weights,
+                                      int used, int expert) {
+    pdl_launch();
+    pdl_wait();
+    const i64 row = blockIdx.x;
+    int place = -1;
+    for (int k = 0; k < used; ++k)
+        if (ids[row * used + k] == expert) place = k;
+    if (place < 0) return;
+    const float weight = weights[row * used + place];
+    for (int i = threadIdx.x; i < columns; i += blockDim.x)
+        total[row * columns + i] = fmaf(weight, y[row * columns + i], total[row * columns + i]);
+}

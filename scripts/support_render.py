@@ -1,0 +1,124 @@
+"""docs/support.md from the results that support_table.py keeps in benchmarks/support.json."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout that is not installed
+
+from engine.gguf import GGMLType
+from engine.model.architectures import ARCHITECTURES
+
+UNMEASURED, FALLS_BACK = "not measured", "falls back to the CPU"
+
+HEAD = """# What is supported, and how exactly
+
+Made by `scripts/support_table.py` from `benchmarks/support.json`; do not edit. {machines}
+
+Errors are normalized mean squared errors of logits, all tokens in one batch and token by token. The CPU computes them
+in float32 with a float32 cache; the GPU with its default float16 cache. Where the GPU does not serve a type or a part
+of a model, `device="auto"` takes the CPU and says so.
+"""
+
+TYPES = """
+## Tensor types
+
+Decoding: random bytes against the `gguf` package, bit for bit, or where it lacks the type against plain loops written
+from the format's description (`tests/block_references.py`). Errors: the demonstration model with all matrices in that
+type, against plain numpy with the same packed weights; for whole numbers, which no quantizer writes, of a product
+against float64. Types are written by `scripts/requantize.py`, without an importance matrix.
+
+Perplexity: {text},
+with one standard error. All matrices are in the type, also the embedding, which is the output matrix too.
+
+| type | bits | decoding | CPU at once | CPU by token | GPU at once | GPU by token | perplexity CPU | perplexity GPU |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+ARCHITECTURE = """
+## Architectures
+
+Errors: small models of random weights, 48 tokens, against llama.cpp in float32 with a float32 cache. On the GPU the
+operands of prompts and the cache are float16.
+
+| architecture | CPU at once | CPU by token | GPU at once | GPU by token |
+|---|---|---|---|---|
+"""
+
+
+def render(results: dict[str, Any]) -> str:
+    """The Markdown text."""
+    measured = results.get("measured", {})
+    machines = " ".join(
+        f"{device.upper()}: {entry['machine']}, {entry['date']}." for device, entry in sorted(measured.items())
+    )
+    lines = [HEAD.format(machines=machines), TYPES.format(text=_text(results)), *_types(results), ARCHITECTURE]
+    lines += _architectures(results)
+    return "".join(lines)
+
+
+def _text(results: dict[str, Any]) -> str:
+    counts = {
+        cell["chunks"]
+        for row in results.get("types", {}).values()
+        for cell in row.values()
+        if isinstance(cell, dict) and "chunks" in cell
+    }
+    said = " or ".join(str(count) for count in sorted(counts)) or "no"
+    return f"`held_out.txt`, the first {said} chunks of 512 tokens, by llama.cpp's method"
+
+
+def _types(results: dict[str, Any]) -> Iterator[str]:
+    for kind in GGMLType:
+        row = results.get("types", {}).get(kind.name, {})
+        decoding = row.get("decoding")
+        if decoding is None:
+            said = UNMEASURED
+        else:
+            said = ("exact" if decoding["exact"] else "DIFFERENT") + f" ({decoding['against']})"
+        bits = f"{8 * kind.type_size / kind.block_size:.4f}".rstrip("0").rstrip(".")
+        whole = kind.name in ("I8", "I16", "I32", "I64")
+        cells = [kind.name, bits, said, *_errors(row.get("cpu")), *_errors(row.get("gpu"))]
+        cells += ["-" if whole else _perplexity(row.get(device)) for device in ("cpu", "gpu")]
+        yield f"| {' | '.join(cells)} |\n"
+
+
+def _architectures(results: dict[str, Any]) -> Iterator[str]:
+    notes, rows = [], results.get("architectures", {})
+    for name, row in sorted(rows.items()):
+        yield f"| {' | '.join([name, *_errors(row.get('cpu')), *_errors(row.get('gpu'))])} |\n"
+        gpu = row.get("gpu", {})
+        if gpu.get("falls_back"):
+            notes.append(f"- {name}: the GPU lacks {gpu['falls_back']}.\n")
+        if "f32_at_once" in gpu:
+            notes.append(
+                f"- {name}: on the GPU with a float32 cache {gpu['f32_at_once']:.1e} at once, "
+                f"{gpu['f32_single']:.1e} by token.\n"
+            )
+    families = sorted(set(ARCHITECTURES) - {name.rsplit("-", 1)[0] for name in rows})
+    if families:
+        yield f"\nMade of the same parts, with no reference to measure against: {', '.join(families)}.\n"
+    if notes:
+        yield "\n" + "".join(notes)
+
+
+def _errors(cell: dict[str, Any] | None) -> tuple[str, str]:
+    if not cell:
+        return UNMEASURED, UNMEASURED
+    if "falls_back" in cell:
+        return FALLS_BACK, FALLS_BACK
+    if "failed" in cell:
+        return "failed", "failed"
+    return f"{cell['at_once']:.1e}", f"{cell['single']:.1e}"
+
+
+def _perplexity(cell: dict[str, Any] | None) -> str:
+    if not cell or ("perplexity" not in cell and "falls_back" not in cell and "failed" not in cell):
+        return UNMEASURED
+    if "falls_back" in cell:
+        return FALLS_BACK
+    if "failed" in cell:
+        return "failed"
+    digits = 4 if cell["perplexity"] < 1e3 else 0
+    return f"{cell['perplexity']:.{digits}f} ± {cell['error']:.{min(digits, 2)}f}"

@@ -1,0 +1,85 @@
+"""Every architecture on the GPU against logits computed by llama.cpp: prompts, decode steps, and both in turn."""
+
+import numpy as np
+import pytest
+from gpu_helpers import decode_logits, generate, nmse, opened, pages_of, token_ids
+from test_conformance import NAMES
+
+from engine.gguf.reader import open_gguf
+from engine.model.batch import Batch, Outputs
+from engine.model.loader import load_model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.shared]
+
+LIMIT = {"f32": 1e-5, "f16": 1e-5}
+"""Of the squared error over the squares expected, by the type of the cache. Prompts round what products read to float16
+on every card, and on Hopper queries; on a float16 cache keys and values come on top. The models are random, so their
+attention is sharper than that of trained ones."""
+
+SLOTS = 2
+CONTEXT = 128
+BEHIND = 29
+"""Tokens of the prompt in front of decode steps."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(conformance_dir):
+    """Builds what all files need side by side: one after the other would take minutes."""
+    import cupy
+
+    from engine.cuda import module
+    from engine.cuda.kernel_jobs import kernel_jobs
+    from engine.cuda.matvec import BATCH_ROWS
+
+    card = module.device_arch(), int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+    jobs = {}
+    for name in NAMES:
+        with open_gguf(conformance_dir / "models" / f"{name}.gguf") as gguf:
+            model = load_model(gguf)
+            for kv_type in LIMIT:
+                found = kernel_jobs(model, kv_type=kv_type, max_sequences=SLOTS, card=card, batch_rows=BATCH_ROWS)
+                jobs |= {repr(job): job for job in found}
+            del model
+    module.prebuild(list(jobs.values()), card[0])
+
+
+def prompt_logits(runner, ids, *, slot, pieces):
+    """Logits (T, V) of a prompt that the slot's own pages keep, fed in pieces of so many tokens."""
+    rows = []
+    with runner._running():
+        runner._cache.set_pages(slot, pages_of(runner, slot))
+        for first in range(0, len(ids), pieces):
+            piece = np.asarray(ids[first : first + pieces], np.int32)
+            rows += list(runner._prompts.all_logits(Batch.build([(slot, piece, first, Outputs.ALL)])))
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits(name, conformance_dir, capsys):
+    expected = np.load(conformance_dir / "logits" / f"{name}.npz")
+    ids, logits = expected["tokens"], expected["logits"]
+    errors = {}
+    for kv_type in LIMIT:
+        # Opened by its class: nothing here could fall back to the CPU.
+        with opened(
+            conformance_dir / "models" / f"{name}.gguf", kv_type=kv_type, max_sequences=SLOTS, context_length=CONTEXT
+        ) as runner:
+            behind = [
+                prompt_logits(runner, ids[:BEHIND], slot=1, pieces=16),
+                decode_logits(runner, ids[BEHIND:], slot=1, start=BEHIND),
+            ]
+            found = runner.logits(ids), decode_logits(runner, ids), np.concatenate(behind)
+            errors[kv_type] = [nmse(one, logits) for one in found]
+            if kv_type == "f32":
+                text = token_ids(generate(runner, ids[:BEHIND], 8))
+                check_greedy(runner, [*ids[:BEHIND], *text], text)
+    with capsys.disabled():
+        print(f"\n{name:22}", *(f"{kv} {' '.join(f'{e:.1e}' for e in errors[kv])} " for kv in errors), end="")
+    assert all(max(errors[kv_type]) < limit for kv_type, limit in LIMIT.items()), errors
+
+
+def check_greedy(runner, ids, text):
+    """Steps replayed from captured graphs chose what the logits of the same text say, or nearly tied with it."""
+    rows = runner.logits(ids)[-len(text) - 1 : -1]
+    for row, token in zip(rows, text, strict=True):
+        assert row.max() - row[token] < 0.02 * np.abs(row).max(), (token, int(row.argmax()))
