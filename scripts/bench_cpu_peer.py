@@ -6,18 +6,17 @@
 llama-cpp-python` builds it for the machine at hand). Each program has a process of its own that keeps the model open;
 they run by turns, never at the same time, with the same number of threads. A prompt is timed from its first token to
 the logits of its last; decoding through each program's own step, the likeliest token fed back. Beside decoding stands
-the share of the machine's read bandwidth, measured in the same turns, that weights and cache were read with. Prints
-markdown.
+the share of the machine's read bandwidth, the best measured in the same turns, that weights and cache were read with.
+Prints markdown.
 
-A run during which other processes took more than a twentieth of the processors is thrown away and made again (where
-/proc tells): a program whose threads wait for each other loses far more by it than one whose threads do not.
+A run whose threads had to wait for a processor for more than a twentieth of its time is thrown away and made again
+(where /proc tells): a program whose threads wait for each other loses far more by it than one whose threads do not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -31,7 +30,7 @@ PAUSE = 0.3
 """Seconds between two runs: threads of the one that ended may still be spinning."""
 
 CALM = 0.05
-"""Share of the processors that other processes may take during a run."""
+"""Share of a run that its threads may wait for a processor."""
 
 ATTEMPTS = 20
 """Runs per counted one before a disturbed one is taken as well."""
@@ -48,12 +47,11 @@ def serve_engine(model: str, threads: int, context: int, options: dict[str, Any]
 
     with LLM(model, device="cpu", threads=threads, context_length=context, max_sequences=1, **options) as llm:
 
-        def measure(prompt: int, generated: int, depth: int) -> tuple[float, float]:
+        def measure(prompt: int, generated: int, depth: int) -> list[float]:
             result = run_bench(llm, prompt_tokens=prompt, gen_tokens=generated, depth=depth, repetitions=1)
             speed = result.prompt or result.decode
             assert speed is not None
-            share = result.decode_bytes_s / llm.read_bandwidth() if result.decode_bytes_s else 0.0
-            return speed.median, share
+            return [speed.median, result.decode_bytes_s or 0.0, llm.read_bandwidth()]
 
         answer(__version__)
         listen(measure)
@@ -80,7 +78,7 @@ def serve_peer(model: str, threads: int, context: int, options: dict[str, Any]) 
         logits = llama_cpp.llama_get_logits_ith(context_pointer, -1)
         return int(np.ctypeslib.as_array(logits, shape=(n_vocab,)).argmax())
 
-    def measure(prompt: int, generated: int, depth: int) -> tuple[float, float]:
+    def measure(prompt: int, generated: int, depth: int) -> list[float]:
         for _ in range(2):  # the first is not counted, as in the other program
             llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context_pointer), True)
             tokens = random.integers(0, n_vocab, max(depth, 0 if prompt else 1) + prompt).tolist()
@@ -93,7 +91,7 @@ def serve_peer(model: str, threads: int, context: int, options: dict[str, Any]) 
                 for _ in range(generated):
                     token = feed([token])
             seconds = time.perf_counter() - begin
-        return (prompt or generated) / seconds, 0.0
+        return [(prompt or generated) / seconds]
 
     answer(f"llama-cpp-python {llama_cpp.__version__}")
     listen(measure)
@@ -122,22 +120,22 @@ class Program:
         self.greeting = self._read()
         self.disturbed = 0
 
-    def ask(self, **request: int) -> tuple[float, float]:
-        """Tokens per second of one run in calm, and the share of the read bandwidth if it was measured."""
+    def ask(self, **request: int) -> list[float]:
+        """One run in calm: tokens per second; of this engine also bytes read per second, and the machine's most."""
         assert self._process.stdin is not None
         for _ in range(ATTEMPTS):
             time.sleep(PAUSE)
-            before = others_ticks(self._process.pid)
+            before = waited(self._process.pid)
             start = time.perf_counter()
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            speed, share = self._read()
-            ticks = (time.perf_counter() - start) * TICKS * (os.cpu_count() or 1)
-            if others_ticks(self._process.pid) - before <= max(CALM * ticks, 2):
-                return speed, share
+            result: list[float] = self._read()
+            seconds = time.perf_counter() - start
+            if waited(self._process.pid) - before <= CALM * seconds:
+                return result
             self.disturbed += 1
         note("never calm: a disturbed run is counted")
-        return speed, share
+        return result
 
     def _read(self) -> Any:
         assert self._process.stdout is not None
@@ -153,17 +151,10 @@ class Program:
         self._process.wait()
 
 
-TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-
-
-def others_ticks(pid: int) -> int:
-    """Processor time that all but one process have used since the start, or 0 where the system does not tell."""
-    try:
-        user, nice, system, _, _, irq, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
-        own = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    except OSError:
-        return 0
-    return user + nice + system + irq + soft + steal - sum(map(int, own))
+def waited(pid: int) -> float:
+    """Seconds that a process's threads were ready to run and did not, added up; 0 where the system does not tell."""
+    times = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(int(delay) for _, delay, _ in times) / 1e9
 
 
 def compare(model: Path, args: argparse.Namespace) -> list[str]:
@@ -177,12 +168,12 @@ def compare(model: Path, args: argparse.Namespace) -> list[str]:
     note(f"{model.name}: {ours.greeting} beside {peer.greeting}")
     rows = []
     for kind, request in requests:
-        runs: tuple[list[tuple[float, float]], list[tuple[float, float]]] = ([], [])
+        runs: tuple[list[list[float]], list[list[float]]] = ([], [])
         for _ in range(args.repetitions):
             for program, found in zip((ours, peer), runs, strict=True):
                 found.append(program.ask(**request))
-        speeds = [[speed for speed, _ in found] for found in runs]
-        share = median(share for _, share in runs[0])
+        speeds = [[run[0] for run in found] for found in runs]
+        share = median(run[1] for run in runs[0]) / max(run[2] for run in runs[0])
         mine, other = map(median, speeds)
         what = f"prompt of {request['prompt']}" if kind == "prompt" else f"decode at depth {request['depth']}"
         spread = ", ".join(f"{min(found):.1f}-{max(found):.1f}" for found in speeds)
