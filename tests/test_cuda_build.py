@@ -93,7 +93,7 @@ def jobs_for(arch):
     jobs += batch_jobs(batch_matvec) if arch == 90 else []
     routing = moe.Routing(128, 8, gating=tuple(moe.Gating)[turn % len(moe.Gating)])
     for type in (COMMON if arch == 90 else COMMON[turn % 4 :: 4]) + RARE[turn::6]:
-        jobs += moe.build_jobs(type, type, tuple(matvec.Activation)[turn % len(matvec.Activation)], routing)
+        jobs += moe.build_jobs(type, type, tuple(matvec.Activation)[turn % len(matvec.Activation)], routing, arch)
     if arch == gemm.ARCH:
         jobs += gemm.build_jobs([q4, q6], matvec.Activation.SILU)
         jobs += gemm.expert_jobs([q4, q6], [q4], matvec.Activation.SILU) + experts.build_jobs()

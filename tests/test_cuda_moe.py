@@ -5,7 +5,8 @@ import pytest
 from test_cuda_matvec import packed, random_rows
 
 from engine.cuda.layouts import LAYOUTS
-from engine.cuda.matvec import Activation
+from engine.cuda.matvec import UNQUANTIZED, Activation
+from engine.cuda.module import shared_limit
 from engine.cuda.moe import (
     ExpertProducts,
     Gating,
@@ -13,6 +14,8 @@ from engine.cuda.moe import (
     Routing,
     build_jobs,
     can_gather,
+    down_bytes,
+    gate_up_bytes,
     head_job,
     route,
     route_job,
@@ -33,11 +36,20 @@ def test_kernels_build_for_every_architecture(arch):
         pytest.skip(f"this compiler does not know sm_{arch}")
     routing = Routing(256, 8, Gating.SIGMOID, groups=8, groups_used=4)
     for job in (
-        *build_jobs(GGMLType.Q4_K, GGMLType.F16, Activation.SILU, routing),
+        *build_jobs(GGMLType.Q4_K, GGMLType.F16, Activation.SILU, routing, arch),
         route_job(Routing(3, 1)),
-        head_job(GGMLType.Q8_0, 16),
+        head_job(GGMLType.Q8_0, 16, arch),
     ):
         assert module.compile_cubin(module.kernel_source(*job), arch)
+
+
+@pytest.mark.parametrize("arch", [75, 80, 86, 89, 90, 120])
+@pytest.mark.parametrize("type", [type for type in LAYOUTS if type not in UNQUANTIZED])
+def test_blocks_fit_the_shared_memory_of_every_card(type, arch):
+    """8 of many experts of 2048 x 4096, beside 10 KiB that a kernel has of its own."""
+    layout, room = LAYOUTS[type], shared_limit(arch) - (10 << 10)
+    assert gate_up_bytes(type, layout.chunks(4096), arch) <= room
+    assert down_bytes(type, 8, layout.chunks(2048), arch) <= room
 
 
 def test_experts_that_do_not_fit_are_told_apart():
@@ -141,7 +153,7 @@ def kernels(cupy):
     jobs = [repack.build_job(type) for type in LAYOUTS]
     for experts, used, *_ in SIZES:
         for type in LAYOUTS:
-            jobs += build_jobs(type, type, Activation.SILU, Routing(experts, used))
+            jobs += build_jobs(type, type, Activation.SILU, Routing(experts, used), module.device_arch())
     module.prebuild(list({repr(job): job for job in jobs}.values()), module.device_arch())
 
 

@@ -42,7 +42,7 @@ def kernel_jobs(
             jobs += [repack.build_job(type), *dequant.build_jobs(type)]
     for layer in model.config.layers:
         jobs += build_jobs(attention_shape(layer.attention, kv_type == "f16"), *card)
-    jobs += [*moe_jobs(model), *head_jobs(model)]
+    jobs += [*moe_jobs(model, card[0]), *head_jobs(model, card[0])]
     prompts = kernel_groups(model, prompts=True)
     jobs += [*product_jobs(prompts, card[0]), *build_expert_jobs(prompts, model, card[0])]
     batches = sorted({1, MAX_COLUMNS, *buckets(max_sequences)})

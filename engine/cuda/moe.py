@@ -16,7 +16,7 @@ from engine.cuda.grid_tables import grid_bytes
 from engine.cuda.launch import launch
 from engine.cuda.layouts import LAYOUTS, TILE_ROWS
 from engine.cuda.matvec import UNQUANTIZED, Activation
-from engine.cuda.module import build
+from engine.cuda.module import build, device_arch, shared_limit
 from engine.cuda.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
@@ -24,11 +24,8 @@ _FILES = ("formats.cuh", "formats_coded.cuh", "matvec_tile.cuh", "route.cuh", "m
 _ROUTE_FILES = ("route.cuh", "route.cu")
 MAX_EXPERTS = 1024
 MAX_USED = 32
-# Measured on an H200, 8 of 128 experts of 768x2048, Q4_K: 11.8 us both launches; 6 warps a block 13.3, 8 for down 13.7.
-_GATE_UP_WARPS, _SPLIT = 12, 2
-_DOWN_WARPS = 24
+_SPLIT = 2
 _HEAD_WARPS = 4  # a head's matrix has few columns
-_RING_BYTES = 112 << 10
 
 
 class Gating(IntEnum):
@@ -115,8 +112,28 @@ def can_gather(gate: GGMLType, up: GGMLType, width: int, model_width: int) -> bo
     return gate is up and gate in LAYOUTS and width % (TILE_ROWS // 2) == 0 and model_width % TILE_ROWS == 0
 
 
-def _depth(type: GGMLType, warps: int) -> int:
-    return max(1, min(8, _RING_BYTES // (warps * _slot(type))))
+@dataclass(frozen=True)
+class _Blocks:
+    """Warps of a block of either launch, and the bytes of their rings of weights."""
+
+    gate_up: int
+    down: int
+    ring: int
+
+
+def _blocks(arch: int, type: GGMLType) -> _Blocks:
+    """The blocks for a card and a type."""
+    limit = shared_limit(arch)
+    if limit >= 200 << 10:
+        # On an H200, 8 of 128 experts of 768x2048, Q4_K: 11.8 us both; 6 warps for gate and up 13.3, 8 for down 13.7.
+        return _Blocks(12, 24, 112 << 10)
+    ring = (limit - (52 << 10)) * 3 // 4  # the rest is for what rows bring, and rounding
+    warps = next((warps for warps in (12, 8, 4) if warps * _slot(type) <= ring), 2)
+    return _Blocks(warps, warps, ring)
+
+
+def _depth(type: GGMLType, warps: int, arch: int) -> int:
+    return max(1, min(8, _blocks(arch, type).ring // (warps * _slot(type))))
 
 
 def _slot(type: GGMLType) -> int:
@@ -124,7 +141,7 @@ def _slot(type: GGMLType) -> int:
 
 
 def build_job(
-    type: GGMLType, activation: Activation, routing: Routing, warps: int
+    type: GGMLType, activation: Activation, routing: Routing, warps: int, arch: int
 ) -> tuple[tuple[str, ...], dict[str, object]]:
     """The (files, defines) pair of the kernels for experts of a type, for module.prebuild."""
     return _FILES, {
@@ -135,7 +152,7 @@ def build_job(
         "ONE_SLAB": 1,
         "WARPS": warps,
         "SPLIT": _SPLIT,
-        "DEPTH": _depth(type, warps),
+        "DEPTH": _depth(type, warps, arch),
         "SLOT": _slot(type),
         "ACTIVATION": int(activation),
         **({"SHARED_GRIDS": 1} if grid_bytes([type]) else {}),
@@ -144,12 +161,12 @@ def build_job(
 
 
 def build_jobs(
-    gate_up: GGMLType, down: GGMLType, activation: Activation, routing: Routing
+    gate_up: GGMLType, down: GGMLType, activation: Activation, routing: Routing, arch: int
 ) -> list[tuple[tuple[str, ...], dict[str, object]]]:
     """All build jobs of ExpertProducts and route(), for module.prebuild."""
     return [
-        build_job(gate_up, activation, routing, _GATE_UP_WARPS),
-        build_job(down, activation, routing, _DOWN_WARPS),
+        build_job(gate_up, activation, routing, _blocks(arch, gate_up).gate_up, arch),
+        build_job(down, activation, routing, _blocks(arch, down).down, arch),
         route_job(routing),
     ]
 
@@ -230,11 +247,11 @@ class ExpertProducts:
         assert scores.shape == (rows, self.routing.n_experts)
         assert h.shape == (rows * used, self.width)
         assert x.shape[1] == self.columns
-        matrix, warps = self._gate_up, _GATE_UP_WARPS
+        matrix, arch = self._gate_up, device_arch()
+        warps = _blocks(arch, matrix.type).gate_up
         tiles = matrix.tiles // self.routing.n_experts
         chunks = matrix.layout.chunks(self.columns)
-        shared = _fixed_bytes(matrix.type, warps) + 16 * -(-warps // 4)
-        shared += chunks * (matrix.layout.chunk_columns // 128) * _quad_bytes(matrix.type)
+        shared = gate_up_bytes(matrix.type, chunks, arch)
         self._launch(
             "moe_gate_up",
             matrix.type,
@@ -273,15 +290,16 @@ class ExpertProducts:
         """
         assert out.shape == (ids.shape[0], self.columns)
         weights = None if self._weigh_input else weights
-        job = build_job(self._down.type, self._activation, self.routing, _DOWN_WARPS)
+        warps = _blocks(device_arch(), self._down.type).down
+        job = build_job(self._down.type, self._activation, self.routing, warps, device_arch())
         _launch_down(
-            self._down, self.routing, job, _DOWN_WARPS, ids, weights, h, self._down_bias, out, add=add, stream=stream
+            self._down, self.routing, job, warps, ids, weights, h, self._down_bias, out, add=add, stream=stream
         )
 
     def _launch(
         self, name: str, type: GGMLType, warps: int, grid: tuple[int, int], shared: int, args: Any, stream: Any
     ) -> None:
-        files, defines = build_job(type, self._activation, self.routing, warps)
+        files, defines = build_job(type, self._activation, self.routing, warps, device_arch())
         kernel = build(files, defines=defines).get(name)
         kernel.allow_shared(shared)
         launch(kernel, grid, warps * 32, args, shared=shared, stream=stream)
@@ -316,7 +334,7 @@ class HeadProducts:
         pairs, matrix = int(x.shape[0]), self.matrix
         assert x.shape[1] == matrix.columns and out.shape == (pairs, matrix.rows // self.heads)
         assert x.flags.c_contiguous and out.flags.c_contiguous and pairs <= self._ids.size
-        job = head_job(matrix.type, self.heads)
+        job = head_job(matrix.type, self.heads, device_arch())
         routing = _one_of(self.heads)
         _launch_down(matrix, routing, job, _HEAD_WARPS, self._ids[:pairs], None, x, None, out, add=False)
 
@@ -326,18 +344,32 @@ def can_multiply_heads(type: GGMLType, rows: int, heads: int) -> bool:
     return type in LAYOUTS and rows % TILE_ROWS == 0 and heads <= MAX_EXPERTS
 
 
-def head_job(type: GGMLType, heads: int) -> tuple[tuple[str, ...], dict[str, object]]:
+def head_job(type: GGMLType, heads: int, arch: int) -> tuple[tuple[str, ...], dict[str, object]]:
     """The (files, defines) pair of HeadProducts, for module.prebuild."""
-    return build_job(type, Activation.NONE, _one_of(heads), _HEAD_WARPS)
+    return build_job(type, Activation.NONE, _one_of(heads), _HEAD_WARPS, arch)
 
 
 def _one_of(heads: int) -> Routing:
     return Routing(heads, 1)
 
 
-def _fixed_bytes(type: GGMLType, warps: int) -> int:
+def _fixed_bytes(type: GGMLType, warps: int, arch: int) -> int:
     """Shared memory of the rings, their barriers and the partial sums."""
-    return warps * (_depth(type, warps) * (_slot(type) + 8) + 64) + 8
+    return warps * (_depth(type, warps, arch) * (_slot(type) + 8) + 64) + 8
+
+
+def gate_up_bytes(type: GGMLType, chunks: int, arch: int) -> int:
+    """Shared memory of a block of moe_gate_up for rows of so many chunks."""
+    warps = _blocks(arch, type).gate_up
+    inputs = chunks * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
+    return _fixed_bytes(type, warps, arch) + 16 * -(-warps // 4) + inputs
+
+
+def down_bytes(type: GGMLType, pairs: int, chunks: int, arch: int, warps: int | None = None) -> int:
+    """Shared memory of a block of moe_down for a row's pairs of so many chunks each."""
+    warps = warps or _blocks(arch, type).down
+    units = -(-pairs * chunks // warps)
+    return _fixed_bytes(type, warps, arch) + warps * units * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
 
 
 def _launch_down(
@@ -357,9 +389,7 @@ def _launch_down(
     """Launches moe_down: out[row] (+)= sum over its experts e of weight * (W_e h[row, e] + bias_e)."""
     files, defines = job
     rows, used, tiles = int(ids.shape[0]), routing.n_used, matrix.tiles // routing.n_experts
-    units = -(-used * matrix.layout.chunks(matrix.columns) // warps)
-    shared = _fixed_bytes(matrix.type, warps)
-    shared += warps * units * (matrix.layout.chunk_columns // 128) * _quad_bytes(matrix.type)
+    shared = down_bytes(matrix.type, used, matrix.layout.chunks(matrix.columns), device_arch(), warps)
     kernel = build(files, defines=defines).get("moe_down")
     kernel.allow_shared(shared)
     args = (

@@ -157,7 +157,7 @@ def can_join_heads(heads: ExpertLinear) -> bool:
     return plain and can_multiply_heads(heads.weight.type, heads.weight.rows, heads.weight.shape[0])
 
 
-def head_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, object]]]:
+def head_jobs(model: LoadedModel, arch: int) -> list[tuple[tuple[str, ...], dict[str, object]]]:
     """The build jobs of the matrices of single heads, for module.prebuild."""
     stacks = [
         heads
@@ -166,10 +166,10 @@ def head_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, objec
         for heads in (layer.attention.latent.k_b, layer.attention.latent.v_b)
         if heads is not None and can_join_heads(heads)
     ]
-    return [head_job(heads.weight.type, heads.weight.shape[0]) for heads in stacks]
+    return [head_job(kept_as(heads.weight.type), heads.weight.shape[0], arch) for heads in stacks]
 
 
-def moe_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, object]]]:
+def moe_jobs(model: LoadedModel, arch: int) -> list[tuple[tuple[str, ...], dict[str, object]]]:
     """The build jobs of routing and of the expert kernels of a model, for module.prebuild."""
     jobs = []
     for layer in model.weights.layers:
@@ -179,7 +179,7 @@ def moe_jobs(model: LoadedModel) -> list[tuple[tuple[str, ...], dict[str, object
         jobs.append(route_job(expert_routing(config)))
         if can_gather_experts(moe, config):
             types = kept_as(moe.up.weight.type), kept_as(moe.down.weight.type)
-            jobs += expert_jobs(*types, ACTIVATIONS[config.expert.activation], expert_routing(config))
+            jobs += expert_jobs(*types, ACTIVATIONS[config.expert.activation], expert_routing(config), arch)
     return jobs
 
 
