@@ -189,7 +189,9 @@ def test_float16_is_written_as_numpy_does(native, monkeypatch):
     values = np.resize(values, -(-values.size // 16) * 16)
     out = np.empty(values.size, np.float16)
     pages = np.zeros(1, np.int64)
-    operands = np.array([values.ctypes.data, 1, values.size, 0, 0, 0, 0, 0, 0, out.ctypes.data, pages.ctypes.data, 0, 0])
+    operands = np.array(
+        [values.ctypes.data, 1, values.size, 0, 0, 0, 0, 0, 0, out.ctypes.data, pages.ctypes.data, 0, 0]
+    )
     store(operands.ctypes.data, 0, 1, 0)
     with np.errstate(over="ignore", invalid="ignore"):
         want = values.astype(np.float16)
