@@ -6,8 +6,8 @@
 llama-cpp-python` builds it for the machine at hand). Each program has a process of its own that keeps the model open;
 they run by turns, never at the same time, with the same number of threads. A prompt is timed from its first token to
 the logits of its last; decoding through each program's own step, the likeliest token fed back. Beside decoding stands
-the share of the machine's read bandwidth, the best measured in the same turns, that weights and cache were read with.
-Prints markdown.
+the share of the machine's read bandwidth, measured after each run, that weights and cache were read with. On a machine
+shared with others that bandwidth varies more than anything else here. Prints markdown.
 
 A run whose threads had to wait for a processor for more than a twentieth of its time is thrown away and made again
 (where /proc tells): a program whose threads wait for each other loses far more by it than one whose threads do not.
@@ -173,7 +173,7 @@ def compare(model: Path, args: argparse.Namespace) -> list[str]:
             for program, found in zip((ours, peer), runs, strict=True):
                 found.append(program.ask(**request))
         speeds = [[run[0] for run in found] for found in runs]
-        share = median(run[1] for run in runs[0]) / max(run[2] for run in runs[0])
+        share = median(run[1] / run[2] for run in runs[0])
         mine, other = map(median, speeds)
         what = f"prompt of {request['prompt']}" if kind == "prompt" else f"decode at depth {request['depth']}"
         spread = ", ".join(f"{min(found):.1f}-{max(found):.1f}" for found in speeds)
