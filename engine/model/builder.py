@@ -96,26 +96,23 @@ class Builder:
 
     def _attention(self, prefix: str, attention: AttentionConfig) -> AttentionWeights:
         tensors, width = self._tensors, self._config.width
-        rope = None if attention.rope is None else self._rope(attention.rope)
-        slopes = self._alibi_slopes(attention) if attention.alibi else None
         sinks = tensors.vector(f"{prefix}.attn_sinks.weight", (attention.n_heads,)) if attention.sinks else None
-        latent = attention.latent
-        output_columns = attention.n_heads * (attention.value_width if latent is None else latent.value_width)
-        output = self._linear(f"{prefix}.attn_output", width, output_columns)
-        if latent is not None:
-            weights = self._latent(prefix, attention.n_heads, latent)
-            return AttentionWeights(output=output, rope=rope, sinks=sinks, alibi_slopes=slopes, latent=weights)
-        q, k, v = self._qkv(prefix, attention)
+        value_width = attention.value_width if attention.latent is None else attention.latent.value_width
+        output = self._linear(f"{prefix}.attn_output", width, attention.n_heads * value_width)
+        latent = None if attention.latent is None else self._latent(prefix, attention.n_heads, attention.latent)
+        q, k, v = self._qkv(prefix, attention) if latent is None else (None, None, None)
+        # Tables come last: by now shapes of tensors vouch for the numbers of heads and of rotated elements.
         return AttentionWeights(
             output=output,
-            rope=rope,
+            rope=None if attention.rope is None else self._rope(attention.rope),
             q=q,
             k=k,
             v=v,
             q_norm=self._qk_norm(f"{prefix}.attn_q_norm", attention, attention.n_heads),
             k_norm=self._qk_norm(f"{prefix}.attn_k_norm", attention, attention.n_kv_heads),
             sinks=sinks,
-            alibi_slopes=slopes,
+            alibi_slopes=self._alibi_slopes(attention) if attention.alibi else None,
+            latent=latent,
         )
 
     def _qkv(self, prefix: str, attention: AttentionConfig) -> tuple[Linear, Linear, Linear]:
