@@ -73,6 +73,12 @@ def test_unknown_architecture(path):
         load_with(path, architecture="gpt-9")
 
 
+@pytest.mark.parametrize("kind", ["adapter", "mmproj"])
+def test_a_part_of_a_model_is_no_model(path, kind):
+    with pytest.raises(UnsupportedModelError, match=f"general.type is '{kind}'"):
+        load(path, {"general.architecture": "llama", "general.type": kind}, {"x": np.zeros(4, np.float32)})
+
+
 @pytest.mark.parametrize("value", [None, 7])
 def test_no_architecture(path, value):
     meta, tensors = tiny_llama_parts(tokenizer=False)
