@@ -126,6 +126,10 @@ def test_next_token_layers_are_left_out(tmp_path):
         load(tmp_path, file)
     del file.tensors["blk.0.nextn.enorm.weight"]
     assert load(tmp_path, file).config.n_layers == 1
+    for name in ("blk.2.attn_q.weight", "blk.\N{SUPERSCRIPT TWO}.x"):  # beyond the layers there are, or no number
+        file.norm(name.removesuffix(".weight"), WIDTH)
+        with pytest.raises(UnsupportedModelError, match="no use for these tensors: blk"):
+            load(tmp_path, file)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,8 @@ def test_next_token_layers_are_left_out(tmp_path):
         (linear_biases, "token_embd_norm.weight"),
         (norms_behind, "blk.2.post_ffw_norm.weight"),
         (sinks_and_clamped_gates, "blk.0.attn_sinks.weight"),
+        (sinks_and_clamped_gates, "blk.1.ffn_gate_inp.bias"),
+        (sinks_and_clamped_gates, "blk.1.ffn_up_exps.bias"),
         (lambda: latent(True), "blk.0.attn_v_b.weight"),
     ],
 )

@@ -90,6 +90,7 @@ class _Reader:
             learned_positions=self._learned_positions(),
             logit_scale=self._logit_scale(),
             logit_softcap=self._default("final_logit_softcapping", architecture.logit_softcap),
+            next_token_layers=self._n_blocks - self._n_layers,
         )
 
     def _layers(self) -> tuple[LayerConfig, ...]:
