@@ -261,7 +261,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "gemma4": _GEMMA4_STYLE,
     "granite-embed-multi-311m": _GEMMA4_STYLE,
     "sarvam-moe": PreTokenizer((_LINES,), byte_level=False, escape_spaces=True),
-    "whitespace": PreTokenizer((r"\S+",), byte_level=False),
+    "whitespace": PreTokenizer((r"[\S\x1c-\x1f]+",), byte_level=False),  # separators that to Unicode are no white space
     # Others
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     "bloom": _SENTENCE_MARKS,
