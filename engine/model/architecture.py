@@ -133,6 +133,7 @@ class Architecture:
         embedding_scale: embedding_scale is read; the default, None = not read.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
         logit_scale: what logit_scale does.
+        logit_width: without logit_scale in the file it is D / this; None = 1.
         next_token_layers: the last nextn_predict_layers layers guess later tokens and take no part.
         ignored_keys: metadata that such files hold and that changes nothing here.
         ignored_tensors: names of tensors such files may hold that take no part in next-token logits ("blk.*.x" = of
@@ -181,6 +182,7 @@ class Architecture:
     embedding_scale: float | None = None
     residual_scale: float | None = None
     logit_scale: LogitScale = LogitScale.NONE
+    logit_width: int | None = None
     next_token_layers: bool = False
     ignored_keys: tuple[str, ...] = ()
     ignored_tensors: tuple[str, ...] = ()
