@@ -152,4 +152,35 @@ POSITIONS = {
 }
 """Ways to stretch positions; the conformance files have none."""
 
-MODELS = FAMILIES | POSITIONS
+
+def experts_of_unstated_width():
+    file = File("qwen2moe", expert_count=MOE["expert_count"], expert_used_count=MOE["expert_used_count"])
+    file.layers(matrices=ATTENTION + expert_tensors(shared=FFN), norms=NORMS)
+    for layer in range(file.n_layers):
+        file.add(f"blk.{layer}.ffn_gate_inp_shexp.weight", WIDTH, gain=0.1)
+    return vectors(file, "attn_q", "attn_k", "attn_v")
+
+
+def layers_that_guess():
+    keys = {"leading_dense_block_count": 1, "expert_shared_count": 1, "expert_weights_norm": True} | MOE
+    file = File("glm4moe", 3, nextn_predict_layers=1, expert_weights_scale=2.5, rope__dimension_count=HEAD // 2, **keys)
+    file.layers(matrices=ATTENTION, norms=[NORMS[0], ("post_attention_norm", (WIDTH,)), *HEAD_NORMS])
+    for name, shape in GATED:
+        file.matrix(f"blk.0.{name}", *shape)
+    for layer in (1, 2):
+        for name, shape in expert_tensors(shared=EXPERT):
+            file.matrix(f"blk.{layer}.{name}", *shape)
+        file.add(f"blk.{layer}.exp_probs_b.bias", MOE["expert_count"], gain=0.5)
+    file.matrix("blk.2.nextn.eh_proj", WIDTH, 2 * WIDTH)
+    for name in ("enorm", "hnorm"):
+        file.norm(f"blk.2.nextn.{name}", WIDTH)
+    return vectors(file, "attn_q", "attn_k", "attn_v")
+
+
+UNSTATED = {
+    "experts of unstated width": experts_of_unstated_width,
+    "layers that guess, routing unstated": layers_that_guess,
+}
+"""What files leave out, and what they hold that takes no part."""
+
+MODELS = FAMILIES | POSITIONS | UNSTATED
