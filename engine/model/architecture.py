@@ -44,8 +44,7 @@ class MoeParts:
         required: the family has no dense form.
         dense_lead: leading_dense_block_count layers come first that have an ordinary feed-forward part.
         groups: expert_group_count and expert_group_used_count are read.
-        width_of_used: without expert_feed_forward_length the experts used have feed_forward_length columns together, not
-            each.
+        width_of_used: without expert_feed_forward_length feed_forward_length is the width of all used experts together.
         shared: an expert for every token, of expert_shared_feed_forward_length columns, else (where shared_counted)
             expert_shared_count times an expert's width, else (where shared_like_dense) of a dense part's width.
         shared_counted, shared_like_dense: see shared.
