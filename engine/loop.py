@@ -218,7 +218,7 @@ class EngineLoop:
         deferral.check()
 
     def _take_turn(self) -> None:
-        """Until nobody is inside a step. Without a claim whoever drives would be in the next one before we are awake."""
+        """Until nobody is inside a step; without a claim whoever drives is in the next one before we are awake."""
         self._claims += 1
         try:
             while self._busy():
