@@ -78,10 +78,6 @@ class EngineConfig:
                 raise InvalidRequestError(f"{name} is {value!r}; a whole number of at least 1 is needed")
         if self.max_sequences is not None and self.max_sequences > MAX_SEQUENCES:
             raise InvalidRequestError(f"max_sequences is {self.max_sequences}; allowed: 1 to {MAX_SEQUENCES}")
-        if None not in (self.cache_tokens, self.context_length) and self.cache_tokens < self.context_length:  # type: ignore[operator]
-            raise InvalidRequestError(
-                f"cache_tokens is {self.cache_tokens}; it must hold one whole context of {self.context_length} tokens"
-            )
 
     @property
     def device_index(self) -> int:
@@ -90,8 +86,18 @@ class EngineConfig:
         return int(index) if index else 0
 
     def resolve_context(self, trained: int) -> int:
-        """The context length in force for a model that was trained with `trained` tokens."""
-        return self.context_length or min(trained, DEFAULT_CONTEXT_LIMIT)
+        """The context length in force for a model that was trained with `trained` tokens.
+
+        Raises:
+            InvalidRequestError: cache_tokens is less than that.
+        """
+        context_length = self.context_length or min(trained, DEFAULT_CONTEXT_LIMIT)
+        if self.cache_tokens is not None and self.cache_tokens < context_length:
+            raise InvalidRequestError(
+                f"cache_tokens is {self.cache_tokens}; it must hold one whole context of {context_length} tokens: "
+                "ask for a larger cache_tokens or a smaller context_length"
+            )
+        return context_length
 
 
 def on_pages(n_positions: int) -> int:

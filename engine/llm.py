@@ -288,7 +288,8 @@ class LLM:
             self._chat_template = ChatTemplate.from_metadata(metadata, self.tokenizer)
         if self._chat_template is None:
             raise InvalidRequestError(
-                f"{self.config.model} holds no chat template: use generate instead, or give a template of your own"
+                f"{self.config.model} holds no chat template: use generate instead, or give a template of your own "
+                "(chat_template, --chat-template-file)"
             )
         self._chat_template.compile()
         return self._chat_template

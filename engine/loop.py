@@ -85,6 +85,7 @@ class EngineLoop:
         self._abandoned: deque[int] = deque()
         self._lost: list[tuple[int, Exception]] = []
         self._driver: threading.Thread | None = None
+        self._claims = 0  # threads that wait for the turn after the running step
         self._closed = False
         # A plain lock: an abandoned stream may be finalized by the garbage collector while this thread holds it.
         self._changed = threading.Condition(threading.Lock())
@@ -127,7 +128,7 @@ class EngineLoop:
         with deferral:
             while True:
                 with self._changed:
-                    while not job.queue and job.error is None and self._busy():
+                    while not job.queue and job.error is None and (self._busy() or self._claims):
                         self._wait()
                     work = self._begin() if not job.queue and job.error is None else None
                     if job.queue and work is None:
@@ -150,8 +151,7 @@ class EngineLoop:
         try:
             with deferral:
                 with self._changed:
-                    while self._busy():
-                        self._wait()
+                    self._take_turn()
                     self._forget_told()
                     self._raise_failure()
                     work = self._begin()
@@ -186,8 +186,7 @@ class EngineLoop:
     def exclusive(self) -> Iterator[Runner]:
         """The runner for a caller who needs it outside the step loop; steps wait meanwhile."""
         with deferral, self._changed:
-            while self._busy():
-                self._wait()
+            self._take_turn()
             self._check_open()
             self._driver = threading.current_thread()
         try:
@@ -200,8 +199,7 @@ class EngineLoop:
     def close(self) -> None:
         """End every request with an error and close the runner; a second call does nothing."""
         with deferral, self._changed:
-            while self._busy():
-                self._wait()
+            self._take_turn()
             if self._closed:
                 return
             self._reap()
@@ -218,6 +216,16 @@ class EngineLoop:
         """Until somebody's step is done; an interrupt is heeded now and then."""
         self._changed.wait(WAIT_SECONDS if threading.current_thread() is threading.main_thread() else None)
         deferral.check()
+
+    def _take_turn(self) -> None:
+        """Until nobody is inside a step; without a claim whoever drives is in the next one before we are awake."""
+        self._claims += 1
+        try:
+            while self._busy():
+                self._wait()
+        finally:
+            self._claims -= 1
+            self._changed.notify_all()
 
     def _busy(self) -> bool:
         """Whether another thread is inside a step. Our own name there means that an interrupt cut our step short."""

@@ -93,9 +93,14 @@ class TestGenerate:
         done = run("generate", flag, value, *GREEDY, "-n", 15, "--no-stream", "--no-stats")
         assert done.stdout == START + "\n"
 
-    def test_prompt_from_stdin_with_echo(self):
-        done = run_process("generate", "-f", "-", *GREEDY, "-n", 15, "--echo", stdin="Once upon a time")
+    @pytest.mark.parametrize("where", [("-",), ("-f", "-")])
+    def test_prompt_from_stdin_with_echo(self, where):
+        done = run_process("generate", *where, *GREEDY, "-n", 15, "--echo", stdin="Once upon a time")
         assert done.stdout == "Once upon a time" + START + "\n"
+
+    def test_a_text_without_end_is_refused(self, monkeypatch):
+        monkeypatch.setattr("engine.cli.terminal.MOST_TEXT", 2 << 20)
+        assert "2097152 bytes" in error_of("generate", "-f", "/dev/zero")
 
     def test_json(self):
         done = run("generate", "Once upon a time", *GREEDY, "-n", 4, "--json", "--logprobs", 2)
@@ -257,6 +262,7 @@ class TestErrors:
             (["generate", "a", "--samples", "0"], "--samples"),
             (["generate", "a", "--max-sequences", "0"], "max_sequences is 0"),
             (["generate", "a", "--cache-tokens", "10", "-c", "20"], "one whole context of 20"),
+            (["generate", "a", "--cache-tokens", "10", "--device", "cpu"], "one whole context of 1024"),
             (["generate", "a", "--prefill-chunk", "-1"], "prefill_chunk is -1"),
             (["bench", "--sequences", "1,x"], "1,4,16"),
             (["bench", "--sequences", "1,300"], "1 to 256"),

@@ -41,17 +41,22 @@ def test_an_exception_reaches_the_caller_and_the_pool_lives_on():
         assert sorted(seen) == list(range(8))
 
 
-def test_interrupt_in_the_calling_thread():
-    caller = threading.current_thread()
+def test_an_interrupt_in_the_calling_thread_leaves_no_task_running():
+    caller, at_work, running = threading.current_thread(), threading.Barrier(3, timeout=10), []
 
-    def interrupted(_):
+    def interrupted(index):
         if threading.current_thread() is caller:
+            at_work.wait()
             raise KeyboardInterrupt
-        time.sleep(0.01)
+        running.append(index)
+        at_work.wait()
+        time.sleep(0.05)
+        running.remove(index)
 
     with ThreadPool(3) as pool:
         with pytest.raises(KeyboardInterrupt):
-            pool.run(interrupted, 50)
+            pool.run(interrupted, 3)
+        assert running == []
         seen = []
         pool.run(seen.append, 8)
         assert sorted(seen) == list(range(8))

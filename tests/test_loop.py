@@ -3,6 +3,8 @@
 import random
 import sys
 import threading
+import time
+from contextlib import suppress
 from itertools import count
 
 import pytest
@@ -239,3 +241,38 @@ class TestManyThreads:
             assert not reader.is_alive()
         assert len(outcomes) == 5
         assert all("closed" in outcome for outcome in outcomes)
+
+    @pytest.mark.parametrize("way", ["close", "exclusive", "step"])
+    def test_who_waits_for_the_engine_has_the_next_turn(self, runner, loop, make, monkeypatch, way):
+        """Not the thread that made the last step and is in the next one before anybody else is awake."""
+
+        def slow_step(work, step=runner.step):
+            time.sleep(2e-4)  # as kernels do: others run meanwhile
+            return step(work)
+
+        monkeypatch.setattr(runner, "step", slow_step)
+        streams = [Stream(loop, make([1], 5000)) for _ in range(2)]
+
+        def read(stream):
+            with suppress(EngineError):
+                stream.result()
+
+        readers = [threading.Thread(target=read, args=(stream,)) for stream in streams]
+        for reader in readers:
+            reader.start()
+        while runner.steps < 20:
+            time.sleep(1e-3)
+        before = runner.steps
+        if way == "close":
+            loop.close()
+        elif way == "exclusive":
+            with loop.exclusive():
+                assert loop._driver is threading.current_thread()
+        else:
+            loop.step()
+        assert runner.steps - before < 100
+        for stream in streams:
+            stream.close()
+        for reader in readers:
+            reader.join(30)
+            assert not reader.is_alive()

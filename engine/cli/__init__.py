@@ -68,6 +68,8 @@ def _run(arguments: list[str], debug: bool) -> int:
             message = str(error)
         elif isinstance(error, OSError):
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        elif isinstance(error, MemoryError):
+            message = "the system gives no more memory: close other programs, or take a smaller model, text or context"
         else:
             message = f"unexpected {type(error).__name__}: {error} (run again with --debug for the traceback)"
         print(f"error: {' '.join(message.split())}", file=sys.stderr)

@@ -25,7 +25,9 @@ DEFAULT_MAX_TOKENS = 256
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to continue; - reads it from stdin.", show_default=False)
+    ] = None,
     model: options.ModelOption = None,
     prompt_option: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The prompt, as an option.", show_default=False)
@@ -157,10 +159,10 @@ def _read_prompt(argument: str | None, option: str | None, file: Path | None, id
     if len(given) != 1:
         count = "no prompt is given" if not given else f"{len(given)} prompts are given"
         raise InvalidRequestError(
-            f'{count}; give one: gguf-engine generate "Once upon a time", or -p, -f or --prompt-ids'
+            f'{count}; give one: gguf-engine generate "Once upon a time", or - for stdin, or -p, -f or --prompt-ids'
         )
-    if file is not None:
-        return read_text(file)
+    if file is not None or argument == "-":
+        return read_text(file or Path("-"))
     if ids is not None:
         try:
             return [int(part) for part in ids.replace(",", " ").split()]

@@ -98,9 +98,14 @@ def _follow(running: Iterator[Perplexity], total: int) -> Perplexity:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task("perplexity", total=total)
-        for last in running:
-            progress.update(task, advance=1, description=f"perplexity {last.value:.4f}")
-            if progress.disable and last.n_chunks % 10 == 0:
-                note(f"{last.n_chunks}/{total} chunks: {last.value:.4f}")
+        try:
+            for last in running:
+                progress.update(task, advance=1, description=f"perplexity {last.value:.4f}")
+                if progress.disable and last.n_chunks % 10 == 0:
+                    note(f"{last.n_chunks}/{total} chunks: {last.value:.4f}")
+        except KeyboardInterrupt:
+            if last is not None:
+                note(f"interrupted after {last.n_chunks} of {total} chunks: {last.value:.4f} +/- {last.error:.4f}")
+            raise
     assert last is not None, "cut() gives at least one chunk"
     return last

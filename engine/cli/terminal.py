@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from engine.errors import InvalidRequestError
 if TYPE_CHECKING:
     from engine.llm import LLM
     from engine.request import GenerationResult
+
+MOST_TEXT = 1 << 28
+"""Bytes read of a text: endless input must not fill the memory."""
 
 
 def write(text: str) -> None:
@@ -39,9 +43,14 @@ def read_text(path: Path) -> str:
     """A UTF-8 text file; "-" is stdin.
 
     Raises:
-        InvalidRequestError: the bytes are not UTF-8.
+        InvalidRequestError: the bytes are not UTF-8, or there is no end to them.
     """
-    raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    with nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
+        pieces = iter(lambda: file.read(1 << 20), b"")  # one read() would take memory for all that may come
+        raw = b"".join(itertools.islice(pieces, MOST_TEXT >> 20))
+        endless = file.read(1) != b""
+    if endless:
+        raise InvalidRequestError(f"{path} has more than {MOST_TEXT} bytes; that is more than any model reads at once")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

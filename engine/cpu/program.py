@@ -8,7 +8,6 @@ which kernel reads what. Later steps of the same sequences only change embedding
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -256,8 +255,6 @@ class Program:
         places = np.array(recorder.lengths, dtype=np.intp)
         self._length_places = places[:, 0], places[:, 1]
         self._length_rows = places[:, 2]
-        self._running: list[int] = []
-        self._turn = 0
 
     def run(self, batch: Batch) -> Float32Array:
         """Logits (T, V) of one more token per sequence; the array is overwritten by the next run."""
@@ -265,27 +262,14 @@ class Program:
             fill(batch)
         self._table[self._length_places] = batch.positions[self._length_rows]
         self._counters.fill(0)
-        turn = self._turn
         run, give_way = build.kernel("run_program"), _give_way()
         table, counters = address(self._table), address(self._counters)
         scratch, scratch_bytes = address(self._scratch), self._scratch.strides[0]
 
         def task(index: int) -> None:
-            self._running.append(index)
-            try:
-                if turn == self._turn:
-                    run(table, len(self._table), counters, scratch + index * scratch_bytes, give_way)
-            finally:
-                self._running.remove(index)
+            run(table, len(self._table), counters, scratch + index * scratch_bytes, give_way)
 
-        try:
-            self._pool.run(task, self._pool.threads)
-        except BaseException:
-            # An interrupt may leave another thread at work in our buffers and the cache: it must end first.
-            self._turn += 1
-            while self._running:
-                time.sleep(0.0002)
-            raise
+        self._pool.run(task, self._pool.threads)
         return self._logits
 
 

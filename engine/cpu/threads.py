@@ -6,6 +6,7 @@ tasks compute; tasks run in parallel because compiled kernels release the GIL.
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from itertools import count
@@ -27,6 +28,7 @@ class _Job:
         self.task = task
         self.n_tasks = n_tasks
         self.cancelled = False
+        self.helpers: list[int] = []  # threads of the pool that are at it
         self.error: BaseException | None = None
         self.finished = threading.Lock()
         self.finished.acquire()
@@ -53,7 +55,11 @@ def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
         job = jobs.get()
         if job is None:
             return
-        job.help()
+        job.helpers.append(threading.get_ident())  # before help() looks whether the job was cancelled
+        try:
+            job.help()
+        finally:
+            job.helpers.remove(threading.get_ident())
         # A sleeping thread must not keep the arrays of its last job alive.
         del job
 
@@ -87,6 +93,8 @@ class ThreadPool:
     def run(self, task: Callable[[int], None], n_tasks: int) -> None:
         """Calls task(0) .. task(n_tasks - 1), each once, in any order and on any thread; returns when all are done.
 
+        Nor is any of them running any more after an exception, an interrupt included.
+
         Raises:
             Exception: the first exception a task raised; tasks not yet begun are then skipped.
         """
@@ -104,8 +112,11 @@ class ThreadPool:
             job.help()
             job.finished.acquire()
         except BaseException:
-            # Ctrl-C: helpers stop after the task they are in; the job itself keeps what that task writes to alive.
+            # Ctrl-C: helpers stop after the task they are in. Until then that task writes to buffers and cache pages,
+            # which the caller's next step may give to somebody else.
             job.cancelled = True
+            while job.helpers:
+                time.sleep(0.0002)
             raise
         if job.error is not None:
             raise job.error
