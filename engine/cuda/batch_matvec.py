@@ -32,6 +32,8 @@ _MAX_STAGES = 6
 _CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
 _RESIDENT_ITEMS = 48
 """Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
+_WARP_PRODUCTS = 2
+"""Groups of 8 sequences up to which warps multiply one by one."""
 _ARCH = 90
 UNSUPPORTED = frozenset((GGMLType.F32, GGMLType.Q2_K))
 """F32 would not fit float16; of Q2_K the minimums stand per 16 columns."""
@@ -139,7 +141,7 @@ def kernel_job(
     groups = _groups_of_eight(min(batch, MAX_ROWS))
     memory = _memory(types, split, min(batch, MAX_ROWS), columns)
     # A warp group alone leaves the tensor cores idle while it unpacks: four of them keep both busy. 64 sequences leave
-    # them so few registers that each makes do with one set of fragments, and the fetching warp group lends its own.
+    # them so few registers that the fetching warp group lends its own.
     crowded = groups == 8 and split.units == 4
     distinct = list(dict.fromkeys(types))
     defines: dict[str, object] = {
@@ -147,7 +149,7 @@ def kernel_job(
         "NT": groups,
         "TEAMS": split.units,
         "FETCHERS": 128 if crowded else 32,
-        "BUFFERS": 1 if crowded else 2,
+        "WARP_PRODUCTS": _WARP_PRODUCTS,
         "CLUSTER": split.cluster,
         "STAGES": memory.stages,
         "STAGE": memory.stage,

@@ -47,46 +47,74 @@ constexpr int tile_bytes() {  // of 256 columns
     return F::CHUNK_BYTES * (256 / F::COLUMNS);
 }
 
-// acc += 256 columns (quads 128s of them) of this warp's tile times the activations that x describes, whose factors are per sequence.
+// acc += products of rows g and g + 8 times a factor of the row and one of the sequence.
+DEVICE void add_products(Sums& acc, const Sums& products, float2 of_rows, const float* factors, int lane) {
+#pragma unroll
+    for (int j = 0; j < NT; ++j) {
+        const float2 of_columns = *(const float2*)(factors + j * 8 + (lane & 3) * 2);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            acc[j * 4 + i] = fmaf(products[j * 4 + i], (i & 2 ? of_rows.y : of_rows.x) * (i & 1 ? of_columns.y : of_columns.x),
+                                  acc[j * 4 + i]);
+    }
+}
+
+// acc += 256 columns (quads 128s of them) of this warp's tile times the activations at x, whose factors are per sequence.
 template <class F>
-DEVICE void add_columns(const u8* tile, u64 x, const float* factors, int quads, int lane, Sums& acc) {
+DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, int lane, Sums& acc) {
     typedef HalfWeights<F> Half;
     Sums products;
-    u32 f[BUFFERS][16];
-    auto add_products = [&](float2 of_rows) {
-        wgmma_wait<0>();
-        keep_order(products);
-#pragma unroll
-        for (int j = 0; j < NT; ++j) {
-            const float2 of_columns = *(const float2*)(factors + j * 8 + (lane & 3) * 2);
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                acc[j * 4 + i] = fmaf(products[j * 4 + i],
-                                      (i & 2 ? of_rows.y : of_rows.x) * (i & 1 ? of_columns.y : of_columns.x), acc[j * 4 + i]);
-        }
-    };
     u32 minimums[4];
     float2 of_minimums;
+#if NT <= WARP_PRODUCTS
+    x += lane * 16;
+    if (Half::MINIMUMS) {
+        of_minimums = Half::minimums(tile, lane, minimums);
+#pragma unroll
+        for (int i = 0; i < NT * 4; ++i) products[i] = 0.0f;
+        add_step(products, minimums, x + SUMS_AT);
+        add_products(acc, products, of_minimums, factors, lane);
+    }
+#pragma unroll
+    for (int i = 0; i < NT * 4; ++i) products[i] = 0.0f;
+#pragma unroll
+    for (int s = 0; s < 8; ++s) {  // 32 columns
+        if (s == 4 && F::COLUMNS == 128 && quads < 2) break;
+        u32 f[8];
+        Half::fragments(tile + (F::COLUMNS == 128 ? s / 4 * F::CHUNK_BYTES : 0), F::COLUMNS == 128 ? 0 : s / 4, s % 4, lane, f);
+        add_two_steps(products, f, x + s * 2 * STEP_BYTES);
+    }
+#else
+    const u64 operand = operand_at(x);
     if (Half::MINIMUMS) {
         of_minimums = Half::minimums(tile, lane, minimums);
         wgmma_fence();
-        wgmma(products, minimums, x + SUMS_AT / 16, 0);
+        wgmma(products, minimums, operand + SUMS_AT / 16, 0);
         wgmma_commit();
     }
+    u32 f[2][8];
 #pragma unroll
-    for (int p = 0; p < 4; ++p) {  // 64 columns
-        if (p == 2 && F::COLUMNS == 128 && quads < 2) break;
-        if (BUFFERS == 2 ? p >= 2 : p >= 1) wgmma_wait<BUFFERS - 1>();
-        const u8* const chunk = F::COLUMNS == 128 ? tile + (p >> 1) * F::CHUNK_BYTES : tile;
-        Half::fragments(chunk, F::COLUMNS == 128 ? 0 : p >> 1, p & 1, lane, f[p % BUFFERS]);
-        keep_order(f[p % BUFFERS]);
-        if (p == 0 && Half::MINIMUMS) add_products(of_minimums), keep_order(acc);
+    for (int s = 0; s < 8; ++s) {  // 32 columns, unpacked while those before are multiplied
+        if (s == 4 && F::COLUMNS == 128 && quads < 2) break;
+        if (s >= 2) wgmma_wait<1>();
+        Half::fragments(tile + (F::COLUMNS == 128 ? s / 4 * F::CHUNK_BYTES : 0), F::COLUMNS == 128 ? 0 : s / 4, s % 4, lane,
+                        f[s & 1]);
+        keep_order(f[s & 1]);
+        if (s == 0 && Half::MINIMUMS) {
+            wgmma_wait<0>();
+            keep_order(products);
+            add_products(acc, products, of_minimums, factors, lane);
+            keep_order(acc);
+        }
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 4; ++i) wgmma(products, f[p % BUFFERS] + i * 4, x + (p * 4 + i) * STEP_BYTES / 16, p + i > 0);
+        for (int i = 0; i < 2; ++i) wgmma(products, f[s & 1] + i * 4, operand + (s * 2 + i) * STEP_BYTES / 16, s + i > 0);
         wgmma_commit();
     }
-    add_products(Half::post(tile, lane >> 2));
+    wgmma_wait<0>();
+    keep_order(products);
+#endif
+    add_products(acc, products, Half::post(tile, lane >> 2), factors, lane);
 }
 
 // out = f(alpha * (x W^T * factor + bias)) or out += ...; see batch_matvec.py for shapes.
@@ -238,7 +266,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             const int quads = min(2, (columns - chunk * 256 + 127) >> 7);
             const u8* const x = RESIDENT ? shared + (chunk - begin) * X_BYTES : ring + stage * STAGE;
             const float* const factors = (const float*)(x + FLOATS_AT);
-            const u64 x_at = operand_at(shared_address(x));
+            const u32 x_at = shared_address(x);
             if (threadIdx.x < NT * 8) square += factors[NT * 8 + threadIdx.x];
             const u8* const tile = ring + stage * STAGE + WEIGHTS_AT + warp * TILE_STRIDE;
 #if FORMATS == 1
@@ -270,7 +298,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             }
             return rsqrtf(fmaf(sum, 1.0f / columns, eps));
         };
-        auto finish = [&](float v, const Segment& m, int b, int row, float before) {  // not paired
+        auto finish = [&](float v, const Segment& m, int row, float before) {  // not paired
             if (m.scale) v *= m.scale[0];
             if (bias) v += bias[m.column + row];
             v = activate(v * alpha);
@@ -297,50 +325,80 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
                 const int b = (i >> 2) * 8 + t * 2 + (i & 1), row = PAIRED ? tile * 8 + g : tile * 16 + (i & 2) * 4 + g;
                 if (b >= batch || row >= m.rows) continue;
                 float* const at = out + (i64)b * out_stride + m.column + row;
-                if (!PAIRED) *at = finish(acc[i], m, b, row, add ? __ldcg(at) : 0.0f);
+                if (!PAIRED) *at = finish(acc[i], m, row, add ? __ldcg(at) : 0.0f);
                 else if (!(i & 2)) *at = finish_pair(acc[i], acc[i | 2], m);
             }
         }
 #else
-        // Every block leaves its sums in its shared memory, over what it has used, and finishes a share of the outputs.
+        // Every block leaves its sums in its shared memory, over what it has used, and finishes its share of the sequences: a
+        // warp all outputs of one. What is added to is read while others still multiply.
         float* const kept = (float*)shared;
 #pragma unroll
         for (int i = 0; i < NT * 4; ++i) {
             const int b = (i >> 2) * 8 + t * 2 + (i & 1), row = (warp & 3) * 16 + (i & 2) * 4 + g;
             kept[(team * NT * 8 + b) * KEPT_STRIDE + row] = acc[i];
         }
-        cluster_barrier();
-        constexpr int PER = PAIRED ? 8 : 16;  // groups of 4 outputs in a unit
-        const int work = (TILES / 4) * batch * PER;
-        for (int i = rank * work / CLUSTER + (int)threadIdx.x; i < (rank + 1) * work / CLUSTER; i += CONSUMERS) {
-            const int four = i % PER, b = i / PER % batch, in_block = i / PER / batch, unit = group * (TILES / 4) + in_block;
-            if (unit >= units) continue;
-            const Segment m = segment_of(unit);
-            const int first = PAIRED ? (four >> 1) * 16 + (four & 1) * 4 : four * 4;
-            const int row = (unit - m.first_unit) * (PAIRED ? 32 : 64) + four * 4;
-            float* const at = out + (i64)b * out_stride + m.column + row;
-            float before[4] = {};
-            if (add)
+        cluster_arrive();
+        constexpr int OUTPUTS = PAIRED ? 32 : 64, LOADS = (TEAMS * OUTPUTS + 127) / 128;  // of a unit; float4s of a lane
+        Segment m[LOADS];
+        int row[LOADS], left[LOADS];  // of the matrix; outputs of this lane
+        float4 before[LOADS];
+        const bool wide = ((out_stride | (int)((u64)out >> 2)) & 3) == 0;
 #pragma unroll
-                for (int k = 0; k < 4; ++k)
-                    if (row + k < m.rows) before[k] = __ldcg(at + k);
-            const u32 from = shared_address(shared) + ((in_block * NT * 8 + b) * KEPT_STRIDE + first) * 4;
-            float4 sum = load_from_rank(from, 0), up = PAIRED ? load_from_rank(from + 32, 0) : sum;
+        for (int i = 0; i < LOADS; ++i) {
+            const int at = i * 128 + lane * 4, unit = group * TEAMS + at / OUTPUTS;
+            m[i] = segment_of(min(unit, units - 1));
+            row[i] = (unit - m[i].first_unit) * OUTPUTS + at % OUTPUTS;
+            left[i] = at < TEAMS * OUTPUTS && unit < units ? m[i].rows - row[i] : 0;
+        }
+        auto place = [&](int b, int i) { return out + (i64)b * out_stride + m[i].column + row[i]; };
+        auto load_before = [&](int b) {
 #pragma unroll
-            for (int r = 1; r < CLUSTER; ++r) {
-                const float4 v = load_from_rank(from, r);
-                sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-                if (PAIRED) {
-                    const float4 w = load_from_rank(from + 32, r);
-                    up.x += w.x, up.y += w.y, up.z += w.z, up.w += w.w;
+            for (int i = 0; i < LOADS; ++i) {
+                before[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (add && b < batch) before[i] = four_of(place(b, i), 0, left[i], wide && (m[i].column & 3) == 0 && left[i] >= 4);
+            }
+        };
+        int b = rank + CLUSTER * warp;
+        load_before(b);
+        cluster_wait();
+        while (b < batch) {
+            const float factor = norm ? factor_of(b) : 1.0f;
+#pragma unroll
+            for (int i = 0; i < LOADS; ++i) {
+                if (left[i] <= 0) continue;
+                const int at = i * 128 + lane * 4, in_unit = at % OUTPUTS;
+                const int first = PAIRED ? (in_unit >> 3) * 16 + (in_unit & 4) : in_unit;
+                const u32 from = shared_address(shared) + ((at / OUTPUTS * NT * 8 + b) * KEPT_STRIDE + first) * 4;
+                float4 sum = load_from_rank(from, 0), up = PAIRED ? load_from_rank(from + 32, 0) : sum;
+#pragma unroll
+                for (int r = 1; r < CLUSTER; ++r) {
+                    const float4 v = load_from_rank(from, r);
+                    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+                    if (PAIRED) {
+                        const float4 w = load_from_rank(from + 32, r);
+                        up.x += w.x, up.y += w.y, up.z += w.z, up.w += w.w;
+                    }
+                }
+                auto finished = [&](float v, float w, int k, float old) {
+                    return PAIRED ? finish_pair(v * factor, w * factor, m[i]) : finish(v * factor, m[i], row[i] + k, old);
+                };
+                float* const to = place(b, i);
+                const int n = left[i];
+                const float4 v = make_float4(finished(sum.x, up.x, 0, before[i].x), n > 1 ? finished(sum.y, up.y, 1, before[i].y) : 0.0f,
+                                             n > 2 ? finished(sum.z, up.z, 2, before[i].z) : 0.0f,
+                                             n > 3 ? finished(sum.w, up.w, 3, before[i].w) : 0.0f);
+                if (wide && n >= 4 && (m[i].column & 3) == 0) {
+                    *(float4*)to = v;
+                } else {
+                    to[0] = v.x;
+                    if (n > 1) to[1] = v.y;
+                    if (n > 2) to[2] = v.z;
+                    if (n > 3) to[3] = v.w;
                 }
             }
-            const float factor = norm ? factor_of(b) : 1.0f;
-            const float v[4] = {sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor};
-            const float w[4] = {up.x * factor, up.y * factor, up.z * factor, up.w * factor};
-#pragma unroll
-            for (int k = 0; k < 4; ++k)
-                if (row + k < m.rows) at[k] = PAIRED ? finish_pair(v[k], w[k], m) : finish(v[k], m, b, row + k, before[k]);
+            b += CLUSTER * CONSUMERS / 32;
+            load_before(b);
         }
         __syncwarp();
         cluster_barrier();  // others may still read this block's sums
