@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_cuda_matvec import COMMON, RARE, nmse, packed, random_rows
 
-from engine.cuda.batch_matvec import Split, choose_split, group_split, kernel_job, operand_bytes, supported
+from engine.cuda.batch_matvec import BatchMatVec, Split, choose_split, group_split, kernel_job, operand_bytes, supported
 from engine.cuda.layouts import LAYOUTS
 from engine.cuda.module import shared_limit
 from engine.gguf.quants import dequantize
@@ -66,7 +66,7 @@ def rng():
 
 
 def product(cupy, matrices, activation=0):
-    from engine.cuda.batch_matvec import BatchMatVec, operand_job
+    from engine.cuda.batch_matvec import operand_job
     from engine.cuda.module import prebuild
 
     multiply = BatchMatVec(matrices, 132)
@@ -162,3 +162,38 @@ def test_gate_and_up_in_one(cupy, rng, type, rows, columns):
         out = cupy.empty((batch, rows), np.float32)
         multiply(x[:batch], out, activation=Activation.SILU)
         assert np.sum((out.get() - truth[:batch]) ** 2) < 1e-6 * np.sum(truth[:batch] ** 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("type", "split", "rows"), [
+    (GGMLType.Q4_K, Split(4, 6), 1024), (GGMLType.Q6_K, Split(4, 2), 1000), (GGMLType.Q8_0, Split(4, 1, 2), 1024),
+    (GGMLType.Q4_K, Split(4, 1, 2), 1000),
+])  # fmt: skip
+def test_an_operand_left_by_the_product_before_is_the_one_made_from_its_result(cupy, rng, type, split, rows):
+    from engine.cuda.matvec import Activation
+
+    paired, columns = split.neighbours == 2, 1536
+    activation = Activation.SILU if paired else Activation.NONE
+    raws = [random_rows(rng, type, rows, columns) for _ in range(2)]
+    first = BatchMatVec([packed(cupy, type, raws[0], columns, partner=raws[1] if paired else None)], 132, split)
+    width = -(-rows // 32) * 32
+    second = BatchMatVec([packed(cupy, GGMLType.Q4_0, random_rows(rng, GGMLType.Q4_0, 300, width), width)], 132)
+    assert first.emits
+    norm = cupy.asarray(rng.uniform(0.5, 1.5, width).astype(np.float32))
+    scratch, left = (cupy.full(operand_bytes(1536), 255, np.uint8) for _ in range(2))
+    for batch in (1, 5, 16, 30, 64):
+        x = cupy.asarray(rng.standard_normal((batch, columns)).astype(np.float32))
+        stream = cupy.asarray(rng.standard_normal((batch, width)).astype(np.float32))
+        stream[:, rows:] = 0
+        other, expected, found = (
+            stream.copy(),
+            cupy.empty((batch, 300), np.float32),
+            cupy.empty((batch, 300), np.float32),
+        )
+        given = norm[:width] if not paired else None
+        first(x, stream, scratch, add=not paired, activation=activation)
+        second(stream, expected, scratch, norm=given, eps=1e-5)
+        first(x, other, scratch, add=not paired, activation=activation, emitted=(given, left))
+        second(stream, found, left, norm=given, eps=1e-5, ready=True)
+        assert paired or cupy.array_equal(stream, other)
+        assert cupy.array_equal(expected, found)

@@ -8,7 +8,7 @@ sequence's result do not depend on the other sequences, on B, or on the run. Mus
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.cuda.launch import launch
@@ -32,6 +32,7 @@ _MAX_STAGES = 6
 _CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
 _RESIDENT_ITEMS = 48
 """Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
+_EARLY = 1
 _WARP_PRODUCTS = 2
 """Groups of 8 sequences up to which warps multiply one by one."""
 _ARCH = 90
@@ -58,10 +59,17 @@ class Split:
     Attributes:
         units: units of 64 rows in a block.
         cluster: blocks that share the columns of the same rows; it decides the order of sums.
+        neighbours: blocks of consecutive rows that finish together.
     """
 
     units: int
     cluster: int
+    neighbours: int = 1
+
+    @property
+    def members(self) -> int:
+        """Blocks that run at the same time and see each other's memory."""
+        return self.cluster * self.neighbours
 
 
 def choose_split(units: int, chunks: int, multiprocessors: int) -> Split:
@@ -100,7 +108,7 @@ class _Memory:
         return self.resident + self.stages * (self.stage + 16) + MAX_ROWS * 4
 
 
-def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int) -> _Memory:
+def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int, *, ready: bool = False) -> _Memory:
     groups = _groups_of_eight(batch)
     tile = max(LAYOUTS[type].chunk_bytes * CHUNK // LAYOUTS[type].chunk_columns for type in types)
     limit = shared_limit(_ARCH) - 2048
@@ -110,13 +118,13 @@ def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int) -
     # One item has no use for more stages than it has chunks.
     most = min(_MAX_STAGES, own) if split.cluster > 1 else _MAX_STAGES
     stages = min(most, (limit - own * x) // (weights + 16))
-    if batch * own <= _RESIDENT_ITEMS and stages >= min(most, 2):
+    if not ready and batch * own <= _RESIDENT_ITEMS and stages >= min(most, 2):
         memory = _Memory(tile, weights, stages, own * x)
     else:
         memory = _Memory(tile, weights + x, min(most, limit // (weights + x + 16)), 0)
     kept = split.units * groups * 8 * 68 * 4
     missing = kept - memory.resident - memory.stages * memory.stage
-    if split.cluster > 1 and missing > 0:  # blocks exchange their sums through the same memory
+    if split.members > 1 and missing > 0:  # blocks exchange their sums through the same memory
         memory = _Memory(tile, memory.stage, memory.stages + -(-missing // memory.stage), memory.resident)
     return memory
 
@@ -124,7 +132,7 @@ def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int) -
 def fit(types: Sequence[GGMLType], split: Split) -> Split:
     """Fewer rows in a block where two stages of so many do not fit."""
     while split.units > 1 and _memory(types, split, MAX_ROWS, 1 << 20).stages < 2:
-        split = Split(split.units // 2, split.cluster)
+        split = replace(split, units=split.units // 2, neighbours=1)
     return split
 
 
@@ -136,10 +144,11 @@ def kernel_job(
     *,
     paired: bool = False,
     activation: int = 0,
+    ready: bool = False,
 ) -> Job:
-    """The (files, defines) pair of the kernel of a batch size, for module.prebuild."""
+    """The (files, defines) pair of the kernel of a batch size, for module.prebuild. ready: of its operand."""
     groups = _groups_of_eight(min(batch, MAX_ROWS))
-    memory = _memory(types, split, min(batch, MAX_ROWS), columns)
+    memory = _memory(types, split, min(batch, MAX_ROWS), columns, ready=ready)
     # A warp group alone leaves the tensor cores idle while it unpacks: four of them keep both busy. 64 sequences leave
     # them so few registers that the fetching warp group lends its own.
     crowded = groups == 8 and split.units == 4
@@ -151,7 +160,9 @@ def kernel_job(
         "FETCHERS": 128 if crowded else 32,
         "WARP_PRODUCTS": _WARP_PRODUCTS,
         "CLUSTER": split.cluster,
+        "NEIGHBOURS": split.neighbours,
         "STAGES": memory.stages,
+        "EARLY": min(_EARLY, memory.stages),
         "STAGE": memory.stage,
         "TILE_STRIDE": memory.tile,
         "RESIDENT": int(memory.resident > 0),
@@ -172,7 +183,11 @@ def group_split(
 ) -> Split:
     """The split of (type, rows) matrices with the same input."""
     units = sum(-(-tile_count(rows, paired=paired) // UNIT_TILES) for _, rows in matrices)
-    return fit([type for type, _ in matrices], choose_split(units, -(-columns // CHUNK), multiprocessors))
+    split = choose_split(units, -(-columns // CHUNK), multiprocessors)
+    blocks = -(-units // split.units)
+    if paired and split.cluster == 1 and split.units == 4 and blocks % 2 == 0 and blocks <= multiprocessors:
+        split = replace(split, neighbours=2)  # together they have the 256 outputs of an operand
+    return fit([type for type, _ in matrices], split)
 
 
 def operand_job() -> Job:
@@ -205,18 +220,30 @@ class BatchMatVec:
             column += matrix.rows
         self._units = unit
 
+    @property
+    def emits(self) -> bool:
+        """Whether a launch can leave its outputs as the operand of a later one: a cluster has 256 of them."""
+        outputs = self.split.units * self.split.neighbours * (32 if self._paired else 64)
+        return len(self._types) == 1 and self.split.members > 1 and outputs == CHUNK
+
     def prepare(self, batch: int, activation: int = 0) -> None:
         """Builds and loads the kernels of a batch size and activation."""
-        self._kernel(min(batch, MAX_ROWS), activation)
+        self._kernel(min(batch, MAX_ROWS), activation, ready=False)
         build(_OPERAND_FILES).get("batch_operand")
 
-    def _kernel(self, batch: int, activation: int) -> tuple[Kernel, int, _Memory]:
-        memory = _memory(self._types, self.split, batch, self._columns)
+    def _kernel(self, batch: int, activation: int, *, ready: bool) -> tuple[Kernel, int, _Memory]:
+        memory = _memory(self._types, self.split, batch, self._columns, ready=ready)
         key = (_groups_of_eight(batch), memory.resident, activation)
         found = self._kernels.get(key)
         if found is None:
             files, defines = kernel_job(
-                self._types, self.split, self._columns, batch, paired=self._paired, activation=activation
+                self._types,
+                self.split,
+                self._columns,
+                batch,
+                paired=self._paired,
+                activation=activation,
+                ready=ready,
             )
             threads = int(str(defines["TEAMS"])) * 128 + int(str(defines["FETCHERS"]))
             found = self._kernels[key] = (build(files, defines=defines).get("batch_matvec"), threads, memory)
@@ -234,6 +261,8 @@ class BatchMatVec:
         activation: int = 0,
         add: bool = False,
         alpha: float = 1.0,
+        ready: bool = False,
+        emitted: tuple[Any, Any] | None = None,
         stream: Any = None,
         pdl: bool = True,
     ) -> None:
@@ -249,22 +278,27 @@ class BatchMatVec:
             activation: matvec.Activation.
             add: add to out; not with an activation.
             alpha: factor of product + bias.
+            ready: operand holds norm(x) already, left by an earlier product; up to 64 sequences.
+            emitted: weight of the norm that comes next, or None, and other memory of operand_bytes(N): there the
+                outputs are left as an operand, those of a paired matrix nowhere else. Where emits, up to 64 sequences.
             stream: a CuPy stream, may be under capture; the current one when left out.
             pdl: start early (programmatic dependent launch).
         """
         chunks = -(-self._columns // CHUNK)
         prepare = build(_OPERAND_FILES).get("batch_operand")
+        assert (not ready and emitted is None) or int(x.shape[0]) <= MAX_ROWS
+        norm_of_emitted, emitted_operand = emitted or (None, None)
         for first in range(0, int(x.shape[0]), MAX_ROWS):
             batch = min(MAX_ROWS, int(x.shape[0]) - first)
             rows, target = (x[first:], out[first:]) if first else (x, out)
             groups = _groups_of_eight(batch)
-            kernel, threads, memory = self._kernel(batch, activation)
+            kernel, threads, memory = self._kernel(batch, activation, ready=ready)
             blocks = -(-self._units // self.split.units)
             if self.split.cluster > 1:
                 grid = blocks * self.split.cluster
             else:  # as many as stay busy to the last turn
                 grid = -(-blocks // -(-blocks // self._multiprocessors))
-            if not memory.resident:
+            if not memory.resident and not ready:
                 launch(
                     prepare,
                     (chunks, -(-batch // 8)),
@@ -289,10 +323,12 @@ class BatchMatVec:
                     float(eps),
                     operand,
                     bias,
-                    target,
+                    None if emitted and self._paired else target,
                     out.strides[0] // 4,
                     int(add),
                     float(alpha),
+                    norm_of_emitted,
+                    emitted_operand,
                 ),
                 shared=memory.total,
                 stream=stream,

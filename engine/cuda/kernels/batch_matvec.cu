@@ -1,14 +1,16 @@
 // Quantized matrix times 1..64 sequences: weights are read once, unpacked to halves in registers, multiplied by wgmma.
 //
 // Defines: RESIDENT; SEGMENTS matrices of FORMATS formats FORMAT0.. (FORMAT_OF per matrix); NT groups of 8 sequences; TEAMS warp
-// groups of 4 warps, each with a unit of 64 rows (4 tiles) and BUFFERS sets of fragments; FETCHERS threads beside them; STAGES
-// of STAGE bytes of shared memory; CLUSTER blocks share the columns of the same rows. Activations: batch_operand.cu.
+// groups of 4 warps, each with a unit of 64 rows (4 tiles) ; FETCHERS threads beside them; STAGES of STAGE bytes of shared memory, EARLY of
+// them fetched before the input; CLUSTER blocks share the columns of the same rows, or NEIGHBOURS blocks of consecutive rows
+// finish together. Activations: batch_operand.cu.
 //
 // One warp fetches: a stage is 256 columns of the activations and of every tile of the block. Order of an element's sum:
 // blocks of a cluster have consecutive ranges of 256 columns; in a range one after the other, in 256 columns steps of 16 as
 // the tensor cores add them; then ranks 0..CLUSTER-1. Nothing depends on the number of sequences or on TEAMS.
 
 constexpr int CONSUMERS = TEAMS * 128, TILES = TEAMS * 4;
+#define MEMBERS (CLUSTER * NEIGHBOURS)
 constexpr int KEPT_STRIDE = 68;  // floats of 64 rows of one sequence, so that lanes meet different banks
 
 struct Segment {
@@ -119,18 +121,20 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
 
 // out = f(alpha * (x W^T * factor + bias)) or out += ...; see batch_matvec.py for shapes.
 // RESIDENT: every block converts x itself and keeps it; else operand is x converted before: [256 columns] of X_BYTES.
-// groups: of TEAMS units of 64 rows.
+// groups: of TEAMS units of 64 rows. emitted: where to leave the 256 outputs of a cluster as a later product's operand, times
+// the weight of that product's norm; out may then be null.
 extern "C" __global__ void
-#if CLUSTER > 1
-__cluster_dims__(CLUSTER, 1, 1)
+#if MEMBERS > 1
+__cluster_dims__(MEMBERS, 1, 1)
 #endif
 __launch_bounds__(CONSUMERS + FETCHERS, 1)
     batch_matvec(ALL_SEGMENTS int units, int groups, int columns, int batch, const float* x, int x_stride,
-                 const float* norm, float eps, const u8* operand, const float* bias, float* out, int out_stride, int add, float alpha) {
+                 const float* norm, float eps, const u8* operand, const float* bias, float* out, int out_stride, int add, float alpha,
+                 const float* emitted_norm, u8* emitted) {
     extern __shared__ __align__(128) u8 shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int rank = CLUSTER > 1 ? cluster_rank() : 0, step = CLUSTER > 1 ? groups : (int)gridDim.x;
-    const int first_group = (int)blockIdx.x / CLUSTER;
+    const int member = MEMBERS > 1 ? cluster_rank() : 0, rank = CLUSTER > 1 ? member : 0;
+    const int first_group = (int)blockIdx.x / CLUSTER, step = CLUSTER > 1 ? groups : (int)gridDim.x;
     const int chunks = (columns + 255) >> 8, begin = rank * chunks / CLUSTER, end = (rank + 1) * chunks / CLUSTER;
     // shared memory: RESIDENT activations | stages | barriers | sums of squares of this block's columns, per sequence
     u8* const ring = shared + (RESIDENT ? (chunks + CLUSTER - 1) / CLUSTER * X_BYTES : 0);
@@ -159,7 +163,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
     if (warp >= CONSUMERS / 32) {
         if (FETCHERS == 128) registers_fewer<64>();
         if (warp > CONSUMERS / 32) {  // here only because registers change hands by warp groups
-#if CLUSTER > 1
+#if MEMBERS > 1
             cluster_barrier();
             cluster_barrier();
 #endif
@@ -167,7 +171,13 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
         }
         // Lane l fetches tile l of the block, lane 0 also the activations.
         constexpr int chunk_bytes[SEGMENTS] = CHUNK_BYTES_OF, chunk_columns[SEGMENTS] = CHUNK_COLUMNS_OF;
-        int stage = 0, count = 0, held = RESIDENT ? -1 : 0;
+        int stage = 0, count = 0;
+        bool held = true;  // the first stages' activations, until they are there
+        auto fetch_held = [&](int stages_held) {
+            if (lane == 0)
+                for (int i = 0; i < stages_held; ++i)
+                    bulk_copy<false>(stages + i * STAGE, operand + (i64)(begin + i % (end - begin)) * X_BYTES, X_BYTES, full + i * 8);
+        };
         u32 parity = 1;
         for (int group = first_group; group < groups; group += step) {
             const int unit = min(group * (TILES / 4) + (lane >> 2), units - 1);
@@ -181,39 +191,30 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             const int per_row = (columns + wide - 1) / wide, per_stage = 256 / wide;
             const u8* source = m.data + ((i64)tile * per_row + begin * per_stage) * bytes;
             for (int chunk = begin; chunk < end; ++chunk) {
-                if (count >= STAGES) {
-                    if (held >= 0) {  // the first stages' activations, once they are there
-                        pdl_wait();
-                        if (lane == 0)
-                            for (int i = 0; i < STAGES; ++i)
-                                bulk_copy<false>(stages + i * STAGE, operand + (i64)(begin + i % (end - begin)) * X_BYTES, X_BYTES,
-                                                 full + i * 8);
-                        held = -1;
-                        pdl_launch();
-                    }
-                    barrier_wait(empty + stage * 8, parity);
+                if (count == EARLY) {  // no more before the input: it would queue behind them
+                    pdl_wait();
+                    if (!RESIDENT) fetch_held(EARLY), pdl_launch();
+                    held = false;
                 }
+                if (count >= STAGES) barrier_wait(empty + stage * 8, parity);
                 const int mine = lane < TILES ? min(per_stage, per_row - chunk * per_stage) * bytes : 0;
                 const int all = (int)__reduce_add_sync(FULL_MASK, (u32)mine);
                 if (lane == 0) barrier_expect(full + stage * 8, all + WEIGHTS_AT);
                 __syncwarp();
                 if (mine)
                     bulk_copy<true>(stages + stage * STAGE + WEIGHTS_AT + lane * TILE_STRIDE, source, mine, full + stage * 8);
-                if (!RESIDENT && held < 0 && lane == 0)
+                if (!RESIDENT && !held && lane == 0)
                     bulk_copy<false>(stages + stage * STAGE, operand + (i64)chunk * X_BYTES, X_BYTES, full + stage * 8);
                 source += (i64)per_stage * bytes;
                 ++count;
                 if (++stage == STAGES) stage = 0, parity ^= 1;
             }
         }
-        if (held >= 0) {
+        if (held) {
             pdl_wait();
-            if (lane == 0)
-                for (int i = 0; i < count; ++i)
-                    bulk_copy<false>(stages + i * STAGE, operand + (i64)(begin + i % (end - begin)) * X_BYTES, X_BYTES, full + i * 8);
-            pdl_launch();
+            if (!RESIDENT) fetch_held(count), pdl_launch();
         }
-#if CLUSTER > 1
+#if MEMBERS > 1
         __syncwarp();
         cluster_barrier();
         cluster_barrier();
@@ -309,8 +310,8 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             return activate(gate * factor * alpha) * (up * factor * alpha);
         };
         if (group == first_group && threadIdx.x < NT * 8) squares[threadIdx.x] = square;
-        if (group == first_group || CLUSTER > 1) named_barrier(1, CONSUMERS);
-#if CLUSTER == 1
+        if (group == first_group || MEMBERS > 1) named_barrier(1, CONSUMERS);
+#if MEMBERS == 1
         if (norm)
 #pragma unroll
             for (int j = 0; j < NT * 2; ++j) {
@@ -331,7 +332,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
         }
 #else
         // Every block leaves its sums in its shared memory, over what it has used, and finishes its share of the sequences: a
-        // warp all outputs of one. What is added to is read while others still multiply.
+        // warp all outputs of the cluster. What is added to is read while others still multiply.
         float* const kept = (float*)shared;
 #pragma unroll
         for (int i = 0; i < NT * 4; ++i) {
@@ -339,17 +340,20 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             kept[(team * NT * 8 + b) * KEPT_STRIDE + row] = acc[i];
         }
         cluster_arrive();
-        constexpr int OUTPUTS = PAIRED ? 32 : 64, LOADS = (TEAMS * OUTPUTS + 127) / 128;  // of a unit; float4s of a lane
+        constexpr int OUTPUTS = PAIRED ? 32 : 64, OF_BLOCK = TEAMS * OUTPUTS, OF_CLUSTER = OF_BLOCK * (MEMBERS / CLUSTER);
+        constexpr int LOADS = (OF_CLUSTER + 127) / 128;  // float4s of a lane
+        const int group_of_cluster = CLUSTER > 1 ? group : group - member;
         Segment m[LOADS];
         int row[LOADS], left[LOADS];  // of the matrix; outputs of this lane
-        float4 before[LOADS];
+        float4 before[LOADS], weight[LOADS];
         const bool wide = ((out_stride | (int)((u64)out >> 2)) & 3) == 0;
 #pragma unroll
         for (int i = 0; i < LOADS; ++i) {
-            const int at = i * 128 + lane * 4, unit = group * TEAMS + at / OUTPUTS;
+            const int at = i * 128 + lane * 4, unit = group_of_cluster * TEAMS + at / OUTPUTS;
             m[i] = segment_of(min(unit, units - 1));
             row[i] = (unit - m[i].first_unit) * OUTPUTS + at % OUTPUTS;
-            left[i] = at < TEAMS * OUTPUTS && unit < units ? m[i].rows - row[i] : 0;
+            left[i] = at < OF_CLUSTER && unit < units ? m[i].rows - row[i] : 0;
+            if (emitted && emitted_norm) weight[i] = four_of(emitted_norm, row[i], row[i] + max(left[i], 0), left[i] >= 4 && ((u64)emitted_norm & 15) == 0);
         }
         auto place = [&](int b, int i) { return out + (i64)b * out_stride + m[i].column + row[i]; };
         auto load_before = [&](int b) {
@@ -359,45 +363,55 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
                 if (add && b < batch) before[i] = four_of(place(b, i), 0, left[i], wide && (m[i].column & 3) == 0 && left[i] >= 4);
             }
         };
-        int b = rank + CLUSTER * warp;
+        int b = member + MEMBERS * warp;
         load_before(b);
         cluster_wait();
         while (b < batch) {
             const float factor = norm ? factor_of(b) : 1.0f;
+            float4 v[LOADS];
 #pragma unroll
             for (int i = 0; i < LOADS; ++i) {
-                if (left[i] <= 0) continue;
-                const int at = i * 128 + lane * 4, in_unit = at % OUTPUTS;
+                v[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                const int n = left[i];
+                if (n <= 0) continue;
+                const int at = i * 128 + lane * 4, in_unit = at % OUTPUTS, source = CLUSTER > 1 ? 0 : at / OF_BLOCK;
                 const int first = PAIRED ? (in_unit >> 3) * 16 + (in_unit & 4) : in_unit;
-                const u32 from = shared_address(shared) + ((at / OUTPUTS * NT * 8 + b) * KEPT_STRIDE + first) * 4;
-                float4 sum = load_from_rank(from, 0), up = PAIRED ? load_from_rank(from + 32, 0) : sum;
+                const u32 from = shared_address(shared) + ((at % OF_BLOCK / OUTPUTS * NT * 8 + b) * KEPT_STRIDE + first) * 4;
+                float4 sum = load_from_rank(from, source), up = PAIRED ? load_from_rank(from + 32, source) : sum;
 #pragma unroll
                 for (int r = 1; r < CLUSTER; ++r) {
-                    const float4 v = load_from_rank(from, r);
-                    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+                    const float4 more = load_from_rank(from, r);
+                    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
                     if (PAIRED) {
                         const float4 w = load_from_rank(from + 32, r);
                         up.x += w.x, up.y += w.y, up.z += w.z, up.w += w.w;
                     }
                 }
-                auto finished = [&](float v, float w, int k, float old) {
-                    return PAIRED ? finish_pair(v * factor, w * factor, m[i]) : finish(v * factor, m[i], row[i] + k, old);
+                auto finished = [&](float sum, float up, int k, float before) {
+                    return PAIRED ? finish_pair(sum * factor, up * factor, m[i]) : finish(sum * factor, m[i], row[i] + k, before);
                 };
+                v[i].x = finished(sum.x, up.x, 0, before[i].x);
+                if (n > 1) v[i].y = finished(sum.y, up.y, 1, before[i].y);
+                if (n > 2) v[i].z = finished(sum.z, up.z, 2, before[i].z);
+                if (n > 3) v[i].w = finished(sum.w, up.w, 3, before[i].w);
+                if (!out) continue;
                 float* const to = place(b, i);
-                const int n = left[i];
-                const float4 v = make_float4(finished(sum.x, up.x, 0, before[i].x), n > 1 ? finished(sum.y, up.y, 1, before[i].y) : 0.0f,
-                                             n > 2 ? finished(sum.z, up.z, 2, before[i].z) : 0.0f,
-                                             n > 3 ? finished(sum.w, up.w, 3, before[i].w) : 0.0f);
                 if (wide && n >= 4 && (m[i].column & 3) == 0) {
-                    *(float4*)to = v;
+                    *(float4*)to = v[i];
                 } else {
-                    to[0] = v.x;
-                    if (n > 1) to[1] = v.y;
-                    if (n > 2) to[2] = v.z;
-                    if (n > 3) to[3] = v.w;
+                    to[0] = v[i].x;
+                    if (n > 1) to[1] = v[i].y;
+                    if (n > 2) to[2] = v[i].z;
+                    if (n > 3) to[3] = v[i].w;
                 }
             }
-            b += CLUSTER * CONSUMERS / 32;
+#if SEGMENTS == 1 && TEAMS * (PAIRED ? 32 : 64) * NEIGHBOURS == 256
+            __syncwarp();
+            if (emitted)
+                convert(v, weight, emitted_norm != nullptr, b, NT, lane,
+                        emitted + (i64)(group_of_cluster * OF_BLOCK / 256) * X_BYTES);
+#endif
+            b += MEMBERS * CONSUMERS / 32;
             load_before(b);
         }
         __syncwarp();
