@@ -19,10 +19,11 @@ ROWS = (1, 2, 3, 7, 8, 9, 16, 17, 31, 33, 64, 65, 128, 256)
 
 
 def test_only_the_matrices_and_the_card_decide_the_order_of_sums():
-    # 8B on 132 multiprocessors: output, qkv, gate and up.
+    # 8B on 132 multiprocessors: output, qkv, gate and up; of those, 128 blocks have 14 tiles for few sequences.
     assert choose_split(64, 16, 132) == Split(4, 6)
     assert choose_split(96, 16, 132) == Split(4, 4)
     assert choose_split(448, 16, 132) == Split(4, 1)
+    assert group_split([(GGMLType.Q4_K, 14336)], 4096, 132, paired=True) == Split(4, 1, 14)
     for rows, columns in ((64, 128), (4096, 4096), (128256, 2048), (1, 14336)):
         split = group_split([(GGMLType.Q8_0, rows)], columns, 132)
         clusters = {kernel_job([GGMLType.Q8_0], split, columns, batch)[1]["CLUSTER"] for batch in ROWS}
@@ -166,34 +167,27 @@ def test_gate_and_up_in_one(cupy, rng, type, rows, columns):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("type", "split", "rows"), [
-    (GGMLType.Q4_K, Split(4, 6), 1024), (GGMLType.Q6_K, Split(4, 2), 1000), (GGMLType.Q8_0, Split(4, 1, 2), 1024),
-    (GGMLType.Q4_K, Split(4, 1, 2), 1000),
+    (GGMLType.Q4_K, Split(4, 6), 1024), (GGMLType.Q6_K, Split(4, 2), 1000), (GGMLType.Q8_0, Split(4, 4), 1024),
 ])  # fmt: skip
 def test_an_operand_left_by_the_product_before_is_the_one_made_from_its_result(cupy, rng, type, split, rows):
-    from engine.cuda.matvec import Activation
-
-    paired, columns = split.neighbours == 2, 1536
-    activation = Activation.SILU if paired else Activation.NONE
-    raws = [random_rows(rng, type, rows, columns) for _ in range(2)]
-    first = BatchMatVec([packed(cupy, type, raws[0], columns, partner=raws[1] if paired else None)], 132, split)
-    width = -(-rows // 32) * 32
+    columns, width = 1536, 1024
+    first = BatchMatVec([packed(cupy, type, random_rows(rng, type, rows, columns), columns)], 132, split)
     second = BatchMatVec([packed(cupy, GGMLType.Q4_0, random_rows(rng, GGMLType.Q4_0, 300, width), width)], 132)
     assert first.emits
     norm = cupy.asarray(rng.uniform(0.5, 1.5, width).astype(np.float32))
-    scratch, left = (cupy.full(operand_bytes(1536), 255, np.uint8) for _ in range(2))
+    scratch, left = (cupy.full(operand_bytes(columns), 255, np.uint8) for _ in range(2))
     for batch in (1, 5, 16, 30, 64):
         x = cupy.asarray(rng.standard_normal((batch, columns)).astype(np.float32))
         stream = cupy.asarray(rng.standard_normal((batch, width)).astype(np.float32))
         stream[:, rows:] = 0
-        other, expected, found = (
+        before, expected, found = (
             stream.copy(),
             cupy.empty((batch, 300), np.float32),
             cupy.empty((batch, 300), np.float32),
         )
-        given = norm[:width] if not paired else None
-        first(x, stream, scratch, add=not paired, activation=activation)
-        second(stream, expected, scratch, norm=given, eps=1e-5)
-        first(x, other, scratch, add=not paired, activation=activation, emitted=(given, left))
-        second(stream, found, left, norm=given, eps=1e-5, ready=True)
-        assert paired or cupy.array_equal(stream, other)
+        first(x, stream, scratch, add=True)
+        second(stream, expected, scratch, norm=norm, eps=1e-5)
+        first(x, before, scratch, add=True, emitted=(norm, left))
+        second(before, found, left, norm=norm, eps=1e-5, ready=True)
+        assert cupy.array_equal(stream, before)
         assert cupy.array_equal(expected, found)

@@ -33,6 +33,7 @@ _CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
 _RESIDENT_ITEMS = 48
 """Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
 _EARLY = 1
+"""Stages fetched before the input: more of them would delay it."""
 _WARP_PRODUCTS = 2
 """Groups of 8 sequences up to which warps multiply one by one."""
 _ARCH = 90
@@ -59,17 +60,16 @@ class Split:
     Attributes:
         units: units of 64 rows in a block.
         cluster: blocks that share the columns of the same rows; it decides the order of sums.
-        neighbours: blocks of consecutive rows that finish together.
+        tiles: tiles in a block of few sequences, whose warps multiply one by one; 0: as many as the units have.
     """
 
     units: int
     cluster: int
-    neighbours: int = 1
+    tiles: int = 0
 
-    @property
-    def members(self) -> int:
-        """Blocks that run at the same time and see each other's memory."""
-        return self.cluster * self.neighbours
+    def tiles_of_block(self, groups: int) -> int:
+        """Tiles of 16 rows in a block for so many groups of 8 sequences."""
+        return self.tiles if self.tiles and groups <= _WARP_PRODUCTS else self.units * UNIT_TILES
 
 
 def choose_split(units: int, chunks: int, multiprocessors: int) -> Split:
@@ -114,7 +114,7 @@ def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int, *
     limit = shared_limit(_ARCH) - 2048
     chunks = -(-columns // CHUNK)
     own = -(-chunks // split.cluster)
-    weights, x = split.units * UNIT_TILES * tile, groups * _OPERAND_BYTES
+    weights, x = split.tiles_of_block(groups) * tile, groups * _OPERAND_BYTES
     # One item has no use for more stages than it has chunks.
     most = min(_MAX_STAGES, own) if split.cluster > 1 else _MAX_STAGES
     stages = min(most, (limit - own * x) // (weights + 16))
@@ -124,7 +124,7 @@ def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int, *
         memory = _Memory(tile, weights + x, min(most, limit // (weights + x + 16)), 0)
     kept = split.units * groups * 8 * 68 * 4
     missing = kept - memory.resident - memory.stages * memory.stage
-    if split.members > 1 and missing > 0:  # blocks exchange their sums through the same memory
+    if split.cluster > 1 and missing > 0:  # blocks exchange their sums through the same memory
         memory = _Memory(tile, memory.stage, memory.stages + -(-missing // memory.stage), memory.resident)
     return memory
 
@@ -132,7 +132,7 @@ def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int, *
 def fit(types: Sequence[GGMLType], split: Split) -> Split:
     """Fewer rows in a block where two stages of so many do not fit."""
     while split.units > 1 and _memory(types, split, MAX_ROWS, 1 << 20).stages < 2:
-        split = replace(split, units=split.units // 2, neighbours=1)
+        split = Split(split.units // 2, split.cluster)
     return split
 
 
@@ -156,11 +156,10 @@ def kernel_job(
     defines: dict[str, object] = {
         "SEGMENTS": len(types),
         "NT": groups,
-        "TEAMS": split.units,
+        "TILES": split.tiles_of_block(groups),
         "FETCHERS": 128 if crowded else 32,
         "WARP_PRODUCTS": _WARP_PRODUCTS,
         "CLUSTER": split.cluster,
-        "NEIGHBOURS": split.neighbours,
         "STAGES": memory.stages,
         "EARLY": min(_EARLY, memory.stages),
         "STAGE": memory.stage,
@@ -183,11 +182,11 @@ def group_split(
 ) -> Split:
     """The split of (type, rows) matrices with the same input."""
     units = sum(-(-tile_count(rows, paired=paired) // UNIT_TILES) for _, rows in matrices)
-    split = choose_split(units, -(-columns // CHUNK), multiprocessors)
-    blocks = -(-units // split.units)
-    if paired and split.cluster == 1 and split.units == 4 and blocks % 2 == 0 and blocks <= multiprocessors:
-        split = replace(split, neighbours=2)  # together they have the 256 outputs of an operand
-    return fit([type for type, _ in matrices], split)
+    split = fit([type for type, _ in matrices], choose_split(units, -(-columns // CHUNK), multiprocessors))
+    if split.cluster == 1:  # the fewest tiles a block that take no more turns
+        turns = -(-units // (split.units * multiprocessors))
+        split = replace(split, tiles=-(-units * UNIT_TILES // (turns * multiprocessors)))
+    return split
 
 
 def operand_job() -> Job:
@@ -223,8 +222,8 @@ class BatchMatVec:
     @property
     def emits(self) -> bool:
         """Whether a launch can leave its outputs as the operand of a later one: a cluster has 256 of them."""
-        outputs = self.split.units * self.split.neighbours * (32 if self._paired else 64)
-        return len(self._types) == 1 and self.split.members > 1 and outputs == CHUNK
+        outputs = self.split.units * (32 if self._paired else 64)
+        return len(self._types) == 1 and self.split.cluster > 1 and outputs == CHUNK
 
     def prepare(self, batch: int, activation: int = 0) -> None:
         """Builds and loads the kernels of a batch size and activation."""
@@ -245,7 +244,7 @@ class BatchMatVec:
                 activation=activation,
                 ready=ready,
             )
-            threads = int(str(defines["TEAMS"])) * 128 + int(str(defines["FETCHERS"]))
+            threads = int(str(defines["TILES"])) * 32 + int(str(defines["FETCHERS"]))
             found = self._kernels[key] = (build(files, defines=defines).get("batch_matvec"), threads, memory)
         return found
 
@@ -280,7 +279,7 @@ class BatchMatVec:
             alpha: factor of product + bias.
             ready: operand holds norm(x) already, left by an earlier product; up to 64 sequences.
             emitted: weight of the norm that comes next, or None, and other memory of operand_bytes(N): there the
-                outputs are left as an operand, those of a paired matrix nowhere else. Where emits, up to 64 sequences.
+                outputs are left as an operand as well. Where emits, up to 64 sequences.
             stream: a CuPy stream, may be under capture; the current one when left out.
             pdl: start early (programmatic dependent launch).
         """
@@ -293,7 +292,7 @@ class BatchMatVec:
             rows, target = (x[first:], out[first:]) if first else (x, out)
             groups = _groups_of_eight(batch)
             kernel, threads, memory = self._kernel(batch, activation, ready=ready)
-            blocks = -(-self._units // self.split.units)
+            blocks = -(-self._units * UNIT_TILES // self.split.tiles_of_block(_groups_of_eight(batch)))
             if self.split.cluster > 1:
                 grid = blocks * self.split.cluster
             else:  # as many as stay busy to the last turn
@@ -323,7 +322,7 @@ class BatchMatVec:
                     float(eps),
                     operand,
                     bias,
-                    None if emitted and self._paired else target,
+                    target,
                     out.strides[0] // 4,
                     int(add),
                     float(alpha),

@@ -286,11 +286,6 @@ class MatVec:
             self._parts = [MatVec(run, tuning=tuning) for run in runs]
 
     @property
-    def takes_operand(self) -> bool:
-        """Whether it reads operands of many sequences, where it is given one."""
-        return self._batch is not None
-
-    @property
     def emits(self) -> bool:
         """Whether it can leave its outputs as the operand of a later product."""
         return self._batch is not None and self._batch.emits

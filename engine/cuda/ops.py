@@ -18,6 +18,7 @@ from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
 from engine.cuda.dequant import embed
 from engine.cuda.experts import GROUPED_ROWS
+from engine.cuda.handover import norm_behind, norm_behind_attention
 from engine.cuda.heads import prepare_heads
 from engine.cuda.latent import latent_qkv, latent_values
 from engine.cuda.linear import Projection
@@ -63,7 +64,7 @@ class CudaOps:
         if layer.latent is not None:
             a = latent_values(layer.latent, self._product, a, self.buffers, at_once=self._products is None)
         if not layer.parallel:
-            self._add(layer, layer.output, a, layer.attn_post_norm, x, then=self._norm_behind_attention(layer))
+            self._add(layer, layer.output, a, layer.attn_post_norm, x, then=self._left_inside(layer))
             return x
         beside = self.buffers.beside[: self._n]
         self._product(layer.output, a, beside)
@@ -74,15 +75,13 @@ class CudaOps:
     def ffn_gate_up(self, layer: DeviceLayer, x: Any) -> Any:
         """See Ops.ffn_gate_up."""
         assert layer.ffn is not None
-        ready, emit = self._norm_behind_attention(layer) is not None, self._keeps_hidden(layer.ffn)
-        return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=ready, emit=emit)
+        return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=self._left_inside(layer) is not None)
 
     def ffn_down(self, layer: DeviceLayer, h: Any, x: Any) -> Any:
         """See Ops.ffn_down; x is what attn_output gave."""
         assert layer.ffn is not None
         stream = self.buffers.x[: self._n] if layer.parallel else x
-        ready, then = self._keeps_hidden(layer.ffn), self._norm_behind(layer)
-        self._add(layer, layer.ffn.down, h, layer.ffn_post_norm, stream, ready=ready, then=then)
+        self._add(layer, layer.ffn.down, h, layer.ffn_post_norm, stream, then=self._left_behind(layer.index))
         return self._joined(layer, stream, x)
 
     def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
@@ -156,8 +155,8 @@ class CudaOps:
     def logits(self, x: Any, out: Any) -> None:
         """Final norm and output projection of rows x (R, D) into out (R, V), contiguous."""
         source, norm = self._normed(x, self.weights.output_norm)
-        ready = self._norm_behind(self.weights.layers[-1]) is not None
-        self._product(self.weights.output, source, out, norm=norm, operand=self._stream_operand(ready))
+        ready = self._left_behind(len(self.weights.layers) - 1) is not None
+        self._product(self.weights.output, source, out, norm=norm, ready=ready)
         if self.weights.logit_softcap is not None:
             parts.softcap(out, self.weights.logit_softcap)
 
@@ -181,30 +180,22 @@ class CudaOps:
             latent_qkv(layer.latent, self._product, source, norm, self.buffers, positions, qkv, at_once=at_once)
         else:
             assert layer.qkv is not None
-            ready = layer.index > 0 and self._norm_behind(self.weights.layers[layer.index - 1]) is not None
-            self._product(layer.qkv, source, qkv, norm=norm, operand=self._stream_operand(ready))
+            ready = self._left_behind(layer.index - 1) is not None
+            self._product(layer.qkv, source, qkv, norm=norm, ready=ready)
         if layer.heads is not None:
             prepare_heads(layer.heads, layer.shape, qkv, positions)
         return qkv
 
     def _add(
-        self,
-        layer: DeviceLayer,
-        projection: Projection,
-        x: Any,
-        post: DeviceNorm | None,
-        out: Any,
-        *,
-        ready: bool = False,
+        self, layer: DeviceLayer, projection: Projection, x: Any, post: DeviceNorm | None, out: Any,
         then: DeviceNorm | None = None,
-    ) -> None:
-        """out += residual_scale * post(projection of x). ready: x lies in batch_operand. then: see _product."""
-        operand = self.buffers.batch_operand if ready else None
+    ) -> None:  # fmt: skip
+        """out += residual_scale * post(projection of x). then: see _product."""
         if post is None:
-            self._product(projection, x, out, add=True, operand=operand, then=then)
+            self._product(projection, x, out, add=True, then=then)
             return
         part = self.buffers.part[: self._n]
-        self._product(projection, x, part, operand=operand)
+        self._product(projection, x, part)
         parts.normalize(part, out, post, scale=layer.residual_scale, add=True)
 
     @staticmethod
@@ -222,19 +213,14 @@ class CudaOps:
         parts.normalize(x, out, norm)
         return out, None
 
-    def _gate_up(
-        self, ffn: DeviceFfn, x: Any, norm: DeviceNorm | None, *, ready: bool = False, emit: bool = False
-    ) -> Any:
-        """Hidden values; with emit only as batch_operand. ready: x lies in stream_operand."""
+    def _gate_up(self, ffn: DeviceFfn, x: Any, norm: DeviceNorm | None, *, ready: bool = False) -> Any:
         n, (weight, eps) = int(x.shape[0]), _folded(norm)
         h, up = self._columns(self.buffers.gate, n, ffn.width), self._columns(self.buffers.up, n, ffn.width)
         if ffn.paired is not None:
             if self._products is not None:
                 return self._products.gated(ffn, x, self.buffers.gate, self.buffers.up, norm=weight, eps=eps)
             many = self.buffers.stream_operand if ready else self._batch_operand(n)
-            emitted = (None, self.buffers.batch_operand) if emit else None
-            act = ffn.activation
-            ffn.paired(x, h, norm=weight, eps=eps, activation=act, operand=many, ready=ready, emitted=emitted)
+            ffn.paired(x, h, norm=weight, eps=eps, activation=ffn.activation, operand=many, ready=ready)
             return h
         assert ffn.up is not None
         if ffn.gate is None:
@@ -249,27 +235,18 @@ class CudaOps:
         return h
 
     def _product(
-        self,
-        projection: Projection,
-        x: Any,
-        out: Any,
-        *,
-        norm: DeviceNorm | None = None,
-        add: bool = False,
-        operand: Any = None,
-        then: DeviceNorm | None = None,
-    ) -> None:
+        self, projection: Projection, x: Any, out: Any, *, norm: DeviceNorm | None = None, add: bool = False,
+        ready: bool = False, then: DeviceNorm | None = None,
+    ) -> None:  # fmt: skip
         """out = or += projection of norm(x), for norms that fold.
 
-        operand: where an earlier product has left norm(x). then: leave the operand of products of then(out) in
-        stream_operand.
+        ready: norm(x) lies in stream_operand. then: leave the operand of products of then(out) there.
         """
         weight, eps = _folded(norm)
         if self._products is not None:
             self._products.product(projection, x, out, norm=weight, eps=eps, add=add)
             return
-        ready = operand is not None
-        many = operand if ready else self._batch_operand(int(x.shape[0]))
+        many = self.buffers.stream_operand if ready else self._batch_operand(int(x.shape[0]))
         emitted = None if then is None else (then.weight, self.buffers.stream_operand)
         for part in projection.parts:
             target = out[:, part.column : part.column + part.matvec.width]
@@ -278,36 +255,17 @@ class CudaOps:
                 emitted=emitted,
             )  # fmt: skip
 
-    # ---- operands that products of many rows leave for the next one ----------------------------------------------
+    def _left_behind(self, index: int) -> DeviceNorm | None:
+        """The norm whose operand ffn_down of layer `index` leaves in stream_operand in this step; None if none."""
+        return norm_behind(self.weights, index) if index >= 0 and self._hands_over else None
 
-    def _stream_operand(self, ready: bool) -> Any:
-        return self.buffers.stream_operand if ready else None
+    def _left_inside(self, layer: DeviceLayer) -> DeviceNorm | None:
+        """Likewise of attn_output."""
+        return norm_behind_attention(layer) if self._hands_over else None
 
-    def _emits(self, projection: Projection) -> bool:
-        """Whether this step's kernels leave the result of a projection as an operand."""
-        many = self._n <= MAX_ROWS and self._batch_operand(self._n) is not None
-        return many and len(projection.parts) == 1 and projection.parts[0].matvec.emits
-
-    def _norm_behind_attention(self, layer: DeviceLayer) -> DeviceNorm | None:
-        """The norm of gate and up, if attn_output leaves their operand."""
-        follows = not layer.parallel and layer.ffn is not None and layer.ffn.paired is not None
-        norm = layer.ffn_norm if follows and layer.attn_post_norm is None else None
-        return norm if norm is not None and norm.folds and self._emits(layer.output) else None
-
-    def _norm_behind(self, layer: DeviceLayer) -> DeviceNorm | None:
-        """The norm of what reads the stream behind a layer, if ffn_down leaves its operand."""
-        layers = self.weights.layers
-        last = layer.index + 1 == len(layers)
-        norm = self.weights.output_norm if last else layers[layer.index + 1].attn_norm
-        alone = layer.ffn is not None and not layer.parallel and layer.ffn_post_norm is None
-        emits = alone and layer.ffn is not None and self._emits(layer.ffn.down)
-        return norm if emits and norm is not None and norm.folds else None
-
-    def _keeps_hidden(self, ffn: DeviceFfn) -> bool:
-        """Whether gate and up leave their result as the operand of the down projection, and nowhere else."""
-        many = self._n <= MAX_ROWS and self._batch_operand(self._n) is not None
-        takes = all(part.matvec.takes_operand for part in ffn.down.parts)
-        return many and takes and ffn.paired is not None and ffn.paired.emits and ffn.act_scales is None
+    @property
+    def _hands_over(self) -> bool:
+        return self._n <= MAX_ROWS and self._batch_operand(self._n) is not None
 
     def _batch_operand(self, n: int) -> Any:
         """Scratch memory that makes a product of n rows take the kernels for many; None for those for few."""

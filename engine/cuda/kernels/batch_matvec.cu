@@ -1,16 +1,16 @@
-// Quantized matrix times 1..64 sequences: weights are read once, unpacked to halves in registers, multiplied by wgmma.
+// Quantized matrix times 1..64 sequences: weights are read once, unpacked to halves in registers, multiplied by tensor cores.
 //
-// Defines: RESIDENT; SEGMENTS matrices of FORMATS formats FORMAT0.. (FORMAT_OF per matrix); NT groups of 8 sequences; TEAMS warp
-// groups of 4 warps, each with a unit of 64 rows (4 tiles) ; FETCHERS threads beside them; STAGES of STAGE bytes of shared memory, EARLY of
-// them fetched before the input; CLUSTER blocks share the columns of the same rows, or NEIGHBOURS blocks of consecutive rows
-// finish together. Activations: batch_operand.cu.
+// Defines: RESIDENT; SEGMENTS matrices of FORMATS formats FORMAT0.. (FORMAT_OF per matrix); NT groups of 8 sequences; TILES of 16
+// rows a block, a warp each; four of them are a unit (of a warp group, where wgmma multiplies: for more than WARP_PRODUCTS
+// groups); FETCHERS threads beside them; STAGES of STAGE bytes of shared memory, EARLY of them fetched before the input; CLUSTER
+// blocks share the columns of the same rows. Activations: batch_operand.cu.
 //
 // One warp fetches: a stage is 256 columns of the activations and of every tile of the block. Order of an element's sum:
 // blocks of a cluster have consecutive ranges of 256 columns; in a range one after the other, in 256 columns steps of 16 as
-// the tensor cores add them; then ranks 0..CLUSTER-1. Nothing depends on the number of sequences or on TEAMS.
+// the tensor cores add them (mma.sync and wgmma alike); then ranks 0..CLUSTER-1. Nothing depends on the number of sequences
+// or on TILES.
 
-constexpr int CONSUMERS = TEAMS * 128, TILES = TEAMS * 4;
-#define MEMBERS (CLUSTER * NEIGHBOURS)
+constexpr int CONSUMERS = TILES * 32, TEAMS = TILES / 4;
 constexpr int KEPT_STRIDE = 68;  // floats of 64 rows of one sequence, so that lanes meet different banks
 
 struct Segment {
@@ -121,11 +121,11 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
 
 // out = f(alpha * (x W^T * factor + bias)) or out += ...; see batch_matvec.py for shapes.
 // RESIDENT: every block converts x itself and keeps it; else operand is x converted before: [256 columns] of X_BYTES.
-// groups: of TEAMS units of 64 rows. emitted: where to leave the 256 outputs of a cluster as a later product's operand, times
-// the weight of that product's norm; out may then be null.
+// groups: of TEAMS units of 64 rows. emitted: where a cluster leaves its 256 outputs as a later product's operand as well, times
+// the weight of that product's norm.
 extern "C" __global__ void
-#if MEMBERS > 1
-__cluster_dims__(MEMBERS, 1, 1)
+#if CLUSTER > 1
+__cluster_dims__(CLUSTER, 1, 1)
 #endif
 __launch_bounds__(CONSUMERS + FETCHERS, 1)
     batch_matvec(ALL_SEGMENTS int units, int groups, int columns, int batch, const float* x, int x_stride,
@@ -133,7 +133,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
                  const float* emitted_norm, u8* emitted) {
     extern __shared__ __align__(128) u8 shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int member = MEMBERS > 1 ? cluster_rank() : 0, rank = CLUSTER > 1 ? member : 0;
+    const int rank = CLUSTER > 1 ? cluster_rank() : 0;
     const int first_group = (int)blockIdx.x / CLUSTER, step = CLUSTER > 1 ? groups : (int)gridDim.x;
     const int chunks = (columns + 255) >> 8, begin = rank * chunks / CLUSTER, end = (rank + 1) * chunks / CLUSTER;
     // shared memory: RESIDENT activations | stages | barriers | sums of squares of this block's columns, per sequence
@@ -155,7 +155,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
     };
 
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, TEAMS * 4);
+        for (int i = 0; i < STAGES; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, TILES);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
@@ -163,7 +163,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
     if (warp >= CONSUMERS / 32) {
         if (FETCHERS == 128) registers_fewer<64>();
         if (warp > CONSUMERS / 32) {  // here only because registers change hands by warp groups
-#if MEMBERS > 1
+#if CLUSTER > 1
             cluster_barrier();
             cluster_barrier();
 #endif
@@ -180,14 +180,14 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
         };
         u32 parity = 1;
         for (int group = first_group; group < groups; group += step) {
-            const int unit = min(group * (TILES / 4) + (lane >> 2), units - 1);
+            const int unit = min((group * TILES + lane) >> 2, units - 1);
             const Segment m = segment_of(unit);
             const int ends[SEGMENTS] = ALL_OF(units);
             int bytes = chunk_bytes[0], wide = chunk_columns[0];
 #pragma unroll
             for (int i = 1; i < SEGMENTS; ++i)
                 if (unit >= ends[i - 1]) bytes = chunk_bytes[i], wide = chunk_columns[i];
-            const int tile = min((unit - m.first_unit) * 4 + (lane & 3), m.tiles - 1);
+            const int tile = min((unit - m.first_unit) * 4 + ((group * TILES + lane) & 3), m.tiles - 1);
             const int per_row = (columns + wide - 1) / wide, per_stage = 256 / wide;
             const u8* source = m.data + ((i64)tile * per_row + begin * per_stage) * bytes;
             for (int chunk = begin; chunk < end; ++chunk) {
@@ -214,7 +214,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             pdl_wait();
             if (!RESIDENT) fetch_held(count), pdl_launch();
         }
-#if MEMBERS > 1
+#if CLUSTER > 1
         __syncwarp();
         cluster_barrier();
         cluster_barrier();
@@ -227,7 +227,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
         for (int k = blockIdx.x * 32; k < columns; k += gridDim.x * 32)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(norm + k));
     pdl_wait();
-    const int team = warp >> 2, g = lane >> 2, t = lane & 3;
+    const int g = lane >> 2, t = lane & 3;
     if (RESIDENT) {
         const bool wide = ((columns | x_stride) & 3) == 0 && (((u64)x | (u64)norm) & 15) == 0;
         constexpr int AHEAD = 4, WARPS = CONSUMERS / 32;
@@ -261,7 +261,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
         Sums acc;
 #pragma unroll
         for (int i = 0; i < NT * 4; ++i) acc[i] = 0.0f;
-        [[maybe_unused]] const int format = FORMATS > 1 ? segment_of(min(group * TEAMS + team, units - 1)).format : 0;
+        [[maybe_unused]] const int format = FORMATS > 1 ? segment_of(min((group * TILES + warp) >> 2, units - 1)).format : 0;
         for (int chunk = begin; chunk < end; ++chunk) {
             barrier_wait(full + stage * 8, parity);
             const int quads = min(2, (columns - chunk * 256 + 127) >> 7);
@@ -310,17 +310,17 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             return activate(gate * factor * alpha) * (up * factor * alpha);
         };
         if (group == first_group && threadIdx.x < NT * 8) squares[threadIdx.x] = square;
-        if (group == first_group || MEMBERS > 1) named_barrier(1, CONSUMERS);
-#if MEMBERS == 1
+        if (group == first_group || CLUSTER > 1) named_barrier(1, CONSUMERS);
+#if CLUSTER == 1
         if (norm)
 #pragma unroll
             for (int j = 0; j < NT * 2; ++j) {
                 const float factor = factor_of((j >> 1) * 8 + t * 2 + (j & 1));
                 acc[(j >> 1) * 4 + (j & 1)] *= factor, acc[(j >> 1) * 4 + (j & 1) + 2] *= factor;
             }
-        if (const int unit = group * TEAMS + team; unit < units) {
+        if (const int unit = (group * TILES + warp) >> 2; unit < units) {
             const Segment m = segment_of(unit);
-            const int tile = (unit - m.first_unit) * 4 + (warp & 3);
+            const int tile = (unit - m.first_unit) * 4 + ((group * TILES + warp) & 3);
 #pragma unroll
             for (int i = 0; i < NT * 4; ++i) {
                 const int b = (i >> 2) * 8 + t * 2 + (i & 1), row = PAIRED ? tile * 8 + g : tile * 16 + (i & 2) * 4 + g;
@@ -337,22 +337,21 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
 #pragma unroll
         for (int i = 0; i < NT * 4; ++i) {
             const int b = (i >> 2) * 8 + t * 2 + (i & 1), row = (warp & 3) * 16 + (i & 2) * 4 + g;
-            kept[(team * NT * 8 + b) * KEPT_STRIDE + row] = acc[i];
+            kept[((warp >> 2) * NT * 8 + b) * KEPT_STRIDE + row] = acc[i];
         }
         cluster_arrive();
-        constexpr int OUTPUTS = PAIRED ? 32 : 64, OF_BLOCK = TEAMS * OUTPUTS, OF_CLUSTER = OF_BLOCK * (MEMBERS / CLUSTER);
-        constexpr int LOADS = (OF_CLUSTER + 127) / 128;  // float4s of a lane
-        const int group_of_cluster = CLUSTER > 1 ? group : group - member;
+        constexpr int OUTPUTS = PAIRED ? 32 : 64;                  // of a unit
+        constexpr int OF_BLOCK = TEAMS * OUTPUTS, LOADS = (OF_BLOCK + 127) / 128;  // float4s of a lane
         Segment m[LOADS];
         int row[LOADS], left[LOADS];  // of the matrix; outputs of this lane
         float4 before[LOADS], weight[LOADS];
         const bool wide = ((out_stride | (int)((u64)out >> 2)) & 3) == 0;
 #pragma unroll
         for (int i = 0; i < LOADS; ++i) {
-            const int at = i * 128 + lane * 4, unit = group_of_cluster * TEAMS + at / OUTPUTS;
+            const int at = i * 128 + lane * 4, unit = group * TEAMS + at / OUTPUTS;
             m[i] = segment_of(min(unit, units - 1));
             row[i] = (unit - m[i].first_unit) * OUTPUTS + at % OUTPUTS;
-            left[i] = at < OF_CLUSTER && unit < units ? m[i].rows - row[i] : 0;
+            left[i] = at < OF_BLOCK && unit < units ? m[i].rows - row[i] : 0;
             if (emitted && emitted_norm) weight[i] = four_of(emitted_norm, row[i], row[i] + max(left[i], 0), left[i] >= 4 && ((u64)emitted_norm & 15) == 0);
         }
         auto place = [&](int b, int i) { return out + (i64)b * out_stride + m[i].column + row[i]; };
@@ -363,7 +362,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
                 if (add && b < batch) before[i] = four_of(place(b, i), 0, left[i], wide && (m[i].column & 3) == 0 && left[i] >= 4);
             }
         };
-        int b = member + MEMBERS * warp;
+        int b = rank + CLUSTER * warp;
         load_before(b);
         cluster_wait();
         while (b < batch) {
@@ -374,10 +373,10 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
                 v[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
                 const int n = left[i];
                 if (n <= 0) continue;
-                const int at = i * 128 + lane * 4, in_unit = at % OUTPUTS, source = CLUSTER > 1 ? 0 : at / OF_BLOCK;
+                const int at = i * 128 + lane * 4, in_unit = at % OUTPUTS;
                 const int first = PAIRED ? (in_unit >> 3) * 16 + (in_unit & 4) : in_unit;
-                const u32 from = shared_address(shared) + ((at % OF_BLOCK / OUTPUTS * NT * 8 + b) * KEPT_STRIDE + first) * 4;
-                float4 sum = load_from_rank(from, source), up = PAIRED ? load_from_rank(from + 32, source) : sum;
+                const u32 from = shared_address(shared) + ((at / OUTPUTS * NT * 8 + b) * KEPT_STRIDE + first) * 4;
+                float4 sum = load_from_rank(from, 0), up = PAIRED ? load_from_rank(from + 32, 0) : sum;
 #pragma unroll
                 for (int r = 1; r < CLUSTER; ++r) {
                     const float4 more = load_from_rank(from, r);
@@ -394,7 +393,6 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
                 if (n > 1) v[i].y = finished(sum.y, up.y, 1, before[i].y);
                 if (n > 2) v[i].z = finished(sum.z, up.z, 2, before[i].z);
                 if (n > 3) v[i].w = finished(sum.w, up.w, 3, before[i].w);
-                if (!out) continue;
                 float* const to = place(b, i);
                 if (wide && n >= 4 && (m[i].column & 3) == 0) {
                     *(float4*)to = v[i];
@@ -405,13 +403,12 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
                     if (n > 3) to[3] = v[i].w;
                 }
             }
-#if SEGMENTS == 1 && TEAMS * (PAIRED ? 32 : 64) * NEIGHBOURS == 256
+#if SEGMENTS == 1 && TILES * (PAIRED ? 8 : 16) == 256
             __syncwarp();
             if (emitted)
-                convert(v, weight, emitted_norm != nullptr, b, NT, lane,
-                        emitted + (i64)(group_of_cluster * OF_BLOCK / 256) * X_BYTES);
+                convert(v, weight, emitted_norm != nullptr, b, NT, lane, emitted + (i64)group * X_BYTES);
 #endif
-            b += MEMBERS * CONSUMERS / 32;
+            b += CLUSTER * TILES;
             load_before(b);
         }
         __syncwarp();
