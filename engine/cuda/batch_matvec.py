@@ -36,6 +36,8 @@ _EARLY = 1
 """Stages fetched before the input: more of them would delay it."""
 _WARP_PRODUCTS = 2
 """Groups of 8 sequences up to which warps multiply one by one."""
+FEW_ROWS = 8 * _WARP_PRODUCTS
+"""Sequences up to which operands are not handed over: the first weights are what a product waits for."""
 _ARCH = 90
 UNSUPPORTED = frozenset((GGMLType.F32, GGMLType.Q2_K))
 """F32 would not fit float16; of Q2_K the minimums stand per 16 columns."""
@@ -122,7 +124,7 @@ def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int, *
         memory = _Memory(tile, weights, stages, own * x)
     else:
         memory = _Memory(tile, weights + x, min(most, limit // (weights + x + 16)), 0)
-    kept = split.units * groups * 8 * 68 * 4
+    kept = -(-split.tiles_of_block(groups) // UNIT_TILES) * groups * 8 * 68 * 4
     missing = kept - memory.resident - memory.stages * memory.stage
     if split.cluster > 1 and missing > 0:  # blocks exchange their sums through the same memory
         memory = _Memory(tile, memory.stage, memory.stages + -(-missing // memory.stage), memory.resident)
@@ -183,10 +185,10 @@ def group_split(
     """The split of (type, rows) matrices with the same input."""
     units = sum(-(-tile_count(rows, paired=paired) // UNIT_TILES) for _, rows in matrices)
     split = fit([type for type, _ in matrices], choose_split(units, -(-columns // CHUNK), multiprocessors))
-    if split.cluster == 1:  # the fewest tiles a block that take no more turns
-        turns = -(-units // (split.units * multiprocessors))
-        split = replace(split, tiles=-(-units * UNIT_TILES // (turns * multiprocessors)))
-    return split
+    # Few sequences: the fewest tiles a block that take no more turns.
+    at_once = max(1, _CLUSTERS[split.cluster] * multiprocessors // 132)
+    turns = -(-units // (split.units * at_once))
+    return replace(split, tiles=-(-units * UNIT_TILES // (turns * at_once)))
 
 
 def operand_job() -> Job:
@@ -277,15 +279,15 @@ class BatchMatVec:
             activation: matvec.Activation.
             add: add to out; not with an activation.
             alpha: factor of product + bias.
-            ready: operand holds norm(x) already, left by an earlier product; up to 64 sequences.
+            ready: operand holds norm(x) already, left by an earlier product; more than FEW_ROWS, up to 64.
             emitted: weight of the norm that comes next, or None, and other memory of operand_bytes(N): there the
-                outputs are left as an operand as well. Where emits, up to 64 sequences.
+                outputs are left as an operand as well. Where emits, likewise.
             stream: a CuPy stream, may be under capture; the current one when left out.
             pdl: start early (programmatic dependent launch).
         """
         chunks = -(-self._columns // CHUNK)
         prepare = build(_OPERAND_FILES).get("batch_operand")
-        assert (not ready and emitted is None) or int(x.shape[0]) <= MAX_ROWS
+        assert (not ready and emitted is None) or FEW_ROWS < int(x.shape[0]) <= MAX_ROWS
         norm_of_emitted, emitted_operand = emitted or (None, None)
         for first in range(0, int(x.shape[0]), MAX_ROWS):
             batch = min(MAX_ROWS, int(x.shape[0]) - first)

@@ -223,7 +223,7 @@ def group_jobs(
             batch_matvec.kernel_job(every, split, columns, batch, paired=paired, activation=activation, ready=ready)
             for batch in batches
             for ready in (False, True)
-            if batch >= batch_rows
+            if batch >= batch_rows and (batch > batch_matvec.FEW_ROWS or not ready)
         ]
         # Short prompts come without an operand: one row, or filled up to the largest launch.
         batches = [batch for batch in batches if batch < batch_rows or batch in (1, MAX_COLUMNS)]

@@ -13,7 +13,7 @@ import numpy as np
 from engine.cuda import parts
 from engine.cuda import rows as row_ops
 from engine.cuda.attention import Attention, AttentionShape, prefill_tiles
-from engine.cuda.batch_matvec import MAX_ROWS
+from engine.cuda.batch_matvec import FEW_ROWS, MAX_ROWS
 from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
 from engine.cuda.dequant import embed
@@ -265,7 +265,7 @@ class CudaOps:
 
     @property
     def _hands_over(self) -> bool:
-        return self._n <= MAX_ROWS and self._batch_operand(self._n) is not None
+        return FEW_ROWS < self._n <= MAX_ROWS and self._batch_operand(self._n) is not None
 
     def _batch_operand(self, n: int) -> Any:
         """Scratch memory that makes a product of n rows take the kernels for many; None for those for few."""

@@ -10,7 +10,7 @@
 // the tensor cores add them (mma.sync and wgmma alike); then ranks 0..CLUSTER-1. Nothing depends on the number of sequences
 // or on TILES.
 
-constexpr int CONSUMERS = TILES * 32, TEAMS = TILES / 4;
+constexpr int CONSUMERS = TILES * 32;
 constexpr int KEPT_STRIDE = 68;  // floats of 64 rows of one sequence, so that lanes meet different banks
 
 struct Segment {
@@ -121,7 +121,7 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
 
 // out = f(alpha * (x W^T * factor + bias)) or out += ...; see batch_matvec.py for shapes.
 // RESIDENT: every block converts x itself and keeps it; else operand is x converted before: [256 columns] of X_BYTES.
-// groups: of TEAMS units of 64 rows. emitted: where a cluster leaves its 256 outputs as a later product's operand as well, times
+// groups: of TILES. emitted: where a cluster leaves its 256 outputs as a later product's operand as well, times
 // the weight of that product's norm.
 extern "C" __global__ void
 #if CLUSTER > 1
@@ -340,17 +340,17 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             kept[((warp >> 2) * NT * 8 + b) * KEPT_STRIDE + row] = acc[i];
         }
         cluster_arrive();
-        constexpr int OUTPUTS = PAIRED ? 32 : 64;                  // of a unit
-        constexpr int OF_BLOCK = TEAMS * OUTPUTS, LOADS = (OF_BLOCK + 127) / 128;  // float4s of a lane
+        constexpr int OUTPUTS = PAIRED ? 32 : 64, OF_BLOCK = TILES * OUTPUTS / 4;  // of a unit, of a block
+        constexpr int LOADS = (OF_BLOCK + 127) / 128;                              // float4s of a lane
         Segment m[LOADS];
         int row[LOADS], left[LOADS];  // of the matrix; outputs of this lane
         float4 before[LOADS], weight[LOADS];
         const bool wide = ((out_stride | (int)((u64)out >> 2)) & 3) == 0;
 #pragma unroll
         for (int i = 0; i < LOADS; ++i) {
-            const int at = i * 128 + lane * 4, unit = group * TEAMS + at / OUTPUTS;
+            const int at = i * 128 + lane * 4, output = group * OF_BLOCK + at, unit = output / OUTPUTS;
             m[i] = segment_of(min(unit, units - 1));
-            row[i] = (unit - m[i].first_unit) * OUTPUTS + at % OUTPUTS;
+            row[i] = output - m[i].first_unit * OUTPUTS;
             left[i] = at < OF_BLOCK && unit < units ? m[i].rows - row[i] : 0;
             if (emitted && emitted_norm) weight[i] = four_of(emitted_norm, row[i], row[i] + max(left[i], 0), left[i] >= 4 && ((u64)emitted_norm & 15) == 0);
         }
