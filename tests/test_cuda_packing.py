@@ -70,8 +70,10 @@ static void halves(const u8* data, float* of_gemm, float* of_batch, int rows, in
                 packed.load(chunk, step, lane);
                 packed.make(scales, step, lane, 0x64006400u, a);
                 u32 f[2][8];
-                for (int i = 0; i < 2; ++i)
-                    batch::HalfWeights<F>::fragments(chunk, step >> 1, (step & 1) * 2 + i, lane, f[i]);
+                for (int i = 0; i < 2; ++i) {
+                    const int s = (step & 1) * 2 + i;
+                    batch::HalfWeights<F>::fragments(batch::HalfWeights<F>::load(chunk, step >> 1, s, lane), s, f[i]);
+                }
                 const float2 post = batch::HalfWeights<F>::post(chunk, lane >> 2);
                 for (int n = 0; n < 32; ++n) {
                     const int group = n >> 3, odd = (n >> 2) & 1, row = (n >> 1) & 1, high = n & 1;

@@ -65,6 +65,9 @@ DEVICE void add_products(Sums& acc, const Sums& products, float2 of_rows, const 
 template <class F>
 DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, int lane, Sums& acc) {
     typedef HalfWeights<F> Half;
+    auto load = [&](int s) {  // sub-block s of 8
+        return Half::load(tile + (F::COLUMNS == 128 ? s / 4 * F::CHUNK_BYTES : 0), F::COLUMNS == 128 ? 0 : s / 4, s % 4, lane);
+    };
     Sums products;
     u32 minimums[4];
     float2 of_minimums;
@@ -83,7 +86,7 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
     for (int s = 0; s < 8; ++s) {  // 32 columns
         if (s == 4 && F::COLUMNS == 128 && quads < 2) break;
         u32 f[8];
-        Half::fragments(tile + (F::COLUMNS == 128 ? s / 4 * F::CHUNK_BYTES : 0), F::COLUMNS == 128 ? 0 : s / 4, s % 4, lane, f);
+        Half::fragments(load(s), s % 4, f);
         add_two_steps(products, f, x + s * 2 * STEP_BYTES);
     }
 #else
@@ -95,12 +98,13 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
         wgmma_commit();
     }
     u32 f[2][8];
+    typename Half::Packed packed = load(0);
 #pragma unroll
     for (int s = 0; s < 8; ++s) {  // 32 columns, unpacked while those before are multiplied
         if (s == 4 && F::COLUMNS == 128 && quads < 2) break;
         if (s >= 2) wgmma_wait<1>();
-        Half::fragments(tile + (F::COLUMNS == 128 ? s / 4 * F::CHUNK_BYTES : 0), F::COLUMNS == 128 ? 0 : s / 4, s % 4, lane,
-                        f[s & 1]);
+        Half::fragments(packed, s % 4, f[s & 1]);
+        if (s < 7) packed = load(s + 1);
         keep_order(f[s & 1]);
         if (s == 0 && Half::MINIMUMS) {
             wgmma_wait<0>();

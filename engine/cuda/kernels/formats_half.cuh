@@ -47,22 +47,31 @@ DEVICE int half_place(int s) {
     return F::LOW == 4 ? (s & 1) * 4 : F::LOW == 2 ? s * 2 : 0;
 }
 
-// f[w * 4 ..]: fragments, each quant shifted up by half_place.
+// Every format has a Packed: what load() brings of a sub-block, for fragments() to unpack later.
+struct Quants {
+    uint4 low;
+    u32 high[2];
+};
 template <class F>
-DEVICE void quant_halves(const u8* chunk, int quad, int s, int lane, u32 (&f)[8]) {
-    const uint4 v = ((const uint4*)(chunk + quad * F::QUAD_LOW))[(F::LOW == 4 ? (s >> 1) * 32 : 0) + lane];
-    const u32 words[4] = {v.x, v.y, v.z, v.w};
+DEVICE Quants load_quants(const u8* chunk, int quad, int s, int lane) {
+    Quants q = {((const uint4*)(chunk + quad * F::QUAD_LOW))[(F::LOW == 4 ? (s >> 1) * 32 : F::LOW == 8 ? s * 32 : 0) + lane], {}};
     const u8* const plane = chunk + F::HIGH_AT + quad * F::QUAD_HIGH;
-    u32 high[2] = {0u, 0u};
     if (F::HIGH == 2) {
         const uint2 h = *(const uint2*)(plane + lane * 16 + (s >> 1) * 8);
-        high[0] = h.x, high[1] = h.y;
+        q.high[0] = h.x, q.high[1] = h.y;
     } else if (F::HIGH == 1 && F::LOW == 4) {
-        high[0] = high[1] = word_at(plane + lane * 8 + (s >> 1) * 4);
+        q.high[0] = q.high[1] = word_at(plane + lane * 8 + (s >> 1) * 4);
     } else if (F::HIGH == 1) {
         const uint2 h = *(const uint2*)(plane + lane * 8);
-        high[0] = h.x, high[1] = h.y;
+        q.high[0] = h.x, q.high[1] = h.y;
     }
+    return q;
+}
+
+// f[w * 4 ..]: fragments, each quant shifted up by half_place.
+template <class F>
+DEVICE void quant_halves(const Quants& q, int s, u32 (&f)[8]) {
+    const u32 words[4] = {q.low.x, q.low.y, q.low.z, q.low.w};
     const int at = half_place<F>(s);
     const u32 mask = same_halves(((1u << F::LOW) - 1u) << at);
 #pragma unroll
@@ -70,7 +79,7 @@ DEVICE void quant_halves(const u8* chunk, int quad, int s, int lane, u32 (&f)[8]
         const int row = n & 1, w = n >> 1;
         u32 even = words[row * 2 + w] & mask, odd = (words[row * 2 + w] >> 8) & mask;
         if (F::HIGH) {
-            const u32 high_mask = same_halves(((1u << F::HIGH) - 1u) << (at + F::LOW)), h = high[row];
+            const u32 high_mask = same_halves(((1u << F::HIGH) - 1u) << (at + F::LOW)), h = q.high[row];
             const int shift = high_in_byte<F::LOW, F::HIGH>(s, w, row) - (at + F::LOW);
             even |= (shift > 0 ? h >> shift : h << -shift) & high_mask;
             odd |= (shift + 8 > 0 ? h >> (shift + 8) : h << -(shift + 8)) & high_mask;
@@ -85,16 +94,18 @@ DEVICE void quant_halves(const u8* chunk, int quad, int s, int lane, u32 (&f)[8]
 template <class F>
 struct Fields;
 struct SixBitFields {  // 24 bits per quad: four fields of 6
-    DEVICE u32 get(const u8* plane, int quad, int s, int g, int field) {
+    DEVICE u32 load(const u8* plane, int quad, int s, int g) {
         const u32 low = ((const u32*)plane)[g * 4 + s], high = ((const u16*)(plane + 128))[g * 4 + s];
-        const u32 v = (quad ? __funnelshift_r(low, high, 24) : low) >> (field * 6);
+        return quad ? __funnelshift_r(low, high, 24) : low;
+    }
+    DEVICE u32 get(u32 fields, int field) {
+        const u32 v = fields >> (field * 6);
         return (v & 63u) | ((v << 4) & (63u << 16));
     }
 };
 struct ByteFields {  // [quad][g][slot] bytes (row, group)
-    DEVICE u32 get(const u8* plane, int quad, int s, int g, int field) {
-        return __byte_perm(((const u32*)plane)[quad * 32 + g * 4 + s], 0u, field ? 0x4341 : 0x4240);
-    }
+    DEVICE u32 load(const u8* plane, int quad, int s, int g) { return ((const u32*)plane)[quad * 32 + g * 4 + s]; }
+    DEVICE u32 get(u32 fields, int field) { return __byte_perm(fields, 0u, field ? 0x4341 : 0x4240); }
 };
 template <> struct Fields<Q4_K> : SixBitFields { static constexpr int BIAS = 0; };
 template <> struct Fields<Q5_K> : SixBitFields { static constexpr int BIAS = 0; };
@@ -108,15 +119,22 @@ template <class F>
 struct HalfTile<F, true, true> {
     static constexpr bool MINIMUMS = F::HAS_ADD;
 
-    DEVICE void fragments(const u8* chunk, int quad, int s, int lane, u32 (&f)[8]) {
-        quant_halves<F>(chunk, quad, s, lane, f);
+    struct Packed {
+        Quants quants;
+        u32 fields;
+    };
+    DEVICE Packed load(const u8* chunk, int quad, int s, int lane) {
+        return {load_quants<F>(chunk, quad, s, lane), Fields<F>::load(chunk + F::SCALES_AT, quad, s, lane >> 2)};
+    }
+    DEVICE void fragments(const Packed& packed, int s, u32 (&f)[8]) {
+        quant_halves<F>(packed.quants, s, f);
 #pragma unroll
         for (int group = 0; group < F::GROUPS; ++group) {
             // 2^(15 - at) with a unit in the last place of 2^(5 - at)
             const int at = half_place<F>(s);
             const u32 magic = same_halves(0x7800u - at * 0x400u);
             const u32 minus = same_halves(0x8000u | (0x7800u - at * 0x400u + Fields<F>::BIAS));
-            const u32 scale = add_halves(Fields<F>::get(chunk + F::SCALES_AT, quad, s, lane >> 2, group) | magic, minus);
+            const u32 scale = add_halves(Fields<F>::get(packed.fields, group) | magic, minus);
             // OFFSET * scale * 2^-19 = scale * 2^(5 - at) * OFFSET * 2^(at - 24): a subnormal factor
             const u32 offset = F::OFFSET ? mul_halves(scale, same_halves(0x8000u | ((u32)F::OFFSET << at))) : 0u;
 #pragma unroll
@@ -158,9 +176,17 @@ template <class F>
 struct HalfTile<F, false, true> {
     static constexpr bool MINIMUMS = false;
 
-    DEVICE void fragments(const u8* chunk, int, int s, int lane, u32 (&f)[8]) {
+    struct Packed {
+        Quants quants;
+        u32 scale, minimum;
+    };
+    DEVICE Packed load(const u8* chunk, int quad, int s, int lane) {
+        const u32* const plane = (const u32*)(chunk + F::SCALES_AT) + (lane >> 2) * 4 + s;
+        return {load_quants<F>(chunk, quad, s, lane), plane[0], F::HAS_ADD ? plane[32] : 0u};
+    }
+    DEVICE void fragments(const Packed& packed, int s, u32 (&f)[8]) {
         if (F::LOW == 8) {
-            const uint4 v = ((const uint4*)chunk)[s * 32 + lane];
+            const uint4 v = packed.quants.low;
             const u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
             for (int n = 0; n < 4; ++n) {
@@ -170,7 +196,7 @@ struct HalfTile<F, false, true> {
                 f[w * 4 + 2 + row] = add_halves(__byte_perm(biased, 0x64646464u, 0x4341), 0xe480e480u);
             }
         } else {
-            quant_halves<F>(chunk, 0, s, lane, f);
+            quant_halves<F>(packed.quants, s, f);
             // (1024 + q * 2^at) * 2^-at - 1024 * 2^-at - OFFSET, exact
             const bool shifted = s & 1;
             const u32 minus = same_halves(shifted ? 0xd400u + F::OFFSET * 16u : 0xe400u + F::OFFSET);
@@ -178,11 +204,10 @@ struct HalfTile<F, false, true> {
             for (int i = 0; i < 8; ++i)
                 f[i] = shifted ? fma_halves(f[i] | 0x64006400u, 0x2c002c00u, minus) : add_halves(f[i] | 0x64006400u, minus);
         }
-        const u32* const plane = (const u32*)(chunk + F::SCALES_AT) + (lane >> 2) * 4 + s;
-        const u32 scale = plane[0], minimum = F::HAS_ADD ? plane[32] : 0u;
 #pragma unroll
         for (int i = 0; i < 8; ++i)
-            f[i] = F::HAS_ADD ? fma_halves(f[i], twice(scale, i & 1), twice(minimum, i & 1)) : mul_halves(f[i], twice(scale, i & 1));
+            f[i] = F::HAS_ADD ? fma_halves(f[i], twice(packed.scale, i & 1), twice(packed.minimum, i & 1))
+                              : mul_halves(f[i], twice(packed.scale, i & 1));
     }
     DEVICE float2 post(const u8*, int) { return make_float2(1.0f, 1.0f); }
     DEVICE float2 minimums(const u8*, int, u32 (&)[4]) { return make_float2(0.0f, 0.0f); }
@@ -193,10 +218,17 @@ template <class F>
 struct HalfTile<F, false, false> {
     static constexpr bool MINIMUMS = false;
 
-    DEVICE void fragments(const u8* chunk, int, int s, int lane, u32 (&f)[8]) {
+    struct Packed {
+        uint4 groups[2];
+    };
+    DEVICE Packed load(const u8* chunk, int, int s, int lane) {
+        const uint4* const at = (const uint4*)chunk + s * 64 + lane;
+        return {{at[0], at[32]}};
+    }
+    DEVICE void fragments(const Packed& packed, int, u32 (&f)[8]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const uint4 v = ((const uint4*)chunk)[(s * 2 + i) * 32 + lane];
+            const uint4 v = packed.groups[i];
             f[i * 4 + 0] = __byte_perm(v.x, v.z, 0x5410), f[i * 4 + 1] = __byte_perm(v.y, v.w, 0x5410);
             f[i * 4 + 2] = __byte_perm(v.x, v.z, 0x7632), f[i * 4 + 3] = __byte_perm(v.y, v.w, 0x7632);
         }
@@ -212,23 +244,32 @@ template <class F>
 struct ByteTile {
     static constexpr bool MINIMUMS = false;
 
-    DEVICE void fragments(const u8* chunk, int quad, int s, int lane, u32 (&f)[8]) {
-        u32 bytes[4];  // [row * 2 + w]
+    struct Packed {
+        u32 numbers[4], factors[4];  // [row * 2 + w]
+    };
+    DEVICE Packed load(const u8* chunk, int quad, int s, int lane) {
+        Packed packed;
         if constexpr (F::LOW == 4) {
             const uint4 v = ((const uint4*)(chunk + quad * F::QUAD_LOW))[(s >> 1) * 32 + lane];
             const u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-            for (int n = 0; n < 4; ++n) bytes[n] = F::levels(words[n], s & 1);
+            for (int n = 0; n < 4; ++n) packed.numbers[n] = F::levels(words[n], s & 1);
         } else {
 #pragma unroll
-            for (int n = 0; n < 4; ++n) bytes[n] = F::numbers(chunk, quad, s, n & 1, lane, n >> 1);
+            for (int n = 0; n < 4; ++n) packed.numbers[n] = F::numbers(chunk, quad, s, n & 1, lane, n >> 1);
         }
         const Scales scales = F::load(chunk, lane >> 2, s);
 #pragma unroll
+        for (int n = 0; n < 4; ++n)
+            packed.factors[n] = same_halves(float_to_half(F::mul(scales, quad, n >> 1, n & 1) * GAIN));
+        return packed;
+    }
+    DEVICE void fragments(const Packed& packed, int, u32 (&f)[8]) {
+#pragma unroll
         for (int n = 0; n < 4; ++n) {
             const int row = n & 1, w = n >> 1;
-            const u32 factor = same_halves(float_to_half(F::mul(scales, quad, row, w) * GAIN));
-            const u32 biased = bytes[row * 2 + w] ^ 0x80808080u;  // 1024 + 128 + number
+            const u32 factor = packed.factors[row * 2 + w];
+            const u32 biased = packed.numbers[row * 2 + w] ^ 0x80808080u;  // 1024 + 128 + number
             const u32 even = add_halves(__byte_perm(biased, 0x64646464u, 0x4240), 0xe480e480u);
             const u32 odd = add_halves(__byte_perm(biased, 0x64646464u, 0x4341), 0xe480e480u);
             f[w * 4 + row] = mul_halves(even, factor);
