@@ -30,7 +30,7 @@ _OPERAND_BYTES = 17 * 256 + 64
 """Bytes of 256 columns of 8 sequences: 16 steps of 16 columns and the sums, 256 bytes each; two floats per sequence."""
 _MAX_STAGES = 6
 _CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
-_RESIDENT_ITEMS = 48
+_RESIDENT_ITEMS = 16
 """Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
 _EARLY = 1
 """Stages fetched before the input: more of them would delay it."""

@@ -155,8 +155,8 @@ class CudaOps:
     def logits(self, x: Any, out: Any) -> None:
         """Final norm and output projection of rows x (R, D) into out (R, V), contiguous."""
         source, norm = self._normed(x, self.weights.output_norm)
-        ready = self._left_behind(len(self.weights.layers) - 1) is not None
-        self._product(self.weights.output, source, out, norm=norm, ready=ready)
+        last = len(self.weights.layers) - 1
+        self._product(self.weights.output, source, out, norm=norm, ready=self._left_behind(last) is not None)
         if self.weights.logit_softcap is not None:
             parts.softcap(out, self.weights.logit_softcap)
 
@@ -250,17 +250,14 @@ class CudaOps:
         emitted = None if then is None else (then.weight, self.buffers.stream_operand)
         for part in projection.parts:
             target = out[:, part.column : part.column + part.matvec.width]
-            part.matvec(
-                x, target, norm=weight, eps=eps, bias=part.bias, add=add, alpha=part.alpha, operand=many, ready=ready,
-                emitted=emitted,
-            )  # fmt: skip
+            more = {"operand": many, "ready": ready, "emitted": emitted}
+            part.matvec(x, target, norm=weight, eps=eps, bias=part.bias, add=add, alpha=part.alpha, **more)
 
     def _left_behind(self, index: int) -> DeviceNorm | None:
         """The norm whose operand ffn_down of layer `index` leaves in stream_operand in this step; None if none."""
         return norm_behind(self.weights, index) if index >= 0 and self._hands_over else None
 
-    def _left_inside(self, layer: DeviceLayer) -> DeviceNorm | None:
-        """Likewise of attn_output."""
+    def _left_inside(self, layer: DeviceLayer) -> DeviceNorm | None:  # likewise, of attn_output
         return norm_behind_attention(layer) if self._hands_over else None
 
     @property

@@ -97,15 +97,15 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
         wgmma(products, minimums, operand + SUMS_AT / 16, 0);
         wgmma_commit();
     }
-    u32 f[2][8];
+    u32 f[3][8];
     typename Half::Packed packed = load(0);
 #pragma unroll
     for (int s = 0; s < 8; ++s) {  // 32 columns, unpacked while those before are multiplied
         if (s == 4 && F::COLUMNS == 128 && quads < 2) break;
-        if (s >= 2) wgmma_wait<1>();
-        Half::fragments(packed, s % 4, f[s & 1]);
+        if (s >= 3) wgmma_wait<2>();
+        Half::fragments(packed, s % 4, f[s % 3]);
         if (s < 7) packed = load(s + 1);
-        keep_order(f[s & 1]);
+        keep_order(f[s % 3]);
         if (s == 0 && Half::MINIMUMS) {
             wgmma_wait<0>();
             keep_order(products);
@@ -114,7 +114,7 @@ DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, 
         }
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 2; ++i) wgmma(products, f[s & 1] + i * 4, operand + (s * 2 + i) * STEP_BYTES / 16, s + i > 0);
+        for (int i = 0; i < 2; ++i) wgmma(products, f[s % 3] + i * 4, operand + (s * 2 + i) * STEP_BYTES / 16, s + i > 0);
         wgmma_commit();
     }
     wgmma_wait<0>();
@@ -165,7 +165,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
     __syncthreads();
 
     if (warp >= CONSUMERS / 32) {
-        if (FETCHERS == 128) registers_fewer<64>();
+        if (FETCHERS == 128) registers_fewer<32>();
         if (warp > CONSUMERS / 32) {  // here only because registers change hands by warp groups
 #if CLUSTER > 1
             cluster_barrier();
@@ -226,7 +226,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
         return;
     }
 
-    if (FETCHERS == 128) registers_more<104>();  // 4 * 128 * 104 + 128 * 64 are all that 640 threads of 96 had
+    if (FETCHERS == 128) registers_more<112>();  // 4 * 128 * 112 + 128 * 32 are all that 640 threads of 96 had
     if (RESIDENT && norm && threadIdx.x == 0)  // each block brings its share of the norm's weight into the L2
         for (int k = blockIdx.x * 32; k < columns; k += gridDim.x * 32)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(norm + k));
