@@ -250,7 +250,7 @@ class CudaOps:
         emitted = None if then is None else (then.weight, self.buffers.stream_operand)
         for part in projection.parts:
             target = out[:, part.column : part.column + part.matvec.width]
-            more = {"operand": many, "ready": ready, "emitted": emitted}
+            more: dict[str, Any] = {"operand": many, "ready": ready, "emitted": emitted}
             part.matvec(x, target, norm=weight, eps=eps, bias=part.bias, add=add, alpha=part.alpha, **more)
 
     def _left_behind(self, index: int) -> DeviceNorm | None:
