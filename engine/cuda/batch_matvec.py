@@ -30,8 +30,9 @@ _OPERAND_BYTES = 17 * 256 + 64
 """Bytes of 256 columns of 8 sequences: 16 steps of 16 columns and the sums, 256 bytes each; two floats per sequence."""
 _MAX_STAGES = 6
 _CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
-_RESIDENT_ITEMS = 16
-"""Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
+_RESIDENT_ROWS, _RESIDENT_ITEMS = 4, 40
+"""Up to so many sequences, and (sequence, 256 columns) pairs, are converted by every block itself; more, once by a kernel
+before."""
 _EARLY = 1
 """Stages fetched before the input: more of them would delay it."""
 _WARP_PRODUCTS = 2
@@ -120,7 +121,8 @@ def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int, *
     # One item has no use for more stages than it has chunks.
     most = min(_MAX_STAGES, own) if split.cluster > 1 else _MAX_STAGES
     stages = min(most, (limit - own * x) // (weights + 16))
-    if not ready and batch * own <= _RESIDENT_ITEMS and stages >= min(most, 2):
+    few = batch <= _RESIDENT_ROWS and batch * own <= _RESIDENT_ITEMS
+    if not ready and few and stages >= min(most, 2):
         memory = _Memory(tile, weights, stages, own * x)
     else:
         memory = _Memory(tile, weights + x, min(most, limit // (weights + x + 16)), 0)
