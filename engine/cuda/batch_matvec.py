@@ -31,8 +31,7 @@ _OPERAND_BYTES = 17 * 256 + 64
 _MAX_STAGES = 6
 _CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
 _RESIDENT_ROWS, _RESIDENT_ITEMS = 4, 40
-"""Up to so many sequences, and (sequence, 256 columns) pairs, are converted by every block itself; more, once by a kernel
-before."""
+"""Sequences, and (sequence, 256 columns) pairs, up to which every block converts by itself; if more, a kernel before."""
 _EARLY = 1
 """Stages fetched before the input: more of them would delay it."""
 _WARP_PRODUCTS = 2

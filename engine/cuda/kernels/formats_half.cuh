@@ -38,6 +38,17 @@ DEVICE u32 twice(u32 pair, int half) {  // so that it becomes part of the instru
     return both;
 }
 DEVICE u32 same_halves(u32 half) { return half | (half << 16); }
+// (v & mask) | magic in one instruction, which takes one constant: hidden() keeps the other in a register.
+DEVICE u32 and_or(u32 v, u32 mask, u32 magic) {
+    u32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(v), "r"(mask), "r"(magic));
+    return r;
+}
+DEVICE u32 hidden(u32 v) {
+    u32 r;
+    asm("mov.b32 %0, %1;" : "=r"(r) : "r"(v));
+    return r;
+}
 
 constexpr int POST_BITS = 19;
 
@@ -98,14 +109,16 @@ struct SixBitFields {  // 24 bits per quad: four fields of 6
         const u32 low = ((const u32*)plane)[g * 4 + s], high = ((const u16*)(plane + 128))[g * 4 + s];
         return quad ? __funnelshift_r(low, high, 24) : low;
     }
-    DEVICE u32 get(u32 fields, int field) {
+    DEVICE u32 get(u32 fields, int field, u32 magic) {
         const u32 v = fields >> (field * 6);
-        return (v & 63u) | ((v << 4) & (63u << 16));
+        return and_or(v << 4, 63u << 16, and_or(v, 63u, hidden(same_halves(magic))));
     }
 };
 struct ByteFields {  // [quad][g][slot] bytes (row, group)
     DEVICE u32 load(const u8* plane, int quad, int s, int g) { return ((const u32*)plane)[quad * 32 + g * 4 + s]; }
-    DEVICE u32 get(u32 fields, int field) { return __byte_perm(fields, 0u, field ? 0x4341 : 0x4240); }
+    DEVICE u32 get(u32 fields, int field, u32 magic) {  // whose low byte is 0
+        return __byte_perm(fields, magic >> 8, field ? 0x4341 : 0x4240);
+    }
 };
 template <> struct Fields<Q4_K> : SixBitFields { static constexpr int BIAS = 0; };
 template <> struct Fields<Q5_K> : SixBitFields { static constexpr int BIAS = 0; };
@@ -132,9 +145,8 @@ struct HalfTile<F, true, true> {
         for (int group = 0; group < F::GROUPS; ++group) {
             // 2^(15 - at) with a unit in the last place of 2^(5 - at)
             const int at = half_place<F>(s);
-            const u32 magic = same_halves(0x7800u - at * 0x400u);
             const u32 minus = same_halves(0x8000u | (0x7800u - at * 0x400u + Fields<F>::BIAS));
-            const u32 scale = add_halves(Fields<F>::get(packed.fields, group) | magic, minus);
+            const u32 scale = add_halves(Fields<F>::get(packed.fields, group, 0x7800u - at * 0x400u), minus);
             // OFFSET * scale * 2^-19 = scale * 2^(5 - at) * OFFSET * 2^(at - 24): a subnormal factor
             const u32 offset = F::OFFSET ? mul_halves(scale, same_halves(0x8000u | ((u32)F::OFFSET << at))) : 0u;
 #pragma unroll
