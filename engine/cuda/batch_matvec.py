@@ -31,7 +31,7 @@ _OPERAND_BYTES = 17 * 256 + 64
 _MAX_STAGES = 6
 _CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
 _RESIDENT_ROWS, _RESIDENT_ITEMS = 4, 40
-"""Sequences, and pairs of a sequence and 256 columns, up to which every block converts by itself; else a kernel does."""
+"""Sequences, and pairs of a sequence and 256 columns, up to which a block converts by itself; else a kernel does."""
 _EARLY = 1
 """Stages fetched before the input: more of them would delay it."""
 _WARP_PRODUCTS = 2
