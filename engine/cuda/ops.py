@@ -264,8 +264,9 @@ class DecodeOps(CudaOps):
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
         batch_rows: from so many rows on, the kernels for many sequences; 1: always, so that bits never depend on n.
-        sharing_rows: from so many rows on, those that chose an expert read it together; 1: always, as batch_rows.
-        grouped: products for the experts of very many rows; None: none, so that bits never depend on n.
+        sharing_rows: from so many rows on, those that chose an expert read it together; None: never, so that bits never
+            depend on n.
+        grouped: products for the experts of very many rows; None: none, for the same reason.
         expert_room: scratch memory of both.
     """
 
@@ -280,13 +281,13 @@ class DecodeOps(CudaOps):
         n: int,
         *,
         batch_rows: int = BATCH_ROWS,
-        sharing_rows: int = SHARING_ROWS,
+        sharing_rows: int | None = SHARING_ROWS,
         grouped: Products | None = None,
         expert_room: Any = None,
     ) -> None:
         super().__init__(weights, buffers, None)
         self._grouped = grouped if n >= GROUPED_ROWS else None
-        self._shares = n >= sharing_rows
+        self._shares = sharing_rows is not None and n >= sharing_rows
         self._expert_room = expert_room
         self._batch_rows = batch_rows
         self._cache = cache

@@ -209,7 +209,7 @@ class CudaRunner:
             self._slots.positions,
             n,
             batch_rows=self._batch_rows,
-            sharing_rows=1 if self._deterministic else SHARING_ROWS,
+            sharing_rows=None if self._deterministic else SHARING_ROWS,
             grouped=None if self._deterministic else self._products,
             expert_room=self._prefill_buffers.expert_room,  # prompts are not read while a decode step runs
         )
