@@ -66,7 +66,7 @@ class Tuning:
 def choose_tuning(type: GGMLType, columns: int) -> Tuning:
     """The block for matrices of a type with so many columns.
 
-    On an H200, 8 of 128 experts of 768 x 2048 (8 and 3 chunks), 16 rows: 85 us a layer, 95 with two warps for each tile.
+    On an H200, 8 of 128 experts of 768 x 2048 (8 and 3 chunks), 16 rows: 85 us a layer, 95 with two warps a tile.
     Experts with more columns are fewer, and so are the tiles of one row.
     """
     chunks = LAYOUTS[type].chunks(columns)
