@@ -71,6 +71,7 @@ def jobs_for(arch):
         gemm,
         matvec,
         moe,
+        moe_rows,
         parts,
         repack,
         rows,
@@ -97,6 +98,9 @@ def jobs_for(arch):
     if arch == gemm.ARCH:
         jobs += gemm.build_jobs([q4, q6], matvec.Activation.SILU)
         jobs += gemm.expert_jobs([q4, q6], [q4], matvec.Activation.SILU) + experts.build_jobs()
+        for type in COMMON + RARE[turn::6]:
+            if type is not GGMLType.F32:
+                jobs += moe_rows.build_jobs(type, type, matvec.Activation.SILU, routing, 768, 2048)
     for shape in shapes_for(arch):
         jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
         if arch == 90:  # the kernels of the other cards serve there too where the tests ask for them
@@ -144,6 +148,8 @@ def kernel_names(file, type):
         "experts.cu": "group_rows add_experts",
         "route.cu": "route_top",
         "moe.cu": "moe_gate_up moe_down",
+        "moe_rows.cu": "moe_rows_gate_up moe_rows_down",
+        "moe_rows_begin.cu": "moe_rows_begin moe_rows_end",
         "repack.cu": f"repack_{type} largest_{type} choose_scale_{type}",
     }[file].split()
     return [name for name in names if type in ("F32", "BF16") or not name.startswith(("largest", "choose"))]
@@ -162,6 +168,8 @@ def test_every_kernel_file_is_built():
     assert files == {path.name for path in KERNEL_DIR.iterdir() if path.suffix in (".cu", ".cuh")}
     hopper = {
         "experts.cu",
+        "moe_rows.cu",
+        "moe_rows_begin.cu",
         "operand.cu",
         "gemm.cu",
         "gemm_tile.cuh",

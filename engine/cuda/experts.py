@@ -15,11 +15,9 @@ from engine.cuda.matvec import MatVec
 from engine.cuda.module import build
 from engine.cuda.moe import MAX_EXPERTS, Routing, route
 
-GROUPED_ROWS = 16
-"""From so many sequences on, decode steps group their rows as prompts do, unless bits must not depend on the number.
-
-On an H200, 8 of 128 experts of 768 x 2048, Q4_K, microseconds a layer, grouped and pair by pair: 8 sequences 85 and 80,
-16 sequences 134 and 151, 64 sequences 192 and 569."""
+GROUPED_ROWS = 65
+"""From so many sequences on, decode steps group their rows as prompts do, unless bits must not depend on the number:
+more than one turn of moe_rows.py."""
 
 _FILES = ("experts.cu",)
 _ALIGNED = 1024

@@ -138,6 +138,7 @@ class Kernel:
         self.ptr: int = int(function.ptr)
         self._module = module
         _prefer_shared(self.ptr)
+        self._leaves_cache = False
         self._shared_limit = 16 * 1024  # static shared memory counts as well: up to 32 KiB of it are safe below this
 
     def allow_shared(self, n_bytes: int) -> None:
@@ -149,13 +150,20 @@ class Kernel:
             driver.funcSetAttribute(self.ptr, max_dynamic_shared, n_bytes)
             self._shared_limit = n_bytes
 
+    def leave_cache(self, n_bytes: int) -> None:
+        """Takes no more shared memory than one block's n_bytes: the rest of it becomes cache."""
+        if not self._leaves_cache:
+            most = 228 << 10  # of a multiprocessor; every block takes one KiB more than it asks for
+            _prefer_shared(self.ptr, min(100, -(-(n_bytes + 1024) * 100 // most)))
+            self._leaves_cache = True
 
-def _prefer_shared(function: int) -> None:
+
+def _prefer_shared(function: int, percent: int = 100) -> None:
     """Asks for the largest shared memory: a kernel starts beside another one only where both agree on its size."""
     from cupy_backends.cuda.api import driver
 
-    preferred_carveout = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent
-    driver.funcSetAttribute(function, preferred_carveout, 100)
+    preferred_carveout = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
+    driver.funcSetAttribute(function, preferred_carveout, percent)
 
 
 class Module:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.cuda import gemm
+from engine.cuda import gemm, moe_rows
 from engine.cuda.attention_plan import AttentionShape, RopeStyle
 from engine.cuda.experts import can_stack, room_bytes
 from engine.cuda.layouts import kept_as
@@ -179,7 +179,10 @@ def moe_jobs(model: LoadedModel, arch: int) -> list[tuple[tuple[str, ...], dict[
         jobs.append(route_job(expert_routing(config)))
         if can_gather_experts(moe, config):
             types = kept_as(moe.up.weight.type), kept_as(moe.down.weight.type)
-            jobs += expert_jobs(*types, ACTIVATIONS[config.expert.activation], expert_routing(config), arch)
+            activation, routing = ACTIVATIONS[config.expert.activation], expert_routing(config)
+            jobs += expert_jobs(*types, activation, routing, arch)
+            if can_share_experts(moe, config, arch):
+                jobs += moe_rows.build_jobs(*types, activation, routing, config.expert.width, model.config.width)
     return jobs
 
 
@@ -204,6 +207,15 @@ def can_gather_experts(moe: MoeWeights, config: MoeConfig) -> bool:
     plain = all(part.scale is None for part in (gate, up, down))
     width, columns = config.expert.width, gate.weight.columns
     return plain and can_gather(kept_as(gate.weight.type), kept_as(up.weight.type), width, columns)
+
+
+def can_share_experts(moe: MoeWeights, config: MoeConfig, arch: int) -> bool:
+    """Whether rows of a decode step that chose the same expert may read it together."""
+    if not can_gather_experts(moe, config):
+        return False
+    assert moe.gate is not None
+    types = kept_as(moe.gate.weight.type), kept_as(moe.down.weight.type)
+    return moe_rows.can_share(*types, config.expert.width, moe.gate.weight.columns, arch)
 
 
 def halves_apart(moe: MoeWeights, config: MoeConfig) -> bool:
@@ -232,15 +244,19 @@ def stacked_layers(model: LoadedModel, arch: int) -> list[tuple[MoeWeights, MoeC
     return found
 
 
-def expert_room(model: LoadedModel, rows: int, arch: int) -> int:
-    """Bytes of scratch memory that prompts of so many rows need for their experts."""
-    return max(
-        (
-            room_bytes(rows, expert_routing(config), config.expert.width, model.config.width)
-            for _, config in stacked_layers(model, arch)
-        ),
-        default=0,
-    )
+def expert_room(model: LoadedModel, prompt_rows: int, decode_rows: int, arch: int) -> int:
+    """Bytes of scratch memory that prompts and decode steps of so many rows need for their experts, one at a time."""
+    sizes, rows = [0], max(prompt_rows, decode_rows)
+    for layer in model.weights.layers:
+        moe, config = layer.moe, layer.config.ffn
+        if moe is None or not isinstance(config, MoeConfig):
+            continue
+        shape = expert_routing(config), config.expert.width, model.config.width
+        if can_stack_experts(moe, config, arch):
+            sizes.append(room_bytes(rows, *shape))
+        if can_share_experts(moe, config, arch):
+            sizes.append(moe_rows.room_bytes(decode_rows, *shape))
+    return max(sizes)
 
 
 def multiplies_halves(model: LoadedModel) -> bool:

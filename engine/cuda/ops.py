@@ -24,6 +24,7 @@ from engine.cuda.latent import latent_qkv, latent_values
 from engine.cuda.linear import Projection
 from engine.cuda.matvec import BATCH_ROWS
 from engine.cuda.moe import route
+from engine.cuda.moe_rows import SHARING_ROWS
 from engine.cuda.parts import DeviceNorm
 from engine.cuda.products import Products
 from engine.cuda.staging import Staging
@@ -287,8 +288,10 @@ class DecodeOps(CudaOps):
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
         batch_rows: from so many rows on, the kernels for many sequences; 1: always, so that bits never depend on n.
-        grouped: products for the experts of many rows; None: every row reads its own, so that bits never depend on n.
-        expert_room: their scratch memory.
+        sharing_rows: from so many rows on, those that chose an expert read it together; None: never, so that bits never
+            depend on n.
+        grouped: products for the experts of very many rows; None: none, for the same reason.
+        expert_room: scratch memory of both.
     """
 
     def __init__(
@@ -302,11 +305,13 @@ class DecodeOps(CudaOps):
         n: int,
         *,
         batch_rows: int = BATCH_ROWS,
+        sharing_rows: int | None = SHARING_ROWS,
         grouped: Products | None = None,
         expert_room: Any = None,
     ) -> None:
         super().__init__(weights, buffers, None)
         self._grouped = grouped if n >= GROUPED_ROWS else None
+        self._shares = sharing_rows is not None and n >= sharing_rows
         self._expert_room = expert_room
         self._batch_rows = batch_rows
         self._cache = cache
@@ -343,6 +348,9 @@ class DecodeOps(CudaOps):
             shared = self._shared_hidden(moe, x, norm)  # reads x, which the experts may change
             room = self._expert_room
             self._grouped.experts(moe, x, scores, room, out, norm=weight, eps=eps, positions=positions)
+        elif self._shares and moe.sharing is not None:
+            shared = self._shared_hidden(moe, x, norm)
+            moe.sharing(x, scores, self._expert_room, out, norm=weight, eps=eps, positions=positions)
         else:
             used = moe.routing.n_used
             ids = self._columns(buffers.chosen, n, used)

@@ -93,7 +93,7 @@ def make_plan(
     activations = (
         max_sequences * (widths.row_bytes(dense=False) + 4 * widths.model)
         + rows * widths.row_bytes(dense=True)
-        + expert_room(model, max(rows, max_sequences), card[0])
+        + expert_room(model, rows, max_sequences, card[0])
         + SCRATCH_BYTES
         + operand_bytes(widths.widest)
         + 4 * widths.vocab * (max_sequences + LOGIT_ROWS)

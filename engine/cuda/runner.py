@@ -24,6 +24,7 @@ from engine.cuda.features import check_features
 from engine.cuda.graphs import StepGraphs, buckets
 from engine.cuda.kernel_jobs import kernel_jobs
 from engine.cuda.matvec import BATCH_ROWS
+from engine.cuda.moe_rows import SHARING_ROWS
 from engine.cuda.needs import (
     expert_room,
     kernel_groups,
@@ -126,7 +127,7 @@ class CudaRunner:
             self.lookahead = MOST_AHEAD - 1
             self.prefill_chunk = self._plan.prefill_rows
             self.mixed_chunk = min(MIXED_ROWS, self.prefill_chunk)
-            self._expert_room = expert_room(model, max(self.prefill_chunk, max_sequences), card[0])
+            self._expert_room = expert_room(model, self.prefill_chunk, max_sequences, card[0])
             self._pool = cupy.cuda.MemoryPool()
             self._stream = cupy.cuda.Stream(non_blocking=True)
             self._open(model, kv_type, card, status)
@@ -208,6 +209,7 @@ class CudaRunner:
             self._slots.positions,
             n,
             batch_rows=self._batch_rows,
+            sharing_rows=None if self._deterministic else SHARING_ROWS,
             grouped=None if self._deterministic else self._products,
             expert_room=self._prefill_buffers.expert_room,  # prompts are not read while a decode step runs
         )

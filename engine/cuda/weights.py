@@ -21,12 +21,14 @@ from engine.cuda.linear import Part, Projection
 from engine.cuda.matvec import Activation, MatVec
 from engine.cuda.module import device_arch
 from engine.cuda.moe import ExpertProducts, HeadProducts, Routing
+from engine.cuda.moe_rows import RowExperts
 from engine.cuda.needs import (
     ACTIVATIONS,
     attention_shape,
     can_gather_experts,
     can_join_heads,
     can_pair,
+    can_share_experts,
     can_stack_experts,
     expert_routing,
     folds_heads,
@@ -90,6 +92,7 @@ class DeviceMoe:
 
     routing: how a row chooses; selection_bias: float32 (E,) that joins the choice, or None.
     products: the experts' launches of a decode step, over the same memory; None where their types forbid it.
+    sharing: the same where rows that chose an expert read it together; None where card or types forbid it.
     stacked: the experts for prompts, over the same memory; None where each is multiplied by itself.
     """
 
@@ -100,6 +103,7 @@ class DeviceMoe:
     shared: DeviceFfn | None
     shared_gate: Projection | None
     products: ExpertProducts | None
+    sharing: RowExperts | None
     stacked: StackedExperts | None
 
 
@@ -372,9 +376,9 @@ class Uploader:
         assert moe is not None
         assert isinstance(config, MoeConfig)
         routing, selection_bias = expert_routing(config, factor), self.vector(moe.selection_bias)
-        products = stacked = None
+        products = sharing = stacked = None
         if can_gather_experts(moe, config):
-            experts, products, stacked = self._gathered(moe, config, routing)
+            experts, products, sharing, stacked = self._gathered(moe, config, routing)
         else:
             experts = tuple(self.ffn(moe.expert(i), config.expert) for i in range(config.n_experts))
         shared = None
@@ -388,12 +392,13 @@ class Uploader:
             shared=shared,
             shared_gate=None if moe.shared_gate is None else self.projection([moe.shared_gate]),
             products=products,
+            sharing=sharing,
             stacked=stacked,
         )
 
     def _gathered(
         self, moe: MoeWeights, config: MoeConfig, routing: Routing
-    ) -> tuple[tuple[DeviceFfn, ...], ExpertProducts, StackedExperts | None]:
+    ) -> tuple[tuple[DeviceFfn, ...], ExpertProducts, RowExperts | None, StackedExperts | None]:
         """All experts of a layer as two packed matrices, and every expert as views of them."""
         assert moe.gate is not None
         n, width, columns = config.n_experts, config.expert.width, moe.gate.weight.columns
@@ -430,17 +435,10 @@ class Uploader:
         stacked = None
         if can_stack_experts(moe, config, device_arch()):
             stacked = StackedExperts(MatVec([gate_up]), MatVec([down]), routing, selection_bias)
-        products = ExpertProducts(
-            gate_up,
-            down,
-            routing,
-            activation,
-            router_bias=selection_bias,
-            gate_bias=gate_bias,
-            up_bias=up_bias,
-            down_bias=down_bias,
-        )
-        return experts, products, stacked
+        parts = gate_up, down, routing, activation
+        biases = {"router_bias": selection_bias, "gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias}
+        sharing = RowExperts(*parts, **biases) if can_share_experts(moe, config, device_arch()) else None
+        return experts, ExpertProducts(*parts, **biases), sharing, stacked
 
 
 def _part_of(matrix: PackedMatrix, index: int, count: int) -> PackedMatrix:

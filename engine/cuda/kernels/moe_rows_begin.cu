@@ -1,0 +1,101 @@
+// Rows of a decode step handed to the experts they have chosen, for the products of moe_rows.cu, and the sum of the results.
+//
+// A pair is a row and one of its experts, pair = row * used + u. The pairs of an expert, in their order, fill groups of
+// GROUP places; every expert begins a group of its own. table: [0] the number of groups, then of each expert + pairs << 16.
+
+constexpr int GROUP = 8, WARPS = 16, MAX_PAIRS = 2048, MAX_EXPERTS = 1024;
+
+// Byte of column k (a multiple of 4) of place `at` of a group: see moe_rows.cu.
+DEVICE int operand_place(int at, int k) { return (k >> 5) * 512 + (at * 4 + ((k >> 2) & 3)) * 16 + ((k >> 4) & 1) * 8; }
+
+// Puts every row, normed where wanted, to its places. grid: rows. columns: a multiple of 128.
+// ids, weights: (rows, used), see route.cuh; ids of -1 are nowhere. places: of each pair, or -1. weigh: the weights
+// multiply the input. x was there before the kernel in front began.
+extern "C" __global__ void __launch_bounds__(WARPS * 32)
+    moe_rows_begin(const int* ids, const float* weights, int used, int experts, const float* x, int x_stride,
+                   const float* norm, float eps, int columns, int weigh, int* table, int* places, u8* operand) {
+    __shared__ int chosen[MAX_PAIRS], counts[MAX_EXPERTS], own_places[32];
+    __shared__ float scratch[32];
+    const int rows = gridDim.x, row = blockIdx.x, pairs = rows * used, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    for (int i = threadIdx.x; i < experts; i += WARPS * 32) counts[i] = 0;
+    const float4* const from = (const float4*)(x + (i64)row * x_stride);
+    const float4 first = threadIdx.x * 4 < columns ? __ldcg(from + threadIdx.x) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float factor = 1.0f;
+    if (norm) {
+        float square = 0.0f;
+        for (int i = threadIdx.x; i * 4 < columns; i += WARPS * 32) {
+            const float4 v = i == threadIdx.x ? first : __ldcg(from + i);
+            square += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+        }
+        factor = 1.0f / sqrtf(block_sum(square, scratch) / columns + eps);
+    }
+    __syncthreads();
+    pdl_wait();
+    for (int i = threadIdx.x; i < pairs; i += WARPS * 32) {
+        const int expert = chosen[i] = ids[i];
+        if (expert >= 0) atomicAdd(counts + expert, 1);
+    }
+    __syncthreads();
+    pdl_launch();
+    for (int u = warp; u < used; u += WARPS) {
+        const int pair = row * used + u, expert = chosen[pair];
+        int groups = 0, before = 0;  // of experts before this one; pairs of this one before this
+        for (int i = lane; i < expert; i += 32) groups += (counts[i] + GROUP - 1) / GROUP;
+        for (int i = lane; i < pair; i += 32) before += chosen[i] == expert;
+        groups = __reduce_add_sync(FULL_MASK, groups);
+        before = __reduce_add_sync(FULL_MASK, before);
+        if (lane == 0) {
+            const int group = groups + before / GROUP;
+            own_places[u] = expert < 0 ? -1 : group * GROUP + before % GROUP;
+            places[pair] = own_places[u];
+            if (expert >= 0 && before % GROUP == 0) table[1 + group] = expert | min(GROUP, counts[expert] - before) << 16;
+        }
+    }
+    if (row == 0 && warp == WARPS - 1) {
+        int groups = 0;
+        for (int i = lane; i < experts; i += 32) groups += (counts[i] + GROUP - 1) / GROUP;
+        groups = __reduce_add_sync(FULL_MASK, groups);
+        if (lane == 0) table[0] = groups;
+    }
+    __syncthreads();
+    if (own_places[0] < 0) return;
+    const i64 group_bytes = (i64)columns * (GROUP * 2);
+    for (int i = threadIdx.x; i * 4 < columns; i += WARPS * 32) {
+        float4 v = i == threadIdx.x ? first : __ldcg(from + i);
+        if (norm) {
+            const float4 w = __ldg((const float4*)norm + i);
+            v.x = v.x * factor * w.x, v.y = v.y * factor * w.y, v.z = v.z * factor * w.z, v.w = v.w * factor * w.w;
+        }
+        for (int u = 0; u < used; ++u) {
+            const float by = weigh ? weights[row * used + u] : 1.0f;
+            auto half = [&](float value) { return (u32)float_to_half(fminf(fmaxf(value * by, -65504.0f), 65504.0f)); };
+            const int place = own_places[u];
+            *(uint2*)(operand + place / GROUP * group_bytes + operand_place(place % GROUP, i * 4)) =
+                make_uint2(half(v.x) | half(v.z) << 16, half(v.y) | half(v.w) << 16);
+        }
+    }
+}
+
+// out[row] += sum over u, in their order, of weights[row, u] * y[places[row, u]]; weights null: of 1. grid: (512 columns,
+// rows), 128 threads.
+extern "C" __global__ void __launch_bounds__(128)
+    moe_rows_end(const float* y, const int* places, const float* weights, int used, int columns, float* out, int stride) {
+    pdl_launch();
+    pdl_wait();
+    const int k = (blockIdx.x * 128 + threadIdx.x) * 4;
+    const int* const place = places + (i64)blockIdx.y * used;
+    const float* const weight = weights + (i64)blockIdx.y * used;
+    if (k >= columns || place[0] < 0) return;
+    float* const at = out + (i64)blockIdx.y * stride + k;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
+    for (int u = 0; u < used; ++u) {
+        const float4 v = __ldcg((const float4*)(y + (i64)place[u] * columns + k));
+        const float w = weights ? weight[u] : 1.0f;
+        sum.x = fmaf(w, v.x, sum.x), sum.y = fmaf(w, v.y, sum.y);
+        sum.z = fmaf(w, v.z, sum.z), sum.w = fmaf(w, v.w, sum.w);
+    }
+    float4 before = *(const float4*)at;
+    before.x += sum.x, before.y += sum.y, before.z += sum.z, before.w += sum.w;
+    *(float4*)at = before;
+}
