@@ -360,6 +360,9 @@ class LLM:
         """Log-probability of every token of each chunk from position `first` on, given those before it.
 
         Chunks run in batches and are yielded in order; nothing is generated and no logits are kept.
+
+        Raises:
+            InvalidRequestError, ContextFullError: an impossible chunk, or no token behind `first`.
         """
         checked = [self._checked(chunk) for chunk in chunks]
         for ids in checked:
