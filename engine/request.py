@@ -60,6 +60,7 @@ class Sequence:
         n_cached: tokens of prompt and output whose keys and values are in the cache.
         pages: cache pages; page i holds positions i * PAGE to i * PAGE + PAGE - 1.
         cached_tokens: prompt tokens whose keys and values were in the cache already when it started.
+        end: the first position that it will never feed, however its text goes on; None: unknown.
     """
 
     request_id: int
@@ -71,6 +72,7 @@ class Sequence:
     n_cached: int = 0
     pages: list[int] = field(default_factory=list)
     cached_tokens: int = 0
+    end: int | None = None
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ class Scheduler:
                 self.blocks.release([prefix.source])
         slot = heapq.heappop(self._free_slots)
         sequence = Sequence(request.request_id, slot, prompt, [], request.params, request.seed, n_cached, pages)
-        sequence.cached_tokens = n_cached
+        sequence.cached_tokens, sequence.end = n_cached, _longest(request)
         self._join(_Running(request, sequence, arrival))
         return True
 
@@ -311,7 +311,8 @@ class Scheduler:
 
         A prompt that ends with its last page needs it as well: its first token is fed before anybody has seen it.
         """
-        missing = pages_of(end + self._lookahead) - len(sequence.pages)
+        end += self._lookahead
+        missing = pages_of(end if sequence.end is None else min(end, sequence.end)) - len(sequence.pages)
         if missing > 0 and self.blocks.can_allocate(missing):
             sequence.pages += self.blocks.allocate(missing)
 

@@ -72,6 +72,7 @@ static u32 add_halves(u32 a, u32 b) { return add2(a, b); }
 static u32 mul_halves(u32 a, u32 b) { return mul2(a, b); }
 static u32 fma_halves(u32 a, u32 b, u32 c) { return fma2(a, b, c); }
 static u32 and_or(u32 v, u32 mask, u32 magic) { return (v & mask) | magic; }
+static u32 hidden(u32 v) { return v; }
 static u32 both(u32 pair, int high) { return (high ? pair >> 16 : pair & 0xffffu) * 0x10001u; }
 static u32 same_halves(u32 half) { return half * 0x10001u; }
 static u32 two_halves(float low, float high) { return pack_halves(low, high); }

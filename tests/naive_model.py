@@ -59,9 +59,9 @@ class File:
                 )
         return self
 
-    def write(self, folder):
+    def write(self, folder, more=None):
         path = folder / f"{len(list(folder.iterdir()))}.gguf"
-        metadata = {f"{self.arch}.{key}": value for key, value in self.meta.items()}
+        metadata = {f"{self.arch}.{key}": value for key, value in self.meta.items()} | (more or {})
         path.write_bytes(build_gguf({"general.architecture": self.arch} | metadata, self.tensors))
         return path
 

@@ -14,12 +14,13 @@ from pathlib import Path
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
+import numpy as np
 import pytest
 from gguf_builder import bpe_tokenizer, tiny_llama
 from test_tokenizer import SPM_PIECES, bpe_metadata, spm_metadata
 
 from engine import LLM, SamplingParams
-from engine.errors import InvalidRequestError
+from engine.errors import InvalidRequestError, TokenizerError
 from engine.text import ChatTemplate, Tokenizer
 
 FAMILIES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
@@ -275,7 +276,7 @@ def test_special_tokens_by_the_names_templates_use():
 END_TOKENS = [
     "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<EOT>",
     "_<EOT>", "[EOT]", "[EOS]", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<end_of_utterance>", "<eos>",
-    "<turn|>", "<|tool_response>", "</s>", "<｜end▁of▁sentence｜>",
+    "<turn|>", "<|tool_response>", "</s>", "<｜end▁of▁sentence｜>", "<|ifm|im_end|>",
 ]  # fmt: skip
 
 
@@ -292,6 +293,15 @@ def test_names_that_end_a_turn(name):
 def test_ids_that_end_a_turn(role):
     tokenizer = Tokenizer.from_metadata(bpe_metadata(**{f"{role}_token_id": 40}))
     assert 40 in tokenizer.eog_ids
+
+
+def test_listed_ids_that_end_a_turn():
+    plain = Tokenizer.from_metadata(bpe_metadata())
+    listed = Tokenizer.from_metadata(bpe_metadata(eos_token_ids=np.array([40, 41, 2**30])))
+    assert listed.eog_ids == plain.eog_ids | {40, 41}
+    for wrong in (40, ["<x>"], np.array([0.5])):
+        with pytest.raises(TokenizerError, match="eos_token_ids"):
+            Tokenizer.from_metadata(bpe_metadata(eos_token_ids=wrong))
 
 
 @pytest.mark.parametrize("name", ["<|im_end|>", "<end_of_turn>", "named by its id"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_cuda_matvec import COMMON, RARE, nmse, packed, random_rows
 
-from engine.cuda.batch_matvec import Split, choose_split, group_split, kernel_job, operand_bytes, supported
+from engine.cuda.batch_matvec import BatchMatVec, Split, choose_split, group_split, kernel_job, operand_bytes, supported
 from engine.cuda.layouts import LAYOUTS
 from engine.cuda.module import shared_limit
 from engine.gguf.quants import dequantize
@@ -19,10 +19,12 @@ ROWS = (1, 2, 3, 7, 8, 9, 16, 17, 31, 33, 64, 65, 128, 256)
 
 
 def test_only_the_matrices_and_the_card_decide_the_order_of_sums():
-    # 8B on 132 multiprocessors: output, qkv, gate and up.
+    # 8B on 132 multiprocessors: output, qkv, gate and up; for few sequences, 128 blocks of 14 tiles.
     assert choose_split(64, 16, 132) == Split(4, 6)
     assert choose_split(96, 16, 132) == Split(4, 4)
     assert choose_split(448, 16, 132) == Split(4, 1)
+    assert group_split([(GGMLType.Q4_K, 14336)], 4096, 132, paired=True) == Split(4, 1, 14)
+    assert group_split([(GGMLType.Q6_K, 2048)], 8192, 132) == Split(4, 8, 9)
     for rows, columns in ((64, 128), (4096, 4096), (128256, 2048), (1, 14336)):
         split = group_split([(GGMLType.Q8_0, rows)], columns, 132)
         clusters = {kernel_job([GGMLType.Q8_0], split, columns, batch)[1]["CLUSTER"] for batch in ROWS}
@@ -42,7 +44,7 @@ def test_stages_fit_shared_memory_and_sums_fit_stages(type):
                 assert defines["STAGES"] >= 1
                 assert used + 2048 <= shared_limit(90)
                 if split.cluster > 1:
-                    assert split.units * defines["NT"] * 8 * 68 * 4 <= used
+                    assert -(-defines["TILES"] // 4) * defines["NT"] * 8 * 68 * 4 <= used
 
 
 def test_what_the_family_does_not_take():
@@ -66,7 +68,7 @@ def rng():
 
 
 def product(cupy, matrices, activation=0):
-    from engine.cuda.batch_matvec import BatchMatVec, operand_job
+    from engine.cuda.batch_matvec import operand_job
     from engine.cuda.module import prebuild
 
     multiply = BatchMatVec(matrices, 132)
@@ -162,3 +164,31 @@ def test_gate_and_up_in_one(cupy, rng, type, rows, columns):
         out = cupy.empty((batch, rows), np.float32)
         multiply(x[:batch], out, activation=Activation.SILU)
         assert np.sum((out.get() - truth[:batch]) ** 2) < 1e-6 * np.sum(truth[:batch] ** 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("type", "split", "rows"), [
+    (GGMLType.Q4_K, Split(4, 6), 1024), (GGMLType.Q6_K, Split(4, 2), 1000), (GGMLType.Q8_0, Split(4, 4), 1024),
+])  # fmt: skip
+def test_an_operand_left_by_the_product_before_is_the_one_made_from_its_result(cupy, rng, type, split, rows):
+    columns, width = 1536, 1024
+    first = BatchMatVec([packed(cupy, type, random_rows(rng, type, rows, columns), columns)], 132, split)
+    second = BatchMatVec([packed(cupy, GGMLType.Q4_0, random_rows(rng, GGMLType.Q4_0, 300, width), width)], 132)
+    assert first.emits
+    norm = cupy.asarray(rng.uniform(0.5, 1.5, width).astype(np.float32))
+    scratch, left = (cupy.full(operand_bytes(columns), 255, np.uint8) for _ in range(2))
+    for batch in (17, 30, 33, 64):
+        x = cupy.asarray(rng.standard_normal((batch, columns)).astype(np.float32))
+        stream = cupy.asarray(rng.standard_normal((batch, width)).astype(np.float32))
+        stream[:, rows:] = 0
+        before, expected, found = (
+            stream.copy(),
+            cupy.empty((batch, 300), np.float32),
+            cupy.empty((batch, 300), np.float32),
+        )
+        first(x, stream, scratch, add=True)
+        second(stream, expected, scratch, norm=norm, eps=1e-5)
+        first(x, before, scratch, add=True, emitted=(norm, left))
+        second(before, found, left, norm=norm, eps=1e-5, ready=True)
+        assert cupy.array_equal(stream, before)
+        assert cupy.array_equal(expected, found)

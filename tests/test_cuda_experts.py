@@ -11,8 +11,8 @@ from engine.cuda.moe import Routing
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 
-# Two products with half operands one after the other; see test_cuda_gemm. The random blocks' scales are so uneven that a
-# row may hang on a handful of products, whose roundings then do not average out.
+# Two products with half operands one after the other; see test_cuda_gemm. The random blocks' scales are so uneven that
+# a row may hang on a handful of products, whose roundings then do not average out.
 TOLERANCE, WORST_ROW = 1e-6, 5e-6
 Q4, Q6, Q8, F16 = GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.F16
 

@@ -4,9 +4,9 @@ import logging
 from functools import partial
 
 import pytest
-from feature_models import CASES, EXPERT, LATENT_CASES, latent, sinks_and_clamped_gates, unrotated_layers
+from feature_models import CASES, EXPERT, LATENT_CASES, MOE, latent, sinks_and_clamped_gates, unrotated_layers
 from gguf_builder import tiny_llama
-from naive_model import ATTENTION, NORMS, WIDTH, File
+from naive_model import ATTENTION, GATED, NORMS, WIDTH, File
 
 from engine import runner
 from engine.config import EngineConfig
@@ -69,10 +69,13 @@ def test_plain_models_pass(tmp_path):
         model = load_model(gguf)
         check_features(model)
         del model
-    with open_gguf(unrotated_layers()[0].write(tmp_path)) as gguf:
-        model = load_model(gguf)
-        check_features(model)
-        del model
+    guessing = File("glm4moe", 2, nextn_predict_layers=1, leading_dense_block_count=1, expert_shared_count=1, **MOE)
+    guessing.layers(matrices=ATTENTION + GATED, norms=[NORMS[0], ("post_attention_norm", (WIDTH,))])
+    for file in (unrotated_layers()[0], guessing):
+        with open_gguf(file.write(tmp_path)) as gguf:
+            model = load_model(gguf)
+            check_features(model)
+            del model
 
 
 def test_a_free_choice_falls_back_to_the_cpu(tmp_path, monkeypatch, caplog):

@@ -69,15 +69,18 @@ static void halves(const u8* data, float* of_gemm, float* of_batch, int rows, in
                 gemm::Operands a;
                 packed.load(chunk, step, lane);
                 packed.make(scales, step, lane, 0x64006400u, a);
-                u32 f[16];
-                batch::HalfWeights<F>::fragments(chunk, step >> 1, step & 1, lane, f);
+                u32 f[2][8];
+                for (int i = 0; i < 2; ++i) {
+                    const int s = (step & 1) * 2 + i;
+                    batch::HalfWeights<F>::fragments(batch::HalfWeights<F>::load(chunk, step >> 1, s, lane), s, f[i]);
+                }
                 const float2 post = batch::HalfWeights<F>::post(chunk, lane >> 2);
                 for (int n = 0; n < 32; ++n) {
                     const int group = n >> 3, odd = (n >> 2) & 1, row = (n >> 1) & 1, high = n & 1;
                     const int at = unit / chunks * 16 + row * 8 + (lane >> 2);
                     const int k = unit % chunks * F::COLUMNS + step * 64 + group * 16 + (lane & 3) * 4 + odd + 2 * high;
                     if (at >= rows || k >= columns) continue;
-                    const u32 first = a[group][odd * 2 + row], second = f[group * 4 + odd * 2 + row];
+                    const u32 first = a[group][odd * 2 + row], second = f[group >> 1][(group & 1) * 4 + odd * 2 + row];
                     const i64 place = (i64)at * columns + k;
                     of_gemm[place] = (high ? high_half(first) : low_half(first)) * gemm::HalfScales<F>::UNDO;
                     of_batch[place] = (high ? high_half(second) : low_half(second)) * post.x;

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gguf_builder import build_gguf, random_blocks
 
+from engine.cpu.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
 from engine.cpu.kernels.build import kernel
 from engine.cpu.matmul import dot_operands, matmul, prepare
 from engine.cpu.steps import embed_rows
@@ -62,6 +63,33 @@ def test_last_rows_of_a_large_matrix(tmp_path, name):
         kernel("dot_rows", name)(operands.ctypes.data, ROWS - WRITTEN, ROWS, 0)
         np.testing.assert_allclose(out[:, -WRITTEN:], expected, rtol=1e-5, atol=1e-4)
         del table, last
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K"])
+def test_last_rows_in_integers(tmp_path, name):
+    """The same where activations are rounded to 8 bits: by their numbers in the whole matrix, and as a small one."""
+    ggml_type, path = GGMLType[name], tmp_path / "large.gguf"
+    sparse_file(path, ggml_type, (ROWS, COLUMNS))
+    x = np.random.default_rng(0).standard_normal((2, COLUMNS), dtype=np.float32)
+    quantized = empty_activations(*x.shape)
+    operands = np.array(quantize_operands(x, quantized), np.int64)
+    kernel("quantize")(operands.ctypes.data, 0, quantized.shape[0] * quantized.shape[1], 0)
+    with open_gguf(path) as gguf, ThreadPool(1) as pool:
+        table, weights = Weight("w", ggml_type, (ROWS, COLUMNS), gguf.raw("w")), IntegerWeights(pool)
+
+        def product(weight, n_tokens, last_items):
+            kind, prepared = dot_kind(n_tokens), prepare(weight)
+            out = np.zeros((n_tokens, prepared.rows), np.float32)
+            operands = np.array(weights.operands(quantized[:n_tokens], prepared, out), np.int64)
+            count = n_items(kind, prepared)
+            kernel(kind, weights.kernel_type(prepared))(operands.ctypes.data, count - last_items, count, 0)
+            return out[:, -WRITTEN:]
+
+        for n_tokens in (1, 2):
+            found = product(table, n_tokens, 2)
+            assert np.abs(found).max() > 1
+            np.testing.assert_array_equal(found, product(table.slice_rows(ROWS - WRITTEN, ROWS), n_tokens, 1))
+        del table
 
 
 @large_types

@@ -1,4 +1,4 @@
-"""The import order of the package: an arrow against it, or cupy or numba in the wrong folder, fails."""
+"""What may know what: the order of imports, the homes of cupy and numba, and of the names of architectures."""
 
 import ast
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import engine
+from engine.model.architectures import ARCHITECTURES
 
 PACKAGE = Path(engine.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -111,6 +112,15 @@ def test_the_check_sees_a_wrong_arrow():
     assert wrong_arrows("engine.model.loader", ["engine.cpu.ops"]) == ["engine.model.loader imports engine.cpu.ops"]
     assert wrong_arrows("engine.cpu.ops", ["engine.cuda.module"]) != []
     assert wrong_arrows("engine.gguf.reader", ["engine.errors", "numpy", "engine.gguf.types"]) == []
+
+
+def test_no_architecture_is_named_outside_its_file():
+    """Nothing asks which architecture it serves; kinds of tokenizers share some of the names."""
+    homes = (PACKAGE / "model" / "architectures", PACKAGE / "text")
+    for path in MODULES:
+        if not any(path.is_relative_to(home) for home in homes):
+            strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+            assert not strings & ARCHITECTURES.keys(), path
 
 
 def test_import_is_light():

@@ -117,6 +117,17 @@ def test_learned_positions_end(tmp_path):
         del model
 
 
+def test_what_old_files_of_minicpm_leave_out(tmp_path):
+    """Token vectors times 12, residuals times 1.4 / sqrt(layers), logits over D / 256, as its configuration has it."""
+    config = load(tmp_path, File("minicpm").layers(matrices=ATTENTION + GATED, norms=NORMS)).config
+    assert (config.embedding_scale, config.logit_scale) == (12.0, 256 / WIDTH)
+    assert config.layers[1].residual_scale == pytest.approx(1.4 / math.sqrt(2))
+    stated = File("minicpm", embedding_scale=2.0, residual_scale=0.5, logit_scale=9.0)
+    config = load(tmp_path, stated.layers(matrices=ATTENTION + GATED, norms=NORMS)).config
+    assert (config.embedding_scale, config.layers[0].residual_scale) == (2.0, 0.5)
+    assert config.logit_scale == pytest.approx(1 / 9)
+
+
 def test_next_token_layers_are_left_out(tmp_path):
     keys = {"leading_dense_block_count": 1, "expert_shared_count": 1, **MOE}
     file = File("glm4moe", 2, nextn_predict_layers=1, **keys)
@@ -126,6 +137,10 @@ def test_next_token_layers_are_left_out(tmp_path):
         load(tmp_path, file)
     del file.tensors["blk.0.nextn.enorm.weight"]
     assert load(tmp_path, file).config.n_layers == 1
+    for name in ("blk.2.attn_q.weight", "blk.\N{SUPERSCRIPT TWO}.x"):  # beyond the layers there are, or no number
+        file.norm(name.removesuffix(".weight"), WIDTH)
+        with pytest.raises(UnsupportedModelError, match="no use for these tensors: blk"):
+            load(tmp_path, file)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +152,8 @@ def test_next_token_layers_are_left_out(tmp_path):
         (linear_biases, "token_embd_norm.weight"),
         (norms_behind, "blk.2.post_ffw_norm.weight"),
         (sinks_and_clamped_gates, "blk.0.attn_sinks.weight"),
+        (sinks_and_clamped_gates, "blk.1.ffn_gate_inp.bias"),
+        (sinks_and_clamped_gates, "blk.1.ffn_up_exps.bias"),
         (lambda: latent(True), "blk.0.attn_v_b.weight"),
     ],
 )

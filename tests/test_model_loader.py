@@ -1,5 +1,7 @@
 """What the loader refuses, and that its errors name the key or tensor, what was found and what is allowed."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
@@ -69,6 +71,12 @@ def test_weights_are_views(path):
 def test_unknown_architecture(path):
     with pytest.raises(UnsupportedModelError, match=r"'gpt-9'.*llama, .*mistral3, .*qwen3"):
         load_with(path, architecture="gpt-9")
+
+
+@pytest.mark.parametrize("kind", ["adapter", "mmproj"])
+def test_a_part_of_a_model_is_no_model(path, kind):
+    with pytest.raises(UnsupportedModelError, match=f"general.type is '{kind}'"):
+        load(path, {"general.architecture": "llama", "general.type": kind}, {"x": np.zeros(4, np.float32)})
 
 
 @pytest.mark.parametrize("value", [None, 7])
@@ -181,6 +189,27 @@ def test_absurd_metadata(path, key, value):
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("architecture", "keys"),
+    [
+        ("llama", {"attention.key_length": 2**24, "rope.dimension_count": 2**24}),
+        ("mpt", {"attention.head_count": 2**24, "attention.key_length": 16, "attention.value_length": 16}),
+    ],
+    ids=["rotated elements", "heads with linear biases"],
+)
+def test_tables_are_not_made_before_tensors_vouch_for_their_size(path, architecture, keys):
+    meta, tensors = tiny_llama_parts(tokenizer=False, architecture=architecture)
+    meta |= {f"{architecture}.{key}": value for key, value in keys.items()}
+    if architecture == "mpt":
+        meta |= {"mpt.attention.layer_norm_epsilon": 1e-5, "mpt.attention.max_alibi_bias": 8.0}
+    tracemalloc.start()
+    with pytest.raises(UnsupportedModelError, match=r"attn_(q|output)\.weight has shape"):
+        load(path, meta, tensors)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
 def test_errors_quote_key_value_and_range(path):
     with pytest.raises(ModelFileError) as caught:
         load_with(path, attention__head_count=-4)
@@ -215,8 +244,9 @@ def test_keys_that_would_change_the_result(path, key, value):
     name = key.replace("__", ".")
     if key == "attention__key_length_swa":
         assert load_with(path, attention__key_length_swa=32).config.layers[0].attention.key_width == 16
-        with pytest.raises(UnsupportedModelError, match="key_length_swa is 32"):
-            load_with(path, attention__key_length_swa=32, attention__sliding_window=4)
+        for value in (32, [16, 32]):
+            with pytest.raises(UnsupportedModelError, match="key_length_swa is"):
+                load_with(path, attention__key_length_swa=value, attention__sliding_window=4)
         return
     with pytest.raises(UnsupportedModelError, match=f"key llama.{name} is .*'llama' is not known to use"):
         load_with(path, **{key: value})

@@ -139,7 +139,8 @@ def test_random_arrivals_and_cancels(seed):
     """
     rng = random.Random(seed)
     slots, chunk = rng.randint(1, 5), rng.choice([1, 3, 16])
-    scheduler = make_scheduler(slots, chunk=chunk, n_pages=rng.choice([3, 5, 1000]), prefix_cache=rng.random() < 0.7)
+    options = {"prefix_cache": rng.random() < 0.7, "lookahead": rng.choice([0, 4])}
+    scheduler = make_scheduler(slots, chunk=chunk, n_pages=rng.choice([3, 5, 1000]), **options)
     requests, fed, started, finished = {}, {}, [], set()
     next_id = 1
     for step in range(20_000):
@@ -162,6 +163,8 @@ def test_random_arrivals_and_cancels(seed):
         for item in work:
             request_id = item.sequence.request_id
             assert request_id not in finished
+            assert item.sequence.end == len(item.sequence.prompt_ids) + requests[request_id].max_output - 1
+            assert (len(item.sequence.pages) - 1) * PAGE < item.sequence.end, "a page that nothing will be in"
             if request_id not in fed:
                 started.append(request_id)
                 fed[request_id] = item.sequence.prompt_ids[: item.sequence.cached_tokens]

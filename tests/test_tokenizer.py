@@ -102,8 +102,9 @@ def test_bpe_ignore_merges_takes_a_whole_word():
     metadata["tokenizer.ggml.merges"] = ["b c", "a b", "c d", "ab cd"]
     by_merges = Tokenizer.from_metadata(metadata)
     assert names(by_merges, by_merges.encode("abcd")) == ["a", "bc", "d"]
-    whole = Tokenizer.from_metadata(metadata, pre="llama-bpe")
-    assert names(whole, whole.encode("abcd")) == ["abcd"]
+    for pre in ("llama-bpe", "glm4"):
+        whole = Tokenizer.from_metadata(metadata, pre=pre)
+        assert names(whole, whole.encode("abcd")) == ["abcd"]
 
 
 def test_special_tokens_in_text():
@@ -142,6 +143,7 @@ def test_special_tokens_in_text():
         ("jais-2", "a   b", ["a", "  ", " b"]),
         ("laguna", "a\n\nb", ["a", "\n\n", "b"]),
         ("afmoe", "x 1234567漢字a.foo", ["x", " ", "1", "234", "567", "漢字", "a", ".foo"]),
+        ("k2-horizon", "क\u200dष 1234", ["क\u200dष", " ", "123", "4"]),
         ("spark2_5", "x 123.\n\nb", ["x", " ", "1", "2", "3", ".", "\n", "\n", "b"]),
     ],
 )

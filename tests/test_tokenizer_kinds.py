@@ -234,6 +234,7 @@ _CHARACTERS = characters()
 def test_white_space_separates_words():
     tokenizer = characters("whitespace", **{"normalizer.lowercase": True})
     assert names(tokenizer, tokenizer.encode("AB \n ba", add_special=False)) == ["ab", "b", "a"]
+    assert names(tokenizer, tokenizer.encode("a\x1c\u3000\x85a", add_special=False)) == ["a", "<0x1C>", "a"]
 
 
 # ------------------------------------------------------------------------------------- longest match, best spelling

@@ -8,7 +8,7 @@ sequence's result do not depend on the other sequences, on B, or on the run. Mus
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.cuda.launch import launch
@@ -30,8 +30,14 @@ _OPERAND_BYTES = 17 * 256 + 64
 """Bytes of 256 columns of 8 sequences: 16 steps of 16 columns and the sums, 256 bytes each; two floats per sequence."""
 _MAX_STAGES = 6
 _CLUSTERS = {1: 132, 2: 66, 4: 30, 6: 17, 8: 15}
-_RESIDENT_ITEMS = 48
-"""Up to so many (sequence, 256 columns) pairs are converted by every block itself; more, once by a kernel before."""
+_RESIDENT_ROWS, _RESIDENT_ITEMS = 4, 40
+"""Sequences, and pairs of a sequence and 256 columns, up to which a block converts by itself; else a kernel does."""
+_EARLY = 1
+"""Stages fetched before the input: more of them would delay it."""
+_WARP_PRODUCTS = 2
+"""Groups of 8 sequences up to which warps multiply one by one."""
+FEW_ROWS = 8 * _WARP_PRODUCTS
+"""Sequences up to which operands are not handed over: the first weights are what a product waits for."""
 _ARCH = 90
 UNSUPPORTED = frozenset((GGMLType.F32, GGMLType.Q2_K))
 """F32 would not fit float16; of Q2_K the minimums stand per 16 columns."""
@@ -56,10 +62,16 @@ class Split:
     Attributes:
         units: units of 64 rows in a block.
         cluster: blocks that share the columns of the same rows; it decides the order of sums.
+        tiles: tiles in a block of few sequences, whose warps multiply one by one; 0: as many as the units have.
     """
 
     units: int
     cluster: int
+    tiles: int = 0
+
+    def tiles_of_block(self, groups: int) -> int:
+        """Tiles of 16 rows in a block for so many groups of 8 sequences."""
+        return self.tiles if self.tiles and groups <= _WARP_PRODUCTS else self.units * UNIT_TILES
 
 
 def choose_split(units: int, chunks: int, multiprocessors: int) -> Split:
@@ -98,21 +110,22 @@ class _Memory:
         return self.resident + self.stages * (self.stage + 16) + MAX_ROWS * 4
 
 
-def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int) -> _Memory:
+def _memory(types: Sequence[GGMLType], split: Split, batch: int, columns: int, *, ready: bool = False) -> _Memory:
     groups = _groups_of_eight(batch)
     tile = max(LAYOUTS[type].chunk_bytes * CHUNK // LAYOUTS[type].chunk_columns for type in types)
     limit = shared_limit(_ARCH) - 2048
     chunks = -(-columns // CHUNK)
     own = -(-chunks // split.cluster)
-    weights, x = split.units * UNIT_TILES * tile, groups * _OPERAND_BYTES
+    weights, x = split.tiles_of_block(groups) * tile, groups * _OPERAND_BYTES
     # One item has no use for more stages than it has chunks.
     most = min(_MAX_STAGES, own) if split.cluster > 1 else _MAX_STAGES
     stages = min(most, (limit - own * x) // (weights + 16))
-    if batch * own <= _RESIDENT_ITEMS and stages >= min(most, 2):
+    few = batch <= _RESIDENT_ROWS and batch * own <= _RESIDENT_ITEMS
+    if not ready and few and stages >= min(most, 2):
         memory = _Memory(tile, weights, stages, own * x)
     else:
         memory = _Memory(tile, weights + x, min(most, limit // (weights + x + 16)), 0)
-    kept = split.units * groups * 8 * 68 * 4
+    kept = -(-split.tiles_of_block(groups) // UNIT_TILES) * groups * 8 * 68 * 4
     missing = kept - memory.resident - memory.stages * memory.stage
     if split.cluster > 1 and missing > 0:  # blocks exchange their sums through the same memory
         memory = _Memory(tile, memory.stage, memory.stages + -(-missing // memory.stage), memory.resident)
@@ -134,22 +147,24 @@ def kernel_job(
     *,
     paired: bool = False,
     activation: int = 0,
+    ready: bool = False,
 ) -> Job:
-    """The (files, defines) pair of the kernel of a batch size, for module.prebuild."""
+    """The (files, defines) pair of the kernel of a batch size, for module.prebuild. ready: of its operand."""
     groups = _groups_of_eight(min(batch, MAX_ROWS))
-    memory = _memory(types, split, min(batch, MAX_ROWS), columns)
+    memory = _memory(types, split, min(batch, MAX_ROWS), columns, ready=ready)
     # A warp group alone leaves the tensor cores idle while it unpacks: four of them keep both busy. 64 sequences leave
-    # them so few registers that each makes do with one set of fragments, and the fetching warp group lends its own.
+    # them so few registers that the fetching warp group lends its own.
     crowded = groups == 8 and split.units == 4
     distinct = list(dict.fromkeys(types))
     defines: dict[str, object] = {
         "SEGMENTS": len(types),
         "NT": groups,
-        "TEAMS": split.units,
+        "TILES": split.tiles_of_block(groups),
         "FETCHERS": 128 if crowded else 32,
-        "BUFFERS": 1 if crowded else 2,
+        "WARP_PRODUCTS": _WARP_PRODUCTS,
         "CLUSTER": split.cluster,
         "STAGES": memory.stages,
+        "EARLY": min(_EARLY, memory.stages),
         "STAGE": memory.stage,
         "TILE_STRIDE": memory.tile,
         "RESIDENT": int(memory.resident > 0),
@@ -170,7 +185,11 @@ def group_split(
 ) -> Split:
     """The split of (type, rows) matrices with the same input."""
     units = sum(-(-tile_count(rows, paired=paired) // UNIT_TILES) for _, rows in matrices)
-    return fit([type for type, _ in matrices], choose_split(units, -(-columns // CHUNK), multiprocessors))
+    split = fit([type for type, _ in matrices], choose_split(units, -(-columns // CHUNK), multiprocessors))
+    # Few sequences: the fewest tiles a block that take no more turns.
+    at_once = max(1, _CLUSTERS[split.cluster] * multiprocessors // 132)
+    turns = -(-units // (split.units * at_once))
+    return replace(split, tiles=-(-units * UNIT_TILES // (turns * at_once)))
 
 
 def operand_job() -> Job:
@@ -203,20 +222,32 @@ class BatchMatVec:
             column += matrix.rows
         self._units = unit
 
+    @property
+    def emits(self) -> bool:
+        """Whether a launch can leave its outputs as the operand of a later one: a cluster has 256 of them."""
+        outputs = self.split.units * (32 if self._paired else 64)
+        return len(self._types) == 1 and self.split.cluster > 1 and outputs == CHUNK
+
     def prepare(self, batch: int, activation: int = 0) -> None:
         """Builds and loads the kernels of a batch size and activation."""
-        self._kernel(min(batch, MAX_ROWS), activation)
+        self._kernel(min(batch, MAX_ROWS), activation, ready=False)
         build(_OPERAND_FILES).get("batch_operand")
 
-    def _kernel(self, batch: int, activation: int) -> tuple[Kernel, int, _Memory]:
-        memory = _memory(self._types, self.split, batch, self._columns)
+    def _kernel(self, batch: int, activation: int, *, ready: bool) -> tuple[Kernel, int, _Memory]:
+        memory = _memory(self._types, self.split, batch, self._columns, ready=ready)
         key = (_groups_of_eight(batch), memory.resident, activation)
         found = self._kernels.get(key)
         if found is None:
             files, defines = kernel_job(
-                self._types, self.split, self._columns, batch, paired=self._paired, activation=activation
+                self._types,
+                self.split,
+                self._columns,
+                batch,
+                paired=self._paired,
+                activation=activation,
+                ready=ready,
             )
-            threads = int(str(defines["TEAMS"])) * 128 + int(str(defines["FETCHERS"]))
+            threads = int(str(defines["TILES"])) * 32 + int(str(defines["FETCHERS"]))
             found = self._kernels[key] = (build(files, defines=defines).get("batch_matvec"), threads, memory)
         return found
 
@@ -232,6 +263,8 @@ class BatchMatVec:
         activation: int = 0,
         add: bool = False,
         alpha: float = 1.0,
+        ready: bool = False,
+        emitted: tuple[Any, Any] | None = None,
         stream: Any = None,
         pdl: bool = True,
     ) -> None:
@@ -247,22 +280,27 @@ class BatchMatVec:
             activation: matvec.Activation.
             add: add to out; not with an activation.
             alpha: factor of product + bias.
+            ready: operand holds norm(x) already, left by an earlier product; more than FEW_ROWS, up to 64.
+            emitted: weight of the norm that comes next, or None, and other memory of operand_bytes(N): there the
+                outputs are left as an operand as well. Where emits, likewise.
             stream: a CuPy stream, may be under capture; the current one when left out.
             pdl: start early (programmatic dependent launch).
         """
         chunks = -(-self._columns // CHUNK)
         prepare = build(_OPERAND_FILES).get("batch_operand")
+        assert (not ready and emitted is None) or FEW_ROWS < int(x.shape[0]) <= MAX_ROWS
+        norm_of_emitted, emitted_operand = emitted or (None, None)
         for first in range(0, int(x.shape[0]), MAX_ROWS):
             batch = min(MAX_ROWS, int(x.shape[0]) - first)
             rows, target = (x[first:], out[first:]) if first else (x, out)
             groups = _groups_of_eight(batch)
-            kernel, threads, memory = self._kernel(batch, activation)
-            blocks = -(-self._units // self.split.units)
+            kernel, threads, memory = self._kernel(batch, activation, ready=ready)
+            blocks = -(-self._units * UNIT_TILES // self.split.tiles_of_block(_groups_of_eight(batch)))
             if self.split.cluster > 1:
                 grid = blocks * self.split.cluster
             else:  # as many as stay busy to the last turn
                 grid = -(-blocks // -(-blocks // self._multiprocessors))
-            if not memory.resident:
+            if not memory.resident and not ready:
                 launch(
                     prepare,
                     (chunks, -(-batch // 8)),
@@ -291,6 +329,8 @@ class BatchMatVec:
                     out.strides[0] // 4,
                     int(add),
                     float(alpha),
+                    norm_of_emitted,
+                    emitted_operand,
                 ),
                 shared=memory.total,
                 stream=stream,

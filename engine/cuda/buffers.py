@@ -108,6 +108,7 @@ class Activations:
         operand: bytes of one (R, K) float16 or float32 operand of a dense product; None where dense is False.
         expert_room: scratch memory of the experts of prompts; None where there are none of that kind.
         batch_operand: scratch memory of MatVec's products of many rows; None where dense is True.
+        stream_operand: x as such products read it, left by the one before; likewise.
     """
 
     def __init__(self, widths: Widths, rows: int, *, dense: bool, expert_room: int = 0) -> None:
@@ -136,6 +137,7 @@ class Activations:
         self.operand = cupy.empty(rows * widest * 4, cupy.uint8) if dense else None
         self.expert_room = cupy.empty(expert_room, cupy.uint8) if expert_room else None
         self.batch_operand = None if dense else cupy.empty(operand_bytes(widest), cupy.uint8)
+        self.stream_operand = None if dense else cupy.empty(operand_bytes(widths.model), cupy.uint8)
 
     @property
     def n_bytes(self) -> int:

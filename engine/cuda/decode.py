@@ -29,7 +29,7 @@ class _Row:
     Attributes:
         request_id: whose tokens these are.
         position: position the device will feed next.
-        limit: first position without a page; the device stops the row there by itself.
+        limit: first position it is not to feed; the device stops the row there by itself.
         read: position whose result is read next.
         token: what `read` feeds; None until the host has seen it.
         results: places of results not read yet, oldest first.

@@ -63,6 +63,7 @@ _ANY = frozenset(
         "shared",
         "n_groups",
         "n_groups_used",
+        "next_token_layers",
     }
 )
 """Fields that have a default and whose every value is served."""

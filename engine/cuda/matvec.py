@@ -220,9 +220,10 @@ def group_jobs(
     if batch_matvec.supported(every, card[0]) and max(batches) >= batch_rows:
         split = batch_matvec.group_split(matrices, columns, card[1], paired=paired)
         jobs = [batch_matvec.operand_job()] + [
-            batch_matvec.kernel_job(every, split, columns, batch, paired=paired, activation=activation)
+            batch_matvec.kernel_job(every, split, columns, batch, paired=paired, activation=activation, ready=ready)
             for batch in batches
-            if batch >= batch_rows
+            for ready in (False, True)
+            if batch >= batch_rows and (batch > batch_matvec.FEW_ROWS or not ready)
         ]
         # Short prompts come without an operand: one row, or filled up to the largest launch.
         batches = [batch for batch in batches if batch < batch_rows or batch in (1, MAX_COLUMNS)]
@@ -284,6 +285,11 @@ class MatVec:
         if len(runs) > 1:
             self._parts = [MatVec(run, tuning=tuning) for run in runs]
 
+    @property
+    def emits(self) -> bool:
+        """Whether it can leave its outputs as the operand of a later product."""
+        return self._batch is not None and self._batch.emits
+
     def prepare(self, batch: int, activation: Activation = Activation.NONE) -> None:
         """Builds and loads the kernels of a batch size and activation, so that a call without an operand does not."""
         for part in self._parts:
@@ -321,6 +327,8 @@ class MatVec:
         add: bool = False,
         alpha: float = 1.0,
         operand: Any = None,
+        ready: bool = False,
+        emitted: tuple[Any, Any] | None = None,
         stream: Any = None,
         pdl: bool = True,
     ) -> None:
@@ -338,6 +346,8 @@ class MatVec:
             operand: uint8 scratch memory of batch_matvec.operand_bytes(K), of this stream alone: the family for many
                 sequences where it exists. The two families round differently; each gives a sequence the same bits in
                 every batch.
+            ready: the operand holds norm(x) already, see BatchMatVec.
+            emitted: where to leave another operand, see BatchMatVec.
             stream: a CuPy stream, may be under capture; the current one when left out.
             pdl: start early (programmatic dependent launch): weights are fetched before the previous kernel ends.
         """
@@ -357,10 +367,13 @@ class MatVec:
                 activation=activation,
                 add=add,
                 alpha=alpha,
+                ready=ready,
+                emitted=emitted,
                 stream=stream,
                 pdl=pdl,
             )
             return
+        assert emitted is None
         column = 0
         for part in self._parts:
             end = column + part.width

@@ -13,10 +13,12 @@ import numpy as np
 from engine.cuda import parts
 from engine.cuda import rows as row_ops
 from engine.cuda.attention import Attention, AttentionShape, prefill_tiles
+from engine.cuda.batch_matvec import FEW_ROWS, MAX_ROWS
 from engine.cuda.buffers import Activations
 from engine.cuda.cache import PagedCache
 from engine.cuda.dequant import embed
 from engine.cuda.experts import GROUPED_ROWS
+from engine.cuda.handover import norm_behind, norm_behind_attention
 from engine.cuda.heads import prepare_heads
 from engine.cuda.latent import latent_qkv, latent_values
 from engine.cuda.linear import Projection
@@ -62,7 +64,7 @@ class CudaOps:
         if layer.latent is not None:
             a = latent_values(layer.latent, self._product, a, self.buffers, at_once=self._products is None)
         if not layer.parallel:
-            self._add(layer, layer.output, a, layer.attn_post_norm, x)
+            self._add(layer, layer.output, a, layer.attn_post_norm, x, then=self._left_inside(layer))
             return x
         beside = self.buffers.beside[: self._n]
         self._product(layer.output, a, beside)
@@ -73,13 +75,13 @@ class CudaOps:
     def ffn_gate_up(self, layer: DeviceLayer, x: Any) -> Any:
         """See Ops.ffn_gate_up."""
         assert layer.ffn is not None
-        return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm))
+        return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=self._left_inside(layer) is not None)
 
     def ffn_down(self, layer: DeviceLayer, h: Any, x: Any) -> Any:
         """See Ops.ffn_down; x is what attn_output gave."""
         assert layer.ffn is not None
         stream = self.buffers.x[: self._n] if layer.parallel else x
-        self._add(layer, layer.ffn.down, h, layer.ffn_post_norm, stream)
+        self._add(layer, layer.ffn.down, h, layer.ffn_post_norm, stream, then=self._left_behind(layer.index))
         return self._joined(layer, stream, x)
 
     def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
@@ -153,7 +155,8 @@ class CudaOps:
     def logits(self, x: Any, out: Any) -> None:
         """Final norm and output projection of rows x (R, D) into out (R, V), contiguous."""
         source, norm = self._normed(x, self.weights.output_norm)
-        self._product(self.weights.output, source, out, norm=norm)
+        last = len(self.weights.layers) - 1
+        self._product(self.weights.output, source, out, norm=norm, ready=self._left_behind(last) is not None)
         if self.weights.logit_softcap is not None:
             parts.softcap(out, self.weights.logit_softcap)
 
@@ -177,15 +180,19 @@ class CudaOps:
             latent_qkv(layer.latent, self._product, source, norm, self.buffers, positions, qkv, at_once=at_once)
         else:
             assert layer.qkv is not None
-            self._product(layer.qkv, source, qkv, norm=norm)
+            ready = self._left_behind(layer.index - 1) is not None
+            self._product(layer.qkv, source, qkv, norm=norm, ready=ready)
         if layer.heads is not None:
             prepare_heads(layer.heads, layer.shape, qkv, positions)
         return qkv
 
-    def _add(self, layer: DeviceLayer, projection: Projection, x: Any, post: DeviceNorm | None, out: Any) -> None:
-        """out += residual_scale * post(projection of x)."""
+    def _add(
+        self, layer: DeviceLayer, projection: Projection, x: Any, post: DeviceNorm | None, out: Any,
+        then: DeviceNorm | None = None,
+    ) -> None:  # fmt: skip
+        """out += residual_scale * post(projection of x). then: see _product."""
         if post is None:
-            self._product(projection, x, out, add=True)
+            self._product(projection, x, out, add=True, then=then)
             return
         part = self.buffers.part[: self._n]
         self._product(projection, x, part)
@@ -206,14 +213,14 @@ class CudaOps:
         parts.normalize(x, out, norm)
         return out, None
 
-    def _gate_up(self, ffn: DeviceFfn, x: Any, norm: DeviceNorm | None) -> Any:
+    def _gate_up(self, ffn: DeviceFfn, x: Any, norm: DeviceNorm | None, *, ready: bool = False) -> Any:
         n, (weight, eps) = int(x.shape[0]), _folded(norm)
         h, up = self._columns(self.buffers.gate, n, ffn.width), self._columns(self.buffers.up, n, ffn.width)
         if ffn.paired is not None:
             if self._products is not None:
                 return self._products.gated(ffn, x, self.buffers.gate, self.buffers.up, norm=weight, eps=eps)
-            many = self._batch_operand(n)
-            ffn.paired(x, h, norm=weight, eps=eps, activation=ffn.activation, operand=many)
+            many = self.buffers.stream_operand if ready else self._batch_operand(n)
+            ffn.paired(x, h, norm=weight, eps=eps, activation=ffn.activation, operand=many, ready=ready)
             return h
         assert ffn.up is not None
         if ffn.gate is None:
@@ -228,17 +235,34 @@ class CudaOps:
         return h
 
     def _product(
-        self, projection: Projection, x: Any, out: Any, *, norm: DeviceNorm | None = None, add: bool = False
-    ) -> None:
-        """out = or += projection of norm(x), for norms that fold."""
+        self, projection: Projection, x: Any, out: Any, *, norm: DeviceNorm | None = None, add: bool = False,
+        ready: bool = False, then: DeviceNorm | None = None,
+    ) -> None:  # fmt: skip
+        """out = or += projection of norm(x), for norms that fold.
+
+        ready: norm(x) lies in stream_operand. then: leave the operand of products of then(out) there.
+        """
         weight, eps = _folded(norm)
         if self._products is not None:
             self._products.product(projection, x, out, norm=weight, eps=eps, add=add)
             return
-        many = self._batch_operand(int(x.shape[0]))
+        many = self.buffers.stream_operand if ready else self._batch_operand(int(x.shape[0]))
+        emitted = None if then is None else (then.weight, self.buffers.stream_operand)
         for part in projection.parts:
             target = out[:, part.column : part.column + part.matvec.width]
-            part.matvec(x, target, norm=weight, eps=eps, bias=part.bias, add=add, alpha=part.alpha, operand=many)
+            more: dict[str, Any] = {"operand": many, "ready": ready, "emitted": emitted}
+            part.matvec(x, target, norm=weight, eps=eps, bias=part.bias, add=add, alpha=part.alpha, **more)
+
+    def _left_behind(self, index: int) -> DeviceNorm | None:
+        """The norm whose operand ffn_down of layer `index` leaves in stream_operand in this step; None if none."""
+        return norm_behind(self.weights, index) if index >= 0 and self._hands_over else None
+
+    def _left_inside(self, layer: DeviceLayer) -> DeviceNorm | None:  # likewise, of attn_output
+        return norm_behind_attention(layer) if self._hands_over else None
+
+    @property
+    def _hands_over(self) -> bool:
+        return FEW_ROWS < self._n <= MAX_ROWS and self._batch_operand(self._n) is not None
 
     def _batch_operand(self, n: int) -> Any:
         """Scratch memory that makes a product of n rows take the kernels for many; None for those for few."""

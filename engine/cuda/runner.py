@@ -270,7 +270,7 @@ class CudaRunner:
         sequence, token = item.sequence, item.token_ids[0]
         slot, start = sequence.slot, item.start
         self._cache.set_pages(slot, sequence.pages)
-        limit = min(len(sequence.pages) * PAGE, self.context_length)
+        limit = self._limit(sequence)
         if self._loop.holds(sequence, start, token):
             self._loop.extend(slot, limit)
             return
@@ -280,13 +280,18 @@ class CudaRunner:
         self._loop.start(slot, sequence.request_id, start, token, limit)
 
     def _open_pages(self, item: Work) -> int:
-        """A prompt's slot reads its pages; returns the first position without one."""
+        """A prompt's slot reads its pages; returns _limit()."""
         sequence, end = item.sequence, item.start + len(item.token_ids)
         self._check_room(end)
         assert len(sequence.pages) * PAGE >= end, "a prompt without pages for its tokens"
         self._loop.stop(sequence.slot)
         self._cache.set_pages(sequence.slot, sequence.pages)
-        return min(len(sequence.pages) * PAGE, self.context_length)
+        return self._limit(sequence)
+
+    def _limit(self, sequence: Running) -> int:
+        """The first position that a row must not feed ahead: it has no page for it, or no use."""
+        limit = min(len(sequence.pages) * PAGE, self.context_length)
+        return limit if sequence.end is None else min(limit, sequence.end)
 
     def _read(self, wanted: dict[int, list[tuple[int, Running]]]) -> dict[int, TokenSample | EngineError]:
         """Results by slot, of (column, sequence) by place; waits for them."""

@@ -44,6 +44,7 @@ class MoeParts:
         required: the family has no dense form.
         dense_lead: leading_dense_block_count layers come first that have an ordinary feed-forward part.
         groups: expert_group_count and expert_group_used_count are read.
+        width_of_used: without expert_feed_forward_length feed_forward_length is the width of all used experts together.
         shared: an expert for every token, of expert_shared_feed_forward_length columns, else (where shared_counted)
             expert_shared_count times an expert's width, else (where shared_like_dense) of a dense part's width.
         shared_counted, shared_like_dense: see shared.
@@ -58,6 +59,7 @@ class MoeParts:
     required: bool = False
     dense_lead: bool = False
     groups: bool = False
+    width_of_used: bool = False
     shared: bool = False
     shared_counted: bool = False
     shared_like_dense: bool = False
@@ -133,6 +135,7 @@ class Architecture:
         embedding_scale: embedding_scale is read; the default, None = not read.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
         logit_scale: what logit_scale does.
+        logit_width: without logit_scale in the file it is D / this; None = 1.
         next_token_layers: the last nextn_predict_layers layers guess later tokens and take no part.
         ignored_keys: metadata that such files hold and that changes nothing here.
         ignored_tensors: names of tensors such files may hold that take no part in next-token logits ("blk.*.x" = of
@@ -181,6 +184,7 @@ class Architecture:
     embedding_scale: float | None = None
     residual_scale: float | None = None
     logit_scale: LogitScale = LogitScale.NONE
+    logit_width: int | None = None
     next_token_layers: bool = False
     ignored_keys: tuple[str, ...] = ()
     ignored_tensors: tuple[str, ...] = ()

@@ -60,8 +60,7 @@ class Builder:
         tied = not tensors.has("output.weight")
         output = self._tied_output(token_embd) if tied else tensors.linear("output", config.vocab_size, width)
         tensors.ignore(architecture.ignored_tensors)
-        if architecture.next_token_layers:
-            tensors.ignore_layers_from(config.n_layers)
+        tensors.ignore_layers(range(config.n_layers, config.n_layers + config.next_token_layers))
         tensors.finish()
         return ModelWeights(
             token_embd=token_embd,
@@ -96,26 +95,23 @@ class Builder:
 
     def _attention(self, prefix: str, attention: AttentionConfig) -> AttentionWeights:
         tensors, width = self._tensors, self._config.width
-        rope = None if attention.rope is None else self._rope(attention.rope)
-        slopes = self._alibi_slopes(attention) if attention.alibi else None
         sinks = tensors.vector(f"{prefix}.attn_sinks.weight", (attention.n_heads,)) if attention.sinks else None
-        latent = attention.latent
-        output_columns = attention.n_heads * (attention.value_width if latent is None else latent.value_width)
-        output = self._linear(f"{prefix}.attn_output", width, output_columns)
-        if latent is not None:
-            weights = self._latent(prefix, attention.n_heads, latent)
-            return AttentionWeights(output=output, rope=rope, sinks=sinks, alibi_slopes=slopes, latent=weights)
-        q, k, v = self._qkv(prefix, attention)
+        value_width = attention.value_width if attention.latent is None else attention.latent.value_width
+        output = self._linear(f"{prefix}.attn_output", width, attention.n_heads * value_width)
+        latent = None if attention.latent is None else self._latent(prefix, attention.n_heads, attention.latent)
+        q, k, v = self._qkv(prefix, attention) if latent is None else (None, None, None)
+        # Tables come last: by now shapes of tensors vouch for the numbers of heads and of rotated elements.
         return AttentionWeights(
             output=output,
-            rope=rope,
+            rope=None if attention.rope is None else self._rope(attention.rope),
             q=q,
             k=k,
             v=v,
             q_norm=self._qk_norm(f"{prefix}.attn_q_norm", attention, attention.n_heads),
             k_norm=self._qk_norm(f"{prefix}.attn_k_norm", attention, attention.n_kv_heads),
             sinks=sinks,
-            alibi_slopes=slopes,
+            alibi_slopes=self._alibi_slopes(attention) if attention.alibi else None,
+            latent=latent,
         )
 
     def _qkv(self, prefix: str, attention: AttentionConfig) -> tuple[Linear, Linear, Linear]:
@@ -193,7 +189,7 @@ class Builder:
         parts = self._architecture.moe
         assert parts is not None
         shared_gate = moe.shared is not None and moe.shared_gate
-        router = tensors.linear(f"{prefix}.ffn_gate_inp", experts, width)
+        router = tensors.linear(f"{prefix}.ffn_gate_inp", experts, width, bias=self._bias_presence("ffn_gate_inp"))
         gate, up = self._expert_gate_up(prefix, moe)
         bias = None
         if parts.selection_bias:
@@ -218,15 +214,13 @@ class Builder:
         return gate, self._experts(f"{prefix}.ffn_up_exps", experts, rows, width)
 
     def _experts(self, name: str, n_experts: int, rows: int, columns: int) -> ExpertLinear:
-        return self._tensors.experts(name, n_experts, rows, columns, scale=self._architecture.ffn_scale)
+        bias = self._bias_presence(name)
+        return self._tensors.experts(name, n_experts, rows, columns, bias=bias, scale=self._architecture.ffn_scale)
 
     def _linear(self, name: str, rows: int, columns: int, *, ffn: bool = False) -> Linear:
         """A projection; the scale of one in a feed-forward part multiplies its bias too, or has no effect."""
-        architecture = self._architecture
-        part = name.rpartition(".")[2]
-        bias = Presence.ALWAYS if part in architecture.biases else Presence.OPTIONAL
-        if part in architecture.unused_biases:
-            bias = Presence.NEVER
+        architecture, bias = self._architecture, self._bias_presence(name)
+        if bias is Presence.NEVER:
             self._tensors.ignore((f"{name}.bias",))
         return self._tensors.linear(
             name,
@@ -236,6 +230,12 @@ class Builder:
             scale=architecture.ffn_scale or not ffn,
             scale_after_bias=ffn,
         )
+
+    def _bias_presence(self, name: str) -> Presence:
+        part = name.rpartition(".")[2]
+        if part in self._architecture.unused_biases:
+            return Presence.NEVER
+        return Presence.ALWAYS if part in self._architecture.biases else Presence.OPTIONAL
 
     def _first_norm(self, prefix: str, names: tuple[str, ...]) -> Norm | None:
         """The first of these norms that the file has; the last one is asked for without looking."""

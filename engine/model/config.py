@@ -229,6 +229,7 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    next_token_layers: int = 0  # behind the others in the file; they guess later tokens and take no part
 
     @property
     def n_layers(self) -> int:

@@ -90,6 +90,7 @@ class _Reader:
             learned_positions=self._learned_positions(),
             logit_scale=self._logit_scale(),
             logit_softcap=self._default("final_logit_softcapping", architecture.logit_softcap),
+            next_token_layers=self._n_blocks - self._n_layers,
         )
 
     def _layers(self) -> tuple[LayerConfig, ...]:
@@ -271,10 +272,11 @@ class _Reader:
         return self._read.number("residual_scale", default, low=-LIMIT, high=LIMIT) or 1.0
 
     def _logit_scale(self) -> float:
-        use = self._architecture.logit_scale
+        use, width = self._architecture.logit_scale, self._architecture.logit_width
         if use is LogitScale.NONE:
             return 1.0
-        scale = self._read.number("logit_scale", 0.0, low=-LIMIT, high=LIMIT) or 1.0
+        default = 1.0 if width is None else self._width / width
+        scale = self._read.number("logit_scale", default, low=-LIMIT, high=LIMIT) or 1.0
         return 1.0 / scale if use is LogitScale.DIVIDES else scale
 
     def _learned_positions(self) -> bool:

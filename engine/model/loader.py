@@ -15,6 +15,9 @@ from engine.model.hyperparameters import read_config
 from engine.model.tensors import TensorTable
 from engine.model.weights import ModelWeights
 
+PARTS_ONLY = {"adapter": "an adapter (LoRA)", "mmproj": "the eyes or ears of a model"}
+"""Values of general.type of files that people take for a model, and what those are."""
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -58,6 +61,12 @@ def load_model(gguf: GGUFFile, run_context: Callable[[int], int] = lambda traine
 
 
 def _load(gguf: GGUFFile, run_context: Callable[[int], int]) -> LoadedModel:
+    kind = gguf.metadata.get("general.type")
+    if isinstance(kind, str) and kind in PARTS_ONLY:
+        raise UnsupportedModelError(
+            f"{gguf.path} holds {PARTS_ONLY[kind]} (general.type is {kind!r}), which does nothing alone; take the file "
+            "of the language model"
+        )
     name = gguf.metadata.get("general.architecture")
     if not isinstance(name, str):
         raise ModelFileError(f"{gguf.path}: metadata key general.architecture is missing; the file holds no model")

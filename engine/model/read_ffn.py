@@ -27,7 +27,8 @@ def read_ffn(architecture: Architecture, read: HyperParameters, index: int, widt
 def _moe(architecture: Architecture, parts: MoeParts, read: HyperParameters, width: int) -> MoeConfig:
     n_experts = read.integer("expert_count")
     n_used = read.integer("expert_used_count", high=n_experts)
-    expert_width = read.integer("expert_feed_forward_length", 0, low=0) or width
+    stated_width = read.integer("expert_feed_forward_length", 0, low=0)
+    expert_width = stated_width or (width // n_used if parts.width_of_used else width)
     if expert_width == 0:
         raise ModelFileError("expert_feed_forward_length and feed_forward_length are both 0; one must be positive")
     shared = _shared_width(parts, read, expert_width, width)

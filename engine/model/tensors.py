@@ -36,11 +36,10 @@ class TensorTable:
         for name in names:
             self._unused.difference_update(fnmatch.filter(self._unused, name) if "*" in name else (name,))
 
-    def ignore_layers_from(self, first: int) -> None:
-        """Accept all tensors of layers from number `first` on."""
-        parts = ((name, name.split(".")) for name in self._unused)
-        layers = {name for name, words in parts if words[0] == "blk" and words[1].isdigit() and int(words[1]) >= first}
-        self._unused -= layers
+    def ignore_layers(self, layers: range) -> None:
+        """Accept all tensors of layers of these numbers."""
+        prefixes = tuple(f"blk.{layer}." for layer in layers)
+        self._unused = {name for name in self._unused if not name.startswith(prefixes)}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, outermost first."""
@@ -104,13 +103,22 @@ class TensorTable:
             offset = offset * factor
         return Linear(weight, offset, 1.0 if factor is None else float(factor[0]))
 
-    def experts(self, name: str, n_experts: int, rows: int, columns: int, *, scale: bool = True) -> ExpertLinear:
+    def experts(
+        self,
+        name: str,
+        n_experts: int,
+        rows: int,
+        columns: int,
+        *,
+        bias: Presence = Presence.OPTIONAL,
+        scale: bool = True,
+    ) -> ExpertLinear:
         """A stack of projections: name.weight (E, rows, columns), with name.bias (E, rows) and name.scale (E,)."""
         weight = self.weight(f"{name}.weight", (n_experts, rows, columns))
-        bias = self.optional_vector(f"{name}.bias", (n_experts, rows))
+        offsets = self._bias(name, (n_experts, rows), bias)
         factors = self._scale(name, n_experts) if scale or weight.type is GGMLType.NVFP4 else None
         self._ignore_scales(name)
-        return ExpertLinear(weight, bias, factors)
+        return ExpertLinear(weight, offsets, factors)
 
     def finish(self) -> None:
         """Refuse a file with tensors that nothing asked for: they would change the result unseen."""

@@ -91,7 +91,7 @@ def check_unread(architecture: Architecture, read: HyperParameters, config: Mode
             continue
         if (_says_nothing(value) and key not in ZERO_MATTERS) or _is_any(value, USUAL.get(key, ())):
             continue
-        if key in same and (value == same[key] or not _has_windows(config)):
+        if key in same and (_is_any(value, (same[key],)) or not _has_windows(config)):
             continue
         if key == "rope.freq_base_swa" and not _has_windows(config):
             continue

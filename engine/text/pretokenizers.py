@@ -92,6 +92,7 @@ _DEFAULT = PreTokenizer((_PUNCTUATION_RUN, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
 _GPT2_STYLE = PreTokenizer((_GPT2,))
 _LLAMA3_STYLE = PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True)
 _LLAMA3_PATTERN_ONLY = PreTokenizer((_LLAMA3,))
+_GLM4_STYLE = PreTokenizer((_LLAMA3,), ignore_merges=True)
 _QWEN2_STYLE = PreTokenizer((_QWEN2,))
 _GPT4O_STYLE = PreTokenizer((_GPT4O,))
 _SINGLE_DIGITS_GPT2 = PreTokenizer((r"\p{N}", _GPT2))
@@ -148,7 +149,15 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "dbrx": _LLAMA3_PATTERN_ONLY,
     "smaug-bpe": _LLAMA3_PATTERN_ONLY,
     "chatglm-bpe": _LLAMA3_PATTERN_ONLY,
-    "glm4": _LLAMA3_PATTERN_ONLY,
+    "glm4": _GLM4_STYLE,
+    "glm5": _GLM4_STYLE,
+    # Marks and joiners are part of a word.
+    "k2-horizon": PreTokenizer(
+        (
+            rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}\x{{200C}}\x{{200D}}]+"
+            rf"|\p{{N}}{{1,3}}|{_SYMBOLS}|{_SPACES}",
+        )
+    ),
     "jais-2": PreTokenizer(
         (
             rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|\s*[\r\n]+|\s{{512}}(?!\S)|\s{{256}}(?!\S)"
@@ -252,7 +261,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "gemma4": _GEMMA4_STYLE,
     "granite-embed-multi-311m": _GEMMA4_STYLE,
     "sarvam-moe": PreTokenizer((_LINES,), byte_level=False, escape_spaces=True),
-    "whitespace": PreTokenizer((r"\S+",), byte_level=False),
+    "whitespace": PreTokenizer((r"[\S\x1c-\x1f]+",), byte_level=False),  # separators that to Unicode are no white space
     # Others
     "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     "bloom": _SENTENCE_MARKS,

@@ -10,6 +10,8 @@ from enum import IntEnum
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 from engine.errors import TokenizerError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ END_NAMES = frozenset(
     {
         "</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>",
         "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<end_of_turn>",
-        "<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+        "<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[", "<|ifm|im_end|>",
     }
 )  # fmt: skip
 
@@ -95,6 +97,20 @@ def special_ids(metadata: Mapping[str, Any], n_tokens: int, defaults: Mapping[st
                 break
             logger.warning("%s is %d, outside the vocabulary of %d tokens: ignored", key, int(value), n_tokens)
     return ids
+
+
+def listed_ends(metadata: Mapping[str, Any], n_tokens: int) -> frozenset[int]:
+    """Ids of end tokens beside the one of its own key, as files made for Ollama list them.
+
+    Raises:
+        TokenizerError: they are no list of integers.
+    """
+    key = "tokenizer.ggml.eos_token_ids"
+    listed = metadata.get(key, [])
+    ids = listed.tolist() if isinstance(listed, np.ndarray) else listed
+    if not isinstance(ids, list) or not all(isinstance(id, int) for id in ids):
+        raise TokenizerError(f"{key} is {str(ids)[:60]}; it must be a list of token ids from 0 to {n_tokens - 1}")
+    return frozenset(id for id in ids if 0 <= id < n_tokens)
 
 
 def end_of_generation(

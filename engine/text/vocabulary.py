@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import TokenizerError
-from engine.text.special_tokens import TokenType, end_of_generation, special_ids
+from engine.text.special_tokens import TokenType, end_of_generation, listed_ends, special_ids
 
 KINDS = {
     "gpt2": "byte-level BPE",
@@ -69,7 +69,7 @@ class Vocabulary:
         token_to_id = dict(zip(reversed(tokens), range(len(tokens) - 1, -1, -1), strict=True))
         token_to_id.pop("", None)
         ids = special_ids(metadata, len(tokens), _DEFAULT_IDS.get(kind, {}))
-        eog_ids = end_of_generation(ids, token_to_id, types, tokens)
+        eog_ids = end_of_generation(ids, token_to_id, types, tokens) | listed_ends(metadata, len(tokens))
         return cls(kind, tokens, types, _scores(metadata, len(tokens)), token_to_id, ids, eog_ids)
 
     def is_special(self, id: int) -> bool:

@@ -1,14 +1,16 @@
-// Quantized matrix times 1..64 sequences: weights are read once, unpacked to halves in registers, multiplied by wgmma.
+// Quantized matrix times 1..64 sequences: weights are read once, unpacked to halves in registers, multiplied by tensor cores.
 //
-// Defines: RESIDENT; SEGMENTS matrices of FORMATS formats FORMAT0.. (FORMAT_OF per matrix); NT groups of 8 sequences; TEAMS warp
-// groups of 4 warps, each with a unit of 64 rows (4 tiles) and BUFFERS sets of fragments; FETCHERS threads beside them; STAGES
-// of STAGE bytes of shared memory; CLUSTER blocks share the columns of the same rows. Activations: batch_operand.cu.
+// Defines: RESIDENT; SEGMENTS matrices of FORMATS formats FORMAT0.. (FORMAT_OF per matrix); NT groups of 8 sequences; TILES of 16
+// rows a block, a warp each; four of them are a unit (of a warp group, where wgmma multiplies: for more than WARP_PRODUCTS
+// groups); FETCHERS threads beside them; STAGES of STAGE bytes of shared memory, EARLY of them fetched before the input; CLUSTER
+// blocks share the columns of the same rows. Activations: batch_operand.cu.
 //
 // One warp fetches: a stage is 256 columns of the activations and of every tile of the block. Order of an element's sum:
 // blocks of a cluster have consecutive ranges of 256 columns; in a range one after the other, in 256 columns steps of 16 as
-// the tensor cores add them; then ranks 0..CLUSTER-1. Nothing depends on the number of sequences or on TEAMS.
+// the tensor cores add them (mma.sync and wgmma alike); then ranks 0..CLUSTER-1. Nothing depends on the number of sequences
+// or on TILES.
 
-constexpr int CONSUMERS = TEAMS * 128, TILES = TEAMS * 4;
+constexpr int CONSUMERS = TILES * 32;
 constexpr int KEPT_STRIDE = 68;  // floats of 64 rows of one sequence, so that lanes meet different banks
 
 struct Segment {
@@ -47,62 +49,96 @@ constexpr int tile_bytes() {  // of 256 columns
     return F::CHUNK_BYTES * (256 / F::COLUMNS);
 }
 
-// acc += 256 columns (quads 128s of them) of this warp's tile times the activations that x describes, whose factors are per sequence.
+// acc += products of rows g and g + 8 times a factor of the row and one of the sequence.
+DEVICE void add_products(Sums& acc, const Sums& products, float2 of_rows, const float* factors, int lane) {
+#pragma unroll
+    for (int j = 0; j < NT; ++j) {
+        const float2 of_columns = *(const float2*)(factors + j * 8 + (lane & 3) * 2);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            acc[j * 4 + i] = fmaf(products[j * 4 + i], (i & 2 ? of_rows.y : of_rows.x) * (i & 1 ? of_columns.y : of_columns.x),
+                                  acc[j * 4 + i]);
+    }
+}
+
+// acc += 256 columns (quads 128s of them) of this warp's tile times the activations at x, whose factors are per sequence.
 template <class F>
-DEVICE void add_columns(const u8* tile, u64 x, const float* factors, int quads, int lane, Sums& acc) {
+DEVICE void add_columns(const u8* tile, u32 x, const float* factors, int quads, int lane, Sums& acc) {
     typedef HalfWeights<F> Half;
-    Sums products;
-    u32 f[BUFFERS][16];
-    auto add_products = [&](float2 of_rows) {
-        wgmma_wait<0>();
-        keep_order(products);
-#pragma unroll
-        for (int j = 0; j < NT; ++j) {
-            const float2 of_columns = *(const float2*)(factors + j * 8 + (lane & 3) * 2);
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                acc[j * 4 + i] = fmaf(products[j * 4 + i],
-                                      (i & 2 ? of_rows.y : of_rows.x) * (i & 1 ? of_columns.y : of_columns.x), acc[j * 4 + i]);
-        }
+    auto load = [&](int s) {  // sub-block s of 8
+        return Half::load(tile + (F::COLUMNS == 128 ? s / 4 * F::CHUNK_BYTES : 0), F::COLUMNS == 128 ? 0 : s / 4, s % 4, lane);
     };
+    Sums products;
     u32 minimums[4];
     float2 of_minimums;
+#if NT <= WARP_PRODUCTS
+    x += lane * 16;
+    if (Half::MINIMUMS) {
+        of_minimums = Half::minimums(tile, lane, minimums);
+#pragma unroll
+        for (int i = 0; i < NT * 4; ++i) products[i] = 0.0f;
+        add_step(products, minimums, x + SUMS_AT);
+        add_products(acc, products, of_minimums, factors, lane);
+    }
+#pragma unroll
+    for (int i = 0; i < NT * 4; ++i) products[i] = 0.0f;
+#pragma unroll
+    for (int s = 0; s < 8; ++s) {  // 32 columns
+        if (s == 4 && F::COLUMNS == 128 && quads < 2) break;
+        u32 f[8];
+        Half::fragments(load(s), s % 4, f);
+        add_two_steps(products, f, x + s * 2 * STEP_BYTES);
+    }
+#else
+    const u64 operand = operand_at(x);
     if (Half::MINIMUMS) {
         of_minimums = Half::minimums(tile, lane, minimums);
         wgmma_fence();
-        wgmma(products, minimums, x + SUMS_AT / 16, 0);
+        wgmma(products, minimums, operand + SUMS_AT / 16, 0);
         wgmma_commit();
     }
+    u32 f[3][8];
+    typename Half::Packed packed = load(0);
 #pragma unroll
-    for (int p = 0; p < 4; ++p) {  // 64 columns
-        if (p == 2 && F::COLUMNS == 128 && quads < 2) break;
-        if (BUFFERS == 2 ? p >= 2 : p >= 1) wgmma_wait<BUFFERS - 1>();
-        const u8* const chunk = F::COLUMNS == 128 ? tile + (p >> 1) * F::CHUNK_BYTES : tile;
-        Half::fragments(chunk, F::COLUMNS == 128 ? 0 : p >> 1, p & 1, lane, f[p % BUFFERS]);
-        keep_order(f[p % BUFFERS]);
-        if (p == 0 && Half::MINIMUMS) add_products(of_minimums), keep_order(acc);
+    for (int s = 0; s < 8; ++s) {  // 32 columns, unpacked while those before are multiplied
+        if (s == 4 && F::COLUMNS == 128 && quads < 2) break;
+        if (s >= 3) wgmma_wait<2>();
+        Half::fragments(packed, s % 4, f[s % 3]);
+        if (s < 7) packed = load(s + 1);
+        keep_order(f[s % 3]);
+        if (s == 0 && Half::MINIMUMS) {
+            wgmma_wait<0>();
+            keep_order(products);
+            add_products(acc, products, of_minimums, factors, lane);
+            keep_order(acc);
+        }
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 4; ++i) wgmma(products, f[p % BUFFERS] + i * 4, x + (p * 4 + i) * STEP_BYTES / 16, p + i > 0);
+        for (int i = 0; i < 2; ++i) wgmma(products, f[s % 3] + i * 4, operand + (s * 2 + i) * STEP_BYTES / 16, s + i > 0);
         wgmma_commit();
     }
-    add_products(Half::post(tile, lane >> 2));
+    wgmma_wait<0>();
+    keep_order(products);
+#endif
+    add_products(acc, products, Half::post(tile, lane >> 2), factors, lane);
 }
 
 // out = f(alpha * (x W^T * factor + bias)) or out += ...; see batch_matvec.py for shapes.
 // RESIDENT: every block converts x itself and keeps it; else operand is x converted before: [256 columns] of X_BYTES.
-// groups: of TEAMS units of 64 rows.
+// groups: of TILES. emitted: where a cluster leaves its 256 outputs as a later product's operand as well, times
+// the weight of that product's norm.
 extern "C" __global__ void
 #if CLUSTER > 1
 __cluster_dims__(CLUSTER, 1, 1)
 #endif
 __launch_bounds__(CONSUMERS + FETCHERS, 1)
     batch_matvec(ALL_SEGMENTS int units, int groups, int columns, int batch, const float* x, int x_stride,
-                 const float* norm, float eps, const u8* operand, const float* bias, float* out, int out_stride, int add, float alpha) {
+                 const float* norm, float eps, const u8* operand, const float* bias, float* out, int out_stride, int add, float alpha,
+                 const float* emitted_norm, u8* emitted) {
     extern __shared__ __align__(128) u8 shared[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int rank = CLUSTER > 1 ? cluster_rank() : 0, step = CLUSTER > 1 ? groups : (int)gridDim.x;
-    const int first_group = (int)blockIdx.x / CLUSTER;
+    const int rank = CLUSTER > 1 ? cluster_rank() : 0;
+    const int first_group = (int)blockIdx.x / CLUSTER, step = CLUSTER > 1 ? groups : (int)gridDim.x;
     const int chunks = (columns + 255) >> 8, begin = rank * chunks / CLUSTER, end = (rank + 1) * chunks / CLUSTER;
     // shared memory: RESIDENT activations | stages | barriers | sums of squares of this block's columns, per sequence
     u8* const ring = shared + (RESIDENT ? (chunks + CLUSTER - 1) / CLUSTER * X_BYTES : 0);
@@ -123,13 +159,13 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
     };
 
     if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, TEAMS * 4);
+        for (int i = 0; i < STAGES; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, TILES);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
 
     if (warp >= CONSUMERS / 32) {
-        if (FETCHERS == 128) registers_fewer<64>();
+        if (FETCHERS == 128) registers_fewer<32>();
         if (warp > CONSUMERS / 32) {  // here only because registers change hands by warp groups
 #if CLUSTER > 1
             cluster_barrier();
@@ -139,51 +175,48 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
         }
         // Lane l fetches tile l of the block, lane 0 also the activations.
         constexpr int chunk_bytes[SEGMENTS] = CHUNK_BYTES_OF, chunk_columns[SEGMENTS] = CHUNK_COLUMNS_OF;
-        int stage = 0, count = 0, held = RESIDENT ? -1 : 0;
+        int stage = 0, count = 0;
+        bool held = true;  // the first stages' activations, until they are there
+        auto fetch_held = [&](int stages_held) {
+            if (lane == 0)
+                for (int i = 0; i < stages_held; ++i)
+                    bulk_copy<false>(stages + i * STAGE, operand + (i64)(begin + i % (end - begin)) * X_BYTES, X_BYTES, full + i * 8);
+        };
         u32 parity = 1;
         for (int group = first_group; group < groups; group += step) {
-            const int unit = min(group * (TILES / 4) + (lane >> 2), units - 1);
+            const int unit = min((group * TILES + lane) >> 2, units - 1);
             const Segment m = segment_of(unit);
             const int ends[SEGMENTS] = ALL_OF(units);
             int bytes = chunk_bytes[0], wide = chunk_columns[0];
 #pragma unroll
             for (int i = 1; i < SEGMENTS; ++i)
                 if (unit >= ends[i - 1]) bytes = chunk_bytes[i], wide = chunk_columns[i];
-            const int tile = min((unit - m.first_unit) * 4 + (lane & 3), m.tiles - 1);
+            const int tile = min((unit - m.first_unit) * 4 + ((group * TILES + lane) & 3), m.tiles - 1);
             const int per_row = (columns + wide - 1) / wide, per_stage = 256 / wide;
             const u8* source = m.data + ((i64)tile * per_row + begin * per_stage) * bytes;
             for (int chunk = begin; chunk < end; ++chunk) {
-                if (count >= STAGES) {
-                    if (held >= 0) {  // the first stages' activations, once they are there
-                        pdl_wait();
-                        if (lane == 0)
-                            for (int i = 0; i < STAGES; ++i)
-                                bulk_copy<false>(stages + i * STAGE, operand + (i64)(begin + i % (end - begin)) * X_BYTES, X_BYTES,
-                                                 full + i * 8);
-                        held = -1;
-                        pdl_launch();
-                    }
-                    barrier_wait(empty + stage * 8, parity);
+                if (count == EARLY) {  // no more before the input: it would queue behind them
+                    pdl_wait();
+                    if (!RESIDENT) fetch_held(EARLY), pdl_launch();
+                    held = false;
                 }
+                if (count >= STAGES) barrier_wait(empty + stage * 8, parity);
                 const int mine = lane < TILES ? min(per_stage, per_row - chunk * per_stage) * bytes : 0;
                 const int all = (int)__reduce_add_sync(FULL_MASK, (u32)mine);
                 if (lane == 0) barrier_expect(full + stage * 8, all + WEIGHTS_AT);
                 __syncwarp();
                 if (mine)
                     bulk_copy<true>(stages + stage * STAGE + WEIGHTS_AT + lane * TILE_STRIDE, source, mine, full + stage * 8);
-                if (!RESIDENT && held < 0 && lane == 0)
+                if (!RESIDENT && !held && lane == 0)
                     bulk_copy<false>(stages + stage * STAGE, operand + (i64)chunk * X_BYTES, X_BYTES, full + stage * 8);
                 source += (i64)per_stage * bytes;
                 ++count;
                 if (++stage == STAGES) stage = 0, parity ^= 1;
             }
         }
-        if (held >= 0) {
+        if (held) {
             pdl_wait();
-            if (lane == 0)
-                for (int i = 0; i < count; ++i)
-                    bulk_copy<false>(stages + i * STAGE, operand + (i64)(begin + i % (end - begin)) * X_BYTES, X_BYTES, full + i * 8);
-            pdl_launch();
+            if (!RESIDENT) fetch_held(count), pdl_launch();
         }
 #if CLUSTER > 1
         __syncwarp();
@@ -193,12 +226,12 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
         return;
     }
 
-    if (FETCHERS == 128) registers_more<104>();  // 4 * 128 * 104 + 128 * 64 are all that 640 threads of 96 had
+    if (FETCHERS == 128) registers_more<112>();  // 4 * 128 * 112 + 128 * 32 are all that 640 threads of 96 had
     if (RESIDENT && norm && threadIdx.x == 0)  // each block brings its share of the norm's weight into the L2
         for (int k = blockIdx.x * 32; k < columns; k += gridDim.x * 32)
             asm volatile("prefetch.global.L2 [%0];" ::"l"(norm + k));
     pdl_wait();
-    const int team = warp >> 2, g = lane >> 2, t = lane & 3;
+    const int g = lane >> 2, t = lane & 3;
     if (RESIDENT) {
         const bool wide = ((columns | x_stride) & 3) == 0 && (((u64)x | (u64)norm) & 15) == 0;
         constexpr int AHEAD = 4, WARPS = CONSUMERS / 32;
@@ -232,13 +265,13 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
         Sums acc;
 #pragma unroll
         for (int i = 0; i < NT * 4; ++i) acc[i] = 0.0f;
-        [[maybe_unused]] const int format = FORMATS > 1 ? segment_of(min(group * TEAMS + team, units - 1)).format : 0;
+        [[maybe_unused]] const int format = FORMATS > 1 ? segment_of(min((group * TILES + warp) >> 2, units - 1)).format : 0;
         for (int chunk = begin; chunk < end; ++chunk) {
             barrier_wait(full + stage * 8, parity);
             const int quads = min(2, (columns - chunk * 256 + 127) >> 7);
             const u8* const x = RESIDENT ? shared + (chunk - begin) * X_BYTES : ring + stage * STAGE;
             const float* const factors = (const float*)(x + FLOATS_AT);
-            const u64 x_at = operand_at(shared_address(x));
+            const u32 x_at = shared_address(x);
             if (threadIdx.x < NT * 8) square += factors[NT * 8 + threadIdx.x];
             const u8* const tile = ring + stage * STAGE + WEIGHTS_AT + warp * TILE_STRIDE;
 #if FORMATS == 1
@@ -270,7 +303,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             }
             return rsqrtf(fmaf(sum, 1.0f / columns, eps));
         };
-        auto finish = [&](float v, const Segment& m, int b, int row, float before) {  // not paired
+        auto finish = [&](float v, const Segment& m, int row, float before) {  // not paired
             if (m.scale) v *= m.scale[0];
             if (bias) v += bias[m.column + row];
             v = activate(v * alpha);
@@ -289,58 +322,98 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
                 const float factor = factor_of((j >> 1) * 8 + t * 2 + (j & 1));
                 acc[(j >> 1) * 4 + (j & 1)] *= factor, acc[(j >> 1) * 4 + (j & 1) + 2] *= factor;
             }
-        if (const int unit = group * TEAMS + team; unit < units) {
+        if (const int unit = (group * TILES + warp) >> 2; unit < units) {
             const Segment m = segment_of(unit);
-            const int tile = (unit - m.first_unit) * 4 + (warp & 3);
+            const int tile = (unit - m.first_unit) * 4 + ((group * TILES + warp) & 3);
 #pragma unroll
             for (int i = 0; i < NT * 4; ++i) {
                 const int b = (i >> 2) * 8 + t * 2 + (i & 1), row = PAIRED ? tile * 8 + g : tile * 16 + (i & 2) * 4 + g;
                 if (b >= batch || row >= m.rows) continue;
                 float* const at = out + (i64)b * out_stride + m.column + row;
-                if (!PAIRED) *at = finish(acc[i], m, b, row, add ? __ldcg(at) : 0.0f);
+                if (!PAIRED) *at = finish(acc[i], m, row, add ? __ldcg(at) : 0.0f);
                 else if (!(i & 2)) *at = finish_pair(acc[i], acc[i | 2], m);
             }
         }
 #else
-        // Every block leaves its sums in its shared memory, over what it has used, and finishes a share of the outputs.
+        // Every block leaves its sums in its shared memory, over what it has used, and finishes its share of the sequences: a
+        // warp all outputs of the cluster. What is added to is read while others still multiply.
         float* const kept = (float*)shared;
 #pragma unroll
         for (int i = 0; i < NT * 4; ++i) {
             const int b = (i >> 2) * 8 + t * 2 + (i & 1), row = (warp & 3) * 16 + (i & 2) * 4 + g;
-            kept[(team * NT * 8 + b) * KEPT_STRIDE + row] = acc[i];
+            kept[((warp >> 2) * NT * 8 + b) * KEPT_STRIDE + row] = acc[i];
         }
-        cluster_barrier();
-        constexpr int PER = PAIRED ? 8 : 16;  // groups of 4 outputs in a unit
-        const int work = (TILES / 4) * batch * PER;
-        for (int i = rank * work / CLUSTER + (int)threadIdx.x; i < (rank + 1) * work / CLUSTER; i += CONSUMERS) {
-            const int four = i % PER, b = i / PER % batch, in_block = i / PER / batch, unit = group * (TILES / 4) + in_block;
-            if (unit >= units) continue;
-            const Segment m = segment_of(unit);
-            const int first = PAIRED ? (four >> 1) * 16 + (four & 1) * 4 : four * 4;
-            const int row = (unit - m.first_unit) * (PAIRED ? 32 : 64) + four * 4;
-            float* const at = out + (i64)b * out_stride + m.column + row;
-            float before[4] = {};
-            if (add)
+        cluster_arrive();
+        constexpr int OUTPUTS = PAIRED ? 32 : 64, OF_BLOCK = TILES * OUTPUTS / 4;  // of a unit, of a block
+        constexpr int LOADS = (OF_BLOCK + 127) / 128;                              // float4s of a lane
+        Segment m[LOADS];
+        int row[LOADS], left[LOADS];  // of the matrix; outputs of this lane
+        float4 before[LOADS], weight[LOADS];
+        const bool wide = ((out_stride | (int)((u64)out >> 2)) & 3) == 0;
 #pragma unroll
-                for (int k = 0; k < 4; ++k)
-                    if (row + k < m.rows) before[k] = __ldcg(at + k);
-            const u32 from = shared_address(shared) + ((in_block * NT * 8 + b) * KEPT_STRIDE + first) * 4;
-            float4 sum = load_from_rank(from, 0), up = PAIRED ? load_from_rank(from + 32, 0) : sum;
+        for (int i = 0; i < LOADS; ++i) {
+            const int at = i * 128 + lane * 4, output = group * OF_BLOCK + at, unit = output / OUTPUTS;
+            m[i] = segment_of(min(unit, units - 1));
+            row[i] = output - m[i].first_unit * OUTPUTS;
+            left[i] = at < OF_BLOCK && unit < units ? m[i].rows - row[i] : 0;
+            if (emitted && emitted_norm) weight[i] = four_of(emitted_norm, row[i], row[i] + max(left[i], 0), left[i] >= 4 && ((u64)emitted_norm & 15) == 0);
+        }
+        auto place = [&](int b, int i) { return out + (i64)b * out_stride + m[i].column + row[i]; };
+        auto load_before = [&](int b) {
 #pragma unroll
-            for (int r = 1; r < CLUSTER; ++r) {
-                const float4 v = load_from_rank(from, r);
-                sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-                if (PAIRED) {
-                    const float4 w = load_from_rank(from + 32, r);
-                    up.x += w.x, up.y += w.y, up.z += w.z, up.w += w.w;
+            for (int i = 0; i < LOADS; ++i) {
+                before[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                if (add && b < batch) before[i] = four_of(place(b, i), 0, left[i], wide && (m[i].column & 3) == 0 && left[i] >= 4);
+            }
+        };
+        int b = rank + CLUSTER * warp;
+        load_before(b);
+        cluster_wait();
+        while (b < batch) {
+            const float factor = norm ? factor_of(b) : 1.0f;
+            float4 v[LOADS];
+#pragma unroll
+            for (int i = 0; i < LOADS; ++i) {
+                v[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+                const int n = left[i];
+                if (n <= 0) continue;
+                const int at = i * 128 + lane * 4, in_unit = at % OUTPUTS;
+                const int first = PAIRED ? (in_unit >> 3) * 16 + (in_unit & 4) : in_unit;
+                const u32 from = shared_address(shared) + ((at / OUTPUTS * NT * 8 + b) * KEPT_STRIDE + first) * 4;
+                float4 sum = load_from_rank(from, 0), up = PAIRED ? load_from_rank(from + 32, 0) : sum;
+#pragma unroll
+                for (int r = 1; r < CLUSTER; ++r) {
+                    const float4 more = load_from_rank(from, r);
+                    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+                    if (PAIRED) {
+                        const float4 w = load_from_rank(from + 32, r);
+                        up.x += w.x, up.y += w.y, up.z += w.z, up.w += w.w;
+                    }
+                }
+                auto finished = [&](float sum, float up, int k, float before) {
+                    return PAIRED ? finish_pair(sum * factor, up * factor, m[i]) : finish(sum * factor, m[i], row[i] + k, before);
+                };
+                v[i].x = finished(sum.x, up.x, 0, before[i].x);
+                if (n > 1) v[i].y = finished(sum.y, up.y, 1, before[i].y);
+                if (n > 2) v[i].z = finished(sum.z, up.z, 2, before[i].z);
+                if (n > 3) v[i].w = finished(sum.w, up.w, 3, before[i].w);
+                float* const to = place(b, i);
+                if (wide && n >= 4 && (m[i].column & 3) == 0) {
+                    *(float4*)to = v[i];
+                } else {
+                    to[0] = v[i].x;
+                    if (n > 1) to[1] = v[i].y;
+                    if (n > 2) to[2] = v[i].z;
+                    if (n > 3) to[3] = v[i].w;
                 }
             }
-            const float factor = norm ? factor_of(b) : 1.0f;
-            const float v[4] = {sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor};
-            const float w[4] = {up.x * factor, up.y * factor, up.z * factor, up.w * factor};
-#pragma unroll
-            for (int k = 0; k < 4; ++k)
-                if (row + k < m.rows) at[k] = PAIRED ? finish_pair(v[k], w[k], m) : finish(v[k], m, b, row + k, before[k]);
+#if SEGMENTS == 1 && TILES * (PAIRED ? 8 : 16) == 256
+            __syncwarp();
+            if (emitted)
+                convert(v, weight, emitted_norm != nullptr, b, NT, lane, emitted + (i64)group * X_BYTES);
+#endif
+            b += CLUSTER * TILES;
+            load_before(b);
         }
         __syncwarp();
         cluster_barrier();  // others may still read this block's sums

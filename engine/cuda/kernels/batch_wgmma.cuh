@@ -47,27 +47,61 @@ DEVICE void wgmma(Sums& d, const u32* a, u64 b, int keep) {
 // Keeps the compiler from moving uses of what wgmma reads or writes over a fence or a wait.
 DEVICE void keep_order(Sums& d) {
 #pragma unroll
-    for (int i = 0; i < NT * 4; ++i) asm volatile("" : "+f"(d[i])::"memory");
+    for (int i = 0; i < NT * 4; ++i) asm volatile("" : "+f"(d[i]));
 }
-DEVICE void keep_order(u32 (&a)[16]) {
+DEVICE void keep_order(u32 (&a)[8]) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i) asm volatile("" : "+r"(a[i])::"memory");
+    for (int i = 0; i < 8; ++i) asm volatile("" : "+r"(a[i]));
 }
 DEVICE void wgmma_fence() {
 #if __CUDA_ARCH__ == 900
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.fence.sync.aligned;");
 #endif
 }
 DEVICE void wgmma_commit() {
 #if __CUDA_ARCH__ == 900
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.commit_group.sync.aligned;");
 #endif
 }
 template <int LEFT>
 DEVICE void wgmma_wait() {
 #if __CUDA_ARCH__ == 900
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory");
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT));
 #endif
+}
+
+// ---- the same with the instructions of single warps, faster for few sequences --------------------------------
+// Four core matrices, lane by lane 16 bytes of them behind each other.
+DEVICE void load_matrices(u32 (&b)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                 : "r"(address));
+}
+DEVICE void multiply(float* d, const u32* a, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// d += weights (16 rows, 16 columns) * activations; address: of this lane.
+DEVICE void add_step(Sums& d, const u32* a, u32 address) {
+#pragma unroll
+    for (int j = 0; j < NT; j += 2) {
+        u32 b[4];
+        load_matrices(b, address + j * 256);  // with one group of sequences, the second half is not looked at
+        multiply(d + j * 4, a, b[0], b[1]);
+        if (NT > 1) multiply(d + (NT > 1 ? j * 4 + 4 : 0), a, b[2], b[3]);
+    }
+}
+DEVICE void add_two_steps(Sums& d, const u32 (&a)[8], u32 address) {
+    if (NT > 1) {
+        add_step(d, a, address);
+        add_step(d, a + 4, address + STEP_BYTES);
+    } else {
+        u32 b[4];
+        load_matrices(b, address);
+        multiply(d, a, b[0], b[1]);
+        multiply(d, a + 4, b[2], b[3]);
+    }
 }
 
 // ---- barriers and copies -------------------------------------------------------------------------------------
@@ -112,9 +146,9 @@ DEVICE int cluster_rank() {
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return (int)rank;
 }
-DEVICE void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+DEVICE void cluster_barrier() { cluster_arrive(), cluster_wait(); }
 DEVICE float float_from_rank(u32 address, int rank) {
     u32 there;
     float v;

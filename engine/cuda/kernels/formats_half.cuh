@@ -31,49 +31,73 @@ DEVICE u32 round_halves(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 }
-DEVICE u32 twice(u32 pair, int half) { return __byte_perm(pair, pair, half ? 0x3232 : 0x1010); }
+DEVICE u32 twice(u32 pair, int half) {  // so that it becomes part of the instruction that takes it
+    u32 both;
+    if (half) asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {high, high};\n}" : "=r"(both) : "r"(pair));
+    else asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {low, low};\n}" : "=r"(both) : "r"(pair));
+    return both;
+}
 DEVICE u32 same_halves(u32 half) { return half | (half << 16); }
+// (v & mask) | magic in one instruction, which takes one constant: hidden() keeps the other in a register.
+DEVICE u32 and_or(u32 v, u32 mask, u32 magic) {
+    u32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(v), "r"(mask), "r"(magic));
+    return r;
+}
+DEVICE u32 hidden(u32 v) {
+    u32 r;
+    asm("mov.b32 %0, %1;" : "=r"(r) : "r"(v));
+    return r;
+}
 
 constexpr int POST_BITS = 19;
 
-// ---- quants of two sub-blocks, 2p and 2p + 1 of a quad, in the low bits of halves -----------------------------
+// ---- quants of sub-block s of a quad in the low bits of halves -------------------------------------------------
 template <class F>
 DEVICE int half_place(int s) {
     return F::LOW == 4 ? (s & 1) * 4 : F::LOW == 2 ? s * 2 : 0;
 }
 
-// f[(sub-block * 2 + w) * 4 ..]: fragments, each quant shifted up by half_place.
+// Every format has a Packed: what load() brings of a sub-block, for fragments() to unpack later.
+struct Quants {
+    uint4 low;
+    u32 high[2];
+};
 template <class F>
-DEVICE void quant_halves(const u8* chunk, int quad, int p, int lane, u32 (&f)[16]) {
-    const uint4 v = ((const uint4*)(chunk + quad * F::QUAD_LOW))[(F::LOW == 4 ? p * 32 : 0) + lane];
-    const u32 words[4] = {v.x, v.y, v.z, v.w};
+DEVICE Quants load_quants(const u8* chunk, int quad, int s, int lane) {
+    Quants q = {((const uint4*)(chunk + quad * F::QUAD_LOW))[(F::LOW == 4 ? (s >> 1) * 32 : F::LOW == 8 ? s * 32 : 0) + lane], {}};
     const u8* const plane = chunk + F::HIGH_AT + quad * F::QUAD_HIGH;
-    u32 high[2] = {0u, 0u};
     if (F::HIGH == 2) {
-        const uint2 h = *(const uint2*)(plane + lane * 16 + p * 8);
-        high[0] = h.x, high[1] = h.y;
+        const uint2 h = *(const uint2*)(plane + lane * 16 + (s >> 1) * 8);
+        q.high[0] = h.x, q.high[1] = h.y;
     } else if (F::HIGH == 1 && F::LOW == 4) {
-        high[0] = high[1] = word_at(plane + lane * 8 + p * 4);
+        q.high[0] = q.high[1] = word_at(plane + lane * 8 + (s >> 1) * 4);
     } else if (F::HIGH == 1) {
         const uint2 h = *(const uint2*)(plane + lane * 8);
-        high[0] = h.x, high[1] = h.y;
+        q.high[0] = h.x, q.high[1] = h.y;
     }
+    return q;
+}
+
+// f[w * 4 ..]: fragments, each quant shifted up by half_place.
+template <class F>
+DEVICE void quant_halves(const Quants& q, int s, u32 (&f)[8]) {
+    const u32 words[4] = {q.low.x, q.low.y, q.low.z, q.low.w};
+    const int at = half_place<F>(s);
+    const u32 mask = same_halves(((1u << F::LOW) - 1u) << at);
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int n = 0; n < 4; ++n) {
-            const int s = p * 2 + i, row = n & 1, w = n >> 1, at = half_place<F>(s);
-            const u32 mask = same_halves(((1u << F::LOW) - 1u) << at);
-            u32 even = words[row * 2 + w] & mask, odd = (words[row * 2 + w] >> 8) & mask;
-            if (F::HIGH) {
-                const u32 high_mask = same_halves(((1u << F::HIGH) - 1u) << (at + F::LOW)), h = high[row];
-                const int shift = high_in_byte<F::LOW, F::HIGH>(s, w, row) - (at + F::LOW);
-                even |= (shift > 0 ? h >> shift : h << -shift) & high_mask;
-                odd |= (shift + 8 > 0 ? h >> (shift + 8) : h << -(shift + 8)) & high_mask;
-            }
-            f[(i * 2 + w) * 4 + row] = even;
-            f[(i * 2 + w) * 4 + 2 + row] = odd;
+    for (int n = 0; n < 4; ++n) {
+        const int row = n & 1, w = n >> 1;
+        u32 even = words[row * 2 + w] & mask, odd = (words[row * 2 + w] >> 8) & mask;
+        if (F::HIGH) {
+            const u32 high_mask = same_halves(((1u << F::HIGH) - 1u) << (at + F::LOW)), h = q.high[row];
+            const int shift = high_in_byte<F::LOW, F::HIGH>(s, w, row) - (at + F::LOW);
+            even |= (shift > 0 ? h >> shift : h << -shift) & high_mask;
+            odd |= (shift + 8 > 0 ? h >> (shift + 8) : h << -(shift + 8)) & high_mask;
         }
+        f[w * 4 + row] = even;
+        f[w * 4 + 2 + row] = odd;
+    }
 }
 
 // ---- formats with super-blocks ---------------------------------------------------------------------------------
@@ -81,25 +105,19 @@ DEVICE void quant_halves(const u8* chunk, int quad, int p, int lane, u32 (&f)[16
 template <class F>
 struct Fields;
 struct SixBitFields {  // 24 bits per quad: four fields of 6
-    uint2 low;
-    u32 high;
-    __device__ __forceinline__ void load(const u8* plane, int, int p, int g) {
-        low = *(const uint2*)(plane + g * 16 + p * 8);
-        high = word_at(plane + 128 + g * 8 + p * 4);
+    DEVICE u32 load(const u8* plane, int quad, int s, int g) {
+        const u32 low = ((const u32*)plane)[g * 4 + s], high = ((const u16*)(plane + 128))[g * 4 + s];
+        return quad ? __funnelshift_r(low, high, 24) : low;
     }
-    __device__ __forceinline__ u32 get(int quad, int i, int field) const {
-        const u32 a = i ? low.y : low.x;
-        const u32 v = (quad ? __funnelshift_r(a, i ? high >> 16 : high, 24) : a) >> (field * 6);
-        return (v & 63u) | ((v << 4) & (63u << 16));
+    DEVICE u32 get(u32 fields, int field, u32 magic) {
+        const u32 v = fields >> (field * 6);
+        return and_or(v << 4, 63u << 16, and_or(v, 63u, hidden(same_halves(magic))));
     }
 };
 struct ByteFields {  // [quad][g][slot] bytes (row, group)
-    uint2 v;
-    __device__ __forceinline__ void load(const u8* plane, int quad, int p, int g) {
-        v = *(const uint2*)(plane + quad * 128 + g * 16 + p * 8);
-    }
-    __device__ __forceinline__ u32 get(int, int i, int field) const {
-        return __byte_perm(i ? v.y : v.x, 0u, field ? 0x4341 : 0x4240);
+    DEVICE u32 load(const u8* plane, int quad, int s, int g) { return ((const u32*)plane)[quad * 32 + g * 4 + s]; }
+    DEVICE u32 get(u32 fields, int field, u32 magic) {  // whose low byte is 0
+        return __byte_perm(fields, magic >> 8, field ? 0x4341 : 0x4240);
     }
 };
 template <> struct Fields<Q4_K> : SixBitFields { static constexpr int BIAS = 0; };
@@ -114,30 +132,31 @@ template <class F>
 struct HalfTile<F, true, true> {
     static constexpr bool MINIMUMS = F::HAS_ADD;
 
-    DEVICE void fragments(const u8* chunk, int quad, int p, int lane, u32 (&f)[16]) {
-        quant_halves<F>(chunk, quad, p, lane, f);
-        Fields<F> fields;
-        fields.load(chunk + F::SCALES_AT, quad, p, lane >> 2);
+    struct Packed {
+        Quants quants;
+        u32 fields;
+    };
+    DEVICE Packed load(const u8* chunk, int quad, int s, int lane) {
+        return {load_quants<F>(chunk, quad, s, lane), Fields<F>::load(chunk + F::SCALES_AT, quad, s, lane >> 2)};
+    }
+    DEVICE void fragments(const Packed& packed, int s, u32 (&f)[8]) {
+        quant_halves<F>(packed.quants, s, f);
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
+        for (int group = 0; group < F::GROUPS; ++group) {
+            // 2^(15 - at) with a unit in the last place of 2^(5 - at)
+            const int at = half_place<F>(s);
+            const u32 minus = same_halves(0x8000u | (0x7800u - at * 0x400u + Fields<F>::BIAS));
+            const u32 scale = add_halves(Fields<F>::get(packed.fields, group, 0x7800u - at * 0x400u), minus);
+            // OFFSET * scale * 2^-19 = scale * 2^(5 - at) * OFFSET * 2^(at - 24): a subnormal factor
+            const u32 offset = F::OFFSET ? mul_halves(scale, same_halves(0x8000u | ((u32)F::OFFSET << at))) : 0u;
 #pragma unroll
-            for (int group = 0; group < F::GROUPS; ++group) {
-                // 2^(15 - at) with a unit in the last place of 2^(5 - at)
-                const int at = half_place<F>(p * 2 + i);
-                const u32 magic = same_halves(0x7800u - at * 0x400u);
-                const u32 minus = same_halves(0x8000u | (0x7800u - at * 0x400u + Fields<F>::BIAS));
-                const u32 scale = add_halves(fields.get(quad, i, group) | magic, minus);
-                // OFFSET * scale * 2^-19 = scale * 2^(5 - at) * OFFSET * 2^(at - 24): a subnormal factor
-                const u32 offset = F::OFFSET ? mul_halves(scale, same_halves(0x8000u | ((u32)F::OFFSET << at))) : 0u;
+            for (int w = group; w < (F::GROUPS == 1 ? 2 : group + 1); ++w)
 #pragma unroll
-                for (int w = group; w < (F::GROUPS == 1 ? 2 : group + 1); ++w)
-#pragma unroll
-                    for (int n = 0; n < 4; ++n) {
-                        u32& q = f[(i * 2 + w) * 4 + n];
-                        q = F::OFFSET ? fma_halves(q, twice(scale, n & 1), twice(offset, n & 1))
-                                      : mul_halves(q, twice(scale, n & 1));
-                    }
-            }
+                for (int n = 0; n < 4; ++n) {
+                    u32& q = f[w * 4 + n];
+                    q = F::OFFSET ? fma_halves(q, twice(scale, n & 1), twice(offset, n & 1)) : mul_halves(q, twice(scale, n & 1));
+                }
+        }
     }
     // What the products of this chunk are to be multiplied by, rows g and g + 8.
     DEVICE float2 post(const u8* chunk, int g) {
@@ -169,37 +188,38 @@ template <class F>
 struct HalfTile<F, false, true> {
     static constexpr bool MINIMUMS = false;
 
-    DEVICE void fragments(const u8* chunk, int, int p, int lane, u32 (&f)[16]) {
+    struct Packed {
+        Quants quants;
+        u32 scale, minimum;
+    };
+    DEVICE Packed load(const u8* chunk, int quad, int s, int lane) {
+        const u32* const plane = (const u32*)(chunk + F::SCALES_AT) + (lane >> 2) * 4 + s;
+        return {load_quants<F>(chunk, quad, s, lane), plane[0], F::HAS_ADD ? plane[32] : 0u};
+    }
+    DEVICE void fragments(const Packed& packed, int s, u32 (&f)[8]) {
         if (F::LOW == 8) {
+            const uint4 v = packed.quants.low;
+            const u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const uint4 v = ((const uint4*)chunk)[(p * 2 + i) * 32 + lane];
-                const u32 words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-                for (int n = 0; n < 4; ++n) {
-                    const int row = n & 1, w = n >> 1;
-                    const u32 biased = words[row * 2 + w] ^ 0x80808080u;  // 1024 + 128 + q
-                    f[(i * 2 + w) * 4 + row] = add_halves(__byte_perm(biased, 0x64646464u, 0x4240), 0xe480e480u);
-                    f[(i * 2 + w) * 4 + 2 + row] = add_halves(__byte_perm(biased, 0x64646464u, 0x4341), 0xe480e480u);
-                }
+            for (int n = 0; n < 4; ++n) {
+                const int row = n & 1, w = n >> 1;
+                const u32 biased = words[row * 2 + w] ^ 0x80808080u;  // 1024 + 128 + q
+                f[w * 4 + row] = add_halves(__byte_perm(biased, 0x64646464u, 0x4240), 0xe480e480u);
+                f[w * 4 + 2 + row] = add_halves(__byte_perm(biased, 0x64646464u, 0x4341), 0xe480e480u);
             }
         } else {
-            quant_halves<F>(chunk, 0, p, lane, f);
+            quant_halves<F>(packed.quants, s, f);
+            // (1024 + q * 2^at) * 2^-at - 1024 * 2^-at - OFFSET, exact
+            const bool shifted = s & 1;
+            const u32 minus = same_halves(shifted ? 0xd400u + F::OFFSET * 16u : 0xe400u + F::OFFSET);
 #pragma unroll
-            for (int i = 0; i < 16; ++i) {
-                // (1024 + q * 2^at) * 2^-at - 1024 * 2^-at - OFFSET, exact
-                const bool shifted = i >= 8;
-                const u32 minus = same_halves(shifted ? 0xd400u + F::OFFSET * 16u : 0xe400u + F::OFFSET);
+            for (int i = 0; i < 8; ++i)
                 f[i] = shifted ? fma_halves(f[i] | 0x64006400u, 0x2c002c00u, minus) : add_halves(f[i] | 0x64006400u, minus);
-            }
         }
-        const u8* const plane = chunk + F::SCALES_AT + (lane >> 2) * 16 + p * 8;
-        const uint2 scale = *(const uint2*)plane, minimum = F::HAS_ADD ? *(const uint2*)(plane + 128) : make_uint2(0u, 0u);
 #pragma unroll
-        for (int i = 0; i < 16; ++i) {
-            const u32 mul = twice(i < 8 ? scale.x : scale.y, i & 1);
-            f[i] = F::HAS_ADD ? fma_halves(f[i], mul, twice(i < 8 ? minimum.x : minimum.y, i & 1)) : mul_halves(f[i], mul);
-        }
+        for (int i = 0; i < 8; ++i)
+            f[i] = F::HAS_ADD ? fma_halves(f[i], twice(packed.scale, i & 1), twice(packed.minimum, i & 1))
+                              : mul_halves(f[i], twice(packed.scale, i & 1));
     }
     DEVICE float2 post(const u8*, int) { return make_float2(1.0f, 1.0f); }
     DEVICE float2 minimums(const u8*, int, u32 (&)[4]) { return make_float2(0.0f, 0.0f); }
@@ -210,10 +230,17 @@ template <class F>
 struct HalfTile<F, false, false> {
     static constexpr bool MINIMUMS = false;
 
-    DEVICE void fragments(const u8* chunk, int, int p, int lane, u32 (&f)[16]) {
+    struct Packed {
+        uint4 groups[2];
+    };
+    DEVICE Packed load(const u8* chunk, int, int s, int lane) {
+        const uint4* const at = (const uint4*)chunk + s * 64 + lane;
+        return {{at[0], at[32]}};
+    }
+    DEVICE void fragments(const Packed& packed, int, u32 (&f)[8]) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const uint4 v = ((const uint4*)chunk)[(p * 4 + i) * 32 + lane];
+        for (int i = 0; i < 2; ++i) {
+            const uint4 v = packed.groups[i];
             f[i * 4 + 0] = __byte_perm(v.x, v.z, 0x5410), f[i * 4 + 1] = __byte_perm(v.y, v.w, 0x5410);
             f[i * 4 + 2] = __byte_perm(v.x, v.z, 0x7632), f[i * 4 + 3] = __byte_perm(v.y, v.w, 0x7632);
         }
@@ -229,31 +256,36 @@ template <class F>
 struct ByteTile {
     static constexpr bool MINIMUMS = false;
 
-    DEVICE void fragments(const u8* chunk, int quad, int p, int lane, u32 (&f)[16]) {
-        u32 bytes[2][4];  // [sub-block][row * 2 + w]
+    struct Packed {
+        u32 numbers[4], factors[4];  // [row * 2 + w]
+    };
+    DEVICE Packed load(const u8* chunk, int quad, int s, int lane) {
+        Packed packed;
         if constexpr (F::LOW == 4) {
-            const uint4 v = ((const uint4*)(chunk + quad * F::QUAD_LOW))[p * 32 + lane];
+            const uint4 v = ((const uint4*)(chunk + quad * F::QUAD_LOW))[(s >> 1) * 32 + lane];
             const u32 words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-            for (int n = 0; n < 8; ++n) bytes[n >> 2][n & 3] = F::levels(words[n & 3], n >> 2);
+            for (int n = 0; n < 4; ++n) packed.numbers[n] = F::levels(words[n], s & 1);
         } else {
 #pragma unroll
-            for (int n = 0; n < 8; ++n)
-                bytes[n >> 2][n & 3] = F::numbers(chunk, quad, p * 2 + (n >> 2), n & 1, lane, (n >> 1) & 1);
+            for (int n = 0; n < 4; ++n) packed.numbers[n] = F::numbers(chunk, quad, s, n & 1, lane, n >> 1);
         }
+        const Scales scales = F::load(chunk, lane >> 2, s);
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const Scales scales = F::load(chunk, lane >> 2, p * 2 + i);
+        for (int n = 0; n < 4; ++n)
+            packed.factors[n] = same_halves(float_to_half(F::mul(scales, quad, n >> 1, n & 1) * GAIN));
+        return packed;
+    }
+    DEVICE void fragments(const Packed& packed, int, u32 (&f)[8]) {
 #pragma unroll
-            for (int n = 0; n < 4; ++n) {
-                const int row = n & 1, w = n >> 1;
-                const u32 factor = same_halves(float_to_half(F::mul(scales, quad, row, w) * GAIN));
-                const u32 biased = bytes[i][row * 2 + w] ^ 0x80808080u;  // 1024 + 128 + number
-                const u32 even = add_halves(__byte_perm(biased, 0x64646464u, 0x4240), 0xe480e480u);
-                const u32 odd = add_halves(__byte_perm(biased, 0x64646464u, 0x4341), 0xe480e480u);
-                f[(i * 2 + w) * 4 + row] = mul_halves(even, factor);
-                f[(i * 2 + w) * 4 + 2 + row] = mul_halves(odd, factor);
-            }
+        for (int n = 0; n < 4; ++n) {
+            const int row = n & 1, w = n >> 1;
+            const u32 factor = packed.factors[row * 2 + w];
+            const u32 biased = packed.numbers[row * 2 + w] ^ 0x80808080u;  // 1024 + 128 + number
+            const u32 even = add_halves(__byte_perm(biased, 0x64646464u, 0x4240), 0xe480e480u);
+            const u32 odd = add_halves(__byte_perm(biased, 0x64646464u, 0x4341), 0xe480e480u);
+            f[w * 4 + row] = mul_halves(even, factor);
+            f[w * 4 + 2 + row] = mul_halves(odd, factor);
         }
     }
     DEVICE float2 post(const u8*, int) { return make_float2(1.0f / GAIN, 1.0f / GAIN); }

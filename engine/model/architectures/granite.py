@@ -31,5 +31,6 @@ ARCHITECTURES = (
         embedding_scale=12.0,
         residual_scale=1.4,
         logit_scale=LogitScale.DIVIDES,
+        logit_width=256,
     ),
 )

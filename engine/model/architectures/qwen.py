@@ -9,7 +9,13 @@ ARCHITECTURES = (
         name="qwen2moe",
         rope=RopeStyle.NEOX,
         moe=MoeParts(
-            required=True, normalize=False, weight_scale=True, shared=True, shared_like_dense=True, shared_gate=True
+            required=True,
+            normalize=False,
+            weight_scale=True,
+            width_of_used=True,
+            shared=True,
+            shared_like_dense=True,
+            shared_gate=True,
         ),
     ),
     Architecture(name="qwen2vl", rope=RopeStyle.NEOX, rope_sections=RopeStyle.NEOX),
@@ -32,7 +38,7 @@ ARCHITECTURES = (
             rope_sections=RopeStyle.NEOX,
             qk_norm=QkNorm.HEAD,
             ffn_scale=True,
-            moe=MoeParts(required=True, normalize=True, weight_scale=True),
+            moe=MoeParts(required=True, normalize=True, weight_scale=True, width_of_used=True),
         )
         for name in ("qwen3moe", "qwen3vlmoe")
     ),
