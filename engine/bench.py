@@ -125,16 +125,25 @@ def run_bench(
     return BenchResult(prompt, decode, read, read * decode.median / batch if decode else None)
 
 
+def require_profile(llm: LLM) -> None:
+    """Refuse to profile what profile_bricks() cannot, before anything is measured.
+
+    Raises:
+        InvalidRequestError: the model runs on the CPU.
+    """
+    if not llm.device.startswith("cuda"):
+        raise InvalidRequestError(
+            f"a profile needs a GPU; the model runs on the {llm.device}: open it on device 'cuda'"
+        )
+
+
 def profile_bricks(llm: LLM, *, depth: int = 0, batch: int = 1) -> list[BrickTime]:
     """Time and bytes of every brick of a decode step on the GPU; engine.cuda.profile says how, and prints it.
 
     Raises:
         InvalidRequestError: the model runs on the CPU, or has no room for that depth or batch.
     """
-    if not llm.device.startswith("cuda"):
-        raise InvalidRequestError(
-            f"a profile needs a GPU; the model runs on the {llm.device}: open it on device 'cuda'"
-        )
+    require_profile(llm)
     from engine.cuda.profile import profile_decode
     from engine.cuda.runner import CudaRunner
 

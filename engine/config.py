@@ -39,7 +39,8 @@ class EngineConfig:
             contexts, or as many as the GPU's memory holds.
         prefill_chunk: most prompt tokens fed in one step; beside running streams the device may take fewer, so that a
             long prompt does not stop them. None: what suits the device.
-        prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it.
+        prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
+            the second of several samples.
         deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         exact: on the CPU, keep everything in float32. Otherwise activations are quantized to 8 bits, in blocks of 32,
             wherever weights are quantized, which is about three times as fast.

@@ -41,8 +41,9 @@ class ContextFullError(EngineError):
         limit: tokens the context holds.
     """
 
-    def __init__(self, length: int, limit: int, hint: str = "") -> None:
+    def __init__(self, length: int, limit: int, hint: str = "", parts: str = "") -> None:
         self.length = length
         self.limit = limit
         remedy = hint or "shorten the prompt, lower max_tokens, or open the model with a larger context_length"
-        super().__init__(f"{length} tokens do not fit the context of {limit}: {remedy}")
+        found = f"{length} tokens ({parts})" if parts else f"{length} tokens"
+        super().__init__(f"{found} do not fit the context of {limit}: {remedy}")

@@ -70,11 +70,6 @@ class KVBlocks:
         """Pages that nobody holds."""
         return len(self._free) + len(self._kept)
 
-    @property
-    def n_kept(self) -> int:
-        """Pages kept for prompts to come."""
-        return len(self._kept)
-
     def holders(self, page: int) -> int:
         """Sequences that hold a page."""
         return self._holders[page]

@@ -55,7 +55,8 @@ class LLM:
         cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts, or as many
             as the GPU's memory holds. Where it is too small for all, the youngest sequences wait.
         prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
-        prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it.
+        prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
+            the second of several samples.
         deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         exact: on the CPU, keep everything in float32: about a third of the speed, no rounding of activations to 8 bits.
         repack: on the CPU, keep a second copy of quantized weights in the order of the kernels, for speed.
@@ -359,6 +360,9 @@ class LLM:
         """Log-probability of every token of each chunk from position `first` on, given those before it.
 
         Chunks run in batches and are yielded in order; nothing is generated and no logits are kept.
+
+        Raises:
+            InvalidRequestError, ContextFullError: an impossible chunk, or no token behind `first`.
         """
         checked = [self._checked(chunk) for chunk in chunks]
         for ids in checked:
@@ -406,7 +410,8 @@ class LLM:
         room = limit - len(ids)
         wanted = params.max_tokens if params.max_tokens is not None else max(room, 1)
         if wanted > room:
-            raise ContextFullError(len(ids) + wanted, limit)
+            parts = f"{len(ids)} of the prompt, {wanted} to generate"
+            raise ContextFullError(len(ids) + wanted, limit, parts=parts)
         params.check_vocabulary(self._runner.config.vocab_size)
         if params.stop:
             _ = self.tokenizer  # stop strings need text

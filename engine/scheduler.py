@@ -211,7 +211,8 @@ class Scheduler:
             self._join(running)
         while self._free_slots and self._waiting and not self._preempted:
             arrival, request = self._waiting[0]
-            if request.shares_with is not None and self._is_reading(request.shares_with):
+            shares_with = request.shares_with if self._prefix_cache else None
+            if shares_with is not None and self._is_reading(shares_with):
                 return  # the pages it shares are not there yet
             if not self._start(arrival, request):
                 return

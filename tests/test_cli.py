@@ -419,6 +419,7 @@ class TestBenchAndPerplexity:
         assert "prompt      8 tokens" in text
         assert "decode" not in text.splitlines()[-1]
         assert "both lengths 0" in error_of("bench", "--device", "cpu", "-p", 0, "-n", 0)
+        assert "needs a GPU" in error_of("bench", "--device", "cpu", "--profile")
 
     def test_perplexity(self, tmp_path):
         path = tmp_path / "text.txt"

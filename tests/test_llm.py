@@ -186,7 +186,9 @@ class TestLimits:
 
     def test_exactly_fitting_and_one_too_many(self, tiny):
         assert len(tiny.generate([1] * 60, SamplingParams(max_tokens=4, ignore_eos=True)).token_ids) == 4
-        with pytest.raises(ContextFullError, match="65 tokens do not fit the context of 64") as caught:
+        with pytest.raises(
+            ContextFullError, match=r"65 tokens \(60 of the prompt, 5 to generate\) do not fit the context of 64"
+        ) as caught:
             tiny.generate([1] * 60, SamplingParams(max_tokens=5))
         assert (caught.value.length, caught.value.limit) == (65, 64)
         for length in (64, 65, 1000):

@@ -218,6 +218,14 @@ def test_samples_of_a_prompt_share_its_pages():
     assert [scheduler.blocks.holders(page) for page in held[0][:4]] == [4] * 4
 
 
+def test_samples_that_cannot_share_do_not_wait_for_one_another():
+    scheduler = make_scheduler(3, prefix_cache=False)
+    for request_id in (1, 2, 3):
+        shares_with = None if request_id == 1 else 1
+        scheduler.add(Request(request_id, [5, 6, 7], PARAMS, request_id, 4, shares_with=shares_with))
+    assert [item.sequence.request_id for item in run_step(scheduler)] == [1, 2, 3]
+
+
 def test_those_who_stay_close_ranks():
     """Sequences left in high slots move down, together and not at once; nobody changes places without need."""
     scheduler = make_scheduler(16, lookahead=4)

@@ -63,7 +63,10 @@ def bench(
         eager=eager,
     ) as llm:
         settings = {"prompt_tokens": prompt_tokens, "gen_tokens": gen_tokens, "depth": depth}
-        results = _measure(llm, batches, repetitions=repetitions, **settings)
+        if profile:
+            from engine.bench import require_profile
+
+            require_profile(llm)
         with status("measuring the memory bandwidth ..."):
             bandwidth = llm.read_bandwidth()
         common = {
@@ -75,9 +78,10 @@ def bench(
             "repetitions": repetitions,
             **settings,
         }
-        if not json:
-            _show_head(common)
-        for batch, result in zip(batches, results, strict=True):
+        for number, batch in enumerate(batches):  # each told when it is known: who interrupts keeps those before
+            result = _measure(llm, batch, repetitions=repetitions, **settings)
+            if not json and number == 0:
+                _show_head(common)
             report = {**common, "batch": batch, **_speeds(result, bandwidth)}
             bricks = _profile(llm, depth=depth, batch=batch) if profile else []
             if json:
@@ -123,7 +127,7 @@ def _profile(llm: LLM, *, depth: int, batch: int) -> list[BrickTime]:
         return profile_bricks(llm, depth=depth, batch=batch)
 
 
-def _measure(llm: LLM, batches: list[int], *, repetitions: int, **settings: int) -> list[BenchResult]:
+def _measure(llm: LLM, batch: int, *, repetitions: int, **settings: int) -> BenchResult:
     from rich.console import Console
     from rich.progress import Progress
 
@@ -131,11 +135,8 @@ def _measure(llm: LLM, batches: list[int], *, repetitions: int, **settings: int)
 
     runs = (repetitions + 1) * ((settings["prompt_tokens"] > 0) + (settings["gen_tokens"] > 0))
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        task = progress.add_task("measuring", total=runs * len(batches))
-        return [
-            run_bench(llm, batch=batch, repetitions=repetitions, progress=lambda: progress.advance(task), **settings)
-            for batch in batches
-        ]
+        task = progress.add_task(f"measuring {batch} sequence{'s' if batch > 1 else ''}", total=runs)
+        return run_bench(llm, batch=batch, repetitions=repetitions, progress=lambda: progress.advance(task), **settings)
 
 
 def _range(speed: Speed | None) -> list[float] | None:

@@ -70,15 +70,16 @@ def stats_line(load_seconds: float | None, *results: GenerationResult) -> str:
     cached = f" ({stats.cached_tokens} cached)" if stats.cached_tokens else ""
     parts.append(f"prompt {stats.prompt_tokens} tokens{cached}, {stats.prompt_tok_s:.1f} tok/s")
     if len(results) == 1:
-        parts.append(f"decode {stats.output_tokens} tokens, {stats.decode_tok_s:.1f} tok/s")
+        speed = f", {stats.decode_tok_s:.1f} tok/s" if stats.output_tokens > 1 else ""  # between two tokens at least
+        parts.append(f"decode {stats.output_tokens} tokens{speed}")
         parts.append(f"end: {results[0].finish_reason}")
     else:
         every = [result.stats for result in results]
         n_tokens = sum(one.output_tokens for one in every)
         begin = min(one.queue_seconds + one.prompt_seconds for one in every)
         seconds = max(one.queue_seconds + one.prompt_seconds + one.decode_seconds for one in every) - begin
-        speed = (n_tokens - 1) / seconds if seconds > 0 else 0.0
-        parts.append(f"decode {n_tokens} tokens of {len(results)} samples, {speed:.1f} tok/s in all")
+        together = (n_tokens - 1) / seconds if seconds > 0 else 0.0
+        parts.append(f"decode {n_tokens} tokens of {len(results)} samples, {together:.1f} tok/s in all")
         ends = Counter(result.finish_reason for result in results)
         parts.append("end: " + ", ".join(f"{count} {reason}" for reason, count in ends.items()))
     parts.append(f"seed {results[0].seed}")

@@ -161,7 +161,11 @@ class _Parser:
         n = self.uint64(field)
         left = self.size - self.pos
         if n * min_bytes > left:
-            self.fail(field, str(n), f"0 to {left // min_bytes}, what the {left} bytes left in the file can hold")
+            self.fail(
+                field,
+                str(n),
+                f"0 to {left // min_bytes}, what the {left} bytes left in the file can hold (is it cut short?)",
+            )
         return n
 
     def string(self, field: str) -> str:
@@ -275,7 +279,10 @@ class _Parser:
     def check_magic_and_version(self) -> int:
         magic = bytes(self.data[:16])
         if magic[:4] != MAGIC:
-            hint = next((f" (it looks like {what})" for start, what in _OTHER_FILES if magic.startswith(start)), "")
+            hint = next(
+                (f" (it looks like {what})" for start, what in _OTHER_FILES if magic.startswith(start)),
+                " (this is no GGUF file)",
+            )
             if not magic:
                 hint = " (the file is empty)"
             elif magic[8:9] == b"{":
