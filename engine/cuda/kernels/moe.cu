@@ -125,7 +125,7 @@ struct Stream {
 // row's USED experts e, row = pair / USED. With weigh_input, n(x) is multiplied by the expert's weight. A row with
 // positions[row] < 0 is left alone. grid: (blocks of WARPS / SPLIT tiles, pairs).
 // x, norm and positions are read before the wait: whatever wrote them has to be older than the launch before this one,
-// which gives the scores and waits before it lets this one start.
+// which gives the scores and waits before it lets this one start. Warp 0 waits and routes, the others convert the row.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     moe_gate_up(const u8* data, const float* scale, int tiles, int rows, int columns, const float* scores,
                 const float* bias, float weight_scale, const int* positions, int weigh_input, const float* x,
@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
                 float one_column) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ Routed routed;
-    constexpr int QUADS = FORMAT0::COLUMNS / 128;
+    constexpr int QUADS = FORMAT0::COLUMNS / 128, CONVERTERS = WARPS - 1;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, team = warp / SPLIT, member = warp % SPLIT;
     const int chunks = (columns + FORMAT0::COLUMNS - 1) / FORMAT0::COLUMNS, quads = chunks * QUADS;
     u64* const barriers = (u64*)(shared + WARPS * DEPTH * SLOT);
@@ -148,19 +148,25 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     Stream stream;
     stream.open(shared, barriers, warp, lane);
     bring_grids();
+    if (warp == 0) {
+        pdl_wait();
+        // Its weights queue behind these: it has to find its experts, too, and it takes its time to start.
+        pdl_launch();
+        choose_experts(scores + (i64)row * EXPERTS, bias, routed, lane);
+    }
     const float* const from = x + (i64)row * x_stride;
     float square = 0.0f;
-    for (int first = warp; first < quads; first += WARPS * 4) {
+    for (int first = warp > 0 ? warp - 1 : quads; first < quads; first += CONVERTERS * 4) {
         float4 y[4], w[4];
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-            const int quad = first + n * WARPS;
+            const int quad = first + n * CONVERTERS;
             y[n] = load_four(from, quad, columns, lane);
             if (norm) w[n] = load_four(norm, quad, columns, lane);
         }
 #pragma unroll
         for (int n = 0; n < 4; ++n) {
-            const int quad = first + n * WARPS;
+            const int quad = first + n * CONVERTERS;
             if (quad >= quads) break;
             if (norm) {
                 square = fmaf(y[n].x, y[n].x, fmaf(y[n].y, y[n].y, square));
@@ -172,15 +178,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     }
     square = warp_sum(square);
     if (lane == 0) squares[warp] = square;
-    pdl_wait();
-    if (warp == 0) choose_experts(scores + (i64)row * EXPERTS, bias, routed, lane);
     __syncthreads();
     const int expert = routed.ids[place], tile = blockIdx.x * TEAMS + team;
     const int begin = member * chunks / SPLIT, count = tile < tiles ? (member + 1) * chunks / SPLIT - begin : 0;
     const u8* const source = data + ((expert * (i64)tiles + tile) * chunks + begin) * FORMAT0::CHUNK_BYTES;
 #pragma unroll
     for (int i = 0; i < DEPTH; ++i) stream.put(i, source + (i64)i * FORMAT0::CHUNK_BYTES, i < count, lane);
-    pdl_launch();
     if (weigh_input && warp == 0) weigh_chosen(bias, weight_scale, routed, lane);
 
     const Inputs in = converter.inputs(quads);

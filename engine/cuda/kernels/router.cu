@@ -54,6 +54,7 @@ extern "C" __global__ void __launch_bounds__(1024)
         factor[n] = norm && item < items ? __ldg((const float4*)norm + item) : one;
     }
     pdl_wait();
+    pdl_launch();  // the experts' kernel takes as long to start as this one to end, and has x to convert
     float first = 0.0f, second = 0.0f, square = 0.0f;
     for (int start = threadIdx.x; start < items; start += ITEMS * blockDim.x) {
         float4 v[ITEMS];
@@ -74,7 +75,6 @@ extern "C" __global__ void __launch_bounds__(1024)
             second = dot(v[n], unpack(weights[n], 1), second);
         }
     }
-    pdl_launch();
     first = warp_sum(first), second = warp_sum(second), square = warp_sum(square);
     if (lane == 0) sums[warp][0] = first, sums[warp][1] = second, sums[warp][2] = square;
     __syncthreads();
