@@ -74,6 +74,7 @@ def jobs_for(arch):
         moe_rows,
         parts,
         repack,
+        router,
         rows,
         sampling_ops,
         staging,
@@ -92,9 +93,11 @@ def jobs_for(arch):
     jobs += [matvec.build_job([type], (1, 2, 4, 8)[i % 4], arch) for i, type in enumerate(alone) if arch == 90]
     jobs += [matvec.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
     jobs += batch_jobs(batch_matvec) if arch == 90 else []
-    routing = moe.Routing(128, 8, gating=tuple(moe.Gating)[turn % len(moe.Gating)])
+    routing = router.Routing(128, 8, gating=tuple(router.Gating)[turn % len(router.Gating)])
+    jobs += [router.router_job(type) for type in matvec.UNQUANTIZED]
     for type in (COMMON if arch == 90 else COMMON[turn % 4 :: 4]) + RARE[turn::6]:
-        jobs += moe.build_jobs(type, type, tuple(matvec.Activation)[turn % len(matvec.Activation)], routing, arch)
+        activation = tuple(matvec.Activation)[turn % len(matvec.Activation)]
+        jobs += moe.build_jobs(type, type, activation, routing, arch, 768, 2048)
     if arch == gemm.ARCH:
         jobs += gemm.build_jobs([q4, q6], matvec.Activation.SILU)
         jobs += gemm.expert_jobs([q4, q6], [q4], matvec.Activation.SILU) + experts.build_jobs()
@@ -147,6 +150,7 @@ def kernel_names(file, type):
         "dequant.cu": f"dequant_half_{type} dequant_float_{type}",
         "experts.cu": "group_rows add_experts",
         "route.cu": "route_top",
+        "router.cu": "router",
         "moe.cu": "moe_gate_up moe_down",
         "moe_rows.cu": "moe_rows_gate_up moe_rows_down",
         "moe_rows_begin.cu": "moe_rows_begin moe_rows_end",

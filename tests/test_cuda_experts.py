@@ -7,7 +7,7 @@ from test_cuda_moe import routed, silu
 
 from engine.cuda.experts import can_stack, expert_tile, room_bytes
 from engine.cuda.matvec import Activation
-from engine.cuda.moe import Routing
+from engine.cuda.router import Routing
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 

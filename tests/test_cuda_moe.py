@@ -5,21 +5,11 @@ import pytest
 from test_cuda_matvec import packed, random_rows
 
 from engine.cuda.layouts import LAYOUTS
-from engine.cuda.matvec import UNQUANTIZED, Activation
+from engine.cuda.linear import Part, Projection
+from engine.cuda.matvec import UNQUANTIZED, Activation, MatVec
 from engine.cuda.module import shared_limit
-from engine.cuda.moe import (
-    ExpertProducts,
-    Gating,
-    HeadProducts,
-    Routing,
-    build_jobs,
-    can_gather,
-    down_bytes,
-    gate_up_bytes,
-    head_job,
-    route,
-    route_job,
-)
+from engine.cuda.moe import ExpertProducts, HeadProducts, build_jobs, can_gather, down_bytes, gate_up_bytes, head_job
+from engine.cuda.router import Gating, Routing, route, route_job, router_job, score_experts, serves
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 
@@ -36,8 +26,10 @@ def test_kernels_build_for_every_architecture(arch):
         pytest.skip(f"this compiler does not know sm_{arch}")
     routing = Routing(256, 8, Gating.SIGMOID, groups=8, groups_used=4)
     for job in (
-        *build_jobs(GGMLType.Q4_K, GGMLType.F16, Activation.SILU, routing, arch),
+        *build_jobs(GGMLType.Q4_K, GGMLType.F16, Activation.SILU, routing, arch, 768, 2048),
         route_job(Routing(3, 1)),
+        router_job(GGMLType.F32),
+        router_job(GGMLType.BF16),
         head_job(GGMLType.Q8_0, 16, arch),
     ):
         assert module.compile_cubin(module.kernel_source(*job), arch)
@@ -151,9 +143,9 @@ def kernels(cupy):
     from engine.cuda import module, repack
 
     jobs = [repack.build_job(type) for type in LAYOUTS]
-    for experts, used, *_ in SIZES:
+    for experts, used, *widths in SIZES:
         for type in LAYOUTS:
-            jobs += build_jobs(type, type, Activation.SILU, Routing(experts, used), module.device_arch())
+            jobs += build_jobs(type, type, Activation.SILU, Routing(experts, used), module.device_arch(), *widths)
     module.prebuild(list({repr(job): job for job in jobs}.values()), module.device_arch())
 
 
@@ -180,11 +172,10 @@ def test_experts_against_float64(cupy, kernels, rng, type, experts, used, width,
     for weigh_input in (False, True):
         products = ExpertProducts(*matrices, routing, Activation.SILU, **on_device, weigh_input=weigh_input)
         out = cupy.asarray(x)
-        chosen = cupy.zeros((rows, used), np.int32), cupy.zeros((rows, used), np.float32)
         h = cupy.zeros((rows * used, width), np.float32)
-        norm_on_device = cupy.asarray(norm)
-        products.gate_up(out, cupy.asarray(scores), *chosen, h, norm=norm_on_device, eps=1e-6, positions=positions)
-        products.down(*chosen, h, out)
+        raw_scores, weight = cupy.asarray(scores), cupy.asarray(norm)
+        products.gate_up(out, raw_scores, h, norm=weight, eps=1e-6, positions=positions)
+        products.down(raw_scores, h, out, positions=positions)
         found = out.get()
         np.testing.assert_array_equal(found[3], x[3])  # an inactive row
         for row in (0, 1, 2, 4):
@@ -215,15 +206,89 @@ def test_a_row_has_the_same_bits_in_every_batch(cupy, rng, type):
 
     def run(pick):
         out = cupy.zeros((len(pick), columns), np.float32)
-        chosen = cupy.zeros((len(pick), used), np.int32), cupy.zeros((len(pick), used), np.float32)
         h = cupy.zeros((len(pick) * used, width), np.float32)
-        products.gate_up(x[pick], scores[pick], *chosen, h, norm=norm, eps=1e-6)
-        products.down(*chosen, h, out)
+        products.gate_up(x[pick], scores[pick], h, norm=norm, eps=1e-6)
+        products.down(scores[pick], h, out)
         return out.get()
 
     whole = run(np.arange(rows))
     for pick in ([0], [32], [5, 4], [7, 32, 0, 11, 3], list(range(32, 15, -1))):
         np.testing.assert_array_equal(run(np.array(pick)), whole[pick])
+
+
+def router_of(cupy, type, raw, columns, bias=None, alpha=1.0):
+    """A router as a layer has it."""
+    matrix = packed(cupy, type, raw, columns)
+    part = Part(MatVec([matrix]), None if bias is None else cupy.asarray(bias), alpha, 0)
+    return Projection((part,), matrix.rows, columns)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", sorted(UNQUANTIZED))
+@pytest.mark.parametrize(("experts", "columns"), [(128, 2048), (5, 64), (40, 7168), (17, 9216)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_scores_against_float64(cupy, rng, type, experts, columns, whole):
+    """With norm, bias and factor, and without; a row alone has the same bits."""
+    raw = random_rows(rng, type, experts, columns)
+    weights = dequantize(raw.reshape(-1), type).astype(np.float64).reshape(experts, columns)
+    bias = rng.standard_normal(experts).astype(np.float32) if whole else None
+    norm = rng.standard_normal(columns).astype(np.float32) if whole else None
+    router = router_of(cupy, type, raw, columns, bias, 0.5 if whole else 1.0)
+    x = rng.standard_normal((3, columns)).astype(np.float32)
+    on_device, weight = cupy.asarray(x), None if norm is None else cupy.asarray(norm)
+    assert serves(router, on_device, weight)
+    scores = cupy.full((3, experts), np.nan, np.float32)
+    score_experts(router, on_device, scores, norm=weight, eps=1e-6)
+    n = x.astype(np.float64)
+    if whole:
+        n = n / np.sqrt((n**2).mean(1, keepdims=True) + 1e-6) * norm
+    expected = n @ weights.T
+    if whole:
+        expected = (expected + bias) * 0.5
+    error = ((scores.get() - expected) ** 2).sum() / (expected**2).sum()
+    assert error < TOLERANCE, error
+    alone = cupy.empty((1, experts), np.float32)
+    score_experts(router, on_device[1:2], alone, norm=weight, eps=1e-6)
+    np.testing.assert_array_equal(alone.get(), scores.get()[1:2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 4])
+def test_launches_one_behind_the_other_give_the_same_bits(cupy, rng, rows):
+    """Each starts before its predecessor has ended, and may read only what is older."""
+    experts, used, width, columns, type = 64, 8, 768, 2048, GGMLType.Q4_K
+    layers = [
+        (
+            router_of(cupy, GGMLType.F32, random_rows(rng, GGMLType.F32, experts, columns), columns),
+            ExpertProducts(
+                packed(cupy, type, random_rows(rng, type, experts * width, columns), columns,
+                       partner=random_rows(rng, type, experts * width, columns)),
+                packed(cupy, type, random_rows(rng, type, experts * columns, width), width),
+                Routing(experts, used),
+                Activation.SILU,
+            ),
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    norm = cupy.ones(columns, np.float32)
+    start = cupy.asarray(rng.standard_normal((rows, columns)).astype(np.float32))
+    scores, h = cupy.zeros((rows, experts), np.float32), cupy.zeros((rows * used, width), np.float32)
+
+    def run(wait):
+        x = start.copy()
+        for router, products in layers * 8:
+            score_experts(router, x, scores, norm=norm, eps=1e-6)
+            wait()
+            products.gate_up(x, scores, h, norm=norm, eps=1e-6)
+            wait()
+            products.down(scores, h, x)
+            wait()
+        return x.get()
+
+    expected = run(cupy.cuda.get_current_stream().synchronize)
+    assert np.isfinite(expected).all()
+    for _ in range(5):
+        np.testing.assert_array_equal(run(lambda: None), expected)
 
 
 @pytest.mark.gpu

@@ -8,8 +8,8 @@ from test_cuda_moe import routed, silu
 
 from engine.cuda.layouts import LAYOUTS
 from engine.cuda.matvec import Activation
-from engine.cuda.moe import Gating, Routing
 from engine.cuda.moe_rows import GROUP, MAX_ROWS, can_share, room_bytes
+from engine.cuda.router import Gating, Routing
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 

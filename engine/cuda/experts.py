@@ -13,7 +13,7 @@ from engine.cuda.gemm import EXPERT_TILES, Gemm, Job, Operand, Tile, TokenTiles,
 from engine.cuda.launch import launch
 from engine.cuda.matvec import MatVec
 from engine.cuda.module import build
-from engine.cuda.moe import MAX_EXPERTS, Routing, route
+from engine.cuda.router import MAX_EXPERTS, Routing, route
 
 GROUPED_ROWS = 65
 """From so many sequences on, decode steps group their rows as prompts do, unless bits must not depend on the number:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from engine.cuda.attention_plan import LARGEST_HEAD
-from engine.cuda.moe import MAX_EXPERTS, MAX_USED
+from engine.cuda.router import MAX_EXPERTS, MAX_USED
 from engine.errors import DeviceError
 from engine.model.config import (
     Activation,

@@ -1,4 +1,4 @@
-"""Mixture of experts in decoding: routing, and the chosen experts' products straight from their packed weights.
+"""Mixture of experts in decoding: the chosen experts' products straight from their packed weights.
 
 Letters: B rows, E experts, U experts a row uses, D width, F width of an expert. Which experts are read is decided on
 the device, so a captured step reads only their bytes. Must not know of models.
@@ -7,7 +7,6 @@ the device, so a captured step reads only their bytes. Must not know of models.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -18,93 +17,12 @@ from engine.cuda.layouts import LAYOUTS, TILE_ROWS
 from engine.cuda.matvec import UNQUANTIZED, Activation
 from engine.cuda.module import build, device_arch, shared_limit
 from engine.cuda.repack import PackedMatrix
+from engine.cuda.router import MAX_EXPERTS, Routing, route_job
 from engine.gguf.types import GGMLType
 
 _FILES = ("formats.cuh", "formats_coded.cuh", "matvec_tile.cuh", "route.cuh", "moe.cu")
-_ROUTE_FILES = ("route.cuh", "route.cu")
-MAX_EXPERTS = 1024
-MAX_USED = 32
 _SPLIT = 2
 _HEAD_WARPS = 4  # a head's matrix has few columns
-
-
-class Gating(IntEnum):
-    """What router scores become before experts are chosen."""
-
-    SOFTMAX = 0
-    SIGMOID = 1
-    SOFTMAX_OF_CHOSEN = 2
-
-
-@dataclass(frozen=True)
-class Routing:
-    """How a row's experts are chosen and weighted; see kernels/route.cuh.
-
-    Attributes:
-        n_experts: E. n_used: U.
-        gating: function of the scores.
-        groups: equal groups of consecutive experts, 1 = none. groups_used: groups to choose from.
-        normalize: divide the weights by their sum.
-        weight_scale: factor of the weights.
-    """
-
-    n_experts: int
-    n_used: int
-    gating: Gating = Gating.SOFTMAX
-    groups: int = 1
-    groups_used: int = 1
-    normalize: bool = True
-    weight_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        assert 1 <= self.n_used <= min(self.n_experts, MAX_USED) and self.n_experts <= MAX_EXPERTS
-        assert 1 <= self.groups_used <= self.groups
-        assert self.n_experts % self.groups == 0
-
-    @property
-    def defines(self) -> dict[str, object]:
-        """Preprocessor names of kernels/route.cuh."""
-        return {
-            "EXPERTS": self.n_experts,
-            "USED": self.n_used,
-            "GATING": int(self.gating),
-            "ROUTE_GROUPS": self.groups,
-            "GROUPS_USED": self.groups_used,
-            "NORMALIZE": int(self.normalize),
-        }
-
-
-def route(
-    routing: Routing,
-    scores: Any,
-    ids: Any,
-    weights: Any,
-    *,
-    bias: Any = None,
-    positions: Any = None,
-    stream: Any = None,
-) -> None:
-    """Chooses experts for T rows.
-
-    Args:
-        routing: how.
-        scores: float32 (T, E), contiguous.
-        ids: int32 (T, U), written: the experts, best first; -1 for inactive rows.
-        weights: float32 (T, U), written.
-        bias: float32 (E,) added to the gates for choosing only.
-        positions: int32 (T,); rows with -1 are inactive. None: all are active.
-        stream: the current stream when left out.
-    """
-    assert scores.shape[1] == routing.n_experts
-    assert ids.shape[1] == weights.shape[1] == routing.n_used
-    files, defines = route_job(routing)
-    launch(
-        build(files, defines=defines).get("route_top"),
-        int(scores.shape[0]),
-        32,
-        (scores, bias, float(routing.weight_scale), positions, ids, weights),
-        stream=stream,
-    )
 
 
 def can_gather(gate: GGMLType, up: GGMLType, width: int, model_width: int) -> bool:
@@ -114,7 +32,11 @@ def can_gather(gate: GGMLType, up: GGMLType, width: int, model_width: int) -> bo
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Warps of a block of either launch, and the bytes of their rings of weights."""
+    """Warps of a block of either launch, and the bytes of their rings of weights.
+
+    Where memory and registers of a multiprocessor hold a block of each, the second product's weights travel while the
+    first one computes.
+    """
 
     gate_up: int
     down: int
@@ -125,15 +47,17 @@ def _blocks(arch: int, type: GGMLType) -> _Blocks:
     """The blocks for a card and a type."""
     limit = shared_limit(arch)
     if limit >= 200 << 10:
-        # On an H200, 8 of 128 experts of 768x2048, Q4_K: 11.8 us both; 6 warps for gate and up 13.3, 8 for down 13.7.
-        return _Blocks(12, 24, 112 << 10)
+        # On an H200, 8 of 128 experts of 768x2048, Q4_K, behind attention's output and the router, us for 1 and 4 rows:
+        # 18.8 and 47.7; 12 warps for gate and up 19.0 and 53.1, 8 for down 19.0 and 49.5, 12 and 24 20.4 and 59.8.
+        return _Blocks(6, 12, 112 << 10)
     ring = (limit - (52 << 10)) * 3 // 4  # the rest is for what rows bring, and rounding
     warps = next((warps for warps in (12, 8, 4) if warps * _slot(type) <= ring), 2)
     return _Blocks(warps, warps, ring)
 
 
-def _depth(type: GGMLType, warps: int, arch: int) -> int:
-    return max(1, min(8, _blocks(arch, type).ring // (warps * _slot(type))))
+def _depth(type: GGMLType, warps: int, arch: int, units: int = 8) -> int:
+    """Chunks a warp keeps in flight; `units`: those it has in all."""
+    return max(1, min(8, units, _blocks(arch, type).ring // (warps * _slot(type))))
 
 
 def _slot(type: GGMLType) -> int:
@@ -141,9 +65,9 @@ def _slot(type: GGMLType) -> int:
 
 
 def build_job(
-    type: GGMLType, activation: Activation, routing: Routing, warps: int, arch: int
+    type: GGMLType, activation: Activation, routing: Routing, warps: int, arch: int, units: int = 8
 ) -> tuple[tuple[str, ...], dict[str, object]]:
-    """The (files, defines) pair of the kernels for experts of a type, for module.prebuild."""
+    """The (files, defines) pair of the kernels for experts of a type, for module.prebuild; units: see _depth."""
     return _FILES, {
         "FORMAT0": type.name,
         "NB": 1,
@@ -152,7 +76,7 @@ def build_job(
         "ONE_SLAB": 1,
         "WARPS": warps,
         "SPLIT": _SPLIT,
-        "DEPTH": _depth(type, warps, arch),
+        "DEPTH": _depth(type, warps, arch, units),
         "SLOT": _slot(type),
         "ACTIVATION": int(activation),
         **({"SHARED_GRIDS": 1} if grid_bytes([type]) else {}),
@@ -161,19 +85,37 @@ def build_job(
 
 
 def build_jobs(
-    gate_up: GGMLType, down: GGMLType, activation: Activation, routing: Routing, arch: int
+    gate_up: GGMLType, down: GGMLType, activation: Activation, routing: Routing, arch: int, width: int, columns: int
 ) -> list[tuple[tuple[str, ...], dict[str, object]]]:
-    """All build jobs of ExpertProducts and route(), for module.prebuild."""
+    """All build jobs of ExpertProducts for experts of that width in a model of that width, and of route()."""
     return [
-        build_job(gate_up, activation, routing, _blocks(arch, gate_up).gate_up, arch),
-        build_job(down, activation, routing, _blocks(arch, down).down, arch),
+        _gate_up_job(gate_up, activation, routing, arch, columns),
+        _down_job(down, activation, routing, arch, width),
         route_job(routing),
     ]
 
 
-def route_job(routing: Routing) -> tuple[tuple[str, ...], dict[str, object]]:
-    """The (files, defines) pair of the routing kernel."""
-    return _ROUTE_FILES, routing.defines
+def _gate_up_job(
+    type: GGMLType, activation: Activation, routing: Routing, arch: int, columns: int
+) -> tuple[tuple[str, ...], dict[str, object]]:
+    units = _gate_up_units(LAYOUTS[type].chunks(columns))
+    return build_job(type, activation, routing, _blocks(arch, type).gate_up, arch, units)
+
+
+def _down_job(
+    type: GGMLType, activation: Activation, routing: Routing, arch: int, width: int
+) -> tuple[tuple[str, ...], dict[str, object]]:
+    warps = _blocks(arch, type).down
+    units = _down_units(routing.n_used, LAYOUTS[type].chunks(width), warps)
+    return build_job(type, activation, routing, warps, arch, units)
+
+
+def _gate_up_units(chunks: int) -> int:
+    return -(-chunks // _SPLIT)
+
+
+def _down_units(used: int, chunks: int, warps: int) -> int:
+    return -(-used * chunks // warps)
 
 
 class ExpertProducts:
@@ -220,8 +162,6 @@ class ExpertProducts:
         self,
         x: Any,
         scores: Any,
-        ids: Any,
-        weights: Any,
         h: Any,
         *,
         norm: Any = None,
@@ -231,11 +171,12 @@ class ExpertProducts:
     ) -> None:
         """Routing and the experts' first products: h = f(gate n(x)) * up n(x) for every (row, expert) pair.
 
+        Started early: x is read before the wait, so one launch that waits first must stand between the one that writes
+        x and this one. The router's product does.
+
         Args:
             x: float32 (B, D), rows contiguous.
             scores: float32 (B, E), contiguous: raw outputs of the router.
-            ids: int32 (B, U), contiguous, written: the experts chosen, -1 for inactive rows.
-            weights: float32 (B, U), contiguous, written: their weights.
             h: float32 (B * U, F), contiguous, written.
             norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
             eps: its epsilon.
@@ -243,66 +184,61 @@ class ExpertProducts:
             stream: the current stream when left out.
         """
         rows, used = int(x.shape[0]), self.routing.n_used
-        assert ids.shape == weights.shape == (rows, used)
         assert scores.shape == (rows, self.routing.n_experts)
         assert h.shape == (rows * used, self.width)
         assert x.shape[1] == self.columns
         matrix, arch = self._gate_up, device_arch()
         warps = _blocks(arch, matrix.type).gate_up
         tiles = matrix.tiles // self.routing.n_experts
-        chunks = matrix.layout.chunks(self.columns)
-        shared = gate_up_bytes(matrix.type, chunks, arch)
-        self._launch(
-            "moe_gate_up",
-            matrix.type,
-            warps,
-            (-(-tiles // (warps // _SPLIT)), rows * used),
-            shared,
-            (
-                matrix.data,
-                matrix.scale,
-                tiles,
-                self.width,
-                self.columns,
-                scores,
-                self._router_bias,
-                float(self.routing.weight_scale),
-                positions,
-                ids,
-                weights,
-                int(self._weigh_input),
-                x,
-                x.strides[0] // 4,
-                norm,
-                float(eps),
-                self._gate_bias,
-                self._up_bias,
-                h,
-                1.0 / self.columns,
-            ),
-            stream,
+        shared = gate_up_bytes(matrix.type, matrix.layout.chunks(self.columns), arch)
+        files, defines = _gate_up_job(matrix.type, self._activation, self.routing, arch, self.columns)
+        kernel = build(files, defines=defines).get("moe_gate_up")
+        kernel.allow_shared(shared)
+        args = (
+            matrix.data,
+            matrix.scale,
+            tiles,
+            self.width,
+            self.columns,
+            scores,
+            self._router_bias,
+            float(self.routing.weight_scale),
+            positions,
+            int(self._weigh_input),
+            x,
+            x.strides[0] // 4,
+            norm,
+            float(eps),
+            self._gate_bias,
+            self._up_bias,
+            h,
+            1.0 / self.columns,
         )
+        grid = (-(-tiles // (warps // _SPLIT)), rows * used)
+        launch(kernel, grid, warps * 32, args, shared=shared, stream=stream)
 
-    def down(self, ids: Any, weights: Any, h: Any, out: Any, *, add: bool = True, stream: Any = None) -> None:
+    def down(
+        self, scores: Any, h: Any, out: Any, *, add: bool = True, positions: Any = None, stream: Any = None
+    ) -> None:
         """The experts' second product and their weighted sum: out (B, D) float32 (+)= sum_u w_u * down_u(h).
 
-        ids, weights and h are gate_up's; inactive rows of out are left alone.
+        scores, h and positions are gate_up's; inactive rows of out are left alone. Started early: scores and out are
+        read before the wait; gate_up stands between them and what wrote them.
         """
-        assert out.shape == (ids.shape[0], self.columns)
-        weights = None if self._weigh_input else weights
-        warps = _blocks(device_arch(), self._down.type).down
-        job = build_job(self._down.type, self._activation, self.routing, warps, device_arch())
+        assert out.shape == (scores.shape[0], self.columns)
+        arch = device_arch()
         _launch_down(
-            self._down, self.routing, job, warps, ids, weights, h, self._down_bias, out, add=add, stream=stream
+            self._down,
+            self.routing,
+            _down_job(self._down.type, self._activation, self.routing, arch, self.width),
+            _blocks(arch, self._down.type).down,
+            (None, scores, self._router_bias, float(self.routing.weight_scale), positions, int(not self._weigh_input)),
+            h,
+            self._down_bias,
+            out,
+            add=add,
+            stream=stream,
         )
-
-    def _launch(
-        self, name: str, type: GGMLType, warps: int, grid: tuple[int, int], shared: int, args: Any, stream: Any
-    ) -> None:
-        files, defines = build_job(type, self._activation, self.routing, warps, device_arch())
-        kernel = build(files, defines=defines).get(name)
-        kernel.allow_shared(shared)
-        launch(kernel, grid, warps * 32, args, shared=shared, stream=stream)
 
 
 def _quad_bytes(type: GGMLType) -> int:
@@ -336,7 +272,8 @@ class HeadProducts:
         assert x.flags.c_contiguous and out.flags.c_contiguous and pairs <= self._ids.size
         job = head_job(matrix.type, self.heads, device_arch())
         routing = _one_of(self.heads)
-        _launch_down(matrix, routing, job, _HEAD_WARPS, self._ids[:pairs], None, x, None, out, add=False)
+        chosen = (self._ids[:pairs], None, None, 1.0, None, 0)
+        _launch_down(matrix, routing, job, _HEAD_WARPS, chosen, x, None, out, add=False)
 
 
 def can_multiply_heads(type: GGMLType, rows: int, heads: int) -> bool:
@@ -353,23 +290,27 @@ def _one_of(heads: int) -> Routing:
     return Routing(heads, 1)
 
 
-def _fixed_bytes(type: GGMLType, warps: int, arch: int) -> int:
+def _fixed_bytes(type: GGMLType, warps: int, arch: int, units: int) -> int:
     """Shared memory of the rings, their barriers and the partial sums."""
-    return warps * (_depth(type, warps, arch) * (_slot(type) + 8) + 64) + 8
+    return warps * (_depth(type, warps, arch, units) * (_slot(type) + 8) + 64) + 8
 
 
 def gate_up_bytes(type: GGMLType, chunks: int, arch: int) -> int:
     """Shared memory of a block of moe_gate_up for rows of so many chunks."""
     warps = _blocks(arch, type).gate_up
     inputs = chunks * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
-    return _fixed_bytes(type, warps, arch) + 16 * -(-warps // 4) + inputs
+    return _fixed_bytes(type, warps, arch, _gate_up_units(chunks)) + 16 * -(-warps // 4) + inputs
 
 
-def down_bytes(type: GGMLType, pairs: int, chunks: int, arch: int, warps: int | None = None) -> int:
+def down_bytes(type: GGMLType, pairs: int, chunks: int, arch: int) -> int:
     """Shared memory of a block of moe_down for a row's pairs of so many chunks each."""
-    warps = warps or _blocks(arch, type).down
-    units = -(-pairs * chunks // warps)
-    return _fixed_bytes(type, warps, arch) + warps * units * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
+    warps = _blocks(arch, type).down
+    units = _down_units(pairs, chunks, warps)
+    return _fixed_bytes(type, warps, arch, units) + _down_inputs(type, warps, units)
+
+
+def _down_inputs(type: GGMLType, warps: int, units: int) -> int:
+    return warps * units * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
 
 
 def _launch_down(
@@ -377,8 +318,7 @@ def _launch_down(
     routing: Routing,
     job: tuple[tuple[str, ...], dict[str, object]],
     warps: int,
-    ids: Any,
-    weights: Any,
+    chosen: tuple[Any, ...],
     h: Any,
     bias: Any,
     out: Any,
@@ -386,10 +326,15 @@ def _launch_down(
     add: bool,
     stream: Any = None,
 ) -> None:
-    """Launches moe_down: out[row] (+)= sum over its experts e of weight * (W_e h[row, e] + bias_e)."""
+    """Launches moe_down: out[row] (+)= sum over its experts e of weight * (W_e h[row, e] + bias_e).
+
+    chosen: the kernel's arguments ids .. weigh, which say what the experts are.
+    """
     files, defines = job
-    rows, used, tiles = int(ids.shape[0]), routing.n_used, matrix.tiles // routing.n_experts
-    shared = down_bytes(matrix.type, used, matrix.layout.chunks(matrix.columns), device_arch(), warps)
+    rows, tiles = int(out.shape[0]), matrix.tiles // routing.n_experts
+    units = _down_units(routing.n_used, matrix.layout.chunks(matrix.columns), warps)
+    ring = warps * (int(str(defines["DEPTH"])) * (_slot(matrix.type) + 8) + 64) + 8
+    shared = ring + _down_inputs(matrix.type, warps, units)
     kernel = build(files, defines=defines).get("moe_down")
     kernel.allow_shared(shared)
     args = (
@@ -398,8 +343,7 @@ def _launch_down(
         tiles,
         matrix.rows // routing.n_experts,
         matrix.columns,
-        ids,
-        weights,
+        *chosen,
         h,
         bias,
         out,

@@ -14,8 +14,8 @@ from engine.cuda.launch import launch
 from engine.cuda.layouts import LAYOUTS
 from engine.cuda.matvec import Activation
 from engine.cuda.module import build, device_arch
-from engine.cuda.moe import Routing, route, route_job
 from engine.cuda.repack import PackedMatrix
+from engine.cuda.router import Routing, route, route_job
 from engine.gguf.types import GGMLType
 
 _FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "moe_rows.cu")

@@ -12,8 +12,9 @@ from engine.cuda.attention_plan import AttentionShape, RopeStyle
 from engine.cuda.experts import can_stack, room_bytes
 from engine.cuda.layouts import kept_as
 from engine.cuda.matvec import Activation
-from engine.cuda.moe import Gating, Routing, can_gather, can_multiply_heads, head_job, route_job
 from engine.cuda.moe import build_jobs as expert_jobs
+from engine.cuda.moe import can_gather, can_multiply_heads, head_job
+from engine.cuda.router import Gating, Routing, can_score, route_job, router_job
 from engine.gguf.types import GGMLType
 from engine.model.config import Activation as ModelActivation
 from engine.model.config import AttentionConfig, FfnConfig, MoeConfig, NormKind, QkNorm
@@ -177,12 +178,15 @@ def moe_jobs(model: LoadedModel, arch: int) -> list[tuple[tuple[str, ...], dict[
         if moe is None or not isinstance(config, MoeConfig):
             continue
         jobs.append(route_job(expert_routing(config)))
+        router = moe.router.weight
+        if can_score(kept_as(router.type), router.columns):
+            jobs.append(router_job(kept_as(router.type)))
         if can_gather_experts(moe, config):
             types = kept_as(moe.up.weight.type), kept_as(moe.down.weight.type)
-            activation, routing = ACTIVATIONS[config.expert.activation], expert_routing(config)
-            jobs += expert_jobs(*types, activation, routing, arch)
+            activation, widths = ACTIVATIONS[config.expert.activation], (config.expert.width, model.config.width)
+            jobs += expert_jobs(*types, activation, expert_routing(config), arch, *widths)
             if can_share_experts(moe, config, arch):
-                jobs += moe_rows.build_jobs(*types, activation, routing, config.expert.width, model.config.width)
+                jobs += moe_rows.build_jobs(*types, activation, expert_routing(config), *widths)
     return jobs
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.cuda import parts
+from engine.cuda import parts, router
 from engine.cuda import rows as row_ops
 from engine.cuda.attention import Attention, AttentionShape, prefill_tiles
 from engine.cuda.batch_matvec import FEW_ROWS, MAX_ROWS
@@ -23,7 +23,6 @@ from engine.cuda.heads import prepare_heads
 from engine.cuda.latent import latent_qkv, latent_values
 from engine.cuda.linear import Projection
 from engine.cuda.matvec import BATCH_ROWS
-from engine.cuda.moe import route
 from engine.cuda.moe_rows import SHARING_ROWS
 from engine.cuda.parts import DeviceNorm
 from engine.cuda.products import Products
@@ -94,7 +93,7 @@ class CudaOps:
         assert moe is not None
         source, norm = self._normed(x, layer.ffn_norm)
         scores = self._columns(self.buffers.router, n, moe.routing.n_experts)
-        self._product(moe.router, source, scores, norm=norm)
+        self._score(moe, source, scores, norm)
         gathers = self._gathers(moe)
         target = x if gathers and post is None else self.buffers.total[:n]
         if post is not None:
@@ -107,6 +106,10 @@ class CudaOps:
         elif not gathers:
             row_ops.copy(target, x)
         return self._joined(layer, x, y)
+
+    def _score(self, moe: DeviceMoe, x: Any, scores: Any, norm: DeviceNorm | None) -> None:
+        """The router's product."""
+        self._product(moe.router, x, scores, norm=norm)
 
     def _gathers(self, moe: DeviceMoe) -> bool:
         """Whether rows go to the experts they chose only."""
@@ -123,7 +126,7 @@ class CudaOps:
         else:
             ids = self._columns(buffers.chosen, n, moe.routing.n_used)
             weights = self._columns(buffers.chosen_weights, n, moe.routing.n_used)
-            route(moe.routing, scores, ids, weights, bias=moe.selection_bias)
+            router.route(moe.routing, scores, ids, weights, bias=moe.selection_bias)
             part = buffers.y[:n]
             for index, expert in enumerate(moe.experts):
                 h = self._gate_up(expert, x, norm)
@@ -338,13 +341,26 @@ class DecodeOps(CudaOps):
     def _gathers(self, moe: DeviceMoe) -> bool:
         return moe.products is not None
 
+    def _groups(self, moe: DeviceMoe) -> bool:
+        """Whether rows are grouped by expert, rather than that every row reads its own."""
+        return self._grouped is not None and self._grouped.serves_experts(moe)
+
+    def _score(self, moe: DeviceMoe, x: Any, scores: Any, norm: DeviceNorm | None) -> None:
+        weight, eps = _folded(norm)
+        few = not (self._groups(moe) or (self._shares and moe.sharing is not None))
+        if not few or not router.serves(moe.router, x, weight):
+            super()._score(moe, x, scores, norm)
+        else:
+            router.score_experts(moe.router, x, scores, norm=weight, eps=eps)
+
     def _mixture(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None, scores: Any, out: Any) -> None:
         """Only experts that rows chose are read, where their types allow it."""
         if moe.products is None:
             super()._mixture(moe, x, norm, scores, out)
             return
         n, buffers, positions, (weight, eps) = self._n, self.buffers, self._positions, _folded(norm)
-        if self._grouped is not None and self._grouped.serves_experts(moe):
+        if self._groups(moe):
+            assert self._grouped is not None
             shared = self._shared_hidden(moe, x, norm)  # reads x, which the experts may change
             room = self._expert_room
             self._grouped.experts(moe, x, scores, room, out, norm=weight, eps=eps, positions=positions)
@@ -352,13 +368,10 @@ class DecodeOps(CudaOps):
             shared = self._shared_hidden(moe, x, norm)
             moe.sharing(x, scores, self._expert_room, out, norm=weight, eps=eps, positions=positions)
         else:
-            used = moe.routing.n_used
-            ids = self._columns(buffers.chosen, n, used)
-            weights = self._columns(buffers.chosen_weights, n, used)
-            h = self._columns(buffers.hidden, n * used, moe.products.width)
-            moe.products.gate_up(x, scores, ids, weights, h, norm=weight, eps=eps, positions=positions)
+            h = self._columns(buffers.hidden, n * moe.routing.n_used, moe.products.width)
+            moe.products.gate_up(x, scores, h, norm=weight, eps=eps, positions=positions)
             shared = self._shared_hidden(moe, x, norm)
-            moe.products.down(ids, weights, h, out)
+            moe.products.down(scores, h, out, positions=positions)
         if shared is not None:
             self._add_shared(moe, *shared, out)
 

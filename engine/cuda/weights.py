@@ -20,7 +20,7 @@ from engine.cuda.layouts import kept_as
 from engine.cuda.linear import Part, Projection
 from engine.cuda.matvec import Activation, MatVec
 from engine.cuda.module import device_arch
-from engine.cuda.moe import ExpertProducts, HeadProducts, Routing
+from engine.cuda.moe import ExpertProducts, HeadProducts
 from engine.cuda.moe_rows import RowExperts
 from engine.cuda.needs import (
     ACTIVATIONS,
@@ -37,6 +37,7 @@ from engine.cuda.needs import (
 )
 from engine.cuda.parts import NO_ROPE, DeviceNorm, DeviceRope
 from engine.cuda.repack import PackedMatrix, repack
+from engine.cuda.router import Routing
 from engine.gguf.quants import dequantize
 from engine.model.config import AttentionConfig, FfnConfig, MoeConfig, NormKind, RopeStyle
 from engine.model.loader import LoadedModel

@@ -29,6 +29,7 @@ struct Shared {
     float raw[MOST_HEADS + 1][KEY_DIM];  // queries and key of the row that comes next, as they are in qkv
     float raw_value[VALUE_DIM];
     float query[MOST_HEADS][KEY_DIM];  // normed, rotated, not scaled
+    float norms[2][KEY_DIM];           // weights of the queries' norm and of the keys'
     float new_key[KEY_DIM];            // as the cache rounds it
     float new_value[VALUE_DIM];
     float2 angles[ROPE_PAIRS + 1];
@@ -223,28 +224,66 @@ DEVICE int page_of_token(const Task& task, const int* block_table, int max_pages
     return blockIdx.x % HEAD_TILES == 0 ? block_table[(i64)task.row * max_pages + task.position / PAGE] : -1;
 }
 
+// Brings the weights of the norms, where there are any; before the wait, and a barrier afterwards.
+DEVICE void bring_norms(Shared& sh, const float* q_norm, const float* k_norm) {
+    for (int i = threadIdx.x; i < KEY_DIM; i += THREADS) {
+        if (q_norm) sh.norms[0][i] = q_norm[i];
+        if (k_norm) sh.norms[1][i] = k_norm[i];
+    }
+}
+
 // Fills query and, in the block that owns the new token, new_key and new_value, which it also appends to the cache.
-// The token comes from qkv or, with qkv null, from sh.raw. One warp per head, key or value; barrier afterwards.
+// The token comes from qkv or, with qkv null, from sh.raw. One warp per head, key or value; barrier afterwards. What a
+// warp has to do is asked for at once: its second head would wait for memory as long as its first.
 DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, const float* qkv, cache_t* cache_k,
                        cache_t* cache_v, const float* q_norm, const float* k_norm, float eps) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, kv_head = kv_head_of_block(),
               n_heads = heads_of_block();
     const float* row = qkv + (i64)task.row * ROW_WIDTH;
     const i64 at = cache_row(page, kv_head, task.position);
-    for (int job = warp; job < n_heads + (owns_new ? 2 : 0); job += DECODE_WARPS) {
+    const int jobs = n_heads + (owns_new ? 2 : 0);
+    auto source = [&](int job) {
+        return job < n_heads ? row + (head0_of_block() + job) * KEY_DIM
+               : job == n_heads ? row + KEYS_AT + kv_head * KEY_DIM : row + VALUES_AT + kv_head * VALUE_DIM;
+    };
+    auto target = [&](int job) { return job < n_heads ? sh.query[job] : job == n_heads ? sh.new_key : sh.new_value; };
+    constexpr int ROUNDS = (MOST_HEADS + 1 + DECODE_WARPS) / DECODE_WARPS;
+    constexpr int EACH = ((KEY_DIM > VALUE_DIM ? KEY_DIM : VALUE_DIM) + WARP - 1) / WARP;
+    constexpr bool AT_ONCE_FITS = ROUNDS * EACH <= 16;
+    const bool copied = AT_ONCE_FITS && qkv;
+    if (copied) {
+        float v[AT_ONCE_FITS ? ROUNDS : 1][EACH];
+#pragma unroll
+        for (int i = 0; i < (AT_ONCE_FITS ? ROUNDS : 1); ++i) {
+            const int job = warp + i * DECODE_WARPS, dim = job <= n_heads ? KEY_DIM : VALUE_DIM;
+            const float* const from = source(min(job, n_heads + 1)) + lane;
+#pragma unroll
+            for (int k = 0; k < EACH; ++k)
+                v[i][k] = job < jobs && lane + k * WARP < dim ? from[k * WARP] : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < (AT_ONCE_FITS ? ROUNDS : 1); ++i) {
+            const int job = warp + i * DECODE_WARPS, dim = job <= n_heads ? KEY_DIM : VALUE_DIM;
+            float* const to = target(min(job, n_heads + 1)) + lane;
+#pragma unroll
+            for (int k = 0; k < EACH; ++k)
+                if (job < jobs && lane + k * WARP < dim) to[k * WARP] = v[i][k];
+        }
+    }
+    for (int job = warp; job < jobs; job += DECODE_WARPS) {
         if (job <= n_heads) {
             const bool is_key = job == n_heads;
-            const float* from = is_key ? row + KEYS_AT + kv_head * KEY_DIM : row + (head0_of_block() + job) * KEY_DIM;
-            if (!qkv) from = sh.raw[is_key ? MOST_HEADS : job];
-            float* to = is_key ? sh.new_key : sh.query[job];
-            norm_and_rotate(from, 0, to, is_key ? k_norm : q_norm, eps, sh.angles);
+            float* to = target(job);
+            const float* from = copied ? to : qkv ? source(job) : sh.raw[is_key ? MOST_HEADS : job];
+            const float* const weight = is_key ? k_norm : q_norm;
+            norm_and_rotate(from, 0, to, weight ? sh.norms[is_key] : 0, eps, sh.angles);
             for (int d = lane; is_key && d < KEY_DIM; d += WARP) {
                 const cache_t rounded = to_cache(to[d]);
                 to[d] = from_cache(rounded);
                 if (page >= 0) cache_k[at * KEY_DIM + d] = rounded;
             }
         } else {
-            const float* value = qkv ? row + VALUES_AT + kv_head * VALUE_DIM : sh.raw_value;
+            const float* value = copied ? sh.new_value : qkv ? source(job) : sh.raw_value;
             for (int d = lane; d < VALUE_DIM; d += WARP) {
                 const cache_t rounded = to_cache(value[d]);
                 sh.new_value[d] = from_cache(rounded);

@@ -141,6 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     bool first_row = true, new_row = true;
     Share share;
     int page = page_of_token(begin, block_table, max_pages), page_ahead = -1;
+    bring_norms(sh, q_norm, k_norm);
     rope_angles(sh.angles, begin.position, inv_freq, rope_scale);
     for (int i = threadIdx.x; i < KEY_DIM / 16 * WARP; i += THREADS) fragments[0][i] = make_uint4(0, 0, 0, 0);
     __syncthreads();

@@ -34,6 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             share = share_of_row(task, left);
             __syncthreads();  // the row before is done
             rope_angles(sh.angles, task.position, inv_freq, rope_scale);
+            if (first_row) bring_norms(sh, q_norm, k_norm);
             __syncthreads();
             if (first_row) pdl_wait();
             first_row = false;

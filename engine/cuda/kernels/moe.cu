@@ -122,14 +122,15 @@ struct Stream {
 };
 
 // Routes each row (route.cuh) and multiplies: h[pair] = f(gate_e n(x) + gate_bias_e) * (up_e n(x) + up_bias_e) for the
-// row's USED experts e, row = pair / USED. With weigh_input, n(x) is multiplied by the expert's weight. ids and weights
-// (rows, USED) are written for moe_down; a row with positions[row] < 0 gets ids of -1 and nothing else.
-// grid: (blocks of WARPS / SPLIT tiles, pairs). Warp 0 routes while the others bring the row into shared memory.
+// row's USED experts e, row = pair / USED. With weigh_input, n(x) is multiplied by the expert's weight. A row with
+// positions[row] < 0 is left alone. grid: (blocks of WARPS / SPLIT tiles, pairs).
+// x, norm and positions are read before the wait: whatever wrote them has to be older than the launch before this one,
+// which gives the scores and waits before it lets this one start. Warp 0 waits and routes, the others convert the row.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     moe_gate_up(const u8* data, const float* scale, int tiles, int rows, int columns, const float* scores,
-                const float* bias, float weight_scale, const int* positions, int* ids, float* weights, int weigh_input,
-                const float* x, int x_stride, const float* norm, float eps, const float* gate_bias,
-                const float* up_bias, float* h, float one_column) {
+                const float* bias, float weight_scale, const int* positions, int weigh_input, const float* x,
+                int x_stride, const float* norm, float eps, const float* gate_bias, const float* up_bias, float* h,
+                float one_column) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ Routed routed;
     constexpr int QUADS = FORMAT0::COLUMNS / 128, CONVERTERS = WARPS - 1;
@@ -139,56 +140,51 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     float* const partial = (float*)(barriers + (WARPS * DEPTH + 1) / 2 * 2);  // [warp][16]
     float* const squares = partial + WARPS * 16;
     Converter converter((u8*)(squares + (WARPS + 3) / 4 * 4), quads);
+    const int pair = blockIdx.y, row = pair / USED, place = pair % USED;
+    if (positions && positions[row] < 0) {
+        pdl_wait();
+        return;
+    }
     Stream stream;
     stream.open(shared, barriers, warp, lane);
     bring_grids();
-    if (norm && threadIdx.x * 32 < columns)
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(norm + threadIdx.x * 32));
-    pdl_wait();
-    const int pair = blockIdx.y, row = pair / USED, place = pair % USED;
-    if (positions && positions[row] < 0) {
-        if (blockIdx.x == 0 && threadIdx.x == 0) ids[pair] = -1;
-        return;
-    }
     if (warp == 0) {
-        route_row(scores + (i64)row * EXPERTS, bias, weight_scale, routed, lane);
-        if (blockIdx.x == 0 && place == 0 && lane < USED) {
-            ids[pair + lane] = routed.ids[lane];
-            weights[pair + lane] = routed.weights[lane];
-        }
-    } else {
-        const float* const from = x + (i64)row * x_stride;
-        float square = 0.0f;
-        for (int first = warp - 1; first < quads; first += CONVERTERS * 4) {
-            float4 y[4], w[4];
-#pragma unroll
-            for (int n = 0; n < 4; ++n) {
-                const int quad = first + n * CONVERTERS;
-                y[n] = load_four(from, quad, columns, lane);
-                if (norm) w[n] = load_four(norm, quad, columns, lane);
-            }
-#pragma unroll
-            for (int n = 0; n < 4; ++n) {
-                const int quad = first + n * CONVERTERS;
-                if (quad >= quads) break;
-                if (norm) {
-                    square = fmaf(y[n].x, y[n].x, fmaf(y[n].y, y[n].y, square));
-                    square = fmaf(y[n].z, y[n].z, fmaf(y[n].w, y[n].w, square));
-                    y[n].x *= w[n].x, y[n].y *= w[n].y, y[n].z *= w[n].z, y[n].w *= w[n].w;
-                }
-                converter.put(y[n], quad, lane);
-            }
-        }
-        square = warp_sum(square);
-        if (lane == 0) squares[warp] = square;
+        pdl_wait();
+        // Its weights queue behind these: it has to find its experts, too, and it takes its time to start.
+        pdl_launch();
+        choose_experts(scores + (i64)row * EXPERTS, bias, routed, lane);
     }
+    const float* const from = x + (i64)row * x_stride;
+    float square = 0.0f;
+    for (int first = warp > 0 ? warp - 1 : quads; first < quads; first += CONVERTERS * 4) {
+        float4 y[4], w[4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            const int quad = first + n * CONVERTERS;
+            y[n] = load_four(from, quad, columns, lane);
+            if (norm) w[n] = load_four(norm, quad, columns, lane);
+        }
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+            const int quad = first + n * CONVERTERS;
+            if (quad >= quads) break;
+            if (norm) {
+                square = fmaf(y[n].x, y[n].x, fmaf(y[n].y, y[n].y, square));
+                square = fmaf(y[n].z, y[n].z, fmaf(y[n].w, y[n].w, square));
+                y[n].x *= w[n].x, y[n].y *= w[n].y, y[n].z *= w[n].z, y[n].w *= w[n].w;
+            }
+            converter.put(y[n], quad, lane);
+        }
+    }
+    square = warp_sum(square);
+    if (lane == 0) squares[warp] = square;
     __syncthreads();
     const int expert = routed.ids[place], tile = blockIdx.x * TEAMS + team;
     const int begin = member * chunks / SPLIT, count = tile < tiles ? (member + 1) * chunks / SPLIT - begin : 0;
     const u8* const source = data + ((expert * (i64)tiles + tile) * chunks + begin) * FORMAT0::CHUNK_BYTES;
 #pragma unroll
     for (int i = 0; i < DEPTH; ++i) stream.put(i, source + (i64)i * FORMAT0::CHUNK_BYTES, i < count, lane);
-    pdl_launch();
+    if (weigh_input && warp == 0) weigh_chosen(bias, weight_scale, routed, lane);
 
     const Inputs in = converter.inputs(quads);
     Sums acc;
@@ -220,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     if (norm) {
         float all = 0.0f;
 #pragma unroll
-        for (int w = 1; w < WARPS; ++w) all += squares[w];
+        for (int w = 0; w < WARPS; ++w) all += squares[w];
         factor = rsqrtf(fmaf(all, one_column, eps));
     }
     if (scale) factor *= scale[0];
@@ -231,45 +227,63 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     h[(i64)pair * rows + out_row] = gated(gate, up);
 }
 
-// out[row] (+)= sum over its pairs, in their order, of weights[pair] * (down_e h[pair] + bias_e). grid: (tiles, rows).
-// The columns of all its experts are one long sum, dealt to the warps in chunks. A row whose first id is < 0 is left.
+// out[row] (+)= sum over its pairs, in their order, of weight * (down_e h[pair] + bias_e). grid: (tiles, rows).
+// The columns of all its experts are one long sum, dealt to the warps in chunks. The experts are the row of ids, with
+// weights of 1; or, with ids null, moe_gate_up's, found once more: so their weights travel while that still computes. A
+// row with positions[row] < 0 is left alone. Before the wait everything but h is read, out as well: it has to be older
+// than the launch before this one.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
-    moe_down(const u8* data, const float* scale, int tiles, int rows, int columns, const int* ids,
-             const float* weights, const float* h, const float* bias, float* out, int out_stride, int add) {
+    moe_down(const u8* data, const float* scale, int tiles, int rows, int columns, const int* ids, const float* scores,
+             const float* router_bias, float weight_scale, const int* positions, int weigh, const float* h,
+             const float* bias, float* out, int out_stride, int add) {
     extern __shared__ __align__(128) u8 shared[];
-    constexpr int QUADS = FORMAT0::COLUMNS / 128;
+    __shared__ Routed routed;
+    constexpr int QUADS = FORMAT0::COLUMNS / 128, TOGETHER = 2;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, tile = blockIdx.x, row = blockIdx.y;
     const int chunks = (columns + FORMAT0::COLUMNS - 1) / FORMAT0::COLUMNS, units = USED * chunks;
     const int begin = warp * units / WARPS, count = (warp + 1) * units / WARPS - begin, most = (units + WARPS - 1) / WARPS;
     u64* const barriers = (u64*)(shared + WARPS * DEPTH * SLOT);
     float* const partial = (float*)(barriers + (WARPS * DEPTH + 1) / 2 * 2);  // [warp][16]
     Converter converter((u8*)(partial + WARPS * 16) + warp * (most * QUADS * QUAD_BYTES), most * QUADS);
+    if (positions && positions[row] < 0) {
+        pdl_wait();
+        return;
+    }
     Stream stream;
     stream.open(shared, barriers, warp, lane);
     bring_grids();
-    pdl_wait();
-    const int* const mine = ids + (i64)row * USED;
-    if (mine[0] < 0) {
-        pdl_launch();
-        return;
+    if (warp == 0) {
+        if (!ids) choose_experts(scores + (i64)row * EXPERTS, router_bias, routed, lane);
+        else if (lane < USED) routed.ids[lane] = ids[(i64)row * USED + lane];
     }
+    __syncthreads();
     auto put = [&](int slot, int i) {
         const int unit = begin + (i < count ? i : 0);
-        const i64 chunk = (mine[unit / chunks] * (i64)tiles + tile) * chunks + unit % chunks;
+        const i64 chunk = (routed.ids[unit / chunks] * (i64)tiles + tile) * chunks + unit % chunks;
         stream.put(slot, data + chunk * FORMAT0::CHUNK_BYTES, i < count, lane);
     };
 #pragma unroll
     for (int i = 0; i < DEPTH; ++i) put(i, i);
-    // What the result is added to, loaded while the weights are on their way.
     const int out_row = tile * 16 + threadIdx.x;
     float before = 0.0f;
     if (add && threadIdx.x < 16 && out_row < rows) before = __ldcg(out + (i64)row * out_stride + out_row);
-    for (int i = 0; i < count; ++i) {
-        const int unit = begin + i;
-        const float* const from = h + ((i64)row * USED + unit / chunks) * columns;
+    if (warp == 0) {
+        if (weigh) weigh_chosen(router_bias, weight_scale, routed, lane);
+        else routed.weights[lane] = 1.0f;
+    }
+    __syncthreads();
+    pdl_wait();
+    for (int first = 0; first < count; first += TOGETHER) {
+        float4 y[TOGETHER * QUADS];
 #pragma unroll
-        for (int quad = 0; quad < QUADS; ++quad)
-            converter.put(load_four(from, unit % chunks * QUADS + quad, columns, lane), i * QUADS + quad, lane);
+        for (int n = 0; n < TOGETHER * QUADS; ++n) {
+            const int unit = begin + min(first + n / QUADS, count - 1);
+            const float* const from = h + ((i64)row * USED + unit / chunks) * columns;
+            y[n] = load_four(from, unit % chunks * QUADS + n % QUADS, columns, lane);
+        }
+#pragma unroll
+        for (int n = 0; n < TOGETHER * QUADS; ++n)
+            if (first + n / QUADS < count) converter.put(y[n], first * QUADS + n, lane);
     }
     __syncwarp();
     pdl_launch();
@@ -283,7 +297,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
         Sums acc;
         acc[0][0][0] = acc[0][0][1] = 0.0f;
         add_chunk<FORMAT0>(stream.take(), i * QUADS, in, lane, of_x, acc);
-        const float weight = weights ? weights[(i64)row * USED + pair] : 1.0f;
+        const float weight = routed.weights[pair];
         total[0] = fmaf(weight, acc[0][0][0], total[0]);
         total[1] = fmaf(weight, acc[0][0][1], total[1]);
         __syncwarp();
@@ -305,6 +319,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     if (scale) sum *= scale[0];
     if (bias)
         for (int k = 0; k < USED; ++k)
-            sum += (weights ? weights[(i64)row * USED + k] : 1.0f) * bias[(i64)mine[k] * rows + out_row];
+            sum += routed.weights[k] * bias[(i64)routed.ids[k] * rows + out_row];
     out[(i64)row * out_stride + out_row] = before + sum;
 }

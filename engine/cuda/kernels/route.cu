@@ -8,7 +8,10 @@ extern "C" __global__ void __launch_bounds__(32) route_top(const float* scores, 
     const i64 row = blockIdx.x;
     const int lane = threadIdx.x;
     const bool active = !positions || positions[row] >= 0;
-    if (active) route_row(scores + row * EXPERTS, bias, weight_scale, routed, lane);
+    if (active) {
+        choose_experts(scores + row * EXPERTS, bias, routed, lane);
+        weigh_chosen(bias, weight_scale, routed, lane);
+    }
     if (lane < USED) {
         ids[row * USED + lane] = active ? routed.ids[lane] : -1;
         weights[row * USED + lane] = active ? routed.weights[lane] : 0.0f;

@@ -26,10 +26,13 @@ DEVICE u32 warp_max_u32(u32 v) {
 #endif
 }
 
-// The USED best of gate + bias (bias null: of gate) are chosen, best first, ties to the lower expert; with groups only
-// from the GROUPS_USED groups whose two best sum highest. Weights are the gates without bias, divided by their sum if
-// NORMALIZE, times weight_scale. Scores that are no numbers still give experts that exist.
-DEVICE void route_row(const float* scores, const float* bias, float weight_scale, Routed& out, int lane) {
+// Softmax over all experts, where the choice needs it: without a bias and groups the scores have the same order.
+DEVICE bool needs_softmax(const float* bias) { return GATING == 0 && (ROUTE_GROUPS > 1 || bias); }
+
+// Whole warp. The USED best of gate + bias (bias null: of gate) are chosen, best first, ties to the lower expert; with
+// groups only from the GROUPS_USED groups whose two best sum highest. Scores that are no numbers still give experts that
+// exist. Leaves the gates, or the scores where needs_softmax() is false, for weigh_chosen().
+DEVICE void choose_experts(const float* scores, const float* bias, Routed& out, int lane) {
     float gate[PER_LANE];
     float largest = -INFINITY;
 #pragma unroll
@@ -37,7 +40,7 @@ DEVICE void route_row(const float* scores, const float* bias, float weight_scale
         gate[j] = j * 32 + lane < EXPERTS ? __ldcg(scores + j * 32 + lane) : -INFINITY;
         largest = fmaxf(largest, gate[j]);
     }
-    if (GATING == 0) {
+    if (needs_softmax(bias)) {
         largest = warp_max(largest);
         float sum = 0.0f;
 #pragma unroll
@@ -56,8 +59,8 @@ DEVICE void route_row(const float* scores, const float* bias, float weight_scale
         if (i < EXPERTS) out.gate[i] = gate[j];
         choice[j] = i < EXPERTS && bias ? gate[j] + bias[i] : gate[j];
     }
-    __syncwarp();
     if (ROUTE_GROUPS > 1) {
+        __syncwarp();
         constexpr int SIZE = EXPERTS / ROUTE_GROUPS;
         for (int g = lane; g < ROUTE_GROUPS; g += WARP) {
             float first = -INFINITY, second = -INFINITY;
@@ -84,27 +87,44 @@ DEVICE void route_row(const float* scores, const float* bias, float weight_scale
         for (int j = 0; j < PER_LANE; ++j)
             if (!(open >> j & 1u)) choice[j] = -INFINITY;
     }
-    u32 key[PER_LANE];
+    u32 key[PER_LANE], best = 0u;  // 0: taken, or no expert
 #pragma unroll
-    for (int j = 0; j < PER_LANE; ++j) key[j] = j * 32 + lane < EXPERTS ? ordered(choice[j]) : 0u;
+    for (int j = 0; j < PER_LANE; ++j) {
+        key[j] = j * 32 + lane < EXPERTS ? max(ordered(choice[j]), 1u) : 0u;
+        best = max(best, key[j]);
+    }
+#pragma unroll 1
     for (int k = 0; k < USED; ++k) {
-        u32 best = 0;
-#pragma unroll
-        for (int j = 0; j < PER_LANE; ++j) best = max(best, key[j]);
-        best = warp_max_u32(best);
-        u32 at = 0;  // of the lanes' first experts with that key, the lowest: the largest complement
+        const u32 most = warp_max_u32(best);
+        int at = EXPERTS;  // this lane's first expert with that key
 #pragma unroll
         for (int j = PER_LANE - 1; j >= 0; --j)
-            if (key[j] == best) at = ~(u32)(j * 32 + lane);
-        at = ~warp_max_u32(at);
+            if (key[j] == most) at = j * 32 + lane;
+        const u32 holders = __ballot_sync(FULL_MASK, best == most);
+        int owner = __ffs(holders) - 1;
+        if (holders & (holders - 1u)) owner = (int)~warp_max_u32(~(u32)(best == most ? at : EXPERTS)) & 31;
+        if (lane == owner) out.ids[k] = at;
+        best = 0u;
 #pragma unroll
-        for (int j = 0; j < PER_LANE; ++j)
-            if (at == j * 32 + lane) key[j] = 0u;
-        if (lane == 0) out.ids[k] = (int)at;
+        for (int j = 0; j < PER_LANE; ++j) {
+            if (lane == owner && at == j * 32 + lane) key[j] = 0u;
+            best = max(best, key[j]);
+        }
     }
     __syncwarp();
-    float weight = lane < USED ? out.gate[out.ids[lane]] : 0.0f;
-    if (GATING == 2) weight = lane < USED ? expf(weight - out.gate[out.ids[0]]) : 0.0f;
+}
+
+// Whole warp, after choose_experts(): weights are the gates without bias, divided by their sum if NORMALIZE, times
+// weight_scale.
+DEVICE void weigh_chosen(const float* bias, float weight_scale, Routed& out, int lane) {
+    float weight = lane < USED ? out.gate[out.ids[lane]] : 0.0f, sum = 0.0f;
+    const float largest = out.gate[out.ids[0]];
+    if (GATING == 2 || (GATING == 0 && !needs_softmax(bias))) {
+        if (GATING == 0 && !NORMALIZE)
+            for (int i = lane; i < EXPERTS; i += 32) sum += expf(out.gate[i] - largest);
+        weight = lane < USED ? expf(weight - largest) : 0.0f;
+        if (GATING == 0 && !NORMALIZE) weight /= warp_sum(sum);
+    }
     // The smallest normal half, as the sum's lower bound, is what the models were run with.
     if (GATING == 2 || NORMALIZE) weight /= fmaxf(warp_sum(weight), 6.103515625e-5f);
     out.weights[lane] = weight * weight_scale;
