@@ -210,7 +210,7 @@ CASES = {
     "expert scales": {"metadata": EXPERTS, "change": with_expert_scales},
     "shared expert": {
         "architecture": "qwen2moe",
-        "metadata": EXPERTS | {"expert_shared_feed_forward_length": 24},
+        "metadata": EXPERTS | {"expert_feed_forward_length": 96, "expert_shared_feed_forward_length": 24},
         "change": lambda tensors: with_experts(tensors, shared=24),
     },
 }
