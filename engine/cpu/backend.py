@@ -260,11 +260,9 @@ class CpuBackend:
         activations = 4 * rows * (4 * self.config.width + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
         if self._compiled:
-            return (
-                activations
-                + logits
-                + self._pool.threads * (2 * SCRATCH_BYTES + 4 * heads_together * self.context_length)
-            )
+            from engine.cpu.kernels.attend import HEAD_FLOATS
+
+            return activations + logits + self._pool.threads * (2 * SCRATCH_BYTES + 4 * heads_together * HEAD_FLOATS)
         return activations + logits + 2 * reference.SCORE_BYTES + 2 * reference.PIECE_BYTES
 
 

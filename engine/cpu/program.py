@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import PAGE
 from engine.cpu import integer, reference
 from engine.cpu.fast_ops import FastOps, plain_attention
 from engine.cpu.integer import Activations, IntegerWeights
@@ -186,7 +185,7 @@ class Recorder:
         self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
         n_heads, n_kv_heads = q.shape[1], keys.array.shape[1]
         group = n_heads // n_kv_heads
-        self.score_floats = max(self.score_floats, group * attend_kernel.score_floats(len(keys.table) * PAGE))
+        self.score_floats = max(self.score_floats, group * attend_kernel.HEAD_FLOATS)
         items = n_kv_heads * span.n_rows
         type_name = attend_kernel.TYPES[keys.array.dtype]
         unit = group * values.array.shape[3]

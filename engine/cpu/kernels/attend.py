@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE
+from engine.cpu.kernels.attention import HEAD_FLOATS
 from engine.cpu.kernels.build import kernel
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def attend(
 
     def task(index: int) -> None:
         assert table.size  # the closure keeps the operands alive
-        scores = _scores(group * score_floats(n_past + n_tokens))
+        scores = _scores(group * HEAD_FLOATS)
         compute(start, n_items * index // n_tasks, n_items * (index + 1) // n_tasks, scores)
 
     pool.run(task, n_tasks)
@@ -128,11 +129,6 @@ def operands(
 
 N_PAST = 11
 """Place of n_past among the operands."""
-
-
-def score_floats(n_keys: int) -> int:
-    """Floats of scratch per query head: scores of whole pages (of one more, if a window begins within one)."""
-    return (n_keys + PAGE - 1) // PAGE * PAGE + PAGE + 16
 
 
 def _scores(n_floats: int) -> int:
