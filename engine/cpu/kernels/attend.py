@@ -12,6 +12,7 @@ import numpy.typing as npt
 from engine.config import PAGE
 from engine.cpu.kernels.attention import HEAD_FLOATS
 from engine.cpu.kernels.build import kernel
+from engine.cpu.memory import aligned_empty
 
 if TYPE_CHECKING:
     from engine.cpu.threads import ThreadPool
@@ -95,8 +96,8 @@ def attend(
 
     def task(index: int) -> None:
         assert table.size  # the closure keeps the operands alive
-        scores = _scores(group * HEAD_FLOATS)
-        compute(start, n_items * index // n_tasks, n_items * (index + 1) // n_tasks, scores)
+        scratch = _scratch_of(n_heads * HEAD_FLOATS)
+        compute(start, n_items * index // n_tasks, n_items * (index + 1) // n_tasks, scratch)
 
     pool.run(task, n_tasks)
     return out
@@ -131,11 +132,11 @@ N_PAST = 11
 """Place of n_past among the operands."""
 
 
-def _scores(n_floats: int) -> int:
+def _scratch_of(n_floats: int) -> int:
     """Address of this thread's scratch, grown by doubling."""
-    held: Float32Array | None = getattr(_scratch, "scores", None)
+    held: Float32Array | None = getattr(_scratch, "floats", None)
     if held is None or held.size < n_floats:
-        held = _scratch.scores = np.empty(max(n_floats, 4096, 0 if held is None else 2 * held.size), dtype=np.float32)
+        held = _scratch.floats = aligned_empty(max(n_floats, 4096, 0 if held is None else 2 * held.size))
     return _address(held)
 
 

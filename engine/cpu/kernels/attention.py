@@ -11,7 +11,8 @@ any batch. Takes addresses and lengths; knows nothing of caches, slots or thread
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
 # mypy: disable-error-code="no-untyped-def"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -94,7 +95,8 @@ def attend(typing_context, name, operands, low, high, scratch):
     """out[t, h] = sum over j of softmax(cap(scale * q[t, h] . keys[j, h // group]))_j * values[j, h // group].
 
     Items low..high-1 are pairs (head of keys, t), t running fastest: all query heads of that head. Query t sees the
-    keys max(0, n_past + t + 1 - window) .. n_past + t. The scratch is HEAD_FLOATS for each of `group` heads.
+    keys max(0, n_past + t + 1 - window) .. n_past + t. The scratch is HEAD_FLOATS for each head, from a
+    multiple of 64 bytes on.
 
     cap(s) = softcap * tanh(s / softcap), or s where softcap is 0. `sinks` holds a score of each head that softmax
     counts beside the keys', `slopes` what a score loses per position between query and key (not with a softcap).
@@ -103,34 +105,33 @@ def attend(typing_context, name, operands, low, high, scratch):
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
-        _, operands, low, high, scores = arguments
+        _, operands, low, high, scratch = arguments
         o = _Operands(*integers(e, operands, 17))
-        with cgutils.for_range(builder, builder.sub(high, low)) as items:
-            item = builder.add(low, items.index)
-            _Item(e, o, item, scores, half).emit()
+        n_items = builder.sub(high, low)
+        # Of one token all heads go through a page together: that is how the cache lies in memory.
+        alone = builder.icmp_signed("==", o.n_tokens, I64(1))
+        n_rounds, together = (builder.select(alone, *pair) for pair in ((I64(1), n_items), (n_items, I64(1))))
+        with cgutils.for_range(builder, n_rounds) as rounds:
+            _Item(e, o, builder.add(low, rounds.index), together, scratch, half).emit()
         return context.get_dummy_value()
 
     return types.void(name, *ARGUMENTS["attend"]), generate
 
 
 class _Item:
-    """One token and one head of keys, while its code is emitted."""
+    """One token and neighbouring heads of keys, while their code is emitted."""
 
-    def __init__(self, e: Emitter, o: _Operands, item: Value, scratch: Value, half: bool) -> None:
+    def __init__(self, e: Emitter, o: _Operands, item: Value, n_kv_heads: Value, scratch: Value, half: bool) -> None:
         b = e.builder
         self.e, self.b, self.o, self.half = e, b, o, half
         self.size = 2 if half else 4
         self.group = b.sdiv(o.n_heads, o.n_kv_heads)
         self.key_bytes, self.value_bytes = (b.mul(width, I64(self.size)) for width in (o.key_width, o.value_width))
-        self.kv_head, token = b.sdiv(item, o.n_tokens), b.srem(item, o.n_tokens)
-        self.end = b.add(b.add(o.n_past, token), I64(1))
+        self.first_kv_head, self.token = b.sdiv(item, o.n_tokens), b.srem(item, o.n_tokens)
+        self.n_kv_heads, self.scratches = n_kv_heads, scratch
+        self.end = b.add(b.add(o.n_past, self.token), I64(1))
         begin = b.sub(self.end, o.window)
         self.begin = b.select(b.icmp_signed(">", begin, I64(0)), begin, I64(0))
-        place = b.add(b.mul(token, o.n_heads), b.mul(self.kv_head, self.group))
-        self.kv_first = b.mul(self.kv_head, self.group)
-        self.q = self.at(o.q, b.mul(place, o.key_width), 4)
-        self.out = self.at(o.out, b.mul(place, o.value_width), 4)
-        self.scratch = scratch
         self.cap = b.fptrunc(b.bitcast(o.softcap, F64), F32)
         scale = b.bitcast(o.scale, F64)
         self.scale = b.fptrunc(scale, F32)
@@ -151,34 +152,55 @@ class _Item:
     def emit(self) -> None:
         """Scores, softmax and weighted sums of all heads, page by page."""
         b, o = self.b, self.o
-        with cgutils.for_range(b, self.group) as heads:
+        with self._kv_heads(), cgutils.for_range(b, self.group) as heads:
             self._begin(heads.index)
         with _segments(self) as (page, low, high):
-            keys, next_keys = self._page(o.keys, page, self.key_bytes)
-            values, _ = self._page(o.values, page, self.value_bytes)
-            self._each(lambda heads: self._score(keys, values, heads, low, high))
-            self._each(lambda heads: self._soften(heads, page, low, high))
-            self._each(lambda heads: self._weigh(values, next_keys, heads, low, high))
-        with cgutils.for_range(b, self.group) as heads:
-            self._divide(heads.index)
+            keys, values, next_keys = self._page(page)
+            with self._kv_heads() as index:
+                these_keys = self.at(keys, index, b.mul(self.key_bytes, I64(PAGE)))
+                these_values = self.at(values, index, b.mul(self.value_bytes, I64(PAGE)))
+                following = b.add(index, I64(1))
+                more = b.icmp_signed("<", following, self.n_kv_heads)
+                ahead = b.select(more, self.at(these_keys, I64(PAGE), self.key_bytes), next_keys)
+                self._each(lambda heads: self._score(these_keys, these_values, heads, low, high))
+                self._each(lambda heads: self._soften(heads, page, low, high))
+                self._each(lambda heads: self._weigh(these_values, ahead, heads, low, high))
+        with self._kv_heads():
+            with cgutils.for_range(b, self.group) as heads:
+                self._divide(heads.index)
+            with b.if_then(b.icmp_signed("!=", o.activations, I64(0))):
+                n_blocks = b.sdiv(b.mul(self.group, o.value_width), I64(GROUP))
+                first = b.sdiv(b.sub(self.out, o.out), I64(4 * GROUP))
+                quantize_blocks(self.e, o.out, o.activations, first, n_blocks)
 
-        with b.if_then(b.icmp_signed("!=", o.activations, I64(0))):
-            n_blocks = b.sdiv(b.mul(self.group, o.value_width), I64(GROUP))
-            first = b.sdiv(b.sub(self.out, o.out), I64(4 * GROUP))
-            quantize_blocks(self.e, o.out, o.activations, first, n_blocks)
+    @contextmanager
+    def _kv_heads(self) -> Iterator[Value]:
+        """A loop over the heads of keys; gives the number of the one whose queries and results are then meant."""
+        b, o = self.b, self.o
+        with cgutils.for_range(b, self.n_kv_heads) as heads:
+            self.first_head = b.mul(b.add(self.first_kv_head, heads.index), self.group)
+            place = b.add(b.mul(self.token, o.n_heads), self.first_head)
+            self.q = self.at(o.q, b.mul(place, o.key_width), 4)
+            self.out = self.at(o.out, b.mul(place, o.value_width), 4)
+            self.scratch = self.at(self.scratches, b.mul(heads.index, self.group), 4 * HEAD_FLOATS)
+            yield heads.index
 
-    def _page(self, cache: Value, index: Value, row_bytes: Value) -> tuple[Value, Value]:
-        """Address of the head's part of the page at place `index`, and of the next page's.
+    def _page(self, index: Value) -> tuple[Value, Value, Value]:
+        """Addresses of the first head's keys and values of the page at place `index`, and of the next page's keys.
 
         Pages lie anywhere, so the processor cannot know which lines come next.
         """
-        b = self.b
+        b, o = self.b, self.o
         last = b.sdiv(b.sub(self.end, I64(1)), I64(PAGE))
         following = b.add(index, I64(1))
         following = b.select(b.icmp_signed("<", following, last), following, last)
-        pages = (self.e.load(self.at(self.o.pages, place, 8), I64, align=8) for place in (index, following))
-        here, there = (b.mul(b.add(b.mul(page, self.o.n_kv_heads), self.kv_head), I64(PAGE)) for page in pages)
-        return self.at(cache, here, row_bytes), self.at(cache, there, row_bytes)
+        pages = (self.e.load(self.at(o.pages, place, 8), I64, align=8) for place in (index, following))
+        here, there = (
+            b.mul(b.add(b.mul(page, o.n_kv_heads), self.first_kv_head), I64(PAGE)) for page in pages
+        )  # rows of keys or values before the head
+        return self.at(o.keys, here, self.key_bytes), self.at(o.values, here, self.value_bytes), self.at(
+            o.keys, there, self.key_bytes
+        )
 
     def _each(self, compute: Callable[[list[Value]], None]) -> None:
         """Emits `compute` for HEADS heads at a time, and again for each of those that are left."""
@@ -341,7 +363,7 @@ class _Item:
 
     def _of_head(self, table: Value, head: Value) -> Value:
         """A head's entry of a float32 table, 0 where there is no table."""
-        b, place = self.b, self.b.add(self.kv_first, head)
+        b, place = self.b, self.b.add(self.first_head, head)
         entry = cgutils.alloca_once(b, F32)
         b.store(F32(0.0), entry)
         with b.if_then(b.icmp_signed("!=", table, I64(0))):
