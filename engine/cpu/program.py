@@ -24,8 +24,8 @@ from engine.cpu.kernels import build
 from engine.cpu.kernels.machine import COUNTERS, HEADER, ROW
 from engine.cpu.kernels.panels import GROUP
 from engine.cpu.kv_cache import KVCache
-from engine.cpu.memory import aligned_empty
 from engine.cpu.matmul import DOT_TOKENS, LANES, dot_kind, dot_operands, prepare
+from engine.cpu.memory import aligned_empty
 from engine.cpu.steps import (
     N_PAST,
     Angles,

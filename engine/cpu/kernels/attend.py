@@ -89,7 +89,7 @@ def attend(
     settings |= {"softcap": softcap, "sinks": sinks, "slopes": slopes}
     table = np.array(operands(q, keys, values, pages, out, **settings), dtype=np.int64)
     start = _address(table)
-    group, n_items = n_heads // n_kv_heads, n_kv_heads * n_tokens
+    n_items = n_kv_heads * n_tokens
     n_seen = min(n_past + n_tokens, NO_WINDOW if window is None else window)
     work = n_heads * n_tokens * n_seen * (key_width + value_width)
     n_tasks = max(1, min(n_items, 8 * pool.threads, work // TASK_ELEMENTS) if pool.threads > 1 else 1)

@@ -45,10 +45,10 @@ ALONE = 8
 """Vectors for each of the heads that are left."""
 
 HEAD_FLOATS = PAGE + 2 * LANES
-"""Floats of scratch per query head: scores of a page, then partial sums of weights, and two numbers of the softmax."""
+"""Floats of scratch per query head: scores of a page, then partial sums of weights and two numbers of the softmax."""
 
 SUMS, LARGEST, CORRECTION = (4 * PAGE, 4 * (PAGE + WIDTH), 4 * (PAGE + WIDTH + 1))
-"""Bytes where these begin: the largest score so far times log2(e), and the factor on what was added up before it."""
+"""Bytes before these: partial sums, the largest score so far times log2(e), the factor on what was added up before."""
 
 LOG2_E = 1.4426950408889634
 
@@ -95,8 +95,8 @@ def attend(typing_context, name, operands, low, high, scratch):
     """out[t, h] = sum over j of softmax(cap(scale * q[t, h] . keys[j, h // group]))_j * values[j, h // group].
 
     Items low..high-1 are pairs (head of keys, t), t running fastest: all query heads of that head. Query t sees the
-    keys max(0, n_past + t + 1 - window) .. n_past + t. The scratch is HEAD_FLOATS for each head, from a
-    multiple of 64 bytes on.
+    keys max(0, n_past + t + 1 - window) .. n_past + t. The scratch has HEAD_FLOATS for each of the H heads and is
+    aligned to 64 bytes.
 
     cap(s) = softcap * tanh(s / softcap), or s where softcap is 0. `sinks` holds a score of each head that softmax
     counts beside the keys', `slopes` what a score loses per position between query and key (not with a softcap).
@@ -195,12 +195,10 @@ class _Item:
         following = b.add(index, I64(1))
         following = b.select(b.icmp_signed("<", following, last), following, last)
         pages = (self.e.load(self.at(o.pages, place, 8), I64, align=8) for place in (index, following))
-        here, there = (
-            b.mul(b.add(b.mul(page, o.n_kv_heads), self.first_kv_head), I64(PAGE)) for page in pages
-        )  # rows of keys or values before the head
-        return self.at(o.keys, here, self.key_bytes), self.at(o.values, here, self.value_bytes), self.at(
-            o.keys, there, self.key_bytes
-        )
+        heads = [b.add(b.mul(page, o.n_kv_heads), self.first_kv_head) for page in pages]
+        here, there = (b.mul(head, I64(PAGE)) for head in heads)
+        keys, next_keys = (self.at(o.keys, row, self.key_bytes) for row in (here, there))
+        return keys, self.at(o.values, here, self.value_bytes), next_keys
 
     def _each(self, compute: Callable[[list[Value]], None]) -> None:
         """Emits `compute` for HEADS heads at a time, and again for each of those that are left."""
