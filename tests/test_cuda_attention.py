@@ -232,7 +232,8 @@ def check_prefill(shape, spans, *, seed=0, bias=False, plan=None, **options):
         for name in ("k", "v"):
             more = np.full((new.size, *world.pages[name].shape[1:]), np.nan, world.dtype)
             world.pages[name] = np.concatenate([world.pages[name], more])
-        world.cache_k, world.cache_v = cp.asarray(world.pages["k"]), cp.asarray(world.pages["v"])
+        world.cache_k = cp.asarray(world.pages["k"])
+        world.cache_v = world.cache_k if shape.values_in_keys else cp.asarray(world.pages["v"])
     positions, sequence, tiles, row = [], [], [], 0
     for s, (past, n) in enumerate(spans):
         tiles.append((row, n, s, past))
