@@ -87,6 +87,8 @@ def test_a_query_does_not_depend_on_others_or_on_threads(pools, monkeypatch):
         seen = paged(keys[:, : past + 1], values[:, : past + 1], seed=t)  # in other pages
         one = attend(q[t : t + 1], *seen, n_past=past, pool=pools[1], **settings)
         assert np.array_equal(one, whole[t : t + 1])
+        together = attend(q[t : t + 1], *seen, n_past=past, pool=pools[0], **settings)  # all heads by one thread
+        assert np.array_equal(together, one)
 
 
 @pytest.mark.parametrize("window", [None, 20])

@@ -250,21 +250,19 @@ class CpuBackend:
 
     def _scratch_bytes(self) -> int:
         rows = min(PLANNED_ROWS, self.context_length)
-        widest = heads_together = 0
+        widest = most_heads = 0
         for layer in self.config.layers:
             attention = layer.attention
-            heads_together = max(heads_together, attention.n_heads // attention.n_kv_heads)
+            most_heads = max(most_heads, attention.n_heads)
             heads = attention.n_heads + 2 * attention.n_kv_heads
             ffn = layer.ffn.width if isinstance(layer.ffn, FfnConfig) else layer.ffn.expert.width
             widest = max(widest, 2 * heads * max(attention.key_width, attention.value_width), 3 * ffn)
         activations = 4 * rows * (4 * self.config.width + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
         if self._compiled:
-            return (
-                activations
-                + logits
-                + self._pool.threads * (2 * SCRATCH_BYTES + 4 * heads_together * self.context_length)
-            )
+            from engine.cpu.kernels.attend import HEAD_FLOATS
+
+            return activations + logits + self._pool.threads * (2 * SCRATCH_BYTES + 4 * most_heads * HEAD_FLOATS)
         return activations + logits + 2 * reference.SCORE_BYTES + 2 * reference.PIECE_BYTES
 
 

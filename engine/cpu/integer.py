@@ -24,7 +24,8 @@ from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.integer import PANELS_AT_ONCE
 from engine.cpu.kernels.panels import GROUP, PANELS, padded_rows
 from engine.cpu.kernels.tiles import PANELS_BLOCK
-from engine.cpu.matmul import Float32Array, PreparedWeight, aligned, array_address, prepare
+from engine.cpu.matmul import Float32Array, PreparedWeight, array_address, prepare
+from engine.cpu.memory import aligned_empty
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 
@@ -92,7 +93,7 @@ def kernel_names(type: GGMLType, *, repack: bool) -> list[tuple[str, str]]:
 def empty_activations(n_tokens: int, columns: int) -> Activations:
     """Room for quantized rows, aligned to cache lines."""
     blocks = columns // GROUP
-    return aligned(n_tokens * blocks * LINE).reshape(n_tokens, blocks, LINE)
+    return aligned_empty(n_tokens, blocks, LINE, dtype=np.uint8)
 
 
 def quantize_operands(x: Float32Array, out: Activations) -> tuple[int, ...]:
@@ -123,7 +124,7 @@ class IntegerWeights:
             return
         matrices = [weight] if len(weight.shape) == 2 else [weight.expert(index) for index in range(weight.shape[0])]
         size = packed_bytes(weight.type, *matrices[0].shape)
-        copy = aligned(size * len(matrices))
+        copy = aligned_empty(size * len(matrices), dtype=np.uint8)
         self._copies.append(copy)
         for index, matrix in enumerate(matrices):
             prepared = prepare(matrix)

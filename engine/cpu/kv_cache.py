@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE
+from engine.cpu.memory import aligned_zeros
 from engine.errors import ContextFullError, DeviceError
 from engine.model.batch import Span
 from engine.model.config import AttentionConfig
@@ -73,7 +74,7 @@ class KVCache:
 
     def _pages(self, *shape: int) -> CacheArray:
         try:
-            return np.zeros((self.n_pages, *shape), dtype=self._dtype)
+            return aligned_zeros(self.n_pages, *shape, dtype=self._dtype)
         except MemoryError:
             needed = self.bytes_per_token * self.n_pages * PAGE / 2**30
             raise DeviceError(

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import PAGE
 from engine.cpu import integer, reference
 from engine.cpu.fast_ops import FastOps, plain_attention
 from engine.cpu.integer import Activations, IntegerWeights
@@ -25,6 +24,7 @@ from engine.cpu.kernels.machine import COUNTERS, HEADER, ROW
 from engine.cpu.kernels.panels import GROUP
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import DOT_TOKENS, LANES, dot_kind, dot_operands, prepare
+from engine.cpu.memory import aligned_empty
 from engine.cpu.steps import (
     N_PAST,
     Angles,
@@ -72,7 +72,7 @@ class Recorder:
         self.rows: list[tuple[int, ...]] = []
         self.fills: list[Callable[[Batch], None]] = []
         self.lengths: list[tuple[int, int, int]] = []
-        self.score_floats = 16
+        self.scratch_floats = 16
         self._waits: dict[int, int] = {}
         self._first = 0
         self._buffers: dict[tuple[str, tuple[int, ...]], Float32Array] = {}
@@ -93,7 +93,7 @@ class Recorder:
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
         """See Steps.empty."""
-        buffer = self._buffers.setdefault((name, shape), np.empty(shape, dtype=np.float32))
+        buffer = self._buffers.setdefault((name, shape), aligned_empty(*shape))
         self._quantized.pop(id(buffer), None)
         self._writers[id(buffer)] = []
         return buffer
@@ -184,12 +184,12 @@ class Recorder:
         operands = attend_kernel.operands(q[rows], keys.array, values.array, keys.table, out[rows], **settings)
         self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
         n_heads, n_kv_heads = q.shape[1], keys.array.shape[1]
-        group = n_heads // n_kv_heads
-        self.score_floats = max(self.score_floats, group * attend_kernel.score_floats(len(keys.table) * PAGE))
+        self.scratch_floats = max(self.scratch_floats, n_heads * attend_kernel.HEAD_FLOATS)
         items = n_kv_heads * span.n_rows
         type_name = attend_kernel.TYPES[keys.array.dtype]
-        unit = group * values.array.shape[3]
-        step = Step("attend", type_name, operands, items, items * CHUNK_FLOATS, unit)
+        unit = n_heads // n_kv_heads * values.array.shape[3]
+        # One chunk per thread: heads that lie side by side are read faster by one thread.
+        step = Step("attend", type_name, operands, items, min(items, self._pool.threads) * CHUNK_FLOATS, unit)
         self._write(step, out, first_row=span.row)
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
@@ -251,7 +251,7 @@ class Program:
         self._pool = pool
         self._table = recorder.table()
         self._counters = np.zeros((len(self._table), COUNTERS), dtype=np.int64)
-        self._scratch = np.empty((pool.threads, -(-recorder.score_floats // 16) * 16), dtype=np.float32)
+        self._scratch = aligned_empty(pool.threads, -(-recorder.scratch_floats // 16) * 16)
         places = np.array(recorder.lengths, dtype=np.intp)
         self._length_places = places[:, 0], places[:, 1]
         self._length_rows = places[:, 2]

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE
+from engine.cpu.kernels.attention import HEAD_FLOATS
 from engine.cpu.kernels.build import kernel
+from engine.cpu.memory import aligned_empty
 
 if TYPE_CHECKING:
     from engine.cpu.threads import ThreadPool
@@ -87,15 +89,15 @@ def attend(
     settings |= {"softcap": softcap, "sinks": sinks, "slopes": slopes}
     table = np.array(operands(q, keys, values, pages, out, **settings), dtype=np.int64)
     start = _address(table)
-    group, n_items = n_heads // n_kv_heads, n_kv_heads * n_tokens
+    n_items = n_kv_heads * n_tokens
     n_seen = min(n_past + n_tokens, NO_WINDOW if window is None else window)
     work = n_heads * n_tokens * n_seen * (key_width + value_width)
     n_tasks = max(1, min(n_items, 8 * pool.threads, work // TASK_ELEMENTS) if pool.threads > 1 else 1)
 
     def task(index: int) -> None:
         assert table.size  # the closure keeps the operands alive
-        scores = _scores(group * score_floats(n_past + n_tokens))
-        compute(start, n_items * index // n_tasks, n_items * (index + 1) // n_tasks, scores)
+        scratch = _scratch_of(n_heads * HEAD_FLOATS)
+        compute(start, n_items * index // n_tasks, n_items * (index + 1) // n_tasks, scratch)
 
     pool.run(task, n_tasks)
     return out
@@ -130,16 +132,11 @@ N_PAST = 11
 """Place of n_past among the operands."""
 
 
-def score_floats(n_keys: int) -> int:
-    """Floats of scratch per query head: scores of whole pages (of one more, if a window begins within one)."""
-    return (n_keys + PAGE - 1) // PAGE * PAGE + PAGE + 16
-
-
-def _scores(n_floats: int) -> int:
+def _scratch_of(n_floats: int) -> int:
     """Address of this thread's scratch, grown by doubling."""
-    held: Float32Array | None = getattr(_scratch, "scores", None)
+    held: Float32Array | None = getattr(_scratch, "floats", None)
     if held is None or held.size < n_floats:
-        held = _scratch.scores = np.empty(max(n_floats, 4096, 0 if held is None else 2 * held.size), dtype=np.float32)
+        held = _scratch.floats = aligned_empty(max(n_floats, 4096, 0 if held is None else 2 * held.size))
     return _address(held)
 
 

@@ -238,6 +238,24 @@ class Emitter:
         exponent = b.fptosi(n, vector(I32, x.type.count))
         return b.fmul(y, b.bitcast(self.shift_left(b.add(exponent, self.const(exponent, 127)), 23), x.type))
 
+    def power_of_two(self, x: Value) -> Value:
+        """2 ** x for x <= 0, within 2 units in the last place; results below 2 ** -125 become about that.
+
+        x = n + r with |r| <= 1/2; 2**r by the polynomial with the smallest relative error, 2**n added to the exponent.
+        """
+        b = self.builder
+        x = self.greater(x, self.const(x, -125.0))
+        # As in exp; the sum's lowest bits are n as an integer.
+        rounder = self.const(x, 12582912.0)
+        rounded = b.fadd(x, rounder)
+        r = b.fsub(x, b.fsub(rounded, rounder))
+        terms = (1.3264727e-3, 9.6715131e-3, 5.5507337e-2, 2.4022242e-1, 6.9314698e-1, 1.0)
+        y = self.const(x, terms[0])
+        for term in terms[1:]:
+            y = self.multiply_add(y, r, self.const(x, term))
+        whole = vector(I32, x.type.count)
+        return b.bitcast(b.add(b.bitcast(y, whole), self.shift_left(b.bitcast(rounded, whole), 23)), x.type)
+
     def greater(self, a: Value, b: Value) -> Value:
         """The larger of a and b, lane by lane."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)

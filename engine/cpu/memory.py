@@ -1,0 +1,30 @@
+"""Arrays that begin where the processor likes it."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+LINE = 64
+"""Bytes of a cache line: vectors that lie across two of them cost twice as much."""
+
+HUGE = 2 << 20
+"""Bytes of a large page, which the system gives to large arrays of numpy where it can."""
+
+
+def aligned_empty(*shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """An array of any content at a multiple of LINE."""
+    return _cut(np.empty, shape, dtype, LINE)
+
+
+def aligned_zeros(*shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """An array of zeros at a multiple of LINE, of HUGE if that is small beside it; takes memory when written to."""
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return _cut(np.zeros, shape, dtype, HUGE if n_bytes >= 2 * HUGE else LINE)
+
+
+def _cut(make: Any, shape: tuple[int, ...], dtype: npt.DTypeLike, step: int) -> npt.NDArray[Any]:
+    n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    room: npt.NDArray[np.uint8] = make(n_bytes + step, dtype=np.uint8)
+    start = -room.__array_interface__["data"][0] % step
+    return room[start : start + n_bytes].view(dtype).reshape(shape)
