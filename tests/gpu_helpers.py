@@ -4,6 +4,7 @@ import itertools
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 from gguf_builder import build_gguf, random_blocks, tiny_llama_parts
 
 from engine.cpu.backend import CpuBackend
@@ -25,6 +26,15 @@ def nmse(found, expected):
     """Squared error over the squares expected; not finite counts as infinite."""
     error = float(((found.astype(np.float64) - expected) ** 2).sum() / (expected.astype(np.float64) ** 2).sum())
     return error if np.isfinite(error) else float("inf")
+
+
+def hopper_cupy():
+    """The module cupy on a Hopper GPU; the calling test is skipped elsewhere."""
+    import cupy
+
+    if cupy.cuda.Device().compute_capability != "90":
+        pytest.skip("the kernels are for compute capability 9.0")
+    return cupy
 
 
 @contextmanager

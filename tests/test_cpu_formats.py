@@ -1,13 +1,13 @@
 """Products and rows of every tensor type, straight from packed weights, against numpy in float64."""
 
 import tracemalloc
-from dataclasses import dataclass
 
 import block_references
 import gguf
 import numpy as np
 import pytest
 from gguf_builder import random_blocks, tiny_llama
+from test_cpu_matmul import Weight
 
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels.build import kernel
@@ -22,14 +22,6 @@ from engine.model.loader import load_model
 from engine.model.weights import Weight as StackedWeight
 
 every_type = pytest.mark.parametrize("ggml_type", list(GGMLType), ids=lambda t: t.name)
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    type: GGMLType
-    shape: tuple
-    raw: np.ndarray
-    name: str = "blk.0.test.weight"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gpu_helpers import hopper_cupy
 from test_cuda_matvec import COMMON, RARE, nmse, packed, random_rows
 
 from engine.cuda.batch_matvec import BatchMatVec, Split, choose_split, group_split, kernel_job, operand_bytes, supported
@@ -55,11 +56,7 @@ def test_what_the_family_does_not_take():
 
 @pytest.fixture(scope="module")
 def cupy():
-    import cupy
-
-    if cupy.cuda.Device().compute_capability != "90":
-        pytest.skip("needs a Hopper GPU")
-    return cupy
+    return hopper_cupy()
 
 
 @pytest.fixture

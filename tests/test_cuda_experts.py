@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gpu_helpers import hopper_cupy
 from test_cuda_matvec import packed, random_rows
 from test_cuda_moe import routed, silu
 
@@ -28,11 +29,7 @@ def test_room_never_shrinks():
 
 @pytest.fixture(scope="module")
 def cupy():
-    import cupy
-
-    if cupy.cuda.Device().compute_capability != "90":
-        pytest.skip("the kernels are for compute capability 9.0")
-    return cupy
+    return hopper_cupy()
 
 
 @pytest.fixture

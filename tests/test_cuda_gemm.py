@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gpu_helpers import hopper_cupy
 from test_cuda_matvec import COMMON, RARE, nmse, packed, random_rows
 
 from engine.cuda.gemm import supports
@@ -73,10 +74,7 @@ def test_multiplications_stay_in_flight(type):
 
 @pytest.fixture(scope="module")
 def cupy():
-    import cupy
-
-    if cupy.cuda.Device().compute_capability != "90":
-        pytest.skip("the kernels are for compute capability 9.0")
+    cupy = hopper_cupy()
     from engine.cuda import gemm, module, repack
     from engine.cuda.matvec import Activation
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gpu_helpers import hopper_cupy
 from test_cuda_experts import TOLERANCE, WORST_ROW
 from test_cuda_matvec import packed, random_rows
 from test_cuda_moe import routed, silu
@@ -35,11 +36,7 @@ def test_room_grows_up_to_one_turn():
 
 @pytest.fixture(scope="module")
 def cupy():
-    import cupy
-
-    if cupy.cuda.Device().compute_capability != "90":
-        pytest.skip("the kernels are for compute capability 9.0")
-    return cupy
+    return hopper_cupy()
 
 
 @pytest.fixture
