@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.api.llm import LLM, load_tokenizer
     from engine.errors import (
         ContextFullError,
         DeviceError,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         TokenizerError,
         UnsupportedModelError,
     )
-    from engine.llm import LLM, load_tokenizer
     from engine.request import GenerationResult, GenerationStats, StreamChunk, TokenSample
     from engine.sampling.params import SamplingParams
 
@@ -49,8 +49,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "LLM": "engine.llm",
-    "load_tokenizer": "engine.llm",
+    "LLM": "engine.api.llm",
+    "load_tokenizer": "engine.api.llm",
     "GenerationResult": "engine.request",
     "GenerationStats": "engine.request",
     "StreamChunk": "engine.request",

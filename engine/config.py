@@ -101,9 +101,9 @@ class EngineConfig:
         return context_length
 
 
-def on_pages(n_positions: int) -> int:
-    """Positions of the whole pages that so many positions need."""
-    return -(-n_positions // PAGE) * PAGE
+def page_count(n_positions: int) -> int:
+    """Pages that so many positions need."""
+    return -(-n_positions // PAGE)
 
 
 def cache_size(cache_tokens: int | None, context_length: int, max_sequences: int) -> int:

@@ -13,10 +13,10 @@ from engine.sampling.params import SamplingParams
 from engine.sampling.result import TokenSample
 
 __all__ = [
+    "ActiveSequence",
     "GenerationResult",
     "GenerationStats",
     "Request",
-    "Sequence",
     "StreamChunk",
     "TokenSample",
     "Work",
@@ -47,7 +47,7 @@ class Request:
 
 
 @dataclass
-class Sequence:
+class ActiveSequence:
     """A request that holds a cache slot.
 
     Attributes:
@@ -88,7 +88,7 @@ class Work:
         decode: whether the token fed is a generated one.
     """
 
-    sequence: Sequence
+    sequence: ActiveSequence
     token_ids: Ids[int]
     start: int
     sample: bool

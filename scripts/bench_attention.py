@@ -3,25 +3,21 @@
 
 The layers' caches together exceed the L2 cache, so reads come from memory as in a real step. Medians of the replays.
 
-    python scripts/bench_attention.py                 # the standard table
-    python scripts/bench_attention.py --tune          # block layouts of the decode kernel side by side
+    python -m scripts.bench_attention                 # the standard table
+    python -m scripts.bench_attention --tune          # block layouts of the decode kernel side by side
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from engine.cuda.attention import (
+from engine.cuda.attention.attention import (
     MAX_SPLITS,
     PAGE,
     Attention,
@@ -164,7 +160,7 @@ def tune_table() -> None:
     """Decode layouts: warps, splits, smallest chunk."""
     import cupy
 
-    from engine.cuda.module import device_arch
+    from engine.cuda.driver.compiler import device_arch
 
     multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
     lengths = (64, 128, 256, 512, 1024, 4096, 8192)

@@ -1,6 +1,6 @@
 """What a long context costs a decode step on the CPU.
 
-    python scripts/bench_cpu_depth.py model.gguf --depths 128,4096 --turns 20
+    python -m scripts.bench_cpu_depth model.gguf --depths 128,4096 --turns 20
 
 The cache is filled with random keys and values instead of a long prompt, which would take minutes; then single steps
 at each depth run by turns, so that a machine's slower moments meet all depths alike. A turn takes the fastest of three
@@ -12,13 +12,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine.cpu.backend import CpuBackend
 from engine.gguf.reader import open_gguf

@@ -1,6 +1,6 @@
 """Speed on the CPU beside llama.cpp's, for the same files, on the same machine, in turns.
 
-    python scripts/bench_cpu_peer.py model.gguf ... --peer-python /path/to/venv/bin/python
+    python -m scripts.bench_cpu_peer model.gguf ... --peer-python /path/to/venv/bin/python
 
 `--peer-python` is an interpreter that has llama-cpp-python installed (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install
 llama-cpp-python` builds it for the machine at hand). Each program has a process of its own that keeps the model open;
@@ -41,9 +41,8 @@ ATTEMPTS = 20
 
 def serve_engine(model: str, threads: int, context: int, options: dict[str, Any]) -> None:
     """Answer requests with this engine."""
-    sys.path.insert(0, str(ROOT))
     from engine import LLM, __version__
-    from engine.bench import run_bench
+    from engine.api.bench import run_bench
 
     with LLM(model, device="cpu", threads=threads, context_length=context, max_sequences=1, **options) as llm:
 
@@ -115,8 +114,8 @@ class Program:
     """A process with the model open."""
 
     def __init__(self, python: str, role: str, settings: dict[str, Any]) -> None:
-        command = [python, __file__, "--serve", role, json.dumps(settings)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command = [python, "-m", "scripts.bench_cpu_peer", "--serve", role, json.dumps(settings)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         self.greeting = self._read()
         self.disturbed = 0
 

@@ -1,8 +1,8 @@
 """Kernel lab of prompt products: TFLOP/s of every shape of a model, beside expanded weights and cuBLAS.
 
 Usage:
-    python scripts/bench_gemm.py                                  8B and 1B, 512, 2048 and 4096 rows, the chosen tiles
-    python scripts/bench_gemm.py --models 1b --rows 64 --all      every tile shape of the kernel
+    python -m scripts.bench_gemm                                  8B and 1B, 512, 2048 and 4096 rows, the chosen tiles
+    python -m scripts.bench_gemm --models 1b --rows 64 --all      every tile shape of the kernel
 Weights are valid random Q4_K and Q6_K blocks, three copies in turn, x is normally distributed. A time is the median of
 graph replays (cuBLAS: of plain launches, CuPy lets it into no graph) divided by the launches. "layer" is one
 layer's products with what makes their operands; the roof is what cuBLAS reaches with a large float16 matrix product on
@@ -13,23 +13,22 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cupy
 import numpy as np
 
-from engine.cuda import gemm, module, repack, rows
-from engine.cuda.dense import DenseProduct
-from engine.cuda.dequant import build_jobs as dequant_jobs
-from engine.cuda.gemm import TILES, Gemm, Operand, Tile, choose_tile, make_operand, operand_bytes
-from engine.cuda.matvec import Activation, MatVec
-from engine.cuda.repack import PackedMatrix
+from engine.cuda.driver import compiler
+from engine.cuda.formats import repack
+from engine.cuda.formats.dequant import build_jobs as dequant_jobs
+from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.matrix import gemm
+from engine.cuda.matrix.dense import DenseProduct
+from engine.cuda.matrix.gemm import TILES, Gemm, Operand, Tile, choose_tile, make_operand, operand_bytes
+from engine.cuda.matrix.matvec import Activation, MatVec
+from engine.cuda.rows import rows
 from engine.gguf.quants import FORMATS, row_bytes
 from engine.gguf.types import GGMLType as T
 
@@ -180,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     jobs: list[Any] = [*gemm.build_jobs([Q4, Q6], Activation.SILU), (rows.FILES, None)]
     jobs += [job for type in (Q4, Q6) for job in (repack.build_job(type), *dequant_jobs(type))]
-    module.prebuild(jobs, module.device_arch())
+    compiler.prebuild(jobs, compiler.device_arch())
     ceiling = roof()
     print(f"cuBLAS, float16 8192 x 8192 x 8192: {ceiling:.0f} TFLOP/s")
     products, dense = Gemm([Q4, Q6], Activation.SILU), DenseProduct()

@@ -1,12 +1,12 @@
 """Kernel lab of the matrix-vector kernels: correctness against float64, then speed in captured chains.
 
 Usage:
-    python scripts/bench_matvec.py check     every format and batch size against float64 (normalized mean squared error)
-    python scripts/bench_matvec.py shapes    single shapes, chained in a graph with early start
-    python scripts/bench_matvec.py tune      block shapes on the main matrices
-    python scripts/bench_matvec.py step      all projections of a whole decode step, 1B and 8B
-    python scripts/bench_matvec.py many      shapes and whole steps for 1 to 256 sequences, both families of kernels
-    python scripts/bench_matvec.py dequant   packed to row-major half and float
+    python -m scripts.bench_matvec check     every format and batch size against float64 (normalized mean squared error)
+    python -m scripts.bench_matvec shapes    single shapes, chained in a graph with early start
+    python -m scripts.bench_matvec tune      block shapes on the main matrices
+    python -m scripts.bench_matvec step      all projections of a whole decode step, 1B and 8B
+    python -m scripts.bench_matvec many      shapes and whole steps for 1 to 256 sequences, both families of kernels
+    python -m scripts.bench_matvec dequant   packed to row-major half and float
 Several may be named. Percentages are of the read bandwidth measured at the start. Weights are random bytes and each
 launch reads another copy, so that nothing comes from the L2 cache; a time is the median of graph replays divided by the
 launches in the graph.
@@ -19,22 +19,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cupy
 import numpy as np
 
-from engine.cuda.batch_matvec import operand_bytes
-from engine.cuda.dequant import build_jobs as dequant_jobs
-from engine.cuda.dequant import dequantize, embed
-from engine.cuda.layouts import LAYOUTS, packed_bytes
-from engine.cuda.matvec import Activation, MatVec, Tuning, build_job, group_jobs, is_resident
-from engine.cuda.module import device_arch, prebuild
-from engine.cuda.repack import PackedMatrix, repack
-from engine.cuda.repack import build_job as pack_job
+from engine.cuda.driver.compiler import device_arch, prebuild
+from engine.cuda.formats.dequant import build_jobs as dequant_jobs
+from engine.cuda.formats.dequant import dequantize, embed
+from engine.cuda.formats.layouts import LAYOUTS, packed_bytes
+from engine.cuda.formats.repack import PackedMatrix, repack
+from engine.cuda.formats.repack import build_job as pack_job
+from engine.cuda.matrix.decode_gemm import operand_bytes
+from engine.cuda.matrix.matvec import Activation, MatVec, Tuning, build_job, group_jobs, is_resident
 from engine.gguf.quants import FORMATS, row_bytes
 from engine.gguf.quants import dequantize as decode
 from engine.gguf.types import GGMLType as T

@@ -1,6 +1,6 @@
 """Find the first brick in which the GPU differs from the CPU reference.
 
-    python scripts/diff_backends.py [MODEL.gguf] [--way prompt|decode|both] [--tokens 48] [--kv-type f16|f32] [--all]
+    python -m scripts.diff_backends [MODEL.gguf] [--way prompt|decode|both] [--tokens 48] [--kv-type f16|f32] [--all]
 
 The reference runs the model in plain numpy. At every brick the GPU is handed the reference's own input, so that each
 figure is the error of that brick alone and an early fault does not hide in all that follows. Except for the cache:
@@ -21,21 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 
+from engine.api.llm import BUNDLED_MODEL
+from engine.config import page_count
 from engine.cpu import reference
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import matmul
 from engine.cpu.ops import CpuOps
 from engine.cpu.threads import ThreadPool
-from engine.cuda.cache import page_count
+from engine.cuda.load.weights import DeviceLayer
 from engine.cuda.runner import CudaRunner
-from engine.cuda.weights import DeviceLayer
 from engine.errors import EngineError
 from engine.gguf import open_gguf
-from engine.llm import BUNDLED_MODEL
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel, load_model
 from engine.model.transformer import forward

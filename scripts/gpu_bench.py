@@ -1,7 +1,7 @@
 """Speed, start-up time and memory on a GPU, with synthetic models of real shapes; writes a dated report.
 
-    python scripts/gpu_bench.py --models 1b,8b,8b-q8 --time-limit 270
-    python scripts/gpu_bench.py --models 1b --only decode,profile --keep --dir /tmp/models
+    python -m scripts.gpu_bench --models 1b,8b,8b-q8 --time-limit 270
+    python -m scripts.gpu_bench --models 1b --only decode,profile --keep --dir /tmp/models
 
 Files are made by make_synthetic_gguf.py (and removed afterwards, unless --keep or already there). Each model is
 measured in a process of its own; a case that does not finish within the time limit is left out and named, and what was
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 MODELS = {
     "1b": ("llama-3.2-1b", "Q4_K_M"),
@@ -92,7 +91,7 @@ def first_token(path: Path, started: float) -> dict[str, float]:
 def measure(path: Path, cases: list[str], repetitions: int, emit: Callable[[dict[str, Any]], None]) -> None:
     """Runs the cases of one model and hands each result over as soon as it is there."""
     from engine import LLM
-    from engine.bench import run_bench
+    from engine.api.bench import run_bench
 
     chosen = [CASES[case] for case in cases if case in CASES]
     needed = max((one["depth"] + max(one["gen_tokens"], one["prompt_tokens"]) + 2 for one in chosen), default=0)
@@ -126,7 +125,7 @@ def measure(path: Path, cases: list[str], repetitions: int, emit: Callable[[dict
             arrivals(llm, seed=1)  # builds what is built when first needed
             emit({"case": "arrivals", **arrivals(llm, seed=2)})
         if "profile" in cases:
-            from engine.bench import profile_bricks
+            from engine.api.bench import profile_bricks
             from engine.cuda.profile import table
 
             for depth in (128, DEPTH):
@@ -211,10 +210,12 @@ def child(
     """Runs this script with the arguments; returns the JSON lines it wrote and, if it failed, why."""
     if limit < 5:
         return [], "no time left"
-    command = [sys.executable, __file__, *arguments]
+    command = [sys.executable, "-m", "scripts.gpu_bench", *arguments]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         try:
-            done = subprocess.run(command, stdout=out, stderr=errors, timeout=limit, env=environment, check=False)
+            done = subprocess.run(
+                command, stdout=out, stderr=errors, timeout=limit, env=environment, cwd=ROOT, check=False
+            )
             failure = "" if done.returncode == 0 else f"exit status {done.returncode}"
         except subprocess.TimeoutExpired:
             failure = f"not done after {limit:.0f} s"
@@ -360,10 +361,11 @@ def make_file(model: str, folder: Path) -> subprocess.Popen[bytes] | None:
     if path.exists():
         return None
     shape, recipe = MODELS[model]
-    maker = Path(__file__).with_name("make_synthetic_gguf.py")
+    path = path.resolve()
     partial = path.with_suffix(".part")
-    command = f'"{sys.executable}" "{maker}" {shape} --type {recipe} -o "{partial}" && mv "{partial}" "{path}"'
-    return subprocess.Popen(["sh", "-c", command], stderr=subprocess.DEVNULL)
+    maker = f'"{sys.executable}" -m scripts.make_synthetic_gguf'
+    command = f'{maker} {shape} --type {recipe} -o "{partial}" && mv "{partial}" "{path}"'
+    return subprocess.Popen(["sh", "-c", command], stderr=subprocess.DEVNULL, cwd=ROOT)
 
 
 def main() -> None:
@@ -433,7 +435,7 @@ def run_all(args: argparse.Namespace, names: list[str], parts: list[str]) -> Non
     if args.make_only:
         return
     environment = environment_lines()
-    command = "python scripts/gpu_bench.py " + " ".join(sys.argv[1:])
+    command = "python -m scripts.gpu_bench " + " ".join(sys.argv[1:])
     text = report(environment, results, failures, command)
     slug = re.sub(r"[^a-z0-9]+", "-", environment["gpu"].lower().removeprefix("nvidia ")).strip("-")
     stem = f"{datetime.now(UTC):%Y-%m-%d}-{slug}"

@@ -34,8 +34,7 @@ mkdir -p "$logs"
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader 2>&1 | head -8
 "$PYTHON" - <<'EOF'
 import os, subprocess, sys
-sys.path[:0] = [".", "scripts"]
-from gpu_bench import environment_lines
+from scripts.gpu_bench import environment_lines
 print("; ".join(f"{key} {value}" for key, value in environment_lines().items()))
 from engine.cuda import availability
 print("engine.cuda:", availability() or "usable")
@@ -45,7 +44,7 @@ scratch=""
 case "$parts" in *bench*)
     # The files are written while the tests run.
     [ -n "$files" ] || { scratch=$(mktemp -d); files=$scratch; }
-    "$PYTHON" scripts/gpu_bench.py --models "$models" --dir "$files" --make-only --keep --time-limit 200 \
+    "$PYTHON" -m scripts.gpu_bench --models "$models" --dir "$files" --make-only --keep --time-limit 200 \
         >"$logs/make.log" 2>&1 &
     maker=$!
     ;;
@@ -70,7 +69,7 @@ case "$parts" in *tests*)
     ;;
 esac
 case "$parts" in *diff*)
-    if timeout 45 "$PYTHON" scripts/diff_backends.py --json "$logs/diff.json" >"$logs/diff.log" 2>&1; then
+    if timeout 45 "$PYTHON" -m scripts.diff_backends --json "$logs/diff.json" >"$logs/diff.log" 2>&1; then
         diff_said="all bricks agree"
     else
         diff_said="see below"; status=1; tail -40 "$logs/diff.log"
@@ -78,7 +77,7 @@ case "$parts" in *diff*)
     ;;
 esac
 case "$parts" in *soak*)
-    if timeout 100 "$PYTHON" scripts/soak.py --device cuda >"$logs/soak.log" 2>&1; then
+    if timeout 100 "$PYTHON" -m scripts.soak --device cuda >"$logs/soak.log" 2>&1; then
         soak_said=$(tail -1 "$logs/soak.log")
     else
         soak_said="failed"; status=1; tail -20 "$logs/soak.log"
@@ -89,7 +88,7 @@ case "$parts" in *bench*)
     wait "$maker"
     set -- --models "$models" --dir "$files" --time-limit "$bench_limit"
     [ -z "$only" ] || set -- "$@" --only "$only"
-    if "$PYTHON" scripts/gpu_bench.py "$@" >"$logs/bench.log" 2>"$logs/bench.err"; then
+    if "$PYTHON" -m scripts.gpu_bench "$@" >"$logs/bench.log" 2>"$logs/bench.err"; then
         bench_said="done"
     else
         bench_said="incomplete"; status=1; tail -30 "$logs/bench.err"

@@ -1,8 +1,8 @@
 """Write GGUF files of real models' shapes and tensor types with random weights, for benchmarks and tests.
 
-    python scripts/make_synthetic_gguf.py llama-3.1-8b --type Q4_K_M -o 8b.gguf
-    python scripts/make_synthetic_gguf.py qwen3-30b-a3b --type Q4_K_M --override 'ffn_down_exps=Q8_0'
-    python scripts/make_synthetic_gguf.py --list
+    python -m scripts.make_synthetic_gguf llama-3.1-8b --type Q4_K_M -o 8b.gguf
+    python -m scripts.make_synthetic_gguf qwen3-30b-a3b --type Q4_K_M --override 'ffn_down_exps=Q8_0'
+    python -m scripts.make_synthetic_gguf --list
 
 Speed depends on shapes and types, not on what the weights say, so a file of the right size and layout measures as the
 real one would. The weights are drawn as packed blocks, scaled so that activations keep their size and logits spread;
@@ -21,11 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout that is not installed
-
-from synthetic_models import RECIPES, SHAPES, Shape, Tensor, plan
-
 from engine.gguf import FORMATS, GGMLType
+from scripts.synthetic_models import RECIPES, SHAPES, Shape, Tensor, plan
 
 ALIGNMENT = 32
 POOL_BYTES = 16 << 20

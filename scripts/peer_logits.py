@@ -1,6 +1,6 @@
-"""Stores llama.cpp's logits of the models in tests/peer_models.py, which tests/test_peer_logits.py compares with.
+"""Stores llama.cpp's logits of the models in tests/support/peer_models.py, for tests/model/test_peer_logits.py.
 
-    /path/to/venv/bin/python scripts/peer_logits.py
+    /path/to/venv/bin/python -m scripts.peer_logits
 
 The interpreter is one that has numpy and llama-cpp-python (`pip install llama-cpp-python`; its version is stored, too).
 All of it is in float32: weights, cache and products, without flash attention, all tokens in one batch.
@@ -9,7 +9,6 @@ All of it is in float32: weights, cache and products, without flash attention, a
 from __future__ import annotations
 
 import ctypes
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,11 +16,8 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from naive_model import TOKENS  # noqa: E402 - found through the line above
-from peer_models import MODELS, RUN_CONTEXT, TARGET, written  # noqa: E402
+from tests.support.naive_model import TOKENS
+from tests.support.peer_models import MODELS, RUN_CONTEXT, TARGET, written
 
 F32 = 0
 """ggml's id of the type, for the cache."""

@@ -1,6 +1,6 @@
 """Draw what gpu_bench.py measured when many prompts arrive at once, as SVG; needs nothing but Python.
 
-    python scripts/plot_arrivals.py benchmarks/2026-11-21-h200.json -o benchmarks/arrivals.svg
+    python -m scripts.plot_arrivals benchmarks/2026-11-21-h200.json -o benchmarks/arrivals.svg
 
 Above: how many of the arriving prompts have their first token. Below: tokens per second of each stream that was running
 before. One column per model.

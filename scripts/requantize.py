@@ -1,8 +1,8 @@
 """Write a GGUF file with its matrices packed in another tensor type.
 
-    python scripts/requantize.py tales-f16.gguf tales-IQ3_S.gguf --type IQ3_S
-    python scripts/requantize.py in.gguf out.gguf --type Q4_K --override 'attn_v|ffn_down=Q6_K'
-    python scripts/requantize.py --list
+    python -m scripts.requantize tales-f16.gguf tales-IQ3_S.gguf --type IQ3_S
+    python -m scripts.requantize in.gguf out.gguf --type Q4_K --override 'attn_v|ffn_down=Q6_K'
+    python -m scripts.requantize --list
 
 Norms, biases and the weights that choose experts stay as they are, and so do matrices whose rows are no whole blocks
 of the type (they are counted). Every weight counts as much as the next; quantizers that are told by an importance
@@ -14,8 +14,6 @@ import re
 import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout that is not installed
 
 from engine.errors import EngineError
 from engine.gguf import GGMLType, GGUFFile, open_gguf

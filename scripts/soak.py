@@ -1,6 +1,6 @@
 """Runs thousands of short requests through one open model and reports its memory on the way, which must stay flat.
 
-    python scripts/soak.py -m model.gguf --device cuda --requests 10000
+    python -m scripts.soak -m model.gguf --device cuda --requests 10000
 
 Prompts share beginnings, some requests are given up, and the cache is small, so that pages are shared, copied, reused
 and taken away all the time. Exit status 1 if memory grew by more than --tolerance between the first and the last point.

@@ -8,7 +8,6 @@ type loses against the original weights (perplexity does), only how exactly its 
 import lzma
 import os
 import shutil
-import sys
 import tarfile
 import tempfile
 import warnings
@@ -19,19 +18,16 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))  # the plain references are theirs
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
+from engine.api.llm import LLM, load_tokenizer
+from engine.api.perplexity import cut, measure
 from engine.cpu.backend import CpuBackend
 from engine.cpu.matmul import matmul
 from engine.cpu.threads import ThreadPool
 from engine.gguf import GGMLType, dequantize, open_gguf
 from engine.gguf.rewrite import matrices, rewrite
-from engine.llm import LLM, load_tokenizer
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from engine.model.weights import Weight
-from engine.perplexity import cut, measure
 
 CONTEXT = 512
 """Tokens of a chunk of the perplexity text."""
@@ -107,8 +103,9 @@ class Data:
 
 def dequantization(kind: GGMLType) -> Cell:
     """Whether random bytes decode to the very bits of the gguf package, or of plain loops where it has not the type."""
-    import block_references
     import gguf
+
+    from tests.support import block_references
 
     size = 64 * 256 // kind.block_size * kind.type_size
     raw = np.random.default_rng(int(kind)).integers(0, 256, (4, size), np.uint8)
@@ -127,7 +124,7 @@ def dequantization(kind: GGMLType) -> Cell:
 
 def product(kind: GGMLType) -> Cell:
     """Error of products on the CPU with whole numbers, which no quantizer writes, against float64."""
-    from gguf_builder import random_blocks
+    from tests.support.gguf_builder import random_blocks
 
     w = Weight("w", kind, (256, 1024), random_blocks((256, 1024), kind, std=20.0))
     x = np.random.default_rng(0).standard_normal((LOGIT_TOKENS, 1024), dtype=np.float32)
@@ -204,7 +201,7 @@ def rounds_activations(kind: GGMLType) -> bool:
 
 def type_on_gpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: int | None) -> Cell:
     """The same on the GPU, all with its float16 cache."""
-    from gpu_helpers import decode_logits
+    from tests.support.gpu_helpers import decode_logits
 
     expected = np.load(logits)
     with LLM(path, device="cuda", context_length=CONTEXT, max_sequences=8) as llm:
@@ -219,7 +216,7 @@ def type_on_gpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: in
 
 def type_on_any_gpu(kind: GGMLType) -> Cell:
     """What becomes of a type there: nothing to say of those that kernels read as they are."""
-    from engine.cuda import layouts
+    from engine.cuda.formats import layouts
 
     kept = getattr(layouts, "kept_as", lambda kind: kind)(kind)
     if kept not in layouts.LAYOUTS:
@@ -232,7 +229,7 @@ def type_on_any_gpu(kind: GGMLType) -> Cell:
 
 def missing_on_gpu(path: Path) -> str:
     """Parts of a model that the GPU does not compute, or nothing."""
-    from engine.cuda.features import missing_features
+    from engine.cuda.load.features import missing_features
 
     with open_gguf(path) as gguf_file:
         model = load_model(gguf_file)
@@ -249,7 +246,7 @@ def architecture_on_cpu(path: Path, expected: Path, threads: int | None) -> Cell
 
 def architecture_on_gpu(path: Path, expected: Path, kv_type: str) -> Cell:
     """Errors of a conformance file on the GPU."""
-    from gpu_helpers import decode_logits, opened
+    from tests.support.gpu_helpers import decode_logits, opened
 
     with np.load(expected) as file:
         ids, logits = file["tokens"].tolist(), file["logits"]

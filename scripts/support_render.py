@@ -1,11 +1,7 @@
 """docs/support.md from the results that support_table.py keeps in benchmarks/support.json."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout that is not installed
 
 from engine.gguf import GGMLType
 from engine.model.architectures import ARCHITECTURES

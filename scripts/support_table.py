@@ -1,8 +1,8 @@
 """Measure every tensor type and architecture and write the table of what is supported, and how exactly.
 
-    python scripts/support_table.py                    the CPU's columns
-    python scripts/support_table.py --device gpu       the GPU's, in less than a minute
-    python scripts/support_table.py --render           only docs/support.md, from what has been measured
+    python -m scripts.support_table                    the CPU's columns
+    python -m scripts.support_table --device gpu       the GPU's, in less than a minute
+    python -m scripts.support_table --render           only docs/support.md, from what has been measured
 
 Results are kept in benchmarks/support.json: a run replaces what it measures and leaves the rest, so that the CPU's
 columns may come from one machine and the GPU's from another, and --missing goes on where a run was stopped. Test data
@@ -24,14 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout that is not installed
-
-import support_measure as measures
-from support_render import render
-
 from engine.errors import EngineError
 from engine.gguf import GGMLType
 from engine.gguf.quantize import WRITABLE
+from scripts import support_measure as measures
+from scripts.support_render import render
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "support.json"

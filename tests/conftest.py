@@ -1,4 +1,5 @@
 import os
+import sys
 import tarfile
 from functools import cache
 from pathlib import Path
@@ -6,6 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# Appended: where the package is installed, `engine` is the installed one; tests.support and scripts come from here.
+sys.path.append(str(ROOT))
 SHARED = Path(os.environ.get("GGUF_ENGINE_TEST_DATA", ROOT.parent / "shared"))
 
 

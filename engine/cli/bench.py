@@ -9,13 +9,13 @@ import typer
 
 from engine.cli import options
 from engine.cli.terminal import open_model, status, write, write_json
-from engine.config import MAX_SEQUENCES, on_pages
+from engine.config import MAX_SEQUENCES, PAGE, page_count
 from engine.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from engine.bench import BenchResult, Speed
+    from engine.api.bench import BenchResult, Speed
+    from engine.api.llm import LLM
     from engine.cuda.profile import BrickTime
-    from engine.llm import LLM
 
 
 def bench(
@@ -57,14 +57,14 @@ def bench(
         repack=repack,
         max_sequences=max(batches),
         # Whole pages for everybody, or sequences would make room for one another while they are timed.
-        cache_tokens=(max(batches) + 1) * on_pages(context_length),
+        cache_tokens=(max(batches) + 1) * PAGE * page_count(context_length),
         prefill_chunk=prefill_chunk,
         deterministic=deterministic,
         eager=eager,
     ) as llm:
         settings = {"prompt_tokens": prompt_tokens, "gen_tokens": gen_tokens, "depth": depth}
         if profile:
-            from engine.bench import require_profile
+            from engine.api.bench import require_profile
 
             require_profile(llm)
         with status("measuring the memory bandwidth ..."):
@@ -121,7 +121,7 @@ def _speeds(result: BenchResult, bandwidth: float | None) -> dict[str, Any]:
 
 
 def _profile(llm: LLM, *, depth: int, batch: int) -> list[BrickTime]:
-    from engine.bench import profile_bricks
+    from engine.api.bench import profile_bricks
 
     with status("timing every brick ..."):
         return profile_bricks(llm, depth=depth, batch=batch)
@@ -131,7 +131,7 @@ def _measure(llm: LLM, batch: int, *, repetitions: int, **settings: int) -> Benc
     from rich.console import Console
     from rich.progress import Progress
 
-    from engine.bench import run_bench
+    from engine.api.bench import run_bench
 
     runs = (repetitions + 1) * ((settings["prompt_tokens"] > 0) + (settings["gen_tokens"] > 0))
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:

@@ -15,7 +15,7 @@ from engine.cli.terminal import note, open_model, read_text, stats_line, write
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
-    from engine.llm import LLM
+    from engine.api.llm import LLM
     from engine.sampling.params import SamplingParams
 
 HELP = "/reset forgets the conversation, /exit leaves (so does Ctrl-D); Ctrl-C stops an answer"

@@ -17,7 +17,7 @@ from engine.errors import InvalidRequestError
 from engine.sampling.params import MAX_SAMPLES
 
 if TYPE_CHECKING:
-    from engine.llm import LLM
+    from engine.api.llm import LLM
     from engine.request import GenerationResult, TokenSample
     from engine.sampling.params import SamplingParams
 

@@ -33,9 +33,9 @@ def inspect(
     prefill_chunk: options.PrefillChunkOption = None,
 ) -> None:
     """Show a file's metadata, its tensors by type, and the memory that running it takes."""
+    from engine.api.llm import BUNDLED_MODEL
     from engine.config import EngineConfig
     from engine.gguf import open_gguf
-    from engine.llm import BUNDLED_MODEL
 
     path = file or model or BUNDLED_MODEL
     config = EngineConfig(
@@ -85,7 +85,7 @@ def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """The memory plan, or why there is none."""
     from engine.errors import EngineError
     from engine.model.loader import load_model
-    from engine.runner import plan_memory
+    from engine.runner.devices import plan_memory
 
     try:
         model = load_model(gguf, config.resolve_context)

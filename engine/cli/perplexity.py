@@ -11,12 +11,12 @@ import typer
 
 from engine.cli import options
 from engine.cli.terminal import note, open_model, read_text, write, write_json
-from engine.config import on_pages
+from engine.config import PAGE, page_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.perplexity import Perplexity
+    from engine.api.perplexity import Perplexity
 
 
 def perplexity(
@@ -55,13 +55,13 @@ def perplexity(
         exact=exact,
         repack=repack,
         max_sequences=batch,
-        cache_tokens=batch * on_pages(context),
+        cache_tokens=batch * PAGE * page_count(context),
         prefill_chunk=max(512, context),
         prefix_cache=False,  # chunks have nothing in common, and all of each is scored
         deterministic=deterministic,
         pre_tokenizer=pre_tokenizer,
     ) as llm:
-        from engine.perplexity import cut, measure
+        from engine.api.perplexity import cut, measure
 
         pieces = cut(llm, text, context)[:chunks]
         begin = time.perf_counter()

@@ -17,7 +17,7 @@ from engine.cli.interrupts import Interrupts
 from engine.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from engine.llm import LLM
+    from engine.api.llm import LLM
     from engine.request import GenerationResult
 
 MOST_TEXT = 1 << 28
@@ -122,7 +122,7 @@ def open_model(**settings: Any) -> Iterator[LLM]:
     log.addHandler(handler)
     try:
         with status("loading the model ...") as update, Interrupts():
-            from engine.llm import LLM
+            from engine.api.llm import LLM
 
             llm = LLM(**settings, status=update)
         with llm:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import PAGE
+from engine.config import PAGE, page_count
 from engine.cpu.memory import aligned_zeros
 from engine.errors import ContextFullError, DeviceError
 from engine.model.batch import Span
@@ -17,11 +17,6 @@ KV_TYPES: dict[str, type[np.float16] | type[np.float32]] = {"f16": np.float16, "
 
 CacheArray = npt.NDArray[np.float16 | np.float32]
 PageTable = npt.NDArray[np.int64]
-
-
-def page_count(n_positions: int) -> int:
-    """Pages that so many positions need."""
-    return -(-n_positions // PAGE)
 
 
 class KVCache:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.cuda import rows
-from engine.cuda.cache import PagedCache, page_count
-from engine.cuda.linear import Projection
-from engine.cuda.weights import DeviceFfn, DeviceLayer, DeviceWeights
+from engine.config import page_count
+from engine.cuda.attention.cache import PagedCache
+from engine.cuda.load.weights import DeviceFfn, DeviceLayer, DeviceWeights
+from engine.cuda.matrix.linear import Projection
+from engine.cuda.rows import rows
 from engine.errors import InvalidRequestError
 from engine.gguf.types import row_bytes
-from engine.request import Sequence as RunningSequence
+from engine.request import ActiveSequence
 from engine.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class _Profiler:
                 array[index].set(page)
         for slot in range(n):
             greedy = SamplingParams(temperature=0)
-            sequence = RunningSequence(-1, slot, [0] * (self._depth + 1), [], greedy, 0)
+            sequence = ActiveSequence(-1, slot, [0] * (self._depth + 1), [], greedy, 0)
             cache.set_pages(slot, list(range(slot * pages, (slot + 1) * pages)))
             runner._slots.begin(sequence, self._depth, runner.context_length, slot)
         cache.flush(runner._staging)

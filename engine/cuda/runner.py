@@ -14,37 +14,39 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from engine.cuda import availability, module, rows
-from engine.cuda.attention import PAGE, Attention, AttentionShape
-from engine.cuda.buffers import Activations, Widths
-from engine.cuda.cache import PagedCache, SavedPages, page_count
-from engine.cuda.decode import MOST_AHEAD, DecodeLoop
-from engine.cuda.failure import device_errors
-from engine.cuda.features import check_features
-from engine.cuda.graphs import StepGraphs, buckets
-from engine.cuda.kernel_jobs import kernel_jobs
-from engine.cuda.matvec import BATCH_ROWS
-from engine.cuda.moe_rows import SHARING_ROWS
-from engine.cuda.needs import (
+from engine.config import page_count
+from engine.cuda import availability
+from engine.cuda.attention.attention import PAGE, Attention, AttentionShape
+from engine.cuda.attention.cache import PagedCache, SavedPages
+from engine.cuda.driver import compiler
+from engine.cuda.driver.failure import device_errors
+from engine.cuda.driver.graphs import StepGraphs, buckets
+from engine.cuda.driver.staging import Staging
+from engine.cuda.experts.moe_rows import SHARING_ROWS
+from engine.cuda.load.buffers import Activations, Widths
+from engine.cuda.load.features import check_features
+from engine.cuda.load.kernel_jobs import kernel_jobs
+from engine.cuda.load.needs import (
     expert_room,
     kernel_groups,
     multiplies_halves,
 )
-from engine.cuda.ops import DecodeOps, PrefillOps
-from engine.cuda.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
-from engine.cuda.products import Products
-from engine.cuda.prompt import PromptReader
-from engine.cuda.slots import DeviceSlots
-from engine.cuda.staging import Staging
-from engine.cuda.weights import Uploader
+from engine.cuda.load.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
+from engine.cuda.load.weights import Uploader
+from engine.cuda.matrix.matvec import BATCH_ROWS
+from engine.cuda.rows import rows
+from engine.cuda.sampling.slots import DeviceSlots
+from engine.cuda.step.ops import DecodeOps, PrefillOps
+from engine.cuda.step.products import Products
+from engine.cuda.step.prompt import PromptReader
+from engine.cuda.step.run_ahead import MOST_AHEAD, RunAhead
 from engine.errors import ContextFullError, DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
 from engine.model.weights import ModelWeights
-from engine.request import Sequence as Running
-from engine.request import TokenSample, Work
+from engine.request import ActiveSequence, TokenSample, Work
 from engine.sampling.logprobs import log_probabilities
 
 PROMPT_BATCHES = 64
@@ -52,7 +54,7 @@ PROMPT_BATCHES = 64
 
 
 class CudaRunner:
-    """One model on one GPU; see engine.runner.Runner.
+    """One model on one GPU; see engine.runner.devices.Runner.
 
     Args:
         model: the loaded file; it may be closed once this returns.
@@ -108,7 +110,7 @@ class CudaRunner:
         with self._device, device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
-            card = (module.device_arch(), int(properties["multiProcessorCount"]))
+            card = (compiler.device_arch(), int(properties["multiProcessorCount"]))
             for chunk in (prefill_chunk,) if prefill_chunk else PREFILL_ROWS:
                 wanted = make_plan(
                     model,
@@ -145,7 +147,7 @@ class CudaRunner:
                 uploader = Uploader(self._stream, lambda done: status(f"uploading weights {done * 100 // total} %"))
                 # The compiler works without the GIL and without the device: it runs beside the upload.
                 with ThreadPoolExecutor(max_workers=1) as side:
-                    building = side.submit(module.prebuild, jobs, card[0], status)
+                    building = side.submit(compiler.prebuild, jobs, card[0], status)
                     self._weights = uploader.model(model, kv_type == "f16", self.max_sequences)
                     building.result()
                 del uploader
@@ -189,7 +191,7 @@ class CudaRunner:
         self._prompts = PromptReader(self._weights, self._prefill, self._slots, self._staging, self._logits)
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
         self._graphs = StepGraphs(lambda n: self.run_step(self.decode_ops(n), n), self._stream, eager=self._eager)
-        self._loop = DecodeLoop(
+        self._loop = RunAhead(
             enqueue=self._enqueue,
             set_position=self._slots.set_position,
             set_limit=self._slots.set_limit,
@@ -257,7 +259,7 @@ class CudaRunner:
                     end = item.start + len(item.token_ids)
                     self._loop.start(slot, item.sequence.request_id, end, None, limits[slot])
             self._loop.run_ahead()
-            wanted: dict[int, list[tuple[int, Running]]] = {}
+            wanted: dict[int, list[tuple[int, ActiveSequence]]] = {}
             places = self._loop.take([item.sequence.slot for item in decode])
             for place, item in zip(places, decode, strict=True):
                 wanted.setdefault(place, []).append((item.sequence.slot, item.sequence))
@@ -290,12 +292,12 @@ class CudaRunner:
         self._cache.set_pages(sequence.slot, sequence.pages)
         return self._limit(sequence)
 
-    def _limit(self, sequence: Running) -> int:
+    def _limit(self, sequence: ActiveSequence) -> int:
         """The first position that a row must not feed ahead: it has no page for it, or no use."""
         limit = min(len(sequence.pages) * PAGE, self.context_length)
         return limit if sequence.end is None else min(limit, sequence.end)
 
-    def _read(self, wanted: dict[int, list[tuple[int, Running]]]) -> dict[int, TokenSample | EngineError]:
+    def _read(self, wanted: dict[int, list[tuple[int, ActiveSequence]]]) -> dict[int, TokenSample | EngineError]:
         """Results by slot, of (column, sequence) by place; waits for them."""
         found: dict[int, TokenSample | EngineError] = {}
         for place, entries in wanted.items():

@@ -1,6 +1,6 @@
 """Sampling on the host: settings, penalties, filters, random numbers, log-probabilities, stop strings.
 
-Must not know models or devices. engine/cuda/kernels/sampling.cu follows the same steps bit for bit.
+Must not know models or devices. engine/cuda/sampling/sampling.cu follows the same steps bit for bit.
 """
 
 from engine.sampling.params import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.sampling.fixed_point import F32, FloatArray, WeightArray, fixed_point, share
 from engine.sampling.rng import UNIFORM_BITS
-from engine.sampling.weights import F32, FloatArray, WeightArray, fixed_point, share
 
 Ids = NDArray[np.int64]
 CHUNK = 256

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 
 from engine.errors import ModelFileError
 from engine.sampling.filters import largest_ids
+from engine.sampling.fixed_point import FloatArray, exponential, fixed_point, log_of_total
 from engine.sampling.result import TokenSample
-from engine.sampling.weights import FloatArray, exponential, fixed_point, log_of_total
 
 
 def check_logits(logits: FloatArray) -> np.float32:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine.sampling.weights import F32, FloatArray
+from engine.sampling.fixed_point import F32, FloatArray
 
 
 def add_bias(logits: FloatArray, bias: Mapping[int, float]) -> None:

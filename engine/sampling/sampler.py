@@ -1,4 +1,4 @@
-"""Chooses the next token from one row of logits. The readable twin of engine/cuda/kernels/sampling.cu.
+"""Chooses the next token from one row of logits. The readable twin of engine/cuda/sampling/sampling.cu.
 
 The order of the steps:
 
@@ -24,12 +24,12 @@ from numpy.typing import ArrayLike
 
 from engine.errors import InvalidRequestError
 from engine.sampling.filters import Ids, draw, keep_min_p, keep_typical, largest_ids, top_p_count
+from engine.sampling.fixed_point import F32, FloatArray, WeightArray, distances, exponential, fixed_point, share
 from engine.sampling.logprobs import check_logits, log_probabilities
 from engine.sampling.params import SamplingParams
 from engine.sampling.penalties import add_bias, penalize, window_of
 from engine.sampling.result import TokenSample
 from engine.sampling.rng import UNIFORM_BITS, uniform24
-from engine.sampling.weights import F32, FloatArray, WeightArray, distances, exponential, fixed_point, share
 
 FIRST_PREFIX = 1024
 

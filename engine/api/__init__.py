@@ -1,0 +1,1 @@
+"""The public calls: LLM, streams, perplexity and speed measurements."""

@@ -1,0 +1,460 @@
+"""The facade: text or token ids in, text and token ids out.
+
+Three thin levels over one path: generate() folds what stream() yields, stream() takes what step() produces. Knows
+neither HTTP nor devices; those are behind the runner.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+
+from engine.api.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
+from engine.api.stream import Stream
+from engine.config import PAGE, EngineConfig
+from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
+from engine.gguf import open_gguf
+from engine.model.loader import load_model
+from engine.model.memory import MemoryPlan
+from engine.request import GenerationResult, Request, StreamChunk, TokenSample
+from engine.runner.devices import open_runner
+from engine.runner.protocol import Runner
+from engine.sampling.params import MAX_SEED, SamplingParams
+from engine.sampling.rng import fresh_seed
+from engine.scheduling.loop import EngineLoop, Job
+from engine.scheduling.output import OutputAssembler
+from engine.text import ChatTemplate, Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BUNDLED_MODEL = Path(__file__).parent / "data" / "tales-Q4_K_M.gguf"
+"""A small story-telling model that comes with the package, so that everything can be tried without a download."""
+
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """An open model. Use it as a context manager, or call close().
+
+    All methods may be called from several threads at once; requests that run at the same time share one batch.
+
+    Args:
+        model: a GGUF file, any part of a split one; None opens the bundled demonstration model.
+        device: "auto" (a usable GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+        context_length: tokens of one sequence, prompt and output together; None takes what the model was trained for,
+            at most 8192.
+        kv_type: number format of the key-value cache, "f16" or "f32".
+        threads: CPU threads; None takes the physical cores.
+        max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
+        cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts, or as many
+            as the GPU's memory holds. Where it is too small for all, the youngest sequences wait.
+        prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
+        prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
+            the second of several samples.
+        deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
+        exact: on the CPU, keep everything in float32: about a third of the speed, no rounding of activations to 8 bits.
+        repack: on the CPU, keep a second copy of quantized weights in the order of the kernels, for speed.
+        eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph.
+        pre_tokenizer: overrides the pre-tokenizer that the file names.
+        chat_template: jinja2 source that replaces the file's chat template.
+        status: called with one short sentence whenever something takes longer ("preparing kernels ...").
+
+    Raises:
+        ModelFileError: the file is damaged, or something in it is not supported.
+        DeviceError: the device asked for cannot be used.
+        InvalidRequestError: a setting out of range.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        device: str = "auto",
+        context_length: int | None = None,
+        kv_type: str = "f16",
+        threads: int | None = None,
+        *,
+        max_sequences: int | None = None,
+        cache_tokens: int | None = None,
+        prefill_chunk: int | None = None,
+        prefix_cache: bool = True,
+        deterministic: bool = False,
+        exact: bool = False,
+        repack: bool = True,
+        eager: bool = False,
+        pre_tokenizer: str | None = None,
+        chat_template: str | None = None,
+        status: Callable[[str], None] | None = None,
+    ) -> None:
+        begin = time.perf_counter()
+        self.config = EngineConfig(
+            model=Path(model) if model is not None else BUNDLED_MODEL,
+            device=device,
+            context_length=context_length,
+            kv_type=kv_type,
+            threads=threads,
+            max_sequences=max_sequences,
+            cache_tokens=cache_tokens,
+            prefill_chunk=prefill_chunk,
+            prefix_cache=prefix_cache,
+            deterministic=deterministic,
+            exact=exact,
+            repack=repack,
+            eager=eager,
+        )
+        self._file = open_gguf(self.config.model)
+        try:
+            metadata = self._file.metadata
+            self.model = load_model(self._file, self.config.resolve_context)
+            self._tokenizer_error = ""
+            self._tokenizer = self._open_tokenizer(metadata, pre_tokenizer)
+            self._chat_source = chat_template
+            self._chat_template: ChatTemplate | None = None
+            self._runner = open_runner(self.config, self.model, status or (lambda _: None))
+        except BaseException:
+            self._file.close()
+            raise
+        self._loop = EngineLoop(self._runner, prefix_cache=prefix_cache)
+        self._ids = itertools.count(1)
+        self.load_seconds = time.perf_counter() - begin
+
+    def _open_tokenizer(self, metadata: Mapping[str, Any], pre: str | None) -> Tokenizer | None:
+        """The file's tokenizer; None where it has none or an unknown kind, which matters only if text is asked for."""
+        kind = metadata.get("tokenizer.ggml.model")
+        if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
+            self._tokenizer_error = f"{self.config.model} holds no tokenizer: give token ids instead of text"
+            return None
+        try:
+            return Tokenizer.from_metadata(metadata, pre=pre)
+        except TokenizerError as error:
+            self._tokenizer_error = str(error)
+            return None
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop all requests and free the cache, the weights and the file; a second call does nothing."""
+        self._loop.close()
+        self._file.close()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            TokenizerError: the file has none, or one that is not supported.
+        """
+        if self._tokenizer is None:
+            raise TokenizerError(self._tokenizer_error)
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be used; token ids always can."""
+        return self._tokenizer is not None
+
+    @property
+    def device(self) -> str:
+        """What the model runs on, for people."""
+        return self._runner.device_name
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of one sequence, prompt and output together."""
+        return self._runner.context_length
+
+    @property
+    def max_sequences(self) -> int:
+        """Sequences that run side by side."""
+        return self._runner.max_sequences
+
+    @property
+    def cache_tokens(self) -> int:
+        """Positions of the key-value cache, shared by all sequences."""
+        return self._runner.n_pages * PAGE
+
+    @property
+    def active_requests(self) -> int:
+        """Requests that are waiting or running."""
+        return self._loop.n_active
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads in use; None where the model does not run on the CPU."""
+        return self._runner.threads
+
+    def memory_plan(self) -> MemoryPlan:
+        """Bytes that the open model takes."""
+        return self._runner.memory_plan()
+
+    def read_bandwidth(self) -> float | None:
+        """Measure the bytes per second that the device reads from its memory; None where it cannot say."""
+        with self._loop.exclusive() as runner:
+            return runner.read_bandwidth()
+
+    def exclusive_runner(self) -> AbstractContextManager[Runner]:
+        """The runner for measurements outside the step loop; all requests wait meanwhile."""
+        return self._loop.exclusive()
+
+    @overload
+    def generate(self, prompt: str, params: SamplingParams | None = None) -> GenerationResult: ...
+    @overload
+    def generate(self, prompt: list[int], params: SamplingParams | None = None) -> GenerationResult: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Any], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[GenerationResult]: ...
+    def generate(
+        self, prompt: Any, params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> GenerationResult | list[GenerationResult]:
+        """Complete one prompt, or several in one batch.
+
+        Args:
+            prompt: text, or a list of token ids, or a list of such prompts (texts and id lists may be mixed).
+            params: for all prompts, or a list with one for each.
+
+        Returns:
+            One result for one prompt, a list in the same order for a list. With params.n above 1 it is the first of n
+            samples, and its attribute `samples` holds them all; they share the prompt's place in the cache.
+
+        Raises:
+            InvalidRequestError, ContextFullError: refused before anything ran.
+            EngineError: a step failed; its attribute `partial_results` holds the prompts that were finished.
+        """
+        prompts, single = as_prompts(prompt)
+        if isinstance(params, Sequence) and not isinstance(params, str):
+            each = list(params)
+        else:
+            each = [params or SamplingParams()] * len(prompts)
+        if len(each) != len(prompts):
+            raise InvalidRequestError(
+                f"{len(prompts)} prompts but {len(each)} SamplingParams; give one, or one for each"
+            )
+        groups = [self._samples(one, its) for one, its in zip(prompts, each, strict=True)]
+        grouped = [[Stream(self._loop, job) for job in jobs] for jobs in groups]
+        streams = [stream for group in grouped for stream in group]
+        results: list[GenerationResult] = []
+        try:
+            for group in grouped:
+                samples = tuple(stream.result() for stream in group)
+                results.append(replace(samples[0], samples=samples) if len(samples) > 1 else samples[0])
+        except Exception as error:
+            error.partial_results = results  # type: ignore[attr-defined]
+            raise
+        finally:
+            for stream in streams:
+                stream.close()
+        return results[0] if single else results
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
+        """Complete one prompt, chunk by chunk as the tokens come.
+
+        Closing or forgetting the stream ends the request and frees its place; its result() is what generate() returns.
+
+        Raises:
+            InvalidRequestError, ContextFullError: refused at once, before anything ran.
+        """
+        return Stream(self._loop, self._job(prompt, _one_sample(params)))
+
+    def sample_streams(self, prompt: Prompt, params: SamplingParams | None = None) -> list[Stream]:
+        """The params.n samples of one prompt, each a stream; they run side by side and share the prompt's pages.
+
+        Raises:
+            InvalidRequestError, ContextFullError: refused at once, before anything ran.
+        """
+        return [Stream(self._loop, job) for job in self._samples(prompt, params or SamplingParams())]
+
+    def require_chat_template(self) -> ChatTemplate:
+        """The chat template in force.
+
+        Raises:
+            InvalidRequestError: the model has none and none was given.
+            TokenizerError: it does not parse.
+        """
+        if self._chat_template is None:  # made on first use: most runs never chat
+            metadata = self._file.metadata
+            if self._chat_source is not None:
+                metadata = {**metadata, "tokenizer.chat_template": self._chat_source}
+            self._chat_template = ChatTemplate.from_metadata(metadata, self.tokenizer)
+        if self._chat_template is None:
+            raise InvalidRequestError(
+                f"{self.config.model} holds no chat template: use generate instead, or give a template of your own "
+                "(chat_template, --chat-template-file)"
+            )
+        self._chat_template.compile()
+        return self._chat_template
+
+    def render_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+        """The prompt that the model's chat template makes of messages, as token ids.
+
+        Raises:
+            InvalidRequestError: the model has no chat template, or the template refuses the messages.
+        """
+        tokenizer, template = self.tokenizer, self.require_chat_template()
+        text = template.render(list(messages), **variables)
+        return self._checked(tokenizer.encode_rendered(text))
+
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
+    ) -> GenerationResult:
+        """The model's answer to messages {"role": ..., "content": ...}, put into words by its chat template."""
+        return self.stream_chat(messages, params, **variables).result()
+
+    def stream_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
+    ) -> Stream:
+        """chat(), chunk by chunk."""
+        return self.stream(self.render_chat(messages, **variables), params)
+
+    def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
+        """Queue a prompt for step(); returns the id that its chunks will carry."""
+        job = self._job(prompt, _one_sample(params), by_step=True)
+        self._loop.submit([job])
+        return job.request.request_id
+
+    def step(self) -> list[StreamChunk]:
+        """Advance all running sequences by one step; returns the new chunks of requests made by add_request()."""
+        return self._loop.step()
+
+    def cancel(self, request_id: int) -> None:
+        """End a request: its last chunk has finish_reason "cancelled". Unknown and finished ids are ignored."""
+        self._loop.cancel(request_id)
+
+    def logits(self, prompt: Prompt) -> np.ndarray:
+        """Raw next-token scores after every token of a prompt: (T, V) float32.
+
+        Raises:
+            InvalidRequestError, ContextFullError: an impossible prompt.
+        """
+        ids = self.prompt_ids(prompt)
+        if len(ids) > self.context_length:
+            raise ContextFullError(len(ids), self.context_length)
+        with self._loop.exclusive() as runner:
+            return runner.logits(ids)
+
+    def perplexity(self, text: str, context: int = 512) -> float:
+        """How well the model predicts a text: exp of its mean loss per token, in chunks of `context` tokens.
+
+        See engine.api.perplexity for the method, which is llama.cpp's, and for running values and the standard error.
+
+        Raises:
+            InvalidRequestError, ContextFullError: the text is shorter than one chunk, or a chunk does not fit.
+        """
+        from engine.api.perplexity import cut, measure
+
+        *_, last = measure(self, cut(self, text, context))
+        return last.value
+
+    def score(self, chunks: Sequence[Sequence[int]], first: int = 1) -> Iterator[list[TokenSample]]:
+        """Log-probability of every token of each chunk from position `first` on, given those before it.
+
+        Chunks run in batches and are yielded in order; nothing is generated and no logits are kept.
+
+        Raises:
+            InvalidRequestError, ContextFullError: an impossible chunk, or no token behind `first`.
+        """
+        checked = [self._checked(chunk) for chunk in chunks]
+        for ids in checked:
+            if len(ids) > self.context_length + 1:
+                raise ContextFullError(len(ids) - 1, self.context_length)
+            if not 1 <= first < len(ids):
+                raise InvalidRequestError(
+                    f"first is {first}; allowed: 1 to {len(ids) - 1} for a chunk of {len(ids)} tokens"
+                )
+        params = SamplingParams(prompt_logprobs=0)
+        requests = [Request(next(self._ids), ids, params, 0, 0, score_from=first) for ids in checked]
+        streams = [Stream(self._loop, Job(request, OutputAssembler(request, None, ()))) for request in requests]
+        try:
+            while streams:
+                result = streams.pop(0).result()  # and forgotten: a long text has many chunks
+                yield [sample for sample in result.prompt_logprobs or () if sample is not None]
+        finally:
+            for stream in streams:
+                stream.close()
+
+    def _samples(self, prompt: Prompt, params: SamplingParams) -> list[Job]:
+        """One job for each sample of a prompt: seeds from the first one on, pages shared."""
+        first = self._job(prompt, params)
+        jobs, request = [first], first.request
+        for number in range(1, params.n):
+            following = replace(
+                request,
+                request_id=next(self._ids),
+                seed=(request.seed + number) % (MAX_SEED + 1),
+                shares_with=request.request_id,
+            )
+            jobs.append(Job(following, OutputAssembler(following, self._tokenizer, self._eog_ids)))
+        return jobs
+
+    @property
+    def _eog_ids(self) -> Collection[int]:
+        return self._tokenizer.eog_ids if self._tokenizer is not None else ()
+
+    def _job(self, prompt: Prompt, params: SamplingParams, *, by_step: bool = False) -> Job:
+        """Check a request against the model and the context; refuses what cannot run."""
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
+        ids = self.prompt_ids(prompt)
+        limit = self.context_length
+        room = limit - len(ids)
+        wanted = params.max_tokens if params.max_tokens is not None else max(room, 1)
+        if wanted > room:
+            parts = f"{len(ids)} of the prompt, {wanted} to generate"
+            raise ContextFullError(len(ids) + wanted, limit, parts=parts)
+        params.check_vocabulary(self._runner.config.vocab_size)
+        if params.stop:
+            _ = self.tokenizer  # stop strings need text
+        seed = params.seed if params.seed is not None else fresh_seed()
+        score_from = 1 if params.prompt_logprobs is not None else None
+        request = Request(next(self._ids), ids, params, seed, wanted, score_from)
+        return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids), by_step)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.
+
+        Raises:
+            InvalidRequestError: no prompt at all, an id outside the vocabulary, or an empty one where there is no such
+                token.
+        """
+        if not is_prompt_like(prompt):
+            raise not_a_prompt(prompt)
+        if isinstance(prompt, str):
+            ids = list(self.tokenizer.encode(prompt, add_special=True, parse_special=True))
+        else:
+            ids = list(prompt)
+        if not ids and self._tokenizer is not None and self._tokenizer.bos_id is not None:
+            ids = [self._tokenizer.bos_id]
+        return self._checked(ids)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        if not ids:
+            raise InvalidRequestError(
+                "the prompt is empty and the model has no beginning-of-text token: give some text"
+            )
+        return [check_id(token_id, self._runner.config.vocab_size) for token_id in ids]
+
+
+def load_tokenizer(path: str | Path, *, pre_tokenizer: str | None = None) -> Tokenizer:
+    """The tokenizer of a GGUF file alone; the file needs no weights."""
+    with open_gguf(path) as file:
+        return Tokenizer.from_metadata(file.metadata, pre=pre_tokenizer)
+
+
+def _one_sample(params: SamplingParams | None) -> SamplingParams:
+    """Settings of a request that is followed chunk by chunk."""
+    params = params or SamplingParams()
+    if isinstance(params, SamplingParams) and params.n != 1:
+        raise InvalidRequestError(f"n is {params.n}; a stream gives one sample: use generate() or sample_streams()")
+    return params

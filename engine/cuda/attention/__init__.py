@@ -1,0 +1,1 @@
+"""Attention, RoPE with cache append, and the paged key-value cache."""

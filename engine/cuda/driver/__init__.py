@@ -1,0 +1,1 @@
+"""CUDA itself: compiling, launching, staging host data, captured graphs, errors."""

@@ -1,0 +1,145 @@
+"""Small things on their way to the device: collected by the host, put in their places by one kernel in stream order.
+
+The kernel reads pinned host memory itself, so that a step's news (tokens, positions, pages, settings of those who join)
+cost one launch and no copy of their own, and nobody waits. Must not know what the arrays mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.cuda.driver.compiler import Kernel, build
+from engine.cuda.driver.launch import launch
+
+FILES = ("moves.cu",)
+RECORD = np.dtype([("to", "<u8"), ("first", "<u4"), ("count", "<u4")])
+PIECE = 1024
+"""Words one block moves; longer arrays take several."""
+
+_RECORDS = 1024
+_WORDS = 1 << 16
+_BUFFERS = 4
+
+
+def kernel(name: str) -> Kernel:
+    """A kernel of moves.cu."""
+    return build(FILES).get(name)
+
+
+class Mapped:
+    """A pinned host array that kernels reach: `host` is numpy, `device` the same memory as a CuPy array."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, clear: bool = True) -> None:
+        import cupy
+
+        count = int(np.prod(shape))
+        n_bytes = count * np.dtype(dtype).itemsize
+        self._memory = cupy.cuda.alloc_pinned_memory(n_bytes)
+        self.host = np.frombuffer(self._memory, dtype, count).reshape(shape)
+        if clear:
+            self.host[:] = 0
+        outside = cupy.cuda.UnownedMemory(self._memory.ptr, n_bytes, self._memory)
+        self.device = cupy.ndarray(shape, np.dtype(dtype), cupy.cuda.MemoryPointer(outside, 0))
+
+
+class _Buffer:
+    def __init__(self) -> None:
+        import cupy
+
+        self.records = Mapped((_RECORDS * RECORD.itemsize // 4,), np.uint32)
+        self.data = Mapped((_WORDS,), np.uint32)
+        self.event = cupy.cuda.Event(disable_timing=True)
+        self.used = False
+
+
+class Staging:
+    """Collects writes to device arrays; send() makes them happen.
+
+    Writes to the same place must be in different sends: within one there is no order.
+
+    Args:
+        stream: the stream that everything is ordered on.
+        arena_words: 32-bit words of device memory for place().
+    """
+
+    def __init__(self, stream: Any, arena_words: int) -> None:
+        import cupy
+
+        self._stream = stream
+        self._scatter = kernel("scatter")
+        self._buffers = [_Buffer() for _ in range(_BUFFERS)]
+        self._next = 0
+        self._arena = cupy.empty(max(arena_words, 1), np.uint32)
+        self._arena_at = 0
+        self._targets: list[tuple[int, int, int]] = []
+        self._words = 0
+
+    def put(self, array: Any, at: int, values: npt.NDArray[Any]) -> None:
+        """Writes values (4- or 8-byte elements) into a contiguous device array from its element `at` on."""
+        assert values.dtype.itemsize % 4 == 0
+        pointer = int(array.data.ptr) + at * int(array.itemsize)
+        assert at * int(array.itemsize) + values.nbytes <= array.nbytes, "a write beyond the end of its array"
+        words = np.ascontiguousarray(values).reshape(-1).view(np.uint32)
+        for first in range(0, len(words), PIECE):
+            piece = words[first : first + PIECE]
+            if len(self._targets) == _RECORDS or self._words + len(piece) > _WORDS:
+                self.send()
+            if not self._targets:
+                self._claim()
+            self._buffers[self._next].data.host[self._words : self._words + len(piece)] = piece
+            self._targets.append((pointer + 4 * first, self._words, len(piece)))
+            self._words += len(piece)
+
+    def place(self, values: npt.NDArray[Any]) -> Any:
+        """Gives an array on the device that holds the values after the next send(), until the arena is used anew."""
+        n = values.nbytes // 4
+        assert self._arena_at + n <= self._arena.size, "the arena of a batch is too small"
+        view = self._arena[self._arena_at : self._arena_at + n].view(values.dtype).reshape(values.shape)
+        self._arena_at += -(-n // 4) * 4  # aligned to 16 bytes
+        if n:
+            self.put(view, 0, values)
+        return view
+
+    def rewind(self) -> None:
+        """The arena may be used anew; safe at once, because whatever reads it was launched before."""
+        self._arena_at = 0
+
+    def send(self) -> None:
+        """Launches the copies; later launches of the stream see them."""
+        if not self._targets:
+            return
+        buffer = self._buffers[self._next]
+        n = len(self._targets)
+        records = np.array(self._targets, dtype=RECORD)
+        buffer.records.host[: n * RECORD.itemsize // 4] = records.view(np.uint32)
+        self._targets, self._words = [], 0
+        args = (buffer.records.device, buffer.data.device)
+        launch(self._scatter, n, 256, args, stream=self._stream, pdl=False)
+        buffer.event.record(self._stream)
+        buffer.used = True
+        self._next = (self._next + 1) % _BUFFERS
+
+    def drop(self) -> None:
+        """Forgets what was put and not sent."""
+        self._targets, self._words = [], 0
+
+    def _claim(self) -> None:
+        """Waits until the device is done with the buffer that is filled next; it nearly always is."""
+        buffer = self._buffers[self._next]
+        if buffer.used:
+            buffer.event.synchronize()
+
+
+def gather_rows(x: Any, index: Any, out: Any) -> None:
+    """out (R, D) = x[index] for float32 rows (T, D) and int32 index (R,); both contiguous."""
+    assert x.shape[1] == out.shape[1]
+    launch(kernel("gather_rows"), int(index.size), 256, (x, index, out, int(x.shape[1])), pdl=False)
+
+
+def addresses(arrays: Sequence[Any]) -> npt.NDArray[np.uint64]:
+    """Device addresses of arrays."""
+    return np.array([array.data.ptr for array in arrays], np.uint64)

@@ -1,0 +1,353 @@
+"""Mixture of experts in decoding: the chosen experts' products straight from their packed weights.
+
+Letters: B rows, E experts, U experts a row uses, D width, F width of an expert. Which experts are read is decided on
+the device, so a captured step reads only their bytes. Must not know of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.cuda.driver.compiler import build, device_arch, shared_limit
+from engine.cuda.driver.launch import launch
+from engine.cuda.experts.router import MAX_EXPERTS, Routing, route_job
+from engine.cuda.formats.grid_tables import grid_bytes
+from engine.cuda.formats.layouts import LAYOUTS, TILE_ROWS
+from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.matrix.matvec import UNQUANTIZED, Activation
+from engine.gguf.types import GGMLType
+
+_FILES = ("formats.cuh", "formats_coded.cuh", "matvec_tile.cuh", "route.cuh", "moe.cu")
+_SPLIT = 2
+_HEAD_WARPS = 4  # a head's matrix has few columns
+
+
+def can_gather(gate: GGMLType, up: GGMLType, width: int, model_width: int) -> bool:
+    """Whether experts of these types and widths fit the kernels: gate and up alike, and whole tiles per expert."""
+    return gate is up and gate in LAYOUTS and width % (TILE_ROWS // 2) == 0 and model_width % TILE_ROWS == 0
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Warps of a block of either launch, and the bytes of their rings of weights.
+
+    Where memory and registers of a multiprocessor hold a block of each, the second product's weights travel while the
+    first one computes.
+    """
+
+    gate_up: int
+    down: int
+    ring: int
+
+
+def _blocks(arch: int, type: GGMLType) -> _Blocks:
+    """The blocks for a card and a type."""
+    limit = shared_limit(arch)
+    if limit >= 200 << 10:
+        # On an H200, 8 of 128 experts of 768x2048, Q4_K, behind attention's output and the router, us for 1 and 4 rows:
+        # 18.8 and 47.7; 12 warps for gate and up 19.0 and 53.1, 8 for down 19.0 and 49.5, 12 and 24 20.4 and 59.8.
+        return _Blocks(6, 12, 112 << 10)
+    ring = (limit - (52 << 10)) * 3 // 4  # the rest is for what rows bring, and rounding
+    warps = next((warps for warps in (12, 8, 4) if warps * _slot(type) <= ring), 2)
+    return _Blocks(warps, warps, ring)
+
+
+def _depth(type: GGMLType, warps: int, arch: int, units: int = 8) -> int:
+    """Chunks a warp keeps in flight; `units`: those it has in all."""
+    return max(1, min(8, units, _blocks(arch, type).ring // (warps * _slot(type))))
+
+
+def _slot(type: GGMLType) -> int:
+    return -(-LAYOUTS[type].chunk_bytes // 16) * 16
+
+
+def build_job(
+    type: GGMLType, activation: Activation, routing: Routing, warps: int, arch: int, units: int = 8
+) -> tuple[tuple[str, ...], dict[str, object]]:
+    """The (files, defines) pair of the kernels for experts of a type, for module.prebuild; units: see _depth."""
+    return _FILES, {
+        "FORMAT0": type.name,
+        "NB": 1,
+        "GROUPS_OF_NB": 1,
+        "RESIDENT": 1,
+        "ONE_SLAB": 1,
+        "WARPS": warps,
+        "SPLIT": _SPLIT,
+        "DEPTH": _depth(type, warps, arch, units),
+        "SLOT": _slot(type),
+        "ACTIVATION": int(activation),
+        **({"SHARED_GRIDS": 1} if grid_bytes([type]) else {}),
+        **routing.defines,
+    }
+
+
+def build_jobs(
+    gate_up: GGMLType, down: GGMLType, activation: Activation, routing: Routing, arch: int, width: int, columns: int
+) -> list[tuple[tuple[str, ...], dict[str, object]]]:
+    """All build jobs of ExpertProducts for experts of that width in a model of that width, and of route()."""
+    return [
+        _gate_up_job(gate_up, activation, routing, arch, columns),
+        _down_job(down, activation, routing, arch, width),
+        route_job(routing),
+    ]
+
+
+def _gate_up_job(
+    type: GGMLType, activation: Activation, routing: Routing, arch: int, columns: int
+) -> tuple[tuple[str, ...], dict[str, object]]:
+    units = _gate_up_units(LAYOUTS[type].chunks(columns))
+    return build_job(type, activation, routing, _blocks(arch, type).gate_up, arch, units)
+
+
+def _down_job(
+    type: GGMLType, activation: Activation, routing: Routing, arch: int, width: int
+) -> tuple[tuple[str, ...], dict[str, object]]:
+    warps = _blocks(arch, type).down
+    units = _down_units(routing.n_used, LAYOUTS[type].chunks(width), warps)
+    return build_job(type, activation, routing, warps, arch, units)
+
+
+def _gate_up_units(chunks: int) -> int:
+    return -(-chunks // _SPLIT)
+
+
+def _down_units(used: int, chunks: int, warps: int) -> int:
+    return -(-used * chunks // warps)
+
+
+class ExpertProducts:
+    """The gated feed-forward parts of a layer's experts: out (+)= sum_u w_u * down_u(f(gate_u n(x)) * up_u n(x)).
+
+    A (row, expert) pair is computed by itself, so a row's bits do not depend on the other rows.
+
+    Args:
+        gate_up: paired matrix (E * F, D), expert after expert.
+        down: matrix (E * D, F).
+        routing: how a row chooses.
+        activation: f.
+        router_bias: float32 (E,) added to the gates for choosing only, or None.
+        gate_bias: float32 (E, F) or None. up_bias likewise. down_bias: float32 (E, D) or None.
+        weigh_input: the weights multiply the experts' input instead of their output.
+    """
+
+    def __init__(
+        self,
+        gate_up: PackedMatrix,
+        down: PackedMatrix,
+        routing: Routing,
+        activation: Activation,
+        *,
+        router_bias: Any = None,
+        gate_bias: Any = None,
+        up_bias: Any = None,
+        down_bias: Any = None,
+        weigh_input: bool = False,
+    ) -> None:
+        assert gate_up.paired and not down.paired
+        self.routing = routing
+        self.width, self.columns = gate_up.rows // routing.n_experts, gate_up.columns
+        assert gate_up.rows == self.width * routing.n_experts and down.rows == self.columns * routing.n_experts
+        assert down.columns == self.width
+        assert self.width % (TILE_ROWS // 2) == 0 and self.columns % TILE_ROWS == 0, "whole tiles per expert"
+        self._gate_up, self._down = gate_up, down
+        self._activation = activation
+        self._router_bias = router_bias
+        self._gate_bias, self._up_bias, self._down_bias = gate_bias, up_bias, down_bias
+        self._weigh_input = weigh_input
+
+    def gate_up(
+        self,
+        x: Any,
+        scores: Any,
+        h: Any,
+        *,
+        norm: Any = None,
+        eps: float = 0.0,
+        positions: Any = None,
+        stream: Any = None,
+    ) -> None:
+        """Routing and the experts' first products: h = f(gate n(x)) * up n(x) for every (row, expert) pair.
+
+        Started early: x is read before the wait, so one launch that waits first must stand between the one that writes
+        x and this one. The router's product does.
+
+        Args:
+            x: float32 (B, D), rows contiguous.
+            scores: float32 (B, E), contiguous: raw outputs of the router.
+            h: float32 (B * U, F), contiguous, written.
+            norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
+            eps: its epsilon.
+            positions: int32 (B,); rows with -1 are inactive and left alone. None: all are active.
+            stream: the current stream when left out.
+        """
+        rows, used = int(x.shape[0]), self.routing.n_used
+        assert scores.shape == (rows, self.routing.n_experts)
+        assert h.shape == (rows * used, self.width)
+        assert x.shape[1] == self.columns
+        matrix, arch = self._gate_up, device_arch()
+        warps = _blocks(arch, matrix.type).gate_up
+        tiles = matrix.tiles // self.routing.n_experts
+        shared = gate_up_bytes(matrix.type, matrix.layout.chunks(self.columns), arch)
+        files, defines = _gate_up_job(matrix.type, self._activation, self.routing, arch, self.columns)
+        kernel = build(files, defines=defines).get("moe_gate_up")
+        kernel.allow_shared(shared)
+        args = (
+            matrix.data,
+            matrix.scale,
+            tiles,
+            self.width,
+            self.columns,
+            scores,
+            self._router_bias,
+            float(self.routing.weight_scale),
+            positions,
+            int(self._weigh_input),
+            x,
+            x.strides[0] // 4,
+            norm,
+            float(eps),
+            self._gate_bias,
+            self._up_bias,
+            h,
+            1.0 / self.columns,
+        )
+        grid = (-(-tiles // (warps // _SPLIT)), rows * used)
+        launch(kernel, grid, warps * 32, args, shared=shared, stream=stream)
+
+    def down(
+        self, scores: Any, h: Any, out: Any, *, add: bool = True, positions: Any = None, stream: Any = None
+    ) -> None:
+        """The experts' second product and their weighted sum: out (B, D) float32 (+)= sum_u w_u * down_u(h).
+
+        scores, h and positions are gate_up's; inactive rows of out are left alone. Started early: scores and out are
+        read before the wait; gate_up stands between them and what wrote them.
+        """
+        assert out.shape == (scores.shape[0], self.columns)
+        arch = device_arch()
+        _launch_down(
+            self._down,
+            self.routing,
+            _down_job(self._down.type, self._activation, self.routing, arch, self.width),
+            _blocks(arch, self._down.type).down,
+            (None, scores, self._router_bias, float(self.routing.weight_scale), positions, int(not self._weigh_input)),
+            h,
+            self._down_bias,
+            out,
+            add=add,
+            stream=stream,
+        )
+
+
+def _quad_bytes(type: GGMLType) -> int:
+    """Shared memory of 128 inputs: two bytes each, a scale per 32, a sum per 16; or pairs of halfs with a scale."""
+    return 528 if type in UNQUANTIZED else 304
+
+
+class HeadProducts:
+    """out[t, h] = W_h x[t, h]: every head of a row times a matrix of its own, all in one launch.
+
+    It is the experts' second product with one expert for each pair of a row and a head.
+
+    Args:
+        matrix: (H * N, K), head after head, N a multiple of 16.
+        heads: H.
+        rows: most rows T of a call.
+    """
+
+    def __init__(self, matrix: PackedMatrix, heads: int, rows: int) -> None:
+        import cupy
+
+        assert not matrix.paired and matrix.rows % (heads * TILE_ROWS) == 0
+        self.matrix = matrix
+        self.heads = heads
+        self._ids = cupy.asarray(np.tile(np.arange(heads, dtype=np.int32), rows).reshape(-1, 1))
+
+    def __call__(self, x: Any, out: Any) -> None:
+        """Multiplies: x float32 (T * H, K), out float32 (T * H, N), both contiguous and apart."""
+        pairs, matrix = int(x.shape[0]), self.matrix
+        assert x.shape[1] == matrix.columns and out.shape == (pairs, matrix.rows // self.heads)
+        assert x.flags.c_contiguous and out.flags.c_contiguous and pairs <= self._ids.size
+        job = head_job(matrix.type, self.heads, device_arch())
+        routing = _one_of(self.heads)
+        chosen = (self._ids[:pairs], None, None, 1.0, None, 0)
+        _launch_down(matrix, routing, job, _HEAD_WARPS, chosen, x, None, out, add=False)
+
+
+def can_multiply_heads(type: GGMLType, rows: int, heads: int) -> bool:
+    """Whether HeadProducts takes matrices of a type with so many rows each."""
+    return type in LAYOUTS and rows % TILE_ROWS == 0 and heads <= MAX_EXPERTS
+
+
+def head_job(type: GGMLType, heads: int, arch: int) -> tuple[tuple[str, ...], dict[str, object]]:
+    """The (files, defines) pair of HeadProducts, for module.prebuild."""
+    return build_job(type, Activation.NONE, _one_of(heads), _HEAD_WARPS, arch)
+
+
+def _one_of(heads: int) -> Routing:
+    return Routing(heads, 1)
+
+
+def _fixed_bytes(type: GGMLType, warps: int, arch: int, units: int) -> int:
+    """Shared memory of the rings, their barriers and the partial sums."""
+    return warps * (_depth(type, warps, arch, units) * (_slot(type) + 8) + 64) + 8
+
+
+def gate_up_bytes(type: GGMLType, chunks: int, arch: int) -> int:
+    """Shared memory of a block of moe_gate_up for rows of so many chunks."""
+    warps = _blocks(arch, type).gate_up
+    inputs = chunks * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
+    return _fixed_bytes(type, warps, arch, _gate_up_units(chunks)) + 16 * -(-warps // 4) + inputs
+
+
+def down_bytes(type: GGMLType, pairs: int, chunks: int, arch: int) -> int:
+    """Shared memory of a block of moe_down for a row's pairs of so many chunks each."""
+    warps = _blocks(arch, type).down
+    units = _down_units(pairs, chunks, warps)
+    return _fixed_bytes(type, warps, arch, units) + _down_inputs(type, warps, units)
+
+
+def _down_inputs(type: GGMLType, warps: int, units: int) -> int:
+    return warps * units * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
+
+
+def _launch_down(
+    matrix: PackedMatrix,
+    routing: Routing,
+    job: tuple[tuple[str, ...], dict[str, object]],
+    warps: int,
+    chosen: tuple[Any, ...],
+    h: Any,
+    bias: Any,
+    out: Any,
+    *,
+    add: bool,
+    stream: Any = None,
+) -> None:
+    """Launches moe_down: out[row] (+)= sum over its experts e of weight * (W_e h[row, e] + bias_e).
+
+    chosen: the kernel's arguments ids .. weigh, which say what the experts are.
+    """
+    files, defines = job
+    rows, tiles = int(out.shape[0]), matrix.tiles // routing.n_experts
+    units = _down_units(routing.n_used, matrix.layout.chunks(matrix.columns), warps)
+    ring = warps * (int(str(defines["DEPTH"])) * (_slot(matrix.type) + 8) + 64) + 8
+    shared = ring + _down_inputs(matrix.type, warps, units)
+    kernel = build(files, defines=defines).get("moe_down")
+    kernel.allow_shared(shared)
+    args = (
+        matrix.data,
+        matrix.scale,
+        tiles,
+        matrix.rows // routing.n_experts,
+        matrix.columns,
+        *chosen,
+        h,
+        bias,
+        out,
+        out.strides[0] // 4,
+        int(add),
+    )
+    launch(kernel, (tiles, rows), warps * 32, args, shared=shared, stream=stream)

@@ -1,0 +1,243 @@
+"""A mixture of experts over the rows of a decode step on Hopper: rows that chose the same expert read it together.
+
+Letters: B rows, E experts, U experts a row uses, D width, F width of an expert. A pair is a row and one of its experts;
+up to 8 pairs of one expert form a group, which reads the expert once (moe_rows.cu). A row's bits do not depend
+on the other rows. Inputs and hidden vectors are float16, as in prompts. Must not know of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from engine.cuda.driver.compiler import build, device_arch
+from engine.cuda.driver.launch import launch
+from engine.cuda.experts.router import Routing, route, route_job
+from engine.cuda.formats.layouts import LAYOUTS
+from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.matrix.matvec import Activation
+from engine.gguf.types import GGMLType
+
+_FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "moe_rows.cu")
+_BEGIN_FILES = ("moe_rows_begin.cu",)
+_ARCH = 90
+GROUP = 8
+"""Pairs of a group: the columns of one product of the tensor cores."""
+MAX_ROWS = 64
+"""Rows of one turn; more take several."""
+SHARING_ROWS = 5
+"""From so many sequences on, rows of decode steps share experts, unless bits must not depend on the number.
+
+On an H200, 8 of 128 experts of 768 x 2048, Q4_K with half of down Q6_K, microseconds a layer, sharing and pair by pair:
+1 row 22 and 13, 4 rows 42 and 44, 8 rows 61 and 80, 16 rows 85 and 150, 64 rows 119 and 570."""
+_ALIGNED = 1024
+_BEGIN_WARPS = 16
+_END_COLUMNS = 512
+
+Job = tuple[tuple[str, ...], dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Shape of a block.
+
+    Attributes:
+        warps: warps of a block.
+        split: warps that share the columns of one tile; it decides the order of sums.
+        ring: most bytes of weights in flight.
+        depth: most chunks that a warp keeps in flight.
+    """
+
+    warps: int = 16
+    split: int = 1
+    ring: int = 112 << 10
+    depth: int = 3
+
+    def chunks(self, type: GGMLType) -> int:
+        """Chunks a warp keeps in flight."""
+        return max(1, min(self.depth, self.ring // (self.warps * LAYOUTS[type].chunk_bytes)))
+
+    def shared(self, type: GGMLType) -> int:
+        """Bytes of shared memory of a block."""
+        sums = 512 if self.split > 1 else 0
+        return self.warps * (self.chunks(type) * (LAYOUTS[type].chunk_bytes + 8) + sums)
+
+
+def choose_tuning(type: GGMLType, columns: int) -> Tuning:
+    """The block for matrices of a type with so many columns.
+
+    On an H200, 8 of 128 experts of 768 x 2048 (8 and 3 chunks), 16 rows: 85 us a layer, 95 with two warps a tile.
+    Experts with more columns are fewer, and so are the tiles of one row.
+    """
+    chunks = LAYOUTS[type].chunks(columns)
+    return Tuning(split=1 if chunks <= 16 else 2 if chunks <= 32 else 4)
+
+
+def can_share(gate_up: GGMLType, down: GGMLType, width: int, columns: int, arch: int) -> bool:
+    """Whether experts of these types and this size, which can be gathered (moe.py), are served on a card."""
+    shapes = ((gate_up, columns), (down, width))
+    return arch == _ARCH and all(t is not GGMLType.F32 and k % LAYOUTS[t].chunk_columns == 0 for t, k in shapes)
+
+
+def _job(type: GGMLType, activation: Activation, columns: int) -> Job:
+    tuning = choose_tuning(type, columns)
+    return _FILES, {
+        "FORMAT0": type.name,
+        "ACTIVATION": int(activation),
+        "WARPS": tuning.warps,
+        "SPLIT": tuning.split,
+        "DEPTH": tuning.chunks(type),
+        "SLOT": LAYOUTS[type].chunk_bytes,
+    }
+
+
+def build_jobs(
+    gate_up: GGMLType, down: GGMLType, activation: Activation, routing: Routing, width: int, columns: int
+) -> list[Job]:
+    """All build jobs of RowExperts, for module.prebuild."""
+    products = [_job(gate_up, activation, columns), _job(down, activation, width)]
+    return [*products, (_BEGIN_FILES, {}), route_job(routing)]
+
+
+def _groups(rows: int, routing: Routing) -> int:
+    """Most groups that so many rows may form."""
+    pairs = rows * routing.n_used
+    return (pairs + (GROUP - 1) * min(pairs, routing.n_experts)) // GROUP
+
+
+def _sections(rows: int, routing: Routing, width: int, columns: int) -> list[int]:
+    """Bytes of: inputs and later results, hidden vectors, the table of groups, places, ids, weights."""
+    places, pairs = GROUP * _groups(rows, routing), rows * routing.n_used
+    sizes = [4 * places * columns, 2 * places * width, 4 * (1 + places // GROUP), *[4 * pairs] * 3]
+    return [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
+
+
+def room_bytes(rows: int, routing: Routing, width: int, columns: int) -> int:
+    """Scratch memory of a call for at most so many rows."""
+    return sum(_sections(min(rows, MAX_ROWS), routing, width, columns))
+
+
+class RowExperts:
+    """out += sum_u weight_u * down_u(f(gate_u n(x)) * up_u n(x)) for the experts u that each row chooses.
+
+    Args:
+        gate_up: paired matrix (E * F, D), expert after expert.
+        down: matrix (E * D, F).
+        routing: how a row chooses.
+        activation: f.
+        router_bias: float32 (E,) added to the gates for choosing only, or None.
+        gate_bias: float32 (E, F) or None. up_bias likewise. down_bias: float32 (E, D) or None.
+        weigh_input: the weights multiply the experts' input instead of their output.
+    """
+
+    def __init__(
+        self,
+        gate_up: PackedMatrix,
+        down: PackedMatrix,
+        routing: Routing,
+        activation: Activation,
+        *,
+        router_bias: Any = None,
+        gate_bias: Any = None,
+        up_bias: Any = None,
+        down_bias: Any = None,
+        weigh_input: bool = False,
+    ) -> None:
+        import cupy
+
+        assert gate_up.paired and not down.paired
+        self._blocks = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+        self.routing = routing
+        self.width, self.columns = gate_up.rows // routing.n_experts, gate_up.columns
+        assert can_share(gate_up.type, down.type, self.width, self.columns, device_arch())
+        self._gate_up, self._down = gate_up, down
+        self._activation = activation
+        self._router_bias = router_bias
+        self._gate_bias, self._up_bias, self._down_bias = gate_bias, up_bias, down_bias
+        self._weigh_input = weigh_input
+
+    def __call__(
+        self,
+        x: Any,
+        scores: Any,
+        room: Any,
+        out: Any,
+        *,
+        norm: Any = None,
+        eps: float = 0.0,
+        positions: Any = None,
+    ) -> None:
+        """Adds the experts that each row chooses.
+
+        Args:
+            x: float32 (B, D), rows contiguous, 16-byte aligned.
+            scores: float32 (B, E), contiguous: raw outputs of the router.
+            room: uint8, 1024-byte aligned, at least room_bytes(B, ...) long.
+            out: float32 (B, D), as x, added to; may be x.
+            norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
+            eps: its epsilon.
+            positions: int32 (B,); rows with -1 are left alone. None: there are none.
+        """
+        for first in range(0, int(x.shape[0]), MAX_ROWS):
+            turn = slice(first, first + MAX_ROWS)
+            active = None if positions is None else positions[turn]
+            self._turn(x[turn], scores[turn], room, out[turn], norm, eps, active)
+
+    def _turn(self, x: Any, scores: Any, room: Any, out: Any, norm: Any, eps: float, positions: Any) -> None:
+        import cupy
+
+        rows, columns, routing = int(x.shape[0]), self.columns, self.routing
+        assert x.shape == out.shape == (rows, columns) and scores.shape == (rows, routing.n_experts)
+        assert all((a.data.ptr | a.strides[0]) % 16 == 0 for a in (x, out))
+        sizes = _sections(rows, routing, self.width, columns)
+        assert room.nbytes >= sum(sizes)
+        parts, start = [], 0
+        for size in sizes:
+            parts.append(room[start : start + size])
+            start += size
+        operand, hidden, table, places, ids = (part.view(cupy.int32) for part in parts[:5])
+        pairs, used = rows * routing.n_used, routing.n_used
+        chosen = ids[:pairs].reshape(rows, used), parts[5].view(cupy.float32)[:pairs].reshape(rows, used)
+        route(routing, scores, *chosen, bias=self._router_bias, positions=positions)
+        kernels = build(_BEGIN_FILES, defines={})
+        begin = (
+            *chosen,
+            used,
+            routing.n_experts,
+            x,
+            x.strides[0] // 4,
+            norm,
+            float(eps),
+            columns,
+            int(self._weigh_input),
+            table,
+            places,
+            operand,
+        )
+        launch(kernels.get("moe_rows_begin"), rows, _BEGIN_WARPS * 32, begin)
+        biases = (self._gate_bias, self._up_bias)
+        self._multiply("moe_rows_gate_up", self._gate_up, table, operand, (*biases, hidden))
+        self._multiply("moe_rows_down", self._down, table, hidden, (self._down_bias, operand))
+        weights = None if self._weigh_input else chosen[1]
+        end = (operand, places, weights, used, columns, out, out.strides[0] // 4)
+        launch(kernels.get("moe_rows_end"), (-(-columns // _END_COLUMNS), rows), _END_COLUMNS // 4, end)
+
+    def _multiply(self, name: str, matrix: PackedMatrix, table: Any, operand: Any, more: tuple[Any, ...]) -> None:
+        files, defines = _job(matrix.type, self._activation, matrix.columns)
+        tuning = choose_tuning(matrix.type, matrix.columns)
+        kernel = build(files, defines=defines).get(name)
+        shared, experts = tuning.shared(matrix.type), self.routing.n_experts
+        kernel.allow_shared(shared)
+        kernel.leave_cache(shared)
+        chunks = matrix.layout.chunks(matrix.columns)
+        args = (
+            matrix.data,
+            matrix.scale,
+            matrix.tiles // experts,
+            chunks,
+            matrix.rows // experts,
+            table,
+            operand,
+            *more,
+        )
+        launch(kernel, self._blocks, tuning.warps * 32, args, shared=shared)

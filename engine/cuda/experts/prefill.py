@@ -1,0 +1,156 @@
+"""A mixture of experts over many rows on Hopper: rows are grouped by expert, each expert multiplies only its own.
+
+Letters: T rows, E experts, U experts a row uses, D width, F width of an expert, P places. A row's bits do not depend on
+the other rows: those of the products do not (gemm.py), and sums follow the row's own order. Must not know of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from engine.cuda.driver.compiler import build
+from engine.cuda.driver.launch import launch
+from engine.cuda.experts.router import MAX_EXPERTS, Routing, route
+from engine.cuda.matrix.gemm import EXPERT_TILES, Gemm, Job, Operand, Tile, TokenTiles, make_operand, operand_bytes
+from engine.cuda.matrix.matvec import MatVec
+
+GROUPED_ROWS = 65
+"""From so many sequences on, decode steps group their rows as prompts do, unless bits must not depend on the number:
+more than one turn of moe_rows.py."""
+
+_FILES = ("experts.cu",)
+_ALIGNED = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class StackedExperts:
+    """The experts of a layer, one below the other.
+
+    Attributes:
+        gate_up: one paired matrix (E * F, D). down: one matrix (E * D, F).
+        routing: how a row chooses.
+        bias: float32 (E,) added to the gates for choosing only, or None.
+    """
+
+    gate_up: MatVec
+    down: MatVec
+    routing: Routing
+    bias: Any = None
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self.gate_up.width // self.routing.n_experts
+
+    @property
+    def columns(self) -> int:
+        """D."""
+        return self.gate_up.columns
+
+
+def can_stack(width: int, columns: int, n_experts: int) -> bool:
+    """Whether the kernels take experts of this size: whole runs of 64 outputs, whole blocks of columns."""
+    return width % 128 == 0 and columns % 128 == 0 and n_experts <= MAX_EXPERTS
+
+
+def expert_tile(rows: int, routing: Routing) -> Tile:
+    """The tile shape for so many rows: about as many tokens as an expert gets."""
+    mean = rows * routing.n_used / routing.n_experts
+    return next((tile for tile in EXPERT_TILES if mean <= 0.75 * tile.tokens), EXPERT_TILES[-1])
+
+
+def _places(rows: int, routing: Routing) -> int:
+    """P: where pairs may lie when every expert begins with a tile of its own."""
+    pairs, tile = rows * routing.n_used, expert_tile(rows, routing).tokens
+    used = min(pairs, routing.n_experts)
+    return (pairs + used * (tile - 1)) // tile * tile
+
+
+def _sections(rows: int, routing: Routing, width: int, columns: int) -> list[int]:
+    """Bytes of: inputs and later results, hidden vectors, the table of tiles, places, ids, weights."""
+    places, pairs = _places(rows, routing), rows * routing.n_used
+    sizes = [
+        max(operand_bytes(places, columns), 4 * places * columns),
+        operand_bytes(places, width),
+        4 * (1 + places // EXPERT_TILES[0].tokens),
+        4 * pairs,
+        4 * pairs,
+        4 * pairs,
+    ]
+    return [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
+
+
+def room_bytes(rows: int, routing: Routing, width: int, columns: int) -> int:
+    """Scratch memory of run() for at most so many rows."""
+    return max(sum(_sections(n, routing, width, columns)) for n in _turns(rows, routing))
+
+
+def _turns(rows: int, routing: Routing) -> set[int]:
+    """The numbers of rows up to `rows` that may need most: the last of each tile shape."""
+    limits = (int(0.75 * tile.tokens * routing.n_experts / routing.n_used) for tile in EXPERT_TILES)
+    return {rows, *(limit for limit in limits if 1 <= limit < rows)}
+
+
+def build_jobs() -> list[Job]:
+    """The (files, defines) pairs needed beside gemm.expert_jobs, for module.prebuild."""
+    return [(_FILES, {})]
+
+
+def run(
+    experts: StackedExperts,
+    gemm: Gemm,
+    x: Any,
+    scores: Any,
+    room: Any,
+    *,
+    out: Any = None,
+    norm: Any = None,
+    eps: float = 0.0,
+    positions: Any = None,
+) -> None:
+    """out += sum_u weight_u * down_u(f(gate_u n(x)) * up_u n(x)) for the experts u that each row chooses.
+
+    Args:
+        experts: the weights.
+        gemm: the products, with f.
+        x: float32 (T, D), rows contiguous.
+        scores: float32 (T, E), contiguous: raw outputs of the router.
+        room: uint8, 1024-byte aligned, at least room_bytes(T, ...) long.
+        out: float32 (T, D), rows contiguous, added to; x when left out.
+        norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
+        eps: its epsilon.
+        positions: int32 (T,); rows with -1 are left alone. None: there are none.
+    """
+    import cupy
+
+    out = x if out is None else out
+
+    routing, width, columns = experts.routing, experts.width, experts.columns
+    rows, used = int(x.shape[0]), routing.n_used
+    sizes = _sections(rows, routing, width, columns)
+    assert x.shape[1] == columns and room.nbytes >= sum(sizes)
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(room[start : start + size])
+        start += size
+    first, second = parts[:2]
+    table, places, ids = (part.view(cupy.int32) for part in parts[2:5])
+    ids, weights = (part[: rows * used].reshape(rows, used) for part in (ids, parts[5].view(cupy.float32)))
+
+    route(routing, scores, ids, weights, bias=experts.bias, positions=positions)
+    tile, most = expert_tile(rows, routing), _places(rows, routing)
+    kernels = build(_FILES, defines={})
+    launch(kernels.get("group_rows"), routing.n_experts, 256, (ids, rows * used, tile.tokens, table, places))
+    tiles = TokenTiles(tile, most // tile.tokens, table, routing.n_experts)
+    operand = make_operand(x, first, norm=norm, eps=eps, places=places, copies=used, room_rows=most)
+    hidden = Operand(second, most, width)
+    gemm.experts(experts.gate_up, operand, second, tiles)
+    results = first.view(cupy.float32)[: most * columns].reshape(most, columns)
+    gemm.experts(experts.down, hidden, results, tiles)
+    launch(
+        kernels.get("add_experts"),
+        rows,
+        256,
+        (results, places, weights, used, columns, out, out.strides[0] // 4),
+    )

@@ -1,0 +1,168 @@
+"""Which experts a row uses: how they are chosen, and the scores they are chosen by, in a launch shaped for latency.
+
+Letters: B or T rows, E experts, U experts a row uses, D width. The launch serves unquantized routers;
+others are products like any other. Must not know of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from engine.cuda.driver.compiler import build
+from engine.cuda.driver.launch import launch
+from engine.cuda.matrix.linear import Projection
+from engine.cuda.matrix.matvec import UNQUANTIZED
+from engine.gguf.types import GGMLType
+
+_FILES = ("formats.cuh", "formats_coded.cuh", "router.cu")
+_ROUTE_FILES = ("route.cuh", "route.cu")
+MAX_EXPERTS = 1024
+MAX_USED = 32
+_FOURS = 2  # of columns, that a thread of the kernel keeps in registers
+
+
+class Gating(IntEnum):
+    """What router scores become before experts are chosen."""
+
+    SOFTMAX = 0
+    SIGMOID = 1
+    SOFTMAX_OF_CHOSEN = 2
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a row's experts are chosen and weighted; see route.cuh.
+
+    Attributes:
+        n_experts: E. n_used: U.
+        gating: function of the scores.
+        groups: equal groups of consecutive experts, 1 = none. groups_used: groups to choose from.
+        normalize: divide the weights by their sum.
+        weight_scale: factor of the weights.
+    """
+
+    n_experts: int
+    n_used: int
+    gating: Gating = Gating.SOFTMAX
+    groups: int = 1
+    groups_used: int = 1
+    normalize: bool = True
+    weight_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.n_used <= min(self.n_experts, MAX_USED) and self.n_experts <= MAX_EXPERTS
+        assert 1 <= self.groups_used <= self.groups
+        assert self.n_experts % self.groups == 0
+
+    @property
+    def defines(self) -> dict[str, object]:
+        """Preprocessor names of route.cuh."""
+        return {
+            "EXPERTS": self.n_experts,
+            "USED": self.n_used,
+            "GATING": int(self.gating),
+            "ROUTE_GROUPS": self.groups,
+            "GROUPS_USED": self.groups_used,
+            "NORMALIZE": int(self.normalize),
+        }
+
+
+def route(
+    routing: Routing,
+    scores: Any,
+    ids: Any,
+    weights: Any,
+    *,
+    bias: Any = None,
+    positions: Any = None,
+    stream: Any = None,
+) -> None:
+    """Chooses experts for T rows.
+
+    Args:
+        routing: how.
+        scores: float32 (T, E), contiguous.
+        ids: int32 (T, U), written: the experts, best first; -1 for inactive rows.
+        weights: float32 (T, U), written.
+        bias: float32 (E,) added to the gates for choosing only.
+        positions: int32 (T,); rows with -1 are inactive. None: all are active.
+        stream: the current stream when left out.
+    """
+    assert scores.shape[1] == routing.n_experts
+    assert ids.shape[1] == weights.shape[1] == routing.n_used
+    files, defines = route_job(routing)
+    launch(
+        build(files, defines=defines).get("route_top"),
+        int(scores.shape[0]),
+        32,
+        (scores, bias, float(routing.weight_scale), positions, ids, weights),
+        stream=stream,
+    )
+
+
+def route_job(routing: Routing) -> tuple[tuple[str, ...], dict[str, object]]:
+    """The (files, defines) pair of the routing kernel."""
+    return _ROUTE_FILES, routing.defines
+
+
+def can_score(type: GGMLType, columns: int) -> bool:
+    """Whether a router of this type and width has the kernel."""
+    return type in UNQUANTIZED and columns % 4 == 0
+
+
+def router_job(type: GGMLType) -> tuple[tuple[str, ...], dict[str, object]]:
+    """The (files, defines) pair of the kernel, for module.prebuild."""
+    return _FILES, {"FORMAT": type.name}
+
+
+def serves(router: Projection, x: Any, norm: Any) -> bool:
+    """Whether score_experts() takes this router and these rows: a single matrix, and rows that can be read by fours."""
+    if len(router.parts) != 1 or len(router.parts[0].matvec.matrices) != 1:
+        return False
+    aligned = x.data.ptr % 16 == 0 and x.strides[0] % 16 == 0 and (norm is None or norm.data.ptr % 16 == 0)
+    return aligned and can_score(router.parts[0].matvec.matrices[0].type, router.columns)
+
+
+def score_experts(
+    router: Projection, x: Any, scores: Any, *, norm: Any = None, eps: float = 0.0, stream: Any = None
+) -> None:
+    """scores = router of norm(x).
+
+    A row's bits do not depend on the other rows. It waits for its predecessors before it lets its successor start.
+
+    Args:
+        router: what serves() allows.
+        x: float32 (B, D).
+        scores: float32 (B, E), contiguous, written.
+        norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
+        eps: its epsilon.
+        stream: the current stream when left out.
+    """
+    (part,) = router.parts
+    (matrix,) = part.matvec.matrices
+    assert x.shape == (scores.shape[0], matrix.columns)
+    assert scores.shape[1] == matrix.rows
+    assert scores.flags.c_contiguous
+    files, defines = router_job(matrix.type)
+    fours = matrix.columns // 4
+    threads = min(1024, max(32, -(-fours // (_FOURS * 32)) * 32))
+    args = (
+        matrix.data,
+        matrix.scale,
+        matrix.rows,
+        matrix.layout.chunks(matrix.columns),
+        matrix.columns,
+        x,
+        x.strides[0] // 4,
+        norm,
+        float(eps),
+        part.bias,
+        float(part.alpha),
+        scores,
+        1.0 / matrix.columns,
+    )
+    launch(
+        build(files, defines=defines).get("router"), (matrix.tiles * 8, int(x.shape[0])), threads, args, stream=stream
+    )

@@ -1,0 +1,1 @@
+"""Packed weights: layouts, repacking, and rows expanded to plain numbers."""

@@ -1,0 +1,1 @@
+"""Opening a model: what it needs, device weights, buffers and the memory plan."""

@@ -1,0 +1,126 @@
+"""Says which parts of a model have no GPU kernels yet, from its configuration. Needs no GPU.
+
+What is served is listed, not what is missing: a new part of a model is declined until it is added here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from typing import Any
+
+from engine.cuda.attention.attention_plan import LARGEST_HEAD
+from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
+from engine.errors import DeviceError
+from engine.model.config import (
+    Activation,
+    AttentionConfig,
+    FfnConfig,
+    MoeConfig,
+    NormKind,
+    QkNorm,
+    ResidualKind,
+    Routing,
+)
+from engine.model.loader import LoadedModel
+
+_SERVED: dict[str, frozenset[Any]] = {
+    "norm": frozenset({NormKind.RMS, NormKind.LAYER}),
+    "qk_norm": frozenset({None, QkNorm.HEAD, QkNorm.EACH_HEAD, QkNorm.WIDTH}),
+    "qk_norm_after_rope": frozenset({True, False}),
+    "sinks": frozenset({True, False}),
+    "residual": frozenset({ResidualKind.SEQUENTIAL, ResidualKind.PARALLEL}),
+    "learned_positions": frozenset({True, False}),
+    "activation": frozenset(
+        {
+            Activation.SILU,
+            Activation.GELU,
+            Activation.RELU,
+            Activation.RELU_SQUARED,
+            Activation.SWIGLU_CLAMPED,
+        }
+    ),
+    "gated": frozenset({True, False}),
+    "routing": frozenset({Routing.SOFTMAX, Routing.SIGMOID, Routing.SOFTMAX_CHOSEN}),
+    "normalize": frozenset({True, False}),
+    "shared_gate": frozenset({True, False}),
+}
+"""Values of a field that kernels serve."""
+
+_ANY = frozenset(
+    {
+        "window",
+        "temperature",
+        "clamp",
+        "softcap",
+        "alibi",
+        "latent",
+        "residual_scale",
+        "embedding_scale",
+        "logit_scale",
+        "logit_softcap",
+        "weight_scale",
+        "shared",
+        "n_groups",
+        "n_groups_used",
+        "next_token_layers",
+    }
+)
+"""Fields that have a default and whose every value is served."""
+
+_NAMES = {
+    "qk_norm": "this kind of normalized queries and keys",
+    "activation": "this activation",
+    "routing": "this routing of experts",
+}
+
+
+def check_features(model: LoadedModel) -> None:
+    """Refuse a model with parts that the GPU does not compute.
+
+    Raises:
+        DeviceError: names the parts.
+    """
+    missing = missing_features(model)
+    if missing:
+        raise DeviceError(
+            f"architecture {model.config.architecture!r} does not run on the GPU yet, which lacks: "
+            f"{', '.join(missing)}; use device='cpu'"
+        )
+
+
+def missing_features(model: LoadedModel) -> list[str]:
+    """Names of the parts of a model that the GPU does not compute; empty where it computes all of them."""
+    found = list(_unserved(model.config))
+    for layer in model.weights.layers:
+        found += _unserved(layer.config)
+        found += _of_attention(layer.config.attention)
+        found += _of_ffn(layer.config.ffn)
+    return list(dict.fromkeys(found))
+
+
+def _of_attention(config: AttentionConfig) -> Iterator[str]:
+    yield from _unserved(config)
+    if max(config.key_width, config.value_width) > LARGEST_HEAD:
+        yield f"heads of more than {LARGEST_HEAD} columns"
+
+
+def _of_ffn(ffn: FfnConfig | MoeConfig) -> Iterator[str]:
+    yield from _unserved(ffn)
+    if isinstance(ffn, MoeConfig):
+        yield from _unserved(ffn.expert)
+        if ffn.shared is not None:
+            yield from _unserved(ffn.shared)
+        if ffn.n_experts > MAX_EXPERTS or ffn.n_used > MAX_USED:
+            yield f"more than {MAX_USED} of {MAX_EXPERTS} experts for a token"
+
+
+def _unserved(config: Any) -> Iterator[str]:
+    """Fields that ask for something: other than the default, and no value that is served."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        served = _SERVED.get(field.name)
+        if field.name in _ANY or (served is None and field.default is MISSING):
+            continue
+        if value not in served if served else value != field.default:
+            yield _NAMES.get(field.name, field.name.replace("_", " "))

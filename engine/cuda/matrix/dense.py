@@ -1,0 +1,150 @@
+"""Products of many rows: weights expanded tile by tile to float16 and multiplied by cuBLAS on tensor cores.
+
+For cards and types that gemm.py does not serve. Letters: T rows, K columns (inputs), N outputs. Products accumulate in
+float32; a float32 matrix stays float32. Must not know of models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine.cuda.formats.dequant import dequantize
+from engine.cuda.formats.repack import PackedMatrix
+from engine.gguf.types import GGMLType
+
+SCRATCH_BYTES = 64 << 20
+"""Expanded weights in memory at once: large enough for full speed, small beside any model."""
+
+PIECE = 256
+"""Rows of every call of cuBLAS where their number must not show: it chooses its algorithm, and with it the order of
+sums, by the shape."""
+
+_FIXED_OUTPUTS = 8192
+_OP_N, _OP_T = 0, 1
+_R_32F, _R_16F = 0, 2
+_COMPUTE_32F = 68
+_GEMM_DEFAULT = -1
+_ONE = np.ones(1, np.float32)
+_ZERO = np.zeros(1, np.float32)
+
+
+def padded(rows: int) -> int:
+    """Rows of an operand that is multiplied in whole pieces."""
+    return -(-rows // PIECE) * PIECE
+
+
+class DenseProduct:
+    """out = alpha * x @ W.T (or out += ...) for packed matrices; owns the scratch memory of expanded weights.
+
+    Args:
+        fixed_rows: multiply PIECE rows at a time, however few there are: so a row's bits do not depend on the others.
+    """
+
+    def __init__(self, *, fixed_rows: bool = False) -> None:
+        import cupy
+
+        self.fixed_rows = fixed_rows
+        self._scratch = cupy.empty(SCRATCH_BYTES, cupy.uint8)
+        self._piece = cupy.empty((PIECE, _FIXED_OUTPUTS), cupy.float32) if fixed_rows else None
+
+    @property
+    def n_bytes(self) -> int:
+        """Device memory held."""
+        return int(self._scratch.nbytes) + (0 if self._piece is None else int(self._piece.nbytes))
+
+    def __call__(
+        self,
+        matrix: PackedMatrix,
+        x: Any,
+        out: Any,
+        *,
+        rows: int,
+        alpha: float = 1.0,
+        add: bool = False,
+        second: Any = None,
+    ) -> None:
+        """Multiplies T rows.
+
+        Args:
+            matrix: (N, K); a paired matrix gives gate in out and up in second.
+            x: (T, K) contiguous, float16; float32 where the matrix is F32. With fixed_rows (padded(T), K).
+            out: float32 (T, >= N), row stride free; with a paired matrix the gate's (T, N).
+            rows: T.
+            alpha: factor of the product.
+            add: add to out.
+            second: float32 (T, >= N), the up projection of a paired matrix.
+        """
+        import cupy
+
+        wide = matrix.type is GGMLType.F32
+        dtype = cupy.dtype(cupy.float32 if wide else cupy.float16)
+        assert x.dtype == dtype and x.flags.c_contiguous and x.shape[1] == matrix.columns
+        assert x.shape[0] == (padded(rows) if self.fixed_rows else rows)
+        step = 8 if matrix.paired else 16
+        copies = 2 if matrix.paired else 1
+        most = max(step, SCRATCH_BYTES // (matrix.columns * dtype.itemsize * copies) // step * step)
+        if self.fixed_rows:
+            most = min(most, _FIXED_OUTPUTS)
+        for first in range(0, matrix.rows, most):
+            outputs = min(most, matrix.rows - first)
+            shape = (copies, outputs, matrix.columns) if matrix.paired else (outputs, matrix.columns)
+            tile = self._tile(copies * outputs * matrix.columns, dtype).reshape(shape)
+            dequantize(matrix, tile, first_row=first, rows=outputs)
+            pairs = [(tile[0], out), (tile[1], second)] if matrix.paired else [(tile, out)]
+            for weights, target in pairs:
+                self._multiply(weights, x, target[:rows, first : first + outputs], alpha, add, wide)
+
+    def _multiply(self, weights: Any, x: Any, out: Any, alpha: float, add: bool, wide: bool) -> None:
+        if self._piece is None:
+            self._gemm(weights, x, out, alpha, add, wide)
+            return
+        piece = self._piece[:, : weights.shape[0]]
+        for first in range(0, len(out), PIECE):
+            self._gemm(weights, x[first : first + PIECE], piece, alpha, False, wide)
+            target = out[first : first + PIECE]
+            if add:
+                target += piece[: len(target)]
+            else:
+                target[...] = piece[: len(target)]
+
+    def _tile(self, count: int, dtype: Any) -> Any:
+        import cupy
+
+        if count * dtype.itemsize > self._scratch.nbytes:  # a single step of rows wider than the scratch memory
+            return cupy.empty(count, dtype)
+        return self._scratch[: count * dtype.itemsize].view(dtype)
+
+    def _gemm(self, weights: Any, x: Any, out: Any, alpha: float, add: bool, wide: bool) -> None:
+        """Row-major out (T, N) is column-major (N, T) to cuBLAS: W transposed times x."""
+        import cupy
+        from cupy_backends.cuda.libs import cublas
+
+        handle = cupy.cuda.device.get_cublas_handle()
+        cublas.setStream(handle, cupy.cuda.get_current_stream().ptr)
+        n, k = weights.shape
+        factor = np.array([alpha], np.float32)
+        beta = _ONE if add else _ZERO
+        kind = _R_32F if wide else _R_16F
+        cublas.gemmEx(
+            handle,
+            _OP_T,
+            _OP_N,
+            n,
+            x.shape[0],
+            k,
+            factor.ctypes.data,
+            weights.data.ptr,
+            kind,
+            k,
+            x.data.ptr,
+            kind,
+            k,
+            beta.ctypes.data,
+            out.data.ptr,
+            _R_32F,
+            out.strides[0] // 4,
+            _COMPUTE_32F,
+            _GEMM_DEFAULT,
+        )

@@ -1,0 +1,184 @@
+"""Launchers of parts.cu: parts of a model that only some families have, each as a row kernel of its own.
+
+What most models have is folded into the products and the attention kernels. Letters: T rows, D columns. A row's bits
+depend on nothing but the row. Must not know of layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.cuda.driver.compiler import Kernel, build
+from engine.cuda.driver.launch import launch
+
+FILES = ("parts.cu",)
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceNorm:
+    """A normalization on the device.
+
+    Attributes:
+        centered: LayerNorm: the mean is taken off first; else RMSNorm.
+        epsilon: added to the mean of the squares.
+        weight: float32 (D,), or None. bias: likewise. With several heads of their own weights (heads * Hd,).
+    """
+
+    centered: bool
+    epsilon: float
+    weight: Any
+    bias: Any
+
+    @property
+    def folds(self) -> bool:
+        """Whether products apply it themselves, to what they read."""
+        return not self.centered and self.weight is not None and self.bias is None
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceRope:
+    """Rotation by position * inv_freq.
+
+    Attributes:
+        n_rot: leading elements that turn.
+        halves: pairs (i, i + n_rot / 2), else neighbours.
+        inv_freq: float64 (n_rot / 2,) on the device; None where n_rot is 0.
+        scale: factor of cos and sin.
+    """
+
+    n_rot: int
+    halves: bool
+    inv_freq: Any
+    scale: float
+
+
+NO_ROPE = DeviceRope(0, False, None, 1.0)
+"""Turns nothing."""
+
+
+def _kernel(name: str) -> Kernel:
+    return build(FILES).get(name)
+
+
+def _flat(name: str, x: Any, *args: Any) -> None:
+    assert x.flags.c_contiguous
+    launch(_kernel(name), max(1, min(1024, -(-x.size // 256))), 256, (x, np.int64(x.size), *args))
+
+
+def normalize(
+    x: Any,
+    out: Any,
+    norm: DeviceNorm,
+    *,
+    pieces: int = 1,
+    own_weights: bool = False,
+    scale: float = 1.0,
+    add: bool = False,
+) -> None:
+    """out = or += scale * norm(x).
+
+    Args:
+        x: float32 (T, pieces * D), rows contiguous; every piece is normalized alone.
+        out: float32 of the same shape, may be x.
+        norm: the normalization; its weight has D elements, with own_weights pieces * D.
+        pieces: heads of a row.
+        own_weights: every piece has weights of its own.
+        scale: factor of the result.
+        add: add to out.
+    """
+    columns = int(x.shape[1]) // pieces
+    assert x.shape == out.shape and columns * pieces == x.shape[1] and x.strides[1] == out.strides[1] == 4
+    for vector in (norm.weight, norm.bias):
+        assert vector is None or vector.size == (columns * pieces if own_weights else columns)
+    launch(
+        _kernel("normalize_pieces"),
+        (int(x.shape[0]), pieces),
+        256,
+        (
+            x,
+            x.strides[0] // 4,
+            columns,
+            out,
+            out.strides[0] // 4,
+            columns,
+            columns,
+            int(norm.centered),
+            norm.weight,
+            norm.bias,
+            columns if own_weights else 0,
+            float(norm.epsilon),
+            float(scale),
+            int(add),
+        ),
+    )
+
+
+def rotate(x: Any, out: Any, rope: DeviceRope, positions: Any) -> None:
+    """out = x with the leading elements of every piece turned; without a rotation a copy.
+
+    Args:
+        x: float32 (T, pieces, D), any strides of rows and pieces.
+        out: the same shape; x itself, or apart from it.
+        rope: the rotation.
+        positions: int32 (T,); rows with -1 are left alone.
+    """
+    assert x.shape == out.shape and x.strides[2] == out.strides[2] == 4 and rope.n_rot <= x.shape[2]
+    launch(
+        _kernel("rotate_pieces"),
+        (int(x.shape[0]), int(x.shape[1])),
+        64,
+        (
+            x,
+            x.strides[0] // 4,
+            x.strides[1] // 4,
+            out,
+            out.strides[0] // 4,
+            out.strides[1] // 4,
+            int(x.shape[2]),
+            rope.n_rot,
+            int(rope.halves),
+            positions,
+            rope.inv_freq,
+            float(rope.scale),
+        ),
+    )
+
+
+def clamp(x: Any, limit: float) -> None:
+    """x limited to [-limit, limit], in place; float32, contiguous."""
+    _flat("clamp", x, float(limit))
+
+
+def softcap(x: Any, limit: float) -> None:
+    """x = limit * tanh(x / limit) in place; float32, contiguous."""
+    _flat("softcap", x, float(limit))
+
+
+def clear(x: Any) -> None:
+    """x = 0; float32, contiguous."""
+    _flat("clear", x)
+
+
+def divide(x: Any, divisors: Any) -> None:
+    """x (T, D) /= divisors (D,) in place; float32, contiguous."""
+    assert x.shape[1] == divisors.size
+    _flat("divide", x, int(x.shape[1]), divisors)
+
+
+def add_chosen(total: Any, y: Any, ids: Any, weights: Any, expert: int) -> None:
+    """total (T, D) += weights[t, k] * y (T, D) for rows with ids[t, k] == expert.
+
+    Args:
+        total: float32, contiguous.
+        y: float32, contiguous.
+        ids: int32 (T, U), contiguous: experts of each row, each at most once.
+        weights: float32 (T, U), contiguous.
+        expert: whose output y is.
+    """
+    assert total.flags.c_contiguous and y.flags.c_contiguous and total.shape == y.shape
+    assert ids.flags.c_contiguous and weights.flags.c_contiguous and ids.shape == weights.shape
+    args = (total, y, int(y.shape[1]), ids, weights, int(ids.shape[1]), expert)
+    launch(_kernel("add_chosen"), int(y.shape[0]), 256, args)

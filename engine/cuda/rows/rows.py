@@ -1,0 +1,85 @@
+"""Launchers of rows.cu: the row-wise steps that no product folds in. Letters: T rows, D columns, E experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine.cuda.driver.compiler import Kernel, build
+from engine.cuda.driver.launch import launch
+from engine.cuda.matrix.matvec import Activation
+
+FILES = ("rows.cu",)
+
+
+def _kernel(name: str) -> Kernel:
+    return build(FILES).get(name)
+
+
+def _flat(name: str, count: int, args: tuple[Any, ...]) -> None:
+    launch(_kernel(name), max(1, min(1024, -(-count // 256))), 256, args)
+
+
+def normalize(x: Any, out: Any, weight: Any, eps: float) -> None:
+    """out (T, D) = RMSNorm(x) * weight, or x with weight None; x float32, out float16 or float32 and contiguous."""
+    name = "normalize_half" if out.dtype.itemsize == 2 else "normalize_float"
+    args = (x, x.strides[0] // 4, out, int(x.shape[1]), weight, float(eps))
+    launch(_kernel(name), int(x.shape[0]), 256, args)
+
+
+def gate(h: Any, up: Any, activation: Activation) -> None:
+    """h = activation(h) * up in place, without the factor where up is None; both float32, contiguous, the same size.
+
+    SWIGLU_CLAMPED needs up.
+    """
+    assert up is not None or activation is not Activation.SWIGLU_CLAMPED
+    assert h.flags.c_contiguous and (up is None or (up.flags.c_contiguous and up.size == h.size))
+    _flat("gate", h.size, (h, up, np.int64(h.size), int(activation)))
+
+
+def add_bias(out: Any, bias: Any, alpha: float) -> None:
+    """out (T, D) += alpha * bias (D,)."""
+    assert out.shape[1] == bias.size
+    launch(_kernel("add_bias"), int(out.shape[0]), 256, (out, out.strides[0] // 4, int(bias.size), bias, float(alpha)))
+
+
+def add_scaled(total: Any, y: Any, weight: Any, index: int) -> None:
+    """total (T, D) += weight[:, index] * y (T, D); weight float32 (T, E), None = factor 1."""
+    assert total.flags.c_contiguous and y.flags.c_contiguous and total.shape == y.shape
+    stride = 0 if weight is None else weight.strides[0] // 4
+    args = (total, y, int(y.shape[1]), weight, stride, index)
+    launch(_kernel("add_scaled"), int(y.shape[0]), 256, args)
+
+
+def copy(source: Any, target: Any) -> None:
+    """target = source, both float32 and contiguous."""
+    assert source.flags.c_contiguous and target.flags.c_contiguous and source.size == target.size
+    _flat("copy_rows", source.size, (source, target, np.int64(source.size)))
+
+
+def sigmoid(x: Any) -> None:
+    """x = 1 / (1 + exp(-x)) in place."""
+    _flat("sigmoid", x.size, (x, np.int64(x.size)))
+
+
+def read_bandwidth(stream: Any, n_bytes: int = 1 << 30) -> float:
+    """Bytes per second that this GPU reads from its memory: the best of several sums over more than its cache holds."""
+    import cupy
+
+    free = int(cupy.cuda.runtime.memGetInfo()[0])
+    # Not zeros: memory of zeros can read faster than real data.
+    data = cupy.arange(min(n_bytes, free // 4) // 16 * 4, dtype=cupy.uint32) * cupy.uint32(2654435761)
+    out = cupy.zeros(1, cupy.float32)
+    blocks = 8 * int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+    best = 0.0
+    passes = 8  # several launches per measurement: the time from the first event to the first launch is the host's
+    for _ in range(5):
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record(stream)
+        for _ in range(passes):
+            launch(_kernel("read_all"), blocks, 512, (data, np.int64(data.nbytes // 16), out), stream=stream, pdl=False)
+        end.record(stream)
+        end.synchronize()
+        best = max(best, passes * data.nbytes / (cupy.cuda.get_elapsed_time(begin, end) * 1e-3))
+    return best

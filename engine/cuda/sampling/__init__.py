@@ -1,0 +1,1 @@
+"""Sampling kernels and the state of every slot."""

@@ -1,0 +1,131 @@
+"""Prompts on the GPU: pieces of several sequences in one batch, and the first token of those that end in it.
+
+Everything a batch needs from the host goes in one upload, and nothing here waits: the tokens drawn are fetched later.
+Must not know who is scheduled when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.cuda.driver.staging import Staging, gather_rows
+from engine.cuda.load.plan import LOGIT_ROWS
+from engine.cuda.load.weights import DeviceWeights
+from engine.cuda.sampling.slots import DeviceSlots
+from engine.cuda.step.ops import PrefillOps
+from engine.model.batch import Batch, Outputs
+from engine.model.transformer import hidden_states
+from engine.model.weights import ModelWeights
+from engine.request import Work
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens first..end-1 of a work item."""
+
+    work: Work
+    first: int
+    end: int
+
+    @property
+    def draws(self) -> bool:
+        """Whether the token after it is wanted."""
+        return self.work.sample and self.end == len(self.work.token_ids)
+
+
+def pack(work: Sequence[Work], rows: int) -> Iterator[list[Piece]]:
+    """Cuts work into batches of at most that many rows, in order."""
+    batch: list[Piece] = []
+    room = rows
+    for item in work:
+        first, length = 0, len(item.token_ids)
+        while first < length:
+            end = min(length, first + room)
+            batch.append(Piece(item, first, end))
+            room -= end - first
+            first = end
+            if room == 0:
+                yield batch
+                batch, room = [], rows
+    if batch:
+        yield batch
+
+
+class PromptReader:
+    """Feeds prompts.
+
+    Args:
+        weights: the model.
+        ops: the bricks; ops.buffers says how many rows a batch may have.
+        slots: sampling state.
+        staging: the way to the device.
+        logits: float32 (slots, V), overwritten.
+    """
+
+    def __init__(
+        self, weights: DeviceWeights, ops: PrefillOps, slots: DeviceSlots, staging: Staging, logits: Any
+    ) -> None:
+        import cupy
+
+        self._weights, self._ops, self._slots, self._staging, self._logits = weights, ops, slots, staging, logits
+        self._last = cupy.empty((logits.shape[0], ops.buffers.widths.model), cupy.float32)
+        self.logit_rows = cupy.zeros((LOGIT_ROWS, logits.shape[1]), cupy.float32)
+
+    def hidden(self, batch: Batch) -> Any:
+        """The residual stream (rows, D) behind a batch; valid until the next one."""
+        return hidden_states(cast(ModelWeights, self._weights), cast(Any, self._ops), batch)
+
+    def feed(self, work: Sequence[Work], limits: dict[int, int]) -> list[tuple[int, list[Work]]]:
+        """Launches all batches of prompt pieces.
+
+        Args:
+            work: items whose slots know their pages.
+            limits: by slot, the first position the row may not feed; for those that draw.
+
+        Returns:
+            For every batch that draws: the place of its results and the items, one per column.
+        """
+        drawn = []
+        for pieces in pack(work, self._ops.buffers.rows):
+            ending = [piece.work for piece in pieces if piece.draws]
+            for item in ending:
+                slot = item.sequence.slot
+                self._slots.begin(item.sequence, item.start + len(item.token_ids) - 1, limits[slot])
+            self._slots.flush(self._staging)
+            x = self.hidden(prompt_batch(pieces))
+            if ending:
+                n = len(ending)
+                last, logits = self._last[:n], self._logits[:n]
+                gather_rows(x, self._ops.output_rows, last)
+                self._ops.logits(last, logits)
+                self._slots.sample_rows(logits, self._ops.output_slots)
+                drawn.append((self._slots.count_launch(), ending))
+        return drawn
+
+    def all_logits(self, batch: Batch) -> Iterator[npt.NDArray[np.float32]]:
+        """Logits of all rows of a batch on the host, LOGIT_ROWS at a time."""
+        self.hidden(batch)
+        buffers = self._ops.buffers
+        for first in range(0, batch.n_tokens, LOGIT_ROWS):
+            wanted = min(LOGIT_ROWS, batch.n_tokens - first)
+            out = self.logit_rows[:wanted]
+            self._ops.logits(buffers.x[first : first + wanted], out)
+            yield out.get()
+
+
+def prompt_batch(pieces: Sequence[Piece]) -> Batch:
+    """The pieces as one batch; logits of the last row of each piece that draws."""
+    return Batch.build(
+        (
+            piece.work.sequence.slot,
+            np.asarray(piece.work.token_ids[piece.first : piece.end], np.int32),
+            piece.work.start + piece.first,
+            Outputs.LAST if piece.draws else Outputs.NONE,
+        )
+        for piece in pieces
+    )

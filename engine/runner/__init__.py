@@ -1,0 +1,1 @@
+"""The model on its device: the protocol that the scheduler drives, and the choice of the device."""

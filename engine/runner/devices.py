@@ -1,0 +1,126 @@
+"""Choice of the device: a loaded model becomes a Runner on the CPU or on a GPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.config import EngineConfig, cache_size, page_count
+from engine.cpu.backend import CpuBackend
+from engine.cpu.runner import DEFAULT_SEQUENCES, CpuRunner
+from engine.errors import DeviceError
+from engine.model.loader import LoadedModel
+from engine.model.memory import MemoryPlan
+from engine.runner.protocol import Runner
+
+log = logging.getLogger("engine")
+
+GPU_SEQUENCES = 64
+"""Sequences that run side by side on a GPU unless the caller sets max_sequences."""
+
+_GPU_TRACES = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg", "/dev/nvmap")
+
+
+def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str], None]) -> Runner:
+    """Put a loaded model on the device that the configuration asks for.
+
+    Raises:
+        DeviceError: a GPU was asked for by name and cannot be used; says why and what to install.
+    """
+    context_length = config.resolve_context(model.config.context_length)
+    if context_length > model.config.context_length:
+        log.warning(
+            "context_length %d is more than the %d tokens the model was trained for; expect worse text beyond them",
+            context_length,
+            model.config.context_length,
+        )
+    if choose_device(config.device, config.device_index, model) == "cuda":
+        from engine.cuda.runner import CudaRunner
+
+        return CudaRunner(
+            model,
+            context_length=context_length,
+            kv_type=config.kv_type,
+            max_sequences=config.max_sequences or GPU_SEQUENCES,
+            cache_tokens=config.cache_tokens,
+            prefill_chunk=config.prefill_chunk,
+            deterministic=config.deterministic,
+            device_index=config.device_index,
+            status=status,
+            eager=config.eager,
+        )
+    return CpuRunner(
+        model,
+        context_length=context_length,
+        kv_type=config.kv_type,
+        max_sequences=config.max_sequences,
+        cache_tokens=config.cache_tokens,
+        prefill_chunk=config.prefill_chunk,
+        threads=config.threads,
+        status=status,
+        exact=config.exact,
+        repack=config.repack,
+    )
+
+
+def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPlan]:
+    """Device and memory that open_runner would take, without taking either; a plan for a GPU needs none."""
+    context_length = config.resolve_context(model.config.context_length)
+    if config.device.startswith("cuda") or choose_device(config.device, config.device_index, model) == "cuda":
+        from engine.cuda.load.plan import make_plan, memory_plan
+
+        plan = make_plan(
+            model,
+            context_length=context_length,
+            kv_type=config.kv_type,
+            max_sequences=config.max_sequences or GPU_SEQUENCES,
+            cache_tokens=config.cache_tokens,
+            prefill_chunk=config.prefill_chunk,
+        )
+        return "cuda", memory_plan(plan)
+    backend = CpuBackend(
+        model,
+        context_length=context_length,
+        kv_type=config.kv_type,
+        max_sequences=config.max_sequences or DEFAULT_SEQUENCES,
+        n_pages=page_count(cache_size(config.cache_tokens, context_length, config.max_sequences or DEFAULT_SEQUENCES)),
+        quantize=not config.exact,
+        repack=config.repack,
+    )
+    try:
+        return "cpu", backend.memory_plan()
+    finally:
+        backend.close()
+
+
+def choose_device(device: str, index: int = 0, model: LoadedModel | None = None) -> str:
+    """What was asked for as "cpu" or "cuda".
+
+    With "auto" a machine that shows no trace of a GPU gets the CPU in silence; one that has a GPU which cannot be used,
+    or lacks kernels for a part of the model, gets it with a warning that says what is missing.
+
+    Raises:
+        DeviceError: a GPU was asked for by name and cannot be used.
+    """
+    if device == "cpu" or (device == "auto" and not any(Path(trace).exists() for trace in _GPU_TRACES)):
+        return "cpu"
+    from engine.cuda import availability
+
+    reason = availability(index)
+    if reason is None and model is not None and device == "auto":
+        reason = _missing_on_gpu(model)
+    if reason is None:
+        return "cuda"
+    if device != "auto":
+        raise DeviceError(f"device {device!r} cannot be used: {reason}")
+    log.warning("running on the CPU: %s", reason)
+    return "cpu"
+
+
+def _missing_on_gpu(model: LoadedModel) -> str | None:
+    """Why the GPU cannot run a model, or None."""
+    from engine.cuda.load.features import missing_features
+
+    missing = missing_features(model)
+    return f"the GPU has no kernels yet for {', '.join(missing)}" if missing else None

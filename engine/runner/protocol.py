@@ -1,0 +1,66 @@
+"""The model on its device, as the scheduler sees it: work in, tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import EngineError
+from engine.model.config import ModelConfig
+from engine.model.memory import MemoryPlan
+from engine.request import TokenSample, Work
+
+
+class Runner(Protocol):
+    """One model with its cache on one device. Called by one thread at a time."""
+
+    config: ModelConfig
+    context_length: int
+    max_sequences: int
+    device_name: str
+    threads: int | None
+    n_pages: int  # pages of the cache that the scheduler may hand out
+    prefill_chunk: int  # prompt tokens of a step in which nobody decodes
+    mixed_chunk: int  # prompt tokens of a step beside decoding sequences
+    lookahead: int  # positions behind a decoding sequence's token that may be written as well, where it has pages
+
+    def step(self, work: Sequence[Work]) -> Sequence[TokenSample | EngineError | None]:
+        """Feed each item's tokens, append to the caches, and draw a token where item.sample says so.
+
+        Every sequence has pages for all tokens fed, and those written to are its alone. Where rows go depends on the
+        items alone, so that an interrupted step can be repeated. What makes one draw impossible (a bias that forbids
+        every token) is returned in its place; the others go on. If a step raises, no item counts as done.
+        """
+
+    def score(self, work: Work) -> list[TokenSample]:
+        """Feed one item's tokens like step(), without drawing; for each the log-probability of the next prompt token.
+
+        work.sequence.prompt_ids holds it; params.prompt_logprobs says how many alternatives to name.
+        """
+
+    def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """(T, V) float32 logits of a fresh sequence, in a place of its own."""
+
+    def release(self, slot: int) -> None:
+        """The slot's sequence has left it; its pages may be given to another at once."""
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy pages of the cache, (source, target) each, keys and values of all layers."""
+
+    def save_pages(self, pages: Sequence[int]) -> Any:
+        """What pages hold, kept outside the cache, bit for bit."""
+
+    def load_pages(self, saved: Any, pages: Sequence[int]) -> None:
+        """Put back what save_pages() kept, into as many pages."""
+
+    def memory_plan(self) -> MemoryPlan:
+        """What the open model takes."""
+
+    def read_bandwidth(self) -> float | None:
+        """Measured bytes per second that the device reads from its memory; None where it is not known."""
+
+    def close(self) -> None:
+        """Free everything on the device."""

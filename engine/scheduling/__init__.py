@@ -1,0 +1,1 @@
+"""Which tokens are computed next: requests, slots, pages, steps and the interrupts between them."""

@@ -1,0 +1,177 @@
+"""Pages of the key-value cache: who holds which, and which prompts' pages can be used again. Integers only.
+
+A page is free, held by one or more sequences, or kept: nobody holds it, but it has the keys and values of a prompt and
+may be held again by the next request that begins with the same tokens. Kept pages are given away, the one unused for
+longest first, when no free page is left. Must not know of devices or text.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.config import PAGE
+
+_MOST_LOOKED_AT = 32
+"""Pages compared for a partial match: prompts that differ within a page rarely have more relatives."""
+
+
+@dataclass(eq=False)
+class _Node:
+    """A page whose first tokens are known, behind the pages of its parents. The root has no page."""
+
+    page: int
+    tokens: tuple[int, ...]
+    parent: _Node | None
+    whole: dict[tuple[int, ...], _Node] = field(default_factory=dict)  # children by all their tokens
+    by_first: dict[int, list[_Node]] = field(default_factory=dict)  # children by their first token
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a prompt that the cache holds.
+
+    Attributes:
+        pages: pages to hold as they are, PAGE tokens each.
+        source: a page whose first `n_more` tokens go on from there; to be copied, for what follows differs. None: no.
+        n_more: tokens of the source, 0 without one.
+    """
+
+    pages: tuple[int, ...]
+    source: int | None
+    n_more: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the prompt that need not be computed."""
+        return len(self.pages) * PAGE + self.n_more
+
+
+class PagePool:
+    """All pages of a cache.
+
+    Args:
+        n_pages: pages 0 to n_pages - 1.
+        prefix_cache: keep pages of prompts for later requests.
+    """
+
+    def __init__(self, n_pages: int, *, prefix_cache: bool = True) -> None:
+        self.n_pages = n_pages
+        self._prefix_cache = prefix_cache
+        self._free = list(range(n_pages))[::-1]
+        self._holders = [0] * n_pages
+        self._nodes: dict[int, _Node] = {}
+        self._kept: OrderedDict[int, None] = OrderedDict()  # longest unused first
+        self._root = _Node(-1, (), None)
+
+    @property
+    def n_available(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._free) + len(self._kept)
+
+    def holders(self, page: int) -> int:
+        """Sequences that hold a page."""
+        return self._holders[page]
+
+    def can_allocate(self, n: int) -> bool:
+        """Whether allocate(n) would work."""
+        return n <= self.n_available
+
+    def allocate(self, n: int) -> list[int]:
+        """n pages of nobody, held once each from now on; what they hold is void."""
+        assert self.can_allocate(n), f"{n} pages of {self.n_available}"
+        pages = []
+        for _ in range(n):
+            page = self._free.pop() if self._free else self._forget_oldest()
+            self._holders[page] = 1
+            pages.append(page)
+        return pages
+
+    def hold(self, pages: Sequence[int]) -> None:
+        """One more holder for each page."""
+        for page in pages:
+            self._kept.pop(page, None)
+            self._holders[page] += 1
+
+    def release(self, pages: Sequence[int]) -> None:
+        """One holder less for each page of a sequence, given in the sequence's order."""
+        # Backwards: of a chain of pages the last is given away first, as the first is good for more prompts.
+        for page in reversed(pages):
+            assert self._holders[page] > 0, f"page {page} is held by nobody"
+            self._holders[page] -= 1
+            if self._holders[page] == 0:
+                if page in self._nodes:
+                    self._kept[page] = None
+                else:
+                    self._free.append(page)
+
+    def find(self, tokens: Sequence[int], most: int) -> Prefix:
+        """The longest beginning of `tokens`, of at most `most` tokens, that pages hold. Holds nothing yet."""
+        pages: list[int] = []
+        node, done = self._root, 0
+        while done + PAGE <= most:
+            child = node.whole.get(tuple(tokens[done : done + PAGE]))
+            if child is None:
+                break
+            pages.append(child.page)
+            node, done = child, done + PAGE
+        rest = tuple(tokens[done : min(done + PAGE, most)])
+        best, n_more = None, 0
+        for child in node.by_first.get(rest[0], ())[-_MOST_LOOKED_AT:] if rest else ():
+            same = _common(child.tokens, rest)
+            if same > n_more:
+                best, n_more = child.page, same
+        return Prefix(tuple(pages), best, n_more)
+
+    def remember(self, pages: Sequence[int], tokens: Sequence[int]) -> None:
+        """Note that held pages contain a prompt's first tokens: whole pages, or the whole prompt with a page in part.
+
+        Pages of a sequence that say what others already say stay unknown.
+        """
+        if not self._prefix_cache:
+            return
+        node = self._root
+        for place in range(0, len(tokens), PAGE):
+            held, page = tuple(tokens[place : place + PAGE]), pages[place // PAGE]
+            child = node.whole.get(held)
+            if child is None:
+                assert page not in self._nodes, f"page {page} is known to hold something else"
+                child = self._nodes[page] = _Node(page, held, node)
+                node.whole[held] = child
+                node.by_first.setdefault(held[0], []).append(child)
+            if len(held) < PAGE:
+                return
+            node = child
+
+    def _forget_oldest(self) -> int:
+        """Makes the page unused for longest anybody's; what was known behind it can no longer be found."""
+        page, _ = self._kept.popitem(last=False)
+        self._unlink(self._nodes[page])
+        lost = [self._nodes.pop(page)]
+        while lost:
+            for child in lost.pop().whole.values():
+                lost.append(child)
+                del self._nodes[child.page]
+                if child.page in self._kept:
+                    del self._kept[child.page]
+                    self._free.append(child.page)
+        return page
+
+    def _unlink(self, node: _Node) -> None:
+        assert node.parent is not None
+        del node.parent.whole[node.tokens]
+        relatives = node.parent.by_first[node.tokens[0]]
+        relatives.remove(node)
+        if not relatives:
+            del node.parent.by_first[node.tokens[0]]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    n = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n

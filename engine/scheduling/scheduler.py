@@ -1,0 +1,364 @@
+"""Which sequences run in the next step, with which pages of the cache. Integers only: no arrays, no devices, no text.
+
+Every step feeds one token of each decoding sequence and, within a budget, pieces of the prompts that are still being
+read, so that a long prompt slows the running streams down but never stops them. Requests start in order of arrival and
+none overtakes another. Pages are handed out as sequences grow. When there are none left, the sequence that arrived
+last gives up its place: its pages are saved outside the cache, and it goes on, before anybody new starts, when there
+is room.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass
+
+from engine.config import PAGE, page_count
+from engine.request import ActiveSequence, Request, TokenSample, Work
+from engine.scheduling.page_pool import PagePool
+
+
+@dataclass(frozen=True)
+class CopyPage:
+    """Copy a page of the cache over another one."""
+
+    request_id: int
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class SavePages:
+    """Keep what the pages of a sequence hold; it leaves its slot."""
+
+    request_id: int
+    slot: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LoadPages:
+    """Bring back what a sequence's pages held."""
+
+    request_id: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LeaveSlot:
+    """A sequence goes on in another slot; nothing runs in this one any more."""
+
+    request_id: int
+    slot: int
+
+
+Action = CopyPage | SavePages | LoadPages | LeaveSlot
+"""What must happen to the cache, in order, before the next step. Doing one twice in a row changes nothing."""
+
+
+PATIENCE = 16
+"""Steps that sequences lie scattered over twice the slots they need before they move together."""
+
+
+@dataclass(eq=False)  # one is found in a list by being it: comparing fields took 3 ms of a step of 64
+class _Running:
+    """A sequence and the request it serves. `arrival` numbers requests in order."""
+
+    request: Request
+    sequence: ActiveSequence
+    arrival: int
+
+
+class Scheduler:
+    """Waiting, running and preempted requests, and the slots and pages they hold.
+
+    Args:
+        max_sequences: sequences that run side by side.
+        n_pages: pages of the cache.
+        prefill_chunk: most prompt tokens in a step in which nobody decodes.
+        mixed_chunk: most prompt tokens in a step beside decoding sequences.
+        lookahead: positions behind a decoding sequence's token that get pages as well where there are free ones.
+        prefix_cache: use pages of earlier prompts that began with the same tokens.
+
+    Attributes:
+        actions: what must happen to the cache before the next step, oldest first; whoever does one removes it.
+    """
+
+    def __init__(
+        self,
+        max_sequences: int,
+        n_pages: int,
+        *,
+        prefill_chunk: int = 512,
+        mixed_chunk: int = 512,
+        lookahead: int = 0,
+        prefix_cache: bool = True,
+    ) -> None:
+        self.blocks = PagePool(n_pages, prefix_cache=prefix_cache)
+        self.actions: deque[Action] = deque()
+        self._prefill_chunk = prefill_chunk
+        self._mixed_chunk = mixed_chunk
+        self._lookahead = lookahead
+        self._prefix_cache = prefix_cache
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._preempted: list[_Running] = []  # in order of arrival
+        self._running: list[_Running] = []  # in order of arrival
+        self._free_slots = list(range(max_sequences))
+        self._sources: list[int] = []  # pages held until they have been copied
+        self._arrivals = 0
+        self._scattered = 0  # plans in a row in which fewer slots would have done
+
+    @property
+    def n_waiting(self) -> int:
+        """Requests that have not started."""
+        return len(self._waiting)
+
+    @property
+    def n_running(self) -> int:
+        """Requests that hold a slot."""
+        return len(self._running)
+
+    @property
+    def n_preempted(self) -> int:
+        """Requests that have started and wait to go on."""
+        return len(self._preempted)
+
+    def sequences(self) -> list[ActiveSequence]:
+        """The sequences that hold a slot, in order of arrival."""
+        return [running.sequence for running in self._running]
+
+    def add(self, request: Request) -> None:
+        """Queue a request behind those that wait."""
+        assert request.prompt_ids, "an empty prompt must be refused before"
+        assert page_count(_longest(request)) <= self.blocks.n_pages, (
+            "a request longer than the cache must be refused before"
+        )
+        self._waiting.append((self._arrivals, request))
+        self._arrivals += 1
+
+    def remove(self, request_id: int) -> int | None:
+        """Forget a request, finished or not; returns the slot it held, None where it held none."""
+        for index, running in enumerate(self._running):
+            if running.request.request_id == request_id:
+                del self._running[index]
+                self._leave(running.sequence)
+                return running.sequence.slot
+        self._preempted = [one for one in self._preempted if one.request.request_id != request_id]
+        self._waiting = deque(entry for entry in self._waiting if entry[1].request_id != request_id)
+        return None
+
+    def plan(self) -> list[Work]:
+        """Say what to feed next, after `actions`; [] when nothing is left to do, or only actions are.
+
+        Planning again before the work was committed gives work that does the same.
+        """
+        if not self.actions:
+            self.blocks.release(self._sources)
+            self._sources = []
+        self._admit()
+        self._close_ranks()
+        decode: list[Work] = []
+        for running in list(self._running):
+            sequence = running.sequence
+            if sequence.output_ids and self._make_room(running, sequence.n_cached + 1):
+                token = sequence.output_ids[-1]
+                decode.append(Work(sequence, [token], sequence.n_cached, True, decode=True))
+        pieces = self._prompt_pieces(self._mixed_chunk if decode else self._prefill_chunk)
+        # A prompt that arrived before may have taken the place of somebody planned already.
+        still_here = {id(running.sequence) for running in self._running}
+        work = [item for item in decode + pieces if id(item.sequence) in still_here]
+        for item in work:
+            if item.sample:
+                self._look_ahead(item.sequence, item.start + len(item.token_ids))
+        return work
+
+    def commit(self, work: Work, sample: TokenSample | None) -> None:
+        """Record that a work item was done; sample is the token it drew, if it had to."""
+        sequence = work.sequence
+        assert work.start == sequence.n_cached, "work committed twice or out of order"
+        sequence.n_cached += len(work.token_ids)
+        if not work.decode:
+            done, prompt = sequence.n_cached, sequence.prompt_ids
+            whole = done if done == len(prompt) else done // PAGE * PAGE
+            if whole:
+                self.blocks.remember(sequence.pages, prompt[:whole])
+        if work.sample:
+            assert sample is not None, "the runner drew no token"
+            sequence.output_ids.append(sample.token_id)
+
+    def is_scored(self, request_id: int) -> bool:
+        """Whether a running request that generates nothing has seen all of its prompt but the last token."""
+        running = next(one for one in self._running if one.request.request_id == request_id)
+        return running.sequence.n_cached >= len(running.request.prompt_ids) - 1
+
+    # ---- who runs --------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Give slots to preempted requests, then to waiting ones, as long as there are slots and pages."""
+        while self._free_slots and self._preempted:
+            running = self._preempted[0]
+            # Room for the next page as well, or it would soon be preempted again.
+            n_pages = page_count(running.sequence.n_cached)
+            if not self.blocks.can_allocate(n_pages + 1) and not (
+                not self._running and self.blocks.can_allocate(n_pages)
+            ):
+                return
+            del self._preempted[0]
+            running.sequence.slot = heapq.heappop(self._free_slots)
+            running.sequence.pages = self.blocks.allocate(n_pages)
+            self.actions.append(LoadPages(running.request.request_id, tuple(running.sequence.pages)))
+            self._join(running)
+        while self._free_slots and self._waiting and not self._preempted:
+            arrival, request = self._waiting[0]
+            shares_with = request.shares_with if self._prefix_cache else None
+            if shares_with is not None and self._is_reading(shares_with):
+                return  # the pages it shares are not there yet
+            if not self._start(arrival, request):
+                return
+            self._waiting.popleft()
+
+    def _start(self, arrival: int, request: Request) -> bool:
+        """Give a request a slot and what the cache already holds of its prompt, if there is room for the rest of it."""
+        prompt = request.prompt_ids
+        # At least one token is computed, for what follows it; and every one whose successor is to be scored.
+        most = len(prompt) - 1 if request.score_from is None else min(request.score_from - 1, len(prompt) - 1)
+        prefix = self.blocks.find(prompt, most)
+        self.blocks.hold(prefix.pages)
+        needed = page_count(min(len(prompt) + 1, _longest(request))) - len(prefix.pages)
+        if self._running and not self.blocks.can_allocate(needed):
+            self.blocks.release(prefix.pages)
+            return False
+        pages, n_cached = list(prefix.pages), len(prefix.pages) * PAGE
+        if prefix.source is not None:
+            self.blocks.hold([prefix.source])
+            if self.blocks.can_allocate(needed):
+                pages += self.blocks.allocate(1)
+                self.actions.append(CopyPage(request.request_id, prefix.source, pages[-1]))
+                self._sources.append(prefix.source)
+                n_cached += prefix.n_more
+            else:
+                self.blocks.release([prefix.source])
+        slot = heapq.heappop(self._free_slots)
+        sequence = ActiveSequence(request.request_id, slot, prompt, [], request.params, request.seed, n_cached, pages)
+        sequence.cached_tokens, sequence.end = n_cached, _longest(request)
+        self._join(_Running(request, sequence, arrival))
+        return True
+
+    def _is_reading(self, request_id: int) -> bool:
+        """Whether a request has started and not yet drawn its first token."""
+        return any(
+            one.request.request_id == request_id and not one.sequence.output_ids
+            for one in (*self._running, *self._preempted)
+        )
+
+    def _join(self, running: _Running) -> None:
+        self._running.append(running)
+        self._running.sort(key=lambda one: one.arrival)
+
+    def _close_ranks(self) -> None:
+        """Move sequences to lower slots: a step has 1, 2, 4 ... rows, as many as the highest slot in use needs."""
+        needed = _power_of_two(len(self._running))
+        beyond = [one.sequence for one in self._running if one.sequence.slot >= needed]
+        self._scattered = self._scattered + 1 if beyond else 0
+        if self._scattered <= PATIENCE:
+            return
+        for sequence in beyond:
+            self.actions.append(LeaveSlot(sequence.request_id, sequence.slot))
+            heapq.heappush(self._free_slots, sequence.slot)
+            sequence.slot = heapq.heappop(self._free_slots)
+
+    def _leave(self, sequence: ActiveSequence) -> None:
+        heapq.heappush(self._free_slots, sequence.slot)
+        self.blocks.release(sequence.pages)
+        sequence.pages = []
+
+    def _preempt(self, running: _Running) -> None:
+        """Take slot and pages from a sequence; it goes on later from where it is."""
+        sequence = running.sequence
+        used = sequence.pages[: page_count(sequence.n_cached)]
+        self.actions.append(SavePages(sequence.request_id, sequence.slot, tuple(used)))
+        self._running.remove(running)
+        self._leave(sequence)
+        self._preempted.append(running)
+        self._preempted.sort(key=lambda one: one.arrival)
+
+    # ---- pages -----------------------------------------------------------------------------------------------
+
+    def _make_room(self, running: _Running, n_positions: int) -> bool:
+        """Give a sequence pages for so many positions, at the cost of those that arrived after it.
+
+        False where there are too few even so; then mostly it was preempted itself.
+        """
+        if running not in self._running:
+            return False
+        sequence = running.sequence
+        missing = page_count(n_positions) - len(sequence.pages)
+        while missing > 0 and not self.blocks.can_allocate(missing):
+            if len(self._running) == 1:
+                assert self._sources, "a request that fits the cache runs alone"
+                return False  # until those pages have been copied
+            youngest = self._running[-1]
+            self._preempt(youngest)
+            if youngest is running:
+                return False
+        if missing > 0:
+            sequence.pages += self.blocks.allocate(missing)
+        return True
+
+    def _look_ahead(self, sequence: ActiveSequence, end: int) -> None:
+        """Give a sequence pages for what the runner computes ahead, if that costs nobody anything.
+
+        A prompt that ends with its last page needs it as well: its first token is fed before anybody has seen it.
+        """
+        end += self._lookahead
+        missing = page_count(end if sequence.end is None else min(end, sequence.end)) - len(sequence.pages)
+        if missing > 0 and self.blocks.can_allocate(missing):
+            sequence.pages += self.blocks.allocate(missing)
+
+    # ---- prompts ---------------------------------------------------------------------------------------------
+
+    def _prompt_pieces(self, budget: int) -> list[Work]:
+        """Pieces of prompts in order of arrival, together at most `budget` tokens."""
+        pieces: list[Work] = []
+        for running in list(self._running):
+            if budget == 0:
+                break
+            sequence = running.sequence
+            if sequence.output_ids:
+                continue
+            work = self._next_piece(running, budget)
+            if work is None:
+                continue
+            if not self._make_room(running, work.start + len(work.token_ids)):
+                break  # it was the youngest: nobody after it can have more luck
+            budget -= len(work.token_ids)
+            pieces.append(work)
+        return pieces
+
+    def _next_piece(self, running: _Running, budget: int) -> Work | None:
+        """The next piece of a prompt: pieces end with the budget, and where scoring begins and ends."""
+        request, sequence = running.request, running.sequence
+        start, last = sequence.n_cached, len(sequence.prompt_ids) - 1
+        end = min(last + 1, start + budget)
+        score = False
+        if request.score_from is not None and start < last:
+            first_scored = min(request.score_from - 1, last)
+            score = start >= first_scored
+            end = min(end, last if score else first_scored)
+        if request.max_output == 0:
+            end = min(end, last)
+        if start >= end:
+            return None
+        ids: Ids[int] = sequence.prompt_ids[start:end]
+        return Work(sequence, ids, start, end == last + 1, score)
+
+
+def _longest(request: Request) -> int:
+    """Positions that a request may come to need: its last token, generated or scored, is not fed."""
+    return len(request.prompt_ids) + request.max_output - 1
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n, and at least 1."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -1,0 +1,1 @@
+"""Programs for developers: measurements, synthetic models, support tables."""

@@ -1,0 +1,277 @@
+"""NVRTC builds every GPU kernel for every architecture, on a machine without a GPU; the numbers both sides name agree.
+
+A full cross product would take minutes. Every kernel file is built for every architecture, with the defines that the
+launchers really use; tensor types and head widths rotate over the architectures in the middle, and the oldest and the
+newest that has instructions of its own get them all (rare types: the latter only).
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from engine.cuda.formats.grid_tables import grid_bytes
+from engine.cuda.formats.layouts import LAYOUTS
+from engine.gguf.types import GGMLType
+
+ARCHES = (75, 80, 86, 89, 90, 120)
+COMPLETE = (75, 90)
+MULTIPROCESSORS = {75: 40, 80: 108, 86: 84, 89: 128, 90: 132, 120: 170}
+TYPES = tuple(LAYOUTS)
+COMMON = TYPES[: TYPES.index(GGMLType.Q6_K) + 1]
+"""Types that most files have: built for every architecture. The others take turns and are complete on Hopper only."""
+RARE = TYPES[len(COMMON) :]
+WIDTHS = (64, 80, 96, 112, 128, 256)
+
+nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed", exc_type=ImportError)
+try:
+    nvrtc.getVersion()
+except Exception as error:
+    pytest.skip(f"NVRTC cannot be loaded: {error}", allow_module_level=True)
+
+
+def shape_of(width, *, half=True, heads=8, kv_heads=2, rope_dim=None):
+    from engine.cuda.attention.attention_plan import AttentionShape, RopeStyle
+
+    style = RopeStyle.HALVES if width % 32 else RopeStyle.ADJACENT
+    return AttentionShape(heads, kv_heads, width, width, width if rope_dim is None else rope_dim, style, half)
+
+
+def shapes_for(arch):
+    """Tensor cores of one or all widths, then the general kernels: a float32 cache and what they alone serve."""
+    from engine.cuda.attention.attention_plan import AttentionShape, RopeStyle
+
+    turn = ARCHES.index(arch)
+    widths = WIDTHS if arch == 90 else {WIDTHS[turn], 256} if arch == 75 else {WIDTHS[turn]}
+    tensor = [shape_of(width, heads=(2, 8, 16)[i % 3]) for i, width in enumerate(sorted(widths))]
+    general = [shape_of(WIDTHS[(turn + 2) % 6], half=False), shape_of((40, 36, 100)[turn % 3], rope_dim=20)]
+    alibi = AttentionShape(6, 2, 64, 64, 0, RopeStyle.ADJACENT, bool(turn % 2), alibi=True)
+    latent = AttentionShape((16, 5)[turn % 2], 1, 576, 512, 0, RopeStyle.ADJACENT, bool(turn % 2), values_in_keys=True)
+    general += [alibi, latent]
+    return tensor + (general if arch in COMPLETE else general[turn % 2 :][:1])
+
+
+def batch_jobs(family):
+    """Products of many sequences: every type, every number of sequences, alone and sharing columns in a cluster."""
+    split = (family.Split(4, 1), family.Split(2, 4))
+    types = [type for type in COMMON + RARE[::5] if family.supported([type], 90)]
+    groups = [types[i : i + 4] for i in range(0, len(types), 4)]
+    jobs = [family.kernel_job(group, split[i % 2], 4096, 8 << i) for i, group in enumerate(groups)]
+    jobs += [family.kernel_job([type], split[i % 2], 4096, (1, 12, 32, 64)[i % 4]) for i, type in enumerate(types)]
+    return [family.operand_job(), *jobs]
+
+
+def jobs_for(arch):
+    """(files, defines) pairs, as the launchers hand them to compiler.prebuild."""
+    from engine.cuda.attention import attention_plan
+    from engine.cuda.driver import staging
+    from engine.cuda.experts import moe, moe_rows, router
+    from engine.cuda.experts import prefill as experts
+    from engine.cuda.formats import dequant, repack
+    from engine.cuda.matrix import decode_gemm as batch_matvec
+    from engine.cuda.matrix import gemm, matvec
+    from engine.cuda.rows import parts, rows
+    from engine.cuda.sampling import sampler as sampling_ops
+
+    turn = ARCHES.index(arch)
+    jobs = [(rows.FILES, None), (parts.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]
+    rare = RARE if arch == 90 else RARE[turn::6]
+    for type in (COMMON if arch in COMPLETE else COMMON[turn % 4 :: 4]) + rare:
+        jobs += [repack.build_job(type), *dequant.build_jobs(type)]
+    q4, q6 = GGMLType.Q4_K, GGMLType.Q6_K
+    jobs += [matvec.build_job(COMMON[i : i + 4], 1, arch) for i in range(0, len(COMMON), 4)]
+    jobs += [matvec.build_job(RARE[turn::6], 1, arch)]
+    jobs += [matvec.build_job([q4, q4, q6], batch, arch) for batch in {1, matvec.max_batch(arch)}]
+    alone = TYPES if arch == 90 else TYPES[turn % 4 :: 4]
+    jobs += [matvec.build_job([type], (1, 2, 4, 8)[i % 4], arch) for i, type in enumerate(alone) if arch == 90]
+    jobs += [matvec.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
+    jobs += batch_jobs(batch_matvec) if arch == 90 else []
+    routing = router.Routing(128, 8, gating=tuple(router.Gating)[turn % len(router.Gating)])
+    jobs += [router.router_job(type) for type in matvec.UNQUANTIZED]
+    for type in (COMMON if arch == 90 else COMMON[turn % 4 :: 4]) + RARE[turn::6]:
+        activation = tuple(matvec.Activation)[turn % len(matvec.Activation)]
+        jobs += moe.build_jobs(type, type, activation, routing, arch, 768, 2048)
+    if arch == gemm.ARCH:
+        jobs += gemm.build_jobs([q4, q6], matvec.Activation.SILU)
+        jobs += gemm.expert_jobs([q4, q6], [q4], matvec.Activation.SILU) + experts.build_jobs()
+        for type in COMMON + RARE[turn::6]:
+            if type is not GGMLType.F32:
+                jobs += moe_rows.build_jobs(type, type, matvec.Activation.SILU, routing, 768, 2048)
+    for shape in shapes_for(arch):
+        jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
+        if arch == 90:  # the kernels of the other cards serve there too where the tests ask for them
+            general = attention_plan.prefill_plan(shape, arch, hopper=False)
+            decode = attention_plan.decode_plan(shape, arch, MULTIPROCESSORS[arch])
+            jobs += attention_plan.jobs_of_plans(shape, decode, general)
+    return list({repr(job): job for job in jobs}.values())
+
+
+def build_all(jobs, arch):
+    from engine.cuda.driver.compiler import cached_cubin, kernel_source
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # NVRTC runs without the interpreter lock
+        return list(pool.map(lambda job: cached_cubin(kernel_source(*job), arch, (), job[0][-1]), jobs))
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_every_kernel_builds(arch):
+    if arch not in nvrtc.getSupportedArchs():
+        pytest.skip(f"this NVRTC does not know sm_{arch}")
+    jobs = jobs_for(arch)
+    for (files, defines), cubin in zip(jobs, build_all(jobs, arch), strict=True):
+        assert cubin[:4] == b"\x7fELF"
+        for name in kernel_names(files[-1], (defines or {}).get("FORMAT")):
+            assert f".text.{name}\0".encode() in cubin, (name, files, defines)
+
+
+def kernel_names(file, type):
+    """The names by which the launchers ask for the kernels of a file."""
+    if file.startswith("attention_"):
+        return ["_".join(file.split("_")[:2])]
+    names = {
+        "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid read_all",
+        "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear divide add_chosen",
+        "moves.cu": "scatter copy_pages gather_rows",
+        "sampling.cu": "sample",
+        "matvec.cu": "matvec",
+        "decode_gemm.cu": "batch_matvec",
+        "decode_gemm_operand.cu": "batch_operand",
+        "gemm.cu": "gemm",
+        "operand.cu": "operand_half",
+        "rope_append.cu": "rope_append",
+        "embed.cu": f"embed_{type}",
+        "dequant.cu": f"dequant_half_{type} dequant_float_{type}",
+        "experts.cu": "group_rows add_experts",
+        "route.cu": "route_top",
+        "router.cu": "router",
+        "moe.cu": "moe_gate_up moe_down",
+        "moe_rows.cu": "moe_rows_gate_up moe_rows_down",
+        "moe_rows_begin.cu": "moe_rows_begin moe_rows_end",
+        "repack.cu": f"repack_{type} largest_{type} choose_scale_{type}",
+    }[file].split()
+    return [name for name in names if type in ("F32", "BF16") or not name.startswith(("largest", "choose"))]
+
+
+def read_file(name):
+    from engine.cuda.driver.compiler import kernel_files
+
+    return kernel_files()[name].read_text(encoding="utf-8")
+
+
+def test_every_kernel_file_is_built():
+    from engine.cuda.driver.compiler import kernel_files
+
+    files = {name for job in jobs_for(90) for name in job[0]} | {"common.cuh"}
+    assert files == kernel_files().keys()
+    hopper = {
+        "experts.cu",
+        "moe_rows.cu",
+        "moe_rows_begin.cu",
+        "operand.cu",
+        "gemm.cu",
+        "gemm_tile.cuh",
+        "gemm_unpack.cuh",
+        "wgmma.cuh",
+        "attention_prefill_hopper.cu",
+    }
+    hopper |= {name for name in files if name.startswith("batch_")} | {"formats_half.cuh"}
+    for arch in ARCHES:
+        built = {name for job in jobs_for(arch) for name in job[0]} | {"common.cuh"}
+        assert files - built == (set() if arch == 90 else hopper), arch
+
+
+def test_every_type_and_width_is_built_somewhere():
+    names = {str(job[1].get("FORMAT")) for arch in ARCHES for job in jobs_for(arch) if job[1]}
+    assert {type.name for type in TYPES} <= names
+    assert {shape.key_dim for arch in ARCHES for shape in shapes_for(arch) if shape.tensor_cores} == set(WIDTHS)
+
+
+def check_statically(files, defines, claims):
+    """The compiler itself judges: a false claim does not build."""
+    from engine.cuda.driver.compiler import compile_cubin, kernel_source
+
+    source = kernel_source(files, defines) + "".join(f'static_assert({c}, "{c}");\n' for c in claims)
+    compile_cubin(source, 80, name="claims.cu")
+
+
+def test_sizes_of_formats_equal_the_layouts():
+    claims = []
+    for type, layout in LAYOUTS.items():
+        claims += [
+            f"{type.name}::BLOCK == {type.block_size}",
+            f"{type.name}::BLOCK_BYTES == {type.type_size}",
+            f"{type.name}::COLUMNS == {layout.chunk_columns}",
+            f"{type.name}::CHUNK_BYTES == {layout.chunk_bytes}",
+            f"{type.name}::HAS_SCALE == {int(layout.scaled)}",
+        ]
+        if grid_bytes([type]):
+            claims += [f"sizeof({type.name}_POINTS) == {grid_bytes([type])}"]
+    check_statically(("formats.cuh", "formats_coded.cuh"), {type.name: type.name for type in LAYOUTS}, claims)
+
+
+def test_a_false_claim_does_not_build():
+    from engine.errors import DeviceError
+
+    with pytest.raises(DeviceError, match="static assertion failed"):
+        check_statically(("formats.cuh",), None, ["Q4_K::CHUNK_BYTES == 16"])
+
+
+def test_constants_of_the_launchers_equal_the_kernels():
+    from engine.cuda.matrix import matvec
+    from engine.cuda.sampling import sampler as sampling_ops
+
+    row, most = sampling_ops.ROW, sampling_ops.MAXIMA
+    claims = [f"sizeof(SamplingRow) == {row.itemsize}", f"MAXIMA == {most}", f"THREADS == {sampling_ops.THREADS}"]
+    claims += [f"CANDIDATES == {sampling_ops.CANDIDATES}", f"BINS == {sampling_ops.BINS}"]
+    check_statically(sampling_ops.SOURCES, None, claims)
+    assert f"constexpr int SLAB = {matvec.SLAB};" in read_file("matvec.cu")
+    for activation in matvec.Activation:
+        assert activation.value < 7
+
+
+def test_a_broken_kernel_says_what_the_compiler_says():
+    from engine.cuda.driver.compiler import compile_cubin
+    from engine.errors import DeviceError
+
+    with pytest.raises(DeviceError, match=r"failed to build \(broken.cu, sm_90a\)(.|\n)*undefined_name"):
+        compile_cubin('extern "C" __global__ void broken() { undefined_name(); }', 90, name="broken.cu")
+
+
+def test_cubins_are_cached_by_text_architecture_and_options(tmp_path, monkeypatch):
+    from engine.cuda.driver import compiler
+
+    monkeypatch.setenv("GGUF_ENGINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler, "_cubins", {})
+    source = 'extern "C" __global__ void nothing() {}'
+    first = compiler.cached_cubin(source, 80)
+    assert len(list(tmp_path.rglob("*.cubin"))) == 1
+    monkeypatch.setattr(compiler, "_cubins", {})
+    monkeypatch.setattr(compiler, "compile_cubin", None)  # a second build would fail
+    assert compiler.cached_cubin(source, 80) == first
+    monkeypatch.undo()
+    monkeypatch.setenv("GGUF_ENGINE_CACHE", str(tmp_path))
+    compiler.cached_cubin(source + " ", 80)
+    compiler.cached_cubin(source, 90)
+    compiler.cached_cubin(source, 80, ("-lineinfo",))
+    assert len(list(tmp_path.rglob("*.cubin"))) == 4
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+    from engine.cuda.driver import compiler
+
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("GGUF_ENGINE_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(compiler, "_cubins", {})
+    assert compiler.cached_cubin('extern "C" __global__ void nothing_2() {}', 80)[:4] == b"\x7fELF"
+
+
+def test_architectures_nobody_builds_for():
+    from engine.cuda.driver.compiler import best_target, target
+    from engine.errors import DeviceError
+
+    assert (target(90), target(86)) == ("sm_90a", "sm_86")
+    assert best_target(89) == 89
+    with pytest.raises(DeviceError, match=r"capability 7\.0; 7\.5 or newer"):
+        best_target(70)
+    with pytest.raises(DeviceError, match=r"does not know compute capability 99\.0: update"):
+        best_target(990)

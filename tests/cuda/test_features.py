@@ -1,0 +1,101 @@
+"""Models with parts that have no GPU kernels are declined by name, and run on the CPU where the device is free."""
+
+import logging
+from functools import partial
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.cpu.runner import CpuRunner
+from engine.cuda.load import features
+from engine.cuda.load.features import check_features, missing_features
+from engine.cuda.load.plan import make_plan
+from engine.errors import DeviceError
+from engine.gguf.reader import open_gguf
+from engine.model.config import Activation, Routing
+from engine.model.loader import load_model
+from engine.runner import devices as runner
+from engine.runner.devices import open_runner
+from tests.support.feature_models import (
+    CASES,
+    EXPERT,
+    LATENT_CASES,
+    MOE,
+    latent,
+    sinks_and_clamped_gates,
+    unrotated_layers,
+)
+from tests.support.gguf_builder import tiny_llama
+from tests.support.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
+
+
+def too_many_experts():
+    file = File("llama", expert_count=40, expert_used_count=33, expert_feed_forward_length=EXPERT)
+    experts = [("ffn_gate_inp", (40, WIDTH)), ("ffn_down_exps", (40, WIDTH, EXPERT))]
+    experts += [(f"ffn_{which}_exps", (40, EXPERT, WIDTH)) for which in ("gate", "up")]
+    return file.layers(matrices=ATTENTION + experts, norms=NORMS)
+
+
+@pytest.mark.parametrize("case", [*CASES, *(partial(latent, *case) for case in LATENT_CASES)], ids=str)
+def test_every_part_that_a_model_may_have_is_served(tmp_path, case):
+    file, _ = case()
+    with open_gguf(file.write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == []
+        del model
+
+
+@pytest.mark.parametrize(
+    ("field", "served", "words"),
+    [
+        ("activation", {Activation.SILU}, "this activation"),
+        ("routing", {Routing.SOFTMAX}, "this routing of experts"),
+        ("sinks", {False}, "sinks"),
+    ],
+)
+def test_parts_that_nobody_added_are_declined_by_name(tmp_path, monkeypatch, field, served, words):
+    monkeypatch.setitem(features._SERVED, field, frozenset(served))
+    with open_gguf(sinks_and_clamped_gates()[0].write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == [words]
+        del model
+
+
+def test_errors_name_the_parts(tmp_path):
+    with open_gguf(too_many_experts().write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        with pytest.raises(DeviceError, match=r"which lacks: more than 32 of 1024 experts.*; use device='cpu'"):
+            check_features(model)
+        with pytest.raises(DeviceError, match="does not run on the GPU yet"):
+            make_plan(model, context_length=32, kv_type="f16", max_sequences=1)
+        del model
+
+
+def test_plain_models_pass(tmp_path):
+    path = tmp_path / "tiny.gguf"
+    tiny_llama(path)
+    with open_gguf(path) as gguf:
+        model = load_model(gguf)
+        check_features(model)
+        del model
+    guessing = File("glm4moe", 2, nextn_predict_layers=1, leading_dense_block_count=1, expert_shared_count=1, **MOE)
+    guessing.layers(matrices=ATTENTION + GATED, norms=[NORMS[0], ("post_attention_norm", (WIDTH,))])
+    for file in (unrotated_layers()[0], guessing):
+        with open_gguf(file.write(tmp_path)) as gguf:
+            model = load_model(gguf)
+            check_features(model)
+            del model
+
+
+def test_a_free_choice_falls_back_to_the_cpu(tmp_path, monkeypatch, caplog):
+    path = too_many_experts().write(tmp_path)
+    monkeypatch.setattr(runner, "_GPU_TRACES", (str(tmp_path),))
+    monkeypatch.setattr("engine.cuda.availability", lambda index=0: None)
+    with open_gguf(path) as gguf, caplog.at_level(logging.WARNING, "engine"):
+        model = load_model(gguf)
+        opened = open_runner(EngineConfig(model=path, device="auto", threads=1), model, lambda _: None)
+        opened.close()
+        assert isinstance(opened, CpuRunner)
+        del model, opened
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings == ["running on the CPU: the GPU has no kernels yet for more than 32 of 1024 experts for a token"]

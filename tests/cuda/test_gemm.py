@@ -1,0 +1,247 @@
+"""Products of prompts: tile choice and builds anywhere; on a Hopper GPU every format, and the same bits for every T."""
+
+import numpy as np
+import pytest
+
+from engine.cuda.formats.layouts import LAYOUTS
+from engine.cuda.matrix.gemm import supports
+from engine.gguf.quants import dequantize
+from engine.gguf.types import GGMLType
+from tests.cuda.test_matvec import COMMON, RARE, nmse, packed, random_rows
+from tests.support.gpu_helpers import hopper_cupy
+
+ALL_TYPES = [type for type in LAYOUTS if supports(type)]
+TYPES = [type for type in COMMON if supports(type)]
+# Operands are halfs: x and the weight are each off by up to 2^-12 of their size, evenly spread: 2 * 2^-24 / 3 = 4e-8 of
+# the square. Scales (and minimums, which are larger than what is left of them) are rounded to halfs as well.
+TOLERANCE = 2.5e-7
+ROWS = (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 512, 1000, 2048)
+
+
+def test_tiles_are_chosen_by_rounds_over_the_card():
+    from engine.cuda.matrix.gemm import choose_tile
+
+    def chosen(rows, tokens, columns):
+        tile = choose_tile(rows // 64, tokens, columns, 132)
+        return tile.groups, tile.tokens
+
+    assert chosen(4096, 1, 4096) == (1, 16)
+    assert chosen(4096, 512, 14336) == (2, 128)  # 128 tiles for 132 multiprocessors
+    assert chosen(6144, 512, 4096) == (3, 128)
+    assert chosen(2048, 512, 8192) == (2, 64)
+    assert chosen(28672, 2048, 4096) == (2, 256)
+
+
+def test_families_share_kernels_and_leave_float32_out():
+    from engine.cuda.matrix.gemm import MAX_FORMATS, family
+
+    assert not supports(GGMLType.F32)
+    families = family([*LAYOUTS, GGMLType.Q4_K])
+    assert sorted(type for members in families for type in members) == sorted(ALL_TYPES)
+    for members in families:
+        assert len(members) <= MAX_FORMATS
+        assert len({LAYOUTS[type].chunk_columns for type in members}) == 1
+
+
+def test_every_block_fits_its_multiprocessor():
+    from engine.cuda.driver.compiler import shared_limit
+    from engine.cuda.matrix.gemm import TILES, family, shared_bytes
+
+    for members in [*family(ALL_TYPES), *((type,) for type in ALL_TYPES)]:
+        for tile in TILES:
+            # The driver takes 1 KiB per block, of 228.
+            assert tile.blocks * (shared_bytes(members, tile) + 1024) <= shared_limit(90) + 1024
+
+
+@pytest.mark.parametrize("type", TYPES + RARE[2::3], ids=lambda type: type.name)
+def test_multiplications_stay_in_flight(type):
+    """The assembler says so where it had to put a wait behind every multiplication: a third of the speed."""
+    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
+    from engine.cuda.driver.compiler import BASE_OPTIONS, kernel_source
+    from engine.cuda.matrix.gemm import TILES, build_job
+    from engine.cuda.matrix.matvec import Activation
+
+    tile = TILES[ALL_TYPES.index(type) % len(TILES)]
+    program = nvrtc.createProgram(kernel_source(*build_job([type], tile, Activation.SILU)), "gemm.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (*BASE_OPTIONS, "-arch=sm_90a", "--ptxas-options=-v"))
+        log = nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)
+    assert "registers" in log
+    assert "serialized" not in log
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    cupy = hopper_cupy()
+    from engine.cuda.driver import compiler
+    from engine.cuda.formats import repack
+    from engine.cuda.matrix import gemm
+    from engine.cuda.matrix.matvec import Activation
+
+    jobs = [*gemm.build_jobs(TYPES, Activation.NONE), *(repack.build_job(type) for type in TYPES + RARE)]
+    jobs += gemm.build_jobs(RARE, Activation.NONE)
+    compiler.prebuild(
+        [*jobs, *(gemm.build_job((GGMLType.Q4_K,), tile, Activation(n)) for tile in gemm.TILES for n in ACTIVATIONS)],
+        90,
+    )
+    return cupy
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(11)
+
+
+def operand(cupy, x, norm=None):
+    from engine.cuda.matrix.gemm import make_operand, operand_bytes
+
+    room = cupy.full(operand_bytes(*x.shape), 255, cupy.uint8)  # not-a-numbers where nothing is written
+    weight = None if norm is None else cupy.asarray(norm)
+    return make_operand(cupy.asarray(x), room, norm=weight, eps=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_every_format_and_tile_gives_the_product_and_the_same_bits(cupy, rng, type):
+    from engine.cuda.matrix.gemm import TILES, Gemm
+    from engine.cuda.matrix.matvec import Activation, MatVec
+
+    gemm = Gemm(TYPES, Activation.NONE)
+    shapes = [(200, 768), (1000, 2048)] + ([(48, 64), (17, 896)] if type.block_size < 256 else [])
+    for rows, columns in shapes:
+        raw = random_rows(rng, type, rows, columns)
+        group = MatVec([packed(cupy, type, raw, columns)])
+        x = rng.standard_normal((513, columns)).astype(np.float32)
+        norm = rng.uniform(0.5, 1.5, columns).astype(np.float32)
+        wide = x.astype(np.float64)
+        normed = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-5) * norm
+        first = None
+        for n in (513, 1, 16, 17, 65, 129, 300):
+            a = operand(cupy, x[:n], norm)
+            for tile in TILES:
+                out = cupy.full((n, rows + 3), 9.0, np.float32)
+                gemm(group, a, out[:, :rows], tile=tile)
+                found = out.get()
+                if first is None:
+                    first = found[:, :rows]
+                    assert nmse(first, normed, dequantize(raw, type).astype(np.float64)) < TOLERANCE
+                np.testing.assert_array_equal(found[:, :rows], first[:n], err_msg=f"{n} rows, {tile}")
+                assert (found[:, rows:] == 9.0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", RARE, ids=lambda type: type.name)
+def test_other_formats(cupy, rng, type):
+    from engine.cuda.matrix.gemm import TILES, Gemm
+    from engine.cuda.matrix.matvec import Activation, MatVec
+
+    rows, columns = 200, 768
+    raw = random_rows(rng, type, rows, columns)
+    gemm, group = Gemm(RARE, Activation.NONE), MatVec([packed(cupy, type, raw, columns)])
+    x = rng.standard_normal((300, columns)).astype(np.float32)
+    results = []
+    for n, tile in [(300, None), *((65, tile) for tile in TILES)]:
+        results.append(cupy.zeros((n, rows), np.float32))
+        gemm(group, operand(cupy, x[:n]), results[-1], tile=tile)
+    whole = results[0].get()
+    assert nmse(whole, x.astype(np.float64), dequantize(raw, type).astype(np.float64)) < TOLERANCE
+    for found in results[1:]:
+        np.testing.assert_array_equal(found.get(), whole[:65])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("rows", "columns"), [((512, 128, 128), 2048), ((96, 40), 14336)])
+def test_a_row_has_the_same_bits_in_every_prompt(cupy, rng, rows, columns):
+    from engine.cuda.matrix.gemm import Gemm
+    from engine.cuda.matrix.matvec import Activation, MatVec
+
+    types = [GGMLType.Q4_K] * (len(rows) - 1) + [GGMLType.Q6_K]
+    raws = [random_rows(rng, type, n, columns) for type, n in zip(types, rows, strict=True)]
+    group = MatVec([packed(cupy, type, raw, columns) for type, raw in zip(types, raws, strict=True)])
+    weights = np.concatenate([dequantize(raw, type) for type, raw in zip(types, raws, strict=True)]).astype(np.float64)
+    gemm = Gemm(TYPES, Activation.NONE)
+    x = rng.standard_normal((max(ROWS), columns)).astype(np.float32)
+    results = {}
+    for n in ROWS:
+        out = cupy.full((n, sum(rows)), 9.0, np.float32)
+        gemm(group, operand(cupy, x[:n]), out)
+        results[n] = out.get()
+    last = results[max(ROWS)]
+    assert nmse(last[:64], x[:64].astype(np.float64), weights) < TOLERANCE
+    for n in ROWS:
+        np.testing.assert_array_equal(results[n], last[:n], err_msg=str(n))
+    moved = cupy.empty((700, sum(rows)), np.float32)
+    gemm(group, operand(cupy, x[300:1000]), moved)
+    np.testing.assert_array_equal(moved.get(), last[300:1000])
+
+
+@pytest.mark.gpu
+def test_bias_factor_and_residual(cupy, rng):
+    from engine.cuda.matrix.gemm import TILES, Gemm
+    from engine.cuda.matrix.matvec import Activation, MatVec
+
+    # Two widths of chunks: two launches.
+    types, rows, columns = [GGMLType.Q5_0, GGMLType.Q4_K], [40, 72], 512
+    raws = [random_rows(rng, type, n, columns) for type, n in zip(types, rows, strict=True)]
+    group = MatVec([packed(cupy, type, raw, columns) for type, raw in zip(types, raws, strict=True)])
+    gemm = Gemm(TYPES, Activation.NONE)
+    x, bias = rng.standard_normal((37, columns)).astype(np.float32), rng.standard_normal(112).astype(np.float32)
+    plain, start = cupy.empty((37, 112), np.float32), rng.standard_normal((37, 112)).astype(np.float32)
+    gemm(group, operand(cupy, x), plain)
+    for tile in TILES:
+        out = cupy.asarray(start)
+        gemm(group, operand(cupy, x), out, bias=cupy.asarray(bias), alpha=0.5, add=True, tile=tile)
+        np.testing.assert_allclose(out.get(), start + 0.5 * (plain.get() + bias), rtol=1e-5, atol=1e-6)
+
+
+ACTIVATIONS = {
+    1: lambda v: v / (1 + np.exp(-v)),
+    2: lambda v: 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))),
+    4: lambda v: np.maximum(v, 0),
+    5: lambda v: np.maximum(v, 0) ** 2,
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gated_products_as_floats_and_as_the_next_operand(cupy, rng, activation):
+    from engine.cuda.matrix.gemm import TILES, Gemm, operand_bytes
+    from engine.cuda.matrix.matvec import Activation, MatVec
+
+    type, width, columns, n = GGMLType.Q4_K, 384, 512, 70
+    gate, up = random_rows(rng, type, width, columns), random_rows(rng, type, width, columns)
+    group = MatVec([packed(cupy, type, gate, columns, up)])
+    gemm = Gemm([type], Activation(activation))
+    x = (rng.standard_normal((n, columns)) * 0.05).astype(np.float32)
+    wide = x.astype(np.float64)
+    truth = ACTIVATIONS[activation](wide @ dequantize(gate, type).T) * (wide @ dequantize(up, type).T)
+    for tile in TILES:
+        h = cupy.full((n, width), 9.0, np.float32)
+        assert gemm.gated(group, operand(cupy, x), h, tile=tile) is None
+        assert np.sum((h.get() - truth) ** 2) < 4e-6 * np.sum(truth**2)
+        hidden = gemm.gated(group, operand(cupy, x), cupy.zeros(operand_bytes(n, width), cupy.uint8), tile=tile)
+        same = operand(cupy, h.get())
+        shape = (width // 64, same.pitch, 128)
+        np.testing.assert_array_equal(hidden.data.get().reshape(shape)[:, :n], same.data.get().reshape(shape)[:, :n])
+
+
+@pytest.mark.gpu
+def test_dense_products_of_fixed_rows_do_not_depend_on_their_number(cupy, rng):
+    from engine.cuda.matrix.dense import DenseProduct, padded
+
+    rows, columns = 96, 512
+    raw = random_rows(rng, GGMLType.F32, rows, columns)
+    matrix = packed(cupy, GGMLType.F32, raw, columns)
+    dense = DenseProduct(fixed_rows=True)
+    x = cupy.asarray(rng.standard_normal((512, columns)).astype(np.float32))
+    results = []
+    for n in (300, 1, 17, 256, 257):
+        out = cupy.full((n, rows), 2.0, np.float32)
+        dense(matrix, x[: padded(n)], out, rows=n, add=True)
+        results.append(out.get())
+    truth = x.get()[:300].astype(np.float64) @ raw.view(np.float32).reshape(rows, columns).T.astype(np.float64)
+    np.testing.assert_allclose(results[0] - 2, truth, atol=1e-4)
+    for found in results:
+        np.testing.assert_array_equal(found, results[0][: len(found)])

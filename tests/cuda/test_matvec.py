@@ -1,0 +1,237 @@
+"""Packed matrix kernels: sizes and builds anywhere; on a GPU every format against float64 and numpy dequantization."""
+
+import numpy as np
+import pytest
+
+from engine.cuda.formats.layouts import LAYOUTS, kept_as, packed_bytes, tile_count
+from engine.gguf.quants import FORMATS, dequantize, row_bytes
+from engine.gguf.types import GGMLType
+from tests.support.gguf_builder import random_blocks
+
+TYPES = list(LAYOUTS)
+COMMON = TYPES[: TYPES.index(GGMLType.Q6_K) + 1]
+RARE = [GGMLType[n] for n in ("IQ1_M", "IQ2_XS", "IQ3_S", "IQ4_XS", "MXFP4", "NVFP4", "Q2_0", "Q8_K", "TQ1_0")]
+"""One each of the other formats that are packed alike, for kernels that take long to build."""
+OTHER_SCALES = {GGMLType.Q8_1, GGMLType.Q8_K, GGMLType.IQ1_M, GGMLType.MXFP4, GGMLType.NVFP4}
+"""Types whose scale is no float16 of its own."""
+LEFT_OUT = {GGMLType.Q8_1: 4 / 40, GGMLType.Q8_K: 32 / 292}
+"""What of a block stays in the file: sums of its numbers."""
+SHAPES = [(1, 256), (33, 768), (257, 4352), (40, 14336)]
+BATCHES = (8, 1, 2, 3, 4, 5, 7, 17)
+# Inputs are 16-bit numbers, the largest of 32 being 32600: a squared error of 1/12 of (largest / 32600)^2 per term,
+# 4e-10 of the square of normal inputs, a few times that with outliers and for a single output.
+TOLERANCE = 1e-8
+
+
+def random_rows(rng, type, rows, columns):
+    """Packed rows with random quants and scales."""
+    if type in (GGMLType.F32, GGMLType.F16, GGMLType.BF16):
+        values = (rng.standard_normal((rows, columns)) * 0.05).astype(np.float32)
+        if type == GGMLType.F32:
+            return values.view(np.uint8)
+        if type == GGMLType.F16:
+            return values.astype(np.float16).view(np.uint8)
+        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    if type in OTHER_SCALES:
+        return random_blocks((rows, columns), type, std=0.05, seed=int(rng.integers(1 << 30)))
+    raw = rng.integers(0, 256, (rows, row_bytes(type, columns)), dtype=np.uint8)
+    blocks = raw.reshape(-1).view(FORMATS[type].layout)
+    for name in blocks.dtype.names:
+        if blocks.dtype[name].base == np.float16:
+            blocks[name] = (rng.standard_normal(blocks[name].shape) * 0.01).astype(np.float16)
+    return raw
+
+
+def nmse(found, x, weights, factor=1.0):
+    """Squared error over what the square of the product is expected to be, which random cancellation does not move."""
+    error = found.astype(np.float64) - factor * (x @ weights.T)
+    return float(np.sum(error**2) / np.sum((x**2) @ (weights**2).T) / factor**2)
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_packed_takes_the_bytes_of_the_file(type):
+    row = row_bytes(type, 4096) * (1 - LEFT_OUT.get(type, 0))
+    assert packed_bytes(type, 4096, 4096) == 4096 * row
+    assert packed_bytes(type, 4096, 4096, paired=True) == 2 * 4096 * row
+    assert packed_bytes(type, 17, 4096) == 32 * row
+
+
+def test_every_type_of_a_file_has_a_place_on_the_gpu():
+    converted = {type for type in GGMLType if kept_as(type) is not type}
+    assert converted == {GGMLType.F64, GGMLType.I8, GGMLType.I16, GGMLType.I32, GGMLType.I64}
+    assert {kept_as(type) for type in GGMLType} == set(LAYOUTS)
+    assert {kept_as(type) for type in converted} == {GGMLType.F32}
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("arch", [75, 86, 90])
+def test_the_order_of_sums_is_the_same_for_every_batch(type, arch):
+    from engine.cuda.matrix.matvec import choose_tuning, max_batch
+
+    assert len({choose_tuning([type], batch, arch).split for batch in range(1, max_batch(arch) + 1)}) == 1
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    import cupy
+
+    return cupy
+
+
+@pytest.fixture(scope="module")
+def kernels(cupy):
+    """Builds what the tests of every type need side by side; one after the other would take minutes."""
+    from engine.cuda.driver import compiler
+    from engine.cuda.formats import dequant, repack
+    from engine.cuda.matrix.matvec import Activation, kernel_job
+
+    properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+    card = compiler.device_arch(), int(properties["multiProcessorCount"])
+    jobs = [job for type in TYPES for job in (repack.build_job(type), *dequant.build_jobs(type))]
+    for type in TYPES:
+        jobs += [kernel_job([type], tile_count(n), k, batch, card)[0] for n, k in SHAPES for batch in (1, 2, 4, 8)]
+        jobs += [kernel_job([type], 6, 512, 3, card, paired=True, activation=Activation.SILU)[0]]
+    compiler.prebuild(list({repr(job): job for job in jobs}.values()), card[0])
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def packed(cupy, type, raw, columns, partner=None):
+    from engine.cuda.formats.repack import repack
+
+    other = None if partner is None else cupy.asarray(partner.reshape(-1))
+    return repack(cupy.asarray(raw.reshape(-1)), type, len(raw), columns, partner=other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("rows", [1, 16, 17, 33])
+def test_unpacked_rows_equal_numpy(cupy, kernels, rng, type, rows):
+    from engine.cuda.formats.dequant import dequantize as unpack
+    from engine.cuda.formats.dequant import embed
+
+    columns = {256: 512, 128: 384, 64: 448}.get(type.block_size, 416)
+    raw = random_rows(rng, type, rows, columns)
+    truth = dequantize(raw, type)
+    matrix = packed(cupy, type, raw, columns)
+    whole, half = cupy.empty((rows, columns), np.float32), cupy.empty((rows, columns), np.float16)
+    unpack(matrix, whole)
+    unpack(matrix, half)
+    ids = np.array([rows - 1, 0, -1], np.int32)
+    taken = cupy.empty((3, columns), np.float32)
+    embed(matrix, cupy.asarray(ids), taken, scale=2.0)
+    atol = 2.0**-21 * np.abs(truth).max() if type == GGMLType.F32 else 0.0
+    np.testing.assert_allclose(whole.get(), truth, rtol=0, atol=atol)
+    np.testing.assert_allclose(taken.get()[:2], 2 * truth[[rows - 1, 0]], rtol=0, atol=2 * atol)
+    assert not taken.get()[2].any()
+    np.testing.assert_allclose(half.get(), truth.astype(np.float16), rtol=2.0**-10 if atol else 0, atol=atol)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", [type for type in GGMLType if kept_as(type) is not type])
+def test_plain_numbers_of_other_kinds_become_float32(cupy, type):
+    from engine.cuda.formats.dequant import dequantize as unpack
+    from engine.cuda.load.weights import Uploader
+    from engine.model.weights import Weight
+
+    raw = random_blocks((33, 96), type, std=30.0)
+    uploader = Uploader(cupy.cuda.get_current_stream(), lambda done: None)
+    matrix = uploader.matrix(Weight("w", type, (33, 96), raw))
+    out = cupy.empty((33, 96), np.float32)
+    unpack(matrix, out)
+    truth = dequantize(raw, type)
+    np.testing.assert_allclose(out.get(), truth, rtol=0, atol=2.0**-21 * np.abs(truth).max())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+def test_product_of_every_format(cupy, kernels, rng, type, rows, columns):
+    from engine.cuda.matrix.matvec import MatVec
+
+    raw = random_rows(rng, type, rows, columns)
+    weights = dequantize(raw, type).astype(np.float64)
+    product = MatVec([packed(cupy, type, raw, columns)])
+    x = (rng.standard_normal((17, columns)) * np.exp(rng.standard_normal((17, columns)))).astype(np.float32)
+    norm = rng.uniform(0.5, 1.5, columns).astype(np.float32)
+    wide = x.astype(np.float64)
+    normed = wide / np.sqrt(np.mean(wide**2, axis=1, keepdims=True) + 1e-5) * norm
+    first = None
+    for batch in BATCHES:
+        out = cupy.full((batch, rows), 9.0, np.float32)
+        product(cupy.asarray(x[:batch]), out, norm=cupy.asarray(norm), eps=1e-5)
+        assert nmse(out.get(), normed[:batch], weights) < TOLERANCE
+        first = out.get() if first is None else first
+        assert np.array_equal(out.get()[:8], first[:batch])
+        product(cupy.asarray(x[:batch]), out, norm=cupy.asarray(norm), eps=1e-5, add=True)
+        np.testing.assert_allclose(out.get()[:8], 2 * first[:batch], rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.gpu
+def test_group_of_types_with_bias_and_large_inputs(cupy, rng):
+    from engine.cuda.matrix.matvec import MatVec
+
+    columns, parts = 1024, ((GGMLType.Q4_K, 48), (GGMLType.Q8_0, 17), (GGMLType.Q6_K, 30))
+    raws = [random_rows(rng, type, rows, columns) for type, rows in parts]
+    weights = np.concatenate([dequantize(raw, type) for raw, (type, _) in zip(raws, parts, strict=True)])
+    product = MatVec([packed(cupy, type, raw, columns) for raw, (type, _) in zip(raws, parts, strict=True)])
+    bias = rng.integers(-3, 4, 95).astype(np.float32)
+    for magnitude in (1e-6, 1.0, 1e7):
+        x = (rng.standard_normal((2, columns)) * magnitude).astype(np.float32)
+        out = cupy.empty((2, 95), np.float32)
+        product(cupy.asarray(x), out, bias=cupy.asarray(bias * magnitude), alpha=0.5)
+        found = out.get().astype(np.float64) - 0.5 * magnitude * bias
+        assert nmse(found, x.astype(np.float64), weights.astype(np.float64), 0.5) < TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("rows", [8, 41])
+def test_gate_and_up_in_one(cupy, kernels, rng, type, rows):
+    from engine.cuda.formats.dequant import dequantize as unpack
+    from engine.cuda.matrix.matvec import Activation, MatVec
+
+    columns = 512
+    gate, up = random_rows(rng, type, rows, columns), random_rows(rng, type, rows, columns)
+    pair = packed(cupy, type, gate, columns, partner=up)
+    x = (rng.standard_normal((3, columns)) * 0.1).astype(np.float32)
+    out = cupy.empty((3, rows), np.float32)
+    MatVec([pair])(cupy.asarray(x), out, activation=Activation.SILU)
+    g, u = (x.astype(np.float64) @ dequantize(raw, type).astype(np.float64).T for raw in (gate, up))
+    truth = g * 0.5 * (1 + np.tanh(g / 2)) * u
+    assert np.sum((out.get() - truth) ** 2) < 1e-7 * np.sum(truth**2)
+    both = cupy.empty((2, rows, columns), np.float32)
+    unpack(pair, both)
+    truth = np.stack([dequantize(gate, type), dequantize(up, type)])
+    np.testing.assert_allclose(both.get(), truth, rtol=0, atol=1e-6 if type == GGMLType.F32 else 0)
+
+
+@pytest.mark.gpu
+def test_forced_block_shapes_agree(cupy, rng):
+    from engine.cuda.matrix.matvec import MatVec, Tuning
+
+    raw = random_rows(rng, GGMLType.Q4_K, 600, 4096)
+    matrix = packed(cupy, GGMLType.Q4_K, raw, 4096)
+    x = rng.standard_normal((1, 4096)).astype(np.float32)
+    weights = dequantize(raw, GGMLType.Q4_K).astype(np.float64)
+    for shape in ((16, 8, 2), (16, 4, 2), (16, 16, 2), (8, 8, 3), (4, 4, 1), (2, 2, 1)):
+        out = cupy.empty((1, 600), np.float32)
+        MatVec([matrix], tuning=Tuning(*shape))(cupy.asarray(x), out)
+        assert nmse(out.get(), x.astype(np.float64), weights) < TOLERANCE
+
+
+@pytest.mark.gpu
+def test_group_of_quantized_and_plain_matrices(cupy, rng):
+    from engine.cuda.matrix.matvec import MatVec
+
+    columns, parts = 512, ((GGMLType.Q4_K, 20), (GGMLType.F16, 17), (GGMLType.BF16, 9), (GGMLType.Q6_K, 30))
+    raws = [random_rows(rng, type, rows, columns) for type, rows in parts]
+    weights = np.concatenate([dequantize(raw, type) for raw, (type, _) in zip(raws, parts, strict=True)])
+    product = MatVec([packed(cupy, type, raw, columns) for raw, (type, _) in zip(raws, parts, strict=True)])
+    x = rng.standard_normal((3, columns)).astype(np.float32)
+    out = cupy.empty((3, 76), np.float32)
+    product(cupy.asarray(x), out)
+    assert nmse(out.get(), x.astype(np.float64), weights.astype(np.float64)) < TOLERANCE

@@ -1,0 +1,568 @@
+"""The GPU runner's behaviour: replay, neighbours, memory, slots that come and go, and its errors."""
+
+import gc
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+
+from engine import LLM, SamplingParams
+from engine.api.llm import BUNDLED_MODEL
+from engine.cuda.attention.attention_plan import PAGE
+from engine.cuda.step.run_ahead import MOST_AHEAD
+from engine.errors import ContextFullError, DeviceError, InvalidRequestError
+from engine.gguf.types import GGMLType
+from engine.request import ActiveSequence, Work
+from tests.support.gpu_helpers import (
+    cpu_logits,
+    decode_logits,
+    generate,
+    nmse,
+    opened,
+    pages_of,
+    token_ids,
+    typed_model,
+)
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = [
+    "Once upon a time",
+    "A",
+    "The old man and the fox went into the woods, and",
+    "There was a king who had three daughters. The youngest of them",
+    "In the middle of the night",
+    "Long ago, when animals could speak, a",
+    "The sea",
+    "It was winter, and the snow lay deep on the fields around the little house where",
+]
+
+
+alike = partial(opened, deterministic=True)
+"""A runner in which a row's bits do not depend on how many others there are."""
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    with LLM(device="cpu", exact=True) as llm:
+        return [llm.tokenizer.encode(text, add_special=True) for text in PROMPTS]
+
+
+def bits(array):
+    return array.view(np.uint32)
+
+
+def fingerprint(samples):
+    """Tokens and the exact log-probabilities behind them."""
+    return [(sample.token_id, sample.logprob, sample.top_logprobs) for sample in samples]
+
+
+# ---- the same bits --------------------------------------------------------------------------------------------------
+
+
+def test_replay_equals_eager_launches(prompts):
+    found = []
+    for eager in (True, False):
+        with opened(BUNDLED_MODEL, eager=eager, max_sequences=2) as runner:
+            for slot in (0, 1):
+                samples = generate(runner, prompts[0], 40, slot=slot, logprobs=8, release=False)
+                with runner._running():
+                    runner._stream.synchronize()
+                    found.append((fingerprint(samples), bits(runner._logits[slot].get()).tolist()))
+                runner.release(slot)
+    assert found[0] == found[2]
+    assert found[1] == found[3]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "seed": 7}], ids=["greedy", "seeded"])
+def test_run_to_run(prompts, options):
+    runs = []
+    for _ in range(2):
+        with opened(BUNDLED_MODEL) as runner:
+            runs += [fingerprint(generate(runner, prompts[2], 60, logprobs=8, **options)) for _ in range(2)]
+    assert runs[0] == runs[1] == runs[2] == runs[3]
+
+
+def test_a_row_does_not_depend_on_its_place_or_neighbours(prompts):
+    """Bit for bit, in every bucket: the order of a row's sums is its own."""
+    ids = prompts[3] * 6
+    with alike(BUNDLED_MODEL, max_sequences=8) as runner:
+        alone = decode_logits(runner, ids)
+        for slot in (1, 2, 5, 7):
+            np.testing.assert_array_equal(bits(decode_logits(runner, ids, slot=slot)), bits(alone))
+
+
+def step_together(runner, sequences, n):
+    """n decode steps of sequences whose prompts have been read."""
+    for _ in range(n):
+        work = [Work(one, one.output_ids[-1:], one.n_cached, True, decode=True) for one in sequences]
+        for one, sample in zip(sequences, runner.step(work), strict=True):
+            one.n_cached += 1
+            one.output_ids.append(sample.token_id)
+
+
+def new_sequence(runner, prompt, slot, request_id, pages=None, **options):
+    params = SamplingParams(**({"temperature": 0} | options))
+    pages = pages_of(runner, slot) if pages is None else pages
+    return ActiveSequence(request_id, slot, list(prompt), [], params, 11, pages=pages)
+
+
+def start(runner, prompt, slot, request_id, pages=None, **options):
+    sequence = new_sequence(runner, prompt, slot, request_id, pages, **options)
+    (sample,) = runner.step([Work(sequence, sequence.prompt_ids, 0, True)])
+    sequence.n_cached = len(prompt)
+    sequence.output_ids.append(sample.token_id)
+    return sequence
+
+
+def test_a_batch_gives_everyone_the_text_it_gets_alone(prompts):
+    with alike(BUNDLED_MODEL, max_sequences=8) as runner:
+        alone = [token_ids(generate(runner, prompt, 40)) for prompt in prompts]
+        together = [start(runner, prompt, slot, 1000 + slot) for slot, prompt in enumerate(prompts)]
+        step_together(runner, together, 39)
+        assert [one.output_ids for one in together] == alone
+
+
+def test_joining_and_leaving(prompts):
+    """Sequences come and go at odd moments; slots are taken over while results of their last owner are under way."""
+    with alike(BUNDLED_MODEL, max_sequences=4) as runner:
+        alone = [token_ids(generate(runner, prompt, 60)) for prompt in prompts]
+        a = start(runner, prompts[0], 0, 2000)
+        step_together(runner, [a], 7)
+        b = start(runner, prompts[1], 1, 2001)
+        c = start(runner, prompts[2], 3, 2002)
+        step_together(runner, [a, b, c], 5)
+        runner.release(1)
+        step_together(runner, [a, c], 1)
+        d = start(runner, prompts[3], 1, 2003)
+        step_together(runner, [c, d, a], 9)
+        runner.release(0)
+        runner.release(3)
+        e = start(runner, prompts[4], 0, 2004)
+        step_together(runner, [d, e], 20)
+        for one, text in ((a, alone[0]), (b, alone[1]), (c, alone[2]), (d, alone[3]), (e, alone[4])):
+            assert one.output_ids == text[: len(one.output_ids)], one.request_id
+
+
+def test_many_prompts_between_two_reads_of_a_running_sequence(prompts):
+    """Results that wait on the device survive the first tokens of everyone who joins in the same step."""
+    with alike(BUNDLED_MODEL, max_sequences=24) as runner:
+        alone = [token_ids(generate(runner, prompt, 12)) for prompt in prompts]
+        first = start(runner, prompts[0], 0, 3000)
+        step_together(runner, [first], 4)
+        joining = [new_sequence(runner, prompts[i % 8], 1 + i, 3001 + i) for i in range(23)]
+        work = [Work(first, first.output_ids[-1:], first.n_cached, True, decode=True)]
+        work += [Work(one, one.prompt_ids, 0, True) for one in joining]
+        everyone = [first, *joining]
+        for one, item, sample in zip(everyone, work, runner.step(work), strict=True):
+            one.n_cached += len(item.token_ids)
+            one.output_ids.append(sample.token_id)
+        step_together(runner, everyone, 6)
+        assert first.output_ids == alone[0][: len(first.output_ids)]
+        for i, one in enumerate(joining):
+            assert one.output_ids == alone[i % 8][:7], i
+
+
+def test_prompt_pieces_of_any_size_give_the_same_text(prompts):
+    prompt = (prompts[7] * 12)[:150]
+    with opened(BUNDLED_MODEL, kv_type="f32") as runner:
+        expected = cpu_logits(runner.model, prompt)[-1].argmax()
+        for chunk in (1, 3, 16, 17, 64, 512):
+            assert generate(runner, prompt, 1, chunk=chunk)[0].token_id == expected, chunk
+
+
+def test_an_interrupted_sequence_goes_on_from_any_place(prompts):
+    """Feeding other tokens than the device is ahead with, or earlier positions, overwrites what it had."""
+    with opened(BUNDLED_MODEL, max_sequences=2) as runner:
+        text = token_ids(generate(runner, prompts[0], 20))
+        one = start(runner, prompts[0], 0, 4000)
+        step_together(runner, [one], 9)
+        cut = one.n_cached - 5
+        ids = (one.prompt_ids + one.output_ids)[cut : one.n_cached + 1]
+        (sample,) = runner.step([Work(one, ids, cut, True)])
+        assert sample.token_id == text[10]
+        (sample,) = runner.step([Work(one, [text[0]], len(one.prompt_ids), True, decode=True)])
+        assert sample.token_id == text[1]
+
+
+def test_a_prompt_has_the_same_bits_alone_in_a_batch_and_in_pieces(prompts):
+    """Log-probabilities of the first token: by rows of the prompt alone, whoever is beside it and however it is cut."""
+    longer = [(prompts[i % 8] * 40)[: 30 * i + 1] for i in range(8)]
+    with alike(BUNDLED_MODEL, max_sequences=8) as runner:
+        alone = [fingerprint(generate(runner, prompt, 1, logprobs=8)) for prompt in longer]
+        together = [new_sequence(runner, prompt, slot, 2400 + slot, logprobs=8) for slot, prompt in enumerate(longer)]
+        samples = runner.step([Work(one, one.prompt_ids, 0, True) for one in together])
+        assert [fingerprint([sample]) for sample in samples] == alone
+        for chunk in (1, 50, 64):
+            assert fingerprint(generate(runner, longer[5], 1, logprobs=8, chunk=chunk)) == alone[5], chunk
+
+
+def test_scattered_pages_give_the_same_bits(prompts):
+    """Pages in any order, also where prompt and text cross many of them."""
+    prompt = (prompts[7] * 20)[:300]
+    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+        order = np.random.default_rng(5).permutation(runner.n_pages)
+        alike = [fingerprint(generate(runner, prompt, 100, slot=2, logprobs=4, order=o)) for o in (None, order)]
+        assert alike[0] == alike[1]
+
+
+def test_a_row_waits_for_pages_without_stopping_the_others(prompts):
+    """Pages come one at a time, at the last moment or before; who has none for the steps ahead just is not ahead."""
+    with alike(BUNDLED_MODEL, max_sequences=3) as runner:
+        alone = [token_ids(generate(runner, prompt, 150)) for prompt in prompts[:3]]
+        pages = [pages_of(runner, slot) for slot in range(3)]
+        rows = [start(runner, prompts[slot], slot, 2500 + slot, pages[slot][:1]) for slot in range(3)]
+        for _ in range(149):
+            for slot, one in enumerate(rows):
+                ahead = (0, 1, 40)[slot]  # the first gets a page when it must have it, the last long before
+                one.pages = pages[slot][: (one.n_cached + ahead) // PAGE + 1]
+            step_together(runner, rows, 1)
+        assert [one.output_ids for one in rows] == alone
+
+
+def test_pages_of_a_cancelled_sequence_serve_another_at_once(prompts):
+    """Steps of the old owner are under way when its pages are given away; nothing they write is ever read."""
+    with alike(BUNDLED_MODEL, max_sequences=4) as runner:
+        alone = [fingerprint(generate(runner, prompt, 30, logprobs=2)) for prompt in prompts]
+        pages = pages_of(runner, 0)
+        other = start(runner, prompts[0], 1, 2600, logprobs=2)
+        for turn in range(12):
+            one = start(runner, prompts[turn % 8], 0, 2601 + turn, pages)
+            step_together(runner, [one, other], 1 + turn % 3)
+            runner.release(0)
+            slot = (0, 2, 3)[turn % 3]  # same pages, the same slot or another one
+            found = generate(runner, prompts[(turn + 1) % 8], 30, slot=slot, logprobs=2, order=swapped(runner, slot))
+            assert fingerprint(found) == alone[(turn + 1) % 8], turn
+
+
+def swapped(runner, slot):
+    """A permutation that gives a slot the pages of slot 0."""
+    order = np.arange(runner.n_pages)
+    each = len(pages_of(runner, 0))
+    order[slot * each : (slot + 1) * each], order[:each] = (
+        np.arange(each),
+        order[slot * each : (slot + 1) * each].copy(),
+    )
+    return order
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.9, "repetition_penalty": 1.2}], ids=["greedy", "sampled"])
+def test_a_swapped_out_sequence_goes_on_with_the_same_text(prompts, options):
+    with alike(BUNDLED_MODEL, max_sequences=4) as runner:
+        whole = [start(runner, prompts[i], i, 2700 + i, logprobs=2, **options) for i in range(2)]
+        step_together(runner, whole, 80)
+        for slot in range(2):
+            runner.release(slot)
+        one, other = (start(runner, prompts[i], i, 2710 + i, logprobs=2, **options) for i in range(2))
+        step_together(runner, [one, other], 30)
+        used = one.pages[: one.n_cached // PAGE + 1]
+        saved = runner.save_pages(used)
+        runner.release(0)
+        assert saved.n_bytes == len(used) * PAGE * runner.memory_plan().kv_bytes_per_token
+        overwrite = start(runner, prompts[5], 0, 2720)
+        step_together(runner, [other, overwrite], 20)
+        one.slot, one.pages = 3, pages_of(runner, 3)
+        runner.load_pages(saved, one.pages[: len(used)])
+        step_together(runner, [overwrite, one, other], 30)
+        step_together(runner, [one], 20)
+        assert one.output_ids == whole[0].output_ids
+        assert other.output_ids == whole[1].output_ids[: len(other.output_ids)]
+
+
+def test_copied_pages_are_the_same(prompts):
+    with alike(BUNDLED_MODEL, max_sequences=4) as runner:
+        prompt = (prompts[7] * 20)[:200]
+        one = start(runner, prompt, 0, 2800)
+        target = pages_of(runner, 2)
+        runner.copy_pages(list(zip(one.pages[:4], target[:4], strict=True)))
+        two = new_sequence(runner, prompt, 1, 2801, target)
+        two.n_cached, two.output_ids = one.n_cached, list(one.output_ids)
+        step_together(runner, [one, two], 70)
+        assert one.output_ids == two.output_ids
+
+
+def test_a_step_cut_short_is_repeated(prompts, monkeypatch):
+    """An interrupt between launch and result: the same work again gives the same tokens, also for the others."""
+    with alike(BUNDLED_MODEL, max_sequences=2) as runner:
+        alone = [token_ids(generate(runner, prompt, 40)) for prompt in prompts[:2]]
+        rows = [start(runner, prompts[slot], slot, 2900 + slot) for slot in range(2)]
+        for n, name in ((3, "_read"), (2, "_seat"), (4, "_read"), (1, "_flush")):
+            step_together(runner, rows, n)
+            real = getattr(runner, name)
+
+            def cut_short(*args, real=real):
+                real(*args)
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(runner, name, cut_short)
+            with pytest.raises(KeyboardInterrupt):
+                step_together(runner, rows, 1)
+            monkeypatch.undo()
+        step_together(runner, rows, 5)
+        assert [one.output_ids for one in rows] == [text[: len(rows[0].output_ids)] for text in alone]
+
+
+def test_mixed_steps_give_everyone_his_own_text(prompts):
+    """Prompt pieces of several sequences in one batch, beside running ones, in every bucket up to 64."""
+    with alike(BUNDLED_MODEL, max_sequences=64, prefill_chunk=96) as runner:
+        alone = [token_ids(generate(runner, prompt, 30)) for prompt in prompts]
+        running, waiting = [], [new_sequence(runner, prompts[i % 8], i, 3100 + i) for i in range(64)]
+        for turn in range(40):
+            work = [Work(one, one.output_ids[-1:], one.n_cached, True, decode=True) for one in running]
+            joining, waiting = waiting[: turn % 7], waiting[turn % 7 :]
+            cut = 5
+            for one in joining:  # the first five tokens in a step of their own
+                if len(one.prompt_ids) > cut:
+                    runner.step([Work(one, one.prompt_ids[:cut], 0, False)])
+                    one.n_cached = cut
+                work.append(Work(one, one.prompt_ids[one.n_cached :], one.n_cached, True))
+            for item, sample in zip(work, runner.step(work) if work else [], strict=True):
+                item.sequence.n_cached += len(item.token_ids)
+                item.sequence.output_ids.append(sample.token_id)
+            running += joining
+            if turn % 5 == 4 and len(running) > 10:
+                runner.release(running.pop(3).slot)
+        assert not waiting
+        for one in running:
+            text = alone[(one.request_id - 3100) % 8]
+            assert one.output_ids[:30] == text[: len(one.output_ids)], one.request_id
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_padded_rows_write_nothing(prompts):
+    with opened(BUNDLED_MODEL, max_sequences=8, context_length=256) as runner:
+        with runner._running():
+            for array in (*runner._cache.keys, *runner._cache.values):
+                array.fill(7.0)
+        samples = generate(runner, prompts[0], 100, slot=5)
+        used = len(prompts[0]) + len(samples) + MOST_AHEAD - 1  # steps on their way
+        with runner._running():
+            pages = [pages_of(runner, slot) for slot in range(8)]
+            for array in (*runner._cache.keys, *runner._cache.values):
+                content = array.get().astype(np.float32)  # (N, K, PAGE, width)
+                for slot in range(8):
+                    rows = content[pages[slot]].transpose(0, 2, 1, 3).reshape(-1, content.shape[1], content.shape[3])
+                    untouched = rows[used:] if slot == 5 else rows
+                    assert (untouched == 7.0).all(), slot
+                    assert slot != 5 or (rows[: used - MOST_AHEAD] != 7.0).any(axis=(1, 2)).all()
+
+
+def test_memory_is_constant_while_running(prompts):
+    import cupy
+
+    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+        sequences = [start(runner, prompts[slot], slot, 5000 + slot) for slot in range(4)]
+        step_together(runner, sequences, 3)
+        before = runner.pool_bytes(), runner._pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
+        step_together(runner, sequences, 100)
+        assert (runner.pool_bytes(), runner._pool.used_bytes()) == before[:2]
+        assert cupy.cuda.runtime.memGetInfo()[0] >= before[2] - (2 << 20)
+
+
+def test_the_plan_covers_what_is_allocated():
+    with opened(BUNDLED_MODEL, max_sequences=4, context_length=2048) as runner:
+        plan = runner.memory_plan()
+        assert runner.pool_bytes() <= plan.weights_bytes + plan.kv_bytes + plan.scratch_bytes
+        assert runner.pool_bytes() >= plan.weights_bytes + plan.kv_bytes
+
+
+def test_closing_gives_the_memory_back(prompts):
+    import cupy
+
+    def free():
+        gc.collect()
+        cupy.cuda.Device().synchronize()
+        return cupy.cuda.runtime.memGetInfo()[0]
+
+    with opened(BUNDLED_MODEL, max_sequences=8, context_length=4096) as runner:  # modules and cuBLAS stay loaded
+        first = fingerprint(generate(runner, prompts[0] * 8, 10, logprobs=2))
+    before = free()
+    for _ in range(2):
+        with opened(BUNDLED_MODEL, max_sequences=8, context_length=4096) as runner:
+            assert fingerprint(generate(runner, prompts[0] * 8, 10, logprobs=2)) == first
+            taken = before - free()
+        assert taken > (16 << 20)
+        assert runner._pool.total_bytes() == 0
+        assert before - free() <= (4 << 20)
+        runner.close()  # a second time does nothing
+
+
+def test_two_models_at_once(prompts, tmp_path):
+    other = typed_model(tmp_path, GGMLType.Q5_K)
+    ids = list(range(5, 40))
+    with opened(BUNDLED_MODEL) as runner:
+        big = token_ids(generate(runner, prompts[0], 30))
+    with opened(other) as runner:
+        small = token_ids(generate(runner, ids, 30))
+    with opened(BUNDLED_MODEL) as first, opened(other) as second, opened(BUNDLED_MODEL, kv_type="f32") as third:
+        a, b, c = start(first, prompts[0], 0, 1), start(second, ids, 0, 1), start(third, prompts[0], 0, 1)
+        for _ in range(29):
+            for runner, one in ((first, a), (second, b), (third, c)):
+                step_together(runner, [one], 1)
+        second.close()
+        assert nmse(third.logits(prompts[2]), cpu_logits(third.model, prompts[2])) < 1e-6
+    assert (a.output_ids, b.output_ids) == (big, small)
+
+
+# ---- limits and errors --------------------------------------------------------------------------------------------
+
+
+def test_a_context_filled_to_the_last_position():
+    with LLM(device="cuda", context_length=70) as llm:
+        result = llm.generate("Once upon a time", SamplingParams(temperature=0, ignore_eos=True))
+        assert len(result.prompt_token_ids) + len(result.token_ids) == 70
+        assert result.finish_reason == "length"
+        again = llm.generate("Once upon a time", SamplingParams(temperature=0, ignore_eos=True))
+        assert again.token_ids == result.token_ids
+        one_left = llm.generate([5] * 69, SamplingParams(max_tokens=1, temperature=0))
+        assert len(one_left.token_ids) == 1
+        with pytest.raises(ContextFullError):
+            llm.generate([5] * 70)
+        assert llm.logits([5] * 70).shape[0] == 70
+        with pytest.raises(ContextFullError):
+            llm.logits([5] * 71)
+    with LLM(device="cuda", context_length=256, max_sequences=2) as llm:
+        longer = llm.generate("Once upon a time", SamplingParams(max_tokens=100, temperature=0, ignore_eos=True))
+    assert longer.token_ids[: len(result.token_ids)] == result.token_ids
+
+
+def test_a_context_of_whole_pages_is_filled():
+    """To run ahead a sequence gets a page behind its context, if it ends with a page; nobody reads it."""
+    with LLM(device="cuda", context_length=128) as llm:
+        for length in (60, 64, 126, 127):
+            result = llm.generate([5] * length, SamplingParams(temperature=0, ignore_eos=True))
+            assert len(result.token_ids) == 128 - length
+
+
+def test_a_full_slot_beside_a_running_one(prompts):
+    with alike(BUNDLED_MODEL, max_sequences=2, context_length=64) as runner:
+        alone = token_ids(generate(runner, prompts[1], 50))
+        long = start(runner, (prompts[7] * 10)[:60], 0, 6000)
+        short = start(runner, prompts[1], 1, 6001)
+        step_together(runner, [long, short], 3)
+        runner.release(0)
+        step_together(runner, [short], 40)
+        assert short.output_ids == alone[:44]
+
+
+def test_a_context_too_large_says_what_fits():
+    with pytest.raises(DeviceError) as error:
+        LLM(device="cuda", context_length=400_000_000)
+    text = str(error.value)
+    assert re.search(r"needs [\d.]+ GiB of GPU memory with 400000000 tokens", text)
+    assert re.search(r"[\d.]+ GiB are free: the largest context that fits is \d+ tokens", text)
+    with LLM(device="cuda") as llm:  # nothing was taken
+        assert llm.generate("A", SamplingParams(max_tokens=3)).token_ids
+
+
+def test_fewer_pages_where_not_all_fit():
+    import cupy
+
+    free = cupy.cuda.runtime.memGetInfo()[0]
+    with opened(BUNDLED_MODEL, context_length=64) as runner:
+        per_token = runner.memory_plan().kv_bytes_per_token
+    context = int(free / per_token / 3.5) // 64 * 64
+    if context > 20_000_000:
+        pytest.skip("the card is too large for this model to fill")
+    with opened(BUNDLED_MODEL, context_length=context, max_sequences=8) as runner:
+        assert context <= runner.n_pages * PAGE < 4 * context
+        assert generate(runner, [5, 6], 3)
+
+
+def test_weights_that_give_no_logits(tmp_path):
+    """Damaged weights end in an error that names the file as the cause, and the next model runs."""
+    from engine.errors import ModelFileError
+    from tests.support.gguf_builder import build_gguf, tiny_llama_parts
+
+    meta, tensors = tiny_llama_parts()
+    tensors["blk.1.ffn_down.weight"][3, 5] = np.nan
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(build_gguf(meta, tensors))
+    with opened(path) as runner, pytest.raises(ModelFileError, match="NaN"):
+        generate(runner, [1, 2, 3], 4)
+
+
+def test_the_way_through_the_facade():
+    """Stop strings, streaming and cancelling while the device is ahead."""
+    params = SamplingParams(max_tokens=60, temperature=0)
+    with LLM(device="cuda") as llm:
+        assert "cuda:0" in llm.device
+        whole = llm.generate("Once upon a time", params)
+        stop = whole.text[40:46]
+        stopped = llm.generate("Once upon a time", SamplingParams(max_tokens=60, temperature=0, stop=(stop,)))
+        assert stopped.finish_reason == "stop"
+        assert stopped.text == whole.text[: whole.text.index(stop)]
+        assert "".join(chunk.text for chunk in llm.stream("Once upon a time", params)) == whole.text
+        stream = llm.stream("The sea", SamplingParams(max_tokens=50))
+        next(iter(stream))
+        stream.close()
+        assert llm.generate("Once upon a time", params).text == whole.text
+        assert [result.text for result in llm.generate(["Once upon a time"] * 3, params)] == [whole.text] * 3
+
+
+def test_sixty_four_requests_in_too_few_pages_get_the_text_of_one_alone():
+    """The whole engine: prompts shared and cut, sequences swapped out and back, one given up, all in one batch."""
+    params = SamplingParams(max_tokens=90, temperature=0.8, seed=3, ignore_eos=True, logprobs=0)
+    texts = [f"{PROMPTS[i % 8]} {i % 16} " * (1 + i % 5) for i in range(64)]
+    with LLM(device="cuda", context_length=512, deterministic=True) as llm:
+        alone = [llm.generate(text, params) for text in texts[:16]]
+    with LLM(device="cuda", context_length=512, cache_tokens=2048, deterministic=True) as llm:
+        streams = [llm.stream(text, params) for text in texts]
+        given_up = streams.pop(20)
+        next(iter(given_up))
+        given_up.close()
+        together = [stream.result() for stream in streams]
+        del texts[20]
+    singles = dict(zip(texts[:16], alone, strict=True))
+    for text, result in zip(texts, together, strict=True):
+        if text in singles:
+            assert result.token_ids == singles[text].token_ids, text
+            assert result.logprobs == singles[text].logprobs, text
+
+
+def test_sequences_that_change_slots_keep_their_text(monkeypatch):
+    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", 0)
+    lengths = (10, 40, 15, 90, 20, 25, 70, 30, 5, 60)
+    settings = [SamplingParams(max_tokens=n, temperature=0.8, seed=n, ignore_eos=True, logprobs=0) for n in lengths]
+    with LLM(device="cuda", context_length=512, deterministic=True) as llm:
+        alone = [llm.generate(f"{PROMPTS[i % 8]} {i}", one) for i, one in enumerate(settings)]
+        streams = [llm.stream(f"{PROMPTS[i % 8]} {i}", one) for i, one in enumerate(settings)]
+        for stream, expected in zip(streams, alone, strict=True):
+            result = stream.result()
+            assert result.token_ids == expected.token_ids
+            assert result.logprobs == expected.logprobs
+
+
+def test_a_profile_leaves_no_trace(prompts):
+    from engine.cuda.profile import profile_decode
+
+    with opened(BUNDLED_MODEL, max_sequences=4) as runner:
+        text = fingerprint(generate(runner, prompts[0], 30, logprobs=2))
+        held = runner._pool.used_bytes()
+        times = {one.brick: one for one in profile_decode(runner, 100, 3, repeats=3)}
+        assert list(times) == [
+            *("launch", "embed", "attn_qkv", "attention", "attn_output"),
+            *("ffn_gate_up", "ffn_down", "head", "sample", "step"),
+        ]
+        assert all(one.seconds > 0 for one in times.values())
+        layers, read = len(runner.config.layers), times["attention"].n_bytes
+        assert times["attention"].calls == layers
+        assert read == 3 * 101 * runner.memory_plan().kv_bytes_per_token
+        assert runner._pool.used_bytes() == held
+        assert fingerprint(generate(runner, prompts[0], 30, logprobs=2)) == text
+        first = start(runner, prompts[0], 0, 7000)
+        for rows, depth in ((5, 0), (1, 512), (0, 0)):
+            with pytest.raises(InvalidRequestError, match="allowed are 1 to 4 sequences and a depth of 0 to 510"):
+                profile_decode(runner, depth, rows)
+        with pytest.raises(InvalidRequestError, match="idle model"):
+            profile_decode(runner)
+        step_together(runner, [first], 5)
+        assert first.output_ids == [token for token, *_ in text[:6]]
+
+
+def test_read_bandwidth_is_plausible():
+    with opened(BUNDLED_MODEL) as runner:
+        assert 20e9 < runner.read_bandwidth() < 20e12

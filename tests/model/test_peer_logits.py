@@ -1,0 +1,43 @@
+"""Families and position scalings that the conformance files lack, against logits that llama.cpp computed in float32.
+
+scripts/peer_logits.py made them.
+"""
+
+import numpy as np
+import pytest
+
+from engine.cpu.backend import CpuBackend
+from engine.gguf.reader import open_gguf
+from engine.model.batch import Batch, Outputs
+from engine.model.loader import load_model
+from tests.model.test_conformance import SAME_AS, error
+from tests.support.naive_model import TOKENS
+from tests.support.peer_models import FAMILIES, MODELS, RUN_CONTEXT, TARGET, written
+
+LIMITS = {"qwen2vl": 1e-6}
+"""llama.cpp rounds something of this one to float16: its qwen2, which computes the same, agrees within 1e-12."""
+
+
+@pytest.fixture(scope="module")
+def references():
+    with np.load(TARGET) as stored:
+        return dict(stored)
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("name", MODELS)
+def test_logits(name, exact, references, tmp_path):
+    with open_gguf(written(MODELS[name](), tmp_path)) as gguf:
+        model = load_model(gguf, lambda trained: RUN_CONTEXT)
+        backend = CpuBackend(model, context_length=32, kv_type="f32", max_sequences=2, threads=2, exact=exact)
+        at_once = backend.forward(Batch.build([(0, TOKENS, 0, Outputs.ALL)]))
+        single = [backend.forward(Batch.build([(1, [token], i, Outputs.ALL)])) for i, token in enumerate(TOKENS)]
+        backend.close()
+        del model, backend
+    limit = LIMITS.get(name, 1e-8)
+    assert error(at_once, references[name]) < limit
+    assert error(np.concatenate(single), references[name]) < limit
+
+
+def test_every_other_family_is_covered():
+    assert set(FAMILIES) == SAME_AS

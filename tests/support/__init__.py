@@ -1,0 +1,1 @@
+"""What tests share: models made in memory, plain references, GPU helpers."""

@@ -1,0 +1,151 @@
+"""What the tests of the GPU runner share: models on both devices, their logits, and a plain decode loop."""
+
+import itertools
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from engine.config import page_count
+from engine.cpu.backend import CpuBackend
+from engine.cuda.attention.attention_plan import PAGE
+from engine.errors import EngineError
+from engine.gguf.reader import open_gguf
+from engine.gguf.types import GGMLType
+from engine.model.batch import Batch, Outputs
+from engine.model.loader import load_model
+from engine.model.transformer import hidden_states
+from engine.request import ActiveSequence, Work
+from engine.sampling import SamplingParams
+from tests.support.gguf_builder import build_gguf, random_blocks, tiny_llama_parts
+
+_request_ids = itertools.count(1)
+
+
+def nmse(found, expected):
+    """Squared error over the squares expected; not finite counts as infinite."""
+    error = float(((found.astype(np.float64) - expected) ** 2).sum() / (expected.astype(np.float64) ** 2).sum())
+    return error if np.isfinite(error) else float("inf")
+
+
+def hopper_cupy():
+    """The module cupy on a Hopper GPU; the calling test is skipped elsewhere."""
+    import cupy
+
+    if cupy.cuda.Device().compute_capability != "90":
+        pytest.skip("the kernels are for compute capability 9.0")
+    return cupy
+
+
+@contextmanager
+def opened(path, *, context_length=512, kv_type="f16", max_sequences=1, **options):
+    """A CudaRunner with pages for full contexts in all slots; its attribute `model` holds the loaded file."""
+    from engine.cuda.runner import CudaRunner
+
+    with open_gguf(path) as gguf:
+        model = load_model(gguf)
+        runner = CudaRunner(
+            model,
+            context_length=context_length,
+            kv_type=kv_type,
+            max_sequences=max_sequences,
+            **{"cache_tokens": max_sequences * page_count(context_length) * PAGE} | options,
+        )
+        runner.model = model
+        try:
+            yield runner
+        finally:
+            runner.close()
+            del runner.model, model
+
+
+def pages_of(runner, slot, order=None):
+    """Pages for a full context: each slot has its own run of them, in the order of a permutation of all if given."""
+    each = page_count(runner.context_length)
+    pages = range(slot * each, (slot + 1) * each)
+    return [int(order[page]) for page in pages] if order is not None else list(pages)
+
+
+def cpu_logits(model, ids, kv_type="f32"):
+    """The reference's logits (T, V): plain numpy, float32 cache unless told otherwise."""
+    backend = CpuBackend(model, kv_type=kv_type, context_length=max(len(ids), 1), threads=2, exact=True)
+    try:
+        return backend.forward(Batch.build([(0, ids, 0, Outputs.ALL)]))
+    finally:
+        backend.close()
+
+
+def decode_logits(runner, ids, *, slot=0, start=0):
+    """Logits (T, V) of decode steps that are fed the given tokens in one slot, launched kernel by kernel."""
+    rows, n = [], next(bucket for bucket in runner._buckets if bucket > slot)
+    ops, place = runner.decode_ops(n), slice(slot, slot + 1)
+    with runner._running():
+        runner._cache.set_pages(slot, pages_of(runner, slot))
+        runner._flush()
+        for position, token in enumerate(ids, start):
+            runner._slots.tokens[place].set(np.array([token], np.int32))
+            runner._slots.positions[place].set(np.array([position], np.int32))
+            x = hidden_states(runner._weights, ops, None)
+            ops.logits(x, runner._logits[:n])
+            rows.append(runner._logits[place].get())
+        runner._slots.positions[place].set(np.array([-1], np.int32))
+        runner._stream.synchronize()
+    return np.concatenate(rows)
+
+
+def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, order=None, **options):
+    """n samples after a prompt, asked for one step at a time as the scheduler does; greedy unless told otherwise."""
+    params = SamplingParams(max_tokens=n, ignore_eos=True, **({"temperature": 0} | options))
+    sequence = ActiveSequence(
+        next(_request_ids), slot, list(prompt), [], params, seed, pages=pages_of(runner, slot, order)
+    )
+    samples = []
+    for start in range(0, len(prompt), chunk):
+        ids = sequence.prompt_ids[start : start + chunk]
+        last = start + len(ids) == len(prompt)
+        (sample,) = runner.step([Work(sequence, ids, start, last)])
+        sequence.n_cached += len(ids)
+    while True:
+        if isinstance(sample, EngineError):
+            raise sample
+        samples.append(sample)
+        sequence.output_ids.append(sample.token_id)
+        if len(samples) == n:
+            break
+        (sample,) = runner.step([Work(sequence, [sample.token_id], sequence.n_cached, True, decode=True)])
+        sequence.n_cached += 1
+    if release:
+        runner.release(slot)
+    return samples
+
+
+def token_ids(samples):
+    return [sample.token_id for sample in samples]
+
+
+def typed_model(folder, weight_type, **options):
+    """A tiny llama file whose matrices are random blocks of one type; widths must be whole blocks."""
+    options = {"width": 256, "ffn": 512, "heads": 4, "kv_heads": 2, "context_length": 512} | options
+    meta, tensors = tiny_llama_parts(weight_type=GGMLType.F32, **options)
+    for number, (name, array) in enumerate(tensors.items()):
+        if array.ndim > 1:
+            raw = random_blocks(array.shape, weight_type, std=float(array.std()), seed=number)
+            tensors[name] = (raw, array.shape, weight_type)
+    path = folder / f"{weight_type.name}-{len(list(folder.iterdir()))}.gguf"
+    path.write_bytes(build_gguf(meta, tensors))
+    return path
+
+
+def mixed_model(folder, **options):
+    """Q4_K and Q6_K mixed as in Q4_K_M files: value and down projections of some layers and the head are wider."""
+    options = {"width": 256, "ffn": 512, "heads": 4, "kv_heads": 2, "context_length": 512, "tied": False} | options
+    meta, tensors = tiny_llama_parts(weight_type=GGMLType.F32, **options)
+    for number, (name, array) in enumerate(tensors.items()):
+        if array.ndim > 1:
+            wide = name.startswith(("output", "blk.0.attn_v", "blk.0.ffn_down"))
+            kind = GGMLType.Q6_K if wide else GGMLType.Q4_K
+            raw = random_blocks(array.shape, kind, std=float(array.std()), seed=number)
+            tensors[name] = (raw, array.shape, kind)
+    path = folder / f"mixed-{len(list(folder.iterdir()))}.gguf"
+    path.write_bytes(build_gguf(meta, tensors))
+    return path
