@@ -34,7 +34,7 @@ from engine.text import ChatTemplate, Tokenizer
 if TYPE_CHECKING:
     import numpy as np
 
-BUNDLED_MODEL = Path(__file__).parent / "data" / "tales-Q4_K_M.gguf"
+BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "tales-Q4_K_M.gguf"
 """A small story-telling model that comes with the package, so that everything can be tried without a download."""
 
 Message = Mapping[str, Any]
