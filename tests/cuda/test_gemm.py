@@ -32,6 +32,21 @@ def test_tiles_are_chosen_by_rounds_over_the_card():
     assert chosen(28672, 2048, 4096) == (2, 256)
 
 
+def test_steps_of_many_rows_use_the_whole_card():
+    from engine.cuda.matrix.gemm import choose_tile
+
+    def chosen(rows, tokens, columns):
+        tile = choose_tile(rows // 64, tokens, columns, 132, True)
+        return tile.groups, tile.tokens, tile.parts
+
+    assert chosen(4096, 128, 14336) == (2, 128, 3)  # 32 tiles, 96 blocks
+    assert chosen(6144, 128, 4096) == (2, 128, 2)
+    assert chosen(28672, 128, 4096) == (2, 128, 1)
+    assert chosen(28672, 192, 4096) == (2, 192, 1)
+    assert chosen(4096, 512, 14336) == (2, 128, 1)
+    assert chosen(4096, 128, 512)[2] == 1  # too few columns to share
+
+
 def test_families_share_kernels_and_leave_float32_out():
     from engine.cuda.matrix.gemm import MAX_FORMATS, family
 
@@ -45,10 +60,10 @@ def test_families_share_kernels_and_leave_float32_out():
 
 def test_every_block_fits_its_multiprocessor():
     from engine.cuda.driver.compiler import shared_limit
-    from engine.cuda.matrix.gemm import TILES, family, shared_bytes
+    from engine.cuda.matrix.gemm import STEP_TILES, TILES, family, shared_bytes
 
     for members in [*family(ALL_TYPES), *((type,) for type in ALL_TYPES)]:
-        for tile in TILES:
+        for tile in (*TILES, *STEP_TILES):
             # The driver takes 1 KiB per block, of 228.
             assert tile.blocks * (shared_bytes(members, tile) + 1024) <= shared_limit(90) + 1024
 
@@ -58,10 +73,11 @@ def test_multiplications_stay_in_flight(type):
     """The assembler says so where it had to put a wait behind every multiplication: a third of the speed."""
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
     from engine.cuda.driver.compiler import BASE_OPTIONS, kernel_source
-    from engine.cuda.matrix.gemm import TILES, build_job
+    from engine.cuda.matrix.gemm import STEP_TILES, TILES, build_job
     from engine.cuda.matrix.matvec import Activation
 
-    tile = TILES[ALL_TYPES.index(type) % len(TILES)]
+    tiles = (*TILES, *STEP_TILES)
+    tile = tiles[ALL_TYPES.index(type) % len(tiles)]
     program = nvrtc.createProgram(kernel_source(*build_job([type], tile, Activation.SILU)), "gemm.cu", (), ())
     try:
         nvrtc.compileProgram(program, (*BASE_OPTIONS, "-arch=sm_90a", "--ptxas-options=-v"))
@@ -129,6 +145,33 @@ def test_every_format_and_tile_gives_the_product_and_the_same_bits(cupy, rng, ty
                     assert nmse(first, normed, dequantize(raw, type).astype(np.float64)) < TOLERANCE
                 np.testing.assert_array_equal(found[:, :rows], first[:n], err_msg=f"{n} rows, {tile}")
                 assert (found[:, rows:] == 9.0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_blocks_that_share_columns_give_the_product_and_the_same_bits_every_time(cupy, rng, type):
+    from engine.cuda.matrix.gemm import STEP_TILES, Gemm
+    from engine.cuda.matrix.matvec import Activation, MatVec
+
+    gemm = Gemm(TYPES, Activation.NONE)
+    rows, columns = 400, 2560
+    raw = random_rows(rng, type, rows, columns)
+    group = MatVec([packed(cupy, type, raw, columns)])
+    x = rng.standard_normal((200, columns)).astype(np.float32)
+    exact = dequantize(raw, type).astype(np.float64)
+    bias = cupy.asarray(rng.standard_normal(rows).astype(np.float32))
+    for tile in STEP_TILES:
+        for n in (200, 65, 96, 129, 7):
+            a = operand(cupy, x[:n])
+            found = []
+            for add in (False, False, True):
+                out = cupy.full((n, rows + 3), 9.0, np.float32)
+                gemm(group, a, out[:, :rows], bias=bias, add=add, tile=tile)
+                found.append(out.get())
+            assert nmse(found[0][:, :rows] - bias.get(), x[:n].astype(np.float64), exact) < TOLERANCE, tile
+            np.testing.assert_array_equal(found[0], found[1], err_msg=f"{n} rows, {tile}")
+            np.testing.assert_array_equal(found[0][:, :rows] + np.float32(9.0), found[2][:, :rows])
+            assert (found[2][:, rows:] == 9.0).all()
 
 
 @pytest.mark.gpu

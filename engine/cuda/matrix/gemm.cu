@@ -6,15 +6,21 @@
 // packed, a chunk of CHUNK columns of every packed tile at a time, and x, 64 columns at a time, each through its own ring.
 // Two blocks of a cluster have the same tokens: each fetches half of x for both. Blocks stay for all their tiles.
 // Bits: every output is one chain of sums over the columns in ascending groups of 16, whatever the tile shape.
+// With PARTS > 1 the blocks of a cluster share the columns of one tile instead; each then adds the sums of all of them,
+// in the order of their columns, for its share of the tokens.
 // With EXPERTS, W is a stack of equal matrices, and each tile of tokens is multiplied by the one that a table names.
-// Compile-time: EXPERTS, ACTIVATION, WGS, TOKENS, CLUSTER, CHUNK, X_STAGES, W_STAGES, SLOT (bytes of a packed chunk), FORMAT0 .. and FORMATS.
+// Compile-time: EXPERTS, ACTIVATION, WGS, TOKENS, CLUSTER, PARTS, CHUNK, X_STAGES, W_STAGES, SLOT (bytes of a packed chunk), FORMAT0 .. and FORMATS.
 
 constexpr int WARPS = WGS * 4, THREADS = (WGS + 1) * 128, STEPS = CHUNK / 64;
 constexpr u32 X_BYTES = TOKENS * 128, W_BYTES = WARPS * SLOT, STAGED = TOKENS * 64;  // STAGED: per warpgroup
 constexpr u32 W_AT = X_STAGES * X_BYTES, STAGED_AT = W_AT + W_STAGES * W_BYTES, BARRIERS_AT = STAGED_AT + WGS * STAGED;
 constexpr u32 X_FULL = BARRIERS_AT, X_EMPTY = X_FULL + X_STAGES * 8, W_FULL = X_EMPTY + X_STAGES * 8;
 constexpr u32 W_EMPTY = W_FULL + W_STAGES * 8;
+constexpr int EIGHTS = TOKENS / 8, LEFT = (EIGHTS + PARTS - 1) / PARTS * 8;  // tokens whose sums a block finishes, at most
+constexpr u32 WRITTEN = W_EMPTY + W_STAGES * 8, READ = WRITTEN + 8;  // only with PARTS > 1, like the sums behind them
+constexpr u32 SUMS_AT = (READ + 8 + 127) / 128 * 128;
 static_assert(X_BYTES % 1024 == 0 && SLOT % 16 == 0 && STEPS % 2 == 0, "alignment; operand buffers alternate");
+static_assert(PARTS == 1 || (CLUSTER == 1 && !EXPERTS), "a cluster has one use");
 
 enum Mode { STORE = 0, ADD = 1, GATED = 2, GATED_OPERAND = 3 };
 
@@ -62,10 +68,10 @@ struct Ring {
 };
 
 // ---- copying warps -------------------------------------------------------------------------------------------------
-DEVICE void fetch_weights(u32 base, const Segment* segments, int units, int chunks, const int* experts,
-                          const Schedule& schedule, int lane) {
+DEVICE void fetch_weights(u32 base, const Segment* segments, int units, int chunks, int begin, int end,
+                          const int* experts, const Schedule& schedule, int lane) {
     Ring ring;
-    for (int index = blockIdx.x / CLUSTER; index < schedule.total; index += gridDim.x / CLUSTER) {
+    for (int index = blockIdx.x / (CLUSTER * PARTS); index < schedule.total; index += gridDim.x / (CLUSTER * PARTS)) {
         int token_tile, output_tile;
         schedule.place(index, token_tile, output_tile);
         const int unit = output_tile * WGS + (lane >> 2);
@@ -77,11 +83,11 @@ DEVICE void fetch_weights(u32 base, const Segment* segments, int units, int chun
             const int tile = local * 4 + (lane & 3) + (EXPERTS ? experts[1 + token_tile] * units * 4 : 0);
             if (tile < s.tiles) {
                 bytes = (u32)s.chunk_bytes;
-                source = s.data + (i64)tile * chunks * bytes;
+                source = s.data + ((i64)tile * chunks + begin) * bytes;
             }
         }
         const u32 total = __reduce_add_sync(FULL_MASK, bytes);
-        for (int chunk = 0; chunk < chunks; ++chunk) {
+        for (int chunk = begin; chunk < end; ++chunk) {
             barrier_wait(base + W_EMPTY + ring.stage * 8, ring.parity ^ 1u);
             const u32 full = base + W_FULL + ring.stage * 8;
             if (lane == 0) barrier_expect(full, total);
@@ -94,16 +100,16 @@ DEVICE void fetch_weights(u32 base, const Segment* segments, int units, int chun
 }
 
 // x: blocks of 64 columns, each of `pitch` rows of 128 bytes.
-DEVICE void fetch_x(u32 base, const u8* x, int pitch, int steps, const Schedule& schedule) {
+DEVICE void fetch_x(u32 base, const u8* x, int pitch, int begin, int end, const Schedule& schedule) {
     constexpr int SHARE = TOKENS / CLUSTER;
     const int from = CLUSTER > 1 ? (int)cluster_rank() * SHARE : 0;
     Ring ring;
-    for (int index = blockIdx.x / CLUSTER; index < schedule.total; index += gridDim.x / CLUSTER) {
+    for (int index = blockIdx.x / (CLUSTER * PARTS); index < schedule.total; index += gridDim.x / (CLUSTER * PARTS)) {
         int token_tile, output_tile;
         schedule.place(index, token_tile, output_tile);
         const int first = token_tile * TOKENS, rows = min(TOKENS, pitch - first), mine = min(SHARE, rows - from);
-        const u8* source = x + (i64)(first + from) * 128;
-        for (int step = 0; step < steps; ++step) {
+        const u8* source = x + (i64)(first + from) * 128 + (i64)begin * pitch * 128;
+        for (int step = begin; step < end; ++step) {
             barrier_wait(base + X_EMPTY + ring.stage * 8, ring.parity ^ 1u);
             const u32 full = base + X_FULL + ring.stage * 8, target = base + ring.stage * X_BYTES + from * 128;
             barrier_expect(full, rows * 128);
@@ -211,14 +217,41 @@ DEVICE float run(u32 base, const u8* pool, int chunks, int warp, int lane, Ring&
     return HalfScales<F>::UNDO;
 }
 
+#if PARTS > 1
+// Adds the sums of all blocks of the cluster for a block's own share of the tokens. Every block writes all of its sums to
+// its shared memory, arrives at everybody's barrier, reads its share everywhere, and says so before they are overwritten.
+DEVICE void share_sums(u32 base, u8* pool, int part, int warp, int lane, u32 turn, const Sums& sums, float (&left)[LEFT / 2]) {
+    float* const own = (float*)(pool + SUMS_AT) + warp * (TOKENS / 2 * 32) + lane;
+    barrier_wait_cluster(base + READ, turn ^ 1u);
+#pragma unroll
+    for (int i = 0; i < TOKENS / 2; ++i) own[i * 32] = sums[i];
+    __syncwarp();
+    if (lane < PARTS) barrier_arrive_cluster(base + WRITTEN, lane);
+    barrier_wait_cluster(base + WRITTEN, turn);
+    const u32 mine = base + SUMS_AT + ((warp * (TOKENS / 2) + EIGHTS * part / PARTS * 4) * 32 + lane) * 4;
+#pragma unroll
+    for (int other = 0; other < PARTS; ++other) {
+        const u32 from = shared_of(mine, other);
+#pragma unroll
+        for (int i = 0; i < LEFT / 2; ++i) {
+            const float value = load_cluster(from + i * 128);
+            left[i] = other ? left[i] + value : value;
+        }
+    }
+    __syncwarp();
+    if (lane < PARTS) barrier_arrive_cluster(base + READ, lane);
+}
+#endif
+
 // The hidden vectors of a paired tile (64 rows: 32 columns of the next product's x) through shared memory, 16 bytes a piece.
-DEVICE void store_operand(u8* staged, u8* out, int pitch, int first, int tokens, int column, int width, const Sums& sums,
-                          float factor, int warp, int lane) {
+template <int N>
+DEVICE void store_operand(u8* staged, u8* out, int pitch, int first, int tokens, int column, int width,
+                          const float (&sums)[N / 2], float factor, int warp, int lane) {
     const int g = lane >> 2, t = lane & 3, inside = warp & 3, id = 1 + (warp >> 2);
     named_barrier(id, 128);  // the tile before has been read
     const int place = (inside & 1) * 4 + (place_of_column(g) & 7), unit = (inside >> 1) * 2 + (g & 1);
 #pragma unroll
-    for (int j = 0; j < TOKENS / 8; ++j)
+    for (int j = 0; j < N / 8; ++j)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
             const int token = j * 8 + t * 2 + e;
@@ -227,7 +260,7 @@ DEVICE void store_operand(u8* staged, u8* out, int pitch, int first, int tokens,
                 float_to_half(fminf(fmaxf(value, -65504.0f), 65504.0f));
         }
     named_barrier(id, 128);
-    for (int i = inside * 32 + lane; i < TOKENS * 4; i += 128) {
+    for (int i = inside * 32 + lane; i < N * 4; i += 128) {
         const int token = i >> 2, piece = i & 3, row = first + token, at = column + piece * 8;
         if (row >= tokens || at >= width) continue;
         const uint4 v = *(const uint4*)(staged + token * 64 + ((piece ^ ((token >> 1) & 3)) * 16));
@@ -236,8 +269,9 @@ DEVICE void store_operand(u8* staged, u8* out, int pitch, int first, int tokens,
 }
 
 // Rows `row` and `row` + 8 of the segment. Adding is left to the cache: nothing waits for the old value.
+template <int N>
 DEVICE void store_floats(float* out, int stride, int first, int tokens, const float* bias, const Segment& s, int row, int t,
-                         const Sums& sums, float factor, float alpha, bool add) {
+                         const float (&sums)[N / 2], float factor, float alpha, bool add) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         if (row + half * 8 >= s.rows) continue;
@@ -245,7 +279,7 @@ DEVICE void store_floats(float* out, int stride, int first, int tokens, const fl
         const float more = bias ? bias[column] : 0.0f;
         float* const at = out + (i64)(first + t * 2) * stride + column;
 #pragma unroll
-        for (int j = 0; j < TOKENS / 8; ++j)
+        for (int j = 0; j < N / 8; ++j)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 if (first + t * 2 + j * 8 + e >= tokens) continue;
@@ -263,8 +297,8 @@ DEVICE void store_floats(float* out, int stride, int first, int tokens, const fl
 // experts: with EXPERTS, one segment of stacked matrices, each of `units`; table of group_rows (experts.cu).
 // x: operand_half's layout, pitch rows. out: float32, rows of `stride`; GATED_OPERAND: operand layout, `stride` its pitch.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-#if CLUSTER > 1
-    __cluster_dims__(CLUSTER, 1, 1)
+#if CLUSTER * PARTS > 1
+    __cluster_dims__(CLUSTER * PARTS, 1, 1)
 #endif
     gemm(const Segment* segments, int units, int chunks, const u8* x, int pitch, int tokens, void* out, int stride,
          const float* bias, float alpha, int mode, const int* experts) {
@@ -272,6 +306,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const u32 base = (shared_address(unaligned) + 1023u) & ~1023u;
     u8* const pool = unaligned + (base - shared_address(unaligned));
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int part = PARTS > 1 ? (int)cluster_rank() : 0, begin = chunks * part / PARTS, end = chunks * (part + 1) / PARTS;
     if (EXPERTS) pdl_wait();  // the table says how much there is to do
     const Schedule schedule(EXPERTS ? experts[0] : (tokens + TOKENS - 1) / TOKENS, (units + WGS - 1) / WGS);
     if (threadIdx.x == 0) {
@@ -283,23 +318,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             barrier_init(base + W_FULL + i * 8, 1);
             barrier_init(base + W_EMPTY + i * 8, WARPS);
         }
+        if (PARTS > 1) barrier_init(base + WRITTEN, PARTS * WARPS), barrier_init(base + READ, PARTS * WARPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    if (CLUSTER > 1) cluster_sync();
+    if (CLUSTER * PARTS > 1) cluster_sync();
     pdl_launch();
     if (warp >= WARPS) {
         if (WGS > 1) registers_fewer<WGS == 2 ? 40 : 32>();
-        if (warp == WARPS) fetch_weights(base, segments, units, chunks, experts, schedule, lane);
+        if (warp == WARPS) fetch_weights(base, segments, units, chunks, begin, end, experts, schedule, lane);
         if (warp == WARPS + 1 && lane == 0) {
             pdl_wait();
-            fetch_x(base, x, pitch, chunks * STEPS, schedule);
+            fetch_x(base, x, pitch, begin * STEPS, end * STEPS, schedule);
         }
     } else {
         if (WGS > 1) registers_more<REGISTERS>();
         pdl_wait();
         Ring x_ring, w_ring;
-        for (int index = blockIdx.x / CLUSTER; index < schedule.total; index += gridDim.x / CLUSTER) {
+        u32 turn = 0;
+        for (int index = blockIdx.x / (CLUSTER * PARTS); index < schedule.total; index += gridDim.x / (CLUSTER * PARTS)) {
             int token_tile, output_tile, local = 0;
             schedule.place(index, token_tile, output_tile);
             const int unit = output_tile * WGS + (warp >> 2);
@@ -308,30 +345,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             Sums sums;
             float factor;
 #if FORMATS > 1
-            if (s.format) factor = run<FORMAT1>(base, pool, chunks, warp, lane, x_ring, w_ring, sums);
+            if (s.format) factor = run<FORMAT1>(base, pool, end - begin, warp, lane, x_ring, w_ring, sums);
             else
 #endif
-                factor = run<FORMAT0>(base, pool, chunks, warp, lane, x_ring, w_ring, sums);
+                factor = run<FORMAT0>(base, pool, end - begin, warp, lane, x_ring, w_ring, sums);
             if (s.scale) factor *= s.scale[0];
-            const int tile = local * 4 + (warp & 3), first = token_tile * TOKENS, g = lane >> 2, t = lane & 3;
+            const int tile = local * 4 + (warp & 3), start = token_tile * TOKENS, g = lane >> 2, t = lane & 3;
+#if PARTS > 1
+            const int first = start + EIGHTS * part / PARTS * 8, limit = min(tokens, start + EIGHTS * (part + 1) / PARTS * 8);
+            float left[LEFT / 2];
+            share_sums(base, pool, part, warp, lane, turn, sums, left);
+            turn ^= 1u;
+#else
+            const int first = start, limit = tokens;
+            const Sums& left = sums;
+#endif
             if (mode == GATED_OPERAND) {
-                store_operand(pool + STAGED_AT + (warp >> 2) * STAGED, (u8*)out, stride, first, tokens, local * 32,
-                              s.rows, sums, factor, warp, lane);
+                store_operand<LEFT>(pool + STAGED_AT + (warp >> 2) * STAGED, (u8*)out, stride, first, limit, local * 32,
+                              s.rows, left, factor, warp, lane);
             } else if (mode == GATED) {
                 const int row = tile * 8 + g;
 #pragma unroll
-                for (int j = 0; j < TOKENS / 8; ++j)
+                for (int j = 0; j < LEFT / 8; ++j)
 #pragma unroll
                     for (int e = 0; e < 2; ++e) {
                         const int token = first + j * 8 + t * 2 + e;
-                        const float value = activate(sums[j * 4 + e] * factor) * (sums[j * 4 + 2 + e] * factor);
-                        if (row < s.rows && token < tokens) ((float*)out)[(i64)token * stride + row] = value;
+                        const float value = activate(left[j * 4 + e] * factor) * (left[j * 4 + 2 + e] * factor);
+                        if (row < s.rows && token < limit) ((float*)out)[(i64)token * stride + row] = value;
                     }
             } else {
-                store_floats((float*)out, stride, first, tokens, bias, s, tile * 16 + g, t, sums, factor, alpha, mode == ADD);
+                store_floats<LEFT>((float*)out, stride, first, limit, bias, s, tile * 16 + g, t, left, factor, alpha, mode == ADD);
             }
         }
     }
     __syncthreads();
-    if (CLUSTER > 1) cluster_sync();  // nobody may leave while others still arrive at its barriers
+    if (CLUSTER * PARTS > 1) cluster_sync();  // nobody may leave while others still arrive at its barriers
 }

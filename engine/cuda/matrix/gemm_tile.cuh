@@ -29,6 +29,33 @@ DEVICE void barrier_wait(u32 barrier, u32 parity) {
         "r"(parity)
         : "memory");
 }
+// Likewise, after everything that this warp has written to or read from shared memory of the cluster.
+DEVICE void barrier_arrive_cluster(u32 barrier, u32 rank) {
+    asm volatile(
+        "{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+        "r"(rank)
+        : "memory");
+}
+DEVICE void barrier_wait_cluster(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred done;\nagain:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra.uni over;\nbra.uni again;\nover:\n}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+// The address of the same place in block `rank` of the cluster.
+DEVICE u32 shared_of(u32 address, u32 rank) {
+    u32 remote;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+    return remote;
+}
+DEVICE float load_cluster(u32 address) {
+    float value;
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address));
+    return value;
+}
 DEVICE void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
