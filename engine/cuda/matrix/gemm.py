@@ -94,8 +94,9 @@ STEP_TILES = (
 )
 """Further shapes, for decode steps of more than 64 rows.
 
-A matrix of few outputs has fewer tiles than the card has multiprocessors; blocks that share the columns of a tile use the
-others. On an H200 a decode step of 8B Q4_K_M with these shapes as well: 128 rows 7.65 to 6.21 ms, 256 rows 11.2 to 10.2.
+A matrix of few outputs has fewer tiles than the card has multiprocessors; blocks that share the columns of a tile use
+the others. On an H200 a decode step of 8B Q4_K_M with these shapes as well: 128 rows 7.65 to 6.21 ms, 256 rows 11.2 to
+10.2 ms.
 """
 
 _CLUSTERS = {1: 1.0, 2: 1.0, 3: 0.9}
