@@ -49,8 +49,10 @@ def serve_engine(model: str, threads: int, context: int, options: dict[str, Any]
         def measure(prompt: int, generated: int, depth: int) -> list[float]:
             result = run_bench(llm, prompt_tokens=prompt, gen_tokens=generated, depth=depth, repetitions=1)
             speed = result.prompt or result.decode
+            ceiling = llm.read_bandwidth()
             assert speed is not None
-            return [speed.median, result.decode_bytes_s or 0.0, llm.read_bandwidth()]
+            assert ceiling is not None, "the CPU measures its read bandwidth"
+            return [speed.median, result.decode_bytes_s or 0.0, ceiling]
 
         answer(__version__)
         listen(measure)
@@ -114,8 +116,10 @@ class Program:
     """A process with the model open."""
 
     def __init__(self, python: str, role: str, settings: dict[str, Any]) -> None:
-        command = [python, "-m", "scripts.bench_cpu_peer", "--serve", role, json.dumps(settings)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self._command = [python, "-m", "scripts.bench_cpu_peer", "--serve", role, json.dumps(settings)]
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
         self.greeting = self._read()
         self.disturbed = 0
 
@@ -140,7 +144,7 @@ class Program:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{' '.join(map(str, self._process.args))} ended early")  # type: ignore[union-attr]
+            raise SystemExit(f"{' '.join(self._command)} ended early")
         return json.loads(line)
 
     def close(self) -> None:

@@ -87,7 +87,7 @@ def microseconds(work: Callable[[int], Any], *, graph: bool = True, repeats: int
             stop.record(stream)
             stop.synchronize()
             times.append(cupy.cuda.get_elapsed_time(start, stop) / LAUNCHES * 1e3)
-    return statistics.median(times[1:])
+    return float(statistics.median(times[1:]))
 
 
 def roof(size: int = 8192) -> float:

@@ -230,7 +230,6 @@ def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: st
             for first in range(0, len(ids), step):
                 batch = Batch.build([(0, ids[first : first + step], first, Outputs.ALL)])
                 forward(model.weights, ops, batch)
-                cache.commit(batch.spans)
             runner._slots.set_position(0, -1)
             runner._flush()
     return report

@@ -182,7 +182,7 @@ def type_on_cpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: in
     cell = cpu_errors(path, ids, np.load(logits), threads)
     settings: dict[str, Any] = {"device": "cpu", "context_length": CONTEXT, "threads": threads, "max_sequences": 1}
     rounds = rounds_activations(GGMLType[path.stem])
-    with LLM(path, **settings, **({"exact": True} if rounds else {})) as llm:
+    with LLM(path, **settings, exact=rounds) as llm:
         cell |= perplexity(llm, text, chunks)
     if rounds:
         with LLM(path, **settings) as llm:

@@ -87,7 +87,7 @@ class ThreadPool:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._helpers: list[threading.Thread] = []
         self._closed = False
-        self._finalizer: weakref.finalize | None = None
+        self._finalizer: weakref.finalize[..., ThreadPool] | None = None
         _pools.add(self)
 
     def run(self, task: Callable[[int], None], n_tasks: int) -> None:

@@ -39,7 +39,8 @@ def nearest_of(levels: Sequence[int]) -> Rounding:
     values = np.asarray(levels, np.float32)
 
     def rounded(x: Floats) -> Floats:
-        return values[nearest_level(levels, x)]
+        nearest: Floats = values[nearest_level(levels, x)]
+        return nearest
 
     return rounded
 

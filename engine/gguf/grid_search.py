@@ -41,7 +41,8 @@ class Search:
 
     def quick(self, x: Floats) -> npt.NDArray[np.int64]:
         """Points near vectors (..., w): those nearest to the vectors rounded to levels."""
-        return self.nearest[self._codes(x), 0]
+        points: npt.NDArray[np.int64] = self.nearest[self._codes(x), 0]
+        return points
 
     def best(self, x: Floats) -> npt.NDArray[np.int64]:
         """The best of NEIGHBOURS points for vectors (..., w)."""
@@ -129,7 +130,8 @@ def _signs_and_scales(fit: Fit) -> npt.NDArray[np.uint32]:
     """Four times 7 sign bits and a scale of 4 bits, for every 32 weights."""
     seven = (fit.signs & 0x7F).reshape(len(fit.signs), -1, 4).astype(np.uint32)
     packed = np.bitwise_or.reduce(seven << np.arange(0, 28, 7, dtype=np.uint32), axis=2)
-    return packed | fit.scale.astype(np.uint32) << 28
+    words: npt.NDArray[np.uint32] = packed | fit.scale.astype(np.uint32) << 28
+    return words
 
 
 def _iq2_xxs(x: Floats, blocks: np.ndarray) -> None:

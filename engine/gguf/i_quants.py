@@ -28,7 +28,8 @@ def signed(points: np.ndarray, sign_bits: np.ndarray) -> np.ndarray:
 def seven_bit_signs(packed: np.ndarray) -> np.ndarray:
     """Sign bytes (n, 8, 4) of the low 28 bits of numbers (n, 8), 7 bits each, lowest first."""
     shifts = np.arange(0, 28, 7, dtype=np.uint32)
-    return signs_of_seven()[packed[:, :, None] >> shifts & np.uint32(0x7F)]
+    signs: np.ndarray = signs_of_seven()[packed[:, :, None] >> shifts & np.uint32(0x7F)]
+    return signs
 
 
 class IQ2_XXS(BlockFormat, type=GGMLType.IQ2_XXS):

@@ -165,7 +165,8 @@ def _nearest_e2m1(x: Floats) -> np.ndarray:
 
 def _error_of_codes(x: Floats, half_scale: Floats) -> Floats:
     difference = E2M1_DOUBLED[_nearest_e2m1(divide(x, half_scale))] * half_scale - x
-    return np.einsum("...i,...i->...", difference, difference)
+    error: Floats = np.einsum("...i,...i->...", difference, difference)
+    return error
 
 
 def _mxfp4(x: Floats, blocks: np.ndarray) -> None:

@@ -35,7 +35,7 @@ def exponential(x: FloatArray) -> FloatArray:
     n = np.rint(x * LOG2_E)
     r = x - n * LN2_HIGH
     r -= n * LN2_LOW
-    y = r * SERIES[0]
+    y: FloatArray = r * SERIES[0]
     for coefficient in SERIES[1:]:
         y += coefficient
         y *= r

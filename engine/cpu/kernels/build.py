@@ -156,15 +156,16 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
 def _compile(function: Kernel, signature: Any) -> Kernel:
     """Compiles through the disk cache if there is a usable one."""
     try:
-        compiled: Any = njit(nogil=True, cache=True)(function)
-        compiled.compile(signature)
+        dispatcher: Any = njit(nogil=True, cache=True)(function)
+        dispatcher.compile(signature)
     except Exception:
         # No writable folder, a full disk or a damaged entry: none of them is a reason not to run. A fault in the
         # kernel itself shows again here.
-        compiled = njit(nogil=True)(function)
-        compiled.compile(signature)
-    compiled.disable_compile()
-    return compiled
+        dispatcher = njit(nogil=True)(function)
+        dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    kernel: Kernel = dispatcher
+    return kernel
 
 
 _kernels: dict[tuple[str, str], Kernel] = {}
