@@ -19,8 +19,8 @@ from engine.model.batch import Batch, Outputs
 from engine.model.config import Activation, NormKind
 from engine.model.loader import load_model
 from engine.model.weights import Norm
-from tests.model.test_forward import CASES, TOKENS, all_logits, make, with_biases, with_experts
 from tests.support.gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
+from tests.support.small_models import CASES, TOKENS, all_logits, make, with_biases, with_experts
 
 
 @pytest.fixture
