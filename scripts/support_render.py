@@ -21,9 +21,9 @@ TYPES = """
 ## Tensor types
 
 Decoding: random bytes against the `gguf` package, bit for bit, or where it lacks the type against plain loops written
-from the format's description (`tests/block_references.py`). Errors: the demonstration model with all matrices in that
-type, against plain numpy with the same packed weights; for whole numbers, which no quantizer writes, of a product
-against float64. Types are written by `scripts/requantize.py`, without an importance matrix.
+from the format's description (`tests/support/block_references.py`). Errors: the demonstration model with all matrices
+in that type, against plain numpy with the same packed weights; for whole numbers, which no quantizer writes, of a
+product against float64. Types are written by `scripts/requantize.py`, without an importance matrix.
 
 Perplexity: {text},
 with one standard error. All matrices are in the type, also the embedding, which is the output matrix too. On the CPU
