@@ -23,3 +23,18 @@ def test_named_files_and_links_exist(page):
     ]
     linked = [page.parent / target for target in LINK.findall(text) if "://" not in target]
     assert [str(path) for path in named + linked if not path.exists()] == []
+
+
+def test_the_tree_in_the_readme_is_the_tree():
+    """Every line of it names something that exists, and no folder with code is missing."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split("## What is where")[1].split("```")[1]
+    folders, found = [], set()
+    for line in block.strip("\n").splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders[depth:] = [name]
+        path = "".join(folders).rstrip("/")
+        found.add(path)
+        assert (ROOT / path).exists() or path.startswith(ARRIVING), path
+    packages = {path.parent for path in (ROOT / "engine").rglob("*.py")} - {ROOT / "engine"}
+    assert {str(path.relative_to(ROOT)) for path in packages} <= found
