@@ -20,6 +20,7 @@ from unittest import mock
 
 import pytest
 
+from engine import __version__
 from engine.api.stream import Stream
 from engine.cli import main
 from tests.support.gguf_builder import tiny_llama
@@ -461,4 +462,4 @@ class TestStart:
             assert f"{default})]" in text or f"default: {default}]" in text, default
 
     def test_version(self):
-        assert run_process("--version").stdout.startswith("gguf-engine 0.")
+        assert run_process("--version").stdout == f"gguf-engine {__version__}\n"
