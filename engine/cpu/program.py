@@ -8,6 +8,7 @@ which kernel reads what. Later steps of the same sequences only change embedding
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -347,7 +348,12 @@ class Decoder:
 
 
 def can_record(weights: ModelWeights) -> bool:
-    """Whether a decode step always runs the same steps (experts do not), all of them compiled."""
+    """Whether a decode step always runs the same steps (experts do not), all of them compiled.
+
+    And the system has a call with which a waiting thread lets another one run.
+    """
+    if _give_way() is None:
+        return False
     linears: list[Linear | None] = [weights.output]
     for layer in weights.layers:
         if layer.ffn is None or not plain_attention(layer):
@@ -359,8 +365,13 @@ def can_record(weights: ModelWeights) -> bool:
 
 
 @cache
-def _give_way() -> int:
-    """Address of the C library's call that lets another thread run."""
-    value = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
-    assert value is not None
-    return value
+def _give_way() -> int | None:
+    """Address of the system's call that lets another thread run; None where none is known."""
+    try:
+        if sys.platform == "win32":
+            call = ctypes.CDLL("kernel32").SwitchToThread
+        else:
+            call = ctypes.CDLL(None).sched_yield
+    except (OSError, AttributeError, TypeError):
+        return None
+    return ctypes.cast(call, ctypes.c_void_p).value

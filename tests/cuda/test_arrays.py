@@ -1,10 +1,10 @@
 """The protocols of engine/cuda/driver/arrays.py against CuPy's classes, which need no GPU to be looked at."""
 
-import cupy
 import pytest
 
 from engine.cuda.driver import arrays
 
+cupy = pytest.importorskip("cupy")
 PROTOCOL_MACHINERY = {"__init__", "__subclasshook__"}
 
 
