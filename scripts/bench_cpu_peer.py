@@ -5,12 +5,12 @@
 `--peer-python` is an interpreter that has llama-cpp-python installed (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install
 llama-cpp-python` builds it for the machine at hand). Each program has a process of its own that keeps the model open;
 they run by turns, never at the same time, with the same number of threads. A prompt is timed from its first token to
-the logits of its last; decoding through each program's own step, the likeliest token fed back. Beside decoding stands
-the share of the machine's read bandwidth, measured after each run, that weights and cache were read with. On a machine
+the logits of its last; decoding through each program's own step, the likeliest token fed back. Decoding also shows the
+share of the machine's read bandwidth, measured after each run, that weights and cache were read with. On a machine
 shared with others that bandwidth varies more than anything else here. Prints markdown.
 
 A run whose threads had to wait for a processor for more than a twentieth of its time is thrown away and made again
-(where /proc tells): a program whose threads wait for each other loses far more by it than one whose threads do not.
+(where /proc says so): a program whose threads wait for each other loses far more by it than one whose threads do not.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Program:
 
 
 def waited(pid: int) -> float:
-    """Seconds that a process's threads were ready to run and did not, added up; 0 where the system does not tell."""
+    """Seconds that a process's threads were ready to run and did not, added up; 0 where the system does not say."""
     times = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
     return sum(int(delay) for _, delay, _ in times) / 1e9
 

@@ -114,7 +114,7 @@ class ComparingOps:
         q = self._cpu.attn_qkv(layer, x)
         found = self._ops.attn_qkv(device, self._x(x)).get()
         if self._decode:
-            # What row kernels have changed has no like on the CPU; attention goes on from it.
+            # What row kernels have changed has no counterpart on the CPU; attention continues from it.
             self._raw = found
             if device.latent is None and device.heads is None:
                 normed = x if layer.attn_norm is None else reference.normalize(x, layer.attn_norm)

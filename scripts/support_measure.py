@@ -191,7 +191,7 @@ def type_on_cpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: in
 
 
 def rounds_activations(kind: GGMLType) -> bool:
-    """Whether the CPU multiplies a type with activations of 8 bits unless it is told not to."""
+    """Whether the CPU multiplies a type with activations of 8 bits unless `exact` is set."""
     try:
         from engine.cpu.integer import is_integer
     except ImportError:  # it never does

@@ -1,8 +1,8 @@
 """Quantizers of the formats with grids: the nearest point for every 4 or 8 weights, and scales that suit them.
 
 A weight vector is first rounded coordinate by coordinate to the levels that the grid's points have. A table says which
-points are nearest to each vector of levels; the best of the first few is taken. So no vector is compared with a whole
-grid, and nearly always the nearest point is found all the same.
+points are nearest to each vector of levels; the best of the first few is taken. So no vector is compared with the whole
+grid, and nearly always the nearest point is found.
 """
 
 from collections.abc import Callable
@@ -119,7 +119,7 @@ def _fit(name: str, x: Floats, *, group: int, even: bool, first: float, step: fl
     whole = np.clip(np.rint((divide(wanted, d[:, None].astype(np.float32)) - first) / step), 0, 15).astype(np.int64)
     factors = (first + step * whole).astype(np.float32)
     index = search.best(divide(groups, (d[:, None] * factors)[:, :, None, None]))
-    # The points are settled: the scale of the block that suits them best.
+    # The points are fixed now: the best scale of the block for them.
     points = search.points[index]
     along, square = (np.einsum("ngpw,ngpw->ng", points, other) for other in (groups, points))
     d = divide((factors * along).sum(axis=1), (factors * factors * square).sum(axis=1)).astype(np.float16)
@@ -176,7 +176,7 @@ def _shifted(x: Floats, find: Callable[[Floats], np.ndarray], eights: int) -> tu
     The shift is chosen for every `eights` 8-vectors in a row.
 
     Returns:
-        index (n, groups, vectors), whether 1/8 is taken away (same shape), and the weights that these stand for.
+        index (n, groups, vectors), whether 1/8 is taken away (same shape), and the weights that these mean.
     """
     points = _search("IQ1_S").points
     indices = [find(x - shift) for shift in _SHIFTS]

@@ -1,7 +1,7 @@
 """Steps 4 to 8 of sampling: which tokens stay, and which of them is drawn. Arrays only, no requests.
 
 Candidates come in order: logit descending, then token id ascending. w: float32 weights in [0, 1]; q: the same as
-fixed-point integers (engine/sampling/weights.py).
+fixed-point integers (engine/sampling/fixed_point.py).
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def error_of(*arguments, run=run, **settings):
     done = run(*arguments, status=2, **settings)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    # Where kernels are not compiled yet, that is told first.
+    # If kernels are not compiled yet, a line says so first.
     lines = [
         line for line in done.stderr.splitlines() if not line.startswith(("loading the model", "preparing kernels"))
     ]
@@ -324,7 +324,7 @@ class TestChat:
         done = run_process("chat", *options, stdin="Hello\n\n/help\nAgain\n/reset\nHello\n/exit\nnever\n")
         counts = [int(line.split("prompt ")[1].split()[0]) for line in done.stderr.splitlines() if "tok/s" in line]
         assert len(counts) == 3
-        assert counts[1] > counts[0] + 8  # the second question brings the first one and its answer along
+        assert counts[1] > counts[0] + 8  # the second prompt contains the first question and its answer
         assert counts[2] == counts[0]
         assert "tokens (" in done.stderr.splitlines()[-1]  # it was read before: only its last token is computed
         assert "forgotten" in done.stderr

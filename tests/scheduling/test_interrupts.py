@@ -51,7 +51,7 @@ class Interruption:
 
 
 def make_loop():
-    """So few pages that somebody is preempted; prompts in pieces; shared beginnings."""
+    """So few pages that a sequence is preempted; prompts in pieces; shared beginnings."""
     runner = CellRunner(5, 3, 64, 16, 3)
     return runner, EngineLoop(runner)
 

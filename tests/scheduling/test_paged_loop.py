@@ -152,7 +152,7 @@ def test_the_random_worlds_preempt_and_reuse():
 
 @pytest.mark.parametrize("call", ["copy_pages", "save_pages", "load_pages"])
 def test_a_cache_operation_that_always_fails_ends_requests_and_not_the_loop(call):
-    """Whoever waits for a text gets it or an error; nobody waits for ever."""
+    """Each caller that waits for a text gets it or an error; none waits for ever."""
     runner = CellRunner(6, 4, 64, 16, 0)
     loop = EngineLoop(runner)
 

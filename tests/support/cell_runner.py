@@ -105,7 +105,7 @@ class CellRunner:
         return cells[:n]
 
     def run_ahead(self):
-        """Steps launched ahead write where they have pages; nobody may mind, as those positions are computed again."""
+        """Steps launched ahead write where they have pages; harmless, because those positions are computed again."""
         for pages, start in self.ahead.values():
             for position in range(start, min(start + self.lookahead, len(pages) * PAGE)):
                 self.pages[pages[position // PAGE]][position % PAGE] = "computed ahead"

@@ -187,7 +187,7 @@ def kernel(kind: str, type_name: str = "F32") -> Kernel:
 
 @cache
 def address(kind: str, type_name: str = "F32") -> int:
-    """Where the compiled kernel lies, callable by C's rules; for machine.py, whose programs name kernels this way."""
+    """Address of the compiled kernel, callable by C's rules; for machine.py, whose programs name kernels this way."""
     compiled: Any = kernel(kind, type_name)
     (result,) = compiled.overloads.values()
     return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
