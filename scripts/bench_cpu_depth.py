@@ -3,8 +3,9 @@
     python -m scripts.bench_cpu_depth model.gguf --depths 128,4096 --turns 20
 
 The cache is filled with random keys and values instead of a long prompt, which would take minutes; then single steps
-at each depth run by turns, so that a machine's slower moments meet all depths alike. A turn takes the fastest of three
-steps at each depth. Prints the medians and minima, and how much speed is lost against the first depth, turn by turn.
+at each depth run by turns, so that slower moments of the machine affect all depths alike. A turn takes the fastest of
+three steps at each depth. Prints the medians and minima, and how much speed is lost against the first depth, turn by
+turn.
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@
 `--peer-python` is an interpreter that has llama-cpp-python installed (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install
 llama-cpp-python` builds it for the machine at hand). Each program has a process of its own that keeps the model open;
 they run by turns, never at the same time, with the same number of threads. A prompt is timed from its first token to
-the logits of its last; decoding through each program's own step, the likeliest token fed back. Beside decoding stands
-the share of the machine's read bandwidth, measured after each run, that weights and cache were read with. On a machine
+the logits of its last; decoding through each program's own step, the likeliest token fed back. Decoding also shows the
+share of the machine's read bandwidth, measured after each run, that weights and cache were read with. On a machine
 shared with others that bandwidth varies more than anything else here. Prints markdown.
 
 A run whose threads had to wait for a processor for more than a twentieth of its time is thrown away and made again
-(where /proc tells): a program whose threads wait for each other loses far more by it than one whose threads do not.
+(where /proc says so): a program whose threads wait for each other loses far more by it than one whose threads do not.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ def serve_engine(model: str, threads: int, context: int, options: dict[str, Any]
         def measure(prompt: int, generated: int, depth: int) -> list[float]:
             result = run_bench(llm, prompt_tokens=prompt, gen_tokens=generated, depth=depth, repetitions=1)
             speed = result.prompt or result.decode
+            ceiling = llm.read_bandwidth()
             assert speed is not None
-            return [speed.median, result.decode_bytes_s or 0.0, llm.read_bandwidth()]
+            assert ceiling is not None, "the CPU measures its read bandwidth"
+            return [speed.median, result.decode_bytes_s or 0.0, ceiling]
 
         answer(__version__)
         listen(measure)
@@ -114,8 +116,10 @@ class Program:
     """A process with the model open."""
 
     def __init__(self, python: str, role: str, settings: dict[str, Any]) -> None:
-        command = [python, "-m", "scripts.bench_cpu_peer", "--serve", role, json.dumps(settings)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self._command = [python, "-m", "scripts.bench_cpu_peer", "--serve", role, json.dumps(settings)]
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
         self.greeting = self._read()
         self.disturbed = 0
 
@@ -140,7 +144,7 @@ class Program:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{' '.join(map(str, self._process.args))} ended early")  # type: ignore[union-attr]
+            raise SystemExit(f"{' '.join(self._command)} ended early")
         return json.loads(line)
 
     def close(self) -> None:
@@ -151,7 +155,7 @@ class Program:
 
 
 def waited(pid: int) -> float:
-    """Seconds that a process's threads were ready to run and did not, added up; 0 where the system does not tell."""
+    """Seconds that a process's threads were ready to run and did not, added up; 0 where the system does not say."""
     times = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
     return sum(int(delay) for _, delay, _ in times) / 1e9
 

@@ -4,7 +4,7 @@ Usage:
     python -m scripts.bench_gemm                                  8B and 1B, 512, 2048 and 4096 rows, the chosen tiles
     python -m scripts.bench_gemm --models 1b --rows 64 --all      every tile shape of the kernel
 Weights are valid random Q4_K and Q6_K blocks, three copies in turn, x is normally distributed. A time is the median of
-graph replays (cuBLAS: of plain launches, CuPy lets it into no graph) divided by the launches. "layer" is one
+graph replays (cuBLAS: of plain launches, as CuPy cannot capture it) divided by the launches. "layer" is one
 layer's products with what makes their operands; the roof is what cuBLAS reaches with a large float16 matrix product on
 the same card.
 """
@@ -87,7 +87,7 @@ def microseconds(work: Callable[[int], Any], *, graph: bool = True, repeats: int
             stop.record(stream)
             stop.synchronize()
             times.append(cupy.cuda.get_elapsed_time(start, stop) / LAUNCHES * 1e3)
-    return statistics.median(times[1:])
+    return float(statistics.median(times[1:]))
 
 
 def roof(size: int = 8192) -> float:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import cupy
@@ -53,7 +53,7 @@ extern "C" __global__ void read_all(const uint4* p, long long n, unsigned* out) 
 
 def milliseconds(graph: Any, stream: Any, repeats: int = 15) -> float:
     """Median time of a replay."""
-    times = []
+    times: list[float] = []
     for i in range(repeats + 3):
         start, stop = cupy.cuda.Event(), cupy.cuda.Event()
         start.record(stream)
@@ -65,7 +65,7 @@ def milliseconds(graph: Any, stream: Any, repeats: int = 15) -> float:
     return statistics.median(times)
 
 
-def capture(work: Callable[[], None]) -> tuple[Any, Any]:
+def capture(work: Callable[[], object]) -> tuple[Any, Any]:
     """Runs the work once, then captures it."""
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
@@ -78,13 +78,19 @@ def capture(work: Callable[[], None]) -> tuple[Any, Any]:
     return graph, stream
 
 
+def run_all(calls: Iterable[Callable[[], None]]) -> None:
+    """Launch one after the other."""
+    for call in calls:
+        call()
+
+
 def read_bandwidth() -> float:
     """GB/s of a plain read of 4 GiB."""
     data = cupy.zeros(1 << 32, cupy.uint8)
     out = cupy.zeros(1, cupy.uint32)
     kernel = cupy.RawKernel(READ, "read_all")
     graph, stream = capture(lambda: kernel((132 * 8,), (512,), (data, np.int64(data.size // 16), out)))
-    return data.size / milliseconds(graph, stream) / 1e6
+    return float(data.size / milliseconds(graph, stream) / 1e6)
 
 
 def random_rows(rng: np.random.Generator, type: T, rows: int, columns: int) -> np.ndarray:
@@ -109,7 +115,7 @@ def nmse(found: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None
 
     The second does not grow where random terms happen to cancel.
     """
-    size = np.sum(truth**2) if weights is None else np.sum((x**2) @ (weights**2).T)
+    size = np.sum(truth**2) if weights is None or x is None else np.sum((x**2) @ (weights**2).T)
     return float(np.sum((found.astype(np.float64) - truth) ** 2) / size)
 
 
@@ -180,16 +186,16 @@ def check() -> bool:
             flush=True,
         )
         good &= worst < 1e-8 and pair_error < 1e-6 and batch_equal and exact
-    matrices, weights = [], []
+    matrices, truths = [], []
     for type, rows in ((T.Q4_K, 48), (T.Q8_0, 17), (T.Q6_K, 30)):
         raw = random_rows(rng, type, rows, 1024)
-        weights.append(decode(raw, type).astype(np.float64))
+        truths.append(decode(raw, type).astype(np.float64))
         matrices.append(repack(cupy.asarray(raw.reshape(-1)), type, rows, 1024))
     x = rng.standard_normal((2, 1024)).astype(np.float32)
     bias = rng.standard_normal(95).astype(np.float32)
     out = cupy.empty((2, 95), cupy.float32)
     MatVec(matrices)(cupy.asarray(x), out, bias=cupy.asarray(bias))
-    error = nmse(out.get(), x.astype(np.float64) @ np.concatenate(weights).T + bias)
+    error = nmse(out.get(), x.astype(np.float64) @ np.concatenate(truths).T + bias)
     print(f"group of Q4_K, Q8_0, Q6_K with bias: NMSE {error:.1e}")
     return good and error < 1e-9
 
@@ -229,7 +235,7 @@ def time_group(group: Group, batch: int = 1, tuning: Tuning | None = None, opera
     product, call = launcher(group, batch, tuning, operand)
     copies = max(4, min(64, -(-300_000_000 // product.n_bytes)))
     calls = [call] + [launcher(group, batch, tuning, operand)[1] for _ in range(copies - 1)]
-    graph, stream = capture(lambda: [call() for call in calls] and None)
+    graph, stream = capture(lambda: run_all(calls))
     time = milliseconds(graph, stream) / copies * 1e3
     return time, product.n_bytes / time / 1e3
 
@@ -322,7 +328,7 @@ def step_groups(model: str, mix: str) -> list[Group]:
 def time_step(model: str, mix: str, batch: int, tuning: Tuning | None, operand: Any) -> tuple[float, float]:
     """Milliseconds of all projections of a step in one graph, and their GB/s."""
     products = [launcher(group, batch, tuning, operand) for group in step_groups(model, mix)]
-    graph, stream = capture(lambda: [call() for _, call in products] and None)
+    graph, stream = capture(lambda: run_all(call for _, call in products))
     time = milliseconds(graph, stream)
     return time, sum(product.n_bytes for product, _ in products) / time / 1e6
 
@@ -379,7 +385,7 @@ def unpack(ceiling: float) -> None:
         cells = []
         for kind in ("float16", "float32"):
             out = cupy.empty((14336, 4096), kind)
-            graph, stream = capture(lambda out=out, matrix=matrix: [dequantize(matrix, out) for _ in range(8)] and None)
+            graph, stream = capture(partial(run_all, [partial(dequantize, matrix, out)] * 8))
             time = milliseconds(graph, stream) / 8
             cells.append(f"{kind} {time * 1e3:7.1f} us {(matrix.data.nbytes + out.nbytes) / time / 1e6:6.0f} GB/s")
         print(f"{type.name:5} 14336x4096 to", ", ".join(cells), flush=True)

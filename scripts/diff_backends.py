@@ -114,7 +114,7 @@ class ComparingOps:
         q = self._cpu.attn_qkv(layer, x)
         found = self._ops.attn_qkv(device, self._x(x)).get()
         if self._decode:
-            # What row kernels have changed has no like on the CPU; attention goes on from it.
+            # What row kernels have changed has no counterpart on the CPU; attention continues from it.
             self._raw = found
             if device.latent is None and device.heads is None:
                 normed = x if layer.attn_norm is None else reference.normalize(x, layer.attn_norm)
@@ -230,7 +230,6 @@ def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: st
             for first in range(0, len(ids), step):
                 batch = Batch.build([(0, ids[first : first + step], first, Outputs.ALL)])
                 forward(model.weights, ops, batch)
-                cache.commit(batch.spans)
             runner._slots.set_position(0, -1)
             runner._flush()
     return report

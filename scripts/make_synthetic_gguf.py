@@ -132,7 +132,7 @@ def encode(kind: str, value: Any) -> bytes:
         case "strings":
             return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_string, value))
         case "i32s":
-            return struct.pack("<IIQ", 9, 5, len(value)) + value.tobytes()
+            return struct.pack("<IIQ", 9, 5, len(value)) + np.asarray(value, np.int32).tobytes()
     type_id, code = {"u32": (4, "I"), "f32": (6, "f"), "bool": (7, "?")}[kind]
     return struct.pack(f"<I{code}", type_id, value)
 
@@ -181,7 +181,7 @@ class Pool:
             unit.append(fmt.dequantize(sample.view(np.uint8)).astype(np.float64))
         # With a minimum, its share is what brings the mean to 0.
         shares = [1.0] if len(unit) == 1 else [1.0, -unit[0].mean() / unit[1].mean()]
-        std = sum(share * x for share, x in zip(shares, unit, strict=True)).std()
+        std = np.sum([share * x for share, x in zip(shares, unit, strict=True)], axis=0).std()
         self.scales = {name: share / std for name, share in zip(names, shares, strict=True)}
 
     def write(self, out: BinaryIO, t: Tensor, rng: np.random.Generator) -> None:

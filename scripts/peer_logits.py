@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -55,7 +56,8 @@ def main() -> None:
         for name, make in MODELS.items():
             found[name] = logits(written(make(), Path(folder)))
     TARGET.parent.mkdir(exist_ok=True)
-    np.savez_compressed(TARGET, version=np.array(f"llama-cpp-python {llama_cpp.__version__}"), **found)
+    arrays: dict[str, Any] = {"version": np.array(f"llama-cpp-python {llama_cpp.__version__}")} | found
+    np.savez_compressed(TARGET, **arrays)
     print(f"{TARGET}: {len(found)} models")
 
 

@@ -5,8 +5,8 @@
     python -m scripts.requantize --list
 
 Norms, biases and the weights that choose experts stay as they are, and so do matrices whose rows are no whole blocks
-of the type (they are counted). Every weight counts as much as the next; quantizers that are told by an importance
-matrix which ones matter do better at two bits and below.
+of the type (they are counted). All weights count alike; quantizers that know from an importance matrix which
+weights matter do better at two bits and below.
 """
 
 import argparse

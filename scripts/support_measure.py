@@ -182,7 +182,7 @@ def type_on_cpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: in
     cell = cpu_errors(path, ids, np.load(logits), threads)
     settings: dict[str, Any] = {"device": "cpu", "context_length": CONTEXT, "threads": threads, "max_sequences": 1}
     rounds = rounds_activations(GGMLType[path.stem])
-    with LLM(path, **settings, **({"exact": True} if rounds else {})) as llm:
+    with LLM(path, **settings, exact=rounds) as llm:
         cell |= perplexity(llm, text, chunks)
     if rounds:
         with LLM(path, **settings) as llm:
@@ -191,7 +191,7 @@ def type_on_cpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: in
 
 
 def rounds_activations(kind: GGMLType) -> bool:
-    """Whether the CPU multiplies a type with activations of 8 bits unless it is told not to."""
+    """Whether the CPU multiplies a type with activations of 8 bits unless `exact` is set."""
     try:
         from engine.cpu.integer import is_integer
     except ImportError:  # it never does

@@ -21,9 +21,9 @@ TYPES = """
 ## Tensor types
 
 Decoding: random bytes against the `gguf` package, bit for bit, or where it lacks the type against plain loops written
-from the format's description (`tests/block_references.py`). Errors: the demonstration model with all matrices in that
-type, against plain numpy with the same packed weights; for whole numbers, which no quantizer writes, of a product
-against float64. Types are written by `scripts/requantize.py`, without an importance matrix.
+from the format's description (`tests/support/block_references.py`). Errors: the demonstration model with all matrices
+in that type, against plain numpy with the same packed weights; for whole numbers, which no quantizer writes, of a
+product against float64. Types are written by `scripts/requantize.py`, without an importance matrix.
 
 Perplexity: {text},
 with one standard error. All matrices are in the type, also the embedding, which is the output matrix too. On the CPU
@@ -100,8 +100,8 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
     if families:
         yield (
             "\nMade of the same parts, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but for "
-            f"qwen2vl, 1e-6 (`tests/test_peer_logits.py`): {', '.join(families)}. So are the scalings of positions: "
-            "linear, YaRN, long factors, also beside windows and with latent attention.\n"
+            f"qwen2vl, 1e-6 (`tests/model/test_peer_logits.py`): {', '.join(families)}. So are the scalings of "
+            "positions: linear, YaRN, long factors, also beside windows and with latent attention.\n"
         )
     if notes:
         yield "\n" + "".join(notes)

@@ -6,7 +6,7 @@
 
 Results are kept in benchmarks/support.json: a run replaces what it measures and leaves the rest, so that the CPU's
 columns may come from one machine and the GPU's from another, and --missing goes on where a run was stopped. Test data
-lie in the folder GGUF_ENGINE_TEST_DATA, laid out as for the tests; the demonstration model in float16 may be packed
+are in the folder GGUF_ENGINE_TEST_DATA, laid out as for the tests; the demonstration model in float16 may be packed
 there as tales-f16.gguf.xz. A GPU run is fast once the kernels are in the cache, as after the tests.
 """
 

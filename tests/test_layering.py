@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from graphlib import CycleError
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +76,10 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_tests_borrow_from_support_alone():
+    """What several test modules need is in tests/support; a test module imports no other one."""
+    tests = Path(__file__).parent
+    for path in sorted(tests.rglob("*.py")):
+        assert not [name for name in imports(path) if name.startswith("tests.") and ".test_" in name], path

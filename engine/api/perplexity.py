@@ -24,14 +24,12 @@ class Perplexity:
 
     Attributes:
         n_chunks: chunks measured.
-        total_chunks: chunks in the text.
         n_tokens: tokens that counted.
         loss: mean negative log-probability of them, in nats.
         loss_error: standard error of that mean.
     """
 
     n_chunks: int
-    total_chunks: int
     n_tokens: int
     loss: float
     loss_error: float
@@ -84,4 +82,4 @@ def measure(llm: LLM, chunks: Sequence[Sequence[int]]) -> Iterator[Perplexity]:
             count += 1
         loss = total / count
         variance = max(squares / count - loss**2, 0.0)
-        yield Perplexity(number, len(chunks), count, loss, math.sqrt(variance / max(count - 1, 1)))
+        yield Perplexity(number, count, loss, math.sqrt(variance / max(count - 1, 1)))

@@ -1,6 +1,6 @@
 """The bricks through compiled kernels: what CpuOps computes, with the numpy between the products compiled as well.
 
-Whether steps run at once or are recorded is up to the `Steps` at hand; the order of steps is written down here alone.
+The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
 What no kernel serves (clamping q, k and v; latent vectors on their way to them; softcap with linear biases) is left to
 CpuOps.
 """
@@ -36,7 +36,7 @@ class FastOps(CpuOps):
     """Implements `engine.model.ops.Ops` by compiled steps.
 
     Attributes:
-        steps: who carries them out; exchanged while a program is recorded.
+        steps: runs them; exchanged while a program is recorded.
 
     Args:
         integer: the weights to be multiplied in integers; None keeps everything in float32.

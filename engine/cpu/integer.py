@@ -2,8 +2,8 @@
 
 Quantized weights are multiplied in integers (kernels/integer.py), activations quantized in blocks of 32 columns. A
 weight may have been repacked into panels of eight rows (kernels/panels.py), which makes decoding about twice as fast
-and costs as much memory again as the weights; without a copy its rows are packed block by block on the way. Either way
-the result has the same bits, and so it has for any number of rows of x and of threads.
+and takes as much memory again as the weights; without a copy its rows are packed block by block during the product. The
+result has the same bits in both cases, and for any number of rows of x and of threads.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Float32Array = npt.NDArray[np.float32]
 
-LANES = 16  # columns per vector of the kernels; test_cpu_matmul holds it equal to kernels.emit.LANES
+LANES = 16  # columns per vector of the kernels; tests/cpu/test_matmul.py holds it equal to kernels.emit.LANES
 
 REFERENCE_TILE = 1 << 22
 """Floats per dequantized tile of the reference path (16 MB)."""
@@ -54,7 +54,7 @@ DOT_TOKENS = 8
 class PreparedWeight:
     """What a product needs to know of a weight, checked once: memory is safe after this.
 
-    `kernels` tells whether the compiled decoder reads these rows; otherwise numpy dequantizes each tile.
+    `kernels` says whether the compiled decoder reads these rows; otherwise numpy dequantizes each tile.
     """
 
     type: GGMLType
@@ -72,7 +72,7 @@ _scratch = threading.local()
 
 
 def matmul(x: npt.ArrayLike, w: Weight, *, pool: ThreadPool, reference: bool = False) -> Float32Array:
-    """Computes x @ W.T, W dequantized on the way; float32 throughout.
+    """Computes x @ W.T, W dequantized during the product; float32 throughout.
 
     Args:
         x: (T, K) activations, any strides; T may be 0.
@@ -108,7 +108,7 @@ def warm_up(
 
     Args:
         types: types of the matrices of a model; those without a compiled decoder are skipped.
-        status: told before each type, e.g. to show it while the first run compiles.
+        status: called before each type, e.g. to show it while the first run compiles.
         kv_type: "f16" or "f32" to prepare what runs between the products as well, for such a cache.
     """
     from engine.cpu.kernels.formats import DECODERS

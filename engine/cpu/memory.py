@@ -1,4 +1,4 @@
-"""Arrays that begin where the processor likes it."""
+"""Arrays that begin at borders of cache lines or of huge pages."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 LINE = 64
-"""Bytes of a cache line: vectors that lie across two of them cost twice as much."""
+"""Bytes of a cache line: a load of a vector that crosses into a second line costs twice as much."""
 
 HUGE = 2 << 20
-"""Bytes of a large page, which the system gives to large arrays of numpy where it can."""
+"""Bytes of a huge page, which Linux gives to large arrays of numpy where it can; elsewhere an alignment like any."""
 
 
 def aligned_empty(*shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
@@ -18,7 +18,7 @@ def aligned_empty(*shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray
 
 
 def aligned_zeros(*shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """An array of zeros at a multiple of LINE, of HUGE if that is small beside it; takes memory when written to."""
+    """An array of zeros at a multiple of LINE, of HUGE for large ones; takes memory when written to."""
     n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     return _cut(np.zeros, shape, dtype, HUGE if n_bytes >= 2 * HUGE else LINE)
 

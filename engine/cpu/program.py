@@ -1,13 +1,14 @@
 """Decode steps as recorded programs: one forward pass written down once, then run without Python in between.
 
-A step of a small model is over in a millisecond or two; called step by step, Python and waking threads would take as
-long again. The recorder walks through the very same forward pass as any batch, and instead of computing writes down
-which kernel reads what. Later steps of the same sequences only change embeddings, angles and lengths.
+A step of a small model takes a millisecond or two; called step by step, Python and waking threads would take as long
+again. The recorder runs through the same forward pass as any batch, and instead of computing it records which kernel
+reads what. Later steps of the same sequences only change embeddings, angles and lengths.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -61,7 +62,7 @@ ITEMS, CHUNKS, WAITS = 1, 2, 3
 
 
 class Recorder:
-    """Steps that are written down. Results are buffers that every run of the program fills again."""
+    """Steps that are recorded. Results are buffers that every run of the program fills again."""
 
     def __init__(self, pool: ThreadPool, weights: IntegerWeights | None = None) -> None:
         self._pool = pool
@@ -188,7 +189,7 @@ class Recorder:
         items = n_kv_heads * span.n_rows
         type_name = attend_kernel.TYPES[keys.array.dtype]
         unit = n_heads // n_kv_heads * values.array.shape[3]
-        # One chunk per thread: heads that lie side by side are read faster by one thread.
+        # One chunk per thread: one thread reads neighbouring heads faster.
         step = Step("attend", type_name, operands, items, min(items, self._pool.threads) * CHUNK_FLOATS, unit)
         self._write(step, out, first_row=span.row)
 
@@ -317,7 +318,7 @@ class Decoder:
         if batch.n_tokens <= DOT_TOKENS:
             out[:] = self._run(batch)
             return
-        # By slots, so that a program still fits when somebody of another one comes or goes.
+        # By slots, so that a program still fits when a sequence of another program joins or leaves.
         groups: dict[int, list[int]] = {}
         for row in sorted(range(batch.n_tokens), key=lambda row: batch.spans[row].slot):
             groups.setdefault(batch.spans[row].slot // DOT_TOKENS, []).append(row)
@@ -347,7 +348,12 @@ class Decoder:
 
 
 def can_record(weights: ModelWeights) -> bool:
-    """Whether a decode step always runs the same steps (experts do not), all of them compiled."""
+    """Whether a decode step always runs the same steps (experts do not), all of them compiled.
+
+    A program also needs a call of the system with which a waiting thread yields the processor.
+    """
+    if _give_way() is None:
+        return False
     linears: list[Linear | None] = [weights.output]
     for layer in weights.layers:
         if layer.ffn is None or not plain_attention(layer):
@@ -359,8 +365,13 @@ def can_record(weights: ModelWeights) -> bool:
 
 
 @cache
-def _give_way() -> int:
-    """Address of the C library's call that lets another thread run."""
-    value = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value
-    assert value is not None
-    return value
+def _give_way() -> int | None:
+    """Address of the system's call that yields the processor; None where none is known."""
+    try:
+        if sys.platform == "win32":
+            call = ctypes.CDLL("kernel32").SwitchToThread
+        else:
+            call = ctypes.CDLL(None).sched_yield
+    except (OSError, AttributeError, TypeError):
+        return None
+    return ctypes.cast(call, ctypes.c_void_p).value

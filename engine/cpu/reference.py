@@ -138,7 +138,7 @@ def attend(
         attention: scale, window, softcap and head counts.
         n_past: positions before the first query.
         sinks: (H,) one more score of every query head, or None.
-        alibi_slopes: (H,) what a score loses per position between query and key, or None.
+        alibi_slopes: (H,) how much smaller a score becomes per position between query and key, or None.
 
     Returns:
         (T, H · Hv) float32.

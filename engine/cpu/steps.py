@@ -318,7 +318,7 @@ def rotate_step(
     factors: Float32Array | None,
     store: bool,
 ) -> Step:
-    """Rotation and cache append of one span's rows of x; without `store` the cache only tells the kernel's type."""
+    """Rotation and cache append of one span's rows of x; without `store` the cache gives only the kernel's type."""
     assert x.flags.c_contiguous
     _, heads, width = x.shape
     rotation = (0, 0, 0, 0, 0)

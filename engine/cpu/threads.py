@@ -1,4 +1,4 @@
-"""One pool of threads for the CPU kernels, and how many threads this machine is worth.
+"""One pool of threads for the CPU kernels, and how many threads to use on this machine.
 
 The pool runs numbered tasks; the calling thread takes its share. Idle threads sleep. It knows nothing of what the
 tasks compute; tasks run in parallel because compiled kernels release the GIL.
@@ -28,7 +28,7 @@ class _Job:
         self.task = task
         self.n_tasks = n_tasks
         self.cancelled = False
-        self.helpers: list[int] = []  # threads of the pool that are at it
+        self.helpers: list[int] = []  # threads of the pool that are running its tasks
         self.error: BaseException | None = None
         self.finished = threading.Lock()
         self.finished.acquire()
@@ -87,13 +87,13 @@ class ThreadPool:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._helpers: list[threading.Thread] = []
         self._closed = False
-        self._finalizer: weakref.finalize | None = None
+        self._finalizer: weakref.finalize[..., ThreadPool] | None = None
         _pools.add(self)
 
     def run(self, task: Callable[[int], None], n_tasks: int) -> None:
         """Calls task(0) .. task(n_tasks - 1), each once, in any order and on any thread; returns when all are done.
 
-        Nor is any of them running any more after an exception, an interrupt included.
+        When an exception leaves this function (an interrupt included), none of them is still running.
 
         Raises:
             Exception: the first exception a task raised; tasks not yet begun are then skipped.
@@ -113,7 +113,7 @@ class ThreadPool:
             job.finished.acquire()
         except BaseException:
             # Ctrl-C: helpers stop after the task they are in. Until then that task writes to buffers and cache pages,
-            # which the caller's next step may give to somebody else.
+            # which the caller's next step may give to another sequence.
             job.cancelled = True
             while job.helpers:
                 time.sleep(0.0002)
@@ -153,7 +153,7 @@ class ThreadPool:
             self._helpers = helpers
 
     def _forget_threads(self) -> None:
-        """In the child of a fork only the forking thread lives on; locks may be in any state."""
+        """In the child of a fork only the forking thread exists; locks may be in any state."""
         if self._finalizer is not None:
             self._finalizer.detach()
             self._finalizer = None

@@ -283,5 +283,5 @@ def _gate_up_bytes(ffn: DeviceFfn | None) -> int:
     if ffn is None:
         return 0
     if ffn.paired is not None:
-        return ffn.paired.n_bytes
+        return int(ffn.paired.n_bytes)
     return sum(_bytes(part) for part in (ffn.gate, ffn.up) if part is not None)

@@ -60,7 +60,7 @@ class BlockFormat(ABC):
         out = np.empty((*raw.shape[:-1], n_blocks * cls.block_size), np.float32)
         if not out.size:
             return out
-        # Scales may be infinite or NaN in a damaged file; that is the file's affair, not a warning.
+        # Scales may be infinite or NaN in a damaged file: the results are too, without a warning.
         with np.errstate(all="ignore"):
             cls._decode(blocks, out.reshape(blocks.shape[0], cls.block_size))
         return out

@@ -1,7 +1,7 @@
 """Scales that let groups of weights be rounded with the least error: least squares over a few candidates.
 
 A candidate scale says how every weight is rounded; for those whole numbers the best scale is then a quotient of sums.
-The candidate whose best scale leaves the least error wins. All functions work on rows of a group each, in float32.
+The candidate with the least error is taken. All functions work on rows of a group each, in float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,8 @@ def nearest_of(levels: Sequence[int]) -> Rounding:
     values = np.asarray(levels, np.float32)
 
     def rounded(x: Floats) -> Floats:
-        return values[nearest_level(levels, x)]
+        nearest: Floats = values[nearest_level(levels, x)]
+        return nearest
 
     return rounded
 

@@ -1,7 +1,7 @@
 """Four-bit floating-point formats with small floating-point scales.
 
 Elements: OCP Microscaling Formats (MX) v1.0, E2M1 (one sign bit, two of exponent, one of mantissa). Both formats keep
-twice the elements, which are whole numbers, and half the scales. What a format class is, block_format.py says.
+twice the elements, which are whole numbers, and half the scales. block_format.py says what a format class is.
 """
 
 import numpy as np

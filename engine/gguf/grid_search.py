@@ -1,8 +1,8 @@
 """Quantizers of the formats with grids: the nearest point for every 4 or 8 weights, and scales that suit them.
 
 A weight vector is first rounded coordinate by coordinate to the levels that the grid's points have. A table says which
-points are nearest to each vector of levels; the best of the first few is taken. So no vector is compared with a whole
-grid, and nearly always the nearest point is found all the same.
+points are nearest to each vector of levels; the best of the first few is taken. So no vector is compared with the whole
+grid, and nearly always the nearest point is found.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,8 @@ class Search:
 
     def quick(self, x: Floats) -> npt.NDArray[np.int64]:
         """Points near vectors (..., w): those nearest to the vectors rounded to levels."""
-        return self.nearest[self._codes(x), 0]
+        points: npt.NDArray[np.int64] = self.nearest[self._codes(x), 0]
+        return points
 
     def best(self, x: Floats) -> npt.NDArray[np.int64]:
         """The best of NEIGHBOURS points for vectors (..., w)."""
@@ -118,7 +119,7 @@ def _fit(name: str, x: Floats, *, group: int, even: bool, first: float, step: fl
     whole = np.clip(np.rint((divide(wanted, d[:, None].astype(np.float32)) - first) / step), 0, 15).astype(np.int64)
     factors = (first + step * whole).astype(np.float32)
     index = search.best(divide(groups, (d[:, None] * factors)[:, :, None, None]))
-    # The points are settled: the scale of the block that suits them best.
+    # The points are fixed now: the best scale of the block for them.
     points = search.points[index]
     along, square = (np.einsum("ngpw,ngpw->ng", points, other) for other in (groups, points))
     d = divide((factors * along).sum(axis=1), (factors * factors * square).sum(axis=1)).astype(np.float16)
@@ -129,7 +130,8 @@ def _signs_and_scales(fit: Fit) -> npt.NDArray[np.uint32]:
     """Four times 7 sign bits and a scale of 4 bits, for every 32 weights."""
     seven = (fit.signs & 0x7F).reshape(len(fit.signs), -1, 4).astype(np.uint32)
     packed = np.bitwise_or.reduce(seven << np.arange(0, 28, 7, dtype=np.uint32), axis=2)
-    return packed | fit.scale.astype(np.uint32) << 28
+    words: npt.NDArray[np.uint32] = packed | fit.scale.astype(np.uint32) << 28
+    return words
 
 
 def _iq2_xxs(x: Floats, blocks: np.ndarray) -> None:
@@ -174,7 +176,7 @@ def _shifted(x: Floats, find: Callable[[Floats], np.ndarray], eights: int) -> tu
     The shift is chosen for every `eights` 8-vectors in a row.
 
     Returns:
-        index (n, groups, vectors), whether 1/8 is taken away (same shape), and the weights that these stand for.
+        index (n, groups, vectors), whether 1/8 is taken away (same shape), and the weights that these mean.
     """
     points = _search("IQ1_S").points
     indices = [find(x - shift) for shift in _SHIFTS]

@@ -1,4 +1,4 @@
-"""The grids of the IQ formats: lists of the 4 or 8 numbers that one index stands for.
+"""The grids of the IQ formats: lists of the 4 or 8 numbers that one index means.
 
 Every grid is a set of points, sorted: digit j of a point's number, written in the base of how many values a coordinate
 can take, says which value coordinate j has. So a grid is stored as one bit per possible point (deflate, base 85), and
@@ -75,14 +75,15 @@ def grid(name: str) -> npt.NDArray[np.int8]:
     present = np.frombuffer(zlib.decompress(b85decode(packed), wbits=-15), np.uint8)
     numbers = np.flatnonzero(np.unpackbits(present, bitorder="little"))
     digits = numbers[:, None] // len(values) ** np.arange(coordinates) % len(values)
-    points = np.array(values, np.int8)[digits]
+    points: npt.NDArray[np.int8] = np.array(values, np.int8)[digits]
     points.flags.writeable = False
     return points
 
 
 @cache
 def signs_of_seven() -> npt.NDArray[np.uint8]:
-    """Return the 8 sign bits that 7 bits stand for, uint8 (128,): the eighth makes the number of minus signs even."""
+    """Return the 8 sign bits that 7 bits mean, uint8 (128,): the eighth makes the number of minus signs even."""
     seven = np.arange(128, dtype=np.uint8)
     parity = np.unpackbits(seven[:, None], axis=1).sum(axis=1, dtype=np.uint8) & 1
-    return seven | parity << 7
+    signs: npt.NDArray[np.uint8] = seven | parity << 7
+    return signs

@@ -1,6 +1,6 @@
 """The IQ formats: super-blocks of 256 weights whose numbers are indices into a grid or a table of levels.
 
-Grids and sign tables are in grids.py. What a format class is, block_format.py says.
+Grids and sign tables are in grids.py. block_format.py says what a format class is.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from engine.gguf.grids import grid, signs_of_seven
 from engine.gguf.types import GGMLType
 
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
-"""What the 4-bit numbers of IQ4_NL and IQ4_XS stand for: finer near zero."""
+"""The values of the 4-bit numbers of IQ4_NL and IQ4_XS: finer near zero."""
 
 IQ1_DELTA = np.float32(0.125)
 """By how much IQ1_S and IQ1_M move a point of the grid up or down."""
@@ -28,7 +28,8 @@ def signed(points: np.ndarray, sign_bits: np.ndarray) -> np.ndarray:
 def seven_bit_signs(packed: np.ndarray) -> np.ndarray:
     """Sign bytes (n, 8, 4) of the low 28 bits of numbers (n, 8), 7 bits each, lowest first."""
     shifts = np.arange(0, 28, 7, dtype=np.uint32)
-    return signs_of_seven()[packed[:, :, None] >> shifts & np.uint32(0x7F)]
+    signs: np.ndarray = signs_of_seven()[packed[:, :, None] >> shifts & np.uint32(0x7F)]
+    return signs
 
 
 class IQ2_XXS(BlockFormat, type=GGMLType.IQ2_XXS):

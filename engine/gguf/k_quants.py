@@ -1,6 +1,6 @@
 """The K formats: super-blocks of 256 weights whose sub-block scales are themselves quantized.
 
-What a format class is, block_format.py says.
+block_format.py says what a format class is.
 """
 
 import numpy as np

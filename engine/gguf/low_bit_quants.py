@@ -1,6 +1,6 @@
 """Formats of one or two bits and one scale per block: ternary ones, and plain ones of signs or four levels.
 
-What a format class is, block_format.py says.
+block_format.py says what a format class is.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from engine.gguf.types import GGMLType
 def trits(packed: np.ndarray, count: int) -> np.ndarray:
     """Split bytes (n, m) into base-3 digits (n, count * m) as int8 -1, 0, 1: the first of all bytes, the second, ...
 
-    A byte b stands for the fraction b / 256, and its digits are those behind the point: multiplying by 3^k modulo 256
-    drops the first k, and the next one is the whole part of three times what is left.
+    A byte b means the fraction b / 256, and its digits are those of that fraction in base 3: multiplying by 3^k modulo
+    256 drops the first k, and the next one is the whole part of three times the rest.
     """
     powers = 3 ** np.arange(count, dtype=np.uint8)
     left = packed[:, None, :] * powers[:, None]

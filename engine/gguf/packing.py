@@ -6,7 +6,8 @@ import numpy as np
 def pack_nibbles(q: np.ndarray) -> np.ndarray:
     """4-bit numbers (n, 2 m) to bytes (n, m): the first half in the low halves, the second in the high halves."""
     half = q.shape[-1] // 2
-    return q[:, :half] | q[:, half:] << 4
+    packed: np.ndarray = q[:, :half] | q[:, half:] << 4
+    return packed
 
 
 def pack_bits(bits: np.ndarray) -> np.ndarray:

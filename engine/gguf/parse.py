@@ -1,4 +1,4 @@
-"""One GGUF file's header: metadata and tensor directory, read from a byte buffer that nobody vouches for.
+"""One GGUF file's header: metadata and tensor directory, read from an untrusted byte buffer.
 
 Every count, length and offset is checked against the size of the buffer before it is used, so the work and the memory
 are bounded by the file. Knows nothing of mapping, of split files or of models.
@@ -66,7 +66,7 @@ _OTHER_FILES = (
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies and how to read it.
+    """Where one tensor is in the file and how to read it.
 
     Attributes:
         name: as in the file, for example "blk.0.attn_q.weight".
@@ -344,7 +344,7 @@ class _Parser:
         return TensorInfo(name, ggml_type, tuple(reversed(dims)), n_bytes, offset)
 
     def place(self, tensors: dict[str, TensorInfo], alignment: int) -> dict[str, TensorInfo]:
-        """Check that the tensors lie inside the file and apart, and make their offsets absolute."""
+        """Check that the tensors are inside the file and do not overlap, and make their offsets absolute."""
         base = -(-self.pos // alignment) * alignment
         end, before = 0, ""
         for info in sorted(tensors.values(), key=lambda info: info.offset):

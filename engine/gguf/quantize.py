@@ -1,7 +1,7 @@
 """Float weights to packed blocks: a quantizer for every format that weights are stored in.
 
-Plain ones: nearest numbers, scales by least squares (fitting.py), every weight as important as the next. What they are
-for is files to test and to measure with; quantizers that know which weights matter (an importance matrix) do better at
+Plain ones: nearest numbers, scales by least squares (fitting.py), every weight equally important. They are for
+files to test and to measure with; quantizers that know which weights matter (an importance matrix) do better at
 two bits and below. The layouts are those of the format classes.
 """
 
@@ -131,7 +131,7 @@ def _tq1_0(x: Floats, blocks: np.ndarray) -> None:
     t = (t + 1).astype(np.uint8)
 
     def packed(part: np.ndarray, digits: int) -> np.ndarray:
-        # The digits behind the point of b / 256, rounded up so that none is lost.
+        # The base-3 digits of the fraction b / 256, rounded up so that none is lost.
         number = np.tensordot(part.reshape(len(part), digits, -1), 3 ** np.arange(4, 4 - digits, -1), (1, 0))
         return (number * 256 + 242) // 243
 
@@ -165,7 +165,8 @@ def _nearest_e2m1(x: Floats) -> np.ndarray:
 
 def _error_of_codes(x: Floats, half_scale: Floats) -> Floats:
     difference = E2M1_DOUBLED[_nearest_e2m1(divide(x, half_scale))] * half_scale - x
-    return np.einsum("...i,...i->...", difference, difference)
+    error: Floats = np.einsum("...i,...i->...", difference, difference)
+    return error
 
 
 def _mxfp4(x: Floats, blocks: np.ndarray) -> None:
@@ -195,7 +196,7 @@ def _nvfp4(x: Floats, blocks: np.ndarray) -> None:
 
 
 def _signed_scales(blocks: np.ndarray, scales: Floats, half: int) -> tuple[np.ndarray, Floats]:
-    """Whole scales in -half ... half - 1 and the float32 scales (n, sub-blocks, 1) that they stand for."""
+    """Whole scales in -half ... half - 1 and the float32 scales (n, sub-blocks, 1) that they mean."""
     d = _store(blocks, "d", (extreme(scales) / np.float32(-half))[:, 0])
     whole = np.clip(np.rint(divide(scales, d)), -half, half - 1).astype(np.int32)
     return whole, scaled(d, whole)

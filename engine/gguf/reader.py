@@ -182,7 +182,8 @@ class _Part:
             try:
                 self.data.close()
             except BufferError:  # views are alive: the last one to go unmaps the file; its pages are given back now
-                self.data.madvise(mmap.MADV_DONTNEED)
+                if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+                    self.data.madvise(mmap.MADV_DONTNEED)
             self.data = b""
 
 

@@ -1,6 +1,6 @@
 """Plain numbers, and the formats of one or two scales per block of whole numbers.
 
-What a format class is, block_format.py says.
+block_format.py says what a format class is.
 """
 
 import numpy as np

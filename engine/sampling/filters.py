@@ -1,7 +1,7 @@
 """Steps 4 to 8 of sampling: which tokens stay, and which of them is drawn. Arrays only, no requests.
 
 Candidates come in order: logit descending, then token id ascending. w: float32 weights in [0, 1]; q: the same as
-fixed-point integers (engine/sampling/weights.py).
+fixed-point integers (engine/sampling/fixed_point.py).
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def top_p_count(q: WeightArray, p: float, total: int) -> int:
 
 def keep_min_p(w: FloatArray, min_p: float) -> NDArray[np.bool_]:
     """Tokens at least min_p times as probable as the first (most probable) one."""
-    return w >= w[0] * F32(min_p)
+    keep: NDArray[np.bool_] = w >= w[0] * F32(min_p)
+    return keep
 
 
 def draw(q: WeightArray, random: int, total: int) -> int:

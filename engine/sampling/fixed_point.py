@@ -3,7 +3,7 @@
 A token's weight is exp((logit - largest logit) / temperature), computed in float32 by a fixed sequence of single
 additions, subtractions, multiplications and divisions, then cut to a multiple of 2**-40. Integer sums do not depend on
 the order of the terms: the CPU here and thousands of GPU threads get the same totals, so one seed gives one text.
-Tokens below 2**-40 (about 1e-12) of the most probable one weigh nothing and are never drawn.
+Tokens below 2**-40 (about 1e-12) of the most probable one have weight 0 and are never drawn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def exponential(x: FloatArray) -> FloatArray:
     n = np.rint(x * LOG2_E)
     r = x - n * LN2_HIGH
     r -= n * LN2_LOW
-    y = r * SERIES[0]
+    y: FloatArray = r * SERIES[0]
     for coefficient in SERIES[1:]:
         y += coefficient
         y *= r

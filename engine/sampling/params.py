@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,7 +16,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_STOP_STRINGS = 64
 MAX_SEED = 2**64 - 1
 SMALLEST_TEMPERATURE = 1e-30
-"""What is below counts as 0: no two different logits are so close, and float32 ends a little further down."""
+"""Smaller ones count as 0: no two different logits are so close, and float32 cannot hold much smaller numbers."""
 
 
 def _fail(name: str, value: object, allowed: str) -> InvalidRequestError:
@@ -64,7 +64,7 @@ class SamplingParams:
         frequency_penalty: subtracted once per occurrence.
         penalty_last_n: how many of the last tokens (prompt included) are recent; -1 = all, 0 = none.
         logit_bias: token id -> number added to its logit; -inf forbids the token.
-        seed: key of the random numbers; None = a fresh one, told in the result.
+        seed: key of the random numbers; None = a fresh one, which the result names.
         stop: strings that end the text; they are not part of it. A single string is accepted.
         stop_token_ids: tokens that end the text.
         ignore_eos: go on after the model's end-of-generation tokens.
@@ -88,8 +88,8 @@ class SamplingParams:
     penalty_last_n: int = 64
     logit_bias: Mapping[int, float] | None = None
     seed: int | None = None
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None

@@ -25,7 +25,7 @@ def penalize(
 
     Args:
         logits: (V,) float32.
-        recent: token ids, oldest first; ids outside the vocabulary count for nothing.
+        recent: token ids, oldest first; ids outside the vocabulary are ignored.
         repetition: 1 = off.
         presence: 0 = off.
         frequency: 0 = off.

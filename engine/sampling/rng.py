@@ -40,5 +40,5 @@ def uniform24(seed: int, output_index: int) -> int:
 
 
 def fresh_seed() -> int:
-    """A seed nobody chose, from the operating system."""
+    """A random seed, from the operating system."""
     return secrets.randbits(64)

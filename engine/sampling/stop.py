@@ -1,4 +1,4 @@
-"""Stop strings in streamed text: nothing of a stop string is ever shown, wherever the pieces are cut."""
+"""Stop strings in streamed text: no part of a stop string is ever shown, however the text is cut into pieces."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 class StopStringMatcher:
     """Looks for stop strings in text that arrives in pieces.
 
-    The match that ends first wins; of those that end together, the longest. So the result does not depend on where the
-    pieces are cut. After a match everything further is swallowed.
+    The match that ends first is taken; of those that end together, the longest. So the result does not depend on where
+    the pieces are cut. After a match all further text is dropped.
 
     Args:
-        stops: the stop strings, none of them empty; none at all passes everything through.
+        stops: the stop strings, none of them empty; without any, all text passes.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -76,8 +76,8 @@ def _content(content: Any, may_be_none: bool, where: str) -> str | None:
 def _part(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
-    if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
+    if isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(text := part.get("text"), str):
+        return text
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     raise InvalidRequestError(f"{where} is of type {kind!r}; only {{'type': 'text', 'text': …}} is supported")
 

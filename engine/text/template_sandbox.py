@@ -229,9 +229,9 @@ def _narrow_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    text, old, new = str(text), str(old), str(new)
-    _forbid_growth(len(text) + text.count(old) * len(new))
-    return text.replace(old, new, -1 if count is None else count)
+    whole, wanted, put = str(text), str(old), str(new)
+    _forbid_growth(len(whole) + whole.count(wanted) * len(put))
+    return whole.replace(wanted, put, -1 if count is None else count)
 
 
 def _join(join: Callable[..., Any]) -> Callable[..., Any]:
@@ -264,6 +264,8 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """JSON as Hugging Face templates expect it: no HTML escapes, other scripts as they are."""
-    return check_size(
-        json.dumps(value, ensure_ascii=ensure_ascii, indent=_narrow(indent), separators=separators, sort_keys=sort_keys)
+    written = json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=_narrow(indent), separators=separators, sort_keys=sort_keys
     )
+    check_size(written)
+    return written

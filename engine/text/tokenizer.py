@@ -83,16 +83,6 @@ class Tokenizer:
         """End of sequence."""
         return self.special_ids.get("eos")
 
-    @property
-    def unk_id(self) -> int | None:
-        """Unknown text."""
-        return self.special_ids.get("unk")
-
-    @property
-    def pad_id(self) -> int | None:
-        """Padding."""
-        return self.special_ids.get("pad")
-
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`.
 
@@ -176,10 +166,6 @@ class Tokenizer:
     def token_text(self, id: int) -> str:
         """Token `id` for people: its bytes as text, U+FFFD where they are part of a character."""
         return self.token_bytes(id).decode("utf-8", "replace")
-
-    def token_type(self, id: int) -> TokenType:
-        """The token's type."""
-        return TokenType(self._vocabulary.types[self._checked(id)])
 
     def is_control(self, id: int) -> bool:
         """True for tokens that steer the model and are left out of text: control and unknown tokens."""

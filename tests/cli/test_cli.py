@@ -20,6 +20,7 @@ from unittest import mock
 
 import pytest
 
+from engine import __version__
 from engine.api.stream import Stream
 from engine.cli import main
 from tests.support.gguf_builder import tiny_llama
@@ -60,7 +61,7 @@ def error_of(*arguments, run=run, **settings):
     done = run(*arguments, status=2, **settings)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
-    # Where kernels are not compiled yet, that is told first.
+    # If kernels are not compiled yet, a line says so first.
     lines = [
         line for line in done.stderr.splitlines() if not line.startswith(("loading the model", "preparing kernels"))
     ]
@@ -323,7 +324,7 @@ class TestChat:
         done = run_process("chat", *options, stdin="Hello\n\n/help\nAgain\n/reset\nHello\n/exit\nnever\n")
         counts = [int(line.split("prompt ")[1].split()[0]) for line in done.stderr.splitlines() if "tok/s" in line]
         assert len(counts) == 3
-        assert counts[1] > counts[0] + 8  # the second question brings the first one and its answer along
+        assert counts[1] > counts[0] + 8  # the second prompt contains the first question and its answer
         assert counts[2] == counts[0]
         assert "tokens (" in done.stderr.splitlines()[-1]  # it was read before: only its last token is computed
         assert "forgotten" in done.stderr
@@ -461,4 +462,4 @@ class TestStart:
             assert f"{default})]" in text or f"default: {default}]" in text, default
 
     def test_version(self):
-        assert run_process("--version").stdout.startswith("gguf-engine 0.")
+        assert run_process("--version").stdout == f"gguf-engine {__version__}\n"

@@ -17,9 +17,9 @@ from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from engine.model.weights import Weight as StackedWeight
-from tests.cpu.test_matmul import Weight
 from tests.support import block_references
 from tests.support.gguf_builder import random_blocks, tiny_llama
+from tests.support.weights import Weight
 
 every_type = pytest.mark.parametrize("ggml_type", list(GGMLType), ids=lambda t: t.name)
 

@@ -69,7 +69,7 @@ def packed(name, rows, columns):
 
 
 def quantized(x):
-    """Blocks of activations, and the float64 values that they stand for."""
+    """Blocks of activations, and their float64 values."""
     out = empty_activations(*x.shape)
     operands = np.array(quantize_operands(x, out), dtype=np.int64)
     kernel("quantize")(array_address(operands), 0, out.shape[0] * out.shape[1], 0)

@@ -2,7 +2,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from engine.cpu.kernels import build, emit, formats, products, stepping
 from engine.cpu.matmul import matmul, warm_up
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import GGMLType
+from tests.support.weights import Weight
 
 ROWS = (1, 2, 7, 16, 17, 31, 33, 256)
 TOKENS = (1, 2, 7, 33)
@@ -36,15 +36,7 @@ SCALES = {
     "IQ4_XS": (0,),
     "MXFP4": (),
 }
-TYPES = ("F32", "F16", "BF16", *SCALES)  # the others: test_cpu_formats.py
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    type: GGMLType
-    shape: tuple
-    raw: np.ndarray
-    name: str = "blk.0.test.weight"
+TYPES = ("F32", "F16", "BF16", *SCALES)  # the others: test_formats.py
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from engine.model.batch import Batch, Outputs
 from engine.model.config import Activation, NormKind
 from engine.model.loader import load_model
 from engine.model.weights import Norm
-from tests.model.test_forward import CASES, TOKENS, all_logits, make, with_biases, with_experts
 from tests.support.gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
+from tests.support.small_models import CASES, TOKENS, all_logits, make, with_biases, with_experts
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_programs_are_few(tmp_path, opened, monkeypatch):
 
 
 def test_an_interrupt_waits_for_the_other_thread(tmp_path, opened, monkeypatch):
-    """After an interrupt nobody is at work in the program's buffers any more, and the step can be repeated."""
+    """After an interrupt no thread uses the program's buffers any more, and the step can be repeated."""
     _, _, path = make(tmp_path)
     backend = opened(path)
     all_logits(backend, TOKENS)
@@ -244,8 +244,8 @@ def test_activations(activation):
         plain = reference.gated(x.copy(), y.copy(), activation)
     operands = np.array([x.ctypes.data, y.ctypes.data, out.ctypes.data, 0])
     build.kernel("gate", activation.name)(operands.ctypes.data, 0, x.size // 16, 0)
-    # A float16 lies 2^-11 of its size from the next; a result near the middle of two may go either way. Below its
-    # normal range they lie 2^-24 apart.
+    # Neighbouring float16s differ by 2^-11 of their size; a result near the middle of two may go either way. Below its
+    # normal range they differ by 2^-24.
     tolerance, floor = (2**-10, 2**-23) if activation is Activation.GELU else (3e-6, 1e-30)
     for found in (out, plain):
         np.testing.assert_allclose(found, want, rtol=tolerance, atol=floor * np.abs(y).max())

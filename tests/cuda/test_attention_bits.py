@@ -1,4 +1,4 @@
-"""A row of attention has the same bits however its prompt was cut, on whatever pages, and whoever is beside it."""
+"""A row of attention has the same bits however its prompt was cut, on any pages, and beside any other rows."""
 
 from dataclasses import replace
 
@@ -172,7 +172,7 @@ def test_missing_pages_are_neither_read_nor_written(shape):
     world.cache_k, world.cache_v = cp.asarray(world.pages["k"]), cp.asarray(world.pages["v"])
     table = world.table.copy()
     table[1, 2] = table[2, 0] = table[3, 3] = table[4, 1] = -1  # the new token's page; of the last, an earlier one
-    narrow = cp.asarray(table[:, :3])  # and position 200 lies behind the table
+    narrow = cp.asarray(table[:, :3])  # and position 200 is beyond the table
     out = decode_all(world, kernels, qkv, narrow, lengths)
     assert out[0].tobytes() == full[0].tobytes()
     assert np.isnan(out[3]).all()

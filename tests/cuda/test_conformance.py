@@ -9,7 +9,7 @@ from engine.cuda.driver.compiler import device_arch
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
-from tests.model.test_conformance import NAMES
+from tests.support.conformance import NAMES
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, pages_of, token_ids
 

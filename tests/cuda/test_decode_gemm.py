@@ -16,8 +16,8 @@ from engine.cuda.matrix.decode_gemm import (
 )
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
-from tests.cuda.test_matvec import COMMON, RARE, nmse, packed, random_rows
 from tests.support.gpu_helpers import hopper_cupy
+from tests.support.packed_rows import COMMON, RARE, nmse, packed, random_rows
 
 ALL_TYPES = [type for type in LAYOUTS if supported([type], 90)]
 TYPES = [type for type in COMMON if supported([type], 90)]

@@ -8,13 +8,10 @@ from engine.cuda.experts.router import Routing
 from engine.cuda.matrix.matvec import Activation
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
-from tests.cuda.test_matvec import packed, random_rows
-from tests.cuda.test_moe import routed, silu
+from tests.support.expert_reference import TOLERANCE, WORST_ROW, routed, silu
 from tests.support.gpu_helpers import hopper_cupy
+from tests.support.packed_rows import packed, random_rows
 
-# Two products with half operands one after the other; see test_cuda_gemm. The random blocks' scales are so uneven that
-# a row may hang on a handful of products, whose roundings then do not average out.
-TOLERANCE, WORST_ROW = 1e-6, 5e-6
 Q4, Q6, Q8, F16 = GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.F16
 
 

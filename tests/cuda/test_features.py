@@ -36,7 +36,13 @@ def too_many_experts():
     return file.layers(matrices=ATTENTION + experts, norms=NORMS)
 
 
-@pytest.mark.parametrize("case", [*CASES, *(partial(latent, *case) for case in LATENT_CASES)], ids=str)
+def _name(case):
+    if isinstance(case, partial):
+        return f"{case.func.__name__}{case.args}"
+    return case.__name__
+
+
+@pytest.mark.parametrize("case", [*CASES, *(partial(latent, *case) for case in LATENT_CASES)], ids=_name)
 def test_every_part_that_a_model_may_have_is_served(tmp_path, case):
     file, _ = case()
     with open_gguf(file.write(tmp_path)) as gguf:

@@ -43,7 +43,7 @@ def expected(request_id, position, token, n):
 
 
 class FakeDevice:
-    """A stream that does its work only when somebody waits for it, with the state of the slots behind that stream.
+    """A stream that does its work only when the host waits for it, with the state of the slots behind that stream.
 
     As the kernels do it: a row stops by itself at its limit; what the host changes is sent with the next launch.
     """
@@ -247,7 +247,7 @@ def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
             device.loop.stop(event)
             del running[event]
         elif event == "step" and running:
-            for slot, one in running.items():  # everyone has a page for the token he feeds
+            for slot, one in running.items():  # every sequence has a page for the token that it feeds
                 position = born[one.request_id] + len(texts[one.request_id])
                 if position == limits[slot]:
                     limits[slot] = min(CONTEXT, limits[slot] + 8)

@@ -19,9 +19,10 @@ from engine.cuda.matrix.linear import Part, Projection
 from engine.cuda.matrix.matvec import UNQUANTIZED, Activation, MatVec
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
-from tests.cuda.test_matvec import packed, random_rows
+from tests.support.expert_reference import routed, silu
+from tests.support.packed_rows import packed, random_rows
 
-# Two products one after the other, each with the error of a 16-bit input; see test_cuda_matvec.
+# Two products one after the other, each with the error of a 16-bit input; see test_matvec.py.
 TOLERANCE = 1e-7
 
 
@@ -71,32 +72,6 @@ def rng():
     return np.random.default_rng(11)
 
 
-def routed(routing, scores, bias=None):
-    """Experts and weights of each row, by the definition, in float64."""
-    scores = scores.astype(np.float64)
-    if routing.gating is Gating.SOFTMAX:
-        gates = np.exp(scores - scores.max(1, keepdims=True))
-        gates /= gates.sum(1, keepdims=True)
-    else:
-        gates = scores if routing.gating is Gating.SOFTMAX_OF_CHOSEN else 1 / (1 + np.exp(-scores))
-    choice = gates if bias is None else gates + bias
-    if routing.groups > 1:
-        grouped = choice.reshape(len(choice), routing.groups, -1)
-        best = np.sort(grouped, axis=2)[:, :, -2:].sum(2)
-        out = np.argsort(-best, axis=1, kind="stable")[:, routing.groups_used :]
-        for row, shut in enumerate(out):
-            grouped[row, shut] = -np.inf
-        choice = grouped.reshape(choice.shape)
-    ids = np.argsort(-choice, axis=1, kind="stable")[:, : routing.n_used]
-    weights = np.take_along_axis(gates, ids, 1)
-    if routing.gating is Gating.SOFTMAX_OF_CHOSEN:
-        weights = np.exp(weights - weights.max(1, keepdims=True))
-        weights /= weights.sum(1, keepdims=True)
-    elif routing.normalize:
-        weights = weights / weights.sum(1, keepdims=True)
-    return ids, weights * routing.weight_scale
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "routing",
@@ -136,10 +111,6 @@ def test_routing_survives_scores_that_are_no_numbers(cupy):
     assert (chosen >= 0).all()
     assert (chosen < 8).all()
     assert chosen[0] != chosen[1]
-
-
-def silu(v):
-    return v / (1 + np.exp(np.minimum(-v, 700)))
 
 
 SIZES = [(6, 2, 512, 256), (5, 3, 768, 1024), (3, 1, 256, 2048)]

@@ -181,7 +181,7 @@ def test_every_way_to_the_weights_gives_the_bits_of_numpy(library, type, rows):
 
 @pytest.mark.parametrize("type", BYTES, ids=lambda type: type.name)
 def test_halves_are_the_weights_rounded(library, type):
-    """The scale and its product with the number are rounded: 2^-11 each, and what lies below the halfs' numbers."""
+    """The scale and its product with the number are rounded: 2^-11 each, and what is smaller than a half can hold."""
     rows, columns = 21, 768 if type.block_size == 256 else 7 * max(type.block_size, 32)
     raw = random_blocks((rows, columns), type, std=0.05, seed=type.value)
     data, unpacked = np.zeros(packed_bytes(type, rows, columns), np.uint8), np.zeros((3, rows, columns), np.float32)

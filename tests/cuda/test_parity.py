@@ -11,7 +11,6 @@ from engine.api.perplexity import cut, measure
 from engine.cuda.formats.layouts import LAYOUTS
 from engine.gguf.types import GGMLType
 from engine.sampling.sampler import sample
-from tests.model.test_forward import CASES, make
 from tests.support.gpu_helpers import (
     cpu_logits,
     decode_logits,
@@ -22,6 +21,7 @@ from tests.support.gpu_helpers import (
     token_ids,
     typed_model,
 )
+from tests.support.small_models import CASES, make
 
 pytestmark = pytest.mark.gpu
 
@@ -35,7 +35,7 @@ SHARP = {"f16": 2e-5, "f32": 6e-6}
 
 TYPES = [type for type in GGMLType if type.name.startswith(("F", "BF", "Q")) and type is not GGMLType.Q8_1]
 TYPES += [GGMLType.IQ1_M, GGMLType.IQ2_XS, GGMLType.IQ3_S, GGMLType.IQ4_XS, GGMLType.TQ1_0, GGMLType.MXFP4]
-"""Of formats that are packed alike, one each; products of every type are tested in test_cuda_matvec.py."""
+"""Of formats that are packed alike, one each; products of every type are tested in test_matvec.py."""
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"
 IDS = np.random.default_rng(1).integers(0, 256, 70)

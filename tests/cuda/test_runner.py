@@ -146,7 +146,7 @@ def test_joining_and_leaving(prompts):
 
 
 def test_many_prompts_between_two_reads_of_a_running_sequence(prompts):
-    """Results that wait on the device survive the first tokens of everyone who joins in the same step."""
+    """Results that wait on the device survive the first tokens of sequences that join in the same step."""
     with alike(BUNDLED_MODEL, max_sequences=24) as runner:
         alone = [token_ids(generate(runner, prompt, 12)) for prompt in prompts]
         first = start(runner, prompts[0], 0, 3000)
@@ -187,7 +187,7 @@ def test_an_interrupted_sequence_goes_on_from_any_place(prompts):
 
 
 def test_a_prompt_has_the_same_bits_alone_in_a_batch_and_in_pieces(prompts):
-    """Log-probabilities of the first token: by rows of the prompt alone, whoever is beside it and however it is cut."""
+    """Log-probabilities of the first token: by the prompt alone, whatever runs beside it and however it is cut."""
     longer = [(prompts[i % 8] * 40)[: 30 * i + 1] for i in range(8)]
     with alike(BUNDLED_MODEL, max_sequences=8) as runner:
         alone = [fingerprint(generate(runner, prompt, 1, logprobs=8)) for prompt in longer]
@@ -430,7 +430,7 @@ def test_a_context_filled_to_the_last_position():
 
 
 def test_a_context_of_whole_pages_is_filled():
-    """To run ahead a sequence gets a page behind its context, if it ends with a page; nobody reads it."""
+    """To run ahead a sequence gets a page behind its context, if it ends with a page; no kernel reads it."""
     with LLM(device="cuda", context_length=128) as llm:
         for length in (60, 64, 126, 127):
             result = llm.generate([5] * length, SamplingParams(temperature=0, ignore_eos=True))

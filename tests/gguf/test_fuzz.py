@@ -1,4 +1,4 @@
-"""Damaged files: whatever the bytes, the reader answers with a GGUFError or a file it can stand by, and soon."""
+"""Damaged files: whatever the bytes, the reader soon raises a GGUFError or gives a file that can be read."""
 
 import struct
 import tracemalloc

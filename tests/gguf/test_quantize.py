@@ -62,7 +62,7 @@ def test_loss_against_the_gguf_package(name):
 @writable
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_difficult_blocks(kind, scale):
-    """Zeros stay zeros, one outlier or equal weights harm nobody, and nothing becomes infinite."""
+    """Zeros stay zeros, one outlier or equal weights do not spoil the rest, and nothing becomes infinite."""
     x = np.zeros((6, 512), np.float32)
     x[1, 100] = scale
     x[2] = scale

@@ -56,7 +56,7 @@ def test_every_type_has_a_format():
 
 
 def test_types_without_a_reference_in_the_gguf_package_are_the_listed_ones():
-    """When the package learns a type, its word counts for more than ours."""
+    """When the package can decode a type, it is the reference, not this project's own loops."""
     missing = []
     for ggml_type in FORMATS:
         try:

@@ -197,7 +197,7 @@ def test_useless_tensors_are_named(tmp_path, case, name, shape):
 
 
 def test_axes_of_position(tmp_path):
-    """Text stands at one position on three axes, so sections change nothing, unless a fourth axis takes part."""
+    """Text has one position on three axes, so sections change nothing, unless a fourth axis takes part."""
     file = File("qwen2vl", rope__dimension_sections=[2, 3, 3, 0])
     load(tmp_path, file.layers(matrices=ATTENTION + GATED, norms=NORMS))
     file.meta["rope.dimension_sections"] = [2, 2, 2, 2]

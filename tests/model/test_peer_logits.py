@@ -10,7 +10,7 @@ from engine.cpu.backend import CpuBackend
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
-from tests.model.test_conformance import SAME_AS, error
+from tests.support.conformance import SAME_AS, error
 from tests.support.naive_model import TOKENS
 from tests.support.peer_models import FAMILIES, MODELS, RUN_CONTEXT, TARGET, written
 

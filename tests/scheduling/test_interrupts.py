@@ -15,7 +15,7 @@ import engine
 from engine.api.stream import Stream
 from engine.scheduling.interrupts import deferral
 from engine.scheduling.loop import EngineLoop
-from tests.scheduling.test_paged_loop import CellRunner, make_job
+from tests.support.cell_runner import CellRunner, make_job
 
 CODE = tuple(
     str(Path(engine.__file__).parent / name)
@@ -51,7 +51,7 @@ class Interruption:
 
 
 def make_loop():
-    """So few pages that somebody is preempted; prompts in pieces; shared beginnings."""
+    """So few pages that a sequence is preempted; prompts in pieces; shared beginnings."""
     runner = CellRunner(5, 3, 64, 16, 3)
     return runner, EngineLoop(runner)
 

@@ -244,7 +244,7 @@ class TestManyThreads:
 
     @pytest.mark.parametrize("way", ["close", "exclusive", "step"])
     def test_who_waits_for_the_engine_has_the_next_turn(self, runner, loop, make, monkeypatch, way):
-        """Not the thread that made the last step and is in the next one before anybody else is awake."""
+        """Not the thread that made the last step and starts the next one before any other thread has woken."""
 
         def slow_step(work, step=runner.step):
             time.sleep(2e-4)  # as kernels do: others run meanwhile

@@ -14,144 +14,8 @@ import pytest
 
 from engine.api.stream import Stream
 from engine.config import PAGE
-from engine.errors import EngineError
-from engine.request import Request, TokenSample
-from engine.sampling.params import SamplingParams
-from engine.scheduling.loop import EngineLoop, Job
-from engine.scheduling.output import OutputAssembler
-
-PROMPT, GENERATED = "prompt", "generated"
-
-
-class RunnerFailure(EngineError):
-    """A step that the test made fail."""
-
-
-def draw(cells, seed):
-    """The token after positions whose cells are given."""
-    return hash((cells[-1], len(cells), seed)) % 50
-
-
-class Truth:
-    """What a request must give, computed alone and without any cache."""
-
-    def __init__(self, prompt, seed, max_output):
-        self.cells, last = [], 0
-        for token in prompt:
-            last = hash((last, token, PROMPT))
-            self.cells.append(last)
-        self.output_ids = []
-        for _ in range(max_output):
-            token = draw(self.cells, seed)
-            self.output_ids.append(token)
-            self.cells.append(hash((self.cells[-1], token, GENERATED)))
-
-
-class CellRunner:
-    """A runner that can be told to fail or to be interrupted in the middle of what it does."""
-
-    def __init__(self, n_pages, max_sequences, prefill_chunk, mixed_chunk, lookahead):
-        self.n_pages, self.max_sequences, self.lookahead = n_pages, max_sequences, lookahead
-        self.prefill_chunk, self.mixed_chunk = prefill_chunk, mixed_chunk
-        self.pages = [["never written"] * PAGE for _ in range(n_pages)]
-        self.live = {}  # slot -> sequence, from its first step until release()
-        self.ahead = {}  # slot -> (pages, position) that a step launched ahead is still to write to
-        self.truth = {}  # request id -> Truth
-        self.first_start = {}  # request id -> first position fed
-        self.n_saved = self.n_steps = 0
-        self.trouble = lambda: None
-
-    def step(self, work):
-        self.run_ahead()
-        self.n_steps += 1
-        fed = {item.sequence.request_id for item in work}
-        assert len(fed) == len(work) <= self.max_sequences
-        starved = [s.request_id for s in self.live.values() if s.output_ids and s.request_id not in fed]
-        assert not starved, f"streams {starved} did not get a token"
-        n_prompt = sum(len(item.token_ids) for item in work if not item.decode)
-        assert n_prompt <= (self.mixed_chunk if any(item.decode for item in work) else self.prefill_chunk)
-        samples = []
-        for item in work:
-            self.trouble()
-            cells = self.feed(item)
-            samples.append(TokenSample(draw(cells, item.sequence.seed)) if item.sample else None)
-        self.trouble()
-        for item in work:
-            if item.decode and self.lookahead:
-                self.ahead[item.sequence.slot] = list(item.sequence.pages), item.start + 1
-        return samples
-
-    def score(self, work):
-        cells = self.feed(work)
-        targets = work.sequence.prompt_ids[work.start + 1 :]
-        return [TokenSample(target, float(cell)) for target, cell in zip(targets, cells[work.start :], strict=False)]
-
-    def feed(self, item):
-        """Write the item's cells; returns all cells of the sequence, as read."""
-        sequence, end = item.sequence, item.start + len(item.token_ids)
-        assert item.start == sequence.n_cached
-        assert end <= len(sequence.pages) * PAGE, "fed beyond its pages"
-        assert len(set(sequence.pages)) == len(sequence.pages)
-        assert self.live.setdefault(sequence.slot, sequence) is sequence, "a slot used twice"
-        self.first_start.setdefault(sequence.request_id, item.start)
-        truth = self.truth[sequence.request_id].cells
-        assert self.read(sequence, item.start) == truth[: item.start], "the cache holds something else"
-        written = set(sequence.pages[item.start // PAGE : -(-end // PAGE)])
-        for other in self.live.values():
-            assert other is sequence or written.isdisjoint(other.pages), "a page with two holders is written"
-        last = truth[item.start - 1] if item.start else 0
-        assert item.decode == (item.start >= len(sequence.prompt_ids))
-        for position, token in enumerate(item.token_ids, start=item.start):
-            last = hash((last, token, GENERATED if item.decode else PROMPT))
-            self.pages[sequence.pages[position // PAGE]][position % PAGE] = last
-        return self.read(sequence, end)
-
-    def read(self, sequence, n):
-        cells = []
-        for page in sequence.pages[: -(-n // PAGE)]:
-            cells += self.pages[page]
-        return cells[:n]
-
-    def run_ahead(self):
-        """Steps launched ahead write where they have pages; nobody may mind, as those positions are computed again."""
-        for pages, start in self.ahead.values():
-            for position in range(start, min(start + self.lookahead, len(pages) * PAGE)):
-                self.pages[pages[position // PAGE]][position % PAGE] = "computed ahead"
-        self.ahead = {}
-
-    def release(self, slot):
-        self.live.pop(slot, None)
-        self.ahead.pop(slot, None)
-
-    def copy_pages(self, pairs):
-        self.run_ahead()
-        self.trouble()
-        for source, target in pairs:
-            self.pages[target] = list(self.pages[source])
-        self.trouble()
-
-    def save_pages(self, pages):
-        self.run_ahead()
-        self.trouble()
-        self.n_saved += 1
-        return [list(self.pages[page]) for page in pages]
-
-    def load_pages(self, saved, pages):
-        self.run_ahead()
-        self.trouble()
-        for page, cells in zip(pages, saved, strict=True):
-            self.pages[page] = list(cells)
-        self.trouble()
-
-    def close(self):
-        pass
-
-
-def make_job(runner, request_id, prompt, n, *, seed=0, score_from=None, by_step=True):
-    runner.truth[request_id] = Truth(prompt, seed, n)
-    params = SamplingParams(prompt_logprobs=None if score_from is None else 0)
-    request = Request(request_id, list(prompt), params, seed, n, score_from)
-    return Job(request, OutputAssembler(request, None, ()), by_step)
+from engine.scheduling.loop import EngineLoop
+from tests.support.cell_runner import CellRunner, RunnerFailure, make_job
 
 
 class World:
@@ -288,7 +152,7 @@ def test_the_random_worlds_preempt_and_reuse():
 
 @pytest.mark.parametrize("call", ["copy_pages", "save_pages", "load_pages"])
 def test_a_cache_operation_that_always_fails_ends_requests_and_not_the_loop(call):
-    """Whoever waits for a text gets it or an error; nobody waits for ever."""
+    """Each caller that waits for a text gets it or an error; none waits for ever."""
     runner = CellRunner(6, 4, 64, 16, 0)
     loop = EngineLoop(runner)
 

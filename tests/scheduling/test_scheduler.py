@@ -71,7 +71,7 @@ def test_short_prompts_share_a_step_in_order_of_arrival():
         scheduler.add(make_request(request_id, length))
     fed = [[(work.sequence.request_id, len(work.token_ids)) for work in run_step(scheduler)] for _ in range(3)]
     assert fed[0] == [(1, 5), (2, 3)]  # 3 waits: the budget is used up by those before it
-    assert fed[1] == [(1, 1), (2, 3), (3, 3)]  # somebody decodes: the smaller budget
+    assert fed[1] == [(1, 1), (2, 3), (3, 3)]  # a sequence decodes: the smaller budget
     assert fed[2] == [(1, 1), (2, 1), (3, 1)]
 
 
@@ -227,7 +227,7 @@ def test_samples_that_cannot_share_do_not_wait_for_one_another():
 
 
 def test_those_who_stay_close_ranks():
-    """Sequences left in high slots move down, together and not at once; nobody changes places without need."""
+    """Sequences left in high slots move down, together and not at once; none moves without need."""
     scheduler = make_scheduler(16, lookahead=4)
     for request_id in range(9):
         scheduler.add(make_request(request_id, 3, max_output=200))

@@ -7,7 +7,7 @@ import pytest
 
 from engine.gguf import GGMLType
 from scripts.support_render import render
-from tests.model.test_conformance import NAMES
+from tests.support.conformance import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = json.loads((ROOT / "benchmarks" / "support.json").read_text())

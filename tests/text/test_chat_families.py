@@ -21,7 +21,7 @@ from engine import LLM, SamplingParams
 from engine.errors import InvalidRequestError, TokenizerError
 from engine.text import ChatTemplate, Tokenizer
 from tests.support.gguf_builder import bpe_tokenizer, tiny_llama
-from tests.text.test_tokenizer import SPM_PIECES, bpe_metadata, spm_metadata
+from tests.support.vocabularies import SPM_PIECES, bpe_metadata, spm_metadata
 
 FAMILIES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "chat_templates").glob("*.jinja"))}
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

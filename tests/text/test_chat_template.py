@@ -4,7 +4,7 @@ import pytest
 
 from engine.errors import InvalidRequestError, TokenizerError
 from engine.text import ChatTemplate, Tokenizer
-from tests.text.test_tokenizer import SPM, bpe_metadata, spm_metadata
+from tests.support.vocabularies import SPM, bpe_metadata, spm_metadata
 
 TALK = [
     {"role": "system", "content": "Be brief."},

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from engine.errors import InvalidRequestError
 from engine.text import IncrementalDecoder
-from tests.text.test_tokenizer import BPE, SPM, SPM_PLAIN
+from tests.support.vocabularies import BPE, SPM, SPM_PLAIN
 
 
 def test_a_character_appears_with_its_last_byte():

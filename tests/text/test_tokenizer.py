@@ -16,50 +16,15 @@ from engine.text.bpe import BYTE_OF_CHARACTER, ByteLevelBpe, byte_level_bytes
 from engine.text.pretokenizers import PRE_TOKENIZERS
 from engine.text.special_tokens import TokenType
 from engine.text.splitter import SpecialSplitter
+from tests.support.vocabularies import (
+    BPE,
+    SPM,
+    SPM_PLAIN,
+    bpe_metadata,
+    spm_metadata,
+)
 
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 VOCABS = ("falcon", "gpt-2", "llama-bpe", "llama-spm", "phi-3", "qwen2")
-
-
-def bpe_metadata(merges=("Ġ t", "h e", "Ġt he"), specials=("<|endoftext|>", "<|im_end|>"), user=("<tool>",), **keys):
-    """256 byte tokens, one token per merge, then control and user-defined tokens."""
-    tokens = [*sorted(BYTE_OF_CHARACTER), *("".join(merge.split(" ")) for merge in merges)]
-    n_normal = len(tokens)
-    tokens += [*specials, *user]
-    metadata = {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": np.array([NORMAL] * n_normal + [CONTROL] * len(specials) + [USER] * len(user)),
-        "tokenizer.ggml.merges": list(merges),
-        "tokenizer.ggml.eos_token_id": n_normal,
-    }
-    return metadata | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-
-
-SPM_PIECES = (
-    ("▁", -1.0), ("a", -2.0), ("b", -3.0), ("c", -4.0), ("▁a", -0.5), ("ab", -0.2), ("bc", -0.1), ("abc", -5.0),
-    ("▁▁", -0.9), ("é", -6.0), ("aa", -0.2), ("ca", -0.2),
-)  # fmt: skip
-
-
-def spm_metadata(pieces=SPM_PIECES, user=("<|u|>",), **keys):
-    head = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokens = [*head, *(piece for piece, _ in pieces), *user]
-    scores = [0.0] * len(head) + [score for _, score in pieces] + [0.0] * len(user)
-    types = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(pieces) + [USER] * len(user)
-    metadata = {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": np.array(scores, dtype=np.float32),
-        "tokenizer.ggml.token_type": np.array(types, dtype=np.int32),
-    }
-    return metadata | {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-
-
-BPE = Tokenizer.from_metadata(bpe_metadata())
-SPM = Tokenizer.from_metadata(spm_metadata())
-SPM_PLAIN = Tokenizer.from_metadata(spm_metadata(add_space_prefix=False, add_bos_token=False))
 
 
 def names(tokenizer, ids):
@@ -352,7 +317,7 @@ def test_harmony_end_of_message_is_not_the_end():
     tokenizer = Tokenizer.from_metadata(bpe_metadata(specials=("<|return|>", "<|call|>", "<|end|>", "<|channel|>")))
     assert tokenizer.token_id("<|end|>") not in tokenizer.eog_ids
     assert tokenizer.token_id("<|call|>") in tokenizer.eog_ids
-    assert tokenizer.token_type(tokenizer.token_id("<|channel|>")) == TokenType.USER_DEFINED
+    assert tokenizer._vocabulary.types[tokenizer.token_id("<|channel|>")] == TokenType.USER_DEFINED
 
 
 def test_token_access():
@@ -360,7 +325,6 @@ def test_token_access():
     assert SPM.token_bytes(newline) == b"\n"
     assert SPM.token_bytes(SPM.token_id("▁a")) == b" a"
     assert SPM.token_text(SPM.token_id("<0xC3>")) == "\ufffd"
-    assert SPM.token_type(newline) == TokenType.BYTE
     assert BPE.token_bytes(BPE.token_id("Ġthe")) == b" the"
     assert SPM.kind == "SentencePiece BPE"
     assert BPE.vocab_size == 256 + 3 + 3
@@ -422,7 +386,7 @@ def test_odd_metadata_is_borne():
     metadata["tokenizer.ggml.add_bos_token"] = True  # but there is no BOS
     tokenizer = Tokenizer.from_metadata(metadata)
     assert tokenizer.encode("a the") == BPE.encode("a the")
-    assert tokenizer.pad_id is None
+    assert "pad" not in tokenizer.special_ids
     assert tokenizer.decode([BPE.vocab_size, BPE.vocab_size + 1]) == ""
 
 

@@ -1,6 +1,6 @@
 """Compiled CPU kernels: the only place of the package that imports numba.
 
-    emit.py       a few words for writing 16-lane vector code (LLVM IR through numba's @intrinsic)
+    emit.py       a few functions for writing 16-lane vector code (LLVM IR through numba's @intrinsic)
     formats.py    one decoder per block format: packed bytes in, vectors of weights out
     grid_formats.py, low_bit_formats.py  more of them: formats with grids; of few bits, of rarely stored numbers
     stepping.py   the one shape of kernel that programs call

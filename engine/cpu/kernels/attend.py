@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE
-from engine.cpu.kernels.attention import HEAD_FLOATS
+from engine.cpu.kernels.attention import HEAD_FLOATS as HEAD_FLOATS  # part of what this module offers
 from engine.cpu.kernels.build import kernel
 from engine.cpu.memory import aligned_empty
 
@@ -37,7 +37,7 @@ def can_attend(keys: npt.NDArray[Any], values: npt.NDArray[Any]) -> bool:
 
 
 def turned(keys: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Pages of keys (N, K, PAGE, Hd) as they lie in memory: (N, K, Hd, PAGE), neighbouring positions side by side."""
+    """Pages of keys (N, K, PAGE, Hd) in the order of memory: (N, K, Hd, PAGE), neighbouring positions side by side."""
     return keys.transpose(0, 1, 3, 2)
 
 
@@ -68,10 +68,10 @@ def attend(
         pool: threads to use.
         softcap: scores s become softcap * tanh(s / softcap); not together with slopes.
         sinks: (H,) one more score of every head, or None.
-        slopes: (H,) what a score loses per position between query and key, or None.
+        slopes: (H,) subtracted from a score per position between query and key, or None.
 
     Returns:
-        (T, H * Hv) float32; a query's row has the same bits whatever other queries are given, and in whichever pages.
+        (T, H * Hv) float32; a query's row has the same bits for any other queries beside it and for any pages.
     """
     n_tokens, n_heads, key_width = q.shape
     _, n_kv_heads, _, value_width = values.shape

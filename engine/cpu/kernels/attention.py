@@ -2,9 +2,9 @@
 
 The query heads that share a head of keys are computed together, so that the cache is read once for all of them; cost
 is linear in the number of keys. A page holds keys column by column, which makes neighbouring positions the lanes of a
-vector: scores need no sums across lanes. Values lie row by row. Pages are taken one by one, keys and then values, with
-a softmax that is corrected when a page brings a larger score; while one is computed with, what comes next is fetched.
-Every number is computed in the same order whatever other queries there are, so a query's result has the same bits in
+vector: scores need no sums across lanes. Values are stored row by row. Pages are taken one by one, keys and then
+values, with a softmax that is corrected when a page has a larger score; while one is in use, the next is prefetched.
+Every number is computed in the same order for any other queries beside it, so a query's result has the same bits in
 any batch. Takes addresses and lengths; knows nothing of caches, slots or threads.
 """
 
@@ -99,7 +99,7 @@ def attend(typing_context, name, operands, low, high, scratch):
     aligned to 64 bytes.
 
     cap(s) = softcap * tanh(s / softcap), or s where softcap is 0. `sinks` holds a score of each head that softmax
-    counts beside the keys', `slopes` what a score loses per position between query and key (not with a softcap).
+    counts beside the keys', `slopes` is subtracted per position between query and key (not with a softcap).
     """
     half = format_name(name) == "F16"
 
@@ -108,7 +108,7 @@ def attend(typing_context, name, operands, low, high, scratch):
         _, operands, low, high, scratch = arguments
         o = _Operands(*integers(e, operands, 17))
         n_items = builder.sub(high, low)
-        # Of one token all heads go through a page together: that is how the cache lies in memory.
+        # All heads of one token go through a page together: that is the order of the cache in memory.
         alone = builder.icmp_signed("==", o.n_tokens, I64(1))
         n_rounds, together = (builder.select(alone, *pair) for pair in ((I64(1), n_items), (n_items, I64(1))))
         with cgutils.for_range(builder, n_rounds) as rounds:
@@ -175,7 +175,7 @@ class _Item:
 
     @contextmanager
     def _kv_heads(self) -> Iterator[Value]:
-        """A loop over the heads of keys; gives the number of the one whose queries and results are then meant."""
+        """A loop over the heads of keys; gives the number of the head that the queries and results belong to."""
         b, o = self.b, self.o
         with cgutils.for_range(b, self.n_kv_heads) as heads:
             self.first_head = b.mul(b.add(self.first_kv_head, heads.index), self.group)
@@ -188,7 +188,7 @@ class _Item:
     def _page(self, index: Value) -> tuple[Value, Value, Value]:
         """Addresses of the first head's keys and values of the page at place `index`, and of the next page's keys.
 
-        Pages lie anywhere, so the processor cannot know which lines come next.
+        Pages may be anywhere in memory, so the processor cannot predict which lines come next.
         """
         b, o = self.b, self.o
         last = b.sdiv(b.sub(self.end, I64(1)), I64(PAGE))
@@ -218,10 +218,10 @@ class _Item:
         return self.e.load(address, FLOATS, offset, align=4)
 
     def _prefetch(self, share: Value, index: Value, n_bytes: int) -> None:
-        """Asks for bytes index * n_bytes .. (index + 1) * n_bytes of what is read after this.
+        """Prefetches bytes index * n_bytes .. (index + 1) * n_bytes of what is read after this.
 
-        Each loop over a part of a page asks for as large a part of what follows, line after line: all at once would be
-        more than a processor can wait for.
+        Each loop over a part of a page prefetches as large a part of what follows, line after line: a processor cannot
+        have all of them in flight at once.
         """
         place = self.at(share, index, n_bytes)
         for offset in range(0, n_bytes, LINE):

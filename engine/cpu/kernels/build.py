@@ -156,15 +156,16 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
 def _compile(function: Kernel, signature: Any) -> Kernel:
     """Compiles through the disk cache if there is a usable one."""
     try:
-        compiled: Any = njit(nogil=True, cache=True)(function)
-        compiled.compile(signature)
+        dispatcher: Any = njit(nogil=True, cache=True)(function)
+        dispatcher.compile(signature)
     except Exception:
         # No writable folder, a full disk or a damaged entry: none of them is a reason not to run. A fault in the
         # kernel itself shows again here.
-        compiled = njit(nogil=True)(function)
-        compiled.compile(signature)
-    compiled.disable_compile()
-    return compiled
+        dispatcher = njit(nogil=True)(function)
+        dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    kernel: Kernel = dispatcher
+    return kernel
 
 
 _kernels: dict[tuple[str, str], Kernel] = {}
@@ -186,7 +187,7 @@ def kernel(kind: str, type_name: str = "F32") -> Kernel:
 
 @cache
 def address(kind: str, type_name: str = "F32") -> int:
-    """Where the compiled kernel lies, callable by C's rules; for machine.py, whose programs name kernels this way."""
+    """Address of the compiled kernel, callable by C's rules; for machine.py, whose programs name kernels this way."""
     compiled: Any = kernel(kind, type_name)
     (result,) = compiled.overloads.values()
     return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))

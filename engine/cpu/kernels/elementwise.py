@@ -1,6 +1,6 @@
 """The small steps between products: normalization, rotation with the write into the cache, gated activation.
 
-Each emits one step kernel (stepping.py). A row's result has the same bits whatever rows are computed with it.
+Each emits one step kernel (stepping.py). A row's result has the same bits for any rows computed with it.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.

@@ -13,7 +13,7 @@ from llvmlite import ir
 LANES = 16
 """Partial sums per dot product. Lane j adds the products of columns k with k % 16 == j, in increasing k, everywhere.
 
-Every kernel keeps this order, so a product has the same bits whichever kernel made it, whatever rows ran with it.
+Every kernel keeps this order, so a product has the same bits from each kernel and beside any other rows.
 """
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -63,7 +63,7 @@ class Emitter:
         return self.load(address, vector(I8, lanes), offset)
 
     def prefetch(self, address: Value) -> None:
-        """Asks for the cache line at an address, which may be anywhere."""
+        """Prefetches the cache line at an address, which may be any."""
         name, pointer = "llvm.prefetch.p0i8", I8.as_pointer()
         kind = ir.FunctionType(ir.VoidType(), (pointer, I32, I32, I32))
         function = self.builder.module.globals.get(name) or ir.Function(self.builder.module, kind, name)

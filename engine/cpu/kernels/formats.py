@@ -189,10 +189,10 @@ def _q6_k(e: Emitter, block: Value) -> Iterator[Value]:
 
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""What the 4-bit numbers of IQ4_NL and IQ4_XS stand for."""
+"""The values of the 4-bit numbers of IQ4_NL and IQ4_XS."""
 
 MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
-"""What those of MXFP4 stand for, doubled."""
+"""The values of those of MXFP4, doubled."""
 
 
 def power_of_two(e: Emitter, exponent: Value) -> Value:

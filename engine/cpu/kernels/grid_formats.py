@@ -1,6 +1,6 @@
 """Decoders of the formats whose numbers are indices into a grid of points (see formats.py for what a decoder is).
 
-Grids and signs come from engine/gguf/grids.py and lie, as constants, in the compiled code: 1 to 16 KB a format.
+Grids and signs come from engine/gguf/grids.py and are constants of the compiled code: 1 to 16 KB a format.
 """
 
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ in two float32 sums per row (activations.py says what d and q_x are). The inner 
 with any number of rows, give the same bits: `dot_panels` reads each panel once for one token, `tile_panels` (tiles.py)
 unpacks a tile of panels for many.
 
-A kernel whose type ends in "/rows" reads rows as they lie in the file and packs each block on the way.
+A kernel whose type ends in "/rows" reads rows in the order of the file and packs each block before it multiplies it.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
@@ -41,7 +41,7 @@ ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"pack_panels": STEP, "dot_panels
 
 
 def split_name(name: types.StringLiteral) -> tuple[Panel, type[Isa], bool]:
-    """What a kernel's type, "Q4_K/avx2" or "Q4_K/avx2/rows", stands for."""
+    """The meaning of a kernel's type, "Q4_K/avx2" or "Q4_K/avx2/rows"."""
     format, isa, *rows = format_name(name).split("/")
     return PANELS[format], ISAS[isa], bool(rows)
 
@@ -231,7 +231,7 @@ def _group_dot(e: Emitter, panel: Panel, isa: type[Isa], group: Group, line: Val
 
 
 def _prefetch(e: Emitter, block: Value, panel: Panel, group: int) -> None:
-    """Asks for a group's share of the bytes AHEAD of a block.
+    """Prefetches a group's share of the bytes AHEAD of a block.
 
     The words of a block are not read in the order of addresses, which the processor's own prefetching expects.
     """

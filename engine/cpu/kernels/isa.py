@@ -38,7 +38,7 @@ def call(e: Emitter, name: str, result: Kind, *arguments: Value) -> Value:
 class Isa:
     """One instruction set: how weights times activations are added up, a step of four columns at a time.
 
-    A span of steps is added in whatever form the instructions give; `finish` brings it to 32 bits.
+    A span of steps is added in the form that the instructions give; `finish` brings it to 32 bits.
 
     Args:
         e: where the instructions go.
@@ -87,7 +87,7 @@ class Isa:
 
 
 class Portable(Isa):
-    """Plain vector code that LLVM turns into whatever the processor has."""
+    """Plain vector code, for which LLVM chooses instructions of the processor."""
 
     def add(self, total: Value, weights: Value, activations: Value) -> Value:
         """See Isa.add."""
@@ -138,7 +138,7 @@ class Avx2(Isa):
     """VPMADDUBSW: unsigned times signed bytes, neighbours added to 16 bits.
 
     A span has as many steps as 16 bits can hold; then VPMADDWD adds neighbours to 32 bits and applies the factor.
-    Signed weights give their sign to the activations first: their magnitudes would not fit otherwise.
+    The sign of signed weights is first moved to the activations, because the instruction takes unsigned weights.
     """
 
     accumulator = V16

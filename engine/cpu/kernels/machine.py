@@ -1,7 +1,7 @@
-"""Runs a recorded program of step kernels from start to end on all threads that come, without returning to Python.
+"""Runs a recorded program of step kernels from start to end on all threads that join, without returning to Python.
 
 A program is a table of int64 rows; every thread walks through all of them. The items of a row are cut into chunks that
-threads take by an atomic counter, so a thread that starts late or is held up never blocks the others: they do its
+threads take by an atomic counter, so a thread that starts late or is delayed never blocks the others: they do its
 share. A row may ask to wait until it and rows before it are complete.
 """
 
@@ -25,7 +25,7 @@ COUNTERS = 16
 """int64 counters per row: chunks taken at 0 and chunks done at 8, each on a cache line of its own."""
 
 SPINS = 512
-"""Looks at a counter before the processor is offered to somebody else: about 10 us on x86-64."""
+"""Times a counter is read before the thread yields the processor: about 10 us on x86-64."""
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"run_program": (types.int64,) * 5}
 """Argument types of the kernel."""
@@ -36,7 +36,7 @@ def run_program(typing_context, name, program, n_rows, counters, scratch, give_w
     """Executes rows 0..n_rows-1; returns when all chunks of the rows waited for are done.
 
     counters are zero before the first thread starts; scratch is this thread's own memory; give_way is the address of a
-    C function without arguments that lets another thread run.
+    C function without arguments that yields the processor.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
@@ -95,7 +95,7 @@ def _wait(e: Emitter, counter: Value, wanted: Value, yielder: Value, triple: str
 
 
 def _pause(builder: Any, triple: str) -> None:
-    """Tells the core that this is a loop which waits, where there is an instruction for it."""
+    """The instruction that marks a loop which waits, on processors that have one."""
     if not triple.startswith("x86_64"):
         return
     name = "llvm.x86.sse2.pause"

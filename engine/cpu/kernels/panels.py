@@ -201,7 +201,7 @@ def spread_fifths(e: Emitter, words: Value) -> Value:
     result = e.const(words, 0)
     for step in range(STEPS):
         four = e.mask(e.shift_right(words, 4 * step), 15)
-        # Multiplying by this number lays copies side by side, shifted so that byte c begins with bit c.
+        # Multiplying by this number puts copies side by side, shifted so that byte c begins with bit c.
         spread = e.mask(b.mul(four, e.const(four, 0x00204081)), 0x01010101)
         result = b.or_(result, e.shift_left(spread, step))
     return result

@@ -82,7 +82,7 @@ class _Tile:
         return b.ashr(b.shl(both, eight), eight), b.ashr(both, eight)
 
     def widen(self, line: Value, target: Value) -> None:
-        """Writes the activations of a line in the order in which weights lie."""
+        """Writes the activations of a line in the order of the weights."""
         parts = self._widened(self._e.load(line, V8))
         for index, part in enumerate(parts):
             self._e.store(part, target, BYTES * index, align=BYTES)
@@ -225,7 +225,7 @@ def _multiply(
 
 
 class _Counts:
-    """Constants that LLVM cannot see through, to keep loops loops.
+    """Constants that LLVM does not know, so that it does not unroll the loops.
 
     Unrolled, the products would be reordered so that many weights are held at once, more than there are registers.
     """

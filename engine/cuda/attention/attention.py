@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.config import PAGE
 from engine.cuda.attention.attention_plan import (
     MAX_SPLITS,
-    PAGE,
     AttentionShape,
     DecodePlan,
     LayerAttention,
@@ -34,9 +34,8 @@ from engine.cuda.attention.attention_plan import (
     prefill_plan,
     scratch_bytes,
     scratch_slots,
-    shared_limit,
 )
-from engine.cuda.driver.compiler import build, device_arch
+from engine.cuda.driver.compiler import build, device_arch, shared_limit
 from engine.cuda.driver.launch import launch
 
 __all__ = [

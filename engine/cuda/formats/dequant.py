@@ -6,8 +6,8 @@ Letters: B tokens, K columns, N rows. Must not know of models.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.repack import PackedMatrix
@@ -34,7 +34,13 @@ def _kernel(files: tuple[str, ...], name: str, type: GGMLType, device: int) -> K
 
 
 def embed(
-    matrix: PackedMatrix, token_ids: Any, out: Any, *, scale: float = 1.0, stream: Any = None, pdl: bool = True
+    matrix: PackedMatrix,
+    token_ids: DeviceArray,
+    out: DeviceArray,
+    *,
+    scale: float = 1.0,
+    stream: Stream | None = None,
+    pdl: bool = True,
 ) -> None:
     """out[b] = scale * row token_ids[b] of the matrix, exactly as the CPU dequantizes it (F32: 22 bits).
 
@@ -58,7 +64,7 @@ def embed(
 
 
 def dequantize(
-    matrix: PackedMatrix, out: Any, *, first_row: int = 0, rows: int | None = None, stream: Any = None
+    matrix: PackedMatrix, out: DeviceArray, *, first_row: int = 0, rows: int | None = None, stream: Stream | None = None
 ) -> None:
     """Rows first_row .. first_row + rows - 1 as a row-major matrix, for a dense product.
 

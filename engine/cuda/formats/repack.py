@@ -6,10 +6,10 @@ Owns PackedMatrix and the launchers of repack.cu. Must not know of models or of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.layouts import LAYOUTS, Layout, packed_bytes, tile_count
@@ -35,8 +35,8 @@ class PackedMatrix:
     type: GGMLType
     rows: int
     columns: int
-    data: Any
-    scale: Any = None
+    data: DeviceArray
+    scale: DeviceArray | None = None
     paired: bool = False
 
     @property
@@ -56,14 +56,14 @@ def build_job(type: GGMLType) -> tuple[tuple[str, ...], dict[str, object]]:
 
 
 def repack(
-    raw: Any,
+    raw: DeviceArray,
     type: GGMLType,
     rows: int,
     columns: int,
     *,
-    partner: Any = None,
-    out: Any = None,
-    stream: Any = None,
+    partner: DeviceArray | None = None,
+    out: DeviceArray | None = None,
+    stream: Stream | None = None,
 ) -> PackedMatrix:
     """Packs a matrix. The GGUF bytes may be overwritten or freed once the stream has passed this point.
 
@@ -85,7 +85,8 @@ def repack(
     paired = partner is not None
     layout = LAYOUTS[type]
     n_bytes = packed_bytes(type, rows, columns, paired=paired)
-    for source in (raw, partner) if paired else (raw,):
+    sources = (raw,) if partner is None else (raw, partner)
+    for source in sources:
         assert source.dtype == cupy.uint8
         assert source.size == rows * row_bytes(type, columns), "raw bytes of the matrix"
     with stream or cupy.cuda.get_current_stream():
@@ -100,7 +101,7 @@ def repack(
             largest = cupy.zeros(1, cupy.uint32)
             scale = cupy.empty(2, cupy.float32)
             kernel = module.get(f"largest_{type.name}")
-            for source in (raw, partner) if paired else (raw,):
+            for source in sources:
                 count = source.size // type.type_size
                 launch(kernel, min(2048, -(-count // 256)), 256, (source, _i64(count), largest), pdl=False)
             launch(module.get(f"choose_scale_{type.name}"), 1, 1, (largest, scale), pdl=False)
@@ -116,6 +117,6 @@ def repack(
     return PackedMatrix(type, rows, columns, out, scale, paired)
 
 
-def _i64(value: int) -> Any:
+def _i64(value: int) -> np.int64:
     """A 64-bit kernel argument."""
     return np.int64(value)

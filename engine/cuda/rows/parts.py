@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
 
@@ -29,8 +30,8 @@ class DeviceNorm:
 
     centered: bool
     epsilon: float
-    weight: Any
-    bias: Any
+    weight: DeviceArray | None
+    bias: DeviceArray | None
 
     @property
     def folds(self) -> bool:
@@ -51,7 +52,7 @@ class DeviceRope:
 
     n_rot: int
     halves: bool
-    inv_freq: Any
+    inv_freq: DeviceArray | None
     scale: float
 
 
@@ -63,14 +64,14 @@ def _kernel(name: str) -> Kernel:
     return build(FILES).get(name)
 
 
-def _flat(name: str, x: Any, *args: Any) -> None:
+def _flat(name: str, x: DeviceArray, *args: Any) -> None:
     assert x.flags.c_contiguous
     launch(_kernel(name), max(1, min(1024, -(-x.size // 256))), 256, (x, np.int64(x.size), *args))
 
 
 def normalize(
-    x: Any,
-    out: Any,
+    x: DeviceArray,
+    out: DeviceArray,
     norm: DeviceNorm,
     *,
     pieces: int = 1,
@@ -116,7 +117,7 @@ def normalize(
     )
 
 
-def rotate(x: Any, out: Any, rope: DeviceRope, positions: Any) -> None:
+def rotate(x: DeviceArray, out: DeviceArray, rope: DeviceRope, positions: DeviceArray) -> None:
     """out = x with the leading elements of every piece turned; without a rotation a copy.
 
     Args:
@@ -147,28 +148,28 @@ def rotate(x: Any, out: Any, rope: DeviceRope, positions: Any) -> None:
     )
 
 
-def clamp(x: Any, limit: float) -> None:
+def clamp(x: DeviceArray, limit: float) -> None:
     """x limited to [-limit, limit], in place; float32, contiguous."""
     _flat("clamp", x, float(limit))
 
 
-def softcap(x: Any, limit: float) -> None:
+def softcap(x: DeviceArray, limit: float) -> None:
     """x = limit * tanh(x / limit) in place; float32, contiguous."""
     _flat("softcap", x, float(limit))
 
 
-def clear(x: Any) -> None:
+def clear(x: DeviceArray) -> None:
     """x = 0; float32, contiguous."""
     _flat("clear", x)
 
 
-def divide(x: Any, divisors: Any) -> None:
+def divide(x: DeviceArray, divisors: DeviceArray) -> None:
     """x (T, D) /= divisors (D,) in place; float32, contiguous."""
     assert x.shape[1] == divisors.size
     _flat("divide", x, int(x.shape[1]), divisors)
 
 
-def add_chosen(total: Any, y: Any, ids: Any, weights: Any, expert: int) -> None:
+def add_chosen(total: DeviceArray, y: DeviceArray, ids: DeviceArray, weights: DeviceArray, expert: int) -> None:
     """total (T, D) += weights[t, k] * y (T, D) for rows with ids[t, k] == expert.
 
     Args:

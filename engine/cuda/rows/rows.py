@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
 from engine.cuda.matrix.matvec import Activation
@@ -21,14 +22,14 @@ def _flat(name: str, count: int, args: tuple[Any, ...]) -> None:
     launch(_kernel(name), max(1, min(1024, -(-count // 256))), 256, args)
 
 
-def normalize(x: Any, out: Any, weight: Any, eps: float) -> None:
+def normalize(x: DeviceArray, out: DeviceArray, weight: DeviceArray | None, eps: float) -> None:
     """out (T, D) = RMSNorm(x) * weight, or x with weight None; x float32, out float16 or float32 and contiguous."""
     name = "normalize_half" if out.dtype.itemsize == 2 else "normalize_float"
     args = (x, x.strides[0] // 4, out, int(x.shape[1]), weight, float(eps))
     launch(_kernel(name), int(x.shape[0]), 256, args)
 
 
-def gate(h: Any, up: Any, activation: Activation) -> None:
+def gate(h: DeviceArray, up: DeviceArray | None, activation: Activation) -> None:
     """h = activation(h) * up in place, without the factor where up is None; both float32, contiguous, the same size.
 
     SWIGLU_CLAMPED needs up.
@@ -38,13 +39,13 @@ def gate(h: Any, up: Any, activation: Activation) -> None:
     _flat("gate", h.size, (h, up, np.int64(h.size), int(activation)))
 
 
-def add_bias(out: Any, bias: Any, alpha: float) -> None:
+def add_bias(out: DeviceArray, bias: DeviceArray, alpha: float) -> None:
     """out (T, D) += alpha * bias (D,)."""
     assert out.shape[1] == bias.size
     launch(_kernel("add_bias"), int(out.shape[0]), 256, (out, out.strides[0] // 4, int(bias.size), bias, float(alpha)))
 
 
-def add_scaled(total: Any, y: Any, weight: Any, index: int) -> None:
+def add_scaled(total: DeviceArray, y: DeviceArray, weight: DeviceArray | None, index: int) -> None:
     """total (T, D) += weight[:, index] * y (T, D); weight float32 (T, E), None = factor 1."""
     assert total.flags.c_contiguous and y.flags.c_contiguous and total.shape == y.shape
     stride = 0 if weight is None else weight.strides[0] // 4
@@ -52,18 +53,18 @@ def add_scaled(total: Any, y: Any, weight: Any, index: int) -> None:
     launch(_kernel("add_scaled"), int(y.shape[0]), 256, args)
 
 
-def copy(source: Any, target: Any) -> None:
+def copy(source: DeviceArray, target: DeviceArray) -> None:
     """target = source, both float32 and contiguous."""
     assert source.flags.c_contiguous and target.flags.c_contiguous and source.size == target.size
     _flat("copy_rows", source.size, (source, target, np.int64(source.size)))
 
 
-def sigmoid(x: Any) -> None:
+def sigmoid(x: DeviceArray) -> None:
     """x = 1 / (1 + exp(-x)) in place."""
     _flat("sigmoid", x.size, (x, np.int64(x.size)))
 
 
-def read_bandwidth(stream: Any, n_bytes: int = 1 << 30) -> float:
+def read_bandwidth(stream: Stream, n_bytes: int = 1 << 30) -> float:
     """Bytes per second that this GPU reads from its memory: the best of several sums over more than its cache holds."""
     import cupy
 

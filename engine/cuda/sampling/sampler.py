@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.errors import InvalidRequestError
@@ -52,7 +53,7 @@ assert ROW.itemsize == 64
 LIMIT_WORD = 14
 """Where `limit` is in a row of 32-bit words."""
 
-Put = Callable[[Any, int, npt.NDArray[Any]], None]
+Put = Callable[[DeviceArray, int, npt.NDArray[Any]], None]
 """put(array, at, values) writes values into a device array from its element `at` on."""
 
 
@@ -66,10 +67,10 @@ class Results:
         top_ids: (R, N, 32) int32. top_logprobs: (R, N, 32) float32.
     """
 
-    tokens: Any
-    logprobs: Any
-    top_ids: Any
-    top_logprobs: Any
+    tokens: DeviceArray
+    logprobs: DeviceArray
+    top_ids: DeviceArray
+    top_logprobs: DeviceArray
 
     @classmethod
     def on_device(cls, ring: int, n_rows: int) -> Results:
@@ -185,7 +186,14 @@ class DeviceSampler:
         put(self.history, slot * self.context_length, np.asarray(history, np.int32))
 
     def launch(
-        self, logits: Any, positions: Any, next_token: Any, *, slots: Any = None, stream: Any = None, pdl: bool = True
+        self,
+        logits: DeviceArray,
+        positions: DeviceArray,
+        next_token: DeviceArray,
+        *,
+        slots: DeviceArray | None = None,
+        stream: Stream | None = None,
+        pdl: bool = True,
     ) -> None:
         """Choose the next token of every row; nothing is allocated and nothing waits, so it may be captured.
 

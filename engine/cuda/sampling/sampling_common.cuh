@@ -116,7 +116,7 @@ DEVICE u64 load_l2(const u64* p) {  // written by other blocks: never from this 
     return v;
 }
 
-// ---- weights: the same single operations as engine/sampling/weights.py ------------------------------------------
+// ---- weights: the same single operations as engine/sampling/fixed_point.py ------------------------------------------
 DEVICE float exponential(float x) {
     if (x < -30.0f) return 0.0f;
     const float n = rintf(__fmul_rn(x, 1.44269504f));

@@ -8,10 +8,10 @@ know of models.
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from typing import Any
 
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.staging import Mapped, Staging
 from engine.cuda.sampling.sampler import LIMIT_WORD, DeviceSampler, Results, pack_row
 from engine.errors import EngineError, ModelFileError
@@ -34,7 +34,7 @@ class DeviceSlots:
         positions: int32 (n_slots,), its position; -1 = inactive.
     """
 
-    def __init__(self, vocab_size: int, n_slots: int, context_length: int, *, places: int, stream: Any) -> None:
+    def __init__(self, vocab_size: int, n_slots: int, context_length: int, *, places: int, stream: Stream) -> None:
         import cupy
 
         self._stream = stream
@@ -103,11 +103,11 @@ class DeviceSlots:
         for news in (self._new_sequences, self._new_limits, self._new_positions, self._new_tokens):
             news.clear()
 
-    def sample(self, logits: Any) -> None:
+    def sample(self, logits: DeviceArray) -> None:
         """Draws the next token of slots 0..n-1 from logits (n, V); may be captured."""
         self._sampler.launch(logits, self.positions, self.tokens, stream=self._stream)
 
-    def sample_rows(self, logits: Any, slots: Any) -> None:
+    def sample_rows(self, logits: DeviceArray, slots: DeviceArray) -> None:
         """Draws the next token of the slots named (R,) from logits (R, V); the results are in columns 0..R-1."""
         self._sampler.launch(logits, self.positions, self.tokens, slots=slots, stream=self._stream, pdl=False)
 

@@ -1,0 +1,106 @@
+"""What the launchers know of arrays and streams on the device: protocols that CuPy's classes satisfy.
+
+CuPy has no type annotations and is imported only where a GPU is used, so signatures name these instead. Shapes and
+dtypes are checked by the launchers, not by types. Imports nothing of CuPy.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+
+class DevicePointer(Protocol):
+    """Where an array begins."""
+
+    @property
+    def ptr(self) -> int:
+        """Address on the device."""
+
+
+class ArrayFlags(Protocol):
+    """How an array is laid out."""
+
+    @property
+    def c_contiguous(self) -> bool:
+        """Whether elements follow one another without gaps, the last axis fastest."""
+
+
+class DeviceArray(Protocol):
+    """An array in device memory, or in host memory that the device reads; cupy.ndarray is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from one element to the next along each axis."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of an element."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+
+    @property
+    def data(self) -> DevicePointer:
+        """Address of the first element."""
+
+    @property
+    def flags(self) -> ArrayFlags:
+        """Layout."""
+
+    def __getitem__(self, key: Any) -> DeviceArray:
+        """A view, for slices and whole numbers; the caller must not give an array as the key, which would copy."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Write elements, on the current stream."""
+
+    def reshape(self, *shape: Any) -> DeviceArray:
+        """The same elements under another shape; a view of a contiguous array."""
+
+    def view(self, dtype: npt.DTypeLike) -> DeviceArray:
+        """The same bytes as elements of another type."""
+
+    def get(self) -> npt.NDArray[Any]:
+        """A copy in host memory; waits for the current stream."""
+
+    def set(self, values: npt.NDArray[Any]) -> None:
+        """Copy host values of the same shape and type to the device, on the current stream."""
+
+
+class Stream(Protocol):
+    """A queue of launches that run one after the other; cupy.cuda.Stream is one."""
+
+    @property
+    def ptr(self) -> int:
+        """Handle of the stream; 0 is the default one."""
+
+    def synchronize(self) -> None:
+        """Wait until everything queued has run."""
+
+    def __enter__(self) -> Self:
+        """Make it the current stream of the calling thread."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Make the former one current again."""

@@ -1,0 +1,81 @@
+"""Every program in examples/ runs with the bundled model and shows what it says that it shows."""
+
+import io
+import re
+import runpy
+import sys
+
+import pytest
+
+from engine import LLM, SamplingParams
+from tests.conftest import ROOT
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run an example in this process, where kernels are loaded already; returns what it prints."""
+    open_cpu = LLM.__init__
+
+    def on_two_threads(self, model=None, **options):
+        open_cpu(self, model, device="cpu", threads=2, **options)
+
+    monkeypatch.setattr(LLM, "__init__", on_two_threads)
+
+    def run(name, *arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM(device="cpu", threads=2) as model:
+        yield model
+
+
+def test_stream(run, llm):
+    text = llm.generate("The sea", SamplingParams(max_tokens=60, seed=1)).text
+    out = run("stream.py", "The sea")
+    assert out.startswith(f"The sea{text}\n[length: 60 tokens, ")
+
+
+def test_batch(run, llm):
+    lines = run("batch.py").splitlines()
+    greedy = llm.generate("Once upon a time", SamplingParams(max_tokens=24, temperature=0)).text
+    assert lines[0] == f"Once upon a time{greedy} [length]"
+    assert lines[2].endswith("[stop]")
+    sampled = llm.generate("The cat said", SamplingParams(max_tokens=12, seed=5)).text
+    assert lines[-1] == f"sample 3, seed 5: The cat said{sampled}"
+    assert len(lines) == 6
+
+
+def test_chat(run, llm):
+    first, second = "There was a poor woodcutter.", "One day he met a fox."
+    answers = run("chat.py", stdin=f"{first}\n{second}\n").removesuffix("\n")
+    text = llm.generate(first, SamplingParams(max_tokens=40, seed=1)).text
+    assert answers.startswith(text + "\n")
+    prompt = f"{first} {text.strip()} {second}"
+    assert answers == text + "\n" + llm.generate(prompt, SamplingParams(max_tokens=40, seed=3)).text
+
+
+def test_threads(run):
+    lines = run("threads.py").splitlines()
+    assert lines[-1] == "the same texts one after the other: True"
+    assert len(set(lines)) == len(lines)
+
+
+def test_own_step_loop(run, llm):
+    out = run("own_step_loop.py")
+    assert re.findall(r"request (\d) \[(\w+)\]", out) == [("2", "cancelled"), ("1", "length"), ("3", "length")]
+    for number, prompt in ((0, "Once upon a time"), (6, "In the forest there lived")):
+        assert prompt + llm.generate(prompt, SamplingParams(max_tokens=25, seed=number)).text in out
+
+
+def test_every_example_is_tested():
+    tested = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
+    assert {path.name for path in EXAMPLES.glob("*.py")} <= tested
