@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from engine.errors import InvalidRequestError
 
-KV_TYPES = ("f16", "f32")
 PAGE = 64
 """Positions of one page of the key-value cache."""
 MAX_SEQUENCES = 256
@@ -19,6 +19,26 @@ CONTEXTS = 8
 """Whole contexts that the cache holds without being asked."""
 DEFAULT_CONTEXT_LIMIT = 8192
 """Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
+
+
+class KvType(StrEnum):
+    """Number format of cached keys and values."""
+
+    F16 = "f16"
+    F32 = "f32"
+
+    @classmethod
+    def parse(cls, value: str) -> KvType:
+        """The member of that value.
+
+        Raises:
+            InvalidRequestError: there is none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            raise InvalidRequestError(f"kv_type is {value!r}; allowed: {', '.join(cls)}") from None
+
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -32,7 +52,7 @@ class EngineConfig:
         device: "auto", "cpu", "cuda" or "cuda:N".
         context_length: tokens of one sequence, prompt and output together. None takes what the model was trained for,
             but at most DEFAULT_CONTEXT_LIMIT; a larger value than the trained one is allowed and logged.
-        kv_type: number format of the key-value cache, "f16" or "f32".
+        kv_type: number format of the key-value cache: a KvType, which its value "f16" or "f32" becomes.
         threads: CPU threads; None takes the physical cores.
         max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
         cache_tokens: positions of the key-value cache, shared by all sequences; at least one whole context. None: eight
@@ -55,7 +75,7 @@ class EngineConfig:
     model: Path
     device: str = "auto"
     context_length: int | None = None
-    kv_type: str = "f16"
+    kv_type: KvType | str = KvType.F16
     threads: int | None = None
     max_sequences: int | None = None
     cache_tokens: int | None = None
@@ -69,8 +89,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
             raise InvalidRequestError(f"device is {self.device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
-        if self.kv_type not in KV_TYPES:
-            raise InvalidRequestError(f"kv_type is {self.kv_type!r}; allowed: {', '.join(KV_TYPES)}")
+        object.__setattr__(self, "kv_type", KvType.parse(self.kv_type))
         for name in ("context_length", "threads", "max_sequences", "cache_tokens", "prefill_chunk"):
             value = getattr(self, name)
             if value is None:

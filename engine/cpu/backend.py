@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.config import PAGE
+from engine.config import PAGE, KvType
 from engine.cpu import reference
-from engine.cpu.kv_cache import KV_TYPES, KVCache
+from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import SCRATCH_BYTES, matmul, warm_up
 from engine.cpu.ops import CpuOps, Float32Array
 from engine.cpu.threads import ThreadPool
@@ -50,7 +50,7 @@ class CpuBackend:
     Args:
         model: a checked model; its file stays open as long as the backend is used.
         context_length: tokens a sequence may have; None = what the model was trained for.
-        kv_type: "f16" or "f32", type of the cache.
+        kv_type: number format of the cache, a KvType or its value.
         max_sequences: slots in the cache.
         n_pages: pages of the cache; None = enough for a whole context in every slot.
         threads: threads for matrix products; None = one per physical core.
@@ -65,7 +65,7 @@ class CpuBackend:
         model: LoadedModel,
         *,
         context_length: int | None = None,
-        kv_type: str = "f16",
+        kv_type: str = KvType.F16,
         max_sequences: int = 1,
         n_pages: int | None = None,
         threads: int | None = None,
@@ -73,8 +73,6 @@ class CpuBackend:
         quantize: bool = False,
         repack: bool = True,
     ) -> None:
-        if kv_type not in KV_TYPES:
-            raise InvalidRequestError(f"kv_type is {kv_type!r}; allowed are {', '.join(map(repr, KV_TYPES))}")
         for name, value in (("context_length", context_length), ("max_sequences", max_sequences)):
             if value is not None and value < 1:
                 raise InvalidRequestError(f"{name} is {value}; allowed is a positive integer")
@@ -87,18 +85,18 @@ class CpuBackend:
         self.config = model.config
         self.context_length = context_length or model.config.context_length
         self.max_sequences = max_sequences
-        self._kv_type = kv_type
+        self._kv_type = KvType.parse(kv_type)
         self._exact = exact
         self._compiled = not exact and kernels_fit(model)
         self._quantize = quantize and self._compiled
         self._repack = self._quantize and repack
         self._pool = ThreadPool(threads)
         self._cache = KVCache(
-            [layer.attention for layer in model.config.layers],
+            [layer.mixer for layer in model.config.layers],
             context_length=self.context_length,
             n_slots=max_sequences,
             n_pages=n_pages,
-            kv_type=kv_type,
+            kv_type=self._kv_type,
             values_apart=self._compiled,
         )
 
@@ -166,8 +164,7 @@ class CpuBackend:
         from engine.cpu.kernels.formats import DECODERS
 
         weights = self.model.weights
-        kv_type = "F16" if self._kv_type == "f16" else "F32"
-        needed = [("attend", kv_type), ("rotate_store", kv_type), ("run_program", "F32")]
+        needed = [(kind, self._kv_type.name) for kind in ("attend", "rotate_store")] + [("run_program", "F32")]
         needed.append(("normalize", self.config.norm.name))
         for layer in self.config.layers:
             parts = (layer.ffn,) if isinstance(layer.ffn, FfnConfig) else (layer.ffn.expert, layer.ffn.shared)

@@ -70,7 +70,7 @@ class FastOps(CpuOps):
         return normed
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
-        """See Ops.attn_qkv."""
+        """See LayerBricks.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
         if config.clamp is not None or config.latent is not None:
             return super().attn_qkv(layer, x)
@@ -103,7 +103,7 @@ class FastOps(CpuOps):
         return q
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
-        """See Ops.attention."""
+        """See LayerBricks.attention."""
         if not _can_attend(layer):
             return super().attention(layer, q)
         config = layer.config.attention
@@ -114,14 +114,14 @@ class FastOps(CpuOps):
         return out
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
-        """See Ops.attn_output."""
+        """See LayerBricks.attn_output."""
         a = self._values(layer, a)
         return self._project_add("x_attended", layer, a, layer.attention.output, layer.attn_post_norm, x)
 
-    def ffn_down(self, layer: LayerWeights, h: Float32Array, x: Float32Array) -> Float32Array:
-        """See Ops.ffn_down."""
+    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array) -> Float32Array:
+        """See LayerBricks.ffn_down."""
         assert layer.ffn is not None
-        return self._project_add("x", layer, h, layer.ffn.down, layer.ffn_post_norm, x)
+        return self._project_add("x", layer, h, layer.ffn.down, layer.ffn_post_norm, y)
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """See CpuOps.head_rows."""

@@ -12,6 +12,7 @@ from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch
 from engine.model.config import FfnConfig, ModelConfig, MoeConfig
+from engine.model.ops import LayerBricks
 from engine.model.rope import RopeTable
 from engine.model.weights import ExpertLinear, FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
 
@@ -20,7 +21,7 @@ Product = Callable[[Float32Array, Weight], Float32Array]
 """product(x (T, M), W (N, M)) -> x @ W.T (T, N) float32, straight from packed rows, in an array of the caller's own."""
 
 
-class CpuOps:
+class CpuOps(LayerBricks[LayerWeights]):
     """Implements `engine.model.ops.Ops` over numpy arrays; the state of the step at hand is kept between bricks."""
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, cache: KVCache, product: Product) -> None:
@@ -58,7 +59,7 @@ class CpuOps:
             x += dequantize(positions.raw[batch.positions], positions.type)
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
-        """See Ops.attn_qkv."""
+        """See LayerBricks.attn_qkv."""
         attention, weights = layer.config.attention, layer.attention
         normed = self._normalize(x, layer.attn_norm)
         q, k, v = self._latent_qkv(layer, normed) if weights.latent is not None else self._qkv(layer, normed)
@@ -133,7 +134,7 @@ class CpuOps:
         return np.stack(list(heads), axis=1)
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
-        """See Ops.attention."""
+        """See LayerBricks.attention."""
         attention, weights = layer.config.attention, layer.attention
         extra = {"sinks": weights.sinks, "alibi_slopes": weights.alibi_slopes}
         parts = []
@@ -144,7 +145,7 @@ class CpuOps:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
-        """See Ops.attn_output."""
+        """See LayerBricks.attn_output."""
         part = self._linear(layer.attention.output, self._values(layer, a))
         return self._add(layer, part, layer.attn_post_norm, x)
 
@@ -157,18 +158,18 @@ class CpuOps:
         return self._each_head(latent.v_b, heads).reshape(len(a), -1)
 
     def ffn_gate_up(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
-        """See Ops.ffn_gate_up."""
+        """See LayerBricks.ffn_gate_up."""
         assert layer.ffn is not None
         assert isinstance(layer.config.ffn, FfnConfig)
         return self._gate_up(layer.ffn, layer.config.ffn, self._normalize(x, layer.ffn_norm))
 
-    def ffn_down(self, layer: LayerWeights, h: Float32Array, x: Float32Array) -> Float32Array:
-        """See Ops.ffn_down."""
+    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array) -> Float32Array:
+        """See LayerBricks.ffn_down."""
         assert layer.ffn is not None
-        return self._add(layer, self._linear(layer.ffn.down, h), layer.ffn_post_norm, x)
+        return self._add(layer, self._linear(layer.ffn.down, h), layer.ffn_post_norm, y)
 
     def ffn_moe(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
-        """See Ops.ffn_moe."""
+        """See LayerBricks.ffn_moe."""
         moe, config = layer.moe, layer.config.ffn
         assert moe is not None
         assert isinstance(config, MoeConfig)

@@ -85,7 +85,7 @@ class Builder:
         return LayerWeights(
             config=layer,
             attn_norm=self._first_norm(prefix, architecture.attn_norm),
-            attention=self._attention(prefix, layer.attention),
+            mixer=self._attention(prefix, layer.mixer),
             ffn_norm=self._first_norm(prefix, architecture.ffn_norm),
             ffn=ffn,
             moe=moe,

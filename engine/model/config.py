@@ -193,20 +193,30 @@ class MoeConfig:
     shared_gate: bool = False  # its output is multiplied by sigmoid(a learned score)
 
 
+MixerConfig = AttentionConfig
+"""The part of a layer that reads other tokens of the sequence; one class per kind."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
     """One layer.
 
     With r = residual_scale and norms that LayerWeights may lack (None = identity):
-    y = x + r · attn_post_norm(attention(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
+    y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
     parallel layer reads ffn(ffn_norm(x)) instead.
     """
 
     index: int
-    attention: AttentionConfig
+    mixer: MixerConfig
     ffn: FfnConfig | MoeConfig
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """The mixer of a layer that is known to have attention."""
+        assert isinstance(self.mixer, AttentionConfig)
+        return self.mixer
 
 
 @dataclass(frozen=True, kw_only=True)

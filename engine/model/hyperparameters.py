@@ -103,7 +103,7 @@ class _Reader:
         return tuple(
             LayerConfig(
                 index=index,
-                attention=self._attention(index, heads[index], kv_heads[index], windows[index], any(windows)),
+                mixer=self._attention(index, heads[index], kv_heads[index], windows[index], any(windows)),
                 ffn=read_ffn(self._architecture, read, index, ffn_widths[index]),
                 residual=self._residual(index),
                 residual_scale=scale,

@@ -189,18 +189,28 @@ class MoeWeights:
         return FfnWeights(gate, self.up.expert(index), self.down.expert(index))
 
 
+MixerWeights = AttentionWeights
+"""Weights of a layer's mixer, one class per class of engine.model.config.MixerConfig."""
+
+
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
     """One layer's constants and weights; exactly one of `ffn` and `moe` is set. A norm that is None does nothing."""
 
     config: LayerConfig
     attn_norm: Norm | None
-    attention: AttentionWeights
+    mixer: MixerWeights
     ffn_norm: Norm | None
     ffn: FfnWeights | None
     moe: MoeWeights | None
     attn_post_norm: Norm | None = None
     ffn_post_norm: Norm | None = None
+
+    @property
+    def attention(self) -> AttentionWeights:
+        """The mixer of a layer that is known to have attention."""
+        assert isinstance(self.mixer, AttentionWeights)
+        return self.mixer
 
     @property
     def index(self) -> int:
