@@ -15,15 +15,15 @@ from engine.cpu.ops import CpuOps, Float32Array
 from engine.cpu.steps import Angles, Immediate, Pages, Steps
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
-from engine.model.config import FfnConfig, ModelConfig, QkNorm
+from engine.model.config import AttentionConfig, FfnConfig, ModelConfig, QkNorm
 from engine.model.rope import RopeTable
 from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
 
 
 def plain_attention(layer: LayerWeights) -> bool:
-    """Whether kernels compute all of a layer's attention, from its products to its output."""
-    config = layer.config.attention
-    return config.clamp is None and config.latent is None and _can_attend(layer)
+    """Whether a layer has attention, and kernels compute all of it, from its products to its output."""
+    config = layer.config.mixer
+    return isinstance(config, AttentionConfig) and config.clamp is None and config.latent is None and _can_attend(layer)
 
 
 def _can_attend(layer: LayerWeights) -> bool:

@@ -1,4 +1,7 @@
-"""Keys and values of past tokens on the CPU: pages of PAGE positions. Knows layouts, not models or requests."""
+"""The cache on the CPU: pages of keys and values, and the caches of all layers together.
+
+Knows layouts, not models or requests.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ import numpy.typing as npt
 
 from engine.config import PAGE, KvType, page_count
 from engine.cpu.memory import aligned_zeros
+from engine.cpu.state_cache import RecurrentCache, States
 from engine.errors import ContextFullError, DeviceError
 from engine.model.batch import Span
-from engine.model.cache import LayerCache
+from engine.model.cache import LayerCache, StateRows
 from engine.model.config import AttentionConfig, MixerConfig
 
 DTYPES: dict[KvType, type[np.float16] | type[np.float32]] = {KvType.F16: np.float16, KvType.F32: np.float32}
+
+STATE_PLACES = 2
+"""Places of a slot's ring: one that a step reads and one that it writes, as nothing runs ahead on the CPU."""
 
 CacheArray = npt.NDArray[np.float16 | np.float32]
 PageTable = npt.NDArray[np.int64]
@@ -41,7 +48,9 @@ class AttentionCache:
         self._attention = attention
         self._dtype = DTYPES[kv_type]
         self._in_keys = attention.values_in_keys and not values_apart
+        self.bytes_per_state = 0
         self.paged: tuple[CacheArray, ...] = ()
+        self.states: tuple[CacheArray, ...] = ()
 
     @property
     def bytes_per_token(self) -> int:
@@ -50,7 +59,7 @@ class AttentionCache:
         width = layer.key_width + (0 if self._in_keys else layer.value_width)
         return layer.n_kv_heads * width * np.dtype(self._dtype).itemsize
 
-    def allocate(self, n_pages: int) -> None:
+    def allocate(self, n_pages: int, n_states: int = 0) -> None:
         """See LayerCache.allocate."""
         layer, heads = self._attention, self._attention.n_kv_heads
         # Neighbouring positions of a key's element are adjacent in memory: attention loads them as one vector.
@@ -88,8 +97,8 @@ class AttentionCache:
 class KVCache:
     """The caches of all layers and the table that says which pages each of `n_slots` sequences reads.
 
-    Implements engine.model.cache.ModelCache. Where a row is written depends on its span alone, so that an interrupted
-    step can be run again.
+    Implements engine.model.cache.ModelCache. Where a row or a state is written depends on its span alone, so that an
+    interrupted step can be run again.
 
     Args:
         mixers: what each layer mixes tokens with.
@@ -98,6 +107,13 @@ class KVCache:
         n_pages: pages in all; None gives every slot pages for a whole context.
         kv_type: number format of keys and values.
         values_apart: see AttentionCache.
+        n_checkpoints: copies of recurrent states kept for later prompts.
+
+    Attributes:
+        tables: int64 (n_slots, pages of a context), pages of each slot's sequence; the addresses of its rows never
+            change.
+        layers: the cache of each layer.
+        states: the recurrent states; None where no layer has one.
 
     Raises:
         DeviceError: the system gives no memory for so many pages.
@@ -112,35 +128,51 @@ class KVCache:
         n_pages: int | None = None,
         kv_type: str = KvType.F16,
         values_apart: bool = False,
+        n_checkpoints: int = 0,
     ) -> None:
         self.context_length = context_length
         self.n_slots = n_slots
         self.n_pages = n_slots * page_count(context_length) if n_pages is None else n_pages
         self.tables: PageTable = np.zeros((n_slots, page_count(context_length)), dtype=np.int64)
-        """Pages of each slot's sequence; the addresses of its rows never change."""
         format = KvType.parse(kv_type)
-        self._attention = {
-            index: AttentionCache(mixer, format, values_apart=values_apart) for index, mixer in enumerate(mixers)
-        }
-        self.layers: list[LayerCache] = list(self._attention.values())
+        self._caches: list[AttentionCache | RecurrentCache] = [
+            AttentionCache(mixer, format, values_apart=values_apart)
+            if isinstance(mixer, AttentionConfig)
+            else RecurrentCache(mixer)
+            for mixer in mixers
+        ]
+        self.layers: Sequence[LayerCache] = self._caches
+        self._rows = StateRows(n_slots, STATE_PLACES, n_checkpoints)
         try:
             for layer in self.layers:
-                layer.allocate(self.n_pages)
+                layer.allocate(self.n_pages, self._rows.total)
         except MemoryError:
-            needed = self.bytes_per_token * self.n_pages * PAGE / 2**30
             raise DeviceError(
-                f"the system gives no memory for a key-value cache of {self.n_pages * PAGE} tokens, {needed:.1f} GiB: "
-                "ask for a smaller context_length or cache_tokens, or for fewer sequences"
+                f"the system gives no memory for a cache of {self.n_pages * PAGE} tokens, {self.n_bytes / 2**30:.1f} "
+                "GiB: ask for a smaller context_length or cache_tokens, or for fewer sequences"
             ) from None
+        self.states = States(self.layers, self._rows) if self.bytes_per_state else None
+        self._places: list[tuple[int | None, int]] = [(None, 0)] * n_slots  # that this step reads and writes
+        self._counted: list[dict[int, int]] = [{} for _ in range(n_slots)]  # place by tokens, for Span.place None
 
     @property
     def bytes_per_token(self) -> int:
         """See ModelCache.bytes_per_token."""
         return sum(layer.bytes_per_token for layer in self.layers)
 
+    @property
+    def bytes_per_state(self) -> int:
+        """See ModelCache.bytes_per_state."""
+        return sum(layer.bytes_per_state for layer in self.layers)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all pages and states."""
+        return self.bytes_per_token * self.n_pages * PAGE + self.bytes_per_state * self._rows.total
+
     def arrays(self, layer: int) -> tuple[CacheArray, CacheArray]:
         """All pages of keys (N, K, PAGE, Hd) and values (N, K, PAGE, Hv) of a layer."""
-        cache = self._attention[layer]
+        cache = self._attention(layer)
         return cache.keys, cache.values
 
     def reserve(self, spans: Sequence[Span]) -> None:
@@ -162,15 +194,48 @@ class KVCache:
             else:
                 assert len(span.pages) >= needed, f"{len(span.pages)} pages for {span.n_total} positions"
                 self.tables[span.slot, :needed] = span.pages[:needed]
+            if self.states is not None:
+                self._places[span.slot] = self._places_of(span)
+
+    def _places_of(self, span: Span) -> tuple[int | None, int]:
+        """The places of the slot's ring that a span reads (None at the beginning of a sequence) and writes."""
+        if span.place is not None:
+            return (span.place if span.n_past else None), span.place + 1
+        counted = self._counted[span.slot]
+        if span.n_past == 0:
+            counted.clear()
+            counted[0] = 0
+        assert span.n_past in counted, f"no state after {span.n_past} tokens is left in slot {span.slot}"
+        read = counted[span.n_past]
+        # What this step overwrites is no longer there, nor what a step had made that this one repeats.
+        kept = {tokens: place for tokens, place in counted.items() if read + 1 - STATE_PLACES < place <= read}
+        self._counted[span.slot] = kept | {span.n_total: read + 1}
+        return (read if span.n_past else None), read + 1
+
+    def state(self, layer: int, span: Span) -> tuple[npt.NDArray[np.float32], ...]:
+        """A layer's state of a sequence before its span's first token, read-only; see MambaConfig.state_shapes."""
+        read, _ = self._places[span.slot]
+        arrays = self._recurrent(layer).states
+        if read is None:
+            return tuple(np.zeros(array.shape[1:], dtype=np.float32) for array in arrays)
+        row = self._rows.place(span.slot, read)
+        return tuple(array[row] for array in arrays)
+
+    def store_state(self, layer: int, span: Span, values: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Write the state after a span's last token, one place behind the one that state() reads."""
+        _, write = self._places[span.slot]
+        row = self._rows.place(span.slot, write)
+        for array, value in zip(self._recurrent(layer).states, values, strict=True):
+            array[row] = value
 
     def append(self, layer: int, span: Span, k: npt.NDArray[np.float32], v: npt.NDArray[np.float32]) -> None:
         """Store the new rows of one span: k (n_rows, K, Hd), v (n_rows, K, Hv)."""
-        self._attention[layer].append(self.tables[span.slot], np.arange(span.n_past, span.n_total), k, v)
+        self._attention(layer).append(self.tables[span.slot], np.arange(span.n_past, span.n_total), k, v)
 
     def view(self, layer: int, span: Span) -> tuple[CacheArray, CacheArray]:
         """Keys (K, n_total, Hd) and values (K, n_total, Hv) of one sequence, gathered into new arrays."""
         pages = self.tables[span.slot, : page_count(span.n_total)]
-        return self._attention[layer].view(pages, span.n_total)
+        return self._attention(layer).view(pages, span.n_total)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See ModelCache.copy_pages."""
@@ -189,7 +254,18 @@ class KVCache:
 
     def close(self) -> None:
         """Give the memory back."""
-        self.layers, self._attention = [], {}
+        self.layers = self._caches = []
+        self.states = None
+
+    def _attention(self, layer: int) -> AttentionCache:
+        cache = self._caches[layer]
+        assert isinstance(cache, AttentionCache)
+        return cache
+
+    def _recurrent(self, layer: int) -> RecurrentCache:
+        cache = self._caches[layer]
+        assert isinstance(cache, RecurrentCache)
+        return cache
 
     def _paged(self) -> chain[CacheArray]:
         return chain.from_iterable(layer.paged for layer in self.layers)

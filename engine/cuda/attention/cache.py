@@ -41,13 +41,15 @@ class AttentionCache:
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
         self.paged: tuple[Any, ...] = ()
+        self.states: tuple[Any, ...] = ()
+        self.bytes_per_state = 0
 
     @property
     def bytes_per_token(self) -> int:
         """See LayerCache.bytes_per_token."""
         return self._shape.kv_heads * self._shape.cached_width * (2 if self._shape.cache_half else 4)
 
-    def allocate(self, n_pages: int) -> None:
+    def allocate(self, n_pages: int, n_states: int = 0) -> None:
         """See LayerCache.allocate."""
         import cupy
 
