@@ -24,7 +24,7 @@ class World:
     def __init__(self, seed):
         self.random = random.Random(seed)
         choose = self.random.choice
-        self.runner = CellRunner(
+        self.runner = self.make_runner(
             n_pages=choose([6, 9, 20, 60]),
             max_sequences=choose([1, 3, 8]),
             prefill_chunk=choose([16, 100, 512]),
@@ -32,12 +32,18 @@ class World:
             lookahead=choose([0, 3]),
         )
         self.runner.trouble = self.trouble
-        self.loop = EngineLoop(self.runner, prefix_cache=choose([True, True, False]))
+        self.loop = self.make_loop(prefix_cache=choose([True, True, False]))
         self.ids = count(1)
         self.families = [self.tokens(380) for _ in range(4)]
         self.jobs, self.chunks, self.ended, self.failed = {}, {}, {}, set()
         self.cancelled = set()
         self.calm = False
+
+    def make_runner(self, **options):
+        return CellRunner(**options)
+
+    def make_loop(self, **options):
+        return EngineLoop(self.runner, **options)
 
     def tokens(self, n):
         return [self.random.randrange(50) for _ in range(n)]

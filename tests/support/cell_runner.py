@@ -52,6 +52,7 @@ class CellRunner:
         self.first_start = {}  # request id -> first position fed
         self.n_saved = self.n_steps = 0
         self.trouble = lambda: None
+        self.states = None
 
     def step(self, work):
         self.run_ahead()
