@@ -1,6 +1,6 @@
 """Recurrent states under the step loop: a runner whose states record which tokens went into them, and how.
 
-The state after n tokens is the cell of the last of them (test_paged_loop.py): a hash of all tokens up to there. The
+The state after n tokens is the cell of the last of them (cell_runner.py): a hash of all tokens up to there. The
 runner compares the state that a work item reads with the recomputed truth, so that a place that is overwritten too
 early, lost in a move, restored from the wrong checkpoint or updated twice fails a step.
 """
@@ -14,7 +14,8 @@ from engine.sampling.params import SamplingParams
 from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.scheduler import RestoreCheckpoint, SaveCheckpoint, Scheduler
-from tests.scheduling.test_paged_loop import CellRunner, RunnerFailure, World, make_job
+from tests.support.cell_runner import CellRunner, RunnerFailure, make_job
+from tests.support.paged_world import World
 
 
 class States:
