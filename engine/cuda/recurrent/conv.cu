@@ -7,7 +7,7 @@
 
 constexpr int PAST = D_CONV - 1;
 constexpr int TILE = 8;  // rows of one block; engine/cuda/recurrent/mamba.py has the same number
-static_assert(PAST >= 1 && PAST < TILE, "only the first tile of a span reads the state");
+static_assert(PAST >= 1 && PAST <= TILE, "only the first tile of a span reads the state");
 
 // COUNT floats at p, which is aligned to WIDE of them.
 template <int COUNT>
@@ -50,12 +50,23 @@ struct Channels {
         for (int i = 0; i < WIDE * PAST; ++i) past[i] = 0.0f;
     }
 
+    // The past of a row, of which `next` is the first channel's input: the rows in front of it.
+    __device__ __forceinline__ void load_past(const float* next, i64 stride) {
+#pragma unroll
+        for (int i = 0; i < PAST; ++i) {
+            float x[WIDE];
+            load<WIDE>(next + (i - PAST) * stride, x);
+#pragma unroll
+            for (int c = 0; c < WIDE; ++c) past[c * PAST + i] = x[c];
+        }
+    }
+
     // out = silu(bias + sum of weight * input); x becomes the newest of the past.
     __device__ __forceinline__ void step(const float* x, float* out) {
 #pragma unroll
         for (int c = 0; c < WIDE; ++c) {
-            const float *w = weight + c * D_CONV;
-            float *p = past + c * PAST;
+            const float* w = weight + c * D_CONV;
+            float* p = past + c * PAST;
             float sum = __fmul_rn(p[0], w[0]);
 #pragma unroll
             for (int i = 1; i < PAST; ++i) sum = fmaf(p[i], w[i], sum);
@@ -98,7 +109,8 @@ extern "C" __global__ void __launch_bounds__(128)
 }
 
 // Rows of prompts. grid (blocks of channels, tiles). tiles: (span, its first row in the span), a multiple of TILE.
-// A span's last tile writes the state; a span without a past starts from zero and reads none.
+// A span's first tile reads the state and writes the one behind the span, so both may be in the same place. A span without
+// a past starts from zero and reads none.
 extern "C" __global__ void __launch_bounds__(128)
     conv_prompt(const float* xz, const float* weight, const float* bias, float* state, int places, const PromptSpan* spans,
                 const int2* tiles, float* out, int d_inner) {
@@ -112,18 +124,14 @@ extern "C" __global__ void __launch_bounds__(128)
     const PromptSpan span = spans[tile.x];
     const int n = min(TILE, span.n_rows - tile.y);
     const i64 size = (i64)d_inner * PAST, slot = (i64)span.slot * places, first = span.row + tile.y;
-    const float* from = xz + first * 2 * d_inner + channel;
+    const i64 stride = 2 * (i64)d_inner;
+    const float* from = xz + first * stride + channel;
     float x[TILE][WIDE], y[WIDE];
 #pragma unroll
     for (int t = 0; t < TILE; ++t)
-        if (t < n) load<WIDE>(from + (i64)t * 2 * d_inner, x[t]);
+        if (t < n) load<WIDE>(from + t * stride, x[t]);
     if (tile.y > 0) {
-#pragma unroll
-        for (int i = 0; i < PAST; ++i) {
-            load<WIDE>(from + (i64)(i - PAST) * 2 * d_inner, y);
-#pragma unroll
-            for (int c = 0; c < WIDE; ++c) channels.past[c * PAST + i] = y[c];
-        }
+        channels.load_past(from, stride);
     } else if (span.n_past > 0) {
         load<WIDE * PAST>(state + (slot + span.read) * size + channel * PAST, channels.past);
     } else {
@@ -135,5 +143,7 @@ extern "C" __global__ void __launch_bounds__(128)
             channels.step(x[t], y);
             store<WIDE>(out + (first + t) * d_inner + channel, y);
         }
-    if (tile.y + n == span.n_rows) store<WIDE * PAST>(state + (slot + span.write) * size + channel * PAST, channels.past);
+    if (tile.y > 0) return;
+    if (span.n_rows > TILE) channels.load_past(from + span.n_rows * stride, stride);
+    store<WIDE * PAST>(state + (slot + span.write) * size + channel * PAST, channels.past);
 }

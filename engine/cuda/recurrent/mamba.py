@@ -10,8 +10,8 @@ Every array is a C-contiguous float32 CuPy array unless said otherwise. Buffers 
     ssm_state    (slots, R, E, N)
     positions    int32 (B,): position of each slot's token, -1 for a padded row (nothing read, nothing written)
     offsets      int32 (slots,): the state behind the token at a position is kept at place (position + offset) mod R
-A token reads the place in front of its own and writes its own; at position 0 it starts from zero and reads none. So a
-step that is run again gives the same bits, and they depend neither on other rows nor on how a prompt is cut into spans.
+A decoded token reads the place in front of its own and writes its own; at position 0 it starts from zero. So a step
+that is run again gives the same bits, and they depend neither on other rows nor on how a prompt is cut.
 This module must not know of tokenizers, requests or layers.
 """
 
@@ -90,12 +90,11 @@ def span_table(spans: Iterable[tuple[int, int, int, int, int, int]]) -> npt.NDAr
 
     Args:
         spans: (row, n_rows, slot, n_past, read, write) each: n_rows >= 1 consecutive tokens of the slot from position
-            n_past on, starting at batch row `row`; the places their state is read from and written to. Two spans of one
-            batch have different slots. Without a past nothing is read.
+            n_past on, starting at batch row `row`; the places their state is read from and written to, which may be
+            the same. Two spans of one batch have different slots. Without a past nothing is read.
     """
     table = np.array(list(spans), np.int32).reshape(-1, 6)
     assert (table[:, 1] >= 1).all() and len(np.unique(table[:, 2])) == len(table), "an empty span, or a slot twice"
-    assert ((table[:, 3] == 0) | (table[:, 4] != table[:, 5])).all(), "a state would be written where it is read"
     return table
 
 
