@@ -51,9 +51,9 @@ extern "C" void conv_decode_{i}(int bx, int by, const float* xz, const float* we
     }});
 }}
 extern "C" void conv_prompt_{i}(int bx, int by, const float* xz, const float* weight, const float* bias, float* state,
-                                int places, const PromptSpan* spans, const int2* tiles, float* out, int d_inner) {{
+                                const PromptSpan* spans, const int2* tiles, float* out, int d_inner) {{
     launch_blocks(bx, by, 128, [&] {{
-        of_{i}::conv_prompt(xz, weight, bias, state, places, spans, tiles, out, d_inner);
+        of_{i}::conv_prompt(xz, weight, bias, state, spans, tiles, out, d_inner);
     }});
 }}
 extern "C" void scan_decode_{i}(int bx, int by, const float* dt, const float* x, const float* bc, int bc_row,
@@ -64,10 +64,10 @@ extern "C" void scan_decode_{i}(int bx, int by, const float* dt, const float* x,
     }});
 }}
 extern "C" void scan_prompt_{i}(int bx, int by, const float* dt, const float* x, const float* bc, int bc_row,
-                                const float* xz, const float* a, const float* d, float* state, int places,
+                                const float* xz, const float* a, const float* d, float* state,
                                 const PromptSpan* spans, float* out, int d_inner) {{
     launch_blocks(bx, by, 128, [&] {{
-        of_{i}::scan_prompt(dt, x, bc, bc_row, xz, a, d, state, places, spans, out, d_inner);
+        of_{i}::scan_prompt(dt, x, bc, bc_row, xz, a, d, state, spans, out, d_inner);
     }});
 }}
 """
@@ -115,7 +115,7 @@ class HostKernels:
         self._run("conv_decode", (self._conv, positions.size), *args)
 
     def conv_prompt(self, xz, weight, bias, state, spans, tiles, out):
-        args = (xz, weight, bias, state, self.shape.places, spans, tiles, out, self.shape.d_inner)
+        args = (xz, weight, bias, state, spans, tiles, out, self.shape.d_inner)
         self._run("conv_prompt", (self._conv, len(tiles)), *args)
 
     def scan_decode(self, dt, x, bc, xz, a, d, state, positions, offsets, out):
@@ -125,7 +125,7 @@ class HostKernels:
 
     def scan_prompt(self, dt, x, bc, xz, a, d, state, spans, out):
         shape = self.shape
-        args = (dt, x, bc[:, shape.dt_rank :], shape.row_width, xz, a, d, state, shape.places, spans)
+        args = (dt, x, bc[:, shape.dt_rank :], shape.row_width, xz, a, d, state, spans)
         self._run("scan_prompt", (self._scan, len(spans)), *args, out, shape.d_inner)
 
 
@@ -140,14 +140,21 @@ def kernels(request):
 
 
 class World:
-    """One layer with random weights and rings of states that are garbage (NaN) wherever a test puts nothing."""
+    """One layer with random weights and states that are garbage (NaN) wherever a test puts nothing.
+
+    Behind the rings of the slots there are two more states, as of a pool of checkpoints.
+    """
 
     def __init__(self, kernels, slots, seed=0):
         shape, self.rng = kernels.shape, np.random.default_rng(seed)
         self.kernels, self.shape, self.slots = kernels, shape, slots
         self.weights = MambaWeights.random(self.rng, shape.d_inner, shape.d_state, shape.d_conv)
-        self.conv = np.full((slots, shape.places, shape.d_inner, shape.d_conv - 1), np.nan, np.float32)
-        self.ssm = np.full((slots, shape.places, shape.d_inner, shape.d_state), np.nan, np.float32)
+        self.conv = np.full((slots * shape.places + 2, shape.d_inner, shape.d_conv - 1), np.nan, np.float32)
+        self.ssm = np.full((slots * shape.places + 2, shape.d_inner, shape.d_state), np.nan, np.float32)
+
+    def at(self, slot, place):
+        """The row of a place."""
+        return slot * self.shape.places + place % self.shape.places
 
     def _up(self, array):
         if isinstance(self.kernels, HostKernels):
@@ -169,10 +176,10 @@ class World:
         dt[:, 1::7] -= 5.0
         return xz, dt - 1.0, bc
 
-    def remember(self, slot, place):
-        """Random states at a place."""
-        self.conv[slot, place] = self.rng.normal(size=self.conv.shape[2:])
-        self.ssm[slot, place] = self.rng.normal(size=self.ssm.shape[2:])
+    def remember(self, state):
+        """A random state."""
+        self.conv[state] = self.rng.normal(size=self.conv.shape[1:])
+        self.ssm[state] = self.rng.normal(size=self.ssm.shape[1:])
 
     def _run(self, inputs, conv, scan, tables, times=2):
         """Outputs of both kernels (rows, E), the same bits each time; the rings hold what they left."""
@@ -204,19 +211,19 @@ class World:
 
         return self._run(inputs, conv, self.kernels.scan_prompt, (table,), **options)
 
-    def expected(self, inputs, row, n_rows, x, slot, place):
-        """Outputs of these rows and the states behind them, from the states at a place; None: from zero.
+    def expected(self, inputs, row, n_rows, x, state):
+        """Outputs of these rows and the states behind them, from a state; None: from zero.
 
         x: what the convolution really gave, so that its rounding does not count twice.
         """
         xz, dt, bc = (array[row : row + n_rows] for array in inputs)
         e, rank, n = self.shape.d_inner, self.shape.dt_rank, self.shape.d_state
         rings = self.conv, self.ssm
-        conv, ssm = (np.zeros_like(ring[0, 0]) if place is None else ring[slot, place] for ring in rings)
+        conv, ssm = (np.zeros_like(states[0]) if state is None else states[state] for states in rings)
         u, past = convolve64(self.weights, conv, xz[:, :e])
         b, c = bc[:, rank : rank + n], bc[:, rank + n :]
-        out, state = scan64(self.weights, ssm, dt, x[row : row + n_rows], b, c, xz[:, e:])
-        return u, out, past, state
+        out, behind = scan64(self.weights, ssm, dt, x[row : row + n_rows], b, c, xz[:, e:])
+        return u, out, past, behind
 
 
 def close(found, expected):
@@ -234,11 +241,12 @@ def test_decode(kernels, kind, shape):
     world = World(kernels(kind, shape), slots)
     places = shape.places
     positions = [5, -1, 0, 1, 1000001, 64, -1]
-    offsets = [0, 1, 2, places - 1, 1, 0, 2, 5, 5]
-    read = [(position + offset - 1) % places for position, offset in zip(positions, offsets, strict=False)]
+    offsets = [0, 1, 2, places - 1, -7, 0, 2, 5, 5]
+    write = [world.at(slot, position + offsets[slot]) for slot, position in enumerate(positions)]
+    read = [world.at(slot, position + offsets[slot] - 1) for slot, position in enumerate(positions)]
     for slot in range(rows):
         if positions[slot] > 0:
-            world.remember(slot, read[slot])
+            world.remember(read[slot])
     before, inputs = copy.copy(world), world.inputs(rows)
     x, out = world.decode(inputs, positions, offsets)
     conv, ssm = before.conv.copy(), before.ssm.copy()
@@ -247,13 +255,12 @@ def test_decode(kernels, kind, shape):
             assert (x[slot] == -777).all()
             assert (out[slot] == -777).all()
             continue
-        u, y, past, state = before.expected(inputs, slot, 1, x, slot, read[slot] if position else None)
-        write = (position + offsets[slot]) % places
+        u, y, past, state = before.expected(inputs, slot, 1, x, read[slot] if position else None)
         close(x[slot], u[0])
         close(out[slot], y[0])
-        same(world.conv[slot, write], past.astype(np.float32))
-        close(world.ssm[slot, write], state)
-        conv[slot, write], ssm[slot, write] = world.conv[slot, write], world.ssm[slot, write]
+        same(world.conv[write[slot]], past.astype(np.float32))
+        close(world.ssm[write[slot]], state)
+        conv[write[slot]], ssm[write[slot]] = world.conv[write[slot]], world.ssm[write[slot]]
     same(world.conv, conv)
     same(world.ssm, ssm)
 
@@ -269,22 +276,22 @@ def test_prompt(kernels, kind, shape):
     spans, row = [], 0
     for i, n in enumerate(lengths):
         n_past = (0, 1, 700)[i % 3]
-        read, write = i % shape.places, (i + 1) % shape.places
+        read, write = world.at(i, i), world.at(i, i + 1)
         if n_past:
-            world.remember(i, read)
-        spans.append((row, n, i, n_past, read, write))
+            world.remember(read)
+        spans.append((row, n, n_past, read, write))
         row += n + (i == 1)  # a row that is in no span
     before, inputs = copy.copy(world), world.inputs(row)
     x, out = world.prompt(inputs, spans)
     conv, ssm, named = before.conv.copy(), before.ssm.copy(), np.zeros(row, bool)
-    for first, n, slot, n_past, read, write in spans:
+    for first, n, n_past, read, write in spans:
         rows = slice(first, first + n)
-        u, y, past, state = before.expected(inputs, first, n, x, slot, read if n_past else None)
+        u, y, past, state = before.expected(inputs, first, n, x, read if n_past else None)
         close(x[rows], u)
         close(out[rows], y)
-        same(world.conv[slot, write], past.astype(np.float32))
-        close(world.ssm[slot, write], state)
-        conv[slot, write], ssm[slot, write], named[rows] = world.conv[slot, write], world.ssm[slot, write], True
+        same(world.conv[write], past.astype(np.float32))
+        close(world.ssm[write], state)
+        conv[write], ssm[write], named[rows] = world.conv[write], world.ssm[write], True
     assert not named.all()
     assert (x[~named] == -777).all()
     assert (out[~named] == -777).all()
@@ -299,16 +306,17 @@ def test_a_prompt_may_write_where_it_reads(kernels, kind, shape):
     world, row = World(kernels(kind, shape), len(lengths)), 0
     spans = []
     for slot, n in enumerate(lengths):
-        world.remember(slot, 1)
-        spans.append((row, n, slot, 5, 1))
+        world.remember(world.at(slot, 1))
+        spans.append((row, n, 5, world.at(slot, 1)))
         row += n
     inputs, other = world.inputs(row), copy.copy(world)
-    expected = other.prompt(inputs, [(*span, 0) for span in spans])
-    found = world.prompt(inputs, [(*span, 1) for span in spans], times=1)
+    expected = other.prompt(inputs, [(*span, span[-1] - 1) for span in spans])
+    found = world.prompt(inputs, [(*span, span[-1]) for span in spans], times=1)
     for one, two in zip(found, expected, strict=True):
         same(one, two)
-    same(world.conv[:, 1], other.conv[:, 0])
-    same(world.ssm[:, 1], other.ssm[:, 0])
+    for *_, state in spans:
+        same(world.conv[state], other.conv[state - 1])
+        same(world.ssm[state], other.ssm[state - 1])
 
 
 PIECES = {"host": [1, 2, 7, 18, 12], "gpu": [1, 2, 7, 64, 65, 161]}
@@ -321,17 +329,17 @@ def test_how_a_prompt_is_cut_changes_no_bit(kernels, kind, shape):
     n, places = sum(pieces), shape.places
     world = World(kernels(kind, shape), 3)
     inputs = world.inputs(n)
-    whole = world.prompt(inputs, [(0, n, 1, 0, 0, 0)])
-    states = world.conv[1, 0], world.ssm[1, 0]
+    whole = world.prompt(inputs, [(0, n, 0, 0, world.at(1, 0))])
+    states = world.conv[world.at(1, 0)], world.ssm[world.at(1, 0)]
     found, first, place = [], 0, 0
     for length in pieces:
         part = [array[first : first + length] for array in inputs]
-        found.append(world.prompt(part, [(0, length, 0, first, place, (place + 1) % places)]))
+        found.append(world.prompt(part, [(0, length, first, world.at(0, place), world.at(0, place + 1))]))
         first, place = first + length, (place + 1) % places
     for one, expected in zip(zip(*found, strict=True), whole, strict=True):
         same(np.concatenate(one), expected)
-    same(world.conv[0, place], states[0])
-    same(world.ssm[0, place], states[1])
+    same(world.conv[place], states[0])
+    same(world.ssm[place], states[1])
     others, steps = world.inputs(3), range(n)
     for t in steps if kind == "gpu" else steps[:20]:
         for array, given in zip(others, inputs, strict=True):
@@ -340,7 +348,7 @@ def test_how_a_prompt_is_cut_changes_no_bit(kernels, kind, shape):
         same(x[2], whole[0][t])
         same(out[2], whole[1][t])
     if kind == "gpu":
-        same(world.ssm[2, n % places], states[1])
+        same(world.ssm[world.at(2, n)], states[1])
 
 
 @pytest.mark.gpu
@@ -349,7 +357,7 @@ def test_rows_of_a_decode_step_do_not_change_each_other(rows):
     """However many rows a block takes in turn."""
     world = World(Mamba(MambaShape(1000, 16, 4, 32, 2)), 256)
     for slot in range(256):
-        world.remember(slot, 1)
+        world.remember(2 * slot + 1)
     inputs = world.inputs(256)
     some = copy.copy(world)
     positions, offsets = np.full(256, 6), np.zeros(256)
@@ -358,38 +366,38 @@ def test_rows_of_a_decode_step_do_not_change_each_other(rows):
     found = some.decode([array[:rows] for array in inputs], positions[:rows], offsets)
     same(found[0], every[0][:rows])
     same(found[1], every[1][:rows])
-    same(some.ssm[:rows], world.ssm[:rows])
-    same(some.ssm[rows:, 1], world.ssm[rows:, 1])
-    assert np.isnan(some.ssm[rows:, 0]).all()
+    same(some.ssm[: 2 * rows], world.ssm[: 2 * rows])
+    assert np.isnan(some.ssm[2 * rows :: 2]).all()
 
 
 @pytest.mark.gpu
 def test_states_move_to_a_pool_and_back():
-    """The kernel that copies pages copies a place of a slot: index slot * R + place, as one of a pool's entries."""
+    """The kernel that copies pages copies states between the rings and the pool behind them."""
     import cupy
 
     from engine.cuda.driver.launch import launch
     from engine.cuda.driver.staging import addresses, kernel
 
-    rng, rings, pools = np.random.default_rng(0), [], []
-    for each in (3, 16):
-        rings.append(cupy.asarray(rng.normal(size=(4, 3, 100, each)).astype(np.float32)))
-        pools.append(cupy.zeros((5, 100, each), np.float32))
-    before = [ring.get() for ring in rings]
+    rng = np.random.default_rng(0)
+    arrays = [cupy.asarray(rng.normal(size=(9, 100, each)).astype(np.float32)) for each in (3, 16)]
+    before = [array.get() for array in arrays]
     sizes = cupy.asarray([100 * 3 * 4, 100 * 16 * 4], np.int64)
-    rings_at, pools_at = cupy.asarray(addresses(rings)), cupy.asarray(addresses(pools))
-    for sources, targets, pairs in ((rings_at, pools_at, [(7, 4), (2, 0)]), (pools_at, rings_at, [(4, 1), (0, 11)])):
-        args = (sources, targets, sizes, cupy.asarray(pairs, np.int32))
+    for pairs in ([(5, 7), (2, 8)], [(7, 1), (8, 0)]):
+        at = cupy.asarray(addresses(arrays))
+        args = (at, at, sizes, cupy.asarray(pairs, np.int32))
         launch(kernel("copy_pages"), (len(pairs), 2), 256, args, pdl=False)
-    for ring, old in zip(rings, before, strict=True):
-        old[0, 1], old[3, 2] = old[2, 1], old[0, 2]
-        same(ring.get(), old)
+    for array, old in zip(arrays, before, strict=True):
+        old[[7, 8]] = old[[5, 2]]
+        old[[1, 0]] = old[[7, 8]]
+        same(array.get(), old)
 
 
 def test_what_a_span_table_refuses():
-    with pytest.raises(AssertionError, match="a slot twice"):
-        span_table([(0, 4, 0, 0, 0, 1), (4, 4, 0, 4, 1, 2)])
-    assert span_table([]).shape == (0, 6)
+    with pytest.raises(AssertionError, match="write the same state"):
+        span_table([(0, 4, 0, 0, 1), (4, 4, 4, 0, 1)])
+    with pytest.raises(AssertionError, match="without rows"):
+        span_table([(0, 0, 0, 0, 1)])
+    assert span_table([]).shape == (0, 5)
     assert conv_tiles(span_table([])).shape == (0, 2)
-    tiles = conv_tiles(span_table([(0, 8, 2, 0, 0, 0), (8, 17, 1, 3, 0, 1)]))
+    tiles = conv_tiles(span_table([(0, 8, 0, 0, 0), (8, 17, 3, 0, 1)]))
     assert tiles.tolist() == [[0, 0], [1, 0], [1, 8], [1, 16]]

@@ -1,7 +1,7 @@
 // The causal convolution of a Mamba layer over the last D_CONV inputs of each channel, then SiLU.
 //
 // xz: rows of 2 * d_inner floats; the inputs are the first d_inner. weight (d_inner, D_CONV), the newest input's last;
-// bias (d_inner). state (slots, places, d_inner, D_CONV - 1): the last inputs, oldest first. out (rows, d_inner).
+// bias (d_inner). state: rows of (d_inner, D_CONV - 1), the last inputs, oldest first. out (rows, d_inner).
 // A thread computes WIDE neighbouring channels, whose memory it reads and writes in vectors of WIDE floats. The order of
 // a token's operations is the same in both kernels.
 
@@ -109,10 +109,10 @@ extern "C" __global__ void __launch_bounds__(128)
 }
 
 // Rows of prompts. grid (blocks of channels, tiles). tiles: (span, its first row in the span), a multiple of TILE.
-// A span's first tile reads the state and writes the one behind the span, so both may be in the same place. A span without
+// A span's first tile reads the state and writes the one behind the span, so both may be in the same row. A span without
 // a past starts from zero and reads none.
 extern "C" __global__ void __launch_bounds__(128)
-    conv_prompt(const float* xz, const float* weight, const float* bias, float* state, int places, const PromptSpan* spans,
+    conv_prompt(const float* xz, const float* weight, const float* bias, float* state, const PromptSpan* spans,
                 const int2* tiles, float* out, int d_inner) {
     pdl_launch();
     const int channel = (blockIdx.x * blockDim.x + threadIdx.x) * WIDE;
@@ -123,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(128)
     const int2 tile = tiles[blockIdx.y];
     const PromptSpan span = spans[tile.x];
     const int n = min(TILE, span.n_rows - tile.y);
-    const i64 size = (i64)d_inner * PAST, slot = (i64)span.slot * places, first = span.row + tile.y;
+    const i64 size = (i64)d_inner * PAST, first = span.row + tile.y;
     const i64 stride = 2 * (i64)d_inner;
     const float* from = xz + first * stride + channel;
     float x[TILE][WIDE], y[WIDE];
@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(128)
     if (tile.y > 0) {
         channels.load_past(from, stride);
     } else if (span.n_past > 0) {
-        load<WIDE * PAST>(state + (slot + span.read) * size + channel * PAST, channels.past);
+        load<WIDE * PAST>(state + span.read * size + channel * PAST, channels.past);
     } else {
         channels.forget();
     }
@@ -145,5 +145,5 @@ extern "C" __global__ void __launch_bounds__(128)
         }
     if (tile.y > 0) return;
     if (span.n_rows > TILE) channels.load_past(from + span.n_rows * stride, stride);
-    store<WIDE * PAST>(state + (slot + span.write) * size + channel * PAST, channels.past);
+    store<WIDE * PAST>(state + span.write * size + channel * PAST, channels.past);
 }

@@ -1,13 +1,13 @@
 """Launchers of the convolution and the selective scan of Mamba layers. They are the kernels' contracts.
 
 Letters: T rows of a batch (B of a decode step, where row b is slot b), E inner width, N states of a channel, W width of
-the convolution, R places of a slot's ring, S spans of a prompt batch. Source: Gu and Dao, "Mamba: Linear-Time Sequence
-Modeling with Selective State Spaces", algorithm 2.
+the convolution, Z rows of states, R places of a slot's ring, S spans of a prompt batch. Source: Gu and Dao, "Mamba:
+Linear-Time Sequence Modeling with Selective State Spaces", algorithm 2.
 
 Every array is a C-contiguous float32 CuPy array unless said otherwise. Buffers shared by the calls:
     xz           (T, 2 * E): x and z, the product of ssm_in
-    conv_state   (slots, R, E, W - 1): of each place, the last inputs of each channel, oldest first
-    ssm_state    (slots, R, E, N)
+    conv_state   (Z, E, W - 1): of each state, the last inputs of each channel, oldest first
+    ssm_state    (Z, E, N); a slot's ring is the rows slot * R to slot * R + R - 1 of both
     positions    int32 (B,): position of each slot's token, -1 for a padded row (nothing read, nothing written)
     offsets      int32 (slots,): the state behind the token at a position is kept at place (position + offset) mod R
 A decoded token reads the place in front of its own and writes its own; at position 0 it starts from zero. So a step
@@ -85,16 +85,17 @@ def build_jobs(shape: MambaShape) -> list[tuple[tuple[str, ...], Mapping[str, ob
     ]
 
 
-def span_table(spans: Iterable[tuple[int, int, int, int, int, int]]) -> npt.NDArray[np.int32]:
-    """Spans of a prompt batch as the kernels read them: int32 (S, 6).
+def span_table(spans: Iterable[tuple[int, int, int, int, int]]) -> npt.NDArray[np.int32]:
+    """Spans of a prompt batch as the kernels read them: int32 (S, 5).
 
     Args:
-        spans: (row, n_rows, slot, n_past, read, write) each: n_rows >= 1 consecutive tokens of the slot from position
-            n_past on, starting at batch row `row`; the places their state is read from and written to, which may be
-            the same. Two spans of one batch have different slots. Without a past nothing is read.
+        spans: (row, n_rows, n_past, read, write) each: n_rows >= 1 consecutive tokens of one sequence from position
+            n_past on, starting at batch row `row`; the rows of states that are read and written, which may be the same.
+            Without a past nothing is read. No other span of the batch may name the row that one writes.
     """
-    table = np.array(list(spans), np.int32).reshape(-1, 6)
-    assert (table[:, 1] >= 1).all() and len(np.unique(table[:, 2])) == len(table), "an empty span, or a slot twice"
+    table = np.array(list(spans), np.int32).reshape(-1, 5)
+    assert (table[:, 1] >= 1).all(), "a span without rows"
+    assert len(np.unique(table[:, 4])) == len(table), "two spans write the same state"
     return table
 
 
@@ -145,7 +146,7 @@ class Mamba:
         n = int(positions.size)
         self._check(xz, out, n)
         self._check_state(conv_state, self.shape.d_conv - 1)
-        assert n <= offsets.size == conv_state.shape[0]
+        assert n <= offsets.size and offsets.size * self.shape.places <= len(conv_state)
         args = (xz, weight, bias, conv_state, self.shape.places, positions, offsets, out, self.shape.d_inner)
         launch(self._conv_decode, (self._conv_blocks, n), THREADS, args, stream=stream)
 
@@ -171,7 +172,7 @@ class Mamba:
         n = int(positions.size)
         self._check(xz, out, n)
         self._check_state(ssm_state, self.shape.d_state)
-        assert n <= offsets.size == ssm_state.shape[0]
+        assert n <= offsets.size and offsets.size * self.shape.places <= len(ssm_state)
         inputs = self._inputs(dt, x, bc, xz, a, d)
         args = (*inputs, ssm_state, self.shape.places, positions, offsets, n, out, self.shape.d_inner)
         launch(self._scan_decode, (self._scan_blocks, min(n, self._most_rows)), THREADS, args, stream=stream)
@@ -186,7 +187,7 @@ class Mamba:
             weight: as in conv_decode.
             bias: likewise.
             conv_state: see the module.
-            spans: int32 (S, 6) on the device, from span_table.
+            spans: int32 (S, 5) on the device, from span_table.
             tiles: int32 (n_tiles, 2) on the device, from conv_tiles; n_tiles 0 does nothing.
             out: rows that no span names stay as they are.
             stream: the current stream when left out.
@@ -195,7 +196,7 @@ class Mamba:
         self._check_state(conv_state, self.shape.d_conv - 1)
         if len(tiles) == 0:
             return
-        args = (xz, weight, bias, conv_state, self.shape.places, spans, tiles, out, self.shape.d_inner)
+        args = (xz, weight, bias, conv_state, spans, tiles, out, self.shape.d_inner)
         launch(self._conv_prompt, (self._conv_blocks, len(tiles)), THREADS, args, stream=stream)
 
     def scan_prompt(
@@ -212,7 +213,7 @@ class Mamba:
             a: as in scan_decode.
             d: likewise.
             ssm_state: see the module.
-            spans: int32 (S, 6) on the device, from span_table; S 0 does nothing.
+            spans: int32 (S, 5) on the device, from span_table; S 0 does nothing.
             out: (T, E), apart from the inputs; rows that no span names stay as they are.
             stream: the current stream when left out.
         """
@@ -221,7 +222,7 @@ class Mamba:
         if len(spans) == 0:
             return
         inputs = self._inputs(dt, x, bc, xz, a, d)
-        args = (*inputs, ssm_state, self.shape.places, spans, out, self.shape.d_inner)
+        args = (*inputs, ssm_state, spans, out, self.shape.d_inner)
         launch(self._scan_prompt, (self._scan_blocks, len(spans)), THREADS, args, stream=stream)
 
     def _check(self, xz: Any, out: Any, n: int) -> None:
@@ -230,7 +231,7 @@ class Mamba:
         assert xz.flags.c_contiguous and out.flags.c_contiguous
 
     def _check_state(self, state: Any, each: int) -> None:
-        assert state.shape[1:] == (self.shape.places, self.shape.d_inner, each), state.shape
+        assert state.shape[1:] == (self.shape.d_inner, each), state.shape
         assert state.flags.c_contiguous
 
     def _inputs(self, dt: Any, x: Any, bc: Any, xz: Any, a: Any, d: Any) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 //     step = softplus(dt);  h = exp(step * A) * h + step * x * B;  out = (C . h + D * x) * silu(z)
 //
 // dt, x: (rows, d_inner). bc: B of a row, C directly behind it; bc_row floats from row to row. xz: rows of 2 * d_inner
-// floats, z the last d_inner. a (d_inner, D_STATE), d (d_inner). state (slots, places, d_inner, D_STATE). out (rows,
+// floats, z the last d_inner. a (d_inner, D_STATE), d (d_inner). state: rows of (d_inner, D_STATE). out (rows,
 // d_inner), apart from the inputs. VECTORS: B and C of each row are aligned to 16 bytes.
 // A lane holds STATES states of a channel, LANES lanes a channel, CHANNELS channels a block. The order of a token's
 // operations is the same in both kernels, so how a prompt is cut does not change a bit.
@@ -146,7 +146,7 @@ struct Staged {
 // memory, the inputs of the next ones are on their way. A span without a past starts from zero and reads no state.
 extern "C" __global__ void __launch_bounds__(THREADS)
     scan_prompt(const float* dt, const float* x, const float* bc, int bc_row, const float* xz, const float* a, const float* d,
-                float* state, int places, const PromptSpan* spans, float* out, int d_inner) {
+                float* state, const PromptSpan* spans, float* out, int d_inner) {
     __shared__ float2 steps[TOKENS][CHANNELS];  // softplus(dt), and that times x
     __shared__ __align__(16) float bs[TOKENS][PADDED];
     __shared__ __align__(16) float cs[TOKENS][PADDED];
@@ -164,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     pdl_wait();
     const PromptSpan span = spans[blockIdx.y];
     const i64 size = (i64)d_inner * D_STATE;
-    float* const states = state + (i64)span.slot * places * size + (i64)channel * D_STATE;
+    float* const states = state + (i64)channel * D_STATE;
     if (span.n_past > 0) {
         load_states<true>(states + span.read * size, lane, h);
     } else {
