@@ -22,6 +22,7 @@ COMMON = TYPES[: TYPES.index(GGMLType.Q6_K) + 1]
 """Types that most files have: built for every architecture. The others take turns and are complete on Hopper only."""
 RARE = TYPES[len(COMMON) :]
 WIDTHS = (64, 80, 96, 112, 128, 256)
+MAMBA_SHAPES = ((5120, 16, 4, 160, 2), (100, 8, 2, 5, 2), (64, 64, 8, 4, 2), (33, 10, 3, 3, 3), (64, 256, 4, 4, 2))
 
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed", exc_type=ImportError)
 try:
@@ -70,6 +71,7 @@ def jobs_for(arch):
     from engine.cuda.formats import dequant, repack
     from engine.cuda.matrix import decode_gemm as batch_matvec
     from engine.cuda.matrix import gemm, matvec
+    from engine.cuda.recurrent import mamba
     from engine.cuda.rows import parts, rows
     from engine.cuda.sampling import sampler as sampling_ops
 
@@ -97,6 +99,8 @@ def jobs_for(arch):
         for type in COMMON + RARE[turn::6]:
             if type is not GGMLType.F32:
                 jobs += moe_rows.build_jobs(type, type, matvec.Activation.SILU, routing, 768, 2048)
+    for shape in MAMBA_SHAPES if arch == 90 else MAMBA_SHAPES[turn % 2 :: 2]:
+        jobs += mamba.build_jobs(mamba.MambaShape(*shape))
     for shape in shapes_for(arch):
         jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
         if arch == 90:  # the kernels of the other cards serve there too where the tests ask for them
@@ -132,6 +136,8 @@ def kernel_names(file, type):
         "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid read_all",
         "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear divide add_chosen",
         "moves.cu": "scatter copy_pages gather_rows",
+        "conv.cu": "conv_decode conv_prompt",
+        "scan.cu": "scan_decode scan_prompt",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",
         "decode_gemm.cu": "batch_matvec",
@@ -218,12 +224,17 @@ def test_a_false_claim_does_not_build():
 
 def test_constants_of_the_launchers_equal_the_kernels():
     from engine.cuda.matrix import matvec
+    from engine.cuda.recurrent import mamba
     from engine.cuda.sampling import sampler as sampling_ops
 
     row, most = sampling_ops.ROW, sampling_ops.MAXIMA
     claims = [f"sizeof(SamplingRow) == {row.itemsize}", f"MAXIMA == {most}", f"THREADS == {sampling_ops.THREADS}"]
     claims += [f"CANDIDATES == {sampling_ops.CANDIDATES}", f"BINS == {sampling_ops.BINS}"]
     check_statically(sampling_ops.SOURCES, None, claims)
+    for shape in (mamba.MambaShape(*shape) for shape in MAMBA_SHAPES):
+        conv, scan = mamba.build_jobs(shape)
+        check_statically(*conv, [f"TILE == {mamba.TILE}"])
+        check_statically(*scan, [f"THREADS == {mamba.THREADS}", f"CHANNELS == {shape.channels}"])
     assert f"constexpr int SLAB = {matvec.SLAB};" in read_file("matvec.cu")
     for activation in matvec.Activation:
         assert activation.value < 7

@@ -1,0 +1,1 @@
+"""Recurrent layers on the device: causal convolutions and scans over a state, and their launchers."""

@@ -1,0 +1,241 @@
+"""Launchers of the convolution and the selective scan of Mamba layers. They are the kernels' contracts.
+
+Letters: T rows of a batch (B of a decode step, where row b is slot b), E inner width, N states of a channel, W width of
+the convolution, Z rows of states, R places of a slot's ring, S spans of a prompt batch. Source: Gu and Dao, "Mamba:
+Linear-Time Sequence Modeling with Selective State Spaces", algorithm 2.
+
+Every array is a C-contiguous float32 CuPy array unless said otherwise. Buffers shared by the calls:
+    xz           (T, 2 * E): x and z, the product of ssm_in
+    conv_state   (Z, E, W - 1): of each state, the last inputs of each channel, oldest first
+    ssm_state    (Z, E, N); a slot's ring is the rows slot * R to slot * R + R - 1 of both
+    positions    int32 (B,): position of each slot's token, -1 for a padded row (nothing read, nothing written)
+    offsets      int32 (slots,): the state behind the token at a position is kept at place (position + offset) mod R
+A decoded token reads the place in front of its own and writes its own; at position 0 it starts from zero. So a step
+that is run again gives the same bits, and they depend neither on other rows nor on how a prompt is cut.
+This module must not know of tokenizers, requests or layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.cuda.driver.compiler import build
+from engine.cuda.driver.launch import launch
+
+CONV_FILES = ("recurrent.cuh", "conv.cu")
+SCAN_FILES = ("recurrent.cuh", "scan.cu")
+TILE = 8
+"""Rows of a block of the prompts' convolution."""
+THREADS = 128
+MAX_STATES = 256
+MAX_CONV = TILE
+_BLOCKS = 12
+"""Blocks of scan_decode on a multiprocessor beside each other; more rows than that give make blocks take several."""
+
+
+@dataclass(frozen=True)
+class MambaShape:
+    """What kernels are built for.
+
+    Attributes:
+        d_inner: channels, E.
+        d_state: states of a channel, N: 1 to 256.
+        d_conv: width of the convolution, W: 2 to 8.
+        dt_rank: columns in front of B and C in the product of ssm_x.
+        places: places of a slot's ring, R: at least 2, or a state would be written where it is read.
+    """
+
+    d_inner: int
+    d_state: int
+    d_conv: int
+    dt_rank: int
+    places: int
+
+    def __post_init__(self) -> None:
+        assert 1 <= self.d_state <= MAX_STATES and 2 <= self.d_conv <= MAX_CONV and self.places >= 2, self
+
+    @property
+    def row_width(self) -> int:
+        """Columns of the product of ssm_x: dt, B and C."""
+        return self.dt_rank + 2 * self.d_state
+
+    @property
+    def wide(self) -> int:
+        """Channels of a thread of the convolution."""
+        return 4 if self.d_inner % 4 == 0 else 1
+
+    @property
+    def channels(self) -> int:
+        """Channels of a block of the scans."""
+        padded = max(4, 1 << (self.d_state - 1).bit_length())
+        return THREADS * (4 if padded <= 128 else padded // 32) // padded
+
+
+def build_jobs(shape: MambaShape) -> list[tuple[tuple[str, ...], Mapping[str, object]]]:
+    """(files, defines) pairs for compiler.build or prebuild: the convolution, the scan."""
+    vectors = all(width % 4 == 0 for width in (shape.dt_rank, shape.d_state))
+    return [
+        (CONV_FILES, {"D_CONV": shape.d_conv, "WIDE": shape.wide}),
+        (SCAN_FILES, {"D_STATE": shape.d_state, "VECTORS": "true" if vectors else "false"}),
+    ]
+
+
+def span_table(spans: Iterable[tuple[int, int, int, int, int]]) -> npt.NDArray[np.int32]:
+    """Spans of a prompt batch as the kernels read them: int32 (S, 5).
+
+    Args:
+        spans: (row, n_rows, n_past, read, write) each: n_rows >= 1 consecutive tokens of one sequence from position
+            n_past on, starting at batch row `row`; the rows of states that are read and written, which may be the same.
+            Without a past nothing is read. No other span of the batch may name the row that one writes.
+    """
+    table = np.array(list(spans), np.int32).reshape(-1, 5)
+    assert (table[:, 1] >= 1).all(), "a span without rows"
+    assert len(np.unique(table[:, 4])) == len(table), "two spans write the same state"
+    return table
+
+
+def conv_tiles(table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Cuts the spans of span_table into tiles for Mamba.conv_prompt: int32 (n_tiles, 2), span and first row in it."""
+    tiles = [(span, first) for span, row in enumerate(table) for first in range(0, int(row[1]), TILE)]
+    return np.array(tiles, np.int32).reshape(-1, 2)
+
+
+class Mamba:
+    """The kernels of one shape of Mamba layers on the current device.
+
+    Args:
+        shape: widths and places.
+    """
+
+    def __init__(self, shape: MambaShape) -> None:
+        import cupy
+
+        self.shape = shape
+        conv, scan = (build(files, defines=defines) for files, defines in build_jobs(shape))
+        self._conv_decode, self._conv_prompt = conv.get("conv_decode"), conv.get("conv_prompt")
+        self._scan_decode, self._scan_prompt = scan.get("scan_decode"), scan.get("scan_prompt")
+        self._conv_blocks = -(-shape.d_inner // (THREADS * shape.wide))
+        self._scan_blocks = -(-shape.d_inner // shape.channels)
+        multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+        self._most_rows = max(1, _BLOCKS * multiprocessors // self._scan_blocks)
+
+    def conv_decode(
+        self, xz: Any, weight: Any, bias: Any, conv_state: Any, positions: Any, offsets: Any, out: Any,
+        *, stream: Any = None,
+    ) -> None:  # fmt: skip
+        """out (B, E) = silu(bias + convolution of each slot's last W inputs), B = positions.size; keeps the last W - 1.
+
+        Args:
+            xz: see the module.
+            weight: (E, W), the newest input's last.
+            bias: (E,).
+            conv_state: see the module.
+            positions: likewise.
+            offsets: likewise.
+            out: rows with positions[b] >= 0 are written.
+            stream: the current stream when left out.
+
+        Started early (programmatic dependent launch): positions, offsets and states are read before the wait, so the
+        first kernel of a step must not be launched early. The same holds for scan_decode.
+        """
+        n = int(positions.size)
+        self._check(xz, out, n)
+        self._check_state(conv_state, self.shape.d_conv - 1)
+        assert n <= offsets.size and offsets.size * self.shape.places <= len(conv_state)
+        args = (xz, weight, bias, conv_state, self.shape.places, positions, offsets, out, self.shape.d_inner)
+        launch(self._conv_decode, (self._conv_blocks, n), THREADS, args, stream=stream)
+
+    def scan_decode(
+        self, dt: Any, x: Any, bc: Any, xz: Any, a: Any, d: Any, ssm_state: Any, positions: Any, offsets: Any, out: Any,
+        *, stream: Any = None,
+    ) -> None:  # fmt: skip
+        """out (B, E) = (C . h + d * x) * silu(z) behind h = exp(softplus(dt) * a) * h + softplus(dt) * x * B.
+
+        Args:
+            dt: (B, E), the product of ssm_dt with its bias.
+            x: (B, E), what conv_decode wrote.
+            bc: (B, dt_rank + 2 * N), rows contiguous: the product of ssm_x; B and C are read.
+            xz: see the module; z is read.
+            a: (E, N).
+            d: (E,).
+            ssm_state: see the module.
+            positions: likewise.
+            offsets: likewise.
+            out: apart from the inputs; rows with positions[b] >= 0 are written.
+            stream: the current stream when left out.
+        """
+        n = int(positions.size)
+        self._check(xz, out, n)
+        self._check_state(ssm_state, self.shape.d_state)
+        assert n <= offsets.size and offsets.size * self.shape.places <= len(ssm_state)
+        inputs = self._inputs(dt, x, bc, xz, a, d)
+        args = (*inputs, ssm_state, self.shape.places, positions, offsets, n, out, self.shape.d_inner)
+        launch(self._scan_decode, (self._scan_blocks, min(n, self._most_rows)), THREADS, args, stream=stream)
+
+    def conv_prompt(
+        self, xz: Any, weight: Any, bias: Any, conv_state: Any, spans: Any, tiles: Any, out: Any, *, stream: Any = None
+    ) -> None:
+        """out (T, E) = silu(bias + convolution), row after row of each span; keeps the last W - 1 inputs of each.
+
+        Args:
+            xz: see the module.
+            weight: as in conv_decode.
+            bias: likewise.
+            conv_state: see the module.
+            spans: int32 (S, 5) on the device, from span_table.
+            tiles: int32 (n_tiles, 2) on the device, from conv_tiles; n_tiles 0 does nothing.
+            out: rows that no span names stay as they are.
+            stream: the current stream when left out.
+        """
+        self._check(xz, out, 0)
+        self._check_state(conv_state, self.shape.d_conv - 1)
+        if len(tiles) == 0:
+            return
+        args = (xz, weight, bias, conv_state, spans, tiles, out, self.shape.d_inner)
+        launch(self._conv_prompt, (self._conv_blocks, len(tiles)), THREADS, args, stream=stream)
+
+    def scan_prompt(
+        self, dt: Any, x: Any, bc: Any, xz: Any, a: Any, d: Any, ssm_state: Any, spans: Any, out: Any,
+        *, stream: Any = None,
+    ) -> None:  # fmt: skip
+        """As scan_decode for T rows of prompts, token after token within each span.
+
+        Args:
+            dt: (T, E).
+            x: (T, E).
+            bc: (T, dt_rank + 2 * N).
+            xz: (T, 2 * E).
+            a: as in scan_decode.
+            d: likewise.
+            ssm_state: see the module.
+            spans: int32 (S, 5) on the device, from span_table; S 0 does nothing.
+            out: (T, E), apart from the inputs; rows that no span names stay as they are.
+            stream: the current stream when left out.
+        """
+        self._check(xz, out, 0)
+        self._check_state(ssm_state, self.shape.d_state)
+        if len(spans) == 0:
+            return
+        inputs = self._inputs(dt, x, bc, xz, a, d)
+        args = (*inputs, ssm_state, spans, out, self.shape.d_inner)
+        launch(self._scan_prompt, (self._scan_blocks, len(spans)), THREADS, args, stream=stream)
+
+    def _check(self, xz: Any, out: Any, n: int) -> None:
+        width = self.shape.d_inner
+        assert xz.shape[1] == 2 * width and out.shape[1] == width and min(len(xz), len(out)) >= n, (xz.shape, out.shape)
+        assert xz.flags.c_contiguous and out.flags.c_contiguous
+
+    def _check_state(self, state: Any, each: int) -> None:
+        assert state.shape[1:] == (self.shape.d_inner, each), state.shape
+        assert state.flags.c_contiguous
+
+    def _inputs(self, dt: Any, x: Any, bc: Any, xz: Any, a: Any, d: Any) -> tuple[Any, ...]:
+        shape = self.shape
+        assert dt.shape[1] == x.shape[1] == d.size == shape.d_inner and a.shape == (shape.d_inner, shape.d_state)
+        assert bc.shape[1] == shape.row_width and all(array.flags.c_contiguous for array in (dt, x, bc))
+        return dt, x, bc[:, shape.dt_rank :], shape.row_width, xz, a, d

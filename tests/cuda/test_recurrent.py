@@ -1,0 +1,403 @@
+"""Convolution and scan of Mamba layers against float64, and bit for bit however prompts are cut and steps repeated.
+
+The same tests run the kernels compiled for the CPU (small shapes, thread by thread) and on a GPU.
+"""
+
+import copy
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.cuda.driver.compiler import kernel_files
+from engine.cuda.recurrent.mamba import THREADS, Mamba, MambaShape, build_jobs, conv_tiles, span_table
+from tests.support.recurrent_reference import MambaWeights, convolve64, scan64
+
+COMPILER = shutil.which("g++")
+TOLERANCE = 1e-5
+"""Of the largest value expected: float32 against float64 over some hundred tokens."""
+
+PLACES = 3
+HOST_SHAPES = [
+    MambaShape(64, 16, 4, 4, PLACES),
+    MambaShape(100, 8, 2, 12, PLACES),
+    MambaShape(33, 10, 3, 3, PLACES),  # nothing is a multiple of four
+    MambaShape(20, 48, 8, 5, PLACES),
+    MambaShape(5, 256, 4, 4, PLACES),
+]
+GPU_SHAPES = [
+    MambaShape(64, 16, 4, 4, PLACES),
+    MambaShape(100, 8, 2, 12, PLACES),
+    MambaShape(100, 64, 8, 5, 2),
+    MambaShape(5120, 16, 4, 160, PLACES),
+    MambaShape(5120, 8, 4, 160, 2),
+    MambaShape(5120, 64, 3, 160, 2),
+    MambaShape(33, 10, 3, 3, PLACES),
+    MambaShape(5, 256, 4, 4, PLACES),
+]
+CASES = [pytest.param("host", shape, id=f"host-{shape.d_inner}-{shape.d_state}") for shape in HOST_SHAPES]
+CASES += [
+    pytest.param("gpu", shape, id=f"gpu-{shape.d_inner}-{shape.d_state}", marks=pytest.mark.gpu) for shape in GPU_SHAPES
+]
+
+ENTRY_POINTS = """
+extern "C" void conv_decode_{i}(int bx, int by, const float* xz, const float* weight, const float* bias, float* state,
+                                int places, const int* positions, const int* offsets, float* out, int d_inner) {{
+    launch_blocks(bx, by, 128, [&] {{
+        of_{i}::conv_decode(xz, weight, bias, state, places, positions, offsets, out, d_inner);
+    }});
+}}
+extern "C" void conv_prompt_{i}(int bx, int by, const float* xz, const float* weight, const float* bias, float* state,
+                                const PromptSpan* spans, const int2* tiles, float* out, int d_inner) {{
+    launch_blocks(bx, by, 128, [&] {{
+        of_{i}::conv_prompt(xz, weight, bias, state, spans, tiles, out, d_inner);
+    }});
+}}
+extern "C" void scan_decode_{i}(int bx, int by, const float* dt, const float* x, const float* bc, int bc_row,
+                                const float* xz, const float* a, const float* d, float* state, int places,
+                                const int* positions, const int* offsets, int rows, float* out, int d_inner) {{
+    launch_blocks(bx, by, 128, [&] {{
+        of_{i}::scan_decode(dt, x, bc, bc_row, xz, a, d, state, places, positions, offsets, rows, out, d_inner);
+    }});
+}}
+extern "C" void scan_prompt_{i}(int bx, int by, const float* dt, const float* x, const float* bc, int bc_row,
+                                const float* xz, const float* a, const float* d, float* state,
+                                const PromptSpan* spans, float* out, int d_inner) {{
+    launch_blocks(bx, by, 128, [&] {{
+        of_{i}::scan_prompt(dt, x, bc, bc_row, xz, a, d, state, spans, out, d_inner);
+    }});
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The kernels of all host shapes as one shared library."""
+    if COMPILER is None:
+        pytest.skip("no g++ to compile the kernels for the CPU")
+    folder = tmp_path_factory.mktemp("host")
+    text = {name: path.read_text(encoding="utf-8") for name, path in kernel_files().items()}
+    source = '#include "blocks_on_host.h"\n' + text["recurrent.cuh"]
+    for i, shape in enumerate(HOST_SHAPES):
+        for files, defines in build_jobs(shape):
+            source += "".join(f"\n#define {name} {value}" for name, value in defines.items())
+            # In a namespace of its own; C linkage would make one function of all of them.
+            body = text[files[-1]].replace('extern "C" __global__', "static")
+            name = files[-1].partition(".")[0]
+            source += f"\nnamespace of_{i} {{ namespace {name} {{\n{body}\n}} using namespace {name}; }}"
+            source += "".join(f"\n#undef {name}" for name in defines)
+        source += ENTRY_POINTS.format(i=i)
+    (folder / "kernels.cpp").write_text(source)
+    target = folder / "kernels.so"
+    command = [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w"]
+    command += [f"-I{Path(__file__).parent}", "-o", str(target), str(folder / "kernels.cpp")]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[:5000]
+    return ctypes.CDLL(str(target))
+
+
+class HostKernels:
+    """The kernels as Mamba launches them, on numpy arrays."""
+
+    def __init__(self, library, shape):
+        self.shape, self._library, self._index = shape, library, HOST_SHAPES.index(shape)
+        self._conv, self._scan = -(-shape.d_inner // (THREADS * shape.wide)), -(-shape.d_inner // shape.channels)
+
+    def _run(self, name, grid, *args):
+        given = [ctypes.c_void_p(arg.ctypes.data) if isinstance(arg, np.ndarray) else arg for arg in args]
+        getattr(self._library, f"{name}_{self._index}")(*grid, *given)
+
+    def conv_decode(self, xz, weight, bias, state, positions, offsets, out):
+        args = (xz, weight, bias, state, self.shape.places, positions, offsets, out, self.shape.d_inner)
+        self._run("conv_decode", (self._conv, positions.size), *args)
+
+    def conv_prompt(self, xz, weight, bias, state, spans, tiles, out):
+        args = (xz, weight, bias, state, spans, tiles, out, self.shape.d_inner)
+        self._run("conv_prompt", (self._conv, len(tiles)), *args)
+
+    def scan_decode(self, dt, x, bc, xz, a, d, state, positions, offsets, out):
+        shape, n = self.shape, positions.size
+        args = (dt, x, bc[:, shape.dt_rank :], shape.row_width, xz, a, d, state, shape.places, positions, offsets, n)
+        self._run("scan_decode", (self._scan, min(n, 2)), *args, out, shape.d_inner)
+
+    def scan_prompt(self, dt, x, bc, xz, a, d, state, spans, out):
+        shape = self.shape
+        args = (dt, x, bc[:, shape.dt_rank :], shape.row_width, xz, a, d, state, spans)
+        self._run("scan_prompt", (self._scan, len(spans)), *args, out, shape.d_inner)
+
+
+@pytest.fixture
+def kernels(request):
+    """Makes kernels of a shape on "host" or "gpu"."""
+
+    def make(kind, shape):
+        return HostKernels(request.getfixturevalue("library"), shape) if kind == "host" else Mamba(shape)
+
+    return make
+
+
+class World:
+    """One layer with random weights and states that are garbage (NaN) wherever a test puts nothing.
+
+    Behind the rings of the slots there are two more states, as of a pool of checkpoints.
+    """
+
+    def __init__(self, kernels, slots, seed=0):
+        shape, self.rng = kernels.shape, np.random.default_rng(seed)
+        self.kernels, self.shape, self.slots = kernels, shape, slots
+        self.weights = MambaWeights.random(self.rng, shape.d_inner, shape.d_state, shape.d_conv)
+        self.conv = np.full((slots * shape.places + 2, shape.d_inner, shape.d_conv - 1), np.nan, np.float32)
+        self.ssm = np.full((slots * shape.places + 2, shape.d_inner, shape.d_state), np.nan, np.float32)
+
+    def at(self, slot, place):
+        """The row of a place."""
+        return slot * self.shape.places + place % self.shape.places
+
+    def _up(self, array):
+        if isinstance(self.kernels, HostKernels):
+            return np.ascontiguousarray(array)
+        import cupy
+
+        return cupy.asarray(array)
+
+    @staticmethod
+    def _down(array):
+        return array.copy() if isinstance(array, np.ndarray) else array.get()
+
+    def inputs(self, rows):
+        """xz, dt and the product of ssm_x for so many rows; what stands for no row may be anything."""
+        shape = self.shape
+        widths = 2 * shape.d_inner, shape.d_inner, shape.row_width
+        xz, dt, bc = (self.rng.normal(size=(rows, width)).astype(np.float32) for width in widths)
+        dt[:, ::7] += 21.0  # beyond where softplus is the identity
+        dt[:, 1::7] -= 5.0
+        return xz, dt - 1.0, bc
+
+    def remember(self, state):
+        """A random state."""
+        self.conv[state] = self.rng.normal(size=self.conv.shape[1:])
+        self.ssm[state] = self.rng.normal(size=self.ssm.shape[1:])
+
+    def _run(self, inputs, conv, scan, tables, times=2):
+        """Outputs of both kernels (rows, E), the same bits each time; the rings hold what they left."""
+        w, rows = self.weights, len(inputs[0])
+        xz, dt, bc, weight, bias, a, d = map(self._up, (*inputs, w.conv, w.bias, w.a, w.d))
+        rings = self._up(self.conv.copy()), self._up(self.ssm.copy())
+        x, out = (self._up(np.full((rows, self.shape.d_inner), -777.0, np.float32)) for _ in range(2))
+        tables = [self._up(array) for array in tables]
+        runs = []
+        for _ in range(times):  # a step that is run again finds what it read before
+            conv(xz, weight, bias, rings[0], *tables, x)
+            scan(dt, x, bc, xz, a, d, rings[1], *tables, out)
+            runs.append([self._down(array) for array in (x, out, *rings)])
+        for first, last in zip(runs[0], runs[-1], strict=True):
+            same(last, first)
+        self.conv, self.ssm = runs[0][2:]
+        return runs[0][:2]
+
+    def decode(self, inputs, positions, offsets):
+        tables = (np.asarray(positions, np.int32), np.asarray(offsets, np.int32))
+        return self._run(inputs, self.kernels.conv_decode, self.kernels.scan_decode, tables)
+
+    def prompt(self, inputs, spans, **options):
+        table = span_table(spans)
+        tiles = self._up(conv_tiles(table))
+
+        def conv(xz, weight, bias, state, spans, out):
+            self.kernels.conv_prompt(xz, weight, bias, state, spans, tiles, out)
+
+        return self._run(inputs, conv, self.kernels.scan_prompt, (table,), **options)
+
+    def expected(self, inputs, row, n_rows, x, state):
+        """Outputs of these rows and the states behind them, from a state; None: from zero.
+
+        x: what the convolution really gave, so that its rounding does not count twice.
+        """
+        xz, dt, bc = (array[row : row + n_rows] for array in inputs)
+        e, rank, n = self.shape.d_inner, self.shape.dt_rank, self.shape.d_state
+        rings = self.conv, self.ssm
+        conv, ssm = (np.zeros_like(states[0]) if state is None else states[state] for states in rings)
+        u, past = convolve64(self.weights, conv, xz[:, :e])
+        b, c = bc[:, rank : rank + n], bc[:, rank + n :]
+        out, behind = scan64(self.weights, ssm, dt, x[row : row + n_rows], b, c, xz[:, e:])
+        return u, out, past, behind
+
+
+def close(found, expected):
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+def same(found, expected):
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize(("kind", "shape"), CASES)
+def test_decode(kernels, kind, shape):
+    """Every row against float64; padded rows, every other place and rows that did not run keep their bits."""
+    slots, rows = 9, 7
+    world = World(kernels(kind, shape), slots)
+    places = shape.places
+    positions = [5, -1, 0, 1, 1000001, 64, -1]
+    offsets = [0, 1, 2, places - 1, -7, 0, 2, 5, 5]
+    write = [world.at(slot, position + offsets[slot]) for slot, position in enumerate(positions)]
+    read = [world.at(slot, position + offsets[slot] - 1) for slot, position in enumerate(positions)]
+    for slot in range(rows):
+        if positions[slot] > 0:
+            world.remember(read[slot])
+    before, inputs = copy.copy(world), world.inputs(rows)
+    x, out = world.decode(inputs, positions, offsets)
+    conv, ssm = before.conv.copy(), before.ssm.copy()
+    for slot, position in enumerate(positions):
+        if position < 0:
+            assert (x[slot] == -777).all()
+            assert (out[slot] == -777).all()
+            continue
+        u, y, past, state = before.expected(inputs, slot, 1, x, read[slot] if position else None)
+        close(x[slot], u[0])
+        close(out[slot], y[0])
+        same(world.conv[write[slot]], past.astype(np.float32))
+        close(world.ssm[write[slot]], state)
+        conv[write[slot]], ssm[write[slot]] = world.conv[write[slot]], world.ssm[write[slot]]
+    same(world.conv, conv)
+    same(world.ssm, ssm)
+
+
+LENGTHS = {"host": [1, 2, 7, 65, 9], "gpu": [1, 2, 7, 64, 65, 300, 8, 17]}
+
+
+@pytest.mark.parametrize(("kind", "shape"), CASES)
+def test_prompt(kernels, kind, shape):
+    """Several spans at once, with a past and without; rows between them, read places and other slots stay."""
+    lengths = LENGTHS[kind]
+    world = World(kernels(kind, shape), len(lengths) + 1)
+    spans, row = [], 0
+    for i, n in enumerate(lengths):
+        n_past = (0, 1, 700)[i % 3]
+        read, write = world.at(i, i), world.at(i, i + 1)
+        if n_past:
+            world.remember(read)
+        spans.append((row, n, n_past, read, write))
+        row += n + (i == 1)  # a row that is in no span
+    before, inputs = copy.copy(world), world.inputs(row)
+    x, out = world.prompt(inputs, spans)
+    conv, ssm, named = before.conv.copy(), before.ssm.copy(), np.zeros(row, bool)
+    for first, n, n_past, read, write in spans:
+        rows = slice(first, first + n)
+        u, y, past, state = before.expected(inputs, first, n, x, read if n_past else None)
+        close(x[rows], u)
+        close(out[rows], y)
+        same(world.conv[write], past.astype(np.float32))
+        close(world.ssm[write], state)
+        conv[write], ssm[write], named[rows] = world.conv[write], world.ssm[write], True
+    assert not named.all()
+    assert (x[~named] == -777).all()
+    assert (out[~named] == -777).all()
+    same(world.conv, conv)
+    same(world.ssm, ssm)
+
+
+@pytest.mark.parametrize(("kind", "shape"), CASES)
+def test_a_prompt_may_write_where_it_reads(kernels, kind, shape):
+    """The second batch of a work item that is too long for one, of one tile or more."""
+    lengths = (1, 3, 8, 9, 30)
+    world, row = World(kernels(kind, shape), len(lengths)), 0
+    spans = []
+    for slot, n in enumerate(lengths):
+        world.remember(world.at(slot, 1))
+        spans.append((row, n, 5, world.at(slot, 1)))
+        row += n
+    inputs, other = world.inputs(row), copy.copy(world)
+    expected = other.prompt(inputs, [(*span, span[-1] - 1) for span in spans])
+    found = world.prompt(inputs, [(*span, span[-1]) for span in spans], times=1)
+    for one, two in zip(found, expected, strict=True):
+        same(one, two)
+    for *_, state in spans:
+        same(world.conv[state], other.conv[state - 1])
+        same(world.ssm[state], other.ssm[state - 1])
+
+
+PIECES = {"host": [1, 2, 7, 18, 12], "gpu": [1, 2, 7, 64, 65, 161]}
+
+
+@pytest.mark.parametrize(("kind", "shape"), CASES)
+def test_how_a_prompt_is_cut_changes_no_bit(kernels, kind, shape):
+    """In one span, in pieces, and token by token as decode steps; the last in another slot among other rows."""
+    pieces = PIECES[kind]
+    n, places = sum(pieces), shape.places
+    world = World(kernels(kind, shape), 3)
+    inputs = world.inputs(n)
+    whole = world.prompt(inputs, [(0, n, 0, 0, world.at(1, 0))])
+    states = world.conv[world.at(1, 0)], world.ssm[world.at(1, 0)]
+    found, first, place = [], 0, 0
+    for length in pieces:
+        part = [array[first : first + length] for array in inputs]
+        found.append(world.prompt(part, [(0, length, first, world.at(0, place), world.at(0, place + 1))]))
+        first, place = first + length, (place + 1) % places
+    for one, expected in zip(zip(*found, strict=True), whole, strict=True):
+        same(np.concatenate(one), expected)
+    same(world.conv[place], states[0])
+    same(world.ssm[place], states[1])
+    others, steps = world.inputs(3), range(n)
+    for t in steps if kind == "gpu" else steps[:20]:
+        for array, given in zip(others, inputs, strict=True):
+            array[2] = given[t]
+        x, out = world.decode(others, [-1, t, t], [0, 0, 1])
+        same(x[2], whole[0][t])
+        same(out[2], whole[1][t])
+    if kind == "gpu":
+        same(world.ssm[world.at(2, n)], states[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 64, 256])
+def test_rows_of_a_decode_step_do_not_change_each_other(rows):
+    """However many rows a block takes in turn."""
+    world = World(Mamba(MambaShape(1000, 16, 4, 32, 2)), 256)
+    for slot in range(256):
+        world.remember(2 * slot + 1)
+    inputs = world.inputs(256)
+    some = copy.copy(world)
+    positions, offsets = np.full(256, 6), np.zeros(256)
+    positions[3::5] = -1
+    every = world.decode(inputs, positions, offsets)
+    found = some.decode([array[:rows] for array in inputs], positions[:rows], offsets)
+    same(found[0], every[0][:rows])
+    same(found[1], every[1][:rows])
+    same(some.ssm[: 2 * rows], world.ssm[: 2 * rows])
+    assert np.isnan(some.ssm[2 * rows :: 2]).all()
+
+
+@pytest.mark.gpu
+def test_states_move_to_a_pool_and_back():
+    """The kernel that copies pages copies states between the rings and the pool behind them."""
+    import cupy
+
+    from engine.cuda.driver.launch import launch
+    from engine.cuda.driver.staging import addresses, kernel
+
+    rng = np.random.default_rng(0)
+    arrays = [cupy.asarray(rng.normal(size=(9, 100, each)).astype(np.float32)) for each in (3, 16)]
+    before = [array.get() for array in arrays]
+    sizes = cupy.asarray([100 * 3 * 4, 100 * 16 * 4], np.int64)
+    for pairs in ([(5, 7), (2, 8)], [(7, 1), (8, 0)]):
+        at = cupy.asarray(addresses(arrays))
+        args = (at, at, sizes, cupy.asarray(pairs, np.int32))
+        launch(kernel("copy_pages"), (len(pairs), 2), 256, args, pdl=False)
+    for array, old in zip(arrays, before, strict=True):
+        old[[7, 8]] = old[[5, 2]]
+        old[[1, 0]] = old[[7, 8]]
+        same(array.get(), old)
+
+
+def test_what_a_span_table_refuses():
+    with pytest.raises(AssertionError, match="write the same state"):
+        span_table([(0, 4, 0, 0, 1), (4, 4, 4, 0, 1)])
+    with pytest.raises(AssertionError, match="without rows"):
+        span_table([(0, 0, 0, 0, 1)])
+    assert span_table([]).shape == (0, 5)
+    assert conv_tiles(span_table([])).shape == (0, 2)
+    tiles = conv_tiles(span_table([(0, 8, 0, 0, 0), (8, 17, 3, 0, 1)]))
+    assert tiles.tolist() == [[0, 0], [1, 0], [1, 8], [1, 16]]
