@@ -55,6 +55,12 @@ DEVICE float with_bias(float score, float slope, int distance) { return fmaf(-sl
 #define SLOPES
 #endif
 
+// What the kernels of prompts take, whichever serves a shape; see attention_prefill_half.cu.
+#define PREFILL_PARAMETERS                                                                        \
+    const float* qkv, const cache_t* cache_k, const cache_t* cache_v, const int* block_table,     \
+    int max_pages, const int4* tiles, float scale, float softcap, int window, const float* sinks, \
+    float* out SLOPES
+
 // Softmax denominator and common factor once everything is known; a sink adds weight without a value.
 DEVICE float final_factor(float top, float sum, const float* sinks, int head) {
     if (!sinks) return 1.0f / sum;
@@ -79,43 +85,11 @@ DEVICE void load_cached(float (&to)[4], const cache_t* from) {
 #endif
 }
 
-// Two floats as a float16 pair in one instruction (conversions are slow: 16 a clock and multiprocessor).
-DEVICE u32 half_pair(float low, float high) {
-#if __CUDA_ARCH__ >= 800
-    u32 pair;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-#else
-    return pack_halves(low, high);
-#endif
-}
-
 // Two floats as float16 pairs: hi = rounded, lo = what rounding lost. hi + lo has about 22 bits.
 DEVICE void split_halves(float x, float y, u32& hi, u32& lo) {
-    hi = half_pair(x, y);
-    lo = half_pair(x - low_half(hi), y - high_half(hi));
+    hi = two_halves(x, y);
+    lo = two_halves(x - low_half(hi), y - high_half(hi));
 }
-
-// d += a * b: a 16x16 (rows), b 16x8 (columns), float32 sums. With g = lane/4, t = lane%4 the lane holds
-// a0 = (row g, k 2t..2t+1), a1 = (row g+8, same), a2 = (row g, k 2t+8..), a3 = (row g+8, k 2t+8..),
-// b0 = (k 2t..2t+1, column g), b1 = (k 2t+8.., column g), d0,d1 = (row g, columns 2t, 2t+1), d2,d3 = row g+8.
-DEVICE void mma16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-#else
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a0), "r"(a1), "r"(b0));
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a2), "r"(a3), "r"(b1));
-#endif
-}
-
-DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 // BYTES (4, 8 or 16) from global to shared memory in the background; zeros where !valid.
 template <int BYTES>

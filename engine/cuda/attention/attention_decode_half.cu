@@ -104,11 +104,7 @@ DEVICE int value_of(int i, int g) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
-                     const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,
-                     int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,
-                     float softcap, int window, const float* sinks, int slots, float* partial,
-                     float2* partial_max_sum, int* counters, float* out) {
+    attention_decode(DECODE_PARAMETERS) {
     extern __shared__ __align__(16) u8 dynamic[];  // a tile for each warp, then merge
     __shared__ __align__(16) Shared sh;
     __shared__ uint4 fragments[KEY_DIM / 16][WARP];

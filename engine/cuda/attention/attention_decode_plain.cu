@@ -8,11 +8,7 @@
 #define KEY_STEP (KEY_DIM % 4 == 0 ? 4 : 1)
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    attention_decode(const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,
-                     const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,
-                     int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,
-                     float softcap, int window, const float* sinks, int slots, float* partial,
-                     float2* partial_max_sum, int* counters, float* out SLOPES) {
+    attention_decode(DECODE_PARAMETERS) {
     extern __shared__ __align__(16) float merge[];
     __shared__ __align__(16) Shared sh;
     __shared__ float weights[DECODE_WARPS][HEAD_TILE][TILE];

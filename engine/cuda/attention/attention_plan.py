@@ -266,7 +266,7 @@ def _decode_files(shape: AttentionShape) -> tuple[str, ...]:
 
 
 def _prefill_files(plan: PrefillPlan) -> tuple[str, ...]:
-    helpers = ("wgmma.cuh",) if plan.variant == "hopper" else ()
+    helpers = ("hopper.cuh",) if plan.variant == "hopper" else ()
     return ("attention_common.cuh", *helpers, f"attention_prefill_{plan.variant}.cu")
 
 

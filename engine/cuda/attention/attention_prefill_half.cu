@@ -14,20 +14,6 @@
 #define STAGE (TILE_COLUMNS * (KEY_STRIDE + VALUE_STRIDE))
 #define QUERIES_IN_SHARED (KEY_DIM > 128)  // else in registers
 
-DEVICE void load_matrix4(u32 (&r)[4], const u16* p) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(p))
-                 : "memory");
-}
-
-DEVICE void load_matrix4_transposed(u32 (&r)[4], const u16* p) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(p))
-                 : "memory");
-}
-
 // TILE_COLUMNS positions from `start` on, which lie in one page; zeros from position `end` on
 // and where there is no page.
 DEVICE void copy_tile(u16* stage, const u16* cache_k, const u16* cache_v, const int* pages, int kv_head, int start,
@@ -48,9 +34,7 @@ DEVICE void copy_tile(u16* stage, const u16* cache_k, const u16* cache_v, const 
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_prefill(const float* qkv, const cache_t* cache_k, const cache_t* cache_v, const int* block_table,
-                      int max_pages, const int4* tiles, float scale, float softcap, int window, const float* sinks,
-                      float* out) {
+    attention_prefill(PREFILL_PARAMETERS) {
     extern __shared__ __align__(16) u16 dynamic[];  // 2 stages [keys, values], then queries hi, lo where they live here
     pdl_launch();
     pdl_wait();
@@ -106,8 +90,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #if QUERIES_IN_SHARED
             u32 hi[4], lo[4];
             const u16* mine = queries + (warp * 16 + (lane & 15)) * KEY_STRIDE + 16 * k + (lane >> 4) * 8;
-            load_matrix4(hi, mine);
-            load_matrix4(lo, mine + TILE_ROWS * KEY_STRIDE);
+            load_matrix4(hi, shared_address(mine));
+            load_matrix4(lo, shared_address(mine + TILE_ROWS * KEY_STRIDE));
 #else
             const u32(&hi)[4] = q_hi[k];
             const u32(&lo)[4] = q_lo[k];
@@ -115,8 +99,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int c = 0; c < TILE_COLUMNS / 16; ++c) {
                 u32 b[4];
-                load_matrix4(
-                    b, keys + (16 * c + (lane & 7) + (lane >> 4) * 8) * KEY_STRIDE + 16 * k + (lane >> 3 & 1) * 8);
+                load_matrix4(b, shared_address(keys + (16 * c + (lane & 7) + (lane >> 4) * 8) * KEY_STRIDE + 16 * k +
+                                               (lane >> 3 & 1) * 8));
                 mma16(s[2 * c], hi[0], hi[1], hi[2], hi[3], b[0], b[1]);
                 mma16(s[2 * c + 1], hi[0], hi[1], hi[2], hi[3], b[2], b[3]);
                 mma16(s[2 * c], lo[0], lo[1], lo[2], lo[3], b[0], b[1]);
@@ -160,7 +144,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int d = 0; d < VALUE_DIM / 16; ++d) {
                 u32 b[4];
-                load_matrix4_transposed(b, values + (16 * c + (lane & 15)) * VALUE_STRIDE + 16 * d + (lane >> 4) * 8);
+                load_matrix4_transposed(
+                    b, shared_address(values + (16 * c + (lane & 15)) * VALUE_STRIDE + 16 * d + (lane >> 4) * 8));
                 mma16(o[2 * d], a0, a1, a2, a3, b[0], b[1]);
                 mma16(o[2 * d + 1], a0, a1, a2, a3, b[2], b[3]);
             }

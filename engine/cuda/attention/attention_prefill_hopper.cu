@@ -10,7 +10,7 @@
 //
 // A row's result has the same bits whatever tile it falls into and however the prompt was cut: steps begin at multiples
 // of TILE_COLUMNS of the position, and a step that the row does not see adds exactly nothing.
-// Needs attention_common.cuh, wgmma.cuh.
+// Needs attention_common.cuh, hopper.cuh.
 
 #define CONSUMER_THREADS (CONSUMERS * 128)
 #define THREADS (128 + CONSUMER_THREADS)
@@ -94,8 +94,8 @@ DEVICE void store_queries(u32 to, const float* qkv, int4 tile, int row0, int kv_
         }
         asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + chunk / 8 * 64 * BLOCK_ROW +
                                                                    swizzled(row, chunk % 8)),
-                     "r"(half_pair(a.x, a.y)), "r"(half_pair(a.z, a.w)), "r"(half_pair(b.x, b.y)),
-                     "r"(half_pair(b.z, b.w))
+                     "r"(two_halves(a.x, a.y)), "r"(two_halves(a.z, a.w)), "r"(two_halves(b.x, b.y)),
+                     "r"(two_halves(b.z, b.w))
                      : "memory");
     }
 }
@@ -104,7 +104,7 @@ DEVICE void store_queries(u32 to, const float* qkv, int4 tile, int row0, int kv_
 DEVICE void begin_scores(float (&s)[TILE_COLUMNS / 2], u32 queries, u32 keys) {
 #pragma unroll
     for (int k = 0; k < KEY_DIM / 16; ++k)
-        product<TILE_COLUMNS>(s, matrix_at(queries + k / 4 * 64 * BLOCK_ROW + k % 4 * 32, 16),
+        product_of_shared<TILE_COLUMNS>(s, matrix_at(queries + k / 4 * 64 * BLOCK_ROW + k % 4 * 32, 16),
                               matrix_at(keys + k / 4 * COLUMN_BLOCK + k % 4 * 32, 16), k > 0);
     wgmma_commit();
 }
@@ -113,7 +113,7 @@ template <int FROM>
 DEVICE void add_columns(float* o, const u32* weights, u32 values) {
     constexpr int LEFT = VALUE_DIM - FROM, N = LEFT >= 128 ? 128 : LEFT >= 64 ? 64 : LEFT >= 32 ? 32 : 16;
     const u32 at = values + FROM / 64 * COLUMN_BLOCK + FROM % 64 * 2;
-    product_transposed<N>(o + FROM / 2, weights, matrix_at(at, COLUMN_BLOCK));
+    product_of_registers<N, 1>(o + FROM / 2, weights, matrix_at(at, COLUMN_BLOCK), 1);
     if constexpr (LEFT > N) add_columns<FROM + N>(o, weights, values);
 }
 
@@ -175,7 +175,7 @@ DEVICE void weigh(Softmax& state, float (&s)[TILE_COLUMNS / 2], int start, bool 
 
 DEVICE void pack_weights(u32 (&weights)[TILE_COLUMNS / 4], const float (&s)[TILE_COLUMNS / 2]) {
 #pragma unroll
-    for (int i = 0; i < TILE_COLUMNS / 4; ++i) weights[i] = half_pair(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < TILE_COLUMNS / 4; ++i) weights[i] = two_halves(s[2 * i], s[2 * i + 1]);
 }
 
 // One of the warpgroups that compute. rank: which.
@@ -187,8 +187,8 @@ DEVICE void consume(int rank, u32 queries, u32 keys, u32 values, const Barriers&
     const int highest = tile.w + m0 / GROUP, lowest_seen = tile.w + (m0 + 15) / GROUP - window;
     queries += rank * QUERY_BYTES;
     store_queries(queries, qkv, tile, rank * 64, kv_head);
-    order_before_wgmma();
-    group_sync(1 + rank, 128);
+    publish_operand();
+    named_barrier(1 + rank, 128);
 
     float o[VALUE_DIM / 2] = {}, s[TILE_COLUMNS / 2] = {};
     u32 weights[TILE_COLUMNS / 4];
@@ -198,39 +198,39 @@ DEVICE void consume(int rank, u32 queries, u32 keys, u32 values, const Barriers&
     auto edge = [&](int start) { return start + TILE_COLUMNS - 1 > highest || (window > 0 && start <= lowest_seen); };
 
     barrier_wait(barriers.keys_full, 0);
-    order_before_wgmma();
-    wgmma_begin();
+    publish_operand();
+    wgmma_fence();
     begin_scores(s, queries, keys);
     wgmma_wait<0>();
-    touch(s);
+    pin(s);
     if (lane == 0) barrier_arrive(barriers.keys_free);
     weigh(state, s, first, edge(first));
     pack_weights(weights, s);
 #if PING_PONG
-    if (rank == CONSUMERS - 1 && count > 1) group_arrive(8, 256);
+    if (rank == CONSUMERS - 1 && count > 1) named_barrier_arrive(8, 256);
 #endif
     for (int n = 1; n < count; ++n) {
         barrier_wait(of_stage(barriers.keys_full, n), phase_of(n));
-        order_before_wgmma();
+        publish_operand();
 #if PING_PONG  // the warpgroups take turns: one's products run while the other is at its exponentials
-        group_sync(8 + rank, 256);
+        named_barrier(8 + rank, 256);
 #endif
-        wgmma_begin();
+        wgmma_fence();
         begin_scores(s, queries, keys + n % STAGES * KEY_BYTES);
         barrier_wait(of_stage(barriers.values_full, n - 1), phase_of(n - 1));
-        order_before_wgmma();
-        wgmma_begin();
+        publish_operand();
+        wgmma_fence();
         begin_values(o, weights, values + (n - 1) % STAGES * VALUE_BYTES);
 #if PING_PONG
-        if (rank < CONSUMERS - 1 || n + 1 < count) group_arrive(8 + (rank + 1) % CONSUMERS, 256);
+        if (rank < CONSUMERS - 1 || n + 1 < count) named_barrier_arrive(8 + (rank + 1) % CONSUMERS, 256);
 #endif
         wgmma_wait<1>();
-        touch(s);
+        pin(s);
         if (lane == 0) barrier_arrive(of_stage(barriers.keys_free, n));
         const int start = first + n * TILE_COLUMNS;
         weigh(state, s, start, edge(start));
         wgmma_wait<0>();
-        touch(o);
+        pin(o);
         if (lane == 0) barrier_arrive(of_stage(barriers.values_free, n - 1));
         if (__any_sync(FULL_MASK, state.shrink[0] != 1.0f || state.shrink[1] != 1.0f)) {
 #pragma unroll
@@ -239,11 +239,11 @@ DEVICE void consume(int rank, u32 queries, u32 keys, u32 values, const Barriers&
         pack_weights(weights, s);
     }
     barrier_wait(of_stage(barriers.values_full, count - 1), phase_of(count - 1));
-    order_before_wgmma();
-    wgmma_begin();
+    publish_operand();
+    wgmma_fence();
     begin_values(o, weights, values + (count - 1) % STAGES * VALUE_BYTES);
     wgmma_wait<0>();
-    touch(o);
+    pin(o);
 
     const float unit = softcap > 0.0f ? softcap * LOG2E : state.factor;
 #pragma unroll
@@ -262,9 +262,7 @@ DEVICE void consume(int rank, u32 queries, u32 keys, u32 values, const Barriers&
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_prefill(const float* qkv, const cache_t* cache_k, const cache_t* cache_v, const int* block_table,
-                      int max_pages, const int4* tiles, float scale, float softcap, int window, const float* sinks,
-                      float* out) {
+    attention_prefill(PREFILL_PARAMETERS) {
     extern __shared__ u8 dynamic[];  // barriers, then 1024-byte aligned: queries, STAGES keys, STAGES values
     const u32 base = shared_address(dynamic);
     const Barriers barriers = {base, base + 8 * STAGES, base + 16 * STAGES, base + 24 * STAGES};
@@ -286,11 +284,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const int count = (end - first + TILE_COLUMNS - 1) / TILE_COLUMNS;
     const int group = __shfl_sync(FULL_MASK, threadIdx.x / 128, 0);
     if (group == 0) {
-        give_registers<PRODUCER_REGISTERS>();
+        registers_fewer<PRODUCER_REGISTERS>();
         produce(keys, values, barriers, cache_k, cache_v, block_table + (i64)tile.z * max_pages, kv_head, first, end,
                 count);
     } else {
-        take_registers<CONSUMER_REGISTERS>();
+        registers_more<CONSUMER_REGISTERS>();
         consume(group - 1, queries, keys, values, barriers, tile, kv_head, first, count, scale, softcap, window, qkv,
                 sinks, out);
     }

@@ -11,9 +11,7 @@
 #define VALUES_PER_LANE ((VALUE_DIM + WARP - 1) / WARP)
 
 extern "C" __global__ void __launch_bounds__(256)
-    attention_prefill(const float* qkv, const cache_t* cache_k, const cache_t* cache_v, const int* block_table,
-                      int max_pages, const int4* tiles, float scale, float softcap, int window, const float* sinks,
-                      float* out SLOPES) {
+    attention_prefill(PREFILL_PARAMETERS) {
     __shared__ float keys[COLUMNS][SLICE + 1];  // the pad keeps 32 lanes with 32 positions in 32 banks
     __shared__ __align__(16) float queries[TILE_ROWS_PLAIN][SLICE];
     pdl_launch();

@@ -45,9 +45,22 @@ DEVICE u16 float_to_half(float f) {  // round to nearest even; overflow gives in
     return h;
 }
 
-DEVICE float bf16_to_float(u16 b) { return __uint_as_float((u32)b << 16); }
-
 DEVICE u32 pack_halves(float low, float high) { return (u32)float_to_half(low) | ((u32)float_to_half(high) << 16); }
+
+// Two floats as a pair of halves in one instruction where there is one (conversions are slow: 16 a clock and
+// multiprocessor).
+DEVICE u32 two_halves(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    return pack_halves(low, high);
+#endif
+}
+
+// Saturates: an infinity would turn a whole row of a product into NaN.
+DEVICE u16 saturated_half(float f) { return float_to_half(fminf(fmaxf(f, -65504.0f), 65504.0f)); }
 
 DEVICE float low_half(u32 pair) { return half_to_float((u16)(pair & 0xffffu)); }
 DEVICE float high_half(u32 pair) { return half_to_float((u16)(pair >> 16)); }
@@ -78,7 +91,49 @@ DEVICE float block_sum(float v, float* scratch) {
     return total;
 }
 
+// ---- tensor cores --------------------------------------------------------------------------------------------
+// d += a * b: a 16x16 (rows), b 16x8 (columns), float32 sums. With g = lane/4, t = lane%4 the lane holds
+// a0 = (row g, k 2t..2t+1), a1 = (row g+8, same), a2 = (row g, k 2t+8..), a3 = (row g+8, k 2t+8..),
+// b0 = (k 2t..2t+1, column g), b1 = (k 2t+8.., column g), d0,d1 = (row g, columns 2t, 2t+1), d2,d3 = row g+8.
+DEVICE void mma16(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b0));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a2), "r"(a3), "r"(b1));
+#endif
+}
+
+// Four 8x8 matrices from shared memory; each lane gives the address of one row of 16 bytes.
+DEVICE void load_matrix4(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+DEVICE void load_matrix4_transposed(u32 (&r)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
 // ---- memory --------------------------------------------------------------------------------------------------
+DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// Barrier of some of the block's warps: wait for the others, or only be counted.
+DEVICE void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+DEVICE void named_barrier_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // 16 bytes of read-only data that is used once: past L1, evicted first.
 DEVICE uint4 load_stream(const void* p) {
     uint4 v;

@@ -72,24 +72,6 @@ DEVICE float4 load_four(const float* row, int quad, int columns, int lane) {
     return v;
 }
 
-DEVICE float activate(float v) {
-    if (ACTIVATION == 1) return __fdividef(v, 1.0f + expf(-v));
-    if (ACTIVATION == 2) return 0.5f * v * (1.0f + tanhf(0.7978845608028654f * (v + 0.044715f * v * v * v)));
-    if (ACTIVATION == 3) return 0.5f * v * (1.0f + erff(v * 0.7071067811865476f));
-    if (ACTIVATION == 4) return fmaxf(v, 0.0f);
-    if (ACTIVATION == 5) return fmaxf(v, 0.0f) * fmaxf(v, 0.0f);
-    return v;
-}
-
-// Activation 6 bends both.
-DEVICE float gated(float gate, float up) {
-    if (ACTIVATION == 6) {
-        const float g = fminf(gate, 7.0f), u = fminf(fmaxf(up, -7.0f), 7.0f);
-        return g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
-    }
-    return activate(gate) * up;
-}
-
 // A warp's stream of chunks through its ring.
 struct Stream {
     u8* ring;
@@ -102,10 +84,8 @@ struct Stream {
         parity = 0;
         slot = 0;
         if (lane == 0)
-            for (int i = 0; i < DEPTH; ++i) barrier_init(barrier_at + i * 8);
-#if __CUDA_ARCH__ >= 900
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
+            for (int i = 0; i < DEPTH; ++i) open_slot(barrier_at + i * 8);
+        publish_slots();
         __syncwarp();
     }
     MEMBER void put(int at, const u8* source, bool any, int lane) {

@@ -20,7 +20,7 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.matrix.matvec import UNQUANTIZED, Activation
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "formats_coded.cuh", "matvec_tile.cuh", "route.cuh", "moe.cu")
+_FILES = ("formats.cuh", "formats_coded.cuh", "hopper.cuh", "activation.cuh", "matvec_tile.cuh", "route.cuh", "moe.cu")
 _SPLIT = 2
 _HEAD_WARPS = 4  # a head's matrix has few columns
 

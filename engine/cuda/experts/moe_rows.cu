@@ -10,38 +10,8 @@
 
 constexpr int TEAMS = WARPS / SPLIT, STEPS = FORMAT0::COLUMNS / 64;
 
-DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
 DEVICE void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-DEVICE void barrier_wait(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra.uni over;\nbra.uni again;\nover:\n}" ::"r"(barrier),
-        "r"(parity)
-        : "memory");
-}
-
-DEVICE float activate(float v) {
-    if (ACTIVATION == 1) return __fdividef(v, 1.0f + expf(-v));
-    if (ACTIVATION == 2) return 0.5f * v * (1.0f + tanhf(0.7978845608028654f * (v + 0.044715f * v * v * v)));
-    if (ACTIVATION == 3) return 0.5f * v * (1.0f + erff(v * 0.7071067811865476f));
-    if (ACTIVATION == 4) return fmaxf(v, 0.0f);
-    if (ACTIVATION == 5) return fmaxf(v, 0.0f) * fmaxf(v, 0.0f);
-    return v;
-}
-
-// Activation 6 bends both.
-DEVICE float gated(float gate, float up) {
-    if (ACTIVATION == 6) {
-        const float g = fminf(gate, 7.0f), u = fminf(fmaxf(up, -7.0f), 7.0f);
-        return g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
-    }
-    return activate(gate) * up;
+    mma16(c, a[0], a[1], a[2], a[3], b0, b1);
 }
 
 // The halfs of 64 columns, of this lane's column of the product.
@@ -62,9 +32,8 @@ DEVICE void multiply_tiles(const u8* data, int tiles, int chunks, const int* tab
     const u32 barriers = shared_address(shared) + WARPS * DEPTH * SLOT + warp * DEPTH * 8;
     float4* const partial = (float4*)(shared + WARPS * DEPTH * (SLOT + 8));  // [warp][lane]
     if (lane == 0) {
-        for (int i = 0; i < DEPTH; ++i)
-            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(barriers + i * 8) : "memory");
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        for (int i = 0; i < DEPTH; ++i) barrier_init(barriers + i * 8, 1);
+        publish_barriers();
     }
     __syncwarp();
     pdl_wait();
@@ -86,12 +55,8 @@ DEVICE void multiply_tiles(const u8* data, int tiles, int chunks, const int* tab
             next += TEAMS;
         }
         const u32 barrier = barriers + slot * 8;
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "n"(FORMAT0::CHUNK_BYTES)
-                     : "memory");
-        asm volatile(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-            ::"r"(ring + slot * SLOT), "l"(source), "n"(FORMAT0::CHUNK_BYTES), "r"(barrier), "l"(0x12f0000000000000ull)
-            : "memory");  // evicted first
+        barrier_expect(barrier, FORMAT0::CHUNK_BYTES);
+        bulk_copy<true>(ring + slot * SLOT, source, FORMAT0::CHUNK_BYTES, barrier);
         source += FORMAT0::CHUNK_BYTES;
         --left;
     };
@@ -138,14 +103,14 @@ DEVICE void multiply_tiles(const u8* data, int tiles, int chunks, const int* tab
         float4 sums = make_float4(even[0] + odd[0], even[1] + odd[1], even[2] + odd[2], even[3] + odd[3]);
         if (SPLIT > 1) {
             if (member) partial[warp * 32 + lane] = sums;
-            asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(SPLIT * 32) : "memory");
+            named_barrier(1 + team, SPLIT * 32);
             if (member == 0)
 #pragma unroll
                 for (int w = 1; w < SPLIT; ++w) {
                     const float4 v = partial[(warp + w) * 32 + lane];
                     sums.x += v.x, sums.y += v.y, sums.z += v.z, sums.w += v.w;
                 }
-            asm volatile("bar.sync %0, %1;" ::"r"(1 + team), "n"(SPLIT * 32) : "memory");
+            named_barrier(1 + team, SPLIT * 32);
         }
         if (member == 0) store(entry & 0xffff, pairs, group, index - group * tiles, sums);
     }
@@ -165,8 +130,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
                        ((c & 1) * 2 + ((c >> 1) & 1)) * 2;
         const float first = gated(fmaf(sums.x, factor, of_gate), fmaf(sums.z, factor, of_up));
         const float second = gated(fmaf(sums.y, factor, of_gate), fmaf(sums.w, factor, of_up));
-        if (t * 2 < pairs) *(u16*)(at + t * 128) = float_to_half(fminf(fmaxf(first, -65504.0f), 65504.0f));
-        if (t * 2 + 1 < pairs) *(u16*)(at + t * 128 + 64) = float_to_half(fminf(fmaxf(second, -65504.0f), 65504.0f));
+        if (t * 2 < pairs) *(u16*)(at + t * 128) = saturated_half(first);
+        if (t * 2 + 1 < pairs) *(u16*)(at + t * 128 + 64) = saturated_half(second);
     });
 }
 

@@ -18,7 +18,7 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.matrix.matvec import Activation
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "moe_rows.cu")
+_FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "hopper.cuh", "activation.cuh", "moe_rows.cu")
 _BEGIN_FILES = ("moe_rows_begin.cu",)
 _ARCH = 90
 GROUP = 8

@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
         }
         for (int u = 0; u < used; ++u) {
             const float by = weigh ? weights[row * used + u] : 1.0f;
-            auto half = [&](float value) { return (u32)float_to_half(fminf(fmaxf(value * by, -65504.0f), 65504.0f)); };
+            auto half = [&](float value) { return (u32)saturated_half(value * by); };
             const int place = own_places[u];
             *(uint2*)(operand + place / GROUP * group_bytes + operand_place(place % GROUP, i * 4)) =
                 make_uint2(half(v.x) | half(v.z) << 16, half(v.y) | half(v.w) << 16);

@@ -1,6 +1,4 @@
 // A range of tiles of a packed matrix as row-major half or float. Built once per format with FORMAT defined.
-#define JOIN2(a, b) a##b
-#define JOIN(a, b) JOIN2(a, b)
 
 DEVICE void store_four(u16* at, const float* v, int n) {
     if (n == 4 && ((u64)at & 7) == 0) {

@@ -1,6 +1,4 @@
 // Rows of a packed matrix as float32: token embeddings. Built once per format with FORMAT defined.
-#define JOIN2(a, b) a##b
-#define JOIN(a, b) JOIN2(a, b)
 
 // grid (quads / 4, tokens), 128 threads: one warp per 128 columns of one row.
 extern "C" __global__ void __launch_bounds__(128)

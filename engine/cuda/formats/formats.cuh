@@ -17,6 +17,10 @@
 // one lane's four quants of (quad, s, w, row), less OFFSET, as signed bytes.
 // Block formats: ggml-common.h of ggml; decoding: dequantize_row_* in ggml-quants.c.
 
+// The name of a kernel that is built once per format: JOIN(embed_, FORMAT).
+#define JOIN2(a, b) a##b
+#define JOIN(a, b) JOIN2(a, b)
+
 struct Scales {
     u32 a, b, c, d;
 };

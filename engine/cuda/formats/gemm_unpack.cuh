@@ -51,12 +51,6 @@ DEVICE u32 both(u32 pair, int high) {  // written so that it becomes part of the
     return r;
 }
 
-DEVICE u32 two_halves(float low, float high) {
-    u32 pair;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-
 // Small numbers as halfs at compile time.
 constexpr u32 half_bits(int v) {
     u32 sign = v < 0 ? 0x8000u : 0u, m = v < 0 ? -v : v, e = 25;

@@ -85,8 +85,6 @@ struct Pack<F, false, false> {
 };
 
 #ifdef FORMAT
-#define JOIN2(a, b) a##b
-#define JOIN(a, b) JOIN2(a, b)
 
 // src, partner: packed rows of `row_bytes`; with a partner a tile is 8 rows of src over 8 rows of partner.
 // scale: the matrix's {inverse, factor} for BF16 and F32, else null. grid * warps cover tiles * chunks.

@@ -21,33 +21,6 @@ struct Segment {
 
 #define SEGMENT_PARAMETERS(n) \
     const u8 *data##n, const float *scale##n, int units##n, int tiles##n, int rows##n, int column##n,
-#if SEGMENTS == 1
-#define ALL_SEGMENTS SEGMENT_PARAMETERS(0)
-#define ALL_OF(name) {name##0}
-#elif SEGMENTS == 2
-#define ALL_SEGMENTS SEGMENT_PARAMETERS(0) SEGMENT_PARAMETERS(1)
-#define ALL_OF(name) {name##0, name##1}
-#elif SEGMENTS == 3
-#define ALL_SEGMENTS SEGMENT_PARAMETERS(0) SEGMENT_PARAMETERS(1) SEGMENT_PARAMETERS(2)
-#define ALL_OF(name) {name##0, name##1, name##2}
-#else
-#define ALL_SEGMENTS SEGMENT_PARAMETERS(0) SEGMENT_PARAMETERS(1) SEGMENT_PARAMETERS(2) SEGMENT_PARAMETERS(3)
-#define ALL_OF(name) {name##0, name##1, name##2, name##3}
-#endif
-
-DEVICE float activate(float v) {
-    if (ACTIVATION == 1) return __fdividef(v, 1.0f + expf(-v));
-    if (ACTIVATION == 2) return 0.5f * v * (1.0f + tanhf(0.7978845608028654f * (v + 0.044715f * v * v * v)));
-    if (ACTIVATION == 3) return 0.5f * v * (1.0f + erff(v * 0.7071067811865476f));
-    if (ACTIVATION == 4) return fmaxf(v, 0.0f);
-    if (ACTIVATION == 5) return fmaxf(v, 0.0f) * fmaxf(v, 0.0f);
-    return v;
-}
-
-template <class F>
-constexpr int tile_bytes() {  // of 256 columns
-    return F::CHUNK_BYTES * (256 / F::COLUMNS);
-}
 
 // acc += products of rows g and g + 8 times a factor of the row and one of the sequence.
 DEVICE void add_products(Sums& acc, const Sums& products, float2 of_rows, const float* factors, int lane) {
@@ -160,7 +133,7 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) barrier_init(full + i * 8, 1), barrier_init(empty + i * 8, TILES);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        publish_barriers();
     }
     __syncthreads();
 
@@ -274,21 +247,8 @@ __launch_bounds__(CONSUMERS + FETCHERS, 1)
             const u32 x_at = shared_address(x);
             if (threadIdx.x < NT * 8) square += factors[NT * 8 + threadIdx.x];
             const u8* const tile = ring + stage * STAGE + WEIGHTS_AT + warp * TILE_STRIDE;
-#if FORMATS == 1
-            add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc);
-#elif FORMATS == 2
-            if (format == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc);
-            else add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc);
-#elif FORMATS == 3
-            if (format == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc);
-            else if (format == 1) add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc);
-            else add_columns<FORMAT2>(tile, x_at, factors, quads, lane, acc);
-#else
-            if (format == 0) add_columns<FORMAT0>(tile, x_at, factors, quads, lane, acc);
-            else if (format == 1) add_columns<FORMAT1>(tile, x_at, factors, quads, lane, acc);
-            else if (format == 2) add_columns<FORMAT2>(tile, x_at, factors, quads, lane, acc);
-            else add_columns<FORMAT3>(tile, x_at, factors, quads, lane, acc);
-#endif
+#define ADD_COLUMNS(F) add_columns<F>(tile, x_at, factors, quads, lane, acc)
+            FOR_FORMAT(format, ADD_COLUMNS)
             __syncwarp();
             if (lane == 0) barrier_arrive(empty + stage * 8);
             if (++stage == STAGES) stage = 0, parity ^= 1;

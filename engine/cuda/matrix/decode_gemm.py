@@ -18,7 +18,15 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.gguf.types import GGMLType
 
 _FORMAT_FILES = ("formats.cuh", "formats_coded.cuh", "formats_half.cuh")
-_FILES = (*_FORMAT_FILES, "decode_gemm_convert.cuh", "decode_gemm_wgmma.cuh", "decode_gemm.cu")
+_FILES = (
+    *_FORMAT_FILES,
+    "hopper.cuh",
+    "activation.cuh",
+    "decode_gemm_convert.cuh",
+    "decode_gemm_wgmma.cuh",
+    "segments.cuh",
+    "decode_gemm.cu",
+)
 _OPERAND_FILES = ("decode_gemm_convert.cuh", "decode_gemm_operand.cu")
 MAX_ROWS = 64
 """Sequences of one launch; more take several, each of which reads the weights."""

@@ -40,9 +40,10 @@ DEVICE void convert(const float4 (&x)[2], const float4 (&weight)[2], bool norm, 
     u8* const place = out + (b >> 3) * 256 + (b & 7) * 16;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        u32 even, odd;
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(even) : "f"(v[i].z * scale), "f"(v[i].x * scale));
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(odd) : "f"(v[i].w * scale), "f"(v[i].y * scale));
+        const float third = v[i].z * scale;
+        const u32 even = two_halves(v[i].x * scale, third);
+        const float fourth = v[i].w * scale;
+        const u32 odd = two_halves(v[i].y * scale, fourth);
         u8* const at = place + (i * 8 + (lane >> 2)) * nt * 256 + (lane & 3) * 4;
         *(u32*)at = even;
         *(u32*)(at + 128) = odd;

@@ -42,7 +42,7 @@ struct Schedule {
         const int group = index / (down * GROUP), first = group * GROUP, within = index - first * down;
         const int size = min(GROUP, across - first);
         token_tile = first + within % size;
-        output_tile = within / size * CLUSTER + (CLUSTER > 1 ? (int)cluster_rank() : 0);
+        output_tile = within / size * CLUSTER + (CLUSTER > 1 ? cluster_rank() : 0);
     }
 };
 
@@ -92,7 +92,7 @@ DEVICE void fetch_weights(u32 base, const Segment* segments, int units, int chun
             const u32 full = base + W_FULL + ring.stage * 8;
             if (lane == 0) barrier_expect(full, total);
             __syncwarp();
-            if (bytes) copy_to_shared(base + W_AT + ring.stage * W_BYTES + lane * SLOT, source, bytes, full);
+            if (bytes) bulk_copy<false>(base + W_AT + ring.stage * W_BYTES + lane * SLOT, source, bytes, full);
             source += bytes;
             ring.next<W_STAGES>();
         }
@@ -102,7 +102,7 @@ DEVICE void fetch_weights(u32 base, const Segment* segments, int units, int chun
 // x: blocks of 64 columns, each of `pitch` rows of 128 bytes.
 DEVICE void fetch_x(u32 base, const u8* x, int pitch, int begin, int end, const Schedule& schedule) {
     constexpr int SHARE = TOKENS / CLUSTER;
-    const int from = CLUSTER > 1 ? (int)cluster_rank() * SHARE : 0;
+    const int from = CLUSTER > 1 ? cluster_rank() * SHARE : 0;
     Ring ring;
     for (int index = blockIdx.x / (CLUSTER * PARTS); index < schedule.total; index += gridDim.x / (CLUSTER * PARTS)) {
         int token_tile, output_tile;
@@ -115,9 +115,9 @@ DEVICE void fetch_x(u32 base, const u8* x, int pitch, int begin, int end, const 
             barrier_expect(full, rows * 128);
             if (mine > 0) {
                 if (CLUSTER > 1)
-                    copy_to_cluster(target, source, mine * 128, full, (1u << CLUSTER) - 1u);
+                    bulk_copy_to_cluster(target, source, mine * 128, full, (1u << CLUSTER) - 1u);
                 else
-                    copy_to_shared(target, source, mine * 128, full);
+                    bulk_copy<false>(target, source, mine * 128, full);
             }
             source += (i64)pitch * 128;
             ring.next<X_STAGES>();
@@ -127,17 +127,6 @@ DEVICE void fetch_x(u32 base, const u8* x, int pitch, int begin, int end, const 
 
 // ---- multiplying warps ---------------------------------------------------------------------------------------------
 typedef float Sums[TOKENS / 2];
-
-// ACTIVATION has the numbers of matvec.Activation. Fast functions: the result is rounded to a half.
-DEVICE float activate(float x) {
-    if (ACTIVATION == 1) return __fdividef(x, 1.0f + __expf(-x));  // SiLU
-    if (ACTIVATION == 2)  // GELU, tanh form: 0.5 (1 + tanh(z)) = 1 / (1 + exp(-2 z))
-        return __fdividef(x, 1.0f + __expf(-1.5957691216f * x * (1.0f + 0.044715f * x * x)));
-    if (ACTIVATION == 3) return 0.5f * x * (1.0f + erff(x * 0.7071067812f));
-    if (ACTIVATION == 4) return fmaxf(x, 0.0f);
-    if (ACTIVATION == 5) return x > 0.0f ? x * x : 0.0f;
-    return x;
-}
 
 DEVICE void release_x(u32 base, u32 stage, int lane) {
     if (CLUSTER > 1) {
@@ -185,11 +174,11 @@ DEVICE void multiply(u32 base, const u8* pool, int chunks, int warp, int lane, R
                 }
             }
             barrier_wait(base + X_FULL + x.stage * 8, x.parity);
-            const u64 b = operand_descriptor(base + x.stage * X_BYTES);
+            const u64 b = matrix_at((base + x.stage * X_BYTES) & 0x3ffffu, 16);
             wgmma_fence();
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
-                wgmma(sums, a[k], b + 2 * k, accumulate);
+                product_of_registers<TOKENS, 0>(sums, a[k], b + 2 * k, accumulate);
                 accumulate = 1;
             }
             wgmma_commit();
@@ -231,10 +220,9 @@ DEVICE void share_sums(u32 base, u8* pool, int part, int warp, int lane, u32 tur
     const u32 mine = base + SUMS_AT + ((warp * (TOKENS / 2) + EIGHTS * part / PARTS * 4) * 32 + lane) * 4;
 #pragma unroll
     for (int other = 0; other < PARTS; ++other) {
-        const u32 from = shared_of(mine, other);
 #pragma unroll
         for (int i = 0; i < LEFT / 2; ++i) {
-            const float value = load_cluster(from + i * 128);
+            const float value = float_from_rank(mine + i * 128, other);
             left[i] = other ? left[i] + value : value;
         }
     }
@@ -255,9 +243,9 @@ DEVICE void store_operand(u8* staged, u8* out, int pitch, int first, int tokens,
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
             const int token = j * 8 + t * 2 + e;
-            const float value = activate(sums[j * 4 + e] * factor) * (sums[j * 4 + 2 + e] * factor);
+            const float value = activate_fast(sums[j * 4 + e] * factor) * (sums[j * 4 + 2 + e] * factor);
             *(u16*)(staged + token * 64 + ((unit ^ ((token >> 1) & 3)) * 16) + place * 2) =
-                float_to_half(fminf(fmaxf(value, -65504.0f), 65504.0f));
+                saturated_half(value);
         }
     named_barrier(id, 128);
     for (int i = inside * 32 + lane; i < N * 4; i += 128) {
@@ -319,10 +307,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
             barrier_init(base + W_EMPTY + i * 8, WARPS);
         }
         if (PARTS > 1) barrier_init(base + WRITTEN, PARTS * WARPS), barrier_init(base + READ, PARTS * WARPS);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        publish_barriers();
     }
     __syncthreads();
-    if (CLUSTER * PARTS > 1) cluster_sync();
+    if (CLUSTER * PARTS > 1) cluster_barrier();
     pdl_launch();
     if (warp >= WARPS) {
         if (WGS > 1) registers_fewer<WGS == 2 ? 40 : 32>();
@@ -370,7 +358,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
                     for (int e = 0; e < 2; ++e) {
                         const int token = first + j * 8 + t * 2 + e;
-                        const float value = activate(left[j * 4 + e] * factor) * (left[j * 4 + 2 + e] * factor);
+                        const float value = activate_fast(left[j * 4 + e] * factor) * (left[j * 4 + 2 + e] * factor);
                         if (row < s.rows && token < limit) ((float*)out)[(i64)token * stride + row] = value;
                     }
             } else {
@@ -379,5 +367,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
     }
     __syncthreads();
-    if (CLUSTER * PARTS > 1) cluster_sync();  // nobody may leave while others still arrive at its barriers
+    if (CLUSTER * PARTS > 1) cluster_barrier();  // nobody may leave while others still arrive at its barriers
 }

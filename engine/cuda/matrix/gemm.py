@@ -30,7 +30,7 @@ ARCH = 90
 MAX_FORMATS = 2
 """Formats of one kernel: with three, ptxas no longer keeps multiplications in flight in the larger tiles."""
 
-_FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "gemm_tile.cuh", "gemm.cu")
+_FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "hopper.cuh", "activation.cuh", "gemm.cu")
 _OPERAND_FILES = ("operand.cu",)
 _STORE, _ADD, _GATED, _GATED_OPERAND = range(4)  # enum Mode of gemm.cu
 _SEGMENT = np.dtype(
@@ -155,9 +155,7 @@ def _slot(types: Sequence[GGMLType]) -> int:
 
 def build_job(types: Sequence[GGMLType], tile: Tile, activation: Activation, *, experts: bool = False) -> Job:
     """The (files, defines) pair of the kernel of one tile shape for a family of types, for module.prebuild."""
-    n = tile.tokens // 2
     memory = _memory(types, tile)
-    names = ", ".join(f"%{i}" for i in range(n))
     defines: dict[str, object] = {
         "EXPERTS": int(experts),
         "ACTIVATION": int(activation),
@@ -172,11 +170,6 @@ def build_job(types: Sequence[GGMLType], tile: Tile, activation: Activation, *, 
         "X_STAGES": memory.x_stages,
         "SLOT": _slot(types),
         "FORMATS": len(types),
-        "WGMMA_SHAPE": f'"m64n{tile.tokens}k16"',
-        "WGMMA_SUMS": f'"{{{names}}}"',
-        "WGMMA_INPUTS": f'"{{%{n}, %{n + 1}, %{n + 2}, %{n + 3}}}, %{n + 4}"',
-        "WGMMA_ACCUMULATE": f'"%{n + 5}"',
-        "WGMMA_REGISTERS(s)": ", ".join(f'"+f"(s[{i}])' for i in range(n)),
     }
     defines |= {f"FORMAT{i}": type.name for i, type in enumerate(types)}
     return _FILES, defines

@@ -17,29 +17,6 @@ struct Segment {
 };
 
 #define SEGMENT_PARAMETERS(n) const u8 *data##n, const float *scale##n, int tiles##n, int rows##n, int column##n,
-#if SEGMENTS == 1
-#define ALL_SEGMENTS SEGMENT_PARAMETERS(0)
-#define ALL_OF(name) {name##0}
-#elif SEGMENTS == 2
-#define ALL_SEGMENTS SEGMENT_PARAMETERS(0) SEGMENT_PARAMETERS(1)
-#define ALL_OF(name) {name##0, name##1}
-#elif SEGMENTS == 3
-#define ALL_SEGMENTS SEGMENT_PARAMETERS(0) SEGMENT_PARAMETERS(1) SEGMENT_PARAMETERS(2)
-#define ALL_OF(name) {name##0, name##1, name##2}
-#else
-#define ALL_SEGMENTS SEGMENT_PARAMETERS(0) SEGMENT_PARAMETERS(1) SEGMENT_PARAMETERS(2) SEGMENT_PARAMETERS(3)
-#define ALL_OF(name) {name##0, name##1, name##2, name##3}
-#endif
-
-// ACTIVATION is matvec.py's Activation. Fixed at build: a switch costs a jump through cold memory, 1 us a launch.
-DEVICE float activate(float v) {
-    if (ACTIVATION == 1) return __fdividef(v, 1.0f + expf(-v));
-    if (ACTIVATION == 2) return 0.5f * v * (1.0f + tanhf(0.7978845608028654f * (v + 0.044715f * v * v * v)));
-    if (ACTIVATION == 3) return 0.5f * v * (1.0f + erff(v * 0.7071067811865476f));
-    if (ACTIVATION == 4) return fmaxf(v, 0.0f);
-    if (ACTIVATION == 5) return fmaxf(v, 0.0f) * fmaxf(v, 0.0f);
-    return v;
-}
 
 // out = f(alpha * (norm(x) W^T + bias)) or out += ...; see matvec.py for shapes. grid <= tiles.
 // RESIDENT: all of x stays in shared memory and tiles are the outer loop; else slabs are. ONE_SLAB: columns <= SLAB.
@@ -129,10 +106,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     };
 
     if (lane == 0)
-        for (int i = 0; i < DEPTH; ++i) barrier_init(barrier_at + i * 8);
-#if __CUDA_ARCH__ >= 900
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
+        for (int i = 0; i < DEPTH; ++i) open_slot(barrier_at + i * 8);
+    publish_slots();
     __syncwarp();
     int filled = 0;
     auto fill = [&](int count) {
@@ -314,21 +289,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
             for (int chunk = 0; chunk < end; ++chunk, quad += per_chunk) {
                 fetch_wait(barrier_at + slot * 8, parity);
                 const u8* const at = ring + slot * SLOT;
-#if FORMATS == 1
-                add_chunk<FORMAT0>(at, quad, in, lane, columns_of_x, acc);
-#elif FORMATS == 2
-                if (m.format == 0) add_chunk<FORMAT0>(at, quad, in, lane, columns_of_x, acc);
-                else add_chunk<FORMAT1>(at, quad, in, lane, columns_of_x, acc);
-#elif FORMATS == 3
-                if (m.format == 0) add_chunk<FORMAT0>(at, quad, in, lane, columns_of_x, acc);
-                else if (m.format == 1) add_chunk<FORMAT1>(at, quad, in, lane, columns_of_x, acc);
-                else add_chunk<FORMAT2>(at, quad, in, lane, columns_of_x, acc);
-#else
-                if (m.format == 0) add_chunk<FORMAT0>(at, quad, in, lane, columns_of_x, acc);
-                else if (m.format == 1) add_chunk<FORMAT1>(at, quad, in, lane, columns_of_x, acc);
-                else if (m.format == 2) add_chunk<FORMAT2>(at, quad, in, lane, columns_of_x, acc);
-                else add_chunk<FORMAT3>(at, quad, in, lane, columns_of_x, acc);
-#endif
+#define ADD_CHUNK(F) add_chunk<F>(at, quad, in, lane, columns_of_x, acc)
+                FOR_FORMAT(m.format, ADD_CHUNK)
                 __syncwarp();
                 produce(slot);
                 if (++slot == DEPTH) slot = 0, parity ^= 1;

@@ -23,7 +23,15 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.matrix import decode_gemm as batch_matvec
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "formats_coded.cuh", "matvec_tile.cuh", "matvec.cu")
+_FILES = (
+    "formats.cuh",
+    "formats_coded.cuh",
+    "hopper.cuh",
+    "activation.cuh",
+    "matvec_tile.cuh",
+    "segments.cuh",
+    "matvec.cu",
+)
 MAX_MATRICES = 4
 MAX_COLUMNS = 8
 SLAB = 4096

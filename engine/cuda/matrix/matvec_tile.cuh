@@ -13,24 +13,7 @@ constexpr int PIECE = HALVES ? 16 : 8;                        // bytes of x of o
 constexpr int QUAD_BYTES = 32 * PIECE + 16 + (HALVES ? 0 : 32);  // of one sequence in shared memory
 static_assert(RESIDENT || !ONE_SLAB, "one slab always fits");
 
-DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
 // ---- tensor cores --------------------------------------------------------------------------------------------
-DEVICE void mma(float (&c)[4], const u32* a, u32 b0, u32 b1) {
-#if __CUDA_ARCH__ >= 800
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b0));
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[2]), "r"(a[3]), "r"(b1));
-#endif
-}
-
 // 16 columns of bytes; the weights are unsigned, or signed.
 template <bool SIGNED>
 DEVICE void mma_bytes(int (&c)[4], const u32* a, u32 b) {
@@ -76,16 +59,6 @@ DEVICE void mma_bytes(int (&c)[4], const u32* a, u32 b0, u32 b1) {
 }
 
 // ---- halfs of the activations --------------------------------------------------------------------------------
-DEVICE u32 two_halves(float low, float high) {
-#if __CUDA_ARCH__ >= 800
-    u32 pair;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-#else
-    return pack_halves(low, high);
-#endif
-}
-
 // Largest of the eight lanes that hold a sub-block.
 DEVICE float largest_of_eight(float v) {
     v = fmaxf(v, __shfl_xor_sync(FULL_MASK, v, 1));
@@ -94,20 +67,23 @@ DEVICE float largest_of_eight(float v) {
 }
 
 // ---- the stream of chunks ------------------------------------------------------------------------------------
-DEVICE void barrier_init(u32 address) {
+DEVICE void open_slot(u32 barrier) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
+    barrier_init(barrier, 1);
+#endif
+}
+
+DEVICE void publish_slots() {
+#if __CUDA_ARCH__ >= 900
+    publish_barriers();
 #endif
 }
 
 DEVICE void fetch(u32 slot, u32 barrier, const u8* source, int bytes, int lane) {
 #if __CUDA_ARCH__ >= 900
     if (lane == 0) {
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-        asm volatile(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-            ::"r"(slot), "l"(source), "r"(bytes), "r"(barrier), "l"(0x12f0000000000000ull)  // evict first
-            : "memory");
+        barrier_expect(barrier, bytes);
+        bulk_copy<true>(slot, source, bytes, barrier);
     }
 #elif __CUDA_ARCH__ >= 800
     for (int at = lane * 16; at < bytes; at += 512)
@@ -130,26 +106,13 @@ DEVICE void fetch_commit() {
 
 DEVICE void fetch_wait(u32 barrier, u32 parity) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra.uni over;\n"
-        "bra.uni again;\n"
-        "over:\n"
-        "}" ::"r"(barrier), "r"(parity)
-        : "memory");
+    barrier_wait(barrier, parity);
 #elif __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
     __syncwarp();
 #else
     __syncwarp();
 #endif
-}
-
-DEVICE void named_barrier(int id, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // ---- weights of one sub-block as mma operands ----------------------------------------------------------------
@@ -369,7 +332,8 @@ struct Chunk<F, false> {
                     const uint4 v = pieces[((f * R + k) * 2 * PIECES + n) * 32];
                     const u32 a[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-                    for (int j = 0; j < GROUPS_OF_NB; ++j) mma(c[j], a, x.v[j][k][w * 2], x.v[j][k][w * 2 + 1]);
+                    for (int j = 0; j < GROUPS_OF_NB; ++j) 
+                        mma16(c[j], a[0], a[1], a[2], a[3], x.v[j][k][w * 2], x.v[j][k][w * 2 + 1]);
                 }
 #pragma unroll
             for (int j = 0; j < GROUPS_OF_NB; ++j) {

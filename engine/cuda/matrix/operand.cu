@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(256)
             const int c = first + i, place = 2 * (i >> 2) + ((i & 3) >> 1) + 8 * (i & 1);
             float value = v[i];
             if (weight) value = value * factor * (c < columns ? weight[c] : 0.0f);
-            const u32 half = float_to_half(fminf(fmaxf(value, -65504.0f), 65504.0f));
+            const u32 half = saturated_half(value);
             pair[place >> 1] = (place & 1) ? pair[place >> 1] | (half << 16) : half;
         }
         const int unit = (first >> 3) & 7;

@@ -1,17 +1,6 @@
 // Small row-wise steps of prompts and expert mixtures: whatever is not folded into a product.
 // Each kernel waits for its predecessors before touching memory; one block serves one row unless said otherwise.
 
-DEVICE float activate(float x, int kind) {
-    switch (kind) {
-        case 1: return x / (1.0f + expf(-x));                                                        // SiLU
-        case 2: return 0.5f * x * (1.0f + tanhf(0.7978845608f * x * (1.0f + 0.044715f * x * x)));    // GELU, tanh form
-        case 3: return 0.5f * x * (1.0f + erff(x * 0.7071067812f));                                  // GELU, exact
-        case 4: return fmaxf(x, 0.0f);
-        case 5: return x > 0.0f ? x * x : 0.0f;
-        default: return x;
-    }
-}
-
 // out[row] = x[row] / sqrt(mean(x[row]^2) + eps) * weight, or x itself where weight is null, as Out.
 template <typename Out>
 DEVICE void normalize_row(const float* x, int stride, Out* out, int columns, const float* weight, float eps) {
@@ -29,8 +18,7 @@ DEVICE void normalize_row(const float* x, int stride, Out* out, int columns, con
     for (int i = threadIdx.x; i < columns; i += blockDim.x) {
         float value = weight ? row[i] * factor * weight[i] : row[i];
         if constexpr (sizeof(Out) == 2) {
-            // Saturates: an infinity would turn a whole row of the product into NaN.
-            target[i] = float_to_half(fminf(fmaxf(value, -65504.0f), 65504.0f));
+            target[i] = saturated_half(value);
         } else {
             target[i] = value;
         }
@@ -47,15 +35,12 @@ extern "C" __global__ void normalize_float(const float* x, int stride, float* ou
 }
 
 // h[i] = activation(h[i]) * up[i]; up null: without the product. Any grid.
-// Activation 6: g = min(h, 7), u = clamp(up, -7, 7), h = g * sigmoid(1.702 g) * (u + 1).
 extern "C" __global__ void gate(float* h, const float* up, i64 count, int activation) {
     pdl_launch();
     pdl_wait();
     if (activation == 6) {
-        for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) {
-            const float g = fminf(h[i], 7.0f), u = fminf(fmaxf(up[i], -7.0f), 7.0f);
-            h[i] = g / (1.0f + expf(-1.702f * g)) * (u + 1.0f);
-        }
+        for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
+            h[i] = clamped_swiglu(h[i], up[i]);
         return;
     }
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)

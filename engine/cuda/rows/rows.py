@@ -11,7 +11,7 @@ from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
 from engine.cuda.matrix.matvec import Activation
 
-FILES = ("rows.cu",)
+FILES = ("activation.cuh", "rows.cu")
 
 
 def _kernel(name: str) -> Kernel:
