@@ -46,6 +46,8 @@ class EngineConfig:
             wherever weights are quantized, which is about three times as fast.
         repack: on the CPU, keep a second copy of quantized weights in the order that the kernels read them in; without
             it decoding is slower, and memory holds little more than the mapped file.
+        strict: refuse a file with metadata keys or tensors of which nothing is known, instead of naming them in a
+            warning.
         eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph (slower; for tests).
 
     Raises:
@@ -64,6 +66,7 @@ class EngineConfig:
     deterministic: bool = False
     exact: bool = False
     repack: bool = True
+    strict: bool = False
     eager: bool = False
 
     def __post_init__(self) -> None:

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.shared
 
 NAMES = (
     "bloom-dense", "cohere2-dense", "command-r-dense", "deepseek-moe", "deepseek2-moe", "ernie4_5-moe",
-    "exaone4-dense", "falcon-dense", "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense", "glm4moe-moe",
+    "ernie4_5-moe-moe", "exaone4-dense", "falcon-dense", "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense",
+    "glm4moe-moe",
     "gpt-oss-moe", "gpt2-dense", "gptneox-dense", "granite-dense", "granite-moe", "hunyuan-dense-dense",
     "internlm2-dense", "llama-dense", "llama-moe", "minicpm-dense", "mistral3-dense", "mpt-dense", "nemotron-dense",
     "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense", "phi3-dense", "phimoe-moe", "qwen2-dense", "qwen2moe-moe",
@@ -36,6 +37,8 @@ def error(found, expected):
 @pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("name", NAMES)
 def test_logits(name, exact, conformance_dir: Path):
+    if not (conformance_dir / "models" / f"{name}.gguf").exists():
+        pytest.skip("the second set of conformance files is not there")
     expected = np.load(conformance_dir / "logits" / f"{name}.npz")
     tokens, logits = expected["tokens"], expected["logits"]
     with open_gguf(conformance_dir / "models" / f"{name}.gguf") as gguf:

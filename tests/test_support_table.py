@@ -8,11 +8,12 @@ import pytest
 from test_conformance import NAMES
 
 from engine.gguf import GGMLType
+from engine.model.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from support_render import render  # noqa: E402 - found through the line above
+from support_render import label, render  # noqa: E402 - found through the line above
 
 RESULTS = json.loads((ROOT / "benchmarks" / "support.json").read_text())
 
@@ -35,7 +36,15 @@ def test_every_type_and_architecture_is_measured_on_the_cpu():
         assert float(single) < 1e-8
         assert (kind.name.startswith("I") and kind.name[1] != "Q") or float(table[kind.name][6].split(" ± ")[0]) > 1
     for name in NAMES:
-        assert all(float(cell) < 1e-8 for cell in table[name][:2])
+        assert all(float(cell) < 1e-8 for cell in table[label(name)][:2])
+
+
+def test_architectures_are_named_as_in_files():
+    labels = {label(name): name for name in RESULTS["architectures"]}
+    assert len(labels) == len(RESULTS["architectures"])
+    assert {name.partition(",")[0] for name in labels} <= set(ARCHITECTURES)
+    assert labels["ernie4_5"] == "ernie4_5-moe"  # the file has no experts
+    assert labels["ernie4_5-moe, experts"] == "ernie4_5-moe-moe"
 
 
 @pytest.mark.parametrize(

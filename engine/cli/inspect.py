@@ -31,6 +31,7 @@ def inspect(
     ] = 1,
     cache_tokens: options.CacheTokensOption = None,
     prefill_chunk: options.PrefillChunkOption = None,
+    strict: options.StrictOption = False,
 ) -> None:
     """Show a file's metadata, its tensors by type, and the memory that running it takes."""
     from engine.config import EngineConfig
@@ -46,6 +47,7 @@ def inspect(
         max_sequences=sequences,
         cache_tokens=cache_tokens,
         prefill_chunk=prefill_chunk,
+        strict=strict,
     )
     with open_gguf(path) as gguf:
         report: dict[str, Any] = {
@@ -88,7 +90,7 @@ def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     from engine.runner import plan_memory
 
     try:
-        model = load_model(gguf, config.resolve_context)
+        model = load_model(gguf, config.resolve_context, strict=config.strict)
         device, plan = plan_memory(model, config)
     except EngineError as error:
         return {"error": str(error)}
