@@ -3,6 +3,7 @@
 Owns the mappings. Knows the container only, nothing of models; what the header says is read and checked by parse.py.
 """
 
+import logging
 import mmap
 import os
 import re
@@ -17,6 +18,8 @@ from engine.errors import GGUFError
 from engine.gguf.parse import METADATA_START, Header, MetadataValue, TensorInfo, parse_header
 
 __all__ = ["GGUFFile", "MetadataValue", "TensorInfo", "open_gguf"]
+
+log = logging.getLogger("engine")
 
 _SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -75,6 +78,13 @@ class GGUFFile:
                     other = paths[self.tensors[name].part]
                     raise GGUFError(f"{part.path}: tensor {name!r}: found also in {other}; allowed: each name once")
                 self.tensors[name] = replace(info, part=i) if i else info
+        repaired = list(dict.fromkeys(key for part in parts for key in part.header.repaired))
+        if repaired:
+            log.warning(
+                "%s: text that is not UTF-8 in metadata %s: what could not be decoded is shown as U+FFFD",
+                self.path,
+                ", ".join(repaired[:8]) + (f" and {len(repaired) - 8} more" if len(repaired) > 8 else ""),
+            )
         total = self.metadata.get("split.tensors.count")
         if len(parts) > 1 and total is not None and total != len(self.tensors):
             raise GGUFError(
