@@ -198,8 +198,8 @@ class _Part:
         if (state.st_size, state.st_mtime_ns) != (self.size, self.modified):
             found = f"{state.st_size} bytes" if state.st_size != self.size else "another time of modification"
             raise GGUFError(
-                f"{self.path}: size and time: found {found}; allowed: {self.size} bytes that nothing has written to, as "
-                "when it was opened: open the model again, and give a new version its name by renaming it"
+                f"{self.path}: size and time: found {found}; allowed: {self.size} bytes not written to, as when it "
+                "was opened: open the model again, and give a new version its name by renaming it"
             )
 
     def close(self) -> None:
