@@ -17,6 +17,7 @@ PAGE = 64
 MAX_SEQUENCES = 256
 CONTEXTS = 8
 """Whole contexts that the cache holds without being asked."""
+MAX_CONTEXT = 2**31 - 1
 DEFAULT_CONTEXT_LIMIT = 8192
 """Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
 
@@ -80,6 +81,8 @@ class EngineConfig:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InvalidRequestError(f"{name} is {value!r}; a whole number of at least 1 is needed")
+        if self.context_length is not None and self.context_length > MAX_CONTEXT:
+            raise InvalidRequestError(f"context_length is {self.context_length}; allowed: 1 to {MAX_CONTEXT}")
         if self.max_sequences is not None and self.max_sequences > MAX_SEQUENCES:
             raise InvalidRequestError(f"max_sequences is {self.max_sequences}; allowed: 1 to {MAX_SEQUENCES}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli import options
-from engine.cli.terminal import write, write_json
+from engine.cli.terminal import warnings_shown, write, write_json
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
@@ -49,7 +49,7 @@ def inspect(
         prefill_chunk=prefill_chunk,
         strict=strict,
     )
-    with open_gguf(path) as gguf:
+    with warnings_shown(), open_gguf(path) as gguf:
         report: dict[str, Any] = {
             "file": str(gguf.path),
             "parts": len(gguf.parts),
@@ -114,7 +114,7 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list) and len(value) > LONG_ARRAY:
         return {"length": len(value), "first": [_plain(item) for item in value[:SHOWN_ITEMS]]}
-    return value
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +58,7 @@ class KVCache:
         self._layers = tuple(layers)
         self._dtype = KV_TYPES[kv_type]
         self._values_apart = values_apart
-        self.tables: PageTable = np.zeros((n_slots, page_count(context_length)), dtype=np.int64)
+        self.tables: PageTable = self._zeros(n_slots, page_count(context_length), dtype=np.int64)
         """Pages of each slot's sequence; the addresses of its rows never change."""
         self._arrays: list[tuple[CacheArray, CacheArray]] = [self._of_layer(layer) for layer in layers]
 
@@ -73,8 +74,11 @@ class KVCache:
         return layer.values_in_keys and not self._values_apart
 
     def _pages(self, *shape: int) -> CacheArray:
+        return self._zeros(self.n_pages, *shape, dtype=self._dtype)
+
+    def _zeros(self, *shape: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         try:
-            return aligned_zeros(self.n_pages, *shape, dtype=self._dtype)
+            return aligned_zeros(*shape, dtype=dtype)
         except MemoryError:
             needed = self.bytes_per_token * self.n_pages * PAGE / 2**30
             raise DeviceError(
