@@ -20,6 +20,7 @@ of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Ll
 MAX_SEQUENCES = 256
 CONTEXTS = 8
 """Whole contexts that the cache holds without being asked."""
+MAX_CONTEXT = 2**31 - 1
 DEFAULT_CONTEXT_LIMIT = 8192
 """Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
 
@@ -72,6 +73,8 @@ class EngineConfig:
             wherever weights are quantized, which is about three times as fast.
         repack: on the CPU, keep a second copy of quantized weights in the order that the kernels read them in; without
             it decoding is slower, and memory holds little more than the mapped file.
+        strict: refuse a file with metadata keys or tensors of which nothing is known, instead of naming them in a
+            warning.
         eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph (slower; for tests).
 
     Raises:
@@ -92,6 +95,7 @@ class EngineConfig:
     deterministic: bool = False
     exact: bool = False
     repack: bool = True
+    strict: bool = False
     eager: bool = False
 
     def __post_init__(self) -> None:
@@ -104,6 +108,8 @@ class EngineConfig:
                 continue
             if not _whole(value) or value < 1:
                 raise InvalidRequestError(f"{name} is {value!r}; a whole number of at least 1 is needed")
+        if self.context_length is not None and self.context_length > MAX_CONTEXT:
+            raise InvalidRequestError(f"context_length is {self.context_length}; allowed: 1 to {MAX_CONTEXT}")
         if not _whole(self.checkpoint_spacing) or self.checkpoint_spacing < 1 or self.checkpoint_spacing % PAGE:
             raise InvalidRequestError(
                 f"checkpoint_spacing is {self.checkpoint_spacing!r}; allowed: multiples of {PAGE}, the size of a page"

@@ -25,12 +25,16 @@ from engine.cpu.matmul import matmul
 from engine.cpu.threads import ThreadPool
 from engine.gguf import GGMLType, dequantize, open_gguf
 from engine.gguf.rewrite import matrices, rewrite
+from engine.model.architectures import ARCHITECTURES
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from engine.model.weights import Weight
 
 CONTEXT = 512
 """Tokens of a chunk of the perplexity text."""
+
+ARCHIVES = ("models.tar.xz", "logits.tar.xz")
+"""Files of a set of conformance models."""
 
 LOGIT_TOKENS = 64
 """Tokens whose logits are compared."""
@@ -69,9 +73,10 @@ class Data:
             return folder
         if not (folder / "models.tar.xz").exists():
             return None
-        for archive in ("models.tar.xz", "logits.tar.xz"):
-            with tarfile.open(folder / archive) as tar:
-                tar.extractall(self.scratch, filter="data")
+        for archive in (part / name for part in (folder, folder.with_name("conformance2")) for name in ARCHIVES):
+            if archive.exists():
+                with tarfile.open(archive) as tar:
+                    tar.extractall(self.scratch, filter="data")
         return self.scratch
 
     def _unpacked_model(self, path: Path) -> Path:
@@ -83,11 +88,11 @@ class Data:
         return target
 
     def files(self) -> list[Path]:
-        """Conformance files whose logits are there too."""
+        """Conformance files of known architectures whose logits are there too."""
         if self.conformance is None:
             return []
         models = sorted((self.conformance / "models").glob("*.gguf"))
-        return [path for path in models if self.logits(path).exists()]
+        return [path for path in models if self.logits(path).exists() and path.stem.rpartition("-")[0] in ARCHITECTURES]
 
     def logits(self, path: Path) -> Path:
         """The expected logits of a conformance file."""

@@ -37,7 +37,7 @@ ARCHITECTURE = """
 ## Architectures
 
 Errors: small models of random weights, 48 tokens, against llama.cpp in float32 with a float32 cache. On the GPU the
-operands of prompts and the cache are float16.
+operands of prompts and the cache are float16. Names are those that files carry as `general.architecture`.
 
 | architecture | CPU at once | CPU by token | GPU at once | GPU by token |
 |---|---|---|---|---|
@@ -86,7 +86,8 @@ def _types(results: dict[str, Any]) -> Iterator[str]:
 
 def _architectures(results: dict[str, Any]) -> Iterator[str]:
     notes, rows = [], results.get("architectures", {})
-    for name, row in sorted(rows.items()):
+    for file, row in sorted(rows.items(), key=lambda entry: label(entry[0])):
+        name = label(file)
         yield f"| {' | '.join([name, *_errors(row.get('cpu')), *_errors(row.get('gpu'))])} |\n"
         gpu = row.get("gpu", {})
         if gpu.get("falls_back"):
@@ -96,7 +97,7 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
                 f"- {name}: on the GPU with a float32 cache {gpu['f32_at_once']:.1e} at once, "
                 f"{gpu['f32_single']:.1e} by token.\n"
             )
-    families = sorted(set(ARCHITECTURES) - {name.rsplit("-", 1)[0] for name in rows})
+    families = sorted(set(ARCHITECTURES) - {file.rpartition("-")[0] for file in rows})
     if families:
         yield (
             "\nMade of the same parts, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but for "
@@ -105,6 +106,12 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
         )
     if notes:
         yield "\n" + "".join(notes)
+
+
+def label(file: str) -> str:
+    """What a conformance file stands for: the value of its general.architecture, and whether layers have experts."""
+    name, _, kind = file.rpartition("-")
+    return f"{name}, experts" if kind == "moe" and ARCHITECTURES[name].moe is not None else name
 
 
 def _errors(cell: dict[str, Any] | None) -> tuple[str, str]:

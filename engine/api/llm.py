@@ -64,6 +64,7 @@ class LLM:
         deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         exact: on the CPU, keep everything in float32: about a third of the speed, no rounding of activations to 8 bits.
         repack: on the CPU, keep a second copy of quantized weights in the order of the kernels, for speed.
+        strict: refuse a file with metadata keys or tensors of which nothing is known, instead of a warning.
         eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph.
         pre_tokenizer: overrides the pre-tokenizer that the file names.
         chat_template: jinja2 source that replaces the file's chat template.
@@ -92,6 +93,7 @@ class LLM:
         deterministic: bool = False,
         exact: bool = False,
         repack: bool = True,
+        strict: bool = False,
         eager: bool = False,
         pre_tokenizer: str | None = None,
         chat_template: str | None = None,
@@ -113,12 +115,13 @@ class LLM:
             deterministic=deterministic,
             exact=exact,
             repack=repack,
+            strict=strict,
             eager=eager,
         )
         self._file = open_gguf(self.config.model)
         try:
             metadata = self._file.metadata
-            self.model = load_model(self._file, self.config.resolve_context)
+            self.model = load_model(self._file, self.config.resolve_context, strict=strict)
             self._tokenizer_error = ""
             self._tokenizer = self._open_tokenizer(metadata, pre_tokenizer)
             self._chat_source = chat_template

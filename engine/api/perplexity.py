@@ -36,13 +36,16 @@ class Perplexity:
 
     @property
     def value(self) -> float:
-        """The perplexity, exp(loss)."""
-        return math.exp(self.loss)
+        """The perplexity, exp(loss); infinite where that is beyond what a float holds."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
 
     @property
     def error(self) -> float:
-        """Standard error of the perplexity."""
-        return self.value * self.loss_error
+        """Standard error of the perplexity; as little known as it is where that is infinite."""
+        return self.value * self.loss_error if math.isfinite(self.value) else self.value
 
 
 def cut(llm: LLM, text: str, context: int) -> list[list[int]]:

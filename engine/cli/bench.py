@@ -41,6 +41,7 @@ def bench(
     threads: options.ThreadsOption = None,
     exact: options.ExactOption = False,
     repack: options.RepackOption = True,
+    strict: options.StrictOption = False,
     prefill_chunk: options.PrefillChunkOption = None,
     deterministic: options.DeterministicOption = False,
 ) -> None:
@@ -55,6 +56,7 @@ def bench(
         threads=threads,
         exact=exact,
         repack=repack,
+        strict=strict,
         max_sequences=max(batches),
         # Whole pages for everybody, or sequences would make room for one another while they are timed.
         cache_tokens=(max(batches) + 1) * PAGE * page_count(context_length),

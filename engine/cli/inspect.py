@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli import options
-from engine.cli.terminal import write, write_json
+from engine.cli.terminal import warnings_shown, write, write_json
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
@@ -31,6 +31,7 @@ def inspect(
     ] = 1,
     cache_tokens: options.CacheTokensOption = None,
     prefill_chunk: options.PrefillChunkOption = None,
+    strict: options.StrictOption = False,
 ) -> None:
     """Show a file's metadata, its tensors by type, and the memory that running it takes."""
     from engine.api.llm import BUNDLED_MODEL
@@ -46,8 +47,9 @@ def inspect(
         max_sequences=sequences,
         cache_tokens=cache_tokens,
         prefill_chunk=prefill_chunk,
+        strict=strict,
     )
-    with open_gguf(path) as gguf:
+    with warnings_shown(), open_gguf(path) as gguf:
         report: dict[str, Any] = {
             "file": str(gguf.path),
             "parts": len(gguf.parts),
@@ -88,7 +90,7 @@ def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     from engine.runner.devices import plan_memory
 
     try:
-        model = load_model(gguf, config.resolve_context)
+        model = load_model(gguf, config.resolve_context, strict=config.strict)
         device, plan = plan_memory(model, config)
     except EngineError as error:
         return {"error": str(error)}
@@ -112,7 +114,7 @@ def _plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, list) and len(value) > LONG_ARRAY:
         return {"length": len(value), "first": [_plain(item) for item in value[:SHOWN_ITEMS]]}
-    return value
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _show(report: dict[str, Any]) -> None:

@@ -54,6 +54,14 @@ RepackOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Refuse a file with metadata keys or tensors of which nothing is known, instead of a warning.",
+        rich_help_panel=MODEL,
+    ),
+]
 PreTokenizerOption = Annotated[
     str | None,
     typer.Option(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import logging
+import math
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +37,36 @@ def write(text: str) -> None:
 
 
 def write_json(value: Any) -> None:
-    """Write one JSON object to stdout."""
-    write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Write one JSON object (RFC 8259) and a line end to stdout.
+
+    As UTF-8 where that is stdout's encoding, else in ASCII with escapes, whatever the encoding is. Numbers that are not
+    finite are the strings "Infinity", "-Infinity" and "NaN", which JSON has no numbers for.
+    """
+    value = _finite(value)
+    data = (json.dumps(value, allow_nan=False) + "\n").encode("ascii")
+    if codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8":
+        # A file name that is not UTF-8 comes as lone surrogates, which UTF-8 cannot hold and escapes can.
+        with suppress(UnicodeEncodeError):
+            data = (json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n").encode("utf-8")
+    raw = getattr(sys.stdout, "buffer", None)
+    if raw is None:  # replaced by an object that takes text alone
+        write(data.decode("utf-8"))
+        return
+    sys.stdout.flush()
+    while data:  # with python -u there is no buffer, and a pipe may take a part
+        data = data[raw.write(data) or 0 :]
+    raw.flush()
+
+
+def _finite(value: Any) -> Any:
+    """The same value with names in place of the numbers that JSON lacks."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def read_text(path: Path) -> str:
@@ -114,18 +144,25 @@ def status(text: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def open_model(**settings: Any) -> Iterator[LLM]:
-    """An open LLM, with the state of its loading visible and warnings as single lines on stderr."""
+def warnings_shown() -> Iterator[None]:
+    """Warnings of the engine as single lines on stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     log = logging.getLogger("engine")
     log.addHandler(handler)
     try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+@contextmanager
+def open_model(**settings: Any) -> Iterator[LLM]:
+    """An open LLM, with the state of its loading visible and warnings on stderr."""
+    with warnings_shown():
         with status("loading the model ...") as update, Interrupts():
             from engine.api.llm import LLM
 
             llm = LLM(**settings, status=update)
         with llm:
             yield llm
-    finally:
-        log.removeHandler(handler)

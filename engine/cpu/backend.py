@@ -159,6 +159,7 @@ class CpuBackend:
             kernel(kind, type_name)
         if self._repack:
             status("repacking the weights")
+            self.model.gguf.check_unchanged()
         self._ops  # noqa: B018 - made on first use
 
     def _kernels(self) -> list[tuple[str, str]]:
@@ -186,9 +187,11 @@ class CpuBackend:
         Raises:
             ContextFullError: a sequence would outgrow the context; nothing was changed.
             InvalidRequestError: a token id is not in the vocabulary; nothing was changed.
+            GGUFError: the model's file was cut or rewritten since it was opened; nothing was changed.
         """
         logits = np.empty((len(batch.output_rows), self.config.vocab_size), dtype=np.float32)
         if self._decoder is not None and self._decoder.takes(batch):
+            self.model.gguf.check_unchanged()
             with np.errstate(**QUIET):
                 self._decoder.run(batch, logits)
             return logits
@@ -240,6 +243,7 @@ class CpuBackend:
         self._cache.close()
 
     def _hidden(self, batch: Batch) -> Float32Array:
+        self.model.gguf.check_unchanged()
         with np.errstate(**QUIET):
             x: Float32Array = hidden_states(self.model.weights, self._ops, batch)
         return x

@@ -133,7 +133,6 @@ class KVCache:
         self.context_length = context_length
         self.n_slots = n_slots
         self.n_pages = n_slots * page_count(context_length) if n_pages is None else n_pages
-        self.tables: PageTable = np.zeros((n_slots, page_count(context_length)), dtype=np.int64)
         format = KvType.parse(kv_type)
         self._caches: list[AttentionCache | RecurrentCache] = [
             AttentionCache(mixer, format, values_apart=values_apart)
@@ -144,6 +143,8 @@ class KVCache:
         self.layers: Sequence[LayerCache] = self._caches
         self._rows = StateRows(n_slots, STATE_PLACES, n_checkpoints)
         try:
+            self.tables: PageTable = aligned_zeros(n_slots, page_count(context_length), dtype=np.int64)
+            """Pages of each slot's sequence; the addresses of its rows never change."""
             for layer in self.layers:
                 layer.allocate(self.n_pages, self._rows.total)
         except MemoryError:

@@ -1,5 +1,7 @@
 """Arrays that begin at borders of cache lines or of huge pages."""
 
+import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,19 @@ def aligned_empty(*shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray
 
 
 def aligned_zeros(*shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """An array of zeros at a multiple of LINE, of HUGE for large ones; takes memory when written to."""
-    n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    return _cut(np.zeros, shape, dtype, HUGE if n_bytes >= 2 * HUGE else LINE)
+    """An array of zeros at a multiple of LINE, of HUGE if that is small beside it; takes memory when written to."""
+    return _cut(np.zeros, shape, dtype, HUGE if _size(shape, dtype) >= 2 * HUGE else LINE)
 
 
 def _cut(make: Any, shape: tuple[int, ...], dtype: npt.DTypeLike, step: int) -> npt.NDArray[Any]:
-    n_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    n_bytes = _size(shape, dtype)
+    if n_bytes + step > sys.maxsize:
+        raise MemoryError(f"{n_bytes} bytes")
     room: npt.NDArray[np.uint8] = make(n_bytes + step, dtype=np.uint8)
     start = -room.__array_interface__["data"][0] % step
     return room[start : start + n_bytes].view(dtype).reshape(shape)
+
+
+def _size(shape: tuple[int, ...], dtype: npt.DTypeLike) -> int:
+    """Bytes of an array, in Python's integers, which do not overflow."""
+    return math.prod(shape) * np.dtype(dtype).itemsize

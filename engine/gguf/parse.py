@@ -45,6 +45,10 @@ NUMBER_TYPES: dict[int, tuple[str, np.dtype[Any]]] = {
 STRING, ARRAY, UINT32 = 8, 9, 4
 _EMPTY = {value_type: np.empty(0, dtype.type) for value_type, (_, dtype) in NUMBER_TYPES.items()}
 
+DECIDING_KEYS = ("general.architecture", "general.type")
+DECIDING_WITHIN = ("tokenizer.ggml.",)
+"""Texts that must be right to the byte: names that decide what a file is, and vocabularies. Others describe."""
+
 # The fewest bytes each can take: what a count is checked against before anything is read.
 MIN_STRING = 8
 MIN_ARRAY = 4 + 8
@@ -99,7 +103,8 @@ class TensorInfo:
 class Header:
     """What one file says about itself: version, alignment, metadata by key, tensors in file order.
 
-    metadata_end is where the tensor directory begins; the metadata begins at METADATA_START.
+    metadata_end is where the tensor directory begins; the metadata begins at METADATA_START. repaired are the keys of
+    texts that are not UTF-8: what could not be decoded is U+FFFD there.
     """
 
     version: int
@@ -107,6 +112,7 @@ class Header:
     metadata: dict[str, MetadataValue]
     tensors: dict[str, TensorInfo]
     metadata_end: int
+    repaired: tuple[str, ...] = ()
 
 
 def parse_header(path: Path, data: mmap.mmap | bytes) -> Header:
@@ -135,6 +141,8 @@ class _Parser:
         self.data = data
         self.size = len(data)
         self.pos = 0
+        self.repaired: list[str] = []
+        self.key = ""  # whose value is being read
 
     def fail(self, field: str, found: str, allowed: str) -> NoReturn:
         raise GGUFError(f"{self.path}: {field}: found {found}; allowed: {allowed}")
@@ -173,10 +181,20 @@ class _Parser:
         start = self.take(length, field)
         return self.decode(field, start, length)
 
+    def repairs(self) -> bool:
+        """Whether the text being read may be repaired; if so the key is noted."""
+        if not self.key or self.key in DECIDING_KEYS or self.key.startswith(DECIDING_WITHIN):
+            return False
+        if self.key not in self.repaired:
+            self.repaired.append(self.key)
+        return True
+
     def decode(self, field: str, start: int, length: int) -> str:
         try:
             return self.data[start : start + length].decode()
         except UnicodeDecodeError as error:
+            if self.repairs():
+                return self.data[start : start + length].decode(errors="replace")
             self.fail(field, f"byte {error.object[error.start]:#04x} at offset {start + error.start}", "valid UTF-8")
 
     def name(self, field: str) -> str:
@@ -240,6 +258,8 @@ class _Parser:
         except struct.error:
             end = size + 1  # not even the length fits
         except UnicodeDecodeError:
+            if self.repairs():
+                return [self.string(f"{field}[{i}]") for i in range(n)]
             self.decode(f"{field}[{len(out)}]", start, end - start)
         if len(out) < n:
             self.pos = min(start, size)
@@ -263,7 +283,9 @@ class _Parser:
             value_type = self.uint32(f"{field} type")
             if value_type not in NUMBER_TYPES and value_type not in (STRING, ARRAY):
                 self.fail(f"{field} type", str(value_type), "0 to 12")
+            self.key = key
             metadata[key] = self.value(field, value_type)
+            self.key = ""
             if key == "general.alignment":
                 alignment = self.check_alignment(field, value_type, metadata[key])
         metadata_end = self.pos
@@ -274,7 +296,7 @@ class _Parser:
                 self.fail(f"tensor {_quoted(info.name)}", "a second tensor of that name", "each name once")
             tensors[info.name] = info
         tensors = self.place(tensors, alignment)
-        return Header(version, alignment, metadata, tensors, metadata_end)
+        return Header(version, alignment, metadata, tensors, metadata_end, tuple(self.repaired))
 
     def check_magic_and_version(self) -> int:
         magic = bytes(self.data[:16])

@@ -3,6 +3,7 @@
 Owns the mappings. Knows the container only, nothing of models; what the header says is read and checked by parse.py.
 """
 
+import logging
 import mmap
 import os
 import re
@@ -17,6 +18,8 @@ from engine.errors import GGUFError
 from engine.gguf.parse import METADATA_START, Header, MetadataValue, TensorInfo, parse_header
 
 __all__ = ["GGUFFile", "MetadataValue", "TensorInfo", "open_gguf"]
+
+log = logging.getLogger("engine")
 
 _SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -75,6 +78,13 @@ class GGUFFile:
                     other = paths[self.tensors[name].part]
                     raise GGUFError(f"{part.path}: tensor {name!r}: found also in {other}; allowed: each name once")
                 self.tensors[name] = replace(info, part=i) if i else info
+        repaired = list(dict.fromkeys(key for part in parts for key in part.header.repaired))
+        if repaired:
+            log.warning(
+                "%s: text that is not UTF-8 in metadata %s: what could not be decoded is shown as U+FFFD",
+                self.path,
+                ", ".join(repaired[:8]) + (f" and {len(repaired) - 8} more" if len(repaired) > 8 else ""),
+            )
         total = self.metadata.get("split.tensors.count")
         if len(parts) > 1 and total is not None and total != len(self.tensors):
             raise GGUFError(
@@ -92,7 +102,7 @@ class GGUFFile:
         """Return a tensor's packed bytes: uint8, shape (*shape[:-1], row_bytes), read-only, not copied.
 
         Raises:
-            GGUFError: no such tensor, the file is closed, or it has been cut short since it was opened.
+            GGUFError: no such tensor, the file is closed, or it has been cut or rewritten since it was opened.
         """
         info = self.tensors.get(name)
         if info is None:
@@ -102,20 +112,32 @@ class GGUFFile:
         if self._closed:
             raise GGUFError(f"{self.path}: the file is closed; open it again to read tensor {name!r}")
         part = self._parts[info.part]
-        part.check_size()
+        part.check_unchanged()
         flat = np.frombuffer(part.data, np.uint8, info.n_bytes, info.offset)
         return flat.reshape(*info.shape[:-1], info.row_bytes)
+
+    def check_unchanged(self) -> None:
+        """Notice that a file was cut or rewritten in place since it was opened; one fstat per part.
+
+        Reading weights from it would give other weights, or end the process with SIGBUS. A cut between this call and
+        the reading still does, and a network file system may tell late. Closed files are not looked at.
+
+        Raises:
+            GGUFError: size or time of modification are others than when the file was opened.
+        """
+        for part in self._parts:
+            part.check_unchanged()
 
     def metadata_block(self) -> bytes:
         """Return the metadata of the (first) file as it is written there, e.g. to write it into another file.
 
         Raises:
-            GGUFError: the file is closed, or it has been cut short since it was opened.
+            GGUFError: the file is closed, or it has been cut or rewritten since it was opened.
         """
         if self._closed:
             raise GGUFError(f"{self.path}: the file is closed; open it again to read its metadata")
         part = self._parts[0]
-        part.check_size()
+        part.check_unchanged()
         return bytes(part.data[METADATA_START : part.header.metadata_end])
 
     def close(self) -> None:
@@ -163,18 +185,22 @@ class _Part:
             raise GGUFError(f"{path}: cannot be opened: {reason}; check the path and its permissions") from error
         self.data: mmap.mmap | bytes = b""
         try:
-            self.size = os.fstat(self.file.fileno()).st_size
+            state = os.fstat(self.file.fileno())
+            self.size, self.modified = state.st_size, state.st_mtime_ns
             if self.size:
                 self.data = mmap.mmap(self.file.fileno(), self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             self.file.close()
             raise GGUFError(f"{path}: cannot be mapped into memory: {error}") from error
 
-    def check_size(self) -> None:
-        """Reading a mapping beyond the end of a file that has shrunk would kill the process: say so instead."""
-        size = os.fstat(self.file.fileno()).st_size
-        if size < self.size:
-            raise GGUFError(f"{self.path}: size: found {size} bytes; allowed: {self.size}, as when it was opened")
+    def check_unchanged(self) -> None:
+        state = os.fstat(self.file.fileno())
+        if (state.st_size, state.st_mtime_ns) != (self.size, self.modified):
+            found = f"{state.st_size} bytes" if state.st_size != self.size else "another time of modification"
+            raise GGUFError(
+                f"{self.path}: size and time: found {found}; allowed: {self.size} bytes not written to, as when it "
+                "was opened: open the model again, and give a new version its name by renaming it"
+            )
 
     def close(self) -> None:
         self.file.close()

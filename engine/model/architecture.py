@@ -43,6 +43,7 @@ class MoeParts:
         weight_scale: expert_weights_scale is read.
         required: the family has no dense form.
         dense_lead: leading_dense_block_count layers come first that have an ordinary feed-forward part.
+        interleaved: interleave_moe_layer_step is read: only the last layer of each so many has experts.
         groups: expert_group_count and expert_group_used_count are read.
         width_of_used: without expert_feed_forward_length feed_forward_length is the width of all used experts together.
         shared: an expert for every token, of expert_shared_feed_forward_length columns, else (where shared_counted)
@@ -58,6 +59,7 @@ class MoeParts:
     weight_scale: bool = False
     required: bool = False
     dense_lead: bool = False
+    interleaved: bool = False
     groups: bool = False
     width_of_used: bool = False
     shared: bool = False
@@ -106,12 +108,14 @@ class Architecture:
         mixer: what every layer mixes tokens with.
         feed_forward: layers have a feed-forward part.
         rope: pairing of rotated elements; None = nothing is rotated.
+        rope_base: default of rope.freq_base.
         rope_sections: pairing where rope.dimension_sections splits the frequencies among several axes of position.
         rope_switch: rope.scaling.finetuned says whether anything is rotated.
         no_rope_every: every n-th layer rotates nothing.
         longrope: rope_factors_long and rope_factors_short divide the frequencies.
         rope_freqs: the tensor rope_freqs.weight may divide the rotation frequencies.
         norm: kind of every norm.
+        norm_epsilon: where the file does not state it; None = it must.
         norm_weight: norms have a weight.
         norm_bias: norms have a bias.
         embedding_norm: token_embd_norm stands behind the embedding.
@@ -155,12 +159,14 @@ class Architecture:
     rope: RopeStyle | None
     mixer: MixerKind = MixerKind.ATTENTION
     feed_forward: bool = True
+    rope_base: float = 10000.0
     rope_sections: RopeStyle | None = None
     rope_switch: bool = False
     no_rope_every: int | None = None
     longrope: bool = False
     rope_freqs: bool = False
     norm: NormKind = NormKind.RMS
+    norm_epsilon: float | None = None
     norm_weight: bool = True
     norm_bias: Presence = Presence.NEVER
     embedding_norm: bool = False

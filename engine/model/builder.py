@@ -37,7 +37,7 @@ from engine.model.weights import (
 
 
 class Builder:
-    """Asks for the tensors of each part in turn; what nobody asked for is refused in the end."""
+    """Asks for the tensors of each part in turn."""
 
     def __init__(self, architecture: Architecture, config: ModelConfig, tensors: TensorTable) -> None:
         self._architecture = architecture
@@ -50,7 +50,7 @@ class Builder:
         """All weights.
 
         Raises:
-            UnsupportedModelError: a tensor is missing, of another shape or type than needed, or of no use.
+            UnsupportedModelError: a tensor is missing, or of another shape or type than needed.
         """
         config, tensors, architecture = self._config, self._tensors, self._architecture
         width = config.width
@@ -65,7 +65,6 @@ class Builder:
         output = self._tied_output(token_embd) if tied else tensors.linear("output", config.vocab_size, width)
         tensors.ignore(architecture.ignored_tensors)
         tensors.ignore_layers(range(config.n_layers, config.n_layers + config.next_token_layers))
-        tensors.finish()
         return ModelWeights(
             token_embd=token_embd,
             layers=layers,

@@ -36,8 +36,9 @@ def read_config(
     vocab_size: int,
     tensors: Mapping[str, Any],
     run_context: Callable[[int], int],
-) -> ModelConfig:
-    """Hyper-parameters of a file.
+    strict: bool = False,
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Hyper-parameters of a file, and the keys of this family of which nothing is known.
 
     Args:
         architecture: what the family reads.
@@ -45,16 +46,16 @@ def read_config(
         vocab_size: rows of token_embd.
         tensors: the file's tensors by name: their number bounds block_count, and optional parts show in their names.
         run_context: from the trained context length to the one of the run.
+        strict: refuse unknown keys.
 
     Raises:
         ModelFileError: a key is missing, of the wrong type, or out of range.
-        UnsupportedModelError: a value asks for something that is not supported.
+        UnsupportedModelError: a value asks for something that is not supported, or with `strict` a key is unknown.
     """
     read = HyperParameters(metadata, architecture.name)
     reader = _Reader(architecture, read, tensors, run_context)
     config = reader.model(metadata, vocab_size)
-    check_unread(architecture, read, config)
-    return config
+    return config, check_unread(architecture, read, config, strict=strict)
 
 
 class _Reader:
@@ -88,7 +89,7 @@ class _Reader:
             vocab_size=vocab_size,
             context_length=self._context_length,
             norm=architecture.norm,
-            norm_epsilon=read.number(f"attention.{epsilon}", low=0.0, high=1.0),
+            norm_epsilon=read.number(f"attention.{epsilon}", architecture.norm_epsilon, low=0.0, high=1.0),
             layers=self._layers(),
             embedding_scale=self._embedding_scale(),
             learned_positions=self._learned_positions(),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.errors import ModelFileError, UnsupportedModelError
@@ -12,8 +13,10 @@ from engine.model.architectures import find_architecture
 from engine.model.builder import Builder
 from engine.model.config import ModelConfig
 from engine.model.hyperparameters import read_config
-from engine.model.tensors import TensorTable
+from engine.model.tensors import TensorTable, listed
 from engine.model.weights import ModelWeights
+
+log = logging.getLogger("engine")
 
 PARTS_ONLY = {"adapter": "an adapter (LoRA)", "mmproj": "the eyes or ears of a model"}
 """Values of general.type of files that people take for a model, and what those are."""
@@ -34,18 +37,21 @@ class LoadedModel:
         return sum(info.n_bytes for info in self.gguf.tensors.values())
 
 
-def load_model(gguf: GGUFFile, run_context: Callable[[int], int] = lambda trained: trained) -> LoadedModel:
+def load_model(
+    gguf: GGUFFile, run_context: Callable[[int], int] = lambda trained: trained, *, strict: bool = False
+) -> LoadedModel:
     """Recognize the architecture, read its hyper-parameters and check every tensor.
 
     Args:
         gguf: the open file.
         run_context: from the trained context length to the one of the run, which decides in some families how positions
             are rotated.
+        strict: refuse metadata keys and tensors of which nothing is known, instead of naming them in a warning.
 
     Raises:
         ModelFileError: metadata is missing, of the wrong type, or contradicts itself.
         UnsupportedModelError: unknown architecture, unknown setting, or a tensor that is missing, of another shape than
-            the metadata calls for, or of no use to the architecture.
+            the metadata calls for, or of no use to the architecture though known to take part in a computation.
     """
     if not gguf.tensors:
         raise ModelFileError(
@@ -53,14 +59,14 @@ def load_model(gguf: GGUFFile, run_context: Callable[[int], int] = lambda traine
             "alone with engine.load_tokenizer"
         )
     try:
-        return _load(gguf, run_context)
+        return _load(gguf, run_context, strict)
     except ModelFileError as error:
         if str(gguf.path) in str(error):
             raise
         raise type(error)(f"{gguf.path}: {error}") from error
 
 
-def _load(gguf: GGUFFile, run_context: Callable[[int], int]) -> LoadedModel:
+def _load(gguf: GGUFFile, run_context: Callable[[int], int], strict: bool) -> LoadedModel:
     kind = gguf.metadata.get("general.type")
     if isinstance(kind, str) and kind in PARTS_ONLY:
         raise UnsupportedModelError(
@@ -75,11 +81,25 @@ def _load(gguf: GGUFFile, run_context: Callable[[int], int]) -> LoadedModel:
     embedding_shape = tensors.shape("token_embd.weight")
     if len(embedding_shape) != 2:
         raise UnsupportedModelError(f"tensor token_embd.weight has shape {embedding_shape}; allowed are two dimensions")
-    config = read_config(
+    config, unknown_keys = read_config(
         architecture,
         gguf.metadata,
         vocab_size=embedding_shape[0],
         tensors=gguf.tensors,
         run_context=run_context,
+        strict=strict,
     )
-    return LoadedModel(gguf, architecture, config, Builder(architecture, config, tensors).build())
+    weights = Builder(architecture, config, tensors).build()
+    _warn(gguf, unknown_keys, tensors.finish(strict=strict))
+    return LoadedModel(gguf, architecture, config, weights)
+
+
+def _warn(gguf: GGUFFile, keys: Sequence[str], tensors: Sequence[str]) -> None:
+    """Name in one warning what was left out of a file."""
+    found = [f"{kind} {listed(names)}" for kind, names in (("metadata", keys), ("tensors", tensors)) if names]
+    if found:
+        log.warning(
+            "%s: nothing is known of %s; the model runs without (strict=True or --strict refuses such a file)",
+            gguf.path,
+            " and of ".join(found),
+        )

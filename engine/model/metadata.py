@@ -15,9 +15,33 @@ LARGEST = 2**31 - 1
 LIMIT = 1e6
 """Largest factor believed; anything beyond is a damaged file."""
 
+ALIASES: dict[str, tuple[str, ...]] = {
+    "attention.key_length": ("attention.head_dim",),
+    "attention.value_length": ("attention.head_dim",),
+    "attention.temperature_scale": ("rope.scaling_beta",),
+    "context_length": ("max_position_embeddings",),
+    "expert_weights_norm": ("norm_top_k_prob",),
+    "rope.dimension_sections": ("rope.mrope_section",),
+    "rope.freq_base": ("rope.global.freq_base",),
+    "rope.freq_base_swa": ("rope.local.freq_base",),
+    "rope.scaling.yarn_beta_fast": ("rope.scaling.beta_fast",),
+    "rope.scaling.yarn_beta_slow": ("rope.scaling.beta_slow",),
+    "rope.scaling.yarn_ext_factor": ("rope.scaling.extrapolation_factor",),
+    "rope.scaling.yarn_log_multiplier": ("rope.scaling.mscale_all_dim",),
+}
+"""Other names of keys, as Ollama's converters write them; the usual name goes first where a file has both."""
+
+
+def usual_name(name: str) -> str:
+    """The key that a name is an alias of, else the name itself."""
+    return next((key for key, names in ALIASES.items() if name in names), name)
+
 
 class HyperParameters:
-    """Reader of PREFIX.key values; every method raises ModelFileError with the key, what was found, what is allowed."""
+    """Reader of PREFIX.key values; every method raises ModelFileError with the key, what was found, what is allowed.
+
+    A key may be in the file under another of its names (ALIASES).
+    """
 
     def __init__(self, metadata: Mapping[str, Any], prefix: str) -> None:
         self._metadata = metadata
@@ -25,14 +49,32 @@ class HyperParameters:
         self._read: set[str] = set()
 
     def unread(self) -> dict[str, Any]:
-        """Keys (without the prefix) that nobody asked for, with their values."""
+        """Keys (without the prefix) that were not asked for, with their values.
+
+        An alias beside the usual name is among them where the two values differ.
+        """
         start = len(self._prefix) + 1
         names = (name for name in self._metadata if name.startswith(f"{self._prefix}."))
-        return {name[start:]: self._metadata[name] for name in names if name[start:] not in self._read}
+        return {name[start:]: self._metadata[name] for name in names if not self._was_read(name[start:])}
 
     def has(self, key: str) -> bool:
-        """Whether the file has the key."""
-        return f"{self._prefix}.{key}" in self._metadata
+        """Whether the file has the key, under any of its names."""
+        return self._value(self.spelled(key)) is not None
+
+    def spelled(self, key: str) -> str:
+        """The name under which the file has a key; the usual one where it has none."""
+        names = (key, *ALIASES.get(key, ()))
+        return next((name for name in names if self._value(name) is not None), key)
+
+    def _was_read(self, name: str) -> bool:
+        """Whether a key of the file was asked for, or repeats what the file says under the usual name."""
+        if name in self._read:
+            return True
+        usual = [other for key, names in ALIASES.items() if name in names and (other := self._value(key)) is not None]
+        return bool(usual) and all(np.array_equal(self._value(name), other) for other in usual)
+
+    def _value(self, name: str) -> Any:
+        return self._metadata.get(f"{self._prefix}.{name}")
 
     def integer(self, key: str, default: int | None = None, *, low: int = 1, high: int = LARGEST) -> int:
         """An integer in [low, high]; `default` where the key is missing (None = the key is required)."""
@@ -106,8 +148,9 @@ class HyperParameters:
         return int(value)
 
     def _get(self, key: str, default: Any) -> Any:
-        self._read.add(key)
-        value = self._metadata.get(f"{self._prefix}.{key}", default)
+        spelled = self.spelled(key)
+        self._read.add(spelled)
+        value = self._metadata.get(f"{self._prefix}.{spelled}", default)
         if value is None:
             raise ModelFileError(f"metadata key {self._prefix}.{key} is missing, and this architecture needs it")
         return value
@@ -115,4 +158,6 @@ class HyperParameters:
     def _wrong(self, key: str, found: object, allowed: str) -> ModelFileError:
         shown = repr(found)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        return ModelFileError(f"metadata key {self._prefix}.{key} is {shown}; allowed is {allowed}")
+        name, bracket, index = key.partition("[")
+        name = self.spelled(name)
+        return ModelFileError(f"metadata key {self._prefix}.{name}{bracket}{index} is {shown}; allowed is {allowed}")

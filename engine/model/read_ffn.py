@@ -16,7 +16,9 @@ def read_ffn(architecture: Architecture, read: HyperParameters, index: int, widt
     parts = architecture.moe
     n_experts = read.integer("expert_count", 0, low=0) if parts is not None else 0
     lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
-    dense = index < lead or (parts is not None and n_experts == 0 and not parts.required)
+    step = read.integer("interleave_moe_layer_step", 1, low=0) if parts is not None and parts.interleaved else 1
+    dense = index < lead or (index + 1) % max(step, 1) != 0
+    dense = dense or (parts is not None and n_experts == 0 and not parts.required)
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
@@ -52,7 +54,8 @@ def _moe(architecture: Architecture, parts: MoeParts, read: HyperParameters, wid
 
 def _normalize(architecture: Architecture, parts: MoeParts, read: HyperParameters) -> bool:
     stated = read.flag("expert_weights_norm", False)
-    if parts.normalize is None:
+    # norm_top_k_prob is only written by converters that know the model.
+    if parts.normalize is None or read.spelled("expert_weights_norm") == "norm_top_k_prob":
         return stated
     # False is what writers put down where they know nothing; true says something.
     if stated and not parts.normalize:

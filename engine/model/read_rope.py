@@ -32,7 +32,7 @@ def read_rope(
             f"metadata key {architecture.name}.rope.dimension_count is {n_rot}; allowed is an even number"
         )
     _check_sections(architecture, read, n_rot)
-    base = _base(architecture, read, "rope.freq_base", 10000.0)
+    base = _base(architecture, read, "rope.freq_base", architecture.rope_base)
     scaling, factor = _scaling(architecture, read)
     extrapolation = read.number("rope.scaling.yarn_ext_factor", -1.0, high=1.0)
     original_context = read.integer("rope.scaling.original_context_length", 0, low=0) or context_length
@@ -92,8 +92,9 @@ def _check_sections(architecture: Architecture, read: HyperParameters, n_rot: in
         return
     sections = _sections(read)
     if any(sections[:2]) and sum(sections[:3]) < n_rot // 2:
+        key = read.spelled("rope.dimension_sections")
         raise UnsupportedModelError(
-            f"{architecture.name}.rope.dimension_sections is {list(sections)}, which leaves some of the {n_rot // 2} "
+            f"{architecture.name}.{key} is {list(sections)}, which leaves some of the {n_rot // 2} "
             "rotated pairs to a fourth axis; supported are sections whose first three cover them all"
         )
 
@@ -101,7 +102,9 @@ def _check_sections(architecture: Architecture, read: HyperParameters, n_rot: in
 def _base(architecture: Architecture, read: HyperParameters, key: str, default: float) -> float:
     base = read.number(key, default, high=LIMIT**4)
     if base <= 1.0:
-        raise ModelFileError(f"metadata key {architecture.name}.{key} is {base:g}; allowed is a number above 1")
+        raise ModelFileError(
+            f"metadata key {architecture.name}.{read.spelled(key)} is {base:g}; allowed is a number above 1"
+        )
     return base
 
 

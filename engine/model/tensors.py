@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -14,6 +14,25 @@ from engine.gguf.types import GGMLType
 from engine.model.architecture import Presence
 from engine.model.config import NormKind
 from engine.model.weights import ExpertLinear, Float32Array, Linear, Norm, Weight
+
+MATTERS = (
+    "altup_",
+    "blk.",
+    "conv1d",
+    "convnext.",
+    "dec.",
+    "enc.",
+    "hrm.",
+    "model.layers.",
+    "output",
+    "per_layer_",
+    "position_embd",
+    "posnet.",
+    "rope_",
+    "token_embd",
+    "token_types",
+)
+"""Beginnings of names of tensors that take part in the computation of the families that have them."""
 
 
 class TensorTable:
@@ -120,12 +139,18 @@ class TensorTable:
         self._ignore_scales(name)
         return ExpertLinear(weight, offsets, factors)
 
-    def finish(self) -> None:
-        """Refuse a file with tensors that nothing asked for: they would change the result unseen."""
-        if self._unused:
-            names = sorted(self._unused)
-            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            raise UnsupportedModelError(f"architecture {self._architecture!r} has no use for these tensors: {shown}")
+    def finish(self, *, strict: bool = False) -> tuple[str, ...]:
+        """The tensors that nothing asked for and that take no part as far as is known; with `strict` there are none.
+
+        Raises:
+            UnsupportedModelError: unused tensors are known to take part, or, with `strict`, there are any.
+        """
+        refused = sorted(name for name in self._unused if strict or name.startswith(MATTERS))
+        if refused:
+            raise UnsupportedModelError(
+                f"architecture {self._architecture!r} has no use for these tensors: {listed(refused)}"
+            )
+        return tuple(sorted(self._unused))
 
     def _bias(self, name: str, shape: tuple[int, ...], presence: Presence) -> Float32Array | None:
         if presence is Presence.NEVER:
@@ -144,6 +169,11 @@ class TensorTable:
         found = self.shape(name)
         if found != expected and _squeezed(found) != _squeezed(expected):
             raise UnsupportedModelError(f"tensor {name} has shape {found}; its metadata calls for {expected}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""Refuses metadata that would change what a model computes and that nobody understood."""
+"""Sorts the metadata that a family did not read: without effect, unknown, or known to change what a model computes.
+
+The last is refused; unknown keys are returned, for a warning.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 from engine.errors import UnsupportedModelError
 from engine.model.architecture import Architecture
 from engine.model.config import AttentionConfig, ModelConfig
-from engine.model.metadata import HyperParameters
+from engine.model.metadata import HyperParameters, usual_name
 
 HARMLESS = frozenset(
     {
@@ -66,6 +69,10 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "rope.scaling.yarn_attn_factor": (1.0,),
     "rope.scaling.yarn_beta_fast": (32.0,),
     "rope.scaling.yarn_beta_slow": (1.0,),
+    "rope.scaling.mscale": (1.0,),
+    "rope.freq_scale": (1.0,),
+    "rope.scale_linear": (1.0,),
+    "interleave_moe_layer_step": (1,),
     "attention.causal": (True,),
     "activation.situ_beta": (1.0,),
     "attention.indexer.kpool_select_tail": (True,),
@@ -73,27 +80,152 @@ USUAL: dict[str, tuple[Any, ...]] = {
 """Values that writers put down as defaults whether or not a family reads the key."""
 
 
-def check_unread(architecture: Architecture, read: HyperParameters, config: ModelConfig) -> None:
-    """Refuse a file with a key of this family that was not read, unless it says nothing.
+MATTERS = frozenset(
+    {
+        "activation_sparsity_scale",
+        "attention.causal",
+        "attention.chunk_size",
+        "attention.clamp_kqv",
+        "attention.compress_ratios",
+        "attention.compress_rope_freq_base",
+        "attention.decay_lora_rank",
+        "attention.gate_lora_rank",
+        "attention.group_norm_epsilon",
+        "attention.group_norm_groups",
+        "attention.iclr_lora_rank",
+        "attention.key_length_mla",
+        "attention.key_length_mla_swa",
+        "attention.key_length_swa",
+        "attention.kv_lora_rank",
+        "attention.kv_lora_rank_swa",
+        "attention.layer_types",
+        "attention.max_alibi_bias",
+        "attention.output_group_count",
+        "attention.output_lora_rank",
+        "attention.output_scale",
+        "attention.q_lora_rank",
+        "attention.recurrent_layers",
+        "attention.relative_buckets_count",
+        "attention.scale",
+        "attention.shared_kv_layers",
+        "attention.sliding_window",
+        "attention.temperature_scale",
+        "attention.use_qk_norm",
+        "attention.value_length_mla",
+        "attention.value_length_mla_swa",
+        "attention.value_length_swa",
+        "attention.value_residual_mix_lora_rank",
+        "attention.value_scale",
+        "attn_logit_softcapping",
+        "block_size",
+        "conv_group_size",
+        "conv_kernel_size",
+        "decoder_block_count",
+        "embedding_length_out",
+        "embedding_length_per_layer_input",
+        "embedding_scale",
+        "experts_per_group",
+        "features_length",
+        "final_logit_softcapping",
+        "full_attention_interval",
+        "hash_layer_count",
+        "hidden_activation",
+        "interleave_moe_layer_step",
+        "leading_dense_block_count",
+        "logit_scale",
+        "moe_every_n_layers",
+        "moe_latent_size",
+        "nextn_predict_layers",
+        "norm_before_fc",
+        "norm_before_residual",
+        "num_loops",
+        "rescale_every_n_layers",
+        "residual_scale",
+        "rope.dimension_count_swa",
+        "rope.dimension_sections",
+        "rope.freq_base_swa",
+        "rope.freq_scale",
+        "rope.scale_linear",
+        "selector_rank",
+        "selector_top_k",
+        "skip_loop_final_norm",
+        "swiglu_clamp_exp",
+        "swiglu_clamp_shexp",
+        "swin_norm",
+        "target_hidden_size",
+        "target_layers",
+        "time_decay_extra_dim",
+        "time_mix_extra_dim",
+    }
+)
+"""Keys that change what is computed, in llama.cpp's families or in files that Ollama's converters make."""
+
+MATTER_WITHIN = (
+    "activation.",
+    "adapters.",
+    "altup.",
+    "attention.indexer.",
+    "attn_res.",
+    "convnext.",
+    "dense_2_",
+    "dense_3_",
+    "expert_",
+    "hrm.",
+    "hyper_connection.",
+    "kda.",
+    "ple.",
+    "posnet.",
+    "rope.scaling.",
+    "shortconv.",
+    "ssm.",
+    "wkv.",
+)
+"""Beginnings of further keys of that kind."""
+
+
+def check_unread(
+    architecture: Architecture, read: HyperParameters, config: ModelConfig, *, strict: bool = False
+) -> tuple[str, ...]:
+    """Look through the keys of this family that were not read.
+
+    Args:
+        architecture: the family.
+        read: its keys, and which of them were read.
+        config: what was made of them.
+        strict: refuse unknown keys too.
+
+    Returns:
+        Whole names of the keys of which nothing is known.
 
     Raises:
-        UnsupportedModelError: names the key and its value.
+        UnsupportedModelError: a key is known to change the computation; names the key and its value.
     """
+    unknown = []
+    for name, value in read.unread().items():
+        key = usual_name(name)
+        shadowed = key != name and read.has(key) and read.spelled(key) == key
+        if not shadowed and _without_effect(architecture, config, key, value):
+            continue
+        if strict or (not shadowed and (key in MATTERS or key.startswith(MATTER_WITHIN))):
+            shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+            raise UnsupportedModelError(
+                f"metadata key {architecture.name}.{name} is {shown}, which architecture {architecture.name!r} is not "
+                "known to use here; running without it could give wrong results"
+            )
+        unknown.append(f"{architecture.name}.{name}")
+    return tuple(unknown)
+
+
+def _without_effect(architecture: Architecture, config: ModelConfig, key: str, value: object) -> bool:
+    """Whether a key that was not read says nothing that the computation lacks."""
     same = _same_in_windows(config)
-    for key, value in read.unread().items():
-        if key in HARMLESS or key in architecture.ignored_keys or key.startswith(OTHER_SENSES):
-            continue
-        if (_says_nothing(value) and key not in ZERO_MATTERS) or _is_any(value, USUAL.get(key, ())):
-            continue
-        if key in same and (_is_any(value, (same[key],)) or not _has_windows(config)):
-            continue
-        if key == "rope.freq_base_swa" and not _has_windows(config):
-            continue
-        shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
-        raise UnsupportedModelError(
-            f"metadata key {architecture.name}.{key} is {shown}, which architecture {architecture.name!r} is not known "
-            "to use here; running without it could give wrong results"
-        )
+    if key in HARMLESS or key in architecture.ignored_keys or key.startswith(OTHER_SENSES):
+        return True
+    if (_says_nothing(value) and key not in ZERO_MATTERS) or _is_any(value, USUAL.get(key, ())):
+        return True
+    if key in same and (_is_any(value, (same[key],)) or not _has_windows(config)):
+        return True
+    return key == "rope.freq_base_swa" and not _has_windows(config)
 
 
 def _same_in_windows(config: ModelConfig) -> dict[str, int]:

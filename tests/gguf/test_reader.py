@@ -383,11 +383,17 @@ METADATA_FAULTS = {
     "bool array": (pair(b"k", 9, struct.pack("<IQ", 7, 3) + b"\0\1\3"), "found byte 3 as a BOOL"),
     "empty key": (pair(b"", 0, bytes(16)), "metadata key 0 length: found 0; allowed: 1 to 65535"),
     "key not UTF-8": (pair(b"k\xff", 0, b"\0"), "metadata key 0: found byte 0xff at offset 33; allowed: valid UTF-8"),
-    "text not UTF-8": (pair(b"k", 8, string(b"ab\xc3(")), "metadata 'k': found byte 0xc3"),
-    "surrogate": (pair(b"k", 8, string(b"\xed\xa0\x80")), "metadata 'k': found byte 0xed"),
+    "text not UTF-8": (
+        pair(b"general.architecture", 8, string(b"ab\xc3(")),
+        "metadata 'general.architecture': found byte 0xc3",
+    ),
+    "surrogate": (
+        pair(b"tokenizer.ggml.pre", 8, string(b"\xed\xa0\x80")),
+        "metadata 'tokenizer.ggml.pre': found byte 0xed",
+    ),
     "array not UTF-8": (
-        pair(b"k", 9, struct.pack("<IQ", 8, 2) + string(b"ok") + string(b"a\x80")),
-        "metadata 'k'[1]: found byte 0x80",
+        pair(b"tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 2) + string(b"ok") + string(b"a\x80")),
+        "metadata 'tokenizer.ggml.tokens'[1]: found byte 0x80",
     ),
     "value cut off": (pair(b"k", 10, b"\0\0\0\0"), "metadata 'k': found 8 bytes at offset"),
     "nesting": (pair(b"k", 9, struct.pack("<IQ", 9, 1) * 50), "nested deeper than 8"),
@@ -404,6 +410,26 @@ METADATA_FAULTS = {
 def test_metadata_faults(tmp_path, fault):
     body, expected = METADATA_FAULTS[fault]
     assert expected in refused(tmp_path, header(0, 1, body))
+
+
+def test_descriptions_that_are_not_utf_8(tmp_path, caplog):
+    """Latin-1, as some writers use it: replaced, named in one warning, and what follows is read as usual."""
+    latin = "Aurélie".encode("latin-1")
+    texts = struct.pack("<IQ", 8, 3) + string(b"ok") + string(latin) + string(b"a\x80")
+    body = pair(b"general.name", 8, string(latin)) + pair(b"general.tags", 9, texts)
+    body += pair(b"quantize.imatrix.file", 9, struct.pack("<IQ", 9, 1) + texts) + pair(b"k", 8, string("Ä"))
+    path = tmp_path / "latin.gguf"
+    path.write_bytes(header(0, 4, body))
+    with open_gguf(path) as file:
+        tags = ["ok", "Aur\ufffdlie", "a\ufffd"]
+        assert file.metadata == {
+            "general.name": "Aur\ufffdlie",
+            "general.tags": tags,
+            "quantize.imatrix.file": [tags],
+            "k": "Ä",
+        }
+    (record,) = caplog.records
+    assert "general.name, general.tags, quantize.imatrix.file:" in record.getMessage()
 
 
 def test_duplicate_key(tmp_path):

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.shared
 @pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("name", NAMES)
 def test_logits(name, exact, conformance_dir: Path):
+    if not (conformance_dir / "models" / f"{name}.gguf").exists():
+        pytest.skip("the second set of conformance files is not there")
     expected = np.load(conformance_dir / "logits" / f"{name}.npz")
     tokens, logits = expected["tokens"], expected["logits"]
     with open_gguf(conformance_dir / "models" / f"{name}.gguf") as gguf:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from engine.gguf import GGMLType
-from scripts.support_render import render
+from engine.model.architectures import ARCHITECTURES
+from scripts.support_render import label, render
 from tests.support.conformance import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,15 @@ def test_every_type_and_architecture_is_measured_on_the_cpu():
         assert float(single) < 1e-8
         assert (kind.name.startswith("I") and kind.name[1] != "Q") or float(table[kind.name][6].split(" ± ")[0]) > 1
     for name in NAMES:
-        assert all(float(cell) < 1e-8 for cell in table[name][:2])
+        assert all(float(cell) < 1e-8 for cell in table[label(name)][:2])
+
+
+def test_architectures_are_named_as_in_files():
+    labels = {label(name): name for name in RESULTS["architectures"]}
+    assert len(labels) == len(RESULTS["architectures"])
+    assert {name.partition(",")[0] for name in labels} <= set(ARCHITECTURES)
+    assert labels["ernie4_5"] == "ernie4_5-moe"  # the file has no experts
+    assert labels["ernie4_5-moe, experts"] == "ernie4_5-moe-moe"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ Knows nothing of formats, scales or loops. Values are llvmlite IR values.
 from collections.abc import Sequence
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 
 from engine.cpu.kernels.emit import I8, I16, I32, Emitter, Value, vector
 
@@ -221,9 +221,21 @@ ISAS: dict[str, type[Isa]] = {"vnni": Vnni, "avx2": Avx2, "neon": Neon, "portabl
 """By the name that settings use, best first."""
 
 
+REQUIRES = {
+    "avx": "sse2",
+    "avx2": "avx",
+    "avx512f": "avx2",
+    "avx512vl": "avx512f",
+    "avx512vnni": "avx512f",
+    "avxvnni": "avx2",
+    "dotprod": "neon",
+}
+"""What else LLVM switches on with a feature, and whose absence switches it off."""
+
+
 def best(triple: str, features: str) -> str:
     """The fastest of ISAS on a processor that has LLVM's `features`, a list like "+avx2,-avx512f"."""
-    have = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+    have = _enabled(features)
     if triple.startswith("x86_64"):
         if "avxvnni" in have or {"avx512vnni", "avx512vl"} <= have:
             return "vnni"
@@ -234,9 +246,38 @@ def best(triple: str, features: str) -> str:
     return "portable"
 
 
+def _enabled(features: str) -> set[str]:
+    """What a list of features comes to, entry after entry."""
+    have: set[str] = set()
+    for entry in features.split(","):
+        name: str | None = entry[1:].strip()
+        if entry.startswith("+"):
+            while name:
+                have.add(name)
+                name = REQUIRES.get(name)
+        elif entry.startswith("-"):
+            have = {feature for feature in have if name not in _chain(feature)}
+    return have
+
+
+def _chain(feature: str) -> list[str]:
+    """A feature and all that it requires."""
+    chain = [feature]
+    while chain[-1] in REQUIRES:
+        chain.append(REQUIRES[chain[-1]])
+    return chain
+
+
 def host() -> str:
-    """The fastest of ISAS on this machine."""
-    return best(binding.get_process_triple(), binding.get_host_cpu_features().flatten())
+    """The fastest of ISAS that numba compiles for here.
+
+    That is this machine, less what environment variables like NUMBA_CPU_NAME or NUMBA_ENABLE_AVX leave out: an
+    instruction that the target lacks would end the process inside LLVM.
+    """
+    from numba.core.registry import cpu_target  # slow to import, and tables of this module are read without it
+
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return best(triple, features)
 
 
 def usable(found: str) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.errors import UnsupportedModelError
 from engine.model.architecture import Architecture
 from engine.model.architectures import (
@@ -33,13 +35,23 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+OTHER_NAMES = {"qwen25vl": "qwen2vl"}
+"""Names that Ollama's converters give to architectures; those files have the same tensors, and keys under that name."""
+
+OTHER_LAYOUTS = {"gptoss": "gpt-oss"}
+"""Names of files whose tensors differ from those of the architecture that llama.cpp's converters write."""
+
+
 def find_architecture(name: str) -> Architecture:
-    """The architecture called `name`.
+    """The architecture called `name`, under this name.
 
     Raises:
         UnsupportedModelError: nothing is known about it; lists the known names.
     """
+    if name in OTHER_NAMES:
+        return replace(ARCHITECTURES[OTHER_NAMES[name]], name=name)
     if name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise UnsupportedModelError(f"architecture {name!r} is not supported; supported are: {known}")
+        hint = f" (take a file of {OTHER_LAYOUTS[name]!r} from llama.cpp's converter)" if name in OTHER_LAYOUTS else ""
+        raise UnsupportedModelError(f"architecture {name!r} is not supported{hint}; supported are: {known}")
     return ARCHITECTURES[name]

@@ -23,9 +23,12 @@ ARCHITECTURES = (
         attention_scale=True,
         scale_by_width=frozenset({46}),  # the 27B model
     ),
+    # Files of Ollama's converter leave out the base and the epsilon, which all models have in common.
     Architecture(
         name="gemma3",
         rope=RopeStyle.NEOX,
+        rope_base=1000000.0,
+        norm_epsilon=1e-6,
         activation=Activation.GELU,
         embedding_sqrt_width=True,
         attn_post_norm=("post_attention_norm",),

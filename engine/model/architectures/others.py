@@ -9,6 +9,13 @@ ARCHITECTURES = (
     Architecture(name="orion", rope=RopeStyle.NEOX, norm=NormKind.LAYER, norm_bias=Presence.ALWAYS),
     Architecture(name="arcee", rope=RopeStyle.NORM, rope_freqs=True, activation=Activation.RELU_SQUARED, gated=False),
     Architecture(name="ernie4_5", rope=RopeStyle.NORM, rope_sections=RopeStyle.NORM, unused_biases=("attn_output",)),
+    Architecture(
+        name="ernie4_5-moe",
+        rope=RopeStyle.NORM,
+        rope_sections=RopeStyle.NORM,
+        unused_biases=("attn_output",),
+        moe=MoeParts(required=True, dense_lead=True, interleaved=True, shared=True, selection_bias=True),
+    ),
     Architecture(name="smollm3", rope=RopeStyle.NORM, no_rope_every=4),
     Architecture(name="seed_oss", rope=RopeStyle.NEOX, ffn_norm=("post_attention_norm",)),
     Architecture(
