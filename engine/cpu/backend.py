@@ -188,6 +188,7 @@ class CpuBackend:
             ContextFullError: a sequence would outgrow the context; nothing was changed.
             InvalidRequestError: a token id is not in the vocabulary; nothing was changed.
         """
+        self._pool.settle()
         logits = np.empty((len(batch.output_rows), self.config.vocab_size), dtype=np.float32)
         if self._decoder is not None and self._decoder.takes(batch):
             with np.errstate(**QUIET):
@@ -207,6 +208,7 @@ class CpuBackend:
         if self._decoder is not None and self._decoder.takes(batch):
             yield self.forward(batch)
             return
+        self._pool.settle()
         x = self._hidden(batch)[batch.output_rows]
         for start in range(0, len(x), HEAD_ROWS):
             with np.errstate(**QUIET):
