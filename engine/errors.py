@@ -4,9 +4,22 @@ One child of EngineError per party who must act: the caller's input, the model f
 This module knows nothing of the rest of the package.
 """
 
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
 
 class EngineError(Exception):
-    """Base of every error raised on purpose by this package; its text says what to do."""
+    """Base of every error raised on purpose by this package; its text says what to do.
+
+    All of them, also those whose constructor takes other arguments than the text, keep their text and attributes when
+    they are copied, pickled, or sent from one process to another.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__.copy())
 
 
 class InvalidRequestError(EngineError, ValueError):
@@ -47,3 +60,21 @@ class ContextFullError(EngineError):
         remedy = hint or "shorten the prompt, lower max_tokens, or open the model with a larger context_length"
         found = f"{length} tokens ({parts})" if parts else f"{length} tokens"
         super().__init__(f"{found} do not fit the context of {limit}: {remedy}")
+
+
+def _restore(kind: type[E], args: tuple[Any, ...], attributes: dict[str, Any]) -> E:
+    """An error as it was, made without its constructor."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+def copy_error(error: E) -> E:
+    """The error for one more caller: a copy with the same cause; the same object where its class is not ours."""
+    if not isinstance(error, EngineError):
+        return error
+    copied = _restore(type(error), error.args, error.__dict__)
+    copied.__cause__, copied.__context__ = error.__cause__, error.__context__
+    copied.__suppress_context__ = error.__suppress_context__
+    return copied.with_traceback(error.__traceback__)

@@ -6,7 +6,7 @@ Integers, parameters and text only; knows neither arrays nor devices.
 from __future__ import annotations
 
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.sampling.params import SamplingParams
@@ -174,6 +174,9 @@ class StreamChunk:
 class GenerationResult:
     """A finished request.
 
+    Lists belong to the result alone: changing one changes nothing in the engine or in another result. They are no part
+    of the hash.
+
     Attributes:
         text: the generated text, without the stop string or end token that ended it.
         token_ids: every generated token, the one that ended the text included.
@@ -196,3 +199,17 @@ class GenerationResult:
     logprobs: list[TokenSample] | None = None
     prompt_logprobs: list[TokenSample | None] | None = field(default=None, repr=False)
     samples: tuple[GenerationResult, ...] = field(default=(), repr=False)
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.finish_reason, self.seed, self.stats))
+
+    def copy(self, *, samples: tuple[GenerationResult, ...] = ()) -> GenerationResult:
+        """The same result with lists of its own, and with other samples beside it."""
+        return replace(
+            self,
+            token_ids=list(self.token_ids),
+            prompt_token_ids=list(self.prompt_token_ids),
+            logprobs=None if self.logprobs is None else list(self.logprobs),
+            prompt_logprobs=None if self.prompt_logprobs is None else list(self.prompt_logprobs),
+            samples=samples,
+        )

@@ -259,9 +259,9 @@ class LLM:
         try:
             for group in grouped:
                 samples = tuple(stream.result() for stream in group)
-                results.append(replace(samples[0], samples=samples) if len(samples) > 1 else samples[0])
+                results.append(samples[0].copy(samples=samples) if len(samples) > 1 else samples[0])
         except Exception as error:
-            error.partial_results = results  # type: ignore[attr-defined]
+            error.partial_results = list(results)  # type: ignore[attr-defined]
             raise
         finally:
             for stream in streams:

@@ -91,13 +91,13 @@ class Stream:
         assert self._stats is not None, "the last chunk has the statistics"
         return GenerationResult(
             text=self.text,
-            token_ids=self._token_ids,
+            token_ids=list(self._token_ids),
             finish_reason=self._finish_reason,
-            prompt_token_ids=request.prompt_ids,
+            prompt_token_ids=list(request.prompt_ids),
             seed=request.seed,
             stats=self._stats,
-            logprobs=self._logprobs if request.params.logprobs is not None else None,
-            prompt_logprobs=self._prompt_logprobs,
+            logprobs=list(self._logprobs) if request.params.logprobs is not None else None,
+            prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
         )
 
     def cancel(self) -> None:

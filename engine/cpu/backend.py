@@ -189,6 +189,7 @@ class CpuBackend:
             InvalidRequestError: a token id is not in the vocabulary; nothing was changed.
             GGUFError: the model's file was cut or rewritten since it was opened; nothing was changed.
         """
+        self._pool.settle()
         logits = np.empty((len(batch.output_rows), self.config.vocab_size), dtype=np.float32)
         if self._decoder is not None and self._decoder.takes(batch):
             self.model.gguf.check_unchanged()
@@ -209,6 +210,7 @@ class CpuBackend:
         if self._decoder is not None and self._decoder.takes(batch):
             yield self.forward(batch)
             return
+        self._pool.settle()
         x = self._hidden(batch)[batch.output_rows]
         for start in range(0, len(x), HEAD_ROWS):
             with np.errstate(**QUIET):

@@ -6,62 +6,93 @@ tasks compute; tasks run in parallel because compiled kernels release the GIL.
 
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Self
 
+from engine.concurrency import fork
+from engine.concurrency.turn import WAIT_SECONDS, Hold, Turn
 from engine.errors import InvalidRequestError
 
 MAX_THREADS = 1024
 
-_pools: "weakref.WeakSet[ThreadPool]" = weakref.WeakSet()
-
 
 class _Job:
-    """Numbered tasks that any thread may help with. Counters are atomic because of the GIL."""
+    """Numbered tasks that any thread may help with. Counters are atomic because of the GIL.
 
-    def __init__(self, task: Callable[[int], None], n_tasks: int) -> None:
-        self.task = task
-        self.n_tasks = n_tasks
-        self.cancelled = False
-        self.helpers: list[int] = []  # threads of the pool that are running its tasks
+    Attributes:
+        stopped: no further task is begun.
+        helpers: holds of the pool's threads that are in it.
+        error: what made a task fail on one of them.
+    """
+
+    def __init__(self, task: Callable[[int], None], n_tasks: int, caller: Hold) -> None:
+        self.caller = caller
+        self.stopped = False
+        self.helpers: list[Hold] = []
         self.error: BaseException | None = None
-        self.finished = threading.Lock()
-        self.finished.acquire()
+        self._task = task
+        self._n_tasks = n_tasks
         self._next = count()
-        self._done = count(1)
+        self._left: SimpleQueue[None] = SimpleQueue()
+
+    def work(self) -> None:
+        """Do tasks until none is left."""
+        for index in self._next:
+            if index >= self._n_tasks or self.stopped:
+                return
+            self._task(index)
 
     def help(self) -> None:
-        """Takes tasks until none is left; the thread that ends the last one releases `finished`."""
-        for index in self._next:
-            if index >= self.n_tasks:
-                return
-            if not self.cancelled:
-                try:
-                    self.task(index)
-                except Exception as error:
-                    self.error = self.error or error
-                    self.cancelled = True
-            if next(self._done) == self.n_tasks:
-                self.finished.release()
+        """work() on a thread of the pool."""
+        hold = Hold()
+        try:
+            self.helpers.append(hold)  # before work() looks whether the job was stopped
+            self.work()
+            hold.released = True
+        except BaseException as error:
+            self.error = self.error or error
+            self.stopped = True
+        finally:
+            self.helpers.remove(hold)
+            self._left.put(None)
+
+    def finish(self) -> None:
+        """Begin no further task, and wait until the pool's threads have ended those that they are in."""
+        self.stopped = True
+        while self.helpers:
+            try:
+                self._left.get(timeout=WAIT_SECONDS)
+            except Empty:
+                self._drop_gone()
+
+    def _drop_gone(self) -> None:
+        """Forget helpers that an exception threw out of the job without a word."""
+        for helper in tuple(self.helpers):
+            if not helper.is_running():
+                if not helper.released and self.error is None:
+                    self.error = RuntimeError("a thread of the pool was interrupted in the middle of a task")
+                with suppress(ValueError):
+                    self.helpers.remove(helper)
 
 
 def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
     while True:
-        job = jobs.get()
-        if job is None:
-            return
-        job.helpers.append(threading.get_ident())  # before help() looks whether the job was cancelled
         try:
+            job = jobs.get()
+            if job is None:
+                jobs.put(None)  # for the next thread
+                return
             job.help()
+        except BaseException:  # raised into this thread from outside; the job has been told, or had not begun
+            continue
         finally:
-            job.helpers.remove(threading.get_ident())
-        # A sleeping thread must not keep the arrays of its last job alive.
-        del job
+            # A sleeping thread must not keep the arrays of its last job alive.
+            job = None
 
 
 class ThreadPool:
@@ -83,17 +114,18 @@ class ThreadPool:
         if not 1 <= threads <= MAX_THREADS:
             raise InvalidRequestError(f"threads must be between 1 and {MAX_THREADS}, not {threads}")
         self.threads = threads
-        self._lock = threading.Lock()
+        self._starting = Turn()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._open: list[_Job] = []  # of calls of run() that have not returned
         self._helpers: list[threading.Thread] = []
         self._closed = False
-        self._finalizer: weakref.finalize[..., ThreadPool] | None = None
-        _pools.add(self)
+        self._finalizer: weakref.finalize | None = None
+        fork.register(self)
 
     def run(self, task: Callable[[int], None], n_tasks: int) -> None:
         """Calls task(0) .. task(n_tasks - 1), each once, in any order and on any thread; returns when all are done.
 
-        When an exception leaves this function (an interrupt included), none of them is still running.
+        Nor is any of them running any more when it raises, whatever exception arrives wherever on this thread.
 
         Raises:
             Exception: the first exception a task raised; tasks not yet begun are then skipped.
@@ -103,34 +135,47 @@ class ThreadPool:
             for index in range(n_tasks):
                 task(index)
             return
-        if not self._helpers:
+        if len(self._helpers) < self.threads - 1:
             self._start()
-        job = _Job(task, n_tasks)
-        for _ in range(helpers):
-            self._jobs.put(job)
+        hold = Hold()
+        job = _Job(task, n_tasks, hold)
+        # The second finish() is for an exception that arrives in the first: a task that still ran would write to
+        # buffers and cache pages that the next step uses for other sequences.
         try:
-            job.help()
-            job.finished.acquire()
-        except BaseException:
-            # Ctrl-C: helpers stop after the task they are in. Until then that task writes to buffers and cache pages,
-            # which the caller's next step may give to another sequence.
-            job.cancelled = True
-            while job.helpers:
-                time.sleep(0.0002)
-            raise
+            try:
+                self._open.append(job)
+                for _ in range(helpers):
+                    self._jobs.put(job)
+                job.work()
+            finally:
+                job.finish()
+        finally:
+            job.finish()
+            if job in self._open:
+                self._open.remove(job)
         if job.error is not None:
-            raise job.error
+            if isinstance(job.error, Exception):
+                raise job.error
+            raise RuntimeError("a thread of the pool was interrupted in the middle of a task") from job.error
+
+    def settle(self) -> None:
+        """Wait for what is left of jobs whose call of run() was cut short again and again while it waited for them."""
+        for job in tuple(self._open):
+            if not job.caller.is_running():
+                job.finish()
+                with suppress(ValueError):
+                    self._open.remove(job)
 
     def close(self) -> None:
         """Ends the threads; safe to call twice."""
         self._closed = True
-        with self._lock:
-            helpers, self._helpers = self._helpers, []
+        self._jobs.put(None)
         if self._finalizer is not None:
-            self._finalizer()
-        for helper in helpers:
-            if helper is not threading.current_thread():
-                helper.join()
+            self._finalizer.detach()
+        while self._helpers:
+            if self._helpers[-1] is not threading.current_thread():
+                self._helpers[-1].join()
+            self._helpers.pop()
 
     def __enter__(self) -> Self:
         return self
@@ -139,41 +184,35 @@ class ThreadPool:
         self.close()
 
     def _start(self) -> None:
-        with self._lock:
-            if self._helpers or self._closed:
+        hold = Hold()
+        self._starting.wait(hold)
+        try:
+            if self._closed:
                 return
-            # The threads hold the queue, not the pool, so a forgotten pool is collected and its threads end.
-            self._finalizer = weakref.finalize(self, _stop, self._jobs, self.threads - 1)
-            helpers = [
-                threading.Thread(target=_serve, args=(self._jobs,), name=f"gguf-engine-cpu-{index + 1}", daemon=True)
-                for index in range(self.threads - 1)
-            ]
-            for helper in helpers:
+            if self._finalizer is None:
+                # The threads hold the queue, not the pool, so a forgotten pool is collected and its threads end.
+                self._finalizer = weakref.finalize(self, self._jobs.put, None)
+            while len(self._helpers) < self.threads - 1:
+                name = f"gguf-engine-cpu-{len(self._helpers) + 1}"
+                helper = threading.Thread(target=_serve, args=(self._jobs,), name=name, daemon=True)
                 helper.start()
-            self._helpers = helpers
+                self._helpers.append(helper)
+        finally:
+            self._starting.release(hold)
 
-    def _forget_threads(self) -> None:
-        """In the child of a fork only the forking thread exists; locks may be in any state."""
+    def after_fork(self) -> None:
+        """In the child only the forking thread lives on: threads start again, and what they were in is lost."""
         if self._finalizer is not None:
             self._finalizer.detach()
             self._finalizer = None
-        self._lock = threading.Lock()
+        self._starting = Turn()
         self._jobs = SimpleQueue()
         self._helpers = []
-
-
-def _stop(jobs: "SimpleQueue[_Job | None]", n_threads: int) -> None:
-    for _ in range(n_threads):
-        jobs.put(None)
-
-
-def _after_fork_in_child() -> None:
-    for pool in list(_pools):
-        pool._forget_threads()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+        for job in self._open:
+            job.stopped = True
+            job.helpers = []
+            job.error = RuntimeError("this process was forked in the middle of a task")
+        self._open = [job for job in self._open if job.caller.is_running()]
 
 
 def default_threads(system: Path = Path("/")) -> int:

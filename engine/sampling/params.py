@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from engine.errors import InvalidRequestError
+from engine.frozen import FrozenDict
 
 MAX_LOGPROBS = 32
 MAX_SAMPLES = 1024
@@ -49,7 +50,7 @@ def _real(name: str, value: Any, low: float, high: float, allowed: str, *, open_
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the next tokens are chosen and when to stop.
+    """How the next tokens are chosen and when to stop. Cannot be changed, can be hashed; equal ones have equal hashes.
 
     Attributes:
         n: samples to generate for the prompt, with the seeds seed, seed + 1, ...
@@ -130,7 +131,7 @@ class SamplingParams:
                 put(name, _integer(name, value, 0, MAX_LOGPROBS, f"None or 0 to {MAX_LOGPROBS}"))
 
     @staticmethod
-    def _checked_bias(bias: Any) -> dict[int, float] | None:
+    def _checked_bias(bias: Any) -> FrozenDict[int, float] | None:
         if bias is None:
             return None
         if not isinstance(bias, Mapping):
@@ -145,7 +146,7 @@ class SamplingParams:
             if number < -1e6 and number != -math.inf:
                 raise _fail(f"logit_bias[{key}]", value, allowed)
             checked[key] = number
-        return checked or None
+        return FrozenDict(checked) if checked else None
 
     @staticmethod
     def _checked_stop(stop: Any) -> tuple[str, ...]:

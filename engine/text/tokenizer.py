@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from engine.errors import InvalidRequestError
+from engine.frozen import FrozenDict
 from engine.text.bpe import byte_level_bytes
 from engine.text.encoding import Spelling, build_encoding
 from engine.text.longest_match import unescape
@@ -40,7 +41,7 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
         self.kind = KINDS[vocabulary.kind]
         self.vocab_size = len(vocabulary.tokens)
-        self.special_ids: dict[str, int] = dict(vocabulary.ids)
+        self.special_ids: Mapping[str, int] = FrozenDict(vocabulary.ids)
         self.eog_ids = vocabulary.eog_ids
         self._encoding = encoding = build_encoding(vocabulary, metadata, pre)
         self.pre = encoding.pre

@@ -10,14 +10,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from tests.support.gguf_builder import Typed, build_gguf, tiny_llama_parts
 
+from engine.api.perplexity import Perplexity
 from engine.cli import main
 from engine.cli.terminal import write_json
 from engine.config import EngineConfig
 from engine.cpu.kv_cache import KVCache
 from engine.errors import DeviceError, InvalidRequestError
-from engine.api.perplexity import Perplexity
+from tests.support.gguf_builder import Typed, build_gguf, tiny_llama_parts
 
 
 def run(*arguments, encoding="utf-8"):

@@ -3,9 +3,9 @@
 import os
 
 import pytest
-from tests.support.gguf_builder import tiny_llama
 
 from engine import LLM, EngineError, SamplingParams
+from tests.support.gguf_builder import tiny_llama
 
 PARAMS = SamplingParams(max_tokens=4, temperature=0)
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import gguf
 import numpy as np
 import pytest
-from tests.support.gguf_builder import build_gguf, tiny_llama_parts
 
 from engine.errors import UnsupportedModelError
 from engine.gguf.reader import open_gguf
@@ -18,6 +17,7 @@ from engine.model.config import FfnConfig, MoeConfig
 from engine.model.loader import load_model
 from engine.model.metadata import ALIASES
 from engine.model.unread_keys import HARMLESS, MATTER_WITHIN, MATTERS, OTHER_SENSES
+from tests.support.gguf_builder import build_gguf, tiny_llama_parts
 
 GEMMA3 = {"attention.sliding_window": 8, "attention.key_length": 16, "attention.value_length": 16}
 

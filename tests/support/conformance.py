@@ -2,7 +2,8 @@
 
 NAMES = (
     "bloom-dense", "cohere2-dense", "command-r-dense", "deepseek-moe", "deepseek2-moe", "ernie4_5-moe",
-    "ernie4_5-moe-moe", "exaone4-dense", "falcon-dense", "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense", "glm4moe-moe",
+    "ernie4_5-moe-moe", "exaone4-dense", "falcon-dense", "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense",
+    "glm4moe-moe",
     "gpt-oss-moe", "gpt2-dense", "gptneox-dense", "granite-dense", "granite-moe", "hunyuan-dense-dense",
     "internlm2-dense", "llama-dense", "llama-moe", "minicpm-dense", "mistral3-dense", "mpt-dense", "nemotron-dense",
     "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense", "phi3-dense", "phimoe-moe", "qwen2-dense", "qwen2moe-moe",

@@ -1,0 +1,1 @@
+"""Locks that outlast asynchronous exceptions and forks."""
