@@ -19,8 +19,28 @@ __all__ = [
     "Request",
     "StreamChunk",
     "TokenSample",
+    "ToolCall",
     "Work",
 ]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool that a model asks for.
+
+    Attributes:
+        id: names the call; a tool's message with the result has it as its "tool_call_id".
+        name: of the function.
+        arguments: JSON text.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The call as it stands in an assistant's message."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 @dataclass(frozen=True)
@@ -159,6 +179,8 @@ class StreamChunk:
         prompt_logprobs: in the first chunk, if asked for.
         stats: in the last chunk.
         request_id: the request it belongs to.
+        reasoning: of a chat, new text of what the model thinks before it answers.
+        tool_calls: of a chat, calls that are complete now.
     """
 
     text: str
@@ -168,6 +190,8 @@ class StreamChunk:
     prompt_logprobs: tuple[TokenSample | None, ...] | None = None
     stats: GenerationStats | None = None
     request_id: int = 0
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,6 +212,10 @@ class GenerationResult:
         logprobs: one entry per token of token_ids, None unless params.logprobs asked for them.
         prompt_logprobs: one entry per prompt token (None for the first), None unless asked for.
         samples: all samples of the prompt, this one first, where params.n asked for more than one.
+        reasoning: of a chat, what the model thought before it answered; "" where it did not.
+        tool_calls: of a chat, the calls that it asks for.
+        text_with_calls: of a chat with calls, the text with the calls written out, where the model's chat template
+            reads no calls from messages.
     """
 
     text: str
@@ -199,6 +227,9 @@ class GenerationResult:
     logprobs: list[TokenSample] | None = None
     prompt_logprobs: list[TokenSample | None] | None = field(default=None, repr=False)
     samples: tuple[GenerationResult, ...] = field(default=(), repr=False)
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    text_with_calls: str | None = field(default=None, repr=False)
 
     def __hash__(self) -> int:
         return hash((self.text, self.finish_reason, self.seed, self.stats))
@@ -213,3 +244,15 @@ class GenerationResult:
             prompt_logprobs=None if self.prompt_logprobs is None else list(self.prompt_logprobs),
             samples=samples,
         )
+
+    def as_message(self) -> dict[str, Any]:
+        """The answer of a chat as the assistant's message for the next turn, with reasoning and calls in their keys."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        if self.text_with_calls is not None:
+            message["content"] = self.text_with_calls
+        elif self.tool_calls:
+            message["content"] = self.text or None
+            message["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        return message

@@ -29,7 +29,7 @@ from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
 from engine.scheduling.loop import EngineLoop, Job
 from engine.scheduling.output import OutputAssembler
-from engine.text import ChatTemplate, Tokenizer
+from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -312,21 +312,41 @@ class LLM:
         Raises:
             InvalidRequestError: the model has no chat template, or the template refuses the messages.
         """
+        return list(self._chat_prompt(messages, variables).token_ids)
+
+    def _chat_prompt(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> ChatPrompt:
         tokenizer, template = self.tokenizer, self.require_chat_template()
-        text = template.render(list(messages), **variables)
-        return self._checked(tokenizer.encode_rendered(text))
+        prompt = chat_prompt(template, tokenizer, messages, variables)
+        return replace(prompt, token_ids=tuple(self._checked(prompt.token_ids)))
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
     ) -> GenerationResult:
-        """The model's answer to messages {"role": ..., "content": ...}, put into words by its chat template."""
+        """The model's answer to messages {"role": ..., "content": ...}, put into words by its chat template.
+
+        The result's text is the answer itself; what the model thought before it is in `reasoning`, the calls that it
+        asks for are in `tool_calls`. `as_message()` is the message to put into the conversation for the next turn.
+
+        Args:
+            messages: see engine.text.messages.checked_messages.
+            params: sampling parameters.
+            variables: further names for the template, as enable_thinking=False; `tools` are JSON schemas.
+        """
         return self.stream_chat(messages, params, **variables).result()
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
     ) -> Stream:
         """chat(), chunk by chunk."""
-        return self.stream(self.render_chat(messages, **variables), params)
+        return self.chat_streams(messages, _one_sample(params), **variables)[0]
+
+    def chat_streams(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
+    ) -> list[Stream]:
+        """The params.n answers of a chat, each a stream; see sample_streams()."""
+        prompt = self._chat_prompt(messages, variables)
+        jobs = self._samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
+        return [Stream(self._loop, job, prompt.reader()) for job in jobs]
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a prompt for step(); returns the id that its chunks will carry."""
@@ -394,9 +414,9 @@ class LLM:
             for stream in streams:
                 stream.close()
 
-    def _samples(self, prompt: Prompt, params: SamplingParams) -> list[Job]:
+    def _samples(self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = ()) -> list[Job]:
         """One job for each sample of a prompt: seeds from the first one on, pages shared."""
-        first = self._job(prompt, params)
+        first = self._job(prompt, params, shown_ids=shown_ids)
         jobs, request = [first], first.request
         for number in range(1, params.n):
             following = replace(
@@ -405,14 +425,16 @@ class LLM:
                 seed=(request.seed + number) % (MAX_SEED + 1),
                 shares_with=request.request_id,
             )
-            jobs.append(Job(following, OutputAssembler(following, self._tokenizer, self._eog_ids)))
+            jobs.append(Job(following, OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)))
         return jobs
 
     @property
     def _eog_ids(self) -> Collection[int]:
         return self._tokenizer.eog_ids if self._tokenizer is not None else ()
 
-    def _job(self, prompt: Prompt, params: SamplingParams, *, by_step: bool = False) -> Job:
+    def _job(
+        self, prompt: Prompt, params: SamplingParams, *, by_step: bool = False, shown_ids: Collection[int] = ()
+    ) -> Job:
         """Check a request against the model and the context; refuses what cannot run."""
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
@@ -429,7 +451,7 @@ class LLM:
         seed = params.seed if params.seed is not None else fresh_seed()
         score_from = 1 if params.prompt_logprobs is not None else None
         request = Request(next(self._ids), ids, params, seed, wanted, score_from)
-        return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids), by_step)
+        return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids, shown_ids), by_step)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.
@@ -440,10 +462,7 @@ class LLM:
         """
         if not is_prompt_like(prompt):
             raise not_a_prompt(prompt)
-        if isinstance(prompt, str):
-            ids = list(self.tokenizer.encode(prompt, add_special=True, parse_special=True))
-        else:
-            ids = list(prompt)
+        ids = self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids and self._tokenizer is not None and self._tokenizer.bos_id is not None:
             ids = [self._tokenizer.bos_id]
         return self._checked(ids)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
-from engine.request import GenerationResult, GenerationStats, StreamChunk, TokenSample
+from engine.request import GenerationResult, GenerationStats, StreamChunk, TokenSample, ToolCall
 from engine.scheduling.loop import EngineLoop, Job
+from engine.text import AnswerReader
 
 
 class Stream:
@@ -21,11 +22,16 @@ class Stream:
     Args:
         loop: where the job runs.
         job: the job, not yet submitted.
+        reader: takes the text of a chat's answer apart.
     """
 
-    def __init__(self, loop: EngineLoop, job: Job) -> None:
+    def __init__(self, loop: EngineLoop, job: Job, reader: AnswerReader | None = None) -> None:
         self._loop = loop
         self._job = job
+        self._reader = reader
+        self._read: StreamChunk | None = None  # the last chunk as its reader gave it
+        self._reasoning: list[str] = []
+        self._tool_calls: list[ToolCall] = []
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[TokenSample] = []
@@ -57,12 +63,17 @@ class Stream:
             if self._ended:
                 return None
             try:
-                return self._loop.next_chunk(self._job, self._fold)
+                chunk = self._loop.next_chunk(self._job, self._fold)
+                return chunk if self._reader is None else self._read
             except Exception:
                 self._ended = True
                 raise
 
     def _fold(self, chunk: StreamChunk) -> None:
+        if self._reader is not None:
+            chunk = self._read = self._reader.read(chunk)
+            self._reasoning.append(chunk.reasoning)
+            self._tool_calls.extend(chunk.tool_calls)
         self._texts.append(chunk.text)
         self._token_ids.extend(chunk.token_ids)
         self._logprobs.extend(chunk.logprobs)
@@ -73,7 +84,7 @@ class Stream:
 
     @property
     def text(self) -> str:
-        """The text so far."""
+        """The text so far; of a chat, the answer without reasoning and calls."""
         return "".join(self._texts)
 
     def result(self) -> GenerationResult:
@@ -98,6 +109,9 @@ class Stream:
             stats=self._stats,
             logprobs=list(self._logprobs) if request.params.logprobs is not None else None,
             prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
+            reasoning="".join(self._reasoning),
+            tool_calls=tuple(self._tool_calls),
+            text_with_calls=self._reader.text_with_calls if self._reader is not None else None,
         )
 
     def cancel(self) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Self
+from typing import Any, Self
 
 from engine.concurrency import fork
 from engine.concurrency.turn import WAIT_SECONDS, Hold, Turn
@@ -119,7 +119,7 @@ class ThreadPool:
         self._open: list[_Job] = []  # of calls of run() that have not returned
         self._helpers: list[threading.Thread] = []
         self._closed = False
-        self._finalizer: weakref.finalize | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
         fork.register(self)
 
     def run(self, task: Callable[[int], None], n_tasks: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from engine.request import Request, TokenSample
 from engine.sampling.stop import StopStringMatcher
-from engine.text import IncrementalDecoder, Tokenizer
+from engine.text import ControlStops, IncrementalDecoder, Tokenizer
 
 
 class OutputAssembler:
@@ -19,19 +19,30 @@ class OutputAssembler:
         request: the request; its parameters say when to stop.
         tokenizer: None where the model has none; all text is empty then.
         eog_ids: tokens that end the generation unless params.ignore_eos.
+        shown_ids: control tokens that appear in the text by name.
     """
 
-    def __init__(self, request: Request, tokenizer: Tokenizer | None, eog_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Tokenizer | None,
+        eog_ids: Collection[int],
+        shown_ids: Collection[int] = (),
+    ) -> None:
         params = request.params
         self._decoder: IncrementalDecoder | None = None
+        self._controls: ControlStops | None = None
+        self._shown_ids = shown_ids
         self._vocab_size = 0
         if tokenizer is not None:
             # A first space belongs to the text unless the prompt's last token would swallow it in decode() as well.
             last = request.prompt_ids[-1]
             after_text = last >= tokenizer.vocab_size or not tokenizer.is_control(last)
-            self._decoder = IncrementalDecoder(tokenizer, continuation=after_text)
+            self._decoder = IncrementalDecoder(tokenizer, continuation=after_text, shown=shown_ids)
             self._vocab_size = tokenizer.vocab_size
-        self._matcher = StopStringMatcher(params.stop) if params.stop else None
+            self._controls = ControlStops(params.stop, tokenizer) if params.stop else None
+        stops = params.stop if self._controls is None else self._controls.stops
+        self._matcher = StopStringMatcher(stops) if stops else None
         self._stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(eog_ids))
         self._left = request.max_output
 
@@ -42,7 +53,7 @@ class OutputAssembler:
             return self._flush(), "stop"
         text = self._decode(sample.token_id)
         if self._matcher is not None:
-            text = self._matcher.push(text)
+            text = self._shown(self._matcher.push(text + self._mark(sample.token_id)))
             if self._matcher.matched is not None:
                 return text, "stop"
         if self._left <= 0:
@@ -62,5 +73,13 @@ class OutputAssembler:
         text = self._decoder.finish() if self._decoder is not None else ""
         if self._matcher is not None:
             text = self._matcher.push(text)
-            text += self._matcher.finish()  # "" after a match
+            text = self._shown(text + self._matcher.finish())  # "" after a match
         return text
+
+    def _mark(self, token_id: int) -> str:
+        """What stands for a token without text in the search for stop strings."""
+        return "" if self._controls is None or token_id in self._shown_ids else self._controls.mark(token_id)
+
+    def _shown(self, text: str) -> str:
+        """Text that was searched for stop strings, without the control tokens that were put in for the search."""
+        return text if self._controls is None else self._controls.shown(text)

@@ -3,17 +3,27 @@
 This module knows the tokenizer only by the names of its special tokens.
 """
 
+import logging
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidRequestError, TokenizerError
+from engine.text.answer_formats import MARKS, AnswerFormat, Kind, choose_format
+from engine.text.answer_parser import AnswerParser
+from engine.text.message_shape import merged_system, shaped, texts, without_system
 from engine.text.messages import checked_messages, checked_tools
+from engine.text.special_tokens import TokenType
+from engine.text.template_habits import Habits, learn
 from engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from jinja2 import Template
+
+logger = logging.getLogger(__name__)
 
 _KEY = "tokenizer.chat_template"
 _TOOL_VARIANT = "tool_use"
@@ -27,6 +37,7 @@ class ChatTemplate:
         source: jinja2 text of the default template.
         variants: further templates by name.
         special_tokens: what templates know as `bos_token`, `eos_token` … , by these names.
+        marker_tokens: those markers of reasoning and calls that are tokens of the model's own.
         now: the clock behind `strftime_now`.
     """
 
@@ -36,13 +47,18 @@ class ChatTemplate:
         *,
         variants: Mapping[str, str] | None = None,
         special_tokens: Mapping[str, str] | None = None,
+        marker_tokens: Collection[str] = (),
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         self.source = source
         self.variants = dict(variants or {})
         self.special_tokens = dict(special_tokens or {})
+        self._marker_tokens = marker_tokens
         self._now = now
         self._compiled: dict[str, Template] = {}
+        self._habits: dict[str, Habits] = {}
+        self._formats: dict[str, AnswerFormat] = {}
+        self._warned: set[str] = set()
         self._lock = threading.Lock()
 
     @classmethod
@@ -63,7 +79,12 @@ class ChatTemplate:
         source = variants.pop("", None)
         if source is None:  # a file with named templates only: "default" is the default, else the first
             source = variants.get("default", next(iter(variants.values())))
-        return cls(source, variants=variants, special_tokens=_special_tokens(tokenizer))
+        return cls(
+            source,
+            variants=variants,
+            special_tokens=_special_tokens(tokenizer),
+            marker_tokens=_marker_tokens(tokenizer),
+        )
 
     def render(
         self,
@@ -87,35 +108,104 @@ class ChatTemplate:
             InvalidRequestError: the messages are malformed, or the template does not take them.
             TokenizerError: the template itself is broken or does not end.
         """
-        from jinja2.exceptions import SecurityError, TemplateSyntaxError
-
-        from engine.text.template_sandbox import TemplateRefusal, start_budget
-
+        checked, tools = checked_messages(messages), checked_tools(tools)
+        template = self._chosen(template, tools)
+        compiled, habits = self.compile(template), self.habits(template, values)
         names = {
             **self.special_tokens,
             **values,
-            "messages": checked_messages(messages),
-            "tools": checked_tools(tools),
+            "tools": tools,
             "documents": values.get("documents"),
             "add_generation_prompt": bool(add_generation_prompt),
         }
-        if template is None and names["tools"] and _TOOL_VARIANT in self.variants:
-            template = _TOOL_VARIANT
-        start_budget()
-        compiled = self.compile(template)
+        taken = shaped([self._apart(message, template) for message in checked], habits)
+        has_system = any(message["role"] == "system" for message in taken)
+        if has_system and "system" in habits.lost and "user" in habits.shapes:
+            self._warn_of_system()
+            return _rendered(compiled, names, merged_system(taken))
         try:
-            return _joined(compiled.generate(names))
-        except TemplateRefusal as error:
-            raise InvalidRequestError(f"the model's chat template does not take these messages: {error}") from None
-        except (SecurityError, RecursionError, MemoryError, TemplateSyntaxError) as error:
-            raise TokenizerError(
-                f"the model's chat template was stopped: {str(error) or type(error).__name__}"
-            ) from error
-        except Exception as error:
-            raise InvalidRequestError(
-                f"the model's chat template failed on these messages ({type(error).__name__}: {error}); check the "
-                "roles, their order and the keys it uses"
-            ) from error
+            text = _rendered(compiled, names, taken)
+        except InvalidRequestError:
+            for other in without_system(taken):
+                try:
+                    text = _rendered(compiled, names, other)
+                except InvalidRequestError:
+                    continue
+                self._warn_of_system()
+                return text
+            raise
+        if "content" in self._source(template):
+            _check_not_lost(taken, habits, text)
+        return text
+
+    def habits(self, template: str | None = None, values: Mapping[str, Any] | None = None) -> Habits:
+        """What the default template or a named variant takes; found out by rendering probes, once.
+
+        Args:
+            template: name of a variant.
+            values: names for the template, in case that it renders nothing without them.
+        """
+        found = self._habits.get(template or "")
+        if found is None:
+            found = _learned(self.compile(template), self._source(template), self.special_tokens)
+            if not found.shapes and not found.lost and values:
+                return _learned(self.compile(template), self._source(template), {**self.special_tokens, **values})
+            self._habits[template or ""] = found
+        return found
+
+    def answer_format(self, template: str | None = None, tools: Any = None) -> AnswerFormat:
+        """How the model marks reasoning and calls in its answers.
+
+        Args:
+            template: name of a variant.
+            tools: the tools that it may call: calls of these may come without a marker, if the template writes them so.
+        """
+        tools = checked_tools(tools)
+        template = self._chosen(template, tools)
+        habits = self.habits(template)
+        found = self._formats.get(template or "")
+        if found is None:
+            found = choose_format(self._source(template), habits.samples, self._marker_tokens)
+            self._formats[template or ""] = found
+        if tools and habits.reads_calls and found.channels is None:
+            written = habits.samples[-1].rpartition("qzvalue")[0][-300:]
+            if not any(marks.kind is Kind.CALLS and marks.begin in written for marks in found.marks):
+                names = (tool.get("function", tool) for tool in tools)
+                bare = frozenset(str(one.get("name")) for one in names if isinstance(one, Mapping))
+                return replace(found, bare_calls=bare)
+        return found
+
+    def _apart(self, message: dict[str, Any], template: str | None) -> dict[str, Any]:
+        """An assistant's message that is an answer with channels as the model wrote it, taken apart."""
+        content = message.get("content")
+        if message["role"] != "assistant" or not isinstance(content, str):
+            return message
+        markers = self.answer_format(template)
+        if markers.channels is None or not content.lstrip().startswith(markers.channels.opens):
+            return message
+        parser = AnswerParser(markers, markers.channels.opens[0] + "assistant")
+        pieces = parser.push(content), parser.finish()
+        calls = [call.as_dict() for piece in pieces for call in piece.tool_calls]
+        apart = {
+            "content": "".join(piece.content for piece in pieces),
+            "reasoning_content": "".join(piece.reasoning for piece in pieces),
+            "tool_calls": calls,
+        }
+        return checked_messages([{**message, **{key: value for key, value in apart.items() if value != []}}])[0]
+
+    def _chosen(self, template: str | None, tools: Any) -> str | None:
+        """The name of the variant to use; None for the default template."""
+        return _TOOL_VARIANT if template is None and tools and _TOOL_VARIANT in self.variants else template
+
+    def _source(self, name: str | None) -> str:
+        return self.source if name is None else self.variants[name]
+
+    def _warn_of_system(self) -> None:
+        if "system" not in self._warned:
+            self._warned.add("system")
+            logger.warning(
+                "the model's chat template takes no system message in its place: its text goes before the user's text"
+            )
 
     def compile(self, name: str | None = None) -> "Template":
         """The default template or a named variant, ready to render; made once.
@@ -130,8 +220,7 @@ class ChatTemplate:
         with self._lock:
             found = self._compiled.get(name or "")
             if found is None:
-                source = self.source if name is None else self.variants[name]
-                found = self._compiled[name or ""] = _compiled(source, self._now)
+                found = self._compiled[name or ""] = _compiled(self._source(name), self._now)
             return found
 
 
@@ -154,6 +243,68 @@ def _compiled(source: str, now: Callable[[], datetime]) -> "Template":
         ) from error
 
 
+def _rendered(compiled: "Template", names: Mapping[str, Any], messages: list[dict[str, Any]]) -> str:
+    """The text of shaped messages; raises as `ChatTemplate.render` does."""
+    from jinja2.exceptions import SecurityError, TemplateSyntaxError
+
+    from engine.text.template_sandbox import TemplateRefusal, start_budget
+
+    names = {**names, "messages": messages}
+    start_budget(names)
+    try:
+        return _joined(compiled.generate(names))
+    except TemplateRefusal as error:
+        raise InvalidRequestError(f"the model's chat template does not take these messages: {error}") from None
+    except (SecurityError, RecursionError, MemoryError, TemplateSyntaxError) as error:
+        raise TokenizerError(f"the model's chat template was stopped: {str(error) or type(error).__name__}") from error
+    except Exception as error:
+        raise InvalidRequestError(
+            f"the model's chat template failed on these messages ({type(error).__name__}: {error}); check the "
+            "roles, their order and the keys it uses"
+        ) from error
+
+
+def _learned(compiled: "Template", source: str, values: Mapping[str, Any]) -> Habits:
+    """The habits of a template; those of a plain one where it exhausts its limits."""
+    from engine.text.template_sandbox import MAX_SECONDS, TemplateLimitError, start_budget
+
+    deadline = time.monotonic() + MAX_SECONDS
+
+    def render(messages: list[dict[str, Any]], names: dict[str, Any]) -> str | None:
+        common = {"tools": None, "documents": None, "add_generation_prompt": True}
+        everything = {**values, **common, **names, "messages": [dict(message) for message in messages]}
+        start_budget(everything)
+        if time.monotonic() > deadline:
+            raise TemplateLimitError("trying it out takes too long")
+        try:
+            return _joined(compiled.generate(everything))
+        except (TemplateLimitError, MemoryError):
+            raise
+        except Exception:
+            return None
+
+    try:
+        return learn(source, render)
+    except (TemplateLimitError, MemoryError):
+        return Habits()
+
+
+def _check_not_lost(messages: list[dict[str, Any]], habits: Habits, text: str) -> None:
+    """Refuses to go on without what was said in a role that the template has no place for.
+
+    Raises:
+        InvalidRequestError: none of the text of such a role is in the prompt.
+    """
+    known = {"user", "system", "assistant", "tool"} - habits.lost
+    for role in dict.fromkeys(message["role"] for message in messages if message["role"] not in known):
+        said = [piece.strip() for message in messages if message["role"] == role for piece in texts(message)]
+        if any(said) and not any(piece[:40] in text for piece in said if piece):
+            raise InvalidRequestError(
+                f"the model's chat template loses the text of messages of the role {role!r}, be it a string or a list "
+                "of parts; leave them out, or give a template that writes them (chat_template, --chat-template-file)"
+            )
+
+
 def _joined(parts: Any) -> str:
     from engine.text.template_sandbox import MAX_SIZE, TemplateLimitError
 
@@ -173,3 +324,11 @@ def _special_tokens(tokenizer: Tokenizer | None) -> dict[str, str]:
     ids = tokenizer.special_ids
     roles = ("bos", "eos", "unk", "pad", "sep", "mask")
     return {f"{role}_token": tokenizer.token_text(ids[role]) for role in roles if role in ids}
+
+
+def _marker_tokens(tokenizer: Tokenizer | None) -> frozenset[str]:
+    if tokenizer is None:
+        return frozenset()
+    own = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    ids = {marks.begin: tokenizer.token_id(marks.begin) for marks in MARKS}
+    return frozenset(begin for begin, id in ids.items() if id is not None and tokenizer.token_type(id) in own)

@@ -4,6 +4,7 @@ This module knows the tokenizer only through `decode_step`.
 """
 
 import codecs
+from collections.abc import Collection
 
 from engine.text.tokenizer import Tokenizer
 
@@ -18,18 +19,29 @@ class IncrementalDecoder:
         tokenizer: what to decode with.
         skip_special: leave control tokens out.
         continuation: the ids continue a text, so a first space is part of it (see `Tokenizer.decode`).
+        shown: control tokens that appear by name all the same.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, continuation: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special: bool = True,
+        continuation: bool = False,
+        shown: Collection[int] = (),
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
+        self._shown_ids = shown
         self._drop_space = tokenizer.drops_first_space and not continuation
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
         """The text that became certain with this token; often "" in the middle of a character."""
         piece, self._drop_space = self._tokenizer.decode_step(
-            token_id, skip_special=self._skip_special, drop_space=self._drop_space
+            token_id,
+            skip_special=self._skip_special and token_id not in self._shown_ids,
+            drop_space=self._drop_space,
         )
         return self._utf8.decode(piece)
 

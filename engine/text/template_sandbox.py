@@ -1,7 +1,8 @@
 """The jinja2 environment chat templates run in: what Hugging Face templates expect, and nothing they could harm with.
 
 A template comes with a downloaded file. It reaches no Python objects (jinja2's immutable sandbox), takes a bounded
-number of steps, and makes no value beyond a bounded size. This module knows nothing of messages or tokenizers.
+number of steps, and makes no value beyond a bounded size. It may change the lists and mappings that it has made
+itself, but none that it was given. This module knows nothing of messages or tokenizers.
 """
 
 import functools
@@ -10,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -27,7 +29,31 @@ _MAX_BITS = 4096  # of an integer
 _MAX_WIDTH = 1000  # of padding and indentation
 _LONG_NUMBER = re.compile(r"\d{5,}")  # a width in a format string that pads to more than any template needs
 
-_budget: ContextVar[tuple[int, float]] = ContextVar("chat_template_budget")  # steps left, when time is up
+# Methods that change a value in place and cannot grow it by more than their arguments.
+_CHANGES: dict[type, frozenset[str]] = {
+    list: frozenset({"append", "extend", "insert", "pop", "remove", "reverse", "sort", "clear"}),
+    dict: frozenset({"update", "setdefault", "pop", "popitem", "clear"}),
+}
+
+
+@dataclass
+class _Budget:
+    """What one render may still use.
+
+    Attributes:
+        steps: rounds and calls left.
+        deadline: when time is up, on the monotonic clock.
+        growth: characters and items that methods may still put into lists and mappings.
+        given: the containers that the template was given, by identity; they are never changed.
+    """
+
+    steps: int
+    deadline: float
+    growth: int
+    given: dict[int, Any] = field(default_factory=dict)
+
+
+_budget: ContextVar[_Budget] = ContextVar("chat_template_budget")
 
 
 class TemplateRefusal(TemplateError):
@@ -38,19 +64,35 @@ class TemplateLimitError(SecurityError):
     """The template needs more steps or space than any real one does."""
 
 
-def start_budget() -> None:
-    """Gives the render that starts now its full budget of steps and time."""
-    _budget.set((MAX_STEPS, time.monotonic() + MAX_SECONDS))
+def start_budget(given: Any = ()) -> None:
+    """Gives the render that starts now its full budget of steps and time.
+
+    Args:
+        given: the values that the template gets; it cannot change the containers in them.
+    """
+    _budget.set(_Budget(MAX_STEPS, time.monotonic() + MAX_SECONDS, MAX_SIZE, _containers(given)))
 
 
 def spend_step() -> None:
     """Takes a step from the budget of the render that is running; raises TemplateLimitError when it is used up."""
-    left, deadline = _budget.get()
-    if left <= 0:
+    budget = _budget.get()
+    if budget.steps <= 0:
         raise TemplateLimitError(f"it runs for more than {MAX_STEPS} steps")
-    if time.monotonic() > deadline:
+    if time.monotonic() > budget.deadline:
         raise TemplateLimitError(f"it runs for more than {MAX_SECONDS:g} seconds")
-    _budget.set((left - 1, deadline))
+    budget.steps -= 1
+
+
+def _containers(given: Any) -> dict[int, Any]:
+    """All lists and mappings in a value, by identity."""
+    found: dict[int, Any] = {}
+    waiting = [given]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (list, tuple, dict)) and id(item) not in found:
+            found[id(item)] = item
+            waiting += item.values() if isinstance(item, dict) else item
+    return found
 
 
 def check_size(value: Any) -> Any:
@@ -61,7 +103,13 @@ def check_size(value: Any) -> Any:
     if isinstance(value, int):
         if value.bit_length() > _MAX_BITS:
             raise TemplateLimitError(f"it makes a number of {value.bit_length()} bits, more than {_MAX_BITS}")
-        return value
+    elif isinstance(value, (str, bytes, list, tuple, dict)):
+        _size(value)
+    return value
+
+
+def _size(value: Any) -> int:
+    """Characters and items of a value, everything inside it included; raises TemplateLimitError beyond MAX_SIZE."""
     size = 0
     waiting = [value]
     while waiting:
@@ -73,7 +121,7 @@ def check_size(value: Any) -> Any:
                 waiting += [*item.keys(), *item.values()]
             elif isinstance(item, (list, tuple)):
                 waiting += item
-    return value
+    return size
 
 
 def _counted(items: Iterable[Any]) -> Iterator[Any]:
@@ -103,7 +151,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self, now: Callable[[], datetime] = datetime.now) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=check_size
+        )
         self.filters["tojson"] = _to_json
         self.filters["_counted"] = _counted
         self.filters["_sized"] = check_size
@@ -115,6 +165,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             self.filters[name] = _narrow_arguments(self.filters[name])
         for name in ("wordwrap", "urlize", "xmlattr"):  # layout of web pages, with growth of their own
             del self.filters[name]
+        # A list can be changed after it was put into another one: sizes are looked at again where values are used.
+        for table in (self.filters, self.tests):
+            functions: dict[str, Any] = dict(table)
+            table.update({name: _checked_arguments(function) for name, function in functions.items()})
         del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = lambda pattern: now().strftime(str(pattern)[:1000])
@@ -127,7 +181,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         for block in list(tree.find_all(nodes.AssignBlock)):
             block.filter = _filtered(block.filter, "_sized")
         for concat in list(tree.find_all(nodes.Concat)):
-            concat.nodes = [_filtered(nodes.Concat(concat.nodes, lineno=concat.lineno), "_sized")]
+            sized: list[nodes.Expr] = [_filtered(node, "_sized") for node in concat.nodes]
+            concat.nodes = [_filtered(nodes.Concat(sized, lineno=concat.lineno), "_sized")]
+        for comparison in list(tree.find_all(nodes.Compare)):
+            comparison.expr = _filtered(comparison.expr, "_sized")
+            for operand in comparison.ops:
+                operand.expr = _filtered(operand.expr, "_sized")
         for assign in list(tree.find_all(nodes.Assign)):
             assign.node = _filtered(assign.node, "_sized")
         return tree
@@ -138,9 +197,19 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(obj, LoopContext) and args:  # the next level of a recursive loop
             args = (_counted(args[0]), *args[1:])
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
+        for value in (owner, *args, *kwargs.values()):
+            check_size(value)
         if isinstance(owner, str):
             _check_string_method(owner, name, args, kwargs)
+        elif name in _CHANGES.get(type(owner), ()):
+            args = _checked_change(owner, name, args, kwargs)
         return check_size(super().call(context, obj, *args, **kwargs))
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Lets a template change what it has made itself, by the methods that are known to be harmless."""
+        if attr in _CHANGES.get(type(obj), ()):
+            return id(obj) not in _budget.get().given
+        return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """The sandboxed str.format, with a look at the widths it would pad to."""
@@ -167,6 +236,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         ):
             raise TemplateLimitError(f"it makes a number of more than {_MAX_BITS} bits")
         if operator == "%" and isinstance(left, str):
+            check_size(right)
             _check_widths(left, right if isinstance(right, tuple) else (right,), nested=r"\*")
         return check_size(super().call_binop(context, operator, left, right))
 
@@ -189,6 +259,33 @@ def _check_string_method(text: str, name: str, args: tuple[Any, ...], kwargs: di
             _forbid_growth(len(text) * len(items) + sum(len(item) for item in items if isinstance(item, str)))
     elif name == "translate":
         raise TemplateLimitError("it calls str.translate, which is not available")
+
+
+def _checked_change(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a method that changes a list or mapping; all additions of a render together are bounded."""
+    if name == "sort" and (args or kwargs.keys() - {"reverse"}):
+        raise TemplateLimitError("it calls list.sort with something other than reverse")
+    if name == "extend":
+        args = tuple(list(_counted(arg)) for arg in args)
+    if name in ("append", "extend", "insert", "update", "setdefault"):
+        budget = _budget.get()
+        budget.growth -= _size([*args, *kwargs.values()])
+        if budget.growth < 0:
+            raise TemplateLimitError(f"it puts more than {MAX_SIZE} characters and items into lists")
+    return args
+
+
+def _checked_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter or test that refuses values of unbearable size."""
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, (list, tuple, dict)):
+                check_size(value)
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def _check_widths(text: str, values: Iterable[Any], *, nested: str) -> None:
@@ -265,7 +362,19 @@ def _to_json(
 ) -> str:
     """JSON as Hugging Face templates expect it: no HTML escapes, other scripts as they are."""
     written = json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=_narrow(indent), separators=separators, sort_keys=sort_keys
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=_narrow(indent),
+        separators=separators,
+        sort_keys=sort_keys,
+        default=_listed,
     )
     check_size(written)
     return written
+
+
+def _listed(value: Any) -> list[Any]:
+    """What the filters map and select give, which is no list yet."""
+    if isinstance(value, Iterator):
+        return list(_counted(value))
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")

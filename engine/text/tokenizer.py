@@ -54,6 +54,7 @@ class Tokenizer:
             vocabulary, {TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED}, swallow_right
         )
         self._user_specials = _splitter(vocabulary, {TokenType.USER_DEFINED}, swallow_right)
+        self._controls = _splitter(vocabulary, {TokenType.CONTROL, TokenType.UNKNOWN}, frozenset())
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], *, pre: str | None = None) -> "Tokenizer":
@@ -119,10 +120,32 @@ class Tokenizer:
 
     def encode_rendered(self, text: str) -> list[int]:
         """Token ids of a rendered chat template: one BOS, whether the template writes it or not, and no end token."""
-        bos = None if self.bos_id is None else self.token_text(self.bos_id)
-        written = bool(bos) and text.startswith(str(bos))
-        ids = self.encode(text[len(str(bos)) :] if written else text, add_special=False)
-        return [self.special_ids["bos"], *ids] if written or self.add_bos else ids
+        rest = self.without_bos(text)
+        ids = self.encode(rest, add_special=False)
+        return [self.special_ids["bos"], *ids] if rest != text or self.add_bos else ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt: `encode`, but with one BOS where the text begins with the name of that token."""
+        if not isinstance(text, str) or not self.add_bos:
+            return self.encode(text)
+        rest = self.without_bos(text)
+        if rest != text:
+            logger.warning(
+                "the prompt begins with %s, which this model puts before every text: it is taken once",
+                self.token_text(self.special_ids["bos"]),
+            )
+        return self.encode(rest)
+
+    def without_bos(self, text: str) -> str:
+        """A text without the names of the BOS token at its beginning."""
+        name = "" if self.bos_id is None else self.token_text(self.bos_id)
+        while name and text.startswith(name):
+            text = text[len(name) :]
+        return text
+
+    def control_pieces(self, text: str) -> list[str | int]:
+        """A text cut at the names of control tokens: other text as it is, and the ids of the tokens."""
+        return list(self._controls.split(text))
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True, continuation: bool = False) -> str:
         """The text of `ids`; bytes that are no valid UTF-8 become U+FFFD.
@@ -167,6 +190,10 @@ class Tokenizer:
     def token_text(self, id: int) -> str:
         """Token `id` for people: its bytes as text, U+FFFD where they are part of a character."""
         return self.token_bytes(id).decode("utf-8", "replace")
+
+    def token_type(self, id: int) -> TokenType:
+        """The token's type."""
+        return TokenType(self._vocabulary.types[self._checked(id)])
 
     def is_control(self, id: int) -> bool:
         """True for tokens that steer the model and are left out of text: control and unknown tokens."""

@@ -1,0 +1,64 @@
+"""A conversation as token ids, with all that is needed to read its answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import InvalidRequestError
+from engine.text.answer_formats import AnswerFormat
+from engine.text.answer_parser import AnswerParser
+from engine.text.answer_reader import AnswerReader
+from engine.text.chat_template import ChatTemplate
+from engine.text.tokenizer import Tokenizer
+from engine.text.tool_calls import Types, parameter_types
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A rendered conversation.
+
+    Attributes:
+        text: the prompt.
+        token_ids: the same as tokens.
+        markers: how the model marks reasoning and calls.
+        shown_ids: control tokens that must stay in the answer's text for its reader.
+        types: types of the parameters of the tools.
+        calls_as_text: whether the template takes calls only as text.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    markers: AnswerFormat
+    shown_ids: frozenset[int]
+    types: Types
+    calls_as_text: bool
+
+    def reader(self) -> AnswerReader | None:
+        """A reader for one answer; None where answers have no structure."""
+        if self.markers.plain:
+            return None
+        return AnswerReader(AnswerParser(self.markers, self.text[-4000:], self.types), calls_as_text=self.calls_as_text)
+
+
+def chat_prompt(
+    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Any], variables: Mapping[str, Any]
+) -> ChatPrompt:
+    """Renders a conversation and encodes it.
+
+    Raises:
+        InvalidRequestError: the template refuses the messages, or a variable has a name of its own kind.
+    """
+    if "messages" in variables:
+        raise InvalidRequestError("a variable of the chat template cannot be named messages")
+    text = template.render(list(messages), **variables)
+    tools = variables.get("tools")
+    markers = template.answer_format(variables.get("template"), tools)
+    ids = (tokenizer.token_id(name) for name in markers.token_names())
+    return ChatPrompt(
+        text=text,
+        token_ids=tuple(tokenizer.encode_rendered(text)),
+        markers=markers,
+        shown_ids=frozenset(id for id in ids if id is not None and id not in tokenizer.eog_ids),
+        types=parameter_types(tools),
+        calls_as_text=template.habits(variables.get("template")).reads_calls is not True,
+    )
