@@ -7,18 +7,41 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from engine.errors import InvalidRequestError
 
-KV_TYPES = ("f16", "f32")
 PAGE = 64
 """Positions of one page of the key-value cache."""
+CHECKPOINT_SPACING = 512
+"""Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
+of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
 MAX_SEQUENCES = 256
 CONTEXTS = 8
 """Whole contexts that the cache holds without being asked."""
 DEFAULT_CONTEXT_LIMIT = 8192
 """Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
+
+
+class KvType(StrEnum):
+    """Number format of cached keys and values."""
+
+    F16 = "f16"
+    F32 = "f32"
+
+    @classmethod
+    def parse(cls, value: str) -> KvType:
+        """The member of that value.
+
+        Raises:
+            InvalidRequestError: there is none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            raise InvalidRequestError(f"kv_type is {value!r}; allowed: {', '.join(cls)}") from None
+
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -32,7 +55,7 @@ class EngineConfig:
         device: "auto", "cpu", "cuda" or "cuda:N".
         context_length: tokens of one sequence, prompt and output together. None takes what the model was trained for,
             but at most DEFAULT_CONTEXT_LIMIT; a larger value than the trained one is allowed and logged.
-        kv_type: number format of the key-value cache, "f16" or "f32".
+        kv_type: number format of the key-value cache: a KvType, which its value "f16" or "f32" becomes.
         threads: CPU threads; None takes the physical cores.
         max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
         cache_tokens: positions of the key-value cache, shared by all sequences; at least one whole context. None: eight
@@ -41,6 +64,9 @@ class EngineConfig:
             long prompt does not stop them. None: what suits the device.
         prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
             the second of several samples.
+        checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
+            later prompts; a multiple of PAGE. The last page border of a prompt is always kept.
+        checkpoints: how many such states are kept at most, over all prompts; 0 keeps none. None: two per sequence.
         deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         exact: on the CPU, keep everything in float32. Otherwise activations are quantized to 8 bits, in blocks of 32,
             wherever weights are quantized, which is about three times as fast.
@@ -55,12 +81,14 @@ class EngineConfig:
     model: Path
     device: str = "auto"
     context_length: int | None = None
-    kv_type: str = "f16"
+    kv_type: KvType | str = KvType.F16
     threads: int | None = None
     max_sequences: int | None = None
     cache_tokens: int | None = None
     prefill_chunk: int | None = None
     prefix_cache: bool = True
+    checkpoint_spacing: int = CHECKPOINT_SPACING
+    checkpoints: int | None = None
     deterministic: bool = False
     exact: bool = False
     repack: bool = True
@@ -69,14 +97,19 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
             raise InvalidRequestError(f"device is {self.device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
-        if self.kv_type not in KV_TYPES:
-            raise InvalidRequestError(f"kv_type is {self.kv_type!r}; allowed: {', '.join(KV_TYPES)}")
+        object.__setattr__(self, "kv_type", KvType.parse(self.kv_type))
         for name in ("context_length", "threads", "max_sequences", "cache_tokens", "prefill_chunk"):
             value = getattr(self, name)
             if value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not _whole(value) or value < 1:
                 raise InvalidRequestError(f"{name} is {value!r}; a whole number of at least 1 is needed")
+        if not _whole(self.checkpoint_spacing) or self.checkpoint_spacing < 1 or self.checkpoint_spacing % PAGE:
+            raise InvalidRequestError(
+                f"checkpoint_spacing is {self.checkpoint_spacing!r}; allowed: multiples of {PAGE}, the size of a page"
+            )
+        if self.checkpoints is not None and (not _whole(self.checkpoints) or self.checkpoints < 0):
+            raise InvalidRequestError(f"checkpoints is {self.checkpoints!r}; a whole number of at least 0 is needed")
         if self.max_sequences is not None and self.max_sequences > MAX_SEQUENCES:
             raise InvalidRequestError(f"max_sequences is {self.max_sequences}; allowed: 1 to {MAX_SEQUENCES}")
 
@@ -101,6 +134,10 @@ class EngineConfig:
         return context_length
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def page_count(n_positions: int) -> int:
     """Pages that so many positions need."""
     return -(-n_positions // PAGE)
@@ -109,3 +146,8 @@ def page_count(n_positions: int) -> int:
 def cache_size(cache_tokens: int | None, context_length: int, max_sequences: int) -> int:
     """Positions of the cache: what was asked for, or CONTEXTS contexts but no more than there are sequences."""
     return max(context_length, cache_tokens or min(CONTEXTS, max_sequences) * context_length)
+
+
+def checkpoint_count(checkpoints: int | None, max_sequences: int) -> int:
+    """Recurrent states kept for later prompts: what was asked for, or two per sequence."""
+    return 2 * max_sequences if checkpoints is None else checkpoints

@@ -59,6 +59,9 @@ class ActiveSequence:
         seed: key of its random numbers.
         n_cached: tokens of prompt and output whose keys and values are in the cache.
         pages: cache pages; page i holds positions i * PAGE to i * PAGE + PAGE - 1.
+        state_place: places that its recurrent state has moved: the place that holds the state after n_cached tokens,
+            modulo the places of a slot (docs/decisions/repeatable-step.md).
+        draft_ids: guesses for the tokens after the newest one, to be checked by its next step.
         cached_tokens: prompt tokens whose keys and values were in the cache already when it started.
         end: the first position that it will never feed, however its text goes on; None: unknown.
     """
@@ -71,6 +74,8 @@ class ActiveSequence:
     seed: int
     n_cached: int = 0
     pages: list[int] = field(default_factory=list)
+    state_place: int = 0
+    draft_ids: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     end: int | None = None
 
@@ -86,6 +91,7 @@ class Work:
         sample: whether the token after the last one is to be drawn.
         score: whether this goes to Runner.score, which also reports the log-probability of every next prompt token.
         decode: whether the token fed is a generated one.
+        draft_ids: guesses fed behind it, one row each; the runner draws a token after each row.
     """
 
     sequence: ActiveSequence
@@ -94,6 +100,7 @@ class Work:
     sample: bool
     score: bool = False
     decode: bool = False
+    draft_ids: Ids[int] = ()
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from engine.errors import EngineError
 from engine.gguf import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel, load_model
+from engine.model.ops import LayerBricks
 from engine.model.transformer import forward
 from engine.model.weights import LayerWeights
 
@@ -74,7 +75,7 @@ class Report:
         one.worst = max(one.worst, float(np.abs(difference).max(initial=0.0)))
 
 
-class ComparingOps:
+class ComparingOps(LayerBricks[LayerWeights]):
     """Implements engine.model.ops.Ops: answers with the reference, and runs the GPU's brick on the same input.
 
     Args:
@@ -109,7 +110,7 @@ class ComparingOps:
         return x
 
     def attn_qkv(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
-        """See Ops.attn_qkv."""
+        """See LayerBricks.attn_qkv."""
         device = self._device_layer(layer)
         q = self._cpu.attn_qkv(layer, x)
         found = self._ops.attn_qkv(device, self._x(x)).get()
@@ -127,7 +128,7 @@ class ComparingOps:
         return q
 
     def attention(self, layer: LayerWeights, q: np.ndarray) -> np.ndarray:
-        """See Ops.attention."""
+        """See LayerBricks.attention."""
         device = self._device_layer(layer)
         a = self._cpu.attention(layer, q)
         given = self._raw if self._decode else np.zeros((len(a), device.shape.row_width), np.float32)
@@ -140,7 +141,7 @@ class ComparingOps:
         return a
 
     def attn_output(self, layer: LayerWeights, a: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """See Ops.attn_output."""
+        """See LayerBricks.attn_output."""
         y = self._cpu.attn_output(layer, a, x)
         attended = self._upload(self._ops.buffers.attention, a)
         found = self._ops.attn_output(self._device_layer(layer), attended, self._x(x))
@@ -149,23 +150,23 @@ class ComparingOps:
         return y
 
     def ffn_gate_up(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
-        """See Ops.ffn_gate_up."""
+        """See LayerBricks.ffn_gate_up."""
         h = self._cpu.ffn_gate_up(layer, x)
         self._report.add(
             "ffn_gate_up", layer.index, self._ops.ffn_gate_up(self._device_layer(layer), self._x(x)).get(), h
         )
         return h
 
-    def ffn_down(self, layer: LayerWeights, h: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """See Ops.ffn_down."""
-        y = self._cpu.ffn_down(layer, h, x)
+    def ffn_down(self, layer: LayerWeights, h: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """See LayerBricks.ffn_down."""
+        result = self._cpu.ffn_down(layer, h, y)
         hidden = self._upload(self._ops.buffers.gate, h)
-        found = self._ops.ffn_down(self._device_layer(layer), hidden, self._behind(layer, self._x(x)))
-        self._report.add("ffn_down", layer.index, found.get() - x, y - x)
-        return y
+        found = self._ops.ffn_down(self._device_layer(layer), hidden, self._behind(layer, self._x(y)))
+        self._report.add("ffn_down", layer.index, found.get() - y, result - y)
+        return result
 
     def ffn_moe(self, layer: LayerWeights, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """See Ops.ffn_moe."""
+        """See LayerBricks.ffn_moe."""
         result = self._cpu.ffn_moe(layer, x, y)
         given = self._x(x)
         found = self._ops.ffn_moe(self._device_layer(layer), given, self._behind(layer, given))
@@ -220,7 +221,7 @@ def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: st
     report = Report()
     with ThreadPool(None) as pool:
         cache = KVCache(
-            [layer.attention for layer in model.config.layers], context_length=len(ids), n_slots=1, kv_type=kv_type
+            [layer.mixer for layer in model.config.layers], context_length=len(ids), n_slots=1, kv_type=kv_type
         )
         cpu = CpuOps(model.config, model.weights, cache, lambda x, weight: matmul(x, weight, pool=pool, reference=True))
         ops = ComparingOps(cpu, cache, runner, report, decode=decode)
@@ -230,7 +231,6 @@ def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: st
             for first in range(0, len(ids), step):
                 batch = Batch.build([(0, ids[first : first + step], first, Outputs.ALL)])
                 forward(model.weights, ops, batch)
-                cache.commit(batch.spans)
             runner._slots.set_position(0, -1)
             runner._flush()
     return report

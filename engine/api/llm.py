@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from engine.api.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
 from engine.api.stream import Stream
-from engine.config import PAGE, EngineConfig
+from engine.config import CHECKPOINT_SPACING, PAGE, EngineConfig
 from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
 from engine.gguf import open_gguf
 from engine.model.loader import load_model
@@ -58,6 +58,9 @@ class LLM:
         prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
         prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
             the second of several samples.
+        checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
+            later prompts; a multiple of 64. The last page border of a prompt is always kept.
+        checkpoints: how many such states are kept at most; None: two per sequence.
         deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         exact: on the CPU, keep everything in float32: about a third of the speed, no rounding of activations to 8 bits.
         repack: on the CPU, keep a second copy of quantized weights in the order of the kernels, for speed.
@@ -84,6 +87,8 @@ class LLM:
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
         prefix_cache: bool = True,
+        checkpoint_spacing: int = CHECKPOINT_SPACING,
+        checkpoints: int | None = None,
         deterministic: bool = False,
         exact: bool = False,
         repack: bool = True,
@@ -103,6 +108,8 @@ class LLM:
             cache_tokens=cache_tokens,
             prefill_chunk=prefill_chunk,
             prefix_cache=prefix_cache,
+            checkpoint_spacing=checkpoint_spacing,
+            checkpoints=checkpoints,
             deterministic=deterministic,
             exact=exact,
             repack=repack,
@@ -120,7 +127,7 @@ class LLM:
         except BaseException:
             self._file.close()
             raise
-        self._loop = EngineLoop(self._runner, prefix_cache=prefix_cache)
+        self._loop = EngineLoop(self._runner, prefix_cache=prefix_cache, checkpoint_spacing=checkpoint_spacing)
         self._ids = itertools.count(1)
         self.load_seconds = time.perf_counter() - begin
 

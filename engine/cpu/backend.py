@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.config import PAGE
+from engine.config import KvType
 from engine.cpu import reference
-from engine.cpu.kv_cache import KV_TYPES, KVCache
+from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import SCRATCH_BYTES, matmul, warm_up
 from engine.cpu.ops import CpuOps, Float32Array
 from engine.cpu.threads import ThreadPool
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 from engine.model.batch import Batch
-from engine.model.config import FfnConfig
+from engine.model.config import AttentionConfig
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
@@ -50,8 +50,9 @@ class CpuBackend:
     Args:
         model: a checked model; its file stays open as long as the backend is used.
         context_length: tokens a sequence may have; None = what the model was trained for.
-        kv_type: "f16" or "f32", type of the cache.
+        kv_type: number format of the cache, a KvType or its value.
         max_sequences: slots in the cache.
+        checkpoints: copies of recurrent states kept for later prompts; of no effect in models without recurrent layers.
         n_pages: pages of the cache; None = enough for a whole context in every slot.
         threads: threads for matrix products; None = one per physical core.
         exact: compute every product in plain numpy from dequantized rows (slow; the truth the fast path is held to).
@@ -65,16 +66,15 @@ class CpuBackend:
         model: LoadedModel,
         *,
         context_length: int | None = None,
-        kv_type: str = "f16",
+        kv_type: str = KvType.F16,
         max_sequences: int = 1,
         n_pages: int | None = None,
+        checkpoints: int = 0,
         threads: int | None = None,
         exact: bool = False,
         quantize: bool = False,
         repack: bool = True,
     ) -> None:
-        if kv_type not in KV_TYPES:
-            raise InvalidRequestError(f"kv_type is {kv_type!r}; allowed are {', '.join(map(repr, KV_TYPES))}")
         for name, value in (("context_length", context_length), ("max_sequences", max_sequences)):
             if value is not None and value < 1:
                 raise InvalidRequestError(f"{name} is {value}; allowed is a positive integer")
@@ -87,19 +87,20 @@ class CpuBackend:
         self.config = model.config
         self.context_length = context_length or model.config.context_length
         self.max_sequences = max_sequences
-        self._kv_type = kv_type
+        self._kv_type = KvType.parse(kv_type)
         self._exact = exact
         self._compiled = not exact and kernels_fit(model)
         self._quantize = quantize and self._compiled
         self._repack = self._quantize and repack
         self._pool = ThreadPool(threads)
         self._cache = KVCache(
-            [layer.attention for layer in model.config.layers],
+            [layer.mixer for layer in model.config.layers],
             context_length=self.context_length,
             n_slots=max_sequences,
             n_pages=n_pages,
-            kv_type=kv_type,
+            kv_type=self._kv_type,
             values_apart=self._compiled,
+            n_checkpoints=checkpoints,
         )
 
     @cached_property
@@ -166,12 +167,10 @@ class CpuBackend:
         from engine.cpu.kernels.formats import DECODERS
 
         weights = self.model.weights
-        kv_type = "F16" if self._kv_type == "f16" else "F32"
-        needed = [("attend", kv_type), ("rotate_store", kv_type), ("run_program", "F32")]
+        needed = [(kind, self._kv_type.name) for kind in ("attend", "rotate_store")] + [("run_program", "F32")]
         needed.append(("normalize", self.config.norm.name))
         for layer in self.config.layers:
-            parts = (layer.ffn,) if isinstance(layer.ffn, FfnConfig) else (layer.ffn.expert, layer.ffn.shared)
-            needed += (("gate", part.activation.name) for part in parts if part is not None)
+            needed += (("gate", part.activation.name) for part in layer.ffn_parts)
         needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
             if self._quantize and is_integer(type):
@@ -222,7 +221,7 @@ class CpuBackend:
         """What running takes, with every page full and prompts fed in chunks of PLANNED_ROWS."""
         return MemoryPlan(
             weights_bytes=self.model.weights_bytes,
-            kv_bytes=self._cache.bytes_per_token * self._cache.n_pages * PAGE,
+            kv_bytes=self._cache.n_bytes,
             scratch_bytes=self._scratch_bytes(),
             kv_bytes_per_token=self._cache.bytes_per_token,
             repacked_bytes=self._repacked_bytes(),
@@ -252,11 +251,14 @@ class CpuBackend:
         rows = min(PLANNED_ROWS, self.context_length)
         widest = most_heads = 0
         for layer in self.config.layers:
-            attention = layer.attention
-            most_heads = max(most_heads, attention.n_heads)
-            heads = attention.n_heads + 2 * attention.n_kv_heads
-            ffn = layer.ffn.width if isinstance(layer.ffn, FfnConfig) else layer.ffn.expert.width
-            widest = max(widest, 2 * heads * max(attention.key_width, attention.value_width), 3 * ffn)
+            mixer = layer.mixer
+            if isinstance(mixer, AttentionConfig):
+                most_heads = max(most_heads, mixer.n_heads)
+                heads = mixer.n_heads + 2 * mixer.n_kv_heads
+                mixed = 2 * heads * max(mixer.key_width, mixer.value_width)
+            else:
+                mixed = 8 * mixer.inner
+            widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
         activations = 4 * rows * (4 * self.config.width + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
         if self._compiled:
@@ -270,12 +272,14 @@ def kernels_fit(model: LoadedModel) -> bool:
     """Whether the kernels between products fit a model; otherwise CpuOps runs it, with the same products."""
     widths = [model.config.width]
     for layer, weights in zip(model.config.layers, model.weights.layers, strict=True):
-        attention = layer.attention
+        mixer = layer.mixer
         if weights.ffn is not None and weights.ffn.act_scales is not None:
             return False
-        widths += (attention.key_width, attention.value_width)
-        if attention.latent is not None:
-            widths += (attention.latent.rank, attention.latent.q_rank or 0)
-        parts = (layer.ffn,) if isinstance(layer.ffn, FfnConfig) else (layer.ffn.expert, layer.ffn.shared)
-        widths += (part.width for part in parts if part is not None)
+        if isinstance(mixer, AttentionConfig):
+            widths += (mixer.key_width, mixer.value_width)
+            if mixer.latent is not None:
+                widths += (mixer.latent.rank, mixer.latent.q_rank or 0)
+        elif mixer.norm_dt_b_c:
+            widths += (mixer.dt_rank, mixer.state)
+        widths += (part.width for part in layer.ffn_parts)
     return all(width % VECTOR == 0 for width in widths)

@@ -15,15 +15,15 @@ from engine.cpu.ops import CpuOps, Float32Array
 from engine.cpu.steps import Angles, Immediate, Pages, Steps
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
-from engine.model.config import FfnConfig, ModelConfig, QkNorm
+from engine.model.config import AttentionConfig, FfnConfig, ModelConfig, QkNorm
 from engine.model.rope import RopeTable
 from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
 
 
 def plain_attention(layer: LayerWeights) -> bool:
-    """Whether kernels compute all of a layer's attention, from its products to its output."""
-    config = layer.config.attention
-    return config.clamp is None and config.latent is None and _can_attend(layer)
+    """Whether a layer has attention, and kernels compute all of it, from its products to its output."""
+    config = layer.config.mixer
+    return isinstance(config, AttentionConfig) and config.clamp is None and config.latent is None and _can_attend(layer)
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -70,7 +70,7 @@ class FastOps(CpuOps):
         return normed
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
-        """See Ops.attn_qkv."""
+        """See LayerBricks.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
         if config.clamp is not None or config.latent is not None:
             return super().attn_qkv(layer, x)
@@ -103,7 +103,7 @@ class FastOps(CpuOps):
         return q
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
-        """See Ops.attention."""
+        """See LayerBricks.attention."""
         if not _can_attend(layer):
             return super().attention(layer, q)
         config = layer.config.attention
@@ -114,14 +114,14 @@ class FastOps(CpuOps):
         return out
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
-        """See Ops.attn_output."""
+        """See LayerBricks.attn_output."""
         a = self._values(layer, a)
         return self._project_add("x_attended", layer, a, layer.attention.output, layer.attn_post_norm, x)
 
-    def ffn_down(self, layer: LayerWeights, h: Float32Array, x: Float32Array) -> Float32Array:
-        """See Ops.ffn_down."""
+    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array) -> Float32Array:
+        """See LayerBricks.ffn_down."""
         assert layer.ffn is not None
-        return self._project_add("x", layer, h, layer.ffn.down, layer.ffn_post_norm, x)
+        return self._project_add("x", layer, h, layer.ffn.down, layer.ffn_post_norm, y)
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """See CpuOps.head_rows."""

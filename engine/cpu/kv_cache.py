@@ -1,94 +1,179 @@
-"""Keys and values of past tokens: pages of PAGE positions. Knows layouts, not models or requests."""
+"""The cache on the CPU: pages of keys and values, and the caches of all layers together.
+
+Knows layouts, not models or requests.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import PAGE, page_count
+from engine.config import PAGE, KvType, page_count
 from engine.cpu.memory import aligned_zeros
+from engine.cpu.state_cache import RecurrentCache, States
 from engine.errors import ContextFullError, DeviceError
 from engine.model.batch import Span
-from engine.model.config import AttentionConfig
+from engine.model.cache import LayerCache, StateRows
+from engine.model.config import AttentionConfig, MixerConfig
 
-KV_TYPES: dict[str, type[np.float16] | type[np.float32]] = {"f16": np.float16, "f32": np.float32}
+DTYPES: dict[KvType, type[np.float16] | type[np.float32]] = {KvType.F16: np.float16, KvType.F32: np.float32}
+
+STATE_PLACES = 2
+"""Places of a slot's ring: one that a step reads and one that it writes, as nothing runs ahead on the CPU."""
 
 CacheArray = npt.NDArray[np.float16 | np.float32]
 PageTable = npt.NDArray[np.int64]
 
 
-class KVCache:
-    """Pages of keys and values, and the table that says which pages each of `n_slots` sequences reads.
+class AttentionCache:
+    """Keys and values of one layer; implements engine.model.cache.LayerCache.
 
-    Per layer there are keys (N, K, PAGE, Hd), in memory (N, K, Hd, PAGE), and values (N, K, PAGE, Hv) of N pages.
-    Memory follows use: the system gives a page's memory when it is first written. Where a row is written depends on its
-    span alone, so that an interrupted step can be run again.
+    Keys (N, K, PAGE, Hd), in memory (N, K, Hd, PAGE), and values (N, K, PAGE, Hv) of N pages. Memory follows use: the
+    system gives a page's memory when it is first written. A window changes what attention reads, not what is kept.
 
     Args:
-        layers: attention of each layer.
+        attention: head counts and widths.
+        kv_type: number format.
+        values_apart: keep values in an array of their own also where they are parts of the keys, as absorbed latent
+            attention has them; the attention kernel reads keys and values in an order of its own each.
+    """
+
+    keys: CacheArray
+    values: CacheArray
+
+    def __init__(self, attention: AttentionConfig, kv_type: KvType, *, values_apart: bool) -> None:
+        self._attention = attention
+        self._dtype = DTYPES[kv_type]
+        self._in_keys = attention.values_in_keys and not values_apart
+        self.bytes_per_state = 0
+        self.paged: tuple[CacheArray, ...] = ()
+        self.states: tuple[CacheArray, ...] = ()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """See LayerCache.bytes_per_token."""
+        layer = self._attention
+        width = layer.key_width + (0 if self._in_keys else layer.value_width)
+        return layer.n_kv_heads * width * np.dtype(self._dtype).itemsize
+
+    def allocate(self, n_pages: int, n_states: int = 0) -> None:
+        """See LayerCache.allocate."""
+        layer, heads = self._attention, self._attention.n_kv_heads
+        # Neighbouring positions of a key's element are adjacent in memory: attention loads them as one vector.
+        keys = aligned_zeros(n_pages, heads, layer.key_width, PAGE, dtype=self._dtype)
+        self.keys = keys.transpose(0, 1, 3, 2)
+        if self._in_keys:
+            self.values = self.keys[..., : layer.value_width]
+            self.paged = (self.keys,)
+        else:
+            self.values = aligned_zeros(n_pages, heads, PAGE, layer.value_width, dtype=self._dtype)
+            self.paged = (self.keys, self.values)
+
+    def append(
+        self,
+        pages: PageTable,
+        positions: npt.NDArray[np.int64],
+        k: npt.NDArray[np.float32],
+        v: npt.NDArray[np.float32],
+    ) -> None:
+        """Store rows k (T, K, Hd) and v (T, K, Hv) at positions (T,) of a sequence with these pages."""
+        at, places = pages[positions // PAGE], positions % PAGE
+        self.keys[at, :, places] = k
+        if not self._in_keys:
+            self.values[at, :, places] = v
+
+    def view(self, pages: PageTable, n_positions: int) -> tuple[CacheArray, CacheArray]:
+        """Keys (K, T, Hd) and values (K, T, Hv) of the first T positions of these pages, gathered into new arrays."""
+        keys, values = (
+            array[pages].transpose(1, 0, 2, 3).reshape(array.shape[1], -1, array.shape[3])[:, :n_positions]
+            for array in (self.keys, self.values)
+        )
+        return keys, values
+
+
+class KVCache:
+    """The caches of all layers and the table that says which pages each of `n_slots` sequences reads.
+
+    Implements engine.model.cache.ModelCache. Where a row or a state is written depends on its span alone, so that an
+    interrupted step can be run again.
+
+    Args:
+        mixers: what each layer mixes tokens with.
         context_length: positions a sequence may have.
         n_slots: sequences side by side.
-        n_pages: N; None gives every slot pages for a whole context.
-        kv_type: "f16" or "f32".
-        values_apart: keep values in an array of their own also where they are parts of the keys; the attention kernel
-            reads keys and values in an order of its own each.
+        n_pages: pages in all; None gives every slot pages for a whole context.
+        kv_type: number format of keys and values.
+        values_apart: see AttentionCache.
+        n_checkpoints: copies of recurrent states kept for later prompts.
+
+    Attributes:
+        tables: int64 (n_slots, pages of a context), pages of each slot's sequence; the addresses of its rows never
+            change.
+        layers: the cache of each layer.
+        states: the recurrent states; None where no layer has one.
+
+    Raises:
+        DeviceError: the system gives no memory for so many pages.
     """
 
     def __init__(
         self,
-        layers: Sequence[AttentionConfig],
+        mixers: Sequence[MixerConfig],
         *,
         context_length: int,
         n_slots: int = 1,
         n_pages: int | None = None,
-        kv_type: str = "f16",
+        kv_type: str = KvType.F16,
         values_apart: bool = False,
+        n_checkpoints: int = 0,
     ) -> None:
         self.context_length = context_length
         self.n_slots = n_slots
         self.n_pages = n_slots * page_count(context_length) if n_pages is None else n_pages
-        self._layers = tuple(layers)
-        self._dtype = KV_TYPES[kv_type]
-        self._values_apart = values_apart
         self.tables: PageTable = np.zeros((n_slots, page_count(context_length)), dtype=np.int64)
-        """Pages of each slot's sequence; the addresses of its rows never change."""
-        self._arrays: list[tuple[CacheArray, CacheArray]] = [self._of_layer(layer) for layer in layers]
-
-    def _of_layer(self, layer: AttentionConfig) -> tuple[CacheArray, CacheArray]:
-        """Keys and values; the values are views of the keys where they are parts of them."""
-        # Neighbouring positions of a key's element lie side by side: attention makes them the lanes of a vector.
-        keys = self._pages(layer.n_kv_heads, layer.key_width, PAGE).transpose(0, 1, 3, 2)
-        if self._in_keys(layer):
-            return keys, keys[..., : layer.value_width]
-        return keys, self._pages(layer.n_kv_heads, PAGE, layer.value_width)
-
-    def _in_keys(self, layer: AttentionConfig) -> bool:
-        return layer.values_in_keys and not self._values_apart
-
-    def _pages(self, *shape: int) -> CacheArray:
+        format = KvType.parse(kv_type)
+        self._caches: list[AttentionCache | RecurrentCache] = [
+            AttentionCache(mixer, format, values_apart=values_apart)
+            if isinstance(mixer, AttentionConfig)
+            else RecurrentCache(mixer)
+            for mixer in mixers
+        ]
+        self.layers: Sequence[LayerCache] = self._caches
+        self._rows = StateRows(n_slots, STATE_PLACES, n_checkpoints)
         try:
-            return aligned_zeros(self.n_pages, *shape, dtype=self._dtype)
+            for layer in self.layers:
+                layer.allocate(self.n_pages, self._rows.total)
         except MemoryError:
-            needed = self.bytes_per_token * self.n_pages * PAGE / 2**30
             raise DeviceError(
-                f"the system gives no memory for a key-value cache of {self.n_pages * PAGE} tokens, {needed:.1f} GiB: "
-                "ask for a smaller context_length or cache_tokens, or for fewer sequences"
+                f"the system gives no memory for a cache of {self.n_pages * PAGE} tokens, {self.n_bytes / 2**30:.1f} "
+                "GiB: ask for a smaller context_length or cache_tokens, or for fewer sequences"
             ) from None
+        self.states = States(self.layers, self._rows) if self.bytes_per_state else None
+        self._places: list[tuple[int | None, int]] = [(None, 0)] * n_slots  # that this step reads and writes
+        self._counted: list[dict[int, int]] = [{} for _ in range(n_slots)]  # place by tokens, for Span.place None
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes one token takes over all layers."""
-        widths = sum(
-            layer.n_kv_heads * (layer.key_width + (0 if self._in_keys(layer) else layer.value_width))
-            for layer in self._layers
-        )
-        return widths * np.dtype(self._dtype).itemsize
+        """See ModelCache.bytes_per_token."""
+        return sum(layer.bytes_per_token for layer in self.layers)
+
+    @property
+    def bytes_per_state(self) -> int:
+        """See ModelCache.bytes_per_state."""
+        return sum(layer.bytes_per_state for layer in self.layers)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all pages and states."""
+        return self.bytes_per_token * self.n_pages * PAGE + self.bytes_per_state * self._rows.total
 
     def arrays(self, layer: int) -> tuple[CacheArray, CacheArray]:
         """All pages of keys (N, K, PAGE, Hd) and values (N, K, PAGE, Hv) of a layer."""
-        return self._arrays[layer]
+        cache = self._attention(layer)
+        return cache.keys, cache.values
 
     def reserve(self, spans: Sequence[Span]) -> None:
         """Look up the pages of a step's sequences.
@@ -109,41 +194,78 @@ class KVCache:
             else:
                 assert len(span.pages) >= needed, f"{len(span.pages)} pages for {span.n_total} positions"
                 self.tables[span.slot, :needed] = span.pages[:needed]
+            if self.states is not None:
+                self._places[span.slot] = self._places_of(span)
+
+    def _places_of(self, span: Span) -> tuple[int | None, int]:
+        """The places of the slot's ring that a span reads (None at the beginning of a sequence) and writes."""
+        if span.place is not None:
+            return (span.place if span.n_past else None), span.place + 1
+        counted = self._counted[span.slot]
+        if span.n_past == 0:
+            counted.clear()
+            counted[0] = 0
+        assert span.n_past in counted, f"no state after {span.n_past} tokens is left in slot {span.slot}"
+        read = counted[span.n_past]
+        # What this step overwrites is no longer there, nor what a step had made that this one repeats.
+        kept = {tokens: place for tokens, place in counted.items() if read + 1 - STATE_PLACES < place <= read}
+        self._counted[span.slot] = kept | {span.n_total: read + 1}
+        return (read if span.n_past else None), read + 1
+
+    def state(self, layer: int, span: Span) -> tuple[npt.NDArray[np.float32], ...]:
+        """A layer's state of a sequence before its span's first token, read-only; see MambaConfig.state_shapes."""
+        read, _ = self._places[span.slot]
+        arrays = self._recurrent(layer).states
+        if read is None:
+            return tuple(np.zeros(array.shape[1:], dtype=np.float32) for array in arrays)
+        row = self._rows.place(span.slot, read)
+        return tuple(array[row] for array in arrays)
+
+    def store_state(self, layer: int, span: Span, values: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Write the state after a span's last token, one place behind the one that state() reads."""
+        _, write = self._places[span.slot]
+        row = self._rows.place(span.slot, write)
+        for array, value in zip(self._recurrent(layer).states, values, strict=True):
+            array[row] = value
 
     def append(self, layer: int, span: Span, k: npt.NDArray[np.float32], v: npt.NDArray[np.float32]) -> None:
         """Store the new rows of one span: k (n_rows, K, Hd), v (n_rows, K, Hv)."""
-        positions = np.arange(span.n_past, span.n_total)
-        pages, places = self.tables[span.slot, positions // PAGE], positions % PAGE
-        keys, values = self._arrays[layer]
-        keys[pages, :, places] = k
-        if not self._in_keys(self._layers[layer]):
-            values[pages, :, places] = v
+        self._attention(layer).append(self.tables[span.slot], np.arange(span.n_past, span.n_total), k, v)
 
     def view(self, layer: int, span: Span) -> tuple[CacheArray, CacheArray]:
         """Keys (K, n_total, Hd) and values (K, n_total, Hv) of one sequence, gathered into new arrays."""
         pages = self.tables[span.slot, : page_count(span.n_total)]
-        keys, values = (
-            array[pages].transpose(1, 0, 2, 3).reshape(array.shape[1], -1, array.shape[3])[:, : span.n_total]
-            for array in self._arrays[layer]
-        )
-        return keys, values
+        return self._attention(layer).view(pages, span.n_total)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy pages (source, target), all layers."""
+        """See ModelCache.copy_pages."""
         for source, target in pairs:
-            for arrays in self._arrays:
-                for array in arrays:
-                    array[target] = array[source]
+            for array in self._paged():
+                array[target] = array[source]
 
     def save_pages(self, pages: Sequence[int]) -> list[CacheArray]:
-        """What pages hold, in arrays of their own."""
-        return [array[list(pages)] for arrays in self._arrays for array in arrays]
+        """See ModelCache.save_pages."""
+        return [array[list(pages)] for array in self._paged()]
 
     def load_pages(self, saved: Sequence[CacheArray], pages: Sequence[int]) -> None:
-        """Put back what save_pages() gave, into as many pages."""
-        for array, data in zip((array for arrays in self._arrays for array in arrays), saved, strict=True):
+        """See ModelCache.load_pages."""
+        for array, data in zip(self._paged(), saved, strict=True):
             array[list(pages)] = data
 
     def close(self) -> None:
         """Give the memory back."""
-        self._arrays = []
+        self.layers = self._caches = []
+        self.states = None
+
+    def _attention(self, layer: int) -> AttentionCache:
+        cache = self._caches[layer]
+        assert isinstance(cache, AttentionCache)
+        return cache
+
+    def _recurrent(self, layer: int) -> RecurrentCache:
+        cache = self._caches[layer]
+        assert isinstance(cache, RecurrentCache)
+        return cache
+
+    def _paged(self) -> chain[CacheArray]:
+        return chain.from_iterable(layer.paged for layer in self.layers)

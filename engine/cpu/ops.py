@@ -6,21 +6,31 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.cpu import reference
+from engine.cpu import recurrent, reference
 from engine.cpu.kv_cache import KVCache
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch
-from engine.model.config import FfnConfig, ModelConfig, MoeConfig
+from engine.model.config import FfnConfig, MambaConfig, ModelConfig, MoeConfig
+from engine.model.ops import LayerBricks
 from engine.model.rope import RopeTable
-from engine.model.weights import ExpertLinear, FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
+from engine.model.weights import (
+    ExpertLinear,
+    FfnWeights,
+    LayerWeights,
+    Linear,
+    MambaWeights,
+    ModelWeights,
+    Norm,
+    Weight,
+)
 
 Float32Array = reference.Float32Array
 Product = Callable[[Float32Array, Weight], Float32Array]
 """product(x (T, M), W (N, M)) -> x @ W.T (T, N) float32, straight from packed rows, in an array of the caller's own."""
 
 
-class CpuOps:
+class CpuOps(LayerBricks[LayerWeights]):
     """Implements `engine.model.ops.Ops` over numpy arrays; the state of the step at hand is kept between bricks."""
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, cache: KVCache, product: Product) -> None:
@@ -57,8 +67,42 @@ class CpuOps:
         if positions is not None:
             x += dequantize(positions.raw[batch.positions], positions.type)
 
+    def mix(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
+        """See Ops.mix."""
+        return self.ssm(layer, x) if isinstance(layer.mixer, MambaWeights) else super().mix(layer, x)
+
+    def ssm(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
+        """See Ops.mix: MambaConfig, from attn_norm to the residual."""
+        config, weights = layer.config.mixer, layer.mixer
+        assert isinstance(config, MambaConfig)
+        assert isinstance(weights, MambaWeights)
+        both = self._linear(weights.ssm_in, self._normalize(x, layer.attn_norm))
+        gated = np.empty((len(x), config.inner), dtype=np.float32)
+        u, z = both[:, : config.inner], both[:, config.inner :]
+        convolved = np.empty_like(gated)
+        pasts = []
+        for span in self._batch.spans:
+            rows = slice(span.row, span.row + span.n_rows)
+            past, _ = self._cache.state(layer.index, span)
+            convolved[rows], past = recurrent.short_convolution(u[rows], weights.conv1d, weights.conv1d_bias, past)
+            pasts.append(past)
+        u = convolved * reference.sigmoid(convolved)
+        dt, b, c = (self._normalize(part, weights.dt_b_c_norm) for part in self._dt_b_c(weights, config, u))
+        delta = recurrent.softplus(self._linear(weights.ssm_dt, np.ascontiguousarray(dt)))
+        for span, past in zip(self._batch.spans, pasts, strict=True):
+            rows = slice(span.row, span.row + span.n_rows)
+            _, state = self._cache.state(layer.index, span)
+            gated[rows], state = recurrent.selective_scan(u[rows], delta[rows], weights.a, b[rows], c[rows], state)
+            self._cache.store_state(layer.index, span, (past, state))
+        gated = recurrent.gated_output(gated, u, weights.d, z)
+        return self._add(layer, self._linear(weights.ssm_out, gated), layer.attn_post_norm, x)
+
+    def _dt_b_c(self, weights: MambaWeights, config: MambaConfig, u: Float32Array) -> list[Float32Array]:
+        """The three parts of ssm_x · u: (T, dt_rank), (T, S), (T, S)."""
+        return np.split(self._linear(weights.ssm_x, u), (config.dt_rank, config.dt_rank + config.state), axis=1)
+
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
-        """See Ops.attn_qkv."""
+        """See LayerBricks.attn_qkv."""
         attention, weights = layer.config.attention, layer.attention
         normed = self._normalize(x, layer.attn_norm)
         q, k, v = self._latent_qkv(layer, normed) if weights.latent is not None else self._qkv(layer, normed)
@@ -133,7 +177,7 @@ class CpuOps:
         return np.stack(list(heads), axis=1)
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
-        """See Ops.attention."""
+        """See LayerBricks.attention."""
         attention, weights = layer.config.attention, layer.attention
         extra = {"sinks": weights.sinks, "alibi_slopes": weights.alibi_slopes}
         parts = []
@@ -144,7 +188,7 @@ class CpuOps:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
-        """See Ops.attn_output."""
+        """See LayerBricks.attn_output."""
         part = self._linear(layer.attention.output, self._values(layer, a))
         return self._add(layer, part, layer.attn_post_norm, x)
 
@@ -157,18 +201,18 @@ class CpuOps:
         return self._each_head(latent.v_b, heads).reshape(len(a), -1)
 
     def ffn_gate_up(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
-        """See Ops.ffn_gate_up."""
+        """See LayerBricks.ffn_gate_up."""
         assert layer.ffn is not None
         assert isinstance(layer.config.ffn, FfnConfig)
         return self._gate_up(layer.ffn, layer.config.ffn, self._normalize(x, layer.ffn_norm))
 
-    def ffn_down(self, layer: LayerWeights, h: Float32Array, x: Float32Array) -> Float32Array:
-        """See Ops.ffn_down."""
+    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array) -> Float32Array:
+        """See LayerBricks.ffn_down."""
         assert layer.ffn is not None
-        return self._add(layer, self._linear(layer.ffn.down, h), layer.ffn_post_norm, x)
+        return self._add(layer, self._linear(layer.ffn.down, h), layer.ffn_post_norm, y)
 
     def ffn_moe(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
-        """See Ops.ffn_moe."""
+        """See LayerBricks.ffn_moe."""
         moe, config = layer.moe, layer.config.ffn
         assert moe is not None
         assert isinstance(config, MoeConfig)

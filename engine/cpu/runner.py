@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import cache_size, page_count
+from engine.config import cache_size, checkpoint_count, page_count
 from engine.cpu.backend import CpuBackend
 from engine.cpu.bandwidth import read_bandwidth
 from engine.cpu.threads import ThreadPool, default_threads
 from engine.errors import EngineError
 from engine.model.batch import Batch, Outputs
+from engine.model.cache import StateStore
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.request import ActiveSequence, TokenSample, Work
@@ -40,6 +41,7 @@ class CpuRunner:
         max_sequences: sequences side by side; None takes DEFAULT_SEQUENCES. One more slot is kept for logits().
         cache_tokens: positions of all sequences together; None takes CONTEXTS whole contexts.
         prefill_chunk: most prompt tokens of a step; None takes PREFILL_CHUNK.
+        checkpoints: copies of recurrent states kept for later prompts; None takes what config.checkpoint_count says.
         threads: None takes the physical cores.
         status: told about compilation.
         exact, repack: see EngineConfig.
@@ -54,6 +56,7 @@ class CpuRunner:
         max_sequences: int | None = None,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
+        checkpoints: int | None = None,
         threads: int | None,
         status: Callable[[str], None],
         exact: bool = False,
@@ -72,6 +75,7 @@ class CpuRunner:
             kv_type=kv_type,
             max_sequences=self.max_sequences + 1,
             n_pages=self.n_pages + page_count(context_length),
+            checkpoints=checkpoint_count(checkpoints, self.max_sequences),
             threads=threads,
             quantize=not exact,
             repack=repack,
@@ -91,6 +95,7 @@ class CpuRunner:
                 item.start,
                 Outputs.LAST if item.sample else Outputs.NONE,
                 item.sequence.pages,
+                item.sequence.state_place,
             )
             for item in work
         )
@@ -101,7 +106,8 @@ class CpuRunner:
         """See Runner.score."""
         sequence, samples = work.sequence, list[TokenSample]()
         first, n_top = work.start + 1, sequence.params.prompt_logprobs or 0
-        for rows in self._backend.logit_chunks(_batch(sequence.slot, work.token_ids, work.start, sequence.pages)):
+        batch = _batch(sequence.slot, work.token_ids, work.start, sequence.pages, sequence.state_place)
+        for rows in self._backend.logit_chunks(batch):
             samples.extend(score_tokens(rows, sequence.prompt_ids[first : first + len(rows)], n_top))
             first += len(rows)
         return samples
@@ -110,10 +116,15 @@ class CpuRunner:
         """See Runner.logits."""
         slot, pages = self.max_sequences, self._scratch_pages
         parts = [
-            self._backend.forward(_batch(slot, token_ids[start : start + LOGITS_CHUNK], start, pages))
-            for start in range(0, len(token_ids), LOGITS_CHUNK)
+            self._backend.forward(_batch(slot, token_ids[start : start + LOGITS_CHUNK], start, pages, place))
+            for place, start in enumerate(range(0, len(token_ids), LOGITS_CHUNK))
         ]
         return np.concatenate(parts)
+
+    @property
+    def states(self) -> StateStore | None:
+        """See Runner.states."""
+        return self._backend.cache.states
 
     def release(self, slot: int) -> None:
         """See Runner.release."""
@@ -154,6 +165,6 @@ def _draw(logits: npt.NDArray[np.float32], sequence: ActiveSequence) -> TokenSam
         return error
 
 
-def _batch(slot: int, token_ids: Sequence[int], start: int, pages: Sequence[int]) -> Batch:
+def _batch(slot: int, token_ids: Sequence[int], start: int, pages: Sequence[int], place: int) -> Batch:
     """Tokens of one sequence, logits wanted for all of them."""
-    return Batch.build([(slot, token_ids, start, Outputs.ALL, pages)])
+    return Batch.build([(slot, token_ids, start, Outputs.ALL, pages, place)])

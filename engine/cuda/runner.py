@@ -96,6 +96,7 @@ class CudaRunner:
         self.config = model.config
         self.context_length = context_length
         self.threads: int | None = None
+        self.states = None  # features.py declines recurrent layers
         self._bandwidth: float | None = None
         self._broken: str | None = None
         self._closed = False

@@ -90,12 +90,21 @@ class WindowParts:
     n_layers: int | None = None
 
 
+class MixerKind(Enum):
+    """What layers mix tokens with."""
+
+    ATTENTION = "attention"
+    MAMBA = "mamba"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """A model family: parts, their order and constants, and which optional metadata it reads.
 
     Attributes:
         name: value of general.architecture, also the prefix of its metadata keys.
+        mixer: what every layer mixes tokens with.
+        feed_forward: layers have a feed-forward part.
         rope: pairing of rotated elements; None = nothing is rotated.
         rope_sections: pairing where rope.dimension_sections splits the frequencies among several axes of position.
         rope_switch: rope.scaling.finetuned says whether anything is rotated.
@@ -144,6 +153,8 @@ class Architecture:
 
     name: str
     rope: RopeStyle | None
+    mixer: MixerKind = MixerKind.ATTENTION
+    feed_forward: bool = True
     rope_sections: RopeStyle | None = None
     rope_switch: bool = False
     no_rope_every: int | None = None

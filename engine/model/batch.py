@@ -21,7 +21,11 @@ class Outputs(Enum):
 
 
 Ids = Sequence[int] | Int32Array
-Part = tuple[int, Ids, int, Outputs] | tuple[int, Ids, int, Outputs, Sequence[int] | None]
+Part = (
+    tuple[int, Ids, int, Outputs]
+    | tuple[int, Ids, int, Outputs, Sequence[int] | None]
+    | tuple[int, Ids, int, Outputs, Sequence[int] | None, int | None]
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Span:
     """Rows row : row + n_rows of a batch belong to the sequence in slot `slot`, whose first `n_past` tokens are cached.
 
     `pages` are its cache pages, enough for n_total positions; None: the slot's own, for callers without a scheduler.
+    `place` is where in the slot's ring the recurrent state after n_past tokens is; the state after n_total tokens goes
+    one place further. None: the cache counts by itself, for callers without a scheduler.
     """
 
     slot: int
@@ -36,6 +42,7 @@ class Span:
     n_rows: int
     n_past: int
     pages: Sequence[int] | None = None
+    place: int | None = None
 
     @property
     def n_total(self) -> int:
@@ -72,14 +79,14 @@ class Batch:
 
     @classmethod
     def build(cls, parts: Iterable[Part]) -> Batch:
-        """Lay parts `(slot, token_ids, n_past, outputs)` or `(…, pages)` out as one flat batch, in the order given."""
+        """Lay parts `(slot, token_ids, n_past, outputs[, pages[, place]])` out as one flat batch, in this order."""
         ids: list[Int32Array] = []
         positions: list[Int32Array] = []
         spans: list[Span] = []
         outputs: list[Int32Array] = []
         row = 0
-        for slot, token_ids, n_past, wanted, *pages in parts:
-            span = Span(slot, row, len(token_ids), n_past, pages[0] if pages else None)
+        for slot, token_ids, n_past, wanted, *cache in parts:
+            span = Span(slot, row, len(token_ids), n_past, *cache)
             assert span.n_rows > 0, "an empty span has no place in a batch"
             spans.append(span)
             ids.append(np.asarray(token_ids, dtype=np.int32))

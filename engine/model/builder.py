@@ -11,6 +11,8 @@ from engine.model.config import (
     FfnConfig,
     LatentConfig,
     LayerConfig,
+    MambaConfig,
+    MixerConfig,
     ModelConfig,
     MoeConfig,
     QkNorm,
@@ -25,6 +27,8 @@ from engine.model.weights import (
     LatentWeights,
     LayerWeights,
     Linear,
+    MambaWeights,
+    MixerWeights,
     ModelWeights,
     MoeWeights,
     Norm,
@@ -80,17 +84,36 @@ class Builder:
         ffn, moe = None, None
         if isinstance(layer.ffn, MoeConfig):
             moe = self._moe(prefix, layer.ffn)
-        else:
+        elif layer.ffn is not None:
             ffn = self._ffn(prefix, "", layer.ffn)
         return LayerWeights(
             config=layer,
             attn_norm=self._first_norm(prefix, architecture.attn_norm),
-            attention=self._attention(prefix, layer.attention),
+            mixer=self._mixer(prefix, layer.mixer),
             ffn_norm=self._first_norm(prefix, architecture.ffn_norm),
             ffn=ffn,
             moe=moe,
             attn_post_norm=self._first_norm(prefix, architecture.attn_post_norm),
             ffn_post_norm=self._first_norm(prefix, architecture.ffn_post_norm),
+        )
+
+    def _mixer(self, prefix: str, mixer: MixerConfig) -> MixerWeights:
+        return self._mamba(prefix, mixer) if isinstance(mixer, MambaConfig) else self._attention(prefix, mixer)
+
+    def _mamba(self, prefix: str, mamba: MambaConfig) -> MambaWeights:
+        tensors, width, inner, norm = self._tensors, self._config.width, mamba.inner, None
+        if mamba.norm_dt_b_c:
+            norm = Norm(self._config.norm, self._config.norm_epsilon, None)
+        return MambaWeights(
+            ssm_in=self._linear(f"{prefix}.ssm_in", 2 * inner, width),
+            conv1d=tensors.vector(f"{prefix}.ssm_conv1d.weight", (inner, mamba.conv_width)),
+            conv1d_bias=tensors.vector(f"{prefix}.ssm_conv1d.bias", (inner,)),
+            ssm_x=self._linear(f"{prefix}.ssm_x", mamba.dt_rank + 2 * mamba.state, inner),
+            ssm_dt=self._linear(f"{prefix}.ssm_dt", inner, mamba.dt_rank),
+            a=tensors.vector(f"{prefix}.ssm_a", (inner, mamba.state)),
+            d=tensors.vector(f"{prefix}.ssm_d", (inner,)),
+            ssm_out=self._linear(f"{prefix}.ssm_out", width, inner),
+            dt_b_c_norm=norm,
         )
 
     def _attention(self, prefix: str, attention: AttentionConfig) -> AttentionWeights:

@@ -194,19 +194,63 @@ class MoeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MambaConfig:
+    """Selective state space of one layer (Mamba 1; Gu and Dao 2023, arXiv 2312.00752), with I channels and states of S.
+
+    1. [u, z] = ssm_in · x, I numbers each. 2. u = silu(conv(u) + bias): per channel the weighted sum of its last W
+    inputs. 3. [d, B, C] = ssm_x · u, of dt_rank, S and S numbers, each normalized (RMS, without weight) where
+    `norm_dt_b_c`; Δ = softplus(ssm_dt · d + bias), per channel. 4. The state h (I, S) becomes
+    h · exp(Δ · ssm_a) + (Δ · u) ⊗ B, and y = h · C + ssm_d · u. 5. ssm_out · (y · silu(z)).
+
+    A sequence carries along the last W - 1 inputs of every channel and h.
+    """
+
+    inner: int  # I
+    state: int  # S
+    conv_width: int  # W
+    dt_rank: int
+    norm_dt_b_c: bool = False
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """What a sequence carries along, float32: conv_state (I, W - 1), oldest input first, and ssm_state (I, S)."""
+        return (self.inner, self.conv_width - 1), (self.inner, self.state)
+
+
+RecurrentConfig = MambaConfig
+"""Mixers whose sequences carry along a state of fixed size; one class per kind, each with `state_shapes`."""
+
+MixerConfig = AttentionConfig | RecurrentConfig
+"""The part of a layer that reads other tokens of the sequence; one class per kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayerConfig:
     """One layer.
 
     With r = residual_scale and norms that LayerWeights may lack (None = identity):
-    y = x + r · attn_post_norm(attention(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
-    parallel layer reads ffn(ffn_norm(x)) instead.
+    y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
+    parallel layer reads ffn(ffn_norm(x)) instead. Without a feed-forward part the result is y.
     """
 
     index: int
-    attention: AttentionConfig
-    ffn: FfnConfig | MoeConfig
+    mixer: MixerConfig
+    ffn: FfnConfig | MoeConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """The mixer of a layer that is known to have attention."""
+        assert isinstance(self.mixer, AttentionConfig)
+        return self.mixer
+
+    @property
+    def ffn_parts(self) -> tuple[FfnConfig, ...]:
+        """The kinds of feed-forward parts in the layer: its own, or those of an expert and of the shared one."""
+        if isinstance(self.ffn, MoeConfig):
+            return (self.ffn.expert,) if self.ffn.shared is None else (self.ffn.expert, self.ffn.shared)
+        return () if self.ffn is None else (self.ffn,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,3 +279,8 @@ class ModelConfig:
     def n_layers(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether sequences carry along a state in some layer."""
+        return any(isinstance(layer.mixer, RecurrentConfig) for layer in self.layers)

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.errors import ModelFileError
-from engine.model.architecture import Architecture, LogitScale, Parallel, Presence
+from engine.model.architecture import Architecture, LogitScale, MixerKind, Parallel, Presence
 from engine.model.config import (
     AttentionConfig,
     AttentionTemperature,
+    FfnConfig,
     LatentConfig,
     LayerConfig,
+    MixerConfig,
     ModelConfig,
+    MoeConfig,
     NormKind,
     QkNorm,
     ResidualKind,
@@ -21,6 +24,7 @@ from engine.model.config import (
 )
 from engine.model.metadata import LIMIT, HyperParameters
 from engine.model.read_ffn import read_ffn
+from engine.model.read_recurrent import read_mamba
 from engine.model.read_rope import latent_sharpening, read_rope, windowed_rope
 from engine.model.unread_keys import check_unread
 
@@ -94,22 +98,35 @@ class _Reader:
         )
 
     def _layers(self) -> tuple[LayerConfig, ...]:
-        read, n_blocks = self._read, self._n_blocks
-        heads = read.per_layer("attention.head_count", n_blocks)
-        kv_heads = read.per_layer("attention.head_count_kv", n_blocks, default=heads)
-        ffn_widths = read.per_layer("feed_forward_length", n_blocks, low=0)
-        windows = self._windows()
-        scale = self._residual_scale()
+        mixers, ffns, scale = self._mixers(), self._ffns(), self._residual_scale()
         return tuple(
             LayerConfig(
                 index=index,
-                attention=self._attention(index, heads[index], kv_heads[index], windows[index], any(windows)),
-                ffn=read_ffn(self._architecture, read, index, ffn_widths[index]),
+                mixer=mixers[index],
+                ffn=ffns[index],
                 residual=self._residual(index),
                 residual_scale=scale,
             )
             for index in range(self._n_layers)
         )
+
+    def _mixers(self) -> list[MixerConfig]:
+        read, n_blocks = self._read, self._n_blocks
+        if self._architecture.mixer is MixerKind.MAMBA:
+            return [read_mamba(read)] * self._n_layers
+        heads = read.per_layer("attention.head_count", n_blocks)
+        kv_heads = read.per_layer("attention.head_count_kv", n_blocks, default=heads)
+        windows = self._windows()
+        return [
+            self._attention(index, heads[index], kv_heads[index], windows[index], any(windows))
+            for index in range(self._n_layers)
+        ]
+
+    def _ffns(self) -> list[FfnConfig | MoeConfig | None]:
+        if not self._architecture.feed_forward:
+            return [None] * self._n_layers
+        widths = self._read.per_layer("feed_forward_length", self._n_blocks, low=0)
+        return [read_ffn(self._architecture, self._read, index, widths[index]) for index in range(self._n_layers)]
 
     def _attention(
         self, index: int, heads: int, kv_heads: int, window: int | None, any_window: bool

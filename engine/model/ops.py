@@ -6,21 +6,48 @@ bricks are the names in profiles, parity reports and kernel files.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
 
 from engine.model.batch import Batch
-from engine.model.weights import LayerWeights
 
 Array = Any  # opaque to the model: numpy on the CPU, a device buffer elsewhere
 
-BRICKS = ("embed", "attn_qkv", "attention", "attn_output", "ffn_gate_up", "ffn_down", "ffn_moe", "head")
+
+class Layer(Protocol):
+    """What the forward pass and the compositions below read of a layer's weights, on whichever device they are."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the feed-forward part reads the layer's input."""
+
+    @property
+    def ffn(self) -> object | None:
+        """The gated or plain feed-forward part, if the layer has one."""
+
+    @property
+    def moe(self) -> object | None:
+        """The mixture of experts, if the layer has one."""
 
 
-class Ops(Protocol):
+LayerT = TypeVar("LayerT", bound=Layer)
+LayerIn = TypeVar("LayerIn", bound=Layer, contravariant=True)
+LayerOut = TypeVar("LayerOut", bound=Layer, covariant=True)
+
+
+class Layers(Protocol[LayerOut]):
+    """A model's layers in order, as one device keeps them."""
+
+    @property
+    def layers(self) -> Sequence[LayerOut]:
+        """All layers."""
+
+
+class Ops(Protocol[LayerIn]):
     """Bricks of one device. x is the residual stream (T, D) float32.
 
-    Every brick heeds the fields of the layer's configs (engine.model.config says what each means); a device that lacks
-    one of them refuses the model when it is opened. A norm that is None in the weights is left out.
+    Every brick applies the fields of the layer's configs (engine.model.config says what each means); a device that
+    lacks one of them refuses the model when it is opened. A norm that is None in the weights is left out.
     """
 
     def begin(self, batch: Batch) -> None:
@@ -33,29 +60,61 @@ class Ops(Protocol):
     def embed(self, batch: Batch) -> Array:
         """x (T, D): embedding_scale · token_embd[token], plus position_embd[position], then embedding_norm."""
 
-    def attn_qkv(self, layer: LayerWeights, x: Array) -> Array:
+    def mix(self, layer: LayerIn, x: Array) -> Array:
+        """y = x + residual_scale · attn_post_norm(mixer(attn_norm(x))): the part that reads other tokens.
+
+        Extends the cache of every span. The storage of x may be reused in sequential layers only: a parallel layer's
+        feed-forward part reads x again.
+        """
+
+    def feed_forward(self, layer: LayerIn, x: Array, y: Array) -> Array:
+        """y + residual_scale · ffn_post_norm(ffn(ffn_norm(x))); x is y in sequential layers. y itself without a part.
+
+        May reuse the storage of x and y.
+        """
+
+    def head(self, x: Array, batch: Batch) -> Array:
+        """Logits (R, V) float32 of the output rows: softcap(logit_scale · (output · output_norm(x) + bias))."""
+
+
+class LayerBricks(Protocol[LayerIn]):
+    """Ops.mix and Ops.feed_forward composed of smaller bricks; a device derives its ops from it and supplies those."""
+
+    def mix(self, layer: LayerIn, x: Array) -> Array:
+        """See Ops.mix: attention."""
+        q = self.attn_qkv(layer, x)
+        a = self.attention(layer, q)
+        return self.attn_output(layer, a, x)
+
+    def feed_forward(self, layer: LayerIn, x: Array, y: Array) -> Array:
+        """See Ops.feed_forward: a mixture of experts, or a gated or plain part."""
+        if layer.moe is not None:
+            return self.ffn_moe(layer, x, y)
+        if layer.ffn is None:
+            return y
+        h = self.ffn_gate_up(layer, x)
+        return self.ffn_down(layer, h, y)
+
+    def attn_qkv(self, layer: LayerIn, x: Array) -> Array:
         """attn_norm, q/k/v projections, bias, clamp, q/k norm, RoPE; appends k and v to the cache; gives q (T, H, Hd).
 
         Latent attention makes q, k and v as LatentConfig says.
         """
 
-    def attention(self, layer: LayerWeights, q: Array) -> Array:
+    def attention(self, layer: LayerIn, q: Array) -> Array:
         """Causal attention of every span over its own cache: (T, H·Hv)."""
 
-    def attn_output(self, layer: LayerWeights, a: Array, x: Array) -> Array:
+    def attn_output(self, layer: LayerIn, a: Array, x: Array) -> Array:
         """x + residual_scale · attn_post_norm(output · a), after v_b where latent attention is absorbed.
 
-        The storage of x may be reused in sequential layers only: a parallel one reads x again.
+        The storage of x may be reused as Ops.mix says.
         """
 
-    def ffn_gate_up(self, layer: LayerWeights, x: Array) -> Array:
+    def ffn_gate_up(self, layer: LayerIn, x: Array) -> Array:
         """ffn_norm, then activation(gate) · up, divided by act_scales: h (T, F)."""
 
-    def ffn_down(self, layer: LayerWeights, h: Array, x: Array) -> Array:
-        """x + residual_scale · ffn_post_norm(down · h); may reuse the storage of x."""
+    def ffn_down(self, layer: LayerIn, h: Array, y: Array) -> Array:
+        """y + residual_scale · ffn_post_norm(down · h); may reuse the storage of y."""
 
-    def ffn_moe(self, layer: LayerWeights, x: Array, y: Array) -> Array:
+    def ffn_moe(self, layer: LayerIn, x: Array, y: Array) -> Array:
         """y + residual_scale · ffn_post_norm(the experts' sum for ffn_norm(x)); y is x in sequential layers."""
-
-    def head(self, x: Array, batch: Batch) -> Array:
-        """Logits (R, V) float32 of the output rows: softcap(logit_scale · (output · output_norm(x) + bias))."""

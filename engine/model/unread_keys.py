@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.errors import UnsupportedModelError
 from engine.model.architecture import Architecture
-from engine.model.config import ModelConfig
+from engine.model.config import AttentionConfig, ModelConfig
 from engine.model.metadata import HyperParameters
 
 HARMLESS = frozenset(
@@ -79,13 +79,7 @@ def check_unread(architecture: Architecture, read: HyperParameters, config: Mode
     Raises:
         UnsupportedModelError: names the key and its value.
     """
-    attention = config.layers[0].attention
-    n_rot = 0 if attention.rope is None else attention.rope.n_rot
-    same = {
-        "rope.dimension_count_swa": n_rot,
-        "attention.key_length_swa": attention.key_width,
-        "attention.value_length_swa": attention.value_width,
-    }
+    same = _same_in_windows(config)
     for key, value in read.unread().items():
         if key in HARMLESS or key in architecture.ignored_keys or key.startswith(OTHER_SENSES):
             continue
@@ -102,8 +96,18 @@ def check_unread(architecture: Architecture, read: HyperParameters, config: Mode
         )
 
 
+def _same_in_windows(config: ModelConfig) -> dict[str, int]:
+    """Keys about windowed layers that may repeat what holds for all layers."""
+    attention = next((layer.mixer for layer in config.layers if isinstance(layer.mixer, AttentionConfig)), None)
+    return {
+        "rope.dimension_count_swa": 0 if attention is None or attention.rope is None else attention.rope.n_rot,
+        "attention.key_length_swa": 0 if attention is None else attention.key_width,
+        "attention.value_length_swa": 0 if attention is None else attention.value_width,
+    }
+
+
 def _has_windows(config: ModelConfig) -> bool:
-    return any(layer.attention.window is not None for layer in config.layers)
+    return any(isinstance(layer.mixer, AttentionConfig) and layer.mixer.window for layer in config.layers)
 
 
 def _is_any(value: object, usual: tuple[Any, ...]) -> bool:

@@ -190,17 +190,46 @@ class MoeWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class MambaWeights:
+    """Weights of MambaConfig.
+
+    ssm_in (2 · I, D), ssm_x (dt_rank + 2 · S, I), ssm_dt (I, dt_rank) with its bias, ssm_out (D, I). float32: conv1d
+    (I, W), conv1d_bias (I,), a (I, S), d (I,). dt_b_c_norm normalizes each of the three parts, or is None.
+    """
+
+    ssm_in: Linear
+    conv1d: Float32Array
+    conv1d_bias: Float32Array
+    ssm_x: Linear
+    ssm_dt: Linear
+    a: Float32Array
+    d: Float32Array
+    ssm_out: Linear
+    dt_b_c_norm: Norm | None = None
+
+
+MixerWeights = AttentionWeights | MambaWeights
+"""Weights of a layer's mixer, one class per class of engine.model.config.MixerConfig."""
+
+
+@dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer's constants and weights; exactly one of `ffn` and `moe` is set. A norm that is None does nothing."""
+    """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing."""
 
     config: LayerConfig
     attn_norm: Norm | None
-    attention: AttentionWeights
+    mixer: MixerWeights
     ffn_norm: Norm | None
     ffn: FfnWeights | None
     moe: MoeWeights | None
     attn_post_norm: Norm | None = None
     ffn_post_norm: Norm | None = None
+
+    @property
+    def attention(self) -> AttentionWeights:
+        """The mixer of a layer that is known to have attention."""
+        assert isinstance(self.mixer, AttentionWeights)
+        return self.mixer
 
     @property
     def index(self) -> int:

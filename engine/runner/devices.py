@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config import EngineConfig, cache_size, page_count
+from engine.config import EngineConfig, cache_size, checkpoint_count, page_count
 from engine.cpu.backend import CpuBackend
 from engine.cpu.runner import DEFAULT_SEQUENCES, CpuRunner
 from engine.errors import DeviceError
@@ -57,6 +57,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
         max_sequences=config.max_sequences,
         cache_tokens=config.cache_tokens,
         prefill_chunk=config.prefill_chunk,
+        checkpoints=config.checkpoints if config.prefix_cache else 0,
         threads=config.threads,
         status=status,
         exact=config.exact,
@@ -85,6 +86,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         kv_type=config.kv_type,
         max_sequences=config.max_sequences or DEFAULT_SEQUENCES,
         n_pages=page_count(cache_size(config.cache_tokens, context_length, config.max_sequences or DEFAULT_SEQUENCES)),
+        checkpoints=checkpoint_count(config.checkpoints, config.max_sequences or DEFAULT_SEQUENCES),
         quantize=not config.exact,
         repack=config.repack,
     )

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import EngineError
+from engine.model.cache import StateStore
 from engine.model.config import ModelConfig
 from engine.model.memory import MemoryPlan
 from engine.request import TokenSample, Work
@@ -23,16 +24,20 @@ class Runner(Protocol):
     device_name: str
     threads: int | None
     n_pages: int  # pages of the cache that the scheduler may hand out
-    prefill_chunk: int  # prompt tokens of a step in which nobody decodes
+    prefill_chunk: int  # prompt tokens of a step without decoding sequences
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
     lookahead: int  # positions behind a decoding sequence's token that may be written as well, where it has pages
+
+    @property
+    def states(self) -> StateStore | None:
+        """The recurrent states; None where the model has none."""
 
     def step(self, work: Sequence[Work]) -> Sequence[TokenSample | EngineError | None]:
         """Feed each item's tokens, append to the caches, and draw a token where item.sample says so.
 
-        Every sequence has pages for all tokens fed, and those written to are its alone. Where rows go depends on the
-        items alone, so that an interrupted step can be repeated. What makes one draw impossible (a bias that forbids
-        every token) is returned in its place; the others go on. If a step raises, no item counts as done.
+        Every sequence has pages for all tokens fed, and those written to are its alone. Where rows and states go
+        depends on the items alone, so that an interrupted step can be repeated. What makes one draw impossible (a bias
+        that forbids every token) is returned in its place; the others go on. If a step raises, no item counts as done.
         """
 
     def score(self, work: Work) -> list[TokenSample]:

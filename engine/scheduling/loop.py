@@ -1,13 +1,14 @@
 """The step loop: scheduler and runner put together, safe to use from several threads.
 
-There is no background thread. Whoever waits for output drives a step for everybody; the others wait and find their
-chunks in their own queue. Requests may be added and given up at any time, also while a step is running: the lock is
-held only between steps. A step that fails ends the requests that were in it, with the error, and nothing else. An
-interrupt (Ctrl-C) cuts a step short and is held back everywhere else, so that no book is left half written.
+There is no background thread. A thread that waits for output runs a step for all requests; other threads wait and find
+their chunks in their own queues. Requests may be added and given up at any time, also while a step is running: the
+lock is held only between steps. A step that fails ends the requests that were in it, with the error, and nothing else.
+An interrupt (Ctrl-C) cuts a step short; it is deferred while scheduler state is inconsistent.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -16,12 +17,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.config import CHECKPOINT_SPACING
 from engine.errors import EngineError
 from engine.request import GenerationStats, Request, StreamChunk, TokenSample, Work
 from engine.runner.protocol import Runner
 from engine.scheduling.interrupts import deferral
 from engine.scheduling.output import OutputAssembler
-from engine.scheduling.scheduler import Action, CopyPage, LeaveSlot, SavePages, Scheduler
+from engine.scheduling.scheduler import (
+    Action,
+    CopyPage,
+    LeaveSlot,
+    LoadPages,
+    RestoreCheckpoint,
+    SaveCheckpoint,
+    SavePages,
+    Scheduler,
+)
+
+log = logging.getLogger("engine")
 
 WAIT_SECONDS = 0.1
 """After so long a waiting main thread looks whether it was interrupted."""
@@ -32,7 +45,7 @@ StepResult = TokenSample | EngineError | list[TokenSample] | None
 
 @dataclass
 class Job:
-    """A request on its way, with the chunks that nobody has fetched yet."""
+    """A request on its way, with the chunks that no caller has fetched yet and what was saved by a preemption."""
 
     request: Request
     assembler: OutputAssembler
@@ -40,9 +53,11 @@ class Job:
     queue: deque[StreamChunk] = field(default_factory=deque)
     error: Exception | None = None
     prompt_scores: list[TokenSample] = field(default_factory=list)
+    told_scores: bool = False
     n_output: int = 0
     cached_tokens: int = 0
     saved: Any = None
+    saved_state: Any = None
     submitted: float = 0.0
     started: float | None = None
     first: float | None = None
@@ -68,9 +83,12 @@ class EngineLoop:
     Args:
         runner: the model on its device.
         prefix_cache: use pages of earlier prompts that began with the same tokens.
+        checkpoint_spacing: positions between checkpoints of recurrent states in prompts.
     """
 
-    def __init__(self, runner: Runner, *, prefix_cache: bool = True) -> None:
+    def __init__(
+        self, runner: Runner, *, prefix_cache: bool = True, checkpoint_spacing: int = CHECKPOINT_SPACING
+    ) -> None:
         self._runner = runner
         self._scheduler = Scheduler(
             runner.max_sequences,
@@ -79,11 +97,13 @@ class EngineLoop:
             mixed_chunk=runner.mixed_chunk,
             lookahead=runner.lookahead,
             prefix_cache=prefix_cache,
+            checkpoints=None if runner.states is None else runner.states.n_checkpoints,
+            checkpoint_spacing=checkpoint_spacing,
         )
         self._jobs: dict[int, Job] = {}
         self._fetchable: dict[int, Job] = {}
         self._abandoned: deque[int] = deque()
-        self._lost: list[tuple[int, Exception]] = []
+        self._lost: list[tuple[Action, Exception]] = []
         self._driver: threading.Thread | None = None
         self._claims = 0  # threads that wait for the turn after the running step
         self._closed = False
@@ -302,15 +322,19 @@ class EngineLoop:
                             self._end(self._jobs[item.sequence.request_id], failure)
 
     def _tell_lost(self) -> None:
-        """End the requests whose pages could not be moved."""
+        """End the requests whose pages or states could not be moved."""
         while self._lost:
-            request_id, error = self._lost.pop()
-            if request_id in self._jobs:
-                self._end(self._jobs[request_id], error)
+            action, error = self._lost[-1]
+            if isinstance(action, SaveCheckpoint):
+                self._scheduler.drop_checkpoint(action)
+                log.warning("a state could not be kept for later prompts: %s", error)
+            elif action.request_id in self._jobs:
+                self._end(self._jobs[action.request_id], error)
+            self._lost.pop()
 
     def _run(self, work: list[Work]) -> list[StepResult]:
         self._move_pages()
-        lost = {request_id for request_id, _ in self._lost}
+        lost = {action.request_id for action, _ in self._lost if not isinstance(action, SaveCheckpoint)}
         work[:] = [item for item in work if item.sequence.request_id not in lost]
         batch = [item for item in work if not item.score]
         samples = iter(self._runner.step(batch) if batch else [])
@@ -319,7 +343,7 @@ class EngineLoop:
     def _move_pages(self) -> None:
         """Do what the plan wants of the cache. One that was cut short is done again, which changes nothing.
 
-        One that fails is not tried again; it ends the request it was for.
+        One that fails is not tried again. It ends the request it was for, unless that can go on without it.
         """
         actions = self._scheduler.actions
         while actions:
@@ -327,23 +351,43 @@ class EngineLoop:
             try:
                 self._move(action)
             except Exception as error:
-                self._lost.append((action.request_id, error))
+                self._lost.append((action, error))
             actions.popleft()
 
     def _move(self, action: Action) -> None:
+        runner, states = self._runner, self._runner.states
         if isinstance(action, CopyPage):
-            self._runner.copy_pages([(action.source, action.target)])
-            return
-        if isinstance(action, LeaveSlot):
-            self._runner.release(action.slot)
-            return
+            runner.copy_pages([(action.source, action.target)])
+        elif isinstance(action, LeaveSlot):
+            runner.release(action.slot)
+            if states is not None and action.place is not None:
+                states.move(action.slot, action.target, action.place)
+        elif isinstance(action, SaveCheckpoint):
+            assert states is not None
+            states.checkpoint(action.slot, action.place, action.entry)
+        elif isinstance(action, RestoreCheckpoint):
+            assert states is not None
+            for lost, error in self._lost:
+                if isinstance(lost, SaveCheckpoint) and lost.entry == action.entry:
+                    raise error  # the entry was not written
+            states.restore(action.entry, action.slot, action.place)
+        else:
+            self._move_out_or_in(action)
+
+    def _move_out_or_in(self, action: SavePages | LoadPages) -> None:
+        """What a preempted sequence has in the cache leaves it or comes back."""
+        runner, states = self._runner, self._runner.states
         job = self._jobs.get(action.request_id)  # None: given up meanwhile
         if isinstance(action, SavePages):
-            self._runner.release(action.slot)
+            runner.release(action.slot)
             if job is not None:
-                job.saved = self._runner.save_pages(action.pages)
+                job.saved = runner.save_pages(action.pages)
+                if states is not None and action.place is not None:
+                    job.saved_state = states.save(action.slot, action.place)
         elif job is not None:
-            self._runner.load_pages(job.saved, action.pages)
+            runner.load_pages(job.saved, action.pages)
+            if states is not None and action.place is not None:
+                states.load(job.saved_state, action.slot, action.place)
 
     def _deliver(self, work: list[Work], done: list[StepResult]) -> None:
         now = time.perf_counter()
@@ -380,8 +424,9 @@ class EngineLoop:
         request = job.request
         scores: tuple[TokenSample | None, ...] | None = None
         first = request.score_from
-        if first is not None and job.n_output <= 1 and len(job.prompt_scores) == len(request.prompt_ids) - first:
+        if first is not None and not job.told_scores and len(job.prompt_scores) == len(request.prompt_ids) - first:
             scores = (*[None] * first, *job.prompt_scores)
+            job.told_scores = True
         return StreamChunk(
             text=text,
             token_ids=tuple(sample.token_id for sample in samples),

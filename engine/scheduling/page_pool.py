@@ -1,8 +1,9 @@
-"""Pages of the key-value cache: who holds which, and which prompts' pages can be used again. Integers only.
+"""Pages of the cache: which sequences hold them, and which prompts' pages can be used again. Integers only.
 
-A page is free, held by one or more sequences, or kept: nobody holds it, but it has the keys and values of a prompt and
-may be held again by the next request that begins with the same tokens. Kept pages are given away, the one unused for
-longest first, when no free page is left. Must not know of devices or text.
+A page is free, held by one or more sequences, or kept: its holder count is 0, but it has the keys and values of a
+prompt and may be held again by the next request that begins with the same tokens. Kept pages are evicted, the one
+unused for longest first, when no free page is left. In a model whose layers have no keys a page has no bytes; it still
+counts positions, and checkpoints of the recurrent state belong to it. Must not know of devices or text.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.config import PAGE
+from engine.scheduling.checkpoints import CheckpointPool
 
 _MOST_LOOKED_AT = 32
 """Pages compared for a partial match: prompts that differ within a page rarely have more relatives."""
@@ -36,11 +38,13 @@ class Prefix:
         pages: pages to hold as they are, PAGE tokens each.
         source: a page whose first `n_more` tokens go on from there; to be copied, for what follows differs. None: no.
         n_more: tokens of the source, 0 without one.
+        entry: the checkpoint with the recurrent state after these pages; None where the model has none.
     """
 
     pages: tuple[int, ...]
-    source: int | None
-    n_more: int
+    source: int | None = None
+    n_more: int = 0
+    entry: int | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -54,10 +58,13 @@ class PagePool:
     Args:
         n_pages: pages 0 to n_pages - 1.
         prefix_cache: keep pages of prompts for later requests.
+        checkpoints: copies of recurrent states at the ends of pages; None where the model has no state, so that any
+            known position can be resumed.
     """
 
-    def __init__(self, n_pages: int, *, prefix_cache: bool = True) -> None:
+    def __init__(self, n_pages: int, *, prefix_cache: bool = True, checkpoints: CheckpointPool | None = None) -> None:
         self.n_pages = n_pages
+        self._checkpoints = checkpoints
         self._prefix_cache = prefix_cache
         self._free = list(range(n_pages))[::-1]
         self._holders = [0] * n_pages
@@ -67,7 +74,7 @@ class PagePool:
 
     @property
     def n_available(self) -> int:
-        """Pages that nobody holds."""
+        """Pages with no holder."""
         return len(self._free) + len(self._kept)
 
     def holders(self, page: int) -> int:
@@ -79,7 +86,7 @@ class PagePool:
         return n <= self.n_available
 
     def allocate(self, n: int) -> list[int]:
-        """n pages of nobody, held once each from now on; what they hold is void."""
+        """n pages without a holder, held once each from now on; what they hold is void."""
         assert self.can_allocate(n), f"{n} pages of {self.n_available}"
         pages = []
         for _ in range(n):
@@ -98,7 +105,7 @@ class PagePool:
         """One holder less for each page of a sequence, given in the sequence's order."""
         # Backwards: of a chain of pages the last is given away first, as the first is good for more prompts.
         for page in reversed(pages):
-            assert self._holders[page] > 0, f"page {page} is held by nobody"
+            assert self._holders[page] > 0, f"page {page} has no holder"
             self._holders[page] -= 1
             if self._holders[page] == 0:
                 if page in self._nodes:
@@ -107,7 +114,7 @@ class PagePool:
                     self._free.append(page)
 
     def find(self, tokens: Sequence[int], most: int) -> Prefix:
-        """The longest beginning of `tokens`, of at most `most` tokens, that pages hold. Holds nothing yet."""
+        """The longest beginning of `tokens`, of at most `most` tokens, that can be resumed. Holds nothing yet."""
         pages: list[int] = []
         node, done = self._root, 0
         while done + PAGE <= most:
@@ -116,6 +123,8 @@ class PagePool:
                 break
             pages.append(child.page)
             node, done = child, done + PAGE
+        if self._checkpoints is not None:
+            return _cut_back(pages, self._checkpoints)
         rest = tuple(tokens[done : min(done + PAGE, most)])
         best, n_more = None, 0
         for child in node.by_first.get(rest[0], ())[-_MOST_LOOKED_AT:] if rest else ():
@@ -124,13 +133,16 @@ class PagePool:
                 best, n_more = child.page, same
         return Prefix(tuple(pages), best, n_more)
 
-    def remember(self, pages: Sequence[int], tokens: Sequence[int]) -> None:
+    def remember(self, pages: Sequence[int], tokens: Sequence[int]) -> int | None:
         """Note that held pages contain a prompt's first tokens: whole pages, or the whole prompt with a page in part.
 
-        Pages of a sequence that say what others already say stay unknown.
+        Pages of a sequence that hold what known pages already hold stay unknown.
+
+        Returns:
+            The known page that holds the last of these tokens; None where nothing is remembered.
         """
-        if not self._prefix_cache:
-            return
+        if not self._prefix_cache or not tokens:
+            return None
         node = self._root
         for place in range(0, len(tokens), PAGE):
             held, page = tuple(tokens[place : place + PAGE]), pages[place // PAGE]
@@ -140,17 +152,37 @@ class PagePool:
                 child = self._nodes[page] = _Node(page, held, node)
                 node.whole[held] = child
                 node.by_first.setdefault(held[0], []).append(child)
-            if len(held) < PAGE:
-                return
             node = child
+            if len(held) < PAGE:
+                break
+        return node.page
+
+    def add_checkpoint(self, page: int) -> int | None:
+        """An entry for the state at the end of a known page; None where it has one already or none can be had."""
+        if self._checkpoints is None or self._checkpoints.find(page) is not None:
+            return None
+        return self._checkpoints.add(page)
+
+    def use_checkpoint(self, page: int) -> None:
+        """A sequence resumes at the end of a page: its entry is now the one used last."""
+        assert self._checkpoints is not None
+        self._checkpoints.use(page)
+
+    def drop_checkpoint(self, entry: int) -> None:
+        """An entry was not written: no page has it any more."""
+        assert self._checkpoints is not None
+        self._checkpoints.drop_entry(entry)
 
     def _forget_oldest(self) -> int:
-        """Makes the page unused for longest anybody's; what was known behind it can no longer be found."""
+        """Evicts the page unused for longest; what was known behind it can no longer be found."""
         page, _ = self._kept.popitem(last=False)
         self._unlink(self._nodes[page])
         lost = [self._nodes.pop(page)]
         while lost:
-            for child in lost.pop().whole.values():
+            node = lost.pop()
+            if self._checkpoints is not None:
+                self._checkpoints.drop(node.page)
+            for child in node.whole.values():
                 lost.append(child)
                 del self._nodes[child.page]
                 if child.page in self._kept:
@@ -165,6 +197,13 @@ class PagePool:
         relatives.remove(node)
         if not relatives:
             del node.parent.by_first[node.tokens[0]]
+
+
+def _cut_back(pages: list[int], checkpoints: CheckpointPool) -> Prefix:
+    """The pages up to the last one at whose end a state was kept."""
+    while pages and checkpoints.find(pages[-1]) is None:
+        pages.pop()
+    return Prefix(tuple(pages), entry=checkpoints.find(pages[-1]) if pages else None)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -2,9 +2,10 @@
 
 Every step feeds one token of each decoding sequence and, within a budget, pieces of the prompts that are still being
 read, so that a long prompt slows the running streams down but never stops them. Requests start in order of arrival and
-none overtakes another. Pages are handed out as sequences grow. When there are none left, the sequence that arrived
-last gives up its place: its pages are saved outside the cache, and it goes on, before anybody new starts, when there
-is room.
+none overtakes another. Pages are allocated as sequences grow. When there are none left, the sequence that arrived last
+is preempted: its pages are saved outside the cache, and it resumes, before any waiting request starts, when there is
+room. Sequences of models with recurrent layers also have a state, of which the scheduler holds the place in its ring
+(docs/decisions/repeatable-step.md).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from engine.config import PAGE, page_count
+from engine.config import CHECKPOINT_SPACING, PAGE, page_count
 from engine.request import ActiveSequence, Request, TokenSample, Work
+from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.page_pool import PagePool
 
 
@@ -30,38 +32,63 @@ class CopyPage:
 
 @dataclass(frozen=True)
 class SavePages:
-    """Keep what the pages of a sequence hold; it leaves its slot."""
+    """Keep what the pages of a sequence hold, and its state where it has one; the sequence leaves its slot."""
 
     request_id: int
     slot: int
     pages: tuple[int, ...]
+    place: int | None = None
 
 
 @dataclass(frozen=True)
 class LoadPages:
-    """Bring back what a sequence's pages held."""
+    """Bring back what SavePages kept, into these pages and this place of this slot."""
 
     request_id: int
+    slot: int
     pages: tuple[int, ...]
+    place: int | None = None
 
 
 @dataclass(frozen=True)
 class LeaveSlot:
-    """A sequence goes on in another slot; nothing runs in this one any more."""
+    """A sequence moves to the slot `target`, with its state if it has one; nothing runs in the old slot any more."""
 
     request_id: int
     slot: int
+    target: int
+    place: int | None = None
 
 
-Action = CopyPage | SavePages | LoadPages | LeaveSlot
+@dataclass(frozen=True)
+class SaveCheckpoint:
+    """Copy the state at a place of a slot to an entry of the checkpoint pool."""
+
+    request_id: int
+    slot: int
+    place: int
+    entry: int
+
+
+@dataclass(frozen=True)
+class RestoreCheckpoint:
+    """Copy an entry of the checkpoint pool to a place of a slot."""
+
+    request_id: int
+    entry: int
+    slot: int
+    place: int
+
+
+Action = CopyPage | SavePages | LoadPages | LeaveSlot | SaveCheckpoint | RestoreCheckpoint
 """What must happen to the cache, in order, before the next step. Doing one twice in a row changes nothing."""
 
 
 PATIENCE = 16
-"""Steps that sequences lie scattered over twice the slots they need before they move together."""
+"""Plans in a row in which sequences occupy more than twice the slots they need before they move together."""
 
 
-@dataclass(eq=False)  # one is found in a list by being it: comparing fields took 3 ms of a step of 64
+@dataclass(eq=False)  # compare by identity: comparing fields cost 3 ms per step of 64 sequences
 class _Running:
     """A sequence and the request it serves. `arrival` numbers requests in order."""
 
@@ -76,13 +103,15 @@ class Scheduler:
     Args:
         max_sequences: sequences that run side by side.
         n_pages: pages of the cache.
-        prefill_chunk: most prompt tokens in a step in which nobody decodes.
+        prefill_chunk: most prompt tokens in a step without decoding sequences.
         mixed_chunk: most prompt tokens in a step beside decoding sequences.
         lookahead: positions behind a decoding sequence's token that get pages as well where there are free ones.
         prefix_cache: use pages of earlier prompts that began with the same tokens.
+        checkpoints: entries for copies of recurrent states; None where the model has no recurrent layers.
+        checkpoint_spacing: positions between two of them in a prompt, a multiple of PAGE.
 
     Attributes:
-        actions: what must happen to the cache before the next step, oldest first; whoever does one removes it.
+        actions: what must happen to the cache before the next step, oldest first; the loop removes each one done.
     """
 
     def __init__(
@@ -94,8 +123,15 @@ class Scheduler:
         mixed_chunk: int = 512,
         lookahead: int = 0,
         prefix_cache: bool = True,
+        checkpoints: int | None = None,
+        checkpoint_spacing: int = CHECKPOINT_SPACING,
     ) -> None:
-        self.blocks = PagePool(n_pages, prefix_cache=prefix_cache)
+        assert checkpoint_spacing > 0, "the spacing of checkpoints must be positive"
+        assert checkpoint_spacing % PAGE == 0, "checkpoints are taken at page borders"
+        self._stateful = checkpoints is not None
+        self._spacing = checkpoint_spacing if checkpoints and prefix_cache else None
+        pool = None if checkpoints is None else CheckpointPool(checkpoints)
+        self.blocks = PagePool(n_pages, prefix_cache=prefix_cache, checkpoints=pool)
         self.actions: deque[Action] = deque()
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
@@ -165,27 +201,39 @@ class Scheduler:
                 token = sequence.output_ids[-1]
                 decode.append(Work(sequence, [token], sequence.n_cached, True, decode=True))
         pieces = self._prompt_pieces(self._mixed_chunk if decode else self._prefill_chunk)
-        # A prompt that arrived before may have taken the place of somebody planned already.
+        # A prompt that arrived earlier may have preempted a sequence whose work was planned already.
         still_here = {id(running.sequence) for running in self._running}
         work = [item for item in decode + pieces if id(item.sequence) in still_here]
         for item in work:
             if item.sample:
-                self._look_ahead(item.sequence, item.start + len(item.token_ids))
-        return work
+                self._look_ahead(item.sequence, item.start + len(item.token_ids) + len(item.sequence.draft_ids))
+        return [self._with_drafts(item) if item.sequence.draft_ids else item for item in work]
 
-    def commit(self, work: Work, sample: TokenSample | None) -> None:
-        """Record that a work item was done; sample is the token it drew, if it had to."""
+    def commit(self, work: Work, sample: TokenSample | None, accepted: Ids[TokenSample] = ()) -> None:
+        """Record that a work item was done.
+
+        Args:
+            work: the item.
+            sample: the last token it drew, if it had to draw.
+            accepted: the tokens drawn before that one: the first draft tokens of the item, each drawn as guessed.
+        """
         sequence = work.sequence
         assert work.start == sequence.n_cached, "work committed twice or out of order"
-        sequence.n_cached += len(work.token_ids)
+        assert [one.token_id for one in accepted] == list(work.draft_ids[: len(accepted)]), (
+            "not the drafts of this work"
+        )
+        sequence.n_cached += len(work.token_ids) + len(accepted)
+        sequence.state_place += 1 + len(accepted)
         if not work.decode:
-            done, prompt = sequence.n_cached, sequence.prompt_ids
-            whole = done if done == len(prompt) else done // PAGE * PAGE
-            if whole:
-                self.blocks.remember(sequence.pages, prompt[:whole])
+            self._remember(sequence)
         if work.sample:
             assert sample is not None, "the runner drew no token"
-            sequence.output_ids.append(sample.token_id)
+            sequence.output_ids += [one.token_id for one in (*accepted, sample)]
+            sequence.draft_ids = []
+
+    def drop_checkpoint(self, action: SaveCheckpoint) -> None:
+        """A state could not be kept: no prompt resumes from that entry."""
+        self.blocks.drop_checkpoint(action.entry)
 
     def is_scored(self, request_id: int) -> bool:
         """Whether a running request that generates nothing has seen all of its prompt but the last token."""
@@ -207,7 +255,10 @@ class Scheduler:
             del self._preempted[0]
             running.sequence.slot = heapq.heappop(self._free_slots)
             running.sequence.pages = self.blocks.allocate(n_pages)
-            self.actions.append(LoadPages(running.request.request_id, tuple(running.sequence.pages)))
+            sequence = running.sequence
+            self.actions.append(
+                LoadPages(sequence.request_id, sequence.slot, tuple(sequence.pages), self._place(sequence))
+            )
             self._join(running)
         while self._free_slots and self._waiting and not self._preempted:
             arrival, request = self._waiting[0]
@@ -240,6 +291,9 @@ class Scheduler:
             else:
                 self.blocks.release([prefix.source])
         slot = heapq.heappop(self._free_slots)
+        if prefix.entry is not None:
+            self.blocks.use_checkpoint(prefix.pages[-1])
+            self.actions.append(RestoreCheckpoint(request.request_id, prefix.entry, slot, 0))
         sequence = ActiveSequence(request.request_id, slot, prompt, [], request.params, request.seed, n_cached, pages)
         sequence.cached_tokens, sequence.end = n_cached, _longest(request)
         self._join(_Running(request, sequence, arrival))
@@ -264,9 +318,10 @@ class Scheduler:
         if self._scattered <= PATIENCE:
             return
         for sequence in beyond:
-            self.actions.append(LeaveSlot(sequence.request_id, sequence.slot))
-            heapq.heappush(self._free_slots, sequence.slot)
+            old = sequence.slot
+            heapq.heappush(self._free_slots, old)
             sequence.slot = heapq.heappop(self._free_slots)
+            self.actions.append(LeaveSlot(sequence.request_id, old, sequence.slot, self._place(sequence)))
 
     def _leave(self, sequence: ActiveSequence) -> None:
         heapq.heappush(self._free_slots, sequence.slot)
@@ -274,21 +329,48 @@ class Scheduler:
         sequence.pages = []
 
     def _preempt(self, running: _Running) -> None:
-        """Take slot and pages from a sequence; it goes on later from where it is."""
+        """Take slot and pages from a sequence; it resumes later from where it is."""
         sequence = running.sequence
         used = sequence.pages[: page_count(sequence.n_cached)]
-        self.actions.append(SavePages(sequence.request_id, sequence.slot, tuple(used)))
+        self.actions.append(SavePages(sequence.request_id, sequence.slot, tuple(used), self._place(sequence)))
         self._running.remove(running)
         self._leave(sequence)
         self._preempted.append(running)
         self._preempted.sort(key=lambda one: one.arrival)
 
+    # ---- states ----------------------------------------------------------------------------------------------
+
+    def _place(self, sequence: ActiveSequence) -> int | None:
+        """The place of a sequence's state; None where it has none."""
+        return sequence.state_place if self._stateful and sequence.n_cached else None
+
+    def _border(self, prompt: Ids[int], start: int) -> int:
+        """The next position behind `start` at which a piece of a prompt must end for a checkpoint."""
+        if self._spacing is None:
+            return len(prompt)
+        last = (len(prompt) - 1) // PAGE * PAGE
+        regular = (start // self._spacing + 1) * self._spacing
+        return min(border for border in (regular, last) if border > start)
+
+    def _remember(self, sequence: ActiveSequence) -> None:
+        """A piece of a prompt has been computed: later prompts may use its pages, and its state where it is kept."""
+        done, prompt = sequence.n_cached, sequence.prompt_ids
+        # A page in part is of no use where the state at its last token is not kept.
+        whole = done if done == len(prompt) and not self._stateful else done // PAGE * PAGE
+        page = self.blocks.remember(sequence.pages, prompt[:whole])
+        if self._spacing is None or page is None or done % PAGE:
+            return
+        if done % self._spacing == 0 or done == (len(prompt) - 1) // PAGE * PAGE:
+            entry = self.blocks.add_checkpoint(page)
+            if entry is not None:
+                self.actions.append(SaveCheckpoint(sequence.request_id, sequence.slot, sequence.state_place, entry))
+
     # ---- pages -----------------------------------------------------------------------------------------------
 
     def _make_room(self, running: _Running, n_positions: int) -> bool:
-        """Give a sequence pages for so many positions, at the cost of those that arrived after it.
+        """Give a sequence pages for so many positions, preempting those that arrived after it where pages run out.
 
-        False where there are too few even so; then mostly it was preempted itself.
+        False where there are too few even so; then it was mostly preempted itself.
         """
         if running not in self._running:
             return False
@@ -307,14 +389,20 @@ class Scheduler:
         return True
 
     def _look_ahead(self, sequence: ActiveSequence, end: int) -> None:
-        """Give a sequence pages for what the runner computes ahead, if that costs nobody anything.
+        """Give a sequence pages for what the runner computes ahead, if there are free ones.
 
-        A prompt that ends with its last page needs it as well: its first token is fed before anybody has seen it.
+        A prompt that ends with its last page needs it too: the device feeds its first token before the host sees it.
         """
         end += self._lookahead
         missing = page_count(end if sequence.end is None else min(end, sequence.end)) - len(sequence.pages)
         if missing > 0 and self.blocks.can_allocate(missing):
             sequence.pages += self.blocks.allocate(missing)
+
+    def _with_drafts(self, item: Work) -> Work:
+        """The work with as many of its sequence's draft tokens as have pages and may be needed."""
+        sequence, first = item.sequence, item.start + len(item.token_ids)
+        room = len(sequence.pages) * PAGE if sequence.end is None else min(len(sequence.pages) * PAGE, sequence.end)
+        return replace(item, draft_ids=tuple(sequence.draft_ids[: max(0, room - first)])) if item.decode else item
 
     # ---- prompts ---------------------------------------------------------------------------------------------
 
@@ -331,16 +419,16 @@ class Scheduler:
             if work is None:
                 continue
             if not self._make_room(running, work.start + len(work.token_ids)):
-                break  # it was the youngest: nobody after it can have more luck
+                break  # this request was preempted itself; later ones cannot get pages either
             budget -= len(work.token_ids)
             pieces.append(work)
         return pieces
 
     def _next_piece(self, running: _Running, budget: int) -> Work | None:
-        """The next piece of a prompt: pieces end with the budget, and where scoring begins and ends."""
+        """The next piece of a prompt: pieces end with the budget, where scoring begins and ends, and at checkpoints."""
         request, sequence = running.request, running.sequence
         start, last = sequence.n_cached, len(sequence.prompt_ids) - 1
-        end = min(last + 1, start + budget)
+        end = min(last + 1, start + budget, self._border(sequence.prompt_ids, start))
         score = False
         if request.score_from is not None and start < last:
             first_scored = min(request.score_from - 1, last)

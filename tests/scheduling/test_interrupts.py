@@ -19,7 +19,10 @@ from tests.scheduling.test_paged_loop import CellRunner, make_job
 
 CODE = tuple(
     str(Path(engine.__file__).parent / name)
-    for name in ("loop.py", "scheduler.py", "kv_blocks.py", "stream.py", "output.py", "deferral.py")
+    for name in (
+        *(f"scheduling/{part}.py" for part in ("loop", "scheduler", "page_pool", "output", "interrupts")),
+        "api/stream.py",
+    )
 )
 PROMPT = [i % 7 for i in range(100)]
 PROMPTS = [(PROMPT, 20, 0), ([*PROMPT[:80], 9], 12, 1), (PROMPT, 3, 2)]

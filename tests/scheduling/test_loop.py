@@ -24,6 +24,7 @@ class CountingRunner:
         self.max_sequences, self.n_pages, self.lookahead = max_sequences, 10_000, 0
         self.prefill_chunk = self.mixed_chunk = 16
         self.refused = set()
+        self.states = None
         self.held = {}
         self.steps = 0
 

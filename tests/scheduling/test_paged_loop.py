@@ -60,6 +60,7 @@ class CellRunner:
         self.first_start = {}  # request id -> first position fed
         self.n_saved = self.n_steps = 0
         self.trouble = lambda: None
+        self.states = None
 
     def step(self, work):
         self.run_ahead()
@@ -160,7 +161,7 @@ class World:
     def __init__(self, seed):
         self.random = random.Random(seed)
         choose = self.random.choice
-        self.runner = CellRunner(
+        self.runner = self.make_runner(
             n_pages=choose([6, 9, 20, 60]),
             max_sequences=choose([1, 3, 8]),
             prefill_chunk=choose([16, 100, 512]),
@@ -168,12 +169,18 @@ class World:
             lookahead=choose([0, 3]),
         )
         self.runner.trouble = self.trouble
-        self.loop = EngineLoop(self.runner, prefix_cache=choose([True, True, False]))
+        self.loop = self.make_loop(prefix_cache=choose([True, True, False]))
         self.ids = count(1)
         self.families = [self.tokens(380) for _ in range(4)]
         self.jobs, self.chunks, self.ended, self.failed = {}, {}, {}, set()
         self.cancelled = set()
         self.calm = False
+
+    def make_runner(self, **options):
+        return CellRunner(**options)
+
+    def make_loop(self, **options):
+        return EngineLoop(self.runner, **options)
 
     def tokens(self, n):
         return [self.random.randrange(50) for _ in range(n)]

@@ -244,7 +244,7 @@ def test_those_who_stay_close_ranks():
     work = scheduler.plan()
     left = list(scheduler.actions)
     scheduler.actions.clear()
-    assert left == [LeaveSlot(4, 4), LeaveSlot(7, 7), LeaveSlot(8, 8)]
+    assert left == [LeaveSlot(4, 4, 0), LeaveSlot(7, 7, 1), LeaveSlot(8, 8, 3)]
     assert [sequence.slot for sequence in scheduler.sequences()] == [2, 0, 1, 3]
     assert [item.start for item in work] == [3 + PATIENCE] * 4
     scheduler.add(make_request(20, 3, max_output=200))  # the slots that were left serve others

@@ -21,7 +21,46 @@ from engine.cuda.driver.staging import Mapped, Staging, addresses, kernel
 
 def bytes_per_page(shapes: Sequence[AttentionShape]) -> int:
     """Bytes one page takes over all layers, keys and values."""
-    return sum(PAGE * s.kv_heads * s.cached_width * (2 if s.cache_half else 4) for s in shapes)
+    return sum(PAGE * AttentionCache(shape).bytes_per_token for shape in shapes)
+
+
+class AttentionCache:
+    """Keys and values of one layer; implements engine.model.cache.LayerCache.
+
+    A window changes what attention reads, not what is kept.
+
+    Attributes:
+        keys: (N, K, PAGE, Hk) float16 or float32.
+        values: (N, K, PAGE, Hv); the keys themselves where the shape says that keys contain them, as absorbed latent
+            attention has them.
+    """
+
+    keys: Any
+    values: Any
+
+    def __init__(self, shape: AttentionShape) -> None:
+        self._shape = shape
+        self.paged: tuple[Any, ...] = ()
+        self.states: tuple[Any, ...] = ()
+        self.bytes_per_state = 0
+
+    @property
+    def bytes_per_token(self) -> int:
+        """See LayerCache.bytes_per_token."""
+        return self._shape.kv_heads * self._shape.cached_width * (2 if self._shape.cache_half else 4)
+
+    def allocate(self, n_pages: int, n_states: int = 0) -> None:
+        """See LayerCache.allocate."""
+        import cupy
+
+        shape = self._shape
+        dtype = cupy.float16 if shape.cache_half else cupy.float32
+        # Zeroed once: a tensor-core tile multiplies the unwritten rest of a page by zero, which must not be NaN.
+        self.keys = self.values = cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.key_dim), dtype)
+        self.paged = (self.keys,)
+        if not shape.values_in_keys:
+            self.values = cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.value_dim), dtype)
+            self.paged = (self.keys, self.values)
 
 
 class SavedPages:
@@ -51,32 +90,24 @@ class PagedCache:
         n_slots: rows of the table.
 
     Attributes:
-        keys: per layer (N, K, PAGE, Hk) float16 or float32.
-        values: per layer (N, K, PAGE, Hv); the keys themselves where the shape says that values lie in them.
+        layers: the cache of each layer. keys, values: their arrays.
         block_table: int32 (n_slots, pages of one sequence); -1 = no page.
     """
 
     def __init__(self, shapes: Sequence[AttentionShape], n_pages: int, context_length: int, n_slots: int) -> None:
         import cupy
 
-        self.keys: list[Any] = []
-        self.values: list[Any] = []
-        for shape in shapes:
-            dtype = cupy.float16 if shape.cache_half else cupy.float32
-            # Zeroed once: a tensor-core tile multiplies the unwritten rest of a page by zero, which must not be NaN.
-            self.keys.append(cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.key_dim), dtype))
-            if shape.values_in_keys:
-                self.values.append(self.keys[-1])
-            else:
-                self.values.append(cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.value_dim), dtype))
+        self.layers = [AttentionCache(shape) for shape in shapes]
+        for layer in self.layers:
+            layer.allocate(n_pages)
+        self.keys, self.values = [layer.keys for layer in self.layers], [layer.values for layer in self.layers]
         self.n_pages = n_pages
         width = page_count(context_length)
         self.block_table = cupy.full((n_slots, width), -1, cupy.int32)
         self._table = np.full((n_slots, width), -1, np.int32)  # what block_table holds, or will after the next flush
         self._pages: list[list[int]] = [[] for _ in range(n_slots)]
         self._dirty: dict[int, tuple[int, int]] = {}
-        pairs = zip(self.keys, self.values, strict=True)
-        arrays = [array for keys, values in pairs for array in ((keys,) if values is keys else (keys, values))]
+        arrays = [array for layer in self.layers for array in layer.paged]
         self._page_bytes = [array.nbytes // n_pages for array in arrays]
         self._addresses = cupy.asarray(addresses(arrays))
         self._sizes = cupy.asarray(np.asarray(self._page_bytes, np.int64))

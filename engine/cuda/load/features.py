@@ -94,8 +94,12 @@ def missing_features(model: LoadedModel) -> list[str]:
     found = list(_unserved(model.config))
     for layer in model.weights.layers:
         found += _unserved(layer.config)
-        found += _of_attention(layer.config.attention)
-        found += _of_ffn(layer.config.ffn)
+        if isinstance(layer.config.mixer, AttentionConfig):
+            found += _of_attention(layer.config.mixer)
+        else:
+            found.append(f"recurrent layers ({type(layer.config.mixer).__name__.removesuffix('Config').lower()})")
+        if layer.config.ffn is not None:
+            found += _of_ffn(layer.config.ffn)
     return list(dict.fromkeys(found))
 
 

@@ -30,6 +30,7 @@ from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.handover import norm_behind, norm_behind_attention
 from engine.cuda.step.products import Products
 from engine.model.batch import Batch
+from engine.model.ops import LayerBricks
 
 
 def _folded(norm: DeviceNorm | None) -> tuple[Any, float]:
@@ -38,7 +39,7 @@ def _folded(norm: DeviceNorm | None) -> tuple[Any, float]:
     return (None, 0.0) if norm is None else (norm.weight, norm.epsilon)
 
 
-class CudaOps:
+class CudaOps(LayerBricks[DeviceLayer]):
     """What decode and prefill share: products with norm, activation and residual folded in.
 
     Args:
@@ -61,7 +62,7 @@ class CudaOps:
         self._n = 0
 
     def attn_output(self, layer: DeviceLayer, a: Any, x: Any) -> Any:
-        """See Ops.attn_output; of a parallel layer only what attention adds to x, which the feed-forward part reads."""
+        """See LayerBricks.attn_output; in a parallel layer only what attention adds to x, which ffn reads again."""
         if layer.latent is not None:
             a = latent_values(layer.latent, self._product, a, self.buffers, at_once=self._products is None)
         if not layer.parallel:
@@ -74,19 +75,19 @@ class CudaOps:
         return beside
 
     def ffn_gate_up(self, layer: DeviceLayer, x: Any) -> Any:
-        """See Ops.ffn_gate_up."""
+        """See LayerBricks.ffn_gate_up."""
         assert layer.ffn is not None
         return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=self._left_inside(layer) is not None)
 
-    def ffn_down(self, layer: DeviceLayer, h: Any, x: Any) -> Any:
-        """See Ops.ffn_down; x is what attn_output gave."""
+    def ffn_down(self, layer: DeviceLayer, h: Any, y: Any) -> Any:
+        """See LayerBricks.ffn_down; y is what attn_output gave."""
         assert layer.ffn is not None
-        stream = self.buffers.x[: self._n] if layer.parallel else x
+        stream = self.buffers.x[: self._n] if layer.parallel else y
         self._add(layer, layer.ffn.down, h, layer.ffn_post_norm, stream, then=self._left_behind(layer.index))
-        return self._joined(layer, stream, x)
+        return self._joined(layer, stream, y)
 
     def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
-        """See Ops.ffn_moe; y is what attn_output gave.
+        """See LayerBricks.ffn_moe; y is what attn_output gave.
 
         Rows go to the experts they chose; where the card or the types forbid it, every expert multiplies all rows.
         """
@@ -447,7 +448,7 @@ class PrefillOps(CudaOps):
         return self._finish_embedding(x, self._positions)
 
     def attn_qkv(self, layer: DeviceLayer, x: Any) -> Any:
-        """See Ops.attn_qkv."""
+        """See LayerBricks.attn_qkv."""
         qkv = self._qkv(layer, x, self._positions)
         keys, values = self._cache.keys[layer.index], self._cache.values[layer.index]
         self._attention[layer.shape].rope_append(
@@ -456,7 +457,7 @@ class PrefillOps(CudaOps):
         return qkv
 
     def attention(self, layer: DeviceLayer, q: Any) -> Any:
-        """See Ops.attention."""
+        """See LayerBricks.attention."""
         shape, kernels = layer.shape, self._attention[layer.shape]
         out = self._columns(self.buffers.attention, self._n, shape.heads * shape.value_dim)
         kernels.prefill(

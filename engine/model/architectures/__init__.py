@@ -15,6 +15,7 @@ from engine.model.architectures import (
     gpt_oss,
     granite,
     llama,
+    mamba,
     mistral3,
     olmo,
     others,
@@ -23,7 +24,8 @@ from engine.model.architectures import (
 )
 
 _FILES = (
-    cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, llama, mistral3, olmo, others, phi, qwen,
+    cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, llama, mamba, mistral3, olmo, others, phi,
+    qwen,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {
