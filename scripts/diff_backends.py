@@ -30,8 +30,9 @@ from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import matmul
 from engine.cpu.ops import CpuOps
 from engine.cpu.threads import ThreadPool
-from engine.cuda.load.weights import DeviceLayer
+from engine.cuda.load.device_weights import DeviceLayer
 from engine.cuda.runner import CudaRunner
+from engine.cuda.step.folding import columns_of
 from engine.errors import EngineError
 from engine.gguf import open_gguf
 from engine.model.batch import Batch, Outputs
@@ -117,7 +118,7 @@ class ComparingOps(LayerBricks[LayerWeights]):
         if self._decode:
             # What row kernels have changed has no like on the CPU; attention goes on from it.
             self._raw = found
-            if device.latent is None and device.heads is None:
+            if device.attention.latent is None and device.attention.heads is None:
                 normed = x if layer.attn_norm is None else reference.normalize(x, layer.attn_norm)
                 self._raw = np.concatenate([self._cpu._linear(one, normed) for one in layer.attention.qkv], 1)
             self._report.add("attn_qkv", layer.index, found, self._raw)
@@ -131,7 +132,7 @@ class ComparingOps(LayerBricks[LayerWeights]):
         """See LayerBricks.attention."""
         device = self._device_layer(layer)
         a = self._cpu.attention(layer, q)
-        given = self._raw if self._decode else np.zeros((len(a), device.shape.row_width), np.float32)
+        given = self._raw if self._decode else np.zeros((len(a), device.attention.shape.row_width), np.float32)
         if not self._decode:
             given[:, : q[0].size] = q.reshape(len(q), -1)
         qkv = self._upload(self._ops.buffers.qkv, given)
@@ -196,7 +197,7 @@ class ComparingOps(LayerBricks[LayerWeights]):
 
     def _upload(self, buffer: Any, values: np.ndarray) -> Any:
         """Values as the leading rows of a buffer, contiguous."""
-        target = self._ops._columns(buffer, len(values), values[0].size)
+        target = columns_of(buffer, len(values), values[0].size)
         target.set(np.ascontiguousarray(values, np.float32).reshape(target.shape))
         return target
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from engine.config import page_count
 from engine.cuda.attention.cache import PagedCache
-from engine.cuda.load.weights import DeviceFfn, DeviceLayer, DeviceWeights
-from engine.cuda.matrix.linear import Projection
+from engine.cuda.load.device_weights import DeviceLayer, DeviceWeights
 from engine.cuda.rows import rows
+from engine.cuda.step.folding import columns_of
 from engine.errors import InvalidRequestError
 from engine.gguf.types import row_bytes
 from engine.request import ActiveSequence
@@ -126,7 +126,7 @@ class _Profiler:
         self._runner, self._depth, self._n, self._repeats = runner, depth, n_rows, repeats
         self._stream = runner._stream
         self._weights: DeviceWeights = runner._weights
-        shapes = [layer.shape for layer in self._weights.layers]
+        shapes = [layer.attention.shape for layer in self._weights.layers]
         self._cache = PagedCache(shapes, n_rows * page_count(depth + 1), runner.context_length, n_rows)
         self._ops = runner.decode_ops(n_rows, self._cache)
         cache_bytes = int(cupy.cuda.Device().attributes.get("L2CacheSize", 0)) or 64 << 20
@@ -152,17 +152,22 @@ class _Profiler:
                 "attn_output",
                 layers,
                 lambda one: ops.attn_output(one, self._attended(one), x),
-                lambda one: _bytes(one.output) + sum(map(_bytes, one.latent.v_b if one.latent else ())),
+                _output_bytes,
             ),
-            self._each("ffn_gate_up", dense, lambda one: ops.ffn_gate_up(one, x), lambda one: _gate_up_bytes(one.ffn)),
+            self._each(
+                "ffn_gate_up",
+                dense,
+                lambda one: ops.ffn_gate_up(one, x),
+                lambda one: 0 if one.ffn is None else one.ffn.gate_up_bytes,
+            ),
             self._each(
                 "ffn_down",
                 dense,
                 lambda one: ops.ffn_down(one, self._hidden(one), x),
-                lambda one: 0 if one.ffn is None else _bytes(one.ffn.down),
+                lambda one: 0 if one.ffn is None else one.ffn.down.n_bytes,
             ),
             self._each("ffn_moe", mixtures, lambda one: ops.ffn_moe(one, x, x), self._mixture_bytes),
-            self._time("head", [lambda: ops.logits(x, logits)], _bytes(self._weights.output)),
+            self._time("head", [lambda: ops.logits(x, logits)], self._weights.output.n_bytes),
             self._time("sample", [lambda: self._runner._slots.sample(logits)], logits.nbytes, samples=True),
         ]
         times = [time for time in times if time.calls]
@@ -191,33 +196,33 @@ class _Profiler:
         runner._flush()
 
     def _qkv(self, layer: DeviceLayer) -> Any:
-        return self._ops._columns(self._ops.buffers.qkv, self._n, layer.shape.row_width)
+        return columns_of(self._ops.buffers.qkv, self._n, layer.attention.shape.row_width)
 
     def _attended(self, layer: DeviceLayer) -> Any:
-        return self._ops._columns(self._ops.buffers.attention, self._n, layer.shape.heads * layer.shape.value_dim)
+        return columns_of(self._ops.buffers.attention, self._n, layer.attention.plan.widths()["attention"])
 
     def _hidden(self, layer: DeviceLayer) -> Any:
         assert layer.ffn is not None
-        return self._ops._columns(self._ops.buffers.gate, self._n, layer.ffn.width)
+        return columns_of(self._ops.buffers.gate, self._n, layer.ffn.plan.width)
 
     # ---- bytes -----------------------------------------------------------------------------------------------
 
     def _cache_bytes(self, layer: DeviceLayer) -> int:
-        shape, seen = layer.shape, self._depth + 1
-        if layer.attention.window:
-            seen = min(seen, layer.attention.window)
+        shape, seen = layer.attention.shape, self._depth + 1
+        if layer.attention.constants.window:
+            seen = min(seen, layer.attention.constants.window)
         return self._n * seen * shape.kv_heads * shape.cached_width * (2 if shape.cache_half else 4)
 
     def _mixture_bytes(self, layer: DeviceLayer) -> int:
         """Router, the chosen experts (at most n_rows * used different ones), and the shared one."""
         moe = layer.moe
         assert moe is not None
-        experts = [_gate_up_bytes(expert) + _bytes(expert.down) for expert in moe.experts]
-        share = min(1.0, self._n * moe.routing.n_used / moe.routing.n_experts)
-        total = _bytes(moe.router) + int(share * sum(experts))
+        routing = moe.plan.routing
+        share = min(1.0, self._n * routing.n_used / routing.n_experts)
+        total = moe.router.n_bytes + int(share * moe.expert_bytes)
         if moe.shared is not None:
-            total += _gate_up_bytes(moe.shared) + _bytes(moe.shared.down)
-        return total + (_bytes(moe.shared_gate) if moe.shared_gate is not None else 0)
+            total += moe.shared.gate_up_bytes + moe.shared.down.n_bytes
+        return total + (moe.shared_gate.n_bytes if moe.shared_gate is not None else 0)
 
     # ---- time ------------------------------------------------------------------------------------------------
 
@@ -268,20 +273,14 @@ class _Profiler:
 
 
 def _qkv_bytes(layer: DeviceLayer) -> int:
-    if layer.qkv is not None:
-        return _bytes(layer.qkv)
-    latent = layer.latent
+    qkv, latent = layer.attention.qkv, layer.attention.latent
+    if qkv is not None:
+        return qkv.n_bytes
     assert latent is not None
-    return sum(_bytes(one) for one in (latent.inputs, latent.q_b, latent.kv_b, *latent.k_b) if one is not None)
+    return sum(one.n_bytes for one in (latent.inputs, latent.q_b, latent.kv_b, latent.k_b) if one is not None)
 
 
-def _bytes(projection: Projection) -> int:
-    return sum(part.matvec.n_bytes for part in projection.parts)
-
-
-def _gate_up_bytes(ffn: DeviceFfn | None) -> int:
-    if ffn is None:
-        return 0
-    if ffn.paired is not None:
-        return ffn.paired.n_bytes
-    return sum(_bytes(part) for part in (ffn.gate, ffn.up) if part is not None)
+def _output_bytes(layer: DeviceLayer) -> int:
+    latent = layer.attention.latent
+    values = latent.v_b if latent is not None else None
+    return layer.attention.output.n_bytes + (0 if values is None else values.n_bytes)

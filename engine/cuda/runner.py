@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,30 +21,25 @@ from engine.cuda.driver import compiler
 from engine.cuda.driver.failure import device_errors
 from engine.cuda.driver.graphs import StepGraphs, buckets
 from engine.cuda.driver.staging import Staging
-from engine.cuda.experts.moe_rows import SHARING_ROWS
-from engine.cuda.load.buffers import Activations, Widths
+from engine.cuda.launch_plan.jobs import kernel_jobs
+from engine.cuda.launch_plan.model import Settings, describe
+from engine.cuda.launch_plan.widths import Widths
+from engine.cuda.load.buffers import Activations
 from engine.cuda.load.features import check_features
-from engine.cuda.load.kernel_jobs import kernel_jobs
-from engine.cuda.load.needs import (
-    expert_room,
-    kernel_groups,
-    multiplies_halves,
-)
-from engine.cuda.load.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
-from engine.cuda.load.weights import Uploader
-from engine.cuda.matrix.matvec import BATCH_ROWS
+from engine.cuda.load.memory_plan import MIXED_ROWS, PREFILL_ROWS, fit, memory_plan, plan_of
+from engine.cuda.load.uploader import Uploader
 from engine.cuda.rows import rows
 from engine.cuda.sampling.slots import DeviceSlots
-from engine.cuda.step.ops import DecodeOps, PrefillOps
-from engine.cuda.step.products import Products
+from engine.cuda.step.decode_ops import DecodeOps
 from engine.cuda.step.prompt import PromptReader
+from engine.cuda.step.prompt_ops import PromptOps
+from engine.cuda.step.prompt_products import PromptProducts
 from engine.cuda.step.run_ahead import MOST_AHEAD, RunAhead
 from engine.errors import ContextFullError, DeviceError, EngineError
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
-from engine.model.weights import ModelWeights
 from engine.request import ActiveSequence, TokenSample, Work
 from engine.sampling.logprobs import log_probabilities
 
@@ -102,26 +96,15 @@ class CudaRunner:
         self._closed = False
         self._device = cupy.cuda.Device(device_index)
         self._eager = eager
-        self._deterministic = deterministic
-        self._batch_rows = 1 if deterministic else BATCH_ROWS
         self._unclear = False
-        self._prompt_groups = kernel_groups(model, prompts=True)
-        self._halves_apart = multiplies_halves(model)
-        self._widths = Widths.of(model)
         with self._device, device_errors("opening the model"):
             properties = cupy.cuda.runtime.getDeviceProperties(device_index)
             self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
             card = (compiler.device_arch(), int(properties["multiProcessorCount"]))
             for chunk in (prefill_chunk,) if prefill_chunk else PREFILL_ROWS:
-                wanted = make_plan(
-                    model,
-                    context_length=context_length,
-                    kv_type=kv_type,
-                    max_sequences=max_sequences,
-                    cache_tokens=cache_tokens,
-                    prefill_chunk=chunk,
-                    card=card,
-                )
+                settings = Settings(kv_type == "f16", max_sequences, chunk, deterministic)
+                self._launches = describe(model, card, settings)
+                wanted = plan_of(model, self._launches, context_length=context_length, cache_tokens=cache_tokens)
                 if wanted.total <= int(cupy.cuda.runtime.memGetInfo()[0]):
                     break
             self._plan = fit(wanted, int(cupy.cuda.runtime.memGetInfo()[0]))
@@ -130,30 +113,27 @@ class CudaRunner:
             self.lookahead = MOST_AHEAD - 1
             self.prefill_chunk = self._plan.prefill_rows
             self.mixed_chunk = min(MIXED_ROWS, self.prefill_chunk)
-            self._expert_room = expert_room(model, self.prefill_chunk, max_sequences, card[0])
             self._pool = cupy.cuda.MemoryPool()
             self._stream = cupy.cuda.Stream(non_blocking=True)
-            self._open(model, kv_type, card, status)
+            self._open(model, status)
 
-    def _open(self, model: LoadedModel, kv_type: str, card: tuple[int, int], status: Callable[[str], None]) -> None:
+    def _open(self, model: LoadedModel, status: Callable[[str], None]) -> None:
         """Everything that allocates."""
         import cupy
 
         try:
             with self._on_device():
-                jobs = kernel_jobs(
-                    model, kv_type=kv_type, max_sequences=self.max_sequences, card=card, batch_rows=self._batch_rows
-                )
+                jobs, arch = kernel_jobs(self._launches), self._launches.card.arch
                 total = model.weights_bytes
                 uploader = Uploader(self._stream, lambda done: status(f"uploading weights {done * 100 // total} %"))
                 # The compiler works without the GIL and without the device: it runs beside the upload.
                 with ThreadPoolExecutor(max_workers=1) as side:
-                    building = side.submit(compiler.prebuild, jobs, card[0], status)
-                    self._weights = uploader.model(model, kv_type == "f16", self.max_sequences)
+                    building = side.submit(compiler.prebuild, jobs, arch, status)
+                    self._weights = uploader.model(model, self._launches)
                     building.result()
                 del uploader
                 self._pool.free_all_blocks()
-                self._allocate(kv_type)
+                self._allocate()
                 # No slot is active yet: this writes nothing, and loads the kernels of a single sequence.
                 self._flush()
                 self._graphs.launch(1)
@@ -163,12 +143,12 @@ class CudaRunner:
             self._pool.free_all_blocks()
             raise DeviceError(f"the GPU ran out of memory while the model was opened: {error}") from error
 
-    def _allocate(self, kv_type: str) -> None:
+    def _allocate(self) -> None:
         import cupy
 
         layers = self._weights.layers
-        shapes = [layer.shape for layer in layers]
-        widths = self._widths
+        shapes = [layer.attention.shape for layer in layers]
+        widths = Widths.of(self._launches)
         slots = self.max_sequences
         self._buckets = buckets(slots)
         # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
@@ -177,17 +157,13 @@ class CudaRunner:
         self._cache = PagedCache(shapes, self.n_pages, self.context_length, slots)
         self._attention: dict[AttentionShape, Attention] = {s: Attention(s, slots) for s in set(shapes)}
         self._decode_buffers = Activations(widths, slots, dense=False)
-        self._prefill_buffers = Activations(widths, self.prefill_chunk, dense=True, expert_room=self._expert_room)
+        room = self._launches.expert_room()
+        self._prefill_buffers = Activations(widths, self.prefill_chunk, dense=True, expert_room=room)
         self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
-        self._products = products = Products(
-            self._prompt_groups,
-            self._prefill_buffers.operand,
-            deterministic=self._deterministic,
-            halves_apart=self._halves_apart,
-        )
-        self._prefill = PrefillOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
+        self._products = products = PromptProducts(self._launches, self._prefill_buffers)
+        self._prefill = PromptOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
         self._prefill.use(self._cache)
         self._prompts = PromptReader(self._weights, self._prefill, self._slots, self._staging, self._logits)
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
@@ -211,15 +187,13 @@ class CudaRunner:
             self._slots.tokens,
             self._slots.positions,
             n,
-            batch_rows=self._batch_rows,
-            sharing_rows=None if self._deterministic else SHARING_ROWS,
-            grouped=None if self._deterministic else self._products,
+            prompts=self._products,
             expert_room=self._prefill_buffers.expert_room,  # prompts are not read while a decode step runs
         )
 
     def run_step(self, ops: DecodeOps, n: int) -> None:
         """All bricks of one decode step and its sampling, on the current stream."""
-        x = hidden_states(cast(ModelWeights, self._weights), cast(Any, ops), cast(Batch, None))
+        x = hidden_states(self._weights, ops, None)
         ops.logits(x, self._logits[:n])
         self._slots.sample(self._logits[:n])
 
@@ -330,7 +304,7 @@ class CudaRunner:
         with self._running():
             self._check_room(len(token_ids))
             pages = page_count(len(token_ids))
-            cache = PagedCache([layer.shape for layer in self._weights.layers], pages, len(token_ids), 1)
+            cache = PagedCache([layer.attention.shape for layer in self._weights.layers], pages, len(token_ids), 1)
             cache.set_pages(0, list(range(pages)))
             parts: list[npt.NDArray[np.float32]] = []
             self._prefill.use(cache)

@@ -69,7 +69,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
     """Device and memory that open_runner would take, without taking either; a plan for a GPU needs none."""
     context_length = config.resolve_context(model.config.context_length)
     if config.device.startswith("cuda") or choose_device(config.device, config.device_index, model) == "cuda":
-        from engine.cuda.load.plan import make_plan, memory_plan
+        from engine.cuda.load.memory_plan import make_plan, memory_plan
 
         plan = make_plan(
             model,

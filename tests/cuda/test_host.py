@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.cuda import availability
 from engine.cuda.formats.layouts import packed_bytes
-from engine.cuda.load.plan import DevicePlan, fit, make_plan, memory_plan
+from engine.cuda.load.memory_plan import DevicePlan, fit, make_plan, memory_plan
 from engine.cuda.step.prompt import pack, prompt_batch
 from engine.cuda.step.run_ahead import AHEAD, MOST_AHEAD, RunAhead
 from engine.errors import DeviceError

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.cuda.driver.staging import Staging, gather_rows
-from engine.cuda.load.plan import LOGIT_ROWS
-from engine.cuda.load.weights import DeviceWeights
+from engine.cuda.load.device_weights import DeviceWeights
+from engine.cuda.load.memory_plan import LOGIT_ROWS
 from engine.cuda.sampling.slots import DeviceSlots
-from engine.cuda.step.ops import PrefillOps
+from engine.cuda.step.prompt_ops import PromptOps
 from engine.model.batch import Batch, Outputs
 from engine.model.transformer import hidden_states
-from engine.model.weights import ModelWeights
 from engine.request import Work
 
 
@@ -68,7 +67,7 @@ class PromptReader:
     """
 
     def __init__(
-        self, weights: DeviceWeights, ops: PrefillOps, slots: DeviceSlots, staging: Staging, logits: Any
+        self, weights: DeviceWeights, ops: PromptOps, slots: DeviceSlots, staging: Staging, logits: Any
     ) -> None:
         import cupy
 
@@ -78,7 +77,7 @@ class PromptReader:
 
     def hidden(self, batch: Batch) -> Any:
         """The residual stream (rows, D) behind a batch; valid until the next one."""
-        return hidden_states(cast(ModelWeights, self._weights), cast(Any, self._ops), batch)
+        return hidden_states(self._weights, self._ops, batch)
 
     def feed(self, work: Sequence[Work], limits: dict[int, int]) -> list[tuple[int, list[Work]]]:
         """Launches all batches of prompt pieces.
