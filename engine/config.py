@@ -66,7 +66,8 @@ class EngineConfig:
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
             later prompts; a multiple of PAGE. The last page border of a prompt is always kept.
-        checkpoints: how many such states are kept at most, over all prompts; 0 keeps none. None: two per sequence.
+        checkpoints: how many such states are kept at most, over all prompts; 0 keeps none. None: two per
+            sequence, at least 8.
         deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         exact: on the CPU, keep everything in float32. Otherwise activations are quantized to 8 bits, in blocks of 32,
             wherever weights are quantized, which is about three times as fast.
@@ -149,5 +150,5 @@ def cache_size(cache_tokens: int | None, context_length: int, max_sequences: int
 
 
 def checkpoint_count(checkpoints: int | None, max_sequences: int) -> int:
-    """Recurrent states kept for later prompts: what was asked for, or two per sequence."""
-    return 2 * max_sequences if checkpoints is None else checkpoints
+    """Recurrent states kept for later prompts: what was asked for, or two per sequence and at least 8."""
+    return max(8, 2 * max_sequences) if checkpoints is None else checkpoints
