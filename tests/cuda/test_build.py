@@ -22,7 +22,7 @@ COMMON = TYPES[: TYPES.index(GGMLType.Q6_K) + 1]
 """Types that most files have: built for every architecture. The others take turns and are complete on Hopper only."""
 RARE = TYPES[len(COMMON) :]
 WIDTHS = (64, 80, 96, 112, 128, 256)
-MAMBA_SHAPES = ((5120, 16, 4, 160, 2), (100, 8, 2, 5, 2), (64, 64, 8, 4, 2), (33, 10, 3, 3, 3), (64, 256, 4, 4, 2))
+MAMBA_SHAPES = ((5120, 16, 4, 160), (100, 8, 2, 5), (64, 64, 8, 4), (33, 10, 3, 3), (64, 256, 4, 4))
 
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed", exc_type=ImportError)
 try:
