@@ -21,9 +21,9 @@ from engine.cuda.driver import compiler
 from engine.cuda.driver.failure import device_errors
 from engine.cuda.driver.graphs import StepGraphs, buckets
 from engine.cuda.driver.staging import Staging
+from engine.cuda.launch_plan.families import Phase
 from engine.cuda.launch_plan.jobs import kernel_jobs
 from engine.cuda.launch_plan.model import Settings, describe
-from engine.cuda.launch_plan.widths import Widths
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.features import check_features
 from engine.cuda.load.memory_plan import MIXED_ROWS, PREFILL_ROWS, fit, memory_plan, plan_of
@@ -147,7 +147,6 @@ class CudaRunner:
 
         layers = self._weights.layers
         shapes = [layer.attention.shape for layer in layers]
-        widths = Widths.of(self._launches)
         slots = self.max_sequences
         self._buckets = buckets(slots)
         # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
@@ -155,12 +154,11 @@ class CudaRunner:
         self._staging = Staging(self._stream, words)
         self._cache = PagedCache(shapes, self.n_pages, self.context_length, slots)
         self._attention: dict[AttentionShape, Attention] = {s: Attention(s, slots) for s in set(shapes)}
-        self._decode_buffers = Activations(widths, slots, dense=False)
-        room = self._launches.expert_room()
-        self._prefill_buffers = Activations(widths, self.prefill_chunk, dense=True, expert_room=room)
-        self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
+        self._decode_buffers = Activations(self._launches, Phase.DECODE)
+        self._prefill_buffers = Activations(self._launches, Phase.PROMPT)
+        self._logits = cupy.zeros((slots, self._launches.vocab), cupy.float32)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
-        self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
+        self._slots = DeviceSlots(self._launches.vocab, slots, self.context_length, places=places, stream=self._stream)
         self._products = products = PromptProducts(self._launches, self._prefill_buffers)
         self._prefill = PromptOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
         self._prefill.use(self._cache)

@@ -334,6 +334,26 @@ def test_too_long_a_context_names_the_longest_that_fits():
     assert fit(plan_of(least=20), least + 20 * plan.per_page + 5).pages == 20
 
 
+@pytest.mark.parametrize("context_length", [10**6, 10**9])
+def test_the_advice_for_a_huge_context_fits(tmp_path, context_length):
+    """Sampling tables and page tables grow with the context: a shorter one needs less of them too."""
+    path = tmp_path / "tiny.gguf"
+    tiny_llama(path, width=256, ffn=512)
+    with open_gguf(path) as gguf:
+        model = load_model(gguf)
+
+        free, options = 1 << 30, {"kv_type": "f16", "max_sequences": 64}
+        with pytest.raises(DeviceError, match="the largest context that fits is") as error:
+            fit(make_plan(model, context_length=context_length, cache_tokens=context_length, **options), free)
+        largest = int(re.search(r"context_length=(\d+)", str(error.value)).group(1))
+        plan = fit(make_plan(model, context_length=largest, cache_tokens=largest, **options), free)
+        assert plan.least_pages * 64 == largest
+        more = make_plan(model, context_length=largest + 64, cache_tokens=largest + 64, **options)
+        with pytest.raises(DeviceError, match=f"the largest context that fits is {largest} tokens"):
+            fit(more, free)
+        del model
+
+
 def test_too_little_memory_for_the_weights():
     with pytest.raises(DeviceError, match="not even the weights fit: use a smaller quantization or device='cpu'"):
         fit(plan_of(), 3 * GIB)

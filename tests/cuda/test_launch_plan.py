@@ -156,6 +156,21 @@ def test_a_float32_cache_is_planned(models, monkeypatch):
         check_runner(monkeypatch, models[name], 90, kv_type="f32")
 
 
+@pytest.mark.parametrize("arch", [90, 86])
+@pytest.mark.parametrize("chunk", [1, 2, 7, 9])
+def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
+    """Kernels read whole blocks of 8 or 256 rows; the arrays have room for them, and no batch allocates."""
+    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b"):
+        with pretended(monkeypatch, models[name], arch, max_sequences=1, prefill_chunk=chunk) as (runner, gpu):
+            assert runner.prefill_chunk == chunk
+            read_prompt(runner, 1)  # makes the tables of products
+            held = gpu.allocations
+            for n in range(1, chunk + 1):
+                read_prompt(runner, n)
+            assert gpu.allocations == held
+            assert len(runner.logits(list(range(12)))) == 12
+
+
 def families(plan, name):
     """By number of rows, the family of the product that reads a tensor, in decode steps; then in prompts."""
     (product,) = {one for one in plan.products if any(matrix.tensor == name for matrix in one.matrices)}

@@ -66,6 +66,11 @@ class FakeGpu:
         self._starts, self._sizes, self._owners, self._numbers = [], {}, {}, {}
         self._args, self._keys = (), {}
 
+    @property
+    def allocations(self):
+        """How many there have been."""
+        return len(self._sizes)
+
     def key(self, job):
         """What Launch.source is for kernels of a build job."""
         from engine.cuda.driver.compiler import kernel_source

@@ -72,7 +72,7 @@ class PromptReader:
         import cupy
 
         self._weights, self._ops, self._slots, self._staging, self._logits = weights, ops, slots, staging, logits
-        self._last = cupy.empty((logits.shape[0], ops.buffers.widths.model), cupy.float32)
+        self._last = cupy.empty((logits.shape[0], weights.plan.width), cupy.float32)
         self.logit_rows = cupy.zeros((LOGIT_ROWS, logits.shape[1]), cupy.float32)
 
     def hidden(self, batch: Batch) -> Any:
