@@ -434,7 +434,7 @@ def test_other_arguments_are_refused(wrong):
 
 
 def test_figures_of_a_profile():
-    from engine.cuda.profile import BrickTime, table
+    from engine.model.brick_time import BrickTime, profile_table
 
     times = [
         BrickTime("launch", 1, 2e-6, 0),
@@ -451,7 +451,7 @@ def test_figures_of_a_profile():
         "percent_of_ceiling": pytest.approx(50),
     }
     assert times[1].as_dict()["percent_of_ceiling"] is None
-    lines = table(times, 4e12).splitlines()
+    lines = profile_table(times, 4e12).splitlines()
     assert lines[2].split() == ["attn_qkv", "32", "300.0", "75.0%", "600.00", "2000", "50.0%"]
     assert lines[1].split() == ["launch", "1", "2.0", "0.00"]
     assert lines[-1].split() == ["sum", "400.0"]

@@ -12,6 +12,7 @@ from engine.cuda.driver.graphs import buckets
 from engine.cuda.launch_plan.families import Family, Phase, Split
 from engine.cuda.launch_plan.model import Settings, describe
 from engine.cuda.launch_plan.steps import Norm
+from engine.errors import InvalidRequestError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
@@ -27,7 +28,7 @@ from tests.support.fake_runner import (
     sparse_model,
 )
 from tests.support.feature_models import CASES, LATENT_CASES, latent
-from tests.support.gpu_helpers import mixed_model, typed_model
+from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
 
 CARDS = tuple(MULTIPROCESSORS.items())
 LAUNCHED_ELSEWHERE = {
@@ -123,7 +124,7 @@ def test_every_launch_has_a_kernel_and_every_kernel_a_user(models):
 def check_runner(monkeypatch, path, arch, **options):
     """Steps and prompts of a runner are those of its plan, launch by launch, and were built ahead."""
     with pretended(monkeypatch, path, arch, **options) as (runner, gpu):
-        plan = runner._launches
+        plan = runner._machine.weights.plan
         ready = built(gpu, plan)
         for n in buckets(runner.max_sequences):
             found = launched(gpu, lambda n=n: decode(runner, n))
@@ -237,3 +238,24 @@ def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
         assert [found[i].brick for i in places] == ["attn_output", "ffn_down"]
         assert [found[i - 1].tensors for i in places] == [("blk.0.attn_output.weight",), ("blk.0.ffn_down.weight",)]
         assert [launch for launch in found if launch.kernel != "all_reduce"] == whole
+
+
+def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch):
+    """Prompts, decode steps replayed from graphs, scores, logits, a profile, and close(), which leaves nothing."""
+    sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}
+    with pretended(monkeypatch, models["mixed"], **sizes, eager=False) as (runner, _):
+        assert [sample.token_id for sample in generate(runner, [1, 2, 3], 5, slot=1, release=False)] == [0] * 5
+        with pytest.raises(InvalidRequestError, match="idle model"):
+            runner.profile(10, 2)
+        runner.release(1)
+        assert decode_logits(runner, [4, 5], slot=2).shape == (2, runner.config.vocab_size)
+        assert runner.logits(list(range(60))).shape == (60, runner.config.vocab_size)
+        for rows, depth in ((4, 0), (1, 96), (0, 0)):
+            with pytest.raises(InvalidRequestError, match="allowed are 1 to 3 sequences and a depth of 0 to 94"):
+                runner.profile(depth, rows)
+        times = runner.profile(10, 2, repeats=1)
+        bricks = [launch.brick for launch in runner._machine.weights.plan.decode(2)]
+        assert [time.brick for time in times] == ["launch", *dict.fromkeys(bricks), "step"]
+        runner.close()
+        assert vars(runner._machine) == {}
+        runner.close()

@@ -55,13 +55,13 @@ def built(gpu, launch_plan):
 def decode(runner, n):
     """One decode step over n slots."""
     with runner._running():
-        runner.run_step(runner.decode_ops(n), n)
+        runner._machine.run_step(runner._machine.decode_ops(n), n)
 
 
 def read_prompt(runner, n):
     """A batch of n tokens of one prompt, without logits."""
     with runner._running():
-        runner._prompts.hidden(Batch.build([(0, np.arange(n, dtype=np.int32) % 40, 0, Outputs.NONE)]))
+        runner._machine.prompts.hidden(Batch.build([(0, np.arange(n, dtype=np.int32) % 40, 0, Outputs.NONE)]))
 
 
 def sparse_model(path, name, *, recipe="Q4_K_M", layers=2, vocab=1024, overrides=()):
