@@ -1,5 +1,6 @@
 """The launch plan against what a runner really launches on a pretended card, and against the kernel files."""
 
+import json
 import re
 import tarfile
 from dataclasses import replace
@@ -16,6 +17,7 @@ from engine.errors import InvalidRequestError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
+from tests.cli.test_cli import run
 from tests.conftest import SHARED
 from tests.support.fake_runner import (
     MULTIPROCESSORS,
@@ -259,3 +261,23 @@ def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch)
         runner.close()
         assert vars(runner._machine) == {}
         runner.close()
+
+
+def test_a_plan_is_shown_as_a_table(models):
+    def rows(name):
+        shown = run("inspect", models[name], "--launches", "--device", "cuda").stdout
+        lines = [re.split(r"  +", line.strip()) for line in shown.splitlines()]
+        return lines[[line[0] for line in lines].index("layers") :]
+
+    head, *found = rows("30b")
+    assert head == ["layers", "tensors", "types", "shape", "decode", "prompts"]
+    assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router, matvec from 5", "dense"] in found
+    experts = "experts_chosen, experts_shared from 5, experts_grouped from 65"
+    assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
+    assert found[-1] == ["output", "Q6_K", "1024 x 2048", "matvec, decode_gemm from 3", "prefill_gemm"]
+    _, *same = rows("bf16")
+    assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", "matvec, decode_gemm from 3", "prefill_gemm"]
+    report = json.loads(run("inspect", models["bf16"], "--launches", "--device", "cuda", "--json").stdout)
+    assert report["launches"][0] == dict(zip(head, same[0], strict=True))
+    shown = run("inspect", models["bf16"], "--launches", "--device", "cpu").stdout
+    assert "launches: the model runs on the CPU" in shown
