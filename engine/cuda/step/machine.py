@@ -1,6 +1,6 @@
 """Everything of one model that is on the GPU, and what launches its steps: weights, cache, buffers, slots, graphs.
 
-Must not know who is scheduled when, or how far a row may run ahead.
+Must not know which requests are scheduled, or how far a row may run ahead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prompts on the GPU: pieces of several sequences in one batch, and the first token of those that end in it.
 
 Everything a batch needs from the host goes in one upload, and nothing here waits: the tokens drawn are fetched later.
-Must not know who is scheduled when.
+Must not know the scheduler.
 """
 
 from __future__ import annotations
