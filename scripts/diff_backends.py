@@ -89,8 +89,8 @@ class ComparingOps(LayerBricks[LayerWeights]):
     def __init__(self, cpu: CpuOps, cache: KVCache, runner: CudaRunner, report: Report, *, decode: bool) -> None:
         self._cpu, self._cpu_cache, self._runner, self._report = cpu, cache, runner, report
         self._decode = decode
-        self._ops: Any = runner.decode_ops(1) if decode else runner._prefill
-        self._layers = runner._weights.layers
+        self._ops: Any = runner._machine.decode_ops(1) if decode else runner._machine.prompt_ops
+        self._layers = runner._machine.weights.layers
         self._raw: np.ndarray
 
     def begin(self, batch: Batch) -> None:
@@ -98,9 +98,9 @@ class ComparingOps(LayerBricks[LayerWeights]):
         self._cpu.begin(batch)
         self._batch = batch
         if self._decode:
-            self._runner._slots.tokens[:1].set(batch.token_ids)
-            self._runner._slots.positions[:1].set(batch.positions)
-            self._runner._flush()
+            self._runner._machine.slots.tokens[:1].set(batch.token_ids)
+            self._runner._machine.slots.positions[:1].set(batch.positions)
+            self._runner._machine.flush()
         else:
             self._ops.begin(batch)
 
@@ -178,7 +178,9 @@ class ComparingOps(LayerBricks[LayerWeights]):
         """See Ops.head."""
         logits = self._cpu.head(x, batch)
         given = self._x(x[batch.output_rows])
-        buffer = self._runner._logits[:1] if self._decode else self._runner._prompts.logit_rows[: len(given)]
+        buffer = (
+            self._runner._machine.logits[:1] if self._decode else self._runner._machine.prompts.logit_rows[: len(given)]
+        )
         self._ops.logits(given, buffer)
         self._report.add("head", -1, buffer.get(), logits)
         return logits
@@ -205,7 +207,7 @@ class ComparingOps(LayerBricks[LayerWeights]):
         """Keys and values of the batch's positions, both in the cache's number format."""
         (span,) = self._batch.spans
         keys, values = self._cpu_cache.view(layer.index, span)
-        cache = self._runner._cache
+        cache = self._runner._machine.cache
         pages = cache.block_table.get()[0]
         for name, ours, expected in (
             ("attn_qkv.keys", cache.keys[layer.index], keys),
@@ -227,13 +229,13 @@ def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: st
         cpu = CpuOps(model.config, model.weights, cache, lambda x, weight: matmul(x, weight, pool=pool, reference=True))
         ops = ComparingOps(cpu, cache, runner, report, decode=decode)
         with runner._running():
-            runner._cache.set_pages(0, list(range(page_count(len(ids)))))
+            runner._machine.cache.set_pages(0, list(range(page_count(len(ids)))))
             step = 1 if decode else PIECE
             for first in range(0, len(ids), step):
                 batch = Batch.build([(0, ids[first : first + step], first, Outputs.ALL)])
                 forward(model.weights, ops, batch)
-            runner._slots.set_position(0, -1)
-            runner._flush()
+            runner._machine.slots.set_position(0, -1)
+            runner._machine.flush()
     return report
 
 

@@ -96,6 +96,30 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         backend.close()
 
 
+def plan_launches(model: LoadedModel, config: EngineConfig) -> tuple[list[dict[str, str]], str]:
+    """Which GPU kernels would multiply which tensors, as rows by column name and as a table; needs no GPU.
+
+    The card is the one that the memory plan is made for. Empty where the model would run on the CPU.
+    """
+    device = config.device
+    if not device.startswith("cuda") and choose_device(device, config.device_index, model) != "cuda":
+        return [], ""
+    from engine.cuda.launch_plan.model import REFERENCE_CARD, Settings, describe
+    from engine.cuda.launch_plan.table import launch_rows, launch_table
+    from engine.cuda.load.features import check_features
+    from engine.cuda.load.memory_plan import PREFILL_ROWS
+
+    check_features(model)
+    settings = Settings(
+        cache_half=config.kv_type == "f16",
+        max_sequences=config.max_sequences or GPU_SEQUENCES,
+        prefill_rows=config.prefill_chunk or PREFILL_ROWS[0],
+        deterministic=config.deterministic,
+    )
+    rows = launch_rows(describe(model, REFERENCE_CARD, settings))
+    return [row.as_dict() for row in rows], launch_table(rows)
+
+
 def choose_device(device: str, index: int = 0, model: LoadedModel | None = None) -> str:
     """What was asked for as "cpu" or "cuda".
 

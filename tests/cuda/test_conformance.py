@@ -68,10 +68,10 @@ def prompt_logits(runner, ids, *, slot, pieces):
     """Logits (T, V) of a prompt that the slot's own pages keep, fed in pieces of so many tokens."""
     rows = []
     with runner._running():
-        runner._cache.set_pages(slot, pages_of(runner, slot))
+        runner._machine.cache.set_pages(slot, pages_of(runner, slot))
         for first in range(0, len(ids), pieces):
             piece = np.asarray(ids[first : first + pieces], np.int32)
-            rows += list(runner._prompts.all_logits(Batch.build([(slot, piece, first, Outputs.ALL)])))
+            rows += list(runner._machine.prompts.all_logits(Batch.build([(slot, piece, first, Outputs.ALL)])))
     return np.concatenate(rows)
 
 

@@ -32,6 +32,11 @@ class Array(np.ndarray):
         return np.array(self)
 
 
+def digest(source):
+    """A short name of a kernel's text."""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Launch:
     """One launch: kernel name, the text it was built from (a hash), shape, and arguments.
@@ -56,11 +61,24 @@ class FakeGpu:
     multiprocessors: int = 132
     memory: int = 1 << 37
     launches: list = field(default_factory=list)
-    sources: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self._starts, self._sizes, self._owners, self._numbers = [], {}, {}, {}
-        self._args = ()
+        self._args, self._keys = (), {}
+
+    @property
+    def allocations(self):
+        """How many there have been."""
+        return len(self._sizes)
+
+    def key(self, job):
+        """What Launch.source is for kernels of a build job."""
+        from engine.cuda.driver.compiler import kernel_source
+
+        found = self._keys.get(repr(job))
+        if found is None:
+            found = self._keys[repr(job)] = digest(kernel_source(*job))
+        return found
 
     def restart(self):
         """Forgets launches and the numbers of allocations."""
@@ -234,9 +252,7 @@ def install(monkeypatch, gpu):
             return self._found[name]
 
     def text(source, arch, options=(), name="kernels.cu"):
-        key = hashlib.sha256(source.encode()).hexdigest()[:16]
-        gpu.sources[key] = source
-        return key.encode()
+        return digest(source).encode()
 
     real_pack = launcher.pack
 

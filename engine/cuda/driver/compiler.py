@@ -117,7 +117,7 @@ def cached_cubin(source: str, arch: int, options: Sequence[str] = (), name: str 
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     with _lock:
         building = _building.setdefault(key, threading.Lock())
-    with building:  # whoever comes second waits and finds it made
+    with building:  # a second thread waits and finds the cubin built
         if key not in _cubins:
             _cubins[key] = _read_or_compile(source, arch, options, name, key)
         return _cubins[key]

@@ -171,8 +171,8 @@ class ExpertProducts:
     ) -> None:
         """KernelRouting and the experts' first products: h = f(gate n(x)) * up n(x) for every (row, expert) pair.
 
-        Started early: x is read before the wait, so one launch that waits first must stand between the one that writes
-        x and this one. The router's product does.
+        Started early: x is read before the wait, so a launch that waits first must come between the one that writes x
+        and this one. The router's product does.
 
         Args:
             x: float32 (B, D), rows contiguous.
@@ -223,7 +223,7 @@ class ExpertProducts:
         """The experts' second product and their weighted sum: out (B, D) float32 (+)= sum_u w_u * down_u(h).
 
         scores, h and positions are gate_up's; inactive rows of out are left alone. Started early: scores and out are
-        read before the wait; gate_up stands between them and what wrote them.
+        read before the wait; gate_up comes between them and what wrote them.
         """
         assert out.shape == (scores.shape[0], self.columns)
         arch = device_arch()

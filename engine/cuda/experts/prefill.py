@@ -62,7 +62,7 @@ def expert_tile(rows: int, routing: KernelRouting) -> Tile:
 
 
 def _places(rows: int, routing: KernelRouting) -> int:
-    """P: where pairs may lie when every expert begins with a tile of its own."""
+    """P: places for pairs where every expert begins with a tile of its own."""
     pairs, tile = rows * routing.n_used, expert_tile(rows, routing).tokens
     used = min(pairs, routing.n_experts)
     return (pairs + used * (tile - 1)) // tile * tile

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.cuda.driver import staging
-from engine.cuda.launch_plan.attention import AttentionPlan, describe_attention
+from engine.cuda.launch_plan.attention import describe_attention
 from engine.cuda.launch_plan.families import Card, Family, Phase
 from engine.cuda.launch_plan.feed_forward import FfnPlan, describe_ffn
+from engine.cuda.launch_plan.layer import LayerPlan, leaves_behind, leaves_inside
 from engine.cuda.launch_plan.mixture import MoePlan, describe_moe
 from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
@@ -21,9 +22,6 @@ from engine.gguf.types import GGMLType
 from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
 from engine.model.loader import LoadedModel
 from engine.model.weights import AttentionWeights, LayerWeights
-
-MixerPlan = AttentionPlan
-"""The part of a layer that reads other tokens; one class per class of engine.model.config.MixerConfig."""
 
 REFERENCE_CARD = Card(90, 132)
 """An H100 or H200: what is planned for where no card is there to ask."""
@@ -44,84 +42,6 @@ class Settings:
     max_sequences: int
     prefill_rows: int
     deterministic: bool = False
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One layer.
-
-    Attributes:
-        index: its number.
-        mixer: the part that reads other tokens. ffn: the feed-forward part.
-        attn_norm, attn_post_norm, ffn_norm, ffn_post_norm: where each norm is computed.
-        parallel: the feed-forward part reads the layer's input.
-        leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
-        leaves_behind: the down projection leaves the operand of the product that reads the stream next, likewise.
-        takes_left: the mixer's first product reads what the layer before has left.
-    """
-
-    index: int
-    mixer: MixerPlan
-    ffn: FfnPlan | MoePlan
-    attn_norm: Norm
-    attn_post_norm: Norm
-    ffn_norm: Norm
-    ffn_post_norm: Norm
-    parallel: bool
-    leaves_inside: bool = False
-    leaves_behind: bool = False
-    takes_left: bool = False
-
-    @property
-    def moe(self) -> MoePlan | None:
-        """The mixture of experts, if the layer has one."""
-        return self.ffn if isinstance(self.ffn, MoePlan) else None
-
-    def products(self) -> Iterator[Product]:
-        """All products."""
-        yield from self.mixer.products()
-        yield from self.ffn.products()
-
-    def matrices(self) -> Iterator[Matrix]:
-        """Everything that is uploaded."""
-        yield from self.mixer.matrices()
-        if isinstance(self.ffn, MoePlan):
-            yield from self.ffn.matrices()
-        else:
-            yield from (matrix for product in self.ffn.products() for matrix in product.matrices)
-
-    def launches(self, step: Step) -> Iterator[Launch]:
-        """The layer in order."""
-        mixer = self.mixer
-        yield from self._named(
-            "attn_qkv", mixer.queries(step, self.attn_norm, ready=self.takes_left and step.hands_over)
-        )
-        yield from self._named("attention", mixer.attention(step))
-        yield from self._named("attn_output", self._added(step, mixer.result(step), self.attn_post_norm))
-        if isinstance(self.ffn, MoePlan):
-            post = self.ffn_post_norm is not Norm.ABSENT
-            yield from self._named("ffn_moe", self.ffn.launches(step, norm=self.ffn_norm, post=post))
-            yield from self._named("ffn_moe", self._joined(step))
-            return
-        ready = self.leaves_inside and step.hands_over
-        yield from self._named("ffn_gate_up", step.norm(self.ffn_norm))
-        yield from self._named("ffn_gate_up", self.ffn.hidden(step, ready=ready))
-        yield from self._named("ffn_down", self._added(step, self.ffn.result(step), self.ffn_post_norm))
-        yield from self._named("ffn_down", self._joined(step))
-
-    def _named(self, brick: str, launches: Iterable[Launch]) -> Iterator[Launch]:
-        return (replace(launch, brick=brick, layer=self.index) for launch in launches)
-
-    @staticmethod
-    def _added(step: Step, launches: Iterable[Launch], post: Norm) -> Iterator[Launch]:
-        """Products whose result is added to the stream, with the norm behind them."""
-        yield from launches
-        if post is not Norm.ABSENT:
-            yield step.part("normalize_pieces")
-
-    def _joined(self, step: Step) -> Iterator[Launch]:
-        if self.parallel:
-            yield step.row("add_scaled")
 
 
 @dataclass(frozen=True)
@@ -261,7 +181,7 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
     output_norm = norm_of(weights.output_norm)
     takes = [*(layer.mixer.takes_operand for layer in layers[1:]), output.takes_operand]
     norms = [*(layer.attn_norm for layer in layers[1:]), output_norm]
-    leaves = [_leaves_behind(layer, norm) and take for layer, norm, take in zip(layers, norms, takes, strict=True)]
+    leaves = [leaves_behind(layer, norm) and take for layer, norm, take in zip(layers, norms, takes, strict=True)]
     return LaunchPlan(
         card=chooser.card,
         settings=settings,
@@ -271,7 +191,7 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
         position_embd=None if weights.position_embd is None else Matrix.of(weights.position_embd),
         embedding_norm=weights.embedding_norm is not None,
         layers=tuple(
-            replace(layer, leaves_inside=_leaves_inside(layer), leaves_behind=behind, takes_left=before)
+            replace(layer, leaves_inside=leaves_inside(layer), leaves_behind=behind, takes_left=before)
             for layer, behind, before in zip(layers, leaves, [False, *leaves], strict=False)
         ),
         output_norm=output_norm,
@@ -304,17 +224,3 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPl
         ffn_post_norm=norm_of(layer.ffn_post_norm),
         parallel=layer.parallel,
     )
-
-
-def _leaves_inside(layer: LayerPlan) -> bool:
-    if layer.parallel or layer.attn_post_norm is not Norm.ABSENT or not isinstance(layer.ffn, FfnPlan):
-        return False
-    paired = layer.ffn.paired
-    takes = paired is not None and paired.takes_operand
-    return takes and layer.ffn_norm is Norm.FOLDED and layer.mixer.output.emits
-
-
-def _leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:
-    if layer.parallel or layer.ffn_post_norm is not Norm.ABSENT or not isinstance(layer.ffn, FfnPlan):
-        return False
-    return next_norm is Norm.FOLDED and layer.ffn.down.emits

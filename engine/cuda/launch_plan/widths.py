@@ -60,10 +60,3 @@ class Widths:
     def widest(self) -> int:
         """Columns of the widest matrix."""
         return max(self.model, self.attention, self.ffn, self.inputs, self.heads)
-
-    def row_bytes(self, *, dense: bool) -> int:
-        """Bytes Activations holds per row, without logits."""
-        streams = 3 if self.experts else 1
-        floats = streams * self.model + self.qkv + self.attention + 2 * self.ffn + self.experts + 2 * self.used + 1
-        floats += self.normed + self.part + self.beside + self.inputs + self.queries + self.heads
-        return 4 * (floats + (self.widest if dense else self.hidden))

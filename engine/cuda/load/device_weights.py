@@ -15,8 +15,9 @@ from engine.cuda.experts.prefill import StackedExperts
 from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.feed_forward import FfnPlan
+from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
-from engine.cuda.launch_plan.model import LaunchPlan, LayerPlan
+from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Product
 from engine.cuda.matrix.decode_gemm import DecodeGemm
 from engine.cuda.matrix.linear import MatrixGroup

@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 
 from engine.config import cache_size, page_count
 from engine.cuda.attention.attention_plan import PAGE, scratch_bytes
-from engine.cuda.attention.cache import bytes_per_page
+from engine.cuda.attention.cache import bytes_per_page, page_table_bytes
+from engine.cuda.launch_plan.arrays import array_bytes
 from engine.cuda.launch_plan.model import REFERENCE_CARD, LaunchPlan, Settings, describe
-from engine.cuda.launch_plan.widths import Widths
 from engine.cuda.load.features import check_features
 from engine.cuda.load.tensor_index import TensorIndex
-from engine.cuda.matrix.decode_gemm_plan import operand_bytes
-from engine.cuda.matrix.dense_plan import SCRATCH_BYTES
 from engine.cuda.sampling.sampler import DeviceSampler
 from engine.errors import DeviceError
 from engine.model.loader import LoadedModel
@@ -41,6 +39,7 @@ class DevicePlan:
         pages: pages of the cache.
         least_pages: pages of one full context; with fewer the model is not opened.
         prefill_rows: rows of prompts that run at once.
+        per_context_page: bytes of `activations` for every page of a context, whatever the cache holds.
     """
 
     weights: int
@@ -49,6 +48,7 @@ class DevicePlan:
     pages: int
     least_pages: int
     prefill_rows: int
+    per_context_page: int = 0
 
     @property
     def cache(self) -> int:
@@ -95,26 +95,26 @@ def plan_of(
     model: LoadedModel, launches: LaunchPlan, *, context_length: int, cache_tokens: int | None = None
 ) -> DevicePlan:
     """The plan of a model whose launches are known; arguments as those of make_plan()."""
-    widths, settings = Widths.of(launches), launches.settings
-    rows, slots = settings.prefill_rows, settings.max_sequences
+    settings = launches.settings
+    slots, vocab = settings.max_sequences, launches.vocab
     shapes = [layer.mixer.shape for layer in launches.layers]
     activations = (
-        slots * (widths.row_bytes(dense=False) + 4 * widths.model)
-        + rows * widths.row_bytes(dense=True)
-        + launches.expert_room()
-        + SCRATCH_BYTES
-        + operand_bytes(widths.widest)
-        + 4 * widths.vocab * (slots + LOGIT_ROWS)
-        + DeviceSampler.n_bytes(widths.vocab, context_length, slots, slots)
+        array_bytes(launches)
+        + 4 * launches.width * slots  # last rows of prompts
+        + 4 * vocab * (slots + LOGIT_ROWS)
+        + DeviceSampler.n_bytes(vocab, context_length, slots, slots)
+        + page_table_bytes(context_length, slots)
         + sum(scratch_bytes(shape, slots, *launches.card) for shape in set(shapes))
     )
+    least = page_count(context_length)
     return DevicePlan(
         weights=_weight_bytes(model, launches),
         activations=activations,
         per_page=bytes_per_page(shapes),
         pages=page_count(cache_size(cache_tokens, context_length, slots)),
-        least_pages=page_count(context_length),
-        prefill_rows=rows,
+        least_pages=least,
+        prefill_rows=settings.prefill_rows,
+        per_context_page=slots * (4 * PAGE + 4),  # the sampler's history and the page table
     )
 
 
@@ -133,9 +133,12 @@ def fit(plan: DevicePlan, free: int) -> DevicePlan:
     pages = min(plan.pages, max(0, free - without_cache) // plan.per_page)
     if pages >= plan.least_pages:
         return replace(plan, pages=int(pages))
+    # A shorter context needs smaller buffers too, not only fewer pages.
+    fixed = without_cache - plan.least_pages * plan.per_context_page
+    largest = int(max(0, free - fixed) // (plan.per_page + plan.per_context_page)) * PAGE
     remedy = (
-        f"the largest context that fits is {pages * PAGE} tokens (context_length={pages * PAGE})"
-        if pages
+        f"the largest context that fits is {largest} tokens (context_length={largest})"
+        if largest
         else "not even the weights fit: use a smaller quantization or device='cpu'"
     )
     cache = plan.least_pages * plan.per_page

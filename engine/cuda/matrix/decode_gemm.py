@@ -108,7 +108,7 @@ class DecodeGemm:
             norm: float32 (K,) weight of an RMSNorm of x; None for none.
             eps: the norm's epsilon.
             bias: float32 (N,); not with a paired matrix.
-            activation: matvec.Activation.
+            activation: KernelActivation.
             add: add to out; not with an activation.
             alpha: factor of product + bias.
             ready: operand holds norm(x) already, left by an earlier product; more than FEW_ROWS, up to 64.

@@ -35,7 +35,7 @@ FEW_ROWS = 8 * _WARP_PRODUCTS
 """Sequences up to which operands are not handed over: the first weights are what a product waits for."""
 _ARCH = 90
 UNSUPPORTED = frozenset((GGMLType.F32, GGMLType.Q2_K))
-"""F32 would not fit float16; of Q2_K the minimums stand per 16 columns."""
+"""F32 would not fit float16; Q2_K has a minimum for every 16 columns."""
 
 Job = tuple[tuple[str, ...], dict[str, object]]
 

@@ -47,3 +47,8 @@ def expansions(
 def operand_bytes(type: GGMLType, rows: int, columns: int, *, fixed_rows: bool) -> int:
     """Bytes of T rows of K columns as cuBLAS reads them for a matrix of a type."""
     return (padded(rows) if fixed_rows else rows) * columns * (4 if type is GGMLType.F32 else 2)
+
+
+def scratch_bytes(*, fixed_rows: bool) -> int:
+    """Memory that a DenseProduct holds: expanded weights, and one piece of results."""
+    return SCRATCH_BYTES + (4 * PIECE * FIXED_OUTPUTS if fixed_rows else 0)

@@ -97,7 +97,7 @@ def make_operand(
 
     Args:
         x: float32 (T, K), rows contiguous.
-        buffer: uint8, contiguous, 1024-byte aligned, at least operand_bytes(T, K) long; the operand lies in it.
+        buffer: uint8, contiguous, 1024-byte aligned, at least operand_bytes(T, K) long, overwritten.
         norm: float32 (K,) or None.
         eps: the norm's epsilon.
         places: int32 (T, copies), the rows of the operand that each row goes to, -1 for none; None: its own.

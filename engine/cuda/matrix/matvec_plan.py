@@ -64,7 +64,7 @@ def fixed_bytes(tuning: Tuning, slot: int, sequences: int) -> int:
 
 
 def input_bytes(types: Sequence[GGMLType], columns: int, sequences: int) -> int:
-    """Shared memory of the activations, 128 at a time: two bytes each, a scale per 32, a sum per 16; or halfs."""
+    """Shared memory of the activations, 128 at a time: two bytes each, a scale per 32, a sum per 16; or halves."""
     quads = -(-columns // 128)
     return quads * sequences * (528 if types[0] in UNQUANTIZED else 304)
 

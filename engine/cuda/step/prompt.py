@@ -1,7 +1,7 @@
 """Prompts on the GPU: pieces of several sequences in one batch, and the first token of those that end in it.
 
 Everything a batch needs from the host goes in one upload, and nothing here waits: the tokens drawn are fetched later.
-Must not know who is scheduled when.
+Must not know the scheduler.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class PromptReader:
         import cupy
 
         self._weights, self._ops, self._slots, self._staging, self._logits = weights, ops, slots, staging, logits
-        self._last = cupy.empty((logits.shape[0], ops.buffers.widths.model), cupy.float32)
+        self._last = cupy.empty((logits.shape[0], weights.plan.width), cupy.float32)
         self.logit_rows = cupy.zeros((LOGIT_ROWS, logits.shape[1]), cupy.float32)
 
     def hidden(self, batch: Batch) -> Any:

@@ -123,8 +123,7 @@ class PromptProducts:
     def _hidden_room(self, n: int, width: int) -> Any:
         import cupy
 
-        room, size = self._buffers.gate.reshape(-1).view(cupy.uint8), operand_bytes(n, width)
-        return room if size <= room.nbytes else cupy.empty(size, cupy.uint8)
+        return self._buffers.gate.reshape(-1).view(cupy.uint8)[: operand_bytes(n, width)]
 
     def _plain(self, x: Any, wide: bool, norm: DeviceNorm | None) -> Any:
         """norm(x) row-major, filled up to the rows that the dense product multiplies at a time."""
@@ -134,9 +133,7 @@ class PromptProducts:
         n, k = x.shape
         assert self._dense is not None
         rows = padded(n) if self._dense.fixed_rows else n
-        size = rows * k * dtype.itemsize
-        room: Any = self._buffers.operand
-        room = room[:size] if size <= room.nbytes else cupy.empty(size, cupy.uint8)
+        room: Any = self._buffers.operand[: rows * k * dtype.itemsize]
         operand = room.view(dtype).reshape(rows, k)
         row_ops.normalize(x, operand, *folded(norm))
         return operand
