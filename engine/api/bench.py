@@ -182,7 +182,7 @@ def _decode_speed(llm: LLM, prompts: list[list[int]], gen_tokens: int) -> float:
 
 
 def bytes_per_step(model: LoadedModel, batch: int, depth: int, kv_bytes_per_token: int) -> int:
-    """Bytes that one decode step reads: all weights used once, and every sequence's cache.
+    """Bytes that one decode step reads: all weights used once, and every sequence's cache and states.
 
     Of an embedding table only rows are read, unless it is the output matrix as well. Of E experts in a layer, `batch`
     sequences read at most batch * used; that bound is taken.
@@ -200,4 +200,4 @@ def bytes_per_step(model: LoadedModel, batch: int, depth: int, kv_bytes_per_toke
             continue
         share = used_share.get(int(name.split(".")[1]), 1.0) if "_exps." in name else 1.0
         total += share * info.n_bytes
-    return int(total) + batch * depth * kv_bytes_per_token
+    return int(total) + batch * (depth * kv_bytes_per_token + model.config.state_bytes)

@@ -108,6 +108,7 @@ def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
         "repacked_bytes": plan.repacked_bytes,
         "kv_bytes": plan.kv_bytes,
         "kv_bytes_per_token": plan.kv_bytes_per_token,
+        "state_bytes": plan.state_bytes,
         "scratch_bytes": plan.scratch_bytes,
         "total_bytes": plan.total_bytes,
     }
@@ -165,6 +166,7 @@ def _show(report: dict[str, Any]) -> None:
                 else []
             ),
             f"  cache   {_size(memory['kv_bytes']):>10}  {per_token} bytes per token, {memory['kv_type']}",
+            *([f"  states  {_size(memory['state_bytes']):>10}  recurrent layers"] if memory["state_bytes"] else []),
             f"  scratch {_size(memory['scratch_bytes']):>10}  at most",
             f"  total   {_size(memory['total_bytes']):>10}",
         ]

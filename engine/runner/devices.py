@@ -86,7 +86,9 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         kv_type=config.kv_type,
         max_sequences=config.max_sequences or DEFAULT_SEQUENCES,
         n_pages=page_count(cache_size(config.cache_tokens, context_length, config.max_sequences or DEFAULT_SEQUENCES)),
-        checkpoints=checkpoint_count(config.checkpoints, config.max_sequences or DEFAULT_SEQUENCES),
+        checkpoints=checkpoint_count(
+            config.checkpoints if config.prefix_cache else 0, config.max_sequences or DEFAULT_SEQUENCES
+        ),
         quantize=not config.exact,
         repack=config.repack,
     )

@@ -131,8 +131,9 @@ def test_memory_is_planned(opened):
     backend = opened(max_sequences=3, checkpoints=5, n_pages=7)
     plan = backend.memory_plan()
     per_state = 2 * 4 * (128 * 3 + 128 * 16)
-    assert plan.kv_bytes_per_token == 0
-    assert plan.kv_bytes == (3 * 2 + 5) * per_state == backend.cache.n_bytes
+    assert (plan.kv_bytes_per_token, plan.kv_bytes) == (0, 0)
+    assert plan.state_bytes == (3 * 2 + 5) * per_state
+    assert plan.total_bytes == plan.weights_bytes + plan.state_bytes + plan.scratch_bytes
 
 
 def test_attention_and_recurrent_layers_share_a_cache():

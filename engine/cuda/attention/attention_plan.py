@@ -108,6 +108,10 @@ class AttentionShape:
         }
 
 
+assert PAGE & (PAGE - 1) == 0, "kernels find a position in its page by masking"
+assert PAGE % 32 == 0, "a tile of the plain kernels is 32 positions of one page"
+
+
 @dataclass(frozen=True)
 class LayerAttention:
     """What may differ from layer to layer; passed at launch.
@@ -286,6 +290,8 @@ def _decode_defines(shape: AttentionShape, plan: DecodePlan) -> dict[str, object
 
 
 def _prefill_defines(shape: AttentionShape, plan: PrefillPlan) -> dict[str, object]:
+    whole = plan.columns % PAGE if plan.variant == "hopper" else PAGE % plan.columns
+    assert whole == 0, f"tiles of {plan.columns} positions and pages of {PAGE}: one must hold whole ones of the other"
     tile = {"TILE_ROWS": plan.rows, "TILE_COLUMNS": plan.columns}
     return shape.defines() | tile | ({"CONSUMERS": _WARPGROUPS} if plan.variant == "hopper" else {})
 
