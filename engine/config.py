@@ -13,7 +13,9 @@ from pathlib import Path
 from engine.errors import InvalidRequestError
 
 PAGE = 64
-"""Positions of one page of the key-value cache."""
+"""Positions of one page of the cache. Kernels depend on it, and each asserts what it needs: on the CPU a page is 8
+vectors of 8 scores (cpu/kernels/attention.py); on the GPU it is a power of two and a multiple of 32, the positions that
+a tile of the plain kernels takes from one page (cuda/attention/attention_plan.py)."""
 CHECKPOINT_SPACING = 512
 """Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
@@ -67,7 +69,8 @@ class EngineConfig:
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
             later prompts; a multiple of PAGE. The last page border of a prompt is always kept.
-        checkpoints: how many such states are kept at most, over all prompts; 0 keeps none. None: two per sequence.
+        checkpoints: how many such states are kept at most, over all prompts; 0 keeps none. None: two per
+            sequence, at least 8.
         deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         exact: on the CPU, keep everything in float32. Otherwise activations are quantized to 8 bits, in blocks of 32,
             wherever weights are quantized, which is about three times as fast.
@@ -155,5 +158,5 @@ def cache_size(cache_tokens: int | None, context_length: int, max_sequences: int
 
 
 def checkpoint_count(checkpoints: int | None, max_sequences: int) -> int:
-    """Recurrent states kept for later prompts: what was asked for, or two per sequence."""
-    return 2 * max_sequences if checkpoints is None else checkpoints
+    """Recurrent states kept for later prompts: what was asked for, or two per sequence and at least 8."""
+    return max(8, 2 * max_sequences) if checkpoints is None else checkpoints

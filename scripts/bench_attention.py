@@ -22,16 +22,16 @@ from engine.cuda.attention.attention import (
     PAGE,
     Attention,
     AttentionShape,
+    KernelRopeStyle,
     LayerAttention,
-    RopeStyle,
     decode_plan,
     prefill_tiles,
 )
 
 SHAPES = {
-    "8B 32x128 kv8": AttentionShape(32, 8, 128, 128, 128, RopeStyle.ADJACENT, True),
-    "1B 32x64 kv8": AttentionShape(32, 8, 64, 64, 64, RopeStyle.ADJACENT, True),
-    "30B-A3B 32x128 kv4": AttentionShape(32, 4, 128, 128, 128, RopeStyle.HALVES, True),
+    "8B 32x128 kv8": AttentionShape(32, 8, 128, 128, 128, KernelRopeStyle.ADJACENT, True),
+    "1B 32x64 kv8": AttentionShape(32, 8, 64, 64, 64, KernelRopeStyle.ADJACENT, True),
+    "30B-A3B 32x128 kv4": AttentionShape(32, 4, 128, 128, 128, KernelRopeStyle.HALVES, True),
 }
 
 

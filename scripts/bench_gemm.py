@@ -24,11 +24,13 @@ from engine.cuda.driver import compiler
 from engine.cuda.formats import repack
 from engine.cuda.formats.dequant import build_jobs as dequant_jobs
 from engine.cuda.formats.repack import PackedMatrix
-from engine.cuda.matrix import gemm
+from engine.cuda.matrix import gemm_plan
 from engine.cuda.matrix.dense import DenseProduct
-from engine.cuda.matrix.gemm import TILES, Gemm, Operand, Tile, choose_tile, make_operand, operand_bytes
-from engine.cuda.matrix.matvec import Activation, MatVec
+from engine.cuda.matrix.gemm import Gemm, Operand, make_operand
+from engine.cuda.matrix.gemm_plan import TILES, Tile, choose_tile, operand_bytes
+from engine.cuda.matrix.matvec import MatVec
 from engine.cuda.rows import rows
+from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.quants import FORMATS, row_bytes
 from engine.gguf.types import GGMLType as T
 
@@ -134,7 +136,7 @@ class Case:
             self._dense(matrix, self._half, out, rows=self.t, add=self.add, second=self._up if self.paired else None)
             column += matrix.rows
         if self.paired:
-            rows.gate(self._out, self._up, Activation.SILU)
+            rows.gate(self._out, self._up, KernelActivation.SILU)
 
     def operand(self, _: int) -> Operand:
         """x as an operand (with a norm it is the same traffic)."""
@@ -177,12 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", default="512,2048,4096")
     parser.add_argument("--all", action="store_true", help="every tile shape")
     args = parser.parse_args(arguments)
-    jobs: list[Any] = [*gemm.build_jobs([Q4, Q6], Activation.SILU), (rows.FILES, None)]
+    jobs: list[Any] = [*gemm_plan.build_jobs([Q4, Q6], KernelActivation.SILU), (rows.FILES, None)]
     jobs += [job for type in (Q4, Q6) for job in (repack.build_job(type), *dequant_jobs(type))]
     compiler.prebuild(jobs, compiler.device_arch())
     ceiling = roof()
     print(f"cuBLAS, float16 8192 x 8192 x 8192: {ceiling:.0f} TFLOP/s")
-    products, dense = Gemm([Q4, Q6], Activation.SILU), DenseProduct()
+    products, dense = Gemm([Q4, Q6], KernelActivation.SILU), DenseProduct()
     for model in args.models.split(","):
         for t in map(int, args.rows.split(",")):
             run(model, t, products, dense, ceiling, args.all)

@@ -30,8 +30,14 @@ from engine.cuda.formats.dequant import dequantize, embed
 from engine.cuda.formats.layouts import LAYOUTS, packed_bytes
 from engine.cuda.formats.repack import PackedMatrix, repack
 from engine.cuda.formats.repack import build_job as pack_job
-from engine.cuda.matrix.decode_gemm import operand_bytes
-from engine.cuda.matrix.matvec import Activation, MatVec, Tuning, build_job, group_jobs, is_resident
+from engine.cuda.launch_plan.families import Card, Family, Phase
+from engine.cuda.launch_plan.products import Chooser, Matrix
+from engine.cuda.launch_plan.steps import Step
+from engine.cuda.matrix.decode_gemm import DecodeGemm
+from engine.cuda.matrix.decode_gemm_plan import operand_bytes
+from engine.cuda.matrix.matvec import MatVec, multiprocessor_count
+from engine.cuda.matrix.matvec_plan import Tuning, build_job, is_resident
+from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.quants import FORMATS, row_bytes
 from engine.gguf.quants import dequantize as decode
 from engine.gguf.types import GGMLType as T
@@ -173,7 +179,7 @@ def check() -> bool:
         pair = repack(cupy.asarray(raw.reshape(-1)), type, 40, 512, partner=cupy.asarray(other.reshape(-1)))
         x = rng.standard_normal((3, 512)).astype(np.float32)
         out = cupy.empty((3, 40), cupy.float32)
-        MatVec([pair])(cupy.asarray(x), out, activation=Activation.SILU)
+        MatVec([pair])(cupy.asarray(x), out, activation=KernelActivation.SILU)
         gate, up = (x.astype(np.float64) @ decode(r, type).astype(np.float64).T for r in (raw, other))
         pair_error = nmse(out.get(), gate * sigmoid(gate) * up)
         both = cupy.empty((2, 40, 512), cupy.float32)
@@ -218,16 +224,19 @@ def stream_of(batch: int, width: int, which: int = 0) -> Any:
 
 
 def launcher(group: Group, batch: int, tuning: Tuning | None, operand: Any = None) -> tuple[MatVec, Callable[[], None]]:
-    """A product of fresh random matrices and its launch, like a brick of the decode step."""
+    """A product of fresh random matrices and its launch, like a brick of the decode step; operand: by DecodeGemm."""
     parts, columns, kind = group
-    product = MatVec([random_matrix(type, rows, columns, kind == "pair") for type, rows in parts], tuning=tuning)
-    product.prepare(batch, Activation.SILU if kind == "pair" else Activation.NONE)
-    norm = cupy.ones(columns, cupy.float32)
+    matrices = [random_matrix(type, rows, columns, kind == "pair") for type, rows in parts]
+    product = MatVec(matrices, tuning=tuning)
+    activation = KernelActivation.SILU if kind == "pair" else KernelActivation.NONE
     x, out = stream_of(batch, columns), stream_of(batch, product.width, 0 if kind == "add" else 1)
-    if kind == "add":
-        return product, lambda: product(x, out, add=True, operand=operand)
-    activation = Activation.SILU if kind == "pair" else Activation.NONE
-    return product, lambda: product(x, out, norm=norm, eps=1e-5, activation=activation, operand=operand)
+    more = {"add": True} if kind == "add" else {"norm": cupy.ones(columns, cupy.float32), "eps": 1e-5}
+    if operand is None:
+        product.prepare(batch, activation)
+        return product, lambda: product(x, out, activation=activation, **more)
+    many = DecodeGemm(matrices, multiprocessor_count(cupy.cuda.Device().id))
+    many.prepare(batch, activation)
+    return product, lambda: many(x, out, operand, activation=activation, **more)
 
 
 def time_group(group: Group, batch: int = 1, tuning: Tuning | None = None, operand: Any = None) -> tuple[float, float]:
@@ -354,28 +363,31 @@ def many(ceiling: float) -> None:
     card = (device_arch(), int(cupy.cuda.Device().attributes["MultiProcessorCount"]))
     jobs = []
     for parts, columns, kind in [group for _, group in MAIN] + step_groups("8B", "Q8_0") + step_groups("1B", "Q8_0"):
-        activation = Activation.SILU if kind == "pair" else Activation.NONE
-        for rows in (1, 1 << 30):  # all batches in the one family, all in the other
-            jobs += group_jobs(
-                parts, columns, batches, card, paired=kind == "pair", activation=activation, batch_rows=rows
-            )
+        activation = KernelActivation.SILU if kind == "pair" else KernelActivation.NONE
+        chooser = Chooser(Card(*card), deterministic=False)
+        matrices = [Matrix("", type, rows, columns, "" if kind == "pair" else None) for type, rows in parts]
+        product = chooser.product(matrices, activation=activation)
+        for batch in batches:
+            step = Step(Phase.DECODE, batch, chooser.card, batch, (), KernelActivation.NONE, fixed_rows=True)
+            for family in product.families.used & {Family.MATVEC, Family.DECODE_GEMM}:
+                jobs += [launch.job for launch in step.decode_product(product, family) if launch.job is not None]
     prebuild(list({repr(job): job for job in jobs}.values()), card[0])
-    families = (("8 at a time", batches[:6], None), ("64 at a time", batches, operand))
+    ways = (("8 at a time", batches[:6], None), ("64 at a time", batches, operand))
     print("columns: sequences", *batches)
     for name, group in MAIN[1:]:
-        for family, some, scratch in families:
+        for way, some, scratch in ways:
             cells = [time_group(group, batch, None, scratch) for batch in some]
             print(
-                f"{name:34} {family:12} us  ",
+                f"{name:34} {way:12} us  ",
                 *(f"{time:8.2f}" for time, _ in cells),
                 f" {cells[0][1]:5.0f} GB/s for one",
             )
             cupy.get_default_memory_pool().free_all_blocks()
     for model in MODELS:
         for mix in ("Q4_K_M", "Q8_0"):
-            for family, some, scratch in families:
+            for way, some, scratch in ways:
                 steps = [time_step(model, mix, batch, None, scratch)[0] for batch in some]
-                print(f"{model} {mix:7} step, {family:12} ms  ", *(f"{time:8.3f}" for time in steps), flush=True)
+                print(f"{model} {mix:7} step, {way:12} ms  ", *(f"{time:8.3f}" for time in steps), flush=True)
 
 
 def unpack(ceiling: float) -> None:

@@ -30,8 +30,9 @@ from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import matmul
 from engine.cpu.ops import CpuOps
 from engine.cpu.threads import ThreadPool
-from engine.cuda.load.weights import DeviceLayer
+from engine.cuda.load.device_weights import DeviceLayer
 from engine.cuda.runner import CudaRunner
+from engine.cuda.step.folding import columns_of
 from engine.errors import EngineError
 from engine.gguf import open_gguf
 from engine.model.batch import Batch, Outputs
@@ -88,8 +89,8 @@ class ComparingOps(LayerBricks[LayerWeights]):
     def __init__(self, cpu: CpuOps, cache: KVCache, runner: CudaRunner, report: Report, *, decode: bool) -> None:
         self._cpu, self._cpu_cache, self._runner, self._report = cpu, cache, runner, report
         self._decode = decode
-        self._ops: Any = runner.decode_ops(1) if decode else runner._prefill
-        self._layers = runner._weights.layers
+        self._ops: Any = runner._machine.decode_ops(1) if decode else runner._machine.prompt_ops
+        self._layers = runner._machine.weights.layers
         self._raw: np.ndarray
 
     def begin(self, batch: Batch) -> None:
@@ -97,9 +98,9 @@ class ComparingOps(LayerBricks[LayerWeights]):
         self._cpu.begin(batch)
         self._batch = batch
         if self._decode:
-            self._runner._slots.tokens[:1].set(batch.token_ids)
-            self._runner._slots.positions[:1].set(batch.positions)
-            self._runner._flush()
+            self._runner._machine.slots.tokens[:1].set(batch.token_ids)
+            self._runner._machine.slots.positions[:1].set(batch.positions)
+            self._runner._machine.flush()
         else:
             self._ops.begin(batch)
 
@@ -117,7 +118,7 @@ class ComparingOps(LayerBricks[LayerWeights]):
         if self._decode:
             # What row kernels have changed has no counterpart on the CPU; attention continues from it.
             self._raw = found
-            if device.latent is None and device.heads is None:
+            if device.attention.latent is None and device.attention.heads is None:
                 normed = x if layer.attn_norm is None else reference.normalize(x, layer.attn_norm)
                 self._raw = np.concatenate([self._cpu._linear(one, normed) for one in layer.attention.qkv], 1)
             self._report.add("attn_qkv", layer.index, found, self._raw)
@@ -131,7 +132,7 @@ class ComparingOps(LayerBricks[LayerWeights]):
         """See LayerBricks.attention."""
         device = self._device_layer(layer)
         a = self._cpu.attention(layer, q)
-        given = self._raw if self._decode else np.zeros((len(a), device.shape.row_width), np.float32)
+        given = self._raw if self._decode else np.zeros((len(a), device.attention.shape.row_width), np.float32)
         if not self._decode:
             given[:, : q[0].size] = q.reshape(len(q), -1)
         qkv = self._upload(self._ops.buffers.qkv, given)
@@ -177,7 +178,9 @@ class ComparingOps(LayerBricks[LayerWeights]):
         """See Ops.head."""
         logits = self._cpu.head(x, batch)
         given = self._x(x[batch.output_rows])
-        buffer = self._runner._logits[:1] if self._decode else self._runner._prompts.logit_rows[: len(given)]
+        buffer = (
+            self._runner._machine.logits[:1] if self._decode else self._runner._machine.prompts.logit_rows[: len(given)]
+        )
         self._ops.logits(given, buffer)
         self._report.add("head", -1, buffer.get(), logits)
         return logits
@@ -196,7 +199,7 @@ class ComparingOps(LayerBricks[LayerWeights]):
 
     def _upload(self, buffer: Any, values: np.ndarray) -> Any:
         """Values as the leading rows of a buffer, contiguous."""
-        target = self._ops._columns(buffer, len(values), values[0].size)
+        target = columns_of(buffer, len(values), values[0].size)
         target.set(np.ascontiguousarray(values, np.float32).reshape(target.shape))
         return target
 
@@ -204,7 +207,7 @@ class ComparingOps(LayerBricks[LayerWeights]):
         """Keys and values of the batch's positions, both in the cache's number format."""
         (span,) = self._batch.spans
         keys, values = self._cpu_cache.view(layer.index, span)
-        cache = self._runner._cache
+        cache = self._runner._machine.cache
         pages = cache.block_table.get()[0]
         for name, ours, expected in (
             ("attn_qkv.keys", cache.keys[layer.index], keys),
@@ -226,13 +229,13 @@ def compare(model: LoadedModel, runner: CudaRunner, ids: np.ndarray, kv_type: st
         cpu = CpuOps(model.config, model.weights, cache, lambda x, weight: matmul(x, weight, pool=pool, reference=True))
         ops = ComparingOps(cpu, cache, runner, report, decode=decode)
         with runner._running():
-            runner._cache.set_pages(0, list(range(page_count(len(ids)))))
+            runner._machine.cache.set_pages(0, list(range(page_count(len(ids)))))
             step = 1 if decode else PIECE
             for first in range(0, len(ids), step):
                 batch = Batch.build([(0, ids[first : first + step], first, Outputs.ALL)])
                 forward(model.weights, ops, batch)
-            runner._slots.set_position(0, -1)
-            runner._flush()
+            runner._machine.slots.set_position(0, -1)
+            runner._machine.flush()
     return report
 
 

@@ -126,12 +126,12 @@ def measure(path: Path, cases: list[str], repetitions: int, emit: Callable[[dict
             emit({"case": "arrivals", **arrivals(llm, seed=2)})
         if "profile" in cases:
             from engine.api.bench import profile_bricks
-            from engine.cuda.profile import table
+            from engine.model.brick_time import profile_table
 
             for depth in (128, DEPTH):
                 times = profile_bricks(llm, depth=depth)
                 rows = [brick.as_dict(ceiling) for brick in times]
-                emit({"case": f"profile at depth {depth}", "bricks": rows, "table": table(times, ceiling)})
+                emit({"case": f"profile at depth {depth}", "bricks": rows, "table": profile_table(times, ceiling)})
 
 
 def arrivals(llm: Any, seed: int, prompt_tokens: int = 512, gen_tokens: int = 32) -> dict[str, Any]:

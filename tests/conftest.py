@@ -48,10 +48,20 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def conformance_dir(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Unpacked conformance files: models/NAME.gguf and logits/NAME.npz for the architectures supported so far."""
-    source = shared_dir / "conformance"
+    return unpacked(shared_dir / "conformance", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def conformance2_dir(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of further architectures, not all of which are supported."""
+    return unpacked(shared_dir / "conformance2", tmp_path_factory)
+
+
+def unpacked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archives of a folder of conformance data; skips the test where the folder is absent."""
     if not source.is_dir():
         pytest.skip(f"no conformance data at {source}")
-    target = tmp_path_factory.mktemp("conformance")
+    target = tmp_path_factory.mktemp(source.name)
     for archive in ("models.tar.xz", "logits.tar.xz"):
         with tarfile.open(source / archive) as tar:
             tar.extractall(target, filter="data")

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.errors import InvalidRequestError
+from engine.model.brick_time import BrickTime
 from engine.model.config import MoeConfig
 from engine.model.loader import LoadedModel
 from engine.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
     from engine.api.llm import LLM
-    from engine.cuda.profile import BrickTime
 
 
 @dataclass(frozen=True)
@@ -138,18 +138,14 @@ def require_profile(llm: LLM) -> None:
 
 
 def profile_bricks(llm: LLM, *, depth: int = 0, batch: int = 1) -> list[BrickTime]:
-    """Time and bytes of every brick of a decode step on the GPU; engine.cuda.profile says how, and prints it.
+    """Time and bytes of every brick of a decode step; see Runner.profile. brick_time.profile_table shows them.
 
     Raises:
         InvalidRequestError: the model runs on the CPU, or has no room for that depth or batch.
     """
     require_profile(llm)
-    from engine.cuda.profile import profile_decode
-    from engine.cuda.runner import CudaRunner
-
     with llm.exclusive_runner() as runner:
-        assert isinstance(runner, CudaRunner)
-        return profile_decode(runner, depth, batch)
+        return runner.profile(depth, batch)
 
 
 def _prompt_seconds(llm: LLM, prompts: list[list[int]]) -> tuple[float, int]:
@@ -186,7 +182,7 @@ def _decode_speed(llm: LLM, prompts: list[list[int]], gen_tokens: int) -> float:
 
 
 def bytes_per_step(model: LoadedModel, batch: int, depth: int, kv_bytes_per_token: int) -> int:
-    """Bytes that one decode step reads: all weights used once, and every sequence's cache.
+    """Bytes that one decode step reads: all weights used once, and every sequence's cache and states.
 
     Of an embedding table only rows are read, unless it is the output matrix as well. Of E experts in a layer, `batch`
     sequences read at most batch * used; that bound is taken.
@@ -204,4 +200,4 @@ def bytes_per_step(model: LoadedModel, batch: int, depth: int, kv_bytes_per_toke
             continue
         share = used_share.get(int(name.split(".")[1]), 1.0) if "_exps." in name else 1.0
         total += share * info.n_bytes
-    return int(total) + batch * depth * kv_bytes_per_token
+    return int(total) + batch * (depth * kv_bytes_per_token + model.config.state_bytes)

@@ -60,7 +60,7 @@ class LLM:
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
             later prompts; a multiple of 64. The last page border of a prompt is always kept.
-        checkpoints: how many such states are kept at most; None: two per sequence.
+        checkpoints: how many such states are kept at most; None: two per sequence, at least 8.
         deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
         exact: on the CPU, keep everything in float32: about a third of the speed, no rounding of activations to 8 bits.
         repack: on the CPU, keep a second copy of quantized weights in the order of the kernels, for speed.

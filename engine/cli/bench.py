@@ -15,7 +15,7 @@ from engine.errors import InvalidRequestError
 if TYPE_CHECKING:
     from engine.api.bench import BenchResult, Speed
     from engine.api.llm import LLM
-    from engine.cuda.profile import BrickTime
+    from engine.model.brick_time import BrickTime
 
 
 def bench(
@@ -91,9 +91,9 @@ def bench(
                 continue
             _show(report)
             if profile:
-                from engine.cuda.profile import table
+                from engine.model.brick_time import profile_table
 
-                write(table(bricks, bandwidth) + "\n")
+                write(profile_table(bricks, bandwidth) + "\n")
 
 
 def _numbers(text: str) -> list[int]:

@@ -12,6 +12,7 @@ from engine.cli import options
 from engine.cli.interrupts import Interrupts
 from engine.cli.sampling import make_params
 from engine.cli.terminal import note, open_model, read_text, stats_line, write
+from engine.config import CHECKPOINT_SPACING
 from engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def chat(
     pre_tokenizer: options.PreTokenizerOption = None,
     prefill_chunk: options.PrefillChunkOption = None,
     prefix_cache: options.PrefixCacheOption = True,
+    checkpoint_spacing: options.CheckpointSpacingOption = CHECKPOINT_SPACING,
+    checkpoints: options.CheckpointsOption = None,
     deterministic: options.DeterministicOption = False,
     temperature: options.TemperatureOption = 0.8,
     top_k: options.TopKOption = 40,
@@ -90,6 +93,8 @@ def chat(
         max_sequences=1,
         prefill_chunk=prefill_chunk,
         prefix_cache=prefix_cache,
+        checkpoint_spacing=checkpoint_spacing,
+        checkpoints=checkpoints,
         deterministic=deterministic,
         pre_tokenizer=pre_tokenizer,
         chat_template=read_text(template_file) if template_file is not None else None,

@@ -13,6 +13,7 @@ from engine.cli import options
 from engine.cli.interrupts import Interrupts
 from engine.cli.sampling import make_params
 from engine.cli.terminal import note, open_model, read_text, stats_line, write, write_json
+from engine.config import CHECKPOINT_SPACING
 from engine.errors import InvalidRequestError
 from engine.sampling.params import MAX_SAMPLES
 
@@ -80,6 +81,8 @@ def generate(
     cache_tokens: options.CacheTokensOption = None,
     prefill_chunk: options.PrefillChunkOption = None,
     prefix_cache: options.PrefixCacheOption = True,
+    checkpoint_spacing: options.CheckpointSpacingOption = CHECKPOINT_SPACING,
+    checkpoints: options.CheckpointsOption = None,
     deterministic: options.DeterministicOption = False,
     temperature: options.TemperatureOption = 0.8,
     top_k: options.TopKOption = 40,
@@ -128,6 +131,8 @@ def generate(
         cache_tokens=cache_tokens,
         prefill_chunk=prefill_chunk,
         prefix_cache=prefix_cache,
+        checkpoint_spacing=checkpoint_spacing,
+        checkpoints=checkpoints,
         deterministic=deterministic,
         pre_tokenizer=pre_tokenizer,
     ) as llm:

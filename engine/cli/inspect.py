@@ -22,6 +22,9 @@ def inspect(
     file: Annotated[Path | None, typer.Argument(help="The GGUF file.", show_default=False)] = None,
     model: options.ModelOption = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    launches: Annotated[
+        bool, typer.Option("--launches", help="List which GPU kernels multiply which tensors (with --device cuda).")
+    ] = False,
     json: options.JsonOption = False,
     device: options.DeviceOption = "auto",
     context_length: options.ContextOption = None,
@@ -62,6 +65,8 @@ def inspect(
             "types": _types(gguf),
             "memory": _memory(gguf, config),
         }
+        if launches:
+            report["launches"], table = _launches(gguf, config)
         if tensors:
             report["tensor_list"] = [
                 {"name": name, "type": info.type.name, "shape": list(info.shape), "bytes": info.n_bytes}
@@ -69,8 +74,10 @@ def inspect(
             ]
     if json:
         write_json(report)
-    else:
-        _show(report)
+        return
+    _show(report)
+    if launches:
+        write(f"\n{table or 'launches: the model runs on the CPU'}\n")
 
 
 def _types(gguf: GGUFFile) -> list[dict[str, Any]]:
@@ -103,9 +110,22 @@ def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
         "repacked_bytes": plan.repacked_bytes,
         "kv_bytes": plan.kv_bytes,
         "kv_bytes_per_token": plan.kv_bytes_per_token,
+        "state_bytes": plan.state_bytes,
         "scratch_bytes": plan.scratch_bytes,
         "total_bytes": plan.total_bytes,
     }
+
+
+def _launches(gguf: GGUFFile, config: EngineConfig) -> tuple[list[dict[str, str]], str]:
+    """Rows and a table of what the GPU launches, or why there is none."""
+    from engine.errors import EngineError
+    from engine.model.loader import load_model
+    from engine.runner.devices import plan_launches
+
+    try:
+        return plan_launches(load_model(gguf, config.resolve_context), config)
+    except EngineError as error:
+        return [], f"launches: none, {error}"
 
 
 def _plain(value: Any) -> Any:
@@ -148,6 +168,7 @@ def _show(report: dict[str, Any]) -> None:
                 else []
             ),
             f"  cache   {_size(memory['kv_bytes']):>10}  {per_token} bytes per token, {memory['kv_type']}",
+            *([f"  states  {_size(memory['state_bytes']):>10}  recurrent layers"] if memory["state_bytes"] else []),
             f"  scratch {_size(memory['scratch_bytes']):>10}  at most",
             f"  total   {_size(memory['total_bytes']):>10}",
         ]

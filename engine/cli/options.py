@@ -111,6 +111,23 @@ PrefixCacheOption = Annotated[
         rich_help_panel=BATCH,
     ),
 ]
+CheckpointSpacingOption = Annotated[
+    int,
+    typer.Option(
+        "--checkpoint-spacing",
+        help="In models with recurrent layers, keep the state every so many prompt tokens, for later prompts.",
+        rich_help_panel=BATCH,
+    ),
+]
+CheckpointsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--checkpoints",
+        help="How many such states are kept at most; 0 keeps none.",
+        show_default="two for each sequence, at least 8",
+        rich_help_panel=BATCH,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON object to stdout.")]
 
 TemperatureOption = Annotated[

@@ -226,10 +226,11 @@ class CpuBackend:
         """What running takes, with every page full and prompts fed in chunks of PLANNED_ROWS."""
         return MemoryPlan(
             weights_bytes=self.model.weights_bytes,
-            kv_bytes=self._cache.n_bytes,
+            kv_bytes=self._cache.page_bytes,
             scratch_bytes=self._scratch_bytes(),
             kv_bytes_per_token=self._cache.bytes_per_token,
             repacked_bytes=self._repacked_bytes(),
+            state_bytes=self._cache.state_bytes,
         )
 
     def _repacked_bytes(self) -> int:

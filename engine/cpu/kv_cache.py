@@ -148,9 +148,10 @@ class KVCache:
             for layer in self.layers:
                 layer.allocate(self.n_pages, self._rows.total)
         except MemoryError:
+            needed = (self.page_bytes + self.state_bytes) / 2**30
             raise DeviceError(
-                f"the system gives no memory for a cache of {self.n_pages * PAGE} tokens, {self.n_bytes / 2**30:.1f} "
-                "GiB: ask for a smaller context_length or cache_tokens, or for fewer sequences"
+                f"the system gives no memory for a cache of {self.n_pages * PAGE} tokens, {needed:.1f} GiB: "
+                "ask for a smaller context_length or cache_tokens, or for fewer sequences"
             ) from None
         self.states = States(self.layers, self._rows) if self.bytes_per_state else None
         self._places: list[tuple[int | None, int]] = [(None, 0)] * n_slots  # that this step reads and writes
@@ -167,9 +168,14 @@ class KVCache:
         return sum(layer.bytes_per_state for layer in self.layers)
 
     @property
-    def n_bytes(self) -> int:
-        """Bytes of all pages and states."""
-        return self.bytes_per_token * self.n_pages * PAGE + self.bytes_per_state * self._rows.total
+    def page_bytes(self) -> int:
+        """Bytes of all pages."""
+        return self.bytes_per_token * self.n_pages * PAGE
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all states, those of the checkpoints included."""
+        return self.bytes_per_state * self._rows.total
 
     def arrays(self, layer: int) -> tuple[CacheArray, CacheArray]:
         """All pages of keys (N, K, PAGE, Hd) and values (N, K, PAGE, Hv) of a layer."""

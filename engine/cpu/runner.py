@@ -12,8 +12,9 @@ from engine.config import cache_size, checkpoint_count, page_count
 from engine.cpu.backend import CpuBackend
 from engine.cpu.bandwidth import read_bandwidth
 from engine.cpu.threads import ThreadPool, default_threads
-from engine.errors import EngineError
+from engine.errors import EngineError, InvalidRequestError
 from engine.model.batch import Batch, Outputs
+from engine.model.brick_time import BrickTime
 from engine.model.cache import StateStore
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
@@ -149,6 +150,10 @@ class CpuRunner:
         """See Runner.read_bandwidth."""
         with ThreadPool(self.threads) as pool:
             return read_bandwidth(pool).median
+
+    def profile(self, depth: int, n_rows: int) -> list[BrickTime]:
+        """See Runner.profile."""
+        raise InvalidRequestError("a profile needs a GPU; the model runs on the cpu: open it on device 'cuda'")
 
     def close(self) -> None:
         """See Runner.close."""

@@ -24,13 +24,9 @@ class RecurrentCache:
     def __init__(self, mixer: RecurrentConfig) -> None:
         self._shapes = mixer.state_shapes
         self.bytes_per_token = 0
+        self.bytes_per_state = mixer.state_bytes
         self.paged: tuple[Float32Array, ...] = ()
         self.states: tuple[Float32Array, ...] = ()
-
-    @property
-    def bytes_per_state(self) -> int:
-        """See LayerCache.bytes_per_state."""
-        return sum(4 * int(np.prod(shape)) for shape in self._shapes)
 
     def allocate(self, n_pages: int, n_states: int = 0) -> None:
         """See LayerCache.allocate."""

@@ -9,69 +9,37 @@ the sum of the bricks is what it would take without that. Must not know of reque
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from engine.config import page_count
 from engine.cuda.attention.cache import PagedCache
-from engine.cuda.load.weights import DeviceFfn, DeviceLayer, DeviceWeights
-from engine.cuda.matrix.linear import Projection
+from engine.cuda.load.device_weights import DeviceLayer
 from engine.cuda.rows import rows
-from engine.errors import InvalidRequestError
+from engine.cuda.step.folding import columns_of
+from engine.cuda.step.machine import StepMachine
 from engine.gguf.types import row_bytes
+from engine.model.brick_time import BrickTime
 from engine.request import ActiveSequence
 from engine.sampling.params import SamplingParams
 
-if TYPE_CHECKING:
-    from engine.cuda.runner import CudaRunner
-
+Stream = Any  # a CuPy stream
 REPEATS = 20
 _WARM_UP = 2
 _FLUSHES = 4  # times the L2 cache that are written before a replay
 
 
-@dataclass(frozen=True)
-class BrickTime:
-    """One brick of a decode step.
-
-    Attributes:
-        brick: its name; "launch" is a graph with one empty kernel, what every single measurement contains at least;
-            "step" the whole step as it runs.
-        calls: times it occurs in a step.
-        seconds: median time of all calls of a step together.
-        n_bytes: weights and cache that they have to read.
-    """
-
-    brick: str
-    calls: int
-    seconds: float
-    n_bytes: int
-
-    @property
-    def bytes_s(self) -> float:
-        """Bytes read per second."""
-        return self.n_bytes / self.seconds if self.seconds > 0 else 0.0
-
-    def as_dict(self, ceiling: float | None = None) -> dict[str, Any]:
-        """All figures under plain names, for JSON; ceiling is the measured read bandwidth in bytes per second."""
-        return {
-            "brick": self.brick,
-            "calls": self.calls,
-            "microseconds": self.seconds * 1e6,
-            "bytes": self.n_bytes,
-            "gb_s": self.bytes_s / 1e9,
-            "percent_of_ceiling": 100 * self.bytes_s / ceiling if ceiling else None,
-        }
-
-
-def profile_decode(runner: CudaRunner, depth: int = 0, n_rows: int = 1, *, repeats: int = REPEATS) -> list[BrickTime]:
+def profile_decode(
+    machine: StepMachine, stream: Stream, context_length: int, depth: int, n_rows: int, repeats: int = REPEATS
+) -> list[BrickTime]:
     """Time every brick of a decode step.
 
     Args:
-        runner: an open runner without running sequences; the profile has a cache of its own.
+        machine: without running sequences; the profile has a cache of its own.
+        stream: its stream, which is the current one.
+        context_length: positions of one sequence.
         depth: tokens already in the cache of every row.
         n_rows: sequences side by side.
         repeats: replays of each chain; the median counts.
@@ -80,55 +48,31 @@ def profile_decode(runner: CudaRunner, depth: int = 0, n_rows: int = 1, *, repea
         The bricks in the order of a step, after "launch" and before "step".
 
     Raises:
-        InvalidRequestError: more rows or depth than the runner has room for, or sequences are running.
         DeviceError: the GPU failed.
     """
-    if not (1 <= n_rows <= runner.max_sequences and 0 <= depth < runner.context_length - 1):
-        raise InvalidRequestError(
-            f"a profile of {n_rows} sequences at depth {depth}; allowed are 1 to {runner.max_sequences} sequences and "
-            f"a depth of 0 to {runner.context_length - 2}"
-        )
-    if not runner._loop.idle:
-        raise InvalidRequestError("a profile needs an idle model: wait for the running requests, or cancel them")
-    with runner._running():
-        try:
-            return _Profiler(runner, depth, n_rows, repeats).run()
-        finally:
-            runner._stream.synchronize()
-            for slot in range(n_rows):
-                runner._slots.set_position(slot, -1)
-            runner._flush()
-            runner._pool.free_all_blocks()
-
-
-def table(times: Sequence[BrickTime], ceiling: float | None) -> str:
-    """The profile for people; ceiling in bytes per second."""
-    lines = [f"{'brick':12} {'calls':>5} {'µs':>9} {'share':>6} {'MB':>9} {'GB/s':>7} {'of ceiling':>10}"]
-    bricks = sum(time.seconds for time in times if time.brick not in ("launch", "step"))
-    for time in times:
-        share = f"{100 * time.seconds / bricks:5.1f}%" if time.brick not in ("launch", "step") else ""
-        percent = f"{100 * time.bytes_s / ceiling:9.1f}%" if ceiling and time.n_bytes else ""
-        speed = f"{time.bytes_s / 1e9:7.0f}" if time.n_bytes else ""
-        lines.append(
-            f"{time.brick:12} {time.calls:5} {time.seconds * 1e6:9.1f} {share:>6} {time.n_bytes / 1e6:9.2f} "
-            f"{speed:>7} {percent:>10}"
-        )
-    lines.append(f"{'sum':12} {'':5} {bricks * 1e6:9.1f}")
-    return "\n".join(lines)
+    try:
+        return _Profiler(machine, stream, context_length, depth, n_rows, repeats).run()
+    finally:
+        stream.synchronize()
+        for slot in range(n_rows):
+            machine.slots.set_position(slot, -1)
+        machine.flush()
 
 
 class _Profiler:
-    """One profile at one setting, on the runner's stream and in its pool."""
+    """One profile at one setting, on the current stream and in the current pool."""
 
-    def __init__(self, runner: CudaRunner, depth: int, n_rows: int, repeats: int) -> None:
+    def __init__(
+        self, machine: StepMachine, stream: Stream, context_length: int, depth: int, n_rows: int, repeats: int
+    ) -> None:
         import cupy
 
-        self._runner, self._depth, self._n, self._repeats = runner, depth, n_rows, repeats
-        self._stream = runner._stream
-        self._weights: DeviceWeights = runner._weights
-        shapes = [layer.shape for layer in self._weights.layers]
-        self._cache = PagedCache(shapes, n_rows * page_count(depth + 1), runner.context_length, n_rows)
-        self._ops = runner.decode_ops(n_rows, self._cache)
+        self._machine, self._depth, self._n, self._repeats = machine, depth, n_rows, repeats
+        self._stream, self._context_length = stream, context_length
+        self._weights = machine.weights
+        shapes = [layer.attention.shape for layer in self._weights.layers]
+        self._cache = PagedCache(shapes, n_rows * page_count(depth + 1), context_length, n_rows)
+        self._ops = machine.decode_ops(n_rows, self._cache)
         cache_bytes = int(cupy.cuda.Device().attributes.get("L2CacheSize", 0)) or 64 << 20
         self._flush = cupy.empty(_FLUSHES * cache_bytes, cupy.uint8)
         self._tiny = cupy.zeros(1, cupy.float32)
@@ -138,7 +82,7 @@ class _Profiler:
     def run(self) -> list[BrickTime]:
         self._prepare()
         ops, n = self._ops, self._n
-        x, logits = ops.buffers.x[:n], self._runner._logits[:n]
+        x, logits = ops.buffers.x[:n], self._machine.logits[:n]
         layers = self._weights.layers
         dense = [layer for layer in layers if layer.ffn is not None]
         mixtures = [layer for layer in layers if layer.moe is not None]
@@ -152,21 +96,26 @@ class _Profiler:
                 "attn_output",
                 layers,
                 lambda one: ops.attn_output(one, self._attended(one), x),
-                lambda one: _bytes(one.output) + sum(map(_bytes, one.latent.v_b if one.latent else ())),
+                _output_bytes,
             ),
-            self._each("ffn_gate_up", dense, lambda one: ops.ffn_gate_up(one, x), lambda one: _gate_up_bytes(one.ffn)),
+            self._each(
+                "ffn_gate_up",
+                dense,
+                lambda one: ops.ffn_gate_up(one, x),
+                lambda one: 0 if one.ffn is None else one.ffn.gate_up_bytes,
+            ),
             self._each(
                 "ffn_down",
                 dense,
                 lambda one: ops.ffn_down(one, self._hidden(one), x),
-                lambda one: 0 if one.ffn is None else _bytes(one.ffn.down),
+                lambda one: 0 if one.ffn is None else one.ffn.down.n_bytes,
             ),
             self._each("ffn_moe", mixtures, lambda one: ops.ffn_moe(one, x, x), self._mixture_bytes),
-            self._time("head", [lambda: ops.logits(x, logits)], _bytes(self._weights.output)),
-            self._time("sample", [lambda: self._runner._slots.sample(logits)], logits.nbytes, samples=True),
+            self._time("head", [lambda: ops.logits(x, logits)], self._weights.output.n_bytes),
+            self._time("sample", [lambda: self._machine.slots.sample(logits)], logits.nbytes, samples=True),
         ]
         times = [time for time in times if time.calls]
-        whole = [lambda: self._runner.run_step(ops, n)]
+        whole = [lambda: self._machine.run_step(ops, n)]
         times.append(self._time("step", whole, sum(time.n_bytes for time in times), samples=True))
         return times
 
@@ -177,7 +126,7 @@ class _Profiler:
         buffers, n = self._ops.buffers, self._n
         for buffer in (buffers.x, buffers.qkv, buffers.attention, buffers.gate):
             buffer.set(self._noise.standard_normal(buffer.shape).astype(np.float32))
-        runner, cache, pages = self._runner, self._cache, page_count(self._depth + 1)
+        machine, cache, pages = self._machine, self._cache, page_count(self._depth + 1)
         for array in (*cache.keys, *cache.values):
             page = self._noise.standard_normal(array.shape[1:]).astype(array.dtype)
             for index in range(n * pages):
@@ -186,38 +135,38 @@ class _Profiler:
             greedy = SamplingParams(temperature=0)
             sequence = ActiveSequence(-1, slot, [0] * (self._depth + 1), [], greedy, 0)
             cache.set_pages(slot, list(range(slot * pages, (slot + 1) * pages)))
-            runner._slots.begin(sequence, self._depth, runner.context_length, slot)
-        cache.flush(runner._staging)
-        runner._flush()
+            machine.slots.begin(sequence, self._depth, self._context_length, slot)
+        cache.flush(machine.staging)
+        machine.flush()
 
     def _qkv(self, layer: DeviceLayer) -> Any:
-        return self._ops._columns(self._ops.buffers.qkv, self._n, layer.shape.row_width)
+        return columns_of(self._ops.buffers.qkv, self._n, layer.attention.shape.row_width)
 
     def _attended(self, layer: DeviceLayer) -> Any:
-        return self._ops._columns(self._ops.buffers.attention, self._n, layer.shape.heads * layer.shape.value_dim)
+        return columns_of(self._ops.buffers.attention, self._n, layer.attention.plan.widths()["attention"])
 
     def _hidden(self, layer: DeviceLayer) -> Any:
         assert layer.ffn is not None
-        return self._ops._columns(self._ops.buffers.gate, self._n, layer.ffn.width)
+        return columns_of(self._ops.buffers.gate, self._n, layer.ffn.plan.width)
 
     # ---- bytes -----------------------------------------------------------------------------------------------
 
     def _cache_bytes(self, layer: DeviceLayer) -> int:
-        shape, seen = layer.shape, self._depth + 1
-        if layer.attention.window:
-            seen = min(seen, layer.attention.window)
+        shape, seen = layer.attention.shape, self._depth + 1
+        if layer.attention.constants.window:
+            seen = min(seen, layer.attention.constants.window)
         return self._n * seen * shape.kv_heads * shape.cached_width * (2 if shape.cache_half else 4)
 
     def _mixture_bytes(self, layer: DeviceLayer) -> int:
         """Router, the chosen experts (at most n_rows * used different ones), and the shared one."""
         moe = layer.moe
         assert moe is not None
-        experts = [_gate_up_bytes(expert) + _bytes(expert.down) for expert in moe.experts]
-        share = min(1.0, self._n * moe.routing.n_used / moe.routing.n_experts)
-        total = _bytes(moe.router) + int(share * sum(experts))
+        routing = moe.plan.routing
+        share = min(1.0, self._n * routing.n_used / routing.n_experts)
+        total = moe.router.n_bytes + int(share * moe.expert_bytes)
         if moe.shared is not None:
-            total += _gate_up_bytes(moe.shared) + _bytes(moe.shared.down)
-        return total + (_bytes(moe.shared_gate) if moe.shared_gate is not None else 0)
+            total += moe.shared.gate_up_bytes + moe.shared.down.n_bytes
+        return total + (moe.shared_gate.n_bytes if moe.shared_gate is not None else 0)
 
     # ---- time ------------------------------------------------------------------------------------------------
 
@@ -244,7 +193,7 @@ class _Profiler:
         for call in calls:
             call()  # builds and loads its kernels: not allowed during capture
         if samples:
-            self._runner._slots.count_launch()
+            self._machine.slots.count_launch()
         self._stream.synchronize()
         self._stream.begin_capture()
         try:
@@ -253,7 +202,7 @@ class _Profiler:
         finally:
             graph = self._stream.end_capture()
         begin, end, times = cupy.cuda.Event(), cupy.cuda.Event(), []
-        positions = self._runner._slots.positions[: self._n]
+        positions = self._machine.slots.positions[: self._n]
         for _ in range(self._repeats + _WARM_UP):
             positions.set(self._positions, stream=self._stream)
             cupy.cuda.runtime.memsetAsync(self._flush.data.ptr, 0, self._flush.nbytes, self._stream.ptr)
@@ -261,27 +210,21 @@ class _Profiler:
             graph.launch(self._stream)
             end.record(self._stream)
             if samples:
-                self._runner._slots.count_launch()
+                self._machine.slots.count_launch()
             end.synchronize()
             times.append(cupy.cuda.get_elapsed_time(begin, end) * 1e-3)
         return BrickTime(brick, len(calls), median(times[_WARM_UP:]), n_bytes)
 
 
 def _qkv_bytes(layer: DeviceLayer) -> int:
-    if layer.qkv is not None:
-        return _bytes(layer.qkv)
-    latent = layer.latent
+    qkv, latent = layer.attention.qkv, layer.attention.latent
+    if qkv is not None:
+        return qkv.n_bytes
     assert latent is not None
-    return sum(_bytes(one) for one in (latent.inputs, latent.q_b, latent.kv_b, *latent.k_b) if one is not None)
+    return sum(one.n_bytes for one in (latent.inputs, latent.q_b, latent.kv_b, latent.k_b) if one is not None)
 
 
-def _bytes(projection: Projection) -> int:
-    return sum(part.matvec.n_bytes for part in projection.parts)
-
-
-def _gate_up_bytes(ffn: DeviceFfn | None) -> int:
-    if ffn is None:
-        return 0
-    if ffn.paired is not None:
-        return int(ffn.paired.n_bytes)
-    return sum(_bytes(part) for part in (ffn.gate, ffn.up) if part is not None)
+def _output_bytes(layer: DeviceLayer) -> int:
+    latent = layer.attention.latent
+    values = latent.v_b if latent is not None else None
+    return layer.attention.output.n_bytes + (0 if values is None else values.n_bytes)

@@ -1,56 +1,33 @@
-"""The model on one GPU behind the Runner protocol: prompts, decode steps, scores, and the way out when the GPU fails.
-
-All device memory of a runner comes from a pool of its own, so that close() gives back exactly what it took and two open
-models do not disturb each other.
-"""
+"""The model on one GPU behind the Runner protocol: prompts, decode steps, scores, and what a failure leaves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import page_count
+from engine.config import PAGE, page_count
 from engine.cuda import availability
-from engine.cuda.attention.attention import PAGE, Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache, SavedPages
-from engine.cuda.driver import compiler
+from engine.cuda.driver.context import GpuContext
 from engine.cuda.driver.failure import device_errors
-from engine.cuda.driver.graphs import StepGraphs, buckets
-from engine.cuda.driver.staging import Staging
-from engine.cuda.experts.moe_rows import SHARING_ROWS
-from engine.cuda.load.buffers import Activations, Widths
+from engine.cuda.launch_plan.model import LaunchPlan, Settings, describe
 from engine.cuda.load.features import check_features
-from engine.cuda.load.kernel_jobs import kernel_jobs
-from engine.cuda.load.needs import (
-    expert_room,
-    kernel_groups,
-    multiplies_halves,
-)
-from engine.cuda.load.plan import MIXED_ROWS, PREFILL_ROWS, fit, make_plan, memory_plan
-from engine.cuda.load.weights import Uploader
-from engine.cuda.matrix.matvec import BATCH_ROWS
+from engine.cuda.load.memory_plan import MIXED_ROWS, PREFILL_ROWS, fit, memory_plan, plan_of
+from engine.cuda.load.opening import load_weights
+from engine.cuda.profile import REPEATS, profile_decode
 from engine.cuda.rows import rows
-from engine.cuda.sampling.slots import DeviceSlots
-from engine.cuda.step.ops import DecodeOps, PrefillOps
-from engine.cuda.step.products import Products
-from engine.cuda.step.prompt import PromptReader
+from engine.cuda.step.machine import StepMachine
 from engine.cuda.step.run_ahead import MOST_AHEAD, RunAhead
-from engine.errors import ContextFullError, DeviceError, EngineError
+from engine.errors import ContextFullError, DeviceError, EngineError, InvalidRequestError
 from engine.model.batch import Batch, Outputs
+from engine.model.brick_time import BrickTime
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
-from engine.model.transformer import hidden_states
-from engine.model.weights import ModelWeights
 from engine.request import ActiveSequence, TokenSample, Work
 from engine.sampling.logprobs import log_probabilities
-
-PROMPT_BATCHES = 64
-"""Batches of prompts that may draw in one step: a ring of results has room for these and the steps ahead."""
 
 
 class CudaRunner:
@@ -91,151 +68,56 @@ class CudaRunner:
         if reason is not None:
             raise DeviceError(f"device 'cuda:{device_index}' cannot be used: {reason}")
         check_features(model)
-        import cupy
-
         self.config = model.config
         self.context_length = context_length
+        self.max_sequences = max_sequences
         self.threads: int | None = None
+        self.lookahead = MOST_AHEAD - 1
         self.states = None  # features.py declines recurrent layers
         self._bandwidth: float | None = None
-        self._broken: str | None = None
         self._closed = False
-        self._device = cupy.cuda.Device(device_index)
-        self._eager = eager
-        self._deterministic = deterministic
-        self._batch_rows = 1 if deterministic else BATCH_ROWS
         self._unclear = False
-        self._prompt_groups = kernel_groups(model, prompts=True)
-        self._halves_apart = multiplies_halves(model)
-        self._widths = Widths.of(model)
-        with self._device, device_errors("opening the model"):
-            properties = cupy.cuda.runtime.getDeviceProperties(device_index)
-            self.device_name = f"cuda:{device_index} ({properties['name'].decode()})"
-            card = (compiler.device_arch(), int(properties["multiProcessorCount"]))
+        with device_errors("opening the model"):
+            self._gpu = GpuContext(device_index)
+            card = self._gpu.arch, self._gpu.multiprocessors
             for chunk in (prefill_chunk,) if prefill_chunk else PREFILL_ROWS:
-                wanted = make_plan(
-                    model,
-                    context_length=context_length,
-                    kv_type=kv_type,
-                    max_sequences=max_sequences,
-                    cache_tokens=cache_tokens,
-                    prefill_chunk=chunk,
-                    card=card,
-                )
-                if wanted.total <= int(cupy.cuda.runtime.memGetInfo()[0]):
+                settings = Settings(kv_type == "f16", max_sequences, chunk, deterministic)
+                launches = describe(model, card, settings)
+                wanted = plan_of(model, launches, context_length=context_length, cache_tokens=cache_tokens)
+                if wanted.total <= self._gpu.free_bytes():
                     break
-            self._plan = fit(wanted, int(cupy.cuda.runtime.memGetInfo()[0]))
-            self.max_sequences = max_sequences
+            self._plan = fit(wanted, self._gpu.free_bytes())
+            self.device_name = self._gpu.name
             self.n_pages = self._plan.pages
-            self.lookahead = MOST_AHEAD - 1
             self.prefill_chunk = self._plan.prefill_rows
             self.mixed_chunk = min(MIXED_ROWS, self.prefill_chunk)
-            self._expert_room = expert_room(model, self.prefill_chunk, max_sequences, card[0])
-            self._pool = cupy.cuda.MemoryPool()
-            self._stream = cupy.cuda.Stream(non_blocking=True)
-            self._open(model, kv_type, card, status)
+            self._machine = self._open(model, launches, status, eager=eager)
+        self._loop = RunAhead(
+            enqueue=self._machine.enqueue,
+            set_position=self._machine.set_position,
+            set_limit=self._machine.set_limit,
+            buckets=self._machine.buckets,
+        )
 
-    def _open(self, model: LoadedModel, kv_type: str, card: tuple[int, int], status: Callable[[str], None]) -> None:
+    def _open(
+        self, model: LoadedModel, launches: LaunchPlan, status: Callable[[str], None], *, eager: bool
+    ) -> StepMachine:
         """Everything that allocates."""
         import cupy
 
+        gpu = self._gpu
         try:
-            with self._on_device():
-                jobs = kernel_jobs(
-                    model, kv_type=kv_type, max_sequences=self.max_sequences, card=card, batch_rows=self._batch_rows
+            with gpu.active():
+                weights = load_weights(model, launches, gpu, status)
+                machine = StepMachine(
+                    weights, n_pages=self.n_pages, context_length=self.context_length, stream=gpu.stream, eager=eager
                 )
-                total = model.weights_bytes
-                uploader = Uploader(self._stream, lambda done: status(f"uploading weights {done * 100 // total} %"))
-                # The compiler works without the GIL and without the device: it runs beside the upload.
-                with ThreadPoolExecutor(max_workers=1) as side:
-                    building = side.submit(compiler.prebuild, jobs, card[0], status)
-                    self._weights = uploader.model(model, kv_type == "f16", self.max_sequences)
-                    building.result()
-                del uploader
-                self._pool.free_all_blocks()
-                self._allocate(kv_type)
-                # No slot is active yet: this writes nothing, and loads the kernels of a single sequence.
-                self._flush()
-                self._graphs.launch(1)
-                self._slots.count_launch()
-                self._stream.synchronize()
+                machine.enqueue(1)  # no slot is active yet: this writes nothing, and loads the kernels of one sequence
+                gpu.stream.synchronize()
+                return machine
         except cupy.cuda.memory.OutOfMemoryError as error:
-            self._pool.free_all_blocks()
+            gpu.release()
             raise DeviceError(f"the GPU ran out of memory while the model was opened: {error}") from error
-
-    def _allocate(self, kv_type: str) -> None:
-        import cupy
-
-        layers = self._weights.layers
-        shapes = [layer.shape for layer in layers]
-        widths = self._widths
-        slots = self.max_sequences
-        self._buckets = buckets(slots)
-        # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
-        words = 16 * self.prefill_chunk + 64 * slots + 4 * self.n_pages + 16 * len(layers)
-        self._staging = Staging(self._stream, words)
-        self._cache = PagedCache(shapes, self.n_pages, self.context_length, slots)
-        self._attention: dict[AttentionShape, Attention] = {s: Attention(s, slots) for s in set(shapes)}
-        self._decode_buffers = Activations(widths, slots, dense=False)
-        self._prefill_buffers = Activations(widths, self.prefill_chunk, dense=True, expert_room=self._expert_room)
-        self._logits = cupy.zeros((slots, widths.vocab), cupy.float32)
-        places = 2 * MOST_AHEAD + PROMPT_BATCHES
-        self._slots = DeviceSlots(widths.vocab, slots, self.context_length, places=places, stream=self._stream)
-        self._products = products = Products(
-            self._prompt_groups,
-            self._prefill_buffers.operand,
-            deterministic=self._deterministic,
-            halves_apart=self._halves_apart,
-        )
-        self._prefill = PrefillOps(self._weights, self._prefill_buffers, products, self._attention, self._staging)
-        self._prefill.use(self._cache)
-        self._prompts = PromptReader(self._weights, self._prefill, self._slots, self._staging, self._logits)
-        self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
-        self._graphs = StepGraphs(lambda n: self.run_step(self.decode_ops(n), n), self._stream, eager=self._eager)
-        self._loop = RunAhead(
-            enqueue=self._enqueue,
-            set_position=self._slots.set_position,
-            set_limit=self._slots.set_limit,
-            buckets=self._buckets,
-        )
-
-    # ---- decode ----------------------------------------------------------------------------------------------
-
-    def decode_ops(self, n: int, cache: PagedCache | None = None) -> DecodeOps:
-        """The bricks of a decode step over rows 0..n-1, on the runner's own cache or another one."""
-        return DecodeOps(
-            self._weights,
-            self._decode_buffers,
-            cache or self._cache,
-            self._attention,
-            self._slots.tokens,
-            self._slots.positions,
-            n,
-            batch_rows=self._batch_rows,
-            sharing_rows=None if self._deterministic else SHARING_ROWS,
-            grouped=None if self._deterministic else self._products,
-            expert_room=self._prefill_buffers.expert_room,  # prompts are not read while a decode step runs
-        )
-
-    def run_step(self, ops: DecodeOps, n: int) -> None:
-        """All bricks of one decode step and its sampling, on the current stream."""
-        x = hidden_states(cast(ModelWeights, self._weights), cast(Any, ops), cast(Batch, None))
-        ops.logits(x, self._logits[:n])
-        self._slots.sample(self._logits[:n])
-
-    def _enqueue(self, n: int) -> int:
-        """One decode step over rows 0..n-1; returns the place of its results."""
-        self._flush()
-        self._graphs.launch(n)
-        place = self._slots.count_launch()
-        self._events[place].record(self._stream)
-        return place
-
-    def _flush(self) -> None:
-        """What the host has changed is on the device before whatever is launched next."""
-        self._cache.flush(self._staging)
-        self._slots.flush(self._staging)
-        self._staging.send()
 
     # ---- Runner ----------------------------------------------------------------------------------------------
 
@@ -252,9 +134,9 @@ class CudaRunner:
                 self._seat(item)
             self._loop.launch_needed(item.sequence.slot for item in decode)
             limits = {item.sequence.slot: self._open_pages(item) for item in prompts}
-            drawn = self._prompts.feed(prompts, limits)
+            drawn = self._machine.prompts.feed(prompts, limits)
             for place, items in drawn:
-                self._events[place].record(self._stream)
+                self._machine.record(place)
                 for item in items:
                     slot = item.sequence.slot
                     end = item.start + len(item.token_ids)
@@ -274,14 +156,14 @@ class CudaRunner:
         """A decode row has its pages and is on the device as the item says; mostly it is already."""
         sequence, token = item.sequence, item.token_ids[0]
         slot, start = sequence.slot, item.start
-        self._cache.set_pages(slot, sequence.pages)
+        self._machine.cache.set_pages(slot, sequence.pages)
         limit = self._limit(sequence)
         if self._loop.holds(sequence, start, token):
             self._loop.extend(slot, limit)
             return
         assert len(item.token_ids) == 1, "a decode row feeds one token"
         self._check_room(start + 1)
-        self._slots.begin(sequence, start, limit, token)
+        self._machine.slots.begin(sequence, start, limit, token)
         self._loop.start(slot, sequence.request_id, start, token, limit)
 
     def _open_pages(self, item: Work) -> int:
@@ -290,7 +172,7 @@ class CudaRunner:
         self._check_room(end)
         assert len(sequence.pages) * PAGE >= end, "a prompt without pages for its tokens"
         self._loop.stop(sequence.slot)
-        self._cache.set_pages(sequence.slot, sequence.pages)
+        self._machine.cache.set_pages(sequence.slot, sequence.pages)
         return self._limit(sequence)
 
     def _limit(self, sequence: ActiveSequence) -> int:
@@ -302,8 +184,8 @@ class CudaRunner:
         """Results by slot, of (column, sequence) by place; waits for them."""
         found: dict[int, TokenSample | EngineError] = {}
         for place, entries in wanted.items():
-            self._events[place].synchronize()
-            for (_, sequence), sample in zip(entries, self._slots.read(place, entries), strict=True):
+            self._machine.wait(place)
+            for (_, sequence), sample in zip(entries, self._machine.slots.read(place, entries), strict=True):
                 found[sequence.slot] = sample
                 if isinstance(sample, TokenSample):
                     self._loop.learn(sequence.slot, sample.token_id)
@@ -321,7 +203,7 @@ class CudaRunner:
             for first in range(0, len(work.token_ids), self.prefill_chunk):
                 ids = np.asarray(work.token_ids[first : first + self.prefill_chunk], dtype=np.int32)
                 batch = Batch.build([(work.sequence.slot, ids, work.start + first, Outputs.ALL)])
-                for part in self._prompts.all_logits(batch):
+                for part in self._machine.prompts.all_logits(batch):
                     samples += [log_probabilities(row, next(targets), n_top) for row in part]
             return samples
 
@@ -330,38 +212,40 @@ class CudaRunner:
         with self._running():
             self._check_room(len(token_ids))
             pages = page_count(len(token_ids))
-            cache = PagedCache([layer.shape for layer in self._weights.layers], pages, len(token_ids), 1)
+            cache = PagedCache(
+                [layer.attention.shape for layer in self._machine.weights.layers], pages, len(token_ids), 1
+            )
             cache.set_pages(0, list(range(pages)))
             parts: list[npt.NDArray[np.float32]] = []
-            self._prefill.use(cache)
+            self._machine.prompt_ops.use(cache)
             try:
                 for first in range(0, len(token_ids), self.prefill_chunk):
                     ids = np.asarray(token_ids[first : first + self.prefill_chunk], dtype=np.int32)
-                    parts += self._prompts.all_logits(Batch.build([(0, ids, first, Outputs.ALL)]))
+                    parts += self._machine.prompts.all_logits(Batch.build([(0, ids, first, Outputs.ALL)]))
             finally:
-                self._prefill.use(self._cache)
-                self._stream.synchronize()
+                self._machine.prompt_ops.use(self._machine.cache)
+                self._gpu.stream.synchronize()
             return np.concatenate(parts)
 
     def release(self, slot: int) -> None:
         """See Runner.release. Takes effect with the next launch, before anything that launch writes."""
-        if not (self._closed or self._broken):
+        if not (self._closed or self._gpu.broken):
             self._loop.stop(slot)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See Runner.copy_pages."""
         with self._running():
-            self._cache.copy_pages(pairs, self._staging)
+            self._machine.cache.copy_pages(pairs, self._machine.staging)
 
     def save_pages(self, pages: Sequence[int]) -> SavedPages:
         """See Runner.save_pages; the copy is under way when this returns."""
         with self._running():
-            return self._cache.save_pages(pages, self._staging)
+            return self._machine.cache.save_pages(pages, self._machine.staging)
 
     def load_pages(self, saved: SavedPages, pages: Sequence[int]) -> None:
         """See Runner.load_pages."""
         with self._running():
-            self._cache.load_pages(saved, pages, self._staging)
+            self._machine.cache.load_pages(saved, pages, self._machine.staging)
 
     def memory_plan(self) -> MemoryPlan:
         """See Runner.memory_plan."""
@@ -371,74 +255,55 @@ class CudaRunner:
         """See Runner.read_bandwidth; measured on the first call."""
         with self._running():
             if self._bandwidth is None:
-                self._bandwidth = rows.read_bandwidth(self._stream)
+                self._bandwidth = rows.read_bandwidth(self._gpu.stream)
             return self._bandwidth
 
+    def profile(self, depth: int, n_rows: int, *, repeats: int = REPEATS) -> list[BrickTime]:
+        """See Runner.profile. repeats: replays of each brick; the median counts."""
+        if not (1 <= n_rows <= self.max_sequences and 0 <= depth < self.context_length - 1):
+            raise InvalidRequestError(
+                f"a profile of {n_rows} sequences at depth {depth}; allowed are 1 to {self.max_sequences} sequences "
+                f"and a depth of 0 to {self.context_length - 2}"
+            )
+        if not self._loop.idle:
+            raise InvalidRequestError("a profile needs an idle model: wait for the running requests, or cancel them")
+        with self._running():
+            try:
+                return profile_decode(self._machine, self._gpu.stream, self.context_length, depth, n_rows, repeats)
+            finally:
+                self._gpu.pool.free_all_blocks()
+
     def close(self) -> None:
-        """See Runner.close."""
+        """See Runner.close. What an interrupt has left undone, a second call does."""
         if self._closed:
             return
+        if not self._gpu.broken:
+            with self._gpu.device:
+                self._gpu.stream.synchronize()
+        self._machine.close()
+        self._gpu.release()
         self._closed = True
-        with self._device:
-            if not self._broken:
-                self._stream.synchronize()
-            for name in (
-                "_graphs",
-                "_loop",
-                "_prompts",
-                "_prefill",
-                "_products",
-                "_staging",
-                "_slots",
-                "_cache",
-                "_attention",
-                "_decode_buffers",
-                "_prefill_buffers",
-                "_logits",
-                "_weights",
-            ):
-                if hasattr(self, name):
-                    delattr(self, name)
-            self._pool.free_all_blocks()
 
     # ---- surroundings ----------------------------------------------------------------------------------------
 
     def pool_bytes(self) -> int:
         """Device memory the runner's pool holds."""
-        return int(self._pool.total_bytes())
+        return int(self._gpu.pool.total_bytes())
 
     def _check_room(self, length: int) -> None:
         if length > self.context_length:
             raise ContextFullError(length, self.context_length)
 
     @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        import cupy
-
-        with self._device, cupy.cuda.using_allocator(self._pool.malloc), self._stream:
-            yield
-
-    @contextmanager
     def _whole(self) -> Iterator[None]:
         """A step cut short, by an error or an interrupt, leaves no row running: the next one begins them anew."""
         if self._unclear:
-            self._staging.drop()
             self._loop.clear()
-            self._slots.reset()
-            self._cache.touch()
+            self._machine.reset()
         self._unclear = True
         yield
         self._unclear = False
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """The device, stream and pool of this runner; a CUDA error marks it broken for good."""
-        if self._broken:
-            raise DeviceError(f"the GPU failed before ({self._broken}); open the model again")
-        try:
-            with device_errors("running the model"), self._on_device():
-                yield
-        except DeviceError as error:
-            if not isinstance(error.__cause__, MemoryError):  # out of memory leaves the device as it was
-                self._broken = str(error)
-            raise
+    def _running(self) -> AbstractContextManager[None]:
+        """See GpuContext.running."""
+        return self._gpu.running()

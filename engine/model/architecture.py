@@ -96,7 +96,7 @@ class MixerKind(Enum):
     """What layers mix tokens with."""
 
     ATTENTION = "attention"
-    MAMBA = "mamba"
+    MAMBA = "mamba1"
 
 
 @dataclass(frozen=True, kw_only=True)

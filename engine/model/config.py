@@ -7,6 +7,7 @@ F feed-forward width, E experts, V vocabulary. A field's default is what a plain
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -216,9 +217,15 @@ class MambaConfig:
         """What a sequence carries along, float32: conv_state (I, W - 1), oldest input first, and ssm_state (I, S)."""
         return (self.inner, self.conv_width - 1), (self.inner, self.state)
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of that."""
+        return sum(4 * math.prod(shape) for shape in self.state_shapes)
+
 
 RecurrentConfig = MambaConfig
-"""Mixers whose sequences carry along a state of fixed size; one class per kind, each with `state_shapes`."""
+"""Mixers whose sequences carry along a state of fixed size; one class per kind, each with `state_shapes`
+and `state_bytes`."""
 
 MixerConfig = AttentionConfig | RecurrentConfig
 """The part of a layer that reads other tokens of the sequence; one class per kind."""
@@ -281,6 +288,6 @@ class ModelConfig:
         return len(self.layers)
 
     @property
-    def recurrent(self) -> bool:
-        """Whether sequences carry along a state in some layer."""
-        return any(isinstance(layer.mixer, RecurrentConfig) for layer in self.layers)
+    def state_bytes(self) -> int:
+        """Bytes of the states that one sequence carries along, over all layers; 0 without recurrent layers."""
+        return sum(layer.mixer.state_bytes for layer in self.layers if isinstance(layer.mixer, RecurrentConfig))

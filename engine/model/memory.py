@@ -11,10 +11,11 @@ class MemoryPlan:
 
     Attributes:
         weights_bytes: tensors; on the CPU these are mapped pages of the file, not copies.
-        kv_bytes: the cache with every slot filled to the context length (the CPU takes it as it fills).
+        kv_bytes: all pages of the cache (the CPU takes their memory as they fill).
         scratch_bytes: upper bound of activations and temporary arrays.
         kv_bytes_per_token: cache one token of one sequence takes.
         repacked_bytes: on the CPU, the copy of the weights in the order of the kernels, if there is one.
+        state_bytes: states of recurrent layers, of all sequences and checkpoints.
     """
 
     weights_bytes: int
@@ -22,8 +23,9 @@ class MemoryPlan:
     scratch_bytes: int
     kv_bytes_per_token: int
     repacked_bytes: int = 0
+    state_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """Everything together."""
-        return self.weights_bytes + self.repacked_bytes + self.kv_bytes + self.scratch_bytes
+        return self.weights_bytes + self.repacked_bytes + self.kv_bytes + self.state_bytes + self.scratch_bytes

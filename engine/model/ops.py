@@ -33,6 +33,8 @@ class Layer(Protocol):
 LayerT = TypeVar("LayerT", bound=Layer)
 LayerIn = TypeVar("LayerIn", bound=Layer, contravariant=True)
 LayerOut = TypeVar("LayerOut", bound=Layer, covariant=True)
+BatchT = TypeVar("BatchT")
+BatchIn = TypeVar("BatchIn", contravariant=True)
 
 
 class Layers(Protocol[LayerOut]):
@@ -43,21 +45,23 @@ class Layers(Protocol[LayerOut]):
         """All layers."""
 
 
-class Ops(Protocol[LayerIn]):
-    """Bricks of one device. x is the residual stream (T, D) float32.
+class HiddenOps(Protocol[LayerIn, BatchIn]):
+    """Bricks of one device up to the residual stream x (T, D) float32.
+
+    BatchIn is what describes the rows to the device: a Batch, or None where tokens and positions are there already.
 
     Every brick applies the fields of the layer's configs (engine.model.config says what each means); a device that
     lacks one of them refuses the model when it is opened. A norm that is None in the weights is left out.
     """
 
-    def begin(self, batch: Batch) -> None:
+    def begin(self, batch: BatchIn) -> None:
         """Prepare a step: make room in the cache and look up everything that depends on positions alone.
 
         Raises:
             ContextFullError: a span would grow beyond the context; nothing was changed.
         """
 
-    def embed(self, batch: Batch) -> Array:
+    def embed(self, batch: BatchIn) -> Array:
         """x (T, D): embedding_scale · token_embd[token], plus position_embd[position], then embedding_norm."""
 
     def mix(self, layer: LayerIn, x: Array) -> Array:
@@ -72,6 +76,10 @@ class Ops(Protocol[LayerIn]):
 
         May reuse the storage of x and y.
         """
+
+
+class Ops(HiddenOps[LayerIn, Batch], Protocol[LayerIn]):
+    """All bricks of one device."""
 
     def head(self, x: Array, batch: Batch) -> Array:
         """Logits (R, V) float32 of the output rows: softcap(logit_scale · (output · output_norm(x) + bias))."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from engine.model.batch import Batch
-from engine.model.ops import Array, Layers, LayerT, Ops
+from engine.model.ops import Array, BatchT, HiddenOps, Layers, LayerT, Ops
 
 
-def hidden_states(weights: Layers[LayerT], ops: Ops[LayerT], batch: Batch) -> Array:
+def hidden_states(weights: Layers[LayerT], ops: HiddenOps[LayerT, BatchT], batch: BatchT) -> Array:
     """Run all layers over a batch, extending the caches of its slots; returns the residual stream (T, D)."""
     ops.begin(batch)
     x = ops.embed(batch)

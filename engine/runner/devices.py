@@ -69,7 +69,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
     """Device and memory that open_runner would take, without taking either; a plan for a GPU needs none."""
     context_length = config.resolve_context(model.config.context_length)
     if config.device.startswith("cuda") or choose_device(config.device, config.device_index, model) == "cuda":
-        from engine.cuda.load.plan import make_plan, memory_plan
+        from engine.cuda.load.memory_plan import make_plan, memory_plan
 
         plan = make_plan(
             model,
@@ -86,7 +86,9 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         kv_type=config.kv_type,
         max_sequences=config.max_sequences or DEFAULT_SEQUENCES,
         n_pages=page_count(cache_size(config.cache_tokens, context_length, config.max_sequences or DEFAULT_SEQUENCES)),
-        checkpoints=checkpoint_count(config.checkpoints, config.max_sequences or DEFAULT_SEQUENCES),
+        checkpoints=checkpoint_count(
+            config.checkpoints if config.prefix_cache else 0, config.max_sequences or DEFAULT_SEQUENCES
+        ),
         quantize=not config.exact,
         repack=config.repack,
     )
@@ -94,6 +96,30 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         return "cpu", backend.memory_plan()
     finally:
         backend.close()
+
+
+def plan_launches(model: LoadedModel, config: EngineConfig) -> tuple[list[dict[str, str]], str]:
+    """Which GPU kernels would multiply which tensors, as rows by column name and as a table; needs no GPU.
+
+    The card is the one that the memory plan is made for. Empty where the model would run on the CPU.
+    """
+    device = config.device
+    if not device.startswith("cuda") and choose_device(device, config.device_index, model) != "cuda":
+        return [], ""
+    from engine.cuda.launch_plan.model import REFERENCE_CARD, Settings, describe
+    from engine.cuda.launch_plan.table import launch_rows, launch_table
+    from engine.cuda.load.features import check_features
+    from engine.cuda.load.memory_plan import PREFILL_ROWS
+
+    check_features(model)
+    settings = Settings(
+        cache_half=config.kv_type == "f16",
+        max_sequences=config.max_sequences or GPU_SEQUENCES,
+        prefill_rows=config.prefill_chunk or PREFILL_ROWS[0],
+        deterministic=config.deterministic,
+    )
+    rows = launch_rows(describe(model, REFERENCE_CARD, settings))
+    return [row.as_dict() for row in rows], launch_table(rows)
 
 
 def choose_device(device: str, index: int = 0, model: LoadedModel | None = None) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import EngineError
+from engine.model.brick_time import BrickTime
 from engine.model.cache import StateStore
 from engine.model.config import ModelConfig
 from engine.model.memory import MemoryPlan
@@ -66,6 +67,14 @@ class Runner(Protocol):
 
     def read_bandwidth(self) -> float | None:
         """Measured bytes per second that the device reads from its memory; None where it is not known."""
+
+    def profile(self, depth: int, n_rows: int) -> list[BrickTime]:
+        """Time every brick of a decode step of n_rows sequences with `depth` tokens in the cache of each.
+
+        Raises:
+            InvalidRequestError: the device has no profile, no room for that depth or so many rows, or sequences are
+                running.
+        """
 
     def close(self) -> None:
         """Free everything on the device."""

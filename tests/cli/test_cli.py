@@ -144,6 +144,7 @@ class TestGenerate:
             ["--no-prefix-cache"],
             ["--max-sequences", 2, "--cache-tokens", 64, "-c", 64],
             ["--prefill-chunk", 2, "--deterministic"],
+            ["--checkpoint-spacing", 128, "--checkpoints", 0],
         ],
     )
     def test_how_it_is_batched_changes_no_text(self, settings):
@@ -381,7 +382,7 @@ class TestInspect:
         assert sum(row["bytes"] for row in value["types"]) == sum(row["bytes"] for row in value["tensor_list"])
         memory = value["memory"]
         assert (memory["context_length"], memory["kv_bytes"]) == (512, 512 * 6 * 2 * 4 * 64 * 2)
-        parts = ("weights_bytes", "repacked_bytes", "kv_bytes", "scratch_bytes")
+        parts = ("weights_bytes", "repacked_bytes", "kv_bytes", "state_bytes", "scratch_bytes")
         assert memory["total_bytes"] == sum(memory[part] for part in parts)
 
     def test_text(self):

@@ -7,7 +7,7 @@ import pytest
 
 from engine.cuda.attention.attention import (
     PAGE,
-    RopeStyle,
+    KernelRopeStyle,
     build_jobs,
     decode_plan,
     prefill_plan,
@@ -148,7 +148,7 @@ def test_decode_options(options, half):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("half", [True, False])
-@pytest.mark.parametrize("style", list(RopeStyle))
+@pytest.mark.parametrize("style", list(KernelRopeStyle))
 @pytest.mark.parametrize("rope_dim", [0, 32, 64])
 def test_decode_rope(style, rope_dim, half):
     check_decode(shape_of(8, 2, 64, rope_dim=rope_dim, style=style, half=half), [0, 7, 130])
@@ -315,7 +315,7 @@ def test_prefill_options(options, half):
 @pytest.mark.gpu
 @pytest.mark.parametrize("half", [True, False])
 def test_prefill_groups_and_rope(half):
-    check_prefill(shape_of(4, 4, 64, style=RopeStyle.ADJACENT, half=half), [(10, 40)])
+    check_prefill(shape_of(4, 4, 64, style=KernelRopeStyle.ADJACENT, half=half), [(10, 40)])
     check_prefill(shape_of(8, 1, 64, rope_dim=32, half=half), [(10, 40)])
     check_prefill(shape_of(8, 2, 96, value_dim=64, half=half), [(10, 40)])
     check_prefill(shape_of(14, 2, 64, half=half), [(10, 40)])

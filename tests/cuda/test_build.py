@@ -22,7 +22,7 @@ COMMON = TYPES[: TYPES.index(GGMLType.Q6_K) + 1]
 """Types that most files have: built for every architecture. The others take turns and are complete on Hopper only."""
 RARE = TYPES[len(COMMON) :]
 WIDTHS = (64, 80, 96, 112, 128, 256)
-MAMBA_SHAPES = ((5120, 16, 4, 160, 2), (100, 8, 2, 5, 2), (64, 64, 8, 4, 2), (33, 10, 3, 3, 3), (64, 256, 4, 4, 2))
+MAMBA_SHAPES = ((5120, 16, 4, 160), (100, 8, 2, 5), (64, 64, 8, 4), (33, 10, 3, 3), (64, 256, 4, 4))
 
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed", exc_type=ImportError)
 try:
@@ -32,33 +32,35 @@ except Exception as error:
 
 
 def shape_of(width, *, half=True, heads=8, kv_heads=2, rope_dim=None):
-    from engine.cuda.attention.attention_plan import AttentionShape, RopeStyle
+    from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
 
-    style = RopeStyle.HALVES if width % 32 else RopeStyle.ADJACENT
+    style = KernelRopeStyle.HALVES if width % 32 else KernelRopeStyle.ADJACENT
     return AttentionShape(heads, kv_heads, width, width, width if rope_dim is None else rope_dim, style, half)
 
 
 def shapes_for(arch):
     """Tensor cores of one or all widths, then the general kernels: a float32 cache and what they alone serve."""
-    from engine.cuda.attention.attention_plan import AttentionShape, RopeStyle
+    from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
 
     turn = ARCHES.index(arch)
     widths = WIDTHS if arch == 90 else {WIDTHS[turn], 256} if arch == 75 else {WIDTHS[turn]}
     tensor = [shape_of(width, heads=(2, 8, 16)[i % 3]) for i, width in enumerate(sorted(widths))]
     general = [shape_of(WIDTHS[(turn + 2) % 6], half=False), shape_of((40, 36, 100)[turn % 3], rope_dim=20)]
-    alibi = AttentionShape(6, 2, 64, 64, 0, RopeStyle.ADJACENT, bool(turn % 2), alibi=True)
-    latent = AttentionShape((16, 5)[turn % 2], 1, 576, 512, 0, RopeStyle.ADJACENT, bool(turn % 2), values_in_keys=True)
+    alibi = AttentionShape(6, 2, 64, 64, 0, KernelRopeStyle.ADJACENT, bool(turn % 2), alibi=True)
+    latent = AttentionShape(
+        (16, 5)[turn % 2], 1, 576, 512, 0, KernelRopeStyle.ADJACENT, bool(turn % 2), values_in_keys=True
+    )
     general += [alibi, latent]
     return tensor + (general if arch in COMPLETE else general[turn % 2 :][:1])
 
 
 def batch_jobs(family):
     """Products of many sequences: every type, every number of sequences, alone and sharing columns in a cluster."""
-    split = (family.Split(4, 1), family.Split(2, 4))
+    cut = (family.Cut(4, 1), family.Cut(2, 4))
     types = [type for type in COMMON + RARE[::5] if family.supported([type], 90)]
     groups = [types[i : i + 4] for i in range(0, len(types), 4)]
-    jobs = [family.kernel_job(group, split[i % 2], 4096, 8 << i) for i, group in enumerate(groups)]
-    jobs += [family.kernel_job([type], split[i % 2], 4096, (1, 12, 32, 64)[i % 4]) for i, type in enumerate(types)]
+    jobs = [family.kernel_job(group, cut[i % 2], 4096, 8 << i) for i, group in enumerate(groups)]
+    jobs += [family.kernel_job([type], cut[i % 2], 4096, (1, 12, 32, 64)[i % 4]) for i, type in enumerate(types)]
     return [family.operand_job(), *jobs]
 
 
@@ -69,10 +71,10 @@ def jobs_for(arch):
     from engine.cuda.experts import moe, moe_rows, router
     from engine.cuda.experts import prefill as experts
     from engine.cuda.formats import dequant, repack
-    from engine.cuda.matrix import decode_gemm as batch_matvec
-    from engine.cuda.matrix import gemm, matvec
-    from engine.cuda.recurrent import mamba
+    from engine.cuda.matrix import decode_gemm_plan, gemm_plan, matvec_plan
+    from engine.cuda.recurrent import mamba_plan
     from engine.cuda.rows import parts, rows
+    from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
 
     turn = ARCHES.index(arch)
@@ -81,26 +83,26 @@ def jobs_for(arch):
     for type in (COMMON if arch in COMPLETE else COMMON[turn % 4 :: 4]) + rare:
         jobs += [repack.build_job(type), *dequant.build_jobs(type)]
     q4, q6 = GGMLType.Q4_K, GGMLType.Q6_K
-    jobs += [matvec.build_job(COMMON[i : i + 4], 1, arch) for i in range(0, len(COMMON), 4)]
-    jobs += [matvec.build_job(RARE[turn::6], 1, arch)]
-    jobs += [matvec.build_job([q4, q4, q6], batch, arch) for batch in {1, matvec.max_batch(arch)}]
+    jobs += [matvec_plan.build_job(COMMON[i : i + 4], 1, arch) for i in range(0, len(COMMON), 4)]
+    jobs += [matvec_plan.build_job(RARE[turn::6], 1, arch)]
+    jobs += [matvec_plan.build_job([q4, q4, q6], batch, arch) for batch in {1, matvec_plan.max_batch(arch)}]
     alone = TYPES if arch == 90 else TYPES[turn % 4 :: 4]
-    jobs += [matvec.build_job([type], (1, 2, 4, 8)[i % 4], arch) for i, type in enumerate(alone) if arch == 90]
-    jobs += [matvec.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
-    jobs += batch_jobs(batch_matvec) if arch == 90 else []
-    routing = router.Routing(128, 8, gating=tuple(router.Gating)[turn % len(router.Gating)])
-    jobs += [router.router_job(type) for type in matvec.UNQUANTIZED]
+    jobs += [matvec_plan.build_job([type], (1, 2, 4, 8)[i % 4], arch) for i, type in enumerate(alone) if arch == 90]
+    jobs += [matvec_plan.build_job([type], 2, arch) for type in alone[:2] if arch != 90]
+    jobs += batch_jobs(decode_gemm_plan) if arch == 90 else []
+    routing = router.KernelRouting(128, 8, gating=tuple(router.Gating)[turn % len(router.Gating)])
+    jobs += [router.router_job(type) for type in matvec_plan.UNQUANTIZED]
     for type in (COMMON if arch == 90 else COMMON[turn % 4 :: 4]) + RARE[turn::6]:
-        activation = tuple(matvec.Activation)[turn % len(matvec.Activation)]
+        activation = tuple(KernelActivation)[turn % len(KernelActivation)]
         jobs += moe.build_jobs(type, type, activation, routing, arch, 768, 2048)
-    if arch == gemm.ARCH:
-        jobs += gemm.build_jobs([q4, q6], matvec.Activation.SILU)
-        jobs += gemm.expert_jobs([q4, q6], [q4], matvec.Activation.SILU) + experts.build_jobs()
+    if arch == gemm_plan.ARCH:
+        jobs += gemm_plan.build_jobs([q4, q6], KernelActivation.SILU)
+        jobs += gemm_plan.expert_jobs([q4, q6], [q4], KernelActivation.SILU) + experts.build_jobs()
         for type in COMMON + RARE[turn::6]:
             if type is not GGMLType.F32:
-                jobs += moe_rows.build_jobs(type, type, matvec.Activation.SILU, routing, 768, 2048)
+                jobs += moe_rows.build_jobs(type, type, KernelActivation.SILU, routing, 768, 2048)
     for shape in MAMBA_SHAPES if arch == 90 else MAMBA_SHAPES[turn % 2 :: 2]:
-        jobs += mamba.build_jobs(mamba.MambaShape(*shape))
+        jobs += mamba_plan.build_jobs(mamba_plan.MambaShape(*shape))
     for shape in shapes_for(arch):
         jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
         if arch == 90:  # the kernels of the other cards serve there too where the tests ask for them
@@ -213,20 +215,21 @@ def test_a_false_claim_does_not_build():
 
 
 def test_constants_of_the_launchers_equal_the_kernels():
-    from engine.cuda.matrix import matvec
-    from engine.cuda.recurrent import mamba
+    from engine.cuda.matrix import matvec_plan
+    from engine.cuda.recurrent import mamba_plan
+    from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
 
     row, most = sampling_ops.ROW, sampling_ops.MAXIMA
     claims = [f"sizeof(SamplingRow) == {row.itemsize}", f"MAXIMA == {most}", f"THREADS == {sampling_ops.THREADS}"]
     claims += [f"CANDIDATES == {sampling_ops.CANDIDATES}", f"BINS == {sampling_ops.BINS}"]
     check_statically(sampling_ops.SOURCES, None, claims)
-    for shape in (mamba.MambaShape(*shape) for shape in MAMBA_SHAPES):
-        conv, scan = mamba.build_jobs(shape)
-        check_statically(*conv, [f"TILE == {mamba.TILE}"])
-        check_statically(*scan, [f"THREADS == {mamba.THREADS}", f"CHANNELS == {shape.channels}"])
-    assert f"constexpr int SLAB = {matvec.SLAB};" in read_file("matvec.cu")
-    for activation in matvec.Activation:
+    for shape in (mamba_plan.MambaShape(*shape) for shape in MAMBA_SHAPES):
+        conv, scan = mamba_plan.build_jobs(shape)
+        check_statically(*conv, [f"TILE == {mamba_plan.TILE}"])
+        check_statically(*scan, [f"THREADS == {mamba_plan.THREADS}", f"CHANNELS == {shape.channels}"])
+    assert f"constexpr int SLAB = {matvec_plan.SLAB};" in read_file("matvec.cu")
+    for activation in KernelActivation:
         assert activation.value < 7
 
 

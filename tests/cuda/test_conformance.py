@@ -47,8 +47,8 @@ def kernels(conformance_dir, part_files):
     import cupy
 
     from engine.cuda.driver import compiler
-    from engine.cuda.load.kernel_jobs import kernel_jobs
-    from engine.cuda.matrix.matvec import BATCH_ROWS
+    from engine.cuda.launch_plan.jobs import kernel_jobs
+    from engine.cuda.launch_plan.model import Settings, describe
 
     card = compiler.device_arch(), int(cupy.cuda.Device().attributes["MultiProcessorCount"])
     jobs = {}
@@ -58,7 +58,7 @@ def kernels(conformance_dir, part_files):
         with open_gguf(path) as gguf:
             model = load_model(gguf)
             for kv_type in kv_types:
-                found = kernel_jobs(model, kv_type=kv_type, max_sequences=SLOTS, card=card, batch_rows=BATCH_ROWS)
+                found = kernel_jobs(describe(model, card, Settings(kv_type == "f16", SLOTS, 512)))
                 jobs |= {repr(job): job for job in found}
             del model
     compiler.prebuild(list(jobs.values()), card[0])
@@ -68,10 +68,10 @@ def prompt_logits(runner, ids, *, slot, pieces):
     """Logits (T, V) of a prompt that the slot's own pages keep, fed in pieces of so many tokens."""
     rows = []
     with runner._running():
-        runner._cache.set_pages(slot, pages_of(runner, slot))
+        runner._machine.cache.set_pages(slot, pages_of(runner, slot))
         for first in range(0, len(ids), pieces):
             piece = np.asarray(ids[first : first + pieces], np.int32)
-            rows += list(runner._prompts.all_logits(Batch.build([(slot, piece, first, Outputs.ALL)])))
+            rows += list(runner._machine.prompts.all_logits(Batch.build([(slot, piece, first, Outputs.ALL)])))
     return np.concatenate(rows)
 
 

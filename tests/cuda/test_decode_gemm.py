@@ -5,15 +5,8 @@ import pytest
 
 from engine.cuda.driver.compiler import shared_limit
 from engine.cuda.formats.layouts import LAYOUTS
-from engine.cuda.matrix.decode_gemm import (
-    DecodeGemm,
-    Split,
-    choose_split,
-    group_split,
-    kernel_job,
-    operand_bytes,
-    supported,
-)
+from engine.cuda.matrix.decode_gemm import DecodeGemm
+from engine.cuda.matrix.decode_gemm_plan import Cut, choose_cut, group_cut, kernel_job, operand_bytes, supported
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 from tests.support.gpu_helpers import hopper_cupy
@@ -29,30 +22,30 @@ ROWS = (1, 2, 3, 7, 8, 9, 16, 17, 31, 33, 64, 65, 128, 256)
 
 def test_only_the_matrices_and_the_card_decide_the_order_of_sums():
     # 8B on 132 multiprocessors: output, qkv, gate and up; for few sequences, 128 blocks of 14 tiles.
-    assert choose_split(64, 16, 132) == Split(4, 6)
-    assert choose_split(96, 16, 132) == Split(4, 4)
-    assert choose_split(448, 16, 132) == Split(4, 1)
-    assert group_split([(GGMLType.Q4_K, 14336)], 4096, 132, paired=True) == Split(4, 1, 14)
-    assert group_split([(GGMLType.Q6_K, 2048)], 8192, 132) == Split(4, 8, 9)
+    assert choose_cut(64, 16, 132) == Cut(4, 6)
+    assert choose_cut(96, 16, 132) == Cut(4, 4)
+    assert choose_cut(448, 16, 132) == Cut(4, 1)
+    assert group_cut([(GGMLType.Q4_K, 14336)], 4096, 132, paired=True) == Cut(4, 1, 14)
+    assert group_cut([(GGMLType.Q6_K, 2048)], 8192, 132) == Cut(4, 8, 9)
     for rows, columns in ((64, 128), (4096, 4096), (128256, 2048), (1, 14336)):
-        split = group_split([(GGMLType.Q8_0, rows)], columns, 132)
-        clusters = {kernel_job([GGMLType.Q8_0], split, columns, batch)[1]["CLUSTER"] for batch in ROWS}
-        assert clusters == {split.cluster}
-        assert split.cluster <= -(-columns // 256)
+        cut = group_cut([(GGMLType.Q8_0, rows)], columns, 132)
+        clusters = {kernel_job([GGMLType.Q8_0], cut, columns, batch)[1]["CLUSTER"] for batch in ROWS}
+        assert clusters == {cut.cluster}
+        assert cut.cluster <= -(-columns // 256)
 
 
 @pytest.mark.parametrize("type", ALL_TYPES)
 def test_stages_fit_shared_memory_and_sums_fit_stages(type):
     for columns in (256, 4096, 14336):
         for rows in (64, 4096, 28672):
-            split = group_split([(type, rows)], columns, 132)
+            cut = group_cut([(type, rows)], columns, 132)
             for batch in (1, 9, 17, 64):
-                defines = kernel_job([type], split, columns, batch)[1]
-                own = -(-columns // 256 // split.cluster) if defines["RESIDENT"] else 0
+                defines = kernel_job([type], cut, columns, batch)[1]
+                own = -(-columns // 256 // cut.cluster) if defines["RESIDENT"] else 0
                 used = own * defines["NT"] * (17 * 256 + 64) + defines["STAGES"] * defines["STAGE"]
                 assert defines["STAGES"] >= 1
                 assert used + 2048 <= shared_limit(90)
-                if split.cluster > 1:
+                if cut.cluster > 1:
                     assert -(-defines["TILES"] // 4) * defines["NT"] * 8 * 68 * 4 <= used
 
 
@@ -74,12 +67,12 @@ def rng():
 
 def product(cupy, matrices, activation=0):
     from engine.cuda.driver.compiler import prebuild
-    from engine.cuda.matrix.decode_gemm import operand_job
+    from engine.cuda.matrix.decode_gemm_plan import operand_job
 
     multiply = DecodeGemm(matrices, 132)
     types, columns, paired = [m.type for m in matrices], matrices[0].columns, matrices[0].paired
     jobs = [
-        kernel_job(types, multiply.split, columns, batch, paired=paired, activation=activation) for batch in ROWS[:11]
+        kernel_job(types, multiply.cut, columns, batch, paired=paired, activation=activation) for batch in ROWS[:11]
     ]
     prebuild(list({repr(job): job for job in [operand_job(), *jobs]}.values()), 90)  # side by side, not one by one
     operand = cupy.empty(operand_bytes(matrices[0].columns), np.uint8)
@@ -158,26 +151,26 @@ def test_group_of_types_with_bias_and_large_inputs(cupy, rng, magnitude):
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize(("rows", "columns"), [(8, 512), (41, 512), (40, 8192)])
 def test_gate_and_up_in_one(cupy, rng, type, rows, columns):
-    from engine.cuda.matrix.matvec import Activation
+    from engine.cuda.rows.activation import KernelActivation
 
     gate, up = random_rows(rng, type, rows, columns), random_rows(rng, type, rows, columns)
-    multiply = product(cupy, [packed(cupy, type, gate, columns, partner=up)], Activation.SILU)
+    multiply = product(cupy, [packed(cupy, type, gate, columns, partner=up)], KernelActivation.SILU)
     x = (rng.standard_normal((20, columns)) * 0.1).astype(np.float32)
     g, u = (x.astype(np.float64) @ dequantize(raw, type).astype(np.float64).T for raw in (gate, up))
     truth = g * 0.5 * (1 + np.tanh(g / 2)) * u
     for batch in (3, 20):
         out = cupy.empty((batch, rows), np.float32)
-        multiply(x[:batch], out, activation=Activation.SILU)
+        multiply(x[:batch], out, activation=KernelActivation.SILU)
         assert np.sum((out.get() - truth[:batch]) ** 2) < 1e-6 * np.sum(truth[:batch] ** 2)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("type", "split", "rows"), [
-    (GGMLType.Q4_K, Split(4, 6), 1024), (GGMLType.Q6_K, Split(4, 2), 1000), (GGMLType.Q8_0, Split(4, 4), 1024),
+@pytest.mark.parametrize(("type", "cut", "rows"), [
+    (GGMLType.Q4_K, Cut(4, 6), 1024), (GGMLType.Q6_K, Cut(4, 2), 1000), (GGMLType.Q8_0, Cut(4, 4), 1024),
 ])  # fmt: skip
-def test_an_operand_left_by_the_product_before_is_the_one_made_from_its_result(cupy, rng, type, split, rows):
+def test_an_operand_left_by_the_product_before_is_the_one_made_from_its_result(cupy, rng, type, cut, rows):
     columns, width = 1536, 1024
-    first = DecodeGemm([packed(cupy, type, random_rows(rng, type, rows, columns), columns)], 132, split)
+    first = DecodeGemm([packed(cupy, type, random_rows(rng, type, rows, columns), columns)], 132, cut)
     second = DecodeGemm([packed(cupy, GGMLType.Q4_0, random_rows(rng, GGMLType.Q4_0, 300, width), width)], 132)
     assert first.emits
     norm = cupy.asarray(rng.uniform(0.5, 1.5, width).astype(np.float32))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engine.cuda.experts.prefill import can_stack, expert_tile, room_bytes
-from engine.cuda.experts.router import Routing
-from engine.cuda.matrix.matvec import Activation
+from engine.cuda.experts.router import KernelRouting
+from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 from tests.support.expert_reference import TOLERANCE, WORST_ROW, routed, silu
@@ -16,7 +16,7 @@ Q4, Q6, Q8, F16 = GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.F16
 
 
 def test_room_never_shrinks():
-    routing = Routing(128, 8)
+    routing = KernelRouting(128, 8)
     sizes = [room_bytes(rows, routing, 768, 2048) for rows in range(1, 2500, 7)]
     assert sizes == sorted(sizes)
     assert {expert_tile(rows, routing).tokens for rows in (1, 64, 512, 2048)} == {16, 64, 128}
@@ -77,9 +77,9 @@ class Mixture:
             for r, (type, n, k) in zip(raw, shapes, strict=True)
         )
         gate_up = MatVec([packed(cupy, types[0], raw[0], d, partner=raw[1])])
-        self.routing = Routing(e, self.used)
+        self.routing = KernelRouting(e, self.used)
         self.stacked = StackedExperts(gate_up, MatVec([packed(cupy, types[1], raw[2], f)]), self.routing)
-        self.gemm = Gemm(sorted(set(types), key=lambda type: type.value), Activation.SILU)
+        self.gemm = Gemm(sorted(set(types), key=lambda type: type.value), KernelActivation.SILU)
         self.cupy = cupy
 
     def run(self, x, scores, norm, positions=None):

@@ -9,7 +9,7 @@ from engine.config import EngineConfig
 from engine.cpu.runner import CpuRunner
 from engine.cuda.load import features
 from engine.cuda.load.features import check_features, missing_features
-from engine.cuda.load.plan import make_plan
+from engine.cuda.load.memory_plan import make_plan
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
 from engine.model.config import Activation, Routing

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine.cuda.formats.layouts import LAYOUTS
-from engine.cuda.matrix.gemm import supports
+from engine.cuda.matrix.gemm_plan import supports
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 from tests.support.gpu_helpers import hopper_cupy
@@ -19,7 +19,7 @@ ROWS = (1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 512, 1000, 2048)
 
 
 def test_tiles_are_chosen_by_rounds_over_the_card():
-    from engine.cuda.matrix.gemm import choose_tile
+    from engine.cuda.matrix.gemm_plan import choose_tile
 
     def chosen(rows, tokens, columns):
         tile = choose_tile(rows // 64, tokens, columns, 132)
@@ -48,7 +48,7 @@ def test_steps_of_many_rows_use_the_whole_card():
 
 
 def test_families_share_kernels_and_leave_float32_out():
-    from engine.cuda.matrix.gemm import MAX_FORMATS, family
+    from engine.cuda.matrix.gemm_plan import MAX_FORMATS, family
 
     assert not supports(GGMLType.F32)
     families = family([*LAYOUTS, GGMLType.Q4_K])
@@ -60,7 +60,7 @@ def test_families_share_kernels_and_leave_float32_out():
 
 def test_every_block_fits_its_multiprocessor():
     from engine.cuda.driver.compiler import shared_limit
-    from engine.cuda.matrix.gemm import STEP_TILES, TILES, family, shared_bytes
+    from engine.cuda.matrix.gemm_plan import STEP_TILES, TILES, family, shared_bytes
 
     for members in [*family(ALL_TYPES), *((type,) for type in ALL_TYPES)]:
         for tile in (*TILES, *STEP_TILES):
@@ -73,12 +73,12 @@ def test_multiplications_stay_in_flight(type):
     """The assembler says so where it had to put a wait behind every multiplication: a third of the speed."""
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
     from engine.cuda.driver.compiler import BASE_OPTIONS, kernel_source
-    from engine.cuda.matrix.gemm import STEP_TILES, TILES, build_job
-    from engine.cuda.matrix.matvec import Activation
+    from engine.cuda.matrix.gemm_plan import STEP_TILES, TILES, build_job
+    from engine.cuda.rows.activation import KernelActivation
 
     tiles = (*TILES, *STEP_TILES)
     tile = tiles[ALL_TYPES.index(type) % len(tiles)]
-    program = nvrtc.createProgram(kernel_source(*build_job([type], tile, Activation.SILU)), "gemm.cu", (), ())
+    program = nvrtc.createProgram(kernel_source(*build_job([type], tile, KernelActivation.SILU)), "gemm.cu", (), ())
     try:
         nvrtc.compileProgram(program, (*BASE_OPTIONS, "-arch=sm_90a", "--ptxas-options=-v"))
         log = nvrtc.getProgramLog(program)
@@ -93,13 +93,20 @@ def cupy():
     cupy = hopper_cupy()
     from engine.cuda.driver import compiler
     from engine.cuda.formats import repack
-    from engine.cuda.matrix import gemm
-    from engine.cuda.matrix.matvec import Activation
+    from engine.cuda.matrix import gemm_plan
+    from engine.cuda.rows.activation import KernelActivation
 
-    jobs = [*gemm.build_jobs(TYPES, Activation.NONE), *(repack.build_job(type) for type in TYPES + RARE)]
-    jobs += gemm.build_jobs(RARE, Activation.NONE)
+    jobs = [*gemm_plan.build_jobs(TYPES, KernelActivation.NONE), *(repack.build_job(type) for type in TYPES + RARE)]
+    jobs += gemm_plan.build_jobs(RARE, KernelActivation.NONE)
     compiler.prebuild(
-        [*jobs, *(gemm.build_job((GGMLType.Q4_K,), tile, Activation(n)) for tile in gemm.TILES for n in ACTIVATIONS)],
+        [
+            *jobs,
+            *(
+                gemm_plan.build_job((GGMLType.Q4_K,), tile, KernelActivation(n))
+                for tile in gemm_plan.TILES
+                for n in ACTIVATIONS
+            ),
+        ],
         90,
     )
     return cupy
@@ -111,7 +118,8 @@ def rng():
 
 
 def operand(cupy, x, norm=None):
-    from engine.cuda.matrix.gemm import make_operand, operand_bytes
+    from engine.cuda.matrix.gemm import make_operand
+    from engine.cuda.matrix.gemm_plan import operand_bytes
 
     room = cupy.full(operand_bytes(*x.shape), 255, cupy.uint8)  # not-a-numbers where nothing is written
     weight = None if norm is None else cupy.asarray(norm)
@@ -121,10 +129,12 @@ def operand(cupy, x, norm=None):
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_every_format_and_tile_gives_the_product_and_the_same_bits(cupy, rng, type):
-    from engine.cuda.matrix.gemm import TILES, Gemm
-    from engine.cuda.matrix.matvec import Activation, MatVec
+    from engine.cuda.matrix.gemm import Gemm
+    from engine.cuda.matrix.gemm_plan import TILES
+    from engine.cuda.matrix.matvec import MatVec
+    from engine.cuda.rows.activation import KernelActivation
 
-    gemm = Gemm(TYPES, Activation.NONE)
+    gemm = Gemm(TYPES, KernelActivation.NONE)
     shapes = [(200, 768), (1000, 2048)] + ([(48, 64), (17, 896)] if type.block_size < 256 else [])
     for rows, columns in shapes:
         raw = random_rows(rng, type, rows, columns)
@@ -177,12 +187,14 @@ def test_blocks_that_share_columns_give_the_product_and_the_same_bits_every_time
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", RARE, ids=lambda type: type.name)
 def test_other_formats(cupy, rng, type):
-    from engine.cuda.matrix.gemm import TILES, Gemm
-    from engine.cuda.matrix.matvec import Activation, MatVec
+    from engine.cuda.matrix.gemm import Gemm
+    from engine.cuda.matrix.gemm_plan import TILES
+    from engine.cuda.matrix.matvec import MatVec
+    from engine.cuda.rows.activation import KernelActivation
 
     rows, columns = 200, 768
     raw = random_rows(rng, type, rows, columns)
-    gemm, group = Gemm(RARE, Activation.NONE), MatVec([packed(cupy, type, raw, columns)])
+    gemm, group = Gemm(RARE, KernelActivation.NONE), MatVec([packed(cupy, type, raw, columns)])
     x = rng.standard_normal((300, columns)).astype(np.float32)
     results = []
     for n, tile in [(300, None), *((65, tile) for tile in TILES)]:
@@ -198,13 +210,14 @@ def test_other_formats(cupy, rng, type):
 @pytest.mark.parametrize(("rows", "columns"), [((512, 128, 128), 2048), ((96, 40), 14336)])
 def test_a_row_has_the_same_bits_in_every_prompt(cupy, rng, rows, columns):
     from engine.cuda.matrix.gemm import Gemm
-    from engine.cuda.matrix.matvec import Activation, MatVec
+    from engine.cuda.matrix.matvec import MatVec
+    from engine.cuda.rows.activation import KernelActivation
 
     types = [GGMLType.Q4_K] * (len(rows) - 1) + [GGMLType.Q6_K]
     raws = [random_rows(rng, type, n, columns) for type, n in zip(types, rows, strict=True)]
     group = MatVec([packed(cupy, type, raw, columns) for type, raw in zip(types, raws, strict=True)])
     weights = np.concatenate([dequantize(raw, type) for type, raw in zip(types, raws, strict=True)]).astype(np.float64)
-    gemm = Gemm(TYPES, Activation.NONE)
+    gemm = Gemm(TYPES, KernelActivation.NONE)
     x = rng.standard_normal((max(ROWS), columns)).astype(np.float32)
     results = {}
     for n in ROWS:
@@ -222,14 +235,16 @@ def test_a_row_has_the_same_bits_in_every_prompt(cupy, rng, rows, columns):
 
 @pytest.mark.gpu
 def test_bias_factor_and_residual(cupy, rng):
-    from engine.cuda.matrix.gemm import TILES, Gemm
-    from engine.cuda.matrix.matvec import Activation, MatVec
+    from engine.cuda.matrix.gemm import Gemm
+    from engine.cuda.matrix.gemm_plan import TILES
+    from engine.cuda.matrix.matvec import MatVec
+    from engine.cuda.rows.activation import KernelActivation
 
     # Two widths of chunks: two launches.
     types, rows, columns = [GGMLType.Q5_0, GGMLType.Q4_K], [40, 72], 512
     raws = [random_rows(rng, type, n, columns) for type, n in zip(types, rows, strict=True)]
     group = MatVec([packed(cupy, type, raw, columns) for type, raw in zip(types, raws, strict=True)])
-    gemm = Gemm(TYPES, Activation.NONE)
+    gemm = Gemm(TYPES, KernelActivation.NONE)
     x, bias = rng.standard_normal((37, columns)).astype(np.float32), rng.standard_normal(112).astype(np.float32)
     plain, start = cupy.empty((37, 112), np.float32), rng.standard_normal((37, 112)).astype(np.float32)
     gemm(group, operand(cupy, x), plain)
@@ -250,13 +265,15 @@ ACTIVATIONS = {
 @pytest.mark.gpu
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gated_products_as_floats_and_as_the_next_operand(cupy, rng, activation):
-    from engine.cuda.matrix.gemm import TILES, Gemm, operand_bytes
-    from engine.cuda.matrix.matvec import Activation, MatVec
+    from engine.cuda.matrix.gemm import Gemm
+    from engine.cuda.matrix.gemm_plan import TILES, operand_bytes
+    from engine.cuda.matrix.matvec import MatVec
+    from engine.cuda.rows.activation import KernelActivation
 
     type, width, columns, n = GGMLType.Q4_K, 384, 512, 70
     gate, up = random_rows(rng, type, width, columns), random_rows(rng, type, width, columns)
     group = MatVec([packed(cupy, type, gate, columns, up)])
-    gemm = Gemm([type], Activation(activation))
+    gemm = Gemm([type], KernelActivation(activation))
     x = (rng.standard_normal((n, columns)) * 0.05).astype(np.float32)
     wide = x.astype(np.float64)
     truth = ACTIVATIONS[activation](wide @ dequantize(gate, type).T) * (wide @ dequantize(up, type).T)
@@ -272,7 +289,8 @@ def test_gated_products_as_floats_and_as_the_next_operand(cupy, rng, activation)
 
 @pytest.mark.gpu
 def test_dense_products_of_fixed_rows_do_not_depend_on_their_number(cupy, rng):
-    from engine.cuda.matrix.dense import DenseProduct, padded
+    from engine.cuda.matrix.dense import DenseProduct
+    from engine.cuda.matrix.dense_plan import padded
 
     rows, columns = 96, 512
     raw = random_rows(rng, GGMLType.F32, rows, columns)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.cuda import availability
 from engine.cuda.formats.layouts import packed_bytes
-from engine.cuda.load.plan import DevicePlan, fit, make_plan, memory_plan
+from engine.cuda.load.memory_plan import DevicePlan, fit, make_plan, memory_plan
 from engine.cuda.step.prompt import pack, prompt_batch
 from engine.cuda.step.run_ahead import AHEAD, MOST_AHEAD, RunAhead
 from engine.errors import DeviceError
@@ -334,6 +334,26 @@ def test_too_long_a_context_names_the_longest_that_fits():
     assert fit(plan_of(least=20), least + 20 * plan.per_page + 5).pages == 20
 
 
+@pytest.mark.parametrize("context_length", [10**6, 10**9])
+def test_the_advice_for_a_huge_context_fits(tmp_path, context_length):
+    """Sampling tables and page tables grow with the context: a shorter one needs less of them too."""
+    path = tmp_path / "tiny.gguf"
+    tiny_llama(path, width=256, ffn=512)
+    with open_gguf(path) as gguf:
+        model = load_model(gguf)
+
+        free, options = 1 << 30, {"kv_type": "f16", "max_sequences": 64}
+        with pytest.raises(DeviceError, match="the largest context that fits is") as error:
+            fit(make_plan(model, context_length=context_length, cache_tokens=context_length, **options), free)
+        largest = int(re.search(r"context_length=(\d+)", str(error.value)).group(1))
+        plan = fit(make_plan(model, context_length=largest, cache_tokens=largest, **options), free)
+        assert plan.least_pages * 64 == largest
+        more = make_plan(model, context_length=largest + 64, cache_tokens=largest + 64, **options)
+        with pytest.raises(DeviceError, match=f"the largest context that fits is {largest} tokens"):
+            fit(more, free)
+        del model
+
+
 def test_too_little_memory_for_the_weights():
     with pytest.raises(DeviceError, match="not even the weights fit: use a smaller quantization or device='cpu'"):
         fit(plan_of(), 3 * GIB)
@@ -414,7 +434,7 @@ def test_other_arguments_are_refused(wrong):
 
 
 def test_figures_of_a_profile():
-    from engine.cuda.profile import BrickTime, table
+    from engine.model.brick_time import BrickTime, profile_table
 
     times = [
         BrickTime("launch", 1, 2e-6, 0),
@@ -431,7 +451,7 @@ def test_figures_of_a_profile():
         "percent_of_ceiling": pytest.approx(50),
     }
     assert times[1].as_dict()["percent_of_ceiling"] is None
-    lines = table(times, 4e12).splitlines()
+    lines = profile_table(times, 4e12).splitlines()
     assert lines[2].split() == ["attn_qkv", "32", "300.0", "75.0%", "600.00", "2000", "50.0%"]
     assert lines[1].split() == ["launch", "1", "2.0", "0.00"]
     assert lines[-1].split() == ["sum", "400.0"]

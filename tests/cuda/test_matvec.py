@@ -36,7 +36,7 @@ def test_every_type_of_a_file_has_a_place_on_the_gpu():
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("arch", [75, 86, 90])
 def test_the_order_of_sums_is_the_same_for_every_batch(type, arch):
-    from engine.cuda.matrix.matvec import choose_tuning, max_batch
+    from engine.cuda.matrix.matvec_plan import choose_tuning, max_batch
 
     assert len({choose_tuning([type], batch, arch).split for batch in range(1, max_batch(arch) + 1)}) == 1
 
@@ -53,14 +53,15 @@ def kernels(cupy):
     """Builds what the tests of every type need side by side; one after the other would take minutes."""
     from engine.cuda.driver import compiler
     from engine.cuda.formats import dequant, repack
-    from engine.cuda.matrix.matvec import Activation, kernel_job
+    from engine.cuda.matrix.matvec_plan import kernel_job
+    from engine.cuda.rows.activation import KernelActivation
 
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     card = compiler.device_arch(), int(properties["multiProcessorCount"])
     jobs = [job for type in TYPES for job in (repack.build_job(type), *dequant.build_jobs(type))]
     for type in TYPES:
         jobs += [kernel_job([type], tile_count(n), k, batch, card)[0] for n, k in SHAPES for batch in (1, 2, 4, 8)]
-        jobs += [kernel_job([type], 6, 512, 3, card, paired=True, activation=Activation.SILU)[0]]
+        jobs += [kernel_job([type], 6, 512, 3, card, paired=True, activation=KernelActivation.SILU)[0]]
     compiler.prebuild(list({repr(job): job for job in jobs}.values()), card[0])
 
 
@@ -97,7 +98,7 @@ def test_unpacked_rows_equal_numpy(cupy, kernels, rng, type, rows):
 @pytest.mark.parametrize("type", [type for type in GGMLType if kept_as(type) is not type])
 def test_plain_numbers_of_other_kinds_become_float32(cupy, type):
     from engine.cuda.formats.dequant import dequantize as unpack
-    from engine.cuda.load.weights import Uploader
+    from engine.cuda.load.uploader import Uploader
     from engine.model.weights import Weight
 
     raw = random_blocks((33, 96), type, std=30.0)
@@ -155,14 +156,15 @@ def test_group_of_types_with_bias_and_large_inputs(cupy, rng):
 @pytest.mark.parametrize("rows", [8, 41])
 def test_gate_and_up_in_one(cupy, kernels, rng, type, rows):
     from engine.cuda.formats.dequant import dequantize as unpack
-    from engine.cuda.matrix.matvec import Activation, MatVec
+    from engine.cuda.matrix.matvec import MatVec
+    from engine.cuda.rows.activation import KernelActivation
 
     columns = 512
     gate, up = random_rows(rng, type, rows, columns), random_rows(rng, type, rows, columns)
     pair = packed(cupy, type, gate, columns, partner=up)
     x = (rng.standard_normal((3, columns)) * 0.1).astype(np.float32)
     out = cupy.empty((3, rows), np.float32)
-    MatVec([pair])(cupy.asarray(x), out, activation=Activation.SILU)
+    MatVec([pair])(cupy.asarray(x), out, activation=KernelActivation.SILU)
     g, u = (x.astype(np.float64) @ dequantize(raw, type).astype(np.float64).T for raw in (gate, up))
     truth = g * 0.5 * (1 + np.tanh(g / 2)) * u
     assert np.sum((out.get() - truth) ** 2) < 1e-7 * np.sum(truth**2)
@@ -174,7 +176,8 @@ def test_gate_and_up_in_one(cupy, kernels, rng, type, rows):
 
 @pytest.mark.gpu
 def test_forced_block_shapes_agree(cupy, rng):
-    from engine.cuda.matrix.matvec import MatVec, Tuning
+    from engine.cuda.matrix.matvec import MatVec
+    from engine.cuda.matrix.matvec_plan import Tuning
 
     raw = random_rows(rng, GGMLType.Q4_K, 600, 4096)
     matrix = packed(cupy, GGMLType.Q4_K, raw, 4096)

@@ -4,19 +4,12 @@ import numpy as np
 import pytest
 
 from engine.cuda.driver.compiler import shared_limit
-from engine.cuda.experts.moe import (
-    ExpertProducts,
-    HeadProducts,
-    build_jobs,
-    can_gather,
-    down_bytes,
-    gate_up_bytes,
-    head_job,
-)
-from engine.cuda.experts.router import Gating, Routing, route, route_job, router_job, score_experts, serves
+from engine.cuda.experts.heads import HeadProducts, head_job
+from engine.cuda.experts.moe import ExpertProducts, build_jobs, can_gather, down_bytes, gate_up_bytes
+from engine.cuda.experts.router import Gating, KernelRouting, route, route_job, router_job, score_experts
 from engine.cuda.formats.layouts import LAYOUTS
-from engine.cuda.matrix.linear import Part, Projection
-from engine.cuda.matrix.matvec import UNQUANTIZED, Activation, MatVec
+from engine.cuda.matrix.matvec_plan import UNQUANTIZED
+from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 from tests.support.expert_reference import routed, silu
@@ -33,10 +26,10 @@ def test_kernels_build_for_every_architecture(arch):
 
     if arch not in nvrtc.getSupportedArchs():
         pytest.skip(f"this compiler does not know sm_{arch}")
-    routing = Routing(256, 8, Gating.SIGMOID, groups=8, groups_used=4)
+    routing = KernelRouting(256, 8, Gating.SIGMOID, groups=8, groups_used=4)
     for job in (
-        *build_jobs(GGMLType.Q4_K, GGMLType.F16, Activation.SILU, routing, arch, 768, 2048),
-        route_job(Routing(3, 1)),
+        *build_jobs(GGMLType.Q4_K, GGMLType.F16, KernelActivation.SILU, routing, arch, 768, 2048),
+        route_job(KernelRouting(3, 1)),
         router_job(GGMLType.F32),
         router_job(GGMLType.BF16),
         head_job(GGMLType.Q8_0, 16, arch),
@@ -76,13 +69,13 @@ def rng():
 @pytest.mark.parametrize(
     "routing",
     [
-        Routing(128, 8),
-        Routing(8, 2, normalize=False, weight_scale=2.5),
-        Routing(64, 6, Gating.SIGMOID, weight_scale=1.5),
-        Routing(256, 8, Gating.SIGMOID, groups=8, groups_used=4, weight_scale=2.5),
-        Routing(32, 4, Gating.SOFTMAX_OF_CHOSEN),
-        Routing(5, 5),
-        Routing(1, 1, Gating.SIGMOID, normalize=False),
+        KernelRouting(128, 8),
+        KernelRouting(8, 2, normalize=False, weight_scale=2.5),
+        KernelRouting(64, 6, Gating.SIGMOID, weight_scale=1.5),
+        KernelRouting(256, 8, Gating.SIGMOID, groups=8, groups_used=4, weight_scale=2.5),
+        KernelRouting(32, 4, Gating.SOFTMAX_OF_CHOSEN),
+        KernelRouting(5, 5),
+        KernelRouting(1, 1, Gating.SIGMOID, normalize=False),
     ],
 )
 @pytest.mark.parametrize("biased", [False, True])
@@ -104,7 +97,7 @@ def test_routing(cupy, rng, routing, biased):
 
 @pytest.mark.gpu
 def test_routing_survives_scores_that_are_no_numbers(cupy):
-    routing = Routing(8, 2)
+    routing = KernelRouting(8, 2)
     ids, weights = cupy.zeros((1, 2), np.int32), cupy.zeros((1, 2), np.float32)
     route(routing, cupy.full((1, 8), np.nan, np.float32), ids, weights)
     chosen = ids.get()[0]
@@ -125,7 +118,9 @@ def kernels(cupy):
     jobs = [repack.build_job(type) for type in LAYOUTS]
     for experts, used, *widths in SIZES:
         for type in LAYOUTS:
-            jobs += build_jobs(type, type, Activation.SILU, Routing(experts, used), compiler.device_arch(), *widths)
+            jobs += build_jobs(
+                type, type, KernelActivation.SILU, KernelRouting(experts, used), compiler.device_arch(), *widths
+            )
     compiler.prebuild(list({repr(job): job for job in jobs}.values()), compiler.device_arch())
 
 
@@ -145,12 +140,12 @@ def test_experts_against_float64(cupy, kernels, rng, type, experts, used, width,
     x = rng.standard_normal((rows, columns)).astype(np.float32)
     norm = rng.standard_normal(columns).astype(np.float32)
     scores = rng.standard_normal((rows, experts)).astype(np.float32)
-    ids, weights = routed(Routing(experts, used), scores)
+    ids, weights = routed(KernelRouting(experts, used), scores)
     positions = cupy.asarray(np.array([4, 0, 1, -1, 9], np.int32))
     n = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-6) * norm
-    routing = Routing(experts, used)
+    routing = KernelRouting(experts, used)
     for weigh_input in (False, True):
-        products = ExpertProducts(*matrices, routing, Activation.SILU, **on_device, weigh_input=weigh_input)
+        products = ExpertProducts(*matrices, routing, KernelActivation.SILU, **on_device, weigh_input=weigh_input)
         out = cupy.asarray(x)
         h = cupy.zeros((rows * used, width), np.float32)
         raw_scores, weight = cupy.asarray(scores), cupy.asarray(norm)
@@ -176,8 +171,8 @@ def test_a_row_has_the_same_bits_in_every_batch(cupy, rng, type):
         packed(cupy, type, random_rows(rng, type, experts * width, columns), columns,
                partner=random_rows(rng, type, experts * width, columns)),
         packed(cupy, type, random_rows(rng, type, experts * columns, width), width),
-        Routing(experts, used),
-        Activation.SILU,
+        KernelRouting(experts, used),
+        KernelActivation.SILU,
     )  # fmt: skip
     rows = 33
     x = cupy.asarray(rng.standard_normal((rows, columns)).astype(np.float32))
@@ -196,13 +191,6 @@ def test_a_row_has_the_same_bits_in_every_batch(cupy, rng, type):
         np.testing.assert_array_equal(run(np.array(pick)), whole[pick])
 
 
-def router_of(cupy, type, raw, columns, bias=None, alpha=1.0):
-    """A router as a layer has it."""
-    matrix = packed(cupy, type, raw, columns)
-    part = Part(MatVec([matrix]), None if bias is None else cupy.asarray(bias), alpha, 0)
-    return Projection((part,), matrix.rows, columns)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", sorted(UNQUANTIZED))
 @pytest.mark.parametrize(("experts", "columns"), [(128, 2048), (5, 64), (40, 7168), (17, 9216)])
@@ -213,12 +201,12 @@ def test_scores_against_float64(cupy, rng, type, experts, columns, whole):
     weights = dequantize(raw.reshape(-1), type).astype(np.float64).reshape(experts, columns)
     bias = rng.standard_normal(experts).astype(np.float32) if whole else None
     norm = rng.standard_normal(columns).astype(np.float32) if whole else None
-    router = router_of(cupy, type, raw, columns, bias, 0.5 if whole else 1.0)
+    router = packed(cupy, type, raw, columns)
     x = rng.standard_normal((3, columns)).astype(np.float32)
     on_device, weight = cupy.asarray(x), None if norm is None else cupy.asarray(norm)
-    assert serves(router, on_device, weight)
+    more = {"bias": None if bias is None else cupy.asarray(bias), "alpha": 0.5 if whole else 1.0}
     scores = cupy.full((3, experts), np.nan, np.float32)
-    score_experts(router, on_device, scores, norm=weight, eps=1e-6)
+    score_experts(router, on_device, scores, norm=weight, eps=1e-6, **more)
     n = x.astype(np.float64)
     if whole:
         n = n / np.sqrt((n**2).mean(1, keepdims=True) + 1e-6) * norm
@@ -228,7 +216,7 @@ def test_scores_against_float64(cupy, rng, type, experts, columns, whole):
     error = ((scores.get() - expected) ** 2).sum() / (expected**2).sum()
     assert error < TOLERANCE, error
     alone = cupy.empty((1, experts), np.float32)
-    score_experts(router, on_device[1:2], alone, norm=weight, eps=1e-6)
+    score_experts(router, on_device[1:2], alone, norm=weight, eps=1e-6, **more)
     np.testing.assert_array_equal(alone.get(), scores.get()[1:2])
 
 
@@ -239,13 +227,13 @@ def test_launches_one_behind_the_other_give_the_same_bits(cupy, rng, rows):
     experts, used, width, columns, type = 64, 8, 768, 2048, GGMLType.Q4_K
     layers = [
         (
-            router_of(cupy, GGMLType.F32, random_rows(rng, GGMLType.F32, experts, columns), columns),
+            packed(cupy, GGMLType.F32, random_rows(rng, GGMLType.F32, experts, columns), columns),
             ExpertProducts(
                 packed(cupy, type, random_rows(rng, type, experts * width, columns), columns,
                        partner=random_rows(rng, type, experts * width, columns)),
                 packed(cupy, type, random_rows(rng, type, experts * columns, width), width),
-                Routing(experts, used),
-                Activation.SILU,
+                KernelRouting(experts, used),
+                KernelActivation.SILU,
             ),
         )
         for _ in range(3)

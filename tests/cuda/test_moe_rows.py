@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from engine.cuda.experts.moe_rows import GROUP, MAX_ROWS, can_share, room_bytes
-from engine.cuda.experts.router import Gating, Routing
+from engine.cuda.experts.router import Gating, KernelRouting
 from engine.cuda.formats.layouts import LAYOUTS
-from engine.cuda.matrix.matvec import Activation
+from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
 from tests.support.expert_reference import TOLERANCE, WORST_ROW, routed, silu
@@ -25,7 +25,7 @@ def test_what_is_served():
 
 
 def test_room_grows_up_to_one_turn():
-    routing = Routing(128, 8)
+    routing = KernelRouting(128, 8)
     sizes = [room_bytes(rows, routing, 768, 2048) for rows in range(1, 2 * MAX_ROWS)]
     assert sizes == sorted(sizes)
     assert sizes[MAX_ROWS - 1] == sizes[-1]
@@ -55,13 +55,13 @@ class Mixture:
         size=(12, 3, 256, 512),
         biased=False,
         routing=None,
-        activation=Activation.SILU,
+        activation=KernelActivation.SILU,
         **options,
     ):
         from engine.cuda.experts.moe_rows import RowExperts
 
         e, used, f, d = self.size = size
-        self.routing = routing or Routing(e, used)
+        self.routing = routing or KernelRouting(e, used)
         shapes = ((types[0], f, d), (types[0], f, d), (types[1], d, f))
         raw = [random_rows(rng, type, e * n, k) for type, n, k in shapes]
         self.gate, self.up, self.down = (
@@ -129,7 +129,7 @@ def kernels(cupy):
 
     jobs = [repack.build_job(type) for type in LAYOUTS]
     for type in SERVED:
-        jobs += moe_rows.build_jobs(type, type, Activation.SILU, Routing(12, 3), 256, 512)
+        jobs += moe_rows.build_jobs(type, type, KernelActivation.SILU, KernelRouting(12, 3), 256, 512)
     compiler.prebuild(list({repr(job): job for job in jobs}.values()), compiler.device_arch())
 
 
@@ -160,7 +160,7 @@ def test_sizes(cupy, rng, size):
 @pytest.mark.gpu
 @pytest.mark.parametrize("weigh_input", [False, True])
 def test_biases_and_weighted_inputs(cupy, rng, weigh_input):
-    routing = Routing(16, 4, Gating.SIGMOID, groups=4, groups_used=2, weight_scale=1.5)
+    routing = KernelRouting(16, 4, Gating.SIGMOID, groups=4, groups_used=2, weight_scale=1.5)
     mixture = Mixture(
         cupy, rng, (Q8, Q8), size=(16, 4, 256, 512), biased=True, routing=routing, weigh_input=weigh_input
     )
@@ -173,7 +173,7 @@ def test_clamped_halves_without_a_norm(cupy, rng):
         gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
         return gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
 
-    mixture = Mixture(cupy, rng, (BF16, BF16), biased=True, activation=Activation.SWIGLU_CLAMPED)
+    mixture = Mixture(cupy, rng, (BF16, BF16), biased=True, activation=KernelActivation.SWIGLU_CLAMPED)
     x, scores = mixture.inputs(rng, 19)
     mixture.check((x * 2 / mixture.gate.std() / 512**0.5).astype(np.float32), scores, None, gated=bent)
 

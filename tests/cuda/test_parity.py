@@ -45,13 +45,13 @@ IDS = np.random.default_rng(1).integers(0, 256, 70)
 def kernels():
     """Builds what all files below need side by side; one after the other would take minutes."""
     from engine.cuda.driver import compiler
-    from engine.cuda.matrix import matvec
+    from engine.cuda.matrix import matvec_plan
 
     arch = compiler.device_arch()
     groups = [[type] * n for type in TYPES for n in (1, 3) if type in LAYOUTS]
     groups += [[GGMLType.Q4_K, GGMLType.Q4_K, GGMLType.Q6_K]]
-    batches = (1, matvec.max_batch(arch))
-    compiler.prebuild([matvec.build_job(types, batch, arch) for types in groups for batch in batches], arch)
+    batches = (1, matvec_plan.max_batch(arch))
+    compiler.prebuild([matvec_plan.build_job(types, batch, arch) for types in groups for batch in batches], arch)
 
 
 def check(path, ids, *, limit=SHARP):

@@ -13,30 +13,31 @@ import numpy as np
 import pytest
 
 from engine.cuda.driver.compiler import kernel_files
-from engine.cuda.recurrent.mamba import THREADS, Mamba, MambaShape, build_jobs, conv_tiles, span_table
+from engine.cuda.recurrent.mamba import Mamba
+from engine.cuda.recurrent.mamba_plan import THREADS, MambaShape, build_jobs, conv_tiles, span_table
 from tests.support.recurrent_reference import MambaWeights, convolve64, scan64
 
 COMPILER = shutil.which("g++")
 TOLERANCE = 1e-5
 """Of the largest value expected: float32 against float64 over some hundred tokens."""
 
-PLACES = 3
+PLACES, MARKER = 3, np.float32(-777)
 HOST_SHAPES = [
-    MambaShape(64, 16, 4, 4, PLACES),
-    MambaShape(100, 8, 2, 12, PLACES),
-    MambaShape(33, 10, 3, 3, PLACES),  # nothing is a multiple of four
-    MambaShape(20, 48, 8, 5, PLACES),
-    MambaShape(5, 256, 4, 4, PLACES),
+    MambaShape(64, 16, 4, 4),
+    MambaShape(100, 8, 2, 12),
+    MambaShape(33, 10, 3, 3),  # nothing is a multiple of four
+    MambaShape(20, 48, 8, 5),
+    MambaShape(5, 256, 4, 4),
 ]
 GPU_SHAPES = [
-    MambaShape(64, 16, 4, 4, PLACES),
-    MambaShape(100, 8, 2, 12, PLACES),
-    MambaShape(100, 64, 8, 5, 2),
-    MambaShape(5120, 16, 4, 160, PLACES),
-    MambaShape(5120, 8, 4, 160, 2),
-    MambaShape(5120, 64, 3, 160, 2),
-    MambaShape(33, 10, 3, 3, PLACES),
-    MambaShape(5, 256, 4, 4, PLACES),
+    MambaShape(64, 16, 4, 4),
+    MambaShape(100, 8, 2, 12),
+    MambaShape(100, 64, 8, 5),
+    MambaShape(5120, 16, 4, 160),
+    MambaShape(5120, 8, 4, 160),
+    MambaShape(5120, 64, 3, 160),
+    MambaShape(33, 10, 3, 3),
+    MambaShape(5, 256, 4, 4),
 ]
 CASES = [pytest.param("host", shape, id=f"host-{shape.d_inner}-{shape.d_state}") for shape in HOST_SHAPES]
 CASES += [
@@ -103,7 +104,8 @@ class HostKernels:
     """The kernels as Mamba launches them, on numpy arrays."""
 
     def __init__(self, library, shape):
-        self.shape, self._library, self._index = shape, library, HOST_SHAPES.index(shape)
+        self.shape, self.places = shape, PLACES
+        self._library, self._index = library, HOST_SHAPES.index(shape)
         self._conv, self._scan = -(-shape.d_inner // (THREADS * shape.wide)), -(-shape.d_inner // shape.channels)
 
     def _run(self, name, grid, *args):
@@ -111,7 +113,7 @@ class HostKernels:
         getattr(self._library, f"{name}_{self._index}")(*grid, *given)
 
     def conv_decode(self, xz, weight, bias, state, positions, offsets, out):
-        args = (xz, weight, bias, state, self.shape.places, positions, offsets, out, self.shape.d_inner)
+        args = (xz, weight, bias, state, self.places, positions, offsets, out, self.shape.d_inner)
         self._run("conv_decode", (self._conv, positions.size), *args)
 
     def conv_prompt(self, xz, weight, bias, state, spans, tiles, out):
@@ -120,7 +122,7 @@ class HostKernels:
 
     def scan_decode(self, dt, x, bc, xz, a, d, state, positions, offsets, out):
         shape, n = self.shape, positions.size
-        args = (dt, x, bc[:, shape.dt_rank :], shape.row_width, xz, a, d, state, shape.places, positions, offsets, n)
+        args = (dt, x, bc[:, shape.dt_rank :], shape.row_width, xz, a, d, state, self.places, positions, offsets, n)
         self._run("scan_decode", (self._scan, min(n, 2)), *args, out, shape.d_inner)
 
     def scan_prompt(self, dt, x, bc, xz, a, d, state, spans, out):
@@ -134,7 +136,7 @@ def kernels(request):
     """Makes kernels of a shape on "host" or "gpu"."""
 
     def make(kind, shape):
-        return HostKernels(request.getfixturevalue("library"), shape) if kind == "host" else Mamba(shape)
+        return HostKernels(request.getfixturevalue("library"), shape) if kind == "host" else Mamba(shape, PLACES)
 
     return make
 
@@ -147,18 +149,18 @@ class World:
 
     def __init__(self, kernels, slots, seed=0):
         shape, self.rng = kernels.shape, np.random.default_rng(seed)
-        self.kernels, self.shape, self.slots = kernels, shape, slots
+        self.kernels, self.shape, self.places = kernels, shape, kernels.places
         self.weights = MambaWeights.random(self.rng, shape.d_inner, shape.d_state, shape.d_conv)
-        self.conv = np.full((slots * shape.places + 2, shape.d_inner, shape.d_conv - 1), np.nan, np.float32)
-        self.ssm = np.full((slots * shape.places + 2, shape.d_inner, shape.d_state), np.nan, np.float32)
+        self.conv = np.full((slots * self.places + 2, shape.d_inner, shape.d_conv - 1), np.nan, np.float32)
+        self.ssm = np.full((slots * self.places + 2, shape.d_inner, shape.d_state), np.nan, np.float32)
 
     def at(self, slot, place):
         """The row of a place."""
-        return slot * self.shape.places + place % self.shape.places
+        return slot * self.places + place % self.places
 
     def _up(self, array):
         if isinstance(self.kernels, HostKernels):
-            return np.ascontiguousarray(array)
+            return np.array(array)  # a copy, as on a GPU
         import cupy
 
         return cupy.asarray(array)
@@ -182,21 +184,26 @@ class World:
         self.ssm[state] = self.rng.normal(size=self.ssm.shape[1:])
 
     def _run(self, inputs, conv, scan, tables, times=2):
-        """Outputs of both kernels (rows, E), the same bits each time; the rings hold what they left."""
+        """Outputs of both kernels (rows, E); the rings hold what they left.
+
+        The same bits each time: what a step that is run again reads is still there. The last run writes where dt is.
+        """
         w, rows = self.weights, len(inputs[0])
         xz, dt, bc, weight, bias, a, d = map(self._up, (*inputs, w.conv, w.bias, w.a, w.d))
         rings = self._up(self.conv.copy()), self._up(self.ssm.copy())
-        x, out = (self._up(np.full((rows, self.shape.d_inner), -777.0, np.float32)) for _ in range(2))
+        x, out = (self._up(np.full((rows, self.shape.d_inner), MARKER, np.float32)) for _ in range(2))
         tables = [self._up(array) for array in tables]
         runs = []
-        for _ in range(times):  # a step that is run again finds what it read before
+        for run in range(times):
             conv(xz, weight, bias, rings[0], *tables, x)
-            scan(dt, x, bc, xz, a, d, rings[1], *tables, out)
-            runs.append([self._down(array) for array in (x, out, *rings)])
+            target = dt if run > 0 else out
+            scan(dt, x, bc, xz, a, d, rings[1], *tables, target)
+            written = self._down(x) != MARKER
+            runs.append([self._down(array) for array in (x, *rings)] + [np.where(written, self._down(target), MARKER)])
         for first, last in zip(runs[0], runs[-1], strict=True):
             same(last, first)
-        self.conv, self.ssm = runs[0][2:]
-        return runs[0][:2]
+        x, self.conv, self.ssm, out = runs[0]
+        return x, out
 
     def decode(self, inputs, positions, offsets):
         tables = (np.asarray(positions, np.int32), np.asarray(offsets, np.int32))
@@ -239,7 +246,7 @@ def test_decode(kernels, kind, shape):
     """Every row against float64; padded rows, every other place and rows that did not run keep their bits."""
     slots, rows = 9, 7
     world = World(kernels(kind, shape), slots)
-    places = shape.places
+    places = world.places
     positions = [5, -1, 0, 1, 1000001, 64, -1]
     offsets = [0, 1, 2, places - 1, -7, 0, 2, 5, 5]
     write = [world.at(slot, position + offsets[slot]) for slot, position in enumerate(positions)]
@@ -252,8 +259,8 @@ def test_decode(kernels, kind, shape):
     conv, ssm = before.conv.copy(), before.ssm.copy()
     for slot, position in enumerate(positions):
         if position < 0:
-            assert (x[slot] == -777).all()
-            assert (out[slot] == -777).all()
+            assert (x[slot] == MARKER).all()
+            assert (out[slot] == MARKER).all()
             continue
         u, y, past, state = before.expected(inputs, slot, 1, x, read[slot] if position else None)
         close(x[slot], u[0])
@@ -293,8 +300,8 @@ def test_prompt(kernels, kind, shape):
         close(world.ssm[write], state)
         conv[write], ssm[write], named[rows] = world.conv[write], world.ssm[write], True
     assert not named.all()
-    assert (x[~named] == -777).all()
-    assert (out[~named] == -777).all()
+    assert (x[~named] == MARKER).all()
+    assert (out[~named] == MARKER).all()
     same(world.conv, conv)
     same(world.ssm, ssm)
 
@@ -326,8 +333,8 @@ PIECES = {"host": [1, 2, 7, 18, 12], "gpu": [1, 2, 7, 64, 65, 161]}
 def test_how_a_prompt_is_cut_changes_no_bit(kernels, kind, shape):
     """In one span, in pieces, and token by token as decode steps; the last in another slot among other rows."""
     pieces = PIECES[kind]
-    n, places = sum(pieces), shape.places
-    world = World(kernels(kind, shape), 3)
+    n, world = sum(pieces), World(kernels(kind, shape), 3)
+    places = world.places
     inputs = world.inputs(n)
     whole = world.prompt(inputs, [(0, n, 0, 0, world.at(1, 0))])
     states = world.conv[world.at(1, 0)], world.ssm[world.at(1, 0)]
@@ -355,7 +362,7 @@ def test_how_a_prompt_is_cut_changes_no_bit(kernels, kind, shape):
 @pytest.mark.parametrize("rows", [1, 2, 16, 17, 64, 256])
 def test_rows_of_a_decode_step_do_not_change_each_other(rows):
     """However many rows a block takes in turn."""
-    world = World(Mamba(MambaShape(1000, 16, 4, 32, 2)), 256)
+    world = World(Mamba(MambaShape(1000, 16, 4, 32), 2), 256)
     for slot in range(256):
         world.remember(2 * slot + 1)
     inputs = world.inputs(256)

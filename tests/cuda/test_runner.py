@@ -68,8 +68,8 @@ def test_replay_equals_eager_launches(prompts):
             for slot in (0, 1):
                 samples = generate(runner, prompts[0], 40, slot=slot, logprobs=8, release=False)
                 with runner._running():
-                    runner._stream.synchronize()
-                    found.append((fingerprint(samples), bits(runner._logits[slot].get()).tolist()))
+                    runner._gpu.stream.synchronize()
+                    found.append((fingerprint(samples), bits(runner._machine.logits[slot].get()).tolist()))
                 runner.release(slot)
     assert found[0] == found[2]
     assert found[1] == found[3]
@@ -287,15 +287,16 @@ def test_a_step_cut_short_is_repeated(prompts, monkeypatch):
     with alike(BUNDLED_MODEL, max_sequences=2) as runner:
         alone = [token_ids(generate(runner, prompt, 40)) for prompt in prompts[:2]]
         rows = [start(runner, prompts[slot], slot, 2900 + slot) for slot in range(2)]
-        for n, name in ((3, "_read"), (2, "_seat"), (4, "_read"), (1, "_flush")):
+        machine = runner._machine
+        for n, owner, name in ((3, runner, "_read"), (2, runner, "_seat"), (4, runner, "_read"), (1, machine, "flush")):
             step_together(runner, rows, n)
-            real = getattr(runner, name)
+            real = getattr(owner, name)
 
             def cut_short(*args, real=real):
                 real(*args)
                 raise KeyboardInterrupt
 
-            monkeypatch.setattr(runner, name, cut_short)
+            monkeypatch.setattr(owner, name, cut_short)
             with pytest.raises(KeyboardInterrupt):
                 step_together(runner, rows, 1)
             monkeypatch.undo()
@@ -335,13 +336,13 @@ def test_mixed_steps_give_everyone_his_own_text(prompts):
 def test_padded_rows_write_nothing(prompts):
     with opened(BUNDLED_MODEL, max_sequences=8, context_length=256) as runner:
         with runner._running():
-            for array in (*runner._cache.keys, *runner._cache.values):
+            for array in (*runner._machine.cache.keys, *runner._machine.cache.values):
                 array.fill(7.0)
         samples = generate(runner, prompts[0], 100, slot=5)
         used = len(prompts[0]) + len(samples) + MOST_AHEAD - 1  # steps on their way
         with runner._running():
             pages = [pages_of(runner, slot) for slot in range(8)]
-            for array in (*runner._cache.keys, *runner._cache.values):
+            for array in (*runner._machine.cache.keys, *runner._machine.cache.values):
                 content = array.get().astype(np.float32)  # (N, K, PAGE, width)
                 for slot in range(8):
                     rows = content[pages[slot]].transpose(0, 2, 1, 3).reshape(-1, content.shape[1], content.shape[3])
@@ -356,9 +357,9 @@ def test_memory_is_constant_while_running(prompts):
     with opened(BUNDLED_MODEL, max_sequences=4) as runner:
         sequences = [start(runner, prompts[slot], slot, 5000 + slot) for slot in range(4)]
         step_together(runner, sequences, 3)
-        before = runner.pool_bytes(), runner._pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
+        before = runner.pool_bytes(), runner._gpu.pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
         step_together(runner, sequences, 100)
-        assert (runner.pool_bytes(), runner._pool.used_bytes()) == before[:2]
+        assert (runner.pool_bytes(), runner._gpu.pool.used_bytes()) == before[:2]
         assert cupy.cuda.runtime.memGetInfo()[0] >= before[2] - (2 << 20)
 
 
@@ -385,7 +386,7 @@ def test_closing_gives_the_memory_back(prompts):
             assert fingerprint(generate(runner, prompts[0] * 8, 10, logprobs=2)) == first
             taken = before - free()
         assert taken > (16 << 20)
-        assert runner._pool.total_bytes() == 0
+        assert runner._gpu.pool.total_bytes() == 0
         assert before - free() <= (4 << 20)
         runner.close()  # a second time does nothing
 
@@ -537,12 +538,10 @@ def test_sequences_that_change_slots_keep_their_text(monkeypatch):
 
 
 def test_a_profile_leaves_no_trace(prompts):
-    from engine.cuda.profile import profile_decode
-
     with opened(BUNDLED_MODEL, max_sequences=4) as runner:
         text = fingerprint(generate(runner, prompts[0], 30, logprobs=2))
-        held = runner._pool.used_bytes()
-        times = {one.brick: one for one in profile_decode(runner, 100, 3, repeats=3)}
+        held = runner._gpu.pool.used_bytes()
+        times = {one.brick: one for one in runner.profile(100, 3, repeats=3)}
         assert list(times) == [
             *("launch", "embed", "attn_qkv", "attention", "attn_output"),
             *("ffn_gate_up", "ffn_down", "head", "sample", "step"),
@@ -551,14 +550,14 @@ def test_a_profile_leaves_no_trace(prompts):
         layers, read = len(runner.config.layers), times["attention"].n_bytes
         assert times["attention"].calls == layers
         assert read == 3 * 101 * runner.memory_plan().kv_bytes_per_token
-        assert runner._pool.used_bytes() == held
+        assert runner._gpu.pool.used_bytes() == held
         assert fingerprint(generate(runner, prompts[0], 30, logprobs=2)) == text
         first = start(runner, prompts[0], 0, 7000)
         for rows, depth in ((5, 0), (1, 512), (0, 0)):
             with pytest.raises(InvalidRequestError, match="allowed are 1 to 4 sequences and a depth of 0 to 510"):
-                profile_decode(runner, depth, rows)
+                runner.profile(depth, rows)
         with pytest.raises(InvalidRequestError, match="idle model"):
-            profile_decode(runner)
+            runner.profile(0, 1)
         step_together(runner, [first], 5)
         assert first.output_ids == [token for token, *_ in text[:6]]
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from engine.cuda.attention.attention import PAGE, AttentionShape, LayerAttention, RopeStyle
+from engine.cuda.attention.attention import PAGE, AttentionShape, KernelRopeStyle, LayerAttention
 
 
 def shape_of(
-    heads=8, kv_heads=2, dim=64, *, value_dim=None, rope_dim=None, style=RopeStyle.HALVES, half=True, **options
+    heads=8, kv_heads=2, dim=64, *, value_dim=None, rope_dim=None, style=KernelRopeStyle.HALVES, half=True, **options
 ) -> AttentionShape:
     rope = dim // 2 * 2 if rope_dim is None else rope_dim
     return AttentionShape(heads, kv_heads, dim, value_dim or dim, rope, style, half, **options)
@@ -17,7 +17,9 @@ def rope64(x, positions, inv_freq, style, mscale):
     angle = (positions.astype(np.float64)[:, None] * inv_freq[None])[:, None, :]
     cos, sin, n = np.cos(angle) * mscale, np.sin(angle) * mscale, len(inv_freq)
     out = x.copy()
-    a, b = (slice(0, n), slice(n, 2 * n)) if style is RopeStyle.HALVES else (slice(0, 2 * n, 2), slice(1, 2 * n, 2))
+    a, b = (
+        (slice(0, n), slice(n, 2 * n)) if style is KernelRopeStyle.HALVES else (slice(0, 2 * n, 2), slice(1, 2 * n, 2))
+    )
     out[..., a], out[..., b] = x[..., a] * cos - x[..., b] * sin, x[..., a] * sin + x[..., b] * cos
     return out
 

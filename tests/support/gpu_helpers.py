@@ -77,19 +77,19 @@ def cpu_logits(model, ids, kv_type="f32"):
 
 def decode_logits(runner, ids, *, slot=0, start=0):
     """Logits (T, V) of decode steps that are fed the given tokens in one slot, launched kernel by kernel."""
-    rows, n = [], next(bucket for bucket in runner._buckets if bucket > slot)
-    ops, place = runner.decode_ops(n), slice(slot, slot + 1)
+    rows, n = [], next(bucket for bucket in runner._machine.buckets if bucket > slot)
+    ops, place = runner._machine.decode_ops(n), slice(slot, slot + 1)
     with runner._running():
-        runner._cache.set_pages(slot, pages_of(runner, slot))
-        runner._flush()
+        runner._machine.cache.set_pages(slot, pages_of(runner, slot))
+        runner._machine.flush()
         for position, token in enumerate(ids, start):
-            runner._slots.tokens[place].set(np.array([token], np.int32))
-            runner._slots.positions[place].set(np.array([position], np.int32))
-            x = hidden_states(runner._weights, ops, None)
-            ops.logits(x, runner._logits[:n])
-            rows.append(runner._logits[place].get())
-        runner._slots.positions[place].set(np.array([-1], np.int32))
-        runner._stream.synchronize()
+            runner._machine.slots.tokens[place].set(np.array([token], np.int32))
+            runner._machine.slots.positions[place].set(np.array([position], np.int32))
+            x = hidden_states(runner._machine.weights, ops, None)
+            ops.logits(x, runner._machine.logits[:n])
+            rows.append(runner._machine.logits[place].get())
+        runner._machine.slots.positions[place].set(np.array([-1], np.int32))
+        runner._gpu.stream.synchronize()
     return np.concatenate(rows)
 
 

@@ -44,6 +44,8 @@ latency of a multiplication; what is over makes up for every other delay. Where 
 ALONE = 8
 """Vectors for each of the heads that are left."""
 
+assert ALONE * WIDTH == PAGE, "the rounds of _Item._score are the vectors of one page"
+
 HEAD_FLOATS = PAGE + 2 * LANES
 """Floats of scratch per query head: scores of a page, then partial sums of weights and two numbers of the softmax."""
 

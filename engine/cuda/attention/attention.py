@@ -25,9 +25,9 @@ from engine.cuda.attention.attention_plan import (
     MAX_SPLITS,
     AttentionShape,
     DecodePlan,
+    KernelRopeStyle,
     LayerAttention,
     PrefillPlan,
-    RopeStyle,
     build_jobs,
     decode_plan,
     jobs_of_plans,
@@ -44,9 +44,9 @@ __all__ = [
     "Attention",
     "AttentionShape",
     "DecodePlan",
+    "KernelRopeStyle",
     "LayerAttention",
     "PrefillPlan",
-    "RopeStyle",
     "build_jobs",
     "decode_plan",
     "prefill_plan",
@@ -151,7 +151,7 @@ class Attention:
         assert out.shape[-1] == shape.heads * shape.value_dim, out.shape
         columns = shape.kv_heads * shape.head_tiles
         ranges = n * self.plan.n_splits  # at most
-        one_each = n <= self.plan.few_rows and ranges <= self._slots
+        one_each = self.plan.one_range_each(n, self.max_sequences)
         launch(
             self._decode_one if one_each else self._decode,
             (columns, self.plan.n_splits, n) if one_each else (columns, min(self.plan.blocks, ranges)),

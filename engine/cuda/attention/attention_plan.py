@@ -20,7 +20,7 @@ _MERGE_HEADS = 4  # MERGE_HEADS of attention_decode.cuh
 _ROPE_FILES = ("attention_common.cuh", "rope_append.cu")
 
 
-class RopeStyle(IntEnum):
+class KernelRopeStyle(IntEnum):
     """Which elements of a head turn together."""
 
     ADJACENT = 0  # (2i, 2i+1), the llama layout of GGUF
@@ -47,7 +47,7 @@ class AttentionShape:
     key_dim: int
     value_dim: int
     rope_dim: int
-    rope_style: RopeStyle
+    rope_style: KernelRopeStyle
     cache_half: bool
     alibi: bool = False
     values_in_keys: bool = False
@@ -100,12 +100,16 @@ class AttentionShape:
             "KEY_DIM": self.key_dim,
             "VALUE_DIM": self.value_dim,
             "ROPE_DIM": self.rope_dim,
-            "ROPE_HALVES": int(self.rope_style is RopeStyle.HALVES),
+            "ROPE_HALVES": int(self.rope_style is KernelRopeStyle.HALVES),
             "CACHE_HALF": int(self.cache_half),
             "PAGE": PAGE,
             **({"ALIBI": 1} if self.alibi else {}),
             **({"VALUES_IN_KEYS": 1} if self.values_in_keys else {}),
         }
+
+
+assert PAGE & (PAGE - 1) == 0, "kernels find a position in its page by masking"
+assert PAGE % 32 == 0, "a tile of the plain kernels is 32 positions of one page"
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,10 @@ class DecodePlan:
     shared_bytes: int
     blocks: int
     few_rows: int = 4
+
+    def one_range_each(self, n: int, max_sequences: int) -> bool:
+        """Whether every range of n sequences has a block of its own, in a runner with so many slots."""
+        return n <= self.few_rows and n * self.n_splits <= scratch_slots(self, max_sequences)
 
 
 def decode_plan(shape: AttentionShape, arch: int, multiprocessors: int, *, warps: int = 0) -> DecodePlan:
@@ -246,7 +254,7 @@ Job = tuple[tuple[str, ...], dict[str, object]]
 
 
 def build_jobs(shape: AttentionShape, arch: int, multiprocessors: int) -> list[Job]:
-    """The (files, defines) pairs this shape needs, for module.prebuild; compiling them needs no GPU."""
+    """The (files, defines) pairs this shape needs, for compiler.prebuild; compiling them needs no GPU."""
     return jobs_of_plans(shape, decode_plan(shape, arch, multiprocessors), prefill_plan(shape, arch))
 
 
@@ -282,6 +290,8 @@ def _decode_defines(shape: AttentionShape, plan: DecodePlan) -> dict[str, object
 
 
 def _prefill_defines(shape: AttentionShape, plan: PrefillPlan) -> dict[str, object]:
+    whole = plan.columns % PAGE if plan.variant == "hopper" else PAGE % plan.columns
+    assert whole == 0, f"tiles of {plan.columns} positions and pages of {PAGE}: one must hold whole ones of the other"
     tile = {"TILE_ROWS": plan.rows, "TILE_COLUMNS": plan.columns}
     return shape.defines() | tile | ({"CONSUMERS": _WARPGROUPS} if plan.variant == "hopper" else {})
 

@@ -24,6 +24,11 @@ def bytes_per_page(shapes: Sequence[AttentionShape]) -> int:
     return sum(PAGE * AttentionCache(shape).bytes_per_token for shape in shapes)
 
 
+def page_table_bytes(context_length: int, n_slots: int) -> int:
+    """Bytes of the table that says which pages a slot reads."""
+    return 4 * n_slots * page_count(context_length)
+
+
 class AttentionCache:
     """Keys and values of one layer; implements engine.model.cache.LayerCache.
 

@@ -10,13 +10,12 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from engine.cuda.formats.grid_tables import grids_of
 from engine.errors import DeviceError
 
 _lock = threading.Lock()
@@ -36,10 +35,14 @@ def kernel_files() -> dict[str, Path]:
     return files
 
 
+tables_of: list[Callable[[Iterable[object]], list[str]]] = []
+"""Functions that give the text of the tables that values of defines name. The room that owns tables adds its own."""
+
+
 def kernel_source(names: Sequence[str], defines: Mapping[str, object] | None = None) -> str:
-    """The text handed to the compiler: defines, grids of the formats that they name, common.cuh, files in order."""
+    """The text handed to the compiler: defines, tables that they name, common.cuh, files in order."""
     parts = [f"#define {key} {value}" for key, value in sorted((defines or {}).items())]
-    parts += grids_of((defines or {}).values())
+    parts += [text for tables in tables_of for text in tables((defines or {}).values())]
     for name in ("common.cuh", *names):
         parts.append(f'#line 1 "{name}"\n{kernel_files()[name].read_text(encoding="utf-8")}')
     return "\n".join(parts) + "\n"
@@ -114,7 +117,7 @@ def cached_cubin(source: str, arch: int, options: Sequence[str] = (), name: str 
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     with _lock:
         building = _building.setdefault(key, threading.Lock())
-    with building:  # whoever comes second waits and finds it made
+    with building:  # a second thread waits and finds the cubin built
         if key not in _cubins:
             _cubins[key] = _read_or_compile(source, arch, options, name, key)
         return _cubins[key]

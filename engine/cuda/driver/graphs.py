@@ -1,7 +1,7 @@
 """One decode step on the stream: launched kernel by kernel, or replayed from a graph captured per number of rows.
 
 A number of rows that is new runs by hand once, which loads its kernels, and is captured the second time: opening a
-model does not pay for sizes that nobody uses.
+model does not pay for sizes that are never used.
 """
 
 from __future__ import annotations

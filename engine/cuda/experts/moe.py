@@ -9,20 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from engine.cuda.driver.compiler import build, device_arch, shared_limit
 from engine.cuda.driver.launch import launch
-from engine.cuda.experts.router import MAX_EXPERTS, Routing, route_job
+from engine.cuda.experts.router import KernelRouting, route_job
 from engine.cuda.formats.grid_tables import grid_bytes
 from engine.cuda.formats.layouts import LAYOUTS, TILE_ROWS
 from engine.cuda.formats.repack import PackedMatrix
-from engine.cuda.matrix.matvec import UNQUANTIZED, Activation
+from engine.cuda.matrix.matvec_plan import UNQUANTIZED, Job
+from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.types import GGMLType
 
 _FILES = ("formats.cuh", "formats_coded.cuh", "hopper.cuh", "activation.cuh", "matvec_tile.cuh", "route.cuh", "moe.cu")
 _SPLIT = 2
-_HEAD_WARPS = 4  # a head's matrix has few columns
 
 
 def can_gather(gate: GGMLType, up: GGMLType, width: int, model_width: int) -> bool:
@@ -65,9 +63,9 @@ def _slot(type: GGMLType) -> int:
 
 
 def build_job(
-    type: GGMLType, activation: Activation, routing: Routing, warps: int, arch: int, units: int = 8
-) -> tuple[tuple[str, ...], dict[str, object]]:
-    """The (files, defines) pair of the kernels for experts of a type, for module.prebuild; units: see _depth."""
+    type: GGMLType, activation: KernelActivation, routing: KernelRouting, warps: int, arch: int, units: int = 8
+) -> Job:
+    """The (files, defines) pair of the kernels for experts of a type, for compiler.prebuild; units: see _depth."""
     return _FILES, {
         "FORMAT0": type.name,
         "NB": 1,
@@ -85,8 +83,14 @@ def build_job(
 
 
 def build_jobs(
-    gate_up: GGMLType, down: GGMLType, activation: Activation, routing: Routing, arch: int, width: int, columns: int
-) -> list[tuple[tuple[str, ...], dict[str, object]]]:
+    gate_up: GGMLType,
+    down: GGMLType,
+    activation: KernelActivation,
+    routing: KernelRouting,
+    arch: int,
+    width: int,
+    columns: int,
+) -> list[Job]:
     """All build jobs of ExpertProducts for experts of that width in a model of that width, and of route()."""
     return [
         _gate_up_job(gate_up, activation, routing, arch, columns),
@@ -95,16 +99,12 @@ def build_jobs(
     ]
 
 
-def _gate_up_job(
-    type: GGMLType, activation: Activation, routing: Routing, arch: int, columns: int
-) -> tuple[tuple[str, ...], dict[str, object]]:
+def _gate_up_job(type: GGMLType, activation: KernelActivation, routing: KernelRouting, arch: int, columns: int) -> Job:
     units = _gate_up_units(LAYOUTS[type].chunks(columns))
     return build_job(type, activation, routing, _blocks(arch, type).gate_up, arch, units)
 
 
-def _down_job(
-    type: GGMLType, activation: Activation, routing: Routing, arch: int, width: int
-) -> tuple[tuple[str, ...], dict[str, object]]:
+def _down_job(type: GGMLType, activation: KernelActivation, routing: KernelRouting, arch: int, width: int) -> Job:
     warps = _blocks(arch, type).down
     units = _down_units(routing.n_used, LAYOUTS[type].chunks(width), warps)
     return build_job(type, activation, routing, warps, arch, units)
@@ -137,8 +137,8 @@ class ExpertProducts:
         self,
         gate_up: PackedMatrix,
         down: PackedMatrix,
-        routing: Routing,
-        activation: Activation,
+        routing: KernelRouting,
+        activation: KernelActivation,
         *,
         router_bias: Any = None,
         gate_bias: Any = None,
@@ -169,10 +169,10 @@ class ExpertProducts:
         positions: Any = None,
         stream: Any = None,
     ) -> None:
-        """Routing and the experts' first products: h = f(gate n(x)) * up n(x) for every (row, expert) pair.
+        """KernelRouting and the experts' first products: h = f(gate n(x)) * up n(x) for every (row, expert) pair.
 
-        Started early: x is read before the wait, so one launch that waits first must stand between the one that writes
-        x and this one. The router's product does.
+        Started early: x is read before the wait, so a launch that waits first must come between the one that writes x
+        and this one. The router's product does.
 
         Args:
             x: float32 (B, D), rows contiguous.
@@ -223,11 +223,11 @@ class ExpertProducts:
         """The experts' second product and their weighted sum: out (B, D) float32 (+)= sum_u w_u * down_u(h).
 
         scores, h and positions are gate_up's; inactive rows of out are left alone. Started early: scores and out are
-        read before the wait; gate_up stands between them and what wrote them.
+        read before the wait; gate_up comes between them and what wrote them.
         """
         assert out.shape == (scores.shape[0], self.columns)
         arch = device_arch()
-        _launch_down(
+        launch_down(
             self._down,
             self.routing,
             _down_job(self._down.type, self._activation, self.routing, arch, self.width),
@@ -242,52 +242,8 @@ class ExpertProducts:
 
 
 def _quad_bytes(type: GGMLType) -> int:
-    """Shared memory of 128 inputs: two bytes each, a scale per 32, a sum per 16; or pairs of halfs with a scale."""
+    """Shared memory of 128 inputs: two bytes each, a scale per 32, a sum per 16; or pairs of halves with a scale."""
     return 528 if type in UNQUANTIZED else 304
-
-
-class HeadProducts:
-    """out[t, h] = W_h x[t, h]: every head of a row times a matrix of its own, all in one launch.
-
-    It is the experts' second product with one expert for each pair of a row and a head.
-
-    Args:
-        matrix: (H * N, K), head after head, N a multiple of 16.
-        heads: H.
-        rows: most rows T of a call.
-    """
-
-    def __init__(self, matrix: PackedMatrix, heads: int, rows: int) -> None:
-        import cupy
-
-        assert not matrix.paired and matrix.rows % (heads * TILE_ROWS) == 0
-        self.matrix = matrix
-        self.heads = heads
-        self._ids = cupy.asarray(np.tile(np.arange(heads, dtype=np.int32), rows).reshape(-1, 1))
-
-    def __call__(self, x: Any, out: Any) -> None:
-        """Multiplies: x float32 (T * H, K), out float32 (T * H, N), both contiguous and apart."""
-        pairs, matrix = int(x.shape[0]), self.matrix
-        assert x.shape[1] == matrix.columns and out.shape == (pairs, matrix.rows // self.heads)
-        assert x.flags.c_contiguous and out.flags.c_contiguous and pairs <= self._ids.size
-        job = head_job(matrix.type, self.heads, device_arch())
-        routing = _one_of(self.heads)
-        chosen = (self._ids[:pairs], None, None, 1.0, None, 0)
-        _launch_down(matrix, routing, job, _HEAD_WARPS, chosen, x, None, out, add=False)
-
-
-def can_multiply_heads(type: GGMLType, rows: int, heads: int) -> bool:
-    """Whether HeadProducts takes matrices of a type with so many rows each."""
-    return type in LAYOUTS and rows % TILE_ROWS == 0 and heads <= MAX_EXPERTS
-
-
-def head_job(type: GGMLType, heads: int, arch: int) -> tuple[tuple[str, ...], dict[str, object]]:
-    """The (files, defines) pair of HeadProducts, for module.prebuild."""
-    return build_job(type, Activation.NONE, _one_of(heads), _HEAD_WARPS, arch)
-
-
-def _one_of(heads: int) -> Routing:
-    return Routing(heads, 1)
 
 
 def _fixed_bytes(type: GGMLType, warps: int, arch: int, units: int) -> int:
@@ -313,10 +269,10 @@ def _down_inputs(type: GGMLType, warps: int, units: int) -> int:
     return warps * units * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
 
 
-def _launch_down(
+def launch_down(
     matrix: PackedMatrix,
-    routing: Routing,
-    job: tuple[tuple[str, ...], dict[str, object]],
+    routing: KernelRouting,
+    job: Job,
     warps: int,
     chosen: tuple[Any, ...],
     h: Any,

@@ -12,10 +12,10 @@ from typing import Any
 
 from engine.cuda.driver.compiler import build, device_arch
 from engine.cuda.driver.launch import launch
-from engine.cuda.experts.router import Routing, route, route_job
+from engine.cuda.experts.router import KernelRouting, route, route_job
 from engine.cuda.formats.layouts import LAYOUTS
 from engine.cuda.formats.repack import PackedMatrix
-from engine.cuda.matrix.matvec import Activation
+from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.types import GGMLType
 
 _FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "hopper.cuh", "activation.cuh", "moe_rows.cu")
@@ -79,7 +79,7 @@ def can_share(gate_up: GGMLType, down: GGMLType, width: int, columns: int, arch:
     return arch == _ARCH and all(t is not GGMLType.F32 and k % LAYOUTS[t].chunk_columns == 0 for t, k in shapes)
 
 
-def _job(type: GGMLType, activation: Activation, columns: int) -> Job:
+def _job(type: GGMLType, activation: KernelActivation, columns: int) -> Job:
     tuning = choose_tuning(type, columns)
     return _FILES, {
         "FORMAT0": type.name,
@@ -92,27 +92,27 @@ def _job(type: GGMLType, activation: Activation, columns: int) -> Job:
 
 
 def build_jobs(
-    gate_up: GGMLType, down: GGMLType, activation: Activation, routing: Routing, width: int, columns: int
+    gate_up: GGMLType, down: GGMLType, activation: KernelActivation, routing: KernelRouting, width: int, columns: int
 ) -> list[Job]:
-    """All build jobs of RowExperts, for module.prebuild."""
+    """All build jobs of RowExperts, for compiler.prebuild."""
     products = [_job(gate_up, activation, columns), _job(down, activation, width)]
     return [*products, (_BEGIN_FILES, {}), route_job(routing)]
 
 
-def _groups(rows: int, routing: Routing) -> int:
+def _groups(rows: int, routing: KernelRouting) -> int:
     """Most groups that so many rows may form."""
     pairs = rows * routing.n_used
     return (pairs + (GROUP - 1) * min(pairs, routing.n_experts)) // GROUP
 
 
-def _sections(rows: int, routing: Routing, width: int, columns: int) -> list[int]:
+def _sections(rows: int, routing: KernelRouting, width: int, columns: int) -> list[int]:
     """Bytes of: inputs and later results, hidden vectors, the table of groups, places, ids, weights."""
     places, pairs = GROUP * _groups(rows, routing), rows * routing.n_used
     sizes = [4 * places * columns, 2 * places * width, 4 * (1 + places // GROUP), *[4 * pairs] * 3]
     return [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
 
 
-def room_bytes(rows: int, routing: Routing, width: int, columns: int) -> int:
+def room_bytes(rows: int, routing: KernelRouting, width: int, columns: int) -> int:
     """Scratch memory of a call for at most so many rows."""
     return sum(_sections(min(rows, MAX_ROWS), routing, width, columns))
 
@@ -134,8 +134,8 @@ class RowExperts:
         self,
         gate_up: PackedMatrix,
         down: PackedMatrix,
-        routing: Routing,
-        activation: Activation,
+        routing: KernelRouting,
+        activation: KernelActivation,
         *,
         router_bias: Any = None,
         gate_bias: Any = None,

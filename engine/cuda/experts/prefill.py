@@ -11,9 +11,10 @@ from typing import Any
 
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
-from engine.cuda.experts.router import MAX_EXPERTS, Routing, route
-from engine.cuda.matrix.gemm import EXPERT_TILES, Gemm, Job, Operand, Tile, TokenTiles, make_operand, operand_bytes
-from engine.cuda.matrix.matvec import MatVec
+from engine.cuda.experts.router import MAX_EXPERTS, KernelRouting, route
+from engine.cuda.matrix.gemm import Gemm, Operand, TokenTiles, make_operand
+from engine.cuda.matrix.gemm_plan import EXPERT_TILES, Job, Tile, operand_bytes
+from engine.cuda.matrix.linear import MatrixGroup
 
 GROUPED_ROWS = 65
 """From so many sequences on, decode steps group their rows as prompts do, unless bits must not depend on the number:
@@ -33,9 +34,9 @@ class StackedExperts:
         bias: float32 (E,) added to the gates for choosing only, or None.
     """
 
-    gate_up: MatVec
-    down: MatVec
-    routing: Routing
+    gate_up: MatrixGroup
+    down: MatrixGroup
+    routing: KernelRouting
     bias: Any = None
 
     @property
@@ -54,20 +55,20 @@ def can_stack(width: int, columns: int, n_experts: int) -> bool:
     return width % 128 == 0 and columns % 128 == 0 and n_experts <= MAX_EXPERTS
 
 
-def expert_tile(rows: int, routing: Routing) -> Tile:
+def expert_tile(rows: int, routing: KernelRouting) -> Tile:
     """The tile shape for so many rows: about as many tokens as an expert gets."""
     mean = rows * routing.n_used / routing.n_experts
     return next((tile for tile in EXPERT_TILES if mean <= 0.75 * tile.tokens), EXPERT_TILES[-1])
 
 
-def _places(rows: int, routing: Routing) -> int:
-    """P: where pairs may lie when every expert begins with a tile of its own."""
+def _places(rows: int, routing: KernelRouting) -> int:
+    """P: places for pairs where every expert begins with a tile of its own."""
     pairs, tile = rows * routing.n_used, expert_tile(rows, routing).tokens
     used = min(pairs, routing.n_experts)
     return (pairs + used * (tile - 1)) // tile * tile
 
 
-def _sections(rows: int, routing: Routing, width: int, columns: int) -> list[int]:
+def _sections(rows: int, routing: KernelRouting, width: int, columns: int) -> list[int]:
     """Bytes of: inputs and later results, hidden vectors, the table of tiles, places, ids, weights."""
     places, pairs = _places(rows, routing), rows * routing.n_used
     sizes = [
@@ -81,19 +82,19 @@ def _sections(rows: int, routing: Routing, width: int, columns: int) -> list[int
     return [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
 
 
-def room_bytes(rows: int, routing: Routing, width: int, columns: int) -> int:
+def room_bytes(rows: int, routing: KernelRouting, width: int, columns: int) -> int:
     """Scratch memory of run() for at most so many rows."""
     return max(sum(_sections(n, routing, width, columns)) for n in _turns(rows, routing))
 
 
-def _turns(rows: int, routing: Routing) -> set[int]:
+def _turns(rows: int, routing: KernelRouting) -> set[int]:
     """The numbers of rows up to `rows` that may need most: the last of each tile shape."""
     limits = (int(0.75 * tile.tokens * routing.n_experts / routing.n_used) for tile in EXPERT_TILES)
     return {rows, *(limit for limit in limits if 1 <= limit < rows)}
 
 
 def build_jobs() -> list[Job]:
-    """The (files, defines) pairs needed beside gemm.expert_jobs, for module.prebuild."""
+    """The (files, defines) pairs needed beside gemm.expert_jobs, for compiler.prebuild."""
     return [(_FILES, {})]
 
 

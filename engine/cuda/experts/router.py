@@ -12,8 +12,8 @@ from typing import Any
 
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
-from engine.cuda.matrix.linear import Projection
-from engine.cuda.matrix.matvec import UNQUANTIZED
+from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.matrix.matvec_plan import UNQUANTIZED, Job
 from engine.gguf.types import GGMLType
 
 _FILES = ("formats.cuh", "formats_coded.cuh", "router.cu")
@@ -32,7 +32,7 @@ class Gating(IntEnum):
 
 
 @dataclass(frozen=True)
-class Routing:
+class KernelRouting:
     """How a row's experts are chosen and weighted; see route.cuh.
 
     Attributes:
@@ -70,7 +70,7 @@ class Routing:
 
 
 def route(
-    routing: Routing,
+    routing: KernelRouting,
     scores: Any,
     ids: Any,
     weights: Any,
@@ -102,7 +102,7 @@ def route(
     )
 
 
-def route_job(routing: Routing) -> tuple[tuple[str, ...], dict[str, object]]:
+def route_job(routing: KernelRouting) -> Job:
     """The (files, defines) pair of the routing kernel."""
     return _ROUTE_FILES, routing.defines
 
@@ -112,36 +112,38 @@ def can_score(type: GGMLType, columns: int) -> bool:
     return type in UNQUANTIZED and columns % 4 == 0
 
 
-def router_job(type: GGMLType) -> tuple[tuple[str, ...], dict[str, object]]:
-    """The (files, defines) pair of the kernel, for module.prebuild."""
+def router_job(type: GGMLType) -> Job:
+    """The (files, defines) pair of the kernel, for compiler.prebuild."""
     return _FILES, {"FORMAT": type.name}
 
 
-def serves(router: Projection, x: Any, norm: Any) -> bool:
-    """Whether score_experts() takes this router and these rows: a single matrix, and rows that can be read by fours."""
-    if len(router.parts) != 1 or len(router.parts[0].matvec.matrices) != 1:
-        return False
-    aligned = x.data.ptr % 16 == 0 and x.strides[0] % 16 == 0 and (norm is None or norm.data.ptr % 16 == 0)
-    return aligned and can_score(router.parts[0].matvec.matrices[0].type, router.columns)
-
-
 def score_experts(
-    router: Projection, x: Any, scores: Any, *, norm: Any = None, eps: float = 0.0, stream: Any = None
+    matrix: PackedMatrix,
+    x: Any,
+    scores: Any,
+    *,
+    bias: Any = None,
+    alpha: float = 1.0,
+    norm: Any = None,
+    eps: float = 0.0,
+    stream: Any = None,
 ) -> None:
-    """scores = router of norm(x).
+    """scores = alpha * (W norm(x) + bias).
 
     A row's bits do not depend on the other rows. It waits for its predecessors before it lets its successor start.
 
     Args:
-        router: what serves() allows.
-        x: float32 (B, D).
+        matrix: W (E, D), what can_score() allows.
+        x: float32 (B, D), rows aligned to 16 bytes.
         scores: float32 (B, E), contiguous, written.
-        norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
+        bias: float32 (E,), or None.
+        alpha: factor of the result.
+        norm: float32 (D,), weight of an RMSNorm applied to x, aligned to 16 bytes; None for none.
         eps: its epsilon.
         stream: the current stream when left out.
     """
-    (part,) = router.parts
-    (matrix,) = part.matvec.matrices
+    assert can_score(matrix.type, matrix.columns) and not matrix.paired
+    assert x.data.ptr % 16 == 0 and x.strides[0] % 16 == 0 and (norm is None or norm.data.ptr % 16 == 0)
     assert x.shape == (scores.shape[0], matrix.columns)
     assert scores.shape[1] == matrix.rows
     assert scores.flags.c_contiguous
@@ -158,8 +160,8 @@ def score_experts(
         x.strides[0] // 4,
         norm,
         float(eps),
-        part.bias,
-        float(part.alpha),
+        bias,
+        float(alpha),
         scores,
         1.0 / matrix.columns,
     )

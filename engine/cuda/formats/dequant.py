@@ -18,7 +18,7 @@ _DEQUANT_FILES = ("formats.cuh", "formats_coded.cuh", "dequant.cu")
 
 
 def build_jobs(type: GGMLType) -> list[tuple[tuple[str, ...], dict[str, object]]]:
-    """The (files, defines) pairs of both kernels for a type, for module.prebuild."""
+    """The (files, defines) pairs of both kernels for a type, for compiler.prebuild."""
     return [(_EMBED_FILES, {"FORMAT": type.name}), (_DEQUANT_FILES, {"FORMAT": type.name})]
 
 

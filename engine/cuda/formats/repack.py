@@ -51,7 +51,7 @@ class PackedMatrix:
 
 
 def build_job(type: GGMLType) -> tuple[tuple[str, ...], dict[str, object]]:
-    """The (files, defines) pair of the packing kernels of a type, for module.prebuild."""
+    """The (files, defines) pair of the packing kernels of a type, for compiler.prebuild."""
     return _FILES, {"FORMAT": type.name}
 
 

@@ -12,27 +12,15 @@ import numpy as np
 
 from engine.cuda.formats.dequant import dequantize
 from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.matrix.dense_plan import FIXED_OUTPUTS, PIECE, SCRATCH_BYTES, expansions, padded
 from engine.gguf.types import GGMLType
 
-SCRATCH_BYTES = 64 << 20
-"""Expanded weights in memory at once: large enough for full speed, small beside any model."""
-
-PIECE = 256
-"""Rows of every call of cuBLAS where their number must not show: it chooses its algorithm, and with it the order of
-sums, by the shape."""
-
-_FIXED_OUTPUTS = 8192
 _OP_N, _OP_T = 0, 1
 _R_32F, _R_16F = 0, 2
 _COMPUTE_32F = 68
 _GEMM_DEFAULT = -1
 _ONE = np.ones(1, np.float32)
 _ZERO = np.zeros(1, np.float32)
-
-
-def padded(rows: int) -> int:
-    """Rows of an operand that is multiplied in whole pieces."""
-    return -(-rows // PIECE) * PIECE
 
 
 class DenseProduct:
@@ -47,7 +35,7 @@ class DenseProduct:
 
         self.fixed_rows = fixed_rows
         self._scratch = cupy.empty(SCRATCH_BYTES, cupy.uint8)
-        self._piece = cupy.empty((PIECE, _FIXED_OUTPUTS), cupy.float32) if fixed_rows else None
+        self._piece = cupy.empty((PIECE, FIXED_OUTPUTS), cupy.float32) if fixed_rows else None
 
     @property
     def n_bytes(self) -> int:
@@ -82,13 +70,10 @@ class DenseProduct:
         dtype = cupy.dtype(cupy.float32 if wide else cupy.float16)
         assert x.dtype == dtype and x.flags.c_contiguous and x.shape[1] == matrix.columns
         assert x.shape[0] == (padded(rows) if self.fixed_rows else rows)
-        step = 8 if matrix.paired else 16
         copies = 2 if matrix.paired else 1
-        most = max(step, SCRATCH_BYTES // (matrix.columns * dtype.itemsize * copies) // step * step)
-        if self.fixed_rows:
-            most = min(most, _FIXED_OUTPUTS)
-        for first in range(0, matrix.rows, most):
-            outputs = min(most, matrix.rows - first)
+        for first, outputs in expansions(
+            matrix.type, matrix.rows, matrix.columns, paired=matrix.paired, fixed_rows=self.fixed_rows
+        ):
             shape = (copies, outputs, matrix.columns) if matrix.paired else (outputs, matrix.columns)
             tile = self._tile(copies * outputs * matrix.columns, dtype).reshape(shape)
             dequantize(matrix, tile, first_row=first, rows=outputs)

@@ -8,30 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from engine.cuda.driver.compiler import Kernel, build, device_arch, shared_limit
+from engine.cuda.driver.compiler import Kernel, build, device_arch
 from engine.cuda.driver.launch import launch
-from engine.cuda.formats.layouts import LAYOUTS
 from engine.cuda.formats.repack import PackedMatrix
-from engine.cuda.matrix.matvec import Activation, MatVec
+from engine.cuda.matrix.gemm_plan import (
+    ARCH,
+    OPERAND_FILES,
+    TILES,
+    Tile,
+    build_job,
+    choose_tile,
+    clusters_of,
+    family,
+    operand_bytes,
+    shared_bytes,
+)
+from engine.cuda.matrix.linear import MatrixGroup
+from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.types import GGMLType
 
-Job = tuple[tuple[str, ...], dict[str, object]]
-"""Kernel files and defines, for module.prebuild."""
-
-ARCH = 90
-"""The compute capability the kernel is written for; no other has its instructions."""
-
-MAX_FORMATS = 2
-"""Formats of one kernel: with three, ptxas no longer keeps multiplications in flight in the larger tiles."""
-
-_FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "hopper.cuh", "activation.cuh", "gemm.cu")
-_OPERAND_FILES = ("operand.cu",)
 _STORE, _ADD, _GATED, _GATED_OPERAND = range(4)  # enum Mode of gemm.cu
 _SEGMENT = np.dtype(
     [
@@ -44,182 +44,6 @@ _SEGMENT = np.dtype(
         ("chunk_bytes", "i8"),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Shape of what a block computes at once.
-
-    Attributes:
-        groups: warpgroups that multiply, 64 outputs each.
-        tokens: rows of x.
-        cluster: blocks that share their rows of x.
-        blocks: blocks of a multiprocessor.
-        column: nanoseconds per column of a matrix, measured on an H200 with Q4_K and Q6_K.
-        crowded: the same where all blocks of a multiprocessor have work.
-        extra: nanoseconds of a tile beside its columns.
-        parts: blocks that share the columns of a tile, as a cluster.
-    """
-
-    groups: int
-    tokens: int
-    cluster: int
-    blocks: int
-    column: float
-    crowded: float
-    extra: float
-    parts: int = 1
-
-
-TILES = (
-    Tile(1, 16, 1, 2, 3.2, 4.5, 1500),
-    Tile(1, 64, 1, 2, 4.8, 5.8, 2000),
-    Tile(2, 64, 2, 1, 5.2, 5.2, 2000),
-    Tile(2, 128, 2, 1, 6.0, 6.0, 3000),
-    Tile(3, 128, 2, 1, 8.8, 8.8, 4000),
-    Tile(2, 256, 2, 1, 10.0, 10.0, 6500),
-)
-"""Shapes for prompts. All give the same bits: each output is one chain of sums over all columns."""
-
-STEP_TILES = (
-    Tile(2, 64, 1, 1, 4.7, 4.7, 5500, parts=2),
-    Tile(2, 96, 1, 1, 5.3, 5.3, 3000),
-    Tile(2, 96, 1, 1, 5.3, 5.3, 6500, parts=2),
-    Tile(2, 96, 1, 1, 5.3, 5.3, 9500, parts=3),
-    Tile(3, 96, 1, 1, 8.0, 8.0, 4500),
-    Tile(3, 96, 1, 1, 8.0, 8.0, 7500, parts=2),
-    Tile(2, 128, 1, 1, 6.0, 6.0, 6000, parts=2),
-    Tile(2, 128, 1, 1, 6.0, 6.0, 8500, parts=3),
-    Tile(2, 192, 1, 1, 8.1, 8.1, 4500),
-)
-"""Further shapes, for decode steps of more than 64 rows.
-
-A matrix of few outputs has fewer tiles than the card has multiprocessors; blocks that share the columns of a tile use
-the others. On an H200 a decode step of 8B Q4_K_M with these shapes as well: 128 rows 7.65 to 6.21 ms, 256 rows 11.2 to
-10.2 ms.
-"""
-
-_CLUSTERS = {1: 1.0, 2: 1.0, 3: 0.9}
-"""Share of the multiprocessors that clusters of so many blocks can cover."""
-
-EXPERT_TILES = (TILES[0], TILES[2], TILES[3])
-"""Shapes for products of experts, in ascending tokens."""
-
-
-def supports(type: GGMLType) -> bool:
-    """Whether matrices of a type are multiplied here: all but float32, which would lose too much."""
-    return type in LAYOUTS and type is not GGMLType.F32
-
-
-def family(types: Sequence[GGMLType]) -> tuple[tuple[GGMLType, ...], ...]:
-    """The types of a model as sets that share kernels: those with chunks of the same width, a few together."""
-    families: list[tuple[GGMLType, ...]] = []
-    for width in (128, 256):
-        members = sorted({t for t in types if supports(t) and LAYOUTS[t].chunk_columns == width}, key=lambda t: t.value)
-        families += [tuple(members[i : i + MAX_FORMATS]) for i in range(0, len(members), MAX_FORMATS)]
-    return tuple(families)
-
-
-@dataclass(frozen=True)
-class _Memory:
-    """Shared memory of a block: bytes, and stages of its two rings."""
-
-    weight_stages: int
-    x_stages: int
-    n_bytes: int
-
-
-def _memory(types: Sequence[GGMLType], tile: Tile) -> _Memory:
-    columns = LAYOUTS[types[0]].chunk_columns
-    weights = tile.groups * 4 * _slot(types)
-    x, staged = tile.tokens * 128, tile.groups * tile.tokens * 64
-    sums = tile.groups * tile.tokens * 256 if tile.parts > 1 else 0
-    room = (shared_limit(ARCH) - 1024) // tile.blocks - 1024 - staged - 512 - (sums + 256 if sums else 0)
-    for weight_stages in range(1024 // columns, 1, -1):
-        x_stages = min(8, (room - weight_stages * weights) // x)
-        if x_stages >= 4 or (weight_stages == 2 and x_stages >= 2):
-            n_bytes = 1024 + weight_stages * weights + x_stages * x + staged + 16 * (weight_stages + x_stages)
-            n_bytes += sums + 256 if sums else 0
-            return _Memory(weight_stages, x_stages, n_bytes)
-    raise AssertionError(f"no room for {types} in tiles {tile}")
-
-
-def shared_bytes(types: Sequence[GGMLType], tile: Tile) -> int:
-    """Shared memory of a block."""
-    return _memory(types, tile).n_bytes
-
-
-def _slot(types: Sequence[GGMLType]) -> int:
-    return max(LAYOUTS[type].chunk_bytes for type in types)
-
-
-def build_job(types: Sequence[GGMLType], tile: Tile, activation: Activation, *, experts: bool = False) -> Job:
-    """The (files, defines) pair of the kernel of one tile shape for a family of types, for module.prebuild."""
-    memory = _memory(types, tile)
-    defines: dict[str, object] = {
-        "EXPERTS": int(experts),
-        "ACTIVATION": int(activation),
-        "WGS": tile.groups,
-        "TOKENS": tile.tokens,
-        "CLUSTER": tile.cluster,
-        "PARTS": tile.parts,
-        "BLOCKS": tile.blocks,
-        "REGISTERS": {1: 128, 2: 232, 3: 160}[tile.groups],
-        "CHUNK": LAYOUTS[types[0]].chunk_columns,
-        "W_STAGES": memory.weight_stages,
-        "X_STAGES": memory.x_stages,
-        "SLOT": _slot(types),
-        "FORMATS": len(types),
-    }
-    defines |= {f"FORMAT{i}": type.name for i, type in enumerate(types)}
-    return _FILES, defines
-
-
-def build_jobs(types: Sequence[GGMLType], activation: Activation) -> list[Job]:
-    """All (files, defines) pairs that products of a model with these types need, for module.prebuild."""
-    return [(_OPERAND_FILES, {})] + [
-        build_job(members, tile, activation) for members in family(types) for tile in TILES
-    ]
-
-
-def expert_jobs(types: Sequence[GGMLType], needed: Sequence[GGMLType], activation: Activation) -> list[Job]:
-    """What products of experts need beside build_jobs().
-
-    Args:
-        types: of all matrices of the model.
-        needed: of its experts.
-        activation: between their gate and up.
-    """
-    families = [members for members in family(types) if set(members) & set(needed)]
-    return [build_job(members, tile, activation, experts=True) for members in families for tile in EXPERT_TILES]
-
-
-@cache
-def choose_tile(units: int, tokens: int, columns: int, multiprocessors: int, step: bool = False) -> Tile:
-    """The tile shape that should be fastest.
-
-    Args:
-        units: runs of 64 outputs.
-        tokens: rows of x.
-        columns: K.
-        multiprocessors: of the card.
-        step: rows of a decode step.
-    """
-    parts = [tile for tile in STEP_TILES if columns >= 512 * tile.parts] if step else []
-    return min((*TILES, *parts), key=lambda tile: _nanoseconds(tile, units, tokens, columns, multiprocessors))
-
-
-def _nanoseconds(tile: Tile, units: int, tokens: int, columns: int, multiprocessors: int) -> float:
-    """Estimated time: whole rounds of tiles over the card, and what is left."""
-    at_once = int(multiprocessors * tile.blocks * _CLUSTERS[tile.parts]) // (tile.cluster * tile.parts)
-    columns = columns // tile.parts
-    rounds, left = divmod(_clusters(tile, units, tokens), at_once)
-    last = 0.0 if not left else tile.column if left * tile.cluster <= multiprocessors else tile.crowded
-    return columns * (rounds * tile.crowded + last) + (rounds + bool(left)) * tile.extra
-
-
-def _clusters(tile: Tile, units: int, tokens: int) -> int:
-    return -(-tokens // tile.tokens) * -(-units // (tile.groups * tile.cluster))
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,11 +64,6 @@ class Operand:
     def pitch(self) -> int:
         """Rows that each block of 64 columns has room for."""
         return -(-self.rows // 8) * 8
-
-
-def operand_bytes(rows: int, columns: int) -> int:
-    """Bytes of an Operand."""
-    return -(-rows // 8) * 8 * -(-columns // 128) * 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +97,7 @@ def make_operand(
 
     Args:
         x: float32 (T, K), rows contiguous.
-        buffer: uint8, contiguous, 1024-byte aligned, at least operand_bytes(T, K) long; the operand lies in it.
+        buffer: uint8, contiguous, 1024-byte aligned, at least operand_bytes(T, K) long, overwritten.
         norm: float32 (K,) or None.
         eps: the norm's epsilon.
         places: int32 (T, copies), the rows of the operand that each row goes to, -1 for none; None: its own.
@@ -290,7 +109,7 @@ def make_operand(
     assert buffer.nbytes >= operand_bytes(operand.rows, columns) and buffer.data.ptr % 128 == 0 and x.strides[1] == 4
     padded = -(-columns // 128) * 128
     args = (x, x.strides[0] // 4, buffer, operand.pitch, columns, padded, norm, float(eps), places, copies)
-    launch(build(_OPERAND_FILES, defines={}).get("operand_half"), rows, 256, args)
+    launch(build(OPERAND_FILES, defines={}).get("operand_half"), rows, 256, args)
     return operand
 
 
@@ -302,7 +121,7 @@ class Gemm:
         activation: of gated products.
     """
 
-    def __init__(self, types: Sequence[GGMLType], activation: Activation) -> None:
+    def __init__(self, types: Sequence[GGMLType], activation: KernelActivation) -> None:
         import cupy
 
         assert device_arch() == ARCH
@@ -313,11 +132,11 @@ class Gemm:
         for members in family(types):
             for tile in TILES:
                 self._kernel(members, tile)
-        self._tables: dict[int, tuple[MatVec, list[tuple[Any, int, PackedMatrix]]]] = {}
+        self._tables: dict[int, tuple[MatrixGroup, list[tuple[Any, int, PackedMatrix]]]] = {}
 
     def __call__(
         self,
-        group: MatVec,
+        group: MatrixGroup,
         x: Operand,
         out: Any,
         *,
@@ -343,7 +162,7 @@ class Gemm:
         self._run(group, x, out, out.strides[0] // 4, bias, alpha, _ADD if add else _STORE, tile, step)
 
     def gated(
-        self, group: MatVec, x: Operand, out: Any, *, tile: Tile | None = None, step: bool = False
+        self, group: MatrixGroup, x: Operand, out: Any, *, tile: Tile | None = None, step: bool = False
     ) -> Operand | None:
         """activation(gate) * up of a paired matrix with F outputs.
 
@@ -366,7 +185,7 @@ class Gemm:
 
     def _run(
         self,
-        group: MatVec,
+        group: MatrixGroup,
         x: Operand,
         out: Any,
         stride: int,
@@ -384,11 +203,11 @@ class Gemm:
             kernel, shared = self._kernel(types, shape)
             together = shape.cluster * shape.parts
             assert chunks >= shape.parts
-            clusters = min(_clusters(shape, units, x.rows), self._multiprocessors * shape.blocks // together)
+            clusters = min(clusters_of(shape, units, x.rows), self._multiprocessors * shape.blocks // together)
             args = (table, units, chunks, x.data, x.pitch, x.rows, out, stride, bias, float(alpha), mode, None)
             launch(kernel, clusters * together, (shape.groups + 1) * 128, args, shared=shared)
 
-    def experts(self, group: MatVec, x: Operand, out: Any, tiles: TokenTiles) -> None:
+    def experts(self, group: MatrixGroup, x: Operand, out: Any, tiles: TokenTiles) -> None:
         """Multiplies each tile of rows by its own expert: x @ W_e.T, or activation(gate_e) * up_e of a paired matrix.
 
         Args:
@@ -421,7 +240,7 @@ class Gemm:
             self._kernels[key] = (build(files, defines=defines).get("gemm"), shared_bytes(types, tile))
         return self._kernels[key]
 
-    def _launches(self, group: MatVec) -> list[tuple[Any, int, PackedMatrix]]:
+    def _launches(self, group: MatrixGroup) -> list[tuple[Any, int, PackedMatrix]]:
         """The launches of a group: device table of its segments, runs of 64 outputs, and one of the matrices."""
         if id(group) not in self._tables:
             import cupy

@@ -1,40 +1,33 @@
-"""Linear maps of one input as the launches they take. Must not know what they mean."""
+"""Packed matrices that share their input. Must not know what they mean, or which kernels multiply them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from engine.cuda.matrix.matvec import MatVec
+from engine.cuda.formats.repack import PackedMatrix
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Matrices that one launch multiplies with one input: out = alpha * (W x + bias), at `column` of the output.
+class MatrixGroup:
+    """1 to 4 packed matrices with the same columns K; their outputs follow each other. A paired matrix is alone.
 
     Attributes:
-        matvec: the launch.
-        bias: float32 (width,) on the device, already divided by alpha; None for none.
-        alpha: factor of the result.
-        column: first output column.
+        matrices: the matrices.
+        columns: K.
+        width: outputs of all of them.
+        paired: whether the one matrix holds gate and up.
+        n_bytes: packed size.
     """
 
-    matvec: MatVec
-    bias: Any
-    alpha: float
-    column: int
+    def __init__(self, matrices: Sequence[PackedMatrix]) -> None:
+        assert 1 <= len(matrices) <= MAX_MATRICES
+        assert len({m.columns for m in matrices}) == 1
+        assert len(matrices) == 1 or not any(m.paired for m in matrices)
+        self.matrices = tuple(matrices)
+        self.columns = matrices[0].columns
+        self.width = sum(m.rows for m in matrices)
+        self.paired = matrices[0].paired
+        self.n_bytes = sum(int(m.data.nbytes) for m in matrices)
 
 
-@dataclass(frozen=True, eq=False)
-class Projection:
-    """One or several linear maps of the same input, outputs side by side.
-
-    Attributes:
-        parts: launches.
-        width: output columns.
-        columns: input columns.
-    """
-
-    parts: tuple[Part, ...]
-    width: int
-    columns: int
+MAX_MATRICES = 4
+"""Of a group: what one launch takes."""

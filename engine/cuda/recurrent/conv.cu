@@ -6,7 +6,7 @@
 // a token's operations is the same in both kernels.
 
 constexpr int PAST = D_CONV - 1;
-constexpr int TILE = 8;  // rows of one block; engine/cuda/recurrent/mamba.py has the same number
+constexpr int TILE = 8;  // rows of one block; mamba_plan.py has the same number
 static_assert(PAST >= 1 && PAST <= TILE, "only the first tile of a span reads the state");
 
 // COUNT floats at p, which is aligned to WIDE of them.

@@ -17,105 +17,30 @@ This module must not know of tokenizers, requests or layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
+from engine.cuda.recurrent.mamba_plan import THREADS, MambaShape, build_jobs
 
-CONV_FILES = ("recurrent.cuh", "conv.cu")
-SCAN_FILES = ("recurrent.cuh", "scan.cu")
-TILE = 8
-"""Rows of a block of the prompts' convolution."""
-THREADS = 128
-MAX_STATES = 256
-MAX_CONV = TILE
 _BLOCKS = 12
-"""Blocks of scan_decode on a multiprocessor beside each other; more rows than that give make blocks take several."""
-
-
-@dataclass(frozen=True)
-class MambaShape:
-    """What kernels are built for.
-
-    Attributes:
-        d_inner: channels, E.
-        d_state: states of a channel, N: 1 to 256.
-        d_conv: width of the convolution, W: 2 to 8.
-        dt_rank: columns in front of B and C in the product of ssm_x.
-        places: places of a slot's ring, R: at least 2, or a state would be written where it is read.
-    """
-
-    d_inner: int
-    d_state: int
-    d_conv: int
-    dt_rank: int
-    places: int
-
-    def __post_init__(self) -> None:
-        assert 1 <= self.d_state <= MAX_STATES and 2 <= self.d_conv <= MAX_CONV and self.places >= 2, self
-
-    @property
-    def row_width(self) -> int:
-        """Columns of the product of ssm_x: dt, B and C."""
-        return self.dt_rank + 2 * self.d_state
-
-    @property
-    def wide(self) -> int:
-        """Channels of a thread of the convolution."""
-        return 4 if self.d_inner % 4 == 0 else 1
-
-    @property
-    def channels(self) -> int:
-        """Channels of a block of the scans."""
-        padded = max(4, 1 << (self.d_state - 1).bit_length())
-        return THREADS * (4 if padded <= 128 else padded // 32) // padded
-
-
-def build_jobs(shape: MambaShape) -> list[tuple[tuple[str, ...], Mapping[str, object]]]:
-    """(files, defines) pairs for compiler.build or prebuild: the convolution, the scan."""
-    vectors = all(width % 4 == 0 for width in (shape.dt_rank, shape.d_state))
-    return [
-        (CONV_FILES, {"D_CONV": shape.d_conv, "WIDE": shape.wide}),
-        (SCAN_FILES, {"D_STATE": shape.d_state, "VECTORS": "true" if vectors else "false"}),
-    ]
-
-
-def span_table(spans: Iterable[tuple[int, int, int, int, int]]) -> npt.NDArray[np.int32]:
-    """Spans of a prompt batch as the kernels read them: int32 (S, 5).
-
-    Args:
-        spans: (row, n_rows, n_past, read, write) each: n_rows >= 1 consecutive tokens of one sequence from position
-            n_past on, starting at batch row `row`; the rows of states that are read and written, which may be the same.
-            Without a past nothing is read. No other span of the batch may name the row that one writes.
-    """
-    table = np.array(list(spans), np.int32).reshape(-1, 5)
-    assert (table[:, 1] >= 1).all(), "a span without rows"
-    assert len(np.unique(table[:, 4])) == len(table), "two spans write the same state"
-    return table
-
-
-def conv_tiles(table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Cuts the spans of span_table into tiles for Mamba.conv_prompt: int32 (n_tiles, 2), span and first row in it."""
-    tiles = [(span, first) for span, row in enumerate(table) for first in range(0, int(row[1]), TILE)]
-    return np.array(tiles, np.int32).reshape(-1, 2)
+"""Blocks of scan_decode that registers leave room for on a multiprocessor; more rows than that give take turns."""
 
 
 class Mamba:
     """The kernels of one shape of Mamba layers on the current device.
 
     Args:
-        shape: widths and places.
+        shape: widths.
+        places: R, at least 2: a state is never written where it is read.
     """
 
-    def __init__(self, shape: MambaShape) -> None:
+    def __init__(self, shape: MambaShape, places: int) -> None:
         import cupy
 
+        assert places >= 2
         self.shape = shape
+        self.places = places
         conv, scan = (build(files, defines=defines) for files, defines in build_jobs(shape))
         self._conv_decode, self._conv_prompt = conv.get("conv_decode"), conv.get("conv_prompt")
         self._scan_decode, self._scan_prompt = scan.get("scan_decode"), scan.get("scan_prompt")
@@ -146,8 +71,8 @@ class Mamba:
         n = int(positions.size)
         self._check(xz, out, n)
         self._check_state(conv_state, self.shape.d_conv - 1)
-        assert n <= offsets.size and offsets.size * self.shape.places <= len(conv_state)
-        args = (xz, weight, bias, conv_state, self.shape.places, positions, offsets, out, self.shape.d_inner)
+        assert n <= offsets.size and offsets.size * self.places <= len(conv_state)
+        args = (xz, weight, bias, conv_state, self.places, positions, offsets, out, self.shape.d_inner)
         launch(self._conv_decode, (self._conv_blocks, n), THREADS, args, stream=stream)
 
     def scan_decode(
@@ -166,15 +91,15 @@ class Mamba:
             ssm_state: see the module.
             positions: likewise.
             offsets: likewise.
-            out: apart from the inputs; rows with positions[b] >= 0 are written.
+            out: rows with positions[b] >= 0 are written; may be dt, else apart from the inputs.
             stream: the current stream when left out.
         """
         n = int(positions.size)
         self._check(xz, out, n)
         self._check_state(ssm_state, self.shape.d_state)
-        assert n <= offsets.size and offsets.size * self.shape.places <= len(ssm_state)
+        assert n <= offsets.size and offsets.size * self.places <= len(ssm_state)
         inputs = self._inputs(dt, x, bc, xz, a, d)
-        args = (*inputs, ssm_state, self.shape.places, positions, offsets, n, out, self.shape.d_inner)
+        args = (*inputs, ssm_state, self.places, positions, offsets, n, out, self.shape.d_inner)
         launch(self._scan_decode, (self._scan_blocks, min(n, self._most_rows)), THREADS, args, stream=stream)
 
     def conv_prompt(
@@ -214,7 +139,7 @@ class Mamba:
             d: likewise.
             ssm_state: see the module.
             spans: int32 (S, 5) on the device, from span_table; S 0 does nothing.
-            out: (T, E), apart from the inputs; rows that no span names stay as they are.
+            out: (T, E); rows that no span names stay as they are. It may be dt, else apart from the inputs.
             stream: the current stream when left out.
         """
         self._check(xz, out, 0)

@@ -12,6 +12,6 @@ DEVICE int place_of(int position, int offset, int places) {
 
 DEVICE float silu(float x) { return x / __fadd_rn(1.0f, expf(-x)); }
 
-struct PromptSpan {  // engine/cuda/recurrent/mamba.py span_table has the same columns
+struct PromptSpan {  // engine/cuda/recurrent/mamba_plan.py span_table has the same columns
     int row, n_rows, n_past, read, write;  // read, write: rows of states
 };

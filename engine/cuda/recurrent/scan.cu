@@ -2,8 +2,8 @@
 //     step = softplus(dt);  h = exp(step * A) * h + step * x * B;  out = (C . h + D * x) * silu(z)
 //
 // dt, x: (rows, d_inner). bc: B of a row, C directly behind it; bc_row floats from row to row. xz: rows of 2 * d_inner
-// floats, z the last d_inner. a (d_inner, D_STATE), d (d_inner). state: rows of (d_inner, D_STATE). out (rows,
-// d_inner), apart from the inputs. VECTORS: B and C of each row are aligned to 16 bytes.
+// floats, z the last d_inner. a (d_inner, D_STATE), d (d_inner). state: rows of (d_inner, D_STATE). out (rows, d_inner) may
+// be dt, whose elements the lanes that write them have read before. VECTORS: B and C of each row are aligned to 16 bytes.
 // A lane holds STATES states of a channel, LANES lanes a channel, CHANNELS channels a block. The order of a token's
 // operations is the same in both kernels, so how a prompt is cut does not change a bit.
 

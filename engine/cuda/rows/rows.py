@@ -9,7 +9,7 @@ import numpy as np
 from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
-from engine.cuda.matrix.matvec import Activation
+from engine.cuda.rows.activation import KernelActivation
 
 FILES = ("activation.cuh", "rows.cu")
 
@@ -29,12 +29,12 @@ def normalize(x: DeviceArray, out: DeviceArray, weight: DeviceArray | None, eps:
     launch(_kernel(name), int(x.shape[0]), 256, args)
 
 
-def gate(h: DeviceArray, up: DeviceArray | None, activation: Activation) -> None:
+def gate(h: DeviceArray, up: DeviceArray | None, activation: KernelActivation) -> None:
     """h = activation(h) * up in place, without the factor where up is None; both float32, contiguous, the same size.
 
     SWIGLU_CLAMPED needs up.
     """
-    assert up is not None or activation is not Activation.SWIGLU_CLAMPED
+    assert up is not None or activation is not KernelActivation.SWIGLU_CLAMPED
     assert h.flags.c_contiguous and (up is None or (up.flags.c_contiguous and up.size == h.size))
     _flat("gate", h.size, (h, up, np.int64(h.size), int(activation)))
 

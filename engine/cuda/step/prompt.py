@@ -1,26 +1,25 @@
 """Prompts on the GPU: pieces of several sequences in one batch, and the first token of those that end in it.
 
 Everything a batch needs from the host goes in one upload, and nothing here waits: the tokens drawn are fetched later.
-Must not know who is scheduled when.
+Must not know the scheduler.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.cuda.driver.staging import Staging, gather_rows
-from engine.cuda.load.plan import LOGIT_ROWS
-from engine.cuda.load.weights import DeviceWeights
+from engine.cuda.load.device_weights import DeviceWeights
+from engine.cuda.load.memory_plan import LOGIT_ROWS
 from engine.cuda.sampling.slots import DeviceSlots
-from engine.cuda.step.ops import PrefillOps
+from engine.cuda.step.prompt_ops import PromptOps
 from engine.model.batch import Batch, Outputs
 from engine.model.transformer import hidden_states
-from engine.model.weights import ModelWeights
 from engine.request import Work
 
 
@@ -68,17 +67,17 @@ class PromptReader:
     """
 
     def __init__(
-        self, weights: DeviceWeights, ops: PrefillOps, slots: DeviceSlots, staging: Staging, logits: Any
+        self, weights: DeviceWeights, ops: PromptOps, slots: DeviceSlots, staging: Staging, logits: Any
     ) -> None:
         import cupy
 
         self._weights, self._ops, self._slots, self._staging, self._logits = weights, ops, slots, staging, logits
-        self._last = cupy.empty((logits.shape[0], ops.buffers.widths.model), cupy.float32)
+        self._last = cupy.empty((logits.shape[0], weights.plan.width), cupy.float32)
         self.logit_rows = cupy.zeros((LOGIT_ROWS, logits.shape[1]), cupy.float32)
 
     def hidden(self, batch: Batch) -> Any:
         """The residual stream (rows, D) behind a batch; valid until the next one."""
-        return hidden_states(cast(ModelWeights, self._weights), cast(Any, self._ops), batch)
+        return hidden_states(self._weights, self._ops, batch)
 
     def feed(self, work: Sequence[Work], limits: dict[int, int]) -> list[tuple[int, list[Work]]]:
         """Launches all batches of prompt pieces.

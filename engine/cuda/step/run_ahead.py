@@ -19,7 +19,7 @@ AHEAD = 2
 one is behind it."""
 
 MOST_AHEAD = AHEAD + 1
-"""The same of any row. Who came when others were ahead stays behind them; who is this far ahead sits out a step."""
+"""The same of any row. A row that joined when others were ahead stays behind; one this far ahead skips a step."""
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ class RunAhead:
     def run_ahead(self) -> None:
         """Launches until every row that can go on is AHEAD, before the next results are taken.
 
-        A row whose first token nobody has seen yet is not read in this step: it is as far as the others with one less.
+        A row whose first token the host has not read yet is not read in this step: one step less suffices for it.
         """
         while any(
             len(row.results) < (AHEAD if row.token is not None else AHEAD - 1) and row.position < row.limit

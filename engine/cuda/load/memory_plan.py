@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.config import cache_size, page_count
-from engine.cuda.attention.attention import PAGE, scratch_bytes
-from engine.cuda.attention.cache import bytes_per_page
-from engine.cuda.formats.layouts import kept_as, packed_bytes
-from engine.cuda.load.buffers import Widths
+from engine.config import PAGE, cache_size, page_count
+from engine.cuda.attention.attention_plan import scratch_bytes
+from engine.cuda.attention.cache import bytes_per_page, page_table_bytes
+from engine.cuda.launch_plan.arrays import array_bytes
+from engine.cuda.launch_plan.model import REFERENCE_CARD, LaunchPlan, Settings, describe
 from engine.cuda.load.features import check_features
-from engine.cuda.load.needs import attention_shape, expert_room
-from engine.cuda.matrix.decode_gemm import operand_bytes
-from engine.cuda.matrix.dense import SCRATCH_BYTES
+from engine.cuda.load.tensor_index import TensorIndex
 from engine.cuda.sampling.sampler import DeviceSampler
 from engine.errors import DeviceError
 from engine.model.loader import LoadedModel
@@ -28,7 +26,6 @@ MIXED_ROWS = 512
 LOGIT_ROWS = 32
 """Rows of logits of a prompt computed at once, where they are asked for."""
 
-_REFERENCE_CARD = (90, 132)  # compute capability and multiprocessors of an H100/H200, where no card is there to ask
 _RESERVE = 384 << 20  # cuBLAS workspace, captured graphs, loaded kernels
 
 
@@ -42,6 +39,7 @@ class DevicePlan:
         pages: pages of the cache.
         least_pages: pages of one full context; with fewer the model is not opened.
         prefill_rows: rows of prompts that run at once.
+        per_context_page: bytes of `activations` for every page of a context, whatever the cache holds.
     """
 
     weights: int
@@ -50,6 +48,7 @@ class DevicePlan:
     pages: int
     least_pages: int
     prefill_rows: int
+    per_context_page: int = 0
 
     @property
     def cache(self) -> int:
@@ -70,7 +69,7 @@ def make_plan(
     max_sequences: int,
     cache_tokens: int | None = None,
     prefill_chunk: int | None = None,
-    card: tuple[int, int] = _REFERENCE_CARD,
+    card: tuple[int, int] = REFERENCE_CARD,
 ) -> DevicePlan:
     """The plan of a model; needs no GPU.
 
@@ -87,40 +86,41 @@ def make_plan(
         DeviceError: a part of the model has no GPU kernels.
     """
     check_features(model)
-    widths = Widths.of(model)
-    shapes = [attention_shape(layer.attention, kv_type == "f16") for layer in model.config.layers]
-    rows = prefill_chunk or PREFILL_ROWS[0]
+    settings = Settings(kv_type == "f16", max_sequences, prefill_chunk or PREFILL_ROWS[0])
+    launches = describe(model, card, settings)
+    return plan_of(model, launches, context_length=context_length, cache_tokens=cache_tokens)
+
+
+def plan_of(
+    model: LoadedModel, launches: LaunchPlan, *, context_length: int, cache_tokens: int | None = None
+) -> DevicePlan:
+    """The plan of a model whose launches are known; arguments as those of make_plan()."""
+    settings = launches.settings
+    slots, vocab = settings.max_sequences, launches.vocab
+    shapes = [layer.mixer.shape for layer in launches.layers]
     activations = (
-        max_sequences * (widths.row_bytes(dense=False) + 4 * widths.model)
-        + rows * widths.row_bytes(dense=True)
-        + expert_room(model, rows, max_sequences, card[0])
-        + SCRATCH_BYTES
-        + operand_bytes(widths.widest)
-        + 4 * widths.vocab * (max_sequences + LOGIT_ROWS)
-        + DeviceSampler.n_bytes(widths.vocab, context_length, max_sequences, max_sequences)
-        + sum(scratch_bytes(shape, max_sequences, *card) for shape in set(shapes))
+        array_bytes(launches)
+        + 4 * launches.width * slots  # last rows of prompts
+        + 4 * vocab * (slots + LOGIT_ROWS)
+        + DeviceSampler.n_bytes(vocab, context_length, slots, slots)
+        + page_table_bytes(context_length, slots)
+        + sum(scratch_bytes(shape, slots, *launches.card) for shape in set(shapes))
     )
     least = page_count(context_length)
     return DevicePlan(
-        weights=_weight_bytes(model),
+        weights=_weight_bytes(model, launches),
         activations=activations,
         per_page=bytes_per_page(shapes),
-        pages=page_count(cache_size(cache_tokens, context_length, max_sequences)),
+        pages=page_count(cache_size(cache_tokens, context_length, slots)),
         least_pages=least,
-        prefill_rows=rows,
+        prefill_rows=settings.prefill_rows,
+        per_context_page=slots * (4 * PAGE + 4),  # the sampler's history and the page table
     )
 
 
-def _weight_bytes(model: LoadedModel) -> int:
-    total = 0
-    for info in model.gguf.tensors.values():
-        if len(info.shape) > 1:
-            rows = info.shape[-2]
-            matrices = info.n_elements // (rows * info.shape[-1])
-            total += matrices * packed_bytes(kept_as(info.type), rows, info.shape[-1])
-        else:
-            total += 4 * info.n_elements
-    return total
+def _weight_bytes(model: LoadedModel, launches: LaunchPlan) -> int:
+    """Packed matrices, and vectors as float32."""
+    return sum(matrix.n_bytes for matrix in launches.matrices) + 4 * TensorIndex(model.weights).vector_elements
 
 
 def fit(plan: DevicePlan, free: int) -> DevicePlan:
@@ -133,9 +133,12 @@ def fit(plan: DevicePlan, free: int) -> DevicePlan:
     pages = min(plan.pages, max(0, free - without_cache) // plan.per_page)
     if pages >= plan.least_pages:
         return replace(plan, pages=int(pages))
+    # A shorter context needs smaller buffers too, not only fewer pages.
+    fixed = without_cache - plan.least_pages * plan.per_context_page
+    largest = int(max(0, free - fixed) // (plan.per_page + plan.per_context_page)) * PAGE
     remedy = (
-        f"the largest context that fits is {pages * PAGE} tokens (context_length={pages * PAGE})"
-        if pages
+        f"the largest context that fits is {largest} tokens (context_length={largest})"
+        if largest
         else "not even the weights fit: use a smaller quantization or device='cpu'"
     )
     cache = plan.least_pages * plan.per_page

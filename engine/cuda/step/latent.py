@@ -8,53 +8,30 @@ Letters: T rows, H heads, N, R and V widths of a head's unrotated part, rotated 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from engine.cuda.experts.moe import HeadProducts
-from engine.cuda.load.buffers import Activations
-from engine.cuda.matrix.linear import Projection
+from engine.cuda.experts.heads import HeadProducts
+from engine.cuda.launch_plan.steps import Step
+from engine.cuda.load.device_weights import DeviceHeads, DeviceLatent, DeviceProjection
 from engine.cuda.rows import parts
-from engine.cuda.rows.parts import NO_ROPE, DeviceNorm, DeviceRope
-from engine.model.config import LatentConfig
+from engine.cuda.rows.parts import NO_ROPE, DeviceNorm
+from engine.cuda.step.folding import columns_of
 
 
 class Product(Protocol):
     """product(projection, x, out, norm=None): out = projection of norm(x)."""
 
-    def __call__(self, projection: Projection, x: Any, out: Any, *, norm: DeviceNorm | None = None) -> None:
+    def __call__(self, projection: DeviceProjection, x: Any, out: Any, *, norm: DeviceNorm | None = None) -> None:
         """Multiplies float32 rows."""
 
 
-@dataclass(frozen=True, eq=False)
-class DeviceLatent:
-    """Weights of latent attention.
+class LatentBuffers(Protocol):
+    """Scratch memory, float32, one row for each row of a batch: see load.buffers.Activations."""
 
-    Attributes:
-        config: widths.
-        heads: H.
-        inputs: queries (H (N + R)) or their compression, then the latent vector and the shared rotated part (L + R).
-        q_a_norm: norm of the compression. q_b: queries from it. None where queries come at once.
-        kv_a_norm: norm of the latent vector.
-        k_b: of every head, its queries to the latent space (L, N). v_b: of every head, values from it (V, L). Empty
-            where not absorbed.
-        k_heads: all of k_b in one launch, for decode steps; v_heads: all of v_b. None where their type forbids it.
-        kv_b: (H (N + V), L), where not absorbed.
-        rope: rotation of the R columns.
-    """
-
-    config: LatentConfig
-    heads: int
-    inputs: Projection
-    q_a_norm: DeviceNorm | None
-    q_b: Projection | None
-    kv_a_norm: DeviceNorm
-    k_b: tuple[Projection, ...]
-    v_b: tuple[Projection, ...]
-    k_heads: HeadProducts | None
-    v_heads: HeadProducts | None
-    kv_b: Projection | None
-    rope: DeviceRope
+    inputs: Any
+    queries: Any
+    heads: Any
+    attention: Any
 
 
 def latent_qkv(
@@ -62,11 +39,10 @@ def latent_qkv(
     product: Product,
     x: Any,
     norm: DeviceNorm | None,
-    buffers: Activations,
+    buffers: LatentBuffers,
     positions: Any,
     qkv: Any,
-    *,
-    at_once: bool,
+    step: Step,
 ) -> None:
     """Queries, keys and values as the attention kernels read them.
 
@@ -78,19 +54,19 @@ def latent_qkv(
         buffers: inputs, queries, heads and attention are overwritten.
         positions: int32 (T,).
         qkv: float32 (T, row width of the layer's AttentionShape), contiguous, written.
-        at_once: take the products of all heads in one launch, where there are such.
+        step: of the launch plan; decode steps multiply all heads in one launch, where types allow it.
     """
-    config, heads, n = latent.config, latent.heads, int(x.shape[0])
+    config, heads, n = latent.plan.config, latent.plan.heads, int(x.shape[0])
     nope, rank = config.nope_width, config.rank
     width = nope + config.rope_width
-    inputs = _rows(buffers.inputs, n, latent.inputs.width)
+    inputs = columns_of(buffers.inputs, n, latent.inputs.width)
     product(latent.inputs, x, inputs, norm=norm)
     at = latent.inputs.width - rank - config.rope_width
     queries, compressed, turned = inputs[:, :at], inputs[:, at : at + rank], inputs[:, at + rank :]
     if latent.q_b is not None:
         if latent.q_a_norm is not None:
             parts.normalize(queries, queries, latent.q_a_norm)
-        expanded = _rows(buffers.queries, n, heads * width)
+        expanded = columns_of(buffers.queries, n, heads * width)
         product(latent.q_b, queries, expanded)
         queries = expanded
     by_head = queries.reshape(n, heads, width)
@@ -101,18 +77,20 @@ def latent_qkv(
         parts.normalize(compressed, key[:, :rank], latent.kv_a_norm)
         parts.rotate(turned[:, None], key[:, None, rank:], latent.rope, positions)
         absorbed = qkv[:, : heads * key_width].reshape(n, heads, key_width)
-        if at_once and latent.k_heads is not None:
-            plain, result = _rows(buffers.heads, n * heads, nope), _rows(buffers.attention, n * heads, rank)
+        assert latent.k_b is not None
+        joined = _joined(latent.k_b, step)
+        if joined is not None:
+            plain, result = columns_of(buffers.heads, n * heads, nope), columns_of(buffers.attention, n * heads, rank)
             parts.rotate(by_head[:, :, :nope], plain.reshape(n, heads, nope), NO_ROPE, positions)
-            latent.k_heads(plain, result)
+            joined(plain, result)
             parts.rotate(result.reshape(n, heads, rank), absorbed[:, :, :rank], NO_ROPE, positions)
         else:
-            for head, k_b in enumerate(latent.k_b):
+            for head, k_b in enumerate(latent.k_b.single):
                 product(k_b, queries[:, head * width : head * width + nope], absorbed[:, head, :rank])
         parts.rotate(by_head[:, :, nope:], absorbed[:, :, rank:], latent.rope, positions)
         return
     parts.normalize(compressed, compressed, latent.kv_a_norm)
-    both = _rows(buffers.heads, n, heads * (nope + config.value_width))
+    both = columns_of(buffers.heads, n, heads * (nope + config.value_width))
     product(latent.kv_b, compressed, both)
     both = both.reshape(n, heads, nope + config.value_width)
     keys = qkv[:, heads * width : 2 * heads * width].reshape(n, heads, width)
@@ -126,24 +104,22 @@ def latent_qkv(
         parts.rotate(turned[:, None], keys[:, head : head + 1, nope:], latent.rope, positions)
 
 
-def latent_values(latent: DeviceLatent, product: Product, attended: Any, buffers: Activations, *, at_once: bool) -> Any:
-    """What the output projection reads: attended itself, or absorbed (T, H L) the values of every head, (T, H V).
-
-    at_once as in latent_qkv().
-    """
-    if not latent.v_b:
+def latent_values(latent: DeviceLatent, product: Product, attended: Any, buffers: LatentBuffers, step: Step) -> Any:
+    """What the output projection reads: attended itself, or absorbed (T, H L) the values of every head, (T, H V)."""
+    if latent.v_b is None:
         return attended
-    rank, width = latent.config.rank, latent.config.value_width
-    n, heads = int(attended.shape[0]), latent.heads
-    out = _rows(buffers.heads, n, heads * width)
-    if at_once and latent.v_heads is not None:
-        latent.v_heads(attended.reshape(n * heads, rank), out.reshape(n * heads, width))
+    rank, width = latent.plan.config.rank, latent.plan.config.value_width
+    n, heads = int(attended.shape[0]), latent.plan.heads
+    out = columns_of(buffers.heads, n, heads * width)
+    joined = _joined(latent.v_b, step)
+    if joined is not None:
+        joined(attended.reshape(n * heads, rank), out.reshape(n * heads, width))
         return out
-    for head, v_b in enumerate(latent.v_b):
+    for head, v_b in enumerate(latent.v_b.single):
         product(v_b, attended[:, head * rank : (head + 1) * rank], out[:, head * width : (head + 1) * width])
     return out
 
 
-def _rows(buffer: Any, n: int, width: int) -> Any:
-    """The first n * width floats of a buffer as (n, width)."""
-    return buffer.reshape(-1)[: n * width].reshape(n, width)
+def _joined(heads: DeviceHeads, step: Step) -> HeadProducts | None:
+    """The launcher of all heads at once, where the step takes it."""
+    return heads.joined if heads.plan.at_once(step) else None

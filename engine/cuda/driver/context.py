@@ -1,0 +1,77 @@
+"""One GPU as a runner holds it: device, stream, a memory pool of its own, and whether it has failed.
+
+All device memory of a runner comes from its pool, so that closing gives back exactly what it took and two open models
+do not disturb each other. Must not know of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engine.cuda.driver.failure import device_errors
+from engine.errors import DeviceError
+
+
+class GpuContext:
+    """A GPU.
+
+    Args:
+        index: which one.
+
+    Attributes:
+        name: for people. arch: compute capability (90 = 9.0). multiprocessors: of the card.
+        stream: everything is ordered on it. pool: a CuPy memory pool.
+        broken: what failed; None while the GPU works.
+    """
+
+    def __init__(self, index: int) -> None:
+        import cupy
+
+        self.device = cupy.cuda.Device(index)
+        with self.device:
+            properties = cupy.cuda.runtime.getDeviceProperties(index)
+            self.name = f"cuda:{index} ({properties['name'].decode()})"
+            self.arch = int(self.device.compute_capability)
+            self.multiprocessors = int(properties["multiProcessorCount"])
+            self.pool = cupy.cuda.MemoryPool()
+            self.stream: Any = cupy.cuda.Stream(non_blocking=True)
+        self.broken: str | None = None
+
+    def free_bytes(self) -> int:
+        """Memory that no process has taken."""
+        import cupy
+
+        with self.device:
+            return int(cupy.cuda.runtime.memGetInfo()[0])
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Device, stream and pool are the current ones."""
+        import cupy
+
+        with self.device, cupy.cuda.using_allocator(self.pool.malloc), self.stream:
+            yield
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """As active(); a CUDA error marks the GPU broken for good.
+
+        Raises:
+            DeviceError: the GPU failed, now or before.
+        """
+        if self.broken:
+            raise DeviceError(f"the GPU failed before ({self.broken}); open the model again")
+        try:
+            with device_errors("running the model"), self.active():
+                yield
+        except DeviceError as error:
+            if not isinstance(error.__cause__, MemoryError):  # out of memory leaves the device as it was
+                self.broken = str(error)
+            raise
+
+    def release(self) -> None:
+        """Gives unused memory of the pool back."""
+        with self.device:
+            self.pool.free_all_blocks()

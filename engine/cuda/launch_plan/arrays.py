@@ -1,0 +1,87 @@
+"""Every array that activations take, by phase, from the launch plan: what is allocated and what the memory plan counts.
+
+Kernels read whole blocks of rows, so an array may have room for more rows than a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from engine.cuda.launch_plan.families import Family, Phase
+from engine.cuda.launch_plan.model import LaunchPlan
+from engine.cuda.launch_plan.widths import Widths
+from engine.cuda.matrix import decode_gemm_plan, dense_plan, gemm_plan
+
+_ITEM_BYTES = {"float32": 4, "int32": 4, "uint8": 1}
+
+
+@dataclass(frozen=True)
+class ArraySize:
+    """A C-contiguous array on the device: shape, and the name of a numpy type."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory."""
+        return prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+
+def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
+    """Arrays of one phase by their names in load.buffers.Activations."""
+    widths, prompts = Widths.of(plan), phase is Phase.PROMPT
+    rows = plan.settings.prefill_rows if prompts else plan.settings.max_sequences
+    mixture = widths.model if widths.experts else 0
+    floats = {
+        "x": widths.model,
+        "y": mixture,
+        "total": mixture,
+        "qkv": widths.qkv,
+        "attention": widths.attention,
+        "gate": widths.ffn,
+        "up": widths.ffn,
+        "router": widths.experts,
+        "mix": 1,
+        "chosen_weights": widths.used,
+        "normed": widths.normed,
+        "part": widths.part,
+        "beside": widths.beside,
+        "inputs": widths.inputs,
+        "queries": widths.queries,
+        "heads": widths.heads,
+    }
+    if not prompts:
+        floats["hidden"] = widths.hidden
+    found = {name: ArraySize((rows, max(width, 1))) for name, width in floats.items()}
+    found["chosen"] = ArraySize((rows, max(widths.used, 1)), "int32")
+    if prompts:
+        if plan.gemm_types:  # hidden vectors may be left there as an operand
+            needed = -(-gemm_plan.operand_bytes(rows, widths.ffn) // (4 * max(widths.ffn, 1)))
+            found["gate"] = ArraySize((max(rows, needed), max(widths.ffn, 1)))
+        found["operand"] = ArraySize((max(_operands(plan, rows)),), "uint8")
+        if room := plan.expert_room():
+            found["expert_room"] = ArraySize((room,), "uint8")
+    else:
+        found["batch_operand"] = ArraySize((decode_gemm_plan.operand_bytes(widths.widest),), "uint8")
+        found["stream_operand"] = ArraySize((decode_gemm_plan.operand_bytes(widths.model),), "uint8")
+    return found
+
+
+def _operands(plan: LaunchPlan, rows: int) -> Iterator[int]:
+    """Bytes of the input of each product of prompts as its kernels read it."""
+    for product in plan.products:
+        if product.families.prompt is Family.PREFILL_GEMM:
+            yield gemm_plan.operand_bytes(rows, product.columns)
+        elif product.families.prompt is Family.DENSE:
+            for type in product.types:
+                yield dense_plan.operand_bytes(type, rows, product.columns, fixed_rows=plan.fixed_rows)
+
+
+def array_bytes(plan: LaunchPlan) -> int:
+    """Memory of the activations of both phases, and of the expanded weights of cuBLAS products."""
+    arrays = (size for phase in Phase for size in activation_arrays(plan, phase).values())
+    dense = dense_plan.scratch_bytes(fixed_rows=plan.fixed_rows) if plan.dense else 0
+    return sum(size.n_bytes for size in arrays) + dense

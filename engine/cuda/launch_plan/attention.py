@@ -1,0 +1,296 @@
+"""Attention in the plan, latent attention included: its products, the kernels between them, and the shape of the heads.
+
+A kind of mixer is one such part: its matrices, the widths it needs, and its launches from the layer's norm to the
+residual stream. Letters: H heads, N, R and V widths of a head's unrotated part, rotated part and value, L rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.cuda.attention import attention_plan
+from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
+from engine.cuda.experts.heads import can_multiply_heads, head_job
+from engine.cuda.launch_plan.families import Card, Families, Family
+from engine.cuda.launch_plan.norms import folds, norm_of
+from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
+from engine.cuda.launch_plan.steps import Launch, Norm, Step
+from engine.model.config import AttentionConfig, LatentConfig, QkNorm, RopeStyle
+from engine.model.weights import AttentionWeights, ExpertLinear, LatentWeights, Linear
+
+_ROPE_STYLES = {RopeStyle.NORM: KernelRopeStyle.ADJACENT, RopeStyle.NEOX: KernelRopeStyle.HALVES}
+
+
+@dataclass(frozen=True)
+class HeadMatrices:
+    """A matrix for every head, multiplied with that head's part of a row.
+
+    Attributes:
+        single: one of them, as prompts multiply it.
+        stack: all of them, one below the other.
+        families: HEADS for decode steps where the types allow it.
+    """
+
+    single: Product
+    stack: Matrix
+    families: Families
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self.stack.count
+
+    def launches(self, step: Step) -> Iterator[Launch]:
+        """The products of all heads."""
+        if self.at_once(step):
+            job = head_job(self.stack.type, self.heads, step.card.arch)
+            yield Launch("moe_down", job, Family.HEADS, (self.stack.tensor,))
+            return
+        alone = Projection((self.single,), self.single.width, self.single.columns)
+        for _ in range(self.heads):
+            yield from step.product(alone)
+
+    def at_once(self, step: Step) -> bool:
+        """Whether one launch multiplies all heads."""
+        return self.families.family_for(step.n_rows, step.phase) is Family.HEADS
+
+
+@dataclass(frozen=True)
+class LatentPlan:
+    """Latent attention before the cache; see engine.model.config.LatentConfig.
+
+    Attributes:
+        config: widths.
+        heads: H.
+        inputs: queries or their compression, then the latent vector and the shared rotated part.
+        q_a_norm: whether the compression is normalized.
+        q_b, kv_b: later products, or None. k_b, v_b: matrices of the heads, or None.
+    """
+
+    config: LatentConfig
+    heads: int
+    inputs: Projection
+    q_a_norm: bool
+    q_b: Projection | None
+    kv_b: Projection | None
+    k_b: HeadMatrices | None
+    v_b: HeadMatrices | None
+
+    def products(self) -> Iterator[Product]:
+        """All products; of head matrices one."""
+        for projection in (self.inputs, self.q_b, self.kv_b):
+            if projection is not None:
+                yield from projection.parts
+        for heads in (self.k_b, self.v_b):
+            if heads is not None:
+                yield heads.single
+
+    def matrices(self) -> Iterator[Matrix]:
+        """Everything that is uploaded."""
+        for projection in (self.inputs, self.q_b, self.kv_b):
+            if projection is not None:
+                yield from (matrix for part in projection.parts for matrix in part.matrices)
+        yield from (heads.stack for heads in (self.k_b, self.v_b) if heads is not None)
+
+    def launches(self, step: Step) -> Iterator[Launch]:
+        """From the products of norm(x) to queries, keys and values as the attention kernels read them."""
+        yield from step.product(self.inputs)
+        if self.q_b is not None:
+            if self.q_a_norm:
+                yield step.part("normalize_pieces")
+            yield from step.product(self.q_b)
+        if self.kv_b is None:
+            assert self.k_b is not None
+            for kernel in ("normalize_pieces", "normalize_pieces", "rotate_pieces"):
+                yield step.part(kernel)
+            copied = self.k_b.at_once(step)
+            if copied:
+                yield step.part("rotate_pieces")
+            yield from self.k_b.launches(step)
+            if copied:
+                yield step.part("rotate_pieces")
+            yield step.part("rotate_pieces")
+            return
+        yield step.part("normalize_pieces")
+        yield from step.product(self.kv_b)
+        for _ in range(4 + self.heads):
+            yield step.part("rotate_pieces")
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Attention of one layer.
+
+    Attributes:
+        shape: heads, as the kernels are built for them.
+        qkv: queries, keys and values; None where they come from `latent`.
+        latent: see LatentPlan, or None.
+        output: the output projection.
+        clamps, rotates: row kernels before the attention kernels: limits, rotation.
+        q_norm, k_norm: likewise, norms that the attention kernels do not compute.
+        folds_norms: the attention kernels normalize queries and keys.
+    """
+
+    shape: AttentionShape
+    qkv: Projection | None
+    latent: LatentPlan | None
+    output: Projection
+    clamps: bool
+    rotates: bool
+    q_norm: bool
+    k_norm: bool
+    folds_norms: bool
+
+    @property
+    def prepares(self) -> bool:
+        """Whether row kernels change queries and keys before the attention kernels read them."""
+        return self.clamps or self.rotates or self.q_norm or self.k_norm
+
+    @property
+    def takes_operand(self) -> bool:
+        """Whether the first products read an operand that an earlier layer has left."""
+        return self.qkv is not None and self.qkv.takes_operand
+
+    def products(self) -> Iterator[Product]:
+        """All products."""
+        if self.qkv is not None:
+            yield from self.qkv.parts
+        if self.latent is not None:
+            yield from self.latent.products()
+        yield from self.output.parts
+
+    def matrices(self) -> Iterator[Matrix]:
+        """Everything that is uploaded."""
+        if self.latent is not None:
+            yield from self.latent.matrices()
+        for projection in (self.qkv, self.output):
+            if projection is not None:
+                yield from (matrix for part in projection.parts for matrix in part.matrices)
+
+    def widths(self) -> dict[str, int]:
+        """What it needs of the activations, by the fields of Widths."""
+        found = {"qkv": self.shape.row_width, "attention": self.shape.heads * self.shape.value_dim}
+        if self.latent is not None:
+            latent, heads = self.latent.config, self.latent.heads
+            found |= {
+                "inputs": self.latent.inputs.width,
+                "queries": heads * (latent.nope_width + latent.rope_width),
+                "heads": heads * (latent.nope_width + latent.value_width),
+            }
+        return found
+
+    # ---- launches --------------------------------------------------------------------------------------------
+
+    def queries(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[Launch]:
+        """The brick attn_qkv. ready: see Step.product."""
+        yield from step.norm(norm)
+        if self.qkv is not None:
+            yield from step.product(self.qkv, ready=ready)
+        else:
+            assert self.latent is not None
+            yield from self.latent.launches(step)
+        kernels = [(self.clamps, "clamp"), (self.rotates, "rotate_pieces")]
+        kernels += [(self.q_norm, "normalize_pieces"), (self.k_norm, "normalize_pieces")]
+        yield from (step.part(kernel) for wanted, kernel in kernels if wanted)
+        if step.prompts:
+            yield Launch("rope_append", self._jobs(step.card)[2])
+
+    def attention(self, step: Step) -> Iterator[Launch]:
+        """The brick of the same name."""
+        jobs, plan = self._jobs(step.card), attention_plan.decode_plan(self.shape, *step.card)
+        if step.prompts:
+            yield Launch("attention_prefill", jobs[3])
+        else:
+            yield Launch("attention_decode", jobs[1 if plan.one_range_each(step.n_rows, step.slots) else 0])
+
+    def result(self, step: Step) -> Iterator[Launch]:
+        """The products of attn_output."""
+        if self.latent is not None and self.latent.v_b is not None:
+            yield from self.latent.v_b.launches(step)
+        yield from step.product(self.output)
+
+    def _jobs(self, card: Card) -> list[attention_plan.Job]:
+        return attention_plan.build_jobs(self.shape, *card)
+
+
+def attention_shape(config: AttentionConfig, cache_half: bool) -> AttentionShape:
+    """The kernel shape of one layer's attention."""
+    rope = None if rotates_apart(config) else config.rope
+    return AttentionShape(
+        heads=config.n_heads,
+        kv_heads=config.n_kv_heads,
+        key_dim=config.key_width,
+        value_dim=config.value_width,
+        rope_dim=0 if rope is None else rope.n_rot,
+        rope_style=KernelRopeStyle.ADJACENT if rope is None else _ROPE_STYLES[rope.style],
+        cache_half=cache_half,
+        alibi=config.alibi > 0.0,
+        values_in_keys=config.values_in_keys,
+    )
+
+
+def rotates_apart(config: AttentionConfig) -> bool:
+    """Whether queries and keys are rotated before the attention kernels see them, which else do it themselves."""
+    return config.latent is not None or config.qk_norm_after_rope
+
+
+def folds_heads(config: AttentionConfig, weights: AttentionWeights) -> bool:
+    """Whether the attention kernels norm queries and keys themselves, or there is nothing to norm."""
+    if config.qk_norm is None:
+        return True
+    plain = config.qk_norm is QkNorm.HEAD and not config.qk_norm_after_rope
+    return plain and folds(weights.q_norm) and folds(weights.k_norm)
+
+
+def latent_inputs(latent: LatentWeights) -> list[Linear]:
+    """What latent attention multiplies the normed input with: queries or their compression, and kv_a."""
+    queries = latent.q if latent.q is not None else latent.q_a
+    assert queries is not None
+    return [queries, latent.kv_a]
+
+
+def describe_attention(
+    config: AttentionConfig, weights: AttentionWeights, chooser: Chooser, *, cache_half: bool, factor: float
+) -> AttentionPlan:
+    """Attention of one layer; what it adds to the stream is multiplied by factor."""
+    latent = None
+    if weights.latent is not None:
+        latent = _describe_latent(config, weights.latent, chooser)
+    folded = folds_heads(config, weights)
+    return AttentionPlan(
+        shape=attention_shape(config, cache_half),
+        qkv=None if latent is not None else chooser.projection(weights.qkv),
+        latent=latent,
+        output=chooser.projection([weights.output], factor=factor),
+        clamps=config.clamp is not None,
+        rotates=config.latent is None and rotates_apart(config),
+        q_norm=not folded and weights.q_norm is not None,
+        k_norm=not folded and weights.k_norm is not None,
+        folds_norms=folded and weights.q_norm is not None,
+    )
+
+
+def _describe_latent(config: AttentionConfig, weights: LatentWeights, chooser: Chooser) -> LatentPlan:
+    assert config.latent is not None
+    return LatentPlan(
+        config=config.latent,
+        heads=config.n_heads,
+        inputs=chooser.projection(latent_inputs(weights)),
+        q_a_norm=norm_of(weights.q_a_norm) is not Norm.ABSENT,
+        q_b=None if weights.q_b is None else chooser.projection([weights.q_b]),
+        kv_b=None if weights.kv_b is None else chooser.projection([weights.kv_b]),
+        k_b=_describe_heads(weights.k_b, chooser),
+        v_b=_describe_heads(weights.v_b, chooser),
+    )
+
+
+def _describe_heads(heads: ExpertLinear | None, chooser: Chooser) -> HeadMatrices | None:
+    if heads is None:
+        return None
+    weight = heads.weight
+    plain = heads.scale is None and heads.bias is None
+    joined = plain and can_multiply_heads(weight.type, weight.rows, weight.shape[0])
+    (single,) = chooser.one_of(heads, decodes=not joined, bias=heads.bias is not None).parts
+    decode = ((1, Family.HEADS),) if joined else single.families.decode
+    return HeadMatrices(single, Matrix.of(weight, stacked=True), Families(single.families.prompt, decode))

@@ -1,0 +1,274 @@
+"""Mixtures of experts in the plan: the router, which kernels multiply the experts, and the expert of every row.
+
+Letters: E experts, U experts that a row uses, D width, F width of an expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from engine.cuda.experts import moe, moe_rows, prefill
+from engine.cuda.experts.router import Gating, KernelRouting, can_score, route_job, router_job
+from engine.cuda.formats.layouts import kept_as
+from engine.cuda.launch_plan.families import Families, Family, Phase
+from engine.cuda.launch_plan.feed_forward import (
+    FfnPlan,
+    can_fuse_experts,
+    describe_expert,
+    describe_ffn,
+    describe_gathered_expert,
+    is_unscaled,
+)
+from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
+from engine.cuda.launch_plan.steps import Launch, Norm, Step
+from engine.cuda.matrix import gemm_plan
+from engine.model.config import MoeConfig, Routing
+from engine.model.weights import MoeWeights
+
+_GATINGS = {
+    Routing.SOFTMAX: Gating.SOFTMAX,
+    Routing.SIGMOID: Gating.SIGMOID,
+    Routing.SOFTMAX_CHOSEN: Gating.SOFTMAX_OF_CHOSEN,
+}
+_MANY_ROWS = frozenset({Family.EXPERTS_SHARED, Family.EXPERTS_GROUPED})
+
+
+@dataclass(frozen=True)
+class MoePlan:
+    """A mixture of experts.
+
+    Attributes:
+        routing: how a row chooses; the weights are multiplied by the factor of the part.
+        router: the scores.
+        families: of the experts.
+        expert: one expert as a part of its own; the others are alike.
+        gate_up, down: all experts as two packed matrices; None where decode steps multiply by every expert.
+        shared: the expert of every row, or None. shared_gate: its factor, or None.
+        scores_alone: whether ROUTER takes the router.
+        columns: D.
+    """
+
+    routing: KernelRouting
+    router: Projection
+    families: Families
+    expert: FfnPlan
+    gate_up: Product | None
+    down: Product | None
+    shared: FfnPlan | None
+    shared_gate: Projection | None
+    scores_alone: bool
+    columns: int
+
+    @property
+    def uses_experts_alone(self) -> bool:
+        """Whether some step multiplies with single experts."""
+        return Family.EXPERTS_EVERY in self.families.used
+
+    def score_family(self, n_rows: int, phase: Phase) -> Family:
+        """The kernels of the router."""
+        few = phase is Phase.DECODE and self.families.family_for(n_rows, phase) not in _MANY_ROWS
+        if few and self.scores_alone:
+            return Family.ROUTER
+        return self.router.parts[0].family_for(n_rows, phase)
+
+    def gathers(self, n_rows: int, phase: Phase) -> bool:
+        """Whether rows go to the experts that they chose only."""
+        return self.families.family_for(n_rows, phase) is not Family.EXPERTS_EVERY
+
+    def products(self) -> Iterator[Product]:
+        """All products; those of the experts once, also where prompts multiply them grouped."""
+        yield from self.router.parts
+        yield from self.expert.products()
+        if self.shared is not None:
+            yield from self.shared.products()
+        if self.shared_gate is not None:
+            yield from self.shared_gate.parts
+
+    def matrices(self) -> Iterator[Matrix]:
+        """Everything that is uploaded."""
+        for product in self.products():
+            yield from (matrix for matrix in product.matrices if matrix.tensor not in self._of_experts)
+        stacks = [product for product in (self.gate_up, self.down) if product is not None]
+        for product in stacks or self.expert.products():
+            yield from (replace(matrix, count=self.routing.n_experts) for matrix in product.matrices)
+
+    @property
+    def _of_experts(self) -> frozenset[str]:
+        return frozenset(matrix.tensor for product in self.expert.products() for matrix in product.matrices)
+
+    def widths(self) -> dict[str, int]:
+        """What it needs of the activations, by the fields of Widths."""
+        shared = 0 if self.shared is None else self.shared.width
+        routing = self.routing
+        return {
+            "ffn": max(self.expert.width, shared),
+            "experts": routing.n_experts,
+            "used": routing.n_used,
+            "hidden": routing.n_used * self.expert.width,
+        }
+
+    def room_bytes(self, prompt_rows: int, decode_rows: int) -> int:
+        """Scratch memory of the experts for prompts and decode steps of so many rows, one at a time."""
+        shape = self.routing, self.expert.width, self.columns
+        sizes = [0]
+        if Family.EXPERTS_GROUPED in self.families.used:
+            sizes.append(prefill.room_bytes(max(prompt_rows, decode_rows), *shape))
+        if Family.EXPERTS_SHARED in self.families.used:
+            sizes.append(moe_rows.room_bytes(decode_rows, *shape))
+        return max(sizes)
+
+    # ---- launches --------------------------------------------------------------------------------------------
+
+    def launches(self, step: Step, *, norm: Norm, post: bool) -> Iterator[Launch]:
+        """Everything from the part's norm to the sum. post: a norm comes behind the sum."""
+        yield from step.norm(norm)
+        if self.score_family(step.n_rows, step.phase) is Family.ROUTER:
+            job = router_job(self.router.parts[0].types[0])
+            yield Launch("router", job, Family.ROUTER, (self.router.parts[0].matrices[0].tensor,))
+        else:
+            yield from step.product(self.router)
+        beside = not self.gathers(step.n_rows, step.phase)
+        if post:
+            yield step.part("clear")
+        elif beside:
+            yield step.row("copy_rows")
+        yield from self._mixture(step)
+        if self.shared is not None:
+            yield from self.shared.result(step)
+            if self.shared_gate is not None:
+                yield step.row("add_scaled")
+        if post:
+            yield step.part("normalize_pieces")
+        elif beside:
+            yield step.row("copy_rows")
+
+    def _mixture(self, step: Step) -> Iterator[Launch]:
+        family = self.families.family_for(step.n_rows, step.phase)
+        route = Launch("route_top", route_job(self.routing), family)
+        if family is Family.EXPERTS_EVERY:
+            yield route
+            for _ in range(self.routing.n_experts):
+                yield from self.expert.hidden(step)
+                yield from self.expert.result(step)
+                yield step.part("add_chosen")
+            yield from self._shared_hidden(step)
+            return
+        assert self.gate_up is not None
+        assert self.down is not None
+        types, arch = (self.gate_up.types[0], self.down.types[0]), step.card.arch
+        names = tuple(name for part in (self.gate_up, self.down) for name in _names(part))
+        activation, widths = self.expert.activation, (self.expert.width, self.columns)
+        if family is Family.EXPERTS_CHOSEN:
+            first, second, _ = moe.build_jobs(*types, activation, self.routing, arch, *widths)
+            yield Launch("moe_gate_up", first, family, names[:2])
+            yield from self._shared_hidden(step)
+            yield Launch("moe_down", second, family, names[2:])
+            return
+        yield from self._shared_hidden(step)
+        if family is Family.EXPERTS_SHARED:
+            first, second, begin, _ = moe_rows.build_jobs(*types, activation, self.routing, *widths)
+            for _ in range(0, step.n_rows, moe_rows.MAX_ROWS):
+                yield route
+                yield Launch("moe_rows_begin", begin, family)
+                yield Launch("moe_rows_gate_up", first, family, names[:2])
+                yield Launch("moe_rows_down", second, family, names[2:])
+                yield Launch("moe_rows_end", begin, family)
+            return
+        (group,) = prefill.build_jobs()
+        tile = prefill.expert_tile(step.n_rows, self.routing)
+        yield route
+        yield Launch("group_rows", group, family)
+        yield step.operand()
+        yield from step.gemm(self.gate_up, tile=tile)
+        yield from step.gemm(replace(self.down, activation=activation), tile=tile)
+        yield Launch("add_experts", group, family)
+
+    def _shared_hidden(self, step: Step) -> Iterator[Launch]:
+        if self.shared is None:
+            return
+        if self.shared_gate is not None:
+            yield from step.product(self.shared_gate)
+            yield step.row("sigmoid")
+        yield from self.shared.hidden(step)
+
+
+def _names(product: Product) -> tuple[str, ...]:
+    return tuple(name for one in product.matrices for name in (one.tensor, one.partner) if name is not None)
+
+
+def expert_routing(config: MoeConfig, factor: float = 1.0) -> KernelRouting:
+    """The routing of a layer as the kernels take it; the chosen weights are multiplied by `factor` as well."""
+    return KernelRouting(
+        n_experts=config.n_experts,
+        n_used=config.n_used,
+        gating=_GATINGS[config.routing],
+        groups=config.n_groups,
+        groups_used=config.n_groups_used,
+        normalize=config.normalize,
+        weight_scale=config.weight_scale * factor,
+    )
+
+
+def can_gather(weights: MoeWeights, config: MoeConfig) -> bool:
+    """Whether a decode step reads the chosen experts only; else every expert multiplies every row."""
+    gate, up, down = weights.gate, weights.up, weights.down
+    if gate is None:
+        return False
+    plain = all(is_unscaled(part) for part in (gate, up, down))
+    types = kept_as(gate.weight.type), kept_as(up.weight.type)
+    return plain and moe.can_gather(*types, config.expert.width, gate.weight.columns)
+
+
+def describe_moe(weights: MoeWeights, config: MoeConfig, chooser: Chooser, *, factor: float = 1.0) -> MoePlan:
+    """A mixture of experts times factor."""
+    gate, up, down = weights.gate, weights.up, weights.down
+    router = chooser.projection([weights.router])
+    gathered = can_gather(weights, config)
+    stacks: tuple[Product | None, Product | None] = (None, None)
+    families = Families(Family.EXPERTS_EVERY, ((1, Family.EXPERTS_EVERY),))
+    if gathered:
+        assert gate is not None
+        expert = describe_gathered_expert(gate, up, down, config.expert, chooser)
+        families = _gathered_families(weights, config, chooser)
+        pair = Matrix.of(gate.weight, up.weight, stacked=True)
+        first = Product((pair,), families, activation=expert.activation, bias=gate.bias is not None)
+        second = Product((Matrix.of(down.weight, stacked=True),), families, bias=down.bias is not None)
+        stacks = first, second
+    else:
+        expert = describe_expert(gate, up, down, config.expert, chooser)
+    shared = None
+    if weights.shared is not None and config.shared is not None:
+        shared = describe_ffn(weights.shared, config.shared, chooser, factor=factor)
+    (scores,) = router.parts
+    return MoePlan(
+        routing=expert_routing(config, factor),
+        router=router,
+        families=families,
+        expert=expert,
+        gate_up=stacks[0],
+        down=stacks[1],
+        shared=shared,
+        shared_gate=None if weights.shared_gate is None else chooser.projection([weights.shared_gate]),
+        scores_alone=can_score(scores.types[0], scores.columns),
+        columns=up.weight.columns,
+    )
+
+
+def _gathered_families(weights: MoeWeights, config: MoeConfig, chooser: Chooser) -> Families:
+    assert weights.gate is not None
+    types = kept_as(weights.gate.weight.type), kept_as(weights.down.weight.type)
+    width, columns, arch = config.expert.width, weights.up.weight.columns, chooser.card.arch
+    stacks = (
+        arch == gemm_plan.ARCH
+        and can_fuse_experts(weights.gate, weights.up, weights.down, config.expert)
+        and all(gemm_plan.supports(type) for type in types)
+        and prefill.can_stack(width, columns, config.n_experts)
+    )
+    decode = [(1, Family.EXPERTS_CHOSEN)]
+    if not chooser.deterministic:
+        if moe_rows.can_share(*types, width, columns, arch):
+            decode.append((moe_rows.SHARING_ROWS, Family.EXPERTS_SHARED))
+        if stacks:
+            decode.append((prefill.GROUPED_ROWS, Family.EXPERTS_GROUPED))
+    return Families(Family.EXPERTS_GROUPED if stacks else Family.EXPERTS_EVERY, tuple(decode))

@@ -1,0 +1,226 @@
+"""The launch plan of a whole model, and the launches of its steps in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from engine.cuda.driver import staging
+from engine.cuda.launch_plan.attention import describe_attention
+from engine.cuda.launch_plan.families import Card, Family, Phase
+from engine.cuda.launch_plan.feed_forward import FfnPlan, describe_ffn
+from engine.cuda.launch_plan.layer import LayerPlan, leaves_behind, leaves_inside
+from engine.cuda.launch_plan.mixture import MoePlan, describe_moe
+from engine.cuda.launch_plan.norms import norm_of
+from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
+from engine.cuda.launch_plan.steps import Launch, Norm, Step
+from engine.cuda.matrix import gemm_plan
+from engine.cuda.rows.activation import KernelActivation
+from engine.cuda.sampling import sampler
+from engine.gguf.types import GGMLType
+from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
+from engine.model.loader import LoadedModel
+from engine.model.weights import AttentionWeights, LayerWeights
+
+REFERENCE_CARD = Card(90, 132)
+"""An H100 or H200: what is planned for where no card is there to ask."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What launches depend on beside the model and the card.
+
+    Attributes:
+        cache_half: float16 cache (True) or float32.
+        max_sequences: slots.
+        prefill_rows: most rows of a batch of prompts.
+        deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
+    """
+
+    cache_half: bool
+    max_sequences: int
+    prefill_rows: int
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A model on a card.
+
+    Attributes:
+        card: the GPU. settings: see Settings.
+        width: D. vocab: V.
+        token_embd: the embedding table. position_embd: learned positions, or None.
+        embedding_norm: whether there is one.
+        layers: the layers in order.
+        output_norm: where it is computed. output: the output projection.
+        softcap: whether logits are capped.
+    """
+
+    card: Card
+    settings: Settings
+    width: int
+    vocab: int
+    token_embd: Matrix
+    position_embd: Matrix | None
+    embedding_norm: bool
+    layers: tuple[LayerPlan, ...]
+    output_norm: Norm
+    output: Projection
+    softcap: bool
+
+    @cached_property
+    def products(self) -> tuple[Product, ...]:
+        """All products; of experts and heads that are alike, one."""
+        return (*(product for layer in self.layers for product in layer.products()), *self.output.parts)
+
+    @cached_property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Everything that is uploaded, each tensor once."""
+        found = [self.token_embd, *(() if self.position_embd is None else (self.position_embd,))]
+        found += [matrix for layer in self.layers for matrix in layer.matrices()]
+        found += [matrix for part in self.output.parts for matrix in part.matrices]
+        return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def gemm_types(self) -> tuple[GGMLType, ...]:
+        """Tensor types of the model where PREFILL_GEMM multiplies, else ()."""
+        if not any(product.families.prompt is Family.PREFILL_GEMM for product in self.products):
+            return ()
+        return tuple(sorted({type for product in self.products for type in product.types}, key=lambda type: type.value))
+
+    @cached_property
+    def gemm_activations(self) -> tuple[KernelActivation, ...]:
+        """Activations of gated products of PREFILL_GEMM; the first also serves products without one."""
+        gated = (one for one in self.products if one.paired and one.families.prompt is Family.PREFILL_GEMM)
+        return tuple(sorted({product.activation for product in gated})) or (KernelActivation.NONE,)
+
+    @cached_property
+    def dense(self) -> bool:
+        """Whether cuBLAS multiplies something."""
+        return any(product.families.prompt is Family.DENSE for product in self.products)
+
+    @cached_property
+    def fixed_rows(self) -> bool:
+        """Whether cuBLAS multiplies whole pieces of rows, so that a row's bits do not depend on the others."""
+        return self.settings.deterministic or self.card.arch == gemm_plan.ARCH
+
+    @property
+    def output_takes_left(self) -> bool:
+        """Whether the output projection reads what the last layer has left."""
+        return bool(self.layers) and self.layers[-1].leaves_behind
+
+    def expert_room(self) -> int:
+        """Bytes of scratch memory of the experts of prompts and decode steps, one at a time."""
+        rows = self.settings.prefill_rows, self.settings.max_sequences
+        return max((layer.moe.room_bytes(*rows) for layer in self.layers if layer.moe is not None), default=0)
+
+    # ---- launches --------------------------------------------------------------------------------------------
+
+    def step(self, phase: Phase, n_rows: int) -> Step:
+        """A step of so many rows."""
+        return Step(
+            phase,
+            n_rows,
+            self.card,
+            self.settings.max_sequences,
+            self.gemm_types,
+            self.gemm_activations[0],
+            self.fixed_rows,
+        )
+
+    def hidden(self, step: Step) -> Iterator[Launch]:
+        """From token ids to the residual stream behind the last layer."""
+        yield replace(step.embed(self.token_embd), brick="embed")
+        if self.position_embd is not None:
+            yield replace(step.embed(self.position_embd), brick="embed")
+            yield replace(step.row("add_scaled"), brick="embed")
+        if self.embedding_norm:
+            yield replace(step.part("normalize_pieces"), brick="embed")
+        for layer in self.layers:
+            yield from layer.launches(step)
+
+    def head(self, step: Step) -> Iterator[Launch]:
+        """From rows of the residual stream to logits."""
+        ready = self.output_takes_left and step.hands_over
+        launches = [*step.norm(self.output_norm), *step.product(self.output, ready=ready)]
+        if self.softcap:
+            launches.append(step.part("softcap"))
+        yield from (replace(launch, brick="head") for launch in launches)
+
+    def decode(self, n_rows: int) -> Iterator[Launch]:
+        """A decode step over so many slots."""
+        step = self.step(Phase.DECODE, n_rows)
+        yield from self.hidden(step)
+        yield from self.head(step)
+        yield Launch("sample", (sampler.SOURCES, None), brick="sample")
+
+    def prompt(self, n_rows: int, outputs: int) -> Iterator[Launch]:
+        """A batch of prompts in which so many sequences draw their first token."""
+        yield Launch("scatter", (staging.FILES, None), brick="staging")
+        yield from self.hidden(self.step(Phase.PROMPT, n_rows))
+        if outputs:
+            yield Launch("gather_rows", (staging.FILES, None), brick="head")
+            yield from self.head(self.step(Phase.PROMPT, outputs))
+            yield Launch("sample", (sampler.SOURCES, None), brick="sample")
+
+
+def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> LaunchPlan:
+    """The plan of a loaded file; needs no GPU.
+
+    Args:
+        model: the file.
+        card: compute capability and number of multiprocessors.
+        settings: of the runner.
+    """
+    config, weights = model.config, model.weights
+    chooser = Chooser(Card(*card), settings.deterministic)
+    layers = [_layer(layer, chooser, settings) for layer in weights.layers]
+    output = chooser.projection([weights.output], factor=config.logit_scale)
+    output_norm = norm_of(weights.output_norm)
+    takes = [*(layer.mixer.takes_operand for layer in layers[1:]), output.takes_operand]
+    norms = [*(layer.attn_norm for layer in layers[1:]), output_norm]
+    leaves = [leaves_behind(layer, norm) and take for layer, norm, take in zip(layers, norms, takes, strict=True)]
+    return LaunchPlan(
+        card=chooser.card,
+        settings=settings,
+        width=config.width,
+        vocab=config.vocab_size,
+        token_embd=Matrix.of(weights.token_embd),
+        position_embd=None if weights.position_embd is None else Matrix.of(weights.position_embd),
+        embedding_norm=weights.embedding_norm is not None,
+        layers=tuple(
+            replace(layer, leaves_inside=leaves_inside(layer), leaves_behind=behind, takes_left=before)
+            for layer, behind, before in zip(layers, leaves, [False, *leaves], strict=False)
+        ),
+        output_norm=output_norm,
+        output=output,
+        softcap=config.logit_softcap is not None,
+    )
+
+
+def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPlan:
+    config, scale = layer.config, layer.config.residual_scale
+    # Where a norm follows, the result is scaled after it.
+    mixed, fed = (scale if norm is None else 1.0 for norm in (layer.attn_post_norm, layer.ffn_post_norm))
+    ffn: FfnPlan | MoePlan
+    if layer.moe is not None:
+        assert isinstance(config.ffn, MoeConfig)
+        ffn = describe_moe(layer.moe, config.ffn, chooser, factor=fed)
+    else:
+        assert layer.ffn is not None
+        assert isinstance(config.ffn, FfnConfig)
+        ffn = describe_ffn(layer.ffn, config.ffn, chooser, factor=fed)
+    assert isinstance(config.mixer, AttentionConfig)
+    assert isinstance(layer.mixer, AttentionWeights)
+    return LayerPlan(
+        index=layer.index,
+        mixer=describe_attention(config.mixer, layer.mixer, chooser, cache_half=settings.cache_half, factor=mixed),
+        ffn=ffn,
+        attn_norm=norm_of(layer.attn_norm),
+        attn_post_norm=norm_of(layer.attn_post_norm),
+        ffn_norm=norm_of(layer.ffn_norm),
+        ffn_post_norm=norm_of(layer.ffn_post_norm),
+        parallel=layer.parallel,
+    )

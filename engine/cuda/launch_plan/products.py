@@ -1,0 +1,193 @@
+"""Products: which matrices one launch multiplies, and the kernels that do it. Must not know of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from engine.cuda.formats.layouts import kept_as, packed_bytes
+from engine.cuda.launch_plan.families import Card, Families, Family, Phase, Split
+from engine.cuda.matrix import decode_gemm_plan, gemm_plan
+from engine.cuda.matrix.matvec_plan import BATCH_ROWS
+from engine.cuda.rows.activation import KernelActivation
+from engine.gguf.types import GGMLType
+from engine.model.weights import ExpertLinear, Linear, Weight
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A packed matrix on the device, or a stack of equal ones below each other.
+
+    Attributes:
+        tensor: name in the file, with the rows where it is a range of them (engine.model.weights.Weight.name).
+        type: tensor type on the device. rows: outputs N of one matrix. columns: K.
+        partner: name of `up` where the matrix is paired: gate and up are interleaved, N outputs each.
+        count: matrices of a stack.
+    """
+
+    tensor: str
+    type: GGMLType
+    rows: int
+    columns: int
+    partner: str | None = None
+    count: int = 1
+
+    @classmethod
+    def of(cls, weight: Weight, partner: Weight | None = None, *, stacked: bool = False) -> Matrix:
+        """The matrix of a tensor; of a stack of them one, or with `stacked` all."""
+        name = None if partner is None else partner.name
+        count = weight.shape[0] if stacked else 1
+        return cls(weight.name, kept_as(weight.type), weight.rows, weight.columns, name, count)
+
+    @property
+    def n_bytes(self) -> int:
+        """Packed size."""
+        return packed_bytes(self.type, self.count * self.rows, self.columns, paired=self.partner is not None)
+
+
+@dataclass(frozen=True)
+class Product:
+    """alpha * (W x + bias) for matrices that share their input; with a paired matrix f(gate) * up.
+
+    Attributes:
+        matrices: 1 to 4; their outputs follow each other.
+        families: the kernels.
+        cut: how DECODE_GEMM cuts it into blocks; None without that family.
+        activation: f. bias: whether there is one. alpha: factor of the result.
+        column: first output column in the projection.
+        split: see Split.
+    """
+
+    matrices: tuple[Matrix, ...]
+    families: Families
+    cut: decode_gemm_plan.Cut | None = None
+    activation: KernelActivation = KernelActivation.NONE
+    bias: bool = False
+    alpha: float = 1.0
+    column: int = 0
+    split: Split = Split.NONE
+
+    @cached_property
+    def types(self) -> tuple[GGMLType, ...]:
+        """Tensor types of the matrices."""
+        return tuple(matrix.type for matrix in self.matrices)
+
+    @cached_property
+    def width(self) -> int:
+        """Outputs of all matrices."""
+        return sum(matrix.rows for matrix in self.matrices)
+
+    @property
+    def columns(self) -> int:
+        """K."""
+        return self.matrices[0].columns
+
+    @property
+    def paired(self) -> bool:
+        """Whether gate and up are one matrix."""
+        return self.matrices[0].partner is not None
+
+    def family_for(self, n_rows: int, phase: Phase = Phase.DECODE) -> Family:
+        """See Families."""
+        return self.families.family_for(n_rows, phase)
+
+    @cached_property
+    def emits(self) -> bool:
+        """Whether DECODE_GEMM can leave the result as the operand of a later product."""
+        return self.cut is not None and decode_gemm_plan.emits(self.types, self.cut, paired=self.paired)
+
+    @cached_property
+    def takes_operand(self) -> bool:
+        """Whether an operand left by an earlier product can be its input."""
+        return self.cut is not None
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One or several linear maps of the same input, outputs side by side; a launch for each part.
+
+    Attributes:
+        parts: products. width: output columns. columns: input columns.
+    """
+
+    parts: tuple[Product, ...]
+    width: int
+    columns: int
+
+    @property
+    def emits(self) -> bool:
+        """Whether it can leave its result as an operand."""
+        return len(self.parts) == 1 and self.parts[0].emits
+
+    @property
+    def takes_operand(self) -> bool:
+        """Whether every part can read an operand left for it."""
+        return all(part.takes_operand for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Chooses kernels for a card.
+
+    Attributes:
+        card: the card.
+        deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
+    """
+
+    card: Card
+    deterministic: bool
+
+    def product(
+        self,
+        matrices: Sequence[Matrix],
+        *,
+        decodes: bool = True,
+        apart: bool = False,
+        activation: KernelActivation = KernelActivation.NONE,
+        bias: bool = False,
+        alpha: float = 1.0,
+        column: int = 0,
+    ) -> Product:
+        """A product of matrices with the same input.
+
+        Args:
+            matrices: the matrices.
+            decodes: decode steps use it; else only prompts do.
+            apart: gate and up of a paired matrix are needed apart, which only DENSE gives.
+            activation: see Product, likewise the others.
+            bias: see Product.
+            alpha: see Product.
+            column: see Product.
+        """
+        types, columns, paired = [one.type for one in matrices], matrices[0].columns, matrices[0].partner is not None
+        fused = self.card.arch == gemm_plan.ARCH and all(gemm_plan.supports(type) for type in types) and not apart
+        decode: list[tuple[int, Family]] = []
+        cut = None
+        if decodes:
+            many = 1 if self.deterministic else BATCH_ROWS
+            if decode_gemm_plan.supported(types, self.card.arch):
+                shapes = [(one.type, one.rows) for one in matrices]
+                cut = decode_gemm_plan.group_cut(shapes, columns, self.card.multiprocessors, paired=paired)
+                decode = [(many, Family.DECODE_GEMM)]
+            if cut is None or many > 1:
+                decode = [(1, Family.MATVEC), *decode]
+        families = Families(Family.PREFILL_GEMM if fused else Family.DENSE, tuple(decode))
+        return Product(tuple(matrices), families, cut, activation, bias, alpha, column)
+
+    def projection(self, linears: Sequence[Linear], *, factor: float = 1.0, decodes: bool = True) -> Projection:
+        """Linear maps of one input as few launches as their scales allow; results are multiplied by factor."""
+        together = all(linear.scale == 1.0 for linear in linears)
+        parts: list[Product] = []
+        column = 0
+        for group in [list(linears)] if together else [[linear] for linear in linears]:
+            matrices = [Matrix.of(linear.weight) for linear in group]
+            bias, alpha = any(linear.bias is not None for linear in group), group[0].scale * factor
+            parts.append(self.product(matrices, decodes=decodes, bias=bias, alpha=alpha, column=column))
+            column += parts[-1].width
+        return Projection(tuple(parts), column, linears[0].weight.columns)
+
+    def one_of(self, stack: ExpertLinear, *, decodes: bool = True, bias: bool = False) -> Projection:
+        """Any one matrix of a stack."""
+        product = self.product([Matrix.of(stack.weight)], decodes=decodes, bias=bias)
+        return Projection((product,), product.width, product.columns)

@@ -1,0 +1,62 @@
+"""Row widths of a model's activations, from its launch plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.cuda.launch_plan.model import LaunchPlan
+from engine.cuda.launch_plan.steps import Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """The largest over all layers.
+
+    Attributes:
+        model: D. vocab: V. qkv: all of q, k and v. attention: H*Hv. ffn: F.
+        experts: E, 0 without a mixture. used: experts of a row. hidden: hidden values of all of them.
+        normed: D, or 0 where every norm folds into a product. part: D, or 0 where every result is added as it comes.
+        beside: D, or 0 without parallel layers.
+        inputs: first products of latent attention. queries: queries from their compression. heads: what the matrices
+            of single heads, or kv_b, give. All 0 without latent attention.
+    """
+
+    model: int
+    vocab: int
+    qkv: int = 0
+    attention: int = 0
+    ffn: int = 0
+    experts: int = 0
+    used: int = 0
+    hidden: int = 0
+    normed: int = 0
+    part: int = 0
+    beside: int = 0
+    inputs: int = 0
+    queries: int = 0
+    heads: int = 0
+
+    @classmethod
+    def of(cls, plan: LaunchPlan) -> Widths:
+        """The widths of a plan."""
+        layers, width = plan.layers, plan.width
+        found: dict[str, int] = {}
+        for layer in layers:
+            for name, value in (*layer.mixer.widths().items(), *layer.ffn.widths().items()):
+                found[name] = max(value, found.get(name, 0))
+        norms = [norm for layer in layers for norm in (layer.attn_norm, layer.ffn_norm)] + [plan.output_norm]
+        posts = [norm for layer in layers for norm in (layer.attn_post_norm, layer.ffn_post_norm)]
+        waits = plan.position_embd is not None or any(norm is not Norm.ABSENT for norm in posts)
+        return cls(
+            model=width,
+            vocab=plan.vocab,
+            normed=width if Norm.APART in norms else 0,
+            part=width if waits else 0,
+            beside=width if any(layer.parallel for layer in layers) else 0,
+            **found,
+        )
+
+    @property
+    def widest(self) -> int:
+        """Columns of the widest matrix."""
+        return max(self.model, self.attention, self.ffn, self.inputs, self.heads)

@@ -1,0 +1,227 @@
+"""A model's weights on the GPU, as the bricks of a step use them. Each part keeps its piece of the launch plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from engine.cuda.attention.attention import LayerAttention
+from engine.cuda.attention.attention_plan import AttentionShape
+from engine.cuda.attention.heads import HeadSteps
+from engine.cuda.experts.heads import HeadProducts
+from engine.cuda.experts.moe import ExpertProducts
+from engine.cuda.experts.moe_rows import RowExperts
+from engine.cuda.experts.prefill import StackedExperts
+from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
+from engine.cuda.launch_plan.feed_forward import FfnPlan
+from engine.cuda.launch_plan.layer import LayerPlan
+from engine.cuda.launch_plan.mixture import MoePlan
+from engine.cuda.launch_plan.model import LaunchPlan
+from engine.cuda.launch_plan.products import Product
+from engine.cuda.matrix.decode_gemm import DecodeGemm
+from engine.cuda.matrix.linear import MatrixGroup
+from engine.cuda.matrix.matvec import MatVec
+from engine.cuda.rows.parts import DeviceNorm, DeviceRope
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceProduct:
+    """A product: out = alpha * (W x + bias), at `plan.column` of its projection.
+
+    Attributes:
+        plan: which kernels multiply.
+        group: the matrices.
+        matvec: their launcher of the family MATVEC; decode_gemm: of DECODE_GEMM. None where no step takes the family.
+        bias: float32 (width,), already divided by alpha; None for none.
+        alpha: factor of the result.
+    """
+
+    plan: Product
+    group: MatrixGroup
+    matvec: MatVec | None
+    decode_gemm: DecodeGemm | None
+    bias: Any
+    alpha: float
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceProjection:
+    """One or several linear maps of the same input, outputs side by side.
+
+    Attributes:
+        parts: products. width: output columns. columns: input columns.
+    """
+
+    parts: tuple[DeviceProduct, ...]
+    width: int
+    columns: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Packed size of the matrices."""
+        return sum(part.group.n_bytes for part in self.parts)
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceFfn:
+    """A feed-forward part; see FfnPlan for which of its products are set.
+
+    Attributes:
+        act_scales: float32 (F,) that divides what the activation gives, or None.
+        gate_bias, up_bias: float32 (F,) of a paired matrix, or None. Only products of prompts apply them.
+    """
+
+    plan: FfnPlan
+    paired: DeviceProduct | None
+    gate: DeviceProjection | None
+    up: DeviceProjection | None
+    down: DeviceProjection
+    act_scales: Any = None
+    gate_bias: Any = None
+    up_bias: Any = None
+
+    @property
+    def gate_up_bytes(self) -> int:
+        """Packed size of gate and up."""
+        paired = 0 if self.paired is None else self.paired.group.n_bytes
+        return paired + sum(one.n_bytes for one in (self.gate, self.up) if one is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceMoe:
+    """A mixture of experts.
+
+    Attributes:
+        selection_bias: float32 (E,) that joins the choice, or None.
+        router: scores. shared, shared_gate: the expert of every row and its factor, or None.
+        experts: one part per expert, where some step multiplies by single experts, else ().
+        chosen, sharing, grouped: launchers of the families EXPERTS_CHOSEN, EXPERTS_SHARED and EXPERTS_GROUPED over the
+            same memory; None where no step takes the family.
+        expert_bytes: packed size of all experts.
+    """
+
+    plan: MoePlan
+    selection_bias: Any
+    router: DeviceProjection
+    experts: tuple[DeviceFfn, ...]
+    shared: DeviceFfn | None
+    shared_gate: DeviceProjection | None
+    chosen: ExpertProducts | None
+    sharing: RowExperts | None
+    grouped: StackedExperts | None
+    expert_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceHeads:
+    """A matrix for every head.
+
+    Attributes:
+        single: one by one. joined: all in one launch over the same memory; None where no step takes the family HEADS.
+        n_bytes: packed size.
+    """
+
+    plan: HeadMatrices
+    single: tuple[DeviceProjection, ...]
+    joined: HeadProducts | None
+    n_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceLatent:
+    """Latent attention before the cache; see LatentPlan for which of its products are set.
+
+    Attributes:
+        q_a_norm: norm of the compressed queries, or None. kv_a_norm: norm of the latent vector.
+        rope: rotation of the R columns.
+    """
+
+    plan: LatentPlan
+    inputs: DeviceProjection
+    q_a_norm: DeviceNorm | None
+    q_b: DeviceProjection | None
+    kv_a_norm: DeviceNorm
+    k_b: DeviceHeads | None
+    v_b: DeviceHeads | None
+    kv_b: DeviceProjection | None
+    rope: DeviceRope
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceAttention:
+    """Attention of one layer. One of qkv and latent is set.
+
+    Attributes:
+        heads: what row kernels do to queries and keys; None where there is nothing.
+        constants: what the attention kernels are given. output: the output projection.
+    """
+
+    plan: AttentionPlan
+    qkv: DeviceProjection | None
+    latent: DeviceLatent | None
+    heads: HeadSteps | None
+    constants: LayerAttention
+    output: DeviceProjection
+
+    @property
+    def shape(self) -> AttentionShape:
+        """The heads."""
+        return self.plan.shape
+
+
+DeviceMixer = DeviceAttention
+"""The part of a layer that reads other tokens; one class per class of launch_plan.model.MixerPlan."""
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceLayer:
+    """One layer. Exactly one of ffn and moe is set; norms may be None.
+
+    residual_scale is part of projections whose results are added as they come; it is left for those with a norm behind
+    them.
+    """
+
+    plan: LayerPlan
+    attn_norm: DeviceNorm | None
+    mixer: DeviceMixer
+    attn_post_norm: DeviceNorm | None
+    ffn_norm: DeviceNorm | None
+    ffn: DeviceFfn | None
+    moe: DeviceMoe | None
+    ffn_post_norm: DeviceNorm | None
+    residual_scale: float
+
+    @property
+    def index(self) -> int:
+        """Number of the layer."""
+        return self.plan.index
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the feed-forward part reads the layer's input."""
+        return self.plan.parallel
+
+    @property
+    def attention(self) -> DeviceAttention:
+        """The mixer of a layer that is known to have attention."""
+        assert isinstance(self.mixer, DeviceAttention)
+        return self.mixer
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceWeights:
+    """The whole model. token_embd is the head's own matrix where the file ties them.
+
+    logit_scale is part of the output projection.
+    """
+
+    plan: LaunchPlan
+    token_embd: PackedMatrix
+    embedding_scale: float
+    position_embd: PackedMatrix | None
+    embedding_norm: DeviceNorm | None
+    layers: tuple[DeviceLayer, ...]
+    output_norm: DeviceNorm | None
+    output: DeviceProjection
+    logit_softcap: float | None

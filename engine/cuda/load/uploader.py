@@ -1,0 +1,226 @@
+"""Brings a model's tensors to the GPU, packed and grouped as its launch plan says.
+
+Owns the way of every weight to the device. Must not decide what is launched together, and must not know of batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine.cuda.attention.attention import LayerAttention
+from engine.cuda.attention.heads import HeadSteps
+from engine.cuda.experts.heads import HeadProducts
+from engine.cuda.experts.moe import ExpertProducts
+from engine.cuda.experts.moe_rows import RowExperts
+from engine.cuda.experts.prefill import StackedExperts
+from engine.cuda.formats.repack import PackedMatrix
+from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
+from engine.cuda.launch_plan.families import Family
+from engine.cuda.launch_plan.feed_forward import FfnPlan
+from engine.cuda.launch_plan.layer import LayerPlan
+from engine.cuda.launch_plan.mixture import MoePlan
+from engine.cuda.launch_plan.model import LaunchPlan
+from engine.cuda.launch_plan.products import Matrix, Projection
+from engine.cuda.load.device_weights import (
+    DeviceAttention,
+    DeviceFfn,
+    DeviceHeads,
+    DeviceLatent,
+    DeviceLayer,
+    DeviceMoe,
+    DeviceWeights,
+)
+from engine.cuda.load.tensor_index import TensorIndex
+from engine.cuda.load.tensor_upload import TensorUploader, part_of
+from engine.cuda.matrix.linear import MatrixGroup
+from engine.model.config import AttentionConfig
+from engine.model.loader import LoadedModel
+from engine.model.rope import RopeTable
+from engine.model.weights import (
+    AttentionWeights,
+    FfnWeights,
+    LatentWeights,
+    LayerWeights,
+    MoeWeights,
+)
+
+
+class Uploader(TensorUploader):
+    """Uploads the parts of a model."""
+
+    def model(self, model: LoadedModel, plan: LaunchPlan) -> DeviceWeights:
+        """Uploads everything; returns once it is all packed."""
+        config, weights = model.config, model.weights
+        self._plan, self._tensors = plan, TensorIndex(weights)
+        with self._stream:
+            result = DeviceWeights(
+                plan=plan,
+                token_embd=self.matrix(weights.token_embd),
+                embedding_scale=config.embedding_scale,
+                position_embd=None if weights.position_embd is None else self.matrix(weights.position_embd),
+                embedding_norm=self.norm(weights.embedding_norm),
+                layers=tuple(self._layer(*pair) for pair in zip(plan.layers, weights.layers, strict=True)),
+                output_norm=self.norm(weights.output_norm),
+                output=self.projection(plan.output),
+                logit_softcap=config.logit_softcap,
+            )
+        self._stream.synchronize()
+        return result
+
+    # ---- parts -----------------------------------------------------------------------------------------------
+
+    def _layer(self, plan: LayerPlan, layer: LayerWeights) -> DeviceLayer:
+        ffn = moe = None
+        if isinstance(plan.ffn, MoePlan):
+            assert layer.moe is not None
+            moe = self._moe(plan.ffn, layer.moe)
+        else:
+            assert layer.ffn is not None
+            ffn = self._ffn(plan.ffn, layer.ffn)
+        return DeviceLayer(
+            plan=plan,
+            attn_norm=self.norm(layer.attn_norm),
+            mixer=self._attention(plan.mixer, layer.config.attention, layer.attention),
+            attn_post_norm=self.norm(layer.attn_post_norm),
+            ffn_norm=self.norm(layer.ffn_norm),
+            ffn=ffn,
+            moe=moe,
+            ffn_post_norm=self.norm(layer.ffn_post_norm),
+            residual_scale=layer.config.residual_scale,
+        )
+
+    def _ffn(self, plan: FfnPlan, weights: FfnWeights, expert: int | None = None) -> DeviceFfn:
+        return DeviceFfn(
+            plan=plan,
+            paired=None if plan.paired is None else self.product(plan.paired, expert),
+            gate=None if plan.gate is None else self.projection(plan.gate, expert),
+            up=None if plan.up is None else self.projection(plan.up, expert),
+            down=self.projection(plan.down, expert),
+            act_scales=self.vector(weights.act_scales),
+        )
+
+    def _attention(self, plan: AttentionPlan, config: AttentionConfig, weights: AttentionWeights) -> DeviceAttention:
+        rotates = not plan.rotates and plan.latent is None  # in the attention kernels
+        rope = weights.rope if rotates else None
+        q_norm, k_norm = (self.norm(norm) if plan.folds_norms else None for norm in (weights.q_norm, weights.k_norm))
+        temperature = config.temperature
+        constants = LayerAttention(
+            scale=config.scale,
+            inv_freq=None if rope is None else self.vector(rope.inv_freq, np.float64),
+            rope_scale=1.0 if rope is None else rope.magnitude,
+            q_norm=None if q_norm is None else q_norm.weight,
+            k_norm=None if k_norm is None else k_norm.weight,
+            norm_eps=1e-6 if q_norm is None else q_norm.epsilon,
+            window=config.window or 0,
+            temperature=0.0 if temperature is None else temperature.scale,
+            temperature_length=1 if temperature is None else temperature.length,
+            softcap=config.softcap or 0.0,
+            sinks=self.vector(weights.sinks),
+            slopes=self.vector(weights.alibi_slopes),
+        )
+        heads = None
+        if plan.prepares:
+            heads = HeadSteps(
+                clamp=config.clamp,
+                rope=self._rope(weights.rope) if plan.rotates else None,
+                q_norm=self.norm(weights.q_norm) if plan.q_norm else None,
+                k_norm=self.norm(weights.k_norm) if plan.k_norm else None,
+                kind=config.qk_norm,
+            )
+        latent = None
+        if plan.latent is not None:
+            assert weights.latent is not None
+            latent = self._latent(plan.latent, weights.latent, weights.rope)
+        return DeviceAttention(
+            plan=plan,
+            qkv=None if plan.qkv is None else self.projection(plan.qkv),
+            latent=latent,
+            heads=heads,
+            constants=constants,
+            output=self.projection(plan.output),
+        )
+
+    def _latent(self, plan: LatentPlan, weights: LatentWeights, rope: RopeTable | None) -> DeviceLatent:
+        kv_a_norm = self.norm(weights.kv_a_norm)
+        assert kv_a_norm is not None
+        return DeviceLatent(
+            plan=plan,
+            inputs=self.projection(plan.inputs),
+            q_a_norm=self.norm(weights.q_a_norm),
+            q_b=None if plan.q_b is None else self.projection(plan.q_b),
+            kv_a_norm=kv_a_norm,
+            k_b=None if plan.k_b is None else self._heads(plan.k_b),
+            v_b=None if plan.v_b is None else self._heads(plan.v_b),
+            kv_b=None if plan.kv_b is None else self.projection(plan.kv_b),
+            rope=self._rope(rope),
+        )
+
+    def _heads(self, plan: HeadMatrices) -> DeviceHeads:
+        n, alone = plan.heads, Projection((plan.single,), plan.single.width, plan.single.columns)
+        if Family.HEADS not in plan.families.used:
+            single = tuple(self.projection(alone, head) for head in range(n))
+            return DeviceHeads(plan, single, None, sum(one.n_bytes for one in single))
+        packed = self._stack(plan.stack)
+        views = tuple(self._view(alone, packed, head, n) for head in range(n))
+        joined = HeadProducts(packed, n, self._plan.settings.max_sequences)
+        return DeviceHeads(plan, views, joined, int(packed.data.nbytes))
+
+    def _moe(self, plan: MoePlan, weights: MoeWeights) -> DeviceMoe:
+        n, selection_bias = plan.routing.n_experts, self.vector(weights.selection_bias)
+        experts: tuple[DeviceFfn, ...] = ()
+        chosen, sharing, grouped = None, None, None
+        if plan.gate_up is None or plan.down is None:
+            experts = tuple(self._ffn(plan.expert, weights.expert(index), index) for index in range(n))
+            expert_bytes = sum(one.gate_up_bytes + one.down.n_bytes for one in experts)
+        else:
+            gate_up, down = (self._stack(*product.matrices) for product in (plan.gate_up, plan.down))
+            expert_bytes = int(gate_up.data.nbytes + down.data.nbytes)
+            assert weights.gate is not None
+            gate_bias, up_bias, down_bias = (self.vector(one.bias) for one in (weights.gate, weights.up, weights.down))
+            parts = gate_up, down, plan.routing, plan.expert.activation
+            biases = {
+                "router_bias": selection_bias, "gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias,
+            }  # fmt: skip
+            used = plan.families.used
+            chosen = ExpertProducts(*parts, **biases) if Family.EXPERTS_CHOSEN in used else None
+            sharing = RowExperts(*parts, **biases) if Family.EXPERTS_SHARED in used else None
+            if Family.EXPERTS_GROUPED in used:
+                stacks = MatrixGroup([gate_up]), MatrixGroup([down])
+                grouped = StackedExperts(*stacks, plan.routing, selection_bias)
+            if plan.uses_experts_alone:
+                vectors = gate_bias, up_bias, down_bias
+                experts = tuple(self._gathered(plan.expert, gate_up, down, vectors, i, n) for i in range(n))
+        return DeviceMoe(
+            plan=plan,
+            selection_bias=selection_bias,
+            router=self.projection(plan.router),
+            experts=experts,
+            shared=None if plan.shared is None or weights.shared is None else self._ffn(plan.shared, weights.shared),
+            shared_gate=None if plan.shared_gate is None else self.projection(plan.shared_gate),
+            chosen=chosen,
+            sharing=sharing,
+            grouped=grouped,
+            expert_bytes=expert_bytes,
+        )
+
+    def _stack(self, plan: Matrix) -> PackedMatrix:
+        stack = self._tensors.stack(plan.tensor).weight
+        return self.matrix(stack, None if plan.partner is None else self._tensors.stack(plan.partner).weight)
+
+    def _gathered(
+        self, plan: FfnPlan, gate_up: PackedMatrix, down: PackedMatrix, biases: tuple[Any, ...], index: int, n: int
+    ) -> DeviceFfn:
+        """One expert as views of the stacks; biases: of gate, up and down, float32 (E, ...) or None."""
+        gate_bias, up_bias, down_bias = (None if one is None else one[index] for one in biases)
+        assert plan.paired is not None
+        return DeviceFfn(
+            plan=plan,
+            paired=self._over(plan.paired, [part_of(gate_up, index, n)], None, 1.0),
+            gate=None,
+            up=None,
+            down=self._view(plan.down, down, index, n, down_bias),
+            gate_bias=gate_bias,
+            up_bias=up_bias,
+        )

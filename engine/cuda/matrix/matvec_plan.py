@@ -1,0 +1,206 @@
+"""How the matrix-vector kernel (matvec.cu) is built and laid over a card; needs no GPU.
+
+Letters: B sequences, K columns (inputs), N rows (outputs). Must not know of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from engine.cuda.driver.compiler import shared_limit
+from engine.cuda.formats.grid_tables import grid_bytes
+from engine.cuda.formats.layouts import LAYOUTS
+from engine.cuda.rows.activation import KernelActivation
+from engine.gguf.types import GGMLType
+
+Job = tuple[tuple[str, ...], dict[str, object]]
+"""Kernel files and defines, for compiler.prebuild."""
+
+_FILES = (
+    "formats.cuh",
+    "formats_coded.cuh",
+    "hopper.cuh",
+    "activation.cuh",
+    "matvec_tile.cuh",
+    "segments.cuh",
+    "matvec.cu",
+)
+MAX_MATRICES = 4
+MAX_COLUMNS = 8
+SLAB = 4096
+BATCH_ROWS = 3
+"""From so many sequences on decode_gemm.py is faster (H200, all products of a step, 8B and 1B Q4_K_M)."""
+UNQUANTIZED = frozenset((GGMLType.F32, GGMLType.F16, GGMLType.BF16))
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Shape of a block.
+
+    Attributes:
+        warps: warps of a block.
+        split: warps that share the columns of one tile; warps / split is 1, 2 or 4. It decides the order of sums.
+        depth: chunks a warp keeps in flight.
+        blocks: blocks that registers leave room for on a multiprocessor.
+        early: chunks of them fetched before the previous kernel has ended; more would delay this kernel's input.
+    """
+
+    warps: int
+    split: int
+    depth: int
+    blocks: int = 1
+    early: int = 1
+
+
+def sequence_groups(batch: int) -> tuple[int, int]:
+    """(sequences per mma, column groups) of the kernel that serves a batch."""
+    return {1: (1, 1), 2: (2, 1), 3: (4, 1), 4: (4, 1)}.get(batch, (4, 2))
+
+
+def fixed_bytes(tuning: Tuning, slot: int, sequences: int) -> int:
+    """Shared memory beside the activations: ring, sums of squares, partial sums, barriers."""
+    teams = tuning.warps // tuning.split
+    ring = tuning.warps * tuning.depth * slot
+    return (
+        ring
+        + tuning.split * sequences * 16
+        + teams * (2 * tuning.split + 1) * sequences * 64
+        + tuning.warps * tuning.depth * 8
+    )
+
+
+def input_bytes(types: Sequence[GGMLType], columns: int, sequences: int) -> int:
+    """Shared memory of the activations, 128 at a time: two bytes each, a scale per 32, a sum per 16; or halves."""
+    quads = -(-columns // 128)
+    return quads * sequences * (528 if types[0] in UNQUANTIZED else 304)
+
+
+def max_batch(arch: int) -> int:
+    """Most sequences of one launch: as many as shared memory has room for, a slab of each."""
+    limit = shared_limit(arch) // 1024
+    return MAX_COLUMNS if limit >= 160 else 4 if limit >= 96 else 2
+
+
+def choose_split(rows_of_tiles: int, columns: int, multiprocessors: int) -> int:
+    """Warps that share one tile of a matrix: 8, or 4 where 8 would have too little to do or leave half of them idle.
+
+    Measured on an H200 with 16 warps: 4 is 7-12 % faster for 6144x4096, 3072x2048, 16384x2048 and 128256x2048, and
+    3-9 % slower for 4096x4096, 28672x4096, 128256x4096 and 4096x14336.
+    """
+    small = columns <= 2048 and rows_of_tiles > multiprocessors
+    uneven = 2 * multiprocessors < rows_of_tiles <= 4 * multiprocessors
+    return 4 if small or uneven else 8
+
+
+def choose_tuning(types: Sequence[GGMLType], batch: int, arch: int, split: int = 8) -> Tuning:
+    """The largest block that fits the card's shared memory with one slab of input."""
+    nb, groups = sequence_groups(batch)
+    slot = max(LAYOUTS[type].chunk_bytes for type in types)
+    limit = shared_limit(arch) - 2048 - grid_bytes(types)
+    wide = slot > 3500
+    most = max_batch(arch)
+    # The most sequences decide the order of sums, so that every batch has the same.
+    split = split if batch == most else choose_tuning(types, most, arch, split).split
+    for warps, depth in ((16, 2), (8, 3), (8, 2), (8, 1), (4, 2), (4, 1), (2, 1)):
+        if wide and warps == 16:
+            continue
+        tuning = Tuning(warps, min(warps, split), depth)
+        if fixed_bytes(tuning, slot, nb * groups) + input_bytes(types, SLAB, nb * groups) <= limit:
+            return tuning
+    raise AssertionError(f"no block of {types} for compute capability {arch}")
+
+
+def resident_bytes(types: Sequence[GGMLType], tuning: Tuning, columns: int, sequences: int) -> int:
+    """Shared memory of a block that keeps all of its inputs."""
+    teams = tuning.warps // tuning.split
+    slot = max(LAYOUTS[type].chunk_bytes for type in types)
+    return fixed_bytes(tuning, slot, sequences) + input_bytes(types, columns, sequences) + teams * sequences * 64
+
+
+def is_resident(types: Sequence[GGMLType], columns: int, batch: int, arch: int, tuning: Tuning | None = None) -> bool:
+    """Whether a block keeps all inputs in shared memory, or one slab of them at a time."""
+    nb, groups = sequence_groups(batch)
+    tuning = tuning or choose_tuning(types, batch, arch)
+    return resident_bytes(types, tuning, columns, nb * groups) <= shared_limit(arch) - 1024 - grid_bytes(types)
+
+
+def build_job(
+    types: Sequence[GGMLType],
+    batch: int,
+    arch: int,
+    tuning: Tuning | None = None,
+    *,
+    columns: int = SLAB,
+    resident: bool = True,
+    paired: bool = False,
+    activation: KernelActivation = KernelActivation.NONE,
+) -> Job:
+    """The (files, defines) pair of the kernel for matrices of these types and a batch size, for compiler.prebuild.
+
+    Kernels differ by columns <= SLAB or not, and by whether all inputs stay in shared memory; see is_resident().
+    """
+    tuning = tuning or choose_tuning(types, batch, arch)
+    nb, groups = sequence_groups(batch)
+    distinct = list(dict.fromkeys(types))
+    defines: dict[str, object] = {
+        "SEGMENTS": len(types),
+        "NB": nb,
+        "GROUPS_OF_NB": groups,
+        "WARPS": tuning.warps,
+        "SPLIT": tuning.split,
+        "DEPTH": tuning.depth,
+        "BLOCKS": tuning.blocks,
+        "EARLY": min(tuning.early, tuning.depth),
+        "RESIDENT": int(resident),
+        "ONE_SLAB": int(columns <= SLAB),
+        "PAIRED": int(paired),
+        "ACTIVATION": int(activation),
+        "SLOT": -(-max(LAYOUTS[type].chunk_bytes for type in types) // 16) * 16,
+        "FORMATS": len(distinct),
+        "FORMAT_OF": "{" + ", ".join(str(distinct.index(type)) for type in types) + "}",
+        "CHUNK_BYTES_OF": "{" + ", ".join(str(LAYOUTS[type].chunk_bytes) for type in types) + "}",
+        "CHUNK_COLUMNS_OF": "{" + ", ".join(str(LAYOUTS[type].chunk_columns) for type in types) + "}",
+    }
+    if grid_bytes(types):
+        defines["SHARED_GRIDS"] = 1
+    for i, type in enumerate(distinct):
+        defines[f"FORMAT{i}"] = type.name
+    return _FILES, defines
+
+
+def kernel_job(
+    types: Sequence[GGMLType],
+    tiles: int,
+    columns: int,
+    batch: int,
+    card: tuple[int, int],
+    *,
+    tuning: Tuning | None = None,
+    paired: bool = False,
+    activation: KernelActivation = KernelActivation.NONE,
+) -> tuple[Job, Tuning]:
+    """The build job and the tuning a MatVec of these matrices takes on a card (compute capability, multiprocessors)."""
+    arch, multiprocessors = card
+    batch = min(batch, max_batch(arch))
+    tuning = tuning or choose_tuning(types, batch, arch, choose_split(tiles, columns, multiprocessors))
+    resident = is_resident(types, columns, batch, arch, tuning)
+    job = build_job(
+        types, batch, arch, tuning, columns=columns, resident=resident, paired=paired, activation=activation
+    )
+    return job, tuning
+
+
+def turns(n: int, arch: int) -> list[int]:
+    """Sequences of each launch of a product of n."""
+    most = max_batch(arch)
+    return [min(most, n - first) for first in range(0, n, most)]
+
+
+def runs(types: Sequence[GGMLType]) -> list[int]:
+    """How many neighbouring matrices each launch takes.
+
+    Quantized and unquantized matrices read their input in different forms, so each run of one kind has its own launch.
+    """
+    return [len(list(run)) for _, run in groupby(types, lambda type: type in UNQUANTIZED)]

@@ -1,0 +1,17 @@
+"""The functions between products that kernels know by number."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class KernelActivation(IntEnum):
+    """Elementwise function of the output; with a paired matrix, of the gate: out = f(gate) * up."""
+
+    NONE = 0
+    SILU = 1
+    GELU_TANH = 2
+    GELU_ERF = 3
+    RELU = 4
+    RELU_SQUARED = 5
+    SWIGLU_CLAMPED = 6  # also clamps `up`, so no epilogue can fuse it

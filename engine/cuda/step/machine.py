@@ -1,0 +1,130 @@
+"""Everything of one model that is on the GPU, and what launches its steps: weights, cache, buffers, slots, graphs.
+
+Must not know which requests are scheduled, or how far a row may run ahead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.cuda.attention.attention import Attention, AttentionShape
+from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.graphs import StepGraphs, buckets
+from engine.cuda.driver.staging import Staging
+from engine.cuda.launch_plan.families import Phase
+from engine.cuda.load.buffers import Activations
+from engine.cuda.load.device_weights import DeviceWeights
+from engine.cuda.sampling.slots import DeviceSlots
+from engine.cuda.step.decode_ops import DecodeOps
+from engine.cuda.step.prompt import PromptReader
+from engine.cuda.step.prompt_ops import PromptOps
+from engine.cuda.step.prompt_products import PromptProducts
+from engine.cuda.step.run_ahead import MOST_AHEAD
+from engine.model.transformer import hidden_states
+
+PROMPT_BATCHES = 64
+"""Batches of prompts that may draw in one step: a ring of results has room for these and the steps ahead."""
+
+
+class StepMachine:
+    """Steps of a model on the current device; everything is allocated here.
+
+    Args:
+        weights: the model.
+        n_pages: pages of the cache.
+        context_length: positions of one sequence.
+        stream: the current stream.
+        eager: launch every decode step kernel by kernel instead of replaying a captured graph.
+
+    Attributes:
+        weights: as given. cache: keys and values. slots: tokens, positions and sampling of every slot.
+        staging: the way from the host. logits: float32 (slots, V) of the last step.
+        prompts: feeds prompts. prompt_ops: their bricks.
+        buckets: numbers of rows that decode steps may have.
+    """
+
+    def __init__(self, weights: DeviceWeights, *, n_pages: int, context_length: int, stream: Any, eager: bool) -> None:
+        import cupy
+
+        plan = weights.plan
+        slots, rows, vocab = plan.settings.max_sequences, plan.settings.prefill_rows, plan.vocab
+        shapes = [layer.attention.shape for layer in weights.layers]
+        # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
+        words = 16 * rows + 64 * slots + 4 * n_pages + 16 * len(weights.layers)
+        places = 2 * MOST_AHEAD + PROMPT_BATCHES
+        self.weights = weights
+        self.staging = Staging(stream, words)
+        self.cache = PagedCache(shapes, n_pages, context_length, slots)
+        self._attention: dict[AttentionShape, Attention] = {s: Attention(s, slots) for s in dict.fromkeys(shapes)}
+        self._decode_buffers = Activations(plan, Phase.DECODE)
+        self._prompt_buffers = Activations(plan, Phase.PROMPT)
+        self.logits = cupy.zeros((slots, vocab), cupy.float32)
+        self.slots = DeviceSlots(vocab, slots, context_length, places=places, stream=stream)
+        self._products = PromptProducts(plan, self._prompt_buffers)
+        self.prompt_ops = PromptOps(weights, self._prompt_buffers, self._products, self._attention, self.staging)
+        self.prompt_ops.use(self.cache)
+        self.prompts = PromptReader(weights, self.prompt_ops, self.slots, self.staging, self.logits)
+        self.buckets = buckets(slots)
+        self._stream = stream
+        self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
+        self._graphs = StepGraphs(lambda n: self.run_step(self.decode_ops(n), n), stream, eager=eager)
+
+    def decode_ops(self, n: int, cache: PagedCache | None = None) -> DecodeOps:
+        """The bricks of a decode step over rows 0..n-1, on the machine's own cache or another one."""
+        return DecodeOps(
+            self.weights,
+            self._decode_buffers,
+            cache or self.cache,
+            self._attention,
+            self.slots.tokens,
+            self.slots.positions,
+            n,
+            prompts=self._products,
+            expert_room=self._prompt_buffers.expert_room,  # prompts are not read while a decode step runs
+        )
+
+    def run_step(self, ops: DecodeOps, n: int) -> None:
+        """All bricks of one decode step and its sampling, on the current stream."""
+        x = hidden_states(self.weights, ops, None)
+        ops.logits(x, self.logits[:n])
+        self.slots.sample(self.logits[:n])
+
+    def enqueue(self, n: int) -> int:
+        """One decode step over rows 0..n-1; returns the place of its results."""
+        self.flush()
+        self._graphs.launch(n)
+        place = self.slots.count_launch()
+        self.record(place)
+        return place
+
+    def record(self, place: int) -> None:
+        """The results of that place are complete once what has been launched so far has run."""
+        self._events[place].record(self._stream)
+
+    def wait(self, place: int) -> None:
+        """Waits for the results of a place."""
+        self._events[place].synchronize()
+
+    def set_position(self, slot: int, position: int) -> None:
+        """See DeviceSlots.set_position."""
+        self.slots.set_position(slot, position)
+
+    def set_limit(self, slot: int, limit: int) -> None:
+        """See DeviceSlots.set_limit."""
+        self.slots.set_limit(slot, limit)
+
+    def flush(self) -> None:
+        """What the host has changed is on the device before whatever is launched next."""
+        self.cache.flush(self.staging)
+        self.slots.flush(self.staging)
+        self.staging.send()
+
+    def reset(self) -> None:
+        """Forgets what was on its way: no slot runs, and the page table is sent again. Waits for the device."""
+        self.staging.drop()
+        self.slots.reset()
+        self.cache.touch()
+
+    def close(self) -> None:
+        """Drops every array; captured graphs refer to the machine, so references alone would not free them."""
+        vars(self).clear()

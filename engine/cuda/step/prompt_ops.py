@@ -1,0 +1,115 @@
+"""The bricks of a batch of prompt tokens, any number of rows of any number of sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine.cuda.attention.attention import Attention, AttentionShape, prefill_tiles
+from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.staging import Staging
+from engine.cuda.launch_plan.families import Family, Phase
+from engine.cuda.load.buffers import Activations
+from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
+from engine.cuda.rows.parts import DeviceNorm
+from engine.cuda.step.folding import columns_of
+from engine.cuda.step.ops import CudaOps
+from engine.cuda.step.prompt_products import PromptProducts
+from engine.model.batch import Batch
+
+
+class PromptOps(CudaOps):
+    """Implements HiddenOps for prompts.
+
+    Args:
+        weights: the model.
+        buffers: activations; they bound the rows of a batch.
+        products: products of prompt rows.
+        attention: the kernels of each shape.
+        staging: the way to the device.
+
+    Attributes:
+        output_rows: int32 (R,), rows of the batch whose logits are wanted. output_slots: int32 (R,), their slots.
+    """
+
+    output_rows: Any
+    output_slots: Any
+
+    def __init__(
+        self,
+        weights: DeviceWeights,
+        buffers: Activations,
+        products: PromptProducts,
+        attention: dict[AttentionShape, Attention],
+        staging: Staging,
+    ) -> None:
+        super().__init__(weights, buffers, products, weights.plan.step(Phase.PROMPT, buffers.rows))
+        self._grouped = products.grouped
+        self._attention = attention
+        self._staging = staging
+        self._cache: PagedCache
+        self._tiles: dict[int, Any] = {}
+
+    def use(self, cache: PagedCache) -> None:
+        """Chooses the cache that the following batches extend."""
+        self._cache = cache
+
+    def begin(self, batch: Batch) -> None:
+        """See Ops.begin: everything that the batch needs from the host goes in one upload."""
+        n = batch.n_tokens
+        assert n <= self.buffers.rows
+        self.step = self.weights.plan.step(Phase.PROMPT, n)
+        slots = np.zeros(n, np.int32)
+        for span in batch.spans:
+            slots[span.row : span.row + span.n_rows] = span.slot
+        spans = [(span.row, span.n_rows, span.slot, span.n_past) for span in batch.spans]
+        staging = self._staging
+        staging.rewind()
+        self._tokens = staging.place(batch.token_ids)
+        self._positions = staging.place(batch.positions)
+        self._slots = staging.place(slots)
+        self.output_rows = staging.place(batch.output_rows)
+        self.output_slots = staging.place(slots[batch.output_rows])
+        heights = {kernels.tile_rows for kernels in self._attention.values()}
+        self._tiles = {rows: staging.place(prefill_tiles(spans, rows)) for rows in heights}
+        self._cache.flush(staging)
+        staging.send()
+
+    def embed(self, batch: Batch) -> Any:
+        """See Ops.embed."""
+        return self._embed(self._tokens, self._positions)
+
+    def attn_qkv(self, layer: DeviceLayer, x: Any) -> Any:
+        """See LayerBricks.attn_qkv."""
+        qkv = self._qkv(layer, x, self._positions)
+        mixer = layer.attention
+        keys, values = self._cache.keys[layer.index], self._cache.values[layer.index]
+        self._attention[mixer.shape].rope_append(
+            mixer.constants, qkv, keys, values, self._cache.block_table, self._slots, self._positions
+        )
+        return qkv
+
+    def attention(self, layer: DeviceLayer, q: Any) -> Any:
+        """See LayerBricks.attention."""
+        mixer = layer.attention
+        shape, kernels = mixer.shape, self._attention[mixer.shape]
+        out = columns_of(self.buffers.attention, self.n_rows, shape.heads * shape.value_dim)
+        kernels.prefill(
+            mixer.constants,
+            q,
+            self._cache.keys[layer.index],
+            self._cache.values[layer.index],
+            self._cache.block_table,
+            self._tiles[kernels.tile_rows],
+            out,
+        )
+        return out
+
+    def _own_experts(
+        self, moe: DeviceMoe, family: Family, x: Any, norm: DeviceNorm | None, scores: Any, out: Any
+    ) -> tuple[Any, Any] | None:
+        assert family is Family.EXPERTS_GROUPED
+        shared = self._shared_hidden(moe, x, norm)
+        self._grouped(moe, x, scores, self.buffers.expert_room, out, norm)
+        return shared

@@ -1,0 +1,140 @@
+"""A model with recurrent layers behind the public calls: the same bits whatever runs beside it and is reused."""
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import engine
+from engine import LLM, SamplingParams
+from engine.config import PAGE
+from engine.errors import InvalidRequestError
+from engine.gguf.quants import GGMLType
+from tests.support.recurrent_models import tiny_mamba
+
+SHARED = [5 + 7 * i % 200 for i in range(2 * PAGE + 20)]
+PROMPTS = [SHARED, [*SHARED[:100], *range(20, 60)], [*SHARED, *range(100, 140)], [60, 61, 62], SHARED[: 2 * PAGE]]
+LAST_BORDERS = [(len(prompt) - 1) // PAGE * PAGE for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tiny_mamba(tmp_path_factory.mktemp("mamba") / "tiny.gguf", weight_type=GGMLType.Q8_0, dt_rank=32)
+
+
+def params(index, **options):
+    temperature = 0.0 if index % 2 else 0.9
+    return SamplingParams(max_tokens=30, temperature=temperature, seed=index, ignore_eos=True, logprobs=3, **options)
+
+
+def outcome(result):
+    return result.token_ids, result.logprobs
+
+
+@pytest.fixture(scope="module")
+def alone(path):
+    """Every prompt on its own, nothing reused."""
+    with LLM(path, device="cpu", context_length=256, max_sequences=1, prefix_cache=False) as llm:
+        return [outcome(llm.generate(prompt, params(i))) for i, prompt in enumerate(PROMPTS)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"max_sequences": 8}, id="one batch"),
+        pytest.param({"max_sequences": 3, "prefill_chunk": 7, "checkpoint_spacing": PAGE}, id="small pieces"),
+        pytest.param({"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}, id="too few pages"),
+        pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another"),
+        pytest.param({"max_sequences": 2, "checkpoints": 0}, id="no checkpoints"),
+    ],
+)
+def test_the_same_bits(path, alone, settings):
+    with LLM(path, device="cpu", context_length=256, **settings) as llm:
+        saved = []
+        with llm.exclusive_runner() as runner:
+            save = runner.states.save
+            runner.states.save = lambda slot, place: saved.append(slot) or save(slot, place)
+        every = [params(i) for i in range(len(PROMPTS))]
+        for _ in range(2):  # the second time everything is in the cache
+            results = llm.generate(PROMPTS, every)
+            assert [outcome(result) for result in results] == alone
+        if settings.get("cache_tokens") == 256:
+            assert saved, "no sequence was preempted: this tests nothing"
+        reused = [result.stats.cached_tokens for result in results]
+        keeps = settings.get("prefix_cache", True) and settings.get("checkpoints") != 0
+        assert reused == (LAST_BORDERS if keeps else [0] * len(PROMPTS))
+
+
+def test_samples_share_the_prompt(path, alone):
+    with LLM(path, device="cpu", context_length=256, max_sequences=8) as llm:
+        whole = llm.generate(PROMPTS[2], params(2, n=3))
+    assert outcome(whole.samples[0]) == alone[2]
+    assert [sample.stats.cached_tokens for sample in whole.samples] == [0, *[LAST_BORDERS[2]] * 2]
+
+
+def test_scores_and_logits(path, alone):
+    """What is computed outside the step loop, and what needs every row, goes through the same states."""
+    wanted = SamplingParams(max_tokens=2, temperature=0, prompt_logprobs=2)
+    with LLM(path, device="cpu", context_length=256, max_sequences=2) as llm:
+        llm.generate(PROMPTS[2], SamplingParams(max_tokens=1))
+        first = llm.generate(PROMPTS[2], wanted)
+        logits = llm.logits(PROMPTS[1])
+        assert int(logits[-1].argmax()) == alone[1][0][0]
+        assert outcome(llm.generate(PROMPTS[1], params(1))) == alone[1]
+    with LLM(path, device="cpu", context_length=256, prefix_cache=False, prefill_chunk=9) as llm:
+        assert llm.generate(PROMPTS[2], wanted).prompt_logprobs == first.prompt_logprobs
+
+
+ENGINE = str(Path(engine.__file__).parent)
+
+
+class Interruption:
+    """Sends SIGINT at the event number `at` inside the engine."""
+
+    def __init__(self, at):
+        self.at, self.seen = at, 0
+
+    def __call__(self, frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.startswith(ENGINE):
+            self.seen += 1
+            if self.seen == self.at:
+                signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("at", [40, 133, 207, 311, 430, 622, 845])
+def test_an_interrupt_anywhere_changes_nothing(path, alone, at):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interruptions = 0
+    try:
+        with LLM(path, device="cpu", context_length=256, max_sequences=4, prefill_chunk=50) as llm:
+            streams = [llm.stream(prompt, params(i)) for i, prompt in enumerate(PROMPTS[:3])]
+            results = []
+            for stream in streams:
+                over = False
+                while not over:
+                    sys.setprofile(Interruption(at + 97 * interruptions))
+                    try:
+                        results.append(stream.result())
+                        over = True
+                    except KeyboardInterrupt:
+                        interruptions += 1
+                    finally:
+                        sys.setprofile(None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interruptions > 3
+    assert [outcome(result) for result in results] == alone[:3]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"checkpoint_spacing": 100}, "checkpoint_spacing is 100; allowed: multiples of 64"),
+        ({"checkpoint_spacing": 0}, "checkpoint_spacing is 0"),
+        ({"checkpoints": -1}, "checkpoints is -1; a whole number of at least 0"),
+    ],
+)
+def test_settings_out_of_range(path, options, words):
+    with pytest.raises(InvalidRequestError, match=words):
+        LLM(path, device="cpu", **options)

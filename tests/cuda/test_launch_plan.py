@@ -1,0 +1,283 @@
+"""The launch plan against what a runner really launches on a pretended card, and against the kernel files."""
+
+import json
+import re
+import tarfile
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from engine.cuda.driver.compiler import kernel_files
+from engine.cuda.driver.graphs import buckets
+from engine.cuda.launch_plan.families import Family, Phase, Split
+from engine.cuda.launch_plan.model import Settings, describe
+from engine.cuda.launch_plan.steps import Norm
+from engine.errors import InvalidRequestError
+from engine.gguf.reader import open_gguf
+from engine.gguf.types import GGMLType
+from engine.model.loader import load_model
+from tests.cli.test_cli import run
+from tests.conftest import SHARED
+from tests.support.fake_runner import (
+    MULTIPROCESSORS,
+    built,
+    decode,
+    launched,
+    planned,
+    pretended,
+    read_prompt,
+    sparse_model,
+)
+from tests.support.feature_models import CASES, LATENT_CASES, latent
+from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
+
+CARDS = tuple(MULTIPROCESSORS.items())
+LAUNCHED_ELSEWHERE = {
+    "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
+    "moves.cu": {"scatter", "copy_pages", "gather_rows"},  # what the host sends, pages, rows that draw
+    "rows.cu": {"read_all"},  # the memory's speed
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    """Files by name: every part that only some families have, mixed types, real shapes, and the conformance models."""
+    found = {}
+    for number, case in enumerate([*CASES, *(lambda pair=pair: latent(*pair) for pair in LATENT_CASES)]):
+        place = folder / str(number)
+        place.mkdir()
+        found[f"part {number}"] = case()[0].write(place)
+    found["mixed"] = mixed_model(folder)
+    found["two-bit"] = typed_model(folder, GGMLType.Q2_K)
+    found["bf16"] = typed_model(folder, GGMLType.BF16)
+    found["8b"] = sparse_model(folder / "8b.gguf", "llama-3.1-8b")
+    found["30b"] = sparse_model(folder / "30b.gguf", "qwen3-30b-a3b")
+    apart = re.compile("attn_v").pattern
+    found["8b-plain-v"] = sparse_model(folder / "v.gguf", "llama-3.1-8b", overrides=[(apart, GGMLType.F32)])
+    archive = SHARED / "conformance" / "models.tar.xz"
+    if archive.is_file():
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+        found |= {path.stem: path for path in sorted((folder / "models").glob("*.gguf"))}
+    return found
+
+
+def plans(path, cards=CARDS, **settings):
+    """The plan of a file on every card."""
+    with open_gguf(path) as gguf:
+        model = load_model(gguf)
+        chosen = Settings(**({"cache_half": True, "max_sequences": 65, "prefill_rows": 512} | settings))
+        found = [describe(model, card, chosen) for card in cards]
+        del model
+    return found
+
+
+def launches_of(plan):
+    """Launches of every step size, and of prompts."""
+    steps = [plan.decode(n) for n in (1, 5, 32, 65)]
+    return [launch for step in [*steps, plan.prompt(300, 2)] for launch in step]
+
+
+@cache
+def entry_points(name):
+    """Kernels of a file; of those made for a tensor type, what comes before its name."""
+    text = re.sub(r"^#.*$", "", kernel_files()[name].read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = re.sub(r"__(launch_bounds|cluster_dims)__\((?:[^()]|\([^()]*\))*\)", "", text)
+    found = re.findall(r"__global__\s+void\s+(?:JOIN\((\w+), FORMAT\)|(\w+))\s*\(", text)
+    assert len(found) == text.count("__global__")
+    return frozenset(made or plain for made, plain in found)
+
+
+@cache
+def entry_of(file, kernel):
+    """(file, entry point) of a launch."""
+    points = [one for one in entry_points(file) if kernel == one or (one[-1] == "_" and kernel.startswith(one))]
+    assert points, f"{file} has no kernel {kernel}"
+    return file, max(points, key=len)
+
+
+def test_every_launch_has_a_kernel_and_every_kernel_a_user(models):
+    users = {(file, name) for file, names in LAUNCHED_ELSEWHERE.items() for name in names}
+    for number, path in enumerate(models.values()):
+        for plan in plans(path, cache_half=bool(number % 3)):
+            tensors = {plan.token_embd.tensor}
+            for launch in launches_of(plan):
+                tensors |= set(launch.tensors)
+                if launch.job is not None:
+                    users.add(entry_of(launch.job[0][-1], launch.kernel))
+            uploaded = {name for one in plan.matrices for name in (one.tensor, one.partner) if name}
+            assert uploaded == tensors, (path, plan.card)
+            for layer in plan.layers:  # a mixture with a norm behind it, which no file here has
+                if layer.moe is not None:
+                    changed = replace(layer, ffn_post_norm=Norm.APART).launches(plan.step(Phase.DECODE, 1))
+                    users |= {entry_of(launch.job[0][-1], launch.kernel) for launch in changed if launch.job}
+    every = {(file, name) for file in kernel_files() if file.endswith(".cu") for name in entry_points(file)}
+    if (SHARED / "conformance").is_dir():
+        assert every == users
+    assert users <= every
+
+
+def check_runner(monkeypatch, path, arch, **options):
+    """Steps and prompts of a runner are those of its plan, launch by launch, and were built ahead."""
+    with pretended(monkeypatch, path, arch, **options) as (runner, gpu):
+        plan = runner._machine.weights.plan
+        ready = built(gpu, plan)
+        for n in buckets(runner.max_sequences):
+            found = launched(gpu, lambda n=n: decode(runner, n))
+            assert found == planned(gpu, plan.decode(n)), (path, arch, n)
+            assert {source for _, source in found if source} <= ready, (path, arch, n)
+        for n in (1, 9, 31):
+            found = launched(gpu, lambda n=n: read_prompt(runner, n))
+            assert found == planned(gpu, plan.prompt(n, 0)), (path, arch, n)
+            assert {source for _, source in found if source} <= ready, (path, arch, n)
+
+
+@pytest.mark.parametrize("arch", [90, 86])
+def test_a_runner_launches_what_is_planned(models, monkeypatch, arch):
+    for name, path in models.items():
+        # 14336 columns of four and more rows exceed the shared memory of compute capability 8.6: two slots only.
+        slots = 2 if name.startswith("8b") and arch == 86 else 9
+        if arch == 90 or not name.endswith(("-dense", "-moe")):
+            check_runner(monkeypatch, path, arch, max_sequences=slots)
+
+
+@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit"])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_steps_of_many_rows_are_planned(models, monkeypatch, name, deterministic):
+    """17 to 64 rows hand operands over, 65 and more take another turn."""
+    check_runner(monkeypatch, models[name], 90, max_sequences=65, deterministic=deterministic)
+
+
+def test_a_float32_cache_is_planned(models, monkeypatch):
+    for name in ("mixed", "30b", "part 0"):
+        check_runner(monkeypatch, models[name], 90, kv_type="f32")
+
+
+@pytest.mark.parametrize("arch", [90, 86])
+@pytest.mark.parametrize("chunk", [1, 2, 7, 9])
+def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
+    """Kernels read whole blocks of 8 or 256 rows; the arrays have room for them, and no batch allocates."""
+    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b"):
+        with pretended(monkeypatch, models[name], arch, max_sequences=1, prefill_chunk=chunk) as (runner, gpu):
+            assert runner.prefill_chunk == chunk
+            read_prompt(runner, 1)  # makes the tables of products
+            held = gpu.allocations
+            for n in range(1, chunk + 1):
+                read_prompt(runner, n)
+            assert gpu.allocations == held
+            assert len(runner.logits(list(range(12)))) == 12
+
+
+def families(plan, name):
+    """By number of rows, the family of the product that reads a tensor, in decode steps; then in prompts."""
+    (product,) = {one for one in plan.products if any(matrix.tensor == name for matrix in one.matrices)}
+    return [product.family_for(n) for n in (1, 2, 3, 64)], product.family_for(1, Phase.PROMPT)
+
+
+def test_families_of_products(models):
+    few, many = Family.MATVEC, Family.DECODE_GEMM
+    (hopper,) = plans(models["8b"], [(90, 132)])
+    (same,) = plans(models["8b"], [(90, 132)], deterministic=True)
+    (other,) = plans(models["8b"], [(86, 84)])
+    (plain,) = plans(models["8b-plain-v"], [(90, 132)])
+    name = "blk.0.attn_q.weight"
+    assert families(hopper, name) == ([few, few, many, many], Family.PREFILL_GEMM)
+    assert families(same, name) == ([many] * 4, Family.PREFILL_GEMM)
+    assert families(other, name) == ([few] * 4, Family.DENSE)
+    assert families(plain, name) == ([few] * 4, Family.DENSE), "q goes with a float32 v"
+    assert families(plain, "blk.0.ffn_down.weight") == families(hopper, name)
+
+
+def test_families_of_experts(models):
+    rows = (1, 4, 5, 64, 65)
+    (hopper,) = plans(models["30b"], [(90, 132)])
+    (same,) = plans(models["30b"], [(90, 132)], deterministic=True)
+    (other,) = plans(models["30b"], [(80, 108)])
+    found = [[plan.layers[0].moe.families.family_for(n) for n in rows] for plan in (hopper, same, other)]
+    chosen = Family.EXPERTS_CHOSEN
+    assert found[0] == [chosen, chosen, Family.EXPERTS_SHARED, Family.EXPERTS_SHARED, Family.EXPERTS_GROUPED]
+    assert found[1] == found[2] == [chosen] * 5
+    assert hopper.layers[0].moe.families.prompt is Family.EXPERTS_GROUPED
+    assert other.layers[0].moe.families.prompt is Family.EXPERTS_EVERY
+    scores = [hopper.layers[0].moe.score_family(n, Phase.DECODE) for n in rows]
+    assert scores == [Family.ROUTER, Family.ROUTER, Family.MATVEC, Family.MATVEC, Family.MATVEC]
+
+
+def test_operands_are_left_only_for_products_that_read_them(models):
+    (plan,) = plans(models["8b"], [(90, 132)])
+    assert [layer.leaves_inside for layer in plan.layers] == [True, True]
+    assert [layer.leaves_behind for layer in plan.layers] == [True, True]
+    assert [layer.takes_left for layer in plan.layers] == [False, True]
+    assert plan.output_takes_left
+    assert [plan.step(Phase.DECODE, n).hands_over for n in (16, 17, 64, 65)] == [False, True, True, False]
+    assert not plan.step(Phase.PROMPT, 32).hands_over
+    (plain,) = plans(models["8b-plain-v"], [(90, 132)])
+    assert [layer.leaves_behind for layer in plain.layers] == [False, True], "the second layer's q, k and v read x"
+    assert plain.output_takes_left
+
+
+def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
+    (plan,) = plans(models["8b"], [(90, 132)])
+    layer = plan.layers[0]
+
+    def split(projection):
+        return replace(projection, parts=tuple(replace(part, split=Split.COLUMNS) for part in projection.parts))
+
+    divided = replace(
+        layer,
+        mixer=replace(layer.mixer, output=split(layer.mixer.output)),
+        ffn=replace(layer.ffn, down=split(layer.ffn.down)),
+    )
+    for step in (plan.step(Phase.DECODE, 1), plan.step(Phase.PROMPT, 100)):
+        whole, found = list(layer.launches(step)), list(divided.launches(step))
+        places = [i for i, launch in enumerate(found) if launch.kernel == "all_reduce"]
+        assert [found[i].brick for i in places] == ["attn_output", "ffn_down"]
+        assert [found[i - 1].tensors for i in places] == [("blk.0.attn_output.weight",), ("blk.0.ffn_down.weight",)]
+        assert [launch for launch in found if launch.kernel != "all_reduce"] == whole
+
+
+def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch):
+    """Prompts, decode steps replayed from graphs, scores, logits, a profile, and close(), which leaves nothing."""
+    sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}
+    with pretended(monkeypatch, models["mixed"], **sizes, eager=False) as (runner, _):
+        assert [sample.token_id for sample in generate(runner, [1, 2, 3], 5, slot=1, release=False)] == [0] * 5
+        with pytest.raises(InvalidRequestError, match="idle model"):
+            runner.profile(10, 2)
+        runner.release(1)
+        assert decode_logits(runner, [4, 5], slot=2).shape == (2, runner.config.vocab_size)
+        assert runner.logits(list(range(60))).shape == (60, runner.config.vocab_size)
+        for rows, depth in ((4, 0), (1, 96), (0, 0)):
+            with pytest.raises(InvalidRequestError, match="allowed are 1 to 3 sequences and a depth of 0 to 94"):
+                runner.profile(depth, rows)
+        times = runner.profile(10, 2, repeats=1)
+        bricks = [launch.brick for launch in runner._machine.weights.plan.decode(2)]
+        assert [time.brick for time in times] == ["launch", *dict.fromkeys(bricks), "step"]
+        runner.close()
+        assert vars(runner._machine) == {}
+        runner.close()
+
+
+def test_a_plan_is_shown_as_a_table(models):
+    def rows(name):
+        shown = run("inspect", models[name], "--launches", "--device", "cuda").stdout
+        lines = [re.split(r"  +", line.strip()) for line in shown.splitlines()]
+        return lines[[line[0] for line in lines].index("layers") :]
+
+    head, *found = rows("30b")
+    assert head == ["layers", "tensors", "types", "shape", "decode", "prompts"]
+    assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router, matvec from 5", "dense"] in found
+    experts = "experts_chosen, experts_shared from 5, experts_grouped from 65"
+    assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
+    assert found[-1] == ["output", "Q6_K", "1024 x 2048", "matvec, decode_gemm from 3", "prefill_gemm"]
+    _, *same = rows("bf16")
+    assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", "matvec, decode_gemm from 3", "prefill_gemm"]
+    report = json.loads(run("inspect", models["bf16"], "--launches", "--device", "cuda", "--json").stdout)
+    assert report["launches"][0] == dict(zip(head, same[0], strict=True))
+    shown = run("inspect", models["bf16"], "--launches", "--device", "cpu").stdout
+    assert "launches: the model runs on the CPU" in shown
