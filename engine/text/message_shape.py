@@ -107,7 +107,7 @@ def _shaped(message: Message, habits: Habits) -> Message:
             message[key], content = thought, None
         elif key is not None and not message.get(key):
             message[key] = thought
-    if content is None:
+    if content is None or (not content and message.get("tool_calls")):
         message["content"] = ""
         if message.get("tool_calls"):
             if habits.no_content is NoContent.NONE:
