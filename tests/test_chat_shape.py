@@ -277,9 +277,9 @@ def test_lists_of_the_template_s_own(source, expected):
 def test_what_a_template_was_given_it_cannot_change(change):
     tools = [{"function": {"name": "f", "parameters": {"required": ["a"]}}}]
     things, message = {"a": [1]}, dict(USER)
-    with pytest.raises((TokenizerError, InvalidRequestError)):
-        text = ChatTemplate("{{ " + change + " }}").render([message], tools=tools, things=things)
-        raise InvalidRequestError("nothing") if text == "" else AssertionError(text)
+    template = ChatTemplate("{{ (" + change + ") ~ 'changed' }}")
+    with pytest.raises((TokenizerError, InvalidRequestError), match="unsafe"):
+        template.render([message], tools=tools, things=things)
     assert (things, message, tools[0]["function"]["parameters"]) == ({"a": [1]}, USER, {"required": ["a"]})
 
 
@@ -302,7 +302,8 @@ END = "{% endfor %}{% endfor %}"
         "{% set a = [] %}{% set b = [a] * 100000 %}{% set _ = a.extend('x' * 100000) %}{{ '%s' % b }}",
         "{% set a = [] %}{% set b = [a] * 100000 %}{% set _ = a.extend('x' * 100000) %}{{ '{}'.format(b) }}",
         "{% set a = [] %}{% set _ = a.append(a) %}{{ a == [a] }}{{ a | length }}",
-        "{% set n = namespace(a=[[]], b=[[]]) %}{% set x, y = n.a, n.b %}{% for i in range(60) %}{% set p, q = [], [] %}"
+        "{% set n = namespace(a=[[]], b=[[]]) %}{% set x, y = n.a, n.b %}"
+        "{% for i in range(60) %}{% set p, q = [], [] %}"
         "{% set _ = n.a[0].append(p) or n.a[0].append(p) or n.b[0].append(q) or n.b[0].append(q) %}"
         "{% set n.a, n.b = [p], [q] %}{% endfor %}{{ x == y }}",
         "{% set a = ['b', 'a'] %}{{ a.sort(key=cycler) }}",

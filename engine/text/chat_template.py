@@ -55,7 +55,7 @@ class ChatTemplate:
         self._marker_tokens = marker_tokens
         self._now = now
         self._compiled: dict[str, Template] = {}
-        self._habits: dict[str, Habits] = {}
+        self._habits: dict[tuple[str | None, tuple[str, ...]], Habits] = {}
         self._formats: dict[str, AnswerFormat] = {}
         self._warned: set[str] = set()
         self._lock = threading.Lock()
@@ -117,7 +117,7 @@ class ChatTemplate:
             "documents": values.get("documents"),
             "add_generation_prompt": bool(add_generation_prompt),
         }
-        taken = shaped([self._apart(message, template) for message in checked], habits)
+        taken = shaped([self._apart(message, template, values) for message in checked], habits)
         has_system = any(message["role"] == "system" for message in taken)
         if has_system and "system" in habits.lost and "user" in habits.shapes:
             self._warn_of_system()
@@ -144,24 +144,36 @@ class ChatTemplate:
             template: name of a variant.
             values: names for the template, in case that it renders nothing without them.
         """
-        found = self._habits.get(template or "")
+        compiled, source = self.compile(template), self._source(template)
+        found = self._habits.get((template, ()))
         if found is None:
-            found = learned(self.compile(template), self._source(template), self.special_tokens)
-            if not found.shapes and not found.lost and values:
-                return learned(self.compile(template), self._source(template), {**self.special_tokens, **values})
-            self._habits[template or ""] = found
-        return found
+            found = self._habits[template, ()] = learned(compiled, source, self.special_tokens)
+        if found.shapes or found.lost or not values:
+            return found
+        key = (template, tuple(sorted(values)))
+        if key not in self._habits:
+            self._habits[key] = learned(compiled, source, {**self.special_tokens, **values})
+        return self._habits[key]
 
-    def answer_format(self, template: str | None = None, tools: Any = None) -> AnswerFormat:
+    def takes_calls(
+        self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Whether the template that a conversation gets reads calls from their key of a message."""
+        return self.habits(self._chosen(template, tools), values).reads_calls is True
+
+    def answer_format(
+        self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None
+    ) -> AnswerFormat:
         """How the model marks reasoning and calls in its answers.
 
         Args:
             template: name of a variant.
             tools: the tools that it may call: calls of these may come without a marker, if the template writes them so.
+            values: names for the template, in case that it renders nothing without them.
         """
         tools = checked_tools(tools)
         template = self._chosen(template, tools)
-        habits = self.habits(template)
+        habits = self.habits(template, values)
         found = self._formats.get(template or "")
         if found is None:
             found = choose_format(self._source(template), habits.samples, self._marker_tokens)
@@ -174,12 +186,12 @@ class ChatTemplate:
                 return replace(found, bare_calls=bare)
         return found
 
-    def _apart(self, message: dict[str, Any], template: str | None) -> dict[str, Any]:
+    def _apart(self, message: dict[str, Any], template: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
         """An assistant's message that is an answer with channels as the model wrote it, taken apart."""
         content = message.get("content")
         if message["role"] != "assistant" or not isinstance(content, str):
             return message
-        markers = self.answer_format(template)
+        markers = self.answer_format(template, None, values)
         if markers.channels is None or not content.lstrip().startswith(markers.channels.opens):
             return message
         parser = AnswerParser(markers, markers.channels.opens[0] + "assistant")
