@@ -221,6 +221,8 @@ ONE_FIRST = "{% if m.role == 'system' and not loop.first %}{{ raise_exception('n
         (NO_SYSTEM, [{"role": "assistant", "content": "A"}, SYSTEM, USER], "<assistant>A<user>S\nQ"),
         (NO_SYSTEM, [SYSTEM], "<user>S"),
         ("{% if m.role != 'system' %}", [SYSTEM, USER], "<user>S\nQ"),
+        (ONE_FIRST, [USER, SYSTEM, NEXT], "<user>Q<user>S\nAnd?"),
+        (NO_SYSTEM, [SYSTEM, USER, DEVELOPER, NEXT], "<user>S\nQ<user>D\nAnd?"),
         (ONE_FIRST, [SYSTEM, DEVELOPER, USER], "<system>S\n\nD<user>Q"),
         (ONE_FIRST, [SYSTEM, USER, {**SYSTEM, "content": "T"}, NEXT], "<system>S<user>Q<user>T\nAnd?"),
     ],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import InvalidRequestError, TokenizerError
 from engine.text.answer_formats import MARKS, AnswerFormat, Kind, choose_format
 from engine.text.answer_parser import AnswerParser
-from engine.text.message_shape import merged_system, shaped, without_system
+from engine.text.message_shape import into_users, shaped, without_system
 from engine.text.messages import checked_messages, checked_tools
 from engine.text.special_tokens import TokenType
 from engine.text.template_habits import Habits
@@ -121,7 +121,7 @@ class ChatTemplate:
         has_system = any(message["role"] == "system" for message in taken)
         if has_system and "system" in habits.lost and "user" in habits.shapes:
             self._warn_of_system()
-            return rendered(compiled, names, merged_system(taken))
+            return rendered(compiled, names, into_users(taken))
         try:
             text = rendered(compiled, names, taken)
         except InvalidRequestError:
@@ -135,6 +135,8 @@ class ChatTemplate:
             raise
         if "content" in self._source(template):
             check_not_lost(taken, habits, text)
+        elif "user" in habits.lost:
+            self._warn("text", "the model's chat template reads no content of messages: what is said is lost")
         return text
 
     def habits(self, template: str | None = None, values: Mapping[str, Any] | None = None) -> Habits:
@@ -212,11 +214,16 @@ class ChatTemplate:
         return self.source if name is None else self.variants[name]
 
     def _warn_of_system(self) -> None:
-        if "system" not in self._warned:
-            self._warned.add("system")
-            logger.warning(
-                "the model's chat template takes no system message in its place: its text goes before the user's text"
-            )
+        self._warn(
+            "system",
+            "the model's chat template takes no system message in its place: its text goes before the user's text",
+        )
+
+    def _warn(self, what: str, text: str) -> None:
+        """Warn once for each template."""
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning(text)
 
     def compile(self, name: str | None = None) -> "Template":
         """The default template or a named variant, ready to render; made once.
