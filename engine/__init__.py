@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         TokenizerError,
         UnsupportedModelError,
     )
-    from engine.request import GenerationResult, GenerationStats, StreamChunk, TokenSample
+    from engine.request import GenerationResult, GenerationStats, StreamChunk, TokenSample, ToolCall
     from engine.sampling.params import SamplingParams
 
 __version__ = "0.1.0"
@@ -43,6 +43,7 @@ __all__ = [
     "StreamChunk",
     "TokenSample",
     "TokenizerError",
+    "ToolCall",
     "UnsupportedModelError",
     "__version__",
     "load_tokenizer",
@@ -55,6 +56,7 @@ _HOME = {
     "GenerationStats": "engine.request",
     "StreamChunk": "engine.request",
     "TokenSample": "engine.request",
+    "ToolCall": "engine.request",
     "SamplingParams": "engine.sampling.params",
 }
 

@@ -39,7 +39,7 @@ class ToolCall:
     arguments: str
 
     def as_dict(self) -> dict[str, Any]:
-        """The call as it stands in an assistant's message."""
+        """The call as part of an assistant's message."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 

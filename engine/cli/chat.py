@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from engine.cli import options
+from engine.cli.answers import AnswerWriter
 from engine.cli.interrupts import Interrupts
 from engine.cli.sampling import make_params
-from engine.cli.terminal import note, open_model, read_text, stats_line, write
+from engine.cli.terminal import note, open_model, read_text, stats_line
+from engine.cli.variables import parse_variables
 from engine.config import CHECKPOINT_SPACING
-from engine.errors import EngineError
+from engine.errors import EngineError, InvalidRequestError
 
 if TYPE_CHECKING:
     from engine.api.llm import LLM
+    from engine.api.stream import Stream
     from engine.sampling.params import SamplingParams
 
-HELP = "/reset forgets the conversation, /exit leaves (so does Ctrl-D); Ctrl-C stops an answer"
+HELP = (
+    "/reset forgets the conversation, /tool TEXT is the result of a call, /exit leaves (so does Ctrl-D); "
+    "Ctrl-C stops an answer"
+)
 
 
 def chat(
     model: options.ModelOption = None,
-    system: Annotated[str | None, typer.Option("--system", "-sys", help="A system message put first.")] = None,
-    template_file: Annotated[
-        Path | None, typer.Option("--chat-template-file", help="A jinja2 chat template instead of the model's own.")
-    ] = None,
+    system: options.SystemOption = None,
+    template_file: options.TemplateFileOption = None,
+    chat_var: options.ChatVarOption = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -63,6 +67,7 @@ def chat(
     repeat_last_n: options.RepeatLastNOption = 64,
     seed: options.SeedOption = None,
     stop: options.StopOption = None,
+    stop_token_id: options.StopTokenIdOption = None,
     logit_bias: options.LogitBiasOption = None,
 ) -> None:
     """Talk with a model that has a chat template. Also works with lines from a pipe."""
@@ -70,6 +75,7 @@ def chat(
         max_tokens=None if max_tokens == -1 else max_tokens,
         logit_bias=logit_bias,
         stop=stop,
+        stop_token_id=stop_token_id,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -81,6 +87,7 @@ def chat(
         penalty_last_n=repeat_last_n,
         seed=seed,
     )
+    variables = parse_variables(chat_var)
     with open_model(
         model=model,
         device=device,
@@ -100,11 +107,11 @@ def chat(
         chat_template=read_text(template_file) if template_file is not None else None,
     ) as llm:
         llm.require_chat_template()
-        _talk(llm, system, params, stats)
+        _talk(llm, system, params, variables, stats)
 
 
-def _talk(llm: LLM, system: str | None, params: SamplingParams, stats: bool) -> None:
-    start: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
+def _talk(llm: LLM, system: str | None, params: SamplingParams, variables: dict[str, Any], stats: bool) -> None:
+    start: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     history = list(start)
     if sys.stdin.isatty():
         note(f"{llm.config.model.name} on {llm.device}. {HELP}.")
@@ -124,12 +131,36 @@ def _talk(llm: LLM, system: str | None, params: SamplingParams, stats: bool) -> 
         elif line.strip() in ("/help", "/?"):
             note(HELP)
         else:
-            history.append({"role": "user", "content": line})
-            answer = _answer(llm, history, params, stats)
+            told = _told(history, line)
+            if told is None:
+                note("no call is waiting for a result")
+                continue
+            history.append(told)
+            answer = _answer(llm, history, params, variables, stats)
             if answer is None:
                 history.pop()
             else:
-                history.append({"role": "assistant", "content": answer})
+                history.append(answer)
+
+
+def _told(history: list[dict[str, Any]], line: str) -> dict[str, Any] | None:
+    """The message that a line is: what the user says, or with /tool the result of the first call that has none."""
+    command, _, text = line.strip().partition(" ")
+    if command != "/tool":
+        return {"role": "user", "content": line}
+    answered = {message.get("tool_call_id") for message in history}
+    for message in reversed(history):
+        if message["role"] == "user":
+            return None
+        for call in message.get("tool_calls") or ():
+            if call["id"] not in answered:
+                return {
+                    "role": "tool",
+                    "tool_call_id": call["id"],
+                    "name": call["function"]["name"],
+                    "content": text.strip(),
+                }
+    return None
 
 
 def _read_line() -> str | None:
@@ -143,14 +174,21 @@ def _read_line() -> str | None:
     return line.rstrip("\n") if line else None
 
 
-def _answer(llm: LLM, history: list[dict[str, str]], params: SamplingParams, stats: bool) -> str | None:
-    """Write the answer as it comes; an interrupt ends it and keeps what there is. None where there can be no answer."""
+def _answer(
+    llm: LLM, history: list[dict[str, Any]], params: SamplingParams, variables: dict[str, Any], stats: bool
+) -> dict[str, Any] | None:
+    """Write the answer as it comes; an interrupt ends it and keeps what there is.
+
+    Returns:
+        The assistant's message for the history; None where there can be no answer.
+    """
+    writer = AnswerWriter()
     try:
-        with llm.stream_chat(history, params) as stream:
+        with _stream(llm, history, params, variables) as stream:
             try:
                 with Interrupts() as interrupts:
                     for chunk in stream:
-                        write(chunk.text)
+                        writer.write(chunk)
                         interrupts.check()
             except KeyboardInterrupt:
                 stream.cancel()
@@ -160,7 +198,30 @@ def _answer(llm: LLM, history: list[dict[str, str]], params: SamplingParams, sta
             raise
         note(f"error: {error}" + (" (or /reset)" if len(history) > 1 else ""))
         return None
-    write("\n")
+    writer.close()
     if stats:
         note(stats_line(None, result))
-    return result.text
+    return result.as_message()
+
+
+def _stream(llm: LLM, history: list[dict[str, Any]], params: SamplingParams, variables: dict[str, Any]) -> Stream:
+    """The answer's stream. Calls that got no result are told as text where the template takes no such calls."""
+    try:
+        return llm.stream_chat(history, params, **variables)
+    except InvalidRequestError:
+        plain = [_without_calls(message) if history[-1]["role"] == "user" else message for message in history]
+        if plain == history:
+            raise
+        try:
+            return llm.stream_chat(plain, params, **variables)
+        except InvalidRequestError:
+            pass
+        raise
+
+
+def _without_calls(message: dict[str, Any]) -> dict[str, Any]:
+    if not message.get("tool_calls"):
+        return message
+    calls = [f"{call['function']['name']}({call['function']['arguments']})" for call in message["tool_calls"]]
+    kept = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**kept, "content": "\n".join([message["content"] or "", *calls]).strip()}

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli import options
+from engine.cli.answers import AnswerWriter
 from engine.cli.interrupts import Interrupts
 from engine.cli.sampling import make_params
 from engine.cli.terminal import note, open_model, read_text, stats_line, write, write_json
+from engine.cli.variables import Talk
 from engine.config import CHECKPOINT_SPACING
 from engine.errors import InvalidRequestError
 from engine.sampling.params import MAX_SAMPLES
 
 if TYPE_CHECKING:
     from engine.api.llm import LLM
+    from engine.api.stream import Stream
     from engine.request import GenerationResult, TokenSample
-    from engine.sampling.params import SamplingParams
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -36,6 +38,18 @@ def generate(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read the prompt from a file; - is stdin.", show_default=False)
     ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="The prompt is what the user says in a conversation: put it into the model's chat template.",
+            show_default="with any of the options below",
+            rich_help_panel=options.CHAT,
+        ),
+    ] = None,
+    system: options.SystemOption = None,
+    template_file: options.TemplateFileOption = None,
+    chat_var: options.ChatVarOption = None,
     prompt_ids: Annotated[
         str | None, typer.Option("--prompt-ids", help="The prompt as token ids: 1,15,27.", show_default=False)
     ] = None,
@@ -95,15 +109,18 @@ def generate(
     repeat_last_n: options.RepeatLastNOption = 64,
     seed: options.SeedOption = None,
     stop: options.StopOption = None,
+    stop_token_id: options.StopTokenIdOption = None,
     ignore_eos: options.IgnoreEosOption = False,
     logit_bias: options.LogitBiasOption = None,
 ) -> int:
     """Continue a text. The continuation goes to stdout, statistics go to stderr."""
     text = _read_prompt(prompt, prompt_option, file, prompt_ids)
+    talk = Talk.of(text, chat, system, template_file, chat_var)
     settings: dict[str, Any] = {
         "n": samples,
         "logit_bias": logit_bias,
         "stop": stop,
+        "stop_token_id": stop_token_id,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -135,8 +152,9 @@ def generate(
         checkpoints=checkpoints,
         deterministic=deterministic,
         pre_tokenizer=pre_tokenizer,
+        chat_template=read_text(template_file) if template_file is not None else None,
     ) as llm:
-        ids = llm.prompt_ids(text)
+        ids = llm.prompt_ids(text) if talk is None else llm.render_chat(talk.messages, **talk.variables)
         if max_tokens is None:
             room = llm.context_length - len(ids)
             limit = DEFAULT_MAX_TOKENS if room >= DEFAULT_MAX_TOKENS else None
@@ -148,9 +166,14 @@ def generate(
             start = text if isinstance(text, str) else " ".join(map(str, text))
         else:
             start = ""
-        results, interrupted = _run(llm, ids, params, start, show=show, quiet=json)
+        streams = (
+            llm.sample_streams(ids, params)
+            if talk is None
+            else llm.chat_streams(talk.messages, params, **talk.variables)
+        )
+        results, interrupted = _run(llm, streams, start, show=show, quiet=json, talk=talk is not None)
         if json:
-            write_json(_as_dict(llm, results))
+            write_json(_as_dict(llm, results, talk is not None))
         if stats:
             note(stats_line(llm.load_seconds, *results))
     return 130 if interrupted else 0
@@ -179,19 +202,21 @@ def _read_prompt(argument: str | None, option: str | None, file: Path | None, id
 
 
 def _run(
-    llm: LLM, ids: list[int], params: SamplingParams, start: str, *, show: bool, quiet: bool
+    llm: LLM, streams: list[Stream], start: str, *, show: bool, quiet: bool, talk: bool
 ) -> tuple[list[GenerationResult], bool]:
     """Generate all samples and write them; an interrupt ends them early and keeps what there is."""
     interrupted = False
-    streams = llm.sample_streams(ids, params)
     results: list[GenerationResult] = []
     for number, stream in enumerate(streams, start=1):
+        writer = AnswerWriter()
         if show:
-            write(start)
+            write(start + "\n" if talk and start else start)
         try:
             with Interrupts() as interrupts:
                 for chunk in stream:
-                    if show:
+                    if show and talk:
+                        writer.write(chunk)
+                    elif show:
                         write(_words(llm, chunk.text, chunk.token_ids))
                     interrupts.check()
         except KeyboardInterrupt:
@@ -200,29 +225,35 @@ def _run(
                 one.cancel()
         result = stream.result()
         results.append(result)
-        if show:
+        if show and talk:
+            writer.close()
+        elif show:
             write("\n")
+        elif not quiet and talk:
+            header = f"--- sample {number} of {len(streams)}, seed {result.seed}\n" if len(streams) > 1 else ""
+            write(header + (start + "\n" if start else ""))
+            writer.write_result(result)
         elif not quiet:
             header = f"--- sample {number} of {len(streams)}, seed {result.seed}\n" if len(streams) > 1 else ""
             write(f"{header}{start}{_words(llm, result.text, result.token_ids)}\n")
     return results, interrupted
 
 
-def _as_dict(llm: LLM, results: list[GenerationResult]) -> dict[str, Any]:
+def _as_dict(llm: LLM, results: list[GenerationResult], talk: bool) -> dict[str, Any]:
     """The first sample with what is common to all; where there are more, all of them as well."""
     value: dict[str, Any] = {
-        **_sample(llm, results[0]),
+        **_sample(llm, results[0], talk),
         "prompt_token_ids": results[0].prompt_token_ids,
         "model": str(llm.config.model),
         "device": llm.device,
     }
     value["stats"]["load_seconds"] = llm.load_seconds
     if len(results) > 1:
-        value["samples"] = [_sample(llm, result) for result in results]
+        value["samples"] = [_sample(llm, result, talk) for result in results]
     return value
 
 
-def _sample(llm: LLM, result: GenerationResult) -> dict[str, Any]:
+def _sample(llm: LLM, result: GenerationResult, talk: bool) -> dict[str, Any]:
     value: dict[str, Any] = {
         "text": result.text,
         "token_ids": result.token_ids,
@@ -230,6 +261,9 @@ def _sample(llm: LLM, result: GenerationResult) -> dict[str, Any]:
         "seed": result.seed,
         "stats": result.stats.as_dict(),
     }
+    if talk:
+        value["reasoning"] = result.reasoning
+        value["tool_calls"] = [call.as_dict() for call in result.tool_calls]
     if result.logprobs is not None:
         value["logprobs"] = [_logprob(llm, sample) for sample in result.logprobs]
     return value

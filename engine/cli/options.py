@@ -9,6 +9,7 @@ import typer
 
 MODEL = "Model"
 BATCH = "Cache and batching"
+CHAT = "Conversation"
 SAMPLING = "Sampling"
 
 ModelOption = Annotated[
@@ -186,7 +187,21 @@ SeedOption = Annotated[
 ]
 StopOption = Annotated[
     list[str] | None,
-    typer.Option("--stop", "-r", help="End before this text; may be given several times.", rich_help_panel=SAMPLING),
+    typer.Option(
+        "--stop",
+        "-r",
+        help="End before this text, or at the special token of this name; may be given several times.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+StopTokenIdOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--stop-token-id",
+        metavar="ID",
+        help="End at this token; may be given several times.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 IgnoreEosOption = Annotated[
     bool, typer.Option("--ignore-eos", help="Go on after an end-of-generation token.", rich_help_panel=SAMPLING)
@@ -198,5 +213,25 @@ LogitBiasOption = Annotated[
         metavar="ID=BIAS",
         help="Add BIAS to the score of token ID, as 15=-inf or 15=2.5; may be given several times.",
         rich_help_panel=SAMPLING,
+    ),
+]
+
+SystemOption = Annotated[
+    str | None, typer.Option("--system", "-sys", help="A system message put first.", rich_help_panel=CHAT)
+]
+TemplateFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template-file", help="A jinja2 chat template instead of the model's own.", rich_help_panel=CHAT
+    ),
+]
+ChatVarOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--chat-var",
+        metavar="NAME=VALUE",
+        help="A variable of the chat template, as enable_thinking=false; VALUE is JSON or text. "
+        "May be given several times.",
+        rich_help_panel=CHAT,
     ),
 ]

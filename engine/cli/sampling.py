@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 
 def make_params(
-    *, logit_bias: list[str] | None, stop: list[str] | None, seed: int | None, **settings: Any
+    *,
+    logit_bias: list[str] | None,
+    stop: list[str] | None,
+    seed: int | None,
+    stop_token_id: list[int] | None = None,
+    **settings: Any,
 ) -> SamplingParams:
     """SamplingParams from options; `logit_bias` holds texts of the form ID=BIAS, a `seed` of -1 is a random one."""
     from engine.sampling.params import SamplingParams
@@ -19,6 +24,7 @@ def make_params(
     return SamplingParams(
         logit_bias=dict(_parse_bias(entry) for entry in logit_bias) if logit_bias else None,
         stop=tuple(stop or ()),
+        stop_token_ids=tuple(stop_token_id or ()),
         seed=None if seed == -1 else seed,
         **settings,
     )

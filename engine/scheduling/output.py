@@ -77,7 +77,7 @@ class OutputAssembler:
         return text
 
     def _mark(self, token_id: int) -> str:
-        """What stands for a token without text in the search for stop strings."""
+        """The character of a token without text in the search for stop strings."""
         return "" if self._controls is None or token_id in self._shown_ids else self._controls.mark(token_id)
 
     def _shown(self, text: str) -> str:

@@ -224,6 +224,7 @@ def _in_use(marks: Marks, seen: str) -> bool:
 _TAG = r"<[^<>\n]{1,40}>|\[[^\[\]\n]{1,40}\]|◁[^◁▷\n]{1,40}▷|\{%[^{}\n]{1,40}%\}"
 _BEFORE = re.compile(rf"({_TAG})\s*\Z")
 _AFTER = re.compile(rf"\s*({_TAG})")
+_SIDES = re.compile(r"begin|start|open|prefix|end|stop|close|suffix|[^a-z]")
 
 
 def _unknown(samples: Iterable[str], known: Iterable[Marks]) -> list[Marks]:
@@ -233,14 +234,22 @@ def _unknown(samples: Iterable[str], known: Iterable[Marks]) -> list[Marks]:
     kinds = {marks.kind for marks in known}
     for sample in samples:
         thought = _BEFORE.search(sample.partition(THOUGHT)[0]), _AFTER.match(sample.partition(THOUGHT)[2])
-        if THOUGHT in sample and all(thought) and Kind.REASONING not in kinds:
+        if THOUGHT in sample and _are_pair(*thought) and Kind.REASONING not in kinds:
             found.append(_between(Kind.REASONING, thought))
         call = re.search(rf"\s*\[?\s*\{{[^{{}}]*\"{CALL_NAME}\".*?qzvalue\"\s*\}}\s*\}}\s*\]?", sample, re.DOTALL)
         if call is not None and Kind.CALLS not in kinds:
             around = _BEFORE.search(sample[: call.start()]), _AFTER.match(sample[call.end() :])
-            if all(around):
+            if _are_pair(*around):
                 found.append(_between(Kind.CALLS, around))
-    return [one for one in found if one.begin not in begins and one.ends[0] != one.begin]
+    return [one for one in found if one.begin not in begins]
+
+
+def _are_pair(before: re.Match[str] | None, after: re.Match[str] | None) -> bool:
+    """Whether two tags have the same name, but for what tells the first from the second."""
+    if before is None or after is None or before[1] == after[1]:
+        return False
+    first, second = (_SIDES.sub("", tag[1].lower()) for tag in (before, after))
+    return first == second != ""
 
 
 def _between(kind: Kind, around: tuple[re.Match[str] | None, re.Match[str] | None]) -> Marks:

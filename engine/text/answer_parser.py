@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from engine.request import ToolCall
 from engine.text.answer_formats import AnswerFormat, Channels, Kind, Marks
+from engine.text.marker_search import Flow, first_marker, longer_possible, possible_beginning
 from engine.text.tool_calls import Types, new_call, read_calls
 
 _LONGEST_HEADER = 200  # characters
@@ -34,37 +35,6 @@ class Piece:
     tool_calls: list[ToolCall] = field(default_factory=list)
 
 
-class _Flow:
-    """Text of one kind: no white space at the beginning of a stretch that follows structure, none before structure."""
-
-    def __init__(self) -> None:
-        self._waiting = ""
-        self._started = False
-        self._trim = False
-
-    def push(self, text: str) -> str:
-        if self._trim:
-            text = text.lstrip()
-            self._trim = not text
-        kept = text.rstrip()
-        if not kept:
-            self._waiting += text
-            return ""
-        shown = self._waiting + kept
-        self._waiting = text[len(kept) :]
-        self._started = True
-        return shown
-
-    def cut(self) -> None:
-        """Structure comes: what follows is another stretch, apart from the one before by an empty line."""
-        self._waiting = "\n\n" if self._started else ""
-        self._trim = True
-
-    def finish(self) -> str:
-        shown, self._waiting = (self._waiting if not self._trim else ""), ""
-        return shown
-
-
 class AnswerParser:
     """Parser of one answer.
 
@@ -77,7 +47,7 @@ class AnswerParser:
     def __init__(self, markers: AnswerFormat, prompt: str = "", types: Types | None = None) -> None:
         self._format = markers
         self._types = types or {}
-        self._flows = {Kind.CONTENT: _Flow(), Kind.REASONING: _Flow()}
+        self._flows = {Kind.CONTENT: Flow(), Kind.REASONING: Flow()}
         self._kind = Kind.CONTENT
         self._marks: Marks | None = None  # of the open stretch; None in a message of a channel
         self._text = ""  # not looked at yet
@@ -127,16 +97,16 @@ class AnswerParser:
     def _step(self, piece: Piece, *, final: bool) -> bool:
         """Look for the next marker; whether there may be another."""
         actions = self._actions()
-        start, marker = _first(self._text, actions)
+        start, marker = first_marker(self._text, actions)
         if marker is None:
-            cut = len(self._text) if final else len(self._text) - _possible(self._text, actions)
+            cut = len(self._text) if final else len(self._text) - possible_beginning(self._text, actions)
             self._take(piece, self._text[:cut])
             self._text = self._text[cut:]
             if self._kind is Kind.HEADER and not self._may_be_header():
                 self._not_a_header(piece)
                 return True
             return False
-        if not final and _longer_possible(self._text[start:], marker, actions):
+        if not final and longer_possible(self._text[start:], marker, actions):
             self._take(piece, self._text[:start])
             self._text = self._text[start:]
             return False
@@ -156,6 +126,9 @@ class AnswerParser:
         if self._kind is Kind.CONTENT:
             actions |= dict.fromkeys(self._format.frames, self._skip)
             actions |= {marks.begin: self._begin for marks in self._format.marks}
+            if not self._flows[Kind.CONTENT].started:
+                ends = (end for marks in self._format.marks if marks.kind is Kind.REASONING for end in marks.ends)
+                actions |= {end: self._stray_end for end in ends if end not in actions}
         elif self._marks is not None:
             actions |= dict.fromkeys(self._marks.ends, self._end)
             if self._kind is Kind.CALLS and not self._marks.keep:
@@ -203,6 +176,13 @@ class AnswerParser:
 
     def _skip(self, piece: Piece, marker: str) -> None:
         self._enter(Kind.CONTENT, None, "")
+
+    def _stray_end(self, piece: Piece, marker: str) -> None:
+        """The end of a thought that was none; behind text it is text."""
+        if self._flows[Kind.CONTENT].started:
+            self._say(piece, Kind.CONTENT, marker)
+        else:
+            self._skip(piece, marker)
 
     def _again(self, piece: Piece, marker: str) -> None:
         marks = self._marks
@@ -320,29 +300,3 @@ def _meaning(channels: Channels, marker: str, header: str) -> tuple[Kind, str | 
     if channel is not None and channel[1] == "analysis":
         return Kind.REASONING, None
     return Kind.CONTENT, None
-
-
-def _first(text: str, actions: dict[str, Callable[[Piece, str], None]]) -> tuple[int, str | None]:
-    """The first marker in a text, the longest of those that begin together; (-1, None) where there is none."""
-    found: tuple[int, int, str | None] = (-1, 0, None)
-    for marker in actions:
-        start = text.find(marker)
-        if start >= 0 and (found[2] is None or (start, -len(marker)) < found[:2]):
-            found = (start, -len(marker), marker)
-    return found[0], found[2]
-
-
-def _longer_possible(text: str, marker: str, actions: dict[str, Callable[[Piece, str], None]]) -> bool:
-    """Whether a longer marker may begin where this one does."""
-    return any(len(text) < len(other) and other != marker and other.startswith(text) for other in actions)
-
-
-def _possible(text: str, actions: dict[str, Callable[[Piece, str], None]]) -> int:
-    """Length of the longest tail of a text that may be the beginning of a marker."""
-    longest = 0
-    for marker in actions:
-        for length in range(min(len(text), len(marker) - 1), longest, -1):
-            if text.endswith(marker[:length]):
-                longest = length
-                break
-    return longest

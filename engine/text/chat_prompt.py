@@ -51,8 +51,9 @@ def chat_prompt(
     if "messages" in variables:
         raise InvalidRequestError("a variable of the chat template cannot be named messages")
     text = template.render(list(messages), **variables)
-    tools = variables.get("tools")
-    markers = template.answer_format(variables.get("template"), tools)
+    variant, tools = variables.get("template"), variables.get("tools")
+    values = {name: value for name, value in variables.items() if name not in ("template", "tools")}
+    markers = template.answer_format(variant, tools, values)
     ids = (tokenizer.token_id(name) for name in markers.token_names())
     return ChatPrompt(
         text=text,
@@ -60,5 +61,5 @@ def chat_prompt(
         markers=markers,
         shown_ids=frozenset(id for id in ids if id is not None and id not in tokenizer.eog_ids),
         types=parameter_types(tools),
-        calls_as_text=template.habits(variables.get("template")).reads_calls is not True,
+        calls_as_text=not template.takes_calls(variant, tools, values),
     )

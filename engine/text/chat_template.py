@@ -5,7 +5,6 @@ This module knows the tokenizer only by the names of its special tokens.
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -14,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import InvalidRequestError, TokenizerError
 from engine.text.answer_formats import MARKS, AnswerFormat, Kind, choose_format
 from engine.text.answer_parser import AnswerParser
-from engine.text.message_shape import merged_system, shaped, texts, without_system
+from engine.text.message_shape import into_users, shaped, without_system
 from engine.text.messages import checked_messages, checked_tools
 from engine.text.special_tokens import TokenType
-from engine.text.template_habits import Habits, learn
+from engine.text.template_habits import Habits
+from engine.text.template_render import check_not_lost, compiled_template, learned, rendered
 from engine.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _KEY = "tokenizer.chat_template"
 _TOOL_VARIANT = "tool_use"
-_MAX_SOURCE = 1_000_000  # characters; real templates have at most some 20 thousand
 
 
 class ChatTemplate:
@@ -56,7 +55,7 @@ class ChatTemplate:
         self._marker_tokens = marker_tokens
         self._now = now
         self._compiled: dict[str, Template] = {}
-        self._habits: dict[str, Habits] = {}
+        self._habits: dict[tuple[str | None, tuple[str, ...]], Habits] = {}
         self._formats: dict[str, AnswerFormat] = {}
         self._warned: set[str] = set()
         self._lock = threading.Lock()
@@ -118,24 +117,26 @@ class ChatTemplate:
             "documents": values.get("documents"),
             "add_generation_prompt": bool(add_generation_prompt),
         }
-        taken = shaped([self._apart(message, template) for message in checked], habits)
+        taken = shaped([self._apart(message, template, values) for message in checked], habits)
         has_system = any(message["role"] == "system" for message in taken)
         if has_system and "system" in habits.lost and "user" in habits.shapes:
             self._warn_of_system()
-            return _rendered(compiled, names, merged_system(taken))
+            return rendered(compiled, names, into_users(taken))
         try:
-            text = _rendered(compiled, names, taken)
+            text = rendered(compiled, names, taken)
         except InvalidRequestError:
             for other in without_system(taken):
                 try:
-                    text = _rendered(compiled, names, other)
+                    text = rendered(compiled, names, other)
                 except InvalidRequestError:
                     continue
                 self._warn_of_system()
                 return text
             raise
         if "content" in self._source(template):
-            _check_not_lost(taken, habits, text)
+            check_not_lost(taken, habits, text)
+        elif "user" in habits.lost:
+            self._warn("text", "the model's chat template reads no content of messages: what is said is lost")
         return text
 
     def habits(self, template: str | None = None, values: Mapping[str, Any] | None = None) -> Habits:
@@ -145,24 +146,36 @@ class ChatTemplate:
             template: name of a variant.
             values: names for the template, in case that it renders nothing without them.
         """
-        found = self._habits.get(template or "")
+        compiled, source = self.compile(template), self._source(template)
+        found = self._habits.get((template, ()))
         if found is None:
-            found = _learned(self.compile(template), self._source(template), self.special_tokens)
-            if not found.shapes and not found.lost and values:
-                return _learned(self.compile(template), self._source(template), {**self.special_tokens, **values})
-            self._habits[template or ""] = found
-        return found
+            found = self._habits[template, ()] = learned(compiled, source, self.special_tokens)
+        if found.shapes or found.lost or not values:
+            return found
+        key = (template, tuple(sorted(values)))
+        if key not in self._habits:
+            self._habits[key] = learned(compiled, source, {**self.special_tokens, **values})
+        return self._habits[key]
 
-    def answer_format(self, template: str | None = None, tools: Any = None) -> AnswerFormat:
+    def takes_calls(
+        self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Whether the template that a conversation gets reads calls from their key of a message."""
+        return self.habits(self._chosen(template, tools), values).reads_calls is True
+
+    def answer_format(
+        self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None
+    ) -> AnswerFormat:
         """How the model marks reasoning and calls in its answers.
 
         Args:
             template: name of a variant.
             tools: the tools that it may call: calls of these may come without a marker, if the template writes them so.
+            values: names for the template, in case that it renders nothing without them.
         """
         tools = checked_tools(tools)
         template = self._chosen(template, tools)
-        habits = self.habits(template)
+        habits = self.habits(template, values)
         found = self._formats.get(template or "")
         if found is None:
             found = choose_format(self._source(template), habits.samples, self._marker_tokens)
@@ -175,12 +188,12 @@ class ChatTemplate:
                 return replace(found, bare_calls=bare)
         return found
 
-    def _apart(self, message: dict[str, Any], template: str | None) -> dict[str, Any]:
+    def _apart(self, message: dict[str, Any], template: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
         """An assistant's message that is an answer with channels as the model wrote it, taken apart."""
         content = message.get("content")
         if message["role"] != "assistant" or not isinstance(content, str):
             return message
-        markers = self.answer_format(template)
+        markers = self.answer_format(template, None, values)
         if markers.channels is None or not content.lstrip().startswith(markers.channels.opens):
             return message
         parser = AnswerParser(markers, markers.channels.opens[0] + "assistant")
@@ -201,11 +214,16 @@ class ChatTemplate:
         return self.source if name is None else self.variants[name]
 
     def _warn_of_system(self) -> None:
-        if "system" not in self._warned:
-            self._warned.add("system")
-            logger.warning(
-                "the model's chat template takes no system message in its place: its text goes before the user's text"
-            )
+        self._warn(
+            "system",
+            "the model's chat template takes no system message in its place: its text goes before the user's text",
+        )
+
+    def _warn(self, what: str, text: str) -> None:
+        """Warn once for each template."""
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning(text)
 
     def compile(self, name: str | None = None) -> "Template":
         """The default template or a named variant, ready to render; made once.
@@ -220,102 +238,8 @@ class ChatTemplate:
         with self._lock:
             found = self._compiled.get(name or "")
             if found is None:
-                found = self._compiled[name or ""] = _compiled(self._source(name), self._now)
+                found = self._compiled[name or ""] = compiled_template(self._source(name), self._now)
             return found
-
-
-def _compiled(source: str, now: Callable[[], datetime]) -> "Template":
-    from jinja2.exceptions import TemplateSyntaxError
-
-    from engine.text.template_sandbox import ChatEnvironment
-
-    if len(source) > _MAX_SOURCE:
-        raise TokenizerError(f"the model's chat template has {len(source)} characters; at most {_MAX_SOURCE} are taken")
-    try:
-        return ChatEnvironment(now).from_string(source)
-    except TemplateSyntaxError as error:
-        raise TokenizerError(
-            f"the model's chat template does not parse, line {error.lineno}: {error.message}"
-        ) from None
-    except Exception as error:
-        raise TokenizerError(
-            f"the model's chat template cannot be compiled: {str(error) or type(error).__name__}"
-        ) from error
-
-
-def _rendered(compiled: "Template", names: Mapping[str, Any], messages: list[dict[str, Any]]) -> str:
-    """The text of shaped messages; raises as `ChatTemplate.render` does."""
-    from jinja2.exceptions import SecurityError, TemplateSyntaxError
-
-    from engine.text.template_sandbox import TemplateRefusal, start_budget
-
-    names = {**names, "messages": messages}
-    start_budget(names)
-    try:
-        return _joined(compiled.generate(names))
-    except TemplateRefusal as error:
-        raise InvalidRequestError(f"the model's chat template does not take these messages: {error}") from None
-    except (SecurityError, RecursionError, MemoryError, TemplateSyntaxError) as error:
-        raise TokenizerError(f"the model's chat template was stopped: {str(error) or type(error).__name__}") from error
-    except Exception as error:
-        raise InvalidRequestError(
-            f"the model's chat template failed on these messages ({type(error).__name__}: {error}); check the "
-            "roles, their order and the keys it uses"
-        ) from error
-
-
-def _learned(compiled: "Template", source: str, values: Mapping[str, Any]) -> Habits:
-    """The habits of a template; those of a plain one where it exhausts its limits."""
-    from engine.text.template_sandbox import MAX_SECONDS, TemplateLimitError, start_budget
-
-    deadline = time.monotonic() + MAX_SECONDS
-
-    def render(messages: list[dict[str, Any]], names: dict[str, Any]) -> str | None:
-        common = {"tools": None, "documents": None, "add_generation_prompt": True}
-        everything = {**values, **common, **names, "messages": [dict(message) for message in messages]}
-        start_budget(everything)
-        if time.monotonic() > deadline:
-            raise TemplateLimitError("trying it out takes too long")
-        try:
-            return _joined(compiled.generate(everything))
-        except (TemplateLimitError, MemoryError):
-            raise
-        except Exception:
-            return None
-
-    try:
-        return learn(source, render)
-    except (TemplateLimitError, MemoryError):
-        return Habits()
-
-
-def _check_not_lost(messages: list[dict[str, Any]], habits: Habits, text: str) -> None:
-    """Refuses to go on without what was said in a role that the template has no place for.
-
-    Raises:
-        InvalidRequestError: none of the text of such a role is in the prompt.
-    """
-    known = {"user", "system", "assistant", "tool"} - habits.lost
-    for role in dict.fromkeys(message["role"] for message in messages if message["role"] not in known):
-        said = [piece.strip() for message in messages if message["role"] == role for piece in texts(message)]
-        if any(said) and not any(piece[:40] in text for piece in said if piece):
-            raise InvalidRequestError(
-                f"the model's chat template loses the text of messages of the role {role!r}, be it a string or a list "
-                "of parts; leave them out, or give a template that writes them (chat_template, --chat-template-file)"
-            )
-
-
-def _joined(parts: Any) -> str:
-    from engine.text.template_sandbox import MAX_SIZE, TemplateLimitError
-
-    pieces: list[str] = []
-    size = 0
-    for part in parts:
-        size += len(part)
-        if size > MAX_SIZE:
-            raise TemplateLimitError(f"it writes more than {MAX_SIZE} characters")
-        pieces.append(part)
-    return "".join(pieces)
 
 
 def _special_tokens(tokenizer: Tokenizer | None) -> dict[str, str]:

@@ -38,7 +38,7 @@ class ControlStops:
         return self._characters[token_id]
 
     def mark(self, token_id: int) -> str:
-        """What stands for a drawn token in the text that is searched; "" for tokens that no stop string names."""
+        """The character of a drawn token in the text that is searched; "" for tokens that no stop string names."""
         return self._characters.get(token_id, "")
 
     def shown(self, text: str) -> str:

@@ -21,7 +21,7 @@ def without_system(messages: Sequence[Message]) -> Iterator[list[Message]]:
     """Ways to say system messages to a template that refuses them, the gentlest first; none where there are none.
 
     One system message instead of several at the beginning; later ones before the text of the user that follows; all of
-    them before the first text of a user.
+    them so; all of them before the first text of a user.
     """
     n_first = next((index for index, one in enumerate(messages) if one["role"] != "system"), len(messages))
     n_all = sum(message["role"] == "system" for message in messages)
@@ -32,12 +32,13 @@ def without_system(messages: Sequence[Message]) -> Iterator[list[Message]]:
     elif n_first == 1:
         first = messages[0]
     if 0 < n_first < n_all:
-        yield [first, *_into_users(messages[n_first:])]
+        yield [first, *into_users(messages[n_first:])]
     if n_all:
-        yield merged_system(messages)
+        yield into_users(messages)
+        yield _merged(messages)
 
 
-def merged_system(messages: Sequence[Message]) -> list[Message]:
+def _merged(messages: Sequence[Message]) -> list[Message]:
     """All system messages before the first text of a user; alone, they are what the user says."""
     system = [message for message in messages if message["role"] == "system"]
     others = [message for message in messages if message["role"] != "system"]
@@ -57,7 +58,8 @@ def texts(message: Message) -> list[str]:
     return [part["text"] for part in content or () if isinstance(part.get("text"), str)]
 
 
-def _into_users(messages: Sequence[Message]) -> list[Message]:
+def into_users(messages: Sequence[Message]) -> list[Message]:
+    """System messages before the text of the user that follows; the last ones, alone, are what the user says."""
     result: list[Message] = []
     waiting: list[Message] = []
     for message in messages:
@@ -107,7 +109,7 @@ def _shaped(message: Message, habits: Habits) -> Message:
             message[key], content = thought, None
         elif key is not None and not message.get(key):
             message[key] = thought
-    if content is None:
+    if content is None or (not content and message.get("tool_calls")):
         message["content"] = ""
         if message.get("tool_calls"):
             if habits.no_content is NoContent.NONE:

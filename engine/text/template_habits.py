@@ -166,7 +166,7 @@ def _with_calls(render: Render, values: Mapping[str, Any], *more: dict[str, Any]
 
 
 def _calls(source: str, render: Render) -> tuple[NoContent, str | None]:
-    """What stands for no content beside calls, and what the template writes then; "" where it leaves calls out."""
+    """The content of a message of calls alone, and what the template writes then; "" where it leaves calls out."""
     contents = {NoContent.EMPTY: "", NoContent.NONE: None, NoContent.ABSENT: NoContent.ABSENT}
     texts = {kind: _with_calls(render, {"content": content}) for kind, content in contents.items()}
     plain = render([_USER], {"tools": _TOOLS}) or ""

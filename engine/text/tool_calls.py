@@ -55,7 +55,7 @@ def read_calls(text: str, types: Types | None = None) -> tuple[ToolCall, ...]:
     """The calls in a text that holds nothing else; none where it cannot be read as calls.
 
     Args:
-        text: what stood between the markers of calls.
+        text: the text between the markers of calls.
         types: types of parameters, for notations that do not tell a string from a number.
     """
     text = _CLOSE.sub(r"</\1>", _OPEN.sub(r"<\1>", _DECORATION.sub("", text))).strip()

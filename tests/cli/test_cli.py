@@ -4,7 +4,6 @@ What depends on a process of its own (start-up, signals, pipes, terminals) runs 
 which spares a second of imports each time.
 """
 
-import io
 import itertools
 import json
 import os
@@ -14,39 +13,18 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 
 from engine import __version__
 from engine.api.stream import Stream
-from engine.cli import main
+from tests.support.command_line import run
 from tests.support.gguf_builder import tiny_llama
 
 COMMAND = [sys.executable, "-m", "engine"]
 GREEDY = ["--temp", "0", "--device", "cpu"]
 START = " there was a little boy who lived in a little house in a little house"
-
-
-def run(*arguments, stdin="", status=0):
-    """Call main() as the command does."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-    given = io.TextIOWrapper(io.BytesIO(stdin.encode()), encoding="utf-8")
-    environment = {"COLUMNS": "200", "NO_COLOR": "1"}
-    with (
-        mock.patch.object(sys, "argv", ["gguf-engine", *map(str, arguments)]),
-        mock.patch.object(sys, "stdin", given),
-        mock.patch.dict(os.environ, environment),
-        redirect_stdout(out),
-        redirect_stderr(err),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    stdout, stderr = (stream.buffer.getvalue().decode() for stream in (out, err))
-    assert ended.value.code == status, stderr
-    return SimpleNamespace(stdout=stdout, stderr=stderr)
 
 
 def run_process(*arguments, stdin=None, status=0):

@@ -123,7 +123,8 @@ def decode_all(world, kernels, qkv, table, lengths):
 @pytest.mark.parametrize("window", [0, 600])
 def test_decoded_rows_do_not_depend_on_neighbours(shape, window, monkeypatch):
     """Neither on the rows beside them, nor on how many blocks share the work, nor on the scratch memory."""
-    from engine.cuda.attention.attention import Attention, attention_plan
+    from engine.cuda.attention import attention_plan
+    from engine.cuda.attention.attention import Attention
 
     lengths = LENGTHS + [-1, 257, 40] * 20
     world = World(shape, lengths, sinks=True, window=window)

@@ -33,7 +33,7 @@ def test_tiles_are_chosen_by_rounds_over_the_card():
 
 
 def test_steps_of_many_rows_use_the_whole_card():
-    from engine.cuda.matrix.gemm import choose_tile
+    from engine.cuda.matrix.gemm_plan import choose_tile
 
     def chosen(rows, tokens, columns):
         tile = choose_tile(rows // 64, tokens, columns, 132, True)
@@ -160,10 +160,12 @@ def test_every_format_and_tile_gives_the_product_and_the_same_bits(cupy, rng, ty
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
 def test_blocks_that_share_columns_give_the_product_and_the_same_bits_every_time(cupy, rng, type):
-    from engine.cuda.matrix.gemm import STEP_TILES, Gemm
-    from engine.cuda.matrix.matvec import Activation, MatVec
+    from engine.cuda.matrix.gemm import Gemm
+    from engine.cuda.matrix.gemm_plan import STEP_TILES
+    from engine.cuda.matrix.matvec import MatVec
+    from engine.cuda.rows.activation import KernelActivation
 
-    gemm = Gemm(TYPES, Activation.NONE)
+    gemm = Gemm(TYPES, KernelActivation.NONE)
     rows, columns = 400, 2560
     raw = random_rows(rng, type, rows, columns)
     group = MatVec([packed(cupy, type, raw, columns)])

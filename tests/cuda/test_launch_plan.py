@@ -17,8 +17,8 @@ from engine.errors import InvalidRequestError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
-from tests.cli.test_cli import run
 from tests.conftest import SHARED
+from tests.support.command_line import run
 from tests.support.fake_runner import (
     MULTIPROCESSORS,
     built,

@@ -91,7 +91,6 @@ def test_template_of_a_wrong_type():
         ([{"role": "", "content": "x"}], "must be a string"),
         ([TALK[0], {"role": "user"}], r"messages\[1\] has no 'content'"),
         ([{"role": "user", "content": 3}], "found int"),
-        ([{"role": "user", "content": None}], "found NoneType"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], r"\['content'\]\[0\] is of type 'image_url'"),
         ([{"role": "assistant", "tool_calls": "x"}], "must be a list of mappings"),
     ],
@@ -106,11 +105,6 @@ def test_malformed_tools():
         render("x", tools=[print])
     with pytest.raises(InvalidRequestError, match="tools must be a list"):
         render("x", tools={"a": 1})
-
-
-def test_text_parts_are_joined():
-    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    assert render("{{ messages[0].content }}", [{"role": "user", "content": parts}]) == "one\ntwo"
 
 
 def test_a_template_that_trips_over_the_messages():
