@@ -48,7 +48,12 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def conformance_dir(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Unpacked conformance files: models/NAME.gguf and logits/NAME.npz for the architectures supported so far."""
-    return unpacked(shared_dir / "conformance", tmp_path_factory)
+    target = unpacked(shared_dir / "conformance", tmp_path_factory)
+    second = shared_dir / "conformance2"
+    if second.is_dir():
+        for folder, suffix in (("models", "gguf"), ("logits", "npz")):
+            extract(second / f"{folder}.tar.xz", {f"{folder}/{name}.{suffix}" for name in SECOND_SET}, target)
+    return target
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +70,6 @@ def unpacked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for archive in ("models.tar.xz", "logits.tar.xz"):
         with tarfile.open(source / archive) as tar:
             tar.extractall(target, filter="data")
-    second = shared_dir / "conformance2"
-    if second.is_dir():
-        for folder, suffix in (("models", "gguf"), ("logits", "npz")):
-            extract(second / f"{folder}.tar.xz", {f"{folder}/{name}.{suffix}" for name in SECOND_SET}, target)
     return target
 
 

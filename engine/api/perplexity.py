@@ -10,12 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from engine.errors import ContextFullError, InvalidRequestError
+from engine.request import TokenSample
+from engine.text import Tokenizer
 
-if TYPE_CHECKING:
-    from engine.api.llm import LLM
+
+class Scorer(Protocol):
+    """What is asked of an open model; LLM is one."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of one sequence."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+
+    def score(self, chunks: Sequence[Sequence[int]], first: int = 1) -> Iterator[list[TokenSample]]:
+        """Log-probability of every token of each chunk from position `first` on."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class Perplexity:
         return self.value * self.loss_error if math.isfinite(self.value) else self.value
 
 
-def cut(llm: LLM, text: str, context: int) -> list[list[int]]:
+def cut(llm: Scorer, text: str, context: int) -> list[list[int]]:
     """The chunks of a text, each `context` tokens long.
 
     Raises:
@@ -73,7 +87,7 @@ def cut(llm: LLM, text: str, context: int) -> list[list[int]]:
     return chunks
 
 
-def measure(llm: LLM, chunks: Sequence[Sequence[int]]) -> Iterator[Perplexity]:
+def measure(llm: Scorer, chunks: Sequence[Sequence[int]]) -> Iterator[Perplexity]:
     """The running measurement after each chunk made by cut(); the last one is the result."""
     total = squares = 0.0
     count = 0

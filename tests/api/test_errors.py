@@ -107,7 +107,7 @@ EQUAL = [
     (lambda: RESULT.copy(samples=(RESULT,)), None),
     (lambda: EngineConfig("a.gguf", threads=2), None),
     (lambda: BenchResult(Speed(1.0, 0.5, 2.0), None, 3, None), None),
-    (lambda: Perplexity(1, 2, 3, 4.0, 5.0), None),
+    (lambda: Perplexity(1, 2, 4.0, 5.0), None),
     (lambda: MemoryPlan(1, 2, 3, 4), None),
     (lambda: FrozenDict({1: 2, 3: 4}), lambda: FrozenDict({3: 4, 1: 2})),
 ]

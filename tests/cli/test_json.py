@@ -17,6 +17,7 @@ from engine.cli.terminal import write_json
 from engine.config import EngineConfig
 from engine.cpu.kv_cache import KVCache
 from engine.errors import DeviceError, InvalidRequestError
+from engine.model.config import AttentionConfig
 from tests.support.gguf_builder import Typed, build_gguf, tiny_llama_parts
 
 
@@ -145,7 +146,7 @@ def test_the_perplexity_of_a_hopeless_model(tmp_path):
     ],
 )
 def test_perplexities(loss, error, expected):
-    measured = Perplexity(1, 1, 10, loss, error)
+    measured = Perplexity(1, 10, loss, error)
     assert (measured.value, measured.error) == expected
 
 
@@ -169,7 +170,7 @@ def test_a_huge_cache(tmp_path, tokens):
 
 
 def test_page_tables_that_no_memory_holds():
-    attention = SimpleNamespace(n_kv_heads=1, key_width=16, value_width=16, values_in_keys=False)
+    attention = AttentionConfig(n_heads=1, n_kv_heads=1, key_width=16, value_width=16, scale=1.0, rope=None)
     for context in (10**16, 10**20):
         with pytest.raises(DeviceError, match="ask for a smaller context_length"):
             KVCache([attention], context_length=context, n_slots=2, n_pages=1)

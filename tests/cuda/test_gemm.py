@@ -42,7 +42,6 @@ def test_steps_of_many_rows_use_the_whole_card():
     assert chosen(4096, 128, 14336) == (2, 128, 3)  # 32 tiles, 96 blocks
     assert chosen(6144, 128, 4096) == (2, 128, 2)
     assert chosen(28672, 128, 4096) == (2, 128, 1)
-    assert chosen(28672, 192, 4096) == (2, 192, 1)
     assert chosen(4096, 512, 14336) == (2, 128, 1)
     assert chosen(4096, 128, 512)[2] == 1  # too few columns to share
 

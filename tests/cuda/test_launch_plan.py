@@ -37,6 +37,8 @@ LAUNCHED_ELSEWHERE = {
     "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
     "moves.cu": {"scatter", "copy_pages", "gather_rows"},  # what the host sends, pages, rows that draw
     "rows.cu": {"read_all"},  # the memory's speed
+    "conv.cu": {"conv_prompt", "conv_decode"},  # recurrent mixers, which engine.cuda.load.features declines so far
+    "scan.cu": {"scan_prompt", "scan_decode"},
 }
 
 

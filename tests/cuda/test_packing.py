@@ -141,7 +141,11 @@ def library(tmp_path_factory):
     source += "DEVICE u32 twice(u32 pair, int half) { return both(pair, half); }"
     source += "namespace batch {" + between(kernel("formats_half.cuh"), "constexpr int POST_BITS") + "}" + HALVES
     source += "".join(HALVES_OF_TYPE.format(name=type.name) for type in BYTES)
-    kernels = between(packing, "#define JOIN2", "#endif") + kernel("dequant.cu") + kernel("embed.cu")
+    kernels = (
+        between(packing, "#ifdef FORMAT", "#endif").removeprefix("#ifdef FORMAT")
+        + kernel("dequant.cu")
+        + kernel("embed.cu")
+    )
     for type in TYPES:
         source += PER_TYPE.format(name=type.name, kernels=kernels)
     (folder / "kernels.cpp").write_text(source)

@@ -64,20 +64,13 @@ TILES = (
 
 STEP_TILES = (
     Tile(2, 64, 1, 1, 4.7, 4.7, 5500, parts=2),
-    Tile(2, 96, 1, 1, 5.3, 5.3, 3000),
-    Tile(2, 96, 1, 1, 5.3, 5.3, 6500, parts=2),
-    Tile(2, 96, 1, 1, 5.3, 5.3, 9500, parts=3),
-    Tile(3, 96, 1, 1, 8.0, 8.0, 4500),
-    Tile(3, 96, 1, 1, 8.0, 8.0, 7500, parts=2),
     Tile(2, 128, 1, 1, 6.0, 6.0, 6000, parts=2),
     Tile(2, 128, 1, 1, 6.0, 6.0, 8500, parts=3),
-    Tile(2, 192, 1, 1, 8.1, 8.1, 4500),
 )
 """Further shapes, for decode steps of more than 64 rows.
 
 A matrix of few outputs has fewer tiles than the card has multiprocessors; blocks that share the columns of a tile use
-the others. On an H200 a decode step of 8B Q4_K_M with these shapes as well: 128 rows 7.65 to 6.21 ms, 256 rows 11.2 to
-10.2 ms.
+the others. Nothing chooses these shapes yet.
 """
 
 _CLUSTERS = {1: 1.0, 2: 1.0, 3: 0.9}
