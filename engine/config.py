@@ -22,7 +22,6 @@ of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Ll
 MAX_SEQUENCES = 256
 CONTEXTS = 8
 """Whole contexts that the cache holds without being asked."""
-MAX_CONTEXT = 2**31 - 1
 DEFAULT_CONTEXT_LIMIT = 8192
 """Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
 
@@ -111,8 +110,6 @@ class EngineConfig:
                 continue
             if not _whole(value) or value < 1:
                 raise InvalidRequestError(f"{name} is {value!r}; a whole number of at least 1 is needed")
-        if self.context_length is not None and self.context_length > MAX_CONTEXT:
-            raise InvalidRequestError(f"context_length is {self.context_length}; allowed: 1 to {MAX_CONTEXT}")
         if not _whole(self.checkpoint_spacing) or self.checkpoint_spacing < 1 or self.checkpoint_spacing % PAGE:
             raise InvalidRequestError(
                 f"checkpoint_spacing is {self.checkpoint_spacing!r}; allowed: multiples of {PAGE}, the size of a page"

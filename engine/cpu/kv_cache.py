@@ -148,10 +148,11 @@ class KVCache:
             for layer in self.layers:
                 layer.allocate(self.n_pages, self._rows.total)
         except MemoryError:
-            needed = (self.page_bytes + self.state_bytes) / 2**30
+            # In whole numbers: a float ends at 1e308, and callers may ask for more.
+            tenths = (self.page_bytes + self.state_bytes) * 10 >> 30
             raise DeviceError(
-                f"the system gives no memory for a cache of {self.n_pages * PAGE} tokens, {needed:.1f} GiB: "
-                "ask for a smaller context_length or cache_tokens, or for fewer sequences"
+                f"the system gives no memory for a cache of {self.n_pages * PAGE} tokens, {tenths // 10}.{tenths % 10} "
+                "GiB: ask for a smaller context_length or cache_tokens, or for fewer sequences"
             ) from None
         self.states = States(self.layers, self._rows) if self.bytes_per_state else None
         self._places: list[tuple[int | None, int]] = [(None, 0)] * n_slots  # that this step reads and writes

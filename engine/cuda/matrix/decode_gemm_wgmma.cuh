@@ -1,6 +1,6 @@
 // What decode_gemm.cu needs of Hopper: wgmma with the weights in registers, barriers, bulk copies, cluster memory.
 //
-// NT groups of 8 sequences. Operands of the activations lie in shared memory as core matrices of 8 sequences x 8 columns
+// NT groups of 8 sequences. Operands of the activations are kept in shared memory as core matrices of 8 sequences x 8 columns
 // (128 bytes), [group of 8 sequences][first, second 8 columns] of a step of 16 columns.
 
 constexpr int STEP_BYTES = NT * 256, SUMS_AT = 16 * STEP_BYTES, FLOATS_AT = 17 * STEP_BYTES;

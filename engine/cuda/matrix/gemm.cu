@@ -367,5 +367,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         }
     }
     __syncthreads();
-    if (CLUSTER * PARTS > 1) cluster_barrier();  // nobody may leave while others still arrive at its barriers
+    if (CLUSTER * PARTS > 1) cluster_barrier();  // a block must not exit while other blocks still arrive at its barriers
 }
