@@ -20,20 +20,7 @@ from tests.support.paged_world import World
 @pytest.mark.parametrize("seed", range(24))
 def test_any_order_of_arrivals_cancels_interrupts_and_failures(seed, monkeypatch):
     monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", seed % 3)  # sequences change slots all the time
-    world = World(seed)
-    for _ in range(250):
-        for _ in range(world.random.choice([0, 0, 0, 1, 1, 4])):
-            world.submit()
-        if world.random.random() < 0.1:
-            world.cancel()
-        world.step()
-    world.calm = True
-    for _ in range(100_000):
-        if len(world.ended) == len(world.jobs):
-            break
-        world.step()
-    world.step()  # what was moved or held for copying is let go
-    world.check()
+    World(seed).run()
 
 
 def test_the_random_worlds_preempt_and_reuse():

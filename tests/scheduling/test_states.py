@@ -123,21 +123,7 @@ class StateWorld(World):
 @pytest.mark.parametrize("seed", range(24))
 def test_any_order_of_arrivals_cancels_interrupts_and_failures(seed, monkeypatch):
     monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", seed % 3)  # sequences change slots all the time
-    world = StateWorld(seed)
-    for _ in range(250):
-        for _ in range(world.random.choice([0, 0, 0, 1, 1, 4])):
-            world.submit()
-        if world.random.random() < 0.1:
-            world.cancel()
-        world.step()
-    world.calm = True
-    for _ in range(100_000):
-        if len(world.ended) == len(world.jobs):
-            break
-        world.step()
-    for _ in range(3):
-        world.step()  # what was moved or is still to be copied
-    world.check()
+    StateWorld(seed).run()
 
 
 def test_the_random_worlds_do_what_they_are_about(monkeypatch):

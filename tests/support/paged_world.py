@@ -29,6 +29,23 @@ class World:
         self.cancelled = set()
         self.calm = False
 
+    def run(self):
+        """Random use, then calm until every request has ended and all that was held is let go; checks what is left."""
+        for _ in range(250):
+            for _ in range(self.random.choice([0, 0, 0, 1, 1, 4])):
+                self.submit()
+            if self.random.random() < 0.1:
+                self.cancel()
+            self.step()
+        self.calm = True
+        for _ in range(100_000):
+            if len(self.ended) == len(self.jobs):
+                break
+            self.step()
+        for _ in range(3):
+            self.step()  # what was moved or is still to be copied
+        self.check()
+
     def make_runner(self, **options):
         return CellRunner(**options)
 
