@@ -132,7 +132,8 @@ class CudaRunner:
             prompts = [item for item in work if not item.decode]
             for item in decode:
                 self._seat(item)
-            self._loop.launch_needed(item.sequence.slot for item in decode)
+            slots = [item.sequence.slot for item in decode]
+            self._loop.launch_needed(slots)
             limits = {item.sequence.slot: self._open_pages(item) for item in prompts}
             drawn = self._machine.prompts.feed(prompts, limits)
             for place, items in drawn:
@@ -143,9 +144,8 @@ class CudaRunner:
                     self._loop.start(slot, item.sequence.request_id, end, None, limits[slot])
             self._loop.run_ahead()
             wanted: dict[int, list[tuple[int, ActiveSequence]]] = {}
-            places = self._loop.take([item.sequence.slot for item in decode])
-            for place, item in zip(places, decode, strict=True):
-                wanted.setdefault(place, []).append((item.sequence.slot, item.sequence))
+            for place, slot, item in zip(self._loop.take(slots), slots, decode, strict=True):
+                wanted.setdefault(place, []).append((slot, item.sequence))
             results = self._read(wanted)
             results |= self._read(
                 {place: [(column, item.sequence) for column, item in enumerate(items)] for place, items in drawn}
@@ -177,8 +177,9 @@ class CudaRunner:
 
     def _limit(self, sequence: ActiveSequence) -> int:
         """The first position that a row must not feed ahead: it has no page for it, or no use."""
-        limit = min(len(sequence.pages) * PAGE, self.context_length)
-        return limit if sequence.end is None else min(limit, sequence.end)
+        limit, end = len(sequence.pages) * PAGE, sequence.end
+        most = self.context_length if end is None or end > self.context_length else end
+        return most if most < limit else limit
 
     def _read(self, wanted: dict[int, list[tuple[int, ActiveSequence]]]) -> dict[int, TokenSample | EngineError]:
         """Results by slot, of (column, sequence) by place; waits for them."""

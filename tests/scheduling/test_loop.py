@@ -109,12 +109,12 @@ class TestEnds:
         next(stream)
         ask = loop.next_chunk
 
-        def close_first(job, take):
+        def close_first(job, take, **options):
             loop.next_chunk = ask
             closer = threading.Thread(target=stream.close)
             closer.start()
             closer.join()
-            return ask(job, take)
+            return ask(job, take, **options)
 
         loop.next_chunk = close_first
         assert list(stream) == []

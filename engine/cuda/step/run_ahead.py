@@ -94,7 +94,7 @@ class RunAhead:
     def extend(self, slot: int, limit: int) -> None:
         """The row has pages up to there now; one that has stopped at the old limit goes on."""
         row = self._rows[slot]
-        if limit == row.limit:
+        if limit == row.limit:  # mostly
             return
         if row.position >= row.limit:
             self._set_position(slot, row.position)
