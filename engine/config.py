@@ -26,6 +26,25 @@ DEFAULT_CONTEXT_LIMIT = 8192
 """Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
 
 
+class Target(StrEnum):
+    """What prompts beside running streams are cut for."""
+
+    THROUGHPUT = "throughput"  # most tokens per second of all requests together
+    LATENCY = "latency"  # streams that wait little for each token while prompts are read
+
+    @classmethod
+    def parse(cls, value: str) -> Target:
+        """The member of that value.
+
+        Raises:
+            InvalidRequestError: there is none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            raise InvalidRequestError(f"target is {value!r}; allowed: {', '.join(cls)}") from None
+
+
 class KvType(StrEnum):
     """Number format of cached keys and values."""
 
@@ -64,6 +83,9 @@ class EngineConfig:
             contexts, or as many as the GPU's memory holds.
         prefill_chunk: most prompt tokens fed in one step; beside running streams the device may take fewer, so that a
             long prompt does not stop them. None: what suits the device.
+        target: on a GPU, "latency" cuts prompts beside running streams into short pieces, so that a stream never waits
+            long for a token; "throughput" takes as long ones as without streams, which serves all requests together
+            faster.
         prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
@@ -91,6 +113,7 @@ class EngineConfig:
     max_sequences: int | None = None
     cache_tokens: int | None = None
     prefill_chunk: int | None = None
+    target: Target | str = Target.LATENCY
     prefix_cache: bool = True
     checkpoint_spacing: int = CHECKPOINT_SPACING
     checkpoints: int | None = None
@@ -104,6 +127,7 @@ class EngineConfig:
         if not _DEVICE.fullmatch(self.device):
             raise InvalidRequestError(f"device is {self.device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
         object.__setattr__(self, "kv_type", KvType.parse(self.kv_type))
+        object.__setattr__(self, "target", Target.parse(self.target))
         for name in ("context_length", "threads", "max_sequences", "cache_tokens", "prefill_chunk"):
             value = getattr(self, name)
             if value is None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import PAGE, page_count
+from engine.config import PAGE, Target, page_count
 from engine.cuda import availability
 from engine.cuda.attention.cache import PagedCache, SavedPages
 from engine.cuda.driver.context import GpuContext
@@ -40,6 +40,7 @@ class CudaRunner:
         max_sequences: slots.
         cache_tokens: positions of all sequences together; None takes config.CONTEXTS contexts, or what the memory has.
         prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
+        target: config.Target; how many rows of prompts run beside decode steps.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
         device_index: which GPU.
         status: told what takes long.
@@ -59,6 +60,7 @@ class CudaRunner:
         max_sequences: int,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
+        target: str = Target.LATENCY,
         deterministic: bool = False,
         device_index: int = 0,
         status: Callable[[str], None] = lambda _: None,
@@ -90,7 +92,8 @@ class CudaRunner:
             self.device_name = self._gpu.name
             self.n_pages = self._plan.pages
             self.prefill_chunk = self._plan.prefill_rows
-            self.mixed_chunk = min(MIXED_ROWS, self.prefill_chunk)
+            mixed = self.prefill_chunk if target == Target.THROUGHPUT else MIXED_ROWS
+            self.mixed_chunk = min(mixed, self.prefill_chunk)
             self._machine = self._open(model, launches, status, eager=eager)
         self._loop = RunAhead(
             enqueue=self._machine.enqueue,

@@ -45,6 +45,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
             max_sequences=config.max_sequences or GPU_SEQUENCES,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            target=config.target,
             deterministic=config.deterministic,
             device_index=config.device_index,
             status=status,

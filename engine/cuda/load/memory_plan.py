@@ -20,8 +20,7 @@ PREFILL_ROWS = (2048, 512)
 """Rows of prompts that run at once: the first whose activations leave room for all pages, else the last."""
 
 MIXED_ROWS = 512
-"""Rows of prompts beside running streams, which wait for them once a token."""
-
+"""Rows of prompts beside running streams, which wait for them once a token, where latency is the target."""
 
 LOGIT_ROWS = 32
 """Rows of logits of a prompt computed at once, where they are asked for."""
