@@ -29,6 +29,7 @@ DEFAULT_CONTEXT_LIMIT = 8192
 class Target(StrEnum):
     """What prompts beside running streams are cut for."""
 
+    BALANCED = "balanced"  # latency while few streams run, throughput with hundreds of them
     THROUGHPUT = "throughput"  # most tokens per second of all requests together
     LATENCY = "latency"  # streams that wait little for each token while prompts are read
 
@@ -85,7 +86,7 @@ class EngineConfig:
             long prompt does not stop them. None: what suits the device.
         target: on a GPU, "latency" cuts prompts beside running streams into short pieces, so that a stream never waits
             long for a token; "throughput" takes as long ones as without streams, which serves all requests together
-            faster.
+            faster; "balanced" takes longer ones the more streams run.
         prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
@@ -113,7 +114,7 @@ class EngineConfig:
     max_sequences: int | None = None
     cache_tokens: int | None = None
     prefill_chunk: int | None = None
-    target: Target | str = Target.LATENCY
+    target: Target | str = Target.BALANCED
     prefix_cache: bool = True
     checkpoint_spacing: int = CHECKPOINT_SPACING
     checkpoints: int | None = None

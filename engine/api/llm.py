@@ -57,7 +57,7 @@ class LLM:
             as the GPU's memory holds. Where it is too small for all, the youngest sequences wait.
         prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
         target: on a GPU, "latency" lets running streams wait little while prompts are read, "throughput" serves all
-            requests together faster.
+            requests together faster, "balanced" goes by the number of streams.
         prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
@@ -89,7 +89,7 @@ class LLM:
         max_sequences: int | None = None,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
-        target: str = "latency",
+        target: str = "balanced",
         prefix_cache: bool = True,
         checkpoint_spacing: int = CHECKPOINT_SPACING,
         checkpoints: int | None = None,

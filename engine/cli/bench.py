@@ -43,7 +43,7 @@ def bench(
     repack: options.RepackOption = True,
     strict: options.StrictOption = False,
     prefill_chunk: options.PrefillChunkOption = None,
-    target: options.TargetOption = "latency",
+    target: options.TargetOption = "balanced",
     deterministic: options.DeterministicOption = False,
 ) -> None:
     """Measure prompt and decode speed, in tokens/s, GB/s and percent of this machine's read bandwidth."""

@@ -94,7 +94,7 @@ def generate(
     max_sequences: options.MaxSequencesOption = None,
     cache_tokens: options.CacheTokensOption = None,
     prefill_chunk: options.PrefillChunkOption = None,
-    target: options.TargetOption = "latency",
+    target: options.TargetOption = "balanced",
     prefix_cache: options.PrefixCacheOption = True,
     checkpoint_spacing: options.CheckpointSpacingOption = CHECKPOINT_SPACING,
     checkpoints: options.CheckpointsOption = None,

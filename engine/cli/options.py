@@ -100,7 +100,7 @@ TargetOption = Annotated[
     str,
     typer.Option(
         "--target",
-        help="On a GPU, what prompts beside running sequences are cut for: throughput, or latency.",
+        help="On a GPU, what prompts beside running sequences are cut for: throughput, latency or balanced.",
         rich_help_panel=BATCH,
     ),
 ]

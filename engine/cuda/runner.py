@@ -13,9 +13,9 @@ from engine.cuda import availability
 from engine.cuda.attention.cache import PagedCache, SavedPages
 from engine.cuda.driver.context import GpuContext
 from engine.cuda.driver.failure import device_errors
-from engine.cuda.launch_plan.model import LaunchPlan, Settings, describe
+from engine.cuda.launch_plan.model import LaunchPlan, Settings
 from engine.cuda.load.features import check_features
-from engine.cuda.load.memory_plan import MIXED_ROWS, PREFILL_ROWS, fit, memory_plan, plan_of
+from engine.cuda.load.memory_plan import MIXED_ROWS, MIXED_ROWS_PER_SEQUENCE, choose, memory_plan
 from engine.cuda.load.opening import load_weights
 from engine.cuda.profile import REPEATS, profile_decode
 from engine.cuda.rows import rows
@@ -37,8 +37,8 @@ class CudaRunner:
         model: the loaded file; it may be closed once this returns.
         context_length: positions of one sequence.
         kv_type: "f16" or "f32".
-        max_sequences: slots.
-        cache_tokens: positions of all sequences together; None takes config.CONTEXTS contexts, or what the memory has.
+        max_sequences: slots; None: as many as the cache has room for, see load.memory_plan.choose.
+        cache_tokens: positions of all sequences together; None: as many as most of the free memory holds.
         prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
         target: config.Target; how many rows of prompts run beside decode steps.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
@@ -57,10 +57,10 @@ class CudaRunner:
         *,
         context_length: int,
         kv_type: str,
-        max_sequences: int,
+        max_sequences: int | None = None,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
-        target: str = Target.LATENCY,
+        target: str = Target.BALANCED,
         deterministic: bool = False,
         device_index: int = 0,
         status: Callable[[str], None] = lambda _: None,
@@ -72,7 +72,6 @@ class CudaRunner:
         check_features(model)
         self.config = model.config
         self.context_length = context_length
-        self.max_sequences = max_sequences
         self.threads: int | None = None
         self.lookahead = MOST_AHEAD - 1
         self.states = None  # features.py declines recurrent layers
@@ -82,18 +81,23 @@ class CudaRunner:
         with device_errors("opening the model"):
             self._gpu = GpuContext(device_index)
             card = self._gpu.arch, self._gpu.multiprocessors
-            for chunk in (prefill_chunk,) if prefill_chunk else PREFILL_ROWS:
-                settings = Settings(kv_type == "f16", max_sequences, chunk, deterministic)
-                launches = describe(model, card, settings)
-                wanted = plan_of(model, launches, context_length=context_length, cache_tokens=cache_tokens)
-                if wanted.total <= self._gpu.free_bytes():
-                    break
-            self._plan = fit(wanted, self._gpu.free_bytes())
+            launches, self._plan = choose(
+                model,
+                card,
+                Settings(kv_type == "f16", max_sequences or 0, prefill_chunk or 0, deterministic),
+                self._gpu.free_bytes(),
+                context_length=context_length,
+                cache_tokens=cache_tokens,
+                default_sequences=max_sequences is None,
+                default_rows=prefill_chunk is None,
+            )
+            self.max_sequences = launches.settings.max_sequences
             self.device_name = self._gpu.name
             self.n_pages = self._plan.pages
             self.prefill_chunk = self._plan.prefill_rows
             mixed = self.prefill_chunk if target == Target.THROUGHPUT else MIXED_ROWS
             self.mixed_chunk = min(mixed, self.prefill_chunk)
+            self.mixed_per_sequence = MIXED_ROWS_PER_SEQUENCE if target == Target.BALANCED else 0
             self._machine = self._open(model, launches, status, eager=eager)
         self._loop = RunAhead(
             enqueue=self._machine.enqueue,

@@ -106,6 +106,7 @@ class Scheduler:
         n_pages: pages of the cache.
         prefill_chunk: most prompt tokens in a step without decoding sequences.
         mixed_chunk: most prompt tokens in a step beside decoding sequences.
+        mixed_per_sequence: of each decoding sequence, where that is more; at most prefill_chunk together.
         lookahead: positions behind a decoding sequence's token that get pages as well where there are free ones.
         prefix_cache: use pages of earlier prompts that began with the same tokens.
         checkpoints: entries for copies of recurrent states; None where the model has no recurrent layers.
@@ -122,6 +123,7 @@ class Scheduler:
         *,
         prefill_chunk: int = 512,
         mixed_chunk: int = 512,
+        mixed_per_sequence: int = 0,
         lookahead: int = 0,
         prefix_cache: bool = True,
         checkpoints: int | None = None,
@@ -136,6 +138,7 @@ class Scheduler:
         self.actions: deque[Action] = deque()
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
+        self._mixed_per_sequence = mixed_per_sequence
         self._lookahead = lookahead
         self._prefix_cache = prefix_cache
         self._waiting: deque[tuple[int, Request]] = deque()
@@ -204,7 +207,8 @@ class Scheduler:
             output_ids, start = sequence.output_ids, sequence.n_cached
             if output_ids and (start < len(sequence.pages) * PAGE or self._make_room(running, start + 1)):
                 work.append(Work(sequence, output_ids[-1:], start, True, False, True))
-        work += self._prompt_pieces(self._mixed_chunk if work else self._prefill_chunk)
+        beside = min(self._prefill_chunk, max(self._mixed_chunk, self._mixed_per_sequence * len(work)))
+        work += self._prompt_pieces(beside if work else self._prefill_chunk)
         if len(self._preempted) > preempted:
             # A prompt that arrived earlier may have preempted a sequence whose work was planned already.
             still_here = {id(running.sequence) for running in self._running}
