@@ -265,6 +265,24 @@ def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch)
         runner.close()
 
 
+def test_prompts_of_a_shape_are_launched_by_hand_then_captured_then_replayed(models, monkeypatch):
+    sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}
+    with pretended(monkeypatch, models["mixed"], **sizes, eager=False) as (runner, gpu):
+        plan = runner._machine.weights.plan
+
+        def products(n):
+            found = launched(gpu, lambda: generate(runner, list(range(n)), 1, slot=1))
+            wanted = planned(gpu, plan.prompt(n, 1))[1:]  # without what the host sends
+            return sum(found[i : i + len(wanted)] == wanted for i in range(len(found)))
+
+        assert [products(7) for _ in range(5)] == [1, 1, 1, 0, 0]
+        assert products(8) == 1, "another shape"
+    with pretended(monkeypatch, models["8b-plain-v"], **sizes, eager=False) as (runner, gpu):
+        assert runner._machine.weights.plan.dense
+        for _ in range(4):
+            assert "cublas" in [name for name, _ in launched(gpu, lambda: generate(runner, [1, 2, 3], 1, slot=1))]
+
+
 def test_a_plan_is_shown_as_a_table(models):
     def rows(name):
         shown = run("inspect", models[name], "--launches", "--device", "cuda").stdout

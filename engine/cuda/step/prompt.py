@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.cuda.driver.graphs import Graphs
 from engine.cuda.driver.staging import Staging, gather_rows
 from engine.cuda.load.device_weights import DeviceWeights
 from engine.cuda.load.memory_plan import LOGIT_ROWS
 from engine.cuda.sampling.slots import DeviceSlots
 from engine.cuda.step.prompt_ops import PromptOps
 from engine.model.batch import Batch, Outputs
-from engine.model.transformer import hidden_states
+from engine.model.transformer import begun_states, hidden_states
 from engine.request import Work
 
 
@@ -64,14 +66,22 @@ class PromptReader:
         slots: sampling state.
         staging: the way to the device.
         logits: float32 (slots, V), overwritten.
+        graphs: replays batches of the same shape.
     """
 
     def __init__(
-        self, weights: DeviceWeights, ops: PromptOps, slots: DeviceSlots, staging: Staging, logits: Any
+        self,
+        weights: DeviceWeights,
+        ops: PromptOps,
+        slots: DeviceSlots,
+        staging: Staging,
+        logits: Any,
+        graphs: Graphs,
     ) -> None:
         import cupy
 
         self._weights, self._ops, self._slots, self._staging, self._logits = weights, ops, slots, staging, logits
+        self._graphs = graphs
         self._last = cupy.empty((logits.shape[0], weights.plan.width), cupy.float32)
         self.logit_rows = cupy.zeros((LOGIT_ROWS, logits.shape[1]), cupy.float32)
 
@@ -96,15 +106,21 @@ class PromptReader:
                 slot = item.sequence.slot
                 self._slots.begin(item.sequence, item.start + len(item.token_ids) - 1, limits[slot])
             self._slots.flush(self._staging)
-            x = self.hidden(prompt_batch(pieces))
+            batch = prompt_batch(pieces)
+            self._ops.begin(batch)
+            self._graphs.launch(self._ops.shape, partial(self._launch, batch, len(ending)))
             if ending:
-                n = len(ending)
-                last, logits = self._last[:n], self._logits[:n]
-                gather_rows(x, self._ops.output_rows, last)
-                self._ops.logits(last, logits)
-                self._slots.sample_rows(logits, self._ops.output_slots)
                 drawn.append((self._slots.count_launch(), ending))
         return drawn
+
+    def _launch(self, batch: Batch, n: int) -> None:
+        """All launches of a batch in which n sequences draw a token."""
+        x = begun_states(self._weights, self._ops, batch)
+        if n:
+            last, logits = self._last[:n], self._logits[:n]
+            gather_rows(x, self._ops.output_rows, last)
+            self._ops.logits(last, logits)
+            self._slots.sample_rows(logits, self._ops.output_slots)
 
     def all_logits(self, batch: Batch) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of all rows of a batch on the host, LOGIT_ROWS at a time."""
