@@ -74,7 +74,7 @@ MaxSequencesOption = Annotated[
     typer.Option(
         "--max-sequences",
         help="Sequences that run side by side, 1 to 1024; the others wait.",
-        show_default="one for each sample, at most 8 on the CPU and 64 on a GPU",
+        show_default="one for each sample, at most 8 on the CPU and 512 on a GPU",
         rich_help_panel=BATCH,
     ),
 ]
@@ -83,7 +83,7 @@ CacheTokensOption = Annotated[
     typer.Option(
         "--cache-tokens",
         help="Size of the key-value cache that all sequences share, in tokens; at least one whole context.",
-        show_default="a context for each sequence, at most 8",
+        show_default="a context for each sequence; on the CPU at most 8, on a GPU what the memory holds",
         rich_help_panel=BATCH,
     ),
 ]
