@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.architecture import Architecture, MoeParts
 from engine.model.config import FfnConfig, MoeConfig, Routing
-from engine.model.metadata import LIMIT, HyperParameters
+from engine.model.parts import FfnParts, MoeParts
+from engine.model.reading.metadata import LIMIT, HyperParameters
+from engine.model.reading.source import Source
 
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
 
 
-def read_ffn(architecture: Architecture, read: HyperParameters, index: int, width: int) -> FfnConfig | MoeConfig:
+def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
+    """The feed-forward part of each layer; None where the family has none.
+
+    Raises:
+        ModelFileError, UnsupportedModelError: a key has a value that is impossible or not supported.
+    """
+    ffn = source.architecture.ffn
+    if ffn is None:
+        return [None] * source.n_layers
+    widths = source.read.per_layer("feed_forward_length", source.n_blocks, low=0)
+    return [_layer(source, ffn, index, widths[index]) for index in range(source.n_layers)]
+
+
+def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig:
     """The feed-forward part of layer `index`, whose feed_forward_length is `width` (0 = none stated)."""
-    parts = architecture.moe
+    read, parts = source.read, source.architecture.moe
     n_experts = read.integer("expert_count", 0, low=0) if parts is not None else 0
     lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
     step = read.integer("interleave_moe_layer_step", 1, low=0) if parts is not None and parts.interleaved else 1
@@ -22,11 +36,12 @@ def read_ffn(architecture: Architecture, read: HyperParameters, index: int, widt
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
-        return FfnConfig(width=width, activation=architecture.activation, gated=architecture.gated)
-    return _moe(architecture, parts, read, width)
+        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated)
+    return _moe(source, ffn, parts, width)
 
 
-def _moe(architecture: Architecture, parts: MoeParts, read: HyperParameters, width: int) -> MoeConfig:
+def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfig:
+    read = source.read
     n_experts = read.integer("expert_count")
     n_used = read.integer("expert_used_count", high=n_experts)
     stated_width = read.integer("expert_feed_forward_length", 0, low=0)
@@ -34,43 +49,42 @@ def _moe(architecture: Architecture, parts: MoeParts, read: HyperParameters, wid
     if expert_width == 0:
         raise ModelFileError("expert_feed_forward_length and feed_forward_length are both 0; one must be positive")
     shared = _shared_width(parts, read, expert_width, width)
-    activation = parts.activation or architecture.activation
+    activation = parts.activation or ffn.activation
     scale = read.number("expert_weights_scale", 0.0, low=-LIMIT, high=LIMIT) if parts.weight_scale else 0.0
-    normalize = _normalize(architecture, parts, read)
     n_groups, n_groups_used = _groups(parts, read, n_experts, n_used)
     return MoeConfig(
         n_experts=n_experts,
         n_used=n_used,
-        expert=FfnConfig(width=expert_width, activation=activation, gated=architecture.gated),
-        routing=_routing(architecture, parts, read),
-        normalize=normalize,
+        expert=FfnConfig(width=expert_width, activation=activation, gated=ffn.gated),
+        routing=_routing(source, parts),
+        normalize=_normalize(source, parts),
         weight_scale=scale or 1.0,
         n_groups=n_groups,
         n_groups_used=n_groups_used,
-        shared=FfnConfig(width=shared, activation=activation, gated=architecture.gated) if shared else None,
+        shared=FfnConfig(width=shared, activation=activation, gated=ffn.gated) if shared else None,
         shared_gate=parts.shared_gate,
     )
 
 
-def _normalize(architecture: Architecture, parts: MoeParts, read: HyperParameters) -> bool:
-    stated = read.flag("expert_weights_norm", False)
+def _normalize(source: Source, parts: MoeParts) -> bool:
+    stated = source.read.flag("expert_weights_norm", False)
     # norm_top_k_prob is only written by converters that know the model.
-    if parts.normalize is None or read.spelled("expert_weights_norm") == "norm_top_k_prob":
+    if parts.normalize is None or source.read.spelled("expert_weights_norm") == "norm_top_k_prob":
         return stated
     # False is what writers put down where they know nothing; true says something.
     if stated and not parts.normalize:
         raise UnsupportedModelError(
-            f"metadata key {architecture.name}.expert_weights_norm is true; architecture {architecture.name!r} is only "
+            f"metadata key {source.name}.expert_weights_norm is true; architecture {source.name!r} is only "
             "known with weights that are not divided by their sum"
         )
     return parts.normalize
 
 
-def _routing(architecture: Architecture, parts: MoeParts, read: HyperParameters) -> Routing:
-    number = read.integer("expert_gating_func", 0, low=0)
+def _routing(source: Source, parts: MoeParts) -> Routing:
+    number = source.read.integer("expert_gating_func", 0, low=0)
     if number and number not in GATING:
         raise UnsupportedModelError(
-            f"{architecture.name}.expert_gating_func {number} is not supported; supported are 1 (softmax), 2 (sigmoid) "
+            f"{source.name}.expert_gating_func {number} is not supported; supported are 1 (softmax), 2 (sigmoid) "
             "and 3 (softmax over the chosen)"
         )
     return GATING.get(number, parts.routing)

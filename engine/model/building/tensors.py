@@ -11,8 +11,8 @@ from engine.errors import UnsupportedModelError
 from engine.gguf.quants import dequantize
 from engine.gguf.reader import GGUFFile
 from engine.gguf.types import GGMLType
-from engine.model.architecture import Presence
 from engine.model.config import NormKind
+from engine.model.parts import Presence
 from engine.model.weights import ExpertLinear, Float32Array, Linear, Norm, Weight
 
 MATTERS = (

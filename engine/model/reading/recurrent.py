@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from engine.model.config import MambaConfig
-from engine.model.metadata import HyperParameters
+from engine.model.reading.source import Source
 
 
-def read_mamba(read: HyperParameters) -> MambaConfig:
+def read_mamba(source: Source) -> MambaConfig:
     """The keys PREFIX.ssm.* of Mamba 1."""
+    read = source.read
     return MambaConfig(
         inner=read.integer("ssm.inner_size"),
         state=read.integer("ssm.state_size"),

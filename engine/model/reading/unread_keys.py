@@ -12,7 +12,7 @@ import numpy as np
 from engine.errors import UnsupportedModelError
 from engine.model.architecture import Architecture
 from engine.model.config import AttentionConfig, ModelConfig
-from engine.model.metadata import HyperParameters, usual_name
+from engine.model.reading.metadata import HyperParameters, usual_name
 
 HARMLESS = frozenset(
     {
