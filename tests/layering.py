@@ -1,8 +1,8 @@
 """The order of imports between the parts of the engine; `python -m tests.layering` prints it.
 
-A part is a file or folder of `engine/`, and a room is a folder of a part. Parts may only import parts printed above them,
-and rooms only rooms of the same part printed above them; files at the top of a part count one by one. Within a room,
-modules may import each other but never in a circle.
+A part is a file or folder of `engine/`, and a room is a folder of a part. Parts may only import parts printed above
+them, and rooms only rooms of the same part printed above them; files at the top of a part count one by one. Within a
+room, modules may import each other but never in a circle.
 """
 
 from __future__ import annotations
