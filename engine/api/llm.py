@@ -328,7 +328,7 @@ class LLM:
         asks for are in `tool_calls`. `as_message()` is the message to put into the conversation for the next turn.
 
         Args:
-            messages: see engine.text.messages.checked_messages.
+            messages: see engine.text.templates.messages.checked_messages.
             params: sampling parameters.
             variables: further names for the template, as enable_thinking=False; `tools` are JSON schemas.
         """

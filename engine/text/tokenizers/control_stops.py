@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from engine.text.tokenizer import Tokenizer
+from engine.text.tokenizers.tokenizer import Tokenizer
 
 _FIRST = 0xD800  # surrogates: no decoded text has one, so that one of them can be a token
 _MOST = 0x800

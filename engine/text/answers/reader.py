@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from engine.request import StreamChunk
-from engine.text.answer_parser import AnswerParser
+from engine.text.answers.parser import AnswerParser
 
 
 class AnswerReader:

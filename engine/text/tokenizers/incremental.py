@@ -6,7 +6,7 @@ This module knows the tokenizer only through `decode_step`.
 import codecs
 from collections.abc import Collection
 
-from engine.text.tokenizer import Tokenizer
+from engine.text.tokenizers.tokenizer import Tokenizer
 
 
 class IncrementalDecoder:

@@ -10,13 +10,13 @@ from typing import Any
 
 from engine.errors import InvalidRequestError
 from engine.frozen import FrozenDict
-from engine.text.bpe import byte_level_bytes
-from engine.text.encoding import Spelling, build_encoding
-from engine.text.longest_match import unescape
-from engine.text.special_tokens import TokenType
-from engine.text.splitter import SpecialSplitter
-from engine.text.spm import SPACE
-from engine.text.vocabulary import KINDS, Vocabulary, flag
+from engine.text.tokenizers.bpe import byte_level_bytes
+from engine.text.tokenizers.encoding import Spelling, build_encoding
+from engine.text.tokenizers.longest_match import unescape
+from engine.text.tokenizers.special_tokens import TokenType
+from engine.text.tokenizers.splitter import SpecialSplitter
+from engine.text.tokenizers.spm import SPACE
+from engine.text.tokenizers.vocabulary import KINDS, Vocabulary, flag
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Tokenizer:
 
         Args:
             metadata: the file's metadata (`GGUFFile.metadata`).
-            pre: name of a pre-tokenizer to use instead of the file's (`engine.text.pretokenizers`).
+            pre: name of a pre-tokenizer to use instead of the file's (`engine.text.tokenizers.pretokenizers`).
 
         Raises:
             TokenizerError: no tokenizer in the file, an unsupported one, or malformed metadata.

@@ -7,7 +7,7 @@ nothing of special tokens or metadata keys.
 
 from collections.abc import Mapping
 
-from engine.text.spm import SPACE
+from engine.text.tokenizers.spm import SPACE
 
 
 class WordPiece:

@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from engine.text.template_filters import (
+from engine.text.templates.filters import (
     CHANGES,
     check_string_method,
     check_widths,
@@ -29,7 +29,7 @@ from engine.text.template_filters import (
     sum_filter,
     to_json,
 )
-from engine.text.template_limits import (
+from engine.text.templates.limits import (
     MAX_BITS,
     MAX_SIZE,
     TemplateLimitError,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.errors import TokenizerError
-from engine.text.pretokenizers import PreTokenizer
+from engine.text.tokenizers.pretokenizers import PreTokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.errors import TokenizerError
-from engine.text.special_tokens import TokenType
+from engine.text.tokenizers.special_tokens import TokenType
 
 _ESCAPES = {"t": 9, "n": 10, "r": 13}
 

@@ -164,7 +164,7 @@ def test_steps_are_counted_anew_for_each_render():
 
 
 def test_time_is_bounded(monkeypatch):
-    monkeypatch.setattr("engine.text.template_sandbox.MAX_SECONDS", 0.05)
+    monkeypatch.setattr("engine.text.templates.sandbox.MAX_SECONDS", 0.05)
     with pytest.raises(TokenizerError, match=r"more than 0\.05 seconds"):
         render("{% for i in range(100000) %}{% set x = range(10000) | list | sort %}{% endfor %}")
 

@@ -11,14 +11,15 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidRequestError, TokenizerError
-from engine.text.answer_formats import MARKS, AnswerFormat, Kind, choose_format
-from engine.text.answer_parser import AnswerParser
-from engine.text.message_shape import into_users, shaped, without_system
-from engine.text.messages import checked_messages, checked_tools
-from engine.text.special_tokens import TokenType
-from engine.text.template_habits import Habits
-from engine.text.template_render import check_not_lost, compiled_template, learned, rendered
-from engine.text.tokenizer import Tokenizer
+from engine.text.answers.formats import MARKS, AnswerFormat, Kind, choose_format
+from engine.text.answers.parser import AnswerParser
+from engine.text.probes import CALL_VALUE
+from engine.text.templates.habits import Habits
+from engine.text.templates.message_shape import into_users, shaped, without_system
+from engine.text.templates.messages import checked_messages, checked_tools
+from engine.text.templates.render import check_not_lost, compiled_template, learned, rendered
+from engine.text.tokenizers.special_tokens import TokenType
+from engine.text.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -97,7 +98,7 @@ class ChatTemplate:
         """The prompt text of a conversation; encode it with `Tokenizer.encode_rendered`, which adds no second BOS.
 
         Args:
-            messages: see `engine.text.messages.checked_messages`.
+            messages: see `engine.text.templates.messages.checked_messages`.
             tools: JSON schemas of the tools the model may call; picks the variant "tool_use" where there is one.
             add_generation_prompt: end with the opening of the assistant's turn.
             template: name of a variant to use.
@@ -181,7 +182,7 @@ class ChatTemplate:
             found = choose_format(self._source(template), habits.samples, self._marker_tokens)
             self._formats[template or ""] = found
         if tools and habits.reads_calls and found.channels is None:
-            written = habits.samples[-1].rpartition("qzvalue")[0][-300:]
+            written = habits.samples[-1].rpartition(CALL_VALUE)[0][-300:]
             if not any(marks.kind is Kind.CALLS and marks.begin in written for marks in found.marks):
                 names = (tool.get("function", tool) for tool in tools)
                 bare = frozenset(str(one.get("name")) for one in names if isinstance(one, Mapping))

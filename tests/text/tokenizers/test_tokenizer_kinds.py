@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from engine.errors import TokenizerError
 from engine.text import IncrementalDecoder, Tokenizer
-from engine.text.longest_match import unescape
-from engine.text.unigram import CharacterMap
+from engine.text.tokenizers.longest_match import unescape
+from engine.text.tokenizers.unigram import CharacterMap
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

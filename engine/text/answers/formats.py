@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from engine.text.template_habits import CALL_NAME, THOUGHT
+from engine.text.probes import CALL_NAME, CALL_VALUE, THOUGHT
 
 
 class Kind(Enum):
@@ -236,7 +236,7 @@ def _unknown(samples: Iterable[str], known: Iterable[Marks]) -> list[Marks]:
         thought = _BEFORE.search(sample.partition(THOUGHT)[0]), _AFTER.match(sample.partition(THOUGHT)[2])
         if THOUGHT in sample and _are_pair(*thought) and Kind.REASONING not in kinds:
             found.append(_between(Kind.REASONING, thought))
-        call = re.search(rf"\s*\[?\s*\{{[^{{}}]*\"{CALL_NAME}\".*?qzvalue\"\s*\}}\s*\}}\s*\]?", sample, re.DOTALL)
+        call = re.search(rf"\s*\[?\s*\{{[^{{}}]*\"{CALL_NAME}\".*?{CALL_VALUE}\"\s*\}}\s*\}}\s*\]?", sample, re.DOTALL)
         if call is not None and Kind.CALLS not in kinds:
             around = _BEFORE.search(sample[: call.start()]), _AFTER.match(sample[call.end() :])
             if _are_pair(*around):

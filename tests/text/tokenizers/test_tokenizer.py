@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from engine.errors import InvalidRequestError, TokenizerError
 from engine.gguf.reader import open_gguf
 from engine.text import Tokenizer
-from engine.text.bpe import BYTE_OF_CHARACTER, ByteLevelBpe, byte_level_bytes
-from engine.text.pretokenizers import PRE_TOKENIZERS
-from engine.text.special_tokens import TokenType
-from engine.text.splitter import SpecialSplitter
+from engine.text.tokenizers.bpe import BYTE_OF_CHARACTER, ByteLevelBpe, byte_level_bytes
+from engine.text.tokenizers.pretokenizers import PRE_TOKENIZERS
+from engine.text.tokenizers.special_tokens import TokenType
+from engine.text.tokenizers.splitter import SpecialSplitter
 from tests.support.vocabularies import (
     BPE,
     SPM,
@@ -127,7 +127,7 @@ def test_long_text_is_cut_without_changing_the_result(pre, monkeypatch):
     text = "".join(rng.choices(parts, k=3000))
     whole = tokenizer.encode(text, add_special=False)
     assert tokenizer.decode(whole) == text
-    monkeypatch.setattr("engine.text.bpe._CHUNK", 40)
+    monkeypatch.setattr("engine.text.tokenizers.bpe._CHUNK", 40)
     assert tokenizer.encode(text, add_special=False) == whole
 
 

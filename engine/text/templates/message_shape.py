@@ -1,4 +1,4 @@
-"""Gives checked messages the shape that a template takes, as `template_habits.py` has found it out.
+"""Gives checked messages the shape that a template takes, as `habits.py` has found it out.
 
 This module knows neither templates nor tokens.
 """
@@ -6,8 +6,8 @@ This module knows neither templates nor tokens.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from engine.text.messages import REASONING_KEYS
-from engine.text.template_habits import Habits, NoContent, Shape
+from engine.text.templates.habits import Habits, NoContent, Shape
+from engine.text.templates.messages import REASONING_KEYS
 
 Message = dict[str, Any]
 

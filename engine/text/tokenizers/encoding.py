@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.errors import TokenizerError
-from engine.text.bpe import ByteLevelBpe, CharacterBpe
-from engine.text.longest_match import BestSpelling, LongestMatch, unescape
-from engine.text.pretokenizers import PreTokenizer, pre_tokenizer
-from engine.text.spm import SentencePieceBpe
-from engine.text.unigram import Unigram
-from engine.text.vocabulary import Vocabulary, flag, string_list
-from engine.text.wordpiece import WordPiece
+from engine.text.tokenizers.bpe import ByteLevelBpe, CharacterBpe
+from engine.text.tokenizers.longest_match import BestSpelling, LongestMatch, unescape
+from engine.text.tokenizers.pretokenizers import PreTokenizer, pre_tokenizer
+from engine.text.tokenizers.spm import SentencePieceBpe
+from engine.text.tokenizers.unigram import Unigram
+from engine.text.tokenizers.vocabulary import Vocabulary, flag, string_list
+from engine.text.tokenizers.wordpiece import WordPiece
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.request import ToolCall
-from engine.text.answer_formats import AnswerFormat, Channels, Kind, Marks
-from engine.text.marker_search import Flow, first_marker, longer_possible, possible_beginning
-from engine.text.tool_calls import Types, new_call, read_calls
+from engine.text.answers.formats import AnswerFormat, Channels, Kind, Marks
+from engine.text.answers.marker_search import Flow, first_marker, longer_possible, possible_beginning
+from engine.text.answers.tool_calls import Types, new_call, read_calls
 
 _LONGEST_HEADER = 200  # characters
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")

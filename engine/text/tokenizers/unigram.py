@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.errors import TokenizerError
-from engine.text.special_tokens import TokenType
-from engine.text.spm import SPACE
+from engine.text.tokenizers.special_tokens import TokenType
+from engine.text.tokenizers.spm import SPACE
 
 
 class Unigram:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from engine.text.template_limits import (
+from engine.text.templates.limits import (
     MAX_SIZE,
     TemplateLimitError,
     check_size,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import TokenizerError
-from engine.text.special_tokens import TokenType, end_of_generation, listed_ends, special_ids
+from engine.text.tokenizers.special_tokens import TokenType, end_of_generation, listed_ends, special_ids
 
 KINDS = {
     "gpt2": "byte-level BPE",

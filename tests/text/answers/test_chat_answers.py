@@ -7,9 +7,9 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.text import ChatTemplate
-from engine.text.answer_formats import PLAIN, choose_format
-from engine.text.answer_parser import AnswerParser
-from engine.text.tool_calls import parameter_types, read_calls
+from engine.text.answers.formats import PLAIN, choose_format
+from engine.text.answers.parser import AnswerParser
+from engine.text.answers.tool_calls import parameter_types, read_calls
 from tests.support.chat_families import FAMILIES
 from tests.support.command_line import run
 from tests.support.scripted_model import END, scripted_llama

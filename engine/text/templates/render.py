@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import InvalidRequestError, TokenizerError
-from engine.text.message_shape import texts
-from engine.text.template_habits import Habits, learn
+from engine.text.templates.habits import Habits, learn
+from engine.text.templates.message_shape import texts
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -23,7 +23,7 @@ def compiled_template(source: str, now: Callable[[], datetime]) -> "Template":
     """
     from jinja2.exceptions import TemplateSyntaxError
 
-    from engine.text.template_sandbox import ChatEnvironment
+    from engine.text.templates.sandbox import ChatEnvironment
 
     if len(source) > _MAX_SOURCE:
         raise TokenizerError(f"the model's chat template has {len(source)} characters; at most {_MAX_SOURCE} are taken")
@@ -43,7 +43,7 @@ def rendered(compiled: "Template", names: Mapping[str, Any], messages: list[dict
     """The text of shaped messages; raises as `ChatTemplate.render` does."""
     from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
-    from engine.text.template_sandbox import TemplateRefusal, start_budget
+    from engine.text.templates.sandbox import TemplateRefusal, start_budget
 
     names = {**names, "messages": messages}
     start_budget(names)
@@ -62,7 +62,7 @@ def rendered(compiled: "Template", names: Mapping[str, Any], messages: list[dict
 
 def learned(compiled: "Template", source: str, values: Mapping[str, Any]) -> Habits:
     """The habits of a template; those of a plain one where it exhausts its limits."""
-    from engine.text.template_sandbox import MAX_SECONDS, TemplateLimitError, start_budget
+    from engine.text.templates.sandbox import MAX_SECONDS, TemplateLimitError, start_budget
 
     deadline = time.monotonic() + MAX_SECONDS
 
@@ -102,7 +102,7 @@ def check_not_lost(messages: list[dict[str, Any]], habits: Habits, text: str) ->
 
 
 def _joined(parts: Any) -> str:
-    from engine.text.template_sandbox import MAX_SIZE, TemplateLimitError
+    from engine.text.templates.sandbox import MAX_SIZE, TemplateLimitError
 
     pieces: list[str] = []
     size = 0

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from engine.text.messages import REASONING_KEYS, checked_messages
+from engine.text.probes import CALL, CALL_NAME, CALL_VALUE, RESULT, THOUGHT, TOOLS, WORDS
+from engine.text.templates.messages import REASONING_KEYS, checked_messages
 
 Render = Callable[[list[dict[str, Any]], dict[str, Any]], str | None]
 """Messages and further names → the text, or None where the template refuses them or fails."""
@@ -58,30 +59,7 @@ class Habits:
     samples: tuple[str, ...] = ()
 
 
-WORDS = ("Qzfirst", "Qzsecond")
-THOUGHT = "Qzthought"
-CALL_NAME = "qzlook"
-_CALL = {
-    "id": "qzidnine9",
-    "type": "function",
-    "function": {"name": CALL_NAME, "arguments": {"qzkey": "qzvalue"}},
-}
-_TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": CALL_NAME,
-            "description": "Looks.",
-            "parameters": {
-                "type": "object",
-                "properties": {"qzkey": {"type": "string", "description": "What."}},
-                "required": ["qzkey"],
-            },
-        },
-    }
-]
 _USER = {"role": "user", "content": "Hello"}
-_RESULT = {"role": "tool", "content": "Seen", "tool_call_id": "qzidnine9", "name": CALL_NAME}
 _THINK: dict[str, Any] = {  # names by which templates are told to keep reasoning in what was said before
     "enable_thinking": True,
     "thinking": True,
@@ -106,7 +84,7 @@ def learn(source: str, render: Render) -> Habits:
         render: renders messages with it.
     """
     source = _COMMENT.sub("", source)
-    if render([_USER], {}) is None and render([_USER], {"tools": _TOOLS}) is not None:
+    if render([_USER], {}) is None and render([_USER], {"tools": TOOLS}) is not None:
         render = _always_with_tools(render)
     no_content, call_sample = _calls(source, render)
     shapes: dict[str, frozenset[Shape]] = {}
@@ -136,7 +114,7 @@ def learn(source: str, render: Render) -> Habits:
 
 
 def _always_with_tools(render: Render) -> Render:
-    return lambda messages, names: render(messages, {"tools": _TOOLS, **names})
+    return lambda messages, names: render(messages, {"tools": TOOLS, **names})
 
 
 def _kept(text: str | None, *words: str) -> bool:
@@ -152,14 +130,14 @@ def _kept(text: str | None, *words: str) -> bool:
 
 
 def _call_message(values: Mapping[str, Any]) -> dict[str, Any]:
-    return checked_messages([{"role": "assistant", "content": "", "tool_calls": [_CALL]}])[0] | dict(values)
+    return checked_messages([{"role": "assistant", "content": "", "tool_calls": [CALL]}])[0] | dict(values)
 
 
 def _with_calls(render: Render, values: Mapping[str, Any], *more: dict[str, Any]) -> str | None:
     """A talk with a call whose message has these values; without its result where the template refuses one."""
     message = {key: value for key, value in _call_message(values).items() if value is not NoContent.ABSENT}
-    for rest in ((_RESULT, *more), more, (_RESULT, *more, _USER)):
-        text = render([_USER, message, *rest], {"tools": _TOOLS})
+    for rest in ((RESULT, *more), more, (RESULT, *more, _USER)):
+        text = render([_USER, message, *rest], {"tools": TOOLS})
         if text is not None:
             return text
     return None
@@ -169,12 +147,12 @@ def _calls(source: str, render: Render) -> tuple[NoContent, str | None]:
     """The content of a message of calls alone, and what the template writes then; "" where it leaves calls out."""
     contents = {NoContent.EMPTY: "", NoContent.NONE: None, NoContent.ABSENT: NoContent.ABSENT}
     texts = {kind: _with_calls(render, {"content": content}) for kind, content in contents.items()}
-    plain = render([_USER], {"tools": _TOOLS}) or ""
+    plain = render([_USER], {"tools": TOOLS}) or ""
     name = re.compile(re.escape(CALL_NAME))
 
     def shows(kind: NoContent) -> bool:
         text = texts[kind]
-        if text is None or len(name.findall(text)) <= len(name.findall(plain)) or "qzvalue" not in text:
+        if text is None or len(name.findall(text)) <= len(name.findall(plain)) or CALL_VALUE not in text:
             return False
         return len(_NOTHING.findall(text)) <= len(_NOTHING.findall(texts[NoContent.EMPTY] or plain))
 
@@ -198,7 +176,7 @@ def _talk(role: str, content: Any, no_content: NoContent) -> list[list[dict[str,
         call = _call_message({"content": None if no_content is NoContent.NONE else ""})
         if no_content is NoContent.ABSENT:
             del call["content"]
-        return [[_USER, call, _RESULT | message], [_USER, call, _RESULT | message, _USER]]
+        return [[_USER, call, RESULT | message], [_USER, call, RESULT | message, _USER]]
     return [[message], [{"role": "system", "content": "Hi"}, message]]
 
 
@@ -209,7 +187,7 @@ def _shapes(role: str, render: Render, no_content: NoContent) -> tuple[frozenset
     taken, tried = set(), False
     for shape, content in contents.items():
         for talk in _talk(role, content, no_content):
-            text = render(talk, {"tools": _TOOLS} if role == "tool" else {})
+            text = render(talk, {"tools": TOOLS} if role == "tool" else {})
             if text is not None:
                 tried = True
                 if _kept(text, *(WORDS if shape is Shape.PARTS else WORDS[:1])):
