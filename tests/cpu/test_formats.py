@@ -10,7 +10,7 @@ from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.formats import DECODERS
 from engine.cpu.matmul import DOT_TOKENS, matmul
-from engine.cpu.steps import embed_rows
+from engine.cpu.step_operands import embed_rows
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import GGMLType, dequantize
 from engine.gguf.reader import open_gguf

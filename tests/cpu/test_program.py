@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from engine.cpu import program, reference, steps
+from engine.cpu import immediate, program, recorder, reference
 from engine.cpu.backend import CpuBackend
+from engine.cpu.immediate import Immediate
 from engine.cpu.kernels import build, elementwise, stepping
-from engine.cpu.steps import Immediate
 from engine.cpu.threads import ThreadPool
 from engine.errors import ContextFullError, InvalidRequestError
 from engine.gguf.reader import open_gguf
@@ -94,8 +94,8 @@ def with_plain_biases(tensors):
 
 
 def test_threads_change_nothing(tmp_path, opened, monkeypatch):
-    monkeypatch.setattr(program, "CHUNK_FLOATS", 64)
-    monkeypatch.setattr(steps, "TASK_FLOATS", 64)
+    monkeypatch.setattr(recorder, "CHUNK_FLOATS", 64)
+    monkeypatch.setattr(immediate, "TASK_FLOATS", 64)
     _, _, path = make(tmp_path, change=with_biases)
     results = []
     for threads in (1, 2, 3):
