@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from engine.cuda import availability
 from engine.cuda.formats.layouts import packed_bytes
+from engine.cuda.launch_plan.ahead import AHEAD, MOST_AHEAD
 from engine.cuda.load.memory_plan import DevicePlan, fit, make_plan, memory_plan
 from engine.cuda.step.prompt import pack, prompt_batch
-from engine.cuda.step.run_ahead import AHEAD, MOST_AHEAD, RunAhead
+from engine.cuda.step.run_ahead import RunAhead
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType

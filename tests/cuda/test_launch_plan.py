@@ -31,14 +31,13 @@ from tests.support.fake_runner import (
 )
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
+from tests.support.recurrent_models import tiny_mamba
 
 CARDS = tuple(MULTIPROCESSORS.items())
 LAUNCHED_ELSEWHERE = {
     "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
     "moves.cu": {"scatter", "copy_pages", "gather_rows"},  # what the host sends, pages, rows that draw
     "rows.cu": {"read_all"},  # the memory's speed
-    "conv.cu": {"conv_prompt", "conv_decode"},  # recurrent mixers, which engine.cuda.load.features declines so far
-    "scan.cu": {"scan_prompt", "scan_decode"},
 }
 
 
@@ -58,6 +57,10 @@ def models(folder):
     found["mixed"] = mixed_model(folder)
     found["two-bit"] = typed_model(folder, GGMLType.Q2_K)
     found["bf16"] = typed_model(folder, GGMLType.BF16)
+    found["mamba"] = tiny_mamba(folder / "mamba.gguf")
+    found["mamba-q8"] = tiny_mamba(
+        folder / "mamba-q8.gguf", weight_type=GGMLType.Q8_0, dt_rank=32, n_layers=3, norm_dt_b_c=True
+    )
     found["8b"] = sparse_model(folder / "8b.gguf", "llama-3.1-8b")
     found["30b"] = sparse_model(folder / "30b.gguf", "qwen3-30b-a3b")
     apart = re.compile("attn_v").pattern
@@ -149,7 +152,7 @@ def test_a_runner_launches_what_is_planned(models, monkeypatch, arch):
             check_runner(monkeypatch, path, arch, max_sequences=slots)
 
 
-@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit"])
+@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit", "mamba-q8"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_steps_of_many_rows_are_planned(models, monkeypatch, name, deterministic):
     """17 to 64 rows hand operands over, 65 and more take another turn."""
@@ -165,7 +168,7 @@ def test_a_float32_cache_is_planned(models, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 9])
 def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
     """Kernels read whole blocks of 8 or 256 rows; the arrays have room for them, and no batch allocates."""
-    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b"):
+    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b", "mamba", "mamba-q8"):
         with pretended(monkeypatch, models[name], arch, max_sequences=1, prefill_chunk=chunk) as (runner, gpu):
             assert runner.prefill_chunk == chunk
             read_prompt(runner, 1)  # makes the tables of products

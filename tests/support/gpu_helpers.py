@@ -81,6 +81,8 @@ def decode_logits(runner, ids, *, slot=0, start=0):
     ops, place = runner._machine.decode_ops(n), slice(slot, slot + 1)
     with runner._running():
         runner._machine.cache.set_pages(slot, pages_of(runner, slot))
+        if runner._machine.states is not None:
+            runner._machine.states.seat(slot, start - 1, start)  # where batches that name no place have left the state
         runner._machine.flush()
         for position, token in enumerate(ids, start):
             runner._machine.slots.tokens[place].set(np.array([token], np.int32))
