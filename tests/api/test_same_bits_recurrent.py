@@ -1,5 +1,6 @@
 """A model with recurrent layers behind the public calls: the same bits whatever runs beside it and is reused."""
 
+import inspect
 import signal
 import sys
 from pathlib import Path
@@ -90,13 +91,17 @@ ENGINE = str(Path(engine.__file__).parent)
 
 
 class Interruption:
-    """Sends SIGINT at the event number `at` inside the engine."""
+    """Sends SIGINT at the call number `at` inside the engine.
+
+    Generators are left out: Python swallows what is raised while it closes one.
+    """
 
     def __init__(self, at):
         self.at, self.seen = at, 0
 
     def __call__(self, frame, event, argument):
-        if event == "call" and frame.f_code.co_filename.startswith(ENGINE):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(ENGINE) and not code.co_flags & inspect.CO_GENERATOR:
             self.seen += 1
             if self.seen == self.at:
                 signal.raise_signal(signal.SIGINT)

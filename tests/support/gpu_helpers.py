@@ -107,6 +107,7 @@ def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, orde
         last = start + len(ids) == len(prompt)
         (sample,) = runner.step([Work(sequence, ids, start, last)])
         sequence.n_cached += len(ids)
+        sequence.state_place += 1
     while True:
         if isinstance(sample, EngineError):
             raise sample
@@ -116,6 +117,7 @@ def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, orde
             break
         (sample,) = runner.step([Work(sequence, [sample.token_id], sequence.n_cached, True, decode=True)])
         sequence.n_cached += 1
+        sequence.state_place += 1
     if release:
         runner.release(slot)
     return samples
