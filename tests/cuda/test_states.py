@@ -144,7 +144,7 @@ def test_sequences_that_join_and_leave_at_any_time(opened, monkeypatch):
         for turn in range(160):
             if turn % 3 == 0 and len(texts) < 24:
                 add(len(texts) % 5)
-            if turn % 2 and llm._loop.n_active:  # everything is launched, nothing is read
+            if turn % 2 and llm.active_requests:  # everything is launched, nothing is read
                 with monkeypatch.context() as patch:
                     patch.setattr(llm.gpu.machine, "wait", cut_short)
                     with pytest.raises(KeyboardInterrupt):
