@@ -63,6 +63,7 @@ def models(folder):
     )
     found["8b"] = sparse_model(folder / "8b.gguf", "llama-3.1-8b")
     found["30b"] = sparse_model(folder / "30b.gguf", "qwen3-30b-a3b")
+    found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")
     apart = re.compile("attn_v").pattern
     found["8b-plain-v"] = sparse_model(folder / "v.gguf", "llama-3.1-8b", overrides=[(apart, GGMLType.F32)])
     archive = SHARED / "conformance" / "models.tar.xz"
@@ -152,7 +153,7 @@ def test_a_runner_launches_what_is_planned(models, monkeypatch, arch):
             check_runner(monkeypatch, path, arch, max_sequences=slots)
 
 
-@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit", "mamba-q8"])
+@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit", "mamba-2.8b"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_steps_of_many_rows_are_planned(models, monkeypatch, name, deterministic):
     """17 to 64 rows hand operands over, 65 and more take another turn."""
@@ -225,6 +226,17 @@ def test_operands_are_left_only_for_products_that_read_them(models):
     (plain,) = plans(models["8b-plain-v"], [(90, 132)])
     assert [layer.leaves_behind for layer in plain.layers] == [False, True], "the second layer's q, k and v read x"
     assert plain.output_takes_left
+
+
+def test_a_recurrent_layer_leaves_the_operand_of_the_next(models):
+    (plan,) = plans(models["mamba-2.8b"], [(90, 132)])
+    assert [layer.leaves_behind for layer in plan.layers] == [True, True]
+    assert [layer.takes_left for layer in plan.layers] == [False, True]
+    assert not any(layer.leaves_inside for layer in plan.layers)
+    shape = plan.state_shapes[0]
+    assert (plan.attention_shapes, shape.state_bytes) == ((None, None), 4 * 5120 * (3 + 16))
+    bricks = [launch.brick for launch in plan.decode(1)]
+    assert list(dict.fromkeys(bricks)) == ["embed", "ssm_in", "ssm", "ssm_out", "head", "sample"]
 
 
 def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
