@@ -85,7 +85,7 @@ def first_token(path: Path, started: float) -> dict[str, float]:
             "gpu_bytes": taken,
             "weights_bytes": plan.weights_bytes,
             "kv_bytes": plan.kv_bytes,
-            "overhead_bytes": taken - plan.weights_bytes - plan.kv_bytes,
+            "overhead_bytes": taken - plan.weights_bytes - plan.kv_bytes - plan.state_bytes,
         }
 
 

@@ -3,25 +3,17 @@
 On the GPU the same, where prompts and generated tokens have kernels of their own each.
 """
 
-import inspect
-import signal
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-import engine
 from engine import LLM, SamplingParams
 from engine.config import PAGE
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
-from tests.support.recurrent_models import tiny_mamba
-
-SHARED = [5 + 7 * i % 200 for i in range(2 * PAGE + 20)]
-PROMPTS = [SHARED, [*SHARED[:100], *range(20, 60)], [*SHARED, *range(100, 140)], [60, 61, 62], SHARED[: 2 * PAGE]]
-LAST_BORDERS = [(len(prompt) - 1) // PAGE * PAGE for prompt in PROMPTS]
+from tests.support.injection import interrupted
+from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
 
 @pytest.fixture(scope="module")
@@ -115,47 +107,11 @@ def test_scores_and_logits(opened, alone):
         assert llm.generate(PROMPTS[2], wanted).prompt_logprobs == first.prompt_logprobs
 
 
-ENGINE = str(Path(engine.__file__).parent)
-
-
-class Interruption:
-    """Sends SIGINT at the call number `at` inside the engine.
-
-    Generators are left out: Python swallows what is raised while it closes one.
-    """
-
-    def __init__(self, at):
-        self.at, self.seen = at, 0
-
-    def __call__(self, frame, event, argument):
-        code = frame.f_code
-        if event == "call" and code.co_filename.startswith(ENGINE) and not code.co_flags & inspect.CO_GENERATOR:
-            self.seen += 1
-            if self.seen == self.at:
-                signal.raise_signal(signal.SIGINT)
-
-
 @pytest.mark.parametrize("at", [40, 133, 207, 311, 430, 622, 845])
 def test_an_interrupt_anywhere_changes_nothing(opened, alone, at):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    interruptions = 0
-    try:
-        with opened(max_sequences=4, prefill_chunk=50) as llm:
-            streams = [llm.stream(prompt, params(i)) for i, prompt in enumerate(PROMPTS[:3])]
-            results = []
-            for stream in streams:
-                over = False
-                while not over:
-                    sys.setprofile(Interruption(at + 97 * interruptions))
-                    try:
-                        results.append(stream.result())
-                        over = True
-                    except KeyboardInterrupt:
-                        interruptions += 1
-                    finally:
-                        sys.setprofile(None)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with opened(max_sequences=4, prefill_chunk=50) as llm:
+        streams = [llm.stream(prompt, params(i)) for i, prompt in enumerate(PROMPTS[:3])]
+        results, interruptions = interrupted([stream.result for stream in streams], at, 97)
     assert interruptions > 3
     assert [outcome(result) for result in results] == alone[:3]
 

@@ -259,10 +259,11 @@ def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
         assert [launch for launch in found if launch.kernel != "all_reduce"] == whole
 
 
-def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch):
+@pytest.mark.parametrize("name", ["mixed", "mamba-q8"])
+def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch, name):
     """Prompts, decode steps replayed from graphs, scores, logits, a profile, and close(), which leaves nothing."""
     sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}
-    with pretended(monkeypatch, models["mixed"], **sizes, eager=False) as (runner, _):
+    with pretended(monkeypatch, models[name], **sizes, eager=False) as (runner, _):
         assert [sample.token_id for sample in generate(runner, [1, 2, 3], 5, slot=1, release=False)] == [0] * 5
         with pytest.raises(InvalidRequestError, match="idle model"):
             runner.profile(10, 2)
@@ -276,7 +277,7 @@ def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch)
         bricks = [launch.brick for launch in runner._machine.weights.plan.decode(2)]
         assert [time.brick for time in times] == ["launch", *dict.fromkeys(bricks), "step"]
         runner.close()
-        assert vars(runner._machine) == {}
+        assert (vars(runner._machine), runner.states) == ({}, None)
         runner.close()
 
 
@@ -292,6 +293,8 @@ def test_a_plan_is_shown_as_a_table(models):
     experts = "experts_chosen, experts_shared from 5, experts_grouped from 65"
     assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
     assert found[-1] == ["output", "Q6_K", "1024 x 2048", "matvec, decode_gemm from 3", "prefill_gemm"]
+    _, *found = rows("mamba-2.8b")
+    assert ["0-1", "ssm_dt", "Q5_0", "5120 x 160", "matvec, decode_gemm from 3", "prefill_gemm"] in found
     _, *same = rows("bf16")
     assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", "matvec, decode_gemm from 3", "prefill_gemm"]
     report = json.loads(run("inspect", models["bf16"], "--launches", "--device", "cuda", "--json").stdout)

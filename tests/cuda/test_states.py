@@ -4,18 +4,16 @@ Running ahead, slots that change, batches cut by prefill_chunk, reuse, preemptio
 that of its own tokens alone.
 """
 
-import signal
-import sys
 from contextlib import contextmanager
 
 import pytest
 
 from engine import LLM, SamplingParams
 from engine.config import PAGE
-from tests.api.test_same_bits_recurrent import LAST_BORDERS, PROMPTS, Interruption
 from tests.support.fake_cupy import install
 from tests.support.gpu_helpers import generate
-from tests.support.recurrent_models import tiny_mamba
+from tests.support.injection import interrupted
+from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 from tests.support.state_gpu import StateGpu, expected, fold
 
 LAYERS = 2
@@ -166,24 +164,8 @@ def test_sequences_that_join_and_leave_at_any_time(opened, monkeypatch):
 
 @pytest.mark.parametrize("at", [60, 333, 701, 1234, 2020])
 def test_an_interrupt_anywhere_changes_nothing(opened, at):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    interruptions = 0
-    try:
-        with opened(max_sequences=4, prefill_chunk=50) as llm:
-            streams = [llm.stream(prompt, params(i)) for i, prompt in enumerate(PROMPTS)]
-            results = []
-            for stream in streams:
-                over = False
-                while not over:
-                    sys.setprofile(Interruption(at + 397 * interruptions))
-                    try:
-                        results.append(stream.result())
-                        over = True
-                    except KeyboardInterrupt:
-                        interruptions += 1
-                    finally:
-                        sys.setprofile(None)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with opened(max_sequences=4, prefill_chunk=50) as llm:
+        streams = [llm.stream(prompt, params(i)) for i, prompt in enumerate(PROMPTS)]
+        results, interruptions = interrupted([stream.result for stream in streams], at, 397)
     assert interruptions > 3
     assert [outcome(result) for result in results] == ALONE

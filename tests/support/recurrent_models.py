@@ -2,8 +2,15 @@
 
 import numpy as np
 
+from engine.config import PAGE
 from engine.gguf.quants import GGMLType, dequantize
 from tests.support.gguf_builder import MERGES, bpe_tokenizer, build_gguf, pack
+
+_SHARED = [5 + 7 * i % 200 for i in range(2 * PAGE + 20)]
+PROMPTS = [_SHARED, [*_SHARED[:100], *range(20, 60)], [*_SHARED, *range(100, 140)], [60, 61, 62], _SHARED[: 2 * PAGE]]
+"""Prompts of which some begin alike, or end with a page."""
+LAST_BORDERS = [(len(prompt) - 1) // PAGE * PAGE for prompt in PROMPTS]
+"""Where later prompts resume them."""
 
 
 def tiny_mamba_parts(
