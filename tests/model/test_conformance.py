@@ -15,14 +15,14 @@ from tests.support.conformance import NAMES, SAME_AS, error
 pytestmark = pytest.mark.shared
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("name", NAMES)
-def test_logits(name, exact, conformance_dir: Path):
+def test_logits(name, reference, conformance_dir: Path):
     """All tokens at once and one by one."""
     expected = np.load(conformance_dir / "logits" / f"{name}.npz")
     tokens, logits = expected["tokens"], expected["logits"]
     with open_gguf(conformance_dir / "models" / f"{name}.gguf") as gguf:
-        backend = CpuBackend(load_model(gguf), kv_type="f32", max_sequences=2, threads=2, exact=exact)
+        backend = CpuBackend(load_model(gguf), kv_type="f32", max_sequences=2, threads=2, reference=reference)
         at_once = backend.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
         single = [backend.forward(Batch.build([(1, [token], i, Outputs.ALL)])) for i, token in enumerate(tokens)]
         backend.close()
