@@ -45,6 +45,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
             max_sequences=config.max_sequences or GPU_SEQUENCES,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            checkpoints=config.checkpoints if config.prefix_cache else 0,
             deterministic=config.deterministic,
             device_index=config.device_index,
             status=status,
@@ -78,6 +79,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
             max_sequences=config.max_sequences or GPU_SEQUENCES,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            checkpoints=config.checkpoints if config.prefix_cache else 0,
         )
         return "cuda", memory_plan(plan)
     backend = CpuBackend(
