@@ -23,6 +23,7 @@ struct Dimensions {
 };
 static Dimensions threadIdx, blockIdx, blockDim, gridDim;
 
+struct int4 { int x, y, z, w; };
 struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
 struct float2 { float x, y; };
@@ -31,6 +32,7 @@ static uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 static float2 make_float2(float x, float y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static int min(int a, int b) { return a < b ? a : b; }
+static int max(int a, int b) { return a > b ? a : b; }
 
 template <class To, class From>
 static To bits_of(From from) {
@@ -40,6 +42,7 @@ static To bits_of(From from) {
     return to;
 }
 static float __uint_as_float(u32 v) { return bits_of<float>(v); }
+static float __int_as_float(int v) { return bits_of<float>(v); }
 static u32 __float_as_uint(float v) { return bits_of<u32>(v); }
 static float half_to_float(u16 h) { return (float)bits_of<_Float16>(h); }
 static u16 float_to_half(float f) { return bits_of<u16>((_Float16)f); }

@@ -39,7 +39,8 @@ class AttentionShape:
         rope_style: pairs of the rotation.
         cache_half: float16 cache (True) or float32.
         alibi: scores lose a slope times the distance; not with tensor cores.
-        values_in_keys: a value is the first Hv numbers of its key, and keys alone are cached; not with tensor cores.
+        values_in_keys: a value is the first Hv numbers of its key, which has more, and keys alone are cached; not with
+            tensor cores.
     """
 
     heads: int
@@ -56,7 +57,7 @@ class AttentionShape:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"
         assert 0 < self.key_dim <= LARGEST_HEAD, self.key_dim
         assert 0 < self.value_dim <= LARGEST_HEAD, self.value_dim
-        assert not self.values_in_keys or self.value_dim <= self.key_dim
+        assert not self.values_in_keys or self.value_dim < self.key_dim, "kernels mark a key behind its value"
         assert self.rope_dim in range(0, self.key_dim + 1, 2), self.rope_dim
 
     @property

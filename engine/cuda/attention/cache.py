@@ -60,7 +60,7 @@ class AttentionCache:
 
         shape = self._shape
         dtype = cupy.float16 if shape.cache_half else cupy.float32
-        # Zeroed once: a tensor-core tile multiplies the unwritten rest of a page by zero, which must not be NaN.
+        # Zeroed once: kernels may multiply any value of a page by zero, so it must be finite; writers keep it so.
         self.keys = self.values = cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.key_dim), dtype)
         self.paged = (self.keys,)
         if not shape.values_in_keys:
