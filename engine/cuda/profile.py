@@ -155,7 +155,7 @@ class _Profiler:
         shape, seen = layer.attention.shape, self._depth + 1
         if layer.attention.constants.window:
             seen = min(seen, layer.attention.constants.window)
-        return self._n * seen * shape.kv_heads * shape.cached_width * (2 if shape.cache_half else 4)
+        return self._n * seen * shape.kv_heads * shape.cached_width * shape.kv_type.n_bytes
 
     def _mixture_bytes(self, layer: DeviceLayer) -> int:
         """Router, the chosen experts (at most n_rows * used different ones), and the shared one."""

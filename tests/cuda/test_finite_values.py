@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.config import PAGE
+from engine.config import PAGE, KvType
 from engine.cuda.attention.attention_plan import PrefillPlan, decode_plan, jobs_of_plans, prefill_plan
 from engine.cuda.driver.compiler import kernel_files
 from tests.support.attention_reference import shape_of
@@ -74,7 +74,7 @@ def spoil(rows, at, shape, kind):
 
 def kinds_of(shape):
     """1e9 is infinity in a float16 cache."""
-    return ("row", "infinite", "too large") if shape.cache_half else ("row", "infinite")
+    return ("row", "infinite", "too large") if shape.kv_type is KvType.F16 else ("row", "infinite")
 
 
 def spoilt_heads(shape, kind):
@@ -144,7 +144,7 @@ def library(tmp_path_factory):
 def on_host(library, name, rows, window):
     """(results, keys, values) of a prompt; page 1, which it does not have, and the rest of page 0 are NaN before."""
     shape, i, n = SHAPES[name], list(SHAPES).index(name), len(rows)
-    dtype = np.float16 if shape.cache_half else np.float32
+    dtype = np.float16 if shape.kv_type is KvType.F16 else np.float32
     keys = np.full((2, shape.kv_heads, PAGE, shape.key_dim), np.nan, dtype)
     values = keys if shape.values_in_keys else np.full((2, shape.kv_heads, PAGE, shape.value_dim), np.nan, dtype)
     table, positions, sequence = (np.array(one, np.int32) for one in ([[0, -1]], range(n), [0] * n))
@@ -188,7 +188,7 @@ def on_gpu(shape, rows, window, *, plan=None, decoded=False, few_rows=4):
     from engine.cuda.attention.attention import Attention, LayerAttention, prefill_tiles
     from engine.cuda.driver.compiler import device_arch
 
-    n, dtype = len(rows), np.float16 if shape.cache_half else np.float32
+    n, dtype = len(rows), np.float16 if shape.kv_type is KvType.F16 else np.float32
     decode = replace(decode_plan(shape, device_arch(), 132), min_chunk=PAGE, few_rows=few_rows)
     kernels = Attention(shape, 1, plan=decode, prefill=plan)
     keys = cupy.full((4, shape.kv_heads, PAGE, shape.key_dim), np.nan, dtype)

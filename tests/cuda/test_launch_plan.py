@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 
+from engine.config import KvType
 from engine.cuda.driver.compiler import kernel_files
 from engine.cuda.driver.graphs import buckets
 from engine.cuda.launch_plan.families import Family, Phase, Split
@@ -74,7 +75,7 @@ def plans(path, cards=CARDS, **settings):
     """The plan of a file on every card."""
     with open_gguf(path) as gguf:
         model = load_model(gguf)
-        chosen = Settings(**({"cache_half": True, "max_sequences": 65, "prefill_rows": 512} | settings))
+        chosen = Settings(**({"kv_type": KvType.F16, "max_sequences": 65, "prefill_rows": 512} | settings))
         found = [describe(model, card, chosen) for card in cards]
         del model
     return found
@@ -107,7 +108,7 @@ def entry_of(file, kernel):
 def test_every_launch_has_a_kernel_and_every_kernel_a_user(models):
     users = {(file, name) for file, names in LAUNCHED_ELSEWHERE.items() for name in names}
     for number, path in enumerate(models.values()):
-        for plan in plans(path, cache_half=bool(number % 3)):
+        for plan in plans(path, kv_type=KvType.F16 if number % 3 else KvType.F32):
             tensors = {plan.token_embd.tensor}
             for launch in launches_of(plan):
                 tensors |= set(launch.tensors)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from engine.config import KvType
 from engine.cuda.driver import staging
 from engine.cuda.launch_plan.attention import describe_attention
 from engine.cuda.launch_plan.families import Card, Family, Phase
@@ -32,13 +33,13 @@ class Settings:
     """What launches depend on beside the model and the card.
 
     Attributes:
-        cache_half: float16 cache (True) or float32.
+        kv_type: number format of the cache.
         max_sequences: slots.
         prefill_rows: most rows of a batch of prompts.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
     """
 
-    cache_half: bool
+    kv_type: KvType
     max_sequences: int
     prefill_rows: int
     deterministic: bool = False
@@ -216,7 +217,7 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPl
     assert isinstance(layer.mixer, AttentionWeights)
     return LayerPlan(
         index=layer.index,
-        mixer=describe_attention(config.mixer, layer.mixer, chooser, cache_half=settings.cache_half, factor=mixed),
+        mixer=describe_attention(config.mixer, layer.mixer, chooser, kv_type=settings.kv_type, factor=mixed),
         ffn=ffn,
         attn_norm=norm_of(layer.attn_norm),
         attn_post_norm=norm_of(layer.attn_post_norm),
