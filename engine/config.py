@@ -32,6 +32,11 @@ class KvType(StrEnum):
     F16 = "f16"
     F32 = "f32"
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of a number."""
+        return 2 if self is KvType.F16 else 4
+
     @classmethod
     def parse(cls, value: str) -> KvType:
         """The member of that value.

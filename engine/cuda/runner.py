@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import PAGE, checkpoint_count, page_count
+from engine.config import PAGE, KvType, checkpoint_count, page_count
 from engine.cuda import availability
 from engine.cuda.attention.cache import PagedCache
 from engine.cuda.driver.context import GpuContext
@@ -41,7 +41,7 @@ class CudaRunner:
     Args:
         model: the loaded file; it may be closed once this returns.
         context_length: positions of one sequence.
-        kv_type: "f16" or "f32".
+        kv_type: number format of the cache, a KvType or its value.
         max_sequences: slots.
         cache_tokens: positions of all sequences together; None takes config.CONTEXTS contexts, or what the memory has.
         prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
@@ -61,7 +61,7 @@ class CudaRunner:
         model: LoadedModel,
         *,
         context_length: int,
-        kv_type: str,
+        kv_type: KvType | str,
         max_sequences: int,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
@@ -89,7 +89,7 @@ class CudaRunner:
             self._gpu = GpuContext(device_index)
             card, kept = (self._gpu.arch, self._gpu.multiprocessors), checkpoint_count(checkpoints, max_sequences)
             for chunk in (prefill_chunk,) if prefill_chunk else PREFILL_ROWS:
-                settings = Settings(kv_type == "f16", max_sequences, chunk, deterministic)
+                settings = Settings(KvType.parse(kv_type), max_sequences, chunk, deterministic)
                 launches = describe(model, card, settings)
                 wanted = plan_of(
                     model, launches, context_length=context_length, cache_tokens=cache_tokens, n_checkpoints=kept

@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 
+from engine.config import KvType
 from engine.cuda.driver.compiler import kernel_files
 from engine.cuda.driver.graphs import buckets
 from engine.cuda.launch_plan.families import Family, Phase, Split
@@ -78,7 +79,7 @@ def plans(path, cards=CARDS, **settings):
     """The plan of a file on every card."""
     with open_gguf(path) as gguf:
         model = load_model(gguf)
-        chosen = Settings(**({"cache_half": True, "max_sequences": 65, "prefill_rows": 512} | settings))
+        chosen = Settings(**({"kv_type": KvType.F16, "max_sequences": 65, "prefill_rows": 512} | settings))
         found = [describe(model, card, chosen) for card in cards]
         del model
     return found
@@ -111,7 +112,7 @@ def entry_of(file, kernel):
 def test_every_launch_has_a_kernel_and_every_kernel_a_user(models):
     users = {(file, name) for file, names in LAUNCHED_ELSEWHERE.items() for name in names}
     for number, path in enumerate(models.values()):
-        for plan in plans(path, cache_half=bool(number % 3)):
+        for plan in plans(path, kv_type=KvType.F16 if number % 3 else KvType.F32):
             tensors = {plan.token_embd.tensor}
             for launch in launches_of(plan):
                 tensors |= set(launch.tensors)
@@ -147,10 +148,17 @@ def check_runner(monkeypatch, path, arch, **options):
 @pytest.mark.parametrize("arch", [90, 86])
 def test_a_runner_launches_what_is_planned(models, monkeypatch, arch):
     for name, path in models.items():
-        # 14336 columns of four and more rows exceed the shared memory of compute capability 8.6: two slots only.
-        slots = 2 if name.startswith("8b") and arch == 86 else 9
         if arch == 90 or not name.endswith(("-dense", "-moe")):
-            check_runner(monkeypatch, path, arch, max_sequences=slots)
+            check_runner(monkeypatch, path, arch)
+
+
+@pytest.mark.parametrize("arch", [card[0] for card in CARDS if card[0] != 90])
+def test_every_number_of_sequences_has_a_block_on_every_card(models, arch):
+    """Real shapes; a block that does not fit the shared memory is an error when its launch is planned."""
+    for name in ("8b", "30b"):
+        (plan,) = plans(models[name], [card for card in CARDS if card[0] == arch], max_sequences=64)
+        for n in range(1, 65):
+            assert all(launch.kernel for launch in plan.decode(n))
 
 
 @pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit", "mamba-2.8b"])

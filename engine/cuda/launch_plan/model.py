@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from engine.config import KvType
 from engine.cuda.attention.attention_plan import AttentionShape
 from engine.cuda.driver import staging
 from engine.cuda.launch_plan.attention import AttentionPlan, describe_attention
@@ -35,13 +36,13 @@ class Settings:
     """What launches depend on beside the model and the card.
 
     Attributes:
-        cache_half: float16 cache (True) or float32.
+        kv_type: number format of the cache.
         max_sequences: slots.
         prefill_rows: most rows of a batch of prompts.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
     """
 
-    cache_half: bool
+    kv_type: KvType
     max_sequences: int
     prefill_rows: int
     deterministic: bool = False
@@ -245,4 +246,4 @@ def _mixer(layer: LayerWeights, chooser: Chooser, settings: Settings, *, factor:
         return describe_mamba(config, weights, chooser, factor=factor)
     assert isinstance(config, AttentionConfig)
     assert isinstance(weights, AttentionWeights)
-    return describe_attention(config, weights, chooser, cache_half=settings.cache_half, factor=factor)
+    return describe_attention(config, weights, chooser, kv_type=settings.kv_type, factor=factor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.config import PAGE, cache_size, checkpoint_count, page_count
+from engine.config import PAGE, KvType, cache_size, checkpoint_count, page_count
 from engine.cuda.attention.attention_plan import scratch_bytes
 from engine.cuda.attention.cache import bytes_per_page, page_table_bytes
 from engine.cuda.launch_plan.ahead import STATE_PLACES
@@ -69,7 +69,7 @@ def make_plan(
     model: LoadedModel,
     *,
     context_length: int,
-    kv_type: str,
+    kv_type: KvType | str,
     max_sequences: int,
     cache_tokens: int | None = None,
     prefill_chunk: int | None = None,
@@ -81,7 +81,7 @@ def make_plan(
     Args:
         model: the loaded file.
         context_length: positions of one sequence.
-        kv_type: "f16" or "f32".
+        kv_type: number format of the cache, a KvType or its value.
         max_sequences: slots.
         cache_tokens: positions of all sequences together; at least one context is planned.
         prefill_chunk: rows of prompts that run at once.
@@ -92,7 +92,7 @@ def make_plan(
         DeviceError: a part of the model has no GPU kernels.
     """
     check_features(model)
-    settings = Settings(kv_type == "f16", max_sequences, prefill_chunk or PREFILL_ROWS[0])
+    settings = Settings(KvType.parse(kv_type), max_sequences, prefill_chunk or PREFILL_ROWS[0])
     launches = describe(model, card, settings)
     return plan_of(
         model,
