@@ -19,7 +19,7 @@ a tile of the plain kernels takes from one page (cuda/attention/attention_plan.p
 CHECKPOINT_SPACING = 512
 """Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
-MAX_SEQUENCES = 256
+MAX_SEQUENCES = 1024
 CONTEXTS = 8
 """Whole contexts that the cache holds without being asked."""
 DEFAULT_CONTEXT_LIMIT = 8192
@@ -147,6 +147,17 @@ def _whole(value: object) -> bool:
 def page_count(n_positions: int) -> int:
     """Pages that so many positions need."""
     return -(-n_positions // PAGE)
+
+
+def step_sizes(slots: int) -> tuple[int, ...]:
+    """Numbers of rows that decode steps over so many slots have on a GPU, ascending.
+
+    Powers of two up to 64, where products of few rows cost what their weights cost; above, steps of 1/8 to 1/2 of the
+    number, since there each row costs time. All slots are one of them.
+    """
+    powers = [1 << power for power in range(7)]
+    many = [*range(96, 257, 32), *range(320, 513, 64), *range(640, MAX_SEQUENCES + 1, 128)]
+    return tuple(sorted({min(size, slots) for size in (*powers, *many)}))
 
 
 def cache_size(cache_tokens: int | None, context_length: int, max_sequences: int) -> int:

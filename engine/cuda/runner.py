@@ -97,7 +97,7 @@ class CudaRunner:
             enqueue=self._machine.enqueue,
             set_position=self._machine.set_position,
             set_limit=self._machine.set_limit,
-            buckets=self._machine.buckets,
+            step_sizes=self._machine.step_sizes,
         )
 
     def _open(

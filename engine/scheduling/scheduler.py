@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, replace
 
-from engine.config import CHECKPOINT_SPACING, PAGE, page_count
+from engine.config import CHECKPOINT_SPACING, PAGE, page_count, step_sizes
 from engine.request import ActiveSequence, Request, TokenSample, Work
 from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.page_pool import PagePool
@@ -141,6 +141,7 @@ class Scheduler:
         self._preempted: list[_Running] = []  # in order of arrival
         self._running: list[_Running] = []  # in order of arrival
         self._free_slots = list(range(max_sequences))
+        self._step_sizes = step_sizes(max_sequences)
         self._sources: list[int] = []  # pages held until they have been copied
         self._arrivals = 0
         self._scattered = 0  # plans in a row in which fewer slots would have done
@@ -311,8 +312,8 @@ class Scheduler:
         self._running.sort(key=lambda one: one.arrival)
 
     def _close_ranks(self) -> None:
-        """Move sequences to lower slots: a step has 1, 2, 4 ... rows, as many as the highest slot in use needs."""
-        needed = _power_of_two(len(self._running))
+        """Move sequences to lower slots: the highest slot in use decides how many rows a step has (step_sizes)."""
+        needed = next(size for size in self._step_sizes if size >= len(self._running))
         beyond = [one.sequence for one in self._running if one.sequence.slot >= needed]
         self._scattered = self._scattered + 1 if beyond else 0
         if self._scattered <= PATIENCE:
@@ -445,8 +446,3 @@ class Scheduler:
 def _longest(request: Request) -> int:
     """Positions that a request may come to need: its last token, generated or scored, is not fed."""
     return len(request.prompt_ids) + request.max_output - 1
-
-
-def _power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n, and at least 1."""
-    return 1 << max(n - 1, 0).bit_length()
