@@ -70,7 +70,6 @@ class CpuRunner:
         self.prefill_chunk = prefill_chunk or PREFILL_CHUNK
         self.mixed_chunk = min(MIXED_CHUNK, self.prefill_chunk)
         self.lookahead = 0
-        self.takes_masks = True
         self._backend = CpuBackend(
             model,
             context_length=context_length,

@@ -73,7 +73,6 @@ class CudaRunner:
         self.max_sequences = max_sequences
         self.threads: int | None = None
         self.lookahead = MOST_AHEAD - 1
-        self.takes_masks = False
         self.states = None  # features.py declines recurrent layers
         self._bandwidth: float | None = None
         self._closed = False
@@ -95,6 +94,8 @@ class CudaRunner:
             self._machine = self._open(model, launches, status, eager=eager)
         self._loop = RunAhead(
             enqueue=self._machine.enqueue,
+            forward=self._machine.enqueue_forward,
+            sample=self._machine.enqueue_sampling,
             set_position=self._machine.set_position,
             set_limit=self._machine.set_limit,
             step_sizes=self._machine.step_sizes,
@@ -129,11 +130,12 @@ class CudaRunner:
         already feeds the first tokens that the prompts will have drawn; only then are results waited for.
         """
         with self._running(), self._whole():
-            decode = [item for item in work if item.decode]
-            prompts = [item for item in work if not item.decode]
-            for item in decode:
-                self._seat(item)
+            results: dict[int, TokenSample | EngineError] = {}
+            decode = [item for item in work if item.decode and self._seat(item, results)]
+            prompts = [item for item in work if not item.decode and self._has_mask(item, results)]
             self._loop.launch_needed(item.sequence.slot for item in decode)
+            if prompts:
+                self._loop.forget_prepared()
             limits = {item.sequence.slot: self._open_pages(item) for item in prompts}
             drawn = self._machine.prompts.feed(prompts, limits)
             for place, items in drawn:
@@ -141,31 +143,50 @@ class CudaRunner:
                 for item in items:
                     slot = item.sequence.slot
                     end = item.start + len(item.token_ids)
-                    self._loop.start(slot, item.sequence.request_id, end, None, limits[slot])
+                    masked = item.sequence.mask is not None
+                    self._loop.start(slot, item.sequence.request_id, end, None, limits[slot], masked=masked)
             self._loop.run_ahead()
             wanted: dict[int, list[tuple[int, ActiveSequence]]] = {}
             places = self._loop.take([item.sequence.slot for item in decode])
             for place, item in zip(places, decode, strict=True):
                 wanted.setdefault(place, []).append((item.sequence.slot, item.sequence))
-            results = self._read(wanted)
+            results |= self._read(wanted)
             results |= self._read(
                 {place: [(column, item.sequence) for column, item in enumerate(items)] for place, items in drawn}
             )
             return [results.get(item.sequence.slot) for item in work]
 
-    def _seat(self, item: Work) -> None:
-        """A decode row has its pages and is on the device as the item says; mostly it is already."""
+    def _has_mask(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
+        """The device knows which tokens may be drawn; False, and the reason by slot, where the constraint failed."""
+        sequence = item.sequence
+        if sequence.mask is None or not item.sample:
+            return True
+        try:
+            self._machine.slots.set_mask(sequence.slot, sequence.mask.bits(sequence.output_ids))
+        except EngineError as error:
+            failures[sequence.slot] = error
+            self._loop.stop(sequence.slot)
+            return False
+        return True
+
+    def _seat(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
+        """A decode row has its pages and is on the device as the item says; mostly it is already. See _has_mask()."""
         sequence, token = item.sequence, item.token_ids[0]
         slot, start = sequence.slot, item.start
         self._machine.cache.set_pages(slot, sequence.pages)
         limit = self._limit(sequence)
         if self._loop.holds(sequence, start, token):
             self._loop.extend(slot, limit)
-            return
-        assert len(item.token_ids) == 1, "a decode row feeds one token"
-        self._check_room(start + 1)
-        self._machine.slots.begin(sequence, start, limit, token)
-        self._loop.start(slot, sequence.request_id, start, token, limit)
+        else:
+            assert len(item.token_ids) == 1, "a decode row feeds one token"
+            self._check_room(start + 1)
+            self._machine.slots.begin(sequence, start, limit, token)
+            self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
+        if self._loop.wants_mask(slot):
+            if not self._has_mask(item, failures):
+                return False
+            self._loop.give_mask(slot)
+        return True
 
     def _open_pages(self, item: Work) -> int:
         """A prompt's slot reads its pages; returns _limit()."""
