@@ -73,7 +73,8 @@ class FakeDevice:
     def begin(self, slot, request_id, position, token, limit=CONTEXT, *, masked=False):
         self.change(slot, requests=request_id, tokens=token, positions=position, limits=limit)
         self.loop.start(slot, request_id, position, token, limit, masked=masked)
-        self.masked = self.masked - {slot} | ({slot} if masked else set())
+        if masked:
+            self.masked.add(request_id)
 
     def enqueue(self, n):
         self.flush()
@@ -102,7 +103,9 @@ class FakeDevice:
             if self.positions[slot] >= 0:
                 now = (self.requests[slot], self.positions[slot], self.tokens[slot])
                 assert self.logits[slot] == now, "sampled from the logits of another token"
-                assert slot not in self.masked or masks[slot] == now, "sampled with the mask of another token"
+                assert self.requests[slot] not in self.masked or masks[slot] == now, (
+                    "sampled with the mask of another token"
+                )
         self._step(number, n)
 
     def wait(self, place):
@@ -121,7 +124,8 @@ class FakeDevice:
                 }[kind](*args)
 
     def _unmasked(self, number, n):
-        assert all(self.positions[slot] < 0 for slot in self.masked if slot < n), "a row was drawn without its mask"
+        active = {self.requests[slot] for slot in range(n) if self.positions[slot] >= 0}
+        assert not active & self.masked, "a row was drawn without its mask"
         self._step(number, n)
 
     def _step(self, number, n):
@@ -299,7 +303,7 @@ def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
             text = texts[one.request_id]
             device.loop.stop(slot)
             position, token = born[one.request_id] + len(text), [7, *text][-1]
-            device.begin(slot, one.request_id, position, token, limits[slot], masked=slot in device.masked)
+            device.begin(slot, one.request_id, position, token, limits[slot], masked=one.request_id in device.masked)
         elif event == "page" and running:
             slot = max(running)
             limits[slot] = min(CONTEXT, limits[slot] + 8)
@@ -323,7 +327,7 @@ def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
                 text = texts[one.request_id]
                 text.append(token)
                 room = limits[one.slot] - born[one.request_id] - len(text)
-                if not device.masked & running.keys():
+                if not device.masked & {other.request_id for other in running.values()}:
                     assert device.pending()[one.slot] >= min(room, AHEAD - 1), "the device would run dry"
                 if born[one.request_id] + len(text) == CONTEXT:
                     device.loop.stop(one.slot)
