@@ -470,8 +470,6 @@ class LLM:
         """
         if params.constraint is None:
             return None
-        if not self._runner.takes_masks:
-            raise InvalidRequestError("constraints are not available on this device yet; open the model on the cpu")
         if self._constraints is None:
             from engine.constraints import ConstraintCompiler  # a library that only these requests need
 
