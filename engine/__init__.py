@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from engine.errors import (
         ContextFullError,
         DeviceError,
+        DownloadError,
         EngineError,
         GGUFError,
         InvalidRequestError,
@@ -33,6 +34,7 @@ __all__ = [
     "LLM",
     "ContextFullError",
     "DeviceError",
+    "DownloadError",
     "EngineError",
     "GGUFError",
     "GenerationResult",

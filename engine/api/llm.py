@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
+from engine.api.names import resolve_model
 from engine.api.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
 from engine.api.stream import Stream
 from engine.config import CHECKPOINT_SPACING, PAGE, EngineConfig
@@ -46,7 +47,8 @@ class LLM:
     All methods may be called from several threads at once; requests that run at the same time share one batch.
 
     Args:
-        model: a GGUF file, any part of a split one; None opens the bundled demonstration model.
+        model: a GGUF file, any part of a split one, or `hf:owner/repo[:quant][@revision]`, fetched from the
+            Hugging Face hub where it is not in the cache; None opens the bundled demonstration model.
         device: "auto" (a usable GPU, else the CPU), "cpu", "cuda" or "cuda:N".
         context_length: tokens of one sequence, prompt and output together; None takes what the model was trained for,
             at most 8192.
@@ -71,6 +73,7 @@ class LLM:
         status: called with one short sentence whenever something takes longer ("preparing kernels ...").
 
     Raises:
+        DownloadError: a model named hf:... cannot be fetched.
         ModelFileError: the file is damaged, or something in it is not supported.
         DeviceError: the device asked for cannot be used.
         InvalidRequestError: a setting out of range.
@@ -101,7 +104,7 @@ class LLM:
     ) -> None:
         begin = time.perf_counter()
         self.config = EngineConfig(
-            model=Path(model) if model is not None else BUNDLED_MODEL,
+            model=BUNDLED_MODEL if model is None else resolve_model(model, status),
             device=device,
             context_length=context_length,
             kv_type=kv_type,
@@ -476,8 +479,8 @@ class LLM:
 
 
 def load_tokenizer(path: str | Path, *, pre_tokenizer: str | None = None) -> Tokenizer:
-    """The tokenizer of a GGUF file alone; the file needs no weights."""
-    with open_gguf(path) as file:
+    """The tokenizer of a GGUF file, or of a model named hf:..., alone; the file needs no weights."""
+    with open_gguf(resolve_model(path)) as file:
         return Tokenizer.from_metadata(file.metadata, pre=pre_tokenizer)
 
 
