@@ -12,6 +12,7 @@ from engine.cli.chat import chat
 from engine.cli.generate import generate
 from engine.cli.inspect import inspect
 from engine.cli.perplexity import perplexity
+from engine.cli.serve import serve
 
 app = typer.Typer(
     help="Run GGUF language models: no compiler, no build, on the CPU or with the whole model on the GPU. "
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, inspect, bench, perplexity):
+for command in (generate, chat, serve, inspect, bench, perplexity):
     app.command()(command)
 
 
