@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.api.async_llm import AsyncLLM, AsyncStream
     from engine.api.llm import LLM, load_tokenizer
     from engine.errors import (
         ContextFullError,
@@ -32,6 +33,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
+    "AsyncStream",
     "ContextFullError",
     "DeviceError",
     "DownloadError",
@@ -53,6 +56,8 @@ __all__ = [
 
 _HOME = {
     "LLM": "engine.api.llm",
+    "AsyncLLM": "engine.api.async_llm",
+    "AsyncStream": "engine.api.async_llm",
     "load_tokenizer": "engine.api.llm",
     "GenerationResult": "engine.request",
     "GenerationStats": "engine.request",

@@ -29,6 +29,7 @@ from engine.runner.protocol import Runner
 from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
 from engine.scheduling.loop import EngineLoop, Job
+from engine.scheduling.occupancy import Occupancy
 from engine.scheduling.output import OutputAssembler
 from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
 
@@ -315,11 +316,11 @@ class LLM:
         Raises:
             InvalidRequestError: the model has no chat template, or the template refuses the messages.
         """
-        return list(self._chat_prompt(messages, variables).token_ids)
+        return list(self.chat_prompt(messages, **variables).token_ids)
 
-    def _chat_prompt(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> ChatPrompt:
-        tokenizer, template = self.tokenizer, self.require_chat_template()
-        prompt = chat_prompt(template, tokenizer, messages, variables)
+    def chat_prompt(self, messages: Sequence[Message], **variables: Any) -> ChatPrompt:
+        """render_chat() with the text, and with what is needed to read the answer."""
+        prompt = chat_prompt(self.require_chat_template(), self.tokenizer, messages, variables)
         return replace(prompt, token_ids=tuple(self._checked(prompt.token_ids)))
 
     def chat(
@@ -347,7 +348,7 @@ class LLM:
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
     ) -> list[Stream]:
         """The params.n answers of a chat, each a stream; see sample_streams()."""
-        prompt = self._chat_prompt(messages, variables)
+        prompt = self.chat_prompt(messages, **variables)
         jobs = self._samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
         return [Stream(self._loop, job, prompt.reader()) for job in jobs]
 
@@ -356,6 +357,24 @@ class LLM:
         job = self._job(prompt, _one_sample(params), by_step=True)
         self._loop.submit([job])
         return job.request.request_id
+
+    def add_requests(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, shown_ids: Collection[int] = ()
+    ) -> list[Request]:
+        """Queue the params.n samples of a prompt for step(); returns each with its request_id and seed.
+
+        Args:
+            prompt: text or token ids.
+            params: sampling parameters.
+            shown_ids: control tokens that appear in the text by name, as ChatPrompt.shown_ids says.
+        """
+        jobs = self._samples(prompt, params or SamplingParams(), shown_ids, by_step=True)
+        self._loop.submit(jobs)
+        return [job.request for job in jobs]
+
+    def occupancy(self) -> Occupancy:
+        """What is running and waiting now, and how full the cache is. Never waits for a step."""
+        return self._loop.occupancy()
 
     def step(self) -> list[StreamChunk]:
         """Advance all running sequences by one step; returns the new chunks of requests made by add_request()."""
@@ -417,9 +436,11 @@ class LLM:
             for stream in streams:
                 stream.close()
 
-    def _samples(self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = ()) -> list[Job]:
+    def _samples(
+        self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = (), *, by_step: bool = False
+    ) -> list[Job]:
         """One job for each sample of a prompt: seeds from the first one on, pages shared."""
-        first = self._job(prompt, params, shown_ids=shown_ids)
+        first = self._job(prompt, params, by_step=by_step, shown_ids=shown_ids)
         jobs, request = [first], first.request
         for number in range(1, params.n):
             following = replace(
@@ -428,7 +449,8 @@ class LLM:
                 seed=(request.seed + number) % (MAX_SEED + 1),
                 shares_with=request.request_id,
             )
-            jobs.append(Job(following, OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)))
+            assembler = OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)
+            jobs.append(Job(following, assembler, by_step))
         return jobs
 
     @property

@@ -15,6 +15,7 @@ from engine.cli.list_models import list_models
 from engine.cli.perplexity import perplexity
 from engine.cli.pull import pull
 from engine.cli.rm import rm
+from engine.cli.serve import serve
 
 app = typer.Typer(
     help="Run GGUF language models: no compiler, no build, on the CPU or with the whole model on the GPU. "
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, inspect, bench, perplexity, pull, rm):
+for command in (generate, chat, serve, inspect, bench, perplexity, pull, rm):
     app.command()(command)
 app.command("list")(list_models)
 
