@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config import EngineConfig, cache_size, checkpoint_count, page_count
+from engine.config import EngineConfig, KvType, cache_size, checkpoint_count, page_count
 from engine.cpu.backend import CpuBackend
 from engine.cpu.runner import DEFAULT_SEQUENCES, CpuRunner
 from engine.errors import DeviceError
@@ -45,6 +45,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
             max_sequences=config.max_sequences or GPU_SEQUENCES,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            checkpoints=config.checkpoints if config.prefix_cache else 0,
             deterministic=config.deterministic,
             device_index=config.device_index,
             status=status,
@@ -78,6 +79,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
             max_sequences=config.max_sequences or GPU_SEQUENCES,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            checkpoints=config.checkpoints if config.prefix_cache else 0,
         )
         return "cuda", memory_plan(plan)
     backend = CpuBackend(
@@ -113,7 +115,7 @@ def plan_launches(model: LoadedModel, config: EngineConfig) -> tuple[list[dict[s
 
     check_features(model)
     settings = Settings(
-        cache_half=config.kv_type == "f16",
+        kv_type=KvType.parse(config.kv_type),
         max_sequences=config.max_sequences or GPU_SEQUENCES,
         prefill_rows=config.prefill_chunk or PREFILL_ROWS[0],
         deterministic=config.deterministic,
