@@ -51,6 +51,11 @@ class Fold:
         """The text so far; of a chat, the answer without reasoning and calls."""
         return "".join(self._texts)
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens so far."""
+        return len(self._token_ids)
+
     def result(self) -> GenerationResult:
         """The whole, after the last chunk."""
         assert self.finish_reason is not None, "a stream without an error has a last chunk"

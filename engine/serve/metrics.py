@@ -29,7 +29,7 @@ class Metrics:
     """
 
     def __init__(self, store: ModelStore, style: str) -> None:
-        disable_created_metrics()  # times of creation double the lines and say nothing here
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # times of creation double the lines and say nothing here
         self._registry = registry = CollectorRegistry()
         self._llamacpp = style == "llamacpp"
         self._totals = _Totals()
