@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any
 
-from engine.api.driver import Driver, News
+from engine.api.driver import Driver, News, PromptProgress
 from engine.api.fold import Fold, merged
 from engine.api.llm import LLM, Message
 from engine.api.prompts import Prompt
@@ -29,12 +29,16 @@ class Inbox:
     """What has arrived for one stream. The driver holds it, not the stream, which may be forgotten while it runs."""
 
     def __init__(self) -> None:
-        self.news: deque[News] = deque()
+        self.news: deque[StreamChunk | Exception] = deque()
+        self.progress: deque[PromptProgress] = deque()
         self.arrived = asyncio.Event()
         self.told = False  # the end is there
 
     def receive(self, news: News) -> None:
         """The next news."""
+        if isinstance(news, PromptProgress):
+            self.progress.append(news)
+            return
         self.news.append(news)
         self.told = self.told or isinstance(news, Exception) or news.finish_reason is not None
 
@@ -78,8 +82,10 @@ class AsyncStream:
         """
         if self._ended:
             raise StopAsyncIteration
-        await self.arrived()
         inbox = self._inbox
+        while not inbox.news:
+            inbox.arrived.clear()
+            await inbox.arrived.wait()
         chunks: list[StreamChunk] = []
         while inbox.news:
             news = inbox.news[0]
@@ -94,10 +100,14 @@ class AsyncStream:
         self._ended = chunk.finish_reason is not None
         return chunk
 
-    async def arrived(self) -> None:
-        """Wait until there is something to fetch."""
+    async def prompt_progress(self) -> AsyncIterator[PromptProgress]:
+        """How the prompt is read, step by step, until the first chunk is there; for streams made with watched=True."""
         inbox = self._inbox
-        while not inbox.news:
+        while True:
+            while inbox.progress:
+                yield inbox.progress.popleft()
+            if inbox.news:
+                return
             inbox.arrived.clear()
             await inbox.arrived.wait()
 
@@ -128,6 +138,16 @@ class AsyncStream:
     def text(self) -> str:
         """The text so far; of a chat, the answer without reasoning and calls."""
         return self._fold.text
+
+    @property
+    def reasoning(self) -> str:
+        """Of a chat, what the model has thought so far."""
+        return self._fold.reasoning
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens fetched so far."""
+        return self._fold.n_tokens
 
     @property
     def finish_reason(self) -> str | None:
@@ -192,6 +212,16 @@ class AsyncLLM:
         return self._driver.failure
 
     @property
+    def n_steps(self) -> int:
+        """Steps so far that gave tokens."""
+        return self._driver.n_steps
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that these steps gave."""
+        return self._driver.n_tokens
+
+    @property
     def n_requests(self) -> int:
         """Requests made here that have not ended."""
         return self._driver.n_requests
@@ -200,8 +230,15 @@ class AsyncLLM:
         """See LLM.chat_prompt."""
         return await asyncio.to_thread(lambda: self.llm.chat_prompt(messages, **variables))
 
-    async def streams(self, prompt: Given, params: SamplingParams | None = None) -> list[AsyncStream]:
+    async def streams(
+        self, prompt: Given, params: SamplingParams | None = None, *, watched: bool = False
+    ) -> list[AsyncStream]:
         """The params.n samples of a prompt, each a stream; they run side by side and share the prompt's pages.
+
+        Args:
+            prompt: text, token ids, or what chat_prompt() gives.
+            params: sampling parameters.
+            watched: the first stream's prompt_progress() tells how the prompt is read.
 
         Raises:
             InvalidRequestError, ContextFullError: refused, before anything ran.
@@ -213,7 +250,8 @@ class AsyncLLM:
 
         def add() -> list[AsyncStream]:
             ids = self.llm.prompt_ids(prompt) if not isinstance(prompt, ChatPrompt) else prompt.token_ids
-            requests = self._driver.add(ids, params, chat.shown_ids if chat is not None else (), inboxes, mailbox)
+            shown = chat.shown_ids if chat is not None else ()
+            requests = self._driver.add(ids, params, shown, inboxes, mailbox, watched=watched)
             return [
                 AsyncStream(self._driver, request, inbox, chat.reader() if chat is not None else None)
                 for request, inbox in zip(requests, inboxes, strict=True)

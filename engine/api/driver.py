@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from engine.api.llm import LLM
@@ -23,15 +24,33 @@ from engine.sampling.params import SamplingParams
 
 log = logging.getLogger("engine")
 
-SHORTEST_PAUSE = 0.002
+SHORTEST_PAUSE = 0.005
 LONGEST_PAUSE = 0.05
 """Seconds between two deliveries to a loop."""
-LOOP_SHARE = 0.25
+LOOP_SHARE = 0.1
 """The part of the time that a loop may spend on delivered chunks before deliveries become rarer. The thread of the
 model waits for the interpreter lock while the loop's thread runs."""
 
-News = StreamChunk | Exception
-"""What a request is told: the next chunk, or what ended it."""
+
+@dataclass(frozen=True)
+class PromptProgress:
+    """How much of a prompt has been read.
+
+    Attributes:
+        total: tokens of the prompt.
+        cached: those that the cache held.
+        done: those that are in the cache now; `cached` in the first news.
+        seconds: since the prompt's first step was planned, about.
+    """
+
+    total: int
+    cached: int
+    done: int
+    seconds: float
+
+
+News = StreamChunk | PromptProgress | Exception
+"""What a request is told: the next chunk, or what ended it; before them, on request, how its prompt is read."""
 
 
 class Receiver(Protocol):
@@ -99,6 +118,8 @@ class Driver:
 
     Attributes:
         failure: the error of the last step, where the device failed; None once a step has worked again.
+        n_steps: steps so far that gave tokens.
+        n_tokens: tokens that they gave.
     """
 
     def __init__(self, llm: LLM) -> None:
@@ -108,6 +129,8 @@ class Driver:
         self._changed = threading.Condition(threading.Lock())
         self._closed = False
         self.failure: DeviceError | None = None
+        self.n_steps = self.n_tokens = 0
+        self._watched: dict[int, float] = {}  # requests whose prompts are followed, and when they were first seen
         self._thread = threading.Thread(target=self._run, name="gguf-engine driver", daemon=True)
         self._thread.start()
 
@@ -130,8 +153,18 @@ class Driver:
         shown_ids: Collection[int],
         receivers: Sequence[Receiver],
         mailbox: Mailbox,
+        *,
+        watched: bool = False,
     ) -> list[Request]:
         """Queue params.n requests, one for each receiver.
+
+        Args:
+            token_ids: the prompt.
+            params: sampling parameters.
+            shown_ids: control tokens that appear in the text by name.
+            receivers: get the news.
+            mailbox: of their event loop.
+            watched: tell the first one how its prompt is read.
 
         Raises:
             InvalidRequestError, ContextFullError: refused; nothing was queued.
@@ -143,6 +176,8 @@ class Driver:
             requests = self._llm.add_requests(token_ids, params, shown_ids=shown_ids)
             for request, receiver in zip(requests, receivers, strict=True):
                 self._receivers[request.request_id] = receiver, mailbox
+            if watched:
+                self._watched[requests[0].request_id] = 0.0
             self._changed.notify()
         return requests
 
@@ -172,8 +207,12 @@ class Driver:
             except Exception as error:
                 self._tell_failure(error)
                 continue
+            if self._watched:
+                self._tell_progress()
             if chunks:
                 self.failure = None
+                self.n_steps += 1
+                self.n_tokens += len(chunks)
                 self._hand_out(chunks)
             elif self._llm.active_requests == 0:
                 self._tell_lost()
@@ -190,6 +229,26 @@ class Driver:
                     posts.setdefault(found[1], []).append((found[0], chunk))
         for mailbox, news in posts.items():
             mailbox.post(news)
+
+    def _tell_progress(self) -> None:
+        """How far the watched prompts have been read; called before their first tokens are told."""
+        now, slots = time.perf_counter(), {slot.request_id: slot for slot in self._llm.occupancy().slots}
+        with self._changed:
+            for request_id, since in list(self._watched.items()):
+                slot, found = slots.get(request_id), self._receivers.get(request_id)
+                if found is None:
+                    del self._watched[request_id]
+                elif slot is not None:  # else it waits, or its only token has ended it
+                    total, cached, done = slot.prompt_tokens, slot.cached_tokens, slot.done_tokens
+                    news: list[tuple[Receiver, News]] = []
+                    if not since:
+                        self._watched[request_id] = since = now
+                        news.append((found[0], PromptProgress(total, cached, cached, 0.0)))
+                    if slot.output_tokens or done >= total:
+                        done = total
+                        del self._watched[request_id]
+                    news.append((found[0], PromptProgress(total, cached, done, now - since)))
+                    found[1].post(news)
 
     def _tell_failure(self, error: Exception) -> None:
         """A step raised: it ended the one request that the error names, or none that is known and then all."""

@@ -51,6 +51,16 @@ class Fold:
         """The text so far; of a chat, the answer without reasoning and calls."""
         return "".join(self._texts)
 
+    @property
+    def reasoning(self) -> str:
+        """Of a chat, what the model has thought so far."""
+        return "".join(self._reasoning)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens so far."""
+        return len(self._token_ids)
+
     def result(self) -> GenerationResult:
         """The whole, after the last chunk."""
         assert self.finish_reason is not None, "a stream without an error has a last chunk"
@@ -65,7 +75,7 @@ class Fold:
             stats=self._stats,
             logprobs=list(self._logprobs) if request.params.logprobs is not None else None,
             prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
-            reasoning="".join(self._reasoning),
+            reasoning=self.reasoning,
             tool_calls=tuple(self._tool_calls),
             text_with_calls=self._reader.text_with_calls if self._reader is not None else None,
         )

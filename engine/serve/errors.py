@@ -40,7 +40,7 @@ class ApiError(Exception):
         param: the field of the request that is wrong.
         code: a word for programs.
         headers: further headers of the answer.
-        extra: further keys of the answer beside "error".
+        extra: further keys of the error's object.
     """
 
     def __init__(
@@ -77,7 +77,8 @@ def as_api_error(error: BaseException, names: Mapping[str, str] | None = None) -
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextFullError):
-        return ApiError(400, str(error), code="context_length_exceeded", extra={"n_ctx": error.limit})
+        extra = {"type": "exceed_context_size_error", "n_prompt_tokens": error.length, "n_ctx": error.limit}
+        return ApiError(400, str(error), code="context_length_exceeded", extra=extra)
     if isinstance(error, (InvalidRequestError, TokenizerError)):
         message, param = str(error), None
         begin = re.match(r"(?:a token id of )?(\w+)", message)
@@ -111,8 +112,8 @@ def error_object(error: ApiError, path: str) -> dict[str, Any]:
             "type": error.type,
             "param": error.param,
             "code": error.code if error.code is not None else error.status,
-        },
-        **error.extra,
+            **error.extra,
+        }
     }
 
 

@@ -29,7 +29,7 @@ class Metrics:
     """
 
     def __init__(self, store: ModelStore, style: str) -> None:
-        disable_created_metrics()  # times of creation double the lines and say nothing here
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # times of creation double the lines and say nothing here
         self._registry = registry = CollectorRegistry()
         self._llamacpp = style == "llamacpp"
         self._totals = _Totals()
@@ -73,6 +73,7 @@ class Metrics:
         """A sequence ended so long after its request had arrived."""
         totals = self._totals
         totals.prompt_tokens += stats.prompt_tokens - stats.cached_tokens
+        totals.cached_tokens += stats.cached_tokens
         totals.prompt_seconds += stats.prompt_seconds
         totals.output_tokens += stats.output_tokens
         totals.output_seconds += stats.decode_seconds
@@ -103,6 +104,7 @@ class _Totals:
     """Sums over all models, for the names that have no label."""
 
     prompt_tokens = 0
+    cached_tokens = 0
     prompt_seconds = 0.0
     output_tokens = 0
     output_seconds = 0.0
@@ -152,8 +154,12 @@ class _LlamaCpp(Collector):
     def collect(self) -> Iterator[Metric]:
         totals, now = self._totals, [one for _, one in occupancies(self._store)]
         pages, held = sum(one.pages for one in now), sum(one.held_pages for one in now)
+        llms = [model.llm for model in self._store.models if model.llm is not None]
+        steps, tokens = sum(llm.n_steps for llm in llms), sum(llm.n_tokens for llm in llms)
         counters = (
             ("prompt_tokens", "Prompt tokens computed.", totals.prompt_tokens),
+            ("prompt_tokens_cached", "Prompt tokens found in the cache.", totals.cached_tokens),
+            ("n_decode", "Steps that gave tokens.", steps),
             ("prompt_seconds", "Seconds spent on prompts.", totals.prompt_seconds),
             ("tokens_predicted", "Tokens generated.", totals.output_tokens),
             ("tokens_predicted_seconds", "Seconds spent on generating.", totals.output_seconds),
@@ -165,6 +171,7 @@ class _LlamaCpp(Collector):
                 "Generated tokens per second.",
                 _rate(totals.output_tokens, totals.output_seconds),
             ),
+            ("n_busy_slots_per_decode", "Tokens of a step.", tokens / steps if steps else 0.0),
             ("n_tokens_max", "Most tokens of one sequence.", totals.longest),
             ("kv_cache_usage_ratio", "Part of the cache in use, 0 to 1.", held / pages if pages else 0.0),
             ("requests_processing", "Sequences in the batch.", sum(len(one.slots) for one in now)),

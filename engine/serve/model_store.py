@@ -113,8 +113,8 @@ class ModelStore:
         Raises:
             ApiError: 404.
         """
-        if name is not None and name in self._by_name:
-            return self._by_name[name]
+        if name is not None and (found := self._by_name.get(name) or self._by_name.get(name.removesuffix(":latest"))):
+            return found
         if name in (None, "") or len(self.models) == 1:
             return self.models[0]
         known = ", ".join(model.spec.name for model in self.models)

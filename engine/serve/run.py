@@ -6,10 +6,10 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from engine.api.async_llm import AsyncLLM, AsyncStream, Given
+from engine.api.driver import PromptProgress
 from engine.errors import ContextFullError
 from engine.request import GenerationResult, GenerationStats, StreamChunk
 from engine.sampling.params import SamplingParams
@@ -17,19 +17,6 @@ from engine.serve.errors import ApiError
 from engine.serve.model_store import ServedModel
 from engine.serve.serving import Serving
 from engine.text import ChatPrompt
-
-PROGRESS_SECONDS = 0.05
-"""How often a client that asked for it is told how much of its prompt has been read."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How much of a prompt has been read."""
-
-    total: int
-    cached: int
-    done: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +52,7 @@ class Run:
         self._timer: asyncio.TimerHandle | None = None
         self._expired = False
         self._entered = False
+        self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
         self.streams: list[AsyncStream] = []
 
@@ -93,8 +81,13 @@ class Run:
         except TimeoutError:
             raise self._too_late() from None
 
-    async def start(self, prompts: Sequence[Given], params: SamplingParams) -> None:
+    async def start(self, prompts: Sequence[Given], params: SamplingParams, *, watched: bool = False) -> None:
         """Queue all samples of all prompts, sequence i being sample i % n of prompt i // n.
+
+        Args:
+            prompts: what is continued.
+            params: for all of them.
+            watched: events() can tell how the first prompt is read.
 
         Raises:
             ApiError: 429 where too many requests wait.
@@ -106,7 +99,8 @@ class Run:
             self._timer = asyncio.get_running_loop().call_later(max(left, 0.0), self._expire)
         for prompt in prompts:
             ids = prompt if isinstance(prompt, ChatPrompt) else await self._ids(prompt)
-            self.streams += await self.llm.streams(ids, self._fitting(ids, params))
+            watched = watched and not self.streams
+            self.streams += await self.llm.streams(ids, self._fitting(ids, params), watched=watched)
             if self._expired:
                 raise self._too_late()
 
@@ -121,15 +115,15 @@ class Run:
             pass
         return [stream.folded() for stream in self.streams]
 
-    async def events(self, *, progress: bool = False) -> AsyncIterator[Told | Progress]:
+    async def events(self, *, progress: bool = False) -> AsyncIterator[Told | PromptProgress]:
         """Chunks of all sequences as they come.
 
         Args:
             progress: tell how much of the first prompt has been read, until its first token.
         """
         if progress:
-            async for told in self._progress():
-                yield told
+            async for one in self.streams[0].prompt_progress():
+                yield one
         if len(self.streams) == 1:
             async for chunk in self.streams[0]:
                 self._note(0, chunk)
@@ -151,6 +145,18 @@ class Run:
         finally:
             for pump in pumps:
                 pump.cancel()
+
+    def stats(self, index: int) -> GenerationStats:
+        """Counts and times of a sequence so far, by the clock of the server."""
+        stream, now = self.streams[index], time.perf_counter()
+        first, last = self._first.get(index, now), self._last.get(index, now)
+        return GenerationStats(
+            prompt_tokens=len(stream.request.prompt_ids),
+            output_tokens=stream.n_tokens,
+            queue_seconds=0.0,
+            prompt_seconds=first - self._begun,
+            decode_seconds=last - first,
+        )
 
     def close(self) -> None:
         """End whatever still runs, before the next step, and give the model back."""
@@ -219,6 +225,7 @@ class Run:
             before = self._last.get(index)
             n = len(chunk.token_ids)
             if before is None:
+                self._first[index] = now
                 metrics.first_token(name, now - self._begun)
             elif n:
                 metrics.tokens(name, n, now - before)
@@ -231,25 +238,6 @@ class Run:
                 if self._expired:
                     raise self._too_late()
                 raise ApiError(503, "the server is shutting down", code="shutting_down")
-
-    async def _progress(self) -> AsyncIterator[Progress]:
-        """How far the first prompt has been read, whenever it has come further; at its end once more."""
-        stream = self.streams[0]
-        begun, total = time.perf_counter(), len(stream.request.prompt_ids)
-        waiting = asyncio.ensure_future(stream.arrived())
-        last = Progress(total, 0, -1, 0.0)
-        try:
-            while not waiting.done():
-                for slot in self.llm.llm.occupancy().slots:
-                    if slot.request_id == stream.request.request_id and last.done < slot.done_tokens < total:
-                        last = Progress(total, slot.cached_tokens, slot.done_tokens, time.perf_counter() - begun)
-                        yield last
-                await asyncio.wait([waiting], timeout=PROGRESS_SECONDS)
-            yield replace(last, done=total, seconds=time.perf_counter() - begun)
-        finally:
-            waiting.cancel()
-            with suppress(asyncio.CancelledError):
-                await waiting
 
 
 async def _pump(index: int, stream: AsyncStream, queue: asyncio.Queue[Told | Exception | None]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -19,9 +20,6 @@ from engine.serve.http_protocol import Connection
 from engine.serve.serving import Serving
 
 log = logging.getLogger("engine.serve")
-
-GRACE_CHECK = 0.05
-"""Seconds between two looks whether the running requests have ended."""
 
 
 class Server(uvicorn.Server):
@@ -53,15 +51,22 @@ class Server(uvicorn.Server):
         )
         self._serving = serving
 
+    def begin_end(self) -> None:
+        """Take no new requests and end when the running ones have."""
+        self._serving.draining = True
+        self.should_exit = True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """SIGTERM and Ctrl-C begin the end; a second Ctrl-C does not wait for running requests."""
+        if threading.current_thread() is not threading.main_thread():  # signals are not for us
+            yield
+            return
 
         def end(number: int, frame: FrameType | None) -> None:
             if self._serving.draining and number == signal.SIGINT:
                 self.force_exit = True
-            self._serving.draining = True
-            self.should_exit = True
+            self.begin_end()
 
         before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -71,12 +76,15 @@ class Server(uvicorn.Server):
                 signal.signal(one, handler)
 
 
-async def serve(serving: Serving, sockets: list[socket.socket], ready: Callable[[], None]) -> str | None:
+async def serve(
+    serving: Serving, sockets: list[socket.socket], ready: Callable[[], None], stop: asyncio.Event | None = None
+) -> str | None:
     """Serve until a signal comes.
 
     Args:
         serving: what to serve.
         sockets: bound sockets.
+        stop: does what SIGTERM does, for servers outside the main thread.
         ready: called when the model of a server with one model is open, else when the server answers.
 
     Returns:
@@ -99,13 +107,20 @@ async def serve(serving: Serving, sockets: list[socket.socket], ready: Callable[
                 return
         ready()
 
-    opening = asyncio.ensure_future(open_first())
+    async def watch_stop(event: asyncio.Event) -> None:
+        await event.wait()
+        server.begin_end()
+
+    beside = [asyncio.ensure_future(open_first())]
+    if stop is not None:
+        beside.append(asyncio.ensure_future(watch_stop(stop)))
     try:
         await running
     finally:
-        opening.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await opening
+        for task in beside:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
     return problem
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine import __version__
+from engine.api.driver import PromptProgress
 from engine.api.llm import LLM
 from engine.request import GenerationResult, GenerationStats, TokenSample
 
@@ -59,6 +60,22 @@ def timings(stats: GenerationStats) -> dict[str, Any]:
         "predicted_per_token_ms": output_ms / max(stats.output_tokens - 1, 1),
         "predicted_per_second": stats.decode_tok_s,
     }
+
+
+def progress_entry(told: PromptProgress, *, timed: bool) -> dict[str, Any]:
+    """llama.cpp's words for how much of a prompt has been read."""
+    entry: dict[str, Any] = {
+        "prompt_progress": {
+            "total": told.total,
+            "cache": told.cached,
+            "processed": told.done,
+            "time_ms": int(told.seconds * 1000),
+        }
+    }
+    if timed:
+        computed = told.done - told.cached
+        entry["timings"] = timings(GenerationStats(computed, 0, 0.0, told.seconds, 0.0))
+    return entry
 
 
 def finite(logprob: float) -> float:

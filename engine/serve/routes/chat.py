@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from engine.api.driver import PromptProgress
 from engine.request import GenerationResult, GenerationStats
 from engine.sampling.params import MAX_LOGPROBS
 from engine.serve.answers import DONE, event, respond
@@ -15,10 +16,9 @@ from engine.serve.body import read_body
 from engine.serve.conversations import is_continued, prompt_of, template_names
 from engine.serve.errors import ApiError
 from engine.serve.fields import SamplingFields, StreamOptions, params_of
-from engine.serve.routes.completions import progress_entry
-from engine.serve.run import Progress, Run
+from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.wording import FINGERPRINT, chat_logprobs, finish_reason, new_id, now, timings, usage
+from engine.serve.wording import FINGERPRINT, chat_logprobs, finish_reason, new_id, now, progress_entry, timings, usage
 
 
 class ChatBody(SamplingFields):
@@ -51,7 +51,7 @@ def router(serving: Serving) -> APIRouter:
             llm = run.llm.llm
             params = params_of(body, serving.settings, llm, logprobs=answer.top)
             prompt = await asyncio.to_thread(prompt_of, llm, body.messages, names, continued=continued)
-            await run.start([prompt], params)
+            await run.start([prompt], params, watched=body.stream and body.return_progress)
 
         return await respond(request, serving, run, start, answer.json, answer.events() if body.stream else None)
 
@@ -127,8 +127,8 @@ class _Answer:
         stats: dict[int, GenerationStats] = {}
         calls: dict[int, int] = {}
         async for told in self._run.events(progress=self._body.return_progress):
-            if isinstance(told, Progress):
-                yield event({**head, "choices": [], "prompt_progress": progress_entry(told)})
+            if isinstance(told, PromptProgress):
+                yield event({**head, "choices": [], **progress_entry(told, timed=self._body.timings_per_token)})
                 continue
             index, chunk = told.index, told.chunk
             delta: dict[str, Any] = {}
@@ -149,7 +149,7 @@ class _Answer:
                     one["logprobs"] = {"content": entries, "refusal": None}
                 value: dict[str, Any] = {**head, "choices": [one]}
                 if self._body.timings_per_token:
-                    value["timings"] = {"predicted_n": len(chunk.token_ids)}
+                    value["timings"] = timings(self._run.stats(index))
                 yield event(value)
             if chunk.finish_reason is not None and chunk.stats is not None:
                 stats[index] = chunk.stats

@@ -7,17 +7,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from engine.api.driver import PromptProgress
 from engine.api.llm import LLM
 from engine.request import GenerationResult, TokenSample
 from engine.serve.answers import event, respond
 from engine.serve.body import read_body
 from engine.serve.errors import ApiError
 from engine.serve.fields import SamplingFields, params_of
-from engine.serve.routes.completions import progress_entry, prompts_of
+from engine.serve.routes.completions import prompts_of
 from engine.serve.routes.models import generation_settings
-from engine.serve.run import Progress, Run
+from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.wording import chat_logprobs, timings
+from engine.serve.wording import chat_logprobs, progress_entry, timings
 
 
 class NativeBody(SamplingFields):
@@ -51,7 +52,7 @@ def router(serving: Serving) -> APIRouter:
         async def start() -> None:
             answer.params = params_of(body, serving.settings, run.llm.llm, logprobs=body.n_probs or None)
             answer.prompts = _prompts(body.prompt, run.llm.llm)
-            await run.start(answer.prompts, answer.params)
+            await run.start(answer.prompts, answer.params, watched=body.stream and body.return_progress)
 
         return await respond(request, serving, run, start, answer.json, answer.events() if body.stream else None)
 
@@ -118,8 +119,15 @@ class _Answer:
         """The answer piece by piece."""
         done: dict[int, int] = {}
         async for told in self._run.events(progress=self._body.return_progress):
-            if isinstance(told, Progress):
-                yield event({"content": "", "tokens": [], "stop": False, "prompt_progress": progress_entry(told)})
+            if isinstance(told, PromptProgress):
+                yield event(
+                    {
+                        "content": "",
+                        "tokens": [],
+                        "stop": False,
+                        **progress_entry(told, timed=self._body.timings_per_token),
+                    }
+                )
                 continue
             index, chunk = told.index, told.chunk
             stream = self._run.streams[index]
@@ -135,6 +143,8 @@ class _Answer:
                 }
                 if chunk.logprobs:
                     value["completion_probabilities"] = self._probabilities(chunk.logprobs)
+                if self._body.timings_per_token:
+                    value["timings"] = timings(self._run.stats(index))
                 yield event(value)
             if chunk.finish_reason is not None:
                 last = self._last(index, stream.folded())
@@ -153,7 +163,7 @@ class _Answer:
             "model": self._run.model.spec.name,
             "tokens_predicted": result.stats.output_tokens,
             "tokens_evaluated": result.stats.prompt_tokens,
-            "generation_settings": generation_settings(params, result.seed),
+            "generation_settings": generation_settings(params, result.seed, llm),
             "prompt": prompt if isinstance(prompt, str) else llm.tokenizer.decode(prompt, skip_special=False),
             "has_new_line": "\n" in result.text,
             "truncated": False,

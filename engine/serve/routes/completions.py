@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from engine.api.driver import PromptProgress
 from engine.api.llm import LLM
 from engine.request import GenerationResult, GenerationStats, TokenSample
 from engine.sampling.params import MAX_LOGPROBS, SamplingParams
@@ -15,9 +16,9 @@ from engine.serve.answers import DONE, event, respond
 from engine.serve.body import read_body
 from engine.serve.errors import ApiError
 from engine.serve.fields import SamplingFields, StreamOptions, params_of
-from engine.serve.run import Progress, Run
+from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.wording import FINGERPRINT, finite, new_id, now, timings, token_entry, usage
+from engine.serve.wording import FINGERPRINT, finite, new_id, now, progress_entry, timings, token_entry, usage
 
 Prompts = list[str | list[int]]
 Entries = list[tuple[int, TokenSample | None]]
@@ -97,7 +98,7 @@ class _Answer:
         """Queue the prompts."""
         self._params = params
         self._prompts = prompts
-        await self._run.start(prompts, params)
+        await self._run.start(prompts, params, watched=self._body.stream and self._body.return_progress)
 
     @property
     def _llm(self) -> LLM:
@@ -137,8 +138,8 @@ class _Answer:
         stats: dict[int, GenerationStats] = {}
         offsets: dict[int, int] = {}
         async for told in self._run.events(progress=self._body.return_progress):
-            if isinstance(told, Progress):
-                yield event({**head, "choices": [], "prompt_progress": progress_entry(told)})
+            if isinstance(told, PromptProgress):
+                yield event({**head, "choices": [], **progress_entry(told, timed=self._body.timings_per_token)})
                 continue
             index, chunk = told.index, told.chunk
             first = index not in offsets
@@ -159,6 +160,8 @@ class _Answer:
             if chunk.stats is not None:
                 stats[index] = chunk.stats
                 value["timings"] = timings(chunk.stats)
+            elif self._body.timings_per_token:
+                value["timings"] = timings(self._run.stats(index))
             if choice["text"] or chunk.finish_reason is not None or chunk.logprobs or chunk.token_ids:
                 yield event(value)
         if options is not None and options.include_usage:
@@ -215,8 +218,3 @@ class _Answer:
             str(token_id): {"logprob": finite(value), "decoded_token": token_entry(llm, token_id, value)["token"]}
             for token_id, value in entries.items()
         }
-
-
-def progress_entry(told: Progress) -> dict[str, Any]:
-    """llama.cpp's words for how much of a prompt has been read."""
-    return {"total": told.total, "cache": told.cached, "processed": told.done, "time_ms": int(told.seconds * 1000)}

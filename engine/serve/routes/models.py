@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -43,7 +44,11 @@ def router(serving: Serving) -> APIRouter:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
-        return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            serving.metrics.text(),
+            media_type="text/plain; version=0.0.4; charset=utf-8",
+            headers={"Process-Start-Time-Unix": str(int(serving.started))},
+        )
 
     @routes.get("/props")
     async def props(request: Request) -> Response:
@@ -117,7 +122,7 @@ def props_of(serving: Serving, model: ServedModel) -> dict[str, Any]:
     return {
         "default_generation_settings": {
             "n_ctx": llm.context_length,
-            "params": generation_settings(defaults, defaults.seed),
+            "params": generation_settings(defaults, defaults.seed, llm),
         },
         "total_slots": llm.max_sequences,
         "model_alias": model.spec.name,
@@ -146,9 +151,12 @@ def _special(llm: LLM, role: str) -> str:
     return llm.tokenizer.token_text(llm.tokenizer.special_ids[role])
 
 
-def generation_settings(params: SamplingParams, seed: int | None) -> dict[str, Any]:
-    """Sampling parameters under llama.cpp's names."""
+def generation_settings(params: SamplingParams, seed: int | None, llm: LLM) -> dict[str, Any]:
+    """Sampling parameters under llama.cpp's names; a forbidden token has the bias null."""
     n_predict = -1 if params.max_tokens is None else params.max_tokens
+    biases = {token_id: bias if math.isfinite(bias) else None for token_id, bias in (params.logit_bias or {}).items()}
+    if params.ignore_eos and llm.has_tokenizer:
+        biases.update(dict.fromkeys(sorted(llm.tokenizer.eog_ids)))
     return {
         "n_predict": n_predict,
         "max_tokens": n_predict,
@@ -165,7 +173,7 @@ def generation_settings(params: SamplingParams, seed: int | None) -> dict[str, A
         "stop": list(params.stop),
         "ignore_eos": params.ignore_eos,
         "n_probs": params.logprobs or 0,
-        "logit_bias": [],
+        "logit_bias": [{"token": token_id, "bias": bias} for token_id, bias in biases.items()],
         "adaptive_target": -1.0,
         "adaptive_decay": 0.9,
     }
