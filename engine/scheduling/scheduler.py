@@ -114,6 +114,7 @@ class Scheduler:
 
     Attributes:
         actions: what must happen to the cache before the next step, oldest first; the loop removes each one done.
+        n_preemptions: how often a sequence was preempted.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Scheduler:
         pool = None if checkpoints is None else CheckpointPool(checkpoints)
         self.blocks = PagePool(n_pages, prefix_cache=prefix_cache, checkpoints=pool)
         self.actions: deque[Action] = deque()
+        self.n_preemptions = 0
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
         self._mixed_per_sequence = mixed_per_sequence
@@ -346,6 +348,7 @@ class Scheduler:
     def _preempt(self, running: _Running) -> None:
         """Take slot and pages from a sequence; it resumes later from where it is."""
         sequence = running.sequence
+        self.n_preemptions += 1
         used = sequence.pages[: page_count(sequence.n_cached)]
         self.actions.append(SavePages(sequence.request_id, sequence.slot, tuple(used), self._place(sequence)))
         self._running.remove(running)
