@@ -14,8 +14,8 @@ from engine.errors import InvalidRequestError
 
 PAGE = 64
 """Positions of one page of the cache. Kernels depend on it, and each asserts what it needs: on the CPU a page is 8
-vectors of 8 scores (cpu/kernels/attention.py); on the GPU it is a power of two and a multiple of 32, the positions that
-a tile of the plain kernels takes from one page (cuda/attention/attention_plan.py)."""
+vectors of 8 scores (cpu/kernels/attention_item.py); on the GPU it is a power of two and a multiple of 32, the positions
+that a tile of the plain kernels takes from one page (cuda/attention/attention_plan.py)."""
 CHECKPOINT_SPACING = 512
 """Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
@@ -52,6 +52,11 @@ class KvType(StrEnum):
     F16 = "f16"
     F32 = "f32"
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of a number."""
+        return 2 if self is KvType.F16 else 4
+
     @classmethod
     def parse(cls, value: str) -> KvType:
         """The member of that value.
@@ -79,10 +84,10 @@ class EngineConfig:
             but at most DEFAULT_CONTEXT_LIMIT; a larger value than the trained one is allowed and logged.
         kv_type: number format of the key-value cache: a KvType, which its value "f16" or "f32" becomes.
         threads: CPU threads; None takes the physical cores.
-        max_sequences: sequences that run side by side; further requests wait. None: 8 on the CPU, on a GPU one for every
-            1024 positions of the cache, 64 to 512.
-        cache_tokens: positions of the key-value cache, shared by all sequences; at least one whole context. None: on the
-            CPU eight contexts, on a GPU what nine tenths of the free memory hold.
+        max_sequences: sequences that run side by side; further requests wait. None: 8 on the CPU, on a GPU one for
+            every 1024 positions of the cache, 64 to 512.
+        cache_tokens: positions of the key-value cache, shared by all sequences; at least one whole context. None: on
+            the CPU eight contexts, on a GPU what nine tenths of the free memory hold.
         prefill_chunk: most prompt tokens fed in one step; beside running streams the device may take fewer, so that a
             long prompt does not stop them. None: what suits the device.
         target: on a GPU, "latency" cuts prompts beside running streams into short pieces, so that a stream never waits

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config import EngineConfig, cache_size, checkpoint_count, page_count
+from engine.config import EngineConfig, KvType, cache_size, checkpoint_count, page_count
 from engine.cpu.backend import CpuBackend
 from engine.cpu.runner import CpuRunner
 from engine.errors import DeviceError
@@ -42,6 +42,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
             max_sequences=config.max_sequences,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            checkpoints=config.checkpoints if config.prefix_cache else 0,
             target=config.target,
             deterministic=config.deterministic,
             device_index=config.device_index,
@@ -82,6 +83,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
             max_sequences=config.max_sequences,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            checkpoints=config.checkpoints if config.prefix_cache else 0,
             free=free_memory(config.device_index) if present else REFERENCE_FREE,
         )
         return "cuda", memory_plan(plan)
@@ -117,7 +119,7 @@ def plan_launches(model: LoadedModel, config: EngineConfig) -> tuple[list[dict[s
 
     check_features(model)
     settings = Settings(
-        cache_half=config.kv_type == "f16",
+        kv_type=KvType.parse(config.kv_type),
         max_sequences=config.max_sequences or MOST_SEQUENCES,
         prefill_rows=config.prefill_chunk or PREFILL_ROWS[0],
         deterministic=config.deterministic,

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from engine.config import step_sizes
+from engine.config import KvType, step_sizes
 from engine.cuda.driver.compiler import kernel_files
 from engine.cuda.launch_plan.families import Family, Phase, Split
 from engine.cuda.launch_plan.model import Settings, describe
@@ -31,14 +31,14 @@ from tests.support.fake_runner import (
 )
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
+from tests.support.recurrent_models import tiny_mamba
 
 CARDS = tuple(MULTIPROCESSORS.items())
 LAUNCHED_ELSEWHERE = {
     "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
     "moves.cu": {"scatter", "copy_pages", "gather_rows"},  # what the host sends, pages, rows that draw
     "rows.cu": {"read_all"},  # the memory's speed
-    "conv.cu": {"conv_prompt", "conv_decode"},  # recurrent mixers, which engine.cuda.load.features declines so far
-    "scan.cu": {"scan_prompt", "scan_decode"},
+    "sampling.cu": {"sample_masked"},  # steps in which a row has a constraint
 }
 
 
@@ -58,8 +58,13 @@ def models(folder):
     found["mixed"] = mixed_model(folder)
     found["two-bit"] = typed_model(folder, GGMLType.Q2_K)
     found["bf16"] = typed_model(folder, GGMLType.BF16)
+    found["mamba"] = tiny_mamba(folder / "mamba.gguf")
+    found["mamba-q8"] = tiny_mamba(
+        folder / "mamba-q8.gguf", weight_type=GGMLType.Q8_0, dt_rank=32, n_layers=3, norm_dt_b_c=True
+    )
     found["8b"] = sparse_model(folder / "8b.gguf", "llama-3.1-8b")
     found["30b"] = sparse_model(folder / "30b.gguf", "qwen3-30b-a3b")
+    found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")
     apart = re.compile("attn_v").pattern
     found["8b-plain-v"] = sparse_model(folder / "v.gguf", "llama-3.1-8b", overrides=[(apart, GGMLType.F32)])
     archive = SHARED / "conformance" / "models.tar.xz"
@@ -74,7 +79,7 @@ def plans(path, cards=CARDS, **settings):
     """The plan of a file on every card."""
     with open_gguf(path) as gguf:
         model = load_model(gguf)
-        chosen = Settings(**({"cache_half": True, "max_sequences": 65, "prefill_rows": 512} | settings))
+        chosen = Settings(**({"kv_type": KvType.F16, "max_sequences": 65, "prefill_rows": 512} | settings))
         found = [describe(model, card, chosen) for card in cards]
         del model
     return found
@@ -107,7 +112,7 @@ def entry_of(file, kernel):
 def test_every_launch_has_a_kernel_and_every_kernel_a_user(models):
     users = {(file, name) for file, names in LAUNCHED_ELSEWHERE.items() for name in names}
     for number, path in enumerate(models.values()):
-        for plan in plans(path, cache_half=bool(number % 3)):
+        for plan in plans(path, kv_type=KvType.F16 if number % 3 else KvType.F32):
             tensors = {plan.token_embd.tensor}
             for launch in launches_of(plan):
                 tensors |= set(launch.tensors)
@@ -143,13 +148,20 @@ def check_runner(monkeypatch, path, arch, **options):
 @pytest.mark.parametrize("arch", [90, 86])
 def test_a_runner_launches_what_is_planned(models, monkeypatch, arch):
     for name, path in models.items():
-        # 14336 columns of four and more rows exceed the shared memory of compute capability 8.6: two slots only.
-        slots = 2 if name.startswith("8b") and arch == 86 else 9
         if arch == 90 or not name.endswith(("-dense", "-moe")):
-            check_runner(monkeypatch, path, arch, max_sequences=slots)
+            check_runner(monkeypatch, path, arch)
 
 
-@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit"])
+@pytest.mark.parametrize("arch", [card[0] for card in CARDS if card[0] != 90])
+def test_every_number_of_sequences_has_a_block_on_every_card(models, arch):
+    """Real shapes; a block that does not fit the shared memory is an error when its launch is planned."""
+    for name in ("8b", "30b"):
+        (plan,) = plans(models[name], [card for card in CARDS if card[0] == arch], max_sequences=64)
+        for n in range(1, 65):
+            assert all(launch.kernel for launch in plan.decode(n))
+
+
+@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit", "mamba-2.8b"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_steps_of_many_rows_are_planned(models, monkeypatch, name, deterministic):
     """17 to 64 rows hand operands over, more take the products of prompts or, deterministic, another turn."""
@@ -165,7 +177,7 @@ def test_a_float32_cache_is_planned(models, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 9])
 def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
     """Kernels read whole blocks of 8 or 256 rows; the arrays have room for them, and no batch allocates."""
-    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b"):
+    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b", "mamba", "mamba-q8"):
         with pretended(monkeypatch, models[name], arch, max_sequences=1, prefill_chunk=chunk) as (runner, gpu):
             assert runner.prefill_chunk == chunk
             read_prompt(runner, 1)  # makes the tables of products
@@ -224,6 +236,17 @@ def test_operands_are_left_only_for_products_that_read_them(models):
     assert plain.output_takes_left
 
 
+def test_a_recurrent_layer_leaves_the_operand_of_the_next(models):
+    (plan,) = plans(models["mamba-2.8b"], [(90, 132)])
+    assert [layer.leaves_behind for layer in plan.layers] == [True, True]
+    assert [layer.takes_left for layer in plan.layers] == [False, True]
+    assert not any(layer.leaves_inside for layer in plan.layers)
+    shape = plan.state_shapes[0]
+    assert (plan.attention_shapes, shape.state_bytes) == ((None, None), 4 * 5120 * (3 + 16))
+    bricks = [launch.brick for launch in plan.decode(1)]
+    assert list(dict.fromkeys(bricks)) == ["embed", "ssm_in", "ssm", "ssm_out", "head", "sample"]
+
+
 def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
     (plan,) = plans(models["8b"], [(90, 132)])
     layer = plan.layers[0]
@@ -244,10 +267,11 @@ def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
         assert [launch for launch in found if launch.kernel != "all_reduce"] == whole
 
 
-def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch):
+@pytest.mark.parametrize("name", ["mixed", "mamba-q8"])
+def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch, name):
     """Prompts, decode steps replayed from graphs, scores, logits, a profile, and close(), which leaves nothing."""
     sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}
-    with pretended(monkeypatch, models["mixed"], **sizes, eager=False) as (runner, _):
+    with pretended(monkeypatch, models[name], **sizes, eager=False) as (runner, _):
         assert [sample.token_id for sample in generate(runner, [1, 2, 3], 5, slot=1, release=False)] == [0] * 5
         with pytest.raises(InvalidRequestError, match="idle model"):
             runner.profile(10, 2)
@@ -261,7 +285,7 @@ def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch)
         bricks = [launch.brick for launch in runner._machine.weights.plan.decode(2)]
         assert [time.brick for time in times] == ["launch", *dict.fromkeys(bricks), "step"]
         runner.close()
-        assert vars(runner._machine) == {}
+        assert (vars(runner._machine), runner.states) == ({}, None)
         runner.close()
 
 
@@ -272,7 +296,7 @@ def test_prompts_of_a_shape_are_launched_by_hand_then_captured_then_replayed(mod
 
         def products(n):
             found = launched(gpu, lambda: generate(runner, list(range(n)), 1, slot=1))
-            wanted = planned(gpu, plan.prompt(n, 1))[1:]  # without what the host sends
+            wanted = planned(gpu, plan.prompt(n, 1))[1:-1]  # without what the host sends, and what draws
             return sum(found[i : i + len(wanted)] == wanted for i in range(len(found)))
 
         assert [products(7) for _ in range(5)] == [1, 1, 1, 0, 0]
@@ -296,6 +320,8 @@ def test_a_plan_is_shown_as_a_table(models):
     assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
     families = "matvec, decode_gemm from 3, step_gemm from 65"
     assert found[-1] == ["output", "Q6_K", "1024 x 2048", families, "prefill_gemm"]
+    _, *found = rows("mamba-2.8b")
+    assert ["0-1", "ssm_dt", "Q5_0", "5120 x 160", families, "prefill_gemm"] in found
     _, *same = rows("bf16")
     assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", families, "prefill_gemm"]
     report = json.loads(run("inspect", models["bf16"], "--launches", "--device", "cuda", "--json").stdout)

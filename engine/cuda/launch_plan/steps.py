@@ -159,10 +159,11 @@ class Step:
         for count in matvec_plan.runs(part.types):
             group = part.matrices[first : first + count]
             first += count
-            tiles = sum(tile_count(one.rows, paired=part.paired) for one in group)
-            for batch in matvec_plan.turns(self.n_rows, self.card.arch):
+            tiles, types = sum(tile_count(one.rows, paired=part.paired) for one in group), [one.type for one in group]
+            most = matvec_plan.most_sequences(types, tiles, part.columns, self.card)
+            for batch in matvec_plan.turns(self.n_rows, most):
                 job, _ = matvec_plan.kernel_job(
-                    [one.type for one in group],
+                    types,
                     tiles,
                     part.columns,
                     batch,

@@ -23,7 +23,15 @@ ARCH = 90
 MAX_FORMATS = 2
 """Formats of one kernel: with three, ptxas no longer keeps multiplications in flight in the larger tiles."""
 
-_FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "hopper.cuh", "activation.cuh", "gemm.cu")
+_FILES = (
+    "formats.cuh",
+    "formats_coded.cuh",
+    "half_pairs.cuh",
+    "gemm_unpack.cuh",
+    "hopper.cuh",
+    "activation.cuh",
+    "gemm.cu",
+)
 OPERAND_FILES = ("operand.cu",)
 
 
