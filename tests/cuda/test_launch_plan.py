@@ -4,7 +4,7 @@ import json
 import re
 import tarfile
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 
@@ -13,7 +13,8 @@ from engine.cuda.driver.compiler import kernel_files
 from engine.cuda.launch_plan.families import Family, Phase, Split
 from engine.cuda.launch_plan.model import Settings, describe
 from engine.cuda.launch_plan.steps import Norm
-from engine.errors import InvalidRequestError
+from engine.cuda.load.memory_plan import CACHE_SHARE, LEAST_SEQUENCES, MOST_SEQUENCES, make_plan
+from engine.errors import DeviceError, InvalidRequestError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
@@ -305,6 +306,28 @@ def test_prompts_of_a_shape_are_launched_by_hand_then_captured_then_replayed(mod
         assert runner._machine.weights.plan.dense
         for _ in range(4):
             assert "cublas" in [name for name, _ in launched(gpu, lambda: generate(runner, [1, 2, 3], 1, slot=1))]
+
+
+def test_defaults_use_the_memory_that_is_free(models):
+    """An 8B model of two layers here: positions are 16 times as cheap as those of all 32."""
+    gib = 1 << 30
+    with open_gguf(models["8b"]) as gguf:
+        model = load_model(gguf)
+        made = partial(make_plan, model, context_length=8192, kv_type="f16")
+        large, small, full = (made(free=int(n * gib), max_sequences=None) for n in (139, 6, 2.5))
+        given = made(free=139 * gib, max_sequences=100, cache_tokens=16384)
+        counted = made(free=139 * gib, max_sequences=None, cache_tokens=200_000)
+        with pytest.raises(DeviceError, match="GiB are free"):
+            made(free=gib // 2, max_sequences=None)
+        del model, made
+    assert large.max_sequences == MOST_SEQUENCES >= 256
+    assert large.pages == MOST_SEQUENCES * 128, "a whole context for each, and no more"
+    for plan, free in ((small, 6 * gib), (full, 2.5 * gib)):
+        assert 0.85 * free < plan.total <= CACHE_SHARE * free
+        assert plan.max_sequences in step_sizes(MOST_SEQUENCES)
+        assert plan.max_sequences >= LEAST_SEQUENCES
+    assert (given.pages, given.max_sequences) == (256, 100)
+    assert counted.max_sequences == 192, "one for every 1024 positions"
 
 
 def test_a_plan_is_shown_as_a_table(models):
