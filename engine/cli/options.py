@@ -87,7 +87,8 @@ CacheTokensOption = Annotated[
     int | None,
     typer.Option(
         "--cache-tokens",
-        help="Size of the key-value cache that all sequences share, in tokens; at least one whole context.",
+        help="Size of the key-value cache that all sequences share, in tokens; at least one whole context. Give it for "
+        "each of several models on one GPU: by default the first takes most of the memory.",
         show_default="a context for each sequence; on the CPU at most 8, on a GPU what the memory holds",
         rich_help_panel=BATCH,
     ),
