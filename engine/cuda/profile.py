@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
-from typing import Any
 
 import numpy as np
 
 from engine.config import page_count
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.load.device_weights import DeviceLayer
 from engine.cuda.rows import rows
 from engine.cuda.step.folding import columns_of
@@ -25,7 +25,6 @@ from engine.model.brick_time import BrickTime
 from engine.request import ActiveSequence
 from engine.sampling.params import SamplingParams
 
-Stream = Any  # a CuPy stream
 REPEATS = 20
 _WARM_UP = 2
 _FLUSHES = 4  # times the L2 cache that are written before a replay
@@ -139,13 +138,13 @@ class _Profiler:
         cache.flush(machine.staging)
         machine.flush()
 
-    def _qkv(self, layer: DeviceLayer) -> Any:
+    def _qkv(self, layer: DeviceLayer) -> DeviceArray:
         return columns_of(self._ops.buffers.qkv, self._n, layer.attention.shape.row_width)
 
-    def _attended(self, layer: DeviceLayer) -> Any:
+    def _attended(self, layer: DeviceLayer) -> DeviceArray:
         return columns_of(self._ops.buffers.attention, self._n, layer.attention.plan.widths()["attention"])
 
-    def _hidden(self, layer: DeviceLayer) -> Any:
+    def _hidden(self, layer: DeviceLayer) -> DeviceArray:
         assert layer.ffn is not None
         return columns_of(self._ops.buffers.gate, self._n, layer.ffn.plan.width)
 
@@ -174,7 +173,7 @@ class _Profiler:
         self,
         brick: str,
         layers: Iterable[DeviceLayer],
-        call: Callable[[DeviceLayer], Any],
+        call: Callable[[DeviceLayer], object],
         n_bytes: Callable[[DeviceLayer], int],
     ) -> BrickTime:
         """A brick that every layer has."""
@@ -183,7 +182,7 @@ class _Profiler:
         return self._time(brick, calls, sum(n_bytes(layer) for layer in chosen))
 
     def _time(
-        self, brick: str, calls: Sequence[Callable[[], Any]], n_bytes: int, *, samples: bool = False
+        self, brick: str, calls: Sequence[Callable[[], object]], n_bytes: int, *, samples: bool = False
     ) -> BrickTime:
         """Median time of a replay of all calls. samples: they sample once, which moves positions and results on."""
         import cupy

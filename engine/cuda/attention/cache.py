@@ -9,12 +9,13 @@ not written himself or been given written. Must not know of requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.config import page_count
 from engine.cuda.attention.attention import PAGE, AttentionShape
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.launch import launch
 from engine.cuda.driver.staging import Mapped, Staging, addresses, kernel
 
@@ -40,13 +41,13 @@ class AttentionCache:
             attention has them.
     """
 
-    keys: Any
-    values: Any
+    keys: DeviceArray
+    values: DeviceArray
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
-        self.paged: tuple[Any, ...] = ()
-        self.states: tuple[Any, ...] = ()
+        self.paged: tuple[DeviceArray, ...] = ()
+        self.states: tuple[DeviceArray, ...] = ()
         self.bytes_per_state = 0
 
     @property
@@ -164,7 +165,13 @@ class PagedCache:
         assert len(pages) == saved.n_pages
         self._move(saved.arrays, self._addresses, list(enumerate(pages)), staging)
 
-    def _move(self, sources: Any, targets: Any, pairs: Sequence[tuple[int, int]], staging: Staging) -> None:
+    def _move(
+        self,
+        sources: DeviceArray | npt.NDArray[np.uint64],
+        targets: DeviceArray | npt.NDArray[np.uint64],
+        pairs: Sequence[tuple[int, int]],
+        staging: Staging,
+    ) -> None:
         if not pairs:
             return
         staging.rewind()

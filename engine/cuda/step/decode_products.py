@@ -5,14 +5,14 @@ Must not know of layers or batches.
 
 from __future__ import annotations
 
-from typing import Any
-
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceFfn, DeviceProduct, DeviceProjection
+from engine.cuda.matrix.gemm import Operand
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.rows.parts import DeviceNorm
-from engine.cuda.step.folding import columns_of, folded
+from engine.cuda.step.folding import Hidden, columns_of, folded
 
 
 class DecodeProducts:
@@ -30,21 +30,24 @@ class DecodeProducts:
     def product(
         self,
         projection: DeviceProjection,
-        x: Any,
-        out: Any,
+        x: Hidden,
+        out: DeviceArray,
         *,
         norm: DeviceNorm | None = None,
         add: bool = False,
         ready: bool = False,
         then: DeviceNorm | None = None,
     ) -> None:
-        """See Products.product."""
+        """See Products.product; x are rows, as gated() returns them here."""
+        assert not isinstance(x, Operand)
         for part in projection.parts:
             column = part.plan.column
             target = out[:, column : column + part.group.width]
             self._launch(part, x, target, KernelActivation.NONE, norm, add=add, ready=ready, then=then)
 
-    def gated(self, ffn: DeviceFfn, x: Any, *, norm: DeviceNorm | None = None, ready: bool = False) -> Any:
+    def gated(
+        self, ffn: DeviceFfn, x: DeviceArray, *, norm: DeviceNorm | None = None, ready: bool = False
+    ) -> DeviceArray:
         """See Products.gated."""
         assert ffn.paired is not None
         h = columns_of(self._buffers.gate, self._n, ffn.plan.width)
@@ -54,8 +57,8 @@ class DecodeProducts:
     def _launch(
         self,
         part: DeviceProduct,
-        x: Any,
-        out: Any,
+        x: DeviceArray,
+        out: DeviceArray,
         activation: KernelActivation,
         norm: DeviceNorm | None,
         *,
@@ -64,20 +67,24 @@ class DecodeProducts:
         then: DeviceNorm | None,
     ) -> None:
         weight, eps = folded(norm)
-        more = {
-            "norm": weight,
-            "eps": eps,
-            "bias": part.bias,
-            "activation": activation,
-            "add": add,
-            "alpha": part.alpha,
-        }
         if part.plan.family_for(self._n) is Family.MATVEC:
             assert part.matvec is not None
-            part.matvec(x, out, **more)
+            part.matvec(x, out, norm=weight, eps=eps, bias=part.bias, activation=activation, add=add, alpha=part.alpha)
             return
         assert part.decode_gemm is not None
         buffers = self._buffers
         operand = buffers.stream_operand if ready else buffers.batch_operand
-        emitted = None if then is None else (then.weight, buffers.stream_operand)
-        part.decode_gemm(x, out, operand, ready=ready, emitted=emitted, **more)
+        assert operand is not None
+        part.decode_gemm(
+            x,
+            out,
+            operand,
+            norm=weight,
+            eps=eps,
+            bias=part.bias,
+            activation=activation,
+            add=add,
+            alpha=part.alpha,
+            ready=ready,
+            emitted=None if then is None else (then.weight, buffers.stream_operand),
+        )

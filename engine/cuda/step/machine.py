@@ -5,10 +5,9 @@ Must not know which requests are scheduled, or how far a row may run ahead.
 
 from __future__ import annotations
 
-from typing import Any
-
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.arrays import Stream
 from engine.cuda.driver.graphs import StepGraphs, buckets
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Phase
@@ -43,7 +42,9 @@ class StepMachine:
         buckets: numbers of rows that decode steps may have.
     """
 
-    def __init__(self, weights: DeviceWeights, *, n_pages: int, context_length: int, stream: Any, eager: bool) -> None:
+    def __init__(
+        self, weights: DeviceWeights, *, n_pages: int, context_length: int, stream: Stream, eager: bool
+    ) -> None:
         import cupy
 
         plan = weights.plan

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from engine.cuda.attention.attention import Attention, AttentionShape, prefill_tiles
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
 from engine.cuda.rows.parts import DeviceNorm
-from engine.cuda.step.folding import columns_of
+from engine.cuda.step.folding import Shared, columns_of
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
 from engine.model.batch import Batch
@@ -33,8 +32,8 @@ class PromptOps(CudaOps):
         output_rows: int32 (R,), rows of the batch whose logits are wanted. output_slots: int32 (R,), their slots.
     """
 
-    output_rows: Any
-    output_slots: Any
+    output_rows: DeviceArray
+    output_slots: DeviceArray
 
     def __init__(
         self,
@@ -49,7 +48,7 @@ class PromptOps(CudaOps):
         self._attention = attention
         self._staging = staging
         self._cache: PagedCache
-        self._tiles: dict[int, Any] = {}
+        self._tiles: dict[int, DeviceArray] = {}
 
     def use(self, cache: PagedCache) -> None:
         """Chooses the cache that the following batches extend."""
@@ -76,11 +75,11 @@ class PromptOps(CudaOps):
         self._cache.flush(staging)
         staging.send()
 
-    def embed(self, batch: Batch) -> Any:
+    def embed(self, batch: Batch) -> DeviceArray:
         """See Ops.embed."""
         return self._embed(self._tokens, self._positions)
 
-    def attn_qkv(self, layer: DeviceLayer, x: Any) -> Any:
+    def attn_qkv(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """See LayerBricks.attn_qkv."""
         qkv = self._qkv(layer, x, self._positions)
         mixer = layer.attention
@@ -90,7 +89,7 @@ class PromptOps(CudaOps):
         )
         return qkv
 
-    def attention(self, layer: DeviceLayer, q: Any) -> Any:
+    def attention(self, layer: DeviceLayer, q: DeviceArray) -> DeviceArray:
         """See LayerBricks.attention."""
         mixer = layer.attention
         shape, kernels = mixer.shape, self._attention[mixer.shape]
@@ -107,8 +106,14 @@ class PromptOps(CudaOps):
         return out
 
     def _own_experts(
-        self, moe: DeviceMoe, family: Family, x: Any, norm: DeviceNorm | None, scores: Any, out: Any
-    ) -> tuple[Any, Any] | None:
+        self,
+        moe: DeviceMoe,
+        family: Family,
+        x: DeviceArray,
+        norm: DeviceNorm | None,
+        scores: DeviceArray,
+        out: DeviceArray,
+    ) -> Shared | None:
         assert family is Family.EXPERTS_GROUPED
         shared = self._shared_hidden(moe, x, norm)
         self._grouped(moe, x, scores, self.buffers.expert_room, out, norm)
