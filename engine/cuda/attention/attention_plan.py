@@ -271,7 +271,7 @@ def jobs_of_plans(shape: AttentionShape, decode: DecodePlan, prefill: PrefillPla
 
 def _decode_files(shape: AttentionShape) -> tuple[str, ...]:
     variant = "half" if shape.tensor_cores else "plain"
-    return ("attention_common.cuh", "attention_decode.cuh", f"attention_decode_{variant}.cu")
+    return ("attention_common.cuh", "attention_ranges.cuh", "attention_decode.cuh", f"attention_decode_{variant}.cu")
 
 
 def _prefill_files(plan: PrefillPlan) -> tuple[str, ...]:
