@@ -11,11 +11,6 @@ from collections.abc import Callable
 from engine.cuda.driver.arrays import Graph, Stream
 
 
-def buckets(slots: int) -> tuple[int, ...]:
-    """Numbers of rows that decode steps may have: powers of two, and all slots."""
-    return tuple(sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)}))
-
-
 class StepGraphs:
     """Launches decode steps.
 

@@ -8,11 +8,13 @@ from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
+from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.decode_products import DecodeProducts
 from engine.cuda.step.folding import Shared, columns_of, folded
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
+from engine.cuda.step.recurrent import DecodeScans
 
 
 class DecodeOps(CudaOps):
@@ -21,12 +23,12 @@ class DecodeOps(CudaOps):
     Args:
         weights: the model.
         buffers: activations.
-        cache: keys and values.
+        cache: keys and values. states: recurrent states, or None.
         attention: the kernels of each shape.
         tokens: int32 (slots,), the token each slot is fed.
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
-        prompts: products of the experts of very many rows.
+        prompts: products of very many rows: those of gemm.cu, and of experts.
         expert_room: scratch memory of experts.
     """
 
@@ -35,6 +37,7 @@ class DecodeOps(CudaOps):
         weights: DeviceWeights,
         buffers: Activations,
         cache: PagedCache,
+        states: StateCache | None,
         attention: dict[AttentionShape, Attention],
         tokens: DeviceArray,
         positions: DeviceArray,
@@ -43,7 +46,9 @@ class DecodeOps(CudaOps):
         prompts: PromptProducts,
         expert_room: DeviceArray | None,
     ) -> None:
-        super().__init__(weights, buffers, DecodeProducts(buffers, n), weights.plan.step(Phase.DECODE, n))
+        super().__init__(
+            weights, buffers, DecodeProducts(buffers, n, prompts.gemms), weights.plan.step(Phase.DECODE, n)
+        )
         self._prompts = prompts
         self._expert_room = expert_room
         self._cache = cache
@@ -51,6 +56,7 @@ class DecodeOps(CudaOps):
         self._tokens = tokens[:n]
         self._positions = positions[:n]
         self._table = cache.block_table[:n]
+        self._scans = None if states is None else DecodeScans(states, self._positions)
 
     def begin(self, batch: None) -> None:
         """See Ops.begin; everything is on the device already."""
@@ -68,7 +74,7 @@ class DecodeOps(CudaOps):
         mixer = layer.attention
         shape = mixer.shape
         out = columns_of(self.buffers.attention, self.n_rows, shape.heads * shape.value_dim)
-        keys, values = self._cache.keys[layer.index], self._cache.values[layer.index]
+        keys, values = self._cache.arrays(layer.index)
         self._attention[shape].decode(mixer.constants, q, keys, values, self._table, self._positions, out)
         return out
 

@@ -22,3 +22,9 @@ def folded(norm: DeviceNorm | None) -> tuple[DeviceArray | None, float]:
 def columns_of(buffer: DeviceArray, n: int, width: int) -> DeviceArray:
     """The first n * width floats of a buffer as (n, width), contiguous whatever the buffer's own width."""
     return buffer.reshape(-1)[: n * width].reshape(n, width)
+
+
+def rows_of(x: Hidden) -> DeviceArray:
+    """x, which is no operand yet: products of one projection read the same form of their input."""
+    assert not isinstance(x, Operand)
+    return x

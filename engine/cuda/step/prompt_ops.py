@@ -11,10 +11,13 @@ from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
+from engine.cuda.recurrent.mamba_plan import conv_tiles
+from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.folding import Shared, columns_of
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
+from engine.cuda.step.recurrent import PromptScans, state_spans
 from engine.model.batch import Batch
 
 
@@ -48,11 +51,12 @@ class PromptOps(CudaOps):
         self._attention = attention
         self._staging = staging
         self._cache: PagedCache
+        self._states: StateCache | None
         self._tiles: dict[int, DeviceArray] = {}
 
-    def use(self, cache: PagedCache) -> None:
-        """Chooses the cache that the following batches extend."""
-        self._cache = cache
+    def use(self, cache: PagedCache, states: StateCache | None) -> None:
+        """Chooses the caches that the following batches extend; states: None where the model has none."""
+        self._cache, self._states = cache, states
 
     def begin(self, batch: Batch) -> None:
         """See Ops.begin: everything that the batch needs from the host goes in one upload."""
@@ -72,6 +76,10 @@ class PromptOps(CudaOps):
         self.output_slots = staging.place(slots[batch.output_rows])
         heights = {kernels.tile_rows for kernels in self._attention.values()}
         self._tiles = {rows: staging.place(prefill_tiles(spans, rows)) for rows in heights}
+        self._scans = None
+        if self._states is not None:
+            table = state_spans(batch.spans, self._states.rows)
+            self._scans = PromptScans(self._states, staging.place(table), staging.place(conv_tiles(table)))
         self._cache.flush(staging)
         staging.send()
 
@@ -83,7 +91,7 @@ class PromptOps(CudaOps):
         """See LayerBricks.attn_qkv."""
         qkv = self._qkv(layer, x, self._positions)
         mixer = layer.attention
-        keys, values = self._cache.keys[layer.index], self._cache.values[layer.index]
+        keys, values = self._cache.arrays(layer.index)
         self._attention[mixer.shape].rope_append(
             mixer.constants, qkv, keys, values, self._cache.block_table, self._slots, self._positions
         )
@@ -97,8 +105,7 @@ class PromptOps(CudaOps):
         kernels.prefill(
             mixer.constants,
             q,
-            self._cache.keys[layer.index],
-            self._cache.values[layer.index],
+            *self._cache.arrays(layer.index),
             self._cache.block_table,
             self._tiles[kernels.tile_rows],
             out,
