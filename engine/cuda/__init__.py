@@ -36,3 +36,11 @@ def free_memory(device_index: int = 0) -> int:
 
     with cupy.cuda.Device(device_index):
         return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
+def total_memory(device_index: int = 0) -> int:
+    """Bytes of memory that a GPU has; needs one that availability() allows."""
+    import cupy
+
+    with cupy.cuda.Device(device_index):
+        return int(cupy.cuda.runtime.memGetInfo()[1])
