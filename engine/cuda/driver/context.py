@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
+from engine.cuda.driver.arrays import Stream
 from engine.cuda.driver.failure import device_errors
 from engine.errors import DeviceError
 
@@ -36,7 +36,7 @@ class GpuContext:
             self.arch = int(self.device.compute_capability)
             self.multiprocessors = int(properties["multiProcessorCount"])
             self.pool = cupy.cuda.MemoryPool()
-            self.stream: Any = cupy.cuda.Stream(non_blocking=True)
+            self.stream: Stream = cupy.cuda.Stream(non_blocking=True)
         self.broken: str | None = None
 
     def free_bytes(self) -> int:

@@ -7,7 +7,8 @@ model does not pay for sizes that are never used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+
+from engine.cuda.driver.arrays import Graph, Stream
 
 
 class StepGraphs:
@@ -19,12 +20,12 @@ class StepGraphs:
         eager: never capture.
     """
 
-    def __init__(self, run: Callable[[int], None], stream: Any, *, eager: bool) -> None:
+    def __init__(self, run: Callable[[int], None], stream: Stream, *, eager: bool) -> None:
         self._run = run
         self._stream = stream
         self._eager = eager
         self._loaded: set[int] = set()
-        self._graphs: dict[int, Any] = {}
+        self._graphs: dict[int, Graph] = {}
 
     def launch(self, n: int) -> None:
         """One step over rows 0..n-1."""
@@ -36,7 +37,7 @@ class StepGraphs:
             self._graphs[n] = self._capture(n)
         self._graphs[n].launch(self._stream)
 
-    def _capture(self, n: int) -> Any:
+    def _capture(self, n: int) -> Graph:
         self._stream.begin_capture()
         try:
             self._run(n)

@@ -6,10 +6,11 @@ All copies are launches of one stream, in order with the steps. Must not know wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.launch import launch
 from engine.cuda.driver.staging import Mapped, Staging, addresses, kernel
 
@@ -47,7 +48,7 @@ class RowStore:
         arrays: C-contiguous; the size of a row is a multiple of 4 bytes. None at all is allowed: then nothing is done.
     """
 
-    def __init__(self, arrays: Sequence[Any]) -> None:
+    def __init__(self, arrays: Sequence[DeviceArray]) -> None:
         import cupy
 
         self.row_bytes = [int(array.nbytes) // len(array) for array in arrays]
@@ -69,7 +70,13 @@ class RowStore:
         assert len(rows) == saved.n_rows
         self._move(saved.arrays, self._addresses, list(enumerate(rows)), staging)
 
-    def _move(self, sources: Any, targets: Any, pairs: Sequence[tuple[int, int]], staging: Staging) -> None:
+    def _move(
+        self,
+        sources: DeviceArray | npt.NDArray[np.uint64],
+        targets: DeviceArray | npt.NDArray[np.uint64],
+        pairs: Sequence[tuple[int, int]],
+        staging: Staging,
+    ) -> None:
         if not pairs or not self.row_bytes:
             return
         staging.rewind()

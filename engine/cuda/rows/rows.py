@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from engine.cuda.driver.arrays import DeviceArray, Stream
+from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
 from engine.cuda.rows.activation import KernelActivation
@@ -18,7 +16,7 @@ def _kernel(name: str) -> Kernel:
     return build(FILES).get(name)
 
 
-def _flat(name: str, count: int, args: tuple[Any, ...]) -> None:
+def _flat(name: str, count: int, args: tuple[Argument, ...]) -> None:
     launch(_kernel(name), max(1, min(1024, -(-count // 256))), 256, args)
 
 
