@@ -128,8 +128,6 @@ def _module(gpu):
     for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "uint32", "uint64", "dtype"):
         setattr(cupy, name, getattr(np, name))
     cupy.empty = cupy.zeros = gpu.empty
-    cupy.full = lambda shape, value, dtype=np.float32: gpu.filled(np.full(shape, value, dtype))
-    cupy.arange = lambda *args, dtype=None: gpu.filled(np.arange(*args, dtype=dtype))
     cupy.asarray = gpu.filled
     cupy.ndarray = lambda shape, dtype, memory: gpu.keep(memory.array.view(dtype)[: int(np.prod(shape))].reshape(shape))
     cupy.cuda = types.SimpleNamespace()
@@ -215,6 +213,9 @@ def _module(gpu):
         getDeviceProperties=lambda index: {"name": b"fake", "multiProcessorCount": gpu.multiprocessors},
         memGetInfo=lambda: (gpu.memory, gpu.memory),
         memsetAsync=lambda *args: None,
+        memcpyAsync=lambda *args: None,
+        memcpy2DAsync=lambda *args: None,
+        memcpyDeviceToDevice=3,
     )
     return cupy
 

@@ -108,8 +108,8 @@ class PagedCache:
         self.keys, self.values = [layer.keys for layer in self.layers], [layer.values for layer in self.layers]
         self.n_pages = n_pages
         width = page_count(context_length)
-        self.block_table = cupy.full((n_slots, width), -1, cupy.int32)
         self._table = np.full((n_slots, width), -1, np.int32)  # what block_table holds, or will after the next flush
+        self.block_table = cupy.asarray(self._table)
         self._pages: list[list[int]] = [[] for _ in range(n_slots)]
         self._dirty: dict[int, tuple[int, int]] = {}
         arrays = [array for layer in self.layers for array in layer.paged]

@@ -78,7 +78,7 @@ class Results:
         import cupy
 
         return cls(
-            cupy.full((ring, n_rows), -1, np.int32),
+            cupy.asarray(np.full((ring, n_rows), -1, np.int32)),
             cupy.zeros((ring, n_rows), np.float32),
             cupy.zeros((ring, n_rows, MAX_LOGPROBS), np.int32),
             cupy.zeros((ring, n_rows, MAX_LOGPROBS), np.float32),

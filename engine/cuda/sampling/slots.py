@@ -50,7 +50,7 @@ class DeviceSlots:
         )
         self._sampler = DeviceSampler(vocab_size, context_length, n_slots, results=results)
         self.tokens = cupy.zeros(n_slots, cupy.int32)
-        self.positions = cupy.full(n_slots, -1, cupy.int32)
+        self.positions = cupy.asarray(np.full(n_slots, -1, np.int32))
         self._vocab_size = vocab_size
         self._places = places
         self._launched = 0
