@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 
+from engine.cuda.driver.failure import describe, is_cuda_error
+
 
 def availability(device_index: int = 0) -> str | None:
     """None where the GPU can be used, else one sentence saying what is missing and what to install."""
@@ -17,10 +19,17 @@ def availability(device_index: int = 0) -> str | None:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
+        if "InitializationError" in str(error):  # as in the child of a fork
+            return describe(error)
         return f"no usable NVIDIA driver or GPU ({error}): install the NVIDIA driver for CUDA 13 (580 or newer)"
     if device_index >= count:
         return f"there is no GPU {device_index}: {count} found (cuda:0 to cuda:{count - 1})"
-    capability = int(cupy.cuda.Device(device_index).compute_capability)
+    try:
+        capability = int(cupy.cuda.Device(device_index).compute_capability)
+    except Exception as error:  # the first call that needs memory of the GPU
+        if not is_cuda_error(error):
+            raise
+        return f"GPU {device_index} gives no access ({describe(error)})"
     if capability < 75:
         return f"GPU {device_index} has compute capability {capability // 10}.{capability % 10}; 7.5 or newer is needed"
     try:

@@ -61,6 +61,7 @@ class FakeGpu:
     multiprocessors: int = 132
     memory: int = 1 << 37
     launches: list = field(default_factory=list)
+    faults: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self._starts, self._sizes, self._owners, self._numbers = [], {}, {}, {}
@@ -86,6 +87,7 @@ class FakeGpu:
 
     def empty(self, shape, dtype=np.float32):
         """A new allocation, aligned as CuPy's."""
+        self.call("malloc")
         dtype = np.dtype(dtype)
         n_bytes = int(np.prod(shape)) * dtype.itemsize
         raw = np.zeros(n_bytes + ALIGNMENT, np.uint8)
@@ -116,10 +118,37 @@ class FakeGpu:
         assert inside, "a pointer outside every allocation"
         return ("array", self._numbers.setdefault(start, len(self._numbers)), pointer - start)
 
+    def call(self, name):
+        """A call into CUDA, which fails where failing() says so."""
+        if name in self.faults:
+            raise self.faults[name]
+
     def plain(self, arg):
         if isinstance(arg, Array):
             return self.named(arg.data.ptr)
         return arg.item() if isinstance(arg, np.generic) else arg
+
+
+@contextlib.contextmanager
+def failing(gpu, name, status):
+    """Calls of that name (see FakeGpu.call) fail meanwhile with a status of CUDA's."""
+    gpu.faults[name] = CUDARuntimeError(status)
+    try:
+        yield
+    finally:
+        del gpu.faults[name]
+
+
+class CUDARuntimeError(RuntimeError):
+    """CuPy's error of the CUDA runtime; its text is the status."""
+
+
+class OutOfMemoryError(MemoryError):
+    """CuPy's error of its memory pool."""
+
+
+CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
+OutOfMemoryError.__module__ = "cupy.cuda.memory"
 
 
 def _module(gpu):
@@ -139,6 +168,7 @@ def _module(gpu):
             self.attributes = {"MultiProcessorCount": gpu.multiprocessors, "L2CacheSize": 1 << 20}
 
         def __enter__(self):
+            gpu.call("device")
             return self
 
         def __exit__(self, *_):
@@ -157,13 +187,21 @@ def _module(gpu):
             return None
 
         def synchronize(self):
-            pass
+            gpu.call("synchronize")
+
+        capturing = False
 
         def begin_capture(self):
-            pass
+            self.capturing = True
+
+        def is_capturing(self):
+            return self.capturing
 
         def end_capture(self):
-            return types.SimpleNamespace(launch=lambda stream: None)
+            assert self.capturing
+            self.capturing = False
+            gpu.call("instantiate")
+            return types.SimpleNamespace(launch=lambda stream: gpu.call("replay"))
 
     class Event:
         def __init__(self, **_):
@@ -173,13 +211,15 @@ def _module(gpu):
             pass
 
         def synchronize(self):
-            pass
+            gpu.call("synchronize")
 
     class MemoryPool:
         malloc = None
+        freed = False
 
         def free_all_blocks(self):
-            pass
+            gpu.call("free")
+            self.freed = True
 
         def total_bytes(self):
             return 0
@@ -190,10 +230,8 @@ def _module(gpu):
             return self.__array_interface__["data"][0]
 
     def pinned(n_bytes):
+        gpu.call("pinned")
         return np.zeros(n_bytes, np.uint8).view(Pinned)
-
-    class Failure(Exception):
-        pass
 
     cuda = cupy.cuda
     cuda.Device, cuda.Stream, cuda.Event, cuda.MemoryPool = Device, Stream, Event, MemoryPool
@@ -203,11 +241,11 @@ def _module(gpu):
     cuda.alloc_pinned_memory = pinned
     cuda.UnownedMemory = lambda pointer, n_bytes, owner: owner
     cuda.MemoryPointer = lambda memory, offset: types.SimpleNamespace(array=np.asarray(memory)[offset:])
-    cuda.memory = types.SimpleNamespace(OutOfMemoryError=type("OutOfMemoryError", (MemoryError,), {}))
-    cuda.driver = types.SimpleNamespace(CUDADriverError=Failure)
+    cuda.memory = types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
+    cuda.driver = types.SimpleNamespace(CUDADriverError=CUDARuntimeError)
     cuda.device = types.SimpleNamespace(get_cublas_handle=lambda: 0)
     cuda.runtime = types.SimpleNamespace(
-        CUDARuntimeError=Failure,
+        CUDARuntimeError=CUDARuntimeError,
         getDevice=lambda: 0,
         getDeviceCount=lambda: 1,
         getDeviceProperties=lambda index: {"name": b"fake", "multiProcessorCount": gpu.multiprocessors},
@@ -262,6 +300,7 @@ def install(monkeypatch, gpu):
         return real_pack(args)
 
     def enqueue(config, ptr, address, extra):
+        gpu.call("launch")
         kernel = kernels[ptr]
         grid = (config.gridDimX, config.gridDimY, config.gridDimZ)
         block = (config.blockDimX, config.blockDimY, config.blockDimZ)

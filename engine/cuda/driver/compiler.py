@@ -190,7 +190,9 @@ class Module:
             try:
                 function = self._module.get_function(name)
             except Exception as error:
-                raise DeviceError(f"no CUDA kernel {name!r} in {', '.join(self._names)}: {error}") from error
+                if "NOT_FOUND" not in str(error):  # loading may be put off until here
+                    raise
+                raise DeviceError(f"no CUDA kernel {name!r} in {', '.join(self._names)}: {error}") from None
             self._kernels[name] = Kernel(name, function, self._module)
         return self._kernels[name]
 
