@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.config import page_count
 from engine.cuda.attention.attention import PAGE, AttentionShape
+from engine.cuda.driver.failure import is_out_of_memory
 from engine.cuda.driver.launch import launch
 from engine.cuda.driver.staging import Mapped, Staging, addresses, kernel
 
@@ -69,20 +70,35 @@ class AttentionCache:
 
 
 class SavedPages:
-    """Pages in pinned host memory.
+    """Pages in host memory: pinned, which kernels reach, or pageable where the system has no more of that.
 
     Attributes:
         n_pages: how many.
         n_bytes: host memory taken.
+        arrays: uint64, address of the pages of each array.
+        pinned: whether that is an address that kernels reach.
+
+    Raises:
+        DeviceError: there is no host memory of either kind.
     """
 
     def __init__(self, page_bytes: Sequence[int], n_pages: int) -> None:
         self.n_pages = n_pages
         self.n_bytes = n_pages * sum(page_bytes)
         # Not cleared: what an earlier owner of this memory has launched may still be reading or writing it.
-        self._memory = Mapped((max(self.n_bytes, 4) // 4,), np.uint32, clear=False)
+        self._memory: Mapped | np.ndarray
+        words = max(self.n_bytes, 4) // 4
+        try:
+            self._memory = Mapped((words,), np.uint32, clear=False)
+            first = int(self._memory.device.data.ptr)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._memory = np.empty(words, np.uint32)
+            first = int(self._memory.ctypes.data)
+        self.pinned = isinstance(self._memory, Mapped)
         starts = np.concatenate([[0], np.cumsum(np.asarray(page_bytes[:-1], np.int64) * n_pages)])
-        self.arrays = int(self._memory.device.data.ptr) + starts.astype(np.uint64)
+        self.arrays = first + starts.astype(np.uint64)
 
 
 class PagedCache:
@@ -114,7 +130,8 @@ class PagedCache:
         self._dirty: dict[int, tuple[int, int]] = {}
         arrays = [array for layer in self.layers for array in layer.paged]
         self._page_bytes = [array.nbytes // n_pages for array in arrays]
-        self._addresses = cupy.asarray(addresses(arrays))
+        self._bases = addresses(arrays)
+        self._addresses = cupy.asarray(self._bases)
         self._sizes = cupy.asarray(np.asarray(self._page_bytes, np.int64))
 
     def set_pages(self, slot: int, pages: list[int]) -> None:
@@ -156,13 +173,30 @@ class PagedCache:
     def save_pages(self, pages: Sequence[int], staging: Staging) -> SavedPages:
         """Pages as host memory, in stream order: they may be overwritten by whatever is launched next."""
         saved = SavedPages(self._page_bytes, len(pages))
-        self._move(self._addresses, saved.arrays, [(page, i) for i, page in enumerate(pages)], staging)
+        pairs = [(page, i) for i, page in enumerate(pages)]
+        if saved.pinned:
+            self._move(self._addresses, saved.arrays, pairs, staging)
+        else:
+            self._move_each(self._bases, saved.arrays, pairs, "memcpyDeviceToHost")
         return saved
 
     def load_pages(self, saved: SavedPages, pages: Sequence[int], staging: Staging) -> None:
         """The opposite, into any pages; as many as were saved."""
         assert len(pages) == saved.n_pages
-        self._move(saved.arrays, self._addresses, list(enumerate(pages)), staging)
+        if saved.pinned:
+            self._move(saved.arrays, self._addresses, list(enumerate(pages)), staging)
+        else:
+            self._move_each(saved.arrays, self._bases, list(enumerate(pages)), "memcpyHostToDevice")
+
+    def _move_each(self, sources: Any, targets: Any, pairs: Sequence[tuple[int, int]], kind: str) -> None:
+        """As _move(), by a copy of the driver for each page of each array: from and to pageable memory it waits."""
+        import cupy
+
+        runtime, stream = cupy.cuda.runtime, cupy.cuda.get_current_stream().ptr
+        for first, second, size in zip(sources.tolist(), targets.tolist(), self._page_bytes, strict=True):
+            for source, target in pairs:
+                at, to = first + source * size, second + target * size
+                runtime.memcpyAsync(to, at, size, getattr(runtime, kind), stream)
 
     def _move(self, sources: Any, targets: Any, pairs: Sequence[tuple[int, int]], staging: Staging) -> None:
         if not pairs:
