@@ -25,20 +25,27 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from engine.request import GenerationResult, GenerationStats, StreamChunk, TokenSample, ToolCall
+    from engine.sampling.constraint import Choice, Gbnf, JsonObject, JsonSchema, Lark, Regex
     from engine.sampling.params import SamplingParams
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "Choice",
     "ContextFullError",
     "DeviceError",
     "EngineError",
     "GGUFError",
+    "Gbnf",
     "GenerationResult",
     "GenerationStats",
     "InvalidRequestError",
+    "JsonObject",
+    "JsonSchema",
+    "Lark",
     "ModelFileError",
+    "Regex",
     "SamplingParams",
     "StreamChunk",
     "TokenSample",
@@ -57,6 +64,12 @@ _HOME = {
     "StreamChunk": "engine.request",
     "TokenSample": "engine.request",
     "ToolCall": "engine.request",
+    "Choice": "engine.sampling.constraint",
+    "Gbnf": "engine.sampling.constraint",
+    "JsonObject": "engine.sampling.constraint",
+    "JsonSchema": "engine.sampling.constraint",
+    "Lark": "engine.sampling.constraint",
+    "Regex": "engine.sampling.constraint",
     "SamplingParams": "engine.sampling.params",
 }
 

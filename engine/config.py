@@ -14,8 +14,8 @@ from engine.errors import InvalidRequestError
 
 PAGE = 64
 """Positions of one page of the cache. Kernels depend on it, and each asserts what it needs: on the CPU a page is 8
-vectors of 8 scores (cpu/kernels/attention.py); on the GPU it is a power of two and a multiple of 32, the positions that
-a tile of the plain kernels takes from one page (cuda/attention/attention_plan.py)."""
+vectors of 8 scores (cpu/kernels/attention_item.py); on the GPU it is a power of two and a multiple of 32, the positions
+that a tile of the plain kernels takes from one page (cuda/attention/attention_plan.py)."""
 CHECKPOINT_SPACING = 512
 """Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""

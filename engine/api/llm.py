@@ -25,6 +25,7 @@ from engine.model.memory import MemoryPlan
 from engine.request import GenerationResult, Request, StreamChunk, TokenSample
 from engine.runner.devices import open_runner
 from engine.runner.protocol import Runner
+from engine.sampling.constraint import TokenMask
 from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
 from engine.scheduling.loop import EngineLoop, Job
@@ -33,6 +34,8 @@ from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from engine.constraints import ConstraintCompiler
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "tales-Q4_K_M.gguf"
 """A small story-telling model that comes with the package, so that everything can be tried without a download."""
@@ -132,6 +135,7 @@ class LLM:
             raise
         self._loop = EngineLoop(self._runner, prefix_cache=prefix_cache, checkpoint_spacing=checkpoint_spacing)
         self._ids = itertools.count(1)
+        self._constraints: ConstraintCompiler | None = None
         self.load_seconds = time.perf_counter() - begin
 
     def _open_tokenizer(self, metadata: Mapping[str, Any], pre: str | None) -> Tokenizer | None:
@@ -338,7 +342,7 @@ class LLM:
         asks for are in `tool_calls`. `as_message()` is the message to put into the conversation for the next turn.
 
         Args:
-            messages: see engine.text.messages.checked_messages.
+            messages: see engine.text.templates.messages.checked_messages.
             params: sampling parameters.
             variables: further names for the template, as enable_thinking=False; `tools` are JSON schemas.
         """
@@ -434,6 +438,7 @@ class LLM:
                 request_id=next(self._ids),
                 seed=(request.seed + number) % (MAX_SEED + 1),
                 shares_with=request.request_id,
+                mask=self._mask(params),
             )
             jobs.append(Job(following, OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)))
         return jobs
@@ -460,8 +465,24 @@ class LLM:
             _ = self.tokenizer  # stop strings need text
         seed = params.seed if params.seed is not None else fresh_seed()
         score_from = 1 if params.prompt_logprobs is not None else None
-        request = Request(next(self._ids), ids, params, seed, wanted, score_from)
+        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=self._mask(params))
         return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids, shown_ids), by_step)
+
+    def _mask(self, params: SamplingParams) -> TokenMask | None:
+        """The mask of a request with a constraint.
+
+        Raises:
+            InvalidRequestError: the constraint cannot be used.
+        """
+        if params.constraint is None:
+            return None
+        if not self._runner.takes_masks:
+            raise InvalidRequestError("constraints are not available on this device yet; open the model on the cpu")
+        if self._constraints is None:
+            from engine.constraints import ConstraintCompiler  # a library that only these requests need
+
+            self._constraints = ConstraintCompiler(self.tokenizer, self._runner.config.vocab_size, self._eog_ids)
+        return self._constraints.mask(params.constraint)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.

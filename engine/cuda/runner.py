@@ -75,6 +75,7 @@ class CudaRunner:
         self.max_sequences = max_sequences
         self.threads: int | None = None
         self.lookahead = MOST_AHEAD - 1
+        self.takes_masks = False
         self.states = None  # features.py declines recurrent layers
         self._bandwidth: float | None = None
         self._closed = False

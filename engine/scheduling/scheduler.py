@@ -295,7 +295,7 @@ class Scheduler:
             self.blocks.use_checkpoint(prefix.pages[-1])
             self.actions.append(RestoreCheckpoint(request.request_id, prefix.entry, slot, 0))
         sequence = ActiveSequence(request.request_id, slot, prompt, [], request.params, request.seed, n_cached, pages)
-        sequence.cached_tokens, sequence.end = n_cached, _longest(request)
+        sequence.cached_tokens, sequence.end, sequence.mask = n_cached, _longest(request), request.mask
         self._join(_Running(request, sequence, arrival))
         return True
 

@@ -19,24 +19,24 @@ NAMES2 = ("mamba-dense",)
 """Files of the second set whose families are supported."""
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("name", NAMES)
-def test_logits(name, exact, conformance_dir: Path):
-    check(conformance_dir, name, exact)
+def test_logits(name, reference, conformance_dir: Path):
+    check(conformance_dir, name, reference)
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("name", NAMES2)
-def test_logits_of_the_second_set(name, exact, conformance2_dir: Path):
-    check(conformance2_dir, name, exact)
+def test_logits_of_the_second_set(name, reference, conformance2_dir: Path):
+    check(conformance2_dir, name, reference)
 
 
-def check(folder, name, exact):
+def check(folder, name, reference):
     """All tokens at once and one by one."""
     expected = np.load(folder / "logits" / f"{name}.npz")
     tokens, logits = expected["tokens"], expected["logits"]
     with open_gguf(folder / "models" / f"{name}.gguf") as gguf:
-        backend = CpuBackend(load_model(gguf), kv_type="f32", max_sequences=2, threads=2, exact=exact)
+        backend = CpuBackend(load_model(gguf), kv_type="f32", max_sequences=2, threads=2, reference=reference)
         at_once = backend.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
         single = [backend.forward(Batch.build([(1, [token], i, Outputs.ALL)])) for i, token in enumerate(tokens)]
         backend.close()

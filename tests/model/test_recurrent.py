@@ -44,14 +44,14 @@ def feed(backend, slot, tokens, start=0, place=None):
     return backend.forward(Batch.build([(slot, tokens, start, Outputs.ALL, None, place)]))
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize(
     "parts",
     [{}, {"norm_dt_b_c": True, "dt_rank": 16}, {"conv": 2, "state": 1, "dt_rank": 1}, {"weight_type": GGMLType.F16}],
 )
-def test_logits_are_those_of_plain_loops(opened, parts, exact):
+def test_logits_are_those_of_plain_loops(opened, parts, reference):
     truth = NaiveMamba(*tiny_mamba_parts(**parts)).logits(TOKENS)
-    backend = opened(parts=parts, exact=exact)
+    backend = opened(parts=parts, reference=reference)
     found = feed(backend, 0, TOKENS)
     assert ((found - truth) ** 2).mean() / (truth**2).mean() < 1e-10
     assert np.abs(truth).max() > 1  # and long ago tokens matter: the state does remember

@@ -68,7 +68,7 @@ def pages_of(runner, slot, order=None):
 
 def cpu_logits(model, ids, kv_type="f32"):
     """The reference's logits (T, V): plain numpy, float32 cache unless told otherwise."""
-    backend = CpuBackend(model, kv_type=kv_type, context_length=max(len(ids), 1), threads=2, exact=True)
+    backend = CpuBackend(model, kv_type=kv_type, context_length=max(len(ids), 1), threads=2, reference=True)
     try:
         return backend.forward(Batch.build([(0, ids, 0, Outputs.ALL)]))
     finally:
