@@ -10,22 +10,27 @@ from traceback import clear_frames
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import PAGE, page_count
+from engine.config import PAGE, checkpoint_count, page_count
 from engine.cuda import availability
-from engine.cuda.attention.cache import PagedCache, SavedPages
+from engine.cuda.attention.cache import PagedCache
 from engine.cuda.driver.context import GpuContext
 from engine.cuda.driver.failure import device_errors
+from engine.cuda.driver.row_store import SavedRows
+from engine.cuda.launch_plan.ahead import MOST_AHEAD
 from engine.cuda.launch_plan.model import LaunchPlan, Settings, describe
 from engine.cuda.load.features import check_features
 from engine.cuda.load.memory_plan import MIXED_ROWS, PREFILL_ROWS, fit, memory_plan, plan_of
 from engine.cuda.load.opening import load_weights
 from engine.cuda.profile import REPEATS, profile_decode
+from engine.cuda.recurrent.state_cache import DeviceStates, StateCache
 from engine.cuda.rows import rows
 from engine.cuda.step.machine import StepMachine
-from engine.cuda.step.run_ahead import MOST_AHEAD, RunAhead
+from engine.cuda.step.prompt import state_places
+from engine.cuda.step.run_ahead import RunAhead
 from engine.errors import ContextFullError, DeviceError, EngineError, InvalidRequestError
 from engine.model.batch import Batch, Outputs
 from engine.model.brick_time import BrickTime
+from engine.model.cache import StateRows
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.request import ActiveSequence, TokenSample, Work
@@ -42,6 +47,7 @@ class CudaRunner:
         max_sequences: slots.
         cache_tokens: positions of all sequences together; None takes config.CONTEXTS contexts, or what the memory has.
         prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
+        checkpoints: copies of recurrent states kept for later prompts; None takes what config.checkpoint_count says.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
         device_index: which GPU.
         status: told what takes long.
@@ -61,6 +67,7 @@ class CudaRunner:
         max_sequences: int,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
+        checkpoints: int | None = None,
         deterministic: bool = False,
         device_index: int = 0,
         status: Callable[[str], None] = lambda _: None,
@@ -76,17 +83,19 @@ class CudaRunner:
         self.threads: int | None = None
         self.lookahead = MOST_AHEAD - 1
         self.takes_masks = False
-        self.states = None  # features.py declines recurrent layers
+        self.states: DeviceStates | None = None
         self._bandwidth: float | None = None
         self._closed = False
         self._unclear = False
         with device_errors("opening the model"):
             self._gpu = GpuContext(device_index)
-            card = self._gpu.arch, self._gpu.multiprocessors
+            card, kept = (self._gpu.arch, self._gpu.multiprocessors), checkpoint_count(checkpoints, max_sequences)
             for chunk in (prefill_chunk,) if prefill_chunk else PREFILL_ROWS:
                 settings = Settings(kv_type == "f16", max_sequences, chunk, deterministic)
                 launches = describe(model, card, settings)
-                wanted = plan_of(model, launches, context_length=context_length, cache_tokens=cache_tokens)
+                wanted = plan_of(
+                    model, launches, context_length=context_length, cache_tokens=cache_tokens, n_checkpoints=kept
+                )
                 if wanted.total <= self._gpu.free_bytes():
                     break
             self._plan = fit(wanted, self._gpu.free_bytes())
@@ -95,12 +104,14 @@ class CudaRunner:
             self.prefill_chunk = self._plan.prefill_rows
             self.mixed_chunk = min(MIXED_ROWS, self.prefill_chunk)
             try:
-                self._machine = self._open(model, launches, status, eager=eager)
+                self._machine = self._open(model, launches, status, n_checkpoints=kept, eager=eager)
             except BaseException as error:
                 clear_frames(error.__traceback__)  # the locals of the calls that failed hold what they allocated
                 gc.collect()
                 self._gpu.release()
                 raise
+        if self._machine.states is not None:
+            self.states = DeviceStates(self._machine.states, self._machine.staging, self._running)
         self._loop = RunAhead(
             enqueue=self._machine.enqueue,
             set_position=self._machine.set_position,
@@ -109,14 +120,25 @@ class CudaRunner:
         )
 
     def _open(
-        self, model: LoadedModel, launches: LaunchPlan, status: Callable[[str], None], *, eager: bool
+        self,
+        model: LoadedModel,
+        launches: LaunchPlan,
+        status: Callable[[str], None],
+        *,
+        n_checkpoints: int,
+        eager: bool,
     ) -> StepMachine:
         """Everything that allocates."""
         gpu = self._gpu
         with gpu.active():
             weights = load_weights(model, launches, gpu, status)
             machine = StepMachine(
-                weights, n_pages=self.n_pages, context_length=self.context_length, stream=gpu.stream, eager=eager
+                weights,
+                n_pages=self.n_pages,
+                context_length=self.context_length,
+                n_checkpoints=n_checkpoints,
+                stream=gpu.stream,
+                eager=eager,
             )
             machine.enqueue(1)  # no slot is active yet: this writes nothing, and loads the kernels of one sequence
             gpu.stream.synchronize()
@@ -167,6 +189,8 @@ class CudaRunner:
         assert len(item.token_ids) == 1, "a decode row feeds one token"
         self._check_room(start + 1)
         self._machine.slots.begin(sequence, start, limit, token)
+        if self._machine.states is not None:
+            self._machine.states.seat(slot, sequence.state_place, start)
         self._loop.start(slot, sequence.request_id, start, token, limit)
 
     def _open_pages(self, item: Work) -> int:
@@ -205,7 +229,8 @@ class CudaRunner:
             samples = []
             for first in range(0, len(work.token_ids), self.prefill_chunk):
                 ids = np.asarray(work.token_ids[first : first + self.prefill_chunk], dtype=np.int32)
-                batch = Batch.build([(work.sequence.slot, ids, work.start + first, Outputs.ALL)])
+                places = state_places(work, first)
+                batch = Batch.build([(work.sequence.slot, ids, work.start + first, Outputs.ALL, None, *places)])
                 for part in self._machine.prompts.all_logits(batch):
                     samples += [log_probabilities(row, next(targets), n_top) for row in part]
             return samples
@@ -214,19 +239,20 @@ class CudaRunner:
         """See Runner.logits."""
         with self._running():
             self._check_room(len(token_ids))
-            pages = page_count(len(token_ids))
-            cache = PagedCache(
-                [layer.attention.shape for layer in self._machine.weights.layers], pages, len(token_ids), 1
-            )
+            pages, plan = page_count(len(token_ids)), self._machine.weights.plan
+            cache = PagedCache(plan.attention_shapes, pages, len(token_ids), 1)
             cache.set_pages(0, list(range(pages)))
+            states = None if self.states is None else StateCache(plan.state_shapes, StateRows(1, 2, 0))
             parts: list[npt.NDArray[np.float32]] = []
-            self._machine.prompt_ops.use(cache)
+            self._machine.prompt_ops.use(cache, states)
             try:
                 for first in range(0, len(token_ids), self.prefill_chunk):
                     ids = np.asarray(token_ids[first : first + self.prefill_chunk], dtype=np.int32)
-                    parts += self._machine.prompts.all_logits(Batch.build([(0, ids, first, Outputs.ALL)]))
+                    places = (0 if first == 0 else 1), 1  # nothing here is run again: the state may stay in its place
+                    batch = Batch.build([(0, ids, first, Outputs.ALL, None, *places)])
+                    parts += self._machine.prompts.all_logits(batch)
             finally:
-                self._machine.prompt_ops.use(self._machine.cache)
+                self._machine.prompt_ops.use(self._machine.cache, self._machine.states)
                 self._gpu.stream.synchronize()
             return np.concatenate(parts)
 
@@ -240,12 +266,12 @@ class CudaRunner:
         with self._running():
             self._machine.cache.copy_pages(pairs, self._machine.staging)
 
-    def save_pages(self, pages: Sequence[int]) -> SavedPages:
+    def save_pages(self, pages: Sequence[int]) -> SavedRows:
         """See Runner.save_pages; the copy is under way when this returns."""
         with self._running():
             return self._machine.cache.save_pages(pages, self._machine.staging)
 
-    def load_pages(self, saved: SavedPages, pages: Sequence[int]) -> None:
+    def load_pages(self, saved: SavedRows, pages: Sequence[int]) -> None:
         """See Runner.load_pages."""
         with self._running():
             self._machine.cache.load_pages(saved, pages, self._machine.staging)
@@ -291,6 +317,7 @@ class CudaRunner:
                     self._gpu.stream.synchronize()
         except DeviceError as error:
             failure, self._gpu.broken = error, str(error)
+        self.states = None
         self._machine.close()
         try:
             with device_errors("closing the model"):

@@ -71,6 +71,7 @@ def _on_gpu(config: EngineConfig, model: LoadedModel, context_length: int, statu
         max_sequences=config.max_sequences or GPU_SEQUENCES,
         cache_tokens=config.cache_tokens,
         prefill_chunk=config.prefill_chunk,
+        checkpoints=config.checkpoints if config.prefix_cache else 0,
         deterministic=config.deterministic,
         device_index=config.device_index,
         status=status,
@@ -91,6 +92,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
             max_sequences=config.max_sequences or GPU_SEQUENCES,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            checkpoints=config.checkpoints if config.prefix_cache else 0,
         )
         return "cuda", memory_plan(plan)
     backend = CpuBackend(

@@ -42,8 +42,8 @@ def part_files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kernels(conformance_dir, part_files):
-    """Builds what all files need side by side: one after the other would take minutes."""
+def kernels(request, conformance_dir, part_files):
+    """Builds what all files under test need side by side: one after the other would take minutes."""
     import cupy
 
     from engine.cuda.driver import compiler
@@ -52,8 +52,9 @@ def kernels(conformance_dir, part_files):
 
     card = compiler.device_arch(), int(cupy.cuda.Device().attributes["MultiProcessorCount"])
     jobs = {}
-    paths = [(conformance_dir / "models" / f"{name}.gguf", LIMIT) for name in NAMES]
-    paths += [(path, ["f32"]) for path in part_files.values()]
+    chosen = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}
+    paths = [(conformance_dir / "models" / f"{name}.gguf", LIMIT) for name in NAMES if name in chosen]
+    paths += [(path, ["f32"]) for name, path in part_files.items() if name in chosen]
     for path, kv_types in paths:
         with open_gguf(path) as gguf:
             model = load_model(gguf)

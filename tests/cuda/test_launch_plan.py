@@ -31,14 +31,13 @@ from tests.support.fake_runner import (
 )
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
+from tests.support.recurrent_models import tiny_mamba
 
 CARDS = tuple(MULTIPROCESSORS.items())
 LAUNCHED_ELSEWHERE = {
     "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
     "moves.cu": {"scatter", "copy_pages", "gather_rows"},  # what the host sends, pages, rows that draw
     "rows.cu": {"read_all"},  # the memory's speed
-    "conv.cu": {"conv_prompt", "conv_decode"},  # recurrent mixers, which engine.cuda.load.features declines so far
-    "scan.cu": {"scan_prompt", "scan_decode"},
 }
 
 
@@ -58,8 +57,13 @@ def models(folder):
     found["mixed"] = mixed_model(folder)
     found["two-bit"] = typed_model(folder, GGMLType.Q2_K)
     found["bf16"] = typed_model(folder, GGMLType.BF16)
+    found["mamba"] = tiny_mamba(folder / "mamba.gguf")
+    found["mamba-q8"] = tiny_mamba(
+        folder / "mamba-q8.gguf", weight_type=GGMLType.Q8_0, dt_rank=32, n_layers=3, norm_dt_b_c=True
+    )
     found["8b"] = sparse_model(folder / "8b.gguf", "llama-3.1-8b")
     found["30b"] = sparse_model(folder / "30b.gguf", "qwen3-30b-a3b")
+    found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")
     apart = re.compile("attn_v").pattern
     found["8b-plain-v"] = sparse_model(folder / "v.gguf", "llama-3.1-8b", overrides=[(apart, GGMLType.F32)])
     archive = SHARED / "conformance" / "models.tar.xz"
@@ -149,7 +153,7 @@ def test_a_runner_launches_what_is_planned(models, monkeypatch, arch):
             check_runner(monkeypatch, path, arch, max_sequences=slots)
 
 
-@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit"])
+@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit", "mamba-2.8b"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_steps_of_many_rows_are_planned(models, monkeypatch, name, deterministic):
     """17 to 64 rows hand operands over, 65 and more take another turn."""
@@ -165,7 +169,7 @@ def test_a_float32_cache_is_planned(models, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 9])
 def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
     """Kernels read whole blocks of 8 or 256 rows; the arrays have room for them, and no batch allocates."""
-    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b"):
+    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b", "mamba", "mamba-q8"):
         with pretended(monkeypatch, models[name], arch, max_sequences=1, prefill_chunk=chunk) as (runner, gpu):
             assert runner.prefill_chunk == chunk
             read_prompt(runner, 1)  # makes the tables of products
@@ -224,6 +228,17 @@ def test_operands_are_left_only_for_products_that_read_them(models):
     assert plain.output_takes_left
 
 
+def test_a_recurrent_layer_leaves_the_operand_of_the_next(models):
+    (plan,) = plans(models["mamba-2.8b"], [(90, 132)])
+    assert [layer.leaves_behind for layer in plan.layers] == [True, True]
+    assert [layer.takes_left for layer in plan.layers] == [False, True]
+    assert not any(layer.leaves_inside for layer in plan.layers)
+    shape = plan.state_shapes[0]
+    assert (plan.attention_shapes, shape.state_bytes) == ((None, None), 4 * 5120 * (3 + 16))
+    bricks = [launch.brick for launch in plan.decode(1)]
+    assert list(dict.fromkeys(bricks)) == ["embed", "ssm_in", "ssm", "ssm_out", "head", "sample"]
+
+
 def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
     (plan,) = plans(models["8b"], [(90, 132)])
     layer = plan.layers[0]
@@ -244,10 +259,11 @@ def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
         assert [launch for launch in found if launch.kernel != "all_reduce"] == whole
 
 
-def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch):
+@pytest.mark.parametrize("name", ["mixed", "mamba-q8"])
+def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch, name):
     """Prompts, decode steps replayed from graphs, scores, logits, a profile, and close(), which leaves nothing."""
     sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}
-    with pretended(monkeypatch, models["mixed"], **sizes, eager=False) as (runner, _):
+    with pretended(monkeypatch, models[name], **sizes, eager=False) as (runner, _):
         assert [sample.token_id for sample in generate(runner, [1, 2, 3], 5, slot=1, release=False)] == [0] * 5
         with pytest.raises(InvalidRequestError, match="idle model"):
             runner.profile(10, 2)
@@ -261,7 +277,7 @@ def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch)
         bricks = [launch.brick for launch in runner._machine.weights.plan.decode(2)]
         assert [time.brick for time in times] == ["launch", *dict.fromkeys(bricks), "step"]
         runner.close()
-        assert vars(runner._machine) == {}
+        assert (vars(runner._machine), runner.states) == ({}, None)
         runner.close()
 
 
@@ -277,6 +293,8 @@ def test_a_plan_is_shown_as_a_table(models):
     experts = "experts_chosen, experts_shared from 5, experts_grouped from 65"
     assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
     assert found[-1] == ["output", "Q6_K", "1024 x 2048", "matvec, decode_gemm from 3", "prefill_gemm"]
+    _, *found = rows("mamba-2.8b")
+    assert ["0-1", "ssm_dt", "Q5_0", "5120 x 160", "matvec, decode_gemm from 3", "prefill_gemm"] in found
     _, *same = rows("bf16")
     assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", "matvec, decode_gemm from 3", "prefill_gemm"]
     report = json.loads(run("inspect", models["bf16"], "--launches", "--device", "cuda", "--json").stdout)

@@ -81,6 +81,8 @@ def decode_logits(runner, ids, *, slot=0, start=0):
     ops, place = runner._machine.decode_ops(n), slice(slot, slot + 1)
     with runner._running():
         runner._machine.cache.set_pages(slot, pages_of(runner, slot))
+        if runner._machine.states is not None:
+            runner._machine.states.seat(slot, start - 1, start)  # where batches that name no place have left the state
         runner._machine.flush()
         for position, token in enumerate(ids, start):
             runner._machine.slots.tokens[place].set(np.array([token], np.int32))
@@ -105,6 +107,7 @@ def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, orde
         last = start + len(ids) == len(prompt)
         (sample,) = runner.step([Work(sequence, ids, start, last)])
         sequence.n_cached += len(ids)
+        sequence.state_place += 1
     while True:
         if isinstance(sample, EngineError):
             raise sample
@@ -114,6 +117,7 @@ def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, orde
             break
         (sample,) = runner.step([Work(sequence, [sample.token_id], sequence.n_cached, True, decode=True)])
         sequence.n_cached += 1
+        sequence.state_place += 1
     if release:
         runner.release(slot)
     return samples

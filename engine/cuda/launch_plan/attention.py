@@ -182,6 +182,18 @@ class AttentionPlan:
 
     # ---- launches --------------------------------------------------------------------------------------------
 
+    def bricks(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[tuple[str, Iterator[Launch]]]:
+        """The bricks in order with their launches; the last one's result is added to the stream.
+
+        Args:
+            step: the step.
+            norm: where the layer's first norm is computed.
+            ready: an earlier layer has left the operand of the first product.
+        """
+        yield "attn_qkv", self.queries(step, norm, ready=ready)
+        yield "attention", self.attention(step)
+        yield "attn_output", self.result(step)
+
     def queries(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[Launch]:
         """The brick attn_qkv. ready: see Step.product."""
         yield from step.norm(norm)

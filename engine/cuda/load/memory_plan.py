@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from engine.config import PAGE, cache_size, page_count
+from engine.config import PAGE, cache_size, checkpoint_count, page_count
 from engine.cuda.attention.attention_plan import scratch_bytes
 from engine.cuda.attention.cache import bytes_per_page, page_table_bytes
+from engine.cuda.launch_plan.ahead import STATE_PLACES
 from engine.cuda.launch_plan.arrays import array_bytes
 from engine.cuda.launch_plan.model import REFERENCE_CARD, LaunchPlan, Settings, describe
 from engine.cuda.load.features import check_features
 from engine.cuda.load.tensor_index import TensorIndex
 from engine.cuda.sampling.sampler import DeviceSampler
 from engine.errors import DeviceError
+from engine.model.cache import StateRows
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 
@@ -35,11 +37,12 @@ class DevicePlan:
 
     Attributes:
         weights: packed weights. activations: every buffer that is no weight and no cache.
-        per_page: bytes of one page of all layers.
+        per_page: bytes of one page of all layers; 0 where no layer has pages.
         pages: pages of the cache.
         least_pages: pages of one full context; with fewer the model is not opened.
         prefill_rows: rows of prompts that run at once.
         per_context_page: bytes of `activations` for every page of a context, whatever the cache holds.
+        states: recurrent states of all slots, and of the checkpoints.
     """
 
     weights: int
@@ -49,6 +52,7 @@ class DevicePlan:
     least_pages: int
     prefill_rows: int
     per_context_page: int = 0
+    states: int = 0
 
     @property
     def cache(self) -> int:
@@ -58,7 +62,7 @@ class DevicePlan:
     @property
     def total(self) -> int:
         """Everything, with a reserve for what the libraries take."""
-        return self.weights + self.cache + self.activations + _RESERVE
+        return self.weights + self.cache + self.states + self.activations + _RESERVE
 
 
 def make_plan(
@@ -69,6 +73,7 @@ def make_plan(
     max_sequences: int,
     cache_tokens: int | None = None,
     prefill_chunk: int | None = None,
+    checkpoints: int | None = None,
     card: tuple[int, int] = REFERENCE_CARD,
 ) -> DevicePlan:
     """The plan of a model; needs no GPU.
@@ -80,6 +85,7 @@ def make_plan(
         max_sequences: slots.
         cache_tokens: positions of all sequences together; at least one context is planned.
         prefill_chunk: rows of prompts that run at once.
+        checkpoints: copies of recurrent states kept for later prompts; None takes what config.checkpoint_count says.
         card: compute capability (90 = 9.0) and number of multiprocessors.
 
     Raises:
@@ -88,23 +94,34 @@ def make_plan(
     check_features(model)
     settings = Settings(kv_type == "f16", max_sequences, prefill_chunk or PREFILL_ROWS[0])
     launches = describe(model, card, settings)
-    return plan_of(model, launches, context_length=context_length, cache_tokens=cache_tokens)
+    return plan_of(
+        model,
+        launches,
+        context_length=context_length,
+        cache_tokens=cache_tokens,
+        n_checkpoints=checkpoint_count(checkpoints, max_sequences),
+    )
 
 
 def plan_of(
-    model: LoadedModel, launches: LaunchPlan, *, context_length: int, cache_tokens: int | None = None
+    model: LoadedModel,
+    launches: LaunchPlan,
+    *,
+    context_length: int,
+    cache_tokens: int | None = None,
+    n_checkpoints: int = 0,
 ) -> DevicePlan:
-    """The plan of a model whose launches are known; arguments as those of make_plan()."""
+    """The plan of a model whose launches are known; arguments as those of make_plan(), n_checkpoints resolved."""
     settings = launches.settings
     slots, vocab = settings.max_sequences, launches.vocab
-    shapes = [layer.mixer.shape for layer in launches.layers]
+    shapes, rows = launches.attention_shapes, StateRows(slots, STATE_PLACES, n_checkpoints)
     activations = (
         array_bytes(launches)
         + 4 * launches.width * slots  # last rows of prompts
         + 4 * vocab * (slots + LOGIT_ROWS)
         + DeviceSampler.n_bytes(vocab, context_length, slots, slots)
         + page_table_bytes(context_length, slots)
-        + sum(scratch_bytes(shape, slots, *launches.card) for shape in set(shapes))
+        + sum(scratch_bytes(shape, slots, *launches.card) for shape in set(shapes) if shape is not None)
     )
     least = page_count(context_length)
     return DevicePlan(
@@ -115,6 +132,7 @@ def plan_of(
         least_pages=least,
         prefill_rows=settings.prefill_rows,
         per_context_page=slots * (4 * PAGE + 4),  # the sampler's history and the page table
+        states=rows.total * sum(shape.state_bytes for shape in launches.state_shapes if shape is not None),
     )
 
 
@@ -130,21 +148,24 @@ def fit(plan: DevicePlan, free: int) -> DevicePlan:
         DeviceError: not even one full context fits; says what is needed, what is free and the largest that fits.
     """
     without_cache = plan.total - plan.cache
-    pages = min(plan.pages, max(0, free - without_cache) // plan.per_page)
+    left = free - without_cache
+    pages = min(plan.pages, left // plan.per_page if plan.per_page else plan.pages) if left >= 0 else 0
     if pages >= plan.least_pages:
         return replace(plan, pages=int(pages))
     # A shorter context needs smaller buffers too, not only fewer pages.
     fixed = without_cache - plan.least_pages * plan.per_context_page
     largest = int(max(0, free - fixed) // (plan.per_page + plan.per_context_page)) * PAGE
-    remedy = (
-        f"the largest context that fits is {largest} tokens (context_length={largest})"
-        if largest
-        else "not even the weights fit: use a smaller quantization or device='cpu'"
-    )
-    cache = plan.least_pages * plan.per_page
+    if largest:
+        remedy = f"the largest context that fits is {largest} tokens (context_length={largest})"
+    elif fixed - plan.states < free:
+        remedy = "the recurrent states do not fit: ask for a smaller max_sequences or fewer checkpoints"
+    else:
+        remedy = "not even the weights fit: use a smaller quantization or device='cpu'"
+    cache, buffers = plan.least_pages * plan.per_page, without_cache - plan.weights - plan.states
+    states = f"recurrent states {_gib(plan.states)}, " if plan.states else ""
     raise DeviceError(
         f"the model needs {_gib(without_cache + cache)} of GPU memory with {plan.least_pages * PAGE} tokens of context "
-        f"(weights {_gib(plan.weights)}, cache {_gib(cache)}, buffers {_gib(without_cache - plan.weights)}), "
+        f"(weights {_gib(plan.weights)}, cache {_gib(cache)}, {states}buffers {_gib(buffers)}), "
         f"{_gib(free)} are free: {remedy}"
     )
 
@@ -160,4 +181,5 @@ def memory_plan(plan: DevicePlan) -> MemoryPlan:
         kv_bytes=plan.cache,
         scratch_bytes=plan.activations + _RESERVE,
         kv_bytes_per_token=plan.per_page // PAGE,
+        state_bytes=plan.states,
     )

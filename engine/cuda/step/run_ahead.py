@@ -12,14 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from engine.cuda.launch_plan.ahead import AHEAD, MOST_AHEAD
 from engine.request import ActiveSequence
-
-AHEAD = 2
-"""Steps launched and not yet read, of the row that is least ahead: one runs while the host handles the last result,
-one is behind it."""
-
-MOST_AHEAD = AHEAD + 1
-"""The same of any row. A row that joined when others were ahead stays behind; one this far ahead skips a step."""
 
 
 @dataclass(slots=True)
