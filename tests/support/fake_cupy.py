@@ -121,7 +121,7 @@ class FakeGpu:
         assert inside, "a pointer outside every allocation"
         return ("array", self._numbers.setdefault(start, len(self._numbers)), pointer - start)
 
-    def call(self, name):
+    def call(self, name, *args):
         """A call into CUDA, which fails where failing() says so."""
         if name in self.faults:
             raise self.faults[name]
@@ -211,10 +211,10 @@ def _module(gpu):
             pass
 
         def record(self, stream=None):
-            pass
+            gpu.call("record", self)
 
         def synchronize(self):
-            gpu.call("synchronize")
+            gpu.call("synchronize", self)
 
     class MemoryPool:
         malloc = None
@@ -254,8 +254,10 @@ def _module(gpu):
         getDeviceProperties=lambda index: {"name": b"fake", "multiProcessorCount": gpu.multiprocessors},
         memGetInfo=lambda: (gpu.memory, gpu.memory),
         memsetAsync=lambda *args: None,
-        memcpyAsync=lambda *args: None,
+        memcpyAsync=lambda to, at, size, kind, stream: gpu.call("memcpy", to, at, size),
         memcpy2DAsync=lambda *args: None,
+        memcpyHostToDevice=1,
+        memcpyDeviceToHost=2,
         memcpyDeviceToDevice=3,
     )
     return cupy
