@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from engine.cuda.driver.failure import describe, is_cuda_error
+from engine.cuda.driver.failure import describe, is_cuda_error, is_out_of_memory
 
 
 def availability(device_index: int = 0) -> str | None:
@@ -19,8 +19,8 @@ def availability(device_index: int = 0) -> str | None:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        if "InitializationError" in str(error):  # as in the child of a fork
-            return describe(error)
+        if is_out_of_memory(error) or "InitializationError" in str(error):  # the latter in the child of a fork
+            return f"the GPUs give no access ({describe(error)})"
         return f"no usable NVIDIA driver or GPU ({error}): install the NVIDIA driver for CUDA 13 (580 or newer)"
     if device_index >= count:
         return f"there is no GPU {device_index}: {count} found (cuda:0 to cuda:{count - 1})"

@@ -10,6 +10,7 @@ import hashlib
 import sys
 import types
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 
@@ -157,6 +158,7 @@ OutOfMemoryError.__module__ = "cupy.cuda.memory"
 def _module(gpu):
     """The module cupy."""
     cupy = types.ModuleType("cupy")
+    cupy.__spec__ = ModuleSpec("cupy", None)
     for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "uint32", "uint64", "dtype"):
         setattr(cupy, name, getattr(np, name))
     cupy.empty = cupy.zeros = gpu.empty
@@ -167,8 +169,12 @@ def _module(gpu):
     class Device:
         def __init__(self, index=0):
             self.id = index
-            self.compute_capability = str(gpu.arch)
             self.attributes = {"MultiProcessorCount": gpu.multiprocessors, "L2CacheSize": 1 << 20}
+
+        @property
+        def compute_capability(self):
+            gpu.call("device")
+            return str(gpu.arch)
 
         def __enter__(self):
             gpu.call("device")
@@ -250,7 +256,7 @@ def _module(gpu):
     cuda.runtime = types.SimpleNamespace(
         CUDARuntimeError=CUDARuntimeError,
         getDevice=lambda: 0,
-        getDeviceCount=lambda: 1,
+        getDeviceCount=lambda: gpu.call("count") or 1,
         getDeviceProperties=lambda index: {"name": b"fake", "multiProcessorCount": gpu.multiprocessors},
         memGetInfo=lambda: (gpu.memory, gpu.memory),
         memsetAsync=lambda *args: None,
@@ -332,6 +338,7 @@ def install(monkeypatch, gpu):
     for name in ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     sys.modules["cupy_backends.cuda.libs"].cublas = cublas
+    sys.modules["cupy_backends.cuda.libs"].nvrtc = types.SimpleNamespace(getVersion=lambda: (13, 0))
     monkeypatch.setattr(compiler, "_modules", {})
     monkeypatch.setattr(compiler, "best_target", lambda arch: arch)
     monkeypatch.setattr(compiler, "Module", Module)
