@@ -57,12 +57,12 @@ def test_interrupts_at_any_moment_leave_a_model_that_works():
     """Real signals in prompts that begin with a copied page, in logits() and in decode steps."""
 
     def interrupt(number, frame):
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     prompts = [[*PROMPT[: 100 + turn % 50], 9] for turn in range(3)]
     with LLM(device="cuda", context_length=512, deterministic=True) as llm:
         texts = [llm.generate(prompt, GREEDY).token_ids for prompt in prompts]
-        before = signal.signal(signal.SIGALRM, interrupt)
+        before = signal.signal(signal.SIGALRM, interrupt), signal.signal(signal.SIGINT, signal.default_int_handler)
         interrupted = 0
         try:
             for turn in range(300):
@@ -79,7 +79,8 @@ def test_interrupts_at_any_moment_leave_a_model_that_works():
                     assert [llm.generate(prompt, GREEDY).token_ids for prompt in prompts] == texts
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+            signal.signal(signal.SIGALRM, before[0])
+            signal.signal(signal.SIGINT, before[1])
         assert interrupted > 100
         assert [llm.generate(prompt, GREEDY).token_ids for prompt in prompts] == texts
 
