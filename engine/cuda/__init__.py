@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from engine.cuda.driver.failure import describe, is_cuda_error, is_out_of_memory
+from engine.cuda.driver.failure import describe, device_errors, is_cuda_error, is_out_of_memory
 
 
 def availability(device_index: int = 0) -> str | None:
@@ -37,3 +37,15 @@ def availability(device_index: int = 0) -> str | None:
     except Exception as error:
         return f"the CUDA compiler library NVRTC cannot be loaded ({error}): pip install 'gguf-engine[cuda]'"
     return None
+
+
+def free_memory(device_index: int = 0) -> int:
+    """Bytes of a usable GPU that no process has taken.
+
+    Raises:
+        DeviceError: the GPU failed.
+    """
+    import cupy
+
+    with device_errors("asking for its free memory"), cupy.cuda.Device(device_index):
+        return int(cupy.cuda.runtime.memGetInfo()[0])

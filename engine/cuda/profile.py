@@ -175,7 +175,7 @@ class _Profiler:
         shape, seen = layer.attention.shape, self._depth + 1
         if layer.attention.constants.window:
             seen = min(seen, layer.attention.constants.window)
-        return self._n * seen * shape.kv_heads * shape.cached_width * (2 if shape.cache_half else 4)
+        return self._n * seen * shape.kv_heads * shape.cached_width * shape.kv_type.n_bytes
 
     def _state_bytes(self, layer: DeviceLayer) -> int:
         """The products' matrices, constants, and the states, which are read and written."""

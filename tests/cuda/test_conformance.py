@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from engine.config import KvType
 from engine.cuda.driver.compiler import device_arch
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
@@ -59,7 +60,7 @@ def kernels(request, conformance_dir, part_files):
         with open_gguf(path) as gguf:
             model = load_model(gguf)
             for kv_type in kv_types:
-                found = kernel_jobs(describe(model, card, Settings(kv_type == "f16", SLOTS, 512)))
+                found = kernel_jobs(describe(model, card, Settings(KvType.parse(kv_type), SLOTS, 512)))
                 jobs |= {repr(job): job for job in found}
             del model
     compiler.prebuild(list(jobs.values()), card[0])

@@ -51,7 +51,7 @@ class FakeDevice:
     As the kernels do it: a row stops by itself at its limit; what the host changes is sent with the next launch.
     """
 
-    def __init__(self, buckets=(1, 2, 4, 8)):
+    def __init__(self, step_sizes=(1, 2, 4, 8)):
         self.requests, self.tokens = [0] * SLOTS, [0] * SLOTS
         self.positions, self.limits = [-1] * SLOTS, [0] * SLOTS
         self.news, self.stream, self.rows, self.results = {}, [], [], {}
@@ -60,7 +60,7 @@ class FakeDevice:
             enqueue=self.enqueue,
             set_position=lambda slot, position: self.change(slot, positions=position),
             set_limit=lambda slot, limit: self.change(slot, limits=limit),
-            buckets=buckets,
+            step_sizes=step_sizes,
         )
 
     def change(self, slot, **values):

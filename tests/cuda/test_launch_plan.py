@@ -8,8 +8,8 @@ from functools import cache
 
 import pytest
 
+from engine.config import KvType, step_sizes
 from engine.cuda.driver.compiler import kernel_files
-from engine.cuda.driver.graphs import buckets
 from engine.cuda.launch_plan.families import Family, Phase, Split
 from engine.cuda.launch_plan.model import Settings, describe
 from engine.cuda.launch_plan.steps import Norm
@@ -78,7 +78,7 @@ def plans(path, cards=CARDS, **settings):
     """The plan of a file on every card."""
     with open_gguf(path) as gguf:
         model = load_model(gguf)
-        chosen = Settings(**({"cache_half": True, "max_sequences": 65, "prefill_rows": 512} | settings))
+        chosen = Settings(**({"kv_type": KvType.F16, "max_sequences": 65, "prefill_rows": 512} | settings))
         found = [describe(model, card, chosen) for card in cards]
         del model
     return found
@@ -111,7 +111,7 @@ def entry_of(file, kernel):
 def test_every_launch_has_a_kernel_and_every_kernel_a_user(models):
     users = {(file, name) for file, names in LAUNCHED_ELSEWHERE.items() for name in names}
     for number, path in enumerate(models.values()):
-        for plan in plans(path, cache_half=bool(number % 3)):
+        for plan in plans(path, kv_type=KvType.F16 if number % 3 else KvType.F32):
             tensors = {plan.token_embd.tensor}
             for launch in launches_of(plan):
                 tensors |= set(launch.tensors)
@@ -134,7 +134,7 @@ def check_runner(monkeypatch, path, arch, **options):
     with pretended(monkeypatch, path, arch, **options) as (runner, gpu):
         plan = runner._machine.weights.plan
         ready = built(gpu, plan)
-        for n in buckets(runner.max_sequences):
+        for n in step_sizes(runner.max_sequences):
             found = launched(gpu, lambda n=n: decode(runner, n))
             assert found == planned(gpu, plan.decode(n)), (path, arch, n)
             assert {source for _, source in found if source} <= ready, (path, arch, n)
@@ -147,17 +147,24 @@ def check_runner(monkeypatch, path, arch, **options):
 @pytest.mark.parametrize("arch", [90, 86])
 def test_a_runner_launches_what_is_planned(models, monkeypatch, arch):
     for name, path in models.items():
-        # 14336 columns of four and more rows exceed the shared memory of compute capability 8.6: two slots only.
-        slots = 2 if name.startswith("8b") and arch == 86 else 9
         if arch == 90 or not name.endswith(("-dense", "-moe")):
-            check_runner(monkeypatch, path, arch, max_sequences=slots)
+            check_runner(monkeypatch, path, arch)
+
+
+@pytest.mark.parametrize("arch", [card[0] for card in CARDS if card[0] != 90])
+def test_every_number_of_sequences_has_a_block_on_every_card(models, arch):
+    """Real shapes; a block that does not fit the shared memory is an error when its launch is planned."""
+    for name in ("8b", "30b"):
+        (plan,) = plans(models[name], [card for card in CARDS if card[0] == arch], max_sequences=64)
+        for n in range(1, 65):
+            assert all(launch.kernel for launch in plan.decode(n))
 
 
 @pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit", "mamba-2.8b"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_steps_of_many_rows_are_planned(models, monkeypatch, name, deterministic):
-    """17 to 64 rows hand operands over, 65 and more take another turn."""
-    check_runner(monkeypatch, models[name], 90, max_sequences=65, deterministic=deterministic)
+    """17 to 64 rows hand operands over, more take the products of prompts or, deterministic, another turn."""
+    check_runner(monkeypatch, models[name], 90, max_sequences=200, deterministic=deterministic)
 
 
 def test_a_float32_cache_is_planned(models, monkeypatch):
@@ -183,20 +190,20 @@ def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
 def families(plan, name):
     """By number of rows, the family of the product that reads a tensor, in decode steps; then in prompts."""
     (product,) = {one for one in plan.products if any(matrix.tensor == name for matrix in one.matrices)}
-    return [product.family_for(n) for n in (1, 2, 3, 64)], product.family_for(1, Phase.PROMPT)
+    return [product.family_for(n) for n in (1, 2, 3, 64, 65)], product.family_for(1, Phase.PROMPT)
 
 
 def test_families_of_products(models):
-    few, many = Family.MATVEC, Family.DECODE_GEMM
+    few, many, step = Family.MATVEC, Family.DECODE_GEMM, Family.STEP_GEMM
     (hopper,) = plans(models["8b"], [(90, 132)])
     (same,) = plans(models["8b"], [(90, 132)], deterministic=True)
     (other,) = plans(models["8b"], [(86, 84)])
     (plain,) = plans(models["8b-plain-v"], [(90, 132)])
     name = "blk.0.attn_q.weight"
-    assert families(hopper, name) == ([few, few, many, many], Family.PREFILL_GEMM)
-    assert families(same, name) == ([many] * 4, Family.PREFILL_GEMM)
-    assert families(other, name) == ([few] * 4, Family.DENSE)
-    assert families(plain, name) == ([few] * 4, Family.DENSE), "q goes with a float32 v"
+    assert families(hopper, name) == ([few, few, many, many, step], Family.PREFILL_GEMM)
+    assert families(same, name) == ([many] * 5, Family.PREFILL_GEMM)
+    assert families(other, name) == ([few] * 5, Family.DENSE)
+    assert families(plain, name) == ([few] * 5, Family.DENSE), "q goes with a float32 v"
     assert families(plain, "blk.0.ffn_down.weight") == families(hopper, name)
 
 
@@ -292,11 +299,12 @@ def test_a_plan_is_shown_as_a_table(models):
     assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router, matvec from 5", "dense"] in found
     experts = "experts_chosen, experts_shared from 5, experts_grouped from 65"
     assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
-    assert found[-1] == ["output", "Q6_K", "1024 x 2048", "matvec, decode_gemm from 3", "prefill_gemm"]
+    families = "matvec, decode_gemm from 3, step_gemm from 65"
+    assert found[-1] == ["output", "Q6_K", "1024 x 2048", families, "prefill_gemm"]
     _, *found = rows("mamba-2.8b")
-    assert ["0-1", "ssm_dt", "Q5_0", "5120 x 160", "matvec, decode_gemm from 3", "prefill_gemm"] in found
+    assert ["0-1", "ssm_dt", "Q5_0", "5120 x 160", families, "prefill_gemm"] in found
     _, *same = rows("bf16")
-    assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", "matvec, decode_gemm from 3", "prefill_gemm"]
+    assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", families, "prefill_gemm"]
     report = json.loads(run("inspect", models["bf16"], "--launches", "--device", "cuda", "--json").stdout)
     assert report["launches"][0] == dict(zip(head, same[0], strict=True))
     shown = run("inspect", models["bf16"], "--launches", "--device", "cpu").stdout

@@ -52,15 +52,15 @@ class AttentionCache:
     @property
     def bytes_per_token(self) -> int:
         """See LayerCache.bytes_per_token."""
-        return self._shape.kv_heads * self._shape.cached_width * (2 if self._shape.cache_half else 4)
+        return self._shape.kv_heads * self._shape.cached_width * self._shape.kv_type.n_bytes
 
     def allocate(self, n_pages: int, n_states: int = 0) -> None:
         """See LayerCache.allocate."""
         import cupy
 
         shape = self._shape
-        dtype = cupy.float16 if shape.cache_half else cupy.float32
-        # Zeroed once: a tensor-core tile multiplies the unwritten rest of a page by zero, which must not be NaN.
+        dtype = np.dtype(f"f{shape.kv_type.n_bytes}")
+        # Zeroed once: kernels may multiply any value of a page by zero, so it must be finite; writers keep it so.
         self.keys = self.values = cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.key_dim), dtype)
         self.paged = (self.keys,)
         if not shape.values_in_keys:

@@ -20,11 +20,6 @@ PATIENCE = 64
 """Steps of a size that run by hand after its graph found no memory; a capture takes the host about as long as one."""
 
 
-def buckets(slots: int) -> tuple[int, ...]:
-    """Numbers of rows that decode steps may have: powers of two, and all slots."""
-    return tuple(sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)}))
-
-
 def capture(stream: Any, run: Callable[[], Any]) -> Any:
     """What run() launches on a stream, as a graph; nothing of it runs now."""
     try:

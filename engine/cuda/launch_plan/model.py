@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from engine.config import KvType
 from engine.cuda.attention.attention_plan import AttentionShape
 from engine.cuda.driver import staging
 from engine.cuda.launch_plan.attention import AttentionPlan, describe_attention
@@ -35,13 +36,13 @@ class Settings:
     """What launches depend on beside the model and the card.
 
     Attributes:
-        cache_half: float16 cache (True) or float32.
+        kv_type: number format of the cache.
         max_sequences: slots.
         prefill_rows: most rows of a batch of prompts.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
     """
 
-    cache_half: bool
+    kv_type: KvType
     max_sequences: int
     prefill_rows: int
     deterministic: bool = False
@@ -110,6 +111,14 @@ class LaunchPlan:
         """Activations of gated products of PREFILL_GEMM; the first also serves products without one."""
         gated = (one for one in self.products if one.paired and one.families.prompt is Family.PREFILL_GEMM)
         return tuple(sorted({product.activation for product in gated})) or (KernelActivation.NONE,)
+
+    @cached_property
+    def step_families(self) -> frozenset[Family]:
+        """Families of products that some decode step takes."""
+        slots = self.settings.max_sequences
+        return frozenset(
+            family for product in self.products for first, family in product.families.decode if first <= slots
+        )
 
     @cached_property
     def dense(self) -> bool:
@@ -245,4 +254,4 @@ def _mixer(layer: LayerWeights, chooser: Chooser, settings: Settings, *, factor:
         return describe_mamba(config, weights, chooser, factor=factor)
     assert isinstance(config, AttentionConfig)
     assert isinstance(weights, AttentionWeights)
-    return describe_attention(config, weights, chooser, cache_half=settings.cache_half, factor=factor)
+    return describe_attention(config, weights, chooser, kv_type=settings.kv_type, factor=factor)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.config import step_sizes
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
-from engine.cuda.driver.graphs import StepGraphs, buckets
+from engine.cuda.driver.graphs import StepGraphs
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.ahead import MOST_AHEAD, STATE_PLACES
 from engine.cuda.launch_plan.families import Phase
@@ -44,7 +45,7 @@ class StepMachine:
         slots: tokens, positions and sampling of every slot.
         staging: the way from the host. logits: float32 (slots, V) of the last step.
         prompts: feeds prompts. prompt_ops: their bricks.
-        buckets: numbers of rows that decode steps may have.
+        step_sizes: numbers of rows that decode steps may have, ascending.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class StepMachine:
         self.prompt_ops = PromptOps(weights, self._prompt_buffers, self._products, self._attention, self.staging)
         self.prompt_ops.use(self.cache, self.states)
         self.prompts = PromptReader(weights, self.prompt_ops, self.slots, self.states, self.staging, self.logits)
-        self.buckets = buckets(slots)
+        self.step_sizes = step_sizes(slots)
         self._stream = stream
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
         self._graphs = StepGraphs(lambda n: self.run_step(self.decode_ops(n), n), stream, eager=eager)
