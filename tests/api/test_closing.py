@@ -92,8 +92,8 @@ def on_the_gpu(path, at, kind=Injected):
 def test_on_the_cpu(path):
     n_events = on_the_cpu(path, 0)
     assert n_events > 30
-    for at in range(1, n_events + 1):
-        on_the_cpu(path, at, KeyboardInterrupt if at % 2 else Injected)
+    for at in range(1, n_events + 1, 2):
+        on_the_cpu(path, at, KeyboardInterrupt if at % 4 == 1 else Injected)
 
 
 def test_ctrl_c_in_the_step_loop(path):
@@ -101,7 +101,7 @@ def test_ctrl_c_in_the_step_loop(path):
     try:
         n_events = on_the_cpu(path, 0, files=LOOP)
         assert n_events > 15
-        for at in range(1, n_events + 1):
+        for at in range(1, n_events + 1, 2):
             on_the_cpu(path, at, Signal, LOOP)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -110,8 +110,8 @@ def test_ctrl_c_in_the_step_loop(path):
 def test_on_a_pretended_gpu(path, gpu):
     n_events = on_the_gpu(path, 0)
     assert n_events > 30
-    for at in range(1, n_events + 1):
-        on_the_gpu(path, at, KeyboardInterrupt if at % 2 else Injected)
+    for at in range(1, n_events + 1, 2):
+        on_the_gpu(path, at, KeyboardInterrupt if at % 4 == 1 else Injected)
 
 
 def test_a_gpu_that_fails_while_closing_is_told_once_and_all_is_freed(path, gpu):
