@@ -14,7 +14,12 @@ SAMPLING = "Sampling"
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", "-m", help="GGUF file (any part of a split one).", show_default="the bundled model"),
+    typer.Option(
+        "--model",
+        "-m",
+        help="GGUF file (any part of a split one), or hf:owner/repo[:quant] of the Hugging Face hub.",
+        show_default="the bundled model",
+    ),
 ]
 DeviceOption = Annotated[
     str,

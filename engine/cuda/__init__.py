@@ -49,3 +49,11 @@ def free_memory(device_index: int = 0) -> int:
 
     with device_errors("asking for its free memory"), cupy.cuda.Device(device_index):
         return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
+def total_memory(device_index: int = 0) -> int:
+    """Bytes of memory that a GPU has; needs one that availability() allows."""
+    import cupy
+
+    with cupy.cuda.Device(device_index):
+        return int(cupy.cuda.runtime.memGetInfo()[1])

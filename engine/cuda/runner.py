@@ -83,7 +83,6 @@ class CudaRunner:
         self.context_length = context_length
         self.threads: int | None = None
         self.lookahead = MOST_AHEAD - 1
-        self.takes_masks = False
         self.states: DeviceStates | None = None
         self._bandwidth: float | None = None
         self._closed = False
@@ -121,6 +120,8 @@ class CudaRunner:
             self.states = DeviceStates(self._machine.states, self._machine.staging, self._running)
         self._loop = RunAhead(
             enqueue=self._machine.enqueue,
+            forward=self._machine.enqueue_forward,
+            sample=self._machine.enqueue_sampling,
             set_position=self._machine.set_position,
             set_limit=self._machine.set_limit,
             step_sizes=self._machine.step_sizes,
@@ -160,12 +161,13 @@ class CudaRunner:
         already feeds the first tokens that the prompts will have drawn; only then are results waited for.
         """
         with self._running(), self._whole():
-            decode = [item for item in work if item.decode]
-            prompts = [item for item in work if not item.decode]
-            for item in decode:
-                self._seat(item)
+            results: dict[int, TokenSample | EngineError] = {}
+            decode = [item for item in work if item.decode and self._seat(item, results)]
+            prompts = [item for item in work if not item.decode and self._has_mask(item, results)]
             slots = [item.sequence.slot for item in decode]
             self._loop.launch_needed(slots)
+            if prompts:
+                self._loop.forget_prepared()
             limits = {item.sequence.slot: self._open_pages(item) for item in prompts}
             drawn = self._machine.prompts.feed(prompts, limits)
             for place, items in drawn:
@@ -173,32 +175,51 @@ class CudaRunner:
                 for item in items:
                     slot = item.sequence.slot
                     end = item.start + len(item.token_ids)
-                    self._loop.start(slot, item.sequence.request_id, end, None, limits[slot])
+                    masked = item.sequence.mask is not None
+                    self._loop.start(slot, item.sequence.request_id, end, None, limits[slot], masked=masked)
             self._loop.run_ahead()
             wanted: dict[int, list[tuple[int, ActiveSequence]]] = {}
             for place, slot, item in zip(self._loop.take(slots), slots, decode, strict=True):
                 wanted.setdefault(place, []).append((slot, item.sequence))
-            results = self._read(wanted)
+            results |= self._read(wanted)
             results |= self._read(
                 {place: [(column, item.sequence) for column, item in enumerate(items)] for place, items in drawn}
             )
             return [results.get(item.sequence.slot) for item in work]
 
-    def _seat(self, item: Work) -> None:
-        """A decode row has its pages and is on the device as the item says; mostly it is already."""
+    def _has_mask(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
+        """The device knows which tokens may be drawn; False, and the reason by slot, where the constraint failed."""
+        sequence = item.sequence
+        if sequence.mask is None or not item.sample:
+            return True
+        try:
+            self._machine.slots.set_mask(sequence.slot, sequence.mask.bits(sequence.output_ids))
+        except EngineError as error:
+            failures[sequence.slot] = error
+            self._loop.stop(sequence.slot)
+            return False
+        return True
+
+    def _seat(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
+        """A decode row has its pages and is on the device as the item says; mostly it is already. See _has_mask()."""
         sequence, token = item.sequence, item.token_ids[0]
         slot, start = sequence.slot, item.start
         self._machine.cache.set_pages(slot, sequence.pages)
         limit = self._limit(sequence)
         if self._loop.holds(sequence, start, token):
             self._loop.extend(slot, limit)
-            return
-        assert len(item.token_ids) == 1, "a decode row feeds one token"
-        self._check_room(start + 1)
-        self._machine.slots.begin(sequence, start, limit, token)
-        if self._machine.states is not None:
-            self._machine.states.seat(slot, sequence.state_place, start)
-        self._loop.start(slot, sequence.request_id, start, token, limit)
+        else:
+            assert len(item.token_ids) == 1, "a decode row feeds one token"
+            self._check_room(start + 1)
+            self._machine.slots.begin(sequence, start, limit, token)
+            if self._machine.states is not None:
+                self._machine.states.seat(slot, sequence.state_place, start)
+            self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
+        if self._loop.wants_mask(slot):
+            if not self._has_mask(item, failures):
+                return False
+            self._loop.give_mask(slot)
+        return True
 
     def _open_pages(self, item: Work) -> int:
         """A prompt's slot reads its pages; returns _limit()."""

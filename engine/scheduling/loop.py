@@ -22,6 +22,7 @@ from engine.errors import EngineError
 from engine.request import GenerationStats, Request, StreamChunk, TokenSample, Work
 from engine.runner.protocol import Runner
 from engine.scheduling.interrupts import deferral
+from engine.scheduling.occupancy import Occupancy
 from engine.scheduling.output import OutputAssembler
 from engine.scheduling.scheduler import (
     Action,
@@ -118,6 +119,11 @@ class EngineLoop:
             if self._driver is None:
                 self._reap()
             return len(self._jobs)
+
+    def occupancy(self) -> Occupancy:
+        """What is running and waiting now, and how full the cache is."""
+        with deferral, self._changed:
+            return Occupancy.of(self._scheduler)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs; they run as soon as somebody drives."""

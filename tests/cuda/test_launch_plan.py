@@ -38,6 +38,7 @@ LAUNCHED_ELSEWHERE = {
     "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
     "moves.cu": {"scatter", "copy_pages", "gather_rows"},  # what the host sends, pages, rows that draw
     "rows.cu": {"read_all"},  # the memory's speed
+    "sampling.cu": {"sample_masked"},  # steps in which a row has a constraint
 }
 
 

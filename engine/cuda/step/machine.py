@@ -87,6 +87,7 @@ class StepMachine:
         self._stream = stream
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
         self._graphs = StepGraphs(lambda n: self.run_step(self.decode_ops(n), n), stream, eager=eager)
+        self._forward_graphs = StepGraphs(lambda n: self.run_forward(self.decode_ops(n), n), stream, eager=eager)
 
     def decode_ops(self, n: int, cache: PagedCache | None = None, states: StateCache | None = None) -> DecodeOps:
         """The bricks of a decode step over rows 0..n-1, on the machine's own caches or other ones."""
@@ -105,14 +106,31 @@ class StepMachine:
 
     def run_step(self, ops: DecodeOps, n: int) -> None:
         """All bricks of one decode step and its sampling, on the current stream."""
+        self.run_forward(ops, n)
+        self.slots.sample(self.logits[:n])
+
+    def run_forward(self, ops: DecodeOps, n: int) -> None:
+        """All bricks of one decode step without its sampling."""
         x = hidden_states(self.weights, ops, None)
         ops.logits(x, self.logits[:n])
-        self.slots.sample(self.logits[:n])
 
     def enqueue(self, n: int) -> int:
         """One decode step over rows 0..n-1; returns the place of its results."""
         self.flush()
         self._graphs.launch(n)
+        place = self.slots.count_launch()
+        self.record(place)
+        return place
+
+    def enqueue_forward(self, n: int) -> None:
+        """A decode step over rows 0..n-1 without its sampling, which enqueue_sampling() adds. It may be repeated."""
+        self.flush()
+        self._forward_graphs.launch(n)
+
+    def enqueue_sampling(self, n: int) -> int:
+        """Draws the tokens of enqueue_forward() with the masks of now; returns the place of the results."""
+        self.flush()
+        self.slots.sample_masked(self.logits[:n])
         place = self.slots.count_launch()
         self.record(place)
         return place
