@@ -3,13 +3,15 @@
 On a pretended card that moves what the host sends, later and only when the host waits.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from engine.cuda.driver.graphs import PATIENCE
 from engine.errors import DeviceError
 from engine.gguf.types import GGMLType
-from engine.request import ActiveSequence, Work
+from engine.request import ActiveSequence, TokenSample, Work
 from engine.sampling import SamplingParams
 from tests.support.fake_cupy import failing
 from tests.support.fake_runner import pretended
@@ -154,6 +156,18 @@ def test_no_host_memory_at_all_ends_one_call(opened, monkeypatch):
         patch.setattr("engine.cuda.driver.row_store.np.empty", empty)
         with pytest.raises(DeviceError, match=r"the host ran out of memory .*no 512 bytes"):
             runner.save_pages([4, 1])
+    check_calls(runner, gpu)
+
+
+def test_no_memory_for_masks_ends_the_constrained_sequence_alone(opened):
+    runner, gpu = opened
+    free, bound = sequence(0, [2]), sequence(1, [4])
+    bound.mask = SimpleNamespace(bits=lambda output: np.zeros(runner.config.vocab_size // 32 + 1, np.uint32))
+    with failing(gpu, "pinned", FAULT):
+        found = runner.step([Work(one, [17], 5, True, decode=True) for one in (free, bound)])
+    assert isinstance(found[0], TokenSample)
+    assert isinstance(found[1], DeviceError)
+    runner.release(0)
     check_calls(runner, gpu)
 
 
