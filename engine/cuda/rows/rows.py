@@ -87,7 +87,8 @@ def _noise(words: int, stream: Stream) -> DeviceArray:
     """uint32 (words,), not zeros: memory of zeros can read faster than real data."""
     import cupy
 
-    data, filled = cupy.empty(words, cupy.uint32), min(words, 1 << 20)
+    data: DeviceArray = cupy.empty(words, cupy.uint32)
+    filled = min(words, 1 << 20)
     data[:filled].set(np.random.default_rng(0).integers(0, 1 << 32, filled, np.uint32), stream=stream)
     while filled < words:
         n = min(filled, words - filled)
