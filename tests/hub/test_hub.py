@@ -419,6 +419,18 @@ class TestCommands:
         assert entry["id"] == model.removeprefix("hf:")
         assert entry["status"]["value"] == "loaded"
 
+    def test_a_server_is_stopped_while_it_fetches(self, hub):
+        hub.repo(files=files())
+        hub.stall_after[FILE] = 300_000
+        command = [sys.executable, "-m", "engine", "serve", "--port", "0", "-m", f"hf:{NAME}"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert hub.stalled.wait(60)
+        process.terminate()
+        assert process.communicate(timeout=60) == (b"", None)
+        assert process.returncode == 0
+        hub.go_on.set()
+        assert resolve(name()).read_bytes() == DATA
+
     def test_in_python(self, model):
         lines = []
         with engine.LLM(model, device="cpu", status=lines.append) as llm:
