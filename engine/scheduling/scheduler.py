@@ -177,6 +177,7 @@ class Scheduler:
 
     def remove(self, request_id: int) -> int | None:
         """Forget a request, finished or not; returns the slot it held, None where it held none."""
+        self._release_copied()  # no plan may follow that would do it
         for index, running in enumerate(self._running):
             if running.request.request_id == request_id:
                 del self._running[index]
@@ -191,9 +192,7 @@ class Scheduler:
 
         Planning again before the work was committed gives work that does the same.
         """
-        if not self.actions:
-            self.blocks.release(self._sources)
-            self._sources = []
+        self._release_copied()
         self._admit()
         self._close_ranks()
         decode: list[Work] = []
@@ -241,6 +240,12 @@ class Scheduler:
         """Whether a running request that generates nothing has seen all of its prompt but the last token."""
         running = next(one for one in self._running if one.request.request_id == request_id)
         return running.sequence.n_cached >= len(running.request.prompt_ids) - 1
+
+    def _release_copied(self) -> None:
+        """Give back the pages that were held to be copied, once they have been."""
+        if not self.actions:
+            self.blocks.release(self._sources)
+            self._sources = []
 
     # ---- who runs --------------------------------------------------------------------------------------------
 

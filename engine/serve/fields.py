@@ -144,13 +144,15 @@ def params_of(body: SamplingFields, settings: ServeSettings, llm: LLM, **given: 
             values["max_tokens"], used["max_tokens"] = (None if value == -1 else value), alias
             break
     values.update(given)
-    return make_params(values, used)
+    return make_params(values, used, llm)
 
 
-def make_params(values: Mapping[str, Any], used: Mapping[str, str]) -> SamplingParams:
-    """SamplingParams; an error names the field as the client wrote it."""
+def make_params(values: Mapping[str, Any], used: Mapping[str, str], llm: LLM) -> SamplingParams:
+    """SamplingParams, checked against a model; an error names the field as the client wrote it."""
     try:
-        return SamplingParams(**values)
+        params = SamplingParams(**values)
+        params.check_vocabulary(llm.model.config.vocab_size)
+        return params
     except InvalidRequestError as error:
         raise as_api_error(error, {name: used.get(name, name) for name in SamplingParams.names()}) from None
 

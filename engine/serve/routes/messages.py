@@ -82,7 +82,7 @@ def router(serving: Serving) -> APIRouter:
                     values[name] = value
             values.setdefault("max_tokens", serving.settings.max_tokens)
             values["stop"] = body.stop_sequences or ()
-            params = make_params(values, names)
+            params = make_params(values, names, run.llm.llm)
             await run.start([await asyncio.to_thread(make, run.llm.llm)], params)
 
         return await respond(
