@@ -99,6 +99,7 @@ def jobs_for(arch):
         jobs += moe.build_jobs(type, type, activation, routing, arch, 768, 2048)
     if arch == gemm_plan.ARCH:
         jobs += gemm_plan.build_jobs([q4, q6], KernelActivation.SILU)
+        jobs += [gemm_plan.build_job([q4, q6], tile, KernelActivation.SILU) for tile in gemm_plan.STEP_TILES]
         jobs += gemm_plan.expert_jobs([q4, q6], [q4], KernelActivation.SILU) + experts.build_jobs()
         for type in COMMON + RARE[turn::6]:
             if type is not GGMLType.F32:

@@ -8,9 +8,8 @@ from functools import cache
 
 import pytest
 
-from engine.config import KvType
+from engine.config import KvType, step_sizes
 from engine.cuda.driver.compiler import kernel_files
-from engine.cuda.driver.graphs import buckets
 from engine.cuda.launch_plan.families import Family, Phase, Split
 from engine.cuda.launch_plan.model import Settings, describe
 from engine.cuda.launch_plan.steps import Norm
@@ -39,6 +38,7 @@ LAUNCHED_ELSEWHERE = {
     "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
     "moves.cu": {"scatter", "copy_pages", "gather_rows"},  # what the host sends, pages, rows that draw
     "rows.cu": {"read_all"},  # the memory's speed
+    "sampling.cu": {"sample_masked"},  # steps in which a row has a constraint
 }
 
 
@@ -135,7 +135,7 @@ def check_runner(monkeypatch, path, arch, **options):
     with pretended(monkeypatch, path, arch, **options) as (runner, gpu):
         plan = runner._machine.weights.plan
         ready = built(gpu, plan)
-        for n in buckets(runner.max_sequences):
+        for n in step_sizes(runner.max_sequences):
             found = launched(gpu, lambda n=n: decode(runner, n))
             assert found == planned(gpu, plan.decode(n)), (path, arch, n)
             assert {source for _, source in found if source} <= ready, (path, arch, n)
@@ -164,8 +164,8 @@ def test_every_number_of_sequences_has_a_block_on_every_card(models, arch):
 @pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit", "mamba-2.8b"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_steps_of_many_rows_are_planned(models, monkeypatch, name, deterministic):
-    """17 to 64 rows hand operands over, 65 and more take another turn."""
-    check_runner(monkeypatch, models[name], 90, max_sequences=65, deterministic=deterministic)
+    """17 to 64 rows hand operands over, more take the products of prompts or, deterministic, another turn."""
+    check_runner(monkeypatch, models[name], 90, max_sequences=200, deterministic=deterministic)
 
 
 def test_a_float32_cache_is_planned(models, monkeypatch):
@@ -191,20 +191,20 @@ def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
 def families(plan, name):
     """By number of rows, the family of the product that reads a tensor, in decode steps; then in prompts."""
     (product,) = {one for one in plan.products if any(matrix.tensor == name for matrix in one.matrices)}
-    return [product.family_for(n) for n in (1, 2, 3, 64)], product.family_for(1, Phase.PROMPT)
+    return [product.family_for(n) for n in (1, 2, 3, 64, 65)], product.family_for(1, Phase.PROMPT)
 
 
 def test_families_of_products(models):
-    few, many = Family.MATVEC, Family.DECODE_GEMM
+    few, many, step = Family.MATVEC, Family.DECODE_GEMM, Family.STEP_GEMM
     (hopper,) = plans(models["8b"], [(90, 132)])
     (same,) = plans(models["8b"], [(90, 132)], deterministic=True)
     (other,) = plans(models["8b"], [(86, 84)])
     (plain,) = plans(models["8b-plain-v"], [(90, 132)])
     name = "blk.0.attn_q.weight"
-    assert families(hopper, name) == ([few, few, many, many], Family.PREFILL_GEMM)
-    assert families(same, name) == ([many] * 4, Family.PREFILL_GEMM)
-    assert families(other, name) == ([few] * 4, Family.DENSE)
-    assert families(plain, name) == ([few] * 4, Family.DENSE), "q goes with a float32 v"
+    assert families(hopper, name) == ([few, few, many, many, step], Family.PREFILL_GEMM)
+    assert families(same, name) == ([many] * 5, Family.PREFILL_GEMM)
+    assert families(other, name) == ([few] * 5, Family.DENSE)
+    assert families(plain, name) == ([few] * 5, Family.DENSE), "q goes with a float32 v"
     assert families(plain, "blk.0.ffn_down.weight") == families(hopper, name)
 
 
@@ -300,11 +300,12 @@ def test_a_plan_is_shown_as_a_table(models):
     assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router, matvec from 5", "dense"] in found
     experts = "experts_chosen, experts_shared from 5, experts_grouped from 65"
     assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
-    assert found[-1] == ["output", "Q6_K", "1024 x 2048", "matvec, decode_gemm from 3", "prefill_gemm"]
+    families = "matvec, decode_gemm from 3, step_gemm from 65"
+    assert found[-1] == ["output", "Q6_K", "1024 x 2048", families, "prefill_gemm"]
     _, *found = rows("mamba-2.8b")
-    assert ["0-1", "ssm_dt", "Q5_0", "5120 x 160", "matvec, decode_gemm from 3", "prefill_gemm"] in found
+    assert ["0-1", "ssm_dt", "Q5_0", "5120 x 160", families, "prefill_gemm"] in found
     _, *same = rows("bf16")
-    assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", "matvec, decode_gemm from 3", "prefill_gemm"]
+    assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", families, "prefill_gemm"]
     report = json.loads(run("inspect", models["bf16"], "--launches", "--device", "cuda", "--json").stdout)
     assert report["launches"][0] == dict(zip(head, same[0], strict=True))
     shown = run("inspect", models["bf16"], "--launches", "--device", "cpu").stdout

@@ -77,7 +77,7 @@ def cpu_logits(model, ids, kv_type="f32"):
 
 def decode_logits(runner, ids, *, slot=0, start=0):
     """Logits (T, V) of decode steps that are fed the given tokens in one slot, launched kernel by kernel."""
-    rows, n = [], next(bucket for bucket in runner._machine.buckets if bucket > slot)
+    rows, n = [], next(size for size in runner._machine.step_sizes if size > slot)
     ops, place = runner._machine.decode_ops(n), slice(slot, slot + 1)
     with runner._running():
         runner._machine.cache.set_pages(slot, pages_of(runner, slot))

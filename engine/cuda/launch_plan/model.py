@@ -113,6 +113,14 @@ class LaunchPlan:
         return tuple(sorted({product.activation for product in gated})) or (KernelActivation.NONE,)
 
     @cached_property
+    def step_families(self) -> frozenset[Family]:
+        """Families of products that some decode step takes."""
+        slots = self.settings.max_sequences
+        return frozenset(
+            family for product in self.products for first, family in product.families.decode if first <= slots
+        )
+
+    @cached_property
     def dense(self) -> bool:
         """Whether cuBLAS multiplies something."""
         return any(product.families.prompt is Family.DENSE for product in self.products)

@@ -29,7 +29,7 @@ class DecodeOps(CudaOps):
         tokens: int32 (slots,), the token each slot is fed.
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
-        prompts: products of the experts of very many rows.
+        prompts: products of very many rows: those of gemm.cu, and of experts.
         expert_room: scratch memory of experts.
     """
 
@@ -47,7 +47,9 @@ class DecodeOps(CudaOps):
         prompts: PromptProducts,
         expert_room: Any,
     ) -> None:
-        super().__init__(weights, buffers, DecodeProducts(buffers, n), weights.plan.step(Phase.DECODE, n))
+        super().__init__(
+            weights, buffers, DecodeProducts(buffers, n, prompts.gemms), weights.plan.step(Phase.DECODE, n)
+        )
         self._prompts = prompts
         self._expert_room = expert_room
         self._cache = cache

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.config import step_sizes
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
-from engine.cuda.driver.graphs import StepGraphs, buckets
+from engine.cuda.driver.graphs import StepGraphs
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.ahead import MOST_AHEAD, STATE_PLACES
 from engine.cuda.launch_plan.families import Phase
@@ -44,7 +45,7 @@ class StepMachine:
         slots: tokens, positions and sampling of every slot.
         staging: the way from the host. logits: float32 (slots, V) of the last step.
         prompts: feeds prompts. prompt_ops: their bricks.
-        buckets: numbers of rows that decode steps may have.
+        step_sizes: numbers of rows that decode steps may have, ascending.
     """
 
     def __init__(
@@ -82,10 +83,11 @@ class StepMachine:
         self.prompt_ops = PromptOps(weights, self._prompt_buffers, self._products, self._attention, self.staging)
         self.prompt_ops.use(self.cache, self.states)
         self.prompts = PromptReader(weights, self.prompt_ops, self.slots, self.states, self.staging, self.logits)
-        self.buckets = buckets(slots)
+        self.step_sizes = step_sizes(slots)
         self._stream = stream
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
         self._graphs = StepGraphs(lambda n: self.run_step(self.decode_ops(n), n), stream, eager=eager)
+        self._forward_graphs = StepGraphs(lambda n: self.run_forward(self.decode_ops(n), n), stream, eager=eager)
 
     def decode_ops(self, n: int, cache: PagedCache | None = None, states: StateCache | None = None) -> DecodeOps:
         """The bricks of a decode step over rows 0..n-1, on the machine's own caches or other ones."""
@@ -104,14 +106,31 @@ class StepMachine:
 
     def run_step(self, ops: DecodeOps, n: int) -> None:
         """All bricks of one decode step and its sampling, on the current stream."""
+        self.run_forward(ops, n)
+        self.slots.sample(self.logits[:n])
+
+    def run_forward(self, ops: DecodeOps, n: int) -> None:
+        """All bricks of one decode step without its sampling."""
         x = hidden_states(self.weights, ops, None)
         ops.logits(x, self.logits[:n])
-        self.slots.sample(self.logits[:n])
 
     def enqueue(self, n: int) -> int:
         """One decode step over rows 0..n-1; returns the place of its results."""
         self.flush()
         self._graphs.launch(n)
+        place = self.slots.count_launch()
+        self.record(place)
+        return place
+
+    def enqueue_forward(self, n: int) -> None:
+        """A decode step over rows 0..n-1 without its sampling, which enqueue_sampling() adds. It may be repeated."""
+        self.flush()
+        self._forward_graphs.launch(n)
+
+    def enqueue_sampling(self, n: int) -> int:
+        """Draws the tokens of enqueue_forward() with the masks of now; returns the place of the results."""
+        self.flush()
+        self.slots.sample_masked(self.logits[:n])
         place = self.slots.count_launch()
         self.record(place)
         return place
