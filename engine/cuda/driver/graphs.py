@@ -1,17 +1,49 @@
 """Launches that come again: made one by one, or replayed from a graph that was captured when they came before.
 
 A graph has the addresses and sizes of its launches, so they belong to a key that decides both. A key that is new is
-launched by hand, which loads its kernels: opening a model does not pay for what is never used.
+launched by hand, which loads its kernels: opening a model does not pay for what is never used. Where memory does not
+suffice for a graph, launches run by hand, with the same results, until it does.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
+
+from engine.cuda.driver.arrays import Graph, Stream
+from engine.cuda.driver.failure import is_out_of_memory
+
+log = logging.getLogger("engine")
+
+PATIENCE = 64
+"""Launches of a key by hand after its graph found no memory; a capture takes the host about as long as one of them."""
 
 _REMEMBERED = 256
 """Keys whose occurrences are counted; of more, those unused for longest are forgotten."""
+
+
+def capture(stream: Stream, run: Callable[[], Any]) -> Graph:
+    """What run() launches on a stream, as a graph; nothing of it runs now."""
+    try:
+        stream.begin_capture()
+        run()
+        return stream.end_capture()
+    finally:
+        end_capture(stream)
+
+
+def end_capture(stream: Stream) -> None:
+    """Ends a capture that an exception cut short, or all that follows would be captured instead of run."""
+    try:
+        capturing = bool(stream.is_capturing())
+    except RuntimeError:  # how CuPy says that an error has made the capture invalid
+        capturing = True
+    if capturing:
+        with suppress(Exception):  # it says once more what made the capture invalid
+            stream.end_capture()
 
 
 class Graphs:
@@ -24,39 +56,59 @@ class Graphs:
         most: graphs that are kept; of more, those unused for longest are dropped.
     """
 
-    def __init__(self, stream: Any, *, eager: bool, after: int = 1, most: int = 64) -> None:
+    def __init__(self, stream: Stream, *, eager: bool, after: int = 1, most: int = 64) -> None:
         self._stream = stream
         self._eager = eager
         self._after = after
         self._most = most
-        self._seen: OrderedDict[Hashable, int] = OrderedDict()
-        self._graphs: OrderedDict[Hashable, Any] = OrderedDict()
+        self._left: OrderedDict[Hashable, int] = OrderedDict()  # launches by hand until a key is captured
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._told = False
 
     def launch(self, key: Hashable, run: Callable[[], None]) -> None:
-        """What run() launches on the stream; it allocates nothing, and does the same whenever the key is the same."""
-        graph = self._graphs.get(key)
-        if graph is None:
-            seen = self._seen.get(key, 0)
-            if self._eager or seen < self._after:
-                run()
-                self._count(key, seen + 1)
-                return
-            graph = self._graphs[key] = self._capture(run)
-            if len(self._graphs) > self._most:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(key)
-        graph.launch(self._stream)
+        """What run() launches on the stream.
 
-    def _count(self, key: Hashable, times: int) -> None:
-        self._seen[key] = times
-        self._seen.move_to_end(key)
-        if len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
+        It allocates nothing and does the same whenever the key is the same. Run again after it failed, it does the same
+        too: what moves a step on is launched last, or apart.
+        """
+        if self._eager or not self._replay(key, run):
+            self._launch_each(run)
+            self._count(key)
 
-    def _capture(self, run: Callable[[], None]) -> Any:
-        self._stream.begin_capture()
+    def _replay(self, key: Hashable, run: Callable[[], None]) -> bool:
+        """From the graph; False where there is none yet, or no memory for one."""
+        if key not in self._graphs and self._left.get(key, 1) > 0:
+            return False
+        try:
+            if key not in self._graphs:
+                self._graphs[key] = capture(self._stream, run)
+                if len(self._graphs) > self._most:
+                    self._graphs.popitem(last=False)
+            self._graphs.move_to_end(key)
+            self._graphs[key].launch(self._stream)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._graphs.pop(key, None)
+            self._left[key] = PATIENCE + 1
+            if not self._told:
+                log.warning("GPU memory is full: steps run slower until there is some (%s)", error)
+            self._told = True
+            return False
+        return True
+
+    def _launch_each(self, run: Callable[[], None]) -> None:
+        """One by one; where there is no memory to load a kernel, graphs of other keys give theirs."""
         try:
             run()
-        finally:
-            graph = self._stream.end_capture()
-        return graph
+        except Exception as error:
+            if not (self._graphs and is_out_of_memory(error)):
+                raise
+            self._graphs.clear()
+            run()
+
+    def _count(self, key: Hashable) -> None:
+        self._left[key] = self._left.get(key, self._after) - 1
+        self._left.move_to_end(key)
+        if len(self._left) > _REMEMBERED:
+            self._left.popitem(last=False)

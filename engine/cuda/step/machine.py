@@ -5,11 +5,10 @@ Must not know which requests are scheduled, or how far a row may run ahead.
 
 from __future__ import annotations
 
-from typing import Any
-
 from engine.config import step_sizes
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.arrays import Stream
 from engine.cuda.driver.graphs import Graphs
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.ahead import MOST_AHEAD, STATE_PLACES
@@ -57,7 +56,7 @@ class StepMachine:
         *,
         n_pages: int,
         context_length: int,
-        stream: Any,
+        stream: Stream,
         eager: bool,
         n_checkpoints: int = 0,
     ) -> None:
@@ -171,6 +170,11 @@ class StepMachine:
         if self.states is not None:
             self.states.flush(self.staging)
         self.staging.send()
+
+    def settle(self) -> None:
+        """What a call that was cut short has left behind does not reach the next one. First thing in every call."""
+        self.staging.drop()
+        self.prompt_ops.use(self.cache, self.states)
 
     def reset(self) -> None:
         """Forgets what was on its way: no slot runs, and the page table is sent again. Waits for the device."""
