@@ -19,7 +19,7 @@ from engine.api.names import resolve_model
 from engine.api.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
 from engine.api.stream import Stream
 from engine.config import CHECKPOINT_SPACING, PAGE, EngineConfig
-from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
+from engine.errors import ContextFullError, DeviceError, InvalidRequestError, TokenizerError
 from engine.gguf import open_gguf
 from engine.model.loader import load_model
 from engine.model.memory import MemoryPlan
@@ -167,8 +167,18 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Stop all requests and free the cache, the weights and the file; a second call does nothing."""
-        self._loop.close()
+        """Stop all requests and free the cache, the weights and the file.
+
+        A call that an interrupt cut short can be repeated; after one that was not a further call does nothing.
+
+        Raises:
+            DeviceError: the GPU failed in one of the last steps, which no call has told yet; all is freed.
+        """
+        try:
+            self._loop.close()
+        except DeviceError:
+            self._file.close()
+            raise
         self._file.close()
 
     @property

@@ -16,6 +16,7 @@ import numpy as np
 from engine.config import page_count
 from engine.cuda.attention.cache import PagedCache
 from engine.cuda.driver.arrays import DeviceArray, Stream
+from engine.cuda.driver.graphs import capture
 from engine.cuda.load.device_weights import DeviceAttention, DeviceLayer, DeviceMamba
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows import rows
@@ -220,12 +221,7 @@ class _Profiler:
         if samples:
             self._machine.slots.count_launch()
         self._stream.synchronize()
-        self._stream.begin_capture()
-        try:
-            for call in calls:
-                call()
-        finally:
-            graph = self._stream.end_capture()
+        graph = capture(self._stream, lambda: [call() for call in calls])
         begin, end, times = cupy.cuda.Event(), cupy.cuda.Event(), []
         positions = self._machine.slots.positions[: self._n]
         for _ in range(self._repeats + _WARM_UP):

@@ -188,6 +188,19 @@ def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
             assert len(runner.logits(list(range(12)))) == 12
 
 
+@pytest.mark.parametrize("size", [*range(3, 20, 5), 31, 33, 65, 70])
+def test_odd_numbers_of_rows_and_slots(models, monkeypatch, size):
+    """As many slots as rows of a prompt: everything padded to blocks of rows has room in both phases."""
+    arch = (90, 86)[size % 2]
+    for name in ("part 0", "part 18", "mixed", "two-bit", "mamba"):
+        sizes = {"max_sequences": size, "prefill_chunk": size, "context_length": 96}
+        with pretended(monkeypatch, models[name], arch, **sizes) as (runner, _):
+            for n in {1, size - 1, size}:
+                read_prompt(runner, n)
+                decode(runner, n)
+            assert len(runner.logits(list(range(12)))) == 12
+
+
 def families(plan, name):
     """By number of rows, the family of the product that reads a tensor, in decode steps; then in prompts."""
     (product,) = {one for one in plan.products if any(matrix.tensor == name for matrix in one.matrices)}

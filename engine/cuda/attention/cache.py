@@ -93,8 +93,8 @@ class PagedCache:
             layer.allocate(n_pages)
         self.n_pages = n_pages
         width = page_count(context_length)
-        self.block_table = cupy.full((n_slots, width), -1, cupy.int32)
         self._table = np.full((n_slots, width), -1, np.int32)  # what block_table holds, or will after the next flush
+        self.block_table = cupy.asarray(self._table)
         self._pages: list[list[int]] = [[] for _ in range(n_slots)]
         self._dirty: dict[int, tuple[int, int]] = {}
         self._store = RowStore([array for layer in caches for array in layer.paged])

@@ -110,6 +110,13 @@ class Stream(Protocol):
     def begin_capture(self) -> None:
         """From now on launches become nodes of a graph instead of running."""
 
+    def is_capturing(self) -> bool:
+        """Whether launches are recorded instead of run.
+
+        Raises:
+            RuntimeError: an error has made the capture invalid.
+        """
+
     def end_capture(self) -> Graph:
         """The graph of the launches since begin_capture()."""
 

@@ -48,19 +48,27 @@ class Mapped:
 
 
 class _Buffer:
+    """Records and data of one send.
+
+    Attributes:
+        used: a kernel that reads it may have been launched.
+        recorded: the event comes after that kernel; not where the launching call was cut short in between.
+    """
+
     def __init__(self) -> None:
         import cupy
 
         self.records = Mapped((_RECORDS * RECORD.itemsize // 4,), np.uint32)
         self.data = Mapped((_WORDS,), np.uint32)
         self.event = cupy.cuda.Event(disable_timing=True)
-        self.used = False
+        self.used = self.recorded = False
 
 
 class Staging:
     """Collects writes to device arrays; send() makes them happen.
 
-    Writes to the same place must be in different sends: within one there is no order.
+    Writes to the same place must be in different sends: within one there is no order. A call that is cut short leaves
+    what it collected; the next call drops it before anything else, or its send would mix it with its own.
 
     Args:
         stream: the stream that everything is ordered on.
@@ -113,16 +121,16 @@ class Staging:
         """Launches the copies; later launches of the stream see them."""
         if not self._targets:
             return
-        buffer = self._buffers[self._next]
-        n = len(self._targets)
+        n, buffer = len(self._targets), self._buffers[self._next]
         records = np.array(self._targets, dtype=RECORD)
         buffer.records.host[: n * RECORD.itemsize // 4] = records.view(np.uint32)
         self._targets, self._words = [], 0
         args = (buffer.records.device, buffer.data.device)
+        buffer.used, buffer.recorded = True, False
+        self._next = (self._next + 1) % _BUFFERS  # before the launch: cut short behind it, nothing writes here again
         launch(self._scatter, n, 256, args, stream=self._stream, pdl=False)
         buffer.event.record(self._stream)
-        buffer.used = True
-        self._next = (self._next + 1) % _BUFFERS
+        buffer.recorded = True
 
     def drop(self) -> None:
         """Forgets what was put and not sent."""
@@ -131,8 +139,10 @@ class Staging:
     def _claim(self) -> None:
         """Waits until the device is done with the buffer that is filled next; it nearly always is."""
         buffer = self._buffers[self._next]
-        if buffer.used:
+        if buffer.recorded:
             buffer.event.synchronize()
+        elif buffer.used:
+            self._stream.synchronize()
 
 
 def gather_rows(x: DeviceArray, index: DeviceArray, out: DeviceArray) -> None:

@@ -93,12 +93,11 @@ class DenseProduct:
             return
         piece = self._piece[:, : weights.shape[0]]
         for first in range(0, len(out), PIECE):
-            self._gemm(weights, x[first : first + PIECE], piece, alpha, False, wide)
             target = out[first : first + PIECE]
             if add:
-                target += piece[: len(target)]
-            else:
-                target[...] = piece[: len(target)]
+                _copy(target, piece)
+            self._gemm(weights, x[first : first + PIECE], piece, alpha, add, wide)
+            _copy(piece[: len(target)], target)
 
     def _tile(self, count: int, dtype: np.dtype[Any]) -> DeviceArray:
         import cupy
@@ -143,3 +142,20 @@ class DenseProduct:
             _COMPUTE_32F,
             _GEMM_DEFAULT,
         )
+
+
+def _copy(source: Any, target: Any) -> None:
+    """The first rows of target = source, both float32 with free row strides."""
+    import cupy
+
+    runtime, (rows, columns) = cupy.cuda.runtime, source.shape
+    runtime.memcpy2DAsync(
+        target.data.ptr,
+        target.strides[0],
+        source.data.ptr,
+        source.strides[0],
+        4 * columns,
+        rows,
+        runtime.memcpyDeviceToDevice,
+        cupy.cuda.get_current_stream().ptr,
+    )

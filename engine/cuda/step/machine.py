@@ -158,6 +158,11 @@ class StepMachine:
             self.states.flush(self.staging)
         self.staging.send()
 
+    def settle(self) -> None:
+        """What a call that was cut short has left behind does not reach the next one. First thing in every call."""
+        self.staging.drop()
+        self.prompt_ops.use(self.cache, self.states)
+
     def reset(self) -> None:
         """Forgets what was on its way: no slot runs, and the page table is sent again. Waits for the device."""
         self.staging.drop()
