@@ -58,9 +58,11 @@ class LLM:
             at most 8192.
         kv_type: number format of the key-value cache, "f16" or "f32".
         threads: CPU threads; None takes the physical cores.
-        max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
-        cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts, or as many
-            as the GPU's memory holds. Where it is too small for all, the youngest sequences wait.
+        max_sequences: sequences that run side by side; further requests wait. None: 8 on the CPU, on a GPU one for
+            every 1024 positions of the cache, 64 to 512.
+        cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts on the CPU,
+            on a GPU what nine tenths of the free memory hold. Where it is too small for all, the youngest sequences
+            wait.
         prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
         target: on a GPU, "latency" lets running streams wait little while prompts are read, "throughput" serves all
             requests together faster, "balanced" goes by the number of streams.
