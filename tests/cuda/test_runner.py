@@ -337,13 +337,13 @@ def test_mixed_steps_give_everyone_his_own_text(prompts):
 def test_padded_rows_write_nothing(prompts):
     with opened(BUNDLED_MODEL, max_sequences=8, context_length=256) as runner:
         with runner._running():
-            for array in (*runner._machine.cache.keys, *runner._machine.cache.values):
+            for array in (array for layer in runner._machine.cache.layers for array in layer.paged):
                 array.fill(7.0)
         samples = generate(runner, prompts[0], 100, slot=5)
         used = len(prompts[0]) + len(samples) + MOST_AHEAD - 1  # steps on their way
         with runner._running():
             pages = [pages_of(runner, slot) for slot in range(8)]
-            for array in (*runner._machine.cache.keys, *runner._machine.cache.values):
+            for array in (array for layer in runner._machine.cache.layers for array in layer.paged):
                 content = array.get().astype(np.float32)  # (N, K, PAGE, width)
                 for slot in range(8):
                     rows = content[pages[slot]].transpose(0, 2, 1, 3).reshape(-1, content.shape[1], content.shape[3])

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from engine.concurrency import fork
+from engine.cuda.driver.arrays import Stream
 from engine.cuda.driver.failure import device_errors, is_cuda_error, is_out_of_memory
 from engine.cuda.driver.graphs import end_capture
 from engine.errors import DeviceError
@@ -39,7 +39,7 @@ class GpuContext:
             self.arch = int(self.device.compute_capability)
             self.multiprocessors = int(properties["multiProcessorCount"])
             self.pool = cupy.cuda.MemoryPool()
-            self.stream: Any = cupy.cuda.Stream(non_blocking=True)
+            self.stream: Stream = cupy.cuda.Stream(non_blocking=True)
         self.broken: str | None = None
         self.forked = False
         fork.register(self)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from engine.cuda.driver.arrays import Graph, Stream
 from engine.cuda.driver.failure import is_out_of_memory
 
 log = logging.getLogger("engine")
@@ -20,7 +21,7 @@ PATIENCE = 64
 """Steps of a size that run by hand after its graph found no memory; a capture takes the host about as long as one."""
 
 
-def capture(stream: Any, run: Callable[[], Any]) -> Any:
+def capture(stream: Stream, run: Callable[[], Any]) -> Graph:
     """What run() launches on a stream, as a graph; nothing of it runs now."""
     try:
         stream.begin_capture()
@@ -30,7 +31,7 @@ def capture(stream: Any, run: Callable[[], Any]) -> Any:
         end_capture(stream)
 
 
-def end_capture(stream: Any) -> None:
+def end_capture(stream: Stream) -> None:
     """Ends a capture that an exception cut short, or all that follows would be captured instead of run."""
     try:
         capturing = bool(stream.is_capturing())
@@ -51,12 +52,12 @@ class StepGraphs:
         eager: never capture.
     """
 
-    def __init__(self, run: Callable[[int], None], stream: Any, *, eager: bool) -> None:
+    def __init__(self, run: Callable[[int], None], stream: Stream, *, eager: bool) -> None:
         self._run = run
         self._stream = stream
         self._eager = eager
         self._loaded: set[int] = set()
-        self._graphs: dict[int, Any] = {}
+        self._graphs: dict[int, Graph] = {}
         self._waits: dict[int, int] = {}  # by number of rows: steps until a graph is tried again
         self._told = False
 

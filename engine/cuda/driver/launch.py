@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.cuda.driver.arrays import Argument, Stream
 from engine.cuda.driver.compiler import Kernel
 from engine.cuda.driver.failure import CudaStatus, device_error
 
@@ -120,10 +121,10 @@ def launch(
     kernel: Kernel,
     grid: tuple[int, ...] | int,
     block: tuple[int, ...] | int,
-    args: Sequence[Any],
+    args: Sequence[Argument],
     *,
     shared: int = 0,
-    stream: Any = None,
+    stream: Stream | None = None,
     pdl: bool = True,
 ) -> None:
     """Launches a kernel.

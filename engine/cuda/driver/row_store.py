@@ -6,10 +6,11 @@ All copies are launches of one stream, in order with the steps. Must not know wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.failure import is_out_of_memory
 from engine.cuda.driver.launch import launch
 from engine.cuda.driver.staging import Mapped, Staging, addresses, kernel
@@ -61,7 +62,7 @@ class RowStore:
         arrays: C-contiguous; the size of a row is a multiple of 4 bytes. None at all is allowed: then nothing is done.
     """
 
-    def __init__(self, arrays: Sequence[Any]) -> None:
+    def __init__(self, arrays: Sequence[DeviceArray]) -> None:
         import cupy
 
         self.row_bytes = [int(array.nbytes) // len(array) for array in arrays]
@@ -91,7 +92,13 @@ class RowStore:
         else:
             self._move_each(saved.arrays, self._bases, list(enumerate(rows)), "memcpyHostToDevice")
 
-    def _move_each(self, sources: Any, targets: Any, pairs: Sequence[tuple[int, int]], kind: str) -> None:
+    def _move_each(
+        self,
+        sources: npt.NDArray[np.uint64],
+        targets: npt.NDArray[np.uint64],
+        pairs: Sequence[tuple[int, int]],
+        kind: str,
+    ) -> None:
         """As _move(), by a copy of the driver for each row of each array: from and to pageable memory it waits."""
         import cupy
 
@@ -101,7 +108,13 @@ class RowStore:
                 at, to = first + source * size, second + target * size
                 runtime.memcpyAsync(to, at, size, getattr(runtime, kind), stream)
 
-    def _move(self, sources: Any, targets: Any, pairs: Sequence[tuple[int, int]], staging: Staging) -> None:
+    def _move(
+        self,
+        sources: DeviceArray | npt.NDArray[np.uint64],
+        targets: DeviceArray | npt.NDArray[np.uint64],
+        pairs: Sequence[tuple[int, int]],
+        staging: Staging,
+    ) -> None:
         if not pairs or not self.row_bytes:
             return
         staging.rewind()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
 
@@ -74,7 +75,7 @@ class Staging:
         arena_words: 32-bit words of device memory for place().
     """
 
-    def __init__(self, stream: Any, arena_words: int) -> None:
+    def __init__(self, stream: Stream, arena_words: int) -> None:
         import cupy
 
         self._stream = stream
@@ -86,7 +87,7 @@ class Staging:
         self._targets: list[tuple[int, int, int]] = []
         self._words = 0
 
-    def put(self, array: Any, at: int, values: npt.NDArray[Any]) -> None:
+    def put(self, array: DeviceArray, at: int, values: npt.NDArray[Any]) -> None:
         """Writes values (4- or 8-byte elements) into a contiguous device array from its element `at` on."""
         assert values.dtype.itemsize % 4 == 0
         pointer = int(array.data.ptr) + at * int(array.itemsize)
@@ -102,11 +103,11 @@ class Staging:
             self._targets.append((pointer + 4 * first, self._words, len(piece)))
             self._words += len(piece)
 
-    def place(self, values: npt.NDArray[Any]) -> Any:
+    def place(self, values: npt.NDArray[Any]) -> DeviceArray:
         """Gives an array on the device that holds the values after the next send(), until the arena is used anew."""
         n = values.nbytes // 4
         assert self._arena_at + n <= self._arena.size, "the arena of a batch is too small"
-        view = self._arena[self._arena_at : self._arena_at + n].view(values.dtype).reshape(values.shape)
+        view: DeviceArray = self._arena[self._arena_at : self._arena_at + n].view(values.dtype).reshape(values.shape)
         self._arena_at += -(-n // 4) * 4  # aligned to 16 bytes
         if n:
             self.put(view, 0, values)
@@ -144,12 +145,12 @@ class Staging:
             self._stream.synchronize()
 
 
-def gather_rows(x: Any, index: Any, out: Any) -> None:
+def gather_rows(x: DeviceArray, index: DeviceArray, out: DeviceArray) -> None:
     """out (R, D) = x[index] for float32 rows (T, D) and int32 index (R,); both contiguous."""
     assert x.shape[1] == out.shape[1]
     launch(kernel("gather_rows"), int(index.size), 256, (x, index, out, int(x.shape[1])), pdl=False)
 
 
-def addresses(arrays: Sequence[Any]) -> npt.NDArray[np.uint64]:
+def addresses(arrays: Sequence[DeviceArray]) -> npt.NDArray[np.uint64]:
     """Device addresses of arrays."""
     return np.array([array.data.ptr for array in arrays], np.uint64)

@@ -5,11 +5,10 @@ Must not know which requests are scheduled, or how far a row may run ahead.
 
 from __future__ import annotations
 
-from typing import Any
-
 from engine.config import step_sizes
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.arrays import Stream
 from engine.cuda.driver.graphs import StepGraphs
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.ahead import MOST_AHEAD, STATE_PLACES
@@ -54,7 +53,7 @@ class StepMachine:
         *,
         n_pages: int,
         context_length: int,
-        stream: Any,
+        stream: Stream,
         eager: bool,
         n_checkpoints: int = 0,
     ) -> None:

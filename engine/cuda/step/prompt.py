@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.staging import Staging, gather_rows
 from engine.cuda.load.device_weights import DeviceWeights
 from engine.cuda.load.memory_plan import LOGIT_ROWS
@@ -75,7 +75,7 @@ class PromptReader:
         slots: DeviceSlots,
         states: StateCache | None,
         staging: Staging,
-        logits: Any,
+        logits: DeviceArray,
     ) -> None:
         import cupy
 
@@ -84,9 +84,10 @@ class PromptReader:
         self._last = cupy.empty((logits.shape[0], weights.plan.width), cupy.float32)
         self.logit_rows = cupy.zeros((LOGIT_ROWS, logits.shape[1]), cupy.float32)
 
-    def hidden(self, batch: Batch) -> Any:
+    def hidden(self, batch: Batch) -> DeviceArray:
         """The residual stream (rows, D) behind a batch; valid until the next one."""
-        return hidden_states(self._weights, self._ops, batch)
+        x: DeviceArray = hidden_states(self._weights, self._ops, batch)
+        return x
 
     def feed(self, work: Sequence[Work], limits: dict[int, int]) -> list[tuple[int, list[Work]]]:
         """Launches all batches of prompt pieces.

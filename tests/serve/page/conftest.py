@@ -6,7 +6,7 @@ from tests.support.browser import browser
 from tests.support.chat_page import Page, serving_at, write_models
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop runs until it is closed, and no other can in this thread
 def chromium():
     with browser() as running:
         yield running
@@ -17,13 +17,13 @@ def models(tmp_path_factory):
     return write_models(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def serving(chromium):
     """Starts further servers; asks for the browser, so that nothing is started where there is none."""
     return serving_at
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(serving, models):
     files = (part for name in ("talker", "hostile", "endless") for part in ("-m", models / f"{name}.gguf"))
     with serving(*files, "-c", "100000", "--cache-tokens", "100000") as address:
