@@ -21,11 +21,13 @@ def resolve_model(model: str | os.PathLike[str], status: Callable[[str], None] |
         InvalidRequestError: a name of another form.
         DownloadError: the model cannot be fetched; says why and what to do.
     """
+    from engine.hub.names import HubName, is_hub_name
+
     text = os.fspath(model)
-    if not text.startswith("hf:"):
+    if not is_hub_name(text):
         return Path(model)
-    from engine.hub import HubName, resolve
     from engine.hub.progress import progress_text, shown
+    from engine.hub.resolve import resolve
 
     name = HubName.parse(text)
     if status is not None:

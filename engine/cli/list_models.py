@@ -24,9 +24,10 @@ def list_models(
     """List the models that were fetched: name, size, type, architecture, and whether they fit this machine."""
     from engine.config import EngineConfig
     from engine.hub.cache import cache_dir, local_models, unfinished
+    from engine.hub.names import HubName
 
     EngineConfig(Path(), device, context_length)  # refuses bad settings also where there is no model
-    wanted = repo.removeprefix("hf:") if repo is not None else None
+    wanted = HubName.typed(repo).repo if repo is not None else None
     rows = []
     for local in local_models(wanted):
         rows.append(

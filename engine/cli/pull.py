@@ -19,10 +19,11 @@ def pull(
 
     The path of the file goes to stdout. An interrupted download continues where it was when the command is run again.
     """
-    from engine.hub import HubName, pull
+    from engine.hub.names import HubName
     from engine.hub.progress import shown
+    from engine.hub.resolve import pull
 
-    hub_name = HubName.parse(name if name.startswith("hf:") else f"hf:{name}")
+    hub_name = HubName.typed(name)
     with warnings_shown():
         try:
             with shown(note) as progress, Interrupts():

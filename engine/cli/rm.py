@@ -27,7 +27,7 @@ def rm(
     from engine.hub.cache import remove, remove_unfinished, unfinished
     from engine.hub.names import HubName
 
-    wanted = HubName.parse(name if name.startswith("hf:") else f"hf:{name}")
+    wanted = HubName.typed(name)
     partial = unfinished().get(wanted.repo, 0)
     chosen = _chosen(wanted, everything, bool(partial))
     if chosen and not everything:

@@ -163,8 +163,8 @@ def local_file(model: str | Path) -> Path:
 
     if not is_hub_name(str(model)):
         return resolve_model(model)
-    from engine.hub import resolve
     from engine.hub.progress import shown
+    from engine.hub.resolve import resolve
 
     with shown(note) as progress, Interrupts():
         return resolve(HubName.parse(str(model)), progress)

@@ -197,13 +197,13 @@ def remove(found: LocalModel) -> int:
     freed = 0
     for file in found.model.files:
         pointer = repo.snapshot(found.commit) / file.path
-        blob = Path(os.path.realpath(pointer))
+        content = _content(pointer)
         pointer.unlink()
-        if blob == pointer:  # no link: the file system has none, and the content itself was here
+        if content == pointer:  # no link: the file system has none, and the content itself was here
             freed += file.size
-        elif blob.parent == Path(os.path.realpath(repo.folder / "blobs")) and blob not in _used_blobs(repo):
-            blob.unlink(missing_ok=True)
-            freed += file.size
+        elif content.parent == repo.folder / "blobs" and content not in _used_blobs(repo):
+            freed += 0 if content.is_symlink() else file.size  # a link: several repositories share the content
+            content.unlink(missing_ok=True)
         _remove_empty(pointer.parent, repo.folder / "snapshots")
     if not _folders(repo.folder / "snapshots") and not repo.unfinished():
         shutil.rmtree(repo.folder, ignore_errors=True)
@@ -223,11 +223,13 @@ def remove_unfinished(repo_name: str) -> int:
 
 def _used_blobs(repo: Repo) -> set[Path]:
     """Contents that some file of some commit links to."""
-    return {
-        Path(os.path.realpath(Path(folder) / name))
-        for folder, _, names in os.walk(repo.folder / "snapshots")
-        for name in names
-    }
+    walk = os.walk(repo.folder / "snapshots")
+    return {_content(Path(folder) / name) for folder, _, names in walk for name in names}
+
+
+def _content(pointer: Path) -> Path:
+    """What a file of a snapshot links to, one link further; itself where it is no link."""
+    return Path(os.path.normpath(pointer.parent / os.readlink(pointer))) if pointer.is_symlink() else pointer
 
 
 def _remove_empty(folder: Path, end: Path) -> None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 from engine import __version__
 from engine.errors import DownloadError
+from engine.hub.cache import COMMIT
 from engine.hub.names import HubName, RepoFile
 
 log = logging.getLogger("engine")
@@ -95,6 +98,8 @@ class Client:
             info = api.model_info(
                 self._name.repo, revision=self._name.revision, files_metadata=True, timeout=SECONDS, token=_token()
             )
+            if not COMMIT.fullmatch(str(info.sha)):  # it becomes the name of a folder
+                raise self._no_hub(f"commit {info.sha!r}")
             files = []
             for entry in info.siblings or ():
                 lfs: Any = entry.lfs or {}
@@ -115,10 +120,7 @@ class Client:
             url = hf_hub_url(self._name.repo, path, revision=commit, endpoint=endpoint())
             head = get_hf_file_metadata(url, token=_token(), timeout=SECONDS)
         if head.etag is None or head.size is None:
-            raise DownloadError(
-                f"{self._name}: {endpoint()} told neither ETag nor size of {path}: it does not answer like a Hugging "
-                "Face hub; check HF_ENDPOINT and proxies"
-            )
+            raise self._no_hub(f"neither ETag nor size of {path}")
         return RemoteFile(url, head.etag, head.size)
 
     def read(self, file: RemoteFile, target: BinaryIO) -> None:
@@ -142,7 +144,7 @@ class Client:
                 time.sleep(PAUSE)
 
     def _read_once(self, file: RemoteFile, target: BinaryIO, begin: int) -> None:
-        with self._errors(), _bars_off(), _small_pieces():
+        with self._errors():
             from huggingface_hub.file_download import http_get
             from huggingface_hub.utils import build_hf_headers
 
@@ -153,7 +155,7 @@ class Client:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """Errors of huggingface_hub and of the network, in the words of this package."""
-        with _warnings_as_ours():
+        with _quiet:
             try:
                 yield
             except DownloadError:
@@ -163,6 +165,12 @@ class Client:
                 if translated is None:
                     raise
                 raise translated from error
+
+    def _no_hub(self, found: str) -> DownloadError:
+        return HubUnavailableError(
+            f"{self._name}: {endpoint()} does not answer like a Hugging Face hub ({found}): check HF_ENDPOINT and "
+            "proxies"
+        )
 
     def _translated(self, error: Exception) -> DownloadError | None:
         from huggingface_hub import errors
@@ -200,9 +208,14 @@ class Client:
                 f"{name}: hf_transfer writes past what has come and its checksum: unset HF_HUB_ENABLE_HF_TRANSFER"
             )
         if type(error).__name__ == "JSONDecodeError":  # of json, or of the client's package
-            return HubUnavailableError(
-                f"{name}: {hub} does not answer like a Hugging Face hub ({_line(error)}): check HF_ENDPOINT and proxies"
+            return self._no_hub(_line(error))
+        if "too large to be downloaded" in str(error):
+            return DownloadError(
+                f"{name}: a file of more than 50 GB is not given by plain HTTPS: fetch it with `hf download "
+                f"{name.repo}`, which writes into the same cache"
             )
+        if isinstance(error, ValueError) and not isinstance(error, OSError):  # a name that the library refuses
+            return DownloadError(f"{name}: {_line(error)}")
         if isinstance(error, OSError) and error.errno is None and "Consistency check" in str(error):
             return DownloadError(f"{name}: the file that came has another length than {hub} told: try again")
         if (
@@ -232,50 +245,52 @@ def _line(error: BaseException) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-@contextmanager
-def _bars_off() -> Iterator[None]:
-    """Without huggingface_hub's progress bars; this package shows its own."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
-
-
-@contextmanager
-def _small_pieces() -> Iterator[None]:
-    """Pieces of PIECE bytes instead of ten million: of a broken connection only the last piece is lost."""
-    from huggingface_hub import constants, file_download
-
-    name = "DOWNLOAD_CHUNK_SIZE"
-    places = [module for module in (constants, file_download) if hasattr(module, name)]
-    before = [getattr(module, name) for module in places]
-    for module in places:
-        setattr(module, name, PIECE)
-    try:
-        yield
-    finally:
-        for module, value in zip(places, before, strict=True):
-            setattr(module, name, value)
-
-
 class _Forward(logging.Handler):
+    """Warnings of huggingface_hub ("trying to resume ...") as single lines of this package's log."""
+
     def emit(self, record: logging.LogRecord) -> None:
         log.log(record.levelno, "%s", " ".join(record.getMessage().split()))
 
 
-@contextmanager
-def _warnings_as_ours() -> Iterator[None]:
-    """Warnings of huggingface_hub ("trying to resume ...") as single lines of this package's log."""
-    theirs = logging.getLogger("huggingface_hub")
-    handlers, propagate = theirs.handlers[:], theirs.propagate
-    theirs.handlers, theirs.propagate = [_Forward()], False
-    try:
-        yield
-    finally:
-        theirs.handlers, theirs.propagate = handlers, propagate
+class _Quiet:
+    """Settings of huggingface_hub that its callers share, changed while at least one thread downloads.
+
+    Its progress bars are off, as this package shows its own; its warnings go to this package's log; and contents come
+    in pieces of PIECE bytes instead of ten million, so that of a broken connection only a small piece is lost.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._restore: list[Callable[[], None]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._change()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            while not self._users and self._restore:
+                self._restore.pop()()
+
+    def _change(self) -> None:
+        from huggingface_hub import constants, file_download
+        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+        theirs = logging.getLogger("huggingface_hub")
+        changes: list[tuple[object, str, object]] = [(theirs, "handlers", [_Forward()]), (theirs, "propagate", False)]
+        for module in (constants, file_download):
+            if hasattr(module, "DOWNLOAD_CHUNK_SIZE"):
+                changes.append((module, "DOWNLOAD_CHUNK_SIZE", PIECE))
+        for owner, attribute, value in changes:
+            self._restore.append(partial(setattr, owner, attribute, getattr(owner, attribute)))
+            setattr(owner, attribute, value)
+        if not are_progress_bars_disabled():
+            disable_progress_bars()
+            self._restore.append(enable_progress_bars)
+
+
+_quiet = _Quiet()

@@ -65,7 +65,8 @@ def fetch(client: Client, repo: Repo, commit: str, file: RepoFile, tell: Tell, *
             content = next((path for path in (pointer, blob) if path.exists()), None)
             if content is not None and not _is_whole(content, remote.etag, file, tell, check=check):
                 log.warning("%s is damaged: fetching it again", content)
-                content.resolve().unlink()
+                for path in (pointer, blob):  # the links: what they may share with other repositories is not ours
+                    path.unlink(missing_ok=True)
                 content = None
             if content is None:
                 _write(blob, lambda out: client.read(remote, out), file, remote.etag, tell)
@@ -174,10 +175,11 @@ class _Partial:
     def __enter__(self) -> _Partial:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if kind is None:  # the name that follows must not outlive the content in a loss of power
+                os.fsync(self._file.fileno())
         finally:
             self._file.close()
 

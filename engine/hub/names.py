@@ -72,6 +72,11 @@ class HubName:
             raise InvalidRequestError(f"the model name is {text!r}; it has the form {_FORM}")
         return cls(repo, quant, revision)
 
+    @classmethod
+    def typed(cls, text: str) -> HubName:
+        """The name in a place where no file can be meant: there it may go without the scheme."""
+        return cls.parse(text if is_hub_name(text) else SCHEME + text)
+
     def with_quant(self, quant: str | None) -> HubName:
         """The same repository and revision with another choice."""
         return HubName(self.repo, quant, self.revision)

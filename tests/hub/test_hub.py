@@ -1,6 +1,7 @@
 """Models by name, against a hub on this machine that speaks the real protocol and fails to order."""
 
 import hashlib
+import json
 import os
 import resource
 import signal
@@ -13,8 +14,9 @@ import pytest
 
 import engine
 from engine.errors import DownloadError
-from engine.hub import HubName, pull, resolve
 from engine.hub.cache import Repo, cache_dir, find, local_models
+from engine.hub.names import HubName
+from engine.hub.resolve import pull, resolve
 from tests.support.command_line import run
 from tests.support.fake_hub import fake_hub
 
@@ -212,10 +214,20 @@ class TestBrokenConnections:
     def test_pull_mends_a_damaged_file(self, hub):
         hub.repo(files=files())
         path = resolve(name())
-        damaged = path.resolve()
-        damaged.chmod(0o600)
-        damaged.write_bytes(DATA[:-1] + b"?")
+        path.resolve().write_bytes(DATA[:-1] + b"?")
         assert pull(name()).read_bytes() == DATA
+
+    def test_what_the_hub_tells_never_leads_out_of_the_cache(self, hub, tmp_path):
+        repo = hub.repo(files={FILE: DATA})
+        hub.listed[FILE] = {"rfilename": f"../../../../{FILE}"}
+        with pytest.raises(DownloadError, match="no GGUF model"):
+            resolve(name())
+        hub.listed.clear()
+        repo.refs["main"] = "../../x"
+        repo.commits["../../x"] = {FILE: DATA}
+        with pytest.raises(DownloadError, match=r"not answer like a Hugging Face hub \(commit '../../x'\)"):
+            resolve(name())
+        assert list(tmp_path.rglob(FILE)) == []
 
 
 class TestRefusals:
@@ -250,7 +262,7 @@ class TestRefusals:
             ("hub GET", (500,), ["answered 500"]),
             ("hub GET", (200, {"Content-Type": "text/html"}, b"<html>log in</html>"), ["answer like", "HF_ENDPOINT"]),
             ("hub HEAD", (503,), ["answered 503"]),
-            ("hub HEAD", (200, {"Content-Length": 3}), ["neither ETag nor size"]),
+            ("hub HEAD", (200, {"Content-Length": 3}), ["neither ETag nor size", "HF_ENDPOINT"]),
             ("cdn GET", (403,), ["answered 403"]),
             ("cdn GET", (500,), ["answered 500"]),
         ],
@@ -295,6 +307,31 @@ class TestRefusals:
         assert "which is here" in caplog.text
         with pytest.raises(DownloadError):  # a revision that was asked for by name is that one or nothing
             resolve(name(f"hf:{NAME}@v7"))
+
+
+def test_settings_of_huggingface_hub_are_as_before(hub):
+    import logging
+
+    from huggingface_hub import constants
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    theirs = logging.getLogger("huggingface_hub")
+
+    def state():
+        return theirs.handlers, theirs.propagate, constants.DOWNLOAD_CHUNK_SIZE, are_progress_bars_disabled()
+
+    before = state()
+    hub.repo(files=files())
+    hub.stall_after[FILE] = 100
+    threads = [threading.Thread(target=resolve, args=(name(f"hf:{NAME}:{quant}"),)) for quant in ("Q4_K_M", "Q8_0")]
+    threads[0].start()
+    assert hub.stalled.wait(30)
+    threads[1].start()
+    threads[1].join()  # the second one ends before the first
+    assert state() != before
+    hub.go_on.set()
+    threads[0].join()
+    assert state() == before
 
 
 class TestDisk:
@@ -371,6 +408,28 @@ class TestCommands:
         (tmp_path / "text").write_text("Once upon a time there was a king. " * 40)
         assert "perplexity" in run("perplexity", "-m", model, tmp_path / "text", "-c", 64, "--chunks", 1).stdout
         assert "no chat template" in run("chat", "-m", model, status=2).stderr
+
+    def test_served(self, model):
+        from urllib.request import urlopen
+
+        from tests.support.chat_page import serving_at
+
+        with serving_at("-m", model) as address, urlopen(f"{address}/v1/models", timeout=30) as answer:
+            (entry,) = json.load(answer)["data"]
+        assert entry["id"] == model.removeprefix("hf:")
+        assert entry["status"]["value"] == "loaded"
+
+    def test_a_server_is_stopped_while_it_fetches(self, hub):
+        hub.repo(files=files())
+        hub.stall_after[FILE] = 300_000
+        command = [sys.executable, "-m", "engine", "serve", "--port", "0", "-m", f"hf:{NAME}"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert hub.stalled.wait(60)
+        process.terminate()
+        assert process.communicate(timeout=60) == (b"", None)
+        assert process.returncode == 0
+        hub.go_on.set()
+        assert resolve(name()).read_bytes() == DATA
 
     def test_in_python(self, model):
         lines = []

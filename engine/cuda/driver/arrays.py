@@ -111,10 +111,10 @@ class Stream(Protocol):
         """From now on launches become nodes of a graph instead of running."""
 
     def is_capturing(self) -> bool:
-        """Whether a capture is under way.
+        """Whether launches are recorded instead of run.
 
         Raises:
-            RuntimeError: an error has made it invalid; it must be ended all the same.
+            RuntimeError: an error has made the capture invalid.
         """
 
     def end_capture(self) -> Graph:

@@ -89,8 +89,7 @@ def _noise(words: int, stream: Stream) -> DeviceArray:
 
     data: DeviceArray = cupy.empty(words, cupy.uint32)
     filled = min(words, 1 << 20)
-    with stream:
-        data[:filled].set(np.random.default_rng(0).integers(0, 1 << 32, filled, np.uint32))
+    data[:filled].set(np.random.default_rng(0).integers(0, 1 << 32, filled, np.uint32), stream=stream)
     while filled < words:
         n = min(filled, words - filled)
         copy, first = cupy.cuda.runtime.memcpyAsync, int(data.data.ptr)

@@ -21,10 +21,18 @@ function write(key, value) {
   }
 }
 
+function keys() {
+  try {
+    return Object.keys(localStorage);
+  } catch { // a browser that lets pages keep nothing
+    return [];
+  }
+}
+
 /** All conversations, the last changed first. */
 export function conversations() {
   const found = [];
-  for (const key of Object.keys(localStorage)) {
+  for (const key of keys()) {
     const value = key.startsWith(ONE) ? read(key) : null;
     if (isConversation(value)) found.push(value);
   }
@@ -53,7 +61,9 @@ export function keep(one) {
 }
 
 export function remove(id) {
-  localStorage.removeItem(ONE + id);
+  try {
+    localStorage.removeItem(ONE + id);
+  } catch {} // nothing was kept
 }
 
 /** A conversation's title: how it begins. */
