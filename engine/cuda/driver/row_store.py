@@ -6,7 +6,6 @@ All copies are launches of one stream, in order with the steps. Must not know wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
