@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.errors import (
         ContextFullError,
         DeviceError,
+        DownloadError,
         EngineError,
         GGUFError,
         InvalidRequestError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from engine.request import GenerationResult, GenerationStats, StreamChunk, TokenSample, ToolCall
+    from engine.sampling.constraint import Choice, Gbnf, JsonObject, JsonSchema, Lark, Regex
     from engine.sampling.params import SamplingParams
 
 __version__ = "0.1.0"
@@ -34,14 +36,21 @@ __all__ = [
     "LLM",
     "AsyncLLM",
     "AsyncStream",
+    "Choice",
     "ContextFullError",
     "DeviceError",
+    "DownloadError",
     "EngineError",
     "GGUFError",
+    "Gbnf",
     "GenerationResult",
     "GenerationStats",
     "InvalidRequestError",
+    "JsonObject",
+    "JsonSchema",
+    "Lark",
     "ModelFileError",
+    "Regex",
     "SamplingParams",
     "StreamChunk",
     "TokenSample",
@@ -62,6 +71,12 @@ _HOME = {
     "StreamChunk": "engine.request",
     "TokenSample": "engine.request",
     "ToolCall": "engine.request",
+    "Choice": "engine.sampling.constraint",
+    "Gbnf": "engine.sampling.constraint",
+    "JsonObject": "engine.sampling.constraint",
+    "JsonSchema": "engine.sampling.constraint",
+    "Lark": "engine.sampling.constraint",
+    "Regex": "engine.sampling.constraint",
     "SamplingParams": "engine.sampling.params",
 }
 

@@ -39,7 +39,7 @@ from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel, load_model
 from engine.model.ops import LayerBricks
 from engine.model.transformer import forward
-from engine.model.weights import LayerWeights
+from engine.model.weights import LayerWeights, MambaWeights
 
 PIECE = 32  # rows of logits that the runner has room for
 
@@ -109,6 +109,16 @@ class ComparingOps(LayerBricks[LayerWeights]):
         x = self._cpu.embed(batch)
         self._report.add("embed", -1, self._ops.embed(batch).get(), x)
         return x
+
+    def mix(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
+        """See Ops.mix; a recurrent layer is compared as a whole."""
+        if not isinstance(layer.mixer, MambaWeights):
+            attended: np.ndarray = super().mix(layer, x)
+            return attended
+        y = self._cpu.mix(layer, x)
+        found = self._ops.mix(self._device_layer(layer), self._x(x))
+        self._report.add("ssm", layer.index, found.get() - x, y - x)
+        return y
 
     def attn_qkv(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
         """See LayerBricks.attn_qkv."""
@@ -208,11 +218,8 @@ class ComparingOps(LayerBricks[LayerWeights]):
         (span,) = self._batch.spans
         keys, values = self._cpu_cache.view(layer.index, span)
         cache = self._runner._machine.cache
-        pages = cache.block_table.get()[0]
-        for name, ours, expected in (
-            ("attn_qkv.keys", cache.keys[layer.index], keys),
-            ("attn_qkv.values", cache.values[layer.index], values),
-        ):
+        pages, (our_keys, our_values) = cache.block_table.get()[0], cache.arrays(layer.index)
+        for name, ours, expected in (("attn_qkv.keys", our_keys, keys), ("attn_qkv.values", our_values, values)):
             content = ours.get()[pages].transpose(1, 0, 2, 3)
             content = content.reshape(content.shape[0], -1, content.shape[3])  # (K, positions, width)
             rows = slice(span.n_past, span.n_total)

@@ -33,7 +33,7 @@ def serve(
         typer.Option(
             "--model",
             "-m",
-            help="GGUF file (any part of a split one); may be given several times.",
+            help="GGUF file (any part of a split one), or hf:owner/repo[:quant]; may be given several times.",
             show_default="the bundled model",
             rich_help_panel=MODELS,
         ),

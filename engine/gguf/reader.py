@@ -1,6 +1,6 @@
 """GGUF files on disk: mapped into memory, tensors handed out as views, split files joined.
 
-Owns the mappings. Knows the container only, nothing of models; what the header says is read and checked by parse.py.
+Owns the mappings. Knows the container only, nothing of models; parse.py reads and checks the header.
 """
 
 import logging
@@ -15,7 +15,8 @@ from types import TracebackType
 import numpy as np
 
 from engine.errors import GGUFError
-from engine.gguf.parse import METADATA_START, Header, MetadataValue, TensorInfo, parse_header
+from engine.gguf.cursor import MetadataValue
+from engine.gguf.parse import METADATA_START, Header, TensorInfo, parse_header
 
 __all__ = ["GGUFFile", "MetadataValue", "TensorInfo", "open_gguf"]
 
@@ -141,11 +142,14 @@ class GGUFFile:
         return bytes(part.data[METADATA_START : part.header.metadata_end])
 
     def close(self) -> None:
-        """Give mappings and memory back; calling it again does nothing. Metadata and tensor directory stay readable."""
+        """Give mappings and memory back. Metadata and tensor directory stay readable.
+
+        A call that was cut short can be repeated; after one that was not a further call does nothing.
+        """
         self._closed = True
-        parts, self._parts = self._parts, []
-        for part in parts:
-            part.close()
+        while self._parts:
+            self._parts[-1].close()
+            self._parts.pop()
 
     def __enter__(self) -> "GGUFFile":
         return self

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -15,15 +14,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from engine import __version__
+from engine.serve import page
 from engine.serve.errors import ApiError, as_api_error, error_response
 from engine.serve.middleware import Gate
 from engine.serve.routes import chat, completion, completions, messages, models, ollama, responses, text, unsupported
 from engine.serve.serving import Serving
 
 log = logging.getLogger("engine.serve")
-
-PAGE = Path(__file__).parent / "page" / "index.html"
-"""The chat page, where the package has one."""
 
 
 def make_app(serving: Serving) -> ASGIApp:
@@ -51,7 +48,7 @@ def make_app(serving: Serving) -> ASGIApp:
     for one in (models, completions, chat, responses, messages, ollama, completion, text):
         app.include_router(one.router(serving))
     app.include_router(unsupported.router())
-    _add_page(app, serving)
+    app.include_router(page.router(serving))
     _add_errors(app)
     gate: ASGIApp = Gate(app, serving)
     origins = serving.settings.cors_origins
@@ -64,21 +61,6 @@ def make_app(serving: Serving) -> ASGIApp:
             allow_credentials="*" not in origins,
         )
     return gate
-
-
-def _add_page(app: FastAPI, serving: Serving) -> None:
-    @app.get("/", include_in_schema=False)
-    @app.head("/", include_in_schema=False)
-    async def page() -> Response:
-        if not serving.settings.page:
-            raise ApiError(404, "this server was started with --no-page")
-        if not PAGE.is_file():  # Ollama's clients look for these words
-            return Response("gguf-engine is running\n", media_type="text/plain")
-        return Response(
-            PAGE.read_bytes(),
-            media_type="text/html; charset=utf-8",
-            headers={"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"},
-        )
 
 
 def _add_errors(app: FastAPI) -> None:

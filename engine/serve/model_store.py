@@ -17,6 +17,7 @@ from engine.api.async_llm import AsyncLLM
 from engine.api.llm import BUNDLED_MODEL, LLM
 from engine.errors import DeviceError, EngineError
 from engine.serve.errors import ApiError
+from engine.serve.fetching import local_source
 from engine.serve.loading import LoadProgress
 from engine.serve.memory import bytes_free, bytes_needed
 
@@ -174,7 +175,8 @@ class ModelStore:
             while True:
                 progress = model.progress = LoadProgress()
                 try:
-                    model.llm = await asyncio.to_thread(self._load, model.spec, progress)
+                    source = await local_source(model.spec.source, progress.tell)
+                    model.llm = await asyncio.to_thread(self._load, source, model.spec, progress)
                     progress.done()
                     log.info("opened %s in %.2f s", model.spec.name, model.llm.llm.load_seconds)
                     return
@@ -186,8 +188,8 @@ class ModelStore:
                     model.progress = None
                     raise ApiError(500, f"{model.spec.name} cannot be opened: {error}") from error
 
-    def _load(self, spec: ModelSpec, progress: LoadProgress) -> AsyncLLM:
-        return AsyncLLM(self._open_llm(spec.source, **spec.settings, status=progress.tell))
+    def _load(self, source: str | Path | None, spec: ModelSpec, progress: LoadProgress) -> AsyncLLM:
+        return AsyncLLM(self._open_llm(source, **spec.settings, status=progress.tell))
 
     async def _make_room(self, model: ServedModel) -> None:
         """Close models until the new one may be opened; waits for their users where all are in use."""

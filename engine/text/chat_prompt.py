@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InvalidRequestError
-from engine.text.answer_formats import AnswerFormat
-from engine.text.answer_parser import AnswerParser
-from engine.text.answer_reader import AnswerReader
-from engine.text.chat_template import ChatTemplate
-from engine.text.tokenizer import Tokenizer
-from engine.text.tool_calls import Types, parameter_types
+from engine.text.answers.formats import AnswerFormat
+from engine.text.answers.parser import AnswerParser
+from engine.text.answers.reader import AnswerReader
+from engine.text.answers.tool_calls import Types, parameter_types
+from engine.text.templates.chat_template import ChatTemplate
+from engine.text.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

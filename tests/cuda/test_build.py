@@ -5,14 +5,18 @@ launchers really use; tensor types and head widths rotate over the architectures
 newest that has instructions of its own get them all (rare types: the latter only).
 """
 
+import ast
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from engine.config import KvType
 from engine.cuda.formats.grid_tables import grid_bytes
 from engine.cuda.formats.layouts import LAYOUTS
 from engine.gguf.types import GGMLType
+from tests.conftest import ROOT
+from tests.support.damage import WAYS, fill_disk
 
 ARCHES = (75, 80, 86, 89, 90, 120)
 COMPLETE = (75, 90)
@@ -35,7 +39,8 @@ def shape_of(width, *, half=True, heads=8, kv_heads=2, rope_dim=None):
     from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
 
     style = KernelRopeStyle.HALVES if width % 32 else KernelRopeStyle.ADJACENT
-    return AttentionShape(heads, kv_heads, width, width, width if rope_dim is None else rope_dim, style, half)
+    kv_type = KvType.F16 if half else KvType.F32
+    return AttentionShape(heads, kv_heads, width, width, width if rope_dim is None else rope_dim, style, kv_type)
 
 
 def shapes_for(arch):
@@ -46,9 +51,9 @@ def shapes_for(arch):
     widths = WIDTHS if arch == 90 else {WIDTHS[turn], 256} if arch == 75 else {WIDTHS[turn]}
     tensor = [shape_of(width, heads=(2, 8, 16)[i % 3]) for i, width in enumerate(sorted(widths))]
     general = [shape_of(WIDTHS[(turn + 2) % 6], half=False), shape_of((40, 36, 100)[turn % 3], rope_dim=20)]
-    alibi = AttentionShape(6, 2, 64, 64, 0, KernelRopeStyle.ADJACENT, bool(turn % 2), alibi=True)
+    alibi = AttentionShape(6, 2, 64, 64, 0, KernelRopeStyle.ADJACENT, tuple(KvType)[turn % 2 - 1], alibi=True)
     latent = AttentionShape(
-        (16, 5)[turn % 2], 1, 576, 512, 0, KernelRopeStyle.ADJACENT, bool(turn % 2), values_in_keys=True
+        (16, 5)[turn % 2], 1, 576, 512, 0, KernelRopeStyle.ADJACENT, tuple(KvType)[turn % 2 - 1], values_in_keys=True
     )
     general += [alibi, latent]
     return tensor + (general if arch in COMPLETE else general[turn % 2 :][:1])
@@ -97,6 +102,7 @@ def jobs_for(arch):
         jobs += moe.build_jobs(type, type, activation, routing, arch, 768, 2048)
     if arch == gemm_plan.ARCH:
         jobs += gemm_plan.build_jobs([q4, q6], KernelActivation.SILU)
+        jobs += [gemm_plan.build_job([q4, q6], tile, KernelActivation.SILU) for tile in gemm_plan.STEP_TILES]
         jobs += gemm_plan.expert_jobs([q4, q6], [q4], KernelActivation.SILU) + experts.build_jobs()
         for type in COMMON + RARE[turn::6]:
             if type is not GGMLType.F32:
@@ -172,7 +178,11 @@ def test_every_kernel_file_is_built():
     files = {name for job in jobs_for(90) for name in job[0]} | {"common.cuh"}
     assert files == kernel_files().keys()
     hopper = {"experts.cu", "moe_rows.cu", "moe_rows_begin.cu", "operand.cu", "gemm.cu", "attention_prefill_hopper.cu"}
-    hopper |= {name for name in files if name.startswith("decode_gemm")} | {"formats_half.cuh", "gemm_unpack.cuh"}
+    hopper |= {name for name in files if name.startswith("decode_gemm")} | {
+        "half_pairs.cuh",
+        "formats_half.cuh",
+        "gemm_unpack.cuh",
+    }
     for arch in ARCHES:
         built = {name for job in jobs_for(arch) for name in job[0]} | {"common.cuh"}
         assert files - built == (set() if arch == 90 else hopper), arch
@@ -230,7 +240,7 @@ def test_constants_of_the_launchers_equal_the_kernels():
         check_statically(*scan, [f"THREADS == {mamba_plan.THREADS}", f"CHANNELS == {shape.channels}"])
     assert f"constexpr int SLAB = {matvec_plan.SLAB};" in read_file("matvec.cu")
     for activation in KernelActivation:
-        assert activation.value < 7
+        assert activation.value < 6
 
 
 def test_a_broken_kernel_says_what_the_compiler_says():
@@ -258,6 +268,48 @@ def test_cubins_are_cached_by_text_architecture_and_options(tmp_path, monkeypatc
     compiler.cached_cubin(source, 90)
     compiler.cached_cubin(source, 80, ("-lineinfo",))
     assert len(list(tmp_path.rglob("*.cubin"))) == 4
+
+
+def test_a_damaged_cubin_is_built_again_and_written(tmp_path, monkeypatch):
+    """Whatever is in the file: the driver crashes on a cubin that is cut."""
+    from engine.cuda.driver import compiler
+
+    monkeypatch.setenv("GGUF_ENGINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler, "_cubins", {})
+    source = 'extern "C" __global__ void nothing_3() {}'
+    cubin = compiler.cached_cubin(source, 80)
+    (path,) = tmp_path.rglob("*.cubin")
+    whole = path.read_bytes()
+    for way, damage in [*WAYS.items(), ("an earlier version's file", lambda _: cubin)]:
+        path.write_bytes(damage(whole))
+        monkeypatch.setattr(compiler, "_cubins", {})
+        assert compiler.cached_cubin(source, 80) == cubin, way
+        assert path.read_bytes() == whole, way
+
+
+def test_a_full_disk_leaves_no_partial_cubins(tmp_path, monkeypatch):
+    from engine.cuda.driver import compiler
+
+    monkeypatch.setenv("GGUF_ENGINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler, "_cubins", {})
+    fill_disk(monkeypatch, 300)
+    assert compiler.cached_cubin('extern "C" __global__ void nothing_4() {}', 80)[:4] == b"\x7fELF"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+USED_OF_CUPY = {"cuda", "empty", "zeros", "asarray", "ndarray", "dtype"}
+"""None of these compiles a kernel; CuPy would keep such kernels in a cache of its own, which it does not check."""
+
+
+def test_cupy_compiles_nothing():
+    numbers = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)}
+    for path in (ROOT / "engine" / "cuda").rglob("*.py"):
+        used = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cupy"
+        }
+        assert used <= USED_OF_CUPY | numbers, path
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):

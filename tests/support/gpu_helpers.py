@@ -1,6 +1,8 @@
 """What the tests of the GPU runner share: models on both devices, their logits, and a plain decode loop."""
 
+import ctypes
 import itertools
+import os
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +22,46 @@ from engine.sampling import SamplingParams
 from tests.support.gguf_builder import build_gguf, random_blocks, tiny_llama_parts
 
 _request_ids = itertools.count(1)
+
+
+def process_bytes():
+    """Memory that this process has on the first GPU, contexts and loaded kernels too, as the driver's NVML counts it.
+
+    None where NVML does not tell: it is missing, or knows the process by another number (containers). What other
+    processes take and free meanwhile is not in it, as it is in cudaMemGetInfo.
+    """
+    import cupy
+
+    class Process(ctypes.Structure):
+        _fields_ = (
+            ("pid", ctypes.c_uint),
+            ("bytes", ctypes.c_ulonglong),
+            ("gpu_instance", ctypes.c_uint),
+            ("compute_instance", ctypes.c_uint),
+        )
+
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        list_processes = nvml.nvmlDeviceGetComputeRunningProcesses_v3
+    except (OSError, AttributeError):
+        return None
+    card, count, found = ctypes.c_void_p(), ctypes.c_uint(256), (Process * 256)()
+    bus = cupy.cuda.runtime.deviceGetPCIBusId(0).encode()
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByPciBusId_v2(bus, ctypes.byref(card)):
+        return None
+    if list_processes(card, ctypes.byref(count), found):
+        return None
+    mine = [one.bytes for one in found[: count.value] if one.pid == os.getpid()]
+    return mine[0] if mine and mine[0] != ctypes.c_ulonglong(-1).value else None
+
+
+def own_bytes(runner):
+    """(of the runner's pool, of CuPy's own pool, of the whole process or 0 where it is not known)."""
+    import cupy
+
+    cupy.cuda.Device().synchronize()
+    pools = runner._gpu.pool.total_bytes(), cupy.get_default_memory_pool().total_bytes()
+    return *pools, process_bytes() or 0
 
 
 def nmse(found, expected):
@@ -68,7 +110,7 @@ def pages_of(runner, slot, order=None):
 
 def cpu_logits(model, ids, kv_type="f32"):
     """The reference's logits (T, V): plain numpy, float32 cache unless told otherwise."""
-    backend = CpuBackend(model, kv_type=kv_type, context_length=max(len(ids), 1), threads=2, exact=True)
+    backend = CpuBackend(model, kv_type=kv_type, context_length=max(len(ids), 1), threads=2, reference=True)
     try:
         return backend.forward(Batch.build([(0, ids, 0, Outputs.ALL)]))
     finally:
@@ -77,10 +119,12 @@ def cpu_logits(model, ids, kv_type="f32"):
 
 def decode_logits(runner, ids, *, slot=0, start=0):
     """Logits (T, V) of decode steps that are fed the given tokens in one slot, launched kernel by kernel."""
-    rows, n = [], next(bucket for bucket in runner._machine.buckets if bucket > slot)
+    rows, n = [], next(size for size in runner._machine.step_sizes if size > slot)
     ops, place = runner._machine.decode_ops(n), slice(slot, slot + 1)
     with runner._running():
         runner._machine.cache.set_pages(slot, pages_of(runner, slot))
+        if runner._machine.states is not None:
+            runner._machine.states.seat(slot, start - 1, start)  # where batches that name no place have left the state
         runner._machine.flush()
         for position, token in enumerate(ids, start):
             runner._machine.slots.tokens[place].set(np.array([token], np.int32))
@@ -105,6 +149,7 @@ def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, orde
         last = start + len(ids) == len(prompt)
         (sample,) = runner.step([Work(sequence, ids, start, last)])
         sequence.n_cached += len(ids)
+        sequence.state_place += 1
     while True:
         if isinstance(sample, EngineError):
             raise sample
@@ -114,6 +159,7 @@ def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, orde
             break
         (sample,) = runner.step([Work(sequence, [sample.token_id], sequence.n_cached, True, decode=True)])
         sequence.n_cached += 1
+        sequence.state_place += 1
     if release:
         runner.release(slot)
     return samples

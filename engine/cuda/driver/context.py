@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from engine.cuda.driver.failure import device_errors
+from engine.concurrency import fork
+from engine.cuda.driver.arrays import Stream
+from engine.cuda.driver.failure import FORKED, device_errors, is_cuda_error, is_out_of_memory
+from engine.cuda.driver.graphs import end_capture
 from engine.errors import DeviceError
 
 
@@ -24,6 +26,7 @@ class GpuContext:
         name: for people. arch: compute capability (90 = 9.0). multiprocessors: of the card.
         stream: everything is ordered on it. pool: a CuPy memory pool.
         broken: what failed; None while the GPU works.
+        forked: this is the child of a fork, where nothing of CUDA may be touched.
     """
 
     def __init__(self, index: int) -> None:
@@ -36,8 +39,14 @@ class GpuContext:
             self.arch = int(self.device.compute_capability)
             self.multiprocessors = int(properties["multiProcessorCount"])
             self.pool = cupy.cuda.MemoryPool()
-            self.stream: Any = cupy.cuda.Stream(non_blocking=True)
+            self.stream: Stream = cupy.cuda.Stream(non_blocking=True)
         self.broken: str | None = None
+        self.forked = False
+        fork.register(self)
+
+    def after_fork(self) -> None:
+        """See engine.concurrency.fork."""
+        self.forked, self.broken = True, FORKED
 
     def free_bytes(self) -> int:
         """Memory that no process has taken."""
@@ -61,13 +70,16 @@ class GpuContext:
         Raises:
             DeviceError: the GPU failed, now or before.
         """
+        if self.forked:
+            raise DeviceError(f"the model was opened in another process: {FORKED}, and open the model there")
         if self.broken:
-            raise DeviceError(f"the GPU failed before ({self.broken}); open the model again")
+            raise DeviceError(f"the GPU failed before ({self.broken}); restart the program and open the model again")
         try:
             with device_errors("running the model"), self.active():
+                end_capture(self.stream)
                 yield
         except DeviceError as error:
-            if not isinstance(error.__cause__, MemoryError):  # out of memory leaves the device as it was
+            if is_cuda_error(error.__cause__) and not is_out_of_memory(error):
                 self.broken = str(error)
             raise
 

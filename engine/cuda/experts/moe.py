@@ -7,8 +7,8 @@ the device, so a captured step reads only their bytes. Must not know of models.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import build, device_arch, shared_limit
 from engine.cuda.driver.launch import launch
 from engine.cuda.experts.router import KernelRouting, route_job
@@ -140,10 +140,10 @@ class ExpertProducts:
         routing: KernelRouting,
         activation: KernelActivation,
         *,
-        router_bias: Any = None,
-        gate_bias: Any = None,
-        up_bias: Any = None,
-        down_bias: Any = None,
+        router_bias: DeviceArray | None = None,
+        gate_bias: DeviceArray | None = None,
+        up_bias: DeviceArray | None = None,
+        down_bias: DeviceArray | None = None,
         weigh_input: bool = False,
     ) -> None:
         assert gate_up.paired and not down.paired
@@ -160,14 +160,14 @@ class ExpertProducts:
 
     def gate_up(
         self,
-        x: Any,
-        scores: Any,
-        h: Any,
+        x: DeviceArray,
+        scores: DeviceArray,
+        h: DeviceArray,
         *,
-        norm: Any = None,
+        norm: DeviceArray | None = None,
         eps: float = 0.0,
-        positions: Any = None,
-        stream: Any = None,
+        positions: DeviceArray | None = None,
+        stream: Stream | None = None,
     ) -> None:
         """KernelRouting and the experts' first products: h = f(gate n(x)) * up n(x) for every (row, expert) pair.
 
@@ -218,7 +218,14 @@ class ExpertProducts:
         launch(kernel, grid, warps * 32, args, shared=shared, stream=stream)
 
     def down(
-        self, scores: Any, h: Any, out: Any, *, add: bool = True, positions: Any = None, stream: Any = None
+        self,
+        scores: DeviceArray,
+        h: DeviceArray,
+        out: DeviceArray,
+        *,
+        add: bool = True,
+        positions: DeviceArray | None = None,
+        stream: Stream | None = None,
     ) -> None:
         """The experts' second product and their weighted sum: out (B, D) float32 (+)= sum_u w_u * down_u(h).
 
@@ -246,27 +253,24 @@ def _quad_bytes(type: GGMLType) -> int:
     return 528 if type in UNQUANTIZED else 304
 
 
-def _fixed_bytes(type: GGMLType, warps: int, arch: int, units: int) -> int:
+def _ring_bytes(type: GGMLType, warps: int, depth: int) -> int:
     """Shared memory of the rings, their barriers and the partial sums."""
-    return warps * (_depth(type, warps, arch, units) * (_slot(type) + 8) + 64) + 8
+    return warps * (depth * (_slot(type) + 8) + 64) + 8
 
 
 def gate_up_bytes(type: GGMLType, chunks: int, arch: int) -> int:
     """Shared memory of a block of moe_gate_up for rows of so many chunks."""
     warps = _blocks(arch, type).gate_up
     inputs = chunks * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
-    return _fixed_bytes(type, warps, arch, _gate_up_units(chunks)) + 16 * -(-warps // 4) + inputs
+    depth = _depth(type, warps, arch, _gate_up_units(chunks))
+    return _ring_bytes(type, warps, depth) + 16 * -(-warps // 4) + inputs
 
 
-def down_bytes(type: GGMLType, pairs: int, chunks: int, arch: int) -> int:
-    """Shared memory of a block of moe_down for a row's pairs of so many chunks each."""
-    warps = _blocks(arch, type).down
-    units = _down_units(pairs, chunks, warps)
-    return _fixed_bytes(type, warps, arch, units) + _down_inputs(type, warps, units)
-
-
-def _down_inputs(type: GGMLType, warps: int, units: int) -> int:
-    return warps * units * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
+def down_bytes(type: GGMLType, used: int, chunks: int, warps: int, depth: int) -> int:
+    """Shared memory of a block of moe_down for a row's `used` experts of so many chunks each."""
+    units = _down_units(used, chunks, warps)
+    inputs = warps * units * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
+    return _ring_bytes(type, warps, depth) + inputs
 
 
 def launch_down(
@@ -274,13 +278,13 @@ def launch_down(
     routing: KernelRouting,
     job: Job,
     warps: int,
-    chosen: tuple[Any, ...],
-    h: Any,
-    bias: Any,
-    out: Any,
+    chosen: tuple[Argument, ...],
+    h: DeviceArray,
+    bias: DeviceArray | None,
+    out: DeviceArray,
     *,
     add: bool,
-    stream: Any = None,
+    stream: Stream | None = None,
 ) -> None:
     """Launches moe_down: out[row] (+)= sum over its experts e of weight * (W_e h[row, e] + bias_e).
 
@@ -288,9 +292,8 @@ def launch_down(
     """
     files, defines = job
     rows, tiles = int(out.shape[0]), matrix.tiles // routing.n_experts
-    units = _down_units(routing.n_used, matrix.layout.chunks(matrix.columns), warps)
-    ring = warps * (int(str(defines["DEPTH"])) * (_slot(matrix.type) + 8) + 64) + 8
-    shared = ring + _down_inputs(matrix.type, warps, units)
+    chunks, depth = matrix.layout.chunks(matrix.columns), int(str(defines["DEPTH"]))
+    shared = down_bytes(matrix.type, routing.n_used, chunks, warps, depth)
     kernel = build(files, defines=defines).get("moe_down")
     kernel.allow_shared(shared)
     args = (

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.repack import PackedMatrix
@@ -71,13 +71,13 @@ class KernelRouting:
 
 def route(
     routing: KernelRouting,
-    scores: Any,
-    ids: Any,
-    weights: Any,
+    scores: DeviceArray,
+    ids: DeviceArray,
+    weights: DeviceArray,
     *,
-    bias: Any = None,
-    positions: Any = None,
-    stream: Any = None,
+    bias: DeviceArray | None = None,
+    positions: DeviceArray | None = None,
+    stream: Stream | None = None,
 ) -> None:
     """Chooses experts for T rows.
 
@@ -119,14 +119,14 @@ def router_job(type: GGMLType) -> Job:
 
 def score_experts(
     matrix: PackedMatrix,
-    x: Any,
-    scores: Any,
+    x: DeviceArray,
+    scores: DeviceArray,
     *,
-    bias: Any = None,
+    bias: DeviceArray | None = None,
     alpha: float = 1.0,
-    norm: Any = None,
+    norm: DeviceArray | None = None,
     eps: float = 0.0,
-    stream: Any = None,
+    stream: Stream | None = None,
 ) -> None:
     """scores = alpha * (W norm(x) + bias).
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.launch_plan.arrays import activation_arrays
 from engine.cuda.launch_plan.families import Phase
 from engine.cuda.launch_plan.model import LaunchPlan
@@ -16,39 +15,45 @@ class Activations:
 
     Attributes:
         x: (R, D) residual stream. qkv: (R, widest q+k+v). attention: (R, H*Hv). up: (R, F).
-        gate: (R, F) at least; also the operand of the down projection in prompts.
+        gate: (R, F) at least; also the operand of the down projection, from products of gemm.cu.
         y: (R, D) output of one expert. total: (R, D) sum over experts.
         router: (R, E) scores. mix: (R, 1) score of the shared expert.
         chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F), of decode steps.
         normed, part, beside, inputs, queries, heads: see Widths; one column where no part needs them.
+        xz, convolved, dt_b_c, scanned: of recurrent layers, one column without them: (R, 2 * E) what the first product
+            gives; (R, E) behind the convolution; (R, dt_rank + 2 * N); (R, E) dt, then what the scan gives.
         operand: bytes of the input of one product of prompts, as its kernels read it.
         expert_room: scratch memory of experts, allocated with the prompts' buffers; None where no family needs it.
-        batch_operand: scratch memory of DECODE_GEMM.
+        batch_operand: scratch memory of DECODE_GEMM and STEP_GEMM.
         stream_operand: x as such products read it, left by the one before.
     """
 
-    x: Any
-    y: Any
-    total: Any
-    qkv: Any
-    attention: Any
-    gate: Any
-    up: Any
-    router: Any
-    mix: Any
-    chosen: Any
-    chosen_weights: Any
-    normed: Any
-    part: Any
-    beside: Any
-    inputs: Any
-    queries: Any
-    heads: Any
-    hidden: Any = None
-    operand: Any = None
-    expert_room: Any = None
-    batch_operand: Any = None
-    stream_operand: Any = None
+    x: DeviceArray
+    y: DeviceArray
+    total: DeviceArray
+    qkv: DeviceArray
+    attention: DeviceArray
+    gate: DeviceArray
+    up: DeviceArray
+    router: DeviceArray
+    mix: DeviceArray
+    chosen: DeviceArray
+    chosen_weights: DeviceArray
+    normed: DeviceArray
+    part: DeviceArray
+    beside: DeviceArray
+    inputs: DeviceArray
+    queries: DeviceArray
+    heads: DeviceArray
+    xz: DeviceArray
+    convolved: DeviceArray
+    dt_b_c: DeviceArray
+    scanned: DeviceArray
+    hidden: DeviceArray | None = None
+    operand: DeviceArray | None = None
+    expert_room: DeviceArray | None = None
+    batch_operand: DeviceArray | None = None
+    stream_operand: DeviceArray | None = None
 
     def __init__(self, plan: LaunchPlan, phase: Phase) -> None:
         import cupy

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from engine.cuda.attention.attention import LayerAttention
 from engine.cuda.attention.attention_plan import AttentionShape
 from engine.cuda.attention.heads import HeadSteps
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.experts.heads import HeadProducts
 from engine.cuda.experts.moe import ExpertProducts
 from engine.cuda.experts.moe_rows import RowExperts
@@ -19,6 +19,7 @@ from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Product
+from engine.cuda.launch_plan.recurrent import MambaPlan
 from engine.cuda.matrix.decode_gemm import DecodeGemm
 from engine.cuda.matrix.linear import MatrixGroup
 from engine.cuda.matrix.matvec import MatVec
@@ -41,7 +42,7 @@ class DeviceProduct:
     group: MatrixGroup
     matvec: MatVec | None
     decode_gemm: DecodeGemm | None
-    bias: Any
+    bias: DeviceArray | None
     alpha: float
 
 
@@ -77,9 +78,9 @@ class DeviceFfn:
     gate: DeviceProjection | None
     up: DeviceProjection | None
     down: DeviceProjection
-    act_scales: Any = None
-    gate_bias: Any = None
-    up_bias: Any = None
+    act_scales: DeviceArray | None = None
+    gate_bias: DeviceArray | None = None
+    up_bias: DeviceArray | None = None
 
     @property
     def gate_up_bytes(self) -> int:
@@ -102,7 +103,7 @@ class DeviceMoe:
     """
 
     plan: MoePlan
-    selection_bias: Any
+    selection_bias: DeviceArray | None
     router: DeviceProjection
     experts: tuple[DeviceFfn, ...]
     shared: DeviceFfn | None
@@ -170,13 +171,35 @@ class DeviceAttention:
         return self.plan.shape
 
 
-DeviceMixer = DeviceAttention
+@dataclass(frozen=True, eq=False)
+class DeviceMamba:
+    """The selective state space of one layer; letters as in cuda/recurrent/mamba.py.
+
+    Attributes:
+        ssm_in, ssm_x, ssm_dt, output: products.
+        conv: float32 (E, W). conv_bias: (E,). a: (E, N). d: (E,).
+        norm: of each part of what ssm_x gives, or None.
+    """
+
+    plan: MambaPlan
+    ssm_in: DeviceProjection
+    ssm_x: DeviceProjection
+    ssm_dt: DeviceProjection
+    output: DeviceProjection
+    conv: DeviceArray
+    conv_bias: DeviceArray
+    a: DeviceArray
+    d: DeviceArray
+    norm: DeviceNorm | None
+
+
+DeviceMixer = DeviceAttention | DeviceMamba
 """The part of a layer that reads other tokens; one class per class of launch_plan.model.MixerPlan."""
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceLayer:
-    """One layer. Exactly one of ffn and moe is set; norms may be None.
+    """One layer. At most one of ffn and moe is set; norms may be None.
 
     residual_scale is part of projections whose results are added as they come; it is left for those with a norm behind
     them.
@@ -206,6 +229,12 @@ class DeviceLayer:
     def attention(self) -> DeviceAttention:
         """The mixer of a layer that is known to have attention."""
         assert isinstance(self.mixer, DeviceAttention)
+        return self.mixer
+
+    @property
+    def mamba(self) -> DeviceMamba:
+        """The mixer of a layer that is known to have a state space."""
+        assert isinstance(self.mixer, DeviceMamba)
         return self.mixer
 
 

@@ -1,7 +1,8 @@
 """Products of many rows on Hopper: packed weights unpacked in registers, multiplied by wgmma. Launches gemm.cu.
 
-Letters: T rows (tokens), K columns (inputs), N outputs. A result's bits do not depend on T, on the other rows, on the
-row's place, or on which tile shape was chosen. Must not know of models.
+Letters: T rows (tokens), K columns (inputs), N outputs. A result's bits do not depend on the other rows or on the row's
+place; nor on T or on the tile shape, unless blocks share the columns of a tile, as they may in decode steps. Must not
+know of models.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.compiler import Kernel, build, device_arch
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.repack import PackedMatrix
@@ -56,7 +57,7 @@ class Operand:
         columns: K.
     """
 
-    data: Any
+    data: DeviceArray
     rows: int
     columns: int
 
@@ -79,17 +80,17 @@ class TokenTiles:
 
     tile: Tile
     most: int
-    table: Any
+    table: DeviceArray
     n_experts: int
 
 
 def make_operand(
-    x: Any,
-    buffer: Any,
+    x: DeviceArray,
+    buffer: DeviceArray,
     *,
-    norm: Any = None,
+    norm: DeviceArray | None = None,
     eps: float = 0.0,
-    places: Any = None,
+    places: DeviceArray | None = None,
     copies: int = 1,
     room_rows: int | None = None,
 ) -> Operand:
@@ -132,15 +133,15 @@ class Gemm:
         for members in family(types):
             for tile in TILES:
                 self._kernel(members, tile)
-        self._tables: dict[int, tuple[MatrixGroup, list[tuple[Any, int, PackedMatrix]]]] = {}
+        self._tables: dict[int, tuple[MatrixGroup, list[tuple[DeviceArray, int, PackedMatrix]]]] = {}
 
     def __call__(
         self,
         group: MatrixGroup,
         x: Operand,
-        out: Any,
+        out: DeviceArray,
         *,
-        bias: Any = None,
+        bias: DeviceArray | None = None,
         add: bool = False,
         alpha: float = 1.0,
         tile: Tile | None = None,
@@ -162,7 +163,7 @@ class Gemm:
         self._run(group, x, out, out.strides[0] // 4, bias, alpha, _ADD if add else _STORE, tile, step)
 
     def gated(
-        self, group: MatrixGroup, x: Operand, out: Any, *, tile: Tile | None = None, step: bool = False
+        self, group: MatrixGroup, x: Operand, out: DeviceArray, *, tile: Tile | None = None, step: bool = False
     ) -> Operand | None:
         """activation(gate) * up of a paired matrix with F outputs.
 
@@ -187,9 +188,9 @@ class Gemm:
         self,
         group: MatrixGroup,
         x: Operand,
-        out: Any,
+        out: DeviceArray,
         stride: int,
-        bias: Any,
+        bias: DeviceArray | None,
         alpha: float,
         mode: int,
         tile: Tile | None,
@@ -207,7 +208,7 @@ class Gemm:
             args = (table, units, chunks, x.data, x.pitch, x.rows, out, stride, bias, float(alpha), mode, None)
             launch(kernel, clusters * together, (shape.groups + 1) * 128, args, shared=shared)
 
-    def experts(self, group: MatrixGroup, x: Operand, out: Any, tiles: TokenTiles) -> None:
+    def experts(self, group: MatrixGroup, x: Operand, out: DeviceArray, tiles: TokenTiles) -> None:
         """Multiplies each tile of rows by its own expert: x @ W_e.T, or activation(gate_e) * up_e of a paired matrix.
 
         Args:
@@ -240,7 +241,7 @@ class Gemm:
             self._kernels[key] = (build(files, defines=defines).get("gemm"), shared_bytes(types, tile))
         return self._kernels[key]
 
-    def _launches(self, group: MatrixGroup) -> list[tuple[Any, int, PackedMatrix]]:
+    def _launches(self, group: MatrixGroup) -> list[tuple[DeviceArray, int, PackedMatrix]]:
         """The launches of a group: device table of its segments, runs of 64 outputs, and one of the matrices."""
         if id(group) not in self._tables:
             import cupy
@@ -259,3 +260,20 @@ class Gemm:
                 launches.append((cupy.asarray(table.view(np.uint8)), units, matrices[0]))
             self._tables[id(group)] = (group, launches)
         return self._tables[id(group)][1]
+
+
+class Gemms:
+    """The products of a model: one Gemm for each activation between gate and up.
+
+    Args:
+        types: tensor types of all matrices that will come; () where no product comes here.
+        activations: of gated products; the kernels of the first also serve products without one.
+    """
+
+    def __init__(self, types: Sequence[GGMLType], activations: Sequence[KernelActivation]) -> None:
+        self.gated = {activation: Gemm(types, activation) for activation in activations} if types else {}
+
+    @property
+    def plain(self) -> Gemm:
+        """For products without an activation."""
+        return next(iter(self.gated.values()))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from engine.cuda.attention.attention import Attention, AttentionShape, prefill_tiles
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
+from engine.cuda.recurrent.mamba_plan import conv_tiles
+from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows.parts import DeviceNorm
-from engine.cuda.step.folding import columns_of
+from engine.cuda.step.folding import Shared, columns_of
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
+from engine.cuda.step.recurrent import PromptScans, state_spans
 from engine.model.batch import Batch
 
 
@@ -33,8 +35,8 @@ class PromptOps(CudaOps):
         output_rows: int32 (R,), rows of the batch whose logits are wanted. output_slots: int32 (R,), their slots.
     """
 
-    output_rows: Any
-    output_slots: Any
+    output_rows: DeviceArray
+    output_slots: DeviceArray
 
     def __init__(
         self,
@@ -49,11 +51,12 @@ class PromptOps(CudaOps):
         self._attention = attention
         self._staging = staging
         self._cache: PagedCache
-        self._tiles: dict[int, Any] = {}
+        self._states: StateCache | None
+        self._tiles: dict[int, DeviceArray] = {}
 
-    def use(self, cache: PagedCache) -> None:
-        """Chooses the cache that the following batches extend."""
-        self._cache = cache
+    def use(self, cache: PagedCache, states: StateCache | None) -> None:
+        """Chooses the caches that the following batches extend; states: None where the model has none."""
+        self._cache, self._states = cache, states
 
     def begin(self, batch: Batch) -> None:
         """See Ops.begin: everything that the batch needs from the host goes in one upload."""
@@ -73,24 +76,28 @@ class PromptOps(CudaOps):
         self.output_slots = staging.place(slots[batch.output_rows])
         heights = {kernels.tile_rows for kernels in self._attention.values()}
         self._tiles = {rows: staging.place(prefill_tiles(spans, rows)) for rows in heights}
+        self._scans = None
+        if self._states is not None:
+            table = state_spans(batch.spans, self._states.rows)
+            self._scans = PromptScans(self._states, staging.place(table), staging.place(conv_tiles(table)))
         self._cache.flush(staging)
         staging.send()
 
-    def embed(self, batch: Batch) -> Any:
+    def embed(self, batch: Batch) -> DeviceArray:
         """See Ops.embed."""
         return self._embed(self._tokens, self._positions)
 
-    def attn_qkv(self, layer: DeviceLayer, x: Any) -> Any:
+    def attn_qkv(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """See LayerBricks.attn_qkv."""
         qkv = self._qkv(layer, x, self._positions)
         mixer = layer.attention
-        keys, values = self._cache.keys[layer.index], self._cache.values[layer.index]
+        keys, values = self._cache.arrays(layer.index)
         self._attention[mixer.shape].rope_append(
             mixer.constants, qkv, keys, values, self._cache.block_table, self._slots, self._positions
         )
         return qkv
 
-    def attention(self, layer: DeviceLayer, q: Any) -> Any:
+    def attention(self, layer: DeviceLayer, q: DeviceArray) -> DeviceArray:
         """See LayerBricks.attention."""
         mixer = layer.attention
         shape, kernels = mixer.shape, self._attention[mixer.shape]
@@ -98,8 +105,7 @@ class PromptOps(CudaOps):
         kernels.prefill(
             mixer.constants,
             q,
-            self._cache.keys[layer.index],
-            self._cache.values[layer.index],
+            *self._cache.arrays(layer.index),
             self._cache.block_table,
             self._tiles[kernels.tile_rows],
             out,
@@ -107,8 +113,14 @@ class PromptOps(CudaOps):
         return out
 
     def _own_experts(
-        self, moe: DeviceMoe, family: Family, x: Any, norm: DeviceNorm | None, scores: Any, out: Any
-    ) -> tuple[Any, Any] | None:
+        self,
+        moe: DeviceMoe,
+        family: Family,
+        x: DeviceArray,
+        norm: DeviceNorm | None,
+        scores: DeviceArray,
+        out: DeviceArray,
+    ) -> Shared | None:
         assert family is Family.EXPERTS_GROUPED
         shared = self._shared_hidden(moe, x, norm)
         self._grouped(moe, x, scores, self.buffers.expert_room, out, norm)
