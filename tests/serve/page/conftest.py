@@ -2,13 +2,19 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.browser import browser
+from tests.support.browser import browser, require_browser
 from tests.support.chat_page import Page, serving_at, write_models
 
 
 @pytest.fixture(scope="session")
-def chromium():
-    with browser() as running:
+def browser_path():
+    return require_browser()
+
+
+@pytest.fixture(scope="module")
+def chromium(browser_path):
+    """A browser, for one file alone: while it runs, no other test of this process could call asyncio.run()."""
+    with browser(browser_path) as running:
         yield running
 
 
@@ -18,8 +24,8 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def serving(chromium):
-    """Starts further servers; asks for the browser, so that nothing is started where there is none."""
+def serving(browser_path):
+    """Starts further servers; asks for a browser, so that nothing is started where there is none."""
     return serving_at
 
 
