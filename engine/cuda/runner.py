@@ -287,7 +287,7 @@ class CudaRunner:
 
     def release(self, slot: int) -> None:
         """See Runner.release. Takes effect with the next launch, before anything that launch writes."""
-        if not (self._closed or self._gpu.broken):
+        if not (self._closed or self._gpu.broken or self._gpu.forked):
             self._loop.stop(slot)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:

@@ -1,6 +1,6 @@
 // Scores of the experts of a row: the router, an unquantized packed matrix, times norm(x).
 //
-// grid: (tiles * 8, Y). A block multiplies rows g and g + 8 of a tile, g = blockIdx.x % 8, which lie side by side in
+// grid: (tiles * 8, Y). A block multiplies rows g and g + 8 of a tile, g = blockIdx.x % 8, which are side by side in
 // the layout, by every Y-th row of x. A thread has 4 columns at a time; its first ITEMS fours of weights wait in registers
 // for x. Small blocks on many multiprocessors: with a tile each, 8 blocks would read the router of 128 experts.
 // Needs FORMAT (F32, F16 or BF16); x, norm: columns a multiple of 4, 16-byte aligned rows.
