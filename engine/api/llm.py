@@ -27,7 +27,8 @@ from engine.runner.devices import open_runner
 from engine.runner.protocol import Runner
 from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
-from engine.scheduling.loop import EngineLoop, Job
+from engine.scheduling.job import Job
+from engine.scheduling.loop import EngineLoop
 from engine.scheduling.output import OutputAssembler
 from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
 
@@ -346,17 +347,28 @@ class LLM:
         """The params.n answers of a chat, each a stream; see sample_streams()."""
         prompt = self._chat_prompt(messages, variables)
         jobs = self._samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
-        return [Stream(self._loop, job, prompt.reader()) for job in jobs]
+        reader = prompt.reader if prompt.has_structure else None
+        return [Stream(self._loop, job, reader) for job in jobs]
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a prompt for step(); returns the id that its chunks will carry."""
         job = self._job(prompt, _one_sample(params), by_step=True)
-        self._loop.submit([job])
-        return job.request.request_id
+        request_id = job.request.request_id
+        try:
+            self._loop.submit([job])
+            return request_id
+        except BaseException:  # the caller will not know the id
+            self._loop.cancel(request_id)
+            raise
 
     def step(self) -> list[StreamChunk]:
         """Advance all running sequences by one step; returns the new chunks of requests made by add_request()."""
-        return self._loop.step()
+        chunks: list[StreamChunk] = []
+        try:
+            return self._loop.step(chunks)
+        except BaseException as error:
+            self._loop.give_back(chunks, error)
+            raise
 
     def cancel(self, request_id: int) -> None:
         """End a request: its last chunk has finish_reason "cancelled". Unknown and finished ids are ignored."""

@@ -5,7 +5,7 @@ Knows tokenizers and parameters; knows nothing of devices, caches or other reque
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from engine.request import Request, TokenSample
 from engine.sampling.stop import StopStringMatcher
@@ -30,6 +30,7 @@ class OutputAssembler:
         shown_ids: Collection[int] = (),
     ) -> None:
         params = request.params
+        self._begin = request, tokenizer, eog_ids, shown_ids
         self._decoder: IncrementalDecoder | None = None
         self._controls: ControlStops | None = None
         self._shown_ids = shown_ids
@@ -48,7 +49,7 @@ class OutputAssembler:
 
     def push(self, sample: TokenSample) -> tuple[str, str | None]:
         """Take one token; returns the text that may be shown now and the finish reason, None while it goes on."""
-        self._left -= 1
+        self._left -= 1  # first of all: see n_pushed
         if sample.token_id in self._stop_ids:
             return self._flush(), "stop"
         text = self._decode(sample.token_id)
@@ -61,6 +62,18 @@ class OutputAssembler:
             stopped = self._matcher is not None and self._matcher.matched is not None
             return text + rest, "stop" if stopped else "length"
         return text, None
+
+    @property
+    def n_pushed(self) -> int:
+        """Tokens taken, one that an exception cut short included."""
+        return self._begin[0].max_output - self._left
+
+    def begun_again(self, token_ids: Iterable[int]) -> OutputAssembler:
+        """A new one that has taken these tokens."""
+        new = OutputAssembler(*self._begin)
+        for token_id in token_ids:
+            new.push(TokenSample(token_id))
+        return new
 
     def _decode(self, token_id: int) -> str:
         """New text of one token; a row of the output matrix that the vocabulary does not name has none."""

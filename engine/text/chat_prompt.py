@@ -33,10 +33,13 @@ class ChatPrompt:
     types: Types
     calls_as_text: bool
 
-    def reader(self) -> AnswerReader | None:
-        """A reader for one answer; None where answers have no structure."""
-        if self.markers.plain:
-            return None
+    @property
+    def has_structure(self) -> bool:
+        """Whether answers have parts that a reader takes apart."""
+        return not self.markers.plain
+
+    def reader(self) -> AnswerReader:
+        """A reader for one answer."""
         return AnswerReader(AnswerParser(self.markers, self.text[-4000:], self.types), calls_as_text=self.calls_as_text)
 
 

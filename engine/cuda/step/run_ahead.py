@@ -82,8 +82,9 @@ class RunAhead:
 
     def stop(self, slot: int) -> None:
         """Takes the row out of the following steps and drops what it was ahead."""
-        if self._rows.pop(slot, None) is not None:
-            self._set_position(slot, -1)
+        if slot in self._rows:
+            self._set_position(slot, -1)  # first: cut short, the call is repeated
+            self._rows.pop(slot, None)
 
     def holds(self, sequence: ActiveSequence, start: int, token: int) -> bool:
         """Whether feeding that token at that position is what the row would do next."""
