@@ -229,7 +229,7 @@ class CudaRunner:
 
     def release(self, slot: int) -> None:
         """See Runner.release. Takes effect with the next launch, before anything that launch writes."""
-        if not (self._closed or self._gpu.broken):
+        if not (self._closed or self._gpu.broken or self._gpu.forked):
             self._loop.stop(slot)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -274,8 +274,8 @@ class CudaRunner:
                 self._gpu.pool.free_all_blocks()
 
     def close(self) -> None:
-        """See Runner.close. What an interrupt has left undone, a second call does."""
-        if self._closed:
+        """See Runner.close. What an interrupt has left undone, a second call does. Nothing is the child's of a fork."""
+        if self._closed or self._gpu.forked:
             return
         if not self._gpu.broken:
             with self._gpu.device:
