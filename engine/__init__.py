@@ -13,10 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.api.async_llm import AsyncLLM, AsyncStream
     from engine.api.llm import LLM, load_tokenizer
     from engine.errors import (
         ContextFullError,
         DeviceError,
+        DownloadError,
         EngineError,
         GGUFError,
         InvalidRequestError,
@@ -25,20 +27,30 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from engine.request import GenerationResult, GenerationStats, StreamChunk, TokenSample, ToolCall
+    from engine.sampling.constraint import Choice, Gbnf, JsonObject, JsonSchema, Lark, Regex
     from engine.sampling.params import SamplingParams
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
+    "AsyncStream",
+    "Choice",
     "ContextFullError",
     "DeviceError",
+    "DownloadError",
     "EngineError",
     "GGUFError",
+    "Gbnf",
     "GenerationResult",
     "GenerationStats",
     "InvalidRequestError",
+    "JsonObject",
+    "JsonSchema",
+    "Lark",
     "ModelFileError",
+    "Regex",
     "SamplingParams",
     "StreamChunk",
     "TokenSample",
@@ -51,12 +63,20 @@ __all__ = [
 
 _HOME = {
     "LLM": "engine.api.llm",
+    "AsyncLLM": "engine.api.async_llm",
+    "AsyncStream": "engine.api.async_llm",
     "load_tokenizer": "engine.api.llm",
     "GenerationResult": "engine.request",
     "GenerationStats": "engine.request",
     "StreamChunk": "engine.request",
     "TokenSample": "engine.request",
     "ToolCall": "engine.request",
+    "Choice": "engine.sampling.constraint",
+    "Gbnf": "engine.sampling.constraint",
+    "JsonObject": "engine.sampling.constraint",
+    "JsonSchema": "engine.sampling.constraint",
+    "Lark": "engine.sampling.constraint",
+    "Regex": "engine.sampling.constraint",
     "SamplingParams": "engine.sampling.params",
 }
 

@@ -1,6 +1,7 @@
 """Every error a caller can see.
 
-One child of EngineError per party who must act: the caller's input, the model file, the device, the full cache.
+One child of EngineError per party who must act: the caller's input, the model file, the device, the full cache, the
+hub that models are fetched from.
 This module knows nothing of the rest of the package.
 """
 
@@ -11,15 +12,18 @@ from typing import Any, TypeVar
 E = TypeVar("E", bound=BaseException)
 
 
-class EngineError(Exception):
-    """Base of every error raised on purpose by this package; its text says what to do.
+class Portable(Exception):
+    """An error that keeps its text and attributes when it is copied, pickled, or sent from one process to another.
 
-    All of them, also those whose constructor takes other arguments than the text, keep their text and attributes when
-    they are copied, pickled, or sent from one process to another.
+    Also where its constructor takes other arguments than the text.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.args, self.__dict__.copy())
+
+
+class EngineError(Portable):
+    """Base of every error raised on purpose by this package; its text says what to do."""
 
 
 class InvalidRequestError(EngineError, ValueError):
@@ -44,6 +48,10 @@ class TokenizerError(ModelFileError):
 
 class DeviceError(EngineError, RuntimeError):
     """The device cannot be used: missing driver or package, out of memory, a failed kernel."""
+
+
+class DownloadError(EngineError):
+    """A model named hf:... cannot be had: the name, the hub, the network or the disk; says which and what to do."""
 
 
 class ContextFullError(EngineError):

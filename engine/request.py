@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+from engine.sampling.constraint import TokenMask
 from engine.sampling.params import SamplingParams
 from engine.sampling.result import TokenSample
 
@@ -55,6 +56,7 @@ class Request:
         max_output: tokens to generate at most; 0 only scores the prompt.
         score_from: first prompt position whose log-probability is wanted; None scores none.
         shares_with: id of an earlier request with the same prompt, whose pages this one waits for.
+        mask: which tokens may be drawn, for a request with a constraint; belongs to this request alone.
     """
 
     request_id: int
@@ -64,6 +66,7 @@ class Request:
     max_output: int
     score_from: int | None = None
     shares_with: int | None = None
+    mask: TokenMask | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -84,6 +87,7 @@ class ActiveSequence:
         draft_ids: guesses for the tokens after the newest one, to be checked by its next step.
         cached_tokens: prompt tokens whose keys and values were in the cache already when it started.
         end: the first position that it will never feed, however its text goes on; None: unknown.
+        mask: see Request.
     """
 
     request_id: int
@@ -98,11 +102,11 @@ class ActiveSequence:
     draft_ids: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     end: int | None = None
+    mask: TokenMask | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a runner is asked to do for one sequence in one step.
+class Work(NamedTuple):
+    """What a runner is asked to do for one sequence in one step. A tuple: one is made per sequence and step.
 
     Attributes:
         sequence: whose tokens these are.

@@ -150,7 +150,7 @@ def make_file(model: Path, kind: GGMLType, folder: Path, ids: list[int]) -> tupl
     with open_gguf(model) as source:
         rewrite(source, path, {info.name: kind for info in matrices(source)})
     with open_gguf(path) as gguf_file:
-        backend = CpuBackend(load_model(gguf_file), kv_type="f32", context_length=CONTEXT, threads=1, exact=True)
+        backend = CpuBackend(load_model(gguf_file), kv_type="f32", context_length=CONTEXT, threads=1, reference=True)
         np.save(logits, backend.forward(Batch.build([(0, ids, 0, Outputs.ALL)])))
         backend.close()
         del backend

@@ -12,7 +12,7 @@ sys.path.append(str(ROOT))
 SHARED = Path(os.environ.get("GGUF_ENGINE_TEST_DATA", ROOT.parent / "shared"))
 
 
-SECOND_SET = ("ernie4_5-moe-moe",)
+SECOND_SET = ("ernie4_5-moe-moe", "mamba-dense")
 """Files of conformance2/ that are used."""
 
 
@@ -54,12 +54,6 @@ def conformance_dir(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
         for folder, suffix in (("models", "gguf"), ("logits", "npz")):
             extract(second / f"{folder}.tar.xz", {f"{folder}/{name}.{suffix}" for name in SECOND_SET}, target)
     return target
-
-
-@pytest.fixture(scope="session")
-def conformance2_dir(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of further architectures, not all of which are supported."""
-    return unpacked(shared_dir / "conformance2", tmp_path_factory)
 
 
 def unpacked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,7 +1,8 @@
 """The order of imports between the parts of the engine; `python -m tests.layering` prints it.
 
-A part is a file or folder of `engine/`, and a room is a folder of `engine/cuda/`. Parts may only import parts printed
-above them; within a part, modules may import each other but never in a circle.
+A part is a file or folder of `engine/`, and a room is a folder of a part. Parts may only import parts printed above
+them, and rooms only rooms of the same part printed above them; files at the top of a part count one by one. Within a
+room, modules may import each other but never in a circle.
 """
 
 from __future__ import annotations
@@ -49,9 +50,15 @@ def part_of(name: str) -> str:
 
 
 def room_of(name: str) -> str:
-    """Of a module of `engine.cuda`: its folder, or its own name at the top of the folder."""
+    """Of a module inside a part: its folder, or its own name at the top of the part."""
     pieces = name.split(".")
-    return pieces[2] if len(pieces) > 2 else "availability"
+    return pieces[2] if len(pieces) > 2 else "__init__"
+
+
+def parts_with_rooms() -> list[str]:
+    """The parts that have folders."""
+    folders = {path.relative_to(PACKAGE).parts[0] for path in MODULES if len(path.relative_to(PACKAGE).parts) > 2}
+    return sorted(folders)
 
 
 Arrows = dict[str, set[str]]
@@ -84,9 +91,9 @@ def parts() -> Arrows:
     return arrows(NAMES, part_of)
 
 
-def rooms() -> Arrows:
-    """Imports between the rooms of `engine.cuda`."""
-    return arrows([name for name in NAMES if name.startswith("engine.cuda")], room_of)
+def rooms(part: str) -> Arrows:
+    """Imports between the rooms of a part."""
+    return arrows([name for name in NAMES if name.startswith(f"engine.{part}.")], room_of)
 
 
 def modules() -> Arrows:
@@ -96,7 +103,7 @@ def modules() -> Arrows:
 
 def main() -> None:
     """Print every order, or the circle that forbids one."""
-    for title, graph in (("engine", parts()), ("engine/cuda", rooms())):
+    for title, graph in (("engine", parts()), *((f"engine/{part}", rooms(part)) for part in parts_with_rooms())):
         print(title)
         try:
             for place in order(graph):

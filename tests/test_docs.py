@@ -11,29 +11,12 @@ NAMED = re.compile(r"`((?:engine|tests|scripts|docs|examples|benchmarks)/[^`\s*]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 PLACEHOLDER = re.compile(r"[A-Z]{4,}")
 """Names such as engine/cuda/FOLDER/NAME.cu are for the reader to fill in."""
-ARRIVING = (
-    "engine/cuda/launch_plan",
-    "engine/cuda/recurrent",
-    "engine/model/cache.py",
-    "engine/model/read_recurrent.py",
-    "engine/cpu/recurrent.py",
-    "engine/cpu/state_cache.py",
-    "engine/scheduling/checkpoints.py",
-    "docs/decisions/repeatable-step.md",
-    "tests/scheduling/test_states.py",
-    "tests/model/test_recurrent.py",
-    "tests/api/test_same_bits_recurrent.py",
-    "tests/cuda/test_recurrent.py",
-)
-"""What the documentation describes and is not merged yet; to be removed when it is."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_files_and_links_exist(page):
     text = page.read_text(encoding="utf-8")
-    named = [
-        ROOT / name for name in NAMED.findall(text) if not PLACEHOLDER.search(name) and not name.startswith(ARRIVING)
-    ]
+    named = [ROOT / name for name in NAMED.findall(text) if not PLACEHOLDER.search(name)]
     linked = [page.parent / target for target in LINK.findall(text) if "://" not in target]
     assert [str(path) for path in named + linked if not path.exists()] == []
 
@@ -48,7 +31,7 @@ def test_the_tree_in_the_readme_is_the_tree():
         folders[depth:] = [name]
         path = "".join(folders).rstrip("/")
         found.add(path)
-        assert (ROOT / path).exists() or path.startswith(ARRIVING), path
+        assert (ROOT / path).exists(), path
     packages = {path.parent for path in (ROOT / "engine").rglob("*.py")} - {ROOT / "engine"}
     assert {str(path.relative_to(ROOT)) for path in packages} <= found
 

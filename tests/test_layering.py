@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.model.architectures import ARCHITECTURES
-from tests.layering import MODULES, PACKAGE, imports, module_name, modules, order, parts, rooms
+from tests.layering import MODULES, PACKAGE, imports, module_name, modules, order, parts, parts_with_rooms, rooms
 
 ONLY_IN = {
     "cupy": "engine.cuda",
@@ -34,9 +34,14 @@ BELOW = [
 """Pairs of parts: the second may import the first, never the other way."""
 
 
-@pytest.mark.parametrize("graph", [parts, rooms, modules])
+@pytest.mark.parametrize("graph", [parts, modules])
 def test_imports_have_no_circle(graph):
     order(graph())
+
+
+@pytest.mark.parametrize("part", parts_with_rooms())
+def test_rooms_have_no_circle(part):
+    order(rooms(part))
 
 
 def test_parts_know_only_what_is_below_them():

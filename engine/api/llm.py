@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
+from engine.api.names import resolve_model
 from engine.api.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
 from engine.api.stream import Stream
 from engine.config import CHECKPOINT_SPACING, PAGE, EngineConfig
@@ -25,15 +26,19 @@ from engine.model.memory import MemoryPlan
 from engine.request import GenerationResult, Request, StreamChunk, TokenSample
 from engine.runner.devices import open_runner
 from engine.runner.protocol import Runner
+from engine.sampling.constraint import TokenMask
 from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
 from engine.scheduling.job import Job
 from engine.scheduling.loop import EngineLoop
+from engine.scheduling.occupancy import Occupancy
 from engine.scheduling.output import OutputAssembler
 from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from engine.constraints import ConstraintCompiler
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "tales-Q4_K_M.gguf"
 """A small story-telling model that comes with the package, so that everything can be tried without a download."""
@@ -47,7 +52,8 @@ class LLM:
     All methods may be called from several threads at once; requests that run at the same time share one batch.
 
     Args:
-        model: a GGUF file, any part of a split one; None opens the bundled demonstration model.
+        model: a GGUF file, any part of a split one, or `hf:owner/repo[:quant][@revision]`, fetched from the
+            Hugging Face hub where it is not in the cache; None opens the bundled demonstration model.
         device: "auto" (a usable GPU, else the CPU), "cpu", "cuda" or "cuda:N".
         context_length: tokens of one sequence, prompt and output together; None takes what the model was trained for,
             at most 8192.
@@ -57,6 +63,8 @@ class LLM:
         cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts, or as many
             as the GPU's memory holds. Where it is too small for all, the youngest sequences wait.
         prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
+        target: on a GPU, "latency" lets running streams wait little while prompts are read, "throughput" serves all
+            requests together faster, "balanced" goes by the number of streams.
         prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
@@ -72,6 +80,7 @@ class LLM:
         status: called with one short sentence whenever something takes longer ("preparing kernels ...").
 
     Raises:
+        DownloadError: a model named hf:... cannot be fetched.
         ModelFileError: the file is damaged, or something in it is not supported.
         DeviceError: the device asked for cannot be used.
         InvalidRequestError: a setting out of range.
@@ -88,6 +97,7 @@ class LLM:
         max_sequences: int | None = None,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
+        target: str = "balanced",
         prefix_cache: bool = True,
         checkpoint_spacing: int = CHECKPOINT_SPACING,
         checkpoints: int | None = None,
@@ -102,7 +112,7 @@ class LLM:
     ) -> None:
         begin = time.perf_counter()
         self.config = EngineConfig(
-            model=Path(model) if model is not None else BUNDLED_MODEL,
+            model=BUNDLED_MODEL if model is None else resolve_model(model, status),
             device=device,
             context_length=context_length,
             kv_type=kv_type,
@@ -110,6 +120,7 @@ class LLM:
             max_sequences=max_sequences,
             cache_tokens=cache_tokens,
             prefill_chunk=prefill_chunk,
+            target=target,
             prefix_cache=prefix_cache,
             checkpoint_spacing=checkpoint_spacing,
             checkpoints=checkpoints,
@@ -133,6 +144,7 @@ class LLM:
             raise
         self._loop = EngineLoop(self._runner, prefix_cache=prefix_cache, checkpoint_spacing=checkpoint_spacing)
         self._ids = itertools.count(1)
+        self._constraints: ConstraintCompiler | None = None
         self.load_seconds = time.perf_counter() - begin
 
     def _open_tokenizer(self, metadata: Mapping[str, Any], pre: str | None) -> Tokenizer | None:
@@ -313,11 +325,11 @@ class LLM:
         Raises:
             InvalidRequestError: the model has no chat template, or the template refuses the messages.
         """
-        return list(self._chat_prompt(messages, variables).token_ids)
+        return list(self.chat_prompt(messages, **variables).token_ids)
 
-    def _chat_prompt(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> ChatPrompt:
-        tokenizer, template = self.tokenizer, self.require_chat_template()
-        prompt = chat_prompt(template, tokenizer, messages, variables)
+    def chat_prompt(self, messages: Sequence[Message], **variables: Any) -> ChatPrompt:
+        """render_chat() with the text, and with what is needed to read the answer."""
+        prompt = chat_prompt(self.require_chat_template(), self.tokenizer, messages, variables)
         return replace(prompt, token_ids=tuple(self._checked(prompt.token_ids)))
 
     def chat(
@@ -329,7 +341,7 @@ class LLM:
         asks for are in `tool_calls`. `as_message()` is the message to put into the conversation for the next turn.
 
         Args:
-            messages: see engine.text.messages.checked_messages.
+            messages: see engine.text.templates.messages.checked_messages.
             params: sampling parameters.
             variables: further names for the template, as enable_thinking=False; `tools` are JSON schemas.
         """
@@ -345,21 +357,41 @@ class LLM:
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
     ) -> list[Stream]:
         """The params.n answers of a chat, each a stream; see sample_streams()."""
-        prompt = self._chat_prompt(messages, variables)
+        prompt = self.chat_prompt(messages, **variables)
         jobs = self._samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
-        reader = prompt.reader if prompt.has_structure else None
-        return [Stream(self._loop, job, reader) for job in jobs]
+        return [Stream(self._loop, job, prompt.reader) for job in jobs]
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a prompt for step(); returns the id that its chunks will carry."""
-        job = self._job(prompt, _one_sample(params), by_step=True)
-        request_id = job.request.request_id
+        return self._submit([self._job(prompt, _one_sample(params), by_step=True)])[0].request_id
+
+    def add_requests(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, shown_ids: Collection[int] = ()
+    ) -> list[Request]:
+        """Queue the params.n samples of a prompt for step(); returns each with its request_id and seed.
+
+        Args:
+            prompt: text or token ids.
+            params: sampling parameters.
+            shown_ids: control tokens that appear in the text by name, as ChatPrompt.shown_ids says.
+        """
+        jobs = self._samples(prompt, params or SamplingParams(), shown_ids, by_step=True)
+        return self._submit(jobs)
+
+    def _submit(self, jobs: list[Job]) -> list[Request]:
+        """Queue jobs for step()."""
+        requests = [job.request for job in jobs]
         try:
-            self._loop.submit([job])
-            return request_id
-        except BaseException:  # the caller will not know the id
-            self._loop.cancel(request_id)
+            self._loop.submit(jobs)
+            return requests
+        except BaseException:  # the caller will not know the ids
+            for request in requests:
+                self._loop.cancel(request.request_id)
             raise
+
+    def occupancy(self) -> Occupancy:
+        """What is running and waiting now, and how full the cache is. Never waits for a step."""
+        return self._loop.occupancy()
 
     def step(self) -> list[StreamChunk]:
         """Advance all running sequences by one step; returns the new chunks of requests made by add_request()."""
@@ -426,9 +458,11 @@ class LLM:
             for stream in streams:
                 stream.close()
 
-    def _samples(self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = ()) -> list[Job]:
+    def _samples(
+        self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = (), *, by_step: bool = False
+    ) -> list[Job]:
         """One job for each sample of a prompt: seeds from the first one on, pages shared."""
-        first = self._job(prompt, params, shown_ids=shown_ids)
+        first = self._job(prompt, params, by_step=by_step, shown_ids=shown_ids)
         jobs, request = [first], first.request
         for number in range(1, params.n):
             following = replace(
@@ -436,8 +470,10 @@ class LLM:
                 request_id=next(self._ids),
                 seed=(request.seed + number) % (MAX_SEED + 1),
                 shares_with=request.request_id,
+                mask=self._mask(params),
             )
-            jobs.append(Job(following, OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)))
+            assembler = OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)
+            jobs.append(Job(following, assembler, by_step))
         return jobs
 
     @property
@@ -462,8 +498,22 @@ class LLM:
             _ = self.tokenizer  # stop strings need text
         seed = params.seed if params.seed is not None else fresh_seed()
         score_from = 1 if params.prompt_logprobs is not None else None
-        request = Request(next(self._ids), ids, params, seed, wanted, score_from)
+        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=self._mask(params))
         return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids, shown_ids), by_step)
+
+    def _mask(self, params: SamplingParams) -> TokenMask | None:
+        """The mask of a request with a constraint.
+
+        Raises:
+            InvalidRequestError: the constraint cannot be used.
+        """
+        if params.constraint is None:
+            return None
+        if self._constraints is None:
+            from engine.constraints import ConstraintCompiler  # a library that only these requests need
+
+            self._constraints = ConstraintCompiler(self.tokenizer, self._runner.config.vocab_size, self._eog_ids)
+        return self._constraints.mask(params.constraint)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.
@@ -488,8 +538,8 @@ class LLM:
 
 
 def load_tokenizer(path: str | Path, *, pre_tokenizer: str | None = None) -> Tokenizer:
-    """The tokenizer of a GGUF file alone; the file needs no weights."""
-    with open_gguf(path) as file:
+    """The tokenizer of a GGUF file, or of a model named hf:..., alone; the file needs no weights."""
+    with open_gguf(resolve_model(path)) as file:
         return Tokenizer.from_metadata(file.metadata, pre=pre_tokenizer)
 
 

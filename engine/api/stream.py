@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
+from engine.api.fold import Fold
 from engine.concurrency.turn import Hold, Turn
 from engine.request import GenerationResult, StreamChunk
 from engine.scheduling.job import Job
@@ -25,16 +26,17 @@ class Stream:
     Args:
         loop: where the job runs.
         job: the job, not yet submitted.
-        make_reader: gives readers that take the text of a chat's answer apart; None where it has no structure.
+        make_reader: gives readers that take the text of a chat's answer apart, or None where it has no structure.
     """
 
-    def __init__(self, loop: EngineLoop, job: Job, make_reader: Callable[[], AnswerReader] | None = None) -> None:
+    def __init__(
+        self, loop: EngineLoop, job: Job, make_reader: Callable[[], AnswerReader | None] = lambda: None
+    ) -> None:
         self._loop = loop
         self._job = job
         self._make_reader = make_reader
-        self._reader: AnswerReader | None = None
-        self._n_read = -1  # chunks that the reader has read; -1 while it reads one
-        self._chunks = job.chunks if make_reader is None else []  # as callers get them
+        self._reader = make_reader()
+        self._n_read = 0  # chunks that the reader has read; -1 while it reads one
         self._n = 0  # chunks that callers have got
         self._told = False  # the error of the job has been raised
         self._closed = False
@@ -78,28 +80,34 @@ class Stream:
         if len(job.chunks) <= n:
             assert job.error is not None, "waited for a chunk that is not there"
             raise job.error
-        if self._make_reader is not None:
-            self._read_to(n, self._make_reader)
-        return self._chunks[n]
+        return self._read(n)
 
-    def _read_to(self, n: int, make_reader: Callable[[], AnswerReader]) -> None:
-        """Take chunk n apart, those before it having been."""
-        if len(self._chunks) > n:
-            return
-        reader = self._reader
-        if reader is None or self._n_read != n:  # an exception cut it short: begin again
-            reader = make_reader()
+    def _read(self, n: int) -> StreamChunk:
+        """Chunk n as callers see it."""
+        if self._reader is None:
+            return self._job.chunks[n]
+        if self._n_read != n:  # cut short by an exception, or read for a caller who did not get it: begin again
+            reader = self._make_reader()
+            assert reader is not None, "the same kind of reader each time"
             for chunk in self._job.chunks[:n]:
                 reader.read(chunk)
-        self._reader, self._n_read = reader, -1
-        read = reader.read(self._job.chunks[n])
-        self._chunks[n:] = [read]
+            self._reader = reader
+        self._n_read = -1
+        chunk = self._reader.read(self._job.chunks[n])
         self._n_read = n + 1
+        return chunk
+
+    def _folded(self) -> Fold:
+        """What callers have got."""
+        fold = Fold(self._job.request, self._make_reader())
+        for chunk in self._job.chunks[: self._n]:
+            fold.add(chunk)
+        return fold
 
     @property
     def text(self) -> str:
         """The text so far; of a chat, the answer without reasoning and calls."""
-        return "".join([chunk.text for chunk in self._chunks[: self._n]])
+        return self._folded().text
 
     def result(self) -> GenerationResult:
         """Run to the end and fold all chunks, those already fetched included; of a closed stream, what there was.
@@ -107,36 +115,17 @@ class Stream:
         Raises:
             EngineError: a step of this request failed; `text` holds what there was.
         """
-        hold = Hold()
-        try:
-            while self._next(hold) is not None:
-                self._n += 1
-                self._turn.release(hold)
-                hold = Hold()
-        finally:
-            self._turn.release(hold)
-        if self._job.error is not None:
-            raise self._job.error
-        request, chunks = self._job.request, self._chunks[: self._n]
-        assert chunks, "a stream without an error has a last chunk"
-        last, scores = chunks[-1], chunks[0].prompt_logprobs
-        assert last.finish_reason is not None, "the last chunk says why"
-        assert last.stats is not None, "the last chunk has the statistics"
-        return GenerationResult(
-            text="".join([chunk.text for chunk in chunks]),
-            token_ids=[token_id for chunk in chunks for token_id in chunk.token_ids],
-            finish_reason=last.finish_reason,
-            prompt_token_ids=list(request.prompt_ids),
-            seed=request.seed,
-            stats=last.stats,
-            logprobs=[one for chunk in chunks for one in chunk.logprobs]
-            if request.params.logprobs is not None
-            else None,
-            prompt_logprobs=None if scores is None else list(scores),
-            reasoning="".join([chunk.reasoning for chunk in chunks]),
-            tool_calls=tuple([call for chunk in chunks for call in chunk.tool_calls]),
-            text_with_calls=self._reader.text_with_calls if self._reader is not None else None,
-        )
+        job = self._job
+        while True:
+            n = len(job.chunks)
+            if job.over:  # asked after the number was taken: else there will be a chunk of that number
+                break
+            self._loop.wait_for(job, n)
+        self._n = len(job.chunks)  # nothing is left to iterate over
+        if job.error is not None:
+            self._told = True
+            raise job.error
+        return self._folded().result()
 
     def cancel(self) -> None:
         """End the request; the chunks there are and a last one with finish_reason "cancelled" can still be fetched."""

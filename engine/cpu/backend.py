@@ -9,10 +9,10 @@ import numpy as np
 
 from engine.concurrency.lazy import lazy
 from engine.config import KvType
-from engine.cpu import reference
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import SCRATCH_BYTES, matmul, warm_up
 from engine.cpu.ops import CpuOps, Float32Array
+from engine.cpu.reference import PIECE_BYTES, SCORE_BYTES
 from engine.cpu.threads import ThreadPool
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
@@ -31,7 +31,7 @@ HEAD_ROWS = 64
 """Rows of logits computed at once."""
 
 QUIET: dict[str, Any] = {"over": "ignore", "invalid": "ignore", "divide": "ignore"}
-"""Overflow to infinity is meant in exp(-x). Broken weights give logits that are not finite; not ours to judge."""
+"""Overflow to infinity is meant in exp(-x). Broken weights give logits that are not finite; they are passed on."""
 
 PLANNED_ROWS = 512
 """Rows of a prompt chunk that memory_plan() counts on."""
@@ -55,7 +55,8 @@ class CpuBackend:
         checkpoints: copies of recurrent states kept for later prompts; of no effect in models without recurrent layers.
         n_pages: pages of the cache; None = enough for a whole context in every slot.
         threads: threads for matrix products; None = one per physical core.
-        exact: compute every product in plain numpy from dequantized rows (slow; the truth the fast path is held to).
+        reference: compute everything in plain numpy, products from dequantized rows (slow; tests compare the fast path
+            with it).
         quantize: multiply quantized weights in integers, with activations of 8 bits in blocks of 32 (about three times
             as fast); otherwise everything is float32.
         repack: keep a copy of those weights in the order that the kernels read them in, for speed.
@@ -71,7 +72,7 @@ class CpuBackend:
         n_pages: int | None = None,
         checkpoints: int = 0,
         threads: int | None = None,
-        exact: bool = False,
+        reference: bool = False,
         quantize: bool = False,
         repack: bool = True,
     ) -> None:
@@ -88,8 +89,8 @@ class CpuBackend:
         self.context_length = context_length or model.config.context_length
         self.max_sequences = max_sequences
         self._kv_type = KvType.parse(kv_type)
-        self._exact = exact
-        self._compiled = not exact and kernels_fit(model)
+        self._reference = reference
+        self._compiled = not reference and kernels_fit(model)
         self._quantize = quantize and self._compiled
         self._repack = self._quantize and repack
         self._pool = ThreadPool(threads)
@@ -149,7 +150,7 @@ class CpuBackend:
             status: told what is being done.
         """
         if not self._compiled:
-            if not self._exact:
+            if not self._reference:
                 warm_up(self.weight_types, status)
             return
         from engine.cpu.kernels.build import kernel
@@ -231,6 +232,7 @@ class CpuBackend:
             kv_bytes_per_token=self._cache.bytes_per_token,
             repacked_bytes=self._repacked_bytes(),
             state_bytes=self._cache.state_bytes,
+            max_sequences=self.max_sequences,
         )
 
     def _repacked_bytes(self) -> int:
@@ -257,7 +259,7 @@ class CpuBackend:
         return x
 
     def _product(self, x: Float32Array, weight: Weight) -> Float32Array:
-        return matmul(x, weight, pool=self._pool, reference=self._exact)
+        return matmul(x, weight, pool=self._pool, reference=self._reference)
 
     def _scratch_bytes(self) -> int:
         rows = min(PLANNED_ROWS, self.context_length)
@@ -277,7 +279,7 @@ class CpuBackend:
             from engine.cpu.kernels.attend import HEAD_FLOATS
 
             return activations + logits + self._pool.threads * (2 * SCRATCH_BYTES + 4 * most_heads * HEAD_FLOATS)
-        return activations + logits + 2 * reference.SCORE_BYTES + 2 * reference.PIECE_BYTES
+        return activations + logits + 2 * SCORE_BYTES + 2 * PIECE_BYTES
 
 
 def kernels_fit(model: LoadedModel) -> bool:

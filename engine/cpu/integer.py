@@ -22,7 +22,8 @@ from engine.cpu.kernels import isa
 from engine.cpu.kernels.activations import LINE
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.integer import PANELS_AT_ONCE
-from engine.cpu.kernels.panels import GROUP, PANELS, padded_rows
+from engine.cpu.kernels.panel_formats import PANELS
+from engine.cpu.kernels.panels import GROUP, padded_rows
 from engine.cpu.kernels.tiles import PANELS_BLOCK
 from engine.cpu.matmul import Float32Array, PreparedWeight, array_address, prepare
 from engine.cpu.memory import aligned_empty

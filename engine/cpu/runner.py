@@ -69,6 +69,7 @@ class CpuRunner:
         self.n_pages = page_count(cache_size(cache_tokens, context_length, self.max_sequences))
         self.prefill_chunk = prefill_chunk or PREFILL_CHUNK
         self.mixed_chunk = min(MIXED_CHUNK, self.prefill_chunk)
+        self.mixed_per_sequence = 0
         self.lookahead = 0
         self._backend = CpuBackend(
             model,
@@ -164,7 +165,12 @@ def _draw(logits: npt.NDArray[np.float32], sequence: ActiveSequence) -> TokenSam
     history = sequence.prompt_ids + sequence.output_ids if sequence.params.penalizes else ()
     try:
         return sample(
-            logits, sequence.params, history=history, output_index=len(sequence.output_ids), seed=sequence.seed
+            logits,
+            sequence.params,
+            history=history,
+            output_index=len(sequence.output_ids),
+            seed=sequence.seed,
+            allowed=None if sequence.mask is None else sequence.mask.bits(sequence.output_ids),
         )
     except EngineError as error:
         return error

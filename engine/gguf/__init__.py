@@ -1,4 +1,4 @@
-"""GGUF model files: the container (reader.py, parse.py), tensor types (types.py), dequantization (quants.py).
+"""GGUF model files: the container (reader.py, parse.py, cursor.py), tensor types (types.py, quants.py).
 
 Knows bytes and numbers, nothing of models.
 """

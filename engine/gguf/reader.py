@@ -1,6 +1,6 @@
 """GGUF files on disk: mapped into memory, tensors handed out as views, split files joined.
 
-Owns the mappings. Knows the container only, nothing of models; what the header says is read and checked by parse.py.
+Owns the mappings. Knows the container only, nothing of models; parse.py reads and checks the header.
 """
 
 import logging
@@ -15,7 +15,8 @@ from types import TracebackType
 import numpy as np
 
 from engine.errors import GGUFError
-from engine.gguf.parse import METADATA_START, Header, MetadataValue, TensorInfo, parse_header
+from engine.gguf.cursor import MetadataValue
+from engine.gguf.parse import METADATA_START, Header, TensorInfo, parse_header
 
 __all__ = ["GGUFFile", "MetadataValue", "TensorInfo", "open_gguf"]
 

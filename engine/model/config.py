@@ -1,6 +1,6 @@
 """Hyper-parameters of a model as frozen dataclasses, layer by layer.
 
-Pure description: nothing here reads a file or touches an array. `engine.model.hyperparameters` fills it from metadata.
+Pure description: nothing here reads a file or touches an array. `engine.model.reading` fills it from metadata.
 Letters used in all docstrings of this package: T tokens, D width, H heads, K key/value heads, Hd head width,
 F feed-forward width, E experts, V vocabulary. A field's default is what a plain model does: nothing.
 """
@@ -125,6 +125,12 @@ class LatentConfig:
     rope_width: int
     value_width: int  # per head, after v_b
     absorbed: bool
+
+    def cached(self, n_heads: int) -> tuple[int, int, int]:
+        """What the cache holds per token: key/value heads, and the widths of a key and of a value."""
+        if self.absorbed:
+            return 1, self.rank + self.rope_width, self.rank
+        return n_heads, self.nope_width + self.rope_width, self.value_width
 
 
 @dataclass(frozen=True, kw_only=True)

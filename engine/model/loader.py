@@ -10,10 +10,9 @@ from engine.errors import ModelFileError, UnsupportedModelError
 from engine.gguf.reader import GGUFFile
 from engine.model.architecture import Architecture
 from engine.model.architectures import find_architecture
-from engine.model.builder import Builder
+from engine.model.building import TensorTable, build_weights, listed
 from engine.model.config import ModelConfig
-from engine.model.hyperparameters import read_config
-from engine.model.tensors import TensorTable, listed
+from engine.model.reading import read_config
 from engine.model.weights import ModelWeights
 
 log = logging.getLogger("engine")
@@ -89,7 +88,7 @@ def _load(gguf: GGUFFile, run_context: Callable[[int], int], strict: bool) -> Lo
         run_context=run_context,
         strict=strict,
     )
-    weights = Builder(architecture, config, tensors).build()
+    weights = build_weights(architecture, config, tensors)
     _warn(gguf, unknown_keys, tensors.finish(strict=strict))
     return LoadedModel(gguf, architecture, config, weights)
 

@@ -68,6 +68,11 @@ class Linear:
     bias: Float32Array | None = None
     scale: float = 1.0
 
+    def slice_rows(self, start: int, stop: int) -> Linear:
+        """The projection to outputs start:stop, as a view."""
+        bias = None if self.bias is None else self.bias[start:stop]
+        return Linear(self.weight.slice_rows(start, stop), bias, self.scale)
+
 
 @dataclass(frozen=True, eq=False)
 class ExpertLinear:
@@ -85,6 +90,11 @@ class ExpertLinear:
             scale = 1.0 if self.scale is None else float(self.scale[index])
             linears.append(Linear(self.weight.expert(index), bias, scale))
         object.__setattr__(self, "_linears", tuple(linears))
+
+    def slice_rows(self, start: int, stop: int) -> ExpertLinear:
+        """The projections to outputs start:stop of every expert, as a view."""
+        bias = None if self.bias is None else self.bias[:, start:stop]
+        return ExpertLinear(self.weight.slice_rows(start, stop), bias, self.scale)
 
     def expert(self, index: int) -> Linear:
         """The projection of one expert."""

@@ -27,6 +27,7 @@ class Runner(Protocol):
     n_pages: int  # pages of the cache that the scheduler may hand out
     prefill_chunk: int  # prompt tokens of a step without decoding sequences
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
+    mixed_per_sequence: int  # of each of those, where that is more together; at most prefill_chunk in all
     lookahead: int  # positions behind a decoding sequence's token that may be written as well, where it has pages
 
     @property

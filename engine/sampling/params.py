@@ -6,10 +6,11 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from engine.errors import InvalidRequestError
 from engine.frozen import FrozenDict
+from engine.sampling.constraint import Constraint
 
 MAX_LOGPROBS = 32
 MAX_SAMPLES = 1024
@@ -71,6 +72,8 @@ class SamplingParams:
         ignore_eos: go on after the model's end-of-generation tokens.
         logprobs: report the log-probability of each generated token and of the n best; None = off.
         prompt_logprobs: the same for the prompt's tokens.
+        constraint: what the text has to be, e.g. JsonSchema(...); tokens that it does not allow are never drawn.
+        free_logprobs: with a constraint, report the log-probabilities that the tokens would have without it.
 
     Raises:
         InvalidRequestError: a value is out of its range; the text quotes both.
@@ -94,6 +97,8 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
+    free_logprobs: bool = False
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
@@ -123,8 +128,12 @@ class SamplingParams:
         if not isinstance(self.stop_token_ids, Iterable) or isinstance(self.stop_token_ids, (str, bytes)):
             raise _fail("stop_token_ids", self.stop_token_ids, f"a list of {ids}")
         put("stop_token_ids", tuple(_integer("stop_token_ids", i, 0, None, ids) for i in self.stop_token_ids))
-        if not isinstance(self.ignore_eos, bool):
-            raise _fail("ignore_eos", self.ignore_eos, "True or False")
+        for name in ("ignore_eos", "free_logprobs"):
+            if not isinstance(getattr(self, name), bool):
+                raise _fail(name, getattr(self, name), "True or False")
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            kinds = ", ".join(kind.__name__ for kind in get_args(Constraint))
+            raise _fail("constraint", self.constraint, f"None or one of {kinds}")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None:

@@ -11,7 +11,8 @@ class TokenSample:
 
     Attributes:
         token_id: the token.
-        logprob: its log-probability under the raw logits (before bias, penalties and temperature); None unless asked.
+        logprob: its log-probability under the raw logits (before bias, penalties and temperature); with a constraint
+            under the masked ones, unless SamplingParams.free_logprobs; None unless asked.
         top_logprobs: (token id, log-probability) of the most probable tokens, best first, ties by lower id.
     """
 

@@ -2,6 +2,7 @@
 
 The order of the steps:
 
+0. the constraint's mask: tokens that it does not allow get the logit -inf
 1. logit bias
 2. repetition, then frequency and presence penalties
 3. temperature; 0 ends here with the largest logit
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from engine.errors import InvalidRequestError
+from engine.sampling.constraint import Bits
 from engine.sampling.filters import Ids, draw, keep_min_p, keep_typical, largest_ids, top_p_count
 from engine.sampling.fixed_point import F32, FloatArray, WeightArray, distances, exponential, fixed_point, share
 from engine.sampling.logprobs import check_logits, log_probabilities
@@ -35,7 +37,13 @@ FIRST_PREFIX = 1024
 
 
 def sample(
-    logits: ArrayLike, params: SamplingParams, *, history: Sequence[int], output_index: int, seed: int
+    logits: ArrayLike,
+    params: SamplingParams,
+    *,
+    history: Sequence[int],
+    output_index: int,
+    seed: int,
+    allowed: Bits | None = None,
 ) -> TokenSample:
     """Choose one token.
 
@@ -45,9 +53,11 @@ def sample(
         history: prompt and output so far, oldest first.
         output_index: number of tokens generated before this one.
         seed: key of the random numbers, 0 to 2**64 - 1.
+        allowed: the tokens that may be drawn, a bit each; None: all.
 
     Returns:
-        The token, with log-probabilities of the raw logits if params.logprobs asks for them.
+        The token, with log-probabilities of the raw logits if params.logprobs asks for them; where there is a mask, of
+        the masked ones unless params.free_logprobs.
 
     Raises:
         ModelFileError: the logits hold NaN or +inf, or no finite number.
@@ -55,10 +65,24 @@ def sample(
     """
     raw: FloatArray = np.asarray(logits, dtype=np.float32)
     check_logits(raw)
-    token_id = choose(adjusted(raw, params, history), params, output_index, seed)
+    masked = raw if allowed is None else mask_logits(raw, allowed)
+    token_id = choose(adjusted(masked, params, history), params, output_index, seed)
     if params.logprobs is None:
         return TokenSample(token_id)
-    return log_probabilities(raw, token_id, params.logprobs)
+    return log_probabilities(raw if params.free_logprobs else masked, token_id, params.logprobs)
+
+
+def mask_logits(logits: FloatArray, allowed: Bits) -> FloatArray:
+    """Step 0: a copy of logits (V,) with -inf for the tokens that are not allowed.
+
+    Raises:
+        InvalidRequestError: all tokens that are allowed have the logit -inf.
+    """
+    bits = np.unpackbits(allowed.view(np.uint8), count=len(logits), bitorder="little").view(np.bool_)
+    masked: FloatArray = np.where(bits, logits, F32(-np.inf))
+    if not np.isfinite(masked.max()):
+        raise InvalidRequestError("the model gives no probability to any token that the constraint allows")
+    return masked
 
 
 def adjusted(logits: FloatArray, params: SamplingParams, history: Sequence[int]) -> FloatArray:

@@ -29,6 +29,7 @@ from engine.scheduling.actions import SaveCheckpoint
 from engine.scheduling.failures import Failures
 from engine.scheduling.job import Job, Owner
 from engine.scheduling.moves import Moves
+from engine.scheduling.occupancy import Occupancy
 from engine.scheduling.pieces import outputs_before
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.told import Told
@@ -57,6 +58,7 @@ class EngineLoop:
             runner.n_pages,
             prefill_chunk=runner.prefill_chunk,
             mixed_chunk=runner.mixed_chunk,
+            mixed_per_sequence=runner.mixed_per_sequence,
             lookahead=runner.lookahead,
             prefix_cache=prefix_cache,
             checkpoints=None if runner.states is None else runner.states.n_checkpoints,
@@ -80,6 +82,11 @@ class EngineLoop:
         """Requests that are waiting or running."""
         self._settle_if_free()
         return len(self._jobs) + len(self._inbox)
+
+    def occupancy(self) -> Occupancy:
+        """What is running and waiting now, and how full the cache is."""
+        self._settle_if_free()
+        return Occupancy.of(self._scheduler)
 
     def submit(self, jobs: Sequence[Job], owner: Any = None) -> None:
         """Queue jobs; they run as soon as a thread drives.

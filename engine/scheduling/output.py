@@ -5,7 +5,7 @@ Knows tokenizers and parameters; knows nothing of devices, caches or other reque
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
 from engine.request import Request, TokenSample
 from engine.sampling.stop import StopStringMatcher
@@ -46,6 +46,8 @@ class OutputAssembler:
         self._matcher = StopStringMatcher(stops) if stops else None
         self._stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(eog_ids))
         self._left = request.max_output
+        self._mask = request.mask
+        self._output_ids: list[int] = []  # kept for the mask alone
 
     def push(self, sample: TokenSample) -> tuple[str, str | None]:
         """Take one token; returns the text that may be shown now and the finish reason, None while it goes on."""
@@ -57,9 +59,10 @@ class OutputAssembler:
             text = self._shown(self._matcher.push(text + self._mark(sample.token_id)))
             if self._matcher.matched is not None:
                 return text, "stop"
-        if self._left <= 0:
+        is_complete = self._is_complete(sample.token_id)
+        if is_complete or self._left <= 0:
             rest = self._flush()
-            stopped = self._matcher is not None and self._matcher.matched is not None
+            stopped = is_complete or (self._matcher is not None and self._matcher.matched is not None)
             return text + rest, "stop" if stopped else "length"
         return text, None
 
@@ -68,12 +71,21 @@ class OutputAssembler:
         """Tokens taken, one that an exception cut short included."""
         return self._begin[0].max_output - self._left
 
-    def begun_again(self, token_ids: Iterable[int]) -> OutputAssembler:
+    def begun_again(self, token_ids: Sequence[int]) -> OutputAssembler:
         """A new one that has taken these tokens."""
         new = OutputAssembler(*self._begin)
+        new._mask = None  # it is ahead of these tokens, of which none was the last
         for token_id in token_ids:
             new.push(TokenSample(token_id))
+        new._mask, new._output_ids = self._mask, list(token_ids)
         return new
+
+    def _is_complete(self, token_id: int) -> bool:
+        """Whether the request's constraint allows nothing behind this token."""
+        if self._mask is None:
+            return False
+        self._output_ids.append(token_id)
+        return self._mask.is_complete(self._output_ids)
 
     def _decode(self, token_id: int) -> str:
         """New text of one token; a row of the output matrix that the vocabulary does not name has none."""

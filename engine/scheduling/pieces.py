@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engine.config import PAGE
 from engine.request import ActiveSequence, Request, Work
@@ -66,4 +66,4 @@ def with_drafts(item: Work) -> Work:
     """The work with as many of its sequence's draft tokens as have pages and may be needed."""
     sequence, first = item.sequence, item.start + len(item.token_ids)
     room = len(sequence.pages) * PAGE if sequence.end is None else min(len(sequence.pages) * PAGE, sequence.end)
-    return replace(item, draft_ids=tuple(sequence.draft_ids[: max(0, room - first)])) if item.decode else item
+    return item._replace(draft_ids=tuple(sequence.draft_ids[: max(0, room - first)])) if item.decode else item

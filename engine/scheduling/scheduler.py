@@ -14,12 +14,13 @@ statement that makes it true, and recover() derives all other fields from those.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
-from engine.config import CHECKPOINT_SPACING, PAGE, page_count
+from engine.config import CHECKPOINT_SPACING, PAGE, page_count, step_sizes
 from engine.request import ActiveSequence, Request, TokenSample, Work
 from engine.scheduling.actions import (
     Action,
@@ -55,6 +56,7 @@ class Scheduler:
         n_pages: pages of the cache.
         prefill_chunk: most prompt tokens in a step without decoding sequences.
         mixed_chunk: most prompt tokens in a step beside decoding sequences.
+        mixed_per_sequence: of each decoding sequence, where that is more; at most prefill_chunk together.
         lookahead: positions behind a decoding sequence's token that get pages as well where there are free ones.
         prefix_cache: use pages of earlier prompts that began with the same tokens.
         checkpoints: entries for copies of recurrent states; None where the model has no recurrent layers.
@@ -62,6 +64,7 @@ class Scheduler:
 
     Attributes:
         actions: what must happen to the cache before the next step, oldest first; the loop removes each one done.
+        n_preemptions: how often a sequence was preempted.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Scheduler:
         *,
         prefill_chunk: int = 512,
         mixed_chunk: int = 512,
+        mixed_per_sequence: int = 0,
         lookahead: int = 0,
         prefix_cache: bool = True,
         checkpoints: int | None = None,
@@ -83,14 +87,17 @@ class Scheduler:
         pool = None if checkpoints is None else CheckpointPool(checkpoints)
         self.blocks = PagePool(n_pages, prefix_cache=prefix_cache, checkpoints=pool)
         self.actions: deque[Action] = deque()
+        self.n_preemptions = 0
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
+        self._mixed_per_sequence = mixed_per_sequence
         self._lookahead = lookahead
         self._prefix_cache = prefix_cache
         self._max_sequences = max_sequences
         self._waiting: dict[int, Request] = {}  # by id, in order of arrival
         self._started: list[_Started] = []  # in order of arrival
         self._free_slots = list(range(max_sequences))
+        self._step_sizes = step_sizes(max_sequences)
         self._sources: list[int] = []  # pages held until they have been copied
         self._scattered = 0  # plans in a row in which fewer slots would have done
 
@@ -128,6 +135,7 @@ class Scheduler:
 
     def remove(self, request_id: int) -> int | None:
         """Forget a request, finished or not; returns the slot it held, None where it held none."""
+        self._release_copied()  # no plan may follow that would do it
         self._waiting.pop(request_id, None)
         one = self._find(request_id)
         if one is None:
@@ -143,25 +151,30 @@ class Scheduler:
 
         Planning again before the work was committed gives work that does the same.
         """
-        if not self.actions and self._sources:
-            self.blocks.release(self._sources)
-            self._sources = []
+        self._release_copied()
         self._admit()
         running = self._seated()
         self._close_ranks(running)
-        decode: list[Work] = []
+        work: list[Work] = []
+        n_preemptions = self.n_preemptions
+        # With hundreds of sequences this loop is what a step costs here: what rarely happens is behind one comparison.
         for one in running:
             sequence = one.sequence
-            if sequence.output_ids and self._make_room(one, sequence.n_cached + 1):
-                token = sequence.output_ids[-1]
-                decode.append(Work(sequence, [token], sequence.n_cached, True, decode=True))
-        pieces = self._prompt_pieces(running, self._mixed_chunk if decode else self._prefill_chunk)
-        # A prompt that arrived earlier may have preempted a sequence whose work was planned already.
-        still_here = {id(one.sequence) for one in running if one.seated}
-        work = [item for item in decode + pieces if id(item.sequence) in still_here]
+            output_ids, start = sequence.output_ids, sequence.n_cached
+            if output_ids and one.seated and (start < len(sequence.pages) * PAGE or self._make_room(one, start + 1)):
+                work.append(Work(sequence, output_ids[-1:], start, True, False, True))
+        beside = min(self._prefill_chunk, max(self._mixed_chunk, self._mixed_per_sequence * len(work)))
+        work += self._prompt_pieces(running, beside if work else self._prefill_chunk)
+        if self.n_preemptions > n_preemptions:
+            # A prompt that arrived earlier may have preempted a sequence whose work was planned already.
+            still_here = {id(one.sequence) for one in running if one.seated}
+            work = [item for item in work if id(item.sequence) in still_here]
         for item in work:
+            sequence = item.sequence
             if item.sample:
-                self._look_ahead(item.sequence, item.start + len(item.token_ids) + len(item.sequence.draft_ids))
+                end = item.start + len(item.token_ids) + len(sequence.draft_ids)
+                if end + self._lookahead > len(sequence.pages) * PAGE:
+                    self._look_ahead(sequence, end)
         return [with_drafts(item) if item.sequence.draft_ids else item for item in work]
 
     def commit(self, work: Work, sample: TokenSample | None, accepted: Ids[TokenSample] = ()) -> None:
@@ -221,6 +234,12 @@ class Scheduler:
         self._free_slots = [slot for slot in range(self._max_sequences) if slot not in taken]
         self._sources = [action.source for action in self.actions if isinstance(action, CopyPage)]
         self.blocks.recover([*(sequence.pages for sequence in seated), self._sources])
+
+    def _release_copied(self) -> None:
+        """Give back the pages that were held to be copied, once they have been."""
+        if self._sources and not self.actions:
+            sources, self._sources = self._sources, []
+            self.blocks.release(sources)
 
     # ---- who runs --------------------------------------------------------------------------------------------
 
@@ -288,7 +307,7 @@ class Scheduler:
             self.blocks.use_checkpoint(prefix.pages[-1])
             self.actions.append(RestoreCheckpoint(request.request_id, prefix.entry, slot, 0))
         sequence = ActiveSequence(request.request_id, slot, prompt, [], request.params, request.seed, n_cached, pages)
-        sequence.cached_tokens, sequence.end = n_cached, longest(request)
+        sequence.cached_tokens, sequence.end, sequence.mask = n_cached, longest(request), request.mask
         self._started.append(_Started(request, sequence))
         return True
 
@@ -298,8 +317,8 @@ class Scheduler:
         return one is not None and not one.sequence.output_ids
 
     def _close_ranks(self, running: list[_Started]) -> None:
-        """Move sequences to lower slots: a step has 1, 2, 4 ... rows, as many as the highest slot in use needs."""
-        needed = 1 << max(len(running) - 1, 0).bit_length()
+        """Move sequences to lower slots: the highest slot in use decides how many rows a step has (step_sizes)."""
+        needed = self._step_sizes[bisect_left(self._step_sizes, len(running))]
         beyond = [one.sequence for one in running if one.sequence.slot >= needed]
         self._scattered = self._scattered + 1 if beyond else 0
         if self._scattered <= PATIENCE:
@@ -319,6 +338,7 @@ class Scheduler:
     def _preempt(self, one: _Started) -> None:
         """Take slot and pages from a sequence; it resumes later from where it is."""
         sequence = one.sequence
+        self.n_preemptions += 1
         used = sequence.pages[: page_count(sequence.n_cached)]
         self.actions.append(SavePages(sequence.request_id, sequence.slot, tuple(used), self._place(sequence)))
         one.seated = False

@@ -1,11 +1,9 @@
-"""Text and token ids: tokenizer, incremental decoding, chat templates. Knows nothing of models or devices."""
+"""Text and token ids: tokenizers, chat templates, structure in answers. Knows nothing of models or devices."""
 
-from engine.text.answer_reader import AnswerReader
+from engine.text.answers.reader import AnswerReader
 from engine.text.chat_prompt import ChatPrompt, chat_prompt
-from engine.text.chat_template import ChatTemplate
-from engine.text.control_stops import ControlStops
-from engine.text.incremental import IncrementalDecoder
-from engine.text.tokenizer import Tokenizer
+from engine.text.templates.chat_template import ChatTemplate
+from engine.text.tokenizers import ControlStops, IncrementalDecoder, Tokenizer
 
 __all__ = [
     "AnswerReader",

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import InvalidRequestError
-from engine.text.answer_formats import AnswerFormat
-from engine.text.answer_parser import AnswerParser
-from engine.text.answer_reader import AnswerReader
-from engine.text.chat_template import ChatTemplate
-from engine.text.tokenizer import Tokenizer
-from engine.text.tool_calls import Types, parameter_types
+from engine.text.answers.formats import AnswerFormat
+from engine.text.answers.parser import AnswerParser
+from engine.text.answers.reader import AnswerReader
+from engine.text.answers.tool_calls import Types, parameter_types
+from engine.text.templates.chat_template import ChatTemplate
+from engine.text.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,10 @@ class ChatPrompt:
     types: Types
     calls_as_text: bool
 
-    @property
-    def has_structure(self) -> bool:
-        """Whether answers have parts that a reader takes apart."""
-        return not self.markers.plain
-
-    def reader(self) -> AnswerReader:
-        """A reader for one answer."""
+    def reader(self) -> AnswerReader | None:
+        """A reader for one answer; None where answers have no structure."""
+        if self.markers.plain:
+            return None
         return AnswerReader(AnswerParser(self.markers, self.text[-4000:], self.types), calls_as_text=self.calls_as_text)
 
 

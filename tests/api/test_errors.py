@@ -44,7 +44,12 @@ def exception_classes():
 
 def example(kind):
     """An error with everything that the engine or a caller may hang on it."""
-    error = kind(10, 5, parts="6 of the prompt") if kind is ContextFullError else kind("what to do")
+    if kind is ContextFullError:
+        error = kind(10, 5, parts="6 of the prompt")
+    elif kind.__name__ == "ApiError":
+        error = kind(404, "what to do", headers={"Retry-After": "1"})
+    else:
+        error = kind("what to do")
     error.request_id, error.partial_results = 7, [RESULT]
     error.add_note("said by a caller")
     return error

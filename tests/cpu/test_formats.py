@@ -10,7 +10,7 @@ from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.formats import DECODERS
 from engine.cpu.matmul import DOT_TOKENS, matmul
-from engine.cpu.steps import embed_rows
+from engine.cpu.step_operands import embed_rows
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import GGMLType, dequantize
 from engine.gguf.reader import open_gguf
@@ -136,8 +136,8 @@ def test_a_model_of_every_quantized_type(tmp_path, ggml_type):
     with open_gguf(path) as file:
         model = load_model(file)
         assert model.weights.layers[0].attention.q.weight.type is ggml_type
-        for exact in (True, False):
-            backend = CpuBackend(model, kv_type="f32", context_length=64, threads=1, exact=exact)
+        for reference in (True, False):
+            backend = CpuBackend(model, kv_type="f32", context_length=64, threads=1, reference=reference)
             steps = [(0, list(range(30)), 0, Outputs.LAST)], [(0, [7], 30, Outputs.LAST)]
             logits.append([backend.forward(Batch.build(step)) for step in steps])
             backend.close()

@@ -10,14 +10,15 @@ import pytest
 from llvmlite import ir as llvm_ir
 from numba import njit, types
 
-from engine.cpu import integer, program, steps
+from engine.cpu import immediate, integer, recorder
 from engine.cpu.backend import CpuBackend
+from engine.cpu.immediate import Immediate
 from engine.cpu.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
-from engine.cpu.kernels import build, isa, panels
+from engine.cpu.kernels import build, isa
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.emit import I8, I32, vector
+from engine.cpu.kernels.panel_formats import PANELS
 from engine.cpu.matmul import array_address, prepare
-from engine.cpu.steps import Immediate
 from engine.cpu.threads import ThreadPool
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
@@ -55,7 +56,7 @@ def pool():
 def packed(name, rows, columns):
     """Random rows of a format: (Weight, their float64 values by the gguf package)."""
     rng = np.random.default_rng(rows * 1000 + columns)
-    panel = panels.PANELS[name]
+    panel = PANELS[name]
     raw = rng.integers(0, 256, (rows * columns // panel.block_size, panel.type_size), dtype=np.uint8)
     for offset in SCALES[name]:
         scales = rng.standard_normal(len(raw)).astype(np.float16)
@@ -89,9 +90,9 @@ def product(weights, w, x, kind, instructions, n_tokens=None, **settings):
 
 
 def test_all_sizes_are_those_of_the_formats():
-    for name, panel in panels.PANELS.items():
+    for name, panel in PANELS.items():
         assert (panel.block_size, panel.type_size) == (GGMLType[name].block_size, GGMLType[name].type_size)
-    assert set(SCALES) == set(panels.PANELS)
+    assert set(SCALES) == set(PANELS)
 
 
 def test_quantized_activations():
@@ -114,10 +115,10 @@ def test_quantized_activations():
     assert q.min() >= -127
 
 
-@pytest.mark.parametrize("name", panels.PANELS)
+@pytest.mark.parametrize("name", PANELS)
 def test_every_format(name, pool):
     """All loops give the same bits, and what float64 gives for the quantized activations."""
-    block = panels.PANELS[name].block_size
+    block = PANELS[name].block_size
     for rows, blocks in ((1, 1), (7, 3), (16, 2), (41, 9 if block == 32 else 3)):
         w, truth = packed(name, rows, block * blocks)
         plain, repacked = IntegerWeights(pool), IntegerWeights(pool)
@@ -174,7 +175,7 @@ def test_experts_have_copies_of_their_own(pool):
 
 
 def test_threads_and_other_rows_change_nothing(pool, monkeypatch):
-    monkeypatch.setattr(steps, "TASK_FLOATS", 1)
+    monkeypatch.setattr(immediate, "TASK_FLOATS", 1)
     w, _ = packed("Q6_K", 130, 512)
     x = np.random.default_rng(5).standard_normal((70, 512)).astype(np.float32)
     linear = Linear(w)
@@ -188,7 +189,7 @@ def test_threads_and_other_rows_change_nothing(pool, monkeypatch):
 
 @pytest.mark.parametrize("repack", [True, False])
 def test_decode_steps_give_the_bits_of_prompts(tmp_path, repack, monkeypatch):
-    monkeypatch.setattr(program, "CHUNK_FLOATS", 64)
+    monkeypatch.setattr(recorder, "CHUNK_FLOATS", 64)
     path = tmp_path / "tiny.gguf"
     tiny_llama(path, tokenizer=False, weight_type=GGMLType.Q8_0, width=64, ffn=96)
     tokens = np.random.default_rng(0).integers(0, 250, 20).astype(np.int32)

@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from engine.cpu import program, reference, steps
+from engine.cpu import immediate, program, recorder, reference
 from engine.cpu.backend import CpuBackend
+from engine.cpu.immediate import Immediate
 from engine.cpu.kernels import build, elementwise, stepping
-from engine.cpu.steps import Immediate
 from engine.cpu.threads import ThreadPool
 from engine.errors import ContextFullError, InvalidRequestError
 from engine.gguf.reader import open_gguf
@@ -54,7 +54,7 @@ def by_bricks(backend, parts):
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_fast_and_plain_path_agree(tmp_path, opened, case):
     _, _, path = make(tmp_path, **case)
-    plain, fast = opened(path, exact=True), opened(path)
+    plain, fast = opened(path, reference=True), opened(path)
     expected = all_logits(plain, TOKENS)
     # Sums in another order: about 1e-6 of logits whose spread is about 3.
     np.testing.assert_allclose(all_logits(fast, TOKENS), expected, atol=3e-5)
@@ -94,8 +94,8 @@ def with_plain_biases(tensors):
 
 
 def test_threads_change_nothing(tmp_path, opened, monkeypatch):
-    monkeypatch.setattr(program, "CHUNK_FLOATS", 64)
-    monkeypatch.setattr(steps, "TASK_FLOATS", 64)
+    monkeypatch.setattr(recorder, "CHUNK_FLOATS", 64)
+    monkeypatch.setattr(immediate, "TASK_FLOATS", 64)
     _, _, path = make(tmp_path, change=with_biases)
     results = []
     for threads in (1, 2, 3):
@@ -109,7 +109,7 @@ def test_threads_change_nothing(tmp_path, opened, monkeypatch):
 def test_experts_are_not_recorded(tmp_path, opened):
     _, _, path = make(tmp_path, metadata=CASES["experts"]["metadata"], change=with_experts)
     assert opened(path)._decoder is None
-    assert opened(path, exact=True)._decoder is None
+    assert opened(path, reference=True)._decoder is None
 
 
 def test_programs_refuse_what_bricks_refuse(tmp_path, opened):

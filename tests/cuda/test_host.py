@@ -5,6 +5,7 @@ import importlib.util
 import re
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from engine.cuda import availability
 from engine.cuda.formats.layouts import packed_bytes
+from engine.cuda.launch_plan.ahead import AHEAD, MOST_AHEAD, STATE_PLACES
 from engine.cuda.load.memory_plan import DevicePlan, fit, make_plan, memory_plan
 from engine.cuda.step.prompt import pack, prompt_batch
-from engine.cuda.step.run_ahead import AHEAD, MOST_AHEAD, RunAhead
+from engine.cuda.step.run_ahead import RunAhead
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
@@ -23,6 +25,7 @@ from engine.model.loader import load_model
 from engine.request import ActiveSequence, Work
 from engine.sampling import SamplingParams
 from tests.support.gguf_builder import tiny_llama
+from tests.support.recurrent_models import tiny_mamba
 
 # ---- decode loop --------------------------------------------------------------------------------------------------
 
@@ -48,16 +51,19 @@ class FakeDevice:
     As the kernels do it: a row stops by itself at its limit; what the host changes is sent with the next launch.
     """
 
-    def __init__(self, buckets=(1, 2, 4, 8)):
+    def __init__(self, step_sizes=(1, 2, 4, 8)):
         self.requests, self.tokens = [0] * SLOTS, [0] * SLOTS
         self.positions, self.limits = [-1] * SLOTS, [0] * SLOTS
         self.news, self.stream, self.rows, self.results = {}, [], [], {}
         self.fed = []
+        self.masked, self.masks, self.forwards, self.logits = set(), {}, [], []
         self.loop = RunAhead(
             enqueue=self.enqueue,
+            forward=self.forward,
+            sample=self.sample,
             set_position=lambda slot, position: self.change(slot, positions=position),
             set_limit=lambda slot, limit: self.change(slot, limits=limit),
-            buckets=buckets,
+            step_sizes=step_sizes,
         )
 
     def change(self, slot, **values):
@@ -67,15 +73,43 @@ class FakeDevice:
         self.stream += [("set", slot, values) for slot, values in self.news.items()]
         self.news = {}
 
-    def begin(self, slot, request_id, position, token, limit=CONTEXT):
+    def begin(self, slot, request_id, position, token, limit=CONTEXT, *, masked=False):
         self.change(slot, requests=request_id, tokens=token, positions=position, limits=limit)
-        self.loop.start(slot, request_id, position, token, limit)
+        self.loop.start(slot, request_id, position, token, limit, masked=masked)
+        if masked:
+            self.masked.add(request_id)
 
     def enqueue(self, n):
         self.flush()
         self.rows.append(n)
         self.stream.append(("step", len(self.rows) - 1, n))
         return len(self.rows) - 1
+
+    def forward(self, n):
+        """What the logits come from: who fed which token where."""
+        self.flush()
+        self.forwards.append(n)
+        self.stream.append(("forward", n))
+
+    def sample(self, n):
+        self.flush()
+        self.rows.append(n)
+        self.stream.append(("sample", len(self.rows) - 1, n, dict(self.masks)))
+        return len(self.rows) - 1
+
+    def _forward(self, n):
+        self.logits = [(self.requests[slot], self.positions[slot], self.tokens[slot]) for slot in range(n)]
+        assert all(position < 0 for position in self.positions[n:]), "an active row is outside the step"
+
+    def _sample(self, number, n, masks):
+        for slot in range(n):
+            if self.positions[slot] >= 0:
+                now = (self.requests[slot], self.positions[slot], self.tokens[slot])
+                assert self.logits[slot] == now, "sampled from the logits of another token"
+                assert self.requests[slot] not in self.masked or masks[slot] == now, (
+                    "sampled with the mask of another token"
+                )
+        self._step(number, n)
 
     def wait(self, place):
         while place not in self.results:
@@ -85,7 +119,17 @@ class FakeDevice:
                 for name, value in values.items():
                     getattr(self, name)[slot] = value
             else:
-                self._step(*args)
+                {
+                    "prompts": self.logits.clear,
+                    "step": self._unmasked,
+                    "forward": self._forward,
+                    "sample": self._sample,
+                }[kind](*args)
+
+    def _unmasked(self, number, n):
+        active = {self.requests[slot] for slot in range(n) if self.positions[slot] >= 0}
+        assert not active & self.masked, "a row was drawn without its mask"
+        self._step(number, n)
 
     def _step(self, number, n):
         self.results[number] = {}
@@ -101,6 +145,11 @@ class FakeDevice:
     def step(self, sequences):
         """As the runner does it: what is needed, what is ahead, then the results."""
         slots = [one.slot for one in sequences]
+        for slot in slots:
+            if self.loop.wants_mask(slot):
+                row = self.loop._rows[slot]
+                self.masks[slot] = (row.request_id, row.position, row.token)
+                self.loop.give_mask(slot)
         self.loop.launch_needed(slots)
         self.loop.run_ahead()
         tokens = []
@@ -217,7 +266,25 @@ def test_a_row_that_joins_with_a_prompt_is_as_far_as_the_others():
         assert max(device.pending().values()) <= AHEAD
 
 
-EVENTS = st.one_of(st.just("step"), st.just("join"), st.just("resume"), st.just("page"), st.integers(0, SLOTS - 1))
+def test_a_constrained_row_makes_the_next_forward_pass_run_while_its_mask_is_made():
+    device = FakeDevice()
+    device.begin(0, 1, 0, 7, masked=True)
+    device.begin(1, 2, 0, 8)
+    both = [sequence(0, 1), sequence(1, 2)]
+    got = [device.step(both) for _ in range(6)]
+    assert [row[0] for row in got] == expected(1, 0, 7, 6)
+    assert [row[1] for row in got] == expected(2, 0, 8, 6)
+    assert len(device.forwards) == 7, "one forward pass a step, none repeated, one ahead"
+    device.loop.stop(0)
+    assert [device.step(both[1:])[0] for _ in range(4)] == expected(2, 0, 8, 10)[6:]
+    assert len(device.forwards) == 7
+    assert device.pending() == {1: AHEAD - 1}
+
+
+EVENTS = st.one_of(
+    st.just("step"), st.just("step"), st.just("join"), st.just("join masked"), st.just("some"), st.just("forget"),
+    st.just("resume"), st.just("page"), st.integers(0, SLOTS - 1),
+)  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)
@@ -228,17 +295,18 @@ def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
     running, born, texts, limits = {}, {}, {}, {}
     for event in events:
         free = sorted(set(range(SLOTS)) - set(running))
-        if event == "join" and free:
+        if event in ("join", "join masked") and free:
             slot, request_id = free[0], len(texts) + 1
             born[request_id], texts[request_id] = request_id % 30, []
             limits[slot] = min(CONTEXT, born[request_id] // 8 * 8 + 8)
-            device.begin(slot, request_id, born[request_id], 7, limits[slot])
+            device.begin(slot, request_id, born[request_id], 7, limits[slot], masked=event == "join masked")
             running[slot] = sequence(slot, request_id)
         elif event == "resume" and running:  # what an interrupted step, or one swapped out, comes back with
             slot, one = min(running.items())
             text = texts[one.request_id]
             device.loop.stop(slot)
-            device.begin(slot, one.request_id, born[one.request_id] + len(text), [7, *text][-1], limits[slot])
+            position, token = born[one.request_id] + len(text), [7, *text][-1]
+            device.begin(slot, one.request_id, position, token, limits[slot], masked=one.request_id in device.masked)
         elif event == "page" and running:
             slot = max(running)
             limits[slot] = min(CONTEXT, limits[slot] + 8)
@@ -246,18 +314,24 @@ def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
         elif isinstance(event, int) and event in running:
             device.loop.stop(event)
             del running[event]
-        elif event == "step" and running:
+        elif event == "forget":  # prompts were read in between
+            device.loop.forget_prepared()
+            device.stream.append(("prompts",))
+        elif event in ("step", "some") and running:
             for slot, one in running.items():  # every sequence has a page for the token that it feeds
                 position = born[one.request_id] + len(texts[one.request_id])
                 if position == limits[slot]:
                     limits[slot] = min(CONTEXT, limits[slot] + 8)
                     device.loop.extend(slot, limits[slot])
             wanted = list(running.values())
+            if event == "some":  # a row that no work was planned for keeps what it is ahead
+                wanted = wanted[len(wanted) // 2 :]
             for one, token in zip(wanted, device.step(wanted), strict=True):
                 text = texts[one.request_id]
                 text.append(token)
                 room = limits[one.slot] - born[one.request_id] - len(text)
-                assert device.pending()[one.slot] >= min(room, AHEAD - 1), "the device would run dry"
+                if not device.masked & {other.request_id for other in running.values()}:
+                    assert device.pending()[one.slot] >= min(room, AHEAD - 1), "the device would run dry"
                 if born[one.request_id] + len(text) == CONTEXT:
                     device.loop.stop(one.slot)
                     del running[one.slot]
@@ -351,6 +425,28 @@ def test_the_advice_for_a_huge_context_fits(tmp_path, context_length):
         more = make_plan(model, context_length=largest + 64, cache_tokens=largest + 64, **options)
         with pytest.raises(DeviceError, match=f"the largest context that fits is {largest} tokens"):
             fit(more, free)
+        del model
+
+
+def test_the_plan_of_a_recurrent_model(tmp_path):
+    """No pages, but a ring of states for every slot and the checkpoints."""
+    with open_gguf(tiny_mamba(tmp_path / "tiny.gguf")) as gguf:
+        model = load_model(gguf)
+        options = {"context_length": 8192, "kv_type": "f16", "max_sequences": 64}
+        plan = make_plan(model, **options)
+        per_state = 2 * 4 * 128 * (3 + 16)
+        assert (plan.per_page, plan.cache) == (0, 0)
+        assert plan.states == (64 * STATE_PLACES + 128) * per_state
+        assert make_plan(model, **options, checkpoints=0).states == 64 * STATE_PLACES * per_state
+        assert memory_plan(plan).state_bytes == plan.states
+        assert memory_plan(plan).total_bytes == plan.total
+        assert fit(plan, plan.total) == plan
+        with pytest.raises(DeviceError, match="the largest context that fits is 8128 tokens"):
+            fit(plan, plan.total - 1)
+        large = replace(plan, states=64 * GIB)
+        with pytest.raises(DeviceError, match=r"recurrent states 64.00 GiB.*ask for a smaller max_sequences or fewer"):
+            fit(large, 4 * GIB)
+        assert STATE_PLACES >= MOST_AHEAD + 1
         del model
 
 

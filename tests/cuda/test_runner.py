@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from engine import LLM, SamplingParams
+from engine import LLM, Choice, JsonSchema, Regex, SamplingParams
 from engine.api.llm import BUNDLED_MODEL
 from engine.cuda.attention.attention_plan import PAGE
-from engine.cuda.step.run_ahead import MOST_AHEAD
-from engine.errors import ContextFullError, DeviceError, InvalidRequestError
+from engine.cuda.launch_plan.ahead import MOST_AHEAD
+from engine.errors import ContextFullError, DeviceError, EngineError, InvalidRequestError
 from engine.gguf.types import GGMLType
 from engine.request import ActiveSequence, Work
 from tests.support.gpu_helpers import (
@@ -502,6 +502,59 @@ def test_the_way_through_the_facade():
         stream.close()
         assert llm.generate("Once upon a time", params).text == whole.text
         assert [result.text for result in llm.generate(["Once upon a time"] * 3, params)] == [whole.text] * 3
+
+
+CONSTRAINTS = [
+    JsonSchema({"properties": {"a": {"type": "string"}, "b": {"type": "integer"}}, "required": ["a", "b"]}),
+    Regex("[A-Z][a-z]{2,9}( [a-z]{1,8}){3,9}[.]"),
+    Choice(["red apples", "green apples", "a pear"]),
+    None,
+    None,
+]
+
+
+def constrained(index, **more):
+    return SamplingParams(
+        constraint=CONSTRAINTS[index % 5], seed=index, temperature=0.9, max_tokens=40, logprobs=2, **more
+    )
+
+
+def test_constrained_texts_are_those_of_the_cpu_alone_and_among_others():
+    settings = [constrained(i, free_logprobs=i % 2 == 0) for i in range(20)]
+    with LLM(device="cpu", exact=True) as llm:
+        wanted = llm.generate(PROMPTS[:4] * 5, settings)
+    with LLM(device="cuda", deterministic=True) as llm:
+        alone = [llm.generate(prompt, each) for prompt, each in zip(PROMPTS[:4] * 5, settings, strict=True)]
+        together = llm.generate(PROMPTS[:4] * 5, settings)
+    with LLM(device="cuda", deterministic=True, context_length=128, cache_tokens=512) as llm:  # preempted as well
+        crowded = llm.generate(PROMPTS[:4] * 5, settings)
+    assert [r.text for r in alone] == [r.text for r in wanted]
+    for others in (together, crowded):
+        assert [(r.token_ids, r.logprobs) for r in others] == [(r.token_ids, r.logprobs) for r in alone]
+    for found, expected in zip(alone, wanted, strict=True):
+        np.testing.assert_allclose(
+            [one.logprob for one in found.logprobs], [one.logprob for one in expected.logprobs], atol=2e-3
+        )
+
+
+def test_a_constraint_that_fails_ends_its_request_alone(monkeypatch):
+    from engine.constraints.matcher import GrammarMask
+
+    inside = GrammarMask.bits
+
+    def bits(self, output_ids):
+        if len(output_ids) == 3:
+            raise EngineError("the constraint of this request cannot go on: test")
+        return inside(self, output_ids)
+
+    free = SamplingParams(max_tokens=20, temperature=0)
+    with LLM(device="cuda", deterministic=True) as llm:
+        wanted = llm.generate("The sea", free).text
+        monkeypatch.setattr(GrammarMask, "bits", bits)
+        failing, running = llm.stream("A", constrained(1)), llm.stream("The sea", free)
+        assert "".join(chunk.text for chunk in running) == wanted
+        with pytest.raises(EngineError, match="cannot go on"):
+            failing.result()
 
 
 def test_sixty_four_requests_in_too_few_pages_get_the_text_of_one_alone():

@@ -76,6 +76,13 @@ def test_own_step_loop(run, llm):
         assert prompt + llm.generate(prompt, SamplingParams(max_tokens=25, seed=number)).text in out
 
 
+def test_asyncio_llm(run, llm):
+    lines = run("asyncio_llm.py").splitlines()
+    assert lines[-1] == "given up; requests left: 0"
+    for seed, prompt in enumerate(["Once upon a time", "The old king", "In the forest there lived"]):
+        assert prompt + llm.generate(prompt, SamplingParams(max_tokens=24, seed=seed)).text in "\n".join(lines)
+
+
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested

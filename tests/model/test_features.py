@@ -50,9 +50,9 @@ from tests.support.naive_model import (
 )
 
 
-def both_ways(folder, file, exact):
+def both_ways(folder, file, reference):
     with open_gguf(file.write(folder)) as gguf:
-        backend = CpuBackend(load_model(gguf), threads=1, exact=exact, kv_type="f32", max_sequences=2)
+        backend = CpuBackend(load_model(gguf), threads=1, reference=reference, kv_type="f32", max_sequences=2)
         at_once = backend.forward(Batch.build([(0, TOKENS, 0, Outputs.ALL)]))
         single = [backend.forward(Batch.build([(1, [t], i, Outputs.LAST)])) for i, t in enumerate(TOKENS)]
         backend.close()
@@ -60,14 +60,14 @@ def both_ways(folder, file, exact):
     return at_once, np.concatenate(single)
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_against_the_formulas(tmp_path, case, exact):
+def test_against_the_formulas(tmp_path, case, reference):
     file, facts = case()
     expected = Naive(file, **facts).logits(TOKENS)
     # GELU passes through float16: a rounding that goes the other way is 5e-4 of one of many summands.
     tolerance = 5e-3 if facts.get("act") is gelu else 2e-4
-    for found in both_ways(tmp_path, file, exact):
+    for found in both_ways(tmp_path, file, reference):
         np.testing.assert_allclose(found, expected, atol=tolerance)
 
 
@@ -75,8 +75,8 @@ def test_against_the_formulas(tmp_path, case, exact):
 def test_latent_attention(tmp_path, absorbed, low_rank_queries):
     file, facts = latent(absorbed, low_rank_queries)
     expected = NaiveLatent(file, **facts).logits(TOKENS)
-    for exact in (True, False):
-        for found in both_ways(tmp_path, file, exact):
+    for reference in (True, False):
+        for found in both_ways(tmp_path, file, reference):
             np.testing.assert_allclose(found, expected, atol=2e-4)
 
 

@@ -35,7 +35,7 @@ def close_backends():
 
 def opened(path, **options):
     gguf = open_gguf(path)
-    BACKENDS.append(CpuBackend(load_model(gguf), **({"threads": 1, "exact": True, "kv_type": "f32"} | options)))
+    BACKENDS.append(CpuBackend(load_model(gguf), **({"threads": 1, "reference": True, "kv_type": "f32"} | options)))
     return BACKENDS[-1]
 
 
@@ -83,10 +83,10 @@ def test_per_layer_head_counts(tmp_path):
     np.testing.assert_allclose(all_logits(backend, TOKENS), Naive(meta, tensors).logits(TOKENS), atol=5e-5)
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
-def test_a_batch_of_several_sequences(tmp_path, exact):
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
+def test_a_batch_of_several_sequences(tmp_path, reference):
     _, _, path = make(tmp_path)
-    backend = opened(path, max_sequences=6, exact=exact)
+    backend = opened(path, max_sequences=6, reference=reference)
     first, second = TOKENS[:5], TOKENS[3:]
     alone = all_logits(backend, first), all_logits(backend, second, slot=1)
     together = backend.forward(Batch.build([(3, first[:4], 0, Outputs.NONE), (2, second[:-1], 0, Outputs.ALL)]))
@@ -104,14 +104,14 @@ def test_a_batch_of_several_sequences(tmp_path, exact):
 def test_single_rows_do_not_depend_on_company(tmp_path):
     """Bit for bit: a decode step gives a sequence the same logits whatever runs beside it."""
     _, _, path = make(tmp_path, metadata=EXPERTS, change=with_experts)
-    for exact in (True, False):
-        backend = opened(path, max_sequences=3, exact=exact)
+    for reference in (True, False):
+        backend = opened(path, max_sequences=3, reference=reference)
         for slot in range(3):
             all_logits(backend, TOKENS[slot:], slot=slot)
         n = [len(TOKENS) - slot for slot in range(3)]
         alone = backend.forward(Batch.build([(1, [42], n[1], Outputs.LAST)]))
         together = backend.forward(Batch.build([(slot, [42 - slot + 1], n[slot], Outputs.LAST) for slot in range(3)]))
-        if exact:  # the reference leaves the order of sums to the BLAS
+        if reference:  # the reference leaves the order of sums to the BLAS
             np.testing.assert_allclose(together[1], alone[0], atol=1e-5)
         else:
             np.testing.assert_array_equal(together[1], alone[0])
@@ -157,7 +157,7 @@ def test_packed_weights(tmp_path, kind):
     }
     expected = Naive(meta, values).logits(TOKENS)
     np.testing.assert_allclose(all_logits(opened(path), TOKENS), expected, atol=5e-5)
-    np.testing.assert_allclose(all_logits(opened(path, exact=False), TOKENS), expected, atol=5e-5)
+    np.testing.assert_allclose(all_logits(opened(path, reference=False), TOKENS), expected, atol=5e-5)
 
 
 def test_only_the_rows_asked_for(tmp_path):

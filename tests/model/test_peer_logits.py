@@ -24,12 +24,12 @@ def references():
         return dict(stored)
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("name", MODELS)
-def test_logits(name, exact, references, tmp_path):
+def test_logits(name, reference, references, tmp_path):
     with open_gguf(written(MODELS[name](), tmp_path)) as gguf:
         model = load_model(gguf, lambda trained: RUN_CONTEXT)
-        backend = CpuBackend(model, context_length=32, kv_type="f32", max_sequences=2, threads=2, exact=exact)
+        backend = CpuBackend(model, context_length=32, kv_type="f32", max_sequences=2, threads=2, reference=reference)
         at_once = backend.forward(Batch.build([(0, TOKENS, 0, Outputs.ALL)]))
         single = [backend.forward(Batch.build([(1, [token], i, Outputs.ALL)])) for i, token in enumerate(TOKENS)]
         backend.close()

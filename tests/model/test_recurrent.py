@@ -44,14 +44,14 @@ def feed(backend, slot, tokens, start=0, place=None):
     return backend.forward(Batch.build([(slot, tokens, start, Outputs.ALL, None, place)]))
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize(
     "parts",
     [{}, {"norm_dt_b_c": True, "dt_rank": 16}, {"conv": 2, "state": 1, "dt_rank": 1}, {"weight_type": GGMLType.F16}],
 )
-def test_logits_are_those_of_plain_loops(opened, parts, exact):
+def test_logits_are_those_of_plain_loops(opened, parts, reference):
     truth = NaiveMamba(*tiny_mamba_parts(**parts)).logits(TOKENS)
-    backend = opened(parts=parts, exact=exact)
+    backend = opened(parts=parts, reference=reference)
     found = feed(backend, 0, TOKENS)
     assert ((found - truth) ** 2).mean() / (truth**2).mean() < 1e-10
     assert np.abs(truth).max() > 1  # and long ago tokens matter: the state does remember
@@ -125,6 +125,18 @@ def test_states_are_kept_moved_and_brought_back(opened):
     states.load(saved, 0, 5)
     np.testing.assert_array_equal(feed(backend, 0, TOKENS[30:], 30, place=5), whole[30:])
     assert states.n_checkpoints == 2
+
+
+def test_an_item_in_several_batches_moves_by_one_place(opened):
+    """What a device does with more rows than fit one batch: the later ones read the state where they write it."""
+    backend = opened()
+    whole = feed(backend, 0, TOKENS, place=0)
+    for _ in range(2):  # and again from the beginning
+        parts = [feed(backend, 1, TOKENS[:30], place=4)]
+        for first, end in ((30, 31), (31, 45)):
+            batch = Batch.build([(1, TOKENS[first:end], first, Outputs.ALL, None, 5, 5)])
+            parts.append(backend.forward(batch))
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_memory_is_planned(opened):

@@ -15,8 +15,8 @@ from engine.gguf.reader import open_gguf
 from engine.model.architectures import _FILES, ARCHITECTURES, OTHER_NAMES, find_architecture
 from engine.model.config import FfnConfig, MoeConfig
 from engine.model.loader import load_model
-from engine.model.metadata import ALIASES
-from engine.model.unread_keys import HARMLESS, MATTER_WITHIN, MATTERS, OTHER_SENSES
+from engine.model.reading.metadata import ALIASES
+from engine.model.reading.unread_keys import HARMLESS, MATTER_WITHIN, MATTERS, OTHER_SENSES
 from tests.support.gguf_builder import build_gguf, tiny_llama_parts
 
 GEMMA3 = {"attention.sliding_window": 8, "attention.key_length": 16, "attention.value_length": 16}

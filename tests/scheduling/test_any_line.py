@@ -16,6 +16,7 @@ from engine.api.llm import LLM
 from engine.api.stream import Stream
 from engine.config import PAGE
 from engine.scheduling.loop import EngineLoop
+from tests.support.books import check_books
 from tests.support.cell_runner import CellRunner, make_job
 from tests.support.injection import Injected, Injection, engine_files
 from tests.support.state_runner import StateRunner
@@ -28,26 +29,6 @@ ENOUGH = 50
 """Calls in a row that end before the chosen line: there are no longer ones."""
 MOST = 1200
 """Lines of the longest calls that are tried; result() has more, which are the same again."""
-
-
-def check_books(loop):
-    """Recounts what the scheduler's fields must be from the sequences that hold slots and pages."""
-    scheduler = loop._scheduler
-    assert loop.n_active == len(loop._jobs)  # which recovers
-    blocks, seated = scheduler.blocks, scheduler.sequences()
-    held = Counter(page for sequence in seated for page in sequence.pages)
-    held.update(scheduler._sources)
-    assert [blocks.holders(page) for page in range(blocks.n_pages)] == [held[page] for page in range(blocks.n_pages)]
-    assert sorted([*blocks._free, *blocks._kept, *held]) == list(range(blocks.n_pages)), "a page lost, or twice"
-    assert set(blocks._kept) == set(blocks._nodes) - set(held)
-    slots = [sequence.slot for sequence in seated]
-    assert sorted([*scheduler._free_slots, *slots]) == list(range(scheduler._max_sequences))
-    started = [one.request.request_id for one in scheduler._started]
-    assert sorted([*started, *scheduler._waiting]) == sorted(loop._jobs)
-    if blocks._checkpoints is not None:
-        pool = blocks._checkpoints
-        assert sorted([*pool._free, *pool._entries.values()]) == list(range(pool.n_entries))
-        assert set(pool._entries) <= set(blocks._nodes)
 
 
 class Work:

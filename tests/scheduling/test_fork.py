@@ -10,7 +10,7 @@ import pytest
 from engine.api.stream import Stream
 from engine.errors import EngineError
 from engine.scheduling.loop import EngineLoop
-from tests.scheduling.test_any_line import check_books
+from tests.support.books import check_books
 from tests.support.cell_runner import CellRunner, make_job
 from tests.support.forking import in_child
 

@@ -158,7 +158,7 @@ def test_ctrl_c_at_every_call_of_a_built_in_function():
                 signal.raise_signal(signal.SIGINT)
 
     try:
-        while stream._n == 0 or stream._chunks[stream._n - 1].finish_reason is None:
+        while stream._n == 0 or stream._job.chunks[stream._n - 1].finish_reason is None:
             at, seen[0] = at + 1, 0
             try:
                 sys.setprofile(hook)

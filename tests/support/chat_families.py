@@ -2,5 +2,5 @@
 
 from pathlib import Path
 
-FOLDER = Path(__file__).parents[1] / "text" / "chat_templates"
+FOLDER = Path(__file__).parents[1] / "text" / "templates" / "chat_templates"
 FAMILIES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.jinja"))}

@@ -5,9 +5,10 @@ NAMES = (
     "ernie4_5-moe-moe", "exaone4-dense", "falcon-dense", "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense",
     "glm4moe-moe",
     "gpt-oss-moe", "gpt2-dense", "gptneox-dense", "granite-dense", "granite-moe", "hunyuan-dense-dense",
-    "internlm2-dense", "llama-dense", "llama-moe", "minicpm-dense", "mistral3-dense", "mpt-dense", "nemotron-dense",
-    "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense", "phi3-dense", "phimoe-moe", "qwen2-dense", "qwen2moe-moe",
-    "qwen3-dense", "qwen3moe-moe", "seed_oss-dense", "smollm3-dense", "stablelm-dense", "starcoder2-dense",
+    "internlm2-dense", "llama-dense", "llama-moe", "mamba-dense", "minicpm-dense", "mistral3-dense", "mpt-dense",
+    "nemotron-dense", "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense", "phi3-dense", "phimoe-moe", "qwen2-dense",
+    "qwen2moe-moe", "qwen3-dense", "qwen3moe-moe", "seed_oss-dense", "smollm3-dense", "stablelm-dense",
+    "starcoder2-dense",
 )  # fmt: skip
 SAME_AS = {
     "arcee", "chatglm", "codeshell", "dots1", "exaone", "granitemoe", "hunyuan-moe", "orion", "qwen2vl", "qwen3vl",

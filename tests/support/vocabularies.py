@@ -3,7 +3,7 @@
 import numpy as np
 
 from engine.text import Tokenizer
-from engine.text.bpe import BYTE_OF_CHARACTER
+from engine.text.tokenizers.bpe import BYTE_OF_CHARACTER
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 

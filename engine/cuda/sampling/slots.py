@@ -16,7 +16,16 @@ from engine.cuda.driver.staging import Mapped, Staging
 from engine.cuda.sampling.sampler import LIMIT_WORD, DeviceSampler, Results, pack_row
 from engine.errors import EngineError, ModelFileError
 from engine.request import ActiveSequence, TokenSample
+from engine.sampling.constraint import Bits
 from engine.sampling.params import MAX_LOGPROBS
+
+
+class _Plain(dict[int, TokenSample]):
+    """The sample of every token without log-probabilities: made once, as nothing in it can change."""
+
+    def __missing__(self, token_id: int) -> TokenSample:
+        made = self[token_id] = TokenSample(token_id)
+        return made
 
 
 class DeviceSlots:
@@ -53,11 +62,13 @@ class DeviceSlots:
         self.positions = cupy.full(n_slots, -1, cupy.int32)
         self._vocab_size = vocab_size
         self._places = places
+        self._masks: Mapped | None = None  # most programs never need it
         self._launched = 0
         self._new_positions: dict[int, int] = {}
         self._new_limits: dict[int, int] = {}
         self._new_tokens: dict[int, int] = {}
         self._new_sequences: dict[int, tuple[ActiveSequence, int, int]] = {}
+        self._plain = _Plain()
 
     def begin(self, sequence: ActiveSequence, position: int, limit: int, token: int | None = None) -> None:
         """The slot serves a sequence whose newest token stands at that position.
@@ -83,6 +94,12 @@ class DeviceSlots:
         """See begin()."""
         self._new_limits[slot] = limit
 
+    def set_mask(self, slot: int, bits: Bits) -> None:
+        """The tokens that the slot may draw next. Nothing that reads its mask may be on its way."""
+        if self._masks is None:
+            self._masks = Mapped((self.positions.size, -(-self._vocab_size // 32)), np.uint32)
+        self._masks.host[slot] = bits
+
     def flush(self, staging: Staging) -> None:
         """Puts everything changed on its way."""
         for slot, (sequence, position, limit) in self._new_sequences.items():
@@ -104,12 +121,22 @@ class DeviceSlots:
             news.clear()
 
     def sample(self, logits: DeviceArray) -> None:
-        """Draws the next token of slots 0..n-1 from logits (n, V); may be captured."""
+        """Draws the next token of slots 0..n-1 from logits (n, V), none with a mask; may be captured."""
         self._sampler.launch(logits, self.positions, self.tokens, stream=self._stream)
+
+    def sample_masked(self, logits: DeviceArray) -> None:
+        """The same where slots have masks."""
+        assert self._masks is not None, "a row with a constraint whose mask was not set"
+        self._sampler.launch(
+            logits, self.positions, self.tokens, masks=self._masks.device, stream=self._stream, pdl=False
+        )
 
     def sample_rows(self, logits: DeviceArray, slots: DeviceArray) -> None:
         """Draws the next token of the slots named (R,) from logits (R, V); the results are in columns 0..R-1."""
-        self._sampler.launch(logits, self.positions, self.tokens, slots=slots, stream=self._stream, pdl=False)
+        masks = None if self._masks is None else self._masks.device
+        self._sampler.launch(
+            logits, self.positions, self.tokens, slots=slots, masks=masks, stream=self._stream, pdl=False
+        )
 
     def count_launch(self) -> int:
         """Call once per launch that really runs, in order; returns the place of its results."""
@@ -136,12 +163,12 @@ class DeviceSlots:
             if token_id < 0:
                 found.append(
                     ModelFileError(
-                        "the model's logits hold NaN or infinity, or a bias forbids every token: the weights are "
-                        "damaged or outside the float range; compare the file's checksum with its source"
+                        "the model's logits hold NaN or infinity, or a bias or constraint forbids every token: the "
+                        "weights are damaged or outside the float range; compare the file's checksum with its source"
                     )
                 )
             elif sequence.params.logprobs is None:
-                found.append(TokenSample(token_id))
+                found.append(self._plain[token_id])
             else:
                 found.append(self._with_logprobs(place, column, token_id, sequence.params.logprobs))
         return found

@@ -1,22 +1,21 @@
 """DeepSeek 1 (shared experts) and 2 to 3.1 (latent attention)."""
 
-from engine.model.architecture import Architecture, MoeParts
+from engine.model.architecture import Architecture
 from engine.model.config import RopeStyle
+from engine.model.parts import AttentionParts, MoeParts, RopeParts
 
 ARCHITECTURES = (
     Architecture(
         name="deepseek",
-        rope=RopeStyle.NORM,
-        rope_freqs=True,
+        rope=RopeParts(RopeStyle.NORM, divisors=True),
         moe=MoeParts(
             required=True, normalize=False, weight_scale=True, dense_lead=True, shared=True, shared_counted=True
         ),
     ),
     Architecture(
         name="deepseek2",
-        rope=RopeStyle.NORM,
-        latent=True,
-        temperature=True,
+        rope=RopeParts(RopeStyle.NORM),
+        attention=AttentionParts(latent=True, temperature=True),
         moe=MoeParts(
             required=True,
             normalize=None,

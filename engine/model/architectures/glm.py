@@ -1,25 +1,26 @@
 """ChatGLM 3 and GLM 4 9B, GLM 4 0414 (norms on both sides), GLM 4.5 to 4.7 (mixture of experts), and dots.llm1."""
 
-from engine.model.architecture import Architecture, MoeParts, Presence
+from engine.model.architecture import Architecture
 from engine.model.config import QkNorm, RopeStyle, Routing
+from engine.model.parts import AttentionParts, FfnParts, LayerParts, MoeParts, Presence, QkNormParts, RopeParts
 
 ARCHITECTURES = (
-    Architecture(name="chatglm", rope=RopeStyle.NORM, fused_gate=Presence.OPTIONAL),
+    Architecture(
+        name="chatglm",
+        rope=RopeParts(RopeStyle.NORM),
+        ffn=FfnParts(fused_gate=Presence.OPTIONAL),
+    ),
     Architecture(
         name="glm4",
-        rope=RopeStyle.NORM,
-        rope_sections=RopeStyle.NEOX,
-        attn_post_norm=("post_attention_norm",),
-        ffn_post_norm=("post_ffw_norm",),
-        fused_gate=Presence.OPTIONAL,
+        layer=LayerParts(attn_post_norm=("post_attention_norm",), ffn_post_norm=("post_ffw_norm",)),
+        rope=RopeParts(RopeStyle.NORM, sections=RopeStyle.NEOX),
+        ffn=FfnParts(fused_gate=Presence.OPTIONAL),
     ),
     Architecture(
         name="glm4moe",
-        rope=RopeStyle.NEOX,
-        rope_sections=RopeStyle.NEOX,
-        ffn_norm=("post_attention_norm",),
-        qk_norm=QkNorm.HEAD,
-        qk_norm_presence=Presence.OPTIONAL,
+        layer=LayerParts(ffn_norm=("post_attention_norm",)),
+        rope=RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, presence=Presence.OPTIONAL)),
         moe=MoeParts(
             required=True,
             routing=Routing.SIGMOID,
@@ -34,8 +35,8 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="dots1",
-        rope=RopeStyle.NEOX,
-        qk_norm=QkNorm.HEAD,
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD)),
         moe=MoeParts(
             required=True,
             normalize=None,

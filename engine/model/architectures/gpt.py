@@ -1,77 +1,79 @@
 """GPT-2 and its relatives with LayerNorm and no gate: GPT-NeoX, BLOOM, MPT, StarCoder, CodeShell."""
 
-from engine.model.architecture import Architecture, Parallel, Presence
+from engine.model.architecture import Architecture
 from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
+from engine.model.parts import (
+    AttentionParts,
+    BiasParts,
+    EmbeddingParts,
+    FfnParts,
+    LayerParts,
+    NormParts,
+    Parallel,
+    Presence,
+    QkNormParts,
+    RopeParts,
+)
 
-_ALL_BIASES = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
+_NORM = NormParts(NormKind.LAYER, bias=Presence.ALWAYS)
+_FFN = FfnParts(Activation.GELU, gated=False)
+_BIASES = BiasParts(required=("attn_qkv", "attn_output", "ffn_up", "ffn_down"))
 
 ARCHITECTURES = (
     *(
         Architecture(
             name=name,
+            embedding=EmbeddingParts(positions=Presence.ALWAYS),
+            norm=_NORM,
             rope=None,
-            norm=NormKind.LAYER,
-            norm_bias=Presence.ALWAYS,
-            position_embd=Presence.ALWAYS,
-            biases=_ALL_BIASES,
-            activation=Activation.GELU,
-            gated=False,
+            ffn=_FFN,
+            biases=_BIASES,
         )
         for name in ("gpt2", "starcoder")
     ),
     Architecture(
         name="codeshell",
-        rope=RopeStyle.NEOX,
-        norm=NormKind.LAYER,
-        norm_bias=Presence.ALWAYS,
-        biases=_ALL_BIASES,
-        activation=Activation.GELU,
-        gated=False,
+        norm=_NORM,
+        rope=RopeParts(RopeStyle.NEOX),
+        ffn=_FFN,
+        biases=_BIASES,
     ),
     Architecture(
         name="gptneox",
-        rope=RopeStyle.NEOX,
-        norm=NormKind.LAYER,
-        norm_bias=Presence.ALWAYS,
-        parallel=Parallel.STATED,
-        biases=_ALL_BIASES,
-        activation=Activation.GELU,
-        gated=False,
+        norm=_NORM,
+        layer=LayerParts(parallel=Parallel.STATED),
+        rope=RopeParts(RopeStyle.NEOX),
+        ffn=_FFN,
+        biases=_BIASES,
     ),
     Architecture(
         name="bloom",
+        embedding=EmbeddingParts(norm=True),
+        norm=_NORM,
         rope=None,
-        norm=NormKind.LAYER,
-        norm_bias=Presence.ALWAYS,
-        embedding_norm=True,
-        alibi=8.0,
-        biases=_ALL_BIASES,
-        activation=Activation.GELU,
-        gated=False,
+        attention=AttentionParts(alibi=8.0),
+        ffn=_FFN,
+        biases=_BIASES,
     ),
     # A norm of keys alone (as some converted files have it) takes no part.
     Architecture(
         name="mpt",
+        embedding=EmbeddingParts(positions=Presence.OPTIONAL),
+        norm=NormParts(NormKind.LAYER, bias=Presence.OPTIONAL),
         rope=None,
-        norm=NormKind.LAYER,
-        norm_bias=Presence.OPTIONAL,
-        position_embd=Presence.OPTIONAL,
-        alibi=0.0,
-        clamp=True,
-        qk_norm=QkNorm.WIDTH,
-        qk_norm_presence=Presence.OPTIONAL,
-        activation=Activation.GELU,
-        gated=False,
-        act_scales=True,
+        attention=AttentionParts(
+            qk_norm=QkNormParts(QkNorm.WIDTH, presence=Presence.OPTIONAL),
+            alibi=0.0,
+            clamp=True,
+        ),
+        ffn=FfnParts(Activation.GELU, gated=False, act_scales=True),
         ignored_tensors=("blk.*.attn_k_norm.weight", "blk.*.attn_k_norm.bias"),
     ),
     Architecture(
         name="starcoder2",
-        rope=RopeStyle.NEOX,
-        norm=NormKind.LAYER,
-        norm_bias=Presence.ALWAYS,
-        biases=("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down"),
-        activation=Activation.GELU,
-        gated=False,
+        norm=_NORM,
+        rope=RopeParts(RopeStyle.NEOX),
+        ffn=_FFN,
+        biases=BiasParts(required=("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")),
     ),
 )

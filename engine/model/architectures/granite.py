@@ -1,7 +1,16 @@
 """Granite 3 and MiniCPM: Llama with multipliers on embeddings, residuals, attention scores and logits."""
 
-from engine.model.architecture import Architecture, LogitScale, MoeParts
+from engine.model.architecture import Architecture
 from engine.model.config import RopeStyle
+from engine.model.parts import (
+    AttentionParts,
+    EmbeddingParts,
+    HeadParts,
+    LayerParts,
+    LogitScale,
+    MoeParts,
+    RopeParts,
+)
 
 _MOE = MoeParts(normalize=True, weight_scale=True, shared=True)
 
@@ -9,28 +18,22 @@ ARCHITECTURES = (
     *(
         Architecture(
             name=name,
-            rope=RopeStyle.NORM,
-            rope_freqs=True,
-            longrope=True,
-            rope_switch=True,
+            embedding=EmbeddingParts(scale=0.0),
+            layer=LayerParts(residual_scale=0.0),
+            rope=RopeParts(RopeStyle.NORM, switch=True, long_factors=True, divisors=True),
+            attention=AttentionParts(scale=True),
             moe=_MOE,
-            attention_scale=True,
-            embedding_scale=0.0,
-            residual_scale=0.0,
-            logit_scale=LogitScale.DIVIDES,
+            head=HeadParts(scale=LogitScale.DIVIDES),
         )
         for name in ("granite", "granitemoe")
     ),
     Architecture(
         name="minicpm",
-        rope=RopeStyle.NORM,
-        rope_freqs=True,
-        longrope=True,
+        embedding=EmbeddingParts(scale=12.0),
+        layer=LayerParts(residual_scale=1.4),
+        rope=RopeParts(RopeStyle.NORM, long_factors=True, divisors=True),
+        attention=AttentionParts(scale=True),
         moe=_MOE,
-        attention_scale=True,
-        embedding_scale=12.0,
-        residual_scale=1.4,
-        logit_scale=LogitScale.DIVIDES,
-        logit_width=256,
+        head=HeadParts(scale=LogitScale.DIVIDES, scale_width=256),
     ),
 )

@@ -1,16 +1,15 @@
 """Mistral 3 and Ministral 3: Llama with YaRN and queries sharpened beyond the original context."""
 
-from engine.model.architecture import Architecture, MoeParts, WindowParts
+from engine.model.architecture import Architecture
 from engine.model.config import RopeStyle
+from engine.model.parts import AttentionParts, FfnParts, MoeParts, RopeParts, WindowParts
 
 ARCHITECTURES = (
     Architecture(
         name="mistral3",
-        rope=RopeStyle.NORM,
+        rope=RopeParts(RopeStyle.NORM, divisors=True),
+        attention=AttentionParts(window=WindowParts(period=0), temperature=True),
+        ffn=FfnParts(scales=True),
         moe=MoeParts(normalize=True, weight_scale=True),
-        window=WindowParts(period=0),
-        temperature=True,
-        rope_freqs=True,
-        ffn_scale=True,
     ),
 )

@@ -1,24 +1,39 @@
 """OLMo 1 to 3 and OLMoE."""
 
-from engine.model.architecture import Architecture, MoeParts, WindowParts
+from engine.model.architecture import Architecture
 from engine.model.config import NormKind, QkNorm, RopeStyle
+from engine.model.parts import (
+    AttentionParts,
+    LayerParts,
+    MoeParts,
+    NormParts,
+    QkNormParts,
+    RopeParts,
+    WindowParts,
+)
 
 ARCHITECTURES = (
-    Architecture(name="olmo", rope=RopeStyle.NORM, norm=NormKind.LAYER, norm_weight=False, clamp=True),
+    Architecture(
+        name="olmo",
+        norm=NormParts(NormKind.LAYER, weight=False),
+        rope=RopeParts(RopeStyle.NORM),
+        attention=AttentionParts(clamp=True),
+    ),
     Architecture(
         name="olmo2",
-        rope=RopeStyle.NEOX,
-        attn_norm=(),
-        ffn_norm=(),
-        attn_post_norm=("post_attention_norm",),
-        ffn_post_norm=("post_ffw_norm",),
-        qk_norm=QkNorm.WIDTH,
-        window=WindowParts(period=4, unscaled=True),
+        layer=LayerParts(
+            attn_norm=(),
+            ffn_norm=(),
+            attn_post_norm=("post_attention_norm",),
+            ffn_post_norm=("post_ffw_norm",),
+        ),
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.WIDTH), window=WindowParts(period=4, unscaled=True)),
     ),
     Architecture(
         name="olmoe",
-        rope=RopeStyle.NEOX,
-        qk_norm=QkNorm.WIDTH,
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.WIDTH)),
         moe=MoeParts(required=True, normalize=False, weight_scale=True),
     ),
 )

@@ -1,53 +1,71 @@
 """Families that are Llama with one or two parts exchanged."""
 
-from engine.model.architecture import Architecture, MoeParts, Parallel, Presence
+from engine.model.architecture import Architecture
 from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
+from engine.model.parts import (
+    AttentionParts,
+    BiasParts,
+    FfnParts,
+    LayerParts,
+    MoeParts,
+    NormParts,
+    Parallel,
+    Presence,
+    QkNormParts,
+    RopeParts,
+)
+
+_LAYER_NORM = NormParts(NormKind.LAYER, bias=Presence.ALWAYS)
+_NORM_AFTER_ROPE = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, after_rope=True))
 
 ARCHITECTURES = (
-    Architecture(name="internlm2", rope=RopeStyle.NORM),
-    Architecture(name="xverse", rope=RopeStyle.NORM),
-    Architecture(name="orion", rope=RopeStyle.NEOX, norm=NormKind.LAYER, norm_bias=Presence.ALWAYS),
-    Architecture(name="arcee", rope=RopeStyle.NORM, rope_freqs=True, activation=Activation.RELU_SQUARED, gated=False),
-    Architecture(name="ernie4_5", rope=RopeStyle.NORM, rope_sections=RopeStyle.NORM, unused_biases=("attn_output",)),
+    Architecture(name="internlm2", rope=RopeParts(RopeStyle.NORM)),
+    Architecture(name="xverse", rope=RopeParts(RopeStyle.NORM)),
+    Architecture(name="orion", norm=_LAYER_NORM, rope=RopeParts(RopeStyle.NEOX)),
+    Architecture(
+        name="arcee",
+        rope=RopeParts(RopeStyle.NORM, divisors=True),
+        ffn=FfnParts(Activation.RELU_SQUARED, gated=False),
+    ),
+    Architecture(
+        name="ernie4_5",
+        rope=RopeParts(RopeStyle.NORM, sections=RopeStyle.NORM),
+        biases=BiasParts(unused=("attn_output",)),
+    ),
     Architecture(
         name="ernie4_5-moe",
-        rope=RopeStyle.NORM,
-        rope_sections=RopeStyle.NORM,
-        unused_biases=("attn_output",),
+        rope=RopeParts(RopeStyle.NORM, sections=RopeStyle.NORM),
         moe=MoeParts(required=True, dense_lead=True, interleaved=True, shared=True, selection_bias=True),
+        biases=BiasParts(unused=("attn_output",)),
     ),
-    Architecture(name="smollm3", rope=RopeStyle.NORM, no_rope_every=4),
-    Architecture(name="seed_oss", rope=RopeStyle.NEOX, ffn_norm=("post_attention_norm",)),
+    Architecture(name="smollm3", rope=RopeParts(RopeStyle.NORM, skip_every=4)),
+    Architecture(
+        name="seed_oss",
+        layer=LayerParts(ffn_norm=("post_attention_norm",)),
+        rope=RopeParts(RopeStyle.NEOX),
+    ),
     Architecture(
         name="hunyuan-dense",
-        rope=RopeStyle.NEOX,
-        rope_sections=RopeStyle.NEOX,
-        qk_norm=QkNorm.HEAD,
-        qk_norm_after_rope=True,
+        rope=RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX),
+        attention=_NORM_AFTER_ROPE,
     ),
     Architecture(
         name="hunyuan-moe",
-        rope=RopeStyle.NEOX,
-        qk_norm=QkNorm.HEAD,
-        qk_norm_after_rope=True,
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=_NORM_AFTER_ROPE,
         moe=MoeParts(required=True, shared=True),
     ),
     Architecture(
         name="nemotron",
-        rope=RopeStyle.NEOX,
-        norm=NormKind.LAYER,
-        norm_bias=Presence.ALWAYS,
-        activation=Activation.RELU_SQUARED,
-        gated=False,
+        norm=_LAYER_NORM,
+        rope=RopeParts(RopeStyle.NEOX),
+        ffn=FfnParts(Activation.RELU_SQUARED, gated=False),
     ),
     Architecture(
         name="stablelm",
-        rope=RopeStyle.NEOX,
-        norm=NormKind.LAYER,
-        norm_bias=Presence.ALWAYS,
-        ffn_norm=("ffn_norm", "attn_norm"),
-        parallel=Parallel.WITHOUT_NORM,
-        qk_norm=QkNorm.EACH_HEAD,
-        qk_norm_presence=Presence.OPTIONAL,
+        norm=_LAYER_NORM,
+        layer=LayerParts(ffn_norm=("ffn_norm", "attn_norm"), parallel=Parallel.WITHOUT_NORM),
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.EACH_HEAD, presence=Presence.OPTIONAL)),
     ),
 )

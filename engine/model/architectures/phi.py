@@ -1,34 +1,30 @@
 """Phi 2, 3, 4 and Phi-MoE."""
 
-from engine.model.architecture import Architecture, MoeParts, Parallel, Presence
+from engine.model.architecture import Architecture
 from engine.model.config import Activation, NormKind, RopeStyle
+from engine.model.parts import BiasParts, FfnParts, LayerParts, MoeParts, NormParts, Parallel, Presence, RopeParts
 
 ARCHITECTURES = (
     Architecture(
         name="phi2",
-        rope=RopeStyle.NEOX,
-        norm=NormKind.LAYER,
-        norm_bias=Presence.ALWAYS,
-        ffn_norm=("attn_norm",),
-        parallel=Parallel.ALWAYS,
-        biases=("attn_output", "ffn_up", "ffn_down"),
-        activation=Activation.GELU,
-        gated=False,
+        norm=NormParts(NormKind.LAYER, bias=Presence.ALWAYS),
+        layer=LayerParts(ffn_norm=("attn_norm",), parallel=Parallel.ALWAYS),
+        rope=RopeParts(RopeStyle.NEOX),
+        ffn=FfnParts(Activation.GELU, gated=False),
+        biases=BiasParts(required=("attn_output", "ffn_up", "ffn_down")),
     ),
     # Files of Phi 3 hold a sliding window that llama.cpp does not apply, as many are wrong.
     Architecture(
         name="phi3",
-        rope=RopeStyle.NEOX,
-        fused_gate=Presence.OPTIONAL,
-        longrope=True,
+        rope=RopeParts(RopeStyle.NEOX, long_factors=True),
+        ffn=FfnParts(fused_gate=Presence.OPTIONAL),
         ignored_keys=("attention.sliding_window",),
     ),
     Architecture(
         name="phimoe",
-        rope=RopeStyle.NEOX,
-        norm_bias=Presence.ALWAYS,
-        longrope=True,
-        ignored_keys=("attention.sliding_window",),
+        norm=NormParts(bias=Presence.ALWAYS),
+        rope=RopeParts(RopeStyle.NEOX, long_factors=True),
         moe=MoeParts(required=True, normalize=True, weight_scale=True),
+        ignored_keys=("attention.sliding_window",),
     ),
 )

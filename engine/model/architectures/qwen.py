@@ -1,13 +1,17 @@
-"""Qwen 2, 2.5 and 3, dense and mixture of experts, and the text side of those that see."""
+"""Qwen 2, 2.5 and 3, dense and mixture of experts, and the text side of the models that take pictures."""
 
-from engine.model.architecture import Architecture, MoeParts
+from engine.model.architecture import Architecture
 from engine.model.config import QkNorm, RopeStyle
+from engine.model.parts import AttentionParts, FfnParts, MoeParts, QkNormParts, RopeParts
+
+_SECTIONED = RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX)
+_HEAD_NORM = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD))
 
 ARCHITECTURES = (
-    Architecture(name="qwen2", rope=RopeStyle.NEOX),
+    Architecture(name="qwen2", rope=RopeParts(RopeStyle.NEOX)),
     Architecture(
         name="qwen2moe",
-        rope=RopeStyle.NEOX,
+        rope=RopeParts(RopeStyle.NEOX),
         moe=MoeParts(
             required=True,
             normalize=False,
@@ -18,15 +22,14 @@ ARCHITECTURES = (
             shared_gate=True,
         ),
     ),
-    Architecture(name="qwen2vl", rope=RopeStyle.NEOX, rope_sections=RopeStyle.NEOX),
+    Architecture(name="qwen2vl", rope=_SECTIONED),
     # cls.* is the head of the reranker variants, beside the language-model head.
     *(
         Architecture(
             name=name,
-            rope=RopeStyle.NEOX,
-            rope_sections=RopeStyle.NEOX,
-            qk_norm=QkNorm.HEAD,
-            ffn_scale=True,
+            rope=_SECTIONED,
+            attention=_HEAD_NORM,
+            ffn=FfnParts(scales=True),
             ignored_tensors=("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias"),
         )
         for name in ("qwen3", "qwen3vl")
@@ -34,10 +37,9 @@ ARCHITECTURES = (
     *(
         Architecture(
             name=name,
-            rope=RopeStyle.NEOX,
-            rope_sections=RopeStyle.NEOX,
-            qk_norm=QkNorm.HEAD,
-            ffn_scale=True,
+            rope=_SECTIONED,
+            attention=_HEAD_NORM,
+            ffn=FfnParts(scales=True),
             moe=MoeParts(required=True, normalize=True, weight_scale=True, width_of_used=True),
         )
         for name in ("qwen3moe", "qwen3vlmoe")

@@ -1,0 +1,62 @@
+"""Makes masks of descriptions, for one model. Grammars are kept by their text."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from engine.constraints.grammars import grammar_text, refused
+from engine.constraints.matcher import GrammarMask
+from engine.constraints.vocabulary import build_trie
+from engine.sampling.constraint import Constraint
+from engine.text import Tokenizer
+
+MAX_KEPT = 128
+"""Compiled grammars that are kept; the one unused for longest goes first."""
+
+
+class ConstraintCompiler:
+    """Compiles constraints for one vocabulary.
+
+    Args:
+        tokenizer: the model's.
+        n_rows: rows of the model's logits.
+        end_ids: tokens that end a text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, n_rows: int, end_ids: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._n_rows = n_rows
+        self._end_ids = end_ids
+        self._trie: LLTokenizer | None = None
+        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def mask(self, constraint: Constraint) -> GrammarMask:
+        """The mask of a new request.
+
+        Raises:
+            InvalidRequestError: the constraint is damaged, contradicts itself, or uses what the library cannot do.
+        """
+        text = grammar_text(constraint)
+        with self._lock:
+            if self._trie is None:
+                self._trie = build_trie(self._tokenizer, self._n_rows, self._end_ids)
+            first = self._kept.get(text)
+            if first is None:
+                first = self._compiled(constraint, text, self._trie)
+                self._kept[text] = first
+            self._kept.move_to_end(text)
+            while len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+            return GrammarMask(first.deep_copy(), self._n_rows, self._trie.vocab_size)
+
+    @staticmethod
+    def _compiled(constraint: Constraint, text: str, trie: LLTokenizer) -> LLMatcher:
+        matcher = LLMatcher(trie, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        if matcher.is_error():
+            raise refused(constraint, matcher.get_error())
+        return matcher

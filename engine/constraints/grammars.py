@@ -1,0 +1,61 @@
+"""From the description of a constraint to the text of an llguidance grammar."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from llguidance import LLMatcher, grammar_from
+
+from engine.errors import InvalidRequestError
+from engine.sampling.constraint import Choice, Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+OPTIONS: JsonCompileOptions = {"lenient": False, "whitespace_pattern": r" |\n[ \t]{0,20}"}
+"""They win over options inside a schema. Nothing that the library cannot do is ignored. Between two parts of JSON is at
+most one space, or one line break and an indentation: models may otherwise write spaces until max_tokens ends them."""
+
+NAMES = {
+    JsonSchema: "the JSON schema",
+    JsonObject: "JSON",
+    Regex: "the regular expression",
+    Choice: "the choices",
+    Lark: "the Lark grammar",
+    Gbnf: "the GBNF grammar",
+}
+
+
+def grammar_text(constraint: Constraint) -> str:
+    """The constraint in llguidance's own JSON form.
+
+    Raises:
+        InvalidRequestError: a GBNF grammar that cannot be read.
+    """
+    match constraint:
+        case JsonSchema():
+            return LLMatcher.grammar_from_json_schema(constraint.text, overrides=OPTIONS)
+        case JsonObject():
+            return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=OPTIONS)
+        case Regex():
+            return LLMatcher.grammar_from_regex(constraint.pattern)
+        case Choice():
+            return LLMatcher.grammar_from_lark("start: " + " | ".join(_quoted(option) for option in constraint.options))
+        case Lark():
+            return LLMatcher.grammar_from_lark(constraint.grammar)
+        case Gbnf():
+            try:
+                return grammar_from("gbnf", constraint.grammar)
+            except Exception as error:  # the converter raises whatever its parser meets
+                raise refused(constraint, str(error)) from None
+
+
+def refused(constraint: Constraint, reason: str) -> InvalidRequestError:
+    """The error for a constraint that cannot be used, with the library's reason."""
+    return InvalidRequestError(f"{NAMES[type(constraint)]} cannot be used as a constraint: {reason.strip()}")
+
+
+def _quoted(text: str) -> str:
+    """A string literal of the Lark variant, which is written as in JSON."""
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,90 @@
+"""Weights of attention."""
+
+from __future__ import annotations
+
+from engine.model.building.positions import PositionTables
+from engine.model.building.source import TensorSource
+from engine.model.config import AttentionConfig, LatentConfig, QkNorm
+from engine.model.weights import AttentionWeights, LatentWeights, Linear, Norm
+
+
+def build_attention(
+    source: TensorSource, positions: PositionTables, prefix: str, attention: AttentionConfig
+) -> AttentionWeights:
+    """Attention of the layer whose tensors' names begin with `prefix`."""
+    heads, latent = attention.n_heads, attention.latent
+    sinks = source.tensors.vector(f"{prefix}.attn_sinks.weight", (heads,)) if attention.sinks else None
+    value_width = attention.value_width if latent is None else latent.value_width
+    output = source.linear(f"{prefix}.attn_output", source.width, heads * value_width)
+    q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
+    latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
+    # Tables come last: by now shapes of tensors confirm the numbers of heads and of rotated elements.
+    return AttentionWeights(
+        output=output,
+        rope=positions.rope(attention.rope),
+        q=q,
+        k=k,
+        v=v,
+        q_norm=_qk_norm(source, f"{prefix}.attn_q_norm", attention, heads),
+        k_norm=_qk_norm(source, f"{prefix}.attn_k_norm", attention, attention.n_kv_heads),
+        sinks=sinks,
+        alibi_slopes=positions.alibi_slopes(attention),
+        latent=latent_weights,
+    )
+
+
+def _qkv(source: TensorSource, prefix: str, attention: AttentionConfig) -> tuple[Linear, Linear, Linear]:
+    """Projections to queries, keys and values; row ranges of one tensor where the file has attn_qkv."""
+    q_rows = attention.n_heads * attention.key_width
+    k_rows = attention.n_kv_heads * attention.key_width
+    v_rows = attention.n_kv_heads * attention.value_width
+    if source.tensors.has(f"{prefix}.attn_qkv.weight"):
+        fused = source.linear(f"{prefix}.attn_qkv", q_rows + k_rows + v_rows, source.width)
+        return (
+            fused.slice_rows(0, q_rows),
+            fused.slice_rows(q_rows, q_rows + k_rows),
+            fused.slice_rows(q_rows + k_rows, q_rows + k_rows + v_rows),
+        )
+    return (
+        source.linear(f"{prefix}.attn_q", q_rows, source.width),
+        source.linear(f"{prefix}.attn_k", k_rows, source.width),
+        source.linear(f"{prefix}.attn_v", v_rows, source.width),
+    )
+
+
+def _qk_norm(source: TensorSource, name: str, attention: AttentionConfig, heads: int) -> Norm | None:
+    if attention.qk_norm is None:
+        return None
+    width = attention.key_width
+    shapes = {QkNorm.HEAD: (width,), QkNorm.EACH_HEAD: (heads, width), QkNorm.WIDTH: (heads * width,)}
+    return source.norm(name, shapes[attention.qk_norm], optional_bias=True)
+
+
+def _latent(source: TensorSource, prefix: str, heads: int, latent: LatentConfig) -> LatentWeights:
+    tensors, width = source.tensors, source.width
+    q_rows = heads * (latent.nope_width + latent.rope_width)
+    q, q_a, q_a_norm, q_b = None, None, None, None
+    if latent.q_rank is None:
+        q = source.linear(f"{prefix}.attn_q", q_rows, width)
+    else:
+        q_a = source.linear(f"{prefix}.attn_q_a", latent.q_rank, width)
+        q_a_norm = source.norm(f"{prefix}.attn_q_a_norm", (latent.q_rank,))
+        q_b = source.linear(f"{prefix}.attn_q_b", q_rows, latent.q_rank)
+    k_b, v_b, kv_b = None, None, None
+    if latent.absorbed:
+        k_b = tensors.experts(f"{prefix}.attn_k_b", heads, latent.rank, latent.nope_width)
+        v_b = tensors.experts(f"{prefix}.attn_v_b", heads, latent.value_width, latent.rank)
+    else:
+        rows = heads * (latent.nope_width + latent.value_width)
+        kv_b = source.linear(f"{prefix}.attn_kv_b", rows, latent.rank)
+    return LatentWeights(
+        q=q,
+        q_a=q_a,
+        q_a_norm=q_a_norm,
+        q_b=q_b,
+        kv_a=source.linear(f"{prefix}.attn_kv_a_mqa", latent.rank + latent.rope_width, width),
+        kv_a_norm=source.norm(f"{prefix}.attn_kv_a_norm", (latent.rank,)),
+        k_b=k_b,
+        v_b=v_b,
+        kv_b=kv_b,
+    )

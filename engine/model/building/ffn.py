@@ -1,0 +1,68 @@
+"""Weights of feed-forward parts, dense and mixtures of experts."""
+
+from __future__ import annotations
+
+from engine.model.building.source import TensorSource
+from engine.model.config import FfnConfig, MoeConfig
+from engine.model.parts import FfnParts, Presence
+from engine.model.weights import ExpertLinear, FfnWeights, MoeWeights
+
+
+def build_ffn(source: TensorSource, prefix: str, ffn: FfnConfig, suffix: str = "") -> FfnWeights:
+    """A dense part; names of its tensors end in `suffix`."""
+    tensors, width, parts = source.tensors, source.width, _parts(source)
+    gate_name, up_name = f"{prefix}.ffn_gate{suffix}", f"{prefix}.ffn_up{suffix}"
+    gate = None
+    if ffn.gated and _gate_is_fused(source, gate_name):
+        both = source.feed_forward_linear(up_name, 2 * ffn.width, width)
+        gate, up = both.slice_rows(0, ffn.width), both.slice_rows(ffn.width, 2 * ffn.width)
+    else:
+        if ffn.gated:
+            gate = source.feed_forward_linear(gate_name, ffn.width, width)
+        up = source.feed_forward_linear(up_name, ffn.width, width)
+    down = source.feed_forward_linear(f"{prefix}.ffn_down{suffix}", width, ffn.width)
+    act_scales = tensors.optional_vector(f"{prefix}.ffn.act.scales", (ffn.width,)) if parts.act_scales else None
+    return FfnWeights(gate=gate, up=up, down=down, act_scales=act_scales)
+
+
+def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
+    """A mixture of experts with its router and its shared expert."""
+    tensors, width, experts = source.tensors, source.width, moe.n_experts
+    parts = source.architecture.moe
+    assert parts is not None
+    shared_gate = moe.shared is not None and moe.shared_gate
+    router = source.linear(f"{prefix}.ffn_gate_inp", experts, width)
+    gate, up = _expert_gate_up(source, prefix, moe)
+    bias = tensors.optional_vector(f"{prefix}.exp_probs_b.bias", (experts,)) if parts.selection_bias else None
+    return MoeWeights(
+        router=router,
+        gate=gate,
+        up=up,
+        down=source.experts(f"{prefix}.ffn_down_exps", experts, width, moe.expert.width),
+        shared=None if moe.shared is None else build_ffn(source, prefix, moe.shared, "_shexp"),
+        shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
+        selection_bias=bias,
+    )
+
+
+def _parts(source: TensorSource) -> FfnParts:
+    parts = source.architecture.ffn
+    assert parts is not None
+    return parts
+
+
+def _gate_is_fused(source: TensorSource, gate_name: str) -> bool:
+    presence = _parts(source).fused_gate
+    if presence is Presence.OPTIONAL:
+        return not source.tensors.has(f"{gate_name}.weight")
+    return presence is Presence.ALWAYS
+
+
+def _expert_gate_up(source: TensorSource, prefix: str, moe: MoeConfig) -> tuple[ExpertLinear | None, ExpertLinear]:
+    width, rows, experts = source.width, moe.expert.width, moe.n_experts
+    fused = f"{prefix}.ffn_gate_up_exps"
+    if moe.expert.gated and source.tensors.has(f"{fused}.weight"):
+        both = source.experts(fused, experts, 2 * rows, width)
+        return both.slice_rows(0, rows), both.slice_rows(rows, 2 * rows)
+    gate = source.experts(f"{prefix}.ffn_gate_exps", experts, rows, width) if moe.expert.gated else None
+    return gate, source.experts(f"{prefix}.ffn_up_exps", experts, rows, width)

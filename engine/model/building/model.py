@@ -1,0 +1,67 @@
+"""The whole model's weights: embedding, layers, head."""
+
+from __future__ import annotations
+
+from engine.model.architecture import Architecture
+from engine.model.building.attention import build_attention
+from engine.model.building.ffn import build_ffn, build_moe
+from engine.model.building.positions import PositionTables
+from engine.model.building.recurrent import build_mamba
+from engine.model.building.source import TensorSource
+from engine.model.building.tensors import TensorTable
+from engine.model.config import FfnConfig, LayerConfig, MambaConfig, ModelConfig, MoeConfig
+from engine.model.weights import LayerWeights, Linear, ModelWeights, Weight
+
+
+def build_weights(architecture: Architecture, config: ModelConfig, tensors: TensorTable) -> ModelWeights:
+    """Ask for the tensors of each part in turn.
+
+    Raises:
+        UnsupportedModelError: a tensor is missing, or of another shape or type than needed.
+        ModelFileError: a tensor holds impossible values.
+    """
+    source = TensorSource(architecture, config, tensors)
+    positions = PositionTables(source)
+    width = config.width
+    token_embd = tensors.weight("token_embd.weight", (config.vocab_size, width))
+    position_embd = None
+    if config.learned_positions:
+        position_embd = tensors.weight("position_embd.weight", (config.context_length, width))
+    embedding_norm = source.norm("token_embd_norm", (width,)) if architecture.embedding.norm else None
+    layers = tuple(_layer(source, positions, layer) for layer in config.layers)
+    output_norm = source.norm("output_norm", (width,))
+    tied = not tensors.has("output.weight")
+    output = _tied_output(source, token_embd) if tied else tensors.linear("output", config.vocab_size, width)
+    tensors.ignore(architecture.ignored_tensors)
+    tensors.ignore_layers(range(config.n_layers, config.n_layers + config.next_token_layers))
+    return ModelWeights(
+        token_embd=token_embd,
+        layers=layers,
+        output_norm=output_norm,
+        output=output,
+        tied=tied,
+        embedding_norm=embedding_norm,
+        position_embd=position_embd,
+    )
+
+
+def _tied_output(source: TensorSource, token_embd: Weight) -> Linear:
+    return Linear(token_embd, source.tensors.optional_vector("output.bias", (source.config.vocab_size,)))
+
+
+def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) -> LayerWeights:
+    prefix, parts, mixer = f"blk.{layer.index}", source.architecture.layer, layer.mixer
+    return LayerWeights(
+        config=layer,
+        attn_norm=source.first_norm(prefix, parts.attn_norm),
+        mixer=(
+            build_mamba(source, prefix, mixer)
+            if isinstance(mixer, MambaConfig)
+            else build_attention(source, positions, prefix, mixer)
+        ),
+        ffn_norm=source.first_norm(prefix, parts.ffn_norm),
+        ffn=build_ffn(source, prefix, layer.ffn) if isinstance(layer.ffn, FfnConfig) else None,
+        moe=build_moe(source, prefix, layer.ffn) if isinstance(layer.ffn, MoeConfig) else None,
+        attn_post_norm=source.first_norm(prefix, parts.attn_post_norm),
+        ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm),
+    )

@@ -1,0 +1,278 @@
+"""Parts of model families, as the declarations in engine/model/architectures/ name them. Data only.
+
+One class per part of the model. A default is what a plain model does, so a declaration names only what is different.
+"Is read" says that the family takes the metadata key of that name; a family that does not read a key which changes the
+computation refuses files that hold it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from enum import Enum
+
+from engine.model.config import Activation, NormKind, QkNorm, RopeStyle, Routing
+
+
+class Presence(Enum):
+    """Whether a family's files have something."""
+
+    NEVER = "never"
+    OPTIONAL = "optional"  # as the file has it
+    ALWAYS = "always"
+
+
+class Parallel(Enum):
+    """Whether the feed-forward part reads the layer's input, beside the mixer."""
+
+    NEVER = "never"
+    ALWAYS = "always"
+    STATED = "stated"  # use_parallel_residual says so
+    WITHOUT_NORM = "without_norm"  # where a layer has no ffn_norm, and then it shares attn_norm's
+
+
+class LogitScale(Enum):
+    """What logit_scale in the file does."""
+
+    NONE = "none"
+    MULTIPLIES = "multiplies"
+    DIVIDES = "divides"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingParts:
+    """From token ids to vectors of width D.
+
+    Attributes:
+        norm: token_embd_norm normalizes the vectors.
+        positions: whether files have learned positions, position_embd.
+        sqrt_width: vectors are multiplied by sqrt(D).
+        scale: embedding_scale is read; the default, None = not read.
+    """
+
+    norm: bool = False
+    positions: Presence = Presence.NEVER
+    sqrt_width: bool = False
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class NormParts:
+    """All norms of a model.
+
+    Attributes:
+        kind: how a vector is normalized.
+        epsilon: used where the file does not state it; None = the file must.
+        weight: norms have a weight.
+        bias: norms have a bias.
+    """
+
+    kind: NormKind = NormKind.RMS
+    _: KW_ONLY
+    epsilon: float | None = None
+    weight: bool = True
+    bias: Presence = Presence.NEVER
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerParts:
+    """Norms of a layer and the order of its parts.
+
+    A norm is a tuple of tensor names, of which the first that the file has is taken; () = no such norm.
+
+    Attributes:
+        attn_norm: the norm before the mixer.
+        ffn_norm: the norm before the feed-forward part.
+        attn_post_norm: the norm after the mixer, before the residual is added.
+        ffn_post_norm: the norm after the feed-forward part, before the residual is added.
+        parallel: whether mixer and feed-forward part read the same input.
+        residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
+    """
+
+    attn_norm: tuple[str, ...] = ("attn_norm",)
+    ffn_norm: tuple[str, ...] = ("ffn_norm",)
+    attn_post_norm: tuple[str, ...] = ()
+    ffn_post_norm: tuple[str, ...] = ()
+    parallel: Parallel = Parallel.NEVER
+    residual_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class RopeParts:
+    """Rotary position embedding.
+
+    Attributes:
+        style: which elements of a head are rotated together.
+        base: default of rope.freq_base.
+        sections: the style where rope.dimension_sections splits the frequencies among several axes of position; None =
+            the key is not read.
+        switch: rope.scaling.finetuned says whether anything is rotated.
+        skip_every: every n-th layer rotates nothing.
+        long_factors: rope_factors_long and rope_factors_short divide the frequencies.
+        divisors: the tensor rope_freqs.weight may divide the frequencies.
+    """
+
+    style: RopeStyle
+    _: KW_ONLY
+    base: float = 10000.0
+    sections: RopeStyle | None = None
+    switch: bool = False
+    skip_every: int | None = None
+    long_factors: bool = False
+    divisors: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowParts:
+    """Sliding windows: attention.sliding_window positions in some layers.
+
+    Attributes:
+        period: without attention.sliding_window_pattern in the file, the last layer of each `period` is full (1: no
+            layer has a window, 0: all have).
+        default: window where the file does not say; None = no windows there.
+        rotated_only: layers without a window do not rotate (where the model has any windows).
+        base: default of rope.freq_base_swa, which windowed layers rotate with; None = that of the other layers.
+        unscaled: windowed layers rotate without the scaling of the others.
+        n_layers: only models of so many layers have windows; None = any.
+    """
+
+    period: int = 0
+    default: int | None = None
+    rotated_only: bool = False
+    base: float | None = None
+    unscaled: bool = False
+    n_layers: int | None = None
+
+
+@dataclass(frozen=True)
+class QkNormParts:
+    """Normalization of queries and keys by attn_q_norm and attn_k_norm.
+
+    Attributes:
+        kind: which elements are normalized together.
+        presence: whether files have the two tensors; OPTIONAL = as layer by layer the file has them.
+        after_rope: the norms come after the rotation.
+    """
+
+    kind: QkNorm
+    _: KW_ONLY
+    presence: Presence = Presence.ALWAYS
+    after_rope: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionParts:
+    """Attention beyond projections and softmax.
+
+    Attributes:
+        qk_norm: normalization of queries and keys; None = there is none.
+        window: sliding windows; None = every position sees all before it.
+        latent: attention reads low-rank latent vectors (DeepSeek-2).
+        scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
+        scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
+        temperature: attention.temperature_scale is read.
+        clamp: attention.clamp_kqv is read.
+        alibi: attention.max_alibi_bias is read; the default, None = not read.
+        softcap: attn_logit_softcapping is read; the default, None = not read.
+        sinks: attn_sinks takes part in softmax.
+    """
+
+    qk_norm: QkNormParts | None = None
+    window: WindowParts | None = None
+    latent: bool = False
+    scale: bool = False
+    scale_by_width: frozenset[int] = frozenset()
+    temperature: bool = False
+    clamp: bool = False
+    alibi: float | None = None
+    softcap: float | None = None
+    sinks: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaParts:
+    """Selective state spaces of Mamba 1; all their sizes are in the metadata (ssm.*)."""
+
+
+@dataclass(frozen=True)
+class FfnParts:
+    """Dense feed-forward parts; experts share what is said here.
+
+    Attributes:
+        activation: the non-linearity.
+        gated: there is a gate.
+        fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
+        act_scales: ffn.act.scales may divide the activations.
+        scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
+    """
+
+    activation: Activation = Activation.SILU
+    _: KW_ONLY
+    gated: bool = True
+    fused_gate: Presence = Presence.NEVER
+    act_scales: bool = False
+    scales: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoeParts:
+    """The mixture of experts of a family, used in files whose expert_count is above zero.
+
+    Attributes:
+        routing: how scores become weights, where the file's expert_gating_func, which is always read, does not say.
+        normalize: the chosen weights are divided by their sum; None = expert_weights_norm says whether.
+        weight_scale: expert_weights_scale is read.
+        required: the family has no dense form.
+        dense_lead: the first leading_dense_block_count layers have a dense feed-forward part.
+        interleaved: interleave_moe_layer_step is read: only the last layer of each so many has experts.
+        groups: expert_group_count and expert_group_used_count are read.
+        width_of_used: without expert_feed_forward_length feed_forward_length is the width of all used experts together.
+        shared: an expert for every token, of expert_shared_feed_forward_length columns, else (where shared_counted)
+            expert_shared_count times an expert's width, else (where shared_like_dense) of a dense part's width.
+        shared_counted, shared_like_dense: see shared.
+        shared_gate: the shared expert's output is multiplied by sigmoid(ffn_gate_inp_shexp · x).
+        selection_bias: exp_probs_b joins the choice of experts, where the file has it.
+        activation: of the experts, where it is not that of dense parts.
+    """
+
+    routing: Routing = Routing.SOFTMAX
+    normalize: bool | None = True
+    weight_scale: bool = False
+    required: bool = False
+    dense_lead: bool = False
+    interleaved: bool = False
+    groups: bool = False
+    width_of_used: bool = False
+    shared: bool = False
+    shared_counted: bool = False
+    shared_like_dense: bool = False
+    shared_gate: bool = False
+    selection_bias: bool = False
+    activation: Activation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadParts:
+    """From the last hidden state to logits.
+
+    Attributes:
+        scale: what logit_scale does.
+        scale_width: without logit_scale in the file it is D / this; None = 1.
+        softcap: final_logit_softcapping is read; the default, None = not read.
+    """
+
+    scale: LogitScale = LogitScale.NONE
+    scale_width: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasParts:
+    """Biases of projections, by the last part of the tensor's name. A projection named in neither tuple may have one.
+
+    Attributes:
+        required: projections that must have a bias.
+        unused: projections whose bias, if a file has one, takes no part.
+    """
+
+    required: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()

@@ -1,0 +1,115 @@
+"""Attention of a model's layers, from metadata."""
+
+from __future__ import annotations
+
+import math
+
+from engine.errors import ModelFileError
+from engine.model.config import AttentionConfig, AttentionTemperature, LatentConfig, QkNorm, RopeConfig
+from engine.model.parts import AttentionParts, Presence
+from engine.model.reading.latent import latent_sharpening, read_latent
+from engine.model.reading.metadata import LIMIT
+from engine.model.reading.rope import read_layer_rope
+from engine.model.reading.source import Source
+from engine.model.reading.windows import read_windows
+
+
+def read_attention(source: Source) -> list[AttentionConfig]:
+    """Attention of each layer.
+
+    Raises:
+        ModelFileError: the numbers of heads contradict each other or the width, or a key has a wrong value.
+    """
+    read, parts = source.read, source.architecture.attention
+    assert parts is not None
+    heads = read.per_layer("attention.head_count", source.n_blocks)
+    kv_heads = read.per_layer("attention.head_count_kv", source.n_blocks, default=heads)
+    windows = read_windows(source, parts.window)
+    return [_layer(source, parts, index, heads[index], kv_heads[index], windows) for index in range(source.n_layers)]
+
+
+def _layer(
+    source: Source, parts: AttentionParts, index: int, heads: int, kv_heads: int, windows: list[int | None]
+) -> AttentionConfig:
+    if heads % kv_heads:
+        raise ModelFileError(
+            f"layer {index} has {heads} heads and {kv_heads} key/value heads; the second must divide the first"
+        )
+    latent = read_latent(source, index) if parts.latent else None
+    if latent is None:
+        key_width, value_width = _head_width(source, heads, "key"), _head_width(source, heads, "value")
+        rotated = key_width
+    else:
+        kv_heads, key_width, value_width = latent.cached(heads)
+        rotated = latent.rope_width
+    rope = read_layer_rope(source, index, rotated, windows)
+    return AttentionConfig(
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        key_width=key_width,
+        value_width=value_width,
+        scale=_scale(source, parts, heads, key_width, latent, rope),
+        rope=rope,
+        window=windows[index],
+        qk_norm=_qk_norm(source, parts, index),
+        qk_norm_after_rope=parts.qk_norm is not None and parts.qk_norm.after_rope,
+        temperature=_temperature(source) if parts.temperature else None,
+        clamp=(source.read.number("attention.clamp_kqv", 0.0, low=0.0) or None) if parts.clamp else None,
+        softcap=source.default("attn_logit_softcapping", parts.softcap),
+        sinks=parts.sinks,
+        alibi=source.default("attention.max_alibi_bias", parts.alibi) or 0.0,
+        latent=latent,
+    )
+
+
+def _head_width(source: Source, heads: int, which: str) -> int:
+    """Width of a head's keys or values; where the file does not state it, all heads share the model's width."""
+    key = f"attention.{which}_length"
+    if not source.read.has(key) and source.width % heads:
+        raise ModelFileError(
+            f"embedding_length {source.width} is not a multiple of the head count {heads}; "
+            f"allowed with a stated {key} only, which is missing"
+        )
+    return source.read.integer(key, max(1, source.width // heads))
+
+
+def _scale(
+    source: Source,
+    parts: AttentionParts,
+    heads: int,
+    key_width: int,
+    latent: LatentConfig | None,
+    rope: RopeConfig | None,
+) -> float:
+    """The factor of scores."""
+    if parts.scale:
+        stated = source.read.number("attention.scale", 0.0, low=0.0, high=LIMIT)
+        if stated:
+            return stated
+    if source.n_layers in parts.scale_by_width:
+        return math.sqrt(heads / source.width)
+    if latent is None:
+        return 1.0 / math.sqrt(key_width)
+    scale = 1.0 / math.sqrt(latent.nope_width + latent.rope_width)
+    return scale if rope is None else scale * latent_sharpening(source, rope)
+
+
+def _qk_norm(source: Source, parts: AttentionParts, index: int) -> QkNorm | None:
+    norm = parts.qk_norm
+    if norm is None:
+        return None
+    if norm.presence is Presence.OPTIONAL and f"blk.{index}.attn_q_norm.weight" not in source.tensors:
+        return None
+    return norm.kind
+
+
+def _temperature(source: Source) -> AttentionTemperature | None:
+    """Attention temperature; a scale of 0 in the file means none."""
+    read = source.read
+    scale = read.number("attention.temperature_scale", 0.0, low=-LIMIT, high=LIMIT)
+    if scale == 0.0:
+        return None
+    length = read.integer("attention.temperature_length", 0, low=0)
+    return AttentionTemperature(
+        scale, length or read.integer("rope.scaling.original_context_length", source.context_length)
+    )

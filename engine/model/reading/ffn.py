@@ -1,0 +1,117 @@
+"""Feed-forward parts of a model's layers, from metadata."""
+
+from __future__ import annotations
+
+from engine.errors import ModelFileError, UnsupportedModelError
+from engine.model.config import FfnConfig, MoeConfig, Routing
+from engine.model.parts import FfnParts, MoeParts
+from engine.model.reading.metadata import LIMIT, HyperParameters
+from engine.model.reading.source import Source
+
+GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
+"""Values of expert_gating_func; 0 = the family's own."""
+
+
+def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
+    """The feed-forward part of each layer; None where the family has none.
+
+    Raises:
+        ModelFileError, UnsupportedModelError: a key has a value that is impossible or not supported.
+    """
+    ffn = source.architecture.ffn
+    if ffn is None:
+        return [None] * source.n_layers
+    widths = source.read.per_layer("feed_forward_length", source.n_blocks, low=0)
+    return [_layer(source, ffn, index, widths[index]) for index in range(source.n_layers)]
+
+
+def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig:
+    """The feed-forward part of layer `index`, whose feed_forward_length is `width` (0 = none stated)."""
+    read, parts = source.read, source.architecture.moe
+    n_experts = read.integer("expert_count", 0, low=0) if parts is not None else 0
+    lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
+    step = read.integer("interleave_moe_layer_step", 1, low=0) if parts is not None and parts.interleaved else 1
+    dense = index < lead or (index + 1) % max(step, 1) != 0
+    dense = dense or (parts is not None and n_experts == 0 and not parts.required)
+    if parts is None or dense:
+        if width == 0:
+            raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
+        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated)
+    return _moe(source, ffn, parts, width)
+
+
+def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfig:
+    read = source.read
+    n_experts = read.integer("expert_count")
+    n_used = read.integer("expert_used_count", high=n_experts)
+    stated_width = read.integer("expert_feed_forward_length", 0, low=0)
+    expert_width = stated_width or (width // n_used if parts.width_of_used else width)
+    if expert_width == 0:
+        raise ModelFileError("expert_feed_forward_length and feed_forward_length are both 0; one must be positive")
+    shared = _shared_width(parts, read, expert_width, width)
+    activation = parts.activation or ffn.activation
+    scale = read.number("expert_weights_scale", 0.0, low=-LIMIT, high=LIMIT) if parts.weight_scale else 0.0
+    n_groups, n_groups_used = _groups(parts, read, n_experts, n_used)
+    return MoeConfig(
+        n_experts=n_experts,
+        n_used=n_used,
+        expert=FfnConfig(width=expert_width, activation=activation, gated=ffn.gated),
+        routing=_routing(source, parts),
+        normalize=_normalize(source, parts),
+        weight_scale=scale or 1.0,
+        n_groups=n_groups,
+        n_groups_used=n_groups_used,
+        shared=FfnConfig(width=shared, activation=activation, gated=ffn.gated) if shared else None,
+        shared_gate=parts.shared_gate,
+    )
+
+
+def _normalize(source: Source, parts: MoeParts) -> bool:
+    stated = source.read.flag("expert_weights_norm", False)
+    # norm_top_k_prob is only written by converters that know the model.
+    if parts.normalize is None or source.read.spelled("expert_weights_norm") == "norm_top_k_prob":
+        return stated
+    # False is what writers put down where they know nothing; true says something.
+    if stated and not parts.normalize:
+        raise UnsupportedModelError(
+            f"metadata key {source.name}.expert_weights_norm is true; architecture {source.name!r} is only "
+            "known with weights that are not divided by their sum"
+        )
+    return parts.normalize
+
+
+def _routing(source: Source, parts: MoeParts) -> Routing:
+    number = source.read.integer("expert_gating_func", 0, low=0)
+    if number and number not in GATING:
+        raise UnsupportedModelError(
+            f"{source.name}.expert_gating_func {number} is not supported; supported are 1 (softmax), 2 (sigmoid) "
+            "and 3 (softmax over the chosen)"
+        )
+    return GATING.get(number, parts.routing)
+
+
+def _shared_width(parts: MoeParts, read: HyperParameters, expert_width: int, dense_width: int) -> int:
+    if not parts.shared:
+        return 0
+    stated = read.integer("expert_shared_feed_forward_length", 0, low=0)
+    if stated:
+        return stated
+    if parts.shared_counted:
+        return expert_width * read.integer("expert_shared_count", 0, low=0, high=1024)
+    return dense_width if parts.shared_like_dense else 0
+
+
+def _groups(parts: MoeParts, read: HyperParameters, n_experts: int, n_used: int) -> tuple[int, int]:
+    if not parts.groups:
+        return 1, 1
+    n_groups = read.integer("expert_group_count", 0, low=0, high=n_experts)
+    if n_groups <= 1:
+        return 1, 1
+    n_groups_used = read.integer("expert_group_used_count", high=n_groups)
+    size = n_experts // n_groups
+    if n_experts % n_groups or size < 2 or n_groups_used * size < n_used:
+        raise ModelFileError(
+            f"{n_experts} experts in {n_groups} groups, {n_used} chosen from {n_groups_used} groups: groups must be of "
+            "equal size, at least two, and hold enough experts"
+        )
+    return n_groups, n_groups_used

@@ -1,0 +1,123 @@
+"""The whole model's configuration: embedding, layers, head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from engine.model.architecture import Architecture
+from engine.model.config import LayerConfig, MixerConfig, ModelConfig, NormKind, ResidualKind
+from engine.model.parts import LogitScale, Parallel, Presence
+from engine.model.reading.attention import read_attention
+from engine.model.reading.ffn import read_ffns
+from engine.model.reading.metadata import LIMIT
+from engine.model.reading.recurrent import read_mamba
+from engine.model.reading.source import Source, open_source
+from engine.model.reading.unread_keys import check_unread
+
+
+def read_config(
+    architecture: Architecture,
+    metadata: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    tensors: Mapping[str, Any],
+    run_context: Callable[[int], int],
+    strict: bool = False,
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Hyper-parameters of a file, and the keys of this family of which nothing is known.
+
+    Args:
+        architecture: what the family reads.
+        metadata: all metadata of the file.
+        vocab_size: rows of token_embd.
+        tensors: the file's tensors by name: their number bounds block_count, and optional parts show in their names.
+        run_context: from the trained context length to the one of the run.
+        strict: refuse unknown keys.
+
+    Raises:
+        ModelFileError: a key is missing, of the wrong type, or out of range.
+        UnsupportedModelError: a value asks for something that is not supported, or with `strict` a key is unknown.
+    """
+    source = open_source(architecture, metadata, tensors, run_context)
+    name = metadata.get("general.name")
+    config = ModelConfig(
+        architecture=architecture.name,
+        name=name if isinstance(name, str) else "",
+        width=source.width,
+        vocab_size=vocab_size,
+        context_length=source.context_length,
+        norm=architecture.norm.kind,
+        norm_epsilon=_norm_epsilon(source),
+        layers=_layers(source),
+        embedding_scale=_embedding_scale(source),
+        learned_positions=_learned_positions(source),
+        logit_scale=_logit_scale(source),
+        logit_softcap=source.default("final_logit_softcapping", architecture.head.softcap),
+        next_token_layers=source.n_blocks - source.n_layers,
+    )
+    return config, check_unread(architecture, source.read, config, strict=strict)
+
+
+def _norm_epsilon(source: Source) -> float:
+    norm = source.architecture.norm
+    key = "layer_norm_epsilon" if norm.kind is NormKind.LAYER else "layer_norm_rms_epsilon"
+    return source.read.number(f"attention.{key}", norm.epsilon, low=0.0, high=1.0)
+
+
+def _layers(source: Source) -> tuple[LayerConfig, ...]:
+    mixers, ffns, scale = _mixers(source), read_ffns(source), _residual_scale(source)
+    return tuple(
+        LayerConfig(index=index, mixer=mixer, ffn=ffn, residual=_residual(source, index), residual_scale=scale)
+        for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
+    )
+
+
+def _mixers(source: Source) -> list[MixerConfig]:
+    """The mixer of each layer."""
+    if source.architecture.recurrent is not None:
+        return [read_mamba(source)] * source.n_layers
+    return list(read_attention(source))
+
+
+def _residual(source: Source, index: int) -> ResidualKind:
+    parallel = source.architecture.layer.parallel
+    if parallel is Parallel.STATED:
+        is_parallel = source.read.flag("use_parallel_residual", True)
+    elif parallel is Parallel.WITHOUT_NORM:
+        is_parallel = f"blk.{index}.ffn_norm.weight" not in source.tensors
+    else:
+        is_parallel = parallel is Parallel.ALWAYS
+    return ResidualKind.PARALLEL if is_parallel else ResidualKind.SEQUENTIAL
+
+
+def _residual_scale(source: Source) -> float:
+    base = source.architecture.layer.residual_scale
+    if base is None:
+        return 1.0
+    default = base / math.sqrt(source.n_layers)
+    return source.read.number("residual_scale", default, low=-LIMIT, high=LIMIT) or 1.0
+
+
+def _embedding_scale(source: Source) -> float:
+    embedding = source.architecture.embedding
+    if embedding.sqrt_width:
+        return math.sqrt(source.width)
+    return source.default("embedding_scale", embedding.scale) or 1.0
+
+
+def _learned_positions(source: Source) -> bool:
+    presence = source.architecture.embedding.positions
+    if presence is Presence.OPTIONAL:
+        return "position_embd.weight" in source.tensors
+    return presence is Presence.ALWAYS
+
+
+def _logit_scale(source: Source) -> float:
+    head = source.architecture.head
+    if head.scale is LogitScale.NONE:
+        return 1.0
+    default = 1.0 if head.scale_width is None else source.width / head.scale_width
+    scale = source.read.number("logit_scale", default, low=-LIMIT, high=LIMIT) or 1.0
+    return 1.0 / scale if head.scale is LogitScale.DIVIDES else scale

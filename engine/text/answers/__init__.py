@@ -1,0 +1,1 @@
+"""The text of an answer taken apart: content, reasoning and calls."""

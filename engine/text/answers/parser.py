@@ -1,0 +1,302 @@
+"""Takes an answer apart while it comes: content, reasoning, calls.
+
+Nothing that was handed out is ever taken back: what may be the beginning of a marker waits, and so does white space
+that a marker may turn out to follow. This module knows markers only by their records.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine.request import ToolCall
+from engine.text.answers.formats import AnswerFormat, Channels, Kind, Marks
+from engine.text.answers.marker_search import Flow, first_marker, longer_possible, possible_beginning
+from engine.text.answers.tool_calls import Types, new_call, read_calls
+
+_LONGEST_HEADER = 200  # characters
+_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+_HEADER_WORDS = re.compile(r"<\|channel\|>\w*|<\|constrain\|>\w*|\bassistant\Z|\bto=\S*|\s")
+_PEOPLE = ("user", "assistant", "all")
+
+
+@dataclass
+class Piece:
+    """What one push has brought.
+
+    Attributes:
+        content: new text of the answer.
+        reasoning: new text of what comes before it.
+        tool_calls: calls that are complete now.
+    """
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+
+class AnswerParser:
+    """Parser of one answer.
+
+    Args:
+        markers: the format in use.
+        prompt: the end of the prompt, which may have opened a stretch already.
+        types: types of the parameters of functions.
+    """
+
+    def __init__(self, markers: AnswerFormat, prompt: str = "", types: Types | None = None) -> None:
+        self._format = markers
+        self._types = types or {}
+        self._flows = {Kind.CONTENT: Flow(), Kind.REASONING: Flow()}
+        self._kind = Kind.CONTENT
+        self._marks: Marks | None = None  # of the open stretch; None in a message of a channel
+        self._text = ""  # not looked at yet
+        self._body = ""  # of a header or of calls
+        self._raw = ""  # the same with its markers
+        self._recipient: str | None = None
+        self._bare = False  # calls without a marker
+        self._begun = False
+        self._written: list[str] = []
+        self._open_by(prompt)
+
+    @property
+    def text_with_calls(self) -> str:
+        """The content so far, with the calls as they were written."""
+        return "".join(self._written)
+
+    def push(self, text: str) -> Piece:
+        """The next text of the answer, control tokens of structure included; returns what is certain now."""
+        self._text += text
+        piece = Piece()
+        if not self._begun and self._format.bare_calls and self._kind is Kind.CONTENT:
+            if not self._text.strip():
+                return piece
+            if self._text.lstrip()[0] in "{[":
+                self._bare = True
+                self._enter(Kind.CALLS, None, "")
+        self._begun = self._begun or bool(self._text)
+        while self._step(piece, final=False):
+            pass
+        return piece
+
+    def finish(self) -> Piece:
+        """The end of the answer: all that was waiting."""
+        piece = Piece()
+        while self._step(piece, final=True):
+            pass
+        if self._kind is Kind.CALLS:
+            self._end_calls(piece)
+        elif self._kind is Kind.HEADER:
+            self._say(piece, Kind.CONTENT, self._raw if self._has_words() else "")
+        for kind, flow in self._flows.items():
+            self._add(piece, kind, flow.finish())
+        return piece
+
+    # The steps --------------------------------------------------------------------------------------------------
+
+    def _step(self, piece: Piece, *, final: bool) -> bool:
+        """Look for the next marker; whether there may be another."""
+        actions = self._actions()
+        start, marker = first_marker(self._text, actions)
+        if marker is None:
+            cut = len(self._text) if final else len(self._text) - possible_beginning(self._text, actions)
+            self._take(piece, self._text[:cut])
+            self._text = self._text[cut:]
+            if self._kind is Kind.HEADER and not self._may_be_header():
+                self._not_a_header(piece)
+                return True
+            return False
+        if not final and longer_possible(self._text[start:], marker, actions):
+            self._take(piece, self._text[:start])
+            self._text = self._text[start:]
+            return False
+        self._take(piece, self._text[:start])
+        self._text = self._text[start + len(marker) :]
+        actions[marker](piece, marker)
+        return True
+
+    def _actions(self) -> dict[str, Callable[[Piece, str], None]]:
+        """The markers that mean something here, and what they do."""
+        channels = self._format.channels
+        if self._kind is Kind.HEADER:
+            assert channels is not None, "only channels have headers"
+            bodies = dict.fromkeys((marker for marker, _ in channels.bodies), self._end_header)
+            return {**bodies, **dict.fromkeys(channels.opens, self._open_header)}
+        actions: dict[str, Callable[[Piece, str], None]] = {}
+        if self._kind is Kind.CONTENT:
+            actions |= dict.fromkeys(self._format.frames, self._skip)
+            actions |= {marks.begin: self._begin for marks in self._format.marks}
+            if not self._flows[Kind.CONTENT].started:
+                ends = (end for marks in self._format.marks if marks.kind is Kind.REASONING for end in marks.ends)
+                actions |= {end: self._stray_end for end in ends if end not in actions}
+        elif self._marks is not None:
+            actions |= dict.fromkeys(self._marks.ends, self._end)
+            if self._kind is Kind.CALLS and not self._marks.keep:
+                actions.setdefault(self._marks.begin, self._again)
+            if self._kind is Kind.REASONING:  # special tokens of a call end a thought that has no end of its own
+                actions |= {
+                    one.begin: self._begin
+                    for one in self._format.marks
+                    if one.kind is Kind.CALLS and one.begin.startswith(("<|", "<｜")) and one.begin not in actions
+                }
+            return actions
+        if channels is not None:
+            actions |= dict.fromkeys(channels.opens, self._open_header)
+            actions |= dict.fromkeys(channels.ends, self._end)
+        return actions
+
+    def _take(self, piece: Piece, text: str) -> None:
+        if self._kind in (Kind.CALLS, Kind.HEADER):
+            self._body += text
+            self._raw += text
+        else:
+            self._say(piece, self._kind, text)
+
+    def _say(self, piece: Piece, kind: Kind, text: str) -> None:
+        if text:
+            self._add(piece, kind, self._flows[kind].push(text))
+
+    def _add(self, piece: Piece, kind: Kind, text: str) -> None:
+        if kind is Kind.REASONING:
+            piece.reasoning += text
+        else:
+            piece.content += text
+            self._written.append(text)
+
+    def _enter(self, kind: Kind, marks: Marks | None, marker: str) -> None:
+        for flow in self._flows.values():
+            flow.cut()
+        self._kind, self._marks = kind, marks
+        self._body = marks.keep if marks is not None else ""
+        self._raw = marker
+
+    def _begin(self, piece: Piece, marker: str) -> None:
+        marks = next(one for one in self._format.marks if one.begin == marker)
+        self._enter(marks.kind, marks, marker)
+
+    def _skip(self, piece: Piece, marker: str) -> None:
+        self._enter(Kind.CONTENT, None, "")
+
+    def _stray_end(self, piece: Piece, marker: str) -> None:
+        """The end of a thought that was none; behind text it is text."""
+        if self._flows[Kind.CONTENT].started:
+            self._say(piece, Kind.CONTENT, marker)
+        else:
+            self._skip(piece, marker)
+
+    def _again(self, piece: Piece, marker: str) -> None:
+        marks = self._marks
+        self._end_calls(piece)
+        self._enter(Kind.CALLS, marks, marker)
+
+    def _end(self, piece: Piece, marker: str) -> None:
+        if self._kind is Kind.CALLS:
+            self._raw += marker
+            if self._marks is not None and self._marks.keep and marker in self._marks.ends:
+                self._body += marker
+            self._end_calls(piece)
+            return
+        self._enter(Kind.CONTENT, None, "")
+
+    def _end_calls(self, piece: Piece) -> None:
+        raw, body, recipient, bare = self._raw, self._body, self._recipient, self._bare
+        self._recipient, self._bare = None, False
+        if recipient is not None and not body.lstrip().startswith("<"):
+            calls: tuple[ToolCall, ...] = (new_call(recipient, body),)
+        else:
+            calls = read_calls(body, self._types)
+        if bare and not {call.name for call in calls} <= self._format.bare_calls:
+            calls = ()
+        if not calls and body.strip():  # not to be read: it stays in the answer as it came
+            self._kind, self._marks = Kind.CONTENT, None
+            self._say(piece, Kind.CONTENT, raw)
+            return
+        self._enter(Kind.CONTENT, None, "")
+        if calls:
+            self._written += ["\n", raw] if self._written and not self._written[-1].endswith("\n") else [raw]
+            piece.tool_calls += calls
+
+    # Headers ----------------------------------------------------------------------------------------------------
+
+    def _open_header(self, piece: Piece, marker: str) -> None:
+        if self._kind is Kind.HEADER:  # a channel inside a header
+            self._body += marker
+            self._raw += marker
+            return
+        if self._kind is Kind.CALLS:
+            self._end_calls(piece)
+        self._enter(Kind.HEADER, None, marker)
+        self._body = marker if marker == "<|channel|>" else ""
+
+    def _end_header(self, piece: Piece, marker: str) -> None:
+        channels = self._channels
+        if not channels.header.match(self._body):
+            self._body += marker
+            self._raw += marker
+            self._not_a_header(piece)
+            return
+        kind, recipient = _meaning(channels, marker, self._body)
+        raw = self._raw + marker
+        self._enter(kind, None, raw if kind is Kind.CALLS else "")
+        self._recipient = recipient
+
+    def _not_a_header(self, piece: Piece) -> None:
+        raw = self._raw
+        self._kind, self._marks, self._raw, self._body = Kind.CONTENT, None, "", ""
+        self._say(piece, Kind.CONTENT, raw)
+
+    def _may_be_header(self) -> bool:
+        body = self._body.lstrip()
+        if len(body) > _LONGEST_HEADER or "\n" in body:
+            return False
+        channels = self._channels
+        if channels.opens == (">>>",) or not body or channels.header.match(body):
+            return True
+        return (
+            any(word.startswith(body) for word in ("assistant", "to=", *channels.opens))
+            or " to=" in body
+            or (" " not in body and self._raw.startswith(channels.opens))
+        )
+
+    def _has_words(self) -> bool:
+        """Whether a header that the answer ended in is text: it has words that no header has."""
+        return bool(_HEADER_WORDS.sub("", self._body))
+
+    @property
+    def _channels(self) -> Channels:
+        assert self._format.channels is not None, "only channels have headers"
+        return self._format.channels
+
+    def _open_by(self, prompt: str) -> None:
+        """What the end of the prompt has opened."""
+        tail = prompt[-2000:].rstrip()
+        channels = self._format.channels
+        if channels is not None:
+            _, opener, rest = tail.rpartition(channels.opens[0])
+            if opener and not any(end in rest for end in channels.ends):
+                self._kind, self._text = Kind.HEADER, rest
+                while self._step(Piece(), final=True):
+                    pass
+                self._body = self._raw = ""
+            return
+        for marks in self._format.marks:
+            if marks.kind is Kind.REASONING and tail.endswith(marks.begin):
+                self._enter(Kind.REASONING, marks, "")
+                return
+
+
+def _meaning(channels: Channels, marker: str, header: str) -> tuple[Kind, str | None]:
+    """What follows a header, and the function that it calls."""
+    kind = dict(channels.bodies)[marker]
+    if kind is not None:
+        return kind, None
+    if channels.opens == (">>>",):
+        return (Kind.CONTENT, None) if header == "all" else (Kind.CALLS, header)
+    channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
+    if recipient is not None and recipient[1] == "self":
+        return Kind.REASONING, None
+    if recipient is not None and recipient[1] not in _PEOPLE:
+        return Kind.CALLS, recipient[1].removeprefix("functions.")
+    if channel is not None and channel[1] == "analysis":
+        return Kind.REASONING, None
+    return Kind.CONTENT, None

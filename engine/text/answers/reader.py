@@ -1,0 +1,35 @@
+"""Chunks of an answer as they come from the engine → chunks with content, reasoning and calls apart."""
+
+from dataclasses import replace
+
+from engine.request import StreamChunk
+from engine.text.answers.parser import AnswerParser
+
+
+class AnswerReader:
+    """Reads the chunks of one request.
+
+    Args:
+        parser: of the answer.
+        calls_as_text: whether the chat template takes calls only as text.
+    """
+
+    def __init__(self, parser: AnswerParser, *, calls_as_text: bool = False) -> None:
+        self._parser = parser
+        self._calls_as_text = calls_as_text
+        self._called = False
+
+    def read(self, chunk: StreamChunk) -> StreamChunk:
+        """The chunk with its text taken apart; the last one brings what had to wait."""
+        piece = self._parser.push(chunk.text)
+        content, reasoning, calls = piece.content, piece.reasoning, [*piece.tool_calls]
+        if chunk.finish_reason is not None:
+            last = self._parser.finish()
+            content, reasoning, calls = content + last.content, reasoning + last.reasoning, [*calls, *last.tool_calls]
+        self._called = self._called or bool(calls)
+        return replace(chunk, text=content, reasoning=reasoning, tool_calls=tuple(calls))
+
+    @property
+    def text_with_calls(self) -> str | None:
+        """The text with its calls written out; None where there are none or the template reads them from their key."""
+        return self._parser.text_with_calls if self._called and self._calls_as_text else None

@@ -1,0 +1,38 @@
+"""Words that templates are rendered with to find out what they do with them; no real template contains them."""
+
+from typing import Any
+
+WORDS = ("Qzfirst", "Qzsecond")
+"""Contents of messages."""
+
+THOUGHT = "Qzthought"
+"""Reasoning of the assistant."""
+
+CALL_NAME = "qzlook"
+"""Name of the one tool."""
+
+CALL_VALUE = "qzvalue"
+"""Argument that the tool is called with."""
+
+CALL: dict[str, Any] = {
+    "id": "qzidnine9",
+    "type": "function",
+    "function": {"name": CALL_NAME, "arguments": {"qzkey": CALL_VALUE}},
+}
+
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": CALL_NAME,
+            "description": "Looks.",
+            "parameters": {
+                "type": "object",
+                "properties": {"qzkey": {"type": "string", "description": "What."}},
+                "required": ["qzkey"],
+            },
+        },
+    }
+]
+
+RESULT: dict[str, Any] = {"role": "tool", "content": "Seen", "tool_call_id": "qzidnine9", "name": CALL_NAME}
