@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from engine.api.names import resolve_model
 from engine.api.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
 from engine.api.stream import Stream
-from engine.config import CHECKPOINT_SPACING, PAGE, EngineConfig
+from engine.config import PAGE, EngineConfig, EngineSettings
 from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
 from engine.gguf import open_gguf
 from engine.model.loader import load_model
@@ -51,33 +51,16 @@ class LLM:
 
     All methods may be called from several threads at once; requests that run at the same time share one batch.
 
+    LLM("model.gguf", "cpu", threads=4), LLM(EngineConfig("model.gguf", "cpu", threads=4)) and
+    LLM(config=EngineConfig(...)) are the same. Settings given beside a config replace those in it.
+
     Args:
         model: a GGUF file, any part of a split one, or `hf:owner/repo[:quant][@revision]`, fetched from the
-            Hugging Face hub where it is not in the cache; None opens the bundled demonstration model.
-        device: "auto" (a usable GPU, else the CPU), "cpu", "cuda" or "cuda:N".
-        context_length: tokens of one sequence, prompt and output together; None takes what the model was trained for,
-            at most 8192.
-        kv_type: number format of the key-value cache, "f16" or "f32".
-        threads: CPU threads; None takes the physical cores.
-        max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
-        cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts, or as many
-            as the GPU's memory holds. Where it is too small for all, the youngest sequences wait.
-        prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
-        target: on a GPU, "latency" lets running streams wait little while prompts are read, "throughput" serves all
-            requests together faster, "balanced" goes by the number of streams.
-        prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
-            the second of several samples.
-        checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
-            later prompts; a multiple of 64. The last page border of a prompt is always kept.
-        checkpoints: how many such states are kept at most; None: two per sequence, at least 8.
-        deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
-        exact: on the CPU, keep everything in float32: about a third of the speed, no rounding of activations to 8 bits.
-        repack: on the CPU, keep a second copy of quantized weights in the order of the kernels, for speed.
-        strict: refuse a file with metadata keys or tensors of which nothing is known, instead of a warning.
-        eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph.
-        pre_tokenizer: overrides the pre-tokenizer that the file names.
-        chat_template: jinja2 source that replaces the file's chat template.
+            Hugging Face hub where it is not in the cache; or a config. None opens the bundled demonstration model.
+        device: "auto" (a usable GPU, else the CPU), "cpu", "cuda" or "cuda:N"; None is that of the config, or "auto".
+        config: all settings together.
         status: called with one short sentence whenever something takes longer ("preparing kernels ...").
+        settings: see EngineConfig.
 
     Raises:
         DownloadError: a model named hf:... cannot be fetched.
@@ -88,73 +71,45 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path | None = None,
-        device: str = "auto",
-        context_length: int | None = None,
-        kv_type: str = "f16",
-        threads: int | None = None,
+        model: str | Path | EngineConfig | None = None,
+        device: str | None = None,
         *,
-        max_sequences: int | None = None,
-        cache_tokens: int | None = None,
-        prefill_chunk: int | None = None,
-        target: str = "balanced",
-        prefix_cache: bool = True,
-        checkpoint_spacing: int = CHECKPOINT_SPACING,
-        checkpoints: int | None = None,
-        deterministic: bool = False,
-        exact: bool = False,
-        repack: bool = True,
-        strict: bool = False,
-        eager: bool = False,
-        pre_tokenizer: str | None = None,
-        chat_template: str | None = None,
+        config: EngineConfig | None = None,
         status: Callable[[str], None] | None = None,
+        **settings: Unpack[EngineSettings],
     ) -> None:
         begin = time.perf_counter()
-        self.config = EngineConfig(
-            model=BUNDLED_MODEL if model is None else resolve_model(model, status),
-            device=device,
-            context_length=context_length,
-            kv_type=kv_type,
-            threads=threads,
-            max_sequences=max_sequences,
-            cache_tokens=cache_tokens,
-            prefill_chunk=prefill_chunk,
-            target=target,
-            prefix_cache=prefix_cache,
-            checkpoint_spacing=checkpoint_spacing,
-            checkpoints=checkpoints,
-            deterministic=deterministic,
-            exact=exact,
-            repack=repack,
-            strict=strict,
-            eager=eager,
-        )
-        self._file = open_gguf(self.config.model)
+        wanted = _config(model, device, config, settings)
+        path = BUNDLED_MODEL if wanted.model is None else resolve_model(wanted.model, status)
+        self.config = replace(wanted, model=path)
+        self._file = open_gguf(path)
         try:
             metadata = self._file.metadata
-            self.model = load_model(self._file, self.config.resolve_context, strict=strict)
+            self.model = load_model(self._file, self.config.resolve_context, strict=self.config.strict)
             self._tokenizer_error = ""
-            self._tokenizer = self._open_tokenizer(metadata, pre_tokenizer)
-            self._chat_source = chat_template
+            self._tokenizer = self._open_tokenizer(metadata)
             self._chat_template: ChatTemplate | None = None
             self._runner = open_runner(self.config, self.model, status or (lambda _: None))
         except BaseException:
             self._file.close()
             raise
-        self._loop = EngineLoop(self._runner, prefix_cache=prefix_cache, checkpoint_spacing=checkpoint_spacing)
+        self._loop = EngineLoop(
+            self._runner,
+            prefix_cache=self.config.prefix_cache,
+            checkpoint_spacing=self.config.checkpoint_spacing,
+        )
         self._ids = itertools.count(1)
         self._constraints: ConstraintCompiler | None = None
         self.load_seconds = time.perf_counter() - begin
 
-    def _open_tokenizer(self, metadata: Mapping[str, Any], pre: str | None) -> Tokenizer | None:
+    def _open_tokenizer(self, metadata: Mapping[str, Any]) -> Tokenizer | None:
         """The file's tokenizer; None where it has none or an unknown kind, which matters only if text is asked for."""
         kind = metadata.get("tokenizer.ggml.model")
         if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
             self._tokenizer_error = f"{self.config.model} holds no tokenizer: give token ids instead of text"
             return None
         try:
-            return Tokenizer.from_metadata(metadata, pre=pre)
+            return Tokenizer.from_metadata(metadata, pre=self.config.pre_tokenizer)
         except TokenizerError as error:
             self._tokenizer_error = str(error)
             return None
@@ -308,8 +263,8 @@ class LLM:
         """
         if self._chat_template is None:  # made on first use: most runs never chat
             metadata = self._file.metadata
-            if self._chat_source is not None:
-                metadata = {**metadata, "tokenizer.chat_template": self._chat_source}
+            if self.config.chat_template is not None:
+                metadata = {**metadata, "tokenizer.chat_template": self.config.chat_template}
             self._chat_template = ChatTemplate.from_metadata(metadata, self.tokenizer)
         if self._chat_template is None:
             raise InvalidRequestError(
@@ -535,6 +490,22 @@ class LLM:
                 "the prompt is empty and the model has no beginning-of-text token: give some text"
             )
         return [check_id(token_id, self._runner.config.vocab_size) for token_id in ids]
+
+
+def _config(
+    model: str | Path | EngineConfig | None, device: str | None, config: EngineConfig | None, settings: EngineSettings
+) -> EngineConfig:
+    """The settings of a model, from what LLM() was given."""
+    if isinstance(model, EngineConfig):
+        if config is not None:
+            raise InvalidRequestError("two configs are given; give one, with further settings as keywords")
+        model, config = None, model
+    config = EngineConfig() if config is None else config
+    if model is not None:
+        config = replace(config, model=model)
+    if device is not None:
+        config = replace(config, device=device)
+    return replace(config, **settings) if settings else config
 
 
 def load_tokenizer(path: str | Path, *, pre_tokenizer: str | None = None) -> Tokenizer:
