@@ -6,7 +6,6 @@ neither HTTP nor devices; those are behind the runner.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,29 +15,26 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from engine.api.names import resolve_model
-from engine.api.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
+from engine.api.prompts import Prompt, as_prompts
+from engine.api.requests import Requests, open_tokenizer
 from engine.api.stream import Stream
 from engine.config import PAGE, EngineConfig, EngineSettings
-from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
+from engine.errors import ContextFullError, InvalidRequestError
 from engine.gguf import open_gguf
 from engine.model.loader import load_model
 from engine.model.memory import MemoryPlan
 from engine.request import GenerationResult, Request, StreamChunk, TokenSample
 from engine.runner.devices import open_runner
 from engine.runner.protocol import Runner
-from engine.sampling.constraint import TokenMask
-from engine.sampling.params import MAX_SEED, SamplingParams
-from engine.sampling.rng import fresh_seed
+from engine.sampling.params import SamplingParams
 from engine.scheduling.job import Job
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.occupancy import Occupancy
-from engine.scheduling.output import OutputAssembler
 from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.constraints import ConstraintCompiler
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "tales-Q4_K_M.gguf"
 """A small story-telling model that comes with the package, so that everything can be tried without a download."""
@@ -86,8 +82,7 @@ class LLM:
         try:
             metadata = self._file.metadata
             self.model = load_model(self._file, self.config.resolve_context, strict=self.config.strict)
-            self._tokenizer_error = ""
-            self._tokenizer = self._open_tokenizer(metadata)
+            tokenizer = open_tokenizer(metadata, path, self.config.pre_tokenizer)
             self._chat_template: ChatTemplate | None = None
             self._runner = open_runner(self.config, self.model, status or (lambda _: None))
         except BaseException:
@@ -98,21 +93,8 @@ class LLM:
             prefix_cache=self.config.prefix_cache,
             checkpoint_spacing=self.config.checkpoint_spacing,
         )
-        self._ids = itertools.count(1)
-        self._constraints: ConstraintCompiler | None = None
+        self._requests = Requests(tokenizer, self._runner.config.vocab_size, self._runner.context_length)
         self.load_seconds = time.perf_counter() - begin
-
-    def _open_tokenizer(self, metadata: Mapping[str, Any]) -> Tokenizer | None:
-        """The file's tokenizer; None where it has none or an unknown kind, which matters only if text is asked for."""
-        kind = metadata.get("tokenizer.ggml.model")
-        if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
-            self._tokenizer_error = f"{self.config.model} holds no tokenizer: give token ids instead of text"
-            return None
-        try:
-            return Tokenizer.from_metadata(metadata, pre=self.config.pre_tokenizer)
-        except TokenizerError as error:
-            self._tokenizer_error = str(error)
-            return None
 
     def __enter__(self) -> LLM:
         return self
@@ -134,14 +116,12 @@ class LLM:
         Raises:
             TokenizerError: the file has none, or one that is not supported.
         """
-        if self._tokenizer is None:
-            raise TokenizerError(self._tokenizer_error)
-        return self._tokenizer
+        return self._requests.tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
         """Whether text can be used; token ids always can."""
-        return self._tokenizer is not None
+        return self._requests.has_tokenizer
 
     @property
     def device(self) -> str:
@@ -220,7 +200,7 @@ class LLM:
             raise InvalidRequestError(
                 f"{len(prompts)} prompts but {len(each)} SamplingParams; give one, or one for each"
             )
-        groups = [self._samples(one, its) for one, its in zip(prompts, each, strict=True)]
+        groups = [self._requests.samples(one, its) for one, its in zip(prompts, each, strict=True)]
         grouped = [[Stream(self._loop, job) for job in jobs] for jobs in groups]
         streams = [stream for group in grouped for stream in group]
         results: list[GenerationResult] = []
@@ -244,7 +224,7 @@ class LLM:
         Raises:
             InvalidRequestError, ContextFullError: refused at once, before anything ran.
         """
-        return Stream(self._loop, self._job(prompt, _one_sample(params)))
+        return Stream(self._loop, self._requests.job(prompt, _one_sample(params)))
 
     def sample_streams(self, prompt: Prompt, params: SamplingParams | None = None) -> list[Stream]:
         """The params.n samples of one prompt, each a stream; they run side by side and share the prompt's pages.
@@ -252,7 +232,7 @@ class LLM:
         Raises:
             InvalidRequestError, ContextFullError: refused at once, before anything ran.
         """
-        return [Stream(self._loop, job) for job in self._samples(prompt, params or SamplingParams())]
+        return [Stream(self._loop, job) for job in self._requests.samples(prompt, params or SamplingParams())]
 
     def require_chat_template(self) -> ChatTemplate:
         """The chat template in force.
@@ -285,7 +265,7 @@ class LLM:
     def chat_prompt(self, messages: Sequence[Message], **variables: Any) -> ChatPrompt:
         """render_chat() with the text, and with what is needed to read the answer."""
         prompt = chat_prompt(self.require_chat_template(), self.tokenizer, messages, variables)
-        return replace(prompt, token_ids=tuple(self._checked(prompt.token_ids)))
+        return replace(prompt, token_ids=tuple(self._requests.checked(prompt.token_ids)))
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
@@ -313,12 +293,12 @@ class LLM:
     ) -> list[Stream]:
         """The params.n answers of a chat, each a stream; see sample_streams()."""
         prompt = self.chat_prompt(messages, **variables)
-        jobs = self._samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
+        jobs = self._requests.samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
         return [Stream(self._loop, job, prompt.reader) for job in jobs]
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a prompt for step(); returns the id that its chunks will carry."""
-        return self._submit([self._job(prompt, _one_sample(params), by_step=True)])[0].request_id
+        return self._submit([self._requests.job(prompt, _one_sample(params), by_step=True)])[0].request_id
 
     def add_requests(
         self, prompt: Prompt, params: SamplingParams | None = None, *, shown_ids: Collection[int] = ()
@@ -330,7 +310,7 @@ class LLM:
             params: sampling parameters.
             shown_ids: control tokens that appear in the text by name, as ChatPrompt.shown_ids says.
         """
-        jobs = self._samples(prompt, params or SamplingParams(), shown_ids, by_step=True)
+        jobs = self._requests.samples(prompt, params or SamplingParams(), shown_ids, by_step=True)
         return self._submit(jobs)
 
     def _submit(self, jobs: list[Job]) -> list[Request]:
@@ -394,17 +374,7 @@ class LLM:
         Raises:
             InvalidRequestError, ContextFullError: an impossible chunk, or no token behind `first`.
         """
-        checked = [self._checked(chunk) for chunk in chunks]
-        for ids in checked:
-            if len(ids) > self.context_length + 1:
-                raise ContextFullError(len(ids) - 1, self.context_length)
-            if not 1 <= first < len(ids):
-                raise InvalidRequestError(
-                    f"first is {first}; allowed: 1 to {len(ids) - 1} for a chunk of {len(ids)} tokens"
-                )
-        params = SamplingParams(prompt_logprobs=0)
-        requests = [Request(next(self._ids), ids, params, 0, 0, score_from=first) for ids in checked]
-        streams = [Stream(self._loop, Job(request, OutputAssembler(request, None, ()))) for request in requests]
+        streams = [Stream(self._loop, job) for job in self._requests.scoring(chunks, first)]
         try:
             while streams:
                 result = streams.pop(0).result()  # and forgotten: a long text has many chunks
@@ -413,63 +383,6 @@ class LLM:
             for stream in streams:
                 stream.close()
 
-    def _samples(
-        self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = (), *, by_step: bool = False
-    ) -> list[Job]:
-        """One job for each sample of a prompt: seeds from the first one on, pages shared."""
-        first = self._job(prompt, params, by_step=by_step, shown_ids=shown_ids)
-        jobs, request = [first], first.request
-        for number in range(1, params.n):
-            following = replace(
-                request,
-                request_id=next(self._ids),
-                seed=(request.seed + number) % (MAX_SEED + 1),
-                shares_with=request.request_id,
-                mask=self._mask(params),
-            )
-            assembler = OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)
-            jobs.append(Job(following, assembler, by_step))
-        return jobs
-
-    @property
-    def _eog_ids(self) -> Collection[int]:
-        return self._tokenizer.eog_ids if self._tokenizer is not None else ()
-
-    def _job(
-        self, prompt: Prompt, params: SamplingParams, *, by_step: bool = False, shown_ids: Collection[int] = ()
-    ) -> Job:
-        """Check a request against the model and the context; refuses what cannot run."""
-        if not isinstance(params, SamplingParams):
-            raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
-        ids = self.prompt_ids(prompt)
-        limit = self.context_length
-        room = limit - len(ids)
-        wanted = params.max_tokens if params.max_tokens is not None else max(room, 1)
-        if wanted > room:
-            parts = f"{len(ids)} of the prompt, {wanted} to generate"
-            raise ContextFullError(len(ids) + wanted, limit, parts=parts)
-        params.check_vocabulary(self._runner.config.vocab_size)
-        if params.stop:
-            _ = self.tokenizer  # stop strings need text
-        seed = params.seed if params.seed is not None else fresh_seed()
-        score_from = 1 if params.prompt_logprobs is not None else None
-        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=self._mask(params))
-        return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids, shown_ids), by_step)
-
-    def _mask(self, params: SamplingParams) -> TokenMask | None:
-        """The mask of a request with a constraint.
-
-        Raises:
-            InvalidRequestError: the constraint cannot be used.
-        """
-        if params.constraint is None:
-            return None
-        if self._constraints is None:
-            from engine.constraints import ConstraintCompiler  # a library that only these requests need
-
-            self._constraints = ConstraintCompiler(self.tokenizer, self._runner.config.vocab_size, self._eog_ids)
-        return self._constraints.mask(params.constraint)
-
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.
 
@@ -477,19 +390,7 @@ class LLM:
             InvalidRequestError: no prompt at all, an id outside the vocabulary, or an empty one where there is no such
                 token.
         """
-        if not is_prompt_like(prompt):
-            raise not_a_prompt(prompt)
-        ids = self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-        if not ids and self._tokenizer is not None and self._tokenizer.bos_id is not None:
-            ids = [self._tokenizer.bos_id]
-        return self._checked(ids)
-
-    def _checked(self, ids: Sequence[int]) -> list[int]:
-        if not ids:
-            raise InvalidRequestError(
-                "the prompt is empty and the model has no beginning-of-text token: give some text"
-            )
-        return [check_id(token_id, self._runner.config.vocab_size) for token_id in ids]
+        return self._requests.prompt_ids(prompt)
 
 
 def _config(
