@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 from engine.concurrency import fork
@@ -26,6 +25,7 @@ from engine.errors import EngineError, copy_error
 from engine.request import StreamChunk, TokenSample, Work
 from engine.runner.protocol import Runner
 from engine.scheduling.actions import SaveCheckpoint
+from engine.scheduling.exclusive import Exclusive
 from engine.scheduling.failures import Failures
 from engine.scheduling.job import Job, Owner
 from engine.scheduling.moves import Moves
@@ -169,7 +169,7 @@ class EngineLoop:
 
     def exclusive(self) -> AbstractContextManager[Runner]:
         """The runner for a caller who needs it outside the step loop; steps wait meanwhile."""
-        return _Exclusive(self)
+        return Exclusive(self._turn, self._runner, self._begin_exclusive)
 
     def close(self) -> None:
         """End every request with an error and close the runner.
@@ -227,6 +227,10 @@ class EngineLoop:
         self._unfinished = None
         self._settle()
         return True
+
+    def _begin_exclusive(self) -> None:
+        self._check_open()
+        self._settle()
 
     def _settle_if_free(self) -> None:
         """Settle, unless another call has the turn; that one, or the next, will."""
@@ -372,29 +376,3 @@ class EngineLoop:
             self._runner.release(slot)
         self._scheduler.remove(request_id)
         self._jobs.pop(request_id, None)
-
-
-class _Exclusive(AbstractContextManager[Runner]):
-    """The turn for as long as a `with` block lasts, at most as long as this object exists."""
-
-    def __init__(self, loop: EngineLoop) -> None:
-        self._loop = loop
-        self._hold: Hold | None = None
-
-    def __enter__(self) -> Runner:
-        hold = self._hold = Hold(self)
-        loop = self._loop
-        try:
-            loop._turn.wait(hold)
-            loop._check_open()
-            loop._settle()
-            return loop._runner
-        except BaseException:
-            loop._turn.release(hold)
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._hold is not None
-        self._loop._turn.release(self._hold)
