@@ -59,6 +59,7 @@ class ServedModel:
         users: requests that use it or wait for it.
         sequences: sequences that those requests have asked for.
         created: when the server got to know it, in seconds since 1970.
+        props: what /props said of it last; a question about a model that is closed does not open it again.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -67,6 +68,7 @@ class ServedModel:
         self.progress: LoadProgress | None = None
         self.users = 0
         self.sequences = 0
+        self.props: dict[str, Any] | None = None
         self.created = int(time.time())
         self.last_used = time.monotonic()
         self._opening: asyncio.Task[None] | None = None
