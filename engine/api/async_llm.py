@@ -50,8 +50,8 @@ class Inbox:
 class AsyncStream:
     """A running request. Iterate over it with `async for`, or await result() for the whole.
 
-    Chunks that have arrived together are given as one, except where they have log-probabilities. Closing it, leaving its
-    `async with` block, cancelling the task that waits for result(), or forgetting it ends the request and frees its
+    Chunks that have arrived together are given as one, except where they have log-probabilities. Closing it, leaving
+    its `async with` block, cancelling the task that waits for result(), or forgetting it ends the request and frees its
     place. Use it in one task at a time.
 
     Args:

@@ -20,6 +20,7 @@ from engine.serve.wording import FINGERPRINT
 def router(serving: Serving) -> APIRouter:
     """The endpoints."""
     routes = APIRouter()
+    serving.store.describe = lambda model: props_of(serving, model)
 
     @routes.get("/v1/models")
     @routes.get("/models")
@@ -58,7 +59,6 @@ def router(serving: Serving) -> APIRouter:
             return json_response({**model.props, "is_sleeping": True})
         model = await serving.store.acquire(name)
         try:
-            model.props = props_of(serving, model)
             return json_response(model.props)
         finally:
             serving.store.release(model)
