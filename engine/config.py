@@ -6,9 +6,10 @@ Knows which values are possible; knows nothing of arrays, devices or requests.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TypedDict
 
 from engine.errors import InvalidRequestError
 
@@ -78,15 +79,17 @@ class EngineConfig:
     """How a model is opened.
 
     Attributes:
-        model: the GGUF file (any part of a split file).
+        model: a GGUF file, any part of a split one, or `hf:owner/repo[:quant][@revision]`, fetched from the Hugging
+            Face hub where it is not in the cache; None is the bundled model. Of an open model it is the file.
         device: "auto", "cpu", "cuda" or "cuda:N".
         context_length: tokens of one sequence, prompt and output together. None takes what the model was trained for,
             but at most DEFAULT_CONTEXT_LIMIT; a larger value than the trained one is allowed and logged.
         kv_type: number format of the key-value cache: a KvType, which its value "f16" or "f32" becomes.
         threads: CPU threads; None takes the physical cores.
-        max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
-        cache_tokens: positions of the key-value cache, shared by all sequences; at least one whole context. None: eight
-            contexts, or as many as the GPU's memory holds.
+        max_sequences: sequences that run side by side; further requests wait. None: 8 on the CPU, on a GPU one for
+            every 1024 positions of the cache, 64 to 512.
+        cache_tokens: positions of the key-value cache, shared by all sequences; at least one whole context. None: on
+            the CPU eight contexts, on a GPU what nine tenths of the free memory hold.
         prefill_chunk: most prompt tokens fed in one step; beside running streams the device may take fewer, so that a
             long prompt does not stop them. None: what suits the device.
         target: on a GPU, "latency" cuts prompts beside running streams into short pieces, so that a stream never waits
@@ -106,12 +109,14 @@ class EngineConfig:
         strict: refuse a file with metadata keys or tensors of which nothing is known, instead of naming them in a
             warning.
         eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph (slower; for tests).
+        pre_tokenizer: overrides the pre-tokenizer that the file names.
+        chat_template: jinja2 source that replaces the file's chat template.
 
     Raises:
         InvalidRequestError: a value outside its range.
     """
 
-    model: Path
+    model: str | Path | None = None
     device: str = "auto"
     context_length: int | None = None
     kv_type: KvType | str = KvType.F16
@@ -128,6 +133,8 @@ class EngineConfig:
     repack: bool = True
     strict: bool = False
     eager: bool = False
+    pre_tokenizer: str | None = None
+    chat_template: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -150,6 +157,12 @@ class EngineConfig:
             raise InvalidRequestError(f"max_sequences is {self.max_sequences}; allowed: 1 to {MAX_SEQUENCES}")
 
     @property
+    def path(self) -> Path:
+        """The file of an open model."""
+        assert isinstance(self.model, Path), "a model that is not open has a name, and perhaps no file"
+        return self.model
+
+    @property
     def device_index(self) -> int:
         """The N of "cuda:N"; 0 where none is given."""
         _, _, index = self.device.partition(":")
@@ -168,6 +181,28 @@ class EngineConfig:
                 "ask for a larger cache_tokens or a smaller context_length"
             )
         return context_length
+
+
+class EngineSettings(TypedDict, total=False):
+    """The fields of EngineConfig but model and device, as keywords of LLM(). A test compares the two."""
+
+    context_length: int | None
+    kv_type: KvType | str
+    threads: int | None
+    max_sequences: int | None
+    cache_tokens: int | None
+    prefill_chunk: int | None
+    target: Target | str
+    prefix_cache: bool
+    checkpoint_spacing: int
+    checkpoints: int | None
+    deterministic: bool
+    exact: bool
+    repack: bool
+    strict: bool
+    eager: bool
+    pre_tokenizer: str | None
+    chat_template: str | None
 
 
 def _whole(value: object) -> bool:

@@ -12,15 +12,18 @@ from typing import Any, TypeVar
 E = TypeVar("E", bound=BaseException)
 
 
-class EngineError(Exception):
-    """Base of every error raised on purpose by this package; its text says what to do.
+class Portable(Exception):
+    """An error that keeps its text and attributes when it is copied, pickled, or sent from one process to another.
 
-    All of them, also those whose constructor takes other arguments than the text, keep their text and attributes when
-    they are copied, pickled, or sent from one process to another.
+    Also where its constructor takes other arguments than the text.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.args, self.__dict__.copy())
+
+
+class EngineError(Portable):
+    """Base of every error raised on purpose by this package; its text says what to do."""
 
 
 class InvalidRequestError(EngineError, ValueError):

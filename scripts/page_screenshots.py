@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from tests.support.browser import browser  # noqa: E402 - found through the line above
+from tests.support.browser import browser, require_browser  # noqa: E402 - found through the line above
 from tests.support.chat_page import TEMPLATE, Page, serving_at  # noqa: E402
 from tests.support.scripted_model import scripted_llama  # noqa: E402
 
@@ -66,7 +66,7 @@ def text(page: Any) -> None:
 def main() -> None:
     """Write the pictures."""
     TARGET.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, browser() as chromium:
+    with tempfile.TemporaryDirectory() as folder, browser(require_browser()) as chromium:
         model = scripted_llama(Path(folder) / "helper.gguf", ANSWER, template=TEMPLATE)
         with serving_at("-m", model) as address, serving_at() as tales:
             for name, server, act, options in (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.concurrency.lazy import lazy
 from engine.config import KvType
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import SCRATCH_BYTES, matmul, warm_up
@@ -104,7 +104,7 @@ class CpuBackend:
             n_checkpoints=checkpoints,
         )
 
-    @cached_property
+    @lazy
     def _ops(self) -> CpuOps:
         """The bricks: compiled ones where they fit the model. Made on first use, as numba takes its time to import."""
         if self._compiled:
@@ -113,7 +113,7 @@ class CpuBackend:
             return FastOps(self.config, self.model.weights, self._cache, self._pool, self._integer)
         return CpuOps(self.config, self.model.weights, self._cache, self._product)
 
-    @cached_property
+    @lazy
     def _decoder(self) -> Decoder | None:
         """Runs decode steps as one program, where the model allows it."""
         if not self._compiled:
@@ -125,7 +125,7 @@ class CpuBackend:
             return Decoder(self.model.weights, self._ops, self._cache, self._pool, self._integer)
         return None
 
-    @cached_property
+    @lazy
     def _integer(self) -> IntegerWeights | None:
         """The weights that are multiplied in integers, repacked if that is wanted."""
         if not self._quantize:
@@ -190,7 +190,7 @@ class CpuBackend:
             InvalidRequestError: a token id is not in the vocabulary; nothing was changed.
             GGUFError: the model's file was cut or rewritten since it was opened; nothing was changed.
         """
-        self._pool.settle()
+        self._settle()
         logits = np.empty((len(batch.output_rows), self.config.vocab_size), dtype=np.float32)
         if self._decoder is not None and self._decoder.takes(batch):
             self.model.gguf.check_unchanged()
@@ -211,7 +211,7 @@ class CpuBackend:
         if self._decoder is not None and self._decoder.takes(batch):
             yield self.forward(batch)
             return
-        self._pool.settle()
+        self._settle()
         x = self._hidden(batch)[batch.output_rows]
         for start in range(0, len(x), HEAD_ROWS):
             with np.errstate(**QUIET):
@@ -251,6 +251,11 @@ class CpuBackend:
         for made_on_first_use in ("_decoder", "_ops", "_integer"):
             vars(self).pop(made_on_first_use, None)
         self._cache.close()
+
+    def _settle(self) -> None:
+        """End what an exception or a fork has cut short in an earlier call."""
+        self._pool.settle()
+        self._ops.settle()
 
     def _hidden(self, batch: Batch) -> Float32Array:
         self.model.gguf.check_unchanged()

@@ -215,7 +215,7 @@ class CudaRunner:
             if self._machine.states is not None:
                 self._machine.states.seat(slot, sequence.state_place, start)
             self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
-        if self._loop.wants_mask(slot):
+        if sequence.mask is not None and self._loop.wants_mask(slot):
             if not self._has_mask(item, failures):
                 return False
             self._loop.give_mask(slot)
@@ -287,7 +287,7 @@ class CudaRunner:
 
     def release(self, slot: int) -> None:
         """See Runner.release. Takes effect with the next launch, before anything that launch writes."""
-        if not (self._closed or self._gpu.broken):
+        if not (self._closed or self._gpu.broken or self._gpu.forked):
             self._loop.stop(slot)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:

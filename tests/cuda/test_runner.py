@@ -199,6 +199,24 @@ def test_a_prompt_has_the_same_bits_alone_in_a_batch_and_in_pieces(prompts):
             assert fingerprint(generate(runner, longer[5], 1, logprobs=8, chunk=chunk)) == alone[5], chunk
 
 
+def test_replayed_prompts_equal_those_launched_one_by_one(prompts):
+    """Other tokens, other slots, other neighbours: a graph has the shape alone."""
+    found = []
+    for eager in (True, False):
+        with opened(BUNDLED_MODEL, max_sequences=4, eager=eager) as runner:
+            texts = [(prompts[i % 8] * 9)[:70] for i in range(6)]
+            samples = [fingerprint(generate(runner, text, 2, slot=i % 4, logprobs=4)) for i, text in enumerate(texts)]
+            for turn in range(5):
+                pair = [
+                    new_sequence(runner, texts[turn + i], 2 * i + 1, 9000 + turn * 2 + i, logprobs=4) for i in (0, 1)
+                ]
+                samples.append(fingerprint(runner.step([Work(one, one.prompt_ids, 0, True) for one in pair])))
+                for one in pair:
+                    runner.release(one.slot)
+            found.append(samples)
+    assert found[0] == found[1]
+
+
 def test_scattered_pages_give_the_same_bits(prompts):
     """Pages in any order, also where prompt and text cross many of them."""
     prompt = (prompts[7] * 20)[:300]

@@ -10,7 +10,6 @@ replaced (code_cache.py).
 # mypy: disable-error-code="no-untyped-def"
 
 import hashlib
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -18,15 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite import binding
+from llvmlite.binding import ffi
 from numba import config, njit, types
+from numba.core.compiler_lock import global_compiler_lock
 
+from engine.concurrency import fork
 from engine.cpu.kernels import activations, attention, elementwise, integer, machine, products, tiles
 from engine.cpu.kernels.code_cache import KernelCache
 from engine.errors import DeviceError
 
 Kernel = Callable[..., None]
 
-_lock = threading.Lock()
+_lock = fork.new_lock()
+# A child may be forked while another thread compiles.
+fork.renew(getattr(global_compiler_lock, "_lock", None))
+fork.renew(getattr(getattr(ffi.lib, "_lock", None), "_lock", None))
 
 
 @lru_cache(maxsize=1)

@@ -1,10 +1,11 @@
 // Decode attention: one new token per sequence. QK-norm, RoPE, cache append, softmax over the paged cache.
 //
-// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. A block serves up to HEAD_TILE query heads of one cache head over a
-// run of ranges of positions (attention_ranges.cuh), and the next range's keys and values travel while it works. A row
-// that lies in one block is finished there; of others every range leaves a partial sum, and the last block to finish adds
-// them up. Either way the ranges are added in their order with the same instructions: the same bits on every run, whatever
-// else is in the batch and however many blocks there are. With ONE_RANGE, which needs N_SPLITS slots a row, likewise.
+// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. A block serves up to HEAD_TILE query heads of one cache head over
+// a run of ranges of positions (attention_ranges.cuh); the next range's keys and values are fetched while it computes. A
+// row whose ranges are all in one block is finished there; of others every range leaves a partial sum, and the last block
+// to finish adds them up. Either way the ranges are added in their order with the same instructions: the same bits on
+// every run, whatever else is in the batch and however many blocks there are. With ONE_RANGE, which needs N_SPLITS slots
+// a row, likewise.
 // qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages], -1 = no page: not read, and the new token is not
 // appended; positions int32 [B], -1 (or behind the table) = padded row, nothing written;
 // partial float32 [columns][slots][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [columns][slots][MOST_HEADS];
@@ -26,7 +27,7 @@
 #define MERGE_HEADS 4  // heads whose sums the warps exchange at a time
 #define MERGE_PASSES ((MOST_HEADS + MERGE_HEADS - 1) / MERGE_HEADS)
 #define MERGE_STRIDE (VALUE_DIM + 2)
-#define OWN ((MERGE_HEADS * VALUE_DIM + THREADS - 1) / THREADS)  // sums of a pass that one thread looks after
+#define OWN ((MERGE_HEADS * VALUE_DIM + THREADS - 1) / THREADS)  // sums of a pass that one thread keeps
 
 struct Shared {
     float raw[MOST_HEADS + 1][KEY_DIM];  // queries and key of the row that comes next, as they are in qkv
@@ -64,7 +65,7 @@ DEVICE float load_cg(const float* p) {
     return v;
 }
 
-// Adds n and gives the old value; what the block wrote before the last barrier is seen by who reads the new one.
+// Adds n and gives the old value; a block that reads the new one sees what this block wrote before its last barrier.
 DEVICE int count_up(int* counter, int n) {
     int old;
     asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;" : "=r"(old) : "l"(counter), "r"(n) : "memory");
@@ -283,7 +284,7 @@ DEVICE void load_partials(sums_t (&v)[AT_ONCE], const float* partial, i64 slot0,
 }
 
 // Adds up the ranges of a row in their order, as finish_range does. The first partials travel while the factors are
-// computed, which lie in shared memory as [MAX_SPLITS][MOST_HEADS].
+// computed, which are in shared memory as [MAX_SPLITS][MOST_HEADS].
 DEVICE void merge_ranges(Shared& sh, const Task& task, float2* factors, const float* partial,
                          const float2* partial_max_sum, const float* sinks, int slots, float* row) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = sizeof(sums_t) / 4, n_heads = heads_of_block();

@@ -2,8 +2,8 @@
 
 Which page belongs to whom is decided elsewhere; here the table follows what it is told, changed entries only. All reads
 and writes of pages are launches of one stream, so a page may be given to another sequence while steps of its last owner
-are still under way: what they write comes before what the new owner writes, and nobody reads a position that he has
-not written himself or been given written. Must not know of requests.
+are still under way: what they write comes before what the new owner writes, and a sequence reads only positions that it
+has written itself or was given written. Must not know of requests.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from engine.concurrency import fork
 from engine.cuda.driver.arrays import Stream
-from engine.cuda.driver.failure import FORKED, device_errors, is_cuda_error, is_out_of_memory
+from engine.cuda.driver.failure import device_errors, is_cuda_error, is_out_of_memory
 from engine.cuda.driver.graphs import end_capture
 from engine.errors import DeviceError
 
@@ -26,7 +26,7 @@ class GpuContext:
         name: for people. arch: compute capability (90 = 9.0). multiprocessors: of the card.
         stream: everything is ordered on it. pool: a CuPy memory pool.
         broken: what failed; None while the GPU works.
-        forked: this is the child of a fork, where nothing of CUDA may be touched.
+        forked: this process is the child of the one that opened the GPU.
     """
 
     def __init__(self, index: int) -> None:
@@ -45,8 +45,23 @@ class GpuContext:
         fork.register(self)
 
     def after_fork(self) -> None:
-        """See engine.concurrency.fork."""
-        self.forked, self.broken = True, FORKED
+        """The driver refuses its work to the child of a process that used it."""
+        self.forked = True
+
+    def check(self) -> None:
+        """Refuse a device that cannot be used any more.
+
+        Raises:
+            DeviceError: the GPU failed before, or this process is the child of a fork.
+        """
+        if self.forked:
+            raise DeviceError(
+                "this process was forked from one that had opened a model on the GPU, and CUDA does not work in it: "
+                'start processes by the method "spawn" (multiprocessing.get_context("spawn")), or fork before a '
+                "model is opened, or open the model on the cpu"
+            )
+        if self.broken:
+            raise DeviceError(f"the GPU failed before ({self.broken}); restart the program and open the model again")
 
     def free_bytes(self) -> int:
         """Memory that no process has taken."""
@@ -68,12 +83,9 @@ class GpuContext:
         """As active(); a CUDA error marks the GPU broken for good.
 
         Raises:
-            DeviceError: the GPU failed, now or before.
+            DeviceError: the GPU failed, now or before; see check().
         """
-        if self.forked:
-            raise DeviceError(f"the model was opened in another process: {FORKED}, and open the model there")
-        if self.broken:
-            raise DeviceError(f"the GPU failed before ({self.broken}); restart the program and open the model again")
+        self.check()
         try:
             with device_errors("running the model"), self.active():
                 end_capture(self.stream)

@@ -17,12 +17,11 @@ _PACKAGES = ("cupy", "cupyx", "cupy_backends", "cuda")
 _NO_MEMORY = ("MemoryAllocation", "OUT_OF_MEMORY", "ALLOC_FAILED", "out of memory")
 """In the text of an error of any of these packages: memory was refused, and the GPU is as it was before."""
 
-FORKED = "CUDA cannot be used in the child of a fork: start worker processes with the method 'spawn' or 'forkserver'"
-
 _ADVICE = {
     _NO_MEMORY: "end other programs that use it (nvidia-smi shows them), open the model with a smaller context_length, "
     "cache_tokens or max_sequences, or use device='cpu'",
-    ("InitializationError", "NOT_INITIALIZED"): f"{FORKED}; if nothing was forked, restart the program",
+    ("InitializationError", "NOT_INITIALIZED"): "CUDA does not work in the child of a fork: "
+    "start processes by the method 'spawn'; if nothing was forked, restart the program",
     ("NoDevice", "InsufficientDriver", "NO_DEVICE"): "install the NVIDIA driver for CUDA 13 (580 or newer)",
     ("DevicesUnavailable", "DEVICE_UNAVAILABLE"): "another program has the GPU for itself: end it",
     ("NoKernelImageForDevice", "NO_BINARY_FOR_GPU", "InvalidPtx", "UnsupportedPtx", "INVALID_IMAGE"): "update the "

@@ -6,7 +6,6 @@ All copies are launches of one stream, in order with the steps. Must not know wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -93,7 +92,13 @@ class RowStore:
         else:
             self._move_each(saved.arrays, self._bases, list(enumerate(rows)), "memcpyHostToDevice")
 
-    def _move_each(self, sources: Any, targets: Any, pairs: Sequence[tuple[int, int]], kind: str) -> None:
+    def _move_each(
+        self,
+        sources: npt.NDArray[np.uint64],
+        targets: npt.NDArray[np.uint64],
+        pairs: Sequence[tuple[int, int]],
+        kind: str,
+    ) -> None:
         """As _move(), by a copy of the driver for each row of each array: from and to pageable memory it waits."""
         import cupy
 

@@ -1,7 +1,7 @@
 """Small things on their way to the device: collected by the host, put in their places by one kernel in stream order.
 
-The kernel reads pinned host memory itself, so that a step's news (tokens, positions, pages, settings of those who join)
-cost one launch and no copy of their own, and nobody waits. Must not know what the arrays mean.
+The kernel reads pinned host memory itself, so that a step's news (tokens, positions, pages, settings of new sequences)
+cost one launch and no copy of their own, and neither side waits. Must not know what the arrays mean.
 """
 
 from __future__ import annotations

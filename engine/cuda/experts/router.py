@@ -21,6 +21,7 @@ _ROUTE_FILES = ("route.cuh", "route.cu")
 MAX_EXPERTS = 1024
 MAX_USED = 32
 _FOURS = 2  # of columns, that a thread of the kernel keeps in registers
+_BLOCKS = 1024  # of a launch for many rows: about what a card holds at once; a block then has several rows
 
 
 class Gating(IntEnum):
@@ -158,6 +159,7 @@ def score_experts(
         matrix.columns,
         x,
         x.strides[0] // 4,
+        int(x.shape[0]),
         norm,
         float(eps),
         bias,
@@ -165,6 +167,6 @@ def score_experts(
         scores,
         1.0 / matrix.columns,
     )
-    launch(
-        build(files, defines=defines).get("router"), (matrix.tiles * 8, int(x.shape[0])), threads, args, stream=stream
-    )
+    blocks = matrix.tiles * 8
+    grid = blocks, min(int(x.shape[0]), max(8, _BLOCKS // blocks))
+    launch(build(files, defines=defines).get("router"), grid, threads, args, stream=stream)

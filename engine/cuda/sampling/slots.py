@@ -72,7 +72,7 @@ class DeviceSlots:
         self._plain = _Plain()
 
     def begin(self, sequence: ActiveSequence, position: int, limit: int, token: int | None = None) -> None:
-        """The slot serves a sequence whose newest token stands at that position.
+        """The slot serves a sequence whose newest token has that position.
 
         Args:
             sequence: whose slot it is.

@@ -83,6 +83,11 @@ class PromptOps(CudaOps):
         self._cache.flush(staging)
         staging.send()
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What decides the launches of the batch that was begun: all sizes, and with them the places in the arena."""
+        return (self.n_rows, len(self.output_rows), *(len(tiles) for tiles in self._tiles.values()))
+
     def embed(self, batch: Batch) -> DeviceArray:
         """See Ops.embed."""
         return self._embed(self._tokens, self._positions)

@@ -4,12 +4,12 @@ This module knows the tokenizer only by the names of its special tokens.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from engine.concurrency import fork
 from engine.errors import InvalidRequestError, TokenizerError
 from engine.text.answers.formats import MARKS, AnswerFormat, Kind, choose_format
 from engine.text.answers.parser import AnswerParser
@@ -59,7 +59,7 @@ class ChatTemplate:
         self._habits: dict[tuple[str | None, tuple[str, ...]], Habits] = {}
         self._formats: dict[str, AnswerFormat] = {}
         self._warned: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = fork.new_lock()
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer | None) -> "ChatTemplate | None":

@@ -2,13 +2,19 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.browser import browser
+from tests.support.browser import browser, require_browser
 from tests.support.chat_page import Page, serving_at, write_models
 
 
-@pytest.fixture(scope="module")  # its event loop runs until it is closed, and no other can in this thread
-def chromium():
-    with browser() as running:
+@pytest.fixture(scope="session")
+def browser_path():
+    return require_browser()
+
+
+@pytest.fixture(scope="module")
+def chromium(browser_path):
+    """A browser, for one file alone: while it runs, no other test of this process could call asyncio.run()."""
+    with browser(browser_path) as running:
         yield running
 
 
@@ -17,13 +23,13 @@ def models(tmp_path_factory):
     return write_models(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="module")
-def serving(chromium):
-    """Starts further servers; asks for the browser, so that nothing is started where there is none."""
+@pytest.fixture(scope="session")
+def serving(browser_path):
+    """Starts further servers; asks for a browser, so that nothing is started where there is none."""
     return serving_at
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(serving, models):
     files = (part for name in ("talker", "hostile", "endless") for part in ("-m", models / f"{name}.gguf"))
     with serving(*files, "-c", "100000", "--cache-tokens", "100000") as address:
