@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,10 +119,8 @@ def _request(port: int, dice: random.Random) -> str:
         if leaves:
             if dice.random() < 0.5:
                 connection.sock.settimeout(dice.random() * 0.05)
-                try:
+                with suppress(TimeoutError):
                     connection.sock.recv(dice.choice((1, 200)))
-                except TimeoutError:
-                    pass
             return "left"
         response = connection.getresponse()
         data = response.read()

@@ -19,7 +19,7 @@ from engine.api.names import resolve_model
 from engine.api.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
 from engine.api.stream import Stream
 from engine.config import CHECKPOINT_SPACING, PAGE, EngineConfig
-from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
+from engine.errors import ContextFullError, DeviceError, InvalidRequestError, TokenizerError
 from engine.gguf import open_gguf
 from engine.model.loader import load_model
 from engine.model.memory import MemoryPlan
@@ -58,9 +58,11 @@ class LLM:
             at most 8192.
         kv_type: number format of the key-value cache, "f16" or "f32".
         threads: CPU threads; None takes the physical cores.
-        max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
-        cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts, or as many
-            as the GPU's memory holds. Where it is too small for all, the youngest sequences wait.
+        max_sequences: sequences that run side by side; further requests wait. None: 8 on the CPU, on a GPU one for
+            every 1024 positions of the cache, 64 to 512.
+        cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts on the CPU,
+            on a GPU what nine tenths of the free memory hold. Where it is too small for all, the youngest sequences
+            wait.
         prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
         target: on a GPU, "latency" lets running streams wait little while prompts are read, "throughput" serves all
             requests together faster, "balanced" goes by the number of streams.
@@ -167,8 +169,18 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Stop all requests and free the cache, the weights and the file; a second call does nothing."""
-        self._loop.close()
+        """Stop all requests and free the cache, the weights and the file.
+
+        A call that an interrupt cut short can be repeated; after one that was not a further call does nothing.
+
+        Raises:
+            DeviceError: the GPU failed in one of the last steps, which no call has told yet; all is freed.
+        """
+        try:
+            self._loop.close()
+        except DeviceError:
+            self._file.close()
+            raise
         self._file.close()
 
     @property

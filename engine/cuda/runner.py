@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from traceback import clear_frames
 
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +109,13 @@ class CudaRunner:
             self.mixed_chunk = min(mixed, self.prefill_chunk)
             self.mixed_per_sequence = MIXED_ROWS_PER_SEQUENCE if target == Target.BALANCED else 0
             kept = checkpoint_count(checkpoints, self.max_sequences)
-            self._machine = self._open(model, launches, status, n_checkpoints=kept, eager=eager)
+            try:
+                self._machine = self._open(model, launches, status, n_checkpoints=kept, eager=eager)
+            except BaseException as error:
+                clear_frames(error.__traceback__)  # the locals of the calls that failed hold what they allocated
+                gc.collect()
+                self._gpu.release()
+                raise
         if self._machine.states is not None:
             self.states = DeviceStates(self._machine.states, self._machine.staging, self._running)
         self._loop = RunAhead(
@@ -129,26 +137,20 @@ class CudaRunner:
         eager: bool,
     ) -> StepMachine:
         """Everything that allocates."""
-        import cupy
-
         gpu = self._gpu
-        try:
-            with gpu.active():
-                weights = load_weights(model, launches, gpu, status)
-                machine = StepMachine(
-                    weights,
-                    n_pages=self.n_pages,
-                    context_length=self.context_length,
-                    n_checkpoints=n_checkpoints,
-                    stream=gpu.stream,
-                    eager=eager,
-                )
-                machine.enqueue(1)  # no slot is active yet: this writes nothing, and loads the kernels of one sequence
-                gpu.stream.synchronize()
-                return machine
-        except cupy.cuda.memory.OutOfMemoryError as error:
-            gpu.release()
-            raise DeviceError(f"the GPU ran out of memory while the model was opened: {error}") from error
+        with gpu.active():
+            weights = load_weights(model, launches, gpu, status)
+            machine = StepMachine(
+                weights,
+                n_pages=self.n_pages,
+                context_length=self.context_length,
+                n_checkpoints=n_checkpoints,
+                stream=gpu.stream,
+                eager=eager,
+            )
+            machine.enqueue(1)  # no slot is active yet: this writes nothing, and loads the kernels of one sequence
+            gpu.stream.synchronize()
+            return machine
 
     # ---- Runner ----------------------------------------------------------------------------------------------
 
@@ -213,7 +215,7 @@ class CudaRunner:
             if self._machine.states is not None:
                 self._machine.states.seat(slot, sequence.state_place, start)
             self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
-        if self._loop.wants_mask(slot):
+        if sequence.mask is not None and self._loop.wants_mask(slot):
             if not self._has_mask(item, failures):
                 return False
             self._loop.give_mask(slot)
@@ -285,7 +287,7 @@ class CudaRunner:
 
     def release(self, slot: int) -> None:
         """See Runner.release. Takes effect with the next launch, before anything that launch writes."""
-        if not (self._closed or self._gpu.broken):
+        if not (self._closed or self._gpu.broken or self._gpu.forked):
             self._loop.stop(slot)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -323,23 +325,37 @@ class CudaRunner:
             )
         if not self._loop.idle:
             raise InvalidRequestError("a profile needs an idle model: wait for the running requests, or cancel them")
-        with self._running():
+        with self._running(), self._whole():
             try:
                 return profile_decode(self._machine, self._gpu.stream, self.context_length, depth, n_rows, repeats)
             finally:
                 self._gpu.pool.free_all_blocks()
 
     def close(self) -> None:
-        """See Runner.close. What an interrupt has left undone, a second call does."""
-        if self._closed:
+        """See Runner.close. What an interrupt or an error has left undone, a second call does.
+
+        Raises:
+            DeviceError: the GPU failed in one of the last steps, which no call has told yet; the model is closed.
+        """
+        if self._closed or self._gpu.forked:  # in the child of a fork nothing is freed: CUDA would be called
             return
-        if not self._gpu.broken:
-            with self._gpu.device:
-                self._gpu.stream.synchronize()
+        known, failure = self._gpu.broken, None
+        try:
+            with device_errors("closing the model"), self._gpu.device:
+                if not known:
+                    self._gpu.stream.synchronize()
+        except DeviceError as error:
+            failure, self._gpu.broken = error, str(error)
         self.states = None
         self._machine.close()
-        self._gpu.release()
+        try:
+            with device_errors("closing the model"):
+                self._gpu.release()
+        except DeviceError as error:  # of a GPU that has failed nothing more can be given back
+            failure = failure or error
         self._closed = True
+        if failure is not None and not known:
+            raise failure
 
     # ---- surroundings ----------------------------------------------------------------------------------------
 
@@ -361,6 +377,11 @@ class CudaRunner:
         yield
         self._unclear = False
 
-    def _running(self) -> AbstractContextManager[None]:
-        """See GpuContext.running."""
-        return self._gpu.running()
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Every use of the device: see GpuContext.running and StepMachine.settle."""
+        if self._closed:
+            raise DeviceError("the model is closed; open it again")
+        with self._gpu.running():
+            self._machine.settle()
+            yield

@@ -78,4 +78,4 @@ class Runner(Protocol):
         """
 
     def close(self) -> None:
-        """Free everything on the device."""
+        """Free everything on the device. A call that was cut short can be repeated; one too many does nothing."""

@@ -53,13 +53,16 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(status, message)  # what copies are made with
         self.status = status
         self.message = message
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
         self.extra = dict(extra or {})
+
+    def __str__(self) -> str:
+        return self.message
 
     @property
     def type(self) -> str:

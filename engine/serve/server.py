@@ -101,8 +101,8 @@ async def serve(
         if len(serving.store.models) == 1:
             try:
                 serving.store.release(await serving.store.acquire(None))
-            except (ApiError, EngineError, OSError) as error:
-                problem = str(error)
+            except Exception as error:
+                problem = str(error) if isinstance(error, (ApiError, EngineError, OSError)) else repr(error)
                 server.should_exit = True
                 return
         ready()

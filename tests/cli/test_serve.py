@@ -89,7 +89,7 @@ def test_names_of_models(tmp_path):
 
 def test_models_that_cannot_be_told_apart(tmp_path):
     for arguments in (["a/m.gguf", "b/m.gguf"], []), (["m.gguf"], ["a", "b"]), (["m.gguf"], [" ,"]):
-        with pytest.raises(InvalidRequestError, match="alias|name"):
+        with pytest.raises(InvalidRequestError, match=r"alias|name"):
             model_specs(*arguments, None, {})
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(InvalidRequestError, match="models-dir"):
@@ -121,7 +121,8 @@ def test_only_this_command_loads_the_web_framework():
         "from engine.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('fastapi', 'uvicorn', 'starlette', 'sse_starlette', 'asyncio') if name in sys.modules])"
+        "names = ('fastapi', 'uvicorn', 'starlette', 'sse_starlette', 'prometheus_client', 'asyncio')\n"
+        "print([name for name in names if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

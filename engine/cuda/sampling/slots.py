@@ -12,6 +12,7 @@ from collections.abc import Sequence as Items
 import numpy as np
 
 from engine.cuda.driver.arrays import DeviceArray, Stream
+from engine.cuda.driver.failure import device_errors
 from engine.cuda.driver.staging import Mapped, Staging
 from engine.cuda.sampling.sampler import LIMIT_WORD, DeviceSampler, Results, pack_row
 from engine.errors import EngineError, ModelFileError
@@ -59,7 +60,7 @@ class DeviceSlots:
         )
         self._sampler = DeviceSampler(vocab_size, context_length, n_slots, results=results)
         self.tokens = cupy.zeros(n_slots, cupy.int32)
-        self.positions = cupy.full(n_slots, -1, cupy.int32)
+        self.positions = cupy.asarray(np.full(n_slots, -1, np.int32))
         self._vocab_size = vocab_size
         self._places = places
         self._masks: Mapped | None = None  # most programs never need it
@@ -71,7 +72,7 @@ class DeviceSlots:
         self._plain = _Plain()
 
     def begin(self, sequence: ActiveSequence, position: int, limit: int, token: int | None = None) -> None:
-        """The slot serves a sequence whose newest token stands at that position.
+        """The slot serves a sequence whose newest token has that position.
 
         Args:
             sequence: whose slot it is.
@@ -95,9 +96,14 @@ class DeviceSlots:
         self._new_limits[slot] = limit
 
     def set_mask(self, slot: int, bits: Bits) -> None:
-        """The tokens that the slot may draw next. Nothing that reads its mask may be on its way."""
+        """The tokens that the slot may draw next. Nothing that reads its mask may be on its way.
+
+        Raises:
+            DeviceError: there is no memory for masks; it concerns this slot alone.
+        """
         if self._masks is None:
-            self._masks = Mapped((self.positions.size, -(-self._vocab_size // 32)), np.uint32)
+            with device_errors("making room for the masks of constraints"):
+                self._masks = Mapped((self.positions.size, -(-self._vocab_size // 32)), np.uint32)
         self._masks.host[slot] = bits
 
     def flush(self, staging: Staging) -> None:

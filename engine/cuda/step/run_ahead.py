@@ -117,10 +117,11 @@ class RunAhead:
 
     def stop(self, slot: int) -> None:
         """Takes the row out of the following steps and drops what it was ahead."""
-        if self._rows.pop(slot, None) is not None:
+        if slot in self._rows:
+            self._set_position(slot, -1)  # first: cut short in between, a later call must find the row to take it out
             self._resting.discard(slot)
             self._prepared.pop(slot, None)
-            self._set_position(slot, -1)
+            del self._rows[slot]
 
     def holds(self, sequence: ActiveSequence, start: int, token: int) -> bool:
         """Whether feeding that token at that position is what the row would do next."""
