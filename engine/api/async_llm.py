@@ -254,7 +254,8 @@ class AsyncLLM:
         def add() -> list[AsyncStream]:
             ids = self.llm.prompt_ids(prompt) if not isinstance(prompt, ChatPrompt) else prompt.token_ids
             shown = chat.shown_ids if chat is not None else ()
-            requests = self._driver.add(ids, params, shown, inboxes, mailbox, watched=watched)
+            rules = chat.rules if chat is not None else None
+            requests = self._driver.add(ids, params, shown, inboxes, mailbox, watched=watched, rules=rules)
             return [
                 AsyncStream(self._driver, request, inbox, chat.reader() if chat is not None else None)
                 for request, inbox in zip(requests, inboxes, strict=True)

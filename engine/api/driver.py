@@ -21,6 +21,7 @@ from engine.api.llm import LLM
 from engine.errors import DeviceError, EngineError, copy_error
 from engine.request import Request, StreamChunk
 from engine.sampling.params import SamplingParams
+from engine.text import AnswerRules
 
 log = logging.getLogger("engine")
 
@@ -155,6 +156,7 @@ class Driver:
         mailbox: Mailbox,
         *,
         watched: bool = False,
+        rules: AnswerRules | None = None,
     ) -> list[Request]:
         """Queue params.n requests, one for each receiver.
 
@@ -165,6 +167,7 @@ class Driver:
             receivers: get the news.
             mailbox: of their event loop.
             watched: tell the first one how its prompt is read.
+            rules: what the answer of a chat is held to.
 
         Raises:
             InvalidRequestError, ContextFullError: refused; nothing was queued.
@@ -173,7 +176,7 @@ class Driver:
         with self._changed:  # held until the receivers are known: a step may bring the first chunk at once
             if self._closed:
                 raise EngineError("the model is closed; open it again")
-            requests = self._llm.add_requests(token_ids, params, shown_ids=shown_ids)
+            requests = self._llm.add_requests(token_ids, params, shown_ids=shown_ids, rules=rules)
             for request, receiver in zip(requests, receivers, strict=True):
                 self._receivers[request.request_id] = receiver, mailbox
             if watched:

@@ -30,7 +30,7 @@ from engine.sampling.params import SamplingParams
 from engine.scheduling.job import Job
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.occupancy import Occupancy
-from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
+from engine.text import AnswerRules, ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -274,7 +274,8 @@ class LLM:
 
     def chat_prompt(self, messages: Sequence[Message], **variables: Any) -> ChatPrompt:
         """render_chat() with the text, and with what is needed to read the answer."""
-        prompt = chat_prompt(self.require_chat_template(), self.tokenizer, messages, variables)
+        template, form = self.require_chat_template(), self.config.tool_format
+        prompt = chat_prompt(template, self.tokenizer, messages, variables, form)
         return replace(prompt, token_ids=tuple(self._requests.checked(prompt.token_ids)))
 
     def chat(
@@ -288,7 +289,10 @@ class LLM:
         Args:
             messages: see engine.text.templates.messages.checked_messages.
             params: sampling parameters.
-            variables: further names for the template, as enable_thinking=False; `tools` are JSON schemas.
+            variables: further names for the template, as enable_thinking=False. Some are about the answer:
+                `tools`, descriptions of functions in OpenAI's form; `tool_choice`, "auto", "none", "required" or
+                {"type": "function", "function": {"name": ...}}; `parallel_tool_calls`, whether there may be several
+                calls; `max_reasoning_tokens`, after which reasoning is ended.
         """
         return self.stream_chat(messages, params, **variables).result()
 
@@ -303,7 +307,8 @@ class LLM:
     ) -> list[Stream]:
         """The params.n answers of a chat, each a stream; see sample_streams()."""
         prompt = self.chat_prompt(messages, **variables)
-        jobs = self._requests.samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
+        params = params or SamplingParams()
+        jobs = self._requests.samples(prompt.token_ids, params, prompt.shown_ids, rules=prompt.rules)
         return [Stream(self._loop, job, prompt.reader) for job in jobs]
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
@@ -311,7 +316,12 @@ class LLM:
         return self._submit([self._requests.job(prompt, _one_sample(params), by_step=True)])[0].request_id
 
     def add_requests(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, shown_ids: Collection[int] = ()
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        shown_ids: Collection[int] = (),
+        rules: AnswerRules | None = None,
     ) -> list[Request]:
         """Queue the params.n samples of a prompt for step(); returns each with its request_id and seed.
 
@@ -319,8 +329,9 @@ class LLM:
             prompt: text or token ids.
             params: sampling parameters.
             shown_ids: control tokens that appear in the text by name, as ChatPrompt.shown_ids says.
+            rules: what the answer of a chat is held to, as ChatPrompt.rules says.
         """
-        jobs = self._requests.samples(prompt, params or SamplingParams(), shown_ids, by_step=True)
+        jobs = self._requests.samples(prompt, params or SamplingParams(), shown_ids, rules=rules, by_step=True)
         return self._submit(jobs)
 
     def _submit(self, jobs: list[Job]) -> list[Request]:

@@ -19,7 +19,7 @@ from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
 from engine.scheduling.job import Job
 from engine.scheduling.output import OutputAssembler
-from engine.text import Tokenizer
+from engine.text import AnswerRules, Tokenizer
 
 if TYPE_CHECKING:
     from engine.constraints import ConstraintCompiler
@@ -88,10 +88,16 @@ class Requests:
         return [Job(request, OutputAssembler(request, None, ())) for request in requests]
 
     def samples(
-        self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = (), *, by_step: bool = False
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        shown_ids: Collection[int] = (),
+        *,
+        rules: AnswerRules | None = None,
+        by_step: bool = False,
     ) -> list[Job]:
         """One job for each sample of a prompt: seeds from the first one on, pages shared."""
-        first = self.job(prompt, params, by_step=by_step, shown_ids=shown_ids)
+        first = self.job(prompt, params, by_step=by_step, shown_ids=shown_ids, rules=rules)
         jobs, request = [first], first.request
         for number in range(1, params.n):
             following = replace(
@@ -99,7 +105,7 @@ class Requests:
                 request_id=next(self._ids),
                 seed=(request.seed + number) % (MAX_SEED + 1),
                 shares_with=request.request_id,
-                mask=self._mask(params),
+                mask=self._mask(params, rules),
             )
             assembler = OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)
             jobs.append(Job(following, assembler, by_step))
@@ -110,7 +116,13 @@ class Requests:
         return self._tokenizer.eog_ids if self._tokenizer is not None else ()
 
     def job(
-        self, prompt: Prompt, params: SamplingParams, *, by_step: bool = False, shown_ids: Collection[int] = ()
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        by_step: bool = False,
+        shown_ids: Collection[int] = (),
+        rules: AnswerRules | None = None,
     ) -> Job:
         """Check a request against the model and the context; refuses what cannot run."""
         if not isinstance(params, SamplingParams):
@@ -127,21 +139,28 @@ class Requests:
             _ = self.tokenizer  # stop strings need text
         seed = params.seed if params.seed is not None else fresh_seed()
         score_from = 1 if params.prompt_logprobs is not None else None
-        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=self._mask(params))
+        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=self._mask(params, rules))
         return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids, shown_ids), by_step)
 
-    def _mask(self, params: SamplingParams) -> TokenMask | None:
-        """The mask of a request with a constraint.
+    def _mask(self, params: SamplingParams, rules: AnswerRules | None) -> TokenMask | None:
+        """The mask of a request with a constraint, or of an answer that is held to something.
 
         Raises:
-            InvalidRequestError: the constraint cannot be used.
+            InvalidRequestError: the constraint or the schema of a tool cannot be used.
         """
-        if params.constraint is None:
+        if params.constraint is None and rules is None:
             return None
+        if params.constraint is not None and rules is not None and rules.calls is not None:
+            raise InvalidRequestError(
+                'a constraint leaves no room for calls of tools; leave out one of the two, or say tool_choice "none"'
+            )
         if self._constraints is None:
             from engine.constraints import ConstraintCompiler  # a library that only these requests need
 
             self._constraints = ConstraintCompiler(self.tokenizer, self._vocab_size, self._eog_ids)
+        if params.constraint is None and rules is not None:
+            return self._constraints.answer_mask(rules)
+        assert params.constraint is not None, "one of the two"
         return self._constraints.mask(params.constraint)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:

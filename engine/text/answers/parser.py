@@ -42,6 +42,9 @@ class AnswerParser:
         markers: the format in use.
         prompt: the end of the prompt, which may have opened a stretch already.
         types: types of the parameters of functions.
+
+    Attributes:
+        n_sections: stretches of calls that have begun.
     """
 
     def __init__(self, markers: AnswerFormat, prompt: str = "", types: Types | None = None) -> None:
@@ -50,6 +53,7 @@ class AnswerParser:
         self._flows = {Kind.CONTENT: Flow(), Kind.REASONING: Flow()}
         self._kind = Kind.CONTENT
         self._marks: Marks | None = None  # of the open stretch; None in a message of a channel
+        self._opener: str | None = None  # the marker that ended the header of such a message
         self._text = ""  # not looked at yet
         self._body = ""  # of a header or of calls
         self._raw = ""  # the same with its markers
@@ -57,7 +61,34 @@ class AnswerParser:
         self._bare = False  # calls without a marker
         self._begun = False
         self._written: list[str] = []
+        self.n_sections = 0
         self._open_by(prompt)
+
+    @property
+    def kind(self) -> Kind:
+        """What the text that comes next belongs to, as far as that is known."""
+        return self._kind
+
+    @property
+    def marker(self) -> str | None:
+        """The marker that opened the stretch; None where none did."""
+        return self._marks.begin if self._marks is not None else self._opener
+
+    @property
+    def open_calls(self) -> str:
+        """The text of calls that are not closed, behind the marker that opened them."""
+        keep = self._marks.keep if self._marks is not None else ""
+        return self._body[len(keep) :] + self._text if self._kind is Kind.CALLS else ""
+
+    @property
+    def recipient(self) -> str | None:
+        """The function that the header of the open message names."""
+        return self._recipient if self._kind is Kind.CALLS else None
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the open calls have no marker."""
+        return self._bare and self._kind is Kind.CALLS
 
     @property
     def text_with_calls(self) -> str:
@@ -166,7 +197,8 @@ class AnswerParser:
     def _enter(self, kind: Kind, marks: Marks | None, marker: str) -> None:
         for flow in self._flows.values():
             flow.cut()
-        self._kind, self._marks = kind, marks
+        self._kind, self._marks, self._opener = kind, marks, None
+        self.n_sections += kind is Kind.CALLS
         self._body = marks.keep if marks is not None else ""
         self._raw = marker
 
@@ -238,7 +270,7 @@ class AnswerParser:
         kind, recipient = _meaning(channels, marker, self._body)
         raw = self._raw + marker
         self._enter(kind, None, raw if kind is Kind.CALLS else "")
-        self._recipient = recipient
+        self._recipient, self._opener = recipient, marker
 
     def _not_a_header(self, piece: Piece) -> None:
         raw = self._raw
