@@ -53,7 +53,7 @@ class _Writer:
         else:
             self._lines.append("call: " + " | ".join(f"call_{number}" for number in range(len(names))))
             start = self._start(form, opened)
-        return "\n".join([f"start: {start}", *self._lines, "WS: /[ \\t\\r\\n]{1,20}/", "TEXT: /(?s:.*)/"])
+        return "\n".join([f"start: {start}", *self._lines, "WS: /[ \\t\\r\\n]{1,20}/"])
 
     def _start(self, form: CallForm, opened: bool) -> str:
         several = self._rules.several and form.several
@@ -73,8 +73,8 @@ class _Writer:
         """What may come before the first marker of a forced call."""
         if not self._form.opens:
             return "WS?"
-        thought, end = (self._exact(text) for text in self._form.thought)
-        self._lines.append(f"thought: {thought} TEXT {end}")
+        begin, end = self._form.thought
+        self._lines.append(f"thought: {self._exact(begin)} {self._until('thought_text', '(?s:.*)', end)}")
         return "thought?"
 
     def _call(self, number: int, name: str, schema: dict[str, Any]) -> None:
@@ -124,20 +124,24 @@ class _Writer:
             value = _json({**schema, "x-guidance": {"lenient": lenient}})
             return self._filled(pattern, {"key": self._exact(key), "value": value})
         before, after = pattern.split("$value")
-        end = self._split(after)
-        has_token = any(isinstance(part, int) for part in end)
-        head = end[0] if end and isinstance(end[0], str) else ""
-        rest = self._tokens(end[1:] if head else end) if has_token else ""
-        body = f"{rule}_v{place}"
         options = schema.get("enum", [schema["const"]] if "const" in schema else None)
         if options is not None:
-            words = " | ".join(f"{_quoted(str(option) + head)}" for option in options)
-            self._lines.append(f"{body}: {words}")
+            value = "(" + " | ".join(_quoted(str(option)) for option in options) + ") " + self._exact(after)
         else:
-            # Where the end is text, the first one ends the value; where it is a token, no text can be taken for it.
-            lazy = "" if has_token else "[lazy]"
-            self._lines.append(f"{body}{lazy}: /{_raw_text(schema, key, lenient)}{_escaped(head)}/")
-        return f"{self._filled(before, {'key': self._exact(key)})} {body} {rest}"
+            value = self._until(f"{rule}_v{place}", _raw_text(schema, key, lenient), after)
+        return f"{self._filled(before, {'key': self._exact(key)})} {value}"
+
+    def _until(self, rule: str, pattern: str, end: str) -> str:
+        """Text of a pattern without quotes around it, and the end behind it.
+
+        Where the end is text, its first occurrence ends the text; where it begins with a control token, no text can be
+        taken for it.
+        """
+        parts = self._split(end)
+        head = parts[0] if isinstance(parts[0], str) else ""
+        is_text = all(isinstance(part, str) for part in parts)
+        self._lines.append(f"{rule}{'[lazy]' if is_text else ''}: /{pattern}{_escaped(head)}/")
+        return f"{rule} {self._tokens(parts[1:] if head else parts)}"
 
     # Literals --------------------------------------------------------------------------------------------------------
 

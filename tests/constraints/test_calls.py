@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import jsonschema
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 from engine.constraints import ConstraintCompiler
 from engine.text import Tokenizer
 from engine.text.answers.call_forms import FORMS, GENERIC, probe
-from engine.text.answers.formats import CHANNELS, MARKS, AnswerFormat, Kind
+from engine.text.answers.formats import CHANNELS, MARKS, AnswerFormat
 from engine.text.answers.rules import AnswerRules, CallRules, argument_schemas, choose_tools
 from engine.text.answers.tool_calls import parameter_types
-from tests.support.gguf_builder import MERGES, byte_tokens
+from tests.support.gguf_builder import byte_tokens
 from tests.support.scripted_model import END
 
 LOOK = {
@@ -36,7 +37,18 @@ TOOLS = [
 ]
 SCHEMAS = {"look_up": LOOK, "look": {"type": "object", "maxProperties": 0}}
 CONTROLS = sorted(
-    {END, "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|constrain|>", "<|begin|>", "<|think|>"}
+    {
+        END,
+        "<|start|>",
+        "<|channel|>",
+        "<|message|>",
+        "<|end|>",
+        "<|constrain|>",
+        "<|begin|>",
+        "<|think|>",
+        "<|return|>",
+        "<|call|>",
+    }
     | {"｜DSML｜", "<think>", "</think>"}
     | {
         token
@@ -61,7 +73,6 @@ def world(controls):
             "tokenizer.ggml.add_bos_token": False,
         }
     )
-    assert MERGES
     return tokenizer, ConstraintCompiler(tokenizer, tokenizer.vocab_size, tokenizer.eog_ids)
 
 
@@ -84,8 +95,6 @@ def rules_of(form, choice="required", *, parallel=True, prompt="", tools=TOOLS, 
 def ready(rules, tokenizer):
     ids = (tokenizer.token_id(name) for name in rules.markers.token_names())
     shown = frozenset(i for i in ids if i is not None and i not in tokenizer.eog_ids)
-    from dataclasses import replace
-
     return replace(rules, shown_ids=shown)
 
 
@@ -97,6 +106,7 @@ def draw(mask, tokenizer, seed, begun=(), most=3000, letters="abeü0 19<>/\"'{}[
     """Tokens drawn at random, rather those of some letters, until the text ends."""
     random = np.random.default_rng(seed)
     wanted = set(tokenizer.encode(letters, add_special=False))
+    thoughts = {tokenizer.token_id("<think>"), tokenizer.token_id("<|think|>")}
     ids = list(begun)
     while len(ids) < most:
         if mask.is_complete(ids):
@@ -105,7 +115,7 @@ def draw(mask, tokenizer, seed, begun=(), most=3000, letters="abeü0 19<>/\"'{}[
         ends = [i for i in may if i in tokenizer.eog_ids]
         if ends and random.random() < 0.3:
             break
-        may = [i for i in may if i not in tokenizer.eog_ids]
+        may = [i for i in may if i not in tokenizer.eog_ids and i not in thoughts]
         some = [i for i in may if i in wanted or i >= 256]
         ids.append(int(random.choice(some or may)))
     return ids
@@ -114,12 +124,7 @@ def draw(mask, tokenizer, seed, begun=(), most=3000, letters="abeü0 19<>/\"'{}[
 def read(rules, tokenizer, ids):
     """Text, reasoning and calls of an answer."""
     parser = rules.parser()
-    text = "".join(
-        tokenizer.token_text(i) if i in rules.shown_ids else chr(0) for i in ids if i in rules.shown_ids
-    )
-    del text
-    pieces = []
-    run = []
+    pieces, run = [], []
     for i in [*ids, None]:
         if i is None or i in rules.shown_ids:
             pieces.append(parser.push(tokenizer.decode(run, continuation=True)))
@@ -133,6 +138,11 @@ def read(rules, tokenizer, ids):
     return "".join(p.content for p in pieces), "".join(p.reasoning for p in pieces), calls
 
 
+def beginning(form, tokenizer):
+    """What keeps a random model from thinking for ever."""
+    return tokenizer.encode("<|channel|>c", add_special=False) if form.name == "harmony" else ()
+
+
 def check(calls):
     for name, arguments in calls:
         jsonschema.validate(arguments, SCHEMAS[name])
@@ -141,10 +151,12 @@ def check(calls):
 @pytest.mark.parametrize("kind", WORLDS)
 @pytest.mark.parametrize("form", [*FORMS, GENERIC], ids=lambda form: form.name)
 def test_required_calls_parse_and_fit_their_schema(form, kind):
+    if form.opens and kind == "text":
+        return  # headers are always made of control tokens
     tokenizer, compiler = WORLDS[kind]
     rules = ready(rules_of(form)[1], tokenizer)
-    for seed in range(6):
-        ids = draw(compiler.answer_mask(rules), tokenizer, seed)
+    for seed in range(3):
+        ids = draw(compiler.answer_mask(rules), tokenizer, seed, beginning(form, tokenizer))
         content, _, calls = read(rules, tokenizer, ids)
         assert calls, tokenizer.decode(ids, skip_special=False)
         assert not content.strip(), tokenizer.decode(ids, skip_special=False)
@@ -156,7 +168,8 @@ def test_a_named_tool_is_called_once(form):
     tokenizer, compiler = WORLDS["tokens"]
     rules = ready(rules_of(form, {"type": "function", "function": {"name": "look_up"}})[1], tokenizer)
     for seed in range(4):
-        _, _, calls = read(rules, tokenizer, draw(compiler.answer_mask(rules), tokenizer, seed))
+        ids = draw(compiler.answer_mask(rules), tokenizer, seed, beginning(form, tokenizer))
+        _, _, calls = read(rules, tokenizer, ids)
         assert [name for name, _ in calls] == ["look_up"]
         check(calls)
 

@@ -17,6 +17,8 @@ _LONGEST_HEADER = 200  # characters
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _HEADER_WORDS = re.compile(r"<\|channel\|>\w*|<\|constrain\|>\w*|\bassistant\Z|\bto=\S*|\s")
+_QUOTE = re.compile(r'\\.|(")', re.DOTALL)
+_BEFORE_JSON = ("[ARGS]", "<｜tool▁sep｜>", "<|tool_call_argument_begin|>", "<|tool_call:args|>")
 _PEOPLE = ("user", "assistant", "all")
 
 
@@ -216,13 +218,29 @@ class AnswerParser:
         else:
             self._skip(piece, marker)
 
+    def _in_string(self) -> bool:
+        """Whether the open calls are inside a string of JSON, where a marker is text."""
+        body = self._body
+        if self._recipient is None and not body.lstrip().startswith(("{", "[{", "[\n")):
+            starts = [body.rfind(mark) + len(mark) for mark in _BEFORE_JSON if mark in body]
+            if not starts:
+                return False
+            body = body[max(starts) :]
+        return body.lstrip().startswith(("{", "[")) and sum(map(bool, _QUOTE.findall(body))) % 2 == 1
+
     def _again(self, piece: Piece, marker: str) -> None:
+        if self._in_string():
+            self._take(piece, marker)
+            return
         marks = self._marks
         self._end_calls(piece)
         self._enter(Kind.CALLS, marks, marker)
 
     def _end(self, piece: Piece, marker: str) -> None:
         if self._kind is Kind.CALLS:
+            if self._in_string():
+                self._take(piece, marker)
+                return
             self._raw += marker
             if self._marks is not None and self._marks.keep and marker in self._marks.ends:
                 self._body += marker
@@ -256,6 +274,9 @@ class AnswerParser:
             self._raw += marker
             return
         if self._kind is Kind.CALLS:
+            if self._in_string():
+                self._take(piece, marker)
+                return
             self._end_calls(piece)
         self._enter(Kind.HEADER, None, marker)
         self._body = marker if marker == "<|channel|>" else ""
