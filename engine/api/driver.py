@@ -189,8 +189,6 @@ class Driver:
         """End all requests with an error and the thread; waits for a running step. The model stays open."""
         with self._changed:
             self._closed = True
-            for request_id in self._receivers:
-                self._llm.cancel(request_id)
             self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -217,6 +215,8 @@ class Driver:
             elif self._llm.active_requests == 0:
                 self._tell_lost()
         with self._changed:
+            for request_id in self._receivers:
+                self._llm.cancel(request_id)
             self._end_all(EngineError("the model was closed while this request was running"))
 
     def _hand_out(self, chunks: Sequence[StreamChunk]) -> None:
