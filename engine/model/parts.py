@@ -200,6 +200,7 @@ class FfnParts:
     Attributes:
         activation: the non-linearity.
         gated: there is a gate.
+        width_divisor: a part has feed_forward_length / this columns.
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
@@ -208,6 +209,7 @@ class FfnParts:
     activation: Activation = Activation.SILU
     _: KW_ONLY
     gated: bool = True
+    width_divisor: int = 1
     fused_gate: Presence = Presence.NEVER
     act_scales: bool = False
     scales: bool = False

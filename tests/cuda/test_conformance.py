@@ -9,11 +9,14 @@ from engine.cuda.driver.compiler import device_arch
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
-from tests.support.conformance import NAMES
+from tests.support.conformance import CPU_ONLY
+from tests.support.conformance import NAMES as ALL_NAMES
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, pages_of, token_ids
 
 pytestmark = [pytest.mark.gpu, pytest.mark.shared]
+
+NAMES = tuple(name for name in ALL_NAMES if name not in CPU_ONLY)
 
 LIMIT = {"f32": 1e-5, "f16": 1e-5}
 """Of the squared error over the squares expected, by the type of the cache. Prompts round what products read to float16

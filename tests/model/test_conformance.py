@@ -15,27 +15,13 @@ from tests.support.conformance import NAMES, SAME_AS, error
 pytestmark = pytest.mark.shared
 
 
-NAMES2 = ("mamba-dense",)
-"""Files of the second set whose families are supported."""
-
-
 @pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("name", NAMES)
 def test_logits(name, reference, conformance_dir: Path):
-    check(conformance_dir, name, reference)
-
-
-@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
-@pytest.mark.parametrize("name", NAMES2)
-def test_logits_of_the_second_set(name, reference, conformance2_dir: Path):
-    check(conformance2_dir, name, reference)
-
-
-def check(folder, name, reference):
     """All tokens at once and one by one."""
-    expected = np.load(folder / "logits" / f"{name}.npz")
+    expected = np.load(conformance_dir / "logits" / f"{name}.npz")
     tokens, logits = expected["tokens"], expected["logits"]
-    with open_gguf(folder / "models" / f"{name}.gguf") as gguf:
+    with open_gguf(conformance_dir / "models" / f"{name}.gguf") as gguf:
         backend = CpuBackend(load_model(gguf), kv_type="f32", max_sequences=2, threads=2, reference=reference)
         at_once = backend.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
         single = [backend.forward(Batch.build([(1, [token], i, Outputs.ALL)])) for i, token in enumerate(tokens)]
@@ -46,6 +32,6 @@ def check(folder, name, reference):
 
 
 def test_every_architecture_is_covered():
-    measured = {name.rsplit("-", 1)[0] for name in NAMES + NAMES2}
+    measured = {name.rsplit("-", 1)[0] for name in NAMES}
     assert measured | SAME_AS == set(ARCHITECTURES)
     assert not measured & SAME_AS

@@ -1,7 +1,7 @@
 """Families that are Llama with one or two parts exchanged."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
+from engine.model.config import Activation, NormKind, QkNorm, RopeStyle, Routing
 from engine.model.parts import (
     AttentionParts,
     BiasParts,
@@ -44,16 +44,33 @@ ARCHITECTURES = (
         layer=LayerParts(ffn_norm=("post_attention_norm",)),
         rope=RopeParts(RopeStyle.NEOX),
     ),
-    Architecture(
-        name="hunyuan-dense",
-        rope=RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX),
-        attention=_NORM_AFTER_ROPE,
+    *(
+        Architecture(
+            name=name,
+            rope=RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX),
+            attention=_NORM_AFTER_ROPE,
+        )
+        for name in ("hunyuan-dense", "hunyuan_vl")
     ),
     Architecture(
         name="hunyuan-moe",
         rope=RopeParts(RopeStyle.NEOX),
         attention=_NORM_AFTER_ROPE,
         moe=MoeParts(required=True, shared=True),
+    ),
+    Architecture(
+        name="dbrx",
+        norm=NormParts(NormKind.LAYER),
+        layer=LayerParts(ffn_norm=("attn_output_norm",)),
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(clamp=True),
+        moe=MoeParts(required=True, weight_scale=True),
+    ),
+    Architecture(
+        name="minimax-m2",
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.WIDTH)),
+        moe=MoeParts(required=True, routing=Routing.SIGMOID, weight_scale=True, groups=True, selection_bias=True),
     ),
     Architecture(
         name="nemotron",

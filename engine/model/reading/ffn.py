@@ -22,11 +22,11 @@ def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
     if ffn is None:
         return [None] * source.n_layers
     widths = source.read.per_layer("feed_forward_length", source.n_blocks, low=0)
-    return [_layer(source, ffn, index, widths[index]) for index in range(source.n_layers)]
+    return [_layer(source, ffn, index, widths[index] // ffn.width_divisor) for index in range(source.n_layers)]
 
 
 def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig:
-    """The feed-forward part of layer `index`, whose feed_forward_length is `width` (0 = none stated)."""
+    """The feed-forward part of layer `index`, of `width` columns where it is dense (0 = not stated)."""
     read, parts = source.read, source.architecture.moe
     n_experts = read.integer("expert_count", 0, low=0) if parts is not None else 0
     lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
