@@ -68,10 +68,10 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfi
 
 def _normalize(source: Source, parts: MoeParts) -> bool:
     stated = source.read.flag("expert_weights_norm", False)
-    # norm_top_k_prob is only written by converters that know the model.
+    # Only converters made for the model write norm_top_k_prob.
     if parts.normalize is None or source.read.spelled("expert_weights_norm") == "norm_top_k_prob":
         return stated
-    # False is what writers put down where they know nothing; true says something.
+    # Writers store false where they do not know; true is always meant.
     if stated and not parts.normalize:
         raise UnsupportedModelError(
             f"metadata key {source.name}.expert_weights_norm is true; architecture {source.name!r} is only "
@@ -111,7 +111,7 @@ def _groups(parts: MoeParts, read: HyperParameters, n_experts: int, n_used: int)
     size = n_experts // n_groups
     if n_experts % n_groups or size < 2 or n_groups_used * size < n_used:
         raise ModelFileError(
-            f"{n_experts} experts in {n_groups} groups, {n_used} chosen from {n_groups_used} groups: groups must be of "
-            "equal size, at least two, and hold enough experts"
+            f"{n_experts} experts in {n_groups} groups, {n_used} chosen from {n_groups_used} groups: allowed are "
+            "groups of equal size, at least two experts each, that together hold the chosen number"
         )
     return n_groups, n_groups_used

@@ -128,6 +128,6 @@ def _log_multiplier(source: Source) -> float:
 
 
 def _positive(read: HyperParameters, key: str, default: float) -> float:
-    """A number above zero; files write 0 or a negative number for "the usual"."""
+    """A number above zero; files store 0 or a negative number for the default."""
     value = read.number(key, default, high=LIMIT)
     return value if value > 0.0 else default
