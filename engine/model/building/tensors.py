@@ -50,6 +50,10 @@ class TensorTable:
         """Whether the file has the tensor."""
         return name in self._gguf.tensors
 
+    def has_any(self, name: str, *suffixes: str) -> bool:
+        """Whether the file has the tensor with one of these endings."""
+        return any(self.has(name + suffix) for suffix in suffixes)
+
     def ignore(self, names: Iterable[str]) -> None:
         """Accept tensors that take no part in the computation; "blk.*.x" names x of every layer."""
         for name in names:
@@ -92,8 +96,12 @@ class TensorTable:
     def norm(
         self, name: str, shape: tuple[int, ...], kind: NormKind, epsilon: float, *, weight: bool, bias: Presence
     ) -> Norm:
-        """A normalization: name.weight and name.bias, both of this shape, where the family has them."""
-        factor = self.vector(f"{name}.weight", shape) if weight else None
+        """A normalization: name.weight and name.bias, both of this shape, where the family has them.
+
+        Some files have the weight under the name alone.
+        """
+        weight_name = name if self.has(name) else f"{name}.weight"
+        factor = self.vector(weight_name, shape) if weight else None
         return Norm(kind, epsilon, factor, self._bias(name, shape, bias))
 
     def linear(

@@ -32,7 +32,9 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
     step = read.integer("interleave_moe_layer_step", 1, low=0) if parts is not None and parts.interleaved else 1
     dense = index < lead or (index + 1) % max(step, 1) != 0
-    dense = dense or (parts is not None and n_experts == 0 and not parts.required)
+    if parts is not None:
+        dense = dense or (n_experts == 0 and not parts.required)
+        dense = dense or (parts.dense_without_router and f"blk.{index}.ffn_gate_inp.weight" not in source.tensors)
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
