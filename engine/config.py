@@ -19,11 +19,31 @@ that a tile of the plain kernels takes from one page (cuda/attention/attention_p
 CHECKPOINT_SPACING = 512
 """Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
-MAX_SEQUENCES = 256
+MAX_SEQUENCES = 1024
 CONTEXTS = 8
 """Whole contexts that the cache holds by default."""
 DEFAULT_CONTEXT_LIMIT = 8192
 """Longest context by default: a 128 k context of an 8B model would cost 16 GiB per sequence."""
+
+
+class Target(StrEnum):
+    """What prompts beside running streams are cut for."""
+
+    BALANCED = "balanced"  # latency while few streams run, throughput with hundreds of them
+    THROUGHPUT = "throughput"  # most tokens per second of all requests together
+    LATENCY = "latency"  # streams that wait little for each token while prompts are read
+
+    @classmethod
+    def parse(cls, value: str) -> Target:
+        """The member of that value.
+
+        Raises:
+            InvalidRequestError: there is none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            raise InvalidRequestError(f"target is {value!r}; allowed: {', '.join(cls)}") from None
 
 
 class KvType(StrEnum):
@@ -31,6 +51,11 @@ class KvType(StrEnum):
 
     F16 = "f16"
     F32 = "f32"
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of a number."""
+        return 2 if self is KvType.F16 else 4
 
     @classmethod
     def parse(cls, value: str) -> KvType:
@@ -64,6 +89,9 @@ class EngineConfig:
             contexts, or as many as the GPU's memory holds.
         prefill_chunk: most prompt tokens fed in one step; beside running streams the device may take fewer, so that a
             long prompt does not stop them. None: what suits the device.
+        target: on a GPU, "latency" cuts prompts beside running streams into short pieces, so that a stream never waits
+            long for a token; "throughput" takes as long ones as without streams, which serves all requests together
+            faster; "balanced" takes longer ones the more streams run.
         prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
@@ -91,6 +119,7 @@ class EngineConfig:
     max_sequences: int | None = None
     cache_tokens: int | None = None
     prefill_chunk: int | None = None
+    target: Target | str = Target.BALANCED
     prefix_cache: bool = True
     checkpoint_spacing: int = CHECKPOINT_SPACING
     checkpoints: int | None = None
@@ -104,6 +133,7 @@ class EngineConfig:
         if not _DEVICE.fullmatch(self.device):
             raise InvalidRequestError(f"device is {self.device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
         object.__setattr__(self, "kv_type", KvType.parse(self.kv_type))
+        object.__setattr__(self, "target", Target.parse(self.target))
         for name in ("context_length", "threads", "max_sequences", "cache_tokens", "prefill_chunk"):
             value = getattr(self, name)
             if value is None:
@@ -147,6 +177,17 @@ def _whole(value: object) -> bool:
 def page_count(n_positions: int) -> int:
     """Pages that so many positions need."""
     return -(-n_positions // PAGE)
+
+
+def step_sizes(slots: int) -> tuple[int, ...]:
+    """Numbers of rows that decode steps over so many slots have on a GPU, ascending.
+
+    Powers of two up to 64, where products of few rows cost what their weights cost; above, steps of 1/8 to 1/2 of the
+    number, since there each row costs time. All slots are one of them.
+    """
+    powers = [1 << power for power in range(7)]
+    many = [*range(96, 257, 32), *range(320, 513, 64), *range(640, MAX_SEQUENCES + 1, 128)]
+    return tuple(sorted({min(size, slots) for size in (*powers, *many)}))
 
 
 def cache_size(cache_tokens: int | None, context_length: int, max_sequences: int) -> int:

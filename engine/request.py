@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.sampling.constraint import TokenMask
 from engine.sampling.params import SamplingParams
@@ -105,9 +105,8 @@ class ActiveSequence:
     mask: TokenMask | None = field(default=None, repr=False, compare=False)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a runner is asked to do for one sequence in one step.
+class Work(NamedTuple):
+    """What a runner is asked to do for one sequence in one step. A tuple: one is made per sequence and step.
 
     Attributes:
         sequence: whose tokens these are.

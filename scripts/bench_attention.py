@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.config import KvType
 from engine.cuda.attention.attention import (
     MAX_SPLITS,
     PAGE,
@@ -29,9 +30,9 @@ from engine.cuda.attention.attention import (
 )
 
 SHAPES = {
-    "8B 32x128 kv8": AttentionShape(32, 8, 128, 128, 128, KernelRopeStyle.ADJACENT, True),
-    "1B 32x64 kv8": AttentionShape(32, 8, 64, 64, 64, KernelRopeStyle.ADJACENT, True),
-    "30B-A3B 32x128 kv4": AttentionShape(32, 4, 128, 128, 128, KernelRopeStyle.HALVES, True),
+    "8B 32x128 kv8": AttentionShape(32, 8, 128, 128, 128, KernelRopeStyle.ADJACENT, KvType.F16),
+    "1B 32x64 kv8": AttentionShape(32, 8, 64, 64, 64, KernelRopeStyle.ADJACENT, KvType.F16),
+    "30B-A3B 32x128 kv4": AttentionShape(32, 4, 128, 128, 128, KernelRopeStyle.HALVES, KvType.F16),
 }
 
 

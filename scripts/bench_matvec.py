@@ -27,7 +27,7 @@ import numpy as np
 from engine.cuda.driver.compiler import device_arch, prebuild
 from engine.cuda.formats.dequant import build_jobs as dequant_jobs
 from engine.cuda.formats.dequant import dequantize, embed
-from engine.cuda.formats.layouts import LAYOUTS, packed_bytes
+from engine.cuda.formats.layouts import LAYOUTS, packed_bytes, tile_count
 from engine.cuda.formats.repack import PackedMatrix, repack
 from engine.cuda.formats.repack import build_job as pack_job
 from engine.cuda.launch_plan.families import Card, Family, Phase
@@ -36,7 +36,7 @@ from engine.cuda.launch_plan.steps import Step
 from engine.cuda.matrix.decode_gemm import DecodeGemm
 from engine.cuda.matrix.decode_gemm_plan import operand_bytes
 from engine.cuda.matrix.matvec import MatVec, multiprocessor_count
-from engine.cuda.matrix.matvec_plan import Tuning, build_job, is_resident
+from engine.cuda.matrix.matvec_plan import Tuning, kernel_job
 from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.quants import FORMATS, row_bytes
 from engine.gguf.quants import dequantize as decode
@@ -135,16 +135,18 @@ def check() -> bool:
     rng = np.random.default_rng(1)
     good = True
     arch = device_arch()
+    card, shapes = (arch, multiprocessor_count(cupy.cuda.Device().id)), ((33, 512), (257, 4352), (48, 14336))
     jobs = [
-        build_job([type], batch, arch, columns=columns, resident=is_resident([type], columns, batch, arch))
+        kernel_job([type], tile_count(rows), columns, batch, card)[0]
         for type in LAYOUTS
         for batch in (1, 2, 4, 8)
-        for columns in (512, 14336)
+        for rows, columns in shapes
     ]
+    jobs = list({repr(job): job for job in jobs}.values())
     prebuild(jobs + [job for type in LAYOUTS for job in (pack_job(type), *dequant_jobs(type))], arch)
     for type in LAYOUTS:
         worst, batch_equal, exact = 0.0, True, True
-        for rows, columns in ((33, 512), (257, 4352), (48, 14336)):
+        for rows, columns in shapes:
             raw = random_rows(rng, type, rows, columns)
             weights = decode(raw, type)
             matrix = repack(cupy.asarray(raw.reshape(-1)), type, rows, columns)

@@ -40,7 +40,7 @@ SYNTHETIC = [
 
 # Runs inside a checkout. The functions are found by their definitions, as files may have moved between the two.
 LISTER = r"""
-import hashlib, importlib, json, re, sys
+import dataclasses, hashlib, importlib, json, re, sys
 from pathlib import Path
 
 target, files = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
@@ -57,6 +57,11 @@ def find(folder, name):
 kernel_source, kernel_jobs = find("engine/cuda", "kernel_source"), find("engine/cuda", "kernel_jobs")
 load_model, open_gguf = find("engine/model", "load_model"), find("engine/gguf", "open_gguf")
 jobs_of_tests = find("tests", "jobs_for")
+describe = find("engine/cuda/launch_plan", "describe")
+Settings = sys.modules[describe.__module__].Settings
+# The first field is the cache's number format: a KvType, or in older checkouts whether it is float16.
+first = dataclasses.fields(Settings)[0].name
+cache_of = (lambda kv_type: kv_type == "f16") if first == "cache_half" else sys.modules["engine.config"].KvType
 jobs = {arch: list(jobs_of_tests(arch)) for arch in cards}
 for file in files:
     try:
@@ -64,13 +69,13 @@ for file in files:
             model = load_model(gguf)
             for arch, count in cards.items():
                 for kv_type in ("f16", "f32"):
-                    for batch_rows in (5, 1 << 30) if arch == 90 else (1 << 30,):
-                        jobs[arch] += kernel_jobs(
-                            model, kv_type=kv_type, max_sequences=64, card=(arch, count), batch_rows=batch_rows
-                        )
+                    for deterministic in (False, True) if arch == 90 else (False,):
+                        settings = Settings(cache_of(kv_type), 64, 512, deterministic)
+                        jobs[arch] += kernel_jobs(describe(model, (arch, count), settings))
             del model
     except Exception as error:
-        print(f"{file}: {type(error).__name__}: {error}", file=sys.stderr)
+        if "not run on the GPU" not in str(error) and "lacks" not in str(error):
+            raise SystemExit(f"{file}: {type(error).__name__}: {error}") from error
 listing = {}
 for arch, found in jobs.items():
     texts = {}

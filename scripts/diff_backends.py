@@ -39,7 +39,7 @@ from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel, load_model
 from engine.model.ops import LayerBricks
 from engine.model.transformer import forward
-from engine.model.weights import LayerWeights
+from engine.model.weights import LayerWeights, MambaWeights
 
 PIECE = 32  # rows of logits that the runner has room for
 
@@ -109,6 +109,16 @@ class ComparingOps(LayerBricks[LayerWeights]):
         x = self._cpu.embed(batch)
         self._report.add("embed", -1, self._ops.embed(batch).get(), x)
         return x
+
+    def mix(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
+        """See Ops.mix; a recurrent layer is compared as a whole."""
+        if not isinstance(layer.mixer, MambaWeights):
+            attended: np.ndarray = super().mix(layer, x)
+            return attended
+        y = self._cpu.mix(layer, x)
+        found = self._ops.mix(self._device_layer(layer), self._x(x))
+        self._report.add("ssm", layer.index, found.get() - x, y - x)
+        return y
 
     def attn_qkv(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
         """See LayerBricks.attn_qkv."""

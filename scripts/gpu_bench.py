@@ -33,6 +33,7 @@ MODELS = {
     "8b": ("llama-3.1-8b", "Q4_K_M"),
     "8b-q8": ("llama-3.1-8b", "Q8_0"),
     "30b-a3b": ("qwen3-30b-a3b", "Q4_K_M"),
+    "mamba-2.8b": ("mamba-2.8b", "Q4_K_M"),
 }
 DEPTH = 8192
 LONG = 32768
@@ -84,7 +85,7 @@ def first_token(path: Path, started: float) -> dict[str, float]:
             "gpu_bytes": taken,
             "weights_bytes": plan.weights_bytes,
             "kv_bytes": plan.kv_bytes,
-            "overhead_bytes": taken - plan.weights_bytes - plan.kv_bytes,
+            "overhead_bytes": taken - plan.weights_bytes - plan.kv_bytes - plan.state_bytes,
         }
 
 

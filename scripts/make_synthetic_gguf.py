@@ -88,14 +88,24 @@ def metadata(s: Shape, name: str, recipe: str) -> dict[str, tuple[str, Any]]:
         f"{a}.embedding_length": ("u32", s.width),
         f"{a}.feed_forward_length": ("u32", s.ffn),
         f"{a}.attention.head_count": ("u32", s.heads),
-        f"{a}.attention.head_count_kv": ("u32", s.kv_heads),
-        f"{a}.attention.key_length": ("u32", s.head_dim),
-        f"{a}.attention.value_length": ("u32", s.head_dim),
         f"{a}.attention.layer_norm_rms_epsilon": ("f32", s.epsilon),
-        f"{a}.rope.freq_base": ("f32", s.rope_base),
-        f"{a}.rope.dimension_count": ("u32", s.head_dim),
         f"{a}.vocab_size": ("u32", s.vocab),
     }
+    if s.heads:
+        meta |= {
+            f"{a}.attention.head_count_kv": ("u32", s.kv_heads),
+            f"{a}.attention.key_length": ("u32", s.head_dim),
+            f"{a}.attention.value_length": ("u32", s.head_dim),
+            f"{a}.rope.freq_base": ("f32", s.rope_base),
+            f"{a}.rope.dimension_count": ("u32", s.head_dim),
+        }
+    if s.inner:
+        meta |= {
+            f"{a}.ssm.inner_size": ("u32", s.inner),
+            f"{a}.ssm.state_size": ("u32", s.state),
+            f"{a}.ssm.conv_kernel": ("u32", s.conv),
+            f"{a}.ssm.time_step_rank": ("u32", s.dt_rank),
+        }
     if s.experts:
         meta |= {
             f"{a}.expert_count": ("u32", s.experts),

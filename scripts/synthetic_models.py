@@ -16,7 +16,7 @@ from engine.gguf import GGMLType, row_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Hyper-parameters of a model; names as in GGUF metadata."""
+    """Hyper-parameters of a model; names as in GGUF metadata. A recurrent one (inner > 0) has no heads and no ffn."""
 
     architecture: str
     layers: int
@@ -36,6 +36,10 @@ class Shape:
     experts: int = 0
     experts_used: int = 0
     expert_ffn: int = 0
+    inner: int = 0
+    state: int = 0
+    conv: int = 0
+    dt_rank: int = 0
 
 
 def _llama(**kw: Any) -> Shape:
@@ -50,6 +54,12 @@ def _qwen(architecture: str, **kw: Any) -> Shape:
 
 def _qwen3(architecture: str = "qwen3", **kw: Any) -> Shape:
     return _qwen(architecture, qk_norm=True, **kw)
+
+
+def _mamba(**kw: Any) -> Shape:
+    common: dict[str, Any] = {"heads": 0, "kv_heads": 0, "ffn": 0, "head_dim": 0, "rope_base": 0.0, "epsilon": 1e-5}
+    common |= {"vocab": 50280, "context_length": 1 << 20, "tied": True, "state": 16, "conv": 4}
+    return Shape(architecture="mamba", **(common | kw))
 
 
 _TINY: dict[str, Any] = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "vocab": 1024}
@@ -70,9 +80,12 @@ SHAPES: dict[str, Shape] = {
         layers=48, width=2048, heads=32, kv_heads=4, head_dim=128, ffn=6144, tied=False,
         experts=128, experts_used=8, expert_ffn=768,
     ),
+    "mamba-130m": _mamba(layers=24, width=768, inner=1536, dt_rank=48),
+    "mamba-2.8b": _mamba(layers=64, width=2560, inner=5120, dt_rank=160),
     "tiny-llama": _llama(**_TINY, tied=True, rope_factor=8.0),
     "tiny-qwen2": _qwen("qwen2", **_TINY, tied=False),
     "tiny-qwen3": _qwen3(**_TINY, tied=True),
+    "tiny-mamba": _mamba(layers=2, width=256, inner=512, dt_rank=16, vocab=1024, context_length=2048),
     "tiny-qwen3moe": _qwen3("qwen3moe", **_TINY, tied=False, experts=4, experts_used=2, expert_ffn=256),
 }  # fmt: skip
 
@@ -118,6 +131,9 @@ def list_tensors(s: Shape) -> Iterator[Tensor]:
     for layer in range(s.layers):
         blk = f"blk.{layer}."
         yield norm(f"{blk}attn_norm", s.width)
+        if s.inner:
+            yield from list_mixer(s, layer, blk, back)
+            continue
         yield matrix(f"{blk}attn_q", q, s.width, gain=1.3)
         yield matrix(f"{blk}attn_k", kv, s.width, gain=1.3)
         yield matrix(f"{blk}attn_v", kv, s.width)
@@ -144,6 +160,24 @@ def list_tensors(s: Shape) -> Iterator[Tensor]:
         yield matrix("output", s.vocab, s.width, gain=2.5)
     if s.rope_factor:
         yield Tensor("rope_freqs.weight", (s.head_dim // 2,), values=rope_factors(s))
+
+
+def list_mixer(s: Shape, layer: int, blk: str, back: float) -> Iterator[Tensor]:
+    """Yield the tensors of a Mamba layer, with decays and steps as the architecture's authors initialize them."""
+
+    def matrix(name: str, *shape: int, gain: float = 1.0) -> Tensor:
+        return Tensor(f"{blk}{name}.weight", shape, std=gain / math.sqrt(shape[-1]), layer=layer)
+
+    decays = np.broadcast_to(-np.arange(1, s.state + 1, dtype=np.float32), (s.inner, s.state))
+    yield matrix("ssm_in", 2 * s.inner, s.width)
+    yield matrix("ssm_conv1d", s.inner, s.conv)
+    yield Tensor(f"{blk}ssm_conv1d.bias", (s.inner,), std=0.1, layer=layer)
+    yield matrix("ssm_x", s.dt_rank + 2 * s.state, s.inner, gain=2.0)
+    yield matrix("ssm_dt", s.inner, s.dt_rank, gain=0.5)
+    yield Tensor(f"{blk}ssm_dt.bias", (s.inner,), std=1.3, mean=-4.6, layer=layer)  # steps of about 0.001 to 0.1
+    yield Tensor(f"{blk}ssm_a", (s.inner, s.state), values=decays, layer=layer)
+    yield Tensor(f"{blk}ssm_d", (s.inner,), std=0.1, mean=1.0, layer=layer)
+    yield matrix("ssm_out", s.width, s.inner, gain=2 * back)
 
 
 def rope_factors(s: Shape) -> np.ndarray:
@@ -186,7 +220,7 @@ def use_more_bits(layer: int, layers: int) -> bool:
 def choose_type(t: Tensor, s: Shape, recipe: str) -> GGMLType:
     """Return the type llama.cpp's quantizer gives a tensor."""
     base = RECIPES[recipe][0]
-    if len(t.shape) < 2 or "ffn_gate_inp" in t.name:
+    if len(t.shape) < 2 or any(name in t.name for name in ("ffn_gate_inp", "ssm_conv1d", "ssm_a")):
         return GGMLType.F32
     if base.block_size == 1:
         return base
@@ -225,7 +259,9 @@ def choose_type(t: Tensor, s: Shape, recipe: str) -> GGMLType:
     elif "attn_output" in t.name:
         finer = {"Q2_K": GGMLType.Q3_K, "Q3_K_M": GGMLType.Q4_K, "Q3_K_L": GGMLType.Q5_K}
         chosen = finer.get(recipe, base)
-    return chosen if t.shape[-1] % chosen.block_size == 0 else NARROW[chosen]
+    if t.shape[-1] % chosen.block_size:
+        chosen = NARROW.get(chosen, GGMLType.F16)
+    return chosen if t.shape[-1] % chosen.block_size == 0 else GGMLType.F16
 
 
 def plan(s: Shape, recipe: str, overrides: list[tuple[str, GGMLType]] | None = None) -> list[Tensor]:

@@ -59,6 +59,8 @@ class LLM:
         cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts, or as many
             as the GPU's memory holds. Where it is too small for all, the youngest sequences wait.
         prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
+        target: on a GPU, "latency" lets running streams wait little while prompts are read, "throughput" serves all
+            requests together faster, "balanced" goes by the number of streams.
         prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
@@ -90,6 +92,7 @@ class LLM:
         max_sequences: int | None = None,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
+        target: str = "balanced",
         prefix_cache: bool = True,
         checkpoint_spacing: int = CHECKPOINT_SPACING,
         checkpoints: int | None = None,
@@ -112,6 +115,7 @@ class LLM:
             max_sequences=max_sequences,
             cache_tokens=cache_tokens,
             prefill_chunk=prefill_chunk,
+            target=target,
             prefix_cache=prefix_cache,
             checkpoint_spacing=checkpoint_spacing,
             checkpoints=checkpoints,

@@ -57,13 +57,13 @@ class Stream:
             raise StopIteration
         return chunk
 
-    def _fetch(self) -> StreamChunk | None:
-        """The next chunk, folded into what there is; None after the last one."""
+    def _fetch(self, *, every: bool = False) -> StreamChunk | None:
+        """The next chunk, or every one there is, folded into what there was; None after the last one."""
         with self._fetching:
             if self._ended:
                 return None
             try:
-                chunk = self._loop.next_chunk(self._job, self._fold)
+                chunk = self._loop.next_chunk(self._job, self._fold, every=every)
                 return chunk if self._reader is None else self._read
             except Exception:
                 self._ended = True
@@ -93,7 +93,7 @@ class Stream:
         Raises:
             EngineError: a step of this request failed; `text` holds what there was.
         """
-        while self._fetch() is not None:
+        while self._fetch(every=True) is not None:
             pass
         if self._job.error is not None:
             raise self._job.error

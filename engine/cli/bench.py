@@ -43,6 +43,7 @@ def bench(
     repack: options.RepackOption = True,
     strict: options.StrictOption = False,
     prefill_chunk: options.PrefillChunkOption = None,
+    target: options.TargetOption = "balanced",
     deterministic: options.DeterministicOption = False,
 ) -> None:
     """Measure prompt and decode speed, in tokens/s, GB/s and percent of this machine's read bandwidth."""
@@ -61,6 +62,7 @@ def bench(
         # Whole pages for everybody, or sequences would make room for one another while they are timed.
         cache_tokens=(max(batches) + 1) * PAGE * page_count(context_length),
         prefill_chunk=prefill_chunk,
+        target=target,
         deterministic=deterministic,
         eager=eager,
     ) as llm:

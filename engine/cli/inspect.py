@@ -30,8 +30,14 @@ def inspect(
     context_length: options.ContextOption = None,
     kv_type: options.KvTypeOption = "f16",
     sequences: Annotated[
-        int, typer.Option("--sequences", "--max-sequences", help="Sequences side by side, for the memory plan.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--sequences",
+            "--max-sequences",
+            help="Sequences side by side, for the memory plan.",
+            show_default="1 on the CPU, what the card has room for on a GPU",
+        ),
+    ] = None,
     cache_tokens: options.CacheTokensOption = None,
     prefill_chunk: options.PrefillChunkOption = None,
     strict: options.StrictOption = False,
@@ -104,11 +110,12 @@ def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     return {
         "device": device,
         "context_length": config.resolve_context(model.config.context_length),
-        "max_sequences": config.max_sequences,
+        "max_sequences": plan.max_sequences,
         "kv_type": config.kv_type,
         "weights_bytes": plan.weights_bytes,
         "repacked_bytes": plan.repacked_bytes,
         "kv_bytes": plan.kv_bytes,
+        "cache_tokens": plan.kv_bytes // plan.kv_bytes_per_token if plan.kv_bytes_per_token else None,
         "kv_bytes_per_token": plan.kv_bytes_per_token,
         "state_bytes": plan.state_bytes,
         "scratch_bytes": plan.scratch_bytes,
@@ -167,12 +174,18 @@ def _show(report: dict[str, Any]) -> None:
                 if memory["repacked_bytes"]
                 else []
             ),
-            f"  cache   {_size(memory['kv_bytes']):>10}  {per_token} bytes per token, {memory['kv_type']}",
+            f"  cache   {_size(memory['kv_bytes']):>10}  {_tokens(memory)}{per_token} bytes per token, "
+            f"{memory['kv_type']}",
             *([f"  states  {_size(memory['state_bytes']):>10}  recurrent layers"] if memory["state_bytes"] else []),
             f"  scratch {_size(memory['scratch_bytes']):>10}  at most",
             f"  total   {_size(memory['total_bytes']):>10}",
         ]
     write("\n".join(lines) + "\n")
+
+
+def _tokens(memory: dict[str, Any]) -> str:
+    """Tokens of the cache, for people."""
+    return f"{memory['cache_tokens']:,} tokens, " if memory["cache_tokens"] else ""
 
 
 def _short(value: Any) -> str:

@@ -73,7 +73,7 @@ MaxSequencesOption = Annotated[
     int | None,
     typer.Option(
         "--max-sequences",
-        help="Sequences that run side by side, 1 to 256; the others wait.",
+        help="Sequences that run side by side, 1 to 1024; the others wait.",
         show_default="one for each sample, at most 8 on the CPU and 64 on a GPU",
         rich_help_panel=BATCH,
     ),
@@ -93,6 +93,14 @@ PrefillChunkOption = Annotated[
         "--prefill-chunk",
         help="Most prompt tokens fed in one step.",
         show_default="512 on the CPU, what suits the card on a GPU",
+        rich_help_panel=BATCH,
+    ),
+]
+TargetOption = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        help="On a GPU, what prompts beside running sequences are cut for: throughput, latency or balanced.",
         rich_help_panel=BATCH,
     ),
 ]

@@ -232,6 +232,7 @@ class CpuBackend:
             kv_bytes_per_token=self._cache.bytes_per_token,
             repacked_bytes=self._repacked_bytes(),
             state_bytes=self._cache.state_bytes,
+            max_sequences=self.max_sequences,
         )
 
     def _repacked_bytes(self) -> int:

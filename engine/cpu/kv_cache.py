@@ -208,7 +208,7 @@ class KVCache:
     def _places_of(self, span: Span) -> tuple[int | None, int]:
         """The places of the slot's ring that a span reads (None at the beginning of a sequence) and writes."""
         if span.place is not None:
-            return (span.place if span.n_past else None), span.place + 1
+            return (span.place if span.n_past else None), span.place_behind
         counted = self._counted[span.slot]
         if span.n_past == 0:
             counted.clear()

@@ -105,7 +105,8 @@ def widen(half: CacheArray) -> Float32Array:
     """Float16 to float32; a float32 array is returned as it is.
 
     Moves the bits into place and corrects the exponent's offset (15 to 127) by one product, which also gets subnormals
-    right: 4 to 8 times faster than astype in numpy 2.4. Infinity becomes 65536.
+    right: 4 to 8 times faster than astype in numpy 2.4. Infinity and NaN, which come out as 65536 and more, are then
+    converted by astype.
     """
     if half.dtype == np.float32:
         return cast(Float32Array, half)
@@ -114,6 +115,9 @@ def widen(half: CacheArray) -> Float32Array:
     bits &= np.int32(-0x70000001)  # sign, then three cleared bits left over from the sign extension
     wide = bits.view(np.float32)
     wide *= np.float32(2.0**112)
+    special = np.abs(wide) >= np.float32(2.0**16)
+    if special.any():
+        wide[special] = half[special].astype(np.float32)
     return wide
 
 
@@ -187,8 +191,24 @@ def _attend_rows(
     out = np.zeros((n_kv, group * n_rows, attention.value_width), dtype=np.float32)
     for start in range(begin, end, piece):
         stop = min(start + piece, end)
-        out += np.matmul(scores[..., start - begin : stop - begin], widen(values[:, start:stop]))
+        _add_values(out, scores[..., start - begin : stop - begin], widen(values[:, start:stop]))
     return out.reshape(n_kv, group, n_rows, -1).transpose(2, 0, 1, 3).reshape(n_rows, -1)
+
+
+def _add_values(out: Float32Array, weights: Float32Array, values: Float32Array) -> None:
+    """out += weights · values; out (K, R, Hv), weights (K, R, n), values (K, n, Hv).
+
+    A weight of 0 leaves its position out: 0 · NaN is NaN, and a masked position must not change a row.
+    """
+    finite = np.isfinite(values)
+    if finite.all():
+        out += np.matmul(weights, values)
+        return
+    out += np.matmul(weights, np.where(finite, values, np.float32(0.0)))
+    for position in np.flatnonzero(~finite.all(axis=(0, 2))):
+        weight = weights[:, :, position, None]
+        rest = np.where(finite[:, None, position], np.float32(0.0), values[:, None, position])
+        out += np.multiply(weight, rest, out=np.zeros_like(out), where=weight != 0.0)
 
 
 def _mask(scores: Float32Array, n_past: int, begin: int, window: int | None) -> None:

@@ -69,6 +69,7 @@ class CpuRunner:
         self.n_pages = page_count(cache_size(cache_tokens, context_length, self.max_sequences))
         self.prefill_chunk = prefill_chunk or PREFILL_CHUNK
         self.mixed_chunk = min(MIXED_CHUNK, self.prefill_chunk)
+        self.mixed_per_sequence = 0
         self.lookahead = 0
         self.takes_masks = True
         self._backend = CpuBackend(

@@ -28,3 +28,11 @@ def availability(device_index: int = 0) -> str | None:
     except Exception as error:
         return f"the CUDA compiler library NVRTC cannot be loaded ({error}): pip install 'gguf-engine[cuda]'"
     return None
+
+
+def free_memory(device_index: int = 0) -> int:
+    """Bytes of a usable GPU that no process has taken."""
+    import cupy
+
+    with cupy.cuda.Device(device_index):
+        return int(cupy.cuda.runtime.memGetInfo()[0])

@@ -16,12 +16,14 @@ import numpy as np
 
 from engine.config import page_count
 from engine.cuda.attention.cache import PagedCache
-from engine.cuda.load.device_weights import DeviceLayer
+from engine.cuda.load.device_weights import DeviceAttention, DeviceLayer, DeviceMamba
+from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows import rows
 from engine.cuda.step.folding import columns_of
 from engine.cuda.step.machine import StepMachine
 from engine.gguf.types import row_bytes
 from engine.model.brick_time import BrickTime
+from engine.model.cache import StateRows
 from engine.request import ActiveSequence
 from engine.sampling.params import SamplingParams
 
@@ -37,7 +39,7 @@ def profile_decode(
     """Time every brick of a decode step.
 
     Args:
-        machine: without running sequences; the profile has a cache of its own.
+        machine: without running sequences; the profile has caches of its own.
         stream: its stream, which is the current one.
         context_length: positions of one sequence.
         depth: tokens already in the cache of every row.
@@ -70,9 +72,10 @@ class _Profiler:
         self._machine, self._depth, self._n, self._repeats = machine, depth, n_rows, repeats
         self._stream, self._context_length = stream, context_length
         self._weights = machine.weights
-        shapes = [layer.attention.shape for layer in self._weights.layers]
-        self._cache = PagedCache(shapes, n_rows * page_count(depth + 1), context_length, n_rows)
-        self._ops = machine.decode_ops(n_rows, self._cache)
+        plan = self._weights.plan
+        self._cache = PagedCache(plan.attention_shapes, n_rows * page_count(depth + 1), context_length, n_rows)
+        self._states = StateCache(plan.state_shapes, StateRows(n_rows, 2, 0)) if machine.states is not None else None
+        self._ops = machine.decode_ops(n_rows, self._cache, self._states)
         cache_bytes = int(cupy.cuda.Device().attributes.get("L2CacheSize", 0)) or 64 << 20
         self._flush = cupy.empty(_FLUSHES * cache_bytes, cupy.uint8)
         self._tiny = cupy.zeros(1, cupy.float32)
@@ -84,19 +87,29 @@ class _Profiler:
         ops, n = self._ops, self._n
         x, logits = ops.buffers.x[:n], self._machine.logits[:n]
         layers = self._weights.layers
+        attending = [layer for layer in layers if isinstance(layer.mixer, DeviceAttention)]
+        recurrent = [layer for layer in layers if isinstance(layer.mixer, DeviceMamba)]
         dense = [layer for layer in layers if layer.ffn is not None]
         mixtures = [layer for layer in layers if layer.moe is not None]
         embedding = self._weights.token_embd
         times = [
             self._time("launch", [lambda: rows.copy(self._tiny, self._tiny)], 0),
             self._time("embed", [lambda: ops.embed(None)], n * row_bytes(embedding.type, embedding.columns)),
-            self._each("attn_qkv", layers, lambda one: ops.attn_qkv(one, x), _qkv_bytes),
-            self._each("attention", layers, lambda one: ops.attention(one, self._qkv(one)), self._cache_bytes),
+            self._each("attn_qkv", attending, lambda one: ops.attn_qkv(one, x), _qkv_bytes),
+            self._each("attention", attending, lambda one: ops.attention(one, self._qkv(one)), self._cache_bytes),
             self._each(
                 "attn_output",
-                layers,
+                attending,
                 lambda one: ops.attn_output(one, self._attended(one), x),
                 _output_bytes,
+            ),
+            self._each("ssm_in", recurrent, lambda one: ops.ssm_in(one, x), lambda one: one.mamba.ssm_in.n_bytes),
+            self._each("ssm", recurrent, lambda one: ops.ssm(one, self._xz(one)), self._state_bytes),
+            self._each(
+                "ssm_out",
+                recurrent,
+                lambda one: ops.ssm_out(one, self._scanned(one), x),
+                lambda one: one.mamba.output.n_bytes,
             ),
             self._each(
                 "ffn_gate_up",
@@ -124,10 +137,10 @@ class _Profiler:
     def _prepare(self) -> None:
         """Noise everywhere, so that nothing is measured on zeros; greedy sampling in every row."""
         buffers, n = self._ops.buffers, self._n
-        for buffer in (buffers.x, buffers.qkv, buffers.attention, buffers.gate):
+        for buffer in (buffers.x, buffers.qkv, buffers.attention, buffers.gate, buffers.xz, buffers.scanned):
             buffer.set(self._noise.standard_normal(buffer.shape).astype(np.float32))
         machine, cache, pages = self._machine, self._cache, page_count(self._depth + 1)
-        for array in (*cache.keys, *cache.values):
+        for array in (one for layer in cache.layers if layer is not None for one in layer.paged):
             page = self._noise.standard_normal(array.shape[1:]).astype(array.dtype)
             for index in range(n * pages):
                 array[index].set(page)
@@ -145,6 +158,12 @@ class _Profiler:
     def _attended(self, layer: DeviceLayer) -> Any:
         return columns_of(self._ops.buffers.attention, self._n, layer.attention.plan.widths()["attention"])
 
+    def _xz(self, layer: DeviceLayer) -> Any:
+        return columns_of(self._ops.buffers.xz, self._n, layer.mamba.ssm_in.width)
+
+    def _scanned(self, layer: DeviceLayer) -> Any:
+        return columns_of(self._ops.buffers.scanned, self._n, layer.mamba.plan.shape.d_inner)
+
     def _hidden(self, layer: DeviceLayer) -> Any:
         assert layer.ffn is not None
         return columns_of(self._ops.buffers.gate, self._n, layer.ffn.plan.width)
@@ -155,7 +174,14 @@ class _Profiler:
         shape, seen = layer.attention.shape, self._depth + 1
         if layer.attention.constants.window:
             seen = min(seen, layer.attention.constants.window)
-        return self._n * seen * shape.kv_heads * shape.cached_width * (2 if shape.cache_half else 4)
+        return self._n * seen * shape.kv_heads * shape.cached_width * shape.kv_type.n_bytes
+
+    def _state_bytes(self, layer: DeviceLayer) -> int:
+        """The products' matrices, constants, and the states, which are read and written."""
+        mamba = layer.mamba
+        constants = sum(int(array.nbytes) for array in (mamba.conv, mamba.conv_bias, mamba.a, mamba.d))
+        states = 2 * self._n * mamba.plan.shape.state_bytes
+        return mamba.ssm_x.n_bytes + mamba.ssm_dt.n_bytes + constants + states
 
     def _mixture_bytes(self, layer: DeviceLayer) -> int:
         """Router, the chosen experts (at most n_rows * used different ones), and the shared one."""
@@ -177,7 +203,7 @@ class _Profiler:
         call: Callable[[DeviceLayer], Any],
         n_bytes: Callable[[DeviceLayer], int],
     ) -> BrickTime:
-        """A brick that every layer has."""
+        """A brick that several layers have."""
         chosen = list(layers)
         calls = [lambda one=layer: call(one) for layer in chosen]
         return self._time(brick, calls, sum(n_bytes(layer) for layer in chosen))

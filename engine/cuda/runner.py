@@ -8,22 +8,27 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import PAGE, page_count
+from engine.config import PAGE, KvType, Target, checkpoint_count, page_count
 from engine.cuda import availability
-from engine.cuda.attention.cache import PagedCache, SavedPages
+from engine.cuda.attention.cache import PagedCache
 from engine.cuda.driver.context import GpuContext
 from engine.cuda.driver.failure import device_errors
-from engine.cuda.launch_plan.model import LaunchPlan, Settings, describe
+from engine.cuda.driver.row_store import SavedRows
+from engine.cuda.launch_plan.ahead import MOST_AHEAD
+from engine.cuda.launch_plan.model import LaunchPlan, Settings
 from engine.cuda.load.features import check_features
-from engine.cuda.load.memory_plan import MIXED_ROWS, PREFILL_ROWS, fit, memory_plan, plan_of
+from engine.cuda.load.memory_plan import MIXED_ROWS, MIXED_ROWS_PER_SEQUENCE, choose, memory_plan
 from engine.cuda.load.opening import load_weights
 from engine.cuda.profile import REPEATS, profile_decode
+from engine.cuda.recurrent.state_cache import DeviceStates, StateCache
 from engine.cuda.rows import rows
 from engine.cuda.step.machine import StepMachine
-from engine.cuda.step.run_ahead import MOST_AHEAD, RunAhead
+from engine.cuda.step.prompt import state_places
+from engine.cuda.step.run_ahead import RunAhead
 from engine.errors import ContextFullError, DeviceError, EngineError, InvalidRequestError
 from engine.model.batch import Batch, Outputs
 from engine.model.brick_time import BrickTime
+from engine.model.cache import StateRows
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.request import ActiveSequence, TokenSample, Work
@@ -36,10 +41,12 @@ class CudaRunner:
     Args:
         model: the loaded file; it may be closed once this returns.
         context_length: positions of one sequence.
-        kv_type: "f16" or "f32".
-        max_sequences: slots.
-        cache_tokens: positions of all sequences together; None takes config.CONTEXTS contexts, or what the memory has.
+        kv_type: number format of the cache, a KvType or its value.
+        max_sequences: slots; None: as many as the cache has room for, see load.memory_plan.choose.
+        cache_tokens: positions of all sequences together; None: as many as most of the free memory holds.
         prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
+        checkpoints: copies of recurrent states kept for later prompts; None takes what config.checkpoint_count says.
+        target: config.Target; how many rows of prompts run beside decode steps.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
         device_index: which GPU.
         status: told what takes long.
@@ -55,10 +62,12 @@ class CudaRunner:
         model: LoadedModel,
         *,
         context_length: int,
-        kv_type: str,
-        max_sequences: int,
+        kv_type: KvType | str,
+        max_sequences: int | None = None,
         cache_tokens: int | None = None,
         prefill_chunk: int | None = None,
+        checkpoints: int | None = None,
+        target: str = Target.BALANCED,
         deterministic: bool = False,
         device_index: int = 0,
         status: Callable[[str], None] = lambda _: None,
@@ -70,38 +79,53 @@ class CudaRunner:
         check_features(model)
         self.config = model.config
         self.context_length = context_length
-        self.max_sequences = max_sequences
         self.threads: int | None = None
         self.lookahead = MOST_AHEAD - 1
         self.takes_masks = False
-        self.states = None  # features.py declines recurrent layers
+        self.states: DeviceStates | None = None
         self._bandwidth: float | None = None
         self._closed = False
         self._unclear = False
         with device_errors("opening the model"):
             self._gpu = GpuContext(device_index)
             card = self._gpu.arch, self._gpu.multiprocessors
-            for chunk in (prefill_chunk,) if prefill_chunk else PREFILL_ROWS:
-                settings = Settings(kv_type == "f16", max_sequences, chunk, deterministic)
-                launches = describe(model, card, settings)
-                wanted = plan_of(model, launches, context_length=context_length, cache_tokens=cache_tokens)
-                if wanted.total <= self._gpu.free_bytes():
-                    break
-            self._plan = fit(wanted, self._gpu.free_bytes())
+            launches, self._plan = choose(
+                model,
+                card,
+                Settings(KvType.parse(kv_type), max_sequences or 0, prefill_chunk or 0, deterministic),
+                self._gpu.free_bytes(),
+                context_length=context_length,
+                cache_tokens=cache_tokens,
+                checkpoints=checkpoints,
+                default_sequences=max_sequences is None,
+                default_rows=prefill_chunk is None,
+            )
+            self.max_sequences = launches.settings.max_sequences
             self.device_name = self._gpu.name
             self.n_pages = self._plan.pages
             self.prefill_chunk = self._plan.prefill_rows
-            self.mixed_chunk = min(MIXED_ROWS, self.prefill_chunk)
-            self._machine = self._open(model, launches, status, eager=eager)
+            mixed = self.prefill_chunk if target == Target.THROUGHPUT else MIXED_ROWS
+            self.mixed_chunk = min(mixed, self.prefill_chunk)
+            self.mixed_per_sequence = MIXED_ROWS_PER_SEQUENCE if target == Target.BALANCED else 0
+            kept = checkpoint_count(checkpoints, self.max_sequences)
+            self._machine = self._open(model, launches, status, n_checkpoints=kept, eager=eager)
+        if self._machine.states is not None:
+            self.states = DeviceStates(self._machine.states, self._machine.staging, self._running)
         self._loop = RunAhead(
             enqueue=self._machine.enqueue,
             set_position=self._machine.set_position,
             set_limit=self._machine.set_limit,
-            buckets=self._machine.buckets,
+            step_sizes=self._machine.step_sizes,
         )
 
     def _open(
-        self, model: LoadedModel, launches: LaunchPlan, status: Callable[[str], None], *, eager: bool
+        self,
+        model: LoadedModel,
+        launches: LaunchPlan,
+        status: Callable[[str], None],
+        *,
+        n_checkpoints: int,
+        eager: bool,
     ) -> StepMachine:
         """Everything that allocates."""
         import cupy
@@ -111,7 +135,12 @@ class CudaRunner:
             with gpu.active():
                 weights = load_weights(model, launches, gpu, status)
                 machine = StepMachine(
-                    weights, n_pages=self.n_pages, context_length=self.context_length, stream=gpu.stream, eager=eager
+                    weights,
+                    n_pages=self.n_pages,
+                    context_length=self.context_length,
+                    n_checkpoints=n_checkpoints,
+                    stream=gpu.stream,
+                    eager=eager,
                 )
                 machine.enqueue(1)  # no slot is active yet: this writes nothing, and loads the kernels of one sequence
                 gpu.stream.synchronize()
@@ -133,7 +162,8 @@ class CudaRunner:
             prompts = [item for item in work if not item.decode]
             for item in decode:
                 self._seat(item)
-            self._loop.launch_needed(item.sequence.slot for item in decode)
+            slots = [item.sequence.slot for item in decode]
+            self._loop.launch_needed(slots)
             limits = {item.sequence.slot: self._open_pages(item) for item in prompts}
             drawn = self._machine.prompts.feed(prompts, limits)
             for place, items in drawn:
@@ -144,9 +174,8 @@ class CudaRunner:
                     self._loop.start(slot, item.sequence.request_id, end, None, limits[slot])
             self._loop.run_ahead()
             wanted: dict[int, list[tuple[int, ActiveSequence]]] = {}
-            places = self._loop.take([item.sequence.slot for item in decode])
-            for place, item in zip(places, decode, strict=True):
-                wanted.setdefault(place, []).append((item.sequence.slot, item.sequence))
+            for place, slot, item in zip(self._loop.take(slots), slots, decode, strict=True):
+                wanted.setdefault(place, []).append((slot, item.sequence))
             results = self._read(wanted)
             results |= self._read(
                 {place: [(column, item.sequence) for column, item in enumerate(items)] for place, items in drawn}
@@ -165,6 +194,8 @@ class CudaRunner:
         assert len(item.token_ids) == 1, "a decode row feeds one token"
         self._check_room(start + 1)
         self._machine.slots.begin(sequence, start, limit, token)
+        if self._machine.states is not None:
+            self._machine.states.seat(slot, sequence.state_place, start)
         self._loop.start(slot, sequence.request_id, start, token, limit)
 
     def _open_pages(self, item: Work) -> int:
@@ -178,8 +209,9 @@ class CudaRunner:
 
     def _limit(self, sequence: ActiveSequence) -> int:
         """The first position that a row must not feed ahead: it has no page for it, or no use."""
-        limit = min(len(sequence.pages) * PAGE, self.context_length)
-        return limit if sequence.end is None else min(limit, sequence.end)
+        limit, end = len(sequence.pages) * PAGE, sequence.end
+        most = self.context_length if end is None or end > self.context_length else end
+        return most if most < limit else limit
 
     def _read(self, wanted: dict[int, list[tuple[int, ActiveSequence]]]) -> dict[int, TokenSample | EngineError]:
         """Results by slot, of (column, sequence) by place; waits for them."""
@@ -203,7 +235,8 @@ class CudaRunner:
             samples = []
             for first in range(0, len(work.token_ids), self.prefill_chunk):
                 ids = np.asarray(work.token_ids[first : first + self.prefill_chunk], dtype=np.int32)
-                batch = Batch.build([(work.sequence.slot, ids, work.start + first, Outputs.ALL)])
+                places = state_places(work, first)
+                batch = Batch.build([(work.sequence.slot, ids, work.start + first, Outputs.ALL, None, *places)])
                 for part in self._machine.prompts.all_logits(batch):
                     samples += [log_probabilities(row, next(targets), n_top) for row in part]
             return samples
@@ -212,19 +245,20 @@ class CudaRunner:
         """See Runner.logits."""
         with self._running():
             self._check_room(len(token_ids))
-            pages = page_count(len(token_ids))
-            cache = PagedCache(
-                [layer.attention.shape for layer in self._machine.weights.layers], pages, len(token_ids), 1
-            )
+            pages, plan = page_count(len(token_ids)), self._machine.weights.plan
+            cache = PagedCache(plan.attention_shapes, pages, len(token_ids), 1)
             cache.set_pages(0, list(range(pages)))
+            states = None if self.states is None else StateCache(plan.state_shapes, StateRows(1, 2, 0))
             parts: list[npt.NDArray[np.float32]] = []
-            self._machine.prompt_ops.use(cache)
+            self._machine.prompt_ops.use(cache, states)
             try:
                 for first in range(0, len(token_ids), self.prefill_chunk):
                     ids = np.asarray(token_ids[first : first + self.prefill_chunk], dtype=np.int32)
-                    parts += self._machine.prompts.all_logits(Batch.build([(0, ids, first, Outputs.ALL)]))
+                    places = (0 if first == 0 else 1), 1  # nothing here is run again: the state may stay in its place
+                    batch = Batch.build([(0, ids, first, Outputs.ALL, None, *places)])
+                    parts += self._machine.prompts.all_logits(batch)
             finally:
-                self._machine.prompt_ops.use(self._machine.cache)
+                self._machine.prompt_ops.use(self._machine.cache, self._machine.states)
                 self._gpu.stream.synchronize()
             return np.concatenate(parts)
 
@@ -238,12 +272,12 @@ class CudaRunner:
         with self._running():
             self._machine.cache.copy_pages(pairs, self._machine.staging)
 
-    def save_pages(self, pages: Sequence[int]) -> SavedPages:
+    def save_pages(self, pages: Sequence[int]) -> SavedRows:
         """See Runner.save_pages; the copy is under way when this returns."""
         with self._running():
             return self._machine.cache.save_pages(pages, self._machine.staging)
 
-    def load_pages(self, saved: SavedPages, pages: Sequence[int]) -> None:
+    def load_pages(self, saved: SavedRows, pages: Sequence[int]) -> None:
         """See Runner.load_pages."""
         with self._running():
             self._machine.cache.load_pages(saved, pages, self._machine.staging)
@@ -281,6 +315,7 @@ class CudaRunner:
         if not self._gpu.broken:
             with self._gpu.device:
                 self._gpu.stream.synchronize()
+        self.states = None
         self._machine.close()
         self._gpu.release()
         self._closed = True

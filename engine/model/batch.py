@@ -25,6 +25,7 @@ Part = (
     tuple[int, Ids, int, Outputs]
     | tuple[int, Ids, int, Outputs, Sequence[int] | None]
     | tuple[int, Ids, int, Outputs, Sequence[int] | None, int | None]
+    | tuple[int, Ids, int, Outputs, Sequence[int] | None, int | None, int | None]
 )
 
 
@@ -35,6 +36,8 @@ class Span:
     `pages` are its cache pages, enough for n_total positions; None: the slot's own, for callers without a scheduler.
     `place` is where in the slot's ring the recurrent state after n_past tokens is; the state after n_total tokens goes
     one place further. None: the cache counts by itself, for callers without a scheduler.
+    `writes` is the place of that state where it is another one: of a work item that a device cuts into several batches
+    all but the first read the state where they write it, so that the whole item moves it by one place.
     """
 
     slot: int
@@ -43,6 +46,13 @@ class Span:
     n_past: int
     pages: Sequence[int] | None = None
     place: int | None = None
+    writes: int | None = None
+
+    @property
+    def place_behind(self) -> int:
+        """The place of the state after n_total tokens, where places are given."""
+        assert self.place is not None
+        return self.place + 1 if self.writes is None else self.writes
 
     @property
     def n_total(self) -> int:
@@ -79,7 +89,7 @@ class Batch:
 
     @classmethod
     def build(cls, parts: Iterable[Part]) -> Batch:
-        """Lay parts `(slot, token_ids, n_past, outputs[, pages[, place]])` out as one flat batch, in this order."""
+        """Lay out parts `(slot, token_ids, n_past, outputs[, pages[, place[, writes]]])` as one batch, in order."""
         ids: list[Int32Array] = []
         positions: list[Int32Array] = []
         spans: list[Span] = []

@@ -16,6 +16,7 @@ class MemoryPlan:
         kv_bytes_per_token: cache one token of one sequence takes.
         repacked_bytes: on the CPU, the copy of the weights in the order of the kernels, if there is one.
         state_bytes: states of recurrent layers, of all sequences and checkpoints.
+        max_sequences: sequences that run side by side.
     """
 
     weights_bytes: int
@@ -24,6 +25,7 @@ class MemoryPlan:
     kv_bytes_per_token: int
     repacked_bytes: int = 0
     state_bytes: int = 0
+    max_sequences: int = 1
 
     @property
     def total_bytes(self) -> int:

@@ -6,18 +6,15 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.config import EngineConfig, cache_size, checkpoint_count, page_count
+from engine.config import EngineConfig, KvType, cache_size, checkpoint_count, page_count
 from engine.cpu.backend import CpuBackend
-from engine.cpu.runner import DEFAULT_SEQUENCES, CpuRunner
+from engine.cpu.runner import CpuRunner
 from engine.errors import DeviceError
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.runner.protocol import Runner
 
 log = logging.getLogger("engine")
-
-GPU_SEQUENCES = 64
-"""Sequences that run side by side on a GPU unless the caller sets max_sequences."""
 
 _GPU_TRACES = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg", "/dev/nvmap")
 
@@ -42,9 +39,11 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
             model,
             context_length=context_length,
             kv_type=config.kv_type,
-            max_sequences=config.max_sequences or GPU_SEQUENCES,
+            max_sequences=config.max_sequences,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            checkpoints=config.checkpoints if config.prefix_cache else 0,
+            target=config.target,
             deterministic=config.deterministic,
             device_index=config.device_index,
             status=status,
@@ -66,29 +65,36 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
 
 
 def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPlan]:
-    """Device and memory that open_runner would take, without taking either; a plan for a GPU needs none."""
+    """Device and memory that open_runner would take, without taking either.
+
+    A plan for a GPU needs none: where there is no card, it is made for an H200. On the CPU it is for one sequence,
+    unless the configuration says how many.
+    """
     context_length = config.resolve_context(model.config.context_length)
     if config.device.startswith("cuda") or choose_device(config.device, config.device_index, model) == "cuda":
-        from engine.cuda.load.memory_plan import make_plan, memory_plan
+        from engine.cuda import availability, free_memory
+        from engine.cuda.load.memory_plan import REFERENCE_FREE, make_plan, memory_plan
 
+        present = availability(config.device_index) is None
         plan = make_plan(
             model,
             context_length=context_length,
             kv_type=config.kv_type,
-            max_sequences=config.max_sequences or GPU_SEQUENCES,
+            max_sequences=config.max_sequences,
             cache_tokens=config.cache_tokens,
             prefill_chunk=config.prefill_chunk,
+            checkpoints=config.checkpoints if config.prefix_cache else 0,
+            free=free_memory(config.device_index) if present else REFERENCE_FREE,
         )
         return "cuda", memory_plan(plan)
+    sequences = config.max_sequences or 1
     backend = CpuBackend(
         model,
         context_length=context_length,
         kv_type=config.kv_type,
-        max_sequences=config.max_sequences or DEFAULT_SEQUENCES,
-        n_pages=page_count(cache_size(config.cache_tokens, context_length, config.max_sequences or DEFAULT_SEQUENCES)),
-        checkpoints=checkpoint_count(
-            config.checkpoints if config.prefix_cache else 0, config.max_sequences or DEFAULT_SEQUENCES
-        ),
+        max_sequences=sequences,
+        n_pages=page_count(cache_size(config.cache_tokens, context_length, sequences)),
+        checkpoints=checkpoint_count(config.checkpoints if config.prefix_cache else 0, sequences),
         quantize=not config.exact,
         repack=config.repack,
     )
@@ -109,12 +115,12 @@ def plan_launches(model: LoadedModel, config: EngineConfig) -> tuple[list[dict[s
     from engine.cuda.launch_plan.model import REFERENCE_CARD, Settings, describe
     from engine.cuda.launch_plan.table import launch_rows, launch_table
     from engine.cuda.load.features import check_features
-    from engine.cuda.load.memory_plan import PREFILL_ROWS
+    from engine.cuda.load.memory_plan import MOST_SEQUENCES, PREFILL_ROWS
 
     check_features(model)
     settings = Settings(
-        cache_half=config.kv_type == "f16",
-        max_sequences=config.max_sequences or GPU_SEQUENCES,
+        kv_type=KvType.parse(config.kv_type),
+        max_sequences=config.max_sequences or MOST_SEQUENCES,
         prefill_rows=config.prefill_chunk or PREFILL_ROWS[0],
         deterministic=config.deterministic,
     )

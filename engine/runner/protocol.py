@@ -28,6 +28,7 @@ class Runner(Protocol):
     prefill_chunk: int  # prompt tokens of a step without decoding sequences
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
     takes_masks: bool  # draws only tokens that ActiveSequence.mask allows
+    mixed_per_sequence: int  # of each of those, where that is more together; at most prefill_chunk in all
     lookahead: int  # positions after a decoding sequence's token that may be written as well, where it has pages
 
     @property

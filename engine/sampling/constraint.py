@@ -8,19 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from engine.errors import InvalidRequestError
+
+if TYPE_CHECKING:  # command lines read the settings before anything needs arrays
+    import numpy as np
+    import numpy.typing as npt
 
 MAX_CHARACTERS = 1_000_000
 """Of one description: a longer one is refused before anything reads it."""
 
 MAX_CHOICES = 10_000
 
-Bits = npt.NDArray[np.uint32]
+Bits: TypeAlias = "npt.NDArray[np.uint32]"
 """One bit per token of the vocabulary: token i is allowed if bit i % 32 of element i // 32 is set."""
 
 

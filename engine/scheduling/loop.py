@@ -95,6 +95,7 @@ class EngineLoop:
             runner.n_pages,
             prefill_chunk=runner.prefill_chunk,
             mixed_chunk=runner.mixed_chunk,
+            mixed_per_sequence=runner.mixed_per_sequence,
             lookahead=runner.lookahead,
             prefix_cache=prefix_cache,
             checkpoints=None if runner.states is None else runner.states.n_checkpoints,
@@ -135,12 +136,15 @@ class EngineLoop:
                 else:
                     self._scheduler.add(request)
 
-    def next_chunk(self, job: Job, take: Callable[[StreamChunk], None] = lambda chunk: None) -> StreamChunk:
+    def next_chunk(
+        self, job: Job, take: Callable[[StreamChunk], None] = lambda chunk: None, *, every: bool = False
+    ) -> StreamChunk:
         """The next chunk of a submitted job; drives the engine while nobody else does.
 
         Args:
             job: the job.
             take: told the chunk as it leaves the queue: an interrupt finds it in one of the two places.
+            every: take all chunks there are; the last one is returned.
 
         Raises:
             Exception: what made a step of this job fail, after all its earlier chunks.
@@ -153,9 +157,11 @@ class EngineLoop:
                     work = self._begin() if not job.queue and job.error is None else None
                     if job.queue and work is None:
                         deferral.check()
-                        chunk = job.queue.popleft()
-                        take(chunk)
-                        return chunk
+                        while True:
+                            chunk = job.queue.popleft()
+                            take(chunk)
+                            if not (every and job.queue):
+                                return chunk
                     if job.error is not None:
                         raise job.error
                 assert work is not None, "an unfinished job has work to do"
@@ -429,7 +435,7 @@ class EngineLoop:
             job.told_scores = True
         return StreamChunk(
             text=text,
-            token_ids=tuple(sample.token_id for sample in samples),
+            token_ids=tuple([sample.token_id for sample in samples]),
             finish_reason=finish,
             logprobs=samples if request.params.logprobs is not None else (),
             prompt_logprobs=scores,

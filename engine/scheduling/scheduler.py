@@ -13,9 +13,9 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Sequence as Ids
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from engine.config import CHECKPOINT_SPACING, PAGE, page_count
+from engine.config import CHECKPOINT_SPACING, PAGE, page_count, step_sizes
 from engine.request import ActiveSequence, Request, TokenSample, Work
 from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.page_pool import PagePool
@@ -90,11 +90,12 @@ PATIENCE = 16
 
 @dataclass(eq=False)  # compare by identity: comparing fields cost 3 ms per step of 64 sequences
 class _Running:
-    """A sequence and the request it serves. `arrival` numbers requests in order."""
+    """A sequence and the request it serves. `arrival` numbers requests in order; `seated`: it holds a slot."""
 
     request: Request
     sequence: ActiveSequence
     arrival: int
+    seated: bool = False
 
 
 class Scheduler:
@@ -105,6 +106,7 @@ class Scheduler:
         n_pages: pages of the cache.
         prefill_chunk: most prompt tokens in a step without decoding sequences.
         mixed_chunk: most prompt tokens in a step beside decoding sequences.
+        mixed_per_sequence: of each decoding sequence, where that is more; at most prefill_chunk together.
         lookahead: positions behind a decoding sequence's token that get pages as well where there are free ones.
         prefix_cache: use pages of earlier prompts that began with the same tokens.
         checkpoints: entries for copies of recurrent states; None where the model has no recurrent layers.
@@ -121,6 +123,7 @@ class Scheduler:
         *,
         prefill_chunk: int = 512,
         mixed_chunk: int = 512,
+        mixed_per_sequence: int = 0,
         lookahead: int = 0,
         prefix_cache: bool = True,
         checkpoints: int | None = None,
@@ -135,12 +138,14 @@ class Scheduler:
         self.actions: deque[Action] = deque()
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
+        self._mixed_per_sequence = mixed_per_sequence
         self._lookahead = lookahead
         self._prefix_cache = prefix_cache
         self._waiting: deque[tuple[int, Request]] = deque()
         self._preempted: list[_Running] = []  # in order of arrival
         self._running: list[_Running] = []  # in order of arrival
         self._free_slots = list(range(max_sequences))
+        self._step_sizes = step_sizes(max_sequences)
         self._sources: list[int] = []  # pages held until they have been copied
         self._arrivals = 0
         self._scattered = 0  # plans in a row in which fewer slots would have done
@@ -178,7 +183,7 @@ class Scheduler:
         for index, running in enumerate(self._running):
             if running.request.request_id == request_id:
                 del self._running[index]
-                self._leave(running.sequence)
+                self._leave(running)
                 return running.sequence.slot
         self._preempted = [one for one in self._preempted if one.request.request_id != request_id]
         self._waiting = deque(entry for entry in self._waiting if entry[1].request_id != request_id)
@@ -194,19 +199,26 @@ class Scheduler:
             self._sources = []
         self._admit()
         self._close_ranks()
-        decode: list[Work] = []
+        work: list[Work] = []
+        preempted = len(self._preempted)
+        # With hundreds of sequences this loop is what a step costs here: what rarely happens is behind one comparison.
         for running in list(self._running):
             sequence = running.sequence
-            if sequence.output_ids and self._make_room(running, sequence.n_cached + 1):
-                token = sequence.output_ids[-1]
-                decode.append(Work(sequence, [token], sequence.n_cached, True, decode=True))
-        pieces = self._prompt_pieces(self._mixed_chunk if decode else self._prefill_chunk)
-        # A prompt that arrived earlier may have preempted a sequence whose work was planned already.
-        still_here = {id(running.sequence) for running in self._running}
-        work = [item for item in decode + pieces if id(item.sequence) in still_here]
+            output_ids, start = sequence.output_ids, sequence.n_cached
+            if output_ids and (start < len(sequence.pages) * PAGE or self._make_room(running, start + 1)):
+                work.append(Work(sequence, output_ids[-1:], start, True, False, True))
+        beside = min(self._prefill_chunk, max(self._mixed_chunk, self._mixed_per_sequence * len(work)))
+        work += self._prompt_pieces(beside if work else self._prefill_chunk)
+        if len(self._preempted) > preempted:
+            # A prompt that arrived earlier may have preempted a sequence whose work was planned already.
+            still_here = {id(running.sequence) for running in self._running}
+            work = [item for item in work if id(item.sequence) in still_here]
         for item in work:
+            sequence = item.sequence
             if item.sample:
-                self._look_ahead(item.sequence, item.start + len(item.token_ids) + len(item.sequence.draft_ids))
+                end = item.start + len(item.token_ids) + len(sequence.draft_ids)
+                if end + self._lookahead > len(sequence.pages) * PAGE:
+                    self._look_ahead(sequence, end)
         return [self._with_drafts(item) if item.sequence.draft_ids else item for item in work]
 
     def commit(self, work: Work, sample: TokenSample | None, accepted: Ids[TokenSample] = ()) -> None:
@@ -219,16 +231,17 @@ class Scheduler:
         """
         sequence = work.sequence
         assert work.start == sequence.n_cached, "work committed twice or out of order"
-        assert [one.token_id for one in accepted] == list(work.draft_ids[: len(accepted)]), (
-            "not the drafts of this work"
-        )
+        if accepted:
+            drafts = list(work.draft_ids[: len(accepted)])
+            assert [one.token_id for one in accepted] == drafts, "not the drafts of this work"
+            sequence.output_ids += drafts
         sequence.n_cached += len(work.token_ids) + len(accepted)
         sequence.state_place += 1 + len(accepted)
         if not work.decode:
             self._remember(sequence)
         if work.sample:
             assert sample is not None, "the runner drew no token"
-            sequence.output_ids += [one.token_id for one in (*accepted, sample)]
+            sequence.output_ids.append(sample.token_id)
             sequence.draft_ids = []
 
     def drop_checkpoint(self, action: SaveCheckpoint) -> None:
@@ -307,12 +320,13 @@ class Scheduler:
         )
 
     def _join(self, running: _Running) -> None:
+        running.seated = True
         self._running.append(running)
         self._running.sort(key=lambda one: one.arrival)
 
     def _close_ranks(self) -> None:
-        """Move sequences to lower slots: a step has 1, 2, 4 ... rows, as many as the highest slot in use needs."""
-        needed = _power_of_two(len(self._running))
+        """Move sequences to lower slots: the highest slot in use decides how many rows a step has (step_sizes)."""
+        needed = next(size for size in self._step_sizes if size >= len(self._running))
         beyond = [one.sequence for one in self._running if one.sequence.slot >= needed]
         self._scattered = self._scattered + 1 if beyond else 0
         if self._scattered <= PATIENCE:
@@ -323,7 +337,8 @@ class Scheduler:
             sequence.slot = heapq.heappop(self._free_slots)
             self.actions.append(LeaveSlot(sequence.request_id, old, sequence.slot, self._place(sequence)))
 
-    def _leave(self, sequence: ActiveSequence) -> None:
+    def _leave(self, running: _Running) -> None:
+        running.seated, sequence = False, running.sequence
         heapq.heappush(self._free_slots, sequence.slot)
         self.blocks.release(sequence.pages)
         sequence.pages = []
@@ -334,7 +349,7 @@ class Scheduler:
         used = sequence.pages[: page_count(sequence.n_cached)]
         self.actions.append(SavePages(sequence.request_id, sequence.slot, tuple(used), self._place(sequence)))
         self._running.remove(running)
-        self._leave(sequence)
+        self._leave(running)
         self._preempted.append(running)
         self._preempted.sort(key=lambda one: one.arrival)
 
@@ -372,7 +387,7 @@ class Scheduler:
 
         False where there are too few even so; then it was mostly preempted itself.
         """
-        if running not in self._running:
+        if not running.seated:
             return False
         sequence = running.sequence
         missing = page_count(n_positions) - len(sequence.pages)
@@ -402,7 +417,7 @@ class Scheduler:
         """The work with as many of its sequence's draft tokens as have pages and may be needed."""
         sequence, first = item.sequence, item.start + len(item.token_ids)
         room = len(sequence.pages) * PAGE if sequence.end is None else min(len(sequence.pages) * PAGE, sequence.end)
-        return replace(item, draft_ids=tuple(sequence.draft_ids[: max(0, room - first)])) if item.decode else item
+        return item._replace(draft_ids=tuple(sequence.draft_ids[: max(0, room - first)])) if item.decode else item
 
     # ---- prompts ---------------------------------------------------------------------------------------------
 
@@ -445,8 +460,3 @@ class Scheduler:
 def _longest(request: Request) -> int:
     """Positions that a request may come to need: its last token, generated or scored, is not fed."""
     return len(request.prompt_ids) + request.max_output - 1
-
-
-def _power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n, and at least 1."""
-    return 1 << max(n - 1, 0).bit_length()

@@ -1,26 +1,26 @@
-"""A model with recurrent layers behind the public calls: the same bits whatever runs beside it and is reused."""
+"""A model with recurrent layers behind the public calls: the same bits whatever runs beside it and is reused.
 
-import signal
-import sys
-from pathlib import Path
+On the GPU the same, where prompts and generated tokens have kernels of their own each.
+"""
+
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
-import engine
 from engine import LLM, SamplingParams
 from engine.config import PAGE
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
-from tests.support.recurrent_models import tiny_mamba
-
-SHARED = [5 + 7 * i % 200 for i in range(2 * PAGE + 20)]
-PROMPTS = [SHARED, [*SHARED[:100], *range(20, 60)], [*SHARED, *range(100, 140)], [60, 61, 62], SHARED[: 2 * PAGE]]
-LAST_BORDERS = [(len(prompt) - 1) // PAGE * PAGE for prompt in PROMPTS]
+from tests.support.injection import interrupted
+from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return tiny_mamba(tmp_path_factory.mktemp("mamba") / "tiny.gguf", weight_type=GGMLType.Q8_0, dt_rank=32)
+    return tiny_mamba(
+        tmp_path_factory.mktemp("mamba") / "tiny.gguf", weight_type=GGMLType.Q8_0, dt_rank=32, selection=1.0
+    )
 
 
 def params(index, **options):
@@ -32,10 +32,16 @@ def outcome(result):
     return result.token_ids, result.logprobs
 
 
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def opened(request, path):
+    """Opens the model on a device; on a GPU so that a row's bits depend on its own tokens alone."""
+    return partial(LLM, path, device=request.param, deterministic=request.param == "cuda", context_length=256)
+
+
 @pytest.fixture(scope="module")
-def alone(path):
+def alone(opened):
     """Every prompt on its own, nothing reused."""
-    with LLM(path, device="cpu", context_length=256, max_sequences=1, prefix_cache=False) as llm:
+    with opened(max_sequences=1, prefix_cache=False) as llm:
         return [outcome(llm.generate(prompt, params(i))) for i, prompt in enumerate(PROMPTS)]
 
 
@@ -49,8 +55,8 @@ def alone(path):
         pytest.param({"max_sequences": 2, "checkpoints": 0}, id="no checkpoints"),
     ],
 )
-def test_the_same_bits(path, alone, settings):
-    with LLM(path, device="cpu", context_length=256, **settings) as llm:
+def test_the_same_bits(opened, alone, settings):
+    with opened(**settings) as llm:
         saved = []
         with llm.exclusive_runner() as runner:
             save = runner.states.save
@@ -66,63 +72,46 @@ def test_the_same_bits(path, alone, settings):
         assert reused == (LAST_BORDERS if keeps else [0] * len(PROMPTS))
 
 
-def test_samples_share_the_prompt(path, alone):
-    with LLM(path, device="cpu", context_length=256, max_sequences=8) as llm:
+def test_samples_share_the_prompt(opened, alone):
+    with opened(max_sequences=8) as llm:
         whole = llm.generate(PROMPTS[2], params(2, n=3))
     assert outcome(whole.samples[0]) == alone[2]
     assert [sample.stats.cached_tokens for sample in whole.samples] == [0, *[LAST_BORDERS[2]] * 2]
 
 
-def test_scores_and_logits(path, alone):
+def test_sequences_that_change_slots(opened, alone, monkeypatch):
+    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", 0)
+    lengths = (30, 9, 30, 12, 30)
+    with opened(max_sequences=8) as llm:
+        moved = []
+        with llm.exclusive_runner() as runner:
+            move = runner.states.move
+            runner.states.move = lambda *given: moved.append(given) or move(*given)
+        every = [replace(params(i), max_tokens=n) for i, n in enumerate(lengths)]
+        results = llm.generate(PROMPTS, every)
+    for result, whole, n in zip(results, alone, lengths, strict=True):
+        assert outcome(result) == tuple(part[:n] for part in whole)
+    assert moved
+
+
+def test_scores_and_logits(opened, alone):
     """What is computed outside the step loop, and what needs every row, goes through the same states."""
     wanted = SamplingParams(max_tokens=2, temperature=0, prompt_logprobs=2)
-    with LLM(path, device="cpu", context_length=256, max_sequences=2) as llm:
+    with opened(max_sequences=2) as llm:
         llm.generate(PROMPTS[2], SamplingParams(max_tokens=1))
         first = llm.generate(PROMPTS[2], wanted)
         logits = llm.logits(PROMPTS[1])
         assert int(logits[-1].argmax()) == alone[1][0][0]
         assert outcome(llm.generate(PROMPTS[1], params(1))) == alone[1]
-    with LLM(path, device="cpu", context_length=256, prefix_cache=False, prefill_chunk=9) as llm:
+    with opened(prefix_cache=False, prefill_chunk=9) as llm:
         assert llm.generate(PROMPTS[2], wanted).prompt_logprobs == first.prompt_logprobs
 
 
-ENGINE = str(Path(engine.__file__).parent)
-
-
-class Interruption:
-    """Sends SIGINT at the event number `at` inside the engine."""
-
-    def __init__(self, at):
-        self.at, self.seen = at, 0
-
-    def __call__(self, frame, event, argument):
-        if event == "call" and frame.f_code.co_filename.startswith(ENGINE):
-            self.seen += 1
-            if self.seen == self.at:
-                signal.raise_signal(signal.SIGINT)
-
-
 @pytest.mark.parametrize("at", [40, 133, 207, 311, 430, 622, 845])
-def test_an_interrupt_anywhere_changes_nothing(path, alone, at):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    interruptions = 0
-    try:
-        with LLM(path, device="cpu", context_length=256, max_sequences=4, prefill_chunk=50) as llm:
-            streams = [llm.stream(prompt, params(i)) for i, prompt in enumerate(PROMPTS[:3])]
-            results = []
-            for stream in streams:
-                over = False
-                while not over:
-                    sys.setprofile(Interruption(at + 97 * interruptions))
-                    try:
-                        results.append(stream.result())
-                        over = True
-                    except KeyboardInterrupt:
-                        interruptions += 1
-                    finally:
-                        sys.setprofile(None)
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_an_interrupt_anywhere_changes_nothing(opened, alone, at):
+    with opened(max_sequences=4, prefill_chunk=50) as llm:
+        streams = [llm.stream(prompt, params(i)) for i, prompt in enumerate(PROMPTS[:3])]
+        results, interruptions = interrupted([stream.result for stream in streams], at, 97)
     assert interruptions > 3
     assert [outcome(result) for result in results] == alone[:3]
 

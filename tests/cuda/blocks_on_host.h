@@ -45,6 +45,22 @@ static float __shfl_xor_sync(u32, float v, int offset) {
     return threads[threadIdx.x ^ offset].given[turn];
 }
 
+static float __shfl_sync(u32, float v, int lane) {
+    Thread& mine = threads[threadIdx.x];
+    const int turn = mine.shuffles++ & 1;
+    mine.given[turn] = v;
+    wait_for(Wait::FOR_WARP);
+    return threads[threadIdx.x / WARP * WARP + lane].given[turn];
+}
+
+static void __syncwarp() { wait_for(Wait::FOR_WARP); }
+
+static bool __any_sync(u32, bool v) {
+    float any = v;
+    for (int offset = WARP / 2; offset > 0; offset /= 2) any += __shfl_xor_sync(FULL_MASK, any, offset);
+    return any != 0.0f;
+}
+
 static void thread_main() {
     thread_body(thread_argument);
     wait_for(Wait::ENDED);

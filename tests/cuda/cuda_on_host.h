@@ -23,6 +23,7 @@ struct Dimensions {
 };
 static Dimensions threadIdx, blockIdx, blockDim, gridDim;
 
+struct int4 { int x, y, z, w; };
 struct uint2 { u32 x, y; };
 struct uint4 { u32 x, y, z, w; };
 struct float2 { float x, y; };
@@ -31,6 +32,7 @@ static uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 static float2 make_float2(float x, float y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static int min(int a, int b) { return a < b ? a : b; }
+static int max(int a, int b) { return a > b ? a : b; }
 
 template <class To, class From>
 static To bits_of(From from) {
@@ -40,6 +42,7 @@ static To bits_of(From from) {
     return to;
 }
 static float __uint_as_float(u32 v) { return bits_of<float>(v); }
+static float __int_as_float(int v) { return bits_of<float>(v); }
 static u32 __float_as_uint(float v) { return bits_of<u32>(v); }
 static float half_to_float(u16 h) { return (float)bits_of<_Float16>(h); }
 static u16 float_to_half(float f) { return bits_of<u16>((_Float16)f); }
@@ -60,21 +63,17 @@ static u32 __byte_perm(u32 a, u32 b, u32 selector) {
     }
     return result;
 }
-// Pairs of halfs: what gemm_unpack.cuh and formats_half.cuh do in assembly.
+// Pairs of halfs: what half_pairs.cuh does in assembly.
 template <class Function>
 static u32 each_half(u32 a, u32 b, Function f) {
     return pack_halves(f(low_half(a), low_half(b)), f(high_half(a), high_half(b)));
 }
-static u32 add2(u32 a, u32 b) { return each_half(a, b, [](float x, float y) { return x + y; }); }
-static u32 mul2(u32 a, u32 b) { return each_half(a, b, [](float x, float y) { return x * y; }); }
-static u32 fma2(u32 a, u32 b, u32 c) { return add2(mul2(a, b), c); }  // here only where the product is exact
-static u32 add_halves(u32 a, u32 b) { return add2(a, b); }
-static u32 mul_halves(u32 a, u32 b) { return mul2(a, b); }
-static u32 fma_halves(u32 a, u32 b, u32 c) { return fma2(a, b, c); }
+static u32 add_halves(u32 a, u32 b) { return each_half(a, b, [](float x, float y) { return x + y; }); }
+static u32 mul_halves(u32 a, u32 b) { return each_half(a, b, [](float x, float y) { return x * y; }); }
+static u32 fma_halves(u32 a, u32 b, u32 c) { return add_halves(mul_halves(a, b), c); }  // where the product is exact
 static u32 and_or(u32 v, u32 mask, u32 magic) { return (v & mask) | magic; }
 static u32 hidden(u32 v) { return v; }
-static u32 both(u32 pair, int high) { return (high ? pair >> 16 : pair & 0xffffu) * 0x10001u; }
-static u32 same_halves(u32 half) { return half * 0x10001u; }
+static u32 twice(u32 pair, int high) { return (high ? pair >> 16 : pair & 0xffffu) * 0x10001u; }
 static u32 two_halves(float low, float high) { return pack_halves(low, high); }
 static u32 __shfl_sync(u32, u32 v, int) { return v; }  // not of the formats that are tested
 static void pdl_wait() {}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engine.config import KvType
 from engine.cuda.attention.attention import (
     PAGE,
     KernelRopeStyle,
@@ -86,7 +87,7 @@ def check_decode(shape, lengths, *, plan=None, seed=0, **options):
             continue
         at = (world.table[s, length // PAGE], slice(None), length % PAGE)
         new_k, new_v = after_k[at].astype(np.float64), after_v[at][..., : shape.value_dim].astype(np.float64)
-        assert nmse(new_k, k[s]) < (1e-6 if shape.cache_half else 1e-12)
+        assert nmse(new_k, k[s]) < (1e-6 if shape.kv_type is KvType.F16 else 1e-12)
         assert np.array_equal(new_v, v[s].astype(np.float32).astype(world.dtype))
         # compare with what the cache holds: the float16 rounding of the new key is not the kernel's error
         keys = np.concatenate([world.history[s][0], new_k[None]])
@@ -262,8 +263,8 @@ def check_prefill(shape, spans, *, seed=0, bias=False, plan=None, **options):
             np.array([pages[world.table[s, p // PAGE], :, p % PAGE, :dim] for p in range(past + n)], np.float64)
             for pages, dim in zip(after, (shape.key_dim, shape.value_dim), strict=True)
         )
-        assert nmse(keys[past:], k[first : first + n]) < (1e-6 if shape.cache_half else 1e-12)
-        assert nmse(values[past:], v[first : first + n]) < (1e-6 if shape.cache_half else 1e-12)
+        assert nmse(keys[past:], k[first : first + n]) < (1e-6 if shape.kv_type is KvType.F16 else 1e-12)
+        assert nmse(values[past:], v[first : first + n]) < (1e-6 if shape.kv_type is KvType.F16 else 1e-12)
         flat = q[first : first + n].reshape(n, -1)
         assert nmse(rotated[first : first + n, : flat.shape[1]], flat) < 1e-12
         rows = range(n) if n < 300 else (*range(0, n, 37), n - 1)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engine.config import KvType
 from engine.cuda.attention.attention import PAGE, prefill_tiles
 from tests.support.attention_reference import World, shape_of
 
@@ -21,7 +22,7 @@ SHAPES = [
 
 
 def name_of(shape):
-    return f"{shape.heads}x{shape.key_dim} over {shape.kv_heads} {'f16' if shape.cache_half else 'f32'}"
+    return f"{shape.heads}x{shape.key_dim} over {shape.kv_heads} {'f16' if shape.kv_type is KvType.F16 else 'f32'}"
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------

@@ -5,18 +5,16 @@ from functools import partial
 import numpy as np
 import pytest
 
+from engine.config import KvType
 from engine.cuda.driver.compiler import device_arch
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
-from tests.support.conformance import CPU_ONLY
-from tests.support.conformance import NAMES as ALL_NAMES
+from tests.support.conformance import NAMES
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, pages_of, token_ids
 
 pytestmark = [pytest.mark.gpu, pytest.mark.shared]
-
-NAMES = tuple(name for name in ALL_NAMES if name not in CPU_ONLY)
 
 LIMIT = {"f32": 1e-5, "f16": 1e-5}
 """Of the squared error over the squares expected, by the type of the cache. Prompts round what products read to float16
@@ -45,8 +43,8 @@ def part_files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kernels(conformance_dir, part_files):
-    """Builds what all files need side by side: one after the other would take minutes."""
+def kernels(request, conformance_dir, part_files):
+    """Builds what all files under test need side by side: one after the other would take minutes."""
     import cupy
 
     from engine.cuda.driver import compiler
@@ -55,13 +53,14 @@ def kernels(conformance_dir, part_files):
 
     card = compiler.device_arch(), int(cupy.cuda.Device().attributes["MultiProcessorCount"])
     jobs = {}
-    paths = [(conformance_dir / "models" / f"{name}.gguf", LIMIT) for name in NAMES]
-    paths += [(path, ["f32"]) for path in part_files.values()]
+    chosen = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}
+    paths = [(conformance_dir / "models" / f"{name}.gguf", LIMIT) for name in NAMES if name in chosen]
+    paths += [(path, ["f32"]) for name, path in part_files.items() if name in chosen]
     for path, kv_types in paths:
         with open_gguf(path) as gguf:
             model = load_model(gguf)
             for kv_type in kv_types:
-                found = kernel_jobs(describe(model, card, Settings(kv_type == "f16", SLOTS, 512)))
+                found = kernel_jobs(describe(model, card, Settings(KvType.parse(kv_type), SLOTS, 512)))
                 jobs |= {repr(job): job for job in found}
             del model
     compiler.prebuild(list(jobs.values()), card[0])

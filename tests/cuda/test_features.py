@@ -27,6 +27,7 @@ from tests.support.feature_models import (
 )
 from tests.support.gguf_builder import tiny_llama
 from tests.support.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
+from tests.support.recurrent_models import tiny_mamba
 
 
 def too_many_experts():
@@ -64,6 +65,22 @@ def test_parts_that_nobody_added_are_declined_by_name(tmp_path, monkeypatch, fie
     with open_gguf(sinks_and_clamped_gates()[0].write(tmp_path)) as gguf:
         model = load_model(gguf)
         assert missing_features(model) == [words]
+        del model
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({}, []),
+        ({"norm_dt_b_c": True}, []),
+        ({"state": 257}, ["recurrent layers with more than 256 states of a channel"]),
+        ({"conv": 9}, ["convolutions over more than 8 tokens"]),
+    ],
+)
+def test_recurrent_layers(tmp_path, parts, words):
+    with open_gguf(tiny_mamba(tmp_path / "tiny.gguf", **parts)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == words
         del model
 
 

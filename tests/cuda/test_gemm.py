@@ -258,8 +258,8 @@ def test_bias_factor_and_residual(cupy, rng):
 ACTIVATIONS = {
     1: lambda v: v / (1 + np.exp(-v)),
     2: lambda v: 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))),
-    4: lambda v: np.maximum(v, 0),
-    5: lambda v: np.maximum(v, 0) ** 2,
+    3: lambda v: np.maximum(v, 0),
+    4: lambda v: np.maximum(v, 0) ** 2,
 }
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import re
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from engine.cuda import availability
 from engine.cuda.formats.layouts import packed_bytes
+from engine.cuda.launch_plan.ahead import AHEAD, MOST_AHEAD, STATE_PLACES
 from engine.cuda.load.memory_plan import DevicePlan, fit, make_plan, memory_plan
 from engine.cuda.step.prompt import pack, prompt_batch
-from engine.cuda.step.run_ahead import AHEAD, MOST_AHEAD, RunAhead
+from engine.cuda.step.run_ahead import RunAhead
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
@@ -23,6 +25,7 @@ from engine.model.loader import load_model
 from engine.request import ActiveSequence, Work
 from engine.sampling import SamplingParams
 from tests.support.gguf_builder import tiny_llama
+from tests.support.recurrent_models import tiny_mamba
 
 # ---- decode loop --------------------------------------------------------------------------------------------------
 
@@ -48,7 +51,7 @@ class FakeDevice:
     As the kernels do it: a row stops by itself at its limit; what the host changes is sent with the next launch.
     """
 
-    def __init__(self, buckets=(1, 2, 4, 8)):
+    def __init__(self, step_sizes=(1, 2, 4, 8)):
         self.requests, self.tokens = [0] * SLOTS, [0] * SLOTS
         self.positions, self.limits = [-1] * SLOTS, [0] * SLOTS
         self.news, self.stream, self.rows, self.results = {}, [], [], {}
@@ -57,7 +60,7 @@ class FakeDevice:
             enqueue=self.enqueue,
             set_position=lambda slot, position: self.change(slot, positions=position),
             set_limit=lambda slot, limit: self.change(slot, limits=limit),
-            buckets=buckets,
+            step_sizes=step_sizes,
         )
 
     def change(self, slot, **values):
@@ -351,6 +354,28 @@ def test_the_advice_for_a_huge_context_fits(tmp_path, context_length):
         more = make_plan(model, context_length=largest + 64, cache_tokens=largest + 64, **options)
         with pytest.raises(DeviceError, match=f"the largest context that fits is {largest} tokens"):
             fit(more, free)
+        del model
+
+
+def test_the_plan_of_a_recurrent_model(tmp_path):
+    """No pages, but a ring of states for every slot and the checkpoints."""
+    with open_gguf(tiny_mamba(tmp_path / "tiny.gguf")) as gguf:
+        model = load_model(gguf)
+        options = {"context_length": 8192, "kv_type": "f16", "max_sequences": 64}
+        plan = make_plan(model, **options)
+        per_state = 2 * 4 * 128 * (3 + 16)
+        assert (plan.per_page, plan.cache) == (0, 0)
+        assert plan.states == (64 * STATE_PLACES + 128) * per_state
+        assert make_plan(model, **options, checkpoints=0).states == 64 * STATE_PLACES * per_state
+        assert memory_plan(plan).state_bytes == plan.states
+        assert memory_plan(plan).total_bytes == plan.total
+        assert fit(plan, plan.total) == plan
+        with pytest.raises(DeviceError, match="the largest context that fits is 8128 tokens"):
+            fit(plan, plan.total - 1)
+        large = replace(plan, states=64 * GIB)
+        with pytest.raises(DeviceError, match=r"recurrent states 64.00 GiB.*ask for a smaller max_sequences or fewer"):
+            fit(large, 4 * GIB)
+        assert STATE_PLACES >= MOST_AHEAD + 1
         del model
 
 

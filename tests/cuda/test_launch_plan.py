@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 
+from engine.config import KvType, step_sizes
 from engine.cuda.driver.compiler import kernel_files
-from engine.cuda.driver.graphs import buckets
 from engine.cuda.launch_plan.families import Family, Phase, Split
 from engine.cuda.launch_plan.model import Settings, describe
 from engine.cuda.launch_plan.steps import Norm
@@ -18,7 +18,7 @@ from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
 from tests.conftest import SHARED, extract
 from tests.support.command_line import run
-from tests.support.conformance import CPU_ONLY, NAMES
+from tests.support.conformance import NAMES
 from tests.support.fake_runner import (
     MULTIPROCESSORS,
     built,
@@ -31,14 +31,13 @@ from tests.support.fake_runner import (
 )
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
+from tests.support.recurrent_models import tiny_mamba
 
 CARDS = tuple(MULTIPROCESSORS.items())
 LAUNCHED_ELSEWHERE = {
     "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
     "moves.cu": {"scatter", "copy_pages", "gather_rows"},  # what the host sends, pages, rows that draw
     "rows.cu": {"read_all"},  # the memory's speed
-    "conv.cu": {"conv_prompt", "conv_decode"},  # recurrent mixers, which engine.cuda.load.features declines so far
-    "scan.cu": {"scan_prompt", "scan_decode"},
 }
 
 
@@ -58,11 +57,16 @@ def models(folder):
     found["mixed"] = mixed_model(folder)
     found["two-bit"] = typed_model(folder, GGMLType.Q2_K)
     found["bf16"] = typed_model(folder, GGMLType.BF16)
+    found["mamba"] = tiny_mamba(folder / "mamba.gguf")
+    found["mamba-q8"] = tiny_mamba(
+        folder / "mamba-q8.gguf", weight_type=GGMLType.Q8_0, dt_rank=32, n_layers=3, norm_dt_b_c=True
+    )
     found["8b"] = sparse_model(folder / "8b.gguf", "llama-3.1-8b")
     found["30b"] = sparse_model(folder / "30b.gguf", "qwen3-30b-a3b")
+    found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")
     apart = re.compile("attn_v").pattern
     found["8b-plain-v"] = sparse_model(folder / "v.gguf", "llama-3.1-8b", overrides=[(apart, GGMLType.F32)])
-    wanted = {f"models/{name}.gguf" for name in NAMES if name not in CPU_ONLY}
+    wanted = {f"models/{name}.gguf" for name in NAMES}
     for source in ("conformance", "conformance2"):
         archive = SHARED / source / "models.tar.xz"
         if archive.is_file():
@@ -75,7 +79,7 @@ def plans(path, cards=CARDS, **settings):
     """The plan of a file on every card."""
     with open_gguf(path) as gguf:
         model = load_model(gguf)
-        chosen = Settings(**({"cache_half": True, "max_sequences": 65, "prefill_rows": 512} | settings))
+        chosen = Settings(**({"kv_type": KvType.F16, "max_sequences": 65, "prefill_rows": 512} | settings))
         found = [describe(model, card, chosen) for card in cards]
         del model
     return found
@@ -108,7 +112,7 @@ def entry_of(file, kernel):
 def test_every_launch_has_a_kernel_and_every_kernel_a_user(models):
     users = {(file, name) for file, names in LAUNCHED_ELSEWHERE.items() for name in names}
     for number, path in enumerate(models.values()):
-        for plan in plans(path, cache_half=bool(number % 3)):
+        for plan in plans(path, kv_type=KvType.F16 if number % 3 else KvType.F32):
             tensors = {plan.token_embd.tensor}
             for launch in launches_of(plan):
                 tensors |= set(launch.tensors)
@@ -131,7 +135,7 @@ def check_runner(monkeypatch, path, arch, **options):
     with pretended(monkeypatch, path, arch, **options) as (runner, gpu):
         plan = runner._machine.weights.plan
         ready = built(gpu, plan)
-        for n in buckets(runner.max_sequences):
+        for n in step_sizes(runner.max_sequences):
             found = launched(gpu, lambda n=n: decode(runner, n))
             assert found == planned(gpu, plan.decode(n)), (path, arch, n)
             assert {source for _, source in found if source} <= ready, (path, arch, n)
@@ -144,17 +148,24 @@ def check_runner(monkeypatch, path, arch, **options):
 @pytest.mark.parametrize("arch", [90, 86])
 def test_a_runner_launches_what_is_planned(models, monkeypatch, arch):
     for name, path in models.items():
-        # 14336 columns of four and more rows exceed the shared memory of compute capability 8.6: two slots only.
-        slots = 2 if name.startswith("8b") and arch == 86 else 9
         if arch == 90 or not name.endswith(("-dense", "-moe")):
-            check_runner(monkeypatch, path, arch, max_sequences=slots)
+            check_runner(monkeypatch, path, arch)
 
 
-@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit"])
+@pytest.mark.parametrize("arch", [card[0] for card in CARDS if card[0] != 90])
+def test_every_number_of_sequences_has_a_block_on_every_card(models, arch):
+    """Real shapes; a block that does not fit the shared memory is an error when its launch is planned."""
+    for name in ("8b", "30b"):
+        (plan,) = plans(models[name], [card for card in CARDS if card[0] == arch], max_sequences=64)
+        for n in range(1, 65):
+            assert all(launch.kernel for launch in plan.decode(n))
+
+
+@pytest.mark.parametrize("name", ["8b", "30b", "8b-plain-v", "mixed", "two-bit", "mamba-2.8b"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_steps_of_many_rows_are_planned(models, monkeypatch, name, deterministic):
-    """17 to 64 rows hand operands over, 65 and more take another turn."""
-    check_runner(monkeypatch, models[name], 90, max_sequences=65, deterministic=deterministic)
+    """17 to 64 rows hand operands over, more take the products of prompts or, deterministic, another turn."""
+    check_runner(monkeypatch, models[name], 90, max_sequences=200, deterministic=deterministic)
 
 
 def test_a_float32_cache_is_planned(models, monkeypatch):
@@ -166,7 +177,7 @@ def test_a_float32_cache_is_planned(models, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 9])
 def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
     """Kernels read whole blocks of 8 or 256 rows; the arrays have room for them, and no batch allocates."""
-    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b"):
+    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b", "mamba", "mamba-q8"):
         with pretended(monkeypatch, models[name], arch, max_sequences=1, prefill_chunk=chunk) as (runner, gpu):
             assert runner.prefill_chunk == chunk
             read_prompt(runner, 1)  # makes the tables of products
@@ -180,20 +191,20 @@ def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
 def families(plan, name):
     """By number of rows, the family of the product that reads a tensor, in decode steps; then in prompts."""
     (product,) = {one for one in plan.products if any(matrix.tensor == name for matrix in one.matrices)}
-    return [product.family_for(n) for n in (1, 2, 3, 64)], product.family_for(1, Phase.PROMPT)
+    return [product.family_for(n) for n in (1, 2, 3, 64, 65)], product.family_for(1, Phase.PROMPT)
 
 
 def test_families_of_products(models):
-    few, many = Family.MATVEC, Family.DECODE_GEMM
+    few, many, step = Family.MATVEC, Family.DECODE_GEMM, Family.STEP_GEMM
     (hopper,) = plans(models["8b"], [(90, 132)])
     (same,) = plans(models["8b"], [(90, 132)], deterministic=True)
     (other,) = plans(models["8b"], [(86, 84)])
     (plain,) = plans(models["8b-plain-v"], [(90, 132)])
     name = "blk.0.attn_q.weight"
-    assert families(hopper, name) == ([few, few, many, many], Family.PREFILL_GEMM)
-    assert families(same, name) == ([many] * 4, Family.PREFILL_GEMM)
-    assert families(other, name) == ([few] * 4, Family.DENSE)
-    assert families(plain, name) == ([few] * 4, Family.DENSE), "q goes with a float32 v"
+    assert families(hopper, name) == ([few, few, many, many, step], Family.PREFILL_GEMM)
+    assert families(same, name) == ([many] * 5, Family.PREFILL_GEMM)
+    assert families(other, name) == ([few] * 5, Family.DENSE)
+    assert families(plain, name) == ([few] * 5, Family.DENSE), "q goes with a float32 v"
     assert families(plain, "blk.0.ffn_down.weight") == families(hopper, name)
 
 
@@ -225,6 +236,17 @@ def test_operands_are_left_only_for_products_that_read_them(models):
     assert plain.output_takes_left
 
 
+def test_a_recurrent_layer_leaves_the_operand_of_the_next(models):
+    (plan,) = plans(models["mamba-2.8b"], [(90, 132)])
+    assert [layer.leaves_behind for layer in plan.layers] == [True, True]
+    assert [layer.takes_left for layer in plan.layers] == [False, True]
+    assert not any(layer.leaves_inside for layer in plan.layers)
+    shape = plan.state_shapes[0]
+    assert (plan.attention_shapes, shape.state_bytes) == ((None, None), 4 * 5120 * (3 + 16))
+    bricks = [launch.brick for launch in plan.decode(1)]
+    assert list(dict.fromkeys(bricks)) == ["embed", "ssm_in", "ssm", "ssm_out", "head", "sample"]
+
+
 def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
     (plan,) = plans(models["8b"], [(90, 132)])
     layer = plan.layers[0]
@@ -245,10 +267,11 @@ def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
         assert [launch for launch in found if launch.kernel != "all_reduce"] == whole
 
 
-def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch):
+@pytest.mark.parametrize("name", ["mixed", "mamba-q8"])
+def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch, name):
     """Prompts, decode steps replayed from graphs, scores, logits, a profile, and close(), which leaves nothing."""
     sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}
-    with pretended(monkeypatch, models["mixed"], **sizes, eager=False) as (runner, _):
+    with pretended(monkeypatch, models[name], **sizes, eager=False) as (runner, _):
         assert [sample.token_id for sample in generate(runner, [1, 2, 3], 5, slot=1, release=False)] == [0] * 5
         with pytest.raises(InvalidRequestError, match="idle model"):
             runner.profile(10, 2)
@@ -262,7 +285,7 @@ def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch)
         bricks = [launch.brick for launch in runner._machine.weights.plan.decode(2)]
         assert [time.brick for time in times] == ["launch", *dict.fromkeys(bricks), "step"]
         runner.close()
-        assert vars(runner._machine) == {}
+        assert (vars(runner._machine), runner.states) == ({}, None)
         runner.close()
 
 
@@ -277,9 +300,12 @@ def test_a_plan_is_shown_as_a_table(models):
     assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router, matvec from 5", "dense"] in found
     experts = "experts_chosen, experts_shared from 5, experts_grouped from 65"
     assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
-    assert found[-1] == ["output", "Q6_K", "1024 x 2048", "matvec, decode_gemm from 3", "prefill_gemm"]
+    families = "matvec, decode_gemm from 3, step_gemm from 65"
+    assert found[-1] == ["output", "Q6_K", "1024 x 2048", families, "prefill_gemm"]
+    _, *found = rows("mamba-2.8b")
+    assert ["0-1", "ssm_dt", "Q5_0", "5120 x 160", families, "prefill_gemm"] in found
     _, *same = rows("bf16")
-    assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", "matvec, decode_gemm from 3", "prefill_gemm"]
+    assert same[0] == ["0-1", "attn_q attn_k attn_v", "BF16", "512 x 256", families, "prefill_gemm"]
     report = json.loads(run("inspect", models["bf16"], "--launches", "--device", "cuda", "--json").stdout)
     assert report["launches"][0] == dict(zip(head, same[0], strict=True))
     shown = run("inspect", models["bf16"], "--launches", "--device", "cpu").stdout

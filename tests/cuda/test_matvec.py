@@ -1,11 +1,17 @@
 """Packed matrix kernels: sizes and builds anywhere; on a GPU every format against float64 and numpy dequantization."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from engine.cuda.formats.layouts import LAYOUTS, kept_as, packed_bytes, tile_count
+from engine.errors import DeviceError
 from engine.gguf.quants import dequantize, row_bytes
 from engine.gguf.types import GGMLType
+from scripts.synthetic_models import SHAPES as SHAPES_BY_NAME
+from scripts.synthetic_models import list_tensors
+from tests.support.fake_runner import MULTIPROCESSORS
 from tests.support.gguf_builder import random_blocks
 from tests.support.packed_rows import TYPES, nmse, packed, random_rows
 
@@ -33,12 +39,47 @@ def test_every_type_of_a_file_has_a_place_on_the_gpu():
     assert {kept_as(type) for type in converted} == {GGMLType.F32}
 
 
-@pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("arch", [75, 86, 90])
-def test_the_order_of_sums_is_the_same_for_every_batch(type, arch):
-    from engine.cuda.matrix.matvec_plan import choose_tuning, max_batch
+CARDS = [*MULTIPROCESSORS.items(), (75, 14), (86, 20), (87, 8), (89, 24), (100, 148), (120, 30)]
+REAL_SHAPES = {
+    one.shape for name in SHAPES_BY_NAME for one in list_tensors(SHAPES_BY_NAME[name]) if len(one.shape) == 2
+}
 
-    assert len({choose_tuning([type], batch, arch).split for batch in range(1, max_batch(arch) + 1)}) == 1
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: "{} with {}".format(*card))
+def test_every_product_has_a_block_on_every_card(card):
+    """Sizes of the parts of shared memory as matvec.cu lays them out; the order of sums is the same for every batch."""
+    from engine.cuda.driver.compiler import shared_limit
+    from engine.cuda.formats.grid_tables import grid_bytes
+    from engine.cuda.matrix.matvec_plan import SLAB, UNQUANTIZED, choose_block, max_batch, most_sequences
+
+    arch, multiprocessors = card
+    for type, (rows, columns) in itertools.product(TYPES, sorted(REAL_SHAPES)):
+        tiles = tile_count(rows)
+        most = most_sequences([type], tiles, columns, card)
+        assert most == max_batch(arch) or columns > SLAB
+        splits = set()
+        for batch in sorted({1, min(2, most), min(3, most), most}):
+            block = choose_block([type], tiles, columns, batch, card)
+            warps, split, depth = block.tuning.warps, block.tuning.split, block.tuning.depth
+            sequences = {1: 1, 2: 2, 3: 4, 4: 4}.get(batch, 8)
+            teams, slot = warps // split, -(-LAYOUTS[type].chunk_bytes // 16) * 16
+            kept = 0 if columns <= SLAB else 1 if block.resident else -(-tiles // (min(multiprocessors, tiles) * teams))
+            needed = warps * depth * (slot + 8) + warps * 2 * sequences * 64 + split * 4 * sequences * 4
+            quads = -(-columns // 128) if block.resident else SLAB // 128
+            needed += quads * sequences * (528 if type in UNQUANTIZED else 304)
+            needed += teams * sequences * 64 * (1 + kept)
+            assert needed <= block.shared_bytes <= shared_limit(arch) - 1024 - grid_bytes([type])
+            splits.add(split)
+        assert len(splits) == 1
+
+
+def test_a_product_beyond_every_block_says_so():
+    from engine.cuda.matrix.matvec_plan import most_sequences
+
+    with pytest.raises(
+        DeviceError, match=r"1600000 rows and 65536 columns \(F32\) does not fit .* capability 7\.5, 14 mul"
+    ):
+        most_sequences([GGMLType.F32], 100000, 65536, (75, 14))
 
 
 @pytest.fixture(scope="module")

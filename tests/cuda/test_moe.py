@@ -43,7 +43,8 @@ def test_blocks_fit_the_shared_memory_of_every_card(type, arch):
     """8 of many experts of 2048 x 4096, beside 10 KiB that a kernel has of its own."""
     layout, room = LAYOUTS[type], shared_limit(arch) - (10 << 10)
     assert gate_up_bytes(type, layout.chunks(4096), arch) <= room
-    assert down_bytes(type, 8, layout.chunks(2048), arch) <= room
+    _, (_, of_down), _ = build_jobs(type, type, KernelActivation.SILU, KernelRouting(128, 8), arch, 2048, 4096)
+    assert down_bytes(type, 8, layout.chunks(2048), of_down["WARPS"], of_down["DEPTH"]) <= room
 
 
 def test_experts_that_do_not_fit_are_told_apart():

@@ -5,6 +5,7 @@ by thread: repack, dequant, embed, and the operands that matrix-vector products 
 """
 
 import ctypes
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -137,8 +138,8 @@ def library(tmp_path_factory):
     packing = kernel("repack.cu")
     source += between(packing, "template <class F, bool SCALED", "#ifdef FORMAT")
     source += between(kernel("matvec_tile.cuh"), "// ---- weights of one sub-block", "// ---- grids") + DRIVER
+    source += between(kernel("half_pairs.cuh"), "// ---- without instructions")
     source += "namespace gemm {" + between(kernel("gemm_unpack.cuh"), "// Small numbers as halfs") + "}"
-    source += "DEVICE u32 twice(u32 pair, int half) { return both(pair, half); }"
     source += "namespace batch {" + between(kernel("formats_half.cuh"), "constexpr int POST_BITS") + "}" + HALVES
     source += "".join(HALVES_OF_TYPE.format(name=type.name) for type in BYTES)
     kernels = (
@@ -214,3 +215,36 @@ def test_every_byte_of_a_chunk_is_written(library, type):
             ctypes.c_longlong(raw.shape[1]), 1, address(ids),
         )  # fmt: skip
     np.testing.assert_array_equal(*packings)
+
+
+def places(folder: str, type: GGMLType) -> dict[str, list[str]]:
+    """By file, the lines of code that name a type."""
+    found = {}
+    for path in sorted((Path(__file__).parents[2] / folder).rglob("*.*")):
+        if path.suffix not in (".py", ".cu", ".cuh"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        comments = r'"""[\s\S]*?"""|#.*' if path.suffix == ".py" else "//.*"
+        code = re.sub(comments, "", text)
+        lines = [line.strip() for line in code.splitlines() if re.search(rf"\b{type.name}\b", line)]
+        if lines:
+            found[path.name] = lines
+    return found
+
+
+@pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)
+def test_a_format_is_written_once_per_device(type):
+    """Other files may only make a faster form of a template that serves every format, or say that they lack a type."""
+    gpu, cpu = places("engine/cuda", type), places("engine/cpu/kernels", type)
+    assert gpu.pop("layouts.py")
+    written = [name for name in ("formats.cuh", "formats_coded.cuh") if gpu.pop(name, None)]
+    assert len(written) == 1
+    gpu.pop("grid_tables.py", None)
+    for name in ("formats_half.cuh", "gemm_unpack.cuh"):
+        assert all(
+            re.match(r"template <> struct|struct HalfScales<|const Scales raw = Q6_K", line)
+            for line in gpu.pop(name, [])
+        )
+    assert gpu.keys() <= ({"decode_gemm_plan.py"} if type is GGMLType.Q2_K else set())
+    cpu.pop("panels.py", None)
+    assert len(cpu) == 1

@@ -10,7 +10,7 @@ import pytest
 from engine import LLM, SamplingParams
 from engine.api.llm import BUNDLED_MODEL
 from engine.cuda.attention.attention_plan import PAGE
-from engine.cuda.step.run_ahead import MOST_AHEAD
+from engine.cuda.launch_plan.ahead import MOST_AHEAD
 from engine.errors import ContextFullError, DeviceError, InvalidRequestError
 from engine.gguf.types import GGMLType
 from engine.request import ActiveSequence, Work

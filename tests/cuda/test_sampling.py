@@ -114,9 +114,18 @@ def put(array, at, values):
 
 
 def new_sampler(vocab_size, context, n_slots, n_rows=None, ring=64):
+    import cupy
+
     from engine.cuda.sampling.sampler import DeviceSampler, Results
 
-    return DeviceSampler(vocab_size, context, n_slots, results=Results.on_device(ring, n_rows or n_slots))
+    shape = ring, n_rows or n_slots
+    results = Results(
+        cupy.full(shape, -1, np.int32),
+        cupy.zeros(shape, np.float32),
+        cupy.zeros((*shape, MAX_LOGPROBS), np.int32),
+        cupy.zeros((*shape, MAX_LOGPROBS), np.float32),
+    )
+    return DeviceSampler(vocab_size, context, n_slots, results=results)
 
 
 def set_slot(sampler, slot, params, seed, index, history, limit=NO_LIMIT):

@@ -127,6 +127,18 @@ def test_states_are_kept_moved_and_brought_back(opened):
     assert states.n_checkpoints == 2
 
 
+def test_an_item_in_several_batches_moves_by_one_place(opened):
+    """What a device does with more rows than fit one batch: the later ones read the state where they write it."""
+    backend = opened()
+    whole = feed(backend, 0, TOKENS, place=0)
+    for _ in range(2):  # and again from the beginning
+        parts = [feed(backend, 1, TOKENS[:30], place=4)]
+        for first, end in ((30, 31), (31, 45)):
+            batch = Batch.build([(1, TOKENS[first:end], first, Outputs.ALL, None, 5, 5)])
+            parts.append(backend.forward(batch))
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
 def test_memory_is_planned(opened):
     backend = opened(max_sequences=3, checkpoints=5, n_pages=7)
     plan = backend.memory_plan()

@@ -23,6 +23,7 @@ class CountingRunner:
     def __init__(self, max_sequences=3):
         self.max_sequences, self.n_pages, self.lookahead = max_sequences, 10_000, 0
         self.prefill_chunk = self.mixed_chunk = 16
+        self.mixed_per_sequence = 0
         self.refused = set()
         self.states = None
         self.held = {}
@@ -109,12 +110,12 @@ class TestEnds:
         next(stream)
         ask = loop.next_chunk
 
-        def close_first(job, take):
+        def close_first(job, take, **options):
             loop.next_chunk = ask
             closer = threading.Thread(target=stream.close)
             closer.start()
             closer.join()
-            return ask(job, take)
+            return ask(job, take, **options)
 
         loop.next_chunk = close_first
         assert list(stream) == []

@@ -47,6 +47,16 @@ def test_types_of_q4_k_m():
     assert {t.name: t.type.name for t in plan(SHAPES["llama-3.2-1b"], "Q4_K_M")}["token_embd.weight"] == "Q6_K"
 
 
+def test_types_of_a_recurrent_model():
+    types = {t.name: t.type.name for t in plan(SHAPES["mamba-2.8b"], "Q4_K_M")}
+    assert {types[f"blk.9.{name}"] for name in ("ssm_in.weight", "ssm_x.weight", "ssm_out.weight")} == {"Q4_K"}
+    assert types["blk.9.ssm_dt.weight"] == "Q5_0"  # rows of 160
+    assert {types[f"blk.9.{name}"] for name in ("ssm_conv1d.weight", "ssm_a", "ssm_d")} == {"F32"}
+    assert types["token_embd.weight"] == "Q6_K"
+    small = {t.name: t.type.name for t in plan(SHAPES["mamba-130m"], "Q4_K_M")}
+    assert small["blk.0.ssm_dt.weight"] == "F16"  # rows of 48
+
+
 def test_rows_of_896_fall_back_as_llama_cpp_does():
     types = {t.name: t.type.name for t in plan(SHAPES["qwen2-0.5b"], "Q4_K_M")}
     assert types["token_embd.weight"] == "Q8_0"
@@ -84,6 +94,7 @@ def test_tiny_files_open_here_and_in_the_gguf_package(tmp_path, name):
         assert ("blk.0.attn_k_norm.weight" in names) == arch.startswith("qwen3")
         assert ("blk.0.ffn_gate_exps.weight" in names) == (arch == "qwen3moe")
         assert ("rope_freqs.weight" in names) == (arch == "llama")
+        assert ("blk.0.ssm_a" in names) == (arch == "mamba")
         if arch == "qwen3moe":
             assert ours.tensors["blk.0.ffn_down_exps.weight"].shape == (4, 256, 256)
             assert meta["qwen3moe.expert_used_count"] == 2

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from engine.config import KvType
 from engine.cuda.attention.attention import PAGE, AttentionShape, KernelRopeStyle, LayerAttention
 
 
@@ -9,7 +10,8 @@ def shape_of(
     heads=8, kv_heads=2, dim=64, *, value_dim=None, rope_dim=None, style=KernelRopeStyle.HALVES, half=True, **options
 ) -> AttentionShape:
     rope = dim // 2 * 2 if rope_dim is None else rope_dim
-    return AttentionShape(heads, kv_heads, dim, value_dim or dim, rope, style, half, **options)
+    kv_type = KvType.F16 if half else KvType.F32
+    return AttentionShape(heads, kv_heads, dim, value_dim or dim, rope, style, kv_type, **options)
 
 
 def rope64(x, positions, inv_freq, style, mscale):
@@ -58,7 +60,7 @@ class World:
         self.cp, self.shape, self.rng = cupy, shape, np.random.default_rng(seed)
         rng, rope = self.rng, shape.rope_dim // 2
         self.lengths = lengths
-        self.dtype = np.float16 if shape.cache_half else np.float32
+        self.dtype = np.float16 if shape.kv_type is KvType.F16 else np.float32
         inv_freq = 10000.0 ** (-np.arange(rope) / max(rope, 1))
         norm = options.pop("qk_norm", False)
         sinks = options.pop("sinks", False)

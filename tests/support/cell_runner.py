@@ -44,7 +44,7 @@ class CellRunner:
 
     def __init__(self, n_pages, max_sequences, prefill_chunk, mixed_chunk, lookahead):
         self.n_pages, self.max_sequences, self.lookahead = n_pages, max_sequences, lookahead
-        self.prefill_chunk, self.mixed_chunk = prefill_chunk, mixed_chunk
+        self.prefill_chunk, self.mixed_chunk, self.mixed_per_sequence = prefill_chunk, mixed_chunk, 3
         self.pages = [["never written"] * PAGE for _ in range(n_pages)]
         self.live = {}  # slot -> sequence, from its first step until release()
         self.ahead = {}  # slot -> (pages, position) that a step launched ahead is still to write to
@@ -62,7 +62,9 @@ class CellRunner:
         starved = [s.request_id for s in self.live.values() if s.output_ids and s.request_id not in fed]
         assert not starved, f"streams {starved} did not get a token"
         n_prompt = sum(len(item.token_ids) for item in work if not item.decode)
-        assert n_prompt <= (self.mixed_chunk if any(item.decode for item in work) else self.prefill_chunk)
+        n_decode = sum(item.decode for item in work)
+        beside = min(self.prefill_chunk, max(self.mixed_chunk, self.mixed_per_sequence * n_decode))
+        assert n_prompt <= (beside if n_decode else self.prefill_chunk)
         samples = []
         for item in work:
             self.trouble()

@@ -12,9 +12,6 @@ NAMES = (
 )  # fmt: skip
 """Files of conformance/ and conformance2/ whose families are supported."""
 
-CPU_ONLY = ("mamba-dense",)
-"""Those that the GPU has no kernels for."""
-
 SAME_AS = {
     "arcee", "chatglm", "codeshell", "dots1", "exaone", "granitemoe", "hunyuan-moe", "orion", "qwen2vl", "qwen3vl",
     "qwen3vlmoe", "starcoder", "xverse",

@@ -77,10 +77,12 @@ def cpu_logits(model, ids, kv_type="f32"):
 
 def decode_logits(runner, ids, *, slot=0, start=0):
     """Logits (T, V) of decode steps that are fed the given tokens in one slot, launched kernel by kernel."""
-    rows, n = [], next(bucket for bucket in runner._machine.buckets if bucket > slot)
+    rows, n = [], next(size for size in runner._machine.step_sizes if size > slot)
     ops, place = runner._machine.decode_ops(n), slice(slot, slot + 1)
     with runner._running():
         runner._machine.cache.set_pages(slot, pages_of(runner, slot))
+        if runner._machine.states is not None:
+            runner._machine.states.seat(slot, start - 1, start)  # where batches that name no place have left the state
         runner._machine.flush()
         for position, token in enumerate(ids, start):
             runner._machine.slots.tokens[place].set(np.array([token], np.int32))
@@ -105,6 +107,7 @@ def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, orde
         last = start + len(ids) == len(prompt)
         (sample,) = runner.step([Work(sequence, ids, start, last)])
         sequence.n_cached += len(ids)
+        sequence.state_place += 1
     while True:
         if isinstance(sample, EngineError):
             raise sample
@@ -114,6 +117,7 @@ def generate(runner, prompt, n, *, slot=0, seed=0, chunk=512, release=True, orde
             break
         (sample,) = runner.step([Work(sequence, [sample.token_id], sequence.n_cached, True, decode=True)])
         sequence.n_cached += 1
+        sequence.state_place += 1
     if release:
         runner.release(slot)
     return samples

@@ -1,10 +1,55 @@
 """Asynchronous exceptions at chosen places: what a signal handler, a test timeout or another thread may raise."""
 
+import inspect
+import signal
 import sys
 import threading
 from pathlib import Path
 
 import engine
+
+ENGINE = str(Path(engine.__file__).parent)
+
+
+class Interruption:
+    """Sends SIGINT at the call number `at` inside the engine; for sys.setprofile.
+
+    Generators are left out: Python swallows what is raised while it closes one.
+    """
+
+    def __init__(self, at):
+        self.at, self.seen = at, 0
+
+    def __call__(self, frame, event, argument):
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(ENGINE) and not code.co_flags & inspect.CO_GENERATOR:
+            self.seen += 1
+            if self.seen == self.at:
+                signal.raise_signal(signal.SIGINT)
+
+
+def interrupted(actions, at, more):
+    """Results of the actions, each called again after every interrupt, and how many interrupts there were.
+
+    Every call is interrupted at call number `at` inside the engine, and `more` later after each interrupt.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    results, count = [], 0
+    try:
+        for action in actions:
+            over = False
+            while not over:
+                sys.setprofile(Interruption(at + more * count))
+                try:
+                    results.append(action())
+                    over = True
+                except KeyboardInterrupt:
+                    count += 1
+                finally:
+                    sys.setprofile(None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return results, count
 
 
 class Injected(Exception):

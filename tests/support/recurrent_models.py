@@ -2,8 +2,15 @@
 
 import numpy as np
 
+from engine.config import PAGE
 from engine.gguf.quants import GGMLType, dequantize
 from tests.support.gguf_builder import MERGES, bpe_tokenizer, build_gguf, pack
+
+_SHARED = [5 + 7 * i % 200 for i in range(2 * PAGE + 20)]
+PROMPTS = [_SHARED, [*_SHARED[:100], *range(20, 60)], [*_SHARED, *range(100, 140)], [60, 61, 62], _SHARED[: 2 * PAGE]]
+"""Prompts of which some begin alike, or end with a page."""
+LAST_BORDERS = [(len(prompt) - 1) // PAGE * PAGE for prompt in PROMPTS]
+"""Where later prompts resume them."""
 
 
 def tiny_mamba_parts(
@@ -17,8 +24,12 @@ def tiny_mamba_parts(
     context_length=512,
     norm_dt_b_c=False,
     weight_type=GGMLType.F32,
+    selection=4.0,
 ):
-    """Metadata and tensors of a random Mamba 1 whose states remember some tens of tokens."""
+    """Metadata and tensors of a random Mamba 1 whose states remember some tens of tokens.
+
+    selection: size of B and C; with 4 what a layer gives leaves the range of float16 now and then.
+    """
     rng = np.random.default_rng(seed)
     inner, vocab = 2 * width, 256 + len(MERGES) + 2
     meta = {
@@ -52,7 +63,7 @@ def tiny_mamba_parts(
             f"blk.{i}.ssm_in.weight": matrix(2 * inner, width, 2.0),
             f"blk.{i}.ssm_conv1d.weight": normal(inner, conv, gain=1.5),
             f"blk.{i}.ssm_conv1d.bias": rng.normal(0, 0.2, inner).astype(np.float32),
-            f"blk.{i}.ssm_x.weight": matrix(dt_rank + 2 * state, inner, 4.0),
+            f"blk.{i}.ssm_x.weight": matrix(dt_rank + 2 * state, inner, selection),
             f"blk.{i}.ssm_dt.weight": normal(inner, dt_rank),
             f"blk.{i}.ssm_dt.bias": rng.uniform(-4.0, 0.0, inner).astype(np.float32),
             f"blk.{i}.ssm_a": -rng.uniform(0.05, 2.0, (inner, state)).astype(np.float32),

@@ -47,6 +47,32 @@ DEVICE float score_base2(float raw, float softcap) {
 #define WRITES_VALUES true
 #endif
 
+// Every cached value is finite. A row's weight of a position that it must not see is 0, but a tile is multiplied for all
+// of its rows at once, and 0 times infinity or NaN is NaN. So the kernels that write the cache store a value that is not
+// finite as 0, and make an element of the position's key NaN: scores of the rows that see the position become NaN, and
+// scores of all other rows are replaced by minus infinity.
+#define SPOILT_KEY_AT (KEY_DIM - 1)  // with VALUES_IN_KEYS behind the numbers that are values
+#ifdef VALUES_IN_KEYS
+static_assert(KEY_DIM > VALUE_DIM, "a key has a number that is not part of its value");
+#endif
+
+DEVICE bool is_finite(cache_t v) {
+#if CACHE_HALF
+    return (v & 0x7c00u) != 0x7c00u;
+#else
+    return (__float_as_uint(v) & 0x7f800000u) != 0x7f800000u;
+#endif
+}
+
+DEVICE cache_t spoilt() { return to_cache(__uint_as_float(0x7fffffffu)); }
+
+// Stores an element of a value; clears `finite` where it is not.
+DEVICE void store_value(cache_t* to, cache_t v, bool& finite) {
+    const bool here = is_finite(v);
+    *to = here ? v : (cache_t)0;
+    finite = finite && here;
+}
+
 // With ALIBI the general kernels have one more argument, float32 (HEADS,): what a score loses per position of distance.
 #ifdef ALIBI
 #define SLOPES , const float* slopes

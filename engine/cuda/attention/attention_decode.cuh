@@ -48,6 +48,7 @@ struct Shared {
     float2 factors[HEAD_TILE];                     // of the row's sums so far, and of this range's
     float row_factor[HEAD_TILE];                   // of its sums in the end
     int last;
+    bool spoils;  // the new token's value is not finite
 };
 
 struct Cuts {  // what decides on a row's ranges beside its length and N_SPLITS, FEW_SPLITS, MIN_CHUNK
@@ -239,7 +240,8 @@ DEVICE void bring_norms(Shared& sh, const float* q_norm, const float* k_norm) {
     }
 }
 
-// Fills query and, in the block that owns the new token, new_key and new_value, which it also appends to the cache.
+// Fills query and, in the block that owns the new token, new_key and new_value, which it also appends to the cache, where
+// values are finite (attention_common.cuh); mark_spoilt() finishes that.
 // The token comes from qkv or, with qkv null, from sh.raw. One warp per head, key or value; barrier afterwards. What a
 // warp has to do is asked for at once: its second head would wait for memory as long as its first.
 DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, const float* qkv, cache_t* cache_k,
@@ -284,20 +286,39 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
             const float* from = copied ? to : qkv ? source(job) : sh.raw[is_key ? MOST_HEADS : job];
             const float* const weight = is_key ? k_norm : q_norm;
             norm_and_rotate(from, 0, to, weight ? sh.norms[is_key] : 0, eps, sh.angles);
+            bool finite = true;
             for (int d = lane; is_key && d < KEY_DIM; d += WARP) {
                 const cache_t rounded = to_cache(to[d]);
                 to[d] = from_cache(rounded);
-                if (page >= 0) cache_k[at * KEY_DIM + d] = rounded;
+                if (!WRITES_VALUES && page >= 0 && d < VALUE_DIM)
+                    store_value(cache_k + at * KEY_DIM + d, rounded, finite);
+                else if (page >= 0)
+                    cache_k[at * KEY_DIM + d] = rounded;
+            }
+            if (!WRITES_VALUES && is_key) {
+                const bool spoils = __any_sync(FULL_MASK, !finite);
+                if (lane == 0) sh.spoils = spoils;
             }
         } else {
             const float* value = copied ? sh.new_value : qkv ? source(job) : sh.raw_value;
+            bool finite = true;
             for (int d = lane; d < VALUE_DIM; d += WARP) {
                 const cache_t rounded = to_cache(value[d]);
                 sh.new_value[d] = from_cache(rounded);
-                if (WRITES_VALUES && page >= 0) cache_v[at * VALUE_DIM + d] = rounded;
+                if (WRITES_VALUES && page >= 0) store_value(cache_v + at * VALUE_DIM + d, rounded, finite);
+            }
+            if (WRITES_VALUES) {
+                const bool spoils = __any_sync(FULL_MASK, !finite);
+                if (lane == 0) sh.spoils = spoils;
             }
         }
     }
+}
+
+// After take_token() and a barrier, in the block that owns the new token: other warps have written its value and its key.
+DEVICE void mark_spoilt(const Shared& sh, const Task& task, int page, cache_t* cache_k) {
+    if (threadIdx.x == 0 && sh.spoils && page >= 0)
+        cache_k[cache_row(page, kv_head_of_block(), task.position) * KEY_DIM + SPOILT_KEY_AT] = spoilt();
 }
 
 // The new token's scores in base 2, one warp per head; read after the next barrier.

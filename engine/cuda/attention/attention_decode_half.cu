@@ -38,7 +38,7 @@ DEVICE Tiles tiles_of(const Task& task, const int* block_table, int max_pages) {
 }
 
 // The 16 rows of a tile are contiguous in the cache; rows from `high` on become zeros (0 * garbage may be NaN), and so
-// does a tile without a page.
+// does a tile without a page. Rows before a window's first position are finite values, as all that was cached.
 template <int DIM, int STRIDE>
 DEVICE void copy_rows(u8* to, const u16* cache, int start, int high, int page) {
     const int lane = threadIdx.x & 31;
@@ -179,7 +179,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             for (int h = warp; h < heads_of_block(); h += DECODE_WARPS)
                 store_fragments(fragments, sh.query[h], h, score_factor(row_scale, softcap));
             __syncthreads();
-            if (share.owns_new) score_new_token(sh, row_scale, softcap);
+            if (share.owns_new) {
+                score_new_token(sh, row_scale, softcap);
+                mark_spoilt(sh, task, page, cache_k);
+            }
 #if ONE_RANGE
 #pragma unroll
             for (int i = 0; i < KEY_DIM / 16; ++i) q[i] = fragments[i][lane];

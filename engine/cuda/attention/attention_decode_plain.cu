@@ -34,12 +34,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             __syncthreads();
             if (first_row) pdl_wait();
             first_row = false;
-            take_token(sh, task, share.owns_new, page_of_token(task, block_table, max_pages), qkv, cache_k, cache_v,
-                       q_norm, k_norm, eps);
+            const int page = page_of_token(task, block_table, max_pages);
+            take_token(sh, task, share.owns_new, page, qkv, cache_k, cache_v, q_norm, k_norm, eps);
             if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
             __syncthreads();
             const float row_scale = scale * query_factor({temperature, temperature_length}, task.position);
-            if (share.owns_new) score_new_token(sh, row_scale, softcap);
+            if (share.owns_new) {
+                score_new_token(sh, row_scale, softcap);
+                mark_spoilt(sh, task, page, cache_k);
+            }
             factor = score_factor(row_scale, softcap);
         }
         float o[HEAD_TILE][VALUES_PER_LANE] = {};

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from engine.config import PAGE
+from engine.config import PAGE, KvType
 from engine.cuda.driver.compiler import shared_limit
 
 MAX_SPLITS = 128
@@ -37,9 +37,10 @@ class AttentionShape:
         key_dim: Hk. value_dim: Hv. Both 1..576; multiples of 16 up to 256 use tensor cores with a float16 cache.
         rope_dim: leading elements of a head that are rotated, even, 0..Hk; the rest passes through.
         rope_style: pairs of the rotation.
-        cache_half: float16 cache (True) or float32.
+        kv_type: number format of the cache.
         alibi: scores lose a slope times the distance; not with tensor cores.
-        values_in_keys: a value is the first Hv numbers of its key, and keys alone are cached; not with tensor cores.
+        values_in_keys: a value is the first Hv numbers of its key, which has more, and keys alone are cached; not with
+            tensor cores.
     """
 
     heads: int
@@ -48,7 +49,7 @@ class AttentionShape:
     value_dim: int
     rope_dim: int
     rope_style: KernelRopeStyle
-    cache_half: bool
+    kv_type: KvType
     alibi: bool = False
     values_in_keys: bool = False
 
@@ -56,7 +57,7 @@ class AttentionShape:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"
         assert 0 < self.key_dim <= LARGEST_HEAD, self.key_dim
         assert 0 < self.value_dim <= LARGEST_HEAD, self.value_dim
-        assert not self.values_in_keys or self.value_dim <= self.key_dim
+        assert not self.values_in_keys or self.value_dim < self.key_dim, "kernels mark a key behind its value"
         assert self.rope_dim in range(0, self.key_dim + 1, 2), self.rope_dim
 
     @property
@@ -73,7 +74,7 @@ class AttentionShape:
     def tensor_cores(self) -> bool:
         """Whether the float16 tensor-core kernels serve this shape; the plain float32 kernels serve every shape."""
         fits = all(dim % 16 == 0 and dim <= 256 for dim in (self.key_dim, self.value_dim))
-        return self.cache_half and fits and not (self.alibi or self.values_in_keys)
+        return self.kv_type is KvType.F16 and fits and not (self.alibi or self.values_in_keys)
 
     @property
     def head_tile(self) -> int:
@@ -101,7 +102,7 @@ class AttentionShape:
             "VALUE_DIM": self.value_dim,
             "ROPE_DIM": self.rope_dim,
             "ROPE_HALVES": int(self.rope_style is KernelRopeStyle.HALVES),
-            "CACHE_HALF": int(self.cache_half),
+            "CACHE_HALF": int(self.kv_type is KvType.F16),
             "PAGE": PAGE,
             **({"ALIBI": 1} if self.alibi else {}),
             **({"VALUES_IN_KEYS": 1} if self.values_in_keys else {}),

@@ -15,13 +15,13 @@ import numpy as np
 
 from engine.config import page_count
 from engine.cuda.attention.attention import PAGE, AttentionShape
-from engine.cuda.driver.launch import launch
-from engine.cuda.driver.staging import Mapped, Staging, addresses, kernel
+from engine.cuda.driver.row_store import RowStore, SavedRows
+from engine.cuda.driver.staging import Staging
 
 
-def bytes_per_page(shapes: Sequence[AttentionShape]) -> int:
-    """Bytes one page takes over all layers, keys and values."""
-    return sum(PAGE * AttentionCache(shape).bytes_per_token for shape in shapes)
+def bytes_per_page(shapes: Sequence[AttentionShape | None]) -> int:
+    """Bytes one page takes over all layers, keys and values; None: a layer without attention."""
+    return sum(PAGE * AttentionCache(shape).bytes_per_token for shape in shapes if shape is not None)
 
 
 def page_table_bytes(context_length: int, n_slots: int) -> int:
@@ -52,15 +52,15 @@ class AttentionCache:
     @property
     def bytes_per_token(self) -> int:
         """See LayerCache.bytes_per_token."""
-        return self._shape.kv_heads * self._shape.cached_width * (2 if self._shape.cache_half else 4)
+        return self._shape.kv_heads * self._shape.cached_width * self._shape.kv_type.n_bytes
 
     def allocate(self, n_pages: int, n_states: int = 0) -> None:
         """See LayerCache.allocate."""
         import cupy
 
         shape = self._shape
-        dtype = cupy.float16 if shape.cache_half else cupy.float32
-        # Zeroed once: a tensor-core tile multiplies the unwritten rest of a page by zero, which must not be NaN.
+        dtype = np.dtype(f"f{shape.kv_type.n_bytes}")
+        # Zeroed once: kernels may multiply any value of a page by zero, so it must be finite; writers keep it so.
         self.keys = self.values = cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.key_dim), dtype)
         self.paged = (self.keys,)
         if not shape.values_in_keys:
@@ -68,54 +68,38 @@ class AttentionCache:
             self.paged = (self.keys, self.values)
 
 
-class SavedPages:
-    """Pages in pinned host memory.
-
-    Attributes:
-        n_pages: how many.
-        n_bytes: host memory taken.
-    """
-
-    def __init__(self, page_bytes: Sequence[int], n_pages: int) -> None:
-        self.n_pages = n_pages
-        self.n_bytes = n_pages * sum(page_bytes)
-        # Not cleared: what an earlier owner of this memory has launched may still be reading or writing it.
-        self._memory = Mapped((max(self.n_bytes, 4) // 4,), np.uint32, clear=False)
-        starts = np.concatenate([[0], np.cumsum(np.asarray(page_bytes[:-1], np.int64) * n_pages)])
-        self.arrays = int(self._memory.device.data.ptr) + starts.astype(np.uint64)
-
-
 class PagedCache:
     """Keys and values of all layers.
 
     Args:
-        shapes: attention shape of each layer.
+        shapes: attention shape of each layer; None for a layer without attention, which has no pages.
         n_pages: pages in all.
         context_length: positions of one sequence at most.
         n_slots: rows of the table.
 
     Attributes:
-        layers: the cache of each layer. keys, values: their arrays.
+        layers: the cache of each layer, or None. keys, values: their arrays, by layer.
         block_table: int32 (n_slots, pages of one sequence); -1 = no page.
     """
 
-    def __init__(self, shapes: Sequence[AttentionShape], n_pages: int, context_length: int, n_slots: int) -> None:
+    def __init__(
+        self, shapes: Sequence[AttentionShape | None], n_pages: int, context_length: int, n_slots: int
+    ) -> None:
         import cupy
 
-        self.layers = [AttentionCache(shape) for shape in shapes]
-        for layer in self.layers:
+        self.layers = [None if shape is None else AttentionCache(shape) for shape in shapes]
+        caches = [layer for layer in self.layers if layer is not None]
+        for layer in caches:
             layer.allocate(n_pages)
-        self.keys, self.values = [layer.keys for layer in self.layers], [layer.values for layer in self.layers]
+        self.keys: list[Any] = [None if layer is None else layer.keys for layer in self.layers]
+        self.values: list[Any] = [None if layer is None else layer.values for layer in self.layers]
         self.n_pages = n_pages
         width = page_count(context_length)
         self.block_table = cupy.full((n_slots, width), -1, cupy.int32)
         self._table = np.full((n_slots, width), -1, np.int32)  # what block_table holds, or will after the next flush
         self._pages: list[list[int]] = [[] for _ in range(n_slots)]
         self._dirty: dict[int, tuple[int, int]] = {}
-        arrays = [array for layer in self.layers for array in layer.paged]
-        self._page_bytes = [array.nbytes // n_pages for array in arrays]
-        self._addresses = cupy.asarray(addresses(arrays))
-        self._sizes = cupy.asarray(np.asarray(self._page_bytes, np.int64))
+        self._store = RowStore([array for layer in caches for array in layer.paged])
 
     def set_pages(self, slot: int, pages: list[int]) -> None:
         """The slot reads these pages from now on: page i holds positions i * PAGE and following.
@@ -151,25 +135,12 @@ class PagedCache:
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]], staging: Staging) -> None:
         """Copies (source, target) pages, all layers; a target must not be a source or occur twice."""
-        self._move(self._addresses, self._addresses, pairs, staging)
+        self._store.copy(pairs, staging)
 
-    def save_pages(self, pages: Sequence[int], staging: Staging) -> SavedPages:
+    def save_pages(self, pages: Sequence[int], staging: Staging) -> SavedRows:
         """Pages as host memory, in stream order: they may be overwritten by whatever is launched next."""
-        saved = SavedPages(self._page_bytes, len(pages))
-        self._move(self._addresses, saved.arrays, [(page, i) for i, page in enumerate(pages)], staging)
-        return saved
+        return self._store.save(pages, staging)
 
-    def load_pages(self, saved: SavedPages, pages: Sequence[int], staging: Staging) -> None:
+    def load_pages(self, saved: SavedRows, pages: Sequence[int], staging: Staging) -> None:
         """The opposite, into any pages; as many as were saved."""
-        assert len(pages) == saved.n_pages
-        self._move(saved.arrays, self._addresses, list(enumerate(pages)), staging)
-
-    def _move(self, sources: Any, targets: Any, pairs: Sequence[tuple[int, int]], staging: Staging) -> None:
-        if not pairs:
-            return
-        staging.rewind()
-        placed = [staging.place(one) if isinstance(one, np.ndarray) else one for one in (sources, targets)]
-        given = staging.place(np.asarray(pairs, np.int32).reshape(-1, 2))
-        staging.send()
-        args = (*placed, self._sizes, given)
-        launch(kernel("copy_pages"), (len(pairs), len(self._page_bytes)), 256, args, pdl=False)
+        self._store.load(saved, pages, staging)

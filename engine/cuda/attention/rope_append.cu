@@ -1,6 +1,7 @@
 // Prefill: bias, QK-norm and RoPE of T rows; queries in place, keys and values into the paged cache.
 //
-// grid (T, Y), 128 threads: the Y blocks of a row share its heads. qkv float32 [T][ROW_WIDTH]; bias float32 [ROW_WIDTH]
+// grid (T, Y), 128 threads: the Y blocks of a row share its heads, one warp a head; the one of a key also stores its value.
+// Cached values are finite, see attention_common.cuh. qkv float32 [T][ROW_WIDTH]; bias float32 [ROW_WIDTH]
 // or null; block_table int32 [sequences][max_pages], -1 = no page: keys and values are dropped; row_sequence, positions
 // int32 [T], position -1 = leave the row alone; inv_freq float64 [ROPE_PAIRS]; q_norm, k_norm float32 [KEY_DIM] or null.
 // Needs attention_common.cuh.
@@ -29,14 +30,22 @@ extern "C" __global__ void __launch_bounds__(128)
             const float factor = query_factor({temperature, temperature_length}, position);
             for (int d = lane; d < KEY_DIM; d += WARP) from[d] = scratch[warp][d] * factor;
         } else if (page >= 0) {
-            cache_t* to = cache_k + cache_row(page, head - HEADS, position) * KEY_DIM;
-            for (int d = lane; d < KEY_DIM; d += WARP) to[d] = to_cache(scratch[warp][d]);
+            const i64 at = cache_row(page, head - HEADS, position);
+            const int value = VALUES_AT + (head - HEADS) * VALUE_DIM;
+            cache_t* to = cache_k + at * KEY_DIM;
+            bool finite = true;
+            for (int d = lane; WRITES_VALUES && d < VALUE_DIM; d += WARP)
+                store_value(cache_v + at * VALUE_DIM + d, to_cache(row[value + d] + (bias ? bias[value + d] : 0.0f)),
+                            finite);
+            for (int d = lane; d < KEY_DIM; d += WARP) {
+                const cache_t v = to_cache(scratch[warp][d]);
+                if (!WRITES_VALUES && d < VALUE_DIM)
+                    store_value(to + d, v, finite);
+                else
+                    to[d] = v;
+            }
+            if (__any_sync(FULL_MASK, !finite) && lane == SPOILT_KEY_AT % WARP) to[SPOILT_KEY_AT] = spoilt();
         }
         __syncwarp();
-    }
-    for (int i = blockIdx.y * 128 + threadIdx.x; WRITES_VALUES && i < KV_HEADS * VALUE_DIM && page >= 0;
-         i += gridDim.y * 128) {
-        const float v = row[VALUES_AT + i] + (bias ? bias[VALUES_AT + i] : 0.0f);
-        cache_v[cache_row(page, i / VALUE_DIM, position) * VALUE_DIM + i % VALUE_DIM] = to_cache(v);
     }
 }

@@ -59,8 +59,16 @@ DEVICE u32 two_halves(float low, float high) {
 #endif
 }
 
-// Saturates: an infinity would turn a whole row of a product into NaN.
-DEVICE u16 saturated_half(float f) { return float_to_half(fminf(fmaxf(f, -65504.0f), 65504.0f)); }
+// Saturates: an infinity would turn a whole row of a product into NaN. NaN stays: rows of no numbers must be seen as such.
+DEVICE u16 saturated_half(float f) {
+#if __CUDA_ARCH__ >= 800
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(f) : "f"(-65504.0f));
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(f) : "f"(65504.0f));
+    return float_to_half(f);
+#else
+    return float_to_half(f != f ? f : fminf(fmaxf(f, -65504.0f), 65504.0f));
+#endif
+}
 
 DEVICE float low_half(u32 pair) { return half_to_float((u16)(pair & 0xffffu)); }
 DEVICE float high_half(u32 pair) { return half_to_float((u16)(pair >> 16)); }

@@ -10,11 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 
-def buckets(slots: int) -> tuple[int, ...]:
-    """Numbers of rows that decode steps may have: powers of two, and all slots."""
-    return tuple(sorted({min(1 << power, slots) for power in range(slots.bit_length() + 1)}))
-
-
 class StepGraphs:
     """Launches decode steps.
 

@@ -158,9 +158,13 @@ DEVICE u64 matrix_at(u32 address, u32 stride) {
 #define NAMES8 NAMES4 ",%4,%5,%6,%7"
 #define NAMES16 NAMES8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define NAMES32 NAMES16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define NAMES48 NAMES32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define NAMES64                                                                                                      \
     NAMES32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57," \
             "%58,%59,%60,%61,%62,%63"
+#define NAMES96                                                                                                      \
+    NAMES64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91," \
+            "%92,%93,%94,%95"
 #define NAMES128                                                                                                     \
     NAMES64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89," \
             "%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112," \
@@ -169,7 +173,9 @@ DEVICE u64 matrix_at(u32 address, u32 stride) {
 #define SUMS8(d) SUMS4(d), SUMS4((d) + 4)
 #define SUMS16(d) SUMS8(d), SUMS8((d) + 8)
 #define SUMS32(d) SUMS16(d), SUMS16((d) + 16)
+#define SUMS48(d) SUMS32(d), SUMS16((d) + 32)
 #define SUMS64(d) SUMS32(d), SUMS32((d) + 32)
+#define SUMS96(d) SUMS64(d), SUMS32((d) + 64)
 #define SUMS128(d) SUMS64(d), SUMS64((d) + 64)
 
 // d (64 x N) = a b^T, or += where `add`: a 64 rows, b N rows of 16 elements, both in shared memory.
@@ -198,11 +204,13 @@ DEVICE void product_of_shared(float* d, u64 a, u64 b, bool add) {
 
 template <int N, int TRANSPOSED>
 DEVICE void product_of_registers(float* d, const u32* a, u64 b, int add) {
-    static_assert(N >= 8 && N <= 256 && (N & (N - 1)) == 0, "a width that is written out below");
+    static_assert((N >= 8 && N <= 256 && (N & (N - 1)) == 0) || N == 96 || N == 192, "a width that is written out below");
     if constexpr (N == 8) PRODUCT_OF_REGISTERS(8, 4, "%4", "%5", "%6", "%7", "%8", "%9", "%10");
     if constexpr (N == 16) PRODUCT_OF_REGISTERS(16, 8, "%8", "%9", "%10", "%11", "%12", "%13", "%14");
     if constexpr (N == 32) PRODUCT_OF_REGISTERS(32, 16, "%16", "%17", "%18", "%19", "%20", "%21", "%22");
     if constexpr (N == 64) PRODUCT_OF_REGISTERS(64, 32, "%32", "%33", "%34", "%35", "%36", "%37", "%38");
+    if constexpr (N == 96) PRODUCT_OF_REGISTERS(96, 48, "%48", "%49", "%50", "%51", "%52", "%53", "%54");
     if constexpr (N == 128) PRODUCT_OF_REGISTERS(128, 64, "%64", "%65", "%66", "%67", "%68", "%69", "%70");
+    if constexpr (N == 192) PRODUCT_OF_REGISTERS(192, 96, "%96", "%97", "%98", "%99", "%100", "%101", "%102");
     if constexpr (N == 256) PRODUCT_OF_REGISTERS(256, 128, "%128", "%129", "%130", "%131", "%132", "%133", "%134");
 }

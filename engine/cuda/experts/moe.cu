@@ -4,7 +4,7 @@
 // after the wait, so a captured step reads only their bytes. A (row, expert) pair is computed by itself: its bits depend
 // on nothing else. The multiplication is matvec_tile.cuh's, with one sequence.
 //
-// Defines: FORMAT0; ACTIVATION (matvec.py's Activation); WARPS of a block; SPLIT of them share a tile in moe_gate_up;
+// Defines: FORMAT0; ACTIVATION (activation.py's KernelActivation); WARPS of a block; SPLIT of them share a tile in moe_gate_up;
 // DEPTH slots of SLOT bytes per warp; those of route.cuh.
 
 #define MEMBER __device__ __forceinline__

@@ -246,27 +246,24 @@ def _quad_bytes(type: GGMLType) -> int:
     return 528 if type in UNQUANTIZED else 304
 
 
-def _fixed_bytes(type: GGMLType, warps: int, arch: int, units: int) -> int:
+def _ring_bytes(type: GGMLType, warps: int, depth: int) -> int:
     """Shared memory of the rings, their barriers and the partial sums."""
-    return warps * (_depth(type, warps, arch, units) * (_slot(type) + 8) + 64) + 8
+    return warps * (depth * (_slot(type) + 8) + 64) + 8
 
 
 def gate_up_bytes(type: GGMLType, chunks: int, arch: int) -> int:
     """Shared memory of a block of moe_gate_up for rows of so many chunks."""
     warps = _blocks(arch, type).gate_up
     inputs = chunks * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
-    return _fixed_bytes(type, warps, arch, _gate_up_units(chunks)) + 16 * -(-warps // 4) + inputs
+    depth = _depth(type, warps, arch, _gate_up_units(chunks))
+    return _ring_bytes(type, warps, depth) + 16 * -(-warps // 4) + inputs
 
 
-def down_bytes(type: GGMLType, pairs: int, chunks: int, arch: int) -> int:
-    """Shared memory of a block of moe_down for a row's pairs of so many chunks each."""
-    warps = _blocks(arch, type).down
-    units = _down_units(pairs, chunks, warps)
-    return _fixed_bytes(type, warps, arch, units) + _down_inputs(type, warps, units)
-
-
-def _down_inputs(type: GGMLType, warps: int, units: int) -> int:
-    return warps * units * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
+def down_bytes(type: GGMLType, used: int, chunks: int, warps: int, depth: int) -> int:
+    """Shared memory of a block of moe_down for a row's `used` experts of so many chunks each."""
+    units = _down_units(used, chunks, warps)
+    inputs = warps * units * (LAYOUTS[type].chunk_columns // 128) * _quad_bytes(type)
+    return _ring_bytes(type, warps, depth) + inputs
 
 
 def launch_down(
@@ -288,9 +285,8 @@ def launch_down(
     """
     files, defines = job
     rows, tiles = int(out.shape[0]), matrix.tiles // routing.n_experts
-    units = _down_units(routing.n_used, matrix.layout.chunks(matrix.columns), warps)
-    ring = warps * (int(str(defines["DEPTH"])) * (_slot(matrix.type) + 8) + 64) + 8
-    shared = ring + _down_inputs(matrix.type, warps, units)
+    chunks, depth = matrix.layout.chunks(matrix.columns), int(str(defines["DEPTH"]))
+    shared = down_bytes(matrix.type, routing.n_used, chunks, warps, depth)
     kernel = build(files, defines=defines).get("moe_down")
     kernel.allow_shared(shared)
     args = (

@@ -6,7 +6,7 @@
 // Operands: a group takes 16 bytes a column, in blocks of 32 columns (512 bytes) lane (pair * 4 + t) by lane 16 bytes:
 // columns 4t, 4t + 2, 4t + 1, 4t + 3 of the first 16 columns, then of the other 16.
 // Order of every sum, whatever else is in a group: the SPLIT runs of chunks, each in steps of 16 columns; then 0..SPLIT-1.
-// Defines: FORMAT0, ACTIVATION (matvec.py's Activation), WARPS, SPLIT, DEPTH, SLOT.
+// Defines: FORMAT0, ACTIVATION (activation.py's KernelActivation), WARPS, SPLIT, DEPTH, SLOT.
 
 constexpr int TEAMS = WARPS / SPLIT, STEPS = FORMAT0::COLUMNS / 64;
 

@@ -18,7 +18,15 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.types import GGMLType
 
-_FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "hopper.cuh", "activation.cuh", "moe_rows.cu")
+_FILES = (
+    "formats.cuh",
+    "formats_coded.cuh",
+    "half_pairs.cuh",
+    "gemm_unpack.cuh",
+    "hopper.cuh",
+    "activation.cuh",
+    "moe_rows.cu",
+)
 _BEGIN_FILES = ("moe_rows_begin.cu",)
 _ARCH = 90
 GROUP = 8

@@ -9,46 +9,7 @@
 // 2^(5 - place) makes q * scale * 2^-19. post() undoes that and applies d in float32. Minimums are a product of their own,
 // with the sums of 32 inputs, see minimums().
 // Plain formats: quant times scale (plus minimum), rounded to a half. F16 and BF16: as they lie. All others: number times
-// a scale rounded to a half, times GAIN, which post() takes back: so small scales stay above the halfs' denormals.
-
-DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
-    u32 d;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-    return d;
-}
-DEVICE u32 mul_halves(u32 a, u32 b) {
-    u32 d;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    return d;
-}
-DEVICE u32 add_halves(u32 a, u32 b) {
-    u32 d;
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
-    return d;
-}
-DEVICE u32 round_halves(float low, float high) {
-    u32 pair;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-    return pair;
-}
-DEVICE u32 twice(u32 pair, int half) {  // so that it becomes part of the instruction that takes it
-    u32 both;
-    if (half) asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {high, high};\n}" : "=r"(both) : "r"(pair));
-    else asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\nmov.b32 %0, {low, low};\n}" : "=r"(both) : "r"(pair));
-    return both;
-}
-DEVICE u32 same_halves(u32 half) { return half | (half << 16); }
-// (v & mask) | magic in one instruction, which takes one constant: hidden() keeps the other in a register.
-DEVICE u32 and_or(u32 v, u32 mask, u32 magic) {
-    u32 r;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(v), "r"(mask), "r"(magic));
-    return r;
-}
-DEVICE u32 hidden(u32 v) {
-    u32 r;
-    asm("mov.b32 %0, %1;" : "=r"(r) : "r"(v));
-    return r;
-}
+// a scale rounded to a half, times GAIN, which post() takes back. Needs half_pairs.cuh, which says why there is a second way.
 
 constexpr int POST_BITS = 19;
 
@@ -239,19 +200,13 @@ struct HalfTile<F, false, false> {
     }
     DEVICE void fragments(const Packed& packed, int, u32 (&f)[8]) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const uint4 v = packed.groups[i];
-            f[i * 4 + 0] = __byte_perm(v.x, v.z, 0x5410), f[i * 4 + 1] = __byte_perm(v.y, v.w, 0x5410);
-            f[i * 4 + 2] = __byte_perm(v.x, v.z, 0x7632), f[i * 4 + 3] = __byte_perm(v.y, v.w, 0x7632);
-        }
+        for (int i = 0; i < 2; ++i) fragment_of(packed.groups[i], f + i * 4);
     }
     DEVICE float2 post(const u8*, int) { return make_float2(1.0f, 1.0f); }
     DEVICE float2 minimums(const u8*, int, u32 (&)[4]) { return make_float2(0.0f, 0.0f); }
 };
 
 // ---- all others, through signed bytes --------------------------------------------------------------------------
-constexpr int GAIN = 16;
-
 template <class F>
 struct ByteTile {
     static constexpr bool MINIMUMS = false;

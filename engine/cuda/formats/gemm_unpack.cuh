@@ -11,45 +11,10 @@
 //   (weights up to 65504 / GAIN fit), and
 // - have quants counted from CENTER, the middle of their range, if they have minimums: what is then added is small, while
 //   minimums themselves are larger than most weights, and so would their rounding be.
+// Needs half_pairs.cuh, which says why there is a second way.
 
 // Place of column c (0..15) of a group in the operands.
 DEVICE int place_of_column(int c) { return 2 * (c >> 2) + ((c & 3) >> 1) + 8 * (c & 1); }
-
-// ---- pairs of halfs --------------------------------------------------------------------------------------------
-DEVICE u32 add2(u32 a, u32 b) {
-    u32 r;
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    return r;
-}
-DEVICE u32 mul2(u32 a, u32 b) {
-    u32 r;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    return r;
-}
-DEVICE u32 fma2(u32 a, u32 b, u32 c) {
-    u32 r;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-    return r;
-}
-// (v & mask) | magic in one instruction, if the compiler does not know the constant and so keeps it in a register.
-DEVICE u32 and_or(u32 v, u32 mask, u32 magic) {
-    u32 r;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(v), "r"(mask), "r"(magic));
-    return r;
-}
-DEVICE u32 hidden_constant(u32 v) {
-    u32 r;
-    asm volatile("mov.b32 %0, %1;" : "=r"(r) : "r"(v));
-    return r;
-}
-DEVICE u32 both(u32 pair, int high) {  // written so that it becomes part of the instruction that uses it
-    u32 r;
-    if (high)
-        asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %1;\nmov.b32 %0, {h, h};\n}" : "=r"(r) : "r"(pair));
-    else
-        asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %1;\nmov.b32 %0, {l, l};\n}" : "=r"(r) : "r"(pair));
-    return r;
-}
 
 // Small numbers as halfs at compile time.
 constexpr u32 half_bits(int v) {
@@ -58,12 +23,9 @@ constexpr u32 half_bits(int v) {
     while (m < 1024u) m <<= 1, --e;
     return sign | (e << 10) | (m & 1023u);
 }
-constexpr u32 twice(u32 half) { return half | (half << 16); }
 constexpr u32 power_of_half(int exponent) { return (u32)(15 + exponent) << 10; }
 
 // ---- scales ------------------------------------------------------------------------------------------------------
-constexpr int GAIN = 16;
-
 // Of every format: Chunk is what is made once per chunk. Of (quad, s): load() reads, make() computes, then mul(row, w) and
 // add(row, w) give the factor and the summand, twice in a register. UNDO: what the sums are to be multiplied by.
 struct NoChunk {
@@ -80,10 +42,10 @@ struct HalfScales {  // in general through float32
     int quad;
     __device__ __forceinline__ void make(const Chunk&, int quad_, int, int) { quad = quad_; }
     __device__ __forceinline__ u32 mul(int row, int w) const {
-        return both((u32)float_to_half(F::mul(scales, quad, row, w) * GAIN), 0);
+        return twice((u32)float_to_half(F::mul(scales, quad, row, w) * GAIN), 0);
     }
     __device__ __forceinline__ u32 add(int row, int w) const {
-        return both((u32)float_to_half(fmaf(F::mul(scales, quad, row, w), CENTER, F::add(scales, quad, row, w)) * GAIN), 0);
+        return twice((u32)float_to_half(fmaf(F::mul(scales, quad, row, w), CENTER, F::add(scales, quad, row, w)) * GAIN), 0);
     }
 };
 
@@ -95,8 +57,8 @@ struct PlainHalfScales {  // halfs already
     Scales scales;
     __device__ __forceinline__ void load(const u8* chunk, int, int s, int lane) { scales = P::load(chunk, lane >> 2, s); }
     __device__ __forceinline__ void make(const Chunk&, int, int, int) {}
-    __device__ __forceinline__ u32 mul(int row, int) const { return both(scales.a, row); }
-    __device__ __forceinline__ u32 add(int row, int) const { return both(scales.b, row); }
+    __device__ __forceinline__ u32 mul(int row, int) const { return twice(scales.a, row); }
+    __device__ __forceinline__ u32 add(int row, int) const { return twice(scales.b, row); }
 };
 template <> struct HalfScales<Q4_0> : PlainHalfScales<Q4_0> {};
 template <> struct HalfScales<Q4_1> : PlainHalfScales<Q4_1> {};
@@ -133,8 +95,8 @@ struct K45HalfScales {
 #pragma unroll
         for (int row = 0; row < 2; ++row) pair[row] = __shfl_sync(FULL_MASK, chunk.own[quad][row], (lane & 28) | s);
     }
-    __device__ __forceinline__ u32 mul(int row, int) const { return both(pair[row], 0); }
-    __device__ __forceinline__ u32 add(int row, int) const { return both(pair[row], 1); }
+    __device__ __forceinline__ u32 mul(int row, int) const { return twice(pair[row], 0); }
+    __device__ __forceinline__ u32 add(int row, int) const { return twice(pair[row], 1); }
 };
 template <> struct HalfScales<Q4_K> : K45HalfScales<Q4_K, 8> {};
 template <> struct HalfScales<Q5_K> : K45HalfScales<Q5_K, 16> {};
@@ -150,14 +112,14 @@ struct HalfScales<Q6_K> {
         bytes = quad ? raw.b : raw.a, super = raw.c;
     }
     __device__ __forceinline__ void make(const Chunk&, int, int, int) {
-        const u32 factor = mul2(super, twice(half_bits(GAIN)));
+        const u32 factor = mul_halves(super, same_halves(half_bits(GAIN)));
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
             const u32 biased = __byte_perm(bytes, 0x64646464u, row ? 0x4342 : 0x4140);
-            pair[row] = mul2(add2(biased, twice(half_bits(-1152))), both(factor, row));
+            pair[row] = mul_halves(add_halves(biased, same_halves(half_bits(-1152))), twice(factor, row));
         }
     }
-    __device__ __forceinline__ u32 mul(int row, int w) const { return both(pair[row], w); }
+    __device__ __forceinline__ u32 mul(int row, int w) const { return twice(pair[row], w); }
     __device__ __forceinline__ u32 add(int, int) const { return 0u; }
 };
 
@@ -177,7 +139,7 @@ typedef u32 Operands[4][4];  // [group of 16][register]: row 0 and 1 of the even
 // The even (or odd) of four signed bytes as halfs.
 DEVICE u32 halves_of_bytes(u32 word, int odd) {
     const u32 biased = ((odd ? word >> 8 : word) & 0x00ff00ffu) ^ 0x64806480u;  // 1024 + 128 + q
-    return add2(biased, twice(half_bits(-1152)));
+    return add_halves(biased, same_halves(half_bits(-1152)));
 }
 
 // What a lane reads of 64 columns (load) and makes of it (make); step: which 64 columns of the chunk.
@@ -239,10 +201,10 @@ struct HalfOperands {  // 4 or 2 low bits with 0, 1 or 2 high ones, levels, or s
                                 q = and_or(h, ((1u << F::HIGH) - 1u) * 0x00010001u << (place + LOW), q);
                             }
                             const u32 zero = half_bits(-((1024 >> place) + F::OFFSET + HalfScales<F>::CENTER));
-                            q = place ? fma2(q, twice(power_of_half(-place)), twice(zero)) : add2(q, twice(zero));
+                            q = place ? fma_halves(q, same_halves(power_of_half(-place)), same_halves(zero)) : add_halves(q, same_halves(zero));
                         }
                         out[half * 2 + w][odd * 2 + row] =
-                            F::HAS_ADD ? fma2(q, factors.mul(row, w), factors.add(row, w)) : mul2(q, factors.mul(row, w));
+                            F::HAS_ADD ? fma_halves(q, factors.mul(row, w), factors.add(row, w)) : mul_halves(q, factors.mul(row, w));
                     }
         }
     }
@@ -269,7 +231,7 @@ struct HalfOperands<F, 0> {  // grids, trits, signs: expanded to signed bytes as
             for (int n = 0; n < 8; ++n) {
                 const int w = n >> 2, odd = (n >> 1) & 1, row = n & 1;
                 out[half * 2 + w][odd * 2 + row] =
-                    mul2(halves_of_bytes(numbers[half][row * 2 + w], odd), scales[half].mul(row, w));
+                    mul_halves(halves_of_bytes(numbers[half][row * 2 + w], odd), scales[half].mul(row, w));
             }
         }
     }
@@ -284,11 +246,6 @@ struct HalfOperands<F, 16> {
     }
     __device__ __forceinline__ void make(const ChunkScales<F>&, int, int, u32, Operands& out) {
 #pragma unroll
-        for (int group = 0; group < 4; ++group) {
-            out[group][0] = __byte_perm(v[group].x, v[group].z, 0x5410);
-            out[group][1] = __byte_perm(v[group].y, v[group].w, 0x5410);
-            out[group][2] = __byte_perm(v[group].x, v[group].z, 0x7632);
-            out[group][3] = __byte_perm(v[group].y, v[group].w, 0x7632);
-        }
+        for (int group = 0; group < 4; ++group) fragment_of(v[group], out[group]);
     }
 };

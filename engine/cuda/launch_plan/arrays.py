@@ -52,20 +52,28 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
         "inputs": widths.inputs,
         "queries": widths.queries,
         "heads": widths.heads,
+        "xz": 2 * widths.inner,
+        "convolved": widths.inner,
+        "dt_b_c": widths.dt_b_c,
+        "scanned": widths.inner,
     }
     if not prompts:
         floats["hidden"] = widths.hidden
     found = {name: ArraySize((rows, max(width, 1))) for name, width in floats.items()}
     found["chosen"] = ArraySize((rows, max(widths.used, 1)), "int32")
+    if plan.gemm_types if prompts else Family.STEP_GEMM in plan.step_families:
+        # Hidden vectors may be left there as an operand.
+        needed = -(-gemm_plan.operand_bytes(rows, widths.ffn) // (4 * max(widths.ffn, 1)))
+        found["gate"] = ArraySize((max(rows, needed), max(widths.ffn, 1)))
     if prompts:
-        if plan.gemm_types:  # hidden vectors may be left there as an operand
-            needed = -(-gemm_plan.operand_bytes(rows, widths.ffn) // (4 * max(widths.ffn, 1)))
-            found["gate"] = ArraySize((max(rows, needed), max(widths.ffn, 1)))
         found["operand"] = ArraySize((max(_operands(plan, rows)),), "uint8")
         if room := plan.expert_room():
             found["expert_room"] = ArraySize((room,), "uint8")
     else:
-        found["batch_operand"] = ArraySize((decode_gemm_plan.operand_bytes(widths.widest),), "uint8")
+        batch = decode_gemm_plan.operand_bytes(widths.widest)
+        if Family.STEP_GEMM in plan.step_families:
+            batch = max(batch, gemm_plan.operand_bytes(rows, widths.widest))
+        found["batch_operand"] = ArraySize((batch,), "uint8")
         found["stream_operand"] = ArraySize((decode_gemm_plan.operand_bytes(widths.model),), "uint8")
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from engine.config import KvType
 from engine.cuda.attention import attention_plan
 from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
 from engine.cuda.experts.heads import can_multiply_heads, head_job
@@ -182,6 +183,18 @@ class AttentionPlan:
 
     # ---- launches --------------------------------------------------------------------------------------------
 
+    def bricks(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[tuple[str, Iterator[Launch]]]:
+        """The bricks in order with their launches; the last one's result is added to the stream.
+
+        Args:
+            step: the step.
+            norm: where the layer's first norm is computed.
+            ready: an earlier layer has left the operand of the first product.
+        """
+        yield "attn_qkv", self.queries(step, norm, ready=ready)
+        yield "attention", self.attention(step)
+        yield "attn_output", self.result(step)
+
     def queries(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[Launch]:
         """The brick attn_qkv. ready: see Step.product."""
         yield from step.norm(norm)
@@ -214,7 +227,7 @@ class AttentionPlan:
         return attention_plan.build_jobs(self.shape, *card)
 
 
-def attention_shape(config: AttentionConfig, cache_half: bool) -> AttentionShape:
+def attention_shape(config: AttentionConfig, kv_type: KvType) -> AttentionShape:
     """The kernel shape of one layer's attention."""
     rope = None if rotates_apart(config) else config.rope
     return AttentionShape(
@@ -224,7 +237,7 @@ def attention_shape(config: AttentionConfig, cache_half: bool) -> AttentionShape
         value_dim=config.value_width,
         rope_dim=0 if rope is None else rope.n_rot,
         rope_style=KernelRopeStyle.ADJACENT if rope is None else _ROPE_STYLES[rope.style],
-        cache_half=cache_half,
+        kv_type=kv_type,
         alibi=config.alibi > 0.0,
         values_in_keys=config.values_in_keys,
     )
@@ -251,7 +264,7 @@ def latent_inputs(latent: LatentWeights) -> list[Linear]:
 
 
 def describe_attention(
-    config: AttentionConfig, weights: AttentionWeights, chooser: Chooser, *, cache_half: bool, factor: float
+    config: AttentionConfig, weights: AttentionWeights, chooser: Chooser, *, kv_type: KvType, factor: float
 ) -> AttentionPlan:
     """Attention of one layer; what it adds to the stream is multiplied by factor."""
     latent = None
@@ -259,7 +272,7 @@ def describe_attention(
         latent = _describe_latent(config, weights.latent, chooser)
     folded = folds_heads(config, weights)
     return AttentionPlan(
-        shape=attention_shape(config, cache_half),
+        shape=attention_shape(config, kv_type),
         qkv=None if latent is not None else chooser.projection(weights.qkv),
         latent=latent,
         output=chooser.projection([weights.output], factor=factor),

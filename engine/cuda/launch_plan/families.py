@@ -26,6 +26,7 @@ class Family(Enum):
 
     MATVEC = "matvec"  # matrix/matvec.py: up to 8 rows a launch
     DECODE_GEMM = "decode_gemm"  # matrix/decode_gemm.py: up to 64 rows a launch, Hopper
+    STEP_GEMM = "step_gemm"  # matrix/gemm.py: decode steps of more than 64 rows, Hopper
     PREFILL_GEMM = "prefill_gemm"  # matrix/gemm.py: any number of rows, Hopper
     DENSE = "dense"  # matrix/dense.py: expanded tile by tile, then cuBLAS
     ROUTER = "router"  # experts/router.py: scores of an unquantized router
@@ -34,6 +35,10 @@ class Family(Enum):
     EXPERTS_SHARED = "experts_shared"  # experts/moe_rows.py: rows that chose the same expert read it together, Hopper
     EXPERTS_GROUPED = "experts_grouped"  # experts/prefill.py: rows are sorted by expert, Hopper
     EXPERTS_EVERY = "experts_every"  # every expert multiplies all rows, as products of its own
+
+
+READ_OPERANDS = frozenset({Family.STEP_GEMM, Family.PREFILL_GEMM})
+"""Families of matrix/gemm.py, which read their rows as a gemm.Operand."""
 
 
 class Split(Enum):

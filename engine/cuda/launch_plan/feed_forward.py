@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.cuda.formats.layouts import kept_as
-from engine.cuda.launch_plan.families import Family
+from engine.cuda.launch_plan.families import READ_OPERANDS, Phase
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Input, Launch, Step
 from engine.cuda.rows.activation import KernelActivation
@@ -20,7 +20,7 @@ ACTIVATIONS = {
     Activation.RELU_SQUARED: KernelActivation.RELU_SQUARED,
     Activation.SWIGLU_CLAMPED: KernelActivation.SWIGLU_CLAMPED,
 }
-_OPERAND_COLUMNS = 128  # hidden vectors become an operand of PREFILL_GEMM in whole blocks of so many
+_OPERAND_COLUMNS = 128  # hidden vectors become an operand of gemm.cu in whole blocks of so many
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,11 @@ class FfnPlan:
     gate_bias: bool = False
     up_bias: bool = False
 
-    @property
-    def chains(self) -> bool:
-        """Whether PREFILL_GEMM leaves the hidden vectors as the operand of the down projection."""
-        fused = all(part.families.prompt is Family.PREFILL_GEMM for part in self.down.parts)
-        return fused and self.width % _OPERAND_COLUMNS == 0 and self._gated_at_once
-
-    @property
-    def _gated_at_once(self) -> bool:
-        return self.paired is not None and self.paired.families.prompt is Family.PREFILL_GEMM
+    def chains(self, n_rows: int, phase: Phase) -> bool:
+        """Whether the product of gate and up leaves the hidden vectors as the operand of the down projection."""
+        if self.paired is None or self.width % _OPERAND_COLUMNS:
+            return False
+        return all(part.family_for(n_rows, phase) in READ_OPERANDS for part in (self.paired, *self.down.parts))
 
     def products(self) -> Iterator[Product]:
         """All products."""
@@ -80,19 +76,18 @@ class FfnPlan:
             yield step.row("gate")
             if self.act_scales:
                 yield step.part("divide")
-        elif not step.prompts:
-            family = self.paired.family_for(step.n_rows)
+        elif not step.prompts and (family := self.paired.family_for(step.n_rows)) not in READ_OPERANDS:
             yield from step.decode_product(self.paired, family, ready=ready)
         else:
             yield from step.gated(self.paired)
-            if not self._gated_at_once:
+            if self.paired.family_for(step.n_rows, step.phase) not in READ_OPERANDS:
                 for _ in range(self.gate_bias + self.up_bias):
                     yield step.row("add_bias")
                 yield step.row("gate")
 
     def result(self, step: Step) -> Iterator[Launch]:
         """Launches of the down projection, whose input hidden() has left."""
-        given = Input.OPERAND if step.prompts and self.chains else Input.PLAIN
+        given = Input.OPERAND if self.chains(step.n_rows, step.phase) else Input.PLAIN
         yield from step.product(self.down, given=given)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from engine.config import step_sizes
 from engine.cuda.driver import staging
-from engine.cuda.driver.graphs import buckets
 from engine.cuda.formats import repack
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.model import LaunchPlan
@@ -24,7 +24,7 @@ def _jobs(plan: LaunchPlan) -> Iterator[Job]:
     yield rows.FILES, None  # measures the memory
     for matrix in plan.matrices:
         yield repack.build_job(matrix.type)
-    for n in buckets(plan.settings.max_sequences):
+    for n in step_sizes(plan.settings.max_sequences):
         yield from (launch.job for launch in plan.decode(n) if launch.job is not None)
     # The tile shape of PREFILL_GEMM goes by the number of rows, of which there are too many to list: all are built.
     yield from (launch.job for launch in plan.prompt(1, 1) if launch.job is not None)

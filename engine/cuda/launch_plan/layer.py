@@ -9,9 +9,10 @@ from engine.cuda.launch_plan.attention import AttentionPlan
 from engine.cuda.launch_plan.feed_forward import FfnPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.products import Matrix, Product
+from engine.cuda.launch_plan.recurrent import MambaPlan
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 
-MixerPlan = AttentionPlan
+MixerPlan = AttentionPlan | MambaPlan
 """The part of a layer that reads other tokens; one class per class of engine.model.config.MixerConfig."""
 
 
@@ -21,17 +22,17 @@ class LayerPlan:
 
     Attributes:
         index: its number.
-        mixer: the part that reads other tokens. ffn: the feed-forward part.
+        mixer: the part that reads other tokens. ffn: the feed-forward part, or None.
         attn_norm, attn_post_norm, ffn_norm, ffn_post_norm: where each norm is computed.
         parallel: the feed-forward part reads the layer's input.
         leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
-        leaves_behind: the down projection leaves the operand of the product that reads the stream next, likewise.
+        leaves_behind: the last product leaves the operand of the product that reads the stream next, likewise.
         takes_left: the mixer's first product reads what the layer before has left.
     """
 
     index: int
     mixer: MixerPlan
-    ffn: FfnPlan | MoePlan
+    ffn: FfnPlan | MoePlan | None
     attn_norm: Norm
     attn_post_norm: Norm
     ffn_norm: Norm
@@ -49,24 +50,26 @@ class LayerPlan:
     def products(self) -> Iterator[Product]:
         """All products."""
         yield from self.mixer.products()
-        yield from self.ffn.products()
+        if self.ffn is not None:
+            yield from self.ffn.products()
 
     def matrices(self) -> Iterator[Matrix]:
         """Everything that is uploaded."""
         yield from self.mixer.matrices()
         if isinstance(self.ffn, MoePlan):
             yield from self.ffn.matrices()
-        else:
+        elif self.ffn is not None:
             yield from (matrix for product in self.ffn.products() for matrix in product.matrices)
 
     def launches(self, step: Step) -> Iterator[Launch]:
         """The layer in order."""
-        mixer = self.mixer
-        yield from self._named(
-            "attn_qkv", mixer.queries(step, self.attn_norm, ready=self.takes_left and step.hands_over)
-        )
-        yield from self._named("attention", mixer.attention(step))
-        yield from self._named("attn_output", self._added(step, mixer.result(step), self.attn_post_norm))
+        ready = self.takes_left and step.hands_over
+        *before, (last, result) = self.mixer.bricks(step, self.attn_norm, ready=ready)
+        for brick, launches in before:
+            yield from self._named(brick, launches)
+        yield from self._named(last, self._added(step, result, self.attn_post_norm))
+        if self.ffn is None:
+            return
         if isinstance(self.ffn, MoePlan):
             post = self.ffn_post_norm is not Norm.ABSENT
             yield from self._named("ffn_moe", self.ffn.launches(step, norm=self.ffn_norm, post=post))
@@ -103,7 +106,9 @@ def leaves_inside(layer: LayerPlan) -> bool:
 
 
 def leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:
-    """Whether the down projection can leave the operand of products of a norm of the stream."""
-    if layer.parallel or layer.ffn_post_norm is not Norm.ABSENT or not isinstance(layer.ffn, FfnPlan):
+    """Whether the layer's last product can leave the operand of products of a norm of the stream."""
+    if layer.parallel or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
         return False
-    return next_norm is Norm.FOLDED and layer.ffn.down.emits
+    if layer.ffn is None:
+        return layer.attn_post_norm is Norm.ABSENT and layer.mixer.output.emits
+    return layer.ffn_post_norm is Norm.ABSENT and layer.ffn.down.emits

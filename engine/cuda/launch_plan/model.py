@@ -6,22 +6,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from engine.config import KvType
+from engine.cuda.attention.attention_plan import AttentionShape
 from engine.cuda.driver import staging
-from engine.cuda.launch_plan.attention import describe_attention
+from engine.cuda.launch_plan.attention import AttentionPlan, describe_attention
 from engine.cuda.launch_plan.families import Card, Family, Phase
 from engine.cuda.launch_plan.feed_forward import FfnPlan, describe_ffn
-from engine.cuda.launch_plan.layer import LayerPlan, leaves_behind, leaves_inside
+from engine.cuda.launch_plan.layer import LayerPlan, MixerPlan, leaves_behind, leaves_inside
 from engine.cuda.launch_plan.mixture import MoePlan, describe_moe
 from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
+from engine.cuda.launch_plan.recurrent import MambaPlan, describe_mamba
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 from engine.cuda.matrix import gemm_plan
+from engine.cuda.recurrent.mamba_plan import MambaShape
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.sampling import sampler
 from engine.gguf.types import GGMLType
-from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
+from engine.model.config import AttentionConfig, FfnConfig, MambaConfig, MoeConfig
 from engine.model.loader import LoadedModel
-from engine.model.weights import AttentionWeights, LayerWeights
+from engine.model.weights import AttentionWeights, LayerWeights, MambaWeights
 
 REFERENCE_CARD = Card(90, 132)
 """An H100 or H200: what is planned for where no card is there to ask."""
@@ -32,13 +36,13 @@ class Settings:
     """What launches depend on beside the model and the card.
 
     Attributes:
-        cache_half: float16 cache (True) or float32.
+        kv_type: number format of the cache.
         max_sequences: slots.
         prefill_rows: most rows of a batch of prompts.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
     """
 
-    cache_half: bool
+    kv_type: KvType
     max_sequences: int
     prefill_rows: int
     deterministic: bool = False
@@ -71,6 +75,18 @@ class LaunchPlan:
     softcap: bool
 
     @cached_property
+    def attention_shapes(self) -> tuple[AttentionShape | None, ...]:
+        """The heads of every layer; None where it has no attention."""
+        mixers = (layer.mixer for layer in self.layers)
+        return tuple(mixer.shape if isinstance(mixer, AttentionPlan) else None for mixer in mixers)
+
+    @cached_property
+    def state_shapes(self) -> tuple[MambaShape | None, ...]:
+        """The recurrent state of every layer; None where it has none."""
+        mixers = (layer.mixer for layer in self.layers)
+        return tuple(mixer.shape if isinstance(mixer, MambaPlan) else None for mixer in mixers)
+
+    @cached_property
     def products(self) -> tuple[Product, ...]:
         """All products; of experts and heads that are alike, one."""
         return (*(product for layer in self.layers for product in layer.products()), *self.output.parts)
@@ -95,6 +111,14 @@ class LaunchPlan:
         """Activations of gated products of PREFILL_GEMM; the first also serves products without one."""
         gated = (one for one in self.products if one.paired and one.families.prompt is Family.PREFILL_GEMM)
         return tuple(sorted({product.activation for product in gated})) or (KernelActivation.NONE,)
+
+    @cached_property
+    def step_families(self) -> frozenset[Family]:
+        """Families of products that some decode step takes."""
+        slots = self.settings.max_sequences
+        return frozenset(
+            family for product in self.products for first, family in product.families.decode if first <= slots
+        )
 
     @cached_property
     def dense(self) -> bool:
@@ -204,23 +228,30 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPl
     config, scale = layer.config, layer.config.residual_scale
     # Where a norm follows, the result is scaled after it.
     mixed, fed = (scale if norm is None else 1.0 for norm in (layer.attn_post_norm, layer.ffn_post_norm))
-    ffn: FfnPlan | MoePlan
+    ffn: FfnPlan | MoePlan | None = None
     if layer.moe is not None:
         assert isinstance(config.ffn, MoeConfig)
         ffn = describe_moe(layer.moe, config.ffn, chooser, factor=fed)
-    else:
-        assert layer.ffn is not None
+    elif layer.ffn is not None:
         assert isinstance(config.ffn, FfnConfig)
         ffn = describe_ffn(layer.ffn, config.ffn, chooser, factor=fed)
-    assert isinstance(config.mixer, AttentionConfig)
-    assert isinstance(layer.mixer, AttentionWeights)
     return LayerPlan(
         index=layer.index,
-        mixer=describe_attention(config.mixer, layer.mixer, chooser, cache_half=settings.cache_half, factor=mixed),
+        mixer=_mixer(layer, chooser, settings, factor=mixed),
         ffn=ffn,
         attn_norm=norm_of(layer.attn_norm),
         attn_post_norm=norm_of(layer.attn_post_norm),
         ffn_norm=norm_of(layer.ffn_norm),
         ffn_post_norm=norm_of(layer.ffn_post_norm),
-        parallel=layer.parallel,
+        parallel=layer.parallel and ffn is not None,
     )
+
+
+def _mixer(layer: LayerWeights, chooser: Chooser, settings: Settings, *, factor: float) -> MixerPlan:
+    config, weights = layer.config.mixer, layer.mixer
+    if isinstance(config, MambaConfig):
+        assert isinstance(weights, MambaWeights)
+        return describe_mamba(config, weights, chooser, factor=factor)
+    assert isinstance(config, AttentionConfig)
+    assert isinstance(weights, AttentionWeights)
+    return describe_attention(config, weights, chooser, kv_type=settings.kv_type, factor=factor)

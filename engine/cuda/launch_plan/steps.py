@@ -13,7 +13,7 @@ from itertools import groupby
 
 from engine.cuda.formats import dequant
 from engine.cuda.formats.layouts import tile_count
-from engine.cuda.launch_plan.families import Card, Family, Phase, Split
+from engine.cuda.launch_plan.families import READ_OPERANDS, Card, Family, Phase, Split
 from engine.cuda.launch_plan.products import Matrix, Product, Projection
 from engine.cuda.matrix import decode_gemm_plan, dense_plan, gemm_plan, matvec_plan
 from engine.cuda.rows import parts, rows
@@ -33,7 +33,7 @@ class Norm(Enum):
 
 
 class Input(Enum):
-    """The form in which prompt products find their input."""
+    """The form in which products find their input."""
 
     PLAIN = "plain"  # float32 activations
     OPERAND = "operand"  # gemm.Operand
@@ -65,8 +65,8 @@ class Step:
 
     Attributes:
         phase: what the rows are. n_rows: their number. card: the GPU. slots: sequences that the runner has room for.
-        gemm_types: tensor types of all PREFILL_GEMM products of the model, which share kernels.
-        gemm_activation: of PREFILL_GEMM products that are not gated: they share the kernels of a gated one.
+        gemm_types: tensor types of all products of gemm.cu of the model, which share kernels.
+        gemm_activation: of such products that are not gated: they share the kernels of a gated one.
         fixed_rows: DENSE products multiply whole pieces of rows.
     """
 
@@ -111,11 +111,11 @@ class Step:
     # ---- products --------------------------------------------------------------------------------------------
 
     def product(self, projection: Projection, *, given: Input = Input.PLAIN, ready: bool = False) -> Iterator[Launch]:
-        """A projection. given: form of its input, in prompts. ready: an earlier product has left the operand."""
+        """A projection. given: form of its input. ready: an earlier product has left the operand of DECODE_GEMM."""
         form = given
         for part in projection.parts:
             family = part.family_for(self.n_rows, self.phase)
-            if family is Family.PREFILL_GEMM:
+            if family in READ_OPERANDS:
                 if form is not Input.OPERAND:
                     yield self.operand()
                 form = Input.OPERAND
@@ -159,10 +159,11 @@ class Step:
         for count in matvec_plan.runs(part.types):
             group = part.matrices[first : first + count]
             first += count
-            tiles = sum(tile_count(one.rows, paired=part.paired) for one in group)
-            for batch in matvec_plan.turns(self.n_rows, self.card.arch):
+            tiles, types = sum(tile_count(one.rows, paired=part.paired) for one in group), [one.type for one in group]
+            most = matvec_plan.most_sequences(types, tiles, part.columns, self.card)
+            for batch in matvec_plan.turns(self.n_rows, most):
                 job, _ = matvec_plan.kernel_job(
-                    [one.type for one in group],
+                    types,
                     tiles,
                     part.columns,
                     batch,
@@ -173,8 +174,8 @@ class Step:
                 yield Launch("matvec", job, family, _names(group))
 
     def gated(self, product: Product) -> Iterator[Launch]:
-        """Gate and up of prompt rows with the activation between, from float32 rows."""
-        if product.family_for(self.n_rows, self.phase) is Family.PREFILL_GEMM:
+        """Gate and up of many rows with the activation between, from float32 rows."""
+        if product.family_for(self.n_rows, self.phase) in READ_OPERANDS:
             yield self.operand()
             yield from self.gemm(product)
             return
@@ -183,19 +184,22 @@ class Step:
         yield from self._dense(matrix)
 
     def gemm(self, part: Product, *, tile: gemm_plan.Tile | None = None) -> Iterator[Launch]:
-        """PREFILL_GEMM of an operand. tile: of experts; else chosen."""
+        """A product of gemm.cu. tile: of experts; else chosen."""
+        family = Family.PREFILL_GEMM if self.prompts or tile else Family.STEP_GEMM
         sets = {type: members for members in gemm_plan.family(self.gemm_types) for type in members}
         activation = part.activation if part.paired else self.gemm_activation
         for types, run in groupby(part.matrices, lambda matrix: sets[matrix.type]):
             group = list(run)
             units = sum(-(-tile_count(one.count * one.rows, paired=part.paired) // 4) for one in group)
-            shape = tile or gemm_plan.choose_tile(units, self.n_rows, part.columns, self.card.multiprocessors)
+            shape = tile or gemm_plan.choose_tile(
+                units, self.n_rows, part.columns, self.card.multiprocessors, step=not self.prompts
+            )
             job = gemm_plan.build_job(types, shape, activation, experts=tile is not None)
-            yield Launch("gemm", job, Family.PREFILL_GEMM, _names(group))
+            yield Launch("gemm", job, family, _names(group))
 
     def operand(self) -> Launch:
-        """Rows as an operand of PREFILL_GEMM."""
-        return Launch("operand_half", (gemm_plan.OPERAND_FILES, {}), Family.PREFILL_GEMM)
+        """Rows as an operand of gemm.cu."""
+        return Launch("operand_half", (gemm_plan.OPERAND_FILES, {}))
 
     def _plain(self, form: Input) -> Launch:
         return self.row("normalize_half" if form is Input.HALF else "normalize_float")

@@ -19,6 +19,7 @@ class Widths:
         beside: D, or 0 without parallel layers.
         inputs: first products of latent attention. queries: queries from their compression. heads: what the matrices
             of single heads, or kv_b, give. All 0 without latent attention.
+        inner: channels of recurrent layers. dt_b_c: what their second product gives. Both 0 without such layers.
     """
 
     model: int
@@ -35,6 +36,8 @@ class Widths:
     inputs: int = 0
     queries: int = 0
     heads: int = 0
+    inner: int = 0
+    dt_b_c: int = 0
 
     @classmethod
     def of(cls, plan: LaunchPlan) -> Widths:
@@ -42,8 +45,9 @@ class Widths:
         layers, width = plan.layers, plan.width
         found: dict[str, int] = {}
         for layer in layers:
-            for name, value in (*layer.mixer.widths().items(), *layer.ffn.widths().items()):
-                found[name] = max(value, found.get(name, 0))
+            for part in (layer.mixer, layer.ffn):
+                for name, value in ({} if part is None else part.widths()).items():
+                    found[name] = max(value, found.get(name, 0))
         norms = [norm for layer in layers for norm in (layer.attn_norm, layer.ffn_norm)] + [plan.output_norm]
         posts = [norm for layer in layers for norm in (layer.attn_post_norm, layer.ffn_post_norm)]
         waits = plan.position_embd is not None or any(norm is not Norm.ABSENT for norm in posts)
@@ -59,4 +63,4 @@ class Widths:
     @property
     def widest(self) -> int:
         """Columns of the widest matrix."""
-        return max(self.model, self.attention, self.ffn, self.inputs, self.heads)
+        return max(self.model, self.attention, self.ffn, self.inputs, self.heads, self.inner, self.dt_b_c)

@@ -16,14 +16,16 @@ class Activations:
 
     Attributes:
         x: (R, D) residual stream. qkv: (R, widest q+k+v). attention: (R, H*Hv). up: (R, F).
-        gate: (R, F) at least; also the operand of the down projection in prompts.
+        gate: (R, F) at least; also the operand of the down projection, from products of gemm.cu.
         y: (R, D) output of one expert. total: (R, D) sum over experts.
         router: (R, E) scores. mix: (R, 1) score of the shared expert.
         chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F), of decode steps.
         normed, part, beside, inputs, queries, heads: see Widths; one column where no part needs them.
+        xz, convolved, dt_b_c, scanned: of recurrent layers, one column without them: (R, 2 * E) what the first product
+            gives; (R, E) behind the convolution; (R, dt_rank + 2 * N); (R, E) dt, then what the scan gives.
         operand: bytes of the input of one product of prompts, as its kernels read it.
         expert_room: scratch memory of experts, allocated with the prompts' buffers; None where no family needs it.
-        batch_operand: scratch memory of DECODE_GEMM.
+        batch_operand: scratch memory of DECODE_GEMM and STEP_GEMM.
         stream_operand: x as such products read it, left by the one before.
     """
 
@@ -44,6 +46,10 @@ class Activations:
     inputs: Any
     queries: Any
     heads: Any
+    xz: Any
+    convolved: Any
+    dt_b_c: Any
+    scanned: Any
     hidden: Any = None
     operand: Any = None
     expert_room: Any = None

@@ -19,6 +19,7 @@ from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Product
+from engine.cuda.launch_plan.recurrent import MambaPlan
 from engine.cuda.matrix.decode_gemm import DecodeGemm
 from engine.cuda.matrix.linear import MatrixGroup
 from engine.cuda.matrix.matvec import MatVec
@@ -170,13 +171,35 @@ class DeviceAttention:
         return self.plan.shape
 
 
-DeviceMixer = DeviceAttention
+@dataclass(frozen=True, eq=False)
+class DeviceMamba:
+    """The selective state space of one layer; letters as in cuda/recurrent/mamba.py.
+
+    Attributes:
+        ssm_in, ssm_x, ssm_dt, output: products.
+        conv: float32 (E, W). conv_bias: (E,). a: (E, N). d: (E,).
+        norm: of each part of what ssm_x gives, or None.
+    """
+
+    plan: MambaPlan
+    ssm_in: DeviceProjection
+    ssm_x: DeviceProjection
+    ssm_dt: DeviceProjection
+    output: DeviceProjection
+    conv: Any
+    conv_bias: Any
+    a: Any
+    d: Any
+    norm: DeviceNorm | None
+
+
+DeviceMixer = DeviceAttention | DeviceMamba
 """The part of a layer that reads other tokens; one class per class of launch_plan.model.MixerPlan."""
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceLayer:
-    """One layer. Exactly one of ffn and moe is set; norms may be None.
+    """One layer. At most one of ffn and moe is set; norms may be None.
 
     residual_scale is part of projections whose results are added as they come; it is left for those with a norm behind
     them.
@@ -206,6 +229,12 @@ class DeviceLayer:
     def attention(self) -> DeviceAttention:
         """The mixer of a layer that is known to have attention."""
         assert isinstance(self.mixer, DeviceAttention)
+        return self.mixer
+
+    @property
+    def mamba(self) -> DeviceMamba:
+        """The mixer of a layer that is known to have a state space."""
+        assert isinstance(self.mixer, DeviceMamba)
         return self.mixer
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 from engine.cuda.attention.attention_plan import LARGEST_HEAD
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
+from engine.cuda.recurrent.mamba_plan import MAX_CONV, MAX_STATES
 from engine.errors import DeviceError
 from engine.model.config import (
     Activation,
     AttentionConfig,
     FfnConfig,
+    MambaConfig,
     MoeConfig,
     NormKind,
     QkNorm,
@@ -64,6 +66,7 @@ _ANY = frozenset(
         "n_groups",
         "n_groups_used",
         "next_token_layers",
+        "norm_dt_b_c",
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -96,8 +99,10 @@ def missing_features(model: LoadedModel) -> list[str]:
         found += _unserved(layer.config)
         if isinstance(layer.config.mixer, AttentionConfig):
             found += _of_attention(layer.config.mixer)
+        elif isinstance(layer.config.mixer, MambaConfig):
+            found += _of_mamba(layer.config.mixer)
         else:
-            found.append(f"recurrent layers ({type(layer.config.mixer).__name__.removesuffix('Config').lower()})")
+            found.append(f"layers of the kind {type(layer.config.mixer).__name__.removesuffix('Config').lower()}")
         if layer.config.ffn is not None:
             found += _of_ffn(layer.config.ffn)
     return list(dict.fromkeys(found))
@@ -107,6 +112,14 @@ def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
+
+
+def _of_mamba(config: MambaConfig) -> Iterator[str]:
+    yield from _unserved(config)
+    if config.state > MAX_STATES:
+        yield f"recurrent layers with more than {MAX_STATES} states of a channel"
+    if config.conv_width > MAX_CONV:
+        yield f"convolutions over more than {MAX_CONV} tokens"
 
 
 def _of_ffn(ffn: FfnConfig | MoeConfig) -> Iterator[str]:

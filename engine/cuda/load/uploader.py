@@ -19,16 +19,19 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.feed_forward import FfnPlan
-from engine.cuda.launch_plan.layer import LayerPlan
+from engine.cuda.launch_plan.layer import LayerPlan, MixerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
+from engine.cuda.launch_plan.recurrent import MambaPlan
 from engine.cuda.load.device_weights import (
     DeviceAttention,
     DeviceFfn,
     DeviceHeads,
     DeviceLatent,
     DeviceLayer,
+    DeviceMamba,
+    DeviceMixer,
     DeviceMoe,
     DeviceWeights,
 )
@@ -43,6 +46,7 @@ from engine.model.weights import (
     FfnWeights,
     LatentWeights,
     LayerWeights,
+    MambaWeights,
     MoeWeights,
 )
 
@@ -76,13 +80,13 @@ class Uploader(TensorUploader):
         if isinstance(plan.ffn, MoePlan):
             assert layer.moe is not None
             moe = self._moe(plan.ffn, layer.moe)
-        else:
+        elif plan.ffn is not None:
             assert layer.ffn is not None
             ffn = self._ffn(plan.ffn, layer.ffn)
         return DeviceLayer(
             plan=plan,
             attn_norm=self.norm(layer.attn_norm),
-            mixer=self._attention(plan.mixer, layer.config.attention, layer.attention),
+            mixer=self._mixer(plan.mixer, layer),
             attn_post_norm=self.norm(layer.attn_post_norm),
             ffn_norm=self.norm(layer.ffn_norm),
             ffn=ffn,
@@ -99,6 +103,26 @@ class Uploader(TensorUploader):
             up=None if plan.up is None else self.projection(plan.up, expert),
             down=self.projection(plan.down, expert),
             act_scales=self.vector(weights.act_scales),
+        )
+
+    def _mixer(self, plan: MixerPlan, layer: LayerWeights) -> DeviceMixer:
+        if isinstance(plan, MambaPlan):
+            assert isinstance(layer.mixer, MambaWeights)
+            return self._mamba(plan, layer.mixer)
+        return self._attention(plan, layer.config.attention, layer.attention)
+
+    def _mamba(self, plan: MambaPlan, weights: MambaWeights) -> DeviceMamba:
+        return DeviceMamba(
+            plan=plan,
+            ssm_in=self.projection(plan.ssm_in),
+            ssm_x=self.projection(plan.ssm_x),
+            ssm_dt=self.projection(plan.ssm_dt),
+            output=self.projection(plan.output),
+            conv=self.vector(weights.conv1d),
+            conv_bias=self.vector(weights.conv1d_bias),
+            a=self.vector(weights.a),
+            d=self.vector(weights.d),
+            norm=self.norm(weights.dt_b_c_norm),
         )
 
     def _attention(self, plan: AttentionPlan, config: AttentionConfig, weights: AttentionWeights) -> DeviceAttention:

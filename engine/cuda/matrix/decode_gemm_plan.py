@@ -12,7 +12,7 @@ from engine.cuda.driver.compiler import shared_limit
 from engine.cuda.formats.layouts import LAYOUTS, tile_count
 from engine.gguf.types import GGMLType
 
-_FORMAT_FILES = ("formats.cuh", "formats_coded.cuh", "formats_half.cuh")
+_FORMAT_FILES = ("formats.cuh", "formats_coded.cuh", "half_pairs.cuh", "formats_half.cuh")
 _FILES = (
     *_FORMAT_FILES,
     "hopper.cuh",

@@ -1,7 +1,8 @@
 """Products of many rows on Hopper: packed weights unpacked in registers, multiplied by wgmma. Launches gemm.cu.
 
-Letters: T rows (tokens), K columns (inputs), N outputs. A result's bits do not depend on T, on the other rows, on the
-row's place, or on which tile shape was chosen. Must not know of models.
+Letters: T rows (tokens), K columns (inputs), N outputs. A result's bits do not depend on the other rows or on the row's
+place; nor on T or on the tile shape, unless blocks share the columns of a tile, as they may in decode steps. Must not
+know of models.
 """
 
 from __future__ import annotations
@@ -259,3 +260,20 @@ class Gemm:
                 launches.append((cupy.asarray(table.view(np.uint8)), units, matrices[0]))
             self._tables[id(group)] = (group, launches)
         return self._tables[id(group)][1]
+
+
+class Gemms:
+    """The products of a model: one Gemm for each activation between gate and up.
+
+    Args:
+        types: tensor types of all matrices that will come; () where no product comes here.
+        activations: of gated products; the kernels of the first also serve products without one.
+    """
+
+    def __init__(self, types: Sequence[GGMLType], activations: Sequence[KernelActivation]) -> None:
+        self.gated = {activation: Gemm(types, activation) for activation in activations} if types else {}
+
+    @property
+    def plain(self) -> Gemm:
+        """For products without an activation."""
+        return next(iter(self.gated.values()))

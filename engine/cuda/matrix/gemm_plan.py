@@ -23,7 +23,15 @@ ARCH = 90
 MAX_FORMATS = 2
 """Formats of one kernel: with three, ptxas no longer keeps multiplications in flight in the larger tiles."""
 
-_FILES = ("formats.cuh", "formats_coded.cuh", "gemm_unpack.cuh", "hopper.cuh", "activation.cuh", "gemm.cu")
+_FILES = (
+    "formats.cuh",
+    "formats_coded.cuh",
+    "half_pairs.cuh",
+    "gemm_unpack.cuh",
+    "hopper.cuh",
+    "activation.cuh",
+    "gemm.cu",
+)
 OPERAND_FILES = ("operand.cu",)
 
 
@@ -63,14 +71,17 @@ TILES = (
 """Shapes for prompts. All give the same bits: each output is one chain of sums over all columns."""
 
 STEP_TILES = (
+    Tile(2, 96, 2, 1, 5.6, 5.6, 2500),
+    Tile(2, 192, 2, 1, 8.0, 8.0, 4800),
+    Tile(2, 96, 1, 1, 5.6, 5.6, 5700, parts=2),
     Tile(2, 64, 1, 1, 4.7, 4.7, 5500, parts=2),
     Tile(2, 128, 1, 1, 6.0, 6.0, 6000, parts=2),
     Tile(2, 128, 1, 1, 6.0, 6.0, 8500, parts=3),
 )
 """Further shapes, for decode steps of more than 64 rows.
 
-A matrix of few outputs has fewer tiles than the card has multiprocessors; blocks that share the columns of a tile use
-the others. Nothing chooses these shapes yet.
+Numbers of rows between those of prompts' tiles. And a matrix of few outputs has fewer tiles than the card has
+multiprocessors; blocks that share the columns of a tile use the others, which changes the order of sums.
 """
 
 _CLUSTERS = {1: 1.0, 2: 1.0, 3: 0.9}

@@ -11,21 +11,11 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
-from engine.cuda.driver.compiler import Kernel, build, device_arch, shared_limit
+from engine.cuda.driver.compiler import Kernel, build, device_arch
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.matrix.linear import MatrixGroup
-from engine.cuda.matrix.matvec_plan import (
-    SLAB,
-    Tuning,
-    fixed_bytes,
-    input_bytes,
-    kernel_job,
-    max_batch,
-    resident_bytes,
-    runs,
-    sequence_groups,
-)
+from engine.cuda.matrix.matvec_plan import Block, Tuning, kernel_job, most_sequences, runs, sequence_groups, turns
 from engine.cuda.rows.activation import KernelActivation
 
 
@@ -51,10 +41,9 @@ class MatVec(MatrixGroup):
         import cupy
 
         super().__init__(matrices)
-        self._arch = device_arch()
-        self._multiprocessors = multiprocessor_count(cupy.cuda.Device().id)
+        self._card = device_arch(), multiprocessor_count(cupy.cuda.Device().id)
         self._tuning = tuning
-        self._kernels: dict[tuple[int, int, KernelActivation], tuple[Kernel, Tuning]] = {}
+        self._kernels: dict[tuple[int, int, KernelActivation], tuple[Kernel, Block]] = {}
         self._segments: list[Any] = []
         tile, column = 0, 0
         for matrix in matrices:
@@ -63,32 +52,34 @@ class MatVec(MatrixGroup):
             column += matrix.rows
         self._tiles = tile
         left = iter(self.matrices)
-        sizes = runs([matrix.type for matrix in self.matrices])
+        types = [matrix.type for matrix in self.matrices]
+        sizes = runs(types)
         # Each run of quantized or unquantized matrices has its own launch.
         self._parts = [MatVec(list(islice(left, n)), tuning=tuning) for n in sizes] if len(sizes) > 1 else []
+        self._most = 0 if self._parts else most_sequences(types, tile, self.columns, self._card)
 
     def prepare(self, batch: int, activation: KernelActivation = KernelActivation.NONE) -> None:
         """Builds and loads the kernels of a batch size and activation."""
         for part in self._parts:
             part.prepare(batch, activation)
         if not self._parts:
-            self._kernel(min(batch, max_batch(self._arch)), activation)
+            self._kernel(min(batch, self._most), activation)
 
-    def _kernel(self, batch: int, activation: KernelActivation) -> tuple[Kernel, Tuning]:
+    def _kernel(self, batch: int, activation: KernelActivation) -> tuple[Kernel, Block]:
         key = (*sequence_groups(batch), activation)
         found = self._kernels.get(key)
         if found is None:
-            (files, defines), tuning = kernel_job(
+            (files, defines), block = kernel_job(
                 [m.type for m in self.matrices],
                 self._tiles,
                 self.columns,
                 batch,
-                (self._arch, self._multiprocessors),
+                self._card,
                 tuning=self._tuning,
                 paired=self.paired,
                 activation=activation,
             )
-            found = self._kernels[key] = (build(files, defines=defines).get("matvec"), tuning)
+            found = self._kernels[key] = (build(files, defines=defines).get("matvec"), block)
         return found
 
     def __call__(
@@ -142,13 +133,10 @@ class MatVec(MatrixGroup):
             column = end
         if self._parts:
             return
-        most = max_batch(self._arch)
-        for first in range(0, n, most):
-            batch = min(most, n - first)
-            kernel, tuning = self._kernel(batch, activation)
+        first = 0
+        for batch in turns(n, self._most):
             self._launch(
-                kernel,
-                tuning,
+                *self._kernel(batch, activation),
                 batch,
                 (
                     x[first:] if first else x,
@@ -164,31 +152,16 @@ class MatVec(MatrixGroup):
                 stream,
                 pdl,
             )
+            first += batch
 
-    def _launch(
-        self, kernel: Kernel, tuning: Tuning, batch: int, args: tuple[Any, ...], stream: Any, pdl: bool
-    ) -> None:
-        nb, groups = sequence_groups(batch)
-        sequences = nb * groups
-        teams = tuning.warps // tuning.split
-        slot = max(m.layout.chunk_bytes for m in self.matrices)
-        grid = min(self._multiprocessors, self._tiles)
-        types = [m.type for m in self.matrices]
-        whole = resident_bytes(types, tuning, self.columns, sequences)
-        limit = shared_limit(self._arch) - 1024
-        if whole > limit:
-            tiles_per_team = -(-self._tiles // (grid * teams))
-            sums = teams * tiles_per_team * sequences * 64
-            whole = fixed_bytes(tuning, slot, sequences) + input_bytes(types, SLAB, sequences) + sums
-            whole += teams * sequences * 64
-            assert whole <= limit, f"{self._tiles} tiles of {self.columns} columns exceed the shared memory"
+    def _launch(self, kernel: Kernel, block: Block, batch: int, args: tuple[Any, ...], stream: Any, pdl: bool) -> None:
         unit = 256 if self.columns % 256 == 0 else 128
         launch(
             kernel,
-            grid,
-            tuning.warps * 32,
+            min(self._card[1], self._tiles),
+            block.tuning.warps * 32,
             (*self._segments, self._tiles, self.columns, unit, batch, *args, 1.0 / self.columns),
-            shared=whole,
+            shared=block.shared_bytes,
             stream=stream,
             pdl=pdl,
         )

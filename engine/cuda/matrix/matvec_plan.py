@@ -5,7 +5,7 @@ Letters: B sequences, K columns (inputs), N rows (outputs). Must not know of mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -13,6 +13,7 @@ from engine.cuda.driver.compiler import shared_limit
 from engine.cuda.formats.grid_tables import grid_bytes
 from engine.cuda.formats.layouts import LAYOUTS
 from engine.cuda.rows.activation import KernelActivation
+from engine.errors import DeviceError
 from engine.gguf.types import GGMLType
 
 Job = tuple[tuple[str, ...], dict[str, object]]
@@ -59,8 +60,24 @@ def sequence_groups(batch: int) -> tuple[int, int]:
     return {1: (1, 1), 2: (2, 1), 3: (4, 1), 4: (4, 1)}.get(batch, (4, 2))
 
 
-def fixed_bytes(tuning: Tuning, slot: int, sequences: int) -> int:
-    """Shared memory beside the activations: ring, sums of squares, partial sums, barriers."""
+@dataclass(frozen=True)
+class Block:
+    """How a product is laid over a card.
+
+    Attributes:
+        tuning: shape of a block.
+        resident: a block keeps all inputs in shared memory; else one slab of them at a time, and the sums of all its
+            tiles so far.
+        shared_bytes: dynamic shared memory of a block.
+    """
+
+    tuning: Tuning
+    resident: bool
+    shared_bytes: int
+
+
+def _fixed_bytes(tuning: Tuning, slot: int, sequences: int) -> int:
+    """Beside activations and sums of tiles: ring, barriers, sums of squares, partial sums, norm factors."""
     teams = tuning.warps // tuning.split
     ring = tuning.warps * tuning.depth * slot
     return (
@@ -78,7 +95,7 @@ def input_bytes(types: Sequence[GGMLType], columns: int, sequences: int) -> int:
 
 
 def max_batch(arch: int) -> int:
-    """Most sequences of one launch: as many as shared memory has room for, a slab of each."""
+    """Most sequences of any launch: as many as shared memory has room for, a slab of each."""
     limit = shared_limit(arch) // 1024
     return MAX_COLUMNS if limit >= 160 else 4 if limit >= 96 else 2
 
@@ -94,36 +111,74 @@ def choose_split(rows_of_tiles: int, columns: int, multiprocessors: int) -> int:
     return 4 if small or uneven else 8
 
 
-def choose_tuning(types: Sequence[GGMLType], batch: int, arch: int, split: int = 8) -> Tuning:
-    """The largest block that fits the card's shared memory with one slab of input."""
+def candidates(types: Sequence[GGMLType], batch: int, arch: int, split: int = 8) -> Iterator[Tuning]:
+    """Blocks whose shared memory holds one slab of input, the largest first."""
     nb, groups = sequence_groups(batch)
     slot = max(LAYOUTS[type].chunk_bytes for type in types)
     limit = shared_limit(arch) - 2048 - grid_bytes(types)
     wide = slot > 3500
-    most = max_batch(arch)
-    # The most sequences decide the order of sums, so that every batch has the same.
-    split = split if batch == most else choose_tuning(types, most, arch, split).split
     for warps, depth in ((16, 2), (8, 3), (8, 2), (8, 1), (4, 2), (4, 1), (2, 1)):
         if wide and warps == 16:
             continue
         tuning = Tuning(warps, min(warps, split), depth)
-        if fixed_bytes(tuning, slot, nb * groups) + input_bytes(types, SLAB, nb * groups) <= limit:
-            return tuning
-    raise AssertionError(f"no block of {types} for compute capability {arch}")
+        if _fixed_bytes(tuning, slot, nb * groups) + input_bytes(types, SLAB, nb * groups) <= limit:
+            yield tuning
 
 
-def resident_bytes(types: Sequence[GGMLType], tuning: Tuning, columns: int, sequences: int) -> int:
-    """Shared memory of a block that keeps all of its inputs."""
-    teams = tuning.warps // tuning.split
-    slot = max(LAYOUTS[type].chunk_bytes for type in types)
-    return fixed_bytes(tuning, slot, sequences) + input_bytes(types, columns, sequences) + teams * sequences * 64
-
-
-def is_resident(types: Sequence[GGMLType], columns: int, batch: int, arch: int, tuning: Tuning | None = None) -> bool:
-    """Whether a block keeps all inputs in shared memory, or one slab of them at a time."""
+def fit(
+    types: Sequence[GGMLType], tuning: Tuning, tiles: int, columns: int, batch: int, card: tuple[int, int]
+) -> Block | None:
+    """The block of a tuning, with all inputs in shared memory where they fit; None where not even a slab does."""
+    arch, multiprocessors = card
     nb, groups = sequence_groups(batch)
-    tuning = tuning or choose_tuning(types, batch, arch)
-    return resident_bytes(types, tuning, columns, nb * groups) <= shared_limit(arch) - 1024 - grid_bytes(types)
+    sequences, teams = nb * groups, tuning.warps // tuning.split
+    slot = max(LAYOUTS[type].chunk_bytes for type in types)
+    limit = shared_limit(arch) - 1024 - grid_bytes(types)
+    fixed, sums = _fixed_bytes(tuning, slot, sequences), teams * sequences * 64  # of one tile of each team
+    whole = fixed + input_bytes(types, columns, sequences) + sums
+    if whole <= limit:
+        return Block(tuning, True, whole)
+    kept = -(-tiles // (min(multiprocessors, tiles) * teams)) * sums
+    slab = fixed + input_bytes(types, SLAB, sequences) + kept
+    return Block(tuning, False, slab) if slab <= limit else None
+
+
+def _largest_block(
+    types: Sequence[GGMLType], tiles: int, columns: int, batch: int, card: tuple[int, int], split: int
+) -> Block | None:
+    blocks = (fit(types, tuning, tiles, columns, batch, card) for tuning in candidates(types, batch, card[0], split))
+    return next((block for block in blocks if block is not None), None)
+
+
+def most_sequences(types: Sequence[GGMLType], tiles: int, columns: int, card: tuple[int, int]) -> int:
+    """Most sequences of one launch of a product: fewer than max_batch() where a block has too many sums to keep.
+
+    Raises:
+        DeviceError: the card's shared memory is too small even for one.
+    """
+    split = choose_split(tiles, columns, card[1])
+    for batch in (8, 4, 2, 1):
+        if batch <= max_batch(card[0]) and _largest_block(types, tiles, columns, batch, card, split) is not None:
+            return batch
+    names, capability = ", ".join(type.name for type in types), f"{card[0] // 10}.{card[0] % 10}"
+    raise DeviceError(
+        f"a product of {16 * tiles} rows and {columns} columns ({names}) does not fit the shared memory of this GPU "
+        f"(compute capability {capability}, {card[1]} multiprocessors): use device='cpu' or a larger GPU"
+    )
+
+
+def choose_block(types: Sequence[GGMLType], tiles: int, columns: int, batch: int, card: tuple[int, int]) -> Block:
+    """The largest block that fits the card (compute capability, multiprocessors) with `batch` sequences.
+
+    The most sequences of a launch decide the order of sums, so that every batch has the same.
+    """
+    most = most_sequences(types, tiles, columns, card)
+    assert batch <= most, f"{batch} sequences, room for {most}"
+    of_most = _largest_block(types, tiles, columns, most, card, choose_split(tiles, columns, card[1]))
+    assert of_most is not None
+    block = _largest_block(types, tiles, columns, batch, card, of_most.tuning.split)
+    assert block is not None and block.tuning.split == of_most.tuning.split
+    return block
 
 
 def build_job(
@@ -139,9 +194,9 @@ def build_job(
 ) -> Job:
     """The (files, defines) pair of the kernel for matrices of these types and a batch size, for compiler.prebuild.
 
-    Kernels differ by columns <= SLAB or not, and by whether all inputs stay in shared memory; see is_resident().
+    Kernels differ by columns <= SLAB or not, and by whether all inputs stay in shared memory; see fit().
     """
-    tuning = tuning or choose_tuning(types, batch, arch)
+    tuning = tuning or next(candidates(types, batch, arch))
     nb, groups = sequence_groups(batch)
     distinct = list(dict.fromkeys(types))
     defines: dict[str, object] = {
@@ -180,21 +235,30 @@ def kernel_job(
     tuning: Tuning | None = None,
     paired: bool = False,
     activation: KernelActivation = KernelActivation.NONE,
-) -> tuple[Job, Tuning]:
-    """The build job and the tuning a MatVec of these matrices takes on a card (compute capability, multiprocessors)."""
-    arch, multiprocessors = card
-    batch = min(batch, max_batch(arch))
-    tuning = tuning or choose_tuning(types, batch, arch, choose_split(tiles, columns, multiprocessors))
-    resident = is_resident(types, columns, batch, arch, tuning)
+) -> tuple[Job, Block]:
+    """The build job and the block a MatVec of these matrices takes on a card (compute capability, multiprocessors)."""
+    batch = min(batch, most_sequences(types, tiles, columns, card))
+    if tuning is None:
+        block = choose_block(types, tiles, columns, batch, card)
+    else:
+        forced = fit(types, tuning, tiles, columns, batch, card)
+        assert forced is not None, f"{tuning} exceeds the shared memory"
+        block = forced
     job = build_job(
-        types, batch, arch, tuning, columns=columns, resident=resident, paired=paired, activation=activation
+        types,
+        batch,
+        card[0],
+        block.tuning,
+        columns=columns,
+        resident=block.resident,
+        paired=paired,
+        activation=activation,
     )
-    return job, tuning
+    return job, block
 
 
-def turns(n: int, arch: int) -> list[int]:
-    """Sequences of each launch of a product of n."""
-    most = max_batch(arch)
+def turns(n: int, most: int) -> list[int]:
+    """Sequences of each launch of a product of n; see most_sequences()."""
     return [min(most, n - first) for first in range(0, n, most)]
 
 

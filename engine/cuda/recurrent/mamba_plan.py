@@ -59,6 +59,11 @@ class MambaShape:
         return (self.d_inner, self.d_conv - 1), (self.d_inner, self.d_state)
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes of both."""
+        return sum(4 * rows * columns for rows, columns in self.state_shapes)
+
+    @property
     def wide(self) -> int:
         """Channels of a thread of the convolution."""
         return 4 if self.d_inner % 4 == 0 else 1

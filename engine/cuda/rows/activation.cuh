@@ -1,14 +1,13 @@
-// Activation functions of feed-forward networks, by the numbers of matvec.py's Activation:
-// 0 none, 1 SiLU, 2 GELU (tanh form), 3 GELU (exact), 4 ReLU, 5 squared ReLU, 6 clamped SwiGLU (of gate and up together).
+// Activation functions of feed-forward networks, by the numbers of activation.py's KernelActivation:
+// 0 none, 1 SiLU, 2 GELU (tanh form), 3 ReLU, 4 squared ReLU, 5 clamped SwiGLU (of gate and up together).
 
 // Chosen when the kernel runs, for kernels that serve every model.
 DEVICE float activate(float x, int kind) {
     switch (kind) {
         case 1: return x / (1.0f + expf(-x));
         case 2: return 0.5f * x * (1.0f + tanhf(0.7978845608f * x * (1.0f + 0.044715f * x * x)));
-        case 3: return 0.5f * x * (1.0f + erff(x * 0.7071067812f));
-        case 4: return fmaxf(x, 0.0f);
-        case 5: return x > 0.0f ? x * x : 0.0f;
+        case 3: return fmaxf(x, 0.0f);
+        case 4: return x > 0.0f ? x * x : 0.0f;
         default: return x;
     }
 }
@@ -23,14 +22,13 @@ DEVICE float clamped_swiglu(float gate, float up) {
 DEVICE float activate(float v) {
     if (ACTIVATION == 1) return __fdividef(v, 1.0f + expf(-v));
     if (ACTIVATION == 2) return 0.5f * v * (1.0f + tanhf(0.7978845608028654f * (v + 0.044715f * v * v * v)));
-    if (ACTIVATION == 3) return 0.5f * v * (1.0f + erff(v * 0.7071067811865476f));
-    if (ACTIVATION == 4) return fmaxf(v, 0.0f);
-    if (ACTIVATION == 5) return fmaxf(v, 0.0f) * fmaxf(v, 0.0f);
+    if (ACTIVATION == 3) return fmaxf(v, 0.0f);
+    if (ACTIVATION == 4) return fmaxf(v, 0.0f) * fmaxf(v, 0.0f);
     return v;
 }
 
 DEVICE float gated(float gate, float up) {
-    if (ACTIVATION == 6) return clamped_swiglu(gate, up);
+    if (ACTIVATION == 5) return clamped_swiglu(gate, up);
     return activate(gate) * up;
 }
 
@@ -39,9 +37,8 @@ DEVICE float activate_fast(float x) {
     if (ACTIVATION == 1) return __fdividef(x, 1.0f + __expf(-x));
     if (ACTIVATION == 2)  // 0.5 (1 + tanh(z)) = 1 / (1 + exp(-2 z))
         return __fdividef(x, 1.0f + __expf(-1.5957691216f * x * (1.0f + 0.044715f * x * x)));
-    if (ACTIVATION == 3) return 0.5f * x * (1.0f + erff(x * 0.7071067812f));
-    if (ACTIVATION == 4) return fmaxf(x, 0.0f);
-    if (ACTIVATION == 5) return x > 0.0f ? x * x : 0.0f;
+    if (ACTIVATION == 3) return fmaxf(x, 0.0f);
+    if (ACTIVATION == 4) return x > 0.0f ? x * x : 0.0f;
     return x;
 }
 #endif

@@ -11,7 +11,6 @@ class KernelActivation(IntEnum):
     NONE = 0
     SILU = 1
     GELU_TANH = 2
-    GELU_ERF = 3
-    RELU = 4
-    RELU_SQUARED = 5
-    SWIGLU_CLAMPED = 6  # also clamps `up`, so no epilogue can fuse it
+    RELU = 3
+    RELU_SQUARED = 4
+    SWIGLU_CLAMPED = 5  # also clamps `up`, so no epilogue can fuse it

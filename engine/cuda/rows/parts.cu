@@ -62,12 +62,12 @@ extern "C" __global__ void __launch_bounds__(64)
     for (int i = n_rot + threadIdx.x; i < columns; i += blockDim.x) to[i] = from[i];
 }
 
-// x limited to [-limit, limit].
+// x limited to [-limit, limit]; NaN stays.
 extern "C" __global__ void clamp(float* x, i64 count, float limit) {
     pdl_launch();
     pdl_wait();
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
-        x[i] = fminf(fmaxf(x[i], -limit), limit);
+        if (x[i] == x[i]) x[i] = fminf(fmaxf(x[i], -limit), limit);
 }
 
 // x = limit * tanh(x / limit)

@@ -38,7 +38,7 @@ extern "C" __global__ void normalize_float(const float* x, int stride, float* ou
 extern "C" __global__ void gate(float* h, const float* up, i64 count, int activation) {
     pdl_launch();
     pdl_wait();
-    if (activation == 6) {
+    if (activation == 5) {
         for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
             h[i] = clamped_swiglu(h[i], up[i]);
         return;

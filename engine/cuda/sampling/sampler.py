@@ -17,7 +17,7 @@ from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.errors import InvalidRequestError
-from engine.sampling.params import MAX_LOGIT_BIAS, MAX_LOGPROBS, SamplingParams
+from engine.sampling.params import MAX_LOGIT_BIAS, SamplingParams
 
 SOURCES = ("sampling_common.cuh", "sampling_select.cuh", "sampling.cu")
 THREADS = 256
@@ -71,18 +71,6 @@ class Results:
     logprobs: DeviceArray
     top_ids: DeviceArray
     top_logprobs: DeviceArray
-
-    @classmethod
-    def on_device(cls, ring: int, n_rows: int) -> Results:
-        """Rings in device memory."""
-        import cupy
-
-        return cls(
-            cupy.full((ring, n_rows), -1, np.int32),
-            cupy.zeros((ring, n_rows), np.float32),
-            cupy.zeros((ring, n_rows, MAX_LOGPROBS), np.int32),
-            cupy.zeros((ring, n_rows, MAX_LOGPROBS), np.float32),
-        )
 
 
 NO_LIMIT = int(np.iinfo(np.int32).max)

@@ -19,6 +19,14 @@ from engine.request import ActiveSequence, TokenSample
 from engine.sampling.params import MAX_LOGPROBS
 
 
+class _Plain(dict[int, TokenSample]):
+    """The sample of every token without log-probabilities: made once, as nothing in it can change."""
+
+    def __missing__(self, token_id: int) -> TokenSample:
+        made = self[token_id] = TokenSample(token_id)
+        return made
+
+
 class DeviceSlots:
     """Tokens, positions and sampling of all slots.
 
@@ -58,6 +66,7 @@ class DeviceSlots:
         self._new_limits: dict[int, int] = {}
         self._new_tokens: dict[int, int] = {}
         self._new_sequences: dict[int, tuple[ActiveSequence, int, int]] = {}
+        self._plain = _Plain()
 
     def begin(self, sequence: ActiveSequence, position: int, limit: int, token: int | None = None) -> None:
         """The slot serves a sequence whose newest token stands at that position.
@@ -141,7 +150,7 @@ class DeviceSlots:
                     )
                 )
             elif sequence.params.logprobs is None:
-                found.append(TokenSample(token_id))
+                found.append(self._plain[token_id])
             else:
                 found.append(self._with_logprobs(place, column, token_id, sequence.params.logprobs))
         return found

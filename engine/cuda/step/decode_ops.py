@@ -9,11 +9,13 @@ from engine.cuda.attention.cache import PagedCache
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
+from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.decode_products import DecodeProducts
 from engine.cuda.step.folding import columns_of, folded
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
+from engine.cuda.step.recurrent import DecodeScans
 
 
 class DecodeOps(CudaOps):
@@ -22,12 +24,12 @@ class DecodeOps(CudaOps):
     Args:
         weights: the model.
         buffers: activations.
-        cache: keys and values.
+        cache: keys and values. states: recurrent states, or None.
         attention: the kernels of each shape.
         tokens: int32 (slots,), the token each slot is fed.
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
-        prompts: products of the experts of very many rows.
+        prompts: products of very many rows: those of gemm.cu, and of experts.
         expert_room: scratch memory of experts.
     """
 
@@ -36,6 +38,7 @@ class DecodeOps(CudaOps):
         weights: DeviceWeights,
         buffers: Activations,
         cache: PagedCache,
+        states: StateCache | None,
         attention: dict[AttentionShape, Attention],
         tokens: Any,
         positions: Any,
@@ -44,7 +47,9 @@ class DecodeOps(CudaOps):
         prompts: PromptProducts,
         expert_room: Any,
     ) -> None:
-        super().__init__(weights, buffers, DecodeProducts(buffers, n), weights.plan.step(Phase.DECODE, n))
+        super().__init__(
+            weights, buffers, DecodeProducts(buffers, n, prompts.gemms), weights.plan.step(Phase.DECODE, n)
+        )
         self._prompts = prompts
         self._expert_room = expert_room
         self._cache = cache
@@ -52,6 +57,7 @@ class DecodeOps(CudaOps):
         self._tokens = tokens[:n]
         self._positions = positions[:n]
         self._table = cache.block_table[:n]
+        self._scans = None if states is None else DecodeScans(states, self._positions)
 
     def begin(self, batch: None) -> None:
         """See Ops.begin; everything is on the device already."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.cuda.launch_plan.families import Family
+from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceFfn, DeviceProduct, DeviceProjection
+from engine.cuda.matrix.gemm import Gemms, Operand, make_operand
+from engine.cuda.matrix.gemm_plan import operand_bytes
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.folding import columns_of, folded
@@ -21,11 +23,13 @@ class DecodeProducts:
     Args:
         buffers: of decode steps; products of many rows use batch_operand and stream_operand.
         n_rows: rows of the step.
+        gemms: products of STEP_GEMM.
     """
 
-    def __init__(self, buffers: Activations, n_rows: int) -> None:
+    def __init__(self, buffers: Activations, n_rows: int, gemms: Gemms) -> None:
         self._buffers = buffers
         self._n = n_rows
+        self._gemms = gemms
 
     def product(
         self,
@@ -38,18 +42,39 @@ class DecodeProducts:
         ready: bool = False,
         then: DeviceNorm | None = None,
     ) -> None:
-        """See Products.product."""
+        """See Products.product; x may also be what gated() returned."""
+        operand = x if isinstance(x, Operand) else None
         for part in projection.parts:
             column = part.plan.column
             target = out[:, column : column + part.group.width]
-            self._launch(part, x, target, KernelActivation.NONE, norm, add=add, ready=ready, then=then)
+            if part.plan.family_for(self._n) is Family.STEP_GEMM:
+                assert not ready and then is None
+                operand = operand or self._operand(x, norm)
+                gemm = self._gemms.plain
+                gemm(part.group, operand, target, bias=part.bias, add=add, alpha=part.alpha, step=True)
+            else:
+                self._launch(part, x, target, KernelActivation.NONE, norm, add=add, ready=ready, then=then)
 
     def gated(self, ffn: DeviceFfn, x: Any, *, norm: DeviceNorm | None = None, ready: bool = False) -> Any:
-        """See Products.gated."""
+        """See Products.gated; an Operand where the down projection takes one, in the memory of `gate`."""
         assert ffn.paired is not None
         h = columns_of(self._buffers.gate, self._n, ffn.plan.width)
+        if ffn.paired.plan.family_for(self._n) is Family.STEP_GEMM:
+            assert not ready
+            room = self._hidden_room(ffn.plan.width) if ffn.plan.chains(self._n, Phase.DECODE) else h
+            gemm = self._gemms.gated[ffn.plan.activation]
+            return gemm.gated(ffn.paired.group, self._operand(x, norm), room, step=True) or h
         self._launch(ffn.paired, x, h, ffn.plan.activation, norm, add=False, ready=ready, then=None)
         return h
+
+    def _operand(self, x: Any, norm: DeviceNorm | None) -> Operand:
+        weight, eps = folded(norm)
+        return make_operand(x, self._buffers.batch_operand, norm=weight, eps=eps)
+
+    def _hidden_room(self, width: int) -> Any:
+        import cupy
+
+        return self._buffers.gate.reshape(-1).view(cupy.uint8)[: operand_bytes(self._n, width)]
 
     def _launch(
         self,

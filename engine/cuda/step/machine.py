@@ -7,19 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.config import step_sizes
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
-from engine.cuda.driver.graphs import StepGraphs, buckets
+from engine.cuda.driver.graphs import StepGraphs
 from engine.cuda.driver.staging import Staging
+from engine.cuda.launch_plan.ahead import MOST_AHEAD, STATE_PLACES
 from engine.cuda.launch_plan.families import Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceWeights
+from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.sampling.slots import DeviceSlots
 from engine.cuda.step.decode_ops import DecodeOps
 from engine.cuda.step.prompt import PromptReader
 from engine.cuda.step.prompt_ops import PromptOps
 from engine.cuda.step.prompt_products import PromptProducts
-from engine.cuda.step.run_ahead import MOST_AHEAD
+from engine.model.cache import StateRows
 from engine.model.transformer import hidden_states
 
 PROMPT_BATCHES = 64
@@ -32,49 +35,66 @@ class StepMachine:
     Args:
         weights: the model.
         n_pages: pages of the cache.
+        n_checkpoints: copies of recurrent states kept for later prompts.
         context_length: positions of one sequence.
         stream: the current stream.
         eager: launch every decode step kernel by kernel instead of replaying a captured graph.
 
     Attributes:
-        weights: as given. cache: keys and values. slots: tokens, positions and sampling of every slot.
+        weights: as given. cache: keys and values. states: recurrent states; None where the model has none.
+        slots: tokens, positions and sampling of every slot.
         staging: the way from the host. logits: float32 (slots, V) of the last step.
         prompts: feeds prompts. prompt_ops: their bricks.
-        buckets: numbers of rows that decode steps may have.
+        step_sizes: numbers of rows that decode steps may have, ascending.
     """
 
-    def __init__(self, weights: DeviceWeights, *, n_pages: int, context_length: int, stream: Any, eager: bool) -> None:
+    def __init__(
+        self,
+        weights: DeviceWeights,
+        *,
+        n_pages: int,
+        context_length: int,
+        stream: Any,
+        eager: bool,
+        n_checkpoints: int = 0,
+    ) -> None:
         import cupy
 
         plan = weights.plan
         slots, rows, vocab = plan.settings.max_sequences, plan.settings.prefill_rows, plan.vocab
-        shapes = [layer.attention.shape for layer in weights.layers]
+        shapes = plan.attention_shapes
         # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
         words = 16 * rows + 64 * slots + 4 * n_pages + 16 * len(weights.layers)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self.weights = weights
         self.staging = Staging(stream, words)
         self.cache = PagedCache(shapes, n_pages, context_length, slots)
-        self._attention: dict[AttentionShape, Attention] = {s: Attention(s, slots) for s in dict.fromkeys(shapes)}
+        self.states: StateCache | None = None
+        if any(plan.state_shapes):
+            self.states = StateCache(plan.state_shapes, StateRows(slots, STATE_PLACES, n_checkpoints))
+        self._attention: dict[AttentionShape, Attention] = {
+            shape: Attention(shape, slots) for shape in dict.fromkeys(shapes) if shape is not None
+        }
         self._decode_buffers = Activations(plan, Phase.DECODE)
         self._prompt_buffers = Activations(plan, Phase.PROMPT)
         self.logits = cupy.zeros((slots, vocab), cupy.float32)
         self.slots = DeviceSlots(vocab, slots, context_length, places=places, stream=stream)
         self._products = PromptProducts(plan, self._prompt_buffers)
         self.prompt_ops = PromptOps(weights, self._prompt_buffers, self._products, self._attention, self.staging)
-        self.prompt_ops.use(self.cache)
-        self.prompts = PromptReader(weights, self.prompt_ops, self.slots, self.staging, self.logits)
-        self.buckets = buckets(slots)
+        self.prompt_ops.use(self.cache, self.states)
+        self.prompts = PromptReader(weights, self.prompt_ops, self.slots, self.states, self.staging, self.logits)
+        self.step_sizes = step_sizes(slots)
         self._stream = stream
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
         self._graphs = StepGraphs(lambda n: self.run_step(self.decode_ops(n), n), stream, eager=eager)
 
-    def decode_ops(self, n: int, cache: PagedCache | None = None) -> DecodeOps:
-        """The bricks of a decode step over rows 0..n-1, on the machine's own cache or another one."""
+    def decode_ops(self, n: int, cache: PagedCache | None = None, states: StateCache | None = None) -> DecodeOps:
+        """The bricks of a decode step over rows 0..n-1, on the machine's own caches or other ones."""
         return DecodeOps(
             self.weights,
             self._decode_buffers,
             cache or self.cache,
+            states or self.states,
             self._attention,
             self.slots.tokens,
             self.slots.positions,
@@ -117,6 +137,8 @@ class StepMachine:
         """What the host has changed is on the device before whatever is launched next."""
         self.cache.flush(self.staging)
         self.slots.flush(self.staging)
+        if self.states is not None:
+            self.states.flush(self.staging)
         self.staging.send()
 
     def reset(self) -> None:
@@ -124,6 +146,8 @@ class StepMachine:
         self.staging.drop()
         self.slots.reset()
         self.cache.touch()
+        if self.states is not None:
+            self.states.forget()
 
     def close(self) -> None:
         """Drops every array; captured graphs refer to the machine, so references alone would not free them."""

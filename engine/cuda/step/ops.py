@@ -16,12 +16,20 @@ from engine.cuda.formats.dequant import embed
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.steps import Step
 from engine.cuda.load.buffers import Activations
-from engine.cuda.load.device_weights import DeviceFfn, DeviceLayer, DeviceMoe, DeviceProjection, DeviceWeights
+from engine.cuda.load.device_weights import (
+    DeviceFfn,
+    DeviceLayer,
+    DeviceMamba,
+    DeviceMoe,
+    DeviceProjection,
+    DeviceWeights,
+)
 from engine.cuda.rows import parts
 from engine.cuda.rows import rows as row_ops
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.folding import columns_of, folded
 from engine.cuda.step.latent import latent_qkv, latent_values
+from engine.cuda.step.recurrent import Scans, state_space
 from engine.model.ops import LayerBricks
 
 
@@ -66,6 +74,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
     """
 
     positions: Any
+    _scans: Scans | None  # None where no layer has a state
 
     def __init__(self, weights: DeviceWeights, buffers: Activations, products: Products, step: Step) -> None:
         self.weights = weights
@@ -102,7 +111,29 @@ class CudaOps(LayerBricks[DeviceLayer]):
         if weights.logit_softcap is not None:
             parts.softcap(out, weights.logit_softcap)
 
-    # ---- attention -------------------------------------------------------------------------------------------
+    # ---- mixers ----------------------------------------------------------------------------------------------
+
+    def mix(self, layer: DeviceLayer, x: Any) -> Any:
+        """See Ops.mix."""
+        if isinstance(layer.mixer, DeviceMamba):
+            return self.ssm_out(layer, self.ssm(layer, self.ssm_in(layer, x)), x)
+        return super().mix(layer, x)
+
+    def ssm_in(self, layer: DeviceLayer, x: Any) -> Any:
+        """attn_norm and the first product of a recurrent layer: (T, 2 * E)."""
+        source, norm = self._normed(x, layer.attn_norm)
+        xz = columns_of(self.buffers.xz, self.n_rows, layer.mamba.ssm_in.width)
+        self._product(layer.mamba.ssm_in, source, xz, norm=norm, ready=layer.plan.takes_left and self.step.hands_over)
+        return xz
+
+    def ssm(self, layer: DeviceLayer, xz: Any) -> Any:
+        """Convolution, products and scan of a recurrent layer, which move its states on: (T, E)."""
+        assert self._scans is not None
+        return state_space(layer.index, layer.mamba, xz, self.buffers, self._product, self._scans)
+
+    def ssm_out(self, layer: DeviceLayer, h: Any, x: Any) -> Any:
+        """x + the last product of a recurrent layer; see attn_output."""
+        return self._mixed(layer, layer.mamba.output, h, x)
 
     def _qkv(self, layer: DeviceLayer, x: Any, positions: Any) -> Any:
         """Queries, keys and values of every row as the attention kernels read them."""
@@ -124,12 +155,18 @@ class CudaOps(LayerBricks[DeviceLayer]):
         mixer = layer.attention
         if mixer.latent is not None:
             a = latent_values(mixer.latent, self._product, a, self.buffers, self.step)
+        return self._mixed(layer, mixer.output, a, x)
+
+    def _mixed(self, layer: DeviceLayer, output: DeviceProjection, a: Any, x: Any) -> Any:
+        """The last product of a mixer, added to x, or beside it in a parallel layer."""
         if not layer.parallel:
-            leaves = layer.plan.leaves_inside and self.step.hands_over
-            self._add(layer, mixer.output, a, layer.attn_post_norm, x, then=layer.ffn_norm if leaves else None)
+            then = layer.ffn_norm if layer.plan.leaves_inside else None
+            if layer.plan.ffn is None and layer.plan.leaves_behind:
+                then = self._norm_behind(layer)
+            self._add(layer, output, a, layer.attn_post_norm, x, then=then if self.step.hands_over else None)
             return x
         beside = self.buffers.beside[: self.n_rows]
-        self._product(mixer.output, a, beside)
+        self._product(output, a, beside)
         if layer.attn_post_norm is not None:
             parts.normalize(beside, beside, layer.attn_post_norm, scale=layer.residual_scale)
         return beside

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from engine.cuda.driver.staging import Staging, gather_rows
 from engine.cuda.load.device_weights import DeviceWeights
 from engine.cuda.load.memory_plan import LOGIT_ROWS
+from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.sampling.slots import DeviceSlots
 from engine.cuda.step.prompt_ops import PromptOps
 from engine.model.batch import Batch, Outputs
@@ -62,16 +63,24 @@ class PromptReader:
         weights: the model.
         ops: the bricks; ops.buffers says how many rows a batch may have.
         slots: sampling state.
+        states: recurrent states, or None.
         staging: the way to the device.
         logits: float32 (slots, V), overwritten.
     """
 
     def __init__(
-        self, weights: DeviceWeights, ops: PromptOps, slots: DeviceSlots, staging: Staging, logits: Any
+        self,
+        weights: DeviceWeights,
+        ops: PromptOps,
+        slots: DeviceSlots,
+        states: StateCache | None,
+        staging: Staging,
+        logits: Any,
     ) -> None:
         import cupy
 
-        self._weights, self._ops, self._slots, self._staging, self._logits = weights, ops, slots, staging, logits
+        self._weights, self._ops, self._slots, self._states = weights, ops, slots, states
+        self._staging, self._logits = staging, logits
         self._last = cupy.empty((logits.shape[0], weights.plan.width), cupy.float32)
         self.logit_rows = cupy.zeros((LOGIT_ROWS, logits.shape[1]), cupy.float32)
 
@@ -93,9 +102,13 @@ class PromptReader:
         for pieces in pack(work, self._ops.buffers.rows):
             ending = [piece.work for piece in pieces if piece.draws]
             for item in ending:
-                slot = item.sequence.slot
-                self._slots.begin(item.sequence, item.start + len(item.token_ids) - 1, limits[slot])
+                slot, end = item.sequence.slot, item.start + len(item.token_ids)
+                self._slots.begin(item.sequence, end - 1, limits[slot])
+                if self._states is not None:
+                    self._states.seat(slot, item.sequence.state_place + 1, end)
             self._slots.flush(self._staging)
+            if self._states is not None:
+                self._states.flush(self._staging)
             x = self.hidden(prompt_batch(pieces))
             if ending:
                 n = len(ending)
@@ -125,6 +138,17 @@ def prompt_batch(pieces: Sequence[Piece]) -> Batch:
             np.asarray(piece.work.token_ids[piece.first : piece.end], np.int32),
             piece.work.start + piece.first,
             Outputs.LAST if piece.draws else Outputs.NONE,
+            None,
+            *state_places(piece.work, piece.first),
         )
         for piece in pieces
     )
+
+
+def state_places(work: Work, first: int) -> tuple[int, int]:
+    """Places of the state that a piece of a work item, from its token `first` on, reads and writes.
+
+    The item as a whole moves the state by one place, in however many batches.
+    """
+    place = work.sequence.state_place
+    return (place if first == 0 else place + 1), place + 1

@@ -12,10 +12,13 @@ from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
+from engine.cuda.recurrent.mamba_plan import conv_tiles
+from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.folding import columns_of
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
+from engine.cuda.step.recurrent import PromptScans, state_spans
 from engine.model.batch import Batch
 
 
@@ -49,11 +52,12 @@ class PromptOps(CudaOps):
         self._attention = attention
         self._staging = staging
         self._cache: PagedCache
+        self._states: StateCache | None
         self._tiles: dict[int, Any] = {}
 
-    def use(self, cache: PagedCache) -> None:
-        """Chooses the cache that the following batches extend."""
-        self._cache = cache
+    def use(self, cache: PagedCache, states: StateCache | None) -> None:
+        """Chooses the caches that the following batches extend; states: None where the model has none."""
+        self._cache, self._states = cache, states
 
     def begin(self, batch: Batch) -> None:
         """See Ops.begin: everything that the batch needs from the host goes in one upload."""
@@ -73,6 +77,10 @@ class PromptOps(CudaOps):
         self.output_slots = staging.place(slots[batch.output_rows])
         heights = {kernels.tile_rows for kernels in self._attention.values()}
         self._tiles = {rows: staging.place(prefill_tiles(spans, rows)) for rows in heights}
+        self._scans = None
+        if self._states is not None:
+            table = state_spans(batch.spans, self._states.rows)
+            self._scans = PromptScans(self._states, staging.place(table), staging.place(conv_tiles(table)))
         self._cache.flush(staging)
         staging.send()
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from engine.cuda.experts import prefill as grouped
-from engine.cuda.launch_plan.families import Family
+from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceFfn, DeviceMoe, DeviceProduct, DeviceProjection
 from engine.cuda.matrix.dense import DenseProduct
 from engine.cuda.matrix.dense_plan import padded
-from engine.cuda.matrix.gemm import Gemm, Operand, make_operand
+from engine.cuda.matrix.gemm import Gemms, Operand, make_operand
 from engine.cuda.matrix.gemm_plan import operand_bytes
 from engine.cuda.rows import rows as row_ops
-from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.folding import columns_of, folded
 from engine.gguf.types import GGMLType
@@ -32,14 +31,14 @@ class PromptProducts:
     Args:
         plan: of the model.
         buffers: of prompts; inputs of products are converted in `operand`.
+
+    Attributes:
+        gemms: products of gemm.cu, which decode steps of many rows use as well.
     """
 
     def __init__(self, plan: LaunchPlan, buffers: Activations) -> None:
         self._buffers = buffers
-        self._gemms: dict[KernelActivation, Gemm] = {}
-        if plan.gemm_types:
-            self._gemms = {activation: Gemm(plan.gemm_types, activation) for activation in plan.gemm_activations}
-        self._gemm = next(iter(self._gemms.values()), None)
+        self.gemms = Gemms(plan.gemm_types, plan.gemm_activations)
         self._dense = DenseProduct(fixed_rows=plan.fixed_rows) if plan.dense else None
 
     @property
@@ -65,9 +64,8 @@ class PromptProducts:
             column = part.plan.column
             target = out[:, column : column + part.group.width]
             if part.plan.families.prompt is Family.PREFILL_GEMM:
-                assert self._gemm is not None
                 operand = operand if isinstance(operand, Operand) else self._operand(x, norm)
-                self._gemm(part.group, operand, target, bias=part.bias, add=add, alpha=part.alpha)
+                self.gemms.plain(part.group, operand, target, bias=part.bias, add=add, alpha=part.alpha)
             else:
                 operand = self._expanded(part, x, operand, target, norm, add=add)
 
@@ -95,8 +93,8 @@ class PromptProducts:
         assert not ready
         h = columns_of(self._buffers.gate, n, width)
         if paired.plan.families.prompt is Family.PREFILL_GEMM:
-            product, operand = self._gemms[ffn.plan.activation], self._operand(x, norm)
-            room = self._hidden_room(n, width) if ffn.plan.chains else h
+            product, operand = self.gemms.gated[ffn.plan.activation], self._operand(x, norm)
+            room = self._hidden_room(n, width) if ffn.plan.chains(n, Phase.PROMPT) else h
             return product.gated(paired.group, operand, room) or h
         assert self._dense is not None
         (matrix,) = paired.group.matrices
@@ -113,7 +111,7 @@ class PromptProducts:
     ) -> None:
         """The family EXPERTS_GROUPED, for prompts and decode steps; see experts.prefill.run."""
         assert moe.grouped is not None
-        gemm, (weight, eps) = self._gemms[moe.plan.expert.activation], folded(norm)
+        gemm, (weight, eps) = self.gemms.gated[moe.plan.expert.activation], folded(norm)
         grouped.run(moe.grouped, gemm, x, scores, room, out=out, norm=weight, eps=eps, positions=positions)
 
     def _operand(self, x: Any, norm: DeviceNorm | None) -> Operand:

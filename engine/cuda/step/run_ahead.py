@@ -8,18 +8,13 @@ only: the device is behind the functions given.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from engine.cuda.launch_plan.ahead import AHEAD, MOST_AHEAD
 from engine.request import ActiveSequence
-
-AHEAD = 2
-"""Steps launched and not yet read, of the row that is least ahead: one runs while the host handles the last result,
-one is behind it."""
-
-MOST_AHEAD = AHEAD + 1
-"""The same of any row. A row that joined when others were ahead stays behind; one this far ahead skips a step."""
 
 
 @dataclass(slots=True)
@@ -50,7 +45,7 @@ class RunAhead:
         enqueue: enqueue(n) puts one step over rows 0..n-1 on the stream and returns the place of its results.
         set_position: set_position(slot, position) for the steps after it; -1 takes the row out.
         set_limit: set_limit(slot, limit) likewise.
-        buckets: numbers of rows a step may have, ascending.
+        step_sizes: numbers of rows a step may have, ascending.
     """
 
     def __init__(
@@ -59,12 +54,12 @@ class RunAhead:
         enqueue: Callable[[int], int],
         set_position: Callable[[int, int], None],
         set_limit: Callable[[int, int], None],
-        buckets: tuple[int, ...],
+        step_sizes: tuple[int, ...],
     ) -> None:
         self._enqueue = enqueue
         self._set_position = set_position
         self._set_limit = set_limit
-        self._buckets = buckets
+        self._step_sizes = step_sizes
         self._rows: dict[int, _Row] = {}
 
     @property
@@ -93,7 +88,7 @@ class RunAhead:
     def extend(self, slot: int, limit: int) -> None:
         """The row has pages up to there now; one that has stopped at the old limit goes on."""
         row = self._rows[slot]
-        if limit == row.limit:
+        if limit == row.limit:  # mostly
             return
         if row.position >= row.limit:
             self._set_position(slot, row.position)
@@ -142,7 +137,7 @@ class RunAhead:
         }
         for slot in resting:
             self._set_position(slot, -1)
-        place = self._enqueue(next(bucket for bucket in self._buckets if bucket > max(running)))
+        place = self._enqueue(self._step_sizes[bisect_right(self._step_sizes, max(running))])
         for row in running.values():
             row.results.append(place)
             row.position += 1

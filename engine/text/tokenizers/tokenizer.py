@@ -18,6 +18,9 @@ from engine.text.tokenizers.splitter import SpecialSplitter
 from engine.text.tokenizers.spm import SPACE
 from engine.text.tokenizers.vocabulary import KINDS, Vocabulary, flag
 
+_APART = frozenset({TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED})
+"""Types of tokens that are no plain text: see Tokenizer.decode_step."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,6 +42,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Vocabulary, metadata: Mapping[str, Any], pre: str | None) -> None:
         self._vocabulary = vocabulary
         self._bytes: dict[int, bytes] = {}
+        self._simple: dict[int, str | None] = {}
         self.kind = KINDS[vocabulary.kind]
         self.vocab_size = len(vocabulary.tokens)
         self.special_ids: Mapping[str, int] = FrozenDict(vocabulary.ids)
@@ -179,6 +183,16 @@ class Tokenizer:
         if drop_space and piece.startswith(b" "):
             piece = piece[1:]
         return piece, False
+
+    def simple_text(self, id: int) -> str | None:
+        """The text that a token of ASCII adds behind another such token; None for all other tokens."""
+        try:
+            return self._simple[id]
+        except KeyError:
+            piece = self.token_bytes(id)
+            simple = piece.isascii() and self.token_type(id) not in _APART
+            self._simple[id] = found = piece.decode("ascii") if simple else None
+            return found
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of token `id`; special tokens give their name, unused ones nothing."""

@@ -24,6 +24,7 @@ KINDS = {
 }
 
 # Where the file names no ids: what SentencePiece, BERT, T5 and PLaMo 2 put there.
+_SPECIAL = frozenset({int(TokenType.CONTROL), int(TokenType.UNKNOWN)})
 _DEFAULT_IDS = {
     "llama": {"unk": 0, "bos": 1, "eos": 2},
     "bert": {"pad": 0, "unk": 100, "bos": 101, "sep": 102, "mask": 103},
@@ -74,7 +75,7 @@ class Vocabulary:
 
     def is_special(self, id: int) -> bool:
         """True for control and unknown tokens: they control the model and are no part of the text."""
-        return self.types[id] in (TokenType.CONTROL, TokenType.UNKNOWN)
+        return self.types[id] in _SPECIAL
 
 
 def string_list(metadata: Mapping[str, Any], key: str) -> list[str]:

@@ -1,0 +1,247 @@
+"""A token with numbers that are not finite spoils the rows that see it, and no others, in every attention kernel.
+
+Prompts through the general kernels, compiled for the CPU; all kernels on a GPU.
+"""
+
+import ctypes
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.config import PAGE, KvType
+from engine.cuda.attention.attention_plan import PrefillPlan, decode_plan, jobs_of_plans, prefill_plan
+from engine.cuda.driver.compiler import kernel_files
+from tests.support.attention_reference import shape_of
+from tests.support.feature_models import CASES, latent
+from tests.support.gpu_helpers import decode_logits, opened
+
+COMPILER = shutil.which("g++")
+PLAIN = PrefillPlan(32, 32, 256, 0, "plain")
+LATENT = {"dim": 40, "value_dim": 32, "rope_dim": 0, "kv_heads": 1, "values_in_keys": True}
+SHAPES = {
+    "f16": shape_of(2, 2, 32),
+    "f32": shape_of(2, 2, 32, half=False),
+    "biases": shape_of(2, 2, 32, rope_dim=0, alibi=True),
+    "latent f16": shape_of(2, **LATENT),
+    "latent f32": shape_of(2, half=False, **LATENT),
+}
+WIDE = {
+    "wide f16": shape_of(8, 2, 128),
+    "wide f32": shape_of(8, 2, 128, half=False),
+    "wide latent": shape_of(16, 1, 576, value_dim=512, rope_dim=0, values_in_keys=True),
+}
+HOST_ROWS, HOST_AT, HOST_WINDOW = 40, 36, 3
+ROWS, AT, WINDOW = 150, 70, 20
+"""Rows of a prompt, and the spoilt one: before it are rows of its tile and, on the GPU, a whole page; behind the window
+are rows that do not see it."""
+
+ENTRY = """
+extern "C" void rope_append_{i}(int rows, int blocks, float* qkv, cache_t* k, cache_t* v, const int* table,
+                                int max_pages, const int* sequence, const int* positions, const double* inv_freq) {{
+    launch_blocks(rows, blocks, 128, [&] {{
+        of_{i}::rope_append(qkv, nullptr, k, v, table, max_pages, sequence, positions, inv_freq, 1.0f, 0.0f, 1, nullptr,
+                            nullptr, 0.0f);
+    }});
+}}
+extern "C" void prefill_{i}(int tiles, int heads, const float* qkv, const cache_t* k, const cache_t* v,
+                            const int* table, int max_pages, const int4* tile, float scale, int window,
+                            const float* sinks, float* out, const float* slopes) {{
+    launch_blocks(tiles, heads, 256, [&] {{
+        of_{i}::attention_prefill(qkv, k, v, table, max_pages, tile, scale, 0.0f, window, sinks, out{slopes});
+    }});
+}}
+"""
+
+
+def spoil(rows, at, shape, kind):
+    """Spoils a row of qkv: all of it, or one number of its value."""
+    q_end = shape.heads * shape.key_dim
+    k_end = q_end + shape.kv_heads * shape.key_dim
+    if kind == "row":
+        rows[at] = np.nan
+    elif shape.values_in_keys:
+        rows[at, q_end + 3] = rows[at, k_end + 3] = {"infinite": np.inf, "too large": 1e9}[kind]
+    else:
+        rows[at, k_end + 3] = {"infinite": np.inf, "too large": 1e9}[kind]
+    return rows
+
+
+def kinds_of(shape):
+    """1e9 is infinity in a float16 cache."""
+    return ("row", "infinite", "too large") if shape.kv_type is KvType.F16 else ("row", "infinite")
+
+
+def spoilt_heads(shape, kind):
+    """Query heads whose results are spoilt where a row sees the position."""
+    return slice(None) if kind == "row" else slice(0, shape.heads // shape.kv_heads)
+
+
+def clean_rows(shape, n):
+    """Random qkv (n, row width); values are the keys' first numbers where the shape says so."""
+    rows = np.random.default_rng(1).normal(size=(n, shape.row_width)).astype(np.float32)
+    if shape.values_in_keys:
+        at = (shape.heads + 1) * shape.key_dim
+        rows[:, at:] = rows[:, at - shape.key_dim :][:, : shape.value_dim]
+    return rows
+
+
+def constants(shape):
+    """Frequencies, sinks and slopes."""
+    frequencies = 10000.0 ** (-np.arange(max(1, shape.rope_dim // 2)) / 16)
+    return frequencies, *(np.linspace(*ends, shape.heads, dtype=np.float32) for ends in ((-1, 1), (0.01, 0.5)))
+
+
+def check_rows(shape, found, clean, at, window, kind):
+    """Rows before the spoilt one and rows whose window has left it behind have the bits of a clean prompt."""
+    found, clean = (rows.reshape(len(rows), shape.heads, shape.value_dim) for rows in (found, clean))
+    assert np.isfinite(clean).all()
+    end = at + window if window else len(found)
+    assert found[:at].tobytes() == clean[:at].tobytes()
+    assert found[end:].tobytes() == clean[end:].tobytes()
+    assert np.isnan(found[at:end, spoilt_heads(shape, kind)]).all()
+
+
+# ---- on the CPU ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """rope_append and the general kernel of prompts for every shape, as one shared library."""
+    if COMPILER is None:
+        pytest.skip("no g++ to compile the kernels for the CPU")
+    folder = tmp_path_factory.mktemp("host")
+    text = {name: path.read_text(encoding="utf-8") for name, path in kernel_files().items()}
+    reductions = text["common.cuh"][text["common.cuh"].index("DEVICE float warp_sum") :]
+    source = '#include "blocks_on_host.h"\n' + reductions[: reductions.index("// Sum over the block")]
+    source += "static u32 shared_address(const void*) { return 0; }\n"
+    common = re.sub(r'asm\("ex2.*?;\n', "y = exp2f(x);\n", text["attention_common.cuh"])
+    for i, shape in enumerate(SHAPES.values()):
+        _, _, rope, prefill = jobs_of_plans(shape, decode_plan(shape, 80, 108), PLAIN)
+        defines = rope[1] | prefill[1]
+        source += "".join(f"\n#define {name} {value}" for name, value in defines.items())
+        source += f"\nnamespace of_{i} {{\n{common}\n"
+        for file in ("rope_append.cu", "attention_prefill_plain.cu"):
+            source += text[file].replace('extern "C" __global__', "static")
+        source += "}\n" + ENTRY.format(i=i, slopes=", slopes" if shape.alibi else "").replace(
+            "cache_t", f"of_{i}::cache_t"
+        )
+        source += "".join(f"\n#undef {name}" for name in (*defines, "VALUE_STRIDE", "WRITES_VALUES", "SLOPES"))
+    (folder / "kernels.cpp").write_text(source)
+    target = folder / "kernels.so"
+    command = [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w"]
+    command += [f"-I{Path(__file__).parent}", "-o", str(target), str(folder / "kernels.cpp")]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[:5000]
+    return ctypes.CDLL(str(target))
+
+
+def on_host(library, name, rows, window):
+    """(results, keys, values) of a prompt; page 1, which it does not have, and the rest of page 0 are NaN before."""
+    shape, i, n = SHAPES[name], list(SHAPES).index(name), len(rows)
+    dtype = np.float16 if shape.kv_type is KvType.F16 else np.float32
+    keys = np.full((2, shape.kv_heads, PAGE, shape.key_dim), np.nan, dtype)
+    values = keys if shape.values_in_keys else np.full((2, shape.kv_heads, PAGE, shape.value_dim), np.nan, dtype)
+    table, positions, sequence = (np.array(one, np.int32) for one in ([[0, -1]], range(n), [0] * n))
+    tiles = np.array([[row, min(PLAIN.rows, n - row), 0, row] for row in range(0, n, PLAIN.rows)], np.int32)
+    frequencies, sinks, slopes = constants(shape)
+    out = np.empty((n, shape.heads * shape.value_dim), np.float32)
+
+    def run(kernel, x, y, *args):
+        given = [ctypes.c_void_p(arg.ctypes.data) if isinstance(arg, np.ndarray) else arg for arg in args]
+        getattr(library, f"{kernel}_{i}")(x, y, *given)
+
+    run("rope_append", n, 2, rows, keys, values, table, 2, sequence, positions, frequencies)
+    scale = ctypes.c_float(0.2)
+    run("prefill", len(tiles), shape.heads, rows, keys, values, table, 2, tiles, scale, window, sinks, out, slopes)
+    return out, keys, values
+
+
+@pytest.mark.parametrize(("name", "window"), [*((name, 0) for name in SHAPES), ("f16", HOST_WINDOW)])
+def test_prompts_on_the_host(library, name, window):
+    shape = SHAPES[name]
+    clean = clean_rows(shape, HOST_ROWS)
+    expected, clean_keys, _ = on_host(library, name, clean.copy(), window)
+    for kind in kinds_of(shape):
+        found, keys, values = on_host(library, name, spoil(clean.copy(), HOST_AT, shape, kind), window)
+        check_rows(shape, found, expected, HOST_AT, window, kind)
+        assert np.isfinite(values[0, :, :HOST_ROWS, : shape.value_dim]).all()
+        assert np.isnan(keys[0, 0, HOST_AT, -1])
+        others = np.arange(HOST_ROWS) != HOST_AT
+        assert keys[0][:, :HOST_ROWS][:, others].tobytes() == clean_keys[0][:, :HOST_ROWS][:, others].tobytes()
+
+
+# ---- on a GPU ------------------------------------------------------------------------------------------------
+
+ON_GPU = SHAPES | WIDE
+
+
+def on_gpu(shape, rows, window, *, plan=None, decoded=False, few_rows=4):
+    """Results of the rows of one sequence: as a prompt, or token by token; the cache's pages are NaN before."""
+    import cupy
+
+    from engine.cuda.attention.attention import Attention, LayerAttention, prefill_tiles
+    from engine.cuda.driver.compiler import device_arch
+
+    n, dtype = len(rows), np.float16 if shape.kv_type is KvType.F16 else np.float32
+    decode = replace(decode_plan(shape, device_arch(), 132), min_chunk=PAGE, few_rows=few_rows)
+    kernels = Attention(shape, 1, plan=decode, prefill=plan)
+    keys = cupy.full((4, shape.kv_heads, PAGE, shape.key_dim), np.nan, dtype)
+    values = keys if shape.values_in_keys else cupy.full((4, shape.kv_heads, PAGE, shape.value_dim), np.nan, dtype)
+    frequencies, sinks, slopes = map(cupy.asarray, constants(shape))
+    layer = LayerAttention(
+        shape.key_dim**-0.5, frequencies, window=window, sinks=sinks, slopes=slopes if shape.alibi else None
+    )
+    device, table = cupy.asarray(rows), cupy.asarray(np.array([[2, 0, 3]], np.int32))
+    positions, out = cupy.arange(n, dtype=np.int32), cupy.zeros((n, shape.heads * shape.value_dim), np.float32)
+    if decoded:
+        for row in range(n):
+            one = slice(row, row + 1)
+            kernels.decode(layer, device[one], keys, values, table, positions[one], out[one])
+    else:
+        kernels.rope_append(layer, device, keys, values, table, cupy.zeros(n, np.int32), positions)
+        tiles = cupy.asarray(prefill_tiles([(0, n, 0, 0)], kernels.tile_rows))
+        kernels.prefill(layer, device, keys, values, table, tiles, out)
+    return out.get()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [0, WINDOW])
+@pytest.mark.parametrize("kernel", ["prompt", "general prompt", "decode, one range a block", "decode, runs of ranges"])
+@pytest.mark.parametrize("name", ON_GPU)
+def test_every_kernel_on_a_gpu(name, kernel, window):
+    from engine.cuda.driver.compiler import device_arch
+
+    shape, options = ON_GPU[name], {"decoded": kernel.startswith("decode"), "few_rows": 4 if "one" in kernel else 0}
+    if kernel == "general prompt":
+        options["plan"] = prefill_plan(shape, device_arch(), hopper=False)
+    clean = clean_rows(shape, ROWS)
+    expected = on_gpu(shape, clean, window, **options)
+    for kind in kinds_of(shape):
+        found = on_gpu(shape, spoil(clean.copy(), AT, shape, kind), window, **options)
+        check_rows(shape, found, expected, AT, window, kind)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("case", [*CASES, partial(latent, True), partial(latent, False)])
+def test_models_on_a_gpu(tmp_path, case, kv_type):
+    """A prompt with a token that has no embedding, then another sequence in the same slot and pages."""
+    file, _ = case()
+    file.tensors["token_embd.weight"][1] = np.nan
+    clean = np.random.default_rng(0).integers(2, 40, 30).tolist()
+    spoilt = [*clean[:20], 1, *clean[21:]]
+    with opened(file.write(tmp_path), context_length=32, kv_type=kv_type, max_sequences=2) as runner:
+        expected, found = runner.logits(clean), runner.logits(spoilt)
+        assert np.isfinite(expected).all()
+        assert found[:20].tobytes() == expected[:20].tobytes()
+        assert np.isnan(found[20]).all()
+        assert runner.logits(clean).tobytes() == expected.tobytes()
+        expected = decode_logits(runner, clean)
+        assert decode_logits(runner, spoilt)[:20].tobytes() == expected[:20].tobytes()
+        assert decode_logits(runner, clean).tobytes() == expected.tobytes()

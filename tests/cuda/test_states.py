@@ -1,0 +1,171 @@
+"""Recurrent states of the GPU runner behind the public calls, on a pretended card whose states are checksums of tokens.
+
+Running ahead, slots that change, batches cut by prefill_chunk, reuse, preemption and interrupts: every text must be
+that of its own tokens alone.
+"""
+
+from contextlib import contextmanager
+
+import pytest
+
+from engine import LLM, SamplingParams
+from engine.config import PAGE
+from tests.support.fake_cupy import install
+from tests.support.gpu_helpers import generate
+from tests.support.injection import interrupted
+from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
+from tests.support.state_gpu import StateGpu, expected, fold
+
+LAYERS = 2
+LENGTHS = (30, 70, 40, 60, 1)
+"""Tokens of the texts."""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tiny_mamba(tmp_path_factory.mktemp("mamba") / "tiny.gguf", n_layers=LAYERS)
+
+
+@pytest.fixture
+def opened(monkeypatch, path):
+    """Opens the model on the pretended card."""
+
+    @contextmanager
+    def open_model(**settings):
+        with monkeypatch.context() as patch:
+            gpu = install(patch, StateGpu(90, 132))
+            from engine.cuda import runner as runners
+
+            patch.setattr(runners, "availability", lambda index=0: None)
+            patch.setattr("engine.cuda.availability", lambda index=0: None)
+            settings = {"context_length": 256, "max_sequences": 8} | settings
+            with LLM(path, device="cuda", eager=True, **settings) as llm:
+                with llm.exclusive_runner() as runner:
+                    gpu.machine = runner._machine
+                    llm.gpu, llm.states = gpu, runner.states
+                yield llm
+
+    return open_model
+
+
+def params(index, **options):
+    return SamplingParams(max_tokens=LENGTHS[index], ignore_eos=True, logprobs=0, temperature=0, **options)
+
+
+def outcome(result):
+    return list(zip(result.token_ids, [one.logprob for one in result.logprobs], strict=True))
+
+
+ALONE = [expected(prompt, n, 2 * LAYERS) for prompt, n in zip(PROMPTS, LENGTHS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="one batch"),
+        pytest.param({"max_sequences": 3, "prefill_chunk": 7, "checkpoint_spacing": PAGE}, id="small pieces"),
+        pytest.param({"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}, id="too few pages"),
+        pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another"),
+        pytest.param({"max_sequences": 2, "checkpoints": 0}, id="no checkpoints"),
+        pytest.param({"max_sequences": 3, "checkpoints": 1, "checkpoint_spacing": PAGE}, id="one checkpoint"),
+    ],
+)
+def test_texts(opened, settings):
+    with opened(**settings) as llm:
+        saved, save = [], llm.states.save
+        llm.states.save = lambda slot, place: saved.append(slot) or save(slot, place)
+        for _ in range(2):  # the second time everything is in the cache
+            results = llm.generate(PROMPTS, [params(i) for i in range(len(PROMPTS))])
+            assert [outcome(result) for result in results] == ALONE
+        assert bool(saved) == (settings.get("cache_tokens") == 256)
+        if settings.get("checkpoints") is None:
+            reused = [result.stats.cached_tokens for result in results]
+            assert reused == (LAST_BORDERS if settings.get("prefix_cache", True) else [0] * len(PROMPTS))
+            assert llm.gpu.copies > 0
+
+
+def test_sequences_that_change_slots(opened, monkeypatch):
+    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", 0)
+    with opened() as llm:
+        moved, move = [], llm.states.move
+        llm.states.move = lambda *given: moved.append(given) or move(*given)
+        results = llm.generate(PROMPTS * 2, [params(i) for i in range(len(PROMPTS))] * 2)
+        assert [outcome(result) for result in results] == ALONE * 2
+        assert moved
+
+
+def test_samples_share_the_prompt(opened):
+    with opened() as llm:
+        whole = llm.generate(PROMPTS[2], params(2, n=3))
+    assert [outcome(sample) for sample in whole.samples] == [ALONE[2]] * 3
+    assert [sample.stats.cached_tokens for sample in whole.samples] == [0, *[LAST_BORDERS[2]] * 2]
+
+
+def committed(llm):
+    """Whether every running sequence's state is where the scheduler believes it to be, all layers."""
+    machine = llm.gpu.machine
+    for sequence in llm._loop._scheduler.sequences():
+        if sequence.n_cached == 0:
+            continue
+        state, tokens = 0, sequence.prompt_ids + sequence.output_ids
+        for token in tokens[: sequence.n_cached]:
+            state = fold(state, token)
+        row = machine.states.rows.place(sequence.slot, sequence.state_place)
+        arrays = [array for layer in range(LAYERS) for array in machine.states.arrays(layer)]
+        assert [llm.gpu.state(array, row) for array in arrays] == [state] * len(arrays)
+
+
+def test_work_in_more_than_one_batch(opened):
+    """The runner cuts what is too long; the item moves the state by one place nevertheless, and can be repeated."""
+    with opened(prefill_chunk=16) as llm, llm.exclusive_runner() as runner:
+        for slot, chunk in enumerate((16, 17, 50, 200)):
+            for _ in range(2):
+                found = generate(runner, PROMPTS[0], 20, slot=slot, chunk=chunk, logprobs=0)
+                assert [(one.token_id, one.logprob) for one in found] == ALONE[0][:20]
+
+
+def cut_short(place):
+    raise KeyboardInterrupt
+
+
+def test_sequences_that_join_and_leave_at_any_time(opened, monkeypatch):
+    """Slots are taken over while steps of their last owner are under way, and rows run ahead as far as they may."""
+    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", 0)
+    with opened(max_sequences=5) as llm:
+        texts, moved, move = {}, [], llm.states.move
+        llm.states.move = lambda *given: moved.append(given) or move(*given)
+
+        def add(index, **options):
+            texts[llm.add_request(PROMPTS[index], params(index, **options))] = (index, [])
+
+        add(0)
+        for turn in range(160):
+            if turn % 3 == 0 and len(texts) < 24:
+                add(len(texts) % 5)
+            if turn % 2 and llm.active_requests:  # everything is launched, nothing is read
+                with monkeypatch.context() as patch:
+                    patch.setattr(llm.gpu.machine, "wait", cut_short)
+                    with pytest.raises(KeyboardInterrupt):
+                        llm.step()
+                committed(llm)
+            chunks = llm.step()
+            committed(llm)
+            for chunk in chunks:
+                texts[chunk.request_id][1].extend(chunk.token_ids)
+            if turn % 6 == 4:
+                llm.cancel(list(texts)[-3])
+        whole = 0
+        for index, tokens in texts.values():
+            assert tokens == [token for token, _ in ALONE[index][: len(tokens)]]
+            whole += len(tokens) == LENGTHS[index]
+        assert whole >= 4
+        assert moved
+
+
+@pytest.mark.parametrize("at", [60, 333, 701, 1234, 2020])
+def test_an_interrupt_anywhere_changes_nothing(opened, at):
+    with opened(max_sequences=4, prefill_chunk=50) as llm:
+        streams = [llm.stream(prompt, params(i)) for i, prompt in enumerate(PROMPTS)]
+        results, interruptions = interrupted([stream.result for stream in streams], at, 397)
+    assert interruptions > 3
+    assert [outcome(result) for result in results] == ALONE
