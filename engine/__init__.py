@@ -13,10 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from engine.api.async_llm import AsyncLLM, AsyncStream
     from engine.api.llm import LLM, load_tokenizer
     from engine.errors import (
         ContextFullError,
         DeviceError,
+        DownloadError,
         EngineError,
         GGUFError,
         InvalidRequestError,
@@ -32,9 +34,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
+    "AsyncStream",
     "Choice",
     "ContextFullError",
     "DeviceError",
+    "DownloadError",
     "EngineError",
     "GGUFError",
     "Gbnf",
@@ -58,6 +63,8 @@ __all__ = [
 
 _HOME = {
     "LLM": "engine.api.llm",
+    "AsyncLLM": "engine.api.async_llm",
+    "AsyncStream": "engine.api.async_llm",
     "load_tokenizer": "engine.api.llm",
     "GenerationResult": "engine.request",
     "GenerationStats": "engine.request",

@@ -84,9 +84,10 @@ class EngineConfig:
             but at most DEFAULT_CONTEXT_LIMIT; a larger value than the trained one is allowed and logged.
         kv_type: number format of the key-value cache: a KvType, which its value "f16" or "f32" becomes.
         threads: CPU threads; None takes the physical cores.
-        max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
-        cache_tokens: positions of the key-value cache, shared by all sequences; at least one whole context. None: eight
-            contexts, or as many as the GPU's memory holds.
+        max_sequences: sequences that run side by side; further requests wait. None: 8 on the CPU, on a GPU one for
+            every 1024 positions of the cache, 64 to 512.
+        cache_tokens: positions of the key-value cache, shared by all sequences; at least one whole context. None: on
+            the CPU eight contexts, on a GPU what nine tenths of the free memory hold.
         prefill_chunk: most prompt tokens fed in one step; beside running streams the device may take fewer, so that a
             long prompt does not stop them. None: what suits the device.
         target: on a GPU, "latency" cuts prompts beside running streams into short pieces, so that a stream never waits

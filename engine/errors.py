@@ -1,6 +1,7 @@
 """Every error a caller can see.
 
-One child of EngineError per party who must act: the caller's input, the model file, the device, the full cache.
+One child of EngineError per party who must act: the caller's input, the model file, the device, the full cache, the
+hub that models are fetched from.
 This module imports nothing of the package.
 """
 
@@ -44,6 +45,10 @@ class TokenizerError(ModelFileError):
 
 class DeviceError(EngineError, RuntimeError):
     """The device cannot be used: missing driver or package, out of memory, a failed kernel."""
+
+
+class DownloadError(EngineError):
+    """A model named hf:... cannot be had: the name, the hub, the network or the disk; says which and what to do."""
 
 
 class ContextFullError(EngineError):

@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=768)
     parser.add_argument("--curve", default=CURVE, help="numbers of sequences; '' for none")
     parser.add_argument("--steps", type=int, default=40, help="steps of a point of the curve")
-    parser.add_argument("--max-sequences", type=int, default=1024)
+    parser.add_argument("--max-sequences", type=int, help="left out: the engine's default, which bounds the curve")
     parser.add_argument("--cache-tokens", type=int, help="left out: the engine's default")
     parser.add_argument("--context", type=int, help="left out: what the workloads and the curve need")
     parser.add_argument("--target", default=None, help="throughput or latency; left out: the engine's default")
@@ -159,7 +159,11 @@ def main() -> None:
         **more,
     ) as llm:
         plan = llm.memory_plan()
-        print(f"{args.model.name} on {llm.device}, {llm.cache_tokens} tokens of cache, {plan.total_bytes / 1e9:.1f} GB")
+        print(
+            f"{args.model.name} on {llm.device}, {llm.max_sequences} sequences, {llm.cache_tokens} tokens of cache, "
+            f"{plan.total_bytes / 1e9:.1f} GB"
+        )
+        numbers = [number for number in numbers if number <= llm.max_sequences]
         waiting = Waiting(llm)
         if numbers:
             points = curve(llm, numbers, args.steps)

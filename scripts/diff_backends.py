@@ -218,11 +218,8 @@ class ComparingOps(LayerBricks[LayerWeights]):
         (span,) = self._batch.spans
         keys, values = self._cpu_cache.view(layer.index, span)
         cache = self._runner._machine.cache
-        pages = cache.block_table.get()[0]
-        for name, ours, expected in (
-            ("attn_qkv.keys", cache.keys[layer.index], keys),
-            ("attn_qkv.values", cache.values[layer.index], values),
-        ):
+        pages, (our_keys, our_values) = cache.block_table.get()[0], cache.arrays(layer.index)
+        for name, ours, expected in (("attn_qkv.keys", our_keys, keys), ("attn_qkv.values", our_values, values)):
             content = ours.get()[pages].transpose(1, 0, 2, 3)
             content = content.reshape(content.shape[0], -1, content.shape[3])  # (K, positions, width)
             rows = slice(span.n_past, span.n_total)

@@ -15,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
+from engine.api.names import resolve_model
 from engine.api.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
 from engine.api.stream import Stream
 from engine.config import CHECKPOINT_SPACING, PAGE, EngineConfig
-from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
+from engine.errors import ContextFullError, DeviceError, InvalidRequestError, TokenizerError
 from engine.gguf import open_gguf
 from engine.model.loader import load_model
 from engine.model.memory import MemoryPlan
@@ -29,6 +30,7 @@ from engine.sampling.constraint import TokenMask
 from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
 from engine.scheduling.loop import EngineLoop, Job
+from engine.scheduling.occupancy import Occupancy
 from engine.scheduling.output import OutputAssembler
 from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
 
@@ -49,15 +51,18 @@ class LLM:
     All methods may be called from several threads at once; requests that run at the same time share one batch.
 
     Args:
-        model: a GGUF file, any part of a split one; None opens the bundled demonstration model.
+        model: a GGUF file, any part of a split one, or `hf:owner/repo[:quant][@revision]`, fetched from the
+            Hugging Face hub where it is not in the cache; None opens the bundled demonstration model.
         device: "auto" (a usable GPU, else the CPU), "cpu", "cuda" or "cuda:N".
         context_length: tokens of one sequence, prompt and output together; None takes what the model was trained for,
             at most 8192.
         kv_type: number format of the key-value cache, "f16" or "f32".
         threads: CPU threads; None takes the physical cores.
-        max_sequences: sequences that run side by side; further requests wait. None: 64 on a GPU, 8 on the CPU.
-        cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts, or as many
-            as the GPU's memory holds. Where it is too small for all, the youngest sequences wait.
+        max_sequences: sequences that run side by side; further requests wait. None: 8 on the CPU, on a GPU one for
+            every 1024 positions of the cache, 64 to 512.
+        cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts on the CPU,
+            on a GPU what nine tenths of the free memory hold. Where it is too small for all, the youngest sequences
+            wait.
         prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
         target: on a GPU, "latency" lets running streams wait little while prompts are read, "throughput" serves all
             requests together faster, "balanced" goes by the number of streams.
@@ -76,6 +81,7 @@ class LLM:
         status: called with one short sentence whenever something takes longer ("preparing kernels ...").
 
     Raises:
+        DownloadError: a model named hf:... cannot be fetched.
         ModelFileError: the file is damaged, or something in it is not supported.
         DeviceError: the device asked for cannot be used.
         InvalidRequestError: a setting out of range.
@@ -107,7 +113,7 @@ class LLM:
     ) -> None:
         begin = time.perf_counter()
         self.config = EngineConfig(
-            model=Path(model) if model is not None else BUNDLED_MODEL,
+            model=BUNDLED_MODEL if model is None else resolve_model(model, status),
             device=device,
             context_length=context_length,
             kv_type=kv_type,
@@ -163,8 +169,18 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """Stop all requests and free the cache, the weights and the file; a second call does nothing."""
-        self._loop.close()
+        """Stop all requests and free the cache, the weights and the file.
+
+        A call that an interrupt cut short can be repeated; after one that was not a further call does nothing.
+
+        Raises:
+            DeviceError: the GPU failed in one of the last steps, which no call has told yet; all is freed.
+        """
+        try:
+            self._loop.close()
+        except DeviceError:
+            self._file.close()
+            raise
         self._file.close()
 
     @property
@@ -320,11 +336,11 @@ class LLM:
         Raises:
             InvalidRequestError: the model has no chat template, or the template refuses the messages.
         """
-        return list(self._chat_prompt(messages, variables).token_ids)
+        return list(self.chat_prompt(messages, **variables).token_ids)
 
-    def _chat_prompt(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> ChatPrompt:
-        tokenizer, template = self.tokenizer, self.require_chat_template()
-        prompt = chat_prompt(template, tokenizer, messages, variables)
+    def chat_prompt(self, messages: Sequence[Message], **variables: Any) -> ChatPrompt:
+        """render_chat() with the text, and with what is needed to read the answer."""
+        prompt = chat_prompt(self.require_chat_template(), self.tokenizer, messages, variables)
         return replace(prompt, token_ids=tuple(self._checked(prompt.token_ids)))
 
     def chat(
@@ -352,7 +368,7 @@ class LLM:
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
     ) -> list[Stream]:
         """The params.n answers of a chat, each a stream; see sample_streams()."""
-        prompt = self._chat_prompt(messages, variables)
+        prompt = self.chat_prompt(messages, **variables)
         jobs = self._samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
         return [Stream(self._loop, job, prompt.reader()) for job in jobs]
 
@@ -361,6 +377,24 @@ class LLM:
         job = self._job(prompt, _one_sample(params), by_step=True)
         self._loop.submit([job])
         return job.request.request_id
+
+    def add_requests(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, shown_ids: Collection[int] = ()
+    ) -> list[Request]:
+        """Queue the params.n samples of a prompt for step(); returns each with its request_id and seed.
+
+        Args:
+            prompt: text or token ids.
+            params: sampling parameters.
+            shown_ids: control tokens that appear in the text by name, as ChatPrompt.shown_ids says.
+        """
+        jobs = self._samples(prompt, params or SamplingParams(), shown_ids, by_step=True)
+        self._loop.submit(jobs)
+        return [job.request for job in jobs]
+
+    def occupancy(self) -> Occupancy:
+        """What is running and waiting now, and how full the cache is. Never waits for a step."""
+        return self._loop.occupancy()
 
     def step(self) -> list[StreamChunk]:
         """Advance all running sequences by one step; returns the new chunks of requests made by add_request()."""
@@ -422,9 +456,11 @@ class LLM:
             for stream in streams:
                 stream.close()
 
-    def _samples(self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = ()) -> list[Job]:
+    def _samples(
+        self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = (), *, by_step: bool = False
+    ) -> list[Job]:
         """One job for each sample of a prompt: seeds from the first one on, pages shared."""
-        first = self._job(prompt, params, shown_ids=shown_ids)
+        first = self._job(prompt, params, by_step=by_step, shown_ids=shown_ids)
         jobs, request = [first], first.request
         for number in range(1, params.n):
             following = replace(
@@ -434,7 +470,8 @@ class LLM:
                 shares_with=request.request_id,
                 mask=self._mask(params),
             )
-            jobs.append(Job(following, OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)))
+            assembler = OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)
+            jobs.append(Job(following, assembler, by_step))
         return jobs
 
     @property
@@ -470,8 +507,6 @@ class LLM:
         """
         if params.constraint is None:
             return None
-        if not self._runner.takes_masks:
-            raise InvalidRequestError("constraints are not available on this device yet; open the model on the cpu")
         if self._constraints is None:
             from engine.constraints import ConstraintCompiler  # a library that only these requests need
 
@@ -501,8 +536,8 @@ class LLM:
 
 
 def load_tokenizer(path: str | Path, *, pre_tokenizer: str | None = None) -> Tokenizer:
-    """The tokenizer of a GGUF file alone; the file needs no weights."""
-    with open_gguf(path) as file:
+    """The tokenizer of a GGUF file, or of a model named hf:..., alone; the file needs no weights."""
+    with open_gguf(resolve_model(path)) as file:
         return Tokenizer.from_metadata(file.metadata, pre=pre_tokenizer)
 
 

@@ -11,7 +11,11 @@ from engine.cli.bench import bench
 from engine.cli.chat import chat
 from engine.cli.generate import generate
 from engine.cli.inspect import inspect
+from engine.cli.list_models import list_models
 from engine.cli.perplexity import perplexity
+from engine.cli.pull import pull
+from engine.cli.rm import rm
+from engine.cli.serve import serve
 
 app = typer.Typer(
     help="Run GGUF language models: no compiler, no build, on the CPU or with the whole model on the GPU. "
@@ -21,8 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, inspect, bench, perplexity):
+for command in (generate, chat, serve, inspect, bench, perplexity, pull, rm):
     app.command()(command)
+app.command("list")(list_models)
 
 
 def _version(wanted: bool) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli import options
-from engine.cli.terminal import warnings_shown, write, write_json
+from engine.cli.terminal import local_file, warnings_shown, write, write_json
+from engine.units import size_text
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
@@ -47,7 +48,7 @@ def inspect(
     from engine.config import EngineConfig
     from engine.gguf import open_gguf
 
-    path = file or model or BUNDLED_MODEL
+    path = local_file(file or model or BUNDLED_MODEL)
     config = EngineConfig(
         path,
         device,
@@ -146,7 +147,8 @@ def _plain(value: Any) -> Any:
 
 def _show(report: dict[str, Any]) -> None:
     parts = f" in {report['parts']} parts" if report["parts"] > 1 else ""
-    lines = [f"{report['file']}: GGUF version {report['version']}, {_size(report['file_size'])}{parts}", "", "metadata"]
+    size = size_text(report["file_size"])
+    lines = [f"{report['file']}: GGUF version {report['version']}, {size}{parts}", "", "metadata"]
     width = max((len(key) for key in report["metadata"]), default=0)
     lines += [f"  {key:{width}}  {_short(value)}" for key, value in report["metadata"].items()]
     lines += ["", f"tensors: {report['tensors']}, {report['parameters'] / 1e6:,.1f} M parameters"]
@@ -154,11 +156,11 @@ def _show(report: dict[str, Any]) -> None:
         bits = 8 * row["bytes"] / max(row["parameters"], 1)
         lines.append(
             f"  {row['type']:8} {row['tensors']:5} tensors {row['parameters'] / 1e6:12,.1f} M "
-            f"{_size(row['bytes']):>10} {bits:6.2f} bits each"
+            f"{size_text(row['bytes']):>10} {bits:6.2f} bits each"
         )
     for row in report.get("tensor_list", ()):
         shape = " x ".join(map(str, row["shape"]))
-        lines.append(f"  {row['name']:40} {row['type']:8} {shape:>20} {_size(row['bytes']):>10}")
+        lines.append(f"  {row['name']:40} {row['type']:8} {shape:>20} {size_text(row['bytes']):>10}")
     memory = report["memory"]
     if "error" in memory:
         lines += ["", f"memory plan: none, {memory['error']}"]
@@ -168,17 +170,17 @@ def _show(report: dict[str, Any]) -> None:
             "",
             f"memory on {memory['device']}, context {memory['context_length']}, "
             f"{sequences} sequence{'s' if sequences > 1 else ''}",
-            f"  weights {_size(memory['weights_bytes']):>10}",
+            f"  weights {size_text(memory['weights_bytes']):>10}",
             *(
-                [f"  copies  {_size(memory['repacked_bytes']):>10}  repacked weights"]
+                [f"  copies  {size_text(memory['repacked_bytes']):>10}  repacked weights"]
                 if memory["repacked_bytes"]
                 else []
             ),
-            f"  cache   {_size(memory['kv_bytes']):>10}  {_tokens(memory)}{per_token} bytes per token, "
+            f"  cache   {size_text(memory['kv_bytes']):>10}  {_tokens(memory)}{per_token} bytes per token, "
             f"{memory['kv_type']}",
-            *([f"  states  {_size(memory['state_bytes']):>10}  recurrent layers"] if memory["state_bytes"] else []),
-            f"  scratch {_size(memory['scratch_bytes']):>10}  at most",
-            f"  total   {_size(memory['total_bytes']):>10}",
+            *([f"  states  {size_text(memory['state_bytes']):>10}  recurrent layers"] if memory["state_bytes"] else []),
+            f"  scratch {size_text(memory['scratch_bytes']):>10}  at most",
+            f"  total   {size_text(memory['total_bytes']):>10}",
         ]
     write("\n".join(lines) + "\n")
 
@@ -194,11 +196,3 @@ def _short(value: Any) -> str:
     text = value if isinstance(value, str) else str(value)
     text = text.replace("\n", "\\n")
     return text if len(text) <= LONG_TEXT else f"{text[:LONG_TEXT]}... ({len(text)} characters)"
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2f} GB"

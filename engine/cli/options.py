@@ -14,7 +14,12 @@ SAMPLING = "Sampling"
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", "-m", help="GGUF file (any part of a split one).", show_default="the bundled model"),
+    typer.Option(
+        "--model",
+        "-m",
+        help="GGUF file (any part of a split one), or hf:owner/repo[:quant] of the Hugging Face hub.",
+        show_default="the bundled model",
+    ),
 ]
 DeviceOption = Annotated[
     str,
@@ -74,7 +79,7 @@ MaxSequencesOption = Annotated[
     typer.Option(
         "--max-sequences",
         help="Sequences that run side by side, 1 to 1024; the others wait.",
-        show_default="one for each sample, at most 8 on the CPU and 64 on a GPU",
+        show_default="one for each sample, at most 8 on the CPU and 512 on a GPU",
         rich_help_panel=BATCH,
     ),
 ]
@@ -82,8 +87,9 @@ CacheTokensOption = Annotated[
     int | None,
     typer.Option(
         "--cache-tokens",
-        help="Size of the key-value cache that all sequences share, in tokens; at least one whole context.",
-        show_default="a context for each sequence, at most 8",
+        help="Size of the key-value cache that all sequences share, in tokens; at least one whole context. Give it for "
+        "each of several models on one GPU: by default the first takes most of the memory.",
+        show_default="a context for each sequence; on the CPU at most 8, on a GPU what the memory holds",
         rich_help_panel=BATCH,
     ),
 ]

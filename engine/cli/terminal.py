@@ -156,10 +156,26 @@ def warnings_shown() -> Iterator[None]:
         log.removeHandler(handler)
 
 
+def local_file(model: str | Path) -> Path:
+    """The file of a model, fetched with a progress bar on stderr where it is named hf:... and is not here."""
+    from engine.api.names import resolve_model
+    from engine.hub.names import HubName, is_hub_name
+
+    if not is_hub_name(str(model)):
+        return resolve_model(model)
+    from engine.hub.progress import shown
+    from engine.hub.resolve import resolve
+
+    with shown(note) as progress, Interrupts():
+        return resolve(HubName.parse(str(model)), progress)
+
+
 @contextmanager
 def open_model(**settings: Any) -> Iterator[LLM]:
     """An open LLM, with the state of its loading visible and warnings on stderr."""
     with warnings_shown():
+        if settings.get("model") is not None:
+            settings["model"] = local_file(settings["model"])
         with status("loading the model ...") as update, Interrupts():
             from engine.api.llm import LLM
 

@@ -243,8 +243,13 @@ class CpuBackend:
         return sum(map(repacked_bytes, all_matrices(self.model.weights)))
 
     def close(self) -> None:
-        """Stop the threads and drop the cache. The caller closes the model's file."""
+        """Stop the threads, drop the cache and copies of weights. The caller closes the model's file.
+
+        A call that was cut short can be repeated.
+        """
         self._pool.close()
+        for made_on_first_use in ("_decoder", "_ops", "_integer"):
+            vars(self).pop(made_on_first_use, None)
         self._cache.close()
 
     def _hidden(self, batch: Batch) -> Float32Array:

@@ -71,7 +71,6 @@ class CpuRunner:
         self.mixed_chunk = min(MIXED_CHUNK, self.prefill_chunk)
         self.mixed_per_sequence = 0
         self.lookahead = 0
-        self.takes_masks = True
         self._backend = CpuBackend(
             model,
             context_length=context_length,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import median
-from typing import Any
 
 import numpy as np
 
 from engine.config import page_count
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.arrays import DeviceArray, Stream
+from engine.cuda.driver.graphs import capture
 from engine.cuda.load.device_weights import DeviceAttention, DeviceLayer, DeviceMamba
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows import rows
@@ -27,7 +28,6 @@ from engine.model.cache import StateRows
 from engine.request import ActiveSequence
 from engine.sampling.params import SamplingParams
 
-Stream = Any  # a CuPy stream
 REPEATS = 20
 _WARM_UP = 2
 _FLUSHES = 4  # times the L2 cache that are written before a replay
@@ -152,19 +152,19 @@ class _Profiler:
         cache.flush(machine.staging)
         machine.flush()
 
-    def _qkv(self, layer: DeviceLayer) -> Any:
+    def _qkv(self, layer: DeviceLayer) -> DeviceArray:
         return columns_of(self._ops.buffers.qkv, self._n, layer.attention.shape.row_width)
 
-    def _attended(self, layer: DeviceLayer) -> Any:
+    def _attended(self, layer: DeviceLayer) -> DeviceArray:
         return columns_of(self._ops.buffers.attention, self._n, layer.attention.plan.widths()["attention"])
 
-    def _xz(self, layer: DeviceLayer) -> Any:
+    def _xz(self, layer: DeviceLayer) -> DeviceArray:
         return columns_of(self._ops.buffers.xz, self._n, layer.mamba.ssm_in.width)
 
-    def _scanned(self, layer: DeviceLayer) -> Any:
+    def _scanned(self, layer: DeviceLayer) -> DeviceArray:
         return columns_of(self._ops.buffers.scanned, self._n, layer.mamba.plan.shape.d_inner)
 
-    def _hidden(self, layer: DeviceLayer) -> Any:
+    def _hidden(self, layer: DeviceLayer) -> DeviceArray:
         assert layer.ffn is not None
         return columns_of(self._ops.buffers.gate, self._n, layer.ffn.plan.width)
 
@@ -200,7 +200,7 @@ class _Profiler:
         self,
         brick: str,
         layers: Iterable[DeviceLayer],
-        call: Callable[[DeviceLayer], Any],
+        call: Callable[[DeviceLayer], object],
         n_bytes: Callable[[DeviceLayer], int],
     ) -> BrickTime:
         """A brick that several layers have."""
@@ -209,7 +209,7 @@ class _Profiler:
         return self._time(brick, calls, sum(n_bytes(layer) for layer in chosen))
 
     def _time(
-        self, brick: str, calls: Sequence[Callable[[], Any]], n_bytes: int, *, samples: bool = False
+        self, brick: str, calls: Sequence[Callable[[], object]], n_bytes: int, *, samples: bool = False
     ) -> BrickTime:
         """Median time of a replay of all calls. samples: they sample once, which moves positions and results on."""
         import cupy
@@ -221,12 +221,7 @@ class _Profiler:
         if samples:
             self._machine.slots.count_launch()
         self._stream.synchronize()
-        self._stream.begin_capture()
-        try:
-            for call in calls:
-                call()
-        finally:
-            graph = self._stream.end_capture()
+        graph = capture(self._stream, lambda: [call() for call in calls])
         begin, end, times = cupy.cuda.Event(), cupy.cuda.Event(), []
         positions = self._machine.slots.positions[: self._n]
         for _ in range(self._repeats + _WARM_UP):

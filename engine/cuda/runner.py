@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from traceback import clear_frames
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +83,6 @@ class CudaRunner:
         self.context_length = context_length
         self.threads: int | None = None
         self.lookahead = MOST_AHEAD - 1
-        self.takes_masks = False
         self.states: DeviceStates | None = None
         self._bandwidth: float | None = None
         self._closed = False
@@ -108,11 +109,19 @@ class CudaRunner:
             self.mixed_chunk = min(mixed, self.prefill_chunk)
             self.mixed_per_sequence = MIXED_ROWS_PER_SEQUENCE if target == Target.BALANCED else 0
             kept = checkpoint_count(checkpoints, self.max_sequences)
-            self._machine = self._open(model, launches, status, n_checkpoints=kept, eager=eager)
+            try:
+                self._machine = self._open(model, launches, status, n_checkpoints=kept, eager=eager)
+            except BaseException as error:
+                clear_frames(error.__traceback__)  # the locals of the calls that failed hold what they allocated
+                gc.collect()
+                self._gpu.release()
+                raise
         if self._machine.states is not None:
             self.states = DeviceStates(self._machine.states, self._machine.staging, self._running)
         self._loop = RunAhead(
             enqueue=self._machine.enqueue,
+            forward=self._machine.enqueue_forward,
+            sample=self._machine.enqueue_sampling,
             set_position=self._machine.set_position,
             set_limit=self._machine.set_limit,
             step_sizes=self._machine.step_sizes,
@@ -128,26 +137,20 @@ class CudaRunner:
         eager: bool,
     ) -> StepMachine:
         """Everything that allocates."""
-        import cupy
-
         gpu = self._gpu
-        try:
-            with gpu.active():
-                weights = load_weights(model, launches, gpu, status)
-                machine = StepMachine(
-                    weights,
-                    n_pages=self.n_pages,
-                    context_length=self.context_length,
-                    n_checkpoints=n_checkpoints,
-                    stream=gpu.stream,
-                    eager=eager,
-                )
-                machine.enqueue(1)  # no slot is active yet: this writes nothing, and loads the kernels of one sequence
-                gpu.stream.synchronize()
-                return machine
-        except cupy.cuda.memory.OutOfMemoryError as error:
-            gpu.release()
-            raise DeviceError(f"the GPU ran out of memory while the model was opened: {error}") from error
+        with gpu.active():
+            weights = load_weights(model, launches, gpu, status)
+            machine = StepMachine(
+                weights,
+                n_pages=self.n_pages,
+                context_length=self.context_length,
+                n_checkpoints=n_checkpoints,
+                stream=gpu.stream,
+                eager=eager,
+            )
+            machine.enqueue(1)  # no slot is active yet: this writes nothing, and loads the kernels of one sequence
+            gpu.stream.synchronize()
+            return machine
 
     # ---- Runner ----------------------------------------------------------------------------------------------
 
@@ -158,12 +161,13 @@ class CudaRunner:
         already feeds the first tokens that the prompts will have drawn; only then are results waited for.
         """
         with self._running(), self._whole():
-            decode = [item for item in work if item.decode]
-            prompts = [item for item in work if not item.decode]
-            for item in decode:
-                self._seat(item)
+            results: dict[int, TokenSample | EngineError] = {}
+            decode = [item for item in work if item.decode and self._seat(item, results)]
+            prompts = [item for item in work if not item.decode and self._has_mask(item, results)]
             slots = [item.sequence.slot for item in decode]
             self._loop.launch_needed(slots)
+            if prompts:
+                self._loop.forget_prepared()
             limits = {item.sequence.slot: self._open_pages(item) for item in prompts}
             drawn = self._machine.prompts.feed(prompts, limits)
             for place, items in drawn:
@@ -171,32 +175,51 @@ class CudaRunner:
                 for item in items:
                     slot = item.sequence.slot
                     end = item.start + len(item.token_ids)
-                    self._loop.start(slot, item.sequence.request_id, end, None, limits[slot])
+                    masked = item.sequence.mask is not None
+                    self._loop.start(slot, item.sequence.request_id, end, None, limits[slot], masked=masked)
             self._loop.run_ahead()
             wanted: dict[int, list[tuple[int, ActiveSequence]]] = {}
             for place, slot, item in zip(self._loop.take(slots), slots, decode, strict=True):
                 wanted.setdefault(place, []).append((slot, item.sequence))
-            results = self._read(wanted)
+            results |= self._read(wanted)
             results |= self._read(
                 {place: [(column, item.sequence) for column, item in enumerate(items)] for place, items in drawn}
             )
             return [results.get(item.sequence.slot) for item in work]
 
-    def _seat(self, item: Work) -> None:
-        """A decode row has its pages and is on the device as the item says; mostly it is already."""
+    def _has_mask(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
+        """The device knows which tokens may be drawn; False, and the reason by slot, where the constraint failed."""
+        sequence = item.sequence
+        if sequence.mask is None or not item.sample:
+            return True
+        try:
+            self._machine.slots.set_mask(sequence.slot, sequence.mask.bits(sequence.output_ids))
+        except EngineError as error:
+            failures[sequence.slot] = error
+            self._loop.stop(sequence.slot)
+            return False
+        return True
+
+    def _seat(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
+        """A decode row has its pages and is on the device as the item says; mostly it is already. See _has_mask()."""
         sequence, token = item.sequence, item.token_ids[0]
         slot, start = sequence.slot, item.start
         self._machine.cache.set_pages(slot, sequence.pages)
         limit = self._limit(sequence)
         if self._loop.holds(sequence, start, token):
             self._loop.extend(slot, limit)
-            return
-        assert len(item.token_ids) == 1, "a decode row feeds one token"
-        self._check_room(start + 1)
-        self._machine.slots.begin(sequence, start, limit, token)
-        if self._machine.states is not None:
-            self._machine.states.seat(slot, sequence.state_place, start)
-        self._loop.start(slot, sequence.request_id, start, token, limit)
+        else:
+            assert len(item.token_ids) == 1, "a decode row feeds one token"
+            self._check_room(start + 1)
+            self._machine.slots.begin(sequence, start, limit, token)
+            if self._machine.states is not None:
+                self._machine.states.seat(slot, sequence.state_place, start)
+            self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
+        if sequence.mask is not None and self._loop.wants_mask(slot):
+            if not self._has_mask(item, failures):
+                return False
+            self._loop.give_mask(slot)
+        return True
 
     def _open_pages(self, item: Work) -> int:
         """A prompt's slot reads its pages; returns _limit()."""
@@ -264,7 +287,7 @@ class CudaRunner:
 
     def release(self, slot: int) -> None:
         """See Runner.release. Takes effect with the next launch, before anything that launch writes."""
-        if not (self._closed or self._gpu.broken):
+        if not (self._closed or self._gpu.broken or self._gpu.forked):
             self._loop.stop(slot)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -302,23 +325,37 @@ class CudaRunner:
             )
         if not self._loop.idle:
             raise InvalidRequestError("a profile needs an idle model: wait for the running requests, or cancel them")
-        with self._running():
+        with self._running(), self._whole():
             try:
                 return profile_decode(self._machine, self._gpu.stream, self.context_length, depth, n_rows, repeats)
             finally:
                 self._gpu.pool.free_all_blocks()
 
     def close(self) -> None:
-        """See Runner.close. What an interrupt has left undone, a second call does."""
-        if self._closed:
+        """See Runner.close. What an interrupt or an error has left undone, a second call does.
+
+        Raises:
+            DeviceError: the GPU failed in one of the last steps, which no call has told yet; the model is closed.
+        """
+        if self._closed or self._gpu.forked:  # in the child of a fork nothing is freed: CUDA would be called
             return
-        if not self._gpu.broken:
-            with self._gpu.device:
-                self._gpu.stream.synchronize()
+        known, failure = self._gpu.broken, None
+        try:
+            with device_errors("closing the model"), self._gpu.device:
+                if not known:
+                    self._gpu.stream.synchronize()
+        except DeviceError as error:
+            failure, self._gpu.broken = error, str(error)
         self.states = None
         self._machine.close()
-        self._gpu.release()
+        try:
+            with device_errors("closing the model"):
+                self._gpu.release()
+        except DeviceError as error:  # of a GPU that has failed nothing more can be given back
+            failure = failure or error
         self._closed = True
+        if failure is not None and not known:
+            raise failure
 
     # ---- surroundings ----------------------------------------------------------------------------------------
 
@@ -340,6 +377,11 @@ class CudaRunner:
         yield
         self._unclear = False
 
-    def _running(self) -> AbstractContextManager[None]:
-        """See GpuContext.running."""
-        return self._gpu.running()
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Every use of the device: see GpuContext.running and StepMachine.settle."""
+        if self._closed:
+            raise DeviceError("the model is closed; open it again")
+        with self._gpu.running():
+            self._machine.settle()
+            yield

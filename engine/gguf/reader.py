@@ -142,11 +142,14 @@ class GGUFFile:
         return bytes(part.data[METADATA_START : part.header.metadata_end])
 
     def close(self) -> None:
-        """Release mappings and memory; calling it again does nothing. Metadata and tensor directory stay readable."""
+        """Release mappings and memory. Metadata and tensor directory stay readable.
+
+        A call that was cut short can be repeated; after one that was not a further call does nothing.
+        """
         self._closed = True
-        parts, self._parts = self._parts, []
-        for part in parts:
-            part.close()
+        while self._parts:
+            self._parts[-1].close()
+            self._parts.pop()
 
     def __enter__(self) -> "GGUFFile":
         return self

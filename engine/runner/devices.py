@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,10 @@ _GPU_TRACES = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg", "/de
 def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str], None]) -> Runner:
     """Put a loaded model on the device that the configuration asks for.
 
+    With "auto" a GPU on which the model cannot be opened, whatever the reason, is the CPU with one warning.
+
     Raises:
-        DeviceError: a GPU was asked for by name and cannot be used; says why and what to install.
+        DeviceError: a GPU was asked for by name and cannot be used; says why and what to do.
     """
     context_length = config.resolve_context(model.config.context_length)
     if context_length > model.config.context_length:
@@ -33,22 +36,13 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
             model.config.context_length,
         )
     if choose_device(config.device, config.device_index, model) == "cuda":
-        from engine.cuda.runner import CudaRunner
-
-        return CudaRunner(
-            model,
-            context_length=context_length,
-            kv_type=config.kv_type,
-            max_sequences=config.max_sequences,
-            cache_tokens=config.cache_tokens,
-            prefill_chunk=config.prefill_chunk,
-            checkpoints=config.checkpoints if config.prefix_cache else 0,
-            target=config.target,
-            deterministic=config.deterministic,
-            device_index=config.device_index,
-            status=status,
-            eager=config.eager,
-        )
+        try:
+            return _on_gpu(config, model, context_length, status)
+        except DeviceError as error:  # memory that others hold, a kernel that does not build
+            if config.device != "auto":
+                raise
+            log.warning("running on the CPU: %s", error)
+        gc.collect()  # the GPU memory of what had been opened
     return CpuRunner(
         model,
         context_length=context_length,
@@ -61,6 +55,25 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
         status=status,
         exact=config.exact,
         repack=config.repack,
+    )
+
+
+def _on_gpu(config: EngineConfig, model: LoadedModel, context_length: int, status: Callable[[str], None]) -> Runner:
+    from engine.cuda.runner import CudaRunner
+
+    return CudaRunner(
+        model,
+        context_length=context_length,
+        kv_type=config.kv_type,
+        max_sequences=config.max_sequences,
+        cache_tokens=config.cache_tokens,
+        prefill_chunk=config.prefill_chunk,
+        checkpoints=config.checkpoints if config.prefix_cache else 0,
+        target=config.target,
+        deterministic=config.deterministic,
+        device_index=config.device_index,
+        status=status,
+        eager=config.eager,
     )
 
 

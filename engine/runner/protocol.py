@@ -27,7 +27,6 @@ class Runner(Protocol):
     n_pages: int  # pages of the cache that the scheduler may hand out
     prefill_chunk: int  # prompt tokens of a step without decoding sequences
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
-    takes_masks: bool  # draws only tokens that ActiveSequence.mask allows
     mixed_per_sequence: int  # of each of those, where that is more together; at most prefill_chunk in all
     lookahead: int  # positions after a decoding sequence's token that may be written as well, where it has pages
 
@@ -80,4 +79,4 @@ class Runner(Protocol):
         """
 
     def close(self) -> None:
-        """Free everything on the device."""
+        """Free everything on the device. A call that was cut short can be repeated; one too many does nothing."""

@@ -22,6 +22,7 @@ from engine.errors import EngineError
 from engine.request import GenerationStats, Request, StreamChunk, TokenSample, Work
 from engine.runner.protocol import Runner
 from engine.scheduling.interrupts import deferral
+from engine.scheduling.occupancy import Occupancy
 from engine.scheduling.output import OutputAssembler
 from engine.scheduling.scheduler import (
     Action,
@@ -118,6 +119,11 @@ class EngineLoop:
             if self._driver is None:
                 self._reap()
             return len(self._jobs)
+
+    def occupancy(self) -> Occupancy:
+        """What is running and waiting now, and how full the cache is."""
+        with deferral, self._changed:
+            return Occupancy.of(self._scheduler)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs; they run as soon as somebody drives."""
@@ -223,18 +229,21 @@ class EngineLoop:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """End every request with an error and close the runner; a second call does nothing."""
+        """End every request with an error and close the runner. A call that was cut short can be repeated."""
         with deferral, self._changed:
             self._take_turn()
-            if self._closed:
-                return
-            self._reap()
             self._closed = True
+            self._driver = threading.current_thread()
+            self._reap()
             for job in self._jobs.values():
                 job.error = EngineError("the model was closed while this request was running")
             self._jobs.clear()
-            self._changed.notify_all()
-        self._runner.close()
+        try:
+            self._runner.close()
+        finally:
+            with deferral, self._changed:
+                self._driver = None
+                self._changed.notify_all()
 
     # The rest is called with interrupts held back and the lock held, except _finish and _run.
 

@@ -58,7 +58,7 @@ class OutputAssembler:
             text = self._shown(self._matcher.push(text + self._mark(sample.token_id)))
             if self._matcher.matched is not None:
                 return text, "stop"
-        is_complete = self._is_complete(sample.token_id)
+        is_complete = self._mask is not None and self._is_complete(sample.token_id)
         if is_complete or self._left <= 0:
             rest = self._flush()
             stopped = is_complete or (self._matcher is not None and self._matcher.matched is not None)

@@ -114,6 +114,7 @@ class Scheduler:
 
     Attributes:
         actions: what must happen to the cache before the next step, oldest first; the loop removes each one done.
+        n_preemptions: how often a sequence was preempted.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class Scheduler:
         pool = None if checkpoints is None else CheckpointPool(checkpoints)
         self.blocks = PagePool(n_pages, prefix_cache=prefix_cache, checkpoints=pool)
         self.actions: deque[Action] = deque()
+        self.n_preemptions = 0
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
         self._mixed_per_sequence = mixed_per_sequence
@@ -180,6 +182,7 @@ class Scheduler:
 
     def remove(self, request_id: int) -> int | None:
         """Forget a request, finished or not; returns the slot it held, None where it held none."""
+        self._release_copied()  # no plan may follow that would do it
         for index, running in enumerate(self._running):
             if running.request.request_id == request_id:
                 del self._running[index]
@@ -194,9 +197,7 @@ class Scheduler:
 
         Planning again before the work was committed gives work that does the same.
         """
-        if not self.actions:
-            self.blocks.release(self._sources)
-            self._sources = []
+        self._release_copied()
         self._admit()
         self._close_ranks()
         work: list[Work] = []
@@ -252,6 +253,12 @@ class Scheduler:
         """Whether a running request that generates nothing has seen all of its prompt but the last token."""
         running = next(one for one in self._running if one.request.request_id == request_id)
         return running.sequence.n_cached >= len(running.request.prompt_ids) - 1
+
+    def _release_copied(self) -> None:
+        """Give back the pages that were held to be copied, once they have been."""
+        if not self.actions:
+            self.blocks.release(self._sources)
+            self._sources = []
 
     # ---- who runs --------------------------------------------------------------------------------------------
 
@@ -346,6 +353,7 @@ class Scheduler:
     def _preempt(self, running: _Running) -> None:
         """Take slot and pages from a sequence; it resumes later from where it is."""
         sequence = running.sequence
+        self.n_preemptions += 1
         used = sequence.pages[: page_count(sequence.n_cached)]
         self.actions.append(SavePages(sequence.request_id, sequence.slot, tuple(used), self._place(sequence)))
         self._running.remove(running)

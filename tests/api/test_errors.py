@@ -20,6 +20,7 @@ from engine.errors import copy_error
 from engine.frozen import FrozenDict
 from engine.model.memory import MemoryPlan
 from engine.request import GenerationResult, GenerationStats, StreamChunk
+from engine.serve.errors import ApiError
 
 WAYS = {
     "copy": copy.copy,
@@ -44,7 +45,12 @@ def exception_classes():
 
 def example(kind):
     """An error with everything that the engine or a caller may hang on it."""
-    error = kind(10, 5, parts="6 of the prompt") if kind is ContextFullError else kind("what to do")
+    if kind is ContextFullError:
+        error = kind(10, 5, parts="6 of the prompt")
+    elif kind is ApiError:
+        error = kind(503, "what to do", param="n", code="word", headers={"Retry-After": "1"}, extra={"a": 1})
+    else:
+        error = kind("what to do")
     error.request_id, error.partial_results = 7, [RESULT]
     error.add_note("said by a caller")
     return error

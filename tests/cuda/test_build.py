@@ -5,6 +5,7 @@ launchers really use; tensor types and head widths rotate over the architectures
 newest that has instructions of its own get them all (rare types: the latter only).
 """
 
+import ast
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,8 @@ from engine.config import KvType
 from engine.cuda.formats.grid_tables import grid_bytes
 from engine.cuda.formats.layouts import LAYOUTS
 from engine.gguf.types import GGMLType
+from tests.conftest import ROOT
+from tests.support.damage import WAYS, fill_disk
 
 ARCHES = (75, 80, 86, 89, 90, 120)
 COMPLETE = (75, 90)
@@ -265,6 +268,48 @@ def test_cubins_are_cached_by_text_architecture_and_options(tmp_path, monkeypatc
     compiler.cached_cubin(source, 90)
     compiler.cached_cubin(source, 80, ("-lineinfo",))
     assert len(list(tmp_path.rglob("*.cubin"))) == 4
+
+
+def test_a_damaged_cubin_is_built_again_and_written(tmp_path, monkeypatch):
+    """Whatever is in the file: the driver crashes on a cubin that is cut."""
+    from engine.cuda.driver import compiler
+
+    monkeypatch.setenv("GGUF_ENGINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler, "_cubins", {})
+    source = 'extern "C" __global__ void nothing_3() {}'
+    cubin = compiler.cached_cubin(source, 80)
+    (path,) = tmp_path.rglob("*.cubin")
+    whole = path.read_bytes()
+    for way, damage in [*WAYS.items(), ("an earlier version's file", lambda _: cubin)]:
+        path.write_bytes(damage(whole))
+        monkeypatch.setattr(compiler, "_cubins", {})
+        assert compiler.cached_cubin(source, 80) == cubin, way
+        assert path.read_bytes() == whole, way
+
+
+def test_a_full_disk_leaves_no_partial_cubins(tmp_path, monkeypatch):
+    from engine.cuda.driver import compiler
+
+    monkeypatch.setenv("GGUF_ENGINE_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler, "_cubins", {})
+    fill_disk(monkeypatch, 300)
+    assert compiler.cached_cubin('extern "C" __global__ void nothing_4() {}', 80)[:4] == b"\x7fELF"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+USED_OF_CUPY = {"cuda", "empty", "zeros", "asarray", "ndarray", "dtype"}
+"""None of these compiles a kernel; CuPy would keep such kernels in a cache of its own, which it does not check."""
+
+
+def test_cupy_compiles_nothing():
+    numbers = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)}
+    for path in (ROOT / "engine" / "cuda").rglob("*.py"):
+        used = {
+            node.attr
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cupy"
+        }
+        assert used <= USED_OF_CUPY | numbers, path
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import pytest
 
@@ -12,7 +12,8 @@ from engine.cuda.driver.compiler import kernel_files
 from engine.cuda.launch_plan.families import Family, Phase, Split
 from engine.cuda.launch_plan.model import Settings, describe
 from engine.cuda.launch_plan.steps import Norm
-from engine.errors import InvalidRequestError
+from engine.cuda.load.memory_plan import CACHE_SHARE, LEAST_SEQUENCES, MOST_SEQUENCES, make_plan
+from engine.errors import DeviceError, InvalidRequestError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
@@ -38,6 +39,7 @@ LAUNCHED_ELSEWHERE = {
     "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
     "moves.cu": {"scatter", "copy_pages", "gather_rows"},  # what the host sends, pages, rows that draw
     "rows.cu": {"read_all"},  # the memory's speed
+    "sampling.cu": {"sample_masked"},  # steps in which a row has a constraint
 }
 
 
@@ -188,6 +190,19 @@ def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
             assert len(runner.logits(list(range(12)))) == 12
 
 
+@pytest.mark.parametrize("size", [*range(3, 20, 5), 31, 33, 65, 70])
+def test_odd_numbers_of_rows_and_slots(models, monkeypatch, size):
+    """As many slots as rows of a prompt: everything padded to blocks of rows has room in both phases."""
+    arch = (90, 86)[size % 2]
+    for name in ("part 0", "part 18", "mixed", "two-bit", "mamba"):
+        sizes = {"max_sequences": size, "prefill_chunk": size, "context_length": 96}
+        with pretended(monkeypatch, models[name], arch, **sizes) as (runner, _):
+            for n in {1, size - 1, size}:
+                read_prompt(runner, n)
+                decode(runner, n)
+            assert len(runner.logits(list(range(12)))) == 12
+
+
 def families(plan, name):
     """By number of rows, the family of the product that reads a tensor, in decode steps; then in prompts."""
     (product,) = {one for one in plan.products if any(matrix.tensor == name for matrix in one.matrices)}
@@ -220,7 +235,7 @@ def test_families_of_experts(models):
     assert hopper.layers[0].moe.families.prompt is Family.EXPERTS_GROUPED
     assert other.layers[0].moe.families.prompt is Family.EXPERTS_EVERY
     scores = [hopper.layers[0].moe.score_family(n, Phase.DECODE) for n in rows]
-    assert scores == [Family.ROUTER, Family.ROUTER, Family.MATVEC, Family.MATVEC, Family.MATVEC]
+    assert scores == [Family.ROUTER, Family.ROUTER, Family.MATVEC, Family.MATVEC, Family.ROUTER]
 
 
 def test_operands_are_left_only_for_products_that_read_them(models):
@@ -289,6 +304,46 @@ def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch,
         runner.close()
 
 
+def test_prompts_of_a_shape_are_launched_by_hand_then_captured_then_replayed(models, monkeypatch):
+    sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}
+    with pretended(monkeypatch, models["mixed"], **sizes, eager=False) as (runner, gpu):
+        plan = runner._machine.weights.plan
+
+        def products(n):
+            found = launched(gpu, lambda: generate(runner, list(range(n)), 1, slot=1))
+            wanted = planned(gpu, plan.prompt(n, 1))[1:-1]  # without what the host sends, and what draws
+            return sum(found[i : i + len(wanted)] == wanted for i in range(len(found)))
+
+        assert [products(7) for _ in range(5)] == [1, 1, 1, 0, 0]
+        assert products(8) == 1, "another shape"
+    with pretended(monkeypatch, models["8b-plain-v"], **sizes, eager=False) as (runner, gpu):
+        assert runner._machine.weights.plan.dense
+        for _ in range(4):
+            assert "cublas" in [name for name, _ in launched(gpu, lambda: generate(runner, [1, 2, 3], 1, slot=1))]
+
+
+def test_defaults_use_the_memory_that_is_free(models):
+    """An 8B model of two layers here: positions are 16 times as cheap as those of all 32."""
+    gib = 1 << 30
+    with open_gguf(models["8b"]) as gguf:
+        model = load_model(gguf)
+        made = partial(make_plan, model, context_length=8192, kv_type="f16")
+        large, small, full = (made(free=int(n * gib), max_sequences=None) for n in (139, 6, 2.5))
+        given = made(free=139 * gib, max_sequences=100, cache_tokens=16384)
+        counted = made(free=139 * gib, max_sequences=None, cache_tokens=200_000)
+        with pytest.raises(DeviceError, match="GiB are free"):
+            made(free=gib // 2, max_sequences=None)
+        del model, made
+    assert large.max_sequences == MOST_SEQUENCES >= 256
+    assert large.pages == MOST_SEQUENCES * 128, "a whole context for each, and no more"
+    for plan, free in ((small, 6 * gib), (full, 2.5 * gib)):
+        assert 0.85 * free < plan.total <= CACHE_SHARE * free
+        assert plan.max_sequences in step_sizes(MOST_SEQUENCES)
+        assert plan.max_sequences >= LEAST_SEQUENCES
+    assert (given.pages, given.max_sequences) == (256, 100)
+    assert counted.max_sequences == 192, "one for every 1024 positions"
+
+
 def test_a_plan_is_shown_as_a_table(models):
     def rows(name):
         shown = run("inspect", models[name], "--launches", "--device", "cuda").stdout
@@ -297,7 +352,7 @@ def test_a_plan_is_shown_as_a_table(models):
 
     head, *found = rows("30b")
     assert head == ["layers", "tensors", "types", "shape", "decode", "prompts"]
-    assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router, matvec from 5", "dense"] in found
+    assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router, matvec from 5, router from 65", "dense"] in found
     experts = "experts_chosen, experts_shared from 5, experts_grouped from 65"
     assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
     families = "matvec, decode_gemm from 3, step_gemm from 65"

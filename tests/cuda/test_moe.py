@@ -197,16 +197,16 @@ def test_a_row_has_the_same_bits_in_every_batch(cupy, rng, type):
 @pytest.mark.parametrize(("experts", "columns"), [(128, 2048), (5, 64), (40, 7168), (17, 9216)])
 @pytest.mark.parametrize("whole", [False, True])
 def test_scores_against_float64(cupy, rng, type, experts, columns, whole):
-    """With norm, bias and factor, and without; a row alone has the same bits."""
+    """With norm, bias and factor, and without; a row alone has the same bits. A block has several of many rows."""
     raw = random_rows(rng, type, experts, columns)
     weights = dequantize(raw.reshape(-1), type).astype(np.float64).reshape(experts, columns)
     bias = rng.standard_normal(experts).astype(np.float32) if whole else None
     norm = rng.standard_normal(columns).astype(np.float32) if whole else None
     router = packed(cupy, type, raw, columns)
-    x = rng.standard_normal((3, columns)).astype(np.float32)
+    x = rng.standard_normal((300, columns)).astype(np.float32)
     on_device, weight = cupy.asarray(x), None if norm is None else cupy.asarray(norm)
     more = {"bias": None if bias is None else cupy.asarray(bias), "alpha": 0.5 if whole else 1.0}
-    scores = cupy.full((3, experts), np.nan, np.float32)
+    scores = cupy.full((len(x), experts), np.nan, np.float32)
     score_experts(router, on_device, scores, norm=weight, eps=1e-6, **more)
     n = x.astype(np.float64)
     if whole:
@@ -216,9 +216,10 @@ def test_scores_against_float64(cupy, rng, type, experts, columns, whole):
         expected = (expected + bias) * 0.5
     error = ((scores.get() - expected) ** 2).sum() / (expected**2).sum()
     assert error < TOLERANCE, error
-    alone = cupy.empty((1, experts), np.float32)
-    score_experts(router, on_device[1:2], alone, norm=weight, eps=1e-6, **more)
-    np.testing.assert_array_equal(alone.get(), scores.get()[1:2])
+    for first, n_rows in ((1, 1), (298, 1), (7, 9), (100, 150)):
+        some = cupy.empty((n_rows, experts), np.float32)
+        score_experts(router, on_device[first : first + n_rows], some, norm=weight, eps=1e-6, **more)
+        np.testing.assert_array_equal(some.get(), scores.get()[first : first + n_rows])
 
 
 @pytest.mark.gpu

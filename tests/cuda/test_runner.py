@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from engine import LLM, SamplingParams
+from engine import LLM, Choice, JsonSchema, Regex, SamplingParams
 from engine.api.llm import BUNDLED_MODEL
 from engine.cuda.attention.attention_plan import PAGE
 from engine.cuda.launch_plan.ahead import MOST_AHEAD
-from engine.errors import ContextFullError, DeviceError, InvalidRequestError
+from engine.errors import ContextFullError, DeviceError, EngineError, InvalidRequestError
 from engine.gguf.types import GGMLType
 from engine.request import ActiveSequence, Work
 from tests.support.gpu_helpers import (
@@ -20,6 +20,7 @@ from tests.support.gpu_helpers import (
     generate,
     nmse,
     opened,
+    own_bytes,
     pages_of,
     token_ids,
     typed_model,
@@ -198,6 +199,24 @@ def test_a_prompt_has_the_same_bits_alone_in_a_batch_and_in_pieces(prompts):
             assert fingerprint(generate(runner, longer[5], 1, logprobs=8, chunk=chunk)) == alone[5], chunk
 
 
+def test_replayed_prompts_equal_those_launched_one_by_one(prompts):
+    """Other tokens, other slots, other neighbours: a graph has the shape alone."""
+    found = []
+    for eager in (True, False):
+        with opened(BUNDLED_MODEL, max_sequences=4, eager=eager) as runner:
+            texts = [(prompts[i % 8] * 9)[:70] for i in range(6)]
+            samples = [fingerprint(generate(runner, text, 2, slot=i % 4, logprobs=4)) for i, text in enumerate(texts)]
+            for turn in range(5):
+                pair = [
+                    new_sequence(runner, texts[turn + i], 2 * i + 1, 9000 + turn * 2 + i, logprobs=4) for i in (0, 1)
+                ]
+                samples.append(fingerprint(runner.step([Work(one, one.prompt_ids, 0, True) for one in pair])))
+                for one in pair:
+                    runner.release(one.slot)
+            found.append(samples)
+    assert found[0] == found[1]
+
+
 def test_scattered_pages_give_the_same_bits(prompts):
     """Pages in any order, also where prompt and text cross many of them."""
     prompt = (prompts[7] * 20)[:300]
@@ -336,13 +355,13 @@ def test_mixed_steps_give_everyone_his_own_text(prompts):
 def test_padded_rows_write_nothing(prompts):
     with opened(BUNDLED_MODEL, max_sequences=8, context_length=256) as runner:
         with runner._running():
-            for array in (*runner._machine.cache.keys, *runner._machine.cache.values):
+            for array in (array for layer in runner._machine.cache.layers for array in layer.paged):
                 array.fill(7.0)
         samples = generate(runner, prompts[0], 100, slot=5)
         used = len(prompts[0]) + len(samples) + MOST_AHEAD - 1  # steps on their way
         with runner._running():
             pages = [pages_of(runner, slot) for slot in range(8)]
-            for array in (*runner._machine.cache.keys, *runner._machine.cache.values):
+            for array in (array for layer in runner._machine.cache.layers for array in layer.paged):
                 content = array.get().astype(np.float32)  # (N, K, PAGE, width)
                 for slot in range(8):
                     rows = content[pages[slot]].transpose(0, 2, 1, 3).reshape(-1, content.shape[1], content.shape[3])
@@ -352,15 +371,14 @@ def test_padded_rows_write_nothing(prompts):
 
 
 def test_memory_is_constant_while_running(prompts):
-    import cupy
-
     with opened(BUNDLED_MODEL, max_sequences=4) as runner:
         sequences = [start(runner, prompts[slot], slot, 5000 + slot) for slot in range(4)]
         step_together(runner, sequences, 3)
-        before = runner.pool_bytes(), runner._gpu.pool.used_bytes(), cupy.cuda.runtime.memGetInfo()[0]
+        used, (pool, others, process) = runner._gpu.pool.used_bytes(), own_bytes(runner)
         step_together(runner, sequences, 100)
-        assert (runner.pool_bytes(), runner._gpu.pool.used_bytes()) == before[:2]
-        assert cupy.cuda.runtime.memGetInfo()[0] >= before[2] - (2 << 20)
+        assert runner._gpu.pool.used_bytes() == used
+        assert own_bytes(runner)[:2] == (pool, others)
+        assert own_bytes(runner)[2] <= process + (2 << 20)
 
 
 def test_the_plan_covers_what_is_allocated():
@@ -371,23 +389,23 @@ def test_the_plan_covers_what_is_allocated():
 
 
 def test_closing_gives_the_memory_back(prompts):
-    import cupy
-
-    def free():
-        gc.collect()
-        cupy.cuda.Device().synchronize()
-        return cupy.cuda.runtime.memGetInfo()[0]
-
+    """This process's memory alone: other programs may use the card meanwhile."""
     with opened(BUNDLED_MODEL, max_sequences=8, context_length=4096) as runner:  # modules and cuBLAS stay loaded
         first = fingerprint(generate(runner, prompts[0] * 8, 10, logprobs=2))
-    before = free()
+    gc.collect()
+    before = own_bytes(runner)
+    assert before[0] == 0
     for _ in range(2):
         with opened(BUNDLED_MODEL, max_sequences=8, context_length=4096) as runner:
             assert fingerprint(generate(runner, prompts[0] * 8, 10, logprobs=2)) == first
-            taken = before - free()
+            taken, others, process = own_bytes(runner)
         assert taken > (16 << 20)
-        assert runner._gpu.pool.total_bytes() == 0
-        assert before - free() <= (4 << 20)
+        assert others == before[1]
+        assert not before[2] or process >= before[2] + taken
+        gc.collect()
+        after = own_bytes(runner)
+        assert after[:2] == before[:2]
+        assert after[2] <= before[2] + (4 << 20)
         runner.close()  # a second time does nothing
 
 
@@ -502,6 +520,59 @@ def test_the_way_through_the_facade():
         stream.close()
         assert llm.generate("Once upon a time", params).text == whole.text
         assert [result.text for result in llm.generate(["Once upon a time"] * 3, params)] == [whole.text] * 3
+
+
+CONSTRAINTS = [
+    JsonSchema({"properties": {"a": {"type": "string"}, "b": {"type": "integer"}}, "required": ["a", "b"]}),
+    Regex("[A-Z][a-z]{2,9}( [a-z]{1,8}){3,9}[.]"),
+    Choice(["red apples", "green apples", "a pear"]),
+    None,
+    None,
+]
+
+
+def constrained(index, **more):
+    return SamplingParams(
+        constraint=CONSTRAINTS[index % 5], seed=index, temperature=0.9, max_tokens=40, logprobs=2, **more
+    )
+
+
+def test_constrained_texts_are_those_of_the_cpu_alone_and_among_others():
+    settings = [constrained(i, free_logprobs=i % 2 == 0) for i in range(20)]
+    with LLM(device="cpu", exact=True) as llm:
+        wanted = llm.generate(PROMPTS[:4] * 5, settings)
+    with LLM(device="cuda", deterministic=True) as llm:
+        alone = [llm.generate(prompt, each) for prompt, each in zip(PROMPTS[:4] * 5, settings, strict=True)]
+        together = llm.generate(PROMPTS[:4] * 5, settings)
+    with LLM(device="cuda", deterministic=True, context_length=128, cache_tokens=512) as llm:  # preempted as well
+        crowded = llm.generate(PROMPTS[:4] * 5, settings)
+    assert [r.text for r in alone] == [r.text for r in wanted]
+    for others in (together, crowded):
+        assert [(r.token_ids, r.logprobs) for r in others] == [(r.token_ids, r.logprobs) for r in alone]
+    for found, expected in zip(alone, wanted, strict=True):
+        np.testing.assert_allclose(
+            [one.logprob for one in found.logprobs], [one.logprob for one in expected.logprobs], atol=2e-3
+        )
+
+
+def test_a_constraint_that_fails_ends_its_request_alone(monkeypatch):
+    from engine.constraints.matcher import GrammarMask
+
+    inside = GrammarMask.bits
+
+    def bits(self, output_ids):
+        if len(output_ids) == 3:
+            raise EngineError("the constraint of this request cannot go on: test")
+        return inside(self, output_ids)
+
+    free = SamplingParams(max_tokens=20, temperature=0)
+    with LLM(device="cuda", deterministic=True) as llm:
+        wanted = llm.generate("The sea", free).text
+        monkeypatch.setattr(GrammarMask, "bits", bits)
+        failing, running = llm.stream("A", constrained(1)), llm.stream("The sea", free)
+        assert "".join(chunk.text for chunk in running) == wanted
+        with pytest.raises(EngineError, match="cannot go on"):
+            failing.result()
 
 
 def test_sixty_four_requests_in_too_few_pages_get_the_text_of_one_alone():

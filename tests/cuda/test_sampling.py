@@ -19,6 +19,7 @@ from engine.cuda.sampling.sampler import (
 )
 from engine.errors import InvalidRequestError
 from engine.sampling import MAX_LOGPROBS, SamplingParams
+from engine.sampling.constraint import Regex
 from engine.sampling.sampler import sample
 
 
@@ -88,7 +89,18 @@ def random_params(rng, vocab_size):
         penalty_last_n=int(rng.choice([-1, 0, 1, 64, 10_000])),
         logit_bias=bias,
         logprobs=int(rng.choice([0, 1, 5, 32])) if rng.random() < 0.25 else None,
+        constraint=Regex("its mask is made by random_mask()") if rng.random() < 0.3 else None,
+        free_logprobs=bool(rng.random() < 0.5),
     )
+
+
+def random_mask(rng, vocab_size):
+    """Allowed tokens, a bit each: many, few, one."""
+    allowed = rng.random(vocab_size) < rng.choice([0.9, 0.1, 20 / vocab_size])
+    allowed[rng.integers(vocab_size)] = True
+    words = np.zeros(-(-vocab_size // 32) * 32, bool)
+    words[:vocab_size] = allowed
+    return np.packbits(words, bitorder="little").view(np.uint32)
 
 
 def random_logits(rng, vocab_size):
@@ -133,11 +145,11 @@ def set_slot(sampler, slot, params, seed, index, history, limit=NO_LIMIT):
     sampler.set_history(slot, history, put)
 
 
-def check_against_host(sampler, step, row, params, logits, history, index, seed):
+def check_against_host(sampler, step, row, params, logits, history, index, seed, allowed=None):
     results, at = sampler.results, (step % sampler.ring, row)
     try:
-        expected = sample(logits, params, history=history, output_index=index, seed=seed)
-    except InvalidRequestError:  # the bias forbids everything
+        expected = sample(logits, params, history=history, output_index=index, seed=seed, allowed=allowed)
+    except InvalidRequestError:  # the bias or the mask forbids everything
         assert int(results.tokens[at]) == -1
         return
     assert int(results.tokens[at]) == expected.token_id, (params, history[-5:], index, seed)
@@ -167,7 +179,9 @@ def test_random_mixes(vocab_size, n_rows, rounds):
             logits = np.stack([random_logits(rng, vocab_size) for _ in range(n_rows)])
             limits = np.where(rng.random(n_rows) < 0.2, length, rng.integers(1, CONTEXT, n_rows)).tolist()
             cases = []
+            masks = np.zeros((n_rows + 2, -(-vocab_size // 32)), np.uint32)
             for row in range(n_rows):
+                masks[slots[row]] = random_mask(rng, vocab_size)
                 params, seed, index = random_params(rng, vocab_size), int(rng.integers(2**63)), int(rng.integers(1000))
                 history = rng.integers(0, min(vocab_size, 200), length[row]).tolist()
                 set_slot(sampler, slots[row], params, seed, index, history, limits[row])
@@ -176,7 +190,14 @@ def test_random_mixes(vocab_size, n_rows, rounds):
             given = np.full(n_rows + 2, 77, np.int32)  # slots outside the launch keep theirs
             given[slots] = np.where(padding, -1, length - 1)
             positions = cupy.asarray(given)
-            sampler.launch(cupy.asarray(logits), positions, next_token, slots=cupy.asarray(slots), stream=stream)
+            sampler.launch(
+                cupy.asarray(logits),
+                positions,
+                next_token,
+                slots=cupy.asarray(slots),
+                masks=cupy.asarray(masks) if any(params.constraint for params, *_ in cases) else None,
+                stream=stream,
+            )
             tokens, moved = next_token.get(), positions.get()
             assert int(sampler.step[0]) == step + 1
             assert not sampler.control.any()
@@ -187,7 +208,8 @@ def test_random_mixes(vocab_size, n_rows, rounds):
                 if padding[row]:
                     assert (token, moved[slot]) == (-1, -1)
                     continue
-                check_against_host(sampler, step, row, params, logits[row], history, index, seed)
+                allowed = masks[slot] if params.constraint else None
+                check_against_host(sampler, step, row, params, logits[row], history, index, seed, allowed)
                 assert tokens[slot] == token
                 if token >= 0 and length[row] < CONTEXT:
                     assert int(sampler.history[slot, length[row]]) == token

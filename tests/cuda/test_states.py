@@ -10,7 +10,8 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.config import PAGE
-from tests.support.fake_cupy import install
+from engine.errors import DeviceError
+from tests.support.fake_cupy import failing, install
 from tests.support.gpu_helpers import generate
 from tests.support.injection import interrupted
 from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
@@ -92,6 +93,36 @@ def test_sequences_that_change_slots(opened, monkeypatch):
         results = llm.generate(PROMPTS * 2, [params(i) for i in range(len(PROMPTS))] * 2)
         assert [outcome(result) for result in results] == ALONE * 2
         assert moved
+
+
+FEW_PAGES = {"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}
+FULL = "cudaErrorMemoryAllocation: out of memory"
+
+
+def test_preempted_sequences_are_saved_in_pageable_memory_where_no_other_is_left(opened):
+    with opened(**FEW_PAGES) as llm, failing(llm.gpu, "pinned", FULL):
+        results = llm.generate(PROMPTS, [params(i) for i in range(len(PROMPTS))])
+        assert [outcome(result) for result in results] == ALONE
+
+
+def test_without_host_memory_only_preempted_sequences_end(opened, monkeypatch):
+    def empty(*_):
+        raise MemoryError("nothing is left")
+
+    with opened(**FEW_PAGES) as llm, failing(llm.gpu, "pinned", FULL):
+        streams = [llm.stream(PROMPTS[i], params(i)) for i in range(len(PROMPTS))]
+        ended, texts = [], []
+        with monkeypatch.context() as patch:
+            patch.setattr("engine.cuda.driver.row_store.np.empty", empty)
+            for stream in streams:
+                try:
+                    texts.append(outcome(stream.result()))
+                except DeviceError as error:
+                    ended.append(str(error))
+        assert 1 <= len(ended) < len(streams)
+        assert all("the host ran out of memory" in text for text in ended)
+        assert all(text in ALONE for text in texts)
+        assert outcome(llm.generate(PROMPTS[0], params(0))) == ALONE[0]
 
 
 def test_samples_share_the_prompt(opened):

@@ -9,6 +9,7 @@ import pytest
 
 from engine import LLM, SamplingParams
 from tests.conftest import ROOT
+from tests.support.http_server import running
 
 EXAMPLES = ROOT / "examples"
 
@@ -74,6 +75,25 @@ def test_own_step_loop(run, llm):
     assert re.findall(r"request (\d) \[(\w+)\]", out) == [("2", "cancelled"), ("1", "length"), ("3", "length")]
     for number, prompt in ((0, "Once upon a time"), (6, "In the forest there lived")):
         assert prompt + llm.generate(prompt, SamplingParams(max_tokens=25, seed=number)).text in out
+
+
+def test_asyncio_llm(run, llm):
+    lines = run("asyncio_llm.py").splitlines()
+    assert lines[-1] == "given up; requests left: 0"
+    for seed, prompt in enumerate(["Once upon a time", "The old king", "In the forest there lived"]):
+        assert prompt + llm.generate(prompt, SamplingParams(max_tokens=24, seed=seed)).text in "\n".join(lines)
+
+
+def test_openai_client(run, llm):
+    def open_model(source, device, threads, **settings):
+        return LLM(source, **settings)  # which sets device and threads itself, see above
+
+    with running(open_llm=open_model) as server:
+        lines = run("openai_client.py", server.url + "/v1").splitlines()
+    assert lines[0] == "models: tales"
+    text = llm.generate("The sea", SamplingParams(max_tokens=40, seed=1)).text
+    assert "\n".join(lines[1:]).startswith(text)
+    assert lines[-1] == "The old king" + llm.generate("The old king", SamplingParams(max_tokens=16, seed=1)).text
 
 
 def test_every_example_is_tested():

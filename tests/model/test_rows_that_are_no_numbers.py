@@ -57,18 +57,18 @@ def check(path, n_tokens, at, *, bits=True, **options):
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "f32"])
-@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("case", FEATURES)
-def test_rows_before_it_stay(tmp_path, request, case, exact, kv_type):
+def test_rows_before_it_stay(tmp_path, request, case, reference, kv_type):
     file, _ = case()
     file.tensors = without_embedding(file.tensors)
     grouped = any(name in request.node.name for name in GROUPED)
-    check(file.write(tmp_path), 30, AT, bits=not (exact and grouped), exact=exact, kv_type=kv_type)
+    check(file.write(tmp_path), 30, AT, bits=not (reference and grouped), reference=reference, kv_type=kv_type)
 
 
-@pytest.mark.parametrize("exact", [True, False], ids=["reference", "kernels"])
+@pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("kind", ["llama", "quantized", "mamba"])
-def test_rows_before_it_stay_in_long_prompts(tmp_path, kind, exact):
+def test_rows_before_it_stay_in_long_prompts(tmp_path, kind, reference):
     """Two pages of the cache; the second begins before the token."""
     if kind == "mamba":
         meta, tensors = tiny_mamba_parts()
@@ -79,7 +79,7 @@ def test_rows_before_it_stay_in_long_prompts(tmp_path, kind, exact):
         tensors |= {name: pack(one, GGMLType.Q8_0) for name, one in quantized.items()}
     path = tmp_path / "model.gguf"
     path.write_bytes(build_gguf(meta, without_embedding(tensors)))
-    check(path, 100, 70, exact=exact, kv_type="f16")
+    check(path, 100, 70, reference=reference, kv_type="f16")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

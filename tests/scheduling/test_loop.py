@@ -190,7 +190,7 @@ class TestManyThreads:
                         stream = Stream(loop, make([dice.randrange(1000)] * dice.randint(1, 40), dice.randint(1, 20)))
                     limit, first = dice.randrange(25), stream._job.request.prompt_ids[0]
                     for _, chunk in zip(range(limit), stream, strict=False):
-                        assert not chunk.token_ids or chunk.token_ids[0] == first + len(stream._token_ids) - 1
+                        assert not chunk.token_ids or chunk.token_ids[0] == first + stream._fold.n_tokens - 1
                     way = dice.randrange(5)
                     if way == 0:
                         stream.close()

@@ -10,6 +10,7 @@ import hashlib
 import sys
 import types
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 
@@ -61,6 +62,7 @@ class FakeGpu:
     multiprocessors: int = 132
     memory: int = 1 << 37
     launches: list = field(default_factory=list)
+    faults: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self._starts, self._sizes, self._owners, self._numbers = [], {}, {}, {}
@@ -89,6 +91,7 @@ class FakeGpu:
 
     def empty(self, shape, dtype=np.float32):
         """A new allocation, aligned as CuPy's."""
+        self.call("malloc")
         dtype = np.dtype(dtype)
         n_bytes = int(np.prod(shape)) * dtype.itemsize
         raw = np.zeros(n_bytes + ALIGNMENT, np.uint8)
@@ -119,20 +122,46 @@ class FakeGpu:
         assert inside, "a pointer outside every allocation"
         return ("array", self._numbers.setdefault(start, len(self._numbers)), pointer - start)
 
+    def call(self, name, *args):
+        """A call into CUDA, which fails where failing() says so."""
+        if name in self.faults:
+            raise self.faults[name]
+
     def plain(self, arg):
         if isinstance(arg, Array):
             return self.named(arg.data.ptr)
         return arg.item() if isinstance(arg, np.generic) else arg
 
 
+@contextlib.contextmanager
+def failing(gpu, name, status):
+    """Calls of that name (see FakeGpu.call) fail meanwhile with a status of CUDA's."""
+    gpu.faults[name] = CUDARuntimeError(status)
+    try:
+        yield
+    finally:
+        del gpu.faults[name]
+
+
+class CUDARuntimeError(RuntimeError):
+    """CuPy's error of the CUDA runtime; its text is the status."""
+
+
+class OutOfMemoryError(MemoryError):
+    """CuPy's error of its memory pool."""
+
+
+CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
+OutOfMemoryError.__module__ = "cupy.cuda.memory"
+
+
 def _module(gpu):
     """The module cupy."""
     cupy = types.ModuleType("cupy")
+    cupy.__spec__ = ModuleSpec("cupy", None)
     for name in ("float16", "float32", "float64", "int32", "int64", "uint8", "uint32", "uint64", "dtype"):
         setattr(cupy, name, getattr(np, name))
     cupy.empty = cupy.zeros = gpu.empty
-    cupy.full = lambda shape, value, dtype=np.float32: gpu.filled(np.full(shape, value, dtype))
-    cupy.arange = lambda *args, dtype=None: gpu.filled(np.arange(*args, dtype=dtype))
     cupy.asarray = gpu.filled
     cupy.ndarray = lambda shape, dtype, memory: gpu.keep(memory.array.view(dtype)[: int(np.prod(shape))].reshape(shape))
     cupy.cuda = types.SimpleNamespace()
@@ -140,10 +169,15 @@ def _module(gpu):
     class Device:
         def __init__(self, index=0):
             self.id = index
-            self.compute_capability = str(gpu.arch)
             self.attributes = {"MultiProcessorCount": gpu.multiprocessors, "L2CacheSize": 1 << 20}
 
+        @property
+        def compute_capability(self):
+            gpu.call("device")
+            return str(gpu.arch)
+
         def __enter__(self):
+            gpu.call("device")
             return self
 
         def __exit__(self, *_):
@@ -162,29 +196,39 @@ def _module(gpu):
             return None
 
         def synchronize(self):
-            pass
+            gpu.call("synchronize")
+
+        capturing = False
 
         def begin_capture(self):
-            pass
+            self.capturing = True
+
+        def is_capturing(self):
+            return self.capturing
 
         def end_capture(self):
-            return types.SimpleNamespace(launch=lambda stream: None)
+            assert self.capturing
+            self.capturing = False
+            gpu.call("instantiate")
+            return types.SimpleNamespace(launch=lambda stream: gpu.call("replay"))
 
     class Event:
         def __init__(self, **_):
             pass
 
         def record(self, stream=None):
-            pass
+            gpu.call("record", self)
 
         def synchronize(self):
-            pass
+            gpu.call("synchronize", self)
 
     class MemoryPool:
         malloc = None
+        freed = False
 
         def free_all_blocks(self):
-            pass
+            gpu.call("free")
+            self.freed = True
 
         def total_bytes(self):
             return 0
@@ -195,10 +239,8 @@ def _module(gpu):
             return self.__array_interface__["data"][0]
 
     def pinned(n_bytes):
+        gpu.call("pinned")
         return np.zeros(n_bytes, np.uint8).view(Pinned)
-
-    class Failure(Exception):
-        pass
 
     cuda = cupy.cuda
     cuda.Device, cuda.Stream, cuda.Event, cuda.MemoryPool = Device, Stream, Event, MemoryPool
@@ -208,16 +250,21 @@ def _module(gpu):
     cuda.alloc_pinned_memory = pinned
     cuda.UnownedMemory = lambda pointer, n_bytes, owner: owner
     cuda.MemoryPointer = lambda memory, offset: types.SimpleNamespace(array=np.asarray(memory)[offset:])
-    cuda.memory = types.SimpleNamespace(OutOfMemoryError=type("OutOfMemoryError", (MemoryError,), {}))
-    cuda.driver = types.SimpleNamespace(CUDADriverError=Failure)
+    cuda.memory = types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
+    cuda.driver = types.SimpleNamespace(CUDADriverError=CUDARuntimeError)
     cuda.device = types.SimpleNamespace(get_cublas_handle=lambda: 0)
     cuda.runtime = types.SimpleNamespace(
-        CUDARuntimeError=Failure,
+        CUDARuntimeError=CUDARuntimeError,
         getDevice=lambda: 0,
-        getDeviceCount=lambda: 1,
+        getDeviceCount=lambda: gpu.call("count") or 1,
         getDeviceProperties=lambda index: {"name": b"fake", "multiProcessorCount": gpu.multiprocessors},
         memGetInfo=lambda: (gpu.memory, gpu.memory),
         memsetAsync=lambda *args: None,
+        memcpyAsync=lambda to, at, size, kind, stream: gpu.call("memcpy", to, at, size),
+        memcpy2DAsync=lambda *args: None,
+        memcpyHostToDevice=1,
+        memcpyDeviceToHost=2,
+        memcpyDeviceToDevice=3,
     )
     return cupy
 
@@ -264,6 +311,7 @@ def install(monkeypatch, gpu):
         return real_pack(args)
 
     def enqueue(config, ptr, address, extra):
+        gpu.call("launch")
         kernel = kernels[ptr]
         grid = (config.gridDimX, config.gridDimY, config.gridDimZ)
         block = (config.blockDimX, config.blockDimY, config.blockDimZ)
@@ -290,6 +338,7 @@ def install(monkeypatch, gpu):
     for name in ("cupy_backends", "cupy_backends.cuda", "cupy_backends.cuda.libs"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     sys.modules["cupy_backends.cuda.libs"].cublas = cublas
+    sys.modules["cupy_backends.cuda.libs"].nvrtc = types.SimpleNamespace(getVersion=lambda: (13, 0))
     monkeypatch.setattr(compiler, "_modules", {})
     monkeypatch.setattr(compiler, "best_target", lambda arch: arch)
     monkeypatch.setattr(compiler, "Module", Module)

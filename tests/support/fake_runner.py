@@ -17,10 +17,10 @@ MULTIPROCESSORS = {75: 40, 80: 108, 86: 84, 89: 128, 90: 132, 120: 170}
 
 
 @contextmanager
-def pretended(monkeypatch, path, arch=90, *, context_length=32, max_sequences=9, **options):
+def pretended(monkeypatch, path, arch=90, *, context_length=32, max_sequences=9, kind=FakeGpu, **options):
     """(runner, gpu) of a file on a card of that compute capability; nothing is computed."""
     with monkeypatch.context() as patch:
-        gpu = install(patch, FakeGpu(arch, MULTIPROCESSORS[arch]))
+        gpu = install(patch, kind(arch, MULTIPROCESSORS[arch]))
         from engine.cuda import runner as runners
 
         patch.setattr(runners, "availability", lambda index=0: None)

@@ -1,6 +1,8 @@
 """What the tests of the GPU runner share: models on both devices, their logits, and a plain decode loop."""
 
+import ctypes
 import itertools
+import os
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,6 +22,46 @@ from engine.sampling import SamplingParams
 from tests.support.gguf_builder import build_gguf, random_blocks, tiny_llama_parts
 
 _request_ids = itertools.count(1)
+
+
+def process_bytes():
+    """Memory that this process has on the first GPU, contexts and loaded kernels too, as the driver's NVML counts it.
+
+    None where NVML does not tell: it is missing, or knows the process by another number (containers). What other
+    processes take and free meanwhile is not in it, as it is in cudaMemGetInfo.
+    """
+    import cupy
+
+    class Process(ctypes.Structure):
+        _fields_ = (
+            ("pid", ctypes.c_uint),
+            ("bytes", ctypes.c_ulonglong),
+            ("gpu_instance", ctypes.c_uint),
+            ("compute_instance", ctypes.c_uint),
+        )
+
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        list_processes = nvml.nvmlDeviceGetComputeRunningProcesses_v3
+    except (OSError, AttributeError):
+        return None
+    card, count, found = ctypes.c_void_p(), ctypes.c_uint(256), (Process * 256)()
+    bus = cupy.cuda.runtime.deviceGetPCIBusId(0).encode()
+    if nvml.nvmlInit_v2() or nvml.nvmlDeviceGetHandleByPciBusId_v2(bus, ctypes.byref(card)):
+        return None
+    if list_processes(card, ctypes.byref(count), found):
+        return None
+    mine = [one.bytes for one in found[: count.value] if one.pid == os.getpid()]
+    return mine[0] if mine and mine[0] != ctypes.c_ulonglong(-1).value else None
+
+
+def own_bytes(runner):
+    """(of the runner's pool, of CuPy's own pool, of the whole process or 0 where it is not known)."""
+    import cupy
+
+    cupy.cuda.Device().synchronize()
+    pools = runner._gpu.pool.total_bytes(), cupy.get_default_memory_pool().total_bytes()
+    return *pools, process_bytes() or 0
 
 
 def nmse(found, expected):

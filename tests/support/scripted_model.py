@@ -25,8 +25,9 @@ def scripted_llama(
     control: Sequence[str] = (),
     template: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    endless: bool = False,
 ) -> Path:
-    """Writes a llama whose answer to every prompt is `answer`, then END.
+    """Writes a llama whose answer to every prompt is `answer`, then END, or the same again and again.
 
     Args:
         path: of the file.
@@ -34,6 +35,7 @@ def scripted_llama(
         control: names of control tokens, some of which may be in the answer; END is one of them.
         template: its chat template.
         metadata: more of it.
+        endless: its answers end with the context alone.
     """
     names = [*dict.fromkeys([*control, END])]
     words = [piece for piece in answer if piece not in names]
@@ -41,7 +43,8 @@ def scripted_llama(
     tokens = byte_tokens() + merged + [f"{spelled(word)}" for word in words] + names
     types = [1] * (len(tokens) - len(names)) + [3] * len(names)
     ids = {name: index for index, name in enumerate(tokens)}
-    script = [ids[piece if piece in names else spelled(piece)] for piece in answer] + [ids[END]]
+    script = [ids[piece if piece in names else spelled(piece)] for piece in answer]
+    script.append(script[0] if endless else ids[END])
     following = dict.fromkeys(range(len(tokens)), script[0]) | dict(pairwise(script))
     width = -(-len(tokens) // 32) * 32
     embed = np.zeros((len(tokens), width), np.float32)

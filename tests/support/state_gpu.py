@@ -63,6 +63,11 @@ class StateGpu(FakeGpu):
         elif run is not None and (self.machine is not None or name in ("scatter", "sample")):
             run(grid, *args)
 
+    def call(self, name, *args):
+        super().call(name, *args)
+        if name == "memcpy":
+            ctypes.memmove(*args)
+
     def _run_scatter(self, grid, records, data):
         for to, first, count in np.asarray(records).view(RECORD)[: grid[0]]:
             ctypes.memmove(int(to), data.data.ptr + 4 * int(first), 4 * int(count))

@@ -12,10 +12,11 @@
     elementwise.py  the small steps between: normalize, rotate_store, gate
     machine.py    runs a whole recorded decode step on all threads
     build.py      compiles what is asked for, caches it on disk, hands out callables
+    code_cache.py  the files of that cache, checked before they are used
     attend.py     attention for callers: operands checked, work spread over the pool (matrix products: ../matmul.py)
 
-Kernels take addresses and lengths, no weights or models. Importing this package collects the
-decoders; only importing build.py imports numba.
+Kernels take addresses and lengths, no weights or models. Importing this package collects the decoders; only importing
+build.py or code_cache.py imports numba.
 """
 
 from engine.cpu.kernels import grid_formats, low_bit_formats  # noqa: F401 - imported for the decoders they register

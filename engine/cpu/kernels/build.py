@@ -2,7 +2,8 @@
 
 Cached code is where numba keeps it: in __pycache__ beside this file, else in the user's cache folder; when neither
 can be written the kernels are compiled again in each process. Each kernel of each version of these sources has cache
-files of its own, so processes that compile at the same time can only write the same content.
+files of its own, so processes that compile at the same time can only write the same content. A damaged file is
+replaced (code_cache.py).
 """
 
 # ruff: noqa: ANN001, ANN202 - numba types the inner functions by the signatures in products.ARGUMENTS.
@@ -11,6 +12,7 @@ files of its own, so processes that compile at the same time can only write the 
 import hashlib
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from llvmlite import binding
 from numba import config, njit, types
 
 from engine.cpu.kernels import activations, attention, elementwise, integer, machine, products, tiles
+from engine.cpu.kernels.code_cache import KernelCache
 from engine.errors import DeviceError
 
 Kernel = Callable[..., None]
@@ -178,14 +181,10 @@ def _check_settings() -> None:
 def _compile(function: Kernel, signature: Any) -> Kernel:
     """Compiles through the disk cache if there is a usable one."""
     _check_settings()
-    try:
-        dispatcher: Any = njit(nogil=True, cache=True)(function)
-        dispatcher.compile(signature)
-    except Exception:
-        # No writable folder, a full disk or a damaged entry: the kernel is compiled without the cache. An error in the
-        # kernel itself is raised again here.
-        dispatcher = njit(nogil=True)(function)
-        dispatcher.compile(signature)
+    dispatcher: Any = njit(nogil=True)(function)
+    with suppress(Exception):  # no folder that can be written is no reason not to run
+        dispatcher._cache = KernelCache(function)
+    dispatcher.compile(signature)
     dispatcher.disable_compile()
     kernel: Kernel = dispatcher
     return kernel

@@ -16,7 +16,6 @@ Shapes and layouts are in attention_plan.py. This module must not know of tokeni
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -35,6 +34,7 @@ from engine.cuda.attention.attention_plan import (
     scratch_bytes,
     scratch_slots,
 )
+from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import build, device_arch, shared_limit
 from engine.cuda.driver.launch import launch
 
@@ -125,14 +125,14 @@ class Attention:
     def decode(
         self,
         layer: LayerAttention,
-        qkv: Any,
-        cache_k: Any,
-        cache_v: Any,
-        block_table: Any,
-        positions: Any,
-        out: Any,
+        qkv: DeviceArray,
+        cache_k: DeviceArray,
+        cache_v: DeviceArray,
+        block_table: DeviceArray,
+        positions: DeviceArray,
+        out: DeviceArray,
         *,
-        stream: Any = None,
+        stream: Stream | None = None,
     ) -> None:
         """One new token for each of B sequences: QK-norm, RoPE, cache append, attention. Row b is sequence b.
 
@@ -189,15 +189,15 @@ class Attention:
     def rope_append(
         self,
         layer: LayerAttention,
-        qkv: Any,
-        cache_k: Any,
-        cache_v: Any,
-        block_table: Any,
-        row_sequence: Any,
-        positions: Any,
+        qkv: DeviceArray,
+        cache_k: DeviceArray,
+        cache_v: DeviceArray,
+        block_table: DeviceArray,
+        row_sequence: DeviceArray,
+        positions: DeviceArray,
         *,
-        bias: Any = None,
-        stream: Any = None,
+        bias: DeviceArray | None = None,
+        stream: Stream | None = None,
     ) -> None:
         """Bias, QK-norm and RoPE for T rows; queries are rewritten in place, keys and values go to the cache.
 
@@ -240,14 +240,14 @@ class Attention:
     def prefill(
         self,
         layer: LayerAttention,
-        qkv: Any,
-        cache_k: Any,
-        cache_v: Any,
-        block_table: Any,
-        tiles: Any,
-        out: Any,
+        qkv: DeviceArray,
+        cache_k: DeviceArray,
+        cache_v: DeviceArray,
+        block_table: DeviceArray,
+        tiles: DeviceArray,
+        out: DeviceArray,
         *,
-        stream: Any = None,
+        stream: Stream | None = None,
     ) -> None:
         """Causal attention of T rows over the cache, which already holds their keys and values (after rope_append).
 
@@ -287,7 +287,7 @@ class Attention:
             stream=stream,
         )
 
-    def _slopes(self, layer: LayerAttention) -> tuple[Any, ...]:
+    def _slopes(self, layer: LayerAttention) -> tuple[Argument, ...]:
         """The last argument of kernels that know linear biases."""
         assert (layer.slopes is not None) == self.shape.alibi
         return (layer.slopes,) if self.shape.alibi else ()

@@ -94,7 +94,7 @@ DEVICE float final_factor(float top, float sum, const float* sinks, int head) {
     return shrink / fmaf(sum, shrink, power2(sink - high));
 }
 
-// Where position `p` of a sequence lies, in rows of KEY_DIM or VALUE_DIM elements.
+// Place of position `p` of a sequence, in rows of KEY_DIM or VALUE_DIM elements.
 DEVICE i64 cache_row(int page, int kv_head, int p) {
     return ((i64)page * KV_HEADS + kv_head) * PAGE + (p & (PAGE - 1));
 }

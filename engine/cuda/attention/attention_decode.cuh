@@ -1,19 +1,16 @@
 // Decode attention: one new token per sequence. QK-norm, RoPE, cache append, softmax over the paged cache.
 //
-// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. The cached positions of a row (the new token of a sequence) are
-// cut into ranges, which depend on the row's length alone. All ranges of all rows, in order, are dealt to the Y blocks
-// of a column in equal runs: a block serves up to HEAD_TILE query heads of one cache head over its run, and the next
-// range's keys and values travel while it works. A row that lies in one block is finished there; of others every range
-// leaves a partial sum, and the last block to finish adds them up. Either way the ranges are added in their order with
-// the same instructions: the same bits on every run, whoever else is in the batch and however many blocks there are.
-// With more ranges than `slots` of scratch memory the runs are cut between rows only.
-// With ONE_RANGE the grid is (columns, N_SPLITS, B) and every block has one range: less to do before the first fetch,
-// which is what few rows spend their time on. Needs N_SPLITS slots a row; the bits are the same.
+// grid (KV_HEADS * head tiles, Y), DECODE_WARPS warps. A block serves up to HEAD_TILE query heads of one cache head over
+// a run of ranges of positions (attention_ranges.cuh); the next range's keys and values are fetched while it computes. A
+// row whose ranges are all in one block is finished there; of others every range leaves a partial sum, and the last block
+// to finish adds them up. Either way the ranges are added in their order with the same instructions: the same bits on
+// every run, whatever else is in the batch and however many blocks there are. With ONE_RANGE, which needs N_SPLITS slots
+// a row, likewise.
 // qkv float32 [B][ROW_WIDTH]; block_table int32 [B][max_pages], -1 = no page: not read, and the new token is not
 // appended; positions int32 [B], -1 (or behind the table) = padded row, nothing written;
 // partial float32 [columns][slots][MOST_HEADS][VALUE_DIM]; partial_max_sum float2 [columns][slots][MOST_HEADS];
 // counters int32 [B][columns], zero before and after; out float32 [B][HEADS*VALUE_DIM].
-// The new token's key and value come from qkv, never from the cache. Needs attention_common.cuh.
+// The new token's key and value come from qkv, never from the cache. Needs attention_common.cuh, attention_ranges.cuh.
 
 #define DECODE_PARAMETERS                                                                              \
     const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,       \
@@ -30,7 +27,7 @@
 #define MERGE_HEADS 4  // heads whose sums the warps exchange at a time
 #define MERGE_PASSES ((MOST_HEADS + MERGE_HEADS - 1) / MERGE_HEADS)
 #define MERGE_STRIDE (VALUE_DIM + 2)
-#define OWN ((MERGE_HEADS * VALUE_DIM + THREADS - 1) / THREADS)  // sums of a pass that one thread looks after
+#define OWN ((MERGE_HEADS * VALUE_DIM + THREADS - 1) / THREADS)  // sums of a pass that one thread keeps
 
 struct Shared {
     float raw[MOST_HEADS + 1][KEY_DIM];  // queries and key of the row that comes next, as they are in qkv
@@ -51,22 +48,6 @@ struct Shared {
     bool spoils;  // the new token's value is not finite
 };
 
-struct Cuts {  // what decides on a row's ranges beside its length and N_SPLITS, FEW_SPLITS, MIN_CHUNK
-    int window, positions;  // positions: how many the table has room for
-};
-
-struct Task {                     // a range of a row
-    int row, position, first;     // the new token, and the first position it may see
-    int base, chunk, n_used;      // cached positions base .. position-1 in n_used ranges of `chunk`
-    int split, low, high;         // the range at hand
-    int slot0;                    // number of the row's first range among all ranges
-};
-
-struct Share {  // of the row at hand, what falls to this block
-    bool whole, owns_new;
-    int n_ranges;
-};
-
 DEVICE int kv_head_of_block() { return blockIdx.x / HEAD_TILES; }
 DEVICE int head0_of_block() { return kv_head_of_block() * GROUP + (blockIdx.x % HEAD_TILES) * HEAD_TILE; }
 DEVICE int heads_of_block() { return min(HEAD_TILE, GROUP - (int)(blockIdx.x % HEAD_TILES) * HEAD_TILE); }
@@ -84,129 +65,11 @@ DEVICE float load_cg(const float* p) {
     return v;
 }
 
-// Adds n and gives the old value; what the block wrote before the last barrier is seen by who reads the new one.
+// Adds n and gives the old value; a block that reads the new one sees what this block wrote before its last barrier.
 DEVICE int count_up(int* counter, int n) {
     int old;
     asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;" : "=r"(old) : "l"(counter), "r"(n) : "memory");
     return old;
-}
-
-// ---- which ranges -------------------------------------------------------------------------------------------
-// Divisions by what the compiler does not know take 20 instructions each; before anything is fetched they would show.
-template <int PARTS>
-DEVICE int whole_pages(int n) {
-    return ((n + PARTS - 1) / PARTS + PAGE - 1) & ~(PAGE - 1);
-}
-
-DEVICE int divide_up(int a, int b) {  // a >= 0, b > 0, both below 2^23
-    const int q = (int)__fdividef((float)a, (float)b);  // the quotient rounded down, or up where it is almost whole
-    return q + (q * b < a);
-}
-
-// Up to 2 * MIN_CHUNK cached positions are one range, which needs no merge; then come FEW_SPLITS ranges until they hold
-// 2 * MIN_CHUNK each, then N_SPLITS of them. Gives the number of ranges, 0 for a padded row.
-DEVICE int cut(Task& task, int position, const Cuts& cuts) {
-    const bool padded = position < 0 || position >= cuts.positions;
-    task.position = position;
-    task.first = cuts.window > 0 ? max(0, position - cuts.window + 1) : 0;
-    task.base = task.first & ~(PAGE - 1);
-    const int n = position - task.base;
-    task.chunk = 2 * MIN_CHUNK;
-    task.n_used = padded ? 0 : 1;
-    if (n > 2 * MIN_CHUNK && !padded) {
-        task.chunk = max(MIN_CHUNK, min(whole_pages<FEW_SPLITS>(n), 2 * MIN_CHUNK));
-        task.chunk = max(task.chunk, whole_pages<N_SPLITS>(n));
-        task.n_used = divide_up((n + PAGE - 1) / PAGE, task.chunk / PAGE);
-    }
-    return task.n_used;
-}
-
-DEVICE void take_range(Task& task, int split) {
-    task.split = split;
-    task.low = task.base + split * task.chunk;
-    task.high = min(task.low + task.chunk, task.position);
-}
-
-// The range after this one; only where there is one. `peek` is the position of the row after the task's, asked for long
-// before it is needed: memory answers late while it is busy.
-DEVICE void advance(Task& task, int& peek, const int* positions, int rows, const Cuts& cuts) {
-    if (task.split + 1 < task.n_used) {
-        take_range(task, task.split + 1);
-        return;
-    }
-    task.slot0 += task.n_used;
-    ++task.row;
-    for (int n = cut(task, peek, cuts); n == 0; n = cut(task, positions[task.row], cuts)) ++task.row;
-    take_range(task, 0);
-    peek = positions[min(task.row + 1, rows - 1)];
-}
-
-struct Ranges {  // lane l counts the ranges of rows from .. to-1; `until` are its own and those of the lanes before it
-    int from, to, mine, until;
-};
-
-// The row that holds range number `at`: its row, slot0 and cut. Whole warp.
-DEVICE void find_row(Task& task, const Ranges& ranges, int at, const int* positions, const Cuts& cuts) {
-    const int lane = threadIdx.x & 31, owner = __ffs(__ballot_sync(FULL_MASK, ranges.until > at)) - 1;
-    task.row = ranges.from;
-    task.slot0 = ranges.until - ranges.mine;
-    if (ranges.to - ranges.from > 1 && lane == owner)
-        while (task.slot0 + cut(task, positions[task.row], cuts) <= at) task.slot0 += task.n_used, ++task.row;
-    task.row = __shfl_sync(FULL_MASK, task.row, owner);
-    task.slot0 = __shfl_sync(FULL_MASK, task.slot0, owner);
-    task.position = __shfl_sync(FULL_MASK, task.position, owner);
-    task.first = __shfl_sync(FULL_MASK, task.first, owner);
-    task.base = __shfl_sync(FULL_MASK, task.base, owner);
-    task.chunk = __shfl_sync(FULL_MASK, task.chunk, owner);
-    task.n_used = __shfl_sync(FULL_MASK, task.n_used, owner);
-}
-
-// The first range of this block's run; gives the length of the run. Every warp does the same.
-DEVICE int take_share(Task& task, const int* positions, int rows, const Cuts& cuts, int slots) {
-    const int lane = threadIdx.x & 31, each = (rows + WARP - 1) / WARP;
-    Ranges ranges = {min(lane * each, rows), min((lane + 1) * each, rows), 0, 0};
-#pragma unroll 1
-    for (int row = ranges.from; row < ranges.to; ++row) ranges.mine += cut(task, positions[row], cuts);
-    ranges.until = ranges.mine;
-#pragma unroll
-    for (int offset = 1; offset < WARP; offset <<= 1) {
-        const int before = __shfl_up_sync(FULL_MASK, ranges.until, offset);
-        if (lane >= offset) ranges.until += before;
-    }
-    const u32 total = __shfl_sync(FULL_MASK, ranges.until, WARP - 1);
-    // The first blocks of a column get one more than the others: they start first, each on a multiprocessor of its own.
-    const u32 each_block = total / gridDim.y, more = total % gridDim.y;
-    int at = each_block * blockIdx.y + min(blockIdx.y, more), end = at + each_block + (blockIdx.y < more);
-    if (total > slots) {  // to the next row's start
-#pragma unroll 1
-        for (int i = 0; i < 2; ++i) {
-            if (end < total) {
-                Task found = task;
-                find_row(found, ranges, end, positions, cuts);
-                if (found.slot0 < end) end = found.slot0 + found.n_used;
-            }
-            const int swap = at;
-            at = end, end = swap;
-        }
-    }
-    if (at == end) return 0;
-    find_row(task, ranges, at, positions, cuts);
-    take_range(task, at - task.slot0);
-    return end - at;
-}
-
-// With ONE_RANGE: whether there is a range for this block.
-DEVICE bool take_one(Task& task, const int* positions, const Cuts& cuts) {
-    task.row = blockIdx.z;
-    task.slot0 = task.row * N_SPLITS;
-    if (blockIdx.y >= cut(task, positions[task.row], cuts)) return false;
-    take_range(task, blockIdx.y);
-    return true;
-}
-
-DEVICE Share share_of_row(const Task& task, int left) {
-    const int n = min(left, task.n_used - task.split);
-    return {n == task.n_used, task.split + n == task.n_used, n};
 }
 
 // ---- the new token ------------------------------------------------------------------------------------------
@@ -421,7 +284,7 @@ DEVICE void load_partials(sums_t (&v)[AT_ONCE], const float* partial, i64 slot0,
 }
 
 // Adds up the ranges of a row in their order, as finish_range does. The first partials travel while the factors are
-// computed, which lie in shared memory as [MAX_SPLITS][MOST_HEADS].
+// computed, which are in shared memory as [MAX_SPLITS][MOST_HEADS].
 DEVICE void merge_ranges(Shared& sh, const Task& task, float2* factors, const float* partial,
                          const float2* partial_max_sum, const float* sinks, int slots, float* row) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = sizeof(sums_t) / 4, n_heads = heads_of_block();

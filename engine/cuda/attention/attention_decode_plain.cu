@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         for (int h = 0; h < HEAD_TILE; ++h) top[h] = LOWEST, sum[h] = 0.0f;
 
         for (int start = task.low + warp * TILE; start < task.high; start += DECODE_WARPS * TILE) {
-            const int page = pages[start / PAGE];  // a tile lies in one page
+            const int page = pages[start / PAGE];  // a tile is part of one page
             if (page < 0) continue;
             const i64 row = cache_row(page, kv_head, start);
             const int n = min(TILE, task.high - start);

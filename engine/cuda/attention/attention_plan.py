@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 from engine.config import PAGE, KvType
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.compiler import shared_limit
 
 MAX_SPLITS = 128
@@ -131,17 +131,17 @@ class LayerAttention:
     """
 
     scale: float
-    inv_freq: Any = None
+    inv_freq: DeviceArray | None = None
     rope_scale: float = 1.0
     temperature: float = 0.0
     temperature_length: int = 1
-    q_norm: Any = None
-    k_norm: Any = None
+    q_norm: DeviceArray | None = None
+    k_norm: DeviceArray | None = None
     norm_eps: float = 1e-6
     window: int = 0
     softcap: float = 0.0
-    sinks: Any = None
-    slopes: Any = None
+    sinks: DeviceArray | None = None
+    slopes: DeviceArray | None = None
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def jobs_of_plans(shape: AttentionShape, decode: DecodePlan, prefill: PrefillPla
 
 def _decode_files(shape: AttentionShape) -> tuple[str, ...]:
     variant = "half" if shape.tensor_cores else "plain"
-    return ("attention_common.cuh", "attention_decode.cuh", f"attention_decode_{variant}.cu")
+    return ("attention_common.cuh", "attention_ranges.cuh", "attention_decode.cuh", f"attention_decode_{variant}.cu")
 
 
 def _prefill_files(plan: PrefillPlan) -> tuple[str, ...]:

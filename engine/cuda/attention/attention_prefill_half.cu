@@ -9,12 +9,12 @@
 
 #define WARPS (TILE_ROWS / 16)
 #define THREADS (WARPS * WARP)
-#define KEY_STRIDE (KEY_DIM + 8)  // 16 bytes of padding: the 8 rows of an ldmatrix lie in different banks
+#define KEY_STRIDE (KEY_DIM + 8)  // 16 bytes of padding: the 8 rows of an ldmatrix are in different banks
 #define VALUE_STRIDE (VALUE_DIM + 8)
 #define STAGE (TILE_COLUMNS * (KEY_STRIDE + VALUE_STRIDE))
 #define QUERIES_IN_SHARED (KEY_DIM > 128)  // else in registers
 
-// TILE_COLUMNS positions from `start` on, which lie in one page; zeros from position `end` on
+// TILE_COLUMNS positions from `start` on, all of one page; zeros from position `end` on
 // and where there is no page.
 DEVICE void copy_tile(u16* stage, const u16* cache_k, const u16* cache_v, const int* pages, int kv_head, int start,
                       int end) {

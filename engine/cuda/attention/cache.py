@@ -2,19 +2,19 @@
 
 Which page belongs to whom is decided elsewhere; here the table follows what it is told, changed entries only. All reads
 and writes of pages are launches of one stream, so a page may be given to another sequence while steps of its last owner
-are still under way: what they write comes before what the new owner writes, and nobody reads a position that he has
-not written himself or been given written. Must not know of requests.
+are still under way: what they write comes before what the new owner writes, and a sequence reads only positions that it
+has written itself or was given written. Must not know of requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from engine.config import page_count
 from engine.cuda.attention.attention import PAGE, AttentionShape
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.row_store import RowStore, SavedRows
 from engine.cuda.driver.staging import Staging
 
@@ -40,13 +40,13 @@ class AttentionCache:
             attention has them.
     """
 
-    keys: Any
-    values: Any
+    keys: DeviceArray
+    values: DeviceArray
 
     def __init__(self, shape: AttentionShape) -> None:
         self._shape = shape
-        self.paged: tuple[Any, ...] = ()
-        self.states: tuple[Any, ...] = ()
+        self.paged: tuple[DeviceArray, ...] = ()
+        self.states: tuple[DeviceArray, ...] = ()
         self.bytes_per_state = 0
 
     @property
@@ -78,7 +78,7 @@ class PagedCache:
         n_slots: rows of the table.
 
     Attributes:
-        layers: the cache of each layer, or None. keys, values: their arrays, by layer.
+        layers: the cache of each layer, or None.
         block_table: int32 (n_slots, pages of one sequence); -1 = no page.
     """
 
@@ -91,15 +91,19 @@ class PagedCache:
         caches = [layer for layer in self.layers if layer is not None]
         for layer in caches:
             layer.allocate(n_pages)
-        self.keys: list[Any] = [None if layer is None else layer.keys for layer in self.layers]
-        self.values: list[Any] = [None if layer is None else layer.values for layer in self.layers]
         self.n_pages = n_pages
         width = page_count(context_length)
-        self.block_table = cupy.full((n_slots, width), -1, cupy.int32)
         self._table = np.full((n_slots, width), -1, np.int32)  # what block_table holds, or will after the next flush
+        self.block_table = cupy.asarray(self._table)
         self._pages: list[list[int]] = [[] for _ in range(n_slots)]
         self._dirty: dict[int, tuple[int, int]] = {}
         self._store = RowStore([array for layer in caches for array in layer.paged])
+
+    def arrays(self, layer: int) -> tuple[DeviceArray, DeviceArray]:
+        """Keys and values of a layer that has a cache."""
+        found = self.layers[layer]
+        assert found is not None
+        return found.keys, found.values
 
     def set_pages(self, slot: int, pages: list[int]) -> None:
         """The slot reads these pages from now on: page i holds positions i * PAGE and following.

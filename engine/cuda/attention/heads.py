@@ -7,9 +7,9 @@ norm behind the rotation get row kernels before them. Must not know of batches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from engine.cuda.attention.attention_plan import AttentionShape
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.rows import parts
 from engine.cuda.rows.parts import DeviceNorm, DeviceRope
 from engine.model.config import QkNorm
@@ -33,7 +33,7 @@ class HeadSteps:
     kind: QkNorm | None
 
 
-def prepare_heads(steps: HeadSteps, shape: AttentionShape, qkv: Any, positions: Any) -> None:
+def prepare_heads(steps: HeadSteps, shape: AttentionShape, qkv: DeviceArray, positions: DeviceArray) -> None:
     """Changes qkv in place.
 
     Args:

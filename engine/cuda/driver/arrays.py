@@ -68,6 +68,9 @@ class DeviceArray(Protocol):
     def flags(self) -> ArrayFlags:
         """Layout."""
 
+    def __len__(self) -> int:
+        """Length of the first axis."""
+
     def __getitem__(self, key: Any) -> DeviceArray:
         """A view, for slices and whole numbers; the caller must not give an array as the key, which would copy."""
 
@@ -83,8 +86,15 @@ class DeviceArray(Protocol):
     def get(self) -> npt.NDArray[Any]:
         """A copy in host memory; waits for the current stream."""
 
-    def set(self, values: npt.NDArray[Any]) -> None:
-        """Copy host values of the same shape and type to the device, on the current stream."""
+    def set(self, values: npt.NDArray[Any], stream: Stream | None = None) -> None:
+        """Copy host values of the same shape and type to the device, on a stream, else the current one."""
+
+
+class Graph(Protocol):
+    """Launches that were captured; cupy.cuda.Graph is one."""
+
+    def launch(self, stream: Stream | None = None) -> None:
+        """Queue all of them."""
 
 
 class Stream(Protocol):
@@ -97,6 +107,19 @@ class Stream(Protocol):
     def synchronize(self) -> None:
         """Wait until everything queued has run."""
 
+    def begin_capture(self) -> None:
+        """From now on launches become nodes of a graph instead of running."""
+
+    def is_capturing(self) -> bool:
+        """Whether launches are recorded instead of run.
+
+        Raises:
+            RuntimeError: an error has made the capture invalid.
+        """
+
+    def end_capture(self) -> Graph:
+        """The graph of the launches since begin_capture()."""
+
     def __enter__(self) -> Self:
         """Make it the current stream of the calling thread."""
 
@@ -104,3 +127,8 @@ class Stream(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Make the former one current again."""
+
+
+Argument = DeviceArray | int | float | np.integer[Any] | None
+"""What a kernel takes: an array's address, 0 for None; an int as 32 bits, a numpy integer in its own width; a float as
+32 bits."""

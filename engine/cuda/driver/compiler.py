@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from engine import disk_cache
 from engine.errors import DeviceError
 
 _lock = threading.Lock()
@@ -125,18 +125,10 @@ def cached_cubin(source: str, arch: int, options: Sequence[str] = (), name: str 
 
 def _read_or_compile(source: str, arch: int, options: Sequence[str], name: str, key: str) -> bytes:
     path = cache_dir() / f"{Path(name).stem}-{target(arch)}-{key}.cubin"
-    try:
-        return path.read_bytes()
-    except OSError:
-        pass
-    cubin = compile_cubin(source, arch, options, name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
-            scratch.write(cubin)
-        os.replace(scratch.name, path)  # atomic: a second process sees the whole file or none
-    except OSError:
-        pass
+    cubin = disk_cache.read(path)  # never a damaged one: the driver would crash on it
+    if cubin is None:
+        cubin = compile_cubin(source, arch, options, name)
+        disk_cache.write(path, cubin)
     return cubin
 
 
@@ -198,7 +190,9 @@ class Module:
             try:
                 function = self._module.get_function(name)
             except Exception as error:
-                raise DeviceError(f"no CUDA kernel {name!r} in {', '.join(self._names)}: {error}") from error
+                if "NOT_FOUND" not in str(error):  # loading may be put off until here
+                    raise
+                raise DeviceError(f"no CUDA kernel {name!r} in {', '.join(self._names)}: {error}") from None
             self._kernels[name] = Kernel(name, function, self._module)
         return self._kernels[name]
 
@@ -240,10 +234,7 @@ def build(
     if module is None:
         chosen = best_target(device_arch() if arch is None else arch)
         source = kernel_source(names, defines)
-        try:
-            module = Module(cached_cubin(source, chosen, options, names[-1]), names)
-        except Exception:  # a damaged cache file: the driver refuses it with whatever error
-            module = Module(compile_cubin(source, chosen, options, names[-1]), names)
+        module = Module(cached_cubin(source, chosen, options, names[-1]), names)
         with _lock:
             module = _modules.setdefault(key, module)
     return module

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from engine.cuda.driver.failure import device_errors
+from engine.concurrency import fork
+from engine.cuda.driver.arrays import Stream
+from engine.cuda.driver.failure import device_errors, is_cuda_error, is_out_of_memory
+from engine.cuda.driver.graphs import end_capture
 from engine.errors import DeviceError
 
 
@@ -24,6 +26,7 @@ class GpuContext:
         name: for people. arch: compute capability (90 = 9.0). multiprocessors: of the card.
         stream: everything is ordered on it. pool: a CuPy memory pool.
         broken: what failed; None while the GPU works.
+        forked: this process is the child of the one that opened the GPU.
     """
 
     def __init__(self, index: int) -> None:
@@ -36,8 +39,29 @@ class GpuContext:
             self.arch = int(self.device.compute_capability)
             self.multiprocessors = int(properties["multiProcessorCount"])
             self.pool = cupy.cuda.MemoryPool()
-            self.stream: Any = cupy.cuda.Stream(non_blocking=True)
+            self.stream: Stream = cupy.cuda.Stream(non_blocking=True)
         self.broken: str | None = None
+        self.forked = False
+        fork.register(self)
+
+    def after_fork(self) -> None:
+        """The driver refuses its work to the child of a process that used it."""
+        self.forked = True
+
+    def check(self) -> None:
+        """Refuse a device that cannot be used any more.
+
+        Raises:
+            DeviceError: the GPU failed before, or this process is the child of a fork.
+        """
+        if self.forked:
+            raise DeviceError(
+                "this process was forked from one that had opened a model on the GPU, and CUDA does not work in it: "
+                'start processes by the method "spawn" (multiprocessing.get_context("spawn")), or fork before a '
+                "model is opened, or open the model on the cpu"
+            )
+        if self.broken:
+            raise DeviceError(f"the GPU failed before ({self.broken}); restart the program and open the model again")
 
     def free_bytes(self) -> int:
         """Memory that no process has taken."""
@@ -59,15 +83,15 @@ class GpuContext:
         """As active(); a CUDA error marks the GPU broken for good.
 
         Raises:
-            DeviceError: the GPU failed, now or before.
+            DeviceError: the GPU failed, now or before; see check().
         """
-        if self.broken:
-            raise DeviceError(f"the GPU failed before ({self.broken}); open the model again")
+        self.check()
         try:
             with device_errors("running the model"), self.active():
+                end_capture(self.stream)
                 yield
         except DeviceError as error:
-            if not isinstance(error.__cause__, MemoryError):  # out of memory leaves the device as it was
+            if is_cuda_error(error.__cause__) and not is_out_of_memory(error):
                 self.broken = str(error)
             raise
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.cuda.driver.arrays import Argument, Stream
 from engine.cuda.driver.compiler import Kernel
-from engine.errors import DeviceError
+from engine.cuda.driver.failure import CudaStatus, device_error
 
 MAX_ARGS = 48
 _CELL = 8
@@ -120,10 +121,10 @@ def launch(
     kernel: Kernel,
     grid: tuple[int, ...] | int,
     block: tuple[int, ...] | int,
-    args: Sequence[Any],
+    args: Sequence[Argument],
     *,
     shared: int = 0,
-    stream: Any = None,
+    stream: Stream | None = None,
     pdl: bool = True,
 ) -> None:
     """Launches a kernel.
@@ -164,6 +165,6 @@ def launch(
     config.hStream = stream.ptr
     (status,) = driver.cuLaunchKernelEx(config, kernel.ptr, calls.address, 0)
     if status != driver.CUresult.CUDA_SUCCESS:
-        raise DeviceError(
-            f"the GPU refused kernel {kernel.name} (grid {grid3}, block {block3}, {shared} bytes shared): {status.name}"
-        )
+        tried = f"launching kernel {kernel.name} (grid {grid3}, block {block3}, {shared} bytes shared)"
+        cause = CudaStatus(str(status.name))
+        raise device_error(tried, cause) from cause

@@ -5,7 +5,7 @@ struct Record {  // 16 bytes; engine/cuda/staging.py RECORD has the same fields
     u32 first, count;  // 32-bit words of the data
 };
 
-// grid (records): data[first : first + count] goes to `to`. Both arrays lie in pinned host memory that the host writes
+// grid (records): data[first : first + count] goes to `to`. Both arrays are in pinned host memory that the host writes
 // anew for every launch, so they are read past all caches.
 extern "C" __global__ void __launch_bounds__(256) scatter(const Record* records, const u32* data) {
     const volatile Record* record = records + blockIdx.x;

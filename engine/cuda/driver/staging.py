@@ -1,7 +1,7 @@
 """Small things on their way to the device: collected by the host, put in their places by one kernel in stream order.
 
-The kernel reads pinned host memory itself, so that a step's news (tokens, positions, pages, settings of those who join)
-cost one launch and no copy of their own, and nobody waits. Must not know what the arrays mean.
+The kernel reads pinned host memory itself, so that a step's news (tokens, positions, pages, settings of new sequences)
+cost one launch and no copy of their own, and neither side waits. Must not know what the arrays mean.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
 
@@ -47,26 +48,34 @@ class Mapped:
 
 
 class _Buffer:
+    """Records and data of one send.
+
+    Attributes:
+        used: a kernel that reads it may have been launched.
+        recorded: the event comes after that kernel; not where the launching call was cut short in between.
+    """
+
     def __init__(self) -> None:
         import cupy
 
         self.records = Mapped((_RECORDS * RECORD.itemsize // 4,), np.uint32)
         self.data = Mapped((_WORDS,), np.uint32)
         self.event = cupy.cuda.Event(disable_timing=True)
-        self.used = False
+        self.used = self.recorded = False
 
 
 class Staging:
     """Collects writes to device arrays; send() makes them happen.
 
-    Writes to the same place must be in different sends: within one there is no order.
+    Writes to the same place must be in different sends: within one there is no order. A call that is cut short leaves
+    what it collected; the next call drops it before anything else, or its send would mix it with its own.
 
     Args:
         stream: the stream that everything is ordered on.
         arena_words: 32-bit words of device memory for place().
     """
 
-    def __init__(self, stream: Any, arena_words: int) -> None:
+    def __init__(self, stream: Stream, arena_words: int) -> None:
         import cupy
 
         self._stream = stream
@@ -78,7 +87,7 @@ class Staging:
         self._targets: list[tuple[int, int, int]] = []
         self._words = 0
 
-    def put(self, array: Any, at: int, values: npt.NDArray[Any]) -> None:
+    def put(self, array: DeviceArray, at: int, values: npt.NDArray[Any]) -> None:
         """Writes values (4- or 8-byte elements) into a contiguous device array from its element `at` on."""
         assert values.dtype.itemsize % 4 == 0
         pointer = int(array.data.ptr) + at * int(array.itemsize)
@@ -94,11 +103,11 @@ class Staging:
             self._targets.append((pointer + 4 * first, self._words, len(piece)))
             self._words += len(piece)
 
-    def place(self, values: npt.NDArray[Any]) -> Any:
+    def place(self, values: npt.NDArray[Any]) -> DeviceArray:
         """Gives an array on the device that holds the values after the next send(), until the arena is used anew."""
         n = values.nbytes // 4
         assert self._arena_at + n <= self._arena.size, "the arena of a batch is too small"
-        view = self._arena[self._arena_at : self._arena_at + n].view(values.dtype).reshape(values.shape)
+        view: DeviceArray = self._arena[self._arena_at : self._arena_at + n].view(values.dtype).reshape(values.shape)
         self._arena_at += -(-n // 4) * 4  # aligned to 16 bytes
         if n:
             self.put(view, 0, values)
@@ -112,16 +121,16 @@ class Staging:
         """Launches the copies; later launches of the stream see them."""
         if not self._targets:
             return
-        buffer = self._buffers[self._next]
-        n = len(self._targets)
+        n, buffer = len(self._targets), self._buffers[self._next]
         records = np.array(self._targets, dtype=RECORD)
         buffer.records.host[: n * RECORD.itemsize // 4] = records.view(np.uint32)
         self._targets, self._words = [], 0
         args = (buffer.records.device, buffer.data.device)
+        buffer.used, buffer.recorded = True, False
+        self._next = (self._next + 1) % _BUFFERS  # before the launch: cut short behind it, nothing writes here again
         launch(self._scatter, n, 256, args, stream=self._stream, pdl=False)
         buffer.event.record(self._stream)
-        buffer.used = True
-        self._next = (self._next + 1) % _BUFFERS
+        buffer.recorded = True
 
     def drop(self) -> None:
         """Forgets what was put and not sent."""
@@ -130,16 +139,18 @@ class Staging:
     def _claim(self) -> None:
         """Waits until the device is done with the buffer that is filled next; it nearly always is."""
         buffer = self._buffers[self._next]
-        if buffer.used:
+        if buffer.recorded:
             buffer.event.synchronize()
+        elif buffer.used:
+            self._stream.synchronize()
 
 
-def gather_rows(x: Any, index: Any, out: Any) -> None:
+def gather_rows(x: DeviceArray, index: DeviceArray, out: DeviceArray) -> None:
     """out (R, D) = x[index] for float32 rows (T, D) and int32 index (R,); both contiguous."""
     assert x.shape[1] == out.shape[1]
     launch(kernel("gather_rows"), int(index.size), 256, (x, index, out, int(x.shape[1])), pdl=False)
 
 
-def addresses(arrays: Sequence[Any]) -> npt.NDArray[np.uint64]:
+def addresses(arrays: Sequence[DeviceArray]) -> npt.NDArray[np.uint64]:
     """Device addresses of arrays."""
     return np.array([array.data.ptr for array in arrays], np.uint64)

@@ -1,5 +1,5 @@
 // Many rows grouped by the experts they chose, for the products of gemm.cu, and the sum of what these gave.
-// A pair is a row and one of its experts, pair = row * used + u. Pairs of an expert stand side by side, in their order,
+// A pair is a row and one of its experts, pair = row * used + u. Pairs of an expert are side by side, in their order,
 // and each expert begins at a multiple of `tile` places, so that a tile of tokens has one expert.
 
 // grid: one block per expert. table: [0] the number of tiles, behind it the expert of each. places: of each pair, or -1.

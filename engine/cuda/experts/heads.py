@@ -5,10 +5,9 @@ Letters: T rows, H heads, K columns of a head's matrix, N its outputs. Must not 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.compiler import device_arch
 from engine.cuda.experts.moe import build_job, launch_down
 from engine.cuda.experts.router import MAX_EXPERTS, KernelRouting
@@ -40,7 +39,7 @@ class HeadProducts:
         self.heads = heads
         self._ids = cupy.asarray(np.tile(np.arange(heads, dtype=np.int32), rows).reshape(-1, 1))
 
-    def __call__(self, x: Any, out: Any) -> None:
+    def __call__(self, x: DeviceArray, out: DeviceArray) -> None:
         """Multiplies: x float32 (T * H, K), out float32 (T * H, N), both contiguous and apart."""
         pairs, matrix = int(x.shape[0]), self.matrix
         assert x.shape[1] == matrix.columns and out.shape == (pairs, matrix.rows // self.heads)

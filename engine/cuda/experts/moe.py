@@ -7,8 +7,8 @@ the device, so a captured step reads only their bytes. Must not know of models.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import build, device_arch, shared_limit
 from engine.cuda.driver.launch import launch
 from engine.cuda.experts.router import KernelRouting, route_job
@@ -140,10 +140,10 @@ class ExpertProducts:
         routing: KernelRouting,
         activation: KernelActivation,
         *,
-        router_bias: Any = None,
-        gate_bias: Any = None,
-        up_bias: Any = None,
-        down_bias: Any = None,
+        router_bias: DeviceArray | None = None,
+        gate_bias: DeviceArray | None = None,
+        up_bias: DeviceArray | None = None,
+        down_bias: DeviceArray | None = None,
         weigh_input: bool = False,
     ) -> None:
         assert gate_up.paired and not down.paired
@@ -160,14 +160,14 @@ class ExpertProducts:
 
     def gate_up(
         self,
-        x: Any,
-        scores: Any,
-        h: Any,
+        x: DeviceArray,
+        scores: DeviceArray,
+        h: DeviceArray,
         *,
-        norm: Any = None,
+        norm: DeviceArray | None = None,
         eps: float = 0.0,
-        positions: Any = None,
-        stream: Any = None,
+        positions: DeviceArray | None = None,
+        stream: Stream | None = None,
     ) -> None:
         """KernelRouting and the experts' first products: h = f(gate n(x)) * up n(x) for every (row, expert) pair.
 
@@ -218,7 +218,14 @@ class ExpertProducts:
         launch(kernel, grid, warps * 32, args, shared=shared, stream=stream)
 
     def down(
-        self, scores: Any, h: Any, out: Any, *, add: bool = True, positions: Any = None, stream: Any = None
+        self,
+        scores: DeviceArray,
+        h: DeviceArray,
+        out: DeviceArray,
+        *,
+        add: bool = True,
+        positions: DeviceArray | None = None,
+        stream: Stream | None = None,
     ) -> None:
         """The experts' second product and their weighted sum: out (B, D) float32 (+)= sum_u w_u * down_u(h).
 
@@ -271,13 +278,13 @@ def launch_down(
     routing: KernelRouting,
     job: Job,
     warps: int,
-    chosen: tuple[Any, ...],
-    h: Any,
-    bias: Any,
-    out: Any,
+    chosen: tuple[Argument, ...],
+    h: DeviceArray,
+    bias: DeviceArray | None,
+    out: DeviceArray,
     *,
     add: bool,
-    stream: Any = None,
+    stream: Stream | None = None,
 ) -> None:
     """Launches moe_down: out[row] (+)= sum over its experts e of weight * (W_e h[row, e] + bias_e).
 

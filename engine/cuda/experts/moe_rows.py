@@ -8,8 +8,8 @@ on the other rows. Inputs and hidden vectors are float16, as in prompts. Must no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from engine.cuda.driver.arrays import Argument, DeviceArray
 from engine.cuda.driver.compiler import build, device_arch
 from engine.cuda.driver.launch import launch
 from engine.cuda.experts.router import KernelRouting, route, route_job
@@ -145,10 +145,10 @@ class RowExperts:
         routing: KernelRouting,
         activation: KernelActivation,
         *,
-        router_bias: Any = None,
-        gate_bias: Any = None,
-        up_bias: Any = None,
-        down_bias: Any = None,
+        router_bias: DeviceArray | None = None,
+        gate_bias: DeviceArray | None = None,
+        up_bias: DeviceArray | None = None,
+        down_bias: DeviceArray | None = None,
         weigh_input: bool = False,
     ) -> None:
         import cupy
@@ -166,14 +166,14 @@ class RowExperts:
 
     def __call__(
         self,
-        x: Any,
-        scores: Any,
-        room: Any,
-        out: Any,
+        x: DeviceArray,
+        scores: DeviceArray,
+        room: DeviceArray,
+        out: DeviceArray,
         *,
-        norm: Any = None,
+        norm: DeviceArray | None = None,
         eps: float = 0.0,
-        positions: Any = None,
+        positions: DeviceArray | None = None,
     ) -> None:
         """Adds the experts that each row chooses.
 
@@ -191,7 +191,16 @@ class RowExperts:
             active = None if positions is None else positions[turn]
             self._turn(x[turn], scores[turn], room, out[turn], norm, eps, active)
 
-    def _turn(self, x: Any, scores: Any, room: Any, out: Any, norm: Any, eps: float, positions: Any) -> None:
+    def _turn(
+        self,
+        x: DeviceArray,
+        scores: DeviceArray,
+        room: DeviceArray,
+        out: DeviceArray,
+        norm: DeviceArray | None,
+        eps: float,
+        positions: DeviceArray | None,
+    ) -> None:
         import cupy
 
         rows, columns, routing = int(x.shape[0]), self.columns, self.routing
@@ -230,7 +239,9 @@ class RowExperts:
         end = (operand, places, weights, used, columns, out, out.strides[0] // 4)
         launch(kernels.get("moe_rows_end"), (-(-columns // _END_COLUMNS), rows), _END_COLUMNS // 4, end)
 
-    def _multiply(self, name: str, matrix: PackedMatrix, table: Any, operand: Any, more: tuple[Any, ...]) -> None:
+    def _multiply(
+        self, name: str, matrix: PackedMatrix, table: DeviceArray, operand: DeviceArray, more: tuple[Argument, ...]
+    ) -> None:
         files, defines = _job(matrix.type, self._activation, matrix.columns)
         tuning = choose_tuning(matrix.type, matrix.columns)
         kernel = build(files, defines=defines).get(name)

@@ -7,8 +7,8 @@ the other rows: those of the products do not (gemm.py), and sums follow the row'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.cuda.experts.router import MAX_EXPERTS, KernelRouting, route
@@ -37,7 +37,7 @@ class StackedExperts:
     gate_up: MatrixGroup
     down: MatrixGroup
     routing: KernelRouting
-    bias: Any = None
+    bias: DeviceArray | None = None
 
     @property
     def width(self) -> int:
@@ -101,14 +101,14 @@ def build_jobs() -> list[Job]:
 def run(
     experts: StackedExperts,
     gemm: Gemm,
-    x: Any,
-    scores: Any,
-    room: Any,
+    x: DeviceArray,
+    scores: DeviceArray,
+    room: DeviceArray,
     *,
-    out: Any = None,
-    norm: Any = None,
+    out: DeviceArray | None = None,
+    norm: DeviceArray | None = None,
     eps: float = 0.0,
-    positions: Any = None,
+    positions: DeviceArray | None = None,
 ) -> None:
     """out += sum_u weight_u * down_u(f(gate_u n(x)) * up_u n(x)) for the experts u that each row chooses.
 

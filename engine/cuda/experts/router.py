@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.repack import PackedMatrix
@@ -21,6 +21,7 @@ _ROUTE_FILES = ("route.cuh", "route.cu")
 MAX_EXPERTS = 1024
 MAX_USED = 32
 _FOURS = 2  # of columns, that a thread of the kernel keeps in registers
+_BLOCKS = 1024  # of a launch for many rows: about what a card holds at once; a block then has several rows
 
 
 class Gating(IntEnum):
@@ -71,13 +72,13 @@ class KernelRouting:
 
 def route(
     routing: KernelRouting,
-    scores: Any,
-    ids: Any,
-    weights: Any,
+    scores: DeviceArray,
+    ids: DeviceArray,
+    weights: DeviceArray,
     *,
-    bias: Any = None,
-    positions: Any = None,
-    stream: Any = None,
+    bias: DeviceArray | None = None,
+    positions: DeviceArray | None = None,
+    stream: Stream | None = None,
 ) -> None:
     """Chooses experts for T rows.
 
@@ -119,14 +120,14 @@ def router_job(type: GGMLType) -> Job:
 
 def score_experts(
     matrix: PackedMatrix,
-    x: Any,
-    scores: Any,
+    x: DeviceArray,
+    scores: DeviceArray,
     *,
-    bias: Any = None,
+    bias: DeviceArray | None = None,
     alpha: float = 1.0,
-    norm: Any = None,
+    norm: DeviceArray | None = None,
     eps: float = 0.0,
-    stream: Any = None,
+    stream: Stream | None = None,
 ) -> None:
     """scores = alpha * (W norm(x) + bias).
 
@@ -158,6 +159,7 @@ def score_experts(
         matrix.columns,
         x,
         x.strides[0] // 4,
+        int(x.shape[0]),
         norm,
         float(eps),
         bias,
@@ -165,6 +167,6 @@ def score_experts(
         scores,
         1.0 / matrix.columns,
     )
-    launch(
-        build(files, defines=defines).get("router"), (matrix.tiles * 8, int(x.shape[0])), threads, args, stream=stream
-    )
+    blocks = matrix.tiles * 8
+    grid = blocks, min(int(x.shape[0]), max(8, _BLOCKS // blocks))
+    launch(build(files, defines=defines).get("router"), grid, threads, args, stream=stream)

@@ -1,6 +1,6 @@
 // The packed layouts of quantized matrices: one struct per GGUF block format.
 //
-// A matrix is cut into tiles of 16 rows, a tile into chunks of COLUMNS columns; chunks lie tile after tile, column
+// A matrix is cut into tiles of 16 rows, a tile into chunks of COLUMNS columns; chunks are stored tile after tile, column
 // after column. A chunk takes exactly the bytes its GGUF blocks took. Words are used below:
 //   quad   128 columns of a chunk (QUADS per chunk); sub-block s (0..3): 32 columns of a quad; group w (0..1): 16 of them
 //   lane   g * 4 + t, the mma lane that owns rows g and g + 8 ("row" 0 and 1) and columns 4t .. 4t+3 of every group

@@ -1,6 +1,6 @@
 // Formats whose bits name numbers instead of being them. Of the structs of formats.cuh they have CODED, and
 //   LOW 4  levels(word, high): four levels that the low (or high) halves of a LOW word's bytes name; packed as the others
-//   LOW 0  a layout of their own, packed by pack(); words lie [..][lane] or [..][g], so that lanes meet different banks
+//   LOW 0  a layout of their own, packed by pack(); words are ordered [..][lane] or [..][g], so that lanes meet different banks
 // A value is mul * number.
 
 template <class Base>
@@ -123,7 +123,7 @@ struct GridOf {
     DEVICE void bring(int, int) {}
 };
 
-// Words of 8 sub-blocks and 16 rows lie [quad][s][row][g].
+// Words of 8 sub-blocks and 16 rows: [quad][s][row][g].
 DEVICE int word_of(int quad, int s, int row, int g) { return (((quad * 4 + s) * 2 + row) * 8 + g) * 4; }
 
 // Bit i negates byte i, all of which are above zero.
@@ -164,7 +164,7 @@ struct Grid : Coded<Blocks<256, BYTES, 0, 0, GROUPS, 0, false>> {
     }
 };
 
-// Points of four numbers. Indices lie [quad][row*2 + w][lane], byte s.
+// Points of four numbers. Indices: [quad][row*2 + w][lane], byte s.
 template <class F, int BYTES>
 struct GridOfFour : Grid<F, BYTES, 1> {
     static constexpr int SIGNS = 1024;

@@ -8,7 +8,7 @@
 // The quant's bits alone are a subnormal half, q * 2^(place - 24): no conversion, one multiplication by the scale times
 // 2^(5 - place) makes q * scale * 2^-19. post() undoes that and applies d in float32. Minimums are a product of their own,
 // with the sums of 32 inputs, see minimums().
-// Plain formats: quant times scale (plus minimum), rounded to a half. F16 and BF16: as they lie. All others: number times
+// Plain formats: quant times scale (plus minimum), rounded to a half. F16 and BF16: as they are stored. All others: number times
 // a scale rounded to a half, times GAIN, which post() takes back. Needs half_pairs.cuh, which says why there is a second way.
 
 constexpr int POST_BITS = 19;

@@ -2,7 +2,7 @@
 //
 // A lane (g, t) of a warp owns columns 4t .. 4t+3 of each group of 16 and rows g and g + 8; as the operand A of
 // wgmma it gives two halfs of "columns" 2t, 2t+1 and two of 2t+8, 2t+9 per row. Sums do not care for the order of
-// columns, so the even ones (4t, 4t+2) take the first place and the odd ones the second: they lie 16 bits apart in the
+// columns, so the even ones (4t, 4t+2) take the first place and the odd ones the second: they are 16 bits apart in the
 // packed words and need no shuffle. x is kept in the same order (place_of_column).
 // A quant becomes a half by its bits under the exponent of 1024 (0x6400 | q = 1024 + q): one logic operation, one exact
 // subtraction, then times the scale, plus the minimum. Scales are halfs too: rounding them is an error of 2^-12 relative,

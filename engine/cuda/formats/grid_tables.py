@@ -1,6 +1,6 @@
 """The grids of the IQ formats as text for the compiler, which a kernel gets for the formats that its defines name.
 
-An index stands for 4 or 8 numbers, each one of up to eight values (engine/gguf/grids.py). The table keeps half a byte
+An index names 4 or 8 numbers, each one of up to eight values (engine/gguf/grids.py). The table keeps half a byte
 per number, its place among the values, four numbers in 16 bits: what one byte permutation expands. With SHARED_GRIDS
 defined it is brought into shared memory first, where 32 look-ups at once meet fewer conflicts. Must not know of models
 or devices.

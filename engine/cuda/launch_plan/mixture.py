@@ -67,8 +67,9 @@ class MoePlan:
 
     def score_family(self, n_rows: int, phase: Phase) -> Family:
         """The kernels of the router."""
-        few = phase is Phase.DECODE and self.families.family_for(n_rows, phase) not in _MANY_ROWS
-        if few and self.scores_alone:
+        few = self.families.family_for(n_rows, phase) not in _MANY_ROWS
+        # Float32 routers have no other kernel for very many rows: 128 x 2048 would take 8 rows a launch.
+        if phase is Phase.DECODE and self.scores_alone and (few or n_rows > moe_rows.MAX_ROWS):
             return Family.ROUTER
         return self.router.parts[0].family_for(n_rows, phase)
 

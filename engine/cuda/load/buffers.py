@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.launch_plan.arrays import activation_arrays
 from engine.cuda.launch_plan.families import Phase
 from engine.cuda.launch_plan.model import LaunchPlan
@@ -29,32 +28,32 @@ class Activations:
         stream_operand: x as such products read it, left by the one before.
     """
 
-    x: Any
-    y: Any
-    total: Any
-    qkv: Any
-    attention: Any
-    gate: Any
-    up: Any
-    router: Any
-    mix: Any
-    chosen: Any
-    chosen_weights: Any
-    normed: Any
-    part: Any
-    beside: Any
-    inputs: Any
-    queries: Any
-    heads: Any
-    xz: Any
-    convolved: Any
-    dt_b_c: Any
-    scanned: Any
-    hidden: Any = None
-    operand: Any = None
-    expert_room: Any = None
-    batch_operand: Any = None
-    stream_operand: Any = None
+    x: DeviceArray
+    y: DeviceArray
+    total: DeviceArray
+    qkv: DeviceArray
+    attention: DeviceArray
+    gate: DeviceArray
+    up: DeviceArray
+    router: DeviceArray
+    mix: DeviceArray
+    chosen: DeviceArray
+    chosen_weights: DeviceArray
+    normed: DeviceArray
+    part: DeviceArray
+    beside: DeviceArray
+    inputs: DeviceArray
+    queries: DeviceArray
+    heads: DeviceArray
+    xz: DeviceArray
+    convolved: DeviceArray
+    dt_b_c: DeviceArray
+    scanned: DeviceArray
+    hidden: DeviceArray | None = None
+    operand: DeviceArray | None = None
+    expert_room: DeviceArray | None = None
+    batch_operand: DeviceArray | None = None
+    stream_operand: DeviceArray | None = None
 
     def __init__(self, plan: LaunchPlan, phase: Phase) -> None:
         import cupy

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from engine.cuda.attention.attention import LayerAttention
 from engine.cuda.attention.attention_plan import AttentionShape
 from engine.cuda.attention.heads import HeadSteps
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.experts.heads import HeadProducts
 from engine.cuda.experts.moe import ExpertProducts
 from engine.cuda.experts.moe_rows import RowExperts
@@ -42,7 +42,7 @@ class DeviceProduct:
     group: MatrixGroup
     matvec: MatVec | None
     decode_gemm: DecodeGemm | None
-    bias: Any
+    bias: DeviceArray | None
     alpha: float
 
 
@@ -78,9 +78,9 @@ class DeviceFfn:
     gate: DeviceProjection | None
     up: DeviceProjection | None
     down: DeviceProjection
-    act_scales: Any = None
-    gate_bias: Any = None
-    up_bias: Any = None
+    act_scales: DeviceArray | None = None
+    gate_bias: DeviceArray | None = None
+    up_bias: DeviceArray | None = None
 
     @property
     def gate_up_bytes(self) -> int:
@@ -103,7 +103,7 @@ class DeviceMoe:
     """
 
     plan: MoePlan
-    selection_bias: Any
+    selection_bias: DeviceArray | None
     router: DeviceProjection
     experts: tuple[DeviceFfn, ...]
     shared: DeviceFfn | None
@@ -186,10 +186,10 @@ class DeviceMamba:
     ssm_x: DeviceProjection
     ssm_dt: DeviceProjection
     output: DeviceProjection
-    conv: Any
-    conv_bias: Any
-    a: Any
-    d: Any
+    conv: DeviceArray
+    conv_bias: DeviceArray
+    a: DeviceArray
+    d: DeviceArray
     norm: DeviceNorm | None
 
 

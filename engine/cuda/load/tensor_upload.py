@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.formats.layouts import kept_as
 from engine.cuda.formats.repack import PackedMatrix, repack
 from engine.cuda.launch_plan.families import Family
@@ -44,14 +45,14 @@ class TensorUploader:
         progress: called with the bytes uploaded so far.
     """
 
-    def __init__(self, stream: Any, progress: Callable[[int], None]) -> None:
+    def __init__(self, stream: Stream, progress: Callable[[int], None]) -> None:
         self._stream = stream
         self._progress = progress
         self._done = 0
         self._plan: LaunchPlan
         self._tensors: TensorIndex
         self._packed: dict[str, PackedMatrix] = {}
-        self._vectors: dict[int, Any] = {}
+        self._vectors: dict[int, tuple[DeviceArray, np.ndarray]] = {}
 
     # ---- tensors ---------------------------------------------------------------------------------------------
 
@@ -62,7 +63,11 @@ class TensorUploader:
         weight, bias = (None if one is None else self.vector(one).reshape(-1) for one in (norm.weight, norm.bias))
         return DeviceNorm(norm.kind is NormKind.LAYER, norm.epsilon, weight, bias)
 
-    def vector(self, values: np.ndarray | None, dtype: npt.DTypeLike = np.float32) -> Any:
+    @overload
+    def vector(self, values: None, dtype: npt.DTypeLike = np.float32) -> None: ...
+    @overload
+    def vector(self, values: np.ndarray, dtype: npt.DTypeLike = np.float32) -> DeviceArray: ...
+    def vector(self, values: np.ndarray | None, dtype: npt.DTypeLike = np.float32) -> DeviceArray | None:
         """A small array on the device; None stays None."""
         import cupy
 
@@ -84,13 +89,13 @@ class TensorUploader:
             )
         return self._packed[key]
 
-    def _raw(self, weight: Weight) -> Any:
+    def _raw(self, weight: Weight) -> DeviceArray:
         import cupy
 
         raw = np.ascontiguousarray(weight.raw).reshape(-1)
         if kept_as(weight.type) is not weight.type:
             raw = dequantize(raw, weight.type).view(np.uint8)
-        device = cupy.empty(raw.nbytes, cupy.uint8)
+        device: DeviceArray = cupy.empty(raw.nbytes, cupy.uint8)
         device.set(raw, stream=self._stream)
         self._done += weight.raw.nbytes
         self._progress(self._done)
@@ -118,7 +123,9 @@ class TensorUploader:
         alpha = plan.alpha if expert is None else linears[0].scale
         return self._over(plan, matrices, self._bias(linears), alpha)
 
-    def _over(self, plan: Product, matrices: Sequence[PackedMatrix], bias: Any, alpha: float) -> DeviceProduct:
+    def _over(
+        self, plan: Product, matrices: Sequence[PackedMatrix], bias: DeviceArray | None, alpha: float
+    ) -> DeviceProduct:
         """The launchers that the plan asks for."""
         used = plan.families.used
         matvec = MatVec(matrices) if Family.MATVEC in used else None
@@ -128,7 +135,7 @@ class TensorUploader:
         return DeviceProduct(plan, matvec or MatrixGroup(matrices), matvec, gemm, bias, alpha)
 
     @staticmethod
-    def _bias(group: Sequence[Linear]) -> Any:
+    def _bias(group: Sequence[Linear]) -> DeviceArray | None:
         if all(linear.bias is None for linear in group):
             return None
         pieces = [
@@ -137,10 +144,11 @@ class TensorUploader:
         ]
         import cupy
 
-        return cupy.asarray(np.concatenate(pieces).astype(np.float32))
+        bias: DeviceArray = cupy.asarray(np.concatenate(pieces).astype(np.float32))
+        return bias
 
     def _view(
-        self, plan: Projection, stack: PackedMatrix, index: int, count: int, bias: Any = None
+        self, plan: Projection, stack: PackedMatrix, index: int, count: int, bias: DeviceArray | None = None
     ) -> DeviceProjection:
         """One matrix of a stack that is packed as a whole, as a projection."""
         (part,) = plan.parts

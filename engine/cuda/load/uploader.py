@@ -5,12 +5,13 @@ Owns the way of every weight to the device. Must not decide what is launched tog
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from engine.cuda.attention.attention import LayerAttention
 from engine.cuda.attention.heads import HeadSteps
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.experts.heads import HeadProducts
 from engine.cuda.experts.moe import ExpertProducts
 from engine.cuda.experts.moe_rows import RowExperts
@@ -49,6 +50,15 @@ from engine.model.weights import (
     MambaWeights,
     MoeWeights,
 )
+
+
+class ExpertBiases(TypedDict):
+    """Keyword arguments of the launchers of experts: float32, or None for none."""
+
+    router_bias: DeviceArray | None
+    gate_bias: DeviceArray | None
+    up_bias: DeviceArray | None
+    down_bias: DeviceArray | None
 
 
 class Uploader(TensorUploader):
@@ -204,7 +214,7 @@ class Uploader(TensorUploader):
             assert weights.gate is not None
             gate_bias, up_bias, down_bias = (self.vector(one.bias) for one in (weights.gate, weights.up, weights.down))
             parts = gate_up, down, plan.routing, plan.expert.activation
-            biases = {
+            biases: ExpertBiases = {
                 "router_bias": selection_bias, "gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias,
             }  # fmt: skip
             used = plan.families.used
@@ -234,7 +244,13 @@ class Uploader(TensorUploader):
         return self.matrix(stack, None if plan.partner is None else self._tensors.stack(plan.partner).weight)
 
     def _gathered(
-        self, plan: FfnPlan, gate_up: PackedMatrix, down: PackedMatrix, biases: tuple[Any, ...], index: int, n: int
+        self,
+        plan: FfnPlan,
+        gate_up: PackedMatrix,
+        down: PackedMatrix,
+        biases: tuple[DeviceArray | None, ...],
+        index: int,
+        n: int,
     ) -> DeviceFfn:
         """One expert as views of the stacks; biases: of gate, up and down, float32 (E, ...) or None."""
         gate_bias, up_bias, down_bias = (None if one is None else one[index] for one in biases)

@@ -8,8 +8,8 @@ sequence's result do not depend on the other sequences, on B, or on the run. Mus
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.repack import PackedMatrix
@@ -46,7 +46,7 @@ class DecodeGemm:
         shapes = [(m.type, m.rows) for m in matrices]
         self.cut = cut or group_cut(shapes, self._columns, multiprocessors, paired=self._paired)
         self._kernels: dict[tuple[int, int, int], tuple[Kernel, int, BlockMemory]] = {}
-        self._segments: list[Any] = []
+        self._segments: list[Argument] = []
         unit, column = 0, 0
         for matrix in matrices:
             unit += -(-matrix.tiles // UNIT_TILES)
@@ -84,19 +84,19 @@ class DecodeGemm:
 
     def __call__(
         self,
-        x: Any,
-        out: Any,
-        operand: Any,
+        x: DeviceArray,
+        out: DeviceArray,
+        operand: DeviceArray,
         *,
-        norm: Any = None,
+        norm: DeviceArray | None = None,
         eps: float = 0.0,
-        bias: Any = None,
+        bias: DeviceArray | None = None,
         activation: int = 0,
         add: bool = False,
         alpha: float = 1.0,
         ready: bool = False,
-        emitted: tuple[Any, Any] | None = None,
-        stream: Any = None,
+        emitted: tuple[DeviceArray | None, DeviceArray | None] | None = None,
+        stream: Stream | None = None,
         pdl: bool = True,
     ) -> None:
         """Launches the product for B sequences, up to 64 at a time.

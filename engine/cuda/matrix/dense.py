@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.formats.dequant import dequantize
 from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.matrix.dense_plan import FIXED_OUTPUTS, PIECE, SCRATCH_BYTES, expansions, padded
@@ -45,13 +46,13 @@ class DenseProduct:
     def __call__(
         self,
         matrix: PackedMatrix,
-        x: Any,
-        out: Any,
+        x: DeviceArray,
+        out: DeviceArray,
         *,
         rows: int,
         alpha: float = 1.0,
         add: bool = False,
-        second: Any = None,
+        second: DeviceArray | None = None,
     ) -> None:
         """Multiplies T rows.
 
@@ -77,31 +78,39 @@ class DenseProduct:
             shape = (copies, outputs, matrix.columns) if matrix.paired else (outputs, matrix.columns)
             tile = self._tile(copies * outputs * matrix.columns, dtype).reshape(shape)
             dequantize(matrix, tile, first_row=first, rows=outputs)
-            pairs = [(tile[0], out), (tile[1], second)] if matrix.paired else [(tile, out)]
+            pairs = [(tile, out)]
+            if matrix.paired:
+                assert second is not None
+                pairs = [(tile[0], out), (tile[1], second)]
             for weights, target in pairs:
                 self._multiply(weights, x, target[:rows, first : first + outputs], alpha, add, wide)
 
-    def _multiply(self, weights: Any, x: Any, out: Any, alpha: float, add: bool, wide: bool) -> None:
+    def _multiply(
+        self, weights: DeviceArray, x: DeviceArray, out: DeviceArray, alpha: float, add: bool, wide: bool
+    ) -> None:
         if self._piece is None:
             self._gemm(weights, x, out, alpha, add, wide)
             return
         piece = self._piece[:, : weights.shape[0]]
         for first in range(0, len(out), PIECE):
-            self._gemm(weights, x[first : first + PIECE], piece, alpha, False, wide)
             target = out[first : first + PIECE]
             if add:
-                target += piece[: len(target)]
-            else:
-                target[...] = piece[: len(target)]
+                _copy(target, piece)
+            self._gemm(weights, x[first : first + PIECE], piece, alpha, add, wide)
+            _copy(piece[: len(target)], target)
 
-    def _tile(self, count: int, dtype: Any) -> Any:
+    def _tile(self, count: int, dtype: np.dtype[Any]) -> DeviceArray:
         import cupy
 
         if count * dtype.itemsize > self._scratch.nbytes:  # a single step of rows wider than the scratch memory
-            return cupy.empty(count, dtype)
-        return self._scratch[: count * dtype.itemsize].view(dtype)
+            wide: DeviceArray = cupy.empty(count, dtype)
+            return wide
+        scratch: DeviceArray = self._scratch
+        return scratch[: count * dtype.itemsize].view(dtype)
 
-    def _gemm(self, weights: Any, x: Any, out: Any, alpha: float, add: bool, wide: bool) -> None:
+    def _gemm(
+        self, weights: DeviceArray, x: DeviceArray, out: DeviceArray, alpha: float, add: bool, wide: bool
+    ) -> None:
         """Row-major out (T, N) is column-major (N, T) to cuBLAS: W transposed times x."""
         import cupy
         from cupy_backends.cuda.libs import cublas
@@ -133,3 +142,20 @@ class DenseProduct:
             _COMPUTE_32F,
             _GEMM_DEFAULT,
         )
+
+
+def _copy(source: Any, target: Any) -> None:
+    """The first rows of target = source, both float32 with free row strides."""
+    import cupy
+
+    runtime, (rows, columns) = cupy.cuda.runtime, source.shape
+    runtime.memcpy2DAsync(
+        target.data.ptr,
+        target.strides[0],
+        source.data.ptr,
+        source.strides[0],
+        4 * columns,
+        rows,
+        runtime.memcpyDeviceToDevice,
+        cupy.cuda.get_current_stream().ptr,
+    )

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.compiler import Kernel, build, device_arch
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.repack import PackedMatrix
@@ -57,7 +57,7 @@ class Operand:
         columns: K.
     """
 
-    data: Any
+    data: DeviceArray
     rows: int
     columns: int
 
@@ -80,17 +80,17 @@ class TokenTiles:
 
     tile: Tile
     most: int
-    table: Any
+    table: DeviceArray
     n_experts: int
 
 
 def make_operand(
-    x: Any,
-    buffer: Any,
+    x: DeviceArray,
+    buffer: DeviceArray,
     *,
-    norm: Any = None,
+    norm: DeviceArray | None = None,
     eps: float = 0.0,
-    places: Any = None,
+    places: DeviceArray | None = None,
     copies: int = 1,
     room_rows: int | None = None,
 ) -> Operand:
@@ -133,15 +133,15 @@ class Gemm:
         for members in family(types):
             for tile in TILES:
                 self._kernel(members, tile)
-        self._tables: dict[int, tuple[MatrixGroup, list[tuple[Any, int, PackedMatrix]]]] = {}
+        self._tables: dict[int, tuple[MatrixGroup, list[tuple[DeviceArray, int, PackedMatrix]]]] = {}
 
     def __call__(
         self,
         group: MatrixGroup,
         x: Operand,
-        out: Any,
+        out: DeviceArray,
         *,
-        bias: Any = None,
+        bias: DeviceArray | None = None,
         add: bool = False,
         alpha: float = 1.0,
         tile: Tile | None = None,
@@ -163,7 +163,7 @@ class Gemm:
         self._run(group, x, out, out.strides[0] // 4, bias, alpha, _ADD if add else _STORE, tile, step)
 
     def gated(
-        self, group: MatrixGroup, x: Operand, out: Any, *, tile: Tile | None = None, step: bool = False
+        self, group: MatrixGroup, x: Operand, out: DeviceArray, *, tile: Tile | None = None, step: bool = False
     ) -> Operand | None:
         """activation(gate) * up of a paired matrix with F outputs.
 
@@ -188,9 +188,9 @@ class Gemm:
         self,
         group: MatrixGroup,
         x: Operand,
-        out: Any,
+        out: DeviceArray,
         stride: int,
-        bias: Any,
+        bias: DeviceArray | None,
         alpha: float,
         mode: int,
         tile: Tile | None,
@@ -208,7 +208,7 @@ class Gemm:
             args = (table, units, chunks, x.data, x.pitch, x.rows, out, stride, bias, float(alpha), mode, None)
             launch(kernel, clusters * together, (shape.groups + 1) * 128, args, shared=shared)
 
-    def experts(self, group: MatrixGroup, x: Operand, out: Any, tiles: TokenTiles) -> None:
+    def experts(self, group: MatrixGroup, x: Operand, out: DeviceArray, tiles: TokenTiles) -> None:
         """Multiplies each tile of rows by its own expert: x @ W_e.T, or activation(gate_e) * up_e of a paired matrix.
 
         Args:
@@ -241,7 +241,7 @@ class Gemm:
             self._kernels[key] = (build(files, defines=defines).get("gemm"), shared_bytes(types, tile))
         return self._kernels[key]
 
-    def _launches(self, group: MatrixGroup) -> list[tuple[Any, int, PackedMatrix]]:
+    def _launches(self, group: MatrixGroup) -> list[tuple[DeviceArray, int, PackedMatrix]]:
         """The launches of a group: device table of its segments, runs of 64 outputs, and one of the matrices."""
         if id(group) not in self._tables:
             import cupy

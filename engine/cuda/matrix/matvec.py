@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import islice
-from typing import Any
 
+from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import Kernel, build, device_arch
 from engine.cuda.driver.launch import launch
 from engine.cuda.formats.repack import PackedMatrix
@@ -44,7 +44,7 @@ class MatVec(MatrixGroup):
         self._card = device_arch(), multiprocessor_count(cupy.cuda.Device().id)
         self._tuning = tuning
         self._kernels: dict[tuple[int, int, KernelActivation], tuple[Kernel, Block]] = {}
-        self._segments: list[Any] = []
+        self._segments: list[Argument] = []
         tile, column = 0, 0
         for matrix in matrices:
             tile += matrix.tiles
@@ -84,16 +84,16 @@ class MatVec(MatrixGroup):
 
     def __call__(
         self,
-        x: Any,
-        out: Any,
+        x: DeviceArray,
+        out: DeviceArray,
         *,
-        norm: Any = None,
+        norm: DeviceArray | None = None,
         eps: float = 0.0,
-        bias: Any = None,
+        bias: DeviceArray | None = None,
         activation: KernelActivation = KernelActivation.NONE,
         add: bool = False,
         alpha: float = 1.0,
-        stream: Any = None,
+        stream: Stream | None = None,
         pdl: bool = True,
     ) -> None:
         """Launches the product for B sequences, up to 8 at a time.
@@ -154,7 +154,9 @@ class MatVec(MatrixGroup):
             )
             first += batch
 
-    def _launch(self, kernel: Kernel, block: Block, batch: int, args: tuple[Any, ...], stream: Any, pdl: bool) -> None:
+    def _launch(
+        self, kernel: Kernel, block: Block, batch: int, args: tuple[Argument, ...], stream: Stream | None, pdl: bool
+    ) -> None:
         unit = 256 if self.columns % 256 == 0 else 128
         launch(
             kernel,

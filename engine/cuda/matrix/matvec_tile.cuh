@@ -116,7 +116,7 @@ DEVICE void fetch_wait(u32 barrier, u32 parity) {
 }
 
 // ---- weights of one sub-block as mma operands ----------------------------------------------------------------
-// Quants are used where they lie in their byte if they fit there; this undoes the power of two.
+// Quants are used in their place in the byte if they fit there; this undoes the power of two.
 template <class F>
 DEVICE int place(int s) {
     if (F::CODED) return 0;

@@ -17,8 +17,7 @@ This module must not know of tokenizers, requests or layers.
 
 from __future__ import annotations
 
-from typing import Any
-
+from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.cuda.recurrent.mamba_plan import THREADS, MambaShape, build_jobs
@@ -50,9 +49,17 @@ class Mamba:
         self._most_rows = max(1, _BLOCKS * multiprocessors // self._scan_blocks)
 
     def conv_decode(
-        self, xz: Any, weight: Any, bias: Any, conv_state: Any, positions: Any, offsets: Any, out: Any,
-        *, stream: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        xz: DeviceArray,
+        weight: DeviceArray,
+        bias: DeviceArray,
+        conv_state: DeviceArray,
+        positions: DeviceArray,
+        offsets: DeviceArray,
+        out: DeviceArray,
+        *,
+        stream: Stream | None = None,
+    ) -> None:
         """out (B, E) = silu(bias + convolution of each slot's last W inputs), B = positions.size; keeps the last W - 1.
 
         Args:
@@ -76,9 +83,20 @@ class Mamba:
         launch(self._conv_decode, (self._conv_blocks, n), THREADS, args, stream=stream)
 
     def scan_decode(
-        self, dt: Any, x: Any, bc: Any, xz: Any, a: Any, d: Any, ssm_state: Any, positions: Any, offsets: Any, out: Any,
-        *, stream: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        dt: DeviceArray,
+        x: DeviceArray,
+        bc: DeviceArray,
+        xz: DeviceArray,
+        a: DeviceArray,
+        d: DeviceArray,
+        ssm_state: DeviceArray,
+        positions: DeviceArray,
+        offsets: DeviceArray,
+        out: DeviceArray,
+        *,
+        stream: Stream | None = None,
+    ) -> None:
         """out (B, E) = (C . h + d * x) * silu(z) behind h = exp(softplus(dt) * a) * h + softplus(dt) * x * B.
 
         Args:
@@ -103,7 +121,16 @@ class Mamba:
         launch(self._scan_decode, (self._scan_blocks, min(n, self._most_rows)), THREADS, args, stream=stream)
 
     def conv_prompt(
-        self, xz: Any, weight: Any, bias: Any, conv_state: Any, spans: Any, tiles: Any, out: Any, *, stream: Any = None
+        self,
+        xz: DeviceArray,
+        weight: DeviceArray,
+        bias: DeviceArray,
+        conv_state: DeviceArray,
+        spans: DeviceArray,
+        tiles: DeviceArray,
+        out: DeviceArray,
+        *,
+        stream: Stream | None = None,
     ) -> None:
         """out (T, E) = silu(bias + convolution), row after row of each span; keeps the last W - 1 inputs of each.
 
@@ -125,9 +152,19 @@ class Mamba:
         launch(self._conv_prompt, (self._conv_blocks, len(tiles)), THREADS, args, stream=stream)
 
     def scan_prompt(
-        self, dt: Any, x: Any, bc: Any, xz: Any, a: Any, d: Any, ssm_state: Any, spans: Any, out: Any,
-        *, stream: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        dt: DeviceArray,
+        x: DeviceArray,
+        bc: DeviceArray,
+        xz: DeviceArray,
+        a: DeviceArray,
+        d: DeviceArray,
+        ssm_state: DeviceArray,
+        spans: DeviceArray,
+        out: DeviceArray,
+        *,
+        stream: Stream | None = None,
+    ) -> None:
         """As scan_decode for T rows of prompts, token after token within each span.
 
         Args:
@@ -150,16 +187,18 @@ class Mamba:
         args = (*inputs, ssm_state, spans, out, self.shape.d_inner)
         launch(self._scan_prompt, (self._scan_blocks, len(spans)), THREADS, args, stream=stream)
 
-    def _check(self, xz: Any, out: Any, n: int) -> None:
+    def _check(self, xz: DeviceArray, out: DeviceArray, n: int) -> None:
         width = self.shape.d_inner
         assert xz.shape[1] == 2 * width and out.shape[1] == width and min(len(xz), len(out)) >= n, (xz.shape, out.shape)
         assert xz.flags.c_contiguous and out.flags.c_contiguous
 
-    def _check_state(self, state: Any, each: int) -> None:
+    def _check_state(self, state: DeviceArray, each: int) -> None:
         assert state.shape[1:] == (self.shape.d_inner, each), state.shape
         assert state.flags.c_contiguous
 
-    def _inputs(self, dt: Any, x: Any, bc: Any, xz: Any, a: Any, d: Any) -> tuple[Any, ...]:
+    def _inputs(
+        self, dt: DeviceArray, x: DeviceArray, bc: DeviceArray, xz: DeviceArray, a: DeviceArray, d: DeviceArray
+    ) -> tuple[Argument, ...]:
         shape = self.shape
         assert dt.shape[1] == x.shape[1] == d.size == shape.d_inner and a.shape == (shape.d_inner, shape.d_state)
         assert bc.shape[1] == shape.row_width and all(array.flags.c_contiguous for array in (dt, x, bc))

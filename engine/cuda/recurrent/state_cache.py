@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.row_store import RowStore, SavedRows
 from engine.cuda.driver.staging import Staging
 from engine.cuda.recurrent.mamba import Mamba
@@ -28,8 +28,8 @@ class RecurrentCache:
     def __init__(self, shape: MambaShape) -> None:
         self._shape = shape
         self.bytes_per_token = 0
-        self.paged: tuple[Any, ...] = ()
-        self.states: tuple[Any, ...] = ()
+        self.paged: tuple[DeviceArray, ...] = ()
+        self.states: tuple[DeviceArray, ...] = ()
 
     @property
     def bytes_per_state(self) -> int:
@@ -70,7 +70,7 @@ class StateCache:
         self._new_offsets: dict[int, int] = {}
         self._store = RowStore([array for layer in caches for array in layer.states])
 
-    def arrays(self, layer: int) -> tuple[Any, Any]:
+    def arrays(self, layer: int) -> tuple[DeviceArray, DeviceArray]:
         """conv_state and ssm_state of a layer; see mamba.py."""
         cache = self.layers[layer]
         assert cache is not None, "a layer without a state"

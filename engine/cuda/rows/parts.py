@@ -7,11 +7,10 @@ depend on nothing but the row. Must not know of layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from engine.cuda.driver.arrays import DeviceArray
+from engine.cuda.driver.arrays import Argument, DeviceArray
 from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
 
@@ -64,7 +63,7 @@ def _kernel(name: str) -> Kernel:
     return build(FILES).get(name)
 
 
-def _flat(name: str, x: DeviceArray, *args: Any) -> None:
+def _flat(name: str, x: DeviceArray, *args: Argument) -> None:
     assert x.flags.c_contiguous
     launch(_kernel(name), max(1, min(1024, -(-x.size // 256))), 256, (x, np.int64(x.size), *args))
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from engine.cuda.driver.arrays import DeviceArray, Stream
+from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import Kernel, build
 from engine.cuda.driver.launch import launch
 from engine.cuda.rows.activation import KernelActivation
@@ -18,7 +16,7 @@ def _kernel(name: str) -> Kernel:
     return build(FILES).get(name)
 
 
-def _flat(name: str, count: int, args: tuple[Any, ...]) -> None:
+def _flat(name: str, count: int, args: tuple[Argument, ...]) -> None:
     launch(_kernel(name), max(1, min(1024, -(-count // 256))), 256, args)
 
 
@@ -69,8 +67,7 @@ def read_bandwidth(stream: Stream, n_bytes: int = 1 << 30) -> float:
     import cupy
 
     free = int(cupy.cuda.runtime.memGetInfo()[0])
-    # Not zeros: memory of zeros can read faster than real data.
-    data = cupy.arange(min(n_bytes, free // 4) // 16 * 4, dtype=cupy.uint32) * cupy.uint32(2654435761)
+    data = _noise(min(n_bytes, free // 4) // 16 * 4, stream)
     out = cupy.zeros(1, cupy.float32)
     blocks = 8 * int(cupy.cuda.Device().attributes["MultiProcessorCount"])
     best = 0.0
@@ -84,3 +81,18 @@ def read_bandwidth(stream: Stream, n_bytes: int = 1 << 30) -> float:
         end.synchronize()
         best = max(best, passes * data.nbytes / (cupy.cuda.get_elapsed_time(begin, end) * 1e-3))
     return best
+
+
+def _noise(words: int, stream: Stream) -> DeviceArray:
+    """uint32 (words,), not zeros: memory of zeros can read faster than real data."""
+    import cupy
+
+    data: DeviceArray = cupy.empty(words, cupy.uint32)
+    filled = min(words, 1 << 20)
+    data[:filled].set(np.random.default_rng(0).integers(0, 1 << 32, filled, np.uint32), stream=stream)
+    while filled < words:
+        n = min(filled, words - filled)
+        copy, first = cupy.cuda.runtime.memcpyAsync, int(data.data.ptr)
+        copy(first + 4 * filled, first, 4 * n, cupy.cuda.runtime.memcpyDeviceToDevice, stream.ptr)
+        filled += n
+    return data

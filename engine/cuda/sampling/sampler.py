@@ -46,10 +46,12 @@ ROW = np.dtype(
         ("n_bias", "<i4"),
         ("n_logprobs", "<i4"),
         ("limit", "<i4"),
-        ("reserved", "<u4"),
+        ("mask", "<u4"),
     ]
 )
 assert ROW.itemsize == 64
+NO_MASK, MASK, MASK_FREE_LOGPROBS = range(3)
+"""Values of `mask`: the constants of sampling_common.cuh."""
 LIMIT_WORD = 14
 """Where `limit` is in a row of 32-bit words."""
 
@@ -95,6 +97,8 @@ def pack_row(params: SamplingParams, seed: int, output_index: int, limit: int = 
     row["n_bias"] = len(params.logit_bias or ())
     row["n_logprobs"] = -1 if params.logprobs is None else params.logprobs
     row["limit"] = limit
+    if params.constraint is not None:
+        row["mask"] = MASK_FREE_LOGPROBS if params.free_logprobs else MASK
     return row
 
 
@@ -141,7 +145,8 @@ class DeviceSampler:
             )
         self.ring, n = results.tokens.shape
         self.vocab_size, self.context_length, self.max_rows, self.results = vocab_size, context_length, n, results
-        self._kernel = build(SOURCES).get("sample")
+        kernels = build(SOURCES)
+        self._kernel, self._masked_kernel = kernels.get("sample"), kernels.get("sample_masked")
         self._multiprocessors = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
         self.rows = cupy.zeros((n_slots, ROW.itemsize // 4), np.uint32)
         self.bias_ids = cupy.zeros((n_slots, MAX_LOGIT_BIAS), np.int32)
@@ -180,17 +185,20 @@ class DeviceSampler:
         next_token: DeviceArray,
         *,
         slots: DeviceArray | None = None,
+        masks: DeviceArray | None = None,
         stream: Stream | None = None,
         pdl: bool = True,
     ) -> None:
         """Choose the next token of every row; nothing is allocated and nothing waits, so it may be captured.
 
         Args:
-            logits: (B, V) float32, C-contiguous, B <= max_rows; not changed.
+            logits: (B, V) float32, C-contiguous, B <= max_rows; rows with a mask get -inf where it allows no token,
+                unless they report log-probabilities without it.
             positions: (S,) int32 by slot. Position of the token the logits come from, -1 for padding. Advanced by one;
                 becomes -1 where the row's limit or the context is reached, or no token could be drawn.
             next_token: (S,) int32 by slot, written; -1 where no token could be drawn.
             slots: (B,) int32, the slot of every row, each at most once, -1 for padding; None: row b is slot b.
+            masks: (S, ceil(V / 32)) uint32, the tokens that a row with a constraint may draw; None: no row has one.
             stream: CuPy stream.
             pdl: allow the launch to overlap the previous kernel's end.
         """
@@ -201,7 +209,7 @@ class DeviceSampler:
         assert logits.flags.c_contiguous
         assert positions.dtype == next_token.dtype == np.int32
         launch(
-            self._kernel,
+            self._kernel if masks is None else self._masked_kernel,
             grid(n_rows, self._multiprocessors),
             THREADS,
             (
@@ -229,6 +237,8 @@ class DeviceSampler:
                 self.control,
                 self.histograms,
                 self.candidates,
+                masks,
+                0 if masks is None else masks.shape[1],
             ),
             stream=stream,
             pdl=pdl,

@@ -1,4 +1,4 @@
-// sample: the next token of B rows of logits, in one kernel; bit for bit what engine/sampling/sampler.py chooses.
+// sample, sample_masked: the next token of B rows of logits, in one kernel; bit for bit what engine/sampling/sampler.py chooses.
 //
 // Grid (G, R): G blocks share a row through global memory, R rows run at once, further rows follow. All blocks must be
 // resident together (the launcher keeps G * R at or below the number of multiprocessors), for rows that need more than
@@ -103,8 +103,25 @@ DEVICE u64 draw_sorted(Shared* s, int n, float largest, u32 random) {
     return s->found;
 }
 
-// Bias and penalties of this block's tokens, into a.adjusted.
-DEVICE void adjust(const Arguments& a, Block& k, const float* raw, float* adjusted, bool penalize) {
+DEVICE bool allowed(const u32* mask, int id) { return mask[id >> 5] >> (id & 31) & 1; }
+DEVICE const u32* mask_of(const Arguments& a, const Shared& s) { return a.masks + (size_t)s.slot * a.mask_stride; }
+
+// Takes this block's tokens that the row's mask does not allow out of its logits, and out of what was read of them.
+DEVICE void apply_mask(const Arguments& a, const Block& k, float* preloaded) {
+    const u32* mask = mask_of(a, *k.s);
+    float* logits = a.logits + (size_t)k.b * a.V;
+#pragma unroll
+    for (int j = 0; j < PRELOADED; ++j) {
+        const int id = k.lo + (int)threadIdx.x + j * THREADS;
+        if (id < k.hi && !allowed(mask, id)) preloaded[j] = __uint_as_float(0xff800000u);
+    }
+    for (int id = k.lo + threadIdx.x; id < k.hi; id += THREADS)
+        if (!allowed(mask, id)) logits[id] = __uint_as_float(0xff800000u);
+    __syncthreads();  // blocks read their own share of a row only
+}
+
+// Bias and penalties of this block's tokens, and the mask where `mask` is one, into a.adjusted.
+DEVICE void adjust(const Arguments& a, Block& k, const float* raw, float* adjusted, bool penalize, const u32* mask) {
     const SamplingRow& row = k.s->row;
     u32* counts = (u32*)k.s->pool;
     float* bias = (float*)(counts + BINS);
@@ -134,7 +151,7 @@ DEVICE void adjust(const Arguments& a, Block& k, const float* raw, float* adjust
                 const float lower = __fadd_rn(__fmul_rn((float)count, row.frequency_penalty), row.presence_penalty);
                 v = __fsub_rn(v, lower);
             }
-            adjusted[tile + i] = v;
+            adjusted[tile + i] = mask == nullptr || allowed(mask, tile + i) ? v : __uint_as_float(0xff800000u);
         }
         __syncthreads();
     }
@@ -269,6 +286,7 @@ DEVICE u64 choose_by_cutoffs(const Arguments& a, Block& k, const float* source, 
     return select(k, view, {DRAW, false, 0.0f, random});
 }
 
+template <bool MASKED>
 DEVICE void sample_row(const Arguments& a, Block& k, const float* preloaded, int groups) {
     const SamplingRow& row = k.s->row;
     const float* raw = a.logits + (size_t)k.b * a.V;
@@ -286,9 +304,11 @@ DEVICE void sample_row(const Arguments& a, Block& k, const float* preloaded, int
             return;
         }
     }
-    if (penalize || row.n_bias > 0) {
+    // The log-probabilities of such a row are those of the logits without its mask, so the mask comes here.
+    const u32* mask = MASKED && row.mask == MASK_FREE_LOGPROBS ? mask_of(a, *k.s) : nullptr;
+    if (penalize || row.n_bias > 0 || mask != nullptr) {
         float* adjusted = a.adjusted + (size_t)k.b * a.V;
-        adjust(a, k, raw, adjusted, penalize);
+        adjust(a, k, raw, adjusted, penalize, mask);
         source = adjusted;
         publish_maxima(k, source, nullptr, table, groups);
     } else {
@@ -339,17 +359,9 @@ DEVICE void sample_row(const Arguments& a, Block& k, const float* preloaded, int
     if (leave(k)) clean_up(a, k);
 }
 
-// logits … candidates: see Arguments.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    sample(const float* logits, int V, int B, const int* slots, SamplingRow* rows, const int* bias_ids,
-           const float* bias_values, int bias_stride, int* history, int context, int* next_token, int* positions,
-           u32* step, int ring, int most_rows, int* out_tokens, float* out_logprobs, int* out_top_ids,
-           float* out_top_logprobs, float* adjusted, u64* maxima, Control* control, u64* histograms, u64* candidates) {
+template <bool MASKED>
+DEVICE void sample_rows(const Arguments& a) {
     __shared__ __align__(16) Shared s;
-    const Arguments a = {logits,     V,         B,         slots,        rows,       bias_ids,     bias_values,
-                         bias_stride, history,  context,   next_token,   positions,  step,         ring,
-                         most_rows,  out_tokens, out_logprobs, out_top_ids, out_top_logprobs, adjusted, maxima,
-                         control,    histograms, candidates};
     pdl_launch();
     pdl_wait();
     const int groups = MAXIMA / (int)gridDim.x;  // parts of a block with a maximum of their own: 128 in a row
@@ -378,6 +390,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             }
             continue;
         }
-        sample_row(a, k, preloaded, groups);
+        if (MASKED && s.row.mask == MASK) apply_mask(a, k, preloaded);
+        sample_row<MASKED>(a, k, preloaded, groups);
     }
+}
+
+// Of both kernels; see Arguments.
+#define PARAMETERS                                                                                                      \
+    float *logits, int V, int B, const int *slots, SamplingRow *rows, const int *bias_ids, const float *bias_values,    \
+        int bias_stride, int *history, int context, int *next_token, int *positions, u32 *step, int ring, int most_rows, \
+        int *out_tokens, float *out_logprobs, int *out_top_ids, float *out_top_logprobs, float *adjusted, u64 *maxima,  \
+        Control *control, u64 *histograms, u64 *candidates, const u32 *masks, int mask_stride
+#define ARGUMENTS                                                                                                       \
+    {logits,      V,       B,          slots,        rows,        bias_ids,         bias_values, bias_stride,           \
+     history,     context, next_token, positions,    step,        ring,             most_rows,   out_tokens,            \
+     out_logprobs, out_top_ids, out_top_logprobs, adjusted, maxima, control,        histograms,  candidates,            \
+     masks,       mask_stride}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) sample(PARAMETERS) {  // no row has a mask
+    const Arguments a = ARGUMENTS;
+    sample_rows<false>(a);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) sample_masked(PARAMETERS) {  // some may have
+    const Arguments a = ARGUMENTS;
+    sample_rows<true>(a);
 }

@@ -14,7 +14,7 @@
 #define KEY_POSITIVE_INFINITY 0xff800000u
 #define FIXED_ONE 1099511627776.0f  // 2^40
 
-struct SamplingRow {  // 64 bytes; engine/cuda/sampling_ops.py ROW has the same fields
+struct SamplingRow {  // 64 bytes; sampler.py ROW has the same fields
     float temperature;
     int top_k;
     float top_p, min_p, typical_p;
@@ -25,8 +25,9 @@ struct SamplingRow {  // 64 bytes; engine/cuda/sampling_ops.py ROW has the same 
     int n_bias;
     int n_logprobs;  // -1: none, 0: the chosen token only
     int limit;  // the row stops where this position would be fed
-    u32 reserved;
+    u32 mask;  // NO_MASK, MASK or MASK_FREE_LOGPROBS
 };
+constexpr u32 NO_MASK = 0, MASK = 1, MASK_FREE_LOGPROBS = 2;
 
 struct Control {  // 96 bytes a row, all zero between launches
     u32 arrived, left, counts[14];
@@ -34,7 +35,7 @@ struct Control {  // 96 bytes a row, all zero between launches
 };
 
 struct Arguments {
-    const float* logits;  // (B, V)
+    float* logits;  // (B, V); a masked row loses the tokens that its mask does not allow
     int V, B;
     const int* slots;         // (B,) row of the per-slot tables; null: row b is slot b; -1: padding
     SamplingRow* rows;        // (slots,)
@@ -56,6 +57,8 @@ struct Arguments {
     Control* control;        // (B,)
     u64* histograms;         // (B, 3, 2048), all zero between launches
     u64* candidates;         // (B, 3, 1024): top-k, log-probabilities, select()
+    const u32* masks;        // (slots, mask_stride): bit i % 32 of word i / 32 allows token i; null where no row is masked
+    int mask_stride;
 };
 
 struct Shared {

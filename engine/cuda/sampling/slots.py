@@ -12,10 +12,12 @@ from collections.abc import Sequence as Items
 import numpy as np
 
 from engine.cuda.driver.arrays import DeviceArray, Stream
+from engine.cuda.driver.failure import device_errors
 from engine.cuda.driver.staging import Mapped, Staging
 from engine.cuda.sampling.sampler import LIMIT_WORD, DeviceSampler, Results, pack_row
 from engine.errors import EngineError, ModelFileError
 from engine.request import ActiveSequence, TokenSample
+from engine.sampling.constraint import Bits
 from engine.sampling.params import MAX_LOGPROBS
 
 
@@ -58,9 +60,10 @@ class DeviceSlots:
         )
         self._sampler = DeviceSampler(vocab_size, context_length, n_slots, results=results)
         self.tokens = cupy.zeros(n_slots, cupy.int32)
-        self.positions = cupy.full(n_slots, -1, cupy.int32)
+        self.positions = cupy.asarray(np.full(n_slots, -1, np.int32))
         self._vocab_size = vocab_size
         self._places = places
+        self._masks: Mapped | None = None  # most programs never need it
         self._launched = 0
         self._new_positions: dict[int, int] = {}
         self._new_limits: dict[int, int] = {}
@@ -69,7 +72,7 @@ class DeviceSlots:
         self._plain = _Plain()
 
     def begin(self, sequence: ActiveSequence, position: int, limit: int, token: int | None = None) -> None:
-        """The slot serves a sequence whose newest token stands at that position.
+        """The slot serves a sequence whose newest token has that position.
 
         Args:
             sequence: whose slot it is.
@@ -92,6 +95,17 @@ class DeviceSlots:
         """See begin()."""
         self._new_limits[slot] = limit
 
+    def set_mask(self, slot: int, bits: Bits) -> None:
+        """The tokens that the slot may draw next. Nothing that reads its mask may be on its way.
+
+        Raises:
+            DeviceError: there is no memory for masks; it concerns this slot alone.
+        """
+        if self._masks is None:
+            with device_errors("making room for the masks of constraints"):
+                self._masks = Mapped((self.positions.size, -(-self._vocab_size // 32)), np.uint32)
+        self._masks.host[slot] = bits
+
     def flush(self, staging: Staging) -> None:
         """Puts everything changed on its way."""
         for slot, (sequence, position, limit) in self._new_sequences.items():
@@ -113,12 +127,22 @@ class DeviceSlots:
             news.clear()
 
     def sample(self, logits: DeviceArray) -> None:
-        """Draws the next token of slots 0..n-1 from logits (n, V); may be captured."""
+        """Draws the next token of slots 0..n-1 from logits (n, V), none with a mask; may be captured."""
         self._sampler.launch(logits, self.positions, self.tokens, stream=self._stream)
+
+    def sample_masked(self, logits: DeviceArray) -> None:
+        """The same where slots have masks."""
+        assert self._masks is not None, "a row with a constraint whose mask was not set"
+        self._sampler.launch(
+            logits, self.positions, self.tokens, masks=self._masks.device, stream=self._stream, pdl=False
+        )
 
     def sample_rows(self, logits: DeviceArray, slots: DeviceArray) -> None:
         """Draws the next token of the slots named (R,) from logits (R, V); the results are in columns 0..R-1."""
-        self._sampler.launch(logits, self.positions, self.tokens, slots=slots, stream=self._stream, pdl=False)
+        masks = None if self._masks is None else self._masks.device
+        self._sampler.launch(
+            logits, self.positions, self.tokens, slots=slots, masks=masks, stream=self._stream, pdl=False
+        )
 
     def count_launch(self) -> int:
         """Call once per launch that really runs, in order; returns the place of its results."""
@@ -145,8 +169,8 @@ class DeviceSlots:
             if token_id < 0:
                 found.append(
                     ModelFileError(
-                        "the model's logits hold NaN or infinity, or a bias forbids every token: the weights are "
-                        "damaged or outside the float range; compare the file's checksum with its source"
+                        "the model's logits hold NaN or infinity, or a bias or constraint forbids every token: the "
+                        "weights are damaged or outside the float range; compare the file's checksum with its source"
                     )
                 )
             elif sequence.params.logprobs is None:

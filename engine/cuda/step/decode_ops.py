@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.decode_products import DecodeProducts
-from engine.cuda.step.folding import columns_of, folded
+from engine.cuda.step.folding import Shared, columns_of, folded
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
 from engine.cuda.step.recurrent import DecodeScans
@@ -40,12 +39,12 @@ class DecodeOps(CudaOps):
         cache: PagedCache,
         states: StateCache | None,
         attention: dict[AttentionShape, Attention],
-        tokens: Any,
-        positions: Any,
+        tokens: DeviceArray,
+        positions: DeviceArray,
         n: int,
         *,
         prompts: PromptProducts,
-        expert_room: Any,
+        expert_room: DeviceArray | None,
     ) -> None:
         super().__init__(
             weights, buffers, DecodeProducts(buffers, n, prompts.gemms), weights.plan.step(Phase.DECODE, n)
@@ -62,30 +61,37 @@ class DecodeOps(CudaOps):
     def begin(self, batch: None) -> None:
         """See Ops.begin; everything is on the device already."""
 
-    def embed(self, batch: None) -> Any:
+    def embed(self, batch: None) -> DeviceArray:
         """See Ops.embed."""
         return self._embed(self._tokens, self._positions)
 
-    def attn_qkv(self, layer: DeviceLayer, x: Any) -> Any:
+    def attn_qkv(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """Norm and projections; what is left of the brick is fused into attention()."""
         return self._qkv(layer, x, self._positions)
 
-    def attention(self, layer: DeviceLayer, q: Any) -> Any:
+    def attention(self, layer: DeviceLayer, q: DeviceArray) -> DeviceArray:
         """q/k norm, RoPE, cache append and attention."""
         mixer = layer.attention
         shape = mixer.shape
         out = columns_of(self.buffers.attention, self.n_rows, shape.heads * shape.value_dim)
-        keys, values = self._cache.keys[layer.index], self._cache.values[layer.index]
+        keys, values = self._cache.arrays(layer.index)
         self._attention[shape].decode(mixer.constants, q, keys, values, self._table, self._positions, out)
         return out
 
     def _own_experts(
-        self, moe: DeviceMoe, family: Family, x: Any, norm: DeviceNorm | None, scores: Any, out: Any
-    ) -> tuple[Any, Any] | None:
+        self,
+        moe: DeviceMoe,
+        family: Family,
+        x: DeviceArray,
+        norm: DeviceNorm | None,
+        scores: DeviceArray,
+        out: DeviceArray,
+    ) -> Shared | None:
         positions, room, (weight, eps) = self._positions, self._expert_room, folded(norm)
         if family is Family.EXPERTS_CHOSEN:
             assert moe.chosen is not None
             pairs = self.n_rows * moe.plan.routing.n_used
+            assert self.buffers.hidden is not None
             h = columns_of(self.buffers.hidden, pairs, moe.chosen.width)
             moe.chosen.gate_up(x, scores, h, norm=weight, eps=eps, positions=positions)
             shared = self._shared_hidden(moe, x, norm)
@@ -93,6 +99,7 @@ class DecodeOps(CudaOps):
             return shared
         shared = self._shared_hidden(moe, x, norm)
         if family is Family.EXPERTS_SHARED:
+            assert room is not None
             assert moe.sharing is not None
             moe.sharing(x, scores, room, out, norm=weight, eps=eps, positions=positions)
         else:

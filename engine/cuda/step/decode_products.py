@@ -5,8 +5,7 @@ Must not know of layers or batches.
 
 from __future__ import annotations
 
-from typing import Any
-
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceFfn, DeviceProduct, DeviceProjection
@@ -14,7 +13,7 @@ from engine.cuda.matrix.gemm import Gemms, Operand, make_operand
 from engine.cuda.matrix.gemm_plan import operand_bytes
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.rows.parts import DeviceNorm
-from engine.cuda.step.folding import columns_of, folded
+from engine.cuda.step.folding import Hidden, columns_of, folded, rows_of
 
 
 class DecodeProducts:
@@ -34,8 +33,8 @@ class DecodeProducts:
     def product(
         self,
         projection: DeviceProjection,
-        x: Any,
-        out: Any,
+        x: Hidden,
+        out: DeviceArray,
         *,
         norm: DeviceNorm | None = None,
         add: bool = False,
@@ -49,13 +48,13 @@ class DecodeProducts:
             target = out[:, column : column + part.group.width]
             if part.plan.family_for(self._n) is Family.STEP_GEMM:
                 assert not ready and then is None
-                operand = operand or self._operand(x, norm)
+                operand = operand or self._operand(rows_of(x), norm)
                 gemm = self._gemms.plain
                 gemm(part.group, operand, target, bias=part.bias, add=add, alpha=part.alpha, step=True)
             else:
-                self._launch(part, x, target, KernelActivation.NONE, norm, add=add, ready=ready, then=then)
+                self._launch(part, rows_of(x), target, KernelActivation.NONE, norm, add=add, ready=ready, then=then)
 
-    def gated(self, ffn: DeviceFfn, x: Any, *, norm: DeviceNorm | None = None, ready: bool = False) -> Any:
+    def gated(self, ffn: DeviceFfn, x: DeviceArray, *, norm: DeviceNorm | None = None, ready: bool = False) -> Hidden:
         """See Products.gated; an Operand where the down projection takes one, in the memory of `gate`."""
         assert ffn.paired is not None
         h = columns_of(self._buffers.gate, self._n, ffn.plan.width)
@@ -67,11 +66,12 @@ class DecodeProducts:
         self._launch(ffn.paired, x, h, ffn.plan.activation, norm, add=False, ready=ready, then=None)
         return h
 
-    def _operand(self, x: Any, norm: DeviceNorm | None) -> Operand:
+    def _operand(self, x: DeviceArray, norm: DeviceNorm | None) -> Operand:
         weight, eps = folded(norm)
+        assert self._buffers.batch_operand is not None
         return make_operand(x, self._buffers.batch_operand, norm=weight, eps=eps)
 
-    def _hidden_room(self, width: int) -> Any:
+    def _hidden_room(self, width: int) -> DeviceArray:
         import cupy
 
         return self._buffers.gate.reshape(-1).view(cupy.uint8)[: operand_bytes(self._n, width)]
@@ -79,8 +79,8 @@ class DecodeProducts:
     def _launch(
         self,
         part: DeviceProduct,
-        x: Any,
-        out: Any,
+        x: DeviceArray,
+        out: DeviceArray,
         activation: KernelActivation,
         norm: DeviceNorm | None,
         *,
@@ -89,20 +89,24 @@ class DecodeProducts:
         then: DeviceNorm | None,
     ) -> None:
         weight, eps = folded(norm)
-        more = {
-            "norm": weight,
-            "eps": eps,
-            "bias": part.bias,
-            "activation": activation,
-            "add": add,
-            "alpha": part.alpha,
-        }
         if part.plan.family_for(self._n) is Family.MATVEC:
             assert part.matvec is not None
-            part.matvec(x, out, **more)
+            part.matvec(x, out, norm=weight, eps=eps, bias=part.bias, activation=activation, add=add, alpha=part.alpha)
             return
         assert part.decode_gemm is not None
         buffers = self._buffers
         operand = buffers.stream_operand if ready else buffers.batch_operand
-        emitted = None if then is None else (then.weight, buffers.stream_operand)
-        part.decode_gemm(x, out, operand, ready=ready, emitted=emitted, **more)
+        assert operand is not None
+        part.decode_gemm(
+            x,
+            out,
+            operand,
+            norm=weight,
+            eps=eps,
+            bias=part.bias,
+            activation=activation,
+            add=add,
+            alpha=part.alpha,
+            ready=ready,
+            emitted=None if then is None else (then.weight, buffers.stream_operand),
+        )

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from engine.cuda.driver.arrays import DeviceArray
+from engine.cuda.matrix.gemm import Operand
 from engine.cuda.rows.parts import DeviceNorm
 
+Hidden = DeviceArray | Operand
+"""Hidden vectors (T, F): float32, or as the down projection's kernel reads them."""
 
-def folded(norm: DeviceNorm | None) -> tuple[Any, float]:
+Shared = tuple[Hidden, DeviceArray | None]
+"""Hidden vectors of the expert that every row passes through, and its factor (T, 1) or None."""
+
+
+def folded(norm: DeviceNorm | None) -> tuple[DeviceArray | None, float]:
     """Weight and epsilon of a norm that a product applies itself."""
     assert norm is None or norm.folds
     return (None, 0.0) if norm is None else (norm.weight, norm.epsilon)
 
 
-def columns_of(buffer: Any, n: int, width: int) -> Any:
+def columns_of(buffer: DeviceArray, n: int, width: int) -> DeviceArray:
     """The first n * width floats of a buffer as (n, width), contiguous whatever the buffer's own width."""
     return buffer.reshape(-1)[: n * width].reshape(n, width)
+
+
+def rows_of(x: Hidden) -> DeviceArray:
+    """x, which is no operand yet: products of one projection read the same form of their input."""
+    assert not isinstance(x, Operand)
+    return x

@@ -8,8 +8,9 @@ Letters: T rows, H heads, N, R and V widths of a head's unrotated part, rotated 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.experts.heads import HeadProducts
 from engine.cuda.launch_plan.steps import Step
 from engine.cuda.load.device_weights import DeviceHeads, DeviceLatent, DeviceProjection
@@ -21,27 +22,29 @@ from engine.cuda.step.folding import columns_of
 class Product(Protocol):
     """product(projection, x, out, norm=None): out = projection of norm(x)."""
 
-    def __call__(self, projection: DeviceProjection, x: Any, out: Any, *, norm: DeviceNorm | None = None) -> None:
+    def __call__(
+        self, projection: DeviceProjection, x: DeviceArray, out: DeviceArray, *, norm: DeviceNorm | None = None
+    ) -> None:
         """Multiplies float32 rows."""
 
 
 class LatentBuffers(Protocol):
     """Scratch memory, float32, one row for each row of a batch: see load.buffers.Activations."""
 
-    inputs: Any
-    queries: Any
-    heads: Any
-    attention: Any
+    inputs: DeviceArray
+    queries: DeviceArray
+    heads: DeviceArray
+    attention: DeviceArray
 
 
 def latent_qkv(
     latent: DeviceLatent,
     product: Product,
-    x: Any,
+    x: DeviceArray,
     norm: DeviceNorm | None,
     buffers: LatentBuffers,
-    positions: Any,
-    qkv: Any,
+    positions: DeviceArray,
+    qkv: DeviceArray,
     step: Step,
 ) -> None:
     """Queries, keys and values as the attention kernels read them.
@@ -104,7 +107,9 @@ def latent_qkv(
         parts.rotate(turned[:, None], keys[:, head : head + 1, nope:], latent.rope, positions)
 
 
-def latent_values(latent: DeviceLatent, product: Product, attended: Any, buffers: LatentBuffers, step: Step) -> Any:
+def latent_values(
+    latent: DeviceLatent, product: Product, attended: DeviceArray, buffers: LatentBuffers, step: Step
+) -> DeviceArray:
     """What the output projection reads: attended itself, or absorbed (T, H L) the values of every head, (T, H V)."""
     if latent.v_b is None:
         return attended

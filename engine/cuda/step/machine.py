@@ -5,12 +5,11 @@ Must not know which requests are scheduled, or how far a row may run ahead.
 
 from __future__ import annotations
 
-from typing import Any
-
 from engine.config import step_sizes
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
-from engine.cuda.driver.graphs import StepGraphs
+from engine.cuda.driver.arrays import Stream
+from engine.cuda.driver.graphs import Graphs
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.ahead import MOST_AHEAD, STATE_PLACES
 from engine.cuda.launch_plan.families import Phase
@@ -27,6 +26,9 @@ from engine.model.transformer import hidden_states
 
 PROMPT_BATCHES = 64
 """Batches of prompts that may draw in one step: a ring of results has room for these and the steps ahead."""
+
+_PROMPTS_BY_HAND, _PROMPT_GRAPHS = 2, 32
+"""Batches of prompts come in more shapes than steps: one is captured when it comes for the third time."""
 
 
 class StepMachine:
@@ -54,7 +56,7 @@ class StepMachine:
         *,
         n_pages: int,
         context_length: int,
-        stream: Any,
+        stream: Stream,
         eager: bool,
         n_checkpoints: int = 0,
     ) -> None:
@@ -82,11 +84,22 @@ class StepMachine:
         self._products = PromptProducts(plan, self._prompt_buffers)
         self.prompt_ops = PromptOps(weights, self._prompt_buffers, self._products, self._attention, self.staging)
         self.prompt_ops.use(self.cache, self.states)
-        self.prompts = PromptReader(weights, self.prompt_ops, self.slots, self.states, self.staging, self.logits)
+        # CuPy refuses cuBLAS calls in a stream that is captured.
+        by_hand = eager or plan.dense or self.states is not None
+        self.prompts = PromptReader(
+            weights,
+            self.prompt_ops,
+            self.slots,
+            self.states,
+            self.staging,
+            self.logits,
+            Graphs(stream, eager=by_hand, after=_PROMPTS_BY_HAND, most=_PROMPT_GRAPHS),
+        )
         self.step_sizes = step_sizes(slots)
         self._stream = stream
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
-        self._graphs = StepGraphs(lambda n: self.run_step(self.decode_ops(n), n), stream, eager=eager)
+        self._graphs = Graphs(stream, eager=eager)
+        self._forward_graphs = Graphs(stream, eager=eager)
 
     def decode_ops(self, n: int, cache: PagedCache | None = None, states: StateCache | None = None) -> DecodeOps:
         """The bricks of a decode step over rows 0..n-1, on the machine's own caches or other ones."""
@@ -105,14 +118,31 @@ class StepMachine:
 
     def run_step(self, ops: DecodeOps, n: int) -> None:
         """All bricks of one decode step and its sampling, on the current stream."""
+        self.run_forward(ops, n)
+        self.slots.sample(self.logits[:n])
+
+    def run_forward(self, ops: DecodeOps, n: int) -> None:
+        """All bricks of one decode step without its sampling."""
         x = hidden_states(self.weights, ops, None)
         ops.logits(x, self.logits[:n])
-        self.slots.sample(self.logits[:n])
 
     def enqueue(self, n: int) -> int:
         """One decode step over rows 0..n-1; returns the place of its results."""
         self.flush()
-        self._graphs.launch(n)
+        self._graphs.launch(n, lambda: self.run_step(self.decode_ops(n), n))
+        place = self.slots.count_launch()
+        self.record(place)
+        return place
+
+    def enqueue_forward(self, n: int) -> None:
+        """A decode step over rows 0..n-1 without its sampling, which enqueue_sampling() adds. It may be repeated."""
+        self.flush()
+        self._forward_graphs.launch(n, lambda: self.run_forward(self.decode_ops(n), n))
+
+    def enqueue_sampling(self, n: int) -> int:
+        """Draws the tokens of enqueue_forward() with the masks of now; returns the place of the results."""
+        self.flush()
+        self.slots.sample_masked(self.logits[:n])
         place = self.slots.count_launch()
         self.record(place)
         return place
@@ -140,6 +170,11 @@ class StepMachine:
         if self.states is not None:
             self.states.flush(self.staging)
         self.staging.send()
+
+    def settle(self) -> None:
+        """What a call that was cut short has left behind does not reach the next one. First thing in every call."""
+        self.staging.drop()
+        self.prompt_ops.use(self.cache, self.states)
 
     def reset(self) -> None:
         """Forgets what was on its way: no slot runs, and the page table is sent again. Waits for the device."""

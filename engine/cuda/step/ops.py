@@ -8,9 +8,10 @@ know of requests or sampling.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Protocol
+from typing import Protocol
 
 from engine.cuda.attention.heads import prepare_heads
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.experts import router
 from engine.cuda.formats.dequant import embed
 from engine.cuda.launch_plan.families import Family
@@ -27,7 +28,7 @@ from engine.cuda.load.device_weights import (
 from engine.cuda.rows import parts
 from engine.cuda.rows import rows as row_ops
 from engine.cuda.rows.parts import DeviceNorm
-from engine.cuda.step.folding import columns_of, folded
+from engine.cuda.step.folding import Hidden, Shared, columns_of, folded
 from engine.cuda.step.latent import latent_qkv, latent_values
 from engine.cuda.step.recurrent import Scans, state_space
 from engine.model.ops import LayerBricks
@@ -39,8 +40,8 @@ class Products(Protocol):
     def product(
         self,
         projection: DeviceProjection,
-        x: Any,
-        out: Any,
+        x: Hidden,
+        out: DeviceArray,
         *,
         norm: DeviceNorm | None = None,
         add: bool = False,
@@ -59,7 +60,7 @@ class Products(Protocol):
             then: leave the operand of products of then(out).
         """
 
-    def gated(self, ffn: DeviceFfn, x: Any, *, norm: DeviceNorm | None = None, ready: bool = False) -> Any:
+    def gated(self, ffn: DeviceFfn, x: DeviceArray, *, norm: DeviceNorm | None = None, ready: bool = False) -> Hidden:
         """activation(gate(norm(x))) * up(norm(x)) of a paired matrix: (T, F), as the down projection reads it."""
 
 
@@ -73,7 +74,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
         step: of the launch plan: phase and number of rows.
     """
 
-    positions: Any
+    positions: DeviceArray
     _scans: Scans | None  # None where no layer has a state
 
     def __init__(self, weights: DeviceWeights, buffers: Activations, products: Products, step: Step) -> None:
@@ -90,7 +91,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
 
     # ---- around the layers -----------------------------------------------------------------------------------
 
-    def _embed(self, tokens: Any, positions: Any) -> Any:
+    def _embed(self, tokens: DeviceArray, positions: DeviceArray) -> DeviceArray:
         """See Ops.embed. Not launched early: the attention kernels read positions before their own wait."""
         weights, x = self.weights, self.buffers.x[: self.n_rows]
         embed(weights.token_embd, tokens, x, scale=weights.embedding_scale, pdl=False)
@@ -102,7 +103,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
             parts.normalize(x, x, weights.embedding_norm)
         return x
 
-    def logits(self, x: Any, out: Any) -> None:
+    def logits(self, x: DeviceArray, out: DeviceArray) -> None:
         """Final norm and output projection of rows x (R, D) into out (R, V), contiguous."""
         weights = self.weights
         source, norm = self._normed(x, weights.output_norm)
@@ -113,29 +114,30 @@ class CudaOps(LayerBricks[DeviceLayer]):
 
     # ---- mixers ----------------------------------------------------------------------------------------------
 
-    def mix(self, layer: DeviceLayer, x: Any) -> Any:
+    def mix(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """See Ops.mix."""
         if isinstance(layer.mixer, DeviceMamba):
             return self.ssm_out(layer, self.ssm(layer, self.ssm_in(layer, x)), x)
-        return super().mix(layer, x)
+        y: DeviceArray = super().mix(layer, x)
+        return y
 
-    def ssm_in(self, layer: DeviceLayer, x: Any) -> Any:
+    def ssm_in(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """attn_norm and the first product of a recurrent layer: (T, 2 * E)."""
         source, norm = self._normed(x, layer.attn_norm)
         xz = columns_of(self.buffers.xz, self.n_rows, layer.mamba.ssm_in.width)
         self._product(layer.mamba.ssm_in, source, xz, norm=norm, ready=layer.plan.takes_left and self.step.hands_over)
         return xz
 
-    def ssm(self, layer: DeviceLayer, xz: Any) -> Any:
+    def ssm(self, layer: DeviceLayer, xz: DeviceArray) -> DeviceArray:
         """Convolution, products and scan of a recurrent layer, which move its states on: (T, E)."""
         assert self._scans is not None
         return state_space(layer.index, layer.mamba, xz, self.buffers, self._product, self._scans)
 
-    def ssm_out(self, layer: DeviceLayer, h: Any, x: Any) -> Any:
+    def ssm_out(self, layer: DeviceLayer, h: DeviceArray, x: DeviceArray) -> DeviceArray:
         """x + the last product of a recurrent layer; see attn_output."""
         return self._mixed(layer, layer.mamba.output, h, x)
 
-    def _qkv(self, layer: DeviceLayer, x: Any, positions: Any) -> Any:
+    def _qkv(self, layer: DeviceLayer, x: DeviceArray, positions: DeviceArray) -> DeviceArray:
         """Queries, keys and values of every row as the attention kernels read them."""
         mixer = layer.attention
         source, norm = self._normed(x, layer.attn_norm)
@@ -150,14 +152,14 @@ class CudaOps(LayerBricks[DeviceLayer]):
             prepare_heads(mixer.heads, mixer.shape, qkv, positions)
         return qkv
 
-    def attn_output(self, layer: DeviceLayer, a: Any, x: Any) -> Any:
+    def attn_output(self, layer: DeviceLayer, a: DeviceArray, x: DeviceArray) -> DeviceArray:
         """See LayerBricks.attn_output; in a parallel layer only what attention adds to x, which ffn reads again."""
         mixer = layer.attention
         if mixer.latent is not None:
             a = latent_values(mixer.latent, self._product, a, self.buffers, self.step)
         return self._mixed(layer, mixer.output, a, x)
 
-    def _mixed(self, layer: DeviceLayer, output: DeviceProjection, a: Any, x: Any) -> Any:
+    def _mixed(self, layer: DeviceLayer, output: DeviceProjection, a: DeviceArray, x: DeviceArray) -> DeviceArray:
         """The last product of a mixer, added to x, or beside it in a parallel layer."""
         if not layer.parallel:
             then = layer.ffn_norm if layer.plan.leaves_inside else None
@@ -173,13 +175,13 @@ class CudaOps(LayerBricks[DeviceLayer]):
 
     # ---- feed-forward parts ----------------------------------------------------------------------------------
 
-    def ffn_gate_up(self, layer: DeviceLayer, x: Any) -> Any:
+    def ffn_gate_up(self, layer: DeviceLayer, x: DeviceArray) -> Hidden:
         """See LayerBricks.ffn_gate_up."""
         assert layer.ffn is not None
         ready = layer.plan.leaves_inside and self.step.hands_over
         return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=ready)
 
-    def ffn_down(self, layer: DeviceLayer, h: Any, y: Any) -> Any:
+    def ffn_down(self, layer: DeviceLayer, h: Hidden, y: DeviceArray) -> DeviceArray:
         """See LayerBricks.ffn_down; y is what attn_output gave."""
         assert layer.ffn is not None
         stream = self.buffers.x[: self.n_rows] if layer.parallel else y
@@ -192,7 +194,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
         layers = self.weights.layers
         return layers[layer.index + 1].attn_norm if layer.index + 1 < len(layers) else self.weights.output_norm
 
-    def _gate_up(self, ffn: DeviceFfn, x: Any, norm: DeviceNorm | None, *, ready: bool = False) -> Any:
+    def _gate_up(self, ffn: DeviceFfn, x: DeviceArray, norm: DeviceNorm | None, *, ready: bool = False) -> Hidden:
         if ffn.paired is not None:
             return self._products.gated(ffn, x, norm=norm, ready=ready)
         n, width, activation = int(x.shape[0]), ffn.plan.width, ffn.plan.activation
@@ -209,7 +211,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
             parts.divide(h, ffn.act_scales)
         return h
 
-    def ffn_moe(self, layer: DeviceLayer, x: Any, y: Any) -> Any:
+    def ffn_moe(self, layer: DeviceLayer, x: DeviceArray, y: DeviceArray) -> DeviceArray:
         """See LayerBricks.ffn_moe; y is what attn_output gave.
 
         Rows go to the experts they chose; where the card or the types forbid it, every expert multiplies all rows.
@@ -233,7 +235,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
             row_ops.copy(target, x)
         return self._joined(layer, x, y)
 
-    def _score(self, moe: DeviceMoe, x: Any, scores: Any, norm: DeviceNorm | None) -> None:
+    def _score(self, moe: DeviceMoe, x: DeviceArray, scores: DeviceArray, norm: DeviceNorm | None) -> None:
         """The router's product."""
         if moe.plan.score_family(self.n_rows, self.step.phase) is not Family.ROUTER:
             self._product(moe.router, x, scores, norm=norm)
@@ -242,7 +244,15 @@ class CudaOps(LayerBricks[DeviceLayer]):
         (matrix,) = part.group.matrices
         router.score_experts(matrix, x, scores, bias=part.bias, alpha=part.alpha, norm=weight, eps=eps)
 
-    def _mixture(self, moe: DeviceMoe, family: Family, x: Any, norm: DeviceNorm | None, scores: Any, out: Any) -> None:
+    def _mixture(
+        self,
+        moe: DeviceMoe,
+        family: Family,
+        x: DeviceArray,
+        norm: DeviceNorm | None,
+        scores: DeviceArray,
+        out: DeviceArray,
+    ) -> None:
         """Adds chosen experts of norm(x) and the shared one to out, which may be x if rows go to their own experts."""
         if family is Family.EXPERTS_EVERY:
             self._every_expert(moe, x, norm, scores, out)
@@ -254,11 +264,19 @@ class CudaOps(LayerBricks[DeviceLayer]):
 
     @abstractmethod
     def _own_experts(
-        self, moe: DeviceMoe, family: Family, x: Any, norm: DeviceNorm | None, scores: Any, out: Any
-    ) -> tuple[Any, Any] | None:
+        self,
+        moe: DeviceMoe,
+        family: Family,
+        x: DeviceArray,
+        norm: DeviceNorm | None,
+        scores: DeviceArray,
+        out: DeviceArray,
+    ) -> Shared | None:
         """Adds to out the experts that each row chose; returns _shared_hidden(), which reads x before it changes."""
 
-    def _every_expert(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None, scores: Any, out: Any) -> None:
+    def _every_expert(
+        self, moe: DeviceMoe, x: DeviceArray, norm: DeviceNorm | None, scores: DeviceArray, out: DeviceArray
+    ) -> None:
         buffers, n, routing = self.buffers, self.n_rows, moe.plan.routing
         ids = columns_of(buffers.chosen, n, routing.n_used)
         weights = columns_of(buffers.chosen_weights, n, routing.n_used)
@@ -269,7 +287,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
             self._product(expert.down, h, part)
             parts.add_chosen(out, part, ids, weights, index)
 
-    def _shared_hidden(self, moe: DeviceMoe, x: Any, norm: DeviceNorm | None) -> tuple[Any, Any] | None:
+    def _shared_hidden(self, moe: DeviceMoe, x: DeviceArray, norm: DeviceNorm | None) -> Shared | None:
         """Hidden values of the expert that every row passes through, and its factor (T, 1); None without one."""
         if moe.shared is None:
             return None
@@ -280,7 +298,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
             row_ops.sigmoid(mix)
         return self._gate_up(moe.shared, x, norm), mix
 
-    def _add_shared(self, moe: DeviceMoe, h: Any, mix: Any, out: Any) -> None:
+    def _add_shared(self, moe: DeviceMoe, h: Hidden, mix: DeviceArray | None, out: DeviceArray) -> None:
         assert moe.shared is not None
         if mix is None:
             self._product(moe.shared.down, h, out, add=True)
@@ -295,9 +313,9 @@ class CudaOps(LayerBricks[DeviceLayer]):
         self,
         layer: DeviceLayer,
         projection: DeviceProjection,
-        x: Any,
+        x: Hidden,
         post: DeviceNorm | None,
-        out: Any,
+        out: DeviceArray,
         *,
         then: DeviceNorm | None,
     ) -> None:
@@ -310,13 +328,13 @@ class CudaOps(LayerBricks[DeviceLayer]):
         parts.normalize(part, out, post, scale=layer.residual_scale, add=True)
 
     @staticmethod
-    def _joined(layer: DeviceLayer, x: Any, y: Any) -> Any:
+    def _joined(layer: DeviceLayer, x: DeviceArray, y: DeviceArray) -> DeviceArray:
         """x, in parallel layers with what attention adds."""
         if layer.parallel:
             row_ops.add_scaled(x, y, None, 0)
         return x
 
-    def _normed(self, x: Any, norm: DeviceNorm | None) -> tuple[Any, DeviceNorm | None]:
+    def _normed(self, x: DeviceArray, norm: DeviceNorm | None) -> tuple[DeviceArray, DeviceNorm | None]:
         """What a product of norm(x) reads, and what it applies itself."""
         if norm is None or norm.folds:
             return x, norm

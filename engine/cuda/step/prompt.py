@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.cuda.driver.arrays import DeviceArray
+from engine.cuda.driver.graphs import Graphs
 from engine.cuda.driver.staging import Staging, gather_rows
 from engine.cuda.load.device_weights import DeviceWeights
 from engine.cuda.load.memory_plan import LOGIT_ROWS
@@ -20,7 +22,7 @@ from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.sampling.slots import DeviceSlots
 from engine.cuda.step.prompt_ops import PromptOps
 from engine.model.batch import Batch, Outputs
-from engine.model.transformer import hidden_states
+from engine.model.transformer import begun_states, hidden_states
 from engine.request import Work
 
 
@@ -66,6 +68,7 @@ class PromptReader:
         states: recurrent states, or None.
         staging: the way to the device.
         logits: float32 (slots, V), overwritten.
+        graphs: replays batches of the same shape.
     """
 
     def __init__(
@@ -75,18 +78,20 @@ class PromptReader:
         slots: DeviceSlots,
         states: StateCache | None,
         staging: Staging,
-        logits: Any,
+        logits: DeviceArray,
+        graphs: Graphs,
     ) -> None:
         import cupy
 
         self._weights, self._ops, self._slots, self._states = weights, ops, slots, states
-        self._staging, self._logits = staging, logits
+        self._staging, self._logits, self._graphs = staging, logits, graphs
         self._last = cupy.empty((logits.shape[0], weights.plan.width), cupy.float32)
         self.logit_rows = cupy.zeros((LOGIT_ROWS, logits.shape[1]), cupy.float32)
 
-    def hidden(self, batch: Batch) -> Any:
+    def hidden(self, batch: Batch) -> DeviceArray:
         """The residual stream (rows, D) behind a batch; valid until the next one."""
-        return hidden_states(self._weights, self._ops, batch)
+        x: DeviceArray = hidden_states(self._weights, self._ops, batch)
+        return x
 
     def feed(self, work: Sequence[Work], limits: dict[int, int]) -> list[tuple[int, list[Work]]]:
         """Launches all batches of prompt pieces.
@@ -109,15 +114,22 @@ class PromptReader:
             self._slots.flush(self._staging)
             if self._states is not None:
                 self._states.flush(self._staging)
-            x = self.hidden(prompt_batch(pieces))
+            batch = prompt_batch(pieces)
+            self._ops.begin(batch)
+            self._graphs.launch(self._ops.shape, partial(self._launch, batch, len(ending)))
             if ending:
-                n = len(ending)
-                last, logits = self._last[:n], self._logits[:n]
-                gather_rows(x, self._ops.output_rows, last)
-                self._ops.logits(last, logits)
-                self._slots.sample_rows(logits, self._ops.output_slots)
+                # Not in the graph: it has masks as an argument once there are some.
+                self._slots.sample_rows(self._logits[: len(ending)], self._ops.output_slots)
                 drawn.append((self._slots.count_launch(), ending))
         return drawn
+
+    def _launch(self, batch: Batch, n: int) -> None:
+        """All launches of a batch up to the logits of the n sequences that draw a token."""
+        x = begun_states(self._weights, self._ops, batch)
+        if n:
+            last = self._last[:n]
+            gather_rows(x, self._ops.output_rows, last)
+            self._ops.logits(last, self._logits[:n])
 
     def all_logits(self, batch: Batch) -> Iterator[npt.NDArray[np.float32]]:
         """Logits of all rows of a batch on the host, LOGIT_ROWS at a time."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from engine.cuda.attention.attention import Attention, AttentionShape, prefill_tiles
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
@@ -15,7 +14,7 @@ from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeight
 from engine.cuda.recurrent.mamba_plan import conv_tiles
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows.parts import DeviceNorm
-from engine.cuda.step.folding import columns_of
+from engine.cuda.step.folding import Shared, columns_of
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
 from engine.cuda.step.recurrent import PromptScans, state_spans
@@ -36,8 +35,8 @@ class PromptOps(CudaOps):
         output_rows: int32 (R,), rows of the batch whose logits are wanted. output_slots: int32 (R,), their slots.
     """
 
-    output_rows: Any
-    output_slots: Any
+    output_rows: DeviceArray
+    output_slots: DeviceArray
 
     def __init__(
         self,
@@ -53,7 +52,7 @@ class PromptOps(CudaOps):
         self._staging = staging
         self._cache: PagedCache
         self._states: StateCache | None
-        self._tiles: dict[int, Any] = {}
+        self._tiles: dict[int, DeviceArray] = {}
 
     def use(self, cache: PagedCache, states: StateCache | None) -> None:
         """Chooses the caches that the following batches extend; states: None where the model has none."""
@@ -84,21 +83,26 @@ class PromptOps(CudaOps):
         self._cache.flush(staging)
         staging.send()
 
-    def embed(self, batch: Batch) -> Any:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What decides the launches of the batch that was begun: all sizes, and with them the places in the arena."""
+        return (self.n_rows, len(self.output_rows), *(len(tiles) for tiles in self._tiles.values()))
+
+    def embed(self, batch: Batch) -> DeviceArray:
         """See Ops.embed."""
         return self._embed(self._tokens, self._positions)
 
-    def attn_qkv(self, layer: DeviceLayer, x: Any) -> Any:
+    def attn_qkv(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """See LayerBricks.attn_qkv."""
         qkv = self._qkv(layer, x, self._positions)
         mixer = layer.attention
-        keys, values = self._cache.keys[layer.index], self._cache.values[layer.index]
+        keys, values = self._cache.arrays(layer.index)
         self._attention[mixer.shape].rope_append(
             mixer.constants, qkv, keys, values, self._cache.block_table, self._slots, self._positions
         )
         return qkv
 
-    def attention(self, layer: DeviceLayer, q: Any) -> Any:
+    def attention(self, layer: DeviceLayer, q: DeviceArray) -> DeviceArray:
         """See LayerBricks.attention."""
         mixer = layer.attention
         shape, kernels = mixer.shape, self._attention[mixer.shape]
@@ -106,8 +110,7 @@ class PromptOps(CudaOps):
         kernels.prefill(
             mixer.constants,
             q,
-            self._cache.keys[layer.index],
-            self._cache.values[layer.index],
+            *self._cache.arrays(layer.index),
             self._cache.block_table,
             self._tiles[kernels.tile_rows],
             out,
@@ -115,8 +118,14 @@ class PromptOps(CudaOps):
         return out
 
     def _own_experts(
-        self, moe: DeviceMoe, family: Family, x: Any, norm: DeviceNorm | None, scores: Any, out: Any
-    ) -> tuple[Any, Any] | None:
+        self,
+        moe: DeviceMoe,
+        family: Family,
+        x: DeviceArray,
+        norm: DeviceNorm | None,
+        scores: DeviceArray,
+        out: DeviceArray,
+    ) -> Shared | None:
         assert family is Family.EXPERTS_GROUPED
         shared = self._shared_hidden(moe, x, norm)
         self._grouped(moe, x, scores, self.buffers.expert_room, out, norm)

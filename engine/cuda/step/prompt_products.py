@@ -6,8 +6,7 @@ are expanded and multiplied by cuBLAS (dense.py). Must not know of layers or bat
 
 from __future__ import annotations
 
-from typing import Any
-
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.experts import prefill as grouped
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.launch_plan.model import LaunchPlan
@@ -19,7 +18,7 @@ from engine.cuda.matrix.gemm import Gemms, Operand, make_operand
 from engine.cuda.matrix.gemm_plan import operand_bytes
 from engine.cuda.rows import rows as row_ops
 from engine.cuda.rows.parts import DeviceNorm
-from engine.cuda.step.folding import columns_of, folded
+from engine.cuda.step.folding import Hidden, columns_of, folded, rows_of
 from engine.gguf.types import GGMLType
 
 
@@ -49,8 +48,8 @@ class PromptProducts:
     def product(
         self,
         projection: DeviceProjection,
-        x: Any,
-        out: Any,
+        x: Hidden,
+        out: DeviceArray,
         *,
         norm: DeviceNorm | None = None,
         add: bool = False,
@@ -59,25 +58,32 @@ class PromptProducts:
     ) -> None:
         """See Products.product; x may also be what gated() returned. Prompts leave no operands."""
         assert not ready and then is None
-        operand: Any = x if isinstance(x, Operand) else None
+        operand: Hidden | None = x if isinstance(x, Operand) else None
         for part in projection.parts:
             column = part.plan.column
             target = out[:, column : column + part.group.width]
             if part.plan.families.prompt is Family.PREFILL_GEMM:
-                operand = operand if isinstance(operand, Operand) else self._operand(x, norm)
+                operand = operand if isinstance(operand, Operand) else self._operand(rows_of(x), norm)
                 self.gemms.plain(part.group, operand, target, bias=part.bias, add=add, alpha=part.alpha)
             else:
-                operand = self._expanded(part, x, operand, target, norm, add=add)
+                operand = self._expanded(part, rows_of(x), operand, target, norm, add=add)
 
     def _expanded(
-        self, part: DeviceProduct, x: Any, operand: Any, out: Any, norm: DeviceNorm | None, *, add: bool
-    ) -> Any:
-        """A part by cuBLAS. operand: norm(x) as an earlier part has left it; returns what this one leaves."""
+        self,
+        part: DeviceProduct,
+        x: DeviceArray,
+        left: Hidden | None,
+        out: DeviceArray,
+        norm: DeviceNorm | None,
+        *,
+        add: bool,
+    ) -> DeviceArray | None:
+        """A part by cuBLAS. left: norm(x) as an earlier part has left it; returns what this one leaves."""
         assert self._dense is not None
-        column = 0
+        column, operand = 0, None if isinstance(left, Operand) else left
         for matrix in part.group.matrices:
             wide = matrix.type is GGMLType.F32
-            if not (hasattr(operand, "dtype") and (operand.dtype.itemsize == 4) == wide):
+            if operand is None or (operand.itemsize == 4) != wide:
                 operand = self._plain(x, wide, norm)
             target = out[:, column : column + matrix.rows]
             self._dense(matrix, operand, target, rows=len(x), alpha=part.alpha, add=add)
@@ -86,7 +92,7 @@ class PromptProducts:
             row_ops.add_bias(out, part.bias, part.alpha)
         return operand
 
-    def gated(self, ffn: DeviceFfn, x: Any, *, norm: DeviceNorm | None = None, ready: bool = False) -> Any:
+    def gated(self, ffn: DeviceFfn, x: DeviceArray, *, norm: DeviceNorm | None = None, ready: bool = False) -> Hidden:
         """See Products.gated; an Operand where the down projection can take one, in the memory of `gate`."""
         paired, n, width = ffn.paired, len(x), ffn.plan.width
         assert paired is not None
@@ -107,23 +113,31 @@ class PromptProducts:
         return h
 
     def grouped(
-        self, moe: DeviceMoe, x: Any, scores: Any, room: Any, out: Any, norm: DeviceNorm | None, positions: Any = None
+        self,
+        moe: DeviceMoe,
+        x: DeviceArray,
+        scores: DeviceArray,
+        room: DeviceArray | None,
+        out: DeviceArray,
+        norm: DeviceNorm | None,
+        positions: DeviceArray | None = None,
     ) -> None:
         """The family EXPERTS_GROUPED, for prompts and decode steps; see experts.prefill.run."""
-        assert moe.grouped is not None
+        assert moe.grouped is not None and room is not None
         gemm, (weight, eps) = self.gemms.gated[moe.plan.expert.activation], folded(norm)
         grouped.run(moe.grouped, gemm, x, scores, room, out=out, norm=weight, eps=eps, positions=positions)
 
-    def _operand(self, x: Any, norm: DeviceNorm | None) -> Operand:
+    def _operand(self, x: DeviceArray, norm: DeviceNorm | None) -> Operand:
         weight, eps = folded(norm)
+        assert self._buffers.operand is not None
         return make_operand(x, self._buffers.operand, norm=weight, eps=eps)
 
-    def _hidden_room(self, n: int, width: int) -> Any:
+    def _hidden_room(self, n: int, width: int) -> DeviceArray:
         import cupy
 
         return self._buffers.gate.reshape(-1).view(cupy.uint8)[: operand_bytes(n, width)]
 
-    def _plain(self, x: Any, wide: bool, norm: DeviceNorm | None) -> Any:
+    def _plain(self, x: DeviceArray, wide: bool, norm: DeviceNorm | None) -> DeviceArray:
         """norm(x) row-major, filled up to the rows that the dense product multiplies at a time."""
         import cupy
 
@@ -131,7 +145,7 @@ class PromptProducts:
         n, k = x.shape
         assert self._dense is not None
         rows = padded(n) if self._dense.fixed_rows else n
-        room: Any = self._buffers.operand[: rows * k * dtype.itemsize]
-        operand = room.view(dtype).reshape(rows, k)
+        assert self._buffers.operand is not None
+        operand = self._buffers.operand[: rows * k * dtype.itemsize].view(dtype).reshape(rows, k)
         row_ops.normalize(x, operand, *folded(norm))
         return operand

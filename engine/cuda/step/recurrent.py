@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceMamba
 from engine.cuda.recurrent.mamba_plan import span_table
@@ -26,10 +27,12 @@ from engine.model.cache import StateRows
 class Scans(Protocol):
     """The kernels that read and write the states of the rows at hand; `layer` is a layer's number."""
 
-    def convolve(self, layer: int, mamba: DeviceMamba, xz: Any, out: Any) -> None:
+    def convolve(self, layer: int, mamba: DeviceMamba, xz: DeviceArray, out: DeviceArray) -> None:
         """See Mamba.conv_decode and Mamba.conv_prompt."""
 
-    def scan(self, layer: int, mamba: DeviceMamba, dt: Any, x: Any, bc: Any, xz: Any) -> None:
+    def scan(
+        self, layer: int, mamba: DeviceMamba, dt: DeviceArray, x: DeviceArray, bc: DeviceArray, xz: DeviceArray
+    ) -> None:
         """See Mamba.scan_decode and Mamba.scan_prompt; the result replaces dt."""
 
 
@@ -41,16 +44,18 @@ class DecodeScans:
         positions: int32 (B,), the position of each slot's token, -1 = the slot does not run.
     """
 
-    def __init__(self, states: StateCache, positions: Any) -> None:
+    def __init__(self, states: StateCache, positions: DeviceArray) -> None:
         self._states, self._positions = states, positions
 
-    def convolve(self, layer: int, mamba: DeviceMamba, xz: Any, out: Any) -> None:
+    def convolve(self, layer: int, mamba: DeviceMamba, xz: DeviceArray, out: DeviceArray) -> None:
         """See Scans.convolve."""
         states, (conv_state, _) = self._states, self._states.arrays(layer)
         kernels = states.kernels[mamba.plan.shape]
         kernels.conv_decode(xz, mamba.conv, mamba.conv_bias, conv_state, self._positions, states.offsets, out)
 
-    def scan(self, layer: int, mamba: DeviceMamba, dt: Any, x: Any, bc: Any, xz: Any) -> None:
+    def scan(
+        self, layer: int, mamba: DeviceMamba, dt: DeviceArray, x: DeviceArray, bc: DeviceArray, xz: DeviceArray
+    ) -> None:
         """See Scans.scan."""
         states, (_, ssm_state) = self._states, self._states.arrays(layer)
         kernels = states.kernels[mamba.plan.shape]
@@ -66,16 +71,18 @@ class PromptScans:
         tiles: int32 (n_tiles, 2) on the device, from conv_tiles.
     """
 
-    def __init__(self, states: StateCache, spans: Any, tiles: Any) -> None:
+    def __init__(self, states: StateCache, spans: DeviceArray, tiles: DeviceArray) -> None:
         self._states, self._spans, self._tiles = states, spans, tiles
 
-    def convolve(self, layer: int, mamba: DeviceMamba, xz: Any, out: Any) -> None:
+    def convolve(self, layer: int, mamba: DeviceMamba, xz: DeviceArray, out: DeviceArray) -> None:
         """See Scans.convolve."""
         conv_state, _ = self._states.arrays(layer)
         kernels = self._states.kernels[mamba.plan.shape]
         kernels.conv_prompt(xz, mamba.conv, mamba.conv_bias, conv_state, self._spans, self._tiles, out)
 
-    def scan(self, layer: int, mamba: DeviceMamba, dt: Any, x: Any, bc: Any, xz: Any) -> None:
+    def scan(
+        self, layer: int, mamba: DeviceMamba, dt: DeviceArray, x: DeviceArray, bc: DeviceArray, xz: DeviceArray
+    ) -> None:
         """See Scans.scan."""
         _, ssm_state = self._states.arrays(layer)
         kernels = self._states.kernels[mamba.plan.shape]
@@ -98,11 +105,11 @@ def state_spans(spans: Iterable[Span], rows: StateRows) -> npt.NDArray[np.int32]
 def state_space(
     layer: int,
     mamba: DeviceMamba,
-    xz: Any,
+    xz: DeviceArray,
     buffers: Activations,
     product: Callable[..., None],
     scans: Scans,
-) -> Any:
+) -> DeviceArray:
     """The brick ssm: from what ssm_in gives (T, 2 * E) to what ssm_out reads (T, E)."""
     n, shape = len(xz), mamba.plan.shape
     u, dt = columns_of(buffers.convolved, n, shape.d_inner), columns_of(buffers.scanned, n, shape.d_inner)

@@ -4,6 +4,10 @@ Row b of a step is slot b. A step feeds every active row its last token, samples
 position on the device for the step after it, so that the next step can be launched before the host has seen this one's
 result. Results wait in a queue per row until they are asked for; a row that ends in between simply drops them. Integers
 only: the device is behind the functions given.
+
+The tokens that a row with a constraint may draw depend on its last token, which the host must have seen. While such a
+row runs, a step is launched in two parts: its forward pass ahead, its sampling when the masks are there, so that the
+device works while the host makes them.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ class _Row:
         limit: first position it is not to feed; the device stops the row there by itself.
         read: position whose result is read next.
         token: what `read` feeds; None until the host has seen it.
+        masked: the host must have seen the row's last result before the next token can be drawn.
+        has_mask: of such a row, the tokens that may be drawn next are known.
         results: places of results not read yet, oldest first.
     """
 
@@ -35,7 +41,19 @@ class _Row:
     limit: int
     read: int
     token: int | None
+    masked: bool = False
+    has_mask: bool = False
     results: deque[int] = field(default_factory=deque)
+
+    @property
+    def can_draw(self) -> bool:
+        """Whether the row may have one more result."""
+        return self.has_mask and not self.results if self.masked else len(self.results) < MOST_AHEAD
+
+    @property
+    def can_feed(self) -> bool:
+        """Whether the row has a page for its next token."""
+        return self.position < self.limit
 
 
 class RunAhead:
@@ -43,6 +61,8 @@ class RunAhead:
 
     Args:
         enqueue: enqueue(n) puts one step over rows 0..n-1 on the stream and returns the place of its results.
+        forward: forward(n) puts a step without its sampling on the stream; it may be repeated.
+        sample: sample(n) puts the sampling of the last forward(n) on the stream and returns the place of its results.
         set_position: set_position(slot, position) for the steps after it; -1 takes the row out.
         set_limit: set_limit(slot, limit) likewise.
         step_sizes: numbers of rows a step may have, ascending.
@@ -52,24 +72,44 @@ class RunAhead:
         self,
         *,
         enqueue: Callable[[int], int],
+        forward: Callable[[int], None],
+        sample: Callable[[int], int],
         set_position: Callable[[int, int], None],
         set_limit: Callable[[int, int], None],
         step_sizes: tuple[int, ...],
     ) -> None:
         self._enqueue = enqueue
+        self._forward = forward
+        self._sample = sample
         self._set_position = set_position
         self._set_limit = set_limit
         self._step_sizes = step_sizes
         self._rows: dict[int, _Row] = {}
+        self._resting: set[int] = set()  # rows that the device has been told to leave out
+        self._prepared_rows = 0  # of the forward pass whose tokens are not drawn yet; 0: there is none
+        self._prepared: dict[int, int] = {}  # its active slots, and the positions that they fed
 
     @property
     def idle(self) -> bool:
         """Whether no row is active."""
         return not self._rows
 
-    def start(self, slot: int, request_id: int, position: int, token: int | None, limit: int) -> None:
+    def start(
+        self, slot: int, request_id: int, position: int, token: int | None, limit: int, *, masked: bool = False
+    ) -> None:
         """The row's next step feeds `token` at `position`, if that is below limit; the device has been told."""
-        self._rows[slot] = _Row(request_id, position, limit, position, token)
+        self._rows[slot] = _Row(request_id, position, limit, position, token, masked)
+        self._resting.discard(slot)
+        self._prepared.pop(slot, None)
+
+    def wants_mask(self, slot: int) -> bool:
+        """Whether a mask must be given before launch_needed() can draw a token of this row."""
+        row = self._rows[slot]
+        return row.masked and not row.results
+
+    def give_mask(self, slot: int) -> None:
+        """The device has the mask for the row's next token."""
+        self._rows[slot].has_mask = True
 
     def learn(self, slot: int, token: int) -> None:
         """The token that a row was started with before the host had seen it."""
@@ -77,8 +117,11 @@ class RunAhead:
 
     def stop(self, slot: int) -> None:
         """Takes the row out of the following steps and drops what it was ahead."""
-        if self._rows.pop(slot, None) is not None:
-            self._set_position(slot, -1)
+        if slot in self._rows:
+            self._set_position(slot, -1)  # first: cut short in between, a later call must find the row to take it out
+            self._resting.discard(slot)
+            self._prepared.pop(slot, None)
+            del self._rows[slot]
 
     def holds(self, sequence: ActiveSequence, start: int, token: int) -> bool:
         """Whether feeding that token at that position is what the row would do next."""
@@ -90,7 +133,8 @@ class RunAhead:
         row = self._rows[slot]
         if limit == row.limit:  # mostly
             return
-        if row.position >= row.limit:
+        if not row.can_feed:
+            self._resting.discard(slot)
             self._set_position(slot, row.position)
         row.limit = limit
         self._set_limit(slot, limit)
@@ -100,7 +144,8 @@ class RunAhead:
         for slot in slots:
             row = self._rows[slot]
             if not row.results:
-                assert row.position < row.limit, "a row without a page for the token it is fed"
+                assert row.has_mask or not row.masked, "a row without the mask of its next token"
+                assert row.can_feed, "a row without a page for the token it is fed"
                 self._launch()
 
     def run_ahead(self) -> None:
@@ -108,11 +153,18 @@ class RunAhead:
 
         A row whose first token the host has not read yet is not read in this step: one step less suffices for it.
         """
+        if any(row.masked and row.can_feed for row in self._rows.values()):
+            self._prepare()
+            return
         while any(
-            len(row.results) < (AHEAD if row.token is not None else AHEAD - 1) and row.position < row.limit
+            len(row.results) < (AHEAD if row.token is not None else AHEAD - 1) and row.can_feed
             for row in self._rows.values()
         ):
             self._launch()
+
+    def forget_prepared(self) -> None:
+        """Something else will use the memory of the logits: a forward pass that waits for its sampling is repeated."""
+        self._prepared_rows, self._prepared = 0, {}
 
     def take(self, slots: Sequence[int]) -> list[int]:
         """Places of the next result of each of these rows, which must all have one; they count as read."""
@@ -126,22 +178,59 @@ class RunAhead:
 
     def clear(self) -> None:
         """Takes every row out."""
+        self.forget_prepared()
         for slot in list(self._rows):
             self.stop(slot)
 
     def _launch(self) -> None:
         """One step over all active rows but those that are too far ahead."""
-        resting = [slot for slot, row in self._rows.items() if len(row.results) >= MOST_AHEAD]
-        running = {
-            slot: row for slot, row in self._rows.items() if row.position < row.limit and len(row.results) < MOST_AHEAD
-        }
-        for slot in resting:
-            self._set_position(slot, -1)
-        place = self._enqueue(self._step_sizes[bisect_right(self._step_sizes, max(running))])
+        running = {slot: row for slot, row in self._rows.items() if row.can_feed and row.can_draw}
+        self._rest({slot for slot, row in self._rows.items() if not row.can_draw})
+        if any(row.masked for row in running.values()):
+            prepared = self._prepared_rows > max(running) and all(
+                self._prepared.get(slot) == row.position for slot, row in running.items()
+            )
+            n = self._prepared_rows if prepared else self._step_size(running)
+            if not prepared:
+                self._forward(n)
+            place = self._sample(n)
+        else:
+            place = self._enqueue(self._step_size(running))
+        self.forget_prepared()
         for row in running.values():
             row.results.append(place)
             row.position += 1
-        for slot in resting:
+            row.has_mask = False
+        self._rest(set())
+
+    def _prepare(self) -> None:
+        """The forward pass of the step after this one, over the rows that will be in it.
+
+        A row whose last token the host has seen has one result less by then. Another choice of rows than the later
+        one costs a second forward pass, nothing else.
+        """
+        ahead = {
+            slot
+            for slot, row in self._rows.items()
+            if len(row.results) - (row.token is not None) >= (1 if row.masked else MOST_AHEAD)
+        }
+        running = {slot: row for slot, row in self._rows.items() if row.can_feed and slot not in ahead}
+        if not running:
+            return
+        self._rest(ahead)
+        self._prepared_rows = self._step_size(running)
+        self._prepared = {slot: row.position for slot, row in running.items()}
+        self._forward(self._prepared_rows)
+
+    def _step_size(self, running: dict[int, _Row]) -> int:
+        return self._step_sizes[bisect_right(self._step_sizes, max(running))]
+
+    def _rest(self, slots: set[int]) -> None:
+        """Exactly these rows are left out of what is launched next."""
+        for slot in self._resting - slots:
             row = self._rows[slot]
-            if row.position < row.limit:
+            if row.can_feed:
                 self._set_position(slot, row.position)
+        for slot in slots - self._resting:
+            self._set_position(slot, -1)
+        self._resting = slots

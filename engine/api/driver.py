@@ -1,0 +1,287 @@
+"""One thread that steps a model, and mailboxes that carry its chunks to event loops.
+
+The thread only calls LLM.step(); which request runs when is decided by the scheduler alone. What a step has brought
+goes to the mailbox of the event loop in which the request was made. A mailbox wakes its loop at once for the first
+chunk. While the loop is busy with earlier ones, chunks collect and arrive together, so that a fast model does not spend
+its time on waking the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.api.llm import LLM
+from engine.errors import DeviceError, EngineError, copy_error
+from engine.request import Request, StreamChunk
+from engine.sampling.params import SamplingParams
+
+log = logging.getLogger("engine")
+
+SHORTEST_PAUSE = 0.005
+LONGEST_PAUSE = 0.05
+"""Seconds between two deliveries to a loop."""
+LOOP_SHARE = 0.1
+"""The part of the time that a loop may spend on delivered chunks before deliveries become rarer. The thread of the
+model waits for the interpreter lock while the loop's thread runs."""
+
+
+@dataclass(frozen=True)
+class PromptProgress:
+    """How much of a prompt has been read.
+
+    Attributes:
+        total: tokens of the prompt.
+        cached: those that the cache held.
+        done: those that are in the cache now; `cached` in the first news.
+        seconds: since the prompt's first step was planned, about.
+    """
+
+    total: int
+    cached: int
+    done: int
+    seconds: float
+
+
+News = StreamChunk | PromptProgress | Exception
+"""What a request is told: the next chunk, or what ended it; before them, on request, how its prompt is read."""
+
+
+class Receiver(Protocol):
+    """Takes the news of one request, in the thread of its event loop."""
+
+    def receive(self, news: News) -> None:
+        """The next news."""
+
+    def wake(self) -> None:
+        """Called once after the news of one delivery."""
+
+
+class Mailbox:
+    """News on their way to the receivers of one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._news: deque[tuple[Receiver, News]] = deque()
+        self._due = False  # a delivery is scheduled
+        self._busy = 0.0  # processor seconds of the loop's thread at the last delivery
+        self._delivered = 0.0
+
+    def post(self, news: Sequence[tuple[Receiver, News]]) -> None:
+        """Send news; called by the thread of the model."""
+        self._news.extend(news)
+        if not self._due:
+            self._due = True
+            try:
+                self._loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:  # the loop is closed: nobody is there to read
+                self._news.clear()
+
+    def _deliver(self) -> None:
+        """Hand out what there is; then again after a pause, until there is nothing."""
+        receivers: dict[int, Receiver] = {}
+        while self._news:
+            receiver, news = self._news.popleft()
+            receiver.receive(news)
+            receivers[id(receiver)] = receiver
+        for receiver in receivers.values():
+            receiver.wake()
+        if receivers:
+            self._loop.call_later(self._pause(), self._deliver)
+            return
+        self._due = False
+        if self._news and not self._due:  # posted between the look and the line above
+            self._due = True
+            self._loop.call_soon(self._deliver)
+
+    def _pause(self) -> float:
+        """Seconds to the next delivery: as long as the loop needs to spend no more than its share on them."""
+        now, busy = time.perf_counter(), time.thread_time()
+        spent, passed = busy - self._busy, now - self._delivered
+        self._busy, self._delivered = busy, now
+        if passed > 2 * LONGEST_PAUSE:  # the first one after a rest
+            return SHORTEST_PAUSE
+        return min(max(spent / LOOP_SHARE, SHORTEST_PAUSE), LONGEST_PAUSE)
+
+
+class Driver:
+    """Steps a model in a thread of its own while there are requests.
+
+    Args:
+        llm: the open model; others may use it at the same time.
+
+    Attributes:
+        failure: the error of the last step, where the device failed; None once a step has worked again.
+        n_steps: steps so far that gave tokens.
+        n_tokens: tokens that they gave.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._receivers: dict[int, tuple[Receiver, Mailbox]] = {}
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._changed = threading.Condition(threading.Lock())
+        self._closed = False
+        self.failure: DeviceError | None = None
+        self.n_steps = self.n_tokens = 0
+        self._watched: dict[int, float] = {}  # requests whose prompts are followed, and when they were first seen
+        self._thread = threading.Thread(target=self._run, name="gguf-engine driver", daemon=True)
+        self._thread.start()
+
+    @property
+    def n_requests(self) -> int:
+        """Requests whose end has not been told yet."""
+        return len(self._receivers)
+
+    def mailbox(self, loop: asyncio.AbstractEventLoop) -> Mailbox:
+        """The mailbox of an event loop."""
+        with self._changed:
+            for key in [key for key, box in self._mailboxes.items() if box._loop.is_closed()]:
+                del self._mailboxes[key]
+            return self._mailboxes.setdefault(id(loop), Mailbox(loop))
+
+    def add(
+        self,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        shown_ids: Collection[int],
+        receivers: Sequence[Receiver],
+        mailbox: Mailbox,
+        *,
+        watched: bool = False,
+    ) -> list[Request]:
+        """Queue params.n requests, one for each receiver.
+
+        Args:
+            token_ids: the prompt.
+            params: sampling parameters.
+            shown_ids: control tokens that appear in the text by name.
+            receivers: get the news.
+            mailbox: of their event loop.
+            watched: tell the first one how its prompt is read.
+
+        Raises:
+            InvalidRequestError, ContextFullError: refused; nothing was queued.
+            EngineError: the model is closed.
+        """
+        with self._changed:  # held until the receivers are known: a step may bring the first chunk at once
+            if self._closed:
+                raise EngineError("the model is closed; open it again")
+            requests = self._llm.add_requests(token_ids, params, shown_ids=shown_ids)
+            for request, receiver in zip(requests, receivers, strict=True):
+                self._receivers[request.request_id] = receiver, mailbox
+            if watched:
+                self._watched[requests[0].request_id] = 0.0
+            self._changed.notify()
+        return requests
+
+    def cancel(self, request_id: int) -> None:
+        """End a request before the next step; its last chunk says "cancelled". Takes no lock."""
+        self._llm.cancel(request_id)
+
+    def close(self) -> None:
+        """End all requests with an error and the thread; waits for a running step. The model stays open."""
+        with self._changed:
+            self._closed = True
+            for request_id in self._receivers:
+                self._llm.cancel(request_id)
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._receivers and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    break
+            try:
+                chunks = self._llm.step()
+            except Exception as error:
+                self._tell_failure(error)
+                continue
+            if self._watched:
+                self._tell_progress()
+            if chunks:
+                self.failure = None
+                self.n_steps += 1
+                self.n_tokens += len(chunks)
+                self._hand_out(chunks)
+            elif self._llm.active_requests == 0:
+                self._tell_lost()
+        with self._changed:
+            self._end_all(EngineError("the model was closed while this request was running"))
+
+    def _hand_out(self, chunks: Sequence[StreamChunk]) -> None:
+        posts: dict[Mailbox, list[tuple[Receiver, News]]] = {}
+        with self._changed:
+            for chunk in chunks:
+                ended = chunk.finish_reason is not None
+                found = (self._receivers.pop if ended else self._receivers.get)(chunk.request_id, None)
+                if found is not None:  # else another user of the model made it with add_request()
+                    posts.setdefault(found[1], []).append((found[0], chunk))
+        for mailbox, news in posts.items():
+            mailbox.post(news)
+
+    def _tell_progress(self) -> None:
+        """How far the watched prompts have been read; called before their first tokens are told."""
+        now, slots = time.perf_counter(), {slot.request_id: slot for slot in self._llm.occupancy().slots}
+        with self._changed:
+            for request_id, since in list(self._watched.items()):
+                slot, found = slots.get(request_id), self._receivers.get(request_id)
+                if found is None:
+                    del self._watched[request_id]
+                elif slot is not None:  # else it waits, or its only token has ended it
+                    total, cached, done = slot.prompt_tokens, slot.cached_tokens, slot.done_tokens
+                    news: list[tuple[Receiver, News]] = []
+                    if not since:
+                        self._watched[request_id] = since = now
+                        news.append((found[0], PromptProgress(total, cached, cached, 0.0)))
+                    if slot.output_tokens or done >= total:
+                        done = total
+                        del self._watched[request_id]
+                    news.append((found[0], PromptProgress(total, cached, done, now - since)))
+                    found[1].post(news)
+
+    def _tell_failure(self, error: Exception) -> None:
+        """A step raised: it ended the one request that the error names, or none that is known and then all."""
+        if isinstance(error, DeviceError):
+            self.failure = error
+        request_id = getattr(error, "request_id", None)
+        with self._changed:
+            if request_id is None:
+                log.error("a step failed outside any request: %s", error, exc_info=error)
+                for known in self._receivers:
+                    self._llm.cancel(known)
+                self._end_all(error)
+                return
+            found = self._receivers.pop(request_id, None)
+        if found is not None:
+            found[1].post([(found[0], copy_error(error))])
+
+    def _tell_lost(self) -> None:
+        """No request is left in the engine: those that still wait were ended where their end could not be told."""
+        chunks: list[StreamChunk] = []
+        try:
+            chunks = self._llm.step()  # what the last one brought while it was not looked at
+        except Exception as error:
+            self._tell_failure(error)
+            return
+        if chunks:
+            self._hand_out(chunks)
+        elif self._llm.active_requests == 0:
+            with self._changed:
+                self._end_all(EngineError("the request ended without a result"))
+
+    def _end_all(self, error: Exception) -> None:
+        """Tell every receiver an error; with the lock held."""
+        receivers, self._receivers = self._receivers, {}
+        for receiver, mailbox in receivers.values():
+            mailbox.post([(receiver, copy_error(error))])

@@ -1,0 +1,199 @@
+"""Answers of requests that generate: whole ones as JSON, streamed ones as server-sent events or lines of JSON.
+
+In both cases a client that goes away ends its request: the answer's task is cancelled, and closing its Run frees the
+pages before the next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from engine.request import GenerationResult
+from engine.serve.errors import ApiError, as_api_error, dump, error_object
+from engine.serve.run import Run
+from engine.serve.serving import Serving
+
+log = logging.getLogger("engine.serve")
+
+T = TypeVar("T")
+Events = AsyncIterator[bytes]
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(value: Any) -> bytes:
+    """One event as OpenAI sends it."""
+    return b"data: " + dump(value) + b"\n\n"
+
+
+def named_event(name: str, value: Any) -> bytes:
+    """One event with a name, as Anthropic and OpenAI's responses have them."""
+    return b"event: " + name.encode() + b"\ndata: " + dump(value) + b"\n\n"
+
+
+async def whole(request: Request, work: Callable[[], Awaitable[T]]) -> T:
+    """Await work(), unless the client goes away before it is done.
+
+    Raises:
+        ApiError: 499, which has no reader, where the client has gone.
+    """
+    working = asyncio.ensure_future(work())
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ApiError(499, "the client has gone")
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+            with suppress(BaseException):
+                await task
+
+
+async def respond(
+    request: Request,
+    serving: Serving,
+    run: Run,
+    start: Callable[[], Awaitable[None]],
+    value: Callable[[list[GenerationResult]], Any],
+    events: Events | None = None,
+    *,
+    lines: bool = False,
+    error_event: Callable[[Mapping[str, Any]], bytes] | None = None,
+) -> Response:
+    """The answer of a run: an error as such where it never starts, then a stream or the whole.
+
+    Args:
+        request: of the client.
+        serving: the server.
+        run: not entered yet; closed at the end of the answer.
+        start: queues the sequences, once the model is open.
+        value: makes the whole answer of all results.
+        events: a stream's events, which are asked for after start(); None: the whole answer is wanted.
+        lines: the events are lines of JSON, not server-sent events.
+        error_event: makes an event of an error's object, where that is not just its JSON.
+    """
+
+    async def begin() -> None:
+        await run.open()
+        await start()
+
+    async def to_the_end() -> Any:
+        await begin()
+        return value(await run.results())
+
+    streaming = False
+    try:
+        if events is None:
+            return as_response(await whole(request, to_the_end))
+        await whole(request, begin)
+        streaming = True
+    finally:
+        if not streaming:
+            run.close()
+    path = request.url.path
+    if lines:
+        return LineStream(run, events, path)
+    settings = serving.settings
+    return EventStream(
+        run, events, path, ping=settings.ping, timeout=settings.read_timeout, error_event=error_event or event
+    )
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(EventSourceResponse):
+    """Server-sent events of a run, which it closes at their end however that comes.
+
+    Args:
+        run: entered and started.
+        events: each item is a complete event.
+        path: of the request, for the form of an error.
+        ping: seconds between comments while nothing else is sent.
+        timeout: seconds within which a client must take an event.
+        error_event: makes an event of an error's object.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        events: Events,
+        path: str,
+        *,
+        ping: float,
+        timeout: float,
+        error_event: Callable[[Mapping[str, Any]], bytes] = event,
+    ) -> None:
+        self._run = run
+        super().__init__(
+            _guarded(run, events, path, error_event),
+            ping=ping,
+            sep="\n",
+            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+            send_timeout=timeout,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        except TimeoutError:
+            log.info("a client did not take its events; its connection is closed")
+            raise _ClosedConnection from None
+        finally:
+            self._run.close()
+
+
+class _ClosedConnection(Exception):
+    """Ends an answer whose client takes nothing; uvicorn then closes the connection."""
+
+
+class LineStream(StreamingResponse):
+    """Lines of JSON of a run, as Ollama's clients read them."""
+
+    def __init__(self, run: Run, lines: Events, path: str) -> None:
+        self._run = run
+        super().__init__(
+            _guarded(run, lines, path, lambda value: dump(value) + b"\n"), media_type="application/x-ndjson"
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the lines."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._run.close()
+
+
+async def _guarded(
+    run: Run, events: Events, path: str, error_event: Callable[[Mapping[str, Any]], bytes]
+) -> AsyncIterator[bytes]:
+    """The events; an error after the first one becomes an event of its own, as the status is sent already."""
+    try:
+        async for one in events:
+            yield one
+    except Exception as error:
+        found = as_api_error(error)
+        if found.code == "internal_error":
+            log.error("a stream failed: %s", error, exc_info=error)
+        yield error_event(error_object(found, path))
+    finally:
+        run.close()
+
+
+def as_response(value: Any) -> Response:
+    """A whole answer."""
+    return Response(dump(value), media_type="application/json")

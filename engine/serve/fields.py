@@ -1,0 +1,183 @@
+"""Sampling fields of requests under OpenAI's, llama.cpp's and vLLM's names → SamplingParams."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from engine.api.llm import LLM
+from engine.errors import InvalidRequestError
+from engine.sampling.params import SamplingParams
+from engine.serve.body import Body
+from engine.serve.errors import ApiError, as_api_error
+from engine.serve.settings import ServeSettings
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "temperature": ("temperature",),
+    "top_k": ("top_k",),
+    "top_p": ("top_p",),
+    "min_p": ("min_p",),
+    "typical_p": ("typical_p", "typical"),
+    "repetition_penalty": ("repetition_penalty", "repeat_penalty"),
+    "presence_penalty": ("presence_penalty",),
+    "frequency_penalty": ("frequency_penalty",),
+    "penalty_last_n": ("penalty_last_n", "repeat_last_n"),
+    "seed": ("seed",),
+    "stop": ("stop",),
+    "stop_token_ids": ("stop_token_ids",),
+    "ignore_eos": ("ignore_eos",),
+    "n": ("n", "n_cmpl"),
+}
+"""Names that clients may use for each name of SamplingParams, the first one that is given counts."""
+LENGTH_NAMES = ("max_completion_tokens", "max_tokens", "n_predict")
+
+_OFF: tuple[Any, ...] = (None, False, "", (), [], {})
+OTHER_SAMPLERS: dict[str, tuple[Any, ...]] = {
+    "mirostat": (0,),
+    "dynatemp_range": (0, 0.0),
+    "dry_multiplier": (0, 0.0),
+    "xtc_probability": (0, 0.0),
+    "top_n_sigma": (-1, -1.0, 0, 0.0),
+    "adaptive_target": (-1, -1.0),
+    "use_beam_search": (False,),
+    "best_of": (1,),
+    "min_tokens": (0,),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "truncate_prompt_tokens": (-1,),
+    "logits_processors": ([],),
+}
+"""Fields of samplers that the engine does not have, with the values that switch them off."""
+STRUCTURE: dict[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "grammar": _OFF,
+    "json_schema": _OFF,
+    "guided_json": _OFF,
+    "guided_regex": _OFF,
+    "guided_choice": _OFF,
+    "guided_grammar": _OFF,
+    "structured_outputs": _OFF,
+}
+"""Fields that would force the form of an answer."""
+TOOLS: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+}
+
+
+class StreamOptions(Body):
+    """What a stream has beside the text."""
+
+    include_usage: bool = False
+
+
+class SamplingFields(Body):
+    """What all endpoints that generate take."""
+
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {**OTHER_SAMPLERS, **STRUCTURE, **TOOLS}
+
+    model: str | None = None
+    stream: bool = False
+    timeout: float | None = Field(None, gt=0, description="seconds that the request may take, waiting included")
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    typical: float | None = None
+    repetition_penalty: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    penalty_last_n: int | None = None
+    repeat_last_n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    n: int | None = None
+    n_cmpl: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n_predict: int | None = None
+    logit_bias: dict[str, float | bool] | list[list[int | float | str | bool]] | None = None
+    return_progress: bool = False
+    timings_per_token: bool = False
+
+
+def params_of(body: SamplingFields, settings: ServeSettings, llm: LLM, **given: Any) -> SamplingParams:
+    """The sampling parameters that a request asks for, with the server's own where it says nothing.
+
+    Args:
+        body: the request.
+        settings: of the server.
+        llm: the model, for its tokenizer.
+        given: parameters that the endpoint has worked out itself, by the names of SamplingParams.
+
+    Raises:
+        ApiError: 400; names the field as the client wrote it.
+    """
+    values: dict[str, Any] = dict(settings.sampling)
+    used: dict[str, str] = {}
+    for name, aliases in NAMES.items():
+        for alias in aliases:
+            value = getattr(body, alias)
+            if value is not None:
+                values[name], used[name] = value, alias
+                break
+    if values.get("seed") == -1:
+        values["seed"] = None
+    if values.get("top_k") == -1:  # as vLLM says "off"
+        values["top_k"] = 0
+    if body.logit_bias:
+        values["logit_bias"] = _bias(body.logit_bias, llm)
+        used["logit_bias"] = "logit_bias"
+    values["max_tokens"] = settings.max_tokens
+    for alias in LENGTH_NAMES:
+        value = getattr(body, alias)
+        if value is not None:
+            values["max_tokens"], used["max_tokens"] = (None if value == -1 else value), alias
+            break
+    values.update(given)
+    return make_params(values, used, llm)
+
+
+def make_params(values: Mapping[str, Any], used: Mapping[str, str], llm: LLM) -> SamplingParams:
+    """SamplingParams, checked against a model; an error names the field as the client wrote it."""
+    try:
+        params = SamplingParams(**values)
+        params.check_vocabulary(llm.model.config.vocab_size)
+        return params
+    except InvalidRequestError as error:
+        raise as_api_error(error, {name: used.get(name, name) for name in SamplingParams.names()}) from None
+
+
+def _bias(given: Any, llm: LLM) -> dict[int, float]:
+    """Numbers by token id; a text stands for all of its tokens, and false forbids a token."""
+    pairs = given.items() if isinstance(given, dict) else given
+    found: dict[int, float] = {}
+    for pair in pairs:
+        if len(pair) != 2:
+            raise ApiError(400, "logit_bias has entries [token, bias]", param="logit_bias", code="invalid_value")
+        key, bias = pair
+        if isinstance(bias, str) or bias is True:
+            raise ApiError(
+                400, f"logit_bias has {bias!r} for {key!r}; a number or false", param="logit_bias", code="invalid_value"
+            )
+        number = -math.inf if bias is False else float(bias)
+        if isinstance(key, str) and not key.isdecimal():
+            ids = llm.tokenizer.encode(key, add_special=False)
+        else:
+            try:
+                ids = [int(key)]
+            except (ValueError, OverflowError):
+                raise ApiError(
+                    400, f"logit_bias names the token {key!r}", param="logit_bias", code="invalid_value"
+                ) from None
+        found.update(dict.fromkeys(ids, number))
+    return found

@@ -1,0 +1,187 @@
+"""What the server counts, in Prometheus' text form, under vLLM's names or llama.cpp's. Knows no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from engine.request import GenerationStats
+from engine.scheduling.occupancy import Occupancy
+from engine.serve.model_store import ModelStore, ServedModel
+
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 80.0)
+_LONG = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 120.0, 240.0, 480.0, 960.0)
+_BETWEEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_MODEL = ("model_name",)
+
+
+class Metrics:
+    """Counters of one server.
+
+    Args:
+        store: the models.
+        style: "vllm" or "llamacpp".
+    """
+
+    def __init__(self, store: ModelStore, style: str) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # times of creation double the lines and say nothing here
+        self._registry = registry = CollectorRegistry()
+        self._llamacpp = style == "llamacpp"
+        self._totals = _Totals()
+        if self._llamacpp:
+            registry.register(_LlamaCpp(store, self._totals))
+            return
+        registry.register(_Vllm(store))
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = _MODEL) -> Counter:
+            return Counter(f"vllm:{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"vllm:{name}", text, _MODEL, registry=registry, buckets=buckets)
+
+        self._prompt = counter("prompt_tokens", "Prompt tokens of finished requests.")
+        self._generated = counter("generation_tokens", "Tokens generated.")
+        self._queries = counter("prefix_cache_queries", "Prompt tokens looked for in the cache.")
+        self._hits = counter("prefix_cache_hits", "Prompt tokens found in the cache.")
+        self._success = counter("request_success", "Requests finished.", ("model_name", "finished_reason"))
+        self._failed = counter("request_failure", "Requests ended by an error.")
+        self._first = histogram("time_to_first_token_seconds", "From arrival to the first token.", _SECONDS)
+        self._between = histogram("inter_token_latency_seconds", "Between two tokens.", _BETWEEN)
+        self._whole = histogram("e2e_request_latency_seconds", "From arrival to the last token.", _LONG)
+        self._queued = histogram("request_queue_time_seconds", "From arrival to the first step.", _LONG)
+        self._prefill = histogram("request_prefill_time_seconds", "Reading of the prompt.", _LONG)
+        self._decode = histogram("request_decode_time_seconds", "From the first to the last token.", _LONG)
+
+    def first_token(self, model: str, seconds: float) -> None:
+        """A sequence got its first token so long after its request had arrived."""
+        if not self._llamacpp:
+            self._first.labels(model).observe(seconds)
+
+    def tokens(self, model: str, n: int, seconds: float) -> None:
+        """A sequence got n further tokens, so long after the ones before."""
+        if not self._llamacpp:
+            between = self._between.labels(model)
+            for _ in range(n):
+                between.observe(seconds / n)
+
+    def finished(self, model: str, reason: str, stats: GenerationStats, seconds: float) -> None:
+        """A sequence ended so long after its request had arrived."""
+        totals = self._totals
+        totals.prompt_tokens += stats.prompt_tokens - stats.cached_tokens
+        totals.cached_tokens += stats.cached_tokens
+        totals.prompt_seconds += stats.prompt_seconds
+        totals.output_tokens += stats.output_tokens
+        totals.output_seconds += stats.decode_seconds
+        totals.longest = max(totals.longest, stats.prompt_tokens + stats.output_tokens)
+        if self._llamacpp:
+            return
+        self._prompt.labels(model).inc(stats.prompt_tokens)
+        self._generated.labels(model).inc(stats.output_tokens)
+        self._queries.labels(model).inc(stats.prompt_tokens)
+        self._hits.labels(model).inc(stats.cached_tokens)
+        self._success.labels(model, "abort" if reason == "cancelled" else reason).inc()
+        self._whole.labels(model).observe(seconds)
+        self._queued.labels(model).observe(stats.queue_seconds)
+        self._prefill.labels(model).observe(stats.prompt_seconds)
+        self._decode.labels(model).observe(stats.decode_seconds)
+
+    def failed(self, model: str) -> None:
+        """A sequence was ended by an error."""
+        if not self._llamacpp:
+            self._failed.labels(model).inc()
+
+    def text(self) -> bytes:
+        """Everything as Prometheus reads it."""
+        return generate_latest(self._registry)
+
+
+class _Totals:
+    """Sums over all models, for the names that have no label."""
+
+    prompt_tokens = 0
+    cached_tokens = 0
+    prompt_seconds = 0.0
+    output_tokens = 0
+    output_seconds = 0.0
+    longest = 0
+
+
+def occupancies(store: ModelStore) -> Iterator[tuple[ServedModel, Occupancy]]:
+    """The open models and what they are doing."""
+    for model in store.models:
+        if model.llm is not None:
+            yield model, model.llm.llm.occupancy()
+
+
+class _Vllm(Collector):
+    """Gauges, read from the engines when they are asked for."""
+
+    def __init__(self, store: ModelStore) -> None:
+        self._store = store
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        running = GaugeMetricFamily("vllm:num_requests_running", "Sequences in the batch.", labels=_MODEL)
+        waiting = GaugeMetricFamily("vllm:num_requests_waiting", "Sequences that wait.", labels=_MODEL)
+        usage = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Part of the cache in use, 0 to 1.", labels=_MODEL)
+        preempted = CounterMetricFamily("vllm:num_preemptions", "Sequences preempted so far.", labels=_MODEL)
+        for model, now in occupancies(self._store):
+            name = [model.spec.name]
+            running.add_metric(name, len(now.slots))
+            waiting.add_metric(name, now.waiting + now.preempted)
+            usage.add_metric(name, now.held_pages / max(now.pages, 1))
+            preempted.add_metric(name, now.preemptions)
+        yield from (running, waiting, usage, preempted)
+
+
+class _LlamaCpp(Collector):
+    """The names that llama-server uses, over all models together."""
+
+    def __init__(self, store: ModelStore, totals: _Totals) -> None:
+        self._store = store
+        self._totals = totals
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        totals, now = self._totals, [one for _, one in occupancies(self._store)]
+        pages, held = sum(one.pages for one in now), sum(one.held_pages for one in now)
+        llms = [model.llm for model in self._store.models if model.llm is not None]
+        steps, tokens = sum(llm.n_steps for llm in llms), sum(llm.n_tokens for llm in llms)
+        counters = (
+            ("prompt_tokens", "Prompt tokens computed.", totals.prompt_tokens),
+            ("prompt_tokens_cached", "Prompt tokens found in the cache.", totals.cached_tokens),
+            ("n_decode", "Steps that gave tokens.", steps),
+            ("prompt_seconds", "Seconds spent on prompts.", totals.prompt_seconds),
+            ("tokens_predicted", "Tokens generated.", totals.output_tokens),
+            ("tokens_predicted_seconds", "Seconds spent on generating.", totals.output_seconds),
+        )
+        gauges = (
+            ("prompt_tokens_seconds", "Prompt tokens per second.", _rate(totals.prompt_tokens, totals.prompt_seconds)),
+            (
+                "predicted_tokens_seconds",
+                "Generated tokens per second.",
+                _rate(totals.output_tokens, totals.output_seconds),
+            ),
+            ("n_busy_slots_per_decode", "Tokens of a step.", tokens / steps if steps else 0.0),
+            ("n_tokens_max", "Most tokens of one sequence.", totals.longest),
+            ("kv_cache_usage_ratio", "Part of the cache in use, 0 to 1.", held / pages if pages else 0.0),
+            ("requests_processing", "Sequences in the batch.", sum(len(one.slots) for one in now)),
+            ("requests_deferred", "Sequences that wait.", sum(one.waiting + one.preempted for one in now)),
+        )
+        for name, text, value in counters:
+            yield CounterMetricFamily(f"llamacpp:{name}", text, value=value)
+        for name, text, value in gauges:
+            yield GaugeMetricFamily(f"llamacpp:{name}", text, value=value)
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    return tokens / seconds if seconds > 0 else 0.0

@@ -1,0 +1,1 @@
+"""The endpoints, one file for each family; each makes a router over one Serving."""

@@ -1,0 +1,31 @@
+"""What all endpoints share: settings, models, metrics, and whether the server is about to end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from engine.serve.metrics import Metrics
+from engine.serve.model_store import ModelSpec, ModelStore
+from engine.serve.settings import ServeSettings
+
+
+class Serving:
+    """One server, without its socket.
+
+    Args:
+        specs: the models.
+        settings: how it behaves.
+        store: the models; None makes a store of the specs.
+
+    Attributes:
+        started: time.time() of its making.
+        draining: whether the server is about to end and takes no new requests.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec], settings: ServeSettings, store: ModelStore | None = None) -> None:
+        self.settings = settings
+        self.store = store or ModelStore(specs, max_models=settings.max_models, idle=settings.idle)
+        self.metrics = Metrics(self.store, settings.metrics_style)
+        self.started = time.time()
+        self.draining = False

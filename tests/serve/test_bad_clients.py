@@ -1,0 +1,222 @@
+"""Clients that break the rules or leave: every connection ends, nothing is left behind, and others are served."""
+
+import contextlib
+import json
+import os
+import socket
+import struct
+import time
+
+import pytest
+
+from tests.support.http_server import running
+
+BODY = json.dumps({"prompt": "The", "ignore_eos": True, "max_tokens": 60}).encode()
+STREAM = json.dumps({"prompt": "The", "ignore_eos": True, "stream": True}).encode()
+
+
+def head(body=BODY, path="/v1/completions", extra=""):
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{extra}\r\n".encode()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(read_timeout=1.0, max_body=1 << 20) as one:
+        yield one
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(server):
+    yield
+    assert not any(server.settle())
+    status, _, answer = server.post("/v1/completions", {"prompt": "A", "max_tokens": 2})
+    assert (status, answer["usage"]["completion_tokens"]) == (200, 2)
+
+
+def answer_to(server, data):
+    """The status of the answer to raw bytes; None where the connection is closed without one."""
+    with server.connect() as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(data)
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(65536):
+                received += piece
+                if received.count(b"\r\n\r\n") and b"close" not in received.split(b"\r\n\r\n")[0].lower():
+                    break
+    return int(received[9:12]) if received else None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"hello\r\n\r\n",
+        b"GET / HTTP/x.y\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 6\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 400 + b"\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 100_000,
+        b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 2_000_000,
+    ],
+    ids=["tls", "words", "version", "no host", "zero", "negative", "two", "digits", "chunk", "headers", "long"],
+)
+def test_what_is_no_http_is_refused(server, data):
+    assert answer_to(server, data) in (400, 413, None)
+
+
+def test_ten_thousand_headers_do_not_stop_others(server):
+    data = b"GET /health HTTP/1.1\r\nHost: x\r\n" + b"".join(b"x-%d: y\r\n" % i for i in range(10_000)) + b"\r\n"
+    assert answer_to(server, data) in (200, 400)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b'"text"',
+        b"null",
+        b'{"prompt": "\xff\xfe"}',
+        b'{"prompt": "\\ud800"}',
+        b"[" * 200_000,
+        b'{"prompt": ' * 50_000,
+        b'{"prompt": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        b'{"max_tokens": ' + b"9" * 5000 + b"}",
+        b'{"temperature": 1e999}',
+        b'{"temperature": NaN}',
+        b'{"prompt": [' + b"1," * 300_000 + b"1]}",
+        b'{"prompt": [99999999999999999999999]}',
+        b'{"stop": [' + b'"a",' * 1000 + b'"a"]}',
+        b'{"logit_bias": {' + b",".join(b'"%d": 1' % i for i in range(3000)) + b"}}",
+    ],
+    ids=lambda body: body[:16].decode("latin-1").encode("unicode_escape").decode() + f" {len(body)}",
+)
+def test_hostile_bodies_get_an_error(server, body):
+    for path in (
+        "/v1/completions",
+        "/completion",
+        "/v1/chat/completions",
+        "/v1/messages",
+        "/v1/responses",
+        "/api/chat",
+    ):
+        if not body and path in ("/v1/completions", "/completion"):
+            continue  # no text is a text
+        status, _, answer = server.post(path, body)
+        if path == "/api/chat" and status == 200:  # it knows none of these fields, and nothing was asked
+            assert answer["done_reason"] == "load"
+            continue
+        assert (status, list(answer)[-1]) == (400, "error"), path
+
+
+def test_half_a_request_ends_in_time(server):
+    """Nothing, half a head, a head without its body: each ends within the time that a request has."""
+    begun = time.monotonic()
+    connections = []
+    for data in (b"", b"POST /v1/comp", head()[:-2], head(), head() + BODY[:5]):
+        connection = server.connect()
+        connection.sendall(data)
+        connections.append(connection)
+    answers = []
+    for connection in connections:
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := connection.recv(65536):
+                received += piece
+        answers.append(received[9:12])
+        connection.close()
+    assert answers == [b"", b"", b"", b"408", b"408"]
+    assert time.monotonic() - begun < 20
+
+
+def test_single_bytes_do_not_buy_time(server):
+    connection = server.connect()
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        for byte in head() + BODY:
+            connection.sendall(bytes([byte]))
+            sent += 1
+            time.sleep(0.02)
+    connection.close()
+    assert sent < len(head() + BODY)
+
+
+def test_wrong_lengths(server):
+    long = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n" + BODY
+    assert answer_to(server, long) == 408
+    short = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n" + BODY
+    assert answer_to(server, short) == 400
+
+
+PHASES = [0, 5, len(head()) - 1, len(head()), len(head()) + 10, len(head()) + len(BODY)]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("sent", PHASES)
+def test_leaving_in_every_phase_of_a_request(server, sent, reset):
+    connection = server.connect()
+    connection.sendall((head() + BODY)[:sent])
+    if sent == PHASES[-1]:
+        time.sleep(0.01)
+    leave(connection, reset)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("received", [0, 1, 100, 2000])
+def test_leaving_in_every_phase_of_a_stream(server, received, reset):
+    connection = server.connect()
+    connection.sendall(head(STREAM) + STREAM)
+    while received > 0:
+        received -= len(connection.recv(received))
+    leave(connection, reset)
+
+
+def leave(connection, reset):
+    if reset:  # the connection is reset instead of closed
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def test_requests_in_a_row_on_one_connection(server):
+    """Pipelined requests are answered in order, the last one also closes."""
+    body = json.dumps({"prompt": "A", "max_tokens": 1}).encode()
+    data = head(body) + body + head(body) + body + head(body, extra="Connection: close\r\n") + body
+    with server.connect() as connection:
+        connection.sendall(data)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    assert received.count(b"HTTP/1.1 200") == 3
+
+
+def test_a_client_that_reads_nothing_holds_no_place(server):
+    """The texts are generated and kept for it; when it takes nothing for too long its connection is closed."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    connection.connect(("127.0.0.1", server.port))
+    body = json.dumps({"prompt": "The", "n": 4, "stream": True, "ignore_eos": True, "logprobs": 20}).encode()
+    connection.sendall(head(body) + body)
+    assert not any(server.settle())
+    connection.close()
+
+
+def test_no_descriptors_are_left(server):
+    time.sleep(0.1)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        connection = server.connect()
+        connection.sendall(head(STREAM) + STREAM)
+        connection.recv(10)
+        connection.close()
+    assert not any(server.settle())
+    for _ in range(100):
+        if len(os.listdir("/proc/self/fd")) <= before:
+            break
+        time.sleep(0.02)
+    assert len(os.listdir("/proc/self/fd")) <= before
