@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.config import EngineConfig, KvType, cache_size, checkpoint_count, page_count
 from engine.cpu.backend import CpuBackend
-from engine.cpu.runner import CpuRunner
+from engine.cpu.runner import DEFAULT_SEQUENCES, CpuRunner
 from engine.errors import DeviceError
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
@@ -80,8 +80,7 @@ def _on_gpu(config: EngineConfig, model: LoadedModel, context_length: int, statu
 def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPlan]:
     """Device and memory that open_runner would take, without taking either.
 
-    A plan for a GPU needs none: where there is no card, it is made for an H200. On the CPU it is for one sequence,
-    unless the configuration says how many.
+    A plan for a GPU needs none: where there is no card, it is made for an H200.
     """
     context_length = config.resolve_context(model.config.context_length)
     if config.device.startswith("cuda") or choose_device(config.device, config.device_index, model) == "cuda":
@@ -100,7 +99,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
             free=free_memory(config.device_index) if present else REFERENCE_FREE,
         )
         return "cuda", memory_plan(plan)
-    sequences = config.max_sequences or 1
+    sequences = config.max_sequences or DEFAULT_SEQUENCES
     backend = CpuBackend(
         model,
         context_length=context_length,
