@@ -39,7 +39,8 @@ def rm(
     if not yes:
         if not sys.stdin.isatty():
             raise InvalidRequestError("rm asks before it deletes, and stdin is no terminal: give --yes")
-        if not typer.confirm("delete?", err=True):
+        print("delete? [y/N] ", end="", file=sys.stderr, flush=True)  # stdout is for results alone
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             note("nothing was deleted")
             return 1
     freed = sum(remove(one) for one in chosen)
