@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.api.async_llm import AsyncLLM, AsyncStream
     from engine.api.llm import LLM, load_tokenizer
+    from engine.config import EngineConfig
     from engine.errors import (
         ContextFullError,
         DeviceError,
@@ -40,6 +41,7 @@ __all__ = [
     "ContextFullError",
     "DeviceError",
     "DownloadError",
+    "EngineConfig",
     "EngineError",
     "GGUFError",
     "Gbnf",
@@ -66,6 +68,7 @@ _HOME = {
     "AsyncLLM": "engine.api.async_llm",
     "AsyncStream": "engine.api.async_llm",
     "load_tokenizer": "engine.api.llm",
+    "EngineConfig": "engine.config",
     "GenerationResult": "engine.request",
     "GenerationStats": "engine.request",
     "StreamChunk": "engine.request",

@@ -1,14 +1,15 @@
 """Run-time settings of one open model, frozen once made.
 
-Knows which values are possible; knows nothing of arrays, devices or requests.
+Checks which values are possible; independent of arrays, devices and requests.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TypedDict
 
 from engine.errors import InvalidRequestError
 
@@ -21,9 +22,9 @@ CHECKPOINT_SPACING = 512
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
 MAX_SEQUENCES = 1024
 CONTEXTS = 8
-"""Whole contexts that the cache holds without being asked."""
+"""Whole contexts that the cache holds by default."""
 DEFAULT_CONTEXT_LIMIT = 8192
-"""Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
+"""Longest context by default: a 128 k context of an 8B model would cost 16 GiB per sequence."""
 
 
 class Target(StrEnum):
@@ -78,7 +79,8 @@ class EngineConfig:
     """How a model is opened.
 
     Attributes:
-        model: the GGUF file (any part of a split file).
+        model: a GGUF file, any part of a split one, or `hf:owner/repo[:quant][@revision]`, fetched from the Hugging
+            Face hub where it is not in the cache; None is the bundled model. Of an open model it is the file.
         device: "auto", "cpu", "cuda" or "cuda:N".
         context_length: tokens of one sequence, prompt and output together. None takes what the model was trained for,
             but at most DEFAULT_CONTEXT_LIMIT; a larger value than the trained one is allowed and logged.
@@ -104,15 +106,17 @@ class EngineConfig:
             wherever weights are quantized, which is about three times as fast.
         repack: on the CPU, keep a second copy of quantized weights in the order that the kernels read them in; without
             it decoding is slower, and memory holds little more than the mapped file.
-        strict: refuse a file with metadata keys or tensors of which nothing is known, instead of naming them in a
+        strict: refuse a file with unknown metadata keys or tensors, instead of naming them in a
             warning.
         eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph (slower; for tests).
+        pre_tokenizer: overrides the pre-tokenizer that the file names.
+        chat_template: jinja2 source that replaces the file's chat template.
 
     Raises:
         InvalidRequestError: a value outside its range.
     """
 
-    model: Path
+    model: str | Path | None = None
     device: str = "auto"
     context_length: int | None = None
     kv_type: KvType | str = KvType.F16
@@ -129,6 +133,8 @@ class EngineConfig:
     repack: bool = True
     strict: bool = False
     eager: bool = False
+    pre_tokenizer: str | None = None
+    chat_template: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -140,15 +146,21 @@ class EngineConfig:
             if value is None:
                 continue
             if not _whole(value) or value < 1:
-                raise InvalidRequestError(f"{name} is {value!r}; a whole number of at least 1 is needed")
+                raise InvalidRequestError(f"{name} is {value!r}; allowed: a whole number of at least 1")
         if not _whole(self.checkpoint_spacing) or self.checkpoint_spacing < 1 or self.checkpoint_spacing % PAGE:
             raise InvalidRequestError(
                 f"checkpoint_spacing is {self.checkpoint_spacing!r}; allowed: multiples of {PAGE}, the size of a page"
             )
         if self.checkpoints is not None and (not _whole(self.checkpoints) or self.checkpoints < 0):
-            raise InvalidRequestError(f"checkpoints is {self.checkpoints!r}; a whole number of at least 0 is needed")
+            raise InvalidRequestError(f"checkpoints is {self.checkpoints!r}; allowed: a whole number of at least 0")
         if self.max_sequences is not None and self.max_sequences > MAX_SEQUENCES:
             raise InvalidRequestError(f"max_sequences is {self.max_sequences}; allowed: 1 to {MAX_SEQUENCES}")
+
+    @property
+    def path(self) -> Path:
+        """The file of an open model."""
+        assert isinstance(self.model, Path), "a model that is not open has a name, and perhaps no file"
+        return self.model
 
     @property
     def device_index(self) -> int:
@@ -169,6 +181,28 @@ class EngineConfig:
                 "ask for a larger cache_tokens or a smaller context_length"
             )
         return context_length
+
+
+class EngineSettings(TypedDict, total=False):
+    """The fields of EngineConfig but model and device, as keywords of LLM(). A test compares the two."""
+
+    context_length: int | None
+    kv_type: KvType | str
+    threads: int | None
+    max_sequences: int | None
+    cache_tokens: int | None
+    prefill_chunk: int | None
+    target: Target | str
+    prefix_cache: bool
+    checkpoint_spacing: int
+    checkpoints: int | None
+    deterministic: bool
+    exact: bool
+    repack: bool
+    strict: bool
+    eager: bool
+    pre_tokenizer: str | None
+    chat_template: str | None
 
 
 def _whole(value: object) -> bool:

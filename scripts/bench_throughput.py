@@ -152,7 +152,7 @@ def main() -> None:
     with LLM(
         args.model,
         args.device,
-        context,
+        context_length=context,
         max_sequences=args.max_sequences,
         cache_tokens=args.cache_tokens,
         prefix_cache=False,

@@ -50,8 +50,9 @@ class Inbox:
 class AsyncStream:
     """A running request. Iterate over it with `async for`, or await result() for the whole.
 
-    Chunks that have arrived together are given as one. Closing it, leaving its `async with` block, cancelling the task
-    that waits for result(), or forgetting it ends the request and frees its place. Use it in one task at a time.
+    Chunks that have arrived together are given as one, except where they have log-probabilities. Closing it, leaving
+    its `async with` block, cancelling the task that waits for result(), or forgetting it ends the request and frees its
+    place. Use it in one task at a time.
 
     Args:
         driver: runs the request.
@@ -93,6 +94,8 @@ class AsyncStream:
                 break
             chunks.append(news)
             inbox.news.popleft()
+            if news.logprobs:  # its text and its log-probabilities belong together
+                break
         if not chunks:
             self._ended, self._error = True, inbox.news.popleft()  # type: ignore[assignment]
             raise self._error  # type: ignore[misc]

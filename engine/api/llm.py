@@ -6,38 +6,35 @@ neither HTTP nor devices; those are behind the runner.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from engine.api.names import resolve_model
-from engine.api.prompts import Prompt, as_prompts, check_id, is_prompt_like, not_a_prompt
+from engine.api.prompts import Prompt, as_prompts
+from engine.api.requests import Requests, open_tokenizer
 from engine.api.stream import Stream
-from engine.config import CHECKPOINT_SPACING, PAGE, EngineConfig
-from engine.errors import ContextFullError, DeviceError, InvalidRequestError, TokenizerError
+from engine.config import PAGE, EngineConfig, EngineSettings
+from engine.errors import ContextFullError, DeviceError, InvalidRequestError
 from engine.gguf import open_gguf
 from engine.model.loader import load_model
 from engine.model.memory import MemoryPlan
 from engine.request import GenerationResult, Request, StreamChunk, TokenSample
 from engine.runner.devices import open_runner
 from engine.runner.protocol import Runner
-from engine.sampling.constraint import TokenMask
-from engine.sampling.params import MAX_SEED, SamplingParams
-from engine.sampling.rng import fresh_seed
-from engine.scheduling.loop import EngineLoop, Job
+from engine.sampling.params import SamplingParams
+from engine.scheduling.job import Job
+from engine.scheduling.loop import EngineLoop
 from engine.scheduling.occupancy import Occupancy
-from engine.scheduling.output import OutputAssembler
 from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from engine.constraints import ConstraintCompiler
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "tales-Q4_K_M.gguf"
 """A small story-telling model that comes with the package, so that everything can be tried without a download."""
@@ -50,35 +47,16 @@ class LLM:
 
     All methods may be called from several threads at once; requests that run at the same time share one batch.
 
+    LLM("model.gguf", "cpu", threads=4), LLM(EngineConfig("model.gguf", "cpu", threads=4)) and
+    LLM(config=EngineConfig(...)) are the same. Settings given beside a config replace those in it.
+
     Args:
         model: a GGUF file, any part of a split one, or `hf:owner/repo[:quant][@revision]`, fetched from the
-            Hugging Face hub where it is not in the cache; None opens the bundled demonstration model.
-        device: "auto" (a usable GPU, else the CPU), "cpu", "cuda" or "cuda:N".
-        context_length: tokens of one sequence, prompt and output together; None takes what the model was trained for,
-            at most 8192.
-        kv_type: number format of the key-value cache, "f16" or "f32".
-        threads: CPU threads; None takes the physical cores.
-        max_sequences: sequences that run side by side; further requests wait. None: 8 on the CPU, on a GPU one for
-            every 1024 positions of the cache, 64 to 512.
-        cache_tokens: positions of the key-value cache, which all sequences share; None takes eight contexts on the CPU,
-            on a GPU what nine tenths of the free memory hold. Where it is too small for all, the youngest sequences
-            wait.
-        prefill_chunk: most prompt tokens fed in one step; None takes what suits the device.
-        target: on a GPU, "latency" lets running streams wait little while prompts are read, "throughput" serves all
-            requests together faster, "balanced" goes by the number of streams.
-        prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
-            the second of several samples.
-        checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
-            later prompts; a multiple of 64. The last page border of a prompt is always kept.
-        checkpoints: how many such states are kept at most; None: two per sequence, at least 8.
-        deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.
-        exact: on the CPU, keep everything in float32: about a third of the speed, no rounding of activations to 8 bits.
-        repack: on the CPU, keep a second copy of quantized weights in the order of the kernels, for speed.
-        strict: refuse a file with metadata keys or tensors of which nothing is known, instead of a warning.
-        eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph.
-        pre_tokenizer: overrides the pre-tokenizer that the file names.
-        chat_template: jinja2 source that replaces the file's chat template.
+            Hugging Face hub where it is not in the cache; or a config. None opens the bundled demonstration model.
+        device: "auto" (a usable GPU, else the CPU), "cpu", "cuda" or "cuda:N"; None is that of the config, or "auto".
+        config: all settings together.
         status: called with one short sentence whenever something takes longer ("preparing kernels ...").
+        settings: see EngineConfig.
 
     Raises:
         DownloadError: a model named hf:... cannot be fetched.
@@ -89,76 +67,34 @@ class LLM:
 
     def __init__(
         self,
-        model: str | Path | None = None,
-        device: str = "auto",
-        context_length: int | None = None,
-        kv_type: str = "f16",
-        threads: int | None = None,
+        model: str | Path | EngineConfig | None = None,
+        device: str | None = None,
         *,
-        max_sequences: int | None = None,
-        cache_tokens: int | None = None,
-        prefill_chunk: int | None = None,
-        target: str = "balanced",
-        prefix_cache: bool = True,
-        checkpoint_spacing: int = CHECKPOINT_SPACING,
-        checkpoints: int | None = None,
-        deterministic: bool = False,
-        exact: bool = False,
-        repack: bool = True,
-        strict: bool = False,
-        eager: bool = False,
-        pre_tokenizer: str | None = None,
-        chat_template: str | None = None,
+        config: EngineConfig | None = None,
         status: Callable[[str], None] | None = None,
+        **settings: Unpack[EngineSettings],
     ) -> None:
         begin = time.perf_counter()
-        self.config = EngineConfig(
-            model=BUNDLED_MODEL if model is None else resolve_model(model, status),
-            device=device,
-            context_length=context_length,
-            kv_type=kv_type,
-            threads=threads,
-            max_sequences=max_sequences,
-            cache_tokens=cache_tokens,
-            prefill_chunk=prefill_chunk,
-            target=target,
-            prefix_cache=prefix_cache,
-            checkpoint_spacing=checkpoint_spacing,
-            checkpoints=checkpoints,
-            deterministic=deterministic,
-            exact=exact,
-            repack=repack,
-            strict=strict,
-            eager=eager,
-        )
-        self._file = open_gguf(self.config.model)
+        wanted = _config(model, device, config, settings)
+        path = BUNDLED_MODEL if wanted.model is None else resolve_model(wanted.model, status)
+        self.config = replace(wanted, model=path)
+        self._file = open_gguf(path)
         try:
             metadata = self._file.metadata
-            self.model = load_model(self._file, self.config.resolve_context, strict=strict)
-            self._tokenizer_error = ""
-            self._tokenizer = self._open_tokenizer(metadata, pre_tokenizer)
-            self._chat_source = chat_template
+            self.model = load_model(self._file, self.config.resolve_context, strict=self.config.strict)
+            tokenizer = open_tokenizer(metadata, path, self.config.pre_tokenizer)
             self._chat_template: ChatTemplate | None = None
             self._runner = open_runner(self.config, self.model, status or (lambda _: None))
         except BaseException:
             self._file.close()
             raise
-        self._loop = EngineLoop(self._runner, prefix_cache=prefix_cache, checkpoint_spacing=checkpoint_spacing)
-        self._ids = itertools.count(1)
-        self._constraints: ConstraintCompiler | None = None
+        self._loop = EngineLoop(
+            self._runner,
+            prefix_cache=self.config.prefix_cache,
+            checkpoint_spacing=self.config.checkpoint_spacing,
+        )
+        self._requests = Requests(tokenizer, self._runner.config.vocab_size, self._runner.context_length)
         self.load_seconds = time.perf_counter() - begin
-
-    def _open_tokenizer(self, metadata: Mapping[str, Any], pre: str | None) -> Tokenizer | None:
-        """The file's tokenizer; None where it has none or an unknown kind, which matters only if text is asked for."""
-        kind = metadata.get("tokenizer.ggml.model")
-        if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
-            self._tokenizer_error = f"{self.config.model} holds no tokenizer: give token ids instead of text"
-            return None
-        try:
-            return Tokenizer.from_metadata(metadata, pre=pre)
-        except TokenizerError as error:
-            self._tokenizer_error = str(error)
-            return None
 
     def __enter__(self) -> LLM:
         return self
@@ -190,14 +126,12 @@ class LLM:
         Raises:
             TokenizerError: the file has none, or one that is not supported.
         """
-        if self._tokenizer is None:
-            raise TokenizerError(self._tokenizer_error)
-        return self._tokenizer
+        return self._requests.tokenizer
 
     @property
     def has_tokenizer(self) -> bool:
         """Whether text can be used; token ids always can."""
-        return self._tokenizer is not None
+        return self._requests.has_tokenizer
 
     @property
     def device(self) -> str:
@@ -276,7 +210,7 @@ class LLM:
             raise InvalidRequestError(
                 f"{len(prompts)} prompts but {len(each)} SamplingParams; give one, or one for each"
             )
-        groups = [self._samples(one, its) for one, its in zip(prompts, each, strict=True)]
+        groups = [self._requests.samples(one, its) for one, its in zip(prompts, each, strict=True)]
         grouped = [[Stream(self._loop, job) for job in jobs] for jobs in groups]
         streams = [stream for group in grouped for stream in group]
         results: list[GenerationResult] = []
@@ -300,7 +234,7 @@ class LLM:
         Raises:
             InvalidRequestError, ContextFullError: refused at once, before anything ran.
         """
-        return Stream(self._loop, self._job(prompt, _one_sample(params)))
+        return Stream(self._loop, self._requests.job(prompt, _one_sample(params)))
 
     def sample_streams(self, prompt: Prompt, params: SamplingParams | None = None) -> list[Stream]:
         """The params.n samples of one prompt, each a stream; they run side by side and share the prompt's pages.
@@ -308,7 +242,7 @@ class LLM:
         Raises:
             InvalidRequestError, ContextFullError: refused at once, before anything ran.
         """
-        return [Stream(self._loop, job) for job in self._samples(prompt, params or SamplingParams())]
+        return [Stream(self._loop, job) for job in self._requests.samples(prompt, params or SamplingParams())]
 
     def require_chat_template(self) -> ChatTemplate:
         """The chat template in force.
@@ -319,8 +253,8 @@ class LLM:
         """
         if self._chat_template is None:  # made on first use: most runs never chat
             metadata = self._file.metadata
-            if self._chat_source is not None:
-                metadata = {**metadata, "tokenizer.chat_template": self._chat_source}
+            if self.config.chat_template is not None:
+                metadata = {**metadata, "tokenizer.chat_template": self.config.chat_template}
             self._chat_template = ChatTemplate.from_metadata(metadata, self.tokenizer)
         if self._chat_template is None:
             raise InvalidRequestError(
@@ -341,7 +275,7 @@ class LLM:
     def chat_prompt(self, messages: Sequence[Message], **variables: Any) -> ChatPrompt:
         """render_chat() with the text, and with what is needed to read the answer."""
         prompt = chat_prompt(self.require_chat_template(), self.tokenizer, messages, variables)
-        return replace(prompt, token_ids=tuple(self._checked(prompt.token_ids)))
+        return replace(prompt, token_ids=tuple(self._requests.checked(prompt.token_ids)))
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
@@ -369,14 +303,12 @@ class LLM:
     ) -> list[Stream]:
         """The params.n answers of a chat, each a stream; see sample_streams()."""
         prompt = self.chat_prompt(messages, **variables)
-        jobs = self._samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
-        return [Stream(self._loop, job, prompt.reader()) for job in jobs]
+        jobs = self._requests.samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
+        return [Stream(self._loop, job, prompt.reader) for job in jobs]
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a prompt for step(); returns the id that its chunks will carry."""
-        job = self._job(prompt, _one_sample(params), by_step=True)
-        self._loop.submit([job])
-        return job.request.request_id
+        return self._submit([self._requests.job(prompt, _one_sample(params), by_step=True)])[0].request_id
 
     def add_requests(
         self, prompt: Prompt, params: SamplingParams | None = None, *, shown_ids: Collection[int] = ()
@@ -388,9 +320,19 @@ class LLM:
             params: sampling parameters.
             shown_ids: control tokens that appear in the text by name, as ChatPrompt.shown_ids says.
         """
-        jobs = self._samples(prompt, params or SamplingParams(), shown_ids, by_step=True)
-        self._loop.submit(jobs)
-        return [job.request for job in jobs]
+        jobs = self._requests.samples(prompt, params or SamplingParams(), shown_ids, by_step=True)
+        return self._submit(jobs)
+
+    def _submit(self, jobs: list[Job]) -> list[Request]:
+        """Queue jobs for step()."""
+        requests = [job.request for job in jobs]
+        try:
+            self._loop.submit(jobs)
+            return requests
+        except BaseException:  # the caller will not know the ids
+            for request in requests:
+                self._loop.cancel(request.request_id)
+            raise
 
     def occupancy(self) -> Occupancy:
         """What is running and waiting now, and how full the cache is. Never waits for a step."""
@@ -398,7 +340,12 @@ class LLM:
 
     def step(self) -> list[StreamChunk]:
         """Advance all running sequences by one step; returns the new chunks of requests made by add_request()."""
-        return self._loop.step()
+        chunks: list[StreamChunk] = []
+        try:
+            return self._loop.step(chunks)
+        except BaseException as error:
+            self._loop.give_back(chunks, error)
+            raise
 
     def cancel(self, request_id: int) -> None:
         """End a request: its last chunk has finish_reason "cancelled". Unknown and finished ids are ignored."""
@@ -437,17 +384,7 @@ class LLM:
         Raises:
             InvalidRequestError, ContextFullError: an impossible chunk, or no token behind `first`.
         """
-        checked = [self._checked(chunk) for chunk in chunks]
-        for ids in checked:
-            if len(ids) > self.context_length + 1:
-                raise ContextFullError(len(ids) - 1, self.context_length)
-            if not 1 <= first < len(ids):
-                raise InvalidRequestError(
-                    f"first is {first}; allowed: 1 to {len(ids) - 1} for a chunk of {len(ids)} tokens"
-                )
-        params = SamplingParams(prompt_logprobs=0)
-        requests = [Request(next(self._ids), ids, params, 0, 0, score_from=first) for ids in checked]
-        streams = [Stream(self._loop, Job(request, OutputAssembler(request, None, ()))) for request in requests]
+        streams = [Stream(self._loop, job) for job in self._requests.scoring(chunks, first)]
         try:
             while streams:
                 result = streams.pop(0).result()  # and forgotten: a long text has many chunks
@@ -456,63 +393,6 @@ class LLM:
             for stream in streams:
                 stream.close()
 
-    def _samples(
-        self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = (), *, by_step: bool = False
-    ) -> list[Job]:
-        """One job for each sample of a prompt: seeds from the first one on, pages shared."""
-        first = self._job(prompt, params, by_step=by_step, shown_ids=shown_ids)
-        jobs, request = [first], first.request
-        for number in range(1, params.n):
-            following = replace(
-                request,
-                request_id=next(self._ids),
-                seed=(request.seed + number) % (MAX_SEED + 1),
-                shares_with=request.request_id,
-                mask=self._mask(params),
-            )
-            assembler = OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)
-            jobs.append(Job(following, assembler, by_step))
-        return jobs
-
-    @property
-    def _eog_ids(self) -> Collection[int]:
-        return self._tokenizer.eog_ids if self._tokenizer is not None else ()
-
-    def _job(
-        self, prompt: Prompt, params: SamplingParams, *, by_step: bool = False, shown_ids: Collection[int] = ()
-    ) -> Job:
-        """Check a request against the model and the context; refuses what cannot run."""
-        if not isinstance(params, SamplingParams):
-            raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
-        ids = self.prompt_ids(prompt)
-        limit = self.context_length
-        room = limit - len(ids)
-        wanted = params.max_tokens if params.max_tokens is not None else max(room, 1)
-        if wanted > room:
-            parts = f"{len(ids)} of the prompt, {wanted} to generate"
-            raise ContextFullError(len(ids) + wanted, limit, parts=parts)
-        params.check_vocabulary(self._runner.config.vocab_size)
-        if params.stop:
-            _ = self.tokenizer  # stop strings need text
-        seed = params.seed if params.seed is not None else fresh_seed()
-        score_from = 1 if params.prompt_logprobs is not None else None
-        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=self._mask(params))
-        return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids, shown_ids), by_step)
-
-    def _mask(self, params: SamplingParams) -> TokenMask | None:
-        """The mask of a request with a constraint.
-
-        Raises:
-            InvalidRequestError: the constraint cannot be used.
-        """
-        if params.constraint is None:
-            return None
-        if self._constraints is None:
-            from engine.constraints import ConstraintCompiler  # a library that only these requests need
-
-            self._constraints = ConstraintCompiler(self.tokenizer, self._runner.config.vocab_size, self._eog_ids)
-        return self._constraints.mask(params.constraint)
-
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.
 
@@ -520,19 +400,23 @@ class LLM:
             InvalidRequestError: no prompt at all, an id outside the vocabulary, or an empty one where there is no such
                 token.
         """
-        if not is_prompt_like(prompt):
-            raise not_a_prompt(prompt)
-        ids = self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-        if not ids and self._tokenizer is not None and self._tokenizer.bos_id is not None:
-            ids = [self._tokenizer.bos_id]
-        return self._checked(ids)
+        return self._requests.prompt_ids(prompt)
 
-    def _checked(self, ids: Sequence[int]) -> list[int]:
-        if not ids:
-            raise InvalidRequestError(
-                "the prompt is empty and the model has no beginning-of-text token: give some text"
-            )
-        return [check_id(token_id, self._runner.config.vocab_size) for token_id in ids]
+
+def _config(
+    model: str | Path | EngineConfig | None, device: str | None, config: EngineConfig | None, settings: EngineSettings
+) -> EngineConfig:
+    """The settings of a model, from what LLM() was given."""
+    if isinstance(model, EngineConfig):
+        if config is not None:
+            raise InvalidRequestError("two configs are given; give one, with further settings as keywords")
+        model, config = None, model
+    config = EngineConfig() if config is None else config
+    if model is not None:
+        config = replace(config, model=model)
+    if device is not None:
+        config = replace(config, device=device)
+    return replace(config, **settings) if settings else config
 
 
 def load_tokenizer(path: str | Path, *, pre_tokenizer: str | None = None) -> Tokenizer:

@@ -114,7 +114,7 @@ def _talk(llm: LLM, system: str | None, params: SamplingParams, variables: dict[
     start: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     history = list(start)
     if sys.stdin.isatty():
-        note(f"{llm.config.model.name} on {llm.device}. {HELP}.")
+        note(f"{llm.config.path.name} on {llm.device}. {HELP}.")
     while True:
         try:
             line = _read_line()

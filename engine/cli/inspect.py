@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,10 +102,13 @@ def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """The memory plan, or why there is none."""
     from engine.errors import EngineError
     from engine.model.loader import load_model
-    from engine.runner.devices import plan_memory
+    from engine.runner.devices import choose_device, plan_memory
 
     try:
         model = load_model(gguf, config.resolve_context, strict=config.strict)
+        on_gpu = config.device.startswith("cuda") or choose_device(config.device, config.device_index, model) == "cuda"
+        if config.max_sequences is None and not on_gpu:
+            config = replace(config, max_sequences=1)
         device, plan = plan_memory(model, config)
     except EngineError as error:
         return {"error": str(error)}

@@ -235,6 +235,7 @@ def serve(
         slots=slots,
         page=page,
         log_requests=log_requests,
+        show_prompts=verbose,
         sampling=sampling,
         max_tokens=None if max_tokens == -1 else max_tokens,
         template_variables=parse_variables(chat_var),

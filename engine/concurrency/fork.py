@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from _thread import LockType
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Forked(Protocol):
@@ -17,7 +17,7 @@ class Forked(Protocol):
 
 
 _objects: weakref.WeakSet[Forked] = weakref.WeakSet()
-_locks: weakref.WeakSet[LockType] = weakref.WeakSet()
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def register(one: Forked) -> None:
@@ -32,9 +32,15 @@ def new_lock() -> LockType:
     return lock
 
 
+def renew(lock: Any) -> None:
+    """Have a lock of another package be free in every child; a lock of an unknown kind is left alone."""
+    if hasattr(lock, "_at_fork_reinit"):
+        _locks.add(lock)
+
+
 def _in_child() -> None:
     for lock in list(_locks):
-        lock._at_fork_reinit()  # type: ignore[attr-defined]
+        lock._at_fork_reinit()
     for one in list(_objects):
         one.after_fork()
 

@@ -2,8 +2,8 @@
 
 An asynchronous exception (a signal handler that raises, PyThreadState_SetAsyncExc) can arrive between any two
 instructions: between acquiring a lock and the `try` whose `finally` would release it, or inside that `finally`. After a
-fork the thread that would release it does not exist. So a Turn does not trust the release alone: who waits for longer
-than WAIT_SECONDS looks whether the holding call is still on the stack of its thread.
+fork the thread that would release it does not exist. So a Turn does not rely on the release alone: a call that waits
+for longer than WAIT_SECONDS looks whether the holding call is still on the stack of its thread.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Hold:
     Attributes:
         thread: the thread of the call.
         released: the call has given up its right.
-        next: holds that wanted the turn after this one; the first of them has it.
+        next: holds of calls that asked for the turn after this one; the first of them has it.
     """
 
     __slots__ = ("next", "owner", "released", "thread")
@@ -50,9 +50,9 @@ class Hold:
 
     def is_running(self) -> bool:
         """Whether the call that made it still runs, or its owner is alive."""
-        if self.owner is not None and self.owner() is not None and self.thread != get_ident():
-            return True
         frame = sys._current_frames().get(self.thread)
+        if self.owner is not None and self.thread != get_ident():
+            return frame is not None and self.owner() is not None
         while frame is not None:
             if VARIABLE in frame.f_code.co_varnames and frame.f_locals.get(VARIABLE) is self:
                 return True
@@ -61,13 +61,17 @@ class Hold:
 
 
 class Turn:
-    """What one call has at a time. Calls that use wait() come before those that use take()."""
+    """What one call has at a time. Calls that use wait() come before those that use take().
+
+    Attributes:
+        bells: locks that sleeping calls wait for.
+    """
 
     def __init__(self) -> None:
         self._last = Hold()
         self._last.released = True
         self._line: deque[Hold] = deque()  # calls inside wait()
-        self._bells: deque[LockType] = deque()  # locks that sleeping calls wait for
+        self.bells: deque[LockType] = deque()
 
     def take(self, hold: Hold, *, check: bool = False) -> bool:
         """Try to have the turn; False if another call has it or waits for it.
@@ -96,16 +100,17 @@ class Turn:
                 self._line.remove(hold)
 
     def release(self, hold: Hold) -> None:
-        """Give the turn to the next call."""
+        """Give the turn to the next call; one that did not have it only gives up wanting it."""
         hold.released = True
-        self.ring()
+        if self.bells and self._newest() is hold:
+            self.ring()
 
     def ring(self) -> None:
         """Wake all sleeping calls."""
-        if self._bells:
+        if self.bells:
             with suppress(IndexError):  # another thread rings as well
                 while True:
-                    self._bells.popleft().release()
+                    self.bells.popleft().release()
 
     def sleep(self, over: Callable[[], bool]) -> bool:
         """Wait for the next release(), unless over() is true already; False if it did not come in WAIT_SECONDS.
@@ -120,7 +125,7 @@ class Turn:
             )
         bell = allocate_lock()
         bell.acquire()
-        self._bells.append(bell)
+        self.bells.append(bell)
         return over() or bell.acquire(timeout=WAIT_SECONDS)
 
     def is_held_here(self) -> bool:
@@ -135,7 +140,8 @@ class Turn:
             last.is_running() if check or last.thread == get_ident() else True
         ):
             return False
-        # Of several calls the one that appends first is next: list.append is atomic, and says at once who holds.
+        # Of several calls the one that appends first is next: list.append is atomic, and shows at once which call
+        # holds.
         last.next.append(hold)
         if last.next[0] is not hold:
             return False

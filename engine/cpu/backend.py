@@ -1,13 +1,13 @@
-"""The CPU backend: one model, its cache and its threads, behind three calls. Knows batches, not requests."""
+"""The CPU backend: one model, its cache and its threads, behind three calls. It takes batches, not requests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.concurrency.lazy import lazy
 from engine.config import KvType
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import SCRATCH_BYTES, matmul, warm_up
@@ -82,7 +82,7 @@ class CpuBackend:
         if model.config.learned_positions and (context_length or 0) > model.config.context_length:
             raise InvalidRequestError(
                 f"context_length is {context_length}; this model has learned positions, {model.config.context_length} "
-                "of them, and can take no more"
+                "of them: ask for at most as many"
             )
         self.model = model
         self.config = model.config
@@ -104,16 +104,16 @@ class CpuBackend:
             n_checkpoints=checkpoints,
         )
 
-    @cached_property
+    @lazy
     def _ops(self) -> CpuOps:
-        """The bricks: compiled ones where they fit the model. Made on first use, as numba takes its time to import."""
+        """The bricks: compiled ones where they fit the model. Made on first use, as importing numba takes long."""
         if self._compiled:
             from engine.cpu.fast_ops import FastOps
 
             return FastOps(self.config, self.model.weights, self._cache, self._pool, self._integer)
         return CpuOps(self.config, self.model.weights, self._cache, self._product)
 
-    @cached_property
+    @lazy
     def _decoder(self) -> Decoder | None:
         """Runs decode steps as one program, where the model allows it."""
         if not self._compiled:
@@ -125,9 +125,9 @@ class CpuBackend:
             return Decoder(self.model.weights, self._ops, self._cache, self._pool, self._integer)
         return None
 
-    @cached_property
+    @lazy
     def _integer(self) -> IntegerWeights | None:
-        """The weights that are multiplied in integers, repacked if that is wanted."""
+        """The weights that are multiplied in integers, repacked where `repack` asks for it."""
         if not self._quantize:
             return None
         from engine.cpu.integer import IntegerWeights, all_matrices
@@ -147,7 +147,7 @@ class CpuBackend:
         """Compile the kernels that this model needs (or load them from the disk cache), and repack its weights.
 
         Args:
-            status: told what is being done.
+            status: called with what is being done.
         """
         if not self._compiled:
             if not self._reference:
@@ -190,7 +190,7 @@ class CpuBackend:
             InvalidRequestError: a token id is not in the vocabulary; nothing was changed.
             GGUFError: the model's file was cut or rewritten since it was opened; nothing was changed.
         """
-        self._pool.settle()
+        self._settle()
         logits = np.empty((len(batch.output_rows), self.config.vocab_size), dtype=np.float32)
         if self._decoder is not None and self._decoder.takes(batch):
             self.model.gguf.check_unchanged()
@@ -211,7 +211,7 @@ class CpuBackend:
         if self._decoder is not None and self._decoder.takes(batch):
             yield self.forward(batch)
             return
-        self._pool.settle()
+        self._settle()
         x = self._hidden(batch)[batch.output_rows]
         for start in range(0, len(x), HEAD_ROWS):
             with np.errstate(**QUIET):
@@ -243,7 +243,7 @@ class CpuBackend:
         return sum(map(repacked_bytes, all_matrices(self.model.weights)))
 
     def close(self) -> None:
-        """Stop the threads, drop the cache and copies of weights. The model's file is the caller's to close.
+        """Stop the threads, drop the cache and copies of weights. The caller closes the model's file.
 
         A call that was cut short can be repeated.
         """
@@ -251,6 +251,11 @@ class CpuBackend:
         for made_on_first_use in ("_decoder", "_ops", "_integer"):
             vars(self).pop(made_on_first_use, None)
         self._cache.close()
+
+    def _settle(self) -> None:
+        """End what an exception or a fork has cut short in an earlier call."""
+        self._pool.settle()
+        self._ops.settle()
 
     def _hidden(self, batch: Batch) -> Float32Array:
         self.model.gguf.check_unchanged()

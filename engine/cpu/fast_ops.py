@@ -52,9 +52,14 @@ class FastOps(CpuOps):
         integer: IntegerWeights | None = None,
     ) -> None:
         super().__init__(config, weights, cache, self._multiply)
-        self.steps: Steps = Immediate(pool, integer)
+        self._immediate = Immediate(pool, integer)
+        self.steps: Steps = self._immediate
         self._turns: dict[RopeTable, Angles] = {}
         self._scaled: dict[Linear, Linear] = {}
+
+    def settle(self) -> None:
+        """See CpuOps.settle."""
+        self.steps = self._immediate  # also where a recording was cut short
 
     def begin(self, batch: Batch) -> None:
         """See Ops.begin."""

@@ -41,6 +41,9 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._batch: Batch
         self._angles: dict[RopeTable, tuple[Float32Array, Float32Array]] = {}
 
+    def settle(self) -> None:
+        """Forget what an exception or a fork may have left of an earlier batch."""
+
     def begin(self, batch: Batch) -> None:
         """See Ops.begin."""
         low, high = int(batch.token_ids.min()), int(batch.token_ids.max())

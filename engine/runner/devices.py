@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.config import EngineConfig, KvType, cache_size, checkpoint_count, page_count
 from engine.cpu.backend import CpuBackend
-from engine.cpu.runner import CpuRunner
+from engine.cpu.runner import DEFAULT_SEQUENCES, CpuRunner
 from engine.errors import DeviceError
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
@@ -31,7 +31,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
     context_length = config.resolve_context(model.config.context_length)
     if context_length > model.config.context_length:
         log.warning(
-            "context_length %d is more than the %d tokens the model was trained for; expect worse text beyond them",
+            "context_length %d is more than the %d tokens the model was trained for; text beyond them is usually worse",
             context_length,
             model.config.context_length,
         )
@@ -80,8 +80,7 @@ def _on_gpu(config: EngineConfig, model: LoadedModel, context_length: int, statu
 def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPlan]:
     """Device and memory that open_runner would take, without taking either.
 
-    A plan for a GPU needs none: where there is no card, it is made for an H200. On the CPU it is for one sequence,
-    unless the configuration says how many.
+    A plan for a GPU needs none: where there is no card, it is made for an H200.
     """
     context_length = config.resolve_context(model.config.context_length)
     if config.device.startswith("cuda") or choose_device(config.device, config.device_index, model) == "cuda":
@@ -100,7 +99,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
             free=free_memory(config.device_index) if present else REFERENCE_FREE,
         )
         return "cuda", memory_plan(plan)
-    sequences = config.max_sequences or 1
+    sequences = config.max_sequences or DEFAULT_SEQUENCES
     backend = CpuBackend(
         model,
         context_length=context_length,
@@ -144,8 +143,8 @@ def plan_launches(model: LoadedModel, config: EngineConfig) -> tuple[list[dict[s
 def choose_device(device: str, index: int = 0, model: LoadedModel | None = None) -> str:
     """What was asked for as "cpu" or "cuda".
 
-    With "auto" a machine that shows no trace of a GPU gets the CPU in silence; one that has a GPU which cannot be used,
-    or lacks kernels for a part of the model, gets it with a warning that says what is missing.
+    With "auto" a machine that shows no trace of a GPU gets the CPU without a warning. A machine whose GPU cannot be
+    used, or lacks kernels for a part of the model, gets it with a warning that says what is missing.
 
     Raises:
         DeviceError: a GPU was asked for by name and cannot be used.

@@ -1,1 +1,1 @@
-"""Which tokens are computed next: requests, slots, pages, steps and the interrupts between them."""
+"""Which tokens are computed next: requests, slots, pages, steps, and recovery after exceptions between them."""

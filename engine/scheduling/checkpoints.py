@@ -8,6 +8,7 @@ is freed with it; where no entry is free, the one unused for longest is evicted.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Container
 
 
 class CheckpointPool:
@@ -35,17 +36,16 @@ class CheckpointPool:
         """The entry of a page has been used now."""
         self._entries.move_to_end(page)
 
-    def add(self, page: int) -> int | None:
-        """An entry for a page that has none, perhaps taken from another page; None where the pool is empty."""
-        assert page not in self._entries
+    def take(self) -> int | None:
+        """An entry that belongs to no page any more, perhaps taken from one; None where the pool is empty."""
         if self._free:
-            entry = self._free.pop()
-        elif self._entries:
-            _, entry = self._entries.popitem(last=False)
-        else:
-            return None
+            return self._free.pop()
+        return self._entries.popitem(last=False)[1] if self._entries else None
+
+    def add(self, page: int, entry: int) -> None:
+        """An entry from take() belongs to a page that has none."""
+        assert page not in self._entries
         self._entries[page] = entry
-        return entry
 
     def drop(self, page: int) -> None:
         """Free the entry of a page, if it has one."""
@@ -59,3 +59,9 @@ class CheckpointPool:
             if held == entry:
                 self.drop(page)
                 return
+
+    def recover(self, pages: Container[int]) -> None:
+        """Make all fields agree again after an exception has cut a change short; `pages` are those that are known."""
+        entries = OrderedDict((page, entry) for page, entry in self._entries.items() if page in pages)
+        free = sorted(set(range(self.n_entries)) - set(entries.values()), reverse=True)
+        self._entries, self._free = entries, free

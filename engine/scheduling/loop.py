@@ -1,81 +1,43 @@
 """The step loop: scheduler and runner put together, safe to use from several threads.
 
 There is no background thread. A thread that waits for output runs a step for all requests; other threads wait and find
-their chunks in their own queues. Requests may be added and given up at any time, also while a step is running: the
-lock is held only between steps. A step that fails ends the requests that were in it, with the error, and nothing else.
-An interrupt (Ctrl-C) cuts a step short; it is deferred while scheduler state is inconsistent.
+their chunks in their own jobs. Requests may be added and given up at any time, also while a step is running. A step
+that fails ends the requests that were in it, with the error, and nothing else.
+
+One thread has the turn at a time, and changes what is here while it has it; others only append to `_inbox` and
+`_abandoned`. An exception (Ctrl-C, a signal handler that raises) may end that thread's call at any line. It undoes
+nothing: the next call that has the turn recovers (docs/decisions/exceptions-at-any-line.md).
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+from engine.concurrency import fork
+from engine.concurrency.turn import Hold, Turn
 from engine.config import CHECKPOINT_SPACING
-from engine.errors import EngineError
-from engine.request import GenerationStats, Request, StreamChunk, TokenSample, Work
+from engine.errors import EngineError, copy_error
+from engine.request import StreamChunk, TokenSample, Work
 from engine.runner.protocol import Runner
-from engine.scheduling.interrupts import deferral
+from engine.scheduling.actions import SaveCheckpoint
+from engine.scheduling.exclusive import Exclusive
+from engine.scheduling.failures import Failures
+from engine.scheduling.job import Job, Owner
+from engine.scheduling.moves import Moves
 from engine.scheduling.occupancy import Occupancy
-from engine.scheduling.output import OutputAssembler
-from engine.scheduling.scheduler import (
-    Action,
-    CopyPage,
-    LeaveSlot,
-    LoadPages,
-    RestoreCheckpoint,
-    SaveCheckpoint,
-    SavePages,
-    Scheduler,
-)
+from engine.scheduling.pieces import outputs_before
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.told import Told
 
 log = logging.getLogger("engine")
 
-WAIT_SECONDS = 0.1
-"""After so long a waiting main thread looks whether it was interrupted."""
-
 StepResult = TokenSample | EngineError | list[TokenSample] | None
 """Of one work item: the token drawn, why none could be, the scores of prompt tokens, or nothing."""
-
-
-@dataclass
-class Job:
-    """A request on its way, with the chunks that no caller has fetched yet and what was saved by a preemption."""
-
-    request: Request
-    assembler: OutputAssembler
-    by_step: bool = False
-    queue: deque[StreamChunk] = field(default_factory=deque)
-    error: Exception | None = None
-    prompt_scores: list[TokenSample] = field(default_factory=list)
-    told_scores: bool = False
-    n_output: int = 0
-    cached_tokens: int = 0
-    saved: Any = None
-    saved_state: Any = None
-    submitted: float = 0.0
-    started: float | None = None
-    first: float | None = None
-    last: float = 0.0
-
-    def stats(self) -> GenerationStats:
-        """Counts and times so far."""
-        started = self.started if self.started is not None else self.submitted
-        first = self.first if self.first is not None else self.last
-        return GenerationStats(
-            prompt_tokens=len(self.request.prompt_ids),
-            output_tokens=self.n_output,
-            queue_seconds=max(started - self.submitted, 0.0),
-            prompt_seconds=max(first - started, 0.0),
-            decode_seconds=max(self.last - first, 0.0),
-            cached_tokens=self.cached_tokens,
-        )
 
 
 class EngineLoop:
@@ -102,367 +64,315 @@ class EngineLoop:
             checkpoints=None if runner.states is None else runner.states.n_checkpoints,
             checkpoint_spacing=checkpoint_spacing,
         )
-        self._jobs: dict[int, Job] = {}
-        self._fetchable: dict[int, Job] = {}
-        self._abandoned: deque[int] = deque()
-        self._lost: list[tuple[Action, Exception]] = []
-        self._driver: threading.Thread | None = None
-        self._claims = 0  # threads that wait for the turn after the running step
+        self._turn = Turn()
+        self._failures = Failures()
+        self._moves = Moves(runner, self._failures)
+        self._inbox: deque[Job] = deque()  # submitted, not yet seen by a thread with the turn
+        self._abandoned: deque[int | Owner] = deque()
+        self._jobs: dict[int, Job] = {}  # that have not ended, in order of arrival
+        self._told = Told()
+        self._unsettled = False  # a change has begun and not ended
+        self._unfinished: tuple[list[Work], list[StepResult]] | None = None  # a step that is being committed
         self._closed = False
-        # A plain lock: an abandoned stream may be finalized by the garbage collector while this thread holds it.
-        self._changed = threading.Condition(threading.Lock())
+        self._closed_runner = False
+        fork.register(self)
 
     @property
     def n_active(self) -> int:
         """Requests that are waiting or running."""
-        with deferral, self._changed:
-            if self._driver is None:
-                self._reap()
-            return len(self._jobs)
+        self._settle_if_free()
+        return len(self._jobs) + len(self._inbox)
 
     def occupancy(self) -> Occupancy:
         """What is running and waiting now, and how full the cache is."""
-        with deferral, self._changed:
-            return Occupancy.of(self._scheduler)
+        self._settle_if_free()
+        return Occupancy.of(self._scheduler)
 
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs; they run as soon as somebody drives."""
-        now = time.perf_counter()
-        with deferral, self._changed:
-            self._check_open()
-            for job in jobs:
-                job.submitted = job.last = now
-                self._jobs[job.request.request_id] = job
-                if job.by_step:
-                    self._fetchable[job.request.request_id] = job
-                request = job.request
-                if request.max_output == 0 and (request.score_from is None or len(request.prompt_ids) == 1):
-                    job.queue.append(self._chunk(job, "", (), "length"))
-                    self._jobs.pop(request.request_id)
-                else:
-                    self._scheduler.add(request)
-
-    def next_chunk(
-        self, job: Job, take: Callable[[StreamChunk], None] = lambda chunk: None, *, every: bool = False
-    ) -> StreamChunk:
-        """The next chunk of a submitted job; drives the engine while nobody else does.
+    def submit(self, jobs: Sequence[Job], owner: Any = None) -> None:
+        """Queue jobs; they run as soon as a thread drives.
 
         Args:
-            job: the job.
-            take: told the chunk as it leaves the queue: an interrupt finds it in one of the two places.
-            every: take all chunks there are; the last one is returned.
+            jobs: the jobs.
+            owner: when this has been garbage-collected the jobs are given up; None: by cancel() alone.
+        """
+        self._check_open()
+        now = time.perf_counter()
+        for job in jobs:
+            request = job.request
+            job.submitted = job.last = now
+            if owner is not None:
+                # A method in C: no exception can come between the end of the owner and this.
+                job.owner = Owner(owner, self._abandoned.append)
+                job.owner.request_id = request.request_id
+            if request.max_output == 0 and (request.score_from is None or len(request.prompt_ids) == 1):
+                job.give("", None, "length")
+        self._inbox.extend(jobs)
+
+    def wait_for(self, job: Job, n: int) -> None:
+        """Until a submitted job has more than n chunks, or has failed; drives the engine while no other thread does.
 
         Raises:
-            Exception: what made a step of this job fail, after all its earlier chunks.
+            Exception: raised from outside into this thread, or a step failed for the first time with an exception that
+                is not the engine's own. Nothing is lost: the call may be made again.
         """
-        with deferral:
-            while True:
-                with self._changed:
-                    while not job.queue and job.error is None and (self._busy() or self._claims):
-                        self._wait()
-                    work = self._begin() if not job.queue and job.error is None else None
-                    if job.queue and work is None:
-                        deferral.check()
-                        while True:
-                            chunk = job.queue.popleft()
-                            take(chunk)
-                            if not (every and job.queue):
-                                return chunk
-                    if job.error is not None:
-                        raise job.error
-                assert work is not None, "an unfinished job has work to do"
-                self._finish(work)
+        check = False
+        while not job.has(n):
+            hold = Hold()
+            try:
+                taken = self._turn.take(hold, check=check)
+                if taken and not job.has(n) and not self._advance():
+                    assert job.has(n), "an unfinished job has work to do"
+            finally:
+                self._turn.release(hold)
+            if not taken:
+                check = not self._turn.sleep(lambda: job.has(n) or self._turn.is_open())
 
-    def step(self) -> list[StreamChunk]:
+    def step(self, chunks: list[StreamChunk] | None = None) -> list[StreamChunk]:
         """Advance all running sequences by one step; returns what the jobs made with by_step have got since.
+
+        Args:
+            chunks: an empty list to put them into. If an exception keeps the caller from using them, give_back() has
+                the next call return them again.
 
         Raises:
             Exception: what ended such a job, named by the attribute `request_id`; told once, after the job's chunks.
         """
-        chunks: list[StreamChunk] = []
+        given: list[StreamChunk] = [] if chunks is None else chunks
+        hold = Hold()
         try:
-            with deferral:
-                with self._changed:
-                    self._take_turn()
-                    self._forget_told()
-                    self._raise_failure()
-                    work = self._begin()
-                if work is not None:
-                    self._finish(work)
-                with self._changed:
-                    deferral.check()
-                    chunks = self._fetch_all()
-        except KeyboardInterrupt:
-            with deferral, self._changed:  # nobody has seen them: the next call gives them
-                for chunk in reversed(chunks):
-                    self._fetchable[chunk.request_id].queue.appendleft(chunk)
+            self._turn.wait(hold)
+            self._check_open()
+            self._settle()
+            self._told.forget_over(self._jobs)
+            self._told.raise_failure()
+            self._advance()
+            self._told.collect(given)
+            self._turn.release(hold)
+            return given
+        except BaseException as error:
+            self._turn.release(hold)
+            if chunks is None:
+                self.give_back(given, error)
             raise
-        return chunks
+
+    def give_back(self, chunks: Sequence[StreamChunk], error: BaseException) -> None:
+        """The caller of step() got an exception instead of these."""
+        self._told.give_back(chunks, error)
 
     def cancel(self, request_id: int) -> None:
         """Give a request up; its slot is free before the next step. Unknown and finished requests are ignored.
 
-        Takes no lock that could be held by this thread, so that it may be called by a finalizer.
+        Waits for nothing, so that it may be called by a signal handler.
         """
-        with deferral:
-            self._abandoned.append(request_id)
-            if self._changed.acquire(blocking=False):
-                try:
-                    if self._driver is None:  # else perhaps our own step: it reaps when it is done
-                        self._reap()
-                        self._changed.notify_all()
-                finally:
-                    self._changed.release()
+        self._abandoned.append(request_id)
+        self._settle_if_free()
 
-    @contextmanager
-    def exclusive(self) -> Iterator[Runner]:
+    def exclusive(self) -> AbstractContextManager[Runner]:
         """The runner for a caller who needs it outside the step loop; steps wait meanwhile."""
-        with deferral, self._changed:
-            self._take_turn()
-            self._check_open()
-            self._driver = threading.current_thread()
-        try:
-            yield self._runner
-        finally:
-            with deferral, self._changed:
-                self._driver = None
-                self._changed.notify_all()
+        return Exclusive(self._turn, self._runner, self._begin_exclusive)
 
     def close(self) -> None:
-        """End every request with an error and close the runner. A call that was cut short can be repeated."""
-        with deferral, self._changed:
-            self._take_turn()
-            self._closed = True
-            self._driver = threading.current_thread()
-            self._reap()
-            for job in self._jobs.values():
-                job.error = EngineError("the model was closed while this request was running")
-            self._jobs.clear()
+        """End every request with an error and close the runner.
+
+        One that was cut short can be repeated; after one that was not a further call does nothing.
+        """
+        hold = Hold()
         try:
+            self._turn.wait(hold)
+            if self._closed_runner:
+                return
+            self._closed = self._unsettled = True
+            self._end_all("the model was closed while this request was running")
+            self._settle()
             self._runner.close()
+            self._closed_runner = True
         finally:
-            with deferral, self._changed:
-                self._driver = None
-                self._changed.notify_all()
+            self._turn.release(hold)
 
-    # The rest is called with interrupts held back and the lock held, except _finish and _run.
+    def after_fork(self) -> None:
+        """In the child of a fork: other threads are gone, wherever they were, and so is the use of what they asked."""
+        if not self._turn.is_held_here():
+            self._turn = Turn()
+        self._unsettled = True
+        self._end_all("this process was forked while this request was running; make it again in the child")
 
-    def _wait(self) -> None:
-        """Until somebody's step is done; an interrupt is heeded now and then."""
-        self._changed.wait(WAIT_SECONDS if threading.current_thread() is threading.main_thread() else None)
-        deferral.check()
-
-    def _take_turn(self) -> None:
-        """Until nobody is inside a step; without a claim whoever drives is in the next one before we are awake."""
-        self._claims += 1
-        try:
-            while self._busy():
-                self._wait()
-        finally:
-            self._claims -= 1
-            self._changed.notify_all()
-
-    def _busy(self) -> bool:
-        """Whether another thread is inside a step. Our own name there means that an interrupt cut our step short."""
-        driver = self._driver
-        return driver is not None and driver is not threading.current_thread() and driver.is_alive()
+    # The rest is called by the thread that has the turn.
 
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("the model is closed; open it again with LLM(...)")
 
-    def _fetch_all(self) -> list[StreamChunk]:
-        """The chunks of all jobs made with by_step; the failure of one of them where there are none."""
-        chunks = [chunk for job in self._fetchable.values() for chunk in job.queue]
-        if not chunks:
-            self._raise_failure()
-        for job in self._fetchable.values():
-            job.queue.clear()
-        return chunks
+    def _end_all(self, reason: str) -> None:
+        for job in (*self._jobs.values(), *self._inbox):
+            if not job.over:
+                job.error = EngineError(reason)
 
-    def _forget_told(self) -> None:
-        """Drop the ended jobs of which everything has been fetched."""
-        over = [i for i, job in self._fetchable.items() if i not in self._jobs and job.error is None and not job.queue]
-        for request_id in over:
-            del self._fetchable[request_id]
-
-    def _raise_failure(self) -> None:
-        """Tell the failure of one job whose chunks have all been fetched by step()."""
-        for request_id, job in self._fetchable.items():
-            if job.error is not None and not job.queue:
-                del self._fetchable[request_id]
-                job.error.request_id = request_id  # type: ignore[attr-defined]
-                raise job.error
-
-    def _begin(self) -> list[Work] | None:
-        """What the next step does; None where there is nothing to do. It may be moving pages alone."""
+    def _advance(self) -> bool:
+        """One step of all running sequences; False where there is nothing to do. It may be moving pages alone."""
         self._check_open()
-        self._reap()
-        work = self._scheduler.plan()
+        self._settle()
+        work = self._plan()
         if not work and not self._scheduler.actions:
-            return None
-        self._driver = threading.current_thread()
+            return False
+        try:
+            work, done = self._run(work)
+        except Exception as error:
+            if not self._failures.is_own(error):
+                raise
+            self._fail(work, error)
+            return True
+        self._failures.forget()
+        self._unfinished = work, done  # from here on it is committed, whatever happens: see _recover()
+        self._deliver(work, done)
+        self._unfinished = None
+        self._settle()
+        return True
+
+    def _begin_exclusive(self) -> None:
+        self._check_open()
+        self._settle()
+
+    def _settle_if_free(self) -> None:
+        """Settle, unless another call has the turn; that one, or the next, will."""
+        hold = Hold()
+        try:
+            if self._turn.take(hold):
+                self._settle()
+        finally:
+            self._turn.release(hold)
+
+    def _settle(self) -> None:
+        """Take in what other threads have submitted and given up, after what an exception left undone."""
+        if self._unsettled or self._unfinished is not None:
+            self._recover()
+        if not (self._inbox or self._abandoned or self._moves.lost):
+            return
+        self._unsettled = True
+        while self._inbox:
+            job = self._inbox[0]
+            if job.by_step:
+                self._told.watch(job)
+            if not job.over:
+                self._jobs[job.request.request_id] = job
+                self._scheduler.add(job.request)
+            self._inbox.popleft()
+        while self._abandoned:
+            one = self._abandoned[0]
+            abandoned = self._jobs.get(one if isinstance(one, int) else one.request_id)
+            if abandoned is not None:
+                abandoned.give("", None, "cancelled")
+                self._end(abandoned)
+            self._abandoned.popleft()
+        self._tell_lost()
+        self._unsettled = False
+
+    def _recover(self) -> None:
+        """Finish what an exception has cut short. May be cut short itself: the next call begins it again."""
+        self._unsettled = True
+        for job in self._jobs.values():
+            slot = self._scheduler.slot_of(job.request.request_id) if job.over else None
+            if slot is not None:
+                self._runner.release(slot)
+        self._jobs = {number: job for number, job in self._jobs.items() if not job.over}
+        self._scheduler.recover([job.request for job in self._jobs.values()])
+        if self._unfinished is not None:
+            self._deliver(*self._unfinished, again=True)
+            self._unfinished = None
+        self._unsettled = False
+
+    def _plan(self) -> list[Work]:
+        self._unsettled = True
+        work = self._scheduler.plan()
         now = time.perf_counter()
         for item in work:
             job = self._jobs[item.sequence.request_id]
             if job.started is None:
-                job.started = now
-                job.cached_tokens = item.sequence.cached_tokens
+                job.cached_tokens, job.started = item.sequence.cached_tokens, now
+        self._unsettled = False
         return work
 
-    def _finish(self, work: list[Work]) -> None:
-        """Run planned work and hand out what it gave. An interrupt leaves all sequences as they were before."""
-        done: list[StepResult] | None = None
-        failure: Exception | None = None
-        ours = deferral.reaches_us()
-        try:
-            if ours:
-                deferral.lifted = True
-                deferral.check()
-            done = self._run(work)
-        except Exception as error:
-            failure = error
-        finally:
-            if ours:
-                deferral.lifted = False
-            with self._changed:
-                self._driver = None
-                self._changed.notify_all()  # they wake when the lock is free, whatever becomes of the rest
-                self._tell_lost()
-                if done is not None:
-                    self._deliver(work, done)
-                elif failure is not None:
-                    for item in work:
-                        if item.sequence.request_id in self._jobs:
-                            self._end(self._jobs[item.sequence.request_id], failure)
+    def _run(self, work: list[Work]) -> tuple[list[Work], list[StepResult]]:
+        """Move pages, then feed the work of all sequences that this did not fail for. Commits nothing."""
+        if self._scheduler.actions:
+            self._moves.carry_out(self._scheduler.actions, self._jobs)
+            if self._moves.lost:
+                self._settle()
+                work = [item for item in work if item.sequence.request_id in self._jobs]
+        batch = [item for item in work if not item.score]
+        samples = iter(self._runner.step(batch) if batch else [])
+        return work, [self._runner.score(item) if item.score else next(samples) for item in work]
 
     def _tell_lost(self) -> None:
         """End the requests whose pages or states could not be moved."""
-        while self._lost:
-            action, error = self._lost[-1]
+        if self._scheduler.actions:
+            return  # one of them may read an entry of the pool that was not written
+        while self._moves.lost:
+            action, error = self._moves.lost[-1]
+            job = self._jobs.get(action.request_id)
             if isinstance(action, SaveCheckpoint):
                 self._scheduler.drop_checkpoint(action)
                 log.warning("a state could not be kept for later prompts: %s", error)
-            elif action.request_id in self._jobs:
-                self._end(self._jobs[action.request_id], error)
-            self._lost.pop()
+            elif job is not None:
+                self._end(job, copy_error(error))
+            self._moves.lost.pop()
 
-    def _run(self, work: list[Work]) -> list[StepResult]:
-        self._move_pages()
-        lost = {action.request_id for action, _ in self._lost if not isinstance(action, SaveCheckpoint)}
-        work[:] = [item for item in work if item.sequence.request_id not in lost]
-        batch = [item for item in work if not item.score]
-        samples = iter(self._runner.step(batch) if batch else [])
-        return [self._runner.score(item) if item.score else next(samples) for item in work]
-
-    def _move_pages(self) -> None:
-        """Do what the plan wants of the cache. One that was cut short is done again, which changes nothing.
-
-        One that fails is not tried again. It ends the request it was for, unless that can go on without it.
-        """
-        actions = self._scheduler.actions
-        while actions:
-            action = actions[0]
-            try:
-                self._move(action)
-            except Exception as error:
-                self._lost.append((action, error))
-            actions.popleft()
-
-    def _move(self, action: Action) -> None:
-        runner, states = self._runner, self._runner.states
-        if isinstance(action, CopyPage):
-            runner.copy_pages([(action.source, action.target)])
-        elif isinstance(action, LeaveSlot):
-            runner.release(action.slot)
-            if states is not None and action.place is not None:
-                states.move(action.slot, action.target, action.place)
-        elif isinstance(action, SaveCheckpoint):
-            assert states is not None
-            states.checkpoint(action.slot, action.place, action.entry)
-        elif isinstance(action, RestoreCheckpoint):
-            assert states is not None
-            for lost, error in self._lost:
-                if isinstance(lost, SaveCheckpoint) and lost.entry == action.entry:
-                    raise error  # the entry was not written
-            states.restore(action.entry, action.slot, action.place)
-        else:
-            self._move_out_or_in(action)
-
-    def _move_out_or_in(self, action: SavePages | LoadPages) -> None:
-        """What a preempted sequence has in the cache leaves it or comes back."""
-        runner, states = self._runner, self._runner.states
-        job = self._jobs.get(action.request_id)  # None: given up meanwhile
-        if isinstance(action, SavePages):
-            runner.release(action.slot)
+    def _fail(self, work: list[Work], error: Exception) -> None:
+        """End the requests of a step that failed."""
+        self._unsettled = True
+        for item in work:
+            job = self._jobs.get(item.sequence.request_id)
             if job is not None:
-                job.saved = runner.save_pages(action.pages)
-                if states is not None and action.place is not None:
-                    job.saved_state = states.save(action.slot, action.place)
-        elif job is not None:
-            runner.load_pages(job.saved, action.pages)
-            if states is not None and action.place is not None:
-                states.load(job.saved_state, action.slot, action.place)
+                self._end(job, copy_error(error))
+        self._unsettled = False
 
-    def _deliver(self, work: list[Work], done: list[StepResult]) -> None:
+    def _deliver(self, work: list[Work], done: list[StepResult], *, again: bool = False) -> None:
+        """Commit a step, item by item; `again`: perhaps the rest of it. An item that was committed is passed over."""
         now = time.perf_counter()
         for item, result in zip(work, done, strict=True):
-            job = self._jobs[item.sequence.request_id]
+            sequence = item.sequence
+            job = self._jobs.get(sequence.request_id)
+            if job is None:
+                continue
             job.last = now
-            if isinstance(result, EngineError):
+            sample: TokenSample | None = None
+            if isinstance(result, TokenSample):
+                sample = result
+            elif isinstance(result, EngineError):
                 self._end(job, result)
                 continue
-            if isinstance(result, list):
-                job.prompt_scores.extend(result)
-                self._scheduler.commit(item, None)
-            else:
-                self._scheduler.commit(item, result)
-                if result is not None:
-                    self._emit(job, result, now)
-            if job.request.max_output == 0 and self._scheduler.is_scored(job.request.request_id):
-                job.queue.append(self._chunk(job, "", (), "length"))
+            elif result is not None:
+                job.keep_scores(item, result)
+            if not again or sequence.n_cached == item.start:
+                self._scheduler.commit(item, sample)
+            if sample is not None and (not again or len(job.chunks) == outputs_before(item)):
+                self._emit(job, sample, now, again)
+            if job.request.max_output == 0 and self._scheduler.is_scored(sequence.request_id):
+                job.give("", None, "length")
                 self._end(job)
 
-    def _emit(self, job: Job, sample: TokenSample, now: float) -> None:
-        job.first = now if job.first is None else job.first
-        job.n_output += 1
+    def _emit(self, job: Job, sample: TokenSample, now: float, again: bool) -> None:
+        if again:
+            job.renew_assembler()
+        if job.first is None:
+            job.first = now
         try:
             text, finish = job.assembler.push(sample)
         except Exception as error:  # one request's text must not end its neighbours
+            if not self._failures.is_own(error):
+                raise
             self._end(job, error)
             return
-        job.queue.append(self._chunk(job, text, (sample,), finish))
+        job.give(text, sample, finish)
         if finish is not None:
             self._end(job)
 
-    def _chunk(self, job: Job, text: str, samples: tuple[TokenSample, ...], finish: str | None) -> StreamChunk:
-        request = job.request
-        scores: tuple[TokenSample | None, ...] | None = None
-        first = request.score_from
-        if first is not None and not job.told_scores and len(job.prompt_scores) == len(request.prompt_ids) - first:
-            scores = (*[None] * first, *job.prompt_scores)
-            job.told_scores = True
-        return StreamChunk(
-            text=text,
-            token_ids=tuple([sample.token_id for sample in samples]),
-            finish_reason=finish,
-            logprobs=samples if request.params.logprobs is not None else (),
-            prompt_logprobs=scores,
-            stats=job.stats() if finish is not None else None,
-            request_id=request.request_id,
-        )
-
-    def _reap(self) -> None:
-        """Free what was given up since the last step."""
-        while self._abandoned:
-            job = self._jobs.get(self._abandoned.popleft())
-            if job is not None:
-                job.queue.append(self._chunk(job, "", (), "cancelled"))
-                self._end(job)
-
     def _end(self, job: Job, error: Exception | None = None) -> None:
-        job.error = error
-        self._jobs.pop(job.request.request_id, None)
-        slot = self._scheduler.remove(job.request.request_id)
+        """Forget a job that is over. In this order: a slot that is free may be used by others at once."""
+        request_id = job.request.request_id
+        if error is not None:
+            job.error = error
+        slot = self._scheduler.slot_of(request_id)
         if slot is not None:
             self._runner.release(slot)
+        self._scheduler.remove(request_id)
+        self._jobs.pop(request_id, None)

@@ -5,7 +5,7 @@ Knows tokenizers and parameters; knows nothing of devices, caches or other reque
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from engine.request import Request, TokenSample
 from engine.sampling.stop import StopStringMatcher
@@ -30,6 +30,7 @@ class OutputAssembler:
         shown_ids: Collection[int] = (),
     ) -> None:
         params = request.params
+        self._begin = request, tokenizer, eog_ids, shown_ids
         self._decoder: IncrementalDecoder | None = None
         self._controls: ControlStops | None = None
         self._shown_ids = shown_ids
@@ -50,7 +51,7 @@ class OutputAssembler:
 
     def push(self, sample: TokenSample) -> tuple[str, str | None]:
         """Take one token; returns the text that may be shown now and the finish reason, None while it goes on."""
-        self._left -= 1
+        self._left -= 1  # first of all: see n_pushed
         if sample.token_id in self._stop_ids:
             return self._flush(), "stop"
         text = self._decode(sample.token_id)
@@ -64,6 +65,20 @@ class OutputAssembler:
             stopped = is_complete or (self._matcher is not None and self._matcher.matched is not None)
             return text + rest, "stop" if stopped else "length"
         return text, None
+
+    @property
+    def n_pushed(self) -> int:
+        """Tokens taken, one that an exception cut short included."""
+        return self._begin[0].max_output - self._left
+
+    def begun_again(self, token_ids: Sequence[int]) -> OutputAssembler:
+        """A new one that has taken these tokens."""
+        new = OutputAssembler(*self._begin)
+        new._mask = None  # it is ahead of these tokens, of which none was the last
+        for token_id in token_ids:
+            new.push(TokenSample(token_id))
+        new._mask, new._output_ids = self._mask, list(token_ids)
+        return new
 
     def _is_complete(self, token_id: int) -> bool:
         """Whether the request's constraint allows nothing behind this token."""

@@ -9,7 +9,7 @@ counts positions, and checkpoints of the recurrent state belong to it. Must not 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from engine.config import PAGE
@@ -149,19 +149,22 @@ class PagePool:
             child = node.whole.get(held)
             if child is None:
                 assert page not in self._nodes, f"page {page} is known to hold something else"
-                child = self._nodes[page] = _Node(page, held, node)
-                node.whole[held] = child
-                node.by_first.setdefault(held[0], []).append(child)
+                child = self._nodes[page] = _link(_Node(page, held, node))
             node = child
             if len(held) < PAGE:
                 break
         return node.page
 
-    def add_checkpoint(self, page: int) -> int | None:
+    def checkpoint_entry(self, page: int) -> int | None:
         """An entry for the state at the end of a known page; None where it has one already or none can be had."""
         if self._checkpoints is None or self._checkpoints.find(page) is not None:
             return None
-        return self._checkpoints.add(page)
+        return self._checkpoints.take()
+
+    def add_checkpoint(self, page: int, entry: int) -> None:
+        """From now on prompts may resume at the end of a page, with the state in an entry from checkpoint_entry()."""
+        assert self._checkpoints is not None
+        self._checkpoints.add(page, entry)
 
     def use_checkpoint(self, page: int) -> None:
         """A sequence resumes at the end of a page: its entry is now the one used last."""
@@ -172,6 +175,32 @@ class PagePool:
         """An entry was not written: no page has it any more."""
         assert self._checkpoints is not None
         self._checkpoints.drop_entry(entry)
+
+    def recover(self, held: Iterable[Sequence[int]]) -> None:
+        """Make all fields agree again after an exception has cut a change short. May be repeated.
+
+        A page is known while it is in `_nodes`: it enters after it was written, and leaves before it is given away.
+
+        Args:
+            held: the pages of each holder.
+        """
+        holders = [0] * self.n_pages
+        for pages in held:
+            for page in pages:
+                holders[page] += 1
+        root = _Node(-1, (), None)
+        nodes: dict[int, _Node] = {}
+        renewed = {id(self._root): root}
+        for page, old in self._nodes.items():  # parents before their children
+            parent = renewed.get(id(old.parent))
+            if parent is not None and old.tokens not in parent.whole:
+                nodes[page] = renewed[id(old)] = _link(_Node(page, old.tokens, parent))
+        without = [page for page in (*self._kept, *nodes) if not holders[page] and page in nodes]
+        free = [page for page in range(self.n_pages)[::-1] if not holders[page] and page not in nodes]
+        kept = OrderedDict.fromkeys(without)
+        if self._checkpoints is not None:
+            self._checkpoints.recover(nodes)
+        self._root, self._nodes, self._holders, self._kept, self._free = root, nodes, holders, kept, free
 
     def _forget_oldest(self) -> int:
         """Evicts the page unused for longest; what was known behind it can no longer be found."""
@@ -197,6 +226,14 @@ class PagePool:
         relatives.remove(node)
         if not relatives:
             del node.parent.by_first[node.tokens[0]]
+
+
+def _link(node: _Node) -> _Node:
+    """The node, made a child of its parent."""
+    assert node.parent is not None
+    node.parent.whole[node.tokens] = node
+    node.parent.by_first.setdefault(node.tokens[0], []).append(node)
+    return node
 
 
 def _cut_back(pages: list[int], checkpoints: CheckpointPool) -> Prefix:

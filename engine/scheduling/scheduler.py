@@ -6,96 +6,46 @@ none overtakes another. Pages are allocated as sequences grow. When there are no
 is preempted: its pages are saved outside the cache, and it resumes, before any waiting request starts, when there is
 room. Sequences of models with recurrent layers also have a state, of which the scheduler holds the place in its ring
 (docs/decisions/repeatable-step.md).
+
+An exception may arrive between any two lines (docs/decisions/exceptions-at-any-line.md). Each change therefore has one
+statement that makes it true, and recover() derives all other fields from those.
 """
 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
 from engine.config import CHECKPOINT_SPACING, PAGE, page_count, step_sizes
 from engine.request import ActiveSequence, Request, TokenSample, Work
+from engine.scheduling.actions import (
+    Action,
+    CopyPage,
+    LeaveSlot,
+    LoadPages,
+    RestoreCheckpoint,
+    SaveCheckpoint,
+    SavePages,
+)
 from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.page_pool import PagePool
-
-
-@dataclass(frozen=True)
-class CopyPage:
-    """Copy a page of the cache over another one."""
-
-    request_id: int
-    source: int
-    target: int
-
-
-@dataclass(frozen=True)
-class SavePages:
-    """Keep what the pages of a sequence hold, and its state where it has one; the sequence leaves its slot."""
-
-    request_id: int
-    slot: int
-    pages: tuple[int, ...]
-    place: int | None = None
-
-
-@dataclass(frozen=True)
-class LoadPages:
-    """Bring back what SavePages kept, into these pages and this place of this slot."""
-
-    request_id: int
-    slot: int
-    pages: tuple[int, ...]
-    place: int | None = None
-
-
-@dataclass(frozen=True)
-class LeaveSlot:
-    """A sequence moves to the slot `target`, with its state if it has one; nothing runs in the old slot any more."""
-
-    request_id: int
-    slot: int
-    target: int
-    place: int | None = None
-
-
-@dataclass(frozen=True)
-class SaveCheckpoint:
-    """Copy the state at a place of a slot to an entry of the checkpoint pool."""
-
-    request_id: int
-    slot: int
-    place: int
-    entry: int
-
-
-@dataclass(frozen=True)
-class RestoreCheckpoint:
-    """Copy an entry of the checkpoint pool to a place of a slot."""
-
-    request_id: int
-    entry: int
-    slot: int
-    place: int
-
-
-Action = CopyPage | SavePages | LoadPages | LeaveSlot | SaveCheckpoint | RestoreCheckpoint
-"""What must happen to the cache, in order, before the next step. Doing one twice in a row changes nothing."""
-
+from engine.scheduling.pieces import Spacing, longest, next_piece, outputs_before, with_drafts
 
 PATIENCE = 16
 """Plans in a row in which sequences occupy more than twice the slots they need before they move together."""
 
 
 @dataclass(eq=False)  # compare by identity: comparing fields cost 3 ms per step of 64 sequences
-class _Running:
-    """A sequence and the request it serves. `arrival` numbers requests in order; `seated`: it holds a slot."""
+class _Started:
+    """A request that has started, and its sequence; `seated` where it has a slot and pages, else it was preempted."""
 
     request: Request
     sequence: ActiveSequence
-    arrival: int
-    seated: bool = False
+    seated: bool = True
 
 
 class Scheduler:
@@ -133,7 +83,7 @@ class Scheduler:
         assert checkpoint_spacing > 0, "the spacing of checkpoints must be positive"
         assert checkpoint_spacing % PAGE == 0, "checkpoints are taken at page borders"
         self._stateful = checkpoints is not None
-        self._spacing = checkpoint_spacing if checkpoints and prefix_cache else None
+        self._spacing = Spacing(checkpoint_spacing if checkpoints and prefix_cache else None)
         pool = None if checkpoints is None else CheckpointPool(checkpoints)
         self.blocks = PagePool(n_pages, prefix_cache=prefix_cache, checkpoints=pool)
         self.actions: deque[Action] = deque()
@@ -143,13 +93,12 @@ class Scheduler:
         self._mixed_per_sequence = mixed_per_sequence
         self._lookahead = lookahead
         self._prefix_cache = prefix_cache
-        self._waiting: deque[tuple[int, Request]] = deque()
-        self._preempted: list[_Running] = []  # in order of arrival
-        self._running: list[_Running] = []  # in order of arrival
+        self._max_sequences = max_sequences
+        self._waiting: dict[int, Request] = {}  # by id, in order of arrival
+        self._started: list[_Started] = []  # in order of arrival
         self._free_slots = list(range(max_sequences))
         self._step_sizes = step_sizes(max_sequences)
         self._sources: list[int] = []  # pages held until they have been copied
-        self._arrivals = 0
         self._scattered = 0  # plans in a row in which fewer slots would have done
 
     @property
@@ -160,37 +109,42 @@ class Scheduler:
     @property
     def n_running(self) -> int:
         """Requests that hold a slot."""
-        return len(self._running)
+        return len(self._seated())
 
     @property
     def n_preempted(self) -> int:
         """Requests that have started and wait to go on."""
-        return len(self._preempted)
+        return len(self._started) - len(self._seated())
 
     def sequences(self) -> list[ActiveSequence]:
         """The sequences that hold a slot, in order of arrival."""
-        return [running.sequence for running in self._running]
+        return [one.sequence for one in self._seated()]
+
+    def slot_of(self, request_id: int) -> int | None:
+        """The slot that a request holds."""
+        one = self._find(request_id)
+        return one.sequence.slot if one is not None and one.seated else None
 
     def add(self, request: Request) -> None:
-        """Queue a request behind those that wait."""
+        """Queue a request behind those that wait; once, however often it is added."""
         assert request.prompt_ids, "an empty prompt must be refused before"
-        assert page_count(_longest(request)) <= self.blocks.n_pages, (
+        assert page_count(longest(request)) <= self.blocks.n_pages, (
             "a request longer than the cache must be refused before"
         )
-        self._waiting.append((self._arrivals, request))
-        self._arrivals += 1
+        self._waiting[request.request_id] = request
 
     def remove(self, request_id: int) -> int | None:
         """Forget a request, finished or not; returns the slot it held, None where it held none."""
         self._release_copied()  # no plan may follow that would do it
-        for index, running in enumerate(self._running):
-            if running.request.request_id == request_id:
-                del self._running[index]
-                self._leave(running)
-                return running.sequence.slot
-        self._preempted = [one for one in self._preempted if one.request.request_id != request_id]
-        self._waiting = deque(entry for entry in self._waiting if entry[1].request_id != request_id)
-        return None
+        self._waiting.pop(request_id, None)
+        one = self._find(request_id)
+        if one is None:
+            return None
+        self._started.remove(one)
+        if not one.seated:
+            return None
+        self._leave(one.sequence)
+        return one.sequence.slot
 
     def plan(self) -> list[Work]:
         """Say what to feed next, after `actions`; [] when nothing is left to do, or only actions are.
@@ -199,20 +153,21 @@ class Scheduler:
         """
         self._release_copied()
         self._admit()
-        self._close_ranks()
+        running = self._seated()
+        self._close_ranks(running)
         work: list[Work] = []
-        preempted = len(self._preempted)
+        n_preemptions = self.n_preemptions
         # With hundreds of sequences this loop is what a step costs here: what rarely happens is behind one comparison.
-        for running in list(self._running):
-            sequence = running.sequence
+        for one in running:
+            sequence = one.sequence
             output_ids, start = sequence.output_ids, sequence.n_cached
-            if output_ids and (start < len(sequence.pages) * PAGE or self._make_room(running, start + 1)):
+            if output_ids and one.seated and (start < len(sequence.pages) * PAGE or self._make_room(one, start + 1)):
                 work.append(Work(sequence, output_ids[-1:], start, True, False, True))
         beside = min(self._prefill_chunk, max(self._mixed_chunk, self._mixed_per_sequence * len(work)))
-        work += self._prompt_pieces(beside if work else self._prefill_chunk)
-        if len(self._preempted) > preempted:
+        work += self._prompt_pieces(running, beside if work else self._prefill_chunk)
+        if self.n_preemptions > n_preemptions:
             # A prompt that arrived earlier may have preempted a sequence whose work was planned already.
-            still_here = {id(running.sequence) for running in self._running}
+            still_here = {id(one.sequence) for one in running if one.seated}
             work = [item for item in work if id(item.sequence) in still_here]
         for item in work:
             sequence = item.sequence
@@ -220,30 +175,33 @@ class Scheduler:
                 end = item.start + len(item.token_ids) + len(sequence.draft_ids)
                 if end + self._lookahead > len(sequence.pages) * PAGE:
                     self._look_ahead(sequence, end)
-        return [self._with_drafts(item) if item.sequence.draft_ids else item for item in work]
+        return [with_drafts(item) if item.sequence.draft_ids else item for item in work]
 
     def commit(self, work: Work, sample: TokenSample | None, accepted: Ids[TokenSample] = ()) -> None:
-        """Record that a work item was done.
+        """Record that a work item was done. Cut short, it may be called again as long as `n_cached` is where it was.
 
         Args:
             work: the item.
             sample: the last token it drew, if it had to draw.
             accepted: the tokens drawn before that one: the first draft tokens of the item, each drawn as guessed.
         """
-        sequence = work.sequence
+        sequence, n_accepted = work.sequence, len(accepted)
         assert work.start == sequence.n_cached, "work committed twice or out of order"
         if accepted:
-            drafts = list(work.draft_ids[: len(accepted)])
-            assert [one.token_id for one in accepted] == drafts, "not the drafts of this work"
-            sequence.output_ids += drafts
-        sequence.n_cached += len(work.token_ids) + len(accepted)
-        sequence.state_place += 1 + len(accepted)
-        if not work.decode:
-            self._remember(sequence)
+            assert [one.token_id for one in accepted] == list(work.draft_ids[:n_accepted]), (
+                "not the drafts of this work"
+            )
         if work.sample:
             assert sample is not None, "the runner drew no token"
-            sequence.output_ids.append(sample.token_id)
+            # Behind the outputs that there were when the item was planned: an earlier call may have been cut short.
+            tokens = [*(one.token_id for one in accepted), sample.token_id] if accepted else [sample.token_id]
+            sequence.output_ids[outputs_before(work) :] = tokens
             sequence.draft_ids = []
+        n_cached = work.start + len(work.token_ids) + n_accepted
+        # The statement that makes it true. Nothing can come between the two: both are plain stores.
+        sequence.n_cached, sequence.state_place = n_cached, sequence.state_place + 1 + n_accepted
+        if not work.decode:
+            self._remember(sequence)
 
     def drop_checkpoint(self, action: SaveCheckpoint) -> None:
         """A state could not be kept: no prompt resumes from that entry."""
@@ -251,53 +209,87 @@ class Scheduler:
 
     def is_scored(self, request_id: int) -> bool:
         """Whether a running request that generates nothing has seen all of its prompt but the last token."""
-        running = next(one for one in self._running if one.request.request_id == request_id)
-        return running.sequence.n_cached >= len(running.request.prompt_ids) - 1
+        one = self._find(request_id)
+        assert one is not None, "a request that has not started"
+        return one.sequence.n_cached >= len(one.request.prompt_ids) - 1
+
+    def recover(self, alive: Iterable[Request]) -> None:
+        """Make all fields agree again after an exception has cut a change short. May be repeated.
+
+        True are: the requests given, which of them have started and are seated, slots and pages of seated sequences,
+        actions, and known pages. Everything else follows from these.
+
+        Args:
+            alive: the requests that have not ended, in order of arrival.
+        """
+        requests = {request.request_id: request for request in alive}
+        self._started = [one for one in self._started if one.request.request_id in requests]
+        started = {one.request.request_id for one in self._started}
+        self._waiting = {number: request for number, request in requests.items() if number not in started}
+        for one in self._started:
+            if not one.seated:
+                one.sequence.pages = []
+        seated = self.sequences()
+        taken = {sequence.slot for sequence in seated}
+        self._free_slots = [slot for slot in range(self._max_sequences) if slot not in taken]
+        self._sources = [action.source for action in self.actions if isinstance(action, CopyPage)]
+        self.blocks.recover([*(sequence.pages for sequence in seated), self._sources])
 
     def _release_copied(self) -> None:
         """Give back the pages that were held to be copied, once they have been."""
-        if not self.actions:
-            self.blocks.release(self._sources)
-            self._sources = []
+        if self._sources and not self.actions:
+            sources, self._sources = self._sources, []
+            self.blocks.release(sources)
 
     # ---- who runs --------------------------------------------------------------------------------------------
 
+    def _seated(self) -> list[_Started]:
+        return [one for one in self._started if one.seated]
+
+    def _find(self, request_id: int) -> _Started | None:
+        # No generator: an exception that arrives while one is closed early is lost.
+        for one in self._started:
+            if one.request.request_id == request_id:
+                return one
+        return None
+
     def _admit(self) -> None:
         """Give slots to preempted requests, then to waiting ones, as long as there are slots and pages."""
-        while self._free_slots and self._preempted:
-            running = self._preempted[0]
-            # Room for the next page as well, or it would soon be preempted again.
-            n_pages = page_count(running.sequence.n_cached)
-            if not self.blocks.can_allocate(n_pages + 1) and not (
-                not self._running and self.blocks.can_allocate(n_pages)
-            ):
+        if not self._free_slots:
+            return
+        for one in self._started:
+            if not one.seated and not (self._free_slots and self._resume(one)):
                 return
-            del self._preempted[0]
-            running.sequence.slot = heapq.heappop(self._free_slots)
-            running.sequence.pages = self.blocks.allocate(n_pages)
-            sequence = running.sequence
-            self.actions.append(
-                LoadPages(sequence.request_id, sequence.slot, tuple(sequence.pages), self._place(sequence))
-            )
-            self._join(running)
-        while self._free_slots and self._waiting and not self._preempted:
-            arrival, request = self._waiting[0]
+        while self._free_slots and self._waiting:
+            request = next(iter(self._waiting.values()))
             shares_with = request.shares_with if self._prefix_cache else None
             if shares_with is not None and self._is_reading(shares_with):
                 return  # the pages it shares are not there yet
-            if not self._start(arrival, request):
+            if not self._start(request):
                 return
-            self._waiting.popleft()
+            self._waiting.pop(request.request_id)
 
-    def _start(self, arrival: int, request: Request) -> bool:
+    def _resume(self, one: _Started) -> bool:
+        """Give a preempted sequence a slot and pages again, if there is room."""
+        sequence = one.sequence
+        n_pages = page_count(sequence.n_cached)
+        # Room for the next page as well, or it would soon be preempted again.
+        if not self.blocks.can_allocate(n_pages + 1) and not (not self._seated() and self.blocks.can_allocate(n_pages)):
+            return False
+        sequence.slot, sequence.pages = heapq.heappop(self._free_slots), self.blocks.allocate(n_pages)
+        self.actions.append(LoadPages(sequence.request_id, sequence.slot, tuple(sequence.pages), self._place(sequence)))
+        one.seated = True
+        return True
+
+    def _start(self, request: Request) -> bool:
         """Give a request a slot and what the cache already holds of its prompt, if there is room for the rest of it."""
         prompt = request.prompt_ids
         # At least one token is computed, for what follows it; and every one whose successor is to be scored.
         most = len(prompt) - 1 if request.score_from is None else min(request.score_from - 1, len(prompt) - 1)
         prefix = self.blocks.find(prompt, most)
         self.blocks.hold(prefix.pages)
-        needed = page_count(min(len(prompt) + 1, _longest(request))) - len(prefix.pages)
-        if self._running and not self.blocks.can_allocate(needed):
+        needed = page_count(min(len(prompt) + 1, longest(request))) - len(prefix.pages)
+        if not self.blocks.can_allocate(needed) and self._seated():
             self.blocks.release(prefix.pages)
             return False
         pages, n_cached = list(prefix.pages), len(prefix.pages) * PAGE
@@ -315,51 +307,42 @@ class Scheduler:
             self.blocks.use_checkpoint(prefix.pages[-1])
             self.actions.append(RestoreCheckpoint(request.request_id, prefix.entry, slot, 0))
         sequence = ActiveSequence(request.request_id, slot, prompt, [], request.params, request.seed, n_cached, pages)
-        sequence.cached_tokens, sequence.end, sequence.mask = n_cached, _longest(request), request.mask
-        self._join(_Running(request, sequence, arrival))
+        sequence.cached_tokens, sequence.end, sequence.mask = n_cached, longest(request), request.mask
+        self._started.append(_Started(request, sequence))
         return True
 
     def _is_reading(self, request_id: int) -> bool:
         """Whether a request has started and not yet drawn its first token."""
-        return any(
-            one.request.request_id == request_id and not one.sequence.output_ids
-            for one in (*self._running, *self._preempted)
-        )
+        one = self._find(request_id)
+        return one is not None and not one.sequence.output_ids
 
-    def _join(self, running: _Running) -> None:
-        running.seated = True
-        self._running.append(running)
-        self._running.sort(key=lambda one: one.arrival)
-
-    def _close_ranks(self) -> None:
+    def _close_ranks(self, running: list[_Started]) -> None:
         """Move sequences to lower slots: the highest slot in use decides how many rows a step has (step_sizes)."""
-        needed = next(size for size in self._step_sizes if size >= len(self._running))
-        beyond = [one.sequence for one in self._running if one.sequence.slot >= needed]
+        needed = self._step_sizes[bisect_left(self._step_sizes, len(running))]
+        beyond = [one.sequence for one in running if one.sequence.slot >= needed]
         self._scattered = self._scattered + 1 if beyond else 0
         if self._scattered <= PATIENCE:
             return
         for sequence in beyond:
             old = sequence.slot
             heapq.heappush(self._free_slots, old)
-            sequence.slot = heapq.heappop(self._free_slots)
-            self.actions.append(LeaveSlot(sequence.request_id, old, sequence.slot, self._place(sequence)))
+            slot = heapq.heappop(self._free_slots)
+            self.actions.append(LeaveSlot(sequence.request_id, old, slot, self._place(sequence)))
+            sequence.slot = slot
 
-    def _leave(self, running: _Running) -> None:
-        running.seated, sequence = False, running.sequence
+    def _leave(self, sequence: ActiveSequence) -> None:
         heapq.heappush(self._free_slots, sequence.slot)
         self.blocks.release(sequence.pages)
         sequence.pages = []
 
-    def _preempt(self, running: _Running) -> None:
+    def _preempt(self, one: _Started) -> None:
         """Take slot and pages from a sequence; it resumes later from where it is."""
-        sequence = running.sequence
+        sequence = one.sequence
         self.n_preemptions += 1
         used = sequence.pages[: page_count(sequence.n_cached)]
         self.actions.append(SavePages(sequence.request_id, sequence.slot, tuple(used), self._place(sequence)))
-        self._running.remove(running)
-        self._leave(running)
-        self._preempted.append(running)
-        self._preempted.sort(key=lambda one: one.arrival)
+        one.seated = False
+        self._leave(sequence)
 
     # ---- states ----------------------------------------------------------------------------------------------
 
@@ -367,45 +350,38 @@ class Scheduler:
         """The place of a sequence's state; None where it has none."""
         return sequence.state_place if self._stateful and sequence.n_cached else None
 
-    def _border(self, prompt: Ids[int], start: int) -> int:
-        """The next position behind `start` at which a piece of a prompt must end for a checkpoint."""
-        if self._spacing is None:
-            return len(prompt)
-        last = (len(prompt) - 1) // PAGE * PAGE
-        regular = (start // self._spacing + 1) * self._spacing
-        return min(border for border in (regular, last) if border > start)
-
     def _remember(self, sequence: ActiveSequence) -> None:
         """A piece of a prompt has been computed: later prompts may use its pages, and its state where it is kept."""
         done, prompt = sequence.n_cached, sequence.prompt_ids
         # A page in part is of no use where the state at its last token is not kept.
         whole = done if done == len(prompt) and not self._stateful else done // PAGE * PAGE
         page = self.blocks.remember(sequence.pages, prompt[:whole])
-        if self._spacing is None or page is None or done % PAGE:
+        if page is None or not self._spacing.keeps(prompt, done):
             return
-        if done % self._spacing == 0 or done == (len(prompt) - 1) // PAGE * PAGE:
-            entry = self.blocks.add_checkpoint(page)
-            if entry is not None:
-                self.actions.append(SaveCheckpoint(sequence.request_id, sequence.slot, sequence.state_place, entry))
+        entry = self.blocks.checkpoint_entry(page)
+        if entry is not None:
+            # In this order: an entry that can be found will have been written.
+            self.actions.append(SaveCheckpoint(sequence.request_id, sequence.slot, sequence.state_place, entry))
+            self.blocks.add_checkpoint(page, entry)
 
     # ---- pages -----------------------------------------------------------------------------------------------
 
-    def _make_room(self, running: _Running, n_positions: int) -> bool:
+    def _make_room(self, one: _Started, n_positions: int) -> bool:
         """Give a sequence pages for so many positions, preempting those that arrived after it where pages run out.
 
         False where there are too few even so; then it was mostly preempted itself.
         """
-        if not running.seated:
+        if not one.seated:
             return False
-        sequence = running.sequence
+        sequence = one.sequence
         missing = page_count(n_positions) - len(sequence.pages)
         while missing > 0 and not self.blocks.can_allocate(missing):
-            if len(self._running) == 1:
+            seated = self._seated()
+            if len(seated) == 1:
                 assert self._sources, "a request that fits the cache runs alone"
                 return False  # until those pages have been copied
-            youngest = self._running[-1]
-            self._preempt(youngest)
-            if youngest is running:
+            self._preempt(seated[-1])
+            if seated[-1] is one:
                 return False
         if missing > 0:
             sequence.pages += self.blocks.allocate(missing)
@@ -421,50 +397,21 @@ class Scheduler:
         if missing > 0 and self.blocks.can_allocate(missing):
             sequence.pages += self.blocks.allocate(missing)
 
-    def _with_drafts(self, item: Work) -> Work:
-        """The work with as many of its sequence's draft tokens as have pages and may be needed."""
-        sequence, first = item.sequence, item.start + len(item.token_ids)
-        room = len(sequence.pages) * PAGE if sequence.end is None else min(len(sequence.pages) * PAGE, sequence.end)
-        return item._replace(draft_ids=tuple(sequence.draft_ids[: max(0, room - first)])) if item.decode else item
-
     # ---- prompts ---------------------------------------------------------------------------------------------
 
-    def _prompt_pieces(self, budget: int) -> list[Work]:
+    def _prompt_pieces(self, running: list[_Started], budget: int) -> list[Work]:
         """Pieces of prompts in order of arrival, together at most `budget` tokens."""
         pieces: list[Work] = []
-        for running in list(self._running):
+        for one in running:
             if budget == 0:
                 break
-            sequence = running.sequence
-            if sequence.output_ids:
+            if one.sequence.output_ids or not one.seated:
                 continue
-            work = self._next_piece(running, budget)
+            work = next_piece(one.request, one.sequence, budget, self._spacing)
             if work is None:
                 continue
-            if not self._make_room(running, work.start + len(work.token_ids)):
+            if not self._make_room(one, work.start + len(work.token_ids)):
                 break  # this request was preempted itself; later ones cannot get pages either
             budget -= len(work.token_ids)
             pieces.append(work)
         return pieces
-
-    def _next_piece(self, running: _Running, budget: int) -> Work | None:
-        """The next piece of a prompt: pieces end with the budget, where scoring begins and ends, and at checkpoints."""
-        request, sequence = running.request, running.sequence
-        start, last = sequence.n_cached, len(sequence.prompt_ids) - 1
-        end = min(last + 1, start + budget, self._border(sequence.prompt_ids, start))
-        score = False
-        if request.score_from is not None and start < last:
-            first_scored = min(request.score_from - 1, last)
-            score = start >= first_scored
-            end = min(end, last if score else first_scored)
-        if request.max_output == 0:
-            end = min(end, last)
-        if start >= end:
-            return None
-        ids: Ids[int] = sequence.prompt_ids[start:end]
-        return Work(sequence, ids, start, end == last + 1, score)
-
-
-def _longest(request: Request) -> int:
-    """Positions that a request may come to need: its last token, generated or scored, is not fed."""
-    return len(request.prompt_ids) + request.max_output - 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from engine.errors import ContextFullError, DeviceError, EngineError, InvalidRequestError, TokenizerError
+from engine.errors import ContextFullError, DeviceError, EngineError, InvalidRequestError, Portable, TokenizerError
 
 TYPES = {
     400: "invalid_request_error",
@@ -31,7 +31,7 @@ TYPES = {
 _ANTHROPIC_TYPES = {500: "api_error", 501: "api_error", 503: "overloaded_error", 405: "invalid_request_error"}
 
 
-class ApiError(Exception):
+class ApiError(Portable):
     """What ends a request with a status other than 200.
 
     Attributes:

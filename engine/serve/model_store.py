@@ -59,6 +59,7 @@ class ServedModel:
         users: requests that use it or wait for it.
         sequences: sequences that those requests have asked for.
         created: when the server got to know it, in seconds since 1970.
+        props: what describe() of the store said when it was opened last; None before.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -67,6 +68,7 @@ class ServedModel:
         self.progress: LoadProgress | None = None
         self.users = 0
         self.sequences = 0
+        self.props: dict[str, Any] | None = None
         self.created = int(time.time())
         self.last_used = time.monotonic()
         self._opening: asyncio.Task[None] | None = None
@@ -86,6 +88,10 @@ class ModelStore:
         max_models: how many may be open at a time; None: as many as the memory holds.
         idle: seconds after which an unused model is closed; None: never.
         open_llm: opens a model; for tests.
+
+    Attributes:
+        models: in their order.
+        describe: makes what is told of a model; kept when it is closed, so that a question does not open it again.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class ModelStore:
         open_llm: Callable[..., LLM] = LLM,
     ) -> None:
         self.models = [ServedModel(spec) for spec in specs]
+        self.describe: Callable[[ServedModel], dict[str, Any]] = lambda model: {}
         self._by_name: dict[str, ServedModel] = {}
         for model in self.models:
             for name in (model.spec.name, *model.spec.aliases):
@@ -177,6 +184,7 @@ class ModelStore:
                 try:
                     source = await local_source(model.spec.source, progress.tell)
                     model.llm = await asyncio.to_thread(self._load, source, model.spec, progress)
+                    model.props = self.describe(model)
                     progress.done()
                     log.info("opened %s in %.2f s", model.spec.name, model.llm.llm.load_seconds)
                     return

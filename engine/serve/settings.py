@@ -34,6 +34,7 @@ class ServeSettings:
         slots: whether GET /slots answers.
         page: whether GET / answers with the chat page.
         log_requests: write one JSON line for each request to stderr.
+        show_prompts: answers of chats have the prompt that the template made under "__verbose".
         sampling: sampling parameters where a request does not say otherwise, by the names of SamplingParams.
         max_tokens: tokens to generate where a request does not say; None: until the end or a full context.
         template_variables: names for the chat template where a request does not set them.
@@ -60,6 +61,7 @@ class ServeSettings:
     slots: bool = True
     page: bool = True
     log_requests: bool = False
+    show_prompts: bool = False
     sampling: dict[str, Any] = field(default_factory=dict)
     max_tokens: int | None = None
     template_variables: dict[str, Any] = field(default_factory=dict)

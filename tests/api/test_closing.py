@@ -14,7 +14,7 @@ from tests.support.gguf_builder import tiny_llama
 from tests.support.injection import Injected, Injection, engine_files
 
 PARAMS = SamplingParams(max_tokens=3, temperature=0)
-SHARED = engine_files("api/llm.py", "gguf/reader.py")
+SHARED = engine_files("api/llm.py", "gguf/reader.py", "scheduling/loop.py")
 LOOP = engine_files("scheduling/loop.py")
 CPU = SHARED | engine_files("cpu/runner.py", "cpu/backend.py", "cpu/threads.py", "cpu/kv_cache.py")
 GPU = SHARED | engine_files(

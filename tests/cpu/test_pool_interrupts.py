@@ -87,7 +87,9 @@ def test_settle_waits_for_what_many_exceptions_left(monkeypatch):
     caller, finish = threading.current_thread(), _Job.finish
 
     def task(index):
-        if threading.current_thread() is not caller:
+        if threading.current_thread() is caller:
+            inside.wait(10)  # so that a thread of the pool has the other one
+        else:
             inside.set()
             go_on.wait(10)
 

@@ -1,201 +1,179 @@
-"""Ctrl-C at any point of the engine's own code, after which the same model goes on as if nothing had been.
+"""Real signals and exceptions raised from other threads, and how the loop tells them from failures of a step."""
 
-A profile hook sends the signal at the k-th call or return of a built-in, where Python itself looks for signals.
-"""
-
+import ctypes
+import functools
 import os
+import random
 import signal
 import sys
 import threading
-from pathlib import Path
+import time
 
 import pytest
 
-import engine
 from engine.api.stream import Stream
-from engine.scheduling.interrupts import deferral
+from engine.errors import EngineError
 from engine.scheduling.loop import EngineLoop
-from tests.support.cell_runner import CellRunner, make_job
+from tests.support.cell_runner import CellRunner, RunnerFailure, make_job
+from tests.support.injection import within
 
-CODE = tuple(
-    str(Path(engine.__file__).parent / name)
-    for name in (
-        *(f"scheduling/{part}.py" for part in ("loop", "scheduler", "page_pool", "output", "interrupts")),
-        "api/stream.py",
-    )
-)
 PROMPT = [i % 7 for i in range(100)]
-PROMPTS = [(PROMPT, 20, 0), ([*PROMPT[:80], 9], 12, 1), (PROMPT, 3, 2)]
 
 
-class Interruption:
-    """Sends SIGINT to this thread at event number `at` inside the engine's code."""
-
-    def __init__(self, at):
-        self.at, self.seen = at, 0
-
-    def __call__(self, frame, event, argument):
-        if event in ("call", "c_return") and frame.f_code.co_filename in CODE:
-            self.seen += 1
-            if self.seen == self.at:
-                signal.raise_signal(signal.SIGINT)
-
-    def during(self, action):
-        """Whether the action came to its end, and what it returned."""
-        sys.setprofile(self)
-        try:
-            value = action()
-            sys.setprofile(None)
-            return True, value
-        except KeyboardInterrupt:
-            return False, None
-        finally:
-            sys.setprofile(None)
+class Alarm(Exception):
+    """Raised by the handler of SIGALRM."""
 
 
-def make_loop():
-    """So few pages that a sequence is preempted; prompts in pieces; shared beginnings."""
-    runner = CellRunner(5, 3, 64, 16, 3)
+def ring(number, frame):
+    raise Alarm
+
+
+@pytest.fixture
+def alarm():
+    """SIGALRM raises an ordinary exception, as test timeouts do; gives the function that sets the time."""
+    before = signal.signal(signal.SIGALRM, ring)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def make_loop(slow=0.0):
+    """So few pages that sequences are preempted; steps take `slow` seconds, in pieces."""
+    runner = CellRunner(8, 4, 64, 16, 3)
+    runner.trouble = lambda: time.sleep(slow) if slow else None
     return runner, EngineLoop(runner)
 
 
 def nothing_is_held(runner, loop):
+    loop.step()
     assert loop.n_active == 0
     assert not runner.live
     blocks = loop._scheduler.blocks
     assert blocks.n_available == blocks.n_pages
-    assert sorted(loop._scheduler._free_slots) == [0, 1, 2]
-    assert not deferral._outer
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert sorted(loop._scheduler._free_slots) == [0, 1, 2, 3]
 
 
-def run_steps(at):
-    """Three requests by step(); returns how many events there were."""
-    runner, loop = make_loop()
-    interruption = Interruption(at)
-    jobs = [make_job(runner, i, prompt, n, seed=seed) for i, (prompt, n, seed) in enumerate(PROMPTS)]
-    loop.submit(jobs)
-    chunks = [[], [], []]
-    for _ in range(200):
-        _, given = interruption.during(loop.step)
-        for chunk in given or ():
-            chunks[chunk.request_id].append(chunk)
-        if all(given and given[-1].finish_reason for given in chunks):
-            break
-    loop.step()
-    assert runner.n_saved > 0
-    for i, given in enumerate(chunks):
-        assert [token for chunk in given for token in chunk.token_ids] == runner.truth[i].output_ids
-    nothing_is_held(runner, loop)
-    return interruption.seen
+def raise_in(thread, kind):
+    """What debuggers and some test runners do to a thread."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(kind))
 
 
-def run_streams(at):
-    """The same by streams: one read to its end, the second closed early, the third read to its end."""
-    runner, loop = make_loop()
-    interruption = Interruption(at)
-    jobs = [make_job(runner, i, prompt, n, seed=seed, by_step=False) for i, (prompt, n, seed) in enumerate(PROMPTS)]
-    streams = [Stream(loop, job) for job in jobs]
+def test_a_signal_handler_that_raises_while_another_thread_generates(alarm):
+    """The main thread is thrown out of its calls again and again; both threads get their own tokens."""
+    runner, loop = make_loop(slow=1e-5)
+    dice = random.Random(3)
+    done, failures = threading.Event(), []
 
-    def whole(stream):
-        over = False
-        while not over:
-            over, result = interruption.during(stream.result)
-        return result
+    def generate():
+        request_id = 10_000
+        while not done.is_set():
+            request_id += 1
+            stream = Stream(loop, make_job(runner, request_id, PROMPT, 20, seed=request_id, by_step=False))
+            if stream.result().token_ids != runner.truth[request_id].output_ids:
+                failures.append(request_id)
 
-    assert whole(streams[0]).token_ids == runner.truth[0].output_ids
-    closed = False
-    while not closed:
-        closed, _ = interruption.during(streams[1].close)
-    assert whole(streams[2]).token_ids == runner.truth[2].output_ids
-    ids = whole(streams[1]).token_ids
-    assert ids == runner.truth[1].output_ids[: len(ids)]
-    loop.step()
-    nothing_is_held(runner, loop)
-    return interruption.seen
-
-
-@pytest.mark.parametrize("run", [run_steps, run_streams])
-def test_an_interrupt_anywhere_leaves_the_books_whole(run):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=generate)
+    thread.start()
+    n_alarms = 0
     try:
-        n_events = run(0)
-        assert n_events > 1000
-        for at in [*range(1, 60), *range(60, n_events, 13)]:
-            run(at)
+        for request_id in range(60):
+            job = make_job(runner, request_id, PROMPT[request_id % 5 :], 30, seed=request_id, by_step=False)
+            stream, got, over = Stream(loop, job), [], False
+            while not over:
+                try:
+                    alarm(dice.uniform(0.0001, 0.004))
+                    for chunk in stream:
+                        got += chunk.token_ids
+                    over = True
+                    alarm(0)
+                except Alarm:
+                    n_alarms += 1
+            assert stream.result().token_ids == runner.truth[request_id].output_ids
+            # A chunk that was on its way from next() to this loop when the alarm rang is in the result alone.
+            rest = iter(stream.result().token_ids)
+            assert all(token in rest for token in got)
+            assert len(stream.result().token_ids) - len(got) <= n_alarms
     finally:
-        signal.signal(signal.SIGINT, before)
+        alarm(0)
+        done.set()
+        thread.join(30)
+    assert not thread.is_alive(), "the other thread waits for ever"
+    assert failures == []
+    assert n_alarms > 20
+    nothing_is_held(runner, loop)
 
 
-def test_a_handler_of_the_programs_own_is_called_once_and_kept():
-    calls = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: calls.append(number))
-    own = signal.getsignal(signal.SIGINT)
-    try:
-        with deferral, deferral:
-            signal.raise_signal(signal.SIGINT)
-            assert calls == []
-        assert calls == [signal.SIGINT]
-        with deferral:
-            try:
-                deferral.lifted = True
+def test_exceptions_raised_into_two_threads_by_a_third():
+    runner, loop = make_loop(slow=1e-5)
+    failures, hits = [], []
+
+    def generate(first):
+        for request_id in range(first, first + 25):
+            stream = Stream(loop, make_job(runner, request_id, PROMPT, 25, seed=request_id, by_step=False))
+            while True:
+                try:
+                    ids = stream.result().token_ids
+                    break
+                except Alarm:
+                    hits.append(first)
+            if ids != runner.truth[request_id].output_ids:
+                failures.append(request_id)
+
+    def run(first):
+        try:
+            generate(first)
+        except Alarm:
+            pass  # between two requests
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(first,), daemon=True) for first in (0, 1000)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + 60
+    dice = random.Random(1)
+    while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
+        raise_in(dice.choice(threads), Alarm)
+        time.sleep(dice.uniform(0.001, 0.004))
+    assert not any(thread.is_alive() for thread in threads), "a thread waits for ever"
+    assert failures == []
+    assert hits
+    del threads
+    result = within(30, lambda: Stream(loop, make_job(runner, 1, PROMPT, 9, by_step=False)).result())
+    assert result.token_ids == runner.truth[1].output_ids
+    nothing_is_held(runner, loop)
+
+
+def test_ctrl_c_at_every_call_of_a_built_in_function():
+    """Where Python itself looks for signals; a profile hook sends them."""
+    runner, loop = make_loop()
+    stream, seen = Stream(loop, make_job(runner, 1, PROMPT, 60, by_step=False)), [0]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    ids, n_hits, at = [], 0, 0
+
+    def hook(frame, event, argument):
+        if event == "c_return" and "/engine/" in frame.f_code.co_filename:
+            seen[0] += 1
+            if seen[0] == at:
                 signal.raise_signal(signal.SIGINT)
-            finally:
-                deferral.lifted = False
-            assert len(calls) == 2
-        assert signal.getsignal(signal.SIGINT) is own
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with deferral:
-            os.kill(os.getpid(), signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
 
-
-def test_other_threads_touch_no_handler():
-    seen = []
-
-    def work():
-        with deferral:
-            seen.append(signal.getsignal(signal.SIGINT))
-
-    before = signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [before]
-
-
-def test_a_step_on_another_thread_lets_nothing_through_on_this_one():
-    runner, loop = make_loop()
-    stream = Stream(loop, make_job(runner, 1, [1, 2, 3], 1, by_step=False))
-    inside, go_on = threading.Event(), threading.Event()
-    step = runner.step
-
-    def slow_step(work):
-        inside.set()
-        go_on.wait(30)
-        return step(work)
-
-    runner.step = slow_step
-    thread = threading.Thread(target=stream.result)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    thread.start()
-    inside.wait(30)
-    reached = interrupted = False
     try:
-        with deferral:
-            signal.raise_signal(signal.SIGINT)
-            reached = True
-    except KeyboardInterrupt:
-        interrupted = True
+        while stream._n == 0 or stream._job.chunks[stream._n - 1].finish_reason is None:
+            at, seen[0] = at + 1, 0
+            try:
+                sys.setprofile(hook)
+                chunk = next(stream)
+                sys.setprofile(None)
+                ids += chunk.token_ids
+            except KeyboardInterrupt:
+                n_hits += 1
+            finally:
+                sys.setprofile(None)
     finally:
-        go_on.set()
-        thread.join()
         signal.signal(signal.SIGINT, before)
-    assert reached
-    assert interrupted
-    assert stream.result().token_ids == runner.truth[1].output_ids
+    assert n_hits > 30
+    assert ids == stream.result().token_ids == runner.truth[1].output_ids
+    nothing_is_held(runner, loop)
 
 
 def test_who_waits_for_another_threads_step_can_be_interrupted():
@@ -223,3 +201,104 @@ def test_who_waits_for_another_threads_step_can_be_interrupted():
         timer.join()
         signal.signal(signal.SIGINT, before)
     assert stream.result().token_ids == runner.truth[1].output_ids
+
+
+def test_the_model_used_by_a_handler_inside_a_step_is_an_error_and_no_deadlock(alarm):
+    runner, loop = make_loop()
+    stream = Stream(loop, make_job(runner, 1, [1, 2, 3], 5, by_step=False))
+    inner = Stream(loop, make_job(runner, 2, [1, 2], 5, by_step=False))
+    signal.signal(signal.SIGALRM, lambda *_: inner.result())
+    runner.trouble = lambda: signal.raise_signal(signal.SIGALRM)
+    with pytest.raises(EngineError, match="inside one of its own steps"):
+        next(stream)
+    runner.trouble = lambda: None
+    assert stream.result().token_ids == runner.truth[1].output_ids
+    assert inner.result().token_ids == runner.truth[2].output_ids
+
+
+class Handler:
+    """Handlers are functions, methods, partial functions or objects."""
+
+    def __call__(self, number, frame):
+        raise ValueError("time is over")
+
+    def method(self, number, frame):
+        raise ValueError("time is over")
+
+
+@pytest.mark.parametrize("handler", [Handler(), Handler().method, functools.partial(Handler().method)])
+def test_what_a_handler_raises_ends_no_request(handler, alarm):
+    """However often, of whatever class."""
+    runner, loop = make_loop()
+    streams = [Stream(loop, make_job(runner, n, [1, 2, n], 5, by_step=False)) for n in (1, 2)]
+    signal.signal(signal.SIGALRM, handler)
+    runner.trouble = lambda: signal.raise_signal(signal.SIGALRM)
+    for _ in range(5):
+        with pytest.raises(ValueError, match="time is over"):
+            next(streams[0])
+    runner.trouble = lambda: None
+    for n in (1, 2):
+        assert streams[n - 1].result().token_ids == runner.truth[n].output_ids
+
+
+def test_a_fault_that_repeats_is_a_failure_of_the_step():
+    """The first time it could have come from outside; it would not come again at the same instruction."""
+    runner, loop = make_loop()
+    streams = [Stream(loop, make_job(runner, n, [1, 2, n], 5, by_step=False)) for n in (1, 2)]
+
+    def fault():
+        raise ZeroDivisionError
+
+    runner.trouble = fault
+    with pytest.raises(ZeroDivisionError):
+        next(streams[0])
+    assert loop.n_active == 2
+    for stream in streams:
+        with pytest.raises(ZeroDivisionError):
+            stream.result()
+    assert loop.n_active == 0
+    runner.trouble = lambda: None
+    assert Stream(loop, make_job(runner, 3, [1], 2, by_step=False)).result().token_ids == runner.truth[3].output_ids
+
+
+def test_an_engine_error_is_a_failure_at_once_and_each_request_has_its_own():
+    runner, loop = make_loop()
+    jobs = [make_job(runner, n, [1, 2, n], 5) for n in (1, 2)]
+    loop.submit(jobs)
+
+    def fail():
+        raise RunnerFailure("made to fail")
+
+    runner.trouble = fail
+    told = []
+    for _ in jobs:
+        with pytest.raises(RunnerFailure) as caught:
+            loop.step()
+        told.append(caught.value.request_id)
+    assert told == [1, 2]
+    assert jobs[0].error is not jobs[1].error
+
+
+class TestClosing:
+    def test_closing_that_is_cut_short_can_be_repeated(self):
+        runner, loop = make_loop()
+        stream = Stream(loop, make_job(runner, 1, [1, 2, 3], 50, by_step=False))
+        next(stream)
+        closes = []
+
+        def close():
+            closes.append(1)
+            if len(closes) < 3:
+                raise KeyboardInterrupt
+
+        runner.close = close
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                loop.close()
+            with pytest.raises(EngineError, match="closed"):
+                loop.step()
+        loop.close()
+        loop.close()
+        assert len(closes) == 3
+        with pytest.raises(EngineError, match="closed while"):
+            stream.result()

@@ -13,7 +13,8 @@ from engine.api.stream import Stream
 from engine.errors import EngineError, InvalidRequestError
 from engine.request import Request, TokenSample
 from engine.sampling.params import SamplingParams
-from engine.scheduling.loop import EngineLoop, Job
+from engine.scheduling.job import Job
+from engine.scheduling.loop import EngineLoop
 from engine.scheduling.output import OutputAssembler
 
 
@@ -108,16 +109,16 @@ class TestEnds:
         """The reader has looked whether the stream is over, then the stream is closed, then the reader asks on."""
         stream = Stream(loop, make([10], 50))
         next(stream)
-        ask = loop.next_chunk
+        wait_for = loop.wait_for
 
-        def close_first(job, take, **options):
-            loop.next_chunk = ask
+        def close_first(job, n):
+            loop.wait_for = wait_for
             closer = threading.Thread(target=stream.close)
             closer.start()
             closer.join()
-            return ask(job, take, **options)
+            return wait_for(job, n)
 
-        loop.next_chunk = close_first
+        loop.wait_for = close_first
         assert list(stream) == []
         assert stream.result().finish_reason == "cancelled"
 
@@ -190,7 +191,7 @@ class TestManyThreads:
                         stream = Stream(loop, make([dice.randrange(1000)] * dice.randint(1, 40), dice.randint(1, 20)))
                     limit, first = dice.randrange(25), stream._job.request.prompt_ids[0]
                     for _, chunk in zip(range(limit), stream, strict=False):
-                        assert not chunk.token_ids or chunk.token_ids[0] == first + stream._fold.n_tokens - 1
+                        assert not chunk.token_ids or chunk.token_ids[0] == first + stream._n - 1
                     way = dice.randrange(5)
                     if way == 0:
                         stream.close()
@@ -269,7 +270,9 @@ class TestManyThreads:
             loop.close()
         elif way == "exclusive":
             with loop.exclusive():
-                assert loop._driver is threading.current_thread()
+                steps = runner.steps
+                time.sleep(5e-3)
+                assert runner.steps == steps
         else:
             loop.step()
         assert runner.steps - before < 100

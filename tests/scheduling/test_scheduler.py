@@ -8,7 +8,8 @@ import pytest
 from engine.config import PAGE
 from engine.request import Request, TokenSample
 from engine.sampling.params import SamplingParams
-from engine.scheduling.scheduler import PATIENCE, LeaveSlot, Scheduler
+from engine.scheduling.actions import LeaveSlot
+from engine.scheduling.scheduler import PATIENCE, Scheduler
 
 PARAMS = SamplingParams()
 

@@ -1,9 +1,4 @@
-"""Recurrent states under the step loop: a runner whose states record which tokens went into them, and how.
-
-The state after n tokens is the cell of the last of them (cell_runner.py): a hash of all tokens up to there. The
-runner compares the state that a work item reads with the recomputed truth, so that a place that is overwritten too
-early, lost in a move, restored from the wrong checkpoint or updated twice fails a step.
-"""
+"""Recurrent states under the step loop, on a runner that knows which tokens went into each (state_runner.py)."""
 
 import pytest
 
@@ -11,93 +6,13 @@ from engine.api.stream import Stream
 from engine.config import PAGE
 from engine.request import Request, TokenSample
 from engine.sampling.params import SamplingParams
+from engine.scheduling.actions import RestoreCheckpoint, SaveCheckpoint
 from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.loop import EngineLoop
-from engine.scheduling.scheduler import RestoreCheckpoint, SaveCheckpoint, Scheduler
-from tests.support.cell_runner import CellRunner, RunnerFailure, make_job
+from engine.scheduling.scheduler import Scheduler
+from tests.support.cell_runner import RunnerFailure, make_job
 from tests.support.paged_world import World
-
-
-class States:
-    """Rings of R places per slot and a pool of checkpoints, as engine.model.cache.StateStore."""
-
-    def __init__(self, places, n_checkpoints):
-        self.places, self.n_checkpoints = places, n_checkpoints
-        self.ring, self.pool = {}, {}
-        self.before = lambda: None  # called in front of and inside of every copy
-        self.n_restored = self.n_moved = self.n_loaded = 0
-
-    def read(self, slot, place):
-        return self.ring[slot, place % self.places]
-
-    def write(self, slot, place, value):
-        self.ring[slot, place % self.places] = value
-
-    def checkpoint(self, slot, place, entry):
-        assert 0 <= entry < self.n_checkpoints
-        self.before()
-        self.pool[entry] = "half written"
-        self.before()
-        self.pool[entry] = self.read(slot, place)
-
-    def restore(self, entry, slot, place):
-        self.before()
-        self.write(slot, place, self.pool[entry])
-        self.n_restored += 1
-        self.before()
-
-    def move(self, slot, target, place):
-        self.before()
-        self.write(target, place, self.read(slot, place))
-        self.n_moved += 1
-
-    def save(self, slot, place):
-        self.before()
-        return self.read(slot, place)
-
-    def load(self, saved, slot, place):
-        self.before()
-        self.write(slot, place, saved)
-        self.n_loaded += 1
-
-
-class StateRunner(CellRunner):
-    """Pages as in CellRunner, and states; steps run ahead even where the one that launched them is cut short."""
-
-    def __init__(self, *args, spare=0, n_checkpoints=4, **options):
-        super().__init__(*args, **options)
-        # One committed place, one that a step writes, and those of the steps launched behind it.
-        self.states = States(self.lookahead + 2 + spare, n_checkpoints)
-        self.states.before = self.copying
-        self.flying = {}
-
-    def copying(self):
-        self.run_ahead()
-        self.trouble()
-
-    def feed(self, item):
-        sequence, states = item.sequence, self.states
-        slot, place, end = sequence.slot, sequence.state_place, item.start + len(item.token_ids)
-        truth = self.truth[sequence.request_id].cells
-        if item.start:
-            assert states.read(slot, place) == truth[item.start - 1], "the state is not the one after these tokens"
-        states.write(slot, place + 1, "half written")
-        if item.decode and self.lookahead:
-            self.flying[slot] = place + 2
-        self.trouble()
-        states.write(slot, place + 1, truth[end - 1])
-        return super().feed(item)
-
-    def run_ahead(self):
-        for slot, place in self.flying.items():
-            for step in range(self.lookahead):
-                self.states.write(slot, place + step, "computed ahead")
-        self.flying = {}
-        super().run_ahead()
-
-    def release(self, slot):
-        self.run_ahead()  # launched before, and on the same stream as all that follows
-        super().release(slot)
+from tests.support.state_runner import StateRunner
 
 
 class StateWorld(World):
@@ -286,18 +201,24 @@ def test_the_entry_unused_for_longest_goes_first():
     assert [resumed(n, name) for n, name in enumerate((1, 2, 1, 3, 1, 2))] == [False, False, True, False, True, False]
 
 
+def add(pool, page):
+    entry = pool.take()
+    pool.add(page, entry)
+    return entry
+
+
 def test_entries_go_with_their_pages():
     pool = CheckpointPool(2)
-    assert [pool.add(5), pool.add(6)] == [0, 1]
+    assert [add(pool, 5), add(pool, 6)] == [0, 1]
     pool.use(5)
-    assert pool.add(7) == 1  # page 6 was unused for longest
+    assert add(pool, 7) == 1  # page 6 was unused for longest
     assert pool.find(6) is None
     pool.drop(5)
     pool.drop(5)
     assert (pool.find(5), pool.n_free) == (None, 1)
     pool.drop_entry(1)
     assert (pool.find(7), pool.n_free) == (None, 2)
-    assert CheckpointPool(0).add(1) is None
+    assert CheckpointPool(0).take() is None
 
 
 class TestDrafts:

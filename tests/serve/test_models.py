@@ -99,6 +99,7 @@ def test_idle_models_are_closed_and_opened_again():
     with running(specs(("a",)), open_llm=opener, idle=0.2) as server:
         for times in (1, 2):
             assert ask(server, "a")[0] == 200
+            assert server.get("/props")[2]["is_sleeping"] is False
             assert opener.opened == times
             for _ in range(500):
                 if not opened(server):
@@ -106,6 +107,8 @@ def test_idle_models_are_closed_and_opened_again():
                 time.sleep(0.02)
             assert opened(server) == set()
             assert server.get("/health")[0] == 200
+            assert server.get("/props")[2]["is_sleeping"] is True
+            assert opener.opened == times
 
 
 def test_memory_decides_where_there_is_no_count(monkeypatch):

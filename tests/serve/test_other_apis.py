@@ -29,6 +29,7 @@ def test_completion(server):
     assert whole["generation_settings"]["seed"] == 3
     assert [len(entry["top_logprobs"]) for entry in whole["completion_probabilities"]] == [2] * 10
     events = [data for _, data in server.events("/completion", {**body, "stream": True})]
+    assert [len(one["completion_probabilities"]) for one in events[:-1]] == [1] * 10
     assert "".join(one["content"] for one in events) == expected.text
     assert [token for one in events for token in one["tokens"]] == expected.token_ids
     assert [one["stop"] for one in events] == [False] * (len(events) - 1) + [True]
@@ -49,7 +50,7 @@ def test_completion_of_several_and_mixed_prompts(server):
     chosen = server.post(
         "/completion", {"prompt": "A", **greedy, "response_fields": ["content", "timings/predicted_n"]}
     )
-    assert set(chosen[2]) == {"content", "predicted_n"}
+    assert set(chosen[2]) == {"content", "timings/predicted_n"}
     assert server.post("/completion", {"prompt": [None]})[0] == 400
 
 

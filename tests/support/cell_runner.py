@@ -9,7 +9,7 @@ from engine.config import PAGE
 from engine.errors import EngineError
 from engine.request import Request, TokenSample
 from engine.sampling.params import SamplingParams
-from engine.scheduling.loop import Job
+from engine.scheduling.job import Job
 from engine.scheduling.output import OutputAssembler
 
 PROMPT, GENERATED = "prompt", "generated"

@@ -70,7 +70,8 @@ class Injection:
         at: number of the event, from 1; 0 raises nothing and only counts.
         files: full names of source files.
         kind: the exception class.
-        events: which of "call", "line", "return" count.
+        events: which of "call", "line", "return" count. A return from a frame that other code called never does: what
+            arrives after it arrives in that code.
         opcodes: count single instructions as well.
     """
 
@@ -84,7 +85,8 @@ class Injection:
         if frame.f_code.co_filename not in self.files:
             return None
         frame.f_trace_opcodes = self.opcodes
-        if event in self.events:
+        leaves = event == "return" and (frame.f_back is None or frame.f_back.f_code.co_filename not in self.files)
+        if event in self.events and not leaves:
             self.seen += 1
             if self.seen == self.at:
                 self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {event}"

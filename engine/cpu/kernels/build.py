@@ -1,6 +1,6 @@
 """Compiles kernels on first use and keeps them on disk; hands out plain callables that release the GIL.
 
-Cached code lives where numba keeps it: in __pycache__ beside this file, else in the user's cache folder; when neither
+Cached code is where numba keeps it: in __pycache__ beside this file, else in the user's cache folder; when neither
 can be written the kernels are compiled again in each process. Each kernel of each version of these sources has cache
 files of its own, so processes that compile at the same time can only write the same content. A damaged file is
 replaced (code_cache.py).
@@ -10,7 +10,6 @@ replaced (code_cache.py).
 # mypy: disable-error-code="no-untyped-def"
 
 import hashlib
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -18,21 +17,27 @@ from pathlib import Path
 from typing import Any
 
 from llvmlite import binding
+from llvmlite.binding import ffi
 from numba import config, njit, types
+from numba.core.compiler_lock import global_compiler_lock
 
+from engine.concurrency import fork
 from engine.cpu.kernels import activations, attention, elementwise, integer, machine, products, tiles
 from engine.cpu.kernels.code_cache import KernelCache
 from engine.errors import DeviceError
 
 Kernel = Callable[..., None]
 
-_lock = threading.Lock()
+_lock = fork.new_lock()
+# A child may be forked while another thread compiles.
+fork.renew(getattr(global_compiler_lock, "_lock", None))
+fork.renew(getattr(getattr(ffi.lib, "_lock", None), "_lock", None))
 
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    # numba looks only at the file of the cached function; the code generators live in its neighbours, and the tables
-    # that they put into the code beside the formats.
+    # numba looks only at the file of the cached function; the code generators are in the files beside it, and the
+    # tables that they put into the code beside the formats.
     digest, engine = hashlib.sha256(), Path(__file__).parents[2]
     tables = [engine / "gguf" / "grids.py", *engine.glob("gguf/*_quants.py")]
     for source in sorted([*Path(__file__).parent.glob("*.py"), *tables]):

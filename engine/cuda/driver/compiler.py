@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
+from _thread import LockType
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from engine import disk_cache
+from engine.concurrency import fork
 from engine.errors import DeviceError
 
-_lock = threading.Lock()
-_building: dict[str, threading.Lock] = {}
+_lock = fork.new_lock()
+_building: dict[str, LockType] = {}
 _cubins: dict[str, bytes] = {}  # what this process has built or read, should the disk cache not be writable
 BASE_OPTIONS = ("--std=c++17", "-ftz=true", "-default-device")
 OLDEST_ARCH = 75
@@ -116,7 +117,7 @@ def cached_cubin(source: str, arch: int, options: Sequence[str] = (), name: str 
     content = repr((source, target(arch), BASE_OPTIONS, tuple(options), nvrtc.getVersion()))
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     with _lock:
-        building = _building.setdefault(key, threading.Lock())
+        building = _building.setdefault(key, fork.new_lock())
     with building:  # a second thread waits and finds the cubin built
         if key not in _cubins:
             _cubins[key] = _read_or_compile(source, arch, options, name, key)

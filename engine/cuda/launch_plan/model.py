@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 
+from engine.concurrency.lazy import lazy
 from engine.config import KvType
 from engine.cuda.attention.attention_plan import AttentionShape
 from engine.cuda.driver import staging
@@ -74,24 +74,24 @@ class LaunchPlan:
     output: Projection
     softcap: bool
 
-    @cached_property
+    @lazy
     def attention_shapes(self) -> tuple[AttentionShape | None, ...]:
         """The heads of every layer; None where it has no attention."""
         mixers = (layer.mixer for layer in self.layers)
         return tuple(mixer.shape if isinstance(mixer, AttentionPlan) else None for mixer in mixers)
 
-    @cached_property
+    @lazy
     def state_shapes(self) -> tuple[MambaShape | None, ...]:
         """The recurrent state of every layer; None where it has none."""
         mixers = (layer.mixer for layer in self.layers)
         return tuple(mixer.shape if isinstance(mixer, MambaPlan) else None for mixer in mixers)
 
-    @cached_property
+    @lazy
     def products(self) -> tuple[Product, ...]:
         """All products; of experts and heads that are alike, one."""
         return (*(product for layer in self.layers for product in layer.products()), *self.output.parts)
 
-    @cached_property
+    @lazy
     def matrices(self) -> tuple[Matrix, ...]:
         """Everything that is uploaded, each tensor once."""
         found = [self.token_embd, *(() if self.position_embd is None else (self.position_embd,))]
@@ -99,20 +99,20 @@ class LaunchPlan:
         found += [matrix for part in self.output.parts for matrix in part.matrices]
         return tuple(dict.fromkeys(found))
 
-    @cached_property
+    @lazy
     def gemm_types(self) -> tuple[GGMLType, ...]:
         """Tensor types of the model where PREFILL_GEMM multiplies, else ()."""
         if not any(product.families.prompt is Family.PREFILL_GEMM for product in self.products):
             return ()
         return tuple(sorted({type for product in self.products for type in product.types}, key=lambda type: type.value))
 
-    @cached_property
+    @lazy
     def gemm_activations(self) -> tuple[KernelActivation, ...]:
         """Activations of gated products of PREFILL_GEMM; the first also serves products without one."""
         gated = (one for one in self.products if one.paired and one.families.prompt is Family.PREFILL_GEMM)
         return tuple(sorted({product.activation for product in gated})) or (KernelActivation.NONE,)
 
-    @cached_property
+    @lazy
     def step_families(self) -> frozenset[Family]:
         """Families of products that some decode step takes."""
         slots = self.settings.max_sequences
@@ -120,12 +120,12 @@ class LaunchPlan:
             family for product in self.products for first, family in product.families.decode if first <= slots
         )
 
-    @cached_property
+    @lazy
     def dense(self) -> bool:
         """Whether cuBLAS multiplies something."""
         return any(product.families.prompt is Family.DENSE for product in self.products)
 
-    @cached_property
+    @lazy
     def fixed_rows(self) -> bool:
         """Whether cuBLAS multiplies whole pieces of rows, so that a row's bits do not depend on the others."""
         return self.settings.deterministic or self.card.arch == gemm_plan.ARCH

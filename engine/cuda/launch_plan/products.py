@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
+from engine.concurrency.lazy import lazy
 from engine.cuda.formats.layouts import kept_as, packed_bytes
 from engine.cuda.launch_plan.families import Card, Families, Family, Phase, Split
 from engine.cuda.matrix import decode_gemm_plan, gemm_plan
@@ -73,12 +73,12 @@ class Product:
     column: int = 0
     split: Split = Split.NONE
 
-    @cached_property
+    @lazy
     def types(self) -> tuple[GGMLType, ...]:
         """Tensor types of the matrices."""
         return tuple(matrix.type for matrix in self.matrices)
 
-    @cached_property
+    @lazy
     def width(self) -> int:
         """Outputs of all matrices."""
         return sum(matrix.rows for matrix in self.matrices)
@@ -97,12 +97,12 @@ class Product:
         """See Families."""
         return self.families.family_for(n_rows, phase)
 
-    @cached_property
+    @lazy
     def emits(self) -> bool:
         """Whether DECODE_GEMM can leave the result as the operand of a later product."""
         return self.cut is not None and decode_gemm_plan.emits(self.types, self.cut, paired=self.paired)
 
-    @cached_property
+    @lazy
     def takes_operand(self) -> bool:
         """Whether an operand left by an earlier product can be its input."""
         return self.cut is not None

@@ -32,6 +32,7 @@ class ChatBody(SamplingFields):
     reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    verbose: bool | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -51,6 +52,8 @@ def router(serving: Serving) -> APIRouter:
             llm = run.llm.llm
             params = params_of(body, serving.settings, llm, logprobs=answer.top)
             prompt = await asyncio.to_thread(prompt_of, llm, body.messages, names, continued=continued)
+            if serving.settings.show_prompts if body.verbose is None else body.verbose:
+                answer.shown = {"__verbose": {"prompt": prompt.text}}
             await run.start([prompt], params, watched=body.stream and body.return_progress)
 
         return await respond(request, serving, run, start, answer.json, answer.events() if body.stream else None)
@@ -63,6 +66,7 @@ class _Answer:
 
     Attributes:
         top: alternatives of each token that the engine must report; None: no log-probabilities.
+        shown: what a whole answer has for people who look for an error in a template.
     """
 
     def __init__(self, body: ChatBody, run: Run) -> None:
@@ -70,6 +74,7 @@ class _Answer:
         self._run = run
         self._id = new_id("chatcmpl-")
         self._created = now()
+        self.shown: dict[str, Any] = {}
         top = body.top_logprobs
         if top is not None and not 0 <= top <= MAX_LOGPROBS:
             raise ApiError(
@@ -113,6 +118,7 @@ class _Answer:
             "choices": choices,
             "usage": usage([result.stats for result in results], len(results)),
             "timings": timings(results[0].stats),
+            **self.shown,
         }
 
     async def events(self) -> AsyncIterator[bytes]:

@@ -186,5 +186,5 @@ class _Answer:
             for key in path.split("/"):
                 found = found.get(key) if isinstance(found, dict) else None
             if found is not None:
-                chosen[path.split("/")[-1]] = found
+                chosen[path] = found
         return chosen

@@ -20,6 +20,7 @@ from engine.serve.wording import FINGERPRINT
 def router(serving: Serving) -> APIRouter:
     """The endpoints."""
     routes = APIRouter()
+    serving.store.describe = lambda model: props_of(serving, model)
 
     @routes.get("/v1/models")
     @routes.get("/models")
@@ -52,9 +53,13 @@ def router(serving: Serving) -> APIRouter:
 
     @routes.get("/props")
     async def props(request: Request) -> Response:
-        model = await serving.store.acquire(request.query_params.get("model"))
+        name = request.query_params.get("model")
+        model = serving.store.find(name)
+        if model.llm is None and model.props is not None:
+            return json_response({**model.props, "is_sleeping": True})
+        model = await serving.store.acquire(name)
         try:
-            return json_response(props_of(serving, model))
+            return json_response(model.props)
         finally:
             serving.store.release(model)
 

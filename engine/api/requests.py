@@ -1,0 +1,171 @@
+"""Requests from what callers give: prompts become token ids, parameters are checked, what cannot run is refused.
+
+Knows the model's vocabulary and context; knows nothing of steps or devices.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.api.prompts import Prompt, check_id, is_prompt_like, not_a_prompt
+from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
+from engine.request import Request
+from engine.sampling.constraint import TokenMask
+from engine.sampling.params import MAX_SEED, SamplingParams
+from engine.sampling.rng import fresh_seed
+from engine.scheduling.job import Job
+from engine.scheduling.output import OutputAssembler
+from engine.text import Tokenizer
+
+if TYPE_CHECKING:
+    from engine.constraints import ConstraintCompiler
+
+
+def open_tokenizer(metadata: Mapping[str, Any], path: Path, pre: str | None) -> Tokenizer | str:
+    """The file's tokenizer; why there is none, where it has none or an unknown kind: that matters only to text."""
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
+        return f"{path} holds no tokenizer: give token ids instead of text"
+    try:
+        return Tokenizer.from_metadata(metadata, pre=pre)
+    except TokenizerError as error:
+        return str(error)
+
+
+class Requests:
+    """Makes the jobs of one open model.
+
+    Args:
+        tokenizer: of the model, or why there is none.
+        vocab_size: rows of the output matrix.
+        context_length: tokens of one sequence.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | str, vocab_size: int, context_length: int) -> None:
+        self._tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
+        self._why_none = tokenizer if isinstance(tokenizer, str) else ""
+        self._vocab_size = vocab_size
+        self._context_length = context_length
+        self._ids = itertools.count(1)
+        self._constraints: ConstraintCompiler | None = None
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be used."""
+        return self._tokenizer is not None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            TokenizerError: the file has none, or one that is not supported.
+        """
+        if self._tokenizer is None:
+            raise TokenizerError(self._why_none)
+        return self._tokenizer
+
+    def scoring(self, chunks: Sequence[Sequence[int]], first: int) -> list[Job]:
+        """Jobs that score every token of each chunk from position `first` on, and generate nothing.
+
+        Raises:
+            InvalidRequestError, ContextFullError: an impossible chunk, or no token behind `first`.
+        """
+        checked = [self.checked(chunk) for chunk in chunks]
+        for ids in checked:
+            if len(ids) > self._context_length + 1:
+                raise ContextFullError(len(ids) - 1, self._context_length)
+            if not 1 <= first < len(ids):
+                raise InvalidRequestError(
+                    f"first is {first}; allowed: 1 to {len(ids) - 1} for a chunk of {len(ids)} tokens"
+                )
+        params = SamplingParams(prompt_logprobs=0)
+        requests = [Request(next(self._ids), ids, params, 0, 0, score_from=first) for ids in checked]
+        return [Job(request, OutputAssembler(request, None, ())) for request in requests]
+
+    def samples(
+        self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = (), *, by_step: bool = False
+    ) -> list[Job]:
+        """One job for each sample of a prompt: seeds from the first one on, pages shared."""
+        first = self.job(prompt, params, by_step=by_step, shown_ids=shown_ids)
+        jobs, request = [first], first.request
+        for number in range(1, params.n):
+            following = replace(
+                request,
+                request_id=next(self._ids),
+                seed=(request.seed + number) % (MAX_SEED + 1),
+                shares_with=request.request_id,
+                mask=self._mask(params),
+            )
+            assembler = OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)
+            jobs.append(Job(following, assembler, by_step))
+        return jobs
+
+    @property
+    def _eog_ids(self) -> Collection[int]:
+        return self._tokenizer.eog_ids if self._tokenizer is not None else ()
+
+    def job(
+        self, prompt: Prompt, params: SamplingParams, *, by_step: bool = False, shown_ids: Collection[int] = ()
+    ) -> Job:
+        """Check a request against the model and the context; refuses what cannot run."""
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
+        ids = self.prompt_ids(prompt)
+        limit = self._context_length
+        room = limit - len(ids)
+        wanted = params.max_tokens if params.max_tokens is not None else max(room, 1)
+        if wanted > room:
+            parts = f"{len(ids)} of the prompt, {wanted} to generate"
+            raise ContextFullError(len(ids) + wanted, limit, parts=parts)
+        params.check_vocabulary(self._vocab_size)
+        if params.stop:
+            _ = self.tokenizer  # stop strings need text
+        seed = params.seed if params.seed is not None else fresh_seed()
+        score_from = 1 if params.prompt_logprobs is not None else None
+        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=self._mask(params))
+        return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids, shown_ids), by_step)
+
+    def _mask(self, params: SamplingParams) -> TokenMask | None:
+        """The mask of a request with a constraint.
+
+        Raises:
+            InvalidRequestError: the constraint cannot be used.
+        """
+        if params.constraint is None:
+            return None
+        if self._constraints is None:
+            from engine.constraints import ConstraintCompiler  # a library that only these requests need
+
+            self._constraints = ConstraintCompiler(self.tokenizer, self._vocab_size, self._eog_ids)
+        return self._constraints.mask(params.constraint)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.
+
+        Raises:
+            InvalidRequestError: no prompt at all, an id outside the vocabulary, or an empty one where there is no such
+                token.
+        """
+        if not is_prompt_like(prompt):
+            raise not_a_prompt(prompt)
+        ids = self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids and self._tokenizer is not None and self._tokenizer.bos_id is not None:
+            ids = [self._tokenizer.bos_id]
+        return self.checked(ids)
+
+    def checked(self, ids: Sequence[int]) -> list[int]:
+        """Token ids of a prompt, at least one, each in the vocabulary.
+
+        Raises:
+            InvalidRequestError: another one, or none.
+        """
+        if not ids:
+            raise InvalidRequestError(
+                "the prompt is empty and the model has no beginning-of-text token: give some text"
+            )
+        return [check_id(token_id, self._vocab_size) for token_id in ids]

@@ -1,0 +1,242 @@
+"""Measure servers under load: tokens per second and time to the first token for 1, 4, 16 and 64 clients.
+
+    python -m scripts.bench_serve -m model.gguf [--peer llama-server] [--in-process] [--json FILE] [--plot FILE]
+
+Starts `gguf-engine serve`, and with --peer a llama-server on the same file; --url measures a server that runs already.
+Every client streams /v1/completions with a prompt of its own and a fixed number of tokens. The servers take turns, so
+that both see the same machine; a figure is the median of the rounds. --in-process adds the rate of LLM.generate with as
+many prompts, on the same file and device, for comparison with what HTTP costs. Leave the machine to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from engine import LLM, SamplingParams
+
+READY_SECONDS = 600
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one server did for one number of clients.
+
+    Attributes:
+        name: of the server.
+        clients: side by side.
+        tokens_s: generated tokens per second of all clients together.
+        first_ms: milliseconds to the first token, median over clients.
+        first_worst_ms: the same of the slowest client.
+        spread: largest rate of a round less the smallest, as part of the median.
+    """
+
+    name: str
+    clients: int
+    tokens_s: float
+    first_ms: float
+    first_worst_ms: float
+    spread: float
+
+
+@contextmanager
+def started(command: Sequence[str], port: int) -> Iterator[str]:
+    """A server process, ready; its address."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + READY_SECONDS
+        while True:
+            if process.poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"{command[0]} did not become ready")
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    break
+            except OSError:
+                pass
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def stream(url: str, prompt: list[int], n: int, told: Callable[[float], None]) -> None:
+    """One request; tells the seconds to its first token."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname or "127.0.0.1", place.port, timeout=READY_SECONDS)
+    body = {"prompt": prompt, "max_tokens": n, "ignore_eos": True, "stream": True, "temperature": 0.0, "seed": 1}
+    begun = time.perf_counter()
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    if response.status != 200:
+        raise SystemExit(f"{url} answered {response.status}: {response.read()[:500]!r}")
+    first = False
+    for line in response:
+        if not first and line.startswith(b"data: {"):
+            first = True
+            told(time.perf_counter() - begun)
+    connection.close()
+
+
+def measure(url: str, prompts: Sequence[list[int]], n: int) -> tuple[float, list[float]]:
+    """Tokens per second of as many clients as there are prompts, and their seconds to the first token."""
+    firsts: list[float] = []
+    threads = [threading.Thread(target=stream, args=(url, prompt, n, firsts.append)) for prompt in prompts]
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(prompts) * n / (time.perf_counter() - begun), firsts
+
+
+def prompts_for(clients: int, length: int, seed: int) -> list[list[int]]:
+    """Prompts that share nothing, of token ids that every vocabulary has."""
+    dice = random.Random(f"{seed} {clients}")
+    return [[dice.randrange(300, 3000) for _ in range(length)] for _ in range(clients)]
+
+
+def in_process(llm: LLM, prompts: Sequence[list[int]], n: int) -> tuple[float, list[float]]:
+    """The same without HTTP; there is no time to the first token, as generate() returns at the end."""
+    begun = time.perf_counter()
+    llm.generate(list(prompts), SamplingParams(max_tokens=n, temperature=0, ignore_eos=True))
+    return len(prompts) * n / (time.perf_counter() - begun), [0.0]
+
+
+def compare(
+    servers: dict[str, Callable[..., tuple[float, list[float]]]], arguments: argparse.Namespace
+) -> list[Figure]:
+    """Figures of all servers, taken in turns."""
+    figures = []
+    for clients in arguments.clients:
+        rates: dict[str, list[float]] = {name: [] for name in servers}
+        firsts: dict[str, list[float]] = {name: [] for name in servers}
+        for number in range(arguments.rounds + 1):  # the first round warms up
+            for name, run in servers.items():
+                rate, seconds = run(prompts_for(clients, arguments.prompt, number), arguments.tokens)
+                if number:
+                    rates[name].append(rate)
+                    firsts[name] += seconds
+        for name in servers:
+            middle = statistics.median(rates[name])
+            figures.append(
+                Figure(
+                    name,
+                    clients,
+                    middle,
+                    statistics.median(firsts[name]) * 1000,
+                    max(firsts[name]) * 1000,
+                    (max(rates[name]) - min(rates[name])) / middle,
+                )
+            )
+            print("{name:12} {clients:4} clients {tokens_s:9.1f} tok/s".format(**asdict(figures[-1])), end="")
+            print("   first {first_ms:8.1f} ms, worst {first_worst_ms:8.1f}".format(**asdict(figures[-1])), end="")
+            print("   spread {spread:.0%}".format(**asdict(figures[-1])), flush=True)
+    return figures
+
+
+def plot(figures: Sequence[Figure]) -> str:
+    """Bars of tokens per second by clients, one colour for each server, as SVG."""
+    names, groups = (
+        list(dict.fromkeys(one.name for one in figures)),
+        list(dict.fromkeys(one.clients for one in figures)),
+    )
+    colours, high = ("#2f6db3", "#c8793a", "#6b6a66"), max(one.tokens_s for one in figures)
+    bar, height, left = 34, 220, 60
+    width = left + len(groups) * (len(names) * bar + 30)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height + 90}" font-family="sans-serif">',
+        '<rect width="100%" height="100%" fill="#fcfcfb"/>',
+    ]
+    for index, name in enumerate(names):
+        out.append(f'<rect x="{left + index * 140}" y="14" width="12" height="12" fill="{colours[index % 3]}"/>')
+        out.append(f'<text x="{left + 18 + index * 140}" y="25" font-size="13">{name}</text>')
+    for one in figures:
+        group, index = groups.index(one.clients), names.index(one.name)
+        x = left + group * (len(names) * bar + 30) + index * bar
+        tall = height * one.tokens_s / high
+        y = 50 + height - tall
+        colour = colours[index % 3]
+        out.append(f'<rect x="{x}" y="{y:.1f}" width="{bar - 4}" height="{tall:.1f}" fill="{colour}"/>')
+        out.append(f'<text x="{x}" y="{y - 4:.1f}" font-size="10">{one.tokens_s:.0f}</text>')
+        if index == 0:
+            out.append(f'<text x="{x}" y="{height + 70}" font-size="12">{one.clients} clients</text>')
+    return "\n".join([*out, "</svg>", ""])
+
+
+def main() -> None:
+    """Start the servers, measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("-m", "--model", help="a GGUF file; the bundled model by default")
+    parser.add_argument("--peer", help="path of a llama-server")
+    parser.add_argument("--url", action="append", default=[], help="NAME=http://host:port of a server that runs")
+    parser.add_argument("--in-process", action="store_true", help="also LLM.generate, without HTTP")
+    parser.add_argument("--clients", type=lambda text: [int(one) for one in text.split(",")], default=[1, 4, 16, 64])
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens generated for each")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="CPU threads of both servers")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--plot", type=Path, help="write an SVG there")
+    arguments = parser.parse_args()
+    from engine.api.llm import BUNDLED_MODEL
+
+    model, most = arguments.model or str(BUNDLED_MODEL), max(arguments.clients)
+    context = 64 * (1 + (arguments.prompt + arguments.tokens) // 64)
+    servers: dict[str, Callable[..., tuple[float, list[float]]]] = {}
+    with ExitStack() as stack:
+        for given in arguments.url:
+            name, _, url = given.partition("=")
+            servers[name] = lambda prompts, n, url=url: measure(url, prompts, n)
+        if not arguments.url:
+            port = free_port()
+            command = [sys.executable, "-m", "engine", "serve", "-m", model, "--port", str(port)]
+            command += ["-c", str(context), "--max-sequences", str(most), "--device", arguments.device]
+            command += ["--threads", str(arguments.threads)] if arguments.threads else []
+            url = stack.enter_context(started(command, port))
+            servers["gguf-engine"] = lambda prompts, n, url=url: measure(url, prompts, n)
+        if arguments.peer:
+            port = free_port()
+            command = [arguments.peer, "-m", model, "--port", str(port), "-np", str(most)]
+            command += ["-c", str(context * most)]
+            command += ["-t", str(arguments.threads)] if arguments.threads else []
+            url = stack.enter_context(started(command, port))
+            servers["llama-server"] = lambda prompts, n, url=url: measure(url, prompts, n)
+        if arguments.in_process:
+            llm = stack.enter_context(
+                LLM(model, arguments.device, context, threads=arguments.threads, max_sequences=most)
+            )
+            servers["in process"] = lambda prompts, n: in_process(llm, prompts, n)
+        figures = compare(servers, arguments)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
+    if arguments.plot:
+        arguments.plot.write_text(plot(figures))
+
+
+if __name__ == "__main__":
+    main()
