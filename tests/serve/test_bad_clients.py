@@ -203,7 +203,15 @@ def test_a_client_that_reads_nothing_holds_no_place(server):
     body = json.dumps({"prompt": "The", "n": 4, "stream": True, "ignore_eos": True, "logprobs": 20}).encode()
     connection.sendall(head(body) + body)
     assert not any(server.settle())
+    received, piece = b"", b" "
+    connection.settimeout(60)
+    with contextlib.suppress(ConnectionError):
+        while piece:
+            piece = connection.recv(1 << 20)
+            received = (received + piece)[-100:]
+            time.sleep(0.001)
     connection.close()
+    assert b"[DONE]" not in received
 
 
 def test_no_descriptors_are_left(server):
