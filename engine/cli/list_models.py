@@ -66,7 +66,7 @@ def _contents(path: Path, device: str, context_length: int | None) -> dict[str, 
             fit = fit_of(file, EngineConfig(path, device, context_length, max_sequences=1))
             architecture = str(file.metadata.get("general.architecture", "?"))
     except EngineError as error:
-        return {"architecture": "?", "fits": False, "fit": str(error)}
+        return {"architecture": "?", "fits": False, "fit": f"no: {error}"}
     finally:
         log.setLevel(level)
     if fit.error:

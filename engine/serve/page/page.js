@@ -115,7 +115,7 @@ function keep(conversation) {
 function showList() {
   const items = store.conversations().map((one) => {
     const name = store.title(one);
-    const open = el("button", { type: "button", class: "open" }, name);
+    const open = el("button", { type: "button", class: "open", title: name }, name);
     const remove = el("button", { type: "button", class: "delete icon", "aria-label": `Delete: ${name}` }, "✕");
     open.addEventListener("click", () => openConversation(store.conversation(one.id) ?? one));
     remove.addEventListener("click", () => removeConversation(one, name));
