@@ -15,7 +15,7 @@ from engine.text.answers.formats import MARKS, AnswerFormat, Kind, choose_format
 from engine.text.answers.parser import AnswerParser
 from engine.text.probes import CALL_VALUE
 from engine.text.templates.habits import Habits
-from engine.text.templates.message_shape import into_users, shaped, without_system
+from engine.text.templates.message_shape import into_users, loses_instructions, shaped, without_system
 from engine.text.templates.messages import checked_messages, checked_tools
 from engine.text.templates.render import check_not_lost, compiled_template, learned, rendered
 from engine.text.tokenizers.special_tokens import TokenType
@@ -123,17 +123,23 @@ class ChatTemplate:
         if has_system and "system" in habits.lost and "user" in habits.shapes:
             self._warn_of_system()
             return rendered(compiled, names, into_users(taken))
+        text, refusal = None, None
         try:
             text = rendered(compiled, names, taken)
-        except InvalidRequestError:
+        except InvalidRequestError as error:
+            refusal = error
+        if text is None or loses_instructions(taken, text):
             for other in without_system(taken):
                 try:
-                    text = rendered(compiled, names, other)
+                    told = rendered(compiled, names, other)
                 except InvalidRequestError:
                     continue
-                self._warn_of_system()
-                return text
-            raise
+                if text is None or not loses_instructions(taken, told):
+                    self._warn_of_system()
+                    return told
+        if text is None:
+            assert refusal is not None, "there is a text or a refusal"
+            raise refusal
         if "content" in self._source(template):
             check_not_lost(taken, habits, text)
         elif "user" in habits.lost:
