@@ -1,6 +1,7 @@
 import os
 import sys
 import tarfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -10,10 +11,6 @@ ROOT = Path(__file__).resolve().parent.parent
 # Appended: where the package is installed, `engine` is the installed one; tests.support and scripts come from here.
 sys.path.append(str(ROOT))
 SHARED = Path(os.environ.get("GGUF_ENGINE_TEST_DATA", ROOT.parent / "shared"))
-
-
-SECOND_SET = ("ernie4_5-moe-moe", "mamba-dense")
-"""Files of conformance2/ that are used."""
 
 
 @cache
@@ -37,34 +34,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} contains an address: give its parameters ids of their own")
 
 
-@pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """Folder with conformance/, vocabs/ and demo-model/; tests that ask for it skip where it is absent."""
-    if not SHARED.is_dir():
-        pytest.skip(f"no test data at {SHARED} (set GGUF_ENGINE_TEST_DATA)")
-    return SHARED
+def present(path: Path) -> Path:
+    """The path; skips the test where there is no such file or folder."""
+    if not path.exists():
+        pytest.skip(f"no test data at {path} (GGUF_ENGINE_TEST_DATA names their folder)")
+    return path
 
 
 @pytest.fixture(scope="session")
-def conformance_dir(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Unpacked conformance files: models/NAME.gguf and logits/NAME.npz for the architectures supported so far."""
-    target = unpacked(shared_dir / "conformance", tmp_path_factory)
-    second = shared_dir / "conformance2"
-    if second.is_dir():
-        for folder, suffix in (("models", "gguf"), ("logits", "npz")):
-            extract(second / f"{folder}.tar.xz", {f"{folder}/{name}.{suffix}" for name in SECOND_SET}, target)
-    return target
+def shared_path() -> Callable[[str], Path]:
+    """Finds test data: shared_path("demo-model/held_out.txt") is its path, and skips the test where it is absent."""
+    return lambda name: present(SHARED / name)
 
 
-def unpacked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archives of a folder of conformance data; skips the test where the folder is absent."""
-    if not source.is_dir():
-        pytest.skip(f"no conformance data at {source}")
-    target = tmp_path_factory.mktemp(source.name)
-    for archive in ("models.tar.xz", "logits.tar.xz"):
-        with tarfile.open(source / archive) as tar:
-            tar.extractall(target, filter="data")
-    return target
+@pytest.fixture(scope="session")
+def conformance_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Models of the conformance data by name, as far as they are present: (GGUF file, its logits as .npz)."""
+    from tests.support.conformance import NAMES
+
+    target = tmp_path_factory.mktemp("conformance")
+    for folder, suffix in (("models", "gguf"), ("logits", "npz")):
+        wanted = {f"{folder}/{name}.{suffix}" for name in NAMES}
+        for source in ("conformance", "conformance2"):
+            archive = SHARED / source / f"{folder}.tar.xz"
+            if archive.is_file():
+                extract(archive, wanted, target)
+    models = {path.stem: path for path in target.glob("models/*.gguf")}
+    logits = {path.stem: path for path in target.glob("logits/*.npz")}
+    return {name: (models[name], logits[name]) for name in sorted(models.keys() & logits.keys())}
+
+
+@pytest.fixture(scope="session")
+def conformance(conformance_files: dict[str, tuple[Path, Path]]) -> Callable[[str], tuple[Path, Path]]:
+    """Finds a model of the conformance data and its logits by name; skips the test where one of the two is absent."""
+
+    def find(name: str) -> tuple[Path, Path]:
+        if name not in conformance_files:
+            pytest.skip(f"no model and logits of {name} in {SHARED} (GGUF_ENGINE_TEST_DATA names the folder)")
+        return conformance_files[name]
+
+    return find
 
 
 def extract(archive: Path, wanted: set[str], target: Path) -> None:
