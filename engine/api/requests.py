@@ -15,6 +15,7 @@ from engine.api.prompts import Prompt, check_id, is_prompt_like, not_a_prompt
 from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
 from engine.request import Request
 from engine.sampling.constraint import TokenMask
+from engine.sampling.opening import Opening
 from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
 from engine.scheduling.job import Job
@@ -92,12 +93,13 @@ class Requests:
         prompt: Prompt,
         params: SamplingParams,
         shown_ids: Collection[int] = (),
+        opening: Opening | None = None,
         *,
         rules: AnswerRules | None = None,
         by_step: bool = False,
     ) -> list[Job]:
         """One job for each sample of a prompt: seeds from the first one on, pages shared."""
-        first = self.job(prompt, params, by_step=by_step, shown_ids=shown_ids, rules=rules)
+        first = self.job(prompt, params, by_step=by_step, shown_ids=shown_ids, opening=opening, rules=rules)
         jobs, request = [first], first.request
         for number in range(1, params.n):
             following = replace(
@@ -105,7 +107,7 @@ class Requests:
                 request_id=next(self._ids),
                 seed=(request.seed + number) % (MAX_SEED + 1),
                 shares_with=request.request_id,
-                mask=self._mask(params, rules),
+                mask=self._mask(params, opening, rules),
             )
             assembler = OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)
             jobs.append(Job(following, assembler, by_step))
@@ -122,9 +124,19 @@ class Requests:
         *,
         by_step: bool = False,
         shown_ids: Collection[int] = (),
+        opening: Opening | None = None,
         rules: AnswerRules | None = None,
     ) -> Job:
-        """Check a request against the model and the context; refuses what cannot run."""
+        """Check a request against the model and the context; refuses what cannot run.
+
+        Args:
+            prompt: text or token ids.
+            params: sampling parameters.
+            by_step: whether step() tells its chunks.
+            shown_ids: control tokens that appear in the text by name.
+            opening: what may come before a constrained text.
+            rules: what the answer of a chat is held to.
+        """
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
         ids = self.prompt_ids(prompt)
@@ -139,10 +151,11 @@ class Requests:
             _ = self.tokenizer  # stop strings need text
         seed = params.seed if params.seed is not None else fresh_seed()
         score_from = 1 if params.prompt_logprobs is not None else None
-        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=self._mask(params, rules))
+        mask = self._mask(params, opening, rules)
+        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=mask)
         return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids, shown_ids), by_step)
 
-    def _mask(self, params: SamplingParams, rules: AnswerRules | None) -> TokenMask | None:
+    def _mask(self, params: SamplingParams, opening: Opening | None, rules: AnswerRules | None) -> TokenMask | None:
         """The mask of a request with a constraint, or of an answer that is held to something.
 
         Raises:
@@ -161,7 +174,7 @@ class Requests:
         if params.constraint is None and rules is not None:
             return self._constraints.answer_mask(rules)
         assert params.constraint is not None, "one of the two"
-        return self._constraints.mask(params.constraint)
+        return self._constraints.mask(params.constraint, opening)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.

@@ -13,9 +13,11 @@ from engine.constraints.answer_mask import AnswerMask
 from engine.constraints.call_grammar import call_grammar
 from engine.constraints.grammars import grammar_text, refused
 from engine.constraints.matcher import GrammarMask
+from engine.constraints.openings import with_opening
 from engine.constraints.vocabulary import build_trie
 from engine.errors import InvalidRequestError
 from engine.sampling.constraint import Constraint, Lark
+from engine.sampling.opening import Opening
 from engine.text import Tokenizer
 from engine.text.answers.rules import AnswerRules, CallRules
 
@@ -40,13 +42,17 @@ class ConstraintCompiler:
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def mask(self, constraint: Constraint) -> GrammarMask:
+    def mask(self, constraint: Constraint, opening: Opening | None = None) -> GrammarMask:
         """The mask of a new request.
 
+        Args:
+            constraint: what its text has to be.
+            opening: what may come before that text.
+
         Raises:
-            InvalidRequestError: the constraint is damaged, contradicts itself, or uses what the library cannot do.
+            ConstraintError: the constraint is damaged, contradicts itself, or uses what the library cannot do.
         """
-        matcher, n_tokens = self._matcher(constraint)
+        matcher, n_tokens = self._matcher(constraint, opening)
         return GrammarMask(matcher, self._n_rows, n_tokens)
 
     def answer_mask(self, rules: AnswerRules) -> AnswerMask:
@@ -84,9 +90,11 @@ class ConstraintCompiler:
                 )
         return error
 
-    def _matcher(self, constraint: Constraint) -> tuple[LLMatcher, int]:
+    def _matcher(self, constraint: Constraint, opening: Opening | None = None) -> tuple[LLMatcher, int]:
         """A matcher in its first state, and the number of tokens that it knows."""
         text = grammar_text(constraint)
+        if opening is not None:
+            text = with_opening(text, opening, self._tokenizer)
         with self._lock:
             if self._trie is None:
                 self._trie = build_trie(self._tokenizer, self._n_rows, self._end_ids)

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.errors import InvalidRequestError
+from engine.sampling.opening import Opening
 from engine.text.answers.call_forms import CallForm, form_named
 from engine.text.answers.formats import MARKS, AnswerFormat, Kind, Marks
+from engine.text.answers.openings import opening_of
 from engine.text.answers.parser import AnswerParser
 from engine.text.answers.reader import AnswerReader
 from engine.text.answers.rules import AnswerRules, CallRules, argument_schemas, choose_tools
@@ -15,6 +17,9 @@ from engine.text.templates.chat_template import ChatTemplate
 from engine.text.templates.messages import checked_tools
 from engine.text.templates.told_tools import with_tools
 from engine.text.tokenizers.tokenizer import Tokenizer
+
+_TAIL = 4000
+"""Characters at the end of a prompt that are looked at for what it has begun."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class ChatPrompt:
         types: types of the parameters of the tools.
         calls_as_text: whether the template takes calls only as text.
         rules: what the answer is held to: calls of tools, and the length of its reasoning.
+        begins_thoughts: whether the model itself may begin its answer with a thought.
     """
 
     text: str
@@ -38,12 +44,31 @@ class ChatPrompt:
     types: Types
     calls_as_text: bool
     rules: AnswerRules | None = None
+    begins_thoughts: bool = True
 
-    def reader(self) -> AnswerReader | None:
-        """A reader for one answer; None where answers have no structure."""
+    def opening(self) -> Opening | None:
+        """What may come before the text of an answer that a constraint is about; None where nothing may.
+
+        Raises:
+            InvalidRequestError: answers have a structure that a constraint cannot go with.
+        """
+        return opening_of(self.markers, self.text[-_TAIL:], begins_thoughts=self.begins_thoughts)
+
+    def reader(self, *, constrained: bool = False) -> AnswerReader | None:
+        """A reader for one answer; None where answers have no structure.
+
+        Args:
+            constrained: behind thoughts and heads, all is the answer's text: a constraint leaves no room for calls.
+        """
         if self.markers.plain:
             return None
-        return AnswerReader(AnswerParser(self.markers, self.text[-4000:], self.types), calls_as_text=self.calls_as_text)
+        if constrained:
+            marks = tuple(one for one in self.markers.marks if one.kind is Kind.REASONING)
+            markers = replace(self.markers, marks=marks, bare_calls=frozenset())
+            return AnswerReader(AnswerParser(markers, self.text[-_TAIL:], verbatim=True))
+        return AnswerReader(
+            AnswerParser(self.markers, self.text[-_TAIL:], self.types), calls_as_text=self.calls_as_text
+        )
 
 
 def chat_prompt(
@@ -104,6 +129,7 @@ def chat_prompt(
         shown_ids=shown,
         types=types,
         calls_as_text=not template.takes_calls(variant, offered, values),
+        begins_thoughts=not template.opens_thoughts(variant, offered, values),
         rules=rules,
     )
 
