@@ -30,7 +30,7 @@ from engine.sampling.params import SamplingParams
 from engine.scheduling.job import Job
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.occupancy import Occupancy
-from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
+from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt, form_named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +78,7 @@ class LLM:
         wanted = _config(model, device, config, settings)
         path = BUNDLED_MODEL if wanted.model is None else resolve_model(wanted.model, status)
         self.config = replace(wanted, model=path)
+        form_named(wanted.tool_format)
         self._file = open_gguf(path)
         try:
             metadata = self._file.metadata

@@ -1,5 +1,6 @@
 """Text and token ids: tokenizers, chat templates, structure in answers. Independent of models and devices."""
 
+from engine.text.answers.call_forms import form_named
 from engine.text.answers.reader import AnswerReader
 from engine.text.answers.rules import AnswerRules
 from engine.text.chat_prompt import ChatPrompt, chat_prompt
@@ -15,4 +16,5 @@ __all__ = [
     "IncrementalDecoder",
     "Tokenizer",
     "chat_prompt",
+    "form_named",
 ]

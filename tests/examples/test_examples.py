@@ -96,6 +96,16 @@ def test_openai_client(run, llm):
     assert lines[-1] == "The old king" + llm.generate("The old king", SamplingParams(max_tokens=16, seed=1)).text
 
 
+def test_tool_loop(run):
+    def open_model(source, device, threads, **settings):
+        return LLM(source, **settings)
+
+    with running(open_llm=open_model) as server:
+        lines = run("tool_loop.py", server.url + "/v1").splitlines()
+    assert re.fullmatch(r"call: forecast -> .*: sun for [1-7] days", lines[0])
+    assert lines[1].startswith("answer: ")
+
+
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested

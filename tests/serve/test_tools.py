@@ -119,3 +119,21 @@ def test_the_other_vendors_loop(other):
         last = stream.get_final_message()
     assert last.stop_reason == "tool_use"
     jsonschema.validate(last.content[-1].input, SCHEMA)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses(client, stream):
+    tool = {"type": "function", "name": "weather", "parameters": SCHEMA}
+    options = {"model": "tales", "tools": [tool], "max_output_tokens": 200, "tool_choice": "required"}
+    options |= {"parallel_tool_calls": False, "input": CHAT, "extra_body": {"seed": 3}}
+    if stream:
+        with client.responses.stream(**options) as events:
+            answer = [*events] and events.get_final_response()
+    else:
+        answer = client.responses.create(**options)
+    (item,) = answer.output
+    assert (item.type, item.name) == ("function_call", "weather")
+    jsonschema.validate(json.loads(item.arguments), SCHEMA)
+    output = {"type": "function_call_output", "call_id": item.call_id, "output": "21 degrees"}
+    options["input"] = [*CHAT, item.model_dump(exclude={"parsed_arguments"}), output]
+    assert client.responses.create(**options).output[0].type == "function_call"
