@@ -67,7 +67,7 @@ def _contents(path: Path, opening: Opening) -> dict[str, Any]:
             fit = fit_of(file, opening.config(path, max_sequences=1))
             architecture = str(file.metadata.get("general.architecture", "?"))
     except EngineError as error:
-        return {"architecture": "?", "fits": False, "fit": str(error)}
+        return {"architecture": "?", "fits": False, "fit": f"no: {error}"}
     finally:
         log.setLevel(level)
     if fit.error:
