@@ -39,7 +39,7 @@ from engine.sampling.logprobs import log_probabilities
 
 
 class CudaRunner:
-    """One model on one GPU; see engine.runner.devices.Runner.
+    """One model on one GPU; see engine.runner.protocol.Runner.
 
     Args:
         model: the loaded file; it may be closed once this returns.
@@ -47,7 +47,7 @@ class CudaRunner:
         kv_type: number format of the cache, a KvType or its value.
         max_sequences: slots; None: as many as the cache has room for, see load.memory_plan.choose.
         cache_tokens: positions of all sequences together; None: as many as most of the free memory holds.
-        prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
+        prefill_chunk: rows of prompts that run at once; None leaves the choice to load.memory_plan.PREFILL_ROWS.
         checkpoints: copies of recurrent states kept for later prompts; None takes what config.checkpoint_count says.
         target: config.Target; how many rows of prompts run beside decode steps.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.

@@ -61,7 +61,7 @@ class Seats:
         return True
 
     def open_pages(self, item: Work) -> int:
-        """A prompt's slot reads its pages; returns _limit()."""
+        """A prompt's slot reads its pages. Returns the first position that the row must not feed ahead."""
         sequence, end = item.sequence, item.start + len(item.token_ids)
         self.check_room(end)
         assert len(sequence.pages) * PAGE >= end, "a prompt without pages for its tokens"
