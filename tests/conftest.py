@@ -1,6 +1,7 @@
 import os
 import sys
 import tarfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -33,29 +34,46 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} contains an address: give its parameters ids of their own")
 
 
-@pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """Folder with conformance/, vocabs/ and demo-model/; tests that ask for it skip where it is absent."""
-    if not SHARED.is_dir():
-        pytest.skip(f"no test data at {SHARED} (set GGUF_ENGINE_TEST_DATA)")
-    return SHARED
+def present(path: Path) -> Path:
+    """The path; skips the test where there is no such file or folder."""
+    if not path.exists():
+        pytest.skip(f"no test data at {path} (GGUF_ENGINE_TEST_DATA names their folder)")
+    return path
 
 
 @pytest.fixture(scope="session")
-def conformance_dir(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Unpacked conformance files of all NAMES: models/NAME.gguf and logits/NAME.npz."""
+def shared_path() -> Callable[[str], Path]:
+    """Finds test data: shared_path("demo-model/held_out.txt") is its path, and skips the test where it is absent."""
+    return lambda name: present(SHARED / name)
+
+
+@pytest.fixture(scope="session")
+def conformance_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Models of the conformance data by name, as far as they are present: (GGUF file, its logits as .npz)."""
     from tests.support.conformance import NAMES
 
     target = tmp_path_factory.mktemp("conformance")
     for folder, suffix in (("models", "gguf"), ("logits", "npz")):
         wanted = {f"{folder}/{name}.{suffix}" for name in NAMES}
         for source in ("conformance", "conformance2"):
-            archive = shared_dir / source / f"{folder}.tar.xz"
-            if not archive.exists():
-                pytest.skip(f"no conformance data at {archive}")
-            extract(archive, wanted, target)
-        assert not wanted, f"no conformance file has {sorted(wanted)}"
-    return target
+            archive = SHARED / source / f"{folder}.tar.xz"
+            if archive.is_file():
+                extract(archive, wanted, target)
+    models = {path.stem: path for path in target.glob("models/*.gguf")}
+    logits = {path.stem: path for path in target.glob("logits/*.npz")}
+    return {name: (models[name], logits[name]) for name in sorted(models.keys() & logits.keys())}
+
+
+@pytest.fixture(scope="session")
+def conformance(conformance_files: dict[str, tuple[Path, Path]]) -> Callable[[str], tuple[Path, Path]]:
+    """Finds a model of the conformance data and its logits by name; skips the test where one of the two is absent."""
+
+    def find(name: str) -> tuple[Path, Path]:
+        if name not in conformance_files:
+            pytest.skip(f"no model and logits of {name} in {SHARED} (GGUF_ENGINE_TEST_DATA names the folder)")
+        return conformance_files[name]
+
+    return find
 
 
 def extract(archive: Path, wanted: set[str], target: Path) -> None:
