@@ -189,11 +189,6 @@ class Driver:
         """End all requests with an error and the thread; waits for a running step. The model stays open."""
         with self._changed:
             self._closed = True
-            running = list(self._receivers)
-            # First: the running step would tell them that they were cancelled.
-            self._end_all(EngineError("the model was closed while this request was running"))
-            for request_id in running:
-                self._llm.cancel(request_id)
             self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -204,7 +199,7 @@ class Driver:
                 while not self._receivers and not self._closed:
                     self._changed.wait()
                 if self._closed:
-                    return
+                    break
             try:
                 chunks = self._llm.step()
             except Exception as error:
@@ -219,6 +214,10 @@ class Driver:
                 self._hand_out(chunks)
             elif self._llm.active_requests == 0:
                 self._tell_lost()
+        with self._changed:
+            for request_id in self._receivers:
+                self._llm.cancel(request_id)
+            self._end_all(EngineError("the model was closed while this request was running"))
 
     def _hand_out(self, chunks: Sequence[StreamChunk]) -> None:
         posts: dict[Mailbox, list[tuple[Receiver, News]]] = {}

@@ -1,12 +1,13 @@
 """What the layers of a model keep of every sequence between steps: the protocols that each device implements.
 
-Knows neither layouts nor number formats: those belong to the implementations (engine/cpu/kv_cache.py, state_cache.py;
-engine/cuda/attention/cache.py, recurrent/state_cache.py). A new kind of layer memory (quantized pages, another
-recurrent state) is one more implementation of LayerCache per device.
+Layouts and number formats are not decided here: those belong to the implementations (engine/cpu/kv_cache.py,
+state_cache.py; engine/cuda/attention/cache.py, recurrent/state_cache.py). A new kind of layer memory (quantized pages,
+another recurrent state) is one more implementation of LayerCache per device.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -47,8 +48,8 @@ class StateRows:
 class LayerCache(Protocol):
     """The cache of one layer on one device.
 
-    What each token leaves behind (keys and values, in any number format) is in pages of PAGE positions. What a sequence
-    carries along (a recurrent state) is in rows numbered by StateRows. Both kinds of arrays are exposed by what their
+    What is kept of each token (keys and values, in any number format) is in pages of PAGE positions. What is kept of a
+    whole sequence (a recurrent state) is in rows numbered by StateRows. Both kinds of arrays are exposed by what their
     first axis counts, so that copying, saving and loading are written once per device.
     """
 
@@ -96,6 +97,38 @@ class StateStore(Protocol):
 
     def load(self, saved: Any, slot: int, place: int) -> None:
         """Put back what save() gave."""
+
+
+class StateCopies(ABC):
+    """The half of a StateStore that copies rows: which ones is the same on every device.
+
+    Args:
+        rows: which row is which.
+    """
+
+    def __init__(self, rows: StateRows) -> None:
+        self._rows = rows
+
+    @abstractmethod
+    def _copy(self, source: int, target: int) -> None:
+        """Copy one row of every layer's states to another row."""
+
+    @property
+    def n_checkpoints(self) -> int:
+        """See StateStore.n_checkpoints."""
+        return self._rows.n_checkpoints
+
+    def checkpoint(self, slot: int, place: int, entry: int) -> None:
+        """See StateStore.checkpoint."""
+        self._copy(self._rows.place(slot, place), self._rows.entry(entry))
+
+    def restore(self, entry: int, slot: int, place: int) -> None:
+        """See StateStore.restore."""
+        self._copy(self._rows.entry(entry), self._rows.place(slot, place))
+
+    def move(self, slot: int, target: int, place: int) -> None:
+        """See StateStore.move."""
+        self._copy(self._rows.place(slot, place), self._rows.place(target, place))
 
 
 class ModelCache(Protocol):

@@ -1,6 +1,6 @@
 """Chat templates: a conversation → the prompt text the model was trained on, by the file's own jinja2 template.
 
-This module knows the tokenizer only by the names of its special tokens.
+Of the tokenizer only the names of its special tokens are used.
 """
 
 import logging
@@ -15,7 +15,7 @@ from engine.text.answers.formats import MARKS, AnswerFormat, Kind, choose_format
 from engine.text.answers.parser import AnswerParser
 from engine.text.probes import CALL_VALUE
 from engine.text.templates.habits import Habits
-from engine.text.templates.message_shape import into_users, shaped, without_system
+from engine.text.templates.message_shape import into_users, loses_instructions, shaped, without_system
 from engine.text.templates.messages import checked_messages, checked_tools
 from engine.text.templates.render import check_not_lost, compiled_template, learned, rendered
 from engine.text.tokenizers.special_tokens import TokenType
@@ -106,7 +106,7 @@ class ChatTemplate:
 
         Raises:
             InvalidRequestError: the messages are malformed, or the template does not take them.
-            TokenizerError: the template itself is broken or does not end.
+            TokenizerError: the template has an error or does not end.
         """
         checked, tools = checked_messages(messages), checked_tools(tools)
         template = self._chosen(template, tools)
@@ -123,17 +123,23 @@ class ChatTemplate:
         if has_system and "system" in habits.lost and "user" in habits.shapes:
             self._warn_of_system()
             return rendered(compiled, names, into_users(taken))
+        text, refusal = None, None
         try:
             text = rendered(compiled, names, taken)
-        except InvalidRequestError:
+        except InvalidRequestError as error:
+            refusal = error
+        if text is None or loses_instructions(taken, text):
             for other in without_system(taken):
                 try:
-                    text = rendered(compiled, names, other)
+                    told = rendered(compiled, names, other)
                 except InvalidRequestError:
                     continue
-                self._warn_of_system()
-                return text
-            raise
+                if text is None or not loses_instructions(taken, told):
+                    self._warn_of_system()
+                    return told
+        if text is None:
+            assert refusal is not None, "there is a text or a refusal"
+            raise refusal
         if "content" in self._source(template):
             check_not_lost(taken, habits, text)
         elif "user" in habits.lost:
@@ -145,7 +151,7 @@ class ChatTemplate:
 
         Args:
             template: name of a variant.
-            values: names for the template, in case that it renders nothing without them.
+            values: names for the template, in case it renders nothing without them.
         """
         compiled, source = self.compile(template), self._source(template)
         found = self._habits.get((template, ()))
@@ -172,7 +178,7 @@ class ChatTemplate:
         Args:
             template: name of a variant.
             tools: the tools that it may call: calls of these may come without a marker, if the template writes them so.
-            values: names for the template, in case that it renders nothing without them.
+            values: names for the template, in case it renders nothing without them.
         """
         tools = checked_tools(tools)
         template = self._chosen(template, tools)
