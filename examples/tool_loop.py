@@ -4,7 +4,7 @@
     pip install openai
     python examples/tool_loop.py [http://127.0.0.1:8080/v1]
 
-The first answer has to be a call, whose arguments fit the schema whatever the model is; then the model says what it likes.
+The first answer has to be a call, whose arguments fit the schema whatever the model is.
 """
 
 import json
@@ -40,7 +40,7 @@ with OpenAI(base_url=url, api_key="none") as client:
     choice: Any = {"type": "function", "function": {"name": "forecast"}}
     while True:
         answer = client.chat.completions.create(
-            model="tales", messages=messages, tools=TOOLS, tool_choice=choice, max_tokens=80, seed=1
+            model="tales", messages=messages, tools=TOOLS, tool_choice=choice, max_tokens=200, seed=1
         )
         message = answer.choices[0].message
         if not message.tool_calls:

@@ -137,7 +137,7 @@ def messages_of(body: ResponsesBody) -> list[dict[str, Any]]:
         if kind != "message" or "role" not in item:
             raise ApiError(
                 400,
-                f"input[{index}] is of type {kind!r}; supported: message, reasoning, function_call, function_call_output",
+                f"input[{index}] is a {kind!r}; supported: message, reasoning, function_call, function_call_output",
                 param=f"input[{index}]",
             )
         message = {"role": item["role"], "content": item.get("content")}
