@@ -7,7 +7,7 @@ neither HTTP nor devices; those are behind the runner.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -274,28 +274,41 @@ class LLM:
     ) -> list[Stream]:
         """The params.n answers of a chat, each a stream; see sample_streams()."""
         prompt = self.chat_prompt(messages, **variables)
-        jobs = self._requests.samples(prompt.token_ids, params or SamplingParams(), prompt.shown_ids)
-        return [Stream(self._loop, job, prompt.reader) for job in jobs]
+        params = params or SamplingParams()
+        constrained = params.constraint is not None
+        jobs = self._chat_jobs(prompt, params)
+        return [Stream(self._loop, job, lambda: prompt.reader(constrained=constrained)) for job in jobs]
+
+    def _chat_jobs(self, prompt: ChatPrompt, params: SamplingParams, *, by_step: bool = False) -> list[Job]:
+        opening = prompt.opening() if params.constraint is not None else None
+        return self._requests.samples(prompt.token_ids, params, prompt.shown_ids, opening, by_step=by_step)
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a prompt for step(); returns the id that its chunks will carry."""
-        return self._submit([self._requests.job(prompt, one_sample(params), by_step=True)])[0].request_id
+        return self.submit([self._requests.job(prompt, one_sample(params), by_step=True)])[0].request_id
 
-    def add_requests(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, shown_ids: Collection[int] = ()
-    ) -> list[Request]:
+    def add_requests(self, prompt: Prompt | ChatPrompt, params: SamplingParams | None = None) -> list[Request]:
         """Queue the params.n samples of a prompt for step(); returns each with its request_id and seed.
 
         Args:
-            prompt: text or token ids.
+            prompt: text, token ids, or what chat_prompt() gives.
             params: sampling parameters.
-            shown_ids: control tokens that appear in the text by name, as ChatPrompt.shown_ids says.
         """
-        jobs = self._requests.samples(prompt, params or SamplingParams(), shown_ids, by_step=True)
-        return self._submit(jobs)
+        return self.submit(self.jobs(prompt, params))
 
-    def _submit(self, jobs: list[Job]) -> list[Request]:
-        """Queue jobs for step()."""
+    def jobs(self, prompt: Prompt | ChatPrompt, params: SamplingParams | None = None) -> list[Job]:
+        """The checked requests of add_requests(), not queued yet. Grammars are compiled here.
+
+        Raises:
+            InvalidRequestError, ContextFullError: refused.
+        """
+        params = params or SamplingParams()
+        if isinstance(prompt, ChatPrompt):
+            return self._chat_jobs(prompt, params, by_step=True)
+        return self._requests.samples(prompt, params, by_step=True)
+
+    def submit(self, jobs: list[Job]) -> list[Request]:
+        """Queue what jobs() gives for step()."""
         requests = [job.request for job in jobs]
         try:
             self._loop.submit(jobs)
