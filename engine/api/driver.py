@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from engine.api.llm import LLM
 from engine.concurrency import fork
 from engine.errors import DeviceError, EngineError, copy_error
 from engine.request import Request, StreamChunk
-from engine.sampling.params import SamplingParams
+from engine.scheduling.job import Job
 
 log = logging.getLogger("engine")
 
@@ -162,34 +162,29 @@ class Driver:
 
     def add(
         self,
-        token_ids: Sequence[int],
-        params: SamplingParams,
-        shown_ids: Collection[int],
+        jobs: list[Job],
         receivers: Sequence[Receiver],
         mailbox: Mailbox,
         *,
         watched: bool = False,
     ) -> list[Request]:
-        """Queue params.n requests, one for each receiver.
+        """Queue requests, one for each receiver.
 
         Args:
-            token_ids: the prompt.
-            params: sampling parameters.
-            shown_ids: control tokens that appear in the text by name.
+            jobs: what LLM.jobs() gives.
             receivers: get the news.
             mailbox: of their event loop.
             watched: tell the first one how its prompt is read.
 
         Raises:
-            InvalidRequestError, ContextFullError: refused; nothing was queued.
-            EngineError: the model is closed.
+            EngineError: the model is closed; nothing was queued.
         """
         with self._changed:  # held until the receivers are known: a step may bring the first chunk at once
             if self._closed:
                 raise EngineError("the model is closed; open it again")
             if not self._thread.is_alive():  # it stayed in the process that this one was forked from
                 self._thread = self._start()
-            requests = self._llm.add_requests(token_ids, params, shown_ids=shown_ids)
+            requests = self._llm.submit(jobs)
             for request, receiver in zip(requests, receivers, strict=True):
                 self._receivers[request.request_id] = receiver, mailbox
             if watched:

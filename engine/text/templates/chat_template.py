@@ -58,6 +58,7 @@ class ChatTemplate:
         self._compiled: dict[str, Template] = {}
         self._habits: dict[tuple[str | None, tuple[str, ...]], Habits] = {}
         self._formats: dict[str, AnswerFormat] = {}
+        self._opens: dict[str, bool] = {}
         self._warned: set[str] = set()
         self._lock = fork.new_lock()
 
@@ -193,6 +194,23 @@ class ChatTemplate:
                 names = (tool.get("function", tool) for tool in tools)
                 bare = frozenset(str(one.get("name")) for one in names if isinstance(one, Mapping))
                 return replace(found, bare_calls=bare)
+        return found
+
+    def opens_thoughts(
+        self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Whether the template itself opens a thought when it is asked to; then the model never begins one unasked."""
+        template = self._chosen(template, checked_tools(tools))
+        found = self._opens.get(template or "")
+        if found is None:
+            marks = self.answer_format(template, None, values).marks
+            begins = tuple(one.begin for one in marks if one.kind is Kind.REASONING)
+            asked = {**(values or {}), "enable_thinking": True, "thinking": True}
+            try:
+                text = self.render([{"role": "user", "content": "?"}], template=template, **asked) if begins else ""
+            except (InvalidRequestError, TokenizerError):
+                text = ""
+            found = self._opens[template or ""] = text.rstrip().endswith(begins) and bool(begins)
         return found
 
     def _apart(self, message: dict[str, Any], template: str | None, values: Mapping[str, Any]) -> dict[str, Any]:
