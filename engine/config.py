@@ -1,6 +1,6 @@
 """Run-time settings of one open model, frozen once made.
 
-Knows which values are possible; knows nothing of arrays, devices or requests.
+Checks which values are possible; independent of arrays, devices and requests.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ CHECKPOINT_SPACING = 512
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
 MAX_SEQUENCES = 1024
 CONTEXTS = 8
-"""Whole contexts that the cache holds without being asked."""
+"""Whole contexts that the cache holds by default."""
 DEFAULT_CONTEXT_LIMIT = 8192
-"""Longest context taken without being asked: a 128 k context of an 8B model would cost 16 GiB per sequence."""
+"""Longest context by default: a 128 k context of an 8B model would cost 16 GiB per sequence."""
 
 
 class Target(StrEnum):
@@ -106,7 +106,7 @@ class EngineConfig:
             wherever weights are quantized, which is about three times as fast.
         repack: on the CPU, keep a second copy of quantized weights in the order that the kernels read them in; without
             it decoding is slower, and memory holds little more than the mapped file.
-        strict: refuse a file with metadata keys or tensors of which nothing is known, instead of naming them in a
+        strict: refuse a file with unknown metadata keys or tensors, instead of naming them in a
             warning.
         eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph (slower; for tests).
         pre_tokenizer: overrides the pre-tokenizer that the file names.
@@ -146,13 +146,13 @@ class EngineConfig:
             if value is None:
                 continue
             if not _whole(value) or value < 1:
-                raise InvalidRequestError(f"{name} is {value!r}; a whole number of at least 1 is needed")
+                raise InvalidRequestError(f"{name} is {value!r}; allowed: a whole number of at least 1")
         if not _whole(self.checkpoint_spacing) or self.checkpoint_spacing < 1 or self.checkpoint_spacing % PAGE:
             raise InvalidRequestError(
                 f"checkpoint_spacing is {self.checkpoint_spacing!r}; allowed: multiples of {PAGE}, the size of a page"
             )
         if self.checkpoints is not None and (not _whole(self.checkpoints) or self.checkpoints < 0):
-            raise InvalidRequestError(f"checkpoints is {self.checkpoints!r}; a whole number of at least 0 is needed")
+            raise InvalidRequestError(f"checkpoints is {self.checkpoints!r}; allowed: a whole number of at least 0")
         if self.max_sequences is not None and self.max_sequences > MAX_SEQUENCES:
             raise InvalidRequestError(f"max_sequences is {self.max_sequences}; allowed: 1 to {MAX_SEQUENCES}")
 

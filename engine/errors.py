@@ -2,7 +2,7 @@
 
 One child of EngineError per party who must act: the caller's input, the model file, the device, the full cache, the
 hub that models are fetched from.
-This module knows nothing of the rest of the package.
+This module imports nothing of the package.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ContextFullError(EngineError):
 
 
 def _restore(kind: type[E], args: tuple[Any, ...], attributes: dict[str, Any]) -> E:
-    """An error as it was, made without its constructor."""
+    """A copy of an error, made without its constructor."""
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(attributes)
@@ -79,7 +79,7 @@ def _restore(kind: type[E], args: tuple[Any, ...], attributes: dict[str, Any]) -
 
 
 def copy_error(error: E) -> E:
-    """The error for one more caller: a copy with the same cause; the same object where its class is not ours."""
+    """The error for one more caller: a copy with the same cause. Errors of other modules are returned unchanged."""
     if not isinstance(error, EngineError):
         return error
     copied = _restore(type(error), error.args, error.__dict__)

@@ -1,4 +1,4 @@
-"""A mapping that cannot be changed, for the fields of frozen dataclasses and public attributes. Knows nothing else."""
+"""A mapping that cannot be changed, for the fields of frozen dataclasses and public attributes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What travels through the engine: a request, the running sequence made of it, one step's work, and the results.
+"""What the parts of the engine pass to each other: requests, running sequences, the work of a step, results.
 
-Integers, parameters and text only; knows neither arrays nor devices.
+Integers, parameters and text only; no arrays, no devices.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Request:
     """One accepted request, checked and ready to be scheduled.
 
     Attributes:
-        request_id: unique while the engine lives.
+        request_id: unique in one engine.
         prompt_ids: the prompt, at least one token.
         params: sampling parameters.
         seed: the seed in force, params.seed or a fresh one.
@@ -82,11 +82,11 @@ class ActiveSequence:
         seed: key of its random numbers.
         n_cached: tokens of prompt and output whose keys and values are in the cache.
         pages: cache pages; page i holds positions i * PAGE to i * PAGE + PAGE - 1.
-        state_place: places that its recurrent state has moved: the place that holds the state after n_cached tokens,
+        state_place: how far its recurrent state has moved: the place that holds the state after n_cached tokens,
             modulo the places of a slot (docs/decisions/repeatable-step.md).
-        draft_ids: guesses for the tokens after the newest one, to be checked by its next step.
+        draft_ids: predicted tokens after the newest one, to be checked by its next step.
         cached_tokens: prompt tokens whose keys and values were in the cache already when it started.
-        end: the first position that it will never feed, however its text goes on; None: unknown.
+        end: the first position that it never feeds, whatever its text becomes; None: unknown.
         mask: see Request.
     """
 
@@ -115,7 +115,7 @@ class Work(NamedTuple):
         sample: whether the token after the last one is to be drawn.
         score: whether this goes to Runner.score, which also reports the log-probability of every next prompt token.
         decode: whether the token fed is a generated one.
-        draft_ids: guesses fed behind it, one row each; the runner draws a token after each row.
+        draft_ids: predicted tokens fed after it, one row each; the runner draws a token after each row.
     """
 
     sequence: ActiveSequence

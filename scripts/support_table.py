@@ -44,10 +44,11 @@ class Results:
     Args:
         path: where it is, or will be.
         device: "cpu" or "gpu", whose column is measured.
+        adding: earlier figures of the column stay, and so does the name of the machine that they come from.
     """
 
-    def __init__(self, path: Path, device: str) -> None:
-        self._path, self._device = path, device
+    def __init__(self, path: Path, device: str, *, adding: bool = False) -> None:
+        self._path, self._device, self._adding = path, device, adding
         self.content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
 
     def add(self, part: str, name: str, cell: dict[str, Any], *, device: str | None = None) -> None:
@@ -69,10 +70,12 @@ class Results:
 
     def save(self) -> None:
         """Write the file, complete or not at all."""
-        self.content.setdefault("measured", {})[self._device] = {
-            "machine": measures.machine(self._device),
-            "date": datetime.now(UTC).date().isoformat(),
-        }
+        machine, measured = measures.machine(self._device), self.content.setdefault("measured", {})
+        before = measured.get(self._device)
+        if self._adding and before is not None:
+            same = before["machine"].startswith(machine)
+            machine = before["machine"] if same else f"{before['machine']}, {before['date']}, and {machine}"
+        measured[self._device] = {"machine": machine, "date": datetime.now(UTC).date().isoformat()}
         unfinished = self._path.with_suffix(".part")
         unfinished.write_text(json.dumps(_rounded(self.content), indent=1, sort_keys=True) + "\n")
         unfinished.replace(self._path)
@@ -262,7 +265,7 @@ def main() -> int:
             return 2
     options.jobs = options.jobs or (min(16, os.cpu_count() or 1) if on_gpu else 1)
     clock = Clock(options.time_limit or (55 if on_gpu else float("inf")))
-    results = Results(RESULTS, options.device)
+    results = Results(RESULTS, options.device, adding=options.missing)
     status = 0 if options.render else run(options, results, clock)
     TABLE.write_text(render(results.content), encoding="utf-8")
     if "OUT" in os.environ:  # where a borrowed machine leaves what comes back

@@ -12,10 +12,6 @@ sys.path.append(str(ROOT))
 SHARED = Path(os.environ.get("GGUF_ENGINE_TEST_DATA", ROOT.parent / "shared"))
 
 
-SECOND_SET = ("ernie4_5-moe-moe", "mamba-dense")
-"""Files of conformance2/ that are used."""
-
-
 @cache
 def why_no_gpu() -> str | None:
     from engine.cuda import availability
@@ -47,23 +43,18 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def conformance_dir(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Unpacked conformance files: models/NAME.gguf and logits/NAME.npz for the architectures supported so far."""
-    target = unpacked(shared_dir / "conformance", tmp_path_factory)
-    second = shared_dir / "conformance2"
-    if second.is_dir():
-        for folder, suffix in (("models", "gguf"), ("logits", "npz")):
-            extract(second / f"{folder}.tar.xz", {f"{folder}/{name}.{suffix}" for name in SECOND_SET}, target)
-    return target
+    """Unpacked conformance files of all NAMES: models/NAME.gguf and logits/NAME.npz."""
+    from tests.support.conformance import NAMES
 
-
-def unpacked(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archives of a folder of conformance data; skips the test where the folder is absent."""
-    if not source.is_dir():
-        pytest.skip(f"no conformance data at {source}")
-    target = tmp_path_factory.mktemp(source.name)
-    for archive in ("models.tar.xz", "logits.tar.xz"):
-        with tarfile.open(source / archive) as tar:
-            tar.extractall(target, filter="data")
+    target = tmp_path_factory.mktemp("conformance")
+    for folder, suffix in (("models", "gguf"), ("logits", "npz")):
+        wanted = {f"{folder}/{name}.{suffix}" for name in NAMES}
+        for source in ("conformance", "conformance2"):
+            archive = shared_dir / source / f"{folder}.tar.xz"
+            if not archive.exists():
+                pytest.skip(f"no conformance data at {archive}")
+            extract(archive, wanted, target)
+        assert not wanted, f"no conformance file has {sorted(wanted)}"
     return target
 
 

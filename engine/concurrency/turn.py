@@ -2,8 +2,8 @@
 
 An asynchronous exception (a signal handler that raises, PyThreadState_SetAsyncExc) can arrive between any two
 instructions: between acquiring a lock and the `try` whose `finally` would release it, or inside that `finally`. After a
-fork the thread that would release it does not exist. So a Turn does not trust the release alone: who waits for longer
-than WAIT_SECONDS looks whether the holding call is still on the stack of its thread.
+fork the thread that would release it does not exist. So a Turn does not rely on the release alone: a call that waits
+for longer than WAIT_SECONDS looks whether the holding call is still on the stack of its thread.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Hold:
     Attributes:
         thread: the thread of the call.
         released: the call has given up its right.
-        next: holds that wanted the turn after this one; the first of them has it.
+        next: holds of calls that asked for the turn after this one; the first of them has it.
     """
 
     __slots__ = ("next", "owner", "released", "thread")
@@ -108,7 +108,7 @@ class Turn:
     def ring(self) -> None:
         """Wake all sleeping calls."""
         if self.bells:
-            with suppress(IndexError):  # another thread rings as well
+            with suppress(IndexError):  # another thread releases it as well
                 while True:
                     self.bells.popleft().release()
 
@@ -140,7 +140,8 @@ class Turn:
             last.is_running() if check or last.thread == get_ident() else True
         ):
             return False
-        # Of several calls the one that appends first is next: list.append is atomic, and says at once who holds.
+        # Of several calls the one that appends first is next: list.append is atomic, and shows at once which call
+        # holds.
         last.next.append(hold)
         if last.next[0] is not hold:
             return False

@@ -1,4 +1,4 @@
-"""The CPU backend: one model, its cache and its threads, behind three calls. Knows batches, not requests."""
+"""The CPU backend: one model, its cache and its threads, behind three calls. It takes batches, not requests."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class CpuBackend:
         if model.config.learned_positions and (context_length or 0) > model.config.context_length:
             raise InvalidRequestError(
                 f"context_length is {context_length}; this model has learned positions, {model.config.context_length} "
-                "of them, and can take no more"
+                "of them: ask for at most as many"
             )
         self.model = model
         self.config = model.config
@@ -106,7 +106,7 @@ class CpuBackend:
 
     @lazy
     def _ops(self) -> CpuOps:
-        """The bricks: compiled ones where they fit the model. Made on first use, as numba takes its time to import."""
+        """The bricks: compiled ones where they fit the model. Made on first use, as importing numba takes long."""
         if self._compiled:
             from engine.cpu.fast_ops import FastOps
 
@@ -127,7 +127,7 @@ class CpuBackend:
 
     @lazy
     def _integer(self) -> IntegerWeights | None:
-        """The weights that are multiplied in integers, repacked if that is wanted."""
+        """The weights that are multiplied in integers, repacked where `repack` asks for it."""
         if not self._quantize:
             return None
         from engine.cpu.integer import IntegerWeights, all_matrices
@@ -147,7 +147,7 @@ class CpuBackend:
         """Compile the kernels that this model needs (or load them from the disk cache), and repack its weights.
 
         Args:
-            status: told what is being done.
+            status: called with what is being done.
         """
         if not self._compiled:
             if not self._reference:
@@ -243,7 +243,7 @@ class CpuBackend:
         return sum(map(repacked_bytes, all_matrices(self.model.weights)))
 
     def close(self) -> None:
-        """Stop the threads, drop the cache and copies of weights. The model's file is the caller's to close.
+        """Stop the threads, drop the cache and copies of weights. The caller closes the model's file.
 
         A call that was cut short can be repeated.
         """

@@ -1,6 +1,6 @@
 """How fast this machine reads memory: the ceiling that decode speed is compared with.
 
-Knows the thread pool and one kernel, nothing of models.
+Uses the thread pool and one kernel; independent of models.
 """
 
 from dataclasses import dataclass

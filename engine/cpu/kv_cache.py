@@ -1,6 +1,6 @@
 """The cache on the CPU: pages of keys and values, and the caches of all layers together.
 
-Knows layouts, not models or requests.
+It decides layouts; independent of models and requests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class AttentionCache:
         attention: head counts and widths.
         kv_type: number format.
         values_apart: keep values in an array of their own also where they are parts of the keys, as absorbed latent
-            attention has them; the attention kernel reads keys and values in an order of its own each.
+            attention has them; the attention kernel reads keys and values in different orders.
     """
 
     keys: CacheArray
@@ -215,7 +215,7 @@ class KVCache:
             counted[0] = 0
         assert span.n_past in counted, f"no state after {span.n_past} tokens is left in slot {span.slot}"
         read = counted[span.n_past]
-        # What this step overwrites is no longer there, nor what a step had made that this one repeats.
+        # States that this step overwrites are gone, and so are those of an interrupted step that this one repeats.
         kept = {tokens: place for tokens, place in counted.items() if read + 1 - STATE_PLACES < place <= read}
         self._counted[span.slot] = kept | {span.n_total: read + 1}
         return (read if span.n_past else None), read + 1
@@ -230,7 +230,7 @@ class KVCache:
         return tuple(array[row] for array in arrays)
 
     def store_state(self, layer: int, span: Span, values: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Write the state after a span's last token, one place behind the one that state() reads."""
+        """Write the state after a span's last token, one place after the one that state() reads."""
         _, write = self._places[span.slot]
         row = self._rows.place(span.slot, write)
         for array, value in zip(self._recurrent(layer).states, values, strict=True):
@@ -261,7 +261,7 @@ class KVCache:
             array[list(pages)] = data
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.layers = self._caches = []
         self.states = None
 

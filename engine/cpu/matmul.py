@@ -1,12 +1,13 @@
 """Matrix products straight from packed weights: x @ W.T, the one place where the CPU multiplies.
 
-`reference=True` is the readable truth in plain numpy. The fast path runs compiled kernels over ranges of weight rows in
-the pool. A few rows of x are multiplied by fused dequantize-and-dot kernels; for more, a tile of weight rows is
+`reference=True` computes in plain numpy, for comparison. The fast path runs compiled kernels over ranges of weight rows
+in the pool. A few rows of x are multiplied by fused dequantize-and-dot kernels; for more, a tile of weight rows is
 dequantized into the thread's scratch and multiplied by a blocked kernel.
 
 Batch invariant: on the fast path every product is summed in the same order (kernels/emit.py, LANES), so a row of the
 result has the same bits whatever other rows are in the batch, for any number of rows and threads. No BLAS is called
-there, so its threads never compete with the pool's. The reference path goes through BLAS and gives no such promise.
+there, so its threads never compete with the pool's. The reference path goes through BLAS, which does not guarantee
+this.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ DOT_TOKENS = 8
 
 @dataclass(frozen=True)
 class PreparedWeight:
-    """What a product needs to know of a weight, checked once: memory is safe after this.
+    """What a product needs of a weight, checked once: kernels read no byte outside it.
 
     `kernels` says whether the compiled decoder reads these rows; otherwise numpy dequantizes each tile.
     """
@@ -143,7 +144,7 @@ def prepare(w: Weight) -> PreparedWeight:
     """
     try:
         weight = _prepared.get(w)
-    except TypeError:  # not hashable: fine, only slower
+    except TypeError:  # not hashable: checked each time, which is slower
         weight = None
     return weight if weight is not None else _prepare(w)
 
@@ -226,7 +227,7 @@ def _dot(x: Float32Array, weight: PreparedWeight, out: Float32Array, pool: Threa
         return
 
     def task(index: int) -> None:
-        assert operands.size and x.size and out.size  # a late task keeps what it works on alive
+        assert operands.size and x.size and out.size  # a task that starts late keeps its arrays alive
         dot(start, rows * index // n_tasks, rows * (index + 1) // n_tasks, 0)
 
     pool.run(task, n_tasks)

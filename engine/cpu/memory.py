@@ -11,7 +11,7 @@ LINE = 64
 """Bytes of a cache line: a load of a vector that crosses into a second line costs twice as much."""
 
 HUGE = 2 << 20
-"""Bytes of a huge page, which Linux gives to large arrays of numpy where it can; elsewhere an alignment like any."""
+"""Bytes of a huge page, which Linux gives to large arrays of numpy where it can; elsewhere only an alignment."""
 
 
 def aligned_empty(*shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:

@@ -110,7 +110,7 @@ class Decoder:
         Raises:
             ContextFullError, InvalidRequestError: as CpuBackend.forward.
         """
-        self._ops.begin(batch)  # refuses all or nothing
+        self._ops.begin(batch)  # raises before anything is changed
         if batch.n_tokens <= DOT_TOKENS:
             out[:] = self._run(batch)
             return

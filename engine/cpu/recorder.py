@@ -208,7 +208,7 @@ class Recorder:
         return True
 
     def _write(self, step: Step, written: Float32Array | None = None, *, first_row: int | None = None) -> None:
-        """Adds a step. It writes a whole buffer, or rows of it from first_row on, as others do, after empty()."""
+        """Adds a step. It writes a whole buffer, or, after empty(), rows of it from first_row on beside other steps."""
         if written is not None:
             self._quantized.pop(id(written), None)
             others = [] if first_row is None else self._writers[id(written)]

@@ -1,4 +1,4 @@
-"""Recurrent mixers in plain numpy, float32 throughout: the readable truth of short convolutions and selective scans.
+"""Recurrent mixers in plain numpy, float32 throughout: the reference of short convolutions and selective scans.
 
 Pure functions of arrays. Every token of a sequence is one step with the same operations in the same order, so its bits
 depend on the state before it alone: not on how a prompt was cut into pieces, nor on the rest of the batch. Letters:

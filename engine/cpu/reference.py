@@ -1,6 +1,6 @@
-"""The readable truth: what each step of a model computes, in plain numpy, float32 throughout.
+"""The reference: what each step of a model computes, in plain numpy, float32 throughout.
 
-Pure functions of arrays; they know nothing of files, caches or threads. Letters: T tokens, D width, H heads,
+Pure functions of arrays; no files, caches or threads. Letters: T tokens, D width, H heads,
 K key/value heads, Hd and Hv widths of a key and a value head, F feed-forward width, E experts.
 """
 
@@ -54,7 +54,7 @@ class _Extra:
 
 
 def normalize(x: Float32Array, norm: Norm) -> Float32Array:
-    """Normalize the last axis, multiply by the weight and add the bias, as far as there are any."""
+    """Normalize the last axis, multiply by the weight and add the bias, where there are any."""
     if norm.kind is NormKind.LAYER:
         x = np.subtract(x, np.add.reduce(x, axis=-1, keepdims=True) / x.shape[-1], dtype=np.float32)
     deviation = np.add.reduce(x * x, axis=-1, keepdims=True)

@@ -44,7 +44,7 @@ class CpuRunner:
         prefill_chunk: most prompt tokens of a step; None takes PREFILL_CHUNK.
         checkpoints: copies of recurrent states kept for later prompts; None takes what config.checkpoint_count says.
         threads: None takes the physical cores.
-        status: told about compilation.
+        status: called with what is being compiled.
         exact, repack: see EngineConfig.
     """
 
@@ -82,7 +82,7 @@ class CpuRunner:
             quantize=not exact,
             repack=repack,
         )
-        # logits() has pages of its own, behind those of the scheduler; they take memory only when they are used.
+        # logits() has pages of its own, after those of the scheduler; they take memory only when they are used.
         self._scratch_pages = range(self.n_pages, self.n_pages + page_count(context_length))
         self._backend.warm_up(status)
         self.threads: int | None = threads if threads is not None else default_threads()

@@ -1,4 +1,4 @@
-"""Recurrent states on the CPU: rows of every layer's state, and copies of them. Knows no models or requests."""
+"""Recurrent states on the CPU: rows of every layer's state, and copies of them. Independent of models and requests."""
 
 from __future__ import annotations
 

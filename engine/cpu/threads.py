@@ -1,7 +1,7 @@
 """One pool of threads for the CPU kernels, and how many threads to use on this machine.
 
-The pool runs numbered tasks; the calling thread takes its share. Idle threads sleep. It knows nothing of what the
-tasks compute; tasks run in parallel because compiled kernels release the GIL.
+The pool runs numbered tasks; the calling thread takes its share. Idle threads sleep. Tasks run in parallel because
+compiled kernels release the GIL.
 """
 
 import os
@@ -71,7 +71,7 @@ class _Job:
                 self._drop_gone()
 
     def _drop_gone(self) -> None:
-        """Forget helpers that an exception threw out of the job without a word."""
+        """Drop helpers that an exception removed from the job before they could say so."""
         for helper in tuple(self.helpers):
             if not helper.is_running():
                 if not helper.released and self.error is None:
@@ -88,10 +88,10 @@ def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
                 jobs.put(None)  # for the next thread
                 return
             job.help()
-        except BaseException:  # raised into this thread from outside; the job has been told, or had not begun
+        except BaseException:  # raised into this thread from outside; the job has recorded it, or had not begun
             continue
         finally:
-            # A sleeping thread must not keep the arrays of its last job alive.
+            # A sleeping thread must not hold references to the arrays of its last job.
             job = None
 
 
@@ -125,7 +125,7 @@ class ThreadPool:
     def run(self, task: Callable[[int], None], n_tasks: int) -> None:
         """Calls task(0) .. task(n_tasks - 1), each once, in any order and on any thread; returns when all are done.
 
-        Nor is any of them running any more when it raises, whatever exception arrives wherever on this thread.
+        When it raises, none of them is running any more, wherever on this thread the exception arrived.
 
         Raises:
             Exception: the first exception a task raised; tasks not yet begun are then skipped.
@@ -201,7 +201,7 @@ class ThreadPool:
             self._starting.release(hold)
 
     def after_fork(self) -> None:
-        """In the child only the forking thread lives on: threads start again, and what they were in is lost."""
+        """In the child only the forking thread exists: threads start again, and jobs that they were in are dropped."""
         if self._finalizer is not None:
             self._finalizer.detach()
             self._finalizer = None

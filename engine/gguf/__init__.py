@@ -1,6 +1,6 @@
 """GGUF model files: the container (reader.py, parse.py, cursor.py), tensor types (types.py, quants.py).
 
-Knows bytes and numbers, nothing of models.
+Bytes and numbers only, no models.
 """
 
 from engine.gguf.quants import FORMATS, BlockFormat, dequantize

@@ -37,7 +37,7 @@ _EMPTY = {value_type: np.empty(0, dtype.type) for value_type, (_, dtype) in NUMB
 
 DECIDING_KEYS = ("general.architecture", "general.type")
 DECIDING_WITHIN = ("tokenizer.ggml.",)
-"""Texts that must be right to the byte: names that decide what a file is, and vocabularies. Others describe."""
+"""Texts that must be valid UTF-8: names that decide what a file is, and vocabularies. Other texts only describe."""
 
 # The fewest bytes each can take: what a count is checked against before anything is read.
 MIN_STRING = 8

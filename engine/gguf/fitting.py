@@ -48,8 +48,8 @@ def nearest_of(levels: Sequence[int]) -> Rounding:
 def nearest_level(levels: Sequence[int], x: Floats) -> np.ndarray:
     """Which of ascending whole levels is nearest to every x, uint8.
 
-    Looked up by x in steps of 1/2, which is several times faster than a search and as good: only within 1/4 of the
-    middle between two levels may it take the other one.
+    Looked up by x in steps of 1/2, which is several times faster than a search and nearly as good: only within 1/4 of
+    the middle between two levels may it take the other one.
     """
     low, high = 2 * levels[0], 2 * levels[-1]
     halves = np.arange(low, high + 1) / 2
@@ -94,7 +94,7 @@ def best_line(x: Floats, high: int, *, lowest_is_negative: bool) -> tuple[Floats
     Args:
         x: (..., g) weights.
         high: largest q.
-        lowest_is_negative: m must not be above 0, as formats want that store -m without a sign.
+        lowest_is_negative: m must not be above 0, for formats that store -m without a sign.
 
     Returns:
         (d, m), both (...,) float32.

@@ -90,7 +90,7 @@ class Fit:
 def _without_signs(x: Floats, *, even: bool) -> tuple[Floats, npt.NDArray[np.uint8]]:
     """Weights (n, 256) with the signs taken out, and those, a byte per 8 weights.
 
-    Where the number of minus signs has to be even, the smallest of 8 weights takes the wrong one if it must.
+    Where the number of minus signs has to be even, the smallest of 8 weights takes the wrong one if the number is odd.
     """
     eights = x.reshape(-1, 8)
     negative = eights < 0

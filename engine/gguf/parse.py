@@ -1,6 +1,6 @@
 """One GGUF file's header: metadata and tensor directory, read from an untrusted byte buffer (cursor.py).
 
-Every offset is checked against the size of the buffer. Knows nothing of mapping, of split files or of models.
+Every offset is checked against the size of the buffer. Independent of mapping, of split files and of models.
 Format: the GGUF document in ggml's docs/gguf.md (little-endian, versions 2 and 3).
 """
 
@@ -18,7 +18,7 @@ DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 30
 MAX_DIMS = 4
 METADATA_START = 24
-"""Behind magic, version and the counts of tensors and of metadata."""
+"""After magic, version and the counts of tensors and of metadata."""
 
 # The fewest bytes each can take: what a count is checked against before anything is read.
 MIN_PAIR = MIN_STRING + 1 + 4 + 1
@@ -184,7 +184,7 @@ class _Header(Cursor):
         try:
             ggml_type = GGMLType(type_id)
         except ValueError:
-            self.fail(f"{field} type", str(type_id), f"the ids 0 to {max(GGMLType).value} that ggml knows")
+            self.fail(f"{field} type", str(type_id), f"the ids 0 to {max(GGMLType).value} of ggml's types")
         if 0 in dims:
             self.fail(f"{field} dimensions", str(dims), "at least 1 each")
         if dims[0] % ggml_type.block_size:

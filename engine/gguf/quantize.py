@@ -1,8 +1,8 @@
 """Float weights to packed blocks: a quantizer for every format that weights are stored in.
 
-Plain ones: nearest numbers, scales by least squares (fitting.py), every weight equally important. They are for
-files to test and to measure with; quantizers that know which weights matter (an importance matrix) do better at
-two bits and below. The layouts are those of the format classes.
+Plain ones: nearest numbers, scales by least squares (fitting.py), every weight equally important. They are for files to
+test and to measure with; quantizers with an importance matrix do better at two bits and below. The layouts are those of
+the format classes.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def quantize(x: np.ndarray, type: GGMLType) -> np.ndarray:
         uint8 (..., bytes of a row).
 
     Raises:
-        ValueError: nothing writes this type, or the rows are no whole blocks.
+        ValueError: this type cannot be written, or the rows are no whole blocks.
     """
     fmt = FORMATS[type]
     if type not in _ENCODERS:

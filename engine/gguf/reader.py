@@ -1,6 +1,6 @@
 """GGUF files on disk: mapped into memory, tensors handed out as views, split files joined.
 
-Owns the mappings. Knows the container only, nothing of models; parse.py reads and checks the header.
+Owns the mappings; independent of models. parse.py reads and checks the header.
 """
 
 import logging
@@ -28,7 +28,7 @@ _SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\
 class GGUFFile:
     """An open GGUF file, or all parts of a split one.
 
-    Views given out stay valid after close(): the mapping lives until the last of them is gone.
+    Views given out stay valid after close(): the mapping stays until the last of them is deleted.
 
     Attributes:
         path: the file that was asked for.
@@ -121,7 +121,7 @@ class GGUFFile:
         """Notice that a file was cut or rewritten in place since it was opened; one fstat per part.
 
         Reading weights from it would give other weights, or end the process with SIGBUS. A cut between this call and
-        the reading still does, and a network file system may tell late. Closed files are not looked at.
+        the reading still does, and a network file system may report a change late. Closed files are not looked at.
 
         Raises:
             GGUFError: size or time of modification are others than when the file was opened.
@@ -142,7 +142,7 @@ class GGUFFile:
         return bytes(part.data[METADATA_START : part.header.metadata_end])
 
     def close(self) -> None:
-        """Give mappings and memory back. Metadata and tensor directory stay readable.
+        """Release mappings and memory. Metadata and tensor directory stay readable.
 
         A call that was cut short can be repeated; after one that was not a further call does nothing.
         """
@@ -211,7 +211,7 @@ class _Part:
         if isinstance(self.data, mmap.mmap):
             try:
                 self.data.close()
-            except BufferError:  # views are alive: the last one to go unmaps the file; its pages are given back now
+            except BufferError:  # views exist: deleting the last one unmaps the file; its pages are released now
                 if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
                     self.data.madvise(mmap.MADV_DONTNEED)
             self.data = b""

@@ -1,6 +1,6 @@
 """Every tensor type of ggml: its id, its name and how many bytes a block of it takes.
 
-The one place where block sizes live. Knows nothing of files or of what the bytes of a block mean (quants.py does).
+The one place that states block sizes. What the bytes of a block mean is in quants.py.
 """
 
 from enum import IntEnum

@@ -34,6 +34,7 @@ class Architecture:
         moe: mixture of experts; None = the family has no form with experts.
         head: from the last hidden state to logits.
         biases: biases of projections.
+        unused_scales: projections, by the last part of the tensor's name, whose scale takes no part.
         next_token_layers: the last nextn_predict_layers layers predict later tokens and take no part.
         ignored_keys: metadata that such files hold and that changes nothing here.
         ignored_tensors: names of tensors such files may hold that take no part in next-token logits ("blk.*.x" = of
@@ -51,6 +52,7 @@ class Architecture:
     moe: MoeParts | None = None
     head: HeadParts = field(default_factory=HeadParts)
     biases: BiasParts = field(default_factory=BiasParts)
+    unused_scales: tuple[str, ...] = ()
     next_token_layers: bool = False
     ignored_keys: tuple[str, ...] = ()
     ignored_tensors: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The new tokens of one step: flat rows of one or more sequences. Integers only; knows no device."""
+"""The new tokens of one step: flat rows of one or more sequences. Integers only, no device."""
 
 from __future__ import annotations
 

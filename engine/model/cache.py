@@ -1,8 +1,8 @@
 """What the layers of a model keep of every sequence between steps: the protocols that each device implements.
 
-Knows neither layouts nor number formats: those belong to the implementations (engine/cpu/kv_cache.py, state_cache.py;
-engine/cuda/attention/cache.py, recurrent/state_cache.py). A new kind of layer memory (quantized pages, another
-recurrent state) is one more implementation of LayerCache per device.
+Layouts and number formats are not decided here: those belong to the implementations (engine/cpu/kv_cache.py,
+state_cache.py; engine/cuda/attention/cache.py, recurrent/state_cache.py). A new kind of layer memory (quantized pages,
+another recurrent state) is one more implementation of LayerCache per device.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class StateRows:
 class LayerCache(Protocol):
     """The cache of one layer on one device.
 
-    What each token leaves behind (keys and values, in any number format) is in pages of PAGE positions. What a sequence
-    carries along (a recurrent state) is in rows numbered by StateRows. Both kinds of arrays are exposed by what their
+    What is kept of each token (keys and values, in any number format) is in pages of PAGE positions. What is kept of a
+    whole sequence (a recurrent state) is in rows numbered by StateRows. Both kinds of arrays are exposed by what their
     first axis counts, so that copying, saving and loading are written once per device.
     """
 

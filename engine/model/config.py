@@ -20,7 +20,7 @@ class NormKind(Enum):
 
 
 class QkNorm(Enum):
-    """What a normalization of q (or k) takes together; it stands after bias and clamp."""
+    """Which elements of q (or k) are normalized together; the norm comes after bias and clamp."""
 
     HEAD = "head"  # each head alone, all with one weight (Hd,)
     EACH_HEAD = "each_head"  # each head alone, each with a weight of its own: (heads, Hd)
@@ -196,7 +196,7 @@ class MoeConfig:
     weight_scale: float = 1.0
     n_groups: int = 1
     n_groups_used: int = 1
-    shared: FfnConfig | None = None  # an expert that every token passes through
+    shared: FfnConfig | None = None  # an expert that computes every token
     shared_gate: bool = False  # its output is multiplied by sigmoid(a learned score)
 
 
@@ -209,7 +209,7 @@ class MambaConfig:
     `norm_dt_b_c`; Δ = softplus(ssm_dt · d + bias), per channel. 4. The state h (I, S) becomes
     h · exp(Δ · ssm_a) + (Δ · u) ⊗ B, and y = h · C + ssm_d · u. 5. ssm_out · (y · silu(z)).
 
-    A sequence carries along the last W - 1 inputs of every channel and h.
+    Between steps a sequence keeps the last W - 1 inputs of every channel and h.
     """
 
     inner: int  # I
@@ -220,7 +220,7 @@ class MambaConfig:
 
     @property
     def state_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """What a sequence carries along, float32: conv_state (I, W - 1), oldest input first, and ssm_state (I, S)."""
+        """What a sequence keeps, float32: conv_state (I, W - 1), oldest input first, and ssm_state (I, S)."""
         return (self.inner, self.conv_width - 1), (self.inner, self.state)
 
     @property
@@ -230,7 +230,7 @@ class MambaConfig:
 
 
 RecurrentConfig = MambaConfig
-"""Mixers whose sequences carry along a state of fixed size; one class per kind, each with `state_shapes`
+"""Mixers whose sequences keep a state of fixed size; one class per kind, each with `state_shapes`
 and `state_bytes`."""
 
 MixerConfig = AttentionConfig | RecurrentConfig
@@ -254,7 +254,7 @@ class LayerConfig:
 
     @property
     def attention(self) -> AttentionConfig:
-        """The mixer of a layer that is known to have attention."""
+        """The mixer of a layer with attention; an assertion fails for others."""
         assert isinstance(self.mixer, AttentionConfig)
         return self.mixer
 
@@ -286,7 +286,7 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
-    next_token_layers: int = 0  # behind the others in the file; they guess later tokens and take no part
+    next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
 
     @property
     def n_layers(self) -> int:
@@ -295,5 +295,5 @@ class ModelConfig:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the states that one sequence carries along, over all layers; 0 without recurrent layers."""
+        """Bytes of the states that one sequence keeps, over all layers; 0 without recurrent layers."""
         return sum(layer.mixer.state_bytes for layer in self.layers if isinstance(layer.mixer, RecurrentConfig))

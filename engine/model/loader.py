@@ -17,8 +17,8 @@ from engine.model.weights import ModelWeights
 
 log = logging.getLogger("engine")
 
-PARTS_ONLY = {"adapter": "an adapter (LoRA)", "mmproj": "the eyes or ears of a model"}
-"""Values of general.type of files that people take for a model, and what those are."""
+PARTS_ONLY = {"adapter": "an adapter (LoRA)", "mmproj": "the encoder of pictures or sound of a model"}
+"""Values of general.type of files that hold only a part of a model, and what that is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +45,12 @@ def load_model(
         gguf: the open file.
         run_context: from the trained context length to the one of the run, which decides in some families how positions
             are rotated.
-        strict: refuse metadata keys and tensors of which nothing is known, instead of naming them in a warning.
+        strict: refuse unknown metadata keys and tensors, instead of naming them in a warning.
 
     Raises:
         ModelFileError: metadata is missing, of the wrong type, or contradicts itself.
         UnsupportedModelError: unknown architecture, unknown setting, or a tensor that is missing, of another shape than
-            the metadata calls for, or of no use to the architecture though known to take part in a computation.
+            the metadata calls for, or not used by the architecture though it takes part in computations of others.
     """
     if not gguf.tensors:
         raise ModelFileError(
@@ -69,12 +69,14 @@ def _load(gguf: GGUFFile, run_context: Callable[[int], int], strict: bool) -> Lo
     kind = gguf.metadata.get("general.type")
     if isinstance(kind, str) and kind in PARTS_ONLY:
         raise UnsupportedModelError(
-            f"{gguf.path} holds {PARTS_ONLY[kind]} (general.type is {kind!r}), which does nothing alone; take the file "
+            f"{gguf.path} holds {PARTS_ONLY[kind]} (general.type is {kind!r}), which cannot run alone; take the file "
             "of the language model"
         )
     name = gguf.metadata.get("general.architecture")
     if not isinstance(name, str):
-        raise ModelFileError(f"{gguf.path}: metadata key general.architecture is missing; the file holds no model")
+        raise ModelFileError(
+            f"{gguf.path}: metadata key general.architecture is missing; take a file that holds a model"
+        )
     architecture = find_architecture(name)
     tensors = TensorTable(gguf, name)
     embedding_shape = tensors.shape("token_embd.weight")
@@ -98,7 +100,7 @@ def _warn(gguf: GGUFFile, keys: Sequence[str], tensors: Sequence[str]) -> None:
     found = [f"{kind} {listed(names)}" for kind, names in (("metadata", keys), ("tensors", tensors)) if names]
     if found:
         log.warning(
-            "%s: nothing is known of %s; the model runs without (strict=True or --strict refuses such a file)",
+            "%s: unknown %s; the model runs without (strict=True or --strict refuses such a file)",
             gguf.path,
-            " and of ".join(found),
+            " and ".join(found),
         )

@@ -1,6 +1,6 @@
 """The seam between a model and a device: the bricks a forward pass is made of.
 
-A backend implements `Ops`; the transformer calls it and never looks inside the arrays it is handed back. Names of
+A backend implements `Ops`; the transformer calls it and never looks into the arrays that it gets back. Names of
 bricks are the names in profiles, parity reports and kernel files.
 """
 
@@ -15,7 +15,7 @@ Array = Any  # opaque to the model: numpy on the CPU, a device buffer elsewhere
 
 
 class Layer(Protocol):
-    """What the forward pass and the compositions below read of a layer's weights, on whichever device they are."""
+    """What the forward pass and the compositions below read of a layer's weights, on any device."""
 
     @property
     def parallel(self) -> bool:

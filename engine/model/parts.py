@@ -107,6 +107,7 @@ class RopeParts:
             the key is not read.
         switch: rope.scaling.finetuned says whether anything is rotated.
         skip_every: every n-th layer rotates nothing.
+        pattern: attention.rope_pattern may list which layers rotate.
         long_factors: rope_factors_long and rope_factors_short divide the frequencies.
         divisors: the tensor rope_freqs.weight may divide the frequencies.
     """
@@ -117,6 +118,7 @@ class RopeParts:
     sections: RopeStyle | None = None
     switch: bool = False
     skip_every: int | None = None
+    pattern: bool = False
     long_factors: bool = False
     divisors: bool = False
 
@@ -200,6 +202,7 @@ class FfnParts:
     Attributes:
         activation: the non-linearity.
         gated: there is a gate.
+        width_divisor: a part has feed_forward_length / this columns.
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
@@ -208,6 +211,7 @@ class FfnParts:
     activation: Activation = Activation.SILU
     _: KW_ONLY
     gated: bool = True
+    width_divisor: int = 1
     fused_gate: Presence = Presence.NEVER
     act_scales: bool = False
     scales: bool = False
@@ -223,6 +227,7 @@ class MoeParts:
         weight_scale: expert_weights_scale is read.
         required: the family has no dense form.
         dense_lead: the first leading_dense_block_count layers have a dense feed-forward part.
+        dense_without_router: layers without ffn_gate_inp have a dense feed-forward part.
         interleaved: interleave_moe_layer_step is read: only the last layer of each so many has experts.
         groups: expert_group_count and expert_group_used_count are read.
         width_of_used: without expert_feed_forward_length feed_forward_length is the width of all used experts together.
@@ -239,6 +244,7 @@ class MoeParts:
     weight_scale: bool = False
     required: bool = False
     dense_lead: bool = False
+    dense_without_router: bool = False
     interleaved: bool = False
     groups: bool = False
     width_of_used: bool = False

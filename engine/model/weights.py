@@ -1,4 +1,4 @@
-"""Weights as they lie in the file: packed, mapped views, and the small vectors beside them as float32.
+"""Weights as the file stores them: packed, mapped views, and the small vectors beside them as float32.
 
 Nothing here expands a matrix.
 """
@@ -168,7 +168,7 @@ class AttentionWeights:
 class FfnWeights:
     """gate and up (F, D), down (D, F); gate is None where the part is not gated.
 
-    gate and up may be row ranges of one tensor. act_scales (F,) float32 divides what the activation gives.
+    gate and up may be row ranges of one tensor. The activation's result is divided by act_scales (F,) float32.
     """
 
     gate: Linear | None
@@ -237,7 +237,7 @@ class LayerWeights:
 
     @property
     def attention(self) -> AttentionWeights:
-        """The mixer of a layer that is known to have attention."""
+        """The mixer of a layer with attention; an assertion fails for others."""
         assert isinstance(self.mixer, AttentionWeights)
         return self.mixer
 

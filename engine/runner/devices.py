@@ -31,7 +31,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
     context_length = config.resolve_context(model.config.context_length)
     if context_length > model.config.context_length:
         log.warning(
-            "context_length %d is more than the %d tokens the model was trained for; expect worse text beyond them",
+            "context_length %d is more than the %d tokens the model was trained for; text beyond them is usually worse",
             context_length,
             model.config.context_length,
         )
@@ -143,8 +143,8 @@ def plan_launches(model: LoadedModel, config: EngineConfig) -> tuple[list[dict[s
 def choose_device(device: str, index: int = 0, model: LoadedModel | None = None) -> str:
     """What was asked for as "cpu" or "cuda".
 
-    With "auto" a machine that shows no trace of a GPU gets the CPU in silence; one that has a GPU which cannot be used,
-    or lacks kernels for a part of the model, gets it with a warning that says what is missing.
+    With "auto" a machine that shows no trace of a GPU gets the CPU without a warning. A machine whose GPU cannot be
+    used, or lacks kernels for a part of the model, gets it with a warning that says what is missing.
 
     Raises:
         DeviceError: a GPU was asked for by name and cannot be used.

@@ -28,7 +28,7 @@ class Runner(Protocol):
     prefill_chunk: int  # prompt tokens of a step without decoding sequences
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
     mixed_per_sequence: int  # of each of those, where that is more together; at most prefill_chunk in all
-    lookahead: int  # positions behind a decoding sequence's token that may be written as well, where it has pages
+    lookahead: int  # positions after a decoding sequence's token that may be written as well, where it has pages
 
     @property
     def states(self) -> StateStore | None:
@@ -39,7 +39,8 @@ class Runner(Protocol):
 
         Every sequence has pages for all tokens fed, and those written to are its alone. Where rows and states go
         depends on the items alone, so that an interrupted step can be repeated. What makes one draw impossible (a bias
-        that forbids every token) is returned in its place; the others go on. If a step raises, no item counts as done.
+        that forbids every token) is returned in its place; the others continue. If a step raises, no item counts as
+        done.
         """
 
     def score(self, work: Work) -> list[TokenSample]:
@@ -49,10 +50,10 @@ class Runner(Protocol):
         """
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """(T, V) float32 logits of a fresh sequence, in a place of its own."""
+        """(T, V) float32 logits of a fresh sequence, outside the scheduler's pages."""
 
     def release(self, slot: int) -> None:
-        """The slot's sequence has left it; its pages may be given to another at once."""
+        """The slot's sequence has ended or moved; its pages may be given to another at once."""
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy pages of the cache, (source, target) each, keys and values of all layers."""

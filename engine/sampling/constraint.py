@@ -1,6 +1,6 @@
 """What a generated text may be: the descriptions of constraints, and the protocol of the mask made of one.
 
-Knows neither grammars' libraries nor vocabularies; engine/constraints makes masks of descriptions.
+No libraries of grammars and no vocabularies: engine/constraints makes masks of descriptions.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class TokenMask(Protocol):
         """(ceil(V / 32),) uint32: the tokens that may come after output_ids. The array is valid until the next call.
 
         Raises:
-            EngineError: the constraint cannot go on from here; the request must end.
+            EngineError: no token can follow; the request must end.
         """
 
     def is_complete(self, output_ids: Sequence[int]) -> bool:
-        """Whether the text is whole and nothing may follow it."""
+        """Whether the text is complete and nothing may follow it."""
 
 
 def _text(name: str, value: object) -> str:

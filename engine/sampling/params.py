@@ -1,4 +1,4 @@
-"""The sampling settings of one request and the ranges they may take. Knows no model: see check_vocabulary()."""
+"""The sampling settings of one request and the ranges they may take; check_vocabulary() compares them with a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sampling hands back for one token. Knows nothing of requests, models or devices."""
+"""What sampling returns for one token. Independent of requests, models and devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chooses the next token from one row of logits. The readable twin of engine/cuda/sampling/sampling.cu.
+"""Chooses the next token from one row of logits. engine/cuda/sampling/sampling.cu takes the same steps.
 
 The order of the steps:
 

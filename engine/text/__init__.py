@@ -1,4 +1,4 @@
-"""Text and token ids: tokenizers, chat templates, structure in answers. Knows nothing of models or devices."""
+"""Text and token ids: tokenizers, chat templates, structure in answers. Independent of models and devices."""
 
 from engine.text.answers.reader import AnswerReader
 from engine.text.chat_prompt import ChatPrompt, chat_prompt

@@ -121,7 +121,7 @@ def test_an_interrupt_anywhere_changes_nothing(opened, alone, at):
     [
         ({"checkpoint_spacing": 100}, "checkpoint_spacing is 100; allowed: multiples of 64"),
         ({"checkpoint_spacing": 0}, "checkpoint_spacing is 0"),
-        ({"checkpoints": -1}, "checkpoints is -1; a whole number of at least 0"),
+        ({"checkpoints": -1}, "checkpoints is -1; allowed: a whole number of at least 0"),
     ],
 )
 def test_settings_out_of_range(path, options, words):

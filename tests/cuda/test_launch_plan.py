@@ -2,7 +2,6 @@
 
 import json
 import re
-import tarfile
 from dataclasses import replace
 from functools import cache, partial
 
@@ -18,8 +17,9 @@ from engine.errors import DeviceError, InvalidRequestError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
-from tests.conftest import SHARED
+from tests.conftest import SHARED, extract
 from tests.support.command_line import run
+from tests.support.conformance import NAMES
 from tests.support.fake_runner import (
     MULTIPROCESSORS,
     built,
@@ -68,11 +68,12 @@ def models(folder):
     found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")
     apart = re.compile("attn_v").pattern
     found["8b-plain-v"] = sparse_model(folder / "v.gguf", "llama-3.1-8b", overrides=[(apart, GGMLType.F32)])
-    archive = SHARED / "conformance" / "models.tar.xz"
-    if archive.is_file():
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        found |= {path.stem: path for path in sorted((folder / "models").glob("*.gguf"))}
+    wanted = {f"models/{name}.gguf" for name in NAMES}
+    for source in ("conformance", "conformance2"):
+        archive = SHARED / source / "models.tar.xz"
+        if archive.is_file():
+            extract(archive, wanted, folder)
+    found |= {path.stem: path for path in sorted((folder / "models").glob("*.gguf"))}
     return found
 
 

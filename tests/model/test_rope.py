@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from engine.cpu import reference
+from engine.errors import ModelFileError
+from engine.gguf.reader import open_gguf
 from engine.model.config import AttentionTemperature, RopeConfig, RopeScaling, RopeStyle
+from engine.model.loader import load_model
 from engine.model.rope import build_rope, yarn_magnitude
+from tests.support.gguf_builder import build_gguf, tiny_llama_parts
 
 
 def config(**options):
@@ -88,4 +92,20 @@ def test_widening_of_every_half():
     finite = np.isfinite(half)
     expected = half[finite].astype(np.float32)
     np.testing.assert_array_equal(reference.widen(half)[finite].view(np.uint32), expected.view(np.uint32))
-    assert reference.widen(np.array([np.inf, -np.inf], np.float16)).tolist() == [65536.0, -65536.0]
+    assert reference.widen(np.array([np.inf, -np.inf], np.float16)).tolist() == [np.inf, -np.inf]
+
+
+@pytest.mark.parametrize("pattern", [[True, False], [False, True], [True]])
+def test_a_list_says_which_layers_rotate(tmp_path, pattern):
+    meta, tensors = tiny_llama_parts(tokenizer=False, architecture="granite_swa")
+    heads = meta["granite_swa.attention.head_count"]
+    tensors |= {f"blk.{layer}.attn_sinks.weight": np.zeros(heads, np.float32) for layer in range(2)}
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(build_gguf(meta | {"granite_swa.attention.rope_pattern": pattern}, tensors))
+    with open_gguf(path) as file:
+        if len(pattern) < 2:
+            with pytest.raises(ModelFileError, match=r"rope_pattern holds 1 values; allowed are 2"):
+                load_model(file)
+        else:
+            layers = load_model(file).config.layers
+            assert [layer.attention.rope is not None for layer in layers] == pattern

@@ -166,7 +166,8 @@ def test_aliases_are_no_usual_names():
 
 
 def test_every_architecture_has_a_name_that_converters_write():
-    assert set(ARCHITECTURES) <= set(gguf.MODEL_ARCH_NAMES.values())
+    newer = {"granite_swa", "hy_v3"}  # llama.cpp's, and in no release of the gguf package yet
+    assert set(ARCHITECTURES) <= set(gguf.MODEL_ARCH_NAMES.values()) | newer
 
 
 def test_names_of_other_converters(tmp_path):

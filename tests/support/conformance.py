@@ -1,15 +1,17 @@
-"""The conformance files: tiny random models of the architectures, with logits that llama.cpp computed in float32."""
+"""Names of the conformance files: tiny random models, with logits that llama.cpp computed in float32."""
 
 NAMES = (
-    "bloom-dense", "cohere2-dense", "command-r-dense", "deepseek-moe", "deepseek2-moe", "ernie4_5-moe",
-    "ernie4_5-moe-moe", "exaone4-dense", "falcon-dense", "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense",
-    "glm4moe-moe",
-    "gpt-oss-moe", "gpt2-dense", "gptneox-dense", "granite-dense", "granite-moe", "hunyuan-dense-dense",
-    "internlm2-dense", "llama-dense", "llama-moe", "mamba-dense", "minicpm-dense", "mistral3-dense", "mpt-dense",
-    "nemotron-dense", "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense", "phi3-dense", "phimoe-moe", "qwen2-dense",
-    "qwen2moe-moe", "qwen3-dense", "qwen3moe-moe", "seed_oss-dense", "smollm3-dense", "stablelm-dense",
-    "starcoder2-dense",
+    "bailingmoe-moe", "bailingmoe2-moe", "bloom-dense", "cohere2-dense", "command-r-dense", "dbrx-moe", "deepseek-moe",
+    "deepseek2-moe", "ernie4_5-moe", "ernie4_5-moe-moe", "exaone-moe-moe", "exaone4-dense", "falcon-dense",
+    "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense", "glm4moe-moe", "gpt-oss-moe", "gpt2-dense",
+    "gptneox-dense", "granite-dense", "granite-moe", "granite_swa-dense", "hunyuan-dense-dense", "hunyuan_vl-dense",
+    "hy_v3-moe", "internlm2-dense", "llama-dense", "llama-moe", "mamba-dense", "minicpm-dense", "minimax-m2-moe",
+    "mistral3-dense", "mistral4-moe", "mpt-dense", "nemotron-dense", "olmo-dense", "olmo2-dense", "olmoe-moe",
+    "phi2-dense", "phi3-dense", "phimoe-moe", "plamo3-dense", "qwen-dense", "qwen2-dense", "qwen2moe-moe",
+    "qwen3-dense", "qwen3moe-moe", "seed_oss-dense", "smollm3-dense", "stablelm-dense", "starcoder2-dense",
 )  # fmt: skip
+"""Files of conformance/ and conformance2/ whose families are supported."""
+
 SAME_AS = {
     "arcee", "chatglm", "codeshell", "dots1", "exaone", "granitemoe", "hunyuan-moe", "orion", "qwen2vl", "qwen3vl",
     "qwen3vlmoe", "starcoder", "xverse",

@@ -29,7 +29,7 @@ ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"quantize": STEP}
 
 
 def scaled(builder: Any, a: Value, b: int) -> Value:
-    """A * b."""
+    """a * b."""
     return builder.mul(a, I64(b))
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE
-from engine.cpu.kernels.attention_item import HEAD_FLOATS as HEAD_FLOATS  # part of what this module offers
+from engine.cpu.kernels.attention_item import (
+    HEAD_FLOATS as HEAD_FLOATS,
+)  # re-exported: callers size their scratch by it
 from engine.cpu.kernels.build import kernel
 from engine.cpu.memory import aligned_empty
 

@@ -5,7 +5,7 @@ is linear in the number of keys. A page holds keys column by column, which makes
 vector: scores need no sums across lanes. Values are stored row by row. Pages are taken one by one, keys and then
 values, with a softmax that is corrected when a page has a larger score; while one is in use, the next is prefetched.
 Every number is computed in the same order for any other queries beside it, so a query's result has the same bits in
-any batch. Takes addresses and lengths; knows nothing of caches, slots or threads.
+any batch. Takes addresses and lengths; independent of caches, slots and threads.
 
 What makes up an item's code: attention_item.py (addresses and loops), attention_scores.py, attention_values.py.
 """

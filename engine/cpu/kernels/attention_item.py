@@ -19,7 +19,7 @@ HEADS, PARTS = 4, 3
 """Query heads and vectors of the cache that are multiplied together: 12 sums, and the 4 registers left are in use, too.
 
 Converting float16 takes as long as multiplying: the more heads share it, the better. Eight sums would just cover the
-latency of a multiplication; what is over makes up for every other delay. Where three vectors are too many, it is two.
+latency of a multiplication; the other four cover further delays. Where three vectors are too many, it is two.
 """
 
 ALONE = 8
@@ -31,7 +31,7 @@ HEAD_FLOATS = PAGE + 2 * LANES
 """Floats of scratch per query head: scores of a page, then partial sums of weights and two numbers of the softmax."""
 
 SUMS, LARGEST, CORRECTION = (4 * PAGE, 4 * (PAGE + WIDTH), 4 * (PAGE + WIDTH + 1))
-"""Bytes before these: partial sums, the largest score so far times log2(e), the factor on what was added up before."""
+"""Bytes before these: partial sums, the largest score so far times log2(e), the factor on earlier sums."""
 
 LOG2_E = 1.4426950408889634
 

@@ -1,6 +1,6 @@
 """Compiles kernels on first use and keeps them on disk; hands out plain callables that release the GIL.
 
-Cached code lives where numba keeps it: in __pycache__ beside this file, else in the user's cache folder; when neither
+Cached code is where numba keeps it: in __pycache__ beside this file, else in the user's cache folder; when neither
 can be written the kernels are compiled again in each process. Each kernel of each version of these sources has cache
 files of its own, so processes that compile at the same time can only write the same content. A damaged file is
 replaced (code_cache.py).
@@ -36,8 +36,8 @@ fork.renew(getattr(getattr(ffi.lib, "_lock", None), "_lock", None))
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    # numba looks only at the file of the cached function; the code generators live in its neighbours, and the tables
-    # that they put into the code beside the formats.
+    # numba looks only at the file of the cached function; the code generators are in the files beside it, and the
+    # tables that they put into the code beside the formats.
     digest, engine = hashlib.sha256(), Path(__file__).parents[2]
     tables = [engine / "gguf" / "grids.py", *engine.glob("gguf/*_quants.py")]
     for source in sorted([*Path(__file__).parent.glob("*.py"), *tables]):

@@ -1,7 +1,7 @@
-"""A small vocabulary for emitting 16-lane vector code inside numba intrinsics.
+"""Functions for emitting 16-lane vector code inside numba intrinsics.
 
 Wide LLVM vectors are portable: the same lines become AVX2, AVX-512 or NEON instructions, whichever the host has.
-Knows nothing of block formats; values are llvmlite IR values, constants are Python numbers.
+Independent of block formats; values are llvmlite IR values, constants are Python numbers.
 """
 
 import struct
@@ -41,7 +41,7 @@ class Emitter:
         self.builder = builder
         self.native_half = native_half
 
-    # Memory. Addresses are i64; packed blocks are aligned to nothing.
+    # Memory. Addresses are i64; packed blocks have no alignment.
     def pointer(self, address: Value, element: ir.Type) -> Value:
         """The address as a typed pointer."""
         return self.builder.inttoptr(address, element.as_pointer())
@@ -101,7 +101,7 @@ class Emitter:
         return self.builder.sub(value, self.const(value, number))
 
     def either(self, a: Value, b: Value) -> Value:
-        """A | b."""
+        """a | b."""
         return self.builder.or_(a, b)
 
     def join(self, values: Sequence[Value], kind: ir.Type) -> Value:
@@ -202,7 +202,7 @@ class Emitter:
         return self.builder.shuffle_vector(value, undefined, self._lanes(range(start, start + lanes)))
 
     def multiply(self, a: Value, b: Value) -> Value:
-        """A * b in float32."""
+        """a * b in float32."""
         return self.builder.fmul(a, b)
 
     def negate(self, a: Value) -> Value:
@@ -210,14 +210,14 @@ class Emitter:
         return self.builder.fneg(a)
 
     def multiply_add(self, a: Value, b: Value, c: Value) -> Value:
-        """A * b + c, rounded once where the host has fused multiply-add."""
+        """a * b + c, rounded once where the host has fused multiply-add."""
         name = f"llvm.fmuladd.v{a.type.count}f32" if isinstance(a.type, ir.VectorType) else "llvm.fmuladd.f32"
         kind = ir.FunctionType(a.type, (a.type,) * 3)
         function = self.builder.module.globals.get(name) or ir.Function(self.builder.module, kind, name)
         return self.builder.call(function, (a, b, c))
 
     def exp(self, x: Value) -> Value:
-        """E ** x for x <= 0, within 2 units in the last place; results below 1.2e-38 become about that.
+        """e ** x for x <= 0, within 2 units in the last place; results below 1.2e-38 become about that.
 
         x = n ln 2 + r with |r| <= ln 2 / 2; e**r by a polynomial, 2**n by writing the exponent (the classic Cephes
         expf, S. Moshier, 1992).

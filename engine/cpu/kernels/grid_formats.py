@@ -66,7 +66,7 @@ def _times(e: Emitter, points: Value, scale: Value) -> Value:
 
 
 def _half_step_scale(e: Emitter, packed: Value, d: Value, unit: float) -> Value:
-    """D (s + 1/2) · unit, s the upper four bits of an i32."""
+    """d (s + 1/2) · unit, s the upper four bits of an i32."""
     s = e.builder.uitofp(e.shift_right(packed, 28), F32)
     return e.multiply(e.multiply(d, e.builder.fadd(s, F32(0.5))), F32(unit))
 
@@ -93,7 +93,7 @@ def _iq3_xxs(e: Emitter, block: Value) -> Iterator[Value]:
 
 
 def _sixteen_scales(e: Emitter, block: Value, offset: int) -> list[Value]:
-    """D (s + 1/2) / 4 for the 16 numbers s in the half bytes at an offset."""
+    """d (s + 1/2) / 4 for the 16 numbers s in the half bytes at an offset."""
     d = e.half(block, 0)
     scales = []
     for byte in range(8):
@@ -145,7 +145,7 @@ def _shift(e: Emitter, taken_away: Value) -> Value:
 
 
 def _odd_scale(e: Emitter, d: Value, three_bits: Value) -> Value:
-    """D (2 s + 1)."""
+    """d (2 s + 1)."""
     return e.multiply(d, e.builder.uitofp(e.either(e.shift_left(three_bits, 1), I32(1)), F32))
 
 

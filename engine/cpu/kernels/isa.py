@@ -4,7 +4,7 @@ Everything here works on 8 lanes of four bytes: a lane is one row of weights, it
 columns' activations, four signed bytes, are the same in all lanes. An `Isa` adds such products up to one 32-bit number
 per lane. The integers are exact, so every instruction set gives the same sums.
 
-Knows nothing of formats, scales or loops. Values are llvmlite IR values.
+Independent of formats, scales and loops. Values are llvmlite IR values.
 """
 
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ class Isa:
 
     @staticmethod
     def factor(e: Emitter, numbers: Value) -> Value:
-        """Brings integer factors (8 × i32, within 16 bits) into the form that `finish` wants."""
+        """Brings integer factors (8 × i32, within 16 bits) into the form that `finish` takes."""
         return numbers
 
     def add(self, total: Value, weights: Value, activations: Value) -> Value:
@@ -150,7 +150,7 @@ class Avx2(Isa):
 
     @classmethod
     def for_tiles(cls, largest: int) -> type[Isa]:
-        """See Isa.for_tiles: as 16 bits, signed weights need no care for signs."""
+        """See Isa.for_tiles: as 16 bits, signed weights need no moving of signs."""
         return Avx2Wide if largest > ACTIVATION_MAX else cls
 
     @staticmethod

@@ -89,7 +89,7 @@ class Block:
         return self.e.multiply(a, self.e.const(a, float(b)) if isinstance(b, int | float) else b)
 
     def either(self, a: Value, b: Value) -> Value:
-        """A | b."""
+        """a | b."""
         return self.e.builder.or_(a, b)
 
     def signed(self, steps: tuple[Value, ...], scale: Value) -> Group:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from engine.errors import UnsupportedModelError
 from engine.model.architecture import Architecture
 from engine.model.architectures import (
+    bailing,
     cohere,
     deepseek,
     exaone,
@@ -26,8 +27,8 @@ from engine.model.architectures import (
 )
 
 _FILES = (
-    cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, llama, mamba, mistral3, olmo, others, phi,
-    qwen,
+    bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, llama, mamba, mistral3, olmo, others,
+    phi, qwen,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -5,11 +5,14 @@ from engine.model.config import RopeStyle
 from engine.model.parts import (
     AttentionParts,
     EmbeddingParts,
+    FfnParts,
     HeadParts,
     LayerParts,
     LogitScale,
     MoeParts,
+    Presence,
     RopeParts,
+    WindowParts,
 )
 
 _MOE = MoeParts(normalize=True, weight_scale=True, shared=True)
@@ -26,6 +29,16 @@ ARCHITECTURES = (
             head=HeadParts(scale=LogitScale.DIVIDES),
         )
         for name in ("granite", "granitemoe")
+    ),
+    Architecture(
+        name="granite_swa",
+        embedding=EmbeddingParts(scale=0.0),
+        layer=LayerParts(residual_scale=0.0),
+        rope=RopeParts(RopeStyle.NORM, pattern=True, long_factors=True, divisors=True),
+        attention=AttentionParts(window=WindowParts(period=0), scale=True, sinks=True),
+        ffn=FfnParts(fused_gate=Presence.OPTIONAL),
+        moe=_MOE,
+        head=HeadParts(scale=LogitScale.DIVIDES),
     ),
     Architecture(
         name="minicpm",

@@ -1,7 +1,7 @@
 """Families that are Llama with one or two parts exchanged."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
+from engine.model.config import Activation, NormKind, QkNorm, RopeStyle, Routing
 from engine.model.parts import (
     AttentionParts,
     BiasParts,
@@ -13,8 +13,10 @@ from engine.model.parts import (
     Presence,
     QkNormParts,
     RopeParts,
+    WindowParts,
 )
 
+_OF_A_MATRIX = ("weight", "scale", "input_scale")
 _LAYER_NORM = NormParts(NormKind.LAYER, bias=Presence.ALWAYS)
 _NORM_AFTER_ROPE = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, after_rope=True))
 
@@ -44,16 +46,63 @@ ARCHITECTURES = (
         layer=LayerParts(ffn_norm=("post_attention_norm",)),
         rope=RopeParts(RopeStyle.NEOX),
     ),
-    Architecture(
-        name="hunyuan-dense",
-        rope=RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX),
-        attention=_NORM_AFTER_ROPE,
+    *(
+        Architecture(
+            name=name,
+            rope=RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX),
+            attention=_NORM_AFTER_ROPE,
+        )
+        for name in ("hunyuan-dense", "hunyuan_vl")
     ),
     Architecture(
         name="hunyuan-moe",
         rope=RopeParts(RopeStyle.NEOX),
         attention=_NORM_AFTER_ROPE,
         moe=MoeParts(required=True, shared=True),
+    ),
+    # Layers with experts may have a dense part as well, which takes no part.
+    Architecture(
+        name="hy_v3",
+        rope=RopeParts(RopeStyle.NEOX, divisors=True),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD)),
+        ffn=FfnParts(scales=True),
+        moe=MoeParts(
+            required=True,
+            routing=Routing.SIGMOID,
+            normalize=None,
+            weight_scale=True,
+            dense_without_router=True,
+            groups=True,
+            width_of_used=True,
+            shared=True,
+            selection_bias=True,
+        ),
+        next_token_layers=True,
+        ignored_tensors=tuple(
+            f"blk.*.{name}.{end}" for name in ("ffn_gate", "ffn_up", "ffn_down") for end in _OF_A_MATRIX
+        ),
+    ),
+    Architecture(
+        name="plamo3",
+        layer=LayerParts(attn_post_norm=("post_attention_norm",), ffn_post_norm=("post_ffw_norm",)),
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD), window=WindowParts(period=8)),
+        ffn=FfnParts(fused_gate=Presence.ALWAYS),
+        unused_scales=("attn_qkv",),
+    ),
+    Architecture(
+        name="dbrx",
+        norm=NormParts(NormKind.LAYER),
+        layer=LayerParts(ffn_norm=("attn_output_norm",)),
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(clamp=True),
+        moe=MoeParts(required=True, weight_scale=True),
+    ),
+    Architecture(
+        name="minimax-m2",
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.WIDTH)),
+        moe=MoeParts(required=True, routing=Routing.SIGMOID, weight_scale=True, groups=True, selection_bias=True),
     ),
     Architecture(
         name="nemotron",

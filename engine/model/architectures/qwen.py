@@ -1,13 +1,20 @@
-"""Qwen 2, 2.5 and 3, dense and mixture of experts, and the text side of the models that take pictures."""
+"""Qwen 1, 2, 2.5 and 3, dense and mixture of experts, and the text side of the models that take pictures."""
 
 from engine.model.architecture import Architecture
 from engine.model.config import QkNorm, RopeStyle
-from engine.model.parts import AttentionParts, FfnParts, MoeParts, QkNormParts, RopeParts
+from engine.model.parts import AttentionParts, BiasParts, FfnParts, MoeParts, QkNormParts, RopeParts
 
 _SECTIONED = RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX)
 _HEAD_NORM = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD))
 
 ARCHITECTURES = (
+    # feed_forward_length counts the rows of gate and up together.
+    Architecture(
+        name="qwen",
+        rope=RopeParts(RopeStyle.NEOX),
+        ffn=FfnParts(width_divisor=2),
+        biases=BiasParts(required=("attn_qkv",)),
+    ),
     Architecture(name="qwen2", rope=RopeParts(RopeStyle.NEOX)),
     Architecture(
         name="qwen2moe",

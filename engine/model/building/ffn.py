@@ -33,7 +33,10 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
     shared_gate = moe.shared is not None and moe.shared_gate
     router = source.linear(f"{prefix}.ffn_gate_inp", experts, width)
     gate, up = _expert_gate_up(source, prefix, moe)
-    bias = tensors.optional_vector(f"{prefix}.exp_probs_b.bias", (experts,)) if parts.selection_bias else None
+    bias = None
+    if parts.selection_bias:
+        bias_name = f"{prefix}.exp_probs_b"
+        bias = tensors.optional_vector(bias_name if tensors.has(bias_name) else f"{bias_name}.bias", (experts,))
     return MoeWeights(
         router=router,
         gate=gate,

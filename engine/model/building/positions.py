@@ -52,5 +52,8 @@ class PositionTables:
                 divisors = tensors.vector(name, shape)
                 tensors.ignore(both.values())
         if divisors is not None and not (np.isfinite(divisors).all() and (divisors != 0).all()):
-            raise ModelFileError(f"tensor {name} holds zeros or infinities; allowed are divisors")
+            raise ModelFileError(
+                f"tensor {name} holds zeros or numbers that are not finite; allowed are finite divisors: "
+                "the file is damaged"
+            )
         return divisors

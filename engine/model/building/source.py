@@ -33,7 +33,8 @@ class TensorSource:
 
     def linear(self, name: str, rows: int, columns: int) -> Linear:
         """A projection."""
-        return self.tensors.linear(name, rows, columns, bias=self._bias(name))
+        scale = name.rpartition(".")[2] not in self.architecture.unused_scales
+        return self.tensors.linear(name, rows, columns, bias=self._bias(name), scale=scale)
 
     def feed_forward_linear(self, name: str, rows: int, columns: int) -> Linear:
         """A projection of a feed-forward part: its scale multiplies its bias too, or has no effect in this family."""
@@ -55,7 +56,7 @@ class TensorSource:
         """The first of these norms that the file has; the last one is asked for without looking."""
         if not names:
             return None
-        found = next((name for name in names if self.tensors.has(f"{prefix}.{name}.weight")), names[-1])
+        found = next((name for name in names if self.tensors.has_any(f"{prefix}.{name}", "", ".weight")), names[-1])
         return self.norm(f"{prefix}.{found}", (self.width,))
 
     def _bias(self, name: str) -> Presence:

@@ -1,4 +1,4 @@
-"""Hands out a file's tensors by name, checks every shape, and knows which were left over."""
+"""Hands out a file's tensors by name, checks every shape, and lists those that nothing asked for."""
 
 from __future__ import annotations
 
@@ -50,6 +50,10 @@ class TensorTable:
         """Whether the file has the tensor."""
         return name in self._gguf.tensors
 
+    def has_any(self, name: str, *suffixes: str) -> bool:
+        """Whether the file has the tensor with one of these endings."""
+        return any(self.has(name + suffix) for suffix in suffixes)
+
     def ignore(self, names: Iterable[str]) -> None:
         """Accept tensors that take no part in the computation; "blk.*.x" names x of every layer."""
         for name in names:
@@ -63,7 +67,9 @@ class TensorTable:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, outermost first."""
         if name not in self._gguf.tensors:
-            raise UnsupportedModelError(f"tensor {name} is missing; architecture {self._architecture!r} needs it")
+            raise UnsupportedModelError(
+                f"tensor {name} is missing; architecture {self._architecture!r} needs it: take a complete file"
+            )
         return self._gguf.tensors[name].shape
 
     def weight(self, name: str, shape: tuple[int, ...]) -> Weight:
@@ -90,8 +96,12 @@ class TensorTable:
     def norm(
         self, name: str, shape: tuple[int, ...], kind: NormKind, epsilon: float, *, weight: bool, bias: Presence
     ) -> Norm:
-        """A normalization: name.weight and name.bias, both of this shape, as far as the family has them."""
-        factor = self.vector(f"{name}.weight", shape) if weight else None
+        """A normalization: name.weight and name.bias, both of this shape, where the family has them.
+
+        Some files have the weight under the name alone.
+        """
+        weight_name = name if self.has(name) else f"{name}.weight"
+        factor = self.vector(weight_name, shape) if weight else None
         return Norm(kind, epsilon, factor, self._bias(name, shape, bias))
 
     def linear(
@@ -140,7 +150,7 @@ class TensorTable:
         return ExpertLinear(weight, offsets, factors)
 
     def finish(self, *, strict: bool = False) -> tuple[str, ...]:
-        """The tensors that nothing asked for and that take no part as far as is known; with `strict` there are none.
+        """The unused tensors that are not known to take part in a computation; with `strict` there are none.
 
         Raises:
             UnsupportedModelError: unused tensors are known to take part, or, with `strict`, there are any.
@@ -162,7 +172,7 @@ class TensorTable:
         return self.optional_vector(f"{name}.scale", (count,))
 
     def _ignore_scales(self, name: str) -> None:
-        # The input_scale tells how to round the inputs of a product to few bits; ours stay float32.
+        # input_scale says how to round the inputs of a product to few bits; here inputs stay float32.
         self.ignore((f"{name}.scale", f"{name}.input_scale"))
 
     def _check(self, name: str, expected: tuple[int, ...]) -> None:
@@ -177,7 +187,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape without leading ones, which files drop or add at will."""
+    """The shape without leading ones, which some files leave out or add."""
     start = 0
     while start < len(shape) - 1 and shape[start] == 1:
         start += 1

@@ -22,17 +22,19 @@ def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
     if ffn is None:
         return [None] * source.n_layers
     widths = source.read.per_layer("feed_forward_length", source.n_blocks, low=0)
-    return [_layer(source, ffn, index, widths[index]) for index in range(source.n_layers)]
+    return [_layer(source, ffn, index, widths[index] // ffn.width_divisor) for index in range(source.n_layers)]
 
 
 def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig:
-    """The feed-forward part of layer `index`, whose feed_forward_length is `width` (0 = none stated)."""
+    """The feed-forward part of layer `index`, of `width` columns where it is dense (0 = not stated)."""
     read, parts = source.read, source.architecture.moe
     n_experts = read.integer("expert_count", 0, low=0) if parts is not None else 0
     lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
     step = read.integer("interleave_moe_layer_step", 1, low=0) if parts is not None and parts.interleaved else 1
     dense = index < lead or (index + 1) % max(step, 1) != 0
-    dense = dense or (parts is not None and n_experts == 0 and not parts.required)
+    if parts is not None:
+        dense = dense or (n_experts == 0 and not parts.required)
+        dense = dense or (parts.dense_without_router and f"blk.{index}.ffn_gate_inp.weight" not in source.tensors)
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
@@ -68,10 +70,10 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfi
 
 def _normalize(source: Source, parts: MoeParts) -> bool:
     stated = source.read.flag("expert_weights_norm", False)
-    # norm_top_k_prob is only written by converters that know the model.
+    # Only converters made for the model write norm_top_k_prob.
     if parts.normalize is None or source.read.spelled("expert_weights_norm") == "norm_top_k_prob":
         return stated
-    # False is what writers put down where they know nothing; true says something.
+    # Writers store false where they do not know; true is always meant.
     if stated and not parts.normalize:
         raise UnsupportedModelError(
             f"metadata key {source.name}.expert_weights_norm is true; architecture {source.name!r} is only "
@@ -111,7 +113,7 @@ def _groups(parts: MoeParts, read: HyperParameters, n_experts: int, n_used: int)
     size = n_experts // n_groups
     if n_experts % n_groups or size < 2 or n_groups_used * size < n_used:
         raise ModelFileError(
-            f"{n_experts} experts in {n_groups} groups, {n_used} chosen from {n_groups_used} groups: groups must be of "
-            "equal size, at least two, and hold enough experts"
+            f"{n_experts} experts in {n_groups} groups, {n_used} chosen from {n_groups_used} groups: allowed are "
+            "groups of equal size, at least two experts each, that together hold the chosen number"
         )
     return n_groups, n_groups_used

@@ -13,7 +13,7 @@ from engine.errors import ModelFileError
 LARGEST = 2**31 - 1
 
 LIMIT = 1e6
-"""Largest factor believed; anything beyond is a damaged file."""
+"""Largest factor accepted; a file with a larger one is damaged."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "attention.key_length": ("attention.head_dim",),
@@ -152,7 +152,9 @@ class HyperParameters:
         self._read.add(spelled)
         value = self._metadata.get(f"{self._prefix}.{spelled}", default)
         if value is None:
-            raise ModelFileError(f"metadata key {self._prefix}.{key} is missing, and this architecture needs it")
+            raise ModelFileError(
+                f"metadata key {self._prefix}.{key} is missing, and this architecture needs it; convert the model again"
+            )
         return value
 
     def _wrong(self, key: str, found: object, allowed: str) -> ModelFileError:

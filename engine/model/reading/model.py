@@ -26,7 +26,7 @@ def read_config(
     run_context: Callable[[int], int],
     strict: bool = False,
 ) -> tuple[ModelConfig, tuple[str, ...]]:
-    """Hyper-parameters of a file, and the keys of this family of which nothing is known.
+    """Hyper-parameters of a file, and the unknown keys of this family.
 
     Args:
         architecture: what the family reads.

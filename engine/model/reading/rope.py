@@ -26,6 +26,8 @@ def read_layer_rope(source: Source, index: int, width: int, windows: list[int | 
     parts = source.architecture.rope
     if parts is None or (parts.skip_every is not None and (index + 1) % parts.skip_every == 0):
         return None
+    if parts.pattern and not _rotates(source, index):
+        return None
     attention = source.architecture.attention
     window = None if attention is None else attention.window
     if window is not None and window.rotated_only and any(windows) and windows[index] is None:
@@ -35,6 +37,20 @@ def read_layer_rope(source: Source, index: int, width: int, windows: list[int | 
         return None
     rope = _rope(source, parts, width)
     return rope if window is None or windows[index] is None else _windowed(source, window, rope)
+
+
+def _rotates(source: Source, index: int) -> bool:
+    """What attention.rope_pattern says of a layer; without a list all rotate."""
+    key = "attention.rope_pattern"
+    if not source.read.is_list(key):
+        return True
+    pattern = source.read.flags(key)
+    if len(pattern) < source.n_layers:
+        raise ModelFileError(
+            f"metadata key {source.name}.{key} holds {len(pattern)} values; "
+            f"allowed are {source.n_layers}, one per layer"
+        )
+    return pattern[index]
 
 
 def _rope(source: Source, parts: RopeParts, width: int) -> RopeConfig:
@@ -128,6 +144,6 @@ def _log_multiplier(source: Source) -> float:
 
 
 def _positive(read: HyperParameters, key: str, default: float) -> float:
-    """A number above zero; files write 0 or a negative number for "the usual"."""
+    """A number above zero; files store 0 or a negative number for the default."""
     value = read.number(key, default, high=LIMIT)
     return value if value > 0.0 else default

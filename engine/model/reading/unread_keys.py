@@ -16,7 +16,7 @@ from engine.model.reading.metadata import HyperParameters, usual_name
 
 HARMLESS = frozenset(
     {
-        "vocab_size",  # token_embd has the rows it has
+        "vocab_size",  # the rows of token_embd count
         "tensor_data_layout",
         "pooling_type",
         "decoder_start_token_id",
@@ -48,10 +48,10 @@ HARMLESS = frozenset(
 """Keys that change nothing where the family does not read them."""
 
 ZERO_MATTERS = frozenset({"attention.causal"})
-"""Keys whose false or zero says something."""
+"""Keys that matter also where they are false or zero."""
 
 OTHER_SENSES = ("vision.", "audio.", "mm.")
-"""Beginnings of keys that are about pictures and sound."""
+"""Beginnings of keys about pictures and sound."""
 
 USUAL: dict[str, tuple[Any, ...]] = {
     "attn_logit_softcapping": (50.0,),
@@ -77,7 +77,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "activation.situ_beta": (1.0,),
     "attention.indexer.kpool_select_tail": (True,),
 }
-"""Values that writers put down as defaults whether or not a family reads the key."""
+"""Values that writers store as defaults whether or not a family reads the key."""
 
 
 MATTERS = frozenset(
@@ -195,7 +195,7 @@ def check_unread(
         strict: refuse unknown keys too.
 
     Returns:
-        Whole names of the keys of which nothing is known.
+        Whole names of the unknown keys.
 
     Raises:
         UnsupportedModelError: a key is known to change the computation; names the key and its value.
@@ -217,7 +217,7 @@ def check_unread(
 
 
 def _without_effect(architecture: Architecture, config: ModelConfig, key: str, value: object) -> bool:
-    """Whether a key that was not read says nothing that the computation lacks."""
+    """Whether the computation is complete without a key that was not read."""
     same = _same_in_windows(config)
     if key in HARMLESS or key in architecture.ignored_keys or key.startswith(OTHER_SENSES):
         return True
@@ -247,7 +247,7 @@ def _is_any(value: object, usual: tuple[Any, ...]) -> bool:
 
 
 def _says_nothing(value: object) -> bool:
-    """Zero, false, minus one, no limit, or a list of nothing else: what writers put for "not used"."""
+    """Zero, false, minus one, no limit, or a list of nothing else: what writers store for "not used"."""
     if isinstance(value, (list, tuple, np.ndarray)):
         return all(_says_nothing(item) for item in value)
     if isinstance(value, (bool, np.bool_, int, np.integer)):

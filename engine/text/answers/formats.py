@@ -1,7 +1,7 @@
 """How models mark reasoning, calls and channels in their answers: one record for each family of markers.
 
-Which of them a model uses is told by its chat template: by its source, and by what it writes for probes. This module
-knows templates only as text.
+The source of a model's chat template, and what the template writes for probes, decide which of them the model uses.
+This module reads templates as text only.
 """
 
 import re
@@ -18,7 +18,7 @@ class Kind(Enum):
     CONTENT = auto()
     REASONING = auto()
     CALLS = auto()
-    HEADER = auto()  # the words that tell what follows
+    HEADER = auto()  # the words that say what follows
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Marks:
         begin: the first marker.
         ends: what ends the stretch; the end of the answer does so too.
         keep: how much of `begin` belongs to the stretch.
-        evidence: what in a template tells that the family is in use; the markers themselves where it is empty.
+        evidence: what a template of the family contains; the markers themselves where it is empty.
     """
 
     kind: Kind
@@ -42,13 +42,13 @@ class Marks:
 
 @dataclass(frozen=True)
 class Channels:
-    """An answer of several messages, each with a header that tells what it is.
+    """An answer of several messages, each with a header that says what it is.
 
     Attributes:
         opens: markers that begin a header.
-        bodies: markers that end the header, and what follows; None where the words of the header tell.
+        bodies: markers that end the header, and what follows; None where the words of the header say it.
         ends: markers that end a message.
-        evidence: what in a template tells that the family is in use.
+        evidence: what a template of the family contains.
         header: the form of a header; what has another form is text.
     """
 
@@ -138,7 +138,7 @@ CHANNELS = (
     ),
 )
 
-# Markers around the answer itself, which say nothing more, each with its evidence.
+# Markers around the answer itself, without further meaning, each with its evidence.
 _FRAMES = (
     ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_RESPONSE|>"),
     ("<|START_TEXT|>", "<|END_TEXT|>", "<|START_TEXT|>"),
@@ -202,7 +202,7 @@ def choose_format(source: str, samples: Iterable[str] = (), special_tokens: Coll
     Args:
         source: its chat template.
         samples: what the template writes for calls and for reasoning.
-        special_tokens: markers that are tokens of its own; they are used whatever the template says.
+        special_tokens: markers that are tokens of their own; they are used whatever the template contains.
     """
     samples = tuple(samples)
     seen = "\n".join((source, *samples))
@@ -228,7 +228,7 @@ _SIDES = re.compile(r"begin|start|open|prefix|end|stop|close|suffix|[^a-z]")
 
 
 def _unknown(samples: Iterable[str], known: Iterable[Marks]) -> list[Marks]:
-    """Stretches that a template marks in a way of its own, found around the probes in what it wrote."""
+    """Stretches that only this template marks in its way, found around the probes in what it wrote."""
     found = []
     begins = {marks.begin for marks in known}
     kinds = {marks.kind for marks in known}
@@ -245,7 +245,7 @@ def _unknown(samples: Iterable[str], known: Iterable[Marks]) -> list[Marks]:
 
 
 def _are_pair(before: re.Match[str] | None, after: re.Match[str] | None) -> bool:
-    """Whether two tags have the same name, but for what tells the first from the second."""
+    """Whether two tags have the same name, apart from the sign of an end."""
     if before is None or after is None or before[1] == after[1]:
         return False
     first, second = (_SIDES.sub("", tag[1].lower()) for tag in (before, after))

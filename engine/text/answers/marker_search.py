@@ -1,4 +1,4 @@
-"""Markers in text that arrives in pieces, and the white space around them. Knows no marker."""
+"""Markers in text that arrives in pieces, and the white space around them."""
 
 from collections.abc import Collection
 
@@ -7,7 +7,7 @@ class Flow:
     """Text of one kind: no white space at the beginning of a stretch that follows structure, none before structure.
 
     Attributes:
-        started: whether something has been handed out.
+        started: whether some text has been returned.
     """
 
     def __init__(self) -> None:
@@ -30,12 +30,12 @@ class Flow:
         return shown
 
     def cut(self) -> None:
-        """Structure comes: what follows is another stretch, apart from the one before by an empty line."""
+        """Called at a marker: what follows is another stretch, separated by an empty line from the one before."""
         self._waiting = "\n\n" if self.started else ""
         self._trim = True
 
     def finish(self) -> str:
-        """The end: the white space that was waiting."""
+        """Called at the end: the white space that was held back."""
         shown, self._waiting = (self._waiting if not self._trim else ""), ""
         return shown
 

@@ -1,7 +1,7 @@
-"""Takes an answer apart while it comes: content, reasoning, calls.
+"""Takes an answer apart while it is generated: content, reasoning, calls.
 
-Nothing that was handed out is ever taken back: what may be the beginning of a marker waits, and so does white space
-that a marker may turn out to follow. This module knows markers only by their records.
+Text that was returned is never revoked: text that may be the beginning of a marker is held back, and so is white space
+that a marker may follow. Markers are data: the records of formats.py.
 """
 
 import re
@@ -80,7 +80,7 @@ class AnswerParser:
         return piece
 
     def finish(self) -> Piece:
-        """The end of the answer: all that was waiting."""
+        """Called at the end of the answer: all that was held back."""
         piece = Piece()
         while self._step(piece, final=True):
             pass
@@ -116,7 +116,7 @@ class AnswerParser:
         return True
 
     def _actions(self) -> dict[str, Callable[[Piece, str], None]]:
-        """The markers that mean something here, and what they do."""
+        """The markers that are valid at this place, and what they do."""
         channels = self._format.channels
         if self._kind is Kind.HEADER:
             assert channels is not None, "only channels have headers"
@@ -133,7 +133,7 @@ class AnswerParser:
             actions |= dict.fromkeys(self._marks.ends, self._end)
             if self._kind is Kind.CALLS and not self._marks.keep:
                 actions.setdefault(self._marks.begin, self._again)
-            if self._kind is Kind.REASONING:  # special tokens of a call end a thought that has no end of its own
+            if self._kind is Kind.REASONING:  # special tokens of a call end reasoning that has no end marker
                 actions |= {
                     one.begin: self._begin
                     for one in self._format.marks
@@ -178,7 +178,7 @@ class AnswerParser:
         self._enter(Kind.CONTENT, None, "")
 
     def _stray_end(self, piece: Piece, marker: str) -> None:
-        """The end of a thought that was none; behind text it is text."""
+        """An end marker without reasoning before it; after text it is text."""
         if self._flows[Kind.CONTENT].started:
             self._say(piece, Kind.CONTENT, marker)
         else:
@@ -207,7 +207,7 @@ class AnswerParser:
             calls = read_calls(body, self._types)
         if bare and not {call.name for call in calls} <= self._format.bare_calls:
             calls = ()
-        if not calls and body.strip():  # not to be read: it stays in the answer as it came
+        if not calls and body.strip():  # not readable as calls: it stays in the answer unchanged
             self._kind, self._marks = Kind.CONTENT, None
             self._say(piece, Kind.CONTENT, raw)
             return

@@ -20,7 +20,7 @@ class AnswerReader:
         self._called = False
 
     def read(self, chunk: StreamChunk) -> StreamChunk:
-        """The chunk with its text taken apart; the last one brings what had to wait."""
+        """The chunk with its text taken apart; the last one has what was held back."""
         piece = self._parser.push(chunk.text)
         content, reasoning, calls = piece.content, piece.reasoning, [*piece.tool_calls]
         if chunk.finish_reason is not None:

@@ -1,7 +1,7 @@
-"""Reads the calls that a model wrote, in whichever of the known notations they are.
+"""Reads the calls that a model wrote, in any of the known notations.
 
-A notation is told by the text itself: JSON, elements with parameters, keys and values in tags, names and arguments
-between special tokens, Python calls. This module knows neither templates nor tokens.
+The text itself shows its notation: JSON, elements with parameters, keys and values in tags, names and arguments
+between special tokens, Python calls. Independent of templates and tokens.
 """
 
 import ast
@@ -56,7 +56,7 @@ def read_calls(text: str, types: Types | None = None) -> tuple[ToolCall, ...]:
 
     Args:
         text: the text between the markers of calls.
-        types: types of parameters, for notations that do not tell a string from a number.
+        types: types of parameters, for notations that write strings and numbers alike.
     """
     text = _CLOSE.sub(r"</\1>", _OPEN.sub(r"<\1>", _DECORATION.sub("", text))).strip()
     text = _FENCE.sub(r"\1", text)
@@ -68,7 +68,7 @@ def read_calls(text: str, types: Types | None = None) -> tuple[ToolCall, ...]:
 
 
 def parameter_types(tools: Iterable[Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
-    """Type of each parameter by function name, as far as the JSON schemas of tools tell."""
+    """Type of each parameter by function name, where the JSON schemas of tools state it."""
     types: dict[str, dict[str, Any]] = {}
     for tool in tools or ():
         function = tool.get("function", tool)

@@ -1,6 +1,6 @@
 """Chat templates: a conversation → the prompt text the model was trained on, by the file's own jinja2 template.
 
-This module knows the tokenizer only by the names of its special tokens.
+Of the tokenizer only the names of its special tokens are used.
 """
 
 import logging
@@ -106,7 +106,7 @@ class ChatTemplate:
 
         Raises:
             InvalidRequestError: the messages are malformed, or the template does not take them.
-            TokenizerError: the template itself is broken or does not end.
+            TokenizerError: the template has an error or does not end.
         """
         checked, tools = checked_messages(messages), checked_tools(tools)
         template = self._chosen(template, tools)
@@ -145,7 +145,7 @@ class ChatTemplate:
 
         Args:
             template: name of a variant.
-            values: names for the template, in case that it renders nothing without them.
+            values: names for the template, in case it renders nothing without them.
         """
         compiled, source = self.compile(template), self._source(template)
         found = self._habits.get((template, ()))
@@ -172,7 +172,7 @@ class ChatTemplate:
         Args:
             template: name of a variant.
             tools: the tools that it may call: calls of these may come without a marker, if the template writes them so.
-            values: names for the template, in case that it renders nothing without them.
+            values: names for the template, in case it renders nothing without them.
         """
         tools = checked_tools(tools)
         template = self._chosen(template, tools)

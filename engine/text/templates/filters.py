@@ -1,4 +1,4 @@
-"""Filters and methods of the template sandbox that can blow a value up, each with its check.
+"""Filters and methods of the template sandbox that can make a value huge, each with its check.
 
 They take what jinja2's own take, and give what Hugging Face's templates expect.
 """
@@ -66,7 +66,7 @@ def checked_change(owner: Any, name: str, args: tuple[Any, ...], kwargs: dict[st
 
 
 def checked_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter or test that refuses values of unbearable size."""
+    """A filter or test that refuses values beyond MAX_SIZE."""
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -82,7 +82,7 @@ def check_widths(text: str, values: Iterable[Any], *, nested: str) -> None:
     """Refuses format strings that pad widely, be the width written out or (`nested`) taken from a value."""
     from_value = re.search(nested, text) is not None
     if _LONG_NUMBER.search(text) or (from_value and any(isinstance(v, int) and abs(v) > 9999 for v in values)):
-        raise TemplateLimitError("it pads a text beyond any use")
+        raise TemplateLimitError("it pads a text to more characters than any prompt needs")
 
 
 def format_filter(text: Any, *args: Any, **kwargs: Any) -> str:

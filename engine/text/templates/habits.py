@@ -1,6 +1,6 @@
 """What a chat template takes, found out by rendering probes: strings or parts, which roles, which keys.
 
-This module knows templates only as a function that renders messages; it knows no jinja2 and no tokens.
+A template is a function that renders messages here; independent of jinja2 and tokens.
 """
 
 import re
@@ -60,7 +60,7 @@ class Habits:
 
 
 _USER = {"role": "user", "content": "Hello"}
-_THINK: dict[str, Any] = {  # names by which templates are told to keep reasoning in what was said before
+_THINK: dict[str, Any] = {  # names that make templates keep reasoning of earlier turns
     "enable_thinking": True,
     "thinking": True,
     "thinking_mode": "thinking",
@@ -80,7 +80,7 @@ def learn(source: str, render: Render) -> Habits:
     """Tries a template out with some twenty short conversations.
 
     Args:
-        source: its text, for what no conversation can show.
+        source: its text, for what no rendered conversation shows.
         render: renders messages with it.
     """
     source = _COMMENT.sub("", source)
@@ -134,7 +134,7 @@ def _call_message(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_calls(render: Render, values: Mapping[str, Any], *more: dict[str, Any]) -> str | None:
-    """A talk with a call whose message has these values; without its result where the template refuses one."""
+    """A conversation with a call whose message has these values; without its result where the template refuses one."""
     message = {key: value for key, value in _call_message(values).items() if value is not NoContent.ABSENT}
     for rest in ((RESULT, *more), more, (RESULT, *more, _USER)):
         text = render([_USER, message, *rest], {"tools": TOOLS})

@@ -1,4 +1,4 @@
-"""What one render of a template may use: steps, seconds, and sizes of values. Knows nothing of templates."""
+"""What one render of a template may use: steps, seconds, and sizes of values."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ class Budget:
 
     Attributes:
         steps: rounds and calls left.
-        deadline: when time is up, on the monotonic clock.
+        deadline: when the time is used up, on the monotonic clock.
         seconds: from the beginning to then.
         growth: characters and items that methods may still put into lists and mappings.
         given: the containers that the template was given, by identity; they are never changed.
@@ -77,7 +77,7 @@ def _containers(given: Any) -> dict[int, Any]:
 
 
 def check_size(value: Any) -> Any:
-    """Gives the value back if it is of bearable size, else raises TemplateLimitError.
+    """Returns the value if its size is within the limits, else raises TemplateLimitError.
 
     Lists inside lists count as often as they appear, because writing them out would repeat them.
     """
@@ -92,7 +92,7 @@ def check_size(value: Any) -> Any:
 def size_of(value: Any) -> int:
     """Characters and items of a value, everything inside it included.
 
-    Each list is looked at once, however often it appears, so that the time is bounded by what is really there.
+    Each list is looked at once, however often it appears, so that the time is bounded by the number of distinct items.
 
     Raises:
         TemplateLimitError: the size is beyond MAX_SIZE, or the value contains itself.

@@ -1,6 +1,6 @@
 """Gives checked messages the shape that a template takes, as `habits.py` has found it out.
 
-This module knows neither templates nor tokens.
+Independent of templates and tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ def shaped(messages: Sequence[Message], habits: Habits) -> list[Message]:
 
 
 def without_system(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """Ways to say system messages to a template that refuses them, the gentlest first; none where there are none.
+    """Ways to pass system messages, if any, to a template that refuses them, the smallest change first.
 
     One system message instead of several at the beginning; later ones before the text of the user that follows; all of
     them so; all of them before the first text of a user.

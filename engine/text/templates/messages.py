@@ -1,6 +1,6 @@
 """Checks a conversation before a template sees it, and brings what callers write differently to one form.
 
-`message_shape.py` then gives it the shape that a template takes. This module knows nothing of templates or tokens.
+`message_shape.py` then gives it the shape that a template takes. Independent of templates and tokens.
 """
 
 import json
@@ -76,7 +76,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
             checked["tool_calls"] = calls
     if "content" not in message and "tool_calls" not in message and not any(key in checked for key in REASONING_KEYS):
         raise InvalidRequestError(
-            f"{where} has no 'content'; only a message with 'tool_calls' or 'reasoning_content' may go without"
+            f"{where} has no 'content'; only a message with 'tool_calls' or 'reasoning_content' may go without it"
         )
     checked["content"] = content
     return checked
@@ -149,7 +149,7 @@ class Arguments(dict[str, Any]):
 
 
 def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
-    """The HTTP API sends arguments as JSON text; most templates want the mapping itself, some the text.
+    """The HTTP API sends arguments as JSON text; most templates take the mapping itself, some the text.
 
     No arguments at all, empty text and null are the empty mapping.
     """

@@ -1,4 +1,4 @@
-"""Compiles and renders one chat template within its limits, and tries it out; says in words what went wrong."""
+"""Compiles and renders one chat template within its limits, and probes it; its errors say what went wrong."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -86,7 +86,7 @@ def learned(compiled: "Template", source: str, values: Mapping[str, Any]) -> Hab
 
 
 def check_not_lost(messages: list[dict[str, Any]], habits: Habits, text: str) -> None:
-    """Refuses to go on without what was said in a role that the template has no place for.
+    """Refuses to render a conversation without the text of a role that the template leaves out.
 
     Raises:
         InvalidRequestError: none of the text of such a role is in the prompt.

@@ -1,8 +1,8 @@
-"""The jinja2 environment chat templates run in: what Hugging Face templates expect, and nothing they could harm with.
+"""The jinja2 environment chat templates run in: what Hugging Face templates expect, and nothing that could do harm.
 
 A template comes with a downloaded file. It reaches no Python objects (jinja2's immutable sandbox), takes a bounded
 number of steps, and makes no value beyond a bounded size. It may change the lists and mappings that it has made
-itself, but none that it was given. This module knows nothing of messages or tokenizers.
+itself, but none that it was given. Independent of messages and tokenizers.
 """
 
 from collections.abc import Callable
@@ -150,7 +150,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return bounded
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """An arithmetic operation, refused if its result would be huge."""
+        """An arithmetic operation, refused if its result would be beyond the limits."""
         for one, other in ((left, right), (right, left)):
             if operator == "*" and isinstance(one, int) and isinstance(other, (str, bytes, list, tuple)):
                 forbid_growth(one * len(other))

@@ -1,7 +1,7 @@
 """BPE through the `tokenizers` library: words by the pre-tokenizer's patterns, then merges in file order.
 
 Source of the byte alphabet: GPT-2 (Radford et al. 2019), where each of the 256 bytes is written as one printable
-character. This module knows nothing of special tokens or metadata keys.
+character. Independent of special tokens and metadata keys.
 """
 
 import logging
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 # The library works fastest on pieces of this many characters (measured: 1 MB in 0.4 s, as one piece in 0.9 s).
 _CHUNK = 50_000
-# Text without any safe place to cut is cut here all the same: the library's regex engine gives up on longer runs.
+# Text without any safe place to cut is cut here all the same: the library's regex engine fails on longer runs.
 _HARD_CHUNK = 1_000_000
 # Every pattern of the table starts a word at a space between ASCII letters, and at a letter after a single line break.
 _SAFE_CUT = re.compile(r"(?<=[a-z])(?= [A-Za-z])|(?<=\S\n)(?=[A-Za-z\u4e00-\u9fa5])")
@@ -33,7 +33,7 @@ BYTE_OF_CHARACTER = _byte_alphabet()
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """The bytes a byte-level token stands for; a character outside the alphabet stands for its own UTF-8."""
+    """The bytes of a byte-level token; a character outside the alphabet gives its own UTF-8."""
     try:
         return bytes([BYTE_OF_CHARACTER[character] for character in token])
     except KeyError:
@@ -48,7 +48,7 @@ class ByteLevelBpe:
 
     Args:
         token_to_id: V token strings in the byte alphabet.
-        merges: "left right" strings, most wanted first.
+        merges: "left right" strings, highest priority first.
         style: how text is cut into words.
 
     Raises:
@@ -80,7 +80,7 @@ class CharacterBpe:
 
     Args:
         token_to_id: V token strings.
-        merges: "left right" strings, most wanted first.
+        merges: "left right" strings, highest priority first.
         style: how text is cut into words; one pattern that Python's `re` understands.
         lowercase: fold letters to lower case.
 
@@ -115,7 +115,7 @@ def _model(token_to_id: dict[str, int], merges: list[str], ignore_merges: bool, 
     from tokenizers.models import BPE
 
     pairs: list[Any] = [tuple(merge.split(" ")) for merge in merges]
-    # The library breaks down on a merge that makes more than the longest token, so the joins are looked up first.
+    # The library fails on a merge that makes more than the longest token, so the joins are looked up first.
     well_formed = len(set(pairs)) == len(pairs) and all(len(pair) == 2 for pair in pairs)
     if well_formed and all(map(token_to_id.__contains__, map("".join, pairs))):
         try:

@@ -1,6 +1,6 @@
 """Chooses the algorithm of a vocabulary kind and what the file's flags change in it.
 
-One function a kind; the tokenizer only sees the `Encoding` that comes out. This module knows nothing of text.
+One function a kind; the tokenizer uses the `Encoding` that it returns.
 """
 
 import logging
@@ -29,7 +29,7 @@ class Spelling(Enum):
     """How tokens are written in the file."""
 
     BYTE_ALPHABET = "byte alphabet"  # one printable character a byte, as GPT-2 does
-    ESCAPED_SPACES = "escaped spaces"  # "▁" stands for a space
+    ESCAPED_SPACES = "escaped spaces"  # "▁" replaces a space
     PLAIN = "plain"  # as they are
     BACKSLASHES = "backslashes"  # bytes, with \n, \x0a and the like
 
@@ -53,8 +53,8 @@ class Encoding:
         add_eos: it ends with EOS.
         add_sep: it ends with SEP.
         space_first: a space goes before text at the start and after each special token.
-        escape_spaces: the encoder wants spaces written as "▁".
-        drop_space: the first space of decoded text is none of its own.
+        escape_spaces: the encoder takes spaces written as "▁".
+        drop_space: the first space of decoded text is not part of it.
     """
 
     encoder: Encoder
@@ -165,7 +165,9 @@ def _pre_name(metadata: Mapping[str, Any]) -> str:
     if name is not None and not isinstance(name, str):
         raise TokenizerError(f"tokenizer.ggml.pre must be a string, found {type(name).__name__}")
     if not name:
-        logger.warning("the file names no pre-tokenizer; words are cut the old default way, which may cost quality")
+        logger.warning(
+            "the file names no pre-tokenizer; words are cut by llama.cpp's old default, which may cost quality"
+        )
         return "default"
     return name
 

@@ -1,6 +1,6 @@
 """Token ids → text, one id at a time, never showing half a character.
 
-This module knows the tokenizer only through `decode_step`.
+Of the tokenizer only `decode_step` is used.
 """
 
 import codecs
@@ -10,7 +10,7 @@ from engine.text.tokenizers.tokenizer import Tokenizer
 
 
 class IncrementalDecoder:
-    """Decodes ids as they come; all `push` results and `finish` joined equal `tokenizer.decode(ids)`.
+    """Decodes ids one after the other; all `push` results and `finish` joined equal `tokenizer.decode(ids)`.
 
     Bytes of an incomplete UTF-8 character wait for the next token. Bytes that cannot become a character any more come
     out as U+FFFD.
@@ -53,6 +53,6 @@ class IncrementalDecoder:
         return text
 
     def finish(self) -> str:
-        """What was still waiting: "" or U+FFFD for an incomplete character. The decoder is then ready for new ids."""
+        """What was still held back: "" or U+FFFD for an incomplete character. The decoder is then ready for new ids."""
         self._simple = False
         return self._utf8.decode(b"", final=True)

@@ -1,6 +1,6 @@
 """Two tokenizers without merges: RWKV's greedy longest match over bytes, and PLaMo 2's best-scored spelling.
 
-This module knows nothing of special tokens or metadata keys.
+Independent of special tokens and metadata keys.
 """
 
 from collections.abc import Sequence

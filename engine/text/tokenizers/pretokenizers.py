@@ -2,7 +2,7 @@
 
 The names are the values of `tokenizer.ggml.pre` that llama.cpp writes. Patterns are in the Oniguruma syntax of the
 `tokenizers` library and are applied one after another, each to the pieces the one before left; what a pattern does not
-match stays a piece of its own. This module knows nothing of vocabularies or files.
+match stays a piece of its own. Independent of vocabularies and files.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class PreTokenizer:
 
     Attributes:
         patterns: regular expressions, applied in order.
-        ignore_merges: a word that is a token as it stands is taken whole, without looking at the merges.
+        ignore_merges: a word that is a token is taken whole, without looking at the merges.
         add_bos: a BOS token is put first when the file does not say.
         border_at_space: a single space between two ASCII letters always starts a word, so that long text may be cut
             there without changing the result.

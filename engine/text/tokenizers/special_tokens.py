@@ -1,7 +1,7 @@
 """Which tokens are special: names that end a generation, names whose type a file often gets wrong, and id look-up.
 
 GGUF files mark control tokens by type and name a few ids in metadata; many files are incomplete. The rules here follow
-llama.cpp so that a model stops at the same place. This module knows nothing of encoding.
+llama.cpp so that a model stops at the same place. Independent of encoding.
 """
 
 import logging
@@ -132,7 +132,7 @@ def end_of_generation(
         if name in token_to_id:
             types[token_to_id[name]] = TokenType.USER_DEFINED
 
-    # Two families give a common end name another meaning; what else they have as an end tells them apart.
+    # Two families give a common end name another meaning; their other end tokens distinguish them.
     end_names = {tokens[id] for id in ends}
     calls = bool(end_names & {"<|call|>", "<|calls|>"})
     if (

@@ -1,8 +1,8 @@
 """Cuts special tokens out of text before anything else looks at it.
 
 The order is llama.cpp's: the longest token (in UTF-8 bytes) takes its places first, from left to right, then the next
-longest takes what is still free. A token may also swallow the ASCII white space next to it. This module knows tokens
-only as strings.
+longest takes what is still free. A token may also swallow the ASCII white space next to it. Tokens are strings
+here.
 """
 
 import re

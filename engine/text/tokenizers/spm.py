@@ -2,8 +2,8 @@
 
 The algorithm is SentencePiece's (Kudo and Richardson 2018) in the order llama.cpp runs it: of all neighbours whose join
 is a token, the one with the highest score merges, the leftmost of equals. Scores may tie and any token may come from
-any split, which a list of ranked merges cannot express; hence no `tokenizers` here. This module knows nothing of
-special tokens or metadata keys.
+any split, which a list of ranked merges cannot express; hence no `tokenizers` here. Independent of
+special tokens and metadata keys.
 """
 
 import heapq
@@ -13,11 +13,11 @@ import numpy as np
 
 from engine.errors import TokenizerError
 
-SPACE = "▁"  # stands for a space inside tokens
+SPACE = "▁"  # replaces a space inside tokens
 
 _CODE_POINTS = 0x110000
 _CACHE_ENTRIES = 1 << 16
-_CACHE_CHARACTERS = 32  # longer pieces are not worth remembering
+_CACHE_CHARACTERS = 32  # longer pieces rarely repeat, so they are not cached
 
 
 class SentencePieceBpe:
@@ -68,7 +68,7 @@ class SentencePieceBpe:
         return ids
 
     def _pieces(self, text: str) -> list[str]:
-        """Cuts between two characters that stand side by side in no token: no merge can ever cross there."""
+        """Cuts between two characters that are neighbours in no token: no merge can cross there."""
         if len(text) < 2:
             return [text] if text else []
         points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4").astype(np.int64)

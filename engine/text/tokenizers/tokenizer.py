@@ -1,7 +1,7 @@
 """The tokenizer: text ↔ token ids, from GGUF metadata alone.
 
 It cuts special tokens out of the text, gives the rest to the algorithm of the vocabulary's kind (`encoding.py`), and
-adds what the model wants at the ends. It knows nothing of models, devices or files.
+adds the tokens that the model expects at the ends. Independent of models, devices and files.
 """
 
 import logging
@@ -34,7 +34,7 @@ class Tokenizer:
         add_bos: `encode(add_special=True)` puts BOS first.
         add_eos: `encode(add_special=True)` puts EOS last.
         add_sep: `encode(add_special=True)` puts SEP last.
-        drops_first_space: tokens at the start of a text carry a space that is none of its own; `decode` takes it off.
+        drops_first_space: tokens at the start of a text carry a space that the text does not have; `decode` removes it.
         eog_ids: ids that end a generation: EOS, end of turn, end of message.
         special_ids: token id by role, only those there are: "bos", "eos", "eot", "unk", "pad", "fim_pre" …
     """
@@ -94,7 +94,7 @@ class Tokenizer:
 
         Args:
             text: any string; a lone surrogate counts as U+FFFD.
-            add_special: put BOS first and EOS last where the model wants them.
+            add_special: put BOS first and EOS last where the model expects them.
             parse_special: control tokens written out in the text (`<|im_end|>`) become those tokens; otherwise they
                 are plain text. User-defined tokens are always recognised.
 
@@ -158,7 +158,7 @@ class Tokenizer:
             ids: token ids.
             skip_special: leave control and unknown tokens out; otherwise they appear by name.
             continuation: the ids continue a text (a generation after its prompt), so their first space belongs to the
-                text. By default the space that SentencePiece models get before the first word is taken off again.
+                text. By default the space that SentencePiece models get before the first word is removed again.
 
         Raises:
             InvalidRequestError: an id is outside the vocabulary.
@@ -195,7 +195,7 @@ class Tokenizer:
             return found
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes token `id` stands for; special tokens give their name, unused ones nothing."""
+        """The bytes of token `id`; special tokens give their name, unused ones nothing."""
         found = self._bytes.get(id)
         if found is None:
             found = self._bytes[id] = self._compute_bytes(self._checked(id))
@@ -251,7 +251,7 @@ def _splitter(vocabulary: Vocabulary, types: set[TokenType], swallow_right: froz
 
 
 def _swallowing(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> frozenset[int]:
-    """Special tokens that take the white space after them: those of Phi-3, which no metadata key tells."""
+    """Special tokens that take the white space after them: those of Phi-3, for which there is no metadata key."""
     name = metadata.get("general.name")
     if not isinstance(name, str) or not any(part in name.lower() for part in ("phi-3", "phi3")):
         return frozenset()

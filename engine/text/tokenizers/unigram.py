@@ -1,7 +1,7 @@
 """Unigram: of all ways to spell a text in tokens, the most probable one, after SentencePiece's normalization.
 
 The search is the `tokenizers` library's. The normalization is written here, because the library applies SentencePiece's
-table character by character, and it was made for the longest match. This module knows nothing of metadata keys.
+table character by character, and it was made for the longest match. Independent of metadata keys.
 """
 
 import re
@@ -74,7 +74,7 @@ class Unigram:
         return ids
 
     def normalize(self, text: str) -> str:
-        """The text as the search sees it: characters mapped, spaces merged and written as "▁"."""
+        """The text that is searched: characters mapped, spaces merged and written as "▁"."""
         text = text.replace("\uffff", "\ufffd")
         if self._charsmap is not None:
             # User-defined tokens stay as they are written.

@@ -1,6 +1,6 @@
 """Reads a vocabulary out of GGUF metadata and checks it: tokens, types, scores, special ids, flags.
 
-Nothing in the metadata is trusted. This module knows nothing of encoding; `encoding.py` does that.
+Nothing in the metadata is trusted. `encoding.py` makes an encoder of it.
 """
 
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ class Vocabulary:
         return cls(kind, tokens, types, _scores(metadata, len(tokens)), token_to_id, ids, eog_ids)
 
     def is_special(self, id: int) -> bool:
-        """True for control and unknown tokens: they steer the model and are no part of the text."""
+        """True for control and unknown tokens: they control the model and are no part of the text."""
         return self.types[id] in _SPECIAL
 
 

@@ -1,8 +1,8 @@
 """WordPiece: words cut like BERT's, then the longest token first.
 
 The words come from the `tokenizers` library (clean-up, lower case, accents, Chinese characters and punctuation on their
-own). A GGUF file writes a token that begins a word with "▁" and one that continues it as it is. This module knows
-nothing of special tokens or metadata keys.
+own). A GGUF file writes a token that begins a word with "▁" and one that continues it as it is. Independent
+of special tokens and metadata keys.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ class WordPiece:
     """Text → token ids by greedy longest match inside each word (Devlin et al. 2018).
 
     Args:
-        token_to_id: V token strings; "▁" stands for the beginning of a word.
+        token_to_id: V token strings; "▁" marks the beginning of a word.
         unknown_id: what a word becomes that the tokens cannot spell; None leaves it out.
         lowercase: fold letters to lower case.
-        strip_accents: take accents off.
+        strip_accents: remove accents.
     """
 
     def __init__(
