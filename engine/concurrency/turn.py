@@ -108,7 +108,7 @@ class Turn:
     def ring(self) -> None:
         """Wake all sleeping calls."""
         if self.bells:
-            with suppress(IndexError):  # another thread releases it as well
+            with suppress(IndexError):  # another thread rings as well
                 while True:
                     self.bells.popleft().release()
 
