@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from engine.errors import ModelFileError
 from engine.model.config import AttentionConfig, AttentionTemperature, LatentConfig, QkNorm, RopeConfig
@@ -14,26 +15,35 @@ from engine.model.reading.source import Source
 from engine.model.reading.windows import read_windows
 
 
-def read_attention(source: Source) -> list[AttentionConfig]:
-    """Attention of each layer.
+def read_attention(source: Source, attends: Sequence[bool]) -> list[AttentionConfig | None]:
+    """Attention of each layer; None where it has none.
+
+    Args:
+        source: the file.
+        attends: whether each layer has attention.
 
     Raises:
         ModelFileError: the numbers of heads contradict each other or the width, or a key has a wrong value.
     """
     read, parts = source.read, source.architecture.attention
     assert parts is not None
-    heads = read.per_layer("attention.head_count", source.n_blocks)
-    kv_heads = read.per_layer("attention.head_count_kv", source.n_blocks, default=heads)
+    least = 1 if all(attends) else 0  # other layers may have no heads
+    heads = read.per_layer("attention.head_count", source.n_blocks, low=least)
+    kv_heads = read.per_layer("attention.head_count_kv", source.n_blocks, default=heads, low=least)
     windows = read_windows(source, parts.window)
-    return [_layer(source, parts, index, heads[index], kv_heads[index], windows) for index in range(source.n_layers)]
+    return [
+        _layer(source, parts, index, heads[index], kv_heads[index], windows) if has else None
+        for index, has in enumerate(attends)
+    ]
 
 
 def _layer(
     source: Source, parts: AttentionParts, index: int, heads: int, kv_heads: int, windows: list[int | None]
 ) -> AttentionConfig:
-    if heads % kv_heads:
+    if not kv_heads or not heads or heads % kv_heads:
         raise ModelFileError(
-            f"layer {index} has {heads} heads and {kv_heads} key/value heads; the second must divide the first"
+            f"layer {index} has {heads} heads and {kv_heads} key/value heads; both must be positive, and "
+            "the second must divide the first"
         )
     latent = read_latent(source, index) if parts.latent else None
     if latent is None:
@@ -59,6 +69,7 @@ def _layer(
         sinks=parts.sinks,
         alibi=source.default("attention.max_alibi_bias", parts.alibi) or 0.0,
         latent=latent,
+        output_gate=parts.output_gate,
     )
 
 
