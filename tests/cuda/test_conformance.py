@@ -10,7 +10,7 @@ from engine.cuda.driver.compiler import device_arch
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
-from tests.support.conformance import NAMES
+from tests.support.conformance import GPU_NAMES
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, pages_of, token_ids
 
@@ -54,7 +54,7 @@ def kernels(request, conformance_dir, part_files):
     card = compiler.device_arch(), int(cupy.cuda.Device().attributes["MultiProcessorCount"])
     jobs = {}
     chosen = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}
-    paths = [(conformance_dir / "models" / f"{name}.gguf", LIMIT) for name in NAMES if name in chosen]
+    paths = [(conformance_dir / "models" / f"{name}.gguf", LIMIT) for name in GPU_NAMES if name in chosen]
     paths += [(path, ["f32"]) for name, path in part_files.items() if name in chosen]
     for path, kv_types in paths:
         with open_gguf(path) as gguf:
@@ -77,7 +77,7 @@ def prompt_logits(runner, ids, *, slot, pieces):
     return np.concatenate(rows)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", GPU_NAMES)
 def test_logits(name, conformance_dir, capsys):
     expected = np.load(conformance_dir / "logits" / f"{name}.npz")
     ids, logits = expected["tokens"], expected["logits"]

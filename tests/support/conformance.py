@@ -14,6 +14,14 @@ NAMES = (
 )  # fmt: skip
 """Files of conformance/ and conformance2/ whose families are supported."""
 
+ON_CPU_ALONE = {
+    "falcon-h1-dense", "granitehybrid-dense", "jamba-dense", "kimi-linear-moe", "lfm2-dense", "lfm2moe-moe",
+    "mamba2-dense", "nemotron_h-dense", "nemotron_h_moe-dense", "qwen35-dense", "qwen35moe-moe", "qwen3next-moe",
+}  # fmt: skip
+"""Those that the GPU declines."""
+
+GPU_NAMES = tuple(name for name in NAMES if name not in ON_CPU_ALONE)
+
 SAME_AS = {
     "arcee", "chatglm", "codeshell", "dots1", "exaone", "granitemoe", "hunyuan-moe", "orion", "qwen2vl", "qwen3vl",
     "qwen3vlmoe", "starcoder", "xverse",
