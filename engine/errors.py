@@ -30,6 +30,10 @@ class InvalidRequestError(EngineError, ValueError):
     """The caller asked for something impossible: a prompt, an option or a sampling setting out of range."""
 
 
+class ConstraintError(InvalidRequestError):
+    """What the answer has to be cannot be used: it contradicts itself, or asks for what is not supported."""
+
+
 class ModelFileError(EngineError):
     """The model file cannot be used."""
 

@@ -228,7 +228,7 @@ def main() -> None:
             servers["llama-server"] = lambda prompts, n, url=url: measure(url, prompts, n)
         if arguments.in_process:
             llm = stack.enter_context(
-                LLM(model, arguments.device, context, threads=arguments.threads, max_sequences=most)
+                LLM(model, arguments.device, context_length=context, threads=arguments.threads, max_sequences=most)
             )
             servers["in process"] = lambda prompts, n: in_process(llm, prompts, n)
         figures = compare(servers, arguments)

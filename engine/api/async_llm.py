@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any
 
+from engine.api.chats import Message
 from engine.api.driver import Driver, News, PromptProgress
 from engine.api.fold import Fold, merged
-from engine.api.llm import LLM, Message
+from engine.api.llm import LLM
 from engine.api.prompts import Prompt
 from engine.errors import DeviceError, InvalidRequestError
 from engine.request import GenerationResult, Request, StreamChunk
@@ -248,15 +249,16 @@ class AsyncLLM:
         """
         params = params or SamplingParams()
         chat = prompt if isinstance(prompt, ChatPrompt) else None
+        constrained = params.constraint is not None
         mailbox = self._driver.mailbox(asyncio.get_running_loop())
         inboxes = [Inbox() for _ in range(params.n)]
 
         def add() -> list[AsyncStream]:
-            ids = self.llm.prompt_ids(prompt) if not isinstance(prompt, ChatPrompt) else prompt.token_ids
-            shown = chat.shown_ids if chat is not None else ()
-            requests = self._driver.add(ids, params, shown, inboxes, mailbox, watched=watched)
+            # Outside the driver's lock: a large grammar takes long to compile, and steps need the lock.
+            jobs = self.llm.jobs(prompt, params)
+            requests = self._driver.add(jobs, inboxes, mailbox, watched=watched)
             return [
-                AsyncStream(self._driver, request, inbox, chat.reader() if chat is not None else None)
+                AsyncStream(self._driver, request, inbox, chat.reader(constrained=constrained) if chat else None)
                 for request, inbox in zip(requests, inboxes, strict=True)
             ]
 

@@ -13,14 +13,15 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from engine.api.llm import LLM
+from engine.concurrency import fork
 from engine.errors import DeviceError, EngineError, copy_error
 from engine.request import Request, StreamChunk
-from engine.sampling.params import SamplingParams
+from engine.scheduling.job import Job
 
 log = logging.getLogger("engine")
 
@@ -131,8 +132,21 @@ class Driver:
         self.failure: DeviceError | None = None
         self.n_steps = self.n_tokens = 0
         self._watched: dict[int, float] = {}  # requests whose prompts are followed, and when they were first seen
-        self._thread = threading.Thread(target=self._run, name="gguf-engine driver", daemon=True)
-        self._thread.start()
+        self._thread = self._start()
+        fork.register(self)
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="gguf-engine driver", daemon=True)
+        thread.start()
+        return thread
+
+    def after_fork(self) -> None:
+        """In the child of a fork: no thread steps, and the requests are the parent's. The next request starts one."""
+        self._changed = threading.Condition(threading.Lock())
+        receivers, self._receivers = self._receivers, {}
+        self._mailboxes, self._watched = {}, {}
+        for receiver, _ in receivers.values():  # no loop is told: in the child none of them runs
+            receiver.receive(EngineError("this process was forked while this request was running; make it again"))
 
     @property
     def n_requests(self) -> int:
@@ -148,32 +162,29 @@ class Driver:
 
     def add(
         self,
-        token_ids: Sequence[int],
-        params: SamplingParams,
-        shown_ids: Collection[int],
+        jobs: list[Job],
         receivers: Sequence[Receiver],
         mailbox: Mailbox,
         *,
         watched: bool = False,
     ) -> list[Request]:
-        """Queue params.n requests, one for each receiver.
+        """Queue requests, one for each receiver.
 
         Args:
-            token_ids: the prompt.
-            params: sampling parameters.
-            shown_ids: control tokens that appear in the text by name.
+            jobs: what LLM.jobs() gives.
             receivers: get the news.
             mailbox: of their event loop.
             watched: tell the first one how its prompt is read.
 
         Raises:
-            InvalidRequestError, ContextFullError: refused; nothing was queued.
-            EngineError: the model is closed.
+            EngineError: the model is closed; nothing was queued.
         """
         with self._changed:  # held until the receivers are known: a step may bring the first chunk at once
             if self._closed:
                 raise EngineError("the model is closed; open it again")
-            requests = self._llm.add_requests(token_ids, params, shown_ids=shown_ids)
+            if not self._thread.is_alive():  # it stayed in the process that this one was forked from
+                self._thread = self._start()
+            requests = self._llm.submit(jobs)
             for request, receiver in zip(requests, receivers, strict=True):
                 self._receivers[request.request_id] = receiver, mailbox
             if watched:
@@ -189,11 +200,6 @@ class Driver:
         """End all requests with an error and the thread; waits for a running step. The model stays open."""
         with self._changed:
             self._closed = True
-            running = list(self._receivers)
-            # First: the running step would tell them that they were cancelled.
-            self._end_all(EngineError("the model was closed while this request was running"))
-            for request_id in running:
-                self._llm.cancel(request_id)
             self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -204,7 +210,7 @@ class Driver:
                 while not self._receivers and not self._closed:
                     self._changed.wait()
                 if self._closed:
-                    return
+                    break
             try:
                 chunks = self._llm.step()
             except Exception as error:
@@ -219,6 +225,10 @@ class Driver:
                 self._hand_out(chunks)
             elif self._llm.active_requests == 0:
                 self._tell_lost()
+        with self._changed:
+            for request_id in self._receivers:
+                self._llm.cancel(request_id)
+            self._end_all(EngineError("the model was closed while this request was running"))
 
     def _hand_out(self, chunks: Sequence[StreamChunk]) -> None:
         posts: dict[Mailbox, list[tuple[Receiver, News]]] = {}

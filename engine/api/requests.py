@@ -6,15 +6,15 @@ Knows the model's vocabulary and context; knows nothing of steps or devices.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.api.prompts import Prompt, check_id, is_prompt_like, not_a_prompt
 from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
 from engine.request import Request
 from engine.sampling.constraint import TokenMask
+from engine.sampling.opening import Opening
 from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
 from engine.scheduling.job import Job
@@ -23,17 +23,6 @@ from engine.text import Tokenizer
 
 if TYPE_CHECKING:
     from engine.constraints import ConstraintCompiler
-
-
-def open_tokenizer(metadata: Mapping[str, Any], path: Path, pre: str | None) -> Tokenizer | str:
-    """The file's tokenizer; why there is none, where it has none or an unknown kind: that matters only to text."""
-    kind = metadata.get("tokenizer.ggml.model")
-    if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
-        return f"{path} holds no tokenizer: give token ids instead of text"
-    try:
-        return Tokenizer.from_metadata(metadata, pre=pre)
-    except TokenizerError as error:
-        return str(error)
 
 
 class Requests:
@@ -88,10 +77,16 @@ class Requests:
         return [Job(request, OutputAssembler(request, None, ())) for request in requests]
 
     def samples(
-        self, prompt: Prompt, params: SamplingParams, shown_ids: Collection[int] = (), *, by_step: bool = False
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        shown_ids: Collection[int] = (),
+        opening: Opening | None = None,
+        *,
+        by_step: bool = False,
     ) -> list[Job]:
         """One job for each sample of a prompt: seeds from the first one on, pages shared."""
-        first = self.job(prompt, params, by_step=by_step, shown_ids=shown_ids)
+        first = self.job(prompt, params, by_step=by_step, shown_ids=shown_ids, opening=opening)
         jobs, request = [first], first.request
         for number in range(1, params.n):
             following = replace(
@@ -99,7 +94,7 @@ class Requests:
                 request_id=next(self._ids),
                 seed=(request.seed + number) % (MAX_SEED + 1),
                 shares_with=request.request_id,
-                mask=self._mask(params),
+                mask=self._mask(params, opening),
             )
             assembler = OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)
             jobs.append(Job(following, assembler, by_step))
@@ -110,9 +105,23 @@ class Requests:
         return self._tokenizer.eog_ids if self._tokenizer is not None else ()
 
     def job(
-        self, prompt: Prompt, params: SamplingParams, *, by_step: bool = False, shown_ids: Collection[int] = ()
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        by_step: bool = False,
+        shown_ids: Collection[int] = (),
+        opening: Opening | None = None,
     ) -> Job:
-        """Check a request against the model and the context; refuses what cannot run."""
+        """Check a request against the model and the context; refuses what cannot run.
+
+        Args:
+            prompt: text or token ids.
+            params: sampling parameters.
+            by_step: whether step() tells its chunks.
+            shown_ids: control tokens that appear in the text by name.
+            opening: what may come before a constrained text.
+        """
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
         ids = self.prompt_ids(prompt)
@@ -127,10 +136,11 @@ class Requests:
             _ = self.tokenizer  # stop strings need text
         seed = params.seed if params.seed is not None else fresh_seed()
         score_from = 1 if params.prompt_logprobs is not None else None
-        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=self._mask(params))
+        mask = self._mask(params, opening)
+        request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=mask)
         return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids, shown_ids), by_step)
 
-    def _mask(self, params: SamplingParams) -> TokenMask | None:
+    def _mask(self, params: SamplingParams, opening: Opening | None) -> TokenMask | None:
         """The mask of a request with a constraint.
 
         Raises:
@@ -142,7 +152,7 @@ class Requests:
             from engine.constraints import ConstraintCompiler  # a library that only these requests need
 
             self._constraints = ConstraintCompiler(self.tokenizer, self._vocab_size, self._eog_ids)
-        return self._constraints.mask(params.constraint)
+        return self._constraints.mask(params.constraint, opening)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli import options
+from engine.cli.opening import Opening
+from engine.cli.option_groups import Without, with_groups
 from engine.cli.terminal import open_model, status, write, write_json
 from engine.config import MAX_SEQUENCES, PAGE, page_count
 from engine.errors import InvalidRequestError
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from engine.model.brick_time import BrickTime
 
 
+@with_groups
 def bench(
     model: options.ModelOption = None,
     prompt_tokens: Annotated[
@@ -36,36 +39,32 @@ def bench(
     json: Annotated[
         bool, typer.Option("--json", help="Write a JSON object to stdout, one line for each number of sequences.")
     ] = False,
-    device: options.DeviceOption = "auto",
-    kv_type: options.KvTypeOption = "f16",
-    threads: options.ThreadsOption = None,
-    exact: options.ExactOption = False,
-    repack: options.RepackOption = True,
-    strict: options.StrictOption = False,
-    prefill_chunk: options.PrefillChunkOption = None,
-    target: options.TargetOption = "balanced",
-    deterministic: options.DeterministicOption = False,
+    *,
+    opening: Annotated[
+        Opening,
+        Without(
+            "context_length",
+            "pre_tokenizer",
+            "max_sequences",
+            "cache_tokens",
+            "prefix_cache",
+            "checkpoint_spacing",
+            "checkpoints",
+        ),
+    ],
 ) -> None:
     """Measure prompt and decode speed, in tokens/s, GB/s and percent of this machine's read bandwidth."""
     batches = _numbers(sequences)
     context_length = max(depth + max(prompt_tokens + 1, gen_tokens + 2), 2)
-    with open_model(
-        model=model,
-        device=device,
+    config = opening.config(
+        model,
         context_length=context_length,
-        kv_type=kv_type,
-        threads=threads,
-        exact=exact,
-        repack=repack,
-        strict=strict,
         max_sequences=max(batches),
         # Whole pages for everybody, or sequences would make room for one another while they are timed.
         cache_tokens=(max(batches) + 1) * PAGE * page_count(context_length),
-        prefill_chunk=prefill_chunk,
-        target=target,
-        deterministic=deterministic,
         eager=eager,
-    ) as llm:
+    )
+    with open_model(config) as llm:
         settings = {"prompt_tokens": prompt_tokens, "gen_tokens": gen_tokens, "depth": depth}
         if profile:
             from engine.api.bench import require_profile
@@ -77,7 +76,7 @@ def bench(
             "model": str(llm.config.model),
             "device": llm.device,
             "threads": llm.threads,
-            "kv_type": kv_type,
+            "kv_type": config.kv_type,
             "load_seconds": llm.load_seconds,
             "repetitions": repetitions,
             **settings,

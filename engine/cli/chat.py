@@ -10,10 +10,11 @@ import typer
 from engine.cli import options
 from engine.cli.answers import AnswerWriter
 from engine.cli.interrupts import Interrupts
-from engine.cli.sampling import make_params
+from engine.cli.opening import Opening
+from engine.cli.option_groups import Without, with_groups
+from engine.cli.sampling import Sampling
 from engine.cli.terminal import note, open_model, read_text, stats_line
 from engine.cli.variables import parse_variables
-from engine.config import CHECKPOINT_SPACING
 from engine.errors import EngineError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ HELP = (
 )
 
 
+@with_groups
 def chat(
     model: options.ModelOption = None,
     system: options.SystemOption = None,
@@ -43,69 +45,15 @@ def chat(
         ),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats/--no-stats", help="Statistics of each answer on stderr.")] = False,
-    device: options.DeviceOption = "auto",
-    context_length: options.ContextOption = None,
-    kv_type: options.KvTypeOption = "f16",
-    threads: options.ThreadsOption = None,
-    exact: options.ExactOption = False,
-    repack: options.RepackOption = True,
-    strict: options.StrictOption = False,
-    pre_tokenizer: options.PreTokenizerOption = None,
-    prefill_chunk: options.PrefillChunkOption = None,
-    prefix_cache: options.PrefixCacheOption = True,
-    checkpoint_spacing: options.CheckpointSpacingOption = CHECKPOINT_SPACING,
-    checkpoints: options.CheckpointsOption = None,
-    deterministic: options.DeterministicOption = False,
-    temperature: options.TemperatureOption = 0.8,
-    top_k: options.TopKOption = 40,
-    top_p: options.TopPOption = 0.95,
-    min_p: options.MinPOption = 0.05,
-    typical_p: options.TypicalPOption = 1.0,
-    repeat_penalty: options.RepeatPenaltyOption = 1.0,
-    presence_penalty: options.PresencePenaltyOption = 0.0,
-    frequency_penalty: options.FrequencyPenaltyOption = 0.0,
-    repeat_last_n: options.RepeatLastNOption = 64,
-    seed: options.SeedOption = None,
-    stop: options.StopOption = None,
-    stop_token_id: options.StopTokenIdOption = None,
-    logit_bias: options.LogitBiasOption = None,
+    *,
+    opening: Annotated[Opening, Without("max_sequences", "cache_tokens", "target")],
+    sampling: Annotated[Sampling, Without("ignore_eos")],
 ) -> None:
     """Talk with a model that has a chat template. Also works with lines from a pipe."""
-    params = make_params(
-        max_tokens=None if max_tokens == -1 else max_tokens,
-        logit_bias=logit_bias,
-        stop=stop,
-        stop_token_id=stop_token_id,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        typical_p=typical_p,
-        repetition_penalty=repeat_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        penalty_last_n=repeat_last_n,
-        seed=seed,
-    )
+    params = sampling.params(max_tokens=None if max_tokens == -1 else max_tokens)
     variables = parse_variables(chat_var)
-    with open_model(
-        model=model,
-        device=device,
-        context_length=context_length,
-        kv_type=kv_type,
-        threads=threads,
-        exact=exact,
-        repack=repack,
-        strict=strict,
-        max_sequences=1,
-        prefill_chunk=prefill_chunk,
-        prefix_cache=prefix_cache,
-        checkpoint_spacing=checkpoint_spacing,
-        checkpoints=checkpoints,
-        deterministic=deterministic,
-        pre_tokenizer=pre_tokenizer,
-        chat_template=read_text(template_file) if template_file is not None else None,
-    ) as llm:
+    template = read_text(template_file) if template_file is not None else None
+    with open_model(opening.config(model, max_sequences=1, chat_template=template)) as llm:
         llm.require_chat_template()
         _talk(llm, system, params, variables, stats)
 

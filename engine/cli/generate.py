@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,11 @@ import typer
 from engine.cli import options
 from engine.cli.answers import AnswerWriter
 from engine.cli.interrupts import Interrupts
-from engine.cli.sampling import make_params
+from engine.cli.opening import Opening
+from engine.cli.option_groups import with_groups
+from engine.cli.sampling import Sampling
 from engine.cli.terminal import note, open_model, read_text, stats_line, write, write_json
 from engine.cli.variables import Talk
-from engine.config import CHECKPOINT_SPACING
 from engine.errors import InvalidRequestError
 from engine.sampling.params import MAX_SAMPLES
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_TOKENS = 256
 
 
+@with_groups
 def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="The text to continue; - reads it from stdin.", show_default=False)
@@ -83,86 +86,27 @@ def generate(
         typer.Option("--logprobs", help="With --json: log-probabilities of each token and this many alternatives."),
     ] = None,
     stats: Annotated[bool, typer.Option("--stats/--no-stats", help="One line of statistics on stderr.")] = True,
-    device: options.DeviceOption = "auto",
-    context_length: options.ContextOption = None,
-    kv_type: options.KvTypeOption = "f16",
-    threads: options.ThreadsOption = None,
-    exact: options.ExactOption = False,
-    repack: options.RepackOption = True,
-    strict: options.StrictOption = False,
-    pre_tokenizer: options.PreTokenizerOption = None,
-    max_sequences: options.MaxSequencesOption = None,
-    cache_tokens: options.CacheTokensOption = None,
-    prefill_chunk: options.PrefillChunkOption = None,
-    target: options.TargetOption = "balanced",
-    prefix_cache: options.PrefixCacheOption = True,
-    checkpoint_spacing: options.CheckpointSpacingOption = CHECKPOINT_SPACING,
-    checkpoints: options.CheckpointsOption = None,
-    deterministic: options.DeterministicOption = False,
-    temperature: options.TemperatureOption = 0.8,
-    top_k: options.TopKOption = 40,
-    top_p: options.TopPOption = 0.95,
-    min_p: options.MinPOption = 0.05,
-    typical_p: options.TypicalPOption = 1.0,
-    repeat_penalty: options.RepeatPenaltyOption = 1.0,
-    presence_penalty: options.PresencePenaltyOption = 0.0,
-    frequency_penalty: options.FrequencyPenaltyOption = 0.0,
-    repeat_last_n: options.RepeatLastNOption = 64,
-    seed: options.SeedOption = None,
-    stop: options.StopOption = None,
-    stop_token_id: options.StopTokenIdOption = None,
-    ignore_eos: options.IgnoreEosOption = False,
-    logit_bias: options.LogitBiasOption = None,
+    *,
+    opening: Opening,
+    sampling: Sampling,
 ) -> int:
     """Continue a text. The continuation goes to stdout, statistics go to stderr."""
     text = _read_prompt(prompt, prompt_option, file, prompt_ids)
     talk = Talk.of(text, chat, system, template_file, chat_var)
-    settings: dict[str, Any] = {
-        "n": samples,
-        "logit_bias": logit_bias,
-        "stop": stop,
-        "stop_token_id": stop_token_id,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical_p": typical_p,
-        "repetition_penalty": repeat_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "penalty_last_n": repeat_last_n,
-        "seed": seed,
-        "ignore_eos": ignore_eos,
-        "logprobs": logprobs,
-    }
-    make_params(**settings)  # refuse bad settings before the model is loaded
-    with open_model(
-        model=model,
-        device=device,
-        context_length=context_length,
-        kv_type=kv_type,
-        threads=threads,
-        exact=exact,
-        repack=repack,
-        strict=strict,
-        max_sequences=_side_by_side(samples) if max_sequences is None else max_sequences,
-        cache_tokens=cache_tokens,
-        prefill_chunk=prefill_chunk,
-        target=target,
-        prefix_cache=prefix_cache,
-        checkpoint_spacing=checkpoint_spacing,
-        checkpoints=checkpoints,
-        deterministic=deterministic,
-        pre_tokenizer=pre_tokenizer,
+    params = sampling.params(n=samples, logprobs=logprobs)  # refuse bad settings before the model is loaded
+    config = opening.config(
+        model,
+        max_sequences=_side_by_side(samples) if opening.max_sequences is None else opening.max_sequences,
         chat_template=read_text(template_file) if template_file is not None else None,
-    ) as llm:
+    )
+    with open_model(config) as llm:
         ids = llm.prompt_ids(text) if talk is None else llm.render_chat(talk.messages, **talk.variables)
         if max_tokens is None:
             room = llm.context_length - len(ids)
             limit = DEFAULT_MAX_TOKENS if room >= DEFAULT_MAX_TOKENS else None
         else:
             limit = None if max_tokens == -1 else max_tokens
-        params = make_params(max_tokens=limit, **settings)
+        params = replace(params, max_tokens=limit)
         show = stream and samples == 1 and not json
         if echo if echo is not None else show and sys.stdout.isatty():
             start = text if isinstance(text, str) else " ".join(map(str, text))

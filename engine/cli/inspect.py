@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli import options
+from engine.cli.opening import Opening
+from engine.cli.option_groups import Only, with_groups
 from engine.cli.terminal import local_file, warnings_shown, write, write_json
 from engine.units import size_text
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 LONG_TEXT, LONG_ARRAY, SHOWN_ITEMS = 100, 16, 4
 
 
+@with_groups
 def inspect(
     file: Annotated[Path | None, typer.Argument(help="The GGUF file.", show_default=False)] = None,
     model: options.ModelOption = None,
@@ -28,9 +31,6 @@ def inspect(
         bool, typer.Option("--launches", help="List which GPU kernels multiply which tensors (with --device cuda).")
     ] = False,
     json: options.JsonOption = False,
-    device: options.DeviceOption = "auto",
-    context_length: options.ContextOption = None,
-    kv_type: options.KvTypeOption = "f16",
     sequences: Annotated[
         int | None,
         typer.Option(
@@ -40,26 +40,15 @@ def inspect(
             show_default="1 on the CPU, what the card has room for on a GPU",
         ),
     ] = None,
-    cache_tokens: options.CacheTokensOption = None,
-    prefill_chunk: options.PrefillChunkOption = None,
-    strict: options.StrictOption = False,
+    *,
+    opening: Annotated[Opening, Only("device", "context_length", "kv_type", "cache_tokens", "prefill_chunk", "strict")],
 ) -> None:
     """Show a file's metadata, its tensors by type, and the memory that running it takes."""
     from engine.api.llm import BUNDLED_MODEL
-    from engine.config import EngineConfig
     from engine.gguf import open_gguf
 
     path = local_file(file or model or BUNDLED_MODEL)
-    config = EngineConfig(
-        path,
-        device,
-        context_length,
-        kv_type,
-        max_sequences=sequences,
-        cache_tokens=cache_tokens,
-        prefill_chunk=prefill_chunk,
-        strict=strict,
-    )
+    config = opening.config(path, max_sequences=sequences)
     with warnings_shown(), open_gguf(path) as gguf:
         report: dict[str, Any] = {
             "file": str(gguf.path),

@@ -9,24 +9,26 @@ from typing import Annotated, Any
 import typer
 
 from engine.cli import options
+from engine.cli.opening import Opening
+from engine.cli.option_groups import Only, with_groups
 from engine.cli.terminal import note, write, write_json
 from engine.units import size_text
 
 
+@with_groups
 def list_models(
     repo: Annotated[
         str | None, typer.Argument(help="Only the models of this repository, owner/repo.", show_default=False)
     ] = None,
-    device: options.DeviceOption = "auto",
-    context_length: options.ContextOption = None,
     json: options.JsonOption = False,
+    *,
+    opening: Annotated[Opening, Only("device", "context_length")],
 ) -> None:
     """List the models that were fetched: name, size, type, architecture, and whether they fit this machine."""
-    from engine.config import EngineConfig
     from engine.hub.cache import cache_dir, local_models, unfinished
     from engine.hub.names import HubName
 
-    EngineConfig(Path(), device, context_length)  # refuses bad settings also where there is no model
+    opening.config(None)  # refuses bad settings also where there is no model
     wanted = HubName.typed(repo).repo if repo is not None else None
     rows = []
     for local in local_models(wanted):
@@ -35,7 +37,7 @@ def list_models(
                 "name": str(local.name),
                 "size": local.model.size,
                 "type": local.model.label,
-                **_contents(local.path, device, context_length),
+                **_contents(local.path, opening),
                 "revision": local.commit,
                 "path": str(local.path),
             }
@@ -51,9 +53,8 @@ def list_models(
         note(f"{size_text(size)} of unfinished downloads of {name}: pull continues them, `gguf-engine rm` deletes them")
 
 
-def _contents(path: Path, device: str, context_length: int | None) -> dict[str, Any]:
+def _contents(path: Path, opening: Opening) -> dict[str, Any]:
     """What the file itself tells: architecture, and whether the model can run here."""
-    from engine.config import EngineConfig
     from engine.errors import EngineError
     from engine.gguf import open_gguf
     from engine.runner.room import fit_of
@@ -63,10 +64,10 @@ def _contents(path: Path, device: str, context_length: int | None) -> dict[str, 
     log.setLevel(logging.ERROR)  # a warning for every file would bury the list; inspect shows them
     try:
         with open_gguf(path) as file:
-            fit = fit_of(file, EngineConfig(path, device, context_length, max_sequences=1))
+            fit = fit_of(file, opening.config(path, max_sequences=1))
             architecture = str(file.metadata.get("general.architecture", "?"))
     except EngineError as error:
-        return {"architecture": "?", "fits": False, "fit": str(error)}
+        return {"architecture": "?", "fits": False, "fit": f"no: {error}"}
     finally:
         log.setLevel(level)
     if fit.error:

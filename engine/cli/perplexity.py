@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.cli import options
+from engine.cli.opening import Opening
+from engine.cli.option_groups import Without, with_groups
 from engine.cli.terminal import note, open_model, read_text, write, write_json
 from engine.config import PAGE, page_count
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from engine.api.perplexity import Perplexity
 
 
+@with_groups
 def perplexity(
     text_file: Annotated[Path | None, typer.Argument(help="A UTF-8 text; - is stdin.", show_default=False)] = None,
     file: Annotated[
@@ -30,15 +33,21 @@ def perplexity(
     ] = 512,
     chunks: Annotated[int | None, typer.Option("--chunks", help="Only the first chunks.", show_default="all")] = None,
     json: options.JsonOption = False,
-    device: options.DeviceOption = "auto",
-    kv_type: options.KvTypeOption = "f16",
-    threads: options.ThreadsOption = None,
-    exact: options.ExactOption = False,
-    repack: options.RepackOption = True,
-    strict: options.StrictOption = False,
     batch: Annotated[int, typer.Option("--batch", "-b", help="Chunks measured side by side, 1 to 256.")] = 1,
-    pre_tokenizer: options.PreTokenizerOption = None,
-    deterministic: options.DeterministicOption = False,
+    *,
+    opening: Annotated[
+        Opening,
+        Without(
+            "context_length",
+            "max_sequences",
+            "cache_tokens",
+            "prefill_chunk",
+            "target",
+            "prefix_cache",
+            "checkpoint_spacing",
+            "checkpoints",
+        ),
+    ],
 ) -> None:
     """Measure perplexity as llama.cpp does, so that the figures can be compared."""
     source = text_file if text_file is not None else file
@@ -47,22 +56,15 @@ def perplexity(
     if chunks is not None and chunks < 1:
         raise typer.BadParameter(f"--chunks is {chunks}; at least 1 is needed")
     text = read_text(source)
-    with open_model(
-        model=model,
-        device=device,
+    config = opening.config(
+        model,
         context_length=context,
-        kv_type=kv_type,
-        threads=threads,
-        exact=exact,
-        repack=repack,
-        strict=strict,
         max_sequences=batch,
         cache_tokens=batch * PAGE * page_count(context),
         prefill_chunk=max(512, context),
         prefix_cache=False,  # chunks have nothing in common, and all of each is scored
-        deterministic=deterministic,
-        pre_tokenizer=pre_tokenizer,
-    ) as llm:
+    )
+    with open_model(config) as llm:
         from engine.api.perplexity import cut, measure
 
         pieces = cut(llm, text, context)[:chunks]

@@ -21,7 +21,7 @@ def rm(
         bool, typer.Option("--all", help="All models of the repository, and its unfinished downloads.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
+) -> int:
     """Delete a model from the cache. Other programs that use the same cache lose it as well."""
     from engine.errors import InvalidRequestError
     from engine.hub.cache import remove, remove_unfinished, unfinished
@@ -39,11 +39,15 @@ def rm(
     if not yes:
         if not sys.stdin.isatty():
             raise InvalidRequestError("rm asks before it deletes, and stdin is no terminal: give --yes")
-        typer.confirm("delete?", abort=True, err=True)
+        print("delete? [y/N] ", end="", file=sys.stderr, flush=True)  # stdout is for results alone
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            note("nothing was deleted")
+            return 1
     freed = sum(remove(one) for one in chosen)
     if partial:
         freed += remove_unfinished(wanted.repo)
     note(f"freed {size_text(freed)}")
+    return 0
 
 
 def _chosen(wanted: HubName, everything: bool, partial: bool) -> list[LocalModel]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli import options
-from engine.cli.sampling import make_params
+from engine.cli.opening import Opening
+from engine.cli.option_groups import Without, with_groups
+from engine.cli.sampling import SAMPLING, Sampling
 from engine.cli.terminal import note, read_text, status, warnings_shown, write
 from engine.cli.variables import parse_variables
-from engine.config import CHECKPOINT_SPACING
 from engine.errors import EngineError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ MODELS = "Models"
 _PART = re.compile(r"-(\d{5})-of-\d{5}$")
 
 
+@with_groups
 def serve(
     model: Annotated[
         list[str] | None,
@@ -168,54 +170,19 @@ def serve(
             "-n",
             min=-1,
             help="Tokens to generate where a request does not say; -1: until the end or a full context.",
-            rich_help_panel=options.SAMPLING,
+            rich_help_panel=SAMPLING,
         ),
     ] = -1,
     template_file: options.TemplateFileOption = None,
     chat_var: options.ChatVarOption = None,
-    device: options.DeviceOption = "auto",
-    context_length: options.ContextOption = None,
-    kv_type: options.KvTypeOption = "f16",
-    threads: options.ThreadsOption = None,
-    exact: options.ExactOption = False,
-    repack: options.RepackOption = True,
-    strict: options.StrictOption = False,
-    pre_tokenizer: options.PreTokenizerOption = None,
-    max_sequences: options.MaxSequencesOption = None,
-    cache_tokens: options.CacheTokensOption = None,
-    prefill_chunk: options.PrefillChunkOption = None,
-    target: options.TargetOption = "balanced",
-    prefix_cache: options.PrefixCacheOption = True,
-    checkpoint_spacing: options.CheckpointSpacingOption = CHECKPOINT_SPACING,
-    checkpoints: options.CheckpointsOption = None,
-    deterministic: options.DeterministicOption = False,
-    temperature: options.TemperatureOption = 0.8,
-    top_k: options.TopKOption = 40,
-    top_p: options.TopPOption = 0.95,
-    min_p: options.MinPOption = 0.05,
-    typical_p: options.TypicalPOption = 1.0,
-    repeat_penalty: options.RepeatPenaltyOption = 1.0,
-    presence_penalty: options.PresencePenaltyOption = 0.0,
-    frequency_penalty: options.FrequencyPenaltyOption = 0.0,
-    repeat_last_n: options.RepeatLastNOption = 64,
-    seed: options.SeedOption = None,
+    *,
+    opening: Opening,
+    sampling: Annotated[Sampling, Without("stop", "stop_token_ids", "ignore_eos", "logit_bias")],
 ) -> int:
     """Serve models over HTTP, for software that speaks the APIs of OpenAI, Anthropic, Ollama or llama.cpp."""
     from engine.serve.settings import ServeSettings
 
-    sampling: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical_p": typical_p,
-        "repetition_penalty": repeat_penalty,
-        "presence_penalty": presence_penalty,
-        "frequency_penalty": frequency_penalty,
-        "penalty_last_n": repeat_last_n,
-        "seed": None if seed == -1 else seed,
-    }
-    make_params(logit_bias=None, stop=None, **sampling)  # refuse bad settings before anything is opened
+    sampling.params()  # refuse bad settings before anything is opened
     settings = ServeSettings(
         host=host,
         port=port,
@@ -236,29 +203,14 @@ def serve(
         page=page,
         log_requests=log_requests,
         show_prompts=verbose,
-        sampling=sampling,
+        sampling=sampling.settings(),
         max_tokens=None if max_tokens == -1 else max_tokens,
         template_variables=parse_variables(chat_var),
     )
-    engine_settings: dict[str, Any] = {
-        "device": device,
-        "context_length": context_length,
-        "kv_type": kv_type,
-        "threads": threads,
-        "exact": exact,
-        "repack": repack,
-        "strict": strict,
-        "pre_tokenizer": pre_tokenizer,
-        "max_sequences": max_sequences,
-        "cache_tokens": cache_tokens,
-        "prefill_chunk": prefill_chunk,
-        "target": target,
-        "prefix_cache": prefix_cache,
-        "checkpoint_spacing": checkpoint_spacing,
-        "checkpoints": checkpoints,
-        "deterministic": deterministic,
-        "chat_template": read_text(template_file) if template_file is not None else None,
-    }
+    opening.config(None)  # as above
+    engine_settings = opening.settings()
+    if template_file is not None:
+        engine_settings["chat_template"] = read_text(template_file)
     specs = model_specs(model or [], alias or [], models_dir, engine_settings)
     with warnings_shown():
         if verbose:

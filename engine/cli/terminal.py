@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from engine.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from engine.api.llm import LLM
+    from engine.config import EngineConfig
     from engine.request import GenerationResult
 
 MOST_TEXT = 1 << 28
@@ -171,14 +173,14 @@ def local_file(model: str | Path) -> Path:
 
 
 @contextmanager
-def open_model(**settings: Any) -> Iterator[LLM]:
+def open_model(config: EngineConfig) -> Iterator[LLM]:
     """An open LLM, with the state of its loading visible and warnings on stderr."""
     with warnings_shown():
-        if settings.get("model") is not None:
-            settings["model"] = local_file(settings["model"])
+        if config.model is not None:
+            config = replace(config, model=local_file(config.model))
         with status("loading the model ...") as update, Interrupts():
             from engine.api.llm import LLM
 
-            llm = LLM(**settings, status=update)
+            llm = LLM(config, status=update)
         with llm:
             yield llm

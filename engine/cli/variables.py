@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TAKEN = ("messages", "params", "self")
-_WORDS = {"True": True, "False": False, "None": None}
+_WORDS = {"None": None} | {word: value for value in (True, False) for word in (str(value), str(value).upper())}
 
 
 def parse_variables(entries: list[str] | None) -> dict[str, Any]:
@@ -34,9 +34,14 @@ def _parse(entry: str) -> tuple[str, Any]:
     if text.strip() in _WORDS:
         return name, _WORDS[text.strip()]
     try:
-        return name, json.loads(text)
+        return name, json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return name, text
+
+
+def _no_number(text: str) -> None:
+    """NaN and Infinity, which Python takes for numbers and JSON does not have."""
+    raise ValueError(text)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from engine.constraints.grammars import grammar_text, refused
 from engine.constraints.matcher import GrammarMask
+from engine.constraints.openings import with_opening
 from engine.constraints.vocabulary import build_trie
 from engine.sampling.constraint import Constraint
+from engine.sampling.opening import Opening
 from engine.text import Tokenizer
 
 MAX_KEPT = 128
@@ -35,13 +37,19 @@ class ConstraintCompiler:
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def mask(self, constraint: Constraint) -> GrammarMask:
+    def mask(self, constraint: Constraint, opening: Opening | None = None) -> GrammarMask:
         """The mask of a new request.
 
+        Args:
+            constraint: what its text has to be.
+            opening: what may come before that text.
+
         Raises:
-            InvalidRequestError: the constraint is damaged, contradicts itself, or uses what the library cannot do.
+            ConstraintError: the constraint is damaged, contradicts itself, or uses what the library cannot do.
         """
         text = grammar_text(constraint)
+        if opening is not None:
+            text = with_opening(text, opening, self._tokenizer)
         with self._lock:
             if self._trie is None:
                 self._trie = build_trie(self._tokenizer, self._n_rows, self._end_ids)

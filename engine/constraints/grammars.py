@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, grammar_from
 
-from engine.errors import InvalidRequestError
+from engine.errors import ConstraintError
 from engine.sampling.constraint import Choice, Constraint, Gbnf, JsonObject, JsonSchema, Lark, Regex
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 OPTIONS: JsonCompileOptions = {"lenient": False, "whitespace_pattern": r" |\n[ \t]{0,20}"}
 """They win over options inside a schema. Nothing that the library cannot do is ignored. Between two parts of JSON is at
 most one space, or one line break and an indentation: models may otherwise write spaces until max_tokens ends them."""
+
+LONGEST_REASON = 300
+"""Characters. The library quotes values of schemas as a whole."""
 
 NAMES = {
     JsonSchema: "the JSON schema",
@@ -31,7 +34,7 @@ def grammar_text(constraint: Constraint) -> str:
     """The constraint in llguidance's own JSON form.
 
     Raises:
-        InvalidRequestError: a GBNF grammar that cannot be read.
+        ConstraintError: a GBNF grammar that cannot be read.
     """
     match constraint:
         case JsonSchema():
@@ -51,9 +54,17 @@ def grammar_text(constraint: Constraint) -> str:
                 raise refused(constraint, str(error)) from None
 
 
-def refused(constraint: Constraint, reason: str) -> InvalidRequestError:
-    """The error for a constraint that cannot be used, with the library's reason."""
-    return InvalidRequestError(f"{NAMES[type(constraint)]} cannot be used as a constraint: {reason.strip()}")
+def refused(constraint: Constraint, reason: str) -> ConstraintError:
+    """The error for a constraint that cannot be used, with the library's reason in one short line."""
+    return ConstraintError(f"{NAMES[type(constraint)]} cannot be used as a constraint: {short_reason(reason)}")
+
+
+def short_reason(reason: str) -> str:
+    """What the library says without the lines that it quotes from the grammar, and without its own call stack."""
+    lines = [line.strip() for line in reason.strip().splitlines()] or [""]
+    said = [lines[0], *(line for line in lines[1:] if line.startswith("error:"))]
+    text = " ".join(said)
+    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
 
 
 def _quoted(text: str) -> str:

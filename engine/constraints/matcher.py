@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from llguidance import LLMatcher
 
+from engine.constraints.grammars import short_reason
 from engine.errors import EngineError
 from engine.sampling.constraint import Bits
 
@@ -59,4 +60,4 @@ class GrammarMask:
 
     def _error(self, what: str) -> EngineError:
         reason = self._matcher.get_error() or self._matcher.stop_reason()
-        return EngineError(f"the constraint of this request cannot go on: {what} ({reason.splitlines()[0]})")
+        return EngineError(f"the constraint of this request cannot go on: {what} ({short_reason(reason)})")

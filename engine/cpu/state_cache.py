@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cpu.memory import aligned_zeros
-from engine.model.cache import LayerCache, StateRows
+from engine.model.cache import LayerCache, StateCopies, StateRows
 from engine.model.recurrent_config import RecurrentConfig
 
 Float32Array = npt.NDArray[np.float32]
@@ -33,7 +33,7 @@ class RecurrentCache:
         self.states = tuple(aligned_zeros(n_states, *shape) for shape in self._shapes)
 
 
-class States:
+class States(StateCopies):
     """The states of all layers; implements engine.model.cache.StateStore.
 
     Args:
@@ -43,24 +43,7 @@ class States:
 
     def __init__(self, layers: Sequence[LayerCache], rows: StateRows) -> None:
         self._arrays: list[Float32Array] = [array for layer in layers for array in layer.states]
-        self._rows = rows
-
-    @property
-    def n_checkpoints(self) -> int:
-        """See StateStore.n_checkpoints."""
-        return self._rows.n_checkpoints
-
-    def checkpoint(self, slot: int, place: int, entry: int) -> None:
-        """See StateStore.checkpoint."""
-        self._copy(self._rows.place(slot, place), self._rows.entry(entry))
-
-    def restore(self, entry: int, slot: int, place: int) -> None:
-        """See StateStore.restore."""
-        self._copy(self._rows.entry(entry), self._rows.place(slot, place))
-
-    def move(self, slot: int, target: int, place: int) -> None:
-        """See StateStore.move."""
-        self._copy(self._rows.place(slot, place), self._rows.place(target, place))
+        super().__init__(rows)
 
     def save(self, slot: int, place: int) -> list[Float32Array]:
         """See StateStore.save."""

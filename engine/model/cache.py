@@ -7,6 +7,7 @@ another recurrent state) is one more implementation of LayerCache per device.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -96,6 +97,38 @@ class StateStore(Protocol):
 
     def load(self, saved: Any, slot: int, place: int) -> None:
         """Put back what save() gave."""
+
+
+class StateCopies(ABC):
+    """The half of a StateStore that copies rows: which ones is the same on every device.
+
+    Args:
+        rows: which row is which.
+    """
+
+    def __init__(self, rows: StateRows) -> None:
+        self._rows = rows
+
+    @abstractmethod
+    def _copy(self, source: int, target: int) -> None:
+        """Copy one row of every layer's states to another row."""
+
+    @property
+    def n_checkpoints(self) -> int:
+        """See StateStore.n_checkpoints."""
+        return self._rows.n_checkpoints
+
+    def checkpoint(self, slot: int, place: int, entry: int) -> None:
+        """See StateStore.checkpoint."""
+        self._copy(self._rows.place(slot, place), self._rows.entry(entry))
+
+    def restore(self, entry: int, slot: int, place: int) -> None:
+        """See StateStore.restore."""
+        self._copy(self._rows.entry(entry), self._rows.place(slot, place))
+
+    def move(self, slot: int, target: int, place: int) -> None:
+        """See StateStore.move."""
+        self._copy(self._rows.place(slot, place), self._rows.place(target, place))
 
 
 class ModelCache(Protocol):

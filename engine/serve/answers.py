@@ -150,15 +150,10 @@ class EventStream(EventSourceResponse):
         """Send the events."""
         try:
             await super().__call__(scope, receive, send)
-        except TimeoutError:
+        except TimeoutError:  # an answer without its end makes uvicorn close the connection
             log.info("a client did not take its events; its connection is closed")
-            raise _ClosedConnection from None
         finally:
             self._run.close()
-
-
-class _ClosedConnection(Exception):
-    """Ends an answer whose client takes nothing; uvicorn then closes the connection."""
 
 
 class LineStream(StreamingResponse):

@@ -53,7 +53,9 @@ def prompt_of(llm: LLM, messages: Sequence[Any], names: dict[str, Any], *, conti
     begun = _text(last.get("content"))
     prompt = llm.chat_prompt(before, **names)
     text = prompt.text + begun
-    return replace(prompt, text=text, token_ids=tuple(llm.tokenizer.encode_rendered(text)))
+    return replace(
+        prompt, text=text, token_ids=tuple(llm.tokenizer.encode_rendered(text)), begins_thoughts=not begun.strip()
+    )
 
 
 def is_continued(messages: Any, continue_final: bool | None, add_prompt: bool | None) -> bool:

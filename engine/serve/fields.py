@@ -14,6 +14,7 @@ from engine.sampling.params import SamplingParams
 from engine.serve.body import Body
 from engine.serve.errors import ApiError, as_api_error
 from engine.serve.settings import ServeSettings
+from engine.serve.structure import FIELDS, Structure, structure_of
 
 NAMES: dict[str, tuple[str, ...]] = {
     "temperature": ("temperature",),
@@ -34,7 +35,6 @@ NAMES: dict[str, tuple[str, ...]] = {
 """Names that clients may use for each name of SamplingParams, the first one that is given counts."""
 LENGTH_NAMES = ("max_completion_tokens", "max_tokens", "n_predict")
 
-_OFF: tuple[Any, ...] = (None, False, "", (), [], {})
 OTHER_SAMPLERS: dict[str, tuple[Any, ...]] = {
     "mirostat": (0,),
     "dynatemp_range": (0, 0.0),
@@ -51,17 +51,13 @@ OTHER_SAMPLERS: dict[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
 }
 """Fields of samplers that the engine does not have, with the values that switch them off."""
-STRUCTURE: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "grammar": _OFF,
-    "json_schema": _OFF,
-    "guided_json": _OFF,
-    "guided_regex": _OFF,
-    "guided_choice": _OFF,
-    "guided_grammar": _OFF,
-    "structured_outputs": _OFF,
+FORMS: dict[str, tuple[Any, ...]] = {
+    "grammar_lazy": (False,),
+    "grammar_triggers": ([],),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
 }
-"""Fields that would force the form of an answer."""
+"""Fields beside those of engine/serve/structure.py that would change the form of an answer."""
 TOOLS: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -79,7 +75,7 @@ class StreamOptions(Body):
 class SamplingFields(Body):
     """What all endpoints that generate take."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {**OTHER_SAMPLERS, **STRUCTURE, **TOOLS}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {**OTHER_SAMPLERS, **FORMS, **TOOLS}
 
     model: str | None = None
     stream: bool = False
@@ -106,8 +102,31 @@ class SamplingFields(Body):
     max_completion_tokens: int | None = None
     n_predict: int | None = None
     logit_bias: dict[str, float | bool] | list[list[int | float | str | bool]] | None = None
+    response_format: Any = None
+    grammar: Any = None
+    json_schema: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_json_object: Any = None
     return_progress: bool = False
     timings_per_token: bool = False
+
+
+def structure_in(body: SamplingFields, **more: Any) -> Structure:
+    """What the answer has to be.
+
+    Args:
+        body: the request.
+        more: fields that only its endpoint has, by the names of engine.serve.structure.FIELDS, "_" for ".".
+
+    Raises:
+        ApiError: see structure_of().
+    """
+    given = {name: getattr(body, name) for name in FIELDS if name in SamplingFields.model_fields}
+    return structure_of({**given, **{name.replace("_", "."): value for name, value in more.items()}})
 
 
 def params_of(body: SamplingFields, settings: ServeSettings, llm: LLM, **given: Any) -> SamplingParams:

@@ -31,6 +31,7 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
         self._disarm()
+        self._unset_keepalive_if_required()  # uvicorn keeps a reset connection until its timer ends
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from engine.api.async_llm import AsyncLLM, AsyncStream, Given
 from engine.api.driver import PromptProgress
-from engine.errors import ContextFullError
+from engine.errors import ConstraintError, ContextFullError
 from engine.request import GenerationResult, GenerationStats, StreamChunk
 from engine.sampling.params import SamplingParams
 from engine.serve.errors import ApiError
@@ -81,16 +81,19 @@ class Run:
         except TimeoutError:
             raise self._too_late() from None
 
-    async def start(self, prompts: Sequence[Given], params: SamplingParams, *, watched: bool = False) -> None:
+    async def start(
+        self, prompts: Sequence[Given], params: SamplingParams, *, watched: bool = False, field: str | None = None
+    ) -> None:
         """Queue all samples of all prompts, sequence i being sample i % n of prompt i // n.
 
         Args:
             prompts: what is continued.
             params: for all of them.
             watched: events() can tell how the first prompt is read.
+            field: of the request, which says what the answer has to be.
 
         Raises:
-            ApiError: 429 where too many requests wait.
+            ApiError: 429 where too many requests wait; 400 where the answer cannot be what that field says.
             InvalidRequestError, ContextFullError: refused before anything ran.
         """
         self._reserve(len(prompts) * params.n)
@@ -100,7 +103,10 @@ class Run:
         for prompt in prompts:
             ids = prompt if isinstance(prompt, ChatPrompt) else await self._ids(prompt)
             watched = watched and not self.streams
-            self.streams += await self.llm.streams(ids, self._fitting(ids, params), watched=watched)
+            try:
+                self.streams += await self.llm.streams(ids, self._fitting(ids, params), watched=watched)
+            except ConstraintError as error:
+                raise ApiError(400, f"{field}: {error}", param=field, code="invalid_value") from None
             if self._expired:
                 raise self._too_late()
 

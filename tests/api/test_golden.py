@@ -33,9 +33,9 @@ def test_greedy_story_in_a_batch_and_in_small_chunks():
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", FIRST_CHUNKS)
-def test_perplexity_of_the_first_chunks(name, shared_dir):
-    text = (shared_dir / "demo-model" / "held_out.txt").read_text(encoding="utf-8")
-    with LLM(shared_dir / "demo-model" / f"{name}.gguf", device="cpu", kv_type="f32", exact=True) as llm:
+def test_perplexity_of_the_first_chunks(name, shared_path):
+    text = shared_path("demo-model/held_out.txt").read_text(encoding="utf-8")
+    with LLM(shared_path(f"demo-model/{name}.gguf"), device="cpu", kv_type="f32", exact=True) as llm:
         *_, last = measure(llm, cut(llm, text, 512)[:2])
     assert last.n_tokens == 2 * 255
     assert last.value == pytest.approx(FIRST_CHUNKS[name], rel=2e-4)

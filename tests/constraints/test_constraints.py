@@ -53,8 +53,8 @@ def accepts(compiler, tokenizer, constraint, text):
 
 
 @pytest.mark.shared
-def test_schemas_accept_their_valid_instances_and_refuse_the_invalid_ones(shared_dir, compiler, llm):
-    lines = (shared_dir / "json-schemas" / "schemas.jsonl").read_text(encoding="utf-8").splitlines()
+def test_schemas_accept_their_valid_instances_and_refuse_the_invalid_ones(shared_path, compiler, llm):
+    lines = shared_path("json-schemas/schemas.jsonl").read_text(encoding="utf-8").splitlines()
     wrong, refused, counts = [], 0, {"valid": 0, "invalid": 0}
     for case in map(json.loads, lines):
         constraint = JsonSchema(case["schema"])

@@ -11,11 +11,11 @@ from engine.cpu.kernels.isa import best
 X86 = "x86_64-unknown-linux-gnu"
 
 ONE_KERNEL = """
-from engine.cpu.integer import instructions
-from engine.cpu.kernels import isa
-from engine.cpu.kernels.build import kernel
 from engine.errors import EngineError
 try:
+    from engine.cpu.integer import instructions
+    from engine.cpu.kernels import isa
+    from engine.cpu.kernels.build import kernel
     kernel("dot_panels", "Q4_0/" + instructions())
     print(isa.host())
 except EngineError as error:
@@ -47,15 +47,27 @@ def test_instructions_that_the_processor_lacks(monkeypatch):
     from llvmlite import binding
     from numba import config
 
-    from engine.cpu.kernels import build
+    from engine.cpu.kernels import settings
     from engine.errors import DeviceError
 
     monkeypatch.setattr(binding, "get_host_cpu_features", lambda: {"avx": True, "avx2": False})
     monkeypatch.setattr(config, "CPU_FEATURES", "+avx,+avx2,+tuned,-sse3")
     with pytest.raises(DeviceError, match="NUMBA_CPU_FEATURES asks for instructions that this processor lacks: avx2;"):
-        build._check_settings()
+        settings.check()
     monkeypatch.setattr(config, "CPU_FEATURES", "+avx")
-    build._check_settings()
+    settings.check()
+    for wrong in ("avx2", "+avx, -avx2", "+avx;avx2,x"):
+        monkeypatch.setattr(config, "CPU_FEATURES", wrong)
+        with pytest.raises(DeviceError, match=r"NUMBA_CPU_FEATURES has '.*each name has its sign"):
+            settings.check()
+
+
+def test_settings_that_end_numba_or_llvm(tmp_path):
+    """The one raises while it is imported, the other ends the process."""
+    for threads in ("0", "-3"):
+        found = compiled(tmp_path, NUMBA_NUM_THREADS=threads)
+        assert found.startswith(f"DeviceError NUMBA_NUM_THREADS is {threads}")
+    assert compiled(tmp_path, NUMBA_CPU_FEATURES="none").startswith("DeviceError NUMBA_CPU_FEATURES has 'none'")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,16 @@
 // What kernel files whose threads work together need on top of cuda_on_host.h: barriers, shared memory and shuffles.
 //
-// The threads of a block are coroutines of one CPU thread. Each runs until it waits for its warp or its block, and goes on
-// when all of those wait or have ended. Waits that can never end stop the program.
+// The threads of a block are coroutines of one CPU thread. Each runs until it waits for lanes of its warp or for its
+// block, and goes on when all of those wait or have ended. Waits that can never end stop the program. A coroutine is
+// begun once and serves the threads of its number in all blocks; its turns are changed by _setjmp, which, other than
+// swapcontext, asks nothing of the operating system.
+#define THREADS_MEET
+#undef _FORTIFY_SOURCE  // its longjmp refuses other stacks
 #include "cuda_on_host.h"
 
 #include <cstdio>
 #include <cstdlib>
+#include <csetjmp>
 #include <ucontext.h>
 #include <vector>
 
@@ -16,93 +21,172 @@ static int2 make_int2(int x, int y) { return {x, y}; }
 
 enum class Wait { NONE, FOR_WARP, FOR_BLOCK, ENDED };
 
-struct Thread {
-    ucontext_t context;
-    std::vector<char> stack = std::vector<char>(64 << 10);
-    Wait wait = Wait::NONE;
-    float given[2];  // to shuffles, by turns: one thread may give to the next one before another took this one's
-    int shuffles = 0;
+struct Words {  // what a thread gives to the others of its warp
+    u32 word[8];
 };
 
-static ucontext_t scheduler;
-static std::vector<Thread> threads;
+struct Thread {
+    ucontext_t context;
+    jmp_buf place;
+    char* stack = nullptr;  // null: not begun
+    Wait wait = Wait::NONE;
+    u32 mask = 0;         // lanes that it waits for
+    Words given, shown;  // given becomes shown when the lanes have met: the next one may be given before this is read
+};
+
+static jmp_buf scheduler;
+static std::vector<Thread> coroutines(1024);
+static Thread* const threads = coroutines.data();
+static int n_threads;
 static void (*thread_body)(void*);
 static void* thread_argument;
 
-static void wait_for(Wait what) {
+static void wait_for(Wait what, u32 mask = FULL_MASK) {
     Thread& mine = threads[threadIdx.x];
     mine.wait = what;
-    swapcontext(&mine.context, &scheduler);
+    mine.mask = mask;
+    if (!_setjmp(mine.place)) _longjmp(scheduler, 1);
 }
 
 static void __syncthreads() { wait_for(Wait::FOR_BLOCK); }
-
-static float __shfl_xor_sync(u32, float v, int offset) {
-    Thread& mine = threads[threadIdx.x];
-    const int turn = mine.shuffles++ & 1;
-    mine.given[turn] = v;
-    wait_for(Wait::FOR_WARP);
-    return threads[threadIdx.x ^ offset].given[turn];
-}
-
-static float __shfl_sync(u32, float v, int lane) {
-    Thread& mine = threads[threadIdx.x];
-    const int turn = mine.shuffles++ & 1;
-    mine.given[turn] = v;
-    wait_for(Wait::FOR_WARP);
-    return threads[threadIdx.x / WARP * WARP + lane].given[turn];
-}
-
 static void __syncwarp() { wait_for(Wait::FOR_WARP); }
 
-static bool __any_sync(u32, bool v) {
-    float any = v;
-    for (int offset = WARP / 2; offset > 0; offset /= 2) any += __shfl_xor_sync(FULL_MASK, any, offset);
-    return any != 0.0f;
+// Gives words to the lanes of a mask, this thread's among them, and waits for them; then shown_by() gives theirs.
+static void meet(u32 mask, const Words& words) {
+    assert(mask >> threadIdx.x % WARP & 1);
+    threads[threadIdx.x].given = words;
+    wait_for(Wait::FOR_WARP, mask);
+}
+
+static const Words& shown_by(u32 mask, int lane) {
+    assert(mask >> lane & 1);  // what other lanes have is undefined
+    return threads[threadIdx.x / WARP * WARP + lane].shown;
+}
+
+template <class T>
+static T from_lane(u32 mask, T v, int lane) {
+    static_assert(sizeof(T) == 4, "a word");
+    meet(mask, {bits_of<u32>(v)});
+    return bits_of<T>(shown_by(mask, lane).word[0]);
+}
+
+static float __shfl_sync(u32 mask, float v, int lane) { return from_lane(mask, v, lane & (WARP - 1)); }
+static int __shfl_sync(u32 mask, int v, int lane) { return from_lane(mask, v, lane & (WARP - 1)); }
+template <class T>
+static T __shfl_xor_sync(u32 mask, T v, int offset) { return from_lane(mask, v, threadIdx.x % WARP ^ offset); }
+template <class T>
+static T __shfl_up_sync(u32 mask, T v, int offset) {
+    const int lane = threadIdx.x % WARP;
+    return from_lane(mask, v, lane < offset ? lane : lane - offset);
+}
+
+static u32 __ballot_sync(u32 mask, bool v) {
+    meet(mask, {v});
+    u32 votes = 0;
+    for (int lane = 0; lane < WARP; ++lane)
+        if (mask >> lane & 1) votes |= shown_by(mask, lane).word[0] << lane;
+    return votes;
+}
+static bool __any_sync(u32 mask, bool v) { return __ballot_sync(mask, v) != 0; }
+static float __fdividef(float a, float b) { return a / b; }
+static int __ffs(u32 v) { return __builtin_ffs(v); }
+
+// d += a * b as common.cuh lays it over the lanes.
+static void mma16(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    meet(FULL_MASK, {a0, a1, a2, a3, b0, b1});
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 16; ++k) {
+            const u32 a = shown_by(FULL_MASK, 4 * g + k % 8 / 2).word[2 * (k / 8) + i / 2];
+            const u32 b = shown_by(FULL_MASK, 4 * (2 * t + i % 2) + k % 8 / 2).word[4 + k / 8];
+            d[i] += half_to_float((u16)(a >> k % 2 * 16)) * half_to_float((u16)(b >> k % 2 * 16));
+        }
 }
 
 static void thread_main() {
-    thread_body(thread_argument);
-    wait_for(Wait::ENDED);
+    while (true) {
+        thread_body(thread_argument);
+        wait_for(Wait::ENDED);
+    }
 }
 
-// Lets threads first..last go on if each of them waits for the same or has ended; whether one does.
-static bool release(int first, int last, Wait what) {
+// Runs a thread until it waits.
+__attribute__((noinline)) static void run_thread(int i) {
+    Thread& thread = threads[i];
+    threadIdx.x = i;
+    if (_setjmp(scheduler)) return;
+    if (thread.stack) _longjmp(thread.place, 1);
+    const size_t size = 64 << 10;
+    thread.stack = (char*)malloc(size);
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = thread.stack;
+    thread.context.uc_stack.ss_size = size;
+    makecontext(&thread.context, thread_main, 0);
+    setcontext(&thread.context);
+}
+
+// Lets the threads of a block go on if all that have not ended wait for the block; whether they do.
+static bool release_block() {
     bool waits = false;
-    for (int i = first; i < last; ++i) {
-        if (threads[i].wait != what && threads[i].wait != Wait::ENDED) return false;
-        waits = waits || threads[i].wait == what;
+    for (int i = 0; i < n_threads; ++i) {
+        if (threads[i].wait != Wait::FOR_BLOCK && threads[i].wait != Wait::ENDED) return false;
+        waits = waits || threads[i].wait == Wait::FOR_BLOCK;
     }
-    for (int i = first; waits && i < last; ++i)
-        if (threads[i].wait == what) threads[i].wait = Wait::NONE;
+    for (int i = 0; i < n_threads; ++i)
+        if (threads[i].wait == Wait::FOR_BLOCK) threads[i].wait = Wait::NONE;
     return waits;
 }
 
+// Lets lanes of the warp at `first` go on where all lanes of their mask that have not ended wait with the same mask.
+static bool release_lanes(int first) {
+    bool moved = false;
+    const int lanes = min(WARP, n_threads - first);
+    for (int i = 0; i < lanes; ++i) {
+        if (threads[first + i].wait != Wait::FOR_WARP) continue;
+        const u32 mask = threads[first + i].mask;
+        bool met = true;
+        for (int j = 0; j < lanes; ++j) {
+            const Thread& other = threads[first + j];
+            const bool waits = other.wait == Wait::FOR_WARP && other.mask == mask;
+            met = met && (!(mask >> j & 1) || waits || other.wait == Wait::ENDED);
+        }
+        for (int j = 0; met && j < lanes; ++j) {
+            Thread& other = threads[first + j];
+            if (!(mask >> j & 1) || other.wait == Wait::ENDED) continue;
+            other.wait = Wait::NONE;
+            other.shown = other.given;
+        }
+        moved = moved || met;
+    }
+    return moved;
+}
+
 template <class Run>
-static void launch_blocks(int grid_x, int grid_y, int n_threads, Run run) {
-    gridDim.x = grid_x, gridDim.y = grid_y, blockDim.x = n_threads;
+static void launch_blocks(Dimensions grid, int block_threads, Run run) {
+    assert(block_threads <= (int)coroutines.size());
+    n_threads = block_threads;
+    gridDim = grid, blockDim.x = n_threads;
     thread_body = [](void* argument) { (*(Run*)argument)(); };
     thread_argument = &run;
-    for (blockIdx.y = 0; blockIdx.y < grid_y; ++blockIdx.y)
-        for (blockIdx.x = 0; blockIdx.x < grid_x; ++blockIdx.x) {
-            threads = std::vector<Thread>(n_threads);
-            for (Thread& thread : threads) {
-                getcontext(&thread.context);
-                thread.context.uc_stack.ss_sp = thread.stack.data();
-                thread.context.uc_stack.ss_size = thread.stack.size();
-                makecontext(&thread.context, thread_main, 0);
+    for (int block = 0; block < grid.x * grid.y * grid.z; ++block) {
+        blockIdx = {block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y};
+        for (int i = 0; i < n_threads; ++i) threads[i].wait = Wait::NONE;
+        for (int ended = 0; ended < n_threads;) {
+            bool moved = false;
+            for (int i = 0; i < n_threads; ++i) {
+                if (threads[i].wait != Wait::NONE) continue;
+                moved = true;
+                run_thread(i);
+                ended += threads[i].wait == Wait::ENDED;
             }
-            for (int ended = 0; ended < n_threads;) {
-                bool moved = false;
-                for (int i = 0; i < n_threads; ++i) {
-                    if (threads[i].wait != Wait::NONE) continue;
-                    threadIdx.x = i, moved = true;
-                    swapcontext(&scheduler, &threads[i].context);
-                    if (threads[i].wait == Wait::ENDED) ++ended;
-                }
-                for (int i = 0; i < n_threads; i += WARP) moved |= release(i, min(i + WARP, n_threads), Wait::FOR_WARP);
-                moved |= release(0, n_threads, Wait::FOR_BLOCK);
-                if (!moved && ended < n_threads) fprintf(stderr, "the threads of a block wait for each other\n"), abort();
-            }
+            for (int i = 0; i < n_threads; i += WARP) moved |= release_lanes(i);
+            moved |= release_block();
+            if (!moved && ended < n_threads) fprintf(stderr, "the threads of a block wait for each other\n"), abort();
         }
+    }
+}
+
+template <class Run>
+static void launch_blocks(int grid_x, int grid_y, int block_threads, Run run) {
+    launch_blocks(Dimensions{grid_x, grid_y, 1}, block_threads, run);
 }

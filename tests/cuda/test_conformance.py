@@ -43,7 +43,7 @@ def part_files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def kernels(request, conformance_dir, part_files):
+def kernels(request, conformance_files, part_files):
     """Builds what all files under test need side by side: one after the other would take minutes."""
     import cupy
 
@@ -54,7 +54,7 @@ def kernels(request, conformance_dir, part_files):
     card = compiler.device_arch(), int(cupy.cuda.Device().attributes["MultiProcessorCount"])
     jobs = {}
     chosen = {item.callspec.params["name"] for item in request.session.items if item.path == request.path}
-    paths = [(conformance_dir / "models" / f"{name}.gguf", LIMIT) for name in GPU_NAMES if name in chosen]
+    paths = [(files[0], LIMIT) for name, files in conformance_files.items() if name in chosen]
     paths += [(path, ["f32"]) for name, path in part_files.items() if name in chosen]
     for path, kv_types in paths:
         with open_gguf(path) as gguf:
@@ -78,15 +78,14 @@ def prompt_logits(runner, ids, *, slot, pieces):
 
 
 @pytest.mark.parametrize("name", GPU_NAMES)
-def test_logits(name, conformance_dir, capsys):
-    expected = np.load(conformance_dir / "logits" / f"{name}.npz")
+def test_logits(name, conformance, capsys):
+    path, logits = conformance(name)
+    expected = np.load(logits)
     ids, logits = expected["tokens"], expected["logits"]
     errors = {}
     for kv_type in LIMIT:
         # Opened by its class: nothing here could fall back to the CPU.
-        with opened(
-            conformance_dir / "models" / f"{name}.gguf", kv_type=kv_type, max_sequences=SLOTS, context_length=CONTEXT
-        ) as runner:
+        with opened(path, kv_type=kv_type, max_sequences=SLOTS, context_length=CONTEXT) as runner:
             behind = [
                 prompt_logits(runner, ids[:BEHIND], slot=SLOTS - 1, pieces=16),
                 decode_logits(runner, ids[BEHIND:], slot=SLOTS - 1, start=BEHIND),

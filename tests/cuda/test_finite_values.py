@@ -1,6 +1,6 @@
 """A token with numbers that are not finite spoils the rows that see it, and no others, in every attention kernel.
 
-Prompts through the general kernels, compiled for the CPU; all kernels on a GPU.
+Decode kernels and the general kernel of prompts compiled for the CPU; all kernels on a GPU.
 """
 
 import ctypes
@@ -30,6 +30,7 @@ SHAPES = {
     "biases": shape_of(2, 2, 32, rope_dim=0, alibi=True),
     "latent f16": shape_of(2, **LATENT),
     "latent f32": shape_of(2, half=False, **LATENT),
+    "two blocks a cache head": shape_of(10, 1, 32),
 }
 WIDE = {
     "wide f16": shape_of(8, 2, 128),
@@ -37,26 +38,53 @@ WIDE = {
     "wide latent": shape_of(16, 1, 576, value_dim=512, rope_dim=0, values_in_keys=True),
 }
 HOST_ROWS, HOST_AT, HOST_WINDOW = 40, 36, 3
+DECODED = range(139, 146)
+HOST_DECODE_AT = 141
+"""Positions that are decoded on the host, behind a prompt, and the spoilt one; the cached ones are several ranges."""
 ROWS, AT, WINDOW = 150, 70, 20
 """Rows of a prompt, and the spoilt one: before it are rows of its tile and, on the GPU, a whole page; behind the window
 are rows that do not see it."""
 
 ENTRY = """
-extern "C" void rope_append_{i}(int rows, int blocks, float* qkv, cache_t* k, cache_t* v, const int* table,
-                                int max_pages, const int* sequence, const int* positions, const double* inv_freq) {{
+extern "C" void rope_append_{i}(int rows, int blocks, float* qkv, u8* k, u8* v, const int* table, int max_pages,
+                                const int* sequence, const int* positions, const double* inv_freq) {{
+    using namespace of_rope_append_{i};
     launch_blocks(rows, blocks, 128, [&] {{
-        of_{i}::rope_append(qkv, nullptr, k, v, table, max_pages, sequence, positions, inv_freq, 1.0f, 0.0f, 1, nullptr,
-                            nullptr, 0.0f);
+        rope_append(qkv, nullptr, (cache_t*)k, (cache_t*)v, table, max_pages, sequence, positions, inv_freq, 1.0f, 0.0f,
+                    1, nullptr, nullptr, 0.0f);
     }});
 }}
-extern "C" void prefill_{i}(int tiles, int heads, const float* qkv, const cache_t* k, const cache_t* v,
-                            const int* table, int max_pages, const int4* tile, float scale, int window,
-                            const float* sinks, float* out, const float* slopes) {{
+extern "C" void prefill_{i}(int tiles, int heads, const float* qkv, const u8* k, const u8* v, const int* table,
+                            int max_pages, const int4* tile, float scale, int window, const float* sinks, float* out,
+                            const float* slopes) {{
+    using namespace of_prefill_{i};
     launch_blocks(tiles, heads, 256, [&] {{
-        of_{i}::attention_prefill(qkv, k, v, table, max_pages, tile, scale, 0.0f, window, sinks, out{slopes});
+        attention_prefill(qkv, (cache_t*)k, (cache_t*)v, table, max_pages, tile, scale, 0.0f, window, sinks,
+                          out{slopes});
     }});
 }}
 """
+DECODE_ENTRY = """
+extern "C" void {name}_{i}(int x, int y, int z, int threads, const float* qkv, u8* k, u8* v, const int* table,
+                           int max_pages, const int* positions, const double* inv_freq, float scale, int window,
+                           const float* sinks, int slots, float* partial, float2* partial_max_sum, int* counters,
+                           float* out, const float* slopes) {{
+    using namespace of_{name}_{i};
+    launch_blocks(Dimensions{{x, y, z}}, threads, [&] {{
+        attention_decode(qkv, (cache_t*)k, (cache_t*)v, table, max_pages, positions, 1, inv_freq, 1.0f, 0.0f, 1,
+                         nullptr, nullptr, 0.0f, scale, 0.0f, window, sinks, slots, partial, partial_max_sum, counters,
+                         out{slopes});
+    }});
+}}
+"""
+ON_HOST = [
+    (r'asm\("ex2\..*?;\n', "y = exp2f(x);\n"),
+    (r'asm volatile\("ld\.global\.cg\..*?;\n', "v = *p;\n"),
+    (r'asm volatile\("atom\.acq_rel\..*?;\n', "old = *counter, *counter += n;\n"),
+    (r"extern __shared__ (.*?)\[\];", r"static \1[SHARED_BYTES];"),
+    (r'extern "C" __global__', "static"),
+]
+"""Replacements of a kernel's assembly, dynamic shared memory and C linkage, which would join all shapes' kernels."""
 
 
 def spoil(rows, at, shape, kind):
@@ -110,9 +138,24 @@ def check_rows(shape, found, clean, at, window, kind):
 # ---- on the CPU ----------------------------------------------------------------------------------------------
 
 
+def host_plan(shape):
+    """Layout of decode kernels with small ranges."""
+    return replace(decode_plan(shape, 80, 8), min_chunk=PAGE, blocks=3)
+
+
+def host_source(name, files, defines, text):
+    """C++ of a kernel, in a namespace of its own."""
+    body = "".join(text[file] for file in files)
+    for pattern, by in ON_HOST:
+        body = re.sub(pattern, by, body, flags=re.DOTALL)
+    source = "".join(f"\n#define {key} {value}" for key, value in defines.items())
+    source += f"\nnamespace of_{name} {{\n{body}\n}}\n"
+    return source + "".join(f"\n#undef {key}" for key in {*defines, *re.findall(r"#define (\w+)", body)})
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """rope_append and the general kernel of prompts for every shape, as one shared library."""
+    """rope_append, the general kernel of prompts and the decode kernels for every shape, as one shared library."""
     if COMPILER is None:
         pytest.skip("no g++ to compile the kernels for the CPU")
     folder = tmp_path_factory.mktemp("host")
@@ -120,18 +163,14 @@ def library(tmp_path_factory):
     reductions = text["common.cuh"][text["common.cuh"].index("DEVICE float warp_sum") :]
     source = '#include "blocks_on_host.h"\n' + reductions[: reductions.index("// Sum over the block")]
     source += "static u32 shared_address(const void*) { return 0; }\n"
-    common = re.sub(r'asm\("ex2.*?;\n', "y = exp2f(x);\n", text["attention_common.cuh"])
     for i, shape in enumerate(SHAPES.values()):
-        _, _, rope, prefill = jobs_of_plans(shape, decode_plan(shape, 80, 108), PLAIN)
-        defines = rope[1] | prefill[1]
-        source += "".join(f"\n#define {name} {value}" for name, value in defines.items())
-        source += f"\nnamespace of_{i} {{\n{common}\n"
-        for file in ("rope_append.cu", "attention_prefill_plain.cu"):
-            source += text[file].replace('extern "C" __global__', "static")
-        source += "}\n" + ENTRY.format(i=i, slopes=", slopes" if shape.alibi else "").replace(
-            "cache_t", f"of_{i}::cache_t"
-        )
-        source += "".join(f"\n#undef {name}" for name in (*defines, "VALUE_STRIDE", "WRITES_VALUES", "SLOPES"))
+        plan = host_plan(shape)
+        jobs = jobs_of_plans(shape, plan, PLAIN)
+        for name, (files, defines) in zip(("decode_runs", "decode_one", "rope_append", "prefill"), jobs, strict=True):
+            source += host_source(f"{name}_{i}", files, defines | {"SHARED_BYTES": plan.shared_bytes}, text)
+        slopes = ", slopes" if shape.alibi else ""
+        source += ENTRY.format(i=i, slopes=slopes)
+        source += "".join(DECODE_ENTRY.format(i=i, name=name, slopes=slopes) for name in ("decode_runs", "decode_one"))
     (folder / "kernels.cpp").write_text(source)
     target = folder / "kernels.so"
     command = [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w"]
@@ -141,25 +180,53 @@ def library(tmp_path_factory):
     return ctypes.CDLL(str(target))
 
 
-def on_host(library, name, rows, window):
-    """(results, keys, values) of a prompt; page 1, which it does not have, and the rest of page 0 are NaN before."""
-    shape, i, n = SHAPES[name], list(SHAPES).index(name), len(rows)
-    dtype = np.float16 if shape.kv_type is KvType.F16 else np.float32
-    keys = np.full((2, shape.kv_heads, PAGE, shape.key_dim), np.nan, dtype)
-    values = keys if shape.values_in_keys else np.full((2, shape.kv_heads, PAGE, shape.value_dim), np.nan, dtype)
-    table, positions, sequence = (np.array(one, np.int32) for one in ([[0, -1]], range(n), [0] * n))
+def on_host(library, name, rows, window, *, decoded=range(0), kernel="decode_one"):
+    """(results, keys, values) of a prompt whose last positions may be decoded instead, then with their results alone.
+
+    Keys and values are (pages, kv_heads, PAGE, width). The last page is not the sequence's; all of them are NaN before.
+    """
+    shape, i, n = SHAPES[name], list(SHAPES).index(name), len(rows) - len(decoded)
+    dtype, pages = np.float16 if shape.kv_type is KvType.F16 else np.float32, -(-len(rows) // PAGE) + 1
+    keys = np.full((pages, shape.kv_heads, PAGE, shape.key_dim), np.nan, dtype)
+    values = keys if shape.values_in_keys else np.full((pages, shape.kv_heads, PAGE, shape.value_dim), np.nan, dtype)
+    page_of = [*range(pages - 1), -1]
+    table, positions, sequence = (np.array(one, np.int32) for one in ([page_of], range(len(rows)), [0] * n))
     tiles = np.array([[row, min(PLAIN.rows, n - row), 0, row] for row in range(0, n, PLAIN.rows)], np.int32)
     frequencies, sinks, slopes = constants(shape)
-    out = np.empty((n, shape.heads * shape.value_dim), np.float32)
+    out = np.empty((len(rows), shape.heads * shape.value_dim), np.float32)
 
-    def run(kernel, x, y, *args):
+    def run(kernel, *args):
         given = [ctypes.c_void_p(arg.ctypes.data) if isinstance(arg, np.ndarray) else arg for arg in args]
-        getattr(library, f"{kernel}_{i}")(x, y, *given)
+        getattr(library, f"{kernel}_{i}")(*given)
 
-    run("rope_append", n, 2, rows, keys, values, table, 2, sequence, positions, frequencies)
+    run("rope_append", n, 2, rows, keys, values, table, pages, sequence, positions, frequencies)
     scale = ctypes.c_float(0.2)
-    run("prefill", len(tiles), shape.heads, rows, keys, values, table, 2, tiles, scale, window, sinks, out, slopes)
-    return out, keys, values
+    if not decoded:
+        tiled = (rows, keys, values, table, pages, tiles, scale, window, sinks, out, slopes)
+        run("prefill", len(tiles), shape.heads, *tiled)
+        return out, keys, values
+    plan, columns = host_plan(shape), shape.kv_heads * shape.head_tiles
+    grid = (columns, plan.n_splits, 1) if kernel == "decode_one" else (columns, plan.blocks, 1)
+    partial = np.full((columns * plan.n_splits * shape.active_heads, shape.value_dim + 2), np.nan, np.float32)
+    sums, tops = partial[:, 2:].copy(), partial[:, :2].copy()
+    counters = np.zeros(columns, np.int32)
+    for row in decoded:
+        one, constant = rows[row : row + 1], (frequencies, scale, window, sinks, plan.n_splits)
+        cached = (keys, values, table, pages, positions[row : row + 1])
+        scratch = (sums, tops, counters)
+        run(kernel, *grid, plan.warps * 32, one, *cached, *constant, *scratch, out[row : row + 1], slopes)
+        assert not counters.any()
+    return out[decoded], keys, values
+
+
+def check_cache(shape, keys, values, clean_keys, at, n):
+    """Values are finite; of the keys one number of one position is marked (n positions, the spoilt one at `at`)."""
+    rows = np.arange(n)
+    page, row = rows // PAGE, rows % PAGE
+    assert np.isfinite(values[page, :, row][..., : shape.value_dim]).all()
+    assert np.isnan(keys[at // PAGE, 0, at % PAGE, -1])
+    page, row = page[rows != at], row[rows != at]
+    assert keys[page, :, row].tobytes() == clean_keys[page, :, row].tobytes()
 
 
 @pytest.mark.parametrize(("name", "window"), [*((name, 0) for name in SHAPES), ("f16", HOST_WINDOW)])
@@ -170,10 +237,23 @@ def test_prompts_on_the_host(library, name, window):
     for kind in kinds_of(shape):
         found, keys, values = on_host(library, name, spoil(clean.copy(), HOST_AT, shape, kind), window)
         check_rows(shape, found, expected, HOST_AT, window, kind)
-        assert np.isfinite(values[0, :, :HOST_ROWS, : shape.value_dim]).all()
-        assert np.isnan(keys[0, 0, HOST_AT, -1])
-        others = np.arange(HOST_ROWS) != HOST_AT
-        assert keys[0][:, :HOST_ROWS][:, others].tobytes() == clean_keys[0][:, :HOST_ROWS][:, others].tobytes()
+        check_cache(shape, keys, values, clean_keys, HOST_AT, HOST_ROWS)
+
+
+@pytest.mark.parametrize("kernel", ["decode_one", "decode_runs"])
+@pytest.mark.parametrize(
+    ("name", "window"), [*((name, 0) for name in SHAPES), *((x, HOST_WINDOW) for x in ("f16", "f32"))]
+)
+def test_decoded_tokens_on_the_host(library, name, window, kernel):
+    shape = SHAPES[name]
+    clean = clean_rows(shape, DECODED.stop)
+    options = {"decoded": DECODED, "kernel": kernel}
+    expected, clean_keys, _ = on_host(library, name, clean.copy(), window, **options)
+    for kind in kinds_of(shape):
+        spoilt = spoil(clean.copy(), HOST_DECODE_AT, shape, kind)
+        found, keys, values = on_host(library, name, spoilt, window, **options)
+        check_rows(shape, found, expected, HOST_DECODE_AT - DECODED.start, window, kind)
+        check_cache(shape, keys, values, clean_keys, HOST_DECODE_AT, DECODED.stop)
 
 
 # ---- on a GPU ------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ TYPES = [type for type in GGMLType if type.name.startswith(("F", "BF", "Q")) and
 TYPES += [GGMLType.IQ1_M, GGMLType.IQ2_XS, GGMLType.IQ3_S, GGMLType.IQ4_XS, GGMLType.TQ1_0, GGMLType.MXFP4]
 """Of formats that are packed alike, one each; products of every type are tested in test_matvec.py."""
 
+DEMO_MODELS = [f"demo-model/tales-{name}.gguf" for name in ("f16", "Q8_0", "Q4_K_M")]
 LICENSE = Path(__file__).parents[2] / "LICENSE"
 IDS = np.random.default_rng(1).integers(0, 256, 70)
 
@@ -98,10 +99,6 @@ def test_a_window_over_several_pages(tmp_path):
     check(path, np.random.default_rng(2).integers(0, 256, 300))
 
 
-def demo_models(shared_dir):
-    return [BUNDLED_MODEL, *sorted((shared_dir / "demo-model").glob("tales-*.gguf"))]
-
-
 def check_demo(path):
     with LLM(device="cpu", exact=True) as llm:
         ids = llm.tokenizer.encode(LICENSE.read_text(encoding="utf-8"))[:160]
@@ -112,9 +109,9 @@ def test_bundled_model():
     check_demo(BUNDLED_MODEL)
 
 
-def test_demo_models(shared_dir):
-    for path in demo_models(shared_dir)[1:]:
-        check_demo(path)
+@pytest.mark.parametrize("name", DEMO_MODELS)
+def test_demo_models(name, shared_path):
+    check_demo(shared_path(name))
 
 
 @pytest.mark.parametrize(("kv_type", "chunk"), [("f16", None), ("f16", 100), ("f32", None)])
@@ -155,9 +152,9 @@ def test_greedy_text(kv_type):
     check_greedy(BUNDLED_MODEL, kv_type)
 
 
-def test_greedy_text_of_the_demo_models(shared_dir):
-    for path in demo_models(shared_dir)[1:]:
-        check_greedy(path, "f16")
+@pytest.mark.parametrize("name", DEMO_MODELS)
+def test_greedy_text_of_the_demo_models(name, shared_path):
+    check_greedy(shared_path(name), "f16")
 
 
 def test_greedy_text_equals_the_cpus():
@@ -216,7 +213,6 @@ def test_perplexity():
     check_perplexity(BUNDLED_MODEL, LICENSE.read_text(encoding="utf-8"))
 
 
-def test_perplexity_of_held_out_text(shared_dir):
-    text = (shared_dir / "demo-model" / "held_out.txt").read_text(encoding="utf-8")
-    for path in demo_models(shared_dir)[1:]:
-        check_perplexity(path, text)
+@pytest.mark.parametrize("name", DEMO_MODELS)
+def test_perplexity_of_held_out_text(name, shared_path):
+    check_perplexity(shared_path(name), shared_path("demo-model/held_out.txt").read_text(encoding="utf-8"))

@@ -527,8 +527,8 @@ def test_a_vocabulary_of_128k(tmp_path):
 
 
 @pytest.mark.shared
-def test_real_vocabularies_equal_the_gguf_package(shared_dir):
-    path = shared_dir / "vocabs" / "ggml-vocab-gpt-2.gguf"
+def test_real_vocabularies_equal_the_gguf_package(shared_path):
+    path = shared_path("vocabs/ggml-vocab-gpt-2.gguf")
     theirs = gguf.GGUFReader(path)
     with open_gguf(path) as ours:
         for key, found in ours.metadata.items():

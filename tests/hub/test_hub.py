@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pty
 import resource
 import signal
 import subprocess
@@ -448,7 +449,7 @@ class TestCommands:
         assert list(rows) == [f"{model}:Q8_0", f"{model}:Q4_K_M"]
         assert "10.2 MB  Q4_K_M  llama" in rows[f"{model}:Q4_K_M"]
         assert "yes: " in rows[f"{model}:Q4_K_M"]
-        assert str(bad) in rows[f"{model}:Q8_0"]  # why it cannot be opened
+        assert f"no: {bad}" in rows[f"{model}:Q8_0"]  # why it cannot be opened
         assert "found 2 models" in run("rm", model, status=2).stderr
         assert "give --yes" in run("rm", f"{model}:q8_0", status=2).stderr
         assert "freed 4 B" in run("rm", f"{model}:q8_0", "--yes").stderr
@@ -458,6 +459,19 @@ class TestCommands:
         assert local_models() == []
         assert list(cache_dir().glob("models--*")) == []
         assert "found 0 models" in run("rm", model, "-y", status=2).stderr
+
+    @pytest.mark.parametrize(("answer", "status"), [(b"n\n", 1), (b"y\n", 0)])
+    def test_rm_asks(self, model, answer, status):
+        run("pull", model)
+        terminal, stdin = pty.openpty()
+        os.write(terminal, answer)
+        command = [sys.executable, "-m", "engine", "rm", model]
+        done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, timeout=60)
+        for end in (terminal, stdin):
+            os.close(end)
+        assert (done.returncode, done.stdout) == (status, "")
+        assert f"{model}:Q4_K_M  10.2 MB\ndelete?" in done.stderr
+        assert len(local_models()) == status
 
     def test_a_model_too_large_for_the_machine(self, model, monkeypatch):
         run("pull", model)

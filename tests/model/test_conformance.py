@@ -1,7 +1,5 @@
 """Tiny random models of every supported architecture against logits computed by llama.cpp in float32."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -17,11 +15,12 @@ pytestmark = pytest.mark.shared
 
 @pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("name", NAMES)
-def test_logits(name, reference, conformance_dir: Path):
+def test_logits(name, reference, conformance):
     """All tokens at once and one by one."""
-    expected = np.load(conformance_dir / "logits" / f"{name}.npz")
+    path, logits = conformance(name)
+    expected = np.load(logits)
     tokens, logits = expected["tokens"], expected["logits"]
-    with open_gguf(conformance_dir / "models" / f"{name}.gguf") as gguf:
+    with open_gguf(path) as gguf:
         backend = CpuBackend(load_model(gguf), kv_type="f32", max_sequences=2, threads=2, reference=reference)
         at_once = backend.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
         single = [backend.forward(Batch.build([(1, [token], i, Outputs.ALL)])) for i, token in enumerate(tokens)]

@@ -228,8 +228,6 @@ def test_responses(server, client, stream):
         ({"top_logprobs": 99, "logprobs": True}, "top_logprobs"),
         ({"reasoning_effort": "huge"}, "reasoning_effort"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"extra_body": {"grammar": "root ::= x"}}, "grammar"),
         ({"extra_body": {"mirostat": 2}}, "mirostat"),
         ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
     ],

@@ -11,6 +11,7 @@
     attention.py, attention_*.py  attention over a packed cache
     elementwise.py  the small steps between: normalize, rotate_store, gate
     machine.py    runs a whole recorded decode step on all threads
+    settings.py   settings of numba that cannot work here
     build.py      compiles what is asked for, caches it on disk, hands out callables
     code_cache.py  the files of that cache, checked before they are used
     attend.py     attention for callers: operands checked, work spread over the pool (matrix products: ../matmul.py)
@@ -20,3 +21,6 @@ build.py or code_cache.py imports numba.
 """
 
 from engine.cpu.kernels import grid_formats, low_bit_formats  # noqa: F401 - imported for the decoders they register
+from engine.cpu.kernels.settings import check_before_import
+
+check_before_import()

@@ -16,15 +16,13 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from llvmlite import binding
 from llvmlite.binding import ffi
-from numba import config, njit, types
+from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from engine.concurrency import fork
-from engine.cpu.kernels import activations, attention, elementwise, integer, machine, products, tiles
+from engine.cpu.kernels import activations, attention, elementwise, integer, machine, products, settings, tiles
 from engine.cpu.kernels.code_cache import KernelCache
-from engine.errors import DeviceError
 
 Kernel = Callable[..., None]
 
@@ -163,29 +161,9 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
 }
 
 
-def _check_settings() -> None:
-    """Refuse settings of numba with which nothing can be compiled, or nothing that runs here.
-
-    Raises:
-        DeviceError: names the setting.
-    """
-    if config.DISABLE_JIT:
-        raise DeviceError(
-            "the CPU runs compiled kernels, and NUMBA_DISABLE_JIT (environment or .numba_config.yaml) forbids "
-            "compiling: unset it"
-        )
-    here = binding.get_host_cpu_features()
-    wanted = [entry[1:].strip() for entry in (config.CPU_FEATURES or "").split(",") if entry.startswith("+")]
-    lacking = [name for name in wanted if here.get(name) is False]
-    if lacking:
-        raise DeviceError(
-            f"NUMBA_CPU_FEATURES asks for instructions that this processor lacks: {', '.join(lacking)}; unset it"
-        )
-
-
 def _compile(function: Kernel, signature: Any) -> Kernel:
     """Compiles through the disk cache if there is a usable one."""
-    _check_settings()
+    settings.check()
     dispatcher: Any = njit(nogil=True)(function)
     with suppress(Exception):  # no folder that can be written is no reason not to run
         dispatcher._cache = KernelCache(function)

@@ -274,7 +274,10 @@ def host() -> str:
     That is this machine, less what environment variables like NUMBA_CPU_NAME or NUMBA_ENABLE_AVX leave out: an
     instruction that the target lacks would end the process inside LLVM.
     """
-    from numba.core.registry import cpu_target  # slow to import, and tables of this module are read without it
+    from engine.cpu.kernels import settings  # numba is slow to import, and tables of this module are read without it
+
+    settings.check()  # LLVM ends the process for some of them
+    from numba.core.registry import cpu_target
 
     triple, _, features = cpu_target.target_context.codegen().magic_tuple()
     return best(triple, features)

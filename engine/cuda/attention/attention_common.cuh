@@ -25,6 +25,7 @@ DEVICE cache_t to_cache(float v) { return v; }
 #endif
 
 DEVICE float minus_infinity() { return __int_as_float(0xff800000); }
+DEVICE float not_a_number() { return __uint_as_float(0x7fffffffu); }
 DEVICE float power2(float x) {  // 2^x, error below 2 ulp; minus infinity gives 0
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -50,7 +51,8 @@ DEVICE float score_base2(float raw, float softcap) {
 // Every cached value is finite. A row's weight of a position that it must not see is 0, but a tile is multiplied for all
 // of its rows at once, and 0 times infinity or NaN is NaN. So the kernels that write the cache store a value that is not
 // finite as 0, and make an element of the position's key NaN: scores of the rows that see the position become NaN, and
-// scores of all other rows are replaced by minus infinity.
+// scores of all other rows are replaced by minus infinity. A kernel that does not read a row's own key from the cache
+// makes the row's score of itself NaN instead.
 #define SPOILT_KEY_AT (KEY_DIM - 1)  // with VALUES_IN_KEYS behind the numbers that are values
 #ifdef VALUES_IN_KEYS
 static_assert(KEY_DIM > VALUE_DIM, "a key has a number that is not part of its value");
@@ -64,7 +66,7 @@ DEVICE bool is_finite(cache_t v) {
 #endif
 }
 
-DEVICE cache_t spoilt() { return to_cache(__uint_as_float(0x7fffffffu)); }
+DEVICE cache_t spoilt() { return to_cache(not_a_number()); }
 
 // Stores an element of a value; clears `finite` where it is not.
 DEVICE void store_value(cache_t* to, cache_t v, bool& finite) {

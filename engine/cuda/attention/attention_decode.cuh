@@ -95,6 +95,15 @@ DEVICE int page_of_token(const Task& task, const int* block_table, int max_pages
     return blockIdx.x % HEAD_TILES == 0 ? block_table[(i64)task.row * max_pages + task.position / PAGE] : -1;
 }
 
+// Stores an element of the new token's value where it has a page; clears `finite` where it is not, page or not: the
+// token's score of itself depends on it in every block.
+DEVICE void append_value(cache_t* to, cache_t v, int page, bool& finite) {
+    if (page >= 0)
+        store_value(to, v, finite);
+    else
+        finite = finite && is_finite(v);
+}
+
 // Brings the weights of the norms, where there are any; before the wait, and a barrier afterwards.
 DEVICE void bring_norms(Shared& sh, const float* q_norm, const float* k_norm) {
     for (int i = threadIdx.x; i < KEY_DIM; i += THREADS) {
@@ -153,8 +162,8 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
             for (int d = lane; is_key && d < KEY_DIM; d += WARP) {
                 const cache_t rounded = to_cache(to[d]);
                 to[d] = from_cache(rounded);
-                if (!WRITES_VALUES && page >= 0 && d < VALUE_DIM)
-                    store_value(cache_k + at * KEY_DIM + d, rounded, finite);
+                if (!WRITES_VALUES && d < VALUE_DIM)
+                    append_value(cache_k + at * KEY_DIM + d, rounded, page, finite);
                 else if (page >= 0)
                     cache_k[at * KEY_DIM + d] = rounded;
             }
@@ -168,7 +177,7 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
             for (int d = lane; d < VALUE_DIM; d += WARP) {
                 const cache_t rounded = to_cache(value[d]);
                 sh.new_value[d] = from_cache(rounded);
-                if (WRITES_VALUES && page >= 0) store_value(cache_v + at * VALUE_DIM + d, rounded, finite);
+                if (WRITES_VALUES) append_value(cache_v + at * VALUE_DIM + d, rounded, page, finite);
             }
             if (WRITES_VALUES) {
                 const bool spoils = __any_sync(FULL_MASK, !finite);
@@ -184,14 +193,15 @@ DEVICE void mark_spoilt(const Shared& sh, const Task& task, int page, cache_t* c
         cache_k[cache_row(page, kv_head_of_block(), task.position) * KEY_DIM + SPOILT_KEY_AT] = spoilt();
 }
 
-// The new token's scores in base 2, one warp per head; read after the next barrier.
+// The new token's scores in base 2, one warp per head; read after the next barrier. NaN where the token's value is not
+// finite, as the scores that later rows find from its marked key.
 DEVICE void score_new_token(Shared& sh, float scale, float softcap) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     for (int h = warp; h < heads_of_block(); h += DECODE_WARPS) {
         float dot = 0.0f;
         for (int d = lane; d < KEY_DIM; d += WARP) dot = fmaf(sh.query[h][d], sh.new_key[d], dot);
         dot = warp_sum(dot) * score_factor(scale, softcap);
-        if (lane == 0) sh.new_score[h] = score_base2(dot, softcap);
+        if (lane == 0) sh.new_score[h] = sh.spoils ? not_a_number() : score_base2(dot, softcap);
     }
 }
 

@@ -16,7 +16,7 @@ from engine.cuda.driver.row_store import RowStore, SavedRows
 from engine.cuda.driver.staging import Staging
 from engine.cuda.recurrent.mamba import Mamba
 from engine.cuda.recurrent.mamba_plan import MambaShape
-from engine.model.cache import StateRows
+from engine.model.cache import StateCopies, StateRows
 
 
 class RecurrentCache:
@@ -105,7 +105,7 @@ class StateCache:
         self._store.load(saved, [row], staging)
 
 
-class DeviceStates:
+class DeviceStates(StateCopies):
     """What the scheduler does with states; implements engine.model.cache.StateStore.
 
     Args:
@@ -118,24 +118,7 @@ class DeviceStates:
         self, cache: StateCache, staging: Staging, running: Callable[[], AbstractContextManager[None]]
     ) -> None:
         self._cache, self._staging, self._running = cache, staging, running
-        self._rows = cache.rows
-
-    @property
-    def n_checkpoints(self) -> int:
-        """See StateStore.n_checkpoints."""
-        return self._rows.n_checkpoints
-
-    def checkpoint(self, slot: int, place: int, entry: int) -> None:
-        """See StateStore.checkpoint."""
-        self._copy(self._rows.place(slot, place), self._rows.entry(entry))
-
-    def restore(self, entry: int, slot: int, place: int) -> None:
-        """See StateStore.restore."""
-        self._copy(self._rows.entry(entry), self._rows.place(slot, place))
-
-    def move(self, slot: int, target: int, place: int) -> None:
-        """See StateStore.move."""
-        self._copy(self._rows.place(slot, place), self._rows.place(target, place))
+        super().__init__(cache.rows)
 
     def save(self, slot: int, place: int) -> SavedRows:
         """See StateStore.save; the copy is under way when this returns."""

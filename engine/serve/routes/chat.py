@@ -15,7 +15,7 @@ from engine.serve.answers import DONE, event, respond
 from engine.serve.body import read_body
 from engine.serve.conversations import is_continued, prompt_of, template_names
 from engine.serve.errors import ApiError
-from engine.serve.fields import SamplingFields, StreamOptions, params_of
+from engine.serve.fields import SamplingFields, StreamOptions, params_of, structure_in
 from engine.serve.run import Run
 from engine.serve.serving import Serving
 from engine.serve.wording import FINGERPRINT, chat_logprobs, finish_reason, new_id, now, progress_entry, timings, usage
@@ -45,16 +45,18 @@ def router(serving: Serving) -> APIRouter:
         body = await read_body(request, ChatBody)
         continued = is_continued(body.messages, body.continue_final_message, body.add_generation_prompt)
         names = template_names(serving.settings.template_variables, body.chat_template_kwargs, body.reasoning_effort)
+        structure = structure_in(body)
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)
 
         async def start() -> None:
             llm = run.llm.llm
-            params = params_of(body, serving.settings, llm, logprobs=answer.top)
+            params = params_of(body, serving.settings, llm, logprobs=answer.top, constraint=structure.constraint)
             prompt = await asyncio.to_thread(prompt_of, llm, body.messages, names, continued=continued)
             if serving.settings.show_prompts if body.verbose is None else body.verbose:
                 answer.shown = {"__verbose": {"prompt": prompt.text}}
-            await run.start([prompt], params, watched=body.stream and body.return_progress)
+            watched = body.stream and body.return_progress
+            await run.start([prompt], params, watched=watched, field=structure.field)
 
         return await respond(request, serving, run, start, answer.json, answer.events() if body.stream else None)
 

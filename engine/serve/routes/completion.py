@@ -13,7 +13,7 @@ from engine.request import GenerationResult, TokenSample
 from engine.serve.answers import event, respond
 from engine.serve.body import read_body
 from engine.serve.errors import ApiError
-from engine.serve.fields import SamplingFields, params_of
+from engine.serve.fields import SamplingFields, params_of, structure_in
 from engine.serve.routes.completions import prompts_of
 from engine.serve.routes.models import generation_settings
 from engine.serve.run import Run
@@ -46,13 +46,16 @@ def router(serving: Serving) -> APIRouter:
                 param="post_sampling_probs",
                 code="unsupported_parameter",
             )
+        structure = structure_in(body)
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)
 
         async def start() -> None:
-            answer.params = params_of(body, serving.settings, run.llm.llm, logprobs=body.n_probs or None)
+            given = {"logprobs": body.n_probs or None, "constraint": structure.constraint}
+            answer.params = params_of(body, serving.settings, run.llm.llm, **given)
             answer.prompts = _prompts(body.prompt, run.llm.llm)
-            await run.start(answer.prompts, answer.params, watched=body.stream and body.return_progress)
+            watched = body.stream and body.return_progress
+            await run.start(answer.prompts, answer.params, watched=watched, field=structure.field)
 
         return await respond(request, serving, run, start, answer.json, answer.events() if body.stream else None)
 

@@ -15,9 +15,10 @@ from engine.sampling.params import MAX_LOGPROBS, SamplingParams
 from engine.serve.answers import DONE, event, respond
 from engine.serve.body import read_body
 from engine.serve.errors import ApiError
-from engine.serve.fields import SamplingFields, StreamOptions, params_of
+from engine.serve.fields import SamplingFields, StreamOptions, params_of, structure_in
 from engine.serve.run import Run
 from engine.serve.serving import Serving
+from engine.serve.structure import Structure
 from engine.serve.wording import FINGERPRINT, finite, new_id, now, progress_entry, timings, token_entry, usage
 
 Prompts = list[str | list[int]]
@@ -61,11 +62,13 @@ def router(serving: Serving) -> APIRouter:
                 400, "suffix is not supported by this server yet", param="suffix", code="unsupported_parameter"
             )
         prompts = prompts_of(body.prompt)
+        structure = structure_in(body)
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)
 
         async def start() -> None:
-            await answer.start(prompts, params_of(body, serving.settings, run.llm.llm, **answer.logprob_params()))
+            given = {**answer.logprob_params(), "constraint": structure.constraint}
+            await answer.start(prompts, params_of(body, serving.settings, run.llm.llm, **given), structure)
 
         return await respond(request, serving, run, start, answer.json, answer.events() if body.stream else None)
 
@@ -94,11 +97,12 @@ class _Answer:
             prompt = self._top if prompt is None else max(prompt, self._top)
         return {"logprobs": self._top, "prompt_logprobs": prompt}
 
-    async def start(self, prompts: Prompts, params: SamplingParams) -> None:
+    async def start(self, prompts: Prompts, params: SamplingParams, structure: Structure) -> None:
         """Queue the prompts."""
         self._params = params
         self._prompts = prompts
-        await self._run.start(prompts, params, watched=self._body.stream and self._body.return_progress)
+        watched = self._body.stream and self._body.return_progress
+        await self._run.start(prompts, params, watched=watched, field=structure.field)
 
     @property
     def _llm(self) -> LLM:

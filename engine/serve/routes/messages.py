@@ -14,10 +14,11 @@ from engine.serve.answers import named_event, respond
 from engine.serve.body import Body, read_body
 from engine.serve.conversations import is_continued, prompt_of, template_names
 from engine.serve.errors import ApiError, json_response
-from engine.serve.fields import OTHER_SAMPLERS, STRUCTURE, make_params
+from engine.serve.fields import FORMS, OTHER_SAMPLERS, make_params
 from engine.serve.routes.text import with_model
 from engine.serve.run import Run
 from engine.serve.serving import Serving
+from engine.serve.structure import FIELDS, structure_of
 from engine.serve.wording import new_id
 from engine.text import ChatPrompt
 
@@ -27,7 +28,8 @@ class CountBody(Body):
 
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {
         **OTHER_SAMPLERS,
-        **STRUCTURE,
+        **FORMS,
+        **dict.fromkeys(FIELDS, ()),
         "tools": ([],),
         "tool_choice": ({"type": "none"}, {"type": "auto"}),
         "mcp_servers": ([],),
@@ -53,6 +55,8 @@ class MessagesBody(CountBody):
     min_p: float | None = None
     seed: int | None = None
     stop_sequences: list[str] | None = None
+    output_format: Any = None
+    output_config: dict[str, Any] | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -69,6 +73,8 @@ def router(serving: Serving) -> APIRouter:
     @routes.post("/v1/messages")
     async def messages(request: Request) -> Response:
         body = await read_body(request, MessagesBody)
+        form = (body.output_config or {}).get("format")
+        structure = structure_of({"output_format": body.output_format, "output_config.format": form})
         make = _prompt_maker(body, serving)
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)
@@ -82,8 +88,9 @@ def router(serving: Serving) -> APIRouter:
                     values[name] = value
             values.setdefault("max_tokens", serving.settings.max_tokens)
             values["stop"] = body.stop_sequences or ()
+            values["constraint"] = structure.constraint
             params = make_params(values, names, run.llm.llm)
-            await run.start([await asyncio.to_thread(make, run.llm.llm)], params)
+            await run.start([await asyncio.to_thread(make, run.llm.llm)], params, field=structure.field)
 
         return await respond(
             request,

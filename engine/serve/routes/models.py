@@ -55,13 +55,10 @@ def router(serving: Serving) -> APIRouter:
     async def props(request: Request) -> Response:
         name = request.query_params.get("model")
         model = serving.store.find(name)
-        if model.llm is None and model.props is not None:
-            return json_response({**model.props, "is_sleeping": True})
-        model = await serving.store.acquire(name)
-        try:
-            return json_response(model.props)
-        finally:
-            serving.store.release(model)
+        if model.props is None:  # never opened
+            serving.store.release(await serving.store.acquire(name))
+        # A question is no use of the model: a monitor must not keep it from being closed.
+        return json_response({**(model.props or {}), "is_sleeping": model.llm is None})
 
     @routes.get("/slots")
     async def slots(request: Request) -> Response:

@@ -17,7 +17,7 @@ from engine.serve.answers import respond
 from engine.serve.body import Body, parse_body, read_body
 from engine.serve.conversations import is_continued, prompt_of, template_names
 from engine.serve.errors import ApiError, dump, json_response
-from engine.serve.fields import SamplingFields, params_of
+from engine.serve.fields import SamplingFields, params_of, structure_in
 from engine.serve.model_store import ServedModel
 from engine.serve.routes.models import chat_source
 from engine.serve.run import Run
@@ -35,12 +35,13 @@ class Named(Body):
 class AskBody(Body):
     """What chats and texts have in common."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"tools": ([],), "format": ("",), "images": ([],)}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"tools": ([],), "images": ([],)}
 
     model: str | None = None
     stream: bool = True
     options: dict[str, Any] | None = None
     think: bool | str | None = None
+    format: Any = None
 
 
 class ChatBody(AskBody):
@@ -129,17 +130,19 @@ async def _answer(
     names = template_names(serving.settings.template_variables, None, effort)
     if isinstance(body.think, bool):
         names["enable_thinking"] = body.think
+    structure = structure_in(fields, format=body.format)
     run = Run(serving, body.model)
 
     async def start() -> None:
         llm = run.llm.llm
-        params = params_of(fields, serving.settings, llm, n=1)
+        params = params_of(fields, serving.settings, llm, n=1, constraint=structure.constraint)
         text = body.prompt if isinstance(body, GenerateBody) else ""
         # Without a template a text is continued, as Ollama does with models that have none.
         if messages is None or (isinstance(body, GenerateBody) and not chat_source(llm)):
-            await run.start([text], params)
+            await run.start([text], params, field=structure.field)
             return
-        await run.start([await asyncio.to_thread(prompt_of, llm, messages, names, continued=continued)], params)
+        prompt = await asyncio.to_thread(prompt_of, llm, messages, names, continued=continued)
+        await run.start([prompt], params, field=structure.field)
 
     chat = isinstance(body, ChatBody)
 

@@ -14,7 +14,7 @@ from engine.serve.answers import named_event, respond
 from engine.serve.body import Body, read_body
 from engine.serve.conversations import prompt_of, template_names
 from engine.serve.errors import ApiError
-from engine.serve.fields import SamplingFields, params_of
+from engine.serve.fields import SamplingFields, params_of, structure_in
 from engine.serve.run import Run
 from engine.serve.serving import Serving
 from engine.serve.wording import new_id, now, progress_entry, timings
@@ -54,11 +54,7 @@ def router(serving: Serving) -> APIRouter:
     @routes.post("/responses")
     async def responses(request: Request) -> Response:
         body = await read_body(request, ResponsesBody)
-        kind = (body.text or {}).get("format", {"type": "text"})
-        if kind != {"type": "text"}:
-            raise ApiError(
-                400, "text.format is not supported by this server yet", param="text", code="unsupported_parameter"
-            )
+        structure = structure_in(body, text_format=(body.text or {}).get("format"))
         messages = messages_of(body)
         effort = body.reasoning.effort if body.reasoning is not None else None
         names = template_names(serving.settings.template_variables, body.chat_template_kwargs, effort)
@@ -66,10 +62,13 @@ def router(serving: Serving) -> APIRouter:
         answer = _Answer(body, run)
 
         async def start() -> None:
-            given = {} if body.max_output_tokens is None else {"max_tokens": body.max_output_tokens}
+            given: dict[str, Any] = {"constraint": structure.constraint}
+            if body.max_output_tokens is not None:
+                given["max_tokens"] = body.max_output_tokens
             params = params_of(body, serving.settings, run.llm.llm, n=1, **given)
             prompt = await asyncio.to_thread(prompt_of, run.llm.llm, messages, names)
-            await run.start([prompt], params, watched=body.stream and body.return_progress)
+            watched = body.stream and body.return_progress
+            await run.start([prompt], params, watched=watched, field=structure.field)
 
         return await respond(
             request,
@@ -145,7 +144,7 @@ class _Answer:
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": (body.text or {}).get("format") or {"type": "text"}},
             "tool_choice": "auto",
             "tools": [],
             "top_p": body.top_p,

@@ -5,7 +5,7 @@ that a marker may follow. Markers are data: the records of formats.py.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from engine.request import ToolCall
@@ -42,10 +42,15 @@ class AnswerParser:
         markers: the format in use.
         prompt: the end of the prompt, which may have opened a stretch already.
         types: types of the parameters of functions.
+        verbatim: once the answer's own text has begun, all that follows is its text, markers included.
     """
 
-    def __init__(self, markers: AnswerFormat, prompt: str = "", types: Types | None = None) -> None:
+    def __init__(
+        self, markers: AnswerFormat, prompt: str = "", types: Types | None = None, *, verbatim: bool = False
+    ) -> None:
         self._format = markers
+        self._verbatim = verbatim
+        self._in_text = False  # verbatim text has begun
         self._types = types or {}
         self._flows = {Kind.CONTENT: Flow(), Kind.REASONING: Flow()}
         self._kind = Kind.CONTENT
@@ -97,6 +102,10 @@ class AnswerParser:
     def _step(self, piece: Piece, *, final: bool) -> bool:
         """Look for the next marker; whether there may be another."""
         actions = self._actions()
+        if self._verbatim and self._begins_text(actions, final=final):
+            self._say(piece, Kind.CONTENT, self._text)
+            self._text = ""
+            return False
         start, marker = first_marker(self._text, actions)
         if marker is None:
             cut = len(self._text) if final else len(self._text) - possible_beginning(self._text, actions)
@@ -114,6 +123,15 @@ class AnswerParser:
         self._text = self._text[start + len(marker) :]
         actions[marker](piece, marker)
         return True
+
+    def _begins_text(self, actions: Collection[str], *, final: bool) -> bool:
+        """Whether what waits is the answer's own text: it cannot become a marker any more."""
+        if self._kind is Kind.CONTENT and not self._in_text:
+            head = self._text.lstrip()
+            self._in_text = bool(head) and not any(
+                head.startswith(marker) or (marker.startswith(head) and not final) for marker in actions
+            )
+        return self._in_text
 
     def _actions(self) -> dict[str, Callable[[Piece, str], None]]:
         """The markers that are valid at this place, and what they do."""

@@ -15,7 +15,7 @@ from engine.text.answers.formats import MARKS, AnswerFormat, Kind, choose_format
 from engine.text.answers.parser import AnswerParser
 from engine.text.probes import CALL_VALUE
 from engine.text.templates.habits import Habits
-from engine.text.templates.message_shape import into_users, shaped, without_system
+from engine.text.templates.message_shape import into_users, loses_instructions, shaped, without_system
 from engine.text.templates.messages import checked_messages, checked_tools
 from engine.text.templates.render import check_not_lost, compiled_template, learned, rendered
 from engine.text.tokenizers.special_tokens import TokenType
@@ -58,6 +58,7 @@ class ChatTemplate:
         self._compiled: dict[str, Template] = {}
         self._habits: dict[tuple[str | None, tuple[str, ...]], Habits] = {}
         self._formats: dict[str, AnswerFormat] = {}
+        self._opens: dict[str, bool] = {}
         self._warned: set[str] = set()
         self._lock = fork.new_lock()
 
@@ -123,17 +124,23 @@ class ChatTemplate:
         if has_system and "system" in habits.lost and "user" in habits.shapes:
             self._warn_of_system()
             return rendered(compiled, names, into_users(taken))
+        text, refusal = None, None
         try:
             text = rendered(compiled, names, taken)
-        except InvalidRequestError:
+        except InvalidRequestError as error:
+            refusal = error
+        if text is None or loses_instructions(taken, text):
             for other in without_system(taken):
                 try:
-                    text = rendered(compiled, names, other)
+                    told = rendered(compiled, names, other)
                 except InvalidRequestError:
                     continue
-                self._warn_of_system()
-                return text
-            raise
+                if text is None or not loses_instructions(taken, told):
+                    self._warn_of_system()
+                    return told
+        if text is None:
+            assert refusal is not None, "there is a text or a refusal"
+            raise refusal
         if "content" in self._source(template):
             check_not_lost(taken, habits, text)
         elif "user" in habits.lost:
@@ -187,6 +194,23 @@ class ChatTemplate:
                 names = (tool.get("function", tool) for tool in tools)
                 bare = frozenset(str(one.get("name")) for one in names if isinstance(one, Mapping))
                 return replace(found, bare_calls=bare)
+        return found
+
+    def opens_thoughts(
+        self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Whether the template itself opens a thought when it is asked to; then the model never begins one unasked."""
+        template = self._chosen(template, checked_tools(tools))
+        found = self._opens.get(template or "")
+        if found is None:
+            marks = self.answer_format(template, None, values).marks
+            begins = tuple(one.begin for one in marks if one.kind is Kind.REASONING)
+            asked = {**(values or {}), "enable_thinking": True, "thinking": True}
+            try:
+                text = self.render([{"role": "user", "content": "?"}], template=template, **asked) if begins else ""
+            except (InvalidRequestError, TokenizerError):
+                text = ""
+            found = self._opens[template or ""] = text.rstrip().endswith(begins) and bool(begins)
         return found
 
     def _apart(self, message: dict[str, Any], template: str | None, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def without_system(messages: Sequence[Message]) -> Iterator[list[Message]]:
     One system message instead of several at the beginning; later ones before the text of the user that follows; all of
     them so; all of them before the first text of a user.
     """
+    messages = [messages[0], *(_as_system(message) for message in messages[1:])]
     n_first = next((index for index, one in enumerate(messages) if one["role"] != "system"), len(messages))
     n_all = sum(message["role"] == "system" for message in messages)
     if n_first > 1:
@@ -36,6 +37,16 @@ def without_system(messages: Sequence[Message]) -> Iterator[list[Message]]:
     if n_all:
         yield into_users(messages)
         yield _merged(messages)
+
+
+def loses_instructions(messages: Sequence[Message], text: str) -> bool:
+    """Whether a prompt lacks what a system message behind the first says: many templates read only that one."""
+    later = (message for message in messages[1:] if _as_system(message)["role"] == "system")
+    return any(piece.strip() and piece.strip()[:40] not in text for message in later for piece in texts(message))
+
+
+def _as_system(message: Message) -> Message:
+    return {**message, "role": "system"} if message["role"] == "developer" else message
 
 
 def _merged(messages: Sequence[Message]) -> list[Message]:
@@ -109,14 +120,14 @@ def _shaped(message: Message, habits: Habits) -> Message:
             message[key], content = thought, None
         elif key is not None and not message.get(key):
             message[key] = thought
-    if content is None or (not content and message.get("tool_calls")):
-        message["content"] = ""
+    if content is None or not any(texts(message)):  # parts without a text say no more than no content does
+        message["content"] = content = ""
         if message.get("tool_calls"):
             if habits.no_content is NoContent.NONE:
                 message["content"] = None
             elif habits.no_content is NoContent.ABSENT:
                 del message["content"]
-        return message
+            return message
     shapes = habits.shapes.get(message["role"], habits.shapes.get("user", frozenset({Shape.STRING})))
     message["content"] = _content(content, shapes or frozenset({Shape.STRING}))
     return message

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,10 @@ def rendered(compiled: "Template", names: Mapping[str, Any], messages: list[dict
     except (SecurityError, RecursionError, MemoryError, TemplateSyntaxError) as error:
         raise TokenizerError(f"the model's chat template was stopped: {str(error) or type(error).__name__}") from error
     except Exception as error:
+        given = {name: value for name, value in names.items() if value is not None}
+        if len(given) < len(names):  # some walk the tools unasked: they fail with None, not without a name
+            with suppress(InvalidRequestError):
+                return rendered(compiled, given, messages)
         raise InvalidRequestError(
             f"the model's chat template failed on these messages ({type(error).__name__}: {error}); check the "
             "roles, their order and the keys it uses"

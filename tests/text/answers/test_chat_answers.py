@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from engine import LLM, SamplingParams
+from engine.cli.variables import parse_variables
 from engine.text import ChatTemplate
 from engine.text.answers.formats import PLAIN, choose_format
 from engine.text.answers.parser import AnswerParser
@@ -301,6 +302,12 @@ def test_the_user_can_give_the_result_of_a_call(tmp_path):
 # ------------------------------------------------------------------------------------- variables and stop strings
 
 ECHO = "{% for m in messages %}{{ m.content }}{% endfor %}[{{ style }}{% if thinks %}+{% endif %}]"
+
+
+def test_values_of_variables():
+    entries = ["a=TRUE", "b=False", "c=none", "d=null", "e=NaN", "f=-Infinity", "g=[1, null]", "h=", "i= 2 ", "j='x'"]
+    values = [True, False, "none", None, "NaN", "-Infinity", [1, None], "", 2, "'x'"]
+    assert list(parse_variables(entries).values()) == values
 
 
 def test_variables_of_the_template(tmp_path):

@@ -55,7 +55,8 @@ def test_no_content_beside_calls(body):
     without = calling()
     del without["content"]
     template = over(body)
-    for message in (calling(), without, calling(content="")):
+    empty_parts = [calling(content=parts) for parts in ([], [{"type": "text", "text": ""}], [""])]
+    for message in (calling(), without, calling(content=""), *empty_parts):
         assert render(template, [USER, message, RESULT]) == '<user>Q<assistant>[look {"x": 1}]<tool>R'
 
 
@@ -68,6 +69,21 @@ def test_an_empty_turn_of_the_assistant_is_left_out_where_the_template_tells_non
 def test_null_content_is_empty(role):
     messages = [USER, calling(), {"role": role, "content": None, "tool_call_id": "abcdefgh1"}]
     assert render(over("<{{ m.role }}>{{ m.content }}"), messages).endswith(f"<{role}>")
+
+
+@pytest.mark.parametrize("content", [None, "", [], [{"type": "text", "text": ""}]])
+def test_nothing_said_has_the_form_that_the_template_takes(content):
+    template = over("<{{ m.role }}>{{ m.content[0].text.strip() }}")
+    assert render(template, [USER, {"role": "assistant", "content": content}, NEXT]) == "<user>Q<assistant><user>And?"
+
+
+def test_no_tools_are_none_or_absent_as_the_template_takes_them():
+    for body, expected in (
+        ("{% for t in tools %}!{% endfor %}<{{ m.role }}>{{ m.content }}", "<user>Q"),
+        ("{{ documents | length }}{% if tools is not none %}!{% endif %}", "0!"),
+        ("{% if tools is not none %}!{% endif %}{{ m.content }}", "Q"),
+    ):
+        assert render(over(body), [USER]) == expected
 
 
 def test_keys_without_a_value_are_left_out():
@@ -208,6 +224,7 @@ def test_the_role_developer(body, expected):
 
 
 NO_SYSTEM = "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+FIRST_ALONE = "{% if m.role != 'system' or loop.first %}"  # what later ones say is left out without an error
 ONE_FIRST = "{% if m.role == 'system' and not loop.first %}{{ raise_exception('not at the beginning') }}{% endif %}"
 
 
@@ -225,10 +242,13 @@ ONE_FIRST = "{% if m.role == 'system' and not loop.first %}{{ raise_exception('n
         (NO_SYSTEM, [SYSTEM, USER, DEVELOPER, NEXT], "<user>S\nQ<user>D\nAnd?"),
         (ONE_FIRST, [SYSTEM, DEVELOPER, USER], "<system>S\n\nD<user>Q"),
         (ONE_FIRST, [SYSTEM, USER, {**SYSTEM, "content": "T"}, NEXT], "<system>S<user>Q<user>T\nAnd?"),
+        (FIRST_ALONE, [SYSTEM, USER, {**SYSTEM, "content": "T"}, NEXT], "<system>S<user>Q<user>T\nAnd?"),
+        (FIRST_ALONE, [SYSTEM, {**SYSTEM, "content": "T"}, USER], "<system>S\n\nT<user>Q"),
+        (FIRST_ALONE, [USER, DEVELOPER], "<user>Q<user>D"),
     ],
 )
 def test_a_system_message_that_the_template_refuses(body, messages, expected, caplog):
-    end = "{% endif %}" if body.endswith("'system' %}") else ""
+    end = "{% endif %}" if body.startswith("{% if m.role !=") else ""
     template = over(body + "<{{ m.role }}>{{ m.content }}" + end)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

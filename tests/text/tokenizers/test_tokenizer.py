@@ -2,7 +2,6 @@
 
 import random
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -412,12 +411,12 @@ def test_random_metadata_never_crashes(data):
 
 
 @pytest.fixture(scope="module")
-def real(shared_dir: Path):
+def real(shared_path):
     cache = {}
 
     def load(name):
         if name not in cache:
-            with open_gguf(shared_dir / "vocabs" / f"ggml-vocab-{name}.gguf") as file:
+            with open_gguf(shared_path(f"vocabs/ggml-vocab-{name}.gguf")) as file:
                 cache[name] = Tokenizer.from_metadata(file.metadata)
         return cache[name]
 
@@ -426,12 +425,12 @@ def real(shared_dir: Path):
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", VOCABS)
-def test_real_vocabulary_matches_every_line(name, real, shared_dir):
+def test_real_vocabulary_matches_every_line(name, real, shared_path):
     tokenizer = real(name)
-    base = shared_dir / "vocabs" / f"ggml-vocab-{name}.gguf"
-    with open(f"{base}.inp", encoding="utf-8", newline="") as file:
+    base = f"vocabs/ggml-vocab-{name}.gguf"
+    with open(shared_path(f"{base}.inp"), encoding="utf-8", newline="") as file:
         texts = file.read().split("\n__ggml_vocab_test__\n")
-    lines = Path(f"{base}.out").read_text().split("\n")
+    lines = shared_path(f"{base}.out").read_text().split("\n")
     assert len(texts) == len(lines) > 40
     for text, line in zip(texts, lines, strict=True):
         ids = tokenizer.encode(text, add_special=False, parse_special=False)
@@ -457,10 +456,10 @@ def test_real_vocabulary_round_trips_anything(name, real):
 
 
 @pytest.mark.shared
-def test_a_megabyte_of_text_with_a_large_vocabulary(real, shared_dir):
+def test_a_megabyte_of_text_with_a_large_vocabulary(real, shared_path):
     tokenizer = real("llama-bpe")
     assert tokenizer.vocab_size == 128256
-    text = (shared_dir / "demo-model" / "held_out.txt").read_text(encoding="utf-8")
+    text = shared_path("demo-model/held_out.txt").read_text(encoding="utf-8")
     text = (text * (1_000_000 // len(text) + 1))[:1_000_000]
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
