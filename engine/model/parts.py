@@ -88,6 +88,8 @@ class LayerParts:
         ffn_post_norm: the norm after the feed-forward part, before the residual is added.
         parallel: whether mixer and feed-forward part read the same input.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
+        without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
+            feed-forward part.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
     """
 
@@ -97,6 +99,7 @@ class LayerParts:
     ffn_post_norm: tuple[str, ...] = ()
     parallel: Parallel = Parallel.NEVER
     residual_scale: float | None = None
+    without_heads: bool = False
     one_part: bool = False
 
 
@@ -114,6 +117,7 @@ class RopeParts:
         pattern: attention.rope_pattern may list which layers rotate.
         long_factors: rope_factors_long and rope_factors_short divide the frequencies.
         divisors: the tensor rope_freqs.weight may divide the frequencies.
+        n_layers: only models of so many layers rotate; None = any.
     """
 
     style: RopeStyle
@@ -125,6 +129,7 @@ class RopeParts:
     pattern: bool = False
     long_factors: bool = False
     divisors: bool = False
+    n_layers: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +183,7 @@ class AttentionParts:
         temperature: attention.temperature_scale is read.
         clamp: attention.clamp_kqv is read.
         alibi: attention.max_alibi_bias is read; the default, None = not read.
+        alibi_layers: only models of so many layers have these biases; None = any.
         softcap: attn_logit_softcapping is read; the default, None = not read.
         sinks: attn_sinks takes part in softmax.
         output_gate: where the gate of the output comes from; None = there is none.
@@ -191,6 +197,7 @@ class AttentionParts:
     temperature: bool = False
     clamp: bool = False
     alibi: float | None = None
+    alibi_layers: int | None = None
     softcap: float | None = None
     sinks: bool = False
     output_gate: OutputGate | None = None

@@ -14,7 +14,7 @@ from engine.gguf.quants import dequantize
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs, Span
 from engine.model.loader import load_model
-from tests.support.gguf_builder import build_gguf
+from tests.support.gguf_builder import bpe_tokenizer, build_gguf
 from tests.support.hybrid_models import FAMILIES, WIDTH, tiny_hybrid, tiny_hybrid_parts
 from tests.support.recurrent_loops import LOOPS
 from tests.support.recurrent_loops import delta_net as delta_net_loop
@@ -178,3 +178,51 @@ def test_wrong_files_are_refused(tmp_path, family, key, value, words):
     path.write_bytes(build_gguf(meta | {f"{family}.{key}": value}, tensors))
     with open_gguf(path) as gguf, pytest.raises(ModelFileError, match=words):
         load_model(gguf)
+
+
+def plain_model(arch, n_layers, left_out=(), **stated):
+    """Metadata and tensors of a small model of attention and gated feed-forward parts; some layers have neither."""
+    rng = np.random.default_rng(3)
+    meta = {"general.architecture": arch, f"{arch}.block_count": n_layers, f"{arch}.context_length": 64}
+    meta |= {f"{arch}.embedding_length": 32, f"{arch}.attention.layer_norm_rms_epsilon": 1e-5}
+    meta |= {f"{arch}.attention.head_count": 2, f"{arch}.feed_forward_length": 64}
+    meta |= {f"{arch}.{key.replace('__', '.')}": value for key, value in stated.items()}
+    square = ["attn_q", "attn_k", "attn_v", "attn_output"]
+    shapes = dict.fromkeys(square, (32, 32)) | {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64)}
+    shapes |= {"attn_norm": (32,), "ffn_norm": (32,)}
+    tensors = {"token_embd.weight": rng.normal(size=(272, 32)), "output_norm.weight": np.ones(32)}
+    for i in set(range(n_layers)) - set(left_out):
+        tensors |= {f"blk.{i}.{name}.weight": rng.normal(size=shape) / 6 for name, shape in shapes.items()}
+    return meta | bpe_tokenizer(272), {name: one.astype(np.float32) for name, one in tensors.items()}
+
+
+def test_layers_without_heads_and_columns_do_nothing(tmp_path):
+    """The model of three layers of which the second has no part is the one of two layers."""
+    holes = {
+        "attention.head_count": [2, 0, 2],
+        "attention.head_count_kv": [1, 0, 1],
+        "feed_forward_length": [64, 0, 64],
+    }
+    holes = {key.replace(".", "__"): np.array(value, np.int32) for key, value in holes.items()}
+    found = []
+    for name, (meta, tensors) in {
+        "three": plain_model("deci", 3, [1], **holes),
+        "two": plain_model("deci", 2, attention__head_count_kv=1),
+    }.items():
+        tensors = {n: one[:16] if n.endswith(("attn_k.weight", "attn_v.weight")) else one for n, one in tensors.items()}
+        (tmp_path / name).write_bytes(build_gguf(meta, tensors))
+        with open_gguf(tmp_path / name) as gguf:
+            backend = CpuBackend(load_model(gguf), threads=1, max_sequences=1)
+            found.append(feed(backend, 0, TOKENS))
+            backend.close()
+            del backend
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(("n_layers", "rotates", "alibi"), [(32, True, 0.0), (40, False, 8.0), (2, False, 0.0)])
+def test_baichuan_has_rotation_or_biases_by_its_number_of_layers(tmp_path, n_layers, rotates, alibi):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(build_gguf(*plain_model("baichuan", n_layers)))
+    with open_gguf(path) as gguf:
+        attention = load_model(gguf).config.layers[0].attention
+    assert (attention.rope is not None, attention.alibi) == (rotates, alibi)

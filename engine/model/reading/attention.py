@@ -67,7 +67,7 @@ def _layer(
         clamp=(source.read.number("attention.clamp_kqv", 0.0, low=0.0) or None) if parts.clamp else None,
         softcap=source.default("attn_logit_softcapping", parts.softcap),
         sinks=parts.sinks,
-        alibi=source.default("attention.max_alibi_bias", parts.alibi) or 0.0,
+        alibi=_alibi(source, parts),
         latent=latent,
         output_gate=parts.output_gate,
     )
@@ -112,6 +112,12 @@ def _qk_norm(source: Source, parts: AttentionParts, index: int) -> QkNorm | None
     if norm.presence is Presence.OPTIONAL and f"blk.{index}.attn_q_norm.weight" not in source.tensors:
         return None
     return norm.kind
+
+
+def _alibi(source: Source, parts: AttentionParts) -> float:
+    if parts.alibi_layers not in (None, source.n_layers):
+        return 0.0
+    return source.default("attention.max_alibi_bias", parts.alibi) or 0.0
 
 
 def _temperature(source: Source) -> AttentionTemperature | None:

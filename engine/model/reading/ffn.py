@@ -28,7 +28,7 @@ def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
 def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig | None:
     """The feed-forward part of layer `index`, of `width` columns where it is dense (0 = not stated)."""
     read, parts = source.read, source.architecture.moe
-    if width == 0 and source.architecture.layer.one_part:
+    if width == 0 and (source.architecture.layer.one_part or source.architecture.layer.without_heads):
         return None
     n_experts = read.integer("expert_count", 0, low=0) if parts is not None else 0
     lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0

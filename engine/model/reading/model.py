@@ -69,8 +69,10 @@ def _norm_epsilon(source: Source) -> float:
 
 def _layers(source: Source) -> tuple[LayerConfig, ...]:
     ffns, scale = read_ffns(source), _residual_scale(source)
-    one_part = source.architecture.layer.one_part
-    mixers = read_mixers(source, [not (one_part and ffn is not None) for ffn in ffns])
+    has_mixer = [not (source.architecture.layer.one_part and ffn is not None) for ffn in ffns]
+    if source.architecture.layer.without_heads:
+        has_mixer = [heads > 0 for heads in source.read.per_layer("attention.head_count", source.n_blocks, low=0)]
+    mixers = read_mixers(source, has_mixer[: source.n_layers])
     return tuple(
         LayerConfig(index=index, mixer=mixer, ffn=ffn, residual=_residual(source, index), residual_scale=scale)
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
