@@ -12,7 +12,7 @@ from engine import LLM, Choice, Gbnf, InvalidRequestError, JsonSchema, Lark, Reg
 from engine import SamplingParams as Params
 from engine.constraints import ConstraintCompiler
 from engine.errors import ConstraintError
-from tests.constraints.test_constraints import accepts
+from tests.support.masks import accepts
 
 
 @pytest.fixture(scope="module")
