@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.api.async_llm import AsyncLLM, AsyncStream
-    from engine.api.llm import LLM, load_tokenizer
+    from engine.api.llm import LLM
+    from engine.api.tokenizers import load_tokenizer
     from engine.config import EngineConfig
     from engine.errors import (
         ContextFullError,
@@ -67,7 +68,7 @@ _HOME = {
     "LLM": "engine.api.llm",
     "AsyncLLM": "engine.api.async_llm",
     "AsyncStream": "engine.api.async_llm",
-    "load_tokenizer": "engine.api.llm",
+    "load_tokenizer": "engine.api.tokenizers",
     "EngineConfig": "engine.config",
     "GenerationResult": "engine.request",
     "GenerationStats": "engine.request",

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.api.llm import LLM, load_tokenizer
+from engine.api.llm import LLM
 from engine.api.perplexity import cut, measure
+from engine.api.tokenizers import load_tokenizer
 from engine.cpu.backend import CpuBackend
 from engine.cpu.matmul import matmul
 from engine.cpu.threads import ThreadPool

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Appended: where the package is installed, `engine` is the installed one; tests.support and scripts come from here.
 sys.path.append(str(ROOT))
 SHARED = Path(os.environ.get("GGUF_ENGINE_TEST_DATA", ROOT.parent / "shared"))
+CONFORMANCE = ("conformance", "conformance2")
+"""Folders of test data that hold models.tar.xz and logits.tar.xz."""
 
 
 @cache
@@ -34,17 +36,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} contains an address: give its parameters ids of their own")
 
 
-def present(path: Path) -> Path:
-    """The path; skips the test where there is no such file or folder."""
-    if not path.exists():
-        pytest.skip(f"no test data at {path} (GGUF_ENGINE_TEST_DATA names their folder)")
-    return path
-
-
 @pytest.fixture(scope="session")
 def shared_path() -> Callable[[str], Path]:
     """Finds test data: shared_path("demo-model/held_out.txt") is its path, and skips the test where it is absent."""
-    return lambda name: present(SHARED / name)
+
+    def find(name: str) -> Path:
+        if not (path := SHARED / name).exists():
+            pytest.skip(f"no test data at {path} (set GGUF_ENGINE_TEST_DATA)")
+        return path
+
+    return find
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +56,14 @@ def conformance_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tup
     target = tmp_path_factory.mktemp("conformance")
     for folder, suffix in (("models", "gguf"), ("logits", "npz")):
         wanted = {f"{folder}/{name}.{suffix}" for name in NAMES}
-        for source in ("conformance", "conformance2"):
-            archive = SHARED / source / f"{folder}.tar.xz"
-            if archive.is_file():
-                extract(archive, wanted, target)
+        archives = [SHARED / source / f"{folder}.tar.xz" for source in CONFORMANCE]
+        present = [archive for archive in archives if archive.is_file()]
+        for archive in present:
+            extract(archive, wanted, target)
+        assert not wanted or present != archives, f"no conformance file has {sorted(wanted)}"
     models = {path.stem: path for path in target.glob("models/*.gguf")}
     logits = {path.stem: path for path in target.glob("logits/*.npz")}
-    return {name: (models[name], logits[name]) for name in sorted(models.keys() & logits.keys())}
+    return {name: (models[name], logits[name]) for name in NAMES if name in models and name in logits}
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +72,10 @@ def conformance(conformance_files: dict[str, tuple[Path, Path]]) -> Callable[[st
 
     def find(name: str) -> tuple[Path, Path]:
         if name not in conformance_files:
-            pytest.skip(f"no model and logits of {name} in {SHARED} (GGUF_ENGINE_TEST_DATA names the folder)")
+            folders = " and ".join(str(SHARED / source) for source in CONFORMANCE)
+            pytest.skip(
+                f"no model and logits of {name} in {folders} (GGUF_ENGINE_TEST_DATA names the folder around them)"
+            )
         return conformance_files[name]
 
     return find

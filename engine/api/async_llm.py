@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any
 
+from engine.api.chats import Message
 from engine.api.driver import Driver, News, PromptProgress
 from engine.api.fold import Fold, merged
-from engine.api.llm import LLM, Message
+from engine.api.llm import LLM
 from engine.api.prompts import Prompt
 from engine.errors import DeviceError, InvalidRequestError
 from engine.request import GenerationResult, Request, StreamChunk

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.api.llm import LLM
+from engine.concurrency import fork
 from engine.errors import DeviceError, EngineError, copy_error
 from engine.request import Request, StreamChunk
 from engine.scheduling.job import Job
@@ -131,8 +132,21 @@ class Driver:
         self.failure: DeviceError | None = None
         self.n_steps = self.n_tokens = 0
         self._watched: dict[int, float] = {}  # requests whose prompts are followed, and when they were first seen
-        self._thread = threading.Thread(target=self._run, name="gguf-engine driver", daemon=True)
-        self._thread.start()
+        self._thread = self._start()
+        fork.register(self)
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="gguf-engine driver", daemon=True)
+        thread.start()
+        return thread
+
+    def after_fork(self) -> None:
+        """In the child of a fork: no thread steps, and the requests are the parent's. The next request starts one."""
+        self._changed = threading.Condition(threading.Lock())
+        receivers, self._receivers = self._receivers, {}
+        self._mailboxes, self._watched = {}, {}
+        for receiver, _ in receivers.values():  # no loop is told: in the child none of them runs
+            receiver.receive(EngineError("this process was forked while this request was running; make it again"))
 
     @property
     def n_requests(self) -> int:
@@ -168,6 +182,8 @@ class Driver:
         with self._changed:  # held until the receivers are known: a step may bring the first chunk at once
             if self._closed:
                 raise EngineError("the model is closed; open it again")
+            if not self._thread.is_alive():  # it stayed in the process that this one was forked from
+                self._thread = self._start()
             requests = self._llm.submit(jobs)
             for request, receiver in zip(requests, receivers, strict=True):
                 self._receivers[request.request_id] = receiver, mailbox

@@ -7,19 +7,23 @@ neither HTTP nor devices; those are behind the runner.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
+from engine.api.chats import Chats, Message
 from engine.api.names import resolve_model
 from engine.api.prompts import Prompt, as_prompts
-from engine.api.requests import Requests, open_tokenizer
+from engine.api.requests import Requests
+from engine.api.settings import config_of
 from engine.api.stream import Stream
+from engine.api.tokenizers import open_tokenizer
+from engine.api.whole import one_sample, params_of_each, results_of
 from engine.config import PAGE, EngineConfig, EngineSettings
-from engine.errors import ContextFullError, DeviceError, InvalidRequestError
+from engine.errors import ContextFullError, DeviceError
 from engine.gguf import open_gguf
 from engine.model.loader import load_model
 from engine.model.memory import MemoryPlan
@@ -30,7 +34,7 @@ from engine.sampling.params import SamplingParams
 from engine.scheduling.job import Job
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.occupancy import Occupancy
-from engine.text import ChatPrompt, ChatTemplate, Tokenizer, chat_prompt
+from engine.text import ChatPrompt, ChatTemplate, Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +42,6 @@ if TYPE_CHECKING:
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "data" / "tales-Q4_K_M.gguf"
 """A small story-telling model that comes with the package, so that everything can be tried without a download."""
-
-Message = Mapping[str, Any]
 
 
 class LLM:
@@ -75,7 +77,7 @@ class LLM:
         **settings: Unpack[EngineSettings],
     ) -> None:
         begin = time.perf_counter()
-        wanted = _config(model, device, config, settings)
+        wanted = config_of(model, device, config, settings)
         path = BUNDLED_MODEL if wanted.model is None else resolve_model(wanted.model, status)
         self.config = replace(wanted, model=path)
         self._file = open_gguf(path)
@@ -83,7 +85,6 @@ class LLM:
             metadata = self._file.metadata
             self.model = load_model(self._file, self.config.resolve_context, strict=self.config.strict)
             tokenizer = open_tokenizer(metadata, path, self.config.pre_tokenizer)
-            self._chat_template: ChatTemplate | None = None
             self._runner = open_runner(self.config, self.model, status or (lambda _: None))
         except BaseException:
             self._file.close()
@@ -94,6 +95,7 @@ class LLM:
             checkpoint_spacing=self.config.checkpoint_spacing,
         )
         self._requests = Requests(tokenizer, self._runner.config.vocab_size, self._runner.context_length)
+        self._chats = Chats(self.config, metadata, self._requests)
         self.load_seconds = time.perf_counter() - begin
 
     def __enter__(self) -> LLM:
@@ -202,28 +204,9 @@ class LLM:
             EngineError: a step failed; its attribute `partial_results` holds the prompts that were finished.
         """
         prompts, single = as_prompts(prompt)
-        if isinstance(params, Sequence) and not isinstance(params, str):
-            each = list(params)
-        else:
-            each = [params or SamplingParams()] * len(prompts)
-        if len(each) != len(prompts):
-            raise InvalidRequestError(
-                f"{len(prompts)} prompts but {len(each)} SamplingParams; give one, or one for each"
-            )
+        each = params_of_each(params, len(prompts))
         groups = [self._requests.samples(one, its) for one, its in zip(prompts, each, strict=True)]
-        grouped = [[Stream(self._loop, job) for job in jobs] for jobs in groups]
-        streams = [stream for group in grouped for stream in group]
-        results: list[GenerationResult] = []
-        try:
-            for group in grouped:
-                samples = tuple(stream.result() for stream in group)
-                results.append(samples[0].copy(samples=samples) if len(samples) > 1 else samples[0])
-        except Exception as error:
-            error.partial_results = list(results)  # type: ignore[attr-defined]
-            raise
-        finally:
-            for stream in streams:
-                stream.close()
+        results = results_of([[Stream(self._loop, job) for job in jobs] for jobs in groups])
         return results[0] if single else results
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
@@ -234,7 +217,7 @@ class LLM:
         Raises:
             InvalidRequestError, ContextFullError: refused at once, before anything ran.
         """
-        return Stream(self._loop, self._requests.job(prompt, _one_sample(params)))
+        return Stream(self._loop, self._requests.job(prompt, one_sample(params)))
 
     def sample_streams(self, prompt: Prompt, params: SamplingParams | None = None) -> list[Stream]:
         """The params.n samples of one prompt, each a stream; they run side by side and share the prompt's pages.
@@ -251,18 +234,7 @@ class LLM:
             InvalidRequestError: the model has none and none was given.
             TokenizerError: it does not parse.
         """
-        if self._chat_template is None:  # made on first use: most runs never chat
-            metadata = self._file.metadata
-            if self.config.chat_template is not None:
-                metadata = {**metadata, "tokenizer.chat_template": self.config.chat_template}
-            self._chat_template = ChatTemplate.from_metadata(metadata, self.tokenizer)
-        if self._chat_template is None:
-            raise InvalidRequestError(
-                f"{self.config.model} holds no chat template: use generate instead, or give a template of your own "
-                "(chat_template, --chat-template-file)"
-            )
-        self._chat_template.compile()
-        return self._chat_template
+        return self._chats.template()
 
     def render_chat(self, messages: Sequence[Message], **variables: Any) -> list[int]:
         """The prompt that the model's chat template makes of messages, as token ids.
@@ -274,8 +246,7 @@ class LLM:
 
     def chat_prompt(self, messages: Sequence[Message], **variables: Any) -> ChatPrompt:
         """render_chat() with the text, and with what is needed to read the answer."""
-        prompt = chat_prompt(self.require_chat_template(), self.tokenizer, messages, variables)
-        return replace(prompt, token_ids=tuple(self._requests.checked(prompt.token_ids)))
+        return self._chats.prompt(messages, variables)
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
@@ -296,7 +267,7 @@ class LLM:
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
     ) -> Stream:
         """chat(), chunk by chunk."""
-        return self.chat_streams(messages, _one_sample(params), **variables)[0]
+        return self.chat_streams(messages, one_sample(params), **variables)[0]
 
     def chat_streams(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any
@@ -314,7 +285,7 @@ class LLM:
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a prompt for step(); returns the id that its chunks will carry."""
-        return self.submit([self._requests.job(prompt, _one_sample(params), by_step=True)])[0].request_id
+        return self.submit([self._requests.job(prompt, one_sample(params), by_step=True)])[0].request_id
 
     def add_requests(self, prompt: Prompt | ChatPrompt, params: SamplingParams | None = None) -> list[Request]:
         """Queue the params.n samples of a prompt for step(); returns each with its request_id and seed.
@@ -414,33 +385,3 @@ class LLM:
                 token.
         """
         return self._requests.prompt_ids(prompt)
-
-
-def _config(
-    model: str | Path | EngineConfig | None, device: str | None, config: EngineConfig | None, settings: EngineSettings
-) -> EngineConfig:
-    """The settings of a model, from what LLM() was given."""
-    if isinstance(model, EngineConfig):
-        if config is not None:
-            raise InvalidRequestError("two configs are given; give one, with further settings as keywords")
-        model, config = None, model
-    config = EngineConfig() if config is None else config
-    if model is not None:
-        config = replace(config, model=model)
-    if device is not None:
-        config = replace(config, device=device)
-    return replace(config, **settings) if settings else config
-
-
-def load_tokenizer(path: str | Path, *, pre_tokenizer: str | None = None) -> Tokenizer:
-    """The tokenizer of a GGUF file, or of a model named hf:..., alone; the file needs no weights."""
-    with open_gguf(resolve_model(path)) as file:
-        return Tokenizer.from_metadata(file.metadata, pre=pre_tokenizer)
-
-
-def _one_sample(params: SamplingParams | None) -> SamplingParams:
-    """Settings of a request that is followed chunk by chunk."""
-    params = params or SamplingParams()
-    if isinstance(params, SamplingParams) and params.n != 1:
-        raise InvalidRequestError(f"n is {params.n}; a stream gives one sample: use generate() or sample_streams()")
-    return params

@@ -6,10 +6,9 @@ Knows the model's vocabulary and context; knows nothing of steps or devices.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.api.prompts import Prompt, check_id, is_prompt_like, not_a_prompt
 from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
@@ -24,17 +23,6 @@ from engine.text import Tokenizer
 
 if TYPE_CHECKING:
     from engine.constraints import ConstraintCompiler
-
-
-def open_tokenizer(metadata: Mapping[str, Any], path: Path, pre: str | None) -> Tokenizer | str:
-    """The file's tokenizer; why there is none, where it has none or an unknown kind: that matters only to text."""
-    kind = metadata.get("tokenizer.ggml.model")
-    if kind is None or (isinstance(kind, str) and kind in ("none", "no_vocab")):
-        return f"{path} holds no tokenizer: give token ids instead of text"
-    try:
-        return Tokenizer.from_metadata(metadata, pre=pre)
-    except TokenizerError as error:
-        return str(error)
 
 
 class Requests:

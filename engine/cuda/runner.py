@@ -10,7 +10,7 @@ from traceback import clear_frames
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import PAGE, KvType, Target, checkpoint_count, page_count
+from engine.config import KvType, Target, checkpoint_count, page_count
 from engine.cuda import availability
 from engine.cuda.attention.cache import PagedCache
 from engine.cuda.driver.context import GpuContext
@@ -27,7 +27,8 @@ from engine.cuda.rows import rows
 from engine.cuda.step.machine import StepMachine
 from engine.cuda.step.prompt import state_places
 from engine.cuda.step.run_ahead import RunAhead
-from engine.errors import ContextFullError, DeviceError, EngineError, InvalidRequestError
+from engine.cuda.step.seats import Seats
+from engine.errors import DeviceError, EngineError, InvalidRequestError
 from engine.model.batch import Batch, Outputs
 from engine.model.brick_time import BrickTime
 from engine.model.cache import StateRows
@@ -38,7 +39,7 @@ from engine.sampling.logprobs import log_probabilities
 
 
 class CudaRunner:
-    """One model on one GPU; see engine.runner.devices.Runner.
+    """One model on one GPU; see engine.runner.protocol.Runner.
 
     Args:
         model: the loaded file; it may be closed once this returns.
@@ -46,7 +47,7 @@ class CudaRunner:
         kv_type: number format of the cache, a KvType or its value.
         max_sequences: slots; None: as many as the cache has room for, see load.memory_plan.choose.
         cache_tokens: positions of all sequences together; None: as many as most of the free memory holds.
-        prefill_chunk: rows of prompts that run at once; None leaves the choice to plan.PREFILL_ROWS.
+        prefill_chunk: rows of prompts that run at once; None leaves the choice to load.memory_plan.PREFILL_ROWS.
         checkpoints: copies of recurrent states kept for later prompts; None takes what config.checkpoint_count says.
         target: config.Target; how many rows of prompts run beside decode steps.
         deterministic: a row's bits depend on its own sequence alone, also where that costs speed.
@@ -126,6 +127,7 @@ class CudaRunner:
             set_limit=self._machine.set_limit,
             step_sizes=self._machine.step_sizes,
         )
+        self._seats = Seats(self._machine, self._loop, context_length)
 
     def _open(
         self,
@@ -162,13 +164,13 @@ class CudaRunner:
         """
         with self._running(), self._whole():
             results: dict[int, TokenSample | EngineError] = {}
-            decode = [item for item in work if item.decode and self._seat(item, results)]
-            prompts = [item for item in work if not item.decode and self._has_mask(item, results)]
+            decode = [item for item in work if item.decode and self._seats.seat(item, results)]
+            prompts = [item for item in work if not item.decode and self._seats.send_mask(item, results)]
             slots = [item.sequence.slot for item in decode]
             self._loop.launch_needed(slots)
             if prompts:
                 self._loop.forget_prepared()
-            limits = {item.sequence.slot: self._open_pages(item) for item in prompts}
+            limits = {item.sequence.slot: self._seats.open_pages(item) for item in prompts}
             drawn = self._machine.prompts.feed(prompts, limits)
             for place, items in drawn:
                 self._machine.record(place)
@@ -181,78 +183,16 @@ class CudaRunner:
             wanted: dict[int, list[tuple[int, ActiveSequence]]] = {}
             for place, slot, item in zip(self._loop.take(slots), slots, decode, strict=True):
                 wanted.setdefault(place, []).append((slot, item.sequence))
-            results |= self._read(wanted)
-            results |= self._read(
+            results |= self._seats.read(wanted)
+            results |= self._seats.read(
                 {place: [(column, item.sequence) for column, item in enumerate(items)] for place, items in drawn}
             )
             return [results.get(item.sequence.slot) for item in work]
 
-    def _has_mask(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
-        """The device knows which tokens may be drawn; False, and the reason by slot, where the constraint failed."""
-        sequence = item.sequence
-        if sequence.mask is None or not item.sample:
-            return True
-        try:
-            self._machine.slots.set_mask(sequence.slot, sequence.mask.bits(sequence.output_ids))
-        except EngineError as error:
-            failures[sequence.slot] = error
-            self._loop.stop(sequence.slot)
-            return False
-        return True
-
-    def _seat(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
-        """A decode row has its pages and is on the device as the item says; mostly it is already. See _has_mask()."""
-        sequence, token = item.sequence, item.token_ids[0]
-        slot, start = sequence.slot, item.start
-        self._machine.cache.set_pages(slot, sequence.pages)
-        limit = self._limit(sequence)
-        if self._loop.holds(sequence, start, token):
-            self._loop.extend(slot, limit)
-        else:
-            assert len(item.token_ids) == 1, "a decode row feeds one token"
-            self._check_room(start + 1)
-            self._machine.slots.begin(sequence, start, limit, token)
-            if self._machine.states is not None:
-                self._machine.states.seat(slot, sequence.state_place, start)
-            self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
-        if sequence.mask is not None and self._loop.wants_mask(slot):
-            if not self._has_mask(item, failures):
-                return False
-            self._loop.give_mask(slot)
-        return True
-
-    def _open_pages(self, item: Work) -> int:
-        """A prompt's slot reads its pages; returns _limit()."""
-        sequence, end = item.sequence, item.start + len(item.token_ids)
-        self._check_room(end)
-        assert len(sequence.pages) * PAGE >= end, "a prompt without pages for its tokens"
-        self._loop.stop(sequence.slot)
-        self._machine.cache.set_pages(sequence.slot, sequence.pages)
-        return self._limit(sequence)
-
-    def _limit(self, sequence: ActiveSequence) -> int:
-        """The first position that a row must not feed ahead: it has no page for it, or no use."""
-        limit, end = len(sequence.pages) * PAGE, sequence.end
-        most = self.context_length if end is None or end > self.context_length else end
-        return most if most < limit else limit
-
-    def _read(self, wanted: dict[int, list[tuple[int, ActiveSequence]]]) -> dict[int, TokenSample | EngineError]:
-        """Results by slot, of (column, sequence) by place; waits for them."""
-        found: dict[int, TokenSample | EngineError] = {}
-        for place, entries in wanted.items():
-            self._machine.wait(place)
-            for (_, sequence), sample in zip(entries, self._machine.slots.read(place, entries), strict=True):
-                found[sequence.slot] = sample
-                if isinstance(sample, TokenSample):
-                    self._loop.learn(sequence.slot, sample.token_id)
-                else:
-                    self._loop.stop(sequence.slot)
-        return found
-
     def score(self, work: Work) -> list[TokenSample]:
         """See Runner.score."""
         with self._running(), self._whole():
-            self._open_pages(work)
+            self._seats.open_pages(work)
             targets = iter(work.sequence.prompt_ids[work.start + 1 :])
             n_top = work.sequence.params.prompt_logprobs or 0
             samples = []
@@ -267,7 +207,7 @@ class CudaRunner:
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """See Runner.logits."""
         with self._running():
-            self._check_room(len(token_ids))
+            self._seats.check_room(len(token_ids))
             pages, plan = page_count(len(token_ids)), self._machine.weights.plan
             cache = PagedCache(plan.attention_shapes, pages, len(token_ids), 1)
             cache.set_pages(0, list(range(pages)))
@@ -362,10 +302,6 @@ class CudaRunner:
     def pool_bytes(self) -> int:
         """Device memory the runner's pool holds."""
         return int(self._gpu.pool.total_bytes())
-
-    def _check_room(self, length: int) -> None:
-        if length > self.context_length:
-            raise ContextFullError(length, self.context_length)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:

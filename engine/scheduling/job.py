@@ -84,10 +84,21 @@ class Job:
             )
         )
 
-    def renew_assembler(self) -> None:
-        """Bring the assembler to where the chunks are: an exception may have cut it short in the middle of a token."""
-        if self.assembler.n_pushed != len(self.chunks):
+    def take(self, sample: TokenSample, now: float, *, again: bool) -> str | None:
+        """Make a chunk of a token drawn; returns why the text ends with it, if it does.
+
+        Args:
+            sample: the token.
+            now: the time.
+            again: an earlier call may have been cut short by an exception, the assembler in the middle of the token.
+        """
+        if again and self.assembler.n_pushed != len(self.chunks):
             self.assembler = self.assembler.begun_again([token for chunk in self.chunks for token in chunk.token_ids])
+        if self.first is None:
+            self.first = now
+        text, finish = self.assembler.push(sample)
+        self.give(text, sample, finish)
+        return finish
 
     def _stats(self, one_more: bool) -> GenerationStats:
         """Counts and times, perhaps with one token more than in the chunks."""

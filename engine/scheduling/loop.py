@@ -22,22 +22,19 @@ from engine.concurrency import fork
 from engine.concurrency.turn import Hold, Turn
 from engine.config import CHECKPOINT_SPACING
 from engine.errors import EngineError, copy_error
-from engine.request import StreamChunk, TokenSample, Work
+from engine.request import StreamChunk, Work
 from engine.runner.protocol import Runner
 from engine.scheduling.actions import SaveCheckpoint
+from engine.scheduling.delivery import DoneStep, deliver
 from engine.scheduling.exclusive import Exclusive
 from engine.scheduling.failures import Failures
 from engine.scheduling.job import Job, Owner
 from engine.scheduling.moves import Moves
 from engine.scheduling.occupancy import Occupancy
-from engine.scheduling.pieces import outputs_before
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.told import Told
 
 log = logging.getLogger("engine")
-
-StepResult = TokenSample | EngineError | list[TokenSample] | None
-"""Of one work item: the token drawn, why none could be, the scores of prompt tokens, or nothing."""
 
 
 class EngineLoop:
@@ -72,7 +69,7 @@ class EngineLoop:
         self._jobs: dict[int, Job] = {}  # that have not ended, in order of arrival
         self._told = Told()
         self._unsettled = False  # a change has begun and not ended
-        self._unfinished: tuple[list[Work], list[StepResult]] | None = None  # a step that is being committed
+        self._unfinished: DoneStep | None = None  # a step that is being committed
         self._closed = False
         self._closed_runner = False
         fork.register(self)
@@ -215,15 +212,15 @@ class EngineLoop:
         if not work and not self._scheduler.actions:
             return False
         try:
-            work, done = self._run(work)
+            done = self._run(work)
         except Exception as error:
             if not self._failures.is_own(error):
                 raise
             self._fail(work, error)
             return True
         self._failures.forget()
-        self._unfinished = work, done  # from here on it is committed, whatever happens: see _recover()
-        self._deliver(work, done)
+        self._unfinished = done  # from here on it is committed, whatever happens: see _recover()
+        self._deliver(done)
         self._unfinished = None
         self._settle()
         return True
@@ -276,7 +273,7 @@ class EngineLoop:
         self._jobs = {number: job for number, job in self._jobs.items() if not job.over}
         self._scheduler.recover([job.request for job in self._jobs.values()])
         if self._unfinished is not None:
-            self._deliver(*self._unfinished, again=True)
+            self._deliver(self._unfinished, again=True)
             self._unfinished = None
         self._unsettled = False
 
@@ -291,7 +288,7 @@ class EngineLoop:
         self._unsettled = False
         return work
 
-    def _run(self, work: list[Work]) -> tuple[list[Work], list[StepResult]]:
+    def _run(self, work: list[Work]) -> DoneStep:
         """Move pages, then feed the work of all sequences that this did not fail for. Commits nothing."""
         if self._scheduler.actions:
             self._moves.carry_out(self._scheduler.actions, self._jobs)
@@ -300,7 +297,7 @@ class EngineLoop:
                 work = [item for item in work if item.sequence.request_id in self._jobs]
         batch = [item for item in work if not item.score]
         samples = iter(self._runner.step(batch) if batch else [])
-        return work, [self._runner.score(item) if item.score else next(samples) for item in work]
+        return DoneStep(work, [self._runner.score(item) if item.score else next(samples) for item in work])
 
     def _tell_lost(self) -> None:
         """End the requests whose pages or states could not be moved."""
@@ -325,46 +322,8 @@ class EngineLoop:
                 self._end(job, copy_error(error))
         self._unsettled = False
 
-    def _deliver(self, work: list[Work], done: list[StepResult], *, again: bool = False) -> None:
-        """Commit a step, item by item; `again`: perhaps the rest of it. An item that was committed is passed over."""
-        now = time.perf_counter()
-        for item, result in zip(work, done, strict=True):
-            sequence = item.sequence
-            job = self._jobs.get(sequence.request_id)
-            if job is None:
-                continue
-            job.last = now
-            sample: TokenSample | None = None
-            if isinstance(result, TokenSample):
-                sample = result
-            elif isinstance(result, EngineError):
-                self._end(job, result)
-                continue
-            elif result is not None:
-                job.keep_scores(item, result)
-            if not again or sequence.n_cached == item.start:
-                self._scheduler.commit(item, sample)
-            if sample is not None and (not again or len(job.chunks) == outputs_before(item)):
-                self._emit(job, sample, now, again)
-            if job.request.max_output == 0 and self._scheduler.is_scored(sequence.request_id):
-                job.give("", None, "length")
-                self._end(job)
-
-    def _emit(self, job: Job, sample: TokenSample, now: float, again: bool) -> None:
-        if again:
-            job.renew_assembler()
-        if job.first is None:
-            job.first = now
-        try:
-            text, finish = job.assembler.push(sample)
-        except Exception as error:  # one request's text must not end its neighbours
-            if not self._failures.is_own(error):
-                raise
-            self._end(job, error)
-            return
-        job.give(text, sample, finish)
-        if finish is not None:
-            self._end(job)
+    def _deliver(self, step: DoneStep, *, again: bool = False) -> None:
+        deliver(step, self._jobs, self._scheduler, self._failures, self._end, again=again)
 
     def _end(self, job: Job, error: Exception | None = None) -> None:
         """Forget a job that is over. In this order: a slot that is free may be used by others at once."""

@@ -13,30 +13,19 @@ statement that makes it true, and recover() derives all other fields from those.
 
 from __future__ import annotations
 
-import heapq
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
-from engine.config import CHECKPOINT_SPACING, PAGE, page_count, step_sizes
+from engine.config import CHECKPOINT_SPACING, PAGE, page_count
 from engine.request import ActiveSequence, Request, TokenSample, Work
-from engine.scheduling.actions import (
-    Action,
-    CopyPage,
-    LeaveSlot,
-    LoadPages,
-    RestoreCheckpoint,
-    SaveCheckpoint,
-    SavePages,
-)
+from engine.scheduling.actions import Action, LeaveSlot, LoadPages, RestoreCheckpoint, SaveCheckpoint, SavePages
 from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.page_pool import PagePool
 from engine.scheduling.pieces import Spacing, longest, next_piece, outputs_before, with_drafts
-
-PATIENCE = 16
-"""Plans in a row in which sequences occupy more than twice the slots they need before they move together."""
+from engine.scheduling.prefixes import Prefixes
+from engine.scheduling.slots import Slots
 
 
 @dataclass(eq=False)  # compare by identity: comparing fields cost 3 ms per step of 64 sequences
@@ -88,18 +77,15 @@ class Scheduler:
         self.blocks = PagePool(n_pages, prefix_cache=prefix_cache, checkpoints=pool)
         self.actions: deque[Action] = deque()
         self.n_preemptions = 0
+        self._prefixes = Prefixes(self.blocks, self.actions, self._spacing, stateful=self._stateful)
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
         self._mixed_per_sequence = mixed_per_sequence
         self._lookahead = lookahead
         self._prefix_cache = prefix_cache
-        self._max_sequences = max_sequences
         self._waiting: dict[int, Request] = {}  # by id, in order of arrival
         self._started: list[_Started] = []  # in order of arrival
-        self._free_slots = list(range(max_sequences))
-        self._step_sizes = step_sizes(max_sequences)
-        self._sources: list[int] = []  # pages held until they have been copied
-        self._scattered = 0  # plans in a row in which fewer slots would have done
+        self._slots = Slots(max_sequences)
 
     @property
     def n_waiting(self) -> int:
@@ -135,7 +121,7 @@ class Scheduler:
 
     def remove(self, request_id: int) -> int | None:
         """Forget a request, finished or not; returns the slot it held, None where it held none."""
-        self._release_copied()  # no plan may follow that would do it
+        self._prefixes.release_copied()  # no plan may follow that would do it
         self._waiting.pop(request_id, None)
         one = self._find(request_id)
         if one is None:
@@ -151,7 +137,7 @@ class Scheduler:
 
         Planning again before the work was committed gives work that does the same.
         """
-        self._release_copied()
+        self._prefixes.release_copied()
         self._admit()
         running = self._seated()
         self._close_ranks(running)
@@ -201,7 +187,7 @@ class Scheduler:
         # The statement that makes it true. Nothing can come between the two: both are plain stores.
         sequence.n_cached, sequence.state_place = n_cached, sequence.state_place + 1 + n_accepted
         if not work.decode:
-            self._remember(sequence)
+            self._prefixes.remember(sequence)
 
     def drop_checkpoint(self, action: SaveCheckpoint) -> None:
         """A state could not be kept: no prompt resumes from that entry."""
@@ -230,16 +216,9 @@ class Scheduler:
             if not one.seated:
                 one.sequence.pages = []
         seated = self.sequences()
-        taken = {sequence.slot for sequence in seated}
-        self._free_slots = [slot for slot in range(self._max_sequences) if slot not in taken]
-        self._sources = [action.source for action in self.actions if isinstance(action, CopyPage)]
-        self.blocks.recover([*(sequence.pages for sequence in seated), self._sources])
-
-    def _release_copied(self) -> None:
-        """Give back the pages that were held to be copied, once they have been."""
-        if self._sources and not self.actions:
-            sources, self._sources = self._sources, []
-            self.blocks.release(sources)
+        self._slots.recover({sequence.slot for sequence in seated})
+        self._prefixes.recover()
+        self.blocks.recover([*(sequence.pages for sequence in seated), self._prefixes.sources])
 
     # ---- who runs --------------------------------------------------------------------------------------------
 
@@ -255,12 +234,12 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give slots to preempted requests, then to waiting ones, as long as there are slots and pages."""
-        if not self._free_slots:
+        if not self._slots.free:
             return
         for one in self._started:
-            if not one.seated and not (self._free_slots and self._resume(one)):
+            if not one.seated and not (self._slots.free and self._resume(one)):
                 return
-        while self._free_slots and self._waiting:
+        while self._slots.free and self._waiting:
             request = next(iter(self._waiting.values()))
             shares_with = request.shares_with if self._prefix_cache else None
             if shares_with is not None and self._is_reading(shares_with):
@@ -276,36 +255,20 @@ class Scheduler:
         # Room for the next page as well, or it would soon be preempted again.
         if not self.blocks.can_allocate(n_pages + 1) and not (not self._seated() and self.blocks.can_allocate(n_pages)):
             return False
-        sequence.slot, sequence.pages = heapq.heappop(self._free_slots), self.blocks.allocate(n_pages)
+        sequence.slot, sequence.pages = self._slots.take(), self.blocks.allocate(n_pages)
         self.actions.append(LoadPages(sequence.request_id, sequence.slot, tuple(sequence.pages), self._place(sequence)))
         one.seated = True
         return True
 
     def _start(self, request: Request) -> bool:
         """Give a request a slot and what the cache already holds of its prompt, if there is room for the rest of it."""
-        prompt = request.prompt_ids
-        # At least one token is computed, for what follows it; and every one whose successor is to be scored.
-        most = len(prompt) - 1 if request.score_from is None else min(request.score_from - 1, len(prompt) - 1)
-        prefix = self.blocks.find(prompt, most)
-        self.blocks.hold(prefix.pages)
-        needed = page_count(min(len(prompt) + 1, longest(request))) - len(prefix.pages)
-        if not self.blocks.can_allocate(needed) and self._seated():
-            self.blocks.release(prefix.pages)
+        claim = self._prefixes.claim(request, alone=not self._seated())
+        if claim is None:
             return False
-        pages, n_cached = list(prefix.pages), len(prefix.pages) * PAGE
-        if prefix.source is not None:
-            self.blocks.hold([prefix.source])
-            if self.blocks.can_allocate(needed):
-                pages += self.blocks.allocate(1)
-                self.actions.append(CopyPage(request.request_id, prefix.source, pages[-1]))
-                self._sources.append(prefix.source)
-                n_cached += prefix.n_more
-            else:
-                self.blocks.release([prefix.source])
-        slot = heapq.heappop(self._free_slots)
-        if prefix.entry is not None:
-            self.blocks.use_checkpoint(prefix.pages[-1])
-            self.actions.append(RestoreCheckpoint(request.request_id, prefix.entry, slot, 0))
+        slot, prompt = self._slots.take(), request.prompt_ids
+        if claim.entry is not None:
+            self.actions.append(RestoreCheckpoint(request.request_id, claim.entry, slot, 0))
+        n_cached, pages = claim.n_cached, claim.pages
         sequence = ActiveSequence(request.request_id, slot, prompt, [], request.params, request.seed, n_cached, pages)
         sequence.cached_tokens, sequence.end, sequence.mask = n_cached, longest(request), request.mask
         self._started.append(_Started(request, sequence))
@@ -317,21 +280,16 @@ class Scheduler:
         return one is not None and not one.sequence.output_ids
 
     def _close_ranks(self, running: list[_Started]) -> None:
-        """Move sequences to lower slots: the highest slot in use decides how many rows a step has (step_sizes)."""
-        needed = self._step_sizes[bisect_left(self._step_sizes, len(running))]
-        beyond = [one.sequence for one in running if one.sequence.slot >= needed]
-        self._scattered = self._scattered + 1 if beyond else 0
-        if self._scattered <= PATIENCE:
-            return
-        for sequence in beyond:
+        """Move sequences to lower slots, where steps then have fewer rows."""
+        for sequence in self._slots.to_move([one.sequence for one in running]):
             old = sequence.slot
-            heapq.heappush(self._free_slots, old)
-            slot = heapq.heappop(self._free_slots)
+            self._slots.give(old)
+            slot = self._slots.take()
             self.actions.append(LeaveSlot(sequence.request_id, old, slot, self._place(sequence)))
             sequence.slot = slot
 
     def _leave(self, sequence: ActiveSequence) -> None:
-        heapq.heappush(self._free_slots, sequence.slot)
+        self._slots.give(sequence.slot)
         self.blocks.release(sequence.pages)
         sequence.pages = []
 
@@ -344,25 +302,9 @@ class Scheduler:
         one.seated = False
         self._leave(sequence)
 
-    # ---- states ----------------------------------------------------------------------------------------------
-
     def _place(self, sequence: ActiveSequence) -> int | None:
         """The place of a sequence's state; None where it has none."""
         return sequence.state_place if self._stateful and sequence.n_cached else None
-
-    def _remember(self, sequence: ActiveSequence) -> None:
-        """A piece of a prompt has been computed: later prompts may use its pages, and its state where it is kept."""
-        done, prompt = sequence.n_cached, sequence.prompt_ids
-        # A page in part is of no use where the state at its last token is not kept.
-        whole = done if done == len(prompt) and not self._stateful else done // PAGE * PAGE
-        page = self.blocks.remember(sequence.pages, prompt[:whole])
-        if page is None or not self._spacing.keeps(prompt, done):
-            return
-        entry = self.blocks.checkpoint_entry(page)
-        if entry is not None:
-            # In this order: an entry that can be found will have been written.
-            self.actions.append(SaveCheckpoint(sequence.request_id, sequence.slot, sequence.state_place, entry))
-            self.blocks.add_checkpoint(page, entry)
 
     # ---- pages -----------------------------------------------------------------------------------------------
 
@@ -378,7 +320,7 @@ class Scheduler:
         while missing > 0 and not self.blocks.can_allocate(missing):
             seated = self._seated()
             if len(seated) == 1:
-                assert self._sources, "a request that fits the cache runs alone"
+                assert self._prefixes.sources, "a request that fits the cache runs alone"
                 return False  # until those pages have been copied
             self._preempt(seated[-1])
             if seated[-1] is one:

@@ -1,11 +1,12 @@
 """A real model in the children of a process whose threads generate and open models."""
 
+import asyncio
 import os
 import threading
 
 import pytest
 
-from engine import LLM, SamplingParams
+from engine import LLM, AsyncLLM, EngineError, SamplingParams
 from tests.support.forking import in_child
 
 pytestmark = [
@@ -47,3 +48,30 @@ def test_children_generate_the_same():
             for thread in threads:
                 thread.join()
         assert llm.generate("Once upon a time", GREEDY).token_ids == want
+
+
+def test_an_async_model_in_a_child():
+    """The thread that steps it is not there; the child's first request starts another."""
+
+    async def parent():
+        model = AsyncLLM(LLM(device="cpu", threads=1, context_length=256))
+        want = (await model.generate("Once upon a time", GREEDY)).token_ids
+        stream = await model.stream("A long story", SamplingParams(max_tokens=200, temperature=0, ignore_eos=True))
+        await anext(stream)
+
+        async def again():
+            with pytest.raises(EngineError, match="forked while this request was running"):
+                async for _ in stream:
+                    pass
+            results = await asyncio.gather(*(model.generate("Once upon a time", GREEDY) for _ in range(2)))
+            assert [result.token_ids for result in results] == [want, want]
+
+        def child():
+            asyncio.run(again())
+            model.close()
+
+        await asyncio.to_thread(in_child, child, 60)
+        assert len((await stream.result()).token_ids) == 200
+        await model.aclose()
+
+    asyncio.run(parent())

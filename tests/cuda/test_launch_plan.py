@@ -17,7 +17,7 @@ from engine.errors import DeviceError, InvalidRequestError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
-from tests.conftest import SHARED, extract
+from tests.conftest import CONFORMANCE, SHARED, extract
 from tests.support.command_line import run
 from tests.support.conformance import NAMES
 from tests.support.fake_runner import (
@@ -34,7 +34,7 @@ from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
 from tests.support.recurrent_models import tiny_mamba
 
-CONFORMANCE = SHARED / "conformance" / "models.tar.xz"
+ARCHIVES = [SHARED / source / "models.tar.xz" for source in CONFORMANCE]
 CARDS = tuple(MULTIPROCESSORS.items())
 LAUNCHED_ELSEWHERE = {
     "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
@@ -70,8 +70,7 @@ def models(folder):
     apart = re.compile("attn_v").pattern
     found["8b-plain-v"] = sparse_model(folder / "v.gguf", "llama-3.1-8b", overrides=[(apart, GGMLType.F32)])
     wanted = {f"models/{name}.gguf" for name in NAMES}
-    for source in ("conformance", "conformance2"):
-        archive = SHARED / source / "models.tar.xz"
+    for archive in ARCHIVES:
         if archive.is_file():
             extract(archive, wanted, folder)
     found |= {path.stem: path for path in sorted((folder / "models").glob("*.gguf"))}
@@ -128,7 +127,7 @@ def test_every_launch_has_a_kernel_and_every_kernel_a_user(models):
                     changed = replace(layer, ffn_post_norm=Norm.APART).launches(plan.step(Phase.DECODE, 1))
                     users |= {entry_of(launch.job[0][-1], launch.kernel) for launch in changed if launch.job}
     every = {(file, name) for file in kernel_files() if file.endswith(".cu") for name in entry_points(file)}
-    if CONFORMANCE.is_file():
+    if all(archive.is_file() for archive in ARCHIVES):
         assert every == users
     assert users <= every
 

@@ -21,10 +21,23 @@ from tests.support.cell_runner import CellRunner, make_job
 from tests.support.injection import Injected, Injection, engine_files
 from tests.support.state_runner import StateRunner
 
-PARTS = ("actions", "checkpoints", "failures", "job", "loop", "moves", "output", "page_pool", "pieces", "scheduler")
-FILES = engine_files(
-    *(f"scheduling/{part}.py" for part in (*PARTS, "told")), "api/stream.py", "api/llm.py", "concurrency/turn.py"
+PARTS = (
+    "actions",
+    "checkpoints",
+    "delivery",
+    "failures",
+    "job",
+    "loop",
+    "moves",
+    "output",
+    "page_pool",
+    "pieces",
+    "prefixes",
+    "scheduler",
+    "slots",
+    "told",
 )
+FILES = engine_files(*(f"scheduling/{part}.py" for part in PARTS), "api/stream.py", "api/llm.py", "concurrency/turn.py")
 ENOUGH = 50
 """Calls in a row that end before the chosen line: there are no longer ones."""
 MOST = 1200
@@ -85,7 +98,7 @@ def make_runner(kind, **options):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("kind", [CellRunner, StateRunner])
 def test_steps(kind, seed, monkeypatch):
-    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", 1)  # sequences change slots all the time
+    monkeypatch.setattr("engine.scheduling.slots.PATIENCE", 1)  # sequences change slots all the time
     work = Work(make_runner(kind), seed)
     llm = SimpleNamespace(_loop=work.loop)
     jobs, chunks, cancelled = {}, {}, set()

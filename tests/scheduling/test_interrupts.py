@@ -50,7 +50,7 @@ def nothing_is_held(runner, loop):
     assert not runner.live
     blocks = loop._scheduler.blocks
     assert blocks.n_available == blocks.n_pages
-    assert sorted(loop._scheduler._free_slots) == [0, 1, 2, 3]
+    assert sorted(loop._scheduler._slots.free) == [0, 1, 2, 3]
 
 
 def raise_in(thread, kind):

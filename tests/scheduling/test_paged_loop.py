@@ -19,7 +19,7 @@ from tests.support.paged_world import World
 
 @pytest.mark.parametrize("seed", range(24))
 def test_any_order_of_arrivals_cancels_interrupts_and_failures(seed, monkeypatch):
-    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", seed % 3)  # sequences change slots all the time
+    monkeypatch.setattr("engine.scheduling.slots.PATIENCE", seed % 3)  # sequences change slots all the time
     World(seed).run()
 
 

@@ -9,7 +9,8 @@ from engine.config import PAGE
 from engine.request import Request, TokenSample
 from engine.sampling.params import SamplingParams
 from engine.scheduling.actions import LeaveSlot
-from engine.scheduling.scheduler import PATIENCE, Scheduler
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.slots import PATIENCE
 
 PARAMS = SamplingParams()
 

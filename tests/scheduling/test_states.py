@@ -37,12 +37,12 @@ class StateWorld(World):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_any_order_of_arrivals_cancels_interrupts_and_failures(seed, monkeypatch):
-    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", seed % 3)  # sequences change slots all the time
+    monkeypatch.setattr("engine.scheduling.slots.PATIENCE", seed % 3)  # sequences change slots all the time
     StateWorld(seed).run()
 
 
 def test_the_random_worlds_do_what_they_are_about(monkeypatch):
-    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", 0)
+    monkeypatch.setattr("engine.scheduling.slots.PATIENCE", 0)
     world = StateWorld(3)
     world.runner = StateRunner(9, 4, 64, 16, 3)
     world.loop = EngineLoop(world.runner, checkpoint_spacing=PAGE)

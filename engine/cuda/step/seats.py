@@ -1,0 +1,98 @@
+"""Sequences of the scheduler in the slots of the GPU: each row has its pages, its mask and its state before a step.
+
+Must not know what is launched, or when.
+"""
+
+from __future__ import annotations
+
+from engine.config import PAGE
+from engine.cuda.step.machine import StepMachine
+from engine.cuda.step.run_ahead import RunAhead
+from engine.errors import ContextFullError, EngineError
+from engine.request import ActiveSequence, TokenSample, Work
+
+
+class Seats:
+    """The rows of one runner.
+
+    Args:
+        machine: what is on the GPU.
+        loop: how far each row is ahead.
+        context_length: positions of one sequence.
+    """
+
+    def __init__(self, machine: StepMachine, loop: RunAhead, context_length: int) -> None:
+        self._machine = machine
+        self._loop = loop
+        self._context_length = context_length
+
+    def send_mask(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
+        """The device knows which tokens may be drawn; False, and the reason by slot, where the constraint failed."""
+        sequence = item.sequence
+        if sequence.mask is None or not item.sample:
+            return True
+        try:
+            self._machine.slots.set_mask(sequence.slot, sequence.mask.bits(sequence.output_ids))
+        except EngineError as error:
+            failures[sequence.slot] = error
+            self._loop.stop(sequence.slot)
+            return False
+        return True
+
+    def seat(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
+        """A decode row has its pages and is on the device as the item says; mostly it is already. See send_mask()."""
+        sequence, token = item.sequence, item.token_ids[0]
+        slot, start = sequence.slot, item.start
+        self._machine.cache.set_pages(slot, sequence.pages)
+        limit = self._limit(sequence)
+        if self._loop.holds(sequence, start, token):
+            self._loop.extend(slot, limit)
+        else:
+            assert len(item.token_ids) == 1, "a decode row feeds one token"
+            self.check_room(start + 1)
+            self._machine.slots.begin(sequence, start, limit, token)
+            if self._machine.states is not None:
+                self._machine.states.seat(slot, sequence.state_place, start)
+            self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
+        if sequence.mask is not None and self._loop.wants_mask(slot):
+            if not self.send_mask(item, failures):
+                return False
+            self._loop.give_mask(slot)
+        return True
+
+    def open_pages(self, item: Work) -> int:
+        """A prompt's slot reads its pages. Returns the first position that the row must not feed ahead."""
+        sequence, end = item.sequence, item.start + len(item.token_ids)
+        self.check_room(end)
+        assert len(sequence.pages) * PAGE >= end, "a prompt without pages for its tokens"
+        self._loop.stop(sequence.slot)
+        self._machine.cache.set_pages(sequence.slot, sequence.pages)
+        return self._limit(sequence)
+
+    def _limit(self, sequence: ActiveSequence) -> int:
+        """The first position that a row must not feed ahead: it has no page for it, or no use."""
+        limit, end = len(sequence.pages) * PAGE, sequence.end
+        most = self._context_length if end is None or end > self._context_length else end
+        return most if most < limit else limit
+
+    def read(self, wanted: dict[int, list[tuple[int, ActiveSequence]]]) -> dict[int, TokenSample | EngineError]:
+        """Results by slot, of (column, sequence) by place; waits for them."""
+        found: dict[int, TokenSample | EngineError] = {}
+        for place, entries in wanted.items():
+            self._machine.wait(place)
+            for (_, sequence), sample in zip(entries, self._machine.slots.read(place, entries), strict=True):
+                found[sequence.slot] = sample
+                if isinstance(sample, TokenSample):
+                    self._loop.learn(sequence.slot, sample.token_id)
+                else:
+                    self._loop.stop(sequence.slot)
+        return found
+
+    def check_room(self, length: int) -> None:
+        """Refuse more positions than a sequence may have.
+
+        Raises:
+            ContextFullError: there are more.
+        """
+        if length > self._context_length:
+            raise ContextFullError(length, self._context_length)
