@@ -17,7 +17,6 @@ from engine.cpu.threads import ThreadPool
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 from engine.model.batch import Batch
-from engine.model.config import AttentionConfig
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
@@ -270,13 +269,12 @@ class CpuBackend:
         rows = min(PLANNED_ROWS, self.context_length)
         widest = most_heads = 0
         for layer in self.config.layers:
-            mixer = layer.mixer
-            if isinstance(mixer, AttentionConfig):
-                most_heads = max(most_heads, mixer.n_heads)
-                heads = mixer.n_heads + 2 * mixer.n_kv_heads
-                mixed = 2 * heads * max(mixer.key_width, mixer.value_width)
-            else:
-                mixed = 8 * mixer.inner
+            attention, recurrent = layer.attention_part, layer.recurrent_part
+            mixed = 0 if recurrent is None else recurrent.row_width
+            if attention is not None:
+                most_heads = max(most_heads, attention.n_heads)
+                heads = attention.n_heads + 2 * attention.n_kv_heads
+                mixed += 2 * heads * max(attention.key_width, attention.value_width)
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
         activations = 4 * rows * (4 * self.config.width + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
@@ -291,14 +289,14 @@ def kernels_fit(model: LoadedModel) -> bool:
     """Whether the kernels between products fit a model; otherwise CpuOps runs it, with the same products."""
     widths = [model.config.width]
     for layer, weights in zip(model.config.layers, model.weights.layers, strict=True):
-        mixer = layer.mixer
+        attention, recurrent = layer.attention_part, layer.recurrent_part
         if weights.ffn is not None and weights.ffn.act_scales is not None:
             return False
-        if isinstance(mixer, AttentionConfig):
-            widths += (mixer.key_width, mixer.value_width)
-            if mixer.latent is not None:
-                widths += (mixer.latent.rank, mixer.latent.q_rank or 0)
-        elif mixer.norm_dt_b_c:
-            widths += (mixer.dt_rank, mixer.state)
+        if attention is not None:
+            widths += (attention.key_width, attention.value_width)
+            if attention.latent is not None:
+                widths += (attention.latent.rank, attention.latent.q_rank or 0)
+        if recurrent is not None:
+            widths += recurrent.normalized_widths
         widths += (part.width for part in layer.ffn_parts)
     return all(width % VECTOR == 0 for width in widths)

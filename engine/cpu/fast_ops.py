@@ -1,8 +1,8 @@
 """The bricks through compiled kernels: what CpuOps computes, with the numpy between the products compiled as well.
 
 The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
-What no kernel serves (clamping q, k and v; latent vectors on their way to them; softcap with linear biases) is left to
-CpuOps.
+What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; softcap with
+linear biases; recurrent mixers between their products) is left to CpuOps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights,
 def plain_attention(layer: LayerWeights) -> bool:
     """Whether a layer has attention, and kernels compute all of it, from its products to its output."""
     config = layer.config.mixer
-    return isinstance(config, AttentionConfig) and config.clamp is None and config.latent is None and _can_attend(layer)
+    if not isinstance(config, AttentionConfig):
+        return False
+    plain = config.clamp is None and config.latent is None and config.output_gate is None
+    return plain and _can_attend(layer)
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -78,7 +81,7 @@ class FastOps(CpuOps):
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
-        if config.clamp is not None or config.latent is not None:
+        if config.clamp is not None or config.latent is not None or config.output_gate is not None:
             return super().attn_qkv(layer, x)
         normed = self._normalize(x, layer.attn_norm)
         q, k, v = (steps.linear(name, normed, linear) for name, linear in zip("qkv", weights.qkv, strict=True))

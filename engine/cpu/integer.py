@@ -29,7 +29,6 @@ from engine.cpu.matmul import Float32Array, PreparedWeight, array_address, prepa
 from engine.cpu.memory import aligned_empty
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
-from engine.model.weights import MambaWeights
 
 if TYPE_CHECKING:
     from engine.cpu.threads import ThreadPool
@@ -197,11 +196,12 @@ def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
     """Every matrix that is multiplied with activations (the embedding table only where it is the output, too)."""
     linears: list[Linear | ExpertLinear | None] = [weights.output]
     for layer in weights.layers:
-        mixer, moe = layer.mixer, layer.moe
-        if isinstance(mixer, MambaWeights):
-            linears += (mixer.ssm_in, mixer.ssm_x, mixer.ssm_dt, mixer.ssm_out)
-        else:
-            linears += (mixer.q, mixer.k, mixer.v, mixer.output)
+        recurrent, moe = layer.recurrent, layer.moe
+        if recurrent is not None:
+            linears += recurrent.linears()
+        if layer.config.attention_part is not None:
+            attention = layer.attention
+            linears += (attention.q, attention.k, attention.v, attention.gate, attention.output)
         if moe is not None:
             linears += (moe.router, moe.gate, moe.up, moe.down, moe.shared_gate)
         for part in (layer.ffn, None if moe is None else moe.shared):

@@ -1,7 +1,4 @@
-"""The cache on the CPU: pages of keys and values, and the caches of all layers together.
-
-It decides layouts; independent of models and requests.
-"""
+"""The cache on the CPU: the caches of all layers together. Independent of models and requests."""
 
 from __future__ import annotations
 
@@ -12,86 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE, KvType, page_count
+from engine.cpu.attention_cache import AttentionCache, CacheArray, PageTable
+from engine.cpu.joined_cache import JoinedCache
 from engine.cpu.memory import aligned_zeros
 from engine.cpu.state_cache import RecurrentCache, States
 from engine.errors import ContextFullError, DeviceError
 from engine.model.batch import Span
 from engine.model.cache import LayerCache, StateRows
-from engine.model.config import AttentionConfig, MixerConfig
-
-DTYPES: dict[KvType, type[np.float16] | type[np.float32]] = {KvType.F16: np.float16, KvType.F32: np.float32}
+from engine.model.config import AttentionConfig, CombinedConfig, MixerConfig
+from engine.model.recurrent_config import RecurrentConfig
 
 STATE_PLACES = 2
 """Places of a slot's ring: one that a step reads and one that it writes, as nothing runs ahead on the CPU."""
 
-CacheArray = npt.NDArray[np.float16 | np.float32]
-PageTable = npt.NDArray[np.int64]
-
-
-class AttentionCache:
-    """Keys and values of one layer; implements engine.model.cache.LayerCache.
-
-    Keys (N, K, PAGE, Hd), in memory (N, K, Hd, PAGE), and values (N, K, PAGE, Hv) of N pages. Memory follows use: the
-    system gives a page's memory when it is first written. A window changes what attention reads, not what is kept.
-
-    Args:
-        attention: head counts and widths.
-        kv_type: number format.
-        values_apart: keep values in an array of their own also where they are parts of the keys, as absorbed latent
-            attention has them; the attention kernel reads keys and values in different orders.
-    """
-
-    keys: CacheArray
-    values: CacheArray
-
-    def __init__(self, attention: AttentionConfig, kv_type: KvType, *, values_apart: bool) -> None:
-        self._attention = attention
-        self._dtype = DTYPES[kv_type]
-        self._in_keys = attention.values_in_keys and not values_apart
-        self.bytes_per_state = 0
-        self.paged: tuple[CacheArray, ...] = ()
-        self.states: tuple[CacheArray, ...] = ()
-
-    @property
-    def bytes_per_token(self) -> int:
-        """See LayerCache.bytes_per_token."""
-        layer = self._attention
-        width = layer.key_width + (0 if self._in_keys else layer.value_width)
-        return layer.n_kv_heads * width * np.dtype(self._dtype).itemsize
-
-    def allocate(self, n_pages: int, n_states: int = 0) -> None:
-        """See LayerCache.allocate."""
-        layer, heads = self._attention, self._attention.n_kv_heads
-        # Neighbouring positions of a key's element are adjacent in memory: attention loads them as one vector.
-        keys = aligned_zeros(n_pages, heads, layer.key_width, PAGE, dtype=self._dtype)
-        self.keys = keys.transpose(0, 1, 3, 2)
-        if self._in_keys:
-            self.values = self.keys[..., : layer.value_width]
-            self.paged = (self.keys,)
-        else:
-            self.values = aligned_zeros(n_pages, heads, PAGE, layer.value_width, dtype=self._dtype)
-            self.paged = (self.keys, self.values)
-
-    def append(
-        self,
-        pages: PageTable,
-        positions: npt.NDArray[np.int64],
-        k: npt.NDArray[np.float32],
-        v: npt.NDArray[np.float32],
-    ) -> None:
-        """Store rows k (T, K, Hd) and v (T, K, Hv) at positions (T,) of a sequence with these pages."""
-        at, places = pages[positions // PAGE], positions % PAGE
-        self.keys[at, :, places] = k
-        if not self._in_keys:
-            self.values[at, :, places] = v
-
-    def view(self, pages: PageTable, n_positions: int) -> tuple[CacheArray, CacheArray]:
-        """Keys (K, T, Hd) and values (K, T, Hv) of the first T positions of these pages, gathered into new arrays."""
-        keys, values = (
-            array[pages].transpose(1, 0, 2, 3).reshape(array.shape[1], -1, array.shape[3])[:, :n_positions]
-            for array in (self.keys, self.values)
-        )
-        return keys, values
+Cache = AttentionCache | RecurrentCache | JoinedCache
 
 
 class KVCache:
@@ -121,7 +52,7 @@ class KVCache:
 
     def __init__(
         self,
-        mixers: Sequence[MixerConfig],
+        mixers: Sequence[MixerConfig | None],
         *,
         context_length: int,
         n_slots: int = 1,
@@ -134,12 +65,7 @@ class KVCache:
         self.n_slots = n_slots
         self.n_pages = n_slots * page_count(context_length) if n_pages is None else n_pages
         format = KvType.parse(kv_type)
-        self._caches: list[AttentionCache | RecurrentCache] = [
-            AttentionCache(mixer, format, values_apart=values_apart)
-            if isinstance(mixer, AttentionConfig)
-            else RecurrentCache(mixer)
-            for mixer in mixers
-        ]
+        self._caches = [_layer_cache(mixer, format, values_apart=values_apart) for mixer in mixers]
         self.layers: Sequence[LayerCache] = self._caches
         self._rows = StateRows(n_slots, STATE_PLACES, n_checkpoints)
         try:
@@ -221,7 +147,7 @@ class KVCache:
         return (read if span.n_past else None), read + 1
 
     def state(self, layer: int, span: Span) -> tuple[npt.NDArray[np.float32], ...]:
-        """A layer's state of a sequence before its span's first token, read-only; see MambaConfig.state_shapes."""
+        """A layer's state of a sequence before its span's first token, read-only; see RecurrentConfig.state_shapes."""
         read, _ = self._places[span.slot]
         arrays = self._recurrent(layer).states
         if read is None:
@@ -267,13 +193,30 @@ class KVCache:
 
     def _attention(self, layer: int) -> AttentionCache:
         cache = self._caches[layer]
+        if isinstance(cache, JoinedCache):
+            assert cache.attention is not None
+            return cache.attention
         assert isinstance(cache, AttentionCache)
         return cache
 
     def _recurrent(self, layer: int) -> RecurrentCache:
         cache = self._caches[layer]
+        if isinstance(cache, JoinedCache):
+            assert cache.recurrent is not None
+            return cache.recurrent
         assert isinstance(cache, RecurrentCache)
         return cache
 
     def _paged(self) -> chain[CacheArray]:
         return chain.from_iterable(layer.paged for layer in self.layers)
+
+
+def _layer_cache(mixer: MixerConfig | None, format: KvType, *, values_apart: bool) -> Cache:
+    if isinstance(mixer, AttentionConfig):
+        return AttentionCache(mixer, format, values_apart=values_apart)
+    if isinstance(mixer, RecurrentConfig):
+        return RecurrentCache(mixer)
+    if isinstance(mixer, CombinedConfig):
+        attention = AttentionCache(mixer.attention, format, values_apart=values_apart)
+        return JoinedCache(attention, RecurrentCache(mixer.recurrent))
+    return JoinedCache(None, None)

@@ -6,20 +6,22 @@ from collections.abc import Callable
 
 import numpy as np
 
-from engine.cpu import recurrent, reference
+from engine.cpu import reference
 from engine.cpu.kv_cache import KVCache
+from engine.cpu.recurrent.mix import mix_recurrent
+from engine.cpu.recurrent.tools import Tools
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch
-from engine.model.config import FfnConfig, MambaConfig, ModelConfig, MoeConfig
+from engine.model.config import FfnConfig, ModelConfig, MoeConfig, OutputGate
 from engine.model.ops import LayerBricks
 from engine.model.rope import RopeTable
 from engine.model.weights import (
+    CombinedWeights,
     ExpertLinear,
     FfnWeights,
     LayerWeights,
     Linear,
-    MambaWeights,
     ModelWeights,
     Norm,
     Weight,
@@ -39,6 +41,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._cache = cache
         self._product = product
         self._batch: Batch
+        self._gate: Float32Array  # of the attention at hand
         self._angles: dict[RopeTable, tuple[Float32Array, Float32Array]] = {}
 
     def settle(self) -> None:
@@ -72,37 +75,22 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def mix(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.mix."""
-        return self.ssm(layer, x) if isinstance(layer.mixer, MambaWeights) else super().mix(layer, x)
+        if layer.mixer is None:
+            return x
+        if layer.recurrent is None:
+            attended: Float32Array = super().mix(layer, x)
+            return attended
+        part = self.recurrent(layer, x)
+        y: Float32Array = super().mix(layer, x) if isinstance(layer.mixer, CombinedWeights) else x
+        return self._add(layer, part, layer.attn_post_norm, y)
 
-    def ssm(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
-        """See Ops.mix: MambaConfig, from attn_norm to the residual."""
-        config, weights = layer.config.mixer, layer.mixer
-        assert isinstance(config, MambaConfig)
-        assert isinstance(weights, MambaWeights)
-        both = self._linear(weights.ssm_in, self._normalize(x, layer.attn_norm))
-        gated = np.empty((len(x), config.inner), dtype=np.float32)
-        u, z = both[:, : config.inner], both[:, config.inner :]
-        convolved = np.empty_like(gated)
-        pasts = []
-        for span in self._batch.spans:
-            rows = slice(span.row, span.row + span.n_rows)
-            past, _ = self._cache.state(layer.index, span)
-            convolved[rows], past = recurrent.short_convolution(u[rows], weights.conv1d, weights.conv1d_bias, past)
-            pasts.append(past)
-        u = convolved * reference.sigmoid(convolved)
-        dt, b, c = (self._normalize(part, weights.dt_b_c_norm) for part in self._dt_b_c(weights, config, u))
-        delta = recurrent.softplus(self._linear(weights.ssm_dt, np.ascontiguousarray(dt)))
-        for span, past in zip(self._batch.spans, pasts, strict=True):
-            rows = slice(span.row, span.row + span.n_rows)
-            _, state = self._cache.state(layer.index, span)
-            gated[rows], state = recurrent.selective_scan(u[rows], delta[rows], weights.a, b[rows], c[rows], state)
-            self._cache.store_state(layer.index, span, (past, state))
-        gated = recurrent.gated_output(gated, u, weights.d, z)
-        return self._add(layer, self._linear(weights.ssm_out, gated), layer.attn_post_norm, x)
-
-    def _dt_b_c(self, weights: MambaWeights, config: MambaConfig, u: Float32Array) -> list[Float32Array]:
-        """The three parts of ssm_x · u: (T, dt_rank), (T, S), (T, S)."""
-        return np.split(self._linear(weights.ssm_x, u), (config.dt_rank, config.dt_rank + config.state), axis=1)
+    def recurrent(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
+        """The recurrent mixer of a layer, from attn_norm to before the residual."""
+        config, weights = layer.config.recurrent_part, layer.recurrent
+        assert config is not None
+        assert weights is not None
+        tools = Tools(self._linear, self._normalize, self._cache, layer.index, self._batch.spans)
+        return mix_recurrent(config, weights, self._normalize(x, layer.attn_norm), tools)
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""
@@ -120,6 +108,11 @@ class CpuOps(LayerBricks[LayerWeights]):
         """Queries (T, H, Hd), keys (T, K, Hd), values (T, K, Hv)."""
         attention, weights = layer.config.attention, layer.attention
         q, k, v = (self._linear(linear, normed) for linear in weights.qkv)
+        if attention.output_gate is OutputGate.IN_QUERY:
+            both = q.reshape(len(q), attention.n_heads, 2, attention.key_width)
+            q, self._gate = np.ascontiguousarray(both[:, :, 0]), both[:, :, 1].reshape(len(q), -1)
+        elif weights.gate is not None:
+            self._gate = self._linear(weights.gate, normed)
         q = q.reshape(-1, attention.n_heads, attention.key_width)
         k = k.reshape(-1, attention.n_kv_heads, attention.key_width)
         v = v.reshape(-1, attention.n_kv_heads, attention.value_width)
@@ -196,7 +189,9 @@ class CpuOps(LayerBricks[LayerWeights]):
         return self._add(layer, part, layer.attn_post_norm, x)
 
     def _values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
-        """What attention gives, (T, H · Hv): where it gave latent vectors, the heads' values made of them."""
+        """What attention gives, (T, H · Hv), gated; where it gave latent vectors, the heads' values made of them."""
+        if layer.config.attention.output_gate is not None:
+            a = a * reference.sigmoid(self._gate)
         latent = layer.attention.latent
         if latent is None or latent.v_b is None:
             return a

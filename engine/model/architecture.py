@@ -11,11 +11,11 @@ from engine.model.parts import (
     FfnParts,
     HeadParts,
     LayerParts,
-    MambaParts,
     MoeParts,
     NormParts,
     RopeParts,
 )
+from engine.model.recurrent_parts import RecurrentParts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Architecture:
     norm: NormParts = field(default_factory=NormParts)
     layer: LayerParts = field(default_factory=LayerParts)
     attention: AttentionParts | None = field(default_factory=AttentionParts)
-    recurrent: MambaParts | None = None
+    recurrent: RecurrentParts | None = None
     ffn: FfnParts | None = field(default_factory=FfnParts)
     moe: MoeParts | None = None
     head: HeadParts = field(default_factory=HeadParts)

@@ -7,9 +7,10 @@ F feed-forward width, E experts, V vocabulary. A field's default is what a plain
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import Enum
+
+from engine.model.recurrent_config import RecurrentConfig
 
 
 class NormKind(Enum):
@@ -25,6 +26,13 @@ class QkNorm(Enum):
     HEAD = "head"  # each head alone, all with one weight (Hd,)
     EACH_HEAD = "each_head"  # each head alone, each with a weight of its own: (heads, Hd)
     WIDTH = "width"  # all heads of a token together: weight (heads · Hd,)
+
+
+class OutputGate(Enum):
+    """Where the gate of an attention's output comes from: what the heads give is multiplied by sigmoid(gate)."""
+
+    IN_QUERY = "in_query"  # attn_q has 2 · Hd rows per head: its query, then its gate
+    OWN = "own"  # attn_gate · (normalized input), H · Hv rows
 
 
 class RopeStyle(Enum):
@@ -156,6 +164,7 @@ class AttentionConfig:
     sinks: bool = False  # softmax counts one more score per head (attn_sinks), whose probability is dropped
     alibi: float = 0.0  # largest bias; slopes are in the weights, from rope.alibi_slopes; 0 = none
     latent: LatentConfig | None = None
+    output_gate: OutputGate | None = None
 
     @property
     def group(self) -> int:
@@ -201,39 +210,14 @@ class MoeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MambaConfig:
-    """Selective state space of one layer (Mamba 1; Gu and Dao 2023, arXiv 2312.00752), with I channels and states of S.
+class CombinedConfig:
+    """Attention and a recurrent mixer that read the same normalized input; what they give is added (Falcon-H1)."""
 
-    1. [u, z] = ssm_in · x, I numbers each. 2. u = silu(conv(u) + bias): per channel the weighted sum of its last W
-    inputs. 3. [d, B, C] = ssm_x · u, of dt_rank, S and S numbers, each normalized (RMS, without weight) where
-    `norm_dt_b_c`; Δ = softplus(ssm_dt · d + bias), per channel. 4. The state h (I, S) becomes
-    h · exp(Δ · ssm_a) + (Δ · u) ⊗ B, and y = h · C + ssm_d · u. 5. ssm_out · (y · silu(z)).
-
-    Between steps a sequence keeps the last W - 1 inputs of every channel and h.
-    """
-
-    inner: int  # I
-    state: int  # S
-    conv_width: int  # W
-    dt_rank: int
-    norm_dt_b_c: bool = False
-
-    @property
-    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """What a sequence keeps, float32: conv_state (I, W - 1), oldest input first, and ssm_state (I, S)."""
-        return (self.inner, self.conv_width - 1), (self.inner, self.state)
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of that."""
-        return sum(4 * math.prod(shape) for shape in self.state_shapes)
+    attention: AttentionConfig
+    recurrent: RecurrentConfig
 
 
-RecurrentConfig = MambaConfig
-"""Mixers whose sequences keep a state of fixed size; one class per kind, each with `state_shapes`
-and `state_bytes`."""
-
-MixerConfig = AttentionConfig | RecurrentConfig
+MixerConfig = AttentionConfig | RecurrentConfig | CombinedConfig
 """The part of a layer that reads other tokens of the sequence; one class per kind."""
 
 
@@ -243,20 +227,35 @@ class LayerConfig:
 
     With r = residual_scale and norms that LayerWeights may lack (None = identity):
     y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
-    parallel layer reads ffn(ffn_norm(x)) instead. Without a feed-forward part the result is y.
+    parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
     """
 
     index: int
-    mixer: MixerConfig
+    mixer: MixerConfig | None
     ffn: FfnConfig | MoeConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
 
     @property
+    def attention_part(self) -> AttentionConfig | None:
+        """The layer's attention; None where it has none."""
+        if isinstance(self.mixer, CombinedConfig):
+            return self.mixer.attention
+        return self.mixer if isinstance(self.mixer, AttentionConfig) else None
+
+    @property
+    def recurrent_part(self) -> RecurrentConfig | None:
+        """The layer's recurrent mixer; None where it has none."""
+        if isinstance(self.mixer, CombinedConfig):
+            return self.mixer.recurrent
+        return self.mixer if isinstance(self.mixer, RecurrentConfig) else None
+
+    @property
     def attention(self) -> AttentionConfig:
-        """The mixer of a layer with attention; an assertion fails for others."""
-        assert isinstance(self.mixer, AttentionConfig)
-        return self.mixer
+        """The attention of a layer that has it; an assertion fails for others."""
+        attention = self.attention_part
+        assert attention is not None
+        return attention
 
     @property
     def ffn_parts(self) -> tuple[FfnConfig, ...]:
@@ -296,4 +295,4 @@ class ModelConfig:
     @property
     def state_bytes(self) -> int:
         """Bytes of the states that one sequence keeps, over all layers; 0 without recurrent layers."""
-        return sum(layer.mixer.state_bytes for layer in self.layers if isinstance(layer.mixer, RecurrentConfig))
+        return sum(layer.recurrent_part.state_bytes for layer in self.layers if layer.recurrent_part is not None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
-from engine.model.config import Activation, NormKind, QkNorm, RopeStyle, Routing
+from engine.model.config import Activation, NormKind, OutputGate, QkNorm, RopeStyle, Routing
 
 
 class Presence(Enum):
@@ -64,6 +64,7 @@ class NormParts:
         epsilon: used where the file does not state it; None = the file must.
         weight: norms have a weight.
         bias: norms have a bias.
+        either_epsilon: attention.layer_norm_epsilon is taken where attention.layer_norm_rms_epsilon is missing.
     """
 
     kind: NormKind = NormKind.RMS
@@ -71,6 +72,7 @@ class NormParts:
     epsilon: float | None = None
     weight: bool = True
     bias: Presence = Presence.NEVER
+    either_epsilon: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,9 @@ class LayerParts:
         ffn_post_norm: the norm after the feed-forward part, before the residual is added.
         parallel: whether mixer and feed-forward part read the same input.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
+        without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
+            feed-forward part.
+        one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
     """
 
     attn_norm: tuple[str, ...] = ("attn_norm",)
@@ -94,6 +99,8 @@ class LayerParts:
     ffn_post_norm: tuple[str, ...] = ()
     parallel: Parallel = Parallel.NEVER
     residual_scale: float | None = None
+    without_heads: bool = False
+    one_part: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ class RopeParts:
         pattern: attention.rope_pattern may list which layers rotate.
         long_factors: rope_factors_long and rope_factors_short divide the frequencies.
         divisors: the tensor rope_freqs.weight may divide the frequencies.
+        n_layers: only models of so many layers rotate; None = any.
     """
 
     style: RopeStyle
@@ -121,6 +129,7 @@ class RopeParts:
     pattern: bool = False
     long_factors: bool = False
     divisors: bool = False
+    n_layers: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +183,10 @@ class AttentionParts:
         temperature: attention.temperature_scale is read.
         clamp: attention.clamp_kqv is read.
         alibi: attention.max_alibi_bias is read; the default, None = not read.
+        alibi_layers: only models of so many layers have these biases; None = any.
         softcap: attn_logit_softcapping is read; the default, None = not read.
         sinks: attn_sinks takes part in softmax.
+        output_gate: where the gate of the output comes from; None = there is none.
     """
 
     qk_norm: QkNormParts | None = None
@@ -186,13 +197,10 @@ class AttentionParts:
     temperature: bool = False
     clamp: bool = False
     alibi: float | None = None
+    alibi_layers: int | None = None
     softcap: float | None = None
     sinks: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class MambaParts:
-    """Selective state spaces of Mamba 1; all their sizes are in the metadata (ssm.*)."""
+    output_gate: OutputGate | None = None
 
 
 @dataclass(frozen=True)
@@ -264,11 +272,13 @@ class HeadParts:
         scale: what logit_scale does.
         scale_width: without logit_scale in the file it is D / this; None = 1.
         softcap: final_logit_softcapping is read; the default, None = not read.
+        norm: name of the last norm.
     """
 
     scale: LogitScale = LogitScale.NONE
     scale_width: int | None = None
     softcap: float | None = None
+    norm: str = "output_norm"
 
 
 @dataclass(frozen=True, kw_only=True)

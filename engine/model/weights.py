@@ -140,7 +140,8 @@ class AttentionWeights:
     """q (H·Hd, D), k (K·Hd, D), v (K·Hv, D), output (D, H·Hv).
 
     q, k and v may be row ranges of one tensor. Norms are as AttentionConfig.qk_norm says; v is never normalized.
-    sinks and alibi_slopes are float32 (H,) or None. Where `latent` is set q, k and v are None, and output is
+    sinks and alibi_slopes are float32 (H,) or None. gate (H · Hv, D) is that of OutputGate.OWN; with IN_QUERY q
+    has 2 · H · Hd rows. Where `latent` is set q, k and v are None, and output is
     (D, H · LatentConfig.value_width).
     """
 
@@ -154,6 +155,7 @@ class AttentionWeights:
     sinks: Float32Array | None = None
     alibi_slopes: Float32Array | None = None
     latent: LatentWeights | None = None
+    gate: Linear | None = None
 
     @property
     def qkv(self) -> tuple[Linear, Linear, Linear]:
@@ -204,7 +206,7 @@ class MambaWeights:
     """Weights of MambaConfig.
 
     ssm_in (2 · I, D), ssm_x (dt_rank + 2 · S, I), ssm_dt (I, dt_rank) with its bias, ssm_out (D, I). float32: conv1d
-    (I, W), conv1d_bias (I,), a (I, S), d (I,). dt_b_c_norm normalizes each of the three parts, or is None.
+    (I, W), conv1d_bias (I,), a (I, S), d (I,). The three norms are None where the parts are not normalized.
     """
 
     ssm_in: Linear
@@ -215,10 +217,114 @@ class MambaWeights:
     a: Float32Array
     d: Float32Array
     ssm_out: Linear
-    dt_b_c_norm: Norm | None = None
+    dt_norm: Norm | None = None
+    b_norm: Norm | None = None
+    c_norm: Norm | None = None
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return self.ssm_in, self.ssm_x, self.ssm_dt, self.ssm_out
 
 
-MixerWeights = AttentionWeights | MambaWeights
+@dataclass(frozen=True, eq=False)
+class ShortConvWeights:
+    """Weights of ShortConvConfig: in_proj (3 · D, D), out_proj (D, D), conv (D, W) float32."""
+
+    in_proj: Linear
+    conv: Float32Array
+    out_proj: Linear
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return self.in_proj, self.out_proj
+
+
+@dataclass(frozen=True, eq=False)
+class Mamba2Weights:
+    """Weights of Mamba2Config.
+
+    ssm_in (2 · I + 2 · G · S + H, D), ssm_out (D, I). float32: conv1d (I + 2 · G · S, W) with a bias or None, dt_bias,
+    a and d (H,); norm's weight is (G, I / G).
+    """
+
+    ssm_in: Linear
+    conv1d: Float32Array
+    conv1d_bias: Float32Array | None
+    dt_bias: Float32Array
+    a: Float32Array
+    d: Float32Array
+    norm: Norm | None
+    ssm_out: Linear
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return self.ssm_in, self.ssm_out
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaNetWeights:
+    """Weights of DeltaNetConfig.
+
+    qkv (2 · G · S + H · S, D), z (H · S, D), beta and alpha (H, D), ssm_out (D, H · S). float32: conv1d (channels, W),
+    dt_bias and a (H,); norm's weight is (S,).
+    """
+
+    qkv: Linear
+    z: Linear
+    beta: Linear
+    alpha: Linear
+    conv1d: Float32Array
+    dt_bias: Float32Array
+    a: Float32Array
+    norm: Norm
+    ssm_out: Linear
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return self.qkv, self.z, self.beta, self.alpha, self.ssm_out
+
+
+@dataclass(frozen=True, eq=False)
+class KimiDeltaWeights:
+    """Weights of KimiDeltaConfig.
+
+    q, k and v (H · S, D), beta (H, D), decay_a and gate_a (S, D), decay_b and gate_b (H · S, S), output (D, H · S).
+    float32: conv1d (3 · H · S, W) of q, k and v, dt_bias (H · S,), a (H,); norm's weight is (S,).
+    """
+
+    q: Linear
+    k: Linear
+    v: Linear
+    beta: Linear
+    decay_a: Linear
+    decay_b: Linear
+    gate_a: Linear
+    gate_b: Linear
+    conv1d: Float32Array
+    dt_bias: Float32Array
+    a: Float32Array
+    norm: Norm
+    output: Linear
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        decays = self.decay_a, self.decay_b
+        return self.q, self.k, self.v, self.beta, *decays, self.gate_a, self.gate_b, self.output
+
+
+RecurrentWeights = MambaWeights | ShortConvWeights | Mamba2Weights | DeltaNetWeights | KimiDeltaWeights
+"""Weights of a recurrent mixer, one class per class of engine.model.recurrent_config."""
+
+
+@dataclass(frozen=True, eq=False)
+class CombinedWeights:
+    """Weights of CombinedConfig."""
+
+    attention: AttentionWeights
+    recurrent: RecurrentWeights
+
+
+MixerWeights = AttentionWeights | RecurrentWeights | CombinedWeights
 """Weights of a layer's mixer, one class per class of engine.model.config.MixerConfig."""
 
 
@@ -228,7 +334,7 @@ class LayerWeights:
 
     config: LayerConfig
     attn_norm: Norm | None
-    mixer: MixerWeights
+    mixer: MixerWeights | None
     ffn_norm: Norm | None
     ffn: FfnWeights | None
     moe: MoeWeights | None
@@ -237,9 +343,16 @@ class LayerWeights:
 
     @property
     def attention(self) -> AttentionWeights:
-        """The mixer of a layer with attention; an assertion fails for others."""
-        assert isinstance(self.mixer, AttentionWeights)
-        return self.mixer
+        """The attention of a layer that has it; an assertion fails for others."""
+        mixer = self.mixer.attention if isinstance(self.mixer, CombinedWeights) else self.mixer
+        assert isinstance(mixer, AttentionWeights)
+        return mixer
+
+    @property
+    def recurrent(self) -> RecurrentWeights | None:
+        """The recurrent mixer; None where the layer has none."""
+        mixer = self.mixer.recurrent if isinstance(self.mixer, CombinedWeights) else self.mixer
+        return mixer if isinstance(mixer, RecurrentWeights) else None
 
     @property
     def index(self) -> int:

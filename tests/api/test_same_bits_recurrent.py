@@ -1,4 +1,4 @@
-"""A model with recurrent layers behind the public calls: the same bits whatever runs beside it and is reused.
+"""Models with recurrent layers behind the public calls: the same bits whatever runs beside them and is reused.
 
 On the GPU the same, where prompts and generated tokens have kernels of their own each.
 """
@@ -12,8 +12,12 @@ from engine import LLM, SamplingParams
 from engine.config import PAGE
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
+from tests.support.hybrid_models import tiny_hybrid
 from tests.support.injection import interrupted
 from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
+
+HYBRIDS = ("lfm2", "mamba2", "falcon-h1", "nemotron_h", "jamba", "qwen35", "kimi-linear")
+"""Families of which every kind of recurrent mixer and of hybrid has one."""
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +36,21 @@ def outcome(result):
     return result.token_ids, result.logprobs
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def opened(request, path):
-    """Opens the model on a device; on a GPU so that a row's bits depend on its own tokens alone."""
-    return partial(LLM, path, device=request.param, deterministic=request.param == "cuda", context_length=256)
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("cpu", "mamba"),
+        pytest.param(("cuda", "mamba"), marks=pytest.mark.gpu),
+        *(("cpu", family) for family in HYBRIDS),
+    ],
+    ids="-".join,
+)
+def opened(request, path, tmp_path_factory):
+    """Opens a model on a device; on a GPU so that a row's bits depend on its own tokens alone."""
+    device, family = request.param
+    if family != "mamba":
+        path = tiny_hybrid(tmp_path_factory.mktemp(family) / "tiny.gguf", family)
+    return partial(LLM, path, device=device, deterministic=device == "cuda", context_length=256)
 
 
 @pytest.fixture(scope="module")

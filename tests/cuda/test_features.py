@@ -26,6 +26,7 @@ from tests.support.feature_models import (
     unrotated_layers,
 )
 from tests.support.gguf_builder import tiny_llama
+from tests.support.hybrid_models import tiny_hybrid
 from tests.support.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
 from tests.support.recurrent_models import tiny_mamba
 
@@ -49,6 +50,25 @@ def test_every_part_that_a_model_may_have_is_served(tmp_path, case):
     with open_gguf(file.write(tmp_path)) as gguf:
         model = load_model(gguf)
         assert missing_features(model) == []
+        del model
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("lfm2", ["short convolutions as layers"]),
+        ("jamba", ["weights of the norms in Mamba layers"]),
+        ("mamba2", ["Mamba 2 layers"]),
+        ("falcon-h1", ["attention and a recurrent mixer in one layer"]),
+        ("nemotron_h", ["Mamba 2 layers", "layers of a feed-forward part alone"]),
+        ("qwen35", ["gated delta rules", "gated attention"]),
+        ("kimi-linear", ["Kimi delta attention"]),
+    ],
+)
+def test_hybrids_are_declined_by_name(tmp_path, family, words):
+    with open_gguf(tiny_hybrid(tmp_path / "tiny.gguf", family)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == words
         del model
 
 

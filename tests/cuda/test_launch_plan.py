@@ -19,7 +19,7 @@ from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
 from tests.conftest import CONFORMANCE, SHARED, extract
 from tests.support.command_line import run
-from tests.support.conformance import NAMES
+from tests.support.conformance import GPU_NAMES
 from tests.support.fake_runner import (
     MULTIPROCESSORS,
     built,
@@ -69,7 +69,7 @@ def models(folder):
     found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")
     apart = re.compile("attn_v").pattern
     found["8b-plain-v"] = sparse_model(folder / "v.gguf", "llama-3.1-8b", overrides=[(apart, GGMLType.F32)])
-    wanted = {f"models/{name}.gguf" for name in NAMES}
+    wanted = {f"models/{name}.gguf" for name in GPU_NAMES}
     for archive in ARCHIVES:
         if archive.is_file():
             extract(archive, wanted, folder)

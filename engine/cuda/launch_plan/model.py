@@ -23,8 +23,9 @@ from engine.cuda.recurrent.mamba_plan import MambaShape
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.sampling import sampler
 from engine.gguf.types import GGMLType
-from engine.model.config import AttentionConfig, FfnConfig, MambaConfig, MoeConfig
+from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
 from engine.model.loader import LoadedModel
+from engine.model.recurrent_config import MambaConfig
 from engine.model.weights import AttentionWeights, LayerWeights, MambaWeights
 
 REFERENCE_CARD = Card(90, 132)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 from engine.cuda.recurrent.mamba_plan import MambaShape, build_jobs
-from engine.model.config import MambaConfig
+from engine.model.recurrent_config import MambaConfig
 from engine.model.weights import MambaWeights
 
 

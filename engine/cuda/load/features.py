@@ -16,8 +16,9 @@ from engine.errors import DeviceError
 from engine.model.config import (
     Activation,
     AttentionConfig,
+    CombinedConfig,
     FfnConfig,
-    MambaConfig,
+    MixerConfig,
     MoeConfig,
     NormKind,
     QkNorm,
@@ -25,6 +26,7 @@ from engine.model.config import (
     Routing,
 )
 from engine.model.loader import LoadedModel
+from engine.model.recurrent_config import DeltaNetConfig, KimiDeltaConfig, Mamba2Config, MambaConfig, ShortConvConfig
 
 _SERVED: dict[str, frozenset[Any]] = {
     "norm": frozenset({NormKind.RMS, NormKind.LAYER}),
@@ -71,7 +73,16 @@ _ANY = frozenset(
 )
 """Fields that have a default and whose every value is served."""
 
+_MIXER_NAMES = {
+    ShortConvConfig: "short convolutions as layers",
+    Mamba2Config: "Mamba 2 layers",
+    DeltaNetConfig: "gated delta rules",
+    KimiDeltaConfig: "Kimi delta attention",
+}
+
 _NAMES = {
+    "output_gate": "gated attention",
+    "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
@@ -97,15 +108,23 @@ def missing_features(model: LoadedModel) -> list[str]:
     found = list(_unserved(model.config))
     for layer in model.weights.layers:
         found += _unserved(layer.config)
-        if isinstance(layer.config.mixer, AttentionConfig):
-            found += _of_attention(layer.config.mixer)
-        elif isinstance(layer.config.mixer, MambaConfig):
-            found += _of_mamba(layer.config.mixer)
-        else:
-            found.append(f"layers of the kind {type(layer.config.mixer).__name__.removesuffix('Config').lower()}")
+        found += _of_mixer(layer.config.mixer)
         if layer.config.ffn is not None:
             found += _of_ffn(layer.config.ffn)
     return list(dict.fromkeys(found))
+
+
+def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
+    if isinstance(mixer, AttentionConfig):
+        yield from _of_attention(mixer)
+    elif isinstance(mixer, MambaConfig):
+        yield from _of_mamba(mixer)
+    elif mixer is None:
+        yield "layers of a feed-forward part alone"
+    elif isinstance(mixer, CombinedConfig):
+        yield "attention and a recurrent mixer in one layer"
+    else:
+        yield _MIXER_NAMES[type(mixer)]
 
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:

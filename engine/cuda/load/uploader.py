@@ -132,7 +132,7 @@ class Uploader(TensorUploader):
             conv_bias=self.vector(weights.conv1d_bias),
             a=self.vector(weights.a),
             d=self.vector(weights.d),
-            norm=self.norm(weights.dt_b_c_norm),
+            norm=self.norm(weights.dt_norm),  # without weights the three norms are one
         )
 
     def _attention(self, plan: AttentionPlan, config: AttentionConfig, weights: AttentionWeights) -> DeviceAttention:

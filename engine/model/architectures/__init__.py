@@ -17,6 +17,9 @@ from engine.model.architectures import (
     gpt,
     gpt_oss,
     granite,
+    hybrids,
+    kimi,
+    lfm,
     llama,
     mamba,
     mistral3,
@@ -27,8 +30,8 @@ from engine.model.architectures import (
 )
 
 _FILES = (
-    bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, llama, mamba, mistral3, olmo, others,
-    phi, qwen,
+    bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, hybrids, kimi, lfm, llama, mamba,
+    mistral3, olmo, others, phi, qwen,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -23,6 +23,12 @@ _NORM_AFTER_ROPE = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, after_rope=Tr
 ARCHITECTURES = (
     Architecture(name="internlm2", rope=RopeParts(RopeStyle.NORM)),
     Architecture(name="xverse", rope=RopeParts(RopeStyle.NORM)),
+    # The model of 32 layers rotates, that of 40 has linear biases instead.
+    Architecture(
+        name="baichuan",
+        rope=RopeParts(RopeStyle.NORM, n_layers=32),
+        attention=AttentionParts(alibi=8.0, alibi_layers=40),
+    ),
     Architecture(name="orion", norm=_LAYER_NORM, rope=RopeParts(RopeStyle.NEOX)),
     Architecture(
         name="arcee",

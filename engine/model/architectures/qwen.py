@@ -1,11 +1,24 @@
-"""Qwen 1, 2, 2.5 and 3, dense and mixture of experts, and the text side of the models that take pictures."""
+"""Qwen 1 to 3.5, dense and mixture of experts, and the text side of the models that take pictures."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import QkNorm, RopeStyle
-from engine.model.parts import AttentionParts, BiasParts, FfnParts, MoeParts, QkNormParts, RopeParts
+from engine.model.config import OutputGate, QkNorm, RopeStyle
+from engine.model.parts import AttentionParts, BiasParts, FfnParts, LayerParts, MoeParts, QkNormParts, RopeParts
+from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
 
 _SECTIONED = RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX)
 _HEAD_NORM = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD))
+# What is called a norm behind attention comes before the feed-forward part.
+_HYBRID_LAYER = LayerParts(ffn_norm=("post_attention_norm",))
+_GATED_ATTENTION = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD), scale=True, output_gate=OutputGate.IN_QUERY)
+_HYBRID_MOE = MoeParts(
+    required=True,
+    normalize=True,
+    weight_scale=True,
+    width_of_used=True,
+    shared=True,
+    shared_like_dense=True,
+    shared_gate=True,
+)
 
 ARCHITECTURES = (
     # feed_forward_length counts the rows of gate and up together.
@@ -50,5 +63,29 @@ ARCHITECTURES = (
             moe=MoeParts(required=True, normalize=True, weight_scale=True, width_of_used=True),
         )
         for name in ("qwen3moe", "qwen3vlmoe")
+    ),
+    Architecture(
+        name="qwen3next",
+        layer=_HYBRID_LAYER,
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=_GATED_ATTENTION,
+        recurrent=RecurrentParts(Recurrence.DELTA_NET, Placement.LISTED, grouped_heads=True),
+        ffn=FfnParts(scales=True),
+        moe=_HYBRID_MOE,
+        unused_scales=("attn_qkv", "attn_gate", "ssm_in", "ssm_ba", "ssm_out"),
+        next_token_layers=True,
+    ),
+    *(
+        Architecture(
+            name=name,
+            layer=_HYBRID_LAYER,
+            rope=_SECTIONED,
+            attention=_GATED_ATTENTION,
+            recurrent=RecurrentParts(Recurrence.DELTA_NET, Placement.LISTED),
+            ffn=FfnParts(scales=True),
+            moe=moe,
+            next_token_layers=True,
+        )
+        for name, moe in (("qwen35", None), ("qwen35moe", _HYBRID_MOE))
     ),
 )

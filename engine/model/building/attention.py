@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.model.building.positions import PositionTables
 from engine.model.building.source import TensorSource
-from engine.model.config import AttentionConfig, LatentConfig, QkNorm
+from engine.model.config import AttentionConfig, LatentConfig, OutputGate, QkNorm
 from engine.model.weights import AttentionWeights, LatentWeights, Linear, Norm
 
 
@@ -18,6 +18,9 @@ def build_attention(
     output = source.linear(f"{prefix}.attn_output", source.width, heads * value_width)
     q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
     latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
+    gate = None
+    if attention.output_gate is OutputGate.OWN:
+        gate = source.linear(f"{prefix}.attn_gate", heads * attention.value_width, source.width)
     # Tables come last: by now shapes of tensors confirm the numbers of heads and of rotated elements.
     return AttentionWeights(
         output=output,
@@ -30,12 +33,13 @@ def build_attention(
         sinks=sinks,
         alibi_slopes=positions.alibi_slopes(attention),
         latent=latent_weights,
+        gate=gate,
     )
 
 
 def _qkv(source: TensorSource, prefix: str, attention: AttentionConfig) -> tuple[Linear, Linear, Linear]:
     """Projections to queries, keys and values; row ranges of one tensor where the file has attn_qkv."""
-    q_rows = attention.n_heads * attention.key_width
+    q_rows = attention.n_heads * attention.key_width * (2 if attention.output_gate is OutputGate.IN_QUERY else 1)
     k_rows = attention.n_kv_heads * attention.key_width
     v_rows = attention.n_kv_heads * attention.value_width
     if source.tensors.has(f"{prefix}.attn_qkv.weight"):

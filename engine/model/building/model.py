@@ -6,11 +6,19 @@ from engine.model.architecture import Architecture
 from engine.model.building.attention import build_attention
 from engine.model.building.ffn import build_ffn, build_moe
 from engine.model.building.positions import PositionTables
-from engine.model.building.recurrent import build_mamba
+from engine.model.building.recurrent import build_recurrent
 from engine.model.building.source import TensorSource
 from engine.model.building.tensors import TensorTable
-from engine.model.config import FfnConfig, LayerConfig, MambaConfig, ModelConfig, MoeConfig
-from engine.model.weights import LayerWeights, Linear, ModelWeights, Weight
+from engine.model.config import (
+    AttentionConfig,
+    CombinedConfig,
+    FfnConfig,
+    LayerConfig,
+    MixerConfig,
+    ModelConfig,
+    MoeConfig,
+)
+from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Weight
 
 
 def build_weights(architecture: Architecture, config: ModelConfig, tensors: TensorTable) -> ModelWeights:
@@ -29,7 +37,7 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
         position_embd = tensors.weight("position_embd.weight", (config.context_length, width))
     embedding_norm = source.norm("token_embd_norm", (width,)) if architecture.embedding.norm else None
     layers = tuple(_layer(source, positions, layer) for layer in config.layers)
-    output_norm = source.norm("output_norm", (width,))
+    output_norm = source.norm(architecture.head.norm, (width,))
     tied = not tensors.has("output.weight")
     output = _tied_output(source, token_embd) if tied else tensors.linear("output", config.vocab_size, width)
     tensors.ignore(architecture.ignored_tensors)
@@ -50,18 +58,28 @@ def _tied_output(source: TensorSource, token_embd: Weight) -> Linear:
 
 
 def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) -> LayerWeights:
-    prefix, parts, mixer = f"blk.{layer.index}", source.architecture.layer, layer.mixer
+    prefix, parts = f"blk.{layer.index}", source.architecture.layer
+    has_mixer, has_ffn = layer.mixer is not None, layer.ffn is not None
     return LayerWeights(
         config=layer,
-        attn_norm=source.first_norm(prefix, parts.attn_norm),
-        mixer=(
-            build_mamba(source, prefix, mixer)
-            if isinstance(mixer, MambaConfig)
-            else build_attention(source, positions, prefix, mixer)
-        ),
-        ffn_norm=source.first_norm(prefix, parts.ffn_norm),
+        attn_norm=source.first_norm(prefix, parts.attn_norm) if has_mixer else None,
+        mixer=_mixer(source, positions, prefix, layer.mixer),
+        ffn_norm=source.first_norm(prefix, parts.ffn_norm) if has_ffn else None,
         ffn=build_ffn(source, prefix, layer.ffn) if isinstance(layer.ffn, FfnConfig) else None,
         moe=build_moe(source, prefix, layer.ffn) if isinstance(layer.ffn, MoeConfig) else None,
-        attn_post_norm=source.first_norm(prefix, parts.attn_post_norm),
-        ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm),
+        attn_post_norm=source.first_norm(prefix, parts.attn_post_norm) if has_mixer else None,
+        ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm) if has_ffn else None,
     )
+
+
+def _mixer(
+    source: TensorSource, positions: PositionTables, prefix: str, mixer: MixerConfig | None
+) -> MixerWeights | None:
+    if mixer is None:
+        return None
+    if isinstance(mixer, AttentionConfig):
+        return build_attention(source, positions, prefix, mixer)
+    if isinstance(mixer, CombinedConfig):
+        attention = build_attention(source, positions, prefix, mixer.attention)
+        return CombinedWeights(attention, build_recurrent(source, prefix, mixer.recurrent))
+    return build_recurrent(source, prefix, mixer)

@@ -2,15 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
 from engine.model.building.source import TensorSource
-from engine.model.config import MambaConfig
-from engine.model.weights import MambaWeights, Norm
+from engine.model.recurrent_config import (
+    DeltaNetConfig,
+    KimiDeltaConfig,
+    Mamba2Config,
+    MambaConfig,
+    RecurrentConfig,
+    ShortConvConfig,
+)
+from engine.model.weights import (
+    DeltaNetWeights,
+    KimiDeltaWeights,
+    Linear,
+    Mamba2Weights,
+    MambaWeights,
+    Norm,
+    RecurrentWeights,
+    ShortConvWeights,
+    Weight,
+)
 
 
-def build_mamba(source: TensorSource, prefix: str, mamba: MambaConfig) -> MambaWeights:
-    """A Mamba 1 layer."""
+def build_recurrent(source: TensorSource, prefix: str, mixer: RecurrentConfig) -> RecurrentWeights:
+    """The recurrent mixer of the layer whose tensors' names begin with `prefix`."""
+    if isinstance(mixer, ShortConvConfig):
+        return _short_conv(source, prefix, mixer)
+    if isinstance(mixer, MambaConfig):
+        return _mamba(source, prefix, mixer)
+    if isinstance(mixer, Mamba2Config):
+        return _mamba_2(source, prefix, mixer)
+    if isinstance(mixer, DeltaNetConfig):
+        return _delta_net(source, prefix, mixer)
+    assert isinstance(mixer, KimiDeltaConfig)
+    return _kimi_delta(source, prefix, mixer)
+
+
+def _short_conv(source: TensorSource, prefix: str, config: ShortConvConfig) -> ShortConvWeights:
+    inner = config.inner
+    return ShortConvWeights(
+        in_proj=source.linear(f"{prefix}.shortconv.in_proj", 3 * inner, source.width),
+        conv=source.tensors.vector(f"{prefix}.shortconv.conv.weight", (inner, config.conv_width)),
+        out_proj=source.linear(f"{prefix}.shortconv.out_proj", source.width, inner),
+    )
+
+
+def _mamba(source: TensorSource, prefix: str, mamba: MambaConfig) -> MambaWeights:
     tensors, width, inner = source.tensors, source.width, mamba.inner
-    norm = Norm(source.config.norm, source.config.norm_epsilon, None) if mamba.norm_dt_b_c else None
+    norms: list[Norm | None] = [None] * 3
+    if mamba.norm_weights:
+        widths = {"dt": mamba.dt_rank, "b": mamba.state, "c": mamba.state}
+        norms = [source.norm(f"{prefix}.ssm_{part}_norm", (size,)) for part, size in widths.items()]
+    elif mamba.norm_dt_b_c:
+        norms = [Norm(source.config.norm, source.config.norm_epsilon, None)] * 3
     return MambaWeights(
         ssm_in=source.linear(f"{prefix}.ssm_in", 2 * inner, width),
         conv1d=tensors.vector(f"{prefix}.ssm_conv1d.weight", (inner, mamba.conv_width)),
@@ -20,5 +69,88 @@ def build_mamba(source: TensorSource, prefix: str, mamba: MambaConfig) -> MambaW
         a=tensors.vector(f"{prefix}.ssm_a", (inner, mamba.state)),
         d=tensors.vector(f"{prefix}.ssm_d", (inner,)),
         ssm_out=source.linear(f"{prefix}.ssm_out", width, inner),
-        dt_b_c_norm=norm,
+        dt_norm=norms[0],
+        b_norm=norms[1],
+        c_norm=norms[2],
     )
+
+
+def _mamba_2(source: TensorSource, prefix: str, mamba: Mamba2Config) -> Mamba2Weights:
+    tensors, inner, heads = source.tensors, mamba.inner, mamba.heads
+    return Mamba2Weights(
+        ssm_in=source.linear(f"{prefix}.ssm_in", inner + mamba.convolved + heads, source.width),
+        conv1d=tensors.vector(f"{prefix}.ssm_conv1d.weight", (mamba.convolved, mamba.conv_width)),
+        conv1d_bias=tensors.optional_vector(f"{prefix}.ssm_conv1d.bias", (mamba.convolved,)),
+        dt_bias=tensors.vector(f"{prefix}.ssm_dt.bias", (heads,)),
+        a=_array(source, f"{prefix}.ssm_a", (heads,)),
+        d=_array(source, f"{prefix}.ssm_d", (heads,)),
+        norm=source.norm(f"{prefix}.ssm_norm", (mamba.groups, inner // mamba.groups)) if mamba.norm else None,
+        ssm_out=source.linear(f"{prefix}.ssm_out", source.width, inner),
+    )
+
+
+def _delta_net(source: TensorSource, prefix: str, config: DeltaNetConfig) -> DeltaNetWeights:
+    tensors, width, inner, heads = source.tensors, source.width, config.inner, config.heads
+    if tensors.has(f"{prefix}.attn_qkv.weight"):
+        qkv = source.linear(f"{prefix}.attn_qkv", config.convolved, width)
+        z = source.linear(f"{prefix}.attn_gate", inner, width)
+        tensors.ignore((f"{prefix}.ssm_in.*",))  # the same rows in the order of older files
+    else:
+        both = source.linear(f"{prefix}.ssm_in", config.convolved + inner, width)
+        group = 2 * config.head_width + 2 * inner // config.key_heads
+        by_group = np.arange(config.key_heads * group).reshape(config.key_heads, group)
+        ends = np.cumsum([config.head_width, config.head_width, inner // config.key_heads])
+        q, k, v, gate = (part.reshape(-1) for part in np.split(by_group, ends, axis=1))
+        qkv, z = _rows(both, np.concatenate((q, k, v))), _rows(both, gate)
+    if tensors.has(f"{prefix}.ssm_ba.weight"):
+        both = source.linear(f"{prefix}.ssm_ba", 2 * heads, width)
+        beta_rows, alpha_rows = np.split(np.arange(2 * heads).reshape(config.key_heads, -1), 2, axis=1)
+        beta, alpha = _rows(both, beta_rows.reshape(-1)), _rows(both, alpha_rows.reshape(-1))
+    else:
+        beta = source.linear(f"{prefix}.ssm_beta", heads, width)
+        alpha = source.linear(f"{prefix}.ssm_alpha", heads, width)
+    return DeltaNetWeights(
+        qkv=qkv,
+        z=z,
+        beta=beta,
+        alpha=alpha,
+        conv1d=tensors.vector(f"{prefix}.ssm_conv1d.weight", (config.convolved, config.conv_width)),
+        dt_bias=tensors.vector(f"{prefix}.ssm_dt.bias", (heads,)),
+        a=tensors.vector(f"{prefix}.ssm_a", (heads,)),
+        norm=source.norm(f"{prefix}.ssm_norm", (config.head_width,)),
+        ssm_out=source.linear(f"{prefix}.ssm_out", width, inner),
+    )
+
+
+def _kimi_delta(source: TensorSource, prefix: str, config: KimiDeltaConfig) -> KimiDeltaWeights:
+    tensors, width, inner, size = source.tensors, source.width, config.inner, config.head_width
+    convs = [_array(source, f"{prefix}.ssm_conv1d_{part}.weight", (inner, config.conv_width)) for part in "qkv"]
+    return KimiDeltaWeights(
+        q=source.linear(f"{prefix}.attn_q", inner, width),
+        k=source.linear(f"{prefix}.attn_k", inner, width),
+        v=source.linear(f"{prefix}.attn_v", inner, width),
+        beta=source.linear(f"{prefix}.ssm_beta", config.heads, width),
+        decay_a=source.linear(f"{prefix}.ssm_f_a", size, width),
+        decay_b=source.linear(f"{prefix}.ssm_f_b", inner, size),
+        gate_a=source.linear(f"{prefix}.ssm_g_a", size, width),
+        gate_b=source.linear(f"{prefix}.ssm_g_b", inner, size),
+        conv1d=np.concatenate(convs),
+        dt_bias=tensors.vector(f"{prefix}.ssm_dt.bias", (inner,)),
+        a=_array(source, f"{prefix}.ssm_a", (config.heads,)),
+        norm=source.norm(f"{prefix}.ssm_norm", (size,)),
+        output=tensors.linear(f"{prefix}.attn_output", width, inner, scale=False),  # unlike that of attention
+    )
+
+
+def _array(source: TensorSource, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """A small array, which files may store with further dimensions of 1."""
+    found = source.tensors.shape(name)
+    same = [size for size in found if size > 1] == [size for size in shape if size > 1]
+    return source.tensors.vector(name, found if same else shape).reshape(shape)
+
+
+def _rows(linear: Linear, rows: npt.NDArray[np.int64]) -> Linear:
+    """The projection to these outputs, copied."""
+    weight = linear.weight
+    picked = Weight(f"{weight.name}[rows]", weight.type, (len(rows), weight.columns), weight.raw[rows])
+    return replace(linear, weight=picked, bias=None if linear.bias is None else linear.bias[rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from engine.errors import ModelFileError
 from engine.model.config import AttentionConfig, AttentionTemperature, LatentConfig, QkNorm, RopeConfig
@@ -14,26 +15,35 @@ from engine.model.reading.source import Source
 from engine.model.reading.windows import read_windows
 
 
-def read_attention(source: Source) -> list[AttentionConfig]:
-    """Attention of each layer.
+def read_attention(source: Source, attends: Sequence[bool]) -> list[AttentionConfig | None]:
+    """Attention of each layer; None where it has none.
+
+    Args:
+        source: the file.
+        attends: whether each layer has attention.
 
     Raises:
         ModelFileError: the numbers of heads contradict each other or the width, or a key has a wrong value.
     """
     read, parts = source.read, source.architecture.attention
     assert parts is not None
-    heads = read.per_layer("attention.head_count", source.n_blocks)
-    kv_heads = read.per_layer("attention.head_count_kv", source.n_blocks, default=heads)
+    least = 1 if all(attends) else 0  # other layers may have no heads
+    heads = read.per_layer("attention.head_count", source.n_blocks, low=least)
+    kv_heads = read.per_layer("attention.head_count_kv", source.n_blocks, default=heads, low=least)
     windows = read_windows(source, parts.window)
-    return [_layer(source, parts, index, heads[index], kv_heads[index], windows) for index in range(source.n_layers)]
+    return [
+        _layer(source, parts, index, heads[index], kv_heads[index], windows) if has else None
+        for index, has in enumerate(attends)
+    ]
 
 
 def _layer(
     source: Source, parts: AttentionParts, index: int, heads: int, kv_heads: int, windows: list[int | None]
 ) -> AttentionConfig:
-    if heads % kv_heads:
+    if not kv_heads or not heads or heads % kv_heads:
         raise ModelFileError(
-            f"layer {index} has {heads} heads and {kv_heads} key/value heads; the second must divide the first"
+            f"layer {index} has {heads} heads and {kv_heads} key/value heads; both must be positive, and "
+            "the second must divide the first"
         )
     latent = read_latent(source, index) if parts.latent else None
     if latent is None:
@@ -57,8 +67,9 @@ def _layer(
         clamp=(source.read.number("attention.clamp_kqv", 0.0, low=0.0) or None) if parts.clamp else None,
         softcap=source.default("attn_logit_softcapping", parts.softcap),
         sinks=parts.sinks,
-        alibi=source.default("attention.max_alibi_bias", parts.alibi) or 0.0,
+        alibi=_alibi(source, parts),
         latent=latent,
+        output_gate=parts.output_gate,
     )
 
 
@@ -101,6 +112,12 @@ def _qk_norm(source: Source, parts: AttentionParts, index: int) -> QkNorm | None
     if norm.presence is Presence.OPTIONAL and f"blk.{index}.attn_q_norm.weight" not in source.tensors:
         return None
     return norm.kind
+
+
+def _alibi(source: Source, parts: AttentionParts) -> float:
+    if parts.alibi_layers not in (None, source.n_layers):
+        return 0.0
+    return source.default("attention.max_alibi_bias", parts.alibi) or 0.0
 
 
 def _temperature(source: Source) -> AttentionTemperature | None:

@@ -25,9 +25,11 @@ def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
     return [_layer(source, ffn, index, widths[index] // ffn.width_divisor) for index in range(source.n_layers)]
 
 
-def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig:
+def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig | None:
     """The feed-forward part of layer `index`, of `width` columns where it is dense (0 = not stated)."""
     read, parts = source.read, source.architecture.moe
+    if width == 0 and (source.architecture.layer.one_part or source.architecture.layer.without_heads):
+        return None
     n_experts = read.integer("expert_count", 0, low=0) if parts is not None else 0
     lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
     step = read.integer("interleave_moe_layer_step", 1, low=0) if parts is not None and parts.interleaved else 1

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.model.architecture import Architecture
-from engine.model.config import LayerConfig, MixerConfig, ModelConfig, NormKind, ResidualKind
+from engine.model.config import LayerConfig, ModelConfig, NormKind, ResidualKind
 from engine.model.parts import LogitScale, Parallel, Presence
-from engine.model.reading.attention import read_attention
 from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
-from engine.model.reading.recurrent import read_mamba
+from engine.model.reading.mixers import read_mixers
 from engine.model.reading.source import Source, open_source
 from engine.model.reading.unread_keys import check_unread
 
@@ -63,22 +62,21 @@ def read_config(
 def _norm_epsilon(source: Source) -> float:
     norm = source.architecture.norm
     key = "layer_norm_epsilon" if norm.kind is NormKind.LAYER else "layer_norm_rms_epsilon"
+    if norm.either_epsilon and not source.read.has(f"attention.{key}"):
+        key = "layer_norm_epsilon"
     return source.read.number(f"attention.{key}", norm.epsilon, low=0.0, high=1.0)
 
 
 def _layers(source: Source) -> tuple[LayerConfig, ...]:
-    mixers, ffns, scale = _mixers(source), read_ffns(source), _residual_scale(source)
+    ffns, scale = read_ffns(source), _residual_scale(source)
+    has_mixer = [not (source.architecture.layer.one_part and ffn is not None) for ffn in ffns]
+    if source.architecture.layer.without_heads:
+        has_mixer = [heads > 0 for heads in source.read.per_layer("attention.head_count", source.n_blocks, low=0)]
+    mixers = read_mixers(source, has_mixer[: source.n_layers])
     return tuple(
         LayerConfig(index=index, mixer=mixer, ffn=ffn, residual=_residual(source, index), residual_scale=scale)
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
     )
-
-
-def _mixers(source: Source) -> list[MixerConfig]:
-    """The mixer of each layer."""
-    if source.architecture.recurrent is not None:
-        return [read_mamba(source)] * source.n_layers
-    return list(read_attention(source))
 
 
 def _residual(source: Source, index: int) -> ResidualKind:

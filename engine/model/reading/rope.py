@@ -26,6 +26,8 @@ def read_layer_rope(source: Source, index: int, width: int, windows: list[int | 
     parts = source.architecture.rope
     if parts is None or (parts.skip_every is not None and (index + 1) % parts.skip_every == 0):
         return None
+    if parts.n_layers not in (None, source.n_layers):
+        return None
     if parts.pattern and not _rotates(source, index):
         return None
     attention = source.architecture.attention

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.errors import UnsupportedModelError
 from engine.model.architecture import Architecture
-from engine.model.config import AttentionConfig, ModelConfig
+from engine.model.config import ModelConfig
 from engine.model.reading.metadata import HyperParameters, usual_name
 
 HARMLESS = frozenset(
@@ -230,7 +230,7 @@ def _without_effect(architecture: Architecture, config: ModelConfig, key: str, v
 
 def _same_in_windows(config: ModelConfig) -> dict[str, int]:
     """Keys about windowed layers that may repeat what holds for all layers."""
-    attention = next((layer.mixer for layer in config.layers if isinstance(layer.mixer, AttentionConfig)), None)
+    attention = next((layer.attention_part for layer in config.layers if layer.attention_part is not None), None)
     return {
         "rope.dimension_count_swa": 0 if attention is None or attention.rope is None else attention.rope.n_rot,
         "attention.key_length_swa": 0 if attention is None else attention.key_width,
@@ -239,7 +239,7 @@ def _same_in_windows(config: ModelConfig) -> dict[str, int]:
 
 
 def _has_windows(config: ModelConfig) -> bool:
-    return any(isinstance(layer.mixer, AttentionConfig) and layer.mixer.window for layer in config.layers)
+    return any(layer.attention_part is not None and layer.attention_part.window for layer in config.layers)
 
 
 def _is_any(value: object, usual: tuple[Any, ...]) -> bool:

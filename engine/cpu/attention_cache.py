@@ -1,0 +1,81 @@
+"""Pages of keys and values of one layer on the CPU. It decides layouts; independent of models and requests."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.config import PAGE, KvType
+from engine.cpu.memory import aligned_zeros
+from engine.model.config import AttentionConfig
+
+DTYPES: dict[KvType, type[np.float16] | type[np.float32]] = {KvType.F16: np.float16, KvType.F32: np.float32}
+
+CacheArray = npt.NDArray[np.float16 | np.float32]
+PageTable = npt.NDArray[np.int64]
+
+
+class AttentionCache:
+    """Keys and values of one layer; implements engine.model.cache.LayerCache.
+
+    Keys (N, K, PAGE, Hd), in memory (N, K, Hd, PAGE), and values (N, K, PAGE, Hv) of N pages. Memory follows use: the
+    system gives a page's memory when it is first written. A window changes what attention reads, not what is kept.
+
+    Args:
+        attention: head counts and widths.
+        kv_type: number format.
+        values_apart: keep values in an array of their own also where they are parts of the keys, as absorbed latent
+            attention has them; the attention kernel reads keys and values in different orders.
+    """
+
+    keys: CacheArray
+    values: CacheArray
+
+    def __init__(self, attention: AttentionConfig, kv_type: KvType, *, values_apart: bool) -> None:
+        self._attention = attention
+        self._dtype = DTYPES[kv_type]
+        self._in_keys = attention.values_in_keys and not values_apart
+        self.bytes_per_state = 0
+        self.paged: tuple[CacheArray, ...] = ()
+        self.states: tuple[CacheArray, ...] = ()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """See LayerCache.bytes_per_token."""
+        layer = self._attention
+        width = layer.key_width + (0 if self._in_keys else layer.value_width)
+        return layer.n_kv_heads * width * np.dtype(self._dtype).itemsize
+
+    def allocate(self, n_pages: int, n_states: int = 0) -> None:
+        """See LayerCache.allocate."""
+        layer, heads = self._attention, self._attention.n_kv_heads
+        # Neighbouring positions of a key's element are adjacent in memory: attention loads them as one vector.
+        keys = aligned_zeros(n_pages, heads, layer.key_width, PAGE, dtype=self._dtype)
+        self.keys = keys.transpose(0, 1, 3, 2)
+        if self._in_keys:
+            self.values = self.keys[..., : layer.value_width]
+            self.paged = (self.keys,)
+        else:
+            self.values = aligned_zeros(n_pages, heads, PAGE, layer.value_width, dtype=self._dtype)
+            self.paged = (self.keys, self.values)
+
+    def append(
+        self,
+        pages: PageTable,
+        positions: npt.NDArray[np.int64],
+        k: npt.NDArray[np.float32],
+        v: npt.NDArray[np.float32],
+    ) -> None:
+        """Store rows k (T, K, Hd) and v (T, K, Hv) at positions (T,) of a sequence with these pages."""
+        at, places = pages[positions // PAGE], positions % PAGE
+        self.keys[at, :, places] = k
+        if not self._in_keys:
+            self.values[at, :, places] = v
+
+    def view(self, pages: PageTable, n_positions: int) -> tuple[CacheArray, CacheArray]:
+        """Keys (K, T, Hd) and values (K, T, Hv) of the first T positions of these pages, gathered into new arrays."""
+        keys, values = (
+            array[pages].transpose(1, 0, 2, 3).reshape(array.shape[1], -1, array.shape[3])[:, :n_positions]
+            for array in (self.keys, self.values)
+        )
+        return keys, values

@@ -1,0 +1,48 @@
+"""Convolutions over the last few inputs of every channel, and the mixer made of one (ShortConvConfig)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.cpu.recurrent.tools import Float32Array, Tools
+from engine.model.recurrent_config import ShortConvConfig
+from engine.model.weights import ShortConvWeights
+
+
+def short_convolution(
+    x: Float32Array, weight: Float32Array, bias: Float32Array | None, past: Float32Array
+) -> tuple[Float32Array, Float32Array]:
+    """Weighted sum of the last W inputs of every channel.
+
+    Args:
+        x: (T, I) inputs.
+        weight: (I, W), the newest input's last.
+        bias: (I,) or None.
+        past: (I, W - 1) the inputs before x, oldest first; zeros at the beginning of a sequence.
+
+    Returns:
+        (T, I), and the (I, W - 1) inputs that the next token needs.
+    """
+    n_tokens, width = len(x), weight.shape[1]
+    inputs = np.concatenate((past.T, x))
+    out = inputs[:n_tokens] * weight[:, 0]
+    for place in range(1, width):
+        out += inputs[place : place + n_tokens] * weight[:, place]
+    if bias is not None:
+        out += bias
+    return out, np.ascontiguousarray(inputs[n_tokens:].T)
+
+
+def mix_short_conv(
+    config: ShortConvConfig, weights: ShortConvWeights, normed: Float32Array, tools: Tools
+) -> Float32Array:
+    """What ShortConvConfig says of normalized inputs (T, D), without the residual."""
+    b, c, u = np.split(tools.linear(weights.in_proj, normed), 3, axis=1)
+    gated = b * u
+    out = np.empty_like(gated)
+    for span, rows in tools.spans():
+        (past,) = tools.state(span)
+        out[rows], past = short_convolution(gated[rows], weights.conv, None, past)
+        tools.store(span, (past,))
+    out *= c
+    return tools.linear(weights.out_proj, out)

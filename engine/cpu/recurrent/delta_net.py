@@ -1,0 +1,101 @@
+"""Gated delta rules: with one decay per head (DeltaNetConfig) and with one per key column (KimiDeltaConfig)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from engine.cpu.recurrent.convolution import short_convolution
+from engine.cpu.recurrent.tools import Float32Array, Tools, softplus
+from engine.cpu.reference import sigmoid
+from engine.model.recurrent_config import DeltaNetConfig, KimiDeltaConfig
+from engine.model.weights import DeltaNetWeights, KimiDeltaWeights
+
+
+def delta_rule(
+    q: Float32Array, k: Float32Array, v: Float32Array, decay: Float32Array, beta: Float32Array, state: Float32Array
+) -> tuple[Float32Array, Float32Array]:
+    """The recurrence over the tokens of one sequence: M = decay · M; M += k ⊗ β (v - k · M); y = q · M.
+
+    Args:
+        q: (T, H, S), scaled.
+        k: (T, H, S).
+        v: (T, H, P).
+        decay: (T, H, S) factors on the rows of M, or (T, H, 1).
+        beta: (T, H).
+        state: (H, S, P) M before the first token; zeros at the beginning of a sequence.
+
+    Returns:
+        y (T, H, P) and M (H, S, P) after the last token.
+    """
+    out = np.empty_like(v)
+    state = state.copy()
+    term = np.empty_like(state)
+    for token in range(len(v)):
+        key = k[token][..., None]
+        state *= decay[token][..., None]
+        np.multiply(state, key, out=term)
+        change = v[token] - np.add.reduce(term, axis=1)
+        change *= beta[token][:, None]
+        np.multiply(key, change[:, None], out=term)
+        state += term
+        np.multiply(state, q[token][..., None], out=term)
+        np.add.reduce(term, axis=1, out=out[token])
+    return out, state
+
+
+def unit_heads(x: Float32Array, epsilon: float) -> Float32Array:
+    """x / sqrt(Σ x² + ε) over the last axis."""
+    length = np.add.reduce(x * x, axis=-1, keepdims=True)
+    length += np.float32(epsilon)
+    y: Float32Array = np.divide(x, np.sqrt(length), dtype=np.float32)
+    return y
+
+
+def mix_delta_net(config: DeltaNetConfig, weights: DeltaNetWeights, normed: Float32Array, tools: Tools) -> Float32Array:
+    """What DeltaNetConfig says of normalized inputs (T, D), without the residual."""
+    n_rows, size, each = len(normed), config.head_width, config.heads // config.key_heads
+    qkv, z = tools.linear(weights.qkv, normed), tools.linear(weights.z, normed)
+    beta = sigmoid(tools.linear(weights.beta, normed))
+    decay = np.exp(softplus(tools.linear(weights.alpha, normed) + weights.dt_bias) * weights.a)[..., None]
+    out = np.empty((n_rows, config.heads, size), dtype=np.float32)
+    for span, rows in tools.spans():
+        past, state = tools.state(span)
+        convolved, past = short_convolution(qkv[rows], weights.conv1d, None, past)
+        convolved *= sigmoid(convolved)
+        parts = np.split(convolved, (config.keys, 2 * config.keys), axis=1)
+        q, k, v = (part.reshape(len(part), -1, size) for part in parts)
+        q, k = unit_heads(q, weights.norm.epsilon), unit_heads(k, weights.norm.epsilon)
+        q *= np.float32(1.0 / math.sqrt(size))
+        q, k = (np.repeat(x, each, axis=1) if config.grouped else np.tile(x, (1, each, 1)) for x in (q, k))
+        out[rows], state = delta_rule(q, k, v, decay[rows], beta[rows], state)
+        tools.store(span, (past, state))
+    y = tools.normalize(out, weights.norm).reshape(n_rows, -1)
+    y *= z * sigmoid(z)
+    return tools.linear(weights.ssm_out, y)
+
+
+def mix_kimi_delta(
+    config: KimiDeltaConfig, weights: KimiDeltaWeights, normed: Float32Array, tools: Tools
+) -> Float32Array:
+    """What KimiDeltaConfig says of normalized inputs (T, D), without the residual."""
+    n_rows, heads, size = len(normed), config.heads, config.head_width
+    qkv = np.concatenate([tools.linear(linear, normed) for linear in (weights.q, weights.k, weights.v)], axis=1)
+    beta = sigmoid(tools.linear(weights.beta, normed))
+    steps = softplus(tools.linear(weights.decay_b, tools.linear(weights.decay_a, normed)) + weights.dt_bias)
+    decay = np.exp(steps.reshape(n_rows, heads, size) * weights.a[:, None])
+    gate = tools.linear(weights.gate_b, tools.linear(weights.gate_a, normed))
+    out = np.empty((n_rows, heads, size), dtype=np.float32)
+    for span, rows in tools.spans():
+        past, state = tools.state(span)
+        convolved, past = short_convolution(qkv[rows], weights.conv1d, None, past)
+        convolved *= sigmoid(convolved)
+        q, k, v = (part.reshape(len(part), heads, size) for part in np.split(convolved, 3, axis=1))
+        q, k = unit_heads(q, weights.norm.epsilon), unit_heads(k, weights.norm.epsilon)
+        q *= np.float32(1.0 / math.sqrt(size))
+        out[rows], state = delta_rule(q, k, v, decay[rows], beta[rows], state)
+        tools.store(span, (past, state))
+    y = tools.normalize(out, weights.norm).reshape(n_rows, -1)
+    y *= sigmoid(gate)
+    return tools.linear(weights.output, y)

@@ -1,0 +1,42 @@
+"""From the kind of a recurrent layer to its mixer."""
+
+from __future__ import annotations
+
+from engine.cpu.recurrent.convolution import mix_short_conv
+from engine.cpu.recurrent.delta_net import mix_delta_net, mix_kimi_delta
+from engine.cpu.recurrent.mamba import mix_mamba
+from engine.cpu.recurrent.mamba_2 import mix_mamba_2
+from engine.cpu.recurrent.tools import Float32Array, Tools
+from engine.model.recurrent_config import (
+    DeltaNetConfig,
+    KimiDeltaConfig,
+    Mamba2Config,
+    MambaConfig,
+    RecurrentConfig,
+    ShortConvConfig,
+)
+from engine.model.weights import (
+    DeltaNetWeights,
+    KimiDeltaWeights,
+    Mamba2Weights,
+    MambaWeights,
+    RecurrentWeights,
+    ShortConvWeights,
+)
+
+
+def mix_recurrent(
+    config: RecurrentConfig, weights: RecurrentWeights, normed: Float32Array, tools: Tools
+) -> Float32Array:
+    """The mixer of normalized inputs (T, D), without the residual: (T, D). Stores the states behind the step."""
+    if isinstance(config, MambaConfig) and isinstance(weights, MambaWeights):
+        return mix_mamba(config, weights, normed, tools)
+    if isinstance(config, Mamba2Config) and isinstance(weights, Mamba2Weights):
+        return mix_mamba_2(config, weights, normed, tools)
+    if isinstance(config, ShortConvConfig) and isinstance(weights, ShortConvWeights):
+        return mix_short_conv(config, weights, normed, tools)
+    if isinstance(config, DeltaNetConfig) and isinstance(weights, DeltaNetWeights):
+        return mix_delta_net(config, weights, normed, tools)
+    assert isinstance(config, KimiDeltaConfig)
+    assert isinstance(weights, KimiDeltaWeights)
+    return mix_kimi_delta(config, weights, normed, tools)

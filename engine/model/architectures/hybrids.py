@@ -1,0 +1,72 @@
+"""Families of attention and state spaces: Jamba, Nemotron-H, Granite 4 and Falcon-H1."""
+
+from engine.model.architecture import Architecture
+from engine.model.config import Activation, RopeStyle, Routing
+from engine.model.parts import (
+    AttentionParts,
+    BiasParts,
+    EmbeddingParts,
+    FfnParts,
+    HeadParts,
+    LayerParts,
+    LogitScale,
+    MoeParts,
+    NormParts,
+    RopeParts,
+)
+from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
+
+# Which layers recur shows in their numbers of key heads.
+_RECURRENT_LAYERS = ("attention.recurrent_layers",)
+
+ARCHITECTURES = (
+    Architecture(
+        name="jamba",
+        rope=None,
+        recurrent=RecurrentParts(Recurrence.MAMBA, Placement.WITHOUT_KEYS, norm_weights=True),
+        moe=MoeParts(normalize=False, weight_scale=True, dense_without_router=True),
+        ignored_keys=_RECURRENT_LAYERS,
+    ),
+    *(
+        Architecture(
+            name=name,
+            norm=NormParts(either_epsilon=True),
+            layer=LayerParts(ffn_norm=("attn_norm",), one_part=True),
+            rope=None,
+            attention=AttentionParts(scale=True),
+            recurrent=RecurrentParts(Recurrence.MAMBA_2, Placement.WITHOUT_KEYS),
+            ffn=FfnParts(Activation.RELU_SQUARED, gated=False, scales=True),
+            moe=MoeParts(
+                normalize=None,
+                weight_scale=True,
+                dense_without_router=True,
+                routing=Routing.SIGMOID,
+                shared=True,
+                selection_bias=True,
+            ),
+            next_token_layers=True,
+            ignored_keys=_RECURRENT_LAYERS,
+        )
+        for name in ("nemotron_h", "nemotron_h_moe")
+    ),
+    Architecture(
+        name="granitehybrid",
+        embedding=EmbeddingParts(scale=0.0),
+        layer=LayerParts(residual_scale=0.0),
+        rope=RopeParts(RopeStyle.NORM, switch=True, long_factors=True, divisors=True),
+        attention=AttentionParts(scale=True),
+        recurrent=RecurrentParts(Recurrence.MAMBA_2, Placement.WITHOUT_KEYS),
+        moe=MoeParts(normalize=True, weight_scale=True, shared=True),
+        head=HeadParts(scale=LogitScale.DIVIDES),
+        ignored_keys=_RECURRENT_LAYERS,
+    ),
+    Architecture(
+        name="falcon-h1",
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(scale=True),
+        recurrent=RecurrentParts(Recurrence.MAMBA_2, Placement.BESIDE_ATTENTION),
+        biases=BiasParts(unused=("attn_output",)),
+        ignored_keys=_RECURRENT_LAYERS,
+        ignored_tensors=("rope_freqs.weight",),
+    ),
+)

@@ -1,0 +1,137 @@
+"""Tiny random models of attention and recurrent layers, and what their recurrent mixers give: loops in float64.
+
+The loops follow the definitions number by number; x (T, D) are normalized inputs of one layer, t its tensors.
+"""
+
+import numpy as np
+
+from tests.support.gguf_builder import MERGES, bpe_tokenizer, build_gguf
+
+WIDTH, HEADS, HEAD, FFN = 64, 2, 32, 96
+INNER, STATE, TAPS, GROUPS, RANK = 128, 16, 4, 2, 32
+SCANNED = {"inner_size": INNER, "conv_kernel": TAPS, "state_size": STATE, "time_step_rank": 4, "group_count": GROUPS}
+DELTA = {"inner_size": 4 * STATE, "conv_kernel": TAPS, "state_size": STATE, "time_step_rank": 4, "group_count": GROUPS}
+
+FAMILIES = {
+    "lfm2": {"shortconv.l_cache": 3, "attention.head_count_kv": [0, 1]},
+    "jamba": {f"ssm.{key}": value for key, value in SCANNED.items() if key != "group_count"}
+    | {"attention.head_count_kv": [0, 1], "ssm.time_step_rank": RANK},
+    "mamba2": {f"ssm.{key}": value for key, value in SCANNED.items()},
+    "falcon-h1": {f"ssm.{key}": value for key, value in SCANNED.items()} | {"attention.head_count_kv": 1},
+    "nemotron_h": {f"ssm.{key}": value for key, value in SCANNED.items()}
+    | {"attention.head_count_kv": [0, 1, 0], "feed_forward_length": [0, 0, FFN], "block_count": 3},
+    "qwen35": {f"ssm.{key}": value for key, value in DELTA.items()}
+    | {"attention.head_count_kv": 1, "full_attention_interval": 2, "rope.dimension_sections": [6, 5, 5, 0]},
+    "kimi-linear": {
+        "kda.head_dim": STATE, "ssm.conv_kernel": TAPS, "attention.head_count_kv": [0, 1], "rope.dimension_count": 16,
+        "attention.key_length_mla": 48, "attention.value_length_mla": HEAD, "attention.kv_lora_rank": 32,
+        "leading_dense_block_count": 2, "expert_count": 2, "expert_used_count": 1,
+    },
+}  # fmt: skip
+"""What the files of each family state beside what all do."""
+
+
+def tiny_hybrid_parts(family, *, seed=0, context_length=512):
+    """Metadata and tensors of a model of the family; its first layer is recurrent."""
+    rng = np.random.default_rng(seed)
+    vocab = 256 + len(MERGES) + 2
+    shared = {
+        "block_count": 2, "context_length": context_length, "embedding_length": WIDTH, "feed_forward_length": FFN,
+        "attention.head_count": HEADS, "attention.key_length": HEAD, "attention.value_length": HEAD,
+        "attention.layer_norm_rms_epsilon": 1e-5, "vocab_size": vocab,
+    }  # fmt: skip
+    stated = shared | FAMILIES[family]
+    stated = {key: np.array(value, np.int32) if isinstance(value, list) else value for key, value in stated.items()}
+    meta = {"general.architecture": family, "general.name": "tiny"}
+    meta |= {f"{family}.{key}": value for key, value in stated.items()} | bpe_tokenizer(vocab)
+
+    def normal(*shape, gain=1.0):
+        return rng.normal(0, gain / np.sqrt(shape[-1]), shape).astype(np.float32)
+
+    def norm(*shape):
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+
+    tensors = {"token_embd.weight": normal(vocab, WIDTH, gain=3.0)}
+    for i in range(stated["block_count"]):
+        dense = family == "nemotron_h" and i == 2
+        layer = {"attn_norm.weight": norm(WIDTH)}
+        if i == 0 or family in ("falcon-h1", "mamba2"):
+            layer |= _recurrent(family, rng, normal, norm)
+        if not dense and (family == "falcon-h1" or (i == 1 and family != "mamba2")):
+            layer |= _attention(family, normal, norm)
+        if dense or family not in ("mamba2", "nemotron_h"):
+            gated = {} if family == "nemotron_h" else {"ffn_gate.weight": normal(FFN, WIDTH)}
+            layer |= gated | {"ffn_up.weight": normal(FFN, WIDTH), "ffn_down.weight": normal(WIDTH, FFN)}
+            name = "post_attention_norm" if family == "qwen35" else "ffn_norm"
+            layer |= {} if dense else {f"{name}.weight": norm(WIDTH)}
+        tensors |= {f"blk.{i}.{name}": tensor for name, tensor in layer.items()}
+    tensors["token_embd_norm.weight" if family == "lfm2" else "output_norm.weight"] = norm(WIDTH)
+    return meta, tensors
+
+
+def _attention(family, normal, norm):
+    if family == "kimi-linear":
+        return {
+            "attn_q.weight": normal(HEADS * 48, WIDTH), "attn_kv_a_mqa.weight": normal(32 + 16, WIDTH),
+            "attn_kv_a_norm.weight": norm(32), "attn_k_b.weight": normal(HEADS, 32, 32),
+            "attn_v_b.weight": normal(HEADS, HEAD, 32), "attn_output.weight": normal(WIDTH, HEADS * HEAD),
+        }  # fmt: skip
+    tensors = {
+        "attn_q.weight": normal(HEADS * HEAD * (2 if family == "qwen35" else 1), WIDTH),
+        "attn_k.weight": normal(HEAD, WIDTH), "attn_v.weight": normal(HEAD, WIDTH),
+        "attn_output.weight": normal(WIDTH, HEADS * HEAD),
+    }  # fmt: skip
+    if family in ("lfm2", "qwen35"):
+        tensors |= {"attn_q_norm.weight": norm(HEAD), "attn_k_norm.weight": norm(HEAD)}
+    return tensors
+
+
+def _recurrent(family, rng, normal, norm):
+    """The tensors of a recurrent layer, whose states remember some tens of tokens."""
+    heads, convolved = 4, INNER + 2 * GROUPS * STATE
+    decays = -rng.uniform(0.05, 2.0, heads).astype(np.float32)
+    steps = rng.uniform(-4.0, 0.0, heads).astype(np.float32)
+    if family == "lfm2":
+        return {
+            "shortconv.in_proj.weight": normal(3 * WIDTH, WIDTH, gain=2.0), "shortconv.conv.weight": normal(WIDTH, 3),
+            "shortconv.out_proj.weight": normal(WIDTH, WIDTH),
+        }  # fmt: skip
+    if family == "jamba":
+        return {
+            "ssm_in.weight": normal(2 * INNER, WIDTH, gain=2.0), "ssm_conv1d.weight": normal(INNER, TAPS, gain=1.5),
+            "ssm_conv1d.bias": normal(INNER), "ssm_x.weight": normal(RANK + 2 * STATE, INNER, gain=2.0),
+            "ssm_dt.weight": normal(INNER, RANK), "ssm_dt.bias": rng.uniform(-4.0, 0.0, INNER).astype(np.float32),
+            "ssm_a": -rng.uniform(0.05, 2.0, (INNER, STATE)).astype(np.float32), "ssm_d": norm(INNER),
+            "ssm_out.weight": normal(WIDTH, INNER), "ssm_dt_norm.weight": norm(RANK), "ssm_b_norm.weight": norm(STATE),
+            "ssm_c_norm.weight": norm(STATE),
+        }  # fmt: skip
+    if family == "qwen35":
+        inner, channels = 4 * STATE, 2 * GROUPS * STATE + 4 * STATE
+        return {
+            "attn_qkv.weight": normal(channels, WIDTH, gain=2.0), "attn_gate.weight": normal(inner, WIDTH, gain=2.0),
+            "ssm_beta.weight": normal(heads, WIDTH), "ssm_alpha.weight": normal(heads, WIDTH),
+            "ssm_conv1d.weight": normal(channels, TAPS, gain=1.5), "ssm_dt.bias": steps, "ssm_a": decays,
+            "ssm_norm.weight": norm(STATE), "ssm_out.weight": normal(WIDTH, inner),
+        }  # fmt: skip
+    if family == "kimi-linear":
+        inner = HEADS * STATE
+        tensors = {f"attn_{part}.weight": normal(inner, WIDTH, gain=2.0) for part in "qkv"}
+        tensors |= {f"ssm_conv1d_{part}.weight": normal(inner, 1, TAPS, gain=1.5) for part in "qkv"}
+        return tensors | {
+            "ssm_beta.weight": normal(HEADS, WIDTH), "ssm_f_a.weight": normal(STATE, WIDTH),
+            "ssm_f_b.weight": normal(inner, STATE), "ssm_g_a.weight": normal(STATE, WIDTH),
+            "ssm_g_b.weight": normal(inner, STATE), "ssm_dt.bias": rng.uniform(-4.0, 0.0, inner).astype(np.float32),
+            "ssm_a": decays[:HEADS, None], "ssm_norm.weight": norm(STATE), "attn_output.weight": normal(WIDTH, inner),
+        }  # fmt: skip
+    return {
+        "ssm_in.weight": normal(INNER + convolved + heads, WIDTH, gain=2.0),
+        "ssm_conv1d.weight": normal(convolved, TAPS, gain=1.5), "ssm_conv1d.bias": normal(convolved),
+        "ssm_dt.bias": steps, "ssm_a": decays[:, None], "ssm_d": norm(heads, 1),
+        "ssm_norm.weight": norm(GROUPS, INNER // GROUPS), "ssm_out.weight": normal(WIDTH, INNER),
+    }  # fmt: skip
+
+
+def tiny_hybrid(path, family, **options):
+    """Write the file; returns its path."""
+    path.write_bytes(build_gguf(*tiny_hybrid_parts(family, **options)))
+    return path

@@ -1,0 +1,125 @@
+"""Recurrent mixers from their definitions, number by number in float64.
+
+x (T, D) are the normalized inputs of one layer, t its tensors without prefix; results are (T, D), before the residual.
+"""
+
+import math
+
+import numpy as np
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def rms(x, weight, epsilon=1e-5):
+    return x / math.sqrt(sum(one * one for one in x) / len(x) + epsilon) * weight
+
+
+def convolve(inputs, weight, bias=None):
+    out = np.zeros_like(inputs)
+    taps = weight.shape[-1]
+    for token in range(len(inputs)):
+        for back in range(min(taps, token + 1)):
+            out[token] += weight[..., taps - 1 - back] * inputs[token - back]
+    return out if bias is None else out + bias
+
+
+def short_conv(x, t):
+    b, c, u = np.split(x @ t["shortconv.in_proj.weight"].T, 3, axis=1)
+    return (c * convolve(b * u, t["shortconv.conv.weight"])) @ t["shortconv.out_proj.weight"].T
+
+
+def mamba_1(x, t):
+    inner, size = t["ssm_a"].shape
+    rank = t["ssm_dt.weight"].shape[1]
+    u, z = np.split(x @ t["ssm_in.weight"].T, 2, axis=1)
+    u = silu(convolve(u, t["ssm_conv1d.weight"], t["ssm_conv1d.bias"]))
+    state, out = np.zeros((inner, size)), []
+    for token in range(len(x)):
+        d, b, c = np.split(t["ssm_x.weight"] @ u[token], (rank, rank + size))
+        d, b, c = (rms(part, t[f"ssm_{name}_norm.weight"]) for part, name in ((d, "dt"), (b, "b"), (c, "c")))
+        delta = np.log1p(np.exp(t["ssm_dt.weight"] @ d + t["ssm_dt.bias"]))
+        for channel in range(inner):
+            state[channel] *= np.exp(delta[channel] * t["ssm_a"][channel])
+            state[channel] += delta[channel] * u[token, channel] * b
+        out.append(t["ssm_out.weight"] @ ((state @ c + t["ssm_d"] * u[token]) * silu(z[token])))
+    return np.array(out)
+
+
+def mamba_2(x, t):
+    groups, per_group = t["ssm_norm.weight"].shape
+    inner, heads = groups * per_group, len(t["ssm_dt.bias"])
+    size = (len(t["ssm_conv1d.weight"]) - inner) // (2 * groups)
+    z, v, d = np.split(x @ t["ssm_in.weight"].T, (inner, len(t["ssm_in.weight"]) - heads), axis=1)
+    v = silu(convolve(v, t["ssm_conv1d.weight"], t["ssm_conv1d.bias"]))
+    width, out = inner // heads, []
+    states = np.zeros((heads, width, size))
+    for token in range(len(x)):
+        y = np.empty(inner)
+        for head in range(heads):
+            group = head * groups // heads
+            u = v[token, head * width : (head + 1) * width]
+            b = v[token, inner + group * size :][:size]
+            c = v[token, inner + (groups + group) * size :][:size]
+            delta = math.log1p(math.exp(d[token, head] + t["ssm_dt.bias"][head]))
+            states[head] = math.exp(delta * t["ssm_a"][head, 0]) * states[head] + delta * np.outer(u, b)
+            y[head * width : (head + 1) * width] = states[head] @ c + t["ssm_d"][head, 0] * u
+        y = (y * silu(z[token])).reshape(groups, per_group)
+        y = np.concatenate([rms(part, weight) for part, weight in zip(y, t["ssm_norm.weight"], strict=True)])
+        out.append(t["ssm_out.weight"] @ y)
+    return np.array(out)
+
+
+def _delta(q, k, v, log_decay, beta):
+    """One head: q and k (T, S), v (T, P), log_decay (T, S), beta (T,)."""
+    memory, out = np.zeros((q.shape[1], v.shape[1])), []
+    for token in range(len(q)):
+        query, key = (one[token] / math.sqrt((one[token] ** 2).sum() + 1e-5) for one in (q, k))
+        memory *= np.exp(log_decay[token])[:, None]
+        memory += np.outer(key, beta[token] * (v[token] - key @ memory))
+        out.append(query @ memory / math.sqrt(len(query)))
+    return np.array(out)
+
+
+def delta_net(x, t, *, grouped=False):
+    size, heads = len(t["ssm_norm.weight"]), len(t["ssm_a"])
+    inner = heads * size
+    keys = (len(t["attn_qkv.weight"]) - inner) // 2
+    mixed = silu(convolve(x @ t["attn_qkv.weight"].T, t["ssm_conv1d.weight"]))
+    z, y = silu(x @ t["attn_gate.weight"].T), np.empty((len(x), inner))
+    beta = sigmoid(x @ t["ssm_beta.weight"].T)
+    decay = np.log1p(np.exp(x @ t["ssm_alpha.weight"].T + t["ssm_dt.bias"])) * t["ssm_a"]
+    for head in range(heads):
+        key_heads = keys // size
+        key_head = head // (heads // key_heads) if grouped else head % key_heads
+        q, k, v = (mixed[:, start : start + size] for start in (
+            key_head * size, keys + key_head * size, 2 * keys + head * size
+        ))  # fmt: skip
+        one = _delta(q, k, v, np.repeat(decay[:, head, None], size, axis=1), beta[:, head])
+        y[:, head * size : (head + 1) * size] = [rms(row, t["ssm_norm.weight"]) for row in one]
+    return (y * z) @ t["ssm_out.weight"].T
+
+
+def kimi_delta(x, t):
+    size, heads = len(t["ssm_norm.weight"]), len(t["ssm_a"])
+    q, k, v = (silu(convolve(x @ t[f"attn_{part}.weight"].T, t[f"ssm_conv1d_{part}.weight"][:, 0])) for part in "qkv")
+    steps = np.log1p(np.exp(x @ t["ssm_f_a.weight"].T @ t["ssm_f_b.weight"].T + t["ssm_dt.bias"]))
+    beta, y = sigmoid(x @ t["ssm_beta.weight"].T), np.empty((len(x), heads * size))
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        one = _delta(q[:, part], k[:, part], v[:, part], steps[:, part] * t["ssm_a"][head], beta[:, head])
+        y[:, part] = [rms(row, t["ssm_norm.weight"]) for row in one]
+    y *= sigmoid(x @ t["ssm_g_a.weight"].T @ t["ssm_g_b.weight"].T)
+    return y @ t["attn_output.weight"].T
+
+
+LOOPS = {
+    "lfm2": short_conv, "jamba": mamba_1, "mamba2": mamba_2, "falcon-h1": mamba_2, "nemotron_h": mamba_2,
+    "qwen35": delta_net, "kimi-linear": kimi_delta,
+}  # fmt: skip
+"""The mixer of a family's first layer."""
