@@ -9,6 +9,7 @@ import typer
 
 from engine.cli import options
 from engine.cli.answers import AnswerWriter
+from engine.cli.form import EXIT_CUT, Form, is_cut
 from engine.cli.interrupts import Interrupts
 from engine.cli.opening import Opening
 from engine.cli.option_groups import Without, with_groups
@@ -20,6 +21,7 @@ from engine.errors import EngineError, InvalidRequestError
 if TYPE_CHECKING:
     from engine.api.llm import LLM
     from engine.api.stream import Stream
+    from engine.request import GenerationResult
     from engine.sampling.params import SamplingParams
 
 HELP = (
@@ -48,17 +50,20 @@ def chat(
     *,
     opening: Annotated[Opening, Without("max_sequences", "cache_tokens", "target")],
     sampling: Annotated[Sampling, Without("ignore_eos")],
-) -> None:
+    form: Form,
+) -> int:
     """Talk with a model that has a chat template. Also works with lines from a pipe."""
-    params = sampling.params(max_tokens=None if max_tokens == -1 else max_tokens)
+    params = sampling.params(max_tokens=None if max_tokens == -1 else max_tokens, constraint=form.constraint())
     variables = parse_variables(chat_var)
     template = read_text(template_file) if template_file is not None else None
     with open_model(opening.config(model, max_sequences=1, chat_template=template)) as llm:
         llm.require_chat_template()
-        _talk(llm, system, params, variables, stats)
+        return EXIT_CUT if _talk(llm, system, params, variables, stats) else 0
 
 
-def _talk(llm: LLM, system: str | None, params: SamplingParams, variables: dict[str, Any], stats: bool) -> None:
+def _talk(llm: LLM, system: str | None, params: SamplingParams, variables: dict[str, Any], stats: bool) -> bool:
+    """The conversation; returns whether an answer that a constraint is about was cut short."""
+    any_cut = False
     start: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
     history = list(start)
     if sys.stdin.isatty():
@@ -70,7 +75,7 @@ def _talk(llm: LLM, system: str | None, params: SamplingParams, variables: dict[
             note(f"\n{HELP}")
             continue
         if line is None or line.strip() in ("/exit", "/quit"):
-            return
+            return any_cut
         if not line.strip():
             continue
         if line.strip() == "/reset":
@@ -84,11 +89,12 @@ def _talk(llm: LLM, system: str | None, params: SamplingParams, variables: dict[
                 note("no call is waiting for a result")
                 continue
             history.append(told)
-            answer = _answer(llm, history, params, variables, stats)
-            if answer is None:
+            result = _answer(llm, history, params, variables, stats)
+            if result is None:
                 history.pop()
-            else:
-                history.append(answer)
+                continue
+            history.append(result.as_message())
+            any_cut = (params.constraint is not None and is_cut([result])) or any_cut
 
 
 def _told(history: list[dict[str, Any]], line: str) -> dict[str, Any] | None:
@@ -124,11 +130,11 @@ def _read_line() -> str | None:
 
 def _answer(
     llm: LLM, history: list[dict[str, Any]], params: SamplingParams, variables: dict[str, Any], stats: bool
-) -> dict[str, Any] | None:
+) -> GenerationResult | None:
     """Write the answer as it comes; an interrupt ends it and keeps what there is.
 
     Returns:
-        The assistant's message for the history; None where there can be no answer.
+        The answer; None where there can be no answer.
     """
     writer = AnswerWriter()
     try:
@@ -149,7 +155,7 @@ def _answer(
     writer.close()
     if stats:
         note(stats_line(None, result))
-    return result.as_message()
+    return result
 
 
 def _stream(llm: LLM, history: list[dict[str, Any]], params: SamplingParams, variables: dict[str, Any]) -> Stream:

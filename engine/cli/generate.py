@@ -12,6 +12,7 @@ import typer
 
 from engine.cli import options
 from engine.cli.answers import AnswerWriter
+from engine.cli.form import EXIT_CUT, Form, is_cut
 from engine.cli.interrupts import Interrupts
 from engine.cli.opening import Opening
 from engine.cli.option_groups import with_groups
@@ -89,11 +90,13 @@ def generate(
     *,
     opening: Opening,
     sampling: Sampling,
+    form: Form,
 ) -> int:
     """Continue a text. The continuation goes to stdout, statistics go to stderr."""
     text = _read_prompt(prompt, prompt_option, file, prompt_ids)
     talk = Talk.of(text, chat, system, template_file, chat_var)
-    params = sampling.params(n=samples, logprobs=logprobs)  # refuse bad settings before the model is loaded
+    # Bad settings are refused before the model is loaded.
+    params = sampling.params(n=samples, logprobs=logprobs, constraint=form.constraint())
     config = opening.config(
         model,
         max_sequences=_side_by_side(samples) if opening.max_sequences is None else opening.max_sequences,
@@ -122,7 +125,9 @@ def generate(
             write_json(_as_dict(llm, results, talk is not None))
         if stats:
             note(stats_line(llm.load_seconds, *results))
-    return 130 if interrupted else 0
+    if interrupted:
+        return 130
+    return EXIT_CUT if params.constraint is not None and is_cut(results) else 0
 
 
 def _side_by_side(samples: int) -> int | None:

@@ -31,11 +31,18 @@ NAMES = {
 
 
 def grammar_text(constraint: Constraint) -> str:
-    """The constraint in llguidance's own JSON form.
+    """The constraint in llguidance's own JSON form, or in its Lark variant.
 
     Raises:
-        ConstraintError: a GBNF grammar that cannot be read.
+        ConstraintError: one that cannot be read, or is nested too deeply.
     """
+    try:
+        return _written(constraint)
+    except Exception as error:  # the converters raise whatever their parsers meet
+        raise refused(constraint, str(error)) from None
+
+
+def _written(constraint: Constraint) -> str:
     match constraint:
         case JsonSchema():
             return LLMatcher.grammar_from_json_schema(constraint.text, overrides=OPTIONS)
@@ -44,14 +51,13 @@ def grammar_text(constraint: Constraint) -> str:
         case Regex():
             return LLMatcher.grammar_from_regex(constraint.pattern)
         case Choice():
-            return LLMatcher.grammar_from_lark("start: " + " | ".join(_quoted(option) for option in constraint.options))
+            # One terminal: thousands of rules would be more than a state of the library's parser may have.
+            words = " | ".join(_quoted(option) for option in constraint.options)
+            return LLMatcher.grammar_from_lark(f"start: WORD\nWORD: {words}")
         case Lark():
             return LLMatcher.grammar_from_lark(constraint.grammar)
         case Gbnf():
-            try:
-                return grammar_from("gbnf", constraint.grammar)
-            except Exception as error:  # the converter raises whatever its parser meets
-                raise refused(constraint, str(error)) from None
+            return grammar_from("gbnf", constraint.grammar)
 
 
 def refused(constraint: Constraint, reason: str) -> ConstraintError:

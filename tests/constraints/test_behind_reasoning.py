@@ -6,9 +6,11 @@ import pytest
 
 from engine import LLM, Choice, InvalidRequestError, JsonSchema, Regex
 from engine import SamplingParams as Params
+from engine.constraints import ConstraintCompiler
 from engine.sampling.opening import Opening, Thought
 from engine.text.answers.formats import PLAIN, choose_format
 from engine.text.answers.openings import opening_of
+from tests.support.masks import allows
 from tests.support.scripted_model import scripted_llama
 
 SCHEMA = {
@@ -107,6 +109,28 @@ def test_gpt_oss_answers_in_their_final_channel(tmp_path):
         result = llm.chat(ASKED, Params(constraint=Choice(["yes"]), temperature=0, max_tokens=40))
     assert (result.text, result.finish_reason) == ("yes", "stop")
     assert result.reasoning.endswith("Hm")
+
+
+def test_whole_answers_of_gpt_oss(tmp_path):
+    """Every token of an answer may be drawn in turn, or one of them may not."""
+    path = scripted_llama(tmp_path / "m.gguf", ["x"], control=HARMONY_TOKENS, template=HARMONY)
+    with LLM(path, device="cpu", threads=1) as llm:
+        opening, tokenizer = llm.chat_prompt(ASKED).opening(), llm.tokenizer
+    compiler = ConstraintCompiler(tokenizer, tokenizer.vocab_size, tokenizer.eog_ids)
+    thought = "<|channel|>analysis<|message|>Hm.\n<|end|><|start|>assistant"
+    final, other = "<|channel|>final<|message|>", "<|channel|>commentary<|message|>"
+    for answer, may in [
+        (f"{final}yes", True),
+        (f"{thought}{final}yes", True),
+        (f"{thought}{thought}<|channel|>final <|constrain|>json<|message|>yes", True),
+        (f"{thought}{final}maybe", False),
+        (f"{thought}{other}yes", False),
+        (thought, False),
+        ("yes", False),
+    ]:
+        mask, ids = compiler.mask(Choice(["yes"]), opening), tokenizer.encode(answer, add_special=False)
+        drawn = all(allows(mask.bits(ids[:done]), token_id) for done, token_id in enumerate(ids))
+        assert (drawn and mask.is_complete(ids)) == may, answer
 
 
 def test_answers_with_other_headers_refuse_constraints(tmp_path):

@@ -96,6 +96,14 @@ def test_openai_client(run, llm):
     assert lines[-1] == "The old king" + llm.generate("The old king", SamplingParams(max_tokens=16, seed=1)).text
 
 
+def test_structured_output(run):
+    hero, afraid, at, *items = run("structured_output.py").splitlines()
+    assert re.fullmatch(r"'.{0,12}' is \d{1,3} years old and has [012] friends", hero)
+    assert afraid in ("yes", "no")
+    assert re.fullmatch("[0-2][0-9]:[0-5][0-9]", at)
+    assert all(re.fullmatch("(- [a-z]+)?", item) for item in items)
+
+
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested

@@ -97,8 +97,8 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
-    if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+    if kind in _TEXT_PARTS and "text" in part and (part["text"] is None or isinstance(part["text"], str)):
+        return {"type": "text", "text": part["text"] or ""}
     if kind in _REASONING_PARTS:
         for key in (*REASONING_KEYS, "text"):
             text = part.get(key)

@@ -55,7 +55,7 @@ def test_no_content_beside_calls(body):
     without = calling()
     del without["content"]
     template = over(body)
-    empty_parts = [calling(content=parts) for parts in ([], [{"type": "text", "text": ""}], [""])]
+    empty_parts = [calling(content=parts) for parts in ([], [{"type": "text", "text": None}], [""])]
     for message in (calling(), without, calling(content=""), *empty_parts):
         assert render(template, [USER, message, RESULT]) == '<user>Q<assistant>[look {"x": 1}]<tool>R'
 
@@ -71,7 +71,7 @@ def test_null_content_is_empty(role):
     assert render(over("<{{ m.role }}>{{ m.content }}"), messages).endswith(f"<{role}>")
 
 
-@pytest.mark.parametrize("content", [None, "", [], [{"type": "text", "text": ""}]])
+@pytest.mark.parametrize("content", [None, "", [], [{"type": "text", "text": ""}], [{"text": None}]])
 def test_nothing_said_has_the_form_that_the_template_takes(content):
     template = over("<{{ m.role }}>{{ m.content[0].text.strip() }}")
     assert render(template, [USER, {"role": "assistant", "content": content}, NEXT]) == "<user>Q<assistant><user>And?"
