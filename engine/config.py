@@ -111,6 +111,8 @@ class EngineConfig:
         eager: on a GPU, launch decode steps kernel by kernel instead of replaying a captured graph (slower; for tests).
         pre_tokenizer: overrides the pre-tokenizer that the file names.
         chat_template: jinja2 source that replaces the file's chat template.
+        tool_format: how the model writes calls of tools: a name of engine.text.answers.call_forms, or "auto", which
+            takes what its chat template writes.
 
     Raises:
         InvalidRequestError: a value outside its range.
@@ -135,6 +137,7 @@ class EngineConfig:
     eager: bool = False
     pre_tokenizer: str | None = None
     chat_template: str | None = field(default=None, repr=False)
+    tool_format: str = "auto"
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -203,6 +206,7 @@ class EngineSettings(TypedDict, total=False):
     eager: bool
     pre_tokenizer: str | None
     chat_template: str | None
+    tool_format: str
 
 
 def _whole(value: object) -> bool:

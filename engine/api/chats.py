@@ -55,5 +55,6 @@ class Chats:
         Raises:
             InvalidRequestError: there is no template, or it refuses the messages.
         """
-        prompt = chat_prompt(self.template(), self._requests.tokenizer, messages, variables)
+        form = self._config.tool_format
+        prompt = chat_prompt(self.template(), self._requests.tokenizer, messages, variables, form)
         return replace(prompt, token_ids=tuple(self._requests.checked(prompt.token_ids)))

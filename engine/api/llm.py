@@ -34,7 +34,7 @@ from engine.sampling.params import SamplingParams
 from engine.scheduling.job import Job
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.occupancy import Occupancy
-from engine.text import ChatPrompt, ChatTemplate, Tokenizer
+from engine.text import ChatPrompt, ChatTemplate, Tokenizer, form_named
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,6 +80,7 @@ class LLM:
         wanted = config_of(model, device, config, settings)
         path = BUNDLED_MODEL if wanted.model is None else resolve_model(wanted.model, status)
         self.config = replace(wanted, model=path)
+        form_named(wanted.tool_format)
         self._file = open_gguf(path)
         try:
             metadata = self._file.metadata
@@ -259,7 +260,10 @@ class LLM:
         Args:
             messages: see engine.text.templates.messages.checked_messages.
             params: sampling parameters.
-            variables: further names for the template, as enable_thinking=False; `tools` are JSON schemas.
+            variables: further names for the template, as enable_thinking=False. Some are about the answer:
+                `tools`, descriptions of functions in OpenAI's form; `tool_choice`, "auto", "none", "required" or
+                {"type": "function", "function": {"name": ...}}; `parallel_tool_calls`, whether there may be several
+                calls; `max_reasoning_tokens`, after which reasoning is ended.
         """
         return self.stream_chat(messages, params, **variables).result()
 
@@ -281,7 +285,9 @@ class LLM:
 
     def _chat_jobs(self, prompt: ChatPrompt, params: SamplingParams, *, by_step: bool = False) -> list[Job]:
         opening = prompt.opening() if params.constraint is not None else None
-        return self._requests.samples(prompt.token_ids, params, prompt.shown_ids, opening, by_step=by_step)
+        return self._requests.samples(
+            prompt.token_ids, params, prompt.shown_ids, opening, rules=prompt.rules, by_step=by_step
+        )
 
     def add_request(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a prompt for step(); returns the id that its chunks will carry."""

@@ -19,7 +19,7 @@ from engine.sampling.params import MAX_SEED, SamplingParams
 from engine.sampling.rng import fresh_seed
 from engine.scheduling.job import Job
 from engine.scheduling.output import OutputAssembler
-from engine.text import Tokenizer
+from engine.text import AnswerRules, Tokenizer
 
 if TYPE_CHECKING:
     from engine.constraints import ConstraintCompiler
@@ -83,10 +83,11 @@ class Requests:
         shown_ids: Collection[int] = (),
         opening: Opening | None = None,
         *,
+        rules: AnswerRules | None = None,
         by_step: bool = False,
     ) -> list[Job]:
         """One job for each sample of a prompt: seeds from the first one on, pages shared."""
-        first = self.job(prompt, params, by_step=by_step, shown_ids=shown_ids, opening=opening)
+        first = self.job(prompt, params, by_step=by_step, shown_ids=shown_ids, opening=opening, rules=rules)
         jobs, request = [first], first.request
         for number in range(1, params.n):
             following = replace(
@@ -94,7 +95,7 @@ class Requests:
                 request_id=next(self._ids),
                 seed=(request.seed + number) % (MAX_SEED + 1),
                 shares_with=request.request_id,
-                mask=self._mask(params, opening),
+                mask=self._mask(params, opening, rules),
             )
             assembler = OutputAssembler(following, self._tokenizer, self._eog_ids, shown_ids)
             jobs.append(Job(following, assembler, by_step))
@@ -112,6 +113,7 @@ class Requests:
         by_step: bool = False,
         shown_ids: Collection[int] = (),
         opening: Opening | None = None,
+        rules: AnswerRules | None = None,
     ) -> Job:
         """Check a request against the model and the context; refuses what cannot run.
 
@@ -121,6 +123,7 @@ class Requests:
             by_step: whether step() tells its chunks.
             shown_ids: control tokens that appear in the text by name.
             opening: what may come before a constrained text.
+            rules: what the answer of a chat is held to.
         """
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
@@ -136,22 +139,31 @@ class Requests:
             _ = self.tokenizer  # stop strings need text
         seed = params.seed if params.seed is not None else fresh_seed()
         score_from = 1 if params.prompt_logprobs is not None else None
-        mask = self._mask(params, opening)
+        mask = self._mask(params, opening, rules)
         request = Request(next(self._ids), ids, params, seed, wanted, score_from, mask=mask)
         return Job(request, OutputAssembler(request, self._tokenizer, self._eog_ids, shown_ids), by_step)
 
-    def _mask(self, params: SamplingParams, opening: Opening | None) -> TokenMask | None:
-        """The mask of a request with a constraint.
+    def _mask(self, params: SamplingParams, opening: Opening | None, rules: AnswerRules | None) -> TokenMask | None:
+        """The mask of a request with a constraint, or of an answer that is held to something.
 
         Raises:
-            InvalidRequestError: the constraint cannot be used.
+            InvalidRequestError: the constraint or the schema of a tool cannot be used.
         """
-        if params.constraint is None:
+        if params.constraint is None and rules is None:
             return None
+        if params.constraint is not None and rules is not None:
+            if rules.calls is None:
+                raise InvalidRequestError("a constraint and max_reasoning_tokens cannot go together yet; leave out one")
+            raise InvalidRequestError(
+                'a constraint leaves no room for calls of tools; leave out one of the two, or say tool_choice "none"'
+            )
         if self._constraints is None:
             from engine.constraints import ConstraintCompiler  # a library that only these requests need
 
             self._constraints = ConstraintCompiler(self.tokenizer, self._vocab_size, self._eog_ids)
+        if params.constraint is None and rules is not None:
+            return self._constraints.answer_mask(rules)
+        assert params.constraint is not None, "one of the two"
         return self._constraints.mask(params.constraint, opening)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:

@@ -45,6 +45,7 @@ def bench(
         Without(
             "context_length",
             "pre_tokenizer",
+            "tool_format",
             "max_sequences",
             "cache_tokens",
             "prefix_cache",

@@ -71,6 +71,14 @@ class Opening:
             "--pre-tokenizer", help="Use this pre-tokenizer instead of the one the file names.", rich_help_panel=MODEL
         ),
     ] = None
+    tool_format: Annotated[
+        str,
+        typer.Option(
+            "--tool-format",
+            help="How the model writes calls of tools, as hermes or llama3; auto takes what its chat template writes.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto"
     max_sequences: Annotated[
         int | None,
         typer.Option(

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
+from dataclasses import replace
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from engine.concurrency import fork
+from engine.constraints.answer_mask import AnswerMask
+from engine.constraints.call_grammar import call_grammar
 from engine.constraints.grammars import grammar_text, refused
 from engine.constraints.matcher import GrammarMask
 from engine.constraints.openings import with_opening
 from engine.constraints.vocabulary import build_trie
-from engine.sampling.constraint import Constraint
+from engine.errors import InvalidRequestError
+from engine.sampling.constraint import Constraint, Lark
 from engine.sampling.opening import Opening
 from engine.text import Tokenizer
+from engine.text.answers.rules import AnswerRules, CallRules
 
 LIMITS = LLParserLimits(max_grammar_size=50_000, verbose_errors=False)
 """Bound what a grammar costs: about 4 s of one core to compile, for some 4000 properties. The other limits are the
@@ -52,6 +57,46 @@ class ConstraintCompiler:
         Raises:
             ConstraintError: the constraint is damaged, contradicts itself, or uses what the library cannot do.
         """
+        matcher, n_tokens = self._matcher(constraint, opening)
+        return GrammarMask(matcher, self._n_rows, n_tokens)
+
+    def answer_mask(self, rules: AnswerRules) -> AnswerMask:
+        """The mask of an answer with calls, or with a limit of its reasoning.
+
+        Raises:
+            InvalidRequestError: arguments of a tool cannot be held to their schema.
+        """
+        n_tokens = self._n_rows
+        if rules.calls is not None:
+            try:
+                _, n_tokens = self._matcher(self._calls(rules.calls, opened=False))  # refused now or never
+                self._matcher(self._calls(rules.calls, opened=True))
+            except InvalidRequestError as error:
+                raise self._tool_refused(rules.calls, error) from None
+        return AnswerMask(rules, self._tokenizer, self._make, self._end_ids, self._n_rows, n_tokens)
+
+    def _make(self, calls: CallRules, opened: bool, recipient: str | None) -> LLMatcher:
+        return self._matcher(self._calls(calls, opened=opened, recipient=recipient))[0]
+
+    def _calls(self, calls: CallRules, *, opened: bool, recipient: str | None = None) -> Lark:
+        split = self._tokenizer.control_pieces
+        return Lark(call_grammar(calls, split, opened=opened, recipient=recipient))
+
+    def _tool_refused(self, calls: CallRules, error: InvalidRequestError) -> InvalidRequestError:
+        """The error with the name of the tool whose schema is to blame."""
+        for name, schema in calls.tools:
+            try:
+                self._matcher(self._calls(replace(calls, tools=((name, schema),)), opened=True))
+            except InvalidRequestError as inner:
+                reason = str(inner).rpartition("failed to compile JSON schema:")[2].strip().splitlines()[0]
+                return InvalidRequestError(
+                    f"the arguments of the tool {name!r} cannot be held to their schema: {reason}; "
+                    'change the schema, or give the function "strict": false'
+                )
+        return error
+
+    def _matcher(self, constraint: Constraint, opening: Opening | None = None) -> tuple[LLMatcher, int]:
+        """A matcher in its first state, and the number of tokens that it knows."""
         text = grammar_text(constraint)
         if opening is not None:
             text = with_opening(text, opening, self._tokenizer)
@@ -69,7 +114,7 @@ class ConstraintCompiler:
             self._kept.move_to_end(text)
             while len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
-            return GrammarMask(first.deep_copy(), self._n_rows, trie.vocab_size)
+            return first.deep_copy(), trie.vocab_size
 
     @staticmethod
     def _compiled(constraint: Constraint, text: str, trie: LLTokenizer) -> LLMatcher:

@@ -38,6 +38,17 @@ def template_names(defaults: dict[str, Any], variables: dict[str, Any] | None, e
     return names
 
 
+def answer_names(tools: Any, choice: Any, parallel: bool | None, budget: int | None) -> dict[str, Any]:
+    """What a request says about tools and reasoning, by the names of LLM.chat(); without what it does not say."""
+    given = {
+        "tools": tools or None,
+        "tool_choice": choice,
+        "parallel_tool_calls": parallel,
+        "max_reasoning_tokens": budget,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def prompt_of(llm: LLM, messages: Sequence[Any], names: dict[str, Any], *, continued: bool = False) -> ChatPrompt:
     """The prompt of a conversation; runs in a thread, as templates and long texts take their time.
 

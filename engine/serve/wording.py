@@ -102,4 +102,4 @@ def chat_logprobs(llm: LLM, samples: Sequence[TokenSample], n: int) -> list[dict
 
 def finish_reason(result: GenerationResult) -> str:
     """OpenAI's word for the end of a text."""
-    return "tool_calls" if result.tool_calls else result.finish_reason
+    return "tool_calls" if result.tool_calls and result.finish_reason == "stop" else result.finish_reason

@@ -6,12 +6,16 @@ from typing import Any
 
 from engine.errors import InvalidRequestError
 from engine.sampling.opening import Opening
-from engine.text.answers.formats import AnswerFormat, Kind
+from engine.text.answers.call_forms import CallForm, form_named
+from engine.text.answers.formats import MARKS, AnswerFormat, Kind, Marks
 from engine.text.answers.openings import opening_of
 from engine.text.answers.parser import AnswerParser
 from engine.text.answers.reader import AnswerReader
+from engine.text.answers.rules import AnswerRules, CallRules, argument_schemas, choose_tools
 from engine.text.answers.tool_calls import Types, parameter_types
 from engine.text.templates.chat_template import ChatTemplate
+from engine.text.templates.messages import checked_tools
+from engine.text.templates.told_tools import with_tools
 from engine.text.tokenizers.tokenizer import Tokenizer
 
 _TAIL = 4000
@@ -29,6 +33,7 @@ class ChatPrompt:
         shown_ids: control tokens that must stay in the answer's text for its reader.
         types: types of the parameters of the tools.
         calls_as_text: whether the template takes calls only as text.
+        rules: what the answer is held to: calls of tools, and the length of its reasoning.
         begins_thoughts: whether the model itself may begin its answer with a thought.
     """
 
@@ -38,6 +43,7 @@ class ChatPrompt:
     shown_ids: frozenset[int]
     types: Types
     calls_as_text: bool
+    rules: AnswerRules | None = None
     begins_thoughts: bool = True
 
     def opening(self) -> Opening | None:
@@ -66,26 +72,84 @@ class ChatPrompt:
 
 
 def chat_prompt(
-    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Any], variables: Mapping[str, Any]
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Any],
+    variables: Mapping[str, Any],
+    tool_format: str = "auto",
 ) -> ChatPrompt:
     """Renders a conversation and encodes it.
 
+    Args:
+        template: of the model.
+        tokenizer: of the model.
+        messages: the conversation.
+        variables: names for the template; `tools`, `tool_choice`, `parallel_tool_calls` and `max_reasoning_tokens` are
+            about the answer.
+        tool_format: name of a form of calls, or "auto".
+
     Raises:
-        InvalidRequestError: the template refuses the messages, or a variable has a name of its own kind.
+        InvalidRequestError: the template refuses the messages, a variable has a name of its own kind, or what is asked
+            about tools contradicts itself.
     """
     if "messages" in variables:
         raise InvalidRequestError("a variable of the chat template cannot be named messages")
-    text = template.render(list(messages), **variables)
-    variant, tools = variables.get("template"), variables.get("tools")
-    values = {name: value for name, value in variables.items() if name not in ("template", "tools")}
-    markers = template.answer_format(variant, tools, values)
+    names = dict(variables)
+    choice, parallel = names.pop("tool_choice", None), names.pop("parallel_tool_calls", None)
+    budget = _budget(names.pop("max_reasoning_tokens", None))
+    tools = checked_tools(names.pop("tools", None))
+    wanted = choose_tools(tools or (), choice, parallel)
+    variant = names.get("template")
+    values = {name: value for name, value in names.items() if name != "template"}
+    offered = wanted.tools if wanted is not None else None
+    text = template.render(list(messages), tools=offered, **names)
+    markers = template.answer_format(variant, offered, values)
+    calls = None
+    if wanted is not None:
+        form = form_named(tool_format) or template.call_form(variant, offered, values)
+        calls = CallRules(form, argument_schemas(wanted), wanted.forced, wanted.several)
+        markers = _knowing(markers, form, calls)
+        if not any(name in text for name, _ in calls.tools):  # the template has no place for tools
+            text = template.render(with_tools(messages, wanted.tools, form), **names)
+    elif tools:  # none of them may be called: what looks like a call is text
+        marks = tuple(marks for marks in markers.marks if marks.kind is not Kind.CALLS)
+        markers = replace(markers, marks=marks, bare_calls=frozenset())
     ids = (tokenizer.token_id(name) for name in markers.token_names())
+    shown = frozenset(id for id in ids if id is not None and id not in tokenizer.eog_ids)
+    types = parameter_types(offered)
+    rules = None
+    if calls is not None or budget is not None:
+        end, banned = template.reasoning_end(variant, offered, values)
+        limit = budget if end else None
+        rules = AnswerRules(markers, text[-4000:], types, shown, calls, limit, end, banned)
     return ChatPrompt(
         text=text,
         token_ids=tuple(tokenizer.encode_rendered(text)),
         markers=markers,
-        shown_ids=frozenset(id for id in ids if id is not None and id not in tokenizer.eog_ids),
-        types=parameter_types(tools),
-        calls_as_text=not template.takes_calls(variant, tools, values),
-        begins_thoughts=not template.opens_thoughts(variant, tools, values),
+        shown_ids=shown,
+        types=types,
+        calls_as_text=not template.takes_calls(variant, offered, values),
+        begins_thoughts=not template.opens_thoughts(variant, offered, values),
+        rules=rules,
     )
+
+
+def _budget(given: Any) -> int | None:
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise InvalidRequestError(f"max_reasoning_tokens is {given!r}; allowed: None or a whole number of at least 0")
+    return given
+
+
+def _knowing(markers: AnswerFormat, form: CallForm, calls: CallRules) -> AnswerFormat:
+    """The format of answers with the markers of a form that the template itself may not have shown."""
+    if form.opens or markers.channels is not None:
+        return markers
+    if not form.begin:
+        return replace(markers, bare_calls=markers.bare_calls | {name for name, _ in calls.tools})
+    if any(marks.begin == form.begin for marks in markers.marks):
+        return markers
+    known = next((marks for marks in MARKS if marks.begin == form.begin), None)
+    marks = known or Marks(Kind.CALLS, form.begin, (form.end,) if form.end else ())
+    return replace(markers, marks=(*markers.marks, marks))

@@ -104,6 +104,16 @@ def test_structured_output(run):
     assert all(re.fullmatch("(- [a-z]+)?", item) for item in items)
 
 
+def test_tool_loop(run):
+    def open_model(source, device, threads, **settings):
+        return LLM(source, **settings)
+
+    with running(open_llm=open_model) as server:
+        lines = run("tool_loop.py", server.url + "/v1").splitlines()
+    assert re.fullmatch(r"call: forecast -> .*: sun for [1-7] days", lines[0])
+    assert lines[1].startswith("answer: ")
+
+
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested

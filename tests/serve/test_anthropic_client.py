@@ -91,11 +91,11 @@ def test_errors_have_anthropics_form(server, client):
     assert caught.value.body["error"]["type"] == "invalid_request_error"
     assert "top_p" in caught.value.body["error"]["message"]
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
-    for content in ([image], [{"type": "tool_result", "tool_use_id": "x"}], 3):
+    for content in ([image], [{"type": "search_result"}], 3):
         with pytest.raises(anthropic.BadRequestError, match="messages"):
             client.messages.create(**options(messages=[{"role": "user", "content": content}]))
     with pytest.raises(anthropic.BadRequestError, match="tools"):
-        client.messages.create(**options(tools=[{"name": "f", "input_schema": {"type": "object"}}]))
+        client.messages.create(**options(tools=[{"type": "web_search_20250305", "name": "web_search"}]))
     with (
         anthropic.Anthropic(base_url=server.url, api_key="other", max_retries=0) as stranger,
         pytest.raises(anthropic.AuthenticationError),

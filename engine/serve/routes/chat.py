@@ -13,7 +13,7 @@ from engine.request import GenerationResult, GenerationStats
 from engine.sampling.params import MAX_LOGPROBS
 from engine.serve.answers import DONE, event, respond
 from engine.serve.body import read_body
-from engine.serve.conversations import is_continued, prompt_of, template_names
+from engine.serve.conversations import answer_names, is_continued, prompt_of, template_names
 from engine.serve.errors import ApiError
 from engine.serve.fields import SamplingFields, StreamOptions, params_of, structure_in
 from engine.serve.run import Run
@@ -33,6 +33,10 @@ class ChatBody(SamplingFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     verbose: bool | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_reasoning_tokens: int | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -45,6 +49,7 @@ def router(serving: Serving) -> APIRouter:
         body = await read_body(request, ChatBody)
         continued = is_continued(body.messages, body.continue_final_message, body.add_generation_prompt)
         names = template_names(serving.settings.template_variables, body.chat_template_kwargs, body.reasoning_effort)
+        names |= answer_names(body.tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens)
         structure = structure_in(body)
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)
@@ -144,12 +149,13 @@ class _Answer:
                 delta["reasoning_content"] = chunk.reasoning
             if chunk.text:
                 delta["content"] = chunk.text
-            if chunk.tool_calls:
-                first = calls.get(index, 0)
-                delta["tool_calls"] = [
-                    {"index": first + number, **call.as_dict()} for number, call in enumerate(chunk.tool_calls)
-                ]
-                calls[index] = first + len(chunk.tool_calls)
+            opened = []
+            for call in chunk.tool_calls:
+                number = calls.get(index, 0)
+                calls[index] = number + 1
+                begun = {**call.as_dict(), "function": {"name": call.name, "arguments": ""}}
+                opened.append({"index": number, **begun})
+                opened.append({"index": number, "function": {"arguments": call.arguments}})
             if delta or chunk.logprobs:
                 one = choice(index, delta)
                 if self.top is not None:
@@ -159,9 +165,13 @@ class _Answer:
                 if self._body.timings_per_token:
                     value["timings"] = timings(self._run.stats(index))
                 yield event(value)
+            for part in opened:  # name and id first, then the arguments: clients put them together
+                yield event({**head, "choices": [choice(index, {"tool_calls": [part]})]})
             if chunk.finish_reason is not None and chunk.stats is not None:
                 stats[index] = chunk.stats
-                reason = "tool_calls" if calls.get(index) else chunk.finish_reason
+                reason = chunk.finish_reason
+                if calls.get(index) and reason == "stop":
+                    reason = "tool_calls"
                 yield event({**head, "choices": [choice(index, {}, reason)], "timings": timings(chunk.stats)})
         if options is not None and options.include_usage:
             ordered = [stats[index] for index in sorted(stats)]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from engine.request import GenerationResult, GenerationStats
+from engine.request import GenerationResult, GenerationStats, ToolCall
 from engine.serve.answers import named_event, respond
 from engine.serve.body import Body, read_body
-from engine.serve.conversations import is_continued, prompt_of, template_names
+from engine.serve.conversations import answer_names, is_continued, prompt_of, template_names
 from engine.serve.errors import ApiError, json_response
 from engine.serve.fields import FORMS, OTHER_SAMPLERS, make_params
 from engine.serve.routes.text import with_model
@@ -30,8 +31,6 @@ class CountBody(Body):
         **OTHER_SAMPLERS,
         **FORMS,
         **dict.fromkeys(FIELDS, ()),
-        "tools": ([],),
-        "tool_choice": ({"type": "none"}, {"type": "auto"}),
         "mcp_servers": ([],),
         "container": (),
     }
@@ -40,6 +39,8 @@ class CountBody(Body):
     messages: list[Any]
     system: str | list[dict[str, Any]] | None = None
     thinking: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
@@ -113,11 +114,48 @@ def _prompt_maker(body: CountBody, serving: Serving) -> Any:
     kind = (body.thinking or {}).get("type")
     if kind in ("enabled", "adaptive", "disabled"):
         names.setdefault("enable_thinking", kind != "disabled")
+    names |= _about_tools(body)
 
     def make(llm: Any) -> ChatPrompt:
         return prompt_of(llm, messages, names, continued=continued)
 
     return make
+
+
+def _about_tools(body: CountBody) -> dict[str, Any]:
+    """Tools, the choice among them and the length of reasoning, by the names of LLM.chat().
+
+    Raises:
+        ApiError: a tool of the server's own, or a choice that does not exist.
+    """
+    tools = []
+    for index, tool in enumerate(body.tools or []):
+        if tool.get("type", "custom") != "custom":
+            raise ApiError(
+                400,
+                f"tools[{index}] is of type {tool['type']!r}; only tools with an input_schema are supported",
+                param="tools",
+                code="unsupported_parameter",
+            )
+        function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
+        for key in ("description", "strict"):
+            if key in tool:
+                function[key] = tool[key]
+        tools.append({"type": "function", "function": function})
+    choice = body.tool_choice or {}
+    kind = choice.get("type", "auto")
+    choices: dict[str, Any] = {
+        "auto": None,
+        "none": "none",
+        "any": "required",
+        "tool": {"type": "function", "function": {"name": choice.get("name")}},
+    }
+    if kind not in choices:
+        raise ApiError(400, f"tool_choice is of type {kind!r}; allowed: {', '.join(choices)}", param="tool_choice")
+    parallel = False if choice.get("disable_parallel_tool_use") else None
+    thinking = body.thinking or {}
+    budget = thinking.get("budget_tokens") if thinking.get("type") == "enabled" else None
+    return answer_names(tools, choices[kind], parallel, budget)
 
 
 def messages_of(body: CountBody) -> list[dict[str, Any]]:
@@ -139,8 +177,28 @@ def messages_of(body: CountBody) -> list[dict[str, Any]]:
             thought = "\n".join(str(block.get("thinking", "")) for block in content if block.get("type") == "thinking")
             if thought and message["role"] == "assistant":
                 made["reasoning_content"] = thought
+            calls = [_call(block) for block in content if block.get("type") == "tool_use"]
+            if calls:
+                made["tool_calls"] = calls
+            results = [block for block in content if block.get("type") == "tool_result"]
+            messages += [
+                {
+                    "role": "tool",
+                    "tool_call_id": str(block.get("tool_use_id")),
+                    "content": _text(block.get("content") or "", f"{where}.content"),
+                }
+                for block in results
+            ]
+            if results and not made["content"]:
+                continue
         messages.append(made)
     return messages
+
+
+def _call(block: dict[str, Any]) -> dict[str, Any]:
+    """A block of a call as templates take it."""
+    function = {"name": str(block.get("name")), "arguments": json.dumps(block.get("input") or {}, ensure_ascii=False)}
+    return {"id": str(block.get("id")), "type": "function", "function": function}
 
 
 def _text(content: Any, where: str) -> str:
@@ -156,10 +214,10 @@ def _text(content: Any, where: str) -> str:
             texts.append(block["text"])
         elif kind == "image":
             raise ApiError(400, f"{where}[{number}]: image input is not supported by this server", param=where)
-        elif kind not in ("thinking", "redacted_thinking"):
+        elif kind not in ("thinking", "redacted_thinking", "tool_use", "tool_result"):
             raise ApiError(
                 400,
-                f"{where}[{number}] is of type {kind!r}; text and thinking are supported",
+                f"{where}[{number}] is of type {kind!r}; text, thinking, tool_use and tool_result are supported",
                 param=where,
                 code="unsupported_parameter",
             )
@@ -180,7 +238,9 @@ class _Answer:
         content: list[dict[str, Any]] = []
         if result.reasoning:
             content.append({"type": "thinking", "thinking": result.reasoning, "signature": ""})
-        content.append({"type": "text", "text": result.text})
+        if result.text or not result.tool_calls:
+            content.append({"type": "text", "text": result.text})
+        content += [{**_block(call), "input": json.loads(call.arguments)} for call in result.tool_calls]
         reason, word = self._reason(result)
         return self._message(content, reason, word, _usage(result.stats))
 
@@ -202,6 +262,8 @@ class _Answer:
         """Anthropic's word for the end, and the stop sequence where it was the only one that there was."""
         if result.finish_reason == "length":
             return "max_tokens", None
+        if result.tool_calls:
+            return "tool_use", None
         llm, stops = self._run.llm.llm, self._body.stop_sequences or []
         if stops and (not result.token_ids or result.token_ids[-1] not in llm.tokenizer.eog_ids):
             return "stop_sequence", stops[0] if len(stops) == 1 else None
@@ -212,13 +274,14 @@ class _Answer:
         prompt = self._run.streams[0].request.prompt_ids
         begun = {"input_tokens": len(prompt), "cache_read_input_tokens": 0, "output_tokens": 0}
         yield _event("message_start", message=self._message([], None, None, begun))
-        index, kind = -1, ""
+        index, kind, called = -1, "", False
         async for told in self._run.events():
             chunk = getattr(told, "chunk", None)
             if chunk is None:
                 continue
             for wanted, text in (("thinking", chunk.reasoning), ("text", chunk.text)):
-                if not text and not (wanted == "text" and chunk.finish_reason is not None and kind != "text"):
+                last = chunk.finish_reason is not None and not called and not chunk.tool_calls
+                if not text and not (wanted == "text" and last and kind != "text"):
                     continue
                 if kind != wanted:
                     if kind:
@@ -232,11 +295,25 @@ class _Answer:
                     )
                 if text:
                     yield _event("content_block_delta", index=index, delta={"type": f"{kind}_delta", kind: text})
-        yield _event("content_block_stop", index=index)
+            for call in chunk.tool_calls:
+                if kind:
+                    yield _event("content_block_stop", index=index)
+                index, kind, called = index + 1, "", True
+                yield _event("content_block_start", index=index, content_block={**_block(call), "input": {}})
+                delta = {"type": "input_json_delta", "partial_json": call.arguments}
+                yield _event("content_block_delta", index=index, delta=delta)
+                yield _event("content_block_stop", index=index)
+        if kind:
+            yield _event("content_block_stop", index=index)
         result = self._run.streams[0].folded()
         reason, word = self._reason(result)
         yield _event("message_delta", delta={"stop_reason": reason, "stop_sequence": word}, usage=_usage(result.stats))
         yield _event("message_stop")
+
+
+def _block(call: ToolCall) -> dict[str, Any]:
+    """The head of a block of a call."""
+    return {"type": "tool_use", "id": call.id, "name": call.name}
 
 
 def _event(kind: str, **values: Any) -> bytes:

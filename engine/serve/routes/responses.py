@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 
 from engine.api.driver import PromptProgress
-from engine.request import GenerationResult
+from engine.request import GenerationResult, ToolCall
 from engine.serve.answers import named_event, respond
 from engine.serve.body import Body, read_body
-from engine.serve.conversations import prompt_of, template_names
+from engine.serve.conversations import answer_names, prompt_of, template_names
 from engine.serve.errors import ApiError
 from engine.serve.fields import SamplingFields, params_of, structure_in
 from engine.serve.run import Run
@@ -44,6 +45,10 @@ class ResponsesBody(SamplingFields):
     text: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_reasoning_tokens: int | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -58,6 +63,19 @@ def router(serving: Serving) -> APIRouter:
         messages = messages_of(body)
         effort = body.reasoning.effort if body.reasoning is not None else None
         names = template_names(serving.settings.template_variables, body.chat_template_kwargs, effort)
+        for index, tool in enumerate(body.tools or []):
+            if tool.get("type", "function") != "function":
+                raise ApiError(
+                    400,
+                    f"tools[{index}] is of type {tool['type']!r}; only functions are supported",
+                    param="tools",
+                    code="unsupported_parameter",
+                )
+        tools = [
+            {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+            for tool in body.tools or []
+        ]
+        names |= answer_names(tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens)
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)
 
@@ -101,9 +119,26 @@ def messages_of(body: ResponsesBody) -> list[dict[str, Any]]:
             parts = item.get("content") or item.get("summary") or []
             thought = "".join(str(part.get("text", "")) for part in parts if isinstance(part, Mapping))
             continue
+        if kind == "function_call":
+            function = {"name": str(item.get("name")), "arguments": item.get("arguments") or "{}"}
+            call = {"id": str(item.get("call_id")), "type": "function", "function": function}
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": None, "tool_calls": []})
+                if thought:
+                    messages[-1]["reasoning_content"], thought = thought, ""
+            messages[-1].setdefault("tool_calls", []).append(call)
+            continue
+        if kind == "function_call_output":
+            output = item.get("output")
+            if isinstance(output, list):
+                output = "".join(str(part.get("text", "")) for part in output if isinstance(part, Mapping))
+            messages.append({"role": "tool", "tool_call_id": str(item.get("call_id")), "content": str(output)})
+            continue
         if kind != "message" or "role" not in item:
             raise ApiError(
-                400, f"input[{index}] is of type {kind!r}; only messages are supported", param=f"input[{index}]"
+                400,
+                f"input[{index}] is a {kind!r}; supported: message, reasoning, function_call, function_call_output",
+                param=f"input[{index}]",
             )
         message = {"role": item["role"], "content": item.get("content")}
         if thought and item["role"] == "assistant":
@@ -140,13 +175,13 @@ class _Answer:
             "metadata": body.metadata or {},
             "model": self._run.model.spec.name,
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature,
             "text": {"format": (body.text or {}).get("format") or {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
             "top_p": body.top_p,
             "truncation": "disabled",
             "usage": None,
@@ -159,7 +194,9 @@ class _Answer:
             value["status"], value["incomplete_details"] = "incomplete", {"reason": "max_output_tokens"}
         if result.reasoning:
             value["output"].append(self._reasoning_item(result.reasoning))
-        value["output"].append(self._message_item(result.text, "completed"))
+        if result.text or not result.tool_calls:
+            value["output"].append(self._message_item(result.text, "completed"))
+        value["output"] += [_call_item(call, "completed") for call in result.tool_calls]
         value["usage"] = {
             "input_tokens": stats.prompt_tokens,
             "input_tokens_details": {"cached_tokens": stats.cached_tokens},
@@ -196,7 +233,8 @@ class _Answer:
         yield self._event("response.created", response=self._response(None))
         yield self._event("response.in_progress", response=self._response(None))
         item = -1
-        thinking = speaking = False
+        pending: list[ToolCall] = []  # told behind the text, as one item is open at a time
+        thinking = speaking = closed = called = False
         async for told in self._run.events(progress=self._body.return_progress):
             timed = self._body.timings_per_token
             if isinstance(told, PromptProgress):
@@ -211,8 +249,10 @@ class _Answer:
                     yield self._event("response.output_item.added", output_index=item, item=self._reasoning_item(None))
                 place = {"item_id": self._reasoning_id, "output_index": item, "content_index": 0}
                 yield self._event("response.reasoning_text.delta", **place, delta=chunk.reasoning, **extra)
-            if (chunk.text or chunk.finish_reason is not None) and not speaking:
-                if thinking:
+            last = chunk.finish_reason is not None and not called and not chunk.tool_calls
+            if (chunk.text or last) and not speaking:
+                if thinking and not closed:
+                    closed = True
                     for one in self._close_reasoning(item):
                         yield one
                 speaking, item = True, item + 1
@@ -224,15 +264,39 @@ class _Answer:
             if chunk.text:
                 place = {"item_id": self._message_id, "output_index": item, "content_index": 0}
                 yield self._event("response.output_text.delta", **place, delta=chunk.text, logprobs=[], **extra)
+            for call in chunk.tool_calls:
+                if thinking and not closed:
+                    closed = True
+                    for one in self._close_reasoning(item):
+                        yield one
+                pending.append(call)
+                called = True
         result = self._run.streams[0].folded()
-        place = {"item_id": self._message_id, "output_index": item, "content_index": 0}
-        yield self._event("response.output_text.done", **place, text=result.text, logprobs=[])
-        yield self._event("response.content_part.done", **place, part=_part(result.text))
-        yield self._event(
-            "response.output_item.done", output_index=item, item=self._message_item(result.text, "completed")
-        )
+        if speaking:
+            for one in self._close_message(item, result.text):
+                yield one
+        for call in pending:
+            item += 1
+            begun = _call_item(replace(call, arguments=""), "in_progress")
+            done = _call_item(call, "completed")
+            place = {"item_id": done["id"], "output_index": item}
+            yield self._event("response.output_item.added", output_index=item, item=begun)
+            yield self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
+            yield self._event(
+                "response.function_call_arguments.done", **place, arguments=call.arguments, name=call.name
+            )
+            yield self._event("response.output_item.done", output_index=item, item=done)
         # Also where the status is "incomplete": clients wait for this event, and read the status from the response.
         yield self._event("response.completed", response=self._response(result), timings=timings(result.stats))
+
+    def _close_message(self, item: int, text: str) -> list[bytes]:
+        place = {"item_id": self._message_id, "output_index": item, "content_index": 0}
+        done = self._message_item(text, "completed")
+        return [
+            self._event("response.output_text.done", **place, text=text, logprobs=[]),
+            self._event("response.content_part.done", **place, part=_part(text)),
+            self._event("response.output_item.done", output_index=item, item=done),
+        ]
 
     def _close_reasoning(self, item: int) -> list[bytes]:
         text = self._run.streams[0].reasoning
@@ -241,6 +305,17 @@ class _Answer:
             self._event("response.reasoning_text.done", **place, text=text),
             self._event("response.output_item.done", output_index=item, item=self._reasoning_item(text)),
         ]
+
+
+def _call_item(call: ToolCall, status: str) -> dict[str, Any]:
+    return {
+        "id": f"fc_{call.id}",
+        "type": "function_call",
+        "status": status,
+        "call_id": call.id,
+        "name": call.name,
+        "arguments": call.arguments,
+    }
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -17,6 +17,8 @@ _LONGEST_HEADER = 200  # characters
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _HEADER_WORDS = re.compile(r"<\|channel\|>\w*|<\|constrain\|>\w*|\bassistant\Z|\bto=\S*|\s")
+_QUOTE = re.compile(r'\\.|(")', re.DOTALL)
+_BEFORE_JSON = ("[ARGS]", "<｜tool▁sep｜>", "<|tool_call_argument_begin|>", "<|tool_call:args|>")
 _PEOPLE = ("user", "assistant", "all")
 
 
@@ -43,6 +45,9 @@ class AnswerParser:
         prompt: the end of the prompt, which may have opened a stretch already.
         types: types of the parameters of functions.
         verbatim: once the answer's own text has begun, all that follows is its text, markers included.
+
+    Attributes:
+        n_sections: stretches of calls that have begun.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class AnswerParser:
         self._flows = {Kind.CONTENT: Flow(), Kind.REASONING: Flow()}
         self._kind = Kind.CONTENT
         self._marks: Marks | None = None  # of the open stretch; None in a message of a channel
+        self._opener: str | None = None  # the marker that ended the header of such a message
         self._text = ""  # not looked at yet
         self._body = ""  # of a header or of calls
         self._raw = ""  # the same with its markers
@@ -62,7 +68,34 @@ class AnswerParser:
         self._bare = False  # calls without a marker
         self._begun = False
         self._written: list[str] = []
+        self.n_sections = 0
         self._open_by(prompt)
+
+    @property
+    def kind(self) -> Kind:
+        """What the text that comes next belongs to, as far as that is known."""
+        return self._kind
+
+    @property
+    def marker(self) -> str | None:
+        """The marker that opened the stretch; None where none did."""
+        return self._marks.begin if self._marks is not None else self._opener
+
+    @property
+    def open_calls(self) -> str:
+        """The text of calls that are not closed, behind the marker that opened them."""
+        keep = self._marks.keep if self._marks is not None else ""
+        return self._body[len(keep) :] + self._text if self._kind is Kind.CALLS else ""
+
+    @property
+    def recipient(self) -> str | None:
+        """The function that the header of the open message names."""
+        return self._recipient if self._kind is Kind.CALLS else None
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the open calls have no marker."""
+        return self._bare and self._kind is Kind.CALLS
 
     @property
     def text_with_calls(self) -> str:
@@ -184,7 +217,8 @@ class AnswerParser:
     def _enter(self, kind: Kind, marks: Marks | None, marker: str) -> None:
         for flow in self._flows.values():
             flow.cut()
-        self._kind, self._marks = kind, marks
+        self._kind, self._marks, self._opener = kind, marks, None
+        self.n_sections += kind is Kind.CALLS
         self._body = marks.keep if marks is not None else ""
         self._raw = marker
 
@@ -202,13 +236,29 @@ class AnswerParser:
         else:
             self._skip(piece, marker)
 
+    def _in_string(self) -> bool:
+        """Whether the open calls are inside a string of JSON, where a marker is text."""
+        body = self._body
+        if self._recipient is None and not body.lstrip().startswith(("{", "[{", "[\n")):
+            starts = [body.rfind(mark) + len(mark) for mark in _BEFORE_JSON if mark in body]
+            if not starts:
+                return False
+            body = body[max(starts) :]
+        return body.lstrip().startswith(("{", "[")) and sum(map(bool, _QUOTE.findall(body))) % 2 == 1
+
     def _again(self, piece: Piece, marker: str) -> None:
+        if self._in_string():
+            self._take(piece, marker)
+            return
         marks = self._marks
         self._end_calls(piece)
         self._enter(Kind.CALLS, marks, marker)
 
     def _end(self, piece: Piece, marker: str) -> None:
         if self._kind is Kind.CALLS:
+            if self._in_string():
+                self._take(piece, marker)
+                return
             self._raw += marker
             if self._marks is not None and self._marks.keep and marker in self._marks.ends:
                 self._body += marker
@@ -242,6 +292,9 @@ class AnswerParser:
             self._raw += marker
             return
         if self._kind is Kind.CALLS:
+            if self._in_string():
+                self._take(piece, marker)
+                return
             self._end_calls(piece)
         self._enter(Kind.HEADER, None, marker)
         self._body = marker if marker == "<|channel|>" else ""
@@ -256,7 +309,7 @@ class AnswerParser:
         kind, recipient = _meaning(channels, marker, self._body)
         raw = self._raw + marker
         self._enter(kind, None, raw if kind is Kind.CALLS else "")
-        self._recipient = recipient
+        self._recipient, self._opener = recipient, marker
 
     def _not_a_header(self, piece: Piece) -> None:
         raw = self._raw

@@ -4,6 +4,7 @@ Of the tokenizer only the names of its special tokens are used.
 """
 
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.concurrency import fork
 from engine.errors import InvalidRequestError, TokenizerError
+from engine.text.answers.call_forms import CallForm, choose_form
 from engine.text.answers.formats import MARKS, AnswerFormat, Kind, choose_format
 from engine.text.answers.parser import AnswerParser
-from engine.text.probes import CALL_VALUE
+from engine.text.probes import CALL_VALUE, THOUGHT
 from engine.text.templates.habits import Habits
 from engine.text.templates.message_shape import into_users, loses_instructions, shaped, without_system
 from engine.text.templates.messages import checked_messages, checked_tools
@@ -195,6 +197,39 @@ class ChatTemplate:
                 bare = frozenset(str(one.get("name")) for one in names if isinstance(one, Mapping))
                 return replace(found, bare_calls=bare)
         return found
+
+    def call_form(
+        self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None
+    ) -> CallForm:
+        """How the model writes calls, by what the template makes of one; see answer_format() for the arguments."""
+        template = self._chosen(template, checked_tools(tools))
+        habits = self.habits(template, values)
+        markers = self.answer_format(template, None, values)
+        return choose_form(markers, self._source(template), habits.samples[-1] if habits.reads_calls else None)
+
+    def reasoning_end(
+        self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None
+    ) -> tuple[str, str]:
+        """What ends a thought, with the white space that the template puts around it, and a word that may not follow.
+
+        "" where answers have no reasoning.
+        """
+        template = self._chosen(template, checked_tools(tools))
+        markers = self.answer_format(template, None, values)
+        if markers.channels is not None:
+            form = choose_form(markers, self._source(template), None)
+            begin, end = form.thought
+            opener = form.begin if begin.startswith(form.begin) else ""
+            return (end + opener, begin.removeprefix(opener).partition("<")[0] if opener else "") if end else ("", "")
+        for sample in self.habits(template, values).samples:
+            for marks in markers.marks:
+                if marks.kind is not Kind.REASONING or not marks.ends:
+                    continue
+                found = re.search(rf"{THOUGHT}(\s*){re.escape(marks.ends[0])}(\s*)", sample)
+                if found is not None:
+                    return found[1] + marks.ends[0] + found[2], ""
+        ends = (marks.ends[0] for marks in markers.marks if marks.kind is Kind.REASONING and marks.ends)
+        return next(ends, ""), ""
 
     def opens_thoughts(
         self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None

@@ -1,0 +1,139 @@
+"""Tools over HTTP with the packages of both vendors: calls are asked for, come, are answered, and go on."""
+
+import json
+
+import anthropic
+import jsonschema
+import openai
+import pytest
+
+from tests.support.http_server import running
+
+CHAT = [{"role": "user", "content": "How warm is it?"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 8}, "days": {"enum": [1, 2]}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+OTHER = {"type": "function", "function": {"name": "clock"}}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running(max_waiting=4) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def other(server):
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as one:
+        yield one
+
+
+def ask(client, messages=CHAT, **fields):
+    options = {"model": "tales", "max_tokens": 200, "seed": 3, "temperature": 1.5, "tools": [TOOL, OTHER], **fields}
+    return client.chat.completions.create(messages=messages, **options)
+
+
+def test_a_loop_of_calls_and_results(client):
+    choice = ask(client, tool_choice={"type": "function", "function": {"name": "weather"}}).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "weather"
+    jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "21 degrees"}
+    after = [*CHAT, choice.message.model_dump(exclude_none=True), result]
+    shown = ask(client, after, tool_choice="none", max_tokens=4, extra_body={"verbose": True})
+    assert "21 degrees" in shown.model_extra["__verbose"]["prompt"]
+    assert shown.choices[0].message.tool_calls is None
+    auto = ask(client, after, max_tokens=4, extra_body={"verbose": True}).model_extra["__verbose"]["prompt"]
+    assert "21 degrees" in auto
+    assert '{"name": "weather", "arguments": ' in auto
+
+
+def test_streamed_calls_are_those_of_the_whole_answer(client):
+    fields = {"tool_choice": "required", "parallel_tool_calls": False}
+    whole = ask(client, **fields).choices[0].message.tool_calls
+    names, arguments, reasons = {}, {}, []
+    for chunk in ask(client, **fields, stream=True):
+        for part in chunk.choices[0].delta.tool_calls or []:
+            if part.id is not None:
+                names[part.index] = part.function.name
+            arguments[part.index] = arguments.get(part.index, "") + (part.function.arguments or "")
+        reasons.append(chunk.choices[0].finish_reason)
+    assert list(zip(names.values(), arguments.values(), strict=True)) == [
+        (call.function.name, call.function.arguments) for call in whole
+    ]
+    assert reasons[-1] == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "names the function 'x'"),
+        ({"tool_choice": "never"}, "tool_choice is 'never'"),
+        ({"tools": [TOOL, TOOL]}, "two functions named"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "the name 'a b'"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {"type": "string"}}}}]},
+            "tool 'f' cannot be held to their schema",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(client, fields, what):
+    with pytest.raises(openai.BadRequestError, match=what):
+        ask(client, **fields)
+
+
+def test_reasoning_is_ended_after_so_many_tokens(client):
+    body = {"chat_template_kwargs": {"enable_thinking": True}, "max_reasoning_tokens": 5}
+    message = ask(client, tools=None, max_tokens=60, extra_body=body).choices[0].message
+    assert message.content.strip()
+    assert 0 < len(message.reasoning_content) < 60
+
+
+def test_the_other_vendors_loop(other):
+    tool = {"name": "weather", "input_schema": SCHEMA}
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    options = {"model": "tales", "max_tokens": 200, "tools": [tool], "tool_choice": choice}
+    first = other.messages.create(messages=CHAT, **options)
+    assert first.stop_reason == "tool_use"
+    calls = [block for block in first.content if block.type == "tool_use"]
+    for call in calls:
+        jsonschema.validate(call.input, SCHEMA)
+    results = [{"type": "tool_result", "tool_use_id": call.id, "content": "21 degrees"} for call in calls]
+    after = [
+        *CHAT,
+        {"role": "assistant", "content": [block.model_dump() for block in first.content]},
+        {"role": "user", "content": results},
+    ]
+    with other.messages.stream(messages=after, **options) as stream:
+        last = stream.get_final_message()
+    assert last.stop_reason == "tool_use"
+    jsonschema.validate(last.content[-1].input, SCHEMA)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses(client, stream):
+    tool = {"type": "function", "name": "weather", "parameters": SCHEMA}
+    options = {"model": "tales", "tools": [tool], "max_output_tokens": 200, "tool_choice": "required"}
+    options |= {"parallel_tool_calls": False, "input": CHAT, "extra_body": {"seed": 3}}
+    if stream:
+        with client.responses.stream(**options) as events:
+            answer = [*events] and events.get_final_response()
+    else:
+        answer = client.responses.create(**options)
+    (item,) = answer.output
+    assert (item.type, item.name) == ("function_call", "weather")
+    jsonschema.validate(json.loads(item.arguments), SCHEMA)
+    output = {"type": "function_call_output", "call_id": item.call_id, "output": "21 degrees"}
+    options["input"] = [*CHAT, item.model_dump(exclude={"parsed_arguments"}), output]
+    assert client.responses.create(**options).output[0].type == "function_call"
