@@ -135,6 +135,8 @@ def _between_tokens(text: str, types: Types) -> list[ToolCall]:
         calls = []
         for match in pattern.finditer(text):
             found = match.groupdict()
+            if not found["name"].strip() or not found["arguments"].lstrip().startswith("{"):
+                return []  # cut off before its name or its arguments
             calls.append(new_call(found["name"].strip(), found["arguments"], (found.get("id") or "").strip()))
         if calls:
             return calls
