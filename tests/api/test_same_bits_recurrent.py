@@ -95,7 +95,7 @@ def test_samples_share_the_prompt(opened, alone):
 
 
 def test_sequences_that_change_slots(opened, alone, monkeypatch):
-    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", 0)
+    monkeypatch.setattr("engine.scheduling.slots.PATIENCE", 0)
     lengths = (30, 9, 30, 12, 30)
     with opened(max_sequences=8) as llm:
         moved = []
