@@ -306,8 +306,8 @@ def test_a_step_cut_short_is_repeated(prompts, monkeypatch):
     with alike(BUNDLED_MODEL, max_sequences=2) as runner:
         alone = [token_ids(generate(runner, prompt, 40)) for prompt in prompts[:2]]
         rows = [start(runner, prompts[slot], slot, 2900 + slot) for slot in range(2)]
-        machine = runner._machine
-        for n, owner, name in ((3, runner, "_read"), (2, runner, "_seat"), (4, runner, "_read"), (1, machine, "flush")):
+        machine, seats = runner._machine, runner._seats
+        for n, owner, name in ((3, seats, "read"), (2, seats, "seat"), (4, seats, "read"), (1, machine, "flush")):
             step_together(runner, rows, n)
             real = getattr(owner, name)
 
@@ -606,7 +606,7 @@ def test_sixty_four_requests_in_too_few_pages_get_the_text_of_one_alone():
 
 
 def test_sequences_that_change_slots_keep_their_text(monkeypatch):
-    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", 0)
+    monkeypatch.setattr("engine.scheduling.slots.PATIENCE", 0)
     lengths = (10, 40, 15, 90, 20, 25, 70, 30, 5, 60)
     settings = [SamplingParams(max_tokens=n, temperature=0.8, seed=n, ignore_eos=True, logprobs=0) for n in lengths]
     with LLM(device="cuda", context_length=512, deterministic=True) as llm:

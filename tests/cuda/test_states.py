@@ -86,7 +86,7 @@ def test_texts(opened, settings):
 
 
 def test_sequences_that_change_slots(opened, monkeypatch):
-    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", 0)
+    monkeypatch.setattr("engine.scheduling.slots.PATIENCE", 0)
     with opened() as llm:
         moved, move = [], llm.states.move
         llm.states.move = lambda *given: moved.append(given) or move(*given)
@@ -161,7 +161,7 @@ def cut_short(place):
 
 def test_sequences_that_join_and_leave_at_any_time(opened, monkeypatch):
     """Slots are taken over while steps of their last owner are under way, and rows run ahead as far as they may."""
-    monkeypatch.setattr("engine.scheduling.scheduler.PATIENCE", 0)
+    monkeypatch.setattr("engine.scheduling.slots.PATIENCE", 0)
     with opened(max_sequences=5) as llm:
         texts, moved, move = {}, [], llm.states.move
         llm.states.move = lambda *given: moved.append(given) or move(*given)
