@@ -245,7 +245,7 @@ class TestErrors:
             (["generate", "a", "--cache-tokens", "10", "--device", "cpu"], "one whole context of 1024"),
             (["generate", "a", "--prefill-chunk", "-1"], "prefill_chunk is -1"),
             (["bench", "--sequences", "1,x"], "1,4,16"),
-            (["bench", "--sequences", "1,300"], "1 to 256"),
+            (["bench", "--sequences", "1,3000"], "1 to 1024"),
             (["generate", "a", "--stop", ""], "at least one character"),
             (["generate", "--prompt-ids", "1,x"], "1,15,27"),
             (["generate", "--prompt-ids", "4096", "--device", "cpu"], "0 to 4095"),
