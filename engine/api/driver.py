@@ -81,7 +81,7 @@ class Mailbox:
             self._due = True
             try:
                 self._loop.call_soon_threadsafe(self._deliver)
-            except RuntimeError:  # the loop is closed: nobody is there to read
+            except RuntimeError:  # the loop is closed: no task is left to read
                 self._news.clear()
 
     def _deliver(self) -> None:

@@ -177,7 +177,7 @@ def make_params(values: Mapping[str, Any], used: Mapping[str, str], llm: LLM) ->
 
 
 def _bias(given: Any, llm: LLM) -> dict[int, float]:
-    """Numbers by token id; a text stands for all of its tokens, and false forbids a token."""
+    """Numbers by token id; a text means all of its tokens, and false forbids a token."""
     pairs = given.items() if isinstance(given, dict) else given
     found: dict[int, float] = {}
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""The models that a server knows: opened on first use, closed when others need the memory or nobody asks for them.
+"""The models that a server knows: opened on first use, closed when others need the memory or no request has come for them for a while.
 
 A model in use is never closed. All state belongs to the event loop's thread; opening and closing run in threads.
 """
@@ -55,7 +55,7 @@ class ServedModel:
     Attributes:
         spec: its names and file.
         llm: the open model; None while it is closed.
-        progress: how far it has been opened; None while nobody opens it.
+        progress: how far it has been opened; None while no thread opens it.
         users: requests that use it or wait for it.
         sequences: sequences that those requests have asked for.
         created: when the server got to know it, in seconds since 1970.

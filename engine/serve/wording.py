@@ -15,7 +15,7 @@ from engine.request import GenerationResult, GenerationStats, TokenSample
 
 FINGERPRINT = f"b{__version__}-gguf-engine"
 LOWEST = -9999.0
-"""Stands for a log-probability of minus infinity, which JSON lacks."""
+"""Written for a log-probability of minus infinity, which JSON lacks."""
 
 
 def new_id(prefix: str) -> str:
