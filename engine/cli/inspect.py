@@ -130,7 +130,7 @@ def _launches(gguf: GGUFFile, config: EngineConfig) -> tuple[list[dict[str, str]
 
 
 def _plain(value: Any) -> Any:
-    """A metadata value for JSON; of a long array its beginning and its length, as 128 000 tokens are too many to read."""
+    """A metadata value for JSON; of a long array its beginning and its length, as 128 000 tokens are too many."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list) and len(value) > LONG_ARRAY:

@@ -1,4 +1,4 @@
-"""The models that a server knows: opened on first use, closed when others need the memory or no request has come for them for a while.
+"""The models that a server knows: opened on first use, closed when others need the memory or after a time without use.
 
 A model in use is never closed. All state belongs to the event loop's thread; opening and closing run in threads.
 """
