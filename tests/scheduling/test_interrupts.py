@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -105,10 +106,11 @@ def test_a_signal_handler_that_raises_while_another_thread_generates(alarm):
 
 def test_exceptions_raised_into_two_threads_by_a_third():
     runner, loop = make_loop(slow=1e-5)
-    failures, hits = [], []
+    failures, hits, finished = [], [], []
 
-    def generate(first):
-        for request_id in range(first, first + 25):
+    def generate(first, left):
+        while left:
+            request_id = left.pop()
             stream = Stream(loop, make_job(runner, request_id, PROMPT, 25, seed=request_id, by_step=False))
             while True:
                 try:
@@ -118,12 +120,16 @@ def test_exceptions_raised_into_two_threads_by_a_third():
                     hits.append(first)
             if ids != runner.truth[request_id].output_ids:
                 failures.append(request_id)
+            finished.append(request_id)
 
     def run(first):
+        left = list(range(first, first + 25))
         try:
-            generate(first)
+            while left:
+                with suppress(Alarm):  # between two requests
+                    generate(first, left)
         except Alarm:
-            pass  # between two requests
+            hits.append(first)  # where the one before was handled: the thread ends
         except BaseException as error:
             failures.append(error)
 
@@ -138,6 +144,7 @@ def test_exceptions_raised_into_two_threads_by_a_third():
     assert not any(thread.is_alive() for thread in threads), "a thread waits for ever"
     assert failures == []
     assert hits
+    assert len(finished) >= 10, "most requests were never followed to their end"
     del threads
     result = within(30, lambda: Stream(loop, make_job(runner, 1, PROMPT, 9, by_step=False)).result())
     assert result.token_ids == runner.truth[1].output_ids
