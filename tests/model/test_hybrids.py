@@ -1,5 +1,7 @@
 """Layers of several kinds in one model, on the CPU: mixers against loops in float64, and states in the cache."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from engine.gguf.quants import dequantize
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs, Span
 from engine.model.loader import load_model
+from tests.support.backends import backends, feed
 from tests.support.gguf_builder import bpe_tokenizer, build_gguf
 from tests.support.hybrid_models import FAMILIES, WIDTH, tiny_hybrid, tiny_hybrid_parts
 from tests.support.recurrent_loops import LOOPS
@@ -25,25 +28,9 @@ TOKENS = np.random.default_rng(5).integers(0, 256, 45).tolist()
 @pytest.fixture
 def opened(tmp_path):
     """Opens backends over tiny models; closes all."""
-    closing = []
-
-    def open_backend(family, **options):
-        gguf = open_gguf(tiny_hybrid(tmp_path / f"{len(closing)}.gguf", family))
-        backend = CpuBackend(load_model(gguf), **({"threads": 2, "max_sequences": 3} | options))
-        closing.append((backend, gguf))
-        return backend
-
-    yield open_backend
-    while closing:
-        backend, gguf = closing.pop()
-        backend.close()
-        del backend.model
-        del backend
-        gguf.close()
-
-
-def feed(backend, slot, tokens, start=0, place=None):
-    return backend.forward(Batch.build([(slot, tokens, start, Outputs.ALL, None, place)]))
+    numbers = itertools.count()
+    with backends() as open_backend:
+        yield lambda family, **options: open_backend(tiny_hybrid(tmp_path / f"{next(numbers)}.gguf", family), **options)
 
 
 def linear(projection, x):

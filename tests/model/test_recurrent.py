@@ -1,10 +1,11 @@
 """Recurrent layers on the CPU: logits against plain loops in float64, and states in any use of the cache."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from engine.config import PAGE
-from engine.cpu.backend import CpuBackend
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.recurrent import mamba as recurrent
 from engine.errors import ModelFileError, UnsupportedModelError
@@ -14,6 +15,7 @@ from engine.model.batch import Batch, Outputs, Span
 from engine.model.config import AttentionConfig
 from engine.model.loader import load_model
 from engine.model.recurrent_config import MambaConfig
+from tests.support.backends import backends, feed
 from tests.support.gguf_builder import build_gguf
 from tests.support.recurrent_models import NaiveMamba, tiny_mamba, tiny_mamba_parts
 
@@ -23,26 +25,14 @@ TOKENS = np.random.default_rng(5).integers(0, 256, 45).tolist()
 @pytest.fixture
 def opened(tmp_path):
     """Opens backends over tiny models of its own; closes all."""
-    closing = []
+    numbers = itertools.count()
+    with backends() as open_backend:
 
-    def open_backend(path=None, *, parts=None, **options):
-        path = path or tiny_mamba(tmp_path / f"{len(closing)}.gguf", **(parts or {}))
-        gguf = open_gguf(path)
-        backend = CpuBackend(load_model(gguf), **({"threads": 2, "max_sequences": 3} | options))
-        closing.append((backend, gguf))
-        return backend
+        def opened_over(path=None, *, parts=None, **options):
+            path = path or tiny_mamba(tmp_path / f"{next(numbers)}.gguf", **(parts or {}))
+            return open_backend(path, **options)
 
-    yield open_backend
-    while closing:
-        backend, gguf = closing.pop()
-        backend.close()
-        del backend.model
-        del backend
-        gguf.close()
-
-
-def feed(backend, slot, tokens, start=0, place=None):
-    return backend.forward(Batch.build([(slot, tokens, start, Outputs.ALL, None, place)]))
+        yield opened_over
 
 
 @pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
