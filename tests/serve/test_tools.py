@@ -103,7 +103,7 @@ def test_reasoning_is_ended_after_so_many_tokens(client):
 def test_the_other_vendors_loop(other):
     tool = {"name": "weather", "input_schema": SCHEMA}
     choice = {"type": "any", "disable_parallel_tool_use": True}
-    options = {"model": "tales", "max_tokens": 200, "tools": [tool], "tool_choice": choice}
+    options = {"model": "tales", "max_tokens": 400, "tools": [tool], "tool_choice": choice, "extra_body": {"seed": 3}}
     first = other.messages.create(messages=CHAT, **options)
     assert first.stop_reason == "tool_use"
     calls = [block for block in first.content if block.type == "tool_use"]
