@@ -2,7 +2,8 @@
 
 The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
 What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; softcap with
-linear biases; recurrent mixers between their products) is left to CpuOps.
+linear biases; chunks of positions once there are several; limits of gated activations; recurrent mixers between their
+products) is left to CpuOps.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ def plain_attention(layer: LayerWeights) -> bool:
     config = layer.config.mixer
     if not isinstance(config, AttentionConfig):
         return False
-    plain = config.clamp is None and config.latent is None and config.output_gate is None
+    plain = config.clamp is None and config.latent is None and config.output_gate is None and config.chunk is None
     return plain and _can_attend(layer)
+
+
+def plain_ffn(layer: LayerWeights) -> bool:
+    """Whether a layer has a dense feed-forward part, and kernels compute all of it."""
+    return isinstance(layer.config.ffn, FfnConfig) and layer.config.ffn.clamp is None
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -113,9 +119,10 @@ class FastOps(CpuOps):
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See LayerBricks.attention."""
-        if not _can_attend(layer):
-            return super().attention(layer, q)
         config = layer.config.attention
+        chunks = config.chunk is not None and max(span.n_total for span in self._batch.spans) > config.chunk
+        if chunks or not _can_attend(layer):
+            return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
         for span in self._batch.spans:
             self.steps.attend(out, q, span, self._pages(layer, span), layer)
@@ -178,6 +185,8 @@ class FastOps(CpuOps):
         return normed[0], normed[1]
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
+        if config.clamp is not None:
+            return super()._gate_up(weights, config, normed)
         steps = self.steps
         up = steps.linear("up", normed, weights.up)
         gate = None if weights.gate is None else steps.linear("gate", normed, weights.gate)

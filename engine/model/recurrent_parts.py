@@ -24,6 +24,7 @@ class Recurrence(Enum):
     MAMBA_2 = "mamba_2"  # Mamba2Config
     DELTA_NET = "delta_net"  # DeltaNetConfig
     KIMI_DELTA = "kimi_delta"  # KimiDeltaConfig
+    PLAMO_2 = "plamo_2"  # Plamo2Config
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class RecurrentParts:
         placement: which layers have it.
         norm_weights: Mamba 1: d, B and C are normalized with ssm_dt_norm, ssm_b_norm and ssm_c_norm.
         grouped_heads: gated delta rules: value heads of one key head follow each other; otherwise they are G apart.
+        decay_floor: Kimi delta attention: kda.gate_lower_bound is read.
     """
 
     kind: Recurrence
     placement: Placement
     norm_weights: bool = False
     grouped_heads: bool = False
+    decay_floor: bool = False

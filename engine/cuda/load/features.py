@@ -26,7 +26,14 @@ from engine.model.config import (
     Routing,
 )
 from engine.model.loader import LoadedModel
-from engine.model.recurrent_config import DeltaNetConfig, KimiDeltaConfig, Mamba2Config, MambaConfig, ShortConvConfig
+from engine.model.recurrent_config import (
+    DeltaNetConfig,
+    KimiDeltaConfig,
+    Mamba2Config,
+    MambaConfig,
+    Plamo2Config,
+    ShortConvConfig,
+)
 
 _SERVED: dict[str, frozenset[Any]] = {
     "norm": frozenset({NormKind.RMS, NormKind.LAYER}),
@@ -69,6 +76,8 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
+        "value_scale",
+        "shared_scale",
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -78,6 +87,7 @@ _MIXER_NAMES = {
     Mamba2Config: "Mamba 2 layers",
     DeltaNetConfig: "gated delta rules",
     KimiDeltaConfig: "Kimi delta attention",
+    Plamo2Config: "PLaMo 2 layers",
 }
 
 _NAMES = {
@@ -86,6 +96,13 @@ _NAMES = {
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
+    "gate_function": "this function of gates of attention",
+    "chunk": "attention in chunks",
+    "offset": "offsets of attention's temperature",
+    "qk_norm_weights": "normalized queries and keys without weights",
+    "clamp": "limits of gated activations",
+    "weights_inputs": "weights of experts on their inputs",
+    "routed_early": "routers before the mixer",
 }
 
 

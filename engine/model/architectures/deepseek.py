@@ -2,7 +2,7 @@
 
 from engine.model.architecture import Architecture
 from engine.model.config import RopeStyle
-from engine.model.parts import AttentionParts, MoeParts, RopeParts
+from engine.model.parts import AttentionParts, MoeParts, RopeParts, TemperatureParts
 
 ARCHITECTURES = (
     Architecture(
@@ -16,7 +16,7 @@ ARCHITECTURES = (
         Architecture(
             name=name,
             rope=RopeParts(RopeStyle.NORM),
-            attention=AttentionParts(latent=True, temperature=True),
+            attention=AttentionParts(latent=True, temperature=TemperatureParts()),
             moe=MoeParts(
                 required=True,
                 normalize=None,
