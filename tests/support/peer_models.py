@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support import peer_variants
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -213,4 +214,4 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = FAMILIES | POSITIONS | UNSTATED
+MODELS = FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS

@@ -98,7 +98,6 @@ _NAMES = {
     "routing": "this routing of experts",
     "gate_function": "this function of gates of attention",
     "chunk": "attention in chunks",
-    "offset": "offsets of attention's temperature",
     "qk_norm_weights": "normalized queries and keys without weights",
     "clamp": "limits of gated activations",
     "weights_inputs": "weights of experts on their inputs",
@@ -146,6 +145,8 @@ def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
+    if config.temperature is not None and config.temperature.offset:
+        yield "offsets of attention's temperature"
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
 

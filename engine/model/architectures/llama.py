@@ -21,20 +21,18 @@ ARCHITECTURES = (
         ffn=FfnParts(scales=True),
         moe=MoeParts(normalize=True, weight_scale=True),
     ),
-    # The number of an expert's inputs that the layers with experts lack in the metadata is that of one expert.
+    # The shared expert is as wide as one of the others, which files do not state.
     Architecture(
         name="llama4",
         rope=RopeParts(RopeStyle.NORM, skip_every=4, divisors=True),
         attention=AttentionParts(
             qk_norm=QkNormParts(QkNorm.HEAD, after_rope=True, weights=False, rotated=True, not_of_experts=128),
             window=WindowParts(period=4, default=8192, chunks=True),
-            scale=True,
             temperature=TemperatureParts(scale=0.1, length=8192, offset=1, unrotated=True),
         ),
         moe=MoeParts(
             routing=Routing.SIGMOID,
             normalize=False,
-            weight_scale=True,
             interleaved=True,
             shared=True,
             shared_counted=True,
