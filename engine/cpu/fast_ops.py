@@ -33,7 +33,7 @@ def plain_attention(layer: LayerWeights) -> bool:
 
 def plain_ffn(layer: LayerWeights) -> bool:
     """Whether a layer has a dense feed-forward part, and kernels compute all of it."""
-    return isinstance(layer.config.ffn, FfnConfig) and layer.config.ffn.clamp is None
+    return isinstance(layer.config.ffn, FfnConfig) and layer.config.ffn.limit is None
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -185,7 +185,7 @@ class FastOps(CpuOps):
         return normed[0], normed[1]
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
-        if config.clamp is not None:
+        if config.limit is not None:
             return super()._gate_up(weights, config, normed)
         steps = self.steps
         up = steps.linear("up", normed, weights.up)

@@ -43,6 +43,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._batch: Batch
         self._gate: Float32Array  # of the attention at hand
         self._scores: Float32Array  # of the experts of the layer at hand, where they are routed early
+        self._input: Float32Array  # what the experts of the layer at hand read, where that is the layer's input
         self._angles: dict[RopeTable, tuple[Float32Array, Float32Array]] = {}
 
     def settle(self) -> None:
@@ -76,8 +77,11 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def mix(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.mix."""
-        if layer.moe is not None and isinstance(layer.config.ffn, MoeConfig) and layer.config.ffn.routed_early:
-            self._scores = self._linear(layer.moe.router, x)
+        if layer.moe is not None and isinstance(layer.config.ffn, MoeConfig):
+            if layer.config.ffn.routed_early:
+                self._scores = self._linear(layer.moe.router, x)
+            if layer.config.ffn.reads_input:
+                self._input = self._normalize(x, layer.moe.norm)
         if layer.mixer is None:
             return x
         if layer.recurrent is None:
@@ -221,14 +225,15 @@ class CpuOps(LayerBricks[LayerWeights]):
         assert moe is not None
         assert isinstance(config, MoeConfig)
         normed = self._normalize(x, layer.ffn_norm)
-        scores = self._scores if config.routed_early else self._linear(moe.router, normed)
+        read = self._input if config.reads_input else normed
+        scores = self._scores if config.routed_early else self._linear(moe.router, read)
         chosen, weights = reference.route(scores, config, moe.selection_bias)
         out = np.zeros_like(normed)
         # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
         # depend on what else is in the batch.
         for expert in np.unique(chosen):
             rows, place = np.nonzero(chosen == expert)
-            parts, inputs, weight = moe.expert(expert), normed[rows], weights[rows, place, None]
+            parts, inputs, weight = moe.expert(expert), read[rows], weights[rows, place, None]
             if config.weights_inputs:
                 inputs *= weight
             part = self._linear(parts.down, self._gate_up(parts, config.expert, inputs))
@@ -270,7 +275,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         if weights.gate is None:
             h = reference.activate(up, config.activation)
         else:
-            h = reference.gated(self._linear(weights.gate, normed), up, config.activation, config.clamp)
+            h = reference.gated(self._linear(weights.gate, normed), up, config)
         if weights.act_scales is not None:
             h /= weights.act_scales
         return h

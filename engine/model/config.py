@@ -195,13 +195,15 @@ class AttentionConfig:
 class FfnConfig:
     """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated.
 
-    With a clamp (gated parts only) down(min(activation(gate(x)), clamp) · max(-clamp, min(up(x), clamp))).
+    With a limit (gated parts only) down(min(activation(gate(x)), limit) · max(-limit, min(up(x), limit))); where
+    limits_gate it is activation(min(gate(x), limit)) instead.
     """
 
     width: int
     activation: Activation
     gated: bool = True
-    clamp: float | None = None
+    limit: float | None = None
+    limits_gate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +231,7 @@ class MoeConfig:
     shared_scale: float = 1.0  # in the weights it is a factor of the part's down
     weights_inputs: bool = False
     routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
+    reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
 
 
 @dataclass(frozen=True, kw_only=True)

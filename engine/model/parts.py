@@ -44,12 +44,14 @@ class EmbeddingParts:
 
     Attributes:
         norm: token_embd_norm normalizes the vectors.
+        bare_norm: the vectors are normalized, without a weight.
         positions: whether files have learned positions, position_embd.
         sqrt_width: vectors are multiplied by sqrt(D).
         scale: embedding_scale is read; the default (also for 0 in the file, 0 = 1), None = not read.
     """
 
     norm: bool = False
+    bare_norm: bool = False
     positions: Presence = Presence.NEVER
     sqrt_width: bool = False
     scale: float | None = None
@@ -89,6 +91,7 @@ class LayerParts:
         attn_post_norm: the norm after the mixer, before the residual is added.
         ffn_post_norm: the norm after the feed-forward part, before the residual is added.
         parallel: whether mixer and feed-forward part read the same input.
+        post_epsilon: ε of the norms after the parts, where it is not that of the others.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
         without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
             feed-forward part.
@@ -100,6 +103,7 @@ class LayerParts:
     attn_post_norm: tuple[str, ...] = ()
     ffn_post_norm: tuple[str, ...] = ()
     parallel: Parallel = Parallel.NEVER
+    post_epsilon: float | None = None
     residual_scale: float | None = None
     without_heads: bool = False
     one_part: bool = False
@@ -217,6 +221,7 @@ class AttentionParts:
         latent: attention reads low-rank latent vectors (DeepSeek-2).
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
+        linear_scale: scores are divided by Hd, not by its root.
         output_scale: attention.output_scale is read and is the factor of scores; the default, None = not read.
         temperature: queries that grow with their position; None = they do not.
         clamp: attention.clamp_kqv is read.
@@ -235,6 +240,7 @@ class AttentionParts:
     latent: bool = False
     scale: bool = False
     scale_by_width: frozenset[int] = frozenset()
+    linear_scale: bool = False
     output_scale: float | None = None
     temperature: TemperatureParts | None = None
     clamp: bool = False
@@ -258,7 +264,8 @@ class FfnParts:
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
-        clamps: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
+        limits: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
+        limits_gate: they limit the gate before the activation.
     """
 
     activation: Activation = Activation.SILU
@@ -268,7 +275,8 @@ class FfnParts:
     fused_gate: Presence = Presence.NEVER
     act_scales: bool = False
     scales: bool = False
-    clamps: bool = False
+    limits: bool = False
+    limits_gate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,14 +297,15 @@ class MoeParts:
             expert_shared_count (or shared_least, if that is more) times an expert's width, else (where
             shared_like_dense) of a dense part's width.
         shared_counted, shared_least, shared_like_dense: see shared.
-        shared_named_dense: the shared expert's tensors have the names and the width of a dense part, and files may lack
-            them.
+        shared_named_dense: the shared expert's tensors have the names of a dense part and say how wide it is; it may be
+            missing.
         shared_factor: beside a shared expert, the sum of all experts is multiplied by this.
         shared_gate: the shared expert's output is multiplied by sigmoid(ffn_gate_inp_shexp · x).
         selection_bias: exp_probs_b joins the choice of experts, where the file has it.
         activation: of the experts, where it is not that of dense parts.
         weights_inputs: an expert's weight multiplies its input, not its output.
         routed_early: the router reads the layer's input, before the mixer and its norm.
+        reads_input: router and experts, but not the shared expert, read the layer's input, normalized by ffn_norm_exps.
     """
 
     routing: Routing = Routing.SOFTMAX
@@ -319,6 +328,7 @@ class MoeParts:
     activation: Activation | None = None
     weights_inputs: bool = False
     routed_early: bool = False
+    reads_input: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

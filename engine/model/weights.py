@@ -184,7 +184,7 @@ class MoeWeights:
     """router (E, D); gate and up (E, F, D), down (E, D, F); a shared expert and its gate (1, D), or None.
 
     gate and up may be row ranges of one stack; gate is None where experts have none. selection_bias (E,) float32 joins
-    the choice of experts only.
+    the choice of experts only. norm is that of MoeConfig.reads_input.
     """
 
     router: Linear
@@ -194,6 +194,7 @@ class MoeWeights:
     shared: FfnWeights | None
     shared_gate: Linear | None
     selection_bias: Float32Array | None = None
+    norm: Norm | None = None
 
     def expert(self, index: int) -> FfnWeights:
         """The feed-forward part of one expert."""

@@ -99,9 +99,11 @@ _NAMES = {
     "gate_function": "this function of gates of attention",
     "chunk": "attention in chunks",
     "qk_norm_weights": "normalized queries and keys without weights",
-    "clamp": "limits of gated activations",
+    "limit": "limits of gated activations",
+    "limits_gate": "limits of gated activations",
     "weights_inputs": "weights of experts on their inputs",
     "routed_early": "routers before the mixer",
+    "reads_input": "experts that read the layer's input",
 }
 
 

@@ -49,6 +49,7 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
         shared=None if moe.shared is None else _shared(source, prefix, moe.shared, moe.shared_scale),
         shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
         selection_bias=bias,
+        norm=source.norm(f"{prefix}.ffn_norm_exps", (width,)) if moe.reads_input else None,
     )
 
 

@@ -18,7 +18,7 @@ from engine.model.config import (
     ModelConfig,
     MoeConfig,
 )
-from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Weight
+from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Norm, Weight
 
 
 def build_weights(architecture: Architecture, config: ModelConfig, tensors: TensorTable) -> ModelWeights:
@@ -36,6 +36,8 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
     if config.learned_positions:
         position_embd = tensors.weight("position_embd.weight", (config.context_length, width))
     embedding_norm = source.norm("token_embd_norm", (width,)) if architecture.embedding.norm else None
+    if architecture.embedding.bare_norm:
+        embedding_norm = Norm(config.norm, config.norm_epsilon, None)
     layers = tuple(_layer(source, positions, layer) for layer in config.layers)
     output_norm = source.norm(architecture.head.norm, (width,))
     tied = not tensors.has("output.weight")
@@ -59,7 +61,7 @@ def _tied_output(source: TensorSource, token_embd: Weight) -> Linear:
 
 def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) -> LayerWeights:
     prefix, parts = f"blk.{layer.index}", source.architecture.layer
-    has_mixer, has_ffn = layer.mixer is not None, layer.ffn is not None
+    has_mixer, has_ffn, behind = layer.mixer is not None, layer.ffn is not None, parts.post_epsilon
     return LayerWeights(
         config=layer,
         attn_norm=source.first_norm(prefix, parts.attn_norm) if has_mixer else None,
@@ -67,8 +69,8 @@ def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) 
         ffn_norm=source.first_norm(prefix, parts.ffn_norm) if has_ffn else None,
         ffn=build_ffn(source, prefix, layer.ffn) if isinstance(layer.ffn, FfnConfig) else None,
         moe=build_moe(source, prefix, layer.ffn) if isinstance(layer.ffn, MoeConfig) else None,
-        attn_post_norm=source.first_norm(prefix, parts.attn_post_norm) if has_mixer else None,
-        ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm) if has_ffn else None,
+        attn_post_norm=source.first_norm(prefix, parts.attn_post_norm, epsilon=behind) if has_mixer else None,
+        ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm, epsilon=behind) if has_ffn else None,
     )
 
 

@@ -107,7 +107,7 @@ def _scale(
     if source.n_layers in parts.scale_by_width:
         return math.sqrt(heads / source.width)
     if latent is None:
-        return 1.0 / math.sqrt(key_width)
+        return 1.0 / (key_width if parts.linear_scale else math.sqrt(key_width))
     scale = 1.0 / math.sqrt(latent.nope_width + latent.rope_width)
     return scale if rope is None else scale * latent_sharpening(source, rope)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.config import FfnConfig, MoeConfig, Routing
+from engine.model.config import Activation, FfnConfig, MoeConfig, Routing
 from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
@@ -11,7 +11,7 @@ from engine.model.reading.source import Source
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
 
-LEAST_CLAMP = 1e-6
+LEAST_LIMIT = 1e-6
 """Limits up to this mean that there is none."""
 
 
@@ -43,8 +43,8 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
-        clamp = _clamp(source, ffn, "swiglu_clamp_shexp", index)
-        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated, clamp=clamp)
+        limit = _limit(source, ffn, "swiglu_clamp_shexp", index)
+        return _part(ffn, width, ffn.activation, limit)
     return _moe(source, ffn, parts, index, width)
 
 
@@ -61,31 +61,38 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
     scale = read.number("expert_weights_scale", 0.0, low=-LIMIT, high=LIMIT) if parts.weight_scale else 0.0
     # The factor of the sum of all experts, taken apart.
     factor = parts.shared_factor if shared else 1.0
-    clamps = [_clamp(source, ffn, f"swiglu_clamp_{which}", index) for which in ("exp", "shexp")]
+    limits = [_limit(source, ffn, f"swiglu_clamp_{which}", index) for which in ("exp", "shexp")]
     n_groups, n_groups_used = _groups(parts, read, n_experts, n_used)
     return MoeConfig(
         n_experts=n_experts,
         n_used=n_used,
-        expert=FfnConfig(width=expert_width, activation=activation, gated=ffn.gated, clamp=clamps[0]),
+        expert=_part(ffn, expert_width, activation, limits[0]),
         routing=_routing(source, parts),
         normalize=_normalize(source, parts),
         weight_scale=(scale or 1.0) * factor,
         n_groups=n_groups,
         n_groups_used=n_groups_used,
-        shared=FfnConfig(width=shared, activation=activation, gated=ffn.gated, clamp=clamps[1]) if shared else None,
+        shared=_part(ffn, shared, activation, limits[1]) if shared else None,
         shared_gate=parts.shared_gate,
         shared_scale=factor,
         weights_inputs=parts.weights_inputs,
         routed_early=parts.routed_early,
+        reads_input=parts.reads_input,
     )
 
 
-def _clamp(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:
+def _part(ffn: FfnParts, width: int, activation: Activation, limit: float | None) -> FfnConfig:
+    """A dense part, or one of experts."""
+    gate_first = ffn.limits_gate and limit is not None
+    return FfnConfig(width=width, activation=activation, gated=ffn.gated, limit=limit, limits_gate=gate_first)
+
+
+def _limit(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:
     """The limit of a layer's gated activations, from a list with one for each; up to 1e-6 there is none."""
-    if not ffn.clamps:
+    if not ffn.limits:
         return None
     limit = source.read.numbers_per_layer(key, source.n_blocks, 0.0, low=0.0, high=LIMIT)[index]
-    return limit if limit > LEAST_CLAMP else None
+    return limit if limit > LEAST_LIMIT else None
 
 
 def _normalize(source: Source, parts: MoeParts) -> bool:
@@ -117,7 +124,8 @@ def _shared_width(source: Source, parts: MoeParts, index: int, expert_width: int
     if not parts.shared:
         return 0
     if parts.shared_named_dense:
-        return dense_width if f"blk.{index}.ffn_up.weight" in source.tensors else 0
+        up = source.tensors.get(f"blk.{index}.ffn_up.weight")
+        return 0 if up is None else int(up.shape[0])
     stated = read.integer("expert_shared_feed_forward_length", 0, low=0)
     if stated:
         return stated
