@@ -1,8 +1,8 @@
 """The bricks through compiled kernels: what CpuOps computes, with the numpy between the products compiled as well.
 
 The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
-What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; softcap with
-linear biases; recurrent mixers between their products) is left to CpuOps.
+What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; indexers, and
+attention over what they choose; softcap with linear biases; recurrent mixers between their products) is left to CpuOps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def plain_attention(layer: LayerWeights) -> bool:
     config = layer.config.mixer
     if not isinstance(config, AttentionConfig):
         return False
-    plain = config.clamp is None and config.latent is None and config.output_gate is None
+    plain = config.clamp is None and config.latent is None and config.output_gate is None and config.indexer is None
     return plain and _can_attend(layer)
 
 
@@ -81,7 +81,8 @@ class FastOps(CpuOps):
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
-        if config.clamp is not None or config.latent is not None or config.output_gate is not None:
+        left = config.latent is not None or config.output_gate is not None or config.indexer is not None
+        if left or config.clamp is not None:
             return super().attn_qkv(layer, x)
         normed = self._normalize(x, layer.attn_norm)
         q, k, v = (steps.linear(name, normed, linear) for name, linear in zip("qkv", weights.qkv, strict=True))
@@ -113,14 +114,20 @@ class FastOps(CpuOps):
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See LayerBricks.attention."""
-        if not _can_attend(layer):
-            return super().attention(layer, q)
         config = layer.config.attention
+        if config.indexer is not None or not _can_attend(layer):
+            return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
         for span in self._batch.spans:
             self.steps.attend(out, q, span, self._pages(layer, span), layer)
         self.steps.join()
         return out
+
+    def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
+        if _can_attend(layer):
+            self.steps.attend(out, q, span, self._pages(layer, span), layer)
+        else:
+            super()._attend(out, layer, q, span)
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_output."""

@@ -202,6 +202,7 @@ def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
         if layer.config.attention_part is not None:
             attention = layer.attention
             linears += (attention.q, attention.k, attention.v, attention.gate, attention.output)
+            linears += () if attention.indexer is None else attention.indexer.linears()
         if moe is not None:
             linears += (moe.router, moe.gate, moe.up, moe.down, moe.shared_gate)
         for part in (layer.ffn, None if moe is None else moe.shared):

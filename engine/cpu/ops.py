@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from engine.cpu import reference
+from engine.cpu.indexer import Choices, Indexer, attend_chosen
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
-from engine.model.batch import Batch
+from engine.model.batch import Batch, Span
 from engine.model.config import FfnConfig, ModelConfig, MoeConfig, OutputGate
 from engine.model.ops import LayerBricks
 from engine.model.rope import RopeTable
@@ -42,6 +45,8 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._product = product
         self._batch: Batch
         self._gate: Float32Array  # of the attention at hand
+        self._query_latent: Float32Array  # of the attention at hand
+        self._choices: list[Choices] = []  # of the attention at hand, per span; kept for layers that share them
         self._angles: dict[RopeTable, tuple[Float32Array, Float32Array]] = {}
 
     def settle(self) -> None:
@@ -102,7 +107,19 @@ class CpuOps(LayerBricks[LayerWeights]):
         for span in self._batch.spans:
             rows = slice(span.row, span.row + span.n_rows)
             self._cache.append(layer.index, span, k[rows], v[rows])
+        if attention.indexer is not None and weights.indexer is not None:
+            self._choices = self._choose(layer, Indexer(attention.indexer, weights.indexer, self._linear), normed)
         return q
+
+    def _choose(self, layer: LayerWeights, indexer: Indexer, normed: Float32Array) -> list[Choices]:
+        """The positions that a layer's indexer chooses for every query of the step; extends its cache."""
+        latent = None if layer.attention.latent is None else self._query_latent
+        queries, keys = indexer.inputs(normed, latent, self._batch.positions)
+        choices = []
+        for span in self._batch.spans:
+            self._cache.append_index(layer.index, span, keys[span.row : span.row + span.n_rows])
+            choices.append(indexer.choose(queries, span, partial(self._cache.view_index, layer.index, span)))
+        return choices
 
     def _qkv(self, layer: LayerWeights, normed: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
         """Queries (T, H, Hd), keys (T, K, Hd), values (T, K, Hv)."""
@@ -149,7 +166,8 @@ class CpuOps(LayerBricks[LayerWeights]):
         else:
             assert weights.q_a is not None
             assert weights.q_b is not None
-            queries = self._linear(weights.q_b, self._normalize(self._linear(weights.q_a, normed), weights.q_a_norm))
+            self._query_latent = self._normalize(self._linear(weights.q_a, normed), weights.q_a_norm)
+            queries = self._linear(weights.q_b, self._query_latent)
         queries = queries.reshape(rows, heads, nope + config.rope_width)
         compressed = self._linear(weights.kv_a, normed)
         latent = self._normalize(np.ascontiguousarray(compressed[:, : config.rank]), weights.kv_a_norm)
@@ -174,14 +192,34 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See LayerBricks.attention."""
-        attention, weights = layer.config.attention, layer.attention
+        attention = layer.config.attention
+        out = np.empty((len(q), attention.n_heads * attention.value_width), dtype=np.float32)
+        if attention.indexer is None:
+            for span in self._batch.spans:
+                self._attend(out, layer, q, span)
+            return out
+        for span, choices in zip(self._batch.spans, self._choices, strict=True):
+            if choices.n_all:
+                self._attend(out, layer, q, replace(span, n_rows=choices.n_all))
+            if choices.chosen:
+                self._attend_chosen(out, layer, q, span, choices)
+        return out
+
+    def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
+        """Attention of a span's queries over all they see, into its rows of out (T, H · Hv)."""
+        weights, rows = layer.attention, slice(span.row, span.row + span.n_rows)
+        keys, values = self._cache.view(layer.index, span)
         extra = {"sinks": weights.sinks, "alibi_slopes": weights.alibi_slopes}
-        parts = []
-        for span in self._batch.spans:
-            keys, values = self._cache.view(layer.index, span)
-            rows = q[span.row : span.row + span.n_rows]
-            parts.append(reference.attend(rows, keys, values, attention, span.n_past, **extra))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        out[rows] = reference.attend(q[rows], keys, values, layer.config.attention, span.n_past, **extra)
+
+    def _attend_chosen(
+        self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span, choices: Choices
+    ) -> None:
+        """The same of the rows for which an indexer has chosen positions."""
+        keys, values = self._cache.view(layer.index, span)
+        sinks = layer.attention.sinks
+        for row, chosen in enumerate(choices.chosen, span.row + choices.n_all):
+            out[row] = attend_chosen(q[row], keys, values, layer.config.attention, chosen, sinks)
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_output."""

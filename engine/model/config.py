@@ -10,7 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.model.indexer_config import IndexerConfig
 from engine.model.recurrent_config import RecurrentConfig
+from engine.model.rope_config import RopeConfig as RopeConfig
+from engine.model.rope_config import RopeScaling as RopeScaling
+from engine.model.rope_config import RopeStyle as RopeStyle
 
 
 class NormKind(Enum):
@@ -33,22 +37,6 @@ class OutputGate(Enum):
 
     IN_QUERY = "in_query"  # attn_q has 2 · Hd rows per head: its query, then its gate
     OWN = "own"  # attn_gate · (normalized input), H · Hv rows
-
-
-class RopeStyle(Enum):
-    """Which elements of a head are rotated together."""
-
-    NORM = "norm"  # adjacent pairs (0,1), (2,3), ...
-    NEOX = "neox"  # half split: (0, n/2), (1, n/2 + 1), ...
-
-
-class RopeScaling(Enum):
-    """How rotation frequencies are stretched beyond the trained context; the values are the names used in metadata."""
-
-    NONE = "none"
-    LINEAR = "linear"
-    YARN = "yarn"
-    LONGROPE = "longrope"  # divisors per frequency from the tensors rope_factors_long and rope_factors_short
 
 
 class Activation(Enum):
@@ -78,29 +66,6 @@ class ResidualKind(Enum):
 
     SEQUENTIAL = "sequential"  # y = x + attention(x); y + ffn(y)
     PARALLEL = "parallel"  # x + attention(x) + ffn(x)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary position embedding of one kind of layer.
-
-    `factor` is the context stretch s (1 = none). The YaRN fields follow Peng et al. 2023 (arXiv 2309.00071):
-    `extrapolation` blends interpolated and original frequencies, `attention_factor` multiplies cos and sin,
-    `log_multiplier` (mscale_all_dim; 0 = absent) divides that magnitude again.
-    """
-
-    style: RopeStyle
-    n_rot: int
-    base: float
-    scaling: RopeScaling = RopeScaling.NONE
-    factor: float = 1.0
-    original_context: int = 0
-    extrapolation: float = 1.0
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    log_multiplier: float = 0.0
-    long_factors: bool = False  # rope_factors_long, else rope_factors_short, where the file has them
 
 
 @dataclass(frozen=True)
@@ -165,6 +130,7 @@ class AttentionConfig:
     alibi: float = 0.0  # largest bias; slopes are in the weights, from rope.alibi_slopes; 0 = none
     latent: LatentConfig | None = None
     output_gate: OutputGate | None = None
+    indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
 
     @property
     def group(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
 from engine.model.config import Activation, NormKind, OutputGate, QkNorm, RopeStyle, Routing
+from engine.model.indexer_config import IndexerKind
 
 
 class Presence(Enum):
@@ -170,6 +171,23 @@ class QkNormParts:
     after_rope: bool = False
 
 
+@dataclass(frozen=True)
+class IndexerParts:
+    """The indexer that chooses which positions attention reads; all sizes are in the metadata (attention.indexer.*).
+
+    Attributes:
+        kind: how positions are scored. TOKENS: every layer has an indexer; BLOCKS: every layer behind the first
+            leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
+        style: which elements its queries and keys rotate together, where not those of attention.
+        shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
+    """
+
+    kind: IndexerKind
+    _: KW_ONLY
+    style: RopeStyle | None = None
+    shared: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionParts:
     """Attention beyond projections and softmax.
@@ -187,6 +205,7 @@ class AttentionParts:
         softcap: attn_logit_softcapping is read; the default, None = not read.
         sinks: attn_sinks takes part in softmax.
         output_gate: where the gate of the output comes from; None = there is none.
+        indexer: chooses the positions that a query attends to; None = it attends to all.
     """
 
     qk_norm: QkNormParts | None = None
@@ -201,6 +220,7 @@ class AttentionParts:
     softcap: float | None = None
     sinks: bool = False
     output_gate: OutputGate | None = None
+    indexer: IndexerParts | None = None
 
 
 @dataclass(frozen=True)

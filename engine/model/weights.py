@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.model.config import LayerConfig, ResidualKind
+from engine.model.indexer_weights import IndexerWeights
 from engine.model.matrices import ExpertLinear as ExpertLinear
 from engine.model.matrices import Float32Array as Float32Array
 from engine.model.matrices import Linear as Linear
@@ -57,6 +58,7 @@ class AttentionWeights:
     alibi_slopes: Float32Array | None = None
     latent: LatentWeights | None = None
     gate: Linear | None = None
+    indexer: IndexerWeights | None = None
 
     @property
     def qkv(self) -> tuple[Linear, Linear, Linear]:

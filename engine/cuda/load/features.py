@@ -82,6 +82,7 @@ _MIXER_NAMES = {
 
 _NAMES = {
     "output_gate": "gated attention",
+    "indexer": "an indexer that chooses positions",
     "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",

@@ -22,6 +22,7 @@ from engine.model.architectures import (
     lfm,
     llama,
     mamba,
+    minimax,
     mistral3,
     olmo,
     others,
@@ -31,7 +32,7 @@ from engine.model.architectures import (
 
 _FILES = (
     bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, hybrids, kimi, lfm, llama, mamba,
-    mistral3, olmo, others, phi, qwen,
+    minimax, mistral3, olmo, others, phi, qwen,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from engine.errors import ModelFileError
 from engine.model.config import AttentionConfig, AttentionTemperature, LatentConfig, QkNorm, RopeConfig
 from engine.model.parts import AttentionParts, Presence
+from engine.model.reading.indexer import read_indexer
 from engine.model.reading.latent import latent_sharpening, read_latent
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.rope import read_layer_rope
@@ -70,6 +71,7 @@ def _layer(
         alibi=_alibi(source, parts),
         latent=latent,
         output_gate=parts.output_gate,
+        indexer=None if parts.indexer is None else read_indexer(source, parts.indexer, index, kv_heads, rope),
     )
 
 
