@@ -278,7 +278,7 @@ class CpuBackend:
                 if attention.indexer is not None:
                     mixed += (attention.indexer.heads + 1) * attention.indexer.width
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
-        activations = 4 * rows * (4 * self.config.width + 2 * widest)
+        activations = 4 * rows * (4 * self.config.stream_width + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
         if self._compiled:
             from engine.cpu.kernels.attend import HEAD_FLOATS

@@ -69,8 +69,7 @@ class FastOps(CpuOps):
         super().begin(batch)
         self._turns = {}
 
-    def embed(self, batch: Batch) -> Float32Array:
-        """See Ops.embed."""
+    def _embed(self, batch: Batch) -> Float32Array:
         x = self.steps.embed("x", self._weights.token_embd, batch, self._finish_embedding)
         if self._weights.embedding_norm is None:
             return x
@@ -129,12 +128,12 @@ class FastOps(CpuOps):
         else:
             super()._attend(out, layer, q, span)
 
-    def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
+    def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""
         a = self._values(layer, a)
         return self._project_add("x_attended", layer, a, layer.attention.output, layer.attn_post_norm, x)
 
-    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array) -> Float32Array:
+    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array | None) -> Float32Array:
         """See LayerBricks.ffn_down."""
         assert layer.ffn is not None
         return self._project_add("x", layer, h, layer.ffn.down, layer.ffn_post_norm, y)
@@ -145,15 +144,15 @@ class FastOps(CpuOps):
 
     def head_products(self, x: Float32Array) -> Float32Array:
         """head_rows() without the last scaling and capping."""
-        normed = self._normalize(x, self._weights.output_norm)
+        normed = self._normalize(self._last(x), self._weights.output_norm)
         logits = self.steps.linear("logits", normed, self._weights.output)
         self.steps.join()
         return logits
 
     def _project_add(
-        self, name: str, layer: LayerWeights, a: Float32Array, linear: Linear, norm: Norm | None, x: Float32Array
+        self, name: str, layer: LayerWeights, a: Float32Array, linear: Linear, norm: Norm | None, x: Float32Array | None
     ) -> Float32Array:
-        """x + residual_scale · norm(linear · a)."""
+        """x + residual_scale · norm(linear · a); without x what is added alone."""
         steps, factor = self.steps, layer.config.residual_scale
         if norm is None:
             y = steps.linear(name, a, self._times(linear, factor), residual=x)

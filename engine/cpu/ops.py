@@ -13,6 +13,7 @@ from engine.cpu.indexer import Choices, Indexer, attend_chosen
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools
+from engine.cpu.skips import make_skips
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch, Span
@@ -43,6 +44,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._weights = weights
         self._cache = cache
         self._product = product
+        self._skips = make_skips(config.skip, config.width, self._linear)
         self._batch: Batch
         self._gate: Float32Array  # of the attention at hand
         self._query_latent: Float32Array  # of the attention at hand
@@ -65,6 +67,11 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def embed(self, batch: Batch) -> Float32Array:
         """See Ops.embed."""
+        x = self._embed(batch)
+        return x if self._skips is None else self._skips.begin(x)
+
+    def _embed(self, batch: Batch) -> Float32Array:
+        """Normalized token vectors (T, D)."""
         weights = self._weights
         x = dequantize(weights.token_embd.raw[batch.token_ids], weights.token_embd.type)
         self._finish_embedding(x, batch)
@@ -82,12 +89,29 @@ class CpuOps(LayerBricks[LayerWeights]):
         """See Ops.mix."""
         if layer.mixer is None:
             return x
+        if self._skips is None:
+            return self._mix_onto(layer, x, x)
+        assert layer.mixer_skip is not None
+        reading = self._skips.read(layer.mixer_skip, x)
+        return self._skips.write(layer.mixer_skip, x, reading, self._mix_onto(layer, reading.h, None))
+
+    def _mix_onto(self, layer: LayerWeights, h: Float32Array, x: Float32Array | None) -> Float32Array:
+        """x + residual_scale · attn_post_norm(mixer(attn_norm(h))); without x what is added alone."""
         if layer.recurrent is None:
-            attended: Float32Array = super().mix(layer, x)
-            return attended
-        part = self.recurrent(layer, x)
-        y: Float32Array = super().mix(layer, x) if isinstance(layer.mixer, CombinedWeights) else x
-        return self._add(layer, part, layer.attn_post_norm, y)
+            return self.attn_output(layer, self.attention(layer, self.attn_qkv(layer, h)), x)
+        part = self.recurrent(layer, h)
+        if isinstance(layer.mixer, CombinedWeights):
+            x = self.attn_output(layer, self.attention(layer, self.attn_qkv(layer, h)), x)
+        return self._add(layer, part, layer.attn_post_norm, x)
+
+    def feed_forward(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
+        """See Ops.feed_forward."""
+        if self._skips is None or layer.ffn_skip is None:
+            added: Float32Array = super().feed_forward(layer, x, y)
+            return added
+        reading = self._skips.read(layer.ffn_skip, y)
+        part = super().feed_forward(layer, reading.h, None)
+        return self._skips.write(layer.ffn_skip, y, reading, part)
 
     def recurrent(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """The recurrent mixer of a layer, from attn_norm to before the residual."""
@@ -221,7 +245,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         for row, chosen in enumerate(choices.chosen, span.row + choices.n_all):
             out[row] = attend_chosen(q[row], keys, values, layer.config.attention, chosen, sinks)
 
-    def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
+    def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""
         part = self._linear(layer.attention.output, self._values(layer, a))
         return self._add(layer, part, layer.attn_post_norm, x)
@@ -242,12 +266,12 @@ class CpuOps(LayerBricks[LayerWeights]):
         assert isinstance(layer.config.ffn, FfnConfig)
         return self._gate_up(layer.ffn, layer.config.ffn, self._normalize(x, layer.ffn_norm))
 
-    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array) -> Float32Array:
+    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array | None) -> Float32Array:
         """See LayerBricks.ffn_down."""
         assert layer.ffn is not None
         return self._add(layer, self._linear(layer.ffn.down, h), layer.ffn_post_norm, y)
 
-    def ffn_moe(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
+    def ffn_moe(self, layer: LayerWeights, x: Float32Array, y: Float32Array | None) -> Float32Array:
         """See LayerBricks.ffn_moe."""
         moe, config = layer.moe, layer.config.ffn
         assert moe is not None
@@ -269,12 +293,13 @@ class CpuOps(LayerBricks[LayerWeights]):
             out += shared
         return self._add(layer, out, layer.ffn_post_norm, y)
 
-    def _add(self, layer: LayerWeights, part: Float32Array, norm: Norm | None, x: Float32Array) -> Float32Array:
-        """x + residual_scale · norm(part), in an array of its own; `part` may be overwritten."""
+    def _add(self, layer: LayerWeights, part: Float32Array, norm: Norm | None, x: Float32Array | None) -> Float32Array:
+        """x + residual_scale · norm(part), in an array of its own; `part` may be overwritten. None adds nothing."""
         y = self._normalize(part, norm)
         if layer.config.residual_scale != 1.0:
             y *= np.float32(layer.config.residual_scale)
-        y += x
+        if x is not None:
+            y += x
         return y
 
     def head(self, x: Float32Array, batch: Batch) -> Float32Array:
@@ -283,7 +308,14 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """Final norm and output projection of the given rows: (R, D) to logits (R, V)."""
-        return self.finish_logits(self._linear(self._weights.output, self._normalize(x, self._weights.output_norm)))
+        normed = self._normalize(self._last(x), self._weights.output_norm)
+        return self.finish_logits(self._linear(self._weights.output, normed))
+
+    def _last(self, x: Float32Array) -> Float32Array:
+        """What the head reads (R, D) of the streams behind the last layer."""
+        if self._skips is None or self._weights.head_skip is None:
+            return x
+        return self._skips.read(self._weights.head_skip, x).h
 
     def finish_logits(self, logits: Float32Array) -> Float32Array:
         """Scale and cap, in place."""

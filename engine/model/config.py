@@ -15,6 +15,7 @@ from engine.model.recurrent_config import RecurrentConfig
 from engine.model.rope_config import RopeConfig as RopeConfig
 from engine.model.rope_config import RopeScaling as RopeScaling
 from engine.model.rope_config import RopeStyle as RopeStyle
+from engine.model.skip_config import SkipConfig, most_streams
 
 
 class NormKind(Enum):
@@ -251,12 +252,18 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    skip: SkipConfig | None = None  # residual connections that are more than a sum
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
 
     @property
     def n_layers(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def stream_width(self) -> int:
+        """Numbers of a token between layers, at most."""
+        return self.width * most_streams(self.skip, self.n_layers)
 
     @property
     def state_bytes(self) -> int:

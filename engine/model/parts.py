@@ -12,6 +12,7 @@ from enum import Enum
 
 from engine.model.config import Activation, NormKind, OutputGate, QkNorm, RopeStyle, Routing
 from engine.model.indexer_config import IndexerKind
+from engine.model.skip_config import SkipKind
 
 
 class Presence(Enum):
@@ -92,6 +93,7 @@ class LayerParts:
         without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
             feed-forward part.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
+        skip: residual connections that are more than a sum; None = what a part gives is added to what it read.
     """
 
     attn_norm: tuple[str, ...] = ("attn_norm",)
@@ -102,6 +104,7 @@ class LayerParts:
     residual_scale: float | None = None
     without_heads: bool = False
     one_part: bool = False
+    skip: SkipKind | None = None
 
 
 @dataclass(frozen=True)
@@ -292,13 +295,13 @@ class HeadParts:
         scale: what logit_scale does.
         scale_width: without logit_scale in the file it is D / this; None = 1.
         softcap: final_logit_softcapping is read; the default, None = not read.
-        norm: name of the last norm.
+        norm: name of the last norm; None = there is none.
     """
 
     scale: LogitScale = LogitScale.NONE
     scale_width: int | None = None
     softcap: float | None = None
-    norm: str = "output_norm"
+    norm: str | None = "output_norm"
 
 
 @dataclass(frozen=True, kw_only=True)

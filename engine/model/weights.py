@@ -15,6 +15,7 @@ from engine.model.matrices import Linear as Linear
 from engine.model.matrices import Norm as Norm
 from engine.model.matrices import Weight as Weight
 from engine.model.rope import RopeTable
+from engine.model.skip_weights import SkipWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +216,24 @@ class KimiDeltaWeights:
         return self.q, self.k, self.v, self.beta, *decays, self.gate_a, self.gate_b, self.output
 
 
-RecurrentWeights = MambaWeights | ShortConvWeights | Mamba2Weights | DeltaNetWeights | KimiDeltaWeights
+@dataclass(frozen=True, eq=False)
+class LightningWeights:
+    """Weights of LightningConfig: qkv (3 · H · S, D), gate (H · S, D), output (D, H · S), decay (H,) float32."""
+
+    qkv: Linear
+    gate: Linear
+    norm: Norm
+    output: Linear
+    decay: Float32Array
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return self.qkv, self.gate, self.output
+
+
+RecurrentWeights = (
+    MambaWeights | ShortConvWeights | Mamba2Weights | DeltaNetWeights | KimiDeltaWeights | LightningWeights
+)
 """Weights of a recurrent mixer, one class per class of engine.model.recurrent_config."""
 
 
@@ -233,7 +251,10 @@ MixerWeights = AttentionWeights | RecurrentWeights | CombinedWeights
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing."""
+    """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing.
+
+    mixer_skip and ffn_skip belong to residual connections that are more than a sum.
+    """
 
     config: LayerConfig
     attn_norm: Norm | None
@@ -243,6 +264,8 @@ class LayerWeights:
     moe: MoeWeights | None
     attn_post_norm: Norm | None = None
     ffn_post_norm: Norm | None = None
+    mixer_skip: SkipWeights | None = None
+    ffn_skip: SkipWeights | None = None
 
     @property
     def attention(self) -> AttentionWeights:
@@ -272,13 +295,15 @@ class LayerWeights:
 class ModelWeights:
     """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor.
 
-    position_embd (context, D) has learned positions or is None.
+    position_embd (context, D) has learned positions or is None. head_skip is that of the
+    head, where residual connections are more than a sum.
     """
 
     token_embd: Weight
     layers: tuple[LayerWeights, ...]
-    output_norm: Norm
+    output_norm: Norm | None
     output: Linear
     tied: bool
     embedding_norm: Norm | None = None
     position_embd: Weight | None = None
+    head_skip: SkipWeights | None = None

@@ -7,18 +7,18 @@ NAMES = (
     "gemma3-dense", "glm4-dense", "glm4moe-moe", "gpt-oss-moe", "gpt2-dense", "gptneox-dense", "granite-dense",
     "granite-moe", "granite_swa-dense", "granitehybrid-dense", "hunyuan-dense-dense", "hunyuan_vl-dense",
     "hy_v3-moe", "internlm2-dense", "jamba-dense", "kimi-linear-moe", "lfm2-dense", "lfm2moe-moe", "llama-dense",
-    "llama-moe", "mamba-dense", "mamba2-dense", "minicpm-dense", "minimax-m2-moe", "minimax-m3-moe",
-    "mistral3-dense", "mistral4-moe", "mpt-dense", "nemotron-dense", "nemotron_h-dense", "nemotron_h_moe-dense",
-    "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense", "phi3-dense", "phimoe-moe", "plamo3-dense",
-    "qwen-dense", "qwen2-dense", "qwen2moe-moe", "qwen3-dense", "qwen35-dense", "qwen35moe-moe", "qwen3moe-moe",
-    "qwen3next-moe", "seed_oss-dense", "smollm3-dense", "stablelm-dense", "starcoder2-dense",
+    "llama-moe", "mamba-dense", "mamba2-dense", "minicpm-dense", "minimax-01-moe", "minimax-m2-moe",
+    "minimax-m3-moe", "mistral3-dense", "mistral4-moe", "mpt-dense", "nemotron-dense", "nemotron_h-dense",
+    "nemotron_h_moe-dense", "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense", "phi3-dense", "phimoe-moe",
+    "plamo3-dense", "qwen-dense", "qwen2-dense", "qwen2moe-moe", "qwen3-dense", "qwen35-dense", "qwen35moe-moe",
+    "qwen3moe-moe", "qwen3next-moe", "seed_oss-dense", "smollm3-dense", "stablelm-dense", "starcoder2-dense",
 )  # fmt: skip
 """Files of conformance/ and conformance2/ whose families are supported."""
 
 ON_CPU_ALONE = {
     "deepseek32-moe", "falcon-h1-dense", "granitehybrid-dense", "jamba-dense", "kimi-linear-moe", "lfm2-dense",
-    "lfm2moe-moe", "mamba2-dense", "minimax-m3-moe", "nemotron_h-dense", "nemotron_h_moe-dense", "qwen35-dense",
-    "qwen35moe-moe", "qwen3next-moe",
+    "lfm2moe-moe", "mamba2-dense", "minimax-01-moe", "minimax-m3-moe", "nemotron_h-dense", "nemotron_h_moe-dense",
+    "qwen35-dense", "qwen35moe-moe", "qwen3next-moe",
 }  # fmt: skip
 """Those that the GPU declines."""
 

@@ -26,7 +26,14 @@ from engine.model.config import (
     Routing,
 )
 from engine.model.loader import LoadedModel
-from engine.model.recurrent_config import DeltaNetConfig, KimiDeltaConfig, Mamba2Config, MambaConfig, ShortConvConfig
+from engine.model.recurrent_config import (
+    DeltaNetConfig,
+    KimiDeltaConfig,
+    LightningConfig,
+    Mamba2Config,
+    MambaConfig,
+    ShortConvConfig,
+)
 
 _SERVED: dict[str, frozenset[Any]] = {
     "norm": frozenset({NormKind.RMS, NormKind.LAYER}),
@@ -78,11 +85,13 @@ _MIXER_NAMES = {
     Mamba2Config: "Mamba 2 layers",
     DeltaNetConfig: "gated delta rules",
     KimiDeltaConfig: "Kimi delta attention",
+    LightningConfig: "lightning attention",
 }
 
 _NAMES = {
     "output_gate": "gated attention",
     "indexer": "an indexer that chooses positions",
+    "skip": "this kind of residual connections",
     "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
