@@ -2,7 +2,8 @@
 
 The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
 What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; indexers, and
-attention over what they choose; softcap with linear biases; recurrent mixers between their products) is left to CpuOps.
+attention over what they choose; softcap with linear biases; chunks of positions once there are several; limits of gated
+activations; recurrent mixers between their products) is left to CpuOps.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ def plain_attention(layer: LayerWeights) -> bool:
     config = layer.config.mixer
     if not isinstance(config, AttentionConfig):
         return False
-    plain = config.clamp is None and config.latent is None and config.output_gate is None and config.indexer is None
+    plain = config.clamp is None and config.latent is None and config.output_gate is None
+    plain = plain and config.chunk is None and config.indexer is None
     return plain and _can_attend(layer)
+
+
+def plain_ffn(layer: LayerWeights) -> bool:
+    """Whether a layer has a dense feed-forward part, and kernels compute all of it."""
+    return isinstance(layer.config.ffn, FfnConfig) and layer.config.ffn.clamp is None
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -114,16 +121,17 @@ class FastOps(CpuOps):
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See LayerBricks.attention."""
         config = layer.config.attention
-        if config.indexer is not None or not _can_attend(layer):
+        if config.indexer is not None:
             return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
         for span in self._batch.spans:
-            self.steps.attend(out, q, span, self._pages(layer, span), layer)
+            self._attend(out, layer, q, span)
         self.steps.join()
         return out
 
     def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
-        if _can_attend(layer):
+        chunk = layer.config.attention.chunk
+        if _can_attend(layer) and (chunk is None or span.n_total <= chunk):
             self.steps.attend(out, q, span, self._pages(layer, span), layer)
         else:
             super()._attend(out, layer, q, span)
@@ -184,6 +192,8 @@ class FastOps(CpuOps):
         return normed[0], normed[1]
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
+        if config.clamp is not None:
+            return super()._gate_up(weights, config, normed)
         steps = self.steps
         up = steps.linear("up", normed, weights.up)
         gate = None if weights.gate is None else steps.linear("gate", normed, weights.gate)

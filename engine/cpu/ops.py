@@ -12,12 +12,12 @@ from engine.cpu import reference
 from engine.cpu.indexer import Choices, Indexer, attend_chosen
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
-from engine.cpu.recurrent.tools import Tools
+from engine.cpu.recurrent.tools import Tools, softplus
 from engine.cpu.skips import make_skips
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch, Span
-from engine.model.config import FfnConfig, ModelConfig, MoeConfig, OutputGate
+from engine.model.config import FfnConfig, GateFunction, ModelConfig, MoeConfig, OutputGate
 from engine.model.ops import LayerBricks
 from engine.model.rope import RopeTable
 from engine.model.weights import (
@@ -49,6 +49,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._gate: Float32Array  # of the attention at hand
         self._query_latent: Float32Array  # of the attention at hand
         self._choices: list[Choices] = []  # of the attention at hand, per span; kept for layers that share them
+        self._scores: Float32Array  # of the experts of the layer at hand, where they are routed early
         self._angles: dict[RopeTable, tuple[Float32Array, Float32Array]] = {}
 
     def settle(self) -> None:
@@ -87,6 +88,8 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def mix(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.mix."""
+        if layer.moe is not None and isinstance(layer.config.ffn, MoeConfig) and layer.config.ffn.routed_early:
+            self._scores = self._linear(layer.moe.router, x)
         if layer.mixer is None:
             return x
         if self._skips is None:
@@ -125,6 +128,8 @@ class CpuOps(LayerBricks[LayerWeights]):
         """See LayerBricks.attn_qkv."""
         attention, weights = layer.config.attention, layer.attention
         normed = self._normalize(x, layer.attn_norm)
+        if weights.gate is not None:
+            self._gate = self._linear(weights.gate, normed)
         q, k, v = self._latent_qkv(layer, normed) if weights.latent is not None else self._qkv(layer, normed)
         if attention.temperature is not None:
             q *= reference.temperature_factors(self._batch.positions, attention.temperature)[:, None, None]
@@ -152,8 +157,6 @@ class CpuOps(LayerBricks[LayerWeights]):
         if attention.output_gate is OutputGate.IN_QUERY:
             both = q.reshape(len(q), attention.n_heads, 2, attention.key_width)
             q, self._gate = np.ascontiguousarray(both[:, :, 0]), both[:, :, 1].reshape(len(q), -1)
-        elif weights.gate is not None:
-            self._gate = self._linear(weights.gate, normed)
         q = q.reshape(-1, attention.n_heads, attention.key_width)
         k = k.reshape(-1, attention.n_kv_heads, attention.key_width)
         v = v.reshape(-1, attention.n_kv_heads, attention.value_width)
@@ -251,14 +254,17 @@ class CpuOps(LayerBricks[LayerWeights]):
         return self._add(layer, part, layer.attn_post_norm, x)
 
     def _values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
-        """What attention gives, (T, H · Hv), gated; where it gave latent vectors, the heads' values made of them."""
-        if layer.config.attention.output_gate is not None:
-            a = a * reference.sigmoid(self._gate)
-        latent = layer.attention.latent
-        if latent is None or latent.v_b is None:
+        """The heads' values (T, H · Hv), gated: what attention gives, or what is made of its latent vectors."""
+        config, latent = layer.config.attention, layer.attention.latent
+        if latent is not None and latent.v_b is not None:
+            heads = a.reshape(len(a), config.n_heads, -1)
+            a = self._each_head(latent.v_b, heads).reshape(len(a), -1)
+        if config.output_gate is None:
             return a
-        heads = a.reshape(len(a), layer.config.attention.n_heads, -1)
-        return self._each_head(latent.v_b, heads).reshape(len(a), -1)
+        gate = (softplus if config.gate_function is GateFunction.SOFTPLUS else reference.sigmoid)(self._gate)
+        if config.output_gate is OutputGate.PER_HEAD:
+            gate = np.repeat(gate, a.shape[1] // config.n_heads, axis=1)
+        return a * gate
 
     def ffn_gate_up(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.ffn_gate_up."""
@@ -277,15 +283,18 @@ class CpuOps(LayerBricks[LayerWeights]):
         assert moe is not None
         assert isinstance(config, MoeConfig)
         normed = self._normalize(x, layer.ffn_norm)
-        chosen, weights = reference.route(self._linear(moe.router, normed), config, moe.selection_bias)
+        scores = self._scores if config.routed_early else self._linear(moe.router, normed)
+        chosen, weights = reference.route(scores, config, moe.selection_bias)
         out = np.zeros_like(normed)
         # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
         # depend on what else is in the batch.
         for expert in np.unique(chosen):
             rows, place = np.nonzero(chosen == expert)
-            parts = moe.expert(expert)
-            h = self._gate_up(parts, config.expert, normed[rows])
-            out[rows] += self._linear(parts.down, h) * weights[rows, place, None]
+            parts, inputs, weight = moe.expert(expert), normed[rows], weights[rows, place, None]
+            if config.weights_inputs:
+                inputs *= weight
+            part = self._linear(parts.down, self._gate_up(parts, config.expert, inputs))
+            out[rows] += part if config.weights_inputs else part * weight
         if moe.shared is not None and config.shared is not None:
             shared = self._linear(moe.shared.down, self._gate_up(moe.shared, config.shared, normed))
             if moe.shared_gate is not None:
@@ -331,7 +340,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         if weights.gate is None:
             h = reference.activate(up, config.activation)
         else:
-            h = reference.gated(self._linear(weights.gate, normed), up, config.activation)
+            h = reference.gated(self._linear(weights.gate, normed), up, config.activation, config.clamp)
         if weights.act_scales is not None:
             h /= weights.act_scales
         return h

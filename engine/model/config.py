@@ -34,10 +34,18 @@ class QkNorm(Enum):
 
 
 class OutputGate(Enum):
-    """Where the gate of an attention's output comes from: what the heads give is multiplied by sigmoid(gate)."""
+    """Where the gate of an attention's output comes from: the heads' values are multiplied by f(gate)."""
 
     IN_QUERY = "in_query"  # attn_q has 2 · Hd rows per head: its query, then its gate
     OWN = "own"  # attn_gate · (normalized input), H · Hv rows
+    PER_HEAD = "per_head"  # likewise, with H rows: one number for all values of a head
+
+
+class GateFunction(Enum):
+    """f of an output gate."""
+
+    SIGMOID = "sigmoid"
+    SOFTPLUS = "softplus"  # ln(1 + exp(x))
 
 
 class Activation(Enum):
@@ -71,10 +79,11 @@ class ResidualKind(Enum):
 
 @dataclass(frozen=True)
 class AttentionTemperature:
-    """Queries at position p are multiplied by 1 + scale · ln(1 + floor(p / length))."""
+    """Queries at position p are multiplied by 1 + scale · ln(1 + floor((p + offset) / length))."""
 
     scale: float
     length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +121,8 @@ class AttentionConfig:
     """Grouped-query attention of one layer: H query heads share K key/value heads.
 
     Order: projection, scale, bias, clamp, QK-norm, RoPE, QK-norm where after_rope, temperature, cache. A score is
-    softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax.
+    softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax. What the heads
+    give is gated, then multiplied by attn_output.
     """
 
     n_heads: int
@@ -122,8 +132,10 @@ class AttentionConfig:
     scale: float  # multiplies q·k
     rope: RopeConfig | None  # None = this layer rotates nothing
     window: int | None = None  # a query sees this many positions, itself included; None = all
+    chunk: int | None = None  # positions are cut into chunks of so many, and a query sees those of its own; None = all
     qk_norm: QkNorm | None = None
     qk_norm_after_rope: bool = False
+    qk_norm_weights: bool = True
     temperature: AttentionTemperature | None = None
     clamp: float | None = None  # q, k and v after bias are limited to [-clamp, clamp]
     softcap: float | None = None  # a score s becomes c · tanh(s / c), before the mask
@@ -131,6 +143,8 @@ class AttentionConfig:
     alibi: float = 0.0  # largest bias; slopes are in the weights, from rope.alibi_slopes; 0 = none
     latent: LatentConfig | None = None
     output_gate: OutputGate | None = None
+    gate_function: GateFunction = GateFunction.SIGMOID
+    value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
     indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
 
     @property
@@ -146,11 +160,15 @@ class AttentionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FfnConfig:
-    """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated."""
+    """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated.
+
+    With a clamp (gated parts only) down(min(activation(gate(x)), clamp) · max(-clamp, min(up(x), clamp))).
+    """
 
     width: int
     activation: Activation
     gated: bool = True
+    clamp: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +179,8 @@ class MoeConfig:
     3. With n_groups > 1 the experts are consecutive groups; a group's score is the sum of its two best choice scores,
     and only experts of the best n_groups_used groups can be chosen. 4. The chosen p are divided by their sum where
     `normalize` (not below 2^-14), and multiplied by weight_scale. 5. The sum over the chosen of
-    weight · expert(x). 6. The shared part's output is added, gated where shared_gate.
+    weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
+    shared_scale and gated where shared_gate.
     """
 
     n_experts: int
@@ -174,6 +193,9 @@ class MoeConfig:
     n_groups_used: int = 1
     shared: FfnConfig | None = None  # an expert that computes every token
     shared_gate: bool = False  # its output is multiplied by sigmoid(a learned score)
+    shared_scale: float = 1.0  # in the weights it is a factor of the part's down
+    weights_inputs: bool = False
+    routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ class Recurrence(Enum):
     DELTA_NET = "delta_net"  # DeltaNetConfig
     KIMI_DELTA = "kimi_delta"  # KimiDeltaConfig
     LIGHTNING = "lightning"  # LightningConfig
+    PLAMO_2 = "plamo_2"  # Plamo2Config
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class RecurrentParts:
         norm_weights: Mamba 1: d, B and C are normalized with ssm_dt_norm, ssm_b_norm and ssm_c_norm.
         grouped_heads: gated delta rules: value heads of one key head follow each other; otherwise they are G apart.
         interval: LISTED: default of full_attention_interval.
+        decay_floor: Kimi delta attention: kda.gate_lower_bound is read.
     """
 
     kind: Recurrence
@@ -44,3 +46,4 @@ class RecurrentParts:
     norm_weights: bool = False
     grouped_heads: bool = False
     interval: int = 4
+    decay_floor: bool = False

@@ -43,8 +43,8 @@ class AttentionWeights:
     """q (H·Hd, D), k (K·Hd, D), v (K·Hv, D), output (D, H·Hv).
 
     q, k and v may be row ranges of one tensor. Norms are as AttentionConfig.qk_norm says; v is never normalized.
-    sinks and alibi_slopes are float32 (H,) or None. gate (H · Hv, D) is that of OutputGate.OWN; with IN_QUERY q
-    has 2 · H · Hd rows. Where `latent` is set q, k and v are None, and output is
+    sinks and alibi_slopes are float32 (H,) or None. gate is that of OutputGate.OWN, (H · Hv, D), or PER_HEAD, (H, D);
+    with IN_QUERY q has 2 · H · Hd rows. Where `latent` is set q, k and v are None, and output is
     (D, H · LatentConfig.value_width).
     """
 
@@ -193,6 +193,7 @@ class KimiDeltaWeights:
     """Weights of KimiDeltaConfig.
 
     q, k and v (H · S, D), beta (H, D), decay_a and gate_a (S, D), decay_b and gate_b (H · S, S), output (D, H · S).
+    Where decay_b or gate_b is None, the first of the two is (H · S, D).
     float32: conv1d (3 · H · S, W) of q, k and v, dt_bias (H · S,), a (H,); norm's weight is (S,).
     """
 
@@ -201,9 +202,9 @@ class KimiDeltaWeights:
     v: Linear
     beta: Linear
     decay_a: Linear
-    decay_b: Linear
+    decay_b: Linear | None
     gate_a: Linear
-    gate_b: Linear
+    gate_b: Linear | None
     conv1d: Float32Array
     dt_bias: Float32Array
     a: Float32Array
@@ -212,8 +213,8 @@ class KimiDeltaWeights:
 
     def linears(self) -> tuple[Linear, ...]:
         """All projections."""
-        decays = self.decay_a, self.decay_b
-        return self.q, self.k, self.v, self.beta, *decays, self.gate_a, self.gate_b, self.output
+        low_rank = (linear for linear in (self.decay_a, self.decay_b, self.gate_a, self.gate_b) if linear is not None)
+        return self.q, self.k, self.v, self.beta, *low_rank, self.output
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,8 +232,38 @@ class LightningWeights:
         return self.qkv, self.gate, self.output
 
 
+@dataclass(frozen=True, eq=False)
+class Plamo2Weights:
+    """Weights of Plamo2Config.
+
+    ssm_in (2 · I, D), ssm_x (2 · S + dt_rank, I), ssm_dt (H, dt_rank) with its bias, ssm_out (D, I). float32: conv1d
+    (I, W), a and d (H,).
+    """
+
+    ssm_in: Linear
+    conv1d: Float32Array
+    ssm_x: Linear
+    ssm_dt: Linear
+    a: Float32Array
+    d: Float32Array
+    b_norm: Norm
+    c_norm: Norm
+    dt_norm: Norm
+    ssm_out: Linear
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return self.ssm_in, self.ssm_x, self.ssm_dt, self.ssm_out
+
+
 RecurrentWeights = (
-    MambaWeights | ShortConvWeights | Mamba2Weights | DeltaNetWeights | KimiDeltaWeights | LightningWeights
+    MambaWeights
+    | ShortConvWeights
+    | Mamba2Weights
+    | DeltaNetWeights
+    | KimiDeltaWeights
+    | LightningWeights
+    | Plamo2Weights
 )
 """Weights of a recurrent mixer, one class per class of engine.model.recurrent_config."""
 

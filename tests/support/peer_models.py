@@ -3,10 +3,12 @@
 scripts/peer_logits.py computes and stores the logits; test_peer_logits.py compares.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 
+from tests.support import peer_variants
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -35,9 +37,15 @@ from tests.support.naive_model import (
 HEAD_NORMS = [("attn_q_norm", (HEAD,)), ("attn_k_norm", (HEAD,))]
 SECTIONS = np.array([3, 3, 2, 0], np.int32)
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 8}
-TARGET = Path(__file__).parent / "data" / "llama_cpp_logits.npz"
+LOGITS = Path(__file__).parent / "data" / "llama_cpp_logits"
+"""A file for each model, and version.txt, which says what made them."""
 RUN_CONTEXT = 256
 """What llama.cpp runs with; beyond the original context some families rotate otherwise."""
+
+
+def logits_file(name):
+    """Where the logits of a model are stored, (T, V) float32."""
+    return LOGITS / (re.sub("[ ,]+", "-", name) + ".npy")
 
 
 def written(file, folder):
@@ -206,4 +214,4 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = FAMILIES | POSITIONS | UNSTATED
+MODELS = FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS

@@ -32,6 +32,7 @@ from engine.model.recurrent_config import (
     LightningConfig,
     Mamba2Config,
     MambaConfig,
+    Plamo2Config,
     ShortConvConfig,
 )
 
@@ -76,6 +77,8 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
+        "value_scale",
+        "shared_scale",
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -86,6 +89,7 @@ _MIXER_NAMES = {
     DeltaNetConfig: "gated delta rules",
     KimiDeltaConfig: "Kimi delta attention",
     LightningConfig: "lightning attention",
+    Plamo2Config: "PLaMo 2 layers",
 }
 
 _NAMES = {
@@ -96,6 +100,12 @@ _NAMES = {
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
+    "gate_function": "this function of gates of attention",
+    "chunk": "attention in chunks",
+    "qk_norm_weights": "normalized queries and keys without weights",
+    "clamp": "limits of gated activations",
+    "weights_inputs": "weights of experts on their inputs",
+    "routed_early": "routers before the mixer",
 }
 
 
@@ -139,6 +149,8 @@ def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
+    if config.temperature is not None and config.temperature.offset:
+        yield "offsets of attention's temperature"
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
 

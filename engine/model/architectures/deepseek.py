@@ -3,7 +3,7 @@
 from engine.model.architecture import Architecture
 from engine.model.config import RopeStyle
 from engine.model.indexer_config import IndexerKind
-from engine.model.parts import AttentionParts, FfnParts, IndexerParts, MoeParts, RopeParts
+from engine.model.parts import AttentionParts, FfnParts, IndexerParts, MoeParts, RopeParts, TemperatureParts
 
 _MOE = MoeParts(
     required=True,
@@ -28,7 +28,7 @@ ARCHITECTURES = (
         Architecture(
             name=name,
             rope=RopeParts(RopeStyle.NORM),
-            attention=AttentionParts(latent=True, temperature=True),
+            attention=AttentionParts(latent=True, temperature=TemperatureParts()),
             moe=_MOE,
         )
         for name in ("deepseek2", "mistral4")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from engine.model.building.source import TensorSource
 from engine.model.config import FfnConfig, MoeConfig
 from engine.model.parts import FfnParts, Presence
@@ -42,10 +46,22 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
         gate=gate,
         up=up,
         down=source.experts(f"{prefix}.ffn_down_exps", experts, width, moe.expert.width),
-        shared=None if moe.shared is None else build_ffn(source, prefix, moe.shared, "_shexp"),
+        shared=None if moe.shared is None else _shared(source, prefix, moe.shared, moe.shared_scale),
         shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
         selection_bias=bias,
     )
+
+
+def _shared(source: TensorSource, prefix: str, ffn: FfnConfig, factor: float) -> FfnWeights:
+    """The shared part times a factor."""
+    parts = source.architecture.moe
+    assert parts is not None
+    weights = build_ffn(source, prefix, ffn, "" if parts.shared_named_dense else "_shexp")
+    if factor == 1.0:
+        return weights
+    down, bias = weights.down, weights.down.bias
+    bias = None if bias is None else bias * np.float32(factor)
+    return replace(weights, down=replace(down, bias=bias, scale=down.scale * factor))
 
 
 def _parts(source: TensorSource) -> FfnParts:

@@ -11,6 +11,9 @@ from engine.model.reading.source import Source
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
 
+LEAST_CLAMP = 1e-6
+"""Limits up to this mean that there is none."""
+
 
 def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
     """The feed-forward part of each layer; None where the family has none.
@@ -40,11 +43,12 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
-        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated)
-    return _moe(source, ffn, parts, width)
+        clamp = _clamp(source, ffn, "swiglu_clamp_shexp", index)
+        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated, clamp=clamp)
+    return _moe(source, ffn, parts, index, width)
 
 
-def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfig:
+def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int) -> MoeConfig:
     read = source.read
     n_experts = read.integer("expert_count")
     n_used = read.integer("expert_used_count", high=n_experts)
@@ -52,22 +56,36 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfi
     expert_width = stated_width or (width // n_used if parts.width_of_used else width)
     if expert_width == 0:
         raise ModelFileError("expert_feed_forward_length and feed_forward_length are both 0; one must be positive")
-    shared = _shared_width(parts, read, expert_width, width)
+    shared = _shared_width(source, parts, index, expert_width, width)
     activation = parts.activation or ffn.activation
     scale = read.number("expert_weights_scale", 0.0, low=-LIMIT, high=LIMIT) if parts.weight_scale else 0.0
+    # The factor of the sum of all experts, taken apart.
+    factor = parts.shared_factor if shared else 1.0
+    clamps = [_clamp(source, ffn, f"swiglu_clamp_{which}", index) for which in ("exp", "shexp")]
     n_groups, n_groups_used = _groups(parts, read, n_experts, n_used)
     return MoeConfig(
         n_experts=n_experts,
         n_used=n_used,
-        expert=FfnConfig(width=expert_width, activation=activation, gated=ffn.gated),
+        expert=FfnConfig(width=expert_width, activation=activation, gated=ffn.gated, clamp=clamps[0]),
         routing=_routing(source, parts),
         normalize=_normalize(source, parts),
-        weight_scale=scale or 1.0,
+        weight_scale=(scale or 1.0) * factor,
         n_groups=n_groups,
         n_groups_used=n_groups_used,
-        shared=FfnConfig(width=shared, activation=activation, gated=ffn.gated) if shared else None,
+        shared=FfnConfig(width=shared, activation=activation, gated=ffn.gated, clamp=clamps[1]) if shared else None,
         shared_gate=parts.shared_gate,
+        shared_scale=factor,
+        weights_inputs=parts.weights_inputs,
+        routed_early=parts.routed_early,
     )
+
+
+def _clamp(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:
+    """The limit of a layer's gated activations, from a list with one for each; up to 1e-6 there is none."""
+    if not ffn.clamps:
+        return None
+    limit = source.read.numbers_per_layer(key, source.n_blocks, 0.0, low=0.0, high=LIMIT)[index]
+    return limit if limit > LEAST_CLAMP else None
 
 
 def _normalize(source: Source, parts: MoeParts) -> bool:
@@ -94,14 +112,17 @@ def _routing(source: Source, parts: MoeParts) -> Routing:
     return GATING.get(number, parts.routing)
 
 
-def _shared_width(parts: MoeParts, read: HyperParameters, expert_width: int, dense_width: int) -> int:
+def _shared_width(source: Source, parts: MoeParts, index: int, expert_width: int, dense_width: int) -> int:
+    read = source.read
     if not parts.shared:
         return 0
+    if parts.shared_named_dense:
+        return dense_width if f"blk.{index}.ffn_up.weight" in source.tensors else 0
     stated = read.integer("expert_shared_feed_forward_length", 0, low=0)
     if stated:
         return stated
     if parts.shared_counted:
-        return expert_width * read.integer("expert_shared_count", 0, low=0, high=1024)
+        return expert_width * max(parts.shared_least, read.integer("expert_shared_count", 0, low=0, high=1024))
     return dense_width if parts.shared_like_dense else 0
 
 

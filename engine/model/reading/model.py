@@ -16,6 +16,8 @@ from engine.model.reading.skips import read_skip
 from engine.model.reading.source import Source, open_source
 from engine.model.reading.unread_keys import check_unread
 
+_RMS_EPSILON = "attention.layer_norm_rms_epsilon"
+
 
 def read_config(
     architecture: Architecture,
@@ -48,7 +50,7 @@ def read_config(
         width=source.width,
         vocab_size=vocab_size,
         context_length=source.context_length,
-        norm=architecture.norm.kind,
+        norm=_norm_kind(source),
         norm_epsilon=_norm_epsilon(source),
         layers=_layers(source),
         embedding_scale=_embedding_scale(source),
@@ -61,9 +63,16 @@ def read_config(
     return config, check_unread(architecture, source.read, config, strict=strict)
 
 
+def _norm_kind(source: Source) -> NormKind:
+    norm = source.architecture.norm
+    if norm.either_kind and source.read.number(_RMS_EPSILON, 0.0, low=0.0, high=1.0):
+        return NormKind.RMS
+    return norm.kind
+
+
 def _norm_epsilon(source: Source) -> float:
     norm = source.architecture.norm
-    key = "layer_norm_epsilon" if norm.kind is NormKind.LAYER else "layer_norm_rms_epsilon"
+    key = "layer_norm_epsilon" if _norm_kind(source) is NormKind.LAYER else "layer_norm_rms_epsilon"
     if norm.either_epsilon and not source.read.has(f"attention.{key}"):
         key = "layer_norm_epsilon"
     return source.read.number(f"attention.{key}", norm.epsilon, low=0.0, high=1.0)
@@ -97,14 +106,14 @@ def _residual_scale(source: Source) -> float:
     if base is None:
         return 1.0
     default = base / math.sqrt(source.n_layers)
-    return source.read.number("residual_scale", default, low=-LIMIT, high=LIMIT) or 1.0
+    return source.read.number("residual_scale", default, low=-LIMIT, high=LIMIT) or default or 1.0
 
 
 def _embedding_scale(source: Source) -> float:
     embedding = source.architecture.embedding
     if embedding.sqrt_width:
         return math.sqrt(source.width)
-    return source.default("embedding_scale", embedding.scale) or 1.0
+    return source.default("embedding_scale", embedding.scale) or embedding.scale or 1.0
 
 
 def _learned_positions(source: Source) -> bool:
@@ -118,6 +127,6 @@ def _logit_scale(source: Source) -> float:
     head = source.architecture.head
     if head.scale is LogitScale.NONE:
         return 1.0
-    default = 1.0 if head.scale_width is None else source.width / head.scale_width
-    scale = source.read.number("logit_scale", default, low=-LIMIT, high=LIMIT) or 1.0
+    default = head.scale_default if head.scale_width is None else source.width / head.scale_width
+    scale = source.read.number("logit_scale", default, low=-LIMIT, high=LIMIT) or default
     return 1.0 / scale if head.scale is LogitScale.DIVIDES else scale
