@@ -76,7 +76,7 @@ class FastOps(CpuOps):
         super().begin(batch)
         self._turns = {}
 
-    def _embed(self, batch: Batch) -> Float32Array:
+    def _embed_tokens(self, batch: Batch) -> Float32Array:
         x = self.steps.embed("x", self._weights.token_embd, batch, self._finish_embedding)
         if self._weights.embedding_norm is None:
             return x

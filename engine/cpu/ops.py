@@ -68,10 +68,10 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def embed(self, batch: Batch) -> Float32Array:
         """See Ops.embed."""
-        x = self._embed(batch)
+        x = self._embed_tokens(batch)
         return x if self._skips is None else self._skips.begin(x)
 
-    def _embed(self, batch: Batch) -> Float32Array:
+    def _embed_tokens(self, batch: Batch) -> Float32Array:
         """Normalized token vectors (T, D)."""
         weights = self._weights
         x = dequantize(weights.token_embd.raw[batch.token_ids], weights.token_embd.type)
