@@ -275,8 +275,10 @@ class CpuBackend:
                 most_heads = max(most_heads, attention.n_heads)
                 heads = attention.n_heads + 2 * attention.n_kv_heads
                 mixed += 2 * heads * max(attention.key_width, attention.value_width)
+                if attention.indexer is not None:
+                    mixed += (attention.indexer.heads + 1) * attention.indexer.width
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
-        activations = 4 * rows * (4 * self.config.width + 2 * widest)
+        activations = 4 * rows * (4 * self.config.stream_width + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
         if self._compiled:
             from engine.cpu.kernels.attend import HEAD_FLOATS
@@ -296,6 +298,8 @@ def kernels_fit(model: LoadedModel) -> bool:
             widths += (attention.key_width, attention.value_width)
             if attention.latent is not None:
                 widths += (attention.latent.rank, attention.latent.q_rank or 0)
+            if attention.indexer is not None:
+                widths.append(attention.indexer.width)
         if recurrent is not None:
             widths += recurrent.normalized_widths
         widths += (part.width for part in layer.ffn_parts)

@@ -10,7 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.model.indexer_config import IndexerConfig
 from engine.model.recurrent_config import RecurrentConfig
+from engine.model.rope_config import RopeConfig as RopeConfig
+from engine.model.rope_config import RopeScaling as RopeScaling
+from engine.model.rope_config import RopeStyle as RopeStyle
+from engine.model.skip_config import SkipConfig, most_streams
 
 
 class NormKind(Enum):
@@ -43,22 +48,6 @@ class GateFunction(Enum):
     SOFTPLUS = "softplus"  # ln(1 + exp(x))
 
 
-class RopeStyle(Enum):
-    """Which elements of a head are rotated together."""
-
-    NORM = "norm"  # adjacent pairs (0,1), (2,3), ...
-    NEOX = "neox"  # half split: (0, n/2), (1, n/2 + 1), ...
-
-
-class RopeScaling(Enum):
-    """How rotation frequencies are stretched beyond the trained context; the values are the names used in metadata."""
-
-    NONE = "none"
-    LINEAR = "linear"
-    YARN = "yarn"
-    LONGROPE = "longrope"  # divisors per frequency from the tensors rope_factors_long and rope_factors_short
-
-
 class Activation(Enum):
     """Non-linearity f of a feed-forward part: h = f(gate) · up, or h = f(up) where it has no gate."""
 
@@ -86,29 +75,6 @@ class ResidualKind(Enum):
 
     SEQUENTIAL = "sequential"  # y = x + attention(x); y + ffn(y)
     PARALLEL = "parallel"  # x + attention(x) + ffn(x)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary position embedding of one kind of layer.
-
-    `factor` is the context stretch s (1 = none). The YaRN fields follow Peng et al. 2023 (arXiv 2309.00071):
-    `extrapolation` blends interpolated and original frequencies, `attention_factor` multiplies cos and sin,
-    `log_multiplier` (mscale_all_dim; 0 = absent) divides that magnitude again.
-    """
-
-    style: RopeStyle
-    n_rot: int
-    base: float
-    scaling: RopeScaling = RopeScaling.NONE
-    factor: float = 1.0
-    original_context: int = 0
-    extrapolation: float = 1.0
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    log_multiplier: float = 0.0
-    long_factors: bool = False  # rope_factors_long, else rope_factors_short, where the file has them
 
 
 @dataclass(frozen=True)
@@ -179,6 +145,7 @@ class AttentionConfig:
     output_gate: OutputGate | None = None
     gate_function: GateFunction = GateFunction.SIGMOID
     value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
+    indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
 
     @property
     def group(self) -> int:
@@ -310,12 +277,18 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    skip: SkipConfig | None = None  # residual connections that are more than a sum
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
 
     @property
     def n_layers(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def stream_width(self) -> int:
+        """Numbers of a token between layers, at most."""
+        return self.width * most_streams(self.skip, self.n_layers)
 
     @property
     def state_bytes(self) -> int:

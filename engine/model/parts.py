@@ -11,6 +11,8 @@ from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
 from engine.model.config import Activation, GateFunction, NormKind, OutputGate, QkNorm, RopeStyle, Routing
+from engine.model.indexer_config import IndexerKind
+from engine.model.skip_config import SkipKind
 
 
 class Presence(Enum):
@@ -96,6 +98,7 @@ class LayerParts:
         without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
             feed-forward part.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
+        skip: residual connections that are more than a sum; None = what a part gives is added to what it read.
     """
 
     attn_norm: tuple[str, ...] = ("attn_norm",)
@@ -107,6 +110,7 @@ class LayerParts:
     residual_scale: float | None = None
     without_heads: bool = False
     one_part: bool = False
+    skip: SkipKind | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,23 @@ class QkNormParts:
     not_of_experts: int | None = None
 
 
+@dataclass(frozen=True)
+class IndexerParts:
+    """The indexer that chooses which positions attention reads; all sizes are in the metadata (attention.indexer.*).
+
+    Attributes:
+        kind: how positions are scored. TOKENS: every layer has an indexer; BLOCKS: every layer behind the first
+            leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
+        style: which elements its queries and keys rotate together, where not those of attention.
+        shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
+    """
+
+    kind: IndexerKind
+    _: KW_ONLY
+    style: RopeStyle | None = None
+    shared: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionParts:
     """Attention beyond projections and softmax.
@@ -233,6 +254,7 @@ class AttentionParts:
             rows, it is PER_HEAD.
         gate_function: f of the gate.
         value_scale: attention.value_scale is read.
+        indexer: chooses the positions that a query attends to; None = it attends to all.
     """
 
     qk_norm: QkNormParts | None = None
@@ -251,6 +273,7 @@ class AttentionParts:
     output_gate: OutputGate | None = None
     gate_function: GateFunction = GateFunction.SIGMOID
     value_scale: bool = False
+    indexer: IndexerParts | None = None
 
 
 @dataclass(frozen=True)
@@ -340,14 +363,14 @@ class HeadParts:
         scale_default: logit_scale where the file leaves it out or states 0.
         scale_width: likewise it is D / this; None = scale_default.
         softcap: final_logit_softcapping is read; the default, None = not read.
-        norm: name of the last norm.
+        norm: name of the last norm; None = there is none.
     """
 
     scale: LogitScale = LogitScale.NONE
     scale_default: float = 1.0
     scale_width: int | None = None
     softcap: float | None = None
-    norm: str = "output_norm"
+    norm: str | None = "output_norm"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -252,3 +252,38 @@ class KimiDeltaConfig(RecurrentConfig):
     def normalized_widths(self) -> tuple[int, ...]:
         """See RecurrentConfig.normalized_widths."""
         return (self.head_width,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightningConfig(RecurrentConfig):
+    """Linear attention with a fixed decay per head (lightning attention of MiniMax-01, arXiv 2501.08313).
+
+    1. [q, k, v] = silu(attn_qkv · x), of S numbers each for every one of H heads in turn. 2. The state M (H, S, S), one
+    row per key column, becomes exp(-rate · slope) · M + k ⊗ v, where slope is the head's slope of linear biases
+    (rope.alibi_slopes with a largest bias of 8), and y = q · M. 3. y of all heads is normalized together (RMS,
+    attn_norm_2) and multiplied by sigmoid(attn_gate · x); attn_output · y.
+    """
+
+    heads: int  # H
+    head_width: int  # S
+    rate: float
+
+    @property
+    def inner(self) -> int:
+        """Numbers of all heads."""
+        return self.heads * self.head_width
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The state M (H, S, S)."""
+        return ((self.heads, self.head_width, self.head_width),)
+
+    @property
+    def row_width(self) -> int:
+        """See RecurrentConfig.row_width."""
+        return 8 * self.inner
+
+    @property
+    def normalized_widths(self) -> tuple[int, ...]:
+        """See RecurrentConfig.normalized_widths."""
+        return (self.inner,)

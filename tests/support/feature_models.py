@@ -174,7 +174,7 @@ def mixture(naive, p, x, choose, act=lambda g, u: g * sigmoid(g) * u):
         total += weight * expert("ffn_down_exps", index, act(gate, up))
     if f"{p}.ffn_up_shexp.weight" in t:
         gate, up = (naive.project(f"{p}.ffn_{which}_shexp", x) for which in ("gate", "up"))
-        total += naive.project(f"{p}.ffn_down_shexp", gate * sigmoid(gate) * up)
+        total += naive.project(f"{p}.ffn_down_shexp", act(gate, up))
     return total
 
 

@@ -27,6 +27,10 @@ FAMILIES = {
         "attention.key_length_mla": 48, "attention.value_length_mla": HEAD, "attention.kv_lora_rank": 32,
         "leading_dense_block_count": 2, "expert_count": 2, "expert_used_count": 1,
     },
+    "minimax-01": {
+        "attention.head_count_kv": 1, "full_attention_interval": 2, "residual_scale": 1.5, "expert_count": 2,
+        "expert_used_count": 1,
+    },
     "plamo2": {f"ssm.{key}": value for key, value in SCANNED.items() if key != "group_count"}
     | {"attention.head_count_kv": [0, 1]},
 }  # fmt: skip
@@ -34,6 +38,10 @@ FAMILIES["bailingmoe3"] = FAMILIES["kimi-linear"] | {
     "kda.gate_lower_bound": -5.0,
 }
 """What the files of each family state beside what all do."""
+
+
+ROUTED = {"minimax-01"}
+"""Families whose layers all have experts."""
 
 
 def tiny_hybrid_parts(family, *, seed=0, context_length=512):
@@ -64,7 +72,9 @@ def tiny_hybrid_parts(family, *, seed=0, context_length=512):
             layer |= _recurrent(family, rng, normal, norm)
         if not dense and (family == "falcon-h1" or (i == 1 and family != "mamba2")):
             layer |= _attention(family, normal, norm)
-        if dense or family not in ("mamba2", "nemotron_h"):
+        if family in ROUTED:
+            layer |= {"ffn_norm.weight": norm(WIDTH)} | _experts(normal)
+        elif dense or family not in ("mamba2", "nemotron_h"):
             gated = {} if family in ("nemotron_h", "plamo2") else {"ffn_gate.weight": normal(FFN, WIDTH)}
             up = normal(2 * FFN if family == "plamo2" else FFN, WIDTH)
             layer |= gated | {"ffn_up.weight": up, "ffn_down.weight": normal(WIDTH, FFN)}
@@ -75,6 +85,13 @@ def tiny_hybrid_parts(family, *, seed=0, context_length=512):
         tensors |= {f"blk.{i}.{name}": tensor for name, tensor in layer.items()}
     tensors["token_embd_norm.weight" if family == "lfm2" else "output_norm.weight"] = norm(WIDTH)
     return meta, tensors
+
+
+def _experts(normal):
+    return {
+        "ffn_gate_inp.weight": normal(2, WIDTH), "ffn_gate_exps.weight": normal(2, FFN, WIDTH),
+        "ffn_up_exps.weight": normal(2, FFN, WIDTH), "ffn_down_exps.weight": normal(2, WIDTH, FFN),
+    }  # fmt: skip
 
 
 def _attention(family, normal, norm):
@@ -142,6 +159,12 @@ def _recurrent(family, rng, normal, norm):
         return tensors | {
             "ssm_beta.weight": normal(HEADS, WIDTH), "ssm_dt.bias": rng.uniform(-4.0, 0.0, inner).astype(np.float32),
             "ssm_a": decays[:HEADS, None], "ssm_norm.weight": norm(STATE), "attn_output.weight": normal(WIDTH, inner),
+        }  # fmt: skip
+    if family == "minimax-01":
+        inner = HEADS * HEAD
+        return {
+            "attn_qkv.weight": normal(3 * inner, WIDTH, gain=2.0), "attn_gate.weight": normal(inner, WIDTH),
+            "attn_norm_2.weight": norm(inner), "attn_output.weight": normal(WIDTH, inner),
         }  # fmt: skip
     return {
         "ssm_in.weight": normal(INNER + convolved + heads, WIDTH, gain=2.0),

@@ -146,6 +146,22 @@ def kimi_delta(x, t, *, floor=None):
     return y @ t["attn_output.weight"].T
 
 
+def lightning(x, t):
+    """Of the first of two or more layers: the slope of head h of H is 2^(-8 (h + 1) / H), times 1 + 1e-5."""
+    inner, heads = len(t["attn_gate.weight"]), 2
+    size = inner // heads
+    state, out = np.zeros((heads, size, size)), []
+    for token in range(len(x)):
+        y = []
+        for head, (q, k, v) in enumerate(silu(t["attn_qkv.weight"] @ x[token]).reshape(heads, 3, size)):
+            slope = 2.0 ** (-8.0 * (head + 1) / heads) * (1.0 + 1e-5)
+            state[head] = np.exp(-slope) * state[head] + np.outer(k, v)
+            y.append(q @ state[head])
+        gate = sigmoid(t["attn_gate.weight"] @ x[token])
+        out.append(t["attn_output.weight"] @ (rms(np.concatenate(y), t["attn_norm_2.weight"]) * gate))
+    return np.array(out)
+
+
 def low_rank(x, t, name):
     y = x @ t[f"{name}_a.weight"].T
     return y @ t[f"{name}_b.weight"].T if f"{name}_b.weight" in t else y
@@ -154,5 +170,6 @@ def low_rank(x, t, name):
 LOOPS = {
     "lfm2": short_conv, "jamba": mamba_1, "mamba2": mamba_2, "falcon-h1": mamba_2, "nemotron_h": mamba_2,
     "qwen35": delta_net, "kimi-linear": kimi_delta, "bailingmoe3": partial(kimi_delta, floor=-5.0), "plamo2": plamo_2,
+    "minimax-01": lightning,
 }  # fmt: skip
 """The mixer of a family's first layer."""

@@ -29,6 +29,7 @@ from engine.model.loader import LoadedModel
 from engine.model.recurrent_config import (
     DeltaNetConfig,
     KimiDeltaConfig,
+    LightningConfig,
     Mamba2Config,
     MambaConfig,
     Plamo2Config,
@@ -87,11 +88,14 @@ _MIXER_NAMES = {
     Mamba2Config: "Mamba 2 layers",
     DeltaNetConfig: "gated delta rules",
     KimiDeltaConfig: "Kimi delta attention",
+    LightningConfig: "lightning attention",
     Plamo2Config: "PLaMo 2 layers",
 }
 
 _NAMES = {
     "output_gate": "gated attention",
+    "indexer": "an indexer that chooses positions",
+    "skip": "this kind of residual connections",
     "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",

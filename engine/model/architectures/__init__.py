@@ -25,6 +25,7 @@ from engine.model.architectures import (
     llama,
     mamba,
     mimo,
+    minimax,
     mistral3,
     old,
     olmo,
@@ -38,7 +39,7 @@ from engine.model.architectures import (
 
 _FILES = (
     afmoe, bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, grok, hybrids, kimi, lfm,
-    llama, mamba, mimo, mistral3, old, olmo, others, phi, pictures, qwen, smallthinker, windowed_moe,
+    llama, mamba, mimo, minimax, mistral3, old, olmo, others, phi, pictures, qwen, smallthinker, windowed_moe,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -116,12 +116,6 @@ ARCHITECTURES = (
         moe=MoeParts(required=True, weight_scale=True),
     ),
     Architecture(
-        name="minimax-m2",
-        rope=RopeParts(RopeStyle.NEOX),
-        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.WIDTH)),
-        moe=MoeParts(required=True, routing=Routing.SIGMOID, weight_scale=True, groups=True, selection_bias=True),
-    ),
-    Architecture(
         name="nemotron",
         norm=_LAYER_NORM,
         rope=RopeParts(RopeStyle.NEOX),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from engine.model.building.indexer import build_indexer
 from engine.model.building.positions import PositionTables
 from engine.model.building.source import TensorSource
 from engine.model.config import AttentionConfig, LatentConfig, OutputGate, QkNorm
@@ -38,6 +39,7 @@ def build_attention(
         alibi_slopes=positions.alibi_slopes(attention),
         latent=latent_weights,
         gate=gate,
+        indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )
 
 

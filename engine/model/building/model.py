@@ -7,6 +7,7 @@ from engine.model.building.attention import build_attention
 from engine.model.building.ffn import build_ffn, build_moe
 from engine.model.building.positions import PositionTables
 from engine.model.building.recurrent import build_recurrent
+from engine.model.building.skips import build_head_skip, build_part_skip
 from engine.model.building.source import TensorSource
 from engine.model.building.tensors import TensorTable
 from engine.model.config import (
@@ -18,6 +19,7 @@ from engine.model.config import (
     ModelConfig,
     MoeConfig,
 )
+from engine.model.skip_weights import NormedSkipWeights
 from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Norm, Weight
 
 
@@ -39,7 +41,9 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
     if architecture.embedding.bare_norm:
         embedding_norm = Norm(config.norm, config.norm_epsilon, None)
     layers = tuple(_layer(source, positions, layer) for layer in config.layers)
-    output_norm = source.norm(architecture.head.norm, (width,))
+    head_norm = architecture.head.norm
+    output_norm = None if head_norm is None else source.norm(head_norm, (width,))
+    head_skip = build_head_skip(source)
     tied = not tensors.has("output.weight")
     output = _tied_output(source, token_embd) if tied else tensors.linear("output", config.vocab_size, width)
     tensors.ignore(architecture.ignored_tensors)
@@ -52,6 +56,7 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
         tied=tied,
         embedding_norm=embedding_norm,
         position_embd=position_embd,
+        head_skip=head_skip,
     )
 
 
@@ -62,15 +67,21 @@ def _tied_output(source: TensorSource, token_embd: Weight) -> Linear:
 def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) -> LayerWeights:
     prefix, parts = f"blk.{layer.index}", source.architecture.layer
     has_mixer, has_ffn, behind = layer.mixer is not None, layer.ffn is not None, parts.post_epsilon
+    mixer_skip = build_part_skip(source, layer.index, "attn", parts.attn_norm) if has_mixer else None
+    ffn_skip = build_part_skip(source, layer.index, "ffn", parts.ffn_norm) if has_ffn else None
+    normed_mixer = has_mixer and not isinstance(mixer_skip, NormedSkipWeights)  # which hold the norm
+    normed_ffn = has_ffn and not isinstance(ffn_skip, NormedSkipWeights)
     return LayerWeights(
         config=layer,
-        attn_norm=source.first_norm(prefix, parts.attn_norm) if has_mixer else None,
+        attn_norm=source.first_norm(prefix, parts.attn_norm) if normed_mixer else None,
         mixer=_mixer(source, positions, prefix, layer.mixer),
-        ffn_norm=source.first_norm(prefix, parts.ffn_norm) if has_ffn else None,
+        ffn_norm=source.first_norm(prefix, parts.ffn_norm) if normed_ffn else None,
         ffn=build_ffn(source, prefix, layer.ffn) if isinstance(layer.ffn, FfnConfig) else None,
         moe=build_moe(source, prefix, layer.ffn) if isinstance(layer.ffn, MoeConfig) else None,
         attn_post_norm=source.first_norm(prefix, parts.attn_post_norm, epsilon=behind) if has_mixer else None,
         ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm, epsilon=behind) if has_ffn else None,
+        mixer_skip=mixer_skip,
+        ffn_skip=ffn_skip,
     )
 
 

@@ -11,15 +11,18 @@ from engine.model.building.source import TensorSource
 from engine.model.recurrent_config import (
     DeltaNetConfig,
     KimiDeltaConfig,
+    LightningConfig,
     Mamba2Config,
     MambaConfig,
     Plamo2Config,
     RecurrentConfig,
     ShortConvConfig,
 )
+from engine.model.rope import alibi_slopes
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
+    LightningWeights,
     Linear,
     Mamba2Weights,
     MambaWeights,
@@ -29,6 +32,9 @@ from engine.model.weights import (
     ShortConvWeights,
     Weight,
 )
+
+LARGEST_SLOPE = 8.0
+"""Of lightning attention, as rope.alibi_slopes takes it."""
 
 
 def build_recurrent(source: TensorSource, prefix: str, mixer: RecurrentConfig) -> RecurrentWeights:
@@ -41,6 +47,8 @@ def build_recurrent(source: TensorSource, prefix: str, mixer: RecurrentConfig) -
         return _mamba_2(source, prefix, mixer)
     if isinstance(mixer, DeltaNetConfig):
         return _delta_net(source, prefix, mixer)
+    if isinstance(mixer, LightningConfig):
+        return _lightning(source, prefix, mixer)
     if isinstance(mixer, Plamo2Config):
         return _plamo_2(source, prefix, mixer)
     assert isinstance(mixer, KimiDeltaConfig)
@@ -161,6 +169,18 @@ def _kimi_delta(source: TensorSource, prefix: str, config: KimiDeltaConfig) -> K
         a=_array(source, f"{prefix}.ssm_a", (config.heads,)),
         norm=source.norm(f"{prefix}.ssm_norm", (size,)),
         output=tensors.linear(f"{prefix}.attn_output", width, inner, scale=False),  # unlike that of attention
+    )
+
+
+def _lightning(source: TensorSource, prefix: str, config: LightningConfig) -> LightningWeights:
+    width, inner = source.width, config.inner
+    slopes = alibi_slopes(config.heads, LARGEST_SLOPE)
+    return LightningWeights(
+        qkv=source.linear(f"{prefix}.attn_qkv", 3 * inner, width),
+        gate=source.linear(f"{prefix}.attn_gate", inner, width),
+        norm=source.norm(f"{prefix}.attn_norm_2", (inner,)),
+        output=source.tensors.linear(f"{prefix}.attn_output", width, inner, scale=False),  # unlike that of attention
+        decay=np.exp(-np.float32(config.rate) * slopes),
     )
 
 

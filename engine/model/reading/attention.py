@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from engine.errors import ModelFileError
 from engine.model.config import AttentionConfig, AttentionTemperature, LatentConfig, OutputGate, QkNorm, RopeConfig
 from engine.model.parts import AttentionParts, Presence, TemperatureParts
+from engine.model.reading.indexer import read_indexer
 from engine.model.reading.latent import latent_sharpening, read_latent
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.rope import read_layer_rope
@@ -75,6 +76,7 @@ def _layer(
         output_gate=_output_gate(source, parts, index, heads),
         gate_function=parts.gate_function,
         value_scale=_value_scale(source, parts),
+        indexer=None if parts.indexer is None else read_indexer(source, parts.indexer, index, kv_heads, rope),
     )
 
 

@@ -12,6 +12,7 @@ from engine.model.parts import LogitScale, Parallel, Presence
 from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
+from engine.model.reading.skips import read_skip
 from engine.model.reading.source import Source, open_source
 from engine.model.reading.unread_keys import check_unread
 
@@ -56,6 +57,7 @@ def read_config(
         learned_positions=_learned_positions(source),
         logit_scale=_logit_scale(source),
         logit_softcap=source.default("final_logit_softcapping", architecture.head.softcap),
+        skip=read_skip(source),
         next_token_layers=source.n_blocks - source.n_layers,
     )
     return config, check_unread(architecture, source.read, config, strict=strict)

@@ -8,6 +8,7 @@ from engine.model.reading.source import Source
 from engine.model.recurrent_config import (
     DeltaNetConfig,
     KimiDeltaConfig,
+    LightningConfig,
     Mamba2Config,
     MambaConfig,
     Plamo2Config,
@@ -37,6 +38,8 @@ def read_recurrent(source: Source, parts: RecurrentParts, index: int) -> Recurre
         return _mamba_2(source, index)
     if parts.kind is Recurrence.DELTA_NET:
         return _delta_net(source, parts)
+    if parts.kind is Recurrence.LIGHTNING:
+        return _lightning(source, index)
     if parts.kind is Recurrence.PLAMO_2:
         return _plamo_2(source)
     return _kimi_delta(source, parts)
@@ -118,6 +121,20 @@ def _kimi_delta(source: Source, parts: RecurrentParts) -> KimiDeltaConfig:
         conv_width=_conv_width(source, "ssm.conv_kernel"),
         decay_floor=_decay_floor(source) if parts.decay_floor else None,
     )
+
+
+def _lightning(source: Source, index: int) -> LightningConfig:
+    heads = source.read.per_layer("attention.head_count", source.n_blocks, low=1)[index]
+    default = max(1, source.width // heads)
+    widths = [source.read.integer(f"attention.{which}_length", default) for which in ("key", "value")]
+    if widths[0] != widths[1]:
+        raise ModelFileError(
+            f"attention.key_length is {widths[0]} and attention.value_length {widths[1]}; lightning attention needs "
+            "the same width for both"
+        )
+    # Early layers forget fast, the last one hardly at all.
+    rate = 1.0 - index / max(1, source.n_layers - 1) + 1e-5
+    return LightningConfig(heads=heads, head_width=widths[0], rate=rate)
 
 
 def _decay_floor(source: Source) -> float | None:
