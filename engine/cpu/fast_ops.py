@@ -33,8 +33,10 @@ def plain_attention(layer: LayerWeights) -> bool:
 
 
 def plain_ffn(layer: LayerWeights) -> bool:
-    """Whether a layer has a dense feed-forward part, and kernels compute all of it."""
-    return isinstance(layer.config.ffn, FfnConfig) and layer.config.ffn.limit is None
+    """Whether a layer has a dense feed-forward part, kernels compute all of it, and the layer ends with it."""
+    config = layer.config
+    plain = isinstance(config.ffn, FfnConfig) and config.ffn.limit is None
+    return plain and not config.embedding_skip and not config.closing_norm
 
 
 def _can_attend(layer: LayerWeights) -> bool:

@@ -46,6 +46,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._product = product
         self._skips = make_skips(config.skip, config.width, self._linear)
         self._batch: Batch
+        self._embedded: Float32Array  # what the first layer reads, where later ones read it again
         self._gate: Float32Array  # of the attention at hand
         self._query_latent: Float32Array  # of the attention at hand
         self._choices: list[Choices] = []  # of the attention at hand, per span; kept for layers that share them
@@ -70,6 +71,8 @@ class CpuOps(LayerBricks[LayerWeights]):
     def embed(self, batch: Batch) -> Float32Array:
         """See Ops.embed."""
         x = self._embed_tokens(batch)
+        if self._weights.layers[0].config.embedding_skip:
+            self._embedded = x.copy()
         return x if self._skips is None else self._skips.begin(x)
 
     def _embed_tokens(self, batch: Batch) -> Float32Array:
@@ -115,7 +118,9 @@ class CpuOps(LayerBricks[LayerWeights]):
         """See Ops.feed_forward."""
         if self._skips is None or layer.ffn_skip is None:
             added: Float32Array = super().feed_forward(layer, x, y)
-            return added
+            if layer.embedding_scale:
+                added += np.float32(layer.embedding_scale) * self._embedded
+            return added if layer.closing_norm is None else self._normalize(added, layer.closing_norm)
         reading = self._skips.read(layer.ffn_skip, y)
         part = super().feed_forward(layer, reading.h, None)
         return self._skips.write(layer.ffn_skip, y, reading, part)
@@ -338,6 +343,8 @@ class CpuOps(LayerBricks[LayerWeights]):
             logits *= np.float32(config.logit_scale)
         if config.logit_softcap is not None:
             reference.softcap(logits, config.logit_softcap)
+        if config.silent is not None:
+            logits[..., slice(*config.silent)] = np.finfo(np.float32).min
         return logits
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
-from engine.model.config import Activation, GateFunction, NormKind, OutputGate, QkNorm, RopeStyle, Routing
+from engine.model.config import Activation, GateFunction, NormKind, OutputGate, QkNorm, QkWeights, RopeStyle, Routing
 from engine.model.indexer_config import IndexerKind
 from engine.model.skip_config import SkipKind
 
@@ -97,6 +97,10 @@ class LayerParts:
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
         without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
             feed-forward part.
+        behind_stated: swin_norm may say that attn_norm and ffn_norm come after the parts.
+        loops: num_loops is read: tokens pass all layers so many times, with output_norm between the passes unless
+            skip_loop_final_norm.
+        embedding_skip: layer_output_scale times the embedding is added to what a layer gives.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
         skip: residual connections that are more than a sum; None = what a part gives is added to what it read.
     """
@@ -110,6 +114,9 @@ class LayerParts:
     residual_scale: float | None = None
     without_heads: bool = False
     one_part: bool = False
+    behind_stated: bool = False
+    loops: bool = False
+    embedding_skip: bool = False
     skip: SkipKind | None = None
 
 
@@ -201,7 +208,8 @@ class QkNormParts:
         kind: which elements are normalized together.
         presence: whether files have the two tensors; OPTIONAL = as layer by layer the file has them.
         after_rope: the norms come after the rotation.
-        weights: the norms have weights; otherwise there are no such tensors.
+        weights: of the norms.
+        norm: kind of the norms; None = that of the model. epsilon: likewise its ε.
         rotated: layers that rotate alone have the norms.
         not_of_experts: models of so many experts have no norms, where attention.use_qk_norm does not say otherwise.
     """
@@ -210,7 +218,9 @@ class QkNormParts:
     _: KW_ONLY
     presence: Presence = Presence.ALWAYS
     after_rope: bool = False
-    weights: bool = True
+    weights: QkWeights = QkWeights.BOTH
+    norm: NormKind | None = None
+    epsilon: float | None = None
     rotated: bool = False
     not_of_experts: int | None = None
 
@@ -363,6 +373,7 @@ class HeadParts:
         scale_default: logit_scale where the file leaves it out or states 0.
         scale_width: likewise it is D / this; None = scale_default.
         softcap: final_logit_softcapping is read; the default, None = not read.
+        silent: tokens that are never given: the first, and the one behind the last; None = there are none.
         norm: name of the last norm; None = there is none.
     """
 
@@ -370,6 +381,7 @@ class HeadParts:
     scale_default: float = 1.0
     scale_width: int | None = None
     softcap: float | None = None
+    silent: tuple[int, int] | None = None
     norm: str | None = "output_norm"
 
 

@@ -285,7 +285,8 @@ MixerWeights = AttentionWeights | RecurrentWeights | CombinedWeights
 class LayerWeights:
     """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing.
 
-    mixer_skip and ffn_skip belong to residual connections that are more than a sum.
+    mixer_skip and ffn_skip belong to residual connections that are more than a sum; embedding_scale is the factor of
+    LayerConfig.embedding_skip.
     """
 
     config: LayerConfig
@@ -298,6 +299,8 @@ class LayerWeights:
     ffn_post_norm: Norm | None = None
     mixer_skip: SkipWeights | None = None
     ffn_skip: SkipWeights | None = None
+    embedding_scale: float = 0.0
+    closing_norm: Norm | None = None
 
     @property
     def attention(self) -> AttentionWeights:
