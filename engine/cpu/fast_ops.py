@@ -34,7 +34,12 @@ def plain_attention(layer: LayerWeights) -> bool:
 
 def plain_ffn(layer: LayerWeights) -> bool:
     """Whether a layer has a dense feed-forward part, and kernels compute all of it."""
-    return isinstance(layer.config.ffn, FfnConfig) and layer.config.ffn.clamp is None
+    return isinstance(layer.config.ffn, FfnConfig) and _plain_gate(layer.config.ffn)
+
+
+def _plain_gate(ffn: FfnConfig) -> bool:
+    """Whether kernels compute a part's activation."""
+    return ffn.clamp is None and ffn.caps is None
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -192,7 +197,7 @@ class FastOps(CpuOps):
         return normed[0], normed[1]
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
-        if config.clamp is not None:
+        if not _plain_gate(config):
             return super()._gate_up(weights, config, normed)
         steps = self.steps
         up = steps.linear("up", normed, weights.up)

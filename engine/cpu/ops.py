@@ -285,16 +285,19 @@ class CpuOps(LayerBricks[LayerWeights]):
         normed = self._normalize(x, layer.ffn_norm)
         scores = self._scores if config.routed_early else self._linear(moe.router, normed)
         chosen, weights = reference.route(scores, config, moe.selection_bias)
-        out = np.zeros_like(normed)
+        routed = normed if moe.latent is None else self._linear(moe.latent.down, normed)
+        out = np.zeros_like(routed)
         # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
         # depend on what else is in the batch.
         for expert in np.unique(chosen):
             rows, place = np.nonzero(chosen == expert)
-            parts, inputs, weight = moe.expert(expert), normed[rows], weights[rows, place, None]
+            parts, inputs, weight = moe.expert(expert), routed[rows], weights[rows, place, None]
             if config.weights_inputs:
                 inputs *= weight
             part = self._linear(parts.down, self._gate_up(parts, config.expert, inputs))
             out[rows] += part if config.weights_inputs else part * weight
+        if moe.latent is not None:
+            out = self._linear(moe.latent.up, self._normalize(out, moe.latent.norm))
         if moe.shared is not None and config.shared is not None:
             shared = self._linear(moe.shared.down, self._gate_up(moe.shared, config.shared, normed))
             if moe.shared_gate is not None:
@@ -340,7 +343,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         if weights.gate is None:
             h = reference.activate(up, config.activation)
         else:
-            h = reference.gated(self._linear(weights.gate, normed), up, config.activation, config.clamp)
+            h = reference.gated(self._linear(weights.gate, normed), up, config.activation, config.clamp, config.caps)
         if weights.act_scales is not None:
             h /= weights.act_scales
         return h

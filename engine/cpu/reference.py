@@ -247,9 +247,22 @@ def softcap(x: Float32Array, limit: float) -> None:
     x *= np.float32(limit)
 
 
-def gated(gate: Float32Array, up: Float32Array, activation: Activation, clamp: float | None = None) -> Float32Array:
-    """activation(gate) · up, both limited as FfnConfig says where there is a clamp; may overwrite both."""
-    if activation is Activation.SWIGLU_CLAMPED:
+def gated(
+    gate: Float32Array,
+    up: Float32Array,
+    activation: Activation,
+    clamp: float | None = None,
+    caps: tuple[float, float] | None = None,
+) -> Float32Array:
+    """activation(gate) · up, both limited as FfnConfig says where there is a clamp or caps; may overwrite both."""
+    if activation is Activation.SITU:
+        assert caps is not None
+        factor = sigmoid(gate)
+        softcap(gate, caps[0])
+        gate *= factor
+        if caps[1]:
+            softcap(up, caps[1])
+    elif activation is Activation.SWIGLU_CLAMPED:
         gate = np.minimum(gate, np.float32(SWIGLU_LIMIT))
         up = np.clip(up, np.float32(-SWIGLU_LIMIT), np.float32(SWIGLU_LIMIT))
         gate *= sigmoid(np.float32(SWIGLU_SLOPE) * gate)

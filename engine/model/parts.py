@@ -282,6 +282,7 @@ class FfnParts:
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
         clamps: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
+            (Activation.SITU reads activation.situ_beta and activation.situ_linear_beta.)
     """
 
     activation: Activation = Activation.SILU
@@ -318,6 +319,7 @@ class MoeParts:
         shared_gate: the shared expert's output is multiplied by sigmoid(ffn_gate_inp_shexp · x).
         selection_bias: exp_probs_b joins the choice of experts, where the file has it.
         activation: of the experts, where it is not that of dense parts.
+        latent: expert_latent_length is read.
         weights_inputs: an expert's weight multiplies its input, not its output.
         routed_early: the router reads the layer's input, before the mixer and its norm.
     """
@@ -340,6 +342,7 @@ class MoeParts:
     shared_gate: bool = False
     selection_bias: bool = False
     activation: Activation | None = None
+    latent: bool = False
     weights_inputs: bool = False
     routed_early: bool = False
 

@@ -84,11 +84,20 @@ class FfnWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class LatentExpertWeights:
+    """Weights of MoeConfig.latent, L numbers: down (L, D), up (D, L), and a norm of L numbers or None."""
+
+    down: Linear
+    norm: Norm | None
+    up: Linear
+
+
+@dataclass(frozen=True, eq=False)
 class MoeWeights:
     """router (E, D); gate and up (E, F, D), down (E, D, F); a shared expert and its gate (1, D), or None.
 
     gate and up may be row ranges of one stack; gate is None where experts have none. selection_bias (E,) float32 joins
-    the choice of experts only.
+    the choice of experts only. With `latent`, of L numbers, gate and up are (E, F, L) and down is (E, L, F).
     """
 
     router: Linear
@@ -98,6 +107,7 @@ class MoeWeights:
     shared: FfnWeights | None
     shared_gate: Linear | None
     selection_bias: Float32Array | None = None
+    latent: LatentExpertWeights | None = None
 
     def expert(self, index: int) -> FfnWeights:
         """The feed-forward part of one expert."""

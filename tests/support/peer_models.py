@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import peer_variants
+from tests.support import peer_choosers, peer_variants
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -214,4 +214,4 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS
+MODELS = FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS | peer_choosers.CHOOSERS

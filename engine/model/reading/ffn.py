@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.config import FfnConfig, MoeConfig, Routing
+from engine.model.config import Activation, FfnConfig, MoeConfig, Routing
 from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
@@ -44,7 +44,7 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
         clamp = _clamp(source, ffn, "swiglu_clamp_shexp", index)
-        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated, clamp=clamp)
+        return _part(source, ffn, width, ffn.activation, clamp)
     return _moe(source, ffn, parts, index, width)
 
 
@@ -66,18 +66,35 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
     return MoeConfig(
         n_experts=n_experts,
         n_used=n_used,
-        expert=FfnConfig(width=expert_width, activation=activation, gated=ffn.gated, clamp=clamps[0]),
+        expert=_part(source, ffn, expert_width, activation, clamps[0]),
         routing=_routing(source, parts),
         normalize=_normalize(source, parts),
         weight_scale=(scale or 1.0) * factor,
         n_groups=n_groups,
         n_groups_used=n_groups_used,
-        shared=FfnConfig(width=shared, activation=activation, gated=ffn.gated, clamp=clamps[1]) if shared else None,
+        shared=_part(source, ffn, shared, activation, clamps[1]) if shared else None,
         shared_gate=parts.shared_gate,
         shared_scale=factor,
         weights_inputs=parts.weights_inputs,
         routed_early=parts.routed_early,
+        latent=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
     )
+
+
+def _part(source: Source, ffn: FfnParts, width: int, activation: Activation, clamp: float | None) -> FfnConfig:
+    return FfnConfig(width=width, activation=activation, gated=ffn.gated, clamp=clamp, caps=_caps(source, activation))
+
+
+def _caps(source: Source, activation: Activation) -> tuple[float, float] | None:
+    """The caps of the gate and, 0 = none, of what it multiplies."""
+    if activation is not Activation.SITU:
+        return None
+    gate, up = (source.read.number(f"activation.situ_{key}", high=LIMIT) for key in ("beta", "linear_beta"))
+    if gate < LEAST_CLAMP:
+        raise ModelFileError(
+            f"metadata key {source.name}.activation.situ_beta is {gate:g}; allowed is a positive number"
+        )
+    return gate, max(up, 0.0)
 
 
 def _clamp(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:
