@@ -33,13 +33,15 @@ def plain_attention(layer: LayerWeights) -> bool:
 
 
 def plain_ffn(layer: LayerWeights) -> bool:
-    """Whether a layer has a dense feed-forward part, and kernels compute all of it."""
-    return isinstance(layer.config.ffn, FfnConfig) and _plain_gate(layer.config.ffn)
+    """Whether a layer has a dense feed-forward part, kernels compute all of it, and the layer ends with it."""
+    config = layer.config
+    plain = isinstance(config.ffn, FfnConfig) and _plain_gate(config.ffn)
+    return plain and not config.embedding_skip and not config.closing_norm
 
 
 def _plain_gate(ffn: FfnConfig) -> bool:
     """Whether kernels compute a part's activation."""
-    return ffn.clamp is None and ffn.caps is None
+    return ffn.limit is None and ffn.caps is None
 
 
 def _can_attend(layer: LayerWeights) -> bool:

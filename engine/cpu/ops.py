@@ -46,10 +46,12 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._product = product
         self._skips = make_skips(config.skip, config.width, self._linear)
         self._batch: Batch
+        self._embedded: Float32Array  # what the first layer reads, where later ones read it again
         self._gate: Float32Array  # of the attention at hand
         self._query_latent: Float32Array  # of the attention at hand
         self._choices: list[Choices] = []  # of the attention at hand, per span; kept for layers that share them
         self._scores: Float32Array  # of the experts of the layer at hand, where they are routed early
+        self._input: Float32Array  # what the experts of the layer at hand read, where that is the layer's input
         self._angles: dict[RopeTable, tuple[Float32Array, Float32Array]] = {}
 
     def settle(self) -> None:
@@ -69,6 +71,8 @@ class CpuOps(LayerBricks[LayerWeights]):
     def embed(self, batch: Batch) -> Float32Array:
         """See Ops.embed."""
         x = self._embed_tokens(batch)
+        if self._weights.layers[0].config.embedding_skip:
+            self._embedded = x.copy()
         return x if self._skips is None else self._skips.begin(x)
 
     def _embed_tokens(self, batch: Batch) -> Float32Array:
@@ -88,8 +92,11 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def mix(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.mix."""
-        if layer.moe is not None and isinstance(layer.config.ffn, MoeConfig) and layer.config.ffn.routed_early:
-            self._scores = self._linear(layer.moe.router, x)
+        if layer.moe is not None and isinstance(layer.config.ffn, MoeConfig):
+            if layer.config.ffn.routed_early:
+                self._scores = self._linear(layer.moe.router, x)
+            if layer.config.ffn.reads_input:
+                self._input = self._normalize(x, layer.moe.norm)
         if layer.mixer is None:
             return x
         if self._skips is None:
@@ -111,7 +118,9 @@ class CpuOps(LayerBricks[LayerWeights]):
         """See Ops.feed_forward."""
         if self._skips is None or layer.ffn_skip is None:
             added: Float32Array = super().feed_forward(layer, x, y)
-            return added
+            if layer.embedding_scale:
+                added += np.float32(layer.embedding_scale) * self._embedded
+            return added if layer.closing_norm is None else self._normalize(added, layer.closing_norm)
         reading = self._skips.read(layer.ffn_skip, y)
         part = super().feed_forward(layer, reading.h, None)
         return self._skips.write(layer.ffn_skip, y, reading, part)
@@ -283,9 +292,10 @@ class CpuOps(LayerBricks[LayerWeights]):
         assert moe is not None
         assert isinstance(config, MoeConfig)
         normed = self._normalize(x, layer.ffn_norm)
-        scores = self._scores if config.routed_early else self._linear(moe.router, normed)
+        read = self._input if config.reads_input else normed
+        scores = self._scores if config.routed_early else self._linear(moe.router, read)
         chosen, weights = reference.route(scores, config, moe.selection_bias)
-        routed = normed if moe.latent is None else self._linear(moe.latent.down, normed)
+        routed = read if moe.latent is None else self._linear(moe.latent.down, read)
         out = np.zeros_like(routed)
         # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
         # depend on what else is in the batch.
@@ -336,6 +346,8 @@ class CpuOps(LayerBricks[LayerWeights]):
             logits *= np.float32(config.logit_scale)
         if config.logit_softcap is not None:
             reference.softcap(logits, config.logit_softcap)
+        if config.silent is not None:
+            logits[..., slice(*config.silent)] = np.finfo(np.float32).min
         return logits
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
@@ -343,7 +355,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         if weights.gate is None:
             h = reference.activate(up, config.activation)
         else:
-            h = reference.gated(self._linear(weights.gate, normed), up, config.activation, config.clamp, config.caps)
+            h = reference.gated(self._linear(weights.gate, normed), up, config)
         if weights.act_scales is not None:
             h /= weights.act_scales
         return h

@@ -18,6 +18,7 @@ from engine.model.config import (
     Activation,
     AttentionConfig,
     AttentionTemperature,
+    FfnConfig,
     MoeConfig,
     NormKind,
     QkNorm,
@@ -247,21 +248,18 @@ def softcap(x: Float32Array, limit: float) -> None:
     x *= np.float32(limit)
 
 
-def gated(
-    gate: Float32Array,
-    up: Float32Array,
-    activation: Activation,
-    clamp: float | None = None,
-    caps: tuple[float, float] | None = None,
-) -> Float32Array:
-    """activation(gate) · up, both limited as FfnConfig says where there is a clamp or caps; may overwrite both."""
+def gated(gate: Float32Array, up: Float32Array, config: FfnConfig) -> Float32Array:
+    """activation(gate) · up, both limited where FfnConfig says so; may overwrite both."""
+    activation, limit = config.activation, config.limit
+    if limit is not None and config.limits_gate:
+        gate = np.minimum(gate, np.float32(limit))
     if activation is Activation.SITU:
-        assert caps is not None
+        assert config.caps is not None
         factor = sigmoid(gate)
-        softcap(gate, caps[0])
+        softcap(gate, config.caps[0])
         gate *= factor
-        if caps[1]:
-            softcap(up, caps[1])
+        if config.caps[1]:
+            softcap(up, config.caps[1])
     elif activation is Activation.SWIGLU_CLAMPED:
         gate = np.minimum(gate, np.float32(SWIGLU_LIMIT))
         up = np.clip(up, np.float32(-SWIGLU_LIMIT), np.float32(SWIGLU_LIMIT))
@@ -269,8 +267,9 @@ def gated(
         up += np.float32(1.0)
     else:
         gate = activate(gate, activation)
-    if clamp is not None:
-        gate, up = np.minimum(gate, np.float32(clamp)), np.clip(up, np.float32(-clamp), np.float32(clamp))
+    if limit is not None:
+        up = np.clip(up, np.float32(-limit), np.float32(limit))
+        gate = gate if config.limits_gate else np.minimum(gate, np.float32(limit))
     gate *= up
     return gate
 

@@ -33,6 +33,14 @@ class QkNorm(Enum):
     WIDTH = "width"  # all heads of a token together: weight (heads · Hd,)
 
 
+class QkWeights(Enum):
+    """Weights of the norms of queries and keys."""
+
+    BOTH = "both"
+    NEITHER = "neither"
+    QUERY_GAINS = "query_gains"  # attn_q_norm is one number per head, and keys have none
+
+
 class OutputGate(Enum):
     """Where the gate of an attention's output comes from: the heads' values are multiplied by f(gate)."""
 
@@ -138,7 +146,7 @@ class AttentionConfig:
     chunk: int | None = None  # positions are cut into chunks of so many, and a query sees those of its own; None = all
     qk_norm: QkNorm | None = None
     qk_norm_after_rope: bool = False
-    qk_norm_weights: bool = True
+    qk_norm_weights: QkWeights = QkWeights.BOTH
     temperature: AttentionTemperature | None = None
     clamp: float | None = None  # q, k and v after bias are limited to [-clamp, clamp]
     softcap: float | None = None  # a score s becomes c · tanh(s / c), before the mask
@@ -165,13 +173,15 @@ class AttentionConfig:
 class FfnConfig:
     """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated.
 
-    With a clamp (gated parts only) down(min(activation(gate(x)), clamp) · max(-clamp, min(up(x), clamp))).
+    With a limit (gated parts only) down(min(activation(gate(x)), limit) · max(-limit, min(up(x), limit))); where
+    limits_gate it is activation(min(gate(x), limit)) instead.
     """
 
     width: int
     activation: Activation
     gated: bool = True
-    clamp: float | None = None
+    limit: float | None = None
+    limits_gate: bool = False
     caps: tuple[float, float] | None = None  # of Activation.SITU
 
 
@@ -203,6 +213,7 @@ class MoeConfig:
     shared_scale: float = 1.0  # in the weights it is a factor of the part's down
     weights_inputs: bool = False
     routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
+    reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
     latent: int | None = None  # numbers that an expert reads and gives, where these are not D
 
 
@@ -225,6 +236,8 @@ class LayerConfig:
     With r = residual_scale and norms that LayerWeights may lack (None = identity):
     y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
     parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
+    With an embedding_skip layer_output_scale · (what ModelConfig says the first layer reads) is added to the result,
+    and with a closing_norm the result is normalized as the last layer's is.
     """
 
     index: int
@@ -232,6 +245,9 @@ class LayerConfig:
     ffn: FfnConfig | MoeConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
+    block: int | None = None  # the earlier layer whose weights it has; None = it has its own
+    embedding_skip: bool = False
+    closing_norm: bool = False
 
     @property
     def attention_part(self) -> AttentionConfig | None:
@@ -267,7 +283,8 @@ class ModelConfig:
     """Everything about a model that is not a weight.
 
     x = embedding_norm(embedding_scale · token_embd[token] + position_embd[position]), layers, then the logits
-    softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c).
+    softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). Logits of the `silent` tokens
+    are the least float32.
     """
 
     architecture: str
@@ -282,6 +299,8 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    silent: tuple[int, int] | None = None  # the first, and the one behind the last
+    norms_behind: bool = False  # attn_norm and ffn_norm of every layer come after the parts
     skip: SkipConfig | None = None  # residual connections that are more than a sum
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
 

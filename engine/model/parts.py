@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
-from engine.model.config import Activation, GateFunction, NormKind, OutputGate, QkNorm, RopeStyle, Routing
+from engine.model.config import Activation, GateFunction, NormKind, OutputGate, QkNorm, QkWeights, RopeStyle, Routing
 from engine.model.indexer_config import IndexerKind
 from engine.model.skip_config import SkipKind
 
@@ -46,12 +46,14 @@ class EmbeddingParts:
 
     Attributes:
         norm: token_embd_norm normalizes the vectors.
+        bare_norm: the vectors are normalized, without a weight.
         positions: whether files have learned positions, position_embd.
         sqrt_width: vectors are multiplied by sqrt(D).
         scale: embedding_scale is read; the default (also for 0 in the file, 0 = 1), None = not read.
     """
 
     norm: bool = False
+    bare_norm: bool = False
     positions: Presence = Presence.NEVER
     sqrt_width: bool = False
     scale: float | None = None
@@ -91,9 +93,14 @@ class LayerParts:
         attn_post_norm: the norm after the mixer, before the residual is added.
         ffn_post_norm: the norm after the feed-forward part, before the residual is added.
         parallel: whether mixer and feed-forward part read the same input.
+        post_epsilon: ε of the norms after the parts, where it is not that of the others.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
         without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
             feed-forward part.
+        behind_stated: swin_norm may say that attn_norm and ffn_norm come after the parts.
+        loops: num_loops is read: tokens pass all layers so many times, with output_norm between the passes unless
+            skip_loop_final_norm.
+        embedding_skip: layer_output_scale times the embedding is added to what a layer gives.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
         skip: residual connections that are more than a sum; None = what a part gives is added to what it read.
     """
@@ -103,9 +110,13 @@ class LayerParts:
     attn_post_norm: tuple[str, ...] = ()
     ffn_post_norm: tuple[str, ...] = ()
     parallel: Parallel = Parallel.NEVER
+    post_epsilon: float | None = None
     residual_scale: float | None = None
     without_heads: bool = False
     one_part: bool = False
+    behind_stated: bool = False
+    loops: bool = False
+    embedding_skip: bool = False
     skip: SkipKind | None = None
 
 
@@ -197,7 +208,8 @@ class QkNormParts:
         kind: which elements are normalized together.
         presence: whether files have the two tensors; OPTIONAL = as layer by layer the file has them.
         after_rope: the norms come after the rotation.
-        weights: the norms have weights; otherwise there are no such tensors.
+        weights: of the norms.
+        norm: kind of the norms; None = that of the model. epsilon: likewise its ε.
         rotated: layers that rotate alone have the norms.
         not_of_experts: models of so many experts have no norms, where attention.use_qk_norm does not say otherwise.
     """
@@ -206,7 +218,9 @@ class QkNormParts:
     _: KW_ONLY
     presence: Presence = Presence.ALWAYS
     after_rope: bool = False
-    weights: bool = True
+    weights: QkWeights = QkWeights.BOTH
+    norm: NormKind | None = None
+    epsilon: float | None = None
     rotated: bool = False
     not_of_experts: int | None = None
 
@@ -238,6 +252,7 @@ class AttentionParts:
         latent: attention reads low-rank latent vectors (DeepSeek-2).
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
+        linear_scale: scores are divided by Hd, not by its root.
         output_scale: attention.output_scale is read and is the factor of scores; the default, None = not read.
         temperature: queries that grow with their position; None = they do not.
         clamp: attention.clamp_kqv is read.
@@ -257,6 +272,7 @@ class AttentionParts:
     latent: bool = False
     scale: bool = False
     scale_by_width: frozenset[int] = frozenset()
+    linear_scale: bool = False
     output_scale: float | None = None
     temperature: TemperatureParts | None = None
     clamp: bool = False
@@ -281,8 +297,8 @@ class FfnParts:
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
-        clamps: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
-            (Activation.SITU reads activation.situ_beta and activation.situ_linear_beta.)
+            limits: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
+        limits_gate: they limit the gate before the activation.
     """
 
     activation: Activation = Activation.SILU
@@ -292,7 +308,8 @@ class FfnParts:
     fused_gate: Presence = Presence.NEVER
     act_scales: bool = False
     scales: bool = False
-    clamps: bool = False
+    limits: bool = False
+    limits_gate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,8 +330,8 @@ class MoeParts:
             expert_shared_count (or shared_least, if that is more) times an expert's width, else (where
             shared_like_dense) of a dense part's width.
         shared_counted, shared_least, shared_like_dense: see shared.
-        shared_named_dense: the shared expert's tensors have the names and the width of a dense part, and files may lack
-            them.
+        shared_named_dense: the shared expert's tensors have the names of a dense part and say how wide it is; it may be
+            missing.
         shared_factor: beside a shared expert, the sum of all experts is multiplied by this.
         shared_gate: the shared expert's output is multiplied by sigmoid(ffn_gate_inp_shexp · x).
         selection_bias: exp_probs_b joins the choice of experts, where the file has it.
@@ -322,6 +339,7 @@ class MoeParts:
         latent: expert_latent_length is read.
         weights_inputs: an expert's weight multiplies its input, not its output.
         routed_early: the router reads the layer's input, before the mixer and its norm.
+        reads_input: router and experts, but not the shared expert, read the layer's input, normalized by ffn_norm_exps.
     """
 
     routing: Routing = Routing.SOFTMAX
@@ -345,6 +363,7 @@ class MoeParts:
     latent: bool = False
     weights_inputs: bool = False
     routed_early: bool = False
+    reads_input: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,6 +375,7 @@ class HeadParts:
         scale_default: logit_scale where the file leaves it out or states 0.
         scale_width: likewise it is D / this; None = scale_default.
         softcap: final_logit_softcapping is read; the default, None = not read.
+        silent: tokens that are never given: the first, and the one behind the last; None = there are none.
         norm: name of the last norm; None = there is none.
     """
 
@@ -363,6 +383,7 @@ class HeadParts:
     scale_default: float = 1.0
     scale_width: int | None = None
     softcap: float | None = None
+    silent: tuple[int, int] | None = None
     norm: str | None = "output_norm"
 
 

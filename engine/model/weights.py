@@ -97,7 +97,8 @@ class MoeWeights:
     """router (E, D); gate and up (E, F, D), down (E, D, F); a shared expert and its gate (1, D), or None.
 
     gate and up may be row ranges of one stack; gate is None where experts have none. selection_bias (E,) float32 joins
-    the choice of experts only. With `latent`, of L numbers, gate and up are (E, F, L) and down is (E, L, F).
+    the choice of experts only. norm is that of MoeConfig.reads_input. With `latent`, of L numbers, gate and up are
+    (E, F, L) and down is (E, L, F).
     """
 
     router: Linear
@@ -107,6 +108,7 @@ class MoeWeights:
     shared: FfnWeights | None
     shared_gate: Linear | None
     selection_bias: Float32Array | None = None
+    norm: Norm | None = None
     latent: LatentExpertWeights | None = None
 
     def expert(self, index: int) -> FfnWeights:
@@ -294,7 +296,8 @@ MixerWeights = AttentionWeights | RecurrentWeights | CombinedWeights
 class LayerWeights:
     """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing.
 
-    mixer_skip and ffn_skip belong to residual connections that are more than a sum.
+    mixer_skip and ffn_skip belong to residual connections that are more than a sum; embedding_scale is the factor of
+    LayerConfig.embedding_skip.
     """
 
     config: LayerConfig
@@ -307,6 +310,8 @@ class LayerWeights:
     ffn_post_norm: Norm | None = None
     mixer_skip: SkipWeights | None = None
     ffn_skip: SkipWeights | None = None
+    embedding_scale: float = 0.0
+    closing_norm: Norm | None = None
 
     @property
     def attention(self) -> AttentionWeights:

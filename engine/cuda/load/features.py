@@ -103,9 +103,15 @@ _NAMES = {
     "gate_function": "this function of gates of attention",
     "chunk": "attention in chunks",
     "qk_norm_weights": "normalized queries and keys without weights",
-    "clamp": "limits of gated activations",
+    "block": "layers that are passed several times",
+    "closing_norm": "norms between passes of layers",
+    "embedding_skip": "embeddings added to later layers",
+    "silent": "tokens that are never given",
+    "limit": "limits of gated activations",
+    "limits_gate": "limits of gated activations",
     "weights_inputs": "weights of experts on their inputs",
     "routed_early": "routers before the mixer",
+    "reads_input": "experts that read the layer's input",
 }
 
 

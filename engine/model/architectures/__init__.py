@@ -27,16 +27,19 @@ from engine.model.architectures import (
     mimo,
     minimax,
     mistral3,
+    old,
     olmo,
     others,
     phi,
+    pictures,
     qwen,
     smallthinker,
+    windowed_moe,
 )
 
 _FILES = (
     afmoe, bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, grok, hybrids, kimi, lfm,
-    llama, mamba, mimo, minimax, mistral3, olmo, others, phi, qwen, smallthinker,
+    llama, mamba, mimo, minimax, mistral3, old, olmo, others, phi, pictures, qwen, smallthinker, windowed_moe,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {

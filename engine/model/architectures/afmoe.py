@@ -1,11 +1,14 @@
-"""AFMoE (Trinity) and Laguna: gated attention, windows in most layers, and sigmoid routing of experts."""
+"""Gated attention with windows in most layers: AFMoE (Trinity) and Laguna with experts, Muse Glimmer and Spark 2.5."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import GateFunction, OutputGate, QkNorm, RopeStyle, Routing
+from engine.model.config import Activation, GateFunction, OutputGate, QkNorm, RopeStyle, Routing
 from engine.model.parts import (
     AttentionParts,
     EmbeddingParts,
+    FfnParts,
+    HeadParts,
     LayerParts,
+    LogitScale,
     MoeParts,
     QkNormParts,
     RopeParts,
@@ -56,6 +59,24 @@ ARCHITECTURES = (
             shared_least=1,
             selection_bias=True,
         ),
+        unused_scales=("attn_gate",),
+    ),
+    Architecture(
+        name="muse-glimmer",
+        embedding=EmbeddingParts(bare_norm=True),
+        layer=LayerParts(attn_post_norm=("post_attention_norm",), ffn_post_norm=("post_ffw_norm",), post_epsilon=1e-8),
+        rope=RopeParts(RopeStyle.NORM),
+        attention=AttentionParts(
+            qk_norm=_HEAD_NORM, window=WindowParts(period=4, rotated_only=True), output_gate=OutputGate.OWN
+        ),
+        head=HeadParts(scale=LogitScale.MULTIPLIES, softcap=0.0),
+        unused_scales=("attn_gate",),
+    ),
+    Architecture(
+        name="spark2_5",
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(window=WindowParts(own_width=True), output_gate=OutputGate.PER_HEAD),
+        ffn=FfnParts(Activation.GELU),
         unused_scales=("attn_gate",),
     ),
 )

@@ -41,7 +41,7 @@ ARCHITECTURES = (
         rope=RopeParts(RopeStyle.NORM, sections=RopeStyle.NEOX),
         attention=AttentionParts(latent=True, output_gate=OutputGate.PER_HEAD),
         recurrent=RecurrentParts(Recurrence.KIMI_DELTA, Placement.WITHOUT_KEYS, decay_floor=True),
-        ffn=FfnParts(clamps=True),
+        ffn=FfnParts(limits=True),
         moe=MoeParts(
             required=True,
             normalize=None,

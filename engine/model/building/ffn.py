@@ -51,6 +51,7 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
         shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
         selection_bias=bias,
         latent=None if moe.latent is None else _latent(source, prefix, moe.latent),
+        norm=source.norm(f"{prefix}.ffn_norm_exps", (width,)) if moe.reads_input else None,
     )
 
 

@@ -11,7 +11,7 @@ from engine.model.reading.source import Source
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
 
-LEAST_CLAMP = 1e-6
+LEAST_LIMIT = 1e-6
 """Limits up to this mean that there is none."""
 
 
@@ -43,8 +43,8 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
-        clamp = _clamp(source, ffn, "swiglu_clamp_shexp", index)
-        return _part(source, ffn, width, ffn.activation, clamp)
+        limit = _limit(source, ffn, "swiglu_clamp_shexp", index)
+        return _part(source, ffn, width, ffn.activation, limit)
     return _moe(source, ffn, parts, index, width)
 
 
@@ -61,28 +61,37 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
     scale = read.number("expert_weights_scale", 0.0, low=-LIMIT, high=LIMIT) if parts.weight_scale else 0.0
     # The factor of the sum of all experts, taken apart.
     factor = parts.shared_factor if shared else 1.0
-    clamps = [_clamp(source, ffn, f"swiglu_clamp_{which}", index) for which in ("exp", "shexp")]
+    limits = [_limit(source, ffn, f"swiglu_clamp_{which}", index) for which in ("exp", "shexp")]
     n_groups, n_groups_used = _groups(parts, read, n_experts, n_used)
     return MoeConfig(
         n_experts=n_experts,
         n_used=n_used,
-        expert=_part(source, ffn, expert_width, activation, clamps[0]),
+        expert=_part(source, ffn, expert_width, activation, limits[0]),
         routing=_routing(source, parts),
         normalize=_normalize(source, parts),
         weight_scale=(scale or 1.0) * factor,
         n_groups=n_groups,
         n_groups_used=n_groups_used,
-        shared=_part(source, ffn, shared, activation, clamps[1]) if shared else None,
+        shared=_part(source, ffn, shared, activation, limits[1]) if shared else None,
         shared_gate=parts.shared_gate,
         shared_scale=factor,
         weights_inputs=parts.weights_inputs,
         routed_early=parts.routed_early,
+        reads_input=parts.reads_input,
         latent=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
     )
 
 
-def _part(source: Source, ffn: FfnParts, width: int, activation: Activation, clamp: float | None) -> FfnConfig:
-    return FfnConfig(width=width, activation=activation, gated=ffn.gated, clamp=clamp, caps=_caps(source, activation))
+def _part(source: Source, ffn: FfnParts, width: int, activation: Activation, limit: float | None) -> FfnConfig:
+    """A dense part, or one of experts."""
+    return FfnConfig(
+        width=width,
+        activation=activation,
+        gated=ffn.gated,
+        limit=limit,
+        limits_gate=ffn.limits_gate and limit is not None,
+        caps=_caps(source, activation),
+    )
 
 
 def _caps(source: Source, activation: Activation) -> tuple[float, float] | None:
@@ -90,19 +99,19 @@ def _caps(source: Source, activation: Activation) -> tuple[float, float] | None:
     if activation is not Activation.SITU:
         return None
     gate, up = (source.read.number(f"activation.situ_{key}", high=LIMIT) for key in ("beta", "linear_beta"))
-    if gate < LEAST_CLAMP:
+    if gate < LEAST_LIMIT:
         raise ModelFileError(
-            f"metadata key {source.name}.activation.situ_beta is {gate:g}; allowed is a positive number"
+            f"metadata key {source.name}.activation.situ_beta is {gate:g}; allowed is a number above {LEAST_LIMIT:g}"
         )
     return gate, max(up, 0.0)
 
 
-def _clamp(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:
+def _limit(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:
     """The limit of a layer's gated activations, from a list with one for each; up to 1e-6 there is none."""
-    if not ffn.clamps:
+    if not ffn.limits:
         return None
     limit = source.read.numbers_per_layer(key, source.n_blocks, 0.0, low=0.0, high=LIMIT)[index]
-    return limit if limit > LEAST_CLAMP else None
+    return limit if limit > LEAST_LIMIT else None
 
 
 def _normalize(source: Source, parts: MoeParts) -> bool:
@@ -134,7 +143,8 @@ def _shared_width(source: Source, parts: MoeParts, index: int, expert_width: int
     if not parts.shared:
         return 0
     if parts.shared_named_dense:
-        return dense_width if f"blk.{index}.ffn_up.weight" in source.tensors else 0
+        up = source.tensors.get(f"blk.{index}.ffn_up.weight")
+        return 0 if up is None else int(up.shape[0])
     stated = read.integer("expert_shared_feed_forward_length", 0, low=0)
     if stated:
         return stated
