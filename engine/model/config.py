@@ -186,6 +186,20 @@ class FfnConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdjugateConfig:
+    """Small experts that groups of experts share (GroveMoE; arXiv 2508.07785).
+
+    With y what the mixture gives, y + scale · the sum of w_g · adjugate_g(y) over the groups g of the best n_used
+    experts; w are the router's p of the experts whose numbers are g, divided by their sum.
+    """
+
+    per_group: int  # consecutive experts of a group
+    n_used: int
+    expert: FfnConfig
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoeConfig:
     """Mixture of experts: the router picks `n_used` of `n_experts` feed-forward parts per token.
 
@@ -213,6 +227,7 @@ class MoeConfig:
     shared_scale: float = 1.0  # in the weights it is a factor of the part's down
     weights_inputs: bool = False
     routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
+    adjugate: AdjugateConfig | None = None
     reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
     latent: int | None = None  # numbers that an expert reads and gives, where these are not D
 

@@ -339,6 +339,7 @@ class MoeParts:
         latent: expert_latent_length is read.
         weights_inputs: an expert's weight multiplies its input, not its output.
         routed_early: the router reads the layer's input, before the mixer and its norm.
+        adjugates: experts_per_group experts share a smaller one, of ffn_*_chexps; expert_group_scale is read.
         reads_input: router and experts, but not the shared expert, read the layer's input, normalized by ffn_norm_exps.
     """
 
@@ -363,6 +364,7 @@ class MoeParts:
     latent: bool = False
     weights_inputs: bool = False
     routed_early: bool = False
+    adjugates: bool = False
     reads_input: bool = False
 
 
