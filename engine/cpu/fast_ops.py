@@ -35,8 +35,13 @@ def plain_attention(layer: LayerWeights) -> bool:
 def plain_ffn(layer: LayerWeights) -> bool:
     """Whether a layer has a dense feed-forward part, kernels compute all of it, and the layer ends with it."""
     config = layer.config
-    plain = isinstance(config.ffn, FfnConfig) and config.ffn.limit is None
+    plain = isinstance(config.ffn, FfnConfig) and _plain_gate(config.ffn)
     return plain and not config.embedding_skip and not config.closing_norm
+
+
+def _plain_gate(ffn: FfnConfig) -> bool:
+    """Whether kernels compute a part's activation."""
+    return ffn.limit is None and ffn.caps is None
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -194,7 +199,7 @@ class FastOps(CpuOps):
         return normed[0], normed[1]
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
-        if config.limit is not None:
+        if not _plain_gate(config):
             return super()._gate_up(weights, config, normed)
         steps = self.steps
         up = steps.linear("up", normed, weights.up)

@@ -298,13 +298,16 @@ class CpuOps(LayerBricks[LayerWeights]):
         scores = self._scores if config.routed_early else self._linear(moe.router, read)
         probabilities = scores.copy() if config.adjugate is not None else scores
         chosen, weights = reference.route(scores, config, moe.selection_bias)
-        out = self._experts(moe, config.expert, read, chosen, weights, on_inputs=config.weights_inputs)
+        routed = read if moe.latent is None else self._linear(moe.latent.down, read)
+        out = self._experts(moe, config.expert, routed, chosen, weights, on_inputs=config.weights_inputs)
         if moe.adjugate is not None and config.adjugate is not None:
             groups, weights = reference.adjugate_groups(probabilities, chosen, config.adjugate)
             given = out.copy()
             for place in range(groups.shape[1]):  # one by one, as two may be the same
                 one = groups[:, place, None], weights[:, place, None]
                 out += self._experts(moe.adjugate, config.adjugate.expert, given, *one)
+        if moe.latent is not None:
+            out = self._linear(moe.latent.up, self._normalize(out, moe.latent.norm))
         if moe.shared is not None and config.shared is not None:
             shared = self._linear(moe.shared.down, self._gate_up(moe.shared, config.shared, normed))
             if moe.shared_gate is not None:

@@ -68,6 +68,9 @@ class Activation(Enum):
     RELU_SQUARED = "relu_squared"  # max(x, 0)²
     # Gated only: g = min(gate, 7), u = clamp(up, -7, 7); h = g · sigmoid(1.702 g) · (u + 1).
     SWIGLU_CLAMPED = "swiglu_clamped"
+    # Gated only: b · tanh(gate / b) · sigmoid(gate) · c · tanh(up / c), or · up where c is 0, with (b, c) =
+    # FfnConfig.caps.
+    SITU = "situ"
 
 
 class Routing(Enum):
@@ -179,6 +182,7 @@ class FfnConfig:
     gated: bool = True
     limit: float | None = None
     limits_gate: bool = False
+    caps: tuple[float, float] | None = None  # of Activation.SITU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +209,9 @@ class MoeConfig:
     `normalize` (not below 2^-14), and multiplied by weight_scale. 5. The sum over the chosen of
     weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
     shared_scale and gated where shared_gate.
+
+    With `latent` the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized where the
+    weights have a norm) latent_up · s is taken. Router and shared part read x.
     """
 
     n_experts: int
@@ -222,6 +229,7 @@ class MoeConfig:
     routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
     adjugate: AdjugateConfig | None = None
     reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
+    latent: int | None = None  # numbers that an expert reads and gives, where these are not D
 
 
 @dataclass(frozen=True, kw_only=True)

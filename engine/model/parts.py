@@ -297,7 +297,7 @@ class FfnParts:
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
-        limits: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
+            limits: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
         limits_gate: they limit the gate before the activation.
     """
 
@@ -336,6 +336,7 @@ class MoeParts:
         shared_gate: the shared expert's output is multiplied by sigmoid(ffn_gate_inp_shexp · x).
         selection_bias: exp_probs_b joins the choice of experts, where the file has it.
         activation: of the experts, where it is not that of dense parts.
+        latent: expert_latent_length is read.
         weights_inputs: an expert's weight multiplies its input, not its output.
         routed_early: the router reads the layer's input, before the mixer and its norm.
         adjugates: experts_per_group experts share a smaller one, of ffn_*_chexps; expert_group_scale is read.
@@ -360,6 +361,7 @@ class MoeParts:
     shared_gate: bool = False
     selection_bias: bool = False
     activation: Activation | None = None
+    latent: bool = False
     weights_inputs: bool = False
     routed_early: bool = False
     adjugates: bool = False

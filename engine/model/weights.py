@@ -83,11 +83,21 @@ class FfnWeights:
     act_scales: Float32Array | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class LatentExpertWeights:
+    """Weights of MoeConfig.latent, L numbers: down (L, D), up (D, L), and a norm of L numbers or None."""
+
+    down: Linear
+    norm: Norm | None
+    up: Linear
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ExpertsWeights:
     """Experts alike: gate and up (E, F, D), down (E, D, F).
 
-    gate and up may be row ranges of one stack; gate is None where experts have none.
+    gate and up may be row ranges of one stack; gate is None where experts have none. In a model with
+    LatentExpertWeights D is L.
     """
 
     gate: ExpertLinear | None
@@ -113,6 +123,7 @@ class MoeWeights(ExpertsWeights):
     selection_bias: Float32Array | None = None
     norm: Norm | None = None
     adjugate: ExpertsWeights | None = None
+    latent: LatentExpertWeights | None = None
 
 
 @dataclass(frozen=True, eq=False)

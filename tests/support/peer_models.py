@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import peer_families, peer_variants
+from tests.support import peer_choosers, peer_families, peer_variants
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -219,7 +219,7 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS | peer_families.VARIANTS
+MODELS = FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS
 
 ON_CPU_ALONE = {
     "afmoe", "arctic", "chameleon", "grovemoe", "laguna", "laguna without windows, gates of values", "llama4",
