@@ -1,0 +1,100 @@
+"""Front and replicas as one application of Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+
+from engine.cluster.front import Front
+from engine.cluster.replica import Replica
+from engine.errors import InvalidRequestError
+from engine.serve.model_store import ModelSpec
+from engine.serve.settings import ServeSettings
+
+NAME = "gguf-engine"
+REPLICAS = "replica"
+ROUTERS: dict[str, str | None] = {"prefix": "engine.cluster.router:PrefixRouter", "least-busy": None}
+"""Ways to choose a replica; None is Ray's own, the less busy one of two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """How many replicas there are, where, and how requests are given to them.
+
+    Attributes:
+        min_replicas: at least so many run.
+        max_replicas: at most so many run; more than min_replicas: as many as the requests need.
+        target_requests: requests, running and waiting, for each replica, that the number of replicas aims at.
+        cpus: processor cores for each replica.
+        gpus: GPUs for each replica.
+        router: a key of ROUTERS.
+
+    Raises:
+        InvalidRequestError: a value outside its range.
+    """
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_requests: float = 16.0
+    cpus: float = 1.0
+    gpus: float = 0.0
+    router: str = "prefix"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_replicas <= self.max_replicas:
+            raise InvalidRequestError(
+                f"{self.min_replicas} to {self.max_replicas} replicas; allowed: at least 1, and no fewer at most"
+            )
+        if not self.target_requests > 0 or not self.cpus >= 0 or not self.gpus >= 0:
+            raise InvalidRequestError("target_requests must be above 0, cpus and gpus must not be negative")
+        if self.router not in ROUTERS:
+            raise InvalidRequestError(f"router is {self.router!r}; allowed: {', '.join(ROUTERS)}")
+
+
+def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: ClusterSettings) -> Any:
+    """What serve.run() takes.
+
+    Args:
+        specs: the models of each replica.
+        settings: of the server.
+        cluster: of the replicas.
+    """
+    resources: dict[str, Any] = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus}
+    options: dict[str, Any] = {
+        "name": REPLICAS,
+        "ray_actor_options": resources,
+        "max_ongoing_requests": 100_000,  # a replica refuses by itself what its queue has no room for
+        "graceful_shutdown_timeout_s": settings.grace,
+        "health_check_period_s": 2.0,
+        "health_check_timeout_s": 30.0,
+    }
+    if cluster.max_replicas > cluster.min_replicas:
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=cluster.min_replicas,
+            max_replicas=cluster.max_replicas,
+            target_ongoing_requests=cluster.target_requests,
+            upscale_delay_s=2.0,
+            metrics_interval_s=1.0,
+            look_back_period_s=4.0,
+        )
+    else:
+        options["num_replicas"] = cluster.min_replicas
+    router = ROUTERS[cluster.router]
+    if router is not None:
+        options["request_router_config"] = RequestRouterConfig(**{"request_router_class": router})
+    replicas = serve.deployment(**options)(Replica).bind(list(specs), settings)
+
+    def build() -> Front:
+        return Front(settings, serve.get_deployment_handle(REPLICAS, app_name=NAME))
+
+    front = serve.deployment(
+        name="front",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=settings.max_connections,
+        graceful_shutdown_timeout_s=settings.grace,
+    )(serve.ingress(build)())
+    return front.bind(replicas)
