@@ -62,6 +62,14 @@ class Cluster:
             rich_help_panel=REPLICAS,
         ),
     ] = 16.0
+    downscale_delay: Annotated[
+        float,
+        typer.Option(
+            "--downscale-delay",
+            help="Seconds of too few requests after which a replica is ended.",
+            rich_help_panel=REPLICAS,
+        ),
+    ] = 300.0
     replica_cpus: Annotated[
         float | None,
         typer.Option(
@@ -112,6 +120,7 @@ class Cluster:
             min_replicas=least,
             max_replicas=self.replicas or self.max_replicas or least,
             target_requests=self.target_requests,
+            downscale_delay=self.downscale_delay,
             cpus=self.replica_cpus if self.replica_cpus is not None else float(threads or 1),
             gpus=self.replica_gpus if self.replica_gpus is not None else float(on_gpu),
             router=self.router,

@@ -29,6 +29,7 @@ class ClusterSettings:
         min_replicas: at least so many run.
         max_replicas: at most so many run; more than min_replicas: as many as the requests need.
         target_requests: requests, running and waiting, for each replica, that the number of replicas aims at.
+        downscale_delay: seconds of too few requests after which a replica is ended.
         cpus: processor cores for each replica.
         gpus: GPUs for each replica.
         router: a key of ROUTERS.
@@ -40,6 +41,7 @@ class ClusterSettings:
     min_replicas: int = 1
     max_replicas: int = 1
     target_requests: float = 16.0
+    downscale_delay: float = 300.0
     cpus: float = 1.0
     gpus: float = 0.0
     router: str = "prefix"
@@ -49,8 +51,11 @@ class ClusterSettings:
             raise InvalidRequestError(
                 f"{self.min_replicas} to {self.max_replicas} replicas; allowed: at least 1, and no fewer at most"
             )
-        if not self.target_requests > 0 or not self.cpus >= 0 or not self.gpus >= 0:
-            raise InvalidRequestError("target_requests must be above 0, cpus and gpus must not be negative")
+        if not self.target_requests > 0:
+            raise InvalidRequestError(f"target_requests is {self.target_requests}; allowed: more than 0")
+        for name in ("downscale_delay", "cpus", "gpus"):
+            if not getattr(self, name) >= 0:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)}; allowed: at least 0")
         if self.router not in ROUTERS:
             raise InvalidRequestError(f"router is {self.router!r}; allowed: {', '.join(ROUTERS)}")
 
@@ -78,14 +83,15 @@ def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: Cl
             max_replicas=cluster.max_replicas,
             target_ongoing_requests=cluster.target_requests,
             upscale_delay_s=2.0,
+            downscale_delay_s=cluster.downscale_delay,
             metrics_interval_s=1.0,
             look_back_period_s=4.0,
         )
     else:
         options["num_replicas"] = cluster.min_replicas
-    router = ROUTERS[cluster.router]
-    if router is not None:
-        options["request_router_config"] = RequestRouterConfig(**{"request_router_class": router})
+    if ROUTERS[cluster.router] is not None:
+        chosen: dict[str, Any] = {"request_router_class": ROUTERS[cluster.router]}
+        options["request_router_config"] = RequestRouterConfig(**chosen)
     replicas = serve.deployment(**options)(Replica).bind(list(specs), settings)
 
     def build() -> Front:

@@ -1,8 +1,9 @@
 """Which replica should take a request: what each has read before against what each has to do. Knows no Ray.
 
 The measure is characters that a replica has to read before the first token of its answer: those of the request that it
-has not read before, and those of the requests that it was given and that still run. So a conversation goes to the
-replica that holds its pages, until that one has so much to do that another is faster although it begins anew.
+has not read before, and what its running requests cost, as far as that is more than what the least busy replica has to
+do and a few requests. So a conversation goes to the replica that holds its pages, until that one has so much more to do
+than others that another is faster although it begins anew; what is new goes to the least busy one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ RUNNING_SIZE = 1500
 """What a running request costs the others of its replica: 200 tokens generated beside others take about as long as
 reading so many characters. From steps of an 8B model on one H200: a sequence adds 60 us, and 140 tokens of a prompt
 take 4 ms."""
+SLACK = 4 * RUNNING_SIZE
+"""By how much more than the least busy replica one may have to do without being avoided: a prompt that is read again
+costs all of its replica's requests time, and a few requests more or less change little."""
 MOST_BEGINNINGS = 200_000
 """Beginnings remembered for each replica; those used least recently are forgotten, as its cache forgets them."""
 
@@ -50,10 +54,16 @@ class PrefixMap(Generic[R]):
 
     def ranked(self, conversation: Conversation, replicas: Iterable[R]) -> list[R]:
         """Replicas, the best one for a request first."""
-        cost = {replica: self._load.get(replica, 0) + self._unread(conversation, replica) for replica in replicas}
-        order = list(cost)
+        loads = {replica: self._load.get(replica, 0) for replica in replicas}
+        much = min(loads.values(), default=0) + SLACK
+        order = list(loads)
         self._dice.shuffle(order)
-        return sorted(order, key=cost.__getitem__)
+
+        def cost(replica: R) -> tuple[int, int]:
+            load = loads[replica]
+            return self._unread(conversation, replica) + max(0, load - much), load
+
+        return sorted(order, key=cost)
 
     def begin(self, request_id: str, conversation: Conversation, replica: R) -> None:
         """A replica was given a request."""
