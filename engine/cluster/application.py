@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
@@ -14,6 +14,8 @@ from engine.cluster.replica import Replica
 from engine.errors import InvalidRequestError
 from engine.serve.model_store import ModelSpec
 from engine.serve.settings import ServeSettings
+
+T = TypeVar("T")
 
 NAME = "gguf-engine"
 REPLICAS = "replica"
@@ -84,8 +86,7 @@ def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: Cl
             target_ongoing_requests=cluster.target_requests,
             upscale_delay_s=2.0,
             downscale_delay_s=cluster.downscale_delay,
-            metrics_interval_s=1.0,
-            look_back_period_s=4.0,
+            look_back_period_s=10.0,
         )
     else:
         options["num_replicas"] = cluster.min_replicas
@@ -104,3 +105,34 @@ def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: Cl
         graceful_shutdown_timeout_s=settings.grace,
     )(serve.ingress(build)())
     return front.bind(replicas)
+
+
+def build(arguments: dict[str, Any]) -> Any:
+    """The application of a configuration file, for `serve deploy` and KubeRay; its name there must be NAME.
+
+    Args:
+        arguments: `models`, a list of sources or of objects with `name`, `source`, `aliases` and `settings`, the
+            arguments of LLM(); `server`, attributes of ServeSettings; `replicas`, attributes of ClusterSettings. All
+            may be left out.
+
+    Raises:
+        InvalidRequestError: an unknown name, or a value outside its range.
+    """
+    unknown = set(arguments) - {"models", "server", "replicas"}
+    if unknown:
+        raise InvalidRequestError(f"unknown arguments {sorted(unknown)}; allowed: models, replicas, server")
+    models = arguments.get("models") or [{"name": "bundled"}]
+    specs = [
+        ModelSpec(one.removeprefix("hf:"), one) if isinstance(one, str) else _of(ModelSpec, "models", one)
+        for one in models
+    ]
+    settings = _of(ServeSettings, "server", arguments.get("server") or {})
+    return application(specs, settings, _of(ClusterSettings, "replicas", arguments.get("replicas") or {}))
+
+
+def _of(kind: Callable[..., T], place: str, given: dict[str, Any]) -> T:
+    """A dataclass of fields in a configuration file, where tuples are lists."""
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    except TypeError as error:
+        raise InvalidRequestError(f"{place}: {str(error).split(') ')[-1].removeprefix(kind.__name__)}") from None
