@@ -1,6 +1,4 @@
-"""uvicorn's HTTP/1.1 connection with what it lacks: time limits for a request's head and for taking an answer, and
-errors as JSON.
-"""
+"""uvicorn's HTTP/1.1 connection with what it lacks: time limits for heads and for answers, errors as JSON."""
 
 from __future__ import annotations
 
