@@ -275,7 +275,13 @@ UNREAD = [
 def test_a_client_that_reads_nothing_holds_no_place(server, monkeypatch, path, body, end):
     """The texts are generated and kept for it; when it takes nothing for too long its connection is closed."""
     lost, connection_lost = threading.Event(), Connection.connection_lost
-    monkeypatch.setattr(Connection, "connection_lost", lambda one, error: (connection_lost(one, error), lost.set()))
+
+    def note(one, error):
+        connection_lost(one, error)
+        if one.client == connection.getsockname():
+            lost.set()
+
+    monkeypatch.setattr(Connection, "connection_lost", note)
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     with small_send_buffers(server):
