@@ -172,7 +172,9 @@ class _Vllm(Collector):
             running.add_metric(name, len(now.slots))
             waiting.add_metric(name, now.waiting + now.preempted)
             usage.add_metric(name, now.held_pages / max(now.pages, 1))
-            preempted.add_metric(name, now.preemptions)
+        for model in self._store.models:
+            if model.props is not None:  # else it was never open
+                preempted.add_metric([model.spec.name], model.counts.preemptions)
         yield from (running, waiting, usage, preempted)
 
 
@@ -189,8 +191,8 @@ class _LlamaCpp(Collector):
     def collect(self) -> Iterator[Metric]:
         totals, now = self._totals, [one for _, one in occupancies(self._store)]
         pages, held = sum(one.pages for one in now), sum(one.held_pages for one in now)
-        llms = [model.llm for model in self._store.models if model.llm is not None]
-        steps, tokens = sum(llm.n_steps for llm in llms), sum(llm.n_tokens for llm in llms)
+        counts = [model.counts for model in self._store.models]
+        steps, tokens = sum(one.steps for one in counts), sum(one.tokens for one in counts)
         counters = (
             ("prompt_tokens", "Prompt tokens computed.", totals.prompt_tokens),
             ("prompt_tokens_cached", "Prompt tokens found in the cache.", totals.cached_tokens),

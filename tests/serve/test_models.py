@@ -114,6 +114,18 @@ def test_idle_models_are_closed_and_opened_again():
             assert opener.opened == times
 
 
+def test_counters_never_fall():
+    """What a model has counted is still there when it is closed, and goes on when it is open again."""
+    with running(specs(("a",)), idle=0.2, metrics_style="llamacpp") as server:
+        for times in (1, 2):
+            assert ask(server, "a", max_tokens=4, ignore_eos=True)[0] == 200
+            while opened(server):
+                time.sleep(0.02)
+            lines = server.get("/metrics")[2].decode().splitlines()
+            assert f"llamacpp:n_decode_total {4.0 * times}" in lines
+            assert f"llamacpp:tokens_predicted_total {4.0 * times}" in lines
+
+
 def test_memory_decides_where_there_is_no_count(monkeypatch):
     free = {"bytes": 10}
     monkeypatch.setattr(model_store, "bytes_needed", lambda path, settings: 8)

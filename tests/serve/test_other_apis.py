@@ -77,6 +77,9 @@ def test_text_and_tokens(server):
     assert server.post("/detokenize", {"tokens": plain})[2]["content"] == text
     assert server.post("/detokenize", {"tokens": [10**9]})[0] == 400
     assert server.post("/apply-template", {"messages": CHAT})[2] == {"prompt": "<user> Tell me of a fox.\n<assistant> "}
+    bare = {"messages": CHAT, "add_generation_prompt": False}
+    assert server.post("/apply-template", bare)[2] == {"prompt": "<user> Tell me of a fox.\n"}
+    assert server.post("/v1/chat/completions", bare)[2]["error"]["param"] == "add_generation_prompt"
     rendered = server.llm.render_chat(CHAT)
     assert server.post("/tokenize", {"messages": CHAT})[2]["tokens"] == rendered
 
