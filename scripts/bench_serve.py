@@ -15,6 +15,7 @@ import argparse
 import http.client
 import json
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -278,6 +279,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--plot", type=Path, help="write an SVG there")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end too
     from engine.api.llm import BUNDLED_MODEL
 
     model, most = arguments.model or str(BUNDLED_MODEL), max(arguments.clients)
