@@ -42,6 +42,7 @@ def outcome(result):
         ("cpu", "mamba"),
         pytest.param(("cuda", "mamba"), marks=pytest.mark.gpu),
         *(("cpu", family) for family in HYBRIDS),
+        *(pytest.param(("cuda", family), marks=pytest.mark.gpu) for family in HYBRIDS),
     ],
     ids="-".join,
 )

@@ -15,10 +15,7 @@ NAMES = (
 )  # fmt: skip
 """Files of conformance/ and conformance2/ whose families are supported."""
 
-ON_CPU_ALONE = {
-    "falcon-h1-dense", "granitehybrid-dense", "jamba-dense", "kimi-linear-moe", "lfm2-dense", "lfm2moe-moe",
-    "mamba2-dense", "nemotron_h-dense", "nemotron_h_moe-dense", "qwen35-dense", "qwen35moe-moe", "qwen3next-moe",
-}  # fmt: skip
+ON_CPU_ALONE: set[str] = set()
 """Those that the GPU declines."""
 
 GPU_NAMES = tuple(name for name in NAMES if name not in ON_CPU_ALONE)

@@ -11,7 +11,10 @@ from typing import Any
 
 from engine.cuda.attention.attention_plan import LARGEST_HEAD
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
-from engine.cuda.recurrent.mamba_plan import MAX_CONV, MAX_STATES
+from engine.cuda.recurrent.convolution import MAX_CONV
+from engine.cuda.recurrent.delta import MAX_HEAD
+from engine.cuda.recurrent.mamba_2 import MAX_STATES as MAX_STATES_2
+from engine.cuda.recurrent.mamba_plan import MAX_STATES
 from engine.errors import DeviceError
 from engine.model.config import (
     Activation,
@@ -21,18 +24,27 @@ from engine.model.config import (
     MixerConfig,
     MoeConfig,
     NormKind,
+    OutputGate,
     QkNorm,
     ResidualKind,
     Routing,
 )
 from engine.model.loader import LoadedModel
-from engine.model.recurrent_config import DeltaNetConfig, KimiDeltaConfig, Mamba2Config, MambaConfig, ShortConvConfig
+from engine.model.recurrent_config import (
+    DeltaNetConfig,
+    KimiDeltaConfig,
+    Mamba2Config,
+    MambaConfig,
+    RecurrentConfig,
+    ShortConvConfig,
+)
 
 _SERVED: dict[str, frozenset[Any]] = {
-    "norm": frozenset({NormKind.RMS, NormKind.LAYER}),
+    "norm": frozenset({NormKind.RMS, NormKind.LAYER, True, False}),  # of the model; whether Mamba 2 layers have one
     "qk_norm": frozenset({None, QkNorm.HEAD, QkNorm.EACH_HEAD, QkNorm.WIDTH}),
     "qk_norm_after_rope": frozenset({True, False}),
     "sinks": frozenset({True, False}),
+    "output_gate": frozenset({None, OutputGate.IN_QUERY, OutputGate.OWN}),
     "residual": frozenset({ResidualKind.SEQUENTIAL, ResidualKind.PARALLEL}),
     "learned_positions": frozenset({True, False}),
     "activation": frozenset(
@@ -69,20 +81,15 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
+        "norm_weights",
     }
 )
 """Fields that have a default and whose every value is served."""
 
-_MIXER_NAMES = {
-    ShortConvConfig: "short convolutions as layers",
-    Mamba2Config: "Mamba 2 layers",
-    DeltaNetConfig: "gated delta rules",
-    KimiDeltaConfig: "Kimi delta attention",
-}
+_RECURRENT = (ShortConvConfig, MambaConfig, Mamba2Config, DeltaNetConfig, KimiDeltaConfig)
+"""Recurrent mixers that kernels serve, within limits."""
 
 _NAMES = {
-    "output_gate": "gated attention",
-    "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
@@ -115,16 +122,13 @@ def missing_features(model: LoadedModel) -> list[str]:
 
 
 def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
-    if isinstance(mixer, AttentionConfig):
+    if isinstance(mixer, CombinedConfig):
+        yield from _of_mixer(mixer.attention)
+        yield from _of_mixer(mixer.recurrent)
+    elif isinstance(mixer, AttentionConfig):
         yield from _of_attention(mixer)
-    elif isinstance(mixer, MambaConfig):
-        yield from _of_mamba(mixer)
-    elif mixer is None:
-        yield "layers of a feed-forward part alone"
-    elif isinstance(mixer, CombinedConfig):
-        yield "attention and a recurrent mixer in one layer"
-    else:
-        yield _MIXER_NAMES[type(mixer)]
+    elif mixer is not None:
+        yield from _of_recurrent(mixer)
 
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:
@@ -133,12 +137,18 @@ def _of_attention(config: AttentionConfig) -> Iterator[str]:
         yield f"heads of more than {LARGEST_HEAD} columns"
 
 
-def _of_mamba(config: MambaConfig) -> Iterator[str]:
+def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:
+    if not isinstance(config, _RECURRENT):
+        yield "this kind of recurrent layers"
+        return
     yield from _unserved(config)
-    if config.state > MAX_STATES:
-        yield f"recurrent layers with more than {MAX_STATES} states of a channel"
-    if config.conv_width > MAX_CONV:
-        yield f"convolutions over more than {MAX_CONV} tokens"
+    if config.conv_width not in range(2, MAX_CONV + 1):
+        yield f"convolutions over other than 2 to {MAX_CONV} tokens"
+    most = MAX_STATES if isinstance(config, MambaConfig) else MAX_STATES_2
+    if isinstance(config, (MambaConfig, Mamba2Config)) and config.state > most:
+        yield f"recurrent layers with more than {most} states of a channel"
+    if isinstance(config, (DeltaNetConfig, KimiDeltaConfig)) and config.head_width > MAX_HEAD:
+        yield f"delta rules with heads of more than {MAX_HEAD} columns"
 
 
 def _of_ffn(ffn: FfnConfig | MoeConfig) -> Iterator[str]:

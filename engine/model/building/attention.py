@@ -18,7 +18,10 @@ def build_attention(
     output = source.linear(f"{prefix}.attn_output", source.width, heads * value_width)
     q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
     latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
-    gate = None
+    gate, query_gate = None, None
+    if attention.output_gate is OutputGate.IN_QUERY and q is not None:
+        size = attention.key_width
+        query_gate = q.every(0, size, 2 * size, "queries"), q.every(size, size, 2 * size, "gates")
     if attention.output_gate is OutputGate.OWN:
         gate = source.linear(f"{prefix}.attn_gate", heads * attention.value_width, source.width)
     # Tables come last: by now shapes of tensors confirm the numbers of heads and of rotated elements.
@@ -34,6 +37,7 @@ def build_attention(
         alibi_slopes=positions.alibi_slopes(attention),
         latent=latent_weights,
         gate=gate,
+        query_gate=query_gate,
     )
 
 
