@@ -23,13 +23,15 @@ from tests.support.feature_models import (
     EXPERT,
     LATENT_CASES,
     MOE,
+    chunks,
     latent,
     sinks_and_clamped_gates,
     unrotated_layers,
 )
 from tests.support.gguf_builder import tiny_llama
-from tests.support.hybrid_models import FAMILIES, tiny_hybrid
+from tests.support.hybrid_models import GPU_FAMILIES, tiny_hybrid
 from tests.support.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
+from tests.support.peer_models import GPU_MODELS
 from tests.support.recurrent_models import tiny_mamba
 
 
@@ -46,6 +48,14 @@ def _name(case):
     return case.__name__
 
 
+@pytest.mark.parametrize("name", GPU_MODELS)
+def test_families_of_known_parts_are_served(tmp_path, name):
+    with open_gguf(GPU_MODELS[name]().write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == []
+        del model
+
+
 @pytest.mark.parametrize("case", [*CASES, *(partial(latent, *case) for case in LATENT_CASES)], ids=_name)
 def test_every_part_that_a_model_may_have_is_served(tmp_path, case):
     file, _ = case()
@@ -55,11 +65,34 @@ def test_every_part_that_a_model_may_have_is_served(tmp_path, case):
         del model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", GPU_FAMILIES)
 def test_every_hybrid_is_served(tmp_path, family):
     with open_gguf(tiny_hybrid(tmp_path / "tiny.gguf", family)) as gguf:
         model = load_model(gguf)
         assert missing_features(model) == []
+        del model
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        (
+            "bailingmoe3",
+            [
+                "delta rules with a floor of decays",
+                "Kimi delta attention with whole matrices of decays or gates",
+                "this kind of gates of attention",
+                "gates of latent attention",
+            ],
+        ),
+        ("minimax-01", ["this kind of residual connections", "lightning attention"]),
+        ("plamo2", ["PLaMo 2 layers"]),
+    ],
+)
+def test_hybrids_are_declined_by_name(tmp_path, family, words):
+    with open_gguf(tiny_hybrid(tmp_path / "tiny.gguf", family)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == words
         del model
 
 
@@ -94,6 +127,18 @@ def test_recurrent_mixers_that_no_kernel_serves_are_declined_by_name(tmp_path, m
         model = replace(model, weights=replace(model.weights, layers=(changed,)))
         assert missing_features(model) == words
         del model, layer, changed
+
+
+def test_what_llama_4_lacks(tmp_path):
+    with open_gguf(chunks()[0].write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == [
+            "attention in chunks",
+            "normalized queries and keys without weights",
+            "weights of experts on their inputs",
+            "offsets of attention's temperature",
+        ]
+        del model
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tests.support.fake_runner import (
 )
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
-from tests.support.hybrid_models import FAMILIES, tiny_hybrid
+from tests.support.hybrid_models import GPU_FAMILIES, tiny_hybrid
 from tests.support.recurrent_models import tiny_mamba
 
 ARCHIVES = [SHARED / source / "models.tar.xz" for source in CONFORMANCE]
@@ -65,7 +65,7 @@ def models(folder):
     found["mamba-q8"] = tiny_mamba(
         folder / "mamba-q8.gguf", weight_type=GGMLType.Q8_0, dt_rank=32, n_layers=3, norm_dt_b_c=True
     )
-    found |= {family: tiny_hybrid(folder / f"{family}.gguf", family) for family in FAMILIES}
+    found |= {family: tiny_hybrid(folder / f"{family}.gguf", family) for family in GPU_FAMILIES}
     found["8b"] = sparse_model(folder / "8b.gguf", "llama-3.1-8b")
     found["30b"] = sparse_model(folder / "30b.gguf", "qwen3-30b-a3b")
     found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")
@@ -284,7 +284,7 @@ def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
         assert [launch for launch in found if launch.kernel != "all_reduce"] == whole
 
 
-@pytest.mark.parametrize("name", ["mixed", "mamba-q8", *FAMILIES])
+@pytest.mark.parametrize("name", ["mixed", "mamba-q8", *GPU_FAMILIES])
 def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch, name):
     """Prompts, decode steps replayed from graphs, scores, logits, a profile, and close(), which leaves nothing."""
     sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}

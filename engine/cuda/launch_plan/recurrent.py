@@ -241,6 +241,8 @@ def describe_recurrent(
         return Mamba2Plan(inputs, output, shape, norm=weights.norm is not None)
     assert isinstance(shape, DeltaShape)
     if isinstance(weights, KimiDeltaWeights):
+        assert weights.decay_b is not None
+        assert weights.gate_b is not None
         return DeltaPlan(
             inputs, output, shape, chooser.projection([weights.decay_b]), chooser.projection([weights.gate_b])
         )
@@ -273,4 +275,5 @@ def recurrent_inputs(weights: RecurrentWeights) -> list[Linear]:
         return [weights.ssm_in]
     if isinstance(weights, DeltaNetWeights):
         return [weights.qkv, weights.z, weights.beta, weights.alpha]
+    assert isinstance(weights, KimiDeltaWeights)
     return [weights.q, weights.k, weights.v, weights.decay_a, weights.gate_a, weights.beta]

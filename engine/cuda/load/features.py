@@ -33,11 +33,14 @@ from engine.model.loader import LoadedModel
 from engine.model.recurrent_config import (
     DeltaNetConfig,
     KimiDeltaConfig,
+    LightningConfig,
     Mamba2Config,
     MambaConfig,
+    Plamo2Config,
     RecurrentConfig,
     ShortConvConfig,
 )
+from engine.model.weights import KimiDeltaWeights, LayerWeights
 
 _SERVED: dict[str, frozenset[Any]] = {
     "norm": frozenset({NormKind.RMS, NormKind.LAYER, True, False}),  # of the model; whether Mamba 2 layers have one
@@ -82,6 +85,8 @@ _ANY = frozenset(
         "next_token_layers",
         "norm_dt_b_c",
         "norm_weights",
+        "value_scale",
+        "shared_scale",
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -89,10 +94,32 @@ _ANY = frozenset(
 _RECURRENT = (ShortConvConfig, MambaConfig, Mamba2Config, DeltaNetConfig, KimiDeltaConfig)
 """Recurrent mixers that kernels serve, within limits."""
 
+_MIXER_NAMES: dict[type[RecurrentConfig], str] = {
+    LightningConfig: "lightning attention",
+    Plamo2Config: "PLaMo 2 layers",
+}
+
 _NAMES = {
+    "output_gate": "this kind of gates of attention",
+    "decay_floor": "delta rules with a floor of decays",
+    "indexer": "an indexer that chooses positions",
+    "skip": "this kind of residual connections",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
+    "gate_function": "this function of gates of attention",
+    "chunk": "attention in chunks",
+    "qk_norm_weights": "normalized queries and keys without weights",
+    "block": "layers that are passed several times",
+    "closing_norm": "norms between passes of layers",
+    "embedding_skip": "embeddings added to later layers",
+    "silent": "tokens that are never given",
+    "limit": "limits of gated activations",
+    "limits_gate": "limits of gated activations",
+    "weights_inputs": "weights of experts on their inputs",
+    "routed_early": "routers before the mixer",
+    "adjugate": "adjugate experts",
+    "reads_input": "experts that read the layer's input",
 }
 
 
@@ -116,6 +143,7 @@ def missing_features(model: LoadedModel) -> list[str]:
     for layer in model.weights.layers:
         found += _unserved(layer.config)
         found += _of_mixer(layer.config.mixer)
+        found += _of_weights(layer)
         if layer.config.ffn is not None:
             found += _of_ffn(layer.config.ffn)
     return list(dict.fromkeys(found))
@@ -133,13 +161,17 @@ def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
+    if config.temperature is not None and config.temperature.offset:
+        yield "offsets of attention's temperature"
+    if config.output_gate is not None and config.latent is not None:
+        yield "gates of latent attention"
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
 
 
 def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:
     if not isinstance(config, _RECURRENT):
-        yield "this kind of recurrent layers"
+        yield _MIXER_NAMES.get(type(config), "this kind of recurrent layers")
         return
     yield from _unserved(config)
     if config.conv_width not in range(2, MAX_CONV + 1):
@@ -149,6 +181,12 @@ def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:
         yield f"recurrent layers with more than {most} states of a channel"
     if isinstance(config, (DeltaNetConfig, KimiDeltaConfig)) and config.head_width > MAX_HEAD:
         yield f"delta rules with heads of more than {MAX_HEAD} columns"
+
+
+def _of_weights(layer: LayerWeights) -> Iterator[str]:
+    mixer = layer.recurrent
+    if isinstance(mixer, KimiDeltaWeights) and (mixer.decay_b is None or mixer.gate_b is None):
+        yield "Kimi delta attention with whole matrices of decays or gates"
 
 
 def _of_ffn(ffn: FfnConfig | MoeConfig) -> Iterator[str]:
