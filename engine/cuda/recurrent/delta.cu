@@ -32,17 +32,22 @@ DEVICE float squares(const float* x, int lane) {
     return sum;
 }
 
-// M of the next token, whose q and k are still to be multiplied by the factors; returns y, in every lane of the value.
+// ---- the rule, of one value and the keys of a lane. q and k are still to be multiplied by factors -------------------
 // decay: of the head, or (KIMI) unused, with those of the keys in decays.
-DEVICE float delta_token(float* m, const float* q, const float* k, const float* decays, float decay, float v, float beta,
-                         float of_q, float of_k) {
+DEVICE void decay_memory(float* m, const float* decays, float decay) {
 #pragma unroll
     for (int i = 0; i < KEYS; ++i) m[i] = __fmul_rn(m[i], KIMI ? decays[i] : decay);
+}
+
+// What k brings into a memory, in every lane of the value.
+DEVICE float change_of(const float* m, const float* k, float v, float beta, float of_k) {
     const float known = __fmul_rn(of_k, dot_parts<LANES, KEYS>(k, m));
-    const float change = __fmul_rn(__fmul_rn(beta, v - known), of_k);
+    return __fmul_rn(__fmul_rn(beta, v - known), of_k);
+}
+
+DEVICE void add_change(float* m, const float* k, float change) {
 #pragma unroll
     for (int i = 0; i < KEYS; ++i) m[i] = fmaf(k[i], change, m[i]);
-    return __fmul_rn(of_q, dot_parts<LANES, KEYS>(q, m));
 }
 
 DEVICE float opened(float gate) { return KIMI ? logistic(gate) : silu(gate); }
@@ -124,7 +129,9 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     for (int turn = 0; turn < TURNS; ++turn) {
         const int value = turn * AT_ONCE + thread / LANES;
         const float v = value < HEAD ? parts[2][value] : 0.0f;
-        const float y = delta_token(m[turn], q, k, of_keys, decay, v, share, factors[0], factors[1]);
+        decay_memory(m[turn], of_keys, decay);
+        add_change(m[turn], k, change_of(m[turn], k, v, share, factors[1]));
+        const float y = __fmul_rn(factors[0], dot_parts<LANES, KEYS>(q, m[turn]));
         if (value >= HEAD) continue;
         store_part<HEAD, LANES, KEYS>(state + ((write * heads + head) * HEAD + value) * HEAD, lane, m[turn]);
         if (lane == 0) ys[value] = y;
@@ -138,21 +145,24 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
 }
 
 // ---- prompts -----------------------------------------------------------------------------------------------------
-constexpr int THREADS = 256;
-constexpr int VALUES = THREADS / LANES;               // of a block
-constexpr int BLOCKS = (HEAD + VALUES - 1) / VALUES;  // of a head; delta_plan.py has the same number
-constexpr int TOKENS = 8;                             // staged in shared memory at a time: a thread stages one v
+constexpr int THREADS = 128;
+constexpr int EACH = 2;  // values of a lane: two chains of operations hide each other's waits, and q and k are read once for both
+constexpr int GROUPS = THREADS / LANES;               // of lanes
+constexpr int VALUES = GROUPS * EACH;                 // of a block
+constexpr int BLOCKS = (HEAD + VALUES - 1) / VALUES;  // of a head; delta.py has the same number
+constexpr int TOKENS = 8;                             // staged in shared memory at a time
 constexpr int EACH_QK = (TOKENS * 2 * HEAD + THREADS - 1) / THREADS;
+constexpr int EACH_V = TOKENS * VALUES / THREADS;
 constexpr int EACH_DECAY = KIMI ? (TOKENS * HEAD + THREADS - 1) / THREADS : 1;
-static_assert(TOKENS * VALUES == THREADS, "one v for each thread");
 
 struct Staged {
-    float v, beta, qk[EACH_QK], steps[EACH_DECAY];
+    float v[EACH_V], beta, qk[EACH_QK], steps[EACH_DECAY];
 };
 
 // Rows of prompts, token after token. grid (heads * BLOCKS, spans). convolved (rows, channels): silu of the convolution. out is
 // y, which delta_finish turns into the result. While a block computes TOKENS tokens out of shared memory, the inputs of the
-// next ones are on their way. A span without a past starts from zero and reads no state.
+// next ones are on their way. Lanes leave their parts of y in shared memory, where they are added for all tokens at once:
+// nothing in the chain from token to token waits for y. A span without a past starts from zero and reads no state.
 extern "C" __global__ void __launch_bounds__(THREADS)
     delta_prompt(const float* convolved, const float* beta, int beta_row, const float* steps, int steps_row,
                  const float* dt_bias, const float* a, float eps, float* state, const PromptSpan* spans, float* out, int heads,
@@ -160,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ __align__(16) float qs[TOKENS][PADDED];
     __shared__ __align__(16) float ks[TOKENS][PADDED];
     __shared__ __align__(16) float decays[TOKENS][KIMI ? PADDED : 4];
-    __shared__ float vs[TOKENS][VALUES], ys[TOKENS][VALUES];
+    __shared__ float vs[TOKENS][VALUES], ys[TOKENS][LANES][VALUES + 4];
     __shared__ float betas[TOKENS], factors[TOKENS][2];
     pdl_launch();
     const int thread = threadIdx.x, lane = thread % LANES, mine = thread / LANES;
@@ -174,20 +184,26 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     pdl_wait();
     const PromptSpan span = spans[blockIdx.y];
-    const bool inside = first + mine < HEAD;
-    const i64 at = head * HEAD + first + mine, size = (i64)heads * HEAD;
-    float m[KEYS];
-    if (span.n_past > 0 && inside) {
-        load_part<HEAD, LANES, KEYS, true>(state + (span.read * size + at) * HEAD, lane, m);
-    } else {
-        clear_part<KEYS>(m);
+    const i64 size = (i64)heads * HEAD;
+    float m[EACH][KEYS];
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+        const int value = first + e * GROUPS + mine;
+        if (span.n_past > 0 && value < HEAD) {
+            load_part<HEAD, LANES, KEYS, true>(state + (span.read * size + head * HEAD + value) * HEAD, lane, m[e]);
+        } else {
+            clear_part<KEYS>(m[e]);
+        }
     }
-    const int token = thread / VALUES, value = first + thread % VALUES;  // whose v this thread stages
     auto load_inputs = [&](int begin, Staged& to) {
         const int n = min(TOKENS, span.n_rows - begin);
         const i64 row = span.row + begin;
-        to.v = token < n && value < HEAD ? convolved[(row + token) * channels + 2 * keys + head * HEAD + value] : 0.0f;
         to.beta = thread < n ? beta[(row + thread) * beta_row + head] : 0.0f;
+#pragma unroll
+        for (int i = 0; i < EACH_V; ++i) {
+            const int t = (i * THREADS + thread) / VALUES, value = first + (i * THREADS + thread) % VALUES;
+            to.v[i] = t < n && value < HEAD ? convolved[(row + t) * channels + 2 * keys + head * HEAD + value] : 0.0f;
+        }
 #pragma unroll
         for (int i = 0; i < EACH_QK; ++i) {
             const int t = (i * THREADS + thread) / (2 * HEAD), k = (i * THREADS + thread) % (2 * HEAD);
@@ -205,8 +221,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __syncthreads();  // what is padded is cleared
     for (int begin = 0; begin < span.n_rows; begin += TOKENS) {
         const int n = min(TOKENS, span.n_rows - begin);
-        vs[token][thread % VALUES] = now.v;
         if (thread < TOKENS) betas[thread] = logistic(now.beta);
+#pragma unroll
+        for (int i = 0; i < EACH_V; ++i) vs[(i * THREADS + thread) / VALUES][(i * THREADS + thread) % VALUES] = now.v[i];
 #pragma unroll
         for (int i = 0; i < EACH_QK; ++i) {
             const int t = (i * THREADS + thread) / (2 * HEAD), k = (i * THREADS + thread) % (2 * HEAD);
@@ -233,15 +250,36 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             load_part<PADDED, LANES, KEYS, true>(qs[t], lane, q);
             load_part<PADDED, LANES, KEYS, true>(ks[t], lane, k);
             if (KIMI) load_part<PADDED, LANES, KEYS, true>(decays[t], lane, of_keys);
-            const float y = delta_token(m, q, k, of_keys, decays[t][0], vs[t][mine], betas[t], factors[t][0], factors[t][1]);
-            if (lane == 0) ys[t][mine] = y;
+            float changes[EACH];
+#pragma unroll
+            for (int e = 0; e < EACH; ++e) {
+                decay_memory(m[e], of_keys, decays[t][0]);
+                changes[e] = change_of(m[e], k, vs[t][e * GROUPS + mine], betas[t], factors[t][1]);
+            }
+#pragma unroll
+            for (int e = 0; e < EACH; ++e) {
+                add_change(m[e], k, changes[e]);
+                ys[t][lane][e * GROUPS + mine] = sum_of_products<KEYS>(q, m[e]);
+            }
         }
         __syncthreads();
-        if (token < n && value < HEAD)
-            out[(span.row + begin + token) * size + head * HEAD + value] = ys[token][thread % VALUES];
+#pragma unroll
+        for (int i = 0; i < EACH_V; ++i) {
+            const int t = (i * THREADS + thread) / VALUES, at = (i * THREADS + thread) % VALUES;
+            if (t >= n || first + at >= HEAD) continue;
+            float sum = ys[t][0][at];
+#pragma unroll
+            for (int l = 1; l < LANES; ++l) sum = __fadd_rn(sum, ys[t][l][at]);
+            out[(span.row + begin + t) * size + head * HEAD + first + at] = __fmul_rn(factors[t][0], sum);
+        }
         now = next;
     }
-    if (inside) store_part<HEAD, LANES, KEYS>(state + (span.write * size + at) * HEAD, lane, m);
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+        const int value = first + e * GROUPS + mine;
+        if (value < HEAD)
+            store_part<HEAD, LANES, KEYS>(state + (span.write * size + head * HEAD + value) * HEAD, lane, m[e]);
+    }
 }
 
 // y = norm(y) * gate of each head, in place. A warp per head; grid: any that has rows * heads warps.

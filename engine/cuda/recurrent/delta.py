@@ -18,7 +18,7 @@ from engine.cuda.recurrent.rows import DecodeRows, Rows
 
 _FILES = ("recurrent.cuh", "convolution.cuh", "delta.cu")
 
-DECODE_THREADS, THREADS = 512, 256
+DECODE_THREADS, THREADS = 512, 128
 """Of a block in decode steps, and of the other kernels."""
 
 VALUES = 32
@@ -182,7 +182,9 @@ class Delta:
             self._convolve(rows, mixed, constants.conv, None, conv_state, convolved, stream=stream)
             small = *beta, *steps, constants.dt_bias, constants.a, epsilon
             grid = shape.heads * shape.prompt_blocks, len(rows.spans)
-            launch(self._prompt, grid, THREADS, (convolved, *small, memory, rows.spans, *after), stream=stream)
+            # Not early: while the convolution ends, multiprocessors have unequal room, and blocks would share some of them.
+            args = (convolved, *small, memory, rows.spans, *after)
+            launch(self._prompt, grid, THREADS, args, stream=stream, pdl=False)
             warps = len(out) * shape.heads
             finish = out, *gate, norm, epsilon, len(out), shape.heads
             launch(self._finish, -(-warps // (THREADS // 32)), THREADS, finish, stream=stream)

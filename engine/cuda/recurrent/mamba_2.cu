@@ -29,7 +29,7 @@ DEVICE float gated(float sum, float d, float x, float z) { return __fmul_rn(fmaf
 // ---- decode steps ------------------------------------------------------------------------------------------------
 constexpr int TURNS = HEAD > CHANNELS ? 2 : 1;        // channels of a lane
 constexpr int SLICE = TURNS * CHANNELS;               // of a head, that a block computes
-constexpr int SLICES = (HEAD + SLICE - 1) / SLICE;    // mamba_2_plan.py has the same number
+constexpr int SLICES = (HEAD + SLICE - 1) / SLICE;    // mamba_2.py has the same number
 constexpr int INPUTS = SLICE + 2 * D_STATE;           // channels that a block convolves: its x, B and C
 constexpr int EACH = (INPUTS + THREADS - 1) / THREADS;
 
@@ -116,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // ---- prompts -----------------------------------------------------------------------------------------------------
 constexpr int TOKENS = 8;  // staged in shared memory at a time: a thread stages one x and one z
-constexpr int PARTS = (HEAD + CHANNELS - 1) / CHANNELS;  // blocks of a head; mamba_2_plan.py has the same number
+constexpr int PARTS = (HEAD + CHANNELS - 1) / CHANNELS;  // blocks of a head; mamba_2.py has the same number
 constexpr int EACH_BC = (TOKENS * 2 * D_STATE + THREADS - 1) / THREADS;
 static_assert(TOKENS * CHANNELS == THREADS, "one x and one z for each thread");
 

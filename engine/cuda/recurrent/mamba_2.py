@@ -167,4 +167,5 @@ class Mamba2:
             self._convolve(rows, mixed, *conv, convolved, stream=stream)
             small = constants.dt_bias, constants.a, constants.d
             args = (mixed, shape.row_width, convolved, *small, ssm_state, rows.spans, *after)
-            launch(self._prompt, (shape.heads * shape.prompt_blocks, len(rows.spans)), THREADS, args, stream=stream)
+            grid = shape.heads * shape.prompt_blocks, len(rows.spans)
+            launch(self._prompt, grid, THREADS, args, stream=stream, pdl=False)  # as in delta.py

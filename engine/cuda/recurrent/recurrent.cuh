@@ -61,9 +61,9 @@ DEVICE void clear_part(float* to) {
     for (int i = 0; i < EACH; ++i) to[i] = 0.0f;
 }
 
-// Sum of a[i] * b[i] over the floats of all LANES lanes, in every one of them.
-template <int LANES, int EACH>
-DEVICE float dot_parts(const float* a, const float* b) {
+// Sum of a[i] * b[i].
+template <int EACH>
+DEVICE float sum_of_products(const float* a, const float* b) {
     float sums[EACH / 2];
 #pragma unroll
     for (int i = 0; i < EACH / 2; ++i) sums[i] = fmaf(a[2 * i + 1], b[2 * i + 1], __fmul_rn(a[2 * i], b[2 * i]));
@@ -71,7 +71,13 @@ DEVICE float dot_parts(const float* a, const float* b) {
     for (int n = EACH / 2; n > 1; n = (n + 1) / 2)
 #pragma unroll
         for (int i = 0; i < n / 2; ++i) sums[i] = __fadd_rn(sums[i], sums[i + (n + 1) / 2]);
-    float sum = sums[0];
+    return sums[0];
+}
+
+// The same over the floats of all LANES lanes, in every one of them.
+template <int LANES, int EACH>
+DEVICE float dot_parts(const float* a, const float* b) {
+    float sum = sum_of_products<EACH>(a, b);
 #pragma unroll
     for (int offset = 1; offset < LANES; offset *= 2) sum = __fadd_rn(sum, __shfl_xor_sync(FULL_MASK, sum, offset));
     return sum;
