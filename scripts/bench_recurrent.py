@@ -3,8 +3,8 @@
     python -m scripts.bench_recurrent                        kernels at real shapes, random data
     python -m scripts.bench_recurrent MODEL.gguf --rows 2048 every brick of a batch of prompt tokens
 
-Kernels: median of the launches of one kind, chained in one stream behind warm-up; prompts of 2048 tokens of one sequence
-and of eight, decode steps of 1, 16 and 64 rows.
+Kernels: the median of calls, launches included, behind one that is not counted; prompts of 2048 tokens of one sequence
+or eight, decode steps of 1, 16 and 64 rows.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ NAMES = (
 """Files of conformance/ and conformance2/ whose families are supported."""
 
 ON_CPU_ALONE = {
-    "afmoe-moe", "bailingmoe3-moe", "deepseek32-moe", "kimi-k3-moe", "laguna-moe", "llama4-moe", "minimax-01-moe",
+    "bailingmoe3-moe", "deepseek32-moe", "kimi-k3-moe", "laguna-moe", "llama4-moe", "minimax-01-moe",
     "minimax-m3-moe", "plamo2-dense", "smallthinker-moe",
 }  # fmt: skip
 """Those that the GPU declines."""
