@@ -58,7 +58,7 @@ class HostKernels:
         return HostModule(self._library, [repr(job) for job in self._jobs].index(repr((tuple(files), defines))))
 
     @staticmethod
-    def launch(kernel, grid, threads, args, *, stream=None, pdl=True):
+    def launch(kernel, grid, threads, args, *, stream=None):
         """See launch.launch."""
         assert stream is None
         given = [_argument(arg) for arg in args]

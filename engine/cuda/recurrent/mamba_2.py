@@ -168,4 +168,4 @@ class Mamba2:
             small = constants.dt_bias, constants.a, constants.d
             args = (mixed, shape.row_width, convolved, *small, ssm_state, rows.spans, *after)
             grid = shape.heads * shape.prompt_blocks, len(rows.spans)
-            launch(self._prompt, grid, THREADS, args, stream=stream, pdl=False)  # as in delta.py
+            launch(self._prompt, grid, THREADS, args, stream=stream)
