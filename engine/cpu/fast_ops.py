@@ -31,9 +31,9 @@ def plain_attention(layer: LayerWeights) -> bool:
 
 
 def _can_attend(layer: LayerWeights) -> bool:
-    """Whether the attention kernel serves a layer: it has no softcap together with linear biases."""
+    """Whether the attention kernel serves a layer: no softcap together with linear biases, and no learned biases."""
     config = layer.config.attention
-    return config.softcap is None or not config.alibi
+    return (config.softcap is None or not config.alibi) and not config.relative_buckets
 
 
 class FastOps(CpuOps):
@@ -117,6 +117,10 @@ class FastOps(CpuOps):
             return super().attention(layer, q)
         config = layer.config.attention
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
+        if not config.causal:
+            pages = [self._pages(layer, span) for span in self._batch.spans]
+            self._immediate.attend_texts(out, q, self._batch.spans, pages, layer)
+            return out
         for span in self._batch.spans:
             self.steps.attend(out, q, span, self._pages(layer, span), layer)
         self.steps.join()
@@ -139,7 +143,7 @@ class FastOps(CpuOps):
     def head_products(self, x: Float32Array) -> Float32Array:
         """head_rows() without the last scaling and capping."""
         normed = self._normalize(x, self._weights.output_norm)
-        logits = self.steps.linear("logits", normed, self._weights.output)
+        logits = self.steps.linear("logits", normed, self._weights.head)
         self.steps.join()
         return logits
 

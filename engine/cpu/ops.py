@@ -66,10 +66,12 @@ class CpuOps(LayerBricks[LayerWeights]):
         return x if weights.embedding_norm is None else self._normalize(x, weights.embedding_norm)
 
     def _finish_embedding(self, x: Float32Array, batch: Batch) -> None:
-        """Scale token vectors and add positions, in place."""
-        positions = self._weights.position_embd
+        """Scale token vectors, add the first type's vector and positions, in place."""
+        positions, types = self._weights.position_embd, self._weights.token_types
         if self._config.embedding_scale != 1.0:
             x *= np.float32(self._config.embedding_scale)
+        if types is not None:
+            x += types
         if positions is not None:
             x += dequantize(positions.raw[batch.positions], positions.type)
 
@@ -78,11 +80,19 @@ class CpuOps(LayerBricks[LayerWeights]):
         if layer.mixer is None:
             return x
         if layer.recurrent is None:
-            attended: Float32Array = super().mix(layer, x)
-            return attended
+            return self._output_norms(layer, super().mix(layer, x), x)
         part = self.recurrent(layer, x)
         y: Float32Array = super().mix(layer, x) if isinstance(layer.mixer, CombinedWeights) else x
         return self._add(layer, part, layer.attn_post_norm, y)
+
+    def feed_forward(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
+        """See Ops.feed_forward."""
+        return self._normalize(super().feed_forward(layer, x, y), layer.layer_output_norm)
+
+    def _output_norms(self, layer: LayerWeights, y: Float32Array, x: Float32Array) -> Float32Array:
+        """The norms behind the residual that the layer has; x is the layer's input."""
+        y = self._normalize(y, layer.attn_output_norm)
+        return y if layer.attn_norm_2 is None else self._normalize(y + x, layer.attn_norm_2)
 
     def recurrent(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """The recurrent mixer of a layer, from attn_norm to before the residual."""
@@ -175,7 +185,11 @@ class CpuOps(LayerBricks[LayerWeights]):
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See LayerBricks.attention."""
         attention, weights = layer.config.attention, layer.attention
-        extra = {"sinks": weights.sinks, "alibi_slopes": weights.alibi_slopes}
+        extra = {
+            "sinks": weights.sinks,
+            "alibi_slopes": weights.alibi_slopes,
+            "relative_bias": weights.relative_bias,
+        }
         parts = []
         for span in self._batch.spans:
             keys, values = self._cache.view(layer.index, span)
@@ -245,7 +259,11 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """Final norm and output projection of the given rows: (R, D) to logits (R, V)."""
-        return self.finish_logits(self._linear(self._weights.output, self._normalize(x, self._weights.output_norm)))
+        return self.finish_logits(self._linear(self._weights.head, self._normalize(x, self._weights.output_norm)))
+
+    def normed(self, x: Float32Array) -> Float32Array:
+        """The residual stream (R, D) behind the last norm: what embeddings are made of."""
+        return self._normalize(x, self._weights.output_norm)
 
     def finish_logits(self, logits: Float32Array) -> Float32Array:
         """Scale and cap, in place."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.model.pooling import Pooling, RankConfig
 from engine.model.recurrent_config import RecurrentConfig
 
 
@@ -146,7 +147,8 @@ class AttentionConfig:
     """Grouped-query attention of one layer: H query heads share K key/value heads.
 
     Order: projection, scale, bias, clamp, QK-norm, RoPE, QK-norm where after_rope, temperature, cache. A score is
-    softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax.
+    softcap(scale · q·k) - slope · |key position - query position| + a learned bias of that distance (relative_buckets),
+    masked by the window; then softmax.
     """
 
     n_heads: int
@@ -155,7 +157,9 @@ class AttentionConfig:
     value_width: int
     scale: float  # multiplies q·k
     rope: RopeConfig | None  # None = this layer rotates nothing
-    window: int | None = None  # a query sees this many positions, itself included; None = all
+    causal: bool = True  # a query sees no later positions; otherwise all of its text, which a batch holds whole
+    # Causal: a query sees this many positions, itself included. Else: those at most window // 2 away. None = all.
+    window: int | None = None
     qk_norm: QkNorm | None = None
     qk_norm_after_rope: bool = False
     temperature: AttentionTemperature | None = None
@@ -165,6 +169,7 @@ class AttentionConfig:
     alibi: float = 0.0  # largest bias; slopes are in the weights, from rope.alibi_slopes; 0 = none
     latent: LatentConfig | None = None
     output_gate: OutputGate | None = None
+    relative_buckets: int = 0  # kinds of distance, in both directions, that have a bias per head (T5); 0 = none
 
     @property
     def group(self) -> int:
@@ -228,6 +233,8 @@ class LayerConfig:
     With r = residual_scale and norms that LayerWeights may lack (None = identity):
     y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
     parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
+    With output_norms attn_output_norm(y) takes the place of y, then, where the layer has it, attn_norm_2(y + x), and
+    layer_output_norm(result) that of the result.
     """
 
     index: int
@@ -235,6 +242,7 @@ class LayerConfig:
     ffn: FfnConfig | MoeConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
+    output_norms: bool = False
 
     @property
     def attention_part(self) -> AttentionConfig | None:
@@ -269,8 +277,9 @@ class LayerConfig:
 class ModelConfig:
     """Everything about a model that is not a weight.
 
-    x = embedding_norm(embedding_scale · token_embd[token] + position_embd[position]), layers, then the logits
-    softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c).
+    x = embedding_norm(embedding_scale · token_embd[token] + token_types[0] + position_embd[position]), layers, then the
+    logits softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). An embedding is
+    dense_3 · dense_2 · pooling(output_norm(x)).
     """
 
     architecture: str
@@ -285,12 +294,21 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    generates: bool = True  # it predicts tokens; otherwise it makes embeddings alone
+    token_types: bool = False  # token_types[0] is added to every token's vector
+    pooling: Pooling | None = None  # what the file asks for; None = it does not say
+    rank: RankConfig | None = None
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
 
     @property
     def n_layers(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees later ones of its text, so that a text can be read piece by piece."""
+        return all(layer.attention_part is None or layer.attention_part.causal for layer in self.layers)
 
     @property
     def state_bytes(self) -> int:

@@ -45,12 +45,14 @@ class EmbeddingParts:
     Attributes:
         norm: token_embd_norm normalizes the vectors.
         positions: whether files have learned positions, position_embd.
+        token_types: whether files have token_types, of which the first row is added to every vector.
         sqrt_width: vectors are multiplied by sqrt(D).
         scale: embedding_scale is read; the default, None = not read.
     """
 
     norm: bool = False
     positions: Presence = Presence.NEVER
+    token_types: Presence = Presence.NEVER
     sqrt_width: bool = False
     scale: float | None = None
 
@@ -86,6 +88,10 @@ class LayerParts:
         ffn_norm: the norm before the feed-forward part.
         attn_post_norm: the norm after the mixer, before the residual is added.
         ffn_post_norm: the norm after the feed-forward part, before the residual is added.
+        output_norms: attn_output_norm and layer_output_norm come after the residuals are added; attn_norm_2 too, in
+            layers that have it.
+        attn_norm_optional: a layer without attn_norm reads its input as it is.
+        prefix: layer i's tensors have names that begin with this and ".i.".
         parallel: whether mixer and feed-forward part read the same input.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
         without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
@@ -97,6 +103,9 @@ class LayerParts:
     ffn_norm: tuple[str, ...] = ("ffn_norm",)
     attn_post_norm: tuple[str, ...] = ()
     ffn_post_norm: tuple[str, ...] = ()
+    output_norms: bool = False
+    attn_norm_optional: bool = False
+    prefix: str = "blk"
     parallel: Parallel = Parallel.NEVER
     residual_scale: float | None = None
     without_heads: bool = False
@@ -144,6 +153,8 @@ class WindowParts:
         base: default of rope.freq_base_swa, which windowed layers rotate with; None = that of the other layers.
         unscaled: windowed layers rotate without the scaling of the others.
         n_layers: only models of so many layers have windows; None = any.
+        full_first: the first layer of each `period` is full instead.
+        symmetric: windows reach to both sides, in models whose tokens see later ones.
     """
 
     period: int = 0
@@ -152,6 +163,8 @@ class WindowParts:
     base: float | None = None
     unscaled: bool = False
     n_layers: int | None = None
+    full_first: bool = False
+    symmetric: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,7 @@ class AttentionParts:
         window: sliding windows; None = every position sees all before it.
         latent: attention reads low-rank latent vectors (DeepSeek-2).
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
+        unscaled: scores are products as they are.
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
         temperature: attention.temperature_scale is read.
         clamp: attention.clamp_kqv is read.
@@ -187,12 +201,17 @@ class AttentionParts:
         softcap: attn_logit_softcapping is read; the default, None = not read.
         sinks: attn_sinks takes part in softmax.
         output_gate: where the gate of the output comes from; None = there is none.
+        causal: tokens see no later ones, where attention.causal, which is always read, does not say.
+        relative_buckets: attention.relative_buckets_count is read: attn_rel_b, if only that of the first layer, holds
+            biases of distances.
+        output: name of the output projection.
     """
 
     qk_norm: QkNormParts | None = None
     window: WindowParts | None = None
     latent: bool = False
     scale: bool = False
+    unscaled: bool = False
     scale_by_width: frozenset[int] = frozenset()
     temperature: bool = False
     clamp: bool = False
@@ -201,6 +220,9 @@ class AttentionParts:
     softcap: float | None = None
     sinks: bool = False
     output_gate: OutputGate | None = None
+    causal: bool = True
+    relative_buckets: bool = False
+    output: str = "attn_output"
 
 
 @dataclass(frozen=True)
@@ -210,6 +232,9 @@ class FfnParts:
     Attributes:
         activation: the non-linearity.
         gated: there is a gate.
+        ungated: the activation of layers without one, in families where files differ in it: those whose tensors have
+            neither ffn_gate nor an ffn_up of twice the rows; None = all of a family's files are alike.
+        stated: hidden_activation may name another activation of the gate.
         width_divisor: a part has feed_forward_length / this columns.
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
@@ -219,6 +244,8 @@ class FfnParts:
     activation: Activation = Activation.SILU
     _: KW_ONLY
     gated: bool = True
+    ungated: Activation | None = None
+    stated: bool = False
     width_divisor: int = 1
     fused_gate: Presence = Presence.NEVER
     act_scales: bool = False
@@ -237,6 +264,7 @@ class MoeParts:
         dense_lead: the first leading_dense_block_count layers have a dense feed-forward part.
         dense_without_router: layers without ffn_gate_inp have a dense feed-forward part.
         interleaved: interleave_moe_layer_step is read: only the last layer of each so many has experts.
+        every: moe_every_n_layers is read: only the second layer of each so many has experts; 0 = none has.
         groups: expert_group_count and expert_group_used_count are read.
         width_of_used: without expert_feed_forward_length feed_forward_length is the width of all used experts together.
         shared: an expert for every token, of expert_shared_feed_forward_length columns, else (where shared_counted)
@@ -254,6 +282,7 @@ class MoeParts:
     dense_lead: bool = False
     dense_without_router: bool = False
     interleaved: bool = False
+    every: bool = False
     groups: bool = False
     width_of_used: bool = False
     shared: bool = False
@@ -272,13 +301,15 @@ class HeadParts:
         scale: what logit_scale does.
         scale_width: without logit_scale in the file it is D / this; None = 1.
         softcap: final_logit_softcapping is read; the default, None = not read.
-        norm: name of the last norm.
+        norm: name of the last norm; None = there is none.
+        generates: files predict tokens; otherwise they make embeddings alone.
     """
 
     scale: LogitScale = LogitScale.NONE
     scale_width: int | None = None
     softcap: float | None = None
-    norm: str = "output_norm"
+    norm: str | None = "output_norm"
+    generates: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,12 @@ SAME_AS = {
 }  # fmt: skip
 """Families made of parts that others are measured with, and of which test_peer_logits.py has references."""
 
+ENCODERS = {
+    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert", "neo-bert",
+    "nomic-bert", "nomic-bert-moe", "t5", "t5encoder",
+}  # fmt: skip
+"""Families that give vectors and no logits; tests/model/test_peer_embeddings.py has references."""
+
 
 def error(found, expected):
     return float(((found - expected) ** 2).mean() / (expected**2).mean())

@@ -69,11 +69,18 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
+        "pooling",  # said of a file, as is the head of a reranker; neither takes part in predicting tokens
+        "rank",
     }
 )
 """Fields that have a default and whose every value is served."""
 
 _MIXER_NAMES = {
+    "causal": "attention to later tokens",
+    "generates": "models that make embeddings alone",
+    "output_norms": "norms behind residuals",
+    "token_types": "types of tokens",
+    "relative_buckets": "biases of distances",
     ShortConvConfig: "short convolutions as layers",
     Mamba2Config: "Mamba 2 layers",
     DeltaNetConfig: "gated delta rules",

@@ -10,6 +10,7 @@ from engine.model.architectures import (
     bailing,
     cohere,
     deepseek,
+    encoders,
     exaone,
     falcon,
     gemma,
@@ -30,8 +31,8 @@ from engine.model.architectures import (
 )
 
 _FILES = (
-    bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, hybrids, kimi, lfm, llama, mamba,
-    mistral3, olmo, others, phi, qwen,
+    bailing, cohere, deepseek, encoders, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, hybrids, kimi, lfm, llama,
+    mamba, mistral3, olmo, others, phi, qwen,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {

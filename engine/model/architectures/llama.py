@@ -1,16 +1,20 @@
-"""Llama 1-3, Mistral 7B, Mixtral and the many families whose files are called "llama"; Nemotron Super and Ultra."""
+"""Llama 1-3, Mistral 7B, Mixtral and the many families called "llama"; Nemotron Super and Ultra; llama-embed."""
 
 from engine.model.architecture import Architecture
 from engine.model.config import RopeStyle
-from engine.model.parts import AttentionParts, FfnParts, LayerParts, MoeParts, RopeParts, WindowParts
+from engine.model.parts import AttentionParts, FfnParts, HeadParts, LayerParts, MoeParts, RopeParts, WindowParts
 
 ARCHITECTURES = (
-    Architecture(
-        name="llama",
-        rope=RopeParts(RopeStyle.NORM, divisors=True),
-        attention=AttentionParts(window=WindowParts(period=0)),
-        ffn=FfnParts(scales=True),
-        moe=MoeParts(normalize=True, weight_scale=True),
+    *(
+        Architecture(
+            name=name,
+            rope=RopeParts(RopeStyle.NORM, divisors=True),
+            attention=AttentionParts(window=WindowParts(period=0)),
+            ffn=FfnParts(scales=True),
+            moe=MoeParts(normalize=True, weight_scale=True),
+            head=HeadParts(generates=generates),
+        )
+        for name, generates in (("llama", True), ("llama-embed", False))
     ),
     # Llama with parts taken out; layers whose attention is one matrix (Nemotron 51B) are refused.
     Architecture(

@@ -3,6 +3,7 @@
 from engine.model.architecture import Architecture
 from engine.model.config import OutputGate, QkNorm, RopeStyle
 from engine.model.parts import AttentionParts, BiasParts, FfnParts, LayerParts, MoeParts, QkNormParts, RopeParts
+from engine.model.pooling import RankParts
 from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
 
 _SECTIONED = RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX)
@@ -43,14 +44,14 @@ ARCHITECTURES = (
         ),
     ),
     Architecture(name="qwen2vl", rope=_SECTIONED),
-    # cls.* is the head of the reranker variants, beside the language-model head.
+    # The reranker variants have the rows of "yes" and "no" of the language-model head as cls.output.
     *(
         Architecture(
             name=name,
             rope=_SECTIONED,
             attention=_HEAD_NORM,
             ffn=FfnParts(scales=True),
-            ignored_tensors=("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias"),
+            rank=RankParts(softmax=True),
         )
         for name in ("qwen3", "qwen3vl")
     ),

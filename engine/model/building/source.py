@@ -52,9 +52,9 @@ class TensorSource:
         bias = Presence.OPTIONAL if optional_bias and parts.bias is Presence.ALWAYS else parts.bias
         return self.tensors.norm(name, shape, config.norm, config.norm_epsilon, weight=parts.weight, bias=bias)
 
-    def first_norm(self, prefix: str, names: tuple[str, ...]) -> Norm | None:
-        """The first of these norms that the file has; the last one is asked for without looking."""
-        if not names:
+    def first_norm(self, prefix: str, names: tuple[str, ...], *, optional: bool = False) -> Norm | None:
+        """The first of these norms that the file has; the last one is asked for without looking, unless optional."""
+        if not names or (optional and not any(self.tensors.has(f"{prefix}.{name}.weight") for name in names)):
             return None
         found = next((name for name in names if self.tensors.has_any(f"{prefix}.{name}", "", ".weight")), names[-1])
         return self.norm(f"{prefix}.{found}", (self.width,))

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.config import FfnConfig, MoeConfig, Routing
+from engine.model.config import Activation, FfnConfig, MoeConfig, Routing
 from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
 
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
+
+ACTIVATIONS = {
+    "gelu": Activation.GELU,
+    "geglu": Activation.GELU,
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "swiglu": Activation.SILU,
+}
+"""Values of hidden_activation."""
 
 
 def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
@@ -34,14 +43,37 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
     step = read.integer("interleave_moe_layer_step", 1, low=0) if parts is not None and parts.interleaved else 1
     dense = index < lead or (index + 1) % max(step, 1) != 0
+    if parts is not None and parts.every:
+        every = read.integer("moe_every_n_layers", 0, low=0)
+        dense = every == 0 or index % every != 1
     if parts is not None:
         dense = dense or (n_experts == 0 and not parts.required)
-        dense = dense or (parts.dense_without_router and f"blk.{index}.ffn_gate_inp.weight" not in source.tensors)
+        router = f"{source.prefix}.{index}.ffn_gate_inp.weight"
+        dense = dense or (parts.dense_without_router and router not in source.tensors)
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
-        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated)
+        return _dense(source, ffn, index, width)
     return _moe(source, ffn, parts, width)
+
+
+def _dense(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig:
+    activation = _stated(source, ffn.activation) if ffn.stated else ffn.activation
+    if ffn.ungated is None:
+        return FfnConfig(width=width, activation=activation, gated=ffn.gated)
+    name = f"{source.prefix}.{index}.ffn"
+    up = source.tensors.get(f"{name}_up.weight")
+    gated = f"{name}_gate.weight" in source.tensors or (up is not None and up.shape[0] == 2 * width)
+    return FfnConfig(width=width, activation=activation if gated else ffn.ungated, gated=gated)
+
+
+def _stated(source: Source, usual: Activation) -> Activation:
+    name = source.read.text("hidden_activation", "")
+    if name and name not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"{source.name}.hidden_activation is {name!r}; supported are {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name] if name else usual
 
 
 def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfig:

@@ -12,6 +12,7 @@ from engine.model.parts import LogitScale, Parallel, Presence
 from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
+from engine.model.reading.pooling import read_pooling, read_rank
 from engine.model.reading.source import Source, open_source
 from engine.model.reading.unread_keys import check_unread
 
@@ -41,6 +42,8 @@ def read_config(
     """
     source = open_source(architecture, metadata, tensors, run_context)
     name = metadata.get("general.name")
+    layers = _layers(source)
+    causal = all(layer.attention_part is None or layer.attention_part.causal for layer in layers)
     config = ModelConfig(
         architecture=architecture.name,
         name=name if isinstance(name, str) else "",
@@ -49,11 +52,15 @@ def read_config(
         context_length=source.context_length,
         norm=architecture.norm.kind,
         norm_epsilon=_norm_epsilon(source),
-        layers=_layers(source),
+        layers=layers,
         embedding_scale=_embedding_scale(source),
-        learned_positions=_learned_positions(source),
+        learned_positions=_is_there(source, architecture.embedding.positions, "position_embd.weight"),
         logit_scale=_logit_scale(source),
         logit_softcap=source.default("final_logit_softcapping", architecture.head.softcap),
+        generates=architecture.head.generates and causal,
+        token_types=_is_there(source, architecture.embedding.token_types, "token_types.weight"),
+        pooling=read_pooling(source),
+        rank=read_rank(source),
         next_token_layers=source.n_blocks - source.n_layers,
     )
     return config, check_unread(architecture, source.read, config, strict=strict)
@@ -74,7 +81,14 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
         has_mixer = [heads > 0 for heads in source.read.per_layer("attention.head_count", source.n_blocks, low=0)]
     mixers = read_mixers(source, has_mixer[: source.n_layers])
     return tuple(
-        LayerConfig(index=index, mixer=mixer, ffn=ffn, residual=_residual(source, index), residual_scale=scale)
+        LayerConfig(
+            index=index,
+            mixer=mixer,
+            ffn=ffn,
+            residual=_residual(source, index),
+            residual_scale=scale,
+            output_norms=source.architecture.layer.output_norms,
+        )
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
     )
 
@@ -84,7 +98,7 @@ def _residual(source: Source, index: int) -> ResidualKind:
     if parallel is Parallel.STATED:
         is_parallel = source.read.flag("use_parallel_residual", True)
     elif parallel is Parallel.WITHOUT_NORM:
-        is_parallel = f"blk.{index}.ffn_norm.weight" not in source.tensors
+        is_parallel = f"{source.prefix}.{index}.ffn_norm.weight" not in source.tensors
     else:
         is_parallel = parallel is Parallel.ALWAYS
     return ResidualKind.PARALLEL if is_parallel else ResidualKind.SEQUENTIAL
@@ -105,10 +119,9 @@ def _embedding_scale(source: Source) -> float:
     return source.default("embedding_scale", embedding.scale) or 1.0
 
 
-def _learned_positions(source: Source) -> bool:
-    presence = source.architecture.embedding.positions
+def _is_there(source: Source, presence: Presence, tensor: str) -> bool:
     if presence is Presence.OPTIONAL:
-        return "position_embd.weight" in source.tensors
+        return tensor in source.tensors
     return presence is Presence.ALWAYS
 
 

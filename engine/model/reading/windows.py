@@ -32,4 +32,5 @@ def read_windows(source: Source, parts: WindowParts | None) -> list[int | None]:
             )
         return [window if pattern[index] else None for index in range(n_layers)]
     period = read.integer(PATTERN, parts.period, low=0)
-    return [window if period == 0 or index % period < period - 1 else None for index in range(n_layers)]
+    full = 0 if parts.full_first else period - 1
+    return [None if period and index % period == full else window for index in range(n_layers)]
