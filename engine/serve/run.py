@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from engine.api.async_llm import AsyncLLM, AsyncStream, Given
+from engine.api.async_llm import AsyncLLM, AsyncStream, Given, is_short
 from engine.api.driver import PromptProgress
 from engine.api.embeddings import EmbeddingRequest
 from engine.api.llm import LLM
@@ -219,6 +219,8 @@ class Run:
 
     async def _ids(self, prompt: Given) -> list[int]:
         assert not isinstance(prompt, ChatPrompt), "conversations have token ids already"
+        if is_short(prompt):
+            return self.llm.llm.prompt_ids(prompt)
         return await asyncio.to_thread(self.llm.llm.prompt_ids, prompt)
 
     def _fitting(self, prompt: Given, params: SamplingParams) -> SamplingParams:
