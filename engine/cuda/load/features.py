@@ -76,11 +76,6 @@ _ANY = frozenset(
 """Fields that have a default and whose every value is served."""
 
 _MIXER_NAMES = {
-    "causal": "attention to later tokens",
-    "generates": "models that make embeddings alone",
-    "output_norms": "norms behind residuals",
-    "token_types": "types of tokens",
-    "relative_buckets": "biases of distances",
     ShortConvConfig: "short convolutions as layers",
     Mamba2Config: "Mamba 2 layers",
     DeltaNetConfig: "gated delta rules",
@@ -88,6 +83,11 @@ _MIXER_NAMES = {
 }
 
 _NAMES = {
+    "causal": "attention to later tokens",
+    "generates": "models that make embeddings alone",
+    "output_norms": "norms behind residuals",
+    "token_types": "types of tokens",
+    "relative_buckets": "biases of distances",
     "output_gate": "gated attention",
     "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
