@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import count
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.concurrency import fork
 from engine.errors import EngineError, copy_error
 from engine.model.pooling import Pooling
 from engine.runner.pooling import Pooler
@@ -55,6 +57,11 @@ class EmbeddingQueue:
         self._loop = loop
         self._pooler = pooler
         self._groups: deque[Group] = deque()
+        fork.register(self)
+
+    def after_fork(self) -> None:
+        """In the child of a fork: the threads that wait for these texts are not there."""
+        self._groups.clear()
 
     def run(
         self, texts: Sequence[Sequence[int]], pooling: Pooling, stopped: Callable[[], bool] = lambda: False
@@ -77,7 +84,8 @@ class EmbeddingQueue:
                     if not group.over:
                         self._run_batch(runner.vectors)
         finally:
-            self._groups.remove(group)
+            with suppress(ValueError):  # a fork has cleared the queue
+                self._groups.remove(group)
         if group.error is not None:
             raise group.error
         return group.found

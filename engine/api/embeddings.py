@@ -197,7 +197,7 @@ class Embeddings:
             hint = "shorten the text, cut it (truncate), or open the model with a larger context_length if it has one"
             raise ContextFullError(len(ids), limit, hint, parts="of one text")
         kept = ids[:limit]
-        if self._requests.has_tokenizer and (self._requests.tokenizer.add_eos or self._requests.tokenizer.add_sep):
+        if self._requests.has_tokenizer and self._requests.tokenizer.is_control(ids[-1]):
             kept[-1] = ids[-1]  # what ends every text
         return kept
 

@@ -36,6 +36,8 @@ QUIET: dict[str, Any] = {"over": "ignore", "invalid": "ignore", "divide": "ignor
 PLANNED_ROWS = 512
 """Rows of a prompt chunk that memory_plan() counts on."""
 
+TEXT_ROWS = 1024
+"""The same of a batch of texts, where a model generates nothing."""
 
 DECODING = ("dot_rows", "dot_tokens", "dequantize_rows")
 """Kernels that exist for the types with a decoder."""
@@ -87,6 +89,8 @@ class CpuBackend:
         self.model = model
         self.config = model.config
         self.context_length = context_length or model.config.context_length
+        if not model.config.generates:  # there are no sequences; texts that are embedded bring pages of their own
+            max_sequences = n_pages = 1
         self.max_sequences = max_sequences
         self._kv_type = KvType.parse(kv_type)
         self._reference = reference
@@ -285,7 +289,8 @@ class CpuBackend:
         return matmul(x, weight, pool=self._pool, reference=self._reference)
 
     def _scratch_bytes(self) -> int:
-        rows = min(PLANNED_ROWS, self.context_length)
+        # A text of a model that generates nothing is one piece.
+        rows = min(PLANNED_ROWS, self.context_length) if self.config.generates else max(TEXT_ROWS, self.context_length)
         widest = most_heads = 0
         for layer in self.config.layers:
             attention, recurrent = layer.attention_part, layer.recurrent_part
@@ -296,7 +301,7 @@ class CpuBackend:
                 mixed += 2 * heads * max(attention.key_width, attention.value_width)
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
         activations = 4 * rows * (4 * self.config.width + 2 * widest)
-        logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
+        logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size if self.config.generates else 0
         if self._compiled:
             from engine.cpu.kernels.attend import HEAD_FLOATS
 

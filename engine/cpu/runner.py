@@ -65,7 +65,6 @@ class CpuRunner:
     ) -> None:
         self.config = model.config
         self.context_length = context_length
-        # A model that generates nothing has no sequences; texts that are embedded bring pages of their own.
         generates = model.config.generates
         self.max_sequences = (max_sequences or DEFAULT_SEQUENCES) if generates else 1
         self.n_pages = page_count(cache_size(cache_tokens, context_length, self.max_sequences)) if generates else 1
