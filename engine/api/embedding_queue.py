@@ -22,6 +22,9 @@ from engine.scheduling.loop import EngineLoop
 BATCH_TOKENS = 1024
 """Tokens of a batch, about; one text may have more."""
 
+BATCH_TEXTS = 64
+"""Most texts of a batch: on the CPU each takes a page of the cache at least."""
+
 Vector = npt.NDArray[np.float32]
 
 
@@ -109,16 +112,16 @@ class EmbeddingQueue:
 
 def _shares(groups: Sequence[Group]) -> Iterator[tuple[Group, int]]:
     """Texts for one batch, one of each group in turn: the group and the place of the text."""
-    n_tokens, active = 0, list(groups)
+    n_tokens, n_texts, active = 0, 0, list(groups)
     for offset in count():
         for group in active:
             index = len(group.found) + offset
             if index == len(group.texts):
                 continue
             length = len(group.texts[index])
-            if n_tokens and n_tokens + length > BATCH_TOKENS:
+            if n_texts and (n_tokens + length > BATCH_TOKENS or n_texts == BATCH_TEXTS):
                 return
-            n_tokens += length
+            n_tokens, n_texts = n_tokens + length, n_texts + 1
             yield group, index
         active = [group for group in active if len(group.found) + offset + 1 < len(group.texts)]
         if not active:
