@@ -45,6 +45,7 @@ class TextPass:
         self._make_ops = make_ops
         self._values_apart = values_apart
         self._causal = model.config.causal
+        self._recurrent = model.config.state_bytes > 0  # a text's states may take more than all of its keys
 
     def vectors(self, texts: Sequence[Ids]) -> list[Float32Array]:
         """Vectors (T, D) of each text behind the last norm.
@@ -56,7 +57,7 @@ class TextPass:
         for ids in texts:
             if len(ids) > self._context_length:
                 raise ContextFullError(len(ids), self._context_length)
-        whole = not self._causal or max(map(len, texts)) <= PIECE
+        whole = not self._causal or (max(map(len, texts)) <= PIECE and not self._recurrent)
         return self._packed(texts) if whole else self._one_by_one(texts)
 
     def _packed(self, texts: Sequence[Ids]) -> list[Float32Array]:
@@ -72,7 +73,7 @@ class TextPass:
         return [rows[span.row : span.row + span.n_rows] for span in batch.spans]
 
     def _one_by_one(self, texts: Sequence[Ids]) -> list[Float32Array]:
-        """Texts of which some are long: pieces of one after the other, over a whole cache."""
+        """Texts of which some are long, or with states: pieces of one after the other, over a whole cache."""
         longest = max(map(len, texts))
         ops = self._make_ops(self._cache(1, page_count(longest), longest, shared=False))
         found = []

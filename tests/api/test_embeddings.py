@@ -8,7 +8,9 @@ import pytest
 
 from engine import LLM, AsyncLLM, ContextFullError, EngineError, InvalidRequestError, SamplingParams
 from engine.api import embedding_queue
+from engine.gguf.quants import dequantize
 from tests.support.embedding_models import CONTEXT, WIDTH, WORDPIECE, bert_like, qwen3, qwen3_reranker, ranks
+from tests.support.hybrid_models import tiny_hybrid
 
 CLS, SEP, A, B = 2, 3, 5, 6
 
@@ -140,6 +142,21 @@ def test_long_texts_of_causal_models_are_read_in_pieces(tmp_path, monkeypatch):
         pieces = llm.embed([text, text[:5]], pooling="none", normalize=False)
     for found, expected in zip(pieces, whole, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["lfm2", "falcon-h1"])
+def test_recurrent_layers_begin_anew_with_every_text(family, tmp_path, monkeypatch):
+    tiny_hybrid(tmp_path / "model.gguf", family)
+    texts = [[(3 * i + n) % 250 for i in range(n)] for n in (3, 50, 1)]
+    with LLM(tmp_path / "model.gguf", "cpu", threads=2, exact=True, kv_type="f32") as llm:
+        together = llm.embed(texts, pooling="none", normalize=False)
+        expected = [llm.logits(text) for text in texts]
+        head = llm.model.weights.head.weight
+        for vectors, logits in zip(together, expected, strict=True):
+            np.testing.assert_allclose(vectors @ dequantize(head.raw, head.type).T, logits, rtol=1e-3, atol=1e-3)
+        monkeypatch.setattr("engine.cpu.text_pass.PIECE", 7)
+        for pieces, whole in zip(llm.embed(texts, pooling="none", normalize=False), together, strict=True):
+            np.testing.assert_allclose(pieces, whole, rtol=1e-3, atol=1e-4)
 
 
 def test_callers_share_batches(bert):
