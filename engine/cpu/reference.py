@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from engine.model.config import (
     Activation,
+    AdjugateConfig,
     AttentionConfig,
     AttentionTemperature,
+    FfnConfig,
     MoeConfig,
     NormKind,
     QkNorm,
@@ -100,7 +102,8 @@ def rotate(x: Float32Array, cos: Float32Array, sin: Float32Array, style: RopeSty
 
 def temperature_factors(positions: npt.NDArray[np.int32], temperature: AttentionTemperature) -> Float32Array:
     """(T,) factors on the queries of each position."""
-    return (1.0 + temperature.scale * np.log1p(positions // temperature.length)).astype(np.float32)
+    steps = (positions.astype(np.int64) + temperature.offset) // temperature.length
+    return (1.0 + temperature.scale * np.log1p(steps)).astype(np.float32)
 
 
 def widen(half: CacheArray) -> Float32Array:
@@ -142,7 +145,7 @@ def attend(
         q: (T, H, Hd), queries at positions n_past ... n_past + T - 1.
         keys: (K, n_past + T, Hd), float16 or float32.
         values: (K, n_past + T, Hv).
-        attention: scale, window, softcap and head counts, and whether it is causal.
+        attention: scale, window or chunks, softcap and head counts, and whether it is causal.
         n_past: positions before the first query; 0 where attention is not causal.
         sinks: (H,) one more score of every query head, or None.
         alibi_slopes: (H,) how much smaller a score becomes per position between query and key, or None.
@@ -192,7 +195,7 @@ def _attend_rows(
         bias = extra.relative_bias[relative_buckets(distance, len(extra.relative_bias))]
         by_head += bias.transpose(2, 0, 1).reshape(n_kv, group, *distance.shape)
     if n_rows > 1 or not attention.causal:
-        _mask(by_head, distance, attention)
+        _mask(by_head, n_past, begin, attention)
     softmax(by_head, None if extra.sinks is None else extra.sinks.reshape(n_kv, group, 1, 1))
     out = np.zeros((n_kv, group * n_rows, attention.value_width), dtype=np.float32)
     for start in range(begin, end, piece):
@@ -219,21 +222,31 @@ def _add_values(out: Float32Array, weights: Float32Array, values: Float32Array) 
 
 def _seen(attention: AttentionConfig, n_past: int, n_rows: int, n_keys: int) -> tuple[int, int]:
     """The first key that some of the queries see, and the one after the last."""
-    window, after = attention.window, n_past + n_rows
+    first, after = int(_first_seen(np.array(n_past), attention)), n_past + n_rows
     if attention.causal:
-        return (0 if window is None else max(0, n_past + 1 - window)), after
-    return (0, n_keys) if window is None else (max(0, n_past - window // 2), min(n_keys, after + window // 2))
+        return first, after
+    return first, n_keys if attention.window is None else min(n_keys, after + attention.window // 2)
 
 
-def _mask(scores: Float32Array, distance: npt.NDArray[np.int64], attention: AttentionConfig) -> None:
-    """Forbid keys that a query does not see; scores (K, G, T, keys) by distance key - query (T, keys), in place."""
-    window = attention.window
-    if not attention.causal:
-        forbidden = np.zeros(distance.shape, dtype=bool) if window is None else np.abs(distance) > window // 2
-    else:
-        forbidden = distance > 0
-        if window is not None:
-            forbidden |= distance <= -window
+def _first_seen(query: npt.NDArray[np.intp], attention: AttentionConfig) -> npt.NDArray[np.intp]:
+    """The first position that queries at these positions see."""
+    if attention.chunk is not None:
+        return query // attention.chunk * attention.chunk
+    if attention.window is None:
+        return np.zeros_like(query)
+    back = attention.window - 1 if attention.causal else attention.window // 2
+    return np.maximum(0, query - back)
+
+
+def _mask(scores: Float32Array, n_past: int, begin: int, attention: AttentionConfig) -> None:
+    """Forbid keys that a query does not see; scores (K, G, T, keys from `begin` on), in place."""
+    query = np.arange(n_past, n_past + scores.shape[2])
+    key = np.arange(begin, begin + scores.shape[3])[None, :]
+    forbidden = key < _first_seen(query, attention)[:, None]
+    if attention.causal:
+        forbidden |= key > query[:, None]
+    elif attention.window is not None:
+        forbidden |= key > query[:, None] + attention.window // 2
     np.copyto(scores, np.float32(-np.inf), where=forbidden)
 
 
@@ -257,15 +270,28 @@ def softcap(x: Float32Array, limit: float) -> None:
     x *= np.float32(limit)
 
 
-def gated(gate: Float32Array, up: Float32Array, activation: Activation) -> Float32Array:
-    """activation(gate) · up; may overwrite both."""
-    if activation is Activation.SWIGLU_CLAMPED:
+def gated(gate: Float32Array, up: Float32Array, config: FfnConfig) -> Float32Array:
+    """activation(gate) · up, both limited where FfnConfig says so; may overwrite both."""
+    activation, limit = config.activation, config.limit
+    if limit is not None and config.limits_gate:
+        gate = np.minimum(gate, np.float32(limit))
+    if activation is Activation.SITU:
+        assert config.caps is not None
+        factor = sigmoid(gate)
+        softcap(gate, config.caps[0])
+        gate *= factor
+        if config.caps[1]:
+            softcap(up, config.caps[1])
+    elif activation is Activation.SWIGLU_CLAMPED:
         gate = np.minimum(gate, np.float32(SWIGLU_LIMIT))
         up = np.clip(up, np.float32(-SWIGLU_LIMIT), np.float32(SWIGLU_LIMIT))
         gate *= sigmoid(np.float32(SWIGLU_SLOPE) * gate)
         up += np.float32(1.0)
     else:
         gate = activate(gate, activation)
+    if limit is not None:
+        up = np.clip(up, np.float32(-limit), np.float32(limit))
+        gate = gate if config.limits_gate else np.minimum(gate, np.float32(limit))
     gate *= up
     return gate
 
@@ -332,6 +358,24 @@ def route(
         weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
     weights *= np.float32(moe.weight_scale)
     return chosen, weights
+
+
+def adjugate_groups(
+    logits: Float32Array, chosen: npt.NDArray[np.intp], config: AdjugateConfig
+) -> tuple[npt.NDArray[np.intp], Float32Array]:
+    """The groups of the best experts, (T, n_used) numbers, and the weights of their adjugate experts.
+
+    Args:
+        logits: (T, E) router scores; overwritten.
+        chosen: (T, experts used) expert numbers, best first.
+        config: how many, and of how many experts each.
+    """
+    softmax(logits)
+    groups = chosen[:, : config.n_used] // config.per_group
+    weights = np.take_along_axis(logits, groups, axis=-1)
+    weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
+    weights *= np.float32(config.scale)
+    return groups, weights
 
 
 def _best_groups(choice: Float32Array, moe: MoeConfig) -> Float32Array:

@@ -10,8 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.model.indexer_config import IndexerConfig
 from engine.model.pooling import Pooling, RankConfig
 from engine.model.recurrent_config import RecurrentConfig
+from engine.model.rope_config import RopeConfig as RopeConfig
+from engine.model.rope_config import RopeScaling as RopeScaling
+from engine.model.rope_config import RopeStyle as RopeStyle
+from engine.model.skip_config import SkipConfig, most_streams
 
 
 class NormKind(Enum):
@@ -29,27 +34,27 @@ class QkNorm(Enum):
     WIDTH = "width"  # all heads of a token together: weight (heads · Hd,)
 
 
+class QkWeights(Enum):
+    """Weights of the norms of queries and keys."""
+
+    BOTH = "both"
+    NEITHER = "neither"
+    QUERY_GAINS = "query_gains"  # attn_q_norm is one number per head, and keys have none
+
+
 class OutputGate(Enum):
-    """Where the gate of an attention's output comes from: what the heads give is multiplied by sigmoid(gate)."""
+    """Where the gate of an attention's output comes from: the heads' values are multiplied by f(gate)."""
 
     IN_QUERY = "in_query"  # attn_q has 2 · Hd rows per head: its query, then its gate
     OWN = "own"  # attn_gate · (normalized input), H · Hv rows
+    PER_HEAD = "per_head"  # likewise, with H rows: one number for all values of a head
 
 
-class RopeStyle(Enum):
-    """Which elements of a head are rotated together."""
+class GateFunction(Enum):
+    """f of an output gate."""
 
-    NORM = "norm"  # adjacent pairs (0,1), (2,3), ...
-    NEOX = "neox"  # half split: (0, n/2), (1, n/2 + 1), ...
-
-
-class RopeScaling(Enum):
-    """How rotation frequencies are stretched beyond the trained context; the values are the names used in metadata."""
-
-    NONE = "none"
-    LINEAR = "linear"
-    YARN = "yarn"
-    LONGROPE = "longrope"  # divisors per frequency from the tensors rope_factors_long and rope_factors_short
+    SIGMOID = "sigmoid"
+    SOFTPLUS = "softplus"  # ln(1 + exp(x))
 
 
 class Activation(Enum):
@@ -64,6 +69,9 @@ class Activation(Enum):
     RELU_SQUARED = "relu_squared"  # max(x, 0)²
     # Gated only: g = min(gate, 7), u = clamp(up, -7, 7); h = g · sigmoid(1.702 g) · (u + 1).
     SWIGLU_CLAMPED = "swiglu_clamped"
+    # Gated only: b · tanh(gate / b) · sigmoid(gate) · c · tanh(up / c), or · up where c is 0, with (b, c) =
+    # FfnConfig.caps.
+    SITU = "situ"
 
 
 class Routing(Enum):
@@ -81,35 +89,13 @@ class ResidualKind(Enum):
     PARALLEL = "parallel"  # x + attention(x) + ffn(x)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary position embedding of one kind of layer.
-
-    `factor` is the context stretch s (1 = none). The YaRN fields follow Peng et al. 2023 (arXiv 2309.00071):
-    `extrapolation` blends interpolated and original frequencies, `attention_factor` multiplies cos and sin,
-    `log_multiplier` (mscale_all_dim; 0 = absent) divides that magnitude again.
-    """
-
-    style: RopeStyle
-    n_rot: int
-    base: float
-    scaling: RopeScaling = RopeScaling.NONE
-    factor: float = 1.0
-    original_context: int = 0
-    extrapolation: float = 1.0
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    log_multiplier: float = 0.0
-    long_factors: bool = False  # rope_factors_long, else rope_factors_short, where the file has them
-
-
 @dataclass(frozen=True)
 class AttentionTemperature:
-    """Queries at position p are multiplied by 1 + scale · ln(1 + floor(p / length))."""
+    """Queries at position p are multiplied by 1 + scale · ln(1 + floor((p + offset) / length))."""
 
     scale: float
     length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +134,7 @@ class AttentionConfig:
 
     Order: projection, scale, bias, clamp, QK-norm, RoPE, QK-norm where after_rope, temperature, cache. A score is
     softcap(scale · q·k) - slope · |key position - query position| + a learned bias of that distance (relative_buckets),
-    masked by the window; then softmax.
+    masked by the window; then softmax. What the heads give is gated, then multiplied by attn_output.
     """
 
     n_heads: int
@@ -160,8 +146,10 @@ class AttentionConfig:
     causal: bool = True  # a query sees no later positions; otherwise all of its text, which a batch holds whole
     # Causal: a query sees this many positions, itself included. Else: those at most window // 2 away. None = all.
     window: int | None = None
+    chunk: int | None = None  # positions are cut into chunks of so many, and a query sees those of its own; None = all
     qk_norm: QkNorm | None = None
     qk_norm_after_rope: bool = False
+    qk_norm_weights: QkWeights = QkWeights.BOTH
     temperature: AttentionTemperature | None = None
     clamp: float | None = None  # q, k and v after bias are limited to [-clamp, clamp]
     softcap: float | None = None  # a score s becomes c · tanh(s / c), before the mask
@@ -170,6 +158,9 @@ class AttentionConfig:
     latent: LatentConfig | None = None
     output_gate: OutputGate | None = None
     relative_buckets: int = 0  # kinds of distance, in both directions, that have a bias per head (T5); 0 = none
+    gate_function: GateFunction = GateFunction.SIGMOID
+    value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
+    indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
 
     @property
     def group(self) -> int:
@@ -184,11 +175,32 @@ class AttentionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FfnConfig:
-    """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated."""
+    """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated.
+
+    With a limit (gated parts only) down(min(activation(gate(x)), limit) · max(-limit, min(up(x), limit))); where
+    limits_gate it is activation(min(gate(x), limit)) instead.
+    """
 
     width: int
     activation: Activation
     gated: bool = True
+    limit: float | None = None
+    limits_gate: bool = False
+    caps: tuple[float, float] | None = None  # of Activation.SITU
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdjugateConfig:
+    """Small experts that groups of experts share (GroveMoE; arXiv 2508.07785).
+
+    With y what the mixture gives, y + scale · the sum of w_g · adjugate_g(y) over the groups g of the best n_used
+    experts; w are the router's p of the experts whose numbers are g, divided by their sum.
+    """
+
+    per_group: int  # consecutive experts of a group
+    n_used: int
+    expert: FfnConfig
+    scale: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +211,11 @@ class MoeConfig:
     3. With n_groups > 1 the experts are consecutive groups; a group's score is the sum of its two best choice scores,
     and only experts of the best n_groups_used groups can be chosen. 4. The chosen p are divided by their sum where
     `normalize` (not below 2^-14), and multiplied by weight_scale. 5. The sum over the chosen of
-    weight · expert(x). 6. The shared part's output is added, gated where shared_gate.
+    weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
+    shared_scale and gated where shared_gate.
+
+    With `latent` the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized where the
+    weights have a norm) latent_up · s is taken. Router and shared part read x.
     """
 
     n_experts: int
@@ -212,6 +228,12 @@ class MoeConfig:
     n_groups_used: int = 1
     shared: FfnConfig | None = None  # an expert that computes every token
     shared_gate: bool = False  # its output is multiplied by sigmoid(a learned score)
+    shared_scale: float = 1.0  # in the weights it is a factor of the part's down
+    weights_inputs: bool = False
+    routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
+    adjugate: AdjugateConfig | None = None
+    reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
+    latent: int | None = None  # numbers that an expert reads and gives, where these are not D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +257,8 @@ class LayerConfig:
     parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
     With output_norms attn_output_norm(y) takes the place of y, then, where the layer has it, attn_norm_2(y + x), and
     layer_output_norm(result) that of the result.
+    With an embedding_skip layer_output_scale · (what ModelConfig says the first layer reads) is added to the result,
+    and with a closing_norm the result is normalized as the last layer's is.
     """
 
     index: int
@@ -243,6 +267,9 @@ class LayerConfig:
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
     output_norms: bool = False
+    block: int | None = None  # the earlier layer whose weights it has; None = it has its own
+    embedding_skip: bool = False
+    closing_norm: bool = False
 
     @property
     def attention_part(self) -> AttentionConfig | None:
@@ -278,8 +305,8 @@ class ModelConfig:
     """Everything about a model that is not a weight.
 
     x = embedding_norm(embedding_scale · token_embd[token] + token_types[0] + position_embd[position]), layers, then the
-    logits softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). An embedding is
-    dense_3 · dense_2 · pooling(output_norm(x)).
+    logits softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). Logits of the `silent`
+    tokens are the least float32. An embedding is dense_3 · dense_2 · pooling(output_norm(x)).
     """
 
     architecture: str
@@ -298,6 +325,9 @@ class ModelConfig:
     token_types: bool = False  # token_types[0] is added to every token's vector
     pooling: Pooling | None = None  # what the file asks for; None = it does not say
     rank: RankConfig | None = None
+    silent: tuple[int, int] | None = None  # the first, and the one behind the last
+    norms_behind: bool = False  # attn_norm and ffn_norm of every layer come after the parts
+    skip: SkipConfig | None = None  # residual connections that are more than a sum
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
 
     @property
@@ -309,6 +339,11 @@ class ModelConfig:
     def causal(self) -> bool:
         """Whether no token sees later ones of its text, so that a text can be read piece by piece."""
         return all(layer.attention_part is None or layer.attention_part.causal for layer in self.layers)
+
+    @property
+    def stream_width(self) -> int:
+        """Numbers of a token between layers, at most."""
+        return self.width * most_streams(self.skip, self.n_layers)
 
     @property
     def state_bytes(self) -> int:

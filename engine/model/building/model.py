@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.model.architecture import Architecture
 from engine.model.building.attention import build_attention
 from engine.model.building.ffn import build_ffn, build_moe
 from engine.model.building.pooling import build_pooling
 from engine.model.building.positions import PositionTables
 from engine.model.building.recurrent import build_recurrent
+from engine.model.building.skips import build_head_skip, build_part_skip
 from engine.model.building.source import TensorSource
 from engine.model.building.tensors import TensorTable
 from engine.model.config import (
@@ -19,7 +22,8 @@ from engine.model.config import (
     ModelConfig,
     MoeConfig,
 )
-from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Weight
+from engine.model.skip_weights import NormedSkipWeights
+from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Norm, Weight
 
 
 def build_weights(architecture: Architecture, config: ModelConfig, tensors: TensorTable) -> ModelWeights:
@@ -38,15 +42,22 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
         position_embd = tensors.weight("position_embd.weight", (config.context_length, width))
     token_types = tensors.row("token_types.weight", width) if config.token_types else None
     embedding_norm = source.norm("token_embd_norm", (width,)) if architecture.embedding.norm else None
-    layers = tuple(_layer(source, positions, layer) for layer in config.layers)
-    output_norm = None if architecture.head.norm is None else source.norm(architecture.head.norm, (width,))
+    if architecture.embedding.bare_norm:
+        embedding_norm = Norm(config.norm, config.norm_epsilon, None)
+    head_norm = architecture.head.norm
+    output_norm = None if head_norm is None else source.norm(head_norm, (width,))
+    layers: list[LayerWeights] = []
+    for layer in config.layers:
+        weights = layers[layer.block] if layer.block is not None else _layer(source, positions, layer)
+        layers.append(replace(weights, config=layer, closing_norm=output_norm if layer.closing_norm else None))
+    head_skip = build_head_skip(source)
     tied = config.generates and not tensors.has("output.weight")
     pooling = build_pooling(source)
     tensors.ignore(architecture.ignored_tensors)
     tensors.ignore_layers(range(config.n_layers, config.n_layers + config.next_token_layers))
     return ModelWeights(
         token_embd=token_embd,
-        layers=layers,
+        layers=tuple(layers),
         output_norm=output_norm,
         output=_output(source, token_embd, tied=tied),
         tied=tied,
@@ -54,6 +65,7 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
         position_embd=position_embd,
         token_types=token_types,
         pooling=pooling,
+        head_skip=head_skip,
     )
 
 
@@ -70,20 +82,41 @@ def _output(source: TensorSource, token_embd: Weight, *, tied: bool) -> Linear |
 def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) -> LayerWeights:
     parts = source.architecture.layer
     prefix = f"{parts.prefix}.{layer.index}"
-    has_mixer, has_ffn = layer.mixer is not None, layer.ffn is not None
+    has_mixer, has_ffn, behind = layer.mixer is not None, layer.ffn is not None, parts.post_epsilon
+    mixer_skip = build_part_skip(source, layer.index, "attn", parts.attn_norm) if has_mixer else None
+    ffn_skip = build_part_skip(source, layer.index, "ffn", parts.ffn_norm) if has_ffn else None
+    attn_norm, ffn_norm, after_mixer, after_ffn = _norm_names(source)
+    normed_mixer = has_mixer and not isinstance(mixer_skip, NormedSkipWeights)  # which hold the norm
+    normed_ffn = has_ffn and not isinstance(ffn_skip, NormedSkipWeights)
+    optional = parts.attn_norm_optional
     return LayerWeights(
         config=layer,
-        attn_norm=source.first_norm(prefix, parts.attn_norm, optional=parts.attn_norm_optional) if has_mixer else None,
+        attn_norm=source.first_norm(prefix, attn_norm, optional=optional) if normed_mixer else None,
         mixer=_mixer(source, positions, prefix, layer.mixer),
-        ffn_norm=source.first_norm(prefix, parts.ffn_norm) if has_ffn else None,
+        ffn_norm=source.first_norm(prefix, ffn_norm) if normed_ffn else None,
         ffn=build_ffn(source, prefix, layer.ffn) if isinstance(layer.ffn, FfnConfig) else None,
         moe=build_moe(source, prefix, layer.ffn) if isinstance(layer.ffn, MoeConfig) else None,
-        attn_post_norm=source.first_norm(prefix, parts.attn_post_norm) if has_mixer else None,
-        ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm) if has_ffn else None,
+        attn_post_norm=source.first_norm(prefix, after_mixer, epsilon=behind) if has_mixer else None,
+        ffn_post_norm=source.first_norm(prefix, after_ffn, epsilon=behind) if has_ffn else None,
         attn_output_norm=source.first_norm(prefix, ("attn_output_norm",)) if layer.output_norms else None,
         attn_norm_2=source.first_norm(prefix, ("attn_norm_2",), optional=True) if layer.output_norms else None,
         layer_output_norm=source.first_norm(prefix, ("layer_output_norm",)) if layer.output_norms else None,
+        mixer_skip=mixer_skip,
+        ffn_skip=ffn_skip,
+        embedding_scale=_embedding_scale(source, prefix) if layer.embedding_skip else 0.0,
     )
+
+
+def _norm_names(source: TensorSource) -> tuple[tuple[str, ...], ...]:
+    """Names of the norms before mixer and feed-forward part, and after them."""
+    parts = source.architecture.layer
+    if source.config.norms_behind:
+        return (), (), parts.attn_norm, parts.ffn_norm
+    return parts.attn_norm, parts.ffn_norm, parts.attn_post_norm, parts.ffn_post_norm
+
+
+def _embedding_scale(source: TensorSource, prefix: str) -> float:
+    return float(source.tensors.vector(f"{prefix}.layer_output_scale.weight", (1,))[0])
 
 
 def _mixer(
