@@ -276,7 +276,9 @@ class CpuBackend:
                 heads = attention.n_heads + 2 * attention.n_kv_heads
                 mixed += 2 * heads * max(attention.key_width, attention.value_width)
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
-        activations = 4 * rows * (4 * self.config.width + 2 * widest)
+        streams = 1 if self.config.streams is None else self.config.streams.count
+        per_layer = 2 * self.config.per_layer_width * self.config.n_layers
+        activations = 4 * rows * (4 * streams * self.config.width + per_layer + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
         if self._compiled:
             from engine.cpu.kernels.attend import HEAD_FLOATS
@@ -299,4 +301,5 @@ def kernels_fit(model: LoadedModel) -> bool:
         if recurrent is not None:
             widths += recurrent.normalized_widths
         widths += (part.width for part in layer.ffn_parts)
+        widths += (layer.per_layer_width, layer.laurel_rank)
     return all(width % VECTOR == 0 for width in widths)

@@ -195,6 +195,10 @@ def n_items(kind: str, weight: PreparedWeight) -> int:
 def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
     """Every matrix that is multiplied with activations (the embedding table only where it is the output, too)."""
     linears: list[Linear | ExpertLinear | None] = [weights.output]
+    if weights.per_layer is not None:
+        linears.append(weights.per_layer.model_proj)
+    if weights.spread is not None:
+        linears += (weights.spread.proj, weights.spread.unembd_proj)
     for layer in weights.layers:
         recurrent, moe = layer.recurrent, layer.moe
         if recurrent is not None:
@@ -202,6 +206,12 @@ def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
         if layer.config.attention_part is not None:
             attention = layer.attention
             linears += (attention.q, attention.k, attention.v, attention.gate, attention.output)
+        if layer.laurel is not None:
+            linears += (layer.laurel.left, layer.laurel.right)
+        if layer.layer_input is not None:
+            linears += (layer.layer_input.inp_gate, layer.layer_input.proj)
+        if layer.streams is not None:
+            linears += (layer.streams.router, layer.streams.predict, layer.streams.correct)
         if moe is not None:
             linears += (moe.router, moe.gate, moe.up, moe.down, moe.shared_gate)
         for part in (layer.ffn, None if moe is None else moe.shared):

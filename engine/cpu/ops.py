@@ -10,10 +10,11 @@ from engine.cpu import reference
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools
+from engine.cpu.streams import Streams
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch
-from engine.model.config import FfnConfig, ModelConfig, MoeConfig, OutputGate
+from engine.model.config import FfnConfig, ModelConfig, MoeConfig, OutputGate, QkNorm
 from engine.model.ops import LayerBricks
 from engine.model.rope import RopeTable
 from engine.model.weights import (
@@ -42,6 +43,9 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._product = product
         self._batch: Batch
         self._gate: Float32Array  # of the attention at hand
+        self._layer_inputs: Float32Array  # (T, L, P) of the step at hand
+        self._predicted: Float32Array  # streams (T, A, D) of the layer at hand
+        self._streams = Streams(self._linear, self._normalize, config, weights)
         self._angles: dict[RopeTable, tuple[Float32Array, Float32Array]] = {}
 
     def settle(self) -> None:
@@ -60,6 +64,16 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def embed(self, batch: Batch) -> Float32Array:
         """See Ops.embed."""
+        weights, streams = self._weights, self._streams
+        x = self._embed_tokens(batch)
+        if weights.per_layer is not None:
+            self._layer_inputs = streams.layer_inputs(weights.per_layer, x, batch.token_ids)
+        if weights.spread is None or self._config.streams is None:
+            return x
+        return streams.spread(weights.spread, self._config.streams, x)
+
+    def _embed_tokens(self, batch: Batch) -> Float32Array:
+        """Token vectors (T, D), scaled, with positions, normalized."""
         weights = self._weights
         x = dequantize(weights.token_embd.raw[batch.token_ids], weights.token_embd.type)
         self._finish_embedding(x, batch)
@@ -75,6 +89,16 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def mix(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.mix."""
+        if layer.streams is not None and layer.config.streams is not None:
+            self._predicted = self._streams.predict(layer.streams, layer.config.streams, x)
+            x = np.ascontiguousarray(self._predicted[:, layer.config.streams.active])
+        y = self._mix(layer, x)
+        if layer.laurel is None:
+            return y
+        return self._streams.laurel(layer.laurel, self._normalize(x, layer.attn_norm), y)
+
+    def _mix(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
+        """mix() of one vector per token."""
         if layer.mixer is None:
             return x
         if layer.recurrent is None:
@@ -83,6 +107,21 @@ class CpuOps(LayerBricks[LayerWeights]):
         part = self.recurrent(layer, x)
         y: Float32Array = super().mix(layer, x) if isinstance(layer.mixer, CombinedWeights) else x
         return self._add(layer, part, layer.attn_post_norm, y)
+
+    def feed_forward(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
+        """See Ops.feed_forward."""
+        z: Float32Array = super().feed_forward(layer, x, y)
+        config = layer.config.streams
+        if layer.streams is not None and config is not None:
+            z = self._streams.correct(layer.streams, config, self._predicted, z)
+        if layer.layer_input is not None:
+            own = self._layer_inputs[:, layer.index]
+            if layer.streams is None or config is None:
+                z = z + self._streams.add_layer_input(layer.layer_input, z, own)
+            else:
+                read = z[:, config.active] * layer.streams.scale
+                z[:, 1:] += self._streams.add_layer_input(layer.layer_input, read, own)[:, None]
+        return z if layer.output_scale == 1.0 else z * np.float32(layer.output_scale)
 
     def recurrent(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """The recurrent mixer of a layer, from attn_norm to before the residual."""
@@ -96,46 +135,52 @@ class CpuOps(LayerBricks[LayerWeights]):
         """See LayerBricks.attn_qkv."""
         attention, weights = layer.config.attention, layer.attention
         normed = self._normalize(x, layer.attn_norm)
-        q, k, v = self._latent_qkv(layer, normed) if weights.latent is not None else self._qkv(layer, normed)
+        if weights.latent is None:
+            q, k, v = self._qkv(layer, normed)
+        else:
+            q, k, v = self._latent_qkv(layer, normed)
         if attention.temperature is not None:
             q *= reference.temperature_factors(self._batch.positions, attention.temperature)[:, None, None]
-        for span in self._batch.spans:
-            rows = slice(span.row, span.row + span.n_rows)
-            self._cache.append(layer.index, span, k[rows], v[rows])
+        if k is not None and v is not None:
+            for span in self._batch.spans:
+                rows = slice(span.row, span.row + span.n_rows)
+                self._cache.append(layer.index, span, k[rows], v[rows])
         return q
 
-    def _qkv(self, layer: LayerWeights, normed: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
-        """Queries (T, H, Hd), keys (T, K, Hd), values (T, K, Hv)."""
+    def _qkv(
+        self, layer: LayerWeights, normed: Float32Array
+    ) -> tuple[Float32Array, Float32Array | None, Float32Array | None]:
+        """Queries (T, H, Hd), keys (T, K, Hd), values (T, K, Hv), the last two where the layer has its own."""
         attention, weights = layer.config.attention, layer.attention
-        q, k, v = (self._linear(linear, normed) for linear in weights.qkv)
+        assert weights.q is not None
+        q = self._linear(weights.q, normed)
         if attention.output_gate is OutputGate.IN_QUERY:
             both = q.reshape(len(q), attention.n_heads, 2, attention.key_width)
             q, self._gate = np.ascontiguousarray(both[:, :, 0]), both[:, :, 1].reshape(len(q), -1)
         elif weights.gate is not None:
             self._gate = self._linear(weights.gate, normed)
-        q = q.reshape(-1, attention.n_heads, attention.key_width)
-        k = k.reshape(-1, attention.n_kv_heads, attention.key_width)
-        v = v.reshape(-1, attention.n_kv_heads, attention.value_width)
+        q = self._turn(layer, q.reshape(-1, attention.n_heads, attention.key_width), weights.q_norm)
+        if weights.k is None or weights.v is None:
+            return q, None, None
+        k = self._linear(weights.k, normed).reshape(-1, attention.n_kv_heads, attention.key_width)
+        v = self._linear(weights.v, normed).reshape(-1, attention.n_kv_heads, attention.value_width)
         if attention.clamp is not None:
-            for part in (q, k, v):
-                np.clip(part, -attention.clamp, attention.clamp, out=part)
-        if not attention.qk_norm_after_rope:
-            q, k = self._normalize_qk(layer, q, k)
-        if weights.rope is not None:
-            cos, sin = self._cos_sin(weights.rope)
-            reference.rotate(q, cos, sin, weights.rope.style)
-            reference.rotate(k, cos, sin, weights.rope.style)
-        if attention.qk_norm_after_rope:
-            q, k = self._normalize_qk(layer, q, k)
-        return q, k, v
+            np.clip(v, -attention.clamp, attention.clamp, out=v)
+        return q, self._turn(layer, k, weights.k_norm), self._normalize(v, weights.v_norm)
 
-    def _normalize_qk(self, layer: LayerWeights, q: Float32Array, k: Float32Array) -> tuple[Float32Array, Float32Array]:
-        kind, weights = layer.config.attention.qk_norm, layer.attention
-        if kind is None:
-            return q, k
-        assert weights.q_norm is not None
-        assert weights.k_norm is not None
-        return reference.normalize_heads(q, weights.q_norm, kind), reference.normalize_heads(k, weights.k_norm, kind)
+    def _turn(self, layer: LayerWeights, x: Float32Array, norm: Norm | None) -> Float32Array:
+        """Queries or keys (T, heads, Hd) as projected: clamped, normalized and rotated, perhaps in place."""
+        attention, rope = layer.config.attention, layer.attention.rope
+        if attention.clamp is not None:
+            np.clip(x, -attention.clamp, attention.clamp, out=x)
+        if not attention.qk_norm_after_rope:
+            x = self._normalize_heads(x, norm, attention.qk_norm)
+        if rope is not None:
+            reference.rotate(x, *self._cos_sin(rope), rope.style)
+        return self._normalize_heads(x, norm, attention.qk_norm) if attention.qk_norm_after_rope else x
+
+    def _normalize_heads(self, x: Float32Array, norm: Norm | None, kind: QkNorm | None) -> Float32Array:
+        return x if norm is None or kind is None else reference.normalize_heads(x, norm, kind)
 
     def _latent_qkv(self, layer: LayerWeights, normed: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
         """The same of latent attention: what LatentConfig says goes through the cache."""
@@ -215,20 +260,24 @@ class CpuOps(LayerBricks[LayerWeights]):
         assert moe is not None
         assert isinstance(config, MoeConfig)
         normed = self._normalize(x, layer.ffn_norm)
-        chosen, weights = reference.route(self._linear(moe.router, normed), config, moe.selection_bias)
+        routed, entering = normed, normed
+        if config.separate_norms:
+            routed, entering = self._normalize(x, moe.router_norm), self._normalize(x, moe.expert_norm)
+        chosen, weights = reference.route(self._linear(moe.router, routed), config, moe.selection_bias)
         out = np.zeros_like(normed)
         # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
         # depend on what else is in the batch.
         for expert in np.unique(chosen):
             rows, place = np.nonzero(chosen == expert)
             parts = moe.expert(expert)
-            h = self._gate_up(parts, config.expert, normed[rows])
+            h = self._gate_up(parts, config.expert, entering[rows])
             out[rows] += self._linear(parts.down, h) * weights[rows, place, None]
+        out = self._normalize(out, moe.expert_post_norm)
         if moe.shared is not None and config.shared is not None:
             shared = self._linear(moe.shared.down, self._gate_up(moe.shared, config.shared, normed))
             if moe.shared_gate is not None:
                 shared *= reference.sigmoid(self._linear(moe.shared_gate, normed))
-            out += shared
+            out += self._normalize(shared, moe.shared_post_norm)
         return self._add(layer, out, layer.ffn_post_norm, y)
 
     def _add(self, layer: LayerWeights, part: Float32Array, norm: Norm | None, x: Float32Array) -> Float32Array:
@@ -245,7 +294,13 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """Final norm and output projection of the given rows: (R, D) to logits (R, V)."""
+        x = self._merge(x)
         return self.finish_logits(self._linear(self._weights.output, self._normalize(x, self._weights.output_norm)))
+
+    def _merge(self, x: Float32Array) -> Float32Array:
+        """The rows as one vector per token."""
+        spread, streams = self._weights.spread, self._config.streams
+        return x if spread is None or streams is None else self._streams.merge(spread, streams, x)
 
     def finish_logits(self, logits: Float32Array) -> Float32Array:
         """Scale and cap, in place."""
@@ -261,7 +316,10 @@ class CpuOps(LayerBricks[LayerWeights]):
         if weights.gate is None:
             h = reference.activate(up, config.activation)
         else:
-            h = reference.gated(self._linear(weights.gate, normed), up, config.activation)
+            gate = self._linear(weights.gate, normed)
+            if config.sparsity:
+                gate = reference.thin_out(gate, config.sparsity)
+            h = reference.gated(gate, up, config.activation)
         if weights.act_scales is not None:
             h /= weights.act_scales
         return h

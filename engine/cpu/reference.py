@@ -241,6 +241,14 @@ def softcap(x: Float32Array, limit: float) -> None:
     x *= np.float32(limit)
 
 
+def thin_out(gate: Float32Array, sparsity: float) -> Float32Array:
+    """FfnConfig.sparsity: what exceeds the mean of a row by so many deviations, 0 elsewhere; gate (T, F)."""
+    mean = np.add.reduce(gate, axis=-1, keepdims=True) / np.float32(gate.shape[-1])
+    apart = gate - mean
+    variance = np.add.reduce(apart * apart, axis=-1, keepdims=True) / np.float32(gate.shape[-1] - 1)
+    return np.maximum(apart - np.sqrt(variance) * np.float32(sparsity), np.float32(0.0))
+
+
 def gated(gate: Float32Array, up: Float32Array, activation: Activation) -> Float32Array:
     """activation(gate) · up; may overwrite both."""
     if activation is Activation.SWIGLU_CLAMPED:

@@ -101,6 +101,7 @@ class RopeConfig:
     beta_slow: float = 1.0
     log_multiplier: float = 0.0
     long_factors: bool = False  # rope_factors_long, else rope_factors_short, where the file has them
+    divided: bool = True  # rope_freqs divides the frequencies, where the file has it
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ class LatentConfig:
 class AttentionConfig:
     """Grouped-query attention of one layer: H query heads share K key/value heads.
 
-    Order: projection, scale, bias, clamp, QK-norm, RoPE, QK-norm where after_rope, temperature, cache. A score is
-    softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax.
+    Order: projection, scale, bias, clamp, QK-norm and value norm, RoPE, QK-norm where after_rope, temperature, cache.
+    A score is softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax.
     """
 
     n_heads: int
@@ -165,6 +166,8 @@ class AttentionConfig:
     alibi: float = 0.0  # largest bias; slopes are in the weights, from rope.alibi_slopes; 0 = none
     latent: LatentConfig | None = None
     output_gate: OutputGate | None = None
+    value_norm: bool = False  # each head's values are normalized (NormKind.RMS), without a weight
+    cache_layer: int | None = None  # keys and values are those of this earlier layer; the layer has none of its own
 
     @property
     def group(self) -> int:
@@ -179,11 +182,16 @@ class AttentionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FfnConfig:
-    """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated."""
+    """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated.
+
+    With `sparsity` s above zero the gate g of a token becomes max(0, g - mean(g) - s · deviation(g)) before the
+    activation, with the deviation of a sample (Gemma 3n).
+    """
 
     width: int
     activation: Activation
     gated: bool = True
+    sparsity: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +203,9 @@ class MoeConfig:
     and only experts of the best n_groups_used groups can be chosen. 4. The chosen p are divided by their sum where
     `normalize` (not below 2^-14), and multiplied by weight_scale. 5. The sum over the chosen of
     weight · expert(x). 6. The shared part's output is added, gated where shared_gate.
+
+    With `separate_norms` router and experts do not read the layer's ffn_norm(x), as the shared part does, but norms of
+    their own, and the outputs of the experts and of the shared part are normalized before they are added (Gemma 4).
     """
 
     n_experts: int
@@ -207,6 +218,7 @@ class MoeConfig:
     n_groups_used: int = 1
     shared: FfnConfig | None = None  # an expert that computes every token
     shared_gate: bool = False  # its output is multiplied by sigmoid(a learned score)
+    separate_norms: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +233,23 @@ MixerConfig = AttentionConfig | RecurrentConfig | CombinedConfig
 """The part of a layer that reads other tokens of the sequence; one class per kind."""
 
 
+@dataclass(frozen=True)
+class AltUpConfig:
+    """A residual stream of several vectors per token, of which one passes through a layer (AltUp; arXiv 2301.13310).
+
+    r(x) = tanh(altup_router · altup_router_norm(x) / D), A numbers. 1. Prediction: p_a = x_a + Σ_b c_ab x_b, with the
+    (A, A) numbers c = altup_predict_coef · r(x_active). 2. The layer makes z of p_active. 3. Correction:
+    x_a = p_a + (1 + d_a) · (z - p_active), with d = altup_correct_coef · r(z). 4. What LayerConfig says of
+    per_layer_width reads altup_correct_scale · x_active and is added to all x_a but the first.
+
+    At the beginning x_0 is the token's vector e, and x_a is altup_proj_a · e at the length of e. At the end the mean is
+    taken of x_0 and of altup_unembd_proj_a · x_a at the length of x_active.
+    """
+
+    count: int  # A
+    active: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
     """One layer.
@@ -228,6 +257,10 @@ class LayerConfig:
     With r = residual_scale and norms that LayerWeights may lack (None = identity):
     y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
     parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
+
+    Beyond that, in this order: with a `laurel_rank`, y = (y + n + laurel_norm(laurel_r · laurel_l · n)) / sqrt(2) for
+    n = attn_norm(x). With a `per_layer_width` a result z gets + post_norm(proj · (gelu(inp_gate · z) · e)), where e is
+    the layer's own vector of the token (see ModelConfig). It is multiplied by output_scale. `streams`: see AltUpConfig.
     """
 
     index: int
@@ -235,6 +268,10 @@ class LayerConfig:
     ffn: FfnConfig | MoeConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
+    laurel_rank: int = 0
+    per_layer_width: int = 0
+    output_scale: bool = False  # a learned number, layer_output_scale
+    streams: AltUpConfig | None = None
 
     @property
     def attention_part(self) -> AttentionConfig | None:
@@ -271,6 +308,9 @@ class ModelConfig:
 
     x = embedding_norm(embedding_scale · token_embd[token] + position_embd[position]), layers, then the logits
     softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c).
+
+    With a `per_layer_width` P every layer gets a vector of P numbers of the token: its part of
+    (sqrt(P) · per_layer_token_embd[token] + per_layer_proj_norm(per_layer_model_proj · x / sqrt(D))) / sqrt(2).
     """
 
     architecture: str
@@ -286,6 +326,8 @@ class ModelConfig:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
+    per_layer_width: int = 0
+    streams: AltUpConfig | None = None
 
     @property
     def n_layers(self) -> int:

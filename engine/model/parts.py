@@ -47,12 +47,15 @@ class EmbeddingParts:
         positions: whether files have learned positions, position_embd.
         sqrt_width: vectors are multiplied by sqrt(D).
         scale: embedding_scale is read; the default, None = not read.
+        per_layer: embedding_length_per_layer_input is read, the width of vectors that a token has for every layer; the
+            default, None = not read.
     """
 
     norm: bool = False
     positions: Presence = Presence.NEVER
     sqrt_width: bool = False
     scale: float | None = None
+    per_layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,10 @@ class LayerParts:
         without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
             feed-forward part.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
+        output_scale: layer_output_scale multiplies what a layer gives, where the file has it.
+        streams: the residual stream is several vectors per token, mixed by AltUp: so many where the file does not say;
+            None = it is one.
+        laurel: a low-rank projection (laurel_l, laurel_r) is added beside the mixer.
     """
 
     attn_norm: tuple[str, ...] = ("attn_norm",)
@@ -101,6 +108,9 @@ class LayerParts:
     residual_scale: float | None = None
     without_heads: bool = False
     one_part: bool = False
+    output_scale: bool = False
+    streams: int | None = None
+    laurel: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,8 @@ class WindowParts:
         rotated_only: layers without a window do not rotate (where the model has any windows).
         base: default of rope.freq_base_swa, which windowed layers rotate with; None = that of the other layers.
         unscaled: windowed layers rotate without the scaling of the others.
+        undivided: rope_freqs divides the frequencies of the other layers only.
+        head_widths: attention.key_length_swa, attention.value_length_swa and rope.dimension_count_swa are read.
         n_layers: only models of so many layers have windows; None = any.
     """
 
@@ -151,6 +163,8 @@ class WindowParts:
     rotated_only: bool = False
     base: float | None = None
     unscaled: bool = False
+    undivided: bool = False
+    head_widths: bool = False
     n_layers: int | None = None
 
 
@@ -179,6 +193,7 @@ class AttentionParts:
         window: sliding windows; None = every position sees all before it.
         latent: attention reads low-rank latent vectors (DeepSeek-2).
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
+        fixed_scale: factor of scores, whatever the file says; None = it is not fixed.
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
         temperature: attention.temperature_scale is read.
         clamp: attention.clamp_kqv is read.
@@ -187,12 +202,17 @@ class AttentionParts:
         softcap: attn_logit_softcapping is read; the default, None = not read.
         sinks: attn_sinks takes part in softmax.
         output_gate: where the gate of the output comes from; None = there is none.
+        value_norm: values are normalized head by head, without a weight.
+        values_like_keys: without attn_v, attn_k gives the values too.
+        shared_caches: attention.shared_kv_layers is read: so many layers at the end read the cache of an earlier layer.
+        own_caches: without that key so many layers have a cache of their own; None = all.
     """
 
     qk_norm: QkNormParts | None = None
     window: WindowParts | None = None
     latent: bool = False
     scale: bool = False
+    fixed_scale: float | None = None
     scale_by_width: frozenset[int] = frozenset()
     temperature: bool = False
     clamp: bool = False
@@ -201,6 +221,10 @@ class AttentionParts:
     softcap: float | None = None
     sinks: bool = False
     output_gate: OutputGate | None = None
+    value_norm: bool = False
+    values_like_keys: bool = False
+    shared_caches: bool = False
+    own_caches: int | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +238,7 @@ class FfnParts:
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
+        sparse_layers: activation_sparsity_scale is read; without it the first so many layers have the usual sparsity.
     """
 
     activation: Activation = Activation.SILU
@@ -223,6 +248,7 @@ class FfnParts:
     fused_gate: Presence = Presence.NEVER
     act_scales: bool = False
     scales: bool = False
+    sparse_layers: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +271,8 @@ class MoeParts:
         shared_gate: the shared expert's output is multiplied by sigmoid(ffn_gate_inp_shexp · x).
         selection_bias: exp_probs_b joins the choice of experts, where the file has it.
         activation: of the experts, where it is not that of dense parts.
+        beside_dense: the shared expert is a dense part under its usual names; it, the experts and the router have norms
+            of their own.
     """
 
     routing: Routing = Routing.SOFTMAX
@@ -262,6 +290,7 @@ class MoeParts:
     shared_gate: bool = False
     selection_bias: bool = False
     activation: Activation | None = None
+    beside_dense: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

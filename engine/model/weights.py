@@ -142,7 +142,7 @@ class AttentionWeights:
     q, k and v may be row ranges of one tensor. Norms are as AttentionConfig.qk_norm says; v is never normalized.
     sinks and alibi_slopes are float32 (H,) or None. gate (H · Hv, D) is that of OutputGate.OWN; with IN_QUERY q
     has 2 · H · Hd rows. Where `latent` is set q, k and v are None, and output is
-    (D, H · LatentConfig.value_width).
+    (D, H · LatentConfig.value_width). With AttentionConfig.cache_layer k and v are None. v_norm has no weight.
     """
 
     output: Linear
@@ -156,6 +156,7 @@ class AttentionWeights:
     alibi_slopes: Float32Array | None = None
     latent: LatentWeights | None = None
     gate: Linear | None = None
+    v_norm: Norm | None = None
 
     @property
     def qkv(self) -> tuple[Linear, Linear, Linear]:
@@ -184,7 +185,8 @@ class MoeWeights:
     """router (E, D); gate and up (E, F, D), down (E, D, F); a shared expert and its gate (1, D), or None.
 
     gate and up may be row ranges of one stack; gate is None where experts have none. selection_bias (E,) float32 joins
-    the choice of experts only.
+    the choice of experts only. The norms are None but with MoeConfig.separate_norms: router_norm and expert_norm of
+    what router and experts read, expert_post_norm and shared_post_norm of what experts and shared part give.
     """
 
     router: Linear
@@ -194,6 +196,10 @@ class MoeWeights:
     shared: FfnWeights | None
     shared_gate: Linear | None
     selection_bias: Float32Array | None = None
+    router_norm: Norm | None = None
+    expert_norm: Norm | None = None
+    expert_post_norm: Norm | None = None
+    shared_post_norm: Norm | None = None
 
     def expert(self, index: int) -> FfnWeights:
         """The feed-forward part of one expert."""
@@ -329,8 +335,40 @@ MixerWeights = AttentionWeights | RecurrentWeights | CombinedWeights
 
 
 @dataclass(frozen=True, eq=False)
+class LaurelWeights:
+    """Weights of LayerConfig.laurel_rank: left (rank, D), right (D, rank)."""
+
+    left: Linear
+    right: Linear
+    post_norm: Norm
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputWeights:
+    """Weights of LayerConfig.per_layer_width P: inp_gate (P, D), proj (D, P)."""
+
+    inp_gate: Linear
+    proj: Linear
+    post_norm: Norm
+
+
+@dataclass(frozen=True, eq=False)
+class StreamWeights:
+    """A layer's weights of AltUpConfig: router (A, D), predict (A · A, A), correct (A, A); scale (D,) float32."""
+
+    router: Linear
+    router_norm: Norm
+    predict: Linear
+    correct: Linear
+    scale: Float32Array
+
+
+@dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing."""
+    """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing.
+
+    What LayerConfig says that a layer lacks is None, and output_scale 1.
+    """
 
     config: LayerConfig
     attn_norm: Norm | None
@@ -340,6 +378,10 @@ class LayerWeights:
     moe: MoeWeights | None
     attn_post_norm: Norm | None = None
     ffn_post_norm: Norm | None = None
+    laurel: LaurelWeights | None = None
+    layer_input: LayerInputWeights | None = None
+    streams: StreamWeights | None = None
+    output_scale: float = 1.0
 
     @property
     def attention(self) -> AttentionWeights:
@@ -366,10 +408,27 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class PerLayerWeights:
+    """Weights of ModelConfig.per_layer_width P, layer by layer: token_embd (V, L · P), model_proj (L · P, D)."""
+
+    token_embd: Weight
+    model_proj: Linear
+    proj_norm: Norm
+
+
+@dataclass(frozen=True, eq=False)
+class SpreadWeights:
+    """The model's weights of AltUpConfig: proj and unembd_proj (A - 1, D, D)."""
+
+    proj: ExpertLinear
+    unembd_proj: ExpertLinear
+
+
+@dataclass(frozen=True, eq=False)
 class ModelWeights:
     """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor.
 
-    position_embd (context, D) has learned positions or is None.
+    position_embd (context, D) has learned positions or is None. What ModelConfig says that a model lacks is None.
     """
 
     token_embd: Weight
@@ -379,3 +438,5 @@ class ModelWeights:
     tied: bool
     embedding_norm: Norm | None = None
     position_embd: Weight | None = None
+    per_layer: PerLayerWeights | None = None
+    spread: SpreadWeights | None = None

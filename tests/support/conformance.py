@@ -24,10 +24,10 @@ ON_CPU_ALONE = {
 GPU_NAMES = tuple(name for name in NAMES if name not in ON_CPU_ALONE)
 
 SAME_AS = {
-    "arcee", "chatglm", "codeshell", "dots1", "exaone", "granitemoe", "hunyuan-moe", "orion", "qwen2vl", "qwen3vl",
-    "qwen3vlmoe", "starcoder", "xverse",
+    "arcee", "chatglm", "codeshell", "dots1", "exaone", "gemma3n", "gemma4", "granitemoe", "hunyuan-moe", "orion",
+    "qwen2vl", "qwen3vl", "qwen3vlmoe", "starcoder", "xverse",
 }  # fmt: skip
-"""Families made of parts that others are measured with, and of which test_peer_logits.py has references."""
+"""Families without a conformance file, of which test_peer_logits.py has references."""
 
 
 def error(found, expected):

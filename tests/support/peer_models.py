@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support import peer_gemma
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -125,6 +126,7 @@ FAMILIES = {
     "qwen3vlmoe": lambda: mixture("qwen3vlmoe", rope__dimension_sections=SECTIONS),
     "starcoder": starcoder,
     "xverse": lambda: plain("xverse"),
+    **peer_gemma.FAMILIES,
 }
 """Families that the conformance files lack."""
 
@@ -213,4 +215,4 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = FAMILIES | POSITIONS | UNSTATED
+MODELS = FAMILIES | POSITIONS | UNSTATED | peer_gemma.VARIANTS

@@ -82,6 +82,14 @@ _MIXER_NAMES = {
 
 _NAMES = {
     "output_gate": "gated attention",
+    "value_norm": "normalized values",
+    "cache_layer": "layers that read the cache of another layer",
+    "sparsity": "sparse gates",
+    "separate_norms": "norms of the experts' own",
+    "per_layer_width": "token vectors of every layer's own",
+    "output_scale": "scaled outputs of layers",
+    "laurel_rank": "low-rank projections beside attention",
+    "streams": "a residual stream of several vectors",
     "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from engine.model.building.source import TensorSource
 from engine.model.config import FfnConfig, MoeConfig
 from engine.model.parts import FfnParts, Presence
-from engine.model.weights import ExpertLinear, FfnWeights, MoeWeights
+from engine.model.weights import ExpertLinear, FfnWeights, MoeWeights, Norm
 
 
 def build_ffn(source: TensorSource, prefix: str, ffn: FfnConfig, suffix: str = "") -> FfnWeights:
@@ -31,6 +35,7 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
     parts = source.architecture.moe
     assert parts is not None
     shared_gate = moe.shared is not None and moe.shared_gate
+    norms = _separate_norms(source, prefix) if moe.separate_norms else {}
     router = source.linear(f"{prefix}.ffn_gate_inp", experts, width)
     gate, up = _expert_gate_up(source, prefix, moe)
     bias = None
@@ -42,10 +47,24 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
         gate=gate,
         up=up,
         down=source.experts(f"{prefix}.ffn_down_exps", experts, width, moe.expert.width),
-        shared=None if moe.shared is None else build_ffn(source, prefix, moe.shared, "_shexp"),
+        shared=None if moe.shared is None else build_ffn(source, prefix, moe.shared, "" if norms else "_shexp"),
         shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
         selection_bias=bias,
+        **norms,
     )
+
+
+def _separate_norms(source: TensorSource, prefix: str) -> dict[str, Norm]:
+    """The norms of MoeConfig.separate_norms, by field of MoeWeights."""
+    width, config = source.width, source.config
+    # The router's norm is in the file as a scale of its input, which is divided by sqrt(D) as well.
+    scale = source.tensors.vector(f"{prefix}.ffn_gate_inp.scale", (width,)) / np.float32(math.sqrt(width))
+    return {
+        "router_norm": Norm(config.norm, config.norm_epsilon, scale),
+        "expert_norm": source.norm(f"{prefix}.pre_ffw_norm_2", (width,)),
+        "expert_post_norm": source.norm(f"{prefix}.post_ffw_norm_2", (width,)),
+        "shared_post_norm": source.norm(f"{prefix}.post_ffw_norm_1", (width,)),
+    }
 
 
 def _parts(source: TensorSource) -> FfnParts:

@@ -8,6 +8,14 @@ from engine.model.building.ffn import build_ffn, build_moe
 from engine.model.building.positions import PositionTables
 from engine.model.building.recurrent import build_recurrent
 from engine.model.building.source import TensorSource
+from engine.model.building.streams import (
+    build_laurel,
+    build_layer_input,
+    build_output_scale,
+    build_per_layer,
+    build_spread,
+    build_streams,
+)
 from engine.model.building.tensors import TensorTable
 from engine.model.config import (
     AttentionConfig,
@@ -50,6 +58,8 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
         tied=tied,
         embedding_norm=embedding_norm,
         position_embd=position_embd,
+        per_layer=build_per_layer(source),
+        spread=build_spread(source),
     )
 
 
@@ -69,6 +79,10 @@ def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) 
         moe=build_moe(source, prefix, layer.ffn) if isinstance(layer.ffn, MoeConfig) else None,
         attn_post_norm=source.first_norm(prefix, parts.attn_post_norm) if has_mixer else None,
         ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm) if has_ffn else None,
+        laurel=build_laurel(source, prefix, layer.laurel_rank),
+        layer_input=build_layer_input(source, prefix, layer.per_layer_width),
+        streams=build_streams(source, prefix, layer.streams),
+        output_scale=build_output_scale(source, prefix) if layer.output_scale else 1.0,
     )
 
 

@@ -11,6 +11,9 @@ from engine.model.reading.source import Source
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
 
+USUAL_SPARSITY = 1.6448533535003662
+"""Deviations above the mean that a twentieth of normally distributed numbers exceeds, as Gemma 3n was trained."""
+
 
 def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
     """The feed-forward part of each layer; None where the family has none.
@@ -40,8 +43,24 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
-        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated)
+        sparsity = _sparsity(source, ffn, index)
+        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated, sparsity=sparsity)
     return _moe(source, ffn, parts, width)
+
+
+def _sparsity(source: Source, ffn: FfnParts, index: int) -> float:
+    """FfnConfig.sparsity of layer `index`."""
+    key = "activation_sparsity_scale"
+    if not ffn.sparse_layers:
+        return 0.0
+    if not source.read.has(key):
+        return USUAL_SPARSITY if index < ffn.sparse_layers else 0.0
+    values = source.read.numbers(key, low=-LIMIT, high=LIMIT)
+    if len(values) < source.n_layers:
+        raise ModelFileError(
+            f"metadata key {source.name}.{key} holds {len(values)} values; allowed are {source.n_layers}, one per layer"
+        )
+    return max(0.0, values[index])
 
 
 def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfig:
@@ -67,6 +86,7 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfi
         n_groups_used=n_groups_used,
         shared=FfnConfig(width=shared, activation=activation, gated=ffn.gated) if shared else None,
         shared_gate=parts.shared_gate,
+        separate_norms=parts.beside_dense,
     )
 
 
@@ -95,6 +115,8 @@ def _routing(source: Source, parts: MoeParts) -> Routing:
 
 
 def _shared_width(parts: MoeParts, read: HyperParameters, expert_width: int, dense_width: int) -> int:
+    if parts.beside_dense:
+        return dense_width
     if not parts.shared:
         return 0
     stated = read.integer("expert_shared_feed_forward_length", 0, low=0)

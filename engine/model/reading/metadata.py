@@ -84,12 +84,7 @@ class HyperParameters:
         self, key: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf
     ) -> float:
         """A finite number in [low, high]."""
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-            raise self._wrong(key, value, "a number")
-        if not math.isfinite(value) or not low <= value <= high:
-            raise self._wrong(key, value, f"a finite number from {low:g} to {high:g}")
-        return float(value)
+        return self._number(key, self._get(key, default), low, high)
 
     def flag(self, key: str, default: bool) -> bool:
         """A truth value."""
@@ -123,6 +118,11 @@ class HyperParameters:
         values = self._list(key, "a list of integers")
         return tuple(self._integer(f"{key}[{i}]", value, low, high) for i, value in enumerate(values))
 
+    def numbers(self, key: str, *, low: float = -math.inf, high: float = math.inf) -> tuple[float, ...]:
+        """A list of finite numbers in [low, high]."""
+        values = self._list(key, "a list of numbers")
+        return tuple(self._number(f"{key}[{i}]", value, low, high) for i, value in enumerate(values))
+
     def is_list(self, key: str) -> bool:
         """Whether the file has the key with a list as its value."""
         return self.has(key) and isinstance(self._get(key, None), (list, tuple, np.ndarray))
@@ -146,6 +146,13 @@ class HyperParameters:
         if not low <= value <= high:
             raise self._wrong(key, value, f"an integer from {low} to {high}")
         return int(value)
+
+    def _number(self, key: str, value: Any, low: float, high: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise self._wrong(key, value, "a number")
+        if not math.isfinite(value) or not low <= value <= high:
+            raise self._wrong(key, value, f"a finite number from {low:g} to {high:g}")
+        return float(value)
 
     def _get(self, key: str, default: Any) -> Any:
         spelled = self.spelled(key)

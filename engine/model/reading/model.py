@@ -13,6 +13,7 @@ from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
 from engine.model.reading.source import Source, open_source
+from engine.model.reading.streams import has_output_scale, read_laurel_rank, read_per_layer_width, read_streams
 from engine.model.reading.unread_keys import check_unread
 
 
@@ -55,6 +56,8 @@ def read_config(
         logit_scale=_logit_scale(source),
         logit_softcap=source.default("final_logit_softcapping", architecture.head.softcap),
         next_token_layers=source.n_blocks - source.n_layers,
+        per_layer_width=read_per_layer_width(source),
+        streams=read_streams(source),
     )
     return config, check_unread(architecture, source.read, config, strict=strict)
 
@@ -73,8 +76,19 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
     if source.architecture.layer.without_heads:
         has_mixer = [heads > 0 for heads in source.read.per_layer("attention.head_count", source.n_blocks, low=0)]
     mixers = read_mixers(source, has_mixer[: source.n_layers])
+    per_layer_width, streams = read_per_layer_width(source), read_streams(source)
     return tuple(
-        LayerConfig(index=index, mixer=mixer, ffn=ffn, residual=_residual(source, index), residual_scale=scale)
+        LayerConfig(
+            index=index,
+            mixer=mixer,
+            ffn=ffn,
+            residual=_residual(source, index),
+            residual_scale=scale,
+            laurel_rank=read_laurel_rank(source, index),
+            per_layer_width=per_layer_width,
+            output_scale=has_output_scale(source, index),
+            streams=streams,
+        )
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
     )
 

@@ -37,8 +37,11 @@ def read_layer_rope(source: Source, index: int, width: int, windows: list[int | 
     # Granite says with this key whether it rotates at all.
     if parts.switch and not source.read.flag("rope.scaling.finetuned", True):
         return None
-    rope = _rope(source, parts, width)
-    return rope if window is None or windows[index] is None else _windowed(source, window, rope)
+    if window is None or windows[index] is None:
+        return _rope(source, parts, width, "rope.dimension_count")
+    separate = window.head_widths and source.read.has("rope.dimension_count_swa")
+    count = "rope.dimension_count_swa" if separate else "rope.dimension_count"
+    return _windowed(source, window, _rope(source, parts, width, count))
 
 
 def _rotates(source: Source, index: int) -> bool:
@@ -55,12 +58,12 @@ def _rotates(source: Source, index: int) -> bool:
     return pattern[index]
 
 
-def _rope(source: Source, parts: RopeParts, width: int) -> RopeConfig:
-    """Rotation of the layers without a window of their own."""
+def _rope(source: Source, parts: RopeParts, width: int, count: str) -> RopeConfig:
+    """Rotation of the layers without a window of their own; `count` is the key with the number of rotated elements."""
     read = source.read
-    n_rot = read.integer("rope.dimension_count", width, high=width)
+    n_rot = read.integer(count, width, high=width)
     if n_rot % 2:
-        raise ModelFileError(f"metadata key {source.name}.rope.dimension_count is {n_rot}; allowed is an even number")
+        raise ModelFileError(f"metadata key {source.name}.{count} is {n_rot}; allowed is an even number")
     style = _style(source, parts, n_rot)
     scaling, factor = _scaling(source, parts)
     extrapolation = read.number("rope.scaling.yarn_ext_factor", -1.0, high=1.0)
@@ -84,6 +87,7 @@ def _rope(source: Source, parts: RopeParts, width: int) -> RopeConfig:
 def _windowed(source: Source, window: WindowParts, rope: RopeConfig) -> RopeConfig:
     """Rotation of the layers with a window, from that of the others."""
     base = _base(source, "rope.freq_base_swa", rope.base if window.base is None else window.base)
+    rope = replace(rope, divided=not window.undivided)
     if not window.unscaled:
         return replace(rope, base=base)
     return replace(rope, base=base, scaling=RopeScaling.NONE, factor=1.0, attention_factor=1.0)
