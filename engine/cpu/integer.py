@@ -206,6 +206,8 @@ def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
         if layer.config.attention_part is not None:
             attention = layer.attention
             linears += (attention.q, attention.k, attention.v, attention.gate, attention.output)
+        if layer.channel_mix is not None:
+            linears += (layer.channel_mix.key, layer.channel_mix.value, layer.channel_mix.receptance)
         if layer.laurel is not None:
             linears += (layer.laurel.left, layer.laurel.right)
         if layer.layer_input is not None:

@@ -156,12 +156,16 @@ class KVCache:
         row = self._rows.place(span.slot, read)
         return tuple(array[row] for array in arrays)
 
-    def store_state(self, layer: int, span: Span, values: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Write the state after a span's last token, one place after the one that state() reads."""
+    def store_state(self, layer: int, span: Span, values: Sequence[npt.NDArray[np.float32] | None]) -> None:
+        """Write the state after a span's last token, one place after the one that state() reads.
+
+        None among the values leaves an array as it is.
+        """
         _, write = self._places[span.slot]
         row = self._rows.place(span.slot, write)
         for array, value in zip(self._recurrent(layer).states, values, strict=True):
-            array[row] = value
+            if value is not None:
+                array[row] = value
 
     def append(self, layer: int, span: Span, k: npt.NDArray[np.float32], v: npt.NDArray[np.float32]) -> None:
         """Store the new rows of one span: k (n_rows, K, Hd), v (n_rows, K, Hv)."""

@@ -9,6 +9,7 @@ import numpy as np
 from engine.cpu import reference
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
+from engine.cpu.recurrent.rwkv import mix_channels
 from engine.cpu.recurrent.tools import Tools
 from engine.cpu.streams import Streams
 from engine.errors import InvalidRequestError
@@ -17,6 +18,7 @@ from engine.model.batch import Batch
 from engine.model.config import FfnConfig, ModelConfig, MoeConfig, OutputGate, QkNorm
 from engine.model.ops import LayerBricks
 from engine.model.rope import RopeTable
+from engine.model.rwkv_config import ChannelMixConfig
 from engine.model.weights import (
     CombinedWeights,
     ExpertLinear,
@@ -47,6 +49,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._predicted: Float32Array  # streams (T, A, D) of the layer at hand
         self._streams = Streams(self._linear, self._normalize, config, weights)
         self._angles: dict[RopeTable, tuple[Float32Array, Float32Array]] = {}
+        self._shared: dict[str, Float32Array] = {}  # what recurrent layers leave for later ones in the step at hand
 
     def settle(self) -> None:
         """Forget what an exception or a fork may have left of an earlier batch."""
@@ -61,6 +64,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._cache.reserve(batch.spans)
         self._batch = batch
         self._angles = {}
+        self._shared = {}
 
     def embed(self, batch: Batch) -> Float32Array:
         """See Ops.embed."""
@@ -110,7 +114,8 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def feed_forward(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
         """See Ops.feed_forward."""
-        z: Float32Array = super().feed_forward(layer, x, y)
+        z: Float32Array
+        z = self.channel_mix(layer, x, y) if layer.channel_mix is not None else super().feed_forward(layer, x, y)
         config = layer.config.streams
         if layer.streams is not None and config is not None:
             z = self._streams.correct(layer.streams, config, self._predicted, z)
@@ -128,8 +133,19 @@ class CpuOps(LayerBricks[LayerWeights]):
         config, weights = layer.config.recurrent_part, layer.recurrent
         assert config is not None
         assert weights is not None
-        tools = Tools(self._linear, self._normalize, self._cache, layer.index, self._batch.spans)
-        return mix_recurrent(config, weights, self._normalize(x, layer.attn_norm), tools)
+        return mix_recurrent(config, weights, self._normalize(x, layer.attn_norm), self._tools(layer))
+
+    def channel_mix(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
+        """A feed-forward part that mixes tokens, with its residual: as Ops.feed_forward."""
+        assert layer.channel_mix is not None
+        assert isinstance(layer.config.ffn, ChannelMixConfig)
+        normed = self._normalize(x, layer.ffn_norm)
+        part = mix_channels(layer.config.ffn, layer.channel_mix, normed, self._tools(layer))
+        return self._add(layer, part, layer.ffn_post_norm, y)
+
+    def _tools(self, layer: LayerWeights) -> Tools:
+        spans = self._batch.spans
+        return Tools(self._linear, self._normalize, self._cache, layer.index, spans, self._shared)
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from engine.model.recurrent_config import RecurrentConfig
+from engine.model.rwkv_config import ChannelMixConfig
 
 
 class NormKind(Enum):
@@ -260,17 +261,19 @@ class LayerConfig:
 
     Beyond that, in this order: with a `laurel_rank`, y = (y + n + laurel_norm(laurel_r · laurel_l · n)) / sqrt(2) for
     n = attn_norm(x). With a `per_layer_width` a result z gets + post_norm(proj · (gelu(inp_gate · z) · e)), where e is
-    the layer's own vector of the token (see ModelConfig). It is multiplied by output_scale. `streams`: see AltUpConfig.
+    the layer's own vector of the token (see ModelConfig). It is multiplied by output_scale and by output_factor.
+    `streams`: see AltUpConfig.
     """
 
     index: int
     mixer: MixerConfig | None
-    ffn: FfnConfig | MoeConfig | None
+    ffn: FfnConfig | MoeConfig | ChannelMixConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
     laurel_rank: int = 0
     per_layer_width: int = 0
     output_scale: bool = False  # a learned number, layer_output_scale
+    output_factor: float = 1.0
     streams: AltUpConfig | None = None
 
     @property
@@ -299,7 +302,7 @@ class LayerConfig:
         """The kinds of feed-forward parts in the layer: its own, or those of an expert and of the shared one."""
         if isinstance(self.ffn, MoeConfig):
             return (self.ffn.expert,) if self.ffn.shared is None else (self.ffn.expert, self.ffn.shared)
-        return () if self.ffn is None else (self.ffn,)
+        return (self.ffn,) if isinstance(self.ffn, FfnConfig) else ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,7 @@ class LayerParts:
             feed-forward part.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
         output_scale: layer_output_scale multiplies what a layer gives, where the file has it.
+        rescaled: rescale_every_n_layers is read: what the last of each so many layers gives is halved.
         streams: the residual stream is several vectors per token, mixed by AltUp: so many where the file does not say;
             None = it is one.
         laurel: a low-rank projection (laurel_l, laurel_r) is added beside the mixer.
@@ -109,6 +110,7 @@ class LayerParts:
     without_heads: bool = False
     one_part: bool = False
     output_scale: bool = False
+    rescaled: bool = False
     streams: int | None = None
     laurel: bool = False
 
@@ -239,6 +241,7 @@ class FfnParts:
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
         sparse_layers: activation_sparsity_scale is read; without it the first so many layers have the usual sparsity.
+        channel_mix: parts mix each token with the one before (RWKV); see ChannelMixConfig.
     """
 
     activation: Activation = Activation.SILU
@@ -249,6 +252,7 @@ class FfnParts:
     act_scales: bool = False
     scales: bool = False
     sparse_layers: int = 0
+    channel_mix: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ ON_CPU_ALONE = {
 GPU_NAMES = tuple(name for name in NAMES if name not in ON_CPU_ALONE)
 
 SAME_AS = {
-    "arcee", "chatglm", "codeshell", "dots1", "exaone", "gemma3n", "gemma4", "granitemoe", "hunyuan-moe", "orion",
-    "qwen2vl", "qwen3vl", "qwen3vlmoe", "starcoder", "xverse",
+    "arcee", "arwkv7", "chatglm", "codeshell", "dots1", "exaone", "gemma3n", "gemma4", "granitemoe", "hunyuan-moe",
+    "orion", "qwen2vl", "qwen3vl", "qwen3vlmoe", "rwkv6", "rwkv6qwen2", "rwkv7", "starcoder", "xverse",
 }  # fmt: skip
 """Families without a conformance file, of which test_peer_logits.py has references."""
 

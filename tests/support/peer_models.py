@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import peer_gemma
+from tests.support import peer_gemma, peer_rwkv
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -127,6 +127,7 @@ FAMILIES = {
     "starcoder": starcoder,
     "xverse": lambda: plain("xverse"),
     **peer_gemma.FAMILIES,
+    **peer_rwkv.FAMILIES,
 }
 """Families that the conformance files lack."""
 
@@ -215,4 +216,4 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = FAMILIES | POSITIONS | UNSTATED | peer_gemma.VARIANTS
+MODELS = FAMILIES | POSITIONS | UNSTATED | peer_gemma.VARIANTS | peer_rwkv.VARIANTS

@@ -6,6 +6,7 @@ from engine.cpu.recurrent.convolution import mix_short_conv
 from engine.cpu.recurrent.delta_net import mix_delta_net, mix_kimi_delta
 from engine.cpu.recurrent.mamba import mix_mamba
 from engine.cpu.recurrent.mamba_2 import mix_mamba_2
+from engine.cpu.recurrent.rwkv import mix_rwkv_6, mix_rwkv_7
 from engine.cpu.recurrent.tools import Float32Array, Tools
 from engine.model.recurrent_config import (
     DeltaNetConfig,
@@ -15,12 +16,15 @@ from engine.model.recurrent_config import (
     RecurrentConfig,
     ShortConvConfig,
 )
+from engine.model.rwkv_config import Rwkv6Config, Rwkv7Config
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
     Mamba2Weights,
     MambaWeights,
     RecurrentWeights,
+    Rwkv6Weights,
+    Rwkv7Weights,
     ShortConvWeights,
 )
 
@@ -37,6 +41,10 @@ def mix_recurrent(
         return mix_short_conv(config, weights, normed, tools)
     if isinstance(config, DeltaNetConfig) and isinstance(weights, DeltaNetWeights):
         return mix_delta_net(config, weights, normed, tools)
+    if isinstance(config, Rwkv6Config) and isinstance(weights, Rwkv6Weights):
+        return mix_rwkv_6(config, weights, normed, tools)
+    if isinstance(config, Rwkv7Config) and isinstance(weights, Rwkv7Weights):
+        return mix_rwkv_7(config, weights, normed, tools)
     assert isinstance(config, KimiDeltaConfig)
     assert isinstance(weights, KimiDeltaWeights)
     return mix_kimi_delta(config, weights, normed, tools)

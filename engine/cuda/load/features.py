@@ -27,6 +27,7 @@ from engine.model.config import (
 )
 from engine.model.loader import LoadedModel
 from engine.model.recurrent_config import DeltaNetConfig, KimiDeltaConfig, Mamba2Config, MambaConfig, ShortConvConfig
+from engine.model.rwkv_config import ChannelMixConfig, Rwkv6Config, Rwkv7Config
 
 _SERVED: dict[str, frozenset[Any]] = {
     "norm": frozenset({NormKind.RMS, NormKind.LAYER}),
@@ -78,6 +79,8 @@ _MIXER_NAMES = {
     Mamba2Config: "Mamba 2 layers",
     DeltaNetConfig: "gated delta rules",
     KimiDeltaConfig: "Kimi delta attention",
+    Rwkv6Config: "time mixing of RWKV-6",
+    Rwkv7Config: "time mixing of RWKV-7",
 }
 
 _NAMES = {
@@ -149,7 +152,10 @@ def _of_mamba(config: MambaConfig) -> Iterator[str]:
         yield f"convolutions over more than {MAX_CONV} tokens"
 
 
-def _of_ffn(ffn: FfnConfig | MoeConfig) -> Iterator[str]:
+def _of_ffn(ffn: FfnConfig | MoeConfig | ChannelMixConfig) -> Iterator[str]:
+    if isinstance(ffn, ChannelMixConfig):
+        yield "channel mixing of RWKV"
+        return
     yield from _unserved(ffn)
     if isinstance(ffn, MoeConfig):
         yield from _unserved(ffn.expert)

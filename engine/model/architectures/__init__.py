@@ -27,11 +27,12 @@ from engine.model.architectures import (
     others,
     phi,
     qwen,
+    rwkv,
 )
 
 _FILES = (
     bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, hybrids, kimi, lfm, llama, mamba,
-    mistral3, olmo, others, phi, qwen,
+    mistral3, olmo, others, phi, qwen, rwkv,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -7,6 +7,7 @@ from engine.model.building.attention import build_attention
 from engine.model.building.ffn import build_ffn, build_moe
 from engine.model.building.positions import PositionTables
 from engine.model.building.recurrent import build_recurrent
+from engine.model.building.rwkv import build_channel_mix
 from engine.model.building.source import TensorSource
 from engine.model.building.streams import (
     build_laurel,
@@ -26,6 +27,7 @@ from engine.model.config import (
     ModelConfig,
     MoeConfig,
 )
+from engine.model.rwkv_config import ChannelMixConfig
 from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Weight
 
 
@@ -77,12 +79,13 @@ def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) 
         ffn_norm=source.first_norm(prefix, parts.ffn_norm) if has_ffn else None,
         ffn=build_ffn(source, prefix, layer.ffn) if isinstance(layer.ffn, FfnConfig) else None,
         moe=build_moe(source, prefix, layer.ffn) if isinstance(layer.ffn, MoeConfig) else None,
+        channel_mix=build_channel_mix(source, prefix, layer.ffn) if isinstance(layer.ffn, ChannelMixConfig) else None,
         attn_post_norm=source.first_norm(prefix, parts.attn_post_norm) if has_mixer else None,
         ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm) if has_ffn else None,
         laurel=build_laurel(source, prefix, layer.laurel_rank),
         layer_input=build_layer_input(source, prefix, layer.per_layer_width),
         streams=build_streams(source, prefix, layer.streams),
-        output_scale=build_output_scale(source, prefix) if layer.output_scale else 1.0,
+        output_scale=build_output_scale(source, prefix, layer),
     )
 
 

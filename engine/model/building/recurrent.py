@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from engine.model.building.rwkv import build_rwkv_6, build_rwkv_7
 from engine.model.building.source import TensorSource
 from engine.model.recurrent_config import (
     DeltaNetConfig,
@@ -16,6 +17,7 @@ from engine.model.recurrent_config import (
     RecurrentConfig,
     ShortConvConfig,
 )
+from engine.model.rwkv_config import Rwkv6Config, Rwkv7Config
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
@@ -39,6 +41,10 @@ def build_recurrent(source: TensorSource, prefix: str, mixer: RecurrentConfig) -
         return _mamba_2(source, prefix, mixer)
     if isinstance(mixer, DeltaNetConfig):
         return _delta_net(source, prefix, mixer)
+    if isinstance(mixer, Rwkv6Config):
+        return build_rwkv_6(source, prefix, mixer)
+    if isinstance(mixer, Rwkv7Config):
+        return build_rwkv_7(source, prefix, mixer)
     assert isinstance(mixer, KimiDeltaConfig)
     return _kimi_delta(source, prefix, mixer)
 
@@ -82,8 +88,8 @@ def _mamba_2(source: TensorSource, prefix: str, mamba: Mamba2Config) -> Mamba2We
         conv1d=tensors.vector(f"{prefix}.ssm_conv1d.weight", (mamba.convolved, mamba.conv_width)),
         conv1d_bias=tensors.optional_vector(f"{prefix}.ssm_conv1d.bias", (mamba.convolved,)),
         dt_bias=tensors.vector(f"{prefix}.ssm_dt.bias", (heads,)),
-        a=_array(source, f"{prefix}.ssm_a", (heads,)),
-        d=_array(source, f"{prefix}.ssm_d", (heads,)),
+        a=source.tensors.array(f"{prefix}.ssm_a", (heads,)),
+        d=source.tensors.array(f"{prefix}.ssm_d", (heads,)),
         norm=source.norm(f"{prefix}.ssm_norm", (mamba.groups, inner // mamba.groups)) if mamba.norm else None,
         ssm_out=source.linear(f"{prefix}.ssm_out", source.width, inner),
     )
@@ -124,7 +130,7 @@ def _delta_net(source: TensorSource, prefix: str, config: DeltaNetConfig) -> Del
 
 def _kimi_delta(source: TensorSource, prefix: str, config: KimiDeltaConfig) -> KimiDeltaWeights:
     tensors, width, inner, size = source.tensors, source.width, config.inner, config.head_width
-    convs = [_array(source, f"{prefix}.ssm_conv1d_{part}.weight", (inner, config.conv_width)) for part in "qkv"]
+    convs = [source.tensors.array(f"{prefix}.ssm_conv1d_{part}.weight", (inner, config.conv_width)) for part in "qkv"]
     return KimiDeltaWeights(
         q=source.linear(f"{prefix}.attn_q", inner, width),
         k=source.linear(f"{prefix}.attn_k", inner, width),
@@ -136,17 +142,10 @@ def _kimi_delta(source: TensorSource, prefix: str, config: KimiDeltaConfig) -> K
         gate_b=source.linear(f"{prefix}.ssm_g_b", inner, size),
         conv1d=np.concatenate(convs),
         dt_bias=tensors.vector(f"{prefix}.ssm_dt.bias", (inner,)),
-        a=_array(source, f"{prefix}.ssm_a", (config.heads,)),
+        a=source.tensors.array(f"{prefix}.ssm_a", (config.heads,)),
         norm=source.norm(f"{prefix}.ssm_norm", (size,)),
         output=tensors.linear(f"{prefix}.attn_output", width, inner, scale=False),  # unlike that of attention
     )
-
-
-def _array(source: TensorSource, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """A small array, which files may store with further dimensions of 1."""
-    found = source.tensors.shape(name)
-    same = [size for size in found if size > 1] == [size for size in shape if size > 1]
-    return source.tensors.vector(name, found if same else shape).reshape(shape)
 
 
 def _rows(linear: Linear, rows: npt.NDArray[np.int64]) -> Linear:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.model.building.source import TensorSource
-from engine.model.config import AltUpConfig
+from engine.model.config import AltUpConfig, LayerConfig
 from engine.model.weights import LaurelWeights, LayerInputWeights, PerLayerWeights, SpreadWeights, StreamWeights
 
 
@@ -67,6 +67,8 @@ def build_laurel(source: TensorSource, prefix: str, rank: int) -> LaurelWeights 
     )
 
 
-def build_output_scale(source: TensorSource, prefix: str) -> float:
+def build_output_scale(source: TensorSource, prefix: str, layer: LayerConfig) -> float:
     """The number that multiplies what a layer gives."""
-    return float(source.tensors.vector(f"{prefix}.layer_output_scale.weight", (1,))[0])
+    if not layer.output_scale:
+        return layer.output_factor
+    return layer.output_factor * float(source.tensors.vector(f"{prefix}.layer_output_scale.weight", (1,))[0])

@@ -7,6 +7,7 @@ from engine.model.config import FfnConfig, MoeConfig, Routing
 from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
+from engine.model.rwkv_config import ChannelMixConfig
 
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
@@ -15,7 +16,7 @@ USUAL_SPARSITY = 1.6448533535003662
 """Deviations above the mean that a twentieth of normally distributed numbers exceeds, as Gemma 3n was trained."""
 
 
-def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
+def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | ChannelMixConfig | None]:
     """The feed-forward part of each layer; None where the family has none.
 
     Raises:
@@ -28,7 +29,7 @@ def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
     return [_layer(source, ffn, index, widths[index] // ffn.width_divisor) for index in range(source.n_layers)]
 
 
-def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig | None:
+def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig | ChannelMixConfig | None:
     """The feed-forward part of layer `index`, of `width` columns where it is dense (0 = not stated)."""
     read, parts = source.read, source.architecture.moe
     if width == 0 and (source.architecture.layer.one_part or source.architecture.layer.without_heads):
@@ -43,6 +44,9 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
+        if ffn.channel_mix:
+            receptance = f"blk.{index}.channel_mix_receptance.weight" in source.tensors
+            return ChannelMixConfig(width=width, receptance=receptance)
         sparsity = _sparsity(source, ffn, index)
         return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated, sparsity=sparsity)
     return _moe(source, ffn, parts, width)

@@ -13,7 +13,13 @@ from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
 from engine.model.reading.source import Source, open_source
-from engine.model.reading.streams import has_output_scale, read_laurel_rank, read_per_layer_width, read_streams
+from engine.model.reading.streams import (
+    has_output_scale,
+    read_laurel_rank,
+    read_output_factor,
+    read_per_layer_width,
+    read_streams,
+)
 from engine.model.reading.unread_keys import check_unread
 
 
@@ -87,6 +93,7 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
             laurel_rank=read_laurel_rank(source, index),
             per_layer_width=per_layer_width,
             output_scale=has_output_scale(source, index),
+            output_factor=read_output_factor(source, index),
             streams=streams,
         )
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))

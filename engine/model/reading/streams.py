@@ -45,3 +45,11 @@ def read_laurel_rank(source: Source, index: int) -> int:
 def has_output_scale(source: Source, index: int) -> bool:
     """Whether a learned number multiplies what layer `index` gives."""
     return source.architecture.layer.output_scale and f"blk.{index}.layer_output_scale.weight" in source.tensors
+
+
+def read_output_factor(source: Source, index: int) -> float:
+    """The constant that multiplies what layer `index` gives."""
+    if not source.architecture.layer.rescaled:
+        return 1.0
+    period = source.read.integer("rescale_every_n_layers", 0, low=0)
+    return 0.5 if period and (index + 1) % period == 0 else 1.0
