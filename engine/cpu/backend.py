@@ -275,10 +275,11 @@ class CpuBackend:
                 most_heads = max(most_heads, attention.n_heads)
                 heads = attention.n_heads + 2 * attention.n_kv_heads
                 mixed += 2 * heads * max(attention.key_width, attention.value_width)
+                if attention.indexer is not None:
+                    mixed += (attention.indexer.heads + 1) * attention.indexer.width
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
-        streams = 1 if self.config.streams is None else self.config.streams.count
         per_layer = 2 * self.config.per_layer_width * self.config.n_layers
-        activations = 4 * rows * (4 * streams * self.config.width + per_layer + 2 * widest)
+        activations = 4 * rows * (4 * self.config.stream_width + per_layer + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
         if self._compiled:
             from engine.cpu.kernels.attend import HEAD_FLOATS
@@ -298,6 +299,8 @@ def kernels_fit(model: LoadedModel) -> bool:
             widths += (attention.key_width, attention.value_width)
             if attention.latent is not None:
                 widths += (attention.latent.rank, attention.latent.q_rank or 0)
+            if attention.indexer is not None:
+                widths.append(attention.indexer.width)
         if recurrent is not None:
             widths += recurrent.normalized_widths
         widths += (part.width for part in layer.ffn_parts)

@@ -32,7 +32,7 @@ from engine.gguf.quants import GGMLType
 
 if TYPE_CHECKING:
     from engine.cpu.threads import ThreadPool
-    from engine.model.weights import ExpertLinear, Linear, ModelWeights, Weight
+from engine.model.weights import ExpertLinear, Linear, ModelWeights, Weight
 
 Activations = npt.NDArray[np.uint8]
 """(T, K / 32, 64) uint8: rows of quantized blocks, as kernels/activations.py lays them out."""
@@ -199,7 +199,9 @@ def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
         linears.append(weights.per_layer.model_proj)
     if weights.spread is not None:
         linears += (weights.spread.proj, weights.spread.unembd_proj)
+    skips = [weights.head_skip]
     for layer in weights.layers:
+        skips += (layer.mixer_skip, layer.ffn_skip)
         recurrent, moe = layer.recurrent, layer.moe
         if recurrent is not None:
             linears += recurrent.linears()
@@ -214,8 +216,11 @@ def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
             linears += (layer.layer_input.inp_gate, layer.layer_input.proj)
         if layer.streams is not None:
             linears += (layer.streams.router, layer.streams.predict, layer.streams.correct)
+            linears += () if attention.indexer is None else attention.indexer.linears()
         if moe is not None:
             linears += (moe.router, moe.gate, moe.up, moe.down, moe.shared_gate)
         for part in (layer.ffn, None if moe is None else moe.shared):
             linears += () if part is None else (part.gate, part.up, part.down)
+    for skip in skips:
+        linears += () if skip is None else skip.linears()
     return (linear.weight for linear in linears if linear is not None)

@@ -10,8 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.model.indexer_config import IndexerConfig
 from engine.model.recurrent_config import RecurrentConfig
+from engine.model.rope_config import RopeConfig as RopeConfig
+from engine.model.rope_config import RopeScaling as RopeScaling
+from engine.model.rope_config import RopeStyle as RopeStyle
 from engine.model.rwkv_config import ChannelMixConfig
+from engine.model.skip_config import SkipConfig, most_streams
 
 
 class NormKind(Enum):
@@ -30,26 +35,18 @@ class QkNorm(Enum):
 
 
 class OutputGate(Enum):
-    """Where the gate of an attention's output comes from: what the heads give is multiplied by sigmoid(gate)."""
+    """Where the gate of an attention's output comes from: the heads' values are multiplied by f(gate)."""
 
     IN_QUERY = "in_query"  # attn_q has 2 · Hd rows per head: its query, then its gate
     OWN = "own"  # attn_gate · (normalized input), H · Hv rows
+    PER_HEAD = "per_head"  # likewise, with H rows: one number for all values of a head
 
 
-class RopeStyle(Enum):
-    """Which elements of a head are rotated together."""
+class GateFunction(Enum):
+    """f of an output gate."""
 
-    NORM = "norm"  # adjacent pairs (0,1), (2,3), ...
-    NEOX = "neox"  # half split: (0, n/2), (1, n/2 + 1), ...
-
-
-class RopeScaling(Enum):
-    """How rotation frequencies are stretched beyond the trained context; the values are the names used in metadata."""
-
-    NONE = "none"
-    LINEAR = "linear"
-    YARN = "yarn"
-    LONGROPE = "longrope"  # divisors per frequency from the tensors rope_factors_long and rope_factors_short
+    SIGMOID = "sigmoid"
+    SOFTPLUS = "softplus"  # ln(1 + exp(x))
 
 
 class Activation(Enum):
@@ -81,36 +78,13 @@ class ResidualKind(Enum):
     PARALLEL = "parallel"  # x + attention(x) + ffn(x)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary position embedding of one kind of layer.
-
-    `factor` is the context stretch s (1 = none). The YaRN fields follow Peng et al. 2023 (arXiv 2309.00071):
-    `extrapolation` blends interpolated and original frequencies, `attention_factor` multiplies cos and sin,
-    `log_multiplier` (mscale_all_dim; 0 = absent) divides that magnitude again.
-    """
-
-    style: RopeStyle
-    n_rot: int
-    base: float
-    scaling: RopeScaling = RopeScaling.NONE
-    factor: float = 1.0
-    original_context: int = 0
-    extrapolation: float = 1.0
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    log_multiplier: float = 0.0
-    long_factors: bool = False  # rope_factors_long, else rope_factors_short, where the file has them
-    divided: bool = True  # rope_freqs divides the frequencies, where the file has it
-
-
 @dataclass(frozen=True)
 class AttentionTemperature:
-    """Queries at position p are multiplied by 1 + scale · ln(1 + floor(p / length))."""
+    """Queries at position p are multiplied by 1 + scale · ln(1 + floor((p + offset) / length))."""
 
     scale: float
     length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +122,8 @@ class AttentionConfig:
     """Grouped-query attention of one layer: H query heads share K key/value heads.
 
     Order: projection, scale, bias, clamp, QK-norm and value norm, RoPE, QK-norm where after_rope, temperature, cache.
-    A score is softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax.
+    A score is softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax. What
+    the heads give is gated, then multiplied by attn_output.
     """
 
     n_heads: int
@@ -158,8 +133,10 @@ class AttentionConfig:
     scale: float  # multiplies q·k
     rope: RopeConfig | None  # None = this layer rotates nothing
     window: int | None = None  # a query sees this many positions, itself included; None = all
+    chunk: int | None = None  # positions are cut into chunks of so many, and a query sees those of its own; None = all
     qk_norm: QkNorm | None = None
     qk_norm_after_rope: bool = False
+    qk_norm_weights: bool = True
     temperature: AttentionTemperature | None = None
     clamp: float | None = None  # q, k and v after bias are limited to [-clamp, clamp]
     softcap: float | None = None  # a score s becomes c · tanh(s / c), before the mask
@@ -167,6 +144,9 @@ class AttentionConfig:
     alibi: float = 0.0  # largest bias; slopes are in the weights, from rope.alibi_slopes; 0 = none
     latent: LatentConfig | None = None
     output_gate: OutputGate | None = None
+    gate_function: GateFunction = GateFunction.SIGMOID
+    value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
+    indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
     value_norm: bool = False  # each head's values are normalized (NormKind.RMS), without a weight
     cache_layer: int | None = None  # keys and values are those of this earlier layer; the layer has none of its own
 
@@ -185,6 +165,8 @@ class AttentionConfig:
 class FfnConfig:
     """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated.
 
+    With a limit (gated parts only) down(min(activation(gate(x)), limit) · max(-limit, min(up(x), limit))); where
+    limits_gate it is activation(min(gate(x), limit)) instead.
     With `sparsity` s above zero the gate g of a token becomes max(0, g - mean(g) - s · deviation(g)) before the
     activation, with the deviation of a sample (Gemma 3n).
     """
@@ -192,6 +174,8 @@ class FfnConfig:
     width: int
     activation: Activation
     gated: bool = True
+    limit: float | None = None
+    limits_gate: bool = False
     sparsity: float = 0.0
 
 
@@ -203,7 +187,8 @@ class MoeConfig:
     3. With n_groups > 1 the experts are consecutive groups; a group's score is the sum of its two best choice scores,
     and only experts of the best n_groups_used groups can be chosen. 4. The chosen p are divided by their sum where
     `normalize` (not below 2^-14), and multiplied by weight_scale. 5. The sum over the chosen of
-    weight · expert(x). 6. The shared part's output is added, gated where shared_gate.
+    weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
+    shared_scale and gated where shared_gate.
 
     With `separate_norms` router and experts do not read the layer's ffn_norm(x), as the shared part does, but norms of
     their own, and the outputs of the experts and of the shared part are normalized before they are added (Gemma 4).
@@ -219,6 +204,10 @@ class MoeConfig:
     n_groups_used: int = 1
     shared: FfnConfig | None = None  # an expert that computes every token
     shared_gate: bool = False  # its output is multiplied by sigmoid(a learned score)
+    shared_scale: float = 1.0  # in the weights it is a factor of the part's down
+    weights_inputs: bool = False
+    routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
+    reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
     separate_norms: bool = False
 
 
@@ -328,6 +317,7 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    skip: SkipConfig | None = None  # residual connections that are more than a sum
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
     per_layer_width: int = 0
     streams: AltUpConfig | None = None
@@ -336,6 +326,12 @@ class ModelConfig:
     def n_layers(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def stream_width(self) -> int:
+        """Numbers of a token between layers, at most."""
+        streams = most_streams(self.skip, self.n_layers) if self.streams is None else self.streams.count
+        return self.width * streams
 
     @property
     def state_bytes(self) -> int:

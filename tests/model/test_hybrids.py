@@ -7,7 +7,7 @@ import pytest
 
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kv_cache import KVCache
-from engine.cpu.recurrent import convolution, delta_net, mamba, mamba_2, rwkv
+from engine.cpu.recurrent import convolution, delta_net, lightning, mamba, mamba_2, plamo_2, rwkv
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools
 from engine.cpu.reference import normalize
@@ -120,6 +120,8 @@ def test_bits_do_not_depend_on_pieces_or_batches(opened, family):
         ("rwkv6", rwkv, "decayed_products"),
         ("rwkv7", rwkv, "corrected_products"),
         ("rwkv7", rwkv, "_change"),
+        ("minimax-01", lightning, "decayed_sum"),
+        ("plamo2", plamo_2, "grouped_scan"),
     ],
 )
 @pytest.mark.parametrize("call", range(2))
@@ -163,6 +165,9 @@ def test_layers_keep_what_their_parts_need(opened):
         ("lfm2", "shortconv.l_cache", 1, "allowed is an integer from 2"),
         ("rwkv7", "wkv.head_size", 24, "divides embedding_length 64"),
         ("rwkv6", "attention.head_count_kv", 3, "divides the 4 heads"),
+        ("minimax-01", "attention.value_length", 16, "needs the same width for both"),
+        ("plamo2", "ssm.time_step_rank", 3, "allowed is a multiple of the heads"),
+        ("bailingmoe3", "kda.gate_lower_bound", 1.0, "from -1e[+]06 to 0"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, family, key, value, words):

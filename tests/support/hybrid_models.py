@@ -29,8 +29,21 @@ FAMILIES = {
         "leading_dense_block_count": 2, "expert_count": 2, "expert_used_count": 1,
     },
     **rwkv_models.FAMILIES,
+    "minimax-01": {
+        "attention.head_count_kv": 1, "full_attention_interval": 2, "residual_scale": 1.5, "expert_count": 2,
+        "expert_used_count": 1,
+    },
+    "plamo2": {f"ssm.{key}": value for key, value in SCANNED.items() if key != "group_count"}
+    | {"attention.head_count_kv": [0, 1]},
 }  # fmt: skip
+FAMILIES["bailingmoe3"] = FAMILIES["kimi-linear"] | {
+    "kda.gate_lower_bound": -5.0,
+}
 """What the files of each family state beside what all do."""
+
+
+ROUTED = {"minimax-01"}
+"""Families whose layers all have experts."""
 
 
 def tiny_hybrid_parts(family, *, seed=0, context_length=512):
@@ -67,19 +80,32 @@ def tiny_hybrid_parts(family, *, seed=0, context_length=512):
             layer |= _recurrent(family, rng, normal, norm)
         if not dense and (family == "falcon-h1" or (i == 1 and family != "mamba2")):
             layer |= _attention(family, normal, norm)
-        if dense or family not in ("mamba2", "nemotron_h"):
-            gated = {} if family == "nemotron_h" else {"ffn_gate.weight": normal(FFN, WIDTH)}
-            layer |= gated | {"ffn_up.weight": normal(FFN, WIDTH), "ffn_down.weight": normal(WIDTH, FFN)}
+        if family in ROUTED:
+            layer |= {"ffn_norm.weight": norm(WIDTH)} | _experts(normal)
+        elif dense or family not in ("mamba2", "nemotron_h"):
+            gated = {} if family in ("nemotron_h", "plamo2") else {"ffn_gate.weight": normal(FFN, WIDTH)}
+            up = normal(2 * FFN if family == "plamo2" else FFN, WIDTH)
+            layer |= gated | {"ffn_up.weight": up, "ffn_down.weight": normal(WIDTH, FFN)}
             name = "post_attention_norm" if family == "qwen35" else "ffn_norm"
             layer |= {} if dense else {f"{name}.weight": norm(WIDTH)}
+            behind = ("post_attention_norm", "post_ffw_norm") if family == "plamo2" else ()
+            layer |= {f"{name}.weight": norm(WIDTH) for name in behind}
         tensors |= {f"blk.{i}.{name}": tensor for name, tensor in layer.items()}
     tensors["token_embd_norm.weight" if family == "lfm2" else "output_norm.weight"] = norm(WIDTH)
     return meta, tensors
 
 
+def _experts(normal):
+    return {
+        "ffn_gate_inp.weight": normal(2, WIDTH), "ffn_gate_exps.weight": normal(2, FFN, WIDTH),
+        "ffn_up_exps.weight": normal(2, FFN, WIDTH), "ffn_down_exps.weight": normal(2, WIDTH, FFN),
+    }  # fmt: skip
+
+
 def _attention(family, normal, norm):
-    if family == "kimi-linear":
-        return {
+    if family in ("kimi-linear", "bailingmoe3"):
+        gate = {"attn_gate.weight": normal(HEADS, WIDTH, gain=2.0)} if family == "bailingmoe3" else {}
+        return gate | {
             "attn_q.weight": normal(HEADS * 48, WIDTH), "attn_kv_a_mqa.weight": normal(32 + 16, WIDTH),
             "attn_kv_a_norm.weight": norm(32), "attn_k_b.weight": normal(HEADS, 32, 32),
             "attn_v_b.weight": normal(HEADS, HEAD, 32), "attn_output.weight": normal(WIDTH, HEADS * HEAD),
@@ -89,6 +115,9 @@ def _attention(family, normal, norm):
         "attn_k.weight": normal(HEAD, WIDTH), "attn_v.weight": normal(HEAD, WIDTH),
         "attn_output.weight": normal(WIDTH, HEADS * HEAD),
     }  # fmt: skip
+    if family == "plamo2":
+        fused = np.concatenate([tensors.pop(f"attn_{part}.weight") for part in "qkv"])
+        tensors |= {"attn_qkv.weight": fused, "attn_q_norm.weight": norm(HEADS, HEAD), "attn_k_norm.weight": norm(HEAD)}
     if family in ("lfm2", "qwen35"):
         tensors |= {"attn_q_norm.weight": norm(HEAD), "attn_k_norm.weight": norm(HEAD)}
     return tensors
@@ -121,15 +150,29 @@ def _recurrent(family, rng, normal, norm):
             "ssm_conv1d.weight": normal(channels, TAPS, gain=1.5), "ssm_dt.bias": steps, "ssm_a": decays,
             "ssm_norm.weight": norm(STATE), "ssm_out.weight": normal(WIDTH, inner),
         }  # fmt: skip
-    if family == "kimi-linear":
+    if family == "plamo2":
+        return {
+            "ssm_in.weight": normal(2 * INNER, WIDTH, gain=2.0), "ssm_conv1d.weight": normal(INNER, TAPS, gain=1.5),
+            "ssm_x.weight": normal(2 * STATE + 64, INNER, gain=2.0), "ssm_dt.weight": normal(heads, 64),
+            "ssm_dt.bias": steps, "ssm_a": decays, "ssm_d": norm(heads), "ssm_out.weight": normal(WIDTH, INNER),
+            "ssm_dt_norm.weight": norm(64), "ssm_b_norm.weight": norm(STATE), "ssm_c_norm.weight": norm(STATE),
+        }  # fmt: skip
+    if family in ("kimi-linear", "bailingmoe3"):
         inner = HEADS * STATE
         tensors = {f"attn_{part}.weight": normal(inner, WIDTH, gain=2.0) for part in "qkv"}
         tensors |= {f"ssm_conv1d_{part}.weight": normal(inner, 1, TAPS, gain=1.5) for part in "qkv"}
+        for which in "fg":  # through few numbers, or at once
+            low_rank = {f"ssm_{which}_a.weight": normal(STATE, WIDTH), f"ssm_{which}_b.weight": normal(inner, STATE)}
+            tensors |= {f"ssm_{which}_a.weight": normal(inner, WIDTH)} if family == "bailingmoe3" else low_rank
         return tensors | {
-            "ssm_beta.weight": normal(HEADS, WIDTH), "ssm_f_a.weight": normal(STATE, WIDTH),
-            "ssm_f_b.weight": normal(inner, STATE), "ssm_g_a.weight": normal(STATE, WIDTH),
-            "ssm_g_b.weight": normal(inner, STATE), "ssm_dt.bias": rng.uniform(-4.0, 0.0, inner).astype(np.float32),
+            "ssm_beta.weight": normal(HEADS, WIDTH), "ssm_dt.bias": rng.uniform(-4.0, 0.0, inner).astype(np.float32),
             "ssm_a": decays[:HEADS, None], "ssm_norm.weight": norm(STATE), "attn_output.weight": normal(WIDTH, inner),
+        }  # fmt: skip
+    if family == "minimax-01":
+        inner = HEADS * HEAD
+        return {
+            "attn_qkv.weight": normal(3 * inner, WIDTH, gain=2.0), "attn_gate.weight": normal(inner, WIDTH),
+            "attn_norm_2.weight": norm(inner), "attn_output.weight": normal(WIDTH, inner),
         }  # fmt: skip
     return {
         "ssm_in.weight": normal(INNER + convolved + heads, WIDTH, gain=2.0),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import peer_gemma, peer_rwkv
+from tests.support import peer_families, peer_gemma, peer_rwkv, peer_variants
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -111,6 +111,7 @@ def mixture(arch, shared=0, **metadata):
 
 
 FAMILIES = {
+    **peer_families.FAMILIES,
     "arcee": lambda: plain("arcee", ffn=PLAIN),
     "chatglm": lambda: vectors(plain("chatglm", ffn=FUSED, attention=QKV, rope__dimension_count=HEAD // 2), "attn_qkv"),
     "codeshell": lambda: plain("codeshell", ffn=PLAIN, attention=QKV, rms=False).biases(),
@@ -216,4 +217,7 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = FAMILIES | POSITIONS | UNSTATED | peer_gemma.VARIANTS | peer_rwkv.VARIANTS
+MODELS = (
+    FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS | peer_families.VARIANTS | peer_gemma.VARIANTS
+    | peer_rwkv.VARIANTS
+)  # fmt: skip

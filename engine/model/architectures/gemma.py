@@ -85,14 +85,14 @@ ARCHITECTURES = (
         rope=RopeParts(RopeStyle.NEOX, divisors=True),
         attention=AttentionParts(
             qk_norm=QkNormParts(QkNorm.HEAD),
-            window=WindowParts(base=10000.0, unscaled=True, undivided=True, head_widths=True),
+            window=WindowParts(base=10000.0, unscaled=True, undivided=True, head_widths=True, own_width=True),
             fixed_scale=1.0,
             value_norm=True,
             values_like_keys=True,
             shared_caches=True,
         ),
         ffn=FfnParts(Activation.GELU, scales=True),
-        moe=MoeParts(dense_without_router=True, beside_dense=True),
+        moe=MoeParts(dense_without_router=True, shared=True, shared_named_dense=True, separate_norms=True),
         head=HeadParts(softcap=0.0),
         unused_scales=("ffn_gate_inp",),  # a vector, which is a norm's weight
     ),

@@ -22,6 +22,17 @@ _NORM_AFTER_ROPE = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, after_rope=Tr
 
 ARCHITECTURES = (
     Architecture(name="internlm2", rope=RopeParts(RopeStyle.NORM)),
+    Architecture(
+        name="maincoder",
+        rope=RopeParts(RopeStyle.NORM),
+        attention=_NORM_AFTER_ROPE,
+    ),
+    Architecture(
+        name="pangu-embedded",
+        rope=RopeParts(RopeStyle.NEOX),
+        biases=BiasParts(required=("attn_output",)),
+        ignored_tensors=("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"),
+    ),
     Architecture(name="xverse", rope=RopeParts(RopeStyle.NORM)),
     # The model of 32 layers rotates, that of 40 has linear biases instead.
     Architecture(
@@ -103,12 +114,6 @@ ARCHITECTURES = (
         rope=RopeParts(RopeStyle.NEOX),
         attention=AttentionParts(clamp=True),
         moe=MoeParts(required=True, weight_scale=True),
-    ),
-    Architecture(
-        name="minimax-m2",
-        rope=RopeParts(RopeStyle.NEOX),
-        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.WIDTH)),
-        moe=MoeParts(required=True, routing=Routing.SIGMOID, weight_scale=True, groups=True, selection_bias=True),
     ),
     Architecture(
         name="nemotron",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from engine.model.building.indexer import build_indexer
 from engine.model.building.positions import PositionTables
 from engine.model.building.source import TensorSource
 from engine.model.config import AttentionConfig, LatentConfig, NormKind, OutputGate, QkNorm
@@ -16,11 +19,13 @@ def build_attention(
     sinks = source.tensors.vector(f"{prefix}.attn_sinks.weight", (heads,)) if attention.sinks else None
     value_width = attention.value_width if latent is None else latent.value_width
     output = source.linear(f"{prefix}.attn_output", source.width, heads * value_width)
+    output = replace(output, scale=output.scale * attention.value_scale)
     q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
     latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
     gate = None
-    if attention.output_gate is OutputGate.OWN:
-        gate = source.linear(f"{prefix}.attn_gate", heads * attention.value_width, source.width)
+    if attention.output_gate in (OutputGate.OWN, OutputGate.PER_HEAD):
+        rows = heads if attention.output_gate is OutputGate.PER_HEAD else heads * value_width
+        gate = source.linear(f"{prefix}.attn_gate", rows, source.width)
     # Tables come last: by now shapes of tensors confirm the numbers of heads and of rotated elements.
     return AttentionWeights(
         output=output,
@@ -35,6 +40,7 @@ def build_attention(
         latent=latent_weights,
         gate=gate,
         v_norm=Norm(NormKind.RMS, source.config.norm_epsilon, None) if attention.value_norm else None,
+        indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )
 
 
@@ -63,6 +69,8 @@ def _qkv(source: TensorSource, prefix: str, attention: AttentionConfig) -> tuple
 def _qk_norm(source: TensorSource, name: str, attention: AttentionConfig, heads: int) -> Norm | None:
     if attention.qk_norm is None:
         return None
+    if not attention.qk_norm_weights:
+        return Norm(source.config.norm, source.config.norm_epsilon, None)
     width = attention.key_width
     shapes = {QkNorm.HEAD: (width,), QkNorm.EACH_HEAD: (heads, width), QkNorm.WIDTH: (heads * width,)}
     return source.norm(name, shapes[attention.qk_norm], optional_bias=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,7 +36,6 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
     parts = source.architecture.moe
     assert parts is not None
     shared_gate = moe.shared is not None and moe.shared_gate
-    norms = _separate_norms(source, prefix) if moe.separate_norms else {}
     router = source.linear(f"{prefix}.ffn_gate_inp", experts, width)
     gate, up = _expert_gate_up(source, prefix, moe)
     bias = None
@@ -47,24 +47,40 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
         gate=gate,
         up=up,
         down=source.experts(f"{prefix}.ffn_down_exps", experts, width, moe.expert.width),
-        shared=None if moe.shared is None else build_ffn(source, prefix, moe.shared, "" if norms else "_shexp"),
+        shared=None if moe.shared is None else _shared(source, prefix, moe.shared, moe.shared_scale),
         shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
         selection_bias=bias,
-        **norms,
+        **_norms(source, prefix, moe),
     )
 
 
-def _separate_norms(source: TensorSource, prefix: str) -> dict[str, Norm]:
-    """The norms of MoeConfig.separate_norms, by field of MoeWeights."""
+def _norms(source: TensorSource, prefix: str, moe: MoeConfig) -> dict[str, Norm]:
+    """Norms of the experts' own, by field of MoeWeights."""
     width, config = source.width, source.config
+    if moe.reads_input:
+        return {"norm": source.norm(f"{prefix}.ffn_norm_exps", (width,))}
+    if not moe.separate_norms:
+        return {}
     # The router's norm is in the file as a scale of its input, which is divided by sqrt(D) as well.
     scale = source.tensors.vector(f"{prefix}.ffn_gate_inp.scale", (width,)) / np.float32(math.sqrt(width))
     return {
         "router_norm": Norm(config.norm, config.norm_epsilon, scale),
-        "expert_norm": source.norm(f"{prefix}.pre_ffw_norm_2", (width,)),
+        "norm": source.norm(f"{prefix}.pre_ffw_norm_2", (width,)),
         "expert_post_norm": source.norm(f"{prefix}.post_ffw_norm_2", (width,)),
         "shared_post_norm": source.norm(f"{prefix}.post_ffw_norm_1", (width,)),
     }
+
+
+def _shared(source: TensorSource, prefix: str, ffn: FfnConfig, factor: float) -> FfnWeights:
+    """The shared part times a factor."""
+    parts = source.architecture.moe
+    assert parts is not None
+    weights = build_ffn(source, prefix, ffn, "" if parts.shared_named_dense else "_shexp")
+    if factor == 1.0:
+        return weights
+    down, bias = weights.down, weights.down.bias
+    bias = None if bias is None else bias * np.float32(factor)
+    return replace(weights, down=replace(down, bias=bias, scale=down.scale * factor))
 
 
 def _parts(source: TensorSource) -> FfnParts:

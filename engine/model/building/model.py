@@ -8,6 +8,7 @@ from engine.model.building.ffn import build_ffn, build_moe
 from engine.model.building.positions import PositionTables
 from engine.model.building.recurrent import build_recurrent
 from engine.model.building.rwkv import build_channel_mix
+from engine.model.building.skips import build_head_skip, build_part_skip
 from engine.model.building.source import TensorSource
 from engine.model.building.streams import (
     build_laurel,
@@ -28,7 +29,8 @@ from engine.model.config import (
     MoeConfig,
 )
 from engine.model.rwkv_config import ChannelMixConfig
-from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Weight
+from engine.model.skip_weights import NormedSkipWeights
+from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Norm, Weight
 
 
 def build_weights(architecture: Architecture, config: ModelConfig, tensors: TensorTable) -> ModelWeights:
@@ -46,8 +48,12 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
     if config.learned_positions:
         position_embd = tensors.weight("position_embd.weight", (config.context_length, width))
     embedding_norm = source.norm("token_embd_norm", (width,)) if architecture.embedding.norm else None
+    if architecture.embedding.bare_norm:
+        embedding_norm = Norm(config.norm, config.norm_epsilon, None)
     layers = tuple(_layer(source, positions, layer) for layer in config.layers)
-    output_norm = source.norm(architecture.head.norm, (width,))
+    head_norm = architecture.head.norm
+    output_norm = None if head_norm is None else source.norm(head_norm, (width,))
+    head_skip = build_head_skip(source)
     tied = not tensors.has("output.weight")
     output = _tied_output(source, token_embd) if tied else tensors.linear("output", config.vocab_size, width)
     tensors.ignore(architecture.ignored_tensors)
@@ -62,6 +68,7 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
         position_embd=position_embd,
         per_layer=build_per_layer(source),
         spread=build_spread(source),
+        head_skip=head_skip,
     )
 
 
@@ -71,17 +78,23 @@ def _tied_output(source: TensorSource, token_embd: Weight) -> Linear:
 
 def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) -> LayerWeights:
     prefix, parts = f"blk.{layer.index}", source.architecture.layer
-    has_mixer, has_ffn = layer.mixer is not None, layer.ffn is not None
+    has_mixer, has_ffn, behind = layer.mixer is not None, layer.ffn is not None, parts.post_epsilon
+    mixer_skip = build_part_skip(source, layer.index, "attn", parts.attn_norm) if has_mixer else None
+    ffn_skip = build_part_skip(source, layer.index, "ffn", parts.ffn_norm) if has_ffn else None
+    normed_mixer = has_mixer and not isinstance(mixer_skip, NormedSkipWeights)  # which hold the norm
+    normed_ffn = has_ffn and not isinstance(ffn_skip, NormedSkipWeights)
     return LayerWeights(
         config=layer,
-        attn_norm=source.first_norm(prefix, parts.attn_norm) if has_mixer else None,
+        attn_norm=source.first_norm(prefix, parts.attn_norm) if normed_mixer else None,
         mixer=_mixer(source, positions, prefix, layer.mixer),
-        ffn_norm=source.first_norm(prefix, parts.ffn_norm) if has_ffn else None,
+        ffn_norm=source.first_norm(prefix, parts.ffn_norm) if normed_ffn else None,
         ffn=build_ffn(source, prefix, layer.ffn) if isinstance(layer.ffn, FfnConfig) else None,
         moe=build_moe(source, prefix, layer.ffn) if isinstance(layer.ffn, MoeConfig) else None,
         channel_mix=build_channel_mix(source, prefix, layer.ffn) if isinstance(layer.ffn, ChannelMixConfig) else None,
-        attn_post_norm=source.first_norm(prefix, parts.attn_post_norm) if has_mixer else None,
-        ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm) if has_ffn else None,
+        attn_post_norm=source.first_norm(prefix, parts.attn_post_norm, epsilon=behind) if has_mixer else None,
+        ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm, epsilon=behind) if has_ffn else None,
+        mixer_skip=mixer_skip,
+        ffn_skip=ffn_skip,
         laurel=build_laurel(source, prefix, layer.laurel_rank),
         layer_input=build_layer_input(source, prefix, layer.per_layer_width),
         streams=build_streams(source, prefix, layer.streams),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.config import FfnConfig, MoeConfig, Routing
+from engine.model.config import Activation, FfnConfig, MoeConfig, Routing
 from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
@@ -14,6 +16,9 @@ GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 
 USUAL_SPARSITY = 1.6448533535003662
 """Deviations above the mean that a twentieth of normally distributed numbers exceeds, as Gemma 3n was trained."""
+
+LEAST_LIMIT = 1e-6
+"""Limits up to this mean that there is none."""
 
 
 def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | ChannelMixConfig | None]:
@@ -47,27 +52,21 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
         if ffn.channel_mix:
             receptance = f"blk.{index}.channel_mix_receptance.weight" in source.tensors
             return ChannelMixConfig(width=width, receptance=receptance)
-        sparsity = _sparsity(source, ffn, index)
-        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated, sparsity=sparsity)
-    return _moe(source, ffn, parts, width)
+        limit = _limit(source, ffn, "swiglu_clamp_shexp", index)
+        return replace(_part(ffn, width, ffn.activation, limit), sparsity=_sparsity(source, ffn, index))
+    return _moe(source, ffn, parts, index, width)
 
 
 def _sparsity(source: Source, ffn: FfnParts, index: int) -> float:
     """FfnConfig.sparsity of layer `index`."""
-    key = "activation_sparsity_scale"
     if not ffn.sparse_layers:
         return 0.0
-    if not source.read.has(key):
-        return USUAL_SPARSITY if index < ffn.sparse_layers else 0.0
-    values = source.read.numbers(key, low=-LIMIT, high=LIMIT)
-    if len(values) < source.n_layers:
-        raise ModelFileError(
-            f"metadata key {source.name}.{key} holds {len(values)} values; allowed are {source.n_layers}, one per layer"
-        )
-    return max(0.0, values[index])
+    usual = USUAL_SPARSITY if index < ffn.sparse_layers else 0.0
+    key = "activation_sparsity_scale"
+    return max(0.0, source.read.numbers_per_layer(key, source.n_blocks, usual, low=-LIMIT, high=LIMIT)[index])
 
 
-def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfig:
+def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int) -> MoeConfig:
     read = source.read
     n_experts = read.integer("expert_count")
     n_used = read.integer("expert_used_count", high=n_experts)
@@ -75,23 +74,44 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfi
     expert_width = stated_width or (width // n_used if parts.width_of_used else width)
     if expert_width == 0:
         raise ModelFileError("expert_feed_forward_length and feed_forward_length are both 0; one must be positive")
-    shared = _shared_width(parts, read, expert_width, width)
+    shared = _shared_width(source, parts, index, expert_width, width)
     activation = parts.activation or ffn.activation
     scale = read.number("expert_weights_scale", 0.0, low=-LIMIT, high=LIMIT) if parts.weight_scale else 0.0
+    # The factor of the sum of all experts, taken apart.
+    factor = parts.shared_factor if shared else 1.0
+    limits = [_limit(source, ffn, f"swiglu_clamp_{which}", index) for which in ("exp", "shexp")]
     n_groups, n_groups_used = _groups(parts, read, n_experts, n_used)
     return MoeConfig(
         n_experts=n_experts,
         n_used=n_used,
-        expert=FfnConfig(width=expert_width, activation=activation, gated=ffn.gated),
+        expert=_part(ffn, expert_width, activation, limits[0]),
         routing=_routing(source, parts),
         normalize=_normalize(source, parts),
-        weight_scale=scale or 1.0,
+        weight_scale=(scale or 1.0) * factor,
         n_groups=n_groups,
         n_groups_used=n_groups_used,
-        shared=FfnConfig(width=shared, activation=activation, gated=ffn.gated) if shared else None,
+        shared=_part(ffn, shared, activation, limits[1]) if shared else None,
         shared_gate=parts.shared_gate,
-        separate_norms=parts.beside_dense,
+        shared_scale=factor,
+        weights_inputs=parts.weights_inputs,
+        routed_early=parts.routed_early,
+        reads_input=parts.reads_input,
+        separate_norms=parts.separate_norms,
     )
+
+
+def _part(ffn: FfnParts, width: int, activation: Activation, limit: float | None) -> FfnConfig:
+    """A dense part, or one of experts."""
+    gate_first = ffn.limits_gate and limit is not None
+    return FfnConfig(width=width, activation=activation, gated=ffn.gated, limit=limit, limits_gate=gate_first)
+
+
+def _limit(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:
+    """The limit of a layer's gated activations, from a list with one for each; up to 1e-6 there is none."""
+    if not ffn.limits:
+        return None
+    limit = source.read.numbers_per_layer(key, source.n_blocks, 0.0, low=0.0, high=LIMIT)[index]
+    return limit if limit > LEAST_LIMIT else None
 
 
 def _normalize(source: Source, parts: MoeParts) -> bool:
@@ -118,16 +138,18 @@ def _routing(source: Source, parts: MoeParts) -> Routing:
     return GATING.get(number, parts.routing)
 
 
-def _shared_width(parts: MoeParts, read: HyperParameters, expert_width: int, dense_width: int) -> int:
-    if parts.beside_dense:
-        return dense_width
+def _shared_width(source: Source, parts: MoeParts, index: int, expert_width: int, dense_width: int) -> int:
+    read = source.read
     if not parts.shared:
         return 0
+    if parts.shared_named_dense:
+        up = source.tensors.get(f"blk.{index}.ffn_up.weight")
+        return 0 if up is None else int(up.shape[0])
     stated = read.integer("expert_shared_feed_forward_length", 0, low=0)
     if stated:
         return stated
     if parts.shared_counted:
-        return expert_width * read.integer("expert_shared_count", 0, low=0, high=1024)
+        return expert_width * max(parts.shared_least, read.integer("expert_shared_count", 0, low=0, high=1024))
     return dense_width if parts.shared_like_dense else 0
 
 

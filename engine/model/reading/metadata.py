@@ -106,26 +106,29 @@ class HyperParameters:
         """One integer for each layer: an array of that length, or one number that holds for all."""
         if default is not None and not self.has(key):
             return default
-        value = self._get(key, None)
-        if isinstance(value, (list, tuple, np.ndarray)):
-            if len(value) != n_layers:
-                raise self._wrong(key, f"{len(value)} values", f"one value or {n_layers}, one per layer")
-            return tuple(self._integer(f"{key}[{i}]", item, low, high) for i, item in enumerate(value))
-        return (self._integer(key, value, low, high),) * n_layers
+        return tuple(self._integer(name, item, low, high) for name, item in self._each_layer(key, n_layers))
+
+    def numbers_per_layer(
+        self, key: str, n_layers: int, default: float, *, low: float = -math.inf, high: float = math.inf
+    ) -> tuple[float, ...]:
+        """One finite number for each layer, as in per_layer(); `default` for all where the key is missing."""
+        if not self.has(key):
+            return (default,) * n_layers
+        return tuple(self._number(name, item, low, high) for name, item in self._each_layer(key, n_layers))
 
     def integers(self, key: str, *, low: int = 1, high: int = LARGEST) -> tuple[int, ...]:
         """A list of integers."""
         values = self._list(key, "a list of integers")
         return tuple(self._integer(f"{key}[{i}]", value, low, high) for i, value in enumerate(values))
 
-    def numbers(self, key: str, *, low: float = -math.inf, high: float = math.inf) -> tuple[float, ...]:
-        """A list of finite numbers in [low, high]."""
-        values = self._list(key, "a list of numbers")
-        return tuple(self._number(f"{key}[{i}]", value, low, high) for i, value in enumerate(values))
-
     def is_list(self, key: str) -> bool:
         """Whether the file has the key with a list as its value."""
         return self.has(key) and isinstance(self._get(key, None), (list, tuple, np.ndarray))
+
+    def is_finite(self, key: str) -> bool:
+        """Whether the file has the key with anything but an infinite number as its value."""
+        value = self._get(key, math.inf)
+        return not (isinstance(value, (float, np.floating)) and math.isinf(value))
 
     def flags(self, key: str) -> tuple[bool, ...]:
         """A list of truth values, which files also write as 0 and 1."""
@@ -139,6 +142,15 @@ class HyperParameters:
         if not isinstance(value, (list, tuple, np.ndarray)):
             raise self._wrong(key, value, allowed)
         return value
+
+    def _each_layer(self, key: str, n_layers: int) -> list[tuple[str, Any]]:
+        """A value for each layer with its name, for errors."""
+        value = self._get(key, None)
+        if not isinstance(value, (list, tuple, np.ndarray)):
+            return [(key, value)] * n_layers
+        if len(value) != n_layers:
+            raise self._wrong(key, f"{len(value)} values", f"one value or {n_layers}, one per layer")
+        return [(f"{key}[{i}]", item) for i, item in enumerate(value)]
 
     def _integer(self, key: str, value: Any, low: int, high: int) -> int:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):

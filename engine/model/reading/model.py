@@ -12,6 +12,7 @@ from engine.model.parts import LogitScale, Parallel, Presence
 from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
+from engine.model.reading.skips import read_skip
 from engine.model.reading.source import Source, open_source
 from engine.model.reading.streams import (
     has_output_scale,
@@ -21,6 +22,8 @@ from engine.model.reading.streams import (
     read_streams,
 )
 from engine.model.reading.unread_keys import check_unread
+
+_RMS_EPSILON = "attention.layer_norm_rms_epsilon"
 
 
 def read_config(
@@ -54,13 +57,14 @@ def read_config(
         width=source.width,
         vocab_size=vocab_size,
         context_length=source.context_length,
-        norm=architecture.norm.kind,
+        norm=_norm_kind(source),
         norm_epsilon=_norm_epsilon(source),
         layers=_layers(source),
         embedding_scale=_embedding_scale(source),
         learned_positions=_learned_positions(source),
         logit_scale=_logit_scale(source),
         logit_softcap=source.default("final_logit_softcapping", architecture.head.softcap),
+        skip=read_skip(source),
         next_token_layers=source.n_blocks - source.n_layers,
         per_layer_width=read_per_layer_width(source),
         streams=read_streams(source),
@@ -68,9 +72,16 @@ def read_config(
     return config, check_unread(architecture, source.read, config, strict=strict)
 
 
+def _norm_kind(source: Source) -> NormKind:
+    norm = source.architecture.norm
+    if norm.either_kind and source.read.number(_RMS_EPSILON, 0.0, low=0.0, high=1.0):
+        return NormKind.RMS
+    return norm.kind
+
+
 def _norm_epsilon(source: Source) -> float:
     norm = source.architecture.norm
-    key = "layer_norm_epsilon" if norm.kind is NormKind.LAYER else "layer_norm_rms_epsilon"
+    key = "layer_norm_epsilon" if _norm_kind(source) is NormKind.LAYER else "layer_norm_rms_epsilon"
     if norm.either_epsilon and not source.read.has(f"attention.{key}"):
         key = "layer_norm_epsilon"
     return source.read.number(f"attention.{key}", norm.epsilon, low=0.0, high=1.0)
@@ -116,14 +127,14 @@ def _residual_scale(source: Source) -> float:
     if base is None:
         return 1.0
     default = base / math.sqrt(source.n_layers)
-    return source.read.number("residual_scale", default, low=-LIMIT, high=LIMIT) or 1.0
+    return source.read.number("residual_scale", default, low=-LIMIT, high=LIMIT) or default or 1.0
 
 
 def _embedding_scale(source: Source) -> float:
     embedding = source.architecture.embedding
     if embedding.sqrt_width:
         return math.sqrt(source.width)
-    return source.default("embedding_scale", embedding.scale) or 1.0
+    return source.default("embedding_scale", embedding.scale) or embedding.scale or 1.0
 
 
 def _learned_positions(source: Source) -> bool:
@@ -137,6 +148,6 @@ def _logit_scale(source: Source) -> float:
     head = source.architecture.head
     if head.scale is LogitScale.NONE:
         return 1.0
-    default = 1.0 if head.scale_width is None else source.width / head.scale_width
-    scale = source.read.number("logit_scale", default, low=-LIMIT, high=LIMIT) or 1.0
+    default = head.scale_default if head.scale_width is None else source.width / head.scale_width
+    scale = source.read.number("logit_scale", default, low=-LIMIT, high=LIMIT) or default
     return 1.0 / scale if head.scale is LogitScale.DIVIDES else scale
