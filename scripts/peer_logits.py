@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.support.naive_model import TOKENS
-from tests.support.peer_models import LOGITS, MODELS, RUN_CONTEXT, logits_file, written
+from tests.support.peer_models import LOGITS, MODELS, RUN_CONTEXT, logits_file, shown, written
 
 F32 = 0
 """ggml's id of the type, for the cache."""
@@ -56,7 +56,7 @@ def main() -> None:
     LOGITS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            np.save(logits_file(name), logits(written(MODELS[name](), Path(folder))))
+            np.save(logits_file(name), shown(logits(written(MODELS[name](), Path(folder)))))
     (LOGITS / "version.txt").write_text(f"llama-cpp-python {llama_cpp.__version__}\n")
     print(f"{LOGITS}: {len(names)} models")
 

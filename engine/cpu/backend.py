@@ -171,7 +171,7 @@ class CpuBackend:
         needed = [(kind, self._kv_type.name) for kind in ("attend", "rotate_store")] + [("run_program", "F32")]
         needed.append(("normalize", self.config.norm.name))
         for layer in self.config.layers:
-            needed += (("gate", part.activation.name) for part in layer.ffn_parts)
+            needed += (("gate", part.activation.name) for part in layer.ffn_parts if part.caps is None)
         needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
             if self._quantize and is_integer(type):
@@ -305,4 +305,5 @@ def kernels_fit(model: LoadedModel) -> bool:
             widths += recurrent.normalized_widths
         widths += (part.width for part in layer.ffn_parts)
         widths += (layer.per_layer_width, layer.laurel_rank)
+        widths += () if weights.moe is None or weights.moe.latent is None else (weights.moe.latent.down.weight.rows,)
     return all(width % VECTOR == 0 for width in widths)

@@ -42,9 +42,15 @@ def plain_attention(layer: LayerWeights) -> bool:
 
 
 def plain_ffn(layer: LayerWeights) -> bool:
-    """Whether a layer has a dense feed-forward part, and kernels compute all of it."""
-    config = layer.config.ffn
-    return isinstance(config, FfnConfig) and config.limit is None and not config.sparsity
+    """Whether a layer has a dense feed-forward part, kernels compute all of it, and the layer ends with it."""
+    config = layer.config
+    plain = isinstance(config.ffn, FfnConfig) and _plain_gate(config.ffn)
+    return plain and not config.embedding_skip and not config.closing_norm
+
+
+def _plain_gate(ffn: FfnConfig) -> bool:
+    """Whether kernels compute a part's activation."""
+    return ffn.limit is None and ffn.caps is None and not ffn.sparsity
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -213,7 +219,7 @@ class FastOps(CpuOps):
         return self.steps.normalize(name, rows, norm).reshape(x.shape)
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
-        if config.sparsity or config.limit is not None:
+        if not _plain_gate(config):
             return super()._gate_up(weights, config, normed)
         steps = self.steps
         up = steps.linear("up", normed, weights.up)

@@ -219,6 +219,7 @@ def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
             linears += () if attention.indexer is None else attention.indexer.linears()
         if moe is not None:
             linears += (moe.router, moe.gate, moe.up, moe.down, moe.shared_gate)
+            linears += () if moe.latent is None else (moe.latent.down, moe.latent.up)
         for part in (layer.ffn, None if moe is None else moe.shared):
             linears += () if part is None else (part.gate, part.up, part.down)
     for skip in skips:

@@ -49,6 +49,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._product = product
         self._skips = make_skips(config.skip, config.width, self._linear)
         self._batch: Batch
+        self._embedded: Float32Array  # what the first layer reads, where later ones read it again
         self._gate: Float32Array  # of the attention at hand
         self._layer_inputs: Float32Array  # (T, L, P) of the step at hand
         self._predicted: Float32Array  # streams (T, A, D) of the layer at hand
@@ -79,6 +80,8 @@ class CpuOps(LayerBricks[LayerWeights]):
         """See Ops.embed."""
         weights, streams = self._weights, self._streams
         x = self._embed_tokens(batch)
+        if self._weights.layers[0].config.embedding_skip:
+            self._embedded = x.copy()
         if weights.per_layer is not None:
             self._layer_inputs = streams.layer_inputs(weights.per_layer, x, batch.token_ids)
         if weights.spread is not None and self._config.streams is not None:
@@ -155,7 +158,9 @@ class CpuOps(LayerBricks[LayerWeights]):
             return self.channel_mix(layer, x, y)
         if self._skips is None or layer.ffn_skip is None:
             added: Float32Array = super().feed_forward(layer, x, y)
-            return added
+            if layer.embedding_scale:
+                added += np.float32(layer.embedding_scale) * self._embedded
+            return added if layer.closing_norm is None else self._normalize(added, layer.closing_norm)
         reading = self._skips.read(layer.ffn_skip, y)
         part: Float32Array = super().feed_forward(layer, reading.h, None)
         return self._skips.write(layer.ffn_skip, y, reading, part)
@@ -350,16 +355,19 @@ class CpuOps(LayerBricks[LayerWeights]):
             scored, read = self._normalize(x, moe.router_norm), self._normalize(x, moe.norm)
         scores = self._scores if config.routed_early else self._linear(moe.router, scored)
         chosen, weights = reference.route(scores, config, moe.selection_bias)
-        out = np.zeros_like(normed)
+        routed = read if moe.latent is None else self._linear(moe.latent.down, read)
+        out = np.zeros_like(routed)
         # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
         # depend on what else is in the batch.
         for expert in np.unique(chosen):
             rows, place = np.nonzero(chosen == expert)
-            parts, inputs, weight = moe.expert(expert), read[rows], weights[rows, place, None]
+            parts, inputs, weight = moe.expert(expert), routed[rows], weights[rows, place, None]
             if config.weights_inputs:
                 inputs *= weight
             part = self._linear(parts.down, self._gate_up(parts, config.expert, inputs))
             out[rows] += part if config.weights_inputs else part * weight
+        if moe.latent is not None:
+            out = self._linear(moe.latent.up, self._normalize(out, moe.latent.norm))
         out = self._normalize(out, moe.expert_post_norm)
         if moe.shared is not None and config.shared is not None:
             shared = self._linear(moe.shared.down, self._gate_up(moe.shared, config.shared, normed))
@@ -406,6 +414,8 @@ class CpuOps(LayerBricks[LayerWeights]):
             logits *= np.float32(config.logit_scale)
         if config.logit_softcap is not None:
             reference.softcap(logits, config.logit_softcap)
+        if config.silent is not None:
+            logits[..., slice(*config.silent)] = np.finfo(np.float32).min
         return logits
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:

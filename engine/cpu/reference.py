@@ -263,7 +263,14 @@ def gated(gate: Float32Array, up: Float32Array, config: FfnConfig) -> Float32Arr
         gate = thin_out(gate, config.sparsity)
     if limit is not None and config.limits_gate:
         gate = np.minimum(gate, np.float32(limit))
-    if activation is Activation.SWIGLU_CLAMPED:
+    if activation is Activation.SITU:
+        assert config.caps is not None
+        factor = sigmoid(gate)
+        softcap(gate, config.caps[0])
+        gate *= factor
+        if config.caps[1]:
+            softcap(up, config.caps[1])
+    elif activation is Activation.SWIGLU_CLAMPED:
         gate = np.minimum(gate, np.float32(SWIGLU_LIMIT))
         up = np.clip(up, np.float32(-SWIGLU_LIMIT), np.float32(SWIGLU_LIMIT))
         gate *= sigmoid(np.float32(SWIGLU_SLOPE) * gate)

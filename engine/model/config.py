@@ -34,6 +34,14 @@ class QkNorm(Enum):
     WIDTH = "width"  # all heads of a token together: weight (heads · Hd,)
 
 
+class QkWeights(Enum):
+    """Weights of the norms of queries and keys."""
+
+    BOTH = "both"
+    NEITHER = "neither"
+    QUERY_GAINS = "query_gains"  # attn_q_norm is one number per head, and keys have none
+
+
 class OutputGate(Enum):
     """Where the gate of an attention's output comes from: the heads' values are multiplied by f(gate)."""
 
@@ -61,6 +69,9 @@ class Activation(Enum):
     RELU_SQUARED = "relu_squared"  # max(x, 0)²
     # Gated only: g = min(gate, 7), u = clamp(up, -7, 7); h = g · sigmoid(1.702 g) · (u + 1).
     SWIGLU_CLAMPED = "swiglu_clamped"
+    # Gated only: b · tanh(gate / b) · sigmoid(gate) · c · tanh(up / c), or · up where c is 0, with (b, c) =
+    # FfnConfig.caps.
+    SITU = "situ"
 
 
 class Routing(Enum):
@@ -136,7 +147,7 @@ class AttentionConfig:
     chunk: int | None = None  # positions are cut into chunks of so many, and a query sees those of its own; None = all
     qk_norm: QkNorm | None = None
     qk_norm_after_rope: bool = False
-    qk_norm_weights: bool = True
+    qk_norm_weights: QkWeights = QkWeights.BOTH
     temperature: AttentionTemperature | None = None
     clamp: float | None = None  # q, k and v after bias are limited to [-clamp, clamp]
     softcap: float | None = None  # a score s becomes c · tanh(s / c), before the mask
@@ -176,6 +187,7 @@ class FfnConfig:
     gated: bool = True
     limit: float | None = None
     limits_gate: bool = False
+    caps: tuple[float, float] | None = None  # of Activation.SITU
     sparsity: float = 0.0
 
 
@@ -190,6 +202,8 @@ class MoeConfig:
     weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
     shared_scale and gated where shared_gate.
 
+    With `latent` the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized where the
+    weights have a norm) latent_up · s is taken. Router and shared part read x.
     With `separate_norms` router and experts do not read the layer's ffn_norm(x), as the shared part does, but norms of
     their own, and the outputs of the experts and of the shared part are normalized before they are added (Gemma 4).
     """
@@ -208,6 +222,7 @@ class MoeConfig:
     weights_inputs: bool = False
     routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
     reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
+    latent: int | None = None  # numbers that an expert reads and gives, where these are not D
     separate_norms: bool = False
 
 
@@ -247,11 +262,12 @@ class LayerConfig:
     With r = residual_scale and norms that LayerWeights may lack (None = identity):
     y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
     parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
+    With an embedding_skip layer_output_scale · (what ModelConfig says the first layer reads) is added to the result,
+    and with a closing_norm the result is normalized as the last layer's is.
 
-    Beyond that, in this order: with a `laurel_rank`, y = (y + n + laurel_norm(laurel_r · laurel_l · n)) / sqrt(2) for
-    n = attn_norm(x). With a `per_layer_width` a result z gets + post_norm(proj · (gelu(inp_gate · z) · e)), where e is
-    the layer's own vector of the token (see ModelConfig). It is multiplied by output_scale and by output_factor.
-    `streams`: see AltUpConfig.
+    With a `laurel_rank`, y = (y + n + laurel_norm(laurel_r · laurel_l · n)) / sqrt(2) for n = attn_norm(x). With a
+    `per_layer_width` the result z gets + post_norm(proj · (gelu(inp_gate · z) · e)), where e is the layer's own vector
+    of the token (see ModelConfig). Then it is multiplied by output_scale and by output_factor. `streams`: AltUpConfig.
     """
 
     index: int
@@ -259,6 +275,9 @@ class LayerConfig:
     ffn: FfnConfig | MoeConfig | ChannelMixConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
+    block: int | None = None  # the earlier layer whose weights it has; None = it has its own
+    embedding_skip: bool = False
+    closing_norm: bool = False
     laurel_rank: int = 0
     per_layer_width: int = 0
     output_scale: bool = False  # a learned number, layer_output_scale
@@ -299,7 +318,8 @@ class ModelConfig:
     """Everything about a model that is not a weight.
 
     x = embedding_norm(embedding_scale · token_embd[token] + position_embd[position]), layers, then the logits
-    softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c).
+    softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). Logits of the `silent` tokens
+    are the least float32.
 
     With a `per_layer_width` P every layer gets a vector of P numbers of the token: its part of
     (sqrt(P) · per_layer_token_embd[token] + per_layer_proj_norm(per_layer_model_proj · x / sqrt(D))) / sqrt(2).
@@ -317,6 +337,8 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    silent: tuple[int, int] | None = None  # the first, and the one behind the last
+    norms_behind: bool = False  # attn_norm and ffn_norm of every layer come after the parts
     skip: SkipConfig | None = None  # residual connections that are more than a sum
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
     per_layer_width: int = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
-from engine.model.config import Activation, GateFunction, NormKind, OutputGate, QkNorm, RopeStyle, Routing
+from engine.model.config import Activation, GateFunction, NormKind, OutputGate, QkNorm, QkWeights, RopeStyle, Routing
 from engine.model.indexer_config import IndexerKind
 from engine.model.skip_config import SkipKind
 
@@ -100,6 +100,10 @@ class LayerParts:
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
         without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
             feed-forward part.
+        behind_stated: swin_norm may say that attn_norm and ffn_norm come after the parts.
+        loops: num_loops is read: tokens pass all layers so many times, with output_norm between the passes unless
+            skip_loop_final_norm.
+        embedding_skip: layer_output_scale times the embedding is added to what a layer gives.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
         skip: residual connections that are more than a sum; None = what a part gives is added to what it read.
         output_scale: layer_output_scale multiplies what a layer gives, where the file has it.
@@ -118,6 +122,9 @@ class LayerParts:
     residual_scale: float | None = None
     without_heads: bool = False
     one_part: bool = False
+    behind_stated: bool = False
+    loops: bool = False
+    embedding_skip: bool = False
     skip: SkipKind | None = None
     output_scale: bool = False
     rescaled: bool = False
@@ -217,7 +224,8 @@ class QkNormParts:
         kind: which elements are normalized together.
         presence: whether files have the two tensors; OPTIONAL = as layer by layer the file has them.
         after_rope: the norms come after the rotation.
-        weights: the norms have weights; otherwise there are no such tensors.
+        weights: of the norms.
+        norm: kind of the norms; None = that of the model. epsilon: likewise its ε.
         rotated: layers that rotate alone have the norms.
         not_of_experts: models of so many experts have no norms, where attention.use_qk_norm does not say otherwise.
     """
@@ -226,7 +234,9 @@ class QkNormParts:
     _: KW_ONLY
     presence: Presence = Presence.ALWAYS
     after_rope: bool = False
-    weights: bool = True
+    weights: QkWeights = QkWeights.BOTH
+    norm: NormKind | None = None
+    epsilon: float | None = None
     rotated: bool = False
     not_of_experts: int | None = None
 
@@ -315,7 +325,7 @@ class FfnParts:
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
-        limits: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
+            limits: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
         limits_gate: they limit the gate before the activation.
         sparse_layers: activation_sparsity_scale is read; without it the first so many layers have the usual sparsity.
         channel_mix: parts mix each token with the one before (RWKV); see ChannelMixConfig.
@@ -358,6 +368,7 @@ class MoeParts:
         shared_gate: the shared expert's output is multiplied by sigmoid(ffn_gate_inp_shexp · x).
         selection_bias: exp_probs_b joins the choice of experts, where the file has it.
         activation: of the experts, where it is not that of dense parts.
+        latent: expert_latent_length is read.
         weights_inputs: an expert's weight multiplies its input, not its output.
         routed_early: the router reads the layer's input, before the mixer and its norm.
         reads_input: router and experts, but not the shared expert, read the layer's input, normalized by ffn_norm_exps.
@@ -382,6 +393,7 @@ class MoeParts:
     shared_gate: bool = False
     selection_bias: bool = False
     activation: Activation | None = None
+    latent: bool = False
     weights_inputs: bool = False
     routed_early: bool = False
     reads_input: bool = False
@@ -397,6 +409,7 @@ class HeadParts:
         scale_default: logit_scale where the file leaves it out or states 0.
         scale_width: likewise it is D / this; None = scale_default.
         softcap: final_logit_softcapping is read; the default, None = not read.
+        silent: tokens that are never given: the first, and the one behind the last; None = there are none.
         norm: name of the last norm; None = there is none.
     """
 
@@ -404,6 +417,7 @@ class HeadParts:
     scale_default: float = 1.0
     scale_width: int | None = None
     softcap: float | None = None
+    silent: tuple[int, int] | None = None
     norm: str | None = "output_norm"
 
 

@@ -41,6 +41,7 @@ class RecurrentParts:
         grouped_heads: gated delta rules: value heads of one key head follow each other; otherwise they are G apart.
         interval: LISTED: default of full_attention_interval.
         decay_floor: Kimi delta attention: kda.gate_lower_bound is read.
+        negative_rates: Kimi delta attention with a floor: ssm_a in files has the other sign.
     """
 
     kind: Recurrence
@@ -49,3 +50,4 @@ class RecurrentParts:
     grouped_heads: bool = False
     interval: int = 4
     decay_floor: bool = False
+    negative_rates: bool = False

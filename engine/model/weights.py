@@ -85,13 +85,22 @@ class FfnWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class LatentExpertWeights:
+    """Weights of MoeConfig.latent, L numbers: down (L, D), up (D, L), and a norm of L numbers or None."""
+
+    down: Linear
+    norm: Norm | None
+    up: Linear
+
+
+@dataclass(frozen=True, eq=False)
 class MoeWeights:
     """router (E, D); gate and up (E, F, D), down (E, D, F); a shared expert and its gate (1, D), or None.
 
     gate and up may be row ranges of one stack; gate is None where experts have none. selection_bias (E,) float32 joins
     the choice of experts only. norm is that of MoeConfig.reads_input, or with separate_norms that of the experts; only
     then there are router_norm, expert_post_norm and shared_post_norm, of what router, experts and shared part read or
-    give.
+    give. With `latent`, of L numbers, gate and up are (E, F, L) and down is (E, L, F).
     """
 
     router: Linear
@@ -102,6 +111,7 @@ class MoeWeights:
     shared_gate: Linear | None
     selection_bias: Float32Array | None = None
     norm: Norm | None = None
+    latent: LatentExpertWeights | None = None
     router_norm: Norm | None = None
     expert_post_norm: Norm | None = None
     shared_post_norm: Norm | None = None
@@ -398,8 +408,9 @@ class StreamWeights:
 class LayerWeights:
     """One layer's constants and weights; at most one of `ffn`, `moe` and `channel_mix` is set.
 
-    A norm that is None does nothing. mixer_skip and ffn_skip belong to residual connections that are more than a sum.
-    What LayerConfig says that a layer lacks is None, and output_scale 1.
+    A norm that is None does nothing. What LayerConfig says that a layer lacks is None, and output_scale 1.
+    mixer_skip and ffn_skip belong to residual connections that are more than a sum; embedding_scale is the factor of
+    LayerConfig.embedding_skip.
     """
 
     config: LayerConfig
@@ -412,6 +423,8 @@ class LayerWeights:
     ffn_post_norm: Norm | None = None
     mixer_skip: SkipWeights | None = None
     ffn_skip: SkipWeights | None = None
+    embedding_scale: float = 0.0
+    closing_norm: Norm | None = None
     channel_mix: ChannelMixWeights | None = None
     laurel: LaurelWeights | None = None
     layer_input: LayerInputWeights | None = None

@@ -12,7 +12,7 @@ from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from tests.support.conformance import SAME_AS, error
 from tests.support.naive_model import TOKENS
-from tests.support.peer_models import FAMILIES, MODELS, RUN_CONTEXT, logits_file, written
+from tests.support.peer_models import FAMILIES, MODELS, RUN_CONTEXT, logits_file, shown, written
 
 LIMITS = {"qwen2vl": 1e-6}
 """llama.cpp rounds something of this one to float16: its qwen2, which computes the same, agrees within 1e-12."""
@@ -30,8 +30,8 @@ def test_logits(name, reference, tmp_path):
         backend.close()
         del model, backend
     limit = LIMITS.get(name, 1e-8)
-    assert error(at_once, expected) < limit
-    assert error(np.concatenate(single), expected) < limit
+    assert error(shown(at_once), expected) < limit
+    assert error(shown(np.concatenate(single)), expected) < limit
 
 
 def test_every_other_family_is_covered():

@@ -7,8 +7,8 @@ NAMES = (
     "falcon-h1-dense", "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense", "glm4moe-moe", "gpt-oss-moe",
     "gpt2-dense", "gptneox-dense", "granite-dense", "granite-moe", "granite_swa-dense", "granitehybrid-dense",
     "grok-moe", "hunyuan-dense-dense", "hunyuan_vl-dense", "hy_v3-moe", "internlm2-dense", "jamba-dense",
-    "kimi-linear-moe", "laguna-moe", "lfm2-dense", "lfm2moe-moe", "llama-dense", "llama-moe", "llama4-moe",
-    "mamba-dense", "mamba2-dense", "mimo2-moe", "minicpm-dense", "minicpm3-dense", "minimax-01-moe",
+    "kimi-k3-moe", "kimi-linear-moe", "laguna-moe", "lfm2-dense", "lfm2moe-moe", "llama-dense", "llama-moe",
+    "llama4-moe", "mamba-dense", "mamba2-dense", "mimo2-moe", "minicpm-dense", "minicpm3-dense", "minimax-01-moe",
     "minimax-m2-moe", "minimax-m3-moe", "mistral3-dense", "mistral4-moe", "mpt-dense", "nemotron-dense",
     "nemotron_h-dense", "nemotron_h_moe-dense", "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense",
     "phi3-dense", "phimoe-moe", "plamo2-dense", "plamo3-dense", "qwen-dense", "qwen2-dense", "qwen2moe-moe",
@@ -19,9 +19,9 @@ NAMES = (
 
 ON_CPU_ALONE = {
     "afmoe-moe", "bailingmoe3-moe", "deepseek32-moe", "falcon-h1-dense", "granitehybrid-dense", "jamba-dense",
-    "kimi-linear-moe", "laguna-moe", "lfm2-dense", "lfm2moe-moe", "llama4-moe", "mamba2-dense", "minimax-01-moe",
-    "minimax-m3-moe", "nemotron_h-dense", "nemotron_h_moe-dense", "plamo2-dense", "qwen35-dense", "qwen35moe-moe",
-    "qwen3next-moe", "smallthinker-moe",
+    "kimi-k3-moe", "kimi-linear-moe", "laguna-moe", "lfm2-dense", "lfm2moe-moe", "llama4-moe", "mamba2-dense",
+    "minimax-01-moe", "minimax-m3-moe", "nemotron_h-dense", "nemotron_h_moe-dense", "plamo2-dense", "qwen35-dense",
+    "qwen35moe-moe", "qwen3next-moe", "smallthinker-moe",
 }  # fmt: skip
 """Those that the GPU declines."""
 

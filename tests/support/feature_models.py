@@ -270,6 +270,28 @@ def chunks():
     return file, {"naive": NaiveChunks, "rope": "norm", "bases": [*[10000.0] * 3, None, 10000.0], "mixture": part}
 
 
+class NaiveChameleon(Naive):
+    """Queries and keys have LayerNorms, the stream others; tokens of pictures, from 4 on, are never given."""
+
+    def qk_norm(self, name, heads):
+        centered = heads - heads.mean(-1, keepdims=True)
+        return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5) * self.t[f"{name}.weight"]
+
+    def logits(self, tokens):
+        rows = super().logits(tokens)
+        rows[:, 4:] = np.finfo(np.float32).min
+        return rows
+
+
+def swin_norms():
+    """llama.cpp differs: its feed-forward part reads what attention gives without the stream, unlike the model's."""
+    file = File("chameleon", swin_norm=True)
+    norms = [*NORMS, ("attn_q_norm", (HEADS, HEAD)), ("attn_k_norm", (KV_HEADS, HEAD))]
+    return file.layers(matrices=ATTENTION + GATED, norms=norms), {
+        "naive": NaiveChameleon, "rope": "norm", "attn_norm": None, "ffn_norm": None, "post": ("attn_norm", "ffn_norm"),
+    }  # fmt: skip
+
+
 LATENT, NOPE, ROPE, VALUE, QUERY = 32, 16, 16, 16, 48
 
 
@@ -341,6 +363,6 @@ CASES = [
     rotated_where_windowed, norm_after_rotation, multipliers, sandwich_fused, second_norm_renamed,
     sinks_and_clamped_gates,
 ]  # fmt: skip
-CPU_CASES = [chunks]
+CPU_CASES = [chunks, swin_norms]
 """Those that no GPU kernels serve."""
 LATENT_CASES = [(True, True), (True, False), (False, True), (False, False)]

@@ -15,7 +15,7 @@ from tests.support.feature_models import (
 )
 from tests.support.naive_model import ATTENTION, GATED, HEAD, KV_HEADS, NORMS, WIDTH, File, Naive, sigmoid
 
-INDEX_HEADS, INDEX_WIDTH, TOP_K = 3, 32, 4
+INDEX_HEADS, INDEX_WIDTH, TOP_K = 16, 64, 4
 BLOCK, TOP_BLOCKS = 2, 3
 
 
@@ -105,6 +105,9 @@ def tokens(arch="deepseek32", **stated):
         "attention.indexer.head_count": INDEX_HEADS, "attention.indexer.key_length": INDEX_WIDTH,
         "attention.indexer.top_k": TOP_K, **stated,
     }  # fmt: skip
+    both = file.tensors.pop("blk.1.ffn_gate_up_exps.weight")  # llama.cpp wants them apart
+    for which, part in zip(("gate", "up"), np.split(both, 2, axis=1), strict=True):
+        file.tensors[f"blk.1.ffn_{which}_exps.weight"] = part
     for i in range(file.n_layers):
         name = f"blk.{i}.indexer"
         file.matrix(f"{name}.attn_q_b", INDEX_HEADS * INDEX_WIDTH, QUERY)

@@ -12,6 +12,7 @@ from tests.support.naive_model import (
     GATED,
     HEAD,
     HEADS,
+    KV_HEADS,
     NORMS,
     PLAIN,
     POST,
@@ -119,8 +120,30 @@ def spark2_5():
     return file.layers(matrices=[*ATTENTION, ("attn_gate", (HEADS, WIDTH)), *GATED], norms=NORMS)
 
 
+def talkie():
+    file = File("talkie", logit_scale=0.4).layers(matrices=ATTENTION + GATED, norms=[("attn_q_norm", (HEADS, 1))])
+    del file.tensors["output_norm.weight"]
+    for layer in range(2):
+        file.add(f"blk.{layer}.layer_output_scale.weight", 1)
+    return file
+
+
+def chameleon():
+    """Tokens 4 to 8195 make pictures."""
+    file = File("chameleon")
+    for name in ("token_embd", "output"):
+        file.matrix(name, 8200, WIDTH, gain=3.0)
+    file.layers(
+        matrices=ATTENTION + GATED, norms=[*NORMS, ("attn_q_norm", (HEADS, HEAD)), ("attn_k_norm", (KV_HEADS, HEAD))]
+    )
+    for layer in range(2):
+        file.add(f"blk.{layer}.attn_q_norm.bias", HEADS, HEAD, gain=0.3)
+    return file
+
+
 FAMILIES = {
     "arctic": arctic,
+    "chameleon": chameleon,
     "cogvlm": cogvlm,
     "deepseek2-ocr": deepseek2_ocr,
     "jais": lambda: jais(8.0),
@@ -129,15 +152,20 @@ FAMILIES = {
     "maple": maple,
     "mellum": lambda: changed(mixture("mellum", 5, HEAD_NORMS, attention__sliding_window=4), YARN),
     "muse-glimmer": muse_glimmer,
+    "nanbeige": lambda: plain("nanbeige", num_loops=3),
     "openelm": openelm,
     "paddleocr": lambda: plain("paddleocr", rope__dimension_sections=np.array([3, 3, 2, 0], np.int32)),
     "pangu-embedded": lambda: biased(plain("pangu-embedded"), "attn_q", "attn_k", "attn_v", "attn_output"),
     "plamo": lambda: plain("plamo", norms=NORMS[:1]),
     "refact": lambda: biased(plain("refact", attention=QKV), "attn_output"),
     "spark2_5": spark2_5,
+    "talkie": talkie,
 }  # fmt: skip
 
-VARIANTS = {"jais without linear biases": lambda: jais(0.0)}
+VARIANTS = {
+    "jais without linear biases": lambda: jais(0.0),
+    "nanbeige without norms between": lambda: plain("nanbeige", num_loops=2, skip_loop_final_norm=True),
+}
 
 
 def changed(file, keys):

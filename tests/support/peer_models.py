@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import peer_families, peer_gemma, peer_rwkv, peer_variants
+from tests.support import peer_choosers, peer_families, peer_gemma, peer_rwkv, peer_variants
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -29,7 +29,6 @@ from tests.support.naive_model import (
     NORMS,
     PLAIN,
     QKV,
-    VOCAB,
     WIDTH,
     File,
 )
@@ -48,9 +47,14 @@ def logits_file(name):
     return LOGITS / (re.sub("[ ,]+", "-", name) + ".npy")
 
 
+def shown(logits):
+    """The logits (T, V) without the columns of tokens that are never given, which hold the least number."""
+    return logits[:, (logits != np.finfo(np.float32).min).all(axis=0)]
+
+
 def written(file, folder):
     """The path of the model's file, with what llama.cpp wants to know beside."""
-    file.meta["vocab_size"] = VOCAB
+    file.meta["vocab_size"] = len(file.tensors["token_embd.weight"])
     return file.write(folder, {"tokenizer.ggml.model": "no_vocab"})
 
 
@@ -217,7 +221,5 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = (
-    FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS | peer_families.VARIANTS | peer_gemma.VARIANTS
-    | peer_rwkv.VARIANTS
-)  # fmt: skip
+MORE = peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS
+MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | peer_gemma.VARIANTS | peer_rwkv.VARIANTS

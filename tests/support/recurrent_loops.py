@@ -129,7 +129,7 @@ def delta_net(x, t, *, grouped=False):
     return (y * z) @ t["ssm_out.weight"].T
 
 
-def kimi_delta(x, t, *, floor=None):
+def kimi_delta(x, t, *, floor=None, sign=1):
     size, heads = len(t["ssm_norm.weight"]), len(t["ssm_a"])
     q, k, v = (silu(convolve(x @ t[f"attn_{part}.weight"].T, t[f"ssm_conv1d_{part}.weight"][:, 0])) for part in "qkv")
     steps = low_rank(x, t, "ssm_f") + t["ssm_dt.bias"]
@@ -139,7 +139,7 @@ def kimi_delta(x, t, *, floor=None):
         if floor is None:
             decay = np.log1p(np.exp(steps[:, part])) * t["ssm_a"][head]
         else:
-            decay = floor * sigmoid(steps[:, part] * t["ssm_a"][head])
+            decay = floor * sigmoid(sign * steps[:, part] * t["ssm_a"][head])
         one = _delta(q[:, part], k[:, part], v[:, part], decay, beta[:, head])
         y[:, part] = [rms(row, t["ssm_norm.weight"]) for row in one]
     y *= sigmoid(low_rank(x, t, "ssm_g"))
@@ -163,6 +163,8 @@ def lightning(x, t):
 
 
 def low_rank(x, t, name):
+    if f"{name}.weight" in t:
+        return x @ t[f"{name}.weight"].T
     y = x @ t[f"{name}_a.weight"].T
     return y @ t[f"{name}_b.weight"].T if f"{name}_b.weight" in t else y
 
@@ -170,6 +172,6 @@ def low_rank(x, t, name):
 LOOPS = {
     "lfm2": short_conv, "jamba": mamba_1, "mamba2": mamba_2, "falcon-h1": mamba_2, "nemotron_h": mamba_2,
     "qwen35": delta_net, "kimi-linear": kimi_delta, "bailingmoe3": partial(kimi_delta, floor=-5.0), "plamo2": plamo_2,
-    "minimax-01": lightning,
+    "minimax-01": lightning, "kimi-k3": partial(kimi_delta, floor=-5.0, sign=-1),
 }  # fmt: skip
 """The mixer of a family's first layer."""

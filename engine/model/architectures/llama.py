@@ -1,7 +1,7 @@
-"""Llama 1-4, Mistral 7B, Mixtral and the many families whose files are called "llama"; Nemotron Super and Ultra."""
+"""Llama 1-4, Mistral 7B, Mixtral and the many families whose files are called "llama"; Nemotron Super, Nanbeige."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import QkNorm, RopeStyle, Routing
+from engine.model.config import QkNorm, QkWeights, RopeStyle, Routing
 from engine.model.parts import (
     AttentionParts,
     FfnParts,
@@ -26,7 +26,9 @@ ARCHITECTURES = (
         name="llama4",
         rope=RopeParts(RopeStyle.NORM, skip_every=4, divisors=True),
         attention=AttentionParts(
-            qk_norm=QkNormParts(QkNorm.HEAD, after_rope=True, weights=False, rotated=True, not_of_experts=128),
+            qk_norm=QkNormParts(
+                QkNorm.HEAD, after_rope=True, weights=QkWeights.NEITHER, rotated=True, not_of_experts=128
+            ),
             window=WindowParts(period=4, default=8192, chunks=True),
             temperature=TemperatureParts(scale=0.1, length=8192, offset=1, unrotated=True),
         ),
@@ -39,6 +41,13 @@ ARCHITECTURES = (
             shared_least=1,
             weights_inputs=True,
         ),
+    ),
+    # A token passes all layers several times.
+    Architecture(
+        name="nanbeige",
+        layer=LayerParts(loops=True),
+        rope=RopeParts(RopeStyle.NORM, divisors=True),
+        ffn=FfnParts(scales=True),
     ),
     # Llama with parts taken out; layers whose attention is one matrix (Nemotron 51B) are refused.
     Architecture(

@@ -1,12 +1,15 @@
 """Families that are Llama with one or two parts exchanged."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, NormKind, QkNorm, RopeStyle, Routing
+from engine.model.config import Activation, NormKind, QkNorm, QkWeights, RopeStyle, Routing
 from engine.model.parts import (
     AttentionParts,
     BiasParts,
+    EmbeddingParts,
     FfnParts,
+    HeadParts,
     LayerParts,
+    LogitScale,
     MoeParts,
     NormParts,
     Parallel,
@@ -22,6 +25,17 @@ _NORM_AFTER_ROPE = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, after_rope=Tr
 
 ARCHITECTURES = (
     Architecture(name="internlm2", rope=RopeParts(RopeStyle.NORM)),
+    # Norms have no weights; queries have a number for each head.
+    Architecture(
+        name="talkie",
+        embedding=EmbeddingParts(bare_norm=True),
+        norm=NormParts(weight=False),
+        layer=LayerParts(embedding_skip=True),
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.EACH_HEAD, after_rope=True, weights=QkWeights.QUERY_GAINS)),
+        ffn=FfnParts(scales=True),
+        head=HeadParts(scale=LogitScale.MULTIPLIES),
+    ),
     Architecture(
         name="maincoder",
         rope=RopeParts(RopeStyle.NORM),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from engine.model.building.indexer import build_indexer
 from engine.model.building.positions import PositionTables
 from engine.model.building.source import TensorSource
-from engine.model.config import AttentionConfig, LatentConfig, NormKind, OutputGate, QkNorm
+from engine.model.config import AttentionConfig, LatentConfig, NormKind, OutputGate, QkNorm, QkWeights
 from engine.model.weights import AttentionWeights, LatentWeights, Linear, Norm
 
 
@@ -69,11 +71,18 @@ def _qkv(source: TensorSource, prefix: str, attention: AttentionConfig) -> tuple
 def _qk_norm(source: TensorSource, name: str, attention: AttentionConfig, heads: int) -> Norm | None:
     if attention.qk_norm is None:
         return None
-    if not attention.qk_norm_weights:
-        return Norm(source.config.norm, source.config.norm_epsilon, None)
-    width = attention.key_width
+    parts, width = source.architecture.attention, attention.key_width
+    assert parts is not None
+    assert parts.qk_norm is not None
+    kind = parts.qk_norm.norm or source.config.norm
+    epsilon = source.config.norm_epsilon if parts.qk_norm.epsilon is None else parts.qk_norm.epsilon
+    if attention.qk_norm_weights is QkWeights.QUERY_GAINS and name.endswith("attn_q_norm"):
+        gains = source.tensors.vector(f"{name}.weight", (heads, 1))
+        return Norm(kind, epsilon, np.repeat(gains, width, axis=1))
+    if attention.qk_norm_weights is not QkWeights.BOTH:
+        return Norm(kind, epsilon, None)
     shapes = {QkNorm.HEAD: (width,), QkNorm.EACH_HEAD: (heads, width), QkNorm.WIDTH: (heads * width,)}
-    return source.norm(name, shapes[attention.qk_norm], optional_bias=True)
+    return replace(source.norm(name, shapes[attention.qk_norm], optional_bias=True), kind=kind, epsilon=epsilon)
 
 
 def _k_norm(source: TensorSource, prefix: str, attention: AttentionConfig) -> Norm | None:

@@ -160,6 +160,7 @@ def _kimi_delta(source: TensorSource, prefix: str, config: KimiDeltaConfig) -> K
     tensors, width, inner, size = source.tensors, source.width, config.inner, config.head_width
     decay_a, decay_b = _low_rank(source, f"{prefix}.ssm_f", inner, size)
     gate_a, gate_b = _low_rank(source, f"{prefix}.ssm_g", inner, size)
+    rates, recurrent = tensors.array(f"{prefix}.ssm_a", (config.heads,)), source.architecture.recurrent
     convs = [tensors.array(f"{prefix}.ssm_conv1d_{part}.weight", (inner, config.conv_width)) for part in "qkv"]
     return KimiDeltaWeights(
         q=source.linear(f"{prefix}.attn_q", inner, width),
@@ -172,7 +173,7 @@ def _kimi_delta(source: TensorSource, prefix: str, config: KimiDeltaConfig) -> K
         gate_b=gate_b,
         conv1d=np.concatenate(convs),
         dt_bias=tensors.vector(f"{prefix}.ssm_dt.bias", (inner,)),
-        a=source.tensors.array(f"{prefix}.ssm_a", (config.heads,)),
+        a=-rates if recurrent is not None and recurrent.negative_rates else rates,
         norm=source.norm(f"{prefix}.ssm_norm", (size,)),
         output=tensors.linear(f"{prefix}.attn_output", width, inner, scale=False),  # unlike that of attention
     )
@@ -192,6 +193,8 @@ def _lightning(source: TensorSource, prefix: str, config: LightningConfig) -> Li
 
 def _low_rank(source: TensorSource, name: str, rows: int, rank: int) -> tuple[Linear, Linear | None]:
     """A projection from D through `rank` numbers as two matrices, or as one where the file has no second."""
+    if source.tensors.has(f"{name}.weight"):
+        return source.linear(name, rows, source.width), None
     if not source.tensors.has(f"{name}_b.weight"):
         return source.linear(f"{name}_a", rows, source.width), None
     return source.linear(f"{name}_a", rank, source.width), source.linear(f"{name}_b", rows, rank)

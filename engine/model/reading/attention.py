@@ -6,7 +6,15 @@ import math
 from collections.abc import Sequence
 
 from engine.errors import ModelFileError
-from engine.model.config import AttentionConfig, AttentionTemperature, LatentConfig, OutputGate, QkNorm, RopeConfig
+from engine.model.config import (
+    AttentionConfig,
+    AttentionTemperature,
+    LatentConfig,
+    OutputGate,
+    QkNorm,
+    QkWeights,
+    RopeConfig,
+)
 from engine.model.parts import AttentionParts, Presence, TemperatureParts
 from engine.model.reading.indexer import read_indexer
 from engine.model.reading.latent import latent_sharpening, read_latent
@@ -69,7 +77,7 @@ def _layer(
         chunk=windows[index] if chunks else None,
         qk_norm=_qk_norm(source, parts, index, rope),
         qk_norm_after_rope=parts.qk_norm is not None and parts.qk_norm.after_rope,
-        qk_norm_weights=parts.qk_norm is None or parts.qk_norm.weights,
+        qk_norm_weights=QkWeights.BOTH if parts.qk_norm is None else parts.qk_norm.weights,
         temperature=_temperature(source, parts.temperature, rope, windows),
         clamp=(source.read.number("attention.clamp_kqv", 0.0, low=0.0) or None) if parts.clamp else None,
         softcap=source.default("attn_logit_softcapping", parts.softcap),

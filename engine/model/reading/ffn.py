@@ -53,7 +53,7 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
             receptance = f"blk.{index}.channel_mix_receptance.weight" in source.tensors
             return ChannelMixConfig(width=width, receptance=receptance)
         limit = _limit(source, ffn, "swiglu_clamp_shexp", index)
-        return replace(_part(ffn, width, ffn.activation, limit), sparsity=_sparsity(source, ffn, index))
+        return replace(_part(source, ffn, width, ffn.activation, limit), sparsity=_sparsity(source, ffn, index))
     return _moe(source, ffn, parts, index, width)
 
 
@@ -84,26 +84,45 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
     return MoeConfig(
         n_experts=n_experts,
         n_used=n_used,
-        expert=_part(ffn, expert_width, activation, limits[0]),
+        expert=_part(source, ffn, expert_width, activation, limits[0]),
         routing=_routing(source, parts),
         normalize=_normalize(source, parts),
         weight_scale=(scale or 1.0) * factor,
         n_groups=n_groups,
         n_groups_used=n_groups_used,
-        shared=_part(ffn, shared, activation, limits[1]) if shared else None,
+        shared=_part(source, ffn, shared, activation, limits[1]) if shared else None,
         shared_gate=parts.shared_gate,
         shared_scale=factor,
         weights_inputs=parts.weights_inputs,
         routed_early=parts.routed_early,
         reads_input=parts.reads_input,
+        latent=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
         separate_norms=parts.separate_norms,
     )
 
 
-def _part(ffn: FfnParts, width: int, activation: Activation, limit: float | None) -> FfnConfig:
+def _part(source: Source, ffn: FfnParts, width: int, activation: Activation, limit: float | None) -> FfnConfig:
     """A dense part, or one of experts."""
-    gate_first = ffn.limits_gate and limit is not None
-    return FfnConfig(width=width, activation=activation, gated=ffn.gated, limit=limit, limits_gate=gate_first)
+    return FfnConfig(
+        width=width,
+        activation=activation,
+        gated=ffn.gated,
+        limit=limit,
+        limits_gate=ffn.limits_gate and limit is not None,
+        caps=_caps(source, activation),
+    )
+
+
+def _caps(source: Source, activation: Activation) -> tuple[float, float] | None:
+    """The caps of the gate and, 0 = none, of what it multiplies."""
+    if activation is not Activation.SITU:
+        return None
+    gate, up = (source.read.number(f"activation.situ_{key}", high=LIMIT) for key in ("beta", "linear_beta"))
+    if gate < LEAST_LIMIT:
+        raise ModelFileError(
+            f"metadata key {source.name}.activation.situ_beta is {gate:g}; allowed is a number above {LEAST_LIMIT:g}"
+        )
+    return gate, max(up, 0.0)
 
 
 def _limit(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from engine.model.architecture import Architecture
@@ -24,6 +25,9 @@ from engine.model.reading.streams import (
 from engine.model.reading.unread_keys import check_unread
 
 _RMS_EPSILON = "attention.layer_norm_rms_epsilon"
+
+MOST_LAYERS = 4096
+"""Most layers that a token may pass, several times the same ones included."""
 
 
 def read_config(
@@ -64,12 +68,19 @@ def read_config(
         learned_positions=_learned_positions(source),
         logit_scale=_logit_scale(source),
         logit_softcap=source.default("final_logit_softcapping", architecture.head.softcap),
+        norms_behind=architecture.layer.behind_stated and source.read.flag("swin_norm", False),
+        silent=_silent(source, vocab_size),
         skip=read_skip(source),
         next_token_layers=source.n_blocks - source.n_layers,
         per_layer_width=read_per_layer_width(source),
         streams=read_streams(source),
     )
     return config, check_unread(architecture, source.read, config, strict=strict)
+
+
+def _silent(source: Source, vocab_size: int) -> tuple[int, int] | None:
+    silent = source.architecture.head.silent
+    return None if silent is None else (min(silent[0], vocab_size), min(silent[1], vocab_size))
 
 
 def _norm_kind(source: Source) -> NormKind:
@@ -94,13 +105,14 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
         has_mixer = [heads > 0 for heads in source.read.per_layer("attention.head_count", source.n_blocks, low=0)]
     mixers = read_mixers(source, has_mixer[: source.n_layers])
     per_layer_width, streams = read_per_layer_width(source), read_streams(source)
-    return tuple(
+    layers = tuple(
         LayerConfig(
             index=index,
             mixer=mixer,
             ffn=ffn,
             residual=_residual(source, index),
             residual_scale=scale,
+            embedding_skip=source.architecture.layer.embedding_skip,
             laurel_rank=read_laurel_rank(source, index),
             per_layer_width=per_layer_width,
             output_scale=has_output_scale(source, index),
@@ -109,6 +121,21 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
         )
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
     )
+    return _passes(source, layers) if source.architecture.layer.loops else layers
+
+
+def _passes(source: Source, layers: tuple[LayerConfig, ...]) -> tuple[LayerConfig, ...]:
+    """The layers as often as tokens pass them; a pass that is not the last ends with a norm."""
+    count, read = len(layers), source.read
+    loops = read.integer("num_loops", 1, high=max(1, MOST_LAYERS // count))
+    closed = not read.flag("skip_loop_final_norm", False)
+    first = (*layers[:-1], replace(layers[-1], closing_norm=closed and loops > 1))
+    later = (
+        replace(layer, index=loop * count + layer.index, block=layer.index, closing_norm=closes and loop < loops - 1)
+        for loop in range(1, loops)
+        for layer, closes in ((layer, layer.closing_norm) for layer in first)
+    )
+    return (*first, *later)
 
 
 def _residual(source: Source, index: int) -> ResidualKind:
