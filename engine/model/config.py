@@ -72,6 +72,9 @@ class Activation(Enum):
     # Gated only: b · tanh(gate / b) · sigmoid(gate) · c · tanh(up / c), or · up where c is 0, with (b, c) =
     # FfnConfig.caps.
     SITU = "situ"
+    # Ungated only, with (a, b, β, ε) = FfnConfig.xielu: a x² + β x above zero, else b · (exp(min(x, ε)) - 1 - x) + β x
+    # (arXiv 2411.13010).
+    XIELU = "xielu"
 
 
 class Routing(Enum):
@@ -159,6 +162,7 @@ class AttentionConfig:
     value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
     indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
     value_norm: bool = False  # each head's values are normalized (NormKind.RMS), without a weight
+    sub_norm: bool = False  # what attn_output reads is normalized by attn_sub_norm, all heads together
     cache_layer: int | None = None  # keys and values are those of this earlier layer; the layer has none of its own
 
     @property
@@ -189,6 +193,8 @@ class FfnConfig:
     limits_gate: bool = False
     caps: tuple[float, float] | None = None  # of Activation.SITU
     sparsity: float = 0.0
+    xielu: tuple[float, float, float, float] | None = None  # of Activation.XIELU
+    sub_norm: bool = False  # what down reads is normalized by ffn_sub_norm
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,6 +142,7 @@ class RopeParts:
         sections: the style where rope.dimension_sections splits the frequencies among several axes of position; None =
             the key is not read.
         switch: rope.scaling.finetuned says whether anything is rotated.
+        halved: only half of rope.dimension_count elements are rotated in layers without a window.
         skip_every: the last layer of each n rotates nothing; in families with windows only where the model has them.
         skip_first: it is the first layer of each n instead.
         dense_lead: the first leading_dense_block_count layers rotate, also where others without a window do not.
@@ -157,6 +158,7 @@ class RopeParts:
     base: float = 10000.0
     sections: RopeStyle | None = None
     switch: bool = False
+    halved: bool = False
     skip_every: int | None = None
     skip_first: bool = False
     dense_lead: bool = False
@@ -285,6 +287,7 @@ class AttentionParts:
         sinks: attn_sinks takes part in softmax.
         output_gate: where the gate of the output comes from; None = there is none.
         value_norm: values are normalized head by head, without a weight.
+        sub_norm: attn_sub_norm normalizes what the heads give, all together.
         values_like_keys: without attn_v, attn_k gives the values too.
         shared_caches: attention.shared_kv_layers is read: so many layers at the end read the cache of an earlier layer.
         own_caches: without that key so many layers have a cache of their own; None = all.
@@ -309,6 +312,7 @@ class AttentionParts:
     value_scale: bool = False
     indexer: IndexerParts | None = None
     value_norm: bool = False
+    sub_norm: bool = False
     values_like_keys: bool = False
     shared_caches: bool = False
     own_caches: int | None = None
@@ -329,6 +333,7 @@ class FfnParts:
         limits_gate: they limit the gate before the activation.
         sparse_layers: activation_sparsity_scale is read; without it the first so many layers have the usual sparsity.
         channel_mix: parts mix each token with the one before (RWKV); see ChannelMixConfig.
+        sub_norm: ffn_sub_norm normalizes what the last projection reads.
     """
 
     activation: Activation = Activation.SILU
@@ -342,6 +347,7 @@ class FfnParts:
     limits_gate: bool = False
     sparse_layers: int = 0
     channel_mix: bool = False
+    sub_norm: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,7 @@ class AttentionWeights:
     gate: Linear | None = None
     indexer: IndexerWeights | None = None
     v_norm: Norm | None = None
+    sub_norm: Norm | None = None
 
     @property
     def qkv(self) -> tuple[Linear, Linear, Linear]:
@@ -82,6 +83,7 @@ class FfnWeights:
     up: Linear
     down: Linear
     act_scales: Float32Array | None = None
+    sub_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import peer_choosers, peer_families, peer_gemma, peer_rwkv, peer_variants
+from tests.support import peer_choosers, peer_families, peer_gemma, peer_rwkv, peer_single, peer_variants
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -133,6 +133,7 @@ FAMILIES = {
     "xverse": lambda: plain("xverse"),
     **peer_gemma.FAMILIES,
     **peer_rwkv.FAMILIES,
+    **peer_single.FAMILIES,
 }
 """Families that the conformance files lack."""
 

@@ -27,7 +27,8 @@ def build_ffn(source: TensorSource, prefix: str, ffn: FfnConfig, suffix: str = "
         up = source.feed_forward_linear(up_name, ffn.width, width)
     down = source.feed_forward_linear(f"{prefix}.ffn_down{suffix}", width, ffn.width)
     act_scales = tensors.optional_vector(f"{prefix}.ffn.act.scales", (ffn.width,)) if parts.act_scales else None
-    return FfnWeights(gate=gate, up=up, down=down, act_scales=act_scales)
+    sub_norm = source.norm(f"{prefix}.ffn_sub_norm{suffix}", (ffn.width,)) if ffn.sub_norm else None
+    return FfnWeights(gate=gate, up=up, down=down, act_scales=act_scales, sub_norm=sub_norm)
 
 
 def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:

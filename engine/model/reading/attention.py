@@ -88,6 +88,7 @@ def _layer(
         gate_function=parts.gate_function,
         value_scale=_value_scale(source, parts),
         value_norm=parts.value_norm,
+        sub_norm=parts.sub_norm,
         indexer=None if parts.indexer is None else read_indexer(source, parts.indexer, index, kv_heads, rope),
     )
 
