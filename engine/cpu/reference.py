@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from engine.model.config import (
     Activation,
+    AdjugateConfig,
     AttentionConfig,
     AttentionTemperature,
     FfnConfig,
@@ -354,6 +355,24 @@ def route(
         weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
     weights *= np.float32(moe.weight_scale)
     return chosen, weights
+
+
+def adjugate_groups(
+    logits: Float32Array, chosen: npt.NDArray[np.intp], config: AdjugateConfig
+) -> tuple[npt.NDArray[np.intp], Float32Array]:
+    """The groups of the best experts, (T, n_used) numbers, and the weights of their adjugate experts.
+
+    Args:
+        logits: (T, E) router scores; overwritten.
+        chosen: (T, experts used) expert numbers, best first.
+        config: how many, and of how many experts each.
+    """
+    softmax(logits)
+    groups = chosen[:, : config.n_used] // config.per_group
+    weights = np.take_along_axis(logits, groups, axis=-1)
+    weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
+    weights *= np.float32(config.scale)
+    return groups, weights
 
 
 def _best_groups(choice: Float32Array, moe: MoeConfig) -> Float32Array:

@@ -123,6 +123,7 @@ class LatentConfig:
     rope_width: int
     value_width: int  # per head, after v_b
     absorbed: bool
+    key_norm: bool = False  # r is normalized by attn_k_norm before it is rotated
 
     def cached(self, n_heads: int) -> tuple[int, int, int]:
         """What the cache holds per token: key/value heads, and the widths of a key and of a value."""
@@ -198,6 +199,20 @@ class FfnConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdjugateConfig:
+    """Small experts that groups of experts share (GroveMoE; arXiv 2508.07785).
+
+    With y what the mixture gives, y + scale · the sum of w_g · adjugate_g(y) over the groups g of the best n_used
+    experts; w are the router's p of the experts whose numbers are g, divided by their sum.
+    """
+
+    per_group: int  # consecutive experts of a group
+    n_used: int
+    expert: FfnConfig
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoeConfig:
     """Mixture of experts: the router picks `n_used` of `n_experts` feed-forward parts per token.
 
@@ -227,6 +242,7 @@ class MoeConfig:
     shared_scale: float = 1.0  # in the weights it is a factor of the part's down
     weights_inputs: bool = False
     routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
+    adjugate: AdjugateConfig | None = None
     reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
     latent: int | None = None  # numbers that an expert reads and gives, where these are not D
     separate_norms: bool = False

@@ -183,7 +183,8 @@ class WindowParts:
         base: default of rope.freq_base_swa, which windowed layers rotate with; None = that of the other layers.
         unscaled: windowed layers rotate without the scaling of the others.
         undivided: rope_freqs divides the frequencies of the other layers only.
-        head_widths: attention.key_length_swa and attention.value_length_swa are read.
+        head_widths: attention.key_length_swa and attention.value_length_swa are read, or where attention is latent
+            key_length_mla_swa, value_length_mla_swa and kv_lora_rank_swa.
         own_width: rope.dimension_count_swa says how many elements of a head they rotate.
         n_layers: only models of so many layers have windows; None = any.
     """
@@ -252,12 +253,18 @@ class IndexerParts:
             leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
         style: which elements its queries and keys rotate together, where not those of attention.
         shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
+        rotated_last: the last elements of its queries and keys are rotated, not the first.
+        optional: files without attention.indexer.top_k have no indexers.
+        epsilon: of the layer norm of keys (TOKENS), which no key of a file states; None = that of the other norms.
     """
 
     kind: IndexerKind
     _: KW_ONLY
     style: RopeStyle | None = None
     shared: bool = False
+    rotated_last: bool = False
+    optional: bool = False
+    epsilon: float | None = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,8 +291,6 @@ class AttentionParts:
         gate_function: f of the gate.
         value_scale: attention.value_scale is read.
         indexer: chooses the positions that a query attends to; None = it attends to all.
-        sinks: attn_sinks takes part in softmax.
-        output_gate: where the gate of the output comes from; None = there is none.
         value_norm: values are normalized head by head, without a weight.
         sub_norm: attn_sub_norm normalizes what the heads give, all together.
         values_like_keys: without attn_v, attn_k gives the values too.
@@ -377,6 +382,7 @@ class MoeParts:
         latent: expert_latent_length is read.
         weights_inputs: an expert's weight multiplies its input, not its output.
         routed_early: the router reads the layer's input, before the mixer and its norm.
+        adjugates: experts_per_group experts share a smaller one, of ffn_*_chexps; expert_group_scale is read.
         reads_input: router and experts, but not the shared expert, read the layer's input, normalized by ffn_norm_exps.
         separate_norms: router, experts and shared expert have norms of their own, before and behind them.
     """
@@ -402,6 +408,7 @@ class MoeParts:
     latent: bool = False
     weights_inputs: bool = False
     routed_early: bool = False
+    adjugates: bool = False
     reads_input: bool = False
     separate_norms: bool = False
 

@@ -36,6 +36,7 @@ class LatentWeights:
     k_b: ExpertLinear | None
     v_b: ExpertLinear | None
     kv_b: Linear | None
+    k_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,33 +96,43 @@ class LatentExpertWeights:
     up: Linear
 
 
-@dataclass(frozen=True, eq=False)
-class MoeWeights:
-    """router (E, D); gate and up (E, F, D), down (E, D, F); a shared expert and its gate (1, D), or None.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExpertsWeights:
+    """Experts alike: gate and up (E, F, D), down (E, D, F).
 
-    gate and up may be row ranges of one stack; gate is None where experts have none. selection_bias (E,) float32 joins
-    the choice of experts only. norm is that of MoeConfig.reads_input, or with separate_norms that of the experts; only
-    then there are router_norm, expert_post_norm and shared_post_norm, of what router, experts and shared part read or
-    give. With `latent`, of L numbers, gate and up are (E, F, L) and down is (E, L, F).
+    gate and up may be row ranges of one stack; gate is None where experts have none. In a model with
+    LatentExpertWeights D is L.
     """
 
-    router: Linear
     gate: ExpertLinear | None
     up: ExpertLinear
     down: ExpertLinear
-    shared: FfnWeights | None
-    shared_gate: Linear | None
-    selection_bias: Float32Array | None = None
-    norm: Norm | None = None
-    latent: LatentExpertWeights | None = None
-    router_norm: Norm | None = None
-    expert_post_norm: Norm | None = None
-    shared_post_norm: Norm | None = None
 
     def expert(self, index: int) -> FfnWeights:
         """The feed-forward part of one expert."""
         gate = None if self.gate is None else self.gate.expert(index)
         return FfnWeights(gate, self.up.expert(index), self.down.expert(index))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MoeWeights(ExpertsWeights):
+    """Experts with a router (E, D), and a shared expert and its gate (1, D) or None.
+
+    selection_bias (E,) float32 joins the choice of experts only. norm is that of MoeConfig.reads_input, or with
+    separate_norms that of the experts; only then there are router_norm, expert_post_norm and shared_post_norm, of what
+    router, experts and shared part read or give.
+    """
+
+    router: Linear
+    shared: FfnWeights | None
+    shared_gate: Linear | None
+    selection_bias: Float32Array | None = None
+    norm: Norm | None = None
+    adjugate: ExpertsWeights | None = None
+    latent: LatentExpertWeights | None = None
+    router_norm: Norm | None = None
+    expert_post_norm: Norm | None = None
+    shared_post_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)

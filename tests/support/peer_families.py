@@ -97,6 +97,14 @@ def deepseek2_ocr():
     return file
 
 
+def grovemoe():
+    """Groups of two experts share a smaller one."""
+    file = mixture("grovemoe", 2, HEAD_NORMS, experts_per_group=2, expert_group_scale=0.3)
+    file.meta["expert_chunk_feed_forward_length"] = EXPERT // 2
+    groups, shapes = MOE["expert_count"] // 2, {"gate": (16, WIDTH), "up": (16, WIDTH), "down": (WIDTH, 16)}
+    return file.layers(matrices=[(f"ffn_{which}_chexps", (groups, *shape)) for which, shape in shapes.items()])
+
+
 def cogvlm():
     file = File("cogvlm")
     file.meta["attention.head_count_kv"] = HEADS
@@ -146,6 +154,7 @@ FAMILIES = {
     "chameleon": chameleon,
     "cogvlm": cogvlm,
     "deepseek2-ocr": deepseek2_ocr,
+    "grovemoe": grovemoe,
     "jais": lambda: jais(8.0),
     "jais2": lambda: plain("jais2", ffn=PLAIN, rms=False).biases(),
     "maincoder": lambda: plain("maincoder", norms=NORMS + HEAD_NORMS),

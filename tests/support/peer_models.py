@@ -222,5 +222,21 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MORE = peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS
+MORE = peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS | peer_single.VARIANTS
 MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | peer_gemma.VARIANTS | peer_rwkv.VARIANTS
+
+ON_CPU_ALONE = {
+    "afmoe", "arctic", "chameleon", "grovemoe", "laguna", "laguna without windows, gates of values", "llama4",
+    "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
+    "smallthinker", "spark2_5", "talkie", *(name for name in peer_single.FAMILIES if name != "plm"),
+}  # fmt: skip
+"""Those with parts that a GPU may decline."""
+
+GPU_MODELS = {
+    name: make
+    for name, make in (
+        peer_families.FAMILIES | peer_families.VARIANTS | peer_variants.VARIANTS | peer_single.FAMILIES
+    ).items()
+    if name not in ON_CPU_ALONE
+}
+"""Families and forms of families that no conformance file shows, and that GPUs serve."""

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tests.support.feature_models import EXPERT, MOE, expert_tensors
+from tests.support.feature_models import EXPERT, MOE, VALUE, expert_tensors, latent
+from tests.support.indexer_models import tokens
 from tests.support.naive_model import ATTENTION, FFN, GATED, HEAD, HEADS, NORMS, PLAIN, WIDTH, File
 
 HEAD_NORMS = [("attn_q_norm", (HEAD,)), ("attn_k_norm", (HEAD,))]
@@ -66,4 +67,77 @@ def step35():
     return file
 
 
-FAMILIES = {"apertus": apertus, "bitnet": bitnet, "plm": plm, "step35": step35}
+def hy_v4(*, choosing):
+    """Latent attention with sinks and gates, limits of experts, and several streams; perhaps with an indexer."""
+    streams = 3
+    stated = {"hyper_connection.count": streams, "hyper_connection.epsilon": 1e-3, "hyper_connection.magnitude": 1.6}
+    file = tokens("hy_v4", **stated)[0] if choosing else latent(True)[0]
+    file.arch = "hy_v4"
+    for key in ("expert_group_count", "expert_group_used_count"):
+        del file.meta[key]
+    file.meta |= stated | {"swiglu_clamp_exp": np.array([0, 0.5], np.float32)}
+    if choosing:
+        file.meta["attention.indexer.types"] = np.array([1, 0], np.int32)
+        for name in [name for name in file.tensors if name.startswith("blk.1.indexer")]:
+            del file.tensors[name]
+    else:
+        both = file.tensors.pop("blk.1.ffn_gate_up_exps.weight")
+        for which, part in zip(("gate", "up"), np.split(both, 2, axis=1), strict=True):
+            file.tensors[f"blk.1.ffn_{which}_exps.weight"] = part
+    file.layers(matrices=[("attn_gate", (HEADS * VALUE, WIDTH))], vectors=[("attn_sinks.weight", (HEADS,))])
+    rows = {f"blk.{i}.hc_{part}": 2 for i in range(2) for part in ("attn", "ffn")} | {"output_hc": 1}
+    for name, parts in rows.items():
+        file.matrix(f"{name}_fn", parts * streams, streams * WIDTH)
+        file.add(f"{name}_base.weight", parts * streams, gain=0.5)
+        file.add(f"{name}_scale.weight", parts, gain=0.3, mean=1.0)
+    return file
+
+
+def dots3note():
+    """Layers with a window have more heads and other ranks, the others an indexer."""
+    windows = np.array([1, 0, 1], bool)
+    file = File("dots3note", 3, **MOE, expert_shared_count=2, leading_dense_block_count=1, expert_gating_func=2)
+    turned, queries, indexers, index_width = 8, 48, 2, 64
+    sizes = {True: (2 * HEADS, 16, 24, 12), False: (HEADS, 32, 16, 16)}  # heads, rank, unrotated part of keys, values
+    heads = [sizes[bool(window)][0] for window in windows]
+    file.meta |= {"attention.head_count": np.array(heads, np.int32), "attention.head_count_kv": 1}
+    file.meta |= {"expert_weights_norm": True, "expert_weights_scale": 2.5, "rope.dimension_count": turned}
+    file.meta |= {"attention.sliding_window": 4, "attention.sliding_window_pattern": windows}
+    file.meta |= {"rope.freq_base": 5e5, "rope.freq_base_swa": 1e4, "attention.q_lora_rank": queries}
+    for end, (_, rank, nope, value) in (("_swa", sizes[True]), ("", sizes[False])):
+        file.meta |= {f"attention.key_length_mla{end}": nope + turned, f"attention.value_length_mla{end}": value}
+        file.meta |= {f"attention.key_length{end}": rank + turned, f"attention.value_length{end}": rank}
+        file.meta[f"attention.kv_lora_rank{end}"] = rank
+    file.meta |= {"attention.indexer.head_count": indexers, "attention.indexer.key_length": index_width}
+    file.meta |= {"attention.indexer.top_k": 4, "attention.indexer.types": (~windows).astype(np.int32)}
+    for i, window in enumerate(windows):
+        count, rank, nope, value = sizes[bool(window)]
+        matrices = {
+            "attn_q_a": (queries, WIDTH), "attn_q_b": (count * (nope + turned), queries),
+            "attn_kv_a_mqa": (rank + turned, WIDTH), "attn_k_b": (count, rank, nope), "attn_v_b": (count, value, rank),
+            "attn_output": (WIDTH, count * value), "attn_gate": (count, WIDTH),
+        }  # fmt: skip
+        norms = {"attn_q_a_norm": queries, "attn_kv_a_norm": rank, "attn_k_norm": turned}
+        if not window:
+            matrices |= {"indexer.attn_q_b": (indexers * index_width, queries), "indexer.attn_k": (index_width, WIDTH)}
+            matrices["indexer.proj"] = (indexers, WIDTH)
+            norms["indexer.k_norm"] = index_width
+            file.add(f"blk.{i}.indexer.k_norm.bias", index_width, gain=0.3)
+        for name, shape in [*matrices.items(), *(GATED if i == 0 else expert_tensors(shared=2 * EXPERT))]:
+            file.matrix(f"blk.{i}.{name}", *shape, gain=1.5)
+        for name, size in norms.items():
+            file.norm(f"blk.{i}.{name}", size)
+        if i:
+            file.add(f"blk.{i}.exp_probs_b.bias", MOE["expert_count"], gain=0.5)
+    return file.layers(norms=NORMS)
+
+
+FAMILIES = {
+    "apertus": apertus,
+    "bitnet": bitnet,
+    "dots3note": dots3note,
+    "hy_v4": lambda: hy_v4(choosing=False),
+    "plm": plm,
+    "step35": step35,
+}
+VARIANTS = {"hy_v4 with an indexer": lambda: hy_v4(choosing=True)}

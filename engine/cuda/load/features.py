@@ -125,6 +125,7 @@ _NAMES = {
     "limits_gate": "limits of gated activations",
     "weights_inputs": "weights of experts on their inputs",
     "routed_early": "routers before the mixer",
+    "adjugate": "adjugate experts",
     "reads_input": "experts that read the layer's input",
 }
 

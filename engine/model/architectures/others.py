@@ -25,6 +25,12 @@ _NORM_AFTER_ROPE = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, after_rope=Tr
 
 ARCHITECTURES = (
     Architecture(name="internlm2", rope=RopeParts(RopeStyle.NORM)),
+    Architecture(
+        name="grovemoe",
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD)),
+        moe=MoeParts(required=True, groups=True, width_of_used=True, adjugates=True),
+    ),
     # Norms have no weights; queries have a number for each head.
     Architecture(
         name="talkie",

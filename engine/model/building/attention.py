@@ -119,4 +119,5 @@ def _latent(source: TensorSource, prefix: str, heads: int, latent: LatentConfig)
         k_b=k_b,
         v_b=v_b,
         kv_b=kv_b,
+        k_norm=source.norm(f"{prefix}.attn_k_norm", (latent.rope_width,)) if latent.key_norm else None,
     )

@@ -10,7 +10,14 @@ import numpy as np
 from engine.model.building.source import TensorSource
 from engine.model.config import FfnConfig, MoeConfig
 from engine.model.parts import FfnParts, Presence
-from engine.model.weights import ExpertLinear, FfnWeights, LatentExpertWeights, MoeWeights, Norm
+from engine.model.weights import (
+    ExpertLinear,
+    ExpertsWeights,
+    FfnWeights,
+    LatentExpertWeights,
+    MoeWeights,
+    Norm,
+)
 
 
 def build_ffn(source: TensorSource, prefix: str, ffn: FfnConfig, suffix: str = "") -> FfnWeights:
@@ -40,6 +47,14 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
     router = source.linear(f"{prefix}.ffn_gate_inp", experts, width)
     inner = moe.latent or width
     gate, up = _expert_gate_up(source, prefix, moe, inner)
+    adjugate = None
+    if moe.adjugate is not None:
+        groups, rows = experts // moe.adjugate.per_group, moe.adjugate.expert.width
+        adjugate = ExpertsWeights(
+            gate=source.experts(f"{prefix}.ffn_gate_chexps", groups, rows, width),
+            up=source.experts(f"{prefix}.ffn_up_chexps", groups, rows, width),
+            down=source.experts(f"{prefix}.ffn_down_chexps", groups, width, rows),
+        )
     bias = None
     if parts.selection_bias:
         bias_name = f"{prefix}.exp_probs_b"
@@ -53,6 +68,7 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
         shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
         selection_bias=bias,
         latent=None if moe.latent is None else _latent(source, prefix, moe.latent),
+        adjugate=adjugate,
         **_norms(source, prefix, moe),
     )
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.config import Activation, FfnConfig, MoeConfig, Routing
+from engine.model.config import Activation, AdjugateConfig, FfnConfig, MoeConfig, Routing
 from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
@@ -110,9 +110,26 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
         shared_scale=factor,
         weights_inputs=parts.weights_inputs,
         routed_early=parts.routed_early,
+        adjugate=_adjugate(source, ffn, n_experts, n_used) if parts.adjugates else None,
         reads_input=parts.reads_input,
         latent=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
         separate_norms=parts.separate_norms,
+    )
+
+
+def _adjugate(source: Source, ffn: FfnParts, n_experts: int, n_used: int) -> AdjugateConfig:
+    read = source.read
+    per_group = read.integer("experts_per_group", high=n_experts)
+    if n_experts % per_group:
+        raise ModelFileError(
+            f"{n_experts} experts in groups of {per_group} (experts_per_group); allowed are groups of equal size"
+        )
+    width = read.integer("expert_chunk_feed_forward_length", 0, low=0) or read.integer("attention.key_length")
+    return AdjugateConfig(
+        per_group=per_group,
+        n_used=min(n_used, n_experts // per_group),
+        expert=_part(source, ffn, width, ffn.activation, None),
+        scale=read.number("expert_group_scale", low=-LIMIT, high=LIMIT),
     )
 
 

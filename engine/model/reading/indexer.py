@@ -30,6 +30,8 @@ def read_indexer(
         ModelFileError: a key is missing or has an impossible value, or sizes contradict each other.
     """
     read, block, local = source.read, 1, 0
+    if parts.optional and read.integer("attention.indexer.top_k", 0, low=0) == 0:
+        return None
     if parts.kind is IndexerKind.BLOCKS:
         if index < read.integer("leading_dense_block_count", 0, low=0):
             return None
@@ -62,6 +64,7 @@ def read_indexer(
         block=block,
         local=local,
         shared=parts.shared and _is_shared(source, index),
+        rotated_last=parts.rotated_last,
     )
 
 
