@@ -49,7 +49,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._weights = weights
         self._cache = cache
         self._product = product
-        self._skips = make_skips(config.skip, config.width, self._linear, weights.skip_start)
+        self._skips = make_skips(config.skip, config.width, self._linear)
         self._batch: Batch
         self._embedded: Float32Array  # what the first layer reads, where later ones read it again
         self._gate: Float32Array  # of the attention at hand

@@ -15,15 +15,13 @@ import numpy as np
 from engine.cpu import reference
 from engine.cpu.reference import Float32Array
 from engine.model.matrices import Linear
-from engine.model.skip_config import BankedSkip, CycledSkip, GatedSkip, HyperSkip, NormedSkip, SkipConfig
+from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, NormedSkip, SkipConfig
 from engine.model.skip_weights import (
     BankedSkipWeights,
-    CycledSkipWeights,
     GatedSkipWeights,
     HyperSkipWeights,
     NormedSkipWeights,
     SkipWeights,
-    StackPlace,
 )
 
 Project = Callable[[Linear, Float32Array], Float32Array]
@@ -141,37 +139,7 @@ class _GatedSkip(Skips):
         return changed.reshape(x.shape)
 
 
-class _CycledSkip(Skips):
-    """x is the stream of the stack, the high state and the low one."""
-
-    def __init__(self, start: Float32Array) -> None:
-        self._start = start
-
-    def begin(self, embedded: Float32Array) -> Float32Array:
-        return np.concatenate((embedded, embedded, np.broadcast_to(self._start, embedded.shape)), axis=1)
-
-    def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
-        assert isinstance(weights, CycledSkipWeights)
-        stream, high, low = np.split(x, 3, axis=1)
-        if weights.place is StackPlace.HEAD:
-            return Reading(np.ascontiguousarray(high))
-        return Reading(high + low if weights.place is StackPlace.FIRST else np.ascontiguousarray(stream))
-
-    def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:
-        assert isinstance(weights, CycledSkipWeights)
-        _, high, low = np.split(x, 3, axis=1)
-        part += reading.h
-        state = part if weights.norm is None else reference.normalize(part, weights.norm)
-        if weights.place is StackPlace.LAST_HIGH:
-            high = state
-        if weights.place is StackPlace.LAST_LOW:
-            low = state
-        return np.concatenate((part, high, low), axis=1)
-
-
-def make_skips(
-    config: SkipConfig | None, width: int, linear: Project, start: Float32Array | None = None
-) -> Skips | None:
+def make_skips(config: SkipConfig | None, width: int, linear: Project) -> Skips | None:
     """The residual connections of a model of this width D; None where they are plain sums."""
     if isinstance(config, NormedSkip):
         return _NormedSkip(config)
@@ -179,7 +147,4 @@ def make_skips(
         return _BankedSkip(width)
     if isinstance(config, GatedSkip):
         return _GatedSkip(config, linear)
-    if isinstance(config, CycledSkip):
-        assert start is not None
-        return _CycledSkip(start)
     return None if config is None else _HyperSkip(config, linear)

@@ -297,7 +297,7 @@ class LayerConfig:
     ffn: FfnConfig | MoeConfig | ChannelMixConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
-    block: int | None = None  # number in its tensors' names, which layers with the same weights share; None = its own
+    block: int | None = None  # the earlier layer whose weights it has; None = it has its own
     embedding_skip: bool = False
     closing_norm: bool = False
     laurel_rank: int = 0

@@ -18,7 +18,6 @@ class SkipKind(Enum):
     BANKED = "banked"
     HYPER = "hyper"
     GATED = "gated"
-    CYCLED = "cycled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,40 +69,12 @@ class GatedSkip:
     magnitude: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class CycledSkip:
-    """Two states that stacks of layers refine in turn (HRM; arXiv 2506.21734).
-
-    S = 3: the stream h of the stack at hand, the high state and the low one. The high state begins as the embedding,
-    the low one as hrm.z_l_init. The first layer of a stack takes the sum of both as h; behind its last layer h,
-    normalized without a weight, replaces a state: the low one, or the high one after every `cycles` stacks that replace
-    the low one. The head reads the high state.
-    """
-
-    stack: int  # layers of a stack
-    cycles: int
-
-    def enters(self, index: int) -> bool:
-        """Whether a stack begins with layer `index`."""
-        return index % self.stack == 0
-
-    def leaves(self, index: int) -> bool:
-        """Whether a stack ends with layer `index`."""
-        return (index + 1) % self.stack == 0
-
-    def is_high(self, index: int) -> bool:
-        """Whether layer `index` is in a stack that replaces the high state."""
-        return index // self.stack % (self.cycles + 1) == self.cycles
-
-
-SkipConfig = NormedSkip | BankedSkip | HyperSkip | GatedSkip | CycledSkip
+SkipConfig = NormedSkip | BankedSkip | HyperSkip | GatedSkip
 """How what skips the parts of a model is joined with what they give."""
 
 
 def most_streams(skip: SkipConfig | None, n_layers: int) -> int:
     """The largest S in a model."""
-    if isinstance(skip, CycledSkip):
-        return 3
     if isinstance(skip, (HyperSkip, GatedSkip)):
         return skip.count
     if isinstance(skip, BankedSkip):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from engine.model.matrices import Float32Array, Linear, Norm
 
@@ -66,27 +65,5 @@ class GatedSkipWeights:
         return (self.fn,)
 
 
-class StackPlace(Enum):
-    """What a part does with the states of CycledSkip beside the stream of its stack."""
-
-    INSIDE = "inside"
-    FIRST = "first"  # it reads the sum of both
-    LAST_LOW = "last_low"  # it replaces the low one
-    LAST_HIGH = "last_high"
-    HEAD = "head"  # reads the high one
-
-
-@dataclass(frozen=True, eq=False)
-class CycledSkipWeights:
-    """The place of a part in CycledSkip, and the norm behind a stack; None behind the last one, where the head's is."""
-
-    place: StackPlace
-    norm: Norm | None = None
-
-    def linears(self) -> tuple[Linear, ...]:
-        """All projections."""
-        return ()
-
-
-SkipWeights = NormedSkipWeights | BankedSkipWeights | HyperSkipWeights | GatedSkipWeights | CycledSkipWeights
+SkipWeights = NormedSkipWeights | BankedSkipWeights | HyperSkipWeights | GatedSkipWeights
 """One class per class of engine.model.skip_config."""

@@ -489,9 +489,8 @@ class SpreadWeights:
 class ModelWeights:
     """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor.
 
-    position_embd (context, D) has learned positions or is None. head_skip is that of the head, where residual
-    connections are more than a sum, and skip_start (D,) a state that tokens begin with. What ModelConfig says that a
-    model lacks is None.
+    position_embd (context, D) has learned positions or is None. head_skip is that of the
+    head, where residual connections are more than a sum. What ModelConfig says that a model lacks is None.
     """
 
     token_embd: Weight
@@ -502,6 +501,5 @@ class ModelWeights:
     embedding_norm: Norm | None = None
     position_embd: Weight | None = None
     head_skip: SkipWeights | None = None
-    skip_start: Float32Array | None = None
     per_layer: PerLayerWeights | None = None
     spread: SpreadWeights | None = None

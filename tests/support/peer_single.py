@@ -132,23 +132,10 @@ def dots3note():
     return file.layers(norms=NORMS)
 
 
-def hrm_text():
-    """Two layers per stack; two rounds of two low stacks and a high one."""
-    file = File("hrm_text", 12, embedding_scale=3.0)
-    file.meta |= {"hrm.layers_per_stack": 2, "hrm.l_cycles": 2, "hrm.h_cycles": 2, "hrm.prefix_lm": False}
-    del file.tensors["output_norm.weight"]
-    file.add("hrm.z_l_init", WIDTH, gain=0.5)
-    for i in range(4):
-        for name, shape in [*ATTENTION, ("attn_gate", (HEADS * HEAD, WIDTH)), *GATED]:
-            file.matrix(f"blk.{i}.{name}", *shape, gain=1.5)
-    return file
-
-
 FAMILIES = {
     "apertus": apertus,
     "bitnet": bitnet,
     "dots3note": dots3note,
-    "hrm_text": hrm_text,
     "hy_v4": lambda: hy_v4(choosing=False),
     "plm": plm,
     "step35": step35,

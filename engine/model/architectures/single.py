@@ -1,32 +1,18 @@
-"""Families with one part that no other has: Apertus, BitNet, HRM-Text, PLM and Step 3.5."""
+"""Families with one part that no other has: Apertus, BitNet, PLM and Step 3.5."""
 
 from engine.model.architecture import Architecture
 from engine.model.config import Activation, OutputGate, QkNorm, RopeStyle, Routing
 from engine.model.parts import (
     AttentionParts,
-    EmbeddingParts,
     FfnParts,
-    LayerParts,
     MoeParts,
-    NormParts,
     Presence,
     QkNormParts,
     RopeParts,
     WindowParts,
 )
-from engine.model.skip_config import SkipKind
 
 ARCHITECTURES = (
-    # Prompts are read causally, as llama.cpp reads them, also where the model was trained to see all of them at once.
-    Architecture(
-        name="hrm_text",
-        embedding=EmbeddingParts(scale=0.0),
-        norm=NormParts(weight=False),
-        layer=LayerParts(skip=SkipKind.CYCLED),
-        rope=RopeParts(RopeStyle.NEOX),
-        attention=AttentionParts(output_gate=OutputGate.OWN),
-        ignored_keys=("hrm.prefix_lm",),
-    ),
     Architecture(
         name="apertus",
         rope=RopeParts(RopeStyle.NEOX, divisors=True, long_factors=True),

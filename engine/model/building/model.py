@@ -10,7 +10,7 @@ from engine.model.building.ffn import build_ffn, build_moe
 from engine.model.building.positions import PositionTables
 from engine.model.building.recurrent import build_recurrent
 from engine.model.building.rwkv import build_channel_mix
-from engine.model.building.skips import build_cycled, build_head_skip, build_part_skip, build_skip_start
+from engine.model.building.skips import build_head_skip, build_part_skip
 from engine.model.building.source import TensorSource
 from engine.model.building.streams import (
     build_laurel,
@@ -31,7 +31,6 @@ from engine.model.config import (
     MoeConfig,
 )
 from engine.model.rwkv_config import ChannelMixConfig
-from engine.model.skip_config import CycledSkip
 from engine.model.skip_weights import NormedSkipWeights
 from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Norm, Weight
 
@@ -56,17 +55,9 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
     head_norm = architecture.head.norm
     output_norm = None if head_norm is None else source.norm(head_norm, (width,))
     layers: list[LayerWeights] = []
-    blocks: dict[int, LayerWeights] = {}
     for layer in config.layers:
-        number = layer.index if layer.block is None else layer.block
-        if number not in blocks:
-            blocks[number] = _layer(source, positions, replace(layer, index=number))
-        closing_norm = output_norm if layer.closing_norm else None
-        weights = replace(blocks[number], config=layer, closing_norm=closing_norm)
-        if isinstance(config.skip, CycledSkip):
-            mixer_skip, ffn_skip = build_cycled(config, config.skip, layer.index)
-            weights = replace(weights, mixer_skip=mixer_skip, ffn_skip=ffn_skip)
-        layers.append(weights)
+        weights = layers[layer.block] if layer.block is not None else _layer(source, positions, layer)
+        layers.append(replace(weights, config=layer, closing_norm=output_norm if layer.closing_norm else None))
     head_skip = build_head_skip(source)
     tied = not tensors.has("output.weight")
     output = _tied_output(source, token_embd) if tied else tensors.linear("output", config.vocab_size, width)
@@ -80,7 +71,6 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
         tied=tied,
         embedding_norm=embedding_norm,
         position_embd=position_embd,
-        skip_start=build_skip_start(source),
         per_layer=build_per_layer(source),
         spread=build_spread(source),
         head_skip=head_skip,

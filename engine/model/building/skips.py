@@ -5,17 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from engine.model.building.source import TensorSource
-from engine.model.config import ModelConfig, NormKind
-from engine.model.matrices import Float32Array, Norm
-from engine.model.skip_config import BankedSkip, CycledSkip, GatedSkip, HyperSkip, NormedSkip
+from engine.model.config import NormKind
+from engine.model.matrices import Norm
+from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, NormedSkip
 from engine.model.skip_weights import (
     BankedSkipWeights,
-    CycledSkipWeights,
     GatedSkipWeights,
     HyperSkipWeights,
     NormedSkipWeights,
     SkipWeights,
-    StackPlace,
 )
 
 
@@ -42,23 +40,6 @@ def build_part_skip(source: TensorSource, index: int, part: str, norm_names: tup
     return None
 
 
-def build_cycled(config: ModelConfig, skip: CycledSkip, index: int) -> tuple[CycledSkipWeights, CycledSkipWeights]:
-    """Of the mixer and of the feed-forward part of layer `index`."""
-    first = StackPlace.FIRST if skip.enters(index) else StackPlace.INSIDE
-    if not skip.leaves(index):
-        return CycledSkipWeights(first), CycledSkipWeights(StackPlace.INSIDE)
-    last = StackPlace.LAST_HIGH if skip.is_high(index) else StackPlace.LAST_LOW
-    norm = None if index == config.n_layers - 1 else Norm(config.norm, config.norm_epsilon, None)
-    return CycledSkipWeights(first), CycledSkipWeights(last, norm)
-
-
-def build_skip_start(source: TensorSource) -> Float32Array | None:
-    """A state (D,) that every token begins with; None where there is none."""
-    if not isinstance(source.config.skip, CycledSkip):
-        return None
-    return source.tensors.vector("hrm.z_l_init", (source.width,))
-
-
 def build_head_skip(source: TensorSource) -> SkipWeights | None:
     """Of the head; None where it reads the one stream as it is."""
     skip = source.config.skip
@@ -68,8 +49,6 @@ def build_head_skip(source: TensorSource) -> SkipWeights | None:
         return _hyper(source, "output_hc", skip, inject=False)
     if isinstance(skip, GatedSkip):
         return _gated(source, "output_hc", skip, parts=1)
-    if isinstance(skip, CycledSkip):
-        return CycledSkipWeights(StackPlace.HEAD)
     return None
 
 

@@ -13,7 +13,7 @@ from engine.model.parts import LogitScale, Parallel, Presence
 from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
-from engine.model.reading.skips import read_cycles, read_skip
+from engine.model.reading.skips import read_skip
 from engine.model.reading.source import Source, open_source
 from engine.model.reading.streams import (
     has_output_scale,
@@ -23,7 +23,6 @@ from engine.model.reading.streams import (
     read_streams,
 )
 from engine.model.reading.unread_keys import check_unread
-from engine.model.skip_config import SkipKind
 
 _RMS_EPSILON = "attention.layer_norm_rms_epsilon"
 
@@ -122,16 +121,7 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
         )
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
     )
-    if source.architecture.layer.skip is SkipKind.CYCLED:
-        return _stacks(source, layers)
     return _passes(source, layers) if source.architecture.layer.loops else layers
-
-
-def _stacks(source: Source, layers: tuple[LayerConfig, ...]) -> tuple[LayerConfig, ...]:
-    """Layers with the numbers of their tensors: first those of all low stacks, then those of all high ones."""
-    cycled = read_cycles(source)
-    numbers = (layer.index % cycled.stack + (cycled.stack if cycled.is_high(layer.index) else 0) for layer in layers)
-    return tuple(replace(layer, block=number) for layer, number in zip(layers, numbers, strict=True))
 
 
 def _passes(source: Source, layers: tuple[LayerConfig, ...]) -> tuple[LayerConfig, ...]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from engine.errors import ModelFileError
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.source import Source
-from engine.model.skip_config import BankedSkip, CycledSkip, GatedSkip, HyperSkip, NormedSkip, SkipConfig, SkipKind
+from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, NormedSkip, SkipConfig, SkipKind
 
 MOST_STREAMS = 64
 """Most streams of hyper-connections."""
@@ -34,23 +33,4 @@ def read_skip(source: Source) -> SkipConfig | None:
             epsilon=read.number("hyper_connection.epsilon", low=0.0, high=1.0),
             magnitude=read.number("hyper_connection.magnitude", low=-LIMIT, high=LIMIT),
         )
-    if kind is SkipKind.CYCLED:
-        return read_cycles(source)
     return None
-
-
-def read_cycles(source: Source) -> CycledSkip:
-    """Sizes of CycledSkip.
-
-    Raises:
-        ModelFileError: they contradict the number of layers.
-    """
-    read, n_layers = source.read, source.n_layers
-    keys = ("hrm.layers_per_stack", "hrm.l_cycles", "hrm.h_cycles")
-    stack, cycles, rounds = (read.integer(key, high=n_layers) for key in keys)
-    if stack * (cycles + 1) * rounds != n_layers:
-        raise ModelFileError(
-            f"{source.name}.block_count is {n_layers}, with hrm.layers_per_stack {stack}, hrm.l_cycles {cycles} and "
-            f"hrm.h_cycles {rounds}; allowed is layers_per_stack · (l_cycles + 1) · h_cycles"
-        )
-    return CycledSkip(stack=stack, cycles=cycles)
