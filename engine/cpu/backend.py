@@ -278,7 +278,8 @@ class CpuBackend:
                 if attention.indexer is not None:
                     mixed += (attention.indexer.heads + 1) * attention.indexer.width
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
-        activations = 4 * rows * (4 * self.config.stream_width + 2 * widest)
+        per_layer = 2 * self.config.per_layer_width * self.config.n_layers
+        activations = 4 * rows * (4 * self.config.stream_width + per_layer + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
         if self._compiled:
             from engine.cpu.kernels.attend import HEAD_FLOATS
@@ -303,5 +304,6 @@ def kernels_fit(model: LoadedModel) -> bool:
         if recurrent is not None:
             widths += recurrent.normalized_widths
         widths += (part.width for part in layer.ffn_parts)
+        widths += (layer.per_layer_width, layer.laurel_rank)
         widths += () if weights.moe is None or weights.moe.latent is None else (weights.moe.latent.down.weight.rows,)
     return all(width % VECTOR == 0 for width in widths)

@@ -2,8 +2,9 @@
 
 The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
 What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; indexers, and
-attention over what they choose; softcap with linear biases; chunks of positions once there are several; limits of gated
-activations; recurrent mixers between their products) is left to CpuOps.
+attention over what they choose; softcap with linear biases; chunks of positions once there are several; limits and
+sparsity of gates; recurrent mixers between their products; what layers do with the residual stream beside their
+parts) is left to CpuOps.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ from engine.model.batch import Batch, Span
 from engine.model.config import AttentionConfig, FfnConfig, ModelConfig, QkNorm
 from engine.model.rope import RopeTable
 from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
+
+
+def plain_layer(layer: LayerWeights) -> bool:
+    """Whether kernels compute all of a layer."""
+    beside = layer.laurel, layer.layer_input, layer.streams
+    if any(part is not None for part in beside) or layer.output_scale != 1.0:
+        return False
+    return layer.mixer_skip is None and plain_attention(layer) and plain_ffn(layer)
 
 
 def plain_attention(layer: LayerWeights) -> bool:
@@ -41,7 +50,7 @@ def plain_ffn(layer: LayerWeights) -> bool:
 
 def _plain_gate(ffn: FfnConfig) -> bool:
     """Whether kernels compute a part's activation."""
-    return ffn.limit is None and ffn.caps is None
+    return ffn.limit is None and ffn.caps is None and not ffn.sparsity
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -98,20 +107,29 @@ class FastOps(CpuOps):
         if left or config.clamp is not None:
             return super().attn_qkv(layer, x)
         normed = self._normalize(x, layer.attn_norm)
-        q, k, v = (steps.linear(name, normed, linear) for name, linear in zip("qkv", weights.qkv, strict=True))
-        q = q.reshape(-1, config.n_heads, config.key_width)
-        k = k.reshape(-1, config.n_kv_heads, config.key_width)
-        v = v.reshape(-1, config.n_kv_heads, config.value_width)
+        q, k, v = (
+            None if linear is None else steps.linear(name, normed, linear).reshape(len(x), heads, width)
+            for name, linear, heads, width in (
+                ("q", weights.q, config.n_heads, config.key_width),
+                ("k", weights.k, config.n_kv_heads, config.key_width),
+                ("v", weights.v, config.n_kv_heads, config.value_width),
+            )
+        )
+        assert q is not None
         steps.join()
         angles = None if weights.rope is None else self._angles_of(weights.rope)
         if config.qk_norm_after_rope and angles is not None:
             for span in self._batch.spans:
                 keys, _ = self._pages(layer, span)
-                steps.rotate_store(q, span, angles, keys, store=False)
-                steps.rotate_store(k, span, angles, keys, store=False)
+                for part in (q, k):
+                    if part is not None:
+                        steps.rotate_store(part, span, angles, keys, store=False)
             steps.join()
             angles = None
-        q, k = self._normalize_qk(layer, q, k)
+        q = self._normalize_named("q_normed", q, weights.q_norm, config.qk_norm)
+        if k is not None and v is not None:
+            k = self._normalize_named("k_normed", k, weights.k_norm, config.qk_norm)
+            v = self._normalize_named("v_normed", v, weights.v_norm, QkNorm.HEAD)
         steps.join()
         factors = None
         if config.temperature is not None:
@@ -120,8 +138,9 @@ class FastOps(CpuOps):
             keys, values = self._pages(layer, span)
             if angles is not None or factors is not None:
                 steps.rotate_store(q, span, angles, keys, factors=factors, store=False)
-            steps.rotate_store(k, span, angles, keys)
-            steps.rotate_store(v, span, None, values)
+            if k is not None and v is not None:
+                steps.rotate_store(k, span, angles, keys)
+                steps.rotate_store(v, span, None, values)
         steps.join()
         return q
 
@@ -187,16 +206,17 @@ class FastOps(CpuOps):
             self._scaled[linear] = Linear(linear.weight, bias, linear.scale * factor)
         return self._scaled[linear]
 
-    def _normalize_qk(self, layer: LayerWeights, q: Float32Array, k: Float32Array) -> tuple[Float32Array, Float32Array]:
-        kind, weights = layer.config.attention.qk_norm, layer.attention
-        if kind is None:
-            return q, k
-        normed = []
-        for name, x, norm in (("q_normed", q, weights.q_norm), ("k_normed", k, weights.k_norm)):
-            assert norm is not None
-            rows = x.reshape(len(x), -1) if kind is QkNorm.WIDTH else x
-            normed.append(self.steps.normalize(name, rows, norm).reshape(x.shape))
-        return normed[0], normed[1]
+    def _normalize_heads(self, x: Float32Array, norm: Norm | None, kind: QkNorm | None) -> Float32Array:
+        normed = self._normalize_named("heads_normed", x, norm, kind)
+        self.steps.join()
+        return normed
+
+    def _normalize_named(self, name: str, x: Float32Array, norm: Norm | None, kind: QkNorm | None) -> Float32Array:
+        """x (T, heads, Hd) with its heads normalized; without a join."""
+        if norm is None or kind is None:
+            return x
+        rows = x.reshape(len(x), -1) if kind is QkNorm.WIDTH else x
+        return self.steps.normalize(name, rows, norm).reshape(x.shape)
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
         if not _plain_gate(config):

@@ -249,9 +249,19 @@ def softcap(x: Float32Array, limit: float) -> None:
     x *= np.float32(limit)
 
 
+def thin_out(gate: Float32Array, sparsity: float) -> Float32Array:
+    """FfnConfig.sparsity: what exceeds the mean of a row by so many deviations, 0 elsewhere; gate (T, F)."""
+    mean = np.add.reduce(gate, axis=-1, keepdims=True) / np.float32(gate.shape[-1])
+    apart = gate - mean
+    variance = np.add.reduce(apart * apart, axis=-1, keepdims=True) / np.float32(gate.shape[-1] - 1)
+    return np.maximum(apart - np.sqrt(variance) * np.float32(sparsity), np.float32(0.0))
+
+
 def gated(gate: Float32Array, up: Float32Array, config: FfnConfig) -> Float32Array:
-    """activation(gate) · up, both limited where FfnConfig says so; may overwrite both."""
+    """activation(gate) · up, thinned out and limited where FfnConfig says so; may overwrite both."""
     activation, limit = config.activation, config.limit
+    if config.sparsity:
+        gate = thin_out(gate, config.sparsity)
     if limit is not None and config.limits_gate:
         gate = np.minimum(gate, np.float32(limit))
     if activation is Activation.SITU:

@@ -15,6 +15,7 @@ from engine.model.recurrent_config import RecurrentConfig
 from engine.model.rope_config import RopeConfig as RopeConfig
 from engine.model.rope_config import RopeScaling as RopeScaling
 from engine.model.rope_config import RopeStyle as RopeStyle
+from engine.model.rwkv_config import ChannelMixConfig
 from engine.model.skip_config import SkipConfig, most_streams
 
 
@@ -131,9 +132,9 @@ class LatentConfig:
 class AttentionConfig:
     """Grouped-query attention of one layer: H query heads share K key/value heads.
 
-    Order: projection, scale, bias, clamp, QK-norm, RoPE, QK-norm where after_rope, temperature, cache. A score is
-    softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax. What the heads
-    give is gated, then multiplied by attn_output.
+    Order: projection, scale, bias, clamp, QK-norm and value norm, RoPE, QK-norm where after_rope, temperature, cache.
+    A score is softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax. What
+    the heads give is gated, then multiplied by attn_output.
     """
 
     n_heads: int
@@ -157,6 +158,8 @@ class AttentionConfig:
     gate_function: GateFunction = GateFunction.SIGMOID
     value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
     indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
+    value_norm: bool = False  # each head's values are normalized (NormKind.RMS), without a weight
+    cache_layer: int | None = None  # keys and values are those of this earlier layer; the layer has none of its own
 
     @property
     def group(self) -> int:
@@ -175,6 +178,8 @@ class FfnConfig:
 
     With a limit (gated parts only) down(min(activation(gate(x)), limit) · max(-limit, min(up(x), limit))); where
     limits_gate it is activation(min(gate(x), limit)) instead.
+    With `sparsity` s above zero the gate g of a token becomes max(0, g - mean(g) - s · deviation(g)) before the
+    activation, with the deviation of a sample (Gemma 3n).
     """
 
     width: int
@@ -183,6 +188,7 @@ class FfnConfig:
     limit: float | None = None
     limits_gate: bool = False
     caps: tuple[float, float] | None = None  # of Activation.SITU
+    sparsity: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +218,8 @@ class MoeConfig:
 
     With `latent` the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized where the
     weights have a norm) latent_up · s is taken. Router and shared part read x.
+    With `separate_norms` router and experts do not read the layer's ffn_norm(x), as the shared part does, but norms of
+    their own, and the outputs of the experts and of the shared part are normalized before they are added (Gemma 4).
     """
 
     n_experts: int
@@ -230,6 +238,7 @@ class MoeConfig:
     adjugate: AdjugateConfig | None = None
     reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
     latent: int | None = None  # numbers that an expert reads and gives, where these are not D
+    separate_norms: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +253,23 @@ MixerConfig = AttentionConfig | RecurrentConfig | CombinedConfig
 """The part of a layer that reads other tokens of the sequence; one class per kind."""
 
 
+@dataclass(frozen=True)
+class AltUpConfig:
+    """A residual stream of several vectors per token, of which one passes through a layer (AltUp; arXiv 2301.13310).
+
+    r(x) = tanh(altup_router · altup_router_norm(x) / D), A numbers. 1. Prediction: p_a = x_a + Σ_b c_ab x_b, with the
+    (A, A) numbers c = altup_predict_coef · r(x_active). 2. The layer makes z of p_active. 3. Correction:
+    x_a = p_a + (1 + d_a) · (z - p_active), with d = altup_correct_coef · r(z). 4. What LayerConfig says of
+    per_layer_width reads altup_correct_scale · x_active and is added to all x_a but the first.
+
+    At the beginning x_0 is the token's vector e, and x_a is altup_proj_a · e at the length of e. At the end the mean is
+    taken of x_0 and of altup_unembd_proj_a · x_a at the length of x_active.
+    """
+
+    count: int  # A
+    active: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
     """One layer.
@@ -253,16 +279,25 @@ class LayerConfig:
     parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
     With an embedding_skip layer_output_scale · (what ModelConfig says the first layer reads) is added to the result,
     and with a closing_norm the result is normalized as the last layer's is.
+
+    With a `laurel_rank`, y = (y + n + laurel_norm(laurel_r · laurel_l · n)) / sqrt(2) for n = attn_norm(x). With a
+    `per_layer_width` the result z gets + post_norm(proj · (gelu(inp_gate · z) · e)), where e is the layer's own vector
+    of the token (see ModelConfig). Then it is multiplied by output_scale and by output_factor. `streams`: AltUpConfig.
     """
 
     index: int
     mixer: MixerConfig | None
-    ffn: FfnConfig | MoeConfig | None
+    ffn: FfnConfig | MoeConfig | ChannelMixConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
     block: int | None = None  # the earlier layer whose weights it has; None = it has its own
     embedding_skip: bool = False
     closing_norm: bool = False
+    laurel_rank: int = 0
+    per_layer_width: int = 0
+    output_scale: bool = False  # a learned number, layer_output_scale
+    output_factor: float = 1.0
+    streams: AltUpConfig | None = None
 
     @property
     def attention_part(self) -> AttentionConfig | None:
@@ -290,7 +325,7 @@ class LayerConfig:
         """The kinds of feed-forward parts in the layer: its own, or those of an expert and of the shared one."""
         if isinstance(self.ffn, MoeConfig):
             return (self.ffn.expert,) if self.ffn.shared is None else (self.ffn.expert, self.ffn.shared)
-        return () if self.ffn is None else (self.ffn,)
+        return (self.ffn,) if isinstance(self.ffn, FfnConfig) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +335,9 @@ class ModelConfig:
     x = embedding_norm(embedding_scale · token_embd[token] + position_embd[position]), layers, then the logits
     softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). Logits of the `silent` tokens
     are the least float32.
+
+    With a `per_layer_width` P every layer gets a vector of P numbers of the token: its part of
+    (sqrt(P) · per_layer_token_embd[token] + per_layer_proj_norm(per_layer_model_proj · x / sqrt(D))) / sqrt(2).
     """
 
     architecture: str
@@ -318,6 +356,8 @@ class ModelConfig:
     norms_behind: bool = False  # attn_norm and ffn_norm of every layer come after the parts
     skip: SkipConfig | None = None  # residual connections that are more than a sum
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
+    per_layer_width: int = 0
+    streams: AltUpConfig | None = None
 
     @property
     def n_layers(self) -> int:
@@ -327,7 +367,8 @@ class ModelConfig:
     @property
     def stream_width(self) -> int:
         """Numbers of a token between layers, at most."""
-        return self.width * most_streams(self.skip, self.n_layers)
+        streams = most_streams(self.skip, self.n_layers) if self.streams is None else self.streams.count
+        return self.width * streams
 
     @property
     def state_bytes(self) -> int:

@@ -17,13 +17,15 @@ class Placement(Enum):
 
 
 class Recurrence(Enum):
-    """The kind of mixer; all sizes are in the metadata (ssm.*, shortconv.*, kda.*)."""
+    """The kind of mixer; all sizes are in the metadata (ssm.*, shortconv.*, kda.*, wkv.*)."""
 
     SHORT_CONVOLUTION = "short_convolution"  # ShortConvConfig
     MAMBA = "mamba_1"  # MambaConfig
     MAMBA_2 = "mamba_2"  # Mamba2Config
     DELTA_NET = "delta_net"  # DeltaNetConfig
     KIMI_DELTA = "kimi_delta"  # KimiDeltaConfig
+    RWKV_6 = "rwkv_6"  # Rwkv6Config
+    RWKV_7 = "rwkv_7"  # Rwkv7Config
     LIGHTNING = "lightning"  # LightningConfig
     PLAMO_2 = "plamo_2"  # Plamo2Config
 

@@ -45,7 +45,7 @@ class AttentionWeights:
     q, k and v may be row ranges of one tensor. Norms are as AttentionConfig.qk_norm says; v is never normalized.
     sinks and alibi_slopes are float32 (H,) or None. gate is that of OutputGate.OWN, (H · Hv, D), or PER_HEAD, (H, D);
     with IN_QUERY q has 2 · H · Hd rows. Where `latent` is set q, k and v are None, and output is
-    (D, H · LatentConfig.value_width).
+    (D, H · LatentConfig.value_width). With AttentionConfig.cache_layer k and v are None. v_norm has no weight.
     """
 
     output: Linear
@@ -60,6 +60,7 @@ class AttentionWeights:
     latent: LatentWeights | None = None
     gate: Linear | None = None
     indexer: IndexerWeights | None = None
+    v_norm: Norm | None = None
 
     @property
     def qkv(self) -> tuple[Linear, Linear, Linear]:
@@ -114,7 +115,9 @@ class ExpertsWeights:
 class MoeWeights(ExpertsWeights):
     """Experts with a router (E, D), and a shared expert and its gate (1, D) or None.
 
-    selection_bias (E,) float32 joins the choice of experts only. norm is that of MoeConfig.reads_input.
+    selection_bias (E,) float32 joins the choice of experts only. norm is that of MoeConfig.reads_input, or with
+    separate_norms that of the experts; only then there are router_norm, expert_post_norm and shared_post_norm, of what
+    router, experts and shared part read or give.
     """
 
     router: Linear
@@ -124,6 +127,9 @@ class MoeWeights(ExpertsWeights):
     norm: Norm | None = None
     adjugate: ExpertsWeights | None = None
     latent: LatentExpertWeights | None = None
+    router_norm: Norm | None = None
+    expert_post_norm: Norm | None = None
+    shared_post_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,6 +245,82 @@ class KimiDeltaWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class LowRank:
+    """b · f(a · x): a (rank, D), b (D, rank), whose bias is the file's offset; f is told where it is used."""
+
+    a: Linear
+    b: Linear
+
+
+@dataclass(frozen=True, eq=False)
+class Rwkv6Weights:
+    """Weights of Rwkv6Config.
+
+    mix_a (5 · mix_rank, D), mix_b (5, D, mix_rank), receptance, gate and output (D, D), key and value
+    (kv_heads · S, D). float32: lerp_x (D,), lerp (5, D), first (H, S) or None. norm's weight is (H, S), where there is
+    one.
+    """
+
+    lerp_x: Float32Array
+    lerp: Float32Array
+    mix_a: Linear
+    mix_b: ExpertLinear
+    decay: LowRank
+    first: Float32Array | None
+    receptance: Linear
+    key: Linear
+    value: Linear
+    gate: Linear
+    output: Linear
+    norm: Norm | None
+
+    def linears(self) -> tuple[Linear | ExpertLinear, ...]:
+        """All projections."""
+        low = self.mix_a, self.mix_b, self.decay.a, self.decay.b
+        return *low, self.receptance, self.key, self.value, self.gate, self.output
+
+
+@dataclass(frozen=True, eq=False)
+class Rwkv7Weights:
+    """Weights of Rwkv7Config.
+
+    receptance, key, value and output (D, D). float32: lerp (6 or 5, D), k_k and k_a (D,), r_k (H, S). norm's weight is
+    (H, S), or there is none. first_value is None in the first layer, and gate where there is none.
+    """
+
+    lerp: Float32Array
+    receptance: Linear
+    key: Linear
+    value: Linear
+    decay: LowRank
+    rate: LowRank
+    first_value: LowRank | None
+    gate: LowRank | None
+    k_k: Float32Array
+    k_a: Float32Array
+    r_k: Float32Array
+    norm: Norm | None
+    output: Linear
+
+    def linears(self) -> tuple[Linear | ExpertLinear, ...]:
+        """All projections."""
+        low = [part for part in (self.decay, self.rate, self.first_value, self.gate) if part is not None]
+        whole = self.receptance, self.key, self.value, self.output
+        return *whole, *(part.a for part in low), *(part.b for part in low)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelMixWeights:
+    """Weights of ChannelMixConfig: key (F, D), value (D, F), receptance (D, D) or None; lerps (D,) float32."""
+
+    lerp_k: Float32Array
+    key: Linear
+    value: Linear
+    lerp_r: Float32Array | None
+    receptance: Linear | None
+
+
+@dataclass(frozen=True, eq=False)
 class LightningWeights:
     """Weights of LightningConfig: qkv (3 · H · S, D), gate (H · S, D), output (D, H · S), decay (H,) float32."""
 
@@ -285,8 +367,10 @@ RecurrentWeights = (
     | KimiDeltaWeights
     | LightningWeights
     | Plamo2Weights
+    | Rwkv6Weights
+    | Rwkv7Weights
 )
-"""Weights of a recurrent mixer, one class per class of engine.model.recurrent_config."""
+"""Weights of a recurrent mixer, one class per class of engine.model.recurrent_config and rwkv_config."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,9 +386,39 @@ MixerWeights = AttentionWeights | RecurrentWeights | CombinedWeights
 
 
 @dataclass(frozen=True, eq=False)
-class LayerWeights:
-    """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing.
+class LaurelWeights:
+    """Weights of LayerConfig.laurel_rank: left (rank, D), right (D, rank)."""
 
+    left: Linear
+    right: Linear
+    post_norm: Norm
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputWeights:
+    """Weights of LayerConfig.per_layer_width P: inp_gate (P, D), proj (D, P)."""
+
+    inp_gate: Linear
+    proj: Linear
+    post_norm: Norm
+
+
+@dataclass(frozen=True, eq=False)
+class StreamWeights:
+    """A layer's weights of AltUpConfig: router (A, D), predict (A · A, A), correct (A, A); scale (D,) float32."""
+
+    router: Linear
+    router_norm: Norm
+    predict: Linear
+    correct: Linear
+    scale: Float32Array
+
+
+@dataclass(frozen=True, eq=False)
+class LayerWeights:
+    """One layer's constants and weights; at most one of `ffn`, `moe` and `channel_mix` is set.
+
+    A norm that is None does nothing. What LayerConfig says that a layer lacks is None, and output_scale 1.
     mixer_skip and ffn_skip belong to residual connections that are more than a sum; embedding_scale is the factor of
     LayerConfig.embedding_skip.
     """
@@ -321,6 +435,11 @@ class LayerWeights:
     ffn_skip: SkipWeights | None = None
     embedding_scale: float = 0.0
     closing_norm: Norm | None = None
+    channel_mix: ChannelMixWeights | None = None
+    laurel: LaurelWeights | None = None
+    layer_input: LayerInputWeights | None = None
+    streams: StreamWeights | None = None
+    output_scale: float = 1.0
 
     @property
     def attention(self) -> AttentionWeights:
@@ -347,11 +466,28 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class PerLayerWeights:
+    """Weights of ModelConfig.per_layer_width P, layer by layer: token_embd (V, L · P), model_proj (L · P, D)."""
+
+    token_embd: Weight
+    model_proj: Linear
+    proj_norm: Norm
+
+
+@dataclass(frozen=True, eq=False)
+class SpreadWeights:
+    """The model's weights of AltUpConfig: proj and unembd_proj (A - 1, D, D)."""
+
+    proj: ExpertLinear
+    unembd_proj: ExpertLinear
+
+
+@dataclass(frozen=True, eq=False)
 class ModelWeights:
     """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor.
 
     position_embd (context, D) has learned positions or is None. head_skip is that of the
-    head, where residual connections are more than a sum.
+    head, where residual connections are more than a sum. What ModelConfig says that a model lacks is None.
     """
 
     token_embd: Weight
@@ -362,3 +498,5 @@ class ModelWeights:
     embedding_norm: Norm | None = None
     position_embd: Weight | None = None
     head_skip: SkipWeights | None = None
+    per_layer: PerLayerWeights | None = None
+    spread: SpreadWeights | None = None

@@ -5,6 +5,7 @@ The loops follow the definitions number by number; x (T, D) are normalized input
 
 import numpy as np
 
+from tests.support import rwkv_models
 from tests.support.gguf_builder import MERGES, bpe_tokenizer, build_gguf
 
 WIDTH, HEADS, HEAD, FFN = 64, 2, 32, 96
@@ -28,6 +29,7 @@ FAMILIES = {
         "attention.key_length_mla": 48, "attention.value_length_mla": HEAD, "attention.kv_lora_rank": 32,
         "leading_dense_block_count": 2, "expert_count": 2, "expert_used_count": 1,
     },
+    **rwkv_models.FAMILIES,
     "minimax-01": {
         "attention.head_count_kv": 1, "full_attention_interval": 2, "residual_scale": 1.5, "expert_count": 2,
         "expert_used_count": 1,
@@ -72,6 +74,12 @@ def tiny_hybrid_parts(family, *, seed=0, context_length=512):
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
 
     tensors = {"token_embd.weight": normal(vocab, WIDTH, gain=3.0)}
+    if family in rwkv_models.FAMILIES:
+        for i in range(stated["block_count"]):
+            layer = rwkv_models.rwkv_layer(family, WIDTH, FFN, rng, normal, norm)
+            tensors |= {f"blk.{i}.{name}": tensor for name, tensor in layer.items()}
+        names = [f"{name}.{part}" for name in ("token_embd_norm", "output_norm") for part in ("weight", "bias")]
+        return meta, tensors | {name: norm(WIDTH) for name in names}
     for i in range(stated["block_count"]):
         dense = family == "nemotron_h" and i == 2
         layer = {"attn_norm.weight": norm(WIDTH)}

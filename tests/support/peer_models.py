@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import peer_choosers, peer_families, peer_variants
+from tests.support import peer_choosers, peer_families, peer_gemma, peer_rwkv, peer_variants
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -131,6 +131,8 @@ FAMILIES = {
     "qwen3vlmoe": lambda: mixture("qwen3vlmoe", rope__dimension_sections=SECTIONS),
     "starcoder": starcoder,
     "xverse": lambda: plain("xverse"),
+    **peer_gemma.FAMILIES,
+    **peer_rwkv.FAMILIES,
 }
 """Families that the conformance files lack."""
 
@@ -219,7 +221,8 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS
+MORE = peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS
+MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | peer_gemma.VARIANTS | peer_rwkv.VARIANTS
 
 ON_CPU_ALONE = {
     "afmoe", "arctic", "chameleon", "grovemoe", "laguna", "laguna without windows, gates of values", "llama4",

@@ -35,6 +35,7 @@ from engine.model.recurrent_config import (
     Plamo2Config,
     ShortConvConfig,
 )
+from engine.model.rwkv_config import ChannelMixConfig, Rwkv6Config, Rwkv7Config
 
 _SERVED: dict[str, frozenset[Any]] = {
     "norm": frozenset({NormKind.RMS, NormKind.LAYER}),
@@ -88,12 +89,22 @@ _MIXER_NAMES = {
     Mamba2Config: "Mamba 2 layers",
     DeltaNetConfig: "gated delta rules",
     KimiDeltaConfig: "Kimi delta attention",
+    Rwkv6Config: "time mixing of RWKV-6",
+    Rwkv7Config: "time mixing of RWKV-7",
     LightningConfig: "lightning attention",
     Plamo2Config: "PLaMo 2 layers",
 }
 
 _NAMES = {
     "output_gate": "gated attention",
+    "value_norm": "normalized values",
+    "cache_layer": "layers that read the cache of another layer",
+    "sparsity": "sparse gates",
+    "separate_norms": "norms of the experts' own",
+    "per_layer_width": "token vectors of every layer's own",
+    "output_scale": "scaled outputs of layers",
+    "laurel_rank": "low-rank projections beside attention",
+    "streams": "a residual stream of several vectors",
     "indexer": "an indexer that chooses positions",
     "skip": "this kind of residual connections",
     "norm_weights": "weights of the norms in Mamba layers",
@@ -170,7 +181,10 @@ def _of_mamba(config: MambaConfig) -> Iterator[str]:
         yield f"convolutions over more than {MAX_CONV} tokens"
 
 
-def _of_ffn(ffn: FfnConfig | MoeConfig) -> Iterator[str]:
+def _of_ffn(ffn: FfnConfig | MoeConfig | ChannelMixConfig) -> Iterator[str]:
+    if isinstance(ffn, ChannelMixConfig):
+        yield "channel mixing of RWKV"
+        return
     yield from _unserved(ffn)
     if isinstance(ffn, MoeConfig):
         yield from _unserved(ffn.expert)

@@ -9,8 +9,17 @@ from engine.model.building.attention import build_attention
 from engine.model.building.ffn import build_ffn, build_moe
 from engine.model.building.positions import PositionTables
 from engine.model.building.recurrent import build_recurrent
+from engine.model.building.rwkv import build_channel_mix
 from engine.model.building.skips import build_head_skip, build_part_skip
 from engine.model.building.source import TensorSource
+from engine.model.building.streams import (
+    build_laurel,
+    build_layer_input,
+    build_output_scale,
+    build_per_layer,
+    build_spread,
+    build_streams,
+)
 from engine.model.building.tensors import TensorTable
 from engine.model.config import (
     AttentionConfig,
@@ -21,6 +30,7 @@ from engine.model.config import (
     ModelConfig,
     MoeConfig,
 )
+from engine.model.rwkv_config import ChannelMixConfig
 from engine.model.skip_weights import NormedSkipWeights
 from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Norm, Weight
 
@@ -61,6 +71,8 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
         tied=tied,
         embedding_norm=embedding_norm,
         position_embd=position_embd,
+        per_layer=build_per_layer(source),
+        spread=build_spread(source),
         head_skip=head_skip,
     )
 
@@ -84,11 +96,16 @@ def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) 
         ffn_norm=source.first_norm(prefix, ffn_norm) if normed_ffn else None,
         ffn=build_ffn(source, prefix, layer.ffn) if isinstance(layer.ffn, FfnConfig) else None,
         moe=build_moe(source, prefix, layer.ffn) if isinstance(layer.ffn, MoeConfig) else None,
+        channel_mix=build_channel_mix(source, prefix, layer.ffn) if isinstance(layer.ffn, ChannelMixConfig) else None,
         attn_post_norm=source.first_norm(prefix, after_mixer, epsilon=behind) if has_mixer else None,
         ffn_post_norm=source.first_norm(prefix, after_ffn, epsilon=behind) if has_ffn else None,
         mixer_skip=mixer_skip,
         ffn_skip=ffn_skip,
         embedding_scale=_embedding_scale(source, prefix) if layer.embedding_skip else 0.0,
+        laurel=build_laurel(source, prefix, layer.laurel_rank),
+        layer_input=build_layer_input(source, prefix, layer.per_layer_width),
+        streams=build_streams(source, prefix, layer.streams),
+        output_scale=build_output_scale(source, prefix, layer),
     )
 
 

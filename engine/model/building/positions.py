@@ -43,7 +43,7 @@ class PositionTables:
         tensors, parts, shape = self._source.tensors, self._source.architecture.rope, (rope.n_rot // 2,)
         name, divisors = "rope_freqs.weight", None
         assert parts is not None
-        if parts.divisors:
+        if parts.divisors and rope.divided:
             divisors = tensors.optional_vector(name, shape)
         if parts.long_factors:
             both = {which: f"rope_factors_{which}.weight" for which in ("long", "short")}

@@ -152,19 +152,19 @@ class HyperParameters:
             raise self._wrong(key, f"{len(value)} values", f"one value or {n_layers}, one per layer")
         return [(f"{key}[{i}]", item) for i, item in enumerate(value)]
 
-    def _number(self, key: str, value: Any, low: float, high: float) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-            raise self._wrong(key, value, "a number")
-        if not math.isfinite(value) or not low <= value <= high:
-            raise self._wrong(key, value, f"a finite number from {low:g} to {high:g}")
-        return float(value)
-
     def _integer(self, key: str, value: Any, low: int, high: int) -> int:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
             raise self._wrong(key, value, "an integer")
         if not low <= value <= high:
             raise self._wrong(key, value, f"an integer from {low} to {high}")
         return int(value)
+
+    def _number(self, key: str, value: Any, low: float, high: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise self._wrong(key, value, "a number")
+        if not math.isfinite(value) or not low <= value <= high:
+            raise self._wrong(key, value, f"a finite number from {low:g} to {high:g}")
+        return float(value)
 
     def _get(self, key: str, default: Any) -> Any:
         spelled = self.spelled(key)

@@ -15,6 +15,13 @@ from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
 from engine.model.reading.skips import read_skip
 from engine.model.reading.source import Source, open_source
+from engine.model.reading.streams import (
+    has_output_scale,
+    read_laurel_rank,
+    read_output_factor,
+    read_per_layer_width,
+    read_streams,
+)
 from engine.model.reading.unread_keys import check_unread
 
 _RMS_EPSILON = "attention.layer_norm_rms_epsilon"
@@ -65,6 +72,8 @@ def read_config(
         silent=_silent(source, vocab_size),
         skip=read_skip(source),
         next_token_layers=source.n_blocks - source.n_layers,
+        per_layer_width=read_per_layer_width(source),
+        streams=read_streams(source),
     )
     return config, check_unread(architecture, source.read, config, strict=strict)
 
@@ -95,6 +104,7 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
     if source.architecture.layer.without_heads:
         has_mixer = [heads > 0 for heads in source.read.per_layer("attention.head_count", source.n_blocks, low=0)]
     mixers = read_mixers(source, has_mixer[: source.n_layers])
+    per_layer_width, streams = read_per_layer_width(source), read_streams(source)
     layers = tuple(
         LayerConfig(
             index=index,
@@ -103,6 +113,11 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
             residual=_residual(source, index),
             residual_scale=scale,
             embedding_skip=source.architecture.layer.embedding_skip,
+            laurel_rank=read_laurel_rank(source, index),
+            per_layer_width=per_layer_width,
+            output_scale=has_output_scale(source, index),
+            output_factor=read_output_factor(source, index),
+            streams=streams,
         )
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
     )
