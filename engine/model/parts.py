@@ -250,12 +250,15 @@ class IndexerParts:
             leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
         style: which elements its queries and keys rotate together, where not those of attention.
         shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
+        shared_context: models of at least so long a context share in threes behind the third layer, where that key is
+            missing; None = none do.
     """
 
     kind: IndexerKind
     _: KW_ONLY
     style: RopeStyle | None = None
     shared: bool = False
+    shared_context: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

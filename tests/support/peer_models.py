@@ -115,6 +115,7 @@ def mixture(arch, shared=0, **metadata):
 
 
 FAMILIES = {
+    **peer_choosers.FAMILIES,
     **peer_families.FAMILIES,
     "arcee": lambda: plain("arcee", ffn=PLAIN),
     "chatglm": lambda: vectors(plain("chatglm", ffn=FUSED, attention=QKV, rope__dimension_count=HEAD // 2), "attn_qkv"),
