@@ -13,6 +13,7 @@ from engine.cpu import reference
 from engine.cpu.indexer import Choices, Indexer, attend_chosen
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
+from engine.cpu.recurrent.ngrams import add_ngrams
 from engine.cpu.recurrent.tools import Tools, softplus
 from engine.cpu.skips import make_skips
 from engine.errors import InvalidRequestError
@@ -99,6 +100,10 @@ class CpuOps(LayerBricks[LayerWeights]):
                 self._scores = self._linear(layer.moe.router, x)
             if layer.config.ffn.reads_input:
                 self._input = self._normalize(x, layer.moe.norm)
+        if layer.ngrams is not None and layer.config.ngrams is not None:
+            # Its cache comes behind those of all layers.
+            tools = self._tools(self._config.n_layers)
+            x = add_ngrams(layer.config.ngrams, layer.ngrams, self._batch.token_ids, x, tools)
         if layer.mixer is None:
             return x
         if self._skips is None:
@@ -132,8 +137,11 @@ class CpuOps(LayerBricks[LayerWeights]):
         config, weights = layer.config.recurrent_part, layer.recurrent
         assert config is not None
         assert weights is not None
-        tools = Tools(self._linear, self._normalize, self._cache, layer.index, self._batch.spans)
-        return mix_recurrent(config, weights, self._normalize(x, layer.attn_norm), tools)
+        return mix_recurrent(config, weights, self._normalize(x, layer.attn_norm), self._tools(layer.index))
+
+    def _tools(self, memory: int) -> Tools:
+        """What a recurrent part needs whose states are in the cache of this number."""
+        return Tools(self._linear, self._normalize, self._cache, memory, self._batch.spans)
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""

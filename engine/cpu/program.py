@@ -152,7 +152,7 @@ def can_record(weights: ModelWeights) -> bool:
         return False
     linears: list[Linear | None] = [weights.output]
     for layer in weights.layers:
-        plain = layer.mixer_skip is None and plain_attention(layer) and plain_ffn(layer)
+        plain = layer.mixer_skip is None and layer.ngrams is None and plain_attention(layer) and plain_ffn(layer)
         if layer.ffn is None or not plain:
             return False
         attention, ffn = layer.attention, layer.ffn

@@ -103,6 +103,7 @@ class LayerParts:
         embedding_skip: layer_output_scale times the embedding is added to what a layer gives.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
         skip: residual connections that are more than a sum; None = what a part gives is added to what it read.
+        ngrams: ple.layers is read: the layer whose input vectors of n-grams are added to.
     """
 
     attn_norm: tuple[str, ...] = ("attn_norm",)
@@ -118,6 +119,7 @@ class LayerParts:
     loops: bool = False
     embedding_skip: bool = False
     skip: SkipKind | None = None
+    ngrams: bool = False
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ HYBRIDS = (
     "plamo2",
     "minimax-01",
     "kimi-k3",
+    "qwen4exp",
 )
 """Families of which every kind of recurrent mixer and of hybrid has one."""
 

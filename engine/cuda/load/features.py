@@ -96,6 +96,7 @@ _NAMES = {
     "output_gate": "gated attention",
     "indexer": "an indexer that chooses positions",
     "skip": "this kind of residual connections",
+    "ngrams": "tables of n-grams",
     "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
