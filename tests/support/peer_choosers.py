@@ -25,5 +25,6 @@ class Hybrid:
 
 CHOOSERS = {
     "deepseek32, four positions chosen": lambda: tokens()[0],
+    "qwen4exp, three streams and factors of 64 bits": lambda: Hybrid("qwen4exp"),
     "kimi-k3, states banked by every layer": lambda: Hybrid("kimi-k3"),
 }
