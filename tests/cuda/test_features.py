@@ -29,6 +29,7 @@ from tests.support.feature_models import (
 from tests.support.gguf_builder import tiny_llama
 from tests.support.hybrid_models import tiny_hybrid
 from tests.support.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
+from tests.support.peer_models import GPU_MODELS
 from tests.support.recurrent_models import tiny_mamba
 
 
@@ -43,6 +44,14 @@ def _name(case):
     if isinstance(case, partial):
         return f"{case.func.__name__}{case.args}"
     return case.__name__
+
+
+@pytest.mark.parametrize("name", GPU_MODELS)
+def test_families_of_known_parts_are_served(tmp_path, name):
+    with open_gguf(GPU_MODELS[name]().write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == []
+        del model
 
 
 @pytest.mark.parametrize("case", [*CASES, *(partial(latent, *case) for case in LATENT_CASES)], ids=_name)

@@ -220,3 +220,17 @@ UNSTATED = {
 """What files leave out, and what they hold that takes no part."""
 
 MODELS = FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS
+
+ON_CPU_ALONE = {
+    "afmoe", "arctic", "chameleon", "grovemoe", "laguna", "laguna without windows, gates of values", "llama4",
+    "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
+    "smallthinker", "spark2_5", "talkie",
+}  # fmt: skip
+"""Those with parts that a GPU may decline."""
+
+GPU_MODELS = {
+    name: make
+    for name, make in (peer_families.FAMILIES | peer_families.VARIANTS | peer_variants.VARIANTS).items()
+    if name not in ON_CPU_ALONE
+}
+"""Families and forms of families that no conformance file shows, and that GPUs serve."""
