@@ -111,6 +111,7 @@ class LayerParts:
         streams: the residual stream is several vectors per token, mixed by AltUp: so many where the file does not say;
             None = it is one.
         laurel: a low-rank projection (laurel_l, laurel_r) is added beside the mixer.
+        ngrams: ple.layers is read: the layer whose input vectors of n-grams are added to.
     """
 
     attn_norm: tuple[str, ...] = ("attn_norm",)
@@ -130,6 +131,7 @@ class LayerParts:
     rescaled: bool = False
     streams: int | None = None
     laurel: bool = False
+    ngrams: bool = False
 
 
 @dataclass(frozen=True)

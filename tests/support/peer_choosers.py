@@ -32,5 +32,6 @@ FAMILIES = {"glm-dsa": lambda: tokens("glm-dsa")[0]}
 CHOOSERS = {
     "deepseek32, four positions chosen": lambda: tokens()[0],
     "glm-dsa, an indexer for both layers": lambda: tokens("glm-dsa", **{"attention.indexer.types": FIRST_ALONE})[0],
+    "qwen4exp, three streams and factors of 64 bits": lambda: Hybrid("qwen4exp"),
     "kimi-k3, states banked by every layer": lambda: Hybrid("kimi-k3"),
 }

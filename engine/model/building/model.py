@@ -7,6 +7,7 @@ from dataclasses import replace
 from engine.model.architecture import Architecture
 from engine.model.building.attention import build_attention
 from engine.model.building.ffn import build_ffn, build_moe
+from engine.model.building.ngrams import build_ngrams
 from engine.model.building.positions import PositionTables
 from engine.model.building.recurrent import build_recurrent
 from engine.model.building.rwkv import build_channel_mix
@@ -101,6 +102,7 @@ def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) 
         ffn_post_norm=source.first_norm(prefix, after_ffn, epsilon=behind) if has_ffn else None,
         mixer_skip=mixer_skip,
         ffn_skip=ffn_skip,
+        ngrams=None if layer.ngrams is None else build_ngrams(source, prefix, layer.ngrams),
         embedding_scale=_embedding_scale(source, prefix) if layer.embedding_skip else 0.0,
         laurel=build_laurel(source, prefix, layer.laurel_rank),
         layer_input=build_layer_input(source, prefix, layer.per_layer_width),
