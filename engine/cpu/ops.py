@@ -89,7 +89,7 @@ class CpuOps(LayerBricks[LayerWeights]):
             self._layer_inputs = streams.layer_inputs(weights.per_layer, x, batch.token_ids)
         if weights.spread is not None and self._config.streams is not None:
             return streams.spread(weights.spread, self._config.streams, x)
-        return x if self._skips is None else self._skips.begin(x)
+        return x if self._skips is None else self._skips.begin(self._weights.head_skip, x)
 
     def _embed_tokens(self, batch: Batch) -> Float32Array:
         """Token vectors (T, D), scaled, with positions, normalized."""

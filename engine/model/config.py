@@ -292,7 +292,7 @@ class LayerConfig:
     ffn: FfnConfig | MoeConfig | ChannelMixConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
-    block: int | None = None  # the earlier layer whose weights it has; None = it has its own
+    block: int | None = None  # its number in the file, whose layers may be passed several times; None = index
     embedding_skip: bool = False
     closing_norm: bool = False
     laurel_rank: int = 0

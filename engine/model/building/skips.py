@@ -5,8 +5,14 @@ from __future__ import annotations
 from engine.model.building.source import TensorSource
 from engine.model.config import NormKind
 from engine.model.matrices import Norm
-from engine.model.skip_config import BankedSkip, HyperSkip, NormedSkip
-from engine.model.skip_weights import BankedSkipWeights, HyperSkipWeights, NormedSkipWeights, SkipWeights
+from engine.model.skip_config import BankedSkip, HyperSkip, NormedSkip, StackSkip
+from engine.model.skip_weights import (
+    BankedSkipWeights,
+    HyperSkipWeights,
+    NormedSkipWeights,
+    SkipWeights,
+    StackSkipWeights,
+)
 
 
 def build_part_skip(source: TensorSource, index: int, part: str, norm_names: tuple[str, ...]) -> SkipWeights | None:
@@ -27,6 +33,9 @@ def build_part_skip(source: TensorSource, index: int, part: str, norm_names: tup
         return _banked(source, f"{prefix}.{part}_res_score", banks=part == "attn" and index % skip.block == 0)
     if isinstance(skip, HyperSkip):
         return _hyper(source, f"{prefix}.hc_{part}", skip, inject=True)
+    if isinstance(skip, StackSkip):
+        begins, ends = part == "attn" and index % skip.layers == 0, part == "ffn" and (index + 1) % skip.layers == 0
+        return StackSkipWeights(_bare_norm(source), begins=begins, ends=ends, high=skip.is_high(index))
     return None
 
 
@@ -37,7 +46,13 @@ def build_head_skip(source: TensorSource) -> SkipWeights | None:
         return _banked(source, "output_res_score")
     if isinstance(skip, HyperSkip):
         return _hyper(source, "output_hc", skip, inject=False)
+    if isinstance(skip, StackSkip):
+        return StackSkipWeights(_bare_norm(source), init=source.tensors.vector("hrm.z_l_init", (source.width,)))
     return None
+
+
+def _bare_norm(source: TensorSource) -> Norm:
+    return Norm(source.config.norm, source.config.norm_epsilon, None)
 
 
 def _banked(source: TensorSource, name: str, *, banks: bool = False) -> BankedSkipWeights:

@@ -24,7 +24,7 @@ from engine.model.reading.streams import (
     read_streams,
 )
 from engine.model.reading.unread_keys import check_unread
-from engine.model.skip_config import SkipConfig
+from engine.model.skip_config import SkipConfig, StackSkip
 
 _RMS_EPSILON = "attention.layer_norm_rms_epsilon"
 
@@ -125,6 +125,8 @@ def _layers(source: Source, skip: SkipConfig | None) -> tuple[LayerConfig, ...]:
         )
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
     )
+    if isinstance(skip, StackSkip):
+        return tuple(replace(layer, block=skip.block(layer.index)) for layer in layers)
     return _passes(source, layers) if source.architecture.layer.loops else layers
 
 
