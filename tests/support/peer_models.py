@@ -226,8 +226,8 @@ MORE = peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS
 MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | peer_gemma.VARIANTS | peer_rwkv.VARIANTS
 
 ON_CPU_ALONE = {
-    "afmoe", "arctic", "chameleon", "grovemoe", "hrm_text", "laguna", "laguna without windows, gates of values", "llama4",
-    "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
+    "afmoe", "arctic", "chameleon", "grovemoe", "hrm_text", "laguna", "laguna without windows, gates of values",
+    "llama4", "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
     "smallthinker", "spark2_5", "talkie",
 }  # fmt: skip
 """Those with parts that a GPU may decline."""
