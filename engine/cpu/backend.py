@@ -94,7 +94,7 @@ class CpuBackend:
         self._repack = self._quantize and repack
         self._pool = ThreadPool(threads)
         self._cache = KVCache(
-            [layer.mixer for layer in model.config.layers],
+            model.config.memories,
             context_length=self.context_length,
             n_slots=max_sequences,
             n_pages=n_pages,
@@ -272,6 +272,7 @@ class CpuBackend:
         for layer in self.config.layers:
             attention, recurrent = layer.attention_part, layer.recurrent_part
             mixed = 0 if recurrent is None else recurrent.row_width
+            mixed += 0 if layer.ngrams is None else layer.ngrams.row_width
             if attention is not None:
                 most_heads = max(most_heads, attention.n_heads)
                 heads = attention.n_heads + 2 * attention.n_kv_heads

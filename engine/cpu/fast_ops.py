@@ -25,7 +25,7 @@ from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights,
 
 def plain_layer(layer: LayerWeights) -> bool:
     """Whether kernels compute all of a layer."""
-    beside = layer.laurel, layer.layer_input, layer.streams
+    beside = layer.laurel, layer.layer_input, layer.streams, layer.ngrams
     if any(part is not None for part in beside) or layer.output_scale != 1.0:
         return False
     return layer.mixer_skip is None and plain_attention(layer) and plain_ffn(layer)

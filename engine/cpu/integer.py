@@ -203,6 +203,7 @@ def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
     for layer in weights.layers:
         skips += (layer.mixer_skip, layer.ffn_skip)
         recurrent, moe = layer.recurrent, layer.moe
+        linears += () if layer.ngrams is None else layer.ngrams.linears()
         if recurrent is not None:
             linears += recurrent.linears()
         if layer.config.attention_part is not None:

@@ -13,6 +13,7 @@ from engine.cpu import reference
 from engine.cpu.indexer import Choices, Indexer, attend_chosen
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
+from engine.cpu.recurrent.ngrams import add_ngrams
 from engine.cpu.recurrent.rwkv import mix_channels
 from engine.cpu.recurrent.tools import Tools, softplus
 from engine.cpu.skips import make_skips
@@ -88,7 +89,7 @@ class CpuOps(LayerBricks[LayerWeights]):
             self._layer_inputs = streams.layer_inputs(weights.per_layer, x, batch.token_ids)
         if weights.spread is not None and self._config.streams is not None:
             return streams.spread(weights.spread, self._config.streams, x)
-        return x if self._skips is None else self._skips.begin(x)
+        return x if self._skips is None else self._skips.begin(self._weights.head_skip, x)
 
     def _embed_tokens(self, batch: Batch) -> Float32Array:
         """Token vectors (T, D), scaled, with positions, normalized."""
@@ -122,6 +123,10 @@ class CpuOps(LayerBricks[LayerWeights]):
                 self._scores = self._linear(layer.moe.router, x)
             if layer.config.ffn.reads_input:
                 self._input = self._normalize(x, layer.moe.norm)
+        if layer.ngrams is not None and layer.config.ngrams is not None:
+            # Its cache comes behind those of all layers.
+            tools = self._tools(self._config.n_layers)
+            x = add_ngrams(layer.config.ngrams, layer.ngrams, self._batch.token_ids, x, tools)
         if layer.mixer is None:
             return x
         if self._skips is None:
@@ -172,19 +177,19 @@ class CpuOps(LayerBricks[LayerWeights]):
         config, weights = layer.config.recurrent_part, layer.recurrent
         assert config is not None
         assert weights is not None
-        return mix_recurrent(config, weights, self._normalize(x, layer.attn_norm), self._tools(layer))
+        return mix_recurrent(config, weights, self._normalize(x, layer.attn_norm), self._tools(layer.index))
 
     def channel_mix(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
         """A feed-forward part that mixes tokens, with its residual: as Ops.feed_forward."""
         assert layer.channel_mix is not None
         assert isinstance(layer.config.ffn, ChannelMixConfig)
         normed = self._normalize(x, layer.ffn_norm)
-        part = mix_channels(layer.config.ffn, layer.channel_mix, normed, self._tools(layer))
+        part = mix_channels(layer.config.ffn, layer.channel_mix, normed, self._tools(layer.index))
         return self._add(layer, part, layer.ffn_post_norm, y)
 
-    def _tools(self, layer: LayerWeights) -> Tools:
-        spans = self._batch.spans
-        return Tools(self._linear, self._normalize, self._cache, layer.index, spans, self._shared)
+    def _tools(self, memory: int) -> Tools:
+        """What a recurrent part needs whose states are in the cache of this number."""
+        return Tools(self._linear, self._normalize, self._cache, memory, self._batch.spans, self._shared)
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""

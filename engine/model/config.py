@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from engine.model.indexer_config import IndexerConfig
+from engine.model.ngram_config import NgramConfig
 from engine.model.recurrent_config import RecurrentConfig
 from engine.model.rope_config import RopeConfig as RopeConfig
 from engine.model.rope_config import RopeScaling as RopeScaling
@@ -285,7 +286,8 @@ class LayerConfig:
     y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
     parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
     With an embedding_skip layer_output_scale · (what ModelConfig says the first layer reads) is added to the result,
-    and with a closing_norm the result is normalized as the last layer's is.
+    and with a closing_norm the result is normalized as the last layer's is. Other residual connections: see
+    skip_config.py. `ngrams` are added to x before everything else.
 
     With a `laurel_rank`, y = (y + n + laurel_norm(laurel_r · laurel_l · n)) / sqrt(2) for n = attn_norm(x). With a
     `per_layer_width` the result z gets + post_norm(proj · (gelu(inp_gate · z) · e)), where e is the layer's own vector
@@ -297,7 +299,7 @@ class LayerConfig:
     ffn: FfnConfig | MoeConfig | ChannelMixConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
-    block: int | None = None  # the earlier layer whose weights it has; None = it has its own
+    block: int | None = None  # its number in the file, whose layers may be passed several times; None = index
     embedding_skip: bool = False
     closing_norm: bool = False
     laurel_rank: int = 0
@@ -305,6 +307,7 @@ class LayerConfig:
     output_scale: bool = False  # a learned number, layer_output_scale
     output_factor: float = 1.0
     streams: AltUpConfig | None = None
+    ngrams: NgramConfig | None = None
 
     @property
     def attention_part(self) -> AttentionConfig | None:
@@ -380,4 +383,11 @@ class ModelConfig:
     @property
     def state_bytes(self) -> int:
         """Bytes of the states that one sequence keeps, over all layers; 0 without recurrent layers."""
-        return sum(layer.recurrent_part.state_bytes for layer in self.layers if layer.recurrent_part is not None)
+        parts = [part for layer in self.layers for part in (layer.recurrent_part, layer.ngrams) if part is not None]
+        return sum(part.state_bytes for part in parts)
+
+    @property
+    def memories(self) -> tuple[MixerConfig | None, ...]:
+        """What has a cache: the mixer of each layer, then tables of n-grams."""
+        tables = (layer.ngrams for layer in self.layers if layer.ngrams is not None)
+        return (*(layer.mixer for layer in self.layers), *tables)

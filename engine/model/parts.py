@@ -111,6 +111,7 @@ class LayerParts:
         streams: the residual stream is several vectors per token, mixed by AltUp: so many where the file does not say;
             None = it is one.
         laurel: a low-rank projection (laurel_l, laurel_r) is added beside the mixer.
+        ngrams: ple.layers is read: the layer whose input vectors of n-grams are added to.
     """
 
     attn_norm: tuple[str, ...] = ("attn_norm",)
@@ -130,6 +131,7 @@ class LayerParts:
     rescaled: bool = False
     streams: int | None = None
     laurel: bool = False
+    ngrams: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,8 @@ class IndexerParts:
         rotated_last: the last elements of its queries and keys are rotated, not the first.
         optional: files without attention.indexer.top_k have no indexers.
         epsilon: of the layer norm of keys (TOKENS), which no key of a file states; None = that of the other norms.
+        shared_context: models of at least so long a context share in threes behind the third layer, where that key is
+            missing; None = none do.
     """
 
     kind: IndexerKind
@@ -265,6 +269,7 @@ class IndexerParts:
     rotated_last: bool = False
     optional: bool = False
     epsilon: float | None = 1e-6
+    shared_context: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ class RecurrentParts:
         placement: which layers have it.
         norm_weights: Mamba 1: d, B and C are normalized with ssm_dt_norm, ssm_b_norm and ssm_c_norm.
         grouped_heads: gated delta rules: value heads of one key head follow each other; otherwise they are G apart.
+        sigmoid_gate: gated delta rules: see DeltaNetConfig.
         interval: LISTED: default of full_attention_interval.
         decay_floor: Kimi delta attention: kda.gate_lower_bound is read.
         negative_rates: Kimi delta attention with a floor: ssm_a in files has the other sign.
@@ -48,6 +49,7 @@ class RecurrentParts:
     placement: Placement
     norm_weights: bool = False
     grouped_heads: bool = False
+    sigmoid_gate: bool = False
     interval: int = 4
     decay_floor: bool = False
     negative_rates: bool = False

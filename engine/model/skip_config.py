@@ -18,6 +18,7 @@ class SkipKind(Enum):
     BANKED = "banked"
     HYPER = "hyper"
     GATED = "gated"
+    STACKS = "stacks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,34 @@ class GatedSkip:
     magnitude: float
 
 
-SkipConfig = NormedSkip | BankedSkip | HyperSkip | GatedSkip
+@dataclass(frozen=True, kw_only=True)
+class StackSkip:
+    """Two states that a low and a high stack of layers change in turns (hierarchical reasoning, HRM-Text).
+
+    S = 3: states a and b, and a residual stream r. a begins as the embedding and b as hrm.z_l_init. A pass runs the
+    layers of a stack over r = a + b; normalized without a weight the result becomes b after each of `low` passes of the
+    low stack, and a after the pass of the high stack that follows. That happens `cycles` times; the head reads a.
+    """
+
+    layers: int  # of a stack
+    low: int
+    cycles: int
+
+    @property
+    def n_layers(self) -> int:
+        """Layers that a token passes."""
+        return self.layers * (self.low + 1) * self.cycles
+
+    def is_high(self, index: int) -> bool:
+        """Whether layer `index` of those that a token passes belongs to the high stack."""
+        return index // self.layers % (self.low + 1) == self.low
+
+    def block(self, index: int) -> int:
+        """Number of that layer in the file, which has the low stack first."""
+        return index % self.layers + (self.layers if self.is_high(index) else 0)
+
+
+SkipConfig = NormedSkip | BankedSkip | HyperSkip | GatedSkip | StackSkip
 """How what skips the parts of a model is joined with what they give."""
 
 
@@ -79,4 +107,6 @@ def most_streams(skip: SkipConfig | None, n_layers: int) -> int:
         return skip.count
     if isinstance(skip, BankedSkip):
         return 1 + -(-n_layers // skip.block)
+    if isinstance(skip, StackSkip):
+        return 3
     return 1

@@ -65,5 +65,23 @@ class GatedSkipWeights:
         return (self.fn,)
 
 
-SkipWeights = NormedSkipWeights | BankedSkipWeights | HyperSkipWeights | GatedSkipWeights
+@dataclass(frozen=True, eq=False)
+class StackSkipWeights:
+    """What StackSkip needs to know of a part, or of the head, which has b's first values (D,).
+
+    `begins`: r = a + b before the part. `ends`: r becomes b behind it, or where `high` a.
+    """
+
+    norm: Norm
+    begins: bool = False
+    ends: bool = False
+    high: bool = False
+    init: Float32Array | None = None
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return ()
+
+
+SkipWeights = NormedSkipWeights | BankedSkipWeights | HyperSkipWeights | GatedSkipWeights | StackSkipWeights
 """One class per class of engine.model.skip_config."""

@@ -14,6 +14,7 @@ from engine.model.matrices import Float32Array as Float32Array
 from engine.model.matrices import Linear as Linear
 from engine.model.matrices import Norm as Norm
 from engine.model.matrices import Weight as Weight
+from engine.model.ngram_weights import NgramWeights
 from engine.model.rope import RopeTable
 from engine.model.skip_weights import SkipWeights
 
@@ -436,6 +437,7 @@ class LayerWeights:
     ffn_post_norm: Norm | None = None
     mixer_skip: SkipWeights | None = None
     ffn_skip: SkipWeights | None = None
+    ngrams: NgramWeights | None = None
     embedding_scale: float = 0.0
     closing_norm: Norm | None = None
     channel_mix: ChannelMixWeights | None = None

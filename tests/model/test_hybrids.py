@@ -7,7 +7,7 @@ import pytest
 
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kv_cache import KVCache
-from engine.cpu.recurrent import convolution, delta_net, lightning, mamba, mamba_2, plamo_2, rwkv
+from engine.cpu.recurrent import convolution, delta_net, lightning, mamba, mamba_2, ngrams, plamo_2, rwkv
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools
 from engine.cpu.reference import normalize
@@ -46,7 +46,7 @@ def mixed_by(meta, tensors, path, x):
     with open_gguf(path) as gguf:
         model = load_model(gguf)
         layer = model.weights.layers[0]
-        cache = KVCache([one.mixer for one in model.config.layers], context_length=64, kv_type="f32")
+        cache = KVCache(model.config.memories, context_length=64, kv_type="f32")
         parts = []
         for place, (start, stop) in enumerate(((0, 7), (7, 8), (8, len(x)))):
             span = Span(slot=0, row=0, n_rows=stop - start, n_past=start, place=place)
@@ -121,6 +121,7 @@ def test_bits_do_not_depend_on_pieces_or_batches(opened, family):
         ("rwkv7", rwkv, "corrected_products"),
         ("rwkv7", rwkv, "_change"),
         ("minimax-01", lightning, "decayed_sum"),
+        ("qwen4exp", ngrams, "table_rows"),
         ("plamo2", plamo_2, "grouped_scan"),
     ],
 )
@@ -166,6 +167,12 @@ def test_layers_keep_what_their_parts_need(opened):
         ("rwkv7", "wkv.head_size", 24, "divides embedding_length 64"),
         ("rwkv6", "attention.head_count_kv", 3, "divides the 4 heads"),
         ("minimax-01", "attention.value_length", 16, "needs the same width for both"),
+        ("kimi-k3", "activation.situ_beta", 0.0, "situ_beta is 0; allowed is a number above"),
+        ("qwen4exp", "hyper_connection.count", 1, "allowed is an integer from 2"),
+        ("qwen4exp", "attention.indexer.top_k", 3, "must be at least the second"),
+        ("qwen4exp", "ple.head_offsets", np.array([0, 40, 80, 500], np.uint64), "has 160 rows; .* calls for 531"),
+        ("qwen4exp", "ple.layer_multipliers", np.array([1, 2], np.uint64), "holds 2 values; allowed are 3 or more"),
+        ("qwen4exp", "ple.head_vocab_sizes", np.array([40, 0, 9, 9], np.uint64), "allowed is an integer from 1"),
         ("plamo2", "ssm.time_step_rank", 3, "allowed is a multiple of the heads"),
         ("bailingmoe3", "kda.gate_lower_bound", 1.0, "from -1e[+]06 to 0"),
     ],

@@ -115,6 +115,7 @@ def mixture(arch, shared=0, **metadata):
 
 
 FAMILIES = {
+    **peer_choosers.FAMILIES,
     **peer_families.FAMILIES,
     "arcee": lambda: plain("arcee", ffn=PLAIN),
     "chatglm": lambda: vectors(plain("chatglm", ffn=FUSED, attention=QKV, rope__dimension_count=HEAD // 2), "attn_qkv"),
@@ -226,8 +227,8 @@ MORE = peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS 
 MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | peer_gemma.VARIANTS | peer_rwkv.VARIANTS
 
 ON_CPU_ALONE = {
-    "afmoe", "arctic", "chameleon", "grovemoe", "laguna", "laguna without windows, gates of values", "llama4",
-    "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
+    "afmoe", "arctic", "chameleon", "grovemoe", "hrm_text", "laguna", "laguna without windows, gates of values",
+    "llama4", "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
     "smallthinker", "spark2_5", "talkie", *(name for name in peer_single.FAMILIES if name != "plm"),
 }  # fmt: skip
 """Those with parts that a GPU may decline."""

@@ -110,6 +110,7 @@ _NAMES = {
     "xielu": "this activation",
     "indexer": "an indexer that chooses positions",
     "skip": "this kind of residual connections",
+    "ngrams": "tables of n-grams",
     "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",

@@ -10,14 +10,7 @@ import numpy as np
 from engine.model.building.source import TensorSource
 from engine.model.config import FfnConfig, MoeConfig
 from engine.model.parts import FfnParts, Presence
-from engine.model.weights import (
-    ExpertLinear,
-    ExpertsWeights,
-    FfnWeights,
-    LatentExpertWeights,
-    MoeWeights,
-    Norm,
-)
+from engine.model.weights import ExpertLinear, ExpertsWeights, FfnWeights, LatentExpertWeights, MoeWeights, Norm
 
 
 def build_ffn(source: TensorSource, prefix: str, ffn: FfnConfig, suffix: str = "") -> FfnWeights:

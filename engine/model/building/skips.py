@@ -7,13 +7,14 @@ import numpy as np
 from engine.model.building.source import TensorSource
 from engine.model.config import NormKind
 from engine.model.matrices import Norm
-from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, NormedSkip
+from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, NormedSkip, StackSkip
 from engine.model.skip_weights import (
     BankedSkipWeights,
     GatedSkipWeights,
     HyperSkipWeights,
     NormedSkipWeights,
     SkipWeights,
+    StackSkipWeights,
 )
 
 
@@ -37,6 +38,9 @@ def build_part_skip(source: TensorSource, index: int, part: str, norm_names: tup
         return _hyper(source, f"{prefix}.hc_{part}", skip, inject=True)
     if isinstance(skip, GatedSkip):
         return _gated(source, f"{prefix}.hc_{part}", skip, parts=2)
+    if isinstance(skip, StackSkip):
+        begins, ends = part == "attn" and index % skip.layers == 0, part == "ffn" and (index + 1) % skip.layers == 0
+        return StackSkipWeights(_bare_norm(source), begins=begins, ends=ends, high=skip.is_high(index))
     return None
 
 
@@ -49,7 +53,13 @@ def build_head_skip(source: TensorSource) -> SkipWeights | None:
         return _hyper(source, "output_hc", skip, inject=False)
     if isinstance(skip, GatedSkip):
         return _gated(source, "output_hc", skip, parts=1)
+    if isinstance(skip, StackSkip):
+        return StackSkipWeights(_bare_norm(source), init=source.tensors.vector("hrm.z_l_init", (source.width,)))
     return None
+
+
+def _bare_norm(source: TensorSource) -> Norm:
+    return Norm(source.config.norm, source.config.norm_epsilon, None)
 
 
 def _banked(source: TensorSource, name: str, *, banks: bool = False) -> BankedSkipWeights:

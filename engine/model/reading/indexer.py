@@ -63,7 +63,7 @@ def read_indexer(
         rope=rope if rope is None or parts.style is None else replace(rope, style=parts.style),
         block=block,
         local=local,
-        shared=parts.shared and _is_shared(source, index),
+        shared=parts.shared and _is_shared(source, parts, index),
         rotated_last=parts.rotated_last,
     )
 
@@ -82,11 +82,12 @@ def _ratio(source: Source, index: int) -> int:
     return source.read.per_layer(key, source.n_blocks, low=0, high=LONGEST_BLOCK)[index]
 
 
-def _is_shared(source: Source, index: int) -> bool:
+def _is_shared(source: Source, parts: IndexerParts, index: int) -> bool:
     """Whether layer `index` takes what another layer chose."""
     key = "attention.indexer.types"
     if not source.read.has(key):
-        return False
+        shares = parts.shared_context is not None and source.context_length >= parts.shared_context
+        return shares and index > 2 and (index - 2) % 4 != 0
     own = source.read.per_layer(key, source.n_layers, low=0, high=1)
     if not own[0]:
         raise ModelFileError(f"{source.name}.{key} gives the first layer no indexer; allowed is 1, as others follow it")

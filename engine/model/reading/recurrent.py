@@ -96,6 +96,7 @@ def _delta_net(source: Source, parts: RecurrentParts) -> DeltaNetConfig:
         head_width=width,
         conv_width=_conv_width(source, "ssm.conv_kernel"),
         grouped=parts.grouped_heads,
+        sigmoid_gate=parts.sigmoid_gate,
     )
 
 
