@@ -211,8 +211,8 @@ class MoeConfig:
     weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
     shared_scale and gated where shared_gate.
 
-    With a latent_width the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized where
-    the weights have a norm) latent_up · s is taken. Router and shared part read x.
+    With a latent_width the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized
+    where the weights have a norm) latent_up · s is taken. Router and shared part read x.
     """
 
     n_experts: int

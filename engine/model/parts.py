@@ -235,13 +235,16 @@ class IndexerParts:
         kind: how positions are scored. TOKENS: every layer has an indexer; BLOCKS: every layer behind the first
             leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
         style: which elements its queries and keys rotate together, where not those of attention.
-        shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
+        shared: attention.indexer.types is read: layers with 0 there take what the last layer with 1 chose.
+        shared_context: without that key, models trained for so many positions or more have 1 in layers 0, 1, 2, 6, 10
+            and so on, and others everywhere.
     """
 
     kind: IndexerKind
     _: KW_ONLY
     style: RopeStyle | None = None
     shared: bool = False
+    shared_context: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,10 @@ ON_CPU_ALONE = {
 GPU_NAMES = tuple(name for name in NAMES if name not in ON_CPU_ALONE)
 
 SAME_AS = {
-    "arcee", "arctic", "chameleon", "chatglm", "codeshell", "cogvlm", "deepseek2-ocr", "dots1", "exaone", "granitemoe",
-    "grovemoe", "hunyuan-moe", "jais", "jais2", "maincoder", "maple", "mellum", "muse-glimmer", "nanbeige", "openelm",
-    "orion", "paddleocr", "pangu-embedded", "plamo", "qwen2vl", "qwen3vl", "qwen3vlmoe", "refact", "spark2_5",
-    "starcoder", "talkie", "xverse",
+    "arcee", "arctic", "chameleon", "chatglm", "codeshell", "cogvlm", "deepseek2-ocr", "dots1", "exaone", "glm-dsa",
+    "granitemoe", "grovemoe", "hunyuan-moe", "jais", "jais2", "maincoder", "maple", "mellum", "muse-glimmer",
+    "nanbeige", "openelm", "orion", "paddleocr", "pangu-embedded", "plamo", "qwen2vl", "qwen3vl", "qwen3vlmoe",
+    "refact", "spark2_5", "starcoder", "talkie", "xverse",
 }  # fmt: skip
 """Families without a conformance file, of which test_peer_logits.py has references."""
 
