@@ -224,8 +224,8 @@ class MoeConfig:
     weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
     shared_scale and gated where shared_gate.
 
-    With `latent` the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized where the
-    weights have a norm) latent_up · s is taken. Router and shared part read x.
+    With a latent_width the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized
+    where the weights have a norm) latent_up · s is taken. Router and shared part read x.
     With `separate_norms` router and experts do not read the layer's ffn_norm(x), as the shared part does, but norms of
     their own, and the outputs of the experts and of the shared part are normalized before they are added (Gemma 4).
     """
@@ -245,7 +245,7 @@ class MoeConfig:
     routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
     adjugate: AdjugateConfig | None = None
     reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
-    latent: int | None = None  # numbers that an expert reads and gives, where these are not D
+    latent_width: int | None = None  # numbers that an expert reads and gives, where these are not D
     separate_norms: bool = False
 
 

@@ -254,12 +254,12 @@ class IndexerParts:
         kind: how positions are scored. TOKENS: every layer has an indexer; BLOCKS: every layer behind the first
             leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
         style: which elements its queries and keys rotate together, where not those of attention.
-        shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
+        shared: attention.indexer.types is read: layers with 0 there take what the last layer with 1 chose.
+        shared_context: without that key, models trained for so many positions or more have 1 in layers 0, 1, 2, 6, 10
+            and so on, and others everywhere.
         rotated_last: the last elements of its queries and keys are rotated, not the first.
         optional: files without attention.indexer.top_k have no indexers.
         epsilon: of the layer norm of keys (TOKENS), which no key of a file states; None = that of the other norms.
-        shared_context: models of at least so long a context share in threes behind the third layer, where that key is
-            missing; None = none do.
     """
 
     kind: IndexerKind

@@ -90,7 +90,7 @@ class FfnWeights:
 
 @dataclass(frozen=True, eq=False)
 class LatentExpertWeights:
-    """Weights of MoeConfig.latent, L numbers: down (L, D), up (D, L), and a norm of L numbers or None."""
+    """Weights of MoeConfig.latent_width, L numbers: down (L, D), up (D, L), and a norm of L numbers or None."""
 
     down: Linear
     norm: Norm | None

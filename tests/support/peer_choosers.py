@@ -11,6 +11,7 @@ from tests.support.hybrid_models import tiny_hybrid_parts
 from tests.support.indexer_models import tokens
 
 FIRST_ALONE = np.array([1, 0], np.int32)
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 8}
 
 
 class Hybrid:
@@ -31,7 +32,8 @@ FAMILIES = {"glm-dsa": lambda: tokens("glm-dsa")[0]}
 
 CHOOSERS = {
     "deepseek32, four positions chosen": lambda: tokens()[0],
-    "glm-dsa, an indexer for both layers": lambda: tokens("glm-dsa", **{"attention.indexer.types": FIRST_ALONE})[0],
+    "deepseek32, yarn": lambda: tokens(**YARN, **{"rope.scaling.yarn_log_multiplier": 0.1})[0],
+    "glm-dsa, a choice for two layers": lambda: tokens("glm-dsa", **{"attention.indexer.types": FIRST_ALONE})[0],
     "qwen4exp, three streams and factors of 64 bits": lambda: Hybrid("qwen4exp"),
     "kimi-k3, states banked by every layer": lambda: Hybrid("kimi-k3"),
 }

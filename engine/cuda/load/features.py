@@ -78,6 +78,7 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
+        "caps",  # of an activation that is not served
         "value_scale",
         "shared_scale",
     }
@@ -111,6 +112,7 @@ _NAMES = {
     "indexer": "an indexer that chooses positions",
     "skip": "this kind of residual connections",
     "ngrams": "tables of n-grams",
+    "latent_width": "experts that read fewer numbers",
     "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",

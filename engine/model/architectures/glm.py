@@ -1,4 +1,7 @@
-"""ChatGLM 3 and GLM 4 9B, GLM 4 0414 (norms on both sides), GLM 4.5 to 5.2 (mixture of experts), and dots.llm1."""
+"""ChatGLM 3 and GLM 4 9B, GLM 4 0414 (norms on both sides), GLM 4.5 to 4.7 (mixture of experts), and dots.llm1.
+
+GLM 5 is made as DeepSeek 3.2 is; from 5.2 on several layers share an indexer's choice.
+"""
 
 from engine.model.architecture import Architecture
 from engine.model.config import QkNorm, RopeStyle, Routing
@@ -43,12 +46,11 @@ ARCHITECTURES = (
         ),
         next_token_layers=True,
     ),
-    # As DeepSeek 3.2; from GLM 5.2 on, four layers share an indexer.
     Architecture(
         name="glm-dsa",
         rope=RopeParts(RopeStyle.NORM),
         attention=AttentionParts(
-            latent=True, indexer=IndexerParts(IndexerKind.TOKENS, shared=True, shared_context=2**20)
+            latent=True, indexer=IndexerParts(IndexerKind.TOKENS, shared=True, shared_context=1048576)
         ),
         ffn=FfnParts(scales=True),
         moe=MoeParts(

@@ -112,7 +112,7 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
         routed_early=parts.routed_early,
         adjugate=_adjugate(source, ffn, n_experts, n_used) if parts.adjugates else None,
         reads_input=parts.reads_input,
-        latent=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
+        latent_width=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
         separate_norms=parts.separate_norms,
     )
 

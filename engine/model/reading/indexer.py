@@ -10,6 +10,9 @@ from engine.model.parts import IndexerParts
 from engine.model.reading.source import Source
 from engine.model.rope_config import RopeConfig
 
+OWN_FIRST, OWN_PERIOD = 2, 4
+"""Layers up to this number have an indexer of their own, then each of so many: see IndexerParts.shared_context."""
+
 LONGEST_BLOCK = 4096
 """Most positions of a block."""
 
@@ -86,8 +89,8 @@ def _is_shared(source: Source, parts: IndexerParts, index: int) -> bool:
     """Whether layer `index` takes what another layer chose."""
     key = "attention.indexer.types"
     if not source.read.has(key):
-        shares = parts.shared_context is not None and source.context_length >= parts.shared_context
-        return shares and index > 2 and (index - 2) % 4 != 0
+        long = parts.shared_context is not None and source.context_length >= parts.shared_context
+        return long and index > OWN_FIRST and index % OWN_PERIOD != OWN_FIRST
     own = source.read.per_layer(key, source.n_layers, low=0, high=1)
     if not own[0]:
         raise ModelFileError(f"{source.name}.{key} gives the first layer no indexer; allowed is 1, as others follow it")
