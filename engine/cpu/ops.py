@@ -272,6 +272,8 @@ class CpuOps(LayerBricks[LayerWeights]):
         compressed = self._linear(weights.kv_a, normed)
         latent = self._normalize(np.ascontiguousarray(compressed[:, : config.rank]), weights.kv_a_norm)
         turned_q, turned_k = queries[..., nope:], compressed[:, None, config.rank :]
+        if weights.k_norm is not None:
+            turned_k = self._normalize(turned_k, weights.k_norm)
         if layer.attention.rope is not None:
             cos, sin = self._cos_sin(layer.attention.rope)
             reference.rotate(turned_q, cos, sin, layer.attention.rope.style)

@@ -121,6 +121,7 @@ class LatentConfig:
     rope_width: int
     value_width: int  # per head, after v_b
     absorbed: bool
+    key_norm: bool = False  # r is normalized before it is rotated
 
     def cached(self, n_heads: int) -> tuple[int, int, int]:
         """What the cache holds per token: key/value heads, and the widths of a key and of a value."""

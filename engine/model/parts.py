@@ -184,6 +184,7 @@ class WindowParts:
         unscaled: windowed layers rotate without the scaling of the others.
         undivided: rope_freqs divides the frequencies of the other layers only.
         head_widths: attention.key_length_swa and attention.value_length_swa are read.
+        own_latent: attention.kv_lora_rank_swa, key_length_mla_swa and value_length_mla_swa are read for them.
         own_width: rope.dimension_count_swa says how many elements of a head they rotate.
         n_layers: only models of so many layers have windows; None = any.
     """
@@ -197,6 +198,7 @@ class WindowParts:
     unscaled: bool = False
     undivided: bool = False
     head_widths: bool = False
+    own_latent: bool = False
     own_width: bool = False
     n_layers: int | None = None
 
@@ -252,6 +254,7 @@ class IndexerParts:
             leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
         style: which elements its queries and keys rotate together, where not those of attention.
         shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
+        unwindowed: layers without a window alone have one.
         shared_context: models of at least so long a context share in threes behind the third layer, where that key is
             missing; None = none do.
     """
@@ -260,6 +263,7 @@ class IndexerParts:
     _: KW_ONLY
     style: RopeStyle | None = None
     shared: bool = False
+    unwindowed: bool = False
     shared_context: int | None = None
 
 
@@ -271,6 +275,7 @@ class AttentionParts:
         qk_norm: normalization of queries and keys; None = there is none.
         window: sliding windows; None = every position sees all before it.
         latent: attention reads low-rank latent vectors (DeepSeek-2).
+        latent_key_norm: attn_k_norm normalizes the rotated part that the heads' keys share there.
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
         fixed_scale: factor of scores, whatever the file says; None = it is not fixed.
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
@@ -298,6 +303,7 @@ class AttentionParts:
     qk_norm: QkNormParts | None = None
     window: WindowParts | None = None
     latent: bool = False
+    latent_key_norm: bool = False
     scale: bool = False
     fixed_scale: float | None = None
     scale_by_width: frozenset[int] = frozenset()

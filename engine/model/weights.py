@@ -37,6 +37,7 @@ class LatentWeights:
     k_b: ExpertLinear | None
     v_b: ExpertLinear | None
     kv_b: Linear | None
+    k_norm: Norm | None = None  # of LatentConfig.key_norm
 
 
 @dataclass(frozen=True, eq=False)

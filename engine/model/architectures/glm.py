@@ -1,7 +1,7 @@
-"""ChatGLM 3 and GLM 4 9B, GLM 4 0414 (norms on both sides), GLM 4.5 to 5.2 (mixture of experts), and dots.llm1."""
+"""ChatGLM 3 and GLM 4 9B, GLM 4 0414 (norms on both sides), GLM 4.5 to 5.2 (mixture of experts), dots.llm1 and 3."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import QkNorm, RopeStyle, Routing
+from engine.model.config import OutputGate, QkNorm, RopeStyle, Routing
 from engine.model.indexer_config import IndexerKind
 from engine.model.parts import (
     AttentionParts,
@@ -12,6 +12,7 @@ from engine.model.parts import (
     Presence,
     QkNormParts,
     RopeParts,
+    WindowParts,
 )
 
 ARCHITECTURES = (
@@ -64,6 +65,31 @@ ARCHITECTURES = (
         ),
         next_token_layers=True,
         ignored_keys=("rope.dimension_sections",),  # of texts alone, whose axes of position are the same
+    ),
+    # Windowed layers have heads of their own, the others an indexer.
+    Architecture(
+        name="dots3note",
+        rope=RopeParts(RopeStyle.NORM),
+        attention=AttentionParts(
+            latent=True,
+            latent_key_norm=True,
+            window=WindowParts(own_latent=True),
+            indexer=IndexerParts(IndexerKind.TOKENS, style=RopeStyle.NEOX, unwindowed=True),
+            output_gate=OutputGate.PER_HEAD,
+        ),
+        ffn=FfnParts(scales=True),
+        moe=MoeParts(
+            required=True,
+            normalize=None,
+            weight_scale=True,
+            dense_lead=True,
+            groups=True,
+            shared=True,
+            shared_counted=True,
+            selection_bias=True,
+        ),
+        next_token_layers=True,
+        ignored_keys=("attention.indexer.types",),  # those without a window
     ),
     Architecture(
         name="dots1",

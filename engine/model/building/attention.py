@@ -115,6 +115,7 @@ def _latent(source: TensorSource, prefix: str, heads: int, latent: LatentConfig)
         q_b=q_b,
         kv_a=source.linear(f"{prefix}.attn_kv_a_mqa", latent.rank + latent.rope_width, width),
         kv_a_norm=source.norm(f"{prefix}.attn_kv_a_norm", (latent.rank,)),
+        k_norm=source.norm(f"{prefix}.attn_k_norm", (latent.rope_width,)) if latent.key_norm else None,
         k_b=k_b,
         v_b=v_b,
         kv_b=kv_b,

@@ -56,7 +56,7 @@ def _layer(
             f"layer {index} has {heads} heads and {kv_heads} key/value heads; both must be positive, and "
             "the second must divide the first"
         )
-    latent = read_latent(source, index) if parts.latent else None
+    latent = read_latent(source, parts, index, windows[index]) if parts.latent else None
     if latent is None:
         windowed = parts.window is not None and parts.window.head_widths and windows[index] is not None
         key_width, value_width = (_head_width(source, heads, which, windowed) for which in ("key", "value"))
@@ -88,7 +88,7 @@ def _layer(
         gate_function=parts.gate_function,
         value_scale=_value_scale(source, parts),
         value_norm=parts.value_norm,
-        indexer=None if parts.indexer is None else read_indexer(source, parts.indexer, index, kv_heads, rope),
+        indexer=read_indexer(source, parts.indexer, index, kv_heads, rope, windows[index]),
     )
 
 

@@ -15,20 +15,28 @@ LONGEST_BLOCK = 4096
 
 
 def read_indexer(
-    source: Source, parts: IndexerParts, index: int, kv_heads: int, rope: RopeConfig | None
+    source: Source,
+    parts: IndexerParts | None,
+    index: int,
+    kv_heads: int,
+    rope: RopeConfig | None,
+    window: int | None,
 ) -> IndexerConfig | None:
     """The indexer of layer `index`; None where it has none.
 
     Args:
         source: the file.
-        parts: the declaration.
+        parts: the declaration, or None.
         index: number of the layer.
         kv_heads: key/value heads of the layer.
         rope: rotation of its queries and keys.
+        window: its window, or None.
 
     Raises:
         ModelFileError: a key is missing or has an impossible value, or sizes contradict each other.
     """
+    if parts is None or (parts.unwindowed and window is not None):
+        return None
     read, block, local = source.read, 1, 0
     if parts.kind is IndexerKind.BLOCKS:
         if index < read.integer("leading_dense_block_count", 0, low=0):
