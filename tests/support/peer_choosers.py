@@ -33,9 +33,9 @@ def dots3note():
     """Layers 0 and 2 have windows and latent vectors of their own, layer 1 chooses four positions."""
     nope, rope, ranks, values = (16, 24), 16, (32, 48), (16, 32)  # without a window, with one
     file = File(
-        "dots3note", 3, leading_dense_block_count=1, expert_shared_count=1, expert_gating_func=2, expert_weights_norm=True,
-        expert_weights_scale=2.5, attention__q_lora_rank=QUERY, attention__sliding_window=4, rope__freq_base_swa=20000.0,
-        rope__dimension_count=rope, **MOE,
+        "dots3note", 3, leading_dense_block_count=1, expert_shared_count=1, expert_gating_func=2,
+        expert_weights_norm=True, expert_weights_scale=2.5, attention__q_lora_rank=QUERY, attention__sliding_window=4,
+        rope__freq_base_swa=20000.0, rope__dimension_count=rope, **MOE,
     )  # fmt: skip
     for end, index in (("", 0), ("_swa", 1)):
         file.meta |= {
