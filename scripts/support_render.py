@@ -100,8 +100,8 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
     families = sorted(set(ARCHITECTURES) - {file.rpartition("-")[0] for file in rows})
     if families:
         yield (
-            "\nMade of the same parts, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but for "
-            f"qwen2vl, 1e-6 (`tests/model/test_peer_logits.py`): {', '.join(families)}. So are the scalings of "
+            "\nWithout a conformance file, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but "
+            f"for qwen2vl, 1e-6 (`tests/model/test_peer_logits.py`): {', '.join(families)}. So are the scalings of "
             "positions: linear, YaRN, long factors, also beside windows and with latent attention.\n"
         )
     if notes:

@@ -171,7 +171,8 @@ class CpuBackend:
         needed = [(kind, self._kv_type.name) for kind in ("attend", "rotate_store")] + [("run_program", "F32")]
         needed.append(("normalize", self.config.norm.name))
         for layer in self.config.layers:
-            needed += (("gate", part.activation.name) for part in layer.ffn_parts if part.caps is None)
+            compiled = (part for part in layer.ffn_parts if part.caps is None and part.xielu is None)
+            needed += (("gate", part.activation.name) for part in compiled)
         needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
             if self._quantize and is_integer(type):

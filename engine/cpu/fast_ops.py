@@ -50,7 +50,7 @@ def plain_ffn(layer: LayerWeights) -> bool:
 
 def _plain_gate(ffn: FfnConfig) -> bool:
     """Whether kernels compute a part's activation."""
-    return ffn.limit is None and ffn.caps is None and not ffn.sparsity
+    return ffn.limit is None and ffn.caps is None and ffn.xielu is None and not ffn.sparsity
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -227,7 +227,7 @@ class FastOps(CpuOps):
         steps.join()
         h = steps.gate(up, None, config.activation) if gate is None else steps.gate(gate, up, config.activation)
         steps.join()
-        return h
+        return self._normalize(h, weights.sub_norm)
 
     def _normalize(self, x: Float32Array, norm: Norm | None) -> Float32Array:
         if norm is None:

@@ -273,7 +273,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         latent = self._normalize(np.ascontiguousarray(compressed[:, : config.rank]), weights.kv_a_norm)
         turned_q, turned_k = queries[..., nope:], compressed[:, None, config.rank :]
         if weights.k_norm is not None:
-            turned_k = self._normalize(turned_k, weights.k_norm)
+            turned_k = self._normalize(np.ascontiguousarray(turned_k), weights.k_norm)
         if layer.attention.rope is not None:
             cos, sin = self._cos_sin(layer.attention.rope)
             reference.rotate(turned_q, cos, sin, layer.attention.rope.style)
@@ -329,7 +329,10 @@ class CpuOps(LayerBricks[LayerWeights]):
         return self._add(layer, part, layer.attn_post_norm, x)
 
     def _values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
-        """The heads' values (T, H · Hv), gated: what attention gives, or what is made of its latent vectors."""
+        """The heads' values (T, H · Hv): what attention gives, or what is made of its latent vectors, then sub_norm."""
+        return self._normalize(self._gated_values(layer, a), layer.attention.sub_norm)
+
+    def _gated_values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
         config, latent = layer.config.attention, layer.attention.latent
         if latent is not None and latent.v_b is not None:
             heads = a.reshape(len(a), config.n_heads, -1)
@@ -451,12 +454,12 @@ class CpuOps(LayerBricks[LayerWeights]):
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
         up = self._linear(weights.up, normed)
         if weights.gate is None:
-            h = reference.activate(up, config.activation)
+            h = reference.activate(up, config.activation, config.xielu)
         else:
             h = reference.gated(self._linear(weights.gate, normed), up, config)
         if weights.act_scales is not None:
             h /= weights.act_scales
-        return h
+        return self._normalize(h, weights.sub_norm)
 
     def _normalize(self, x: Float32Array, norm: Norm | None) -> Float32Array:
         return x if norm is None else reference.normalize(x, norm)

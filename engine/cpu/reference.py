@@ -285,8 +285,16 @@ def gated(gate: Float32Array, up: Float32Array, config: FfnConfig) -> Float32Arr
     return gate
 
 
-def activate(x: Float32Array, activation: Activation) -> Float32Array:
-    """The non-linearity of a feed-forward part."""
+def activate(
+    x: Float32Array, activation: Activation, xielu: tuple[float, float, float, float] | None = None
+) -> Float32Array:
+    """The non-linearity of a feed-forward part; `xielu` are the constants of Activation.XIELU."""
+    if activation is Activation.XIELU:
+        assert xielu is not None
+        positive, negative, beta, epsilon = (np.float32(value) for value in xielu)
+        below = (np.expm1(np.minimum(x, epsilon)) - x) * negative
+        curved: Float32Array = np.where(x > 0, positive * x * x, below)
+        return curved + beta * x
     if activation is Activation.SILU:
         return x * sigmoid(x)
     if activation in (Activation.RELU, Activation.RELU_SQUARED):

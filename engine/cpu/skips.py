@@ -15,9 +15,10 @@ import numpy as np
 from engine.cpu import reference
 from engine.cpu.reference import Float32Array
 from engine.model.matrices import Linear
-from engine.model.skip_config import BankedSkip, HyperSkip, NormedSkip, SkipConfig, StackSkip
+from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, NormedSkip, SkipConfig, StackSkip
 from engine.model.skip_weights import (
     BankedSkipWeights,
+    GatedSkipWeights,
     HyperSkipWeights,
     NormedSkipWeights,
     SkipWeights,
@@ -118,6 +119,27 @@ class _HyperSkip(Skips):
         return x.reshape(len(x), self._count, -1)
 
 
+class _GatedSkip(Skips):
+    def __init__(self, config: GatedSkip, linear: Project) -> None:
+        self._config = config
+        self._linear = linear
+
+    def begin(self, head: SkipWeights | None, embedded: Float32Array) -> Float32Array:
+        return np.tile(embedded, (1, self._config.count))
+
+    def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
+        assert isinstance(weights, GatedSkipWeights)
+        count, epsilon = self._config.count, np.float32(self._config.epsilon)
+        mixed = self._linear(weights.fn, reference.normalize(x, weights.norm))
+        gates = reference.sigmoid(mixed * weights.factor + weights.base)
+        h = np.add.reduce(x.reshape(len(x), count, -1) * (gates[:, :count, None] + epsilon), axis=1)
+        return Reading(h, gates[:, count:] * np.float32(self._config.magnitude) + epsilon)
+
+    def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:
+        changed: Float32Array = x.reshape(len(x), self._config.count, -1) + reading.kept[..., None] * part[:, None]
+        return changed.reshape(x.shape)
+
+
 class _StackSkip(Skips):
     """x is a, b and r."""
 
@@ -149,6 +171,8 @@ def make_skips(config: SkipConfig | None, width: int, linear: Project) -> Skips 
         return _NormedSkip(config)
     if isinstance(config, BankedSkip):
         return _BankedSkip(width)
+    if isinstance(config, GatedSkip):
+        return _GatedSkip(config, linear)
     if isinstance(config, StackSkip):
         return _StackSkip()
     return None if config is None else _HyperSkip(config, linear)

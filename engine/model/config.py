@@ -73,6 +73,9 @@ class Activation(Enum):
     # Gated only: b · tanh(gate / b) · sigmoid(gate) · c · tanh(up / c), or · up where c is 0, with (b, c) =
     # FfnConfig.caps.
     SITU = "situ"
+    # Ungated only, with (a, b, β, ε) = FfnConfig.xielu: a x² + β x above zero, else b · (exp(min(x, ε)) - 1 - x) + β x
+    # (arXiv 2411.13010).
+    XIELU = "xielu"
 
 
 class Routing(Enum):
@@ -121,7 +124,7 @@ class LatentConfig:
     rope_width: int
     value_width: int  # per head, after v_b
     absorbed: bool
-    key_norm: bool = False  # r is normalized before it is rotated
+    key_norm: bool = False  # r is normalized by attn_k_norm before it is rotated
 
     def cached(self, n_heads: int) -> tuple[int, int, int]:
         """What the cache holds per token: key/value heads, and the widths of a key and of a value."""
@@ -161,6 +164,7 @@ class AttentionConfig:
     value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
     indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
     value_norm: bool = False  # each head's values are normalized (NormKind.RMS), without a weight
+    sub_norm: bool = False  # what attn_output reads is normalized by attn_sub_norm, all heads together
     cache_layer: int | None = None  # keys and values are those of this earlier layer; the layer has none of its own
 
     @property
@@ -191,6 +195,8 @@ class FfnConfig:
     limits_gate: bool = False
     caps: tuple[float, float] | None = None  # of Activation.SITU
     sparsity: float = 0.0
+    xielu: tuple[float, float, float, float] | None = None  # of Activation.XIELU
+    sub_norm: bool = False  # what down reads is normalized by ffn_sub_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +224,8 @@ class MoeConfig:
     weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
     shared_scale and gated where shared_gate.
 
-    With `latent` the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized where the
-    weights have a norm) latent_up · s is taken. Router and shared part read x.
+    With a latent_width the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized
+    where the weights have a norm) latent_up · s is taken. Router and shared part read x.
     With `separate_norms` router and experts do not read the layer's ffn_norm(x), as the shared part does, but norms of
     their own, and the outputs of the experts and of the shared part are normalized before they are added (Gemma 4).
     """
@@ -239,7 +245,7 @@ class MoeConfig:
     routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
     adjugate: AdjugateConfig | None = None
     reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
-    latent: int | None = None  # numbers that an expert reads and gives, where these are not D
+    latent_width: int | None = None  # numbers that an expert reads and gives, where these are not D
     separate_norms: bool = False
 
 

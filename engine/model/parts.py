@@ -144,6 +144,7 @@ class RopeParts:
         sections: the style where rope.dimension_sections splits the frequencies among several axes of position; None =
             the key is not read.
         switch: rope.scaling.finetuned says whether anything is rotated.
+        halved: only half of rope.dimension_count elements are rotated in layers without a window.
         skip_every: the last layer of each n rotates nothing; in families with windows only where the model has them.
         skip_first: it is the first layer of each n instead.
         dense_lead: the first leading_dense_block_count layers rotate, also where others without a window do not.
@@ -159,6 +160,7 @@ class RopeParts:
     base: float = 10000.0
     sections: RopeStyle | None = None
     switch: bool = False
+    halved: bool = False
     skip_every: int | None = None
     skip_first: bool = False
     dense_lead: bool = False
@@ -183,8 +185,8 @@ class WindowParts:
         base: default of rope.freq_base_swa, which windowed layers rotate with; None = that of the other layers.
         unscaled: windowed layers rotate without the scaling of the others.
         undivided: rope_freqs divides the frequencies of the other layers only.
-        head_widths: attention.key_length_swa and attention.value_length_swa are read.
-        own_latent: attention.kv_lora_rank_swa, key_length_mla_swa and value_length_mla_swa are read for them.
+        head_widths: attention.key_length_swa and attention.value_length_swa are read, or where attention is latent
+            key_length_mla_swa, value_length_mla_swa and kv_lora_rank_swa.
         own_width: rope.dimension_count_swa says how many elements of a head they rotate.
         n_layers: only models of so many layers have windows; None = any.
     """
@@ -198,7 +200,6 @@ class WindowParts:
     unscaled: bool = False
     undivided: bool = False
     head_widths: bool = False
-    own_latent: bool = False
     own_width: bool = False
     n_layers: int | None = None
 
@@ -253,17 +254,21 @@ class IndexerParts:
         kind: how positions are scored. TOKENS: every layer has an indexer; BLOCKS: every layer behind the first
             leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
         style: which elements its queries and keys rotate together, where not those of attention.
-        shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
-        unwindowed: layers without a window alone have one.
-        shared_context: models of at least so long a context share in threes behind the third layer, where that key is
-            missing; None = none do.
+        shared: attention.indexer.types is read: layers with 0 there take what the last layer with 1 chose.
+        shared_context: without that key, models trained for so many positions or more have 1 in layers 0, 1, 2, 6, 10
+            and so on, and others everywhere.
+        rotated_last: the last elements of its queries and keys are rotated, not the first.
+        optional: files without attention.indexer.top_k have no indexers.
+        epsilon: of the layer norm of keys (TOKENS), which no key of a file states; None = that of the other norms.
     """
 
     kind: IndexerKind
     _: KW_ONLY
     style: RopeStyle | None = None
     shared: bool = False
-    unwindowed: bool = False
+    rotated_last: bool = False
+    optional: bool = False
+    epsilon: float | None = 1e-6
     shared_context: int | None = None
 
 
@@ -275,7 +280,6 @@ class AttentionParts:
         qk_norm: normalization of queries and keys; None = there is none.
         window: sliding windows; None = every position sees all before it.
         latent: attention reads low-rank latent vectors (DeepSeek-2).
-        latent_key_norm: attn_k_norm normalizes the rotated part that the heads' keys share there.
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
         fixed_scale: factor of scores, whatever the file says; None = it is not fixed.
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
@@ -292,9 +296,8 @@ class AttentionParts:
         gate_function: f of the gate.
         value_scale: attention.value_scale is read.
         indexer: chooses the positions that a query attends to; None = it attends to all.
-        sinks: attn_sinks takes part in softmax.
-        output_gate: where the gate of the output comes from; None = there is none.
         value_norm: values are normalized head by head, without a weight.
+        sub_norm: attn_sub_norm normalizes what the heads give, all together.
         values_like_keys: without attn_v, attn_k gives the values too.
         shared_caches: attention.shared_kv_layers is read: so many layers at the end read the cache of an earlier layer.
         own_caches: without that key so many layers have a cache of their own; None = all.
@@ -303,7 +306,6 @@ class AttentionParts:
     qk_norm: QkNormParts | None = None
     window: WindowParts | None = None
     latent: bool = False
-    latent_key_norm: bool = False
     scale: bool = False
     fixed_scale: float | None = None
     scale_by_width: frozenset[int] = frozenset()
@@ -320,6 +322,7 @@ class AttentionParts:
     value_scale: bool = False
     indexer: IndexerParts | None = None
     value_norm: bool = False
+    sub_norm: bool = False
     values_like_keys: bool = False
     shared_caches: bool = False
     own_caches: int | None = None
@@ -340,6 +343,7 @@ class FfnParts:
         limits_gate: they limit the gate before the activation.
         sparse_layers: activation_sparsity_scale is read; without it the first so many layers have the usual sparsity.
         channel_mix: parts mix each token with the one before (RWKV); see ChannelMixConfig.
+        sub_norm: ffn_sub_norm normalizes what the last projection reads.
     """
 
     activation: Activation = Activation.SILU
@@ -353,6 +357,7 @@ class FfnParts:
     limits_gate: bool = False
     sparse_layers: int = 0
     channel_mix: bool = False
+    sub_norm: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

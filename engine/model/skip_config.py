@@ -17,6 +17,7 @@ class SkipKind(Enum):
     NORMED_SKIP = "normed_skip"
     BANKED = "banked"
     HYPER = "hyper"
+    GATED = "gated"
     STACKS = "stacks"
 
 
@@ -56,6 +57,20 @@ class HyperSkip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatedSkip:
+    """Independent hyper-connections between S streams, with one gate per stream and direction (Hunyuan 4).
+
+    All streams begin as the embedding. n are the streams side by side, normalized together without a weight, and
+    [u, v] = fn · n, S numbers each. h = Σ x_s · (sigmoid(scale_0 · u_s + base_s) + ε), and so is what the head reads,
+    by weights of its own; x_s becomes x_s + (magnitude · sigmoid(scale_1 · v_s + base_{S + s}) + ε) · f(h).
+    """
+
+    count: int  # S
+    epsilon: float
+    magnitude: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackSkip:
     """Two states that a low and a high stack of layers change in turns (hierarchical reasoning, HRM-Text).
 
@@ -82,13 +97,13 @@ class StackSkip:
         return index % self.layers + (self.layers if self.is_high(index) else 0)
 
 
-SkipConfig = NormedSkip | BankedSkip | HyperSkip | StackSkip
+SkipConfig = NormedSkip | BankedSkip | HyperSkip | GatedSkip | StackSkip
 """How what skips the parts of a model is joined with what they give."""
 
 
 def most_streams(skip: SkipConfig | None, n_layers: int) -> int:
     """The largest S in a model."""
-    if isinstance(skip, HyperSkip):
+    if isinstance(skip, (HyperSkip, GatedSkip)):
         return skip.count
     if isinstance(skip, BankedSkip):
         return 1 + -(-n_layers // skip.block)

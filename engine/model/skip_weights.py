@@ -48,6 +48,24 @@ class HyperSkipWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class GatedSkipWeights:
+    """Weights of GatedSkip.
+
+    norm has no weight; fn (2 · S, S · D), or (S, S · D) for the head; factor (the scales, repeated) and base float32,
+    one number for each of its rows.
+    """
+
+    norm: Norm
+    fn: Linear
+    factor: Float32Array
+    base: Float32Array
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return (self.fn,)
+
+
+@dataclass(frozen=True, eq=False)
 class StackSkipWeights:
     """What StackSkip needs to know of a part, or of the head, which has b's first values (D,).
 
@@ -65,5 +83,5 @@ class StackSkipWeights:
         return ()
 
 
-SkipWeights = NormedSkipWeights | BankedSkipWeights | HyperSkipWeights | StackSkipWeights
+SkipWeights = NormedSkipWeights | BankedSkipWeights | HyperSkipWeights | GatedSkipWeights | StackSkipWeights
 """One class per class of engine.model.skip_config."""

@@ -37,7 +37,7 @@ class LatentWeights:
     k_b: ExpertLinear | None
     v_b: ExpertLinear | None
     kv_b: Linear | None
-    k_norm: Norm | None = None  # of LatentConfig.key_norm
+    k_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,7 @@ class AttentionWeights:
     gate: Linear | None = None
     indexer: IndexerWeights | None = None
     v_norm: Norm | None = None
+    sub_norm: Norm | None = None
 
     @property
     def qkv(self) -> tuple[Linear, Linear, Linear]:
@@ -84,11 +85,12 @@ class FfnWeights:
     up: Linear
     down: Linear
     act_scales: Float32Array | None = None
+    sub_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LatentExpertWeights:
-    """Weights of MoeConfig.latent, L numbers: down (L, D), up (D, L), and a norm of L numbers or None."""
+    """Weights of MoeConfig.latent_width, L numbers: down (L, D), up (D, L), and a norm of L numbers or None."""
 
     down: Linear
     norm: Norm | None

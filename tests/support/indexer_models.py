@@ -109,19 +109,13 @@ def tokens(arch="deepseek32", **stated):
     for which, part in zip(("gate", "up"), np.split(both, 2, axis=1), strict=True):
         file.tensors[f"blk.1.ffn_{which}_exps.weight"] = part
     for i in range(file.n_layers):
-        add_indexer(file, i)
+        name = f"blk.{i}.indexer"
+        file.matrix(f"{name}.attn_q_b", INDEX_HEADS * INDEX_WIDTH, QUERY)
+        file.matrix(f"{name}.attn_k", INDEX_WIDTH, WIDTH)
+        file.matrix(f"{name}.proj", INDEX_HEADS, WIDTH)
+        file.norm(f"{name}.k_norm", INDEX_WIDTH)
+        file.add(f"{name}.k_norm.bias", INDEX_WIDTH, gain=0.3)
     return file, facts
-
-
-def add_indexer(file, layer):
-    """The tensors of an indexer of single positions in a layer."""
-    name = f"blk.{layer}.indexer"
-    file.matrix(f"{name}.attn_q_b", INDEX_HEADS * INDEX_WIDTH, QUERY)
-    file.matrix(f"{name}.attn_k", INDEX_WIDTH, WIDTH)
-    file.matrix(f"{name}.proj", INDEX_HEADS, WIDTH)
-    file.norm(f"{name}.k_norm", INDEX_WIDTH)
-    file.add(f"{name}.k_norm.bias", INDEX_WIDTH, gain=0.3)
-    return file
 
 
 def blocks():

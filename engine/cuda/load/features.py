@@ -78,6 +78,7 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
+        "caps",  # of an activation that is not served
         "value_scale",
         "shared_scale",
     }
@@ -105,9 +106,13 @@ _NAMES = {
     "output_scale": "scaled outputs of layers",
     "laurel_rank": "low-rank projections beside attention",
     "streams": "a residual stream of several vectors",
+    "output_factor": "scaled outputs of layers",
+    "sub_norm": "norms inside the parts of a layer",
+    "xielu": "this activation",
     "indexer": "an indexer that chooses positions",
     "skip": "this kind of residual connections",
     "ngrams": "tables of n-grams",
+    "latent_width": "experts that read fewer numbers",
     "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",

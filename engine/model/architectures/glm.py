@@ -1,7 +1,10 @@
-"""ChatGLM 3 and GLM 4 9B, GLM 4 0414 (norms on both sides), GLM 4.5 to 5.2 (mixture of experts), dots.llm1 and 3."""
+"""ChatGLM 3 and GLM 4 9B, GLM 4 0414 (norms on both sides), GLM 4.5 to 4.7 (mixture of experts), and dots.llm1.
+
+GLM 5 is made as DeepSeek 3.2 is; from 5.2 on several layers share an indexer's choice.
+"""
 
 from engine.model.architecture import Architecture
-from engine.model.config import OutputGate, QkNorm, RopeStyle, Routing
+from engine.model.config import QkNorm, RopeStyle, Routing
 from engine.model.indexer_config import IndexerKind
 from engine.model.parts import (
     AttentionParts,
@@ -12,7 +15,6 @@ from engine.model.parts import (
     Presence,
     QkNormParts,
     RopeParts,
-    WindowParts,
 )
 
 ARCHITECTURES = (
@@ -44,12 +46,11 @@ ARCHITECTURES = (
         ),
         next_token_layers=True,
     ),
-    # As DeepSeek 3.2; from GLM 5.2 on, four layers share an indexer.
     Architecture(
         name="glm-dsa",
         rope=RopeParts(RopeStyle.NORM),
         attention=AttentionParts(
-            latent=True, indexer=IndexerParts(IndexerKind.TOKENS, shared=True, shared_context=2**20)
+            latent=True, indexer=IndexerParts(IndexerKind.TOKENS, shared=True, shared_context=1048576)
         ),
         ffn=FfnParts(scales=True),
         moe=MoeParts(
@@ -65,31 +66,6 @@ ARCHITECTURES = (
         ),
         next_token_layers=True,
         ignored_keys=("rope.dimension_sections",),  # of texts alone, whose axes of position are the same
-    ),
-    # Windowed layers have heads of their own, the others an indexer.
-    Architecture(
-        name="dots3note",
-        rope=RopeParts(RopeStyle.NORM),
-        attention=AttentionParts(
-            latent=True,
-            latent_key_norm=True,
-            window=WindowParts(own_latent=True),
-            indexer=IndexerParts(IndexerKind.TOKENS, style=RopeStyle.NEOX, unwindowed=True),
-            output_gate=OutputGate.PER_HEAD,
-        ),
-        ffn=FfnParts(scales=True),
-        moe=MoeParts(
-            required=True,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            groups=True,
-            shared=True,
-            shared_counted=True,
-            selection_bias=True,
-        ),
-        next_token_layers=True,
-        ignored_keys=("attention.indexer.types",),  # those without a window
     ),
     Architecture(
         name="dots1",

@@ -41,6 +41,7 @@ def build_attention(
         alibi_slopes=positions.alibi_slopes(attention),
         latent=latent_weights,
         gate=gate,
+        sub_norm=source.norm(f"{prefix}.attn_sub_norm", (heads * value_width,)) if attention.sub_norm else None,
         v_norm=Norm(NormKind.RMS, source.config.norm_epsilon, None) if attention.value_norm else None,
         indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )
@@ -115,8 +116,8 @@ def _latent(source: TensorSource, prefix: str, heads: int, latent: LatentConfig)
         q_b=q_b,
         kv_a=source.linear(f"{prefix}.attn_kv_a_mqa", latent.rank + latent.rope_width, width),
         kv_a_norm=source.norm(f"{prefix}.attn_kv_a_norm", (latent.rank,)),
-        k_norm=source.norm(f"{prefix}.attn_k_norm", (latent.rope_width,)) if latent.key_norm else None,
         k_b=k_b,
         v_b=v_b,
         kv_b=kv_b,
+        k_norm=source.norm(f"{prefix}.attn_k_norm", (latent.rope_width,)) if latent.key_norm else None,
     )

@@ -27,7 +27,8 @@ def build_ffn(source: TensorSource, prefix: str, ffn: FfnConfig, suffix: str = "
         up = source.feed_forward_linear(up_name, ffn.width, width)
     down = source.feed_forward_linear(f"{prefix}.ffn_down{suffix}", width, ffn.width)
     act_scales = tensors.optional_vector(f"{prefix}.ffn.act.scales", (ffn.width,)) if parts.act_scales else None
-    return FfnWeights(gate=gate, up=up, down=down, act_scales=act_scales)
+    sub_norm = source.norm(f"{prefix}.ffn_sub_norm{suffix}", (ffn.width,)) if ffn.sub_norm else None
+    return FfnWeights(gate=gate, up=up, down=down, act_scales=act_scales, sub_norm=sub_norm)
 
 
 def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
@@ -37,7 +38,7 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
     assert parts is not None
     shared_gate = moe.shared is not None and moe.shared_gate
     router = source.linear(f"{prefix}.ffn_gate_inp", experts, width)
-    inner = moe.latent or width
+    inner = moe.latent_width or width
     gate, up = _expert_gate_up(source, prefix, moe, inner)
     adjugate = None
     if moe.adjugate is not None:
@@ -59,7 +60,7 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
         shared=None if moe.shared is None else _shared(source, prefix, moe.shared, moe.shared_scale),
         shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
         selection_bias=bias,
-        latent=None if moe.latent is None else _latent(source, prefix, moe.latent),
+        latent=None if moe.latent_width is None else _latent(source, prefix, moe.latent_width),
         adjugate=adjugate,
         **_norms(source, prefix, moe),
     )

@@ -15,7 +15,8 @@ from engine.model.config import (
     QkWeights,
     RopeConfig,
 )
-from engine.model.parts import AttentionParts, Presence, TemperatureParts
+from engine.model.indexer_config import IndexerConfig
+from engine.model.parts import AttentionParts, IndexerParts, Presence, TemperatureParts
 from engine.model.reading.indexer import read_indexer
 from engine.model.reading.latent import latent_sharpening, read_latent
 from engine.model.reading.metadata import LIMIT
@@ -56,9 +57,9 @@ def _layer(
             f"layer {index} has {heads} heads and {kv_heads} key/value heads; both must be positive, and "
             "the second must divide the first"
         )
-    latent = read_latent(source, parts, index, windows[index]) if parts.latent else None
+    windowed = parts.window is not None and parts.window.head_widths and windows[index] is not None
+    latent = read_latent(source, index, windowed=windowed) if parts.latent else None
     if latent is None:
-        windowed = parts.window is not None and parts.window.head_widths and windows[index] is not None
         key_width, value_width = (_head_width(source, heads, which, windowed) for which in ("key", "value"))
         rotated = key_width
     else:
@@ -88,8 +89,23 @@ def _layer(
         gate_function=parts.gate_function,
         value_scale=_value_scale(source, parts),
         value_norm=parts.value_norm,
-        indexer=read_indexer(source, parts.indexer, index, kv_heads, rope, windows[index]),
+        sub_norm=parts.sub_norm,
+        indexer=_indexer(source, parts.indexer, index, kv_heads, rope, windows),
     )
+
+
+def _indexer(
+    source: Source,
+    parts: IndexerParts | None,
+    index: int,
+    kv_heads: int,
+    rope: RopeConfig | None,
+    windows: Sequence[int | None],
+) -> IndexerConfig | None:
+    """The indexer of a layer; those with a window read all that it leaves them."""
+    if parts is None or windows[index] is not None:
+        return None
+    return read_indexer(source, parts, index, kv_heads, rope)
 
 
 def _head_width(source: Source, heads: int, which: str, windowed: bool) -> int:

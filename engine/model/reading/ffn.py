@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from engine.errors import ModelFileError, UnsupportedModelError
@@ -53,8 +54,22 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
             receptance = f"blk.{index}.channel_mix_receptance.weight" in source.tensors
             return ChannelMixConfig(width=width, receptance=receptance)
         limit = _limit(source, ffn, "swiglu_clamp_shexp", index)
-        return replace(_part(source, ffn, width, ffn.activation, limit), sparsity=_sparsity(source, ffn, index))
+        part = _part(source, ffn, width, ffn.activation, limit)
+        sparsity, xielu = _sparsity(source, ffn, index), _xielu(source, ffn, index)
+        return replace(part, sparsity=sparsity, xielu=xielu, sub_norm=ffn.sub_norm)
     return _moe(source, ffn, parts, index, width)
+
+
+def _xielu(source: Source, ffn: FfnParts, index: int) -> tuple[float, float, float, float] | None:
+    """The constants of Activation.XIELU in layer `index`; files hold what softplus makes the first two of."""
+    if ffn.activation is not Activation.XIELU:
+        return None
+    read = source.read.under("xielu")
+    positive, negative, beta, epsilon = (
+        read.numbers_per_layer(key, source.n_blocks, None, low=-LIMIT, high=LIMIT)[index]
+        for key in ("alpha_p", "alpha_n", "beta", "eps")
+    )
+    return math.log1p(math.exp(min(positive, 80.0))), beta + math.log1p(math.exp(min(negative, 80.0))), beta, epsilon
 
 
 def _sparsity(source: Source, ffn: FfnParts, index: int) -> float:
@@ -97,7 +112,7 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
         routed_early=parts.routed_early,
         adjugate=_adjugate(source, ffn, n_experts, n_used) if parts.adjugates else None,
         reads_input=parts.reads_input,
-        latent=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
+        latent_width=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
         separate_norms=parts.separate_norms,
     )
 

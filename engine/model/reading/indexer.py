@@ -10,34 +10,31 @@ from engine.model.parts import IndexerParts
 from engine.model.reading.source import Source
 from engine.model.rope_config import RopeConfig
 
+OWN_FIRST, OWN_PERIOD = 2, 4
+"""Layers up to this number have an indexer of their own, then each of so many: see IndexerParts.shared_context."""
+
 LONGEST_BLOCK = 4096
 """Most positions of a block."""
 
 
 def read_indexer(
-    source: Source,
-    parts: IndexerParts | None,
-    index: int,
-    kv_heads: int,
-    rope: RopeConfig | None,
-    window: int | None,
+    source: Source, parts: IndexerParts, index: int, kv_heads: int, rope: RopeConfig | None
 ) -> IndexerConfig | None:
     """The indexer of layer `index`; None where it has none.
 
     Args:
         source: the file.
-        parts: the declaration, or None.
+        parts: the declaration.
         index: number of the layer.
         kv_heads: key/value heads of the layer.
         rope: rotation of its queries and keys.
-        window: its window, or None.
 
     Raises:
         ModelFileError: a key is missing or has an impossible value, or sizes contradict each other.
     """
-    if parts is None or (parts.unwindowed and window is not None):
-        return None
     read, block, local = source.read, 1, 0
+    if parts.optional and read.integer("attention.indexer.top_k", 0, low=0) == 0:
+        return None
     if parts.kind is IndexerKind.BLOCKS:
         if index < read.integer("leading_dense_block_count", 0, low=0):
             return None
@@ -70,6 +67,7 @@ def read_indexer(
         block=block,
         local=local,
         shared=parts.shared and _is_shared(source, parts, index),
+        rotated_last=parts.rotated_last,
     )
 
 
@@ -91,8 +89,8 @@ def _is_shared(source: Source, parts: IndexerParts, index: int) -> bool:
     """Whether layer `index` takes what another layer chose."""
     key = "attention.indexer.types"
     if not source.read.has(key):
-        shares = parts.shared_context is not None and source.context_length >= parts.shared_context
-        return shares and index > 2 and (index - 2) % 4 != 0
+        long = parts.shared_context is not None and source.context_length >= parts.shared_context
+        return long and index > OWN_FIRST and index % OWN_PERIOD != OWN_FIRST
     own = source.read.per_layer(key, source.n_layers, low=0, high=1)
     if not own[0]:
         raise ModelFileError(f"{source.name}.{key} gives the first layer no indexer; allowed is 1, as others follow it")

@@ -48,6 +48,10 @@ class HyperParameters:
         self._prefix = prefix
         self._read: set[str] = set()
 
+    def under(self, prefix: str) -> HyperParameters:
+        """A reader of the same file's keys with another prefix."""
+        return HyperParameters(self._metadata, prefix)
+
     def unread(self) -> dict[str, Any]:
         """Keys (without the prefix) that were not asked for, with their values.
 
@@ -109,10 +113,10 @@ class HyperParameters:
         return tuple(self._integer(name, item, low, high) for name, item in self._each_layer(key, n_layers))
 
     def numbers_per_layer(
-        self, key: str, n_layers: int, default: float, *, low: float = -math.inf, high: float = math.inf
+        self, key: str, n_layers: int, default: float | None, *, low: float = -math.inf, high: float = math.inf
     ) -> tuple[float, ...]:
         """One finite number for each layer, as in per_layer(); `default` for all where the key is missing."""
-        if not self.has(key):
+        if default is not None and not self.has(key):
             return (default,) * n_layers
         return tuple(self._number(name, item, low, high) for name, item in self._each_layer(key, n_layers))
 

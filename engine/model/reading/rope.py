@@ -33,7 +33,8 @@ def read_layer_rope(source: Source, index: int, width: int, windows: list[int | 
     if parts.switch and not source.read.flag("rope.scaling.finetuned", True):
         return None
     if window is None or windows[index] is None:
-        return _rope(source, parts, width, "rope.dimension_count")
+        rope = _rope(source, parts, width, "rope.dimension_count")
+        return replace(rope, n_rot=rope.n_rot // 4 * 2) if parts.halved else rope
     own = window.own_width and source.read.has("rope.dimension_count_swa")
     count = "rope.dimension_count_swa" if own else "rope.dimension_count"
     return _windowed(source, window, _rope(source, parts, width, count))

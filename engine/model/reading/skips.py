@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.errors import ModelFileError
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.source import Source
-from engine.model.skip_config import BankedSkip, HyperSkip, NormedSkip, SkipConfig, SkipKind, StackSkip
+from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, NormedSkip, SkipConfig, SkipKind, StackSkip
 
 MOST_STREAMS = 64
 """Most streams of hyper-connections."""
@@ -27,6 +27,12 @@ def read_skip(source: Source) -> SkipConfig | None:
         return HyperSkip(
             count=read.integer("hyper_connection.count", low=2, high=MOST_STREAMS),
             rank=read.integer("hyper_connection.low_rank"),
+        )
+    if kind is SkipKind.GATED:
+        return GatedSkip(
+            count=read.integer("hyper_connection.count", low=2, high=MOST_STREAMS),
+            epsilon=read.number("hyper_connection.epsilon", low=0.0, high=1.0),
+            magnitude=read.number("hyper_connection.magnitude", low=-LIMIT, high=LIMIT),
         )
     if kind is SkipKind.STACKS:
         return _stacks(source)
