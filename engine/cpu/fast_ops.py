@@ -2,7 +2,7 @@
 
 The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
 What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; indexers, and
-attention over what they choose; softcap with linear biases; chunks of positions once there are several; limits and
+attention over what they choose; softcap with linear biases; chunks of positions that are no whole pages; limits and
 sparsity of gates; recurrent mixers between their products; what layers do with the residual stream beside their
 parts) is left to CpuOps.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from engine.config import PAGE
 from engine.cpu.immediate import Immediate
 from engine.cpu.integer import IntegerWeights
 from engine.cpu.kv_cache import KVCache
@@ -54,9 +55,12 @@ def _plain_gate(ffn: FfnConfig) -> bool:
 
 
 def _can_attend(layer: LayerWeights) -> bool:
-    """Whether the attention kernel serves a layer: it has no softcap together with linear biases."""
+    """Whether the attention kernel serves a layer.
+
+    It has no softcap together with linear biases, and chunks of positions that are whole pages alone.
+    """
     config = layer.config.attention
-    return config.softcap is None or not config.alibi
+    return (config.softcap is None or not config.alibi) and (config.chunk is None or config.chunk % PAGE == 0)
 
 
 class FastOps(CpuOps):
@@ -157,10 +161,22 @@ class FastOps(CpuOps):
 
     def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
         chunk = layer.config.attention.chunk
-        if _can_attend(layer) and (chunk is None or span.n_total <= chunk):
-            self.steps.attend(out, q, span, self._pages(layer, span), layer)
-        else:
+        if not _can_attend(layer):
             super()._attend(out, layer, q, span)
+            return
+        pages = self._pages(layer, span)
+        if chunk is None:
+            self.steps.attend(out, q, span, pages, layer)
+            return
+        # To the rows of one chunk the sequence begins with it.
+        first = span.n_past
+        while first < span.n_total:
+            start = first // chunk * chunk
+            end = min(start + chunk, span.n_total)
+            piece = Span(span.slot, span.row + first - span.n_past, end - first, first - start)
+            keys, values = (Pages(each.array, each.table[start // PAGE :]) for each in pages)
+            self.steps.attend(out, q, piece, (keys, values), layer)
+            first = end
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""

@@ -173,6 +173,8 @@ def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
+    if config.latent is not None and config.latent.key_norm:
+        yield "normalized keys of latent attention"
     if config.temperature is not None and config.temperature.offset:
         yield "offsets of attention's temperature"
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
