@@ -16,7 +16,15 @@ from engine.model.matrices import Norm as Norm
 from engine.model.matrices import Weight as Weight
 from engine.model.ngram_weights import NgramWeights
 from engine.model.rope import RopeTable
+from engine.model.rwkv_weights import ChannelMixWeights, Rwkv6Weights, Rwkv7Weights
 from engine.model.skip_weights import SkipWeights
+from engine.model.stream_weights import (
+    LaurelWeights,
+    LayerInputWeights,
+    PerLayerWeights,
+    SpreadWeights,
+    StreamWeights,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,82 +257,6 @@ class KimiDeltaWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class LowRank:
-    """b · f(a · x): a (rank, D), b (D, rank), whose bias is the file's offset; f is told where it is used."""
-
-    a: Linear
-    b: Linear
-
-
-@dataclass(frozen=True, eq=False)
-class Rwkv6Weights:
-    """Weights of Rwkv6Config.
-
-    mix_a (5 · mix_rank, D), mix_b (5, D, mix_rank), receptance, gate and output (D, D), key and value
-    (kv_heads · S, D). float32: lerp_x (D,), lerp (5, D), first (H, S) or None. norm's weight is (H, S), where there is
-    one.
-    """
-
-    lerp_x: Float32Array
-    lerp: Float32Array
-    mix_a: Linear
-    mix_b: ExpertLinear
-    decay: LowRank
-    first: Float32Array | None
-    receptance: Linear
-    key: Linear
-    value: Linear
-    gate: Linear
-    output: Linear
-    norm: Norm | None
-
-    def linears(self) -> tuple[Linear | ExpertLinear, ...]:
-        """All projections."""
-        low = self.mix_a, self.mix_b, self.decay.a, self.decay.b
-        return *low, self.receptance, self.key, self.value, self.gate, self.output
-
-
-@dataclass(frozen=True, eq=False)
-class Rwkv7Weights:
-    """Weights of Rwkv7Config.
-
-    receptance, key, value and output (D, D). float32: lerp (6 or 5, D), k_k and k_a (D,), r_k (H, S). norm's weight is
-    (H, S), or there is none. first_value is None in the first layer, and gate where there is none.
-    """
-
-    lerp: Float32Array
-    receptance: Linear
-    key: Linear
-    value: Linear
-    decay: LowRank
-    rate: LowRank
-    first_value: LowRank | None
-    gate: LowRank | None
-    k_k: Float32Array
-    k_a: Float32Array
-    r_k: Float32Array
-    norm: Norm | None
-    output: Linear
-
-    def linears(self) -> tuple[Linear | ExpertLinear, ...]:
-        """All projections."""
-        low = [part for part in (self.decay, self.rate, self.first_value, self.gate) if part is not None]
-        whole = self.receptance, self.key, self.value, self.output
-        return *whole, *(part.a for part in low), *(part.b for part in low)
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelMixWeights:
-    """Weights of ChannelMixConfig: key (F, D), value (D, F), receptance (D, D) or None; lerps (D,) float32."""
-
-    lerp_k: Float32Array
-    key: Linear
-    value: Linear
-    lerp_r: Float32Array | None
-    receptance: Linear | None
-
-
-@dataclass(frozen=True, eq=False)
 class LightningWeights:
     """Weights of LightningConfig: qkv (3 · H · S, D), gate (H · S, D), output (D, H · S), decay (H,) float32."""
 
@@ -390,35 +322,6 @@ MixerWeights = AttentionWeights | RecurrentWeights | CombinedWeights
 
 
 @dataclass(frozen=True, eq=False)
-class LaurelWeights:
-    """Weights of LayerConfig.laurel_rank: left (rank, D), right (D, rank)."""
-
-    left: Linear
-    right: Linear
-    post_norm: Norm
-
-
-@dataclass(frozen=True, eq=False)
-class LayerInputWeights:
-    """Weights of LayerConfig.per_layer_width P: inp_gate (P, D), proj (D, P)."""
-
-    inp_gate: Linear
-    proj: Linear
-    post_norm: Norm
-
-
-@dataclass(frozen=True, eq=False)
-class StreamWeights:
-    """A layer's weights of AltUpConfig: router (A, D), predict (A · A, A), correct (A, A); scale (D,) float32."""
-
-    router: Linear
-    router_norm: Norm
-    predict: Linear
-    correct: Linear
-    scale: Float32Array
-
-
-@dataclass(frozen=True, eq=False)
 class LayerWeights:
     """One layer's constants and weights; at most one of `ffn`, `moe` and `channel_mix` is set.
 
@@ -468,23 +371,6 @@ class LayerWeights:
     def parallel(self) -> bool:
         """Whether the feed-forward part reads the layer's input (ResidualKind.PARALLEL)."""
         return self.config.residual is ResidualKind.PARALLEL
-
-
-@dataclass(frozen=True, eq=False)
-class PerLayerWeights:
-    """Weights of ModelConfig.per_layer_width P, layer by layer: token_embd (V, L · P), model_proj (L · P, D)."""
-
-    token_embd: Weight
-    model_proj: Linear
-    proj_norm: Norm
-
-
-@dataclass(frozen=True, eq=False)
-class SpreadWeights:
-    """The model's weights of AltUpConfig: proj and unembd_proj (A - 1, D, D)."""
-
-    proj: ExpertLinear
-    unembd_proj: ExpertLinear
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from engine.model.recurrent_config import (
     ShortConvConfig,
 )
 from engine.model.rwkv_config import Rwkv6Config, Rwkv7Config
+from engine.model.rwkv_weights import Rwkv6Weights, Rwkv7Weights
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
@@ -29,8 +30,6 @@ from engine.model.weights import (
     MambaWeights,
     Plamo2Weights,
     RecurrentWeights,
-    Rwkv6Weights,
-    Rwkv7Weights,
     ShortConvWeights,
 )
 
