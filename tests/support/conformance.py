@@ -36,6 +36,9 @@ SAME_AS = {
 }  # fmt: skip
 """Families without a conformance file, of which test_peer_logits.py has references."""
 
+BY_FORMULA = {"gptj"}
+"""Families that no other program at hand runs: test_features.py has their formula."""
+
 
 def error(found, expected):
     return float(((found - expected) ** 2).mean() / (expected**2).mean())
