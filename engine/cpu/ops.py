@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from engine.cpu import reference
 from engine.cpu.indexer import Choices, Indexer, attend_chosen
 from engine.cpu.kv_cache import KVCache
+from engine.cpu.mixture import Bricks, mix_experts
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.ngrams import add_ngrams
 from engine.cpu.recurrent.rwkv import mix_channels
@@ -28,7 +28,6 @@ from engine.model.rwkv_config import ChannelMixConfig
 from engine.model.weights import (
     CombinedWeights,
     ExpertLinear,
-    ExpertsWeights,
     FfnWeights,
     LayerWeights,
     Linear,
@@ -366,48 +365,9 @@ class CpuOps(LayerBricks[LayerWeights]):
         if config.separate_norms:
             scored, read = self._normalize(x, moe.router_norm), self._normalize(x, moe.norm)
         scores = self._scores if config.routed_early else self._linear(moe.router, scored)
-        probabilities = scores.copy() if config.adjugate is not None else scores
-        chosen, weights = reference.route(scores, config, moe.selection_bias)
-        routed = read if moe.latent is None else self._linear(moe.latent.down, read)
-        out = self._experts(moe, config.expert, routed, chosen, weights, on_inputs=config.weights_inputs)
-        if moe.adjugate is not None and config.adjugate is not None:
-            groups, weights = reference.adjugate_groups(probabilities, chosen, config.adjugate)
-            given = out.copy()
-            for place in range(groups.shape[1]):  # one by one, as two may be the same
-                one = groups[:, place, None], weights[:, place, None]
-                out += self._experts(moe.adjugate, config.adjugate.expert, given, *one)
-        if moe.latent is not None:
-            out = self._linear(moe.latent.up, self._normalize(out, moe.latent.norm))
-        out = self._normalize(out, moe.expert_post_norm)
-        if moe.shared is not None and config.shared is not None:
-            shared = self._linear(moe.shared.down, self._gate_up(moe.shared, config.shared, normed))
-            if moe.shared_gate is not None:
-                shared *= reference.sigmoid(self._linear(moe.shared_gate, normed))
-            out += self._normalize(shared, moe.shared_post_norm)
+        bricks = Bricks(self._linear, self._normalize, self._gate_up)
+        out = mix_experts(moe, config, bricks, normed, read, scores)
         return self._add(layer, out, layer.ffn_post_norm, y)
-
-    def _experts(
-        self,
-        experts: ExpertsWeights,
-        config: FfnConfig,
-        x: Float32Array,
-        chosen: npt.NDArray[np.intp],
-        weights: Float32Array,
-        *,
-        on_inputs: bool = False,
-    ) -> Float32Array:
-        """The weighted sum (T, D) of the experts that rows of x (T, D) chose, both (T, n)."""
-        out = np.zeros_like(x)
-        # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
-        # depend on what else is in the batch.
-        for expert in np.unique(chosen):
-            rows, place = np.nonzero(chosen == expert)
-            parts, inputs, weight = experts.expert(expert), x[rows], weights[rows, place, None]
-            if on_inputs:
-                inputs *= weight
-            part = self._linear(parts.down, self._gate_up(parts, config, inputs))
-            out[rows] += part if on_inputs else part * weight
-        return out
 
     def _add(self, layer: LayerWeights, part: Float32Array, norm: Norm | None, x: Float32Array | None) -> Float32Array:
         """x + residual_scale · norm(part), in an array of its own; `part` may be overwritten. None adds nothing."""

@@ -1,6 +1,8 @@
 """Models with parts that have no GPU kernels are declined by name, and run on the CPU where the device is free."""
 
 import logging
+from collections import Counter
+from dataclasses import fields
 from functools import partial
 
 import pytest
@@ -12,8 +14,9 @@ from engine.cuda.load.features import check_features, missing_features
 from engine.cuda.load.memory_plan import make_plan
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
-from engine.model.config import Activation, Routing
+from engine.model.config import Activation, AttentionConfig, FfnConfig, LayerConfig, ModelConfig, MoeConfig, Routing
 from engine.model.loader import load_model
+from engine.model.recurrent_config import MambaConfig
 from engine.runner import devices as runner
 from engine.runner.devices import open_runner
 from tests.support.feature_models import (
@@ -82,6 +85,13 @@ def test_hybrids_are_declined_by_name(tmp_path, family, words):
         model = load_model(gguf)
         assert missing_features(model) == words
         del model
+
+
+def test_a_name_that_is_always_served_means_one_thing():
+    """Fields are looked up by name: a field of the same name elsewhere would be taken for served, too."""
+    configs = (ModelConfig, LayerConfig, AttentionConfig, FfnConfig, MoeConfig, MambaConfig)
+    owners = Counter(field.name for kind in configs for field in fields(kind))
+    assert {name: owners[name] for name in features._ANY if owners[name] != 1} == {}
 
 
 def test_what_llama_4_lacks(tmp_path):

@@ -20,8 +20,8 @@ from engine.model.recurrent_config import (
     RecurrentConfig,
     ShortConvConfig,
 )
+from engine.model.recurrent_weights import Rwkv6Weights, Rwkv7Weights
 from engine.model.rwkv_config import Rwkv6Config, Rwkv7Config
-from engine.model.rwkv_weights import Rwkv6Weights, Rwkv7Weights
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
