@@ -182,7 +182,7 @@ class Delta:
             self._convolve(rows, mixed, constants.conv, None, conv_state, convolved, stream=stream)
             small = *beta, *steps, constants.dt_bias, constants.a, epsilon
             grid = shape.heads * shape.prompt_blocks, len(rows.spans)
-            # Not early: while the convolution ends, multiprocessors have unequal room, and blocks would share some of them.
+            # Not early: while the convolution ends, multiprocessors have unequal room, and blocks would share some.
             args = (convolved, *small, memory, rows.spans, *after)
             launch(self._prompt, grid, THREADS, args, stream=stream, pdl=False)
             warps = len(out) * shape.heads
