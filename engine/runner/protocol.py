@@ -28,6 +28,9 @@ class Runner(Protocol):
     prefill_chunk: int  # prompt tokens of a step without decoding sequences
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
     mixed_per_sequence: int  # of each of those, where that is more together; at most prefill_chunk in all
+    shortest_piece: (
+        int  # tokens of a constrained text, with the last one drawn, that are fed together where all are forced
+    )
     lookahead: int  # positions after a decoding sequence's token that may be written as well, where it has pages
 
     @property
