@@ -12,7 +12,7 @@ from engine.text import Tokenizer
 ANCHOR = "\x02"
 
 SHORT, REMEMBERED = 256, 4096
-"""Bytes of texts whose tokens are remembered, and how many: names of properties come again in every text of a schema."""
+"""Bytes of texts whose tokens are remembered, and how many: names of properties come again in every text."""
 
 
 class VocabularyView:

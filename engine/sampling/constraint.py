@@ -36,7 +36,7 @@ class TokenMask(Protocol):
         """
 
     def forced(self, output_ids: Sequence[int]) -> Sequence[int]:
-        """The tokens that must come after output_ids in this order, the only ones that bits() allows one after the other.
+        """The tokens that must come after output_ids: the only ones that bits() allows one after the other.
 
         () where there is a choice, or where the text may end.
 
