@@ -157,14 +157,18 @@ class Requests:
             raise InvalidRequestError(
                 'a constraint leaves no room for calls of tools; leave out one of the two, or say tool_choice "none"'
             )
+        if params.constraint is None and rules is not None:
+            return self.compiler().answer_mask(rules)
+        assert params.constraint is not None, "one of the two"
+        return self.compiler().mask(params.constraint, opening)
+
+    def compiler(self) -> ConstraintCompiler:
+        """What makes masks of constraints; imported and made when it is first needed."""
         if self._constraints is None:
             from engine.constraints import ConstraintCompiler  # a library that only these requests need
 
             self._constraints = ConstraintCompiler(self.tokenizer, self._vocab_size, self._eog_ids)
-        if params.constraint is None and rules is not None:
-            return self._constraints.answer_mask(rules)
-        assert params.constraint is not None, "one of the two"
-        return self._constraints.mask(params.constraint, opening)
+        return self._constraints
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.

@@ -47,6 +47,15 @@ class ConstraintCompiler:
         self._lock = fork.new_lock()
         self._compiling = fork.new_lock()
 
+    def prepare(self) -> None:
+        """Make the trie of the vocabulary, if it is not there yet: 0.3 to 0.6 s for 128 thousand tokens.
+
+        The library holds the interpreter lock meanwhile, so a thread beside running requests would stop these.
+        """
+        with self._lock:
+            if self._trie is None:
+                self._trie = build_trie(self._tokenizer, self._n_rows, self._end_ids)
+
     def mask(self, constraint: Constraint, opening: Opening | None = None) -> GrammarMask:
         """The mask of a new request.
 
@@ -100,10 +109,11 @@ class ConstraintCompiler:
         text = grammar_text(constraint)
         if opening is not None:
             text = with_opening(text, opening, self._tokenizer)
+        self.prepare()
+        trie = self._trie
+        assert trie is not None, "prepared above"
         with self._lock:
-            if self._trie is None:
-                self._trie = build_trie(self._tokenizer, self._n_rows, self._end_ids)
-            trie, kept = self._trie, self._kept.get(text)
+            kept = self._kept.get(text)
         if kept is None:
             with self._compiling:  # one at a time: a large grammar takes a core for seconds
                 with self._lock:

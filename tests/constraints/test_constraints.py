@@ -190,7 +190,7 @@ def test_a_constraint_that_fails_ends_its_own_request_alone(llm, monkeypatch):
     inside = GrammarMask.bits
 
     def bits(self, output_ids):
-        if len(output_ids) == 2:
+        if len(output_ids) >= 2:  # a text with forced tokens is not asked about at every length
             raise EngineError("the constraint of this request cannot go on: test")
         return inside(self, output_ids)
 

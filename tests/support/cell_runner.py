@@ -71,7 +71,7 @@ class CellRunner:
         self.ahead = {}  # slot -> (pages, position) that a step launched ahead is still to write to
         self.truth = {}  # request id -> Truth
         self.first_start = {}  # request id -> first position fed
-        self.n_saved = self.n_steps = 0
+        self.n_saved = self.n_saved_before = self.n_steps = 0
         self.trouble = lambda: None
         self.states = None
 
@@ -84,7 +84,9 @@ class CellRunner:
         assert not starved, f"streams {starved} did not get a token"
         n_prompt = sum(len(item.token_ids) for item in work if not item.decode)
         n_decode = sum(item.decode for item in work)
-        beside = min(self.prefill_chunk, max(self.mixed_chunk, self.mixed_per_sequence * n_decode))
+        n_planned = n_decode + self.n_saved - self.n_saved_before  # a piece may have preempted a stream planned before
+        beside = min(self.prefill_chunk, max(self.mixed_chunk, self.mixed_per_sequence * n_planned))
+        self.n_saved_before = self.n_saved
         assert n_prompt <= (beside if n_decode else self.prefill_chunk)
         samples = []
         for item in work:
