@@ -151,16 +151,13 @@ class Requests:
         """
         if params.constraint is None and rules is None:
             return None
-        if params.constraint is not None and rules is not None:
-            if rules.calls is None:
-                raise InvalidRequestError("a constraint and max_reasoning_tokens cannot go together yet; leave out one")
-            raise InvalidRequestError(
-                'a constraint leaves no room for calls of tools; leave out one of the two, or say tool_choice "none"'
-            )
-        if params.constraint is None and rules is not None:
-            return self.compiler().answer_mask(rules)
+        calls = None if rules is None else rules.calls
+        if rules is not None and (params.constraint is None or (calls is not None and calls.forced)):
+            return self.compiler().answer_mask(rules)  # where calls are forced, there is no text to constrain
+        if rules is not None and rules.max_reasoning is not None:
+            raise InvalidRequestError("a constraint and max_reasoning_tokens cannot go together yet; leave out one")
         assert params.constraint is not None, "one of the two"
-        return self.compiler().mask(params.constraint, opening)
+        return self.compiler().mask(params.constraint, opening, calls)
 
     def compiler(self) -> ConstraintCompiler:
         """What makes masks of constraints; imported and made when it is first needed."""
