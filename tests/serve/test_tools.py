@@ -52,7 +52,11 @@ def test_tools_beside_a_response_format(client):
             assert answer.finish_reason == "tool_calls"
         else:
             jsonschema.validate(json.loads(answer.message.content), SCHEMA)
-    forced = ask(client, response_format=shape, tool_choice="required", max_tokens=300).choices[0].message
+    forced = (
+        ask(client, response_format=shape, tool_choice="required", max_tokens=400, parallel_tool_calls=False)
+        .choices[0]
+        .message
+    )
     assert forced.tool_calls
     assert not forced.content
     none = ask(client, response_format=shape, tool_choice="none", max_tokens=300).choices[0].message
