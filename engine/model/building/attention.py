@@ -24,7 +24,10 @@ def build_attention(
     output = replace(output, scale=output.scale * attention.value_scale)
     q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
     latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
-    gate = None
+    gate, query_gate = None, None
+    if attention.output_gate is OutputGate.IN_QUERY and q is not None:
+        size = attention.key_width
+        query_gate = q.every(0, size, 2 * size, "queries"), q.every(size, size, 2 * size, "gates")
     if attention.output_gate in (OutputGate.OWN, OutputGate.PER_HEAD):
         rows = heads if attention.output_gate is OutputGate.PER_HEAD else heads * value_width
         gate = source.linear(f"{prefix}.attn_gate", rows, source.width)
@@ -41,6 +44,7 @@ def build_attention(
         alibi_slopes=positions.alibi_slopes(attention),
         latent=latent_weights,
         gate=gate,
+        query_gate=query_gate,
         indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )
 
