@@ -46,8 +46,9 @@ class AttentionWeights:
 
     q, k and v may be row ranges of one tensor. Norms are as AttentionConfig.qk_norm says; v is never normalized.
     sinks and alibi_slopes are float32 (H,) or None. gate is that of OutputGate.OWN, (H · Hv, D), or PER_HEAD, (H, D);
-    with IN_QUERY q has 2 · H · Hd rows. Where `latent` is set q, k and v are None, and output is
-    (D, H · LatentConfig.value_width). With AttentionConfig.cache_layer k and v are None. v_norm has no weight.
+    with IN_QUERY q has 2 · H · Hd rows, and query_gate is its rows of queries and those of gates, as views. Where
+    `latent` is set q, k and v are None, and output is (D, H · LatentConfig.value_width). With
+    AttentionConfig.cache_layer k and v are None. v_norm has no weight.
     """
 
     output: Linear
@@ -61,6 +62,7 @@ class AttentionWeights:
     alibi_slopes: Float32Array | None = None
     latent: LatentWeights | None = None
     gate: Linear | None = None
+    query_gate: tuple[Linear, Linear] | None = None
     indexer: IndexerWeights | None = None
     v_norm: Norm | None = None
     sub_norm: Norm | None = None

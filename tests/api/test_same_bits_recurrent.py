@@ -12,7 +12,7 @@ from engine import LLM, SamplingParams
 from engine.config import PAGE
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
-from tests.support.hybrid_models import tiny_hybrid
+from tests.support.hybrid_models import GPU_FAMILIES, tiny_hybrid
 from tests.support.injection import interrupted
 from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
@@ -45,6 +45,7 @@ def outcome(result):
         ("cpu", "mamba"),
         pytest.param(("cuda", "mamba"), marks=pytest.mark.gpu),
         *(("cpu", family) for family in HYBRIDS),
+        *(pytest.param(("cuda", family), marks=pytest.mark.gpu) for family in HYBRIDS if family in GPU_FAMILIES),
     ],
     ids="-".join,
 )

@@ -72,6 +72,12 @@ ROUTED = {"minimax-01": 0, "kimi-k3": 1, "glm5-next": 1, "qwen4exp": 0}
 """Families with experts, and the first layer that has them."""
 
 
+ON_CPU_ALONE = {"bailingmoe3", "kimi-k3", "minimax-01", "plamo2"}
+"""Families that the GPU declines."""
+
+GPU_FAMILIES = tuple(family for family in FAMILIES if family not in ON_CPU_ALONE)
+
+
 def tiny_hybrid_parts(family, *, seed=0, context_length=512):
     """Metadata and tensors of a model of the family; its first layer is recurrent."""
     rng = np.random.default_rng(seed)

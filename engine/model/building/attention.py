@@ -24,7 +24,10 @@ def build_attention(
     output = replace(output, scale=output.scale * attention.value_scale)
     q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
     latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
-    gate = None
+    gate, query_gate = None, None
+    if attention.output_gate is OutputGate.IN_QUERY and q is not None:
+        size = attention.key_width
+        query_gate = q.every(0, size, 2 * size, "queries"), q.every(size, size, 2 * size, "gates")
     if attention.output_gate in (OutputGate.OWN, OutputGate.PER_HEAD):
         rows = heads if attention.output_gate is OutputGate.PER_HEAD else heads * value_width
         gate = source.linear(f"{prefix}.attn_gate", rows, source.width)
@@ -43,6 +46,7 @@ def build_attention(
         gate=gate,
         sub_norm=source.norm(f"{prefix}.attn_sub_norm", (heads * value_width,)) if attention.sub_norm else None,
         v_norm=Norm(NormKind.RMS, source.config.norm_epsilon, None) if attention.value_norm else None,
+        query_gate=query_gate,
         indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )
 

@@ -119,11 +119,11 @@ def _delta_net(source: TensorSource, prefix: str, config: DeltaNetConfig) -> Del
         by_group = np.arange(config.key_heads * group).reshape(config.key_heads, group)
         ends = np.cumsum([config.head_width, config.head_width, inner // config.key_heads])
         q, k, v, gate = (part.reshape(-1) for part in np.split(by_group, ends, axis=1))
-        qkv, z = _rows(both, np.concatenate((q, k, v))), _rows(both, gate)
+        qkv, z = _rows(both, np.concatenate((q, k, v)), "q, k, v"), _rows(both, gate, "gate")
     if tensors.has(f"{prefix}.ssm_ba.weight"):
         both = source.linear(f"{prefix}.ssm_ba", 2 * heads, width)
         beta_rows, alpha_rows = np.split(np.arange(2 * heads).reshape(config.key_heads, -1), 2, axis=1)
-        beta, alpha = _rows(both, beta_rows.reshape(-1)), _rows(both, alpha_rows.reshape(-1))
+        beta, alpha = _rows(both, beta_rows.reshape(-1), "beta"), _rows(both, alpha_rows.reshape(-1), "alpha")
     else:
         beta = source.linear(f"{prefix}.ssm_beta", heads, width)
         alpha = source.linear(f"{prefix}.ssm_alpha", heads, width)
@@ -200,8 +200,8 @@ def _low_rank(source: TensorSource, name: str, rows: int, rank: int) -> tuple[Li
     return source.linear(f"{name}_a", rank, source.width), source.linear(f"{name}_b", rows, rank)
 
 
-def _rows(linear: Linear, rows: npt.NDArray[np.int64]) -> Linear:
-    """The projection to these outputs, copied."""
+def _rows(linear: Linear, rows: npt.NDArray[np.int64], label: str) -> Linear:
+    """The projection to these outputs, copied; the label tells it from other rows of the tensor."""
     weight = linear.weight
-    picked = Weight(f"{weight.name}[rows]", weight.type, (len(rows), weight.columns), weight.raw[rows])
+    picked = Weight(f"{weight.name}[{label}]", weight.type, (len(rows), weight.columns), weight.raw[rows])
     return replace(linear, weight=picked, bias=None if linear.bias is None else linear.bias[rows])
