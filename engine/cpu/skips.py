@@ -15,11 +15,13 @@ import numpy as np
 from engine.cpu import reference
 from engine.cpu.reference import Float32Array
 from engine.model.matrices import Linear
-from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, NormedSkip, SkipConfig, StackSkip
+from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, MixedSkip, NormedSkip, SkipConfig, StackSkip
 from engine.model.skip_weights import (
     BankedSkipWeights,
     GatedSkipWeights,
     HyperSkipWeights,
+    MeanSkipWeights,
+    MixedSkipWeights,
     NormedSkipWeights,
     SkipWeights,
     StackSkipWeights,
@@ -140,6 +142,46 @@ class _GatedSkip(Skips):
         return changed.reshape(x.shape)
 
 
+class _MixedSkip(Skips):
+    def __init__(self, config: MixedSkip, linear: Project) -> None:
+        self._config = config
+        self._linear = linear
+
+    def begin(self, head: SkipWeights | None, embedded: Float32Array) -> Float32Array:
+        return np.tile(embedded, (1, self._config.count))
+
+    def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
+        count, epsilon = self._config.count, np.float32(self._config.epsilon)
+        streams = x.reshape(len(x), count, -1)
+        if isinstance(weights, MeanSkipWeights):
+            return Reading(np.add.reduce(streams, axis=1) / np.float32(count))
+        assert isinstance(weights, MixedSkipWeights)
+        mixed = self._linear(weights.fn, reference.normalize(x, weights.norm)) * weights.factor + weights.base
+        gates = reference.sigmoid(mixed[:, : 2 * count])
+        h = np.add.reduce(streams * (gates[:, :count, None] + epsilon), axis=1)
+        return Reading(h, (gates[:, count:] * np.float32(2.0), self._balance(mixed[:, 2 * count :])))
+
+    def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:
+        gates, matrix = reading.kept
+        streams = x.reshape(len(x), self._config.count, -1)
+        changed: Float32Array = gates[..., None] * part[:, None]
+        for source in range(self._config.count):
+            changed += matrix[:, source, :, None] * streams[:, source, None]
+        return changed.reshape(x.shape)
+
+    def _balance(self, logits: Float32Array) -> Float32Array:
+        """C (T, S, S), from the stream of the first index to that of the second."""
+        count, epsilon = self._config.count, np.float32(self._config.epsilon)
+        matrix = logits.reshape(-1, count, count).copy()
+        reference.softmax(matrix)
+        matrix += epsilon
+        for iteration in range(self._config.iterations):
+            if iteration:
+                matrix /= np.add.reduce(matrix, axis=2, keepdims=True) + epsilon
+            matrix /= np.add.reduce(matrix, axis=1, keepdims=True) + epsilon
+        return matrix
+
+
 class _StackSkip(Skips):
     """x is a, b and r."""
 
@@ -173,6 +215,8 @@ def make_skips(config: SkipConfig | None, width: int, linear: Project) -> Skips 
         return _BankedSkip(width)
     if isinstance(config, GatedSkip):
         return _GatedSkip(config, linear)
+    if isinstance(config, MixedSkip):
+        return _MixedSkip(config, linear)
     if isinstance(config, StackSkip):
         return _StackSkip()
     return None if config is None else _HyperSkip(config, linear)

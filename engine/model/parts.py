@@ -252,7 +252,8 @@ class IndexerParts:
 
     Attributes:
         kind: how positions are scored. TOKENS: every layer has an indexer; BLOCKS: every layer behind the first
-            leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
+            leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero; GATED_POOLS: every
+            layer with attention.
         style: which elements its queries and keys rotate together, where not those of attention.
         shared: attention.indexer.types is read: layers with 0 there take what the last layer with 1 chose.
         shared_context: without that key, models trained for so many positions or more have 1 in layers 0, 1, 2, 6, 10
@@ -341,6 +342,7 @@ class FfnParts:
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
             limits: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
         limits_gate: they limit the gate before the activation.
+        limits_alike: without swiglu_clamp_shexp, swiglu_clamp_exp is taken.
         sparse_layers: activation_sparsity_scale is read; without it the first so many layers have the usual sparsity.
         channel_mix: parts mix each token with the one before (RWKV); see ChannelMixConfig.
         sub_norm: ffn_sub_norm normalizes what the last projection reads.
@@ -355,6 +357,7 @@ class FfnParts:
     scales: bool = False
     limits: bool = False
     limits_gate: bool = False
+    limits_alike: bool = False
     sparse_layers: int = 0
     channel_mix: bool = False
     sub_norm: bool = False

@@ -234,6 +234,7 @@ class KimiDeltaConfig(RecurrentConfig):
     head_width: int  # S
     conv_width: int  # W
     decay_floor: float | None = None  # below zero; g does not fall below it
+    unit_epsilon: float | None = None  # ε of the lengths of q and k; None = that of the norms
 
     @property
     def inner(self) -> int:

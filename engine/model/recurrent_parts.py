@@ -43,6 +43,7 @@ class RecurrentParts:
         interval: LISTED: default of full_attention_interval.
         decay_floor: Kimi delta attention: kda.gate_lower_bound is read.
         negative_rates: Kimi delta attention with a floor: ssm_a in files has the other sign.
+        unit_epsilon: Kimi delta attention: see KimiDeltaConfig.
     """
 
     kind: Recurrence
@@ -53,3 +54,4 @@ class RecurrentParts:
     interval: int = 4
     decay_floor: bool = False
     negative_rates: bool = False
+    unit_epsilon: float | None = None

@@ -18,6 +18,7 @@ class SkipKind(Enum):
     BANKED = "banked"
     HYPER = "hyper"
     GATED = "gated"
+    MIXED = "mixed"
     STACKS = "stacks"
 
 
@@ -71,6 +72,21 @@ class GatedSkip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedSkip:
+    """Hyper-connections whose S streams mix by a doubly stochastic matrix (manifold-constrained, GLM 5.3 Flash).
+
+    As GatedSkip, but: [u, v, m] = fn · n with S · S more numbers m; what is written has the factor
+    2 · sigmoid(scale_1 · v_s + base_{S + s}); and x_s becomes that times f(h), plus Σ_r C_rs · x_r. C begins as softmax
+    over s of scale_2 · m_rs + base_{2 · S + r · S + s}, plus ε; then columns, and `iterations` - 1 times rows and
+    columns, are divided by their sums plus ε. The head reads the mean of all streams.
+    """
+
+    count: int  # S
+    epsilon: float
+    iterations: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackSkip:
     """Two states that a low and a high stack of layers change in turns (hierarchical reasoning, HRM-Text).
 
@@ -97,13 +113,13 @@ class StackSkip:
         return index % self.layers + (self.layers if self.is_high(index) else 0)
 
 
-SkipConfig = NormedSkip | BankedSkip | HyperSkip | GatedSkip | StackSkip
+SkipConfig = NormedSkip | BankedSkip | HyperSkip | GatedSkip | MixedSkip | StackSkip
 """How what skips the parts of a model is joined with what they give."""
 
 
 def most_streams(skip: SkipConfig | None, n_layers: int) -> int:
     """The largest S in a model."""
-    if isinstance(skip, (HyperSkip, GatedSkip)):
+    if isinstance(skip, (HyperSkip, GatedSkip, MixedSkip)):
         return skip.count
     if isinstance(skip, BankedSkip):
         return 1 + -(-n_layers // skip.block)

@@ -66,6 +66,29 @@ class GatedSkipWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class MixedSkipWeights:
+    """Weights of MixedSkip: as GatedSkipWeights, with R = 2 · S + S · S."""
+
+    norm: Norm
+    fn: Linear
+    factor: Float32Array
+    base: Float32Array
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return (self.fn,)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanSkipWeights:
+    """The head of MixedSkip, which has no weights."""
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
 class StackSkipWeights:
     """What StackSkip needs to know of a part, or of the head, which has b's first values (D,).
 
@@ -83,5 +106,13 @@ class StackSkipWeights:
         return ()
 
 
-SkipWeights = NormedSkipWeights | BankedSkipWeights | HyperSkipWeights | GatedSkipWeights | StackSkipWeights
-"""One class per class of engine.model.skip_config."""
+SkipWeights = (
+    NormedSkipWeights
+    | BankedSkipWeights
+    | HyperSkipWeights
+    | GatedSkipWeights
+    | MixedSkipWeights
+    | MeanSkipWeights
+    | StackSkipWeights
+)
+"""One class per class of engine.model.skip_config, and one for a head without weights."""

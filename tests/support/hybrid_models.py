@@ -48,6 +48,14 @@ FAMILIES["kimi-k3"] = FAMILIES["bailingmoe3"] | {
     "leading_dense_block_count": 1, "expert_shared_count": 1, "expert_weights_norm": True,
     "attention.key_length": 48,
 }  # fmt: skip
+FAMILIES["glm5-next"] = FAMILIES["bailingmoe3"] | {
+    "rope.dimension_count": 0, "attention.key_length_mla": HEAD, "attention.q_lora_rank": LATENT,
+    "attention.key_length": 32, "attention.indexer.head_count": 16, "attention.indexer.key_length": INDEX_WIDTH,
+    "attention.indexer.top_k": 8, "attention.indexer.kpool": 4, "attention.layer_norm_epsilon": 1e-5,
+    "hyper_connection.count": 4, "hyper_connection.epsilon": 1e-3, "hyper_connection.sinkhorn_iterations": 3,
+    "swiglu_clamp_exp": np.array([0.0, 0.5], np.float32), "expert_feed_forward_length": FFN,
+    "leading_dense_block_count": 1, "expert_shared_count": 1, "expert_weights_norm": True,
+}  # fmt: skip
 FAMILIES["qwen4exp"] = FAMILIES["qwen35"] | {
     "hyper_connection.count": STREAMS, "hyper_connection.low_rank": 8, "attention.compress_ratios": [4, 4],
     "attention.indexer.head_count": 4, "attention.indexer.key_length": INDEX_WIDTH, "attention.indexer.top_k": 12,
@@ -60,7 +68,7 @@ FAMILIES["qwen4exp"] = FAMILIES["qwen35"] | {
 """What the files of each family state beside what all do."""
 
 
-ROUTED = {"minimax-01": 0, "kimi-k3": 1, "qwen4exp": 0}
+ROUTED = {"minimax-01": 0, "kimi-k3": 1, "glm5-next": 1, "qwen4exp": 0}
 """Families with experts, and the first layer that has them."""
 
 
@@ -118,9 +126,13 @@ def tiny_hybrid_parts(family, *, seed=0, context_length=512):
         if family == "qwen4exp":
             del layer["attn_norm.weight"]
             layer |= _hyper("hc_attn", normal, norm) | _hyper("hc_ffn", normal, norm)
+        if family == "glm5-next":
+            layer |= _mixed("hc_attn", normal, norm) | _mixed("hc_ffn", normal, norm)
         if family == "kimi-k3":
             layer |= {f"{part}_res_score.weight": normal(WIDTH, gain=4.0) for part in ("attn", "ffn")}
         tensors |= {f"blk.{i}.{name}": tensor for name, tensor in layer.items()}
+    if family == "glm5-next":
+        tensors["output.weight"] = normal(vocab, WIDTH, gain=3.0)
     if family == "kimi-k3":
         tensors |= {"output.weight": normal(vocab, WIDTH, gain=3.0), "output_res_score.weight": normal(WIDTH, gain=4.0)}
     if family == "qwen4exp":
@@ -130,6 +142,12 @@ def tiny_hybrid_parts(family, *, seed=0, context_length=512):
         return meta, tensors
     tensors["token_embd_norm.weight" if family == "lfm2" else "output_norm.weight"] = norm(WIDTH)
     return meta, tensors
+
+
+def _mixed(name, normal, norm):
+    return {
+        f"{name}_fn.weight": normal(24, 4 * WIDTH), f"{name}_scale.weight": norm(3), f"{name}_base.weight": normal(24),
+    }  # fmt: skip
 
 
 def _hyper(name, normal, norm):
@@ -162,6 +180,11 @@ def _experts(family, normal, norm):
             "ffn_gate_shexp.weight": normal(FFN, WIDTH), "ffn_up_shexp.weight": normal(FFN, WIDTH),
             "ffn_down_shexp.weight": normal(WIDTH, FFN),
         }  # fmt: skip
+    if family == "glm5-next":
+        tensors |= {
+            "exp_probs_b.bias": norm(2), "ffn_gate_shexp.weight": normal(FFN, WIDTH),
+            "ffn_up_shexp.weight": normal(FFN, WIDTH), "ffn_down_shexp.weight": normal(WIDTH, FFN),
+        }  # fmt: skip
     if family == "qwen4exp":
         tensors |= {
             "ffn_gate_inp_shexp.weight": normal(WIDTH), "ffn_gate_shexp.weight": normal(FFN, WIDTH),
@@ -171,9 +194,21 @@ def _experts(family, normal, norm):
 
 
 def _attention(family, normal, norm):
-    if family in ("kimi-linear", "bailingmoe3", "kimi-k3"):
+    if family in ("kimi-linear", "bailingmoe3", "kimi-k3", "glm5-next"):
         rows = {"bailingmoe3": HEADS, "kimi-k3": HEADS * HEAD}.get(family)
         gate = {} if rows is None else {"attn_gate.weight": normal(rows, WIDTH, gain=2.0)}
+        if family == "glm5-next":
+            return {
+                "attn_q_a.weight": normal(LATENT, WIDTH), "attn_q_a_norm.weight": norm(LATENT),
+                "attn_q_b.weight": normal(HEADS * HEAD, LATENT), "attn_kv_a_mqa.weight": normal(32, WIDTH),
+                "attn_kv_a_norm.weight": norm(32), "attn_k_b.weight": normal(HEADS, 32, HEAD),
+                "attn_v_b.weight": normal(HEADS, HEAD, 32), "attn_output.weight": normal(WIDTH, HEADS * HEAD),
+                "indexer.attn_q_b.weight": normal(16 * INDEX_WIDTH, LATENT), "indexer.k_norm.bias": normal(INDEX_WIDTH),
+                "indexer.attn_k.weight": normal(INDEX_WIDTH, WIDTH), "indexer.k_norm.weight": norm(INDEX_WIDTH),
+                "indexer.proj.weight": normal(16, WIDTH),
+                "indexer_compressor_ape.weight": normal(4, INDEX_WIDTH, gain=8.0),
+                "indexer_compressor_gate.weight": normal(INDEX_WIDTH, WIDTH, gain=2.0),
+            }  # fmt: skip
         return gate | {
             "attn_q.weight": normal(HEADS * 48, WIDTH), "attn_kv_a_mqa.weight": normal(32 + 16, WIDTH),
             "attn_kv_a_norm.weight": norm(32), "attn_k_b.weight": normal(HEADS, 32, 32),
@@ -231,7 +266,7 @@ def _recurrent(family, rng, normal, norm):
             "ssm_dt.bias": steps, "ssm_a": decays, "ssm_d": norm(heads), "ssm_out.weight": normal(WIDTH, INNER),
             "ssm_dt_norm.weight": norm(64), "ssm_b_norm.weight": norm(STATE), "ssm_c_norm.weight": norm(STATE),
         }  # fmt: skip
-    if family in ("kimi-linear", "bailingmoe3", "kimi-k3"):
+    if family in ("kimi-linear", "bailingmoe3", "kimi-k3", "glm5-next"):
         inner = HEADS * STATE
         tensors = {f"attn_{part}.weight": normal(inner, WIDTH, gain=2.0) for part in "qkv"}
         tensors |= {f"ssm_conv1d_{part}.weight": normal(inner, 1, TAPS, gain=1.5) for part in "qkv"}
@@ -239,7 +274,7 @@ def _recurrent(family, rng, normal, norm):
             low_rank = {f"ssm_{which}_a.weight": normal(STATE, WIDTH), f"ssm_{which}_b.weight": normal(inner, STATE)}
             whole = {f"ssm_{which}{'' if family == 'kimi-k3' else '_a'}.weight": normal(inner, WIDTH)}
             tensors |= whole if family == "bailingmoe3" or (family == "kimi-k3" and which == "g") else low_rank
-        rates = decays[:HEADS] if family == "kimi-k3" else decays[:HEADS, None]
+        rates = decays[:HEADS] if family in ("kimi-k3", "glm5-next") else decays[:HEADS, None]
         return tensors | {
             "ssm_beta.weight": normal(HEADS, WIDTH), "ssm_dt.bias": rng.uniform(-4.0, 0.0, inner).astype(np.float32),
             "ssm_a": rates, "ssm_norm.weight": norm(STATE), "attn_output.weight": normal(WIDTH, inner),

@@ -28,7 +28,7 @@ class Hybrid:
         return path
 
 
-FAMILIES = {"glm-dsa": lambda: tokens("glm-dsa")[0]}
+FAMILIES = {"glm-dsa": lambda: tokens("glm-dsa")[0], "glm5-next": lambda: Hybrid("glm5-next")}
 
 CHOOSERS = {
     "deepseek32, four positions chosen": lambda: tokens()[0],

@@ -106,6 +106,8 @@ _MIXER_NAMES: dict[type[RecurrentConfig], str] = {
 _NAMES = {
     "output_gate": "this kind of gates of attention",
     "decay_floor": "delta rules with a floor of decays",
+    "unit_epsilon": "delta rules with an epsilon of their own",
+    "sigmoid_gate": "this gate of delta rules",
     "value_norm": "normalized values",
     "cache_layer": "layers that read the cache of another layer",
     "sparsity": "sparse gates",

@@ -173,7 +173,7 @@ def _kimi_delta(source: TensorSource, prefix: str, config: KimiDeltaConfig) -> K
         gate_b=gate_b,
         conv1d=np.concatenate(convs),
         dt_bias=tensors.vector(f"{prefix}.ssm_dt.bias", (inner,)),
-        a=-rates if recurrent is not None and recurrent.negative_rates else rates,
+        a=-rates if config.decay_floor is not None and recurrent is not None and recurrent.negative_rates else rates,
         norm=source.norm(f"{prefix}.ssm_norm", (size,)),
         output=tensors.linear(f"{prefix}.attn_output", width, inner, scale=False),  # unlike that of attention
     )

@@ -161,6 +161,8 @@ def _limit(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:
     """The limit of a layer's gated activations, from a list with one for each; up to 1e-6 there is none."""
     if not ffn.limits:
         return None
+    if ffn.limits_alike and not source.read.has(key):
+        key = "swiglu_clamp_exp"
     limit = source.read.numbers_per_layer(key, source.n_blocks, 0.0, low=0.0, high=LIMIT)[index]
     return limit if limit > LEAST_LIMIT else None
 

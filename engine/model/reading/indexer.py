@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.errors import ModelFileError
+from engine.errors import ModelFileError, UnsupportedModelError
 from engine.model.indexer_config import IndexerConfig, IndexerKind
 from engine.model.parts import IndexerParts
 from engine.model.reading.source import Source
@@ -44,7 +44,10 @@ def read_indexer(
         block = _ratio(source, index)
         if block == 0:
             return None
-    if parts.kind is IndexerKind.TOKENS and f"blk.{index}.attn_q_a.weight" not in source.tensors:
+    gated = parts.kind is IndexerKind.GATED_POOLS
+    if gated:
+        block = _pool(source)
+    if (gated or parts.kind is IndexerKind.TOKENS) and f"blk.{index}.attn_q_a.weight" not in source.tensors:
         raise ModelFileError(f"tensor blk.{index}.attn_q_a.weight is missing; the indexer reads the queries it makes")
     heads = read.integer("attention.indexer.head_count")
     top_k = read.integer("attention.indexer.top_k")
@@ -53,10 +56,11 @@ def read_indexer(
             f"attention.indexer.head_count is {heads} and layer {index} has {kv_heads} key/value heads; they must be "
             "equal: each of these heads has an indexer of its own"
         )
-    if parts.kind is IndexerKind.POOLED and top_k < block:
+    if (gated or parts.kind is IndexerKind.POOLED) and top_k < block:
+        key = "attention.indexer.kpool" if gated else f"attention.compress_ratios of layer {index}"
         raise ModelFileError(
-            f"attention.indexer.top_k is {top_k} and attention.compress_ratios of layer {index} is {block}; the first "
-            "must be at least the second, the length of a block"
+            f"attention.indexer.top_k is {top_k} and {key} is {block}; the first must be at least the second, the "
+            "length of a block"
         )
     return IndexerConfig(
         kind=parts.kind,
@@ -68,7 +72,18 @@ def read_indexer(
         local=local,
         shared=parts.shared and _is_shared(source, parts, index),
         rotated_last=parts.rotated_last,
+        key_epsilon=read.number("attention.layer_norm_epsilon", 0.0, low=0.0, high=1.0) if gated else 0.0,
     )
+
+
+def _pool(source: Source) -> int:
+    """Positions of a block whose keys are weighted by gates."""
+    read, tail = source.read, "attention.indexer.kpool_select_tail"
+    if not read.flag(tail, True):
+        raise UnsupportedModelError(
+            f"{source.name}.{tail} is false; supported is true: positions behind the last full block are read"
+        )
+    return read.integer("attention.indexer.kpool", low=2, high=LONGEST_BLOCK)
 
 
 def _width(source: Source, rope: RopeConfig | None) -> int:
@@ -92,6 +107,8 @@ def _is_shared(source: Source, parts: IndexerParts, index: int) -> bool:
         long = parts.shared_context is not None and source.context_length >= parts.shared_context
         return long and index > OWN_FIRST and index % OWN_PERIOD != OWN_FIRST
     own = source.read.per_layer(key, source.n_layers, low=0, high=1)
-    if not own[0]:
-        raise ModelFileError(f"{source.name}.{key} gives the first layer no indexer; allowed is 1, as others follow it")
+    if not any(own[: index + 1]):
+        raise ModelFileError(
+            f"{source.name}.{key} gives layer {index} no indexer; allowed is 1, as none comes before it"
+        )
     return not own[index]

@@ -19,7 +19,8 @@ def read_latent(source: Source, index: int, *, windowed: bool = False) -> Latent
     suffix = f"{'_mla' if absorbed else ''}{end}"
     key_width = read.integer(f"attention.key_length{suffix}")
     # Absorbed keys have a matrix for the part that is not rotated; an empty one would be no tensor.
-    rope_width = read.integer("rope.dimension_count", high=key_width - 1 if absorbed else key_width)
+    least = 0 if source.architecture.rope is None else 1
+    rope_width = read.integer("rope.dimension_count", low=least, high=key_width - 1 if absorbed else key_width)
     has_query_rank = f"{prefix}.attn_q_a.weight" in source.tensors
     return LatentConfig(
         rank=read.integer(f"attention.kv_lora_rank{end}"),

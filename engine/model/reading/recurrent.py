@@ -126,6 +126,7 @@ def _kimi_delta(source: Source, parts: RecurrentParts) -> KimiDeltaConfig:
         head_width=source.read.integer("kda.head_dim"),
         conv_width=_conv_width(source, "ssm.conv_kernel"),
         decay_floor=_decay_floor(source) if parts.decay_floor else None,
+        unit_epsilon=parts.unit_epsilon,
     )
 
 

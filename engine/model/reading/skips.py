@@ -5,10 +5,20 @@ from __future__ import annotations
 from engine.errors import ModelFileError
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.source import Source
-from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, NormedSkip, SkipConfig, SkipKind, StackSkip
+from engine.model.skip_config import (
+    BankedSkip,
+    GatedSkip,
+    HyperSkip,
+    MixedSkip,
+    NormedSkip,
+    SkipConfig,
+    SkipKind,
+    StackSkip,
+)
 
 MOST_STREAMS = 64
 """Most streams of hyper-connections."""
+MOST_ITERATIONS = 1000
 
 
 def read_skip(source: Source) -> SkipConfig | None:
@@ -33,6 +43,12 @@ def read_skip(source: Source) -> SkipConfig | None:
             count=read.integer("hyper_connection.count", low=2, high=MOST_STREAMS),
             epsilon=read.number("hyper_connection.epsilon", low=0.0, high=1.0),
             magnitude=read.number("hyper_connection.magnitude", low=-LIMIT, high=LIMIT),
+        )
+    if kind is SkipKind.MIXED:
+        return MixedSkip(
+            count=read.integer("hyper_connection.count", low=2, high=MOST_STREAMS),
+            epsilon=read.number("hyper_connection.epsilon", low=0.0, high=1.0),
+            iterations=read.integer("hyper_connection.sinkhorn_iterations", high=MOST_ITERATIONS),
         )
     if kind is SkipKind.STACKS:
         return _stacks(source)
