@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.gguf import GGMLType
 from engine.model.architectures import ARCHITECTURES
+from tests.support.conformance import BY_FORMULA
 
 UNMEASURED, FALLS_BACK = "not measured", "falls back to the CPU"
 
@@ -98,12 +99,13 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
                 f"{gpu['f32_single']:.1e} by token.\n"
             )
     encoders = sorted(name for name, family in ARCHITECTURES.items() if not family.head.generates)
-    families = sorted(set(ARCHITECTURES) - {file.rpartition("-")[0] for file in rows} - set(encoders))
+    families = sorted(set(ARCHITECTURES) - {file.rpartition("-")[0] for file in rows} - BY_FORMULA - set(encoders))
     if families:
         yield (
-            "\nMade of the same parts, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but for "
-            f"qwen2vl, 1e-6 (`tests/model/test_peer_logits.py`): {', '.join(families)}. So are the scalings of "
-            "positions: linear, YaRN, long factors, also beside windows and with latent attention.\n"
+            "\nWithout a conformance file, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but "
+            f"for qwen2vl, 1e-6 (`tests/model/test_peer_logits.py`): {', '.join(families)}. So are the scalings of "
+            "positions: linear, YaRN, long factors, also beside windows and with latent attention. "
+            f"{', '.join(sorted(BY_FORMULA))}, which llama.cpp does not run, is held to its formula in float64.\n"
         )
     yield (
         "\nModels that make embeddings or rank and predict no tokens, on the CPU, held to llama.cpp's vectors of small "

@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from engine.api.chats import Message
-from engine.api.driver import Driver, News, PromptProgress
+from engine.api.driver import Driver
 from engine.api.embeddings import EmbeddingRequest, RankedDocument, ranked
 from engine.api.fold import Fold, merged
 from engine.api.llm import LLM
+from engine.api.mailbox import News, PromptProgress
 from engine.api.prompts import Prompt
 from engine.errors import DeviceError, InvalidRequestError
 from engine.model.pooling import Pooling

@@ -11,7 +11,7 @@ from engine.cpu.reference import Float32Array, gelu, normalize, softmax
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.loader import LoadedModel
-from engine.model.pooling import Pooling
+from engine.model.pooling import Pooling, RankConfig
 from engine.model.weights import Linear
 
 
@@ -70,6 +70,10 @@ class Pooler:
                 f"this {self._config.architecture} model has no classification head, so it cannot rank: take the file "
                 "of a reranker"
             )
+        with np.errstate(over="ignore", invalid="ignore"):  # broken weights give scores that are not finite
+            return self._headed(texts, rank)
+
+    def _headed(self, texts: Sequence[Float32Array], rank: RankConfig) -> Float32Array:
         cls, output = self._head
         single = Pooling.LAST if self._config.causal else Pooling.CLS
         x = np.stack([_one(text, Pooling.MEAN if rank.mean else single) for text in texts])

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engine.api.async_llm import AsyncLLM, AsyncStream, Given, is_short
-from engine.api.driver import PromptProgress
 from engine.api.embeddings import EmbeddingRequest
 from engine.api.llm import LLM
+from engine.api.mailbox import PromptProgress
 from engine.errors import ConstraintError, ContextFullError
 from engine.request import GenerationResult, GenerationStats, StreamChunk
 from engine.sampling.params import SamplingParams

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine import __version__
-from engine.api.driver import PromptProgress
 from engine.api.llm import LLM
+from engine.api.mailbox import PromptProgress
 from engine.request import GenerationResult, GenerationStats, TokenSample
 
 FINGERPRINT = f"b{__version__}-gguf-engine"

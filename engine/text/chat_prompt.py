@@ -58,14 +58,18 @@ class ChatPrompt:
         """A reader for one answer; None where answers have no structure.
 
         Args:
-            constrained: behind thoughts and heads, all is the answer's text: a constraint leaves no room for calls.
+            constrained: the text has a constraint: behind thoughts and heads, all is text, if it does not begin with a
+                call of a tool. Where calls are forced, there is no text that a constraint could be about.
         """
         if self.markers.plain:
             return None
-        if constrained:
-            marks = tuple(one for one in self.markers.marks if one.kind is Kind.REASONING)
+        calls = None if self.rules is None else self.rules.calls
+        if constrained and not (calls is not None and calls.forced):
+            kinds = (Kind.REASONING,) if calls is None else (Kind.REASONING, Kind.CALLS)
+            marks = tuple(one for one in self.markers.marks if one.kind in kinds)
             markers = replace(self.markers, marks=marks, bare_calls=frozenset())
-            return AnswerReader(AnswerParser(markers, self.text[-_TAIL:], verbatim=True))
+            parser = AnswerParser(markers, self.text[-_TAIL:], self.types, verbatim=True)
+            return AnswerReader(parser, calls_as_text=self.calls_as_text)
         return AnswerReader(
             AnswerParser(self.markers, self.text[-_TAIL:], self.types), calls_as_text=self.calls_as_text
         )
