@@ -79,6 +79,8 @@ _ANY = frozenset(
         "next_token_layers",
         "norm_dt_b_c",
         "caps",  # of an activation that is not served
+        "pooling",  # said of a file, as is the head of a reranker; neither takes part in predicting tokens
+        "rank",
         "value_scale",
         "shared_scale",
     }
@@ -97,6 +99,11 @@ _MIXER_NAMES = {
 }
 
 _NAMES = {
+    "causal": "attention to later tokens",
+    "generates": "models that make embeddings alone",
+    "output_norms": "norms behind residuals",
+    "token_types": "types of tokens",
+    "relative_buckets": "biases of distances",
     "output_gate": "gated attention",
     "value_norm": "normalized values",
     "cache_layer": "layers that read the cache of another layer",
