@@ -36,6 +36,7 @@ class Chats:
             InvalidRequestError: the model has none and none was given.
             TokenizerError: it does not parse.
         """
+        self._requests.require_generation()
         if self._template is None:
             metadata = self._metadata
             if self._config.chat_template is not None:

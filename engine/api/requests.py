@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.api.prompts import Prompt, check_id, is_prompt_like, not_a_prompt
 from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
+from engine.model.config import ModelConfig
 from engine.request import Request
 from engine.sampling.constraint import TokenMask
 from engine.sampling.opening import Opening
@@ -30,14 +31,15 @@ class Requests:
 
     Args:
         tokenizer: of the model, or why there is none.
-        vocab_size: rows of the output matrix.
+        model: its vocabulary, and whether it predicts tokens.
         context_length: tokens of one sequence.
     """
 
-    def __init__(self, tokenizer: Tokenizer | str, vocab_size: int, context_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer | str, model: ModelConfig, context_length: int) -> None:
         self._tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
         self._why_none = tokenizer if isinstance(tokenizer, str) else ""
-        self._vocab_size = vocab_size
+        self._model = model
+        self._vocab_size = model.vocab_size
         self._context_length = context_length
         self._ids = itertools.count(1)
         self._constraints: ConstraintCompiler | None = None
@@ -58,12 +60,25 @@ class Requests:
             raise TokenizerError(self._why_none)
         return self._tokenizer
 
+    def require_generation(self) -> None:
+        """Refuse to predict tokens where the model cannot.
+
+        Raises:
+            InvalidRequestError: it makes embeddings alone.
+        """
+        if not self._model.generates:
+            raise InvalidRequestError(
+                f"this model ({self._model.architecture}) makes embeddings and no text: use LLM.embed(), LLM.rerank(), "
+                "`gguf-engine embed` or /v1/embeddings"
+            )
+
     def scoring(self, chunks: Sequence[Sequence[int]], first: int) -> list[Job]:
         """Jobs that score every token of each chunk from position `first` on, and generate nothing.
 
         Raises:
             InvalidRequestError, ContextFullError: an impossible chunk, or no token behind `first`.
         """
+        self.require_generation()
         checked = [self.checked(chunk) for chunk in chunks]
         for ids in checked:
             if len(ids) > self._context_length + 1:
@@ -127,6 +142,7 @@ class Requests:
         """
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
+        self.require_generation()
         ids = self.prompt_ids(prompt)
         limit = self._context_length
         room = limit - len(ids)

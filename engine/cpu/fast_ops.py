@@ -57,10 +57,11 @@ def _plain_gate(ffn: FfnConfig) -> bool:
 def _can_attend(layer: LayerWeights) -> bool:
     """Whether the attention kernel serves a layer.
 
-    It has no softcap together with linear biases, and chunks of positions that are whole pages alone.
+    It has no softcap together with linear biases, no learned biases, and no chunks of positions but whole pages.
     """
     config = layer.config.attention
-    return (config.softcap is None or not config.alibi) and (config.chunk is None or config.chunk % PAGE == 0)
+    plain = (config.softcap is None or not config.alibi) and not config.relative_buckets
+    return plain and (config.chunk is None or config.chunk % PAGE == 0)
 
 
 class FastOps(CpuOps):
@@ -154,6 +155,10 @@ class FastOps(CpuOps):
         if config.indexer is not None:
             return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
+        if not config.causal and _can_attend(layer):
+            pages = [self._pages(layer, span) for span in self._batch.spans]
+            self._immediate.attend_texts(out, q, self._batch.spans, pages, layer)
+            return out
         for span in self._batch.spans:
             self._attend(out, layer, q, span)
         self.steps.join()
@@ -195,7 +200,7 @@ class FastOps(CpuOps):
     def head_products(self, x: Float32Array) -> Float32Array:
         """head_rows() without the last scaling and capping."""
         normed = self._normalize(self._last(x), self._weights.output_norm)
-        logits = self.steps.linear("logits", normed, self._weights.output)
+        logits = self.steps.linear("logits", normed, self._weights.head)
         self.steps.join()
         return logits
 

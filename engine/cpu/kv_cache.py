@@ -39,6 +39,8 @@ class KVCache:
         kv_type: number format of keys and values.
         values_apart: see AttentionCache.
         n_checkpoints: copies of recurrent states kept for later prompts.
+        shared: layers whose attention has the same shape use the same pages, one layer after the other: for batches of
+            whole texts, of which nothing is read again.
 
     Attributes:
         tables: int64 (n_slots, pages of a context), pages of each slot's sequence; the addresses of its rows never
@@ -60,19 +62,22 @@ class KVCache:
         kv_type: str = KvType.F16,
         values_apart: bool = False,
         n_checkpoints: int = 0,
+        shared: bool = False,
     ) -> None:
         self.context_length = context_length
         self.n_slots = n_slots
         self.n_pages = n_slots * page_count(context_length) if n_pages is None else n_pages
         format = KvType.parse(kv_type)
         self._caches = [_layer_cache(mixer, format, values_apart=values_apart) for mixer in mixers]
+        if shared:
+            self._caches = _joined(self._caches, mixers)
         self._owners = [_owner(mixer, index) for index, mixer in enumerate(mixers)]
         self.layers: Sequence[LayerCache] = self._caches
         self._rows = StateRows(n_slots, STATE_PLACES, n_checkpoints)
         try:
             self.tables: PageTable = aligned_zeros(n_slots, page_count(context_length), dtype=np.int64)
             """Pages of each slot's sequence; the addresses of its rows never change."""
-            for layer in self.layers:
+            for layer in dict.fromkeys(self.layers):
                 layer.allocate(self.n_pages, self._rows.total)
         except MemoryError:
             # In whole numbers: a float ends at 1e308, and callers may ask for more.
@@ -88,7 +93,7 @@ class KVCache:
     @property
     def bytes_per_token(self) -> int:
         """See ModelCache.bytes_per_token."""
-        return sum(layer.bytes_per_token for layer in self.layers)
+        return sum(layer.bytes_per_token for layer in dict.fromkeys(self.layers))
 
     @property
     def bytes_per_state(self) -> int:
@@ -222,6 +227,18 @@ class KVCache:
 
     def _paged(self) -> chain[CacheArray]:
         return chain.from_iterable(layer.paged for layer in self.layers)
+
+
+def _joined(caches: Sequence[Cache], mixers: Sequence[MixerConfig | None]) -> list[Cache]:
+    """The caches with one for all layers whose attention has the same shape."""
+    first: dict[tuple[object, ...], Cache] = {}
+    joined: list[Cache] = []
+    for cache, mixer in zip(caches, mixers, strict=True):
+        if isinstance(mixer, AttentionConfig):
+            shape = (mixer.n_kv_heads, mixer.key_width, mixer.value_width, mixer.indexer)
+            cache = first.setdefault(shape, cache)
+        joined.append(cache)
+    return joined
 
 
 def _layer_cache(mixer: MixerConfig | None, format: KvType, *, values_apart: bool) -> Cache:

@@ -98,10 +98,12 @@ class CpuOps(LayerBricks[LayerWeights]):
         return x if weights.embedding_norm is None else self._normalize(x, weights.embedding_norm)
 
     def _finish_embedding(self, x: Float32Array, batch: Batch) -> None:
-        """Scale token vectors and add positions, in place."""
-        positions = self._weights.position_embd
+        """Scale token vectors, add the first type's vector and positions, in place."""
+        positions, types = self._weights.position_embd, self._weights.token_types
         if self._config.embedding_scale != 1.0:
             x *= np.float32(self._config.embedding_scale)
+        if types is not None:
+            x += types
         if positions is not None:
             x += dequantize(positions.raw[batch.positions], positions.type)
 
@@ -137,7 +139,8 @@ class CpuOps(LayerBricks[LayerWeights]):
     def _mix_onto(self, layer: LayerWeights, h: Float32Array, x: Float32Array | None) -> Float32Array:
         """x + residual_scale · attn_post_norm(mixer(attn_norm(h))); without x what is added alone."""
         if layer.recurrent is None:
-            return self.attn_output(layer, self.attention(layer, self.attn_qkv(layer, h)), x)
+            mixed = self.attn_output(layer, self.attention(layer, self.attn_qkv(layer, h)), x)
+            return mixed if x is None else self._output_norms(layer, mixed, x)
         part = self.recurrent(layer, h)
         if isinstance(layer.mixer, CombinedWeights):
             x = self.attn_output(layer, self.attention(layer, self.attn_qkv(layer, h)), x)
@@ -166,10 +169,15 @@ class CpuOps(LayerBricks[LayerWeights]):
             added: Float32Array = super().feed_forward(layer, x, y)
             if layer.embedding_scale:
                 added += np.float32(layer.embedding_scale) * self._embedded
-            return added if layer.closing_norm is None else self._normalize(added, layer.closing_norm)
+            return self._normalize(added, layer.layer_output_norm or layer.closing_norm)
         reading = self._skips.read(layer.ffn_skip, y)
         part: Float32Array = super().feed_forward(layer, reading.h, None)
         return self._skips.write(layer.ffn_skip, y, reading, part)
+
+    def _output_norms(self, layer: LayerWeights, y: Float32Array, x: Float32Array) -> Float32Array:
+        """The norms behind the residual that the layer has; x is the layer's input."""
+        y = self._normalize(y, layer.attn_output_norm)
+        return y if layer.attn_norm_2 is None else self._normalize(y + x, layer.attn_norm_2)
 
     def recurrent(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """The recurrent mixer of a layer, from attn_norm to before the residual."""
@@ -310,7 +318,11 @@ class CpuOps(LayerBricks[LayerWeights]):
         """Attention of a span's queries over all they see, into its rows of out (T, H · Hv)."""
         weights, rows = layer.attention, slice(span.row, span.row + span.n_rows)
         keys, values = self._cache.view(layer.index, span)
-        extra = {"sinks": weights.sinks, "alibi_slopes": weights.alibi_slopes}
+        extra = {
+            "sinks": weights.sinks,
+            "alibi_slopes": weights.alibi_slopes,
+            "relative_bias": weights.relative_bias,
+        }
         out[rows] = reference.attend(q[rows], keys, values, layer.config.attention, span.n_past, **extra)
 
     def _attend_chosen(
@@ -384,8 +396,11 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """Final norm and output projection of the given rows: (R, D) to logits (R, V)."""
-        normed = self._normalize(self._last(x), self._weights.output_norm)
-        return self.finish_logits(self._linear(self._weights.output, normed))
+        return self.finish_logits(self._linear(self._weights.head, self.normed(x)))
+
+    def normed(self, x: Float32Array) -> Float32Array:
+        """What the head reads (R, D) of the streams behind the last layer, normalized: embeddings are made of it."""
+        return self._normalize(self._last(x), self._weights.output_norm)
 
     def _last(self, x: Float32Array) -> Float32Array:
         """What the head reads (R, D) of the streams behind the last layer."""

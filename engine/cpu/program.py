@@ -150,6 +150,8 @@ def can_record(weights: ModelWeights) -> bool:
     """
     if _give_way() is None:
         return False
+    if weights.output is None:
+        return False
     linears: list[Linear | None] = [weights.output]
     for layer in weights.layers:
         if layer.ffn is None or not plain_layer(layer):

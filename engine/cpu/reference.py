@@ -23,6 +23,7 @@ from engine.model.config import (
     QkNorm,
     RopeStyle,
 )
+from engine.model.relative import relative_buckets
 from engine.model.weights import Norm
 
 Float32Array = npt.NDArray[np.float32]
@@ -47,6 +48,7 @@ class _Extra:
 
     sinks: Float32Array | None
     alibi_slopes: Float32Array | None
+    relative_bias: Float32Array | None
 
 
 def normalize(x: Float32Array, norm: Norm) -> Float32Array:
@@ -127,8 +129,9 @@ def attend(
     *,
     sinks: Float32Array | None = None,
     alibi_slopes: Float32Array | None = None,
+    relative_bias: Float32Array | None = None,
 ) -> Float32Array:
-    """Causal attention of the newest rows of one sequence over its cache.
+    """Attention of the newest rows of one sequence over its cache: causal, or of a whole text over itself.
 
     Works on a few queries and a piece of the cache at a time, so that memory does not grow with their product.
 
@@ -136,16 +139,17 @@ def attend(
         q: (T, H, Hd), queries at positions n_past ... n_past + T - 1.
         keys: (K, n_past + T, Hd), float16 or float32.
         values: (K, n_past + T, Hv).
-        attention: scale, window or chunks, softcap and head counts.
-        n_past: positions before the first query.
+        attention: scale, window or chunks, softcap and head counts, and whether it is causal.
+        n_past: positions before the first query; 0 where attention is not causal.
         sinks: (H,) one more score of every query head, or None.
         alibi_slopes: (H,) how much smaller a score becomes per position between query and key, or None.
+        relative_bias: (buckets, H) added to scores by the kind of distance (engine.model.relative), or None.
 
     Returns:
         (T, H · Hv) float32.
     """
     n_rows, n_heads = q.shape[0], attention.n_heads
-    extra = _Extra(sinks, alibi_slopes)
+    extra = _Extra(sinks, alibi_slopes, relative_bias)
     rows_at_once = max(1, SCORE_BYTES // (4 * n_heads * (n_past + n_rows)))
     if n_rows <= rows_at_once:
         return _attend_rows(q, keys, values, attention, n_past, extra)
@@ -166,8 +170,7 @@ def _attend_rows(
 ) -> Float32Array:
     """attend() for queries whose scores fit in memory."""
     n_rows, n_kv, group = q.shape[0], attention.n_kv_heads, attention.group
-    end = n_past + n_rows
-    begin = int(_first_seen(np.array(n_past), attention))
+    begin, end = _seen(attention, n_past, n_rows, keys.shape[1])
     piece = max(64, PIECE_BYTES // (4 * n_kv * max(attention.key_width, attention.value_width)))
     # (T, K, G, Hd) -> (K, G·T, Hd): the query heads of one key head are one matrix.
     grouped = q.reshape(n_rows, n_kv, group, -1).transpose(1, 2, 0, 3).reshape(n_kv, group * n_rows, -1)
@@ -179,10 +182,13 @@ def _attend_rows(
     by_head = scores.reshape(n_kv, group, n_rows, end - begin)
     if attention.softcap is not None:
         softcap(scores, attention.softcap)
+    distance = np.arange(begin, end)[None, :] - np.arange(n_past, n_past + n_rows)[:, None]
     if extra.alibi_slopes is not None:
-        distance = np.arange(begin, end)[None, :] - np.arange(n_past, end)[:, None]
-        by_head += extra.alibi_slopes.reshape(n_kv, group, 1, 1) * distance.astype(np.float32)
-    if n_rows > 1:
+        by_head -= extra.alibi_slopes.reshape(n_kv, group, 1, 1) * np.abs(distance).astype(np.float32)
+    if extra.relative_bias is not None:
+        bias = extra.relative_bias[relative_buckets(distance, len(extra.relative_bias))]
+        by_head += bias.transpose(2, 0, 1).reshape(n_kv, group, *distance.shape)
+    if n_rows > 1 or not attention.causal:
         _mask(by_head, n_past, begin, attention)
     softmax(by_head, None if extra.sinks is None else extra.sinks.reshape(n_kv, group, 1, 1))
     out = np.zeros((n_kv, group * n_rows, attention.value_width), dtype=np.float32)
@@ -208,18 +214,33 @@ def _add_values(out: Float32Array, weights: Float32Array, values: Float32Array) 
         out += np.multiply(weight, rest, out=np.zeros_like(out), where=weight != 0.0)
 
 
+def _seen(attention: AttentionConfig, n_past: int, n_rows: int, n_keys: int) -> tuple[int, int]:
+    """The first key that some of the queries see, and the one after the last."""
+    first, after = int(_first_seen(np.array(n_past), attention)), n_past + n_rows
+    if attention.causal:
+        return first, after
+    return first, n_keys if attention.window is None else min(n_keys, after + attention.window // 2)
+
+
 def _first_seen(query: npt.NDArray[np.intp], attention: AttentionConfig) -> npt.NDArray[np.intp]:
     """The first position that queries at these positions see."""
     if attention.chunk is not None:
         return query // attention.chunk * attention.chunk
-    return np.zeros_like(query) if attention.window is None else np.maximum(0, query + 1 - attention.window)
+    if attention.window is None:
+        return np.zeros_like(query)
+    back = attention.window - 1 if attention.causal else attention.window // 2
+    return np.maximum(0, query - back)
 
 
 def _mask(scores: Float32Array, n_past: int, begin: int, attention: AttentionConfig) -> None:
-    """Forbid keys after the query and keys before those it sees; scores (K, G, T, keys from `begin` on), in place."""
+    """Forbid keys that a query does not see; scores (K, G, T, keys from `begin` on), in place."""
     query = np.arange(n_past, n_past + scores.shape[2])
     key = np.arange(begin, begin + scores.shape[3])[None, :]
-    forbidden = (key > query[:, None]) | (key < _first_seen(query, attention)[:, None])
+    forbidden = key < _first_seen(query, attention)[:, None]
+    if attention.causal:
+        forbidden |= key > query[:, None]
+    elif attention.window is not None:
+        forbidden |= key > query[:, None] + attention.window // 2
     np.copyto(scores, np.float32(-np.inf), where=forbidden)
 
 

@@ -68,8 +68,10 @@ class CpuRunner:
     ) -> None:
         self.config = model.config
         self.context_length = context_length
-        self.max_sequences = max_sequences or DEFAULT_SEQUENCES
-        self.n_pages = page_count(cache_size(cache_tokens, context_length, self.max_sequences))
+        generates = model.config.generates
+        self.max_sequences = (max_sequences or DEFAULT_SEQUENCES) if generates else 1
+        self.n_pages = page_count(cache_size(cache_tokens, context_length, self.max_sequences)) if generates else 1
+        scratch_pages = page_count(context_length) if generates else 0
         self.prefill_chunk = prefill_chunk or PREFILL_CHUNK
         self.mixed_chunk = min(MIXED_CHUNK, self.prefill_chunk)
         self.mixed_per_sequence = 0
@@ -80,14 +82,14 @@ class CpuRunner:
             context_length=context_length,
             kv_type=kv_type,
             max_sequences=self.max_sequences + 1,
-            n_pages=self.n_pages + page_count(context_length),
+            n_pages=self.n_pages + scratch_pages,
             checkpoints=checkpoint_count(checkpoints, self.max_sequences),
             threads=threads,
             quantize=not exact,
             repack=repack,
         )
         # logits() has pages of its own, after those of the scheduler; they take memory only when they are used.
-        self._scratch_pages = range(self.n_pages, self.n_pages + page_count(context_length))
+        self._scratch_pages = range(self.n_pages, self.n_pages + scratch_pages)
         self._backend.warm_up(status)
         self.threads: int | None = threads if threads is not None else default_threads()
         self.device_name = "cpu"
@@ -126,6 +128,10 @@ class CpuRunner:
             for place, start in enumerate(range(0, len(token_ids), LOGITS_CHUNK))
         ]
         return np.concatenate(parts)
+
+    def vectors(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """See Runner.vectors."""
+        return self._backend.vectors(texts)
 
     @property
     def states(self) -> StateStore | None:

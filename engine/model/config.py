@@ -12,6 +12,7 @@ from enum import Enum
 
 from engine.model.indexer_config import IndexerConfig
 from engine.model.ngram_config import NgramConfig
+from engine.model.pooling import Pooling, RankConfig
 from engine.model.recurrent_config import RecurrentConfig
 from engine.model.rope_config import RopeConfig as RopeConfig
 from engine.model.rope_config import RopeScaling as RopeScaling
@@ -139,8 +140,8 @@ class AttentionConfig:
     """Grouped-query attention of one layer: H query heads share K key/value heads.
 
     Order: projection, scale, bias, clamp, QK-norm and value norm, RoPE, QK-norm where after_rope, temperature, cache.
-    A score is softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax. What
-    the heads give is gated, then multiplied by attn_output.
+    A score is softcap(scale · q·k) - slope · |key position - query position| + a learned bias of that distance
+    (relative_buckets), masked by the window; then softmax. What the heads give is gated; attn_output multiplies it.
     """
 
     n_heads: int
@@ -149,7 +150,9 @@ class AttentionConfig:
     value_width: int
     scale: float  # multiplies q·k
     rope: RopeConfig | None  # None = this layer rotates nothing
-    window: int | None = None  # a query sees this many positions, itself included; None = all
+    causal: bool = True  # a query sees no later positions; otherwise all of its text, which a batch holds whole
+    # Causal: a query sees this many positions, itself included. Else: those at most window // 2 away. None = all.
+    window: int | None = None
     chunk: int | None = None  # positions are cut into chunks of so many, and a query sees those of its own; None = all
     qk_norm: QkNorm | None = None
     qk_norm_after_rope: bool = False
@@ -161,6 +164,7 @@ class AttentionConfig:
     alibi: float = 0.0  # largest bias; slopes are in the weights, from rope.alibi_slopes; 0 = none
     latent: LatentConfig | None = None
     output_gate: OutputGate | None = None
+    relative_buckets: int = 0  # kinds of distance, in both directions, that have a bias per head (T5); 0 = none
     gate_function: GateFunction = GateFunction.SIGMOID
     value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
     indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
@@ -269,6 +273,8 @@ class LayerConfig:
     With r = residual_scale and norms that LayerWeights may lack (None = identity):
     y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
     parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
+    With output_norms attn_output_norm(y) takes the place of y, then, where the layer has it, attn_norm_2(y + x), and
+    layer_output_norm(result) that of the result.
     With an embedding_skip layer_output_scale · (what ModelConfig says the first layer reads) is added to the result,
     and with a closing_norm the result is normalized as the last layer's is. Other residual connections: see
     skip_config.py. `ngrams` are added to x before everything else.
@@ -283,6 +289,7 @@ class LayerConfig:
     ffn: FfnConfig | MoeConfig | ChannelMixConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
+    output_norms: bool = False
     block: int | None = None  # its number in the file, whose layers may be passed several times; None = index
     embedding_skip: bool = False
     closing_norm: bool = False
@@ -326,9 +333,9 @@ class LayerConfig:
 class ModelConfig:
     """Everything about a model that is not a weight.
 
-    x = embedding_norm(embedding_scale · token_embd[token] + position_embd[position]), layers, then the logits
-    softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). Logits of the `silent` tokens
-    are the least float32.
+    x = embedding_norm(embedding_scale · token_embd[token] + token_types[0] + position_embd[position]), layers, then the
+    logits softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). Logits of the `silent`
+    tokens are the least float32. An embedding is dense_3 · dense_2 · pooling(output_norm(x)).
 
     With a `per_layer_width` P every layer gets a vector of P numbers of the token: its part of
     (sqrt(P) · per_layer_token_embd[token] + per_layer_proj_norm(per_layer_model_proj · x / sqrt(D))) / sqrt(2).
@@ -346,6 +353,10 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    generates: bool = True  # it predicts tokens; otherwise it makes embeddings alone
+    token_types: bool = False  # token_types[0] is added to every token's vector
+    pooling: Pooling | None = None  # what the file asks for; None = it does not say
+    rank: RankConfig | None = None
     silent: tuple[int, int] | None = None  # the first, and the one behind the last
     norms_behind: bool = False  # attn_norm and ffn_norm of every layer come after the parts
     skip: SkipConfig | None = None  # residual connections that are more than a sum
@@ -357,6 +368,11 @@ class ModelConfig:
     def n_layers(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees later ones of its text, so that a text can be read piece by piece."""
+        return all(layer.attention_part is None or layer.attention_part.causal for layer in self.layers)
 
     @property
     def stream_width(self) -> int:

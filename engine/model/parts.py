@@ -48,6 +48,7 @@ class EmbeddingParts:
         norm: token_embd_norm normalizes the vectors.
         bare_norm: the vectors are normalized, without a weight.
         positions: whether files have learned positions, position_embd.
+        token_types: whether files have token_types, of which the first row is added to every vector.
         sqrt_width: vectors are multiplied by sqrt(D).
         scale: embedding_scale is read; the default (also for 0 in the file, 0 = 1), None = not read.
         per_layer: embedding_length_per_layer_input is read, the width of vectors that a token has for every layer; the
@@ -57,6 +58,7 @@ class EmbeddingParts:
     norm: bool = False
     bare_norm: bool = False
     positions: Presence = Presence.NEVER
+    token_types: Presence = Presence.NEVER
     sqrt_width: bool = False
     scale: float | None = None
     per_layer: int | None = None
@@ -95,6 +97,10 @@ class LayerParts:
         ffn_norm: the norm before the feed-forward part.
         attn_post_norm: the norm after the mixer, before the residual is added.
         ffn_post_norm: the norm after the feed-forward part, before the residual is added.
+        output_norms: attn_output_norm and layer_output_norm come after the residuals are added; attn_norm_2 too, in
+            layers that have it.
+        attn_norm_optional: a layer without attn_norm reads its input as it is.
+        prefix: layer i's tensors have names that begin with this and ".i.".
         parallel: whether mixer and feed-forward part read the same input.
         post_epsilon: ε of the norms after the parts, where it is not that of the others.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
@@ -118,6 +124,9 @@ class LayerParts:
     ffn_norm: tuple[str, ...] = ("ffn_norm",)
     attn_post_norm: tuple[str, ...] = ()
     ffn_post_norm: tuple[str, ...] = ()
+    output_norms: bool = False
+    attn_norm_optional: bool = False
+    prefix: str = "blk"
     parallel: Parallel = Parallel.NEVER
     post_epsilon: float | None = None
     residual_scale: float | None = None
@@ -189,6 +198,7 @@ class WindowParts:
             key_length_mla_swa, value_length_mla_swa and kv_lora_rank_swa.
         own_width: rope.dimension_count_swa says how many elements of a head they rotate.
         n_layers: only models of so many layers have windows; None = any.
+        symmetric: windows reach to both sides, in models whose tokens see later ones.
     """
 
     period: int = 0
@@ -202,6 +212,7 @@ class WindowParts:
     head_widths: bool = False
     own_width: bool = False
     n_layers: int | None = None
+    symmetric: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +294,7 @@ class AttentionParts:
         latent: attention reads low-rank latent vectors (DeepSeek-2).
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
         fixed_scale: factor of scores, whatever the file says; None = it is not fixed.
+        unscaled: scores are products as they are.
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
         linear_scale: scores are divided by Hd, not by its root.
         output_scale: attention.output_scale is read and is the factor of scores; the default, None = not read.
@@ -302,6 +314,10 @@ class AttentionParts:
         values_like_keys: without attn_v, attn_k gives the values too.
         shared_caches: attention.shared_kv_layers is read: so many layers at the end read the cache of an earlier layer.
         own_caches: without that key so many layers have a cache of their own; None = all.
+        causal: tokens see no later ones, where attention.causal, which is always read, does not say.
+        relative_buckets: attention.relative_buckets_count is read: attn_rel_b, if only that of the first layer, holds
+            biases of distances.
+        output: name of the output projection.
     """
 
     qk_norm: QkNormParts | None = None
@@ -309,6 +325,7 @@ class AttentionParts:
     latent: bool = False
     scale: bool = False
     fixed_scale: float | None = None
+    unscaled: bool = False
     scale_by_width: frozenset[int] = frozenset()
     linear_scale: bool = False
     output_scale: float | None = None
@@ -319,6 +336,9 @@ class AttentionParts:
     softcap: float | None = None
     sinks: Presence = Presence.NEVER
     output_gate: OutputGate | None = None
+    causal: bool = True
+    relative_buckets: bool = False
+    output: str = "attn_output"
     gate_function: GateFunction = GateFunction.SIGMOID
     value_scale: bool = False
     indexer: IndexerParts | None = None
@@ -336,6 +356,9 @@ class FfnParts:
     Attributes:
         activation: the non-linearity.
         gated: there is a gate.
+        ungated: the activation of layers without one, in families where files differ in it: those whose tensors have
+            neither ffn_gate nor an ffn_up of twice the rows; None = all of a family's files are alike.
+        stated: hidden_activation may name another activation of the gate.
         width_divisor: a part has feed_forward_length / this columns.
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
@@ -351,6 +374,8 @@ class FfnParts:
     activation: Activation = Activation.SILU
     _: KW_ONLY
     gated: bool = True
+    ungated: Activation | None = None
+    stated: bool = False
     width_divisor: int = 1
     fused_gate: Presence = Presence.NEVER
     act_scales: bool = False
@@ -375,6 +400,7 @@ class MoeParts:
         dense_lead: the first leading_dense_block_count layers have a dense feed-forward part.
         dense_without_router: layers without ffn_gate_inp have a dense feed-forward part.
         interleaved: interleave_moe_layer_step is read: only the last layer of each so many has experts.
+        every: moe_every_n_layers is read: only the second layer of each so many has experts; 0 = none has.
         groups: expert_group_count and expert_group_used_count are read.
         width_of_used: without expert_feed_forward_length feed_forward_length is the width of all used experts together.
         shared: an expert for every token, of expert_shared_feed_forward_length columns, else (where shared_counted)
@@ -402,6 +428,7 @@ class MoeParts:
     dense_lead: bool = False
     dense_without_router: bool = False
     interleaved: bool = False
+    every: bool = False
     groups: bool = False
     width_of_used: bool = False
     shared: bool = False
@@ -432,6 +459,7 @@ class HeadParts:
         softcap: final_logit_softcapping is read; the default, None = not read.
         silent: tokens that are never given: the first, and the one behind the last; None = there are none.
         norm: name of the last norm; None = there is none.
+        generates: files predict tokens; otherwise they make embeddings alone.
     """
 
     scale: LogitScale = LogitScale.NONE
@@ -440,6 +468,7 @@ class HeadParts:
     softcap: float | None = None
     silent: tuple[int, int] | None = None
     norm: str | None = "output_norm"
+    generates: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

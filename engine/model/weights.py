@@ -5,7 +5,7 @@ Nothing here expands a matrix.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.model.config import LayerConfig, ResidualKind
 from engine.model.indexer_weights import IndexerWeights
@@ -64,10 +64,10 @@ class AttentionWeights:
     """q (H·Hd, D), k (K·Hd, D), v (K·Hv, D), output (D, H·Hv).
 
     q, k and v may be row ranges of one tensor. Norms are as AttentionConfig.qk_norm says; v is never normalized.
-    sinks and alibi_slopes are float32 (H,) or None. gate is that of OutputGate.OWN, (H · Hv, D), or PER_HEAD, (H, D);
-    with IN_QUERY q has 2 · H · Hd rows, and query_gate is its rows of queries and those of gates, as views. Where
-    `latent` is set q, k and v are None, and output is (D, H · LatentConfig.value_width). With
-    AttentionConfig.cache_layer k and v are None. v_norm has no weight.
+    sinks and alibi_slopes are float32 (H,) or None, relative_bias is (buckets, H) or None. gate is that of
+    OutputGate.OWN, (H · Hv, D), or PER_HEAD, (H, D); with IN_QUERY q has 2 · H · Hd rows, and query_gate is its rows of
+    queries and those of gates, as views. Where `latent` is set q, k and v are None, and output is (D, H ·
+    LatentConfig.value_width). With AttentionConfig.cache_layer k and v are None. v_norm has no weight.
     """
 
     output: Linear
@@ -82,6 +82,7 @@ class AttentionWeights:
     latent: LatentWeights | None = None
     gate: Linear | None = None
     query_gate: tuple[Linear, Linear] | None = None
+    relative_bias: Float32Array | None = None
     indexer: IndexerWeights | None = None
     v_norm: Norm | None = None
     sub_norm: Norm | None = None
@@ -186,6 +187,9 @@ class LayerWeights:
     moe: MoeWeights | None
     attn_post_norm: Norm | None = None
     ffn_post_norm: Norm | None = None
+    attn_output_norm: Norm | None = None
+    attn_norm_2: Norm | None = None
+    layer_output_norm: Norm | None = None
     mixer_skip: SkipWeights | None = None
     ffn_skip: SkipWeights | None = None
     ngrams: NgramWeights | None = None
@@ -222,20 +226,45 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class PoolingWeights:
+    """What follows pooling; None where the file has no such part.
+
+    cls (N, D), cls_norm (N,) and cls_output (labels, N or D) are those of RankConfig; dense_2 (M, D) and dense_3
+    (D', M) change embeddings.
+    """
+
+    cls: Linear | None = None
+    cls_norm: Norm | None = None
+    cls_output: Linear | None = None
+    dense_2: Linear | None = None
+    dense_3: Linear | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class ModelWeights:
     """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor.
 
-    position_embd (context, D) has learned positions or is None. head_skip is that of the
-    head, where residual connections are more than a sum. What ModelConfig says that a model lacks is None.
+    position_embd (context, D) has learned positions or is None; token_types (D,) float32 is the vector of the first
+    type. output is None in models that make embeddings alone, and output_norm where such a model has none. head_skip
+    is that of the head, where residual connections are more than a sum. What ModelConfig says that a
+    model lacks is None.
     """
 
     token_embd: Weight
     layers: tuple[LayerWeights, ...]
     output_norm: Norm | None
-    output: Linear
+    output: Linear | None
     tied: bool
     embedding_norm: Norm | None = None
     position_embd: Weight | None = None
     head_skip: SkipWeights | None = None
     per_layer: PerLayerWeights | None = None
     spread: SpreadWeights | None = None
+    token_types: Float32Array | None = None
+    pooling: PoolingWeights = field(default_factory=PoolingWeights)
+
+    @property
+    def head(self) -> Linear:
+        """The output projection of a model that predicts tokens; an assertion fails for others."""
+        assert self.output is not None, "this model makes embeddings alone"
+        return self.output

@@ -53,6 +53,15 @@ class Runner(Protocol):
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """(T, V) float32 logits of a fresh sequence, outside the scheduler's pages."""
 
+    def vectors(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """For each text the vectors (T, D) of its tokens behind the last norm, outside the scheduler's pages.
+
+        The texts, of at least one token each, share one batch.
+
+        Raises:
+            ContextFullError: a text is longer than the context.
+        """
+
     def release(self, slot: int) -> None:
         """The slot's sequence has ended or moved; its pages may be given to another at once."""
 

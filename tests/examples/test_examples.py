@@ -117,3 +117,12 @@ def test_tool_loop(run):
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested
+
+
+def test_search(run, llm):
+    lines = run("search.py", "Where did the fox go?").splitlines()
+    found = {line[6:]: float(line[:5]) for line in lines}
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    (vector,) = llm.embed("Where did the fox go?")
+    for text, cosine in found.items():
+        assert cosine == pytest.approx(float(llm.embed(text)[0] @ vector), abs=2e-3)

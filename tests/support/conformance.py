@@ -37,6 +37,12 @@ SAME_AS = {
 BY_FORMULA = {"gptj"}
 """Families that no other program at hand runs: test_features.py has their formula."""
 
+ENCODERS = {
+    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert", "neo-bert",
+    "nomic-bert", "nomic-bert-moe", "t5", "t5encoder",
+}  # fmt: skip
+"""Families that give vectors and no logits; tests/model/test_peer_embeddings.py has references."""
+
 
 def error(found, expected):
     return float(((found - expected) ** 2).mean() / (expected**2).mean())

@@ -87,6 +87,8 @@ _ANY = frozenset(
         "norm_dt_b_c",
         "caps",  # of an activation that is not served
         "norm_weights",
+        "pooling",  # said of a file, as is the head of a reranker; neither takes part in predicting tokens
+        "rank",
         "value_scale",
         "shared_scale",
     }
@@ -104,6 +106,11 @@ _MIXER_NAMES: dict[type[RecurrentConfig], str] = {
 }
 
 _NAMES = {
+    "causal": "attention to later tokens",
+    "generates": "models that make embeddings alone",
+    "output_norms": "norms behind residuals",
+    "token_types": "types of tokens",
+    "relative_buckets": "biases of distances",
     "output_gate": "this kind of gates of attention",
     "decay_floor": "delta rules with a floor of decays",
     "unit_epsilon": "delta rules with an epsilon of their own",

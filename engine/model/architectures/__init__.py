@@ -11,6 +11,7 @@ from engine.model.architectures import (
     bailing,
     cohere,
     deepseek,
+    encoders,
     exaone,
     falcon,
     gemma,
@@ -40,8 +41,8 @@ from engine.model.architectures import (
 )
 
 _FILES = (
-    afmoe, bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, grok, hybrids, kimi, lfm,
-    llama, mamba, mimo, minimax, mistral3, old, olmo, others, phi, pictures, qwen, rwkv, single, smallthinker,
+    afmoe, bailing, cohere, deepseek, encoders, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, grok, hybrids, kimi,
+    lfm, llama, mamba, mimo, minimax, mistral3, old, olmo, others, phi, pictures, qwen, rwkv, single, smallthinker,
     windowed_moe,
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from engine.model.parts import (
     QkNormParts,
     RopeParts,
 )
+from engine.model.pooling import RankParts
 from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
 from engine.model.skip_config import SkipKind
 
@@ -57,14 +58,14 @@ ARCHITECTURES = (
         ),
     ),
     Architecture(name="qwen2vl", rope=_SECTIONED),
-    # cls.* is the head of the reranker variants, beside the language-model head.
+    # The reranker variants have the rows of "yes" and "no" of the language-model head as cls.output.
     *(
         Architecture(
             name=name,
             rope=_SECTIONED,
             attention=_HEAD_NORM,
             ffn=FfnParts(scales=True),
-            ignored_tensors=("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias"),
+            rank=RankParts(softmax=True),
         )
         for name in ("qwen3", "qwen3vl")
     ),

@@ -10,7 +10,7 @@ from engine.model.building.indexer import build_indexer
 from engine.model.building.positions import PositionTables
 from engine.model.building.source import TensorSource
 from engine.model.config import AttentionConfig, LatentConfig, NormKind, OutputGate, QkNorm, QkWeights
-from engine.model.weights import AttentionWeights, LatentWeights, Linear, Norm
+from engine.model.weights import AttentionWeights, Float32Array, LatentWeights, Linear, Norm
 
 
 def build_attention(
@@ -20,7 +20,9 @@ def build_attention(
     heads, latent = attention.n_heads, attention.latent
     sinks = source.tensors.vector(f"{prefix}.attn_sinks.weight", (heads,)) if attention.sinks else None
     value_width = attention.value_width if latent is None else latent.value_width
-    output = source.linear(f"{prefix}.attn_output", source.width, heads * value_width)
+    parts = source.architecture.attention
+    assert parts is not None
+    output = source.linear(f"{prefix}.{parts.output}", source.width, heads * value_width)
     output = replace(output, scale=output.scale * attention.value_scale)
     q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
     latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
@@ -47,8 +49,17 @@ def build_attention(
         sub_norm=source.norm(f"{prefix}.attn_sub_norm", (heads * value_width,)) if attention.sub_norm else None,
         v_norm=Norm(NormKind.RMS, source.config.norm_epsilon, None) if attention.value_norm else None,
         query_gate=query_gate,
+        relative_bias=_relative_bias(source, prefix, attention) if attention.relative_buckets else None,
         indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )
+
+
+def _relative_bias(source: TensorSource, prefix: str, attention: AttentionConfig) -> Float32Array:
+    """Biases of distances (buckets, H): the layer's own, else those of the first layer."""
+    name, shape = f"{prefix}.attn_rel_b.weight", (attention.relative_buckets, attention.n_heads)
+    if not source.tensors.has(name):
+        name = f"{source.architecture.layer.prefix}.0.attn_rel_b.weight"
+    return source.tensors.vector(name, shape)
 
 
 def _qkv(source: TensorSource, prefix: str, attention: AttentionConfig) -> tuple[Linear, Linear | None, Linear | None]:

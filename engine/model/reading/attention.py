@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from engine.errors import ModelFileError
+from engine.errors import ModelFileError, UnsupportedModelError
 from engine.model.config import (
     AttentionConfig,
     AttentionTemperature,
@@ -74,6 +74,7 @@ def _layer(
         value_width=value_width,
         scale=_scale(source, parts, heads, key_width, latent, rope),
         rope=rope,
+        causal=_causal(source, parts, windows),
         window=None if chunks else windows[index],
         chunk=windows[index] if chunks else None,
         qk_norm=_qk_norm(source, parts, index, rope),
@@ -91,7 +92,27 @@ def _layer(
         value_norm=parts.value_norm,
         sub_norm=parts.sub_norm,
         indexer=_indexer(source, parts.indexer, index, kv_heads, rope, windows),
+        relative_buckets=_relative_buckets(source) if parts.relative_buckets else 0,
     )
+
+
+def _causal(source: Source, parts: AttentionParts, windows: list[int | None]) -> bool:
+    causal = source.read.flag("attention.causal", parts.causal)
+    if not causal and any(windows) and not (parts.window is not None and parts.window.symmetric):
+        raise UnsupportedModelError(
+            f"metadata key {source.name}.attention.causal is false in a model with sliding windows; architecture "
+            f"{source.name!r} is only known with windows of earlier positions"
+        )
+    return causal
+
+
+def _relative_buckets(source: Source) -> int:
+    count = source.read.integer("attention.relative_buckets_count", low=4, high=4096)
+    if count % 4:
+        raise ModelFileError(
+            f"metadata key {source.name}.attention.relative_buckets_count is {count}; allowed is a multiple of 4"
+        )
+    return count
 
 
 def _indexer(
@@ -138,6 +159,8 @@ def _scale(
         stated = source.read.number("attention.scale", 0.0, low=0.0, high=LIMIT)
         if stated:
             return stated
+    if parts.unscaled:
+        return 1.0
     if source.n_layers in parts.scale_by_width:
         return math.sqrt(heads / source.width)
     if latent is None:
@@ -154,7 +177,7 @@ def _qk_norm(source: Source, parts: AttentionParts, index: int, rope: RopeConfig
         usual = source.read.integer("expert_count", 0, low=0) != norm.not_of_experts
         if not source.read.flag("attention.use_qk_norm", usual):
             return None
-    if norm.presence is Presence.OPTIONAL and f"blk.{index}.attn_q_norm.weight" not in source.tensors:
+    if norm.presence is Presence.OPTIONAL and f"{source.prefix}.{index}.attn_q_norm.weight" not in source.tensors:
         return None
     return norm.kind
 

@@ -18,6 +18,14 @@ GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 USUAL_SPARSITY = 1.6448533535003662
 """Deviations above the mean that a twentieth of normally distributed numbers exceeds, as Gemma 3n was trained."""
 
+ACTIVATIONS = {
+    "gelu": Activation.GELU,
+    "geglu": Activation.GELU,
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "swiglu": Activation.SILU,
+}
+"""Values of hidden_activation."""
 LEAST_LIMIT = 1e-6
 """Limits up to this mean that there is none."""
 
@@ -44,9 +52,13 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
     step = read.integer("interleave_moe_layer_step", 1, low=0) if parts is not None and parts.interleaved else 1
     dense = index < lead or (index + 1) % max(step, 1) != 0
+    if parts is not None and parts.every:
+        every = read.integer("moe_every_n_layers", 0, low=0)
+        dense = every == 0 or index % every != 1
     if parts is not None:
         dense = dense or (n_experts == 0 and not parts.required)
-        dense = dense or (parts.dense_without_router and f"blk.{index}.ffn_gate_inp.weight" not in source.tensors)
+        router = f"{source.prefix}.{index}.ffn_gate_inp.weight"
+        dense = dense or (parts.dense_without_router and router not in source.tensors)
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
@@ -54,7 +66,7 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
             receptance = f"blk.{index}.channel_mix_receptance.weight" in source.tensors
             return ChannelMixConfig(width=width, receptance=receptance)
         limit = _limit(source, ffn, "swiglu_clamp_shexp", index)
-        part = _part(source, ffn, width, ffn.activation, limit)
+        part = _dense(source, ffn, index, _part(source, ffn, width, ffn.activation, limit))
         sparsity, xielu = _sparsity(source, ffn, index), _xielu(source, ffn, index)
         return replace(part, sparsity=sparsity, xielu=xielu, sub_norm=ffn.sub_norm)
     return _moe(source, ffn, parts, index, width)
@@ -79,6 +91,27 @@ def _sparsity(source: Source, ffn: FfnParts, index: int) -> float:
     usual = USUAL_SPARSITY if index < ffn.sparse_layers else 0.0
     key = "activation_sparsity_scale"
     return max(0.0, source.read.numbers_per_layer(key, source.n_blocks, usual, low=-LIMIT, high=LIMIT)[index])
+
+
+def _dense(source: Source, ffn: FfnParts, index: int, part: FfnConfig) -> FfnConfig:
+    """The dense part of a layer, with what its tensors and hidden_activation say where families' files differ."""
+    if ffn.stated:
+        part = replace(part, activation=_stated(source, ffn.activation))
+    if ffn.ungated is None:
+        return part
+    name = f"{source.prefix}.{index}.ffn"
+    up = source.tensors.get(f"{name}_up.weight")
+    gated = f"{name}_gate.weight" in source.tensors or (up is not None and up.shape[0] == 2 * part.width)
+    return part if gated else replace(part, activation=ffn.ungated, gated=False)
+
+
+def _stated(source: Source, usual: Activation) -> Activation:
+    name = source.read.text("hidden_activation", "")
+    if name and name not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"{source.name}.hidden_activation is {name!r}; supported are {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name] if name else usual
 
 
 def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int) -> MoeConfig:

@@ -141,6 +141,13 @@ class HyperParameters:
             raise self._wrong(key, list(values), "a list of true and false")
         return tuple(bool(value) for value in values)
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings."""
+        values = tuple(self._list(key, "a list of strings"))
+        if not all(isinstance(value, str) for value in values):
+            raise self._wrong(key, list(values), "a list of strings")
+        return values
+
     def _list(self, key: str, allowed: str) -> Any:
         value = self._get(key, None)
         if not isinstance(value, (list, tuple, np.ndarray)):

@@ -14,6 +14,7 @@ from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
 from engine.model.reading.ngrams import read_ngrams
+from engine.model.reading.pooling import read_pooling, read_rank
 from engine.model.reading.skips import read_skip
 from engine.model.reading.source import Source, open_source
 from engine.model.reading.streams import (
@@ -57,6 +58,8 @@ def read_config(
     """
     source = open_source(architecture, metadata, tensors, run_context)
     name, skip = metadata.get("general.name"), read_skip(source)
+    layers = _layers(source, skip)
+    causal = all(layer.attention_part is None or layer.attention_part.causal for layer in layers)
     config = ModelConfig(
         architecture=architecture.name,
         name=name if isinstance(name, str) else "",
@@ -65,11 +68,15 @@ def read_config(
         context_length=source.context_length,
         norm=_norm_kind(source),
         norm_epsilon=_norm_epsilon(source),
-        layers=_layers(source, skip),
+        layers=layers,
         embedding_scale=_embedding_scale(source),
-        learned_positions=_learned_positions(source),
+        learned_positions=_is_there(source, architecture.embedding.positions, "position_embd.weight"),
         logit_scale=_logit_scale(source),
         logit_softcap=source.default("final_logit_softcapping", architecture.head.softcap),
+        generates=architecture.head.generates and causal,
+        token_types=_is_there(source, architecture.embedding.token_types, "token_types.weight"),
+        pooling=read_pooling(source),
+        rank=read_rank(source),
         norms_behind=architecture.layer.behind_stated and source.read.flag("swin_norm", False),
         silent=_silent(source, vocab_size),
         skip=skip,
@@ -115,6 +122,7 @@ def _layers(source: Source, skip: SkipConfig | None) -> tuple[LayerConfig, ...]:
             ffn=ffn,
             residual=_residual(source, index),
             residual_scale=scale,
+            output_norms=source.architecture.layer.output_norms,
             embedding_skip=source.architecture.layer.embedding_skip,
             laurel_rank=read_laurel_rank(source, index),
             per_layer_width=per_layer_width,
@@ -149,7 +157,7 @@ def _residual(source: Source, index: int) -> ResidualKind:
     if parallel is Parallel.STATED:
         is_parallel = source.read.flag("use_parallel_residual", True)
     elif parallel is Parallel.WITHOUT_NORM:
-        is_parallel = f"blk.{index}.ffn_norm.weight" not in source.tensors
+        is_parallel = f"{source.prefix}.{index}.ffn_norm.weight" not in source.tensors
     else:
         is_parallel = parallel is Parallel.ALWAYS
     return ResidualKind.PARALLEL if is_parallel else ResidualKind.SEQUENTIAL
@@ -170,10 +178,9 @@ def _embedding_scale(source: Source) -> float:
     return source.default("embedding_scale", embedding.scale) or embedding.scale or 1.0
 
 
-def _learned_positions(source: Source) -> bool:
-    presence = source.architecture.embedding.positions
+def _is_there(source: Source, presence: Presence, tensor: str) -> bool:
     if presence is Presence.OPTIONAL:
-        return "position_embd.weight" in source.tensors
+        return tensor in source.tensors
     return presence is Presence.ALWAYS
 
 

@@ -34,7 +34,7 @@ class Tokenizer:
         vocab_size: V, the number of tokens.
         add_bos: `encode(add_special=True)` puts BOS first.
         add_eos: `encode(add_special=True)` puts EOS last.
-        add_sep: `encode(add_special=True)` puts SEP last.
+        add_sep: SEP goes between two texts that are read together; WordPiece's `encode(add_special=True)` puts it last.
         drops_first_space: tokens at the start of a text carry a space that the text does not have; `decode` removes it.
         eog_ids: ids that end a generation: EOS, end of turn, end of message.
         special_ids: token id by role, only those there are: "bos", "eos", "eot", "unk", "pad", "fim_pre" …
@@ -55,6 +55,9 @@ class Tokenizer:
         self.add_bos = self._wants("bos", flag(metadata, "tokenizer.ggml.add_bos_token", encoding.add_bos))
         self.add_eos = self._wants("eos", flag(metadata, "tokenizer.ggml.add_eos_token", encoding.add_eos))
         self.add_sep = self._wants("sep", flag(metadata, "tokenizer.ggml.add_sep_token", encoding.add_sep))
+        self._ends = tuple(role for role in ("eos", "sep") if getattr(self, f"add_{role}"))
+        if not encoding.sep_last:
+            self._ends = tuple(role for role in self._ends if role != "sep")
         swallow_right = _swallowing(vocabulary, metadata)
         self._all_specials = _splitter(
             vocabulary, {TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED}, swallow_right
@@ -121,7 +124,7 @@ class Tokenizer:
                 space_due = False
             ids.extend(encoding.encoder.encode(piece.replace(" ", SPACE) if encoding.escape_spaces else piece))
         if add_special:
-            ids.extend(self.special_ids[role] for role in ("eos", "sep") if getattr(self, f"add_{role}"))
+            ids.extend(self.special_ids[role] for role in self._ends)
         return ids
 
     def encode_rendered(self, text: str) -> list[int]:
