@@ -6,7 +6,8 @@ from typing import Any
 
 from engine.errors import InvalidRequestError
 from engine.sampling.opening import Opening
-from engine.text.answers.call_forms import CallForm, form_named
+from engine.text.answers.call_form import CallForm
+from engine.text.answers.call_forms import form_named
 from engine.text.answers.formats import MARKS, AnswerFormat, Kind, Marks
 from engine.text.answers.openings import opening_of
 from engine.text.answers.parser import AnswerParser
@@ -66,9 +67,9 @@ class ChatPrompt:
             marks = tuple(one for one in self.markers.marks if one.kind is Kind.REASONING)
             markers = replace(self.markers, marks=marks, bare_calls=frozenset())
             return AnswerReader(AnswerParser(markers, self.text[-_TAIL:], verbatim=True))
-        return AnswerReader(
-            AnswerParser(self.markers, self.text[-_TAIL:], self.types), calls_as_text=self.calls_as_text
-        )
+        sections = self.rules.sections() if self.rules is not None else None
+        parser = AnswerParser(self.markers, self.text[-_TAIL:], self.types, sections=sections)
+        return AnswerReader(parser, calls_as_text=self.calls_as_text)
 
 
 def chat_prompt(

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from engine.request import ToolCall
+from engine.request import CallPart, ToolCall
+from engine.text.answers.call_stream import Section, Sections
 from engine.text.answers.formats import AnswerFormat, Channels, Kind, Marks
 from engine.text.answers.marker_search import Flow, first_marker, longer_possible, possible_beginning
 from engine.text.answers.tool_calls import Types, new_call, read_calls
@@ -29,12 +30,14 @@ class Piece:
     Attributes:
         content: new text of the answer.
         reasoning: new text of what comes before it.
-        tool_calls: calls that are complete now.
+        tool_calls: calls whose section has ended.
+        call_parts: the same calls as they are written.
     """
 
     content: str = ""
     reasoning: str = ""
     tool_calls: list[ToolCall] = field(default_factory=list)
+    call_parts: list[CallPart] = field(default_factory=list)
 
 
 class AnswerParser:
@@ -44,6 +47,7 @@ class AnswerParser:
         markers: the format in use.
         prompt: the end of the prompt, which may have opened a stretch already.
         types: types of the parameters of functions.
+        sections: reads calls as they are written, where their form is known; else they are read when they are whole.
         verbatim: once the answer's own text has begun, all that follows is its text, markers included.
 
     Attributes:
@@ -51,12 +55,21 @@ class AnswerParser:
     """
 
     def __init__(
-        self, markers: AnswerFormat, prompt: str = "", types: Types | None = None, *, verbatim: bool = False
+        self,
+        markers: AnswerFormat,
+        prompt: str = "",
+        types: Types | None = None,
+        *,
+        sections: Sections | None = None,
+        verbatim: bool = False,
     ) -> None:
         self._format = markers
         self._verbatim = verbatim
         self._in_text = False  # verbatim text has begun
         self._types = types or {}
+        self._sections = sections
+        self._section: Section | None = None  # of the open stretch of calls
+        self._n_calls = 0
         self._flows = {Kind.CONTENT: Flow(), Kind.REASONING: Flow()}
         self._kind = Kind.CONTENT
         self._marks: Marks | None = None  # of the open stretch; None in a message of a channel
@@ -123,7 +136,7 @@ class AnswerParser:
         while self._step(piece, final=True):
             pass
         if self._kind is Kind.CALLS:
-            self._end_calls(piece)
+            self._end_calls(piece, closed=False)
         elif self._kind is Kind.HEADER:
             self._say(piece, Kind.CONTENT, self._raw if self._has_words() else "")
         for kind, flow in self._flows.items():
@@ -200,6 +213,8 @@ class AnswerParser:
         if self._kind in (Kind.CALLS, Kind.HEADER):
             self._body += text
             self._raw += text
+            if self._section is not None:
+                piece.call_parts += self._section.push(text)
         else:
             self._say(piece, self._kind, text)
 
@@ -214,13 +229,16 @@ class AnswerParser:
             piece.content += text
             self._written.append(text)
 
-    def _enter(self, kind: Kind, marks: Marks | None, marker: str) -> None:
+    def _enter(self, kind: Kind, marks: Marks | None, marker: str, recipient: str | None = None) -> None:
         for flow in self._flows.values():
             flow.cut()
         self._kind, self._marks, self._opener = kind, marks, None
         self.n_sections += kind is Kind.CALLS
         self._body = marks.keep if marks is not None else ""
         self._raw = marker
+        self._section = None
+        if kind is Kind.CALLS and self._sections is not None:
+            self._section = self._sections.begin(marks.begin if marks is not None else None, recipient, self._n_calls)
 
     def _begin(self, piece: Piece, marker: str) -> None:
         marks = next(one for one in self._format.marks if one.begin == marker)
@@ -237,7 +255,9 @@ class AnswerParser:
             self._skip(piece, marker)
 
     def _in_string(self) -> bool:
-        """Whether the open calls are inside a string of JSON, where a marker is text."""
+        """Whether the open calls are inside a string, where a marker is text."""
+        if self._section is not None and self._section.begun:
+            return self._section.in_value
         body = self._body
         if self._recipient is None and not body.lstrip().startswith(("{", "[{", "[\n")):
             starts = [body.rfind(mark) + len(mark) for mark in _BEFORE_JSON if mark in body]
@@ -266,13 +286,17 @@ class AnswerParser:
             return
         self._enter(Kind.CONTENT, None, "")
 
-    def _end_calls(self, piece: Piece) -> None:
+    def _end_calls(self, piece: Piece, *, closed: bool = True) -> None:
         raw, body, recipient, bare = self._raw, self._body, self._recipient, self._bare
+        section, self._section = self._section, None
         self._recipient, self._bare = None, False
-        if recipient is not None and not body.lstrip().startswith("<"):
-            calls: tuple[ToolCall, ...] = (new_call(recipient, body),)
+        if section is not None and section.begun:
+            piece.call_parts += section.finish(closed=closed)
+            calls: tuple[ToolCall, ...] = tuple(section.calls)
+        elif recipient is not None and not body.lstrip().startswith("<"):
+            calls = (new_call(recipient, body),)
         else:
-            calls = read_calls(body, self._types)
+            calls = read_calls(body, self._types, closed=closed)
         if bare and not {call.name for call in calls} <= self._format.bare_calls:
             calls = ()
         if not calls and body.strip():  # not readable as calls: it stays in the answer unchanged
@@ -283,6 +307,12 @@ class AnswerParser:
         if calls:
             self._written += ["\n", raw] if self._written and not self._written[-1].endswith("\n") else [raw]
             piece.tool_calls += calls
+            if section is None or not section.begun:
+                piece.call_parts += [
+                    CallPart(self._n_calls + number, call.arguments, call.id, call.name)
+                    for number, call in enumerate(calls)
+                ]
+            self._n_calls += len(calls)
 
     # Headers ----------------------------------------------------------------------------------------------------
 
@@ -308,7 +338,7 @@ class AnswerParser:
             return
         kind, recipient = _meaning(channels, marker, self._body)
         raw = self._raw + marker
-        self._enter(kind, None, raw if kind is Kind.CALLS else "")
+        self._enter(kind, None, raw if kind is Kind.CALLS else "", recipient)
         self._recipient, self._opener = recipient, marker
 
     def _not_a_header(self, piece: Piece) -> None:

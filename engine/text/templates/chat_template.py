@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.concurrency import fork
 from engine.errors import InvalidRequestError, TokenizerError
-from engine.text.answers.call_forms import CallForm, choose_form
+from engine.text.answers.call_form import CallForm
+from engine.text.answers.call_forms import choose_form
 from engine.text.answers.formats import MARKS, AnswerFormat, Kind, choose_format
 from engine.text.answers.parser import AnswerParser
 from engine.text.probes import CALL_VALUE, THOUGHT
