@@ -1,4 +1,4 @@
-"""Rules for values inside of values, in families that do not write JSON there, and for members in the schema's order."""
+"""Rules for values inside of values, in families that write no JSON there, and for members in the schema's order."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _resolved(schema: Mapping[str, Any]) -> dict[str, Any]:
     for _ in range(_DEEPEST):
         if not isinstance(found, Mapping) or "$ref" not in found:
             break
-        _, group, name = (str(found["$ref"]).split("/") + ["", ""])[:3]
+        _, group, name, *_ = *str(found["$ref"]).split("/"), "", ""
         found = schema.get(group, {}).get(name, {})
     return dict(found) if isinstance(found, Mapping) and "$ref" not in found else {}
 

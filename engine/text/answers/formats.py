@@ -155,8 +155,9 @@ _INNER = (
     "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "｜DSML｜", "[ARGS]", "[CALL_ID]", '<|"|>',
     "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<|tool_call:begin|>", "<|tool_call:name|>",
     "<|tool_call:args|>", "<|tool_call:end|>", "<|open|>", "<|close|>", "<|sep|>", "<|channel>", "<|role_sep|>",
-    "]<]minimax[>[", "<tool_call>", "</tool_call>", "<arg_key:opensource>", "</arg_key:opensource>", "<arg_value:opensource>",
-    "</arg_value:opensource>", "<tool_call:opensource>", "</tool_call:opensource>", "<tool_sep:opensource>",
+    "]<]minimax[>[", "<tool_call>", "</tool_call>", "<arg_key:opensource>", "</arg_key:opensource>",
+    "<arg_value:opensource>", "</arg_value:opensource>", "<tool_call:opensource>", "</tool_call:opensource>",
+    "<tool_sep:opensource>",
 )  # fmt: skip
 
 

@@ -11,16 +11,12 @@ from dataclasses import dataclass, field
 from engine.request import CallPart, ToolCall
 from engine.text.answers.call_stream import Section, Sections
 from engine.text.answers.formats import AnswerFormat, Channels, Kind, Marks
+from engine.text.answers.headers import has_words, may_be_header, meaning_of
 from engine.text.answers.marker_search import Flow, first_marker, longer_possible, possible_beginning
 from engine.text.answers.tool_calls import Types, new_call, read_calls
 
-_LONGEST_HEADER = 200  # characters
-_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
-_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
-_HEADER_WORDS = re.compile(r"<\|channel\|>\w*|<\|constrain\|>\w*|\bassistant\Z|\bto=\S*|\s")
 _QUOTE = re.compile(r'\\.|(")', re.DOTALL)
 _BEFORE_JSON = ("[ARGS]", "<｜tool▁sep｜>", "<|tool_call_argument_begin|>", "<|tool_call:args|>")
-_PEOPLE = ("user", "assistant", "all")
 
 
 @dataclass
@@ -69,6 +65,7 @@ class AnswerParser:
         self._types = types or {}
         self._sections = sections
         self._section: Section | None = None  # of the open stretch of calls
+        self._before = ("", False)  # the state of the text's flow before it
         self._n_calls = 0
         self._flows = {Kind.CONTENT: Flow(), Kind.REASONING: Flow()}
         self._kind = Kind.CONTENT
@@ -79,7 +76,6 @@ class AnswerParser:
         self._raw = ""  # the same with its markers
         self._recipient: str | None = None
         self._bare = False  # calls without a marker
-        self._begun = False
         self._written: list[str] = []
         self.n_sections = 0
         self._open_by(prompt)
@@ -119,13 +115,6 @@ class AnswerParser:
         """The next text of the answer, control tokens of structure included; returns what is certain now."""
         self._text += text
         piece = Piece()
-        if not self._begun and self._format.bare_calls and self._kind is Kind.CONTENT:
-            if not self._text.strip():
-                return piece
-            if self._text.lstrip()[0] in "{[":
-                self._bare = True
-                self._enter(Kind.CALLS, None, "")
-        self._begun = self._begun or bool(self._text)
         while self._step(piece, final=False):
             pass
         return piece
@@ -138,7 +127,7 @@ class AnswerParser:
         if self._kind is Kind.CALLS:
             self._end_calls(piece, closed=False)
         elif self._kind is Kind.HEADER:
-            self._say(piece, Kind.CONTENT, self._raw if self._has_words() else "")
+            self._say(piece, Kind.CONTENT, self._raw if has_words(self._body) else "")
         for kind, flow in self._flows.items():
             self._add(piece, kind, flow.finish())
         return piece
@@ -148,6 +137,14 @@ class AnswerParser:
     def _step(self, piece: Piece, *, final: bool) -> bool:
         """Look for the next marker; whether there may be another."""
         actions = self._actions()
+        if self._format.bare_calls and self._kind is Kind.CONTENT and not self._flows[Kind.CONTENT].started:
+            head = self._text.lstrip()
+            if not head and not final:
+                return False
+            if head[:1] in ("{", "[") and not any(one.startswith(head) or head.startswith(one) for one in actions):
+                self._bare = True
+                self._enter(Kind.CALLS, None, "")
+                return True
         if self._verbatim and self._begins_text(actions, final=final):
             self._say(piece, Kind.CONTENT, self._text)
             self._text = ""
@@ -157,7 +154,7 @@ class AnswerParser:
             cut = len(self._text) if final else len(self._text) - possible_beginning(self._text, actions)
             self._take(piece, self._text[:cut])
             self._text = self._text[cut:]
-            if self._kind is Kind.HEADER and not self._may_be_header():
+            if self._kind is Kind.HEADER and not may_be_header(self._channels, self._body, self._raw):
                 self._not_a_header(piece)
                 return True
             return False
@@ -229,16 +226,19 @@ class AnswerParser:
             piece.content += text
             self._written.append(text)
 
-    def _enter(self, kind: Kind, marks: Marks | None, marker: str, recipient: str | None = None) -> None:
+    def _enter(
+        self, kind: Kind, marks: Marks | None, raw: str, recipient: str | None = None, opener: str | None = None
+    ) -> None:
+        self._before = self._flows[Kind.CONTENT].state
         for flow in self._flows.values():
             flow.cut()
-        self._kind, self._marks, self._opener = kind, marks, None
+        self._kind, self._marks, self._opener = kind, marks, opener
         self.n_sections += kind is Kind.CALLS
         self._body = marks.keep if marks is not None else ""
-        self._raw = marker
+        self._raw = raw
         self._section = None
         if kind is Kind.CALLS and self._sections is not None:
-            self._section = self._sections.begin(marks.begin if marks is not None else None, recipient, self._n_calls)
+            self._section = self._sections.begin(self.marker, recipient, self._n_calls)
 
     def _begin(self, piece: Piece, marker: str) -> None:
         marks = next(one for one in self._format.marks if one.begin == marker)
@@ -301,6 +301,7 @@ class AnswerParser:
             calls = ()
         if not calls and body.strip():  # not readable as calls: it stays in the answer unchanged
             self._kind, self._marks = Kind.CONTENT, None
+            self._flows[Kind.CONTENT].state = self._before
             self._say(piece, Kind.CONTENT, raw)
             return
         self._enter(Kind.CONTENT, None, "")
@@ -336,32 +337,15 @@ class AnswerParser:
             self._raw += marker
             self._not_a_header(piece)
             return
-        kind, recipient = _meaning(channels, marker, self._body)
+        kind, recipient = meaning_of(channels, marker, self._body)
         raw = self._raw + marker
-        self._enter(kind, None, raw if kind is Kind.CALLS else "", recipient)
-        self._recipient, self._opener = recipient, marker
+        self._enter(kind, None, raw if kind is Kind.CALLS else "", recipient, marker)
+        self._recipient = recipient
 
     def _not_a_header(self, piece: Piece) -> None:
         raw = self._raw
         self._kind, self._marks, self._raw, self._body = Kind.CONTENT, None, "", ""
         self._say(piece, Kind.CONTENT, raw)
-
-    def _may_be_header(self) -> bool:
-        body = self._body.lstrip()
-        if len(body) > _LONGEST_HEADER or "\n" in body:
-            return False
-        channels = self._channels
-        if channels.opens == (">>>",) or not body or channels.header.match(body):
-            return True
-        return (
-            any(word.startswith(body) for word in ("assistant", "to=", *channels.opens))
-            or " to=" in body
-            or (" " not in body and self._raw.startswith(channels.opens))
-        )
-
-    def _has_words(self) -> bool:
-        """Whether a header that the answer ended in is text: it has words that no header has."""
-        return bool(_HEADER_WORDS.sub("", self._body))
 
     @property
     def _channels(self) -> Channels:
@@ -384,20 +368,3 @@ class AnswerParser:
             if marks.kind is Kind.REASONING and tail.endswith(marks.begin):
                 self._enter(Kind.REASONING, marks, "")
                 return
-
-
-def _meaning(channels: Channels, marker: str, header: str) -> tuple[Kind, str | None]:
-    """What follows a header, and the function that it calls."""
-    kind = dict(channels.bodies)[marker]
-    if kind is not None:
-        return kind, None
-    if channels.opens == (">>>",):
-        return (Kind.CONTENT, None) if header == "all" else (Kind.CALLS, header)
-    channel, recipient = _CHANNEL.search(header), _RECIPIENT.search(header)
-    if recipient is not None and recipient[1] == "self":
-        return Kind.REASONING, None
-    if recipient is not None and recipient[1] not in _PEOPLE:
-        return Kind.CALLS, recipient[1].removeprefix("functions.")
-    if channel is not None and channel[1] == "analysis":
-        return Kind.REASONING, None
-    return Kind.CONTENT, None

@@ -24,6 +24,7 @@ _FENCE = re.compile(r"^```(?:json)?\s*\n?(.*?)\n?\s*```$", re.DOTALL)
 _DECORATION = re.compile(r"\]<\]minimax\[>\[|｜DSML｜|(?<=[</])atem:|(?<=\w):opensource(?=>)")
 _OPEN, _CLOSE = re.compile(r"<\|open\|>(.*?)<\|sep\|>", re.DOTALL), re.compile(r"<\|close\|>(\w+)<\|sep\|>")
 
+_UNKNOWN_ESCAPE = re.compile(r"""\\(?![\\'"abfnrtvxuUN0-7\n])(?<!\\\\)""")
 _NESTED = ("object", "array")
 _NAME = r"[\w.:/-]+"
 _ELEMENT = re.compile(
@@ -65,9 +66,8 @@ def read_calls(text: str, types: Types | None = None, *, closed: bool = True) ->
         types: types of parameters, for notations that write strings and numbers alike.
         closed: whether an end marker came; else a name alone may be half a name, and is no call.
     """
-    tagged = _tagged(text, types or {})
-    if tagged:
-        return tuple(tagged)
+    if TAG in text:
+        return tuple(_tagged(text, types or {}))
     text = _CLOSE.sub(r"</\1>", _OPEN.sub(r"<\1>", _DECORATION.sub("", text))).strip()
     text = _FENCE.sub(r"\1", text)
     for notation in _NOTATIONS:
@@ -190,7 +190,9 @@ def _keys_and_values(text: str, types: Types) -> list[ToolCall]:
         if match is None:
             return []
         known = types.get(match[1], {})
-        arguments = {key.strip(): value_of(value, known.get(key.strip())) for key, value in _KEY_VALUE.findall(match[2])}
+        arguments = {
+            key.strip(): value_of(value, known.get(key.strip())) for key, value in _KEY_VALUE.findall(match[2])
+        }
         calls.append(new_call(match[1], arguments))
     return calls
 
@@ -226,7 +228,7 @@ def _tagged(text: str, types: Types) -> list[ToolCall]:
 def _python(text: str, types: Types) -> list[ToolCall]:
     """[name(key="value"), other()]."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = _parsed(text.strip())
         nodes = tree.elts if isinstance(tree, (ast.List, ast.Tuple)) else [tree]
         calls = []
         for node in nodes:
@@ -237,6 +239,15 @@ def _python(text: str, types: Types) -> list[ToolCall]:
         return calls
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return []
+
+
+def _parsed(text: str) -> ast.expr:
+    """The expression that a text is; line breaks inside of quotes, which Python does not allow, are taken as such."""
+    text = _UNKNOWN_ESCAPE.sub(r"\\\\", text)  # Python reads it so, with a warning
+    try:
+        return ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return ast.parse(text.replace("\n", "\\n"), mode="eval").body
 
 
 _NOTATIONS: tuple[Callable[[str, Types], Sequence[ToolCall]], ...] = (
@@ -279,4 +290,10 @@ def value_of(text: str, kind: Any) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return {"True": True, "False": False, "None": None}.get(text.strip(), text)
+        pass
+    if text.lstrip().startswith(("{", "[")):  # written as Python writes it
+        try:
+            return _literal(_parsed(text.strip()))
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            return text
+    return {"True": True, "False": False, "None": None}.get(text.strip(), text)
