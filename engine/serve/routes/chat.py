@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from engine.api.driver import PromptProgress
-from engine.request import GenerationResult, GenerationStats
+from engine.request import CallPart, GenerationResult, GenerationStats
 from engine.sampling.params import MAX_LOGPROBS
 from engine.serve.answers import DONE, event, respond
 from engine.serve.body import read_body
@@ -138,7 +138,7 @@ class _Answer:
         for index in range(len(self._run.streams)):
             yield event({**head, "choices": [choice(index, {"role": "assistant", "content": None})]})
         stats: dict[int, GenerationStats] = {}
-        calls: dict[int, int] = {}
+        called: set[int] = set()
         async for told in self._run.events(progress=self._body.return_progress):
             if isinstance(told, PromptProgress):
                 yield event({**head, "choices": [], **progress_entry(told, timed=self._body.timings_per_token)})
@@ -149,13 +149,8 @@ class _Answer:
                 delta["reasoning_content"] = chunk.reasoning
             if chunk.text:
                 delta["content"] = chunk.text
-            opened = []
-            for call in chunk.tool_calls:
-                number = calls.get(index, 0)
-                calls[index] = number + 1
-                begun = {**call.as_dict(), "function": {"name": call.name, "arguments": ""}}
-                opened.append({"index": number, **begun})
-                opened.append({"index": number, "function": {"arguments": call.arguments}})
+            if chunk.call_parts:
+                called.add(index)
             if delta or chunk.logprobs:
                 one = choice(index, delta)
                 if self.top is not None:
@@ -165,12 +160,12 @@ class _Answer:
                 if self._body.timings_per_token:
                     value["timings"] = timings(self._run.stats(index))
                 yield event(value)
-            for part in opened:  # name and id first, then the arguments: clients put them together
+            for part in _call_deltas(chunk.call_parts):
                 yield event({**head, "choices": [choice(index, {"tool_calls": [part]})]})
             if chunk.finish_reason is not None and chunk.stats is not None:
                 stats[index] = chunk.stats
                 reason = chunk.finish_reason
-                if calls.get(index) and reason == "stop":
+                if index in called and reason == "stop":
                     reason = "tool_calls"
                 yield event({**head, "choices": [choice(index, {}, reason)], "timings": timings(chunk.stats)})
         if options is not None and options.include_usage:
@@ -184,3 +179,13 @@ class _Answer:
                 }
             )
         yield DONE
+
+
+def _call_deltas(parts: Sequence[CallPart]) -> Iterator[dict[str, Any]]:
+    """Name and id of a call first, then its arguments as they come: clients put them together."""
+    for part in parts:
+        if part.name is not None:
+            begun = {"name": part.name, "arguments": ""}
+            yield {"index": part.index, "id": part.id, "type": "function", "function": begun}
+        if part.arguments:
+            yield {"index": part.index, "function": {"arguments": part.arguments}}
