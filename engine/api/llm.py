@@ -35,6 +35,7 @@ from engine.scheduling.job import Job
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.occupancy import Occupancy
 from engine.text import ChatPrompt, ChatTemplate, Tokenizer, form_named
+from engine.text.answers.thoughts import ReasoningFormat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,6 +82,7 @@ class LLM:
         path = BUNDLED_MODEL if wanted.model is None else resolve_model(wanted.model, status)
         self.config = replace(wanted, model=path)
         form_named(wanted.tool_format)
+        ReasoningFormat.parse(wanted.reasoning_format)
         self._file = open_gguf(path)
         try:
             metadata = self._file.metadata

@@ -151,6 +151,8 @@ class Requests:
         """
         if params.constraint is None and rules is None:
             return None
+        if params.constraint is not None and rules is not None and rules.calls is None and rules.by_effort:
+            rules = None
         if params.constraint is not None and rules is not None:
             if rules.calls is None:
                 raise InvalidRequestError("a constraint and max_reasoning_tokens cannot go together yet; leave out one")

@@ -37,6 +37,7 @@ class ChatBody(SamplingFields):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_reasoning_tokens: int | None = None
+    reasoning_format: str | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -49,7 +50,9 @@ def router(serving: Serving) -> APIRouter:
         body = await read_body(request, ChatBody)
         continued = is_continued(body.messages, body.continue_final_message, body.add_generation_prompt)
         names = template_names(serving.settings.template_variables, body.chat_template_kwargs, body.reasoning_effort)
-        names |= answer_names(body.tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens)
+        names |= answer_names(
+            body.tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens, body.reasoning_format
+        )
         structure = structure_in(body)
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)

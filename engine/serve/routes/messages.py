@@ -42,6 +42,7 @@ class CountBody(Body):
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
 
 
 class MessagesBody(CountBody):
@@ -57,7 +58,6 @@ class MessagesBody(CountBody):
     seed: int | None = None
     stop_sequences: list[str] | None = None
     output_format: Any = None
-    output_config: dict[str, Any] | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -110,7 +110,8 @@ def _prompt_maker(body: CountBody, serving: Serving) -> Any:
     """A function that makes the prompt, after the messages have been checked."""
     messages = messages_of(body)
     continued = is_continued(messages, None, None)
-    names = template_names(serving.settings.template_variables, body.chat_template_kwargs, None)
+    effort = (body.output_config or {}).get("effort")
+    names = template_names(serving.settings.template_variables, body.chat_template_kwargs, effort)
     kind = (body.thinking or {}).get("type")
     if kind in ("enabled", "adaptive", "disabled"):
         names.setdefault("enable_thinking", kind != "disabled")

@@ -49,6 +49,7 @@ class ResponsesBody(SamplingFields):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_reasoning_tokens: int | None = None
+    reasoning_format: str | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -75,7 +76,9 @@ def router(serving: Serving) -> APIRouter:
             {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
             for tool in body.tools or []
         ]
-        names |= answer_names(tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens)
+        names |= answer_names(
+            tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens, body.reasoning_format
+        )
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)
 

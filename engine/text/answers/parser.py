@@ -13,6 +13,7 @@ from engine.text.answers.call_stream import Section, Sections
 from engine.text.answers.formats import AnswerFormat, Channels, Kind, Marks
 from engine.text.answers.headers import has_words, may_be_header, meaning_of
 from engine.text.answers.marker_search import Flow, first_marker, longer_possible, possible_beginning
+from engine.text.answers.thoughts import ReasoningFormat
 from engine.text.answers.tool_calls import Types, new_call, read_calls
 
 _QUOTE = re.compile(r'\\.|(")', re.DOTALL)
@@ -44,6 +45,7 @@ class AnswerParser:
         prompt: the end of the prompt, which may have opened a stretch already.
         types: types of the parameters of functions.
         sections: reads calls as they are written, where their form is known; else they are read when they are whole.
+        thoughts: where reasoning goes.
         verbatim: once the answer's own text has begun, all that follows is its text, markers included.
 
     Attributes:
@@ -57,9 +59,13 @@ class AnswerParser:
         types: Types | None = None,
         *,
         sections: Sections | None = None,
+        thoughts: ReasoningFormat = ReasoningFormat.AUTO,
         verbatim: bool = False,
     ) -> None:
         self._format = markers
+        self._thoughts = thoughts
+        self._opened = ""  # a marker of the prompt that belongs into the text
+        self._answering = False  # text of the answer, thoughts not counted, has begun
         self._verbatim = verbatim
         self._in_text = False  # verbatim text has begun
         self._types = types or {}
@@ -115,6 +121,9 @@ class AnswerParser:
         """The next text of the answer, control tokens of structure included; returns what is certain now."""
         self._text += text
         piece = Piece()
+        if text and self._opened:
+            self._think(piece, self._opened)
+            self._opened = ""
         while self._step(piece, final=False):
             pass
         return piece
@@ -137,7 +146,7 @@ class AnswerParser:
     def _step(self, piece: Piece, *, final: bool) -> bool:
         """Look for the next marker; whether there may be another."""
         actions = self._actions()
-        if self._format.bare_calls and self._kind is Kind.CONTENT and not self._flows[Kind.CONTENT].started:
+        if self._format.bare_calls and self._kind is Kind.CONTENT and not self._answering:
             head = self._text.lstrip()
             if not head and not final:
                 return False
@@ -187,7 +196,7 @@ class AnswerParser:
         if self._kind is Kind.CONTENT:
             actions |= dict.fromkeys(self._format.frames, self._skip)
             actions |= {marks.begin: self._begin for marks in self._format.marks}
-            if not self._flows[Kind.CONTENT].started:
+            if not self._answering:
                 ends = (end for marks in self._format.marks if marks.kind is Kind.REASONING for end in marks.ends)
                 actions |= {end: self._stray_end for end in ends if end not in actions}
         elif self._marks is not None:
@@ -216,8 +225,19 @@ class AnswerParser:
             self._say(piece, self._kind, text)
 
     def _say(self, piece: Piece, kind: Kind, text: str) -> None:
+        if kind is Kind.REASONING:
+            self._think(piece, text)
+            if not self._thoughts.apart:
+                return
+        elif text.strip():
+            self._answering = True
         if text:
             self._add(piece, kind, self._flows[kind].push(text))
+
+    def _think(self, piece: Piece, text: str) -> None:
+        """Thoughts and their markers, where these belong into the text."""
+        if text and self._thoughts.in_text:
+            self._add(piece, Kind.CONTENT, self._flows[Kind.CONTENT].push(text))
 
     def _add(self, piece: Piece, kind: Kind, text: str) -> None:
         if kind is Kind.REASONING:
@@ -230,8 +250,9 @@ class AnswerParser:
         self, kind: Kind, marks: Marks | None, raw: str, recipient: str | None = None, opener: str | None = None
     ) -> None:
         self._before = self._flows[Kind.CONTENT].state
-        for flow in self._flows.values():
-            flow.cut()
+        for flow_kind, flow in self._flows.items():
+            if flow_kind is Kind.REASONING or not (self._thoughts.in_text and Kind.REASONING in (kind, self._kind)):
+                flow.cut()
         self._kind, self._marks, self._opener = kind, marks, opener
         self.n_sections += kind is Kind.CALLS
         self._body = marks.keep if marks is not None else ""
@@ -243,13 +264,15 @@ class AnswerParser:
     def _begin(self, piece: Piece, marker: str) -> None:
         marks = next(one for one in self._format.marks if one.begin == marker)
         self._enter(marks.kind, marks, marker)
+        if marks.kind is Kind.REASONING:
+            self._think(piece, marker)
 
     def _skip(self, piece: Piece, marker: str) -> None:
         self._enter(Kind.CONTENT, None, "")
 
     def _stray_end(self, piece: Piece, marker: str) -> None:
         """An end marker without reasoning before it; after text it is text."""
-        if self._flows[Kind.CONTENT].started:
+        if self._answering:
             self._say(piece, Kind.CONTENT, marker)
         else:
             self._skip(piece, marker)
@@ -284,6 +307,8 @@ class AnswerParser:
                 self._body += marker
             self._end_calls(piece)
             return
+        if self._kind is Kind.REASONING:
+            self._think(piece, marker)
         self._enter(Kind.CONTENT, None, "")
 
     def _end_calls(self, piece: Piece, *, closed: bool = True) -> None:
@@ -341,6 +366,8 @@ class AnswerParser:
         raw = self._raw + marker
         self._enter(kind, None, raw if kind is Kind.CALLS else "", recipient, marker)
         self._recipient = recipient
+        if kind is Kind.REASONING:
+            self._think(piece, raw)
 
     def _not_a_header(self, piece: Piece) -> None:
         raw = self._raw
@@ -367,4 +394,6 @@ class AnswerParser:
         for marks in self._format.marks:
             if marks.kind is Kind.REASONING and tail.endswith(marks.begin):
                 self._enter(Kind.REASONING, marks, "")
+                if self._thoughts is ReasoningFormat.LEGACY:
+                    self._opened = marks.begin
                 return

@@ -168,6 +168,10 @@ class ChatTemplate:
             self._habits[key] = learned(compiled, source, {**self.special_tokens, **values})
         return self._habits[key]
 
+    def reads(self, name: str, template: str | None = None) -> bool:
+        """Whether a template, the default one or a variant, mentions a name outside of its comments."""
+        return re.search(rf"\b{name}\b", re.sub(r"\{#.*?#\}", "", self._source(template), flags=re.DOTALL)) is not None
+
     def takes_calls(
         self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None
     ) -> bool:
