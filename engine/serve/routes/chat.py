@@ -112,7 +112,7 @@ class _Answer:
         for index, result in enumerate(results):
             message: dict[str, Any] = {"role": "assistant", "content": result.text}
             if result.reasoning:
-                message["reasoning_content"] = result.reasoning
+                message |= _reasoning(result.reasoning)
             if result.tool_calls:
                 message["content"] = result.text or None
                 message["tool_calls"] = [call.as_dict() for call in result.tool_calls]
@@ -149,7 +149,7 @@ class _Answer:
             index, chunk = told.index, told.chunk
             delta: dict[str, Any] = {}
             if chunk.reasoning:
-                delta["reasoning_content"] = chunk.reasoning
+                delta |= _reasoning(chunk.reasoning)
             if chunk.text:
                 delta["content"] = chunk.text
             if chunk.call_parts:
@@ -192,3 +192,8 @@ def _call_deltas(parts: Sequence[CallPart]) -> Iterator[dict[str, Any]]:
             yield {"index": part.index, "id": part.id, "type": "function", "function": begun}
         if part.arguments:
             yield {"index": part.index, "function": {"arguments": part.arguments}}
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """Reasoning under both names that clients look for."""
+    return {"reasoning_content": text, "reasoning": text}
