@@ -1,6 +1,7 @@
 """Stores llama.cpp's logits of the models in tests/support/peer_models.py, for tests/model/test_peer_logits.py.
 
-    /path/to/venv/bin/python -m scripts.peer_logits
+    /path/to/venv/bin/python -m scripts.peer_logits               all models
+    /path/to/venv/bin/python -m scripts.peer_logits gemma4 "yarn"    these alone
 
 The interpreter is one that has numpy and llama-cpp-python (`pip install llama-cpp-python`; its version is stored, too).
 All of it is in float32: weights, cache and products, without flash attention, all tokens in one batch.
@@ -9,16 +10,16 @@ All of it is in float32: weights, cache and products, without flash attention, a
 from __future__ import annotations
 
 import ctypes
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from tests.support.naive_model import TOKENS
-from tests.support.peer_models import MODELS, RUN_CONTEXT, TARGET, written
+from tests.support.peer_models import LOGITS, MODELS, RUN_CONTEXT, logits_file, shown, written
 
 F32 = 0
 """ggml's id of the type, for the cache."""
@@ -48,17 +49,16 @@ def logits(path: Path) -> npt.NDArray[np.float32]:
 
 
 def main() -> None:
-    """Write all logits into one file."""
+    """Write the logits of the models named as arguments, or of all."""
     silent = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
-    found = {}
+    names = sys.argv[1:] or list(MODELS)
+    LOGITS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for name, make in MODELS.items():
-            found[name] = logits(written(make(), Path(folder)))
-    TARGET.parent.mkdir(exist_ok=True)
-    arrays: dict[str, Any] = {"version": np.array(f"llama-cpp-python {llama_cpp.__version__}")} | found
-    np.savez_compressed(TARGET, **arrays)
-    print(f"{TARGET}: {len(found)} models")
+        for name in names:
+            np.save(logits_file(name), shown(logits(written(MODELS[name](), Path(folder)))))
+    (LOGITS / "version.txt").write_text(f"llama-cpp-python {llama_cpp.__version__}\n")
+    print(f"{LOGITS}: {len(names)} models")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The facade for asyncio: the calls of LLM as coroutines and asynchronous iterators. Knows no HTTP.
 
 All requests share the batch of one LLM, which a thread of its own steps (driver.py). Text is turned into tokens, and
-conversations into prompts, in threads of the pool, so that a long prompt does not stop the event loop.
+conversations into prompts, in threads of the pool where they are long, so that they do not stop the event loop.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ from engine.text import AnswerReader, ChatPrompt
 
 Given = Prompt | ChatPrompt
 """What can be continued: text, token ids, or a conversation that LLM.chat_prompt() has rendered."""
+
+_SHORT = 2048
+
+
+def is_short(prompt: Given) -> bool:
+    """Whether checking a prompt, of a text its tokens too, takes less time than the way to a thread and back."""
+    return len(prompt.token_ids if isinstance(prompt, ChatPrompt) else prompt) <= _SHORT
 
 
 class Inbox:
@@ -262,6 +269,8 @@ class AsyncLLM:
                 for request, inbox in zip(requests, inboxes, strict=True)
             ]
 
+        if not constrained and is_short(prompt):
+            return add()
         # A cancelled task does not stop the thread; the streams that it returns are then forgotten, which ends them.
         return await asyncio.to_thread(add)
 

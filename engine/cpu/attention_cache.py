@@ -18,8 +18,9 @@ PageTable = npt.NDArray[np.int64]
 class AttentionCache:
     """Keys and values of one layer; implements engine.model.cache.LayerCache.
 
-    Keys (N, K, PAGE, Hd), in memory (N, K, Hd, PAGE), and values (N, K, PAGE, Hv) of N pages. Memory follows use: the
-    system gives a page's memory when it is first written. A window changes what attention reads, not what is kept.
+    Keys (N, K, PAGE, Hd), in memory (N, K, Hd, PAGE), and values (N, K, PAGE, Hv) of N pages; where the layer has an
+    indexer, its keys (N, PAGE, Di) too. Memory follows use: the system gives a page's memory when it is first written.
+    A window changes what attention reads, not what is kept.
 
     Args:
         attention: head counts and widths.
@@ -30,11 +31,13 @@ class AttentionCache:
 
     keys: CacheArray
     values: CacheArray
+    index_keys: CacheArray
 
     def __init__(self, attention: AttentionConfig, kv_type: KvType, *, values_apart: bool) -> None:
         self._attention = attention
         self._dtype = DTYPES[kv_type]
         self._in_keys = attention.values_in_keys and not values_apart
+        self._index_width = 0 if attention.indexer is None else attention.indexer.cached_width
         self.bytes_per_state = 0
         self.paged: tuple[CacheArray, ...] = ()
         self.states: tuple[CacheArray, ...] = ()
@@ -44,7 +47,7 @@ class AttentionCache:
         """See LayerCache.bytes_per_token."""
         layer = self._attention
         width = layer.key_width + (0 if self._in_keys else layer.value_width)
-        return layer.n_kv_heads * width * np.dtype(self._dtype).itemsize
+        return (layer.n_kv_heads * width + self._index_width) * np.dtype(self._dtype).itemsize
 
     def allocate(self, n_pages: int, n_states: int = 0) -> None:
         """See LayerCache.allocate."""
@@ -58,6 +61,9 @@ class AttentionCache:
         else:
             self.values = aligned_zeros(n_pages, heads, PAGE, layer.value_width, dtype=self._dtype)
             self.paged = (self.keys, self.values)
+        if self._index_width:
+            self.index_keys = aligned_zeros(n_pages, PAGE, self._index_width, dtype=self._dtype)
+            self.paged += (self.index_keys,)
 
     def append(
         self,
@@ -71,6 +77,15 @@ class AttentionCache:
         self.keys[at, :, places] = k
         if not self._in_keys:
             self.values[at, :, places] = v
+
+    def append_index(self, pages: PageTable, positions: npt.NDArray[np.int64], k: npt.NDArray[np.float32]) -> None:
+        """Store keys k (T, Di) of the indexer at positions (T,) of a sequence with these pages."""
+        self.index_keys[pages[positions // PAGE], positions % PAGE] = k
+
+    def view_index(self, pages: PageTable, n_positions: int) -> CacheArray:
+        """Keys (T, Di) of the indexer at the first T positions of these pages, gathered into a new array."""
+        keys: CacheArray = self.index_keys[pages].reshape(-1, self._index_width)[:n_positions]
+        return keys
 
     def view(self, pages: PageTable, n_positions: int) -> tuple[CacheArray, CacheArray]:
         """Keys (K, T, Hd) and values (K, T, Hv) of the first T positions of these pages, gathered into new arrays."""

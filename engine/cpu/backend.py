@@ -171,7 +171,7 @@ class CpuBackend:
         needed = [(kind, self._kv_type.name) for kind in ("attend", "rotate_store")] + [("run_program", "F32")]
         needed.append(("normalize", self.config.norm.name))
         for layer in self.config.layers:
-            needed += (("gate", part.activation.name) for part in layer.ffn_parts)
+            needed += (("gate", part.activation.name) for part in layer.ffn_parts if part.caps is None)
         needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
             if self._quantize and is_integer(type):
@@ -275,8 +275,10 @@ class CpuBackend:
                 most_heads = max(most_heads, attention.n_heads)
                 heads = attention.n_heads + 2 * attention.n_kv_heads
                 mixed += 2 * heads * max(attention.key_width, attention.value_width)
+                if attention.indexer is not None:
+                    mixed += (attention.indexer.heads + 1) * attention.indexer.width
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
-        activations = 4 * rows * (4 * self.config.width + 2 * widest)
+        activations = 4 * rows * (4 * self.config.stream_width + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
         if self._compiled:
             from engine.cpu.kernels.attend import HEAD_FLOATS
@@ -296,7 +298,10 @@ def kernels_fit(model: LoadedModel) -> bool:
             widths += (attention.key_width, attention.value_width)
             if attention.latent is not None:
                 widths += (attention.latent.rank, attention.latent.q_rank or 0)
+            if attention.indexer is not None:
+                widths.append(attention.indexer.width)
         if recurrent is not None:
             widths += recurrent.normalized_widths
         widths += (part.width for part in layer.ffn_parts)
+        widths += () if weights.moe is None or weights.moe.latent is None else (weights.moe.latent.down.weight.rows,)
     return all(width % VECTOR == 0 for width in widths)

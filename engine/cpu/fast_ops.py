@@ -1,8 +1,9 @@
 """The bricks through compiled kernels: what CpuOps computes, with the numpy between the products compiled as well.
 
 The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
-What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; softcap with
-linear biases; recurrent mixers between their products) is left to CpuOps.
+What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; indexers, and
+attention over what they choose; softcap with linear biases; chunks of positions once there are several; limits of gated
+activations; recurrent mixers between their products) is left to CpuOps.
 """
 
 from __future__ import annotations
@@ -27,7 +28,20 @@ def plain_attention(layer: LayerWeights) -> bool:
     if not isinstance(config, AttentionConfig):
         return False
     plain = config.clamp is None and config.latent is None and config.output_gate is None
+    plain = plain and config.chunk is None and config.indexer is None
     return plain and _can_attend(layer)
+
+
+def plain_ffn(layer: LayerWeights) -> bool:
+    """Whether a layer has a dense feed-forward part, kernels compute all of it, and the layer ends with it."""
+    config = layer.config
+    plain = isinstance(config.ffn, FfnConfig) and _plain_gate(config.ffn)
+    return plain and not config.embedding_skip and not config.closing_norm
+
+
+def _plain_gate(ffn: FfnConfig) -> bool:
+    """Whether kernels compute a part's activation."""
+    return ffn.limit is None and ffn.caps is None
 
 
 def _can_attend(layer: LayerWeights) -> bool:
@@ -69,8 +83,7 @@ class FastOps(CpuOps):
         super().begin(batch)
         self._turns = {}
 
-    def embed(self, batch: Batch) -> Float32Array:
-        """See Ops.embed."""
+    def _embed_tokens(self, batch: Batch) -> Float32Array:
         x = self.steps.embed("x", self._weights.token_embd, batch, self._finish_embedding)
         if self._weights.embedding_norm is None:
             return x
@@ -81,7 +94,8 @@ class FastOps(CpuOps):
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
-        if config.clamp is not None or config.latent is not None or config.output_gate is not None:
+        left = config.latent is not None or config.output_gate is not None or config.indexer is not None
+        if left or config.clamp is not None:
             return super().attn_qkv(layer, x)
         normed = self._normalize(x, layer.attn_norm)
         q, k, v = (steps.linear(name, normed, linear) for name, linear in zip("qkv", weights.qkv, strict=True))
@@ -113,21 +127,28 @@ class FastOps(CpuOps):
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See LayerBricks.attention."""
-        if not _can_attend(layer):
-            return super().attention(layer, q)
         config = layer.config.attention
+        if config.indexer is not None:
+            return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
         for span in self._batch.spans:
-            self.steps.attend(out, q, span, self._pages(layer, span), layer)
+            self._attend(out, layer, q, span)
         self.steps.join()
         return out
 
-    def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
+    def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
+        chunk = layer.config.attention.chunk
+        if _can_attend(layer) and (chunk is None or span.n_total <= chunk):
+            self.steps.attend(out, q, span, self._pages(layer, span), layer)
+        else:
+            super()._attend(out, layer, q, span)
+
+    def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""
         a = self._values(layer, a)
         return self._project_add("x_attended", layer, a, layer.attention.output, layer.attn_post_norm, x)
 
-    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array) -> Float32Array:
+    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array | None) -> Float32Array:
         """See LayerBricks.ffn_down."""
         assert layer.ffn is not None
         return self._project_add("x", layer, h, layer.ffn.down, layer.ffn_post_norm, y)
@@ -138,15 +159,15 @@ class FastOps(CpuOps):
 
     def head_products(self, x: Float32Array) -> Float32Array:
         """head_rows() without the last scaling and capping."""
-        normed = self._normalize(x, self._weights.output_norm)
+        normed = self._normalize(self._last(x), self._weights.output_norm)
         logits = self.steps.linear("logits", normed, self._weights.output)
         self.steps.join()
         return logits
 
     def _project_add(
-        self, name: str, layer: LayerWeights, a: Float32Array, linear: Linear, norm: Norm | None, x: Float32Array
+        self, name: str, layer: LayerWeights, a: Float32Array, linear: Linear, norm: Norm | None, x: Float32Array | None
     ) -> Float32Array:
-        """x + residual_scale · norm(linear · a)."""
+        """x + residual_scale · norm(linear · a); without x what is added alone."""
         steps, factor = self.steps, layer.config.residual_scale
         if norm is None:
             y = steps.linear(name, a, self._times(linear, factor), residual=x)
@@ -178,6 +199,8 @@ class FastOps(CpuOps):
         return normed[0], normed[1]
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
+        if not _plain_gate(config):
+            return super()._gate_up(weights, config, normed)
         steps = self.steps
         up = steps.linear("up", normed, weights.up)
         gate = None if weights.gate is None else steps.linear("gate", normed, weights.gate)

@@ -32,7 +32,7 @@ from engine.gguf.quants import GGMLType
 
 if TYPE_CHECKING:
     from engine.cpu.threads import ThreadPool
-    from engine.model.weights import ExpertLinear, Linear, ModelWeights, Weight
+from engine.model.weights import ExpertLinear, Linear, ModelWeights, Weight
 
 Activations = npt.NDArray[np.uint8]
 """(T, K / 32, 64) uint8: rows of quantized blocks, as kernels/activations.py lays them out."""
@@ -195,15 +195,21 @@ def n_items(kind: str, weight: PreparedWeight) -> int:
 def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
     """Every matrix that is multiplied with activations (the embedding table only where it is the output, too)."""
     linears: list[Linear | ExpertLinear | None] = [weights.output]
+    skips = [weights.head_skip]
     for layer in weights.layers:
+        skips += (layer.mixer_skip, layer.ffn_skip)
         recurrent, moe = layer.recurrent, layer.moe
         if recurrent is not None:
             linears += recurrent.linears()
         if layer.config.attention_part is not None:
             attention = layer.attention
             linears += (attention.q, attention.k, attention.v, attention.gate, attention.output)
+            linears += () if attention.indexer is None else attention.indexer.linears()
         if moe is not None:
             linears += (moe.router, moe.gate, moe.up, moe.down, moe.shared_gate)
+            linears += () if moe.latent is None else (moe.latent.down, moe.latent.up)
         for part in (layer.ffn, None if moe is None else moe.shared):
             linears += () if part is None else (part.gate, part.up, part.down)
+    for skip in skips:
+        linears += () if skip is None else skip.linears()
     return (linear.weight for linear in linears if linear is not None)

@@ -171,6 +171,14 @@ class KVCache:
         pages = self.tables[span.slot, : page_count(span.n_total)]
         return self._attention(layer).view(pages, span.n_total)
 
+    def append_index(self, layer: int, span: Span, k: npt.NDArray[np.float32]) -> None:
+        """Store the keys k (n_rows, Di) of a layer's indexer for the new rows of one span."""
+        self._attention(layer).append_index(self.tables[span.slot], np.arange(span.n_past, span.n_total), k)
+
+    def view_index(self, layer: int, span: Span) -> CacheArray:
+        """The keys (n_total, Di) of a layer's indexer, gathered into a new array."""
+        return self._attention(layer).view_index(self.tables[span.slot, : page_count(span.n_total)], span.n_total)
+
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See ModelCache.copy_pages."""
         for source, target in pairs:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.cpu import reference
+from engine.cpu.indexer import Choices, Indexer, attend_chosen
 from engine.cpu.kv_cache import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
-from engine.cpu.recurrent.tools import Tools
+from engine.cpu.recurrent.tools import Tools, softplus
+from engine.cpu.skips import make_skips
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
-from engine.model.batch import Batch
-from engine.model.config import FfnConfig, ModelConfig, MoeConfig, OutputGate
+from engine.model.batch import Batch, Span
+from engine.model.config import FfnConfig, GateFunction, ModelConfig, MoeConfig, OutputGate
 from engine.model.ops import LayerBricks
 from engine.model.rope import RopeTable
 from engine.model.weights import (
     CombinedWeights,
     ExpertLinear,
+    ExpertsWeights,
     FfnWeights,
     LayerWeights,
     Linear,
@@ -40,8 +46,14 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._weights = weights
         self._cache = cache
         self._product = product
+        self._skips = make_skips(config.skip, config.width, self._linear)
         self._batch: Batch
+        self._embedded: Float32Array  # what the first layer reads, where later ones read it again
         self._gate: Float32Array  # of the attention at hand
+        self._query_latent: Float32Array  # of the attention at hand
+        self._choices: list[Choices] = []  # of the attention at hand, per span; kept for layers that share them
+        self._scores: Float32Array  # of the experts of the layer at hand, where they are routed early
+        self._input: Float32Array  # what the experts of the layer at hand read, where that is the layer's input
         self._angles: dict[RopeTable, tuple[Float32Array, Float32Array]] = {}
 
     def settle(self) -> None:
@@ -60,6 +72,13 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def embed(self, batch: Batch) -> Float32Array:
         """See Ops.embed."""
+        x = self._embed_tokens(batch)
+        if self._weights.layers[0].config.embedding_skip:
+            self._embedded = x.copy()
+        return x if self._skips is None else self._skips.begin(x)
+
+    def _embed_tokens(self, batch: Batch) -> Float32Array:
+        """Normalized token vectors (T, D)."""
         weights = self._weights
         x = dequantize(weights.token_embd.raw[batch.token_ids], weights.token_embd.type)
         self._finish_embedding(x, batch)
@@ -75,14 +94,38 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def mix(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See Ops.mix."""
+        if layer.moe is not None and isinstance(layer.config.ffn, MoeConfig):
+            if layer.config.ffn.routed_early:
+                self._scores = self._linear(layer.moe.router, x)
+            if layer.config.ffn.reads_input:
+                self._input = self._normalize(x, layer.moe.norm)
         if layer.mixer is None:
             return x
+        if self._skips is None:
+            return self._mix_onto(layer, x, x)
+        assert layer.mixer_skip is not None
+        reading = self._skips.read(layer.mixer_skip, x)
+        return self._skips.write(layer.mixer_skip, x, reading, self._mix_onto(layer, reading.h, None))
+
+    def _mix_onto(self, layer: LayerWeights, h: Float32Array, x: Float32Array | None) -> Float32Array:
+        """x + residual_scale · attn_post_norm(mixer(attn_norm(h))); without x what is added alone."""
         if layer.recurrent is None:
-            attended: Float32Array = super().mix(layer, x)
-            return attended
-        part = self.recurrent(layer, x)
-        y: Float32Array = super().mix(layer, x) if isinstance(layer.mixer, CombinedWeights) else x
-        return self._add(layer, part, layer.attn_post_norm, y)
+            return self.attn_output(layer, self.attention(layer, self.attn_qkv(layer, h)), x)
+        part = self.recurrent(layer, h)
+        if isinstance(layer.mixer, CombinedWeights):
+            x = self.attn_output(layer, self.attention(layer, self.attn_qkv(layer, h)), x)
+        return self._add(layer, part, layer.attn_post_norm, x)
+
+    def feed_forward(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
+        """See Ops.feed_forward."""
+        if self._skips is None or layer.ffn_skip is None:
+            added: Float32Array = super().feed_forward(layer, x, y)
+            if layer.embedding_scale:
+                added += np.float32(layer.embedding_scale) * self._embedded
+            return added if layer.closing_norm is None else self._normalize(added, layer.closing_norm)
+        reading = self._skips.read(layer.ffn_skip, y)
+        part = super().feed_forward(layer, reading.h, None)
+        return self._skips.write(layer.ffn_skip, y, reading, part)
 
     def recurrent(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """The recurrent mixer of a layer, from attn_norm to before the residual."""
@@ -96,13 +139,27 @@ class CpuOps(LayerBricks[LayerWeights]):
         """See LayerBricks.attn_qkv."""
         attention, weights = layer.config.attention, layer.attention
         normed = self._normalize(x, layer.attn_norm)
+        if weights.gate is not None:
+            self._gate = self._linear(weights.gate, normed)
         q, k, v = self._latent_qkv(layer, normed) if weights.latent is not None else self._qkv(layer, normed)
         if attention.temperature is not None:
             q *= reference.temperature_factors(self._batch.positions, attention.temperature)[:, None, None]
         for span in self._batch.spans:
             rows = slice(span.row, span.row + span.n_rows)
             self._cache.append(layer.index, span, k[rows], v[rows])
+        if attention.indexer is not None and weights.indexer is not None:
+            self._choices = self._choose(layer, Indexer(attention.indexer, weights.indexer, self._linear), normed)
         return q
+
+    def _choose(self, layer: LayerWeights, indexer: Indexer, normed: Float32Array) -> list[Choices]:
+        """The positions that a layer's indexer chooses for every query of the step; extends its cache."""
+        latent = None if layer.attention.latent is None else self._query_latent
+        queries, keys = indexer.inputs(normed, latent, self._batch.positions)
+        choices = []
+        for span in self._batch.spans:
+            self._cache.append_index(layer.index, span, keys[span.row : span.row + span.n_rows])
+            choices.append(indexer.choose(queries, span, partial(self._cache.view_index, layer.index, span)))
+        return choices
 
     def _qkv(self, layer: LayerWeights, normed: Float32Array) -> tuple[Float32Array, Float32Array, Float32Array]:
         """Queries (T, H, Hd), keys (T, K, Hd), values (T, K, Hv)."""
@@ -111,8 +168,6 @@ class CpuOps(LayerBricks[LayerWeights]):
         if attention.output_gate is OutputGate.IN_QUERY:
             both = q.reshape(len(q), attention.n_heads, 2, attention.key_width)
             q, self._gate = np.ascontiguousarray(both[:, :, 0]), both[:, :, 1].reshape(len(q), -1)
-        elif weights.gate is not None:
-            self._gate = self._linear(weights.gate, normed)
         q = q.reshape(-1, attention.n_heads, attention.key_width)
         k = k.reshape(-1, attention.n_kv_heads, attention.key_width)
         v = v.reshape(-1, attention.n_kv_heads, attention.value_width)
@@ -149,7 +204,8 @@ class CpuOps(LayerBricks[LayerWeights]):
         else:
             assert weights.q_a is not None
             assert weights.q_b is not None
-            queries = self._linear(weights.q_b, self._normalize(self._linear(weights.q_a, normed), weights.q_a_norm))
+            self._query_latent = self._normalize(self._linear(weights.q_a, normed), weights.q_a_norm)
+            queries = self._linear(weights.q_b, self._query_latent)
         queries = queries.reshape(rows, heads, nope + config.rope_width)
         compressed = self._linear(weights.kv_a, normed)
         latent = self._normalize(np.ascontiguousarray(compressed[:, : config.rank]), weights.kv_a_norm)
@@ -174,29 +230,52 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See LayerBricks.attention."""
-        attention, weights = layer.config.attention, layer.attention
-        extra = {"sinks": weights.sinks, "alibi_slopes": weights.alibi_slopes}
-        parts = []
-        for span in self._batch.spans:
-            keys, values = self._cache.view(layer.index, span)
-            rows = q[span.row : span.row + span.n_rows]
-            parts.append(reference.attend(rows, keys, values, attention, span.n_past, **extra))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        attention = layer.config.attention
+        out = np.empty((len(q), attention.n_heads * attention.value_width), dtype=np.float32)
+        if attention.indexer is None:
+            for span in self._batch.spans:
+                self._attend(out, layer, q, span)
+            return out
+        for span, choices in zip(self._batch.spans, self._choices, strict=True):
+            if choices.n_all:
+                self._attend(out, layer, q, replace(span, n_rows=choices.n_all))
+            if choices.chosen:
+                self._attend_chosen(out, layer, q, span, choices)
+        return out
 
-    def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array) -> Float32Array:
+    def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
+        """Attention of a span's queries over all they see, into its rows of out (T, H · Hv)."""
+        weights, rows = layer.attention, slice(span.row, span.row + span.n_rows)
+        keys, values = self._cache.view(layer.index, span)
+        extra = {"sinks": weights.sinks, "alibi_slopes": weights.alibi_slopes}
+        out[rows] = reference.attend(q[rows], keys, values, layer.config.attention, span.n_past, **extra)
+
+    def _attend_chosen(
+        self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span, choices: Choices
+    ) -> None:
+        """The same of the rows for which an indexer has chosen positions."""
+        keys, values = self._cache.view(layer.index, span)
+        sinks = layer.attention.sinks
+        for row, chosen in enumerate(choices.chosen, span.row + choices.n_all):
+            out[row] = attend_chosen(q[row], keys, values, layer.config.attention, chosen, sinks)
+
+    def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""
         part = self._linear(layer.attention.output, self._values(layer, a))
         return self._add(layer, part, layer.attn_post_norm, x)
 
     def _values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
-        """What attention gives, (T, H · Hv), gated; where it gave latent vectors, the heads' values made of them."""
-        if layer.config.attention.output_gate is not None:
-            a = a * reference.sigmoid(self._gate)
-        latent = layer.attention.latent
-        if latent is None or latent.v_b is None:
+        """The heads' values (T, H · Hv), gated: what attention gives, or what is made of its latent vectors."""
+        config, latent = layer.config.attention, layer.attention.latent
+        if latent is not None and latent.v_b is not None:
+            heads = a.reshape(len(a), config.n_heads, -1)
+            a = self._each_head(latent.v_b, heads).reshape(len(a), -1)
+        if config.output_gate is None:
             return a
-        heads = a.reshape(len(a), layer.config.attention.n_heads, -1)
-        return self._each_head(latent.v_b, heads).reshape(len(a), -1)
+        gate = (softplus if config.gate_function is GateFunction.SOFTPLUS else reference.sigmoid)(self._gate)
+        if config.output_gate is OutputGate.PER_HEAD:
+            gate = np.repeat(gate, a.shape[1] // config.n_heads, axis=1)
+        return a * gate
 
     def ffn_gate_up(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.ffn_gate_up."""
@@ -204,26 +283,31 @@ class CpuOps(LayerBricks[LayerWeights]):
         assert isinstance(layer.config.ffn, FfnConfig)
         return self._gate_up(layer.ffn, layer.config.ffn, self._normalize(x, layer.ffn_norm))
 
-    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array) -> Float32Array:
+    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array | None) -> Float32Array:
         """See LayerBricks.ffn_down."""
         assert layer.ffn is not None
         return self._add(layer, self._linear(layer.ffn.down, h), layer.ffn_post_norm, y)
 
-    def ffn_moe(self, layer: LayerWeights, x: Float32Array, y: Float32Array) -> Float32Array:
+    def ffn_moe(self, layer: LayerWeights, x: Float32Array, y: Float32Array | None) -> Float32Array:
         """See LayerBricks.ffn_moe."""
         moe, config = layer.moe, layer.config.ffn
         assert moe is not None
         assert isinstance(config, MoeConfig)
         normed = self._normalize(x, layer.ffn_norm)
-        chosen, weights = reference.route(self._linear(moe.router, normed), config, moe.selection_bias)
-        out = np.zeros_like(normed)
-        # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
-        # depend on what else is in the batch.
-        for expert in np.unique(chosen):
-            rows, place = np.nonzero(chosen == expert)
-            parts = moe.expert(expert)
-            h = self._gate_up(parts, config.expert, normed[rows])
-            out[rows] += self._linear(parts.down, h) * weights[rows, place, None]
+        read = self._input if config.reads_input else normed
+        scores = self._scores if config.routed_early else self._linear(moe.router, read)
+        probabilities = scores.copy() if config.adjugate is not None else scores
+        chosen, weights = reference.route(scores, config, moe.selection_bias)
+        routed = read if moe.latent is None else self._linear(moe.latent.down, read)
+        out = self._experts(moe, config.expert, routed, chosen, weights, on_inputs=config.weights_inputs)
+        if moe.adjugate is not None and config.adjugate is not None:
+            groups, weights = reference.adjugate_groups(probabilities, chosen, config.adjugate)
+            given = out.copy()
+            for place in range(groups.shape[1]):  # one by one, as two may be the same
+                one = groups[:, place, None], weights[:, place, None]
+                out += self._experts(moe.adjugate, config.adjugate.expert, given, *one)
+        if moe.latent is not None:
+            out = self._linear(moe.latent.up, self._normalize(out, moe.latent.norm))
         if moe.shared is not None and config.shared is not None:
             shared = self._linear(moe.shared.down, self._gate_up(moe.shared, config.shared, normed))
             if moe.shared_gate is not None:
@@ -231,12 +315,36 @@ class CpuOps(LayerBricks[LayerWeights]):
             out += shared
         return self._add(layer, out, layer.ffn_post_norm, y)
 
-    def _add(self, layer: LayerWeights, part: Float32Array, norm: Norm | None, x: Float32Array) -> Float32Array:
-        """x + residual_scale · norm(part), in an array of its own; `part` may be overwritten."""
+    def _experts(
+        self,
+        experts: ExpertsWeights,
+        config: FfnConfig,
+        x: Float32Array,
+        chosen: npt.NDArray[np.intp],
+        weights: Float32Array,
+        *,
+        on_inputs: bool = False,
+    ) -> Float32Array:
+        """The weighted sum (T, D) of the experts that rows of x (T, D) chose, both (T, n)."""
+        out = np.zeros_like(x)
+        # Expert by expert in ascending order, so that each expert's weights are read once and a token's sum does not
+        # depend on what else is in the batch.
+        for expert in np.unique(chosen):
+            rows, place = np.nonzero(chosen == expert)
+            parts, inputs, weight = experts.expert(expert), x[rows], weights[rows, place, None]
+            if on_inputs:
+                inputs *= weight
+            part = self._linear(parts.down, self._gate_up(parts, config, inputs))
+            out[rows] += part if on_inputs else part * weight
+        return out
+
+    def _add(self, layer: LayerWeights, part: Float32Array, norm: Norm | None, x: Float32Array | None) -> Float32Array:
+        """x + residual_scale · norm(part), in an array of its own; `part` may be overwritten. None adds nothing."""
         y = self._normalize(part, norm)
         if layer.config.residual_scale != 1.0:
             y *= np.float32(layer.config.residual_scale)
-        y += x
+        if x is not None:
+            y += x
         return y
 
     def head(self, x: Float32Array, batch: Batch) -> Float32Array:
@@ -245,7 +353,14 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def head_rows(self, x: Float32Array) -> Float32Array:
         """Final norm and output projection of the given rows: (R, D) to logits (R, V)."""
-        return self.finish_logits(self._linear(self._weights.output, self._normalize(x, self._weights.output_norm)))
+        normed = self._normalize(self._last(x), self._weights.output_norm)
+        return self.finish_logits(self._linear(self._weights.output, normed))
+
+    def _last(self, x: Float32Array) -> Float32Array:
+        """What the head reads (R, D) of the streams behind the last layer."""
+        if self._skips is None or self._weights.head_skip is None:
+            return x
+        return self._skips.read(self._weights.head_skip, x).h
 
     def finish_logits(self, logits: Float32Array) -> Float32Array:
         """Scale and cap, in place."""
@@ -254,6 +369,8 @@ class CpuOps(LayerBricks[LayerWeights]):
             logits *= np.float32(config.logit_scale)
         if config.logit_softcap is not None:
             reference.softcap(logits, config.logit_softcap)
+        if config.silent is not None:
+            logits[..., slice(*config.silent)] = np.finfo(np.float32).min
         return logits
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
@@ -261,7 +378,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         if weights.gate is None:
             h = reference.activate(up, config.activation)
         else:
-            h = reference.gated(self._linear(weights.gate, normed), up, config.activation)
+            h = reference.gated(self._linear(weights.gate, normed), up, config)
         if weights.act_scales is not None:
             h /= weights.act_scales
         return h

@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from engine.model.config import (
     Activation,
+    AdjugateConfig,
     AttentionConfig,
     AttentionTemperature,
+    FfnConfig,
     MoeConfig,
     NormKind,
     QkNorm,
@@ -98,7 +100,8 @@ def rotate(x: Float32Array, cos: Float32Array, sin: Float32Array, style: RopeSty
 
 def temperature_factors(positions: npt.NDArray[np.int32], temperature: AttentionTemperature) -> Float32Array:
     """(T,) factors on the queries of each position."""
-    return (1.0 + temperature.scale * np.log1p(positions // temperature.length)).astype(np.float32)
+    steps = (positions.astype(np.int64) + temperature.offset) // temperature.length
+    return (1.0 + temperature.scale * np.log1p(steps)).astype(np.float32)
 
 
 def widen(half: CacheArray) -> Float32Array:
@@ -139,7 +142,7 @@ def attend(
         q: (T, H, Hd), queries at positions n_past ... n_past + T - 1.
         keys: (K, n_past + T, Hd), float16 or float32.
         values: (K, n_past + T, Hv).
-        attention: scale, window, softcap and head counts.
+        attention: scale, window or chunks, softcap and head counts.
         n_past: positions before the first query.
         sinks: (H,) one more score of every query head, or None.
         alibi_slopes: (H,) how much smaller a score becomes per position between query and key, or None.
@@ -170,7 +173,7 @@ def _attend_rows(
     """attend() for queries whose scores fit in memory."""
     n_rows, n_kv, group = q.shape[0], attention.n_kv_heads, attention.group
     end = n_past + n_rows
-    begin = 0 if attention.window is None else max(0, n_past + 1 - attention.window)
+    begin = int(_first_seen(np.array(n_past), attention))
     piece = max(64, PIECE_BYTES // (4 * n_kv * max(attention.key_width, attention.value_width)))
     # (T, K, G, Hd) -> (K, G·T, Hd): the query heads of one key head are one matrix.
     grouped = q.reshape(n_rows, n_kv, group, -1).transpose(1, 2, 0, 3).reshape(n_kv, group * n_rows, -1)
@@ -186,7 +189,7 @@ def _attend_rows(
         distance = np.arange(begin, end)[None, :] - np.arange(n_past, end)[:, None]
         by_head += extra.alibi_slopes.reshape(n_kv, group, 1, 1) * distance.astype(np.float32)
     if n_rows > 1:
-        _mask(by_head, n_past, begin, attention.window)
+        _mask(by_head, n_past, begin, attention)
     softmax(by_head, None if extra.sinks is None else extra.sinks.reshape(n_kv, group, 1, 1))
     out = np.zeros((n_kv, group * n_rows, attention.value_width), dtype=np.float32)
     for start in range(begin, end, piece):
@@ -211,13 +214,18 @@ def _add_values(out: Float32Array, weights: Float32Array, values: Float32Array) 
         out += np.multiply(weight, rest, out=np.zeros_like(out), where=weight != 0.0)
 
 
-def _mask(scores: Float32Array, n_past: int, begin: int, window: int | None) -> None:
-    """Forbid keys after the query and keys that left its window; scores (K, G, T, keys from `begin` on), in place."""
-    query = np.arange(n_past, n_past + scores.shape[2])[:, None]
+def _first_seen(query: npt.NDArray[np.intp], attention: AttentionConfig) -> npt.NDArray[np.intp]:
+    """The first position that queries at these positions see."""
+    if attention.chunk is not None:
+        return query // attention.chunk * attention.chunk
+    return np.zeros_like(query) if attention.window is None else np.maximum(0, query + 1 - attention.window)
+
+
+def _mask(scores: Float32Array, n_past: int, begin: int, attention: AttentionConfig) -> None:
+    """Forbid keys after the query and keys before those it sees; scores (K, G, T, keys from `begin` on), in place."""
+    query = np.arange(n_past, n_past + scores.shape[2])
     key = np.arange(begin, begin + scores.shape[3])[None, :]
-    forbidden = key > query
-    if window is not None:
-        forbidden |= key <= query - window
+    forbidden = (key > query[:, None]) | (key < _first_seen(query, attention)[:, None])
     np.copyto(scores, np.float32(-np.inf), where=forbidden)
 
 
@@ -241,15 +249,28 @@ def softcap(x: Float32Array, limit: float) -> None:
     x *= np.float32(limit)
 
 
-def gated(gate: Float32Array, up: Float32Array, activation: Activation) -> Float32Array:
-    """activation(gate) · up; may overwrite both."""
-    if activation is Activation.SWIGLU_CLAMPED:
+def gated(gate: Float32Array, up: Float32Array, config: FfnConfig) -> Float32Array:
+    """activation(gate) · up, both limited where FfnConfig says so; may overwrite both."""
+    activation, limit = config.activation, config.limit
+    if limit is not None and config.limits_gate:
+        gate = np.minimum(gate, np.float32(limit))
+    if activation is Activation.SITU:
+        assert config.caps is not None
+        factor = sigmoid(gate)
+        softcap(gate, config.caps[0])
+        gate *= factor
+        if config.caps[1]:
+            softcap(up, config.caps[1])
+    elif activation is Activation.SWIGLU_CLAMPED:
         gate = np.minimum(gate, np.float32(SWIGLU_LIMIT))
         up = np.clip(up, np.float32(-SWIGLU_LIMIT), np.float32(SWIGLU_LIMIT))
         gate *= sigmoid(np.float32(SWIGLU_SLOPE) * gate)
         up += np.float32(1.0)
     else:
         gate = activate(gate, activation)
+    if limit is not None:
+        up = np.clip(up, np.float32(-limit), np.float32(limit))
+        gate = gate if config.limits_gate else np.minimum(gate, np.float32(limit))
     gate *= up
     return gate
 
@@ -316,6 +337,24 @@ def route(
         weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
     weights *= np.float32(moe.weight_scale)
     return chosen, weights
+
+
+def adjugate_groups(
+    logits: Float32Array, chosen: npt.NDArray[np.intp], config: AdjugateConfig
+) -> tuple[npt.NDArray[np.intp], Float32Array]:
+    """The groups of the best experts, (T, n_used) numbers, and the weights of their adjugate experts.
+
+    Args:
+        logits: (T, E) router scores; overwritten.
+        chosen: (T, experts used) expert numbers, best first.
+        config: how many, and of how many experts each.
+    """
+    softmax(logits)
+    groups = chosen[:, : config.n_used] // config.per_group
+    weights = np.take_along_axis(logits, groups, axis=-1)
+    weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
+    weights *= np.float32(config.scale)
+    return groups, weights
 
 
 def _best_groups(choice: Float32Array, moe: MoeConfig) -> Float32Array:

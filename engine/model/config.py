@@ -10,7 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.model.indexer_config import IndexerConfig
 from engine.model.recurrent_config import RecurrentConfig
+from engine.model.rope_config import RopeConfig as RopeConfig
+from engine.model.rope_config import RopeScaling as RopeScaling
+from engine.model.rope_config import RopeStyle as RopeStyle
+from engine.model.skip_config import SkipConfig, most_streams
 
 
 class NormKind(Enum):
@@ -28,27 +33,27 @@ class QkNorm(Enum):
     WIDTH = "width"  # all heads of a token together: weight (heads · Hd,)
 
 
+class QkWeights(Enum):
+    """Weights of the norms of queries and keys."""
+
+    BOTH = "both"
+    NEITHER = "neither"
+    QUERY_GAINS = "query_gains"  # attn_q_norm is one number per head, and keys have none
+
+
 class OutputGate(Enum):
-    """Where the gate of an attention's output comes from: what the heads give is multiplied by sigmoid(gate)."""
+    """Where the gate of an attention's output comes from: the heads' values are multiplied by f(gate)."""
 
     IN_QUERY = "in_query"  # attn_q has 2 · Hd rows per head: its query, then its gate
     OWN = "own"  # attn_gate · (normalized input), H · Hv rows
+    PER_HEAD = "per_head"  # likewise, with H rows: one number for all values of a head
 
 
-class RopeStyle(Enum):
-    """Which elements of a head are rotated together."""
+class GateFunction(Enum):
+    """f of an output gate."""
 
-    NORM = "norm"  # adjacent pairs (0,1), (2,3), ...
-    NEOX = "neox"  # half split: (0, n/2), (1, n/2 + 1), ...
-
-
-class RopeScaling(Enum):
-    """How rotation frequencies are stretched beyond the trained context; the values are the names used in metadata."""
-
-    NONE = "none"
-    LINEAR = "linear"
-    YARN = "yarn"
-    LONGROPE = "longrope"  # divisors per frequency from the tensors rope_factors_long and rope_factors_short
+    SIGMOID = "sigmoid"
+    SOFTPLUS = "softplus"  # ln(1 + exp(x))
 
 
 class Activation(Enum):
@@ -63,6 +68,9 @@ class Activation(Enum):
     RELU_SQUARED = "relu_squared"  # max(x, 0)²
     # Gated only: g = min(gate, 7), u = clamp(up, -7, 7); h = g · sigmoid(1.702 g) · (u + 1).
     SWIGLU_CLAMPED = "swiglu_clamped"
+    # Gated only: b · tanh(gate / b) · sigmoid(gate) · c · tanh(up / c), or · up where c is 0, with (b, c) =
+    # FfnConfig.caps.
+    SITU = "situ"
 
 
 class Routing(Enum):
@@ -80,35 +88,13 @@ class ResidualKind(Enum):
     PARALLEL = "parallel"  # x + attention(x) + ffn(x)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary position embedding of one kind of layer.
-
-    `factor` is the context stretch s (1 = none). The YaRN fields follow Peng et al. 2023 (arXiv 2309.00071):
-    `extrapolation` blends interpolated and original frequencies, `attention_factor` multiplies cos and sin,
-    `log_multiplier` (mscale_all_dim; 0 = absent) divides that magnitude again.
-    """
-
-    style: RopeStyle
-    n_rot: int
-    base: float
-    scaling: RopeScaling = RopeScaling.NONE
-    factor: float = 1.0
-    original_context: int = 0
-    extrapolation: float = 1.0
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    log_multiplier: float = 0.0
-    long_factors: bool = False  # rope_factors_long, else rope_factors_short, where the file has them
-
-
 @dataclass(frozen=True)
 class AttentionTemperature:
-    """Queries at position p are multiplied by 1 + scale · ln(1 + floor(p / length))."""
+    """Queries at position p are multiplied by 1 + scale · ln(1 + floor((p + offset) / length))."""
 
     scale: float
     length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +132,8 @@ class AttentionConfig:
     """Grouped-query attention of one layer: H query heads share K key/value heads.
 
     Order: projection, scale, bias, clamp, QK-norm, RoPE, QK-norm where after_rope, temperature, cache. A score is
-    softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax.
+    softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax. What the heads
+    give is gated, then multiplied by attn_output.
     """
 
     n_heads: int
@@ -156,8 +143,10 @@ class AttentionConfig:
     scale: float  # multiplies q·k
     rope: RopeConfig | None  # None = this layer rotates nothing
     window: int | None = None  # a query sees this many positions, itself included; None = all
+    chunk: int | None = None  # positions are cut into chunks of so many, and a query sees those of its own; None = all
     qk_norm: QkNorm | None = None
     qk_norm_after_rope: bool = False
+    qk_norm_weights: QkWeights = QkWeights.BOTH
     temperature: AttentionTemperature | None = None
     clamp: float | None = None  # q, k and v after bias are limited to [-clamp, clamp]
     softcap: float | None = None  # a score s becomes c · tanh(s / c), before the mask
@@ -165,6 +154,9 @@ class AttentionConfig:
     alibi: float = 0.0  # largest bias; slopes are in the weights, from rope.alibi_slopes; 0 = none
     latent: LatentConfig | None = None
     output_gate: OutputGate | None = None
+    gate_function: GateFunction = GateFunction.SIGMOID
+    value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
+    indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
 
     @property
     def group(self) -> int:
@@ -179,11 +171,32 @@ class AttentionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FfnConfig:
-    """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated."""
+    """Feed-forward part: down(activation(gate(x)) · up(x)), or down(activation(up(x))) where not gated.
+
+    With a limit (gated parts only) down(min(activation(gate(x)), limit) · max(-limit, min(up(x), limit))); where
+    limits_gate it is activation(min(gate(x), limit)) instead.
+    """
 
     width: int
     activation: Activation
     gated: bool = True
+    limit: float | None = None
+    limits_gate: bool = False
+    caps: tuple[float, float] | None = None  # of Activation.SITU
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdjugateConfig:
+    """Small experts that groups of experts share (GroveMoE; arXiv 2508.07785).
+
+    With y what the mixture gives, y + scale · the sum of w_g · adjugate_g(y) over the groups g of the best n_used
+    experts; w are the router's p of the experts whose numbers are g, divided by their sum.
+    """
+
+    per_group: int  # consecutive experts of a group
+    n_used: int
+    expert: FfnConfig
+    scale: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +207,11 @@ class MoeConfig:
     3. With n_groups > 1 the experts are consecutive groups; a group's score is the sum of its two best choice scores,
     and only experts of the best n_groups_used groups can be chosen. 4. The chosen p are divided by their sum where
     `normalize` (not below 2^-14), and multiplied by weight_scale. 5. The sum over the chosen of
-    weight · expert(x). 6. The shared part's output is added, gated where shared_gate.
+    weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
+    shared_scale and gated where shared_gate.
+
+    With `latent` the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized where the
+    weights have a norm) latent_up · s is taken. Router and shared part read x.
     """
 
     n_experts: int
@@ -207,6 +224,12 @@ class MoeConfig:
     n_groups_used: int = 1
     shared: FfnConfig | None = None  # an expert that computes every token
     shared_gate: bool = False  # its output is multiplied by sigmoid(a learned score)
+    shared_scale: float = 1.0  # in the weights it is a factor of the part's down
+    weights_inputs: bool = False
+    routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
+    adjugate: AdjugateConfig | None = None
+    reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
+    latent: int | None = None  # numbers that an expert reads and gives, where these are not D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +251,8 @@ class LayerConfig:
     With r = residual_scale and norms that LayerWeights may lack (None = identity):
     y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
     parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
+    With an embedding_skip layer_output_scale · (what ModelConfig says the first layer reads) is added to the result,
+    and with a closing_norm the result is normalized as the last layer's is.
     """
 
     index: int
@@ -235,6 +260,9 @@ class LayerConfig:
     ffn: FfnConfig | MoeConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
+    block: int | None = None  # the earlier layer whose weights it has; None = it has its own
+    embedding_skip: bool = False
+    closing_norm: bool = False
 
     @property
     def attention_part(self) -> AttentionConfig | None:
@@ -270,7 +298,8 @@ class ModelConfig:
     """Everything about a model that is not a weight.
 
     x = embedding_norm(embedding_scale · token_embd[token] + position_embd[position]), layers, then the logits
-    softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c).
+    softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). Logits of the `silent` tokens
+    are the least float32.
     """
 
     architecture: str
@@ -285,12 +314,20 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    silent: tuple[int, int] | None = None  # the first, and the one behind the last
+    norms_behind: bool = False  # attn_norm and ffn_norm of every layer come after the parts
+    skip: SkipConfig | None = None  # residual connections that are more than a sum
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
 
     @property
     def n_layers(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def stream_width(self) -> int:
+        """Numbers of a token between layers, at most."""
+        return self.width * most_streams(self.skip, self.n_layers)
 
     @property
     def state_bytes(self) -> int:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 
-from engine.model.config import Activation, NormKind, OutputGate, QkNorm, RopeStyle, Routing
+from engine.model.config import Activation, GateFunction, NormKind, OutputGate, QkNorm, QkWeights, RopeStyle, Routing
+from engine.model.indexer_config import IndexerKind
+from engine.model.skip_config import SkipKind
 
 
 class Presence(Enum):
@@ -44,12 +46,14 @@ class EmbeddingParts:
 
     Attributes:
         norm: token_embd_norm normalizes the vectors.
+        bare_norm: the vectors are normalized, without a weight.
         positions: whether files have learned positions, position_embd.
         sqrt_width: vectors are multiplied by sqrt(D).
-        scale: embedding_scale is read; the default, None = not read.
+        scale: embedding_scale is read; the default (also for 0 in the file, 0 = 1), None = not read.
     """
 
     norm: bool = False
+    bare_norm: bool = False
     positions: Presence = Presence.NEVER
     sqrt_width: bool = False
     scale: float | None = None
@@ -65,6 +69,7 @@ class NormParts:
         weight: norms have a weight.
         bias: norms have a bias.
         either_epsilon: attention.layer_norm_epsilon is taken where attention.layer_norm_rms_epsilon is missing.
+        either_kind: norms are of this kind only in files that leave out attention.layer_norm_rms_epsilon, else RMS.
     """
 
     kind: NormKind = NormKind.RMS
@@ -73,6 +78,7 @@ class NormParts:
     weight: bool = True
     bias: Presence = Presence.NEVER
     either_epsilon: bool = False
+    either_kind: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +93,16 @@ class LayerParts:
         attn_post_norm: the norm after the mixer, before the residual is added.
         ffn_post_norm: the norm after the feed-forward part, before the residual is added.
         parallel: whether mixer and feed-forward part read the same input.
+        post_epsilon: ε of the norms after the parts, where it is not that of the others.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
         without_heads: a layer whose attention.head_count is 0 has no mixer, and one whose feed_forward_length is 0 no
             feed-forward part.
+        behind_stated: swin_norm may say that attn_norm and ffn_norm come after the parts.
+        loops: num_loops is read: tokens pass all layers so many times, with output_norm between the passes unless
+            skip_loop_final_norm.
+        embedding_skip: layer_output_scale times the embedding is added to what a layer gives.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
+        skip: residual connections that are more than a sum; None = what a part gives is added to what it read.
     """
 
     attn_norm: tuple[str, ...] = ("attn_norm",)
@@ -98,9 +110,14 @@ class LayerParts:
     attn_post_norm: tuple[str, ...] = ()
     ffn_post_norm: tuple[str, ...] = ()
     parallel: Parallel = Parallel.NEVER
+    post_epsilon: float | None = None
     residual_scale: float | None = None
     without_heads: bool = False
     one_part: bool = False
+    behind_stated: bool = False
+    loops: bool = False
+    embedding_skip: bool = False
+    skip: SkipKind | None = None
 
 
 @dataclass(frozen=True)
@@ -113,11 +130,14 @@ class RopeParts:
         sections: the style where rope.dimension_sections splits the frequencies among several axes of position; None =
             the key is not read.
         switch: rope.scaling.finetuned says whether anything is rotated.
-        skip_every: every n-th layer rotates nothing.
+        skip_every: the last layer of each n rotates nothing; in families with windows only where the model has them.
+        skip_first: it is the first layer of each n instead.
+        dense_lead: the first leading_dense_block_count layers rotate, also where others without a window do not.
         pattern: attention.rope_pattern may list which layers rotate.
         long_factors: rope_factors_long and rope_factors_short divide the frequencies.
         divisors: the tensor rope_freqs.weight may divide the frequencies.
         n_layers: only models of so many layers rotate; None = any.
+        beta_fast: default of rope.scaling.yarn_beta_fast.
     """
 
     style: RopeStyle
@@ -126,10 +146,13 @@ class RopeParts:
     sections: RopeStyle | None = None
     switch: bool = False
     skip_every: int | None = None
+    skip_first: bool = False
+    dense_lead: bool = False
     pattern: bool = False
     long_factors: bool = False
     divisors: bool = False
     n_layers: int | None = None
+    beta_fast: float = 32.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,19 +162,42 @@ class WindowParts:
     Attributes:
         period: without attention.sliding_window_pattern in the file, the last layer of each `period` is full (1: no
             layer has a window, 0: all have).
+        full_first: it is the first layer of each period instead.
+        chunks: positions are cut into chunks of that size, and a query sees those of its own chunk alone.
         default: window where the file does not say; None = no windows there.
         rotated_only: layers without a window do not rotate (where the model has any windows).
         base: default of rope.freq_base_swa, which windowed layers rotate with; None = that of the other layers.
         unscaled: windowed layers rotate without the scaling of the others.
+        own_width: rope.dimension_count_swa says how many elements of a head they rotate.
         n_layers: only models of so many layers have windows; None = any.
     """
 
     period: int = 0
+    full_first: bool = False
+    chunks: bool = False
     default: int | None = None
     rotated_only: bool = False
     base: float | None = None
     unscaled: bool = False
+    own_width: bool = False
     n_layers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureParts:
+    """Queries that grow with their position: see AttentionTemperature.
+
+    Attributes:
+        scale: default of attention.temperature_scale; 0 = none.
+        length: default of attention.temperature_length; None = the original context of the rotation.
+        offset: added to positions.
+        unrotated: layers that do not rotate alone have it.
+    """
+
+    scale: float = 0.0
+    length: int | None = None
+    offset: int = 0
+    unrotated: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,12 +208,38 @@ class QkNormParts:
         kind: which elements are normalized together.
         presence: whether files have the two tensors; OPTIONAL = as layer by layer the file has them.
         after_rope: the norms come after the rotation.
+        weights: of the norms.
+        norm: kind of the norms; None = that of the model. epsilon: likewise its ε.
+        rotated: layers that rotate alone have the norms.
+        not_of_experts: models of so many experts have no norms, where attention.use_qk_norm does not say otherwise.
     """
 
     kind: QkNorm
     _: KW_ONLY
     presence: Presence = Presence.ALWAYS
     after_rope: bool = False
+    weights: QkWeights = QkWeights.BOTH
+    norm: NormKind | None = None
+    epsilon: float | None = None
+    rotated: bool = False
+    not_of_experts: int | None = None
+
+
+@dataclass(frozen=True)
+class IndexerParts:
+    """The indexer that chooses which positions attention reads; all sizes are in the metadata (attention.indexer.*).
+
+    Attributes:
+        kind: how positions are scored. TOKENS: every layer has an indexer; BLOCKS: every layer behind the first
+            leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
+        style: which elements its queries and keys rotate together, where not those of attention.
+        shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
+    """
+
+    kind: IndexerKind
+    _: KW_ONLY
+    style: RopeStyle | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,13 +252,19 @@ class AttentionParts:
         latent: attention reads low-rank latent vectors (DeepSeek-2).
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
-        temperature: attention.temperature_scale is read.
+        linear_scale: scores are divided by Hd, not by its root.
+        output_scale: attention.output_scale is read and is the factor of scores; the default, None = not read.
+        temperature: queries that grow with their position; None = they do not.
         clamp: attention.clamp_kqv is read.
         alibi: attention.max_alibi_bias is read; the default, None = not read.
         alibi_layers: only models of so many layers have these biases; None = any.
         softcap: attn_logit_softcapping is read; the default, None = not read.
-        sinks: attn_sinks takes part in softmax.
-        output_gate: where the gate of the output comes from; None = there is none.
+        sinks: attn_sinks takes part in softmax; OPTIONAL = in layers of which the file has it.
+        output_gate: where the gate of the output comes from; None = there is none. Where it is OWN and attn_gate has H
+            rows, it is PER_HEAD.
+        gate_function: f of the gate.
+        value_scale: attention.value_scale is read.
+        indexer: chooses the positions that a query attends to; None = it attends to all.
     """
 
     qk_norm: QkNormParts | None = None
@@ -194,13 +272,18 @@ class AttentionParts:
     latent: bool = False
     scale: bool = False
     scale_by_width: frozenset[int] = frozenset()
-    temperature: bool = False
+    linear_scale: bool = False
+    output_scale: float | None = None
+    temperature: TemperatureParts | None = None
     clamp: bool = False
     alibi: float | None = None
     alibi_layers: int | None = None
     softcap: float | None = None
-    sinks: bool = False
+    sinks: Presence = Presence.NEVER
     output_gate: OutputGate | None = None
+    gate_function: GateFunction = GateFunction.SIGMOID
+    value_scale: bool = False
+    indexer: IndexerParts | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +297,8 @@ class FfnParts:
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
+            limits: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
+        limits_gate: they limit the gate before the activation.
     """
 
     activation: Activation = Activation.SILU
@@ -223,6 +308,8 @@ class FfnParts:
     fused_gate: Presence = Presence.NEVER
     act_scales: bool = False
     scales: bool = False
+    limits: bool = False
+    limits_gate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,11 +327,20 @@ class MoeParts:
         groups: expert_group_count and expert_group_used_count are read.
         width_of_used: without expert_feed_forward_length feed_forward_length is the width of all used experts together.
         shared: an expert for every token, of expert_shared_feed_forward_length columns, else (where shared_counted)
-            expert_shared_count times an expert's width, else (where shared_like_dense) of a dense part's width.
-        shared_counted, shared_like_dense: see shared.
+            expert_shared_count (or shared_least, if that is more) times an expert's width, else (where
+            shared_like_dense) of a dense part's width.
+        shared_counted, shared_least, shared_like_dense: see shared.
+        shared_named_dense: the shared expert's tensors have the names of a dense part and say how wide it is; it may be
+            missing.
+        shared_factor: beside a shared expert, the sum of all experts is multiplied by this.
         shared_gate: the shared expert's output is multiplied by sigmoid(ffn_gate_inp_shexp · x).
         selection_bias: exp_probs_b joins the choice of experts, where the file has it.
         activation: of the experts, where it is not that of dense parts.
+        latent: expert_latent_length is read.
+        weights_inputs: an expert's weight multiplies its input, not its output.
+        routed_early: the router reads the layer's input, before the mixer and its norm.
+        adjugates: experts_per_group experts share a smaller one, of ffn_*_chexps; expert_group_scale is read.
+        reads_input: router and experts, but not the shared expert, read the layer's input, normalized by ffn_norm_exps.
     """
 
     routing: Routing = Routing.SOFTMAX
@@ -258,10 +354,18 @@ class MoeParts:
     width_of_used: bool = False
     shared: bool = False
     shared_counted: bool = False
+    shared_least: int = 0
     shared_like_dense: bool = False
+    shared_named_dense: bool = False
+    shared_factor: float = 1.0
     shared_gate: bool = False
     selection_bias: bool = False
     activation: Activation | None = None
+    latent: bool = False
+    weights_inputs: bool = False
+    routed_early: bool = False
+    adjugates: bool = False
+    reads_input: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,15 +374,19 @@ class HeadParts:
 
     Attributes:
         scale: what logit_scale does.
-        scale_width: without logit_scale in the file it is D / this; None = 1.
+        scale_default: logit_scale where the file leaves it out or states 0.
+        scale_width: likewise it is D / this; None = scale_default.
         softcap: final_logit_softcapping is read; the default, None = not read.
-        norm: name of the last norm.
+        silent: tokens that are never given: the first, and the one behind the last; None = there are none.
+        norm: name of the last norm; None = there is none.
     """
 
     scale: LogitScale = LogitScale.NONE
+    scale_default: float = 1.0
     scale_width: int | None = None
     softcap: float | None = None
-    norm: str = "output_norm"
+    silent: tuple[int, int] | None = None
+    norm: str | None = "output_norm"
 
 
 @dataclass(frozen=True, kw_only=True)

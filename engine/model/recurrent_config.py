@@ -133,6 +133,43 @@ class Mamba2Config(RecurrentConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plamo2Config(RecurrentConfig):
+    """State space with one decay per head, whose B, C and steps are made of the convolved input (PLaMo 2).
+
+    I channels are H heads of P = I / H. 1. ssm_in · x has per head P numbers of z, then P of u; u = silu(conv(u)).
+    2. [B, C, d] = ssm_x · u, of S, S and dt_rank numbers, each normalized (RMS, with ssm_b_norm, ssm_c_norm and
+    ssm_dt_norm); Δ = softplus(ssm_dt · d + bias), per head. 3. As Mamba2Config with one group: h becomes
+    exp(Δ · ssm_a) · h + (Δ · u) ⊗ B, and y = h · C + ssm_d · u. 4. ssm_out · (y · silu(z)).
+    """
+
+    inner: int  # I
+    state: int  # S
+    conv_width: int  # W
+    heads: int  # H
+    dt_rank: int
+
+    @property
+    def head_width(self) -> int:
+        """P."""
+        return self.inner // self.heads
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """conv_state (I, W - 1), oldest input first, and ssm_state (H, P, S)."""
+        return (self.inner, self.conv_width - 1), (self.heads, self.head_width, self.state)
+
+    @property
+    def row_width(self) -> int:
+        """See RecurrentConfig.row_width."""
+        return 8 * self.inner + 2 * (self.dt_rank + 2 * self.state)
+
+    @property
+    def normalized_widths(self) -> tuple[int, ...]:
+        """See RecurrentConfig.normalized_widths."""
+        return self.dt_rank, self.state
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeltaNetConfig(RecurrentConfig):
     """Gated delta rule (Yang, Kautz and Hatamizadeh 2024, arXiv 2412.06464), as Qwen3-Next has it.
 
@@ -186,12 +223,15 @@ class KimiDeltaConfig(RecurrentConfig):
 
     As DeltaNetConfig with H heads of each kind, but: 1. q, k and v have projections and convolutions of their own.
     2. g = ssm_a · softplus(ssm_f_b · ssm_f_a · x + bias) has S numbers per head, and row i of M is multiplied by
-    exp(g_i). 4. Heads of y are multiplied by sigmoid(ssm_g_b · ssm_g_a · x); the last product is attn_output.
+    exp(g_i); with a floor g = floor · sigmoid(ssm_a · (ssm_f_b · ssm_f_a · x + bias)) instead. 4. Heads of y are
+    multiplied by sigmoid(ssm_g_b · ssm_g_a · x); the last product is attn_output. ssm_f_a and ssm_g_a may have all rows
+    themselves, without a second matrix.
     """
 
     heads: int  # H
     head_width: int  # S
     conv_width: int  # W
+    decay_floor: float | None = None  # below zero; g does not fall below it
 
     @property
     def inner(self) -> int:
@@ -212,3 +252,38 @@ class KimiDeltaConfig(RecurrentConfig):
     def normalized_widths(self) -> tuple[int, ...]:
         """See RecurrentConfig.normalized_widths."""
         return (self.head_width,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightningConfig(RecurrentConfig):
+    """Linear attention with a fixed decay per head (lightning attention of MiniMax-01, arXiv 2501.08313).
+
+    1. [q, k, v] = silu(attn_qkv · x), of S numbers each for every one of H heads in turn. 2. The state M (H, S, S), one
+    row per key column, becomes exp(-rate · slope) · M + k ⊗ v, where slope is the head's slope of linear biases
+    (rope.alibi_slopes with a largest bias of 8), and y = q · M. 3. y of all heads is normalized together (RMS,
+    attn_norm_2) and multiplied by sigmoid(attn_gate · x); attn_output · y.
+    """
+
+    heads: int  # H
+    head_width: int  # S
+    rate: float
+
+    @property
+    def inner(self) -> int:
+        """Numbers of all heads."""
+        return self.heads * self.head_width
+
+    @property
+    def state_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The state M (H, S, S)."""
+        return ((self.heads, self.head_width, self.head_width),)
+
+    @property
+    def row_width(self) -> int:
+        """See RecurrentConfig.row_width."""
+        return 8 * self.inner
+
+    @property
+    def normalized_widths(self) -> tuple[int, ...]:
+        """See RecurrentConfig.normalized_widths."""
+        return (self.inner,)

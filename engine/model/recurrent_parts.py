@@ -11,7 +11,7 @@ class Placement(Enum):
 
     ALL = "all"  # every layer, and none has attention
     WITHOUT_KEYS = "without_keys"  # those whose attention.head_count_kv is 0
-    # attention.recurrent_layers says it; without that all but each full_attention_interval-th (4 where not stated).
+    # attention.recurrent_layers says it; without that all but each full_attention_interval-th.
     LISTED = "listed"
     BESIDE_ATTENTION = "beside_attention"  # every layer has both, which read the same input
 
@@ -24,6 +24,8 @@ class Recurrence(Enum):
     MAMBA_2 = "mamba_2"  # Mamba2Config
     DELTA_NET = "delta_net"  # DeltaNetConfig
     KIMI_DELTA = "kimi_delta"  # KimiDeltaConfig
+    LIGHTNING = "lightning"  # LightningConfig
+    PLAMO_2 = "plamo_2"  # Plamo2Config
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,15 @@ class RecurrentParts:
         placement: which layers have it.
         norm_weights: Mamba 1: d, B and C are normalized with ssm_dt_norm, ssm_b_norm and ssm_c_norm.
         grouped_heads: gated delta rules: value heads of one key head follow each other; otherwise they are G apart.
+        interval: LISTED: default of full_attention_interval.
+        decay_floor: Kimi delta attention: kda.gate_lower_bound is read.
+        negative_rates: Kimi delta attention with a floor: ssm_a in files has the other sign.
     """
 
     kind: Recurrence
     placement: Placement
     norm_weights: bool = False
     grouped_heads: bool = False
+    interval: int = 4
+    decay_floor: bool = False
+    negative_rates: bool = False

@@ -7,112 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from engine.gguf.quants import GGMLType
-from engine.model.config import LayerConfig, NormKind, ResidualKind
+from engine.model.config import LayerConfig, ResidualKind
+from engine.model.indexer_weights import IndexerWeights
+from engine.model.matrices import ExpertLinear as ExpertLinear
+from engine.model.matrices import Float32Array as Float32Array
+from engine.model.matrices import Linear as Linear
+from engine.model.matrices import Norm as Norm
+from engine.model.matrices import Weight as Weight
 from engine.model.rope import RopeTable
-
-Float32Array = npt.NDArray[np.float32]
-Uint8Array = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """A matrix (rows, columns), or a stack of them (E, rows, columns), packed in blocks along the columns.
-
-    Attributes:
-        name: the tensor's name in the file (a slice keeps it and appends its range).
-        type: block format of every row.
-        shape: in elements, outermost first.
-        raw: uint8 (..., rows, bytes per row), read-only view of the mapped file.
-    """
-
-    name: str
-    type: GGMLType
-    shape: tuple[int, ...]
-    raw: Uint8Array
-
-    @property
-    def rows(self) -> int:
-        """Rows of one matrix: outputs of the product."""
-        return self.shape[-2]
-
-    @property
-    def columns(self) -> int:
-        """Columns of one matrix: inputs of the product."""
-        return self.shape[-1]
-
-    @property
-    def n_bytes(self) -> int:
-        """Packed size."""
-        return self.raw.nbytes
-
-    def slice_rows(self, start: int, stop: int) -> Weight:
-        """Rows start:stop of a matrix, or of every matrix of a stack, as a view."""
-        shape = (*self.shape[:-2], stop - start, self.columns)
-        return Weight(f"{self.name}[{start}:{stop}]", self.type, shape, self.raw[..., start:stop, :])
-
-    def expert(self, index: int) -> Weight:
-        """One matrix of a stack, as a view."""
-        assert len(self.shape) == 3
-        return Weight(f"{self.name}[{index}]", self.type, self.shape[1:], self.raw[index])
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """y = scale · (W x) + bias; W is (N, M), bias (N,) float32 or None."""
-
-    weight: Weight
-    bias: Float32Array | None = None
-    scale: float = 1.0
-
-    def slice_rows(self, start: int, stop: int) -> Linear:
-        """The projection to outputs start:stop, as a view."""
-        bias = None if self.bias is None else self.bias[start:stop]
-        return Linear(self.weight.slice_rows(start, stop), bias, self.scale)
-
-
-@dataclass(frozen=True, eq=False)
-class ExpertLinear:
-    """E projections in one stack: yₑ = scaleₑ · (Wₑ x) + biasₑ; W (E, N, M), scale (E,), bias (E, N) or None."""
-
-    weight: Weight
-    bias: Float32Array | None = None
-    scale: Float32Array | None = None
-
-    def __post_init__(self) -> None:
-        # Views are made once: a decode step asks for several of them per layer.
-        linears = []
-        for index in range(self.weight.shape[0]):
-            bias = None if self.bias is None else self.bias[index]
-            scale = 1.0 if self.scale is None else float(self.scale[index])
-            linears.append(Linear(self.weight.expert(index), bias, scale))
-        object.__setattr__(self, "_linears", tuple(linears))
-
-    def slice_rows(self, start: int, stop: int) -> ExpertLinear:
-        """The projections to outputs start:stop of every expert, as a view."""
-        bias = None if self.bias is None else self.bias[:, start:stop]
-        return ExpertLinear(self.weight.slice_rows(start, stop), bias, self.scale)
-
-    def expert(self, index: int) -> Linear:
-        """The projection of one expert."""
-        linears: tuple[Linear, ...] = self._linears  # type: ignore[attr-defined]
-        return linears[index]
-
-
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """A normalization of the last axis, then its weight and bias, float32 (D,) or None for none.
-
-    Weight and bias (heads, Hd) act on x (T, heads, Hd): every head has its own.
-    """
-
-    kind: NormKind
-    epsilon: float
-    weight: Float32Array | None
-    bias: Float32Array | None = None
+from engine.model.skip_weights import SkipWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +43,8 @@ class AttentionWeights:
     """q (H·Hd, D), k (K·Hd, D), v (K·Hv, D), output (D, H·Hv).
 
     q, k and v may be row ranges of one tensor. Norms are as AttentionConfig.qk_norm says; v is never normalized.
-    sinks and alibi_slopes are float32 (H,) or None. gate (H · Hv, D) is that of OutputGate.OWN; with IN_QUERY q
-    has 2 · H · Hd rows. Where `latent` is set q, k and v are None, and output is
+    sinks and alibi_slopes are float32 (H,) or None. gate is that of OutputGate.OWN, (H · Hv, D), or PER_HEAD, (H, D);
+    with IN_QUERY q has 2 · H · Hd rows. Where `latent` is set q, k and v are None, and output is
     (D, H · LatentConfig.value_width).
     """
 
@@ -156,6 +59,7 @@ class AttentionWeights:
     alibi_slopes: Float32Array | None = None
     latent: LatentWeights | None = None
     gate: Linear | None = None
+    indexer: IndexerWeights | None = None
 
     @property
     def qkv(self) -> tuple[Linear, Linear, Linear]:
@@ -180,25 +84,46 @@ class FfnWeights:
 
 
 @dataclass(frozen=True, eq=False)
-class MoeWeights:
-    """router (E, D); gate and up (E, F, D), down (E, D, F); a shared expert and its gate (1, D), or None.
+class LatentExpertWeights:
+    """Weights of MoeConfig.latent, L numbers: down (L, D), up (D, L), and a norm of L numbers or None."""
 
-    gate and up may be row ranges of one stack; gate is None where experts have none. selection_bias (E,) float32 joins
-    the choice of experts only.
+    down: Linear
+    norm: Norm | None
+    up: Linear
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ExpertsWeights:
+    """Experts alike: gate and up (E, F, D), down (E, D, F).
+
+    gate and up may be row ranges of one stack; gate is None where experts have none. In a model with
+    LatentExpertWeights D is L.
     """
 
-    router: Linear
     gate: ExpertLinear | None
     up: ExpertLinear
     down: ExpertLinear
-    shared: FfnWeights | None
-    shared_gate: Linear | None
-    selection_bias: Float32Array | None = None
 
     def expert(self, index: int) -> FfnWeights:
         """The feed-forward part of one expert."""
         gate = None if self.gate is None else self.gate.expert(index)
         return FfnWeights(gate, self.up.expert(index), self.down.expert(index))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MoeWeights(ExpertsWeights):
+    """Experts with a router (E, D), and a shared expert and its gate (1, D) or None.
+
+    selection_bias (E,) float32 joins the choice of experts only. norm is that of MoeConfig.reads_input.
+    """
+
+    router: Linear
+    shared: FfnWeights | None
+    shared_gate: Linear | None
+    selection_bias: Float32Array | None = None
+    norm: Norm | None = None
+    adjugate: ExpertsWeights | None = None
+    latent: LatentExpertWeights | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,6 +214,7 @@ class KimiDeltaWeights:
     """Weights of KimiDeltaConfig.
 
     q, k and v (H · S, D), beta (H, D), decay_a and gate_a (S, D), decay_b and gate_b (H · S, S), output (D, H · S).
+    Where decay_b or gate_b is None, the first of the two is (H · S, D).
     float32: conv1d (3 · H · S, W) of q, k and v, dt_bias (H · S,), a (H,); norm's weight is (S,).
     """
 
@@ -297,9 +223,9 @@ class KimiDeltaWeights:
     v: Linear
     beta: Linear
     decay_a: Linear
-    decay_b: Linear
+    decay_b: Linear | None
     gate_a: Linear
-    gate_b: Linear
+    gate_b: Linear | None
     conv1d: Float32Array
     dt_bias: Float32Array
     a: Float32Array
@@ -308,11 +234,58 @@ class KimiDeltaWeights:
 
     def linears(self) -> tuple[Linear, ...]:
         """All projections."""
-        decays = self.decay_a, self.decay_b
-        return self.q, self.k, self.v, self.beta, *decays, self.gate_a, self.gate_b, self.output
+        low_rank = (linear for linear in (self.decay_a, self.decay_b, self.gate_a, self.gate_b) if linear is not None)
+        return self.q, self.k, self.v, self.beta, *low_rank, self.output
 
 
-RecurrentWeights = MambaWeights | ShortConvWeights | Mamba2Weights | DeltaNetWeights | KimiDeltaWeights
+@dataclass(frozen=True, eq=False)
+class LightningWeights:
+    """Weights of LightningConfig: qkv (3 · H · S, D), gate (H · S, D), output (D, H · S), decay (H,) float32."""
+
+    qkv: Linear
+    gate: Linear
+    norm: Norm
+    output: Linear
+    decay: Float32Array
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return self.qkv, self.gate, self.output
+
+
+@dataclass(frozen=True, eq=False)
+class Plamo2Weights:
+    """Weights of Plamo2Config.
+
+    ssm_in (2 · I, D), ssm_x (2 · S + dt_rank, I), ssm_dt (H, dt_rank) with its bias, ssm_out (D, I). float32: conv1d
+    (I, W), a and d (H,).
+    """
+
+    ssm_in: Linear
+    conv1d: Float32Array
+    ssm_x: Linear
+    ssm_dt: Linear
+    a: Float32Array
+    d: Float32Array
+    b_norm: Norm
+    c_norm: Norm
+    dt_norm: Norm
+    ssm_out: Linear
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return self.ssm_in, self.ssm_x, self.ssm_dt, self.ssm_out
+
+
+RecurrentWeights = (
+    MambaWeights
+    | ShortConvWeights
+    | Mamba2Weights
+    | DeltaNetWeights
+    | KimiDeltaWeights
+    | LightningWeights
+    | Plamo2Weights
+)
 """Weights of a recurrent mixer, one class per class of engine.model.recurrent_config."""
 
 
@@ -330,7 +303,11 @@ MixerWeights = AttentionWeights | RecurrentWeights | CombinedWeights
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing."""
+    """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing.
+
+    mixer_skip and ffn_skip belong to residual connections that are more than a sum; embedding_scale is the factor of
+    LayerConfig.embedding_skip.
+    """
 
     config: LayerConfig
     attn_norm: Norm | None
@@ -340,6 +317,10 @@ class LayerWeights:
     moe: MoeWeights | None
     attn_post_norm: Norm | None = None
     ffn_post_norm: Norm | None = None
+    mixer_skip: SkipWeights | None = None
+    ffn_skip: SkipWeights | None = None
+    embedding_scale: float = 0.0
+    closing_norm: Norm | None = None
 
     @property
     def attention(self) -> AttentionWeights:
@@ -369,13 +350,15 @@ class LayerWeights:
 class ModelWeights:
     """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor.
 
-    position_embd (context, D) has learned positions or is None.
+    position_embd (context, D) has learned positions or is None. head_skip is that of the
+    head, where residual connections are more than a sum.
     """
 
     token_embd: Weight
     layers: tuple[LayerWeights, ...]
-    output_norm: Norm
+    output_norm: Norm | None
     output: Linear
     tied: bool
     embedding_norm: Norm | None = None
     position_embd: Weight | None = None
+    head_skip: SkipWeights | None = None

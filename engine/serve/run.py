@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
-from engine.api.async_llm import AsyncLLM, AsyncStream, Given
+from engine.api.async_llm import AsyncLLM, AsyncStream, Given, is_short
 from engine.api.driver import PromptProgress
 from engine.errors import ConstraintError, ContextFullError
 from engine.request import GenerationResult, GenerationStats, StreamChunk
@@ -183,6 +183,8 @@ class Run:
 
     async def _ids(self, prompt: Given) -> list[int]:
         assert not isinstance(prompt, ChatPrompt), "conversations have token ids already"
+        if is_short(prompt):
+            return self.llm.llm.prompt_ids(prompt)
         return await asyncio.to_thread(self.llm.llm.prompt_ids, prompt)
 
     def _fitting(self, prompt: Given, params: SamplingParams) -> SamplingParams:

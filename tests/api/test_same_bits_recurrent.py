@@ -16,7 +16,18 @@ from tests.support.hybrid_models import tiny_hybrid
 from tests.support.injection import interrupted
 from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
-HYBRIDS = ("lfm2", "mamba2", "falcon-h1", "nemotron_h", "jamba", "qwen35", "kimi-linear")
+HYBRIDS = (
+    "lfm2",
+    "mamba2",
+    "falcon-h1",
+    "nemotron_h",
+    "jamba",
+    "qwen35",
+    "kimi-linear",
+    "plamo2",
+    "minimax-01",
+    "kimi-k3",
+)
 """Families of which every kind of recurrent mixer and of hybrid has one."""
 
 

@@ -1,7 +1,8 @@
 """The same bits for a request however it is fed, on the CPU and with tiny random models: nothing but this file needed.
 
 The models have what makes rows meet: a sliding window with attention sinks and routed experts; latent attention; q, k
-and v that are clamped, for which there is no kernel; quantized rows, for which kernels differ by the number of rows.
+and v that are clamped, for which there is no kernel; indexers, which choose positions for each row; quantized rows, for
+which kernels differ by the number of rows.
 """
 
 import numpy as np
@@ -11,6 +12,7 @@ from engine import LLM, SamplingParams
 from engine.gguf.types import GGMLType
 from tests.support.feature_models import latent, no_norm_weights, sinks_and_clamped_gates
 from tests.support.gguf_builder import tiny_llama
+from tests.support.indexer_models import blocks, tokens
 from tests.support.naive_model import VOCAB
 
 CONTEXT, N = 256, 24
@@ -42,12 +44,29 @@ def clamped(path):
     return VOCAB, file.write(path)
 
 
+def indexed(path):
+    """Latent attention over 40 positions that an indexer chooses."""
+    file, _ = tokens(**{"attention.indexer.top_k": 40})
+    file.meta["context_length"] = CONTEXT
+    return VOCAB, file.write(path)
+
+
+def indexed_blocks(path):
+    """Blocks of 16 positions, of which each key/value head has its own choice of 3."""
+    file, _ = blocks()
+    file.meta |= {"context_length": CONTEXT, "attention.indexer.block_size": 16}
+    return VOCAB, file.write(path)
+
+
 def quantized(path):
     tiny_llama(path / "q.gguf", width=256, ffn=512, context_length=CONTEXT, weight_type=GGMLType.Q4_K)
     return 272, path / "q.gguf"
 
 
-@pytest.fixture(scope="module", params=[sinks, absorbed, expanded, clamped, quantized], ids=lambda make: make.__name__)
+MODELS = [sinks, absorbed, expanded, clamped, indexed, indexed_blocks, quantized]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda make: make.__name__)
 def model(request, tmp_path_factory):
     """The file, prompts for it, and what each gives on its own with nothing reused."""
     vocab, path = request.param(tmp_path_factory.mktemp("tiny"))

@@ -13,6 +13,7 @@ from engine.model.loader import load_model
 from tests.support.conformance import GPU_NAMES
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, pages_of, token_ids
+from tests.support.peer_models import GPU_MODELS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.shared]
 
@@ -34,6 +35,7 @@ PARTS |= {
     f"latent{'_absorbed' * absorbed}{'_compressed' * low_rank}": partial(latent, absorbed, low_rank)
     for absorbed, low_rank in LATENT_CASES
 }
+PARTS |= {name: lambda make=make: (make(), {}) for name, make in GPU_MODELS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from tests.support.feature_models import (
     EXPERT,
     LATENT_CASES,
     MOE,
+    chunks,
     latent,
     sinks_and_clamped_gates,
     unrotated_layers,
@@ -28,6 +29,7 @@ from tests.support.feature_models import (
 from tests.support.gguf_builder import tiny_llama
 from tests.support.hybrid_models import tiny_hybrid
 from tests.support.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
+from tests.support.peer_models import GPU_MODELS
 from tests.support.recurrent_models import tiny_mamba
 
 
@@ -42,6 +44,14 @@ def _name(case):
     if isinstance(case, partial):
         return f"{case.func.__name__}{case.args}"
     return case.__name__
+
+
+@pytest.mark.parametrize("name", GPU_MODELS)
+def test_families_of_known_parts_are_served(tmp_path, name):
+    with open_gguf(GPU_MODELS[name]().write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == []
+        del model
 
 
 @pytest.mark.parametrize("case", [*CASES, *(partial(latent, *case) for case in LATENT_CASES)], ids=_name)
@@ -63,12 +73,26 @@ def test_every_part_that_a_model_may_have_is_served(tmp_path, case):
         ("nemotron_h", ["Mamba 2 layers", "layers of a feed-forward part alone"]),
         ("qwen35", ["gated delta rules", "gated attention"]),
         ("kimi-linear", ["Kimi delta attention"]),
+        ("bailingmoe3", ["Kimi delta attention", "gated attention"]),
+        ("plamo2", ["PLaMo 2 layers"]),
     ],
 )
 def test_hybrids_are_declined_by_name(tmp_path, family, words):
     with open_gguf(tiny_hybrid(tmp_path / "tiny.gguf", family)) as gguf:
         model = load_model(gguf)
         assert missing_features(model) == words
+        del model
+
+
+def test_what_llama_4_lacks(tmp_path):
+    with open_gguf(chunks()[0].write(tmp_path)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == [
+            "attention in chunks",
+            "normalized queries and keys without weights",
+            "weights of experts on their inputs",
+            "offsets of attention's temperature",
+        ]
         del model
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kv_cache import KVCache
-from engine.cpu.recurrent import convolution, delta_net, mamba, mamba_2
+from engine.cpu.recurrent import convolution, delta_net, lightning, mamba, mamba_2, plamo_2
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools
 from engine.cpu.reference import normalize
@@ -116,6 +116,8 @@ def test_bits_do_not_depend_on_pieces_or_batches(opened, family):
         ("nemotron_h", mamba_2, "short_convolution"),
         ("qwen35", delta_net, "delta_rule"),
         ("kimi-linear", delta_net, "delta_rule"),
+        ("minimax-01", lightning, "decayed_sum"),
+        ("plamo2", plamo_2, "grouped_scan"),
     ],
 )
 @pytest.mark.parametrize("call", range(2))
@@ -157,6 +159,9 @@ def test_layers_keep_what_their_parts_need(opened):
         ("qwen35", "ssm.inner_size", 128, "allowed is heads"),
         ("kimi-linear", "attention.head_count", np.array([0, 0], np.int32), "head_count is 0 in all layers|0 heads"),
         ("lfm2", "shortconv.l_cache", 1, "allowed is an integer from 2"),
+        ("minimax-01", "attention.value_length", 16, "needs the same width for both"),
+        ("plamo2", "ssm.time_step_rank", 3, "allowed is a multiple of the heads"),
+        ("bailingmoe3", "kda.gate_lower_bound", 1.0, "from -1e[+]06 to 0"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, family, key, value, words):

@@ -12,21 +12,16 @@ from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from tests.support.conformance import SAME_AS, error
 from tests.support.naive_model import TOKENS
-from tests.support.peer_models import FAMILIES, MODELS, RUN_CONTEXT, TARGET, written
+from tests.support.peer_models import FAMILIES, MODELS, RUN_CONTEXT, logits_file, shown, written
 
 LIMITS = {"qwen2vl": 1e-6}
 """llama.cpp rounds something of this one to float16: its qwen2, which computes the same, agrees within 1e-12."""
 
 
-@pytest.fixture(scope="module")
-def references():
-    with np.load(TARGET) as stored:
-        return dict(stored)
-
-
 @pytest.mark.parametrize("reference", [True, False], ids=["reference", "kernels"])
 @pytest.mark.parametrize("name", MODELS)
-def test_logits(name, reference, references, tmp_path):
+def test_logits(name, reference, tmp_path):
+    expected = np.load(logits_file(name))
     with open_gguf(written(MODELS[name](), tmp_path)) as gguf:
         model = load_model(gguf, lambda trained: RUN_CONTEXT)
         backend = CpuBackend(model, context_length=32, kv_type="f32", max_sequences=2, threads=2, reference=reference)
@@ -35,8 +30,8 @@ def test_logits(name, reference, references, tmp_path):
         backend.close()
         del model, backend
     limit = LIMITS.get(name, 1e-8)
-    assert error(at_once, references[name]) < limit
-    assert error(np.concatenate(single), references[name]) < limit
+    assert error(shown(at_once), expected) < limit
+    assert error(shown(np.concatenate(single)), expected) < limit
 
 
 def test_every_other_family_is_covered():

@@ -1,33 +1,39 @@
 """Names of the conformance files: tiny random models, with logits that llama.cpp computed in float32."""
 
 NAMES = (
-    "baichuan-dense", "bailingmoe-moe", "bailingmoe2-moe", "bloom-dense", "cohere2-dense", "command-r-dense",
-    "dbrx-moe", "deci-dense", "deepseek-moe", "deepseek2-moe", "ernie4_5-moe", "ernie4_5-moe-moe", "exaone-moe-moe",
-    "exaone4-dense", "falcon-dense", "falcon-h1-dense", "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense",
-    "glm4moe-moe", "gpt-oss-moe", "gpt2-dense", "gptneox-dense", "granite-dense", "granite-moe", "granite_swa-dense",
-    "granitehybrid-dense", "hunyuan-dense-dense", "hunyuan_vl-dense", "hy_v3-moe", "internlm2-dense", "jamba-dense",
-    "kimi-linear-moe", "lfm2-dense", "lfm2moe-moe", "llama-dense", "llama-moe", "mamba-dense", "mamba2-dense",
-    "minicpm-dense", "minimax-m2-moe", "mistral3-dense", "mistral4-moe", "mpt-dense", "nemotron-dense",
-    "nemotron_h-dense", "nemotron_h_moe-dense", "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense", "phi3-dense",
-    "phimoe-moe", "plamo3-dense", "qwen-dense", "qwen2-dense", "qwen2moe-moe", "qwen3-dense", "qwen35-dense",
-    "qwen35moe-moe", "qwen3moe-moe", "qwen3next-moe", "seed_oss-dense", "smollm3-dense", "stablelm-dense",
-    "starcoder2-dense",
+    "afmoe-moe", "baichuan-dense", "bailingmoe-moe", "bailingmoe2-moe", "bailingmoe3-moe", "bloom-dense",
+    "cohere2-dense", "cohere2moe-moe", "command-r-dense", "dbrx-moe", "deci-dense", "deepseek-moe", "deepseek2-moe",
+    "deepseek32-moe", "ernie4_5-moe", "ernie4_5-moe-moe", "exaone-moe-moe", "exaone4-dense", "falcon-dense",
+    "falcon-h1-dense", "gemma-dense", "gemma2-dense", "gemma3-dense", "glm4-dense", "glm4moe-moe", "gpt-oss-moe",
+    "gpt2-dense", "gptneox-dense", "granite-dense", "granite-moe", "granite_swa-dense", "granitehybrid-dense",
+    "grok-moe", "hunyuan-dense-dense", "hunyuan_vl-dense", "hy_v3-moe", "internlm2-dense", "jamba-dense",
+    "kimi-k3-moe", "kimi-linear-moe", "laguna-moe", "lfm2-dense", "lfm2moe-moe", "llama-dense", "llama-moe",
+    "llama4-moe", "mamba-dense", "mamba2-dense", "mimo2-moe", "minicpm-dense", "minicpm3-dense", "minimax-01-moe",
+    "minimax-m2-moe", "minimax-m3-moe", "mistral3-dense", "mistral4-moe", "mpt-dense", "nemotron-dense",
+    "nemotron_h-dense", "nemotron_h_moe-dense", "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense",
+    "phi3-dense", "phimoe-moe", "plamo2-dense", "plamo3-dense", "qwen-dense", "qwen2-dense", "qwen2moe-moe",
+    "qwen3-dense", "qwen35-dense", "qwen35moe-moe", "qwen3moe-moe", "qwen3next-moe", "seed_oss-dense",
+    "smallthinker-moe", "smollm3-dense", "stablelm-dense", "starcoder2-dense",
 )  # fmt: skip
 """Files of conformance/ and conformance2/ whose families are supported."""
 
 ON_CPU_ALONE = {
-    "falcon-h1-dense", "granitehybrid-dense", "jamba-dense", "kimi-linear-moe", "lfm2-dense", "lfm2moe-moe",
-    "mamba2-dense", "nemotron_h-dense", "nemotron_h_moe-dense", "qwen35-dense", "qwen35moe-moe", "qwen3next-moe",
+    "afmoe-moe", "bailingmoe3-moe", "deepseek32-moe", "falcon-h1-dense", "granitehybrid-dense", "jamba-dense",
+    "kimi-k3-moe", "kimi-linear-moe", "laguna-moe", "lfm2-dense", "lfm2moe-moe", "llama4-moe", "mamba2-dense",
+    "minimax-01-moe", "minimax-m3-moe", "nemotron_h-dense", "nemotron_h_moe-dense", "plamo2-dense", "qwen35-dense",
+    "qwen35moe-moe", "qwen3next-moe", "smallthinker-moe",
 }  # fmt: skip
 """Those that the GPU declines."""
 
 GPU_NAMES = tuple(name for name in NAMES if name not in ON_CPU_ALONE)
 
 SAME_AS = {
-    "arcee", "chatglm", "codeshell", "dots1", "exaone", "granitemoe", "hunyuan-moe", "orion", "qwen2vl", "qwen3vl",
-    "qwen3vlmoe", "starcoder", "xverse",
+    "arcee", "arctic", "chameleon", "chatglm", "codeshell", "cogvlm", "deepseek2-ocr", "dots1", "exaone", "granitemoe",
+    "grovemoe", "hunyuan-moe", "jais", "jais2", "maincoder", "maple", "mellum", "muse-glimmer", "nanbeige", "openelm",
+    "orion", "paddleocr", "pangu-embedded", "plamo", "qwen2vl", "qwen3vl", "qwen3vlmoe", "refact", "spark2_5",
+    "starcoder", "talkie", "xverse",
 }  # fmt: skip
-"""Families made of parts that others are measured with, and of which test_peer_logits.py has references."""
+"""Families without a conformance file, of which test_peer_logits.py has references."""
 
 
 def error(found, expected):

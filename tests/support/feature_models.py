@@ -7,6 +7,7 @@ import numpy as np
 from tests.support.naive_model import (
     ATTENTION,
     CONTEXT,
+    EPSILON,
     FFN,
     FUSED,
     GATED,
@@ -173,7 +174,7 @@ def mixture(naive, p, x, choose, act=lambda g, u: g * sigmoid(g) * u):
         total += weight * expert("ffn_down_exps", index, act(gate, up))
     if f"{p}.ffn_up_shexp.weight" in t:
         gate, up = (naive.project(f"{p}.ffn_{which}_shexp", x) for which in ("gate", "up"))
-        total += naive.project(f"{p}.ffn_down_shexp", gate * sigmoid(gate) * up)
+        total += naive.project(f"{p}.ffn_down_shexp", act(gate, up))
     return total
 
 
@@ -225,6 +226,70 @@ def sigmoid_routing_in_groups(scores, bias):
     choice = [(p + bias)[e] if e // 2 in allowed else -np.inf for e in range(EXPERTS)]
     best = np.argsort(choice)[::-1][:USED]
     return {e: 2.5 * p[e] / p[best].sum() for e in best}
+
+
+class NaiveChunks(Naive):
+    """Llama 4: layers in chunks of positions; every fourth rotates nothing and has queries that grow instead."""
+
+    chunk, scale_of_growth, length = 5, 0.5, 3
+
+    def heads(self, p, x, position, layer):
+        q, k, v = super().heads(p, x, position, layer)
+        if layer % 4 == 3:
+            return q * (1 + self.scale_of_growth * math.log1p((position + 1) // self.length)), k, v
+        return *(one / np.sqrt((one**2).mean(-1, keepdims=True) + EPSILON) for one in (q, k)), v
+
+    def attend(self, p, q, keys, values, position, layer):
+        self.windows[layer] = None if layer % 4 == 3 else position % self.chunk + 1
+        return super().attend(p, q, keys, values, position, layer)
+
+
+def chunks():
+    file = File(
+        "llama4", 5, attention__sliding_window=NaiveChunks.chunk, attention__temperature_length=NaiveChunks.length,
+        attention__temperature_scale=NaiveChunks.scale_of_growth, interleave_moe_layer_step=2, **MOE,
+    )  # fmt: skip
+    file.layers(matrices=ATTENTION, norms=NORMS)
+    for layer in range(5):
+        for name, shape in expert_tensors(shared=EXPERT) if layer % 2 else GATED:
+            file.matrix(f"blk.{layer}.{name}", *shape, gain=1.5)
+
+    def part(naive, p, x):
+        t, total = naive.t, 0.0
+        for which in ("_shexp", "") if f"{p}.ffn_gate_inp.weight" in t else ("",):
+            if f"{p}.ffn_up{which}.weight" in t:
+                gate, up = (naive.project(f"{p}.ffn_{one}{which}", x) for one in ("gate", "up"))
+                total += naive.project(f"{p}.ffn_down{which}", gate * sigmoid(gate) * up)
+        scores = naive.project(f"{p}.ffn_gate_inp", x) if f"{p}.ffn_gate_inp.weight" in t else np.array([])
+        for index in np.argsort(-scores)[:USED]:
+            weighted = sigmoid(scores[index]) * x  # the weight of an expert is on its input
+            gate, up = (t[f"{p}.ffn_{one}_exps.weight"][index] @ weighted for one in ("gate", "up"))
+            total += t[f"{p}.ffn_down_exps.weight"][index] @ (gate * sigmoid(gate) * up)
+        return total
+
+    return file, {"naive": NaiveChunks, "rope": "norm", "bases": [*[10000.0] * 3, None, 10000.0], "mixture": part}
+
+
+class NaiveChameleon(Naive):
+    """Queries and keys have LayerNorms, the stream others; tokens of pictures, from 4 on, are never given."""
+
+    def qk_norm(self, name, heads):
+        centered = heads - heads.mean(-1, keepdims=True)
+        return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5) * self.t[f"{name}.weight"]
+
+    def logits(self, tokens):
+        rows = super().logits(tokens)
+        rows[:, 4:] = np.finfo(np.float32).min
+        return rows
+
+
+def swin_norms():
+    """llama.cpp differs: its feed-forward part reads what attention gives without the stream, unlike the model's."""
+    file = File("chameleon", swin_norm=True)
+    norms = [*NORMS, ("attn_q_norm", (HEADS, HEAD)), ("attn_k_norm", (KV_HEADS, HEAD))]
+    return file.layers(matrices=ATTENTION + GATED, norms=norms), {
+        "naive": NaiveChameleon, "rope": "norm", "attn_norm": None, "ffn_norm": None, "post": ("attn_norm", "ffn_norm"),
+    }  # fmt: skip
 
 
 LATENT, NOPE, ROPE, VALUE, QUERY = 32, 16, 16, 16, 48
@@ -298,4 +363,6 @@ CASES = [
     rotated_where_windowed, norm_after_rotation, multipliers, sandwich_fused, second_norm_renamed,
     sinks_and_clamped_gates,
 ]  # fmt: skip
+CPU_CASES = [chunks, swin_norms]
+"""Those that no GPU kernels serve."""
 LATENT_CASES = [(True, True), (True, False), (False, True), (False, False)]

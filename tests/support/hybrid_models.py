@@ -9,6 +9,7 @@ from tests.support.gguf_builder import MERGES, bpe_tokenizer, build_gguf
 
 WIDTH, HEADS, HEAD, FFN = 64, 2, 32, 96
 INNER, STATE, TAPS, GROUPS, RANK = 128, 16, 4, 2, 32
+LATENT = 48
 SCANNED = {"inner_size": INNER, "conv_kernel": TAPS, "state_size": STATE, "time_step_rank": 4, "group_count": GROUPS}
 DELTA = {"inner_size": 4 * STATE, "conv_kernel": TAPS, "state_size": STATE, "time_step_rank": 4, "group_count": GROUPS}
 
@@ -27,8 +28,27 @@ FAMILIES = {
         "attention.key_length_mla": 48, "attention.value_length_mla": HEAD, "attention.kv_lora_rank": 32,
         "leading_dense_block_count": 2, "expert_count": 2, "expert_used_count": 1,
     },
+    "minimax-01": {
+        "attention.head_count_kv": 1, "full_attention_interval": 2, "residual_scale": 1.5, "expert_count": 2,
+        "expert_used_count": 1,
+    },
+    "plamo2": {f"ssm.{key}": value for key, value in SCANNED.items() if key != "group_count"}
+    | {"attention.head_count_kv": [0, 1]},
+}  # fmt: skip
+FAMILIES["bailingmoe3"] = FAMILIES["kimi-linear"] | {
+    "kda.gate_lower_bound": -5.0,
+}
+FAMILIES["kimi-k3"] = FAMILIES["bailingmoe3"] | {
+    "attn_res.block_size": 1, "activation.situ_beta": 4.0, "activation.situ_linear_beta": 25.0,
+    "expert_latent_length": LATENT, "expert_feed_forward_length": FFN, "expert_gating_func": 2,
+    "leading_dense_block_count": 1, "expert_shared_count": 1, "expert_weights_norm": True,
+    "attention.key_length": 48,
 }  # fmt: skip
 """What the files of each family state beside what all do."""
+
+
+ROUTED = {"minimax-01": 0, "kimi-k3": 1}
+"""Families with experts, and the first layer that has them."""
 
 
 def tiny_hybrid_parts(family, *, seed=0, context_length=512):
@@ -59,19 +79,46 @@ def tiny_hybrid_parts(family, *, seed=0, context_length=512):
             layer |= _recurrent(family, rng, normal, norm)
         if not dense and (family == "falcon-h1" or (i == 1 and family != "mamba2")):
             layer |= _attention(family, normal, norm)
-        if dense or family not in ("mamba2", "nemotron_h"):
-            gated = {} if family == "nemotron_h" else {"ffn_gate.weight": normal(FFN, WIDTH)}
-            layer |= gated | {"ffn_up.weight": normal(FFN, WIDTH), "ffn_down.weight": normal(WIDTH, FFN)}
+        if i >= ROUTED.get(family, 9):
+            layer |= {"ffn_norm.weight": norm(WIDTH)} | _experts(family, normal, norm)
+        elif dense or family not in ("mamba2", "nemotron_h"):
+            gated = {} if family in ("nemotron_h", "plamo2") else {"ffn_gate.weight": normal(FFN, WIDTH)}
+            up = normal(2 * FFN if family == "plamo2" else FFN, WIDTH)
+            layer |= gated | {"ffn_up.weight": up, "ffn_down.weight": normal(WIDTH, FFN)}
             name = "post_attention_norm" if family == "qwen35" else "ffn_norm"
             layer |= {} if dense else {f"{name}.weight": norm(WIDTH)}
+            behind = ("post_attention_norm", "post_ffw_norm") if family == "plamo2" else ()
+            layer |= {f"{name}.weight": norm(WIDTH) for name in behind}
+        if family == "kimi-k3":
+            layer |= {f"{part}_res_score.weight": normal(WIDTH, gain=4.0) for part in ("attn", "ffn")}
         tensors |= {f"blk.{i}.{name}": tensor for name, tensor in layer.items()}
+    if family == "kimi-k3":
+        tensors |= {"output.weight": normal(vocab, WIDTH, gain=3.0), "output_res_score.weight": normal(WIDTH, gain=4.0)}
     tensors["token_embd_norm.weight" if family == "lfm2" else "output_norm.weight"] = norm(WIDTH)
     return meta, tensors
 
 
+def _experts(family, normal, norm):
+    width = LATENT if family == "kimi-k3" else WIDTH
+    tensors = {
+        "ffn_gate_inp.weight": normal(2, WIDTH), "ffn_gate_exps.weight": normal(2, FFN, width),
+        "ffn_up_exps.weight": normal(2, FFN, width), "ffn_down_exps.weight": normal(2, width, FFN),
+    }  # fmt: skip
+    if family == "kimi-k3":
+        tensors |= {
+            "exp_probs_b.bias": norm(2), "ffn_routed_down.weight": normal(width, WIDTH),
+            "ffn_routed_norm.weight": norm(width), "ffn_routed_up.weight": normal(WIDTH, width),
+            "ffn_gate_shexp.weight": normal(FFN, WIDTH), "ffn_up_shexp.weight": normal(FFN, WIDTH),
+            "ffn_down_shexp.weight": normal(WIDTH, FFN),
+        }  # fmt: skip
+    return tensors
+
+
 def _attention(family, normal, norm):
-    if family == "kimi-linear":
-        return {
+    if family in ("kimi-linear", "bailingmoe3", "kimi-k3"):
+        rows = {"bailingmoe3": HEADS, "kimi-k3": HEADS * HEAD}.get(family)
+        gate = {} if rows is None else {"attn_gate.weight": normal(rows, WIDTH, gain=2.0)}
+        return gate | {
             "attn_q.weight": normal(HEADS * 48, WIDTH), "attn_kv_a_mqa.weight": normal(32 + 16, WIDTH),
             "attn_kv_a_norm.weight": norm(32), "attn_k_b.weight": normal(HEADS, 32, 32),
             "attn_v_b.weight": normal(HEADS, HEAD, 32), "attn_output.weight": normal(WIDTH, HEADS * HEAD),
@@ -81,6 +128,9 @@ def _attention(family, normal, norm):
         "attn_k.weight": normal(HEAD, WIDTH), "attn_v.weight": normal(HEAD, WIDTH),
         "attn_output.weight": normal(WIDTH, HEADS * HEAD),
     }  # fmt: skip
+    if family == "plamo2":
+        fused = np.concatenate([tensors.pop(f"attn_{part}.weight") for part in "qkv"])
+        tensors |= {"attn_qkv.weight": fused, "attn_q_norm.weight": norm(HEADS, HEAD), "attn_k_norm.weight": norm(HEAD)}
     if family in ("lfm2", "qwen35"):
         tensors |= {"attn_q_norm.weight": norm(HEAD), "attn_k_norm.weight": norm(HEAD)}
     return tensors
@@ -113,15 +163,31 @@ def _recurrent(family, rng, normal, norm):
             "ssm_conv1d.weight": normal(channels, TAPS, gain=1.5), "ssm_dt.bias": steps, "ssm_a": decays,
             "ssm_norm.weight": norm(STATE), "ssm_out.weight": normal(WIDTH, inner),
         }  # fmt: skip
-    if family == "kimi-linear":
+    if family == "plamo2":
+        return {
+            "ssm_in.weight": normal(2 * INNER, WIDTH, gain=2.0), "ssm_conv1d.weight": normal(INNER, TAPS, gain=1.5),
+            "ssm_x.weight": normal(2 * STATE + 64, INNER, gain=2.0), "ssm_dt.weight": normal(heads, 64),
+            "ssm_dt.bias": steps, "ssm_a": decays, "ssm_d": norm(heads), "ssm_out.weight": normal(WIDTH, INNER),
+            "ssm_dt_norm.weight": norm(64), "ssm_b_norm.weight": norm(STATE), "ssm_c_norm.weight": norm(STATE),
+        }  # fmt: skip
+    if family in ("kimi-linear", "bailingmoe3", "kimi-k3"):
         inner = HEADS * STATE
         tensors = {f"attn_{part}.weight": normal(inner, WIDTH, gain=2.0) for part in "qkv"}
         tensors |= {f"ssm_conv1d_{part}.weight": normal(inner, 1, TAPS, gain=1.5) for part in "qkv"}
+        for which in "fg":  # through few numbers, or at once
+            low_rank = {f"ssm_{which}_a.weight": normal(STATE, WIDTH), f"ssm_{which}_b.weight": normal(inner, STATE)}
+            whole = {f"ssm_{which}{'' if family == 'kimi-k3' else '_a'}.weight": normal(inner, WIDTH)}
+            tensors |= whole if family == "bailingmoe3" or (family == "kimi-k3" and which == "g") else low_rank
+        rates = decays[:HEADS] if family == "kimi-k3" else decays[:HEADS, None]
         return tensors | {
-            "ssm_beta.weight": normal(HEADS, WIDTH), "ssm_f_a.weight": normal(STATE, WIDTH),
-            "ssm_f_b.weight": normal(inner, STATE), "ssm_g_a.weight": normal(STATE, WIDTH),
-            "ssm_g_b.weight": normal(inner, STATE), "ssm_dt.bias": rng.uniform(-4.0, 0.0, inner).astype(np.float32),
-            "ssm_a": decays[:HEADS, None], "ssm_norm.weight": norm(STATE), "attn_output.weight": normal(WIDTH, inner),
+            "ssm_beta.weight": normal(HEADS, WIDTH), "ssm_dt.bias": rng.uniform(-4.0, 0.0, inner).astype(np.float32),
+            "ssm_a": rates, "ssm_norm.weight": norm(STATE), "attn_output.weight": normal(WIDTH, inner),
+        }  # fmt: skip
+    if family == "minimax-01":
+        inner = HEADS * HEAD
+        return {
+            "attn_qkv.weight": normal(3 * inner, WIDTH, gain=2.0), "attn_gate.weight": normal(inner, WIDTH),
+            "attn_norm_2.weight": norm(inner), "attn_output.weight": normal(WIDTH, inner),
         }  # fmt: skip
     return {
         "ssm_in.weight": normal(INNER + convolved + heads, WIDTH, gain=2.0),

@@ -158,12 +158,16 @@ class Naive:
                 q, k = self.turn(q, position, base), self.turn(k, position, base)
         return q, k, v
 
+    def seen(self, p, kv_head, position, layer):
+        """Positions that queries of a key/value head attend to."""
+        window = self.windows[layer] or 10**9
+        return [j for j in range(position + 1) if j > position - window]
+
     def attend(self, p, q, keys, values, position, layer):
         out = []
-        window = self.windows[layer] or 10**9
-        seen = [j for j in range(position + 1) if j > position - window]
         for h, query in enumerate(q):
             shared = h * len(keys[0]) // len(q)
+            seen = self.seen(p, shared, position, layer)
             scores = np.array([self.scale * (query @ keys[j][shared]) for j in seen])
             if self.softcap:
                 scores = self.softcap * np.tanh(scores / self.softcap)

@@ -3,10 +3,12 @@
 scripts/peer_logits.py computes and stores the logits; test_peer_logits.py compares.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 
+from tests.support import peer_choosers, peer_families, peer_variants
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -27,7 +29,6 @@ from tests.support.naive_model import (
     NORMS,
     PLAIN,
     QKV,
-    VOCAB,
     WIDTH,
     File,
 )
@@ -35,14 +36,25 @@ from tests.support.naive_model import (
 HEAD_NORMS = [("attn_q_norm", (HEAD,)), ("attn_k_norm", (HEAD,))]
 SECTIONS = np.array([3, 3, 2, 0], np.int32)
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 8}
-TARGET = Path(__file__).parent / "data" / "llama_cpp_logits.npz"
+LOGITS = Path(__file__).parent / "data" / "llama_cpp_logits"
+"""A file for each model, and version.txt, which says what made them."""
 RUN_CONTEXT = 256
 """What llama.cpp runs with; beyond the original context some families rotate otherwise."""
 
 
+def logits_file(name):
+    """Where the logits of a model are stored, (T, V) float32."""
+    return LOGITS / (re.sub("[ ,]+", "-", name) + ".npy")
+
+
+def shown(logits):
+    """The logits (T, V) without the columns of tokens that are never given, which hold the least number."""
+    return logits[:, (logits != np.finfo(np.float32).min).all(axis=0)]
+
+
 def written(file, folder):
     """The path of the model's file, with what llama.cpp wants to know beside."""
-    file.meta["vocab_size"] = VOCAB
+    file.meta["vocab_size"] = len(file.tensors["token_embd.weight"])
     return file.write(folder, {"tokenizer.ggml.model": "no_vocab"})
 
 
@@ -103,6 +115,7 @@ def mixture(arch, shared=0, **metadata):
 
 
 FAMILIES = {
+    **peer_families.FAMILIES,
     "arcee": lambda: plain("arcee", ffn=PLAIN),
     "chatglm": lambda: vectors(plain("chatglm", ffn=FUSED, attention=QKV, rope__dimension_count=HEAD // 2), "attn_qkv"),
     "codeshell": lambda: plain("codeshell", ffn=PLAIN, attention=QKV, rms=False).biases(),
@@ -206,4 +219,18 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = FAMILIES | POSITIONS | UNSTATED
+MODELS = FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS
+
+ON_CPU_ALONE = {
+    "afmoe", "arctic", "chameleon", "grovemoe", "laguna", "laguna without windows, gates of values", "llama4",
+    "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
+    "smallthinker", "spark2_5", "talkie",
+}  # fmt: skip
+"""Those with parts that a GPU may decline."""
+
+GPU_MODELS = {
+    name: make
+    for name, make in (peer_families.FAMILIES | peer_families.VARIANTS | peer_variants.VARIANTS).items()
+    if name not in ON_CPU_ALONE
+}
+"""Families and forms of families that no conformance file shows, and that GPUs serve."""

@@ -4,6 +4,7 @@ x (T, D) are the normalized inputs of one layer, t its tensors without prefix; r
 """
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -75,6 +76,29 @@ def mamba_2(x, t):
     return np.array(out)
 
 
+def plamo_2(x, t):
+    heads, size = len(t["ssm_a"]), len(t["ssm_b_norm.weight"])
+    inner = t["ssm_out.weight"].shape[1]
+    width, rank = inner // heads, t["ssm_dt.weight"].shape[1]
+    both = (x @ t["ssm_in.weight"].T).reshape(len(x), heads, 2 * width)
+    z, u = both[:, :, :width].reshape(len(x), inner), both[:, :, width:].reshape(len(x), inner)
+    u = silu(convolve(u, t["ssm_conv1d.weight"]))
+    states, out = np.zeros((heads, width, size)), []
+    for token in range(len(x)):
+        mixed = t["ssm_x.weight"] @ u[token]
+        b, c = (rms(mixed[i * size :][:size], t[f"ssm_{which}_norm.weight"]) for i, which in enumerate("bc"))
+        d = rms(mixed[2 * size :][:rank], t["ssm_dt_norm.weight"])
+        delta = np.log1p(np.exp(t["ssm_dt.weight"] @ d + t["ssm_dt.bias"]))
+        y = np.empty(inner)
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            states[head] = math.exp(delta[head] * t["ssm_a"][head]) * states[head]
+            states[head] += delta[head] * np.outer(u[token, part], b)
+            y[part] = states[head] @ c + t["ssm_d"][head] * u[token, part]
+        out.append(t["ssm_out.weight"] @ (y * silu(z[token])))
+    return np.array(out)
+
+
 def _delta(q, k, v, log_decay, beta):
     """One head: q and k (T, S), v (T, P), log_decay (T, S), beta (T,)."""
     memory, out = np.zeros((q.shape[1], v.shape[1])), []
@@ -105,21 +129,49 @@ def delta_net(x, t, *, grouped=False):
     return (y * z) @ t["ssm_out.weight"].T
 
 
-def kimi_delta(x, t):
+def kimi_delta(x, t, *, floor=None, sign=1):
     size, heads = len(t["ssm_norm.weight"]), len(t["ssm_a"])
     q, k, v = (silu(convolve(x @ t[f"attn_{part}.weight"].T, t[f"ssm_conv1d_{part}.weight"][:, 0])) for part in "qkv")
-    steps = np.log1p(np.exp(x @ t["ssm_f_a.weight"].T @ t["ssm_f_b.weight"].T + t["ssm_dt.bias"]))
+    steps = low_rank(x, t, "ssm_f") + t["ssm_dt.bias"]
     beta, y = sigmoid(x @ t["ssm_beta.weight"].T), np.empty((len(x), heads * size))
     for head in range(heads):
         part = slice(head * size, (head + 1) * size)
-        one = _delta(q[:, part], k[:, part], v[:, part], steps[:, part] * t["ssm_a"][head], beta[:, head])
+        if floor is None:
+            decay = np.log1p(np.exp(steps[:, part])) * t["ssm_a"][head]
+        else:
+            decay = floor * sigmoid(sign * steps[:, part] * t["ssm_a"][head])
+        one = _delta(q[:, part], k[:, part], v[:, part], decay, beta[:, head])
         y[:, part] = [rms(row, t["ssm_norm.weight"]) for row in one]
-    y *= sigmoid(x @ t["ssm_g_a.weight"].T @ t["ssm_g_b.weight"].T)
+    y *= sigmoid(low_rank(x, t, "ssm_g"))
     return y @ t["attn_output.weight"].T
+
+
+def lightning(x, t):
+    """Of the first of two or more layers: the slope of head h of H is 2^(-8 (h + 1) / H), times 1 + 1e-5."""
+    inner, heads = len(t["attn_gate.weight"]), 2
+    size = inner // heads
+    state, out = np.zeros((heads, size, size)), []
+    for token in range(len(x)):
+        y = []
+        for head, (q, k, v) in enumerate(silu(t["attn_qkv.weight"] @ x[token]).reshape(heads, 3, size)):
+            slope = 2.0 ** (-8.0 * (head + 1) / heads) * (1.0 + 1e-5)
+            state[head] = np.exp(-slope) * state[head] + np.outer(k, v)
+            y.append(q @ state[head])
+        gate = sigmoid(t["attn_gate.weight"] @ x[token])
+        out.append(t["attn_output.weight"] @ (rms(np.concatenate(y), t["attn_norm_2.weight"]) * gate))
+    return np.array(out)
+
+
+def low_rank(x, t, name):
+    if f"{name}.weight" in t:
+        return x @ t[f"{name}.weight"].T
+    y = x @ t[f"{name}_a.weight"].T
+    return y @ t[f"{name}_b.weight"].T if f"{name}_b.weight" in t else y
 
 
 LOOPS = {
     "lfm2": short_conv, "jamba": mamba_1, "mamba2": mamba_2, "falcon-h1": mamba_2, "nemotron_h": mamba_2,
-    "qwen35": delta_net, "kimi-linear": kimi_delta,
+    "qwen35": delta_net, "kimi-linear": kimi_delta, "bailingmoe3": partial(kimi_delta, floor=-5.0), "plamo2": plamo_2,
+    "minimax-01": lightning, "kimi-k3": partial(kimi_delta, floor=-5.0, sign=-1),
 }  # fmt: skip
 """The mixer of a family's first layer."""

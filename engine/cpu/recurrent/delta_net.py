@@ -10,7 +10,7 @@ from engine.cpu.recurrent.convolution import short_convolution
 from engine.cpu.recurrent.tools import Float32Array, Tools, softplus
 from engine.cpu.reference import sigmoid
 from engine.model.recurrent_config import DeltaNetConfig, KimiDeltaConfig
-from engine.model.weights import DeltaNetWeights, KimiDeltaWeights
+from engine.model.weights import DeltaNetWeights, KimiDeltaWeights, Linear
 
 
 def delta_rule(
@@ -83,9 +83,13 @@ def mix_kimi_delta(
     n_rows, heads, size = len(normed), config.heads, config.head_width
     qkv = np.concatenate([tools.linear(linear, normed) for linear in (weights.q, weights.k, weights.v)], axis=1)
     beta = sigmoid(tools.linear(weights.beta, normed))
-    steps = softplus(tools.linear(weights.decay_b, tools.linear(weights.decay_a, normed)) + weights.dt_bias)
-    decay = np.exp(steps.reshape(n_rows, heads, size) * weights.a[:, None])
-    gate = tools.linear(weights.gate_b, tools.linear(weights.gate_a, normed))
+    steps = _chain((weights.decay_a, weights.decay_b), normed, tools) + weights.dt_bias
+    if config.decay_floor is None:
+        logarithms = softplus(steps).reshape(n_rows, heads, size) * weights.a[:, None]
+    else:
+        logarithms = sigmoid(steps.reshape(n_rows, heads, size) * weights.a[:, None]) * np.float32(config.decay_floor)
+    decay = np.exp(logarithms)
+    gate = _chain((weights.gate_a, weights.gate_b), normed, tools)
     out = np.empty((n_rows, heads, size), dtype=np.float32)
     for span, rows in tools.spans():
         past, state = tools.state(span)
@@ -99,3 +103,10 @@ def mix_kimi_delta(
     y = tools.normalize(out, weights.norm).reshape(n_rows, -1)
     y *= sigmoid(gate)
     return tools.linear(weights.output, y)
+
+
+def _chain(linears: tuple[Linear, Linear | None], x: Float32Array, tools: Tools) -> Float32Array:
+    """One projection behind the other."""
+    first, second = linears
+    y = tools.linear(first, x)
+    return y if second is None else tools.linear(second, y)

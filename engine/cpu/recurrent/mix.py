@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from engine.cpu.recurrent.convolution import mix_short_conv
 from engine.cpu.recurrent.delta_net import mix_delta_net, mix_kimi_delta
+from engine.cpu.recurrent.lightning import mix_lightning
 from engine.cpu.recurrent.mamba import mix_mamba
 from engine.cpu.recurrent.mamba_2 import mix_mamba_2
+from engine.cpu.recurrent.plamo_2 import mix_plamo_2
 from engine.cpu.recurrent.tools import Float32Array, Tools
 from engine.model.recurrent_config import (
     DeltaNetConfig,
     KimiDeltaConfig,
+    LightningConfig,
     Mamba2Config,
     MambaConfig,
+    Plamo2Config,
     RecurrentConfig,
     ShortConvConfig,
 )
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
+    LightningWeights,
     Mamba2Weights,
     MambaWeights,
+    Plamo2Weights,
     RecurrentWeights,
     ShortConvWeights,
 )
@@ -37,6 +43,10 @@ def mix_recurrent(
         return mix_short_conv(config, weights, normed, tools)
     if isinstance(config, DeltaNetConfig) and isinstance(weights, DeltaNetWeights):
         return mix_delta_net(config, weights, normed, tools)
+    if isinstance(config, LightningConfig) and isinstance(weights, LightningWeights):
+        return mix_lightning(config, weights, normed, tools)
+    if isinstance(config, Plamo2Config) and isinstance(weights, Plamo2Weights):
+        return mix_plamo_2(config, weights, normed, tools)
     assert isinstance(config, KimiDeltaConfig)
     assert isinstance(weights, KimiDeltaWeights)
     return mix_kimi_delta(config, weights, normed, tools)

@@ -26,7 +26,15 @@ from engine.model.config import (
     Routing,
 )
 from engine.model.loader import LoadedModel
-from engine.model.recurrent_config import DeltaNetConfig, KimiDeltaConfig, Mamba2Config, MambaConfig, ShortConvConfig
+from engine.model.recurrent_config import (
+    DeltaNetConfig,
+    KimiDeltaConfig,
+    LightningConfig,
+    Mamba2Config,
+    MambaConfig,
+    Plamo2Config,
+    ShortConvConfig,
+)
 
 _SERVED: dict[str, frozenset[Any]] = {
     "norm": frozenset({NormKind.RMS, NormKind.LAYER}),
@@ -69,6 +77,8 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
+        "value_scale",
+        "shared_scale",
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -78,14 +88,31 @@ _MIXER_NAMES = {
     Mamba2Config: "Mamba 2 layers",
     DeltaNetConfig: "gated delta rules",
     KimiDeltaConfig: "Kimi delta attention",
+    LightningConfig: "lightning attention",
+    Plamo2Config: "PLaMo 2 layers",
 }
 
 _NAMES = {
     "output_gate": "gated attention",
+    "indexer": "an indexer that chooses positions",
+    "skip": "this kind of residual connections",
     "norm_weights": "weights of the norms in Mamba layers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
+    "gate_function": "this function of gates of attention",
+    "chunk": "attention in chunks",
+    "qk_norm_weights": "normalized queries and keys without weights",
+    "block": "layers that are passed several times",
+    "closing_norm": "norms between passes of layers",
+    "embedding_skip": "embeddings added to later layers",
+    "silent": "tokens that are never given",
+    "limit": "limits of gated activations",
+    "limits_gate": "limits of gated activations",
+    "weights_inputs": "weights of experts on their inputs",
+    "routed_early": "routers before the mixer",
+    "adjugate": "adjugate experts",
+    "reads_input": "experts that read the layer's input",
 }
 
 
@@ -129,6 +156,8 @@ def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
+    if config.temperature is not None and config.temperature.offset:
+        yield "offsets of attention's temperature"
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from engine.errors import UnsupportedModelError
 from engine.model.architecture import Architecture
 from engine.model.architectures import (
+    afmoe,
     bailing,
     cohere,
     deepseek,
@@ -17,21 +18,28 @@ from engine.model.architectures import (
     gpt,
     gpt_oss,
     granite,
+    grok,
     hybrids,
     kimi,
     lfm,
     llama,
     mamba,
+    mimo,
+    minimax,
     mistral3,
+    old,
     olmo,
     others,
     phi,
+    pictures,
     qwen,
+    smallthinker,
+    windowed_moe,
 )
 
 _FILES = (
-    bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, hybrids, kimi, lfm, llama, mamba,
-    mistral3, olmo, others, phi, qwen,
+    afmoe, bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, grok, hybrids, kimi, lfm,
+    llama, mamba, mimo, minimax, mistral3, old, olmo, others, phi, pictures, qwen, smallthinker, windowed_moe,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -2,7 +2,7 @@
 
 from engine.model.architecture import Architecture
 from engine.model.config import Activation, RopeStyle, Routing
-from engine.model.parts import AttentionParts, BiasParts, LayerParts, MoeParts, RopeParts, WindowParts
+from engine.model.parts import AttentionParts, BiasParts, LayerParts, MoeParts, Presence, RopeParts, WindowParts
 
 _ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 _EXPERTS = ("ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
@@ -12,7 +12,7 @@ ARCHITECTURES = (
         name="gpt-oss",
         layer=LayerParts(ffn_norm=("post_attention_norm",)),
         rope=RopeParts(RopeStyle.NEOX),
-        attention=AttentionParts(window=WindowParts(period=2), sinks=True),
+        attention=AttentionParts(window=WindowParts(period=2), sinks=Presence.ALWAYS),
         moe=MoeParts(
             required=True,
             routing=Routing.SOFTMAX_CHOSEN,

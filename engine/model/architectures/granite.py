@@ -1,4 +1,7 @@
-"""Granite 3 and MiniCPM: Llama with multipliers on embeddings, residuals, attention scores and logits."""
+"""Granite 3 and MiniCPM: Llama with multipliers on embeddings, residuals, attention scores and logits.
+
+MiniCPM 3 has latent attention, and the multipliers of MiniCPM's old files.
+"""
 
 from engine.model.architecture import Architecture
 from engine.model.config import RopeStyle
@@ -35,7 +38,7 @@ ARCHITECTURES = (
         embedding=EmbeddingParts(scale=0.0),
         layer=LayerParts(residual_scale=0.0),
         rope=RopeParts(RopeStyle.NORM, pattern=True, long_factors=True, divisors=True),
-        attention=AttentionParts(window=WindowParts(period=0), scale=True, sinks=True),
+        attention=AttentionParts(window=WindowParts(period=0), scale=True, sinks=Presence.ALWAYS),
         ffn=FfnParts(fused_gate=Presence.OPTIONAL),
         moe=_MOE,
         head=HeadParts(scale=LogitScale.DIVIDES),
@@ -48,5 +51,14 @@ ARCHITECTURES = (
         attention=AttentionParts(scale=True),
         moe=_MOE,
         head=HeadParts(scale=LogitScale.DIVIDES, scale_width=256),
+    ),
+    Architecture(
+        name="minicpm3",
+        embedding=EmbeddingParts(scale=12.0),
+        layer=LayerParts(residual_scale=1.4),
+        rope=RopeParts(RopeStyle.NEOX, long_factors=True),
+        attention=AttentionParts(latent=True),
+        head=HeadParts(scale=LogitScale.DIVIDES, scale_width=256),
+        unused_scales=("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b"),
     ),
 )

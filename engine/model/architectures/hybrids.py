@@ -1,7 +1,7 @@
-"""Families of attention and state spaces: Jamba, Nemotron-H, Granite 4 and Falcon-H1."""
+"""Families of attention and state spaces: Jamba, Nemotron-H, Granite 4, Falcon-H1 and PLaMo 2."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, RopeStyle, Routing
+from engine.model.config import Activation, QkNorm, RopeStyle, Routing
 from engine.model.parts import (
     AttentionParts,
     BiasParts,
@@ -12,6 +12,8 @@ from engine.model.parts import (
     LogitScale,
     MoeParts,
     NormParts,
+    Presence,
+    QkNormParts,
     RopeParts,
 )
 from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
@@ -68,5 +70,15 @@ ARCHITECTURES = (
         biases=BiasParts(unused=("attn_output",)),
         ignored_keys=_RECURRENT_LAYERS,
         ignored_tensors=("rope_freqs.weight",),
+    ),
+    Architecture(
+        name="plamo2",
+        layer=LayerParts(attn_post_norm=("post_attention_norm",), ffn_post_norm=("post_ffw_norm",)),
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.EACH_HEAD)),
+        recurrent=RecurrentParts(Recurrence.PLAMO_2, Placement.WITHOUT_KEYS),
+        ffn=FfnParts(fused_gate=Presence.ALWAYS),
+        unused_scales=("attn_qkv", "ssm_in", "ssm_x", "ssm_dt", "ssm_out"),
+        ignored_keys=_RECURRENT_LAYERS,
     ),
 )

@@ -1,8 +1,13 @@
-"""Kimi Linear: Kimi delta attention and latent attention without rotation."""
+"""Kimi Linear and Kimi K3: Kimi delta attention and latent attention without rotation.
+
+K3 attends to earlier states of its residual stream, and its experts read and give fewer numbers than the model is wide.
+"""
 
 from engine.model.architecture import Architecture
-from engine.model.parts import AttentionParts, BiasParts, MoeParts
+from engine.model.config import Activation, OutputGate
+from engine.model.parts import AttentionParts, BiasParts, FfnParts, LayerParts, MoeParts
 from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
+from engine.model.skip_config import SkipKind
 
 ARCHITECTURES = (
     Architecture(
@@ -22,6 +27,29 @@ ARCHITECTURES = (
         biases=BiasParts(unused=("attn_q", "attn_k", "attn_v")),
         unused_scales=("attn_q", "attn_k", "attn_v", "ssm_beta"),
         # Which layers recur shows in their numbers of key heads.
+        ignored_keys=("attention.recurrent_layers",),
+    ),
+    Architecture(
+        name="kimi-k3",
+        layer=LayerParts(skip=SkipKind.BANKED),
+        rope=None,
+        attention=AttentionParts(latent=True, output_gate=OutputGate.OWN),
+        recurrent=RecurrentParts(Recurrence.KIMI_DELTA, Placement.WITHOUT_KEYS, decay_floor=True, negative_rates=True),
+        ffn=FfnParts(Activation.SITU),
+        moe=MoeParts(
+            required=True,
+            normalize=None,
+            weight_scale=True,
+            dense_lead=True,
+            groups=True,
+            shared=True,
+            shared_counted=True,
+            shared_least=1,
+            selection_bias=True,
+            latent=True,
+        ),
+        biases=BiasParts(unused=("attn_q", "attn_k", "attn_v")),
+        unused_scales=("attn_q", "attn_k", "attn_v", "attn_gate", "attn_output", "ssm_beta"),
         ignored_keys=("attention.recurrent_layers",),
     ),
 )

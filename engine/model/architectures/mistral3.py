@@ -2,13 +2,13 @@
 
 from engine.model.architecture import Architecture
 from engine.model.config import RopeStyle
-from engine.model.parts import AttentionParts, FfnParts, MoeParts, RopeParts, WindowParts
+from engine.model.parts import AttentionParts, FfnParts, MoeParts, RopeParts, TemperatureParts, WindowParts
 
 ARCHITECTURES = (
     Architecture(
         name="mistral3",
         rope=RopeParts(RopeStyle.NORM, divisors=True),
-        attention=AttentionParts(window=WindowParts(period=0), temperature=True),
+        attention=AttentionParts(window=WindowParts(period=0), temperature=TemperatureParts()),
         ffn=FfnParts(scales=True),
         moe=MoeParts(normalize=True, weight_scale=True),
     ),

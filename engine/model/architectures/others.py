@@ -1,12 +1,15 @@
 """Families that are Llama with one or two parts exchanged."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, NormKind, QkNorm, RopeStyle, Routing
+from engine.model.config import Activation, NormKind, QkNorm, QkWeights, RopeStyle, Routing
 from engine.model.parts import (
     AttentionParts,
     BiasParts,
+    EmbeddingParts,
     FfnParts,
+    HeadParts,
     LayerParts,
+    LogitScale,
     MoeParts,
     NormParts,
     Parallel,
@@ -22,6 +25,34 @@ _NORM_AFTER_ROPE = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, after_rope=Tr
 
 ARCHITECTURES = (
     Architecture(name="internlm2", rope=RopeParts(RopeStyle.NORM)),
+    Architecture(
+        name="grovemoe",
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD)),
+        moe=MoeParts(required=True, groups=True, width_of_used=True, adjugates=True),
+    ),
+    # Norms have no weights; queries have a number for each head.
+    Architecture(
+        name="talkie",
+        embedding=EmbeddingParts(bare_norm=True),
+        norm=NormParts(weight=False),
+        layer=LayerParts(embedding_skip=True),
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.EACH_HEAD, after_rope=True, weights=QkWeights.QUERY_GAINS)),
+        ffn=FfnParts(scales=True),
+        head=HeadParts(scale=LogitScale.MULTIPLIES),
+    ),
+    Architecture(
+        name="maincoder",
+        rope=RopeParts(RopeStyle.NORM),
+        attention=_NORM_AFTER_ROPE,
+    ),
+    Architecture(
+        name="pangu-embedded",
+        rope=RopeParts(RopeStyle.NEOX),
+        biases=BiasParts(required=("attn_output",)),
+        ignored_tensors=("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"),
+    ),
     Architecture(name="xverse", rope=RopeParts(RopeStyle.NORM)),
     # The model of 32 layers rotates, that of 40 has linear biases instead.
     Architecture(
@@ -103,12 +134,6 @@ ARCHITECTURES = (
         rope=RopeParts(RopeStyle.NEOX),
         attention=AttentionParts(clamp=True),
         moe=MoeParts(required=True, weight_scale=True),
-    ),
-    Architecture(
-        name="minimax-m2",
-        rope=RopeParts(RopeStyle.NEOX),
-        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.WIDTH)),
-        moe=MoeParts(required=True, routing=Routing.SIGMOID, weight_scale=True, groups=True, selection_bias=True),
     ),
     Architecture(
         name="nemotron",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
+from engine.model.building.indexer import build_indexer
 from engine.model.building.positions import PositionTables
 from engine.model.building.source import TensorSource
-from engine.model.config import AttentionConfig, LatentConfig, OutputGate, QkNorm
+from engine.model.config import AttentionConfig, LatentConfig, OutputGate, QkNorm, QkWeights
 from engine.model.weights import AttentionWeights, LatentWeights, Linear, Norm
 
 
@@ -16,11 +21,13 @@ def build_attention(
     sinks = source.tensors.vector(f"{prefix}.attn_sinks.weight", (heads,)) if attention.sinks else None
     value_width = attention.value_width if latent is None else latent.value_width
     output = source.linear(f"{prefix}.attn_output", source.width, heads * value_width)
+    output = replace(output, scale=output.scale * attention.value_scale)
     q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
     latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
     gate = None
-    if attention.output_gate is OutputGate.OWN:
-        gate = source.linear(f"{prefix}.attn_gate", heads * attention.value_width, source.width)
+    if attention.output_gate in (OutputGate.OWN, OutputGate.PER_HEAD):
+        rows = heads if attention.output_gate is OutputGate.PER_HEAD else heads * value_width
+        gate = source.linear(f"{prefix}.attn_gate", rows, source.width)
     # Tables come last: by now shapes of tensors confirm the numbers of heads and of rotated elements.
     return AttentionWeights(
         output=output,
@@ -34,6 +41,7 @@ def build_attention(
         alibi_slopes=positions.alibi_slopes(attention),
         latent=latent_weights,
         gate=gate,
+        indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )
 
 
@@ -59,9 +67,18 @@ def _qkv(source: TensorSource, prefix: str, attention: AttentionConfig) -> tuple
 def _qk_norm(source: TensorSource, name: str, attention: AttentionConfig, heads: int) -> Norm | None:
     if attention.qk_norm is None:
         return None
-    width = attention.key_width
+    parts, width = source.architecture.attention, attention.key_width
+    assert parts is not None
+    assert parts.qk_norm is not None
+    kind = parts.qk_norm.norm or source.config.norm
+    epsilon = source.config.norm_epsilon if parts.qk_norm.epsilon is None else parts.qk_norm.epsilon
+    if attention.qk_norm_weights is QkWeights.QUERY_GAINS and name.endswith("attn_q_norm"):
+        gains = source.tensors.vector(f"{name}.weight", (heads, 1))
+        return Norm(kind, epsilon, np.repeat(gains, width, axis=1))
+    if attention.qk_norm_weights is not QkWeights.BOTH:
+        return Norm(kind, epsilon, None)
     shapes = {QkNorm.HEAD: (width,), QkNorm.EACH_HEAD: (heads, width), QkNorm.WIDTH: (heads * width,)}
-    return source.norm(name, shapes[attention.qk_norm], optional_bias=True)
+    return replace(source.norm(name, shapes[attention.qk_norm], optional_bias=True), kind=kind, epsilon=epsilon)
 
 
 def _latent(source: TensorSource, prefix: str, heads: int, latent: LatentConfig) -> LatentWeights:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+
 from engine.model.building.source import TensorSource
 from engine.model.config import FfnConfig, MoeConfig
 from engine.model.parts import FfnParts, Presence
-from engine.model.weights import ExpertLinear, FfnWeights, MoeWeights
+from engine.model.weights import ExpertLinear, ExpertsWeights, FfnWeights, LatentExpertWeights, MoeWeights
 
 
 def build_ffn(source: TensorSource, prefix: str, ffn: FfnConfig, suffix: str = "") -> FfnWeights:
@@ -32,7 +36,16 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
     assert parts is not None
     shared_gate = moe.shared is not None and moe.shared_gate
     router = source.linear(f"{prefix}.ffn_gate_inp", experts, width)
-    gate, up = _expert_gate_up(source, prefix, moe)
+    inner = moe.latent or width
+    gate, up = _expert_gate_up(source, prefix, moe, inner)
+    adjugate = None
+    if moe.adjugate is not None:
+        groups, rows = experts // moe.adjugate.per_group, moe.adjugate.expert.width
+        adjugate = ExpertsWeights(
+            gate=source.experts(f"{prefix}.ffn_gate_chexps", groups, rows, width),
+            up=source.experts(f"{prefix}.ffn_up_chexps", groups, rows, width),
+            down=source.experts(f"{prefix}.ffn_down_chexps", groups, width, rows),
+        )
     bias = None
     if parts.selection_bias:
         bias_name = f"{prefix}.exp_probs_b"
@@ -41,11 +54,35 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
         router=router,
         gate=gate,
         up=up,
-        down=source.experts(f"{prefix}.ffn_down_exps", experts, width, moe.expert.width),
-        shared=None if moe.shared is None else build_ffn(source, prefix, moe.shared, "_shexp"),
+        down=source.experts(f"{prefix}.ffn_down_exps", experts, inner, moe.expert.width),
+        shared=None if moe.shared is None else _shared(source, prefix, moe.shared, moe.shared_scale),
         shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
         selection_bias=bias,
+        latent=None if moe.latent is None else _latent(source, prefix, moe.latent),
+        adjugate=adjugate,
+        norm=source.norm(f"{prefix}.ffn_norm_exps", (width,)) if moe.reads_input else None,
     )
+
+
+def _latent(source: TensorSource, prefix: str, width: int) -> LatentExpertWeights:
+    name = f"{prefix}.ffn_routed"
+    return LatentExpertWeights(
+        down=source.linear(f"{name}_down", width, source.width),
+        norm=source.norm(f"{name}_norm", (width,)) if source.tensors.has(f"{name}_norm.weight") else None,
+        up=source.linear(f"{name}_up", source.width, width),
+    )
+
+
+def _shared(source: TensorSource, prefix: str, ffn: FfnConfig, factor: float) -> FfnWeights:
+    """The shared part times a factor."""
+    parts = source.architecture.moe
+    assert parts is not None
+    weights = build_ffn(source, prefix, ffn, "" if parts.shared_named_dense else "_shexp")
+    if factor == 1.0:
+        return weights
+    down, bias = weights.down, weights.down.bias
+    bias = None if bias is None else bias * np.float32(factor)
+    return replace(weights, down=replace(down, bias=bias, scale=down.scale * factor))
 
 
 def _parts(source: TensorSource) -> FfnParts:
@@ -61,8 +98,11 @@ def _gate_is_fused(source: TensorSource, gate_name: str) -> bool:
     return presence is Presence.ALWAYS
 
 
-def _expert_gate_up(source: TensorSource, prefix: str, moe: MoeConfig) -> tuple[ExpertLinear | None, ExpertLinear]:
-    width, rows, experts = source.width, moe.expert.width, moe.n_experts
+def _expert_gate_up(
+    source: TensorSource, prefix: str, moe: MoeConfig, width: int
+) -> tuple[ExpertLinear | None, ExpertLinear]:
+    """Gate and up of experts that read `width` numbers."""
+    rows, experts = moe.expert.width, moe.n_experts
     fused = f"{prefix}.ffn_gate_up_exps"
     if moe.expert.gated and source.tensors.has(f"{fused}.weight"):
         both = source.experts(fused, experts, 2 * rows, width)

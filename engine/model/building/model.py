@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engine.model.architecture import Architecture
 from engine.model.building.attention import build_attention
 from engine.model.building.ffn import build_ffn, build_moe
 from engine.model.building.positions import PositionTables
 from engine.model.building.recurrent import build_recurrent
+from engine.model.building.skips import build_head_skip, build_part_skip
 from engine.model.building.source import TensorSource
 from engine.model.building.tensors import TensorTable
 from engine.model.config import (
@@ -18,7 +21,8 @@ from engine.model.config import (
     ModelConfig,
     MoeConfig,
 )
-from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Weight
+from engine.model.skip_weights import NormedSkipWeights
+from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Norm, Weight
 
 
 def build_weights(architecture: Architecture, config: ModelConfig, tensors: TensorTable) -> ModelWeights:
@@ -36,20 +40,28 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
     if config.learned_positions:
         position_embd = tensors.weight("position_embd.weight", (config.context_length, width))
     embedding_norm = source.norm("token_embd_norm", (width,)) if architecture.embedding.norm else None
-    layers = tuple(_layer(source, positions, layer) for layer in config.layers)
-    output_norm = source.norm(architecture.head.norm, (width,))
+    if architecture.embedding.bare_norm:
+        embedding_norm = Norm(config.norm, config.norm_epsilon, None)
+    head_norm = architecture.head.norm
+    output_norm = None if head_norm is None else source.norm(head_norm, (width,))
+    layers: list[LayerWeights] = []
+    for layer in config.layers:
+        weights = layers[layer.block] if layer.block is not None else _layer(source, positions, layer)
+        layers.append(replace(weights, config=layer, closing_norm=output_norm if layer.closing_norm else None))
+    head_skip = build_head_skip(source)
     tied = not tensors.has("output.weight")
     output = _tied_output(source, token_embd) if tied else tensors.linear("output", config.vocab_size, width)
     tensors.ignore(architecture.ignored_tensors)
     tensors.ignore_layers(range(config.n_layers, config.n_layers + config.next_token_layers))
     return ModelWeights(
         token_embd=token_embd,
-        layers=layers,
+        layers=tuple(layers),
         output_norm=output_norm,
         output=output,
         tied=tied,
         embedding_norm=embedding_norm,
         position_embd=position_embd,
+        head_skip=head_skip,
     )
 
 
@@ -59,17 +71,37 @@ def _tied_output(source: TensorSource, token_embd: Weight) -> Linear:
 
 def _layer(source: TensorSource, positions: PositionTables, layer: LayerConfig) -> LayerWeights:
     prefix, parts = f"blk.{layer.index}", source.architecture.layer
-    has_mixer, has_ffn = layer.mixer is not None, layer.ffn is not None
+    has_mixer, has_ffn, behind = layer.mixer is not None, layer.ffn is not None, parts.post_epsilon
+    mixer_skip = build_part_skip(source, layer.index, "attn", parts.attn_norm) if has_mixer else None
+    ffn_skip = build_part_skip(source, layer.index, "ffn", parts.ffn_norm) if has_ffn else None
+    attn_norm, ffn_norm, after_mixer, after_ffn = _norm_names(source)
+    normed_mixer = has_mixer and not isinstance(mixer_skip, NormedSkipWeights)  # which hold the norm
+    normed_ffn = has_ffn and not isinstance(ffn_skip, NormedSkipWeights)
     return LayerWeights(
         config=layer,
-        attn_norm=source.first_norm(prefix, parts.attn_norm) if has_mixer else None,
+        attn_norm=source.first_norm(prefix, attn_norm) if normed_mixer else None,
         mixer=_mixer(source, positions, prefix, layer.mixer),
-        ffn_norm=source.first_norm(prefix, parts.ffn_norm) if has_ffn else None,
+        ffn_norm=source.first_norm(prefix, ffn_norm) if normed_ffn else None,
         ffn=build_ffn(source, prefix, layer.ffn) if isinstance(layer.ffn, FfnConfig) else None,
         moe=build_moe(source, prefix, layer.ffn) if isinstance(layer.ffn, MoeConfig) else None,
-        attn_post_norm=source.first_norm(prefix, parts.attn_post_norm) if has_mixer else None,
-        ffn_post_norm=source.first_norm(prefix, parts.ffn_post_norm) if has_ffn else None,
+        attn_post_norm=source.first_norm(prefix, after_mixer, epsilon=behind) if has_mixer else None,
+        ffn_post_norm=source.first_norm(prefix, after_ffn, epsilon=behind) if has_ffn else None,
+        mixer_skip=mixer_skip,
+        ffn_skip=ffn_skip,
+        embedding_scale=_embedding_scale(source, prefix) if layer.embedding_skip else 0.0,
     )
+
+
+def _norm_names(source: TensorSource) -> tuple[tuple[str, ...], ...]:
+    """Names of the norms before mixer and feed-forward part, and after them."""
+    parts = source.architecture.layer
+    if source.config.norms_behind:
+        return (), (), parts.attn_norm, parts.ffn_norm
+    return parts.attn_norm, parts.ffn_norm, parts.attn_post_norm, parts.ffn_post_norm
+
+
+def _embedding_scale(source: TensorSource, prefix: str) -> float:
+    return float(source.tensors.vector(f"{prefix}.layer_output_scale.weight", (1,))[0])
 
 
 def _mixer(

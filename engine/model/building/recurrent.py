@@ -11,22 +11,30 @@ from engine.model.building.source import TensorSource
 from engine.model.recurrent_config import (
     DeltaNetConfig,
     KimiDeltaConfig,
+    LightningConfig,
     Mamba2Config,
     MambaConfig,
+    Plamo2Config,
     RecurrentConfig,
     ShortConvConfig,
 )
+from engine.model.rope import alibi_slopes
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
+    LightningWeights,
     Linear,
     Mamba2Weights,
     MambaWeights,
     Norm,
+    Plamo2Weights,
     RecurrentWeights,
     ShortConvWeights,
     Weight,
 )
+
+LARGEST_SLOPE = 8.0
+"""Of lightning attention, as rope.alibi_slopes takes it."""
 
 
 def build_recurrent(source: TensorSource, prefix: str, mixer: RecurrentConfig) -> RecurrentWeights:
@@ -39,6 +47,10 @@ def build_recurrent(source: TensorSource, prefix: str, mixer: RecurrentConfig) -
         return _mamba_2(source, prefix, mixer)
     if isinstance(mixer, DeltaNetConfig):
         return _delta_net(source, prefix, mixer)
+    if isinstance(mixer, LightningConfig):
+        return _lightning(source, prefix, mixer)
+    if isinstance(mixer, Plamo2Config):
+        return _plamo_2(source, prefix, mixer)
     assert isinstance(mixer, KimiDeltaConfig)
     return _kimi_delta(source, prefix, mixer)
 
@@ -122,24 +134,64 @@ def _delta_net(source: TensorSource, prefix: str, config: DeltaNetConfig) -> Del
     )
 
 
+def _plamo_2(source: TensorSource, prefix: str, config: Plamo2Config) -> Plamo2Weights:
+    tensors, inner, heads = source.tensors, config.inner, config.heads
+    return Plamo2Weights(
+        ssm_in=source.linear(f"{prefix}.ssm_in", 2 * inner, source.width),
+        conv1d=tensors.vector(f"{prefix}.ssm_conv1d.weight", (inner, config.conv_width)),
+        ssm_x=source.linear(f"{prefix}.ssm_x", 2 * config.state + config.dt_rank, inner),
+        ssm_dt=source.linear(f"{prefix}.ssm_dt", heads, config.dt_rank),
+        a=_array(source, f"{prefix}.ssm_a", (heads,)),
+        d=_array(source, f"{prefix}.ssm_d", (heads,)),
+        b_norm=source.norm(f"{prefix}.ssm_b_norm", (config.state,)),
+        c_norm=source.norm(f"{prefix}.ssm_c_norm", (config.state,)),
+        dt_norm=source.norm(f"{prefix}.ssm_dt_norm", (config.dt_rank,)),
+        ssm_out=source.linear(f"{prefix}.ssm_out", source.width, inner),
+    )
+
+
 def _kimi_delta(source: TensorSource, prefix: str, config: KimiDeltaConfig) -> KimiDeltaWeights:
     tensors, width, inner, size = source.tensors, source.width, config.inner, config.head_width
+    decay_a, decay_b = _low_rank(source, f"{prefix}.ssm_f", inner, size)
+    gate_a, gate_b = _low_rank(source, f"{prefix}.ssm_g", inner, size)
+    rates, recurrent = _array(source, f"{prefix}.ssm_a", (config.heads,)), source.architecture.recurrent
     convs = [_array(source, f"{prefix}.ssm_conv1d_{part}.weight", (inner, config.conv_width)) for part in "qkv"]
     return KimiDeltaWeights(
         q=source.linear(f"{prefix}.attn_q", inner, width),
         k=source.linear(f"{prefix}.attn_k", inner, width),
         v=source.linear(f"{prefix}.attn_v", inner, width),
         beta=source.linear(f"{prefix}.ssm_beta", config.heads, width),
-        decay_a=source.linear(f"{prefix}.ssm_f_a", size, width),
-        decay_b=source.linear(f"{prefix}.ssm_f_b", inner, size),
-        gate_a=source.linear(f"{prefix}.ssm_g_a", size, width),
-        gate_b=source.linear(f"{prefix}.ssm_g_b", inner, size),
+        decay_a=decay_a,
+        decay_b=decay_b,
+        gate_a=gate_a,
+        gate_b=gate_b,
         conv1d=np.concatenate(convs),
         dt_bias=tensors.vector(f"{prefix}.ssm_dt.bias", (inner,)),
-        a=_array(source, f"{prefix}.ssm_a", (config.heads,)),
+        a=-rates if recurrent is not None and recurrent.negative_rates else rates,
         norm=source.norm(f"{prefix}.ssm_norm", (size,)),
         output=tensors.linear(f"{prefix}.attn_output", width, inner, scale=False),  # unlike that of attention
     )
+
+
+def _lightning(source: TensorSource, prefix: str, config: LightningConfig) -> LightningWeights:
+    width, inner = source.width, config.inner
+    slopes = alibi_slopes(config.heads, LARGEST_SLOPE)
+    return LightningWeights(
+        qkv=source.linear(f"{prefix}.attn_qkv", 3 * inner, width),
+        gate=source.linear(f"{prefix}.attn_gate", inner, width),
+        norm=source.norm(f"{prefix}.attn_norm_2", (inner,)),
+        output=source.tensors.linear(f"{prefix}.attn_output", width, inner, scale=False),  # unlike that of attention
+        decay=np.exp(-np.float32(config.rate) * slopes),
+    )
+
+
+def _low_rank(source: TensorSource, name: str, rows: int, rank: int) -> tuple[Linear, Linear | None]:
+    """A projection from D through `rank` numbers as two matrices, or as one where the file has no second."""
+    if source.tensors.has(f"{name}.weight"):
+        return source.linear(name, rows, source.width), None
+    if not source.tensors.has(f"{name}_b.weight"):
+        return source.linear(f"{name}_a", rows, source.width), None
+    return source.linear(f"{name}_a", rank, source.width), source.linear(f"{name}_b", rows, rank)
 
 
 def _array(source: TensorSource, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

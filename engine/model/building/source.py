@@ -46,18 +46,28 @@ class TensorSource:
         bias, scale = self._bias(name), self._feed_forward_scales
         return self.tensors.experts(name, n_experts, rows, columns, bias=bias, scale=scale)
 
-    def norm(self, name: str, shape: tuple[int, ...], *, optional_bias: bool = False) -> Norm:
-        """A normalization; with `optional_bias` its bias may be missing where the family's norms have one."""
+    def norm(
+        self, name: str, shape: tuple[int, ...], *, optional_bias: bool = False, epsilon: float | None = None
+    ) -> Norm:
+        """A normalization.
+
+        Args:
+            name: of its tensors.
+            shape: of its weight.
+            optional_bias: its bias may be missing where the family's norms have one.
+            epsilon: None = that of the model.
+        """
         config, parts = self.config, self.architecture.norm
         bias = Presence.OPTIONAL if optional_bias and parts.bias is Presence.ALWAYS else parts.bias
-        return self.tensors.norm(name, shape, config.norm, config.norm_epsilon, weight=parts.weight, bias=bias)
+        epsilon = config.norm_epsilon if epsilon is None else epsilon
+        return self.tensors.norm(name, shape, config.norm, epsilon, weight=parts.weight, bias=bias)
 
-    def first_norm(self, prefix: str, names: tuple[str, ...]) -> Norm | None:
+    def first_norm(self, prefix: str, names: tuple[str, ...], *, epsilon: float | None = None) -> Norm | None:
         """The first of these norms that the file has; the last one is asked for without looking."""
         if not names:
             return None
         found = next((name for name in names if self.tensors.has_any(f"{prefix}.{name}", "", ".weight")), names[-1])
-        return self.norm(f"{prefix}.{found}", (self.width,))
+        return self.norm(f"{prefix}.{found}", (self.width,), epsilon=epsilon)
 
     def _bias(self, name: str) -> Presence:
         part, biases = name.rpartition(".")[2], self.architecture.biases

@@ -6,8 +6,17 @@ import math
 from collections.abc import Sequence
 
 from engine.errors import ModelFileError
-from engine.model.config import AttentionConfig, AttentionTemperature, LatentConfig, QkNorm, RopeConfig
-from engine.model.parts import AttentionParts, Presence
+from engine.model.config import (
+    AttentionConfig,
+    AttentionTemperature,
+    LatentConfig,
+    OutputGate,
+    QkNorm,
+    QkWeights,
+    RopeConfig,
+)
+from engine.model.parts import AttentionParts, Presence, TemperatureParts
+from engine.model.reading.indexer import read_indexer
 from engine.model.reading.latent import latent_sharpening, read_latent
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.rope import read_layer_rope
@@ -53,6 +62,7 @@ def _layer(
         kv_heads, key_width, value_width = latent.cached(heads)
         rotated = latent.rope_width
     rope = read_layer_rope(source, index, rotated, windows)
+    chunks = parts.window is not None and parts.window.chunks
     return AttentionConfig(
         n_heads=heads,
         n_kv_heads=kv_heads,
@@ -60,16 +70,21 @@ def _layer(
         value_width=value_width,
         scale=_scale(source, parts, heads, key_width, latent, rope),
         rope=rope,
-        window=windows[index],
-        qk_norm=_qk_norm(source, parts, index),
+        window=None if chunks else windows[index],
+        chunk=windows[index] if chunks else None,
+        qk_norm=_qk_norm(source, parts, index, rope),
         qk_norm_after_rope=parts.qk_norm is not None and parts.qk_norm.after_rope,
-        temperature=_temperature(source) if parts.temperature else None,
+        qk_norm_weights=QkWeights.BOTH if parts.qk_norm is None else parts.qk_norm.weights,
+        temperature=_temperature(source, parts.temperature, rope, windows),
         clamp=(source.read.number("attention.clamp_kqv", 0.0, low=0.0) or None) if parts.clamp else None,
         softcap=source.default("attn_logit_softcapping", parts.softcap),
-        sinks=parts.sinks,
+        sinks=_has_sinks(source, parts, index),
         alibi=_alibi(source, parts),
         latent=latent,
-        output_gate=parts.output_gate,
+        output_gate=_output_gate(source, parts, index, heads),
+        gate_function=parts.gate_function,
+        value_scale=_value_scale(source, parts),
+        indexer=None if parts.indexer is None else read_indexer(source, parts.indexer, index, kv_heads, rope),
     )
 
 
@@ -93,6 +108,8 @@ def _scale(
     rope: RopeConfig | None,
 ) -> float:
     """The factor of scores."""
+    if parts.output_scale is not None:
+        return source.read.number("attention.output_scale", parts.output_scale, low=0.0, high=LIMIT)
     if parts.scale:
         stated = source.read.number("attention.scale", 0.0, low=0.0, high=LIMIT)
         if stated:
@@ -100,15 +117,19 @@ def _scale(
     if source.n_layers in parts.scale_by_width:
         return math.sqrt(heads / source.width)
     if latent is None:
-        return 1.0 / math.sqrt(key_width)
+        return 1.0 / (key_width if parts.linear_scale else math.sqrt(key_width))
     scale = 1.0 / math.sqrt(latent.nope_width + latent.rope_width)
     return scale if rope is None else scale * latent_sharpening(source, rope)
 
 
-def _qk_norm(source: Source, parts: AttentionParts, index: int) -> QkNorm | None:
+def _qk_norm(source: Source, parts: AttentionParts, index: int, rope: RopeConfig | None) -> QkNorm | None:
     norm = parts.qk_norm
-    if norm is None:
+    if norm is None or (norm.rotated and rope is None):
         return None
+    if norm.not_of_experts is not None:
+        usual = source.read.integer("expert_count", 0, low=0) != norm.not_of_experts
+        if not source.read.flag("attention.use_qk_norm", usual):
+            return None
     if norm.presence is Presence.OPTIONAL and f"blk.{index}.attn_q_norm.weight" not in source.tensors:
         return None
     return norm.kind
@@ -120,13 +141,37 @@ def _alibi(source: Source, parts: AttentionParts) -> float:
     return source.default("attention.max_alibi_bias", parts.alibi) or 0.0
 
 
-def _temperature(source: Source) -> AttentionTemperature | None:
+def _has_sinks(source: Source, parts: AttentionParts, index: int) -> bool:
+    if parts.sinks is Presence.OPTIONAL:
+        return f"blk.{index}.attn_sinks.weight" in source.tensors
+    return parts.sinks is Presence.ALWAYS
+
+
+def _output_gate(source: Source, parts: AttentionParts, index: int, heads: int) -> OutputGate | None:
+    gate = source.tensors.get(f"blk.{index}.attn_gate.weight")
+    if parts.output_gate is OutputGate.OWN and gate is not None and gate.shape[0] == heads:
+        return OutputGate.PER_HEAD
+    return parts.output_gate
+
+
+def _value_scale(source: Source, parts: AttentionParts) -> float:
+    """The factor of values; 0 in the file means none."""
+    if not parts.value_scale:
+        return 1.0
+    return source.read.number("attention.value_scale", 1.0, low=-LIMIT, high=LIMIT) or 1.0
+
+
+def _temperature(
+    source: Source, parts: TemperatureParts | None, rope: RopeConfig | None, windows: Sequence[int | None]
+) -> AttentionTemperature | None:
     """Attention temperature; a scale of 0 in the file means none."""
+    if parts is None or (parts.unrotated and (rope is not None or not any(windows))):
+        return None
     read = source.read
-    scale = read.number("attention.temperature_scale", 0.0, low=-LIMIT, high=LIMIT)
+    scale = read.number("attention.temperature_scale", parts.scale, low=-LIMIT, high=LIMIT)
     if scale == 0.0:
         return None
-    length = read.integer("attention.temperature_length", 0, low=0)
-    return AttentionTemperature(
-        scale, length or read.integer("rope.scaling.original_context_length", source.context_length)
-    )
+    length = read.integer("attention.temperature_length", 0, low=0) or parts.length
+    if length is None:
+        length = read.integer("rope.scaling.original_context_length", source.context_length)
+    return AttentionTemperature(scale, length, parts.offset)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.config import FfnConfig, MoeConfig, Routing
+from engine.model.config import Activation, AdjugateConfig, FfnConfig, MoeConfig, Routing
 from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
 
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
+
+LEAST_LIMIT = 1e-6
+"""Limits up to this mean that there is none."""
 
 
 def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
@@ -40,11 +43,12 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
-        return FfnConfig(width=width, activation=ffn.activation, gated=ffn.gated)
-    return _moe(source, ffn, parts, width)
+        limit = _limit(source, ffn, "swiglu_clamp_shexp", index)
+        return _part(source, ffn, width, ffn.activation, limit)
+    return _moe(source, ffn, parts, index, width)
 
 
-def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfig:
+def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int) -> MoeConfig:
     read = source.read
     n_experts = read.integer("expert_count")
     n_used = read.integer("expert_used_count", high=n_experts)
@@ -52,22 +56,79 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, width: int) -> MoeConfi
     expert_width = stated_width or (width // n_used if parts.width_of_used else width)
     if expert_width == 0:
         raise ModelFileError("expert_feed_forward_length and feed_forward_length are both 0; one must be positive")
-    shared = _shared_width(parts, read, expert_width, width)
+    shared = _shared_width(source, parts, index, expert_width, width)
     activation = parts.activation or ffn.activation
     scale = read.number("expert_weights_scale", 0.0, low=-LIMIT, high=LIMIT) if parts.weight_scale else 0.0
+    # The factor of the sum of all experts, taken apart.
+    factor = parts.shared_factor if shared else 1.0
+    limits = [_limit(source, ffn, f"swiglu_clamp_{which}", index) for which in ("exp", "shexp")]
     n_groups, n_groups_used = _groups(parts, read, n_experts, n_used)
     return MoeConfig(
         n_experts=n_experts,
         n_used=n_used,
-        expert=FfnConfig(width=expert_width, activation=activation, gated=ffn.gated),
+        expert=_part(source, ffn, expert_width, activation, limits[0]),
         routing=_routing(source, parts),
         normalize=_normalize(source, parts),
-        weight_scale=scale or 1.0,
+        weight_scale=(scale or 1.0) * factor,
         n_groups=n_groups,
         n_groups_used=n_groups_used,
-        shared=FfnConfig(width=shared, activation=activation, gated=ffn.gated) if shared else None,
+        shared=_part(source, ffn, shared, activation, limits[1]) if shared else None,
         shared_gate=parts.shared_gate,
+        shared_scale=factor,
+        weights_inputs=parts.weights_inputs,
+        routed_early=parts.routed_early,
+        adjugate=_adjugate(source, ffn, n_experts, n_used) if parts.adjugates else None,
+        reads_input=parts.reads_input,
+        latent=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
     )
+
+
+def _adjugate(source: Source, ffn: FfnParts, n_experts: int, n_used: int) -> AdjugateConfig:
+    read = source.read
+    per_group = read.integer("experts_per_group", high=n_experts)
+    if n_experts % per_group:
+        raise ModelFileError(
+            f"{n_experts} experts in groups of {per_group} (experts_per_group); allowed are groups of equal size"
+        )
+    width = read.integer("expert_chunk_feed_forward_length", 0, low=0) or read.integer("attention.key_length")
+    return AdjugateConfig(
+        per_group=per_group,
+        n_used=min(n_used, n_experts // per_group),
+        expert=_part(source, ffn, width, ffn.activation, None),
+        scale=read.number("expert_group_scale", low=-LIMIT, high=LIMIT),
+    )
+
+
+def _part(source: Source, ffn: FfnParts, width: int, activation: Activation, limit: float | None) -> FfnConfig:
+    """A dense part, or one of experts."""
+    return FfnConfig(
+        width=width,
+        activation=activation,
+        gated=ffn.gated,
+        limit=limit,
+        limits_gate=ffn.limits_gate and limit is not None,
+        caps=_caps(source, activation),
+    )
+
+
+def _caps(source: Source, activation: Activation) -> tuple[float, float] | None:
+    """The caps of the gate and, 0 = none, of what it multiplies."""
+    if activation is not Activation.SITU:
+        return None
+    gate, up = (source.read.number(f"activation.situ_{key}", high=LIMIT) for key in ("beta", "linear_beta"))
+    if gate < LEAST_LIMIT:
+        raise ModelFileError(
+            f"metadata key {source.name}.activation.situ_beta is {gate:g}; allowed is a number above {LEAST_LIMIT:g}"
+        )
+    return gate, max(up, 0.0)
+
+
+def _limit(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:
+    """The limit of a layer's gated activations, from a list with one for each; up to 1e-6 there is none."""
+    if not ffn.limits:
+        return None
+    limit = source.read.numbers_per_layer(key, source.n_blocks, 0.0, low=0.0, high=LIMIT)[index]
+    return limit if limit > LEAST_LIMIT else None
 
 
 def _normalize(source: Source, parts: MoeParts) -> bool:
@@ -94,14 +155,18 @@ def _routing(source: Source, parts: MoeParts) -> Routing:
     return GATING.get(number, parts.routing)
 
 
-def _shared_width(parts: MoeParts, read: HyperParameters, expert_width: int, dense_width: int) -> int:
+def _shared_width(source: Source, parts: MoeParts, index: int, expert_width: int, dense_width: int) -> int:
+    read = source.read
     if not parts.shared:
         return 0
+    if parts.shared_named_dense:
+        up = source.tensors.get(f"blk.{index}.ffn_up.weight")
+        return 0 if up is None else int(up.shape[0])
     stated = read.integer("expert_shared_feed_forward_length", 0, low=0)
     if stated:
         return stated
     if parts.shared_counted:
-        return expert_width * read.integer("expert_shared_count", 0, low=0, high=1024)
+        return expert_width * max(parts.shared_least, read.integer("expert_shared_count", 0, low=0, high=1024))
     return dense_width if parts.shared_like_dense else 0
 
 

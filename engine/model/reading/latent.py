@@ -17,7 +17,8 @@ def read_latent(source: Source, index: int) -> LatentConfig:
     absorbed = f"{prefix}.attn_kv_b.weight" not in source.tensors
     suffix = "_mla" if absorbed else ""
     key_width = read.integer(f"attention.key_length{suffix}")
-    rope_width = read.integer("rope.dimension_count", high=key_width - 1)
+    # Absorbed keys have a matrix for the part that is not rotated; an empty one would be no tensor.
+    rope_width = read.integer("rope.dimension_count", high=key_width - 1 if absorbed else key_width)
     has_query_rank = f"{prefix}.attn_q_a.weight" in source.tensors
     return LatentConfig(
         rank=read.integer("attention.kv_lora_rank"),

@@ -84,12 +84,7 @@ class HyperParameters:
         self, key: str, default: float | None = None, *, low: float = -math.inf, high: float = math.inf
     ) -> float:
         """A finite number in [low, high]."""
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-            raise self._wrong(key, value, "a number")
-        if not math.isfinite(value) or not low <= value <= high:
-            raise self._wrong(key, value, f"a finite number from {low:g} to {high:g}")
-        return float(value)
+        return self._number(key, self._get(key, default), low, high)
 
     def flag(self, key: str, default: bool) -> bool:
         """A truth value."""
@@ -111,12 +106,15 @@ class HyperParameters:
         """One integer for each layer: an array of that length, or one number that holds for all."""
         if default is not None and not self.has(key):
             return default
-        value = self._get(key, None)
-        if isinstance(value, (list, tuple, np.ndarray)):
-            if len(value) != n_layers:
-                raise self._wrong(key, f"{len(value)} values", f"one value or {n_layers}, one per layer")
-            return tuple(self._integer(f"{key}[{i}]", item, low, high) for i, item in enumerate(value))
-        return (self._integer(key, value, low, high),) * n_layers
+        return tuple(self._integer(name, item, low, high) for name, item in self._each_layer(key, n_layers))
+
+    def numbers_per_layer(
+        self, key: str, n_layers: int, default: float, *, low: float = -math.inf, high: float = math.inf
+    ) -> tuple[float, ...]:
+        """One finite number for each layer, as in per_layer(); `default` for all where the key is missing."""
+        if not self.has(key):
+            return (default,) * n_layers
+        return tuple(self._number(name, item, low, high) for name, item in self._each_layer(key, n_layers))
 
     def integers(self, key: str, *, low: int = 1, high: int = LARGEST) -> tuple[int, ...]:
         """A list of integers."""
@@ -126,6 +124,11 @@ class HyperParameters:
     def is_list(self, key: str) -> bool:
         """Whether the file has the key with a list as its value."""
         return self.has(key) and isinstance(self._get(key, None), (list, tuple, np.ndarray))
+
+    def is_finite(self, key: str) -> bool:
+        """Whether the file has the key with anything but an infinite number as its value."""
+        value = self._get(key, math.inf)
+        return not (isinstance(value, (float, np.floating)) and math.isinf(value))
 
     def flags(self, key: str) -> tuple[bool, ...]:
         """A list of truth values, which files also write as 0 and 1."""
@@ -139,6 +142,22 @@ class HyperParameters:
         if not isinstance(value, (list, tuple, np.ndarray)):
             raise self._wrong(key, value, allowed)
         return value
+
+    def _each_layer(self, key: str, n_layers: int) -> list[tuple[str, Any]]:
+        """A value for each layer with its name, for errors."""
+        value = self._get(key, None)
+        if not isinstance(value, (list, tuple, np.ndarray)):
+            return [(key, value)] * n_layers
+        if len(value) != n_layers:
+            raise self._wrong(key, f"{len(value)} values", f"one value or {n_layers}, one per layer")
+        return [(f"{key}[{i}]", item) for i, item in enumerate(value)]
+
+    def _number(self, key: str, value: Any, low: float, high: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise self._wrong(key, value, "a number")
+        if not math.isfinite(value) or not low <= value <= high:
+            raise self._wrong(key, value, f"a finite number from {low:g} to {high:g}")
+        return float(value)
 
     def _integer(self, key: str, value: Any, low: int, high: int) -> int:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):

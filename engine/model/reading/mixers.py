@@ -48,7 +48,7 @@ def _recurs(source: Source, parts: RecurrentParts) -> list[bool]:
         return [True] * n_layers
     key = "attention.recurrent_layers"
     if not read.is_list(key):
-        interval = read.integer("full_attention_interval", 4)
+        interval = read.integer("full_attention_interval", parts.interval)
         return [(index + 1) % interval != 0 for index in range(n_layers)]
     flags = read.flags(key)
     if len(flags) < n_layers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from engine.model.architecture import Architecture
@@ -12,8 +13,14 @@ from engine.model.parts import LogitScale, Parallel, Presence
 from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
+from engine.model.reading.skips import read_skip
 from engine.model.reading.source import Source, open_source
 from engine.model.reading.unread_keys import check_unread
+
+_RMS_EPSILON = "attention.layer_norm_rms_epsilon"
+
+MOST_LAYERS = 4096
+"""Most layers that a token may pass, several times the same ones included."""
 
 
 def read_config(
@@ -47,21 +54,36 @@ def read_config(
         width=source.width,
         vocab_size=vocab_size,
         context_length=source.context_length,
-        norm=architecture.norm.kind,
+        norm=_norm_kind(source),
         norm_epsilon=_norm_epsilon(source),
         layers=_layers(source),
         embedding_scale=_embedding_scale(source),
         learned_positions=_learned_positions(source),
         logit_scale=_logit_scale(source),
         logit_softcap=source.default("final_logit_softcapping", architecture.head.softcap),
+        norms_behind=architecture.layer.behind_stated and source.read.flag("swin_norm", False),
+        silent=_silent(source, vocab_size),
+        skip=read_skip(source),
         next_token_layers=source.n_blocks - source.n_layers,
     )
     return config, check_unread(architecture, source.read, config, strict=strict)
 
 
+def _silent(source: Source, vocab_size: int) -> tuple[int, int] | None:
+    silent = source.architecture.head.silent
+    return None if silent is None else (min(silent[0], vocab_size), min(silent[1], vocab_size))
+
+
+def _norm_kind(source: Source) -> NormKind:
+    norm = source.architecture.norm
+    if norm.either_kind and source.read.number(_RMS_EPSILON, 0.0, low=0.0, high=1.0):
+        return NormKind.RMS
+    return norm.kind
+
+
 def _norm_epsilon(source: Source) -> float:
     norm = source.architecture.norm
-    key = "layer_norm_epsilon" if norm.kind is NormKind.LAYER else "layer_norm_rms_epsilon"
+    key = "layer_norm_epsilon" if _norm_kind(source) is NormKind.LAYER else "layer_norm_rms_epsilon"
     if norm.either_epsilon and not source.read.has(f"attention.{key}"):
         key = "layer_norm_epsilon"
     return source.read.number(f"attention.{key}", norm.epsilon, low=0.0, high=1.0)
@@ -73,10 +95,32 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
     if source.architecture.layer.without_heads:
         has_mixer = [heads > 0 for heads in source.read.per_layer("attention.head_count", source.n_blocks, low=0)]
     mixers = read_mixers(source, has_mixer[: source.n_layers])
-    return tuple(
-        LayerConfig(index=index, mixer=mixer, ffn=ffn, residual=_residual(source, index), residual_scale=scale)
+    layers = tuple(
+        LayerConfig(
+            index=index,
+            mixer=mixer,
+            ffn=ffn,
+            residual=_residual(source, index),
+            residual_scale=scale,
+            embedding_skip=source.architecture.layer.embedding_skip,
+        )
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
     )
+    return _passes(source, layers) if source.architecture.layer.loops else layers
+
+
+def _passes(source: Source, layers: tuple[LayerConfig, ...]) -> tuple[LayerConfig, ...]:
+    """The layers as often as tokens pass them; a pass that is not the last ends with a norm."""
+    count, read = len(layers), source.read
+    loops = read.integer("num_loops", 1, high=max(1, MOST_LAYERS // count))
+    closed = not read.flag("skip_loop_final_norm", False)
+    first = (*layers[:-1], replace(layers[-1], closing_norm=closed and loops > 1))
+    later = (
+        replace(layer, index=loop * count + layer.index, block=layer.index, closing_norm=closes and loop < loops - 1)
+        for loop in range(1, loops)
+        for layer, closes in ((layer, layer.closing_norm) for layer in first)
+    )
+    return (*first, *later)
 
 
 def _residual(source: Source, index: int) -> ResidualKind:
@@ -95,14 +139,14 @@ def _residual_scale(source: Source) -> float:
     if base is None:
         return 1.0
     default = base / math.sqrt(source.n_layers)
-    return source.read.number("residual_scale", default, low=-LIMIT, high=LIMIT) or 1.0
+    return source.read.number("residual_scale", default, low=-LIMIT, high=LIMIT) or default or 1.0
 
 
 def _embedding_scale(source: Source) -> float:
     embedding = source.architecture.embedding
     if embedding.sqrt_width:
         return math.sqrt(source.width)
-    return source.default("embedding_scale", embedding.scale) or 1.0
+    return source.default("embedding_scale", embedding.scale) or embedding.scale or 1.0
 
 
 def _learned_positions(source: Source) -> bool:
@@ -116,6 +160,6 @@ def _logit_scale(source: Source) -> float:
     head = source.architecture.head
     if head.scale is LogitScale.NONE:
         return 1.0
-    default = 1.0 if head.scale_width is None else source.width / head.scale_width
-    scale = source.read.number("logit_scale", default, low=-LIMIT, high=LIMIT) or 1.0
+    default = head.scale_default if head.scale_width is None else source.width / head.scale_width
+    scale = source.read.number("logit_scale", default, low=-LIMIT, high=LIMIT) or default
     return 1.0 / scale if head.scale is LogitScale.DIVIDES else scale

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError
+from engine.model.reading.metadata import LIMIT
 from engine.model.reading.source import Source
 from engine.model.recurrent_config import (
     DeltaNetConfig,
     KimiDeltaConfig,
+    LightningConfig,
     Mamba2Config,
     MambaConfig,
+    Plamo2Config,
     RecurrentConfig,
     ShortConvConfig,
 )
@@ -16,6 +19,9 @@ from engine.model.recurrent_parts import Recurrence, RecurrentParts
 
 WIDEST = 256
 """Most inputs that a convolution may read."""
+
+LEAST_PLAMO_RANK = 64
+"""PLaMo 2 has steps of rank D / 16, and at least this."""
 
 
 def read_recurrent(source: Source, parts: RecurrentParts, index: int) -> RecurrentConfig:
@@ -32,7 +38,11 @@ def read_recurrent(source: Source, parts: RecurrentParts, index: int) -> Recurre
         return _mamba_2(source, index)
     if parts.kind is Recurrence.DELTA_NET:
         return _delta_net(source, parts)
-    return _kimi_delta(source)
+    if parts.kind is Recurrence.LIGHTNING:
+        return _lightning(source, index)
+    if parts.kind is Recurrence.PLAMO_2:
+        return _plamo_2(source)
+    return _kimi_delta(source, parts)
 
 
 def _mamba(source: Source, parts: RecurrentParts) -> MambaConfig:
@@ -84,7 +94,23 @@ def _delta_net(source: Source, parts: RecurrentParts) -> DeltaNetConfig:
     )
 
 
-def _kimi_delta(source: Source) -> KimiDeltaConfig:
+def _plamo_2(source: Source) -> Plamo2Config:
+    read = source.read
+    inner, heads = read.integer("ssm.inner_size"), read.integer("ssm.time_step_rank")
+    if inner % heads:
+        raise ModelFileError(
+            f"ssm.inner_size is {inner} with {heads} heads (ssm.time_step_rank); allowed is a multiple of the heads"
+        )
+    return Plamo2Config(
+        inner=inner,
+        state=read.integer("ssm.state_size"),
+        conv_width=_conv_width(source, "ssm.conv_kernel"),
+        heads=heads,
+        dt_rank=max(LEAST_PLAMO_RANK, source.width // 16),
+    )
+
+
+def _kimi_delta(source: Source, parts: RecurrentParts) -> KimiDeltaConfig:
     # Files may state 0 heads for the recurrent layers, which have as many as the others.
     heads = source.read.per_layer("attention.head_count", source.n_blocks, low=0)
     if not any(heads):
@@ -93,7 +119,30 @@ def _kimi_delta(source: Source) -> KimiDeltaConfig:
         heads=max(heads),
         head_width=source.read.integer("kda.head_dim"),
         conv_width=_conv_width(source, "ssm.conv_kernel"),
+        decay_floor=_decay_floor(source) if parts.decay_floor else None,
     )
+
+
+def _lightning(source: Source, index: int) -> LightningConfig:
+    heads = source.read.per_layer("attention.head_count", source.n_blocks, low=1)[index]
+    default = max(1, source.width // heads)
+    widths = [source.read.integer(f"attention.{which}_length", default) for which in ("key", "value")]
+    if widths[0] != widths[1]:
+        raise ModelFileError(
+            f"attention.key_length is {widths[0]} and attention.value_length {widths[1]}; lightning attention needs "
+            "the same width for both"
+        )
+    # Early layers forget fast, the last one hardly at all.
+    rate = 1.0 - index / max(1, source.n_layers - 1) + 1e-5
+    return LightningConfig(heads=heads, head_width=widths[0], rate=rate)
+
+
+def _decay_floor(source: Source) -> float | None:
+    """The least logarithm of a decay; None where the file states none, which it may write as minus infinity."""
+    key = "kda.gate_lower_bound"
+    if not source.read.is_finite(key):
+        return None
+    return source.read.number(key, low=-LIMIT, high=0.0) or None
 
 
 def _conv_width(source: Source, key: str) -> int:

@@ -23,25 +23,34 @@ def read_layer_rope(source: Source, index: int, width: int, windows: list[int | 
     Raises:
         ModelFileError, UnsupportedModelError: a key has a value that is impossible or not supported.
     """
-    parts = source.architecture.rope
-    if parts is None or (parts.skip_every is not None and (index + 1) % parts.skip_every == 0):
+    parts, attention = source.architecture.rope, source.architecture.attention
+    if parts is None or parts.n_layers not in (None, source.n_layers):
         return None
-    if parts.n_layers not in (None, source.n_layers):
-        return None
-    if parts.pattern and not _rotates(source, index):
-        return None
-    attention = source.architecture.attention
     window = None if attention is None else attention.window
-    if window is not None and window.rotated_only and any(windows) and windows[index] is None:
+    if _is_skipped(source, parts, window, index, windows) or (parts.pattern and not _in_pattern(source, index)):
         return None
     # Granite says with this key whether it rotates at all.
     if parts.switch and not source.read.flag("rope.scaling.finetuned", True):
         return None
     rope = _rope(source, parts, width)
-    return rope if window is None or windows[index] is None else _windowed(source, window, rope)
+    return rope if window is None or windows[index] is None else _windowed(source, window, rope, width)
 
 
-def _rotates(source: Source, index: int) -> bool:
+def _is_skipped(
+    source: Source, parts: RopeParts, window: WindowParts | None, index: int, windows: list[int | None]
+) -> bool:
+    """Whether layer `index` does not rotate because of its place or its lack of a window."""
+    if window is not None and not any(windows):
+        return False
+    if parts.skip_every is not None:
+        return index % parts.skip_every == (0 if parts.skip_first else parts.skip_every - 1)
+    if window is None or not window.rotated_only or windows[index] is not None:
+        return False
+    lead = source.read.integer("leading_dense_block_count", 0, low=0) if parts.dense_lead else 0
+    return index >= lead
+
+
+def _in_pattern(source: Source, index: int) -> bool:
     """What attention.rope_pattern says of a layer; without a list all rotate."""
     key = "attention.rope_pattern"
     if not source.read.is_list(key):
@@ -58,9 +67,7 @@ def _rotates(source: Source, index: int) -> bool:
 def _rope(source: Source, parts: RopeParts, width: int) -> RopeConfig:
     """Rotation of the layers without a window of their own."""
     read = source.read
-    n_rot = read.integer("rope.dimension_count", width, high=width)
-    if n_rot % 2:
-        raise ModelFileError(f"metadata key {source.name}.rope.dimension_count is {n_rot}; allowed is an even number")
+    n_rot = _n_rot(source, "rope.dimension_count", width, width)
     style = _style(source, parts, n_rot)
     scaling, factor = _scaling(source, parts)
     extrapolation = read.number("rope.scaling.yarn_ext_factor", -1.0, high=1.0)
@@ -74,19 +81,29 @@ def _rope(source: Source, parts: RopeParts, width: int) -> RopeConfig:
         original_context=original_context,
         extrapolation=1.0 if extrapolation < 0.0 else extrapolation,
         attention_factor=read.number("rope.scaling.attn_factor", 1.0, low=-LIMIT, high=LIMIT),
-        beta_fast=_positive(read, "rope.scaling.yarn_beta_fast", 32.0),
+        beta_fast=_positive(read, "rope.scaling.yarn_beta_fast", parts.beta_fast),
         beta_slow=_positive(read, "rope.scaling.yarn_beta_slow", 1.0),
         log_multiplier=_log_multiplier(source),
         long_factors=parts.long_factors and source.run_context > original_context,
     )
 
 
-def _windowed(source: Source, window: WindowParts, rope: RopeConfig) -> RopeConfig:
+def _n_rot(source: Source, key: str, default: int, width: int) -> int:
+    n_rot = source.read.integer(key, default, high=width)
+    if n_rot % 2:
+        raise ModelFileError(f"metadata key {source.name}.{key} is {n_rot}; allowed is an even number")
+    return n_rot
+
+
+def _windowed(source: Source, window: WindowParts, rope: RopeConfig, width: int) -> RopeConfig:
     """Rotation of the layers with a window, from that of the others."""
     base = _base(source, "rope.freq_base_swa", rope.base if window.base is None else window.base)
+    rope = replace(rope, base=base)
+    if window.own_width:
+        rope = replace(rope, n_rot=_n_rot(source, "rope.dimension_count_swa", rope.n_rot, width))
     if not window.unscaled:
-        return replace(rope, base=base)
-    return replace(rope, base=base, scaling=RopeScaling.NONE, factor=1.0, attention_factor=1.0)
+        return rope
+    return replace(rope, scaling=RopeScaling.NONE, factor=1.0, attention_factor=1.0)
 
 
 def _style(source: Source, parts: RopeParts, n_rot: int) -> RopeStyle:

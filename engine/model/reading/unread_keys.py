@@ -230,16 +230,18 @@ def _without_effect(architecture: Architecture, config: ModelConfig, key: str, v
 
 def _same_in_windows(config: ModelConfig) -> dict[str, int]:
     """Keys about windowed layers that may repeat what holds for all layers."""
-    attention = next((layer.attention_part for layer in config.layers if layer.attention_part is not None), None)
+    attentions = [layer.attention_part for layer in config.layers if layer.attention_part is not None]
+    ropes = [attention.rope for attention in attentions if attention.rope is not None]
     return {
-        "rope.dimension_count_swa": 0 if attention is None or attention.rope is None else attention.rope.n_rot,
-        "attention.key_length_swa": 0 if attention is None else attention.key_width,
-        "attention.value_length_swa": 0 if attention is None else attention.value_width,
+        "rope.dimension_count_swa": ropes[0].n_rot if ropes else 0,
+        "attention.key_length_swa": attentions[0].key_width if attentions else 0,
+        "attention.value_length_swa": attentions[0].value_width if attentions else 0,
     }
 
 
 def _has_windows(config: ModelConfig) -> bool:
-    return any(layer.attention_part is not None and layer.attention_part.window for layer in config.layers)
+    attentions = (layer.attention_part for layer in config.layers)
+    return any(attention is not None and (attention.window or attention.chunk) for attention in attentions)
 
 
 def _is_any(value: object, usual: tuple[Any, ...]) -> bool:

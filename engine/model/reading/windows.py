@@ -10,7 +10,7 @@ PATTERN = "attention.sliding_window_pattern"
 
 
 def read_windows(source: Source, parts: WindowParts | None) -> list[int | None]:
-    """The window of each layer; None = it sees all positions.
+    """The window of each layer (WindowParts.chunks: its chunks' size); None = it sees all positions.
 
     Raises:
         ModelFileError: the list of windowed layers is shorter than the model.
@@ -32,4 +32,5 @@ def read_windows(source: Source, parts: WindowParts | None) -> list[int | None]:
             )
         return [window if pattern[index] else None for index in range(n_layers)]
     period = read.integer(PATTERN, parts.period, low=0)
-    return [window if period == 0 or index % period < period - 1 else None for index in range(n_layers)]
+    full = 0 if parts.full_first else period - 1
+    return [window if period == 0 or index % period != full else None for index in range(n_layers)]

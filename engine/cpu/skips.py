@@ -1,0 +1,121 @@
+"""Residual connections on the CPU: what a part of a layer reads of x (T, S · D), and how its result changes x.
+
+Plain numpy. One class per class of engine.model.skip_config, which gives the formulas.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.cpu import reference
+from engine.cpu.reference import Float32Array
+from engine.model.matrices import Linear
+from engine.model.skip_config import BankedSkip, HyperSkip, NormedSkip, SkipConfig
+from engine.model.skip_weights import BankedSkipWeights, HyperSkipWeights, NormedSkipWeights, SkipWeights
+
+Project = Callable[[Linear, Float32Array], Float32Array]
+"""A projection of (T, M), in an array of the caller's own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a part reads, h (T, D), and what write() needs to know of it."""
+
+    h: Float32Array
+    kept: Any = None
+
+
+class Skips(ABC):
+    """The residual connections of one model."""
+
+    def begin(self, embedded: Float32Array) -> Float32Array:
+        """The streams (T, S · D) of token vectors (T, D)."""
+        return embedded
+
+    @abstractmethod
+    def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
+        """What a part, or the head, reads of x."""
+
+    @abstractmethod
+    def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:
+        """x after a part gave `part` (T, D) for what it read; may overwrite `part`, not x."""
+
+
+class _NormedSkip(Skips):
+    def __init__(self, config: NormedSkip) -> None:
+        self._scale = np.float32(config.scale)
+
+    def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
+        assert isinstance(weights, NormedSkipWeights)
+        return Reading(reference.normalize(x, weights.norm))
+
+    def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:
+        part += self._scale * reading.h
+        return part
+
+
+class _BankedSkip(Skips):
+    """x is the running sum, then the banked states, the oldest first."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+
+    def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
+        assert isinstance(weights, BankedSkipWeights)
+        states = x.reshape(len(x), -1, self._width)
+        if states.shape[1] == 1:
+            return Reading(x)
+        scores = np.add.reduce(reference.normalize(states, weights.score), axis=-1)
+        reference.softmax(scores)
+        return Reading(np.add.reduce(states * scores[..., None], axis=1))
+
+    def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:
+        assert isinstance(weights, BankedSkipWeights)
+        total, banked = x[:, : self._width], x[:, self._width :]
+        if weights.banks:
+            return np.concatenate((part, banked, total), axis=1)
+        return np.concatenate((part + total, banked), axis=1)
+
+
+class _HyperSkip(Skips):
+    def __init__(self, config: HyperSkip, linear: Project) -> None:
+        self._count = config.count
+        self._linear = linear
+
+    def begin(self, embedded: Float32Array) -> Float32Array:
+        return np.tile(embedded, (1, self._count))
+
+    def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
+        assert isinstance(weights, HyperSkipWeights)
+        share = np.float32(1.0 / self._count)
+        normed = reference.normalize(self._apart(x), weights.norm)
+        beside = normed.reshape(x.shape)
+        low = self._linear(weights.down, beside) * share
+        low *= reference.sigmoid(low)
+        gates = self._apart(reference.sigmoid(self._linear(weights.up, low)))
+        h = np.add.reduce(normed * gates, axis=1) * share
+        if weights.inject is None:
+            return Reading(h)
+        return Reading(h, np.float32(2.0) * reference.sigmoid(self._linear(weights.inject, beside) * share))
+
+    def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:
+        changed: Float32Array = self._apart(x) + reading.kept[..., None] * part[:, None]
+        return changed.reshape(x.shape)
+
+    def _apart(self, x: Float32Array) -> Float32Array:
+        """(T, S, D)."""
+        return x.reshape(len(x), self._count, -1)
+
+
+def make_skips(config: SkipConfig | None, width: int, linear: Project) -> Skips | None:
+    """The residual connections of a model of this width D; None where they are plain sums."""
+    if isinstance(config, NormedSkip):
+        return _NormedSkip(config)
+    if isinstance(config, BankedSkip):
+        return _BankedSkip(width)
+    return None if config is None else _HyperSkip(config, linear)

@@ -1,0 +1,114 @@
+"""Packed matrices and normalizations: what the weights of every part are made of.
+
+A matrix stays as the file stores it, a mapped view; nothing here expands it. Small vectors are float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.gguf.quants import GGMLType
+from engine.model.config import NormKind
+
+Float32Array = npt.NDArray[np.float32]
+Uint8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A matrix (rows, columns), or a stack of them (E, rows, columns), packed in blocks along the columns.
+
+    Attributes:
+        name: the tensor's name in the file (a slice keeps it and appends its range).
+        type: block format of every row.
+        shape: in elements, outermost first.
+        raw: uint8 (..., rows, bytes per row), read-only view of the mapped file.
+    """
+
+    name: str
+    type: GGMLType
+    shape: tuple[int, ...]
+    raw: Uint8Array
+
+    @property
+    def rows(self) -> int:
+        """Rows of one matrix: outputs of the product."""
+        return self.shape[-2]
+
+    @property
+    def columns(self) -> int:
+        """Columns of one matrix: inputs of the product."""
+        return self.shape[-1]
+
+    @property
+    def n_bytes(self) -> int:
+        """Packed size."""
+        return self.raw.nbytes
+
+    def slice_rows(self, start: int, stop: int) -> Weight:
+        """Rows start:stop of a matrix, or of every matrix of a stack, as a view."""
+        shape = (*self.shape[:-2], stop - start, self.columns)
+        return Weight(f"{self.name}[{start}:{stop}]", self.type, shape, self.raw[..., start:stop, :])
+
+    def expert(self, index: int) -> Weight:
+        """One matrix of a stack, as a view."""
+        assert len(self.shape) == 3
+        return Weight(f"{self.name}[{index}]", self.type, self.shape[1:], self.raw[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """y = scale · (W x) + bias; W is (N, M), bias (N,) float32 or None."""
+
+    weight: Weight
+    bias: Float32Array | None = None
+    scale: float = 1.0
+
+    def slice_rows(self, start: int, stop: int) -> Linear:
+        """The projection to outputs start:stop, as a view."""
+        bias = None if self.bias is None else self.bias[start:stop]
+        return Linear(self.weight.slice_rows(start, stop), bias, self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertLinear:
+    """E projections in one stack: yₑ = scaleₑ · (Wₑ x) + biasₑ; W (E, N, M), scale (E,), bias (E, N) or None."""
+
+    weight: Weight
+    bias: Float32Array | None = None
+    scale: Float32Array | None = None
+
+    def __post_init__(self) -> None:
+        # Views are made once: a decode step asks for several of them per layer.
+        linears = []
+        for index in range(self.weight.shape[0]):
+            bias = None if self.bias is None else self.bias[index]
+            scale = 1.0 if self.scale is None else float(self.scale[index])
+            linears.append(Linear(self.weight.expert(index), bias, scale))
+        object.__setattr__(self, "_linears", tuple(linears))
+
+    def slice_rows(self, start: int, stop: int) -> ExpertLinear:
+        """The projections to outputs start:stop of every expert, as a view."""
+        bias = None if self.bias is None else self.bias[:, start:stop]
+        return ExpertLinear(self.weight.slice_rows(start, stop), bias, self.scale)
+
+    def expert(self, index: int) -> Linear:
+        """The projection of one expert."""
+        linears: tuple[Linear, ...] = self._linears  # type: ignore[attr-defined]
+        return linears[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A normalization of the last axis, then its weight and bias, float32 (D,) or None for none.
+
+    Weight and bias (heads, Hd) act on x (T, heads, Hd): every head has its own.
+    """
+
+    kind: NormKind
+    epsilon: float
+    weight: Float32Array | None
+    bias: Float32Array | None = None

@@ -1,0 +1,67 @@
+"""Residual connections that are more than a sum: one class per kind, with its formula.
+
+What goes from layer to layer is then x (T, S · D): S streams. A part (the mixer of a layer, its feed-forward part)
+reads h (T, D) made of them, and what it gives, f(h), changes them. Without a class of this file S = 1, h = x and x
+becomes x + f(x).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class SkipKind(Enum):
+    """The classes below, as declarations of families name them."""
+
+    NORMED_SKIP = "normed_skip"
+    BANKED = "banked"
+    HYPER = "hyper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormedSkip:
+    """What skips a part is normalized too (MiniMax-01; arXiv 2501.08313).
+
+    S = 1. h = norm(x), with the norm before the part; x becomes scale · h + f(h).
+    """
+
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankedSkip:
+    """Attention over earlier states of the residual stream (attention residuals, Kimi K3).
+
+    x holds the running sum r and the states that were banked. With the scores s(v) = score · v / sqrt(mean(v²) + ε) of
+    each, h is their sum weighted by softmax(s), and so is what the head reads; r + f(h) is the new sum. The mixer of
+    every layer whose number is a multiple of `block` banks r and begins the sum anew: it becomes f(h).
+    """
+
+    block: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperSkip:
+    """Hyper-connections between S streams (Zhu et al. 2024, arXiv 2409.19606), low-rank gates as in Qwen 4.
+
+    All streams begin as the embedding. n_s = norm_s(x_s), n the streams side by side, u = up · silu(down · n / S);
+    h = mean over s of n_s · sigmoid(u_s), and so is what the head reads; x_s becomes
+    x_s + 2 · sigmoid((inject · n)_s / S) · f(h).
+    """
+
+    count: int  # S
+    rank: int
+
+
+SkipConfig = NormedSkip | BankedSkip | HyperSkip
+"""How what skips the parts of a model is joined with what they give."""
+
+
+def most_streams(skip: SkipConfig | None, n_layers: int) -> int:
+    """The largest S in a model."""
+    if isinstance(skip, HyperSkip):
+        return skip.count
+    if isinstance(skip, BankedSkip):
+        return 1 + -(-n_layers // skip.block)
+    return 1
