@@ -151,11 +151,7 @@ class Requests:
         """
         if params.constraint is None and rules is None:
             return None
-        if params.constraint is not None and rules is not None and rules.calls is None and rules.by_effort:
-            rules = None
-        if params.constraint is not None and rules is not None:
-            if rules.calls is None:
-                raise InvalidRequestError("a constraint and max_reasoning_tokens cannot go together yet; leave out one")
+        if params.constraint is not None and rules is not None and rules.calls is not None:
             raise InvalidRequestError(
                 'a constraint leaves no room for calls of tools; leave out one of the two, or say tool_choice "none"'
             )
@@ -166,7 +162,7 @@ class Requests:
         if params.constraint is None and rules is not None:
             return self._constraints.answer_mask(rules)
         assert params.constraint is not None, "one of the two"
-        return self._constraints.mask(params.constraint, opening)
+        return self._constraints.mask(params.constraint, opening, rules)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.

@@ -12,6 +12,7 @@ from engine.concurrency import fork
 from engine.constraints.answer_mask import AnswerMask
 from engine.constraints.call_grammar import call_grammar
 from engine.constraints.grammars import grammar_text, refused
+from engine.constraints.limited import LimitedMask
 from engine.constraints.matcher import GrammarMask
 from engine.constraints.openings import with_opening
 from engine.constraints.vocabulary import build_trie
@@ -47,26 +48,34 @@ class ConstraintCompiler:
         self._lock = fork.new_lock()
         self._compiling = fork.new_lock()
 
-    def mask(self, constraint: Constraint, opening: Opening | None = None) -> GrammarMask:
+    def mask(
+        self, constraint: Constraint, opening: Opening | None = None, rules: AnswerRules | None = None
+    ) -> GrammarMask | LimitedMask:
         """The mask of a new request.
 
         Args:
             constraint: what its text has to be.
             opening: what may come before that text.
+            rules: how long the thoughts before it may be; without calls.
 
         Raises:
             ConstraintError: the constraint is damaged, contradicts itself, or uses what the library cannot do.
         """
         matcher, n_tokens = self._matcher(constraint, opening)
-        return GrammarMask(matcher, self._n_rows, n_tokens)
+        mask = GrammarMask(matcher, self._n_rows, n_tokens)
+        return mask if rules is None or opening is None else LimitedMask(mask, self.answer_mask(rules, n_tokens))
 
-    def answer_mask(self, rules: AnswerRules) -> AnswerMask:
+    def answer_mask(self, rules: AnswerRules, n_tokens: int | None = None) -> AnswerMask:
         """The mask of an answer with calls, or with a limit of its reasoning.
+
+        Args:
+            rules: what it is held to.
+            n_tokens: tokens that the grammar library knows, where that was asked for already.
 
         Raises:
             InvalidRequestError: arguments of a tool cannot be held to their schema.
         """
-        n_tokens = self._n_rows
+        n_tokens = n_tokens or self._n_rows
         if rules.calls is not None:
             try:
                 _, n_tokens = self._matcher(self._calls(rules.calls, opened=False))  # refused now or never

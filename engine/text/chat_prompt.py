@@ -103,9 +103,8 @@ def chat_prompt(
     names = dict(variables)
     choice, parallel = names.pop("tool_choice", None), names.pop("parallel_tool_calls", None)
     thoughts = ReasoningFormat.parse(names.pop("reasoning_format", None) or reasoning_format)
-    given = names.pop("max_reasoning_tokens", None)
     budget = budget_of(
-        given,
+        names.pop("max_reasoning_tokens", None),
         names.get("reasoning_effort"),
         read_by_template=template.reads("reasoning_effort", names.get("template")),
     )
@@ -133,7 +132,7 @@ def chat_prompt(
     limit = budget if end else None
     rules = None
     if calls is not None or limit is not None:
-        rules = AnswerRules(markers, text[-_TAIL:], types, shown, calls, limit, end, banned, by_effort=given is None)
+        rules = AnswerRules(markers, text[-_TAIL:], types, shown, calls, limit, end, banned)
     return ChatPrompt(
         text=text,
         token_ids=tuple(tokenizer.encode_rendered(text)),

@@ -53,7 +53,6 @@ class AnswerRules:
         max_reasoning: tokens of reasoning at most; None: any number.
         reasoning_end: what the model writes to end its reasoning.
         not_after_end: a word that may not follow that.
-        by_effort: whether the number of tokens is only what an effort means; then a constraint goes before it.
     """
 
     markers: AnswerFormat
@@ -64,7 +63,6 @@ class AnswerRules:
     max_reasoning: int | None = None
     reasoning_end: str = ""
     not_after_end: str = ""
-    by_effort: bool = False
 
     def parser(self) -> AnswerParser:
         """A parser of one answer."""
