@@ -10,6 +10,7 @@ from typing import Any
 from engine.constraints.tree_grammar import TreeWriter, chain, json_types, json_value, quoted
 from engine.errors import InvalidRequestError
 from engine.text.answers.call_form import PLACES, CallForm
+from engine.text.answers.nested_values import nullable_string
 from engine.text.answers.rules import CallRules
 
 Split = Callable[[str], list[str | int]]
@@ -121,6 +122,10 @@ class _Writer:
         form = self._form
         if form.tree is not None:
             return TreeWriter(form.tree, self, lenient).member(f"{rule}_t{place}", form.parameter, key, schema)
+        inner = nullable_string(schema)
+        if inner is not None and not form.quoted:
+            ways = (self._parameter(rule, place, key, one, lenient) for one in (inner, {"type": "null"}))
+            return "(" + " | ".join(ways) + ")"
         raw = schema.get("type") == "string" and not form.quoted
         pattern = form.other_parameter if form.other_parameter and not raw else form.parameter
         places = {"key": self.exact(key), "type": "(" + " | ".join(map(quoted, json_types(schema))) + ")"}

@@ -22,6 +22,7 @@ LOOK = {
     "properties": {
         "city": {"type": "string", "maxLength": 12},
         "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "note": {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}], "default": None},
         "unit": {"type": "string", "enum": ["C", "Grad <F>"]},
         "more": {
             "type": "object",

@@ -10,6 +10,9 @@ from typing import Any
 
 QUOTE = '<|"|>'
 TAG = "]<]minimax[>["
+NULLABLE = "string or null"
+"""Kind of a value that is either; `null` is the second, every other text the first."""
+
 _DEPTH = 64  # of values inside of values
 _BARE = re.compile(r"[^,{}\[\]]*")
 _KEY = re.compile(r'\s*([^:{}\[\],"]+?)\s*:|\s*"([^"]*)"\s*:')
@@ -96,10 +99,10 @@ def read_elements(text: str, schema: Any, depth: int = 0) -> Any:
         ValueError: the elements do not close one another.
     """
     schema = schema if isinstance(schema, Mapping) else {"type": schema}
-    kind = schema.get("type")
+    kind = NULLABLE if nullable_string(schema) is not None else schema.get("type")
     if depth > _DEPTH:
         raise ValueError("nested too deeply")
-    if kind == "string" or TAG not in text:
+    if kind in ("string", NULLABLE) or TAG not in text:
         return _plain(text, kind)
     children = _children(text)
     if kind == "array" or (kind != "object" and {name for name, _ in children} == {"item"}):
@@ -128,9 +131,29 @@ def _children(text: str) -> list[tuple[str, str]]:
     return children
 
 
+def kind_of(schema: Mapping[str, Any]) -> Any:
+    """What has to be known of a schema to read a value that is written without quotes: its type, or the schema."""
+    if schema.get("type") in ("object", "array"):
+        return schema
+    return NULLABLE if nullable_string(schema) is not None else schema.get("type")
+
+
+def nullable_string(schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The schema of the string, where a schema allows a string or null and nothing else."""
+    if schema.get("type") == ["string", "null"]:
+        return {**schema, "type": "string"}
+    ways = schema.get("anyOf", schema.get("oneOf"))
+    if not isinstance(ways, list) or len(ways) != 2 or not all(isinstance(way, Mapping) for way in ways):
+        return None
+    kinds = [way.get("type") for way in ways]
+    return dict(ways[kinds.index("string")]) if sorted(map(str, kinds)) == ["null", "string"] else None
+
+
 def _plain(text: str, kind: Any) -> Any:
     if kind == "string":
         return text
+    if kind == NULLABLE:
+        return None if text.strip() == "null" else text
     if not text.strip() and kind in ("array", "object"):
         return [] if kind == "array" else {}
     try:

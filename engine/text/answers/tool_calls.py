@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.request import ToolCall
-from engine.text.answers.nested_values import TAG, read_braced, read_elements
+from engine.text.answers.nested_values import NULLABLE, TAG, kind_of, read_braced, read_elements
 
 Types = Mapping[str, Mapping[str, Any]]
 """Type of each parameter by function, from the JSON schemas of the tools; the schema itself where values are nested.
@@ -25,7 +25,6 @@ _DECORATION = re.compile(r"\]<\]minimax\[>\[|｜DSML｜|(?<=[</])atem:|(?<=\w):o
 _OPEN, _CLOSE = re.compile(r"<\|open\|>(.*?)<\|sep\|>", re.DOTALL), re.compile(r"<\|close\|>(\w+)<\|sep\|>")
 
 _UNKNOWN_ESCAPE = re.compile(r"""\\(?![\\'"abfnrtvxuUN0-7\n])(?<!\\\\)""")
-_NESTED = ("object", "array")
 _NAME = r"[\w.:/-]+"
 _ELEMENT = re.compile(
     rf"""<(function|invoke|call)(?:=|\s+(?:name|tool)=)["']?({_NAME})["']?[^>]*>(.*?)(?:</\1>|\Z)""", re.DOTALL
@@ -88,9 +87,7 @@ def parameter_types(tools: Iterable[Mapping[str, Any]] | None) -> dict[str, dict
         properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
         if isinstance(properties, Mapping):
             types[str(function.get("name"))] = {
-                name: schema if schema.get("type") in _NESTED else schema.get("type")
-                for name, schema in properties.items()
-                if isinstance(schema, Mapping)
+                name: kind_of(schema) for name, schema in properties.items() if isinstance(schema, Mapping)
             }
     return types
 
@@ -285,7 +282,7 @@ def value_of(text: str, kind: Any) -> Any:
     """A value written out as text: a string where its type says so, else JSON where it can be read as such."""
     text = text.removeprefix("\n").removesuffix("\n")
     text = re.sub(r"^<!\[CDATA\[(.*)\]\]>$", r"\1", text, flags=re.DOTALL)
-    if kind == "string":
+    if kind == "string" or (kind == NULLABLE and text.strip() != "null"):
         return text
     try:
         return json.loads(text)
