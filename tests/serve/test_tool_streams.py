@@ -89,6 +89,7 @@ def test_responses(client):
         answer = events.get_final_response()
     assert [item.type for item in answer.output] == ["reasoning", "message", "function_call"]
     assert answer.output[2].arguments == WRITTEN
+    assert 0 < answer.usage.output_tokens_details.reasoning_tokens < 10
     added = [place for kind, place in kinds if kind == "response.output_item.added"]
     done = [place for kind, place in kinds if kind == "response.output_item.done"]
     assert added == done == [0, 1, 2]

@@ -198,10 +198,14 @@ class _Answer:
             "input_tokens": stats.prompt_tokens,
             "input_tokens_details": {"cached_tokens": stats.cached_tokens},
             "output_tokens": stats.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._n_reasoning(result.reasoning)},
             "total_tokens": stats.prompt_tokens + stats.output_tokens,
         }
         return value
+
+    def _n_reasoning(self, text: str) -> int:
+        """Tokens of the reasoning, its markers not counted."""
+        return len(self._run.llm.llm.tokenizer.encode(text, add_special=False)) if text else 0
 
     def json(self, results: Sequence[GenerationResult]) -> dict[str, Any]:
         """The whole answer."""
