@@ -6,10 +6,12 @@ neither HTTP nor devices; those are behind the runner.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack, overload
@@ -283,7 +285,8 @@ class LLM:
         params = params or SamplingParams()
         constrained = params.constraint is not None
         jobs = self._chat_jobs(prompt, params)
-        return [Stream(self._loop, job, lambda: prompt.reader(constrained=constrained)) for job in jobs]
+        readers = (partial(prompt.reader, constrained=constrained, key=secrets.token_hex(8)) for _ in jobs)
+        return [Stream(self._loop, job, make_reader) for job, make_reader in zip(jobs, readers, strict=True)]
 
     def _chat_jobs(self, prompt: ChatPrompt, params: SamplingParams, *, by_step: bool = False) -> list[Job]:
         opening = prompt.opening() if params.constraint is not None else None

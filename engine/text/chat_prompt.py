@@ -58,11 +58,12 @@ class ChatPrompt:
         """
         return opening_of(self.markers, self.text[-_TAIL:], begins_thoughts=self.begins_thoughts)
 
-    def reader(self, *, constrained: bool = False) -> AnswerReader | None:
+    def reader(self, *, constrained: bool = False, key: str | None = None) -> AnswerReader | None:
         """A reader for one answer; None where answers have no structure.
 
         Args:
             constrained: behind thoughts and heads, all is the answer's text: a constraint leaves no room for calls.
+            key: the same one gives calls the same ids again, when an answer is read a second time.
         """
         if self.markers.plain:
             return None
@@ -71,7 +72,9 @@ class ChatPrompt:
             markers = replace(self.markers, marks=marks, bare_calls=frozenset())
             return AnswerReader(AnswerParser(markers, self.text[-_TAIL:], thoughts=self.thoughts, verbatim=True))
         sections = self.rules.sections() if self.rules is not None else None
-        parser = AnswerParser(self.markers, self.text[-_TAIL:], self.types, sections=sections, thoughts=self.thoughts)
+        parser = AnswerParser(
+            self.markers, self.text[-_TAIL:], self.types, sections=sections, thoughts=self.thoughts, key=key
+        )
         return AnswerReader(parser, calls_as_text=self.calls_as_text)
 
 

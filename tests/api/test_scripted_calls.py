@@ -78,6 +78,19 @@ def test_a_call_whole_and_cut_off(tmp_path, name):
                 assert one.arguments.startswith(made.arguments.rstrip("}")), n
 
 
+def test_a_call_has_one_id_however_often_its_answer_is_read(tmp_path):
+    script, _ = SCRIPTS["hermes"]
+    path = scripted_llama(tmp_path / "m.gguf", script, template=template_of(BY_NAME["hermes"]), own=True)
+    with LLM(path, device="cpu", threads=1, max_sequences=1) as llm:
+        ids = set()
+        for _ in range(2):
+            stream = llm.stream_chat(TALK, SamplingParams(temperature=0, max_tokens=len(script) + 1), tools=TOOLS)
+            parts = [part for chunk in stream for part in chunk.call_parts]
+            assert stream.result().tool_calls[0].id == parts[0].id
+            ids.add(parts[0].id)
+        assert len(ids) == 2
+
+
 def test_a_call_in_the_wrong_notation_is_text_or_a_whole_call(tmp_path):
     """What the constraint cannot follow from its marker on is read as what it is when it is whole."""
     wrong = "<tool_call>\nlook_up: what?\n</tool_call> so"

@@ -13,7 +13,7 @@ from functools import cache
 from engine.request import CallPart, ToolCall
 from engine.text.answers.call_arguments import JsonArguments, ParameterArguments, pattern_of
 from engine.text.answers.call_form import CallForm, filled
-from engine.text.answers.tool_calls import Types, new_id
+from engine.text.answers.tool_calls import Types, call_id
 
 _LONGEST_HEAD = 400  # characters; what is longer is not of the form
 
@@ -32,20 +32,21 @@ class Sections:
         self._names = frozenset(names)
         self._types = types
 
-    def begin(self, marker: str | None, recipient: str | None, first: int) -> Section | None:
+    def begin(self, marker: str | None, recipient: str | None, first: int, key: str) -> Section | None:
         """A reader for the section that begins; None where it is not in the form.
 
         Args:
             marker: that opened it; None where none did.
             recipient: the function that its header names.
             first: number of its first call in the answer.
+            key: makes ids of calls.
         """
         form = self._form
         if not _streams(form) or (recipient is not None and recipient not in self._names):
             return None
         if recipient is None and (form.body or (marker or "") != form.begin):
             return None
-        return Section(form, self._names, self._types, recipient, first)
+        return Section(form, self._names, self._types, recipient, first, key)
 
 
 def _streams(form: CallForm) -> bool:
@@ -65,17 +66,21 @@ class Section:
         types: types of their parameters.
         recipient: the function that a header has named already.
         first: number of the first call.
+        key: makes ids of calls.
 
     Attributes:
         calls: those that have begun; the last one may be cut off.
     """
 
-    def __init__(self, form: CallForm, names: frozenset[str], types: Types, recipient: str | None, first: int) -> None:
+    def __init__(
+        self, form: CallForm, names: frozenset[str], types: Types, recipient: str | None, first: int, key: str
+    ) -> None:
         self._form = form
         self._names = names
         self._types = types
         self._recipient = recipient
         self._first = first
+        self._key = key
         self._text = ""  # not read yet
         self._arguments: JsonArguments | ParameterArguments | None = None  # of the call that is open
         self._lost = False  # the text is not of the form
@@ -130,7 +135,7 @@ class Section:
         if name not in self._names:
             self._lost = True
             return False
-        id = groups.get("id") or new_id()
+        id = groups.get("id") or call_id(self._key, self._first + len(self.calls))
         if self._form.id:
             id = filled(self._form.id, name=name, index=groups.get("index") or "0")
         parts.append(CallPart(self._first + len(self.calls), "", id, name))

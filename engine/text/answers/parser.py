@@ -5,8 +5,9 @@ that a marker may follow. Markers are data: the records of formats.py.
 """
 
 import re
+import secrets
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.request import CallPart, ToolCall
 from engine.text.answers.call_stream import Section, Sections
@@ -14,7 +15,7 @@ from engine.text.answers.formats import AnswerFormat, Channels, Kind, Marks
 from engine.text.answers.headers import has_words, may_be_header, meaning_of
 from engine.text.answers.marker_search import Flow, first_marker, longer_possible, possible_beginning
 from engine.text.answers.thoughts import ReasoningFormat
-from engine.text.answers.tool_calls import Types, new_call, read_calls
+from engine.text.answers.tool_calls import Types, call_id, new_call, read_calls
 
 _QUOTE = re.compile(r'\\.|(")', re.DOTALL)
 _BEFORE_JSON = ("[ARGS]", "<｜tool▁sep｜>", "<|tool_call_argument_begin|>", "<|tool_call:args|>")
@@ -47,6 +48,7 @@ class AnswerParser:
         sections: reads calls as they are written, where their form is known; else they are read when they are whole.
         thoughts: where reasoning goes.
         verbatim: once the answer's own text has begun, all that follows is its text, markers included.
+        key: the same one gives calls the same ids again; None: one of its own.
 
     Attributes:
         n_sections: stretches of calls that have begun.
@@ -61,8 +63,10 @@ class AnswerParser:
         sections: Sections | None = None,
         thoughts: ReasoningFormat = ReasoningFormat.AUTO,
         verbatim: bool = False,
+        key: str | None = None,
     ) -> None:
         self._format = markers
+        self._key = key or secrets.token_hex(8)
         self._thoughts = thoughts
         self._opened = ""  # a marker of the prompt that belongs into the text
         self._answering = False  # text of the answer, thoughts not counted, has begun
@@ -259,7 +263,7 @@ class AnswerParser:
         self._raw = raw
         self._section = None
         if kind is Kind.CALLS and self._sections is not None:
-            self._section = self._sections.begin(self.marker, recipient, self._n_calls)
+            self._section = self._sections.begin(self.marker, recipient, self._n_calls, self._key)
 
     def _begin(self, piece: Piece, marker: str) -> None:
         marks = next(one for one in self._format.marks if one.begin == marker)
@@ -331,6 +335,10 @@ class AnswerParser:
             return
         self._enter(Kind.CONTENT, None, "")
         if calls:
+            calls = tuple(
+                call if call.id else replace(call, id=call_id(self._key, self._n_calls + number))
+                for number, call in enumerate(calls)
+            )
             self._written += ["\n", raw] if self._written and not self._written[-1].endswith("\n") else [raw]
             piece.tool_calls += calls
             if section is None or not section.begun:

@@ -7,9 +7,9 @@ between special tokens, Python calls. Independent of templates and tokens.
 import ast
 import json
 import re
-import secrets
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 from engine.request import ToolCall
@@ -19,7 +19,7 @@ Types = Mapping[str, Mapping[str, Any]]
 """Type of each parameter by function, from the JSON schemas of the tools; the schema itself where values are nested.
 Empty where they are not known."""
 
-_ID_CHARACTERS = string.ascii_letters + string.digits
+_LETTERS = string.ascii_letters + string.digits
 _FENCE = re.compile(r"^```(?:json)?\s*\n?(.*?)\n?\s*```$", re.DOTALL)
 _DECORATION = re.compile(r"\]<\]minimax\[>\[|｜DSML｜|(?<=[</])atem:|(?<=\w):opensource(?=>)")
 _OPEN, _CLOSE = re.compile(r"<\|open\|>(.*?)<\|sep\|>", re.DOTALL), re.compile(r"<\|close\|>(\w+)<\|sep\|>")
@@ -93,17 +93,21 @@ def parameter_types(tools: Iterable[Mapping[str, Any]] | None) -> dict[str, dict
 
 
 def new_call(name: str, arguments: Any, id: Any = None) -> ToolCall:
-    """A call whose arguments are JSON text, with an id of nine letters and digits where it has none."""
+    """A call whose arguments are JSON text; its id is "" where the model wrote none."""
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
-    if not isinstance(id, (str, int)) or id == "":
-        id = new_id()
-    return ToolCall(id=str(id), name=name, arguments=arguments.strip() or "{}")
+    return ToolCall(id=str(id) if isinstance(id, (str, int)) else "", name=name, arguments=arguments.strip() or "{}")
 
 
-def new_id() -> str:
-    """An id of nine letters and digits, which every family takes."""
-    return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))
+def call_id(key: str, index: int) -> str:
+    """An id for a call to which the model gives none: nine letters and digits, which every family takes.
+
+    Args:
+        key: of the answer; the same one gives the same ids again, when an answer is read a second time.
+        index: of the call in its answer.
+    """
+    digest = blake2b(f"{key} {index}".encode(), digest_size=9).digest()
+    return "".join(_LETTERS[byte % len(_LETTERS)] for byte in digest)
 
 
 # Notations ---------------------------------------------------------------------------------------------------------

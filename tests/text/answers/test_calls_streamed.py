@@ -84,7 +84,7 @@ def test_broken_off_anywhere(form):
 
 
 def streams(form):
-    return Sections(form, ["look_up"], TYPES).begin(form.begin or None, "look_up" if form.body else None, 0)
+    return Sections(form, ["look_up"], TYPES).begin(form.begin or None, "look_up" if form.body else None, 0, "key")
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if streams(form)], **IDS)
