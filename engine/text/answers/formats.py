@@ -145,6 +145,7 @@ _FRAMES = (
     ("<response>", "</response>", "<response></response>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>", "<|begin_of_solution|>"),
     ("[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]", "[BEGIN FINAL RESPONSE]"),
+    ("<|python_start|>", "<|python_end|>", "<|python_start|>"),
     ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|open|>response<|sep|>"),
     ("<|close|>message<|sep|>", "<|end_of_msg|>", "<|open|>response<|sep|>"),
 )

@@ -214,6 +214,8 @@ class AnswerParser:
                     if one.kind is Kind.CALLS and one.begin.startswith(("<|", "<｜")) and one.begin not in actions
                 }
             return actions
+        elif self._bare:
+            actions |= dict.fromkeys(self._format.frames, self._end)
         if channels is not None:
             actions |= dict.fromkeys(channels.opens, self._open_header)
             actions |= dict.fromkeys(channels.ends, self._end)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -191,6 +192,13 @@ def test_calls_without_a_marker_are_read_where_tools_are_given():
     assert apart(template.answer_format(tools=TOOLS), raw) == ("", "", CLOCK)
     assert apart(template.answer_format(tools=TOOLS), '{"name": "Ann"}') == ('{"name": "Ann"}', "", [])
     assert apart(template.answer_format(), raw) == (raw, "", [])
+
+
+def test_a_call_between_markers_without_meaning_is_a_call():
+    markers = replace(choose_format("<|python_start|>"), bare_calls=frozenset({"clock"}))
+    raw = f'<|python_start|>{{"name": "clock", "parameters": {JSON}}}<|python_end|>'
+    for size in (1, 4, 100):
+        assert apart(markers, raw, size=size) == ("", "", CLOCK)
 
 
 def test_values_without_quotes_have_the_types_of_the_schema():
@@ -419,6 +427,15 @@ def test_calls_behind_thoughts_are_calls_wherever_the_thoughts_go(name):
     piece = parser.push(f"<think>Hm <tool_call> hm</think>\n<tool_call>\n{CALL}\n</tool_call>")
     assert [call.name for call in piece.tool_calls] == ["clock"]
     assert piece.content == ("<think>Hm <tool_call> hm</think>" if name == "none" else "")
+
+
+def test_where_thoughts_go_on_the_command_line(tmp_path):
+    script = ["<think>", "\nHm.\n", "</think>", "\n\nSo be", " it."]
+    path = scripted_llama(tmp_path / "m.gguf", script, control=("<think>", "</think>"), template=THINK)
+    options = ["-m", path, "--temp", 0, "--device", "cpu", "--chat", "--reasoning-format"]
+    assert run("generate", "Hi", *options, "none").stdout == "<think>\nHm.\n</think>\n\nSo be it.\n"
+    assert "--- thinking\nHm." in run("generate", "Hi", *options, "deepseek").stdout
+    assert "allowed: auto" in run("generate", "Hi", *options, "no", status=2).stderr
 
 
 def test_channels_go_into_the_text():
