@@ -106,6 +106,8 @@ class ActiveSequence:
         cached_tokens: prompt tokens whose keys and values were in the cache already when it started.
         end: the first position that it never feeds, whatever its text becomes; None: unknown.
         mask: see Request.
+        pieces_end: tokens before this position are fed as pieces like those of a prompt, however they are cut: the
+            prompt, and of a constrained text all up to forced tokens that are fed together.
     """
 
     request_id: int
@@ -121,6 +123,10 @@ class ActiveSequence:
     cached_tokens: int = 0
     end: int | None = None
     mask: TokenMask | None = field(default=None, repr=False, compare=False)
+    pieces_end: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pieces_end = len(self.prompt_ids)
 
 
 class Work(NamedTuple):
@@ -132,7 +138,8 @@ class Work(NamedTuple):
         start: position of the first of them; equals sequence.n_cached.
         sample: whether the token after the last one is to be drawn.
         score: whether this goes to Runner.score, which also reports the log-probability of every next prompt token.
-        decode: whether the token fed is a generated one.
+        decode: whether the token fed is one generated token; otherwise this is a piece of what comes before
+            sequence.pieces_end.
         draft_ids: predicted tokens fed after it, one row each; the runner draws a token after each row.
     """
 

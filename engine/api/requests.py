@@ -151,18 +151,20 @@ class Requests:
         """
         if params.constraint is None and rules is None:
             return None
-        if params.constraint is not None and rules is not None and rules.calls is not None:
-            raise InvalidRequestError(
-                'a constraint leaves no room for calls of tools; leave out one of the two, or say tool_choice "none"'
-            )
+        calls = None if rules is None else rules.calls
+        if rules is not None and (params.constraint is None or (calls is not None and calls.forced)):
+            return self.compiler().answer_mask(rules)  # where calls are forced, there is no text to constrain
+        assert params.constraint is not None, "one of the two"
+        limit = rules if rules is not None and rules.max_reasoning is not None else None
+        return self.compiler().mask(params.constraint, opening, calls, limit)
+
+    def compiler(self) -> ConstraintCompiler:
+        """What makes masks of constraints; imported and made when it is first needed."""
         if self._constraints is None:
             from engine.constraints import ConstraintCompiler  # a library that only these requests need
 
             self._constraints = ConstraintCompiler(self.tokenizer, self._vocab_size, self._eog_ids)
-        if params.constraint is None and rules is not None:
-            return self._constraints.answer_mask(rules)
-        assert params.constraint is not None, "one of the two"
-        return self._constraints.mask(params.constraint, opening, rules)
+        return self._constraints
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.

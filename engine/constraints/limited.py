@@ -28,8 +28,8 @@ class LimitedMask:
         return both if both.any() else bits  # behind the end of a thought the constraint has the last word
 
     def forced(self, output_ids: Sequence[int]) -> Sequence[int]:
-        """Tokens that must follow and may be fed together: none; all are drawn one by one."""
-        return ()
+        """See TokenMask.forced. In a thought there is a choice, but for its end, which is drawn token by token."""
+        return self._constraint.forced(output_ids)
 
     def is_complete(self, output_ids: Sequence[int]) -> bool:
         """See TokenMask.is_complete."""

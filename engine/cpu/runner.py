@@ -31,6 +31,9 @@ DEFAULT_SEQUENCES = 8
 PREFILL_CHUNK, MIXED_CHUNK = 512, 64
 """Prompt tokens of a step, alone and beside decoding sequences: 64 cost as much as ten decode steps."""
 
+SHORTEST_PIECE = 2
+"""See Runner.shortest_piece: two rows of one step take less than two steps, which read all weights twice."""
+
 
 class CpuRunner:
     """The CPU backend with sampling on the host.
@@ -70,6 +73,7 @@ class CpuRunner:
         self.prefill_chunk = prefill_chunk or PREFILL_CHUNK
         self.mixed_chunk = min(MIXED_CHUNK, self.prefill_chunk)
         self.mixed_per_sequence = 0
+        self.shortest_piece = SHORTEST_PIECE
         self.lookahead = 0
         self._backend = CpuBackend(
             model,

@@ -19,7 +19,7 @@ from engine.cuda.driver.row_store import SavedRows
 from engine.cuda.launch_plan.ahead import MOST_AHEAD
 from engine.cuda.launch_plan.model import LaunchPlan, Settings
 from engine.cuda.load.features import check_features
-from engine.cuda.load.memory_plan import MIXED_ROWS, MIXED_ROWS_PER_SEQUENCE, choose, memory_plan
+from engine.cuda.load.memory_plan import MIXED_ROWS, MIXED_ROWS_PER_SEQUENCE, SHORTEST_PIECE, choose, memory_plan
 from engine.cuda.load.opening import load_weights
 from engine.cuda.profile import REPEATS, profile_decode
 from engine.cuda.recurrent.state_cache import DeviceStates, StateCache
@@ -83,6 +83,7 @@ class CudaRunner:
         self.config = model.config
         self.context_length = context_length
         self.threads: int | None = None
+        self.shortest_piece = SHORTEST_PIECE
         self.lookahead = MOST_AHEAD - 1
         self.states: DeviceStates | None = None
         self._bandwidth: float | None = None

@@ -28,6 +28,7 @@ class Runner(Protocol):
     prefill_chunk: int  # prompt tokens of a step without decoding sequences
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
     mixed_per_sequence: int  # of each of those, where that is more together; at most prefill_chunk in all
+    shortest_piece: int  # a token drawn and those that a constraint forces behind it are fed together from so many on
     lookahead: int  # positions after a decoding sequence's token that may be written as well, where it has pages
 
     @property

@@ -62,20 +62,30 @@ class ChatPrompt:
         """A reader for one answer; None where answers have no structure.
 
         Args:
-            constrained: behind thoughts and heads, all is the answer's text: a constraint leaves no room for calls.
+            constrained: the text has a constraint: behind thoughts and heads, all is text, if it does not begin with a
+                call of a tool. Where calls are forced, there is no text that a constraint could be about.
             key: the same one gives calls the same ids again, when an answer is read a second time.
         """
         if self.markers.plain:
             return None
-        if constrained:
-            marks = tuple(one for one in self.markers.marks if one.kind is Kind.REASONING)
+        calls = None if self.rules is None else self.rules.calls
+        if constrained and not (calls is not None and calls.forced):
+            kinds = (Kind.REASONING,) if calls is None else (Kind.REASONING, Kind.CALLS)
+            marks = tuple(one for one in self.markers.marks if one.kind in kinds)
             markers = replace(self.markers, marks=marks, bare_calls=frozenset())
-            return AnswerReader(AnswerParser(markers, self.text[-_TAIL:], thoughts=self.thoughts, verbatim=True))
-        sections = self.rules.sections() if self.rules is not None else None
-        parser = AnswerParser(
-            self.markers, self.text[-_TAIL:], self.types, sections=sections, thoughts=self.thoughts, key=key
+            return AnswerReader(self._parser(markers, key, verbatim=True), calls_as_text=self.calls_as_text)
+        return AnswerReader(self._parser(self.markers, key), calls_as_text=self.calls_as_text)
+
+    def _parser(self, markers: AnswerFormat, key: str | None, *, verbatim: bool = False) -> AnswerParser:
+        return AnswerParser(
+            markers,
+            self.text[-_TAIL:],
+            self.types,
+            sections=self.rules.sections() if self.rules is not None else None,
+            thoughts=self.thoughts,
+            verbatim=verbatim,
+            key=key,
         )
-        return AnswerReader(parser, calls_as_text=self.calls_as_text)
 
 
 def chat_prompt(

@@ -5,7 +5,7 @@ adds the tokens that the model expects at the ends. Independent of models, devic
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from engine.errors import InvalidRequestError
@@ -18,6 +18,7 @@ from engine.text.tokenizers.splitter import SpecialSplitter
 from engine.text.tokenizers.spm import SPACE
 from engine.text.tokenizers.vocabulary import KINDS, Vocabulary, flag
 
+_NORMAL = int(TokenType.NORMAL)  # comparing members costs more than all else of most tokens
 _APART = frozenset({TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED})
 """Types of tokens that are no plain text: see Tokenizer.decode_step."""
 
@@ -48,6 +49,7 @@ class Tokenizer:
         self.special_ids: Mapping[str, int] = FrozenDict(vocabulary.ids)
         self.eog_ids = vocabulary.eog_ids
         self._encoding = encoding = build_encoding(vocabulary, metadata, pre)
+        self._spelled = _SPELLED[encoding.spelling]
         self.pre = encoding.pre
         self.drops_first_space = encoding.drop_space
         self.add_bos = self._wants("bos", flag(metadata, "tokenizer.ggml.add_bos_token", encoding.add_bos))
@@ -228,21 +230,27 @@ class Tokenizer:
 
     def _compute_bytes(self, id: int) -> bytes:
         token, type = self._vocabulary.tokens[id], self._vocabulary.types[id]
-        if type == TokenType.BYTE and (byte := _byte_value(token)) is not None:
-            return bytes([byte])
-        if type in (TokenType.UNUSED, TokenType.UNDEFINED):
-            return b""
-        if type in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
-            return token.encode()
-        match self._encoding.spelling:
-            case Spelling.BYTE_ALPHABET:
-                return byte_level_bytes(token)
-            case Spelling.ESCAPED_SPACES:
-                return token.replace(SPACE, " ").encode()
-            case Spelling.BACKSLASHES:
-                return unescape(token)
-            case Spelling.PLAIN:
+        if type != _NORMAL:
+            if type == TokenType.BYTE and (byte := _byte_value(token)) is not None:
+                return bytes([byte])
+            if type in (TokenType.UNUSED, TokenType.UNDEFINED):
+                return b""
+            if type != TokenType.BYTE:
                 return token.encode()
+        return self._spelled(token)
+
+
+def _unescaped(token: str) -> bytes:
+    return token.replace(SPACE, " ").encode()
+
+
+_SPELLED: Mapping[Spelling, Callable[[str], bytes]] = {
+    Spelling.BYTE_ALPHABET: byte_level_bytes,
+    Spelling.ESCAPED_SPACES: _unescaped,
+    Spelling.BACKSLASHES: unescape,
+    Spelling.PLAIN: str.encode,
+}
+"""The bytes of a token that text is cut into, by the vocabulary's spelling."""
 
 
 def _splitter(vocabulary: Vocabulary, types: set[TokenType], swallow_right: frozenset[int]) -> SpecialSplitter:
