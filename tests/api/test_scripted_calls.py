@@ -55,8 +55,8 @@ def test_a_call_whole_and_cut_off(tmp_path, name):
 
         def ask(max_tokens):
             params = SamplingParams(temperature=0, max_tokens=max_tokens)
-            result = llm.chat(TALK, params, tools=TOOLS)
-            chunks = list(llm.stream_chat(TALK, params, tools=TOOLS))
+            stream = llm.stream_chat(TALK, params, tools=TOOLS)
+            chunks, result = list(stream), stream.result()
             assert added_up(chunks) == (
                 result.text, result.reasoning, [(one.name, one.arguments) for one in result.tool_calls]
             )  # fmt: skip
@@ -64,6 +64,9 @@ def test_a_call_whole_and_cut_off(tmp_path, name):
             return result, chunks
 
         whole, chunks = ask(len(script) + 1)
+        asked = llm.chat(TALK, SamplingParams(temperature=0, max_tokens=len(script) + 1), tools=TOOLS)
+        assert (asked.text, asked.reasoning) == (whole.text, whole.reasoning)
+        assert [one.arguments for one in asked.tool_calls] == [one.arguments for one in whole.tool_calls]
         ((one,), reason) = whole.tool_calls, whole.finish_reason
         assert (one.name, json.loads(one.arguments), reason) == ("look_up", arguments, "stop")
         if name == "hermes":

@@ -67,9 +67,6 @@ class Section:
         recipient: the function that a header has named already.
         first: number of the first call.
         key: makes ids of calls.
-
-    Attributes:
-        calls: those that have begun; the last one may be cut off.
     """
 
     def __init__(
@@ -84,12 +81,17 @@ class Section:
         self._text = ""  # not read yet
         self._arguments: JsonArguments | ParameterArguments | None = None  # of the call that is open
         self._lost = False  # the text is not of the form
-        self.calls: list[ToolCall] = []
+        self._begun: list[tuple[str, str, list[str]]] = []  # id, name, pieces of the arguments
 
     @property
     def begun(self) -> bool:
         """Whether a call has begun."""
-        return bool(self.calls)
+        return bool(self._begun)
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The calls that have begun; the last one may be cut off."""
+        return tuple(ToolCall(id, name, "".join(pieces)) for id, name, pieces in self._begun)
 
     @property
     def in_value(self) -> bool:
@@ -126,7 +128,7 @@ class Section:
 
     def _next_call(self, parts: list[CallPart]) -> bool:
         first, later = _heads(self._form, self._recipient is not None)
-        found = (later if self.calls else first).match(self._text)
+        found = (later if self._begun else first).match(self._text)
         if found is None:
             self._lost = len(self._text) > _LONGEST_HEAD
             return False
@@ -135,11 +137,12 @@ class Section:
         if name not in self._names:
             self._lost = True
             return False
-        id = groups.get("id") or call_id(self._key, self._first + len(self.calls))
+        index = self._first + len(self._begun)
+        id = groups.get("id") or call_id(self._key, index)
         if self._form.id:
             id = filled(self._form.id, name=name, index=groups.get("index") or "0")
-        parts.append(CallPart(self._first + len(self.calls), "", id, name))
-        self.calls.append(ToolCall(id, name, ""))
+        parts.append(CallPart(index, "", id, name))
+        self._begun.append((id, name, []))
         self._text = self._text[found.end() :]
         if self._form.parameter:
             self._arguments = ParameterArguments(self._form, self._types.get(name, {}))
@@ -150,9 +153,8 @@ class Section:
 
     def _add(self, parts: list[CallPart], text: str) -> None:
         if text:
-            call = self.calls[-1]
-            self.calls[-1] = ToolCall(call.id, call.name, call.arguments + text)
-            parts.append(CallPart(self._first + len(self.calls) - 1, text))
+            self._begun[-1][2].append(text)
+            parts.append(CallPart(self._first + len(self._begun) - 1, text))
 
 
 @cache

@@ -323,7 +323,7 @@ class AnswerParser:
         self._recipient, self._bare = None, False
         if section is not None and section.begun:
             piece.call_parts += section.finish(closed=closed)
-            calls: tuple[ToolCall, ...] = tuple(section.calls)
+            calls = section.calls
         elif recipient is not None and not body.lstrip().startswith("<"):
             calls = (new_call(recipient, body),)
         else:
