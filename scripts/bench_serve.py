@@ -4,8 +4,9 @@
 
 Starts `gguf-engine serve`, and with --peer a llama-server on the same file; --url measures a server that runs already.
 Every client streams /v1/completions with a prompt of its own and a fixed number of tokens. The servers take turns, so
-that both see the same machine; a figure is the median of the rounds. --in-process adds the rate of LLM.generate with as
-many prompts, on the same file and device, for comparison with what HTTP costs. Leave the machine to it.
+that they see the same machine; a figure is the median of the rounds, with the best round beside it. --in-process adds
+the rate of LLM.generate with as many prompts, on the same file and device, for comparison with what HTTP costs. Leave
+the machine to it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import http.client
 import json
 import random
+import signal
 import socket
 import statistics
 import subprocess
@@ -23,12 +25,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from engine import LLM, SamplingParams
 
 READY_SECONDS = 600
+T = TypeVar("T")
+Round = tuple[float, list[float]]
+"""Tokens per second of all clients together, and the seconds to the first token of each."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Figure:
         first_ms: milliseconds to the first token, median over clients.
         first_worst_ms: the same of the slowest client.
         spread: largest rate of a round less the smallest, as part of the median.
+        best_tokens_s: rate of the best round: what the machine allows when other programs leave it alone.
+        best_first_ms: least milliseconds to the first token, of the median client of a round.
     """
 
     name: str
@@ -50,12 +59,53 @@ class Figure:
     first_ms: float
     first_worst_ms: float
     spread: float
+    best_tokens_s: float
+    best_first_ms: float
+
+
+class Neighbours:
+    """Other programs of this machine, which a measurement must not count (Linux).
+
+    Attributes:
+        own: ids of the processes that are measured or measure.
+    """
+
+    def __init__(self) -> None:
+        self.own = ["self"]
+
+    def spared(self, run: Callable[[], T], most: float) -> T:
+        """What run() gives; again until others used no more than this part of the processors meanwhile."""
+        while most < 1:
+            before = self.now()
+            time.sleep(2)
+            if self.part(before) < most:
+                before = self.now()
+                found = run()
+                if self.part(before) <= most:
+                    return found
+        return run()
+
+    def part(self, before: tuple[int, int]) -> float:
+        """Which part of the processors' time they have used since `before`, an earlier value of now()."""
+        every, used = (now - then for now, then in zip(self.now(), before, strict=True))
+        return used / max(every, 1)
+
+    def now(self) -> tuple[int, int]:
+        """Ticks of all processors so far, and those that others have used."""
+        line = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
+        ticks = [int(word) for word in line.split()[1:9]]  # user nice system idle iowait irq softirq steal
+        own = 0
+        for one in self.own:
+            fields = Path(f"/proc/{one}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            own += int(fields[11]) + int(fields[12])
+        return sum(ticks), sum(ticks) - ticks[3] - ticks[4] - own
 
 
 @contextmanager
-def started(command: Sequence[str], port: int) -> Iterator[str]:
+def started(command: Sequence[str], port: int, neighbours: Neighbours) -> Iterator[str]:
     """A server process, ready; its address."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    neighbours.own.append(str(process.pid))
     url = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + READY_SECONDS
@@ -72,6 +122,7 @@ def started(command: Sequence[str], port: int) -> Iterator[str]:
             time.sleep(0.1)
         yield url
     finally:
+        neighbours.own.remove(str(process.pid))
         process.terminate()
         process.wait()
 
@@ -101,7 +152,7 @@ def stream(url: str, prompt: list[int], n: int, told: Callable[[float], None]) -
     connection.close()
 
 
-def measure(url: str, prompts: Sequence[list[int]], n: int) -> tuple[float, list[float]]:
+def measure(url: str, prompts: Sequence[list[int]], n: int) -> Round:
     """Tokens per second of as many clients as there are prompts, and their seconds to the first token."""
     firsts: list[float] = []
     threads = [threading.Thread(target=stream, args=(url, prompt, n, firsts.append)) for prompt in prompts]
@@ -119,7 +170,7 @@ def prompts_for(clients: int, length: int, seed: int) -> list[list[int]]:
     return [[dice.randrange(300, 3000) for _ in range(length)] for _ in range(clients)]
 
 
-def in_process(llm: LLM, prompts: Sequence[list[int]], n: int) -> tuple[float, list[float]]:
+def in_process(llm: LLM, prompts: Sequence[list[int]], n: int) -> Round:
     """The same without HTTP; there is no time to the first token, as generate() returns at the end."""
     begun = time.perf_counter()
     llm.generate(list(prompts), SamplingParams(max_tokens=n, temperature=0, ignore_eos=True))
@@ -127,35 +178,54 @@ def in_process(llm: LLM, prompts: Sequence[list[int]], n: int) -> tuple[float, l
 
 
 def compare(
-    servers: dict[str, Callable[..., tuple[float, list[float]]]], arguments: argparse.Namespace
+    servers: dict[str, Callable[..., Round]],
+    arguments: argparse.Namespace,
+    neighbours: Neighbours,
 ) -> list[Figure]:
     """Figures of all servers, taken in turns."""
     figures = []
     for clients in arguments.clients:
         rates: dict[str, list[float]] = {name: [] for name in servers}
-        firsts: dict[str, list[float]] = {name: [] for name in servers}
-        for number in range(arguments.rounds + 1):  # the first round warms up
+        firsts: dict[str, list[list[float]]] = {name: [] for name in servers}
+        for number in range(arguments.rounds + 1):  # the first one warms up
             for name, run in servers.items():
-                rate, seconds = run(prompts_for(clients, arguments.prompt, number), arguments.tokens)
+                prompts = prompts_for(clients, arguments.prompt, number)
+                once = partial(run, prompts, arguments.tokens)
+                rate, seconds = neighbours.spared(once, arguments.quiet) if number else once()
                 if number:
                     rates[name].append(rate)
-                    firsts[name] += seconds
+                    firsts[name].append(seconds)
         for name in servers:
-            middle = statistics.median(rates[name])
-            figures.append(
-                Figure(
-                    name,
-                    clients,
-                    middle,
-                    statistics.median(firsts[name]) * 1000,
-                    max(firsts[name]) * 1000,
-                    (max(rates[name]) - min(rates[name])) / middle,
-                )
+            figures.append(figure(name, clients, rates[name], firsts[name]))
+            one = asdict(figures[-1])
+            print(
+                "{name:12} {clients:4} clients {tokens_s:9.1f} tok/s, best {best_tokens_s:9.1f}".format(**one), end=""
             )
-            print("{name:12} {clients:4} clients {tokens_s:9.1f} tok/s".format(**asdict(figures[-1])), end="")
-            print("   first {first_ms:8.1f} ms, worst {first_worst_ms:8.1f}".format(**asdict(figures[-1])), end="")
-            print("   spread {spread:.0%}".format(**asdict(figures[-1])), flush=True)
+            print("   first {first_ms:8.1f} ms, best {best_first_ms:8.1f}, ".format(**one), end="")
+            print("worst {first_worst_ms:8.1f}   spread {spread:.0%}".format(**one), flush=True)
     return figures
+
+
+def figure(name: str, clients: int, rates: Sequence[float], firsts: Sequence[Sequence[float]]) -> Figure:
+    """What the rounds of one server say.
+
+    Args:
+        name: of the server.
+        clients: side by side.
+        rates: tokens per second of each round.
+        firsts: for each round, each client's seconds to the first token.
+    """
+    middle, every = statistics.median(rates), [seconds for one in firsts for seconds in one]
+    return Figure(
+        name,
+        clients,
+        tokens_s=middle,
+        first_ms=statistics.median(every) * 1000,
+        first_worst_ms=max(every) * 1000,
+        spread=(max(rates) - min(rates)) / middle,
+        best_tokens_s=max(rates),
+        best_first_ms=min(statistics.median(one) for one in firsts) * 1000,
+    )
 
 
 def plot(figures: Sequence[Figure]) -> str:
@@ -198,16 +268,24 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=128, help="tokens generated for each")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        default=1.0,
+        help="repeat a run in which other programs used more than this part of the processors' time",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads of both servers")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--plot", type=Path, help="write an SVG there")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end too
     from engine.api.llm import BUNDLED_MODEL
 
     model, most = arguments.model or str(BUNDLED_MODEL), max(arguments.clients)
     context = 64 * (1 + (arguments.prompt + arguments.tokens) // 64)
-    servers: dict[str, Callable[..., tuple[float, list[float]]]] = {}
+    servers: dict[str, Callable[..., Round]] = {}
+    neighbours = Neighbours()
     with ExitStack() as stack:
         for given in arguments.url:
             name, _, url = given.partition("=")
@@ -217,21 +295,21 @@ def main() -> None:
             command = [sys.executable, "-m", "engine", "serve", "-m", model, "--port", str(port)]
             command += ["-c", str(context), "--max-sequences", str(most), "--device", arguments.device]
             command += ["--threads", str(arguments.threads)] if arguments.threads else []
-            url = stack.enter_context(started(command, port))
+            url = stack.enter_context(started(command, port, neighbours))
             servers["gguf-engine"] = lambda prompts, n, url=url: measure(url, prompts, n)
         if arguments.peer:
             port = free_port()
             command = [arguments.peer, "-m", model, "--port", str(port), "-np", str(most)]
             command += ["-c", str(context * most)]
             command += ["-t", str(arguments.threads)] if arguments.threads else []
-            url = stack.enter_context(started(command, port))
+            url = stack.enter_context(started(command, port, neighbours))
             servers["llama-server"] = lambda prompts, n, url=url: measure(url, prompts, n)
         if arguments.in_process:
             llm = stack.enter_context(
                 LLM(model, arguments.device, context_length=context, threads=arguments.threads, max_sequences=most)
             )
             servers["in process"] = lambda prompts, n: in_process(llm, prompts, n)
-        figures = compare(servers, arguments)
+        figures = compare(servers, arguments, neighbours)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
     if arguments.plot:

@@ -39,7 +39,7 @@ from engine.model.batch import Batch, Outputs
 from engine.model.loader import LoadedModel, load_model
 from engine.model.ops import LayerBricks
 from engine.model.transformer import forward
-from engine.model.weights import LayerWeights, MambaWeights
+from engine.model.weights import LayerWeights
 
 PIECE = 32  # rows of logits that the runner has room for
 
@@ -112,7 +112,9 @@ class ComparingOps(LayerBricks[LayerWeights]):
 
     def mix(self, layer: LayerWeights, x: np.ndarray) -> np.ndarray:
         """See Ops.mix; a recurrent layer is compared as a whole."""
-        if not isinstance(layer.mixer, MambaWeights):
+        if layer.mixer is None:
+            return x
+        if layer.recurrent is None:
             attended: np.ndarray = super().mix(layer, x)
             return attended
         y = self._cpu.mix(layer, x)
@@ -128,7 +130,8 @@ class ComparingOps(LayerBricks[LayerWeights]):
         if self._decode:
             # What row kernels have changed has no counterpart on the CPU; attention continues from it.
             self._raw = found
-            if device.attention.latent is None and device.attention.heads is None:
+            plain = device.attention.latent is None and device.attention.heads is None
+            if plain and not device.attention.shape.gate:
                 normed = x if layer.attn_norm is None else reference.normalize(x, layer.attn_norm)
                 self._raw = np.concatenate([self._cpu._linear(one, normed) for one in layer.attention.qkv], 1)
             self._report.add("attn_qkv", layer.index, found, self._raw)
@@ -145,6 +148,8 @@ class ComparingOps(LayerBricks[LayerWeights]):
         given = self._raw if self._decode else np.zeros((len(a), device.attention.shape.row_width), np.float32)
         if not self._decode:
             given[:, : q[0].size] = q.reshape(len(q), -1)
+            if (gate := device.attention.shape.gate) > 0:
+                given[:, -gate:] = self._cpu._gate
         qkv = self._upload(self._ops.buffers.qkv, given)
         self._report.add("attention", layer.index, self._ops.attention(device, qkv).get(), a)
         if self._decode:

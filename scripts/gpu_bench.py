@@ -34,12 +34,18 @@ MODELS = {
     "8b-q8": ("llama-3.1-8b", "Q8_0"),
     "30b-a3b": ("qwen3-30b-a3b", "Q4_K_M"),
     "mamba-2.8b": ("mamba-2.8b", "Q4_K_M"),
+    "9b-hybrid": ("qwen3.5-9b", "Q4_K_M"),
+    "9b-attention": ("attention-9b", "Q4_K_M"),
+    "35b-hybrid": ("qwen3.5-35b-a3b", "Q4_K_M"),
+    "35b-attention": ("attention-35b-a3b", "Q4_K_M"),
 }
+DEFAULT = ("1b", "8b", "8b-q8", "30b-a3b", "mamba-2.8b")
 DEPTH = 8192
 LONG = 32768
 CASES: dict[str, dict[str, int]] = {
     "decode": {"prompt_tokens": 0, "gen_tokens": 256, "depth": 128, "batch": 1},
     "depth": {"prompt_tokens": 0, "gen_tokens": 128, "depth": DEPTH, "batch": 1},
+    "depth32768": {"prompt_tokens": 0, "gen_tokens": 128, "depth": LONG, "batch": 1},
     **{f"batch{n}": {"prompt_tokens": 0, "gen_tokens": 128, "depth": 128, "batch": n} for n in (4, 8, 16, 32, 64)},
     "prefill": {"prompt_tokens": 512, "gen_tokens": 0, "depth": 0, "batch": 1},
     "prefill4096": {"prompt_tokens": 4096, "gen_tokens": 0, "depth": 0, "batch": 1},
@@ -107,7 +113,7 @@ def measure(path: Path, cases: list[str], repetitions: int, emit: Callable[[dict
         emit({"case": "open", "device": llm.device, "load_seconds": llm.load_seconds, "bandwidth_bytes_s": ceiling})
         for case in cases:
             if case in CASES:
-                runs = min(repetitions, 3) if case in ("depth", "prefill32768") else repetitions
+                runs = min(repetitions, 3) if case in ("depth", "depth32768", "prefill32768") else repetitions
                 result = run_bench(llm, repetitions=runs, **CASES[case])  # type: ignore[arg-type]
                 speed = result.decode or result.prompt
                 assert speed is not None
@@ -372,7 +378,7 @@ def make_file(model: str, folder: Path) -> subprocess.Popen[bytes] | None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="Measure speed, start-up time and memory on a GPU.")
-    parser.add_argument("--models", default=",".join(MODELS), help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--models", default=",".join(DEFAULT), help=f"of {', '.join(MODELS)}")
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--time-limit", type=float, default=270, help="seconds for everything")

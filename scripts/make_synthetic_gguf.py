@@ -97,7 +97,15 @@ def metadata(s: Shape, name: str, recipe: str) -> dict[str, tuple[str, Any]]:
             f"{a}.attention.key_length": ("u32", s.head_dim),
             f"{a}.attention.value_length": ("u32", s.head_dim),
             f"{a}.rope.freq_base": ("f32", s.rope_base),
-            f"{a}.rope.dimension_count": ("u32", s.head_dim),
+            f"{a}.rope.dimension_count": ("u32", s.rope_dim or s.head_dim),
+        }
+    if s.full_every:
+        pairs = s.rope_dim // 2
+        thirds = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]
+        meta |= {
+            f"{a}.rope.dimension_sections": ("i32s", thirds),
+            f"{a}.full_attention_interval": ("u32", s.full_every),
+            f"{a}.ssm.group_count": ("u32", s.key_heads),
         }
     if s.inner:
         meta |= {
@@ -112,6 +120,8 @@ def metadata(s: Shape, name: str, recipe: str) -> dict[str, tuple[str, Any]]:
             f"{a}.expert_used_count": ("u32", s.experts_used),
             f"{a}.expert_feed_forward_length": ("u32", s.expert_ffn),
         }
+    if s.shared_ffn:
+        meta[f"{a}.expert_shared_feed_forward_length"] = ("u32", s.shared_ffn)
     end = first + named.index("<|eot_id|>" if family == "llama" else "<|im_end|>")
     return meta | {
         "tokenizer.ggml.model": ("str", "gpt2"),

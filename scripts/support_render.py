@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.gguf import GGMLType
 from engine.model.architectures import ARCHITECTURES
+from tests.support.conformance import BY_FORMULA
 
 UNMEASURED, FALLS_BACK = "not measured", "falls back to the CPU"
 
@@ -97,12 +98,13 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
                 f"- {name}: on the GPU with a float32 cache {gpu['f32_at_once']:.1e} at once, "
                 f"{gpu['f32_single']:.1e} by token.\n"
             )
-    families = sorted(set(ARCHITECTURES) - {file.rpartition("-")[0] for file in rows})
+    families = sorted(set(ARCHITECTURES) - {file.rpartition("-")[0] for file in rows} - BY_FORMULA)
     if families:
         yield (
-            "\nMade of the same parts, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but for "
-            f"qwen2vl, 1e-6 (`tests/model/test_peer_logits.py`): {', '.join(families)}. So are the scalings of "
-            "positions: linear, YaRN, long factors, also beside windows and with latent attention.\n"
+            "\nWithout a conformance file, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but "
+            f"for qwen2vl, 1e-6 (`tests/model/test_peer_logits.py`): {', '.join(families)}. So are the scalings of "
+            "positions: linear, YaRN, long factors, also beside windows and with latent attention. "
+            f"{', '.join(sorted(BY_FORMULA))}, which llama.cpp does not run, is held to its formula in float64.\n"
         )
     if notes:
         yield "\n" + "".join(notes)

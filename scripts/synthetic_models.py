@@ -16,7 +16,11 @@ from engine.gguf import GGMLType, row_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Hyper-parameters of a model; names as in GGUF metadata. A recurrent one (inner > 0) has no heads and no ffn."""
+    """Hyper-parameters of a model; names as in GGUF metadata.
+
+    A recurrent one has inner > 0: layers of Mamba and nothing else where it has no heads; with heads delta rules of
+    dt_rank value heads, of which every full_every-th layer is gated attention instead.
+    """
 
     architecture: str
     layers: int
@@ -40,6 +44,14 @@ class Shape:
     state: int = 0
     conv: int = 0
     dt_rank: int = 0
+    key_heads: int = 0
+    full_every: int = 0
+    rope_dim: int = 0  # 0 = the whole head
+    shared_ffn: int = 0  # of the expert that every token passes through
+
+    def attends(self, layer: int) -> bool:
+        """Whether a layer has attention."""
+        return self.heads > 0 and (self.full_every == 0 or layer % self.full_every == self.full_every - 1)
 
 
 def _llama(**kw: Any) -> Shape:
@@ -62,6 +74,12 @@ def _mamba(**kw: Any) -> Shape:
     return Shape(architecture="mamba", **(common | kw))
 
 
+def _hybrid(architecture: str = "qwen35", **kw: Any) -> Shape:
+    common: dict[str, Any] = {"vocab": 248320, "context_length": 262144, "rope_base": 1e7, "conv": 4, "full_every": 4}
+    common |= {"head_dim": 256, "rope_dim": 64, "state": 128, "dt_rank": 32, "key_heads": 16, "inner": 4096}
+    return _qwen3(architecture, **(common | kw))
+
+
 _TINY: dict[str, Any] = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "vocab": 1024}
 _TINY |= {"ffn": 512, "context_length": 2048}
 
@@ -80,12 +98,30 @@ SHAPES: dict[str, Shape] = {
         layers=48, width=2048, heads=32, kv_heads=4, head_dim=128, ffn=6144, tied=False,
         experts=128, experts_used=8, expert_ffn=768,
     ),
+    "qwen3.5-9b": _hybrid(layers=32, width=4096, heads=16, kv_heads=4, ffn=12288, tied=False),
+    "qwen3.5-35b-a3b": _hybrid(
+        "qwen35moe",
+        layers=40, width=2048, heads=16, kv_heads=2, ffn=512, tied=False,
+        experts=256, experts_used=8, expert_ffn=512, shared_ffn=512,
+    ),
+    # Models of attention alone that read as many bytes of weights for a token as the two above, to compare them with.
+    "attention-9b": _qwen3(
+        layers=32, width=4096, heads=56, kv_heads=8, head_dim=128, ffn=12288, tied=False, vocab=248320
+    ),
+    "attention-35b-a3b": _qwen3(
+        "qwen3moe",
+        layers=40, width=2048, heads=56, kv_heads=4, head_dim=128, ffn=6144, tied=False, vocab=248320,
+        experts=256, experts_used=9, expert_ffn=512,
+    ),
     "mamba-130m": _mamba(layers=24, width=768, inner=1536, dt_rank=48),
     "mamba-2.8b": _mamba(layers=64, width=2560, inner=5120, dt_rank=160),
     "tiny-llama": _llama(**_TINY, tied=True, rope_factor=8.0),
     "tiny-qwen2": _qwen("qwen2", **_TINY, tied=False),
     "tiny-qwen3": _qwen3(**_TINY, tied=True),
     "tiny-mamba": _mamba(layers=2, width=256, inner=512, dt_rank=16, vocab=1024, context_length=2048),
+    "tiny-qwen35": _hybrid(
+        **_TINY, tied=False, full_every=2, rope_dim=32, inner=256, state=64, dt_rank=4, key_heads=2
+    ),
     "tiny-qwen3moe": _qwen3("qwen3moe", **_TINY, tied=False, experts=4, experts_used=2, expert_ffn=256),
 }  # fmt: skip
 
@@ -131,20 +167,28 @@ def list_tensors(s: Shape) -> Iterator[Tensor]:
     for layer in range(s.layers):
         blk = f"blk.{layer}."
         yield norm(f"{blk}attn_norm", s.width)
-        if s.inner:
-            yield from list_mixer(s, layer, blk, back)
+        if not s.attends(layer):
+            yield from (list_delta if s.heads else list_mixer)(s, layer, blk, back)
+        if not s.heads:
             continue
-        yield matrix(f"{blk}attn_q", q, s.width, gain=1.3)
-        yield matrix(f"{blk}attn_k", kv, s.width, gain=1.3)
-        yield matrix(f"{blk}attn_v", kv, s.width)
+        if s.attends(layer):
+            yield matrix(f"{blk}attn_q", q * (2 if s.full_every else 1), s.width, gain=1.3)
+            yield matrix(f"{blk}attn_k", kv, s.width, gain=1.3)
+            yield matrix(f"{blk}attn_v", kv, s.width)
         if s.qkv_bias:
             for name, size in (("attn_q", q), ("attn_k", kv), ("attn_v", kv)):
                 yield Tensor(f"{blk}{name}.bias", (size,), std=0.1, layer=layer)
-        if s.qk_norm:
+        if s.qk_norm and s.attends(layer):
             yield norm(f"{blk}attn_q_norm", s.head_dim)
             yield norm(f"{blk}attn_k_norm", s.head_dim)
-        yield matrix(f"{blk}attn_output", s.width, q, gain=back)
-        yield norm(f"{blk}ffn_norm", s.width)
+        if s.attends(layer):
+            yield matrix(f"{blk}attn_output", s.width, q, gain=back)
+        yield norm(f"{blk}post_attention_norm" if s.full_every else f"{blk}ffn_norm", s.width)
+        if s.shared_ffn:
+            yield Tensor(f"{blk}ffn_gate_inp_shexp.weight", (s.width,), std=1 / math.sqrt(s.width), layer=layer)
+            yield matrix(f"{blk}ffn_gate_shexp", s.shared_ffn, s.width)
+            yield matrix(f"{blk}ffn_up_shexp", s.shared_ffn, s.width)
+            yield matrix(f"{blk}ffn_down_shexp", s.width, s.shared_ffn, gain=2 * back)
         if s.experts:
             yield matrix(f"{blk}ffn_gate_inp", s.experts, s.width)
             yield matrix(f"{blk}ffn_gate_exps", s.experts, s.expert_ffn, s.width)
@@ -177,6 +221,24 @@ def list_mixer(s: Shape, layer: int, blk: str, back: float) -> Iterator[Tensor]:
     yield Tensor(f"{blk}ssm_dt.bias", (s.inner,), std=1.3, mean=-4.6, layer=layer)  # steps of about 0.001 to 0.1
     yield Tensor(f"{blk}ssm_a", (s.inner, s.state), values=decays, layer=layer)
     yield Tensor(f"{blk}ssm_d", (s.inner,), std=0.1, mean=1.0, layer=layer)
+    yield matrix("ssm_out", s.width, s.inner, gain=2 * back)
+
+
+def list_delta(s: Shape, layer: int, blk: str, back: float) -> Iterator[Tensor]:
+    """Yield the tensors of a layer of gated delta rules, whose memories last for some hundreds of tokens."""
+
+    def matrix(name: str, *shape: int, gain: float = 1.0) -> Tensor:
+        return Tensor(f"{blk}{name}.weight", shape, std=gain / math.sqrt(shape[-1]), layer=layer)
+
+    channels = 2 * s.key_heads * s.state + s.inner
+    yield matrix("attn_qkv", channels, s.width)
+    yield matrix("attn_gate", s.inner, s.width)
+    yield matrix("ssm_beta", s.dt_rank, s.width)
+    yield matrix("ssm_alpha", s.dt_rank, s.width)
+    yield matrix("ssm_conv1d", channels, s.conv)
+    yield Tensor(f"{blk}ssm_dt.bias", (s.dt_rank,), std=0.5, mean=-4.0, layer=layer)
+    yield Tensor(f"{blk}ssm_a", (s.dt_rank,), std=0.1, mean=-1.0, layer=layer)
+    yield Tensor(f"{blk}ssm_norm.weight", (s.state,), std=0.1, mean=1.0, layer=layer)
     yield matrix("ssm_out", s.width, s.inner, gain=2 * back)
 
 
@@ -229,6 +291,9 @@ def choose_type(t: Tensor, s: Shape, recipe: str) -> GGMLType:
     if t.name == "output.weight" or (s.tied and t.name == "token_embd.weight"):
         if base is not GGMLType.Q8_0:
             chosen = GGMLType.Q6_K
+    elif "attn_qkv" in t.name:
+        finer = {"Q3_K_M": GGMLType.Q4_K, "Q3_K_L": GGMLType.Q4_K, "Q4_K_M": GGMLType.Q5_K, "Q5_K_M": GGMLType.Q6_K}
+        chosen = finer.get(recipe, base)
     elif "attn_v" in t.name:
         gqa = s.heads // s.kv_heads
         match recipe:

@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any
 
 from engine.api.chats import Message
-from engine.api.driver import Driver, News, PromptProgress
+from engine.api.driver import Driver
 from engine.api.fold import Fold, merged
 from engine.api.llm import LLM
+from engine.api.mailbox import News, PromptProgress
 from engine.api.prompts import Prompt
 from engine.errors import DeviceError, InvalidRequestError
 from engine.request import GenerationResult, Request, StreamChunk

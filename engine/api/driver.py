@@ -1,9 +1,6 @@
-"""One thread that steps a model, and mailboxes that carry its chunks to event loops.
+"""One thread that steps a model and puts what its steps bring into the mailboxes of event loops (mailbox.py).
 
-The thread only calls LLM.step(); which request runs when is decided by the scheduler alone. What a step has brought
-goes to the mailbox of the event loop in which the request was made. A mailbox wakes its loop at once for the first
-chunk. While the loop is busy with earlier ones, chunks collect and arrive together, so that a fast model does not spend
-its time on waking the loop.
+The thread only calls LLM.step(); which request runs when is decided by the scheduler alone.
 """
 
 from __future__ import annotations
@@ -12,103 +9,16 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from engine.api.llm import LLM
+from engine.api.mailbox import Mailbox, News, PromptProgress, Receiver
 from engine.concurrency import fork
 from engine.errors import DeviceError, EngineError, copy_error
 from engine.request import Request, StreamChunk
 from engine.scheduling.job import Job
 
 log = logging.getLogger("engine")
-
-SHORTEST_PAUSE = 0.005
-LONGEST_PAUSE = 0.05
-"""Seconds between two deliveries to a loop."""
-LOOP_SHARE = 0.1
-"""The part of the time that a loop may spend on delivered chunks before deliveries become rarer. The thread of the
-model waits for the interpreter lock while the loop's thread runs."""
-
-
-@dataclass(frozen=True)
-class PromptProgress:
-    """How much of a prompt has been read.
-
-    Attributes:
-        total: tokens of the prompt.
-        cached: those that the cache held.
-        done: those that are in the cache now; `cached` in the first news.
-        seconds: since the prompt's first step was planned, about.
-    """
-
-    total: int
-    cached: int
-    done: int
-    seconds: float
-
-
-News = StreamChunk | PromptProgress | Exception
-"""What a request is told: the next chunk, or what ended it; before them, on request, how its prompt is read."""
-
-
-class Receiver(Protocol):
-    """Takes the news of one request, in the thread of its event loop."""
-
-    def receive(self, news: News) -> None:
-        """The next news."""
-
-    def wake(self) -> None:
-        """Called once after the news of one delivery."""
-
-
-class Mailbox:
-    """News on their way to the receivers of one event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._news: deque[tuple[Receiver, News]] = deque()
-        self._due = False  # a delivery is scheduled
-        self._busy = 0.0  # processor seconds of the loop's thread at the last delivery
-        self._delivered = 0.0
-
-    def post(self, news: Sequence[tuple[Receiver, News]]) -> None:
-        """Send news; called by the thread of the model."""
-        self._news.extend(news)
-        if not self._due:
-            self._due = True
-            try:
-                self._loop.call_soon_threadsafe(self._deliver)
-            except RuntimeError:  # the loop is closed: no task is left to read
-                self._news.clear()
-
-    def _deliver(self) -> None:
-        """Hand out what there is; then again after a pause, until there is nothing."""
-        receivers: dict[int, Receiver] = {}
-        while self._news:
-            receiver, news = self._news.popleft()
-            receiver.receive(news)
-            receivers[id(receiver)] = receiver
-        for receiver in receivers.values():
-            receiver.wake()
-        if receivers:
-            self._loop.call_later(self._pause(), self._deliver)
-            return
-        self._due = False
-        if self._news and not self._due:  # posted between the look and the line above
-            self._due = True
-            self._loop.call_soon(self._deliver)
-
-    def _pause(self) -> float:
-        """Seconds to the next delivery: as long as the loop needs to spend no more than its share on them."""
-        now, busy = time.perf_counter(), time.thread_time()
-        spent, passed = busy - self._busy, now - self._delivered
-        self._busy, self._delivered = busy, now
-        if passed > 2 * LONGEST_PAUSE:  # the first one after a rest
-            return SHORTEST_PAUSE
-        return min(max(spent / LOOP_SHARE, SHORTEST_PAUSE), LONGEST_PAUSE)
 
 
 class Driver:
@@ -127,6 +37,7 @@ class Driver:
         self._llm = llm
         self._receivers: dict[int, tuple[Receiver, Mailbox]] = {}
         self._mailboxes: dict[int, Mailbox] = {}
+        self._silent: set[int] = set()  # requests that have got no chunk yet
         self._changed = threading.Condition(threading.Lock())
         self._closed = False
         self.failure: DeviceError | None = None
@@ -144,7 +55,7 @@ class Driver:
         """In the child of a fork: no thread steps, and the requests are the parent's. The next request starts one."""
         self._changed = threading.Condition(threading.Lock())
         receivers, self._receivers = self._receivers, {}
-        self._mailboxes, self._watched = {}, {}
+        self._mailboxes, self._watched, self._silent = {}, {}, set()
         for receiver, _ in receivers.values():  # no loop is told: in the child none of them runs
             receiver.receive(EngineError("this process was forked while this request was running; make it again"))
 
@@ -187,6 +98,7 @@ class Driver:
             requests = self._llm.submit(jobs)
             for request, receiver in zip(requests, receivers, strict=True):
                 self._receivers[request.request_id] = receiver, mailbox
+                self._silent.add(request.request_id)
             if watched:
                 self._watched[requests[0].request_id] = 0.0
             self._changed.notify()
@@ -232,14 +144,19 @@ class Driver:
 
     def _hand_out(self, chunks: Sequence[StreamChunk]) -> None:
         posts: dict[Mailbox, list[tuple[Receiver, News]]] = {}
+        urgent: set[Mailbox] = set()
         with self._changed:
             for chunk in chunks:
                 ended = chunk.finish_reason is not None
                 found = (self._receivers.pop if ended else self._receivers.get)(chunk.request_id, None)
-                if found is not None:  # else another user of the model made it with add_request()
-                    posts.setdefault(found[1], []).append((found[0], chunk))
+                if found is None:  # another user of the model made it with add_request()
+                    continue
+                posts.setdefault(found[1], []).append((found[0], chunk))
+                if ended or chunk.request_id in self._silent:
+                    self._silent.discard(chunk.request_id)
+                    urgent.add(found[1])
         for mailbox, news in posts.items():
-            mailbox.post(news)
+            mailbox.post(news, at_once=mailbox in urgent)
 
     def _tell_progress(self) -> None:
         """How far the watched prompts have been read; called before their first tokens are told."""
@@ -259,7 +176,7 @@ class Driver:
                         done = total
                         del self._watched[request_id]
                     news.append((found[0], PromptProgress(total, cached, done, now - since)))
-                    found[1].post(news)
+                    found[1].post(news, at_once=False)
 
     def _tell_failure(self, error: Exception) -> None:
         """A step raised: it ended the one request that the error names, or none that is known and then all."""
@@ -274,6 +191,7 @@ class Driver:
                 self._end_all(error)
                 return
             found = self._receivers.pop(request_id, None)
+            self._silent.discard(request_id)
         if found is not None:
             found[1].post([(found[0], copy_error(error))])
 
@@ -293,6 +211,6 @@ class Driver:
 
     def _end_all(self, error: Exception) -> None:
         """Tell every receiver an error; with the lock held."""
-        receivers, self._receivers = self._receivers, {}
+        receivers, self._receivers, self._silent = self._receivers, {}, set()
         for receiver, mailbox in receivers.values():
             mailbox.post([(receiver, copy_error(error))])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from engine.cli import options
+from engine.cli.cluster import Cluster
 from engine.cli.opening import Opening
 from engine.cli.option_groups import Without, with_groups
 from engine.cli.sampling import SAMPLING, Sampling
@@ -178,6 +180,7 @@ def serve(
     *,
     opening: Opening,
     sampling: Annotated[Sampling, Without("stop", "stop_token_ids", "ignore_eos", "logit_bias")],
+    cluster: Cluster,
 ) -> int:
     """Serve models over HTTP, for software that speaks the APIs of OpenAI, Anthropic, Ollama or llama.cpp."""
     from engine.serve.settings import ServeSettings
@@ -215,7 +218,38 @@ def serve(
     with warnings_shown():
         if verbose:
             logging.getLogger("engine").setLevel(logging.DEBUG)
+        if settings.open_to_others:
+            note(
+                f"WARNING: {settings.host} lets every machine that reaches this one use the server; ask for a key with "
+                "--api-key-file, or listen on 127.0.0.1"
+            )
+        if cluster.ray:
+            return _serve_replicas(specs, settings, cluster, opening)
         return _serve(specs, settings)
+
+
+def _serve_replicas(specs: list[ModelSpec], settings: ServeSettings, cluster: Cluster, opening: Opening) -> int:
+    from engine.serve.server import bind
+
+    chosen = cluster.settings(device=opening.device, threads=opening.threads)
+    sockets = bind(settings.host, settings.port)  # refuses here what Ray would refuse in another process
+    port = sockets[0].getsockname()[1]
+    for one in sockets:
+        one.close()
+    if opening.threads is None:
+        threads = max(1, round(chosen.cpus))
+        specs = [replace(spec, settings={**spec.settings, "threads": threads}) for spec in specs]
+    from engine.cluster.launch import run
+
+    with status("starting the replicas ..."):
+        run(
+            specs,
+            replace(settings, port=port),
+            chosen,
+            address=cluster.ray_address,
+            ready=lambda: _tell(specs, settings, port),
+        )
+    return 0
 
 
 def _serve(specs: list[ModelSpec], settings: ServeSettings) -> int:
@@ -226,20 +260,9 @@ def _serve(specs: list[ModelSpec], settings: ServeSettings) -> int:
 
     sockets = bind(settings.host, settings.port)
     port = sockets[0].getsockname()[1]
-    if settings.open_to_others:
-        note(
-            f"WARNING: {settings.host} lets every machine that reaches this one use the server; ask for a key with "
-            "--api-key-file, or listen on 127.0.0.1"
-        )
-    host = settings.host.split(",")[0].strip()
-    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::', '') else f'[{host}]' if ':' in host else host}:{port}"
-    key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
 
     def ready() -> None:
-        names = ", ".join(spec.name for spec in specs)
-        write(f"serving {names}\n  page: {url}/\n  API:  {url}/v1\n")
-        body = '{"prompt": "Once upon a time", "max_tokens": 32}'
-        write(f"  curl {url}/v1/completions{key} -d '{body}'\n")
+        _tell(specs, settings, port)
 
     async def run() -> str | None:
         return await serve(Serving(specs, settings), sockets, ready)
@@ -249,6 +272,17 @@ def _serve(specs: list[ModelSpec], settings: ServeSettings) -> int:
     if problem is not None:
         raise EngineError(problem)
     return 0
+
+
+def _tell(specs: list[ModelSpec], settings: ServeSettings, port: int) -> None:
+    """Where the server is and how it is called."""
+    host = settings.host.split(",")[0].strip()
+    url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::', '') else f'[{host}]' if ':' in host else host}:{port}"
+    key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
+    names = ", ".join(spec.name for spec in specs)
+    write(f"serving {names}\n  page: {url}/\n  API:  {url}/v1\n")
+    body = '{"prompt": "Once upon a time", "max_tokens": 32}'
+    write(f"  curl {url}/v1/completions{key} -d '{body}'\n")
 
 
 def model_specs(

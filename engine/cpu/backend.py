@@ -94,7 +94,7 @@ class CpuBackend:
         self._repack = self._quantize and repack
         self._pool = ThreadPool(threads)
         self._cache = KVCache(
-            [layer.mixer for layer in model.config.layers],
+            model.config.memories,
             context_length=self.context_length,
             n_slots=max_sequences,
             n_pages=n_pages,
@@ -171,7 +171,8 @@ class CpuBackend:
         needed = [(kind, self._kv_type.name) for kind in ("attend", "rotate_store")] + [("run_program", "F32")]
         needed.append(("normalize", self.config.norm.name))
         for layer in self.config.layers:
-            needed += (("gate", part.activation.name) for part in layer.ffn_parts if part.caps is None)
+            compiled = (part for part in layer.ffn_parts if part.caps is None and part.xielu is None)
+            needed += (("gate", part.activation.name) for part in compiled)
         needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
             if self._quantize and is_integer(type):
@@ -271,6 +272,7 @@ class CpuBackend:
         for layer in self.config.layers:
             attention, recurrent = layer.attention_part, layer.recurrent_part
             mixed = 0 if recurrent is None else recurrent.row_width
+            mixed += 0 if layer.ngrams is None else layer.ngrams.row_width
             if attention is not None:
                 most_heads = max(most_heads, attention.n_heads)
                 heads = attention.n_heads + 2 * attention.n_kv_heads
@@ -278,7 +280,8 @@ class CpuBackend:
                 if attention.indexer is not None:
                     mixed += (attention.indexer.heads + 1) * attention.indexer.width
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
-        activations = 4 * rows * (4 * self.config.stream_width + 2 * widest)
+        per_layer = 2 * self.config.per_layer_width * self.config.n_layers
+        activations = 4 * rows * (4 * self.config.stream_width + per_layer + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
         if self._compiled:
             from engine.cpu.kernels.attend import HEAD_FLOATS
@@ -303,5 +306,6 @@ def kernels_fit(model: LoadedModel) -> bool:
         if recurrent is not None:
             widths += recurrent.normalized_widths
         widths += (part.width for part in layer.ffn_parts)
+        widths += (layer.per_layer_width, layer.laurel_rank)
         widths += () if weights.moe is None or weights.moe.latent is None else (weights.moe.latent.down.weight.rows,)
     return all(width % VECTOR == 0 for width in widths)

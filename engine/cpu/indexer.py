@@ -140,7 +140,8 @@ class Indexer:
         """Rotate x (T, heads, Di) in place."""
         rope = self._weights.rope
         if rope is not None:
-            reference.rotate(x, *rope.cos_sin(positions), rope.style)
+            first = self._config.width - rope.n_rot if self._config.rotated_last else 0
+            reference.rotate(x[..., first:], *rope.cos_sin(positions), rope.style)
         return x
 
 

@@ -66,6 +66,7 @@ class KVCache:
         self.n_pages = n_slots * page_count(context_length) if n_pages is None else n_pages
         format = KvType.parse(kv_type)
         self._caches = [_layer_cache(mixer, format, values_apart=values_apart) for mixer in mixers]
+        self._owners = [_owner(mixer, index) for index, mixer in enumerate(mixers)]
         self.layers: Sequence[LayerCache] = self._caches
         self._rows = StateRows(n_slots, STATE_PLACES, n_checkpoints)
         try:
@@ -155,12 +156,16 @@ class KVCache:
         row = self._rows.place(span.slot, read)
         return tuple(array[row] for array in arrays)
 
-    def store_state(self, layer: int, span: Span, values: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Write the state after a span's last token, one place after the one that state() reads."""
+    def store_state(self, layer: int, span: Span, values: Sequence[npt.NDArray[np.float32] | None]) -> None:
+        """Write the state after a span's last token, one place after the one that state() reads.
+
+        None among the values leaves an array as it is.
+        """
         _, write = self._places[span.slot]
         row = self._rows.place(span.slot, write)
         for array, value in zip(self._recurrent(layer).states, values, strict=True):
-            array[row] = value
+            if value is not None:
+                array[row] = value
 
     def append(self, layer: int, span: Span, k: npt.NDArray[np.float32], v: npt.NDArray[np.float32]) -> None:
         """Store the new rows of one span: k (n_rows, K, Hd), v (n_rows, K, Hv)."""
@@ -200,7 +205,7 @@ class KVCache:
         self.states = None
 
     def _attention(self, layer: int) -> AttentionCache:
-        cache = self._caches[layer]
+        cache = self._caches[self._owners[layer]]
         if isinstance(cache, JoinedCache):
             assert cache.attention is not None
             return cache.attention
@@ -220,7 +225,7 @@ class KVCache:
 
 
 def _layer_cache(mixer: MixerConfig | None, format: KvType, *, values_apart: bool) -> Cache:
-    if isinstance(mixer, AttentionConfig):
+    if isinstance(mixer, AttentionConfig) and mixer.cache_layer is None:
         return AttentionCache(mixer, format, values_apart=values_apart)
     if isinstance(mixer, RecurrentConfig):
         return RecurrentCache(mixer)
@@ -228,3 +233,9 @@ def _layer_cache(mixer: MixerConfig | None, format: KvType, *, values_apart: boo
         attention = AttentionCache(mixer.attention, format, values_apart=values_apart)
         return JoinedCache(attention, RecurrentCache(mixer.recurrent))
     return JoinedCache(None, None)
+
+
+def _owner(mixer: MixerConfig | None, index: int) -> int:
+    """The layer whose keys and values layer `index` reads."""
+    shared = mixer.cache_layer if isinstance(mixer, AttentionConfig) else None
+    return index if shared is None else shared

@@ -16,15 +16,12 @@ import numpy.typing as npt
 
 from engine.model.config import (
     Activation,
-    AdjugateConfig,
     AttentionConfig,
     AttentionTemperature,
     FfnConfig,
-    MoeConfig,
     NormKind,
     QkNorm,
     RopeStyle,
-    Routing,
 )
 from engine.model.weights import Norm
 
@@ -42,9 +39,6 @@ SWIGLU_LIMIT, SWIGLU_SLOPE = 7.0, 1.702
 
 GELU_LIMIT = 10.0
 """Beyond it GELU is max(x, 0)."""
-
-LEAST_SUM = 2.0**-14
-"""Least sum that chosen expert weights are divided by: the smallest normal float16."""
 
 
 @dataclass(frozen=True)
@@ -249,9 +243,19 @@ def softcap(x: Float32Array, limit: float) -> None:
     x *= np.float32(limit)
 
 
+def thin_out(gate: Float32Array, sparsity: float) -> Float32Array:
+    """FfnConfig.sparsity: what exceeds the mean of a row by so many deviations, 0 elsewhere; gate (T, F)."""
+    mean = np.add.reduce(gate, axis=-1, keepdims=True) / np.float32(gate.shape[-1])
+    apart = gate - mean
+    variance = np.add.reduce(apart * apart, axis=-1, keepdims=True) / np.float32(gate.shape[-1] - 1)
+    return np.maximum(apart - np.sqrt(variance) * np.float32(sparsity), np.float32(0.0))
+
+
 def gated(gate: Float32Array, up: Float32Array, config: FfnConfig) -> Float32Array:
-    """activation(gate) · up, both limited where FfnConfig says so; may overwrite both."""
+    """activation(gate) · up, thinned out and limited where FfnConfig says so; may overwrite both."""
     activation, limit = config.activation, config.limit
+    if config.sparsity:
+        gate = thin_out(gate, config.sparsity)
     if limit is not None and config.limits_gate:
         gate = np.minimum(gate, np.float32(limit))
     if activation is Activation.SITU:
@@ -275,8 +279,16 @@ def gated(gate: Float32Array, up: Float32Array, config: FfnConfig) -> Float32Arr
     return gate
 
 
-def activate(x: Float32Array, activation: Activation) -> Float32Array:
-    """The non-linearity of a feed-forward part."""
+def activate(
+    x: Float32Array, activation: Activation, xielu: tuple[float, float, float, float] | None = None
+) -> Float32Array:
+    """The non-linearity of a feed-forward part; `xielu` are the constants of Activation.XIELU."""
+    if activation is Activation.XIELU:
+        assert xielu is not None
+        positive, negative, beta, epsilon = (np.float32(value) for value in xielu)
+        below = (np.expm1(np.minimum(x, epsilon)) - x) * negative
+        curved: Float32Array = np.where(x > 0, positive * x * x, below)
+        return curved + beta * x
     if activation is Activation.SILU:
         return x * sigmoid(x)
     if activation in (Activation.RELU, Activation.RELU_SQUARED):
@@ -307,61 +319,3 @@ def sigmoid(x: Float32Array) -> Float32Array:
     y = np.exp(-x)
     y += np.float32(1.0)
     return np.divide(np.float32(1.0), y, out=y)
-
-
-def route(
-    logits: Float32Array, moe: MoeConfig, selection_bias: Float32Array | None = None
-) -> tuple[npt.NDArray[np.intp], Float32Array]:
-    """Choose experts.
-
-    Args:
-        logits: (T, E) router scores; overwritten.
-        moe: how many, and how their weights are made.
-        selection_bias: (E,) added for the choice alone, or None.
-
-    Returns:
-        (T, n_used) expert numbers, best first and the lower number first among equals, and their weights.
-    """
-    if moe.routing is Routing.SOFTMAX:
-        softmax(logits)
-    elif moe.routing is Routing.SIGMOID:
-        logits = sigmoid(logits)
-    choice = logits if selection_bias is None else logits + selection_bias
-    if moe.n_groups > 1:
-        choice = _best_groups(choice, moe)
-    chosen = np.argsort(-choice, axis=-1, kind="stable")[:, : moe.n_used]
-    weights = np.take_along_axis(logits, chosen, axis=-1)
-    if moe.routing is Routing.SOFTMAX_CHOSEN:
-        softmax(weights)
-    if moe.normalize:
-        weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
-    weights *= np.float32(moe.weight_scale)
-    return chosen, weights
-
-
-def adjugate_groups(
-    logits: Float32Array, chosen: npt.NDArray[np.intp], config: AdjugateConfig
-) -> tuple[npt.NDArray[np.intp], Float32Array]:
-    """The groups of the best experts, (T, n_used) numbers, and the weights of their adjugate experts.
-
-    Args:
-        logits: (T, E) router scores; overwritten.
-        chosen: (T, experts used) expert numbers, best first.
-        config: how many, and of how many experts each.
-    """
-    softmax(logits)
-    groups = chosen[:, : config.n_used] // config.per_group
-    weights = np.take_along_axis(logits, groups, axis=-1)
-    weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
-    weights *= np.float32(config.scale)
-    return groups, weights
-
-
-def _best_groups(choice: Float32Array, moe: MoeConfig) -> Float32Array:
-    """The choice scores with those outside the best groups of each token at minus infinity."""
-    groups = choice.reshape(len(choice), moe.n_groups, -1)
-    scores = np.sort(groups, axis=-1)[..., -2:].sum(axis=-1)
-    best = np.argsort(-scores, axis=-1, kind="stable")[:, : moe.n_groups_used]
-    allowed = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(allowed, best, True, axis=-1)
-    return np.where(allowed[..., None], groups, np.float32(-np.inf)).reshape(choice.shape)

@@ -17,7 +17,7 @@ from engine.config import page_count
 from engine.cuda.attention.cache import PagedCache
 from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.graphs import capture
-from engine.cuda.load.device_weights import DeviceAttention, DeviceLayer, DeviceMamba
+from engine.cuda.load.device_weights import DeviceLayer
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows import rows
 from engine.cuda.step.folding import columns_of
@@ -87,8 +87,8 @@ class _Profiler:
         ops, n = self._ops, self._n
         x, logits = ops.buffers.x[:n], self._machine.logits[:n]
         layers = self._weights.layers
-        attending = [layer for layer in layers if isinstance(layer.mixer, DeviceAttention)]
-        recurrent = [layer for layer in layers if isinstance(layer.mixer, DeviceMamba)]
+        attending = [layer for layer in layers if layer.attention_part is not None]
+        recurrent = [layer for layer in layers if layer.recurrent_part is not None]
         dense = [layer for layer in layers if layer.ffn is not None]
         mixtures = [layer for layer in layers if layer.moe is not None]
         embedding = self._weights.token_embd
@@ -103,13 +103,13 @@ class _Profiler:
                 lambda one: ops.attn_output(one, self._attended(one), x),
                 _output_bytes,
             ),
-            self._each("ssm_in", recurrent, lambda one: ops.ssm_in(one, x), lambda one: one.mamba.ssm_in.n_bytes),
-            self._each("ssm", recurrent, lambda one: ops.ssm(one, self._xz(one)), self._state_bytes),
+            self._each("ssm_in", recurrent, lambda one: ops.ssm_in(one, x), lambda one: one.recurrent.inputs.n_bytes),
+            self._each("ssm", recurrent, lambda one: ops.ssm(one, self._given(one)), self._state_bytes),
             self._each(
                 "ssm_out",
                 recurrent,
                 lambda one: ops.ssm_out(one, self._scanned(one), x),
-                lambda one: one.mamba.output.n_bytes,
+                lambda one: one.recurrent.output.n_bytes,
             ),
             self._each(
                 "ffn_gate_up",
@@ -127,7 +127,9 @@ class _Profiler:
             self._time("head", [lambda: ops.logits(x, logits)], self._weights.output.n_bytes),
             self._time("sample", [lambda: self._machine.slots.sample(logits)], logits.nbytes, samples=True),
         ]
-        times = [time for time in times if time.calls]
+        order = [launch.brick for launch in self._weights.plan.decode(n)]
+        first, *rest = (time for time in times if time.calls)
+        times = [first, *sorted(rest, key=lambda time: order.index(time.brick))]
         whole = [lambda: self._machine.run_step(ops, n)]
         times.append(self._time("step", whole, sum(time.n_bytes for time in times), samples=True))
         return times
@@ -137,7 +139,7 @@ class _Profiler:
     def _prepare(self) -> None:
         """Noise everywhere, so that nothing is measured on zeros; greedy sampling in every row."""
         buffers, n = self._ops.buffers, self._n
-        for buffer in (buffers.x, buffers.qkv, buffers.attention, buffers.gate, buffers.xz, buffers.scanned):
+        for buffer in (buffers.x, buffers.qkv, buffers.attention, buffers.gate, buffers.mixed, buffers.scanned):
             buffer.set(self._noise.standard_normal(buffer.shape).astype(np.float32))
         machine, cache, pages = self._machine, self._cache, page_count(self._depth + 1)
         for array in (one for layer in cache.layers if layer is not None for one in layer.paged):
@@ -158,11 +160,11 @@ class _Profiler:
     def _attended(self, layer: DeviceLayer) -> DeviceArray:
         return columns_of(self._ops.buffers.attention, self._n, layer.attention.plan.widths()["attention"])
 
-    def _xz(self, layer: DeviceLayer) -> DeviceArray:
-        return columns_of(self._ops.buffers.xz, self._n, layer.mamba.ssm_in.width)
+    def _given(self, layer: DeviceLayer) -> DeviceArray:
+        return columns_of(self._ops.buffers.mixed, self._n, layer.recurrent.inputs.width)
 
     def _scanned(self, layer: DeviceLayer) -> DeviceArray:
-        return columns_of(self._ops.buffers.scanned, self._n, layer.mamba.plan.shape.d_inner)
+        return columns_of(self._ops.buffers.scanned, self._n, layer.recurrent.output.columns)
 
     def _hidden(self, layer: DeviceLayer) -> DeviceArray:
         assert layer.ffn is not None
@@ -178,10 +180,9 @@ class _Profiler:
 
     def _state_bytes(self, layer: DeviceLayer) -> int:
         """The products' matrices, constants, and the states, which are read and written."""
-        mamba = layer.mamba
-        constants = sum(int(array.nbytes) for array in (mamba.conv, mamba.conv_bias, mamba.a, mamba.d))
-        states = 2 * self._n * mamba.plan.shape.state_bytes
-        return mamba.ssm_x.n_bytes + mamba.ssm_dt.n_bytes + constants + states
+        mixer = layer.recurrent
+        constants = sum(int(array.nbytes) for array in mixer.constants if array is not None)
+        return sum(one.n_bytes for one in mixer.inner) + constants + 2 * self._n * mixer.plan.shape.state_bytes
 
     def _mixture_bytes(self, layer: DeviceLayer) -> int:
         """Router, the chosen experts (at most n_rows * used different ones), and the shared one."""

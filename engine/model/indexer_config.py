@@ -40,6 +40,7 @@ class IndexerConfig:
         width: Di.
         top_k: positions chosen, or blocks (BLOCKS).
         rope: rotation of its queries and keys; None = none.
+        rotated_last: the last elements of queries and keys are rotated, not the first.
         block: positions of a block.
         local: newest blocks that are always chosen.
         shared: the layer has no indexer of its own and takes what the closest layer before it chose.
@@ -53,6 +54,7 @@ class IndexerConfig:
     block: int = 1
     local: int = 0
     shared: bool = False
+    rotated_last: bool = False
 
     @property
     def all_chosen(self) -> int:

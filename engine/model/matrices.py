@@ -25,7 +25,8 @@ class Weight:
         name: the tensor's name in the file (a slice keeps it and appends its range).
         type: block format of every row.
         shape: in elements, outermost first.
-        raw: uint8 (..., rows, bytes per row), read-only view of the mapped file.
+        raw: uint8 (..., rows, bytes per row), read-only view of the mapped file; of rows at equal distances
+            (runs, rows of a run, bytes per row).
     """
 
     name: str
@@ -53,6 +54,12 @@ class Weight:
         shape = (*self.shape[:-2], stop - start, self.columns)
         return Weight(f"{self.name}[{start}:{stop}]", self.type, shape, self.raw[..., start:stop, :])
 
+    def every(self, first: int, run: int, step: int, label: str) -> Weight:
+        """`run` rows from `first` on of every `step` rows of a matrix, as a view."""
+        by_step = self.raw.reshape(-1, step, self.raw.shape[-1])[:, first : first + run]
+        shape = (len(by_step) * run, self.columns)
+        return Weight(f"{self.name}[{label}]", self.type, shape, by_step)
+
     def expert(self, index: int) -> Weight:
         """One matrix of a stack, as a view."""
         assert len(self.shape) == 3
@@ -71,6 +78,11 @@ class Linear:
         """The projection to outputs start:stop, as a view."""
         bias = None if self.bias is None else self.bias[start:stop]
         return Linear(self.weight.slice_rows(start, stop), bias, self.scale)
+
+    def every(self, first: int, run: int, step: int, label: str) -> Linear:
+        """The projection to `run` outputs from `first` on of every `step`, as a view."""
+        bias = None if self.bias is None else self.bias.reshape(-1, step)[:, first : first + run].reshape(-1)
+        return Linear(self.weight.every(first, run, step, label), bias, self.scale)
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,6 +50,8 @@ class EmbeddingParts:
         positions: whether files have learned positions, position_embd.
         sqrt_width: vectors are multiplied by sqrt(D).
         scale: embedding_scale is read; the default (also for 0 in the file, 0 = 1), None = not read.
+        per_layer: embedding_length_per_layer_input is read, the width of vectors that a token has for every layer; the
+            default, None = not read.
     """
 
     norm: bool = False
@@ -57,6 +59,7 @@ class EmbeddingParts:
     positions: Presence = Presence.NEVER
     sqrt_width: bool = False
     scale: float | None = None
+    per_layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,12 @@ class LayerParts:
         embedding_skip: layer_output_scale times the embedding is added to what a layer gives.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
         skip: residual connections that are more than a sum; None = what a part gives is added to what it read.
+        output_scale: layer_output_scale multiplies what a layer gives, where the file has it.
+        rescaled: rescale_every_n_layers is read: what the last of each so many layers gives is halved.
+        streams: the residual stream is several vectors per token, mixed by AltUp: so many where the file does not say;
+            None = it is one.
+        laurel: a low-rank projection (laurel_l, laurel_r) is added beside the mixer.
+        ngrams: ple.layers is read: the layer whose input vectors of n-grams are added to.
     """
 
     attn_norm: tuple[str, ...] = ("attn_norm",)
@@ -118,6 +127,11 @@ class LayerParts:
     loops: bool = False
     embedding_skip: bool = False
     skip: SkipKind | None = None
+    output_scale: bool = False
+    rescaled: bool = False
+    streams: int | None = None
+    laurel: bool = False
+    ngrams: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,7 @@ class RopeParts:
         sections: the style where rope.dimension_sections splits the frequencies among several axes of position; None =
             the key is not read.
         switch: rope.scaling.finetuned says whether anything is rotated.
+        halved: only half of rope.dimension_count elements are rotated in layers without a window.
         skip_every: the last layer of each n rotates nothing; in families with windows only where the model has them.
         skip_first: it is the first layer of each n instead.
         dense_lead: the first leading_dense_block_count layers rotate, also where others without a window do not.
@@ -145,6 +160,7 @@ class RopeParts:
     base: float = 10000.0
     sections: RopeStyle | None = None
     switch: bool = False
+    halved: bool = False
     skip_every: int | None = None
     skip_first: bool = False
     dense_lead: bool = False
@@ -168,6 +184,9 @@ class WindowParts:
         rotated_only: layers without a window do not rotate (where the model has any windows).
         base: default of rope.freq_base_swa, which windowed layers rotate with; None = that of the other layers.
         unscaled: windowed layers rotate without the scaling of the others.
+        undivided: rope_freqs divides the frequencies of the other layers only.
+        head_widths: attention.key_length_swa and attention.value_length_swa are read, or where attention is latent
+            key_length_mla_swa, value_length_mla_swa and kv_lora_rank_swa.
         own_width: rope.dimension_count_swa says how many elements of a head they rotate.
         n_layers: only models of so many layers have windows; None = any.
     """
@@ -179,6 +198,8 @@ class WindowParts:
     rotated_only: bool = False
     base: float | None = None
     unscaled: bool = False
+    undivided: bool = False
+    head_widths: bool = False
     own_width: bool = False
     n_layers: int | None = None
 
@@ -233,13 +254,22 @@ class IndexerParts:
         kind: how positions are scored. TOKENS: every layer has an indexer; BLOCKS: every layer behind the first
             leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
         style: which elements its queries and keys rotate together, where not those of attention.
-        shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
+        shared: attention.indexer.types is read: layers with 0 there take what the last layer with 1 chose.
+        shared_context: without that key, models trained for so many positions or more have 1 in layers 0, 1, 2, 6, 10
+            and so on, and others everywhere.
+        rotated_last: the last elements of its queries and keys are rotated, not the first.
+        optional: files without attention.indexer.top_k have no indexers.
+        epsilon: of the layer norm of keys (TOKENS), which no key of a file states; None = that of the other norms.
     """
 
     kind: IndexerKind
     _: KW_ONLY
     style: RopeStyle | None = None
     shared: bool = False
+    rotated_last: bool = False
+    optional: bool = False
+    epsilon: float | None = 1e-6
+    shared_context: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +281,7 @@ class AttentionParts:
         window: sliding windows; None = every position sees all before it.
         latent: attention reads low-rank latent vectors (DeepSeek-2).
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
+        fixed_scale: factor of scores, whatever the file says; None = it is not fixed.
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
         linear_scale: scores are divided by Hd, not by its root.
         output_scale: attention.output_scale is read and is the factor of scores; the default, None = not read.
@@ -265,12 +296,18 @@ class AttentionParts:
         gate_function: f of the gate.
         value_scale: attention.value_scale is read.
         indexer: chooses the positions that a query attends to; None = it attends to all.
+        value_norm: values are normalized head by head, without a weight.
+        sub_norm: attn_sub_norm normalizes what the heads give, all together.
+        values_like_keys: without attn_v, attn_k gives the values too.
+        shared_caches: attention.shared_kv_layers is read: so many layers at the end read the cache of an earlier layer.
+        own_caches: without that key so many layers have a cache of their own; None = all.
     """
 
     qk_norm: QkNormParts | None = None
     window: WindowParts | None = None
     latent: bool = False
     scale: bool = False
+    fixed_scale: float | None = None
     scale_by_width: frozenset[int] = frozenset()
     linear_scale: bool = False
     output_scale: float | None = None
@@ -284,6 +321,11 @@ class AttentionParts:
     gate_function: GateFunction = GateFunction.SIGMOID
     value_scale: bool = False
     indexer: IndexerParts | None = None
+    value_norm: bool = False
+    sub_norm: bool = False
+    values_like_keys: bool = False
+    shared_caches: bool = False
+    own_caches: int | None = None
 
 
 @dataclass(frozen=True)
@@ -299,6 +341,9 @@ class FfnParts:
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
             limits: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
         limits_gate: they limit the gate before the activation.
+        sparse_layers: activation_sparsity_scale is read; without it the first so many layers have the usual sparsity.
+        channel_mix: parts mix each token with the one before (RWKV); see ChannelMixConfig.
+        sub_norm: ffn_sub_norm normalizes what the last projection reads.
     """
 
     activation: Activation = Activation.SILU
@@ -310,6 +355,9 @@ class FfnParts:
     scales: bool = False
     limits: bool = False
     limits_gate: bool = False
+    sparse_layers: int = 0
+    channel_mix: bool = False
+    sub_norm: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +389,7 @@ class MoeParts:
         routed_early: the router reads the layer's input, before the mixer and its norm.
         adjugates: experts_per_group experts share a smaller one, of ffn_*_chexps; expert_group_scale is read.
         reads_input: router and experts, but not the shared expert, read the layer's input, normalized by ffn_norm_exps.
+        separate_norms: router, experts and shared expert have norms of their own, before and behind them.
     """
 
     routing: Routing = Routing.SOFTMAX
@@ -366,6 +415,7 @@ class MoeParts:
     routed_early: bool = False
     adjugates: bool = False
     reads_input: bool = False
+    separate_norms: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

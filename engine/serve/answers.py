@@ -105,9 +105,7 @@ async def respond(
     if lines:
         return LineStream(run, events, path)
     settings = serving.settings
-    return EventStream(
-        run, events, path, ping=settings.ping, timeout=settings.read_timeout, error_event=error_event or event
-    )
+    return EventStream(run, events, path, ping=settings.ping, error_event=error_event or event)
 
 
 async def _gone(request: Request) -> None:
@@ -123,7 +121,6 @@ class EventStream(EventSourceResponse):
         events: each item is a complete event.
         path: of the request, for the form of an error.
         ping: seconds between comments while nothing else is sent.
-        timeout: seconds within which a client must take an event.
         error_event: makes an event of an error's object.
     """
 
@@ -134,7 +131,6 @@ class EventStream(EventSourceResponse):
         path: str,
         *,
         ping: float,
-        timeout: float,
         error_event: Callable[[Mapping[str, Any]], bytes] = event,
     ) -> None:
         self._run = run
@@ -143,15 +139,12 @@ class EventStream(EventSourceResponse):
             ping=ping,
             sep="\n",
             ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
-            send_timeout=timeout,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         try:
             await super().__call__(scope, receive, send)
-        except TimeoutError:  # an answer without its end makes uvicorn close the connection
-            log.info("a client did not take its events; its connection is closed")
         finally:
             self._run.close()
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from engine.request import GenerationStats
 from engine.scheduling.occupancy import Occupancy
@@ -41,8 +45,9 @@ class Metrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = _MODEL) -> Counter:
             return Counter(f"vllm:{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"vllm:{name}", text, _MODEL, registry=registry, buckets=buckets)
+        def histogram(name: str, text: str, bounds: tuple[float, ...]) -> _Histogram:
+            registry.register(found := _Histogram(f"vllm:{name}", text, bounds))
+            return found
 
         self._prompt = counter("prompt_tokens", "Prompt tokens of finished requests.")
         self._generated = counter("generation_tokens", "Tokens generated.")
@@ -60,14 +65,12 @@ class Metrics:
     def first_token(self, model: str, seconds: float) -> None:
         """A sequence got its first token so long after its request had arrived."""
         if not self._llamacpp:
-            self._first.labels(model).observe(seconds)
+            self._first.observe(model, seconds)
 
     def tokens(self, model: str, n: int, seconds: float) -> None:
         """A sequence got n further tokens, so long after the ones before."""
         if not self._llamacpp:
-            between = self._between.labels(model)
-            for _ in range(n):
-                between.observe(seconds / n)
+            self._between.observe(model, seconds / n, n)
 
     def finished(self, model: str, reason: str, stats: GenerationStats, seconds: float) -> None:
         """A sequence ended so long after its request had arrived."""
@@ -85,10 +88,10 @@ class Metrics:
         self._queries.labels(model).inc(stats.prompt_tokens)
         self._hits.labels(model).inc(stats.cached_tokens)
         self._success.labels(model, "abort" if reason == "cancelled" else reason).inc()
-        self._whole.labels(model).observe(seconds)
-        self._queued.labels(model).observe(stats.queue_seconds)
-        self._prefill.labels(model).observe(stats.prompt_seconds)
-        self._decode.labels(model).observe(stats.decode_seconds)
+        self._whole.observe(model, seconds)
+        self._queued.observe(model, stats.queue_seconds)
+        self._prefill.observe(model, stats.prompt_seconds)
+        self._decode.observe(model, stats.decode_seconds)
 
     def failed(self, model: str) -> None:
         """A sequence was ended by an error."""
@@ -98,6 +101,38 @@ class Metrics:
     def text(self) -> bytes:
         """Everything as Prometheus reads it."""
         return generate_latest(self._registry)
+
+
+class _Histogram(Collector):
+    """Seconds by model. Tokens come in groups: many equal values cost as much as one, unlike in prometheus_client.
+
+    Args:
+        name: of the metric.
+        text: what it says.
+        bounds: upper bounds of the buckets but the last, which has none.
+    """
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
+        self._name, self._text, self._bounds = name, text, bounds
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+
+    def observe(self, model: str, seconds: float, n: int = 1) -> None:
+        """n values of so many seconds."""
+        counts = self._counts.setdefault(model, [0] * (len(self._bounds) + 1))
+        counts[bisect_left(self._bounds, seconds)] += n
+        self._sums[model] = self._sums.get(model, 0.0) + n * seconds
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=_MODEL)
+        bounds = [floatToGoString(bound) for bound in (*self._bounds, math.inf)]  # type: ignore[no-untyped-call]
+        for model, counts in self._counts.items():
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            family.add_metric([model], buckets, self._sums[model])
+        yield family
 
 
 class _Totals:
@@ -137,7 +172,9 @@ class _Vllm(Collector):
             running.add_metric(name, len(now.slots))
             waiting.add_metric(name, now.waiting + now.preempted)
             usage.add_metric(name, now.held_pages / max(now.pages, 1))
-            preempted.add_metric(name, now.preemptions)
+        for model in self._store.models:
+            if model.props is not None:  # else it was never open
+                preempted.add_metric([model.spec.name], model.counts.preemptions)
         yield from (running, waiting, usage, preempted)
 
 
@@ -154,8 +191,8 @@ class _LlamaCpp(Collector):
     def collect(self) -> Iterator[Metric]:
         totals, now = self._totals, [one for _, one in occupancies(self._store)]
         pages, held = sum(one.pages for one in now), sum(one.held_pages for one in now)
-        llms = [model.llm for model in self._store.models if model.llm is not None]
-        steps, tokens = sum(llm.n_steps for llm in llms), sum(llm.n_tokens for llm in llms)
+        counts = [model.counts for model in self._store.models]
+        steps, tokens = sum(one.steps for one in counts), sum(one.tokens for one in counts)
         counters = (
             ("prompt_tokens", "Prompt tokens computed.", totals.prompt_tokens),
             ("prompt_tokens_cached", "Prompt tokens found in the cache.", totals.cached_tokens),

@@ -12,17 +12,24 @@ import json
 import logging
 import sys
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.serve.errors import ApiError, error_response
-from engine.serve.serving import Serving
+from engine.serve.settings import ServeSettings
 
 log = logging.getLogger("engine.serve")
 
 OPEN_PATHS = frozenset({"/", "/health", "/v1/health", "/favicon.ico"})
 """Paths that need no key: they tell nothing that a key would protect."""
+
+
+class Admitting(Protocol):
+    """What the gate needs to know of a server."""
+
+    settings: ServeSettings
+    draining: bool
 
 
 class Gate:
@@ -33,7 +40,7 @@ class Gate:
         serving: the server.
     """
 
-    def __init__(self, app: ASGIApp, serving: Serving) -> None:
+    def __init__(self, app: ASGIApp, serving: Admitting) -> None:
         self._app = app
         self._serving = serving
         self._keys = [_digest(key.encode()) for key in serving.settings.api_keys]

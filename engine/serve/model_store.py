@@ -49,6 +49,21 @@ class ModelSpec:
         return path if path.is_file() else None
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of a model that only grow.
+
+    Attributes:
+        steps: steps that gave tokens.
+        tokens: tokens that they gave.
+        preemptions: sequences preempted.
+    """
+
+    steps: int = 0
+    tokens: int = 0
+    preemptions: int = 0
+
+
 class ServedModel:
     """One model of a server, open or not.
 
@@ -60,6 +75,7 @@ class ServedModel:
         sequences: sequences that those requests have asked for.
         created: when the server got to know it, in seconds since 1970.
         props: what describe() of the store said when it was opened last; None before.
+        before: what was counted until it was closed last.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -69,9 +85,20 @@ class ServedModel:
         self.users = 0
         self.sequences = 0
         self.props: dict[str, Any] | None = None
+        self.before = Counts()
         self.created = int(time.time())
         self.last_used = time.monotonic()
         self._opening: asyncio.Task[None] | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """What was counted since the server began, also while the model was open before."""
+        if self.llm is None:
+            return self.before
+        before, preemptions = self.before, self.llm.llm.occupancy().preemptions
+        return Counts(
+            before.steps + self.llm.n_steps, before.tokens + self.llm.n_tokens, before.preemptions + preemptions
+        )
 
     @property
     def open_llm(self) -> AsyncLLM:
@@ -231,6 +258,7 @@ class ModelStore:
         return True
 
     async def _put_away(self, model: ServedModel) -> None:
+        model.before = model.counts
         llm, model.llm, model.progress = model.llm, None, None
         if llm is not None:
             await llm.aclose()

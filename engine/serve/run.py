@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 
 from engine.api.async_llm import AsyncLLM, AsyncStream, Given, is_short
-from engine.api.driver import PromptProgress
+from engine.api.mailbox import PromptProgress
 from engine.errors import ConstraintError, ContextFullError
 from engine.request import GenerationResult, GenerationStats, StreamChunk
 from engine.sampling.params import SamplingParams

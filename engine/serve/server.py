@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, serving: Serving) -> None:
         settings = serving.settings
-        connection = type("LimitedConnection", (Connection,), {"head_timeout": settings.read_timeout})
+        connection = type("LimitedConnection", (Connection,), {"timeout": settings.read_timeout})
         super().__init__(
             uvicorn.Config(
                 make_app(serving),

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from engine import LLM, AsyncLLM, EngineError, InvalidRequestError, SamplingParams
+from engine.api import mailbox
 from engine.errors import DeviceError
 
 
@@ -68,6 +69,21 @@ def test_the_first_chunk_does_not_wait_for_others(run):
         stream = await shared.stream("The sea", SamplingParams(max_tokens=200, seed=1))
         first = await anext(stream)
         assert 1 <= len(first.token_ids) < 100
+
+    run(work)
+
+
+def test_first_and_last_chunks_do_not_wait_for_the_next_delivery(run, monkeypatch):
+    """The pause between two deliveries is an hour here."""
+    monkeypatch.setattr(mailbox, "SHORTEST_PAUSE", 3600.0)
+    monkeypatch.setattr(mailbox, "LONGEST_PAUSE", 3600.0)
+
+    async def work(shared):
+        for seed in range(3):
+            stream = await shared.stream("The sea", SamplingParams(max_tokens=40, seed=seed, ignore_eos=True))
+            sizes = [len(chunk.token_ids) async for chunk in stream]
+            assert sum(sizes) == 40
+            assert len(sizes) <= 3
 
     run(work)
 

@@ -103,6 +103,18 @@ static void mma16(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         }
 }
 
+// As in common.cuh.
+static float block_sum(float v, float* scratch) {
+    const int warps = (blockDim.x + WARP - 1) / WARP;
+    for (int offset = WARP / 2; offset > 0; offset >>= 1) v += __shfl_xor_sync(FULL_MASK, v, offset);
+    if (threadIdx.x % WARP == 0) scratch[threadIdx.x / WARP] = v;
+    __syncthreads();
+    float total = 0.0f;
+    for (int i = 0; i < warps; ++i) total += scratch[i];
+    __syncthreads();
+    return total;
+}
+
 static void thread_main() {
     while (true) {
         thread_body(thread_argument);

@@ -27,6 +27,9 @@ COMMON = TYPES[: TYPES.index(GGMLType.Q6_K) + 1]
 RARE = TYPES[len(COMMON) :]
 WIDTHS = (64, 80, 96, 112, 128, 256)
 MAMBA_SHAPES = ((5120, 16, 4, 160), (100, 8, 2, 5), (64, 64, 8, 4), (33, 10, 3, 3), (64, 256, 4, 4))
+MAMBA_2_SHAPES = ((128, 64, 8, 128, 4), (2, 256, 2, 128, 4), (3, 20, 1, 10, 3), (4, 32, 2, 256, 2))
+DELTA_SHAPES = ((32, 16, 128, 4), (4, 2, 16, 4), (3, 3, 20, 3))
+CONVOLUTIONS = ((2048, 3, 6144, 0, True), (33, 4, 99, 0, True), (40, 2, 44, 4, False))
 
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed", exc_type=ImportError)
 try:
@@ -69,6 +72,21 @@ def batch_jobs(family):
     return [family.operand_job(), *jobs]
 
 
+def recurrent_shapes():
+    from engine.cuda.recurrent.convolution import ConvShape
+    from engine.cuda.recurrent.delta import DeltaShape
+    from engine.cuda.recurrent.mamba_2 import Mamba2Shape
+    from engine.cuda.recurrent.mamba_plan import MambaShape
+
+    delta = [
+        DeltaShape(*shape, 9000, grouped, key)
+        for shape in DELTA_SHAPES
+        for grouped, key in ((True, False), (True, True))
+    ]
+    shapes = [ConvShape(*shape) for shape in CONVOLUTIONS], [MambaShape(*shape) for shape in MAMBA_SHAPES]
+    return [shape for kind in (*shapes, [Mamba2Shape(*shape) for shape in MAMBA_2_SHAPES], delta) for shape in kind]
+
+
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to compiler.prebuild."""
     from engine.cuda.attention import attention_plan
@@ -77,7 +95,6 @@ def jobs_for(arch):
     from engine.cuda.experts import prefill as experts
     from engine.cuda.formats import dequant, repack
     from engine.cuda.matrix import decode_gemm_plan, gemm_plan, matvec_plan
-    from engine.cuda.recurrent import mamba_plan
     from engine.cuda.rows import parts, rows
     from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
@@ -107,8 +124,8 @@ def jobs_for(arch):
         for type in COMMON + RARE[turn::6]:
             if type is not GGMLType.F32:
                 jobs += moe_rows.build_jobs(type, type, KernelActivation.SILU, routing, 768, 2048)
-    for shape in MAMBA_SHAPES if arch == 90 else MAMBA_SHAPES[turn % 2 :: 2]:
-        jobs += mamba_plan.build_jobs(mamba_plan.MambaShape(*shape))
+    for shape in recurrent_shapes()[:: 1 if arch == 90 else 2]:
+        jobs += shape.build_jobs()
     for shape in shapes_for(arch):
         jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
         if arch == 90:  # the kernels of the other cards serve there too where the tests ask for them
@@ -142,10 +159,12 @@ def kernel_names(file, type):
         return ["_".join(file.split("_")[:2])]
     names = {
         "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid read_all",
-        "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear divide add_chosen",
+        "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear multiply_sigmoid divide add_chosen",
         "moves.cu": "scatter copy_pages gather_rows",
         "conv.cu": "conv_decode conv_prompt",
         "scan.cu": "scan_decode scan_prompt",
+        "mamba_2.cu": "mamba_2_decode mamba_2_prompt",
+        "delta.cu": "delta_decode delta_prompt delta_finish",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",
         "decode_gemm.cu": "batch_matvec",
@@ -226,7 +245,8 @@ def test_a_false_claim_does_not_build():
 
 def test_constants_of_the_launchers_equal_the_kernels():
     from engine.cuda.matrix import matvec_plan
-    from engine.cuda.recurrent import mamba_plan
+    from engine.cuda.recurrent import delta, mamba_2, mamba_plan
+    from engine.cuda.recurrent.rows import TILE
     from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
 
@@ -235,9 +255,20 @@ def test_constants_of_the_launchers_equal_the_kernels():
     claims += [f"CANDIDATES == {sampling_ops.CANDIDATES}", f"BINS == {sampling_ops.BINS}"]
     check_statically(sampling_ops.SOURCES, None, claims)
     for shape in (mamba_plan.MambaShape(*shape) for shape in MAMBA_SHAPES):
-        conv, scan = mamba_plan.build_jobs(shape)
-        check_statically(*conv, [f"TILE == {mamba_plan.TILE}"])
+        conv, scan = shape.build_jobs()
+        check_statically(*conv, [f"TILE == {TILE}"])
         check_statically(*scan, [f"THREADS == {mamba_plan.THREADS}", f"CHANNELS == {shape.channels}"])
+    for shape in (mamba_2.Mamba2Shape(*shape) for shape in MAMBA_2_SHAPES):
+        claims = [f"THREADS == {mamba_2.THREADS}", f"CHANNELS == {mamba_2.CHANNELS}"]
+        claims += [f"SLICES == {shape.decode_blocks}", f"PARTS == {shape.prompt_blocks}"]
+        check_statically(*shape.build_jobs()[-1], claims)
+    for shape in (delta.DeltaShape(*shape, 9000, True, True) for shape in DELTA_SHAPES):
+        claims = [
+            f"THREADS == {delta.THREADS}",
+            f"DECODE_THREADS == {delta.DECODE_THREADS}",
+            f"VALUES == {delta.VALUES}",
+        ]
+        check_statically(*shape.build_jobs()[-1], [*claims, f"BLOCKS == {shape.prompt_blocks}"])
     assert f"constexpr int SLAB = {matvec_plan.SLAB};" in read_file("matvec.cu")
     for activation in KernelActivation:
         assert activation.value < 6

@@ -1,6 +1,8 @@
 """Models with parts that have no GPU kernels are declined by name, and run on the CPU where the device is free."""
 
 import logging
+from collections import Counter
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import pytest
@@ -12,8 +14,9 @@ from engine.cuda.load.features import check_features, missing_features
 from engine.cuda.load.memory_plan import make_plan
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
-from engine.model.config import Activation, Routing
+from engine.model.config import Activation, AttentionConfig, FfnConfig, LayerConfig, ModelConfig, MoeConfig, Routing
 from engine.model.loader import load_model
+from engine.model.recurrent_config import DeltaNetConfig, Mamba2Config, MambaConfig, RecurrentConfig, ShortConvConfig
 from engine.runner import devices as runner
 from engine.runner.devices import open_runner
 from tests.support.feature_models import (
@@ -27,7 +30,7 @@ from tests.support.feature_models import (
     unrotated_layers,
 )
 from tests.support.gguf_builder import tiny_llama
-from tests.support.hybrid_models import tiny_hybrid
+from tests.support.hybrid_models import GPU_FAMILIES, tiny_hybrid
 from tests.support.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
 from tests.support.peer_models import GPU_MODELS
 from tests.support.recurrent_models import tiny_mamba
@@ -63,18 +66,29 @@ def test_every_part_that_a_model_may_have_is_served(tmp_path, case):
         del model
 
 
+@pytest.mark.parametrize("family", GPU_FAMILIES)
+def test_every_hybrid_is_served(tmp_path, family):
+    with open_gguf(tiny_hybrid(tmp_path / "tiny.gguf", family)) as gguf:
+        model = load_model(gguf)
+        assert missing_features(model) == []
+        del model
+
+
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        ("lfm2", ["short convolutions as layers"]),
-        ("jamba", ["weights of the norms in Mamba layers"]),
-        ("mamba2", ["Mamba 2 layers"]),
-        ("falcon-h1", ["attention and a recurrent mixer in one layer"]),
-        ("nemotron_h", ["Mamba 2 layers", "layers of a feed-forward part alone"]),
-        ("qwen35", ["gated delta rules", "gated attention"]),
-        ("kimi-linear", ["Kimi delta attention"]),
-        ("bailingmoe3", ["Kimi delta attention", "gated attention"]),
+        (
+            "bailingmoe3",
+            [
+                "delta rules with a floor of decays",
+                "Kimi delta attention with whole matrices of decays or gates",
+                "this kind of gates of attention",
+                "gates of latent attention",
+            ],
+        ),
+        ("minimax-01", ["this kind of residual connections", "lightning attention"]),
         ("plamo2", ["PLaMo 2 layers"]),
+        ("rwkv7", ["time mixing of RWKV-7", "channel mixing of RWKV"]),
     ],
 )
 def test_hybrids_are_declined_by_name(tmp_path, family, words):
@@ -82,6 +96,46 @@ def test_hybrids_are_declined_by_name(tmp_path, family, words):
         model = load_model(gguf)
         assert missing_features(model) == words
         del model
+
+
+def test_a_name_that_is_always_served_means_one_thing():
+    """Fields are looked up by name: a field of the same name elsewhere would be taken for served, too."""
+    configs = (ModelConfig, LayerConfig, AttentionConfig, FfnConfig, MoeConfig, MambaConfig)
+    owners = Counter(field.name for kind in configs for field in fields(kind))
+    assert {name: owners[name] for name in features._ANY if owners[name] != 1} == {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewMixer(RecurrentConfig):
+    """A mixer that kernels were not written for."""
+
+    state_shapes = ((4, 4),)
+    row_width = 4
+
+
+@pytest.mark.parametrize(
+    ("mixer", "words"),
+    [
+        (NewMixer(), ["this kind of recurrent layers"]),
+        (ShortConvConfig(inner=4, conv_width=1), ["convolutions over other than 2 to 8 tokens"]),
+        (
+            Mamba2Config(inner=8, state=257, conv_width=4, heads=2, groups=1),
+            ["recurrent layers with more than 256 states of a channel"],
+        ),
+        (
+            DeltaNetConfig(key_heads=1, heads=1, head_width=129, conv_width=4, grouped=True),
+            ["delta rules with heads of more than 128 columns"],
+        ),
+    ],
+)
+def test_recurrent_mixers_that_no_kernel_serves_are_declined_by_name(tmp_path, mixer, words):
+    with open_gguf(tiny_mamba(tmp_path / "tiny.gguf", n_layers=1)) as gguf:
+        model = load_model(gguf)
+        (layer,) = model.weights.layers
+        changed = replace(layer, config=replace(layer.config, mixer=mixer))
+        model = replace(model, weights=replace(model.weights, layers=(changed,)))
+        assert missing_features(model) == words
+        del model, layer, changed
 
 
 def test_what_llama_4_lacks(tmp_path):
@@ -118,7 +172,7 @@ def test_parts_that_nobody_added_are_declined_by_name(tmp_path, monkeypatch, fie
         ({}, []),
         ({"norm_dt_b_c": True}, []),
         ({"state": 257}, ["recurrent layers with more than 256 states of a channel"]),
-        ({"conv": 9}, ["convolutions over more than 8 tokens"]),
+        ({"conv": 9}, ["convolutions over other than 2 to 8 tokens"]),
     ],
 )
 def test_recurrent_layers(tmp_path, parts, words):

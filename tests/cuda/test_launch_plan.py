@@ -32,6 +32,7 @@ from tests.support.fake_runner import (
 )
 from tests.support.feature_models import CASES, LATENT_CASES, latent
 from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
+from tests.support.hybrid_models import GPU_FAMILIES, tiny_hybrid
 from tests.support.recurrent_models import tiny_mamba
 
 ARCHIVES = [SHARED / source / "models.tar.xz" for source in CONFORMANCE]
@@ -64,6 +65,7 @@ def models(folder):
     found["mamba-q8"] = tiny_mamba(
         folder / "mamba-q8.gguf", weight_type=GGMLType.Q8_0, dt_rank=32, n_layers=3, norm_dt_b_c=True
     )
+    found |= {family: tiny_hybrid(folder / f"{family}.gguf", family) for family in GPU_FAMILIES}
     found["8b"] = sparse_model(folder / "8b.gguf", "llama-3.1-8b")
     found["30b"] = sparse_model(folder / "30b.gguf", "qwen3-30b-a3b")
     found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")
@@ -179,7 +181,7 @@ def test_a_float32_cache_is_planned(models, monkeypatch):
 @pytest.mark.parametrize("chunk", [1, 2, 7, 9])
 def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
     """Kernels read whole blocks of 8 or 256 rows; the arrays have room for them, and no batch allocates."""
-    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b", "mamba", "mamba-q8"):
+    for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b", "mamba", "mamba-q8", "falcon-h1", "qwen35"):
         with pretended(monkeypatch, models[name], arch, max_sequences=1, prefill_chunk=chunk) as (runner, gpu):
             assert runner.prefill_chunk == chunk
             read_prompt(runner, 1)  # makes the tables of products
@@ -282,7 +284,7 @@ def test_an_all_reduce_comes_behind_products_whose_columns_are_split(models):
         assert [launch for launch in found if launch.kernel != "all_reduce"] == whole
 
 
-@pytest.mark.parametrize("name", ["mixed", "mamba-q8"])
+@pytest.mark.parametrize("name", ["mixed", "mamba-q8", *GPU_FAMILIES])
 def test_a_runner_goes_through_its_life_on_a_pretended_card(models, monkeypatch, name):
     """Prompts, decode steps replayed from graphs, scores, logits, a profile, and close(), which leaves nothing."""
     sizes = {"max_sequences": 3, "context_length": 96, "cache_tokens": 3 * 128}

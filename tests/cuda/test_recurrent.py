@@ -4,20 +4,17 @@ The same tests run the kernels compiled for the CPU (small shapes, thread by thr
 """
 
 import copy
-import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine.cuda.driver.compiler import kernel_files
+from engine.cuda.recurrent import convolution, mamba
 from engine.cuda.recurrent.mamba import Mamba
-from engine.cuda.recurrent.mamba_plan import THREADS, MambaShape, build_jobs, conv_tiles, span_table
+from engine.cuda.recurrent.mamba_plan import MambaShape
+from engine.cuda.recurrent.rows import DecodeRows, PromptRows, conv_tiles, span_table
+from tests.support.host_kernels import COMPILER, HostKernels, Memory
 from tests.support.recurrent_reference import MambaWeights, convolve64, scan64
 
-COMPILER = shutil.which("g++")
 TOLERANCE = 1e-5
 """Of the largest value expected: float32 against float64 over some hundred tokens."""
 
@@ -44,99 +41,23 @@ CASES += [
     pytest.param("gpu", shape, id=f"gpu-{shape.d_inner}-{shape.d_state}", marks=pytest.mark.gpu) for shape in GPU_SHAPES
 ]
 
-ENTRY_POINTS = """
-extern "C" void conv_decode_{i}(int bx, int by, const float* xz, const float* weight, const float* bias, float* state,
-                                int places, const int* positions, const int* offsets, float* out, int d_inner) {{
-    launch_blocks(bx, by, 128, [&] {{
-        of_{i}::conv_decode(xz, weight, bias, state, places, positions, offsets, out, d_inner);
-    }});
-}}
-extern "C" void conv_prompt_{i}(int bx, int by, const float* xz, const float* weight, const float* bias, float* state,
-                                const PromptSpan* spans, const int2* tiles, float* out, int d_inner) {{
-    launch_blocks(bx, by, 128, [&] {{
-        of_{i}::conv_prompt(xz, weight, bias, state, spans, tiles, out, d_inner);
-    }});
-}}
-extern "C" void scan_decode_{i}(int bx, int by, const float* dt, const float* x, const float* bc, int bc_row,
-                                const float* xz, const float* a, const float* d, float* state, int places,
-                                const int* positions, const int* offsets, int rows, float* out, int d_inner) {{
-    launch_blocks(bx, by, 128, [&] {{
-        of_{i}::scan_decode(dt, x, bc, bc_row, xz, a, d, state, places, positions, offsets, rows, out, d_inner);
-    }});
-}}
-extern "C" void scan_prompt_{i}(int bx, int by, const float* dt, const float* x, const float* bc, int bc_row,
-                                const float* xz, const float* a, const float* d, float* state,
-                                const PromptSpan* spans, float* out, int d_inner) {{
-    launch_blocks(bx, by, 128, [&] {{
-        of_{i}::scan_prompt(dt, x, bc, bc_row, xz, a, d, state, spans, out, d_inner);
-    }});
-}}
-"""
-
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """The kernels of all host shapes as one shared library."""
+def host(tmp_path_factory):
+    """The kernels of all host shapes, compiled for the CPU."""
     if COMPILER is None:
         pytest.skip("no g++ to compile the kernels for the CPU")
-    folder = tmp_path_factory.mktemp("host")
-    text = {name: path.read_text(encoding="utf-8") for name, path in kernel_files().items()}
-    source = '#include "blocks_on_host.h"\n' + text["recurrent.cuh"]
-    for i, shape in enumerate(HOST_SHAPES):
-        for files, defines in build_jobs(shape):
-            source += "".join(f"\n#define {name} {value}" for name, value in defines.items())
-            # In a namespace of its own; C linkage would make one function of all of them.
-            body = text[files[-1]].replace('extern "C" __global__', "static")
-            name = files[-1].partition(".")[0]
-            source += f"\nnamespace of_{i} {{ namespace {name} {{\n{body}\n}} using namespace {name}; }}"
-            source += "".join(f"\n#undef {name}" for name in defines)
-        source += ENTRY_POINTS.format(i=i)
-    (folder / "kernels.cpp").write_text(source)
-    target = folder / "kernels.so"
-    command = [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w"]
-    command += [f"-I{Path(__file__).parent}", "-o", str(target), str(folder / "kernels.cpp")]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[:5000]
-    return ctypes.CDLL(str(target))
-
-
-class HostKernels:
-    """The kernels as Mamba launches them, on numpy arrays."""
-
-    def __init__(self, library, shape):
-        self.shape, self.places = shape, PLACES
-        self._library, self._index = library, HOST_SHAPES.index(shape)
-        self._conv, self._scan = -(-shape.d_inner // (THREADS * shape.wide)), -(-shape.d_inner // shape.channels)
-
-    def _run(self, name, grid, *args):
-        given = [ctypes.c_void_p(arg.ctypes.data) if isinstance(arg, np.ndarray) else arg for arg in args]
-        getattr(self._library, f"{name}_{self._index}")(*grid, *given)
-
-    def conv_decode(self, xz, weight, bias, state, positions, offsets, out):
-        args = (xz, weight, bias, state, self.places, positions, offsets, out, self.shape.d_inner)
-        self._run("conv_decode", (self._conv, positions.size), *args)
-
-    def conv_prompt(self, xz, weight, bias, state, spans, tiles, out):
-        args = (xz, weight, bias, state, spans, tiles, out, self.shape.d_inner)
-        self._run("conv_prompt", (self._conv, len(tiles)), *args)
-
-    def scan_decode(self, dt, x, bc, xz, a, d, state, positions, offsets, out):
-        shape, n = self.shape, positions.size
-        args = (dt, x, bc[:, shape.dt_rank :], shape.row_width, xz, a, d, state, self.places, positions, offsets, n)
-        self._run("scan_decode", (self._scan, min(n, 2)), *args, out, shape.d_inner)
-
-    def scan_prompt(self, dt, x, bc, xz, a, d, state, spans, out):
-        shape = self.shape
-        args = (dt, x, bc[:, shape.dt_rank :], shape.row_width, xz, a, d, state, spans)
-        self._run("scan_prompt", (self._scan, len(spans)), *args, out, shape.d_inner)
+    return HostKernels(tmp_path_factory.mktemp("host"), [job for shape in HOST_SHAPES for job in shape.build_jobs()])
 
 
 @pytest.fixture
-def kernels(request):
-    """Makes kernels of a shape on "host" or "gpu"."""
+def kernels(request, monkeypatch):
+    """Makes kernels of a shape on "host" or "gpu", with their memory."""
 
     def make(kind, shape):
-        return HostKernels(request.getfixturevalue("library"), shape) if kind == "host" else Mamba(shape, PLACES)
+        if kind == "host":
+            request.getfixturevalue("host").install(monkeypatch, convolution, mamba)
+        return Mamba(shape, most_rows=2 if kind == "host" else None), Memory(kind)
 
     return make
 
@@ -147,9 +68,10 @@ class World:
     Behind the rings of the slots there are two more states, as of a pool of checkpoints.
     """
 
-    def __init__(self, kernels, slots, seed=0):
-        shape, self.rng = kernels.shape, np.random.default_rng(seed)
-        self.kernels, self.shape, self.places = kernels, shape, kernels.places
+    def __init__(self, made, slots, seed=0):
+        self.kernels, self.memory = made
+        shape, self.rng = self.kernels.shape, np.random.default_rng(seed)
+        self.shape, self.places = shape, PLACES
         self.weights = MambaWeights.random(self.rng, shape.d_inner, shape.d_state, shape.d_conv)
         self.conv = np.full((slots * self.places + 2, shape.d_inner, shape.d_conv - 1), np.nan, np.float32)
         self.ssm = np.full((slots * self.places + 2, shape.d_inner, shape.d_state), np.nan, np.float32)
@@ -157,17 +79,6 @@ class World:
     def at(self, slot, place):
         """The row of a place."""
         return slot * self.places + place % self.places
-
-    def _up(self, array):
-        if isinstance(self.kernels, HostKernels):
-            return np.array(array)  # a copy, as on a GPU
-        import cupy
-
-        return cupy.asarray(array)
-
-    @staticmethod
-    def _down(array):
-        return array.copy() if isinstance(array, np.ndarray) else array.get()
 
     def inputs(self, rows):
         """xz, dt and the product of ssm_x for so many rows; what stands for no row may be anything."""
@@ -183,40 +94,34 @@ class World:
         self.conv[state] = self.rng.normal(size=self.conv.shape[1:])
         self.ssm[state] = self.rng.normal(size=self.ssm.shape[1:])
 
-    def _run(self, inputs, conv, scan, tables, times=2):
+    def _run(self, inputs, rows, times=2):
         """Outputs of both kernels (rows, E); the rings hold what they left.
 
         The same bits each time: what a step that is run again reads is still there. The last run writes where dt is.
         """
-        w, rows = self.weights, len(inputs[0])
-        xz, dt, bc, weight, bias, a, d = map(self._up, (*inputs, w.conv, w.bias, w.a, w.d))
-        rings = self._up(self.conv.copy()), self._up(self.ssm.copy())
-        x, out = (self._up(np.full((rows, self.shape.d_inner), MARKER, np.float32)) for _ in range(2))
-        tables = [self._up(array) for array in tables]
+        w, n, up, down = self.weights, len(inputs[0]), self.memory.up, self.memory.down
+        xz, dt, bc, weight, bias, a, d = map(up, (*inputs, w.conv, w.bias, w.a, w.d))
+        rings = up(self.conv.copy()), up(self.ssm.copy())
+        x, out = (up(np.full((n, self.shape.d_inner), MARKER, np.float32)) for _ in range(2))
         runs = []
         for run in range(times):
-            conv(xz, weight, bias, rings[0], *tables, x)
+            self.kernels.convolve(rows, xz, weight, bias, rings[0], x)
             target = dt if run > 0 else out
-            scan(dt, x, bc, xz, a, d, rings[1], *tables, target)
-            written = self._down(x) != MARKER
-            runs.append([self._down(array) for array in (x, *rings)] + [np.where(written, self._down(target), MARKER)])
+            self.kernels.scan(rows, dt, x, bc, xz, a, d, rings[1], target)
+            written = down(x) != MARKER
+            runs.append([down(array) for array in (x, *rings)] + [np.where(written, down(target), MARKER)])
         for first, last in zip(runs[0], runs[-1], strict=True):
             same(last, first)
         x, self.conv, self.ssm, out = runs[0]
         return x, out
 
     def decode(self, inputs, positions, offsets):
-        tables = (np.asarray(positions, np.int32), np.asarray(offsets, np.int32))
-        return self._run(inputs, self.kernels.conv_decode, self.kernels.scan_decode, tables)
+        tables = (self.memory.up(np.asarray(table, np.int32)) for table in (positions, offsets))
+        return self._run(inputs, DecodeRows(*tables, self.places))
 
     def prompt(self, inputs, spans, **options):
         table = span_table(spans)
-        tiles = self._up(conv_tiles(table))
-
-        def conv(xz, weight, bias, state, spans, out):
-            self.kernels.conv_prompt(xz, weight, bias, state, spans, tiles, out)
-
-        return self._run(inputs, conv, self.kernels.scan_prompt, (table,), **options)
+        return self._run(inputs, PromptRows(self.memory.up(table), self.memory.up(conv_tiles(table))), **options)
 
     def expected(self, inputs, row, n_rows, x, state):
         """Outputs of these rows and the states behind them, from a state; None: from zero.
@@ -362,9 +267,9 @@ def test_how_a_prompt_is_cut_changes_no_bit(kernels, kind, shape):
 @pytest.mark.parametrize("rows", [1, 2, 16, 17, 64, 256])
 def test_rows_of_a_decode_step_do_not_change_each_other(rows):
     """However many rows a block takes in turn."""
-    world = World(Mamba(MambaShape(1000, 16, 4, 32), 2), 256)
+    world = World((Mamba(MambaShape(1000, 16, 4, 32)), Memory("gpu")), 256)
     for slot in range(256):
-        world.remember(2 * slot + 1)
+        world.remember(world.at(slot, 5))
     inputs = world.inputs(256)
     some = copy.copy(world)
     positions, offsets = np.full(256, 6), np.zeros(256)
@@ -373,8 +278,8 @@ def test_rows_of_a_decode_step_do_not_change_each_other(rows):
     found = some.decode([array[:rows] for array in inputs], positions[:rows], offsets)
     same(found[0], every[0][:rows])
     same(found[1], every[1][:rows])
-    same(some.ssm[: 2 * rows], world.ssm[: 2 * rows])
-    assert np.isnan(some.ssm[2 * rows :: 2]).all()
+    same(some.ssm[: PLACES * rows], world.ssm[: PLACES * rows])
+    assert np.isnan(some.ssm[PLACES * rows :: PLACES]).all()
 
 
 @pytest.mark.gpu

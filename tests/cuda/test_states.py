@@ -12,20 +12,42 @@ import pytest
 from engine import LLM, Regex, SamplingParams
 from engine.config import PAGE
 from engine.errors import DeviceError
+from engine.gguf.reader import open_gguf
+from engine.model.loader import load_model
 from tests.support.fake_cupy import failing, install
 from tests.support.gpu_helpers import generate
+from tests.support.hybrid_models import tiny_hybrid
 from tests.support.injection import interrupted
 from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 from tests.support.state_gpu import StateGpu, expected, fold
 
-LAYERS = 2
+FAMILIES = ("mamba", "falcon-h1", "qwen35", "lfm2")
+"""Convolution and scan apart; Mamba 2 beside attention; delta rules before attention; a convolution alone."""
+
 LENGTHS = (30, 70, 40, 60, 1)
 """Tokens of the texts."""
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def path(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param) / "tiny.gguf"
+    return tiny_mamba(path) if request.param == "mamba" else tiny_hybrid(path, request.param)
+
+
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    return tiny_mamba(tmp_path_factory.mktemp("mamba") / "tiny.gguf", n_layers=LAYERS)
+def n_states(path):
+    """Arrays of states of the model."""
+    with open_gguf(path) as gguf:
+        model = load_model(gguf)
+        mixers = [layer.recurrent_part for layer in model.config.layers]
+        del model
+    return sum(len(mixer.state_shapes) for mixer in mixers if mixer is not None)
+
+
+@pytest.fixture(scope="module")
+def alone(n_states):
+    """Every text on its own."""
+    return [expected(prompt, n, n_states) for prompt, n in zip(PROMPTS, LENGTHS, strict=True)]
 
 
 @pytest.fixture
@@ -58,9 +80,6 @@ def outcome(result):
     return list(zip(result.token_ids, [one.logprob for one in result.logprobs], strict=True))
 
 
-ALONE = [expected(prompt, n, 2 * LAYERS) for prompt, n in zip(PROMPTS, LENGTHS, strict=True)]
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -72,13 +91,13 @@ ALONE = [expected(prompt, n, 2 * LAYERS) for prompt, n in zip(PROMPTS, LENGTHS, 
         pytest.param({"max_sequences": 3, "checkpoints": 1, "checkpoint_spacing": PAGE}, id="one checkpoint"),
     ],
 )
-def test_texts(opened, settings):
+def test_texts(opened, alone, settings):
     with opened(**settings) as llm:
         saved, save = [], llm.states.save
         llm.states.save = lambda slot, place: saved.append(slot) or save(slot, place)
         for _ in range(2):  # the second time everything is in the cache
             results = llm.generate(PROMPTS, [params(i) for i in range(len(PROMPTS))])
-            assert [outcome(result) for result in results] == ALONE
+            assert [outcome(result) for result in results] == alone
         assert bool(saved) == (settings.get("cache_tokens") == 256)
         if settings.get("checkpoints") is None:
             reused = [result.stats.cached_tokens for result in results]
@@ -86,13 +105,13 @@ def test_texts(opened, settings):
             assert llm.gpu.copies > 0
 
 
-def test_sequences_that_change_slots(opened, monkeypatch):
+def test_sequences_that_change_slots(opened, alone, monkeypatch):
     monkeypatch.setattr("engine.scheduling.slots.PATIENCE", 0)
     with opened() as llm:
         moved, move = [], llm.states.move
         llm.states.move = lambda *given: moved.append(given) or move(*given)
         results = llm.generate(PROMPTS * 2, [params(i) for i in range(len(PROMPTS))] * 2)
-        assert [outcome(result) for result in results] == ALONE * 2
+        assert [outcome(result) for result in results] == alone * 2
         assert moved
 
 
@@ -100,13 +119,13 @@ FEW_PAGES = {"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}
 FULL = "cudaErrorMemoryAllocation: out of memory"
 
 
-def test_preempted_sequences_are_saved_in_pageable_memory_where_no_other_is_left(opened):
+def test_preempted_sequences_are_saved_in_pageable_memory_where_no_other_is_left(opened, alone):
     with opened(**FEW_PAGES) as llm, failing(llm.gpu, "pinned", FULL):
         results = llm.generate(PROMPTS, [params(i) for i in range(len(PROMPTS))])
-        assert [outcome(result) for result in results] == ALONE
+        assert [outcome(result) for result in results] == alone
 
 
-def test_without_host_memory_only_preempted_sequences_end(opened, monkeypatch):
+def test_without_host_memory_only_preempted_sequences_end(opened, alone, monkeypatch):
     def empty(*_):
         raise MemoryError("nothing is left")
 
@@ -122,14 +141,14 @@ def test_without_host_memory_only_preempted_sequences_end(opened, monkeypatch):
                     ended.append(str(error))
         assert 1 <= len(ended) < len(streams)
         assert all("the host ran out of memory" in text for text in ended)
-        assert all(text in ALONE for text in texts)
-        assert outcome(llm.generate(PROMPTS[0], params(0))) == ALONE[0]
+        assert all(text in alone for text in texts)
+        assert outcome(llm.generate(PROMPTS[0], params(0))) == alone[0]
 
 
-def test_samples_share_the_prompt(opened):
+def test_samples_share_the_prompt(opened, alone):
     with opened() as llm:
         whole = llm.generate(PROMPTS[2], params(2, n=3))
-    assert [outcome(sample) for sample in whole.samples] == [ALONE[2]] * 3
+    assert [outcome(sample) for sample in whole.samples] == [alone[2]] * 3
     assert [sample.stats.cached_tokens for sample in whole.samples] == [0, *[LAST_BORDERS[2]] * 2]
 
 
@@ -143,24 +162,24 @@ def committed(llm):
         for token in tokens[: sequence.n_cached]:
             state = fold(state, token)
         row = machine.states.rows.place(sequence.slot, sequence.state_place)
-        arrays = [array for layer in range(LAYERS) for array in machine.states.arrays(layer)]
+        arrays = [array for layer in machine.states.layers if layer is not None for array in layer.states]
         assert [llm.gpu.state(array, row) for array in arrays] == [state] * len(arrays)
 
 
-def test_work_in_more_than_one_batch(opened):
+def test_work_in_more_than_one_batch(opened, alone):
     """The runner cuts what is too long; the item moves the state by one place nevertheless, and can be repeated."""
     with opened(prefill_chunk=16) as llm, llm.exclusive_runner() as runner:
         for slot, chunk in enumerate((16, 17, 50, 200)):
             for _ in range(2):
                 found = generate(runner, PROMPTS[0], 20, slot=slot, chunk=chunk, logprobs=0)
-                assert [(one.token_id, one.logprob) for one in found] == ALONE[0][:20]
+                assert [(one.token_id, one.logprob) for one in found] == alone[0][:20]
 
 
 def cut_short(place):
     raise KeyboardInterrupt
 
 
-def test_sequences_that_join_and_leave_at_any_time(opened, monkeypatch):
+def test_sequences_that_join_and_leave_at_any_time(opened, alone, monkeypatch):
     """Slots are taken over while steps of their last owner are under way, and rows run ahead as far as they may."""
     monkeypatch.setattr("engine.scheduling.slots.PATIENCE", 0)
     with opened(max_sequences=5) as llm:
@@ -188,26 +207,26 @@ def test_sequences_that_join_and_leave_at_any_time(opened, monkeypatch):
                 llm.cancel(list(texts)[-3])
         whole = 0
         for index, tokens in texts.values():
-            assert tokens == [token for token, _ in ALONE[index][: len(tokens)]]
+            assert tokens == [token for token, _ in alone[index][: len(tokens)]]
             whole += len(tokens) == LENGTHS[index]
         assert whole >= 4
         assert moved
 
 
 @pytest.mark.parametrize("at", [60, 333, 701, 1234, 2020])
-def test_an_interrupt_anywhere_changes_nothing(opened, at):
+def test_an_interrupt_anywhere_changes_nothing(opened, alone, at):
     with opened(max_sequences=4, prefill_chunk=50) as llm:
         streams = [llm.stream(prompt, params(i)) for i, prompt in enumerate(PROMPTS)]
         results, interruptions = interrupted([stream.result for stream in streams], at, 397)
     assert interruptions > 3
-    assert [outcome(result) for result in results] == ALONE
+    assert [outcome(result) for result in results] == alone
 
 
 class Forcing:
     """A mask that allows everything, and forces a run of tokens behind every fifth one."""
 
     def bits(self, output_ids):
-        return np.full(-(-2000 // 32), 0xFFFFFFFF, np.uint32)[: self.n_words]
+        return np.full(self.n_words, 0xFFFFFFFF, np.uint32)
 
     def forced(self, output_ids):
         return [(output_ids[-1] + i) % 200 for i in range(self.LENGTH)] if len(output_ids) % 5 == 0 else []
@@ -218,12 +237,12 @@ class Forcing:
     LENGTH, n_words = 11, 0
 
 
-def forced_truth(prompt, n):
+def forced_truth(prompt, n, n_states):
     """What a request with that mask gives: log-probability 0 for what is forced."""
     mask, found = Forcing(), []
     while len(found) < n:
         ids = [token for token, _ in found]
-        found.append(expected([*prompt, *ids], 1, 2 * LAYERS)[0])
+        found.append(expected([*prompt, *ids], 1, n_states)[0])
         found += [(token, 0.0) for token in mask.forced([*ids, found[-1][0]])]
     return found[:n]
 
@@ -237,7 +256,7 @@ def forced_truth(prompt, n):
         pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another"),
     ],
 )
-def test_forced_tokens_beside_free_sequences(opened, monkeypatch, settings):
+def test_forced_tokens_beside_free_sequences(opened, alone, n_states, monkeypatch, settings):
     """Pieces of forced tokens while neighbours run ahead; texts and states are those of the tokens alone."""
     with opened(**settings) as llm:
         monkeypatch.setattr(Forcing, "n_words", -(-llm.gpu.machine.logits.shape[1] // 32))
@@ -247,7 +266,7 @@ def test_forced_tokens_beside_free_sequences(opened, monkeypatch, settings):
             "_mask",
             lambda self, params, *rest: Forcing() if params.constraint else make(self, params, *rest),
         )
-        wanted = [*ALONE, *(forced_truth(prompt, n) for prompt, n in zip(PROMPTS, LENGTHS, strict=True))]
+        wanted = [*alone, *(forced_truth(prompt, n, n_states) for prompt, n in zip(PROMPTS, LENGTHS, strict=True))]
         given = [params(i) for i in range(5)] + [params(i, constraint=Regex("x")) for i in range(5)]
         results = llm.generate(PROMPTS * 2, given)
         assert [outcome(result) for result in results] == wanted

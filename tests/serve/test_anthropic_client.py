@@ -107,6 +107,24 @@ def test_the_asynchronous_client(server):
     async def main():
         async with anthropic.AsyncAnthropic(base_url=server.url, api_key="secret", max_retries=0) as client:
             answers = await asyncio.gather(*(client.messages.create(**options()) for _ in range(3)))
-            return {answer.content[0].text for answer in answers}
+            async with client.messages.stream(**options()) as stream:
+                return {answer.content[0].text for answer in answers} | {await stream.get_final_text()}
 
     assert len(asyncio.run(main())) == 1
+
+
+def test_a_full_server_is_tried_again_and_a_late_answer_is_given_up():
+    endless = {"max_tokens": 900, "extra_body": {"ignore_eos": True}}
+    with (
+        running(max_waiting=0, engine={"max_sequences": 1}) as server,
+        anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client,
+    ):
+        holder = client.messages.create(**options(stream=True, **endless))
+        with pytest.raises(anthropic.RateLimitError) as caught:
+            client.messages.create(**options())
+        assert caught.value.body["error"]["type"] == "rate_limit_error"
+        holder.close()
+        assert client.with_options(max_retries=5).messages.create(**options()).stop_reason == "max_tokens"
+        with pytest.raises(anthropic.APITimeoutError):
+            client.with_options(timeout=0.1).messages.create(**options(**endless))
+        assert not any(server.settle())

@@ -6,15 +6,28 @@ import json
 import os
 import socket
 import struct
+import threading
 import time
 
 import pytest
 
+from engine import LLM
 from engine.serve.http_protocol import Connection
-from tests.support.http_server import running
+from engine.serve.model_store import ModelSpec
+from tests.support.http_server import ENGINE, running
 
 BODY = json.dumps({"prompt": "The", "ignore_eos": True, "max_tokens": 60}).encode()
 STREAM = json.dumps({"prompt": "The", "ignore_eos": True, "stream": True}).encode()
+ASK = {"ignore_eos": True, "stream": True, "messages": [{"role": "user", "content": "A fox?"}]}
+STREAMS = {
+    "/v1/completions": STREAM,
+    "/completion": STREAM,
+    "/v1/chat/completions": json.dumps(ASK).encode(),
+    "/v1/messages": json.dumps({**ASK, "max_tokens": 900}).encode(),
+    "/v1/responses": json.dumps({"ignore_eos": True, "stream": True, "input": "A fox?"}).encode(),
+    "/api/generate": json.dumps({"prompt": "The", "options": {"ignore_eos": True}}).encode(),
+}
+"""For each endpoint that streams, a request whose answer is long."""
 
 
 def head(body=BODY, path="/v1/completions", extra=""):
@@ -169,14 +182,67 @@ def test_leaving_in_every_phase_of_a_request(server, sent, reset):
     leave(connection, reset)
 
 
+@pytest.mark.parametrize("path", STREAMS)
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("received", [0, 1, 100, 2000])
-def test_leaving_in_every_phase_of_a_stream(server, received, reset):
+def test_leaving_in_every_phase_of_a_stream(server, received, reset, path):
     connection = server.connect()
-    connection.sendall(head(STREAM) + STREAM)
+    connection.sendall(head(STREAMS[path], path) + STREAMS[path])
     while received > 0:
         received -= len(connection.recv(received))
     leave(connection, reset)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("body", [BODY, STREAM])
+def test_leaving_while_others_have_all_places(server, body, reset):
+    """A request that has waited for a place leaves before it gets one."""
+    holders, waiting = [server.connect() for _ in range(4)], [server.connect() for _ in range(3)]
+    for connection in holders:
+        connection.sendall(head(STREAM) + STREAM)
+        connection.recv(1)
+    for connection in waiting:
+        connection.sendall(head(body) + body)
+    until(lambda: server.llm.occupancy().waiting == 3)
+    for connection in waiting:
+        leave(connection, reset)
+    until(lambda: server.llm.occupancy().waiting == 0)
+    assert len(server.llm.occupancy().slots) == 4
+    for connection in holders:
+        leave(connection, reset)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_leaving_while_the_model_is_opened(reset):
+    """Its opening goes on for others."""
+    asked, gate = threading.Event(), threading.Event()
+
+    def slowly(source, **settings):
+        asked.set()
+        assert gate.wait(60)
+        return LLM(source, **settings)
+
+    specs = [ModelSpec(name, None, (), {**ENGINE, "threads": 1}) for name in "ab"]
+    with running(specs, open_llm=slowly) as server:
+        model = server.serving.store.models[0]
+        connection = server.connect()
+        connection.sendall(head() + BODY)
+        assert asked.wait(60)
+        assert model.users == 1
+        leave(connection, reset)
+        until(lambda: model.users == 0)
+        gate.set()
+        assert server.post("/v1/completions", {"prompt": "A", "max_tokens": 1})[0] == 200
+        assert not any(server.settle())
+
+
+def until(condition):
+    """Wait for it, for a minute at most."""
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it did not become true")
 
 
 def leave(connection, reset):
@@ -197,23 +263,51 @@ def test_requests_in_a_row_on_one_connection(server):
     assert received.count(b"HTTP/1.1 200") == 3
 
 
-def test_a_client_that_reads_nothing_holds_no_place(server):
+LONG = {"ignore_eos": True, "logprobs": 20, "max_tokens": 900}
+UNREAD = [
+    ("/v1/completions", {"prompt": "The", "stream": True, **LONG}, b"[DONE]"),
+    ("/v1/completions", {"prompt": "The", **LONG}, b'"timings"'),
+    ("/api/generate", {"prompt": "The", "options": {"ignore_eos": True, "num_predict": 1000}}, b'"done":true'),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "end"), UNREAD, ids=["events", "whole", "lines"])
+def test_a_client_that_reads_nothing_holds_no_place(server, monkeypatch, path, body, end):
     """The texts are generated and kept for it; when it takes nothing for too long its connection is closed."""
+    lost, connection_lost = threading.Event(), Connection.connection_lost
+
+    def note(one, error):
+        connection_lost(one, error)
+        if one.client == connection.getsockname():
+            lost.set()
+
+    monkeypatch.setattr(Connection, "connection_lost", note)
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-    connection.connect(("127.0.0.1", server.port))
-    body = json.dumps({"prompt": "The", "n": 4, "stream": True, "ignore_eos": True, "logprobs": 20}).encode()
-    connection.sendall(head(body) + body)
+    with small_send_buffers(server):
+        connection.connect(("127.0.0.1", server.port))
+    raw = json.dumps(body).encode()
+    connection.sendall(head(raw, path) + raw)
+    assert lost.wait(60)
     assert not any(server.settle())
     received, piece = b"", b" "
     connection.settimeout(60)
     with contextlib.suppress(ConnectionError):
-        while piece:
-            piece = connection.recv(1 << 20)
-            received = (received + piece)[-100:]
-            time.sleep(0.001)
+        while piece := connection.recv(1 << 20):
+            received += piece
     connection.close()
-    assert b"[DONE]" not in received
+    assert received.startswith(b"HTTP/1.1 200")
+    assert end not in received
+
+
+@contextlib.contextmanager
+def small_send_buffers(server):
+    """Connections made meanwhile have small buffers on the server's side, as on a busy system."""
+    one = server.listening
+    usual = one.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    yield
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, usual // 2)
 
 
 def held():

@@ -10,6 +10,9 @@ from engine import LLM
 from engine.errors import DeviceError, EngineError, ModelFileError
 from engine.serve import model_store
 from engine.serve.model_store import ModelSpec
+from engine.serve.routes.models import health_of
+from engine.serve.serving import Serving
+from engine.serve.settings import ServeSettings
 from tests.support.http_server import ENGINE, running
 
 SMALL = {**ENGINE, "threads": 1, "max_sequences": 1}
@@ -111,6 +114,18 @@ def test_idle_models_are_closed_and_opened_again():
             assert opener.opened == times
 
 
+def test_counters_never_fall():
+    """What a model has counted is still there when it is closed, and goes on when it is open again."""
+    with running(specs(("a",)), idle=0.2, metrics_style="llamacpp") as server:
+        for times in (1, 2):
+            assert ask(server, "a", max_tokens=4, ignore_eos=True)[0] == 200
+            while opened(server):
+                time.sleep(0.02)
+            lines = server.get("/metrics")[2].decode().splitlines()
+            assert f"llamacpp:n_decode_total {4.0 * times}" in lines
+            assert f"llamacpp:tokens_predicted_total {4.0 * times}" in lines
+
+
 def test_memory_decides_where_there_is_no_count(monkeypatch):
     free = {"bytes": 10}
     monkeypatch.setattr(model_store, "bytes_needed", lambda path, settings: 8)
@@ -183,6 +198,14 @@ def test_health_tells_how_far_the_only_model_is():
     assert (status, health["status"]) == (503, "loading")
     assert 0.7 < health["progress"] < 1
     assert found["answer"][0] == 200
+
+
+@pytest.mark.parametrize(("names", "status"), [("a", 503), ("ab", 200)])
+def test_health_before_anything_was_opened(names, status):
+    """The socket answers earlier than the first model is begun: one model is not ready then, several need not be."""
+    value, found = health_of(Serving(specs(names), ServeSettings()))
+    assert found == status
+    assert value.get("progress") == (0.0 if status == 503 else None)
 
 
 def test_a_server_whose_only_model_cannot_be_opened_ends():

@@ -77,6 +77,9 @@ def test_text_and_tokens(server):
     assert server.post("/detokenize", {"tokens": plain})[2]["content"] == text
     assert server.post("/detokenize", {"tokens": [10**9]})[0] == 400
     assert server.post("/apply-template", {"messages": CHAT})[2] == {"prompt": "<user> Tell me of a fox.\n<assistant> "}
+    bare = {"messages": CHAT, "add_generation_prompt": False}
+    assert server.post("/apply-template", bare)[2] == {"prompt": "<user> Tell me of a fox.\n"}
+    assert server.post("/v1/chat/completions", bare)[2]["error"]["param"] == "add_generation_prompt"
     rendered = server.llm.render_chat(CHAT)
     assert server.post("/tokenize", {"messages": CHAT})[2]["tokens"] == rendered
 
@@ -143,7 +146,9 @@ def test_slots_and_metrics_while_a_request_runs(server):
     body = json.dumps({"prompt": "The", "ignore_eos": True, "stream": True}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
-    connection.recv(100)
+    received = b""
+    while b"data: " not in received:  # the head of the answer may come before the first step
+        received += connection.recv(100)
     busy = [slot for slot in server.get("/slots")[2] if slot["is_processing"]]
     text = server.get("/metrics")[2].decode()
     connection.close()

@@ -12,28 +12,30 @@ NAMES = (
     "minimax-m2-moe", "minimax-m3-moe", "mistral3-dense", "mistral4-moe", "mpt-dense", "nemotron-dense",
     "nemotron_h-dense", "nemotron_h_moe-dense", "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense",
     "phi3-dense", "phimoe-moe", "plamo2-dense", "plamo3-dense", "qwen-dense", "qwen2-dense", "qwen2moe-moe",
-    "qwen3-dense", "qwen35-dense", "qwen35moe-moe", "qwen3moe-moe", "qwen3next-moe", "seed_oss-dense",
-    "smallthinker-moe", "smollm3-dense", "stablelm-dense", "starcoder2-dense",
+    "qwen3-dense", "qwen35-dense", "qwen35moe-moe", "qwen3moe-moe", "qwen3next-moe", "qwen4exp-moe",
+    "seed_oss-dense", "smallthinker-moe", "smollm3-dense", "stablelm-dense", "starcoder2-dense",
 )  # fmt: skip
 """Files of conformance/ and conformance2/ whose families are supported."""
 
 ON_CPU_ALONE = {
-    "afmoe-moe", "bailingmoe3-moe", "deepseek32-moe", "falcon-h1-dense", "granitehybrid-dense", "jamba-dense",
-    "kimi-k3-moe", "kimi-linear-moe", "laguna-moe", "lfm2-dense", "lfm2moe-moe", "llama4-moe", "mamba2-dense",
-    "minimax-01-moe", "minimax-m3-moe", "nemotron_h-dense", "nemotron_h_moe-dense", "plamo2-dense", "qwen35-dense",
-    "qwen35moe-moe", "qwen3next-moe", "smallthinker-moe",
+    "bailingmoe3-moe", "deepseek32-moe", "kimi-k3-moe", "laguna-moe", "llama4-moe", "minimax-01-moe",
+    "minimax-m3-moe", "plamo2-dense", "qwen4exp-moe", "smallthinker-moe",
 }  # fmt: skip
 """Those that the GPU declines."""
 
 GPU_NAMES = tuple(name for name in NAMES if name not in ON_CPU_ALONE)
 
 SAME_AS = {
-    "arcee", "arctic", "chameleon", "chatglm", "codeshell", "cogvlm", "deepseek2-ocr", "dots1", "exaone", "granitemoe",
-    "grovemoe", "hunyuan-moe", "jais", "jais2", "maincoder", "maple", "mellum", "muse-glimmer", "nanbeige", "openelm",
-    "orion", "paddleocr", "pangu-embedded", "plamo", "qwen2vl", "qwen3vl", "qwen3vlmoe", "refact", "spark2_5",
-    "starcoder", "talkie", "xverse",
+    "apertus", "arcee", "arctic", "arwkv7", "bitnet", "chameleon", "chatglm", "codeshell", "cogvlm", "deepseek2-ocr",
+    "dots1", "dots3note", "exaone", "gemma3n", "gemma4", "glm-dsa", "granitemoe", "grovemoe", "hrm_text", "hunyuan-moe",
+    "hy_v4", "jais", "jais2", "maincoder", "maple", "mellum", "muse-glimmer", "nanbeige", "openelm", "orion",
+    "paddleocr", "pangu-embedded", "plamo", "plm", "qwen2vl", "qwen3vl", "qwen3vlmoe", "refact", "rwkv6", "rwkv6qwen2",
+    "rwkv7", "spark2_5", "starcoder", "step35", "talkie", "xverse",
 }  # fmt: skip
 """Families without a conformance file, of which test_peer_logits.py has references."""
+
+BY_FORMULA = {"gptj"}
+"""Families that no other program at hand runs: test_features.py has their formula."""
 
 
 def error(found, expected):

@@ -54,6 +54,11 @@ class Running:
             self._ready.set()
 
     @property
+    def listening(self):
+        """The socket that accepts connections; asyncio uses another object of the same socket."""
+        return self._sockets[0]
+
+    @property
     def llm(self):
         return self.serving.store.models[0].llm.llm
 

@@ -110,12 +110,12 @@ def _delta(q, k, v, log_decay, beta):
     return np.array(out)
 
 
-def delta_net(x, t, *, grouped=False):
+def delta_net(x, t, *, grouped=False, gate=silu):
     size, heads = len(t["ssm_norm.weight"]), len(t["ssm_a"])
     inner = heads * size
     keys = (len(t["attn_qkv.weight"]) - inner) // 2
     mixed = silu(convolve(x @ t["attn_qkv.weight"].T, t["ssm_conv1d.weight"]))
-    z, y = silu(x @ t["attn_gate.weight"].T), np.empty((len(x), inner))
+    z, y = gate(x @ t["attn_gate.weight"].T), np.empty((len(x), inner))
     beta = sigmoid(x @ t["ssm_beta.weight"].T)
     decay = np.log1p(np.exp(x @ t["ssm_alpha.weight"].T + t["ssm_dt.bias"])) * t["ssm_a"]
     for head in range(heads):
@@ -173,5 +173,6 @@ LOOPS = {
     "lfm2": short_conv, "jamba": mamba_1, "mamba2": mamba_2, "falcon-h1": mamba_2, "nemotron_h": mamba_2,
     "qwen35": delta_net, "kimi-linear": kimi_delta, "bailingmoe3": partial(kimi_delta, floor=-5.0), "plamo2": plamo_2,
     "minimax-01": lightning, "kimi-k3": partial(kimi_delta, floor=-5.0, sign=-1),
+    "qwen4exp": partial(delta_net, gate=sigmoid),
 }  # fmt: skip
 """The mixer of a family's first layer."""

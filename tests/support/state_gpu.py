@@ -80,16 +80,33 @@ class StateGpu(FakeGpu):
 
     # ---- recurrent layers ----------------------------------------------------------------------------------------
 
-    def _run_conv_decode(self, grid, xz, weight, bias, states, places, positions, offsets, *rest):
+    def _run_conv_decode(self, grid, x, row, weight, bias, states, places, positions, offsets, *rest):
         self._decode(states, places, positions, offsets)
 
     def _run_scan_decode(self, grid, dt, x, bc, width, xz, a, d, states, places, positions, offsets, *rest):
         self._decode(states, places, positions, offsets)
 
-    def _run_conv_prompt(self, grid, xz, weight, bias, states, spans, *rest):
+    def _run_mamba_2_decode(self, grid, mixed, row, weight, bias, dt_bias, a, d, past, states, *rows):
+        self._decode(past, *rows[:3])
+        self._decode(states, *rows[:3])
+
+    def _run_delta_decode(self, grid, *args):
+        past, states, *rows = args[13:18]
+        self._decode(past, *rows)
+        self._decode(states, *rows)
+
+    def _run_conv_prompt(self, grid, x, row, weight, bias, states, spans, *rest):
         self._prompt(states, spans)
 
     def _run_scan_prompt(self, grid, dt, x, bc, width, xz, a, d, states, spans, *rest):
+        self._prompt(states, spans)
+
+    def _run_mamba_2_prompt(self, grid, mixed, row, convolved, dt_bias, a, d, states, spans, *rest):
+        self._prompt(states, spans)
+
+    def _run_delta_prompt(
+        self, grid, convolved, beta, beta_row, steps, steps_row, dt_bias, a, eps, states, spans, *rest
+    ):
         self._prompt(states, spans)
 
     def _decode(self, states, places, positions, offsets):

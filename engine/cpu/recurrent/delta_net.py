@@ -72,7 +72,7 @@ def mix_delta_net(config: DeltaNetConfig, weights: DeltaNetWeights, normed: Floa
         out[rows], state = delta_rule(q, k, v, decay[rows], beta[rows], state)
         tools.store(span, (past, state))
     y = tools.normalize(out, weights.norm).reshape(n_rows, -1)
-    y *= z * sigmoid(z)
+    y *= sigmoid(z) if config.sigmoid_gate else z * sigmoid(z)
     return tools.linear(weights.ssm_out, y)
 
 

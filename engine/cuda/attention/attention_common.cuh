@@ -3,11 +3,15 @@
 // Where a sum of products could be contracted in two ways, the instruction is written out: two builds of a kernel must
 // give the same bits.
 // Defines (see attention_plan.py): HEADS, KV_HEADS, KEY_DIM, VALUE_DIM, ROPE_DIM, ROPE_HALVES, CACHE_HALF, PAGE.
-// A row of qkv is [HEADS][KEY_DIM] queries, [KV_HEADS][KEY_DIM] keys, [KV_HEADS][VALUE_DIM] values, float32.
+// A row of qkv is [HEADS][KEY_DIM] queries, [KV_HEADS][KEY_DIM] keys, [KV_HEADS][VALUE_DIM] values, float32, then GATE floats
+// that are not read here.
 // A cache is [pages][KV_HEADS][PAGE][KEY_DIM or VALUE_DIM].
 
 #define GROUP (HEADS / KV_HEADS)
-#define ROW_WIDTH (HEADS * KEY_DIM + KV_HEADS * (KEY_DIM + VALUE_DIM))
+#ifndef GATE
+#define GATE 0
+#endif
+#define ROW_WIDTH (HEADS * KEY_DIM + KV_HEADS * (KEY_DIM + VALUE_DIM) + GATE)
 #define KEYS_AT (HEADS * KEY_DIM)
 #define VALUES_AT ((HEADS + KV_HEADS) * KEY_DIM)
 #define ROPE_PAIRS (ROPE_DIM / 2)

@@ -41,6 +41,7 @@ class AttentionShape:
         alibi: scores lose a slope times the distance; not with tensor cores.
         values_in_keys: a value is the first Hv numbers of its key, which has more, and keys alone are cached; not with
             tensor cores.
+        gate: floats of a row behind queries, keys and values, which the kernels do not read.
     """
 
     heads: int
@@ -52,6 +53,7 @@ class AttentionShape:
     kv_type: KvType
     alibi: bool = False
     values_in_keys: bool = False
+    gate: int = 0
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"
@@ -63,7 +65,7 @@ class AttentionShape:
     @property
     def row_width(self) -> int:
         """Floats of one row of qkv."""
-        return self.heads * self.key_dim + self.kv_heads * (self.key_dim + self.value_dim)
+        return self.heads * self.key_dim + self.kv_heads * (self.key_dim + self.value_dim) + self.gate
 
     @property
     def cached_width(self) -> int:
@@ -106,6 +108,7 @@ class AttentionShape:
             "PAGE": PAGE,
             **({"ALIBI": 1} if self.alibi else {}),
             **({"VALUES_IN_KEYS": 1} if self.values_in_keys else {}),
+            **({"GATE": self.gate} if self.gate else {}),
         }
 
 

@@ -52,10 +52,10 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
         "inputs": widths.inputs,
         "queries": widths.queries,
         "heads": widths.heads,
-        "xz": 2 * widths.inner,
-        "convolved": widths.inner,
-        "dt_b_c": widths.dt_b_c,
-        "scanned": widths.inner,
+        "mixed": widths.mixed,
+        "convolved": widths.convolved,
+        "between": widths.between,
+        "scanned": widths.scanned,
     }
     if not prompts:
         floats["hidden"] = widths.hidden

@@ -16,7 +16,7 @@ from engine.cuda.experts.heads import can_multiply_heads, head_job
 from engine.cuda.launch_plan.families import Card, Families, Family
 from engine.cuda.launch_plan.norms import folds, norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
-from engine.cuda.launch_plan.steps import Launch, Norm, Step
+from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
 from engine.model.config import AttentionConfig, LatentConfig, QkNorm, RopeStyle
 from engine.model.weights import AttentionWeights, ExpertLinear, LatentWeights, Linear
 
@@ -125,7 +125,7 @@ class AttentionPlan:
 
     Attributes:
         shape: heads, as the kernels are built for them.
-        qkv: queries, keys and values; None where they come from `latent`.
+        qkv: queries, keys, values and gates, if there are any; None where they come from `latent`.
         latent: see LatentPlan, or None.
         output: the output projection.
         clamps, rotates: row kernels before the attention kernels: limits, rotation.
@@ -183,17 +183,17 @@ class AttentionPlan:
 
     # ---- launches --------------------------------------------------------------------------------------------
 
-    def bricks(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[tuple[str, Iterator[Launch]]]:
-        """The bricks in order with their launches; the last one's result is added to the stream.
+    def bricks(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[Brick]:
+        """The bricks in order with their launches.
 
         Args:
             step: the step.
             norm: where the layer's first norm is computed.
             ready: an earlier layer has left the operand of the first product.
         """
-        yield "attn_qkv", self.queries(step, norm, ready=ready)
-        yield "attention", self.attention(step)
-        yield "attn_output", self.result(step)
+        yield Brick("attn_qkv", self.queries(step, norm, ready=ready))
+        yield Brick("attention", self.attention(step))
+        yield Brick("attn_output", self.result(step), added=True)
 
     def queries(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[Launch]:
         """The brick attn_qkv. ready: see Step.product."""
@@ -221,6 +221,8 @@ class AttentionPlan:
         """The products of attn_output."""
         if self.latent is not None and self.latent.v_b is not None:
             yield from self.latent.v_b.launches(step)
+        if self.shape.gate:
+            yield step.part("multiply_sigmoid")
         yield from step.product(self.output)
 
     def _jobs(self, card: Card) -> list[attention_plan.Job]:
@@ -240,6 +242,7 @@ def attention_shape(config: AttentionConfig, kv_type: KvType) -> AttentionShape:
         kv_type=kv_type,
         alibi=config.alibi > 0.0,
         values_in_keys=config.values_in_keys,
+        gate=0 if config.output_gate is None else config.n_heads * config.value_width,
     )
 
 
@@ -263,6 +266,15 @@ def latent_inputs(latent: LatentWeights) -> list[Linear]:
     return [queries, latent.kv_a]
 
 
+def attention_inputs(weights: AttentionWeights) -> list[Linear]:
+    """What attention multiplies the normed input with, in the order of a row: queries, keys, values, gates."""
+    q, k, v = weights.qkv
+    if weights.query_gate is not None:
+        q, gate = weights.query_gate
+        return [q, k, v, gate]
+    return [q, k, v, *(() if weights.gate is None else (weights.gate,))]
+
+
 def describe_attention(
     config: AttentionConfig, weights: AttentionWeights, chooser: Chooser, *, kv_type: KvType, factor: float
 ) -> AttentionPlan:
@@ -273,7 +285,7 @@ def describe_attention(
     folded = folds_heads(config, weights)
     return AttentionPlan(
         shape=attention_shape(config, kv_type),
-        qkv=None if latent is not None else chooser.projection(weights.qkv),
+        qkv=None if latent is not None else chooser.projection(attention_inputs(weights)),
         latent=latent,
         output=chooser.projection([weights.output], factor=factor),
         clamps=config.clamp is not None,

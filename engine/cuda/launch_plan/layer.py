@@ -8,11 +8,50 @@ from dataclasses import dataclass, replace
 from engine.cuda.launch_plan.attention import AttentionPlan
 from engine.cuda.launch_plan.feed_forward import FfnPlan
 from engine.cuda.launch_plan.mixture import MoePlan
-from engine.cuda.launch_plan.products import Matrix, Product
-from engine.cuda.launch_plan.recurrent import MambaPlan
-from engine.cuda.launch_plan.steps import Launch, Norm, Step
+from engine.cuda.launch_plan.products import Matrix, Product, Projection
+from engine.cuda.launch_plan.recurrent import RecurrentPlan
+from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
 
-MixerPlan = AttentionPlan | MambaPlan
+
+@dataclass(frozen=True)
+class CombinedPlan:
+    """Attention and a recurrent mixer that read the same normed input; both add to the stream."""
+
+    attention: AttentionPlan
+    recurrent: RecurrentPlan
+
+    @property
+    def takes_operand(self) -> bool:
+        """Whether the first products read an operand that an earlier layer has left."""
+        return self.attention.takes_operand and self.recurrent.takes_operand
+
+    @property
+    def output(self) -> Projection:
+        """The last product."""
+        return self.recurrent.output
+
+    def products(self) -> Iterator[Product]:
+        """All products."""
+        yield from self.attention.products()
+        yield from self.recurrent.products()
+
+    def matrices(self) -> Iterator[Matrix]:
+        """Everything that is uploaded."""
+        yield from self.attention.matrices()
+        yield from self.recurrent.matrices()
+
+    def widths(self) -> dict[str, int]:
+        """What it needs of the activations, by the fields of Widths."""
+        return self.attention.widths() | self.recurrent.widths()
+
+    def bricks(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[Brick]:
+        """See AttentionPlan.bricks. Both parts have read the stream before anything is added to it."""
+        queries, attended, added = self.attention.bricks(step, norm, ready=ready)
+        inputs, moved, last = self.recurrent.bricks(step, norm, ready=ready)
+        yield from (queries, inputs, attended, added, moved, last)
+
+
+MixerPlan = AttentionPlan | RecurrentPlan | CombinedPlan
 """The part of a layer that reads other tokens; one class per class of engine.model.config.MixerConfig."""
 
 
@@ -22,7 +61,7 @@ class LayerPlan:
 
     Attributes:
         index: its number.
-        mixer: the part that reads other tokens. ffn: the feed-forward part, or None.
+        mixer: the part that reads other tokens, or None. ffn: the feed-forward part, or None.
         attn_norm, attn_post_norm, ffn_norm, ffn_post_norm: where each norm is computed.
         parallel: the feed-forward part reads the layer's input.
         leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
@@ -31,7 +70,7 @@ class LayerPlan:
     """
 
     index: int
-    mixer: MixerPlan
+    mixer: MixerPlan | None
     ffn: FfnPlan | MoePlan | None
     attn_norm: Norm
     attn_post_norm: Norm
@@ -47,15 +86,36 @@ class LayerPlan:
         """The mixture of experts, if the layer has one."""
         return self.ffn if isinstance(self.ffn, MoePlan) else None
 
+    @property
+    def attention(self) -> AttentionPlan | None:
+        """The attention, if the layer has it."""
+        if isinstance(self.mixer, CombinedPlan):
+            return self.mixer.attention
+        return self.mixer if isinstance(self.mixer, AttentionPlan) else None
+
+    @property
+    def recurrent(self) -> RecurrentPlan | None:
+        """The recurrent mixer, if the layer has one."""
+        if isinstance(self.mixer, CombinedPlan):
+            return self.mixer.recurrent
+        return self.mixer if isinstance(self.mixer, RecurrentPlan) else None
+
+    @property
+    def takes_operand(self) -> bool:
+        """Whether what reads the stream first can read an operand that an earlier layer has left."""
+        return self.mixer is not None and self.mixer.takes_operand
+
     def products(self) -> Iterator[Product]:
         """All products."""
-        yield from self.mixer.products()
+        if self.mixer is not None:
+            yield from self.mixer.products()
         if self.ffn is not None:
             yield from self.ffn.products()
 
     def matrices(self) -> Iterator[Matrix]:
         """Everything that is uploaded."""
-        yield from self.mixer.matrices()
+        if self.mixer is not None:
+            yield from self.mixer.matrices()
         if isinstance(self.ffn, MoePlan):
             yield from self.ffn.matrices()
         elif self.ffn is not None:
@@ -64,10 +124,9 @@ class LayerPlan:
     def launches(self, step: Step) -> Iterator[Launch]:
         """The layer in order."""
         ready = self.takes_left and step.hands_over
-        *before, (last, result) = self.mixer.bricks(step, self.attn_norm, ready=ready)
-        for brick, launches in before:
-            yield from self._named(brick, launches)
-        yield from self._named(last, self._added(step, result, self.attn_post_norm))
+        for brick in () if self.mixer is None else self.mixer.bricks(step, self.attn_norm, ready=ready):
+            launches = self._added(step, brick.launches, self.attn_post_norm) if brick.added else brick.launches
+            yield from self._named(brick.name, launches)
         if self.ffn is None:
             return
         if isinstance(self.ffn, MoePlan):
@@ -98,7 +157,9 @@ class LayerPlan:
 
 def leaves_inside(layer: LayerPlan) -> bool:
     """Whether the mixer's last product can leave the operand of gate and up."""
-    if layer.parallel or layer.attn_post_norm is not Norm.ABSENT or not isinstance(layer.ffn, FfnPlan):
+    if layer.mixer is None or layer.parallel or layer.attn_post_norm is not Norm.ABSENT:
+        return False
+    if not isinstance(layer.ffn, FfnPlan):
         return False
     paired = layer.ffn.paired
     takes = paired is not None and paired.takes_operand
@@ -110,5 +171,6 @@ def leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:
     if layer.parallel or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
         return False
     if layer.ffn is None:
-        return layer.attn_post_norm is Norm.ABSENT and layer.mixer.output.emits
+        mixed = layer.mixer is not None and layer.mixer.output.emits
+        return mixed and layer.attn_post_norm is Norm.ABSENT
     return layer.ffn_post_norm is Norm.ABSENT and layer.ffn.down.emits

@@ -9,24 +9,23 @@ from engine.concurrency.lazy import lazy
 from engine.config import KvType
 from engine.cuda.attention.attention_plan import AttentionShape
 from engine.cuda.driver import staging
-from engine.cuda.launch_plan.attention import AttentionPlan, describe_attention
+from engine.cuda.launch_plan.attention import describe_attention
 from engine.cuda.launch_plan.families import Card, Family, Phase
 from engine.cuda.launch_plan.feed_forward import FfnPlan, describe_ffn
-from engine.cuda.launch_plan.layer import LayerPlan, MixerPlan, leaves_behind, leaves_inside
+from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan, leaves_behind, leaves_inside
 from engine.cuda.launch_plan.mixture import MoePlan, describe_moe
 from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
-from engine.cuda.launch_plan.recurrent import MambaPlan, describe_mamba
+from engine.cuda.launch_plan.recurrent import describe_recurrent
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 from engine.cuda.matrix import gemm_plan
-from engine.cuda.recurrent.mamba_plan import MambaShape
+from engine.cuda.recurrent.plan import StateShape
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.sampling import sampler
 from engine.gguf.types import GGMLType
-from engine.model.config import AttentionConfig, FfnConfig, MoeConfig
+from engine.model.config import FfnConfig, MoeConfig
 from engine.model.loader import LoadedModel
-from engine.model.recurrent_config import MambaConfig
-from engine.model.weights import AttentionWeights, LayerWeights, MambaWeights
+from engine.model.weights import LayerWeights
 
 REFERENCE_CARD = Card(90, 132)
 """An H100 or H200: what is planned for where no card is there to ask."""
@@ -78,14 +77,14 @@ class LaunchPlan:
     @lazy
     def attention_shapes(self) -> tuple[AttentionShape | None, ...]:
         """The heads of every layer; None where it has no attention."""
-        mixers = (layer.mixer for layer in self.layers)
-        return tuple(mixer.shape if isinstance(mixer, AttentionPlan) else None for mixer in mixers)
+        mixers = (layer.attention for layer in self.layers)
+        return tuple(None if mixer is None else mixer.shape for mixer in mixers)
 
     @lazy
-    def state_shapes(self) -> tuple[MambaShape | None, ...]:
+    def state_shapes(self) -> tuple[StateShape | None, ...]:
         """The recurrent state of every layer; None where it has none."""
-        mixers = (layer.mixer for layer in self.layers)
-        return tuple(mixer.shape if isinstance(mixer, MambaPlan) else None for mixer in mixers)
+        mixers = (layer.recurrent for layer in self.layers)
+        return tuple(None if mixer is None else mixer.shape for mixer in mixers)
 
     @lazy
     def products(self) -> tuple[Product, ...]:
@@ -204,7 +203,7 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
     layers = [_layer(layer, chooser, settings) for layer in weights.layers]
     output = chooser.projection([weights.output], factor=config.logit_scale)
     output_norm = norm_of(weights.output_norm)
-    takes = [*(layer.mixer.takes_operand for layer in layers[1:]), output.takes_operand]
+    takes = [*(layer.takes_operand for layer in layers[1:]), output.takes_operand]
     norms = [*(layer.attn_norm for layer in layers[1:]), output_norm]
     leaves = [leaves_behind(layer, norm) and take for layer, norm, take in zip(layers, norms, takes, strict=True)]
     return LaunchPlan(
@@ -248,11 +247,13 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPl
     )
 
 
-def _mixer(layer: LayerWeights, chooser: Chooser, settings: Settings, *, factor: float) -> MixerPlan:
-    config, weights = layer.config.mixer, layer.mixer
-    if isinstance(config, MambaConfig):
-        assert isinstance(weights, MambaWeights)
-        return describe_mamba(config, weights, chooser, factor=factor)
-    assert isinstance(config, AttentionConfig)
-    assert isinstance(weights, AttentionWeights)
-    return describe_attention(config, weights, chooser, kv_type=settings.kv_type, factor=factor)
+def _mixer(layer: LayerWeights, chooser: Chooser, settings: Settings, *, factor: float) -> MixerPlan | None:
+    attention = recurrent = None
+    if (attended := layer.config.attention_part) is not None:
+        attention = describe_attention(attended, layer.attention, chooser, kv_type=settings.kv_type, factor=factor)
+    if (moved := layer.config.recurrent_part) is not None:
+        assert layer.recurrent is not None
+        recurrent = describe_recurrent(moved, layer.recurrent, chooser, factor=factor)
+    if attention is not None and recurrent is not None:
+        return CombinedPlan(attention, recurrent)
+    return attention or recurrent

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from engine.concurrency.lazy import lazy
 from engine.cuda.formats.layouts import kept_as, packed_bytes
 from engine.cuda.launch_plan.families import Card, Families, Family, Phase, Split
 from engine.cuda.matrix import decode_gemm_plan, gemm_plan
-from engine.cuda.matrix.matvec_plan import BATCH_ROWS
+from engine.cuda.matrix.matvec_plan import BATCH_ROWS, MAX_MATRICES
 from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.types import GGMLType
 from engine.model.weights import ExpertLinear, Linear, Weight
@@ -185,14 +186,33 @@ class Chooser:
     def projection(self, linears: Sequence[Linear], *, factor: float = 1.0, decodes: bool = True) -> Projection:
         """Linear maps of one input as few launches as their scales allow; results are multiplied by factor."""
         together = all(linear.scale == 1.0 for linear in linears)
+        groups = [list(linears)] if together else [[linear] for linear in linears]
+        return self._in_groups(groups, factor=factor, decodes=decodes)
+
+    def side_by_side(self, linears: Sequence[Linear]) -> Projection:
+        """As projection(), but a matrix that few kernels multiply does not decide for the others: it goes apart."""
+        groups: list[list[Linear]] = []
+        for _, run in groupby(linears, lambda linear: (linear.scale, self._multiplied(linear))):
+            alike = list(run)
+            most = MAX_MATRICES if alike[0].scale == 1.0 else 1
+            groups += [alike[i : i + most] for i in range(0, len(alike), most)]
+        return self._in_groups(groups, factor=1.0, decodes=True)
+
+    def _multiplied(self, linear: Linear) -> tuple[bool, bool]:
+        """Which families of many rows multiply a matrix."""
+        kept = kept_as(linear.weight.type)
+        return gemm_plan.supports(kept), decode_gemm_plan.supported([kept], self.card.arch)
+
+    def _in_groups(self, groups: Sequence[Sequence[Linear]], *, factor: float, decodes: bool) -> Projection:
+        """A launch for each group, results side by side."""
         parts: list[Product] = []
         column = 0
-        for group in [list(linears)] if together else [[linear] for linear in linears]:
+        for group in groups:
             matrices = [Matrix.of(linear.weight) for linear in group]
             bias, alpha = any(linear.bias is not None for linear in group), group[0].scale * factor
             parts.append(self.product(matrices, decodes=decodes, bias=bias, alpha=alpha, column=column))
             column += parts[-1].width
-        return Projection(tuple(parts), column, linears[0].weight.columns)
+        return Projection(tuple(parts), column, groups[0][0].weight.columns)
 
     def one_of(self, stack: ExpertLinear, *, decodes: bool = True, bias: bool = False) -> Projection:
         """Any one matrix of a stack."""

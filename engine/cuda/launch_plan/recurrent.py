@@ -1,46 +1,71 @@
 """Recurrent layers in the plan: their products, and the kernels between them that read and write the state.
 
-Letters: E channels, N states of a channel.
+Every kind is three bricks: ssm_in, the norm and the products that read it; ssm, what moves the states on; ssm_out, the
+last product. Letters: S columns of a head.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
-from engine.cuda.launch_plan.steps import Launch, Norm, Step
-from engine.cuda.recurrent.mamba_plan import MambaShape, build_jobs
-from engine.model.recurrent_config import MambaConfig
-from engine.model.weights import MambaWeights
+from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
+from engine.cuda.recurrent.convolution import ConvShape
+from engine.cuda.recurrent.delta import DeltaShape
+from engine.cuda.recurrent.mamba_2 import Mamba2Shape
+from engine.cuda.recurrent.mamba_plan import MambaShape
+from engine.cuda.recurrent.plan import StateShape
+from engine.model.recurrent_config import (
+    DeltaNetConfig,
+    KimiDeltaConfig,
+    Mamba2Config,
+    MambaConfig,
+    RecurrentConfig,
+    ShortConvConfig,
+)
+from engine.model.weights import (
+    DeltaNetWeights,
+    KimiDeltaWeights,
+    Linear,
+    Mamba2Weights,
+    MambaWeights,
+    RecurrentWeights,
+    ShortConvWeights,
+)
 
 
 @dataclass(frozen=True)
-class MambaPlan:
-    """The selective state space of one layer; see engine.model.config.MambaConfig.
+class RecurrentPlan(ABC):
+    """A recurrent mixer; one class per class of engine.model.recurrent_config.
 
     Attributes:
-        shape: widths, as the kernels are built for them.
-        ssm_in: u and z. ssm_x: what dt is made of, B and C. ssm_dt: dt, with its bias.
+        inputs: the products that read the normed input, side by side.
         output: the output projection.
-        norms: what ssm_x gives is normalized, each of its parts.
     """
 
-    shape: MambaShape
-    ssm_in: Projection
-    ssm_x: Projection
-    ssm_dt: Projection
+    inputs: Projection
     output: Projection
-    norms: bool
+
+    @property
+    @abstractmethod
+    def shape(self) -> StateShape:
+        """Widths, as the kernels are built for them."""
 
     @property
     def takes_operand(self) -> bool:
-        """Whether the first product reads an operand that an earlier layer has left."""
-        return self.ssm_in.takes_operand
+        """Whether the first products read an operand that an earlier layer has left."""
+        return self.inputs.takes_operand
+
+    @property
+    def inner(self) -> tuple[Projection, ...]:
+        """Products between the first and the last."""
+        return ()
 
     def products(self) -> Iterator[Product]:
         """All products."""
-        for projection in (self.ssm_in, self.ssm_x, self.ssm_dt, self.output):
+        for projection in (self.inputs, *self.inner, self.output):
             yield from projection.parts
 
     def matrices(self) -> Iterator[Matrix]:
@@ -49,22 +74,73 @@ class MambaPlan:
 
     def widths(self) -> dict[str, int]:
         """What it needs of the activations, by the fields of Widths."""
-        return {"inner": self.shape.d_inner, "dt_b_c": self.shape.row_width}
+        return {"mixed": self.inputs.width, "scanned": self.output.columns}
 
     # ---- launches --------------------------------------------------------------------------------------------
 
-    def bricks(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[tuple[str, Iterator[Launch]]]:
+    def bricks(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[Brick]:
         """See AttentionPlan.bricks."""
-        yield "ssm_in", self._inputs(step, norm, ready=ready)
-        yield "ssm", self._scanned(step)
-        yield "ssm_out", step.product(self.output)
+        yield Brick("ssm_in", self._inputs(step, norm, ready=ready))
+        yield Brick("ssm", self.moved(step))
+        yield Brick("ssm_out", step.product(self.output), added=True)
 
     def _inputs(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[Launch]:
         yield from step.norm(norm)
-        yield from step.product(self.ssm_in, ready=ready)
+        yield from step.product(self.inputs, ready=ready)
 
-    def _scanned(self, step: Step) -> Iterator[Launch]:
-        conv, scan = build_jobs(self.shape)
+    @abstractmethod
+    def moved(self, step: Step) -> Iterator[Launch]:
+        """The brick ssm."""
+
+
+@dataclass(frozen=True)
+class ShortConvPlan(RecurrentPlan):
+    """A gated short convolution."""
+
+    conv: ConvShape
+
+    @property
+    def shape(self) -> ConvShape:
+        """See RecurrentPlan.shape."""
+        return self.conv
+
+    def moved(self, step: Step) -> Iterator[Launch]:
+        """See RecurrentPlan.moved."""
+        (job,) = self.conv.build_jobs()
+        yield Launch("conv_prompt" if step.prompts else "conv_decode", job)
+
+
+@dataclass(frozen=True)
+class MambaPlan(RecurrentPlan):
+    """The selective state space of Mamba 1; the first product gives u and z.
+
+    Attributes:
+        ssm_x: what dt is made of, B and C. ssm_dt: dt, with its bias.
+        norms: what ssm_x gives is normalized, each of its parts.
+    """
+
+    mamba: MambaShape
+    ssm_x: Projection
+    ssm_dt: Projection
+    norms: bool
+
+    @property
+    def shape(self) -> MambaShape:
+        """See RecurrentPlan.shape."""
+        return self.mamba
+
+    @property
+    def inner(self) -> tuple[Projection, ...]:
+        """See RecurrentPlan.inner."""
+        return self.ssm_x, self.ssm_dt
+
+    def widths(self) -> dict[str, int]:
+        """See RecurrentPlan.widths."""
+        return super().widths() | {"convolved": self.mamba.d_inner, "between": self.mamba.row_width}
+
+    def moved(self, step: Step) -> Iterator[Launch]:
+        """See RecurrentPlan.moved."""
+        conv, scan = self.mamba.build_jobs()
         yield Launch("conv_prompt" if step.prompts else "conv_decode", conv)
         yield from step.product(self.ssm_x)
         if self.norms:
@@ -74,18 +150,132 @@ class MambaPlan:
         yield Launch("scan_prompt" if step.prompts else "scan_decode", scan)
 
 
-def describe_mamba(config: MambaConfig, weights: MambaWeights, chooser: Chooser, *, factor: float) -> MambaPlan:
-    """The state space of one layer; what it adds to the stream is multiplied by factor."""
-    return MambaPlan(
-        shape=mamba_shape(config),
-        ssm_in=chooser.projection([weights.ssm_in]),
-        ssm_x=chooser.projection([weights.ssm_x]),
-        ssm_dt=chooser.projection([weights.ssm_dt]),
-        output=chooser.projection([weights.ssm_out], factor=factor),
-        norms=config.norm_dt_b_c,
-    )
+@dataclass(frozen=True)
+class Mamba2Plan(RecurrentPlan):
+    """The state space of Mamba 2; the first product gives z, the inputs of the convolution, and dt.
+
+    Attributes:
+        norm: each group of the result is normalized.
+    """
+
+    mamba: Mamba2Shape
+    norm: bool
+
+    @property
+    def shape(self) -> Mamba2Shape:
+        """See RecurrentPlan.shape."""
+        return self.mamba
+
+    def widths(self) -> dict[str, int]:
+        """See RecurrentPlan.widths."""
+        return super().widths() | {"convolved": self.mamba.convolved}
+
+    def moved(self, step: Step) -> Iterator[Launch]:
+        """See RecurrentPlan.moved."""
+        conv, scan = self.mamba.build_jobs()
+        if step.prompts:
+            yield Launch("conv_prompt", conv)
+        yield Launch("mamba_2_prompt" if step.prompts else "mamba_2_decode", scan)
+        if self.norm:
+            yield step.part("normalize_pieces")
 
 
-def mamba_shape(config: MambaConfig) -> MambaShape:
-    """The kernel shape of one layer's state space."""
-    return MambaShape(config.inner, config.state, config.conv_width, config.dt_rank)
+@dataclass(frozen=True)
+class DeltaPlan(RecurrentPlan):
+    """A gated delta rule. The first products give q, k, v and, with one decay per head, the gate, beta and steps.
+
+    With one decay per key they give q, k, v, the inputs of `steps` and of `gate`, S numbers each, and beta.
+
+    Attributes:
+        steps, gate: products that expand the steps and the gate; None where the first ones give them.
+    """
+
+    delta: DeltaShape
+    steps: Projection | None = None
+    gate: Projection | None = None
+
+    @property
+    def shape(self) -> DeltaShape:
+        """See RecurrentPlan.shape."""
+        return self.delta
+
+    @property
+    def inner(self) -> tuple[Projection, ...]:
+        """See RecurrentPlan.inner."""
+        return tuple(one for one in (self.steps, self.gate) if one is not None)
+
+    def widths(self) -> dict[str, int]:
+        """See RecurrentPlan.widths."""
+        between = sum(one.width for one in self.inner)
+        return super().widths() | {"convolved": self.delta.convolved, "between": between}
+
+    def moved(self, step: Step) -> Iterator[Launch]:
+        """See RecurrentPlan.moved."""
+        conv, delta = self.delta.build_jobs()
+        for projection in self.inner:
+            yield from step.product(projection)
+        if not step.prompts:
+            yield Launch("delta_decode", delta)
+            return
+        yield Launch("conv_prompt", conv)
+        yield Launch("delta_prompt", delta)
+        yield Launch("delta_finish", delta)
+
+
+def describe_recurrent(
+    config: RecurrentConfig, weights: RecurrentWeights, chooser: Chooser, *, factor: float
+) -> RecurrentPlan:
+    """The recurrent mixer of one layer; what it adds to the stream is multiplied by factor."""
+    inputs = chooser.side_by_side(recurrent_inputs(weights))
+    last = weights.linears()[-1]
+    assert isinstance(last, Linear)
+    output = chooser.projection([last], factor=factor)
+    shape = state_shape(config)
+    if isinstance(shape, ConvShape):
+        return ShortConvPlan(inputs, output, shape)
+    if isinstance(shape, MambaShape):
+        assert isinstance(config, MambaConfig)
+        assert isinstance(weights, MambaWeights)
+        later = chooser.projection([weights.ssm_x]), chooser.projection([weights.ssm_dt])
+        return MambaPlan(inputs, output, shape, *later, norms=config.norm_dt_b_c)
+    if isinstance(shape, Mamba2Shape):
+        assert isinstance(weights, Mamba2Weights)
+        return Mamba2Plan(inputs, output, shape, norm=weights.norm is not None)
+    assert isinstance(shape, DeltaShape)
+    if isinstance(weights, KimiDeltaWeights):
+        assert weights.decay_b is not None
+        assert weights.gate_b is not None
+        return DeltaPlan(
+            inputs, output, shape, chooser.projection([weights.decay_b]), chooser.projection([weights.gate_b])
+        )
+    return DeltaPlan(inputs, output, shape)
+
+
+def state_shape(config: RecurrentConfig) -> StateShape:
+    """The kernel shape of one layer."""
+    if isinstance(config, ShortConvConfig):
+        return ConvShape(config.inner, config.conv_width, 3 * config.inner, gated=True)
+    if isinstance(config, MambaConfig):
+        return MambaShape(config.inner, config.state, config.conv_width, config.dt_rank)
+    if isinstance(config, Mamba2Config):
+        return Mamba2Shape(config.heads, config.head_width, config.groups, config.state, config.conv_width)
+    if isinstance(config, DeltaNetConfig):
+        heads, size = (config.heads, config.key_heads), config.head_width
+        row = config.convolved + config.inner + 2 * config.heads
+        return DeltaShape(*heads, size, config.conv_width, row, grouped=config.grouped, key_decays=False)
+    assert isinstance(config, KimiDeltaConfig)
+    heads, size = (config.heads, config.heads), config.head_width
+    row = 3 * config.inner + 2 * size + config.heads
+    return DeltaShape(*heads, size, config.conv_width, row, grouped=True, key_decays=True)
+
+
+def recurrent_inputs(weights: RecurrentWeights) -> list[Linear]:
+    """What a recurrent mixer multiplies the normed input with, in the order of a row."""
+    if isinstance(weights, ShortConvWeights):
+        return [weights.in_proj]
+    if isinstance(weights, (MambaWeights, Mamba2Weights)):
+        return [weights.ssm_in]
+    if isinstance(weights, DeltaNetWeights):
+        return [weights.qkv, weights.z, weights.beta, weights.alpha]
+    assert isinstance(weights, KimiDeltaWeights)
+    return [weights.q, weights.k, weights.v, weights.decay_a, weights.gate_a, weights.beta]

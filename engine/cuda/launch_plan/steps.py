@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
+from typing import NamedTuple
 
 from engine.cuda.formats import dequant
 from engine.cuda.formats.layouts import tile_count
@@ -57,6 +58,14 @@ class Launch:
     tensors: tuple[str, ...] = ()
     brick: str = ""
     layer: int | None = None
+
+
+class Brick(NamedTuple):
+    """A brick of a mixer. added: its last product's result is added to the residual stream."""
+
+    name: str
+    launches: Iterator[Launch]
+    added: bool = False
 
 
 @dataclass(frozen=True)

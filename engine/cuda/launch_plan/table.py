@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from itertools import groupby
 
-from engine.cuda.launch_plan.attention import AttentionPlan
 from engine.cuda.launch_plan.families import Families, Phase
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
@@ -59,10 +58,10 @@ def launch_table(rows: list[LaunchRow]) -> str:
 
 def _rows_of_layer(plan: LaunchPlan, index: int) -> Iterator[tuple[str, str, str, str, str]]:
     layer = plan.layers[index]
-    latent = layer.mixer.latent if isinstance(layer.mixer, AttentionPlan) else None
+    latent = None if layer.attention is None else layer.attention.latent
     stacks = [] if latent is None else [heads for heads in (latent.k_b, latent.v_b) if heads is not None]
     heads = {one.single: one.families for one in stacks}
-    for product in layer.mixer.products():
+    for product in () if layer.mixer is None else layer.mixer.products():
         yield _cells(product, heads.get(product, product.families))
     if not isinstance(layer.ffn, MoePlan):
         for product in () if layer.ffn is None else layer.ffn.products():

@@ -19,7 +19,8 @@ class Widths:
         beside: D, or 0 without parallel layers.
         inputs: first products of latent attention. queries: queries from their compression. heads: what the matrices
             of single heads, or kv_b, give. All 0 without latent attention.
-        inner: channels of recurrent layers. dt_b_c: what their second product gives. Both 0 without such layers.
+        mixed: first products of recurrent layers. convolved: channels of their convolutions. between: products between
+            the first and the last. scanned: what the last product reads. All 0 without such layers.
     """
 
     model: int
@@ -36,8 +37,10 @@ class Widths:
     inputs: int = 0
     queries: int = 0
     heads: int = 0
-    inner: int = 0
-    dt_b_c: int = 0
+    mixed: int = 0
+    convolved: int = 0
+    between: int = 0
+    scanned: int = 0
 
     @classmethod
     def of(cls, plan: LaunchPlan) -> Widths:
@@ -63,4 +66,5 @@ class Widths:
     @property
     def widest(self) -> int:
         """Columns of the widest matrix."""
-        return max(self.model, self.attention, self.ffn, self.inputs, self.heads, self.inner, self.dt_b_c)
+        attention = self.attention, self.inputs, self.heads
+        return max(self.model, self.ffn, *attention, self.convolved, self.between, self.scanned)

@@ -20,8 +20,7 @@ class Activations:
         router: (R, E) scores. mix: (R, 1) score of the shared expert.
         chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F), of decode steps.
         normed, part, beside, inputs, queries, heads: see Widths; one column where no part needs them.
-        xz, convolved, dt_b_c, scanned: of recurrent layers, one column without them: (R, 2 * E) what the first product
-            gives; (R, E) behind the convolution; (R, dt_rank + 2 * N); (R, E) dt, then what the scan gives.
+        mixed, convolved, between, scanned: of recurrent layers, see Widths; one column without them.
         operand: bytes of the input of one product of prompts, as its kernels read it.
         expert_room: scratch memory of experts, allocated with the prompts' buffers; None where no family needs it.
         batch_operand: scratch memory of DECODE_GEMM and STEP_GEMM.
@@ -45,9 +44,9 @@ class Activations:
     inputs: DeviceArray
     queries: DeviceArray
     heads: DeviceArray
-    xz: DeviceArray
+    mixed: DeviceArray
     convolved: DeviceArray
-    dt_b_c: DeviceArray
+    between: DeviceArray
     scanned: DeviceArray
     hidden: DeviceArray | None = None
     operand: DeviceArray | None = None

@@ -19,10 +19,12 @@ from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Product
-from engine.cuda.launch_plan.recurrent import MambaPlan
+from engine.cuda.launch_plan.recurrent import DeltaPlan, Mamba2Plan, MambaPlan, ShortConvPlan
 from engine.cuda.matrix.decode_gemm import DecodeGemm
 from engine.cuda.matrix.linear import MatrixGroup
 from engine.cuda.matrix.matvec import MatVec
+from engine.cuda.recurrent.delta import DeltaConstants
+from engine.cuda.recurrent.mamba_2 import Mamba2Constants
 from engine.cuda.rows.parts import DeviceNorm, DeviceRope
 
 
@@ -172,17 +174,37 @@ class DeviceAttention:
 
 
 @dataclass(frozen=True, eq=False)
+class DeviceShortConv:
+    """A gated short convolution. inputs, output: products. conv: float32 (D, W)."""
+
+    plan: ShortConvPlan
+    inputs: DeviceProjection
+    output: DeviceProjection
+    conv: DeviceArray
+
+    @property
+    def inner(self) -> tuple[DeviceProjection, ...]:
+        """Products between the first and the last; likewise of the other recurrent mixers."""
+        return ()
+
+    @property
+    def constants(self) -> tuple[DeviceArray | None, ...]:
+        """Small arrays that the kernels read; likewise of the other recurrent mixers."""
+        return (self.conv,)
+
+
+@dataclass(frozen=True, eq=False)
 class DeviceMamba:
     """The selective state space of one layer; letters as in cuda/recurrent/mamba.py.
 
     Attributes:
-        ssm_in, ssm_x, ssm_dt, output: products.
+        inputs, ssm_x, ssm_dt, output: products.
         conv: float32 (E, W). conv_bias: (E,). a: (E, N). d: (E,).
-        norm: of each part of what ssm_x gives, or None.
+        norms: of dt, B and C, or None.
     """
 
     plan: MambaPlan
-    ssm_in: DeviceProjection
+    inputs: DeviceProjection
     ssm_x: DeviceProjection
     ssm_dt: DeviceProjection
     output: DeviceProjection
@@ -190,16 +212,81 @@ class DeviceMamba:
     conv_bias: DeviceArray
     a: DeviceArray
     d: DeviceArray
+    norms: tuple[DeviceNorm | None, ...]
+
+    @property
+    def inner(self) -> tuple[DeviceProjection, ...]:
+        """See DeviceShortConv."""
+        return self.ssm_x, self.ssm_dt
+
+    @property
+    def constants(self) -> tuple[DeviceArray | None, ...]:
+        """See DeviceShortConv."""
+        return self.conv, self.conv_bias, self.a, self.d
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceMamba2:
+    """The state space of a Mamba 2 layer. norm: of each group of the result, with weights of its own, or None."""
+
+    plan: Mamba2Plan
+    inputs: DeviceProjection
+    output: DeviceProjection
+    kept: Mamba2Constants
     norm: DeviceNorm | None
 
+    @property
+    def inner(self) -> tuple[DeviceProjection, ...]:
+        """See DeviceShortConv."""
+        return ()
 
-DeviceMixer = DeviceAttention | DeviceMamba
-"""The part of a layer that reads other tokens; one class per class of launch_plan.model.MixerPlan."""
+    @property
+    def constants(self) -> tuple[DeviceArray | None, ...]:
+        """See DeviceShortConv."""
+        return self.kept.conv, self.kept.conv_bias, self.kept.dt_bias, self.kept.a, self.kept.d
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceDelta:
+    """A gated delta rule; see DeltaPlan for which of its products are set."""
+
+    plan: DeltaPlan
+    inputs: DeviceProjection
+    steps: DeviceProjection | None
+    gate: DeviceProjection | None
+    output: DeviceProjection
+    kept: DeltaConstants
+
+    @property
+    def inner(self) -> tuple[DeviceProjection, ...]:
+        """See DeviceShortConv."""
+        return tuple(one for one in (self.steps, self.gate) if one is not None)
+
+    @property
+    def constants(self) -> tuple[DeviceArray | None, ...]:
+        """See DeviceShortConv."""
+        return self.kept.conv, self.kept.dt_bias, self.kept.a, self.kept.norm
+
+
+DeviceRecurrent = DeviceShortConv | DeviceMamba | DeviceMamba2 | DeviceDelta
+"""A recurrent mixer; one class per class of launch_plan.recurrent.RecurrentPlan."""
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceCombined:
+    """Attention and a recurrent mixer of one layer."""
+
+    attention: DeviceAttention
+    recurrent: DeviceRecurrent
+
+
+DeviceMixer = DeviceAttention | DeviceRecurrent | DeviceCombined
+"""The part of a layer that reads other tokens; one class per class of launch_plan.layer.MixerPlan."""
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceLayer:
-    """One layer. At most one of ffn and moe is set; norms may be None.
+    """One layer. At most one of ffn and moe is set; norms and the mixer may be None.
 
     residual_scale is part of projections whose results are added as they come; it is left for those with a norm behind
     them.
@@ -207,7 +294,7 @@ class DeviceLayer:
 
     plan: LayerPlan
     attn_norm: DeviceNorm | None
-    mixer: DeviceMixer
+    mixer: DeviceMixer | None
     attn_post_norm: DeviceNorm | None
     ffn_norm: DeviceNorm | None
     ffn: DeviceFfn | None
@@ -226,16 +313,30 @@ class DeviceLayer:
         return self.plan.parallel
 
     @property
-    def attention(self) -> DeviceAttention:
-        """The mixer of a layer that is known to have attention."""
-        assert isinstance(self.mixer, DeviceAttention)
-        return self.mixer
+    def attention_part(self) -> DeviceAttention | None:
+        """The attention; None where the layer has none."""
+        mixer = self.mixer.attention if isinstance(self.mixer, DeviceCombined) else self.mixer
+        return mixer if isinstance(mixer, DeviceAttention) else None
 
     @property
-    def mamba(self) -> DeviceMamba:
-        """The mixer of a layer that is known to have a state space."""
-        assert isinstance(self.mixer, DeviceMamba)
-        return self.mixer
+    def recurrent_part(self) -> DeviceRecurrent | None:
+        """The recurrent mixer; None where the layer has none."""
+        mixer = self.mixer.recurrent if isinstance(self.mixer, DeviceCombined) else self.mixer
+        return None if mixer is None or isinstance(mixer, DeviceAttention) else mixer
+
+    @property
+    def attention(self) -> DeviceAttention:
+        """The attention of a layer that is known to have it."""
+        attention = self.attention_part
+        assert attention is not None
+        return attention
+
+    @property
+    def recurrent(self) -> DeviceRecurrent:
+        """The recurrent mixer of a layer that is known to have one."""
+        recurrent = self.recurrent_part
+        assert recurrent is not None
+        return recurrent
 
 
 @dataclass(frozen=True, eq=False)

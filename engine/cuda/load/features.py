@@ -11,7 +11,10 @@ from typing import Any
 
 from engine.cuda.attention.attention_plan import LARGEST_HEAD
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
-from engine.cuda.recurrent.mamba_plan import MAX_CONV, MAX_STATES
+from engine.cuda.recurrent.convolution import MAX_CONV
+from engine.cuda.recurrent.delta import MAX_HEAD
+from engine.cuda.recurrent.mamba_2 import MAX_STATES as MAX_STATES_2
+from engine.cuda.recurrent.mamba_plan import MAX_STATES
 from engine.errors import DeviceError
 from engine.model.config import (
     Activation,
@@ -21,6 +24,7 @@ from engine.model.config import (
     MixerConfig,
     MoeConfig,
     NormKind,
+    OutputGate,
     QkNorm,
     ResidualKind,
     Routing,
@@ -33,14 +37,18 @@ from engine.model.recurrent_config import (
     Mamba2Config,
     MambaConfig,
     Plamo2Config,
+    RecurrentConfig,
     ShortConvConfig,
 )
+from engine.model.rwkv_config import ChannelMixConfig, Rwkv6Config, Rwkv7Config
+from engine.model.weights import KimiDeltaWeights, LayerWeights
 
 _SERVED: dict[str, frozenset[Any]] = {
-    "norm": frozenset({NormKind.RMS, NormKind.LAYER}),
+    "norm": frozenset({NormKind.RMS, NormKind.LAYER, True, False}),  # of the model; whether Mamba 2 layers have one
     "qk_norm": frozenset({None, QkNorm.HEAD, QkNorm.EACH_HEAD, QkNorm.WIDTH}),
     "qk_norm_after_rope": frozenset({True, False}),
     "sinks": frozenset({True, False}),
+    "output_gate": frozenset({None, OutputGate.IN_QUERY, OutputGate.OWN}),
     "residual": frozenset({ResidualKind.SEQUENTIAL, ResidualKind.PARALLEL}),
     "learned_positions": frozenset({True, False}),
     "activation": frozenset(
@@ -77,26 +85,42 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
+        "caps",  # of an activation that is not served
+        "norm_weights",
         "value_scale",
         "shared_scale",
     }
 )
 """Fields that have a default and whose every value is served."""
 
-_MIXER_NAMES = {
-    ShortConvConfig: "short convolutions as layers",
-    Mamba2Config: "Mamba 2 layers",
-    DeltaNetConfig: "gated delta rules",
-    KimiDeltaConfig: "Kimi delta attention",
+_RECURRENT = (ShortConvConfig, MambaConfig, Mamba2Config, DeltaNetConfig, KimiDeltaConfig)
+"""Recurrent mixers that kernels serve, within limits."""
+
+_MIXER_NAMES: dict[type[RecurrentConfig], str] = {
+    Rwkv6Config: "time mixing of RWKV-6",
+    Rwkv7Config: "time mixing of RWKV-7",
     LightningConfig: "lightning attention",
     Plamo2Config: "PLaMo 2 layers",
 }
 
 _NAMES = {
-    "output_gate": "gated attention",
+    "output_gate": "this kind of gates of attention",
+    "decay_floor": "delta rules with a floor of decays",
+    "value_norm": "normalized values",
+    "cache_layer": "layers that read the cache of another layer",
+    "sparsity": "sparse gates",
+    "separate_norms": "norms of the experts' own",
+    "per_layer_width": "token vectors of every layer's own",
+    "output_scale": "scaled outputs of layers",
+    "laurel_rank": "low-rank projections beside attention",
+    "streams": "a residual stream of several vectors",
+    "output_factor": "scaled outputs of layers",
+    "sub_norm": "norms inside the parts of a layer",
+    "xielu": "this activation",
     "indexer": "an indexer that chooses positions",
     "skip": "this kind of residual connections",
-    "norm_weights": "weights of the norms in Mamba layers",
+    "ngrams": "tables of n-grams",
+    "latent_width": "experts that read fewer numbers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
@@ -136,41 +160,58 @@ def missing_features(model: LoadedModel) -> list[str]:
     for layer in model.weights.layers:
         found += _unserved(layer.config)
         found += _of_mixer(layer.config.mixer)
+        found += _of_weights(layer)
         if layer.config.ffn is not None:
             found += _of_ffn(layer.config.ffn)
     return list(dict.fromkeys(found))
 
 
 def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
-    if isinstance(mixer, AttentionConfig):
+    if isinstance(mixer, CombinedConfig):
+        yield from _of_mixer(mixer.attention)
+        yield from _of_mixer(mixer.recurrent)
+    elif isinstance(mixer, AttentionConfig):
         yield from _of_attention(mixer)
-    elif isinstance(mixer, MambaConfig):
-        yield from _of_mamba(mixer)
-    elif mixer is None:
-        yield "layers of a feed-forward part alone"
-    elif isinstance(mixer, CombinedConfig):
-        yield "attention and a recurrent mixer in one layer"
-    else:
-        yield _MIXER_NAMES[type(mixer)]
+    elif mixer is not None:
+        yield from _of_recurrent(mixer)
 
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
+    if config.latent is not None and config.latent.key_norm:
+        yield "normalized keys of latent attention"
     if config.temperature is not None and config.temperature.offset:
         yield "offsets of attention's temperature"
+    if config.output_gate is not None and config.latent is not None:
+        yield "gates of latent attention"
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
 
 
-def _of_mamba(config: MambaConfig) -> Iterator[str]:
+def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:
+    if not isinstance(config, _RECURRENT):
+        yield _MIXER_NAMES.get(type(config), "this kind of recurrent layers")
+        return
     yield from _unserved(config)
-    if config.state > MAX_STATES:
-        yield f"recurrent layers with more than {MAX_STATES} states of a channel"
-    if config.conv_width > MAX_CONV:
-        yield f"convolutions over more than {MAX_CONV} tokens"
+    if config.conv_width not in range(2, MAX_CONV + 1):
+        yield f"convolutions over other than 2 to {MAX_CONV} tokens"
+    most = MAX_STATES if isinstance(config, MambaConfig) else MAX_STATES_2
+    if isinstance(config, (MambaConfig, Mamba2Config)) and config.state > most:
+        yield f"recurrent layers with more than {most} states of a channel"
+    if isinstance(config, (DeltaNetConfig, KimiDeltaConfig)) and config.head_width > MAX_HEAD:
+        yield f"delta rules with heads of more than {MAX_HEAD} columns"
 
 
-def _of_ffn(ffn: FfnConfig | MoeConfig) -> Iterator[str]:
+def _of_weights(layer: LayerWeights) -> Iterator[str]:
+    mixer = layer.recurrent
+    if isinstance(mixer, KimiDeltaWeights) and (mixer.decay_b is None or mixer.gate_b is None):
+        yield "Kimi delta attention with whole matrices of decays or gates"
+
+
+def _of_ffn(ffn: FfnConfig | MoeConfig | ChannelMixConfig) -> Iterator[str]:
+    if isinstance(ffn, ChannelMixConfig):
+        yield "channel mixing of RWKV"
+        return
     yield from _unserved(ffn)
     if isinstance(ffn, MoeConfig):
         yield from _unserved(ffn.expert)

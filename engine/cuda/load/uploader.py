@@ -20,35 +20,48 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.feed_forward import FfnPlan
-from engine.cuda.launch_plan.layer import LayerPlan, MixerPlan
+from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
-from engine.cuda.launch_plan.recurrent import MambaPlan
+from engine.cuda.launch_plan.recurrent import DeltaPlan, Mamba2Plan, MambaPlan, RecurrentPlan, ShortConvPlan
 from engine.cuda.load.device_weights import (
     DeviceAttention,
+    DeviceCombined,
+    DeviceDelta,
     DeviceFfn,
     DeviceHeads,
     DeviceLatent,
     DeviceLayer,
     DeviceMamba,
+    DeviceMamba2,
     DeviceMixer,
     DeviceMoe,
+    DeviceProjection,
+    DeviceRecurrent,
+    DeviceShortConv,
     DeviceWeights,
 )
 from engine.cuda.load.tensor_index import TensorIndex
 from engine.cuda.load.tensor_upload import TensorUploader, part_of
 from engine.cuda.matrix.linear import MatrixGroup
+from engine.cuda.recurrent.delta import DeltaConstants
+from engine.cuda.recurrent.mamba_2 import Mamba2Constants
 from engine.model.config import AttentionConfig
 from engine.model.loader import LoadedModel
 from engine.model.rope import RopeTable
 from engine.model.weights import (
     AttentionWeights,
+    DeltaNetWeights,
     FfnWeights,
+    KimiDeltaWeights,
     LatentWeights,
     LayerWeights,
+    Mamba2Weights,
     MambaWeights,
     MoeWeights,
+    RecurrentWeights,
+    ShortConvWeights,
 )
 
 
@@ -115,25 +128,63 @@ class Uploader(TensorUploader):
             act_scales=self.vector(weights.act_scales),
         )
 
-    def _mixer(self, plan: MixerPlan, layer: LayerWeights) -> DeviceMixer:
-        if isinstance(plan, MambaPlan):
-            assert isinstance(layer.mixer, MambaWeights)
-            return self._mamba(plan, layer.mixer)
+    def _mixer(self, plan: MixerPlan | None, layer: LayerWeights) -> DeviceMixer | None:
+        if plan is None:
+            return None
+        if isinstance(plan, CombinedPlan):
+            assert layer.recurrent is not None
+            attention = self._attention(plan.attention, layer.config.attention, layer.attention)
+            return DeviceCombined(attention, self._recurrent(plan.recurrent, layer.recurrent))
+        if isinstance(plan, RecurrentPlan):
+            assert layer.recurrent is not None
+            return self._recurrent(plan, layer.recurrent)
         return self._attention(plan, layer.config.attention, layer.attention)
 
-    def _mamba(self, plan: MambaPlan, weights: MambaWeights) -> DeviceMamba:
+    def _recurrent(self, plan: RecurrentPlan, weights: RecurrentWeights) -> DeviceRecurrent:
+        products = self.projection(plan.inputs), self.projection(plan.output)
+        if isinstance(plan, ShortConvPlan):
+            assert isinstance(weights, ShortConvWeights)
+            return DeviceShortConv(plan, *products, conv=self.vector(weights.conv))
+        if isinstance(plan, MambaPlan):
+            assert isinstance(weights, MambaWeights)
+            return self._mamba(plan, *products, weights)
+        if isinstance(plan, Mamba2Plan):
+            assert isinstance(weights, Mamba2Weights)
+            small = (self.vector(one) for one in (weights.dt_bias, weights.a, weights.d))
+            kept = Mamba2Constants(self.vector(weights.conv1d), self.vector(weights.conv1d_bias), *small)
+            return DeviceMamba2(plan, *products, kept, self.norm(weights.norm))
+        assert isinstance(plan, DeltaPlan)
+        assert isinstance(weights, (DeltaNetWeights, KimiDeltaWeights))
+        return self._delta(plan, *products, weights)
+
+    def _mamba(
+        self, plan: MambaPlan, inputs: DeviceProjection, output: DeviceProjection, weights: MambaWeights
+    ) -> DeviceMamba:
         return DeviceMamba(
             plan=plan,
-            ssm_in=self.projection(plan.ssm_in),
+            inputs=inputs,
             ssm_x=self.projection(plan.ssm_x),
             ssm_dt=self.projection(plan.ssm_dt),
-            output=self.projection(plan.output),
+            output=output,
             conv=self.vector(weights.conv1d),
             conv_bias=self.vector(weights.conv1d_bias),
             a=self.vector(weights.a),
             d=self.vector(weights.d),
-            norm=self.norm(weights.dt_norm),  # without weights the three norms are one
+            norms=tuple(self.norm(norm) for norm in (weights.dt_norm, weights.b_norm, weights.c_norm)),
         )
+
+    def _delta(
+        self,
+        plan: DeltaPlan,
+        inputs: DeviceProjection,
+        output: DeviceProjection,
+        weights: DeltaNetWeights | KimiDeltaWeights,
+    ) -> DeviceDelta:
+        assert weights.norm.weight is not None
+        steps, gate = (None if one is None else self.projection(one) for one in (plan.steps, plan.gate))
+        conv, dt_bias, a = (self.vector(one) for one in (weights.conv1d, weights.dt_bias, weights.a))
+        kept = DeltaConstants(conv, dt_bias, a, self.vector(weights.norm.weight), weights.norm.epsilon)
+        return DeviceDelta(plan, inputs, steps, gate, output, kept)
 
     def _attention(self, plan: AttentionPlan, config: AttentionConfig, weights: AttentionWeights) -> DeviceAttention:
         rotates = not plan.rotates and plan.latent is None  # in the attention kernels

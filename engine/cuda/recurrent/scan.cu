@@ -22,40 +22,8 @@ constexpr int CHANNELS = THREADS / LANES;
 constexpr float LOG2_E = 1.44269504f;
 static_assert(D_STATE >= 1 && D_STATE <= 256, "a warp holds all states of a channel");
 
-// The states of this lane: groups of four, neighbouring lanes hold neighbouring groups. Those behind D_STATE are zero.
 template <bool ALIGNED>
-DEVICE void load_states(const float* p, int lane, float* h) {
-#pragma unroll
-    for (int i = 0; i < STATES; i += 4) {
-        const int n = i * LANES + lane * 4;
-        if constexpr (ALIGNED && D_STATE % 4 == 0) {
-            const float4 v = n < D_STATE ? *(const float4*)(p + n) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            h[i] = v.x, h[i + 1] = v.y, h[i + 2] = v.z, h[i + 3] = v.w;
-        } else {
-#pragma unroll
-            for (int k = 0; k < 4; ++k) h[i + k] = n + k < D_STATE ? p[n + k] : 0.0f;
-        }
-    }
-}
-
-DEVICE void store_states(float* p, int lane, const float* h) {
-#pragma unroll
-    for (int i = 0; i < STATES; i += 4) {
-        const int n = i * LANES + lane * 4;
-        if constexpr (D_STATE % 4 == 0) {
-            if (n < D_STATE) *(float4*)(p + n) = make_float4(h[i], h[i + 1], h[i + 2], h[i + 3]);
-        } else {
-#pragma unroll
-            for (int k = 0; k < 4; ++k)
-                if (n + k < D_STATE) p[n + k] = h[i + k];
-        }
-    }
-}
-
-DEVICE void clear_states(float* h) {
-#pragma unroll
-    for (int i = 0; i < STATES; ++i) h[i] = 0.0f;
-}
+DEVICE void load_states(const float* p, int lane, float* h) { load_part<D_STATE, LANES, STATES, ALIGNED>(p, lane, h); }
 
 // A in powers of two: one multiplication per token less.
 DEVICE void load_decays(const float* a, int lane, float* decay) {
@@ -64,23 +32,11 @@ DEVICE void load_decays(const float* a, int lane, float* decay) {
     for (int i = 0; i < STATES; ++i) decay[i] *= LOG2_E;
 }
 
-DEVICE float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
-
 // h of the next token; returns C . h, in every lane of the channel.
 DEVICE float scan_token(float* h, const float* decay, float step, float step_x, const float* b, const float* c) {
-    float sums[STATES / 2];
 #pragma unroll
     for (int i = 0; i < STATES; ++i) h[i] = fmaf(h[i], exp2f(__fmul_rn(step, decay[i])), __fmul_rn(step_x, b[i]));
-#pragma unroll
-    for (int i = 0; i < STATES / 2; ++i) sums[i] = fmaf(c[2 * i + 1], h[2 * i + 1], __fmul_rn(c[2 * i], h[2 * i]));
-#pragma unroll
-    for (int n = STATES / 4; n > 0; n /= 2)
-#pragma unroll
-        for (int i = 0; i < n; ++i) sums[i] = __fadd_rn(sums[i], sums[i + n]);
-    float sum = sums[0];
-#pragma unroll
-    for (int offset = 1; offset < LANES; offset *= 2) sum = __fadd_rn(sum, __shfl_xor_sync(FULL_MASK, sum, offset));
-    return sum;
+    return dot_parts<LANES, STATES>(c, h);
 }
 
 DEVICE float gated(float sum, float d, float x, float z) { return __fmul_rn(fmaf(d, x, sum), silu(z)); }
@@ -103,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             const int place = place_of(position - 1, offsets[row], places);
             load_states<true>(states + ((i64)row * places + place) * size, lane, to);
         } else {
-            clear_states(to);
+            clear_part<STATES>(to);
         }
     };
     load_decays(a + (i64)channel * D_STATE, lane, decay);
@@ -122,7 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             const float sum = scan_token(h, decay, step, __fmul_rn(step, input), b, c);
             if (inside) {
                 const int place = place_of(position, offsets[row], places);
-                store_states(states + ((i64)row * places + place) * size, lane, h);
+                store_part<D_STATE, LANES, STATES>(states + ((i64)row * places + place) * size, lane, h);
                 if (lane == 0) out[element] = gated(sum, skip, input, xz[element + (i64)(row + 1) * d_inner]);
             }
         }
@@ -168,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (span.n_past > 0) {
         load_states<true>(states + span.read * size, lane, h);
     } else {
-        clear_states(h);
+        clear_part<STATES>(h);
     }
     Staged now, next;
     auto load_inputs = [&](int first, Staged& to) {
@@ -229,5 +185,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         now = next;
     }
-    if (inside) store_states(states + span.write * size, lane, h);
+    if (inside) store_part<D_STATE, LANES, STATES>(states + span.write * size, lane, h);
 }

@@ -14,18 +14,25 @@ import numpy as np
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.row_store import RowStore, SavedRows
 from engine.cuda.driver.staging import Staging
+from engine.cuda.recurrent.convolution import Convolution, ConvShape
+from engine.cuda.recurrent.delta import Delta, DeltaShape
 from engine.cuda.recurrent.mamba import Mamba
+from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Shape
 from engine.cuda.recurrent.mamba_plan import MambaShape
+from engine.cuda.recurrent.plan import StateShape
 from engine.model.cache import StateCopies, StateRows
+
+Kernels = Convolution | Mamba | Mamba2 | Delta
+"""The kernels of a recurrent layer; one class per class of StateShape."""
 
 
 class RecurrentCache:
     """States of one layer; implements engine.model.cache.LayerCache.
 
-    `states` holds one float32 array (rows, *shape) for every shape of MambaShape.state_shapes.
+    `states` holds one float32 array (rows, *shape) for every shape of StateShape.state_shapes.
     """
 
-    def __init__(self, shape: MambaShape) -> None:
+    def __init__(self, shape: StateShape) -> None:
         self._shape = shape
         self.bytes_per_token = 0
         self.paged: tuple[DeviceArray, ...] = ()
@@ -43,6 +50,18 @@ class RecurrentCache:
         self.states = tuple(cupy.zeros((n_states, *shape), cupy.float32) for shape in self._shape.state_shapes)
 
 
+def make_kernels(shape: StateShape) -> Kernels:
+    """The kernels of a shape on the current device."""
+    if isinstance(shape, ConvShape):
+        return Convolution(shape)
+    if isinstance(shape, MambaShape):
+        return Mamba(shape)
+    if isinstance(shape, Mamba2Shape):
+        return Mamba2(shape)
+    assert isinstance(shape, DeltaShape)
+    return Delta(shape)
+
+
 class StateCache:
     """The states of all layers, and the kernels that read and write them.
 
@@ -57,12 +76,12 @@ class StateCache:
         offsets: int32 (slots,): a token decoded at a position leaves its state at place (position + offset) mod R.
     """
 
-    def __init__(self, shapes: Sequence[MambaShape | None], rows: StateRows) -> None:
+    def __init__(self, shapes: Sequence[StateShape | None], rows: StateRows) -> None:
         import cupy
 
         self.rows = rows
         self.layers = [None if shape is None else RecurrentCache(shape) for shape in shapes]
-        self.kernels = {shape: Mamba(shape, rows.places) for shape in shapes if shape is not None}
+        self.kernels = {shape: make_kernels(shape) for shape in dict.fromkeys(shapes) if shape is not None}
         caches = [layer for layer in self.layers if layer is not None]
         for layer in caches:
             layer.allocate(0, rows.total)
@@ -70,12 +89,11 @@ class StateCache:
         self._new_offsets: dict[int, int] = {}
         self._store = RowStore([array for layer in caches for array in layer.states])
 
-    def arrays(self, layer: int) -> tuple[DeviceArray, DeviceArray]:
-        """conv_state and ssm_state of a layer; see mamba.py."""
+    def arrays(self, layer: int) -> tuple[DeviceArray, ...]:
+        """The states of a layer, in the order of its shape."""
         cache = self.layers[layer]
         assert cache is not None, "a layer without a state"
-        conv_state, ssm_state = cache.states
-        return conv_state, ssm_state
+        return cache.states
 
     def seat(self, slot: int, place: int, position: int) -> None:
         """The next token that the slot decodes is at that position, and the state before it at that place."""

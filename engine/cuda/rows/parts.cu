@@ -84,6 +84,14 @@ extern "C" __global__ void clear(float* x, i64 count) {
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) x[i] = 0.0f;
 }
 
+// x[row][i] *= sigmoid(gate[row][i]); gate_row floats from one row of the gate to the next.
+extern "C" __global__ void multiply_sigmoid(float* x, i64 count, int columns, const float* gate, int gate_row) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
+        x[i] /= 1.0f + expf(-gate[i / columns * gate_row + i % columns]);
+}
+
 // x[row][i] /= divisors[i]
 extern "C" __global__ void divide(float* x, i64 count, int columns, const float* divisors) {
     pdl_launch();

@@ -162,6 +162,12 @@ def clear(x: DeviceArray) -> None:
     _flat("clear", x)
 
 
+def multiply_sigmoid(x: DeviceArray, gate: DeviceArray) -> None:
+    """x (T, D) *= sigmoid(gate (T, D)) in place; float32, x contiguous, rows of gate contiguous."""
+    assert x.shape == gate.shape and gate.strides[1] == 4
+    _flat("multiply_sigmoid", x, int(x.shape[1]), gate, gate.strides[0] // 4)
+
+
 def divide(x: DeviceArray, divisors: DeviceArray) -> None:
     """x (T, D) /= divisors (D,) in place; float32, contiguous."""
     assert x.shape[1] == divisors.size

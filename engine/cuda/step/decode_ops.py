@@ -8,13 +8,14 @@ from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
+from engine.cuda.recurrent.rows import DecodeRows
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.decode_products import DecodeProducts
 from engine.cuda.step.folding import Shared, columns_of, folded
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
-from engine.cuda.step.recurrent import DecodeScans
+from engine.cuda.step.recurrent import Moves
 
 
 class DecodeOps(CudaOps):
@@ -56,7 +57,10 @@ class DecodeOps(CudaOps):
         self._tokens = tokens[:n]
         self._positions = positions[:n]
         self._table = cache.block_table[:n]
-        self._scans = None if states is None else DecodeScans(states, self._positions)
+        self._moves = None
+        if states is not None:
+            rows = DecodeRows(self._positions, states.offsets, states.rows.places)
+            self._moves = Moves(states, rows, buffers, self._product)
 
     def begin(self, batch: None) -> None:
         """See Ops.begin; everything is on the device already."""

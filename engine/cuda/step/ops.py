@@ -20,7 +20,6 @@ from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import (
     DeviceFfn,
     DeviceLayer,
-    DeviceMamba,
     DeviceMoe,
     DeviceProjection,
     DeviceWeights,
@@ -30,7 +29,7 @@ from engine.cuda.rows import rows as row_ops
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.folding import Hidden, Shared, columns_of, folded
 from engine.cuda.step.latent import latent_qkv, latent_values
-from engine.cuda.step.recurrent import Scans, state_space
+from engine.cuda.step.recurrent import Moves, move_states
 from engine.model.ops import LayerBricks
 
 
@@ -75,7 +74,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
     """
 
     positions: DeviceArray
-    _scans: Scans | None  # None where no layer has a state
+    _moves: Moves | None  # None where no layer has a state
 
     def __init__(self, weights: DeviceWeights, buffers: Activations, products: Products, step: Step) -> None:
         self.weights = weights
@@ -116,26 +115,32 @@ class CudaOps(LayerBricks[DeviceLayer]):
 
     def mix(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """See Ops.mix."""
-        if isinstance(layer.mixer, DeviceMamba):
-            return self.ssm_out(layer, self.ssm(layer, self.ssm_in(layer, x)), x)
-        y: DeviceArray = super().mix(layer, x)
-        return y
+        if layer.mixer is None:
+            return x
+        q = None if layer.attention_part is None else self.attn_qkv(layer, x)
+        mixed = None if layer.recurrent_part is None else self.ssm_in(layer, x)
+        if q is not None:
+            x = self.attn_output(layer, self.attention(layer, q), x)
+        if mixed is not None:
+            x = self.ssm_out(layer, self.ssm(layer, mixed), x)
+        return x
 
     def ssm_in(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
-        """attn_norm and the first product of a recurrent layer: (T, 2 * E)."""
+        """attn_norm and the first products of a recurrent layer, side by side."""
         source, norm = self._normed(x, layer.attn_norm)
-        xz = columns_of(self.buffers.xz, self.n_rows, layer.mamba.ssm_in.width)
-        self._product(layer.mamba.ssm_in, source, xz, norm=norm, ready=layer.plan.takes_left and self.step.hands_over)
-        return xz
+        inputs = layer.recurrent.inputs
+        mixed = columns_of(self.buffers.mixed, self.n_rows, inputs.width)
+        self._product(inputs, source, mixed, norm=norm, ready=layer.plan.takes_left and self.step.hands_over)
+        return mixed
 
-    def ssm(self, layer: DeviceLayer, xz: DeviceArray) -> DeviceArray:
-        """Convolution, products and scan of a recurrent layer, which move its states on: (T, E)."""
-        assert self._scans is not None
-        return state_space(layer.index, layer.mamba, xz, self.buffers, self._product, self._scans)
+    def ssm(self, layer: DeviceLayer, mixed: DeviceArray) -> DeviceArray:
+        """Everything of a recurrent layer between the first and the last product, which moves its states on."""
+        assert self._moves is not None
+        return move_states(layer.index, layer.recurrent, mixed, self._moves)
 
     def ssm_out(self, layer: DeviceLayer, h: DeviceArray, x: DeviceArray) -> DeviceArray:
         """x + the last product of a recurrent layer; see attn_output."""
-        return self._mixed(layer, layer.mamba.output, h, x)
+        return self._mixed(layer, layer.recurrent.output, h, x)
 
     def _qkv(self, layer: DeviceLayer, x: DeviceArray, positions: DeviceArray) -> DeviceArray:
         """Queries, keys and values of every row as the attention kernels read them."""
@@ -153,17 +158,26 @@ class CudaOps(LayerBricks[DeviceLayer]):
         return qkv
 
     def attn_output(self, layer: DeviceLayer, a: DeviceArray, x: DeviceArray) -> DeviceArray:
-        """See LayerBricks.attn_output; in a parallel layer only what attention adds to x, which ffn reads again."""
+        """See LayerBricks.attn_output; in a parallel layer only what attention adds to x, which ffn reads again.
+
+        Gates are read where attn_qkv has left them.
+        """
         mixer = layer.attention
         if mixer.latent is not None:
             a = latent_values(mixer.latent, self._product, a, self.buffers, self.step)
-        return self._mixed(layer, mixer.output, a, x)
+        if mixer.shape.gate:
+            row = columns_of(self.buffers.qkv, self.n_rows, mixer.shape.row_width)
+            parts.multiply_sigmoid(a, row[:, mixer.shape.row_width - mixer.shape.gate :])
+        last = layer.recurrent_part is None
+        return self._mixed(layer, mixer.output, a, x, last=last)
 
-    def _mixed(self, layer: DeviceLayer, output: DeviceProjection, a: DeviceArray, x: DeviceArray) -> DeviceArray:
-        """The last product of a mixer, added to x, or beside it in a parallel layer."""
+    def _mixed(
+        self, layer: DeviceLayer, output: DeviceProjection, a: DeviceArray, x: DeviceArray, *, last: bool = True
+    ) -> DeviceArray:
+        """The last product of a mixer, added to x, or beside it in a parallel layer. last: nothing more is mixed in."""
         if not layer.parallel:
-            then = layer.ffn_norm if layer.plan.leaves_inside else None
-            if layer.plan.ffn is None and layer.plan.leaves_behind:
+            then = layer.ffn_norm if last and layer.plan.leaves_inside else None
+            if last and layer.plan.ffn is None and layer.plan.leaves_behind:
                 then = self._norm_behind(layer)
             self._add(layer, output, a, layer.attn_post_norm, x, then=then if self.step.hands_over else None)
             return x

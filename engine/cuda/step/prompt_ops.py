@@ -11,13 +11,13 @@ from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
-from engine.cuda.recurrent.mamba_plan import conv_tiles
+from engine.cuda.recurrent.rows import PromptRows, conv_tiles
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.folding import Shared, columns_of
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
-from engine.cuda.step.recurrent import PromptScans, state_spans
+from engine.cuda.step.recurrent import Moves, state_spans
 from engine.model.batch import Batch
 
 
@@ -76,10 +76,11 @@ class PromptOps(CudaOps):
         self.output_slots = staging.place(slots[batch.output_rows])
         heights = {kernels.tile_rows for kernels in self._attention.values()}
         self._tiles = {rows: staging.place(prefill_tiles(spans, rows)) for rows in heights}
-        self._scans = None
+        self._moves = None
         if self._states is not None:
             table = state_spans(batch.spans, self._states.rows)
-            self._scans = PromptScans(self._states, staging.place(table), staging.place(conv_tiles(table)))
+            rows = PromptRows(staging.place(table), staging.place(conv_tiles(table)))
+            self._moves = Moves(self._states, rows, self.buffers, self._product)
         self._cache.flush(staging)
         staging.send()
 

@@ -7,16 +7,26 @@ prompts lists. Must not know of requests.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.load.buffers import Activations
-from engine.cuda.load.device_weights import DeviceMamba
-from engine.cuda.recurrent.mamba_plan import span_table
+from engine.cuda.load.device_weights import (
+    DeviceDelta,
+    DeviceMamba,
+    DeviceMamba2,
+    DeviceRecurrent,
+    DeviceShortConv,
+)
+from engine.cuda.recurrent.convolution import Convolution
+from engine.cuda.recurrent.delta import Delta, DeltaInputs
+from engine.cuda.recurrent.mamba import Mamba
+from engine.cuda.recurrent.mamba_2 import Mamba2
+from engine.cuda.recurrent.rows import Rows, span_table
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows import parts
 from engine.cuda.step.folding import columns_of
@@ -24,69 +34,19 @@ from engine.model.batch import Span
 from engine.model.cache import StateRows
 
 
-class Scans(Protocol):
-    """The kernels that read and write the states of the rows at hand; `layer` is a layer's number."""
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """What moves the states of a step on.
 
-    def convolve(self, layer: int, mamba: DeviceMamba, xz: DeviceArray, out: DeviceArray) -> None:
-        """See Mamba.conv_decode and Mamba.conv_prompt."""
-
-    def scan(
-        self, layer: int, mamba: DeviceMamba, dt: DeviceArray, x: DeviceArray, bc: DeviceArray, xz: DeviceArray
-    ) -> None:
-        """See Mamba.scan_decode and Mamba.scan_prompt; the result replaces dt."""
-
-
-class DecodeScans:
-    """Row b is slot b. Implements Scans.
-
-    Args:
-        states: the states.
-        positions: int32 (B,), the position of each slot's token, -1 = the slot does not run.
+    Attributes:
+        states: the states, with the kernels. rows: which of them the rows of the step read and write.
+        buffers: activations. product: see step.ops.Products.product.
     """
 
-    def __init__(self, states: StateCache, positions: DeviceArray) -> None:
-        self._states, self._positions = states, positions
-
-    def convolve(self, layer: int, mamba: DeviceMamba, xz: DeviceArray, out: DeviceArray) -> None:
-        """See Scans.convolve."""
-        states, (conv_state, _) = self._states, self._states.arrays(layer)
-        kernels = states.kernels[mamba.plan.shape]
-        kernels.conv_decode(xz, mamba.conv, mamba.conv_bias, conv_state, self._positions, states.offsets, out)
-
-    def scan(
-        self, layer: int, mamba: DeviceMamba, dt: DeviceArray, x: DeviceArray, bc: DeviceArray, xz: DeviceArray
-    ) -> None:
-        """See Scans.scan."""
-        states, (_, ssm_state) = self._states, self._states.arrays(layer)
-        kernels = states.kernels[mamba.plan.shape]
-        kernels.scan_decode(dt, x, bc, xz, mamba.a, mamba.d, ssm_state, self._positions, states.offsets, dt)
-
-
-class PromptScans:
-    """Pieces of prompts. Implements Scans.
-
-    Args:
-        states: the states.
-        spans: int32 (S, 5) on the device, from span_table.
-        tiles: int32 (n_tiles, 2) on the device, from conv_tiles.
-    """
-
-    def __init__(self, states: StateCache, spans: DeviceArray, tiles: DeviceArray) -> None:
-        self._states, self._spans, self._tiles = states, spans, tiles
-
-    def convolve(self, layer: int, mamba: DeviceMamba, xz: DeviceArray, out: DeviceArray) -> None:
-        """See Scans.convolve."""
-        conv_state, _ = self._states.arrays(layer)
-        kernels = self._states.kernels[mamba.plan.shape]
-        kernels.conv_prompt(xz, mamba.conv, mamba.conv_bias, conv_state, self._spans, self._tiles, out)
-
-    def scan(
-        self, layer: int, mamba: DeviceMamba, dt: DeviceArray, x: DeviceArray, bc: DeviceArray, xz: DeviceArray
-    ) -> None:
-        """See Scans.scan."""
-        _, ssm_state = self._states.arrays(layer)
-        kernels = self._states.kernels[mamba.plan.shape]
-        kernels.scan_prompt(dt, x, bc, xz, mamba.a, mamba.d, ssm_state, self._spans, dt)
+    states: StateCache
+    rows: Rows
+    buffers: Activations
+    product: Callable[..., None]
 
 
 def state_spans(spans: Iterable[Span], rows: StateRows) -> npt.NDArray[np.int32]:
@@ -102,25 +62,66 @@ def state_spans(spans: Iterable[Span], rows: StateRows) -> npt.NDArray[np.int32]
     return span_table(found)
 
 
-def state_space(
-    layer: int,
+def move_states(layer: int, mixer: DeviceRecurrent, mixed: DeviceArray, moves: Moves) -> DeviceArray:
+    """The brick ssm: from what the first products give, (T, .), to what the last one reads, (T, .)."""
+    out = columns_of(moves.buffers.scanned, len(mixed), mixer.output.columns)
+    kernels, arrays = moves.states.kernels[mixer.plan.shape], moves.states.arrays(layer)
+    if isinstance(mixer, DeviceShortConv):
+        assert isinstance(kernels, Convolution)
+        kernels(moves.rows, mixed, mixer.conv, None, arrays[0], out)
+    elif isinstance(mixer, DeviceMamba):
+        assert isinstance(kernels, Mamba)
+        _mamba(mixer, kernels, mixed, arrays[0], arrays[1], out, moves)
+    elif isinstance(mixer, DeviceMamba2):
+        assert isinstance(kernels, Mamba2)
+        convolved = columns_of(moves.buffers.convolved, len(mixed), kernels.shape.convolved)
+        kernels(moves.rows, mixed, mixer.kept, arrays[0], arrays[1], convolved, out)
+        if mixer.norm is not None:
+            parts.normalize(out, out, mixer.norm, pieces=kernels.shape.groups, own_weights=True)
+    else:
+        assert isinstance(kernels, Delta)
+        convolved = columns_of(moves.buffers.convolved, len(mixed), kernels.shape.convolved)
+        kernels(moves.rows, _delta_inputs(mixer, mixed, moves), mixer.kept, arrays[0], arrays[1], convolved, out)
+    return out
+
+
+def _mamba(
     mamba: DeviceMamba,
+    kernels: Mamba,
     xz: DeviceArray,
-    buffers: Activations,
-    product: Callable[..., None],
-    scans: Scans,
-) -> DeviceArray:
-    """The brick ssm: from what ssm_in gives (T, 2 * E) to what ssm_out reads (T, E)."""
-    n, shape = len(xz), mamba.plan.shape
-    u, dt = columns_of(buffers.convolved, n, shape.d_inner), columns_of(buffers.scanned, n, shape.d_inner)
-    dt_b_c = columns_of(buffers.dt_b_c, n, shape.row_width)
-    scans.convolve(layer, mamba, xz, u)
-    product(mamba.ssm_x, u, dt_b_c)
-    compressed = dt_b_c[:, : shape.dt_rank]
-    if mamba.norm is not None:
-        ends = accumulate((shape.dt_rank, shape.d_state, shape.d_state), initial=0)
-        for part in (dt_b_c[:, first:end] for first, end in pairwise(ends)):
-            parts.normalize(part, part, mamba.norm)
-    product(mamba.ssm_dt, compressed, dt)
-    scans.scan(layer, mamba, dt, u, dt_b_c, xz)
-    return dt
+    conv_state: DeviceArray,
+    ssm_state: DeviceArray,
+    dt: DeviceArray,
+    moves: Moves,
+) -> None:
+    """Convolution, products and scan of Mamba 1; the result replaces dt."""
+    shape, buffers = kernels.shape, moves.buffers
+    u, dt_b_c = (
+        columns_of(buffers.convolved, len(xz), shape.d_inner),
+        columns_of(buffers.between, len(xz), shape.row_width),
+    )
+    kernels.convolve(moves.rows, xz, mamba.conv, mamba.conv_bias, conv_state, u)
+    moves.product(mamba.ssm_x, u, dt_b_c)
+    ends = pairwise(accumulate((shape.dt_rank, shape.d_state, shape.d_state), initial=0))
+    for (first, end), norm in zip(ends, mamba.norms, strict=True):
+        if norm is not None:
+            part = dt_b_c[:, first:end]
+            parts.normalize(part, part, norm)
+    moves.product(mamba.ssm_dt, dt_b_c[:, : shape.dt_rank], dt)
+    kernels.scan(moves.rows, dt, u, dt_b_c, xz, mamba.a, mamba.d, ssm_state, dt)
+
+
+def _delta_inputs(delta: DeviceDelta, mixed: DeviceArray, moves: Moves) -> DeltaInputs:
+    """Gate, beta and steps, where the first products have left them or from what they have left."""
+    shape, n = delta.plan.delta, len(mixed)
+    at = shape.convolved
+    if delta.steps is None or delta.gate is None:
+        gate_end = at + shape.inner
+        beta_end = gate_end + shape.heads
+        return DeltaInputs(mixed, mixed[:, at:gate_end], mixed[:, gate_end:beta_end], mixed[:, beta_end:])
+    between = columns_of(moves.buffers.between, n, 2 * shape.inner)
+    steps, gate = between[:, : shape.inner], between[:, shape.inner :]
+    middle, end = at + shape.head, at + 2 * shape.head
+    moves.product(delta.steps, mixed[:, at:middle], steps)
+    moves.product(delta.gate, mixed[:, middle:end], gate)
+    return DeltaInputs(mixed, gate, mixed[:, end:], steps)

@@ -9,7 +9,7 @@ import numpy as np
 from engine.model.building.indexer import build_indexer
 from engine.model.building.positions import PositionTables
 from engine.model.building.source import TensorSource
-from engine.model.config import AttentionConfig, LatentConfig, OutputGate, QkNorm, QkWeights
+from engine.model.config import AttentionConfig, LatentConfig, NormKind, OutputGate, QkNorm, QkWeights
 from engine.model.weights import AttentionWeights, LatentWeights, Linear, Norm
 
 
@@ -24,7 +24,10 @@ def build_attention(
     output = replace(output, scale=output.scale * attention.value_scale)
     q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
     latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
-    gate = None
+    gate, query_gate = None, None
+    if attention.output_gate is OutputGate.IN_QUERY and q is not None:
+        size = attention.key_width
+        query_gate = q.every(0, size, 2 * size, "queries"), q.every(size, size, 2 * size, "gates")
     if attention.output_gate in (OutputGate.OWN, OutputGate.PER_HEAD):
         rows = heads if attention.output_gate is OutputGate.PER_HEAD else heads * value_width
         gate = source.linear(f"{prefix}.attn_gate", rows, source.width)
@@ -36,32 +39,38 @@ def build_attention(
         k=k,
         v=v,
         q_norm=_qk_norm(source, f"{prefix}.attn_q_norm", attention, heads),
-        k_norm=_qk_norm(source, f"{prefix}.attn_k_norm", attention, attention.n_kv_heads),
+        k_norm=_k_norm(source, prefix, attention),
         sinks=sinks,
         alibi_slopes=positions.alibi_slopes(attention),
         latent=latent_weights,
         gate=gate,
+        sub_norm=source.norm(f"{prefix}.attn_sub_norm", (heads * value_width,)) if attention.sub_norm else None,
+        v_norm=Norm(NormKind.RMS, source.config.norm_epsilon, None) if attention.value_norm else None,
+        query_gate=query_gate,
         indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )
 
 
-def _qkv(source: TensorSource, prefix: str, attention: AttentionConfig) -> tuple[Linear, Linear, Linear]:
+def _qkv(source: TensorSource, prefix: str, attention: AttentionConfig) -> tuple[Linear, Linear | None, Linear | None]:
     """Projections to queries, keys and values; row ranges of one tensor where the file has attn_qkv."""
+    parts, tensors = source.architecture.attention, source.tensors
+    assert parts is not None
     q_rows = attention.n_heads * attention.key_width * (2 if attention.output_gate is OutputGate.IN_QUERY else 1)
     k_rows = attention.n_kv_heads * attention.key_width
     v_rows = attention.n_kv_heads * attention.value_width
-    if source.tensors.has(f"{prefix}.attn_qkv.weight"):
+    shared = attention.cache_layer is not None
+    if tensors.has(f"{prefix}.attn_qkv.weight"):
         fused = source.linear(f"{prefix}.attn_qkv", q_rows + k_rows + v_rows, source.width)
-        return (
-            fused.slice_rows(0, q_rows),
-            fused.slice_rows(q_rows, q_rows + k_rows),
-            fused.slice_rows(q_rows + k_rows, q_rows + k_rows + v_rows),
-        )
-    return (
-        source.linear(f"{prefix}.attn_q", q_rows, source.width),
-        source.linear(f"{prefix}.attn_k", k_rows, source.width),
-        source.linear(f"{prefix}.attn_v", v_rows, source.width),
-    )
+        q, k = fused.slice_rows(0, q_rows), fused.slice_rows(q_rows, q_rows + k_rows)
+        return (q, None, None) if shared else (q, k, fused.slice_rows(q_rows + k_rows, q_rows + k_rows + v_rows))
+    q = source.linear(f"{prefix}.attn_q", q_rows, source.width)
+    if shared:
+        tensors.ignore(f"{prefix}.{name}.*" for name in ("attn_k", "attn_v", "attn_k_norm"))
+        return q, None, None
+    k = source.linear(f"{prefix}.attn_k", k_rows, source.width)
+    if parts.values_like_keys and not tensors.has(f"{prefix}.attn_v.weight"):
+        return q, k, k
+    return q, k, source.linear(f"{prefix}.attn_v", v_rows, source.width)
 
 
 def _qk_norm(source: TensorSource, name: str, attention: AttentionConfig, heads: int) -> Norm | None:
@@ -79,6 +88,12 @@ def _qk_norm(source: TensorSource, name: str, attention: AttentionConfig, heads:
         return Norm(kind, epsilon, None)
     shapes = {QkNorm.HEAD: (width,), QkNorm.EACH_HEAD: (heads, width), QkNorm.WIDTH: (heads * width,)}
     return replace(source.norm(name, shapes[attention.qk_norm], optional_bias=True), kind=kind, epsilon=epsilon)
+
+
+def _k_norm(source: TensorSource, prefix: str, attention: AttentionConfig) -> Norm | None:
+    if attention.cache_layer is not None:
+        return None
+    return _qk_norm(source, f"{prefix}.attn_k_norm", attention, attention.n_kv_heads)
 
 
 def _latent(source: TensorSource, prefix: str, heads: int, latent: LatentConfig) -> LatentWeights:
@@ -108,4 +123,5 @@ def _latent(source: TensorSource, prefix: str, heads: int, latent: LatentConfig)
         k_b=k_b,
         v_b=v_b,
         kv_b=kv_b,
+        k_norm=source.norm(f"{prefix}.attn_k_norm", (latent.rope_width,)) if latent.key_norm else None,
     )

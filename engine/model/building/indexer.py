@@ -9,9 +9,6 @@ from engine.model.indexer_config import IndexerKind
 from engine.model.indexer_weights import IndexerWeights
 from engine.model.parts import Presence
 
-KEY_EPSILON = 1e-6
-"""Of the layer norm of keys (IndexerKind.TOKENS), which no key of a file states."""
-
 
 def build_indexer(
     source: TensorSource, positions: PositionTables, prefix: str, attention: AttentionConfig
@@ -33,11 +30,14 @@ def build_indexer(
             proj=None,
             rope=positions.rope(indexer.rope),
         )
-    latent = attention.latent
+    latent, parts = attention.latent, source.architecture.attention
     assert latent is not None
     assert latent.q_rank is not None
+    assert parts is not None
+    assert parts.indexer is not None
+    epsilon = source.config.norm_epsilon if parts.indexer.epsilon is None else parts.indexer.epsilon
     k_norm = source.tensors.norm(
-        f"{name}.k_norm", (indexer.width,), NormKind.LAYER, KEY_EPSILON, weight=True, bias=Presence.ALWAYS
+        f"{name}.k_norm", (indexer.width,), NormKind.LAYER, epsilon, weight=True, bias=Presence.ALWAYS
     )
     return IndexerWeights(
         q=source.linear(f"{name}.attn_q_b", rows, latent.q_rank),

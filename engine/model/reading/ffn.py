@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from engine.errors import ModelFileError, UnsupportedModelError
 from engine.model.config import Activation, AdjugateConfig, FfnConfig, MoeConfig, Routing
 from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
+from engine.model.rwkv_config import ChannelMixConfig
 
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
+
+USUAL_SPARSITY = 1.6448533535003662
+"""Deviations above the mean that a twentieth of normally distributed numbers exceeds, as Gemma 3n was trained."""
 
 LEAST_LIMIT = 1e-6
 """Limits up to this mean that there is none."""
 
 
-def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
+def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | ChannelMixConfig | None]:
     """The feed-forward part of each layer; None where the family has none.
 
     Raises:
@@ -28,7 +35,7 @@ def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
     return [_layer(source, ffn, index, widths[index] // ffn.width_divisor) for index in range(source.n_layers)]
 
 
-def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig | None:
+def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig | ChannelMixConfig | None:
     """The feed-forward part of layer `index`, of `width` columns where it is dense (0 = not stated)."""
     read, parts = source.read, source.architecture.moe
     if width == 0 and (source.architecture.layer.one_part or source.architecture.layer.without_heads):
@@ -43,9 +50,35 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
+        if ffn.channel_mix:
+            receptance = f"blk.{index}.channel_mix_receptance.weight" in source.tensors
+            return ChannelMixConfig(width=width, receptance=receptance)
         limit = _limit(source, ffn, "swiglu_clamp_shexp", index)
-        return _part(source, ffn, width, ffn.activation, limit)
+        part = _part(source, ffn, width, ffn.activation, limit)
+        sparsity, xielu = _sparsity(source, ffn, index), _xielu(source, ffn, index)
+        return replace(part, sparsity=sparsity, xielu=xielu, sub_norm=ffn.sub_norm)
     return _moe(source, ffn, parts, index, width)
+
+
+def _xielu(source: Source, ffn: FfnParts, index: int) -> tuple[float, float, float, float] | None:
+    """The constants of Activation.XIELU in layer `index`; files hold what softplus makes the first two of."""
+    if ffn.activation is not Activation.XIELU:
+        return None
+    read = source.read.under("xielu")
+    positive, negative, beta, epsilon = (
+        read.numbers_per_layer(key, source.n_blocks, None, low=-LIMIT, high=LIMIT)[index]
+        for key in ("alpha_p", "alpha_n", "beta", "eps")
+    )
+    return math.log1p(math.exp(min(positive, 80.0))), beta + math.log1p(math.exp(min(negative, 80.0))), beta, epsilon
+
+
+def _sparsity(source: Source, ffn: FfnParts, index: int) -> float:
+    """FfnConfig.sparsity of layer `index`."""
+    if not ffn.sparse_layers:
+        return 0.0
+    usual = USUAL_SPARSITY if index < ffn.sparse_layers else 0.0
+    key = "activation_sparsity_scale"
+    return max(0.0, source.read.numbers_per_layer(key, source.n_blocks, usual, low=-LIMIT, high=LIMIT)[index])
 
 
 def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int) -> MoeConfig:
@@ -79,7 +112,8 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
         routed_early=parts.routed_early,
         adjugate=_adjugate(source, ffn, n_experts, n_used) if parts.adjugates else None,
         reads_input=parts.reads_input,
-        latent=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
+        latent_width=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
+        separate_norms=parts.separate_norms,
     )
 
 

@@ -10,6 +10,9 @@ from engine.model.parts import IndexerParts
 from engine.model.reading.source import Source
 from engine.model.rope_config import RopeConfig
 
+OWN_FIRST, OWN_PERIOD = 2, 4
+"""Layers up to this number have an indexer of their own, then each of so many: see IndexerParts.shared_context."""
+
 LONGEST_BLOCK = 4096
 """Most positions of a block."""
 
@@ -30,6 +33,8 @@ def read_indexer(
         ModelFileError: a key is missing or has an impossible value, or sizes contradict each other.
     """
     read, block, local = source.read, 1, 0
+    if parts.optional and read.integer("attention.indexer.top_k", 0, low=0) == 0:
+        return None
     if parts.kind is IndexerKind.BLOCKS:
         if index < read.integer("leading_dense_block_count", 0, low=0):
             return None
@@ -61,7 +66,8 @@ def read_indexer(
         rope=rope if rope is None or parts.style is None else replace(rope, style=parts.style),
         block=block,
         local=local,
-        shared=parts.shared and _is_shared(source, index),
+        shared=parts.shared and _is_shared(source, parts, index),
+        rotated_last=parts.rotated_last,
     )
 
 
@@ -79,11 +85,12 @@ def _ratio(source: Source, index: int) -> int:
     return source.read.per_layer(key, source.n_blocks, low=0, high=LONGEST_BLOCK)[index]
 
 
-def _is_shared(source: Source, index: int) -> bool:
+def _is_shared(source: Source, parts: IndexerParts, index: int) -> bool:
     """Whether layer `index` takes what another layer chose."""
     key = "attention.indexer.types"
     if not source.read.has(key):
-        return False
+        long = parts.shared_context is not None and source.context_length >= parts.shared_context
+        return long and index > OWN_FIRST and index % OWN_PERIOD != OWN_FIRST
     own = source.read.per_layer(key, source.n_layers, low=0, high=1)
     if not own[0]:
         raise ModelFileError(f"{source.name}.{key} gives the first layer no indexer; allowed is 1, as others follow it")

@@ -13,9 +13,18 @@ from engine.model.parts import LogitScale, Parallel, Presence
 from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
+from engine.model.reading.ngrams import read_ngrams
 from engine.model.reading.skips import read_skip
 from engine.model.reading.source import Source, open_source
+from engine.model.reading.streams import (
+    has_output_scale,
+    read_laurel_rank,
+    read_output_factor,
+    read_per_layer_width,
+    read_streams,
+)
 from engine.model.reading.unread_keys import check_unread
+from engine.model.skip_config import SkipConfig, StackSkip
 
 _RMS_EPSILON = "attention.layer_norm_rms_epsilon"
 
@@ -47,7 +56,7 @@ def read_config(
         UnsupportedModelError: a value asks for something that is not supported, or with `strict` a key is unknown.
     """
     source = open_source(architecture, metadata, tensors, run_context)
-    name = metadata.get("general.name")
+    name, skip = metadata.get("general.name"), read_skip(source)
     config = ModelConfig(
         architecture=architecture.name,
         name=name if isinstance(name, str) else "",
@@ -56,15 +65,17 @@ def read_config(
         context_length=source.context_length,
         norm=_norm_kind(source),
         norm_epsilon=_norm_epsilon(source),
-        layers=_layers(source),
+        layers=_layers(source, skip),
         embedding_scale=_embedding_scale(source),
         learned_positions=_learned_positions(source),
         logit_scale=_logit_scale(source),
         logit_softcap=source.default("final_logit_softcapping", architecture.head.softcap),
         norms_behind=architecture.layer.behind_stated and source.read.flag("swin_norm", False),
         silent=_silent(source, vocab_size),
-        skip=read_skip(source),
+        skip=skip,
         next_token_layers=source.n_blocks - source.n_layers,
+        per_layer_width=read_per_layer_width(source),
+        streams=read_streams(source),
     )
     return config, check_unread(architecture, source.read, config, strict=strict)
 
@@ -89,12 +100,14 @@ def _norm_epsilon(source: Source) -> float:
     return source.read.number(f"attention.{key}", norm.epsilon, low=0.0, high=1.0)
 
 
-def _layers(source: Source) -> tuple[LayerConfig, ...]:
+def _layers(source: Source, skip: SkipConfig | None) -> tuple[LayerConfig, ...]:
     ffns, scale = read_ffns(source), _residual_scale(source)
     has_mixer = [not (source.architecture.layer.one_part and ffn is not None) for ffn in ffns]
     if source.architecture.layer.without_heads:
         has_mixer = [heads > 0 for heads in source.read.per_layer("attention.head_count", source.n_blocks, low=0)]
     mixers = read_mixers(source, has_mixer[: source.n_layers])
+    per_layer_width, streams = read_per_layer_width(source), read_streams(source)
+    ngrams = read_ngrams(source, skip)
     layers = tuple(
         LayerConfig(
             index=index,
@@ -103,9 +116,17 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
             residual=_residual(source, index),
             residual_scale=scale,
             embedding_skip=source.architecture.layer.embedding_skip,
+            laurel_rank=read_laurel_rank(source, index),
+            per_layer_width=per_layer_width,
+            output_scale=has_output_scale(source, index),
+            output_factor=read_output_factor(source, index),
+            streams=streams,
+            ngrams=ngrams[index],
         )
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
     )
+    if isinstance(skip, StackSkip):
+        return tuple(replace(layer, block=skip.block(layer.index)) for layer in layers)
     return _passes(source, layers) if source.architecture.layer.loops else layers
 
 

@@ -57,8 +57,6 @@ def router(serving: Serving) -> APIRouter:
     async def page(request: Request) -> Response:
         if not serving.settings.page:
             raise ApiError(404, "this server was started with --no-page")
-        if "text/html" not in request.headers.get("accept", ""):  # a program asks whether the server is there
-            return Response("gguf-engine is running\n", media_type="text/plain", headers={"Vary": "Accept"})
         return _file(request, "index.html")
 
     @routes.api_route("/static/{name}", methods=["GET", "HEAD"])
@@ -72,7 +70,7 @@ def router(serving: Serving) -> APIRouter:
 
 def _file(request: Request, name: str) -> Response:
     content = (FOLDER / name).read_bytes()
-    headers = {**HEADERS, "Vary": "Accept", "ETag": f'"{sha256(content).hexdigest()[:32]}"'}
+    headers = {**HEADERS, "ETag": f'"{sha256(content).hexdigest()[:32]}"'}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=TYPES[name], headers=headers)

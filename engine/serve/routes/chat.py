@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.api.driver import PromptProgress
+from engine.api.mailbox import PromptProgress
 from engine.request import CallPart, GenerationResult, GenerationStats
 from engine.sampling.params import MAX_LOGPROBS
 from engine.serve.answers import DONE, event, respond
@@ -49,6 +49,13 @@ def router(serving: Serving) -> APIRouter:
     async def chat(request: Request) -> Response:
         body = await read_body(request, ChatBody)
         continued = is_continued(body.messages, body.continue_final_message, body.add_generation_prompt)
+        if body.add_generation_prompt is False and not continued:
+            raise ApiError(
+                400,
+                "add_generation_prompt is false, but messages does not end with an answer that could be continued",
+                param="add_generation_prompt",
+                code="invalid_value",
+            )
         names = template_names(serving.settings.template_variables, body.chat_template_kwargs, body.reasoning_effort)
         names |= answer_names(
             body.tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens, body.reasoning_format

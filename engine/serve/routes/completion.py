@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.api.driver import PromptProgress
 from engine.api.llm import LLM
+from engine.api.mailbox import PromptProgress
 from engine.request import GenerationResult, TokenSample
 from engine.serve.answers import event, respond
 from engine.serve.body import read_body

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from engine.api.driver import PromptProgress
 from engine.api.llm import LLM
+from engine.api.mailbox import PromptProgress
 from engine.request import GenerationResult, GenerationStats, TokenSample
 from engine.sampling.params import MAX_LOGPROBS, SamplingParams
 from engine.serve.answers import DONE, event, respond

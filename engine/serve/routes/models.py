@@ -11,6 +11,7 @@ from engine import __version__
 from engine.api.llm import LLM
 from engine.sampling.params import SamplingParams
 from engine.serve.errors import ApiError, json_response
+from engine.serve.loading import LoadProgress
 from engine.serve.metrics import occupancies
 from engine.serve.model_store import ServedModel
 from engine.serve.serving import Serving
@@ -83,11 +84,15 @@ def health_of(serving: Serving) -> tuple[dict[str, Any], int]:
             return _unhealthy("failed", f"the device of {model.spec.name} failed: {failure}"), 503
     if serving.draining:
         return _unhealthy("draining", "the server is shutting down"), 503
-    loading = [one.progress for one in store.models if one.llm is None and one.progress is not None]
-    if loading and not any(one.llm is not None for one in store.models):
-        value = _unhealthy("loading", f"Loading model: {loading[0].text}")
-        return {**value, "progress": round(loading[0].fraction, 3)}, 503
-    return {"status": "ok"}, 200
+    if any(one.llm is not None for one in store.models):
+        return {"status": "ok"}, 200
+    loading = [one.progress for one in store.models if one.progress is not None]
+    if not loading and len(store.models) == 1 and store.models[0].props is None:
+        loading = [LoadProgress()]  # the socket answers before the first model is begun
+    if not loading:
+        return {"status": "ok"}, 200
+    value = _unhealthy("loading", f"Loading model: {loading[0].text}")
+    return {**value, "progress": round(loading[0].fraction, 3)}, 503
 
 
 def _unhealthy(status: str, message: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 
-from engine.api.driver import PromptProgress
+from engine.api.mailbox import PromptProgress
 from engine.request import GenerationResult, StreamChunk
 from engine.serve.answers import named_event, respond
 from engine.serve.body import Body, read_body

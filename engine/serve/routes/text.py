@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engine.api.llm import LLM
 from engine.serve.body import Body, read_body
-from engine.serve.conversations import is_continued, prompt_of, template_names
+from engine.serve.conversations import answer_names, is_continued, prompt_of, template_names
 from engine.serve.errors import json_response
 from engine.serve.routes.chat import ChatBody
 from engine.serve.serving import Serving
@@ -60,10 +60,15 @@ def router(serving: Serving) -> APIRouter:
         body = await read_body(request, ChatBody)
         continued = is_continued(body.messages, body.continue_final_message, body.add_generation_prompt)
         names = template_names(serving.settings.template_variables, body.chat_template_kwargs, body.reasoning_effort)
-        text = await with_model(
-            serving, body.model, lambda llm: prompt_of(llm, body.messages, names, continued=continued).text
-        )
-        return json_response({"prompt": text})
+        told = answer_names(body.tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens)
+
+        def prompt(llm: LLM) -> str:
+            if body.add_generation_prompt is False and not continued:
+                template = llm.require_chat_template()
+                return template.render(body.messages, tools=told.get("tools"), add_generation_prompt=False, **names)
+            return prompt_of(llm, body.messages, names | told, continued=continued).text
+
+        return json_response({"prompt": await with_model(serving, body.model, prompt)})
 
     return routes
 

@@ -1,0 +1,138 @@
+"""Front and replicas as one application of Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+
+from engine.cluster.front import Front
+from engine.cluster.replica import Replica
+from engine.errors import InvalidRequestError
+from engine.serve.model_store import ModelSpec
+from engine.serve.settings import ServeSettings
+
+T = TypeVar("T")
+
+NAME = "gguf-engine"
+REPLICAS = "replica"
+ROUTERS: dict[str, str | None] = {"prefix": "engine.cluster.router:PrefixRouter", "least-busy": None}
+"""Ways to choose a replica; None is Ray's own, the less busy one of two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """How many replicas there are, where, and how requests are given to them.
+
+    Attributes:
+        min_replicas: at least so many run.
+        max_replicas: at most so many run; more than min_replicas: as many as the requests need.
+        target_requests: requests, running and waiting, for each replica, that the number of replicas aims at.
+        downscale_delay: seconds of too few requests after which a replica is ended.
+        cpus: processor cores for each replica.
+        gpus: GPUs for each replica.
+        router: a key of ROUTERS.
+
+    Raises:
+        InvalidRequestError: a value outside its range.
+    """
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_requests: float = 16.0
+    downscale_delay: float = 300.0
+    cpus: float = 1.0
+    gpus: float = 0.0
+    router: str = "prefix"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_replicas <= self.max_replicas:
+            raise InvalidRequestError(
+                f"{self.min_replicas} to {self.max_replicas} replicas; allowed: at least 1, and no fewer at most"
+            )
+        if not self.target_requests > 0:
+            raise InvalidRequestError(f"target_requests is {self.target_requests}; allowed: more than 0")
+        for name in ("downscale_delay", "cpus", "gpus"):
+            if not getattr(self, name) >= 0:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)}; allowed: at least 0")
+        if self.router not in ROUTERS:
+            raise InvalidRequestError(f"router is {self.router!r}; allowed: {', '.join(ROUTERS)}")
+
+
+def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: ClusterSettings) -> Any:
+    """What serve.run() takes.
+
+    Args:
+        specs: the models of each replica.
+        settings: of the server.
+        cluster: of the replicas.
+    """
+    resources: dict[str, Any] = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus}
+    options: dict[str, Any] = {
+        "name": REPLICAS,
+        "ray_actor_options": resources,
+        "max_ongoing_requests": 100_000,  # a replica refuses by itself what its queue has no room for
+        "graceful_shutdown_timeout_s": settings.grace,
+        "health_check_period_s": 2.0,
+        "health_check_timeout_s": 30.0,
+    }
+    if cluster.max_replicas > cluster.min_replicas:
+        options["autoscaling_config"] = AutoscalingConfig(
+            min_replicas=cluster.min_replicas,
+            max_replicas=cluster.max_replicas,
+            target_ongoing_requests=cluster.target_requests,
+            upscale_delay_s=2.0,
+            downscale_delay_s=cluster.downscale_delay,
+            look_back_period_s=15.0,
+        )
+    else:
+        options["num_replicas"] = cluster.min_replicas
+    if ROUTERS[cluster.router] is not None:
+        chosen: dict[str, Any] = {"request_router_class": ROUTERS[cluster.router]}
+        options["request_router_config"] = RequestRouterConfig(**chosen)
+    replicas = serve.deployment(**options)(Replica).bind(list(specs), settings)
+
+    def build() -> Front:
+        return Front(settings, serve.get_deployment_handle(REPLICAS, app_name=NAME))
+
+    front = serve.deployment(
+        name="front",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=settings.max_connections,
+        graceful_shutdown_timeout_s=settings.grace,
+    )(serve.ingress(build)())
+    return front.bind(replicas)
+
+
+def build(arguments: dict[str, Any]) -> Any:
+    """The application of a configuration file, for `serve deploy` and KubeRay; its name there must be NAME.
+
+    Args:
+        arguments: `models`, a list of sources or of objects with `name`, `source`, `aliases` and `settings`, the
+            arguments of LLM(); `server`, attributes of ServeSettings; `replicas`, attributes of ClusterSettings. All
+            may be left out.
+
+    Raises:
+        InvalidRequestError: an unknown name, or a value outside its range.
+    """
+    unknown = set(arguments) - {"models", "server", "replicas"}
+    if unknown:
+        raise InvalidRequestError(f"unknown arguments {sorted(unknown)}; allowed: models, replicas, server")
+    models = arguments.get("models") or [{"name": "bundled"}]
+    specs = [
+        ModelSpec(one.removeprefix("hf:"), one) if isinstance(one, str) else _of(ModelSpec, "models", one)
+        for one in models
+    ]
+    settings = _of(ServeSettings, "server", arguments.get("server") or {})
+    return application(specs, settings, _of(ClusterSettings, "replicas", arguments.get("replicas") or {}))
+
+
+def _of(kind: Callable[..., T], place: str, given: dict[str, Any]) -> T:
+    """A dataclass of fields in a configuration file, where tuples are lists."""
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    except TypeError as error:
+        raise InvalidRequestError(f"{place}: {str(error).split(') ')[-1].removeprefix(kind.__name__)}") from None

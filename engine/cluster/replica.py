@@ -1,0 +1,156 @@
+"""One replica: the server of one machine without its socket, whose requests come over Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Scope
+
+from engine.cluster.conversation import Conversation
+from engine.errors import DeviceError
+from engine.serve.app import make_app
+from engine.serve.model_store import ModelSpec
+from engine.serve.serving import Serving
+from engine.serve.settings import ServeSettings
+
+
+class Replica:
+    """A deployment of Ray Serve.
+
+    Args:
+        specs: the models; the only one is opened at once, others on first use.
+        settings: of the server; the front has checked keys, and Ray writes the requests' times, before they come here.
+
+    Raises:
+        ApiError: the only model cannot be opened.
+    """
+
+    async def __init__(self, specs: Sequence[ModelSpec], settings: ServeSettings) -> None:  # type: ignore[misc]
+        self._serving = Serving(specs, replace(settings, api_keys=(), cors_origins=()))
+        self._app = make_app(self._serving)
+        self._lifespan = Lifespan(self._app)
+        await self._lifespan.start()
+        if len(specs) == 1:
+            store = self._serving.store
+            store.release(await store.acquire(None))
+
+    async def respond(
+        self, scope: dict[str, Any], body: bytes, *, conversation: Conversation | None = None
+    ) -> AsyncIterator[list[Message]]:
+        """The messages of an answer as ASGI has them, those that are there at a time together.
+
+        Ending the iteration early, or cancelling it, is the client's going away.
+
+        Args:
+            scope: of the request.
+            body: all of it.
+            conversation: for the router.
+        """
+        gone, ready, messages = asyncio.Event(), asyncio.Event(), list[Message]()
+        given = False
+
+        async def receive() -> Message:
+            nonlocal given
+            if not given:
+                given = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            messages.append(message)
+            ready.set()
+
+        answering = asyncio.ensure_future(self._app(scope, receive, send))
+        answering.add_done_callback(lambda _: ready.set())
+        try:
+            while not answering.done() or messages:
+                await ready.wait()
+                ready.clear()
+                if messages:
+                    some, messages[:] = list(messages), []
+                    yield some
+            answering.result()  # raises what the application did not turn into an answer
+        finally:
+            gone.set()
+            if not answering.done():
+                answering.cancel()
+                with suppress(asyncio.CancelledError):
+                    await answering
+
+    async def metrics(self) -> bytes:
+        """This replica's metrics as Prometheus reads them."""
+        return self._serving.metrics.text()
+
+    async def drain(self) -> int:
+        """Take no new requests; returns how many still run."""
+        self._serving.draining = True
+        return sum(model.users for model in self._serving.store.models)
+
+    async def check_health(self) -> None:
+        """Called by Ray at intervals; a replica that raises is replaced.
+
+        Raises:
+            DeviceError: the device of a model has failed.
+        """
+        for model in self._serving.store.models:
+            failure: DeviceError | None = None if model.llm is None else model.llm.failure
+            if failure is not None:
+                raise failure
+
+    async def __del__(self) -> None:
+        """Called by Ray before the replica ends."""
+        if hasattr(self, "_lifespan"):
+            await self._lifespan.end()
+
+
+class Lifespan:
+    """The beginning and the end of an ASGI application.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._ending = asyncio.Event()
+        self._started: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Let the application begin; raises what it raises."""
+        self._started = asyncio.get_running_loop().create_future()
+        self._task = asyncio.ensure_future(self._run(self._started))
+        await asyncio.wait((self._started, self._task), return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            self._task.result()
+
+    async def end(self) -> None:
+        """Let the application end; a second call does nothing."""
+        self._ending.set()
+        if self._task is not None:
+            await self._task
+
+    async def _run(self, started: asyncio.Future[None]) -> None:
+        asked = False
+
+        async def receive() -> Message:
+            nonlocal asked
+            if not asked:
+                asked = True
+                return {"type": "lifespan.startup"}
+            await self._ending.wait()
+            return {"type": "lifespan.shutdown"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete" and not started.done():
+                started.set_result(None)
+            elif message["type"].endswith(".failed"):
+                raise RuntimeError(message.get("message", "the application cannot start"))
+
+        scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+        await self._app(scope, receive, send)

@@ -1,0 +1,120 @@
+"""Replicas on a Ray cluster of this machine: as one server to clients, and apart where it matters."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.support.ray_load import STORY, complete, conversations, under_load
+from tests.support.ray_server import running, wait_for
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running("--replicas", "2", "--cache-tokens", "16384", "-c", "1024") as one:
+        yield one
+
+
+def test_a_stream_through_the_openai_package(server):
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none")
+    pieces = client.completions.create(model="m", prompt=STORY, max_tokens=24, temperature=0, stream=True)
+    streamed = "".join(piece.choices[0].text for piece in pieces if piece.choices)
+    whole = client.completions.create(model="m", prompt=STORY, max_tokens=24, temperature=0)
+    assert streamed == whole.choices[0].text
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        client.completions.create(model="m", prompt=STORY, temperature=-1)
+
+
+def test_the_same_text_with_a_seed_whichever_replica_answers(server):
+    fields = {"max_tokens": 24, "temperature": 1.0, "seed": 7}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: complete(server, STORY, **fields)[2], range(24)))
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+    each = server.get("/metrics/replicas")
+    for number in "01":
+        assert f'replica="{number}"' in each
+    counts = [line.split()[-1] for line in each.splitlines() if line.startswith("vllm:generation_tokens_total")]
+    assert all(float(count) > 0 for count in counts)
+    assert sum(map(float, counts)) == server.metric("vllm:generation_tokens_total")
+
+
+def test_one_id_goes_with_a_request(server):
+    _, headers, _ = server.post("/v1/completions", headers={"X-Request-Id": "abc-1"}, prompt=STORY, max_tokens=1)
+    assert [value for name, value in headers.items() if name.lower() == "x-request-id"] == ["abc-1"]
+
+
+def test_a_client_that_goes_away_frees_its_place(server):
+    lines = server.lines("/v1/completions", prompt=STORY, max_tokens=900, ignore_eos=True)
+    next(lines)
+    assert server.metric("vllm:num_requests_running") == 1
+    lines.close()
+    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, 10)
+
+
+def test_conversations_find_their_pages(server):
+    assert conversations(server, 10, 5) >= 0.9
+
+
+def ask_either_way(server, number, prompt):
+    if number % 2:
+        try:
+            last = list(server.lines("/v1/completions", prompt=prompt, max_tokens=40))[-1]
+        except OSError:
+            return "broken"
+        return "ok" if last == "data: [DONE]" else "lost" if "try again" in last else last
+    status, headers, answer = complete(server, prompt, max_tokens=40)
+    if status == 503:
+        assert "retry-after" in {name.lower() for name in headers}
+        assert "again" in answer["error"]["message"]
+    return {200: "ok", 503: "lost"}.get(status, status)
+
+
+def test_a_lost_replica_takes_only_its_requests_with_it(server):
+    first = server.replicas()
+    assert len(first) == 2
+    with under_load(server, 8, ask_either_way) as outcomes:
+        time.sleep(2)
+        os.kill(first[0], signal.SIGKILL)
+        wait_for(lambda: len(set(server.replicas()) - set(first)) == 1, 60)
+        wait_for(lambda: server.get("/metrics/replicas").count("vllm:num_requests_running{") == 2, 60)
+        time.sleep(1)
+    assert set(outcomes) <= {"ok", "lost"}, outcomes
+    assert 1 <= outcomes["lost"] <= 8, outcomes
+    assert outcomes["ok"] > 20
+
+
+def test_many_requests_leave_nothing_behind(server):
+    def resident():
+        pages = [int(Path(f"/proc/{number}/statm").read_text().split()[1]) for number in server.replicas()]
+        return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    dice = random.Random(5)
+
+    def one(number):
+        kind = dice.random()
+        if kind < 0.2:
+            lines = server.lines("/v1/completions", prompt=f"{number} {STORY}", max_tokens=300, ignore_eos=True)
+            next(lines)
+            lines.close()
+            return "left"
+        return complete(server, f"{number % 40} {STORY}", max_tokens=1 + number % 4)[0]
+
+    def wave(n):
+        with ThreadPoolExecutor(16) as pool:
+            return Counter(pool.map(one, range(n)))
+
+    counts = wave(300)
+    before = resident()
+    counts += wave(700)
+    assert set(counts) == {200, "left"}, counts
+    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, 20)
+    assert server.metric("vllm:num_requests_waiting") == 0
+    assert resident() < before + 40
