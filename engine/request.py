@@ -15,6 +15,7 @@ from engine.sampling.result import TokenSample
 
 __all__ = [
     "ActiveSequence",
+    "CallPart",
     "GenerationResult",
     "GenerationStats",
     "Request",
@@ -42,6 +43,23 @@ class ToolCall:
     def as_dict(self) -> dict[str, Any]:
         """The call as part of an assistant's message."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(frozen=True, slots=True)
+class CallPart:
+    """What one step added to a call of a tool. Joined, the arguments of its parts are those of the call.
+
+    Attributes:
+        index: number of the call in its answer, from 0.
+        arguments: new text of them.
+        id: of the call, in its first part; None in the others.
+        name: of the function, in the first part; None in the others.
+    """
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +209,8 @@ class StreamChunk:
         stats: in the last chunk.
         request_id: the request it belongs to.
         reasoning: of a chat, new text of what the model thinks before it answers.
-        tool_calls: of a chat, calls that are complete now.
+        tool_calls: of a chat, calls that are complete now, or that the end of the answer has cut off.
+        call_parts: of a chat, the same calls piece by piece, as they are written.
     """
 
     text: str
@@ -203,6 +222,7 @@ class StreamChunk:
     request_id: int = 0
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    call_parts: tuple[CallPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -224,7 +244,8 @@ class GenerationResult:
         prompt_logprobs: one entry per prompt token (None for the first), None unless asked for.
         samples: all samples of the prompt, this one first, where params.n asked for more than one.
         reasoning: of a chat, what the model thought before it answered; "" where it did not.
-        tool_calls: of a chat, the calls that it asks for.
+        tool_calls: of a chat, the calls that it asks for; where finish_reason is "length", the arguments of the last
+            one may be cut off.
         text_with_calls: of a chat with calls, the text with the calls written out, where the model's chat template
             reads no calls from messages.
     """

@@ -99,7 +99,8 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
                 f"{gpu['f32_single']:.1e} by token.\n"
             )
     encoders = sorted(name for name, family in ARCHITECTURES.items() if not family.head.generates)
-    families = sorted(set(ARCHITECTURES) - {file.rpartition("-")[0] for file in rows} - BY_FORMULA - set(encoders))
+    measured = {file.rpartition("-")[0] for file in rows}
+    families = sorted(set(ARCHITECTURES) - measured - set(encoders) - BY_FORMULA)
     if families:
         yield (
             "\nWithout a conformance file, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but "

@@ -56,6 +56,13 @@ class Chats:
         Raises:
             InvalidRequestError: there is no template, or it refuses the messages.
         """
-        form = self._config.tool_format
-        prompt = chat_prompt(self.template(), self._requests.tokenizer, messages, variables, form)
+        config = self._config
+        prompt = chat_prompt(
+            self.template(),
+            self._requests.tokenizer,
+            messages,
+            variables,
+            config.tool_format,
+            config.reasoning_format,
+        )
         return replace(prompt, token_ids=tuple(self._requests.checked(prompt.token_ids)))

@@ -6,10 +6,12 @@ neither HTTP nor devices; those are behind the runner.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack, overload
@@ -39,6 +41,7 @@ from engine.scheduling.job import Job
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.occupancy import Occupancy
 from engine.text import ChatPrompt, ChatTemplate, Tokenizer, form_named
+from engine.text.answers.thoughts import ReasoningFormat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +88,7 @@ class LLM:
         path = BUNDLED_MODEL if wanted.model is None else resolve_model(wanted.model, status)
         self.config = replace(wanted, model=path)
         form_named(wanted.tool_format)
+        ReasoningFormat.parse(wanted.reasoning_format)
         self._file = open_gguf(path)
         try:
             metadata = self._file.metadata
@@ -297,7 +301,8 @@ class LLM:
         params = params or SamplingParams()
         constrained = params.constraint is not None
         jobs = self._chat_jobs(prompt, params)
-        return [Stream(self._loop, job, lambda: prompt.reader(constrained=constrained)) for job in jobs]
+        readers = (partial(prompt.reader, constrained=constrained, key=secrets.token_hex(8)) for _ in jobs)
+        return [Stream(self._loop, job, make_reader) for job, make_reader in zip(jobs, readers, strict=True)]
 
     def _chat_jobs(self, prompt: ChatPrompt, params: SamplingParams, *, by_step: bool = False) -> list[Job]:
         opening = prompt.opening() if params.constraint is not None else None

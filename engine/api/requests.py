@@ -170,10 +170,9 @@ class Requests:
         calls = None if rules is None else rules.calls
         if rules is not None and (params.constraint is None or (calls is not None and calls.forced)):
             return self.compiler().answer_mask(rules)  # where calls are forced, there is no text to constrain
-        if rules is not None and rules.max_reasoning is not None:
-            raise InvalidRequestError("a constraint and max_reasoning_tokens cannot go together yet; leave out one")
         assert params.constraint is not None, "one of the two"
-        return self.compiler().mask(params.constraint, opening, calls)
+        limit = rules if rules is not None and rules.max_reasoning is not None else None
+        return self.compiler().mask(params.constraint, opening, calls, limit)
 
     def compiler(self) -> ConstraintCompiler:
         """What makes masks of constraints; imported and made when it is first needed."""

@@ -12,6 +12,7 @@ from engine.concurrency import fork
 from engine.constraints.answer_mask import AnswerMask
 from engine.constraints.call_grammar import call_grammar
 from engine.constraints.grammars import grammar_text, refused
+from engine.constraints.limited import LimitedMask
 from engine.constraints.matcher import GrammarMask
 from engine.constraints.openings import with_opening
 from engine.constraints.vocabulary import build_trie
@@ -57,14 +58,19 @@ class ConstraintCompiler:
                 self._trie = build_trie(self._tokenizer, self._n_rows, self._end_ids)
 
     def mask(
-        self, constraint: Constraint, opening: Opening | None = None, calls: CallRules | None = None
-    ) -> GrammarMask:
+        self,
+        constraint: Constraint,
+        opening: Opening | None = None,
+        calls: CallRules | None = None,
+        limit: AnswerRules | None = None,
+    ) -> GrammarMask | LimitedMask:
         """The mask of a new request.
 
         Args:
             constraint: what its text has to be.
             opening: what may come before that text.
             calls: calls of tools that may come instead of the text.
+            limit: how long the thoughts before it may be.
 
         Raises:
             ConstraintError: the constraint is damaged, contradicts itself, or uses what the library cannot do.
@@ -74,7 +80,13 @@ class ConstraintCompiler:
         if calls is not None:
             self._check_beside_text(calls)
         matcher, n_tokens = self._matcher(constraint, opening, calls)
-        return GrammarMask(matcher, self._n_rows, n_tokens)
+        mask = GrammarMask(matcher, self._n_rows, n_tokens)
+        if limit is None or opening is None:
+            return mask
+        thoughts = replace(limit, calls=None)
+        return LimitedMask(
+            mask, AnswerMask(thoughts, self._tokenizer, self._make, self._end_ids, self._n_rows, n_tokens)
+        )
 
     def answer_mask(self, rules: AnswerRules) -> AnswerMask:
         """The mask of an answer with calls, or with a limit of its reasoning.

@@ -57,7 +57,7 @@ def _plain_gate(ffn: FfnConfig) -> bool:
 def _can_attend(layer: LayerWeights) -> bool:
     """Whether the attention kernel serves a layer.
 
-    It has no softcap together with linear biases, no learned biases, and chunks that are whole pages alone.
+    It has no softcap together with linear biases, no learned biases, and no chunks of positions but whole pages.
     """
     config = layer.config.attention
     plain = (config.softcap is None or not config.alibi) and not config.relative_buckets

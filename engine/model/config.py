@@ -141,7 +141,7 @@ class AttentionConfig:
 
     Order: projection, scale, bias, clamp, QK-norm and value norm, RoPE, QK-norm where after_rope, temperature, cache.
     A score is softcap(scale · q·k) - slope · |key position - query position| + a learned bias of that distance
-    (relative_buckets), masked by the window; then softmax. What the heads give is gated, and attn_output multiplies it.
+    (relative_buckets), masked by the window; then softmax. What the heads give is gated; attn_output multiplies it.
     """
 
     n_heads: int

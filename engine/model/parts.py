@@ -294,6 +294,7 @@ class AttentionParts:
         latent: attention reads low-rank latent vectors (DeepSeek-2).
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
         fixed_scale: factor of scores, whatever the file says; None = it is not fixed.
+        unscaled: scores are products as they are.
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
         linear_scale: scores are divided by Hd, not by its root.
         output_scale: attention.output_scale is read and is the factor of scores; the default, None = not read.
@@ -308,15 +309,15 @@ class AttentionParts:
         gate_function: f of the gate.
         value_scale: attention.value_scale is read.
         indexer: chooses the positions that a query attends to; None = it attends to all.
-        causal: tokens see no later ones, where attention.causal, which is always read, does not say.
-        relative_buckets: attention.relative_buckets_count is read: attn_rel_b, if only that of the first layer, holds
-            biases of distances.
-        output: name of the output projection.
         value_norm: values are normalized head by head, without a weight.
         sub_norm: attn_sub_norm normalizes what the heads give, all together.
         values_like_keys: without attn_v, attn_k gives the values too.
         shared_caches: attention.shared_kv_layers is read: so many layers at the end read the cache of an earlier layer.
         own_caches: without that key so many layers have a cache of their own; None = all.
+        causal: tokens see no later ones, where attention.causal, which is always read, does not say.
+        relative_buckets: attention.relative_buckets_count is read: attn_rel_b, if only that of the first layer, holds
+            biases of distances.
+        output: name of the output projection.
     """
 
     qk_norm: QkNormParts | None = None
@@ -324,6 +325,7 @@ class AttentionParts:
     latent: bool = False
     scale: bool = False
     fixed_scale: float | None = None
+    unscaled: bool = False
     scale_by_width: frozenset[int] = frozenset()
     linear_scale: bool = False
     output_scale: float | None = None

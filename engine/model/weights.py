@@ -66,8 +66,8 @@ class AttentionWeights:
     q, k and v may be row ranges of one tensor. Norms are as AttentionConfig.qk_norm says; v is never normalized.
     sinks and alibi_slopes are float32 (H,) or None, relative_bias is (buckets, H) or None. gate is that of
     OutputGate.OWN, (H · Hv, D), or PER_HEAD, (H, D); with IN_QUERY q has 2 · H · Hd rows, and query_gate is its rows of
-    queries and those of gates, as views. Where `latent` is set q, k and v are None, and output is
-    (D, H · LatentConfig.value_width). With AttentionConfig.cache_layer k and v are None. v_norm has no weight.
+    queries and those of gates, as views. Where `latent` is set q, k and v are None, and output is (D, H ·
+    LatentConfig.value_width). With AttentionConfig.cache_layer k and v are None. v_norm has no weight.
     """
 
     output: Linear
@@ -81,8 +81,8 @@ class AttentionWeights:
     alibi_slopes: Float32Array | None = None
     latent: LatentWeights | None = None
     gate: Linear | None = None
-    relative_bias: Float32Array | None = None
     query_gate: tuple[Linear, Linear] | None = None
+    relative_bias: Float32Array | None = None
     indexer: IndexerWeights | None = None
     v_norm: Norm | None = None
     sub_norm: Norm | None = None
@@ -244,9 +244,10 @@ class PoolingWeights:
 class ModelWeights:
     """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor.
 
-    position_embd (context, D) has learned positions; token_types (D,) float32 is the vector of the first type. output
-    is None in models that make embeddings alone, and output_norm where such a model has none. head_skip is that of the
-    head, where residual connections are more than a sum. What ModelConfig says that a model lacks is None.
+    position_embd (context, D) has learned positions or is None; token_types (D,) float32 is the vector of the first
+    type. output is None in models that make embeddings alone, and output_norm where such a model has none. head_skip
+    is that of the head, where residual connections are more than a sum. What ModelConfig says that a
+    model lacks is None.
     """
 
     token_embd: Weight

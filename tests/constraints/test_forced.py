@@ -8,6 +8,8 @@ from engine import LLM, Choice, JsonSchema, Regex
 from engine import SamplingParams as Params
 from engine.constraints import ConstraintCompiler
 from engine.gguf.quants import GGMLType
+from engine.text.answers.call_forms import FORMS, GENERIC
+from tests.constraints.test_calls import WORLDS, allowed, beginning, ready, rules_of
 from tests.support.recurrent_models import tiny_mamba
 
 RECORD = {
@@ -150,3 +152,26 @@ def test_forced_tokens_are_those_that_the_tokenizer_gives(llm):
         assert [i for i in range(llm.tokenizer.vocab_size) if bits[i // 32] >> (i % 32) & 1] == [forced[done]]
     assert mask.is_complete(forced)
     assert not mask.forced(forced)
+
+
+@pytest.mark.parametrize("form", [*FORMS, GENERIC], ids=lambda form: form.name)
+def test_forced_tokens_of_calls_and_of_ended_thoughts(form):
+    """Each is the only one that the mask allows when the ones before it were drawn."""
+    tokenizer, compiler = WORLDS["tokens"]
+    calls = ready(rules_of(form, parallel=False)[1], tokenizer)
+    thoughts = ready(
+        rules_of(form, "auto", prompt="<think>", max_reasoning=3, reasoning_end="</think>\n")[1], tokenizer
+    )
+    n_forced = 0
+    for rules, begun in ((calls, beginning(form, tokenizer)), (thoughts, [97, 98, 99])):
+        if form.opens and rules is thoughts:
+            continue  # thoughts are messages there
+        mask, ids = compiler.answer_mask(rules), list(begun)
+        while len(ids) < 80 and not mask.is_complete(ids):
+            for token_id in mask.forced(ids):
+                assert allowed(mask.bits(ids), tokenizer.vocab_size) == [token_id]
+                ids.append(token_id)
+                n_forced += 1
+            if not mask.is_complete(ids):
+                ids.append(allowed(mask.bits(ids), tokenizer.vocab_size)[0])
+    assert n_forced > 5 or form.opens  # there the first message may be a thought of any length

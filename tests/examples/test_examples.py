@@ -39,6 +39,14 @@ def llm():
         yield model
 
 
+@pytest.fixture(scope="module")
+def chat_server():
+    """A server of the bundled model with the chat template of the examples."""
+    template = (EXAMPLES / "chat.jinja").read_text()
+    with running(engine={"chat_template": template}) as server:
+        yield server
+
+
 def test_stream(run, llm):
     text = llm.generate("The sea", SamplingParams(max_tokens=60, seed=1)).text
     out = run("stream.py", "The sea")
@@ -112,6 +120,20 @@ def test_tool_loop(run):
         lines = run("tool_loop.py", server.url + "/v1").splitlines()
     assert re.fullmatch(r"call: forecast -> .*: sun for [1-7] days", lines[0])
     assert lines[1].startswith("answer: ")
+
+
+def test_pydantic_models(run, chat_server):
+    hero, travel = run("pydantic_models.py", chat_server.url + "/v1").splitlines()
+    assert re.fullmatch(r"""['"].{0,16}['"] is \d{1,3} and knows [012]""", hero)
+    assert re.fullmatch(r"""to ['"].*['"] (on foot|by boat)""", travel)
+
+
+def test_anthropic_agent(run, chat_server):
+    out = run("anthropic_agent.py", chat_server.url)
+    assert re.match(r"\ncall of (weather|distance): \{", out)
+    reasons = re.findall(r"^\[(\w+)\]$", out, re.MULTILINE)
+    assert reasons[0] in ("tool_use", "max_tokens")
+    assert 2 <= len(reasons) <= 3
 
 
 def test_every_example_is_tested():

@@ -34,14 +34,14 @@ SAME_AS = {
 }  # fmt: skip
 """Families without a conformance file, of which test_peer_logits.py has references."""
 
+BY_FORMULA = {"gptj"}
+"""Families that no other program at hand runs: test_features.py has their formula."""
+
 ENCODERS = {
     "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert", "neo-bert",
     "nomic-bert", "nomic-bert-moe", "t5", "t5encoder",
 }  # fmt: skip
 """Families that give vectors and no logits; tests/model/test_peer_embeddings.py has references."""
-
-BY_FORMULA = {"gptj"}
-"""Families that no other program at hand runs: test_features.py has their formula."""
 
 
 def error(found, expected):

@@ -85,10 +85,10 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
-        "pooling",  # said of a file, as is the head of a reranker; neither takes part in predicting tokens
-        "rank",
         "caps",  # of an activation that is not served
         "norm_weights",
+        "pooling",  # said of a file, as is the head of a reranker; neither takes part in predicting tokens
+        "rank",
         "value_scale",
         "shared_scale",
     }

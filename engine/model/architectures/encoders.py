@@ -123,7 +123,7 @@ ARCHITECTURES = (
             name=name,
             layer=LayerParts(prefix="enc.blk"),
             rope=None,
-            attention=AttentionParts(causal=False, fixed_scale=1.0, relative_buckets=True, output="attn_o"),
+            attention=AttentionParts(causal=False, unscaled=True, relative_buckets=True, output="attn_o"),
             ffn=FfnParts(Activation.GELU, ungated=Activation.RELU),
             head=HeadParts(norm="enc.output_norm", generates=False),
             ignored_tensors=tensors,

@@ -46,10 +46,10 @@ def build_attention(
         alibi_slopes=positions.alibi_slopes(attention),
         latent=latent_weights,
         gate=gate,
-        relative_bias=_relative_bias(source, prefix, attention) if attention.relative_buckets else None,
         sub_norm=source.norm(f"{prefix}.attn_sub_norm", (heads * value_width,)) if attention.sub_norm else None,
         v_norm=Norm(NormKind.RMS, source.config.norm_epsilon, None) if attention.value_norm else None,
         query_gate=query_gate,
+        relative_bias=_relative_bias(source, prefix, attention) if attention.relative_buckets else None,
         indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )
 

@@ -82,10 +82,10 @@ def build_weights(architecture: Architecture, config: ModelConfig, tensors: Tens
         tied=tied,
         embedding_norm=embedding_norm,
         position_embd=position_embd,
-        token_types=token_types,
-        pooling=pooling,
         per_layer=build_per_layer(source),
         spread=build_spread(source),
+        token_types=token_types,
+        pooling=pooling,
         head_skip=head_skip,
     )
 

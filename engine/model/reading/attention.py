@@ -96,20 +96,6 @@ def _layer(
     )
 
 
-def _indexer(
-    source: Source,
-    parts: IndexerParts | None,
-    index: int,
-    kv_heads: int,
-    rope: RopeConfig | None,
-    windows: Sequence[int | None],
-) -> IndexerConfig | None:
-    """The indexer of a layer; those with a window read all that it leaves them."""
-    if parts is None or windows[index] is not None:
-        return None
-    return read_indexer(source, parts, index, kv_heads, rope)
-
-
 def _causal(source: Source, parts: AttentionParts, windows: list[int | None]) -> bool:
     causal = source.read.flag("attention.causal", parts.causal)
     if not causal and any(windows) and not (parts.window is not None and parts.window.symmetric):
@@ -127,6 +113,20 @@ def _relative_buckets(source: Source) -> int:
             f"metadata key {source.name}.attention.relative_buckets_count is {count}; allowed is a multiple of 4"
         )
     return count
+
+
+def _indexer(
+    source: Source,
+    parts: IndexerParts | None,
+    index: int,
+    kv_heads: int,
+    rope: RopeConfig | None,
+    windows: Sequence[int | None],
+) -> IndexerConfig | None:
+    """The indexer of a layer; those with a window read all that it leaves them."""
+    if parts is None or windows[index] is not None:
+        return None
+    return read_indexer(source, parts, index, kv_heads, rope)
 
 
 def _head_width(source: Source, heads: int, which: str, windowed: bool) -> int:
@@ -159,6 +159,8 @@ def _scale(
         stated = source.read.number("attention.scale", 0.0, low=0.0, high=LIMIT)
         if stated:
             return stated
+    if parts.unscaled:
+        return 1.0
     if source.n_layers in parts.scale_by_width:
         return math.sqrt(heads / source.width)
     if latent is None:

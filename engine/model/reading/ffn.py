@@ -15,6 +15,9 @@ from engine.model.rwkv_config import ChannelMixConfig
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
 
+USUAL_SPARSITY = 1.6448533535003662
+"""Deviations above the mean that a twentieth of normally distributed numbers exceeds, as Gemma 3n was trained."""
+
 ACTIVATIONS = {
     "gelu": Activation.GELU,
     "geglu": Activation.GELU,
@@ -23,9 +26,6 @@ ACTIVATIONS = {
     "swiglu": Activation.SILU,
 }
 """Values of hidden_activation."""
-USUAL_SPARSITY = 1.6448533535003662
-"""Deviations above the mean that a twentieth of normally distributed numbers exceeds, as Gemma 3n was trained."""
-
 LEAST_LIMIT = 1e-6
 """Limits up to this mean that there is none."""
 
@@ -66,10 +66,9 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
             receptance = f"blk.{index}.channel_mix_receptance.weight" in source.tensors
             return ChannelMixConfig(width=width, receptance=receptance)
         limit = _limit(source, ffn, "swiglu_clamp_shexp", index)
-        part = _part(source, ffn, width, ffn.activation, limit)
+        part = _dense(source, ffn, index, _part(source, ffn, width, ffn.activation, limit))
         sparsity, xielu = _sparsity(source, ffn, index), _xielu(source, ffn, index)
-        part = replace(part, sparsity=sparsity, xielu=xielu, sub_norm=ffn.sub_norm)
-        return _dense(source, ffn, index, part)
+        return replace(part, sparsity=sparsity, xielu=xielu, sub_norm=ffn.sub_norm)
     return _moe(source, ffn, parts, index, width)
 
 
