@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.api.async_llm import AsyncLLM, AsyncStream
+    from engine.api.embeddings import RankedDocument
     from engine.api.llm import LLM
     from engine.api.tokenizers import load_tokenizer
     from engine.config import EngineConfig
@@ -53,6 +54,7 @@ __all__ = [
     "JsonSchema",
     "Lark",
     "ModelFileError",
+    "RankedDocument",
     "Regex",
     "SamplingParams",
     "StreamChunk",
@@ -68,6 +70,7 @@ _HOME = {
     "LLM": "engine.api.llm",
     "AsyncLLM": "engine.api.async_llm",
     "AsyncStream": "engine.api.async_llm",
+    "RankedDocument": "engine.api.embeddings",
     "load_tokenizer": "engine.api.tokenizers",
     "EngineConfig": "engine.config",
     "GenerationResult": "engine.request",

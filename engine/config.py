@@ -113,6 +113,8 @@ class EngineConfig:
         chat_template: jinja2 source that replaces the file's chat template.
         tool_format: how the model writes calls of tools: a name of engine.text.answers.call_forms, or "auto", which
             takes what its chat template writes.
+        reasoning_format: where the thoughts of chats go: "deepseek" or "auto": apart from the text; "none": into the
+            text, as the model writes them; "deepseek-legacy": both.
 
     Raises:
         InvalidRequestError: a value outside its range.
@@ -138,6 +140,7 @@ class EngineConfig:
     pre_tokenizer: str | None = None
     chat_template: str | None = field(default=None, repr=False)
     tool_format: str = "auto"
+    reasoning_format: str = "auto"
 
     def __post_init__(self) -> None:
         if not _DEVICE.fullmatch(self.device):
@@ -207,6 +210,7 @@ class EngineSettings(TypedDict, total=False):
     pre_tokenizer: str | None
     chat_template: str | None
     tool_format: str
+    reasoning_format: str
 
 
 def _whole(value: object) -> bool:

@@ -15,6 +15,7 @@ from engine.sampling.result import TokenSample
 
 __all__ = [
     "ActiveSequence",
+    "CallPart",
     "GenerationResult",
     "GenerationStats",
     "Request",
@@ -42,6 +43,23 @@ class ToolCall:
     def as_dict(self) -> dict[str, Any]:
         """The call as part of an assistant's message."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(frozen=True, slots=True)
+class CallPart:
+    """What one step added to a call of a tool. Joined, the arguments of its parts are those of the call.
+
+    Attributes:
+        index: number of the call in its answer, from 0.
+        arguments: new text of them.
+        id: of the call, in its first part; None in the others.
+        name: of the function, in the first part; None in the others.
+    """
+
+    index: int
+    arguments: str
+    id: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,8 @@ class ActiveSequence:
         cached_tokens: prompt tokens whose keys and values were in the cache already when it started.
         end: the first position that it never feeds, whatever its text becomes; None: unknown.
         mask: see Request.
+        pieces_end: tokens before this position are fed as pieces like those of a prompt, however they are cut: the
+            prompt, and of a constrained text all up to forced tokens that are fed together.
     """
 
     request_id: int
@@ -103,6 +123,10 @@ class ActiveSequence:
     cached_tokens: int = 0
     end: int | None = None
     mask: TokenMask | None = field(default=None, repr=False, compare=False)
+    pieces_end: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pieces_end = len(self.prompt_ids)
 
 
 class Work(NamedTuple):
@@ -114,7 +138,8 @@ class Work(NamedTuple):
         start: position of the first of them; equals sequence.n_cached.
         sample: whether the token after the last one is to be drawn.
         score: whether this goes to Runner.score, which also reports the log-probability of every next prompt token.
-        decode: whether the token fed is a generated one.
+        decode: whether the token fed is one generated token; otherwise this is a piece of what comes before
+            sequence.pieces_end.
         draft_ids: predicted tokens fed after it, one row each; the runner draws a token after each row.
     """
 
@@ -184,7 +209,8 @@ class StreamChunk:
         stats: in the last chunk.
         request_id: the request it belongs to.
         reasoning: of a chat, new text of what the model thinks before it answers.
-        tool_calls: of a chat, calls that are complete now.
+        tool_calls: of a chat, calls that are complete now, or that the end of the answer has cut off.
+        call_parts: of a chat, the same calls piece by piece, as they are written.
     """
 
     text: str
@@ -196,6 +222,7 @@ class StreamChunk:
     request_id: int = 0
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    call_parts: tuple[CallPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,7 +244,8 @@ class GenerationResult:
         prompt_logprobs: one entry per prompt token (None for the first), None unless asked for.
         samples: all samples of the prompt, this one first, where params.n asked for more than one.
         reasoning: of a chat, what the model thought before it answered; "" where it did not.
-        tool_calls: of a chat, the calls that it asks for.
+        tool_calls: of a chat, the calls that it asks for; where finish_reason is "length", the arguments of the last
+            one may be cut off.
         text_with_calls: of a chat with calls, the text with the calls written out, where the model's chat template
             reads no calls from messages.
     """

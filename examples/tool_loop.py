@@ -1,6 +1,7 @@
 """Let a model call a function of this program, by way of a server and the openai package.
 
-    gguf-engine serve -m MODEL                          # in another terminal
+    gguf-engine serve -m MODEL                          # in another terminal; the bundled model has no chat template:
+    gguf-engine serve --chat-template-file examples/chat.jinja
     pip install openai
     python examples/tool_loop.py [http://127.0.0.1:8080/v1]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.gguf import GGMLType
 from engine.model.architectures import ARCHITECTURES
+from tests.support.conformance import BY_FORMULA
 
 UNMEASURED, FALLS_BACK = "not measured", "falls back to the CPU"
 
@@ -97,13 +98,23 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
                 f"- {name}: on the GPU with a float32 cache {gpu['f32_at_once']:.1e} at once, "
                 f"{gpu['f32_single']:.1e} by token.\n"
             )
-    families = sorted(set(ARCHITECTURES) - {file.rpartition("-")[0] for file in rows})
+    encoders = sorted(name for name, family in ARCHITECTURES.items() if not family.head.generates)
+    measured = {file.rpartition("-")[0] for file in rows}
+    families = sorted(set(ARCHITECTURES) - measured - set(encoders) - BY_FORMULA)
     if families:
         yield (
-            "\nMade of the same parts, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but for "
-            f"qwen2vl, 1e-6 (`tests/model/test_peer_logits.py`): {', '.join(families)}. So are the scalings of "
-            "positions: linear, YaRN, long factors, also beside windows and with latent attention.\n"
+            "\nWithout a conformance file, and held to llama.cpp's logits of smaller models on the CPU, below 1e-8 but "
+            f"for qwen2vl, 1e-6 (`tests/model/test_peer_logits.py`): {', '.join(families)}. So are the scalings of "
+            "positions: linear, YaRN, long factors, also beside windows and with latent attention. "
+            f"{', '.join(sorted(BY_FORMULA))}, which llama.cpp does not run, is held to its formula in float64.\n"
         )
+    yield (
+        "\nModels that make embeddings or rank and predict no tokens, on the CPU, held to llama.cpp's vectors of small "
+        "models (`tests/model/test_peer_embeddings.py`): cosine above 0.99999, relative error below 3e-6, with GELU, "
+        "which rounds to float16, below 1e-4, with GELU in experts or before a score below 3e-4: "
+        f"{', '.join(encoders)}. All that predict tokens make embeddings as well, on both devices; with "
+        "`attention.causal` false in the file they do nothing else ([embeddings.md](embeddings.md)).\n"
+    )
     if notes:
         yield "\n" + "".join(notes)
 

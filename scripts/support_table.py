@@ -73,7 +73,7 @@ class Results:
         machine, measured = measures.machine(self._device), self.content.setdefault("measured", {})
         before = measured.get(self._device)
         if self._adding and before is not None:
-            same = before["machine"].startswith(machine)
+            same = machine in before["machine"]
             machine = before["machine"] if same else f"{before['machine']}, {before['date']}, and {machine}"
         measured[self._device] = {"machine": machine, "date": datetime.now(UTC).date().isoformat()}
         unfinished = self._path.with_suffix(".part")

@@ -7,21 +7,27 @@ conversations into prompts, in threads of the pool where they are long, so that 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.api.chats import Message
 from engine.api.driver import Driver
+from engine.api.embeddings import EmbeddingRequest, RankedDocument, ranked
 from engine.api.fold import Fold, merged
 from engine.api.llm import LLM
 from engine.api.mailbox import News, PromptProgress
 from engine.api.prompts import Prompt
 from engine.errors import DeviceError, InvalidRequestError
+from engine.model.pooling import Pooling
 from engine.request import GenerationResult, Request, StreamChunk
 from engine.sampling.params import SamplingParams
 from engine.text import AnswerReader, ChatPrompt
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Given = Prompt | ChatPrompt
 """What can be continued: text, token ids, or a conversation that LLM.chat_prompt() has rendered."""
@@ -301,6 +307,29 @@ class AsyncLLM:
             for stream in streams:
                 stream.cancel()
         return samples[0].copy(samples=samples) if len(samples) > 1 else samples[0]
+
+    async def embed(self, texts: Any, **settings: Any) -> Any:
+        """LLM.embed() for asyncio; cancelling the task ends it after the batch that runs."""
+        request = await asyncio.to_thread(lambda: self.llm.embedding_request(texts, **settings))
+        found = await self.run_embedding(request)
+        return found if request.pooling is Pooling.NONE else self.llm.stacked(request, found)
+
+    async def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> list[RankedDocument]:
+        """LLM.rerank() for asyncio."""
+        documents = list(documents)
+        request = await asyncio.to_thread(self.llm.ranking_request, query, documents)
+        return ranked(documents, await self.run_embedding(request), top_n)
+
+    async def run_embedding(self, request: EmbeddingRequest) -> list[np.ndarray]:
+        """The result of each text of a request that LLM.embedding_request() or ranking_request() has checked.
+
+        Batches run in threads of the pool between two steps of the driver; requests of several tasks share them.
+        """
+        given_up = threading.Event()
+        try:
+            return await asyncio.to_thread(self.llm.run_embedding, request, given_up.is_set)
+        finally:
+            given_up.set()
 
     async def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, **variables: Any

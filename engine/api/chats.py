@@ -36,6 +36,7 @@ class Chats:
             InvalidRequestError: the model has none and none was given.
             TokenizerError: it does not parse.
         """
+        self._requests.require_generation()
         if self._template is None:
             metadata = self._metadata
             if self._config.chat_template is not None:
@@ -55,6 +56,13 @@ class Chats:
         Raises:
             InvalidRequestError: there is no template, or it refuses the messages.
         """
-        form = self._config.tool_format
-        prompt = chat_prompt(self.template(), self._requests.tokenizer, messages, variables, form)
+        config = self._config
+        prompt = chat_prompt(
+            self.template(),
+            self._requests.tokenizer,
+            messages,
+            variables,
+            config.tool_format,
+            config.reasoning_format,
+        )
         return replace(prompt, token_ids=tuple(self._requests.checked(prompt.token_ids)))

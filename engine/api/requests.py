@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.api.prompts import Prompt, check_id, is_prompt_like, not_a_prompt
 from engine.errors import ContextFullError, InvalidRequestError, TokenizerError
+from engine.model.config import ModelConfig
 from engine.request import Request
 from engine.sampling.constraint import TokenMask
 from engine.sampling.opening import Opening
@@ -30,14 +31,15 @@ class Requests:
 
     Args:
         tokenizer: of the model, or why there is none.
-        vocab_size: rows of the output matrix.
+        model: its vocabulary, and whether it predicts tokens.
         context_length: tokens of one sequence.
     """
 
-    def __init__(self, tokenizer: Tokenizer | str, vocab_size: int, context_length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer | str, model: ModelConfig, context_length: int) -> None:
         self._tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
         self._why_none = tokenizer if isinstance(tokenizer, str) else ""
-        self._vocab_size = vocab_size
+        self._model = model
+        self._vocab_size = model.vocab_size
         self._context_length = context_length
         self._ids = itertools.count(1)
         self._constraints: ConstraintCompiler | None = None
@@ -58,12 +60,25 @@ class Requests:
             raise TokenizerError(self._why_none)
         return self._tokenizer
 
+    def require_generation(self) -> None:
+        """Refuse to predict tokens where the model cannot.
+
+        Raises:
+            InvalidRequestError: it makes embeddings alone.
+        """
+        if not self._model.generates:
+            raise InvalidRequestError(
+                f"this model ({self._model.architecture}) makes embeddings and no text: use LLM.embed(), LLM.rerank(), "
+                "`gguf-engine embed` or /v1/embeddings"
+            )
+
     def scoring(self, chunks: Sequence[Sequence[int]], first: int) -> list[Job]:
         """Jobs that score every token of each chunk from position `first` on, and generate nothing.
 
         Raises:
             InvalidRequestError, ContextFullError: an impossible chunk, or no token behind `first`.
         """
+        self.require_generation()
         checked = [self.checked(chunk) for chunk in chunks]
         for ids in checked:
             if len(ids) > self._context_length + 1:
@@ -127,6 +142,7 @@ class Requests:
         """
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"the settings of a request are SamplingParams; found {params!r}")
+        self.require_generation()
         ids = self.prompt_ids(prompt)
         limit = self._context_length
         room = limit - len(ids)
@@ -151,20 +167,20 @@ class Requests:
         """
         if params.constraint is None and rules is None:
             return None
-        if params.constraint is not None and rules is not None:
-            if rules.calls is None:
-                raise InvalidRequestError("a constraint and max_reasoning_tokens cannot go together yet; leave out one")
-            raise InvalidRequestError(
-                'a constraint leaves no room for calls of tools; leave out one of the two, or say tool_choice "none"'
-            )
+        calls = None if rules is None else rules.calls
+        if rules is not None and (params.constraint is None or (calls is not None and calls.forced)):
+            return self.compiler().answer_mask(rules)  # where calls are forced, there is no text to constrain
+        assert params.constraint is not None, "one of the two"
+        limit = rules if rules is not None and rules.max_reasoning is not None else None
+        return self.compiler().mask(params.constraint, opening, calls, limit)
+
+    def compiler(self) -> ConstraintCompiler:
+        """What makes masks of constraints; imported and made when it is first needed."""
         if self._constraints is None:
             from engine.constraints import ConstraintCompiler  # a library that only these requests need
 
             self._constraints = ConstraintCompiler(self.tokenizer, self._vocab_size, self._eog_ids)
-        if params.constraint is None and rules is not None:
-            return self._constraints.answer_mask(rules)
-        assert params.constraint is not None, "one of the two"
-        return self._constraints.mask(params.constraint, opening)
+        return self._constraints
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt is to the model, checked; an empty prompt is the beginning-of-text token alone.

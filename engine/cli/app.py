@@ -9,6 +9,7 @@ import typer
 from engine import __version__
 from engine.cli.bench import bench
 from engine.cli.chat import chat
+from engine.cli.embed import embed
 from engine.cli.generate import generate
 from engine.cli.inspect import inspect
 from engine.cli.list_models import list_models
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, serve, inspect, bench, perplexity, pull, rm):
+for command in (generate, chat, embed, serve, inspect, bench, perplexity, pull, rm):
     app.command()(command)
 app.command("list")(list_models)
 

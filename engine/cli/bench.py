@@ -46,6 +46,7 @@ def bench(
             "context_length",
             "pre_tokenizer",
             "tool_format",
+            "reasoning_format",
             "max_sequences",
             "cache_tokens",
             "prefix_cache",

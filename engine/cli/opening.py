@@ -79,6 +79,15 @@ class Opening:
             rich_help_panel=MODEL,
         ),
     ] = "auto"
+    reasoning_format: Annotated[
+        str,
+        typer.Option(
+            "--reasoning-format",
+            help="Where a chat's thoughts go: deepseek or auto (apart from the text), none (into the text, as the "
+            "model writes them), deepseek-legacy (both).",
+            rich_help_panel=MODEL,
+        ),
+    ] = "auto"
     max_sequences: Annotated[
         int | None,
         typer.Option(

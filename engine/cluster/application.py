@@ -86,7 +86,7 @@ def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: Cl
             target_ongoing_requests=cluster.target_requests,
             upscale_delay_s=2.0,
             downscale_delay_s=cluster.downscale_delay,
-            look_back_period_s=10.0,
+            look_back_period_s=15.0,
         )
     else:
         options["num_replicas"] = cluster.min_replicas

@@ -26,6 +26,12 @@ _POLL = 0.2
 _TELLING = 5.0
 """Seconds for a replica to answer a question of this process."""
 
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is told to anybody about a local run
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # else replicas are added after tens of seconds
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+}
+
 
 def run(
     specs: Sequence[ModelSpec],
@@ -71,7 +77,8 @@ def _ray(address: str | None) -> Iterator[None]:
     logging.getLogger("ray.serve").setLevel(_level())
     try:
         if address is None:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody about a local run
+            for name, value in _ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=_level())
         else:
             ray.init(address=address, log_to_driver=False, logging_level=_level())

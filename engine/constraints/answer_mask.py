@@ -100,6 +100,15 @@ class AnswerMask:
             _set(bits, self._thought_ids)
         return bits
 
+    def forced(self, output_ids: Sequence[int]) -> Sequence[int]:
+        """See TokenMask.forced."""
+        self._follow(output_ids)
+        if self._queue:
+            return list(self._queue)
+        if self._matcher is None or (self._thought_ids and not self._n_consumed):
+            return ()
+        return self._matcher.compute_ff_tokens()
+
     def is_complete(self, output_ids: Sequence[int]) -> bool:
         """See TokenMask.is_complete."""
         self._follow(output_ids)

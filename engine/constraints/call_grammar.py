@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine.constraints.grammars import OPTIONS
+from engine.constraints.tree_grammar import TreeWriter, chain, json_types, json_value, quoted
 from engine.errors import InvalidRequestError
-from engine.text.answers.call_forms import PLACES, CallForm
+from engine.text.answers.call_form import PLACES, CallForm
+from engine.text.answers.nested_values import nullable_string
 from engine.text.answers.rules import CallRules
 
 Split = Callable[[str], list[str | int]]
@@ -49,15 +50,15 @@ class _Writer:
         for number, (name, schema) in enumerate(self._rules.tools):
             self._call(number, name, json.loads(schema))
         if recipient is not None:
-            start = f"args_{names.index(recipient)}"
+            start = f"body_{names.index(recipient)}"
         else:
             self._lines.append("call: " + " | ".join(f"call_{number}" for number in range(len(names))))
             start = self._start(form, opened)
-        return "\n".join([f"start: {start}", *self._lines, "WS: /[ \\t\\r\\n]{1,20}/"])
+        return "\n".join([f"start: {start}", *dict.fromkeys(self._lines), "WS: /[ \\t\\r\\n]{1,20}/"])
 
     def _start(self, form: CallForm, opened: bool) -> str:
         several = self._rules.several and form.several
-        begin, end = self._exact(form.begin), self._exact(form.end)
+        begin, end = self.exact(form.begin), self.exact(form.end)
         first, last = (self._literal(part) for part in form.around)
         if form.between is not None:
             more = f"({self._literal(form.between)} call)*" if several else ""
@@ -72,23 +73,28 @@ class _Writer:
     def _before(self) -> str:
         """What may come before the first marker of a forced call."""
         if not self._form.opens:
-            return "WS?"
+            return f"WS? ({self.exact(self._form.lead)})?" if self._form.lead else "WS?"
         begin, end = self._form.thought
-        self._lines.append(f"thought: {self._exact(begin)} {self._until('thought_text', '(?s:.*)', end)}")
+        if not begin:
+            return ""
+        self._lines.append(f"thought: {self.exact(begin)} {self._until('thought_text', '(?s:.*)', end)}")
         return "thought?"
 
     def _call(self, number: int, name: str, schema: dict[str, Any]) -> None:
         places = {
-            "name": self._exact(name),
+            "name": self.exact(name),
             "arguments": f"args_{number}",
             "id": "/[a-zA-Z0-9]{9}/",
             "index": "/[0-9]{1,2}/",
         }
         self._lines.append(f"call_{number}: {self._filled(self._form.call, places)}")
+        if self._form.body:
+            behind = self._form.call.partition(self._form.body)[2]
+            self._lines.append(f"body_{number}: {self._filled(behind, places)}")
         if self._form.parameter:
             self._parameters(f"args_{number}", name, schema)
         else:
-            self._lines.append(f"args_{number}: {_json(schema)}")
+            self._lines.append(f"args_{number}: {json_value(schema)}")
 
     # Arguments that are written one by one ---------------------------------------------------------------------------
 
@@ -101,35 +107,40 @@ class _Writer:
                 f"the parameters of the tool {name!r} are no plain object, which calls of the form {form.name} "
                 'cannot be held to; give an object with "properties"'
             )
-        required = schema.get("required", ())
         lenient = schema.get("x-guidance", {}).get("lenient", False)
-        separator = f"{self._exact(form.separator)} " if form.separator else ""
-        n = len(properties)
-        for place, (key, inner) in enumerate(properties.items()):
-            inner = inner if isinstance(inner, Mapping) else {}
-            inner = {**inner, **{word: schema[word] for word in ("$defs", "definitions") if word in schema}}
+        definitions = {word: schema[word] for word in ("$defs", "definitions") if word in schema}
+        members = {
+            key: {**(inner if isinstance(inner, Mapping) else {}), **definitions} for key, inner in properties.items()
+        }
+        written = {}
+        for place, (key, inner) in enumerate(members.items()):
+            written[key] = f"{rule}_p{place}"
             self._lines.append(f"{rule}_p{place}: {self._parameter(rule, place, key, inner, lenient)}")
-            skip_first, skip = "", ""
-            if key not in required:
-                skip_first, skip = f" | {rule}_a{place + 1}", f" | {rule}_b{place + 1}"
-            self._lines.append(f"{rule}_a{place}: {rule}_p{place} {rule}_b{place + 1}{skip_first}")
-            self._lines.append(f"{rule}_b{place}: {separator}{rule}_p{place} {rule}_b{place + 1}{skip}")
-        self._lines += [f'{rule}_a{n}: ""', f'{rule}_b{n}: ""', f"{rule}: {rule}_a0"]
+        self._lines += chain(rule, written, schema.get("required", ()), self.exact(form.separator))
 
     def _parameter(self, rule: str, place: int, key: str, schema: dict[str, Any], lenient: bool) -> str:
         form = self._form
+        if form.tree is not None:
+            return TreeWriter(form.tree, self, lenient).member(f"{rule}_t{place}", form.parameter, key, schema)
+        inner = nullable_string(schema)
+        if inner is not None and not form.quoted:
+            ways = (self._parameter(rule, place, key, one, lenient) for one in (inner, {"type": "null"}))
+            return "(" + " | ".join(ways) + ")"
         raw = schema.get("type") == "string" and not form.quoted
         pattern = form.other_parameter if form.other_parameter and not raw else form.parameter
+        places = {"key": self.exact(key), "type": "(" + " | ".join(map(quoted, json_types(schema))) + ")"}
         if not raw:
-            value = _json({**schema, "x-guidance": {"lenient": lenient}})
-            return self._filled(pattern, {"key": self._exact(key), "value": value})
+            value = json_value({**schema, "x-guidance": {"lenient": lenient}})
+            return self._filled(pattern, {**places, "value": value})
         before, after = pattern.split("$value")
+        return f"{self._filled(before, places)} {self.raw(f'{rule}_v{place}', key, schema, after, lenient)}"
+
+    def raw(self, rule: str, key: str, schema: Mapping[str, Any], after: str, lenient: bool) -> str:
+        """A string without quotes around it, and what is behind it."""
         options = schema.get("enum", [schema["const"]] if "const" in schema else None)
         if options is not None:
-            value = "(" + " | ".join(_quoted(str(option)) for option in options) + ") " + self._exact(after)
-        else:
-            value = self._until(f"{rule}_v{place}", _raw_text(schema, key, lenient), after)
-        return f"{self._filled(before, {'key': self._exact(key)})} {value}"
+            return "(" + " | ".join(quoted(str(option)) for option in options) + ") " + self.exact(after)
+        return self._until(rule, _raw_text(schema, key, lenient), after)
 
     def _until(self, rule: str, pattern: str, end: str) -> str:
         """Text of a pattern without quotes around it, and the end behind it.
@@ -143,6 +154,11 @@ class _Writer:
         self._lines.append(f"{rule}{'[lazy]' if is_text else ''}: /{pattern}{_escaped(head)}/")
         return f"{rule} {self._tokens(parts[1:] if head else parts)}"
 
+    def add(self, rule: str, text: str) -> str:
+        """Adds a rule; returns its name."""
+        self._lines.append(f"{rule}: {text}")
+        return rule
+
     # Literals --------------------------------------------------------------------------------------------------------
 
     def _filled(self, pattern: str, places: Mapping[str, str]) -> str:
@@ -152,24 +168,20 @@ class _Writer:
     def _literal(self, text: str) -> str:
         """Text of the form, with free white space where it is JSON."""
         if not self._form.loose:
-            return self._exact(text)
+            return self.exact(text)
         parts = re.split(r"\s+", text)
-        return " WS? ".join(self._exact(part) for part in parts)
+        return " WS? ".join(self.exact(part) for part in parts)
 
-    def _exact(self, text: str) -> str:
+    def exact(self, text: str) -> str:
+        """The text itself."""
         return self._tokens(self._split(text))
 
     def _tokens(self, parts: list[str | int]) -> str:
-        return " ".join(f"<[{part}]>" if isinstance(part, int) else _quoted(part) for part in parts if part != "")
+        return " ".join(f"<[{part}]>" if isinstance(part, int) else quoted(part) for part in parts if part != "")
 
 
 def _combines(schema: Mapping[str, Any]) -> bool:
     return any(word in schema for word in ("anyOf", "oneOf", "allOf", "$ref", "if", "patternProperties"))
-
-
-def _json(schema: Mapping[str, Any]) -> str:
-    options = {**OPTIONS, **schema.get("x-guidance", {})}
-    return "%json " + json.dumps({**schema, "x-guidance": options}, ensure_ascii=False)
 
 
 def _raw_text(schema: Mapping[str, Any], key: str, lenient: bool) -> str:
@@ -192,11 +204,6 @@ def _raw_text(schema: Mapping[str, Any], key: str, lenient: bool) -> str:
     if least is None and most is None:
         return "(?s:.*)"
     return f"(?s:.{{{least or 0},{'' if most is None else most}}})"
-
-
-def _quoted(text: str) -> str:
-    """A string literal of the Lark variant, which is written as in JSON."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _escaped(text: str) -> str:

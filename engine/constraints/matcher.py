@@ -37,6 +37,11 @@ class GrammarMask:
             raise self._error("no token may follow")
         return bits
 
+    def forced(self, output_ids: Sequence[int]) -> Sequence[int]:
+        """See TokenMask.forced. What bytes must follow is cut as the tokenizer cuts it, with the last token before."""
+        self._follow(output_ids)
+        return self._matcher.compute_ff_tokens()
+
     def is_complete(self, output_ids: Sequence[int]) -> bool:
         """See TokenMask.is_complete."""
         self._follow(output_ids)

@@ -7,29 +7,32 @@ a thought. A token may hold the end of a marker and the beginning of the answer;
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from engine.sampling.opening import Opening
 from engine.text import Tokenizer
 
-ANSWER = "answer"
-"""Name of the constrained text's own grammar."""
+ANSWER, CALLS = "answer", "calls"
+"""Names of the constrained text's own grammar, and of that of the calls that may take its place."""
 
 Spelled = list[tuple[bool, str]]
 """A marker in parts: whether each is a control token, and how Lark writes it."""
 
 
-def with_opening(grammar: str, opening: Opening, tokenizer: Tokenizer) -> str:
+def with_opening(grammar: str, opening: Opening, tokenizer: Tokenizer, calls: str | None = None) -> str:
     """The grammar of a whole answer.
 
     Args:
         grammar: of the constrained text: one of llguidance's own JSON form, or of its Lark variant.
         opening: what may come before it.
         tokenizer: knows which markers are control tokens.
+        calls: of calls of tools, which may come instead of the text, in the Lark variant.
     """
-    answer = _own_form(grammar)
-    lark = _Writer(tokenizer).grammar(opening)
-    return json.dumps({"grammars": [{"lark_grammar": lark}, answer]}, ensure_ascii=False)
+    parts: list[dict[str, object]] = [_own_form(grammar)]
+    if calls is not None:
+        parts.append({"name": CALLS, "lark_grammar": calls})
+    lark = _Writer(tokenizer).grammar(opening, [str(part["name"]) for part in parts])
+    return json.dumps({"grammars": [{"lark_grammar": lark}, *parts]}, ensure_ascii=False)
 
 
 def _own_form(grammar: str) -> dict[str, object]:
@@ -46,7 +49,10 @@ class _Writer:
         self._tokenizer = tokenizer
         self._rules = [r"TEXT: /(.|\n)+/", r"SPACE: /[ \n]{1,4}/"]
 
-    def grammar(self, opening: Opening) -> str:
+    def grammar(self, opening: Opening, answers: Sequence[str]) -> str:
+        """The rules before an answer, which is of one of the grammars named."""
+        answer = " | ".join(f"@{name}" for name in answers)
+        self._rule("whole", [answer])
         thoughts = [f"{self._marker(one.begin)} {self._until(one.ends)}" for one in opening.thoughts]
         self._rule("thought", thoughts)
         self._rule("head", [self._marker(head) for head in opening.heads])
@@ -59,9 +65,9 @@ class _Writer:
             before = [part for part in ("thought head?" if opening.heads else "thought",) if thoughts]
             before += ["head"] if opening.heads else []
         self._rule("before", before)
-        starts = [f"before SPACE? @{ANSWER}"]
+        starts = ["before SPACE? whole"] if before else []
         if not opening.in_messages and not opening.opened:
-            starts.append(f"@{ANSWER}")
+            starts.append("whole")
         self._rule("start", starts)
         return "\n".join(self._rules)
 

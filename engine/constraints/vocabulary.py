@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from llguidance import LLTokenizer, TokenizerWrapper
 
 from engine.text import Tokenizer
 
 ANCHOR = "\x02"
+
+SHORT, REMEMBERED = 256, 4096
+"""Bytes of texts whose tokens are remembered, and how many: names of properties come again in every text."""
 
 
 class VocabularyView:
@@ -27,6 +31,7 @@ class VocabularyView:
 
     def __init__(self, tokenizer: Tokenizer, n_tokens: int, end_id: int, end_ids: Collection[int]) -> None:
         self._tokenizer = tokenizer
+        self._remembered = lru_cache(REMEMBERED)(self._encode)
         self.trie: LLTokenizer | None = None
         self.eos_token_id = end_id
         self.bos_token_id = tokenizer.bos_id
@@ -35,17 +40,26 @@ class VocabularyView:
         self.special_token_ids = sorted({i for i in range(named) if tokenizer.is_control(i)} | set(end_ids))
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Token ids whose bytes are exactly `text`, as the tokenizer cuts it inside a longer text.
+        """Token ids whose bytes are exactly `text`, as the tokenizer cuts it.
 
-        Encoding alone would put SentencePiece's space in front, so a character that joins no other goes before it.
-        Where a tokenizer changes the text (lower case, other spaces), the longest tokens serve.
+        Where encoding puts SentencePiece's space in front, a character that joins no other goes before the text. Where
+        a tokenizer changes the text (lower case, other spaces), the longest tokens serve.
         """
         wanted = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
-        ids = self._tokenizer.encode(ANCHOR + wanted.decode("utf-8", "replace"), add_special=False, parse_special=False)
-        for start in range(1, len(ids)):
+        is_kept = self.trie is not None and len(wanted) <= SHORT
+        return list(self._remembered(wanted) if is_kept else self._encode(wanted))
+
+    def _encode(self, wanted: bytes) -> Sequence[int]:
+        word = wanted.decode("utf-8", "replace")
+        for before in ("", ANCHOR):
+            ids = self._tokenizer.encode(before + word, add_special=False, parse_special=False)
+            start, missing = len(ids), len(wanted)
+            while missing > 0 and start > 0:
+                start -= 1
+                missing -= len(self.tokens[ids[start]])
             if b"".join(self.tokens[i] for i in ids[start:]) == wanted:
                 return ids[start:]
-        return [] if self.trie is None else self.trie.greedy_tokenize(wanted.decode("utf-8", "replace"))
+        return [] if self.trie is None else self.trie.greedy_tokenize(word)
 
 
 def build_trie(tokenizer: Tokenizer, n_rows: int, end_ids: Collection[int]) -> LLTokenizer:

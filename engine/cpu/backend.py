@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +13,11 @@ from engine.cpu.kv_cache import KVCache
 from engine.cpu.matmul import SCRATCH_BYTES, matmul, warm_up
 from engine.cpu.ops import CpuOps, Float32Array
 from engine.cpu.reference import PIECE_BYTES, SCORE_BYTES
+from engine.cpu.text_pass import TextPass
 from engine.cpu.threads import ThreadPool
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
-from engine.model.batch import Batch
+from engine.model.batch import Batch, Ids
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
@@ -35,6 +36,8 @@ QUIET: dict[str, Any] = {"over": "ignore", "invalid": "ignore", "divide": "ignor
 PLANNED_ROWS = 512
 """Rows of a prompt chunk that memory_plan() counts on."""
 
+TEXT_ROWS = 1024
+"""The same of a batch of texts, where a model generates nothing."""
 
 DECODING = ("dot_rows", "dot_tokens", "dequantize_rows")
 """Kernels that exist for the types with a decoder."""
@@ -86,6 +89,8 @@ class CpuBackend:
         self.model = model
         self.config = model.config
         self.context_length = context_length or model.config.context_length
+        if not model.config.generates:  # there are no sequences; texts that are embedded bring pages of their own
+            max_sequences = n_pages = 1
         self.max_sequences = max_sequences
         self._kv_type = KvType.parse(kv_type)
         self._reference = reference
@@ -94,7 +99,7 @@ class CpuBackend:
         self._repack = self._quantize and repack
         self._pool = ThreadPool(threads)
         self._cache = KVCache(
-            [layer.mixer for layer in model.config.layers],
+            model.config.memories,
             context_length=self.context_length,
             n_slots=max_sequences,
             n_pages=n_pages,
@@ -106,11 +111,28 @@ class CpuBackend:
     @lazy
     def _ops(self) -> CpuOps:
         """The bricks: compiled ones where they fit the model. Made on first use, as importing numba takes long."""
+        return self._make_ops(self._cache)
+
+    def _make_ops(self, cache: KVCache) -> CpuOps:
         if self._compiled:
             from engine.cpu.fast_ops import FastOps
 
-            return FastOps(self.config, self.model.weights, self._cache, self._pool, self._integer)
-        return CpuOps(self.config, self.model.weights, self._cache, self._product)
+            return FastOps(self.config, self.model.weights, cache, self._pool, self._integer)
+        return CpuOps(self.config, self.model.weights, cache, self._product)
+
+    def vectors(self, texts: Sequence[Ids]) -> list[Float32Array]:
+        """Vectors of whole texts, in one batch that touches no sequence's cache; see TextPass.vectors.
+
+        Raises:
+            ContextFullError: a text is longer than the context.
+            InvalidRequestError: a token id is not in the vocabulary.
+            GGUFError: the model's file was cut or rewritten since it was opened.
+        """
+        self._settle()
+        self.model.gguf.check_unchanged()
+        text_pass = TextPass(self.model, self.context_length, self._make_ops, values_apart=self._compiled)
+        with np.errstate(**QUIET):
+            return text_pass.vectors(texts)
 
     @lazy
     def _decoder(self) -> Decoder | None:
@@ -168,10 +190,12 @@ class CpuBackend:
         from engine.cpu.kernels.formats import DECODERS
 
         weights = self.model.weights
-        needed = [(kind, self._kv_type.name) for kind in ("attend", "rotate_store")] + [("run_program", "F32")]
+        kv_type = self._kv_type if self.config.generates else KvType.F32
+        needed = [(kind, kv_type.name) for kind in ("attend", "rotate_store")] + [("run_program", "F32")]
         needed.append(("normalize", self.config.norm.name))
         for layer in self.config.layers:
-            needed += (("gate", part.activation.name) for part in layer.ffn_parts if part.caps is None)
+            compiled = (part for part in layer.ffn_parts if part.caps is None and part.xielu is None)
+            needed += (("gate", part.activation.name) for part in compiled)
         needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
             if self._quantize and is_integer(type):
@@ -266,11 +290,13 @@ class CpuBackend:
         return matmul(x, weight, pool=self._pool, reference=self._reference)
 
     def _scratch_bytes(self) -> int:
-        rows = min(PLANNED_ROWS, self.context_length)
+        # A text of a model that generates nothing is one piece.
+        rows = min(PLANNED_ROWS, self.context_length) if self.config.generates else max(TEXT_ROWS, self.context_length)
         widest = most_heads = 0
         for layer in self.config.layers:
             attention, recurrent = layer.attention_part, layer.recurrent_part
             mixed = 0 if recurrent is None else recurrent.row_width
+            mixed += 0 if layer.ngrams is None else layer.ngrams.row_width
             if attention is not None:
                 most_heads = max(most_heads, attention.n_heads)
                 heads = attention.n_heads + 2 * attention.n_kv_heads
@@ -278,8 +304,9 @@ class CpuBackend:
                 if attention.indexer is not None:
                     mixed += (attention.indexer.heads + 1) * attention.indexer.width
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
-        activations = 4 * rows * (4 * self.config.stream_width + 2 * widest)
-        logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size
+        per_layer = 2 * self.config.per_layer_width * self.config.n_layers
+        activations = 4 * rows * (4 * self.config.stream_width + per_layer + 2 * widest)
+        logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size if self.config.generates else 0
         if self._compiled:
             from engine.cpu.kernels.attend import HEAD_FLOATS
 
@@ -303,5 +330,6 @@ def kernels_fit(model: LoadedModel) -> bool:
         if recurrent is not None:
             widths += recurrent.normalized_widths
         widths += (part.width for part in layer.ffn_parts)
+        widths += (layer.per_layer_width, layer.laurel_rank)
         widths += () if weights.moe is None or weights.moe.latent is None else (weights.moe.latent.down.weight.rows,)
     return all(width % VECTOR == 0 for width in widths)

@@ -2,14 +2,16 @@
 
 The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
 What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; indexers, and
-attention over what they choose; softcap with linear biases; chunks of positions once there are several; limits of gated
-activations; recurrent mixers between their products) is left to CpuOps.
+attention over what they choose; softcap with linear biases; chunks of positions that are no whole pages; limits and
+sparsity of gates; recurrent mixers between their products; what layers do with the residual stream beside their
+parts) is left to CpuOps.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from engine.config import PAGE
 from engine.cpu.immediate import Immediate
 from engine.cpu.integer import IntegerWeights
 from engine.cpu.kv_cache import KVCache
@@ -20,6 +22,14 @@ from engine.model.batch import Batch, Span
 from engine.model.config import AttentionConfig, FfnConfig, ModelConfig, QkNorm
 from engine.model.rope import RopeTable
 from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
+
+
+def plain_layer(layer: LayerWeights) -> bool:
+    """Whether kernels compute all of a layer."""
+    beside = layer.laurel, layer.layer_input, layer.streams, layer.ngrams
+    if any(part is not None for part in beside) or layer.output_scale != 1.0:
+        return False
+    return layer.mixer_skip is None and plain_attention(layer) and plain_ffn(layer)
 
 
 def plain_attention(layer: LayerWeights) -> bool:
@@ -41,13 +51,17 @@ def plain_ffn(layer: LayerWeights) -> bool:
 
 def _plain_gate(ffn: FfnConfig) -> bool:
     """Whether kernels compute a part's activation."""
-    return ffn.limit is None and ffn.caps is None
+    return ffn.limit is None and ffn.caps is None and ffn.xielu is None and not ffn.sparsity
 
 
 def _can_attend(layer: LayerWeights) -> bool:
-    """Whether the attention kernel serves a layer: it has no softcap together with linear biases."""
+    """Whether the attention kernel serves a layer.
+
+    It has no softcap together with linear biases, no learned biases, and no chunks of positions but whole pages.
+    """
     config = layer.config.attention
-    return config.softcap is None or not config.alibi
+    plain = (config.softcap is None or not config.alibi) and not config.relative_buckets
+    return plain and (config.chunk is None or config.chunk % PAGE == 0)
 
 
 class FastOps(CpuOps):
@@ -98,20 +112,29 @@ class FastOps(CpuOps):
         if left or config.clamp is not None:
             return super().attn_qkv(layer, x)
         normed = self._normalize(x, layer.attn_norm)
-        q, k, v = (steps.linear(name, normed, linear) for name, linear in zip("qkv", weights.qkv, strict=True))
-        q = q.reshape(-1, config.n_heads, config.key_width)
-        k = k.reshape(-1, config.n_kv_heads, config.key_width)
-        v = v.reshape(-1, config.n_kv_heads, config.value_width)
+        q, k, v = (
+            None if linear is None else steps.linear(name, normed, linear).reshape(len(x), heads, width)
+            for name, linear, heads, width in (
+                ("q", weights.q, config.n_heads, config.key_width),
+                ("k", weights.k, config.n_kv_heads, config.key_width),
+                ("v", weights.v, config.n_kv_heads, config.value_width),
+            )
+        )
+        assert q is not None
         steps.join()
         angles = None if weights.rope is None else self._angles_of(weights.rope)
         if config.qk_norm_after_rope and angles is not None:
             for span in self._batch.spans:
                 keys, _ = self._pages(layer, span)
-                steps.rotate_store(q, span, angles, keys, store=False)
-                steps.rotate_store(k, span, angles, keys, store=False)
+                for part in (q, k):
+                    if part is not None:
+                        steps.rotate_store(part, span, angles, keys, store=False)
             steps.join()
             angles = None
-        q, k = self._normalize_qk(layer, q, k)
+        q = self._normalize_named("q_normed", q, weights.q_norm, config.qk_norm)
+        if k is not None and v is not None:
+            k = self._normalize_named("k_normed", k, weights.k_norm, config.qk_norm)
+            v = self._normalize_named("v_normed", v, weights.v_norm, QkNorm.HEAD)
         steps.join()
         factors = None
         if config.temperature is not None:
@@ -120,8 +143,9 @@ class FastOps(CpuOps):
             keys, values = self._pages(layer, span)
             if angles is not None or factors is not None:
                 steps.rotate_store(q, span, angles, keys, factors=factors, store=False)
-            steps.rotate_store(k, span, angles, keys)
-            steps.rotate_store(v, span, None, values)
+            if k is not None and v is not None:
+                steps.rotate_store(k, span, angles, keys)
+                steps.rotate_store(v, span, None, values)
         steps.join()
         return q
 
@@ -131,6 +155,10 @@ class FastOps(CpuOps):
         if config.indexer is not None:
             return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
+        if not config.causal and _can_attend(layer):
+            pages = [self._pages(layer, span) for span in self._batch.spans]
+            self._immediate.attend_texts(out, q, self._batch.spans, pages, layer)
+            return out
         for span in self._batch.spans:
             self._attend(out, layer, q, span)
         self.steps.join()
@@ -138,10 +166,22 @@ class FastOps(CpuOps):
 
     def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
         chunk = layer.config.attention.chunk
-        if _can_attend(layer) and (chunk is None or span.n_total <= chunk):
-            self.steps.attend(out, q, span, self._pages(layer, span), layer)
-        else:
+        if not _can_attend(layer):
             super()._attend(out, layer, q, span)
+            return
+        pages = self._pages(layer, span)
+        if chunk is None:
+            self.steps.attend(out, q, span, pages, layer)
+            return
+        # To the rows of one chunk the sequence begins with it.
+        first = span.n_past
+        while first < span.n_total:
+            start = first // chunk * chunk
+            end = min(start + chunk, span.n_total)
+            piece = Span(span.slot, span.row + first - span.n_past, end - first, first - start)
+            keys, values = (Pages(each.array, each.table[start // PAGE :]) for each in pages)
+            self.steps.attend(out, q, piece, (keys, values), layer)
+            first = end
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""
@@ -160,7 +200,7 @@ class FastOps(CpuOps):
     def head_products(self, x: Float32Array) -> Float32Array:
         """head_rows() without the last scaling and capping."""
         normed = self._normalize(self._last(x), self._weights.output_norm)
-        logits = self.steps.linear("logits", normed, self._weights.output)
+        logits = self.steps.linear("logits", normed, self._weights.head)
         self.steps.join()
         return logits
 
@@ -187,16 +227,17 @@ class FastOps(CpuOps):
             self._scaled[linear] = Linear(linear.weight, bias, linear.scale * factor)
         return self._scaled[linear]
 
-    def _normalize_qk(self, layer: LayerWeights, q: Float32Array, k: Float32Array) -> tuple[Float32Array, Float32Array]:
-        kind, weights = layer.config.attention.qk_norm, layer.attention
-        if kind is None:
-            return q, k
-        normed = []
-        for name, x, norm in (("q_normed", q, weights.q_norm), ("k_normed", k, weights.k_norm)):
-            assert norm is not None
-            rows = x.reshape(len(x), -1) if kind is QkNorm.WIDTH else x
-            normed.append(self.steps.normalize(name, rows, norm).reshape(x.shape))
-        return normed[0], normed[1]
+    def _normalize_heads(self, x: Float32Array, norm: Norm | None, kind: QkNorm | None) -> Float32Array:
+        normed = self._normalize_named("heads_normed", x, norm, kind)
+        self.steps.join()
+        return normed
+
+    def _normalize_named(self, name: str, x: Float32Array, norm: Norm | None, kind: QkNorm | None) -> Float32Array:
+        """x (T, heads, Hd) with its heads normalized; without a join."""
+        if norm is None or kind is None:
+            return x
+        rows = x.reshape(len(x), -1) if kind is QkNorm.WIDTH else x
+        return self.steps.normalize(name, rows, norm).reshape(x.shape)
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
         if not _plain_gate(config):
@@ -207,7 +248,7 @@ class FastOps(CpuOps):
         steps.join()
         h = steps.gate(up, None, config.activation) if gate is None else steps.gate(gate, up, config.activation)
         steps.join()
-        return h
+        return self._normalize(h, weights.sub_norm)
 
     def _normalize(self, x: Float32Array, norm: Norm | None) -> Float32Array:
         if norm is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from engine.cpu import reference
 from engine.cpu.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
-from engine.cpu.kernels.attend import attend
+from engine.cpu.kernels.attend import attend, attend_text
 from engine.cpu.kernels.build import kernel
 from engine.cpu.matmul import PreparedWeight, matmul, prepare
 from engine.cpu.step_operands import (
@@ -115,6 +116,33 @@ class Immediate:
         rows = slice(span.row, span.row + span.n_rows)
         settings = score_settings(layer) | {"n_past": span.n_past}
         out[rows] = attend(q[rows], keys.array, values.array, keys.table, pool=self._pool, **settings)
+
+    def attend_texts(
+        self,
+        out: Float32Array,
+        q: Float32Array,
+        spans: Sequence[Span],
+        caches: Sequence[tuple[Pages, Pages]],
+        layer: LayerWeights,
+    ) -> None:
+        """Attention of whole texts over themselves, in both directions, from q (T, H, Hd) into out (T, H · Hv).
+
+        A task is a text, or some heads of one where there are few texts.
+        """
+        settings = score_settings(layer)
+        if settings["window"] is not None:
+            settings["window"] = settings["window"] // 2 + 1  # itself, and what is ahead in one direction
+        n_heads, threads = layer.config.attention.n_kv_heads, self._pool.threads
+        parts = 1 if threads == 1 else min(n_heads, -(-2 * threads // len(spans)))
+        rows = [slice(span.row, span.row + span.n_rows) for span in spans]
+
+        def task(index: int) -> None:
+            text, part = divmod(index, parts)
+            keys, values = caches[text]
+            heads = range(n_heads * part // parts, n_heads * (part + 1) // parts)
+            attend_text(q[rows[text]], keys.array, values.array, keys.table, out[rows[text]], heads, settings)
+
+        self._pool.run(task, len(spans) * parts)
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""

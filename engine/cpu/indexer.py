@@ -80,6 +80,8 @@ class Indexer:
             keys = self._rotate(reference.normalize(keys, weights.k_norm)[:, None], positions)[:, 0]
         if weights.proj is None:
             return Queries(q, None), keys
+        if weights.gate is not None:
+            keys = np.concatenate((keys, self._linear(weights.gate, normed)), axis=1)
         factors = self._linear(weights.proj, normed)
         factors *= np.float32((config.heads * config.width) ** -0.5)
         return Queries(q, factors), keys
@@ -98,6 +100,8 @@ class Indexer:
         keys = reference.widen(cached())
         if self._config.kind is IndexerKind.POOLED:
             keys = self._pool(keys)
+        if self._config.kind is IndexerKind.GATED_POOLS:
+            keys = self._pool_by_gates(keys)
         chosen = []
         for row in range(n_all, span.n_rows):
             at = span.row + row
@@ -114,10 +118,11 @@ class Indexer:
             scores = np.maximum(q @ keys[:n_seen].T, np.float32(0.0))
             assert weights is not None
             return (best(weights @ scores, config.top_k),)
-        if config.kind is IndexerKind.POOLED:
+        if config.kind in (IndexerKind.POOLED, IndexerKind.GATED_POOLS):
             n_full = n_seen // config.block
             scores = np.maximum(q @ keys[:n_full].T, np.float32(0.0))
-            blocks = best(np.add.reduce(scores, axis=0), config.top_k // config.block)
+            summed = np.add.reduce(scores, axis=0) if weights is None else weights @ scores
+            blocks = best(summed, config.top_k // config.block)
             tail = np.arange(n_full * config.block, n_seen)
             return (np.concatenate((_expand(blocks, config.block), tail)),)
         by_block = _highest(q @ keys[:n_seen].T, config.block)
@@ -136,11 +141,25 @@ class Indexer:
         first = np.arange(n_full, dtype=np.int32) * np.int32(block)
         return self._rotate(reference.normalize(mean, self._weights.k_norm)[:, None], first)[:, 0]
 
+    def _pool_by_gates(self, cached: Float32Array) -> Float32Array:
+        """Keys (B, Di) of the full blocks of keys and gates (T, 2 · Di)."""
+        block, width, ape = self._config.block, self._config.width, self._weights.ape
+        assert ape is not None
+        n_full = len(cached) // block
+        keys, gates = np.split(cached[: n_full * block].reshape(n_full, block, 2 * width), 2, axis=2)
+        shares = np.ascontiguousarray((gates + ape).transpose(0, 2, 1))
+        reference.softmax(shares)
+        pooled = keys[:, 0] * shares[..., 0]
+        for place in range(1, block):
+            pooled += keys[:, place] * shares[..., place]
+        return pooled
+
     def _rotate(self, x: Float32Array, positions: npt.NDArray[np.int32]) -> Float32Array:
         """Rotate x (T, heads, Di) in place."""
         rope = self._weights.rope
         if rope is not None:
-            reference.rotate(x, *rope.cos_sin(positions), rope.style)
+            first = self._config.width - rope.n_rot if self._config.rotated_last else 0
+            reference.rotate(x[..., first:], *rope.cos_sin(positions), rope.style)
         return x
 
 

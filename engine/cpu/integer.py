@@ -195,15 +195,28 @@ def n_items(kind: str, weight: PreparedWeight) -> int:
 def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
     """Every matrix that is multiplied with activations (the embedding table only where it is the output, too)."""
     linears: list[Linear | ExpertLinear | None] = [weights.output]
+    if weights.per_layer is not None:
+        linears.append(weights.per_layer.model_proj)
+    if weights.spread is not None:
+        linears += (weights.spread.proj, weights.spread.unembd_proj)
     skips = [weights.head_skip]
     for layer in weights.layers:
         skips += (layer.mixer_skip, layer.ffn_skip)
         recurrent, moe = layer.recurrent, layer.moe
+        linears += () if layer.ngrams is None else layer.ngrams.linears()
         if recurrent is not None:
             linears += recurrent.linears()
         if layer.config.attention_part is not None:
             attention = layer.attention
             linears += (attention.q, attention.k, attention.v, attention.gate, attention.output)
+        if layer.channel_mix is not None:
+            linears += (layer.channel_mix.key, layer.channel_mix.value, layer.channel_mix.receptance)
+        if layer.laurel is not None:
+            linears += (layer.laurel.left, layer.laurel.right)
+        if layer.layer_input is not None:
+            linears += (layer.layer_input.inp_gate, layer.layer_input.proj)
+        if layer.streams is not None:
+            linears += (layer.streams.router, layer.streams.predict, layer.streams.correct)
             linears += () if attention.indexer is None else attention.indexer.linears()
         if moe is not None:
             linears += (moe.router, moe.gate, moe.up, moe.down, moe.shared_gate)

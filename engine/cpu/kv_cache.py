@@ -39,6 +39,8 @@ class KVCache:
         kv_type: number format of keys and values.
         values_apart: see AttentionCache.
         n_checkpoints: copies of recurrent states kept for later prompts.
+        shared: layers whose attention has the same shape use the same pages, one layer after the other: for batches of
+            whole texts, of which nothing is read again.
 
     Attributes:
         tables: int64 (n_slots, pages of a context), pages of each slot's sequence; the addresses of its rows never
@@ -60,18 +62,22 @@ class KVCache:
         kv_type: str = KvType.F16,
         values_apart: bool = False,
         n_checkpoints: int = 0,
+        shared: bool = False,
     ) -> None:
         self.context_length = context_length
         self.n_slots = n_slots
         self.n_pages = n_slots * page_count(context_length) if n_pages is None else n_pages
         format = KvType.parse(kv_type)
         self._caches = [_layer_cache(mixer, format, values_apart=values_apart) for mixer in mixers]
+        self._owners = [_owner(mixer, index) for index, mixer in enumerate(mixers)]
+        if shared and self._owners == list(range(len(mixers))):  # else later layers read what earlier ones have kept
+            self._caches = _joined(self._caches, mixers)
         self.layers: Sequence[LayerCache] = self._caches
         self._rows = StateRows(n_slots, STATE_PLACES, n_checkpoints)
         try:
             self.tables: PageTable = aligned_zeros(n_slots, page_count(context_length), dtype=np.int64)
             """Pages of each slot's sequence; the addresses of its rows never change."""
-            for layer in self.layers:
+            for layer in dict.fromkeys(self.layers):
                 layer.allocate(self.n_pages, self._rows.total)
         except MemoryError:
             # In whole numbers: a float ends at 1e308, and callers may ask for more.
@@ -87,7 +93,7 @@ class KVCache:
     @property
     def bytes_per_token(self) -> int:
         """See ModelCache.bytes_per_token."""
-        return sum(layer.bytes_per_token for layer in self.layers)
+        return sum(layer.bytes_per_token for layer in dict.fromkeys(self.layers))
 
     @property
     def bytes_per_state(self) -> int:
@@ -155,12 +161,16 @@ class KVCache:
         row = self._rows.place(span.slot, read)
         return tuple(array[row] for array in arrays)
 
-    def store_state(self, layer: int, span: Span, values: Sequence[npt.NDArray[np.float32]]) -> None:
-        """Write the state after a span's last token, one place after the one that state() reads."""
+    def store_state(self, layer: int, span: Span, values: Sequence[npt.NDArray[np.float32] | None]) -> None:
+        """Write the state after a span's last token, one place after the one that state() reads.
+
+        None among the values leaves an array as it is.
+        """
         _, write = self._places[span.slot]
         row = self._rows.place(span.slot, write)
         for array, value in zip(self._recurrent(layer).states, values, strict=True):
-            array[row] = value
+            if value is not None:
+                array[row] = value
 
     def append(self, layer: int, span: Span, k: npt.NDArray[np.float32], v: npt.NDArray[np.float32]) -> None:
         """Store the new rows of one span: k (n_rows, K, Hd), v (n_rows, K, Hv)."""
@@ -200,7 +210,7 @@ class KVCache:
         self.states = None
 
     def _attention(self, layer: int) -> AttentionCache:
-        cache = self._caches[layer]
+        cache = self._caches[self._owners[layer]]
         if isinstance(cache, JoinedCache):
             assert cache.attention is not None
             return cache.attention
@@ -219,8 +229,20 @@ class KVCache:
         return chain.from_iterable(layer.paged for layer in self.layers)
 
 
+def _joined(caches: Sequence[Cache], mixers: Sequence[MixerConfig | None]) -> list[Cache]:
+    """The caches with one for all layers whose attention has the same shape."""
+    first: dict[tuple[object, ...], Cache] = {}
+    joined: list[Cache] = []
+    for cache, mixer in zip(caches, mixers, strict=True):
+        if isinstance(mixer, AttentionConfig):
+            shape = (mixer.n_kv_heads, mixer.key_width, mixer.value_width, mixer.indexer)
+            cache = first.setdefault(shape, cache)
+        joined.append(cache)
+    return joined
+
+
 def _layer_cache(mixer: MixerConfig | None, format: KvType, *, values_apart: bool) -> Cache:
-    if isinstance(mixer, AttentionConfig):
+    if isinstance(mixer, AttentionConfig) and mixer.cache_layer is None:
         return AttentionCache(mixer, format, values_apart=values_apart)
     if isinstance(mixer, RecurrentConfig):
         return RecurrentCache(mixer)
@@ -228,3 +250,9 @@ def _layer_cache(mixer: MixerConfig | None, format: KvType, *, values_apart: boo
         attention = AttentionCache(mixer.attention, format, values_apart=values_apart)
         return JoinedCache(attention, RecurrentCache(mixer.recurrent))
     return JoinedCache(None, None)
+
+
+def _owner(mixer: MixerConfig | None, index: int) -> int:
+    """The layer whose keys and values layer `index` reads."""
+    shared = mixer.cache_layer if isinstance(mixer, AttentionConfig) else None
+    return index if shared is None else shared

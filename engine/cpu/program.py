@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from engine.cpu import integer
-from engine.cpu.fast_ops import FastOps, plain_attention, plain_ffn
+from engine.cpu.fast_ops import FastOps, plain_layer
 from engine.cpu.integer import IntegerWeights
 from engine.cpu.kernels import build
 from engine.cpu.kernels.machine import COUNTERS
@@ -150,10 +150,11 @@ def can_record(weights: ModelWeights) -> bool:
     """
     if _give_way() is None:
         return False
+    if weights.output is None:
+        return False
     linears: list[Linear | None] = [weights.output]
     for layer in weights.layers:
-        plain = layer.mixer_skip is None and plain_attention(layer) and plain_ffn(layer)
-        if layer.ffn is None or not plain:
+        if layer.ffn is None or not plain_layer(layer):
             return False
         attention, ffn = layer.attention, layer.ffn
         linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down, ffn.gate)

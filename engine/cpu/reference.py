@@ -16,16 +16,14 @@ import numpy.typing as npt
 
 from engine.model.config import (
     Activation,
-    AdjugateConfig,
     AttentionConfig,
     AttentionTemperature,
     FfnConfig,
-    MoeConfig,
     NormKind,
     QkNorm,
     RopeStyle,
-    Routing,
 )
+from engine.model.relative import relative_buckets
 from engine.model.weights import Norm
 
 Float32Array = npt.NDArray[np.float32]
@@ -43,9 +41,6 @@ SWIGLU_LIMIT, SWIGLU_SLOPE = 7.0, 1.702
 GELU_LIMIT = 10.0
 """Beyond it GELU is max(x, 0)."""
 
-LEAST_SUM = 2.0**-14
-"""Least sum that chosen expert weights are divided by: the smallest normal float16."""
-
 
 @dataclass(frozen=True)
 class _Extra:
@@ -53,6 +48,7 @@ class _Extra:
 
     sinks: Float32Array | None
     alibi_slopes: Float32Array | None
+    relative_bias: Float32Array | None
 
 
 def normalize(x: Float32Array, norm: Norm) -> Float32Array:
@@ -133,8 +129,9 @@ def attend(
     *,
     sinks: Float32Array | None = None,
     alibi_slopes: Float32Array | None = None,
+    relative_bias: Float32Array | None = None,
 ) -> Float32Array:
-    """Causal attention of the newest rows of one sequence over its cache.
+    """Attention of the newest rows of one sequence over its cache: causal, or of a whole text over itself.
 
     Works on a few queries and a piece of the cache at a time, so that memory does not grow with their product.
 
@@ -142,16 +139,17 @@ def attend(
         q: (T, H, Hd), queries at positions n_past ... n_past + T - 1.
         keys: (K, n_past + T, Hd), float16 or float32.
         values: (K, n_past + T, Hv).
-        attention: scale, window or chunks, softcap and head counts.
-        n_past: positions before the first query.
+        attention: scale, window or chunks, softcap and head counts, and whether it is causal.
+        n_past: positions before the first query; 0 where attention is not causal.
         sinks: (H,) one more score of every query head, or None.
         alibi_slopes: (H,) how much smaller a score becomes per position between query and key, or None.
+        relative_bias: (buckets, H) added to scores by the kind of distance (engine.model.relative), or None.
 
     Returns:
         (T, H · Hv) float32.
     """
     n_rows, n_heads = q.shape[0], attention.n_heads
-    extra = _Extra(sinks, alibi_slopes)
+    extra = _Extra(sinks, alibi_slopes, relative_bias)
     rows_at_once = max(1, SCORE_BYTES // (4 * n_heads * (n_past + n_rows)))
     if n_rows <= rows_at_once:
         return _attend_rows(q, keys, values, attention, n_past, extra)
@@ -172,8 +170,7 @@ def _attend_rows(
 ) -> Float32Array:
     """attend() for queries whose scores fit in memory."""
     n_rows, n_kv, group = q.shape[0], attention.n_kv_heads, attention.group
-    end = n_past + n_rows
-    begin = int(_first_seen(np.array(n_past), attention))
+    begin, end = _seen(attention, n_past, n_rows, keys.shape[1])
     piece = max(64, PIECE_BYTES // (4 * n_kv * max(attention.key_width, attention.value_width)))
     # (T, K, G, Hd) -> (K, G·T, Hd): the query heads of one key head are one matrix.
     grouped = q.reshape(n_rows, n_kv, group, -1).transpose(1, 2, 0, 3).reshape(n_kv, group * n_rows, -1)
@@ -185,10 +182,13 @@ def _attend_rows(
     by_head = scores.reshape(n_kv, group, n_rows, end - begin)
     if attention.softcap is not None:
         softcap(scores, attention.softcap)
+    distance = np.arange(begin, end)[None, :] - np.arange(n_past, n_past + n_rows)[:, None]
     if extra.alibi_slopes is not None:
-        distance = np.arange(begin, end)[None, :] - np.arange(n_past, end)[:, None]
-        by_head += extra.alibi_slopes.reshape(n_kv, group, 1, 1) * distance.astype(np.float32)
-    if n_rows > 1:
+        by_head -= extra.alibi_slopes.reshape(n_kv, group, 1, 1) * np.abs(distance).astype(np.float32)
+    if extra.relative_bias is not None:
+        bias = extra.relative_bias[relative_buckets(distance, len(extra.relative_bias))]
+        by_head += bias.transpose(2, 0, 1).reshape(n_kv, group, *distance.shape)
+    if n_rows > 1 or not attention.causal:
         _mask(by_head, n_past, begin, attention)
     softmax(by_head, None if extra.sinks is None else extra.sinks.reshape(n_kv, group, 1, 1))
     out = np.zeros((n_kv, group * n_rows, attention.value_width), dtype=np.float32)
@@ -214,18 +214,33 @@ def _add_values(out: Float32Array, weights: Float32Array, values: Float32Array) 
         out += np.multiply(weight, rest, out=np.zeros_like(out), where=weight != 0.0)
 
 
+def _seen(attention: AttentionConfig, n_past: int, n_rows: int, n_keys: int) -> tuple[int, int]:
+    """The first key that some of the queries see, and the one after the last."""
+    first, after = int(_first_seen(np.array(n_past), attention)), n_past + n_rows
+    if attention.causal:
+        return first, after
+    return first, n_keys if attention.window is None else min(n_keys, after + attention.window // 2)
+
+
 def _first_seen(query: npt.NDArray[np.intp], attention: AttentionConfig) -> npt.NDArray[np.intp]:
     """The first position that queries at these positions see."""
     if attention.chunk is not None:
         return query // attention.chunk * attention.chunk
-    return np.zeros_like(query) if attention.window is None else np.maximum(0, query + 1 - attention.window)
+    if attention.window is None:
+        return np.zeros_like(query)
+    back = attention.window - 1 if attention.causal else attention.window // 2
+    return np.maximum(0, query - back)
 
 
 def _mask(scores: Float32Array, n_past: int, begin: int, attention: AttentionConfig) -> None:
-    """Forbid keys after the query and keys before those it sees; scores (K, G, T, keys from `begin` on), in place."""
+    """Forbid keys that a query does not see; scores (K, G, T, keys from `begin` on), in place."""
     query = np.arange(n_past, n_past + scores.shape[2])
     key = np.arange(begin, begin + scores.shape[3])[None, :]
-    forbidden = (key > query[:, None]) | (key < _first_seen(query, attention)[:, None])
+    forbidden = key < _first_seen(query, attention)[:, None]
+    if attention.causal:
+        forbidden |= key > query[:, None]
+    elif attention.window is not None:
+        forbidden |= key > query[:, None] + attention.window // 2
     np.copyto(scores, np.float32(-np.inf), where=forbidden)
 
 
@@ -249,9 +264,19 @@ def softcap(x: Float32Array, limit: float) -> None:
     x *= np.float32(limit)
 
 
+def thin_out(gate: Float32Array, sparsity: float) -> Float32Array:
+    """FfnConfig.sparsity: what exceeds the mean of a row by so many deviations, 0 elsewhere; gate (T, F)."""
+    mean = np.add.reduce(gate, axis=-1, keepdims=True) / np.float32(gate.shape[-1])
+    apart = gate - mean
+    variance = np.add.reduce(apart * apart, axis=-1, keepdims=True) / np.float32(gate.shape[-1] - 1)
+    return np.maximum(apart - np.sqrt(variance) * np.float32(sparsity), np.float32(0.0))
+
+
 def gated(gate: Float32Array, up: Float32Array, config: FfnConfig) -> Float32Array:
-    """activation(gate) · up, both limited where FfnConfig says so; may overwrite both."""
+    """activation(gate) · up, thinned out and limited where FfnConfig says so; may overwrite both."""
     activation, limit = config.activation, config.limit
+    if config.sparsity:
+        gate = thin_out(gate, config.sparsity)
     if limit is not None and config.limits_gate:
         gate = np.minimum(gate, np.float32(limit))
     if activation is Activation.SITU:
@@ -275,8 +300,16 @@ def gated(gate: Float32Array, up: Float32Array, config: FfnConfig) -> Float32Arr
     return gate
 
 
-def activate(x: Float32Array, activation: Activation) -> Float32Array:
-    """The non-linearity of a feed-forward part."""
+def activate(
+    x: Float32Array, activation: Activation, xielu: tuple[float, float, float, float] | None = None
+) -> Float32Array:
+    """The non-linearity of a feed-forward part; `xielu` are the constants of Activation.XIELU."""
+    if activation is Activation.XIELU:
+        assert xielu is not None
+        positive, negative, beta, epsilon = (np.float32(value) for value in xielu)
+        below = (np.expm1(np.minimum(x, epsilon)) - x) * negative
+        curved: Float32Array = np.where(x > 0, positive * x * x, below)
+        return curved + beta * x
     if activation is Activation.SILU:
         return x * sigmoid(x)
     if activation in (Activation.RELU, Activation.RELU_SQUARED):
@@ -307,61 +340,3 @@ def sigmoid(x: Float32Array) -> Float32Array:
     y = np.exp(-x)
     y += np.float32(1.0)
     return np.divide(np.float32(1.0), y, out=y)
-
-
-def route(
-    logits: Float32Array, moe: MoeConfig, selection_bias: Float32Array | None = None
-) -> tuple[npt.NDArray[np.intp], Float32Array]:
-    """Choose experts.
-
-    Args:
-        logits: (T, E) router scores; overwritten.
-        moe: how many, and how their weights are made.
-        selection_bias: (E,) added for the choice alone, or None.
-
-    Returns:
-        (T, n_used) expert numbers, best first and the lower number first among equals, and their weights.
-    """
-    if moe.routing is Routing.SOFTMAX:
-        softmax(logits)
-    elif moe.routing is Routing.SIGMOID:
-        logits = sigmoid(logits)
-    choice = logits if selection_bias is None else logits + selection_bias
-    if moe.n_groups > 1:
-        choice = _best_groups(choice, moe)
-    chosen = np.argsort(-choice, axis=-1, kind="stable")[:, : moe.n_used]
-    weights = np.take_along_axis(logits, chosen, axis=-1)
-    if moe.routing is Routing.SOFTMAX_CHOSEN:
-        softmax(weights)
-    if moe.normalize:
-        weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
-    weights *= np.float32(moe.weight_scale)
-    return chosen, weights
-
-
-def adjugate_groups(
-    logits: Float32Array, chosen: npt.NDArray[np.intp], config: AdjugateConfig
-) -> tuple[npt.NDArray[np.intp], Float32Array]:
-    """The groups of the best experts, (T, n_used) numbers, and the weights of their adjugate experts.
-
-    Args:
-        logits: (T, E) router scores; overwritten.
-        chosen: (T, experts used) expert numbers, best first.
-        config: how many, and of how many experts each.
-    """
-    softmax(logits)
-    groups = chosen[:, : config.n_used] // config.per_group
-    weights = np.take_along_axis(logits, groups, axis=-1)
-    weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
-    weights *= np.float32(config.scale)
-    return groups, weights
-
-
-def _best_groups(choice: Float32Array, moe: MoeConfig) -> Float32Array:
-    """The choice scores with those outside the best groups of each token at minus infinity."""
-    groups = choice.reshape(len(choice), moe.n_groups, -1)
-    scores = np.sort(groups, axis=-1)[..., -2:].sum(axis=-1)
-    best = np.argsort(-scores, axis=-1, kind="stable")[:, : moe.n_groups_used]
-    allowed = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(allowed, best, True, axis=-1)
-    return np.where(allowed[..., None], groups, np.float32(-np.inf)).reshape(choice.shape)

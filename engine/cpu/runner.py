@@ -31,6 +31,9 @@ DEFAULT_SEQUENCES = 8
 PREFILL_CHUNK, MIXED_CHUNK = 512, 64
 """Prompt tokens of a step, alone and beside decoding sequences: 64 cost as much as ten decode steps."""
 
+SHORTEST_PIECE = 2
+"""See Runner.shortest_piece: two rows of one step take less than two steps, which read all weights twice."""
+
 
 class CpuRunner:
     """The CPU backend with sampling on the host.
@@ -65,25 +68,28 @@ class CpuRunner:
     ) -> None:
         self.config = model.config
         self.context_length = context_length
-        self.max_sequences = max_sequences or DEFAULT_SEQUENCES
-        self.n_pages = page_count(cache_size(cache_tokens, context_length, self.max_sequences))
+        generates = model.config.generates
+        self.max_sequences = (max_sequences or DEFAULT_SEQUENCES) if generates else 1
+        self.n_pages = page_count(cache_size(cache_tokens, context_length, self.max_sequences)) if generates else 1
+        scratch_pages = page_count(context_length) if generates else 0
         self.prefill_chunk = prefill_chunk or PREFILL_CHUNK
         self.mixed_chunk = min(MIXED_CHUNK, self.prefill_chunk)
         self.mixed_per_sequence = 0
+        self.shortest_piece = SHORTEST_PIECE
         self.lookahead = 0
         self._backend = CpuBackend(
             model,
             context_length=context_length,
             kv_type=kv_type,
             max_sequences=self.max_sequences + 1,
-            n_pages=self.n_pages + page_count(context_length),
+            n_pages=self.n_pages + scratch_pages,
             checkpoints=checkpoint_count(checkpoints, self.max_sequences),
             threads=threads,
             quantize=not exact,
             repack=repack,
         )
         # logits() has pages of its own, after those of the scheduler; they take memory only when they are used.
-        self._scratch_pages = range(self.n_pages, self.n_pages + page_count(context_length))
+        self._scratch_pages = range(self.n_pages, self.n_pages + scratch_pages)
         self._backend.warm_up(status)
         self.threads: int | None = threads if threads is not None else default_threads()
         self.device_name = "cpu"
@@ -122,6 +128,10 @@ class CpuRunner:
             for place, start in enumerate(range(0, len(token_ids), LOGITS_CHUNK))
         ]
         return np.concatenate(parts)
+
+    def vectors(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """See Runner.vectors."""
+        return self._backend.vectors(texts)
 
     @property
     def states(self) -> StateStore | None:

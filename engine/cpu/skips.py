@@ -15,8 +15,17 @@ import numpy as np
 from engine.cpu import reference
 from engine.cpu.reference import Float32Array
 from engine.model.matrices import Linear
-from engine.model.skip_config import BankedSkip, HyperSkip, NormedSkip, SkipConfig
-from engine.model.skip_weights import BankedSkipWeights, HyperSkipWeights, NormedSkipWeights, SkipWeights
+from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, MixedSkip, NormedSkip, SkipConfig, StackSkip
+from engine.model.skip_weights import (
+    BankedSkipWeights,
+    GatedSkipWeights,
+    HyperSkipWeights,
+    MeanSkipWeights,
+    MixedSkipWeights,
+    NormedSkipWeights,
+    SkipWeights,
+    StackSkipWeights,
+)
 
 Project = Callable[[Linear, Float32Array], Float32Array]
 """A projection of (T, M), in an array of the caller's own."""
@@ -33,8 +42,8 @@ class Reading:
 class Skips(ABC):
     """The residual connections of one model."""
 
-    def begin(self, embedded: Float32Array) -> Float32Array:
-        """The streams (T, S · D) of token vectors (T, D)."""
+    def begin(self, head: SkipWeights | None, embedded: Float32Array) -> Float32Array:
+        """The streams (T, S · D) of token vectors (T, D); `head` are the weights of the head's connection."""
         return embedded
 
     @abstractmethod
@@ -87,7 +96,7 @@ class _HyperSkip(Skips):
         self._count = config.count
         self._linear = linear
 
-    def begin(self, embedded: Float32Array) -> Float32Array:
+    def begin(self, head: SkipWeights | None, embedded: Float32Array) -> Float32Array:
         return np.tile(embedded, (1, self._count))
 
     def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
@@ -112,10 +121,102 @@ class _HyperSkip(Skips):
         return x.reshape(len(x), self._count, -1)
 
 
+class _GatedSkip(Skips):
+    def __init__(self, config: GatedSkip, linear: Project) -> None:
+        self._config = config
+        self._linear = linear
+
+    def begin(self, head: SkipWeights | None, embedded: Float32Array) -> Float32Array:
+        return np.tile(embedded, (1, self._config.count))
+
+    def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
+        assert isinstance(weights, GatedSkipWeights)
+        count, epsilon = self._config.count, np.float32(self._config.epsilon)
+        mixed = self._linear(weights.fn, reference.normalize(x, weights.norm))
+        gates = reference.sigmoid(mixed * weights.factor + weights.base)
+        h = np.add.reduce(x.reshape(len(x), count, -1) * (gates[:, :count, None] + epsilon), axis=1)
+        return Reading(h, gates[:, count:] * np.float32(self._config.magnitude) + epsilon)
+
+    def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:
+        changed: Float32Array = x.reshape(len(x), self._config.count, -1) + reading.kept[..., None] * part[:, None]
+        return changed.reshape(x.shape)
+
+
+class _MixedSkip(Skips):
+    def __init__(self, config: MixedSkip, linear: Project) -> None:
+        self._config = config
+        self._linear = linear
+
+    def begin(self, head: SkipWeights | None, embedded: Float32Array) -> Float32Array:
+        return np.tile(embedded, (1, self._config.count))
+
+    def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
+        count, epsilon = self._config.count, np.float32(self._config.epsilon)
+        streams = x.reshape(len(x), count, -1)
+        if isinstance(weights, MeanSkipWeights):
+            return Reading(np.add.reduce(streams, axis=1) / np.float32(count))
+        assert isinstance(weights, MixedSkipWeights)
+        mixed = self._linear(weights.fn, reference.normalize(x, weights.norm)) * weights.factor + weights.base
+        gates = reference.sigmoid(mixed[:, : 2 * count])
+        h = np.add.reduce(streams * (gates[:, :count, None] + epsilon), axis=1)
+        return Reading(h, (gates[:, count:] * np.float32(2.0), self._balance(mixed[:, 2 * count :])))
+
+    def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:
+        gates, matrix = reading.kept
+        streams = x.reshape(len(x), self._config.count, -1)
+        changed: Float32Array = gates[..., None] * part[:, None]
+        for source in range(self._config.count):
+            changed += matrix[:, source, :, None] * streams[:, source, None]
+        return changed.reshape(x.shape)
+
+    def _balance(self, logits: Float32Array) -> Float32Array:
+        """C (T, S, S), from the stream of the first index to that of the second."""
+        count, epsilon = self._config.count, np.float32(self._config.epsilon)
+        matrix = logits.reshape(-1, count, count).copy()
+        reference.softmax(matrix)
+        matrix += epsilon
+        for iteration in range(self._config.iterations):
+            if iteration:
+                matrix /= np.add.reduce(matrix, axis=2, keepdims=True) + epsilon
+            matrix /= np.add.reduce(matrix, axis=1, keepdims=True) + epsilon
+        return matrix
+
+
+class _StackSkip(Skips):
+    """x is a, b and r."""
+
+    def begin(self, head: SkipWeights | None, embedded: Float32Array) -> Float32Array:
+        assert isinstance(head, StackSkipWeights)
+        assert head.init is not None
+        return np.concatenate((embedded, np.broadcast_to(head.init, embedded.shape), embedded), axis=1)
+
+    def read(self, weights: SkipWeights, x: Float32Array) -> Reading:
+        assert isinstance(weights, StackSkipWeights)
+        a, b, r = np.split(x, 3, axis=1)
+        if weights.init is not None:  # the head
+            return Reading(np.ascontiguousarray(a))
+        return Reading(a + b if weights.begins else np.ascontiguousarray(r))
+
+    def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:
+        assert isinstance(weights, StackSkipWeights)
+        a, b, _ = np.split(x, 3, axis=1)
+        part += reading.h
+        if not weights.ends:
+            return np.concatenate((a, b, part), axis=1)
+        made = reference.normalize(part, weights.norm)
+        return np.concatenate((made, b, made) if weights.high else (a, made, made), axis=1)
+
+
 def make_skips(config: SkipConfig | None, width: int, linear: Project) -> Skips | None:
     """The residual connections of a model of this width D; None where they are plain sums."""
     if isinstance(config, NormedSkip):
         return _NormedSkip(config)
     if isinstance(config, BankedSkip):
         return _BankedSkip(width)
+    if isinstance(config, GatedSkip):
+        return _GatedSkip(config, linear)
+    if isinstance(config, MixedSkip):
+        return _MixedSkip(config, linear)
+    if isinstance(config, StackSkip):
+        return _StackSkip()
     return None if config is None else _HyperSkip(config, linear)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from traceback import clear_frames
 
@@ -19,13 +19,13 @@ from engine.cuda.driver.row_store import SavedRows
 from engine.cuda.launch_plan.ahead import MOST_AHEAD
 from engine.cuda.launch_plan.model import LaunchPlan, Settings
 from engine.cuda.load.features import check_features
-from engine.cuda.load.memory_plan import MIXED_ROWS, MIXED_ROWS_PER_SEQUENCE, choose, memory_plan
+from engine.cuda.load.memory_plan import MIXED_ROWS, MIXED_ROWS_PER_SEQUENCE, SHORTEST_PIECE, choose, memory_plan
 from engine.cuda.load.opening import load_weights
 from engine.cuda.profile import REPEATS, profile_decode
 from engine.cuda.recurrent.state_cache import DeviceStates, StateCache
 from engine.cuda.rows import rows
 from engine.cuda.step.machine import StepMachine
-from engine.cuda.step.prompt import state_places
+from engine.cuda.step.prompt import state_places, text_batches
 from engine.cuda.step.run_ahead import RunAhead
 from engine.cuda.step.seats import Seats
 from engine.errors import DeviceError, EngineError, InvalidRequestError
@@ -83,6 +83,7 @@ class CudaRunner:
         self.config = model.config
         self.context_length = context_length
         self.threads: int | None = None
+        self.shortest_piece = SHORTEST_PIECE
         self.lookahead = MOST_AHEAD - 1
         self.states: DeviceStates | None = None
         self._bandwidth: float | None = None
@@ -207,23 +208,38 @@ class CudaRunner:
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """See Runner.logits."""
         with self._running():
-            self._seats.check_room(len(token_ids))
-            pages, plan = page_count(len(token_ids)), self._machine.weights.plan
-            cache = PagedCache(plan.attention_shapes, pages, len(token_ids), 1)
-            cache.set_pages(0, list(range(pages)))
-            states = None if self.states is None else StateCache(plan.state_shapes, StateRows(1, 2, 0))
-            parts: list[npt.NDArray[np.float32]] = []
-            self._machine.prompt_ops.use(cache, states)
-            try:
-                for first in range(0, len(token_ids), self.prefill_chunk):
-                    ids = np.asarray(token_ids[first : first + self.prefill_chunk], dtype=np.int32)
-                    places = (0 if first == 0 else 1), 1  # nothing here is run again: the state may stay in its place
-                    batch = Batch.build([(0, ids, first, Outputs.ALL, None, *places)])
-                    parts += self._machine.prompts.all_logits(batch)
-            finally:
-                self._machine.prompt_ops.use(self._machine.cache, self._machine.states)
-                self._gpu.stream.synchronize()
-            return np.concatenate(parts)
+            return self._apart([token_ids], self._machine.prompts.all_logits)[0]
+
+    def vectors(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """See Runner.vectors."""
+        found: list[npt.NDArray[np.float32]] = []
+        with self._running():
+            for first in range(0, len(texts), self.max_sequences):
+                found += self._apart(texts[first : first + self.max_sequences], self._machine.prompts.all_vectors)
+        return found
+
+    def _apart(
+        self, texts: Sequence[Sequence[int]], rows_of: Callable[[Batch], Iterable[npt.NDArray[np.float32]]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """Rows of all tokens of each text, of at most max_sequences texts, over a cache of their own."""
+        for ids in texts:
+            self._seats.check_room(len(ids))
+        plan, ends = self._machine.weights.plan, np.cumsum([page_count(len(ids)) for ids in texts]).tolist()
+        cache = PagedCache(plan.attention_shapes, ends[-1], max(map(len, texts)), len(texts))
+        for slot, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            cache.set_pages(slot, list(range(first, end)))
+        states = None if self.states is None else StateCache(plan.state_shapes, StateRows(len(texts), 2, 0))
+        parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in texts]
+        self._machine.prompt_ops.use(cache, states)
+        try:
+            for batch in text_batches(texts, self.prefill_chunk):
+                rows = np.concatenate(list(rows_of(batch)))
+                for span in batch.spans:
+                    parts[span.slot].append(rows[span.row : span.row + span.n_rows])
+        finally:
+            self._machine.prompt_ops.use(self._machine.cache, self._machine.states)
+            self._gpu.stream.synchronize()
+        return [np.concatenate(pieces) for pieces in parts]
 
     def release(self, slot: int) -> None:
         """See Runner.release. Takes effect with the next launch, before anything that launch writes."""

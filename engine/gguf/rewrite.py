@@ -30,9 +30,19 @@ _UNKNOWN_FILE_TYPE = 1024
 
 
 def matrices(source: GGUFFile) -> list[TensorInfo]:
-    """Tensors that quantizers pack: matrices and stacks of them, but not those that choose experts."""
-    small = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight")
-    return [info for info in source.tensors.values() if len(info.shape) > 1 and not info.name.endswith(small)]
+    """Tensors that quantizers pack: matrices and stacks of them, but not those that choose experts or mix streams.
+
+    Vectors with further dimensions of 1 are no matrices, nor are the few that RWKV mixes tokens with.
+    """
+    small = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "time_mix_first.weight")
+    within = ("altup_", "laurel_", "_mix_lerp_")
+    return [
+        info
+        for info in source.tensors.values()
+        if sum(size > 1 for size in info.shape) > 1
+        and not info.name.endswith(small)
+        and not any(part in info.name for part in within)
+    ]
 
 
 def rewrite(source: GGUFFile, target: str | os.PathLike[str], types: Mapping[str, GGMLType]) -> None:

@@ -15,6 +15,7 @@ from engine.model.parts import (
     NormParts,
     RopeParts,
 )
+from engine.model.pooling import RankParts
 from engine.model.recurrent_parts import RecurrentParts
 
 
@@ -33,6 +34,8 @@ class Architecture:
         ffn: feed-forward parts; None = layers have none.
         moe: mixture of experts; None = the family has no form with experts.
         head: from the last hidden state to logits.
+        rank: the classification head of rerankers; None = the family has none.
+        dense: dense_2 and dense_3, where a file has them, are applied to embeddings.
         biases: biases of projections.
         unused_scales: projections, by the last part of the tensor's name, whose scale takes no part.
         next_token_layers: the last nextn_predict_layers layers predict later tokens and take no part.
@@ -51,6 +54,8 @@ class Architecture:
     ffn: FfnParts | None = field(default_factory=FfnParts)
     moe: MoeParts | None = None
     head: HeadParts = field(default_factory=HeadParts)
+    rank: RankParts | None = None
+    dense: bool = False
     biases: BiasParts = field(default_factory=BiasParts)
     unused_scales: tuple[str, ...] = ()
     next_token_layers: bool = False

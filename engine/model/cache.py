@@ -136,7 +136,7 @@ class ModelCache(Protocol):
 
     @property
     def layers(self) -> Sequence[LayerCache]:
-        """One per layer, in order."""
+        """One per layer, in order, then those of tables of n-grams."""
 
     @property
     def bytes_per_token(self) -> int:

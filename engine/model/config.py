@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from enum import Enum
 
 from engine.model.indexer_config import IndexerConfig
+from engine.model.ngram_config import NgramConfig
+from engine.model.pooling import Pooling, RankConfig
 from engine.model.recurrent_config import RecurrentConfig
 from engine.model.rope_config import RopeConfig as RopeConfig
 from engine.model.rope_config import RopeScaling as RopeScaling
 from engine.model.rope_config import RopeStyle as RopeStyle
+from engine.model.rwkv_config import ChannelMixConfig
 from engine.model.skip_config import SkipConfig, most_streams
+from engine.model.stream_config import AltUpConfig
 
 
 class NormKind(Enum):
@@ -71,6 +75,9 @@ class Activation(Enum):
     # Gated only: b · tanh(gate / b) · sigmoid(gate) · c · tanh(up / c), or · up where c is 0, with (b, c) =
     # FfnConfig.caps.
     SITU = "situ"
+    # Ungated only, with (a, b, β, ε) = FfnConfig.xielu: a x² + β x above zero, else b · (exp(min(x, ε)) - 1 - x) + β x
+    # (arXiv 2411.13010).
+    XIELU = "xielu"
 
 
 class Routing(Enum):
@@ -119,6 +126,7 @@ class LatentConfig:
     rope_width: int
     value_width: int  # per head, after v_b
     absorbed: bool
+    key_norm: bool = False  # r is normalized by attn_k_norm before it is rotated
 
     def cached(self, n_heads: int) -> tuple[int, int, int]:
         """What the cache holds per token: key/value heads, and the widths of a key and of a value."""
@@ -131,9 +139,9 @@ class LatentConfig:
 class AttentionConfig:
     """Grouped-query attention of one layer: H query heads share K key/value heads.
 
-    Order: projection, scale, bias, clamp, QK-norm, RoPE, QK-norm where after_rope, temperature, cache. A score is
-    softcap(scale · q·k) + slope · (key position - query position), masked by the window; then softmax. What the heads
-    give is gated, then multiplied by attn_output.
+    Order: projection, scale, bias, clamp, QK-norm and value norm, RoPE, QK-norm where after_rope, temperature, cache.
+    A score is softcap(scale · q·k) - slope · |key position - query position| + a learned bias of that distance
+    (relative_buckets), masked by the window; then softmax. What the heads give is gated; attn_output multiplies it.
     """
 
     n_heads: int
@@ -142,7 +150,9 @@ class AttentionConfig:
     value_width: int
     scale: float  # multiplies q·k
     rope: RopeConfig | None  # None = this layer rotates nothing
-    window: int | None = None  # a query sees this many positions, itself included; None = all
+    causal: bool = True  # a query sees no later positions; otherwise all of its text, which a batch holds whole
+    # Causal: a query sees this many positions, itself included. Else: those at most window // 2 away. None = all.
+    window: int | None = None
     chunk: int | None = None  # positions are cut into chunks of so many, and a query sees those of its own; None = all
     qk_norm: QkNorm | None = None
     qk_norm_after_rope: bool = False
@@ -154,9 +164,13 @@ class AttentionConfig:
     alibi: float = 0.0  # largest bias; slopes are in the weights, from rope.alibi_slopes; 0 = none
     latent: LatentConfig | None = None
     output_gate: OutputGate | None = None
+    relative_buckets: int = 0  # kinds of distance, in both directions, that have a bias per head (T5); 0 = none
     gate_function: GateFunction = GateFunction.SIGMOID
     value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
     indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
+    value_norm: bool = False  # each head's values are normalized (NormKind.RMS), without a weight
+    sub_norm: bool = False  # what attn_output reads is normalized by attn_sub_norm, all heads together
+    cache_layer: int | None = None  # keys and values are those of this earlier layer; the layer has none of its own
 
     @property
     def group(self) -> int:
@@ -175,6 +189,8 @@ class FfnConfig:
 
     With a limit (gated parts only) down(min(activation(gate(x)), limit) · max(-limit, min(up(x), limit))); where
     limits_gate it is activation(min(gate(x), limit)) instead.
+    With `sparsity` s above zero the gate g of a token becomes max(0, g - mean(g) - s · deviation(g)) before the
+    activation, with the deviation of a sample (Gemma 3n).
     """
 
     width: int
@@ -183,6 +199,9 @@ class FfnConfig:
     limit: float | None = None
     limits_gate: bool = False
     caps: tuple[float, float] | None = None  # of Activation.SITU
+    sparsity: float = 0.0
+    xielu: tuple[float, float, float, float] | None = None  # of Activation.XIELU
+    sub_norm: bool = False  # what down reads is normalized by ffn_sub_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,8 +229,10 @@ class MoeConfig:
     weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
     shared_scale and gated where shared_gate.
 
-    With `latent` the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized where the
-    weights have a norm) latent_up · s is taken. Router and shared part read x.
+    With a latent_width the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized
+    where the weights have a norm) latent_up · s is taken. Router and shared part read x.
+    With `separate_norms` router and experts do not read the layer's ffn_norm(x), as the shared part does, but norms of
+    their own, and the outputs of the experts and of the shared part are normalized before they are added (Gemma 4).
     """
 
     n_experts: int
@@ -229,7 +250,8 @@ class MoeConfig:
     routed_early: bool = False  # the router reads the layer's input, before the mixer and its norm
     adjugate: AdjugateConfig | None = None
     reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
-    latent: int | None = None  # numbers that an expert reads and gives, where these are not D
+    latent_width: int | None = None  # numbers that an expert reads and gives, where these are not D
+    separate_norms: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,18 +273,32 @@ class LayerConfig:
     With r = residual_scale and norms that LayerWeights may lack (None = identity):
     y = x + r · attn_post_norm(mixer(attn_norm(x))); result y + r · ffn_post_norm(ffn(ffn_norm(y))), where a
     parallel layer reads ffn(ffn_norm(x)) instead. Without a mixer y = x; without a feed-forward part the result is y.
+    With output_norms attn_output_norm(y) takes the place of y, then, where the layer has it, attn_norm_2(y + x), and
+    layer_output_norm(result) that of the result.
     With an embedding_skip layer_output_scale · (what ModelConfig says the first layer reads) is added to the result,
-    and with a closing_norm the result is normalized as the last layer's is.
+    and with a closing_norm the result is normalized as the last layer's is. Other residual connections: see
+    skip_config.py. `ngrams` are added to x before everything else.
+
+    With a `laurel_rank`, y = (y + n + laurel_norm(laurel_r · laurel_l · n)) / sqrt(2) for n = attn_norm(x). With a
+    `per_layer_width` the result z gets + post_norm(proj · (gelu(inp_gate · z) · e)), where e is the layer's own vector
+    of the token (see ModelConfig). Then it is multiplied by output_scale and by output_factor. `streams`: AltUpConfig.
     """
 
     index: int
     mixer: MixerConfig | None
-    ffn: FfnConfig | MoeConfig | None
+    ffn: FfnConfig | MoeConfig | ChannelMixConfig | None
     residual: ResidualKind = ResidualKind.SEQUENTIAL
     residual_scale: float = 1.0
-    block: int | None = None  # the earlier layer whose weights it has; None = it has its own
+    output_norms: bool = False
+    block: int | None = None  # its number in the file, whose layers may be passed several times; None = index
     embedding_skip: bool = False
     closing_norm: bool = False
+    laurel_rank: int = 0
+    per_layer_width: int = 0
+    output_scale: bool = False  # a learned number, layer_output_scale
+    output_factor: float = 1.0
+    streams: AltUpConfig | None = None
+    ngrams: NgramConfig | None = None
 
     @property
     def attention_part(self) -> AttentionConfig | None:
@@ -290,16 +326,19 @@ class LayerConfig:
         """The kinds of feed-forward parts in the layer: its own, or those of an expert and of the shared one."""
         if isinstance(self.ffn, MoeConfig):
             return (self.ffn.expert,) if self.ffn.shared is None else (self.ffn.expert, self.ffn.shared)
-        return () if self.ffn is None else (self.ffn,)
+        return (self.ffn,) if isinstance(self.ffn, FfnConfig) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Everything about a model that is not a weight.
 
-    x = embedding_norm(embedding_scale · token_embd[token] + position_embd[position]), layers, then the logits
-    softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). Logits of the `silent` tokens
-    are the least float32.
+    x = embedding_norm(embedding_scale · token_embd[token] + token_types[0] + position_embd[position]), layers, then the
+    logits softcap(logit_scale · (output · output_norm(x) + bias)), softcap(s) = c · tanh(s / c). Logits of the `silent`
+    tokens are the least float32. An embedding is dense_3 · dense_2 · pooling(output_norm(x)).
+
+    With a `per_layer_width` P every layer gets a vector of P numbers of the token: its part of
+    (sqrt(P) · per_layer_token_embd[token] + per_layer_proj_norm(per_layer_model_proj · x / sqrt(D))) / sqrt(2).
     """
 
     architecture: str
@@ -314,10 +353,16 @@ class ModelConfig:
     learned_positions: bool = False  # position_embd has context_length rows; no position beyond them exists
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    generates: bool = True  # it predicts tokens; otherwise it makes embeddings alone
+    token_types: bool = False  # token_types[0] is added to every token's vector
+    pooling: Pooling | None = None  # what the file asks for; None = it does not say
+    rank: RankConfig | None = None
     silent: tuple[int, int] | None = None  # the first, and the one behind the last
     norms_behind: bool = False  # attn_norm and ffn_norm of every layer come after the parts
     skip: SkipConfig | None = None  # residual connections that are more than a sum
     next_token_layers: int = 0  # the last ones in the file; they predict later tokens and take no part
+    per_layer_width: int = 0
+    streams: AltUpConfig | None = None
 
     @property
     def n_layers(self) -> int:
@@ -325,11 +370,24 @@ class ModelConfig:
         return len(self.layers)
 
     @property
+    def causal(self) -> bool:
+        """Whether no token sees later ones of its text, so that a text can be read piece by piece."""
+        return all(layer.attention_part is None or layer.attention_part.causal for layer in self.layers)
+
+    @property
     def stream_width(self) -> int:
         """Numbers of a token between layers, at most."""
-        return self.width * most_streams(self.skip, self.n_layers)
+        streams = most_streams(self.skip, self.n_layers) if self.streams is None else self.streams.count
+        return self.width * streams
 
     @property
     def state_bytes(self) -> int:
         """Bytes of the states that one sequence keeps, over all layers; 0 without recurrent layers."""
-        return sum(layer.recurrent_part.state_bytes for layer in self.layers if layer.recurrent_part is not None)
+        parts = [part for layer in self.layers for part in (layer.recurrent_part, layer.ngrams) if part is not None]
+        return sum(part.state_bytes for part in parts)
+
+    @property
+    def memories(self) -> tuple[MixerConfig | None, ...]:
+        """What has a cache: the mixer of each layer, then tables of n-grams."""
+        tables = (layer.ngrams for layer in self.layers if layer.ngrams is not None)
+        return (*(layer.mixer for layer in self.layers), *tables)

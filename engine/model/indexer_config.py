@@ -28,6 +28,10 @@ class IndexerKind(Enum):
     # top_k / block of the blocks that end at or before p are chosen, and all positions behind the last of them
     # (Qwen 4 experimental).
     POOLED = "pooled"
+    # Queries, keys and weights as of TOKENS, without rotation; g = index_gate · x is cached beside k. The key of a full
+    # block is, number by number, the sum of its keys weighted by the softmax over its positions of g + index_ape.
+    # Blocks are chosen as POOLED does (GLM 5.3 Flash).
+    GATED_POOLS = "gated_pools"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,8 @@ class IndexerConfig:
         width: Di.
         top_k: positions chosen, or blocks (BLOCKS).
         rope: rotation of its queries and keys; None = none.
+        rotated_last: the last elements of queries and keys are rotated, not the first.
+        key_epsilon: of the layer norm of keys (GATED_POOLS).
         block: positions of a block.
         local: newest blocks that are always chosen.
         shared: the layer has no indexer of its own and takes what the closest layer before it chose.
@@ -53,6 +59,8 @@ class IndexerConfig:
     block: int = 1
     local: int = 0
     shared: bool = False
+    rotated_last: bool = False
+    key_epsilon: float = 0.0
 
     @property
     def all_chosen(self) -> int:
@@ -66,4 +74,6 @@ class IndexerConfig:
     @property
     def cached_width(self) -> int:
         """Numbers that the cache keeps of a position."""
-        return 0 if self.shared else self.width
+        if self.shared:
+            return 0
+        return 2 * self.width if self.kind is IndexerKind.GATED_POOLS else self.width

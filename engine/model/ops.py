@@ -62,7 +62,10 @@ class HiddenOps(Protocol[LayerIn, BatchIn]):
         """
 
     def embed(self, batch: BatchIn) -> Array:
-        """x (T, D): embedding_scale · token_embd[token], plus position_embd[position], then embedding_norm."""
+        """x (T, D): embedding_scale · token_embd[token], plus position_embd[position], then embedding_norm.
+
+        Also what ModelConfig says that layers read of a token beside x. With several streams x is (T, streams, D).
+        """
 
     def mix(self, layer: LayerIn, x: Array) -> Array:
         """y = x + residual_scale · attn_post_norm(mixer(attn_norm(x))): the part that reads other tokens.
@@ -74,7 +77,7 @@ class HiddenOps(Protocol[LayerIn, BatchIn]):
     def feed_forward(self, layer: LayerIn, x: Array, y: Array) -> Array:
         """y + residual_scale · ffn_post_norm(ffn(ffn_norm(x))); x is y in sequential layers. y itself without a part.
 
-        May reuse the storage of x and y.
+        Then what LayerConfig says that a layer does beside its parts. May reuse the storage of x and y.
         """
 
 

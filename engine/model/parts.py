@@ -48,15 +48,20 @@ class EmbeddingParts:
         norm: token_embd_norm normalizes the vectors.
         bare_norm: the vectors are normalized, without a weight.
         positions: whether files have learned positions, position_embd.
+        token_types: whether files have token_types, of which the first row is added to every vector.
         sqrt_width: vectors are multiplied by sqrt(D).
         scale: embedding_scale is read; the default (also for 0 in the file, 0 = 1), None = not read.
+        per_layer: embedding_length_per_layer_input is read, the width of vectors that a token has for every layer; the
+            default, None = not read.
     """
 
     norm: bool = False
     bare_norm: bool = False
     positions: Presence = Presence.NEVER
+    token_types: Presence = Presence.NEVER
     sqrt_width: bool = False
     scale: float | None = None
+    per_layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,10 @@ class LayerParts:
         ffn_norm: the norm before the feed-forward part.
         attn_post_norm: the norm after the mixer, before the residual is added.
         ffn_post_norm: the norm after the feed-forward part, before the residual is added.
+        output_norms: attn_output_norm and layer_output_norm come after the residuals are added; attn_norm_2 too, in
+            layers that have it.
+        attn_norm_optional: a layer without attn_norm reads its input as it is.
+        prefix: layer i's tensors have names that begin with this and ".i.".
         parallel: whether mixer and feed-forward part read the same input.
         post_epsilon: ε of the norms after the parts, where it is not that of the others.
         residual_scale: residual_scale is read; c of the default c / sqrt(layers), 0 = 1, None = not read.
@@ -103,12 +112,21 @@ class LayerParts:
         embedding_skip: layer_output_scale times the embedding is added to what a layer gives.
         one_part: a layer has one part alone: a feed-forward part where feed_forward_length is above zero, else a mixer.
         skip: residual connections that are more than a sum; None = what a part gives is added to what it read.
+        output_scale: layer_output_scale multiplies what a layer gives, where the file has it.
+        rescaled: rescale_every_n_layers is read: what the last of each so many layers gives is halved.
+        streams: the residual stream is several vectors per token, mixed by AltUp: so many where the file does not say;
+            None = it is one.
+        laurel: a low-rank projection (laurel_l, laurel_r) is added beside the mixer.
+        ngrams: ple.layers is read: the layer whose input vectors of n-grams are added to.
     """
 
     attn_norm: tuple[str, ...] = ("attn_norm",)
     ffn_norm: tuple[str, ...] = ("ffn_norm",)
     attn_post_norm: tuple[str, ...] = ()
     ffn_post_norm: tuple[str, ...] = ()
+    output_norms: bool = False
+    attn_norm_optional: bool = False
+    prefix: str = "blk"
     parallel: Parallel = Parallel.NEVER
     post_epsilon: float | None = None
     residual_scale: float | None = None
@@ -118,6 +136,11 @@ class LayerParts:
     loops: bool = False
     embedding_skip: bool = False
     skip: SkipKind | None = None
+    output_scale: bool = False
+    rescaled: bool = False
+    streams: int | None = None
+    laurel: bool = False
+    ngrams: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +153,7 @@ class RopeParts:
         sections: the style where rope.dimension_sections splits the frequencies among several axes of position; None =
             the key is not read.
         switch: rope.scaling.finetuned says whether anything is rotated.
+        halved: only half of rope.dimension_count elements are rotated in layers without a window.
         skip_every: the last layer of each n rotates nothing; in families with windows only where the model has them.
         skip_first: it is the first layer of each n instead.
         dense_lead: the first leading_dense_block_count layers rotate, also where others without a window do not.
@@ -145,6 +169,7 @@ class RopeParts:
     base: float = 10000.0
     sections: RopeStyle | None = None
     switch: bool = False
+    halved: bool = False
     skip_every: int | None = None
     skip_first: bool = False
     dense_lead: bool = False
@@ -168,8 +193,12 @@ class WindowParts:
         rotated_only: layers without a window do not rotate (where the model has any windows).
         base: default of rope.freq_base_swa, which windowed layers rotate with; None = that of the other layers.
         unscaled: windowed layers rotate without the scaling of the others.
+        undivided: rope_freqs divides the frequencies of the other layers only.
+        head_widths: attention.key_length_swa and attention.value_length_swa are read, or where attention is latent
+            key_length_mla_swa, value_length_mla_swa and kv_lora_rank_swa.
         own_width: rope.dimension_count_swa says how many elements of a head they rotate.
         n_layers: only models of so many layers have windows; None = any.
+        symmetric: windows reach to both sides, in models whose tokens see later ones.
     """
 
     period: int = 0
@@ -179,8 +208,11 @@ class WindowParts:
     rotated_only: bool = False
     base: float | None = None
     unscaled: bool = False
+    undivided: bool = False
+    head_widths: bool = False
     own_width: bool = False
     n_layers: int | None = None
+    symmetric: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,15 +263,25 @@ class IndexerParts:
 
     Attributes:
         kind: how positions are scored. TOKENS: every layer has an indexer; BLOCKS: every layer behind the first
-            leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero.
+            leading_dense_block_count; POOLED: layers whose attention.compress_ratios is above zero; GATED_POOLS: every
+            layer with attention.
         style: which elements its queries and keys rotate together, where not those of attention.
-        shared: attention.indexer.types is read: layers with 0 there take what the layer before them chose.
+        shared: attention.indexer.types is read: layers with 0 there take what the last layer with 1 chose.
+        shared_context: without that key, models trained for so many positions or more have 1 in layers 0, 1, 2, 6, 10
+            and so on, and others everywhere.
+        rotated_last: the last elements of its queries and keys are rotated, not the first.
+        optional: files without attention.indexer.top_k have no indexers.
+        epsilon: of the layer norm of keys (TOKENS), which no key of a file states; None = that of the other norms.
     """
 
     kind: IndexerKind
     _: KW_ONLY
     style: RopeStyle | None = None
     shared: bool = False
+    rotated_last: bool = False
+    optional: bool = False
+    epsilon: float | None = 1e-6
+    shared_context: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +293,8 @@ class AttentionParts:
         window: sliding windows; None = every position sees all before it.
         latent: attention reads low-rank latent vectors (DeepSeek-2).
         scale: attention.scale is read; 0 there means 1 / sqrt(Hd).
+        fixed_scale: factor of scores, whatever the file says; None = it is not fixed.
+        unscaled: scores are products as they are.
         scale_by_width: models of these numbers of layers scale scores by 1 / sqrt(D / H).
         linear_scale: scores are divided by Hd, not by its root.
         output_scale: attention.output_scale is read and is the factor of scores; the default, None = not read.
@@ -265,12 +309,23 @@ class AttentionParts:
         gate_function: f of the gate.
         value_scale: attention.value_scale is read.
         indexer: chooses the positions that a query attends to; None = it attends to all.
+        value_norm: values are normalized head by head, without a weight.
+        sub_norm: attn_sub_norm normalizes what the heads give, all together.
+        values_like_keys: without attn_v, attn_k gives the values too.
+        shared_caches: attention.shared_kv_layers is read: so many layers at the end read the cache of an earlier layer.
+        own_caches: without that key so many layers have a cache of their own; None = all.
+        causal: tokens see no later ones, where attention.causal, which is always read, does not say.
+        relative_buckets: attention.relative_buckets_count is read: attn_rel_b, if only that of the first layer, holds
+            biases of distances.
+        output: name of the output projection.
     """
 
     qk_norm: QkNormParts | None = None
     window: WindowParts | None = None
     latent: bool = False
     scale: bool = False
+    fixed_scale: float | None = None
+    unscaled: bool = False
     scale_by_width: frozenset[int] = frozenset()
     linear_scale: bool = False
     output_scale: float | None = None
@@ -281,9 +336,17 @@ class AttentionParts:
     softcap: float | None = None
     sinks: Presence = Presence.NEVER
     output_gate: OutputGate | None = None
+    causal: bool = True
+    relative_buckets: bool = False
+    output: str = "attn_output"
     gate_function: GateFunction = GateFunction.SIGMOID
     value_scale: bool = False
     indexer: IndexerParts | None = None
+    value_norm: bool = False
+    sub_norm: bool = False
+    values_like_keys: bool = False
+    shared_caches: bool = False
+    own_caches: int | None = None
 
 
 @dataclass(frozen=True)
@@ -293,23 +356,36 @@ class FfnParts:
     Attributes:
         activation: the non-linearity.
         gated: there is a gate.
+        ungated: the activation of layers without one, in families where files differ in it: those whose tensors have
+            neither ffn_gate nor an ffn_up of twice the rows; None = all of a family's files are alike.
+        stated: hidden_activation may name another activation of the gate.
         width_divisor: a part has feed_forward_length / this columns.
         fused_gate: ffn_up holds the gate's rows before its own; OPTIONAL: where ffn_gate is missing.
         act_scales: ffn.act.scales may divide the activations.
         scales: ffn_*.scale tensors multiply their projections; most families leave them out, as llama.cpp does.
             limits: swiglu_clamp_shexp (of dense and shared parts) and swiglu_clamp_exp (of experts) are read.
         limits_gate: they limit the gate before the activation.
+        limits_alike: without swiglu_clamp_shexp, swiglu_clamp_exp is taken.
+        sparse_layers: activation_sparsity_scale is read; without it the first so many layers have the usual sparsity.
+        channel_mix: parts mix each token with the one before (RWKV); see ChannelMixConfig.
+        sub_norm: ffn_sub_norm normalizes what the last projection reads.
     """
 
     activation: Activation = Activation.SILU
     _: KW_ONLY
     gated: bool = True
+    ungated: Activation | None = None
+    stated: bool = False
     width_divisor: int = 1
     fused_gate: Presence = Presence.NEVER
     act_scales: bool = False
     scales: bool = False
     limits: bool = False
     limits_gate: bool = False
+    limits_alike: bool = False
+    sparse_layers: int = 0
+    channel_mix: bool = False
+    sub_norm: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +400,7 @@ class MoeParts:
         dense_lead: the first leading_dense_block_count layers have a dense feed-forward part.
         dense_without_router: layers without ffn_gate_inp have a dense feed-forward part.
         interleaved: interleave_moe_layer_step is read: only the last layer of each so many has experts.
+        every: moe_every_n_layers is read: only the second layer of each so many has experts; 0 = none has.
         groups: expert_group_count and expert_group_used_count are read.
         width_of_used: without expert_feed_forward_length feed_forward_length is the width of all used experts together.
         shared: an expert for every token, of expert_shared_feed_forward_length columns, else (where shared_counted)
@@ -341,6 +418,7 @@ class MoeParts:
         routed_early: the router reads the layer's input, before the mixer and its norm.
         adjugates: experts_per_group experts share a smaller one, of ffn_*_chexps; expert_group_scale is read.
         reads_input: router and experts, but not the shared expert, read the layer's input, normalized by ffn_norm_exps.
+        separate_norms: router, experts and shared expert have norms of their own, before and behind them.
     """
 
     routing: Routing = Routing.SOFTMAX
@@ -350,6 +428,7 @@ class MoeParts:
     dense_lead: bool = False
     dense_without_router: bool = False
     interleaved: bool = False
+    every: bool = False
     groups: bool = False
     width_of_used: bool = False
     shared: bool = False
@@ -366,6 +445,7 @@ class MoeParts:
     routed_early: bool = False
     adjugates: bool = False
     reads_input: bool = False
+    separate_norms: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,6 +459,7 @@ class HeadParts:
         softcap: final_logit_softcapping is read; the default, None = not read.
         silent: tokens that are never given: the first, and the one behind the last; None = there are none.
         norm: name of the last norm; None = there is none.
+        generates: files predict tokens; otherwise they make embeddings alone.
     """
 
     scale: LogitScale = LogitScale.NONE
@@ -387,6 +468,7 @@ class HeadParts:
     softcap: float | None = None
     silent: tuple[int, int] | None = None
     norm: str | None = "output_norm"
+    generates: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,7 +177,8 @@ class DeltaNetConfig(RecurrentConfig):
     1. [q, k, v] = silu(conv(attn_qkv · x)), q and k of G · S numbers, v of H · S; q and k of a head are divided by
     sqrt(Σ² + ε), q also by sqrt(S). 2. Per head β = sigmoid(ssm_beta · x), g = ssm_a · softplus(ssm_alpha · x + bias).
     3. The state M (H, S, S), one row per key column, is multiplied by exp(g); then M += k ⊗ β (v - k · M) and
-    y = q · M. 4. Each head of y is normalized (RMS, ssm_norm) and multiplied by silu(attn_gate · x); ssm_out · y.
+    y = q · M. 4. Each head of y is normalized (RMS, ssm_norm) and multiplied by silu(attn_gate · x), or by its
+    sigmoid where `sigmoid_gate`; ssm_out · y.
     """
 
     key_heads: int  # G
@@ -185,6 +186,7 @@ class DeltaNetConfig(RecurrentConfig):
     head_width: int  # S
     conv_width: int  # W
     grouped: bool
+    sigmoid_gate: bool = False
 
     @property
     def keys(self) -> int:
@@ -232,6 +234,7 @@ class KimiDeltaConfig(RecurrentConfig):
     head_width: int  # S
     conv_width: int  # W
     decay_floor: float | None = None  # below zero; g does not fall below it
+    unit_epsilon: float | None = None  # ε of the lengths of q and k; None = that of the norms
 
     @property
     def inner(self) -> int:

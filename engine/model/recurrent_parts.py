@@ -17,13 +17,15 @@ class Placement(Enum):
 
 
 class Recurrence(Enum):
-    """The kind of mixer; all sizes are in the metadata (ssm.*, shortconv.*, kda.*)."""
+    """The kind of mixer; all sizes are in the metadata (ssm.*, shortconv.*, kda.*, wkv.*)."""
 
     SHORT_CONVOLUTION = "short_convolution"  # ShortConvConfig
     MAMBA = "mamba_1"  # MambaConfig
     MAMBA_2 = "mamba_2"  # Mamba2Config
     DELTA_NET = "delta_net"  # DeltaNetConfig
     KIMI_DELTA = "kimi_delta"  # KimiDeltaConfig
+    RWKV_6 = "rwkv_6"  # Rwkv6Config
+    RWKV_7 = "rwkv_7"  # Rwkv7Config
     LIGHTNING = "lightning"  # LightningConfig
     PLAMO_2 = "plamo_2"  # Plamo2Config
 
@@ -37,15 +39,19 @@ class RecurrentParts:
         placement: which layers have it.
         norm_weights: Mamba 1: d, B and C are normalized with ssm_dt_norm, ssm_b_norm and ssm_c_norm.
         grouped_heads: gated delta rules: value heads of one key head follow each other; otherwise they are G apart.
+        sigmoid_gate: gated delta rules: see DeltaNetConfig.
         interval: LISTED: default of full_attention_interval.
         decay_floor: Kimi delta attention: kda.gate_lower_bound is read.
         negative_rates: Kimi delta attention with a floor: ssm_a in files has the other sign.
+        unit_epsilon: Kimi delta attention: see KimiDeltaConfig.
     """
 
     kind: Recurrence
     placement: Placement
     norm_weights: bool = False
     grouped_heads: bool = False
+    sigmoid_gate: bool = False
     interval: int = 4
     decay_floor: bool = False
     negative_rates: bool = False
+    unit_epsilon: float | None = None

@@ -43,3 +43,4 @@ class RopeConfig:
     beta_slow: float = 1.0
     log_multiplier: float = 0.0
     long_factors: bool = False  # rope_factors_long, else rope_factors_short, where the file has them
+    divided: bool = True  # rope_freqs divides the frequencies, where the file has it

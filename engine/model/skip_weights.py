@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.model.matrices import Linear, Norm
+from engine.model.matrices import Float32Array, Linear, Norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,5 +47,72 @@ class HyperSkipWeights:
         return (self.down, self.up) if self.inject is None else (self.down, self.up, self.inject)
 
 
-SkipWeights = NormedSkipWeights | BankedSkipWeights | HyperSkipWeights
-"""One class per class of engine.model.skip_config."""
+@dataclass(frozen=True, eq=False)
+class GatedSkipWeights:
+    """Weights of GatedSkip.
+
+    norm has no weight; fn (2 · S, S · D), or (S, S · D) for the head; factor (the scales, repeated) and base float32,
+    one number for each of its rows.
+    """
+
+    norm: Norm
+    fn: Linear
+    factor: Float32Array
+    base: Float32Array
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return (self.fn,)
+
+
+@dataclass(frozen=True, eq=False)
+class MixedSkipWeights:
+    """Weights of MixedSkip: as GatedSkipWeights, with R = 2 · S + S · S."""
+
+    norm: Norm
+    fn: Linear
+    factor: Float32Array
+    base: Float32Array
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return (self.fn,)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanSkipWeights:
+    """The head of MixedSkip, which has no weights."""
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class StackSkipWeights:
+    """What StackSkip needs to know of a part, or of the head, which has b's first values (D,).
+
+    `begins`: r = a + b before the part. `ends`: r becomes b behind it, or where `high` a.
+    """
+
+    norm: Norm
+    begins: bool = False
+    ends: bool = False
+    high: bool = False
+    init: Float32Array | None = None
+
+    def linears(self) -> tuple[Linear, ...]:
+        """All projections."""
+        return ()
+
+
+SkipWeights = (
+    NormedSkipWeights
+    | BankedSkipWeights
+    | HyperSkipWeights
+    | GatedSkipWeights
+    | MixedSkipWeights
+    | MeanSkipWeights
+    | StackSkipWeights
+)
+"""One class per class of engine.model.skip_config, and one for a head without weights."""

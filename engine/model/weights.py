@@ -5,7 +5,7 @@ Nothing here expands a matrix.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.model.config import LayerConfig, ResidualKind
 from engine.model.indexer_weights import IndexerWeights
@@ -14,8 +14,28 @@ from engine.model.matrices import Float32Array as Float32Array
 from engine.model.matrices import Linear as Linear
 from engine.model.matrices import Norm as Norm
 from engine.model.matrices import Weight as Weight
+from engine.model.ngram_weights import NgramWeights
+from engine.model.recurrent_weights import ChannelMixWeights as ChannelMixWeights
+from engine.model.recurrent_weights import DeltaNetWeights as DeltaNetWeights
+from engine.model.recurrent_weights import KimiDeltaWeights as KimiDeltaWeights
+from engine.model.recurrent_weights import LightningWeights as LightningWeights
+from engine.model.recurrent_weights import LowRank as LowRank
+from engine.model.recurrent_weights import Mamba2Weights as Mamba2Weights
+from engine.model.recurrent_weights import MambaWeights as MambaWeights
+from engine.model.recurrent_weights import Plamo2Weights as Plamo2Weights
+from engine.model.recurrent_weights import RecurrentWeights as RecurrentWeights
+from engine.model.recurrent_weights import Rwkv6Weights as Rwkv6Weights
+from engine.model.recurrent_weights import Rwkv7Weights as Rwkv7Weights
+from engine.model.recurrent_weights import ShortConvWeights as ShortConvWeights
 from engine.model.rope import RopeTable
 from engine.model.skip_weights import SkipWeights
+from engine.model.stream_weights import (
+    LaurelWeights,
+    LayerInputWeights,
+    PerLayerWeights,
+    SpreadWeights,
+    StreamWeights,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +56,7 @@ class LatentWeights:
     k_b: ExpertLinear | None
     v_b: ExpertLinear | None
     kv_b: Linear | None
+    k_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +64,10 @@ class AttentionWeights:
     """q (H·Hd, D), k (K·Hd, D), v (K·Hv, D), output (D, H·Hv).
 
     q, k and v may be row ranges of one tensor. Norms are as AttentionConfig.qk_norm says; v is never normalized.
-    sinks and alibi_slopes are float32 (H,) or None. gate is that of OutputGate.OWN, (H · Hv, D), or PER_HEAD, (H, D);
-    with IN_QUERY q has 2 · H · Hd rows, and query_gate is its rows of queries and those of gates, as views. Where
-    `latent` is set q, k and v are None, and output is (D, H · LatentConfig.value_width).
+    sinks and alibi_slopes are float32 (H,) or None, relative_bias is (buckets, H) or None. gate is that of
+    OutputGate.OWN, (H · Hv, D), or PER_HEAD, (H, D); with IN_QUERY q has 2 · H · Hd rows, and query_gate is its rows of
+    queries and those of gates, as views. Where `latent` is set q, k and v are None, and output is (D, H ·
+    LatentConfig.value_width). With AttentionConfig.cache_layer k and v are None. v_norm has no weight.
     """
 
     output: Linear
@@ -60,7 +82,10 @@ class AttentionWeights:
     latent: LatentWeights | None = None
     gate: Linear | None = None
     query_gate: tuple[Linear, Linear] | None = None
+    relative_bias: Float32Array | None = None
     indexer: IndexerWeights | None = None
+    v_norm: Norm | None = None
+    sub_norm: Norm | None = None
 
     @property
     def qkv(self) -> tuple[Linear, Linear, Linear]:
@@ -82,11 +107,12 @@ class FfnWeights:
     up: Linear
     down: Linear
     act_scales: Float32Array | None = None
+    sub_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class LatentExpertWeights:
-    """Weights of MoeConfig.latent, L numbers: down (L, D), up (D, L), and a norm of L numbers or None."""
+    """Weights of MoeConfig.latent_width, L numbers: down (L, D), up (D, L), and a norm of L numbers or None."""
 
     down: Linear
     norm: Norm | None
@@ -115,7 +141,9 @@ class ExpertsWeights:
 class MoeWeights(ExpertsWeights):
     """Experts with a router (E, D), and a shared expert and its gate (1, D) or None.
 
-    selection_bias (E,) float32 joins the choice of experts only. norm is that of MoeConfig.reads_input.
+    selection_bias (E,) float32 joins the choice of experts only. norm is that of MoeConfig.reads_input, or with
+    separate_norms that of the experts; only then there are router_norm, expert_post_norm and shared_post_norm, of what
+    router, experts and shared part read or give.
     """
 
     router: Linear
@@ -125,169 +153,9 @@ class MoeWeights(ExpertsWeights):
     norm: Norm | None = None
     adjugate: ExpertsWeights | None = None
     latent: LatentExpertWeights | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class MambaWeights:
-    """Weights of MambaConfig.
-
-    ssm_in (2 · I, D), ssm_x (dt_rank + 2 · S, I), ssm_dt (I, dt_rank) with its bias, ssm_out (D, I). float32: conv1d
-    (I, W), conv1d_bias (I,), a (I, S), d (I,). The three norms are None where the parts are not normalized.
-    """
-
-    ssm_in: Linear
-    conv1d: Float32Array
-    conv1d_bias: Float32Array
-    ssm_x: Linear
-    ssm_dt: Linear
-    a: Float32Array
-    d: Float32Array
-    ssm_out: Linear
-    dt_norm: Norm | None = None
-    b_norm: Norm | None = None
-    c_norm: Norm | None = None
-
-    def linears(self) -> tuple[Linear, ...]:
-        """All projections."""
-        return self.ssm_in, self.ssm_x, self.ssm_dt, self.ssm_out
-
-
-@dataclass(frozen=True, eq=False)
-class ShortConvWeights:
-    """Weights of ShortConvConfig: in_proj (3 · D, D), out_proj (D, D), conv (D, W) float32."""
-
-    in_proj: Linear
-    conv: Float32Array
-    out_proj: Linear
-
-    def linears(self) -> tuple[Linear, ...]:
-        """All projections."""
-        return self.in_proj, self.out_proj
-
-
-@dataclass(frozen=True, eq=False)
-class Mamba2Weights:
-    """Weights of Mamba2Config.
-
-    ssm_in (2 · I + 2 · G · S + H, D), ssm_out (D, I). float32: conv1d (I + 2 · G · S, W) with a bias or None, dt_bias,
-    a and d (H,); norm's weight is (G, I / G).
-    """
-
-    ssm_in: Linear
-    conv1d: Float32Array
-    conv1d_bias: Float32Array | None
-    dt_bias: Float32Array
-    a: Float32Array
-    d: Float32Array
-    norm: Norm | None
-    ssm_out: Linear
-
-    def linears(self) -> tuple[Linear, ...]:
-        """All projections."""
-        return self.ssm_in, self.ssm_out
-
-
-@dataclass(frozen=True, eq=False)
-class DeltaNetWeights:
-    """Weights of DeltaNetConfig.
-
-    qkv (2 · G · S + H · S, D), z (H · S, D), beta and alpha (H, D), ssm_out (D, H · S). float32: conv1d (channels, W),
-    dt_bias and a (H,); norm's weight is (S,).
-    """
-
-    qkv: Linear
-    z: Linear
-    beta: Linear
-    alpha: Linear
-    conv1d: Float32Array
-    dt_bias: Float32Array
-    a: Float32Array
-    norm: Norm
-    ssm_out: Linear
-
-    def linears(self) -> tuple[Linear, ...]:
-        """All projections."""
-        return self.qkv, self.z, self.beta, self.alpha, self.ssm_out
-
-
-@dataclass(frozen=True, eq=False)
-class KimiDeltaWeights:
-    """Weights of KimiDeltaConfig.
-
-    q, k and v (H · S, D), beta (H, D), decay_a and gate_a (S, D), decay_b and gate_b (H · S, S), output (D, H · S).
-    Where decay_b or gate_b is None, the first of the two is (H · S, D).
-    float32: conv1d (3 · H · S, W) of q, k and v, dt_bias (H · S,), a (H,); norm's weight is (S,).
-    """
-
-    q: Linear
-    k: Linear
-    v: Linear
-    beta: Linear
-    decay_a: Linear
-    decay_b: Linear | None
-    gate_a: Linear
-    gate_b: Linear | None
-    conv1d: Float32Array
-    dt_bias: Float32Array
-    a: Float32Array
-    norm: Norm
-    output: Linear
-
-    def linears(self) -> tuple[Linear, ...]:
-        """All projections."""
-        low_rank = (linear for linear in (self.decay_a, self.decay_b, self.gate_a, self.gate_b) if linear is not None)
-        return self.q, self.k, self.v, self.beta, *low_rank, self.output
-
-
-@dataclass(frozen=True, eq=False)
-class LightningWeights:
-    """Weights of LightningConfig: qkv (3 · H · S, D), gate (H · S, D), output (D, H · S), decay (H,) float32."""
-
-    qkv: Linear
-    gate: Linear
-    norm: Norm
-    output: Linear
-    decay: Float32Array
-
-    def linears(self) -> tuple[Linear, ...]:
-        """All projections."""
-        return self.qkv, self.gate, self.output
-
-
-@dataclass(frozen=True, eq=False)
-class Plamo2Weights:
-    """Weights of Plamo2Config.
-
-    ssm_in (2 · I, D), ssm_x (2 · S + dt_rank, I), ssm_dt (H, dt_rank) with its bias, ssm_out (D, I). float32: conv1d
-    (I, W), a and d (H,).
-    """
-
-    ssm_in: Linear
-    conv1d: Float32Array
-    ssm_x: Linear
-    ssm_dt: Linear
-    a: Float32Array
-    d: Float32Array
-    b_norm: Norm
-    c_norm: Norm
-    dt_norm: Norm
-    ssm_out: Linear
-
-    def linears(self) -> tuple[Linear, ...]:
-        """All projections."""
-        return self.ssm_in, self.ssm_x, self.ssm_dt, self.ssm_out
-
-
-RecurrentWeights = (
-    MambaWeights
-    | ShortConvWeights
-    | Mamba2Weights
-    | DeltaNetWeights
-    | KimiDeltaWeights
-    | LightningWeights
-    | Plamo2Weights
-)
-"""Weights of a recurrent mixer, one class per class of engine.model.recurrent_config."""
+    router_norm: Norm | None = None
+    expert_post_norm: Norm | None = None
+    shared_post_norm: Norm | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,8 +172,9 @@ MixerWeights = AttentionWeights | RecurrentWeights | CombinedWeights
 
 @dataclass(frozen=True, eq=False)
 class LayerWeights:
-    """One layer's constants and weights; at most one of `ffn` and `moe` is set. A norm that is None does nothing.
+    """One layer's constants and weights; at most one of `ffn`, `moe` and `channel_mix` is set.
 
+    A norm that is None does nothing. What LayerConfig says that a layer lacks is None, and output_scale 1.
     mixer_skip and ffn_skip belong to residual connections that are more than a sum; embedding_scale is the factor of
     LayerConfig.embedding_skip.
     """
@@ -318,10 +187,19 @@ class LayerWeights:
     moe: MoeWeights | None
     attn_post_norm: Norm | None = None
     ffn_post_norm: Norm | None = None
+    attn_output_norm: Norm | None = None
+    attn_norm_2: Norm | None = None
+    layer_output_norm: Norm | None = None
     mixer_skip: SkipWeights | None = None
     ffn_skip: SkipWeights | None = None
+    ngrams: NgramWeights | None = None
     embedding_scale: float = 0.0
     closing_norm: Norm | None = None
+    channel_mix: ChannelMixWeights | None = None
+    laurel: LaurelWeights | None = None
+    layer_input: LayerInputWeights | None = None
+    streams: StreamWeights | None = None
+    output_scale: float = 1.0
 
     @property
     def attention(self) -> AttentionWeights:
@@ -348,18 +226,45 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, eq=False)
+class PoolingWeights:
+    """What follows pooling; None where the file has no such part.
+
+    cls (N, D), cls_norm (N,) and cls_output (labels, N or D) are those of RankConfig; dense_2 (M, D) and dense_3
+    (D', M) change embeddings.
+    """
+
+    cls: Linear | None = None
+    cls_norm: Norm | None = None
+    cls_output: Linear | None = None
+    dense_2: Linear | None = None
+    dense_3: Linear | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class ModelWeights:
     """The whole model: token_embd (V, D), output (V, D); `tied` says that the two are one tensor.
 
-    position_embd (context, D) has learned positions or is None. head_skip is that of the
-    head, where residual connections are more than a sum.
+    position_embd (context, D) has learned positions or is None; token_types (D,) float32 is the vector of the first
+    type. output is None in models that make embeddings alone, and output_norm where such a model has none. head_skip
+    is that of the head, where residual connections are more than a sum. What ModelConfig says that a
+    model lacks is None.
     """
 
     token_embd: Weight
     layers: tuple[LayerWeights, ...]
     output_norm: Norm | None
-    output: Linear
+    output: Linear | None
     tied: bool
     embedding_norm: Norm | None = None
     position_embd: Weight | None = None
     head_skip: SkipWeights | None = None
+    per_layer: PerLayerWeights | None = None
+    spread: SpreadWeights | None = None
+    token_types: Float32Array | None = None
+    pooling: PoolingWeights = field(default_factory=PoolingWeights)
+
+    @property
+    def head(self) -> Linear:
+        """The output projection of a model that predicts tokens; an assertion fails for others."""
+        assert self.output is not None, "this model makes embeddings alone"
+        return self.output

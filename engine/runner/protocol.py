@@ -28,6 +28,7 @@ class Runner(Protocol):
     prefill_chunk: int  # prompt tokens of a step without decoding sequences
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
     mixed_per_sequence: int  # of each of those, where that is more together; at most prefill_chunk in all
+    shortest_piece: int  # a token drawn and those that a constraint forces behind it are fed together from so many on
     lookahead: int  # positions after a decoding sequence's token that may be written as well, where it has pages
 
     @property
@@ -51,6 +52,15 @@ class Runner(Protocol):
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """(T, V) float32 logits of a fresh sequence, outside the scheduler's pages."""
+
+    def vectors(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """For each text the vectors (T, D) of its tokens behind the last norm, outside the scheduler's pages.
+
+        The texts, of at least one token each, share one batch.
+
+        Raises:
+            ContextFullError: a text is longer than the context.
+        """
 
     def release(self, slot: int) -> None:
         """The slot's sequence has ended or moved; its pages may be given to another at once."""

@@ -35,6 +35,15 @@ class TokenMask(Protocol):
             EngineError: no token can follow; the request must end.
         """
 
+    def forced(self, output_ids: Sequence[int]) -> Sequence[int]:
+        """The tokens that must come after output_ids: the only ones that bits() allows one after the other.
+
+        () where there is a choice, or where the text may end.
+
+        Raises:
+            EngineError: see bits().
+        """
+
     def is_complete(self, output_ids: Sequence[int]) -> bool:
         """Whether the text is complete and nothing may follow it."""
 

@@ -33,7 +33,11 @@ def largest_ids(logits: FloatArray, k: int) -> Ids:
         bound = np.partition(maxima, n_chunks - k)[n_chunks - k]
     elif k < len(logits):
         bound = np.partition(logits, len(logits) - k)[len(logits) - k]
-    ids = np.flatnonzero(logits >= bound)
+    if bound == -np.inf:  # fewer than k may be drawn, as where a constraint allows few: only those are sorted
+        ids = np.flatnonzero(logits > bound)
+        ids = np.concatenate((ids, np.flatnonzero(logits == bound)[: max(0, k - len(ids))]))
+    else:
+        ids = np.flatnonzero(logits >= bound)
     return ids[np.argsort(-logits[ids], kind="stable")[:k]]
 
 

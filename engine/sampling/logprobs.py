@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -50,6 +52,13 @@ def log_probabilities(logits: FloatArray, token_id: int, n_top: int) -> TokenSam
         float(relative[token_id] - log_total),
         tuple((int(i), float(relative[i] - log_total)) for i in top),
     )
+
+
+def certain(token_id: int, n_top: int, vocab_size: int) -> TokenSample:
+    """What log_probabilities() gives of logits that are -inf for all tokens but one."""
+    others = (i for i in range(vocab_size) if i != token_id)
+    top = [(token_id, 0.0), *((i, -math.inf) for i in islice(others, n_top))]
+    return TokenSample(token_id, 0.0, tuple(top[:n_top]))
 
 
 def score_tokens(logits: ArrayLike, token_ids: Sequence[int], n_top: int) -> list[TokenSample]:

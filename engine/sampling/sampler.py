@@ -79,7 +79,8 @@ def mask_logits(logits: FloatArray, allowed: Bits) -> FloatArray:
         InvalidRequestError: all tokens that are allowed have the logit -inf.
     """
     bits = np.unpackbits(allowed.view(np.uint8), count=len(logits), bitorder="little").view(np.bool_)
-    masked: FloatArray = np.where(bits, logits, F32(-np.inf))
+    masked: FloatArray = np.full(len(logits), -np.inf, np.float32)
+    np.copyto(masked, logits, where=bits)  # mostly few tokens are allowed, or nearly all
     if not np.isfinite(masked.max()):
         raise InvalidRequestError("the model gives no probability to any token that the constraint allows")
     return masked

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from engine.errors import EngineError
 from engine.request import TokenSample, Work
 from engine.scheduling.failures import Failures
+from engine.scheduling.forced import ForcedTokens
 from engine.scheduling.job import Job
 from engine.scheduling.pieces import outputs_before
 from engine.scheduling.scheduler import Scheduler
@@ -39,6 +40,7 @@ def deliver(
     step: DoneStep,
     jobs: Mapping[int, Job],
     scheduler: Scheduler,
+    forced: ForcedTokens,
     failures: Failures,
     end: EndJob,
     *,
@@ -50,6 +52,7 @@ def deliver(
         step: the step.
         jobs: those that have not ended, by request.
         scheduler: that planned the work.
+        forced: says which tokens follow a drawn one.
         failures: tells exceptions of the engine's own code from those that were raised from outside.
         end: called with each job that is over.
         again: perhaps a part of the step was committed before.
@@ -69,18 +72,31 @@ def deliver(
             continue
         elif result is not None:
             job.keep_scores(item, result)
-        if not again or sequence.n_cached == item.start:
-            scheduler.commit(item, sample)
-        if sample is not None and (not again or len(job.chunks) == outputs_before(item)):
-            try:
-                finish = job.take(sample, now, again=again)
-            except Exception as error:  # one request's text must not end its neighbours
-                if not failures.is_own(error):
-                    raise
-                end(job, error)
-                continue
-            if finish is not None:
-                end(job)
+        try:  # one request's constraint or text must not end its neighbours
+            if not again or sequence.n_cached == item.start:
+                behind = () if sample is None else forced.behind(job, item, sample)
+                scheduler.commit(item, sample, forced=behind)
+            finish = None if sample is None else _take(job, item, sample, forced, now, again=again)
+        except Exception as error:
+            if not failures.is_own(error):
+                raise
+            end(job, error)
+            continue
+        if finish is not None:
+            end(job)
         if job.request.max_output == 0 and scheduler.is_scored(sequence.request_id):
             job.give("", None, "length")
             end(job)
+
+
+def _take(job: Job, item: Work, sample: TokenSample, forced: ForcedTokens, now: float, *, again: bool) -> str | None:
+    """Give a job the token that an item drew, and what the commit put behind it; those that it has are passed over."""
+    before, ids = outputs_before(item), item.sequence.output_ids
+    if not again and len(ids) == before + 1:  # mostly
+        return job.take(sample, now, again=False)
+    for index in range(max(before, len(job.chunks)), len(ids)):
+        one = sample if index == before else forced.sample_of(ids[index], job.request.params)
+        finish = job.take(one, now, again=again)
+        if finish is not None:
+            return finish
+    return None

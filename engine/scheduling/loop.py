@@ -28,6 +28,7 @@ from engine.scheduling.actions import SaveCheckpoint
 from engine.scheduling.delivery import DoneStep, deliver
 from engine.scheduling.exclusive import Exclusive
 from engine.scheduling.failures import Failures
+from engine.scheduling.forced import ForcedTokens
 from engine.scheduling.job import Job, Owner
 from engine.scheduling.moves import Moves
 from engine.scheduling.occupancy import Occupancy
@@ -64,6 +65,7 @@ class EngineLoop:
         self._turn = Turn()
         self._failures = Failures()
         self._moves = Moves(runner, self._failures)
+        self._forced = ForcedTokens(runner)
         self._inbox: deque[Job] = deque()  # submitted, not yet seen by a thread with the turn
         self._abandoned: deque[int | Owner] = deque()
         self._jobs: dict[int, Job] = {}  # that have not ended, in order of arrival
@@ -323,7 +325,7 @@ class EngineLoop:
         self._unsettled = False
 
     def _deliver(self, step: DoneStep, *, again: bool = False) -> None:
-        deliver(step, self._jobs, self._scheduler, self._failures, self._end, again=again)
+        deliver(step, self._jobs, self._scheduler, self._forced, self._failures, self._end, again=again)
 
     def _end(self, job: Job, error: Exception | None = None) -> None:
         """Forget a job that is over. In this order: a slot that is free may be used by others at once."""

@@ -52,7 +52,7 @@ class OutputAssembler:
     def push(self, sample: TokenSample) -> tuple[str, str | None]:
         """Take one token; returns the text that may be shown now and the finish reason, None while it goes on."""
         self._left -= 1  # first of all: see n_pushed
-        if sample.token_id in self._stop_ids:
+        if self.is_end(sample.token_id):
             return self._flush(), "stop"
         text = self._decode(sample.token_id)
         if self._matcher is not None:
@@ -65,6 +65,10 @@ class OutputAssembler:
             stopped = is_complete or (self._matcher is not None and self._matcher.matched is not None)
             return text + rest, "stop" if stopped else "length"
         return text, None
+
+    def is_end(self, token_id: int) -> bool:
+        """Whether the text ends with this token, of which nothing is shown."""
+        return token_id in self._stop_ids
 
     @property
     def n_pushed(self) -> int:

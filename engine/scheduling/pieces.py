@@ -1,4 +1,7 @@
-"""How requests are cut into work items: pieces of prompts, borders of checkpoints, draft tokens. Changes nothing."""
+"""How requests are cut into work items: pieces of prompts and of forced tokens, borders of checkpoints, draft tokens.
+
+Changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,21 @@ def longest(request: Request) -> int:
 
 def outputs_before(work: Work) -> int:
     """Tokens that its sequence had generated before a work item that draws."""
-    n = work.start + 1 - len(work.sequence.prompt_ids)
+    n = work.start + len(work.token_ids) - len(work.sequence.prompt_ids)
     return n if n > 0 else 0
 
 
 def next_piece(request: Request, sequence: ActiveSequence, budget: int, spacing: Spacing) -> Work | None:
-    """The next piece of a prompt: pieces end with the budget, where scoring begins and ends, and at checkpoints."""
-    start, last = sequence.n_cached, len(sequence.prompt_ids) - 1
-    end = min(last + 1, start + budget, spacing.border(sequence.prompt_ids, start))
+    """The next piece of a prompt or of forced tokens; None where there is nothing to feed.
+
+    Pieces end with the budget; those of a prompt also where scoring begins and ends, and at checkpoints.
+    """
+    start, last, prompt = sequence.n_cached, sequence.pieces_end - 1, sequence.prompt_ids
+    end = min(last + 1, start + budget)
+    if start >= len(prompt):
+        ids: Ids[int] = sequence.output_ids[start - len(prompt) : end - len(prompt)]
+        return Work(sequence, ids, start, end == last + 1)
+    end = min(end, spacing.border(prompt, start))
     score = False
     if request.score_from is not None and start < last:
         first_scored = min(request.score_from - 1, last)
@@ -58,8 +68,7 @@ def next_piece(request: Request, sequence: ActiveSequence, budget: int, spacing:
         end = min(end, last)
     if start >= end:
         return None
-    ids: Ids[int] = sequence.prompt_ids[start:end]
-    return Work(sequence, ids, start, end == last + 1, score)
+    return Work(sequence, prompt[start:end], start, end == last + 1, score)
 
 
 def with_drafts(item: Work) -> Work:

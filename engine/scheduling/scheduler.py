@@ -1,10 +1,11 @@
 """Which sequences run in the next step, with which pages of the cache. Integers only: no arrays, no devices, no text.
 
 Every step feeds one token of each decoding sequence and, within a budget, pieces of the prompts that are still being
-read, so that a long prompt slows the running streams down but never stops them. Requests start in order of arrival and
-none overtakes another. Pages are allocated as sequences grow. When there are none left, the sequence that arrived last
-is preempted: its pages are saved outside the cache, and it resumes, before any waiting request starts, when there is
-room. Sequences of models with recurrent layers also have a state, of which the scheduler holds the place in its ring
+read, so that a long prompt slows the running streams down but never stops them. Tokens that a constraint forces are
+known like those of a prompt, and are fed in such pieces as well. Requests start in order of arrival and none overtakes
+another. Pages are allocated as sequences grow. When there are none left, the sequence that arrived last is preempted:
+its pages are saved outside the cache, and it resumes, before any waiting request starts, when there is room. Sequences
+of models with recurrent layers also have a state, of which the scheduler holds the place in its ring
 (docs/decisions/repeatable-step.md).
 
 An exception may arrive between any two lines (docs/decisions/exceptions-at-any-line.md). Each change therefore has one
@@ -43,8 +44,8 @@ class Scheduler:
     Args:
         max_sequences: sequences that run side by side.
         n_pages: pages of the cache.
-        prefill_chunk: most prompt tokens in a step without decoding sequences.
-        mixed_chunk: most prompt tokens in a step beside decoding sequences.
+        prefill_chunk: most tokens of pieces in a step without decoding sequences.
+        mixed_chunk: most tokens of pieces in a step beside decoding sequences.
         mixed_per_sequence: of each decoding sequence, where that is more; at most prefill_chunk together.
         lookahead: positions behind a decoding sequence's token that get pages as well where there are free ones.
         prefix_cache: use pages of earlier prompts that began with the same tokens.
@@ -146,11 +147,15 @@ class Scheduler:
         # With hundreds of sequences this loop is what a step costs here: what rarely happens is behind one comparison.
         for one in running:
             sequence = one.sequence
-            output_ids, start = sequence.output_ids, sequence.n_cached
-            if output_ids and one.seated and (start < len(sequence.pages) * PAGE or self._make_room(one, start + 1)):
-                work.append(Work(sequence, output_ids[-1:], start, True, False, True))
+            start = sequence.n_cached
+            if (
+                start >= sequence.pieces_end
+                and one.seated
+                and (start < len(sequence.pages) * PAGE or self._make_room(one, start + 1))
+            ):
+                work.append(Work(sequence, sequence.output_ids[-1:], start, True, False, True))
         beside = min(self._prefill_chunk, max(self._mixed_chunk, self._mixed_per_sequence * len(work)))
-        work += self._prompt_pieces(running, beside if work else self._prefill_chunk)
+        work += self._pieces(running, beside if work else self._prefill_chunk)
         if self.n_preemptions > n_preemptions:
             # A prompt that arrived earlier may have preempted a sequence whose work was planned already.
             still_here = {id(one.sequence) for one in running if one.seated}
@@ -163,13 +168,20 @@ class Scheduler:
                     self._look_ahead(sequence, end)
         return [with_drafts(item) if item.sequence.draft_ids else item for item in work]
 
-    def commit(self, work: Work, sample: TokenSample | None, accepted: Ids[TokenSample] = ()) -> None:
+    def commit(
+        self,
+        work: Work,
+        sample: TokenSample | None,
+        accepted: Ids[TokenSample] = (),
+        forced: Ids[int] = (),
+    ) -> None:
         """Record that a work item was done. Cut short, it may be called again as long as `n_cached` is where it was.
 
         Args:
             work: the item.
             sample: the last token it drew, if it had to draw.
             accepted: the tokens drawn before that one: the first draft tokens of the item, each drawn as guessed.
+            forced: the tokens that follow `sample`, whatever would be drawn; they are fed together with it.
         """
         sequence, n_accepted = work.sequence, len(accepted)
         assert work.start == sequence.n_cached, "work committed twice or out of order"
@@ -181,12 +193,14 @@ class Scheduler:
             assert sample is not None, "the runner drew no token"
             # Behind the outputs that there were when the item was planned: an earlier call may have been cut short.
             tokens = [*(one.token_id for one in accepted), sample.token_id] if accepted else [sample.token_id]
-            sequence.output_ids[outputs_before(work) :] = tokens
+            sequence.output_ids[outputs_before(work) :] = [*tokens, *forced] if forced else tokens
             sequence.draft_ids = []
+            if forced:
+                sequence.pieces_end = len(sequence.prompt_ids) + len(sequence.output_ids)
         n_cached = work.start + len(work.token_ids) + n_accepted
         # The statement that makes it true. Nothing can come between the two: both are plain stores.
         sequence.n_cached, sequence.state_place = n_cached, sequence.state_place + 1 + n_accepted
-        if not work.decode:
+        if not work.decode and n_cached <= len(sequence.prompt_ids):
             self._prefixes.remember(sequence)
 
     def drop_checkpoint(self, action: SaveCheckpoint) -> None:
@@ -339,15 +353,15 @@ class Scheduler:
         if missing > 0 and self.blocks.can_allocate(missing):
             sequence.pages += self.blocks.allocate(missing)
 
-    # ---- prompts ---------------------------------------------------------------------------------------------
+    # ---- pieces ----------------------------------------------------------------------------------------------
 
-    def _prompt_pieces(self, running: list[_Started], budget: int) -> list[Work]:
-        """Pieces of prompts in order of arrival, together at most `budget` tokens."""
+    def _pieces(self, running: list[_Started], budget: int) -> list[Work]:
+        """Pieces of prompts and of forced tokens in order of arrival, together at most `budget` tokens."""
         pieces: list[Work] = []
         for one in running:
             if budget == 0:
                 break
-            if one.sequence.output_ids or not one.seated:
+            if one.sequence.n_cached >= one.sequence.pieces_end or not one.seated:
                 continue
             work = next_piece(one.request, one.sequence, budget, self._spacing)
             if work is None:

@@ -17,7 +17,7 @@ from engine import __version__
 from engine.serve import page
 from engine.serve.errors import ApiError, as_api_error, error_response
 from engine.serve.middleware import Gate
-from engine.serve.routes import chat, completion, completions, messages, models, ollama, responses, text, unsupported
+from engine.serve.routes import chat, completion, completions, embeddings, messages, models, ollama, responses, text
 from engine.serve.serving import Serving
 
 log = logging.getLogger("engine.serve")
@@ -45,9 +45,8 @@ def make_app(serving: Serving) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for one in (models, completions, chat, responses, messages, ollama, completion, text):
+    for one in (models, completions, chat, responses, messages, ollama, completion, embeddings, text):
         app.include_router(one.router(serving))
-    app.include_router(unsupported.router())
     app.include_router(page.router(serving))
     _add_errors(app)
     gate: ASGIApp = Gate(app, serving)

@@ -9,8 +9,7 @@ from typing import Any
 from engine.api.llm import LLM
 from engine.serve.errors import ApiError
 from engine.text import ChatPrompt
-
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+from engine.text.answers.thoughts import BUDGETS
 
 
 def template_names(defaults: dict[str, Any], variables: dict[str, Any] | None, effort: str | None) -> dict[str, Any]:
@@ -21,10 +20,10 @@ def template_names(defaults: dict[str, Any], variables: dict[str, Any] | None, e
     """
     names = {**defaults, **(variables or {})}
     if effort is not None:
-        if effort not in EFFORTS:
+        if effort not in BUDGETS:
             raise ApiError(
                 400,
-                f"reasoning_effort is {effort!r}; allowed: {', '.join(EFFORTS)}",
+                f"reasoning_effort is {effort!r}; allowed: {', '.join(BUDGETS)}",
                 param="reasoning_effort",
                 code="invalid_value",
             )
@@ -38,13 +37,16 @@ def template_names(defaults: dict[str, Any], variables: dict[str, Any] | None, e
     return names
 
 
-def answer_names(tools: Any, choice: Any, parallel: bool | None, budget: int | None) -> dict[str, Any]:
+def answer_names(
+    tools: Any, choice: Any, parallel: bool | None, budget: int | None, thoughts: str | None = None
+) -> dict[str, Any]:
     """What a request says about tools and reasoning, by the names of LLM.chat(); without what it does not say."""
     given = {
         "tools": tools or None,
         "tool_choice": choice,
         "parallel_tool_calls": parallel,
         "max_reasoning_tokens": budget,
+        "reasoning_format": thoughts,
     }
     return {name: value for name, value in given.items() if value is not None}
 

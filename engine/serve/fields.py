@@ -31,6 +31,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "stop_token_ids": ("stop_token_ids",),
     "ignore_eos": ("ignore_eos",),
     "n": ("n", "n_cmpl"),
+    "free_logprobs": ("free_logprobs",),
 }
 """Names that clients may use for each name of SamplingParams, the first one that is given counts."""
 LENGTH_NAMES = ("max_completion_tokens", "max_tokens", "n_predict")
@@ -98,6 +99,7 @@ class SamplingFields(Body):
     ignore_eos: bool | None = None
     n: int | None = None
     n_cmpl: int | None = None
+    free_logprobs: bool | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n_predict: int | None = None

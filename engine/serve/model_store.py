@@ -224,7 +224,9 @@ class ModelStore:
                     raise ApiError(500, f"{model.spec.name} cannot be opened: {error}") from error
 
     def _load(self, source: str | Path | None, spec: ModelSpec, progress: LoadProgress) -> AsyncLLM:
-        return AsyncLLM(self._open_llm(source, **spec.settings, status=progress.tell))
+        llm = self._open_llm(source, **spec.settings, status=progress.tell)
+        llm.prepare_constraints()
+        return AsyncLLM(llm)
 
     async def _make_room(self, model: ServedModel) -> None:
         """Close models until the new one may be opened; waits for their users where all are in use."""

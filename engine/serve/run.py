@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from engine.api.async_llm import AsyncLLM, AsyncStream, Given, is_short
+from engine.api.embeddings import EmbeddingRequest
+from engine.api.llm import LLM
 from engine.api.mailbox import PromptProgress
 from engine.errors import ConstraintError, ContextFullError
 from engine.request import GenerationResult, GenerationStats, StreamChunk
@@ -17,6 +20,9 @@ from engine.serve.errors import ApiError
 from engine.serve.model_store import ServedModel
 from engine.serve.serving import Serving
 from engine.text import ChatPrompt
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,36 @@ class Run:
                 raise ApiError(400, f"{field}: {error}", param=field, code="invalid_value") from None
             if self._expired:
                 raise self._too_late()
+
+    async def embed(self, make: Callable[[LLM], EmbeddingRequest]) -> tuple[EmbeddingRequest, list[np.ndarray]]:
+        """Run a request for embeddings or scores, which takes one place of the queue.
+
+        Args:
+            make: checks the texts and makes token ids of them, in a thread.
+
+        Raises:
+            ApiError: 429 where too many requests wait; 504 where the deadline is over.
+            EngineError: see LLM.embed.
+        """
+        self._reserve(1)
+        left = None if self._limit is None else max(self._begun + self._limit - time.perf_counter(), 0.0)
+        try:
+            async with asyncio.timeout(left):
+                request = await asyncio.to_thread(make, self.llm.llm)
+                begin = time.perf_counter()
+                found = await self.llm.run_embedding(request)
+        except TimeoutError:
+            raise self._too_late() from None
+        now = time.perf_counter()
+        stats = GenerationStats(
+            prompt_tokens=request.n_tokens,
+            output_tokens=0,
+            queue_seconds=begin - self._begun,
+            prompt_seconds=now - begin,
+            decode_seconds=0.0,
+        )
+        self._serving.metrics.finished(self.model.spec.name, "stop", stats, now - self._begun)
+        return request, found
 
     async def results(self) -> list[GenerationResult]:
         """Wait for all sequences.

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic_core import from_json
+
 from engine import __version__
 from engine.api.llm import LLM
 from engine.api.mailbox import PromptProgress
-from engine.request import GenerationResult, GenerationStats, TokenSample
+from engine.request import CallPart, GenerationResult, GenerationStats, TokenSample
 
 FINGERPRINT = f"b{__version__}-gguf-engine"
 LOWEST = -9999.0
@@ -103,3 +106,27 @@ def chat_logprobs(llm: LLM, samples: Sequence[TokenSample], n: int) -> list[dict
 def finish_reason(result: GenerationResult) -> str:
     """OpenAI's word for the end of a text."""
     return "tool_calls" if result.tool_calls and result.finish_reason == "stop" else result.finish_reason
+
+
+def in_order(parts: Sequence[CallPart]) -> tuple[list[CallPart], list[CallPart]]:
+    """Parts of a chunk that belong to a call that was open before it, which come before its text; and the others."""
+    n = next((number for number, part in enumerate(parts) if part.name is not None), len(parts))
+    return list(parts[:n]), list(parts[n:])
+
+
+def is_json(text: str) -> bool:
+    """Whether arguments are whole: a text that the end of the answer has cut off is no JSON."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def whole_part(arguments: str) -> dict[str, Any]:
+    """The object that arguments are; of a text that was cut off, what there is of it."""
+    try:
+        value = from_json(arguments, allow_partial="trailing-strings")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

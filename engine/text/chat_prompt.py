@@ -6,12 +6,14 @@ from typing import Any
 
 from engine.errors import InvalidRequestError
 from engine.sampling.opening import Opening
-from engine.text.answers.call_forms import CallForm, form_named
+from engine.text.answers.call_form import CallForm
+from engine.text.answers.call_forms import form_named
 from engine.text.answers.formats import MARKS, AnswerFormat, Kind, Marks
 from engine.text.answers.openings import opening_of
 from engine.text.answers.parser import AnswerParser
 from engine.text.answers.reader import AnswerReader
 from engine.text.answers.rules import AnswerRules, CallRules, argument_schemas, choose_tools
+from engine.text.answers.thoughts import ReasoningFormat, budget_of
 from engine.text.answers.tool_calls import Types, parameter_types
 from engine.text.templates.chat_template import ChatTemplate
 from engine.text.templates.messages import checked_tools
@@ -35,6 +37,7 @@ class ChatPrompt:
         calls_as_text: whether the template takes calls only as text.
         rules: what the answer is held to: calls of tools, and the length of its reasoning.
         begins_thoughts: whether the model itself may begin its answer with a thought.
+        thoughts: where they go.
     """
 
     text: str
@@ -45,6 +48,7 @@ class ChatPrompt:
     calls_as_text: bool
     rules: AnswerRules | None = None
     begins_thoughts: bool = True
+    thoughts: ReasoningFormat = ReasoningFormat.AUTO
 
     def opening(self) -> Opening | None:
         """What may come before the text of an answer that a constraint is about; None where nothing may.
@@ -54,20 +58,33 @@ class ChatPrompt:
         """
         return opening_of(self.markers, self.text[-_TAIL:], begins_thoughts=self.begins_thoughts)
 
-    def reader(self, *, constrained: bool = False) -> AnswerReader | None:
+    def reader(self, *, constrained: bool = False, key: str | None = None) -> AnswerReader | None:
         """A reader for one answer; None where answers have no structure.
 
         Args:
-            constrained: behind thoughts and heads, all is the answer's text: a constraint leaves no room for calls.
+            constrained: the text has a constraint: behind thoughts and heads, all is text, if it does not begin with a
+                call of a tool. Where calls are forced, there is no text that a constraint could be about.
+            key: the same one gives calls the same ids again, when an answer is read a second time.
         """
         if self.markers.plain:
             return None
-        if constrained:
-            marks = tuple(one for one in self.markers.marks if one.kind is Kind.REASONING)
+        calls = None if self.rules is None else self.rules.calls
+        if constrained and not (calls is not None and calls.forced):
+            kinds = (Kind.REASONING,) if calls is None else (Kind.REASONING, Kind.CALLS)
+            marks = tuple(one for one in self.markers.marks if one.kind in kinds)
             markers = replace(self.markers, marks=marks, bare_calls=frozenset())
-            return AnswerReader(AnswerParser(markers, self.text[-_TAIL:], verbatim=True))
-        return AnswerReader(
-            AnswerParser(self.markers, self.text[-_TAIL:], self.types), calls_as_text=self.calls_as_text
+            return AnswerReader(self._parser(markers, key, verbatim=True), calls_as_text=self.calls_as_text)
+        return AnswerReader(self._parser(self.markers, key), calls_as_text=self.calls_as_text)
+
+    def _parser(self, markers: AnswerFormat, key: str | None, *, verbatim: bool = False) -> AnswerParser:
+        return AnswerParser(
+            markers,
+            self.text[-_TAIL:],
+            self.types,
+            sections=self.rules.sections() if self.rules is not None else None,
+            thoughts=self.thoughts,
+            verbatim=verbatim,
+            key=key,
         )
 
 
@@ -77,6 +94,7 @@ def chat_prompt(
     messages: Sequence[Any],
     variables: Mapping[str, Any],
     tool_format: str = "auto",
+    reasoning_format: str = "auto",
 ) -> ChatPrompt:
     """Renders a conversation and encodes it.
 
@@ -84,9 +102,10 @@ def chat_prompt(
         template: of the model.
         tokenizer: of the model.
         messages: the conversation.
-        variables: names for the template; `tools`, `tool_choice`, `parallel_tool_calls` and `max_reasoning_tokens` are
-            about the answer.
+        variables: names for the template; `tools`, `tool_choice`, `parallel_tool_calls` and `max_reasoning_tokens` and
+            `reasoning_format` are about the answer; `reasoning_effort` is so too where the template does not read it.
         tool_format: name of a form of calls, or "auto".
+        reasoning_format: where thoughts go, where the variables do not say so.
 
     Raises:
         InvalidRequestError: the template refuses the messages, a variable has a name of its own kind, or what is asked
@@ -96,7 +115,12 @@ def chat_prompt(
         raise InvalidRequestError("a variable of the chat template cannot be named messages")
     names = dict(variables)
     choice, parallel = names.pop("tool_choice", None), names.pop("parallel_tool_calls", None)
-    budget = _budget(names.pop("max_reasoning_tokens", None))
+    thoughts = ReasoningFormat.parse(names.pop("reasoning_format", None) or reasoning_format)
+    budget = budget_of(
+        names.pop("max_reasoning_tokens", None),
+        names.get("reasoning_effort"),
+        read_by_template=template.reads("reasoning_effort", names.get("template")),
+    )
     tools = checked_tools(names.pop("tools", None))
     wanted = choose_tools(tools or (), choice, parallel)
     variant = names.get("template")
@@ -117,11 +141,11 @@ def chat_prompt(
     ids = (tokenizer.token_id(name) for name in markers.token_names())
     shown = frozenset(id for id in ids if id is not None and id not in tokenizer.eog_ids)
     types = parameter_types(offered)
+    end, banned = template.reasoning_end(variant, offered, values) if budget is not None else ("", "")
+    limit = budget if end else None
     rules = None
-    if calls is not None or budget is not None:
-        end, banned = template.reasoning_end(variant, offered, values)
-        limit = budget if end else None
-        rules = AnswerRules(markers, text[-4000:], types, shown, calls, limit, end, banned)
+    if calls is not None or limit is not None:
+        rules = AnswerRules(markers, text[-_TAIL:], types, shown, calls, limit, end, banned)
     return ChatPrompt(
         text=text,
         token_ids=tuple(tokenizer.encode_rendered(text)),
@@ -131,15 +155,8 @@ def chat_prompt(
         calls_as_text=not template.takes_calls(variant, offered, values),
         begins_thoughts=not template.opens_thoughts(variant, offered, values),
         rules=rules,
+        thoughts=thoughts,
     )
-
-
-def _budget(given: Any) -> int | None:
-    if given is None:
-        return None
-    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
-        raise InvalidRequestError(f"max_reasoning_tokens is {given!r}; allowed: None or a whole number of at least 0")
-    return given
 
 
 def _knowing(markers: AnswerFormat, form: CallForm, calls: CallRules) -> AnswerFormat:

@@ -17,17 +17,9 @@ from tests.support.injection import interrupted
 from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
 HYBRIDS = (
-    "lfm2",
-    "mamba2",
-    "falcon-h1",
-    "nemotron_h",
-    "jamba",
-    "qwen35",
-    "kimi-linear",
-    "plamo2",
-    "minimax-01",
-    "kimi-k3",
-)
+    "lfm2", "mamba2", "falcon-h1", "nemotron_h", "jamba", "qwen35", "kimi-linear", "plamo2", "minimax-01", "kimi-k3",
+    "qwen4exp", "glm5-next", "rwkv6", "rwkv7",
+)  # fmt: skip
 """Families of which every kind of recurrent mixer and of hybrid has one."""
 
 

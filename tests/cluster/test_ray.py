@@ -3,32 +3,24 @@
 import os
 import random
 import signal
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import openai
 import pytest
 
+from tests.support.ray_load import STORY, complete, conversations, under_load
 from tests.support.ray_server import running, wait_for
 
 pytestmark = pytest.mark.ray
-
-STORY = "Once upon a time there was a king who had "
 
 
 @pytest.fixture(scope="module")
 def server():
     with running("--replicas", "2", "--cache-tokens", "16384", "-c", "1024") as one:
         yield one
-
-
-def complete(server, prompt, **fields):
-    status, headers, answer = server.post("/v1/completions", prompt=prompt, **fields)
-    return status, headers, answer
 
 
 def test_a_stream_through_the_openai_package(server):
@@ -67,52 +59,8 @@ def test_a_client_that_goes_away_frees_its_place(server):
     wait_for(lambda: server.metric("vllm:num_requests_running") == 0, 10)
 
 
-def conversations(server, n, turns):
-    """Turns of several conversations side by side; how often the cache held the turn before."""
-    dice, counts = random.Random(3), Counter()
-    texts = [f"{number}. " + " ".join(dice.choices(STORY.split(), k=120)) for number in range(n)]
-
-    def turn(number):
-        status, _, answer = complete(server, texts[number], max_tokens=8, temperature=0, timings_per_token=False)
-        assert status == 200, answer
-        usage = answer["usage"]
-        texts[number] += answer["choices"][0]["text"] + " " + " ".join(STORY.split() * 8)
-        return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
-
-    before = [0] * n
-    with ThreadPoolExecutor(4) as pool:
-        for _ in range(turns):
-            order = dice.sample(range(n), n)
-            for number, (size, cached) in zip(order, pool.map(turn, order), strict=True):
-                if before[number]:
-                    counts["hit" if cached >= before[number] - 64 else "miss"] += 1
-                before[number] = size
-    return counts["hit"] / counts.total()
-
-
 def test_conversations_find_their_pages(server):
     assert conversations(server, 10, 5) >= 0.9
-
-
-@contextmanager
-def under_load(server, clients, ask):
-    """Clients that ask one after the other until the block ends; yields what came of it, counted."""
-    outcomes, stop = Counter(), threading.Event()
-
-    def load(number):
-        n = 0
-        while not stop.is_set():
-            n += 1
-            outcomes[ask(server, number, f"{number} {n} {STORY}")] += 1
-
-    with ThreadPoolExecutor(clients) as pool:
-        loads = [pool.submit(load, number) for number in range(clients)]
-        try:
-            yield outcomes
-        finally:
-            stop.set()
-        for one in loads:
-            one.result()
 
 
 def ask_either_way(server, number, prompt):
@@ -170,19 +118,3 @@ def test_many_requests_leave_nothing_behind(server):
     wait_for(lambda: server.metric("vllm:num_requests_running") == 0, 20)
     assert server.metric("vllm:num_requests_waiting") == 0
     assert resident() < before + 40
-
-
-def test_replicas_come_and_go_without_a_failed_request():
-    scaling = ("--min-replicas", "1", "--max-replicas", "2", "--target-requests", "2", "--downscale-delay", "2")
-    with running(*scaling, "--router", "least-busy") as server:
-
-        def ask(server, number, prompt):
-            return complete(server, prompt, max_tokens=60)[0]
-
-        with under_load(server, 8, ask) as many:
-            wait_for(lambda: server.get("/metrics/replicas").count("vllm:num_requests_running{") == 2, 60)
-            time.sleep(1)
-        assert conversations(server, 10, 5) <= 0.75  # what Ray's own way of choosing gives
-        with under_load(server, 1, ask) as few:
-            wait_for(lambda: len(server.replicas()) == 1, 60)
-        assert set(many + few) == {200}

@@ -101,6 +101,21 @@ def test_a_thought_that_the_template_opens_on_request_is_not_begun_unasked(tmp_p
         assert llm.chat_prompt(ASKED).opening() == Opening(opened=("</think>",))
 
 
+@pytest.mark.parametrize("template", [WRITES, OPENS], ids=["writes", "opens"])
+def test_a_limited_thought_ends_before_a_constrained_text(tmp_path, template):
+    thought = [f"hm{number} " for number in range(100)]
+    answer = [*([] if template == OPENS else ["<think>"]), *thought]
+    path = scripted_llama(tmp_path / "m.gguf", answer, template=template, endless=True)
+    with LLM(path, device="cpu", threads=1) as llm:
+        params = Params(constraint=Choice(["yes"]), temperature=0, max_tokens=60)
+        assert llm.chat(ASKED, params).finish_reason == "length"
+        for given, most in (({"max_reasoning_tokens": 6}, 6), ({"reasoning_effort": "none"}, 0)):
+            result = llm.chat(ASKED, params, **given)
+            assert (result.text, result.finish_reason) == ("yes", "stop")
+            assert result.reasoning.count("hm") <= most
+            assert result.reasoning or not most
+
+
 def test_gpt_oss_answers_in_their_final_channel(tmp_path):
     answer = ["Hm", "<|end|>", "<|start|>", "assistant", "<|channel|>", "final", "<|message|>", "yes"]
     template = HARMONY + "<|channel|>analysis<|message|>"

@@ -22,6 +22,7 @@ LOOK = {
     "properties": {
         "city": {"type": "string", "maxLength": 12},
         "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "note": {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}], "default": None},
         "unit": {"type": "string", "enum": ["C", "Grad <F>"]},
         "more": {
             "type": "object",
@@ -88,7 +89,8 @@ def rules_of(form, choice="required", *, parallel=True, prompt="", tools=TOOLS, 
         markers, prompt = AnswerFormat(channels=channels), prompt or form.opens + "assistant"
     else:
         marks = tuple(one for one in MARKS if one.begin in (form.begin, "<think>"))
-        markers = AnswerFormat(marks, bare_calls=frozenset() if form.begin else frozenset(SCHEMAS))
+        frames = tuple(re.findall(r"<\|\w+\|>\w+<\|sep\|>", form.lead))
+        markers = AnswerFormat(marks, frames=frames, bare_calls=frozenset() if form.begin else frozenset(SCHEMAS))
     return markers, AnswerRules(markers, prompt, parameter_types(tools), (), calls, **more)
 
 
@@ -140,7 +142,7 @@ def read(rules, tokenizer, ids):
 
 def beginning(form, tokenizer):
     """What keeps a random model from thinking for ever."""
-    return tokenizer.encode("<|channel|>c", add_special=False) if form.name == "harmony" else ()
+    return tokenizer.encode({"harmony": "<|channel|>c", "muse": " to=l"}.get(form.name, ""), add_special=False)
 
 
 def check(calls):
@@ -183,6 +185,8 @@ def test_a_call_once_begun_is_whole(form, kind):
     begin = form.begin
     if form.name == "harmony":
         begin = "<|channel|>commentary to=functions.look_up <|constrain|>json<|message|>"
+    elif form.body:
+        begin += f"look_up{form.body}"
     elif not begin:
         begin = form.around[0] + form.call.partition("$name")[0] + "look_up" + form.call.partition("$name")[2][:1]
     words = "" if form.opens or not form.begin else "Well: "

@@ -1,7 +1,8 @@
 """Models with parts that have no GPU kernels are declined by name, and run on the CPU where the device is free."""
 
 import logging
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import pytest
@@ -13,9 +14,9 @@ from engine.cuda.load.features import check_features, missing_features
 from engine.cuda.load.memory_plan import make_plan
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
-from engine.model.config import Activation, Routing
+from engine.model.config import Activation, AttentionConfig, FfnConfig, LayerConfig, ModelConfig, MoeConfig, Routing
 from engine.model.loader import load_model
-from engine.model.recurrent_config import DeltaNetConfig, Mamba2Config, RecurrentConfig, ShortConvConfig
+from engine.model.recurrent_config import DeltaNetConfig, Mamba2Config, MambaConfig, RecurrentConfig, ShortConvConfig
 from engine.runner import devices as runner
 from engine.runner.devices import open_runner
 from tests.support.feature_models import (
@@ -87,6 +88,7 @@ def test_every_hybrid_is_served(tmp_path, family):
         ),
         ("minimax-01", ["this kind of residual connections", "lightning attention"]),
         ("plamo2", ["PLaMo 2 layers"]),
+        ("rwkv7", ["time mixing of RWKV-7", "channel mixing of RWKV"]),
     ],
 )
 def test_hybrids_are_declined_by_name(tmp_path, family, words):
@@ -94,6 +96,13 @@ def test_hybrids_are_declined_by_name(tmp_path, family, words):
         model = load_model(gguf)
         assert missing_features(model) == words
         del model
+
+
+def test_a_name_that_is_always_served_means_one_thing():
+    """Fields are looked up by name: a field of the same name elsewhere would be taken for served, too."""
+    configs = (ModelConfig, LayerConfig, AttentionConfig, FfnConfig, MoeConfig, MambaConfig)
+    owners = Counter(field.name for kind in configs for field in fields(kind))
+    assert {name: owners[name] for name in features._ANY if owners[name] != 1} == {}
 
 
 @dataclass(frozen=True, kw_only=True)

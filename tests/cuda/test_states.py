@@ -6,9 +6,10 @@ that of its own tokens alone.
 
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
-from engine import LLM, SamplingParams
+from engine import LLM, Regex, SamplingParams
 from engine.config import PAGE
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
@@ -34,13 +35,18 @@ def path(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(path):
-    """Every text on its own."""
+def n_states(path):
+    """Arrays of states of the model."""
     with open_gguf(path) as gguf:
         model = load_model(gguf)
         mixers = [layer.recurrent_part for layer in model.config.layers]
-        n_states = sum(len(mixer.state_shapes) for mixer in mixers if mixer is not None)
         del model
+    return sum(len(mixer.state_shapes) for mixer in mixers if mixer is not None)
+
+
+@pytest.fixture(scope="module")
+def alone(n_states):
+    """Every text on its own."""
     return [expected(prompt, n, n_states) for prompt, n in zip(PROMPTS, LENGTHS, strict=True)]
 
 
@@ -214,3 +220,58 @@ def test_an_interrupt_anywhere_changes_nothing(opened, alone, at):
         results, interruptions = interrupted([stream.result for stream in streams], at, 397)
     assert interruptions > 3
     assert [outcome(result) for result in results] == alone
+
+
+class Forcing:
+    """A mask that allows everything, and forces a run of tokens behind every fifth one."""
+
+    def bits(self, output_ids):
+        return np.full(self.n_words, 0xFFFFFFFF, np.uint32)
+
+    def forced(self, output_ids):
+        return [(output_ids[-1] + i) % 200 for i in range(self.LENGTH)] if len(output_ids) % 5 == 0 else []
+
+    def is_complete(self, output_ids):
+        return False
+
+    LENGTH, n_words = 11, 0
+
+
+def forced_truth(prompt, n, n_states):
+    """What a request with that mask gives: log-probability 0 for what is forced."""
+    mask, found = Forcing(), []
+    while len(found) < n:
+        ids = [token for token, _ in found]
+        found.append(expected([*prompt, *ids], 1, n_states)[0])
+        found += [(token, 0.0) for token in mask.forced([*ids, found[-1][0]])]
+    return found[:n]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="one batch"),
+        pytest.param({"max_sequences": 3, "prefill_chunk": 7, "checkpoint_spacing": PAGE}, id="small pieces"),
+        pytest.param({"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}, id="too few pages"),
+        pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another"),
+    ],
+)
+def test_forced_tokens_beside_free_sequences(opened, alone, n_states, monkeypatch, settings):
+    """Pieces of forced tokens while neighbours run ahead; texts and states are those of the tokens alone."""
+    with opened(**settings) as llm:
+        monkeypatch.setattr(Forcing, "n_words", -(-llm.gpu.machine.logits.shape[1] // 32))
+        make = type(llm._requests)._mask
+        monkeypatch.setattr(
+            type(llm._requests),
+            "_mask",
+            lambda self, params, *rest: Forcing() if params.constraint else make(self, params, *rest),
+        )
+        wanted = [*alone, *(forced_truth(prompt, n, n_states) for prompt, n in zip(PROMPTS, LENGTHS, strict=True))]
+        given = [params(i) for i in range(5)] + [params(i, constraint=Regex("x")) for i in range(5)]
+        results = llm.generate(PROMPTS * 2, given)
+        assert [outcome(result) for result in results] == wanted
+        streams = [llm.stream(prompt, one) for prompt, one in zip(PROMPTS * 2, given, strict=True)]
+        results, interruptions = interrupted([stream.result for stream in streams], 333, 997)
+        assert interruptions > 1
+        assert [outcome(result) for result in results] == wanted
+        committed(llm)

@@ -39,6 +39,14 @@ def llm():
         yield model
 
 
+@pytest.fixture(scope="module")
+def chat_server():
+    """A server of the bundled model with the chat template of the examples."""
+    template = (EXAMPLES / "chat.jinja").read_text()
+    with running(engine={"chat_template": template}) as server:
+        yield server
+
+
 def test_stream(run, llm):
     text = llm.generate("The sea", SamplingParams(max_tokens=60, seed=1)).text
     out = run("stream.py", "The sea")
@@ -114,6 +122,29 @@ def test_tool_loop(run):
     assert lines[1].startswith("answer: ")
 
 
+def test_pydantic_models(run, chat_server):
+    hero, travel = run("pydantic_models.py", chat_server.url + "/v1").splitlines()
+    assert re.fullmatch(r"""['"].{0,16}['"] is \d{1,3} and knows [012]""", hero)
+    assert re.fullmatch(r"""to ['"].*['"] (on foot|by boat)""", travel)
+
+
+def test_anthropic_agent(run, chat_server):
+    out = run("anthropic_agent.py", chat_server.url)
+    assert re.match(r"\ncall of (weather|distance): \{", out)
+    reasons = re.findall(r"^\[(\w+)\]$", out, re.MULTILINE)
+    assert reasons[0] in ("tool_use", "max_tokens")
+    assert 2 <= len(reasons) <= 3
+
+
 def test_every_example_is_tested():
     tested = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested
+
+
+def test_search(run, llm):
+    lines = run("search.py", "Where did the fox go?").splitlines()
+    found = {line[6:]: float(line[:5]) for line in lines}
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    (vector,) = llm.embed("Where did the fox go?")
+    for text, cosine in found.items():
+        assert cosine == pytest.approx(float(llm.embed(text)[0] @ vector), abs=2e-3)

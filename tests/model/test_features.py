@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from engine.config import PAGE
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kv_cache import KVCache
 from engine.errors import InvalidRequestError, UnsupportedModelError
@@ -22,6 +23,7 @@ from tests.support.feature_models import (
     ROPE,
     VALUE,
     NaiveLatent,
+    chunks,
     expert_tensors,
     latent,
     learned_positions,
@@ -44,6 +46,7 @@ from tests.support.naive_model import (
     NORMS,
     QKV,
     TOKENS,
+    VOCAB,
     WIDTH,
     File,
     Naive,
@@ -70,6 +73,25 @@ def test_against_the_formulas(tmp_path, case, reference):
     tolerance = 5e-3 if facts.get("act") is gelu else 2e-4
     for found in both_ways(tmp_path, file, reference):
         np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+def test_chunks_of_whole_pages(tmp_path):
+    """Kernels attend to the pages of a chunk, whatever pieces the text is read in."""
+    file, _ = chunks()
+    file.meta |= {"attention.sliding_window": PAGE, "context_length": 4 * PAGE}
+    ids = np.random.default_rng(2).integers(0, VOCAB, 2 * PAGE + 20)
+    found = {}
+    with open_gguf(file.write(tmp_path)) as gguf:
+        for reference in (True, False):
+            backend = CpuBackend(load_model(gguf), threads=1, reference=reference, kv_type="f32", max_sequences=2)
+            found[reference] = backend.forward(Batch.build([(0, ids, 0, Outputs.ALL)]))
+            if not reference:
+                pieces = [(0, 1), (1, PAGE - 1), (PAGE - 1, PAGE), (PAGE, PAGE + 1), (PAGE + 1, len(ids))]
+                parts = [backend.forward(Batch.build([(1, ids[a:b], a, Outputs.ALL)])) for a, b in pieces]
+            backend.close()
+            del backend
+    np.testing.assert_allclose(found[False], found[True], atol=2e-4)
+    np.testing.assert_array_equal(np.concatenate(parts), found[False])
 
 
 @pytest.mark.parametrize(("absorbed", "low_rank_queries"), LATENT_CASES)

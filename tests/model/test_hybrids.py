@@ -7,7 +7,7 @@ import pytest
 
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kv_cache import KVCache
-from engine.cpu.recurrent import convolution, delta_net, lightning, mamba, mamba_2, plamo_2
+from engine.cpu.recurrent import convolution, delta_net, lightning, mamba, mamba_2, ngrams, plamo_2, rwkv
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools
 from engine.cpu.reference import normalize
@@ -16,6 +16,7 @@ from engine.gguf.quants import dequantize
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs, Span
 from engine.model.loader import load_model
+from tests.support import rwkv_models
 from tests.support.backends import backends, feed
 from tests.support.gguf_builder import bpe_tokenizer, build_gguf
 from tests.support.hybrid_models import FAMILIES, WIDTH, tiny_hybrid, tiny_hybrid_parts
@@ -45,7 +46,7 @@ def mixed_by(meta, tensors, path, x):
     with open_gguf(path) as gguf:
         model = load_model(gguf)
         layer = model.weights.layers[0]
-        cache = KVCache([one.mixer for one in model.config.layers], context_length=64, kv_type="f32")
+        cache = KVCache(model.config.memories, context_length=64, kv_type="f32")
         parts = []
         for place, (start, stop) in enumerate(((0, 7), (7, 8), (8, len(x)))):
             span = Span(slot=0, row=0, n_rows=stop - start, n_past=start, place=place)
@@ -60,7 +61,7 @@ def test_mixers_are_their_definitions(family, tmp_path):
     meta, tensors = tiny_hybrid_parts(family)
     x = np.random.default_rng(1).normal(size=(20, WIDTH)).astype(np.float32)
     own = {name.removeprefix("blk.0."): one.astype(np.float64) for name, one in tensors.items() if "blk.0." in name}
-    truth = LOOPS[family](x.astype(np.float64), own)
+    truth = (LOOPS | rwkv_models.LOOPS)[family](x.astype(np.float64), own)
     found = mixed_by(meta, tensors, tmp_path / "tiny.gguf", x)
     assert ((found - truth) ** 2).mean() / (truth**2).mean() < 1e-11
 
@@ -116,7 +117,11 @@ def test_bits_do_not_depend_on_pieces_or_batches(opened, family):
         ("nemotron_h", mamba_2, "short_convolution"),
         ("qwen35", delta_net, "delta_rule"),
         ("kimi-linear", delta_net, "delta_rule"),
+        ("rwkv6", rwkv, "decayed_products"),
+        ("rwkv7", rwkv, "corrected_products"),
+        ("rwkv7", rwkv, "_change"),
         ("minimax-01", lightning, "decayed_sum"),
+        ("qwen4exp", ngrams, "table_rows"),
         ("plamo2", plamo_2, "grouped_scan"),
     ],
 )
@@ -159,7 +164,18 @@ def test_layers_keep_what_their_parts_need(opened):
         ("qwen35", "ssm.inner_size", 128, "allowed is heads"),
         ("kimi-linear", "attention.head_count", np.array([0, 0], np.int32), "head_count is 0 in all layers|0 heads"),
         ("lfm2", "shortconv.l_cache", 1, "allowed is an integer from 2"),
+        ("rwkv7", "wkv.head_size", 24, "divides embedding_length 64"),
+        ("rwkv6", "attention.head_count_kv", 3, "divides the 4 heads"),
         ("minimax-01", "attention.value_length", 16, "needs the same width for both"),
+        ("kimi-k3", "activation.situ_beta", 0.0, "situ_beta is 0; allowed is a number above"),
+        ("glm5-next", "attention.indexer.kpool_select_tail", False, "is false; supported is true"),
+        ("glm5-next", "attention.indexer.kpool", 16, "must be at least the second"),
+        ("glm5-next", "attention.indexer.types", np.array([0, 0], np.int32), "none comes before it"),
+        ("qwen4exp", "hyper_connection.count", 1, "allowed is an integer from 2"),
+        ("qwen4exp", "attention.indexer.top_k", 3, "must be at least the second"),
+        ("qwen4exp", "ple.head_offsets", np.array([0, 40, 80, 500], np.uint64), "has 160 rows; .* calls for 531"),
+        ("qwen4exp", "ple.layer_multipliers", np.array([1, 2], np.uint64), "holds 2 values; allowed are 3 or more"),
+        ("qwen4exp", "ple.head_vocab_sizes", np.array([40, 0, 9, 9], np.uint64), "allowed is an integer from 1"),
         ("plamo2", "ssm.time_step_rank", 3, "allowed is a multiple of the heads"),
         ("bailingmoe3", "kda.gate_lower_bound", 1.0, "from -1e[+]06 to 0"),
     ],

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 
 from engine.cpu.backend import CpuBackend
-from engine.cpu.indexer import best
+from engine.cpu.indexer import Indexer, best
 from engine.cpu.kv_cache import KVCache
 from engine.errors import ModelFileError
+from engine.gguf.quants import dequantize
 from engine.gguf.reader import open_gguf
-from engine.model.batch import Batch, Outputs
+from engine.model.batch import Batch, Outputs, Span
 from engine.model.loader import load_model
+from tests.support.gguf_builder import build_gguf
+from tests.support.hybrid_models import tiny_hybrid_parts
 from tests.support.indexer_models import BLOCK, INDEX_WIDTH, TOP_BLOCKS, TOP_K, NaiveBlocks, NaiveTokens, blocks, tokens
 from tests.support.naive_model import CONTEXT, TOKENS
 
@@ -53,6 +56,52 @@ def test_bits_do_not_depend_on_pieces_or_batches(tmp_path, case):
     feeds += [[(2, TOKENS[:7], 0, Outputs.NONE), (1, TOKENS[a:b], a, Outputs.ALL)] for a, b in pieces]
     whole, *parts = run(tmp_path, file, feeds)
     np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def pooled_choices(t, x, top_k, ratio):
+    """Positions for every row of x (T, D) from the definition: whole blocks by their score, and what is behind them."""
+
+    def norm(v, weight):
+        return v / np.sqrt((v * v).mean(-1, keepdims=True) + 1e-5) * weight
+
+    def turn(v, position, half=16):
+        out, angles = v.copy(), position * 10000.0 ** (-np.arange(half) / half)
+        first, second = v[..., :half], v[..., half : 2 * half]
+        out[..., :half] = first * np.cos(angles) - second * np.sin(angles)
+        out[..., half : 2 * half] = first * np.sin(angles) + second * np.cos(angles)
+        return out
+
+    keys, choices = x @ t["indexer.k_proj.weight"].T, []
+    for position, row in enumerate(x):
+        q = (t["indexer.q_proj.weight"] @ row).reshape(4, -1)
+        q, n_full = turn(norm(q, t["indexer.q_norm.weight"]), position), (position + 1) // ratio
+        scores = []
+        for block in range(n_full):
+            mean = keys[block * ratio : (block + 1) * ratio].mean(0)
+            scores.append(np.maximum(q @ turn(norm(mean, t["indexer.k_norm.weight"]), block * ratio), 0.0).sum())
+        taken = sorted(range(n_full), key=lambda block: -scores[block])[: top_k // ratio]
+        inside = {block * ratio + place for block in taken for place in range(ratio)}
+        choices.append(sorted(inside | set(range(n_full * ratio, position + 1))))
+    return choices
+
+
+def test_pooled_blocks_are_chosen_whole_beside_the_tail(tmp_path):
+    meta, tensors = tiny_hybrid_parts("qwen4exp")
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(build_gguf(meta, tensors))
+    with open_gguf(path) as gguf:
+        layer = load_model(gguf).weights.layers[1]
+        config, weights = layer.config.attention.indexer, layer.attention.indexer
+        x = np.random.default_rng(3).normal(size=(41, 64)).astype(np.float32)
+        indexer = Indexer(config, weights, lambda one, y: y @ dequantize(one.weight.raw, one.weight.type).T)
+        queries, keys = indexer.inputs(x, None, np.arange(len(x), dtype=np.int32))
+        found = indexer.choose(queries, Span(0, 0, len(x), 0), lambda: keys)
+        del layer, weights, indexer
+    own = {name.removeprefix("blk.1."): one.astype(np.float64) for name, one in tensors.items() if "blk.1." in name}
+    expected = pooled_choices(own, x.astype(np.float64), 12, 4)
+    assert found.n_all == config.all_chosen == 15
+    assert [positions.tolist() for (positions,) in found.chosen] == expected[15:]
+    assert len({len(positions) for positions in expected[15:]}) == 4, "tails of every length"
 
 
 def test_the_best_are_those_of_a_sorted_list():

@@ -233,7 +233,6 @@ def test_keys_of_other_families_are_not_read(path):
         ("attn_logit_softcapping", 20.0),
         ("attention__max_alibi_bias", 8.0),
         ("attention__clamp_kqv", 4.0),
-        ("attention__causal", False),
         ("attention__key_length_swa", 32),
         ("logit_scale", 0.25),
         ("hyper_connection__count", 4),

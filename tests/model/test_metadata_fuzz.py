@@ -12,6 +12,7 @@ from engine.model.loader import load_model
 from engine.model.reading.unread_keys import MATTERS
 from tests.support.gguf_builder import build_gguf
 from tests.support.hybrid_models import FAMILIES, tiny_hybrid_parts
+from tests.support.naive_model import File
 from tests.support.peer_models import MODELS
 
 WRITTEN = {
@@ -36,9 +37,10 @@ VALUES = st.one_of(
 @cache
 def parts(name):
     """Architecture, metadata and tensors of a model that loads."""
-    if name in MODELS:
-        file = MODELS[name]()
+    file = MODELS[name]() if name in MODELS else None
+    if isinstance(file, File):
         return file.arch, file.meta, file.tensors
+    name = name if file is None else file.family
     meta, tensors = tiny_hybrid_parts(name)
     return name, {key.removeprefix(f"{name}."): value for key, value in meta.items() if name in key}, tensors
 

@@ -207,6 +207,14 @@ def test_largest_ids(values, k):
     assert largest_ids(logits, k).tolist() == expected
 
 
+@pytest.mark.parametrize("n_allowed", [0, 1, 39, 40, 41, 600])
+def test_largest_ids_where_few_are_allowed(n_allowed):
+    logits = np.full(20_000, -np.inf, np.float32)
+    allowed = np.random.default_rng(n_allowed).choice(20_000, n_allowed, replace=False)
+    logits[allowed] = allowed % 7
+    assert np.array_equal(largest_ids(logits, 40), np.argsort(-logits, kind="stable")[:40])
+
+
 def test_largest_ids_with_chunks():
     logits = np.random.default_rng(0).integers(-500, 500, 50_001).astype(np.float32)
     expected = np.lexsort((np.arange(len(logits)), -logits))

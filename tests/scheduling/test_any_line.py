@@ -17,7 +17,7 @@ from engine.api.stream import Stream
 from engine.config import PAGE
 from engine.scheduling.loop import EngineLoop
 from tests.support.books import check_books
-from tests.support.cell_runner import CellRunner, make_job
+from tests.support.cell_runner import CellRunner, Forcing, make_job
 from tests.support.injection import Injected, Injection, engine_files
 from tests.support.state_runner import StateRunner
 
@@ -26,6 +26,7 @@ PARTS = (
     "checkpoints",
     "delivery",
     "failures",
+    "forced",
     "job",
     "loop",
     "moves",
@@ -58,8 +59,10 @@ class Work:
         prompt = [*self.family[:length], self.random.randrange(50)]
         scored = self.random.random() < 0.2
         n = self.random.choice([0, 2]) if scored else self.random.choice([1, 4, 30])
+        mask = Forcing() if self.random.random() < 0.4 else None
+        score_from = 2 if scored else None
         return make_job(
-            self.runner, next(self.ids), prompt, n, seed=3, score_from=2 if scored else None, by_step=by_step
+            self.runner, next(self.ids), prompt, n, seed=3, score_from=score_from, by_step=by_step, mask=mask
         )
 
     def check(self, job, chunks, *, cancelled=False):

@@ -47,7 +47,7 @@ def test_the_random_worlds_do_what_they_are_about(monkeypatch):
     world.runner = StateRunner(9, 4, 64, 16, 3)
     world.loop = EngineLoop(world.runner, checkpoint_spacing=PAGE)
     world.calm = True
-    for _ in range(80):
+    for _ in range(160):
         world.submit()
     while len(world.ended) < len(world.jobs):
         world.step()

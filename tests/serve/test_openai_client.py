@@ -1,9 +1,11 @@
 """The openai package against the server: what it sends and what it makes of the answers."""
 
 import asyncio
+import base64
 import json
 import math
 
+import numpy as np
 import openai
 import pytest
 
@@ -257,10 +259,37 @@ def test_too_long_prompts_are_refused_and_too_many_tokens_are_cut(client):
     assert answer.choices[0].finish_reason == "length"
 
 
-def test_embeddings_say_what_is_missing(client):
-    with pytest.raises(openai.InternalServerError, match="embedding models are not supported") as caught:
-        client.embeddings.create(model="x", input="text")
-    assert caught.value.status_code == 501
+@pytest.mark.parametrize("form", [openai.NOT_GIVEN, "float", "base64"])
+def test_embeddings_of_texts_and_token_ids(server, client, form):
+    texts = ["Once upon a time", "The old king"]
+    expected = server.llm.embed(texts, dimensions=48)
+    ids = [server.llm.prompt_ids(text) for text in texts]
+    for given in (texts, ids):
+        answer = client.embeddings.create(model="tales", input=given, dimensions=48, encoding_format=form)
+        found = [entry.embedding for entry in answer.data]
+        if form == "base64":
+            found = [np.frombuffer(base64.b64decode(one), np.float32) for one in found]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+        assert [entry.index for entry in answer.data] == [0, 1]
+        assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, ids))
+    one = client.embeddings.create(model="tales", input=ids[0], dimensions=48).data
+    np.testing.assert_allclose([entry.embedding for entry in one], expected[:1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": [1, "a"]}, "input"),
+        ({"input": "a", "dimensions": 100000}, "dimensions"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+        ({"input": ["a"] * 5000}, "input"),
+    ],
+)
+def test_embeddings_that_are_refused(client, fields, param):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.post("/embeddings", body=fields, cast_to=object)
+    assert caught.value.param == param
 
 
 def test_asynchronous_clients_share_the_batch(server):

@@ -136,9 +136,8 @@ def test_what_the_server_says_of_itself(server):
     status, _, error = server.get("/nothing")
     assert (status, error["error"]["type"]) == (404, "not_found_error")
     assert server.get("/v1/completions")[0] == 405
-    for path in ("/v1/embeddings", "/v1/rerank"):
-        status, _, error = server.post(path, {"input": "x"})
-        assert (status, error["error"]["type"]) == (501, "not_supported_error")
+    status, _, error = server.post("/v1/rerank", {"query": "x", "documents": ["a"]})
+    assert (status, "no classification head" in error["error"]["message"]) == (400, True)
 
 
 def test_slots_and_metrics_while_a_request_runs(server):

@@ -57,6 +57,20 @@ def test_a_pydantic_model_is_parsed(client):
         client.chat.completions.parse(model="x", messages=CHAT, response_format=Fox, seed=1, max_tokens=2)
 
 
+def test_log_probabilities_of_the_masked_and_of_the_free_distribution(client):
+    def entries(**extra):
+        answer = client.chat.completions.create(
+            model="x", messages=CHAT, seed=1, logprobs=True, extra_body={"guided_choice": ["a fox"], **extra}
+        )
+        assert answer.choices[0].message.content == "a fox"
+        return [one.logprob for one in answer.choices[0].logprobs.content]
+
+    assert entries() == entries(free_logprobs=False) == [0.0] * len(entries())
+    assert all(value < 0 for value in entries(free_logprobs=True))
+    with pytest.raises(openai.BadRequestError, match="free_logprobs"):
+        entries(free_logprobs="often")
+
+
 def test_several_answers_streamed_with_logprobs(client):
     options = {"model": "x", "messages": CHAT, "response_format": FORMAT, "seed": 4, "n": 3, "max_tokens": 80}
     whole = client.chat.completions.create(**options, temperature=1.3, logprobs=True, top_logprobs=2)

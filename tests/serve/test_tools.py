@@ -43,6 +43,26 @@ def ask(client, messages=CHAT, **fields):
     return client.chat.completions.create(messages=messages, **options)
 
 
+def test_tools_beside_a_response_format(client):
+    """The content follows the schema unless a tool is called; a call that must come needs no content."""
+    shape = {"type": "json_schema", "json_schema": {"name": "note", "schema": SCHEMA}}
+    for seed in range(3):
+        answer = ask(client, response_format=shape, seed=seed, max_tokens=300, parallel_tool_calls=False).choices[0]
+        if answer.message.tool_calls:
+            assert answer.finish_reason == "tool_calls"
+        else:
+            jsonschema.validate(json.loads(answer.message.content), SCHEMA)
+    forced = (
+        ask(client, response_format=shape, tool_choice="required", max_tokens=400, parallel_tool_calls=False)
+        .choices[0]
+        .message
+    )
+    assert forced.tool_calls
+    assert not forced.content
+    none = ask(client, response_format=shape, tool_choice="none", max_tokens=300).choices[0].message
+    jsonschema.validate(json.loads(none.content), SCHEMA)
+
+
 def test_a_loop_of_calls_and_results(client):
     choice = ask(client, tool_choice={"type": "function", "function": {"name": "weather"}}).choices[0]
     assert choice.finish_reason == "tool_calls"

@@ -24,19 +24,39 @@ def draw(cells, seed):
     return hash((cells[-1], len(cells), seed)) % 50
 
 
+SHORTEST_PIECE = 3
+RUNS = (0, 0, 0, 0, 0, 1, 2, 6, 90)
+
+
+class Forcing:
+    """A constraint that allows every token, and forces some number of tokens behind a few of them."""
+
+    def forced(self, output_ids):
+        n = RUNS[hash((output_ids[-1], len(output_ids))) % len(RUNS)]
+        return [(output_ids[-1] + 7 * i) % 50 for i in range(n)]
+
+    def is_complete(self, output_ids):
+        return False
+
+
 class Truth:
     """What a request must give, computed alone and without any cache."""
 
-    def __init__(self, prompt, seed, max_output):
+    def __init__(self, prompt, seed, max_output, mask=None):
         self.cells, last = [], 0
         for token in prompt:
             last = hash((last, token, PROMPT))
             self.cells.append(last)
         self.output_ids = []
-        for _ in range(max_output):
-            token = draw(self.cells, seed)
-            self.output_ids.append(token)
-            self.cells.append(hash((self.cells[-1], token, GENERATED)))
+        while len(self.output_ids) < max_output:
+            self.output_ids.append(draw(self.cells, seed))
+            forced = mask.forced(self.output_ids) if mask else []
+            forced = forced if 1 + len(forced) >= SHORTEST_PIECE else []
+            tokens = [self.output_ids[-1], *forced]
+            self.output_ids += forced
+            for token in tokens:
+                self.cells.append(hash((self.cells[-1], token, PROMPT if forced else GENERATED)))
+        del self.output_ids[max_output:]
 
 
 class CellRunner:
@@ -45,12 +65,13 @@ class CellRunner:
     def __init__(self, n_pages, max_sequences, prefill_chunk, mixed_chunk, lookahead):
         self.n_pages, self.max_sequences, self.lookahead = n_pages, max_sequences, lookahead
         self.prefill_chunk, self.mixed_chunk, self.mixed_per_sequence = prefill_chunk, mixed_chunk, 3
+        self.shortest_piece = SHORTEST_PIECE
         self.pages = [["never written"] * PAGE for _ in range(n_pages)]
         self.live = {}  # slot -> sequence, from its first step until release()
         self.ahead = {}  # slot -> (pages, position) that a step launched ahead is still to write to
         self.truth = {}  # request id -> Truth
         self.first_start = {}  # request id -> first position fed
-        self.n_saved = self.n_steps = 0
+        self.n_saved = self.n_saved_before = self.n_steps = 0
         self.trouble = lambda: None
         self.states = None
 
@@ -59,11 +80,13 @@ class CellRunner:
         self.n_steps += 1
         fed = {item.sequence.request_id for item in work}
         assert len(fed) == len(work) <= self.max_sequences
-        starved = [s.request_id for s in self.live.values() if s.output_ids and s.request_id not in fed]
+        starved = [s.request_id for s in self.live.values() if s.n_cached >= s.pieces_end and s.request_id not in fed]
         assert not starved, f"streams {starved} did not get a token"
         n_prompt = sum(len(item.token_ids) for item in work if not item.decode)
         n_decode = sum(item.decode for item in work)
-        beside = min(self.prefill_chunk, max(self.mixed_chunk, self.mixed_per_sequence * n_decode))
+        n_planned = n_decode + self.n_saved - self.n_saved_before  # a piece may have preempted a stream planned before
+        beside = min(self.prefill_chunk, max(self.mixed_chunk, self.mixed_per_sequence * n_planned))
+        self.n_saved_before = self.n_saved
         assert n_prompt <= (beside if n_decode else self.prefill_chunk)
         samples = []
         for item in work:
@@ -95,7 +118,7 @@ class CellRunner:
         for other in self.live.values():
             assert other is sequence or written.isdisjoint(other.pages), "a page with two holders is written"
         last = truth[item.start - 1] if item.start else 0
-        assert item.decode == (item.start >= len(sequence.prompt_ids))
+        assert item.decode == (item.start >= sequence.pieces_end)
         for position, token in enumerate(item.token_ids, start=item.start):
             last = hash((last, token, GENERATED if item.decode else PROMPT))
             self.pages[sequence.pages[position // PAGE]][position % PAGE] = last
@@ -142,8 +165,8 @@ class CellRunner:
         pass
 
 
-def make_job(runner, request_id, prompt, n, *, seed=0, score_from=None, by_step=True):
-    runner.truth[request_id] = Truth(prompt, seed, n)
+def make_job(runner, request_id, prompt, n, *, seed=0, score_from=None, by_step=True, mask=None):
+    runner.truth[request_id] = Truth(prompt, seed, n, mask)
     params = SamplingParams(prompt_logprobs=None if score_from is None else 0)
-    request = Request(request_id, list(prompt), params, seed, n, score_from)
+    request = Request(request_id, list(prompt), params, seed, n, score_from, mask=mask)
     return Job(request, OutputAssembler(request, None, ()), by_step)

@@ -12,26 +12,36 @@ NAMES = (
     "minimax-m2-moe", "minimax-m3-moe", "mistral3-dense", "mistral4-moe", "mpt-dense", "nemotron-dense",
     "nemotron_h-dense", "nemotron_h_moe-dense", "olmo-dense", "olmo2-dense", "olmoe-moe", "phi2-dense",
     "phi3-dense", "phimoe-moe", "plamo2-dense", "plamo3-dense", "qwen-dense", "qwen2-dense", "qwen2moe-moe",
-    "qwen3-dense", "qwen35-dense", "qwen35moe-moe", "qwen3moe-moe", "qwen3next-moe", "seed_oss-dense",
-    "smallthinker-moe", "smollm3-dense", "stablelm-dense", "starcoder2-dense",
+    "qwen3-dense", "qwen35-dense", "qwen35moe-moe", "qwen3moe-moe", "qwen3next-moe", "qwen4exp-moe",
+    "seed_oss-dense", "smallthinker-moe", "smollm3-dense", "stablelm-dense", "starcoder2-dense",
 )  # fmt: skip
 """Files of conformance/ and conformance2/ whose families are supported."""
 
 ON_CPU_ALONE = {
     "bailingmoe3-moe", "deepseek32-moe", "kimi-k3-moe", "laguna-moe", "llama4-moe", "minimax-01-moe",
-    "minimax-m3-moe", "plamo2-dense", "smallthinker-moe",
+    "minimax-m3-moe", "plamo2-dense", "qwen4exp-moe", "smallthinker-moe",
 }  # fmt: skip
 """Those that the GPU declines."""
 
 GPU_NAMES = tuple(name for name in NAMES if name not in ON_CPU_ALONE)
 
 SAME_AS = {
-    "arcee", "arctic", "chameleon", "chatglm", "codeshell", "cogvlm", "deepseek2-ocr", "dots1", "exaone", "granitemoe",
-    "grovemoe", "hunyuan-moe", "jais", "jais2", "maincoder", "maple", "mellum", "muse-glimmer", "nanbeige", "openelm",
-    "orion", "paddleocr", "pangu-embedded", "plamo", "qwen2vl", "qwen3vl", "qwen3vlmoe", "refact", "spark2_5",
-    "starcoder", "talkie", "xverse",
+    "apertus", "arcee", "arctic", "arwkv7", "bitnet", "chameleon", "chatglm", "codeshell", "cogvlm",
+    "deepseek2-ocr", "dots1", "dots3note", "exaone", "gemma3n", "gemma4", "glm-dsa", "glm5-next", "granitemoe",
+    "grovemoe", "hrm_text", "hunyuan-moe", "hy_v4", "jais", "jais2", "maincoder", "maple", "mellum", "muse-glimmer",
+    "nanbeige", "openelm", "orion", "paddleocr", "pangu-embedded", "plamo", "plm", "qwen2vl", "qwen3vl",
+    "qwen3vlmoe", "refact", "rwkv6", "rwkv6qwen2", "rwkv7", "spark2_5", "starcoder", "step35", "talkie", "xverse",
 }  # fmt: skip
 """Families without a conformance file, of which test_peer_logits.py has references."""
+
+BY_FORMULA = {"gptj"}
+"""Families that no other program at hand runs: test_features.py has their formula."""
+
+ENCODERS = {
+    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert", "neo-bert",
+    "nomic-bert", "nomic-bert-moe", "t5", "t5encoder",
+}  # fmt: skip
+"""Families that give vectors and no logits; tests/model/test_peer_embeddings.py has references."""
 
 
 def error(found, expected):

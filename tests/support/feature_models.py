@@ -51,6 +51,16 @@ def two_norms_in_parallel():
     return file.layers(matrices=QKV + PLAIN, norms=NORMS).biases(), {"layer_norm": True, "parallel": True, "act": gelu}
 
 
+def one_norm_for_two_parts():
+    """GPT-J; biases of the feed-forward part and of the output alone."""
+    file = File("gptj", rms=False, rope__dimension_count=HEAD)
+    file.layers(matrices=ATTENTION + PLAIN, norms=NORMS[:1])
+    for name in [name for name in file.tensors if "norm" in name or ".ffn_" in name or name == "output.weight"]:
+        file.add(name.replace("weight", "bias"), len(file.tensors[name]), gain=0.3)
+    facts = {"layer_norm": True, "parallel": True, "act": gelu, "rope": "norm", "ffn_norm": "attn_norm"}
+    return file, facts
+
+
 def falcon_40b():
     file = File("falcon", rms=False)
     norms = [("attn_norm", (WIDTH,)), ("attn_norm_2", (WIDTH,))]
@@ -358,9 +368,9 @@ def latent(absorbed, low_rank_queries=True):
 
 
 CASES = [
-    shared_norm, head_norms, learned_positions, two_norms_in_parallel, falcon_40b, linear_biases, clamped_and_scaled,
-    squared_relu, no_norm_weights, norms_behind, sandwich_with_caps, two_bases, unrotated_layers,
-    rotated_where_windowed, norm_after_rotation, multipliers, sandwich_fused, second_norm_renamed,
+    shared_norm, head_norms, learned_positions, two_norms_in_parallel, one_norm_for_two_parts, falcon_40b,
+    linear_biases, clamped_and_scaled, squared_relu, no_norm_weights, norms_behind, sandwich_with_caps, two_bases,
+    unrotated_layers, rotated_where_windowed, norm_after_rotation, multipliers, sandwich_fused, second_norm_renamed,
     sinks_and_clamped_gates,
 ]  # fmt: skip
 CPU_CASES = [chunks, swin_norms]

@@ -26,6 +26,7 @@ class File:
             "attention.head_count_kv": KV_HEADS,
             f"attention.layer_norm_{'rms_' if rms else ''}epsilon": EPSILON,
         } | {key.replace("__", "."): value for key, value in metadata.items()}
+        self.other = {}  # keys without the family's prefix
         self.tensors = {}
         self.matrix("token_embd", VOCAB, WIDTH)
         self.matrix("output", VOCAB, WIDTH, gain=3.0)
@@ -62,7 +63,8 @@ class File:
 
     def write(self, folder, more=None):
         path = folder / f"{len(list(folder.iterdir()))}.gguf"
-        metadata = {f"{self.arch}.{key}": value for key, value in self.meta.items()} | (more or {})
+        metadata = {f"{self.arch}.{key}": value for key, value in self.meta.items()} | self.other
+        metadata |= more or {}
         path.write_bytes(build_gguf({"general.architecture": self.arch} | metadata, self.tensors))
         return path
 

@@ -4,9 +4,14 @@ residual connections over several layers.
 See peer_models.py.
 """
 
+import numpy as np
+
 from tests.support.gguf_builder import build_gguf
 from tests.support.hybrid_models import tiny_hybrid_parts
 from tests.support.indexer_models import tokens
+
+FIRST_ALONE = np.array([1, 0], np.int32)
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 8}
 
 
 class Hybrid:
@@ -23,7 +28,12 @@ class Hybrid:
         return path
 
 
+FAMILIES = {"glm-dsa": lambda: tokens("glm-dsa")[0], "glm5-next": lambda: Hybrid("glm5-next")}
+
 CHOOSERS = {
     "deepseek32, four positions chosen": lambda: tokens()[0],
+    "deepseek32, yarn": lambda: tokens(**YARN, **{"rope.scaling.yarn_log_multiplier": 0.1})[0],
+    "glm-dsa, a choice for two layers": lambda: tokens("glm-dsa", **{"attention.indexer.types": FIRST_ALONE})[0],
+    "qwen4exp, three streams and factors of 64 bits": lambda: Hybrid("qwen4exp"),
     "kimi-k3, states banked by every layer": lambda: Hybrid("kimi-k3"),
 }

@@ -105,6 +105,15 @@ def grovemoe():
     return file.layers(matrices=[(f"ffn_{which}_chexps", (groups, *shape)) for which, shape in shapes.items()])
 
 
+def hrm_text():
+    """Two stacks of two layers: the low one is passed twice, then the high one, and all of that two times."""
+    file = File("hrm_text", 12, hrm__layers_per_stack=2, hrm__l_cycles=2, hrm__h_cycles=2, embedding_scale=3.0)
+    file.n_layers = 4
+    del file.tensors["output_norm.weight"]
+    file.add("hrm.z_l_init", WIDTH)
+    return file.layers(matrices=[*ATTENTION, ("attn_gate", (HEADS * HEAD, WIDTH)), *GATED])
+
+
 def cogvlm():
     file = File("cogvlm")
     file.meta["attention.head_count_kv"] = HEADS
@@ -155,6 +164,7 @@ FAMILIES = {
     "cogvlm": cogvlm,
     "deepseek2-ocr": deepseek2_ocr,
     "grovemoe": grovemoe,
+    "hrm_text": hrm_text,
     "jais": lambda: jais(8.0),
     "jais2": lambda: plain("jais2", ffn=PLAIN, rms=False).biases(),
     "maincoder": lambda: plain("maincoder", norms=NORMS + HEAD_NORMS),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support import peer_choosers, peer_families, peer_variants
+from tests.support import peer_choosers, peer_families, peer_gemma, peer_rwkv, peer_single, peer_variants
 from tests.support.feature_models import (
     EXPERT,
     MOE,
@@ -115,7 +115,9 @@ def mixture(arch, shared=0, **metadata):
 
 
 FAMILIES = {
+    **peer_choosers.FAMILIES,
     **peer_families.FAMILIES,
+    **peer_choosers.FAMILIES,
     "arcee": lambda: plain("arcee", ffn=PLAIN),
     "chatglm": lambda: vectors(plain("chatglm", ffn=FUSED, attention=QKV, rope__dimension_count=HEAD // 2), "attn_qkv"),
     "codeshell": lambda: plain("codeshell", ffn=PLAIN, attention=QKV, rms=False).biases(),
@@ -131,6 +133,9 @@ FAMILIES = {
     "qwen3vlmoe": lambda: mixture("qwen3vlmoe", rope__dimension_sections=SECTIONS),
     "starcoder": starcoder,
     "xverse": lambda: plain("xverse"),
+    **peer_gemma.FAMILIES,
+    **peer_rwkv.FAMILIES,
+    **peer_single.FAMILIES,
 }
 """Families that the conformance files lack."""
 
@@ -219,18 +224,21 @@ UNSTATED = {
 }
 """What files leave out, and what they hold that takes no part."""
 
-MODELS = FAMILIES | POSITIONS | UNSTATED | peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS
+MORE = peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS | peer_single.VARIANTS
+MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | peer_gemma.VARIANTS | peer_rwkv.VARIANTS
 
 ON_CPU_ALONE = {
-    "afmoe", "arctic", "chameleon", "grovemoe", "laguna", "laguna without windows, gates of values", "llama4",
-    "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
-    "smallthinker", "spark2_5", "talkie",
+    "afmoe", "arctic", "chameleon", "grovemoe", "hrm_text", "laguna", "laguna without windows, gates of values",
+    "llama4", "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
+    "smallthinker", "spark2_5", "talkie", *(name for name in peer_single.FAMILIES if name != "plm"),
 }  # fmt: skip
 """Those with parts that a GPU may decline."""
 
 GPU_MODELS = {
     name: make
-    for name, make in (peer_families.FAMILIES | peer_families.VARIANTS | peer_variants.VARIANTS).items()
+    for name, make in (
+        peer_families.FAMILIES | peer_families.VARIANTS | peer_variants.VARIANTS | peer_single.FAMILIES
+    ).items()
     if name not in ON_CPU_ALONE
 }
 """Families and forms of families that no conformance file shows, and that GPUs serve."""

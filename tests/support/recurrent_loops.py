@@ -99,23 +99,23 @@ def plamo_2(x, t):
     return np.array(out)
 
 
-def _delta(q, k, v, log_decay, beta):
+def _delta(q, k, v, log_decay, beta, epsilon=1e-5):
     """One head: q and k (T, S), v (T, P), log_decay (T, S), beta (T,)."""
     memory, out = np.zeros((q.shape[1], v.shape[1])), []
     for token in range(len(q)):
-        query, key = (one[token] / math.sqrt((one[token] ** 2).sum() + 1e-5) for one in (q, k))
+        query, key = (one[token] / math.sqrt((one[token] ** 2).sum() + epsilon) for one in (q, k))
         memory *= np.exp(log_decay[token])[:, None]
         memory += np.outer(key, beta[token] * (v[token] - key @ memory))
         out.append(query @ memory / math.sqrt(len(query)))
     return np.array(out)
 
 
-def delta_net(x, t, *, grouped=False):
+def delta_net(x, t, *, grouped=False, gate=silu):
     size, heads = len(t["ssm_norm.weight"]), len(t["ssm_a"])
     inner = heads * size
     keys = (len(t["attn_qkv.weight"]) - inner) // 2
     mixed = silu(convolve(x @ t["attn_qkv.weight"].T, t["ssm_conv1d.weight"]))
-    z, y = silu(x @ t["attn_gate.weight"].T), np.empty((len(x), inner))
+    z, y = gate(x @ t["attn_gate.weight"].T), np.empty((len(x), inner))
     beta = sigmoid(x @ t["ssm_beta.weight"].T)
     decay = np.log1p(np.exp(x @ t["ssm_alpha.weight"].T + t["ssm_dt.bias"])) * t["ssm_a"]
     for head in range(heads):
@@ -129,7 +129,7 @@ def delta_net(x, t, *, grouped=False):
     return (y * z) @ t["ssm_out.weight"].T
 
 
-def kimi_delta(x, t, *, floor=None, sign=1):
+def kimi_delta(x, t, *, floor=None, sign=1, epsilon=1e-5):
     size, heads = len(t["ssm_norm.weight"]), len(t["ssm_a"])
     q, k, v = (silu(convolve(x @ t[f"attn_{part}.weight"].T, t[f"ssm_conv1d_{part}.weight"][:, 0])) for part in "qkv")
     steps = low_rank(x, t, "ssm_f") + t["ssm_dt.bias"]
@@ -140,7 +140,7 @@ def kimi_delta(x, t, *, floor=None, sign=1):
             decay = np.log1p(np.exp(steps[:, part])) * t["ssm_a"][head]
         else:
             decay = floor * sigmoid(sign * steps[:, part] * t["ssm_a"][head])
-        one = _delta(q[:, part], k[:, part], v[:, part], decay, beta[:, head])
+        one = _delta(q[:, part], k[:, part], v[:, part], decay, beta[:, head], epsilon)
         y[:, part] = [rms(row, t["ssm_norm.weight"]) for row in one]
     y *= sigmoid(low_rank(x, t, "ssm_g"))
     return y @ t["attn_output.weight"].T
@@ -173,5 +173,7 @@ LOOPS = {
     "lfm2": short_conv, "jamba": mamba_1, "mamba2": mamba_2, "falcon-h1": mamba_2, "nemotron_h": mamba_2,
     "qwen35": delta_net, "kimi-linear": kimi_delta, "bailingmoe3": partial(kimi_delta, floor=-5.0), "plamo2": plamo_2,
     "minimax-01": lightning, "kimi-k3": partial(kimi_delta, floor=-5.0, sign=-1),
+    "qwen4exp": partial(delta_net, gate=sigmoid),
+    "glm5-next": partial(kimi_delta, floor=-5.0, sign=-1, epsilon=1e-6),
 }  # fmt: skip
 """The mixer of a family's first layer."""

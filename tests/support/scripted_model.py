@@ -26,6 +26,7 @@ def scripted_llama(
     template: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     endless: bool = False,
+    own: bool = False,
 ) -> Path:
     """Writes a llama whose answer to every prompt is `answer`, then END, or the same again and again.
 
@@ -36,14 +37,18 @@ def scripted_llama(
         template: its chat template.
         metadata: more of it.
         endless: its answers end with the context alone.
+        own: the tokens of the answer are those that a text with their words is cut into, whatever is around them.
     """
     names = [*dict.fromkeys([*control, END])]
     words = [piece for piece in answer if piece not in names]
     merged = [merge.replace(" ", "") for merge in MERGES]
     tokens = byte_tokens() + merged + [f"{spelled(word)}" for word in words] + names
     types = [1] * (len(tokens) - len(names)) + [3] * len(names)
+    if own:
+        types[len(tokens) - len(names) - len(words) : len(tokens) - len(names)] = [4] * len(words)
+        tokens[len(tokens) - len(names) - len(words) : len(tokens) - len(names)] = words
     ids = {name: index for index, name in enumerate(tokens)}
-    script = [ids[piece if piece in names else spelled(piece)] for piece in answer]
+    script = [ids[piece if piece in names or own else spelled(piece)] for piece in answer]
     script.append(script[0] if endless else ids[END])
     following = dict.fromkeys(range(len(tokens)), script[0]) | dict(pairwise(script))
     width = -(-len(tokens) // 32) * 32
@@ -83,3 +88,25 @@ def scripted_llama(
     tensors |= {f"blk.0.{name}.weight": np.zeros(shape, np.float32) for name, shape in shapes.items()}
     path.write_bytes(build_gguf(values | dict(metadata or {}), tensors))
     return path
+
+
+def in_pieces(text: str, control: Sequence[str] = (), size: int = 4) -> list[str]:
+    """A text cut into tokens for a script: control tokens as such, else pieces of a size or longer, each once."""
+    pieces: list[str] = []
+    rest, piece = text, ""
+    while rest:
+        name = next((name for name in control if rest.startswith(name)), None)
+        if name is not None and not piece:
+            assert name not in pieces, f"a script has each token once; {name} comes twice"
+            pieces.append(name)
+            rest = rest[len(name) :]
+            continue
+        if name is None:
+            piece, rest = piece + rest[0], rest[1:]
+        left = next((rest.index(name) for name in control if name in rest), len(rest))
+        ends = name is not None or not rest
+        if ends or (len(piece) >= size and piece not in pieces and left >= size):
+            assert piece not in pieces, f"a script has each token once; {piece!r} comes twice"
+            pieces.append(piece)
+            piece = ""
+    return pieces

@@ -138,6 +138,9 @@ class StateGpu(FakeGpu):
 
     # ---- sampling ------------------------------------------------------------------------------------------------
 
+    def _run_sample_masked(self, *given):
+        self._run_sample(*given)
+
     def _run_sample(self, grid, logits, vocabulary, n, slots, table, *args):
         _, _, _, _, context, tokens, positions, step, ring, _, results, logprobs = args[:12]
         settings, place = np.asarray(table).view(ROW).reshape(-1), int(step[0]) % ring

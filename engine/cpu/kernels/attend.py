@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,8 +119,12 @@ def operands(
     softcap: float | None = None,
     sinks: Float32Array | None = None,
     slopes: Float32Array | None = None,
+    n_keys: int = 0,
 ) -> tuple[int, ...]:
-    """The numbers that the kernel reads (attention.py); the last, for activations, is 0."""
+    """The numbers that the kernel reads (attention.py); the last, for activations, is 0.
+
+    With n_keys a query sees that text of n_keys positions on both sides, in each direction window - 1 of them.
+    """
     n_tokens, n_heads, key_width = q.shape
     addresses = tuple(map(_address, (q, keys, values, out, pages)))
     seen = NO_WINDOW if window is None else window
@@ -127,11 +132,63 @@ def operands(
     scale_bits, cap_bits = struct.unpack("qq", struct.pack("dd", scale, softcap or 0.0))
     tables = (0 if table is None else _address(table) for table in (sinks, slopes))
     shape = (n_tokens, n_heads, key_width, values.shape[3])
-    return (*addresses, keys.shape[1], scale_bits, *shape, n_past, seen, cap_bits, *tables, 0)
+    return (*addresses, keys.shape[1], scale_bits, *shape, n_past, seen, cap_bits, *tables, n_keys, 0)
 
 
 N_PAST = 11
 """Place of n_past among the operands."""
+
+N_HEADS = 8
+"""Place of H among them."""
+
+
+def attend_text(
+    q: Float32Array,
+    keys: npt.NDArray[Any],
+    values: npt.NDArray[Any],
+    pages: npt.NDArray[np.int64],
+    out: Float32Array,
+    heads: range,
+    settings: dict[str, Any],
+) -> None:
+    """Attention of a whole text over itself, in both directions, for some heads of keys; on the calling thread.
+
+    Args:
+        q: (T, H, Hd), without gaps.
+        keys: as attend() takes them.
+        values: as attend() takes them.
+        pages: of the text, enough for T positions.
+        out: (T, H * Hv), without gaps; the columns of the query heads of these heads of keys are written.
+        heads: of keys.
+        settings: scale, window (keys that a query sees in each direction, itself included), softcap, sinks, slopes.
+    """
+    n_tokens, n_heads, width = q.shape
+    group = n_heads // values.shape[1]
+    window, biased = settings["window"], settings["sinks"] is not None or settings["slopes"] is not None
+    if biased or (window is not None and window < n_tokens):
+        table = operands(q, keys, values, pages, out, n_past=0, n_keys=n_tokens, **settings)
+        _run_items(keys, table, range(heads.start * n_tokens, heads.stop * n_tokens), group)
+        return
+    # All queries of a head of keys see the same keys. To the kernel they are query heads of one token, of which it
+    # computes several at a time.
+    columns = slice(heads.start * group, heads.stop * group)
+    rows = np.ascontiguousarray(q[:, columns].transpose(1, 0, 2)).reshape(1, -1, width)
+    found = np.empty((1, rows.shape[1] * values.shape[3]), dtype=np.float32)
+    changed = settings | {"window": None, "n_past": n_tokens - 1}
+    one_token = list(operands(rows, keys, values, pages, found, **changed))
+    # The kernel counts heads from the first one there is, which may lie before the rows at hand.
+    one_token[0] -= 4 * columns.start * n_tokens * width
+    one_token[3] -= 4 * columns.start * n_tokens * values.shape[3]
+    one_token[N_HEADS] = n_heads * n_tokens
+    for head in heads:
+        _run_items(keys, one_token, range(head, head + 1), group * n_tokens)
+    out.reshape(n_tokens, n_heads, -1)[:, columns] = found.reshape(-1, n_tokens, values.shape[3]).transpose(1, 0, 2)
+
+
+def _run_items(keys: npt.NDArray[Any], table: Sequence[int], items: range, heads: int) -> None:
+    """Run the kernel on the calling thread, whose scratch has room for so many heads."""
+    held = np.array(table, dtype=np.int64)
+    kernel("attend", TYPES[keys.dtype])(_address(held), items.start, items.stop, _scratch_of(heads * HEAD_FLOATS))
 
 
 def _scratch_of(n_floats: int) -> int:

@@ -37,8 +37,8 @@ def attend(typing_context, name, operands, low, high, scratch):
     """out[t, h] = sum over j of softmax(cap(scale * q[t, h] . keys[j, h // group]))_j * values[j, h // group].
 
     Items low..high-1 are pairs (head of keys, t), t running fastest: all query heads of that head. Query t sees the
-    keys max(0, n_past + t + 1 - window) .. n_past + t. The scratch has HEAD_FLOATS for each of the H heads and is
-    aligned to 64 bytes.
+    keys max(0, n_past + t + 1 - window) .. n_past + t. Where n_keys is not 0, it also sees those behind it, up to
+    min(n_past + t + window, n_keys) - 1. The scratch has HEAD_FLOATS for each of the H heads, at a multiple of 64.
 
     cap(s) = softcap * tanh(s / softcap), or s where softcap is 0. `sinks` holds a score of each head that softmax
     counts beside the keys', `slopes` is subtracted per position between query and key (not with a softcap).
@@ -48,7 +48,7 @@ def attend(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, scratch = arguments
-        o = Operands(*integers(e, operands, 17))
+        o = Operands(*integers(e, operands, 18))
         n_items = builder.sub(high, low)
         # All heads of one token go through a page together: that is the order of the cache in memory.
         alone = builder.icmp_signed("==", o.n_tokens, I64(1))

@@ -50,8 +50,9 @@ class Operands:
 
     q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys (N, K, Hd, PAGE) and values (N, K, PAGE, Hv) without
     gaps, both widths multiples of 16; pages: int64, pages[i] has the positions from i * PAGE on; scale: a float64;
-    window: keys that a query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0; activations: where
-    out is written as well, quantized (activations.py), if the heads of an item are a multiple of 32 floats; else 0.
+    window: keys that a query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0; n_keys: where
+    queries also see `window` - 1 keys behind them, how many keys there are, else 0; activations: where out is written
+    as well, quantized (activations.py), if the heads of an item are a multiple of 32 floats; else 0.
     """
 
     q: Value
@@ -70,6 +71,7 @@ class Operands:
     softcap: Value
     sinks: Value
     slopes: Value
+    n_keys: Value
     activations: Value
 
 
@@ -84,9 +86,13 @@ class Item:
         self.key_bytes, self.value_bytes = (b.mul(width, I64(self.size)) for width in (o.key_width, o.value_width))
         self.first_kv_head, self.token = b.sdiv(item, o.n_tokens), b.srem(item, o.n_tokens)
         self.n_kv_heads, self.scratches = n_kv_heads, scratch
-        self.end = b.add(b.add(o.n_past, self.token), I64(1))
-        begin = b.sub(self.end, o.window)
+        self.place = b.add(o.n_past, self.token)
+        after = b.add(self.place, I64(1))
+        begin = b.sub(after, o.window)
         self.begin = b.select(b.icmp_signed(">", begin, I64(0)), begin, I64(0))
+        later = b.add(self.place, o.window)
+        later = b.select(b.icmp_signed("<", later, o.n_keys), later, o.n_keys)
+        self.end = b.select(b.icmp_signed("==", o.n_keys, I64(0)), after, later)
         self.cap = b.fptrunc(b.bitcast(o.softcap, F64), F32)
         scale = b.bitcast(o.scale, F64)
         self.scale = b.fptrunc(scale, F32)

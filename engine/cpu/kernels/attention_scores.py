@@ -128,10 +128,11 @@ def _change(item: Item, head: Value, scratch: Value, page: Value) -> None:
         with b.if_then(capped):
             e.store(_capped(e, score, e.splat(item.cap)), place)
         with b.if_then(b.icmp_signed("!=", item.o.slopes, I64(0))):
-            # 0 at the query itself, negative before it.
+            # 0 at the query itself, negative before and behind it.
             first = b.add(b.mul(page, I64(PAGE)), b.mul(parts.index, I64(LANES)))
-            first = b.sub(b.add(first, I64(1)), item.end)
+            first = b.sub(first, item.place)
             distance = b.sitofp(b.add(e.splat(b.trunc(first, I32)), steps), vector(F32))
+            distance = b.select(b.fcmp_ordered("<", distance, e.const(distance, 0.0)), distance, e.negate(distance))
             e.store(b.fadd(score, e.multiply(slope, distance)), place)
 
 

@@ -235,7 +235,7 @@ REQUIRES = {
 
 def best(triple: str, features: str) -> str:
     """The fastest of ISAS on a processor that has LLVM's `features`, a list like "+avx2,-avx512f"."""
-    have = _enabled(features)
+    have = enabled(features)
     if triple.startswith("x86_64"):
         if "avxvnni" in have or {"avx512vnni", "avx512vl"} <= have:
             return "vnni"
@@ -246,8 +246,8 @@ def best(triple: str, features: str) -> str:
     return "portable"
 
 
-def _enabled(features: str) -> set[str]:
-    """What a list of features comes to, entry after entry."""
+def enabled(features: str) -> set[str]:
+    """What LLVM's list of features, like "+avx2,-avx512f", comes to, entry after entry."""
     have: set[str] = set()
     for entry in features.split(","):
         name: str | None = entry[1:].strip()

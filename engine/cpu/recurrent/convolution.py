@@ -10,24 +10,25 @@ from engine.model.weights import ShortConvWeights
 
 
 def short_convolution(
-    x: Float32Array, weight: Float32Array, bias: Float32Array | None, past: Float32Array
+    x: Float32Array, weight: Float32Array, bias: Float32Array | None, past: Float32Array, dilation: int = 1
 ) -> tuple[Float32Array, Float32Array]:
-    """Weighted sum of the last W inputs of every channel.
+    """Weighted sum of the last W inputs of every channel, `dilation` tokens apart.
 
     Args:
         x: (T, I) inputs.
         weight: (I, W), the newest input's last.
         bias: (I,) or None.
-        past: (I, W - 1) the inputs before x, oldest first; zeros at the beginning of a sequence.
+        past: (I, (W - 1) · dilation) the inputs before x, oldest first; zeros at the beginning of a sequence.
+        dilation: see above.
 
     Returns:
-        (T, I), and the (I, W - 1) inputs that the next token needs.
+        (T, I), and the (I, (W - 1) · dilation) inputs that the next token needs.
     """
     n_tokens, width = len(x), weight.shape[1]
     inputs = np.concatenate((past.T, x))
     out = inputs[:n_tokens] * weight[:, 0]
     for place in range(1, width):
-        out += inputs[place : place + n_tokens] * weight[:, place]
+        out += inputs[place * dilation : place * dilation + n_tokens] * weight[:, place]
     if bias is not None:
         out += bias
     return out, np.ascontiguousarray(inputs[n_tokens:].T)

@@ -72,7 +72,7 @@ def mix_delta_net(config: DeltaNetConfig, weights: DeltaNetWeights, normed: Floa
         out[rows], state = delta_rule(q, k, v, decay[rows], beta[rows], state)
         tools.store(span, (past, state))
     y = tools.normalize(out, weights.norm).reshape(n_rows, -1)
-    y *= z * sigmoid(z)
+    y *= sigmoid(z) if config.sigmoid_gate else z * sigmoid(z)
     return tools.linear(weights.ssm_out, y)
 
 
@@ -90,13 +90,14 @@ def mix_kimi_delta(
         logarithms = sigmoid(steps.reshape(n_rows, heads, size) * weights.a[:, None]) * np.float32(config.decay_floor)
     decay = np.exp(logarithms)
     gate = _chain((weights.gate_a, weights.gate_b), normed, tools)
+    epsilon = weights.norm.epsilon if config.unit_epsilon is None else config.unit_epsilon
     out = np.empty((n_rows, heads, size), dtype=np.float32)
     for span, rows in tools.spans():
         past, state = tools.state(span)
         convolved, past = short_convolution(qkv[rows], weights.conv1d, None, past)
         convolved *= sigmoid(convolved)
         q, k, v = (part.reshape(len(part), heads, size) for part in np.split(convolved, 3, axis=1))
-        q, k = unit_heads(q, weights.norm.epsilon), unit_heads(k, weights.norm.epsilon)
+        q, k = unit_heads(q, epsilon), unit_heads(k, epsilon)
         q *= np.float32(1.0 / math.sqrt(size))
         out[rows], state = delta_rule(q, k, v, decay[rows], beta[rows], state)
         tools.store(span, (past, state))

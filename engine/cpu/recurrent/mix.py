@@ -8,6 +8,7 @@ from engine.cpu.recurrent.lightning import mix_lightning
 from engine.cpu.recurrent.mamba import mix_mamba
 from engine.cpu.recurrent.mamba_2 import mix_mamba_2
 from engine.cpu.recurrent.plamo_2 import mix_plamo_2
+from engine.cpu.recurrent.rwkv import mix_rwkv_6, mix_rwkv_7
 from engine.cpu.recurrent.tools import Float32Array, Tools
 from engine.model.recurrent_config import (
     DeltaNetConfig,
@@ -19,6 +20,8 @@ from engine.model.recurrent_config import (
     RecurrentConfig,
     ShortConvConfig,
 )
+from engine.model.recurrent_weights import Rwkv6Weights, Rwkv7Weights
+from engine.model.rwkv_config import Rwkv6Config, Rwkv7Config
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
@@ -43,6 +46,10 @@ def mix_recurrent(
         return mix_short_conv(config, weights, normed, tools)
     if isinstance(config, DeltaNetConfig) and isinstance(weights, DeltaNetWeights):
         return mix_delta_net(config, weights, normed, tools)
+    if isinstance(config, Rwkv6Config) and isinstance(weights, Rwkv6Weights):
+        return mix_rwkv_6(config, weights, normed, tools)
+    if isinstance(config, Rwkv7Config) and isinstance(weights, Rwkv7Weights):
+        return mix_rwkv_7(config, weights, normed, tools)
     if isinstance(config, LightningConfig) and isinstance(weights, LightningWeights):
         return mix_lightning(config, weights, normed, tools)
     if isinstance(config, Plamo2Config) and isinstance(weights, Plamo2Weights):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +26,7 @@ class Tools:
         cache: the states.
         layer: number of the layer.
         all_spans: the step's sequences.
+        shared: what layers of one step leave for later ones, by name.
     """
 
     linear: Callable[[Linear, Float32Array], Float32Array]
@@ -33,6 +34,7 @@ class Tools:
     cache: KVCache
     layer: int
     all_spans: Sequence[Span]
+    shared: dict[str, Float32Array] = field(default_factory=dict)
 
     def spans(self) -> Iterator[tuple[Span, slice]]:
         """The sequences with their rows of the step."""
@@ -43,8 +45,8 @@ class Tools:
         """The state before a sequence's first token of the step, read-only; zeros at its beginning."""
         return self.cache.state(self.layer, span)
 
-    def store(self, span: Span, state: Sequence[Float32Array]) -> None:
-        """Write the state after a sequence's last token of the step."""
+    def store(self, span: Span, state: Sequence[Float32Array | None]) -> None:
+        """Write the state after a sequence's last token of the step; None leaves an array to the layer's other part."""
         self.cache.store_state(self.layer, span, state)
 
 

@@ -201,7 +201,7 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
     config, weights = model.config, model.weights
     chooser = Chooser(Card(*card), settings.deterministic)
     layers = [_layer(layer, chooser, settings) for layer in weights.layers]
-    output = chooser.projection([weights.output], factor=config.logit_scale)
+    output = chooser.projection([weights.head], factor=config.logit_scale)
     output_norm = norm_of(weights.output_norm)
     takes = [*(layer.takes_operand for layer in layers[1:]), output.takes_operand]
     norms = [*(layer.attn_norm for layer in layers[1:]), output_norm]

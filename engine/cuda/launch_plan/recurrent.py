@@ -227,7 +227,9 @@ def describe_recurrent(
 ) -> RecurrentPlan:
     """The recurrent mixer of one layer; what it adds to the stream is multiplied by factor."""
     inputs = chooser.side_by_side(recurrent_inputs(weights))
-    output = chooser.projection([weights.linears()[-1]], factor=factor)
+    last = weights.linears()[-1]
+    assert isinstance(last, Linear)
+    output = chooser.projection([last], factor=factor)
     shape = state_shape(config)
     if isinstance(shape, ConvShape):
         return ShortConvPlan(inputs, output, shape)

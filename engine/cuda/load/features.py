@@ -40,6 +40,7 @@ from engine.model.recurrent_config import (
     RecurrentConfig,
     ShortConvConfig,
 )
+from engine.model.rwkv_config import ChannelMixConfig, Rwkv6Config, Rwkv7Config
 from engine.model.weights import KimiDeltaWeights, LayerWeights
 
 _SERVED: dict[str, frozenset[Any]] = {
@@ -84,7 +85,10 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
+        "caps",  # of an activation that is not served
         "norm_weights",
+        "pooling",  # said of a file, as is the head of a reranker; neither takes part in predicting tokens
+        "rank",
         "value_scale",
         "shared_scale",
     }
@@ -95,15 +99,37 @@ _RECURRENT = (ShortConvConfig, MambaConfig, Mamba2Config, DeltaNetConfig, KimiDe
 """Recurrent mixers that kernels serve, within limits."""
 
 _MIXER_NAMES: dict[type[RecurrentConfig], str] = {
+    Rwkv6Config: "time mixing of RWKV-6",
+    Rwkv7Config: "time mixing of RWKV-7",
     LightningConfig: "lightning attention",
     Plamo2Config: "PLaMo 2 layers",
 }
 
 _NAMES = {
+    "causal": "attention to later tokens",
+    "generates": "models that make embeddings alone",
+    "output_norms": "norms behind residuals",
+    "token_types": "types of tokens",
+    "relative_buckets": "biases of distances",
     "output_gate": "this kind of gates of attention",
     "decay_floor": "delta rules with a floor of decays",
+    "unit_epsilon": "delta rules with an epsilon of their own",
+    "sigmoid_gate": "this gate of delta rules",
+    "value_norm": "normalized values",
+    "cache_layer": "layers that read the cache of another layer",
+    "sparsity": "sparse gates",
+    "separate_norms": "norms of the experts' own",
+    "per_layer_width": "token vectors of every layer's own",
+    "output_scale": "scaled outputs of layers",
+    "laurel_rank": "low-rank projections beside attention",
+    "streams": "a residual stream of several vectors",
+    "output_factor": "scaled outputs of layers",
+    "sub_norm": "norms inside the parts of a layer",
+    "xielu": "this activation",
     "indexer": "an indexer that chooses positions",
     "skip": "this kind of residual connections",
+    "ngrams": "tables of n-grams",
+    "latent_width": "experts that read fewer numbers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
@@ -161,6 +187,8 @@ def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
+    if config.latent is not None and config.latent.key_norm:
+        yield "normalized keys of latent attention"
     if config.temperature is not None and config.temperature.offset:
         yield "offsets of attention's temperature"
     if config.output_gate is not None and config.latent is not None:
@@ -189,7 +217,10 @@ def _of_weights(layer: LayerWeights) -> Iterator[str]:
         yield "Kimi delta attention with whole matrices of decays or gates"
 
 
-def _of_ffn(ffn: FfnConfig | MoeConfig) -> Iterator[str]:
+def _of_ffn(ffn: FfnConfig | MoeConfig | ChannelMixConfig) -> Iterator[str]:
+    if isinstance(ffn, ChannelMixConfig):
+        yield "channel mixing of RWKV"
+        return
     yield from _unserved(ffn)
     if isinstance(ffn, MoeConfig):
         yield from _unserved(ffn.expert)

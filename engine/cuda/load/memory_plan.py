@@ -30,6 +30,12 @@ MIXED_ROWS = 512
 MIXED_ROWS_PER_SEQUENCE = 16
 """Rows of prompts for each running stream where that is more than MIXED_ROWS: 128 streams have all of PREFILL_ROWS."""
 
+SHORTEST_PIECE = 8
+"""See Runner.shortest_piece. Such tokens go through the kernels of prompts, beside the decode step, and the forward
+pass of the last token drawn, which was launched ahead, is lost. An estimate by the products in benchmarks/gpu-notes.md,
+8B Q4_K_M on an H200: some 6 ms for a batch of few rows and 1.5 for that pass, against 1.5 for each token on its own.
+It does not go by the number of sequences, as the bits of a text must not depend on its neighbours."""
+
 LOGIT_ROWS = 32
 """Rows of logits of a prompt computed at once, where they are asked for."""
 

@@ -19,6 +19,7 @@ from engine.cuda.driver.staging import Staging, gather_rows
 from engine.cuda.load.device_weights import DeviceWeights
 from engine.cuda.load.memory_plan import LOGIT_ROWS
 from engine.cuda.recurrent.state_cache import StateCache
+from engine.cuda.rows import parts
 from engine.cuda.sampling.slots import DeviceSlots
 from engine.cuda.step.prompt_ops import PromptOps
 from engine.model.batch import Batch, Outputs
@@ -141,6 +142,13 @@ class PromptReader:
             self._ops.logits(buffers.x[first : first + wanted], out)
             yield out.get()
 
+    def all_vectors(self, batch: Batch) -> Iterator[npt.NDArray[np.float32]]:
+        """Vectors of all rows of a batch behind the last norm, on the host."""
+        x, norm = self.hidden(batch), self._weights.output_norm
+        if norm is not None:
+            parts.normalize(x, x, norm)
+        yield x.get()
+
 
 def prompt_batch(pieces: Sequence[Piece]) -> Batch:
     """The pieces as one batch; logits of the last row of each piece that draws."""
@@ -155,6 +163,24 @@ def prompt_batch(pieces: Sequence[Piece]) -> Batch:
         )
         for piece in pieces
     )
+
+
+def text_batches(texts: Sequence[Sequence[int]], rows: int) -> Iterator[Batch]:
+    """Whole texts, text i in slot i, as batches of at most that many rows, in order; all rows are wanted."""
+    pieces: list[tuple[int, npt.NDArray[np.int32], int, Outputs, None, int, int]] = []
+    room = rows
+    for slot, ids in enumerate(texts):
+        first = 0
+        while first < len(ids):
+            piece = np.asarray(ids[first : first + room], dtype=np.int32)
+            # Nothing here is run again: the state may stay in its place.
+            pieces.append((slot, piece, first, Outputs.ALL, None, min(first, 1), 1))
+            first, room = first + len(piece), room - len(piece)
+            if room == 0:
+                yield Batch.build(pieces)
+                pieces, room = [], rows
+    if pieces:
+        yield Batch.build(pieces)
 
 
 def state_places(work: Work, first: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from engine.model.architectures import (
     bailing,
     cohere,
     deepseek,
+    encoders,
     exaone,
     falcon,
     gemma,
@@ -33,13 +34,16 @@ from engine.model.architectures import (
     phi,
     pictures,
     qwen,
+    rwkv,
+    single,
     smallthinker,
     windowed_moe,
 )
 
 _FILES = (
-    afmoe, bailing, cohere, deepseek, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, grok, hybrids, kimi, lfm,
-    llama, mamba, mimo, minimax, mistral3, old, olmo, others, phi, pictures, qwen, smallthinker, windowed_moe,
+    afmoe, bailing, cohere, deepseek, encoders, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, grok, hybrids, kimi,
+    lfm, llama, mamba, mimo, minimax, mistral3, old, olmo, others, phi, pictures, qwen, rwkv, single, smallthinker,
+    windowed_moe,
 )  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {

@@ -1,9 +1,20 @@
-"""DeepSeek 1 (shared experts), 2 to 3.1 (latent attention), 3.2 (an indexer), and Mistral 4, made as 2 to 3.1 are."""
+"""DeepSeek 1 (shared experts), 2 to 3.1 (latent attention), 3.2 (an indexer), and families made of the same parts."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import RopeStyle
+from engine.model.config import OutputGate, RopeStyle
 from engine.model.indexer_config import IndexerKind
-from engine.model.parts import AttentionParts, FfnParts, IndexerParts, MoeParts, RopeParts, TemperatureParts
+from engine.model.parts import (
+    AttentionParts,
+    FfnParts,
+    IndexerParts,
+    LayerParts,
+    MoeParts,
+    Presence,
+    RopeParts,
+    TemperatureParts,
+    WindowParts,
+)
+from engine.model.skip_config import SkipKind
 
 _MOE = MoeParts(
     required=True,
@@ -41,5 +52,33 @@ ARCHITECTURES = (
         moe=_MOE,
         next_token_layers=True,
         ignored_keys=("rope.dimension_sections",),  # of texts alone, whose axes of position are the same
+    ),
+    # The sizes of what is cached follow from the others.
+    Architecture(
+        name="dots3note",
+        rope=RopeParts(RopeStyle.NORM),
+        attention=AttentionParts(
+            latent=True,
+            window=WindowParts(head_widths=True),
+            output_gate=OutputGate.OWN,
+            indexer=IndexerParts(IndexerKind.TOKENS, style=RopeStyle.NEOX),
+        ),
+        ffn=FfnParts(scales=True),
+        moe=_MOE,
+        next_token_layers=True,
+        ignored_keys=("attention.key_length_swa", "attention.value_length_swa", "attention.indexer.types"),
+    ),
+    Architecture(
+        name="hy_v4",
+        layer=LayerParts(skip=SkipKind.GATED),
+        rope=RopeParts(RopeStyle.NORM),
+        attention=AttentionParts(
+            latent=True,
+            sinks=Presence.ALWAYS,
+            output_gate=OutputGate.OWN,
+            indexer=IndexerParts(IndexerKind.TOKENS, shared=True, rotated_last=True, optional=True, epsilon=None),
+        ),
+        ffn=FfnParts(limits=True, limits_gate=True),
+        moe=_MOE,
     ),
 )

@@ -1,4 +1,10 @@
-"""Gemma 1, 2 and 3: token vectors scaled by sqrt(D), later with norms on both sides of every part, caps and windows."""
+"""Gemma 1 to 4: token vectors scaled by sqrt(D), later with norms on both sides of every part, caps and windows.
+
+Gemma 3n has a residual stream of several vectors; it and the small models of Gemma 4 give every layer a vector of each
+token, and their last layers read the caches of earlier ones.
+"""
+
+from dataclasses import replace
 
 from engine.model.architecture import Architecture
 from engine.model.config import Activation, QkNorm, RopeStyle
@@ -8,6 +14,7 @@ from engine.model.parts import (
     FfnParts,
     HeadParts,
     LayerParts,
+    MoeParts,
     NormParts,
     QkNormParts,
     RopeParts,
@@ -52,5 +59,41 @@ ARCHITECTURES = (
         ),
         ffn=FfnParts(Activation.GELU),
         head=HeadParts(softcap=0.0),
+    ),
+    # Layers beyond the twentieth read the caches of earlier ones; files may leave that out, and which gates are sparse.
+    Architecture(
+        name="gemma3n",
+        embedding=EmbeddingParts(sqrt_width=True, per_layer=256),
+        layer=replace(_NORMS_ON_BOTH_SIDES, streams=4, laurel=True),
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(
+            qk_norm=QkNormParts(QkNorm.HEAD),
+            window=WindowParts(period=5, base=10000.0, unscaled=True),
+            fixed_scale=1.0,
+            value_norm=True,
+            shared_caches=True,
+            own_caches=20,
+        ),
+        ffn=FfnParts(Activation.GELU, sparse_layers=10),
+        head=HeadParts(softcap=30.0),
+    ),
+    # rope_freqs keeps a part of the heads of full layers from being rotated.
+    Architecture(
+        name="gemma4",
+        embedding=EmbeddingParts(sqrt_width=True, per_layer=0),
+        layer=replace(_NORMS_ON_BOTH_SIDES, output_scale=True),
+        rope=RopeParts(RopeStyle.NEOX, divisors=True),
+        attention=AttentionParts(
+            qk_norm=QkNormParts(QkNorm.HEAD),
+            window=WindowParts(base=10000.0, unscaled=True, undivided=True, head_widths=True, own_width=True),
+            fixed_scale=1.0,
+            value_norm=True,
+            values_like_keys=True,
+            shared_caches=True,
+        ),
+        ffn=FfnParts(Activation.GELU, scales=True),
+        moe=MoeParts(dense_without_router=True, shared=True, shared_named_dense=True, separate_norms=True),
+        head=HeadParts(softcap=0.0),
+        unused_scales=("ffn_gate_inp",),  # a vector, which is a norm's weight
     ),
 )

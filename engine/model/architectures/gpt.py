@@ -1,4 +1,4 @@
-"""GPT-2 and its relatives with LayerNorm and no gate: GPT-NeoX, BLOOM, MPT, StarCoder, CodeShell."""
+"""GPT-2 and its relatives with LayerNorm and no gate: GPT-J, GPT-NeoX, BLOOM, MPT, StarCoder, CodeShell."""
 
 from engine.model.architecture import Architecture
 from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
@@ -37,6 +37,15 @@ ARCHITECTURES = (
         rope=RopeParts(RopeStyle.NEOX),
         ffn=_FFN,
         biases=_BIASES,
+    ),
+    # llama.cpp has the name and the tensors' names, and does not run it.
+    Architecture(
+        name="gptj",
+        norm=_NORM,
+        layer=LayerParts(ffn_norm=("attn_norm",), parallel=Parallel.ALWAYS),
+        rope=RopeParts(RopeStyle.NORM),
+        ffn=_FFN,
+        biases=BiasParts(required=("ffn_up", "ffn_down")),
     ),
     Architecture(
         name="gptneox",

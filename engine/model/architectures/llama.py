@@ -1,10 +1,11 @@
-"""Llama 1-4, Mistral 7B, Mixtral and the many families whose files are called "llama"; Nemotron Super, Nanbeige."""
+"""Llama 1-4, Mistral 7B, Mixtral and the many families called "llama"; llama-embed; Nemotron Super, Nanbeige."""
 
 from engine.model.architecture import Architecture
 from engine.model.config import QkNorm, QkWeights, RopeStyle, Routing
 from engine.model.parts import (
     AttentionParts,
     FfnParts,
+    HeadParts,
     LayerParts,
     MoeParts,
     QkNormParts,
@@ -14,12 +15,16 @@ from engine.model.parts import (
 )
 
 ARCHITECTURES = (
-    Architecture(
-        name="llama",
-        rope=RopeParts(RopeStyle.NORM, divisors=True),
-        attention=AttentionParts(window=WindowParts(period=0)),
-        ffn=FfnParts(scales=True),
-        moe=MoeParts(normalize=True, weight_scale=True),
+    *(
+        Architecture(
+            name=name,
+            rope=RopeParts(RopeStyle.NORM, divisors=True),
+            attention=AttentionParts(window=WindowParts(period=0)),
+            ffn=FfnParts(scales=True),
+            moe=MoeParts(normalize=True, weight_scale=True),
+            head=HeadParts(generates=generates),
+        )
+        for name, generates in (("llama", True), ("llama-embed", False))
     ),
     # The shared expert is as wide as one of the others, which files do not state.
     Architecture(

@@ -1,7 +1,7 @@
 """Families that are Llama with one or two parts exchanged."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, NormKind, QkNorm, QkWeights, RopeStyle, Routing
+from engine.model.config import Activation, NormKind, OutputGate, QkNorm, QkWeights, RopeStyle, Routing
 from engine.model.parts import (
     AttentionParts,
     BiasParts,
@@ -18,6 +18,7 @@ from engine.model.parts import (
     RopeParts,
     WindowParts,
 )
+from engine.model.skip_config import SkipKind
 
 _OF_A_MATRIX = ("weight", "scale", "input_scale")
 _LAYER_NORM = NormParts(NormKind.LAYER, bias=Presence.ALWAYS)
@@ -30,6 +31,18 @@ ARCHITECTURES = (
         rope=RopeParts(RopeStyle.NEOX),
         attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD)),
         moe=MoeParts(required=True, groups=True, width_of_used=True, adjugates=True),
+    ),
+    # A low and a high stack of layers in turns. As in llama.cpp attention is causal, whatever hrm.prefix_lm says.
+    Architecture(
+        name="hrm_text",
+        embedding=EmbeddingParts(scale=0.0),
+        norm=NormParts(weight=False),
+        layer=LayerParts(skip=SkipKind.STACKS),
+        rope=RopeParts(RopeStyle.NEOX),
+        attention=AttentionParts(output_gate=OutputGate.OWN),
+        head=HeadParts(norm=None),
+        unused_scales=("attn_gate",),
+        ignored_keys=("hrm.prefix_lm",),
     ),
     # Norms have no weights; queries have a number for each head.
     Architecture(

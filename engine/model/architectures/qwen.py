@@ -1,9 +1,24 @@
 """Qwen 1 to 3.5, dense and mixture of experts, and the text side of the models that take pictures."""
 
+from dataclasses import replace
+
 from engine.model.architecture import Architecture
 from engine.model.config import OutputGate, QkNorm, RopeStyle
-from engine.model.parts import AttentionParts, BiasParts, FfnParts, LayerParts, MoeParts, QkNormParts, RopeParts
+from engine.model.indexer_config import IndexerKind
+from engine.model.parts import (
+    AttentionParts,
+    BiasParts,
+    FfnParts,
+    HeadParts,
+    IndexerParts,
+    LayerParts,
+    MoeParts,
+    QkNormParts,
+    RopeParts,
+)
+from engine.model.pooling import RankParts
 from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
+from engine.model.skip_config import SkipKind
 
 _SECTIONED = RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX)
 _HEAD_NORM = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD))
@@ -43,14 +58,14 @@ ARCHITECTURES = (
         ),
     ),
     Architecture(name="qwen2vl", rope=_SECTIONED),
-    # cls.* is the head of the reranker variants, beside the language-model head.
+    # The reranker variants have the rows of "yes" and "no" of the language-model head as cls.output.
     *(
         Architecture(
             name=name,
             rope=_SECTIONED,
             attention=_HEAD_NORM,
             ffn=FfnParts(scales=True),
-            ignored_tensors=("cls.weight", "cls.bias", "cls.output.weight", "cls.output.bias"),
+            rank=RankParts(softmax=True),
         )
         for name in ("qwen3", "qwen3vl")
     ),
@@ -87,5 +102,18 @@ ARCHITECTURES = (
             next_token_layers=True,
         )
         for name, moe in (("qwen35", None), ("qwen35moe", _HYBRID_MOE))
+    ),
+    Architecture(
+        name="qwen4exp",
+        layer=LayerParts(attn_norm=(), ffn_norm=(), skip=SkipKind.HYPER, ngrams=True),
+        rope=_SECTIONED,
+        attention=replace(_GATED_ATTENTION, indexer=IndexerParts(IndexerKind.POOLED)),
+        recurrent=RecurrentParts(Recurrence.DELTA_NET, Placement.LISTED, sigmoid_gate=True),
+        ffn=FfnParts(scales=True),
+        moe=_HYBRID_MOE,
+        head=HeadParts(norm=None),
+        biases=BiasParts(unused=("attn_q", "attn_k", "attn_v")),
+        ignored_keys=("embedding_length_out",),  # of all streams
+        ignored_tensors=("blk.*.indexer.*",),  # of layers without a ratio, which attend to all positions
     ),
 )

@@ -9,8 +9,8 @@ import numpy as np
 from engine.model.building.indexer import build_indexer
 from engine.model.building.positions import PositionTables
 from engine.model.building.source import TensorSource
-from engine.model.config import AttentionConfig, LatentConfig, OutputGate, QkNorm, QkWeights
-from engine.model.weights import AttentionWeights, LatentWeights, Linear, Norm
+from engine.model.config import AttentionConfig, LatentConfig, NormKind, OutputGate, QkNorm, QkWeights
+from engine.model.weights import AttentionWeights, Float32Array, LatentWeights, Linear, Norm
 
 
 def build_attention(
@@ -20,7 +20,9 @@ def build_attention(
     heads, latent = attention.n_heads, attention.latent
     sinks = source.tensors.vector(f"{prefix}.attn_sinks.weight", (heads,)) if attention.sinks else None
     value_width = attention.value_width if latent is None else latent.value_width
-    output = source.linear(f"{prefix}.attn_output", source.width, heads * value_width)
+    parts = source.architecture.attention
+    assert parts is not None
+    output = source.linear(f"{prefix}.{parts.output}", source.width, heads * value_width)
     output = replace(output, scale=output.scale * attention.value_scale)
     q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
     latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
@@ -39,33 +41,47 @@ def build_attention(
         k=k,
         v=v,
         q_norm=_qk_norm(source, f"{prefix}.attn_q_norm", attention, heads),
-        k_norm=_qk_norm(source, f"{prefix}.attn_k_norm", attention, attention.n_kv_heads),
+        k_norm=_k_norm(source, prefix, attention),
         sinks=sinks,
         alibi_slopes=positions.alibi_slopes(attention),
         latent=latent_weights,
         gate=gate,
+        sub_norm=source.norm(f"{prefix}.attn_sub_norm", (heads * value_width,)) if attention.sub_norm else None,
+        v_norm=Norm(NormKind.RMS, source.config.norm_epsilon, None) if attention.value_norm else None,
         query_gate=query_gate,
+        relative_bias=_relative_bias(source, prefix, attention) if attention.relative_buckets else None,
         indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )
 
 
-def _qkv(source: TensorSource, prefix: str, attention: AttentionConfig) -> tuple[Linear, Linear, Linear]:
+def _relative_bias(source: TensorSource, prefix: str, attention: AttentionConfig) -> Float32Array:
+    """Biases of distances (buckets, H): the layer's own, else those of the first layer."""
+    name, shape = f"{prefix}.attn_rel_b.weight", (attention.relative_buckets, attention.n_heads)
+    if not source.tensors.has(name):
+        name = f"{source.architecture.layer.prefix}.0.attn_rel_b.weight"
+    return source.tensors.vector(name, shape)
+
+
+def _qkv(source: TensorSource, prefix: str, attention: AttentionConfig) -> tuple[Linear, Linear | None, Linear | None]:
     """Projections to queries, keys and values; row ranges of one tensor where the file has attn_qkv."""
+    parts, tensors = source.architecture.attention, source.tensors
+    assert parts is not None
     q_rows = attention.n_heads * attention.key_width * (2 if attention.output_gate is OutputGate.IN_QUERY else 1)
     k_rows = attention.n_kv_heads * attention.key_width
     v_rows = attention.n_kv_heads * attention.value_width
-    if source.tensors.has(f"{prefix}.attn_qkv.weight"):
+    shared = attention.cache_layer is not None
+    if tensors.has(f"{prefix}.attn_qkv.weight"):
         fused = source.linear(f"{prefix}.attn_qkv", q_rows + k_rows + v_rows, source.width)
-        return (
-            fused.slice_rows(0, q_rows),
-            fused.slice_rows(q_rows, q_rows + k_rows),
-            fused.slice_rows(q_rows + k_rows, q_rows + k_rows + v_rows),
-        )
-    return (
-        source.linear(f"{prefix}.attn_q", q_rows, source.width),
-        source.linear(f"{prefix}.attn_k", k_rows, source.width),
-        source.linear(f"{prefix}.attn_v", v_rows, source.width),
-    )
+        q, k = fused.slice_rows(0, q_rows), fused.slice_rows(q_rows, q_rows + k_rows)
+        return (q, None, None) if shared else (q, k, fused.slice_rows(q_rows + k_rows, q_rows + k_rows + v_rows))
+    q = source.linear(f"{prefix}.attn_q", q_rows, source.width)
+    if shared:
+        tensors.ignore(f"{prefix}.{name}.*" for name in ("attn_k", "attn_v", "attn_k_norm"))
+        return q, None, None
+    k = source.linear(f"{prefix}.attn_k", k_rows, source.width)
+    if parts.values_like_keys and not tensors.has(f"{prefix}.attn_v.weight"):
+        return q, k, k
+    return q, k, source.linear(f"{prefix}.attn_v", v_rows, source.width)
 
 
 def _qk_norm(source: TensorSource, name: str, attention: AttentionConfig, heads: int) -> Norm | None:
@@ -83,6 +99,12 @@ def _qk_norm(source: TensorSource, name: str, attention: AttentionConfig, heads:
         return Norm(kind, epsilon, None)
     shapes = {QkNorm.HEAD: (width,), QkNorm.EACH_HEAD: (heads, width), QkNorm.WIDTH: (heads * width,)}
     return replace(source.norm(name, shapes[attention.qk_norm], optional_bias=True), kind=kind, epsilon=epsilon)
+
+
+def _k_norm(source: TensorSource, prefix: str, attention: AttentionConfig) -> Norm | None:
+    if attention.cache_layer is not None:
+        return None
+    return _qk_norm(source, f"{prefix}.attn_k_norm", attention, attention.n_kv_heads)
 
 
 def _latent(source: TensorSource, prefix: str, heads: int, latent: LatentConfig) -> LatentWeights:
@@ -112,4 +134,5 @@ def _latent(source: TensorSource, prefix: str, heads: int, latent: LatentConfig)
         k_b=k_b,
         v_b=v_b,
         kv_b=kv_b,
+        k_norm=source.norm(f"{prefix}.attn_k_norm", (latent.rope_width,)) if latent.key_norm else None,
     )

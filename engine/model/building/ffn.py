@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from engine.model.building.source import TensorSource
 from engine.model.config import FfnConfig, MoeConfig
 from engine.model.parts import FfnParts, Presence
-from engine.model.weights import ExpertLinear, ExpertsWeights, FfnWeights, LatentExpertWeights, MoeWeights
+from engine.model.weights import ExpertLinear, ExpertsWeights, FfnWeights, LatentExpertWeights, MoeWeights, Norm
 
 
 def build_ffn(source: TensorSource, prefix: str, ffn: FfnConfig, suffix: str = "") -> FfnWeights:
@@ -26,7 +27,8 @@ def build_ffn(source: TensorSource, prefix: str, ffn: FfnConfig, suffix: str = "
         up = source.feed_forward_linear(up_name, ffn.width, width)
     down = source.feed_forward_linear(f"{prefix}.ffn_down{suffix}", width, ffn.width)
     act_scales = tensors.optional_vector(f"{prefix}.ffn.act.scales", (ffn.width,)) if parts.act_scales else None
-    return FfnWeights(gate=gate, up=up, down=down, act_scales=act_scales)
+    sub_norm = source.norm(f"{prefix}.ffn_sub_norm{suffix}", (ffn.width,)) if ffn.sub_norm else None
+    return FfnWeights(gate=gate, up=up, down=down, act_scales=act_scales, sub_norm=sub_norm)
 
 
 def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
@@ -36,7 +38,7 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
     assert parts is not None
     shared_gate = moe.shared is not None and moe.shared_gate
     router = source.linear(f"{prefix}.ffn_gate_inp", experts, width)
-    inner = moe.latent or width
+    inner = moe.latent_width or width
     gate, up = _expert_gate_up(source, prefix, moe, inner)
     adjugate = None
     if moe.adjugate is not None:
@@ -58,10 +60,27 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
         shared=None if moe.shared is None else _shared(source, prefix, moe.shared, moe.shared_scale),
         shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
         selection_bias=bias,
-        latent=None if moe.latent is None else _latent(source, prefix, moe.latent),
+        latent=None if moe.latent_width is None else _latent(source, prefix, moe.latent_width),
         adjugate=adjugate,
-        norm=source.norm(f"{prefix}.ffn_norm_exps", (width,)) if moe.reads_input else None,
+        **_norms(source, prefix, moe),
     )
+
+
+def _norms(source: TensorSource, prefix: str, moe: MoeConfig) -> dict[str, Norm]:
+    """Norms of the experts' own, by field of MoeWeights."""
+    width, config = source.width, source.config
+    if moe.reads_input:
+        return {"norm": source.norm(f"{prefix}.ffn_norm_exps", (width,))}
+    if not moe.separate_norms:
+        return {}
+    # The router's norm is in the file as a scale of its input, which is divided by sqrt(D) as well.
+    scale = source.tensors.vector(f"{prefix}.ffn_gate_inp.scale", (width,)) / np.float32(math.sqrt(width))
+    return {
+        "router_norm": Norm(config.norm, config.norm_epsilon, scale),
+        "norm": source.norm(f"{prefix}.pre_ffw_norm_2", (width,)),
+        "expert_post_norm": source.norm(f"{prefix}.post_ffw_norm_2", (width,)),
+        "shared_post_norm": source.norm(f"{prefix}.post_ffw_norm_1", (width,)),
+    }
 
 
 def _latent(source: TensorSource, prefix: str, width: int) -> LatentExpertWeights:

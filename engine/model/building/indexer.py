@@ -9,9 +9,6 @@ from engine.model.indexer_config import IndexerKind
 from engine.model.indexer_weights import IndexerWeights
 from engine.model.parts import Presence
 
-KEY_EPSILON = 1e-6
-"""Of the layer norm of keys (IndexerKind.TOKENS), which no key of a file states."""
-
 
 def build_indexer(
     source: TensorSource, positions: PositionTables, prefix: str, attention: AttentionConfig
@@ -21,10 +18,11 @@ def build_indexer(
     assert indexer is not None
     if indexer.shared:
         # Some files keep tensors of an indexer in these layers too.
-        source.tensors.ignore((f"{prefix}.indexer.*",))
+        source.tensors.ignore((f"{prefix}.indexer.*", f"{prefix}.indexer_compressor_*"))
         return None
     name, rows = f"{prefix}.indexer", indexer.heads * indexer.width
-    if indexer.kind is not IndexerKind.TOKENS:
+    gated = indexer.kind is IndexerKind.GATED_POOLS
+    if not gated and indexer.kind is not IndexerKind.TOKENS:
         return IndexerWeights(
             q=source.linear(f"{name}.q_proj", rows, width),
             k=source.linear(f"{name}.k_proj", indexer.width, width),
@@ -33,11 +31,16 @@ def build_indexer(
             proj=None,
             rope=positions.rope(indexer.rope),
         )
-    latent = attention.latent
+    latent, parts = attention.latent, source.architecture.attention
     assert latent is not None
     assert latent.q_rank is not None
+    assert parts is not None
+    assert parts.indexer is not None
+    epsilon = source.config.norm_epsilon if parts.indexer.epsilon is None else parts.indexer.epsilon
+    epsilon = indexer.key_epsilon if gated else epsilon
+    pooled = f"{prefix}.indexer_compressor"
     k_norm = source.tensors.norm(
-        f"{name}.k_norm", (indexer.width,), NormKind.LAYER, KEY_EPSILON, weight=True, bias=Presence.ALWAYS
+        f"{name}.k_norm", (indexer.width,), NormKind.LAYER, epsilon, weight=True, bias=Presence.ALWAYS
     )
     return IndexerWeights(
         q=source.linear(f"{name}.attn_q_b", rows, latent.q_rank),
@@ -46,4 +49,6 @@ def build_indexer(
         q_norm=None,
         proj=source.linear(f"{name}.proj", indexer.heads, width),
         rope=positions.rope(indexer.rope),
+        gate=source.linear(f"{pooled}_gate", indexer.width, width) if gated else None,
+        ape=source.tensors.vector(f"{pooled}_ape.weight", (indexer.block, indexer.width)) if gated else None,
     )

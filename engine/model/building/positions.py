@@ -39,12 +39,20 @@ class PositionTables:
             self._slopes[key] = alibi_slopes(*key)
         return self._slopes[key]
 
+    def _first_divisors(self, name: str, shape: tuple[int, ...]) -> Float32Array | None:
+        """The first of more divisors, which the file has for layers that rotate more."""
+        tensors = self._source.tensors
+        if not tensors.has(name):
+            return None
+        stored = tensors.shape(name)
+        return tensors.vector(name, stored if stored > shape else shape).reshape(-1)[: shape[0]]
+
     def _frequency_divisors(self, rope: RopeConfig) -> Float32Array | None:
         tensors, parts, shape = self._source.tensors, self._source.architecture.rope, (rope.n_rot // 2,)
         name, divisors = "rope_freqs.weight", None
         assert parts is not None
-        if parts.divisors:
-            divisors = tensors.optional_vector(name, shape)
+        if parts.divisors and rope.divided:
+            divisors = self._first_divisors(name, shape) if parts.halved else tensors.optional_vector(name, shape)
         if parts.long_factors:
             both = {which: f"rope_factors_{which}.weight" for which in ("long", "short")}
             if any(tensors.has(other) for other in both.values()):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from engine.model.building.rwkv import build_rwkv_6, build_rwkv_7
 from engine.model.building.source import TensorSource
 from engine.model.recurrent_config import (
     DeltaNetConfig,
@@ -19,6 +20,7 @@ from engine.model.recurrent_config import (
     ShortConvConfig,
 )
 from engine.model.rope import alibi_slopes
+from engine.model.rwkv_config import Rwkv6Config, Rwkv7Config
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
@@ -51,6 +53,10 @@ def build_recurrent(source: TensorSource, prefix: str, mixer: RecurrentConfig) -
         return _lightning(source, prefix, mixer)
     if isinstance(mixer, Plamo2Config):
         return _plamo_2(source, prefix, mixer)
+    if isinstance(mixer, Rwkv6Config):
+        return build_rwkv_6(source, prefix, mixer)
+    if isinstance(mixer, Rwkv7Config):
+        return build_rwkv_7(source, prefix, mixer)
     assert isinstance(mixer, KimiDeltaConfig)
     return _kimi_delta(source, prefix, mixer)
 
@@ -94,8 +100,8 @@ def _mamba_2(source: TensorSource, prefix: str, mamba: Mamba2Config) -> Mamba2We
         conv1d=tensors.vector(f"{prefix}.ssm_conv1d.weight", (mamba.convolved, mamba.conv_width)),
         conv1d_bias=tensors.optional_vector(f"{prefix}.ssm_conv1d.bias", (mamba.convolved,)),
         dt_bias=tensors.vector(f"{prefix}.ssm_dt.bias", (heads,)),
-        a=_array(source, f"{prefix}.ssm_a", (heads,)),
-        d=_array(source, f"{prefix}.ssm_d", (heads,)),
+        a=source.tensors.array(f"{prefix}.ssm_a", (heads,)),
+        d=source.tensors.array(f"{prefix}.ssm_d", (heads,)),
         norm=source.norm(f"{prefix}.ssm_norm", (mamba.groups, inner // mamba.groups)) if mamba.norm else None,
         ssm_out=source.linear(f"{prefix}.ssm_out", source.width, inner),
     )
@@ -141,8 +147,8 @@ def _plamo_2(source: TensorSource, prefix: str, config: Plamo2Config) -> Plamo2W
         conv1d=tensors.vector(f"{prefix}.ssm_conv1d.weight", (inner, config.conv_width)),
         ssm_x=source.linear(f"{prefix}.ssm_x", 2 * config.state + config.dt_rank, inner),
         ssm_dt=source.linear(f"{prefix}.ssm_dt", heads, config.dt_rank),
-        a=_array(source, f"{prefix}.ssm_a", (heads,)),
-        d=_array(source, f"{prefix}.ssm_d", (heads,)),
+        a=source.tensors.array(f"{prefix}.ssm_a", (heads,)),
+        d=source.tensors.array(f"{prefix}.ssm_d", (heads,)),
         b_norm=source.norm(f"{prefix}.ssm_b_norm", (config.state,)),
         c_norm=source.norm(f"{prefix}.ssm_c_norm", (config.state,)),
         dt_norm=source.norm(f"{prefix}.ssm_dt_norm", (config.dt_rank,)),
@@ -154,8 +160,8 @@ def _kimi_delta(source: TensorSource, prefix: str, config: KimiDeltaConfig) -> K
     tensors, width, inner, size = source.tensors, source.width, config.inner, config.head_width
     decay_a, decay_b = _low_rank(source, f"{prefix}.ssm_f", inner, size)
     gate_a, gate_b = _low_rank(source, f"{prefix}.ssm_g", inner, size)
-    rates, recurrent = _array(source, f"{prefix}.ssm_a", (config.heads,)), source.architecture.recurrent
-    convs = [_array(source, f"{prefix}.ssm_conv1d_{part}.weight", (inner, config.conv_width)) for part in "qkv"]
+    rates, recurrent = tensors.array(f"{prefix}.ssm_a", (config.heads,)), source.architecture.recurrent
+    convs = [tensors.array(f"{prefix}.ssm_conv1d_{part}.weight", (inner, config.conv_width)) for part in "qkv"]
     return KimiDeltaWeights(
         q=source.linear(f"{prefix}.attn_q", inner, width),
         k=source.linear(f"{prefix}.attn_k", inner, width),
@@ -167,7 +173,7 @@ def _kimi_delta(source: TensorSource, prefix: str, config: KimiDeltaConfig) -> K
         gate_b=gate_b,
         conv1d=np.concatenate(convs),
         dt_bias=tensors.vector(f"{prefix}.ssm_dt.bias", (inner,)),
-        a=-rates if recurrent is not None and recurrent.negative_rates else rates,
+        a=-rates if config.decay_floor is not None and recurrent is not None and recurrent.negative_rates else rates,
         norm=source.norm(f"{prefix}.ssm_norm", (size,)),
         output=tensors.linear(f"{prefix}.attn_output", width, inner, scale=False),  # unlike that of attention
     )
@@ -192,13 +198,6 @@ def _low_rank(source: TensorSource, name: str, rows: int, rank: int) -> tuple[Li
     if not source.tensors.has(f"{name}_b.weight"):
         return source.linear(f"{name}_a", rows, source.width), None
     return source.linear(f"{name}_a", rank, source.width), source.linear(f"{name}_b", rows, rank)
-
-
-def _array(source: TensorSource, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """A small array, which files may store with further dimensions of 1."""
-    found = source.tensors.shape(name)
-    same = [size for size in found if size > 1] == [size for size in shape if size > 1]
-    return source.tensors.vector(name, found if same else shape).reshape(shape)
 
 
 def _rows(linear: Linear, rows: npt.NDArray[np.int64], label: str) -> Linear:

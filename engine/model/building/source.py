@@ -62,9 +62,11 @@ class TensorSource:
         epsilon = config.norm_epsilon if epsilon is None else epsilon
         return self.tensors.norm(name, shape, config.norm, epsilon, weight=parts.weight, bias=bias)
 
-    def first_norm(self, prefix: str, names: tuple[str, ...], *, epsilon: float | None = None) -> Norm | None:
-        """The first of these norms that the file has; the last one is asked for without looking."""
-        if not names:
+    def first_norm(
+        self, prefix: str, names: tuple[str, ...], *, epsilon: float | None = None, optional: bool = False
+    ) -> Norm | None:
+        """The first of these norms that the file has; the last one is asked for without looking, unless optional."""
+        if not names or (optional and not any(self.tensors.has(f"{prefix}.{name}.weight") for name in names)):
             return None
         found = next((name for name in names if self.tensors.has_any(f"{prefix}.{name}", "", ".weight")), names[-1])
         return self.norm(f"{prefix}.{found}", (self.width,), epsilon=epsilon)

@@ -89,6 +89,21 @@ class TensorTable:
         values = dequantize(self._gguf.raw(name), self._gguf.tensors[name].type).reshape(shape)
         return np.ascontiguousarray(values, dtype=np.float32)
 
+    def array(self, name: str, shape: tuple[int, ...]) -> Float32Array:
+        """A small array, which files may store with further dimensions of 1."""
+        found = self.shape(name)
+        same = [size for size in found if size > 1] == [size for size in shape if size > 1]
+        return self.vector(name, found if same else shape).reshape(shape)
+
+    def row(self, name: str, columns: int) -> Float32Array:
+        """The first row of a matrix of this width, or a vector, as float32."""
+        found = self.shape(name)
+        if found[-1] != columns or len(found) > 2:
+            raise UnsupportedModelError(f"tensor {name} has shape {found}; its metadata calls for (rows, {columns})")
+        self._unused.discard(name)
+        rows = self._gguf.raw(name).reshape(-1, self._gguf.raw(name).shape[-1])[:1]
+        return np.ascontiguousarray(dequantize(rows, self._gguf.tensors[name].type).reshape(columns), dtype=np.float32)
+
     def optional_vector(self, name: str, shape: tuple[int, ...]) -> Float32Array | None:
         """A small array, or None where the file lacks it."""
         return self.vector(name, shape) if self.has(name) else None

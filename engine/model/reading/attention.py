@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from engine.errors import ModelFileError
+from engine.errors import ModelFileError, UnsupportedModelError
 from engine.model.config import (
     AttentionConfig,
     AttentionTemperature,
@@ -15,11 +15,13 @@ from engine.model.config import (
     QkWeights,
     RopeConfig,
 )
-from engine.model.parts import AttentionParts, Presence, TemperatureParts
+from engine.model.indexer_config import IndexerConfig
+from engine.model.parts import AttentionParts, IndexerParts, Presence, TemperatureParts
 from engine.model.reading.indexer import read_indexer
 from engine.model.reading.latent import latent_sharpening, read_latent
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.rope import read_layer_rope
+from engine.model.reading.shared_caches import share_caches
 from engine.model.reading.source import Source
 from engine.model.reading.windows import read_windows
 
@@ -40,10 +42,11 @@ def read_attention(source: Source, attends: Sequence[bool]) -> list[AttentionCon
     heads = read.per_layer("attention.head_count", source.n_blocks, low=least)
     kv_heads = read.per_layer("attention.head_count_kv", source.n_blocks, default=heads, low=least)
     windows = read_windows(source, parts.window)
-    return [
+    layers = [
         _layer(source, parts, index, heads[index], kv_heads[index], windows) if has else None
         for index, has in enumerate(attends)
     ]
+    return share_caches(source, parts, layers) if parts.shared_caches else layers
 
 
 def _layer(
@@ -54,9 +57,10 @@ def _layer(
             f"layer {index} has {heads} heads and {kv_heads} key/value heads; both must be positive, and "
             "the second must divide the first"
         )
-    latent = read_latent(source, index) if parts.latent else None
+    windowed = parts.window is not None and parts.window.head_widths and windows[index] is not None
+    latent = read_latent(source, index, windowed=windowed) if parts.latent else None
     if latent is None:
-        key_width, value_width = _head_width(source, heads, "key"), _head_width(source, heads, "value")
+        key_width, value_width = (_head_width(source, heads, which, windowed) for which in ("key", "value"))
         rotated = key_width
     else:
         kv_heads, key_width, value_width = latent.cached(heads)
@@ -70,6 +74,7 @@ def _layer(
         value_width=value_width,
         scale=_scale(source, parts, heads, key_width, latent, rope),
         rope=rope,
+        causal=_causal(source, parts, windows),
         window=None if chunks else windows[index],
         chunk=windows[index] if chunks else None,
         qk_norm=_qk_norm(source, parts, index, rope),
@@ -84,13 +89,51 @@ def _layer(
         output_gate=_output_gate(source, parts, index, heads),
         gate_function=parts.gate_function,
         value_scale=_value_scale(source, parts),
-        indexer=None if parts.indexer is None else read_indexer(source, parts.indexer, index, kv_heads, rope),
+        value_norm=parts.value_norm,
+        sub_norm=parts.sub_norm,
+        indexer=_indexer(source, parts.indexer, index, kv_heads, rope, windows),
+        relative_buckets=_relative_buckets(source) if parts.relative_buckets else 0,
     )
 
 
-def _head_width(source: Source, heads: int, which: str) -> int:
+def _causal(source: Source, parts: AttentionParts, windows: list[int | None]) -> bool:
+    causal = source.read.flag("attention.causal", parts.causal)
+    if not causal and any(windows) and not (parts.window is not None and parts.window.symmetric):
+        raise UnsupportedModelError(
+            f"metadata key {source.name}.attention.causal is false in a model with sliding windows; architecture "
+            f"{source.name!r} is only known with windows of earlier positions"
+        )
+    return causal
+
+
+def _relative_buckets(source: Source) -> int:
+    count = source.read.integer("attention.relative_buckets_count", low=4, high=4096)
+    if count % 4:
+        raise ModelFileError(
+            f"metadata key {source.name}.attention.relative_buckets_count is {count}; allowed is a multiple of 4"
+        )
+    return count
+
+
+def _indexer(
+    source: Source,
+    parts: IndexerParts | None,
+    index: int,
+    kv_heads: int,
+    rope: RopeConfig | None,
+    windows: Sequence[int | None],
+) -> IndexerConfig | None:
+    """The indexer of a layer; those with a window read all that it leaves them."""
+    if parts is None or windows[index] is not None:
+        return None
+    return read_indexer(source, parts, index, kv_heads, rope)
+
+
+def _head_width(source: Source, heads: int, which: str, windowed: bool) -> int:
     """Width of a head's keys or values; where the file does not state it, all heads share the model's width."""
     key = f"attention.{which}_length"
+    if windowed and source.read.has(f"{key}_swa"):
+        return source.read.integer(f"{key}_swa")
     if not source.read.has(key) and source.width % heads:
         raise ModelFileError(
             f"embedding_length {source.width} is not a multiple of the head count {heads}; "
@@ -108,12 +151,16 @@ def _scale(
     rope: RopeConfig | None,
 ) -> float:
     """The factor of scores."""
+    if parts.fixed_scale is not None:
+        return parts.fixed_scale
     if parts.output_scale is not None:
         return source.read.number("attention.output_scale", parts.output_scale, low=0.0, high=LIMIT)
     if parts.scale:
         stated = source.read.number("attention.scale", 0.0, low=0.0, high=LIMIT)
         if stated:
             return stated
+    if parts.unscaled:
+        return 1.0
     if source.n_layers in parts.scale_by_width:
         return math.sqrt(heads / source.width)
     if latent is None:
@@ -130,7 +177,7 @@ def _qk_norm(source: Source, parts: AttentionParts, index: int, rope: RopeConfig
         usual = source.read.integer("expert_count", 0, low=0) != norm.not_of_experts
         if not source.read.flag("attention.use_qk_norm", usual):
             return None
-    if norm.presence is Presence.OPTIONAL and f"blk.{index}.attn_q_norm.weight" not in source.tensors:
+    if norm.presence is Presence.OPTIONAL and f"{source.prefix}.{index}.attn_q_norm.weight" not in source.tensors:
         return None
     return norm.kind
 

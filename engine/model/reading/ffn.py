@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from engine.errors import ModelFileError, UnsupportedModelError
 from engine.model.config import Activation, AdjugateConfig, FfnConfig, MoeConfig, Routing
 from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
+from engine.model.rwkv_config import ChannelMixConfig
 
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""
 
+USUAL_SPARSITY = 1.6448533535003662
+"""Deviations above the mean that a twentieth of normally distributed numbers exceeds, as Gemma 3n was trained."""
+
+ACTIVATIONS = {
+    "gelu": Activation.GELU,
+    "geglu": Activation.GELU,
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "swiglu": Activation.SILU,
+}
+"""Values of hidden_activation."""
 LEAST_LIMIT = 1e-6
 """Limits up to this mean that there is none."""
 
 
-def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
+def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | ChannelMixConfig | None]:
     """The feed-forward part of each layer; None where the family has none.
 
     Raises:
@@ -28,7 +43,7 @@ def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | None]:
     return [_layer(source, ffn, index, widths[index] // ffn.width_divisor) for index in range(source.n_layers)]
 
 
-def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig | None:
+def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig | MoeConfig | ChannelMixConfig | None:
     """The feed-forward part of layer `index`, of `width` columns where it is dense (0 = not stated)."""
     read, parts = source.read, source.architecture.moe
     if width == 0 and (source.architecture.layer.one_part or source.architecture.layer.without_heads):
@@ -37,15 +52,66 @@ def _layer(source: Source, ffn: FfnParts, index: int, width: int) -> FfnConfig |
     lead = read.integer("leading_dense_block_count", 0, low=0) if parts is not None and parts.dense_lead else 0
     step = read.integer("interleave_moe_layer_step", 1, low=0) if parts is not None and parts.interleaved else 1
     dense = index < lead or (index + 1) % max(step, 1) != 0
+    if parts is not None and parts.every:
+        every = read.integer("moe_every_n_layers", 0, low=0)
+        dense = every == 0 or index % every != 1
     if parts is not None:
         dense = dense or (n_experts == 0 and not parts.required)
-        dense = dense or (parts.dense_without_router and f"blk.{index}.ffn_gate_inp.weight" not in source.tensors)
+        router = f"{source.prefix}.{index}.ffn_gate_inp.weight"
+        dense = dense or (parts.dense_without_router and router not in source.tensors)
     if parts is None or dense:
         if width == 0:
             raise ModelFileError(f"feed_forward_length of layer {index} is 0; allowed is a positive integer")
+        if ffn.channel_mix:
+            receptance = f"blk.{index}.channel_mix_receptance.weight" in source.tensors
+            return ChannelMixConfig(width=width, receptance=receptance)
         limit = _limit(source, ffn, "swiglu_clamp_shexp", index)
-        return _part(source, ffn, width, ffn.activation, limit)
+        part = _dense(source, ffn, index, _part(source, ffn, width, ffn.activation, limit))
+        sparsity, xielu = _sparsity(source, ffn, index), _xielu(source, ffn, index)
+        return replace(part, sparsity=sparsity, xielu=xielu, sub_norm=ffn.sub_norm)
     return _moe(source, ffn, parts, index, width)
+
+
+def _xielu(source: Source, ffn: FfnParts, index: int) -> tuple[float, float, float, float] | None:
+    """The constants of Activation.XIELU in layer `index`; files hold what softplus makes the first two of."""
+    if ffn.activation is not Activation.XIELU:
+        return None
+    read = source.read.under("xielu")
+    positive, negative, beta, epsilon = (
+        read.numbers_per_layer(key, source.n_blocks, None, low=-LIMIT, high=LIMIT)[index]
+        for key in ("alpha_p", "alpha_n", "beta", "eps")
+    )
+    return math.log1p(math.exp(min(positive, 80.0))), beta + math.log1p(math.exp(min(negative, 80.0))), beta, epsilon
+
+
+def _sparsity(source: Source, ffn: FfnParts, index: int) -> float:
+    """FfnConfig.sparsity of layer `index`."""
+    if not ffn.sparse_layers:
+        return 0.0
+    usual = USUAL_SPARSITY if index < ffn.sparse_layers else 0.0
+    key = "activation_sparsity_scale"
+    return max(0.0, source.read.numbers_per_layer(key, source.n_blocks, usual, low=-LIMIT, high=LIMIT)[index])
+
+
+def _dense(source: Source, ffn: FfnParts, index: int, part: FfnConfig) -> FfnConfig:
+    """The dense part of a layer, with what its tensors and hidden_activation say where families' files differ."""
+    if ffn.stated:
+        part = replace(part, activation=_stated(source, ffn.activation))
+    if ffn.ungated is None:
+        return part
+    name = f"{source.prefix}.{index}.ffn"
+    up = source.tensors.get(f"{name}_up.weight")
+    gated = f"{name}_gate.weight" in source.tensors or (up is not None and up.shape[0] == 2 * part.width)
+    return part if gated else replace(part, activation=ffn.ungated, gated=False)
+
+
+def _stated(source: Source, usual: Activation) -> Activation:
+    name = source.read.text("hidden_activation", "")
+    if name and name not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"{source.name}.hidden_activation is {name!r}; supported are {', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name] if name else usual
 
 
 def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int) -> MoeConfig:
@@ -79,7 +145,8 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
         routed_early=parts.routed_early,
         adjugate=_adjugate(source, ffn, n_experts, n_used) if parts.adjugates else None,
         reads_input=parts.reads_input,
-        latent=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
+        latent_width=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
+        separate_norms=parts.separate_norms,
     )
 
 
@@ -127,6 +194,8 @@ def _limit(source: Source, ffn: FfnParts, key: str, index: int) -> float | None:
     """The limit of a layer's gated activations, from a list with one for each; up to 1e-6 there is none."""
     if not ffn.limits:
         return None
+    if ffn.limits_alike and not source.read.has(key):
+        key = "swiglu_clamp_exp"
     limit = source.read.numbers_per_layer(key, source.n_blocks, 0.0, low=0.0, high=LIMIT)[index]
     return limit if limit > LEAST_LIMIT else None
 

@@ -48,6 +48,10 @@ class HyperParameters:
         self._prefix = prefix
         self._read: set[str] = set()
 
+    def under(self, prefix: str) -> HyperParameters:
+        """A reader of the same file's keys with another prefix."""
+        return HyperParameters(self._metadata, prefix)
+
     def unread(self) -> dict[str, Any]:
         """Keys (without the prefix) that were not asked for, with their values.
 
@@ -109,10 +113,10 @@ class HyperParameters:
         return tuple(self._integer(name, item, low, high) for name, item in self._each_layer(key, n_layers))
 
     def numbers_per_layer(
-        self, key: str, n_layers: int, default: float, *, low: float = -math.inf, high: float = math.inf
+        self, key: str, n_layers: int, default: float | None, *, low: float = -math.inf, high: float = math.inf
     ) -> tuple[float, ...]:
         """One finite number for each layer, as in per_layer(); `default` for all where the key is missing."""
-        if not self.has(key):
+        if default is not None and not self.has(key):
             return (default,) * n_layers
         return tuple(self._number(name, item, low, high) for name, item in self._each_layer(key, n_layers))
 
@@ -137,6 +141,13 @@ class HyperParameters:
             raise self._wrong(key, list(values), "a list of true and false")
         return tuple(bool(value) for value in values)
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings."""
+        values = tuple(self._list(key, "a list of strings"))
+        if not all(isinstance(value, str) for value in values):
+            raise self._wrong(key, list(values), "a list of strings")
+        return values
+
     def _list(self, key: str, allowed: str) -> Any:
         value = self._get(key, None)
         if not isinstance(value, (list, tuple, np.ndarray)):
@@ -152,19 +163,19 @@ class HyperParameters:
             raise self._wrong(key, f"{len(value)} values", f"one value or {n_layers}, one per layer")
         return [(f"{key}[{i}]", item) for i, item in enumerate(value)]
 
-    def _number(self, key: str, value: Any, low: float, high: float) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-            raise self._wrong(key, value, "a number")
-        if not math.isfinite(value) or not low <= value <= high:
-            raise self._wrong(key, value, f"a finite number from {low:g} to {high:g}")
-        return float(value)
-
     def _integer(self, key: str, value: Any, low: int, high: int) -> int:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
             raise self._wrong(key, value, "an integer")
         if not low <= value <= high:
             raise self._wrong(key, value, f"an integer from {low} to {high}")
         return int(value)
+
+    def _number(self, key: str, value: Any, low: float, high: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise self._wrong(key, value, "a number")
+        if not math.isfinite(value) or not low <= value <= high:
+            raise self._wrong(key, value, f"a finite number from {low:g} to {high:g}")
+        return float(value)
 
     def _get(self, key: str, default: Any) -> Any:
         spelled = self.spelled(key)

@@ -13,9 +13,19 @@ from engine.model.parts import LogitScale, Parallel, Presence
 from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.mixers import read_mixers
+from engine.model.reading.ngrams import read_ngrams
+from engine.model.reading.pooling import read_pooling, read_rank
 from engine.model.reading.skips import read_skip
 from engine.model.reading.source import Source, open_source
+from engine.model.reading.streams import (
+    has_output_scale,
+    read_laurel_rank,
+    read_output_factor,
+    read_per_layer_width,
+    read_streams,
+)
 from engine.model.reading.unread_keys import check_unread
+from engine.model.skip_config import SkipConfig, StackSkip
 
 _RMS_EPSILON = "attention.layer_norm_rms_epsilon"
 
@@ -47,7 +57,9 @@ def read_config(
         UnsupportedModelError: a value asks for something that is not supported, or with `strict` a key is unknown.
     """
     source = open_source(architecture, metadata, tensors, run_context)
-    name = metadata.get("general.name")
+    name, skip = metadata.get("general.name"), read_skip(source)
+    layers = _layers(source, skip)
+    causal = all(layer.attention_part is None or layer.attention_part.causal for layer in layers)
     config = ModelConfig(
         architecture=architecture.name,
         name=name if isinstance(name, str) else "",
@@ -56,15 +68,21 @@ def read_config(
         context_length=source.context_length,
         norm=_norm_kind(source),
         norm_epsilon=_norm_epsilon(source),
-        layers=_layers(source),
+        layers=layers,
         embedding_scale=_embedding_scale(source),
-        learned_positions=_learned_positions(source),
+        learned_positions=_is_there(source, architecture.embedding.positions, "position_embd.weight"),
         logit_scale=_logit_scale(source),
         logit_softcap=source.default("final_logit_softcapping", architecture.head.softcap),
+        generates=architecture.head.generates and causal,
+        token_types=_is_there(source, architecture.embedding.token_types, "token_types.weight"),
+        pooling=read_pooling(source),
+        rank=read_rank(source),
         norms_behind=architecture.layer.behind_stated and source.read.flag("swin_norm", False),
         silent=_silent(source, vocab_size),
-        skip=read_skip(source),
+        skip=skip,
         next_token_layers=source.n_blocks - source.n_layers,
+        per_layer_width=read_per_layer_width(source),
+        streams=read_streams(source),
     )
     return config, check_unread(architecture, source.read, config, strict=strict)
 
@@ -89,12 +107,14 @@ def _norm_epsilon(source: Source) -> float:
     return source.read.number(f"attention.{key}", norm.epsilon, low=0.0, high=1.0)
 
 
-def _layers(source: Source) -> tuple[LayerConfig, ...]:
+def _layers(source: Source, skip: SkipConfig | None) -> tuple[LayerConfig, ...]:
     ffns, scale = read_ffns(source), _residual_scale(source)
     has_mixer = [not (source.architecture.layer.one_part and ffn is not None) for ffn in ffns]
     if source.architecture.layer.without_heads:
         has_mixer = [heads > 0 for heads in source.read.per_layer("attention.head_count", source.n_blocks, low=0)]
     mixers = read_mixers(source, has_mixer[: source.n_layers])
+    per_layer_width, streams = read_per_layer_width(source), read_streams(source)
+    ngrams = read_ngrams(source, skip)
     layers = tuple(
         LayerConfig(
             index=index,
@@ -102,10 +122,19 @@ def _layers(source: Source) -> tuple[LayerConfig, ...]:
             ffn=ffn,
             residual=_residual(source, index),
             residual_scale=scale,
+            output_norms=source.architecture.layer.output_norms,
             embedding_skip=source.architecture.layer.embedding_skip,
+            laurel_rank=read_laurel_rank(source, index),
+            per_layer_width=per_layer_width,
+            output_scale=has_output_scale(source, index),
+            output_factor=read_output_factor(source, index),
+            streams=streams,
+            ngrams=ngrams[index],
         )
         for index, (mixer, ffn) in enumerate(zip(mixers, ffns, strict=True))
     )
+    if isinstance(skip, StackSkip):
+        return tuple(replace(layer, block=skip.block(layer.index)) for layer in layers)
     return _passes(source, layers) if source.architecture.layer.loops else layers
 
 
@@ -128,7 +157,7 @@ def _residual(source: Source, index: int) -> ResidualKind:
     if parallel is Parallel.STATED:
         is_parallel = source.read.flag("use_parallel_residual", True)
     elif parallel is Parallel.WITHOUT_NORM:
-        is_parallel = f"blk.{index}.ffn_norm.weight" not in source.tensors
+        is_parallel = f"{source.prefix}.{index}.ffn_norm.weight" not in source.tensors
     else:
         is_parallel = parallel is Parallel.ALWAYS
     return ResidualKind.PARALLEL if is_parallel else ResidualKind.SEQUENTIAL
@@ -149,10 +178,9 @@ def _embedding_scale(source: Source) -> float:
     return source.default("embedding_scale", embedding.scale) or embedding.scale or 1.0
 
 
-def _learned_positions(source: Source) -> bool:
-    presence = source.architecture.embedding.positions
+def _is_there(source: Source, presence: Presence, tensor: str) -> bool:
     if presence is Presence.OPTIONAL:
-        return "position_embd.weight" in source.tensors
+        return tensor in source.tensors
     return presence is Presence.ALWAYS
 
 

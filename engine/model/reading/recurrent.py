@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.errors import ModelFileError
 from engine.model.reading.metadata import LIMIT
+from engine.model.reading.rwkv import read_rwkv_6, read_rwkv_7
 from engine.model.reading.source import Source
 from engine.model.recurrent_config import (
     DeltaNetConfig,
@@ -38,6 +39,10 @@ def read_recurrent(source: Source, parts: RecurrentParts, index: int) -> Recurre
         return _mamba_2(source, index)
     if parts.kind is Recurrence.DELTA_NET:
         return _delta_net(source, parts)
+    if parts.kind is Recurrence.RWKV_6:
+        return read_rwkv_6(source, index)
+    if parts.kind is Recurrence.RWKV_7:
+        return read_rwkv_7(source, index)
     if parts.kind is Recurrence.LIGHTNING:
         return _lightning(source, index)
     if parts.kind is Recurrence.PLAMO_2:
@@ -91,6 +96,7 @@ def _delta_net(source: Source, parts: RecurrentParts) -> DeltaNetConfig:
         head_width=width,
         conv_width=_conv_width(source, "ssm.conv_kernel"),
         grouped=parts.grouped_heads,
+        sigmoid_gate=parts.sigmoid_gate,
     )
 
 
@@ -120,6 +126,7 @@ def _kimi_delta(source: Source, parts: RecurrentParts) -> KimiDeltaConfig:
         head_width=source.read.integer("kda.head_dim"),
         conv_width=_conv_width(source, "ssm.conv_kernel"),
         decay_floor=_decay_floor(source) if parts.decay_floor else None,
+        unit_epsilon=parts.unit_epsilon,
     )
 
 

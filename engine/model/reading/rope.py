@@ -32,8 +32,12 @@ def read_layer_rope(source: Source, index: int, width: int, windows: list[int | 
     # Granite says with this key whether it rotates at all.
     if parts.switch and not source.read.flag("rope.scaling.finetuned", True):
         return None
-    rope = _rope(source, parts, width)
-    return rope if window is None or windows[index] is None else _windowed(source, window, rope, width)
+    if window is None or windows[index] is None:
+        rope = _rope(source, parts, width, "rope.dimension_count")
+        return replace(rope, n_rot=rope.n_rot // 4 * 2) if parts.halved else rope
+    own = window.own_width and source.read.has("rope.dimension_count_swa")
+    count = "rope.dimension_count_swa" if own else "rope.dimension_count"
+    return _windowed(source, window, _rope(source, parts, width, count))
 
 
 def _is_skipped(
@@ -64,10 +68,10 @@ def _in_pattern(source: Source, index: int) -> bool:
     return pattern[index]
 
 
-def _rope(source: Source, parts: RopeParts, width: int) -> RopeConfig:
-    """Rotation of the layers without a window of their own."""
+def _rope(source: Source, parts: RopeParts, width: int, count: str) -> RopeConfig:
+    """Rotation of the layers without a window of their own; `count` is the key with the number of rotated elements."""
     read = source.read
-    n_rot = _n_rot(source, "rope.dimension_count", width, width)
+    n_rot = _n_rot(source, count, width, width)
     style = _style(source, parts, n_rot)
     scaling, factor = _scaling(source, parts)
     extrapolation = read.number("rope.scaling.yarn_ext_factor", -1.0, high=1.0)
@@ -95,12 +99,10 @@ def _n_rot(source: Source, key: str, default: int, width: int) -> int:
     return n_rot
 
 
-def _windowed(source: Source, window: WindowParts, rope: RopeConfig, width: int) -> RopeConfig:
+def _windowed(source: Source, window: WindowParts, rope: RopeConfig) -> RopeConfig:
     """Rotation of the layers with a window, from that of the others."""
     base = _base(source, "rope.freq_base_swa", rope.base if window.base is None else window.base)
-    rope = replace(rope, base=base)
-    if window.own_width:
-        rope = replace(rope, n_rot=_n_rot(source, "rope.dimension_count_swa", rope.n_rot, width))
+    rope = replace(rope, base=base, divided=not window.undivided)
     if not window.unscaled:
         return rope
     return replace(rope, scaling=RopeScaling.NONE, factor=1.0, attention_factor=1.0)

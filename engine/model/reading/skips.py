@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from engine.errors import ModelFileError
 from engine.model.reading.metadata import LIMIT
 from engine.model.reading.source import Source
-from engine.model.skip_config import BankedSkip, HyperSkip, NormedSkip, SkipConfig, SkipKind
+from engine.model.skip_config import (
+    BankedSkip,
+    GatedSkip,
+    HyperSkip,
+    MixedSkip,
+    NormedSkip,
+    SkipConfig,
+    SkipKind,
+    StackSkip,
+)
 
 MOST_STREAMS = 64
 """Most streams of hyper-connections."""
+MOST_ITERATIONS = 1000
 
 
 def read_skip(source: Source) -> SkipConfig | None:
@@ -27,4 +38,30 @@ def read_skip(source: Source) -> SkipConfig | None:
             count=read.integer("hyper_connection.count", low=2, high=MOST_STREAMS),
             rank=read.integer("hyper_connection.low_rank"),
         )
+    if kind is SkipKind.GATED:
+        return GatedSkip(
+            count=read.integer("hyper_connection.count", low=2, high=MOST_STREAMS),
+            epsilon=read.number("hyper_connection.epsilon", low=0.0, high=1.0),
+            magnitude=read.number("hyper_connection.magnitude", low=-LIMIT, high=LIMIT),
+        )
+    if kind is SkipKind.MIXED:
+        return MixedSkip(
+            count=read.integer("hyper_connection.count", low=2, high=MOST_STREAMS),
+            epsilon=read.number("hyper_connection.epsilon", low=0.0, high=1.0),
+            iterations=read.integer("hyper_connection.sinkhorn_iterations", high=MOST_ITERATIONS),
+        )
+    if kind is SkipKind.STACKS:
+        return _stacks(source)
     return None
+
+
+def _stacks(source: Source) -> StackSkip:
+    names = ("layers_per_stack", "l_cycles", "h_cycles")
+    layers, low, cycles = (source.read.integer(f"hrm.{name}", high=source.n_layers) for name in names)
+    skip = StackSkip(layers=layers, low=low, cycles=cycles)
+    if skip.n_layers != source.n_layers:
+        raise ModelFileError(
+            f"block_count is {source.n_layers}, hrm.layers_per_stack {layers}, hrm.l_cycles {low} and hrm.h_cycles "
+            f"{cycles}; allowed is layers_per_stack · (l_cycles + 1) · h_cycles, the layers that a token passes"
+        )
+    return skip

@@ -39,6 +39,11 @@ class Source:
         """The family's name, the prefix of its keys."""
         return self.architecture.name
 
+    @property
+    def prefix(self) -> str:
+        """What the names of a layer's tensors begin with, before its number."""
+        return self.architecture.layer.prefix
+
     def default(self, key: str, default: float | None) -> float | None:
         """A number that families with a default read; 0 in the file means none."""
         if default is None:

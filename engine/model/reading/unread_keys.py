@@ -18,7 +18,7 @@ HARMLESS = frozenset(
     {
         "vocab_size",  # the rows of token_embd count
         "tensor_data_layout",
-        "pooling_type",
+        "pooling_type",  # every family reads it
         "decoder_start_token_id",
         "feed_forward_length",
         "expert_count",
@@ -41,7 +41,8 @@ HARMLESS = frozenset(
         "router_logit_softcapping",
         "attention.rope_pattern",
         "token_shift_count",
-        "classifier.output_labels",
+        "classifier.output_labels",  # without a classification head
+        "classifier.pooling_type",
         "n_deepstack_layers",  # pictures only
     }
 )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from engine.api.mailbox import PromptProgress
-from engine.request import GenerationResult, GenerationStats
+from engine.request import CallPart, GenerationResult, GenerationStats
 from engine.sampling.params import MAX_LOGPROBS
 from engine.serve.answers import DONE, event, respond
 from engine.serve.body import read_body
@@ -37,6 +37,7 @@ class ChatBody(SamplingFields):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_reasoning_tokens: int | None = None
+    reasoning_format: str | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -56,7 +57,9 @@ def router(serving: Serving) -> APIRouter:
                 code="invalid_value",
             )
         names = template_names(serving.settings.template_variables, body.chat_template_kwargs, body.reasoning_effort)
-        names |= answer_names(body.tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens)
+        names |= answer_names(
+            body.tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens, body.reasoning_format
+        )
         structure = structure_in(body)
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)
@@ -116,7 +119,7 @@ class _Answer:
         for index, result in enumerate(results):
             message: dict[str, Any] = {"role": "assistant", "content": result.text}
             if result.reasoning:
-                message["reasoning_content"] = result.reasoning
+                message |= _reasoning(result.reasoning)
             if result.tool_calls:
                 message["content"] = result.text or None
                 message["tool_calls"] = [call.as_dict() for call in result.tool_calls]
@@ -145,7 +148,7 @@ class _Answer:
         for index in range(len(self._run.streams)):
             yield event({**head, "choices": [choice(index, {"role": "assistant", "content": None})]})
         stats: dict[int, GenerationStats] = {}
-        calls: dict[int, int] = {}
+        called: set[int] = set()
         async for told in self._run.events(progress=self._body.return_progress):
             if isinstance(told, PromptProgress):
                 yield event({**head, "choices": [], **progress_entry(told, timed=self._body.timings_per_token)})
@@ -153,16 +156,11 @@ class _Answer:
             index, chunk = told.index, told.chunk
             delta: dict[str, Any] = {}
             if chunk.reasoning:
-                delta["reasoning_content"] = chunk.reasoning
+                delta |= _reasoning(chunk.reasoning)
             if chunk.text:
                 delta["content"] = chunk.text
-            opened = []
-            for call in chunk.tool_calls:
-                number = calls.get(index, 0)
-                calls[index] = number + 1
-                begun = {**call.as_dict(), "function": {"name": call.name, "arguments": ""}}
-                opened.append({"index": number, **begun})
-                opened.append({"index": number, "function": {"arguments": call.arguments}})
+            if chunk.call_parts:
+                called.add(index)
             if delta or chunk.logprobs:
                 one = choice(index, delta)
                 if self.top is not None:
@@ -172,12 +170,12 @@ class _Answer:
                 if self._body.timings_per_token:
                     value["timings"] = timings(self._run.stats(index))
                 yield event(value)
-            for part in opened:  # name and id first, then the arguments: clients put them together
+            for part in _call_deltas(chunk.call_parts):
                 yield event({**head, "choices": [choice(index, {"tool_calls": [part]})]})
             if chunk.finish_reason is not None and chunk.stats is not None:
                 stats[index] = chunk.stats
                 reason = chunk.finish_reason
-                if calls.get(index) and reason == "stop":
+                if index in called and reason == "stop":
                     reason = "tool_calls"
                 yield event({**head, "choices": [choice(index, {}, reason)], "timings": timings(chunk.stats)})
         if options is not None and options.include_usage:
@@ -191,3 +189,18 @@ class _Answer:
                 }
             )
         yield DONE
+
+
+def _call_deltas(parts: Sequence[CallPart]) -> Iterator[dict[str, Any]]:
+    """Name and id of a call first, then its arguments as they come: clients put them together."""
+    for part in parts:
+        if part.name is not None:
+            begun = {"name": part.name, "arguments": ""}
+            yield {"index": part.index, "id": part.id, "type": "function", "function": begun}
+        if part.arguments:
+            yield {"index": part.index, "function": {"arguments": part.arguments}}
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """Reasoning under both names that clients look for."""
+    return {"reasoning_content": text, "reasoning": text}

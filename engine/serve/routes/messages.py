@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from engine.request import GenerationResult, GenerationStats, ToolCall
+from engine.request import CallPart, GenerationResult, GenerationStats
 from engine.serve.answers import named_event, respond
 from engine.serve.body import Body, read_body
 from engine.serve.conversations import answer_names, is_continued, prompt_of, template_names
@@ -20,7 +20,7 @@ from engine.serve.routes.text import with_model
 from engine.serve.run import Run
 from engine.serve.serving import Serving
 from engine.serve.structure import FIELDS, structure_of
-from engine.serve.wording import new_id
+from engine.serve.wording import in_order, new_id, whole_part
 from engine.text import ChatPrompt
 
 
@@ -42,6 +42,7 @@ class CountBody(Body):
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
 
 
 class MessagesBody(CountBody):
@@ -57,7 +58,6 @@ class MessagesBody(CountBody):
     seed: int | None = None
     stop_sequences: list[str] | None = None
     output_format: Any = None
-    output_config: dict[str, Any] | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -110,7 +110,8 @@ def _prompt_maker(body: CountBody, serving: Serving) -> Any:
     """A function that makes the prompt, after the messages have been checked."""
     messages = messages_of(body)
     continued = is_continued(messages, None, None)
-    names = template_names(serving.settings.template_variables, body.chat_template_kwargs, None)
+    effort = (body.output_config or {}).get("effort")
+    names = template_names(serving.settings.template_variables, body.chat_template_kwargs, effort)
     kind = (body.thinking or {}).get("type")
     if kind in ("enabled", "adaptive", "disabled"):
         names.setdefault("enable_thinking", kind != "disabled")
@@ -240,7 +241,7 @@ class _Answer:
             content.append({"type": "thinking", "thinking": result.reasoning, "signature": ""})
         if result.text or not result.tool_calls:
             content.append({"type": "text", "text": result.text})
-        content += [{**_block(call), "input": json.loads(call.arguments)} for call in result.tool_calls]
+        content += [_block(call.id, call.name, whole_part(call.arguments)) for call in result.tool_calls]
         reason, word = self._reason(result)
         return self._message(content, reason, word, _usage(result.stats))
 
@@ -279,8 +280,11 @@ class _Answer:
             chunk = getattr(told, "chunk", None)
             if chunk is None:
                 continue
+            continued, begun_parts = in_order(chunk.call_parts)
+            for part in continued:
+                yield _arguments(index, part)
             for wanted, text in (("thinking", chunk.reasoning), ("text", chunk.text)):
-                last = chunk.finish_reason is not None and not called and not chunk.tool_calls
+                last = chunk.finish_reason is not None and not called and not chunk.call_parts
                 if not text and not (wanted == "text" and last and kind != "text"):
                     continue
                 if kind != wanted:
@@ -295,14 +299,15 @@ class _Answer:
                     )
                 if text:
                     yield _event("content_block_delta", index=index, delta={"type": f"{kind}_delta", kind: text})
-            for call in chunk.tool_calls:
-                if kind:
-                    yield _event("content_block_stop", index=index)
-                index, kind, called = index + 1, "", True
-                yield _event("content_block_start", index=index, content_block={**_block(call), "input": {}})
-                delta = {"type": "input_json_delta", "partial_json": call.arguments}
-                yield _event("content_block_delta", index=index, delta=delta)
-                yield _event("content_block_stop", index=index)
+            for part in begun_parts:
+                if part.name is not None:
+                    if kind:
+                        yield _event("content_block_stop", index=index)
+                    index, kind, called = index + 1, "tool_use", True
+                    block = _block(part.id, part.name, {})
+                    yield _event("content_block_start", index=index, content_block=block)
+                if part.arguments:
+                    yield _arguments(index, part)
         if kind:
             yield _event("content_block_stop", index=index)
         result = self._run.streams[0].folded()
@@ -311,9 +316,13 @@ class _Answer:
         yield _event("message_stop")
 
 
-def _block(call: ToolCall) -> dict[str, Any]:
-    """The head of a block of a call."""
-    return {"type": "tool_use", "id": call.id, "name": call.name}
+def _block(id: str | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "tool_use", "id": id, "name": name, "input": arguments}
+
+
+def _arguments(index: int, part: CallPart) -> bytes:
+    delta = {"type": "input_json_delta", "partial_json": part.arguments}
+    return _event("content_block_delta", index=index, delta=delta)
 
 
 def _event(kind: str, **values: Any) -> bytes:

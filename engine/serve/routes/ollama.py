@@ -235,5 +235,5 @@ def _show(model: ServedModel) -> dict[str, Any]:
             f"{config.architecture}.context_length": config.context_length,
             f"{config.architecture}.embedding_length": config.width,
         },
-        "capabilities": ["completion"],
+        "capabilities": ["completion" if config.generates else "embedding"],
     }

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 
 from engine.api.mailbox import PromptProgress
-from engine.request import GenerationResult, ToolCall
+from engine.request import GenerationResult, StreamChunk
 from engine.serve.answers import named_event, respond
 from engine.serve.body import Body, read_body
 from engine.serve.conversations import answer_names, prompt_of, template_names
 from engine.serve.errors import ApiError
 from engine.serve.fields import SamplingFields, params_of, structure_in
+from engine.serve.response_items import ItemStream, items_of
 from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.wording import new_id, now, progress_entry, timings
+from engine.serve.wording import in_order, new_id, now, progress_entry, timings
 
 
 class Reasoning(Body):
@@ -49,6 +49,7 @@ class ResponsesBody(SamplingFields):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_reasoning_tokens: int | None = None
+    reasoning_format: str | None = None
 
 
 def router(serving: Serving) -> APIRouter:
@@ -75,7 +76,9 @@ def router(serving: Serving) -> APIRouter:
             {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
             for tool in body.tools or []
         ]
-        names |= answer_names(tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens)
+        names |= answer_names(
+            tools, body.tool_choice, body.parallel_tool_calls, body.max_reasoning_tokens, body.reasoning_format
+        )
         run = Run(serving, body.model, body.timeout)
         answer = _Answer(body, run)
 
@@ -155,13 +158,11 @@ class _Answer:
         self._body = body
         self._run = run
         self._id = new_id("resp_")
-        self._message_id = new_id("msg_")
-        self._reasoning_id = new_id("rs_")
         self._created = now()
         self._number = -1
 
-    def _response(self, result: GenerationResult | None) -> dict[str, Any]:
-        """The response object, before or after the end."""
+    def _response(self, result: GenerationResult | None, output: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """The response object, before or after the end; `output` are its items where they were told already."""
         body = self._body
         value: dict[str, Any] = {
             "id": self._id,
@@ -192,33 +193,19 @@ class _Answer:
         value["status"] = "completed"
         if result.finish_reason == "length":
             value["status"], value["incomplete_details"] = "incomplete", {"reason": "max_output_tokens"}
-        if result.reasoning:
-            value["output"].append(self._reasoning_item(result.reasoning))
-        if result.text or not result.tool_calls:
-            value["output"].append(self._message_item(result.text, "completed"))
-        value["output"] += [_call_item(call, "completed") for call in result.tool_calls]
+        value["output"] = items_of(result) if output is None else output
         value["usage"] = {
             "input_tokens": stats.prompt_tokens,
             "input_tokens_details": {"cached_tokens": stats.cached_tokens},
             "output_tokens": stats.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._n_reasoning(result.reasoning)},
             "total_tokens": stats.prompt_tokens + stats.output_tokens,
         }
         return value
 
-    def _message_item(self, text: str | None, status: str) -> dict[str, Any]:
-        content = [] if text is None else [_part(text)]
-        return {
-            "id": self._message_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
-
-    def _reasoning_item(self, text: str | None) -> dict[str, Any]:
-        content = [] if text is None else [{"type": "reasoning_text", "text": text}]
-        return {"id": self._reasoning_id, "type": "reasoning", "summary": [], "content": content}
+    def _n_reasoning(self, text: str) -> int:
+        """Tokens of the reasoning, its markers not counted."""
+        return len(self._run.llm.llm.tokenizer.encode(text, add_special=False)) if text else 0
 
     def json(self, results: Sequence[GenerationResult]) -> dict[str, Any]:
         """The whole answer."""
@@ -232,91 +219,35 @@ class _Answer:
         """The answer piece by piece, each item opened before its text and closed after it."""
         yield self._event("response.created", response=self._response(None))
         yield self._event("response.in_progress", response=self._response(None))
-        item = -1
-        pending: list[ToolCall] = []  # told behind the text, as one item is open at a time
-        thinking = speaking = closed = called = False
+        items = ItemStream(self._event)
         async for told in self._run.events(progress=self._body.return_progress):
             timed = self._body.timings_per_token
             if isinstance(told, PromptProgress):
                 entry = progress_entry(told, timed=timed)
                 yield self._event("response.in_progress", response=self._response(None), **entry)
                 continue
-            chunk = told.chunk
             extra = {"timings": timings(self._run.stats(0))} if timed else {}
-            if chunk.reasoning and not speaking:
-                if not thinking:
-                    thinking, item = True, item + 1
-                    yield self._event("response.output_item.added", output_index=item, item=self._reasoning_item(None))
-                place = {"item_id": self._reasoning_id, "output_index": item, "content_index": 0}
-                yield self._event("response.reasoning_text.delta", **place, delta=chunk.reasoning, **extra)
-            last = chunk.finish_reason is not None and not called and not chunk.tool_calls
-            if (chunk.text or last) and not speaking:
-                if thinking and not closed:
-                    closed = True
-                    for one in self._close_reasoning(item):
-                        yield one
-                speaking, item = True, item + 1
-                yield self._event(
-                    "response.output_item.added", output_index=item, item=self._message_item(None, "in_progress")
-                )
-                place = {"item_id": self._message_id, "output_index": item, "content_index": 0}
-                yield self._event("response.content_part.added", **place, part=_part(""))
-            if chunk.text:
-                place = {"item_id": self._message_id, "output_index": item, "content_index": 0}
-                yield self._event("response.output_text.delta", **place, delta=chunk.text, logprobs=[], **extra)
-            for call in chunk.tool_calls:
-                if thinking and not closed:
-                    closed = True
-                    for one in self._close_reasoning(item):
-                        yield one
-                pending.append(call)
-                called = True
-        result = self._run.streams[0].folded()
-        if speaking:
-            for one in self._close_message(item, result.text):
+            for one in _told(items, told.chunk, extra):
                 yield one
-        for call in pending:
-            item += 1
-            begun = _call_item(replace(call, arguments=""), "in_progress")
-            done = _call_item(call, "completed")
-            place = {"item_id": done["id"], "output_index": item}
-            yield self._event("response.output_item.added", output_index=item, item=begun)
-            yield self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
-            yield self._event(
-                "response.function_call_arguments.done", **place, arguments=call.arguments, name=call.name
-            )
-            yield self._event("response.output_item.done", output_index=item, item=done)
+        result = self._run.streams[0].folded()
+        if not result.text and not result.tool_calls:
+            for one in items.say(""):
+                yield one
+        for one in items.close():
+            yield one
         # Also where the status is "incomplete": clients wait for this event, and read the status from the response.
-        yield self._event("response.completed", response=self._response(result), timings=timings(result.stats))
-
-    def _close_message(self, item: int, text: str) -> list[bytes]:
-        place = {"item_id": self._message_id, "output_index": item, "content_index": 0}
-        done = self._message_item(text, "completed")
-        return [
-            self._event("response.output_text.done", **place, text=text, logprobs=[]),
-            self._event("response.content_part.done", **place, part=_part(text)),
-            self._event("response.output_item.done", output_index=item, item=done),
-        ]
-
-    def _close_reasoning(self, item: int) -> list[bytes]:
-        text = self._run.streams[0].reasoning
-        place = {"item_id": self._reasoning_id, "output_index": item, "content_index": 0}
-        return [
-            self._event("response.reasoning_text.done", **place, text=text),
-            self._event("response.output_item.done", output_index=item, item=self._reasoning_item(text)),
-        ]
+        response = self._response(result, items.output)
+        yield self._event("response.completed", response=response, timings=timings(result.stats))
 
 
-def _call_item(call: ToolCall, status: str) -> dict[str, Any]:
-    return {
-        "id": f"fc_{call.id}",
-        "type": "function_call",
-        "status": status,
-        "call_id": call.id,
-        "name": call.name,
-        "arguments": call.arguments,
-    }
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _told(items: ItemStream, chunk: StreamChunk, extra: dict[str, Any]) -> Iterator[bytes]:
+    """What a chunk brings: first the rest of a call that is open, then reasoning and text, then calls that begin."""
+    continued, begun = in_order(chunk.call_parts)
+    for part in continued:
+        yield from items.call(part, **extra)
+    if chunk.reasoning:
+        yield from items.reason(chunk.reasoning, **extra)
+    if chunk.text:
+        yield from items.say(chunk.text, **extra)
+    for part in begun:
+        yield from items.call(part, **extra)

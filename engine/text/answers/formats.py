@@ -145,6 +145,7 @@ _FRAMES = (
     ("<response>", "</response>", "<response></response>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>", "<|begin_of_solution|>"),
     ("[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]", "[BEGIN FINAL RESPONSE]"),
+    ("<|python_start|>", "<|python_end|>", "<|python_start|>"),
     ("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|open|>response<|sep|>"),
     ("<|close|>message<|sep|>", "<|end_of_msg|>", "<|open|>response<|sep|>"),
 )
@@ -155,8 +156,9 @@ _INNER = (
     "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "｜DSML｜", "[ARGS]", "[CALL_ID]", '<|"|>',
     "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<|tool_call:begin|>", "<|tool_call:name|>",
     "<|tool_call:args|>", "<|tool_call:end|>", "<|open|>", "<|close|>", "<|sep|>", "<|channel>", "<|role_sep|>",
-    "]<]minimax[>[", "<arg_key:opensource>", "</arg_key:opensource>", "<arg_value:opensource>",
-    "</arg_value:opensource>", "<tool_call:opensource>", "</tool_call:opensource>", "<tool_sep:opensource>",
+    "]<]minimax[>[", "<tool_call>", "</tool_call>", "<arg_key:opensource>", "</arg_key:opensource>",
+    "<arg_value:opensource>", "</arg_value:opensource>", "<tool_call:opensource>", "</tool_call:opensource>",
+    "<tool_sep:opensource>",
 )  # fmt: skip
 
 

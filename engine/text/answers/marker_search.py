@@ -29,6 +29,15 @@ class Flow:
         self.started = True
         return shown
 
+    @property
+    def state(self) -> tuple[str, bool]:
+        """What a cut changes; given back where it turns out that there was no structure."""
+        return self._waiting, self._trim
+
+    @state.setter
+    def state(self, state: tuple[str, bool]) -> None:
+        self._waiting, self._trim = state
+
     def cut(self) -> None:
         """Called at a marker: what follows is another stretch, separated by an empty line from the one before."""
         self._waiting = "\n\n" if self.started else ""

@@ -22,12 +22,14 @@ class AnswerReader:
     def read(self, chunk: StreamChunk) -> StreamChunk:
         """The chunk with its text taken apart; the last one has what was held back."""
         piece = self._parser.push(chunk.text)
-        content, reasoning, calls = piece.content, piece.reasoning, [*piece.tool_calls]
+        content, reasoning = piece.content, piece.reasoning
+        calls, parts = piece.tool_calls, piece.call_parts
         if chunk.finish_reason is not None:
             last = self._parser.finish()
-            content, reasoning, calls = content + last.content, reasoning + last.reasoning, [*calls, *last.tool_calls]
+            content, reasoning = content + last.content, reasoning + last.reasoning
+            calls, parts = [*calls, *last.tool_calls], [*parts, *last.call_parts]
         self._called = self._called or bool(calls)
-        return replace(chunk, text=content, reasoning=reasoning, tool_calls=tuple(calls))
+        return replace(chunk, text=content, reasoning=reasoning, tool_calls=tuple(calls), call_parts=tuple(parts))
 
     @property
     def text_with_calls(self) -> str | None:

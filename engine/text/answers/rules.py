@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import InvalidRequestError
-from engine.text.answers.call_forms import CallForm
+from engine.text.answers.call_form import CallForm
+from engine.text.answers.call_stream import Sections
 from engine.text.answers.formats import AnswerFormat
 from engine.text.answers.parser import AnswerParser
 from engine.text.answers.tool_calls import Types
@@ -65,7 +66,12 @@ class AnswerRules:
 
     def parser(self) -> AnswerParser:
         """A parser of one answer."""
-        return AnswerParser(self.markers, self.prompt, self.types)
+        return AnswerParser(self.markers, self.prompt, self.types, sections=self.sections())
+
+    def sections(self) -> Sections | None:
+        """What reads calls as they are written; None where nothing is asked of them."""
+        calls = self.calls
+        return Sections(calls.form, [name for name, _ in calls.tools], self.types) if calls is not None else None
 
 
 @dataclass(frozen=True)

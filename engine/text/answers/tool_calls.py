@@ -7,21 +7,24 @@ between special tokens, Python calls. Independent of templates and tokens.
 import ast
 import json
 import re
-import secrets
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 from engine.request import ToolCall
+from engine.text.answers.nested_values import NULLABLE, TAG, kind_of, read_braced, read_elements
 
 Types = Mapping[str, Mapping[str, Any]]
-"""Type of each parameter by function, from the JSON schemas of the tools; empty where they are not known."""
+"""Type of each parameter by function, from the JSON schemas of the tools; the schema itself where values are nested.
+Empty where they are not known."""
 
-_ID_CHARACTERS = string.ascii_letters + string.digits
+_LETTERS = string.ascii_letters + string.digits
 _FENCE = re.compile(r"^```(?:json)?\s*\n?(.*?)\n?\s*```$", re.DOTALL)
 _DECORATION = re.compile(r"\]<\]minimax\[>\[|｜DSML｜|(?<=[</])atem:|(?<=\w):opensource(?=>)")
 _OPEN, _CLOSE = re.compile(r"<\|open\|>(.*?)<\|sep\|>", re.DOTALL), re.compile(r"<\|close\|>(\w+)<\|sep\|>")
 
+_UNKNOWN_ESCAPE = re.compile(r"""\\(?![\\'"abfnrtvxuUN0-7\n])(?<!\\\\)""")
 _NAME = r"[\w.:/-]+"
 _ELEMENT = re.compile(
     rf"""<(function|invoke|call)(?:=|\s+(?:name|tool)=)["']?({_NAME})["']?[^>]*>(.*?)(?:</\1>|\Z)""", re.DOTALL
@@ -47,20 +50,28 @@ _BETWEEN_TOKENS = tuple(
         rf"(?P<name>{_NAME})(?:\[CALL_ID\](?P<id>\w+))?\[ARGS\](?P<arguments>.*?)(?=\[TOOL_CALLS\]|\Z)",
     )
 )
-_BRACED = re.compile(rf"call:({_NAME})(\{{.*?\}})(?=\s*(?:call:|<|\Z))", re.DOTALL)
-_QUOTED = re.compile(r'<\|"\|>(.*?)<\|"\|>', re.DOTALL)
+_BRACED = re.compile(rf"\s*call:({_NAME})(?=\{{)")
+_TAGGED = re.compile(
+    rf"""{re.escape(TAG)}<invoke name="({_NAME})">(.*?){re.escape(TAG)}</invoke>""",
+    re.DOTALL,
+)
 
 
-def read_calls(text: str, types: Types | None = None) -> tuple[ToolCall, ...]:
+def read_calls(text: str, types: Types | None = None, *, closed: bool = True) -> tuple[ToolCall, ...]:
     """The calls in a text that holds nothing else; none where it cannot be read as calls.
 
     Args:
         text: the text between the markers of calls.
         types: types of parameters, for notations that write strings and numbers alike.
+        closed: whether an end marker came; else a name alone may be half a name, and is no call.
     """
+    if TAG in text:
+        return tuple(_tagged(text, types or {}))
     text = _CLOSE.sub(r"</\1>", _OPEN.sub(r"<\1>", _DECORATION.sub("", text))).strip()
     text = _FENCE.sub(r"\1", text)
     for notation in _NOTATIONS:
+        if notation is _keys_and_values and not closed and "<arg_key>" not in text:
+            continue
         calls = notation(text, types or {})
         if calls:
             return tuple(calls)
@@ -76,18 +87,27 @@ def parameter_types(tools: Iterable[Mapping[str, Any]] | None) -> dict[str, dict
         properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
         if isinstance(properties, Mapping):
             types[str(function.get("name"))] = {
-                name: schema.get("type") for name, schema in properties.items() if isinstance(schema, Mapping)
+                name: kind_of(schema) for name, schema in properties.items() if isinstance(schema, Mapping)
             }
     return types
 
 
 def new_call(name: str, arguments: Any, id: Any = None) -> ToolCall:
-    """A call whose arguments are JSON text, with an id of nine letters and digits where it has none."""
+    """A call whose arguments are JSON text; its id is "" where the model wrote none."""
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
-    if not isinstance(id, (str, int)) or id == "":
-        id = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))
-    return ToolCall(id=str(id), name=name, arguments=arguments.strip() or "{}")
+    return ToolCall(id=str(id) if isinstance(id, (str, int)) else "", name=name, arguments=arguments.strip() or "{}")
+
+
+def call_id(key: str, index: int) -> str:
+    """An id for a call to which the model gives none: nine letters and digits, which every family takes.
+
+    Args:
+        key: of the answer; the same one gives the same ids again, when an answer is read a second time.
+        index: of the call in its answer.
+    """
+    digest = blake2b(f"{key} {index}".encode(), digest_size=9).digest()
+    return "".join(_LETTERS[byte % len(_LETTERS)] for byte in digest)
 
 
 # Notations ---------------------------------------------------------------------------------------------------------
@@ -156,7 +176,7 @@ def _elements(text: str, types: Types) -> list[ToolCall]:
         known = types.get(name, {})
         values: dict[str, Any] = {}
         for key, value, rest in parameters:
-            values[key.strip()] = _value(value, _declared(rest) or known.get(key.strip()))
+            values[key.strip()] = value_of(value, declared_type(rest) or known.get(key.strip()))
         calls.append(new_call(name, values))
     return calls
 
@@ -171,34 +191,45 @@ def _keys_and_values(text: str, types: Types) -> list[ToolCall]:
         if match is None:
             return []
         known = types.get(match[1], {})
-        arguments = {key.strip(): _value(value, known.get(key.strip())) for key, value in _KEY_VALUE.findall(match[2])}
+        arguments = {
+            key.strip(): value_of(value, known.get(key.strip())) for key, value in _KEY_VALUE.findall(match[2])
+        }
         calls.append(new_call(match[1], arguments))
     return calls
 
 
 def _braced(text: str, types: Types) -> list[ToolCall]:
-    """call:name{key:<|"|>value<|"|>,other:1}: JSON with bare keys and quotes of its own."""
-    strings: list[str] = []
-
-    def put_away(quoted: re.Match[str]) -> str:
-        strings.append(quoted[1])
-        return f"\0{len(strings) - 1}\0"
-
-    calls = []
-    for match in _BRACED.finditer(_QUOTED.sub(put_away, text)):
-        body = re.sub(r"([{,]\s*)([\w.-]+)\s*:", r'\1"\2":', match[2])
-        body = re.sub("\0(\\d+)\0", lambda place: json.dumps(strings[int(place[1])], ensure_ascii=False), body)
-        try:
-            calls.append(new_call(match[1], json.loads(body)))
-        except ValueError:
+    """call:name{key:<|"|>value<|"|>,other:1}, one or several."""
+    calls, at = [], 0
+    while at < len(text):
+        head = _BRACED.match(text, at)
+        if head is None:
             return []
+        try:
+            arguments, at = read_braced(text, head.end())
+        except (ValueError, RecursionError):
+            return []
+        calls.append(new_call(head[1], arguments))
+    return calls
+
+
+def _tagged(text: str, types: Types) -> list[ToolCall]:
+    """<invoke name="..."> with an element for each parameter, all of them with a token of their own before them."""
+    calls = []
+    for name, body in _TAGGED.findall(text):
+        schema = {"type": "object", "properties": types.get(name, {})}
+        try:
+            arguments = read_elements(body, schema)
+        except (ValueError, RecursionError):
+            return []
+        calls.append(new_call(name, arguments if isinstance(arguments, dict) else {}))
     return calls
 
 
 def _python(text: str, types: Types) -> list[ToolCall]:
     """[name(key="value"), other()]."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = _parsed(text.strip())
         nodes = tree.elts if isinstance(tree, (ast.List, ast.Tuple)) else [tree]
         calls = []
         for node in nodes:
@@ -209,6 +240,15 @@ def _python(text: str, types: Types) -> list[ToolCall]:
         return calls
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return []
+
+
+def _parsed(text: str) -> ast.expr:
+    """The expression that a text is; line breaks inside of quotes, which Python does not allow, are taken as such."""
+    text = _UNKNOWN_ESCAPE.sub(r"\\\\", text)  # Python reads it so, with a warning
+    try:
+        return ast.parse(text, mode="eval").body
+    except SyntaxError:
+        return ast.parse(text.replace("\n", "\\n"), mode="eval").body
 
 
 _NOTATIONS: tuple[Callable[[str, Types], Sequence[ToolCall]], ...] = (
@@ -234,7 +274,7 @@ def _literal(node: ast.expr) -> Any:
     return value
 
 
-def _declared(attributes: str) -> str | None:
+def declared_type(attributes: str) -> str | None:
     """The type in an element's own attributes."""
     if found := re.search(r'\bstring="(true|false)"', attributes):
         return "string" if found[1] == "true" else "any"
@@ -242,13 +282,19 @@ def _declared(attributes: str) -> str | None:
     return found[1] if found else None
 
 
-def _value(text: str, kind: Any) -> Any:
+def value_of(text: str, kind: Any) -> Any:
     """A value written out as text: a string where its type says so, else JSON where it can be read as such."""
     text = text.removeprefix("\n").removesuffix("\n")
     text = re.sub(r"^<!\[CDATA\[(.*)\]\]>$", r"\1", text, flags=re.DOTALL)
-    if kind == "string":
+    if kind == "string" or (kind == NULLABLE and text.strip() != "null"):
         return text
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return {"True": True, "False": False, "None": None}.get(text.strip(), text)
+        pass
+    if text.lstrip().startswith(("{", "[")):  # written as Python writes it
+        try:
+            return _literal(_parsed(text.strip()))
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            return text
+    return {"True": True, "False": False, "None": None}.get(text.strip(), text)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.concurrency import fork
 from engine.errors import InvalidRequestError, TokenizerError
-from engine.text.answers.call_forms import CallForm, choose_form
+from engine.text.answers.call_form import CallForm
+from engine.text.answers.call_forms import choose_form
 from engine.text.answers.formats import MARKS, AnswerFormat, Kind, choose_format
 from engine.text.answers.parser import AnswerParser
 from engine.text.probes import CALL_VALUE, THOUGHT
@@ -166,6 +167,10 @@ class ChatTemplate:
         if key not in self._habits:
             self._habits[key] = learned(compiled, source, {**self.special_tokens, **values})
         return self._habits[key]
+
+    def reads(self, name: str, template: str | None = None) -> bool:
+        """Whether a template, the default one or a variant, mentions a name outside of its comments."""
+        return re.search(rf"\b{name}\b", re.sub(r"\{#.*?#\}", "", self._source(template), flags=re.DOTALL)) is not None
 
     def takes_calls(
         self, template: str | None = None, tools: Any = None, values: Mapping[str, Any] | None = None

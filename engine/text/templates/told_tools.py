@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.text.answers.call_forms import CallForm, sample_of
+from engine.text.answers.call_form import CallForm
+from engine.text.answers.call_forms import sample_of
 from engine.text.templates.messages import checked_messages
 
 

@@ -51,7 +51,8 @@ class Encoding:
         pre: name of the pre-tokenizer; None for kinds that have none.
         add_bos: a text begins with BOS unless the file says otherwise.
         add_eos: it ends with EOS.
-        add_sep: it ends with SEP.
+        add_sep: SEP goes between two texts.
+        sep_last: a single text ends with SEP as well.
         space_first: a space goes before text at the start and after each special token.
         escape_spaces: the encoder takes spaces written as "▁".
         drop_space: the first space of decoded text is not part of it.
@@ -63,6 +64,7 @@ class Encoding:
     add_bos: bool = False
     add_eos: bool = False
     add_sep: bool = False
+    sep_last: bool = False
     space_first: bool = False
     escape_spaces: bool = False
     drop_space: bool = False
@@ -104,7 +106,8 @@ def _bpe(vocabulary: Vocabulary, metadata: Mapping[str, Any], pre: str | None) -
     merges = [] if name == "kimi-k2" and metadata.get(_MERGES) is None else string_list(metadata, _MERGES)
     if style.byte_level:
         encoder: Encoder = ByteLevelBpe(vocabulary.token_to_id, merges, style)
-        return Encoding(encoder, Spelling.BYTE_ALPHABET, pre=name, add_bos=style.add_bos)
+        separated = name in ("jina-v1-en", "jina-v2-code", "roberta-bpe")
+        return Encoding(encoder, Spelling.BYTE_ALPHABET, pre=name, add_bos=style.add_bos, add_sep=separated)
     return _character_bpe(vocabulary, metadata, merges, name, style)
 
 
@@ -142,7 +145,7 @@ def _wordpiece(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> Encoding:
     encoder = WordPiece(
         vocabulary.token_to_id, vocabulary.ids.get("unk"), lowercase=lowercase, strip_accents=strip_accents
     )
-    return Encoding(encoder, Spelling.ESCAPED_SPACES, add_bos=True, add_sep=True, drop_space=True)
+    return Encoding(encoder, Spelling.ESCAPED_SPACES, add_bos=True, add_sep=True, sep_last=True, drop_space=True)
 
 
 def _unigram(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> Encoding:

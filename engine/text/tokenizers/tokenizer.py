@@ -5,7 +5,7 @@ adds the tokens that the model expects at the ends. Independent of models, devic
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from engine.errors import InvalidRequestError
@@ -18,6 +18,7 @@ from engine.text.tokenizers.splitter import SpecialSplitter
 from engine.text.tokenizers.spm import SPACE
 from engine.text.tokenizers.vocabulary import KINDS, Vocabulary, flag
 
+_NORMAL = int(TokenType.NORMAL)  # comparing members costs more than all else of most tokens
 _APART = frozenset({TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED})
 """Types of tokens that are no plain text: see Tokenizer.decode_step."""
 
@@ -33,7 +34,7 @@ class Tokenizer:
         vocab_size: V, the number of tokens.
         add_bos: `encode(add_special=True)` puts BOS first.
         add_eos: `encode(add_special=True)` puts EOS last.
-        add_sep: `encode(add_special=True)` puts SEP last.
+        add_sep: SEP goes between two texts that are read together; WordPiece's `encode(add_special=True)` puts it last.
         drops_first_space: tokens at the start of a text carry a space that the text does not have; `decode` removes it.
         eog_ids: ids that end a generation: EOS, end of turn, end of message.
         special_ids: token id by role, only those there are: "bos", "eos", "eot", "unk", "pad", "fim_pre" …
@@ -48,11 +49,15 @@ class Tokenizer:
         self.special_ids: Mapping[str, int] = FrozenDict(vocabulary.ids)
         self.eog_ids = vocabulary.eog_ids
         self._encoding = encoding = build_encoding(vocabulary, metadata, pre)
+        self._spelled = _SPELLED[encoding.spelling]
         self.pre = encoding.pre
         self.drops_first_space = encoding.drop_space
         self.add_bos = self._wants("bos", flag(metadata, "tokenizer.ggml.add_bos_token", encoding.add_bos))
         self.add_eos = self._wants("eos", flag(metadata, "tokenizer.ggml.add_eos_token", encoding.add_eos))
         self.add_sep = self._wants("sep", flag(metadata, "tokenizer.ggml.add_sep_token", encoding.add_sep))
+        self._ends = tuple(role for role in ("eos", "sep") if getattr(self, f"add_{role}"))
+        if not encoding.sep_last:
+            self._ends = tuple(role for role in self._ends if role != "sep")
         swallow_right = _swallowing(vocabulary, metadata)
         self._all_specials = _splitter(
             vocabulary, {TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED}, swallow_right
@@ -119,7 +124,7 @@ class Tokenizer:
                 space_due = False
             ids.extend(encoding.encoder.encode(piece.replace(" ", SPACE) if encoding.escape_spaces else piece))
         if add_special:
-            ids.extend(self.special_ids[role] for role in ("eos", "sep") if getattr(self, f"add_{role}"))
+            ids.extend(self.special_ids[role] for role in self._ends)
         return ids
 
     def encode_rendered(self, text: str) -> list[int]:
@@ -228,21 +233,27 @@ class Tokenizer:
 
     def _compute_bytes(self, id: int) -> bytes:
         token, type = self._vocabulary.tokens[id], self._vocabulary.types[id]
-        if type == TokenType.BYTE and (byte := _byte_value(token)) is not None:
-            return bytes([byte])
-        if type in (TokenType.UNUSED, TokenType.UNDEFINED):
-            return b""
-        if type in (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED):
-            return token.encode()
-        match self._encoding.spelling:
-            case Spelling.BYTE_ALPHABET:
-                return byte_level_bytes(token)
-            case Spelling.ESCAPED_SPACES:
-                return token.replace(SPACE, " ").encode()
-            case Spelling.BACKSLASHES:
-                return unescape(token)
-            case Spelling.PLAIN:
+        if type != _NORMAL:
+            if type == TokenType.BYTE and (byte := _byte_value(token)) is not None:
+                return bytes([byte])
+            if type in (TokenType.UNUSED, TokenType.UNDEFINED):
+                return b""
+            if type != TokenType.BYTE:
                 return token.encode()
+        return self._spelled(token)
+
+
+def _unescaped(token: str) -> bytes:
+    return token.replace(SPACE, " ").encode()
+
+
+_SPELLED: Mapping[Spelling, Callable[[str], bytes]] = {
+    Spelling.BYTE_ALPHABET: byte_level_bytes,
+    Spelling.ESCAPED_SPACES: _unescaped,
+    Spelling.BACKSLASHES: unescape,
+    Spelling.PLAIN: str.encode,
+}
+"""The bytes of a token that text is cut into, by the vocabulary's spelling."""
 
 
 def _splitter(vocabulary: Vocabulary, types: set[TokenType], swallow_right: frozenset[int]) -> SpecialSplitter:

@@ -2,14 +2,16 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
-from engine import LLM, SamplingParams
+from engine import LLM, InvalidRequestError, SamplingParams
 from engine.cli.variables import parse_variables
 from engine.text import ChatTemplate
 from engine.text.answers.formats import PLAIN, choose_format
 from engine.text.answers.parser import AnswerParser
+from engine.text.answers.thoughts import ReasoningFormat
 from engine.text.answers.tool_calls import parameter_types, read_calls
 from tests.support.chat_families import FAMILIES
 from tests.support.command_line import run
@@ -190,6 +192,13 @@ def test_calls_without_a_marker_are_read_where_tools_are_given():
     assert apart(template.answer_format(tools=TOOLS), raw) == ("", "", CLOCK)
     assert apart(template.answer_format(tools=TOOLS), '{"name": "Ann"}') == ('{"name": "Ann"}', "", [])
     assert apart(template.answer_format(), raw) == (raw, "", [])
+
+
+def test_a_call_between_markers_without_meaning_is_a_call():
+    markers = replace(choose_format("<|python_start|>"), bare_calls=frozenset({"clock"}))
+    raw = f'<|python_start|>{{"name": "clock", "parameters": {JSON}}}<|python_end|>'
+    for size in (1, 4, 100):
+        assert apart(markers, raw, size=size) == ("", "", CLOCK)
 
 
 def test_values_without_quotes_have_the_types_of_the_schema():
@@ -386,3 +395,73 @@ def test_a_prompt_that_begins_with_bos_has_one(tmp_path, caplog):
         assert llm.prompt_ids("<|bos|>Hi") == [bos, *plain]
         assert "begins with <|bos|>" in caplog.text
         assert llm.prompt_ids([bos, bos]) == [bos, bos]
+
+
+# --------------------------------------------------------------------------------------------- where thoughts go
+
+THOUGHTS = [
+    # format, (text, reasoning) where the model opens its thought, where the prompt has opened it
+    ("auto", ("So.", "Hm."), ("So.", "Hm.")),
+    ("deepseek", ("So.", "Hm."), ("So.", "Hm.")),
+    ("none", ("<think>\nHm.\n</think>\n\nSo.", ""), ("Hm.\n</think>\n\nSo.", "")),
+    ("deepseek-legacy", ("<think>\nHm.\n</think>\n\nSo.", "Hm."), ("<think>Hm.\n</think>\n\nSo.", "Hm.")),
+]
+
+
+@pytest.mark.parametrize(("name", "begun", "opened"), THOUGHTS)
+def test_where_thoughts_go(name, begun, opened):
+    markers = choose_format("<think></think><tool_call>")
+    for raw, prompt, expected in (
+        ("<think>\nHm.\n</think>\n\nSo.", "", begun),
+        ("Hm.\n</think>\n\nSo.", "<think>\n", opened),
+    ):
+        for size in (1, 3, 100):
+            parser = AnswerParser(markers, prompt, thoughts=ReasoningFormat.parse(name))
+            pieces = [parser.push(raw[at : at + size]) for at in range(0, len(raw), size)] + [parser.finish()]
+            assert ("".join(p.content for p in pieces), "".join(p.reasoning for p in pieces)) == expected
+
+
+@pytest.mark.parametrize("name", ["auto", "none"])
+def test_calls_behind_thoughts_are_calls_wherever_the_thoughts_go(name):
+    parser = AnswerParser(choose_format("<think></think><tool_call>"), thoughts=ReasoningFormat.parse(name))
+    piece = parser.push(f"<think>Hm <tool_call> hm</think>\n<tool_call>\n{CALL}\n</tool_call>")
+    assert [call.name for call in piece.tool_calls] == ["clock"]
+    assert piece.content == ("<think>Hm <tool_call> hm</think>" if name == "none" else "")
+
+
+def test_where_thoughts_go_on_the_command_line(tmp_path):
+    script = ["<think>", "\nHm.\n", "</think>", "\n\nSo be", " it."]
+    path = scripted_llama(tmp_path / "m.gguf", script, control=("<think>", "</think>"), template=THINK)
+    options = ["-m", path, "--temp", 0, "--device", "cpu", "--chat", "--reasoning-format"]
+    assert run("generate", "Hi", *options, "none").stdout == "<think>\nHm.\n</think>\n\nSo be it.\n"
+    assert "--- thinking\nHm." in run("generate", "Hi", *options, "deepseek").stdout
+    assert "allowed: auto" in run("generate", "Hi", *options, "no", status=2).stderr
+
+
+def test_channels_go_into_the_text():
+    parser = AnswerParser(
+        choose_format("<|channel|>analysis<|message|>"), HARMONY, thoughts=ReasoningFormat.parse("none")
+    )
+    raw = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>So."
+    pieces = parser.push(raw), parser.finish()
+    assert "".join(piece.content for piece in pieces).replace("\n", "") == "<|channel|>analysis<|message|>Hm.<|end|>So."
+
+
+def test_an_effort_is_a_number_of_tokens_where_the_template_does_not_read_it(tmp_path):
+    answer = ["<think>", *(f"hm{number} " for number in range(300)), "</think>", "So."]
+    path = scripted_llama(tmp_path / "m.gguf", answer, control=("<think>", "</think>"), template=THINK)
+    with LLM(path, device="cpu", threads=1, max_sequences=1) as llm:
+        talk, params = [{"role": "user", "content": "Hi"}], SamplingParams(temperature=0, max_tokens=320)
+        assert llm.chat(talk, params).reasoning.count("hm") == 300
+        assert llm.chat(talk, params, reasoning_effort="low").reasoning.count("hm") == 300
+        short = llm.chat(talk, params, reasoning_effort="minimal")
+        assert short.reasoning.count("hm") == 256
+        assert llm.chat(talk, params, reasoning_effort="none").reasoning == ""
+        assert llm.chat(talk, params, reasoning_effort="minimal", max_reasoning_tokens=7).reasoning.count("hm") == 7
+        whole = llm.chat(talk, params, reasoning_format="none", max_reasoning_tokens=2)
+        assert whole.text.startswith("<think>hm0 hm1 ")
+        with pytest.raises(InvalidRequestError, match="allowed: auto, deepseek, none, deepseek-legacy"):
+            llm.chat(talk, params, reasoning_format="some")
+    reads = THINK + "{# reasoning_effort #}{% if reasoning_effort %}{% endif %}"
+    assert ChatTemplate(reads).reads("reasoning_effort")
+    assert not ChatTemplate(THINK + "{# reasoning_effort #}").reads("reasoning_effort")

@@ -14,6 +14,7 @@ from engine.errors import TokenizerError
 from engine.text import IncrementalDecoder, Tokenizer
 from engine.text.tokenizers.longest_match import unescape
 from engine.text.tokenizers.unigram import CharacterMap
+from tests.support.gguf_builder import bpe_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -59,6 +60,17 @@ def test_wordpiece_takes_the_longest_piece_of_each_word():
     assert tokenizer.decode(tokenizer.encode("unaffable able!")) == "unaffable able !"
     # An endless word takes linear time.
     assert len(tokenizer.encode("ab" * 100_000, add_special=False)) == 200_000
+
+
+def test_a_separator_ends_a_text_of_wordpiece_alone():
+    """ModernBERT's files ask for BOS, EOS and SEP, of which EOS and SEP are one token; RoBERTa's name no SEP flag."""
+    flags = {"add_bos_token": True, "add_eos_token": True, "add_sep_token": True, "seperator_token_id": 271}
+    plain = bpe_tokenizer() | {f"tokenizer.ggml.{key}": value for key, value in flags.items()}
+    modern = Tokenizer.from_metadata(plain)
+    assert (modern.encode("a"), modern.add_sep) == ([270, 97, 271], True)
+    roberta = dict(plain) | {"tokenizer.ggml.pre": "roberta-bpe"}
+    del roberta["tokenizer.ggml.add_sep_token"]
+    assert Tokenizer.from_metadata(roberta).add_sep
 
 
 def test_wordpiece_keeps_case_and_accents_where_the_file_says_so():

@@ -1,0 +1,58 @@
+"""Clients of a server with replicas: conversations, and load while something else happens."""
+
+import random
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+STORY = "Once upon a time there was a king who had "
+
+
+def complete(server, prompt, **fields):
+    """Status, headers and body of the answer to a prompt."""
+    return server.post("/v1/completions", prompt=prompt, **fields)
+
+
+def conversations(server, n, turns):
+    """Turns of several conversations side by side; how often the cache held the turn before."""
+    dice, counts = random.Random(3), Counter()
+    texts = [f"{number}. " + " ".join(dice.choices(STORY.split(), k=120)) for number in range(n)]
+
+    def turn(number):
+        status, _, answer = complete(server, texts[number], max_tokens=8, temperature=0, timings_per_token=False)
+        assert status == 200, answer
+        usage = answer["usage"]
+        texts[number] += answer["choices"][0]["text"] + " " + " ".join(STORY.split() * 8)
+        return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
+
+    before = [0] * n
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(turns):
+            order = dice.sample(range(n), n)
+            for number, (size, cached) in zip(order, pool.map(turn, order), strict=True):
+                if before[number]:
+                    counts["hit" if cached >= before[number] - 64 else "miss"] += 1
+                before[number] = size
+    return counts["hit"] / counts.total()
+
+
+@contextmanager
+def under_load(server, clients, ask):
+    """Clients that ask one after the other until the block ends; yields what came of it, counted."""
+    outcomes, stop = Counter(), threading.Event()
+
+    def load(number):
+        n = 0
+        while not stop.is_set():
+            n += 1
+            outcomes[ask(server, number, f"{number} {n} {STORY}")] += 1
+
+    with ThreadPoolExecutor(clients) as pool:
+        loads = [pool.submit(load, number) for number in range(clients)]
+        try:
+            yield outcomes
+        finally:
+            stop.set()
+        for one in loads:
+            one.result()
