@@ -19,7 +19,7 @@ from engine.request import StreamChunk
 SHORTEST_PAUSE = 0.005
 LONGEST_PAUSE = 0.05
 """Seconds between two deliveries to a loop."""
-LOOP_SHARE = 0.1
+LOOP_SHARE = 0.06
 """The part of the time that a loop may spend on delivered chunks before deliveries become rarer. The thread of the
 model waits for the interpreter lock while the loop's thread runs."""
 

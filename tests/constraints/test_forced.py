@@ -9,7 +9,7 @@ from engine import SamplingParams as Params
 from engine.constraints import ConstraintCompiler
 from engine.gguf.quants import GGMLType
 from engine.text.answers.call_forms import FORMS, GENERIC
-from tests.constraints.test_calls import WORLDS, allowed, beginning, ready, rules_of
+from tests.support.call_worlds import WORLDS, allowed, beginning, ready, rules_of
 from tests.support.recurrent_models import tiny_mamba
 
 RECORD = {

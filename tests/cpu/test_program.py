@@ -16,7 +16,7 @@ from engine.errors import ContextFullError, InvalidRequestError
 from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.batch import Batch, Outputs
-from engine.model.config import Activation, NormKind
+from engine.model.config import Activation, FfnConfig, NormKind
 from engine.model.loader import load_model
 from engine.model.weights import Norm
 from tests.support.gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
@@ -233,7 +233,7 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("activation", list(Activation))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation):
     x = np.concatenate([np.linspace(-120, 120, 4000), np.linspace(-4, 4, 4000), [0.0, 1e-30, -1e-30, np.inf, np.nan]])
     x = np.resize(x.astype(np.float32), 8016)
@@ -241,7 +241,7 @@ def test_activations(activation):
     out = np.empty_like(x)
     with np.errstate(over="ignore", invalid="ignore"):
         want = ACTIVATIONS[activation](x.astype(np.float64), y.astype(np.float64))
-        plain = reference.gated(x.copy(), y.copy(), activation)
+        plain = reference.gated(x.copy(), y.copy(), FfnConfig(width=16, activation=activation))
     operands = np.array([x.ctypes.data, y.ctypes.data, out.ctypes.data, 0])
     build.kernel("gate", activation.name)(operands.ctypes.data, 0, x.size // 16, 0)
     # Neighbouring float16s differ by 2^-11 of their size; a result near the middle of two may go either way. Below its
@@ -286,7 +286,7 @@ from engine.cpu.backend import CpuBackend
 from engine.cpu.matmul import warm_up
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
-from engine.model.config import Activation, NormKind
+from engine.model.config import Activation, FfnConfig, NormKind
 from engine.model.loader import load_model
 from engine.model.weights import Norm
 

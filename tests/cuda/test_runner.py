@@ -401,7 +401,7 @@ def test_closing_gives_the_memory_back(prompts):
             taken, others, process = own_bytes(runner)
         assert taken > (16 << 20)
         assert others == before[1]
-        assert not before[2] or process >= before[2] + taken
+        assert not before[2] or process >= before[2] + taken - (4 << 20)  # the driver may have freed some of its own
         gc.collect()
         after = own_bytes(runner)
         assert after[:2] == before[:2]
