@@ -53,7 +53,7 @@ class Front:
     def __init__(self, settings: ServeSettings, replicas: Any) -> None:
         self.state = FrontState(settings)
         self._replicas = replicas
-        self._gate = Gate(self._answer, self.state)
+        self._gate = Gate(self._answer, self.state, tells_id=False)  # Ray does
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

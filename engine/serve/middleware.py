@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import time
+import uuid
 from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,8 @@ from engine.serve.errors import ApiError, error_response
 from engine.serve.settings import ServeSettings
 
 log = logging.getLogger("engine.serve")
+
+_REQUEST_ID, _LONGEST_ID = b"x-request-id", 128
 
 OPEN_PATHS = frozenset({"/", "/health", "/v1/health", "/favicon.ico"})
 """Paths that need no key: they tell nothing that a key would protect."""
@@ -38,10 +41,12 @@ class Gate:
     Args:
         app: the application.
         serving: the server.
+        tells_id: answers have the header X-Request-Id, the client's own or a new one; else another layer adds it.
     """
 
-    def __init__(self, app: ASGIApp, serving: Admitting) -> None:
+    def __init__(self, app: ASGIApp, serving: Admitting, *, tells_id: bool = True) -> None:
         self._app = app
+        self._tells_id = tells_id
         self._serving = serving
         self._keys = [_digest(key.encode()) for key in serving.settings.api_keys]
 
@@ -51,11 +56,14 @@ class Gate:
             await self._app(scope, receive, send)
             return
         begun, status, sent = time.perf_counter(), 0, 0
+        request_id = _request_id(scope)
 
         async def watched(message: Message) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if self._tells_id:
+                    message = {**message, "headers": [*message.get("headers", ()), (_REQUEST_ID, request_id)]}
             else:
                 sent += len(message.get("body", b""))
             await send(message)
@@ -70,7 +78,7 @@ class Gate:
                 await error_response(error, scope["path"])(scope, receive, watched)
         finally:
             if self._serving.settings.log_requests:
-                self._log(scope, status, sent, time.perf_counter() - begun)
+                self._log(scope, request_id, status, sent, time.perf_counter() - begun)
 
     def _admit(self, scope: Scope) -> None:
         """Refuse what must not reach an endpoint."""
@@ -126,10 +134,11 @@ class Gate:
 
         return limited
 
-    def _log(self, scope: Scope, status: int, sent: int, seconds: float) -> None:
+    def _log(self, scope: Scope, request_id: bytes, status: int, sent: int, seconds: float) -> None:
         client = scope.get("client")
         entry: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "request_id": request_id.decode("ascii"),
             "client": client[0] if client else None,
             "method": scope["method"],
             "path": scope["path"],
@@ -138,6 +147,14 @@ class Gate:
             "seconds": round(seconds, 4),
         }
         print(json.dumps(entry), file=sys.stderr, flush=True)
+
+
+def _request_id(scope: Scope) -> bytes:
+    """The id that a client or a proxy gave a request, where it is fit for headers and logs; else a new one."""
+    given = next((value for name, value in scope["headers"] if name == _REQUEST_ID), b"")
+    if 0 < len(given) <= _LONGEST_ID and given.isascii() and given.decode("ascii").isprintable():
+        return bytes(given)
+    return uuid.uuid4().hex.encode()
 
 
 def _digest(key: bytes) -> bytes:

@@ -53,6 +53,21 @@ def test_other_origins(origins):
         assert server.get("/health", headers=other)[1]["access-control-allow-origin"] is None
 
 
+def test_every_answer_and_line_of_the_log_has_an_id(capsys):
+    with running(log_requests=True, api_keys=("key",)) as server:
+        given = [
+            server.get("/health", headers={"X-Request-Id": "mine-1"})[1]["x-request-id"],
+            server.get("/v1/models", headers={"X-Request-Id": "mine-2"})[1]["x-request-id"],  # refused
+            server.get("/health", headers={"X-Request-Id": "x" * 129})[1]["x-request-id"],
+            server.get("/health")[1]["x-request-id"],
+        ]
+    assert given[:2] == ["mine-1", "mine-2"]
+    assert len(set(given)) == 4
+    assert max(map(len, given)) <= 128
+    logged = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["request_id"] for line in logged] == given
+
+
 def test_body_limit():
     with running(max_body=1000) as server:
         assert server.post("/v1/completions", {"prompt": "a" * 2000})[0] == 413
