@@ -258,6 +258,7 @@ def forced_truth(prompt, n, n_states):
 )
 def test_forced_tokens_beside_free_sequences(opened, alone, n_states, monkeypatch, settings):
     """Pieces of forced tokens while neighbours run ahead; texts and states are those of the tokens alone."""
+    monkeypatch.setattr("engine.cuda.runner.SHORTEST_PIECE", Forcing.LENGTH)
     with opened(**settings) as llm:
         monkeypatch.setattr(Forcing, "n_words", -(-llm.gpu.machine.logits.shape[1] // 32))
         make = type(llm._requests)._mask
