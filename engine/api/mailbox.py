@@ -16,7 +16,7 @@ from typing import Protocol
 
 from engine.request import StreamChunk
 
-SHORTEST_PAUSE = 0.005
+SHORTEST_PAUSE = 0.01
 LONGEST_PAUSE = 0.05
 """Seconds between two deliveries to a loop."""
 LOOP_SHARE = 0.06
