@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine.api.chats import Message
 from engine.api.driver import Driver
-from engine.api.embeddings import EmbeddingRequest, RankedDocument, ranked
+from engine.api.embeddings import EmbeddingRequest, RankedDocument
 from engine.api.fold import Fold, merged
 from engine.api.llm import LLM
 from engine.api.mailbox import News, PromptProgress
 from engine.api.prompts import Prompt
 from engine.errors import DeviceError, InvalidRequestError
-from engine.model.pooling import Pooling
 from engine.request import GenerationResult, Request, StreamChunk
 from engine.sampling.params import SamplingParams
 from engine.text import AnswerReader, ChatPrompt
@@ -37,7 +36,9 @@ _SHORT = 2048
 
 def is_short(prompt: Given) -> bool:
     """Whether checking a prompt, of a text its tokens too, takes less time than the way to a thread and back."""
-    return len(prompt.token_ids if isinstance(prompt, ChatPrompt) else prompt) <= _SHORT
+    if isinstance(prompt, ChatPrompt):
+        return len(prompt.token_ids) <= _SHORT
+    return isinstance(prompt, (str, list, tuple)) and len(prompt) <= _SHORT  # what else it may be is checked elsewhere
 
 
 class Inbox:
@@ -310,24 +311,23 @@ class AsyncLLM:
 
     async def embed(self, texts: Any, **settings: Any) -> Any:
         """LLM.embed() for asyncio; cancelling the task ends it after the batch that runs."""
-        request = await asyncio.to_thread(lambda: self.llm.embedding_request(texts, **settings))
-        found = await self.run_embedding(request)
-        return found if request.pooling is Pooling.NONE else self.llm.stacked(request, found)
+        embeddings = self.llm.embeddings
+        request = await asyncio.to_thread(lambda: embeddings.request(texts, **settings))
+        return embeddings.together(request, await self.run_embedding(request))
 
     async def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> list[RankedDocument]:
         """LLM.rerank() for asyncio."""
-        documents = list(documents)
-        request = await asyncio.to_thread(self.llm.ranking_request, query, documents)
-        return ranked(documents, await self.run_embedding(request), top_n)
+        request = await asyncio.to_thread(self.llm.embeddings.ranking, query, documents, top_n)
+        return request.ranked(await self.run_embedding(request))
 
     async def run_embedding(self, request: EmbeddingRequest) -> list[np.ndarray]:
-        """The result of each text of a request that LLM.embedding_request() or ranking_request() has checked.
+        """The result of each text of a request that LLM.embeddings has checked.
 
         Batches run in threads of the pool between two steps of the driver; requests of several tasks share them.
         """
         given_up = threading.Event()
         try:
-            return await asyncio.to_thread(self.llm.run_embedding, request, given_up.is_set)
+            return await asyncio.to_thread(self.llm.embeddings.run, request, given_up.is_set)
         finally:
             given_up.set()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,27 @@ class EmbeddingRequest:
     def n_tokens(self) -> int:
         """Tokens of all texts together."""
         return sum(map(len, self.texts))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RankingRequest(EmbeddingRequest):
+    """Checked pairs of a query and each document.
+
+    Attributes:
+        documents: their texts.
+        top_n: how many of them are wanted; None = all.
+    """
+
+    documents: tuple[str, ...]
+    top_n: int | None
+
+    def ranked(self, scores: Sequence[Vector]) -> list[RankedDocument]:
+        """The best documents by the first number of each result, the earlier one first among equals."""
+        found = [RankedDocument(i, float(score[0]), self.documents[i]) for i, score in enumerate(scores)]
+        return sorted(found, key=lambda one: -one.score)[: self.top_n]
+
+
+Asked = TypeVar("Asked", bound=EmbeddingRequest)
 
 
 @dataclass(frozen=True)
@@ -96,11 +117,6 @@ class Embeddings:
         """Numbers of an embedding."""
         return self._pooler.width
 
-    @property
-    def default_pooling(self) -> Pooling:
-        """What is done where the caller does not say."""
-        return self._pooler.default
-
     def request(
         self,
         texts: Any,
@@ -126,13 +142,15 @@ class Embeddings:
         ids = [self._fitting(self._ids(prompt, instruction), truncate=truncate) for prompt in prompts]
         return EmbeddingRequest(tuple(ids), wanted, normalize and wanted is not Pooling.RANK, dimensions)
 
-    def ranking(self, query: str, documents: Sequence[str]) -> EmbeddingRequest:
-        """The pairs of a query and each document, as the model reads them.
+    def ranking(self, query: str, documents: Sequence[str], top_n: int | None = None) -> RankingRequest:
+        """Check what LLM.rerank() was given, and make the pairs of the query and each document that the model reads.
 
         Raises:
-            InvalidRequestError: something that is no text, or the model cannot rank.
+            InvalidRequestError: a setting out of range, something that is no text, or the model cannot rank.
             ContextFullError: a pair is longer than the context.
         """
+        if top_n is not None and not (isinstance(top_n, int) and top_n >= 1):
+            raise InvalidRequestError(f"top_n is {top_n!r}; allowed is a positive integer")
         if not self._pooler.ranks:
             raise InvalidRequestError(
                 "this model has no classification head, so it cannot rank: take the file of a reranker, or compare "
@@ -140,11 +158,13 @@ class Embeddings:
             )
         if not isinstance(query, str) or isinstance(documents, str) or not is_prompt_like(documents):
             raise InvalidRequestError("rerank takes a query, which is a text, and a list of documents, which are texts")
+        documents = tuple(documents)
         wrong = next((document for document in documents if not isinstance(document, str)), None)
         if wrong is not None:
             raise InvalidRequestError(f"a document is a text; found {type(wrong).__name__}")
         pairs = [self._requests.checked(self._pair(query, document)) for document in documents]
-        return EmbeddingRequest(tuple(self._fitting(ids, truncate=False) for ids in pairs), Pooling.RANK)
+        texts = tuple(self._fitting(ids, truncate=False) for ids in pairs)
+        return RankingRequest(texts, Pooling.RANK, documents=documents, top_n=top_n)
 
     def run(self, request: EmbeddingRequest, stopped: Callable[[], bool] = lambda: False) -> list[Vector]:
         """The result of each text, in order: (width,), with Pooling.NONE (T, width), with RANK scores (labels,).
@@ -156,8 +176,10 @@ class Embeddings:
         found = self._queue.run(request.texts, request.pooling, stopped)
         return [_finished(vector, request) for vector in found]
 
-    def stacked(self, request: EmbeddingRequest, found: list[Vector]) -> Vector:
-        """Results of equal length as one array (n, width)."""
+    def together(self, request: EmbeddingRequest, found: list[Vector]) -> Vector | list[Vector]:
+        """Results as LLM.embed() returns them: one array (n, width), with Pooling.NONE the list."""
+        if request.pooling is Pooling.NONE:
+            return found
         width = len(found[0]) if found else request.dimensions or self.width
         return np.stack(found) if found else np.empty((0, width), dtype=np.float32)
 
@@ -214,12 +236,6 @@ class Embeddings:
         separators = [special["sep"]] if tokenizer.add_sep else []
         first, second = (tokenizer.encode(text, add_special=False, parse_special=False) for text in (query, document))
         return [*([special["bos"]] if tokenizer.add_bos else []), *first, *ends, *separators, *second, *ends]
-
-
-def ranked(documents: Sequence[str], scores: Sequence[Vector], top_n: int | None = None) -> list[RankedDocument]:
-    """The documents by their first score, the best one first, the earlier one among equals; at most top_n of them."""
-    found = [RankedDocument(i, float(score[0]), documents[i]) for i, score in enumerate(scores)]
-    return sorted(found, key=lambda one: -one.score)[:top_n]
 
 
 def _finished(vector: Vector, request: EmbeddingRequest) -> Vector:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from engine.api.chats import Chats, Message
 from engine.api.embedding_queue import EmbeddingQueue
-from engine.api.embeddings import EmbeddingRequest, Embeddings, RankedDocument, ranked
+from engine.api.embeddings import Embeddings, RankedDocument
 from engine.api.names import resolve_model
 from engine.api.prompts import Prompt, as_prompts
 from engine.api.requests import Requests
@@ -27,7 +27,7 @@ from engine.api.stream import Stream
 from engine.api.tokenizers import open_tokenizer
 from engine.api.whole import one_sample, params_of_each, results_of
 from engine.config import PAGE, EngineConfig, EngineSettings
-from engine.errors import ContextFullError, DeviceError, InvalidRequestError
+from engine.errors import ContextFullError, DeviceError
 from engine.gguf import open_gguf
 from engine.model.loader import load_model
 from engine.model.memory import MemoryPlan
@@ -72,6 +72,9 @@ class LLM:
         ModelFileError: the file is damaged, or something in it is not supported.
         DeviceError: the device asked for cannot be used.
         InvalidRequestError: a setting out of range.
+
+    Attributes:
+        embeddings: the two halves of embed() and rerank(), checking and running, for callers that need them apart.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class LLM:
         self._chats = Chats(self.config, metadata, self._requests)
         pooler = Pooler(self.model)
         queue = EmbeddingQueue(self._loop, pooler)
-        self._embeddings = Embeddings(self._requests, queue, pooler, self._runner.context_length, metadata)
+        self.embeddings = Embeddings(self._requests, queue, pooler, self._runner.context_length, metadata)
         self.load_seconds = time.perf_counter() - begin
 
     def __enter__(self) -> LLM:
@@ -404,7 +407,7 @@ class LLM:
             InvalidRequestError: a setting out of range, or something that is no text.
             ContextFullError: a text is longer than the context.
         """
-        request = self.embedding_request(
+        request = self.embeddings.request(
             texts,
             pooling=pooling,
             normalize=normalize,
@@ -412,8 +415,7 @@ class LLM:
             instruction=instruction,
             truncate=truncate,
         )
-        found = self.run_embedding(request)
-        return found if request.pooling is Pooling.NONE else self._embeddings.stacked(request, found)
+        return self.embeddings.together(request, self.embeddings.run(request))
 
     def rerank(self, query: str, documents: Sequence[str], *, top_n: int | None = None) -> list[RankedDocument]:
         """Documents in the order of how well they answer a query, by the classification head of a reranker.
@@ -424,35 +426,11 @@ class LLM:
             top_n: how many to return; None = all.
 
         Raises:
-            InvalidRequestError: the model has no such head, or something is no text.
+            InvalidRequestError: the model has no such head, something is no text, or top_n is below 1.
             ContextFullError: query and document together are longer than the context.
         """
-        if top_n is not None and top_n < 1:
-            raise InvalidRequestError(f"top_n is {top_n}; allowed is a positive integer")
-        documents = list(documents) if not isinstance(documents, str) else documents
-        scores = self.run_embedding(self.ranking_request(query, documents))
-        return ranked(documents, scores, top_n)
-
-    @property
-    def embedding_width(self) -> int:
-        """Numbers of an embedding."""
-        return self._embeddings.width
-
-    def embedding_request(self, texts: Any, **settings: Any) -> EmbeddingRequest:
-        """The checked texts of embed(), not run yet; see there for the settings and errors."""
-        return self._embeddings.request(texts, **settings)
-
-    def ranking_request(self, query: str, documents: Sequence[str]) -> EmbeddingRequest:
-        """The checked pairs of rerank(), not run yet; the first number of each result is the document's score."""
-        return self._embeddings.ranking(query, documents)
-
-    def stacked(self, request: EmbeddingRequest, found: list[np.ndarray]) -> np.ndarray:
-        """Results of a request, other than vectors of tokens, as one array (n, width)."""
-        return self._embeddings.stacked(request, found)
-
-    def run_embedding(self, request: EmbeddingRequest, stopped: Callable[[], bool] = lambda: False) -> list[np.ndarray]:
-        """The result of each text of a request; see Embeddings.run."""
-        return self._embeddings.run(request, stopped)
+        request = self.embeddings.ranking(query, documents, top_n)
+        return request.ranked(self.embeddings.run(request))
 
     def perplexity(self, text: str, context: int = 512) -> float:
         """How well the model predicts a text: exp of its mean loss per token, in chunks of `context` tokens.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -77,7 +76,7 @@ def embed(
 ) -> None:
     """Write an embedding of every text, one line each; with --query, the texts from the best answer to the worst."""
     given = _read(texts or [], files or [])
-    settings = {
+    settings: dict[str, Any] = {
         "pooling": pooling,
         "normalize": normalize,
         "dimensions": dimensions,
@@ -105,13 +104,13 @@ def _read(texts: list[str], files: list[Path]) -> list[str]:
     return found
 
 
-def _embed(llm: LLM, texts: list[str], settings: Mapping[str, object], *, json: bool) -> int:
+def _embed(llm: LLM, texts: list[str], settings: dict[str, Any], *, json: bool) -> int:
     """Write the vectors; returns how many tokens the texts had."""
     n_tokens = 0
     for start in range(0, len(texts), AT_ONCE):
-        request = llm.embedding_request(texts[start : start + AT_ONCE], **settings)
+        request = llm.embeddings.request(texts[start : start + AT_ONCE], **settings)
         n_tokens += request.n_tokens
-        for place, vector in enumerate(llm.run_embedding(request)):
+        for place, vector in enumerate(llm.embeddings.run(request)):
             if json:
                 write_json({"index": start + place, "tokens": len(request.texts[place]), "embedding": vector.tolist()})
             else:
@@ -121,10 +120,8 @@ def _embed(llm: LLM, texts: list[str], settings: Mapping[str, object], *, json: 
 
 def _rank(llm: LLM, query: str, texts: list[str], *, json: bool) -> int:
     """Write the ranking; returns how many tokens the pairs had."""
-    from engine.api.embeddings import ranked
-
-    request = llm.ranking_request(query, texts)
-    for one in ranked(texts, llm.run_embedding(request)):
+    request = llm.embeddings.ranking(query, texts)
+    for one in request.ranked(llm.embeddings.run(request)):
         if json:
             write_json({"index": one.index, "score": one.score, "document": one.document})
         else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from engine.api.async_llm import AsyncLLM, AsyncStream, Given, is_short
-from engine.api.embeddings import EmbeddingRequest
+from engine.api.embeddings import Asked
 from engine.api.llm import LLM
 from engine.api.mailbox import PromptProgress
 from engine.errors import ConstraintError, ContextFullError
@@ -116,7 +116,7 @@ class Run:
             if self._expired:
                 raise self._too_late()
 
-    async def embed(self, make: Callable[[LLM], EmbeddingRequest]) -> tuple[EmbeddingRequest, list[np.ndarray]]:
+    async def embed(self, make: Callable[[LLM], Asked]) -> tuple[Asked, list[np.ndarray]]:
         """Run a request for embeddings or scores, which takes one place of the queue.
 
         Args:

@@ -92,6 +92,9 @@ def test_what_is_refused_is_refused_at_once(run):
     async def work(shared):
         with pytest.raises(InvalidRequestError):
             await shared.generate([10**9])
+        for no_prompt in (None, 7, b"bytes"):
+            with pytest.raises(InvalidRequestError, match="a prompt is"):
+                await shared.generate(no_prompt)
         with pytest.raises(InvalidRequestError, match="streams"):
             await shared.stream("a", SamplingParams(n=2))
         with pytest.raises(InvalidRequestError, match="chat template"):

@@ -33,7 +33,7 @@ def reranker(tmp_path_factory):
 
 def test_one_row_for_each_text(bert):
     several = bert.embed(["a b", [CLS, A, SEP], "b"])
-    assert (several.shape, several.dtype, bert.embedding_width) == ((3, WIDTH), np.float32, WIDTH)
+    assert (several.shape, several.dtype, bert.embeddings.width) == ((3, WIDTH), np.float32, WIDTH)
     np.testing.assert_allclose(np.linalg.norm(several, axis=1), 1, atol=1e-6)
     np.testing.assert_array_equal(bert.embed("a"), several[1:2])
     np.testing.assert_array_equal(bert.embed([CLS, A, SEP]), several[1:2])
@@ -196,6 +196,9 @@ def test_asynchronous_calls(bert, reranker):
     async def main():
         embedding, ranking = AsyncLLM(bert), AsyncLLM(reranker)
         vectors, ranked = await asyncio.gather(embedding.embed(["a", "b"]), ranking.rerank("a", ["b", "c"], top_n=1))
+        for documents, settings in (("bc", {}), (["b"], {"top_n": 0}), (["b"], {"top_n": 1.5})):
+            with pytest.raises(InvalidRequestError):
+                await ranking.rerank("a", documents, **settings)
         for one in (embedding, ranking):
             await asyncio.to_thread(one._driver.close)
         return vectors, ranked

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from engine.api.embeddings import EmbeddingRequest, ranked
+from engine.api.embeddings import Asked, EmbeddingRequest
 from engine.api.llm import LLM
 from engine.errors import InvalidRequestError
 from engine.serve.answers import whole
@@ -23,7 +23,7 @@ from engine.serve.wording import new_id
 MOST_INPUTS = 4096
 """Texts of one request."""
 
-FIELDS = ("input", "dimensions", "pooling", "instruction", "query", "documents")
+FIELDS = ("input", "dimensions", "pooling", "instruction", "query", "documents", "top_n")
 
 
 class EmbeddingBody(Body):
@@ -73,7 +73,9 @@ def router(serving: Serving) -> APIRouter:
             message = f"encoding_format is {body.encoding_format!r}; allowed are 'float' and 'base64'"
             raise ApiError(400, message, param="encoding_format", code="invalid_value")
         texts = _inputs(body.input if body.input is not None else body.content, "input")
-        settings = {name: getattr(body, name) for name in ("dimensions", "pooling", "instruction", "truncate")}
+        settings: dict[str, Any] = {
+            name: getattr(body, name) for name in ("dimensions", "pooling", "instruction", "truncate")
+        }
         if body.embd_normalize is not None:  # llama.cpp: 2 is the Euclidean length, -1 none
             if body.embd_normalize not in (-1, 2):
                 message = (
@@ -82,7 +84,7 @@ def router(serving: Serving) -> APIRouter:
                 raise ApiError(400, message, param="embd_normalize", code="invalid_value")
             settings["normalize"] = body.embd_normalize == 2
         run = Run(serving, body.model)
-        asked, found = await _embed(request, run, lambda llm: llm.embedding_request(texts, **settings))
+        asked, found = await _embed(request, run, lambda llm: llm.embeddings.request(texts, **settings))
         if not openai:
             return json_response([_plain(i, vector) for i, vector in enumerate(found)])
         write = _base64 if body.encoding_format == "base64" else _numbers
@@ -98,12 +100,11 @@ def router(serving: Serving) -> APIRouter:
             raise ApiError(400, f"the field {missing} is missing or empty", param=missing, code="invalid_value")
         if len(documents) > MOST_INPUTS:
             raise _too_many(len(documents), "documents")
-        if body.top_n is not None and body.top_n < 1:
-            message = f"top_n is {body.top_n}; allowed is a positive integer"
-            raise ApiError(400, message, param="top_n", code="invalid_value")
         run = Run(serving, body.model)
-        asked, scores = await _embed(request, run, lambda llm: llm.ranking_request(body.query, documents))
-        best = ranked(documents, scores, body.top_n)
+        asked, scores = await _embed(
+            request, run, lambda llm: llm.embeddings.ranking(body.query, documents, body.top_n)
+        )
+        best = asked.ranked(scores)
         if body.documents is None:
             text = [{"text": one.document} if body.return_text else {} for one in best]
             return json_response(
@@ -132,8 +133,11 @@ def router(serving: Serving) -> APIRouter:
         body, begin = await read_body(request, OllamaBody), time.perf_counter()
         texts = _inputs(body.input, "input") if body.input not in (None, "") else []
         run = Run(serving, body.model)
-        settings = {"dimensions": body.dimensions, "truncate": body.truncate}
-        asked, found = await _embed(request, run, lambda llm: llm.embedding_request(texts, **settings))
+        asked, found = await _embed(
+            request,
+            run,
+            lambda llm: llm.embeddings.request(texts, dimensions=body.dimensions, truncate=body.truncate),
+        )
         return json_response(
             {
                 "model": _name(run, body.model),
@@ -151,23 +155,21 @@ def router(serving: Serving) -> APIRouter:
             return json_response({"embedding": []})
         run, texts = Run(serving, body.model), [body.prompt]
         _, found = await _embed(
-            request, run, lambda llm: llm.embedding_request(texts, truncate=body.truncate, normalize=False)
+            request, run, lambda llm: llm.embeddings.request(texts, truncate=body.truncate, normalize=False)
         )
         return json_response({"embedding": _numbers(found[0])})
 
     return routes
 
 
-async def _embed(
-    request: Request, run: Run, make: Callable[[LLM], EmbeddingRequest]
-) -> tuple[EmbeddingRequest, list[np.ndarray]]:
+async def _embed(request: Request, run: Run, make: Callable[[LLM], Asked]) -> tuple[Asked, list[np.ndarray]]:
     """What make() asks of the model, and the results; a client that leaves ends it.
 
     Raises:
         ApiError: 400, with the field that is wrong; or a result holds numbers that are not finite.
     """
 
-    async def work() -> tuple[EmbeddingRequest, list[np.ndarray]]:
+    async def work() -> tuple[Asked, list[np.ndarray]]:
         await run.open()
         return await run.embed(make)
 
