@@ -186,7 +186,7 @@ class Cluster:
         """Choose the replica of a turn and queue it there."""
         number = next(self._numbers)
         hashes = tuple(f"{turn.conversation} {end}".encode() for end in turn.ends)
-        conversation = Conversation("", hashes, tuple(CHARACTERS_PER_TOKEN * end for end in turn.ends))
+        conversation = Conversation(hashes, tuple(CHARACTERS_PER_TOKEN * end for end in turn.ends))
         n = len(self.replicas)
         if self.router == "prefix":
             turn.replica = self._map.ranked(conversation, range(n))[0]

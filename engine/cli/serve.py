@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 SERVER = "Server"
 LIMITS = "Limits"
 MODELS = "Models"
-
-_PART = re.compile(r"-(\d{5})-of-\d{5}$")
 
 
 @with_groups
@@ -293,7 +290,7 @@ def model_specs(
     Raises:
         InvalidRequestError: too many aliases, a name that two models have, or a folder without models.
     """
-    from engine.serve.model_store import ModelSpec
+    from engine.serve.model_store import ModelSpec, name_of
 
     sources: list[str | None] = [*models]
     if folder is not None:
@@ -304,7 +301,7 @@ def model_specs(
         raise InvalidRequestError(f"{len(aliases)} times --alias, but {len(sources)} models; give one for each model")
     specs = []
     for index, source in enumerate(sources):
-        names = [name.strip() for name in aliases[index].split(",")] if index < len(aliases) else [_name(source)]
+        names = [name.strip() for name in aliases[index].split(",")] if index < len(aliases) else [name_of(source)]
         if not all(names):
             raise InvalidRequestError(f"--alias is {aliases[index]!r}; names must not be empty")
         specs.append(ModelSpec(names[0], source, tuple(names[1:]), settings))
@@ -317,27 +314,18 @@ def model_specs(
 
 def _files(folder: Path) -> list[str]:
     """The GGUF files of a folder, of split ones the first part."""
+    from engine.serve.model_store import PART
+
     if not folder.is_dir():
         raise InvalidRequestError(f"--models-dir {folder} is not a folder")
     found = []
     for path in sorted(folder.rglob("*.gguf")):
-        part = _PART.search(path.stem)
+        part = PART.search(path.stem)
         if (part is None or int(part[1]) == 1) and not path.name.startswith("mmproj"):
             found.append(str(path))
     if not found:
         raise InvalidRequestError(f"--models-dir {folder} holds no GGUF file")
     return found
-
-
-def _name(source: str | None) -> str:
-    """What clients call a model unless --alias says otherwise: the file's name without its end."""
-    if source is None:
-        from engine.api.llm import BUNDLED_MODEL
-
-        return BUNDLED_MODEL.stem
-    if not source.endswith(".gguf"):
-        return source.removeprefix("hf:")
-    return _PART.sub("", Path(source).stem)
 
 
 def _keys(path: Path | None) -> list[str]:

@@ -12,7 +12,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from engine.cluster.front import Front
 from engine.cluster.replica import Replica
 from engine.errors import InvalidRequestError
-from engine.serve.model_store import ModelSpec
+from engine.serve.model_store import ModelSpec, name_of
 from engine.serve.settings import ServeSettings
 
 T = TypeVar("T")
@@ -121,10 +121,9 @@ def build(arguments: dict[str, Any]) -> Any:
     unknown = set(arguments) - {"models", "server", "replicas"}
     if unknown:
         raise InvalidRequestError(f"unknown arguments {sorted(unknown)}; allowed: models, replicas, server")
-    models = arguments.get("models") or [{"name": "bundled"}]
     specs = [
-        ModelSpec(one.removeprefix("hf:"), one) if isinstance(one, str) else _of(ModelSpec, "models", one)
-        for one in models
+        _of(ModelSpec, "models", one) if isinstance(one, dict) else ModelSpec(name_of(one), one)
+        for one in arguments.get("models") or [None]
     ]
     settings = _of(ServeSettings, "server", arguments.get("server") or {})
     return application(specs, settings, _of(ClusterSettings, "replicas", arguments.get("replicas") or {}))

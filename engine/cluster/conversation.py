@@ -20,12 +20,10 @@ class Conversation:
     """The beginnings of a request's prompt.
 
     Attributes:
-        model: name of the model, "" where the request names none.
         hashes: of the beginnings, shortest first; equal ones are beginnings with equal content, of the same model.
         sizes: their lengths in characters.
     """
 
-    model: str
     hashes: tuple[bytes, ...] = ()
     sizes: tuple[int, ...] = ()
 
@@ -44,9 +42,9 @@ def conversation_of(body: bytes) -> Conversation:
     try:
         value = json.loads(body) if body else None
     except (ValueError, RecursionError):
-        return Conversation("")
+        return Conversation()
     if not isinstance(value, dict):
-        return Conversation("")
+        return Conversation()
     model = value.get("model")
     model = model if isinstance(model, str) else ""
     hashes, sizes = [], []
@@ -57,7 +55,7 @@ def conversation_of(body: bytes) -> Conversation:
         size += len(piece)
         hashes.append(state.copy().digest())
         sizes.append(size)
-    return Conversation(model, tuple(hashes), tuple(sizes))
+    return Conversation(tuple(hashes), tuple(sizes))
 
 
 def _pieces(value: dict[str, Any]) -> Iterable[bytes]:

@@ -9,11 +9,13 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from engine.cluster.conversation import conversation_of
 from engine.cluster.metrics import labelled, summed
-from engine.serve.errors import ApiError, dump, error_object, error_response
+from engine.serve.answers import LINES, error_event
+from engine.serve.errors import ApiError, error_response
 from engine.serve.middleware import Gate
 from engine.serve.settings import ServeSettings
 
@@ -24,6 +26,8 @@ METRICS_SECONDS = 5.0
 _PASSED_ON = (
     "type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client",
 )  # fmt: skip
+_STREAMS = (b"text/event-stream", LINES.encode())
+"""Kinds of answers in which an error can still be told."""
 _LOST = ApiError(
     503, "the replica that had this request has ended; try again", code="replica_lost", headers={"Retry-After": "1"}
 )
@@ -63,9 +67,10 @@ class Front:
             await self._gate(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _body(receive)
-        if body is None:
-            return
+        with suppress(ClientDisconnect):
+            await self._answer_body(scope, await Request(scope, receive).body(), receive, send)
+
+    async def _answer_body(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         if scope["method"] == "GET" and scope["path"] in ("/metrics", "/metrics/replicas"):
             await self._metrics(scope, receive, send)
         else:
@@ -122,7 +127,7 @@ class Sent:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._started = False
-        self._events = False
+        self._streams = False
 
     async def __call__(self, message: Message) -> None:
         """Pass a message on."""
@@ -130,7 +135,7 @@ class Sent:
             self._started = True
             # Ray adds the id of the request itself.
             headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
-            self._events = any(value.startswith(b"text/event-stream") for _, value in headers)
+            self._streams = any(value.startswith(_STREAMS) for _, value in headers)
             message = {**message, "headers": headers}
         await self._send(message)
 
@@ -139,12 +144,9 @@ class Sent:
         if not self._started:
             await error_response(error, scope["path"])(scope, receive, self._send)
             return
-        if not self._events:
+        if not self._streams:
             raise error  # the answer has no end, which makes the server close the connection
-        event = b"data: " + dump(error_object(error, scope["path"])) + b"\n\n"
-        if scope["path"].startswith(("/v1/messages", "/v1/responses")):
-            event = b"event: error\n" + event
-        await self._send({"type": "http.response.body", "body": event, "more_body": False})
+        await self._send({"type": "http.response.body", "body": error_event(error, scope["path"]), "more_body": False})
 
 
 def _refusal(error: BaseException) -> ApiError | None:
@@ -156,18 +158,6 @@ def _refusal(error: BaseException) -> ApiError | None:
     if isinstance(error, RayError):
         return ApiError(500, "the replica failed; its log says how", code="internal_error")
     return None
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """All of a request's body; None where the client has gone."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
 
 
 async def _gone(receive: Receive) -> None:

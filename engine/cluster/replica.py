@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import Message
 
 from engine.cluster.conversation import Conversation
 from engine.errors import DeviceError
@@ -32,8 +32,8 @@ class Replica:
     async def __init__(self, specs: Sequence[ModelSpec], settings: ServeSettings) -> None:  # type: ignore[misc]
         self._serving = Serving(specs, replace(settings, api_keys=(), cors_origins=()))
         self._app = make_app(self._serving)
-        self._lifespan = Lifespan(self._app)
-        await self._lifespan.start()
+        self._alive = AsyncExitStack()
+        await self._alive.enter_async_context(self._serving.alive())
         if len(specs) == 1:
             store = self._serving.store
             store.release(await store.acquire(None))
@@ -104,53 +104,5 @@ class Replica:
 
     async def __del__(self) -> None:
         """Called by Ray before the replica ends."""
-        if hasattr(self, "_lifespan"):
-            await self._lifespan.end()
-
-
-class Lifespan:
-    """The beginning and the end of an ASGI application.
-
-    Args:
-        app: the application.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._ending = asyncio.Event()
-        self._started: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Let the application begin; raises what it raises."""
-        self._started = asyncio.get_running_loop().create_future()
-        self._task = asyncio.ensure_future(self._run(self._started))
-        await asyncio.wait((self._started, self._task), return_when=asyncio.FIRST_COMPLETED)
-        if self._task.done():
-            self._task.result()
-
-    async def end(self) -> None:
-        """Let the application end; a second call does nothing."""
-        self._ending.set()
-        if self._task is not None:
-            await self._task
-
-    async def _run(self, started: asyncio.Future[None]) -> None:
-        asked = False
-
-        async def receive() -> Message:
-            nonlocal asked
-            if not asked:
-                asked = True
-                return {"type": "lifespan.startup"}
-            await self._ending.wait()
-            return {"type": "lifespan.shutdown"}
-
-        async def send(message: Message) -> None:
-            if message["type"] == "lifespan.startup.complete" and not started.done():
-                started.set_result(None)
-            elif message["type"].endswith(".failed"):
-                raise RuntimeError(message.get("message", "the application cannot start"))
-
-        scope: Scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
-        await self._app(scope, receive, send)
+        if hasattr(self, "_alive"):
+            await self._alive.aclose()

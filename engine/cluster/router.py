@@ -9,7 +9,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 from engine.cluster.conversation import Conversation
 from engine.cluster.prefixes import PrefixMap
 
-NO_CONVERSATION = Conversation("")
+NO_CONVERSATION = Conversation()
 
 
 class PrefixRouter(RequestRouter):

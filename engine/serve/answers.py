@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from engine.request import GenerationResult
-from engine.serve.errors import ApiError, as_api_error, dump, error_object
+from engine.serve.errors import ApiError, as_api_error, dump, error_object, json_response
 from engine.serve.run import Run
 from engine.serve.serving import Serving
 
@@ -28,6 +28,8 @@ T = TypeVar("T")
 Events = AsyncIterator[bytes]
 
 DONE = b"data: [DONE]\n\n"
+LINES = "application/x-ndjson"
+"""Media type of lines of JSON."""
 
 
 def event(value: Any) -> bytes:
@@ -38,6 +40,18 @@ def event(value: Any) -> bytes:
 def named_event(name: str, value: Any) -> bytes:
     """One event with a name, as Anthropic and OpenAI's responses have them."""
     return b"event: " + name.encode() + b"\ndata: " + dump(value) + b"\n\n"
+
+
+def error_event(error: ApiError, path: str) -> bytes:
+    """An error as the last piece of a stream, in the words of the API to which the path belongs."""
+    told = error_object(error, path)
+    if path.startswith("/v1/messages"):
+        return named_event("error", told)
+    if path.startswith("/v1/responses"):
+        return named_event("error", {"type": "error", **told["error"]})
+    if path.startswith("/api/"):
+        return dump(told) + b"\n"
+    return event(told)
 
 
 async def whole(request: Request, work: Callable[[], Awaitable[T]]) -> T:
@@ -69,7 +83,6 @@ async def respond(
     events: Events | None = None,
     *,
     lines: bool = False,
-    error_event: Callable[[Mapping[str, Any]], bytes] | None = None,
 ) -> Response:
     """The answer of a run: an error as such where it never starts, then a stream or the whole.
 
@@ -81,7 +94,6 @@ async def respond(
         value: makes the whole answer of all results.
         events: a stream's events, which are asked for after start(); None: the whole answer is wanted.
         lines: the events are lines of JSON, not server-sent events.
-        error_event: makes an event of an error's object, where that is not just its JSON.
     """
 
     async def begin() -> None:
@@ -95,7 +107,7 @@ async def respond(
     streaming = False
     try:
         if events is None:
-            return as_response(await whole(request, to_the_end))
+            return json_response(await whole(request, to_the_end))
         await whole(request, begin)
         streaming = True
     finally:
@@ -104,8 +116,7 @@ async def respond(
     path = request.url.path
     if lines:
         return LineStream(run, events, path)
-    settings = serving.settings
-    return EventStream(run, events, path, ping=settings.ping, error_event=error_event or event)
+    return EventStream(run, events, path, ping=serving.settings.ping)
 
 
 async def _gone(request: Request) -> None:
@@ -121,21 +132,12 @@ class EventStream(EventSourceResponse):
         events: each item is a complete event.
         path: of the request, for the form of an error.
         ping: seconds between comments while nothing else is sent.
-        error_event: makes an event of an error's object.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        events: Events,
-        path: str,
-        *,
-        ping: float,
-        error_event: Callable[[Mapping[str, Any]], bytes] = event,
-    ) -> None:
+    def __init__(self, run: Run, events: Events, path: str, *, ping: float) -> None:
         self._run = run
         super().__init__(
-            _guarded(run, events, path, error_event),
+            _guarded(run, events, path),
             ping=ping,
             sep="\n",
             ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
@@ -154,9 +156,7 @@ class LineStream(StreamingResponse):
 
     def __init__(self, run: Run, lines: Events, path: str) -> None:
         self._run = run
-        super().__init__(
-            _guarded(run, lines, path, lambda value: dump(value) + b"\n"), media_type="application/x-ndjson"
-        )
+        super().__init__(_guarded(run, lines, path), media_type=LINES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the lines."""
@@ -166,9 +166,7 @@ class LineStream(StreamingResponse):
             self._run.close()
 
 
-async def _guarded(
-    run: Run, events: Events, path: str, error_event: Callable[[Mapping[str, Any]], bytes]
-) -> AsyncIterator[bytes]:
+async def _guarded(run: Run, events: Events, path: str) -> AsyncIterator[bytes]:
     """The events; an error after the first one becomes an event of its own, as the status is sent already."""
     try:
         async for one in events:
@@ -177,11 +175,6 @@ async def _guarded(
         found = as_api_error(error)
         if found.code == "internal_error":
             log.error("a stream failed: %s", error, exc_info=error)
-        yield error_event(error_object(found, path))
+        yield error_event(found, path)
     finally:
         run.close()
-
-
-def as_response(value: Any) -> Response:
-    """A whole answer."""
-    return Response(dump(value), media_type="application/json")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -28,14 +27,8 @@ def make_app(serving: Serving) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        idle = asyncio.ensure_future(serving.store.watch_idle())
-        try:
+        async with serving.alive():
             yield
-        finally:
-            idle.cancel()
-            with suppress(asyncio.CancelledError):
-                await idle
-            await serving.store.close()
 
     app = FastAPI(
         title="gguf-engine",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,23 @@ from engine.serve.loading import LoadProgress
 from engine.serve.memory import bytes_free, bytes_needed
 
 log = logging.getLogger("engine.serve")
+
+
+PART = re.compile(r"-(\d{5})-of-\d{5}$")
+"""The end of the name of a split file, without its .gguf."""
+
+
+def name_of(source: str | None) -> str:
+    """What clients call a model unless somebody says otherwise: the file's name without its end.
+
+    Args:
+        source: see ModelSpec.
+    """
+    if source is None:
+        return BUNDLED_MODEL.stem
+    if not source.endswith(".gguf"):
+        return source.removeprefix("hf:")
+    return PART.sub("", Path(source).stem)
 
 
 @dataclass(frozen=True)

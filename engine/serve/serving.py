@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 from engine.serve.metrics import Metrics
 from engine.serve.model_store import ModelSpec, ModelStore
@@ -29,3 +31,15 @@ class Serving:
         self.metrics = Metrics(self.store, settings.metrics_style)
         self.started = time.time()
         self.draining = False
+
+    @asynccontextmanager
+    async def alive(self) -> AsyncIterator[None]:
+        """The time in which requests are answered: idle models are closed in it, and all models at its end."""
+        idle = asyncio.ensure_future(self.store.watch_idle())
+        try:
+            yield
+        finally:
+            idle.cancel()
+            with suppress(asyncio.CancelledError):
+                await idle
+            await self.store.close()

@@ -173,7 +173,7 @@ def test_callers_share_batches(bert):
 
 
 def test_an_interrupt_loses_only_the_callers_texts(bert, monkeypatch):
-    queue = bert._embeddings._queue
+    queue = bert.embeddings._queue
     vectors = bert._runner.vectors
     monkeypatch.setattr(bert._runner, "vectors", lambda texts: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

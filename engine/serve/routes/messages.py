@@ -100,7 +100,6 @@ def router(serving: Serving) -> APIRouter:
             start,
             answer.json,
             answer.events() if body.stream else None,
-            error_event=lambda value: named_event("error", value),
         )
 
     return routes

@@ -98,7 +98,6 @@ def router(serving: Serving) -> APIRouter:
             start,
             answer.json,
             answer.events() if body.stream else None,
-            error_event=lambda value: named_event("error", {"type": "error", **value["error"]}),
         )
 
     return routes
