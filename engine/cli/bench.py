@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.cli import options
-from engine.cli.opening import Opening
+from engine.cli.opening import CACHE_FIELDS, CHAT_FIELDS, Opening
 from engine.cli.option_groups import Without, with_groups
 from engine.cli.terminal import open_model, status, write, write_json
 from engine.config import MAX_SEQUENCES, PAGE, page_count
@@ -42,17 +42,7 @@ def bench(
     *,
     opening: Annotated[
         Opening,
-        Without(
-            "context_length",
-            "pre_tokenizer",
-            "tool_format",
-            "reasoning_format",
-            "max_sequences",
-            "cache_tokens",
-            "prefix_cache",
-            "checkpoint_spacing",
-            "checkpoints",
-        ),
+        Without("context_length", "pre_tokenizer", *CACHE_FIELDS, *CHAT_FIELDS),
     ],
 ) -> None:
     """Measure prompt and decode speed, in tokens/s, GB/s and percent of this machine's read bandwidth."""

@@ -10,7 +10,7 @@ import typer
 
 from engine.cli import options
 from engine.cli.interrupts import Interrupts
-from engine.cli.opening import Opening
+from engine.cli.opening import BATCHING_FIELDS, CHAT_FIELDS, Opening
 from engine.cli.option_groups import Without, with_groups
 from engine.cli.terminal import note, open_model, read_text, write, write_json
 from engine.errors import InvalidRequestError
@@ -63,15 +63,7 @@ def embed(
     *,
     opening: Annotated[
         Opening,
-        Without(
-            "max_sequences",
-            "cache_tokens",
-            "prefill_chunk",
-            "target",
-            "prefix_cache",
-            "checkpoint_spacing",
-            "checkpoints",
-        ),
+        Without(*BATCHING_FIELDS, *CHAT_FIELDS),
     ],
 ) -> None:
     """Write an embedding of every text, one line each; with --query, the texts from the best answer to the worst."""

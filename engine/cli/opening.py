@@ -13,6 +13,11 @@ from engine.config import CHECKPOINT_SPACING, EngineConfig
 MODEL = "Model"
 BATCH = "Cache and batching"
 
+CACHE_FIELDS = ("max_sequences", "cache_tokens", "prefix_cache", "checkpoint_spacing", "checkpoints")
+BATCHING_FIELDS = (*CACHE_FIELDS, "prefill_chunk", "target")
+CHAT_FIELDS = ("tool_format", "reasoning_format")
+"""Fields of Opening that commands leave out which have no requests to schedule, or no conversations."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:

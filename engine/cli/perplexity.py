@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine.cli import options
-from engine.cli.opening import Opening
+from engine.cli.opening import BATCHING_FIELDS, CHAT_FIELDS, Opening
 from engine.cli.option_groups import Without, with_groups
 from engine.cli.terminal import note, open_model, read_text, write, write_json
 from engine.config import PAGE, page_count
@@ -37,16 +37,7 @@ def perplexity(
     *,
     opening: Annotated[
         Opening,
-        Without(
-            "context_length",
-            "max_sequences",
-            "cache_tokens",
-            "prefill_chunk",
-            "target",
-            "prefix_cache",
-            "checkpoint_spacing",
-            "checkpoints",
-        ),
+        Without("context_length", *BATCHING_FIELDS, *CHAT_FIELDS),
     ],
 ) -> None:
     """Measure perplexity as llama.cpp does, so that the figures can be compared."""

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from engine.cluster.conversation import conversation_of
 from engine.cluster.metrics import labelled, summed
-from engine.serve.answers import LINES, error_event
+from engine.serve.answers import LINES, error_event, gone
 from engine.serve.errors import ApiError, error_response
 from engine.serve.middleware import Gate
 from engine.serve.settings import ServeSettings
@@ -81,7 +81,7 @@ class Front:
         given = {name: scope[name] for name in _PASSED_ON if name in scope}
         conversation = conversation_of(body) if scope["method"] == "POST" else None
         answer = self._replicas.options(stream=True).respond.remote(given, body, conversation=conversation)
-        leaving = asyncio.ensure_future(_gone(receive))
+        leaving = asyncio.ensure_future(gone(receive))
         leaving.add_done_callback(lambda done: None if done.cancelled() else answer.cancel())
         sent = Sent(send)
         try:
@@ -158,11 +158,6 @@ def _refusal(error: BaseException) -> ApiError | None:
     if isinstance(error, RayError):
         return ApiError(500, "the replica failed; its log says how", code="internal_error")
     return None
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

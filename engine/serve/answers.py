@@ -61,7 +61,7 @@ async def whole(request: Request, work: Callable[[], Awaitable[T]]) -> T:
         ApiError: 499, which has no reader, where the client has gone.
     """
     working = asyncio.ensure_future(work())
-    leaving = asyncio.ensure_future(_gone(request))
+    leaving = asyncio.ensure_future(gone(request.receive))
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -119,8 +119,9 @@ async def respond(
     return EventStream(run, events, path, ping=serving.settings.ping)
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def gone(receive: Receive) -> None:
+    """Wait until the client of a request, all of whose body was read, has gone."""
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 
