@@ -19,7 +19,14 @@ from engine.cuda.driver.row_store import SavedRows
 from engine.cuda.launch_plan.ahead import MOST_AHEAD
 from engine.cuda.launch_plan.model import LaunchPlan, Settings
 from engine.cuda.load.features import check_features
-from engine.cuda.load.memory_plan import MIXED_ROWS, MIXED_ROWS_PER_SEQUENCE, SHORTEST_PIECE, choose, memory_plan
+from engine.cuda.load.memory_plan import (
+    MIXED_ROWS,
+    MIXED_ROWS_PER_SEQUENCE,
+    SHORTEST_KNOWN,
+    SHORTEST_PIECE,
+    choose,
+    memory_plan,
+)
 from engine.cuda.load.opening import load_weights
 from engine.cuda.profile import REPEATS, profile_decode
 from engine.cuda.recurrent.state_cache import DeviceStates, StateCache
@@ -83,7 +90,6 @@ class CudaRunner:
         self.config = model.config
         self.context_length = context_length
         self.threads: int | None = None
-        self.shortest_piece = SHORTEST_PIECE
         self.lookahead = MOST_AHEAD - 1
         self.states: DeviceStates | None = None
         self._bandwidth: float | None = None
@@ -103,7 +109,8 @@ class CudaRunner:
                 default_sequences=max_sequences is None,
                 default_rows=prefill_chunk is None,
             )
-            self.max_sequences = launches.settings.max_sequences
+            self.max_sequences, self.known_rows = launches.settings.max_sequences, launches.known_rows
+            self.shortest_piece = SHORTEST_KNOWN if self.known_rows else SHORTEST_PIECE
             self.device_name = self._gpu.name
             self.n_pages = self._plan.pages
             self.prefill_chunk = self._plan.prefill_rows
@@ -123,6 +130,7 @@ class CudaRunner:
         self._loop = RunAhead(
             enqueue=self._machine.enqueue,
             forward=self._machine.enqueue_forward,
+            forward_known=self._machine.enqueue_known,
             sample=self._machine.enqueue_sampling,
             set_position=self._machine.set_position,
             set_limit=self._machine.set_limit,
@@ -161,14 +169,20 @@ class CudaRunner:
         """See Runner.step.
 
         Decode steps are launched first, prompts behind them, and the decode step after the next behind those, which
-        already feeds the first tokens that the prompts will have drawn; only then are results waited for.
+        already feeds the first tokens that the prompts will have drawn; only then are results waited for. Known tokens
+        of a sequence are rows of that last step, before the token behind them.
         """
         with self._running(), self._whole():
             results: dict[int, TokenSample | EngineError] = {}
-            decode = [item for item in work if item.decode and self._seats.seat(item, results)]
+            rows = [item for item in work if item.decode and self._seats.seat(item, results)]
+            decode = [item for item in rows if item.sample]
             prompts = [item for item in work if not item.decode and self._seats.send_mask(item, results)]
             slots = [item.sequence.slot for item in decode]
             self._loop.launch_needed(slots)
+            known = [item for item in rows if not item.sample]
+            self._loop.feed([item.sequence.slot for item in known])
+            for item in known:
+                self._seats.pass_over(item)
             if prompts:
                 self._loop.forget_prepared()
             limits = {item.sequence.slot: self._seats.open_pages(item) for item in prompts}

@@ -2,8 +2,8 @@
 
 Every step feeds one token of each decoding sequence and, within a budget, pieces of the prompts that are still being
 read, so that a long prompt slows the running streams down but never stops them. Tokens that a constraint forces are
-known like those of a prompt, and are fed in such pieces as well. Requests start in order of arrival and none overtakes
-another. Pages are allocated as sequences grow. When there are none left, the sequence that arrived last is preempted:
+known like those of a prompt: the runner has rows for some of them in its decode steps, or they are fed in such pieces
+as well. Requests start in order of arrival and none overtakes another. Pages are allocated as sequences grow. When there are none left, the sequence that arrived last is preempted:
 its pages are saved outside the cache, and it resumes, before any waiting request starts, when there is room. Sequences
 of models with recurrent layers also have a state, of which the scheduler holds the place in its ring
 (docs/decisions/repeatable-step.md).
@@ -47,6 +47,7 @@ class Scheduler:
         prefill_chunk: most tokens of pieces in a step without decoding sequences.
         mixed_chunk: most tokens of pieces in a step beside decoding sequences.
         mixed_per_sequence: of each decoding sequence, where that is more; at most prefill_chunk together.
+        known_rows: forced tokens that a decode step feeds beside one token of each sequence; 0: they are pieces.
         lookahead: positions behind a decoding sequence's token that get pages as well where there are free ones.
         prefix_cache: use pages of earlier prompts that began with the same tokens.
         checkpoints: entries for copies of recurrent states; None where the model has no recurrent layers.
@@ -65,6 +66,7 @@ class Scheduler:
         prefill_chunk: int = 512,
         mixed_chunk: int = 512,
         mixed_per_sequence: int = 0,
+        known_rows: int = 0,
         lookahead: int = 0,
         prefix_cache: bool = True,
         checkpoints: int | None = None,
@@ -82,6 +84,7 @@ class Scheduler:
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
         self._mixed_per_sequence = mixed_per_sequence
+        self._known_rows = known_rows
         self._lookahead = lookahead
         self._prefix_cache = prefix_cache
         self._waiting: dict[int, Request] = {}  # by id, in order of arrival
@@ -143,7 +146,7 @@ class Scheduler:
         running = self._seated()
         self._close_ranks(running)
         work: list[Work] = []
-        n_preemptions = self.n_preemptions
+        n_preemptions, known_rows = self.n_preemptions, self._known_rows
         # With hundreds of sequences this loop is what a step costs here: what rarely happens is behind one comparison.
         for one in running:
             sequence = one.sequence
@@ -153,7 +156,11 @@ class Scheduler:
                 and one.seated
                 and (start < len(sequence.pages) * PAGE or self._make_room(one, start + 1))
             ):
-                work.append(Work(sequence, sequence.output_ids[-1:], start, True, False, True))
+                if start >= sequence.known_end:
+                    work.append(Work(sequence, sequence.output_ids[-1:], start, True, False, True))
+                elif (item := self._known(one, known_rows)) is not None:
+                    work.append(item)
+                    known_rows -= len(item.token_ids) - 1
         beside = min(self._prefill_chunk, max(self._mixed_chunk, self._mixed_per_sequence * len(work)))
         work += self._pieces(running, beside if work else self._prefill_chunk)
         if self.n_preemptions > n_preemptions:
@@ -195,7 +202,9 @@ class Scheduler:
             tokens = [*(one.token_id for one in accepted), sample.token_id] if accepted else [sample.token_id]
             sequence.output_ids[outputs_before(work) :] = [*tokens, *forced] if forced else tokens
             sequence.draft_ids = []
-            if forced:
+            if forced and self._known_rows:
+                sequence.known_end = len(sequence.prompt_ids) + len(sequence.output_ids) - 1
+            elif forced:
                 sequence.pieces_end = len(sequence.prompt_ids) + len(sequence.output_ids)
         n_cached = work.start + len(work.token_ids) + n_accepted
         # The statement that makes it true. Nothing can come between the two: both are plain stores.
@@ -353,7 +362,19 @@ class Scheduler:
         if missing > 0 and self.blocks.can_allocate(missing):
             sequence.pages += self.blocks.allocate(missing)
 
-    # ---- pieces ----------------------------------------------------------------------------------------------
+    # ---- known tokens ----------------------------------------------------------------------------------------
+
+    def _known(self, one: _Started, room: int) -> Work | None:
+        """Known tokens of a sequence: the first, and as many behind it as there is room for; None without pages.
+
+        The token behind them gets a page as well, so that the same step of the device can feed it.
+        """
+        sequence = one.sequence
+        start, first = sequence.n_cached, sequence.n_cached - len(sequence.prompt_ids)
+        n = min(sequence.known_end - start, 1 + room)
+        if not self._make_room(one, start + n + 1):
+            return None
+        return Work(sequence, sequence.output_ids[first : first + n], start, False, False, True)
 
     def _pieces(self, running: list[_Started], budget: int) -> list[Work]:
         """Pieces of prompts and of forced tokens in order of arrival, together at most `budget` tokens."""

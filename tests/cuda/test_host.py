@@ -60,6 +60,7 @@ class FakeDevice:
         self.loop = RunAhead(
             enqueue=self.enqueue,
             forward=self.forward,
+            forward_known=self.forward_known,
             sample=self.sample,
             set_position=lambda slot, position: self.change(slot, positions=position),
             set_limit=lambda slot, limit: self.change(slot, limits=limit),

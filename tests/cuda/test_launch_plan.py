@@ -24,6 +24,7 @@ from tests.support.fake_runner import (
     MULTIPROCESSORS,
     built,
     decode,
+    known,
     launched,
     planned,
     pretended,
@@ -91,7 +92,7 @@ def plans(path, cards=CARDS, **settings):
 
 def launches_of(plan):
     """Launches of every step size, and of prompts."""
-    steps = [plan.decode(n) for n in (1, 5, 32, 65)]
+    steps = [plan.decode(n) for n in (1, 5, 32, 65)] + [plan.known(n) for n in plan.known_sizes]
     return [launch for step in [*steps, plan.prompt(300, 2)] for launch in step]
 
 
@@ -142,6 +143,10 @@ def check_runner(monkeypatch, path, arch, **options):
         for n in step_sizes(runner.max_sequences):
             found = launched(gpu, lambda n=n: decode(runner, n))
             assert found == planned(gpu, plan.decode(n)), (path, arch, n)
+            assert {source for _, source in found if source} <= ready, (path, arch, n)
+        for n in plan.known_sizes:
+            found = launched(gpu, lambda n=n: known(runner, n))
+            assert found == planned(gpu, plan.known(n)), (path, arch, n)
             assert {source for _, source in found if source} <= ready, (path, arch, n)
         for n in (1, 9, 31):
             found = launched(gpu, lambda n=n: read_prompt(runner, n))

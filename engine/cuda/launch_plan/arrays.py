@@ -33,7 +33,7 @@ class ArraySize:
 def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
     """Arrays of one phase by their names in load.buffers.Activations."""
     widths, prompts = Widths.of(plan), phase is Phase.PROMPT
-    rows = plan.settings.prefill_rows if prompts else plan.settings.max_sequences
+    rows = plan.settings.prefill_rows if prompts else plan.decode_rows
     mixture = widths.model if widths.experts else 0
     floats = {
         "x": widths.model,

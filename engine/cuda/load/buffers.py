@@ -57,7 +57,7 @@ class Activations:
     def __init__(self, plan: LaunchPlan, phase: Phase) -> None:
         import cupy
 
-        self.rows = plan.settings.prefill_rows if phase is Phase.PROMPT else plan.settings.max_sequences
+        self.rows = plan.settings.prefill_rows if phase is Phase.PROMPT else plan.decode_rows
         for name, size in activation_arrays(plan, phase).items():
             make = cupy.empty if size.dtype == "uint8" else cupy.zeros
             setattr(self, name, make(size.shape, np.dtype(size.dtype)))

@@ -6,6 +6,7 @@ Must not know what is launched, or when.
 from __future__ import annotations
 
 from engine.config import PAGE
+from engine.cuda.attention.known_rows import KnownToken
 from engine.cuda.step.machine import StepMachine
 from engine.cuda.step.run_ahead import RunAhead
 from engine.errors import ContextFullError, EngineError
@@ -40,7 +41,10 @@ class Seats:
         return True
 
     def seat(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
-        """A decode row has its pages and is on the device as the item says; mostly it is already. See send_mask()."""
+        """A decode row has its pages and is on the device as the item says; mostly it is already. See send_mask().
+
+        One that draws has its mask as well.
+        """
         sequence, token = item.sequence, item.token_ids[0]
         slot, start = sequence.slot, item.start
         self._machine.cache.set_pages(slot, sequence.pages)
@@ -48,17 +52,26 @@ class Seats:
         if self._loop.holds(sequence, start, token):
             self._loop.extend(slot, limit)
         else:
-            assert len(item.token_ids) == 1, "a decode row feeds one token"
             self.check_room(start + 1)
             self._machine.slots.begin(sequence, start, limit, token)
             if self._machine.states is not None:
                 self._machine.states.seat(slot, sequence.state_place, start)
             self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
-        if sequence.mask is not None and self._loop.wants_mask(slot):
+        if sequence.mask is not None and item.sample and self._loop.wants_mask(slot):
             if not self.send_mask(item, failures):
                 return False
             self._loop.give_mask(slot)
         return True
+
+    def pass_over(self, item: Work) -> None:
+        """A seated row whose first token is in the cache goes on behind the known tokens of an item, which are fed too."""
+        sequence, slot, position = item.sequence, item.sequence.slot, item.start + len(item.token_ids)
+        token, limit = sequence.output_ids[position - len(sequence.prompt_ids)], self._limit(sequence)
+        assert position < limit, "a row without a page for the token behind the known ones"
+        self._machine.slots.begin(sequence, position, limit, token)
+        self._loop.start(slot, sequence.request_id, position, token, limit, masked=sequence.mask is not None)
+        known = enumerate(item.token_ids[1:], item.start + 1)
+        self._loop.feed_known([KnownToken(slot, token_id, at) for at, token_id in known])
 
     def open_pages(self, item: Work) -> int:
         """A prompt's slot reads its pages. Returns the first position that the row must not feed ahead."""
