@@ -174,8 +174,10 @@ class CudaRunner:
         """
         with self._running(), self._whole():
             results: dict[int, TokenSample | EngineError] = {}
-            rows = [item for item in work if item.decode and self._seats.seat(item, results)]
-            decode = [item for item in rows if item.sample]
+            rows = [item for item in work if item.decode]
+            for item in rows:
+                self._seats.seat(item)
+            decode = self._seats.send_masks([item for item in rows if item.sample], results)
             prompts = [item for item in work if not item.decode and self._seats.send_mask(item, results)]
             slots = [item.sequence.slot for item in decode]
             self._loop.launch_needed(slots)

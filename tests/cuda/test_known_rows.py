@@ -29,6 +29,9 @@ class Forcing:
     def bits(self, output_ids):
         return np.full(self.n_words, 0xFFFFFFFF, np.uint32)
 
+    def prepare(self, wanted):
+        assert any(mask is self for mask, _ in wanted)
+
     def forced(self, output_ids):
         if len(output_ids) % 4:
             return []

@@ -228,6 +228,9 @@ class Forcing:
     def bits(self, output_ids):
         return np.full(self.n_words, 0xFFFFFFFF, np.uint32)
 
+    def prepare(self, wanted):
+        assert any(mask is self for mask, _ in wanted)
+
     def forced(self, output_ids):
         return [(output_ids[-1] + i) % 200 for i in range(self.LENGTH)] if len(output_ids) % 5 == 0 else []
 

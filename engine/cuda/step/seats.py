@@ -5,6 +5,8 @@ Must not know what is launched, or when.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine.config import PAGE
 from engine.cuda.attention.known_rows import KnownToken
 from engine.cuda.step.machine import StepMachine
@@ -40,11 +42,8 @@ class Seats:
             return False
         return True
 
-    def seat(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
-        """A decode row has its pages and is on the device as the item says; mostly it is already. See send_mask().
-
-        One that draws has its mask as well.
-        """
+    def seat(self, item: Work) -> None:
+        """A decode row has its pages and is on the device as the item says; mostly it is already."""
         sequence, token = item.sequence, item.token_ids[0]
         slot, start = sequence.slot, item.start
         self._machine.cache.set_pages(slot, sequence.pages)
@@ -57,11 +56,20 @@ class Seats:
             if self._machine.states is not None:
                 self._machine.states.seat(slot, sequence.state_place, start)
             self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
-        if sequence.mask is not None and item.sample and self._loop.wants_mask(slot):
-            if not self.send_mask(item, failures):
-                return False
-            self._loop.give_mask(slot)
-        return True
+
+    def send_masks(self, work: Sequence[Work], failures: dict[int, TokenSample | EngineError]) -> list[Work]:
+        """Seated rows have the masks of the tokens they draw next. Returns those whose constraint did not fail."""
+        missing = [item for item in work if item.sequence.mask is not None and self._loop.wants_mask(item.sequence.slot)]
+        wanted = [(one.mask, one.output_ids) for item in missing if (one := item.sequence).mask is not None]
+        if wanted:
+            wanted[0][0].prepare(wanted)
+        failed = set()
+        for item in missing:
+            if self.send_mask(item, failures):
+                self._loop.give_mask(item.sequence.slot)
+            else:
+                failed.add(item.sequence.slot)
+        return [item for item in work if item.sequence.slot not in failed] if failed else list(work)
 
     def pass_over(self, item: Work) -> None:
         """A seated row whose first token is in the cache goes on behind the known tokens of an item, which are fed too."""
