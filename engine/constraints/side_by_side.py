@@ -79,5 +79,5 @@ class SideBySide(ABC):
                     matchers.append(found[0])
         if len(masks) < FEWEST:
             return
-        for mask, bits in zip(masks, _threads.compute(matchers, n_words), strict=True):
-            mask.ready = bits
+        for one, bits in zip(masks, _threads.compute(matchers, n_words), strict=True):
+            one.ready = bits

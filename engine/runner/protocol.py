@@ -29,7 +29,7 @@ class Runner(Protocol):
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
     mixed_per_sequence: int  # of each of those, where that is more together; at most prefill_chunk in all
     shortest_piece: int  # a token drawn and those that a constraint forces behind it are fed together from so many on
-    known_rows: int  # rows of a decode step beside one for each sequence, for tokens forced behind others; 0: they are pieces
+    known_rows: int  # forced tokens of a decode step beside one token of each sequence; 0: they are pieces
     lookahead: int  # positions after a decoding sequence's token that may be written as well, where it has pages
 
     @property

@@ -3,10 +3,10 @@
 Every step feeds one token of each decoding sequence and, within a budget, pieces of the prompts that are still being
 read, so that a long prompt slows the running streams down but never stops them. Tokens that a constraint forces are
 known like those of a prompt: the runner has rows for some of them in its decode steps, or they are fed in such pieces
-as well. Requests start in order of arrival and none overtakes another. Pages are allocated as sequences grow. When there are none left, the sequence that arrived last is preempted:
-its pages are saved outside the cache, and it resumes, before any waiting request starts, when there is room. Sequences
-of models with recurrent layers also have a state, of which the scheduler holds the place in its ring
-(docs/decisions/repeatable-step.md).
+as well. Requests start in order of arrival and none overtakes another. Pages are allocated as sequences grow. When
+there are none left, the sequence that arrived last is preempted: its pages are saved outside the cache, and it resumes,
+before any waiting request starts, when there is room. Sequences of models with recurrent layers also have a state, of
+which the scheduler holds the place in its ring (docs/decisions/repeatable-step.md).
 
 An exception may arrive between any two lines (docs/decisions/exceptions-at-any-line.md). Each change therefore has one
 statement that makes it true, and recover() derives all other fields from those.

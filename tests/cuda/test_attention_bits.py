@@ -161,7 +161,7 @@ def test_decoded_rows_do_not_depend_on_pages(half):
 @pytest.mark.parametrize("shape", SHAPES, ids=name_of)
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_consecutive_rows_of_a_sequence_are_those_of_steps(shape, qk_norm):
-    """Several rows of one step are of one sequence: each sees the ones before it, as if they had been fed one by one."""
+    """Several rows of one step are of one sequence: each sees those before it, as if fed one by one."""
     from engine.cuda.attention.attention import Attention
 
     lengths, counts = [61, 130, 0, 700, 255], [9, 1, 4, 70, 3]

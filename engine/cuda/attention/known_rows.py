@@ -17,7 +17,8 @@ from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.cuda.driver.staging import Staging
 
-FILES, DEFINES = ("known_rows.cu",), {"PAGE": PAGE}
+FILES: tuple[str, ...] = ("known_rows.cu",)
+DEFINES: dict[str, object] = {"PAGE": PAGE}
 """What builds the kernel."""
 
 

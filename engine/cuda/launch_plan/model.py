@@ -140,7 +140,10 @@ class LaunchPlan:
     def step_families(self) -> frozenset[Family]:
         """Families of products that some decode step takes."""
         return frozenset(
-            family for product in self.products for first, family in product.families.decode if first <= self.decode_rows
+            family
+            for product in self.products
+            for first, family in product.families.decode
+            if first <= self.decode_rows
         )
 
     @lazy

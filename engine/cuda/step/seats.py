@@ -59,7 +59,9 @@ class Seats:
 
     def send_masks(self, work: Sequence[Work], failures: dict[int, TokenSample | EngineError]) -> list[Work]:
         """Seated rows have the masks of the tokens they draw next. Returns those whose constraint did not fail."""
-        missing = [item for item in work if item.sequence.mask is not None and self._loop.wants_mask(item.sequence.slot)]
+        missing = [
+            item for item in work if item.sequence.mask is not None and self._loop.wants_mask(item.sequence.slot)
+        ]
         wanted = [(one.mask, one.output_ids) for item in missing if (one := item.sequence).mask is not None]
         if wanted:
             wanted[0][0].prepare(wanted)
@@ -72,7 +74,7 @@ class Seats:
         return [item for item in work if item.sequence.slot not in failed] if failed else list(work)
 
     def pass_over(self, item: Work) -> None:
-        """A seated row whose first token is in the cache goes on behind the known tokens of an item, which are fed too."""
+        """A seated row, whose token is in the cache, goes on behind the known tokens of an item, which are fed as well."""
         sequence, slot, position = item.sequence, item.sequence.slot, item.start + len(item.token_ids)
         token, limit = sequence.output_ids[position - len(sequence.prompt_ids)], self._limit(sequence)
         assert position < limit, "a row without a page for the token behind the known ones"
