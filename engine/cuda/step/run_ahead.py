@@ -157,7 +157,7 @@ class RunAhead:
                 self._launch()
 
     def feed(self, slots: Sequence[int]) -> None:
-        """The next token of each of these rows is in the cache; nothing will be drawn behind it. Mostly it is already."""
+        """The next token of each of these rows is in the cache; of it nothing will be drawn. Mostly it is already."""
         missing = {slot: row for slot in slots if (row := self._rows[slot]).fed == row.position}
         if not missing:
             return

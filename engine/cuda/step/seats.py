@@ -74,7 +74,7 @@ class Seats:
         return [item for item in work if item.sequence.slot not in failed] if failed else list(work)
 
     def pass_over(self, item: Work) -> None:
-        """A seated row, whose token is in the cache, goes on behind the known tokens of an item, which are fed as well."""
+        """A seated row, whose token is in the cache, goes on behind known tokens of an item, which are fed as well."""
         sequence, slot, position = item.sequence, item.sequence.slot, item.start + len(item.token_ids)
         token, limit = sequence.output_ids[position - len(sequence.prompt_ids)], self._limit(sequence)
         assert position < limit, "a row without a page for the token behind the known ones"
