@@ -180,11 +180,11 @@ class CudaRunner:
             decode = self._seats.send_masks([item for item in rows if item.sample], results)
             prompts = [item for item in work if not item.decode and self._seats.send_mask(item, results)]
             slots = [item.sequence.slot for item in decode]
-            self._loop.launch_needed(slots)
             known = [item for item in rows if not item.sample]
             self._loop.feed([item.sequence.slot for item in known])
             for item in known:
                 self._seats.pass_over(item)
+            self._loop.launch_needed(slots)  # behind all that the host can do while the device works
             if prompts:
                 self._loop.forget_prepared()
             limits = {item.sequence.slot: self._seats.open_pages(item) for item in prompts}

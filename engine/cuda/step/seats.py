@@ -78,7 +78,7 @@ class Seats:
         sequence, slot, position = item.sequence, item.sequence.slot, item.start + len(item.token_ids)
         token, limit = sequence.output_ids[position - len(sequence.prompt_ids)], self._limit(sequence)
         assert position < limit, "a row without a page for the token behind the known ones"
-        self._machine.slots.begin(sequence, position, limit, token)
+        self._machine.slots.pass_over(sequence, position, limit, token)
         self._loop.start(slot, sequence.request_id, position, token, limit, masked=sequence.mask is not None)
         known = enumerate(item.token_ids[1:], item.start + 1)
         self._loop.feed_known([KnownToken(slot, token_id, at) for at, token_id in known])
