@@ -110,6 +110,7 @@ class CudaRunner:
                 default_rows=prefill_chunk is None,
             )
             self.max_sequences, self.known_rows = launches.settings.max_sequences, launches.known_rows
+            self.known_room = launches.known_room
             self.shortest_piece = SHORTEST_KNOWN if self.known_rows else SHORTEST_PIECE
             self.device_name = self._gpu.name
             self.n_pages = self._plan.pages

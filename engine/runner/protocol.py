@@ -29,8 +29,14 @@ class Runner(Protocol):
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
     mixed_per_sequence: int  # of each of those, where that is more together; at most prefill_chunk in all
     shortest_piece: int  # a token drawn and those that a constraint forces behind it are fed together from so many on
-    known_rows: int  # forced tokens of a decode step beside one token of each sequence; 0: they are pieces
+    known_rows: int  # most forced tokens of a decode step beside one token of each sequence; 0: they are pieces
     lookahead: int  # positions after a decoding sequence's token that may be written as well, where it has pages
+
+    def known_room(self, n: int, wanted: int) -> int:
+        """How many of so many forced tokens a decode step of n sequences takes beside one of each; at most known_rows.
+
+        Whatever it says, texts are the same.
+        """
 
     @property
     def states(self) -> StateStore | None:

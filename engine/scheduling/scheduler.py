@@ -15,7 +15,7 @@ statement that makes it true, and recover() derives all other fields from those.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class Scheduler:
         prefill_chunk: most tokens of pieces in a step without decoding sequences.
         mixed_chunk: most tokens of pieces in a step beside decoding sequences.
         mixed_per_sequence: of each decoding sequence, where that is more; at most prefill_chunk together.
-        known_rows: forced tokens that a decode step feeds beside one token of each sequence; 0: they are pieces.
+        known_room: Runner.known_room; None: forced tokens are pieces.
         lookahead: positions behind a decoding sequence's token that get pages as well where there are free ones.
         prefix_cache: use pages of earlier prompts that began with the same tokens.
         checkpoints: entries for copies of recurrent states; None where the model has no recurrent layers.
@@ -66,7 +66,7 @@ class Scheduler:
         prefill_chunk: int = 512,
         mixed_chunk: int = 512,
         mixed_per_sequence: int = 0,
-        known_rows: int = 0,
+        known_room: Callable[[int, int], int] | None = None,
         lookahead: int = 0,
         prefix_cache: bool = True,
         checkpoints: int | None = None,
@@ -84,7 +84,7 @@ class Scheduler:
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
         self._mixed_per_sequence = mixed_per_sequence
-        self._known_rows = known_rows
+        self._known_room = known_room
         self._lookahead = lookahead
         self._prefix_cache = prefix_cache
         self._waiting: dict[int, Request] = {}  # by id, in order of arrival
@@ -146,7 +146,8 @@ class Scheduler:
         running = self._seated()
         self._close_ranks(running)
         work: list[Work] = []
-        n_preemptions, known_rows = self.n_preemptions, self._known_rows
+        known: list[_Started] = []
+        n_preemptions = self.n_preemptions
         # With hundreds of sequences this loop is what a step costs here: what rarely happens is behind one comparison.
         for one in running:
             sequence = one.sequence
@@ -158,9 +159,10 @@ class Scheduler:
             ):
                 if start >= sequence.known_end:
                     work.append(Work(sequence, sequence.output_ids[-1:], start, True, False, True))
-                elif (item := self._known(one, known_rows)) is not None:
-                    work.append(item)
-                    known_rows -= len(item.token_ids) - 1
+                else:
+                    known.append(one)
+        if known:
+            work += self._known(known, len(work))
         beside = min(self._prefill_chunk, max(self._mixed_chunk, self._mixed_per_sequence * len(work)))
         work += self._pieces(running, beside if work else self._prefill_chunk)
         if self.n_preemptions > n_preemptions:
@@ -202,7 +204,7 @@ class Scheduler:
             tokens = [*(one.token_id for one in accepted), sample.token_id] if accepted else [sample.token_id]
             sequence.output_ids[outputs_before(work) :] = [*tokens, *forced] if forced else tokens
             sequence.draft_ids = []
-            if forced and self._known_rows:
+            if forced and self._known_room is not None:
                 sequence.known_end = len(sequence.prompt_ids) + len(sequence.output_ids) - 1
             elif forced:
                 sequence.pieces_end = len(sequence.prompt_ids) + len(sequence.output_ids)
@@ -364,17 +366,26 @@ class Scheduler:
 
     # ---- known tokens ----------------------------------------------------------------------------------------
 
-    def _known(self, one: _Started, room: int) -> Work | None:
-        """Known tokens of a sequence: the first, and as many behind it as there is room for; None without pages.
+    def _known(self, running: list[_Started], n_others: int) -> list[Work]:
+        """Known tokens of sequences: the first of each, and as many behind these as the runner has room for.
 
         The token behind them gets a page as well, so that the same step of the device can feed it.
         """
-        sequence = one.sequence
-        start, first = sequence.n_cached, sequence.n_cached - len(sequence.prompt_ids)
-        n = min(sequence.known_end - start, 1 + room)
-        if not self._make_room(one, start + n + 1):
-            return None
-        return Work(sequence, sequence.output_ids[first : first + n], start, False, False, True)
+        assert self._known_room is not None, "known tokens are pieces"
+        sequences = [one.sequence for one in running]
+        wanted = sum(sequence.known_end - sequence.n_cached - 1 for sequence in sequences)
+        room = self._known_room(n_others + len(running), wanted)
+        work = []
+        for one in running:
+            sequence, start = one.sequence, one.sequence.n_cached
+            n = min(sequence.known_end - start, 1 + room)
+            if self._make_room(one, start + n + 1):
+                room -= n - 1
+                first = start - len(sequence.prompt_ids)
+                work.append(Work(sequence, sequence.output_ids[first : first + n], start, False, False, True))
+        return work
+
+    # ---- pieces ----------------------------------------------------------------------------------------------
 
     def _pieces(self, running: list[_Started], budget: int) -> list[Work]:
         """Pieces of prompts and of forced tokens in order of arrival, together at most `budget` tokens."""

@@ -40,6 +40,15 @@ LEAST_KNOWN = 8
 """Rows of the smallest such step: fewer would take as long, and each number of rows is captured on its own."""
 
 
+_COSTS = ((1, 1.5), (8, 2.1), (16, 2.5), (32, 3.2), (64, 3.7), (96, 5.3), (128, 5.6), (256, 9.5))
+"""Rows of a decode step and milliseconds, 8B Q4_K_M on an H200."""
+
+
+def step_cost(rows: int) -> float:
+    """What a decode step of so many rows costs beside others: it is filled up to a size."""
+    return next((cost for size, cost in _COSTS if rows <= size), _COSTS[-1][1] * rows / _COSTS[-1][0])
+
+
 @dataclass(frozen=True)
 class Settings:
     """What launches depend on beside the model and the card.
@@ -109,6 +118,12 @@ class LaunchPlan:
     def known_sizes(self) -> tuple[int, ...]:
         """Numbers of rows of decode steps that have rows beside the slots, ascending."""
         return tuple(size for size in step_sizes(self.decode_rows) if size >= LEAST_KNOWN) if self.known_rows else ()
+
+    def known_room(self, n: int, wanted: int) -> int:
+        """See Runner.known_room: as many as make a row of the step cheapest."""
+        most = min(wanted, self.known_rows)
+        fills = (size - n for size in self.known_sizes if 0 < size - n < most)
+        return max((0, *fills, most), key=lambda known: (n + known) / step_cost(n + known))
 
     @lazy
     def products(self) -> tuple[Product, ...]:
