@@ -109,9 +109,9 @@ class CudaRunner:
                 default_sequences=max_sequences is None,
                 default_rows=prefill_chunk is None,
             )
-            self.max_sequences, self.known_rows = launches.settings.max_sequences, launches.known_rows
-            self.known_room = launches.known_room
-            self.shortest_piece = SHORTEST_KNOWN if self.known_rows else SHORTEST_PIECE
+            self.max_sequences = launches.settings.max_sequences
+            self.known_room = launches.known_room if launches.known_rows else None
+            self.shortest_piece = SHORTEST_PIECE if self.known_room is None else SHORTEST_KNOWN
             self.device_name = self._gpu.name
             self.n_pages = self._plan.pages
             self.prefill_chunk = self._plan.prefill_rows

@@ -15,12 +15,13 @@ statement that makes it true, and recover() derives all other fields from those.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
 from engine.config import CHECKPOINT_SPACING, PAGE, page_count
 from engine.request import ActiveSequence, Request, TokenSample, Work
+from engine.runner.protocol import KnownRoom
 from engine.scheduling.actions import Action, LeaveSlot, LoadPages, RestoreCheckpoint, SaveCheckpoint, SavePages
 from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.page_pool import PagePool
@@ -47,7 +48,7 @@ class Scheduler:
         prefill_chunk: most tokens of pieces in a step without decoding sequences.
         mixed_chunk: most tokens of pieces in a step beside decoding sequences.
         mixed_per_sequence: of each decoding sequence, where that is more; at most prefill_chunk together.
-        known_room: Runner.known_room; None: forced tokens are pieces.
+        known_room: see runner.protocol; None: forced tokens are pieces.
         lookahead: positions behind a decoding sequence's token that get pages as well where there are free ones.
         prefix_cache: use pages of earlier prompts that began with the same tokens.
         checkpoints: entries for copies of recurrent states; None where the model has no recurrent layers.
@@ -66,7 +67,7 @@ class Scheduler:
         prefill_chunk: int = 512,
         mixed_chunk: int = 512,
         mixed_per_sequence: int = 0,
-        known_room: Callable[[int, int], int] | None = None,
+        known_room: KnownRoom | None = None,
         lookahead: int = 0,
         prefix_cache: bool = True,
         checkpoints: int | None = None,

@@ -65,7 +65,7 @@ class CellRunner:
     def __init__(self, n_pages, max_sequences, prefill_chunk, mixed_chunk, lookahead):
         self.n_pages, self.max_sequences, self.lookahead = n_pages, max_sequences, lookahead
         self.prefill_chunk, self.mixed_chunk, self.mixed_per_sequence = prefill_chunk, mixed_chunk, 3
-        self.shortest_piece, self.known_rows = SHORTEST_PIECE, 0
+        self.shortest_piece, self.known_room = SHORTEST_PIECE, None
         self.pages = [["never written"] * PAGE for _ in range(n_pages)]
         self.live = {}  # slot -> sequence, from its first step until release()
         self.ahead = {}  # slot -> (pages, position) that a step launched ahead is still to write to

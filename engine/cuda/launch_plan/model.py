@@ -120,7 +120,7 @@ class LaunchPlan:
         return tuple(size for size in step_sizes(self.decode_rows) if size >= LEAST_KNOWN) if self.known_rows else ()
 
     def known_room(self, n: int, wanted: int) -> int:
-        """See Runner.known_room: as many as make a row of the step cheapest."""
+        """See runner.protocol.KnownRoom: as many as make a row of the step cheapest."""
         most = min(wanted, self.known_rows)
         fills = (size - n for size in self.known_sizes if 0 < size - n < most)
         return max((0, *fills, most), key=lambda known: (n + known) / step_cost(n + known))

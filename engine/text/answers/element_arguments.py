@@ -1,4 +1,4 @@
-"""Arguments written as elements inside of elements (MiniMax M3), while they are written, made into JSON that only grows.
+"""Arguments written as elements inside of elements (MiniMax M3), as they come, made into JSON that only grows.
 
 What an element holds goes by its schema, as nested_values.read_elements() has it for whole texts.
 """
