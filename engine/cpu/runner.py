@@ -76,7 +76,7 @@ class CpuRunner:
         self.mixed_chunk = min(MIXED_CHUNK, self.prefill_chunk)
         self.mixed_per_sequence = 0
         self.shortest_piece = SHORTEST_PIECE
-        self.known_room = None
+        self.known_room: Callable[[int, int], int] | None = None
         self.lookahead = 0
         self._backend = CpuBackend(
             model,

@@ -110,7 +110,7 @@ class CudaRunner:
                 default_rows=prefill_chunk is None,
             )
             self.max_sequences = launches.settings.max_sequences
-            self.known_room = launches.known_room if launches.known_rows else None
+            self.known_room: Callable[[int, int], int] | None = launches.known_room if launches.known_rows else None
             self.shortest_piece = SHORTEST_PIECE if self.known_room is None else SHORTEST_KNOWN
             self.device_name = self._gpu.name
             self.n_pages = self._plan.pages

@@ -15,7 +15,6 @@ from engine.model.config import ModelConfig
 from engine.model.memory import MemoryPlan
 from engine.request import TokenSample, Work
 
-
 KnownRoom = Callable[[int, int], int]
 """(sequences of a decode step, forced tokens that wait behind their next ones) → how many of these the step takes as
 well. Whatever it says, texts are the same."""
