@@ -80,13 +80,14 @@ class LiteralArguments:
         self._notation = notation
         self._open = [_Open(notation.end, notation.joiner)]
         self._quote = ""  # of the string that is open
+        self._opens = False  # one begins, with quotes that are not all there yet
         self._wants = "member"  # or, behind a key that was a string, "joiner"; or "value", or "comma" behind a value
         self.done = False
 
     @property
     def in_value(self) -> bool:
         """Whether a string is open, where a marker is text."""
-        return bool(self._quote)
+        return bool(self._quote) or self._opens
 
     def read(self, text: str) -> tuple[str, str]:
         """What is left of a text, and the JSON that it brings."""
@@ -176,10 +177,12 @@ class LiteralArguments:
 
     def _opening(self, text: str) -> str | None:
         """What opens the string that a text begins with: "" where it is none, None where more is needed to tell."""
+        self._opens = False
         for quote in self._notation.quotes:
             if text.startswith(quote):
                 return quote
             if quote.startswith(text):
+                self._opens = True
                 return None
         return ""
 
