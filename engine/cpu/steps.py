@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import PAGE
 from engine.model.batch import Batch, Span
 from engine.model.config import Activation, AttentionTemperature, RopeStyle
 from engine.model.rope import RopeTable
@@ -34,15 +35,46 @@ class Angles:
     style: RopeStyle
 
 
-@dataclass(frozen=True)
-class Pages:
-    """Keys or values of a layer as one sequence sees them: all pages (N, K, PAGE, width), and which are its own.
+Pages = npt.NDArray[Any]
+"""Keys or values of a layer, all pages of the cache: (N, K, PAGE, width)."""
 
-    `table` is a row of the cache's table, whose address is always the same.
+
+@dataclass(frozen=True)
+class CacheRows:
+    """Where the rows of a batch are in the cache.
+
+    Attributes:
+        array: (T, 2) int64: the address of the row's table of pages, and the row's position in them.
+        tables: what the addresses point into: int64, pages of each slot's sequence.
+        alone: each row is a sequence of its own; otherwise neighbouring rows mostly belong to the same one.
     """
 
-    array: npt.NDArray[Any]
-    table: npt.NDArray[np.int64]
+    array: npt.NDArray[np.int64]
+    tables: npt.NDArray[np.int64]
+    alone: bool
+
+    @classmethod
+    def of(cls, batch: Batch, tables: npt.NDArray[np.int64], chunk: int | None = None) -> CacheRows:
+        """The rows of a batch; with a chunk, as if each row's sequence began with the chunk of positions it is in."""
+        rows = cls(np.empty((batch.n_tokens, 2), dtype=np.int64), tables, len(batch.spans) == batch.n_tokens)
+        rows.fill(batch)
+        if chunk is not None:
+            start = rows.array[:, 1] // chunk * chunk
+            rows.array[:, 0] += start // PAGE * tables.itemsize
+            rows.array[:, 1] -= start
+        return rows
+
+    def fill(self, batch: Batch) -> None:
+        """Write the rows of another batch of as many tokens."""
+        slots = np.array([span.slot for span in batch.spans])
+        if len(slots) < batch.n_tokens:
+            slots = np.repeat(slots, [span.n_rows for span in batch.spans])
+        self.array[:, 0] = self.tables.ctypes.data + self.tables.strides[0] * slots
+        self.array[:, 1] = batch.positions
+
+    def part(self, span: Span) -> CacheRows:
+        """The rows of a span."""
+        return CacheRows(self.array[span.row : span.row + span.n_rows], self.tables, span.n_rows == 1)
 
 
 @dataclass(frozen=True)
@@ -82,6 +114,9 @@ class Steps(Protocol):
     def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
         """Angles of a step's tokens."""
 
+    def cache_rows(self, batch: Batch, tables: npt.NDArray[np.int64], chunk: int | None = None) -> CacheRows:
+        """See CacheRows.of."""
+
     def factors(self, temperature: AttentionTemperature, positions: Int32Array) -> Float32Array:
         """(T,) factors on the queries."""
 
@@ -96,24 +131,24 @@ class Steps(Protocol):
     def rotate_store(
         self,
         x: Float32Array,
-        span: Span,
+        rows: CacheRows,
         angles: Angles | None,
         cache: Pages,
         *,
         factors: Float32Array | None = None,
         store: bool = True,
     ) -> None:
-        """Rotate the span's rows of x (T, heads, width) in place, scale them, and `store` them in the cache."""
+        """Rotate x (T, heads, width) in place, scale it, and `store` it in the cache."""
 
     def attend(
         self,
         out: Float32Array,
         q: Float32Array,
-        span: Span,
+        rows: CacheRows,
         cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
-        """Attention of the span's queries (T, H, Hd) over its cache into its rows of out (T, H · Hv)."""
+        """Attention of queries (T, H, Hd), each over its own sequence, into out (T, H · Hv)."""
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """activation(x) · y, written over x."""
