@@ -187,7 +187,7 @@ class CpuBackend:
     def _kernels(self) -> list[tuple[str, str]]:
         """Kind and type of every kernel that a step can ask for."""
         from engine.cpu.integer import all_matrices, is_integer, kernel_names
-        from engine.cpu.kernels.formats import DECODERS
+        from engine.cpu.kernels.formats.decoders import DECODERS
 
         weights = self.model.weights
         kv_type = self._kv_type if self.config.generates else KvType.F32
@@ -308,7 +308,7 @@ class CpuBackend:
         activations = 4 * rows * (4 * self.config.stream_width + per_layer + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size if self.config.generates else 0
         if self._compiled:
-            from engine.cpu.kernels.attend import HEAD_FLOATS
+            from engine.cpu.kernels.attention.attend import HEAD_FLOATS
 
             return activations + logits + self._pool.threads * (2 * SCRATCH_BYTES + 4 * most_heads * HEAD_FLOATS)
         return activations + logits + 2 * SCORE_BYTES + 2 * PIECE_BYTES

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.cpu import reference
 from engine.cpu.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
-from engine.cpu.kernels.attend import attend, attend_text
+from engine.cpu.kernels.attention.attend import attend, attend_text
 from engine.cpu.kernels.build import kernel
 from engine.cpu.matmul import PreparedWeight, matmul, prepare
 from engine.cpu.step_operands import (

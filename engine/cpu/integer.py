@@ -1,9 +1,9 @@
 """Products with activations of 8 bits: which weights take part, their repacked copies, and the operands of the kernels.
 
-Quantized weights are multiplied in integers (kernels/integer.py), activations quantized in blocks of 32 columns. A
-weight may have been repacked into panels of eight rows (kernels/panels.py), which makes decoding about twice as fast
-and takes as much memory again as the weights; without a copy its rows are packed block by block during the product. The
-result has the same bits in both cases, and for any number of rows of x and of threads.
+Quantized weights are multiplied in integers (kernels/integer/rows.py), activations quantized in blocks of 32 columns. A
+weight may have been repacked into panels of eight rows (kernels/integer/panels.py), which makes decoding about twice as
+fast and takes as much memory again as the weights; without a copy its rows are packed block by block during the
+product. The result has the same bits in both cases, and for any number of rows of x and of threads.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cpu.kernels import isa
-from engine.cpu.kernels.activations import LINE
 from engine.cpu.kernels.build import kernel
-from engine.cpu.kernels.integer import PANELS_AT_ONCE
-from engine.cpu.kernels.panel_formats import PANELS
-from engine.cpu.kernels.panels import GROUP, padded_rows
-from engine.cpu.kernels.tiles import PANELS_BLOCK
+from engine.cpu.kernels.integer.activations import LINE
+from engine.cpu.kernels.integer.panel_formats import PANELS
+from engine.cpu.kernels.integer.panels import GROUP, padded_rows
+from engine.cpu.kernels.integer.rows import PANELS_AT_ONCE
+from engine.cpu.kernels.integer.tiles import PANELS_BLOCK
 from engine.cpu.matmul import Float32Array, PreparedWeight, array_address, prepare
 from engine.cpu.memory import aligned_empty
 from engine.errors import InvalidRequestError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 from engine.model.weights import ExpertLinear, Linear, ModelWeights, Weight
 
 Activations = npt.NDArray[np.uint8]
-"""(T, K / 32, 64) uint8: rows of quantized blocks, as kernels/activations.py lays them out."""
+"""(T, K / 32, 64) uint8: rows of quantized blocks, as kernels/integer/activations.py lays them out."""
 
 ROWS = isa.ROWS
 

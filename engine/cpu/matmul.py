@@ -112,7 +112,7 @@ def warm_up(
         status: called before each type, e.g. to show it while the first run compiles.
         kv_type: "f16" or "f32" to prepare what runs between the products as well, for such a cache.
     """
-    from engine.cpu.kernels.formats import DECODERS
+    from engine.cpu.kernels.formats.decoders import DECODERS
 
     names = [name for name in dict.fromkeys(GGMLType(type).name for type in types) if name in DECODERS]
     for name in names:
@@ -150,7 +150,7 @@ def prepare(w: Weight) -> PreparedWeight:
 
 
 def _prepare(w: Weight) -> PreparedWeight:
-    from engine.cpu.kernels.formats import DECODERS
+    from engine.cpu.kernels.formats.decoders import DECODERS
 
     if len(w.shape) != 2:
         raise ValueError(f"{w.name}: shape {tuple(w.shape)} is not a matrix; take one expert of a stack")

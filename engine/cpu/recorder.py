@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from engine.cpu import integer, reference
 from engine.cpu.integer import Activations, IntegerWeights
-from engine.cpu.kernels import attend as attend_kernel
 from engine.cpu.kernels import build
+from engine.cpu.kernels.attention import attend as attend_kernel
+from engine.cpu.kernels.integer.panels import GROUP
 from engine.cpu.kernels.machine import HEADER, ROW
-from engine.cpu.kernels.panels import GROUP
 from engine.cpu.matmul import LANES, dot_kind, dot_operands, prepare
 from engine.cpu.memory import aligned_empty
 from engine.cpu.step_operands import (

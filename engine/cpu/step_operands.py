@@ -8,7 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from engine.cpu.integer import Activations, quantize_operands
-from engine.cpu.kernels.attend import TYPES
+from engine.cpu.kernels.attention.attend import TYPES
 from engine.cpu.kernels.build import kernel
 from engine.cpu.matmul import LANES, prepare
 from engine.cpu.steps import Angles, Float32Array, Int32Array, Pages, Step

@@ -17,7 +17,7 @@ from engine.cpu.integer import IntegerWeights, dot_kind, empty_activations, n_it
 from engine.cpu.kernels import build, isa
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.emit import I8, I32, vector
-from engine.cpu.kernels.panel_formats import PANELS
+from engine.cpu.kernels.integer.panel_formats import PANELS
 from engine.cpu.matmul import array_address, prepare
 from engine.cpu.threads import ThreadPool
 from engine.errors import InvalidRequestError

@@ -11,7 +11,8 @@ import pytest
 
 from engine.cpu import matmul as matmul_module
 from engine.cpu.bandwidth import read_bandwidth
-from engine.cpu.kernels import build, emit, formats, products, stepping
+from engine.cpu.kernels import build, emit, products, stepping
+from engine.cpu.kernels.formats import decoders
 from engine.cpu.matmul import matmul, warm_up
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import GGMLType
@@ -56,7 +57,7 @@ def packed(name, rows, columns):
         else:
             raw = values.astype(PLAIN[name]).view(np.uint8)
     else:
-        decoder = formats.DECODERS[name]
+        decoder = decoders.DECODERS[name]
         raw = rng.integers(0, 256, (rows * columns // decoder.block_size, decoder.type_size), dtype=np.uint8)
         for offset in SCALES[name]:
             scales = rng.standard_normal(len(raw)).astype(np.float16)
@@ -85,7 +86,7 @@ def assert_close(got, truth, x):
 def columns_of(name):
     if name in PLAIN:
         return (1, 7, 16, 33, 64, 528)
-    block = formats.DECODERS[name].block_size
+    block = decoders.DECODERS[name].block_size
     return (block, 2 * block, 3 * block)
 
 
@@ -163,7 +164,7 @@ def test_types_without_a_decoder_use_numpy(pools, monkeypatch, tokens):
     raw, _ = packed("Q4_0", 50, 64)
     x = activations(tokens, 64)
     compiled = matmul(x, Weight(GGMLType.Q4_0, (50, 64), raw), pool=pools[1])
-    monkeypatch.delitem(formats.DECODERS, "Q4_0")
+    monkeypatch.delitem(decoders.DECODERS, "Q4_0")
     assert np.array_equal(compiled, matmul(x, Weight(GGMLType.Q4_0, (50, 64), raw), pool=pools[1]))
 
 
@@ -186,7 +187,7 @@ def test_wrong_shapes_are_refused(pools, x_shape, w_shape, raw_shape, message):
 def test_decoders_have_the_sizes_of_the_formats():
     assert emit.LANES == matmul_module.LANES
     assert products.ROWS_BLOCK == matmul_module.ROWS_STEP
-    for name, decoder in formats.DECODERS.items():
+    for name, decoder in decoders.DECODERS.items():
         size = 16 if name in PLAIN else 1
         block = GGMLType[name]
         assert (decoder.block_size, decoder.type_size) == (size * block.block_size, size * block.type_size)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from engine.config import PAGE
-from engine.cpu.kernels import attend as attend_module
-from engine.cpu.kernels.attend import attend, can_attend, turned
+from engine.cpu.kernels.attention import attend as attend_module
+from engine.cpu.kernels.attention.attend import attend, can_attend, turned
 from engine.cpu.reference import attend as attend_plainly
 from engine.cpu.threads import ThreadPool
 from engine.model.config import AttentionConfig

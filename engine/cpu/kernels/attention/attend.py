@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE
-from engine.cpu.kernels.attention_item import (
+from engine.cpu.kernels.attention.item import (
     HEAD_FLOATS as HEAD_FLOATS,
 )  # re-exported: callers size their scratch by it
 from engine.cpu.kernels.build import kernel
@@ -121,7 +121,7 @@ def operands(
     slopes: Float32Array | None = None,
     n_keys: int = 0,
 ) -> tuple[int, ...]:
-    """The numbers that the kernel reads (attention.py); the last, for activations, is 0.
+    """The numbers that the kernel reads (loop.py); the last, for activations, is 0.
 
     With n_keys a query sees that text of n_keys positions on both sides, in each direction window - 1 of them.
     """

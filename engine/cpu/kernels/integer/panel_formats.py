@@ -6,9 +6,9 @@ The byte layouts of the formats are drawn in engine/gguf, beside the class of ea
 from collections.abc import Callable, Iterator
 
 from engine.cpu.kernels.emit import Value
-from engine.cpu.kernels.formats import IQ4_VALUES, MXFP4_VALUES, power_of_two
+from engine.cpu.kernels.formats.decoders import IQ4_VALUES, MXFP4_VALUES, power_of_two
+from engine.cpu.kernels.integer.panels import STEPS, Block, Group, Panel, Read
 from engine.cpu.kernels.isa import V8, V32
-from engine.cpu.kernels.panels import STEPS, Block, Group, Panel, Read
 
 PANELS: dict[str, Panel] = {}
 """GGML type name -> panel."""

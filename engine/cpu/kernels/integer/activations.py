@@ -14,8 +14,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.cpu.kernels.emit import F32, I8, I32, I64, Emitter, Value, vector
+from engine.cpu.kernels.integer.panels import FLOATS, GROUP
 from engine.cpu.kernels.isa import ACTIVATION_MAX, ROWS, V32
-from engine.cpu.kernels.panels import FLOATS, GROUP
 from engine.cpu.kernels.stepping import STEP, emitter, integers
 
 LINE = 64

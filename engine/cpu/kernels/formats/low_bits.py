@@ -1,6 +1,6 @@
 """Decoders of the formats of one or two bits, of NVFP4, of activations, and of plain numbers that few files hold.
 
-See formats.py for what a decoder is.
+See decoders.py for what a decoder is.
 """
 
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from functools import partial
 from llvmlite import ir
 
 from engine.cpu.kernels.emit import F32, F64, I8, I16, I32, I64, LANES, Emitter, Value, vector
-from engine.cpu.kernels.formats import DECODERS, MXFP4_VALUES, Decoder
-from engine.cpu.kernels.grid_formats import constant, register
+from engine.cpu.kernels.formats.decoders import DECODERS, MXFP4_VALUES, Decoder
+from engine.cpu.kernels.formats.grids import constant, register
 from engine.gguf.fp4_quants import UE4M3_HALVED
 from engine.gguf.types import GGMLType
 

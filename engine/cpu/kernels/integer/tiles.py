@@ -1,6 +1,6 @@
 """Products of packed weights with many rows of activations: panels are unpacked once, then multiplied in tiles.
 
-The sums are those of integer.py, in the same order, so the results have the same bits.
+The sums are those of rows.py, in the same order, so the results have the same bits.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
@@ -13,9 +13,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.cpu.kernels.activations import LINE, scaled
 from engine.cpu.kernels.emit import I64, Emitter, Value
-from engine.cpu.kernels.integer import (
+from engine.cpu.kernels.integer.activations import LINE, scaled
+from engine.cpu.kernels.integer.panels import FLOATS, GROUP, STEPS, Block, Group, Panel
+from engine.cpu.kernels.integer.rows import (
     Operands,
     Source,
     add_minima,
@@ -30,7 +31,6 @@ from engine.cpu.kernels.integer import (
     zeros,
 )
 from engine.cpu.kernels.isa import ACTIVATION_MAX, BYTES, ROWS, V8, V16, V32, Isa
-from engine.cpu.kernels.panels import FLOATS, GROUP, STEPS, Block, Group, Panel
 from engine.cpu.kernels.stepping import STEP, emitter, integers
 
 PANELS_TILE, TOKENS_TILE = 2, 4

@@ -1,4 +1,4 @@
-"""Decoders of the formats whose numbers are indices into a grid of points (see formats.py for what a decoder is).
+"""Decoders of the formats whose numbers are indices into a grid of points (see decoders.py for what a decoder is).
 
 Grids and signs come from engine/gguf/grids.py and are constants of the compiled code: 1 to 16 KB a format.
 """
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, LANES, Emitter, Value, vector
-from engine.cpu.kernels.formats import DECODERS, Decode, Decoder
+from engine.cpu.kernels.formats.decoders import DECODERS, Decode, Decoder
 from engine.gguf.grids import grid, signs_of_seven
 from engine.gguf.i_quants import IQ1_DELTA
 from engine.gguf.types import GGMLType

@@ -21,11 +21,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.cpu.kernels.activations import AT_FIRST, AT_LAST, AT_SCALE, AT_SUM, LINE, scaled
 from engine.cpu.kernels.emit import F32, F64, I8, I32, I64, Emitter, Value
+from engine.cpu.kernels.integer.activations import AT_FIRST, AT_LAST, AT_SCALE, AT_SUM, LINE, scaled
+from engine.cpu.kernels.integer.panel_formats import PANELS
+from engine.cpu.kernels.integer.panels import FLOATS, GROUP, STEPS, Block, Group, Panel, pack_block
 from engine.cpu.kernels.isa import ISAS, ROWS, V8, Isa
-from engine.cpu.kernels.panel_formats import PANELS
-from engine.cpu.kernels.panels import FLOATS, GROUP, STEPS, Block, Group, Panel, pack_block
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 PANELS_AT_ONCE = 1

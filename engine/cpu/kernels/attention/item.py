@@ -52,7 +52,7 @@ class Operands:
     gaps, both widths multiples of 16; pages: int64, pages[i] has the positions from i * PAGE on; scale: a float64;
     window: keys that a query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0; n_keys: where
     queries also see `window` - 1 keys behind them, how many keys there are, else 0; activations: where out is written
-    as well, quantized (activations.py), if the heads of an item are a multiple of 32 floats; else 0.
+    as well, quantized (../integer/activations.py), if the heads of an item are a multiple of 32 floats; else 0.
     """
 
     q: Value

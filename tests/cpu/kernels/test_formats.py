@@ -8,7 +8,7 @@ import pytest
 
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels.build import kernel
-from engine.cpu.kernels.formats import DECODERS
+from engine.cpu.kernels.formats.decoders import DECODERS
 from engine.cpu.matmul import DOT_TOKENS, matmul
 from engine.cpu.step_operands import embed_rows
 from engine.cpu.threads import ThreadPool

@@ -7,7 +7,7 @@ values, with a softmax that is corrected when a page has a larger score; while o
 Every number is computed in the same order for any other queries beside it, so a query's result has the same bits in
 any batch. Takes addresses and lengths; independent of caches, slots and threads.
 
-What makes up an item's code: attention_item.py (addresses and loops), attention_scores.py, attention_values.py.
+What makes up an item's code: item.py (addresses and loops), scores.py, values.py.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
@@ -20,12 +20,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.config import PAGE
-from engine.cpu.kernels.activations import quantize_blocks
-from engine.cpu.kernels.attention_item import Item, Operands, segments
-from engine.cpu.kernels.attention_scores import score_page, soften_page
-from engine.cpu.kernels.attention_values import begin_head, divide_head, weigh_page
+from engine.cpu.kernels.attention.item import Item, Operands, segments
+from engine.cpu.kernels.attention.scores import score_page, soften_page
+from engine.cpu.kernels.attention.values import begin_head, divide_head, weigh_page
 from engine.cpu.kernels.emit import I64, Value
-from engine.cpu.kernels.panels import GROUP
+from engine.cpu.kernels.integer.activations import quantize_blocks
+from engine.cpu.kernels.integer.panels import GROUP
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"attend": STEP}

@@ -4,7 +4,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from engine.config import PAGE
-from engine.cpu.kernels.attention_item import (
+from engine.cpu.kernels.attention.item import (
     ALONE,
     CORRECTION,
     FLOATS,
