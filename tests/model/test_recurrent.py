@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.config import PAGE
-from engine.cpu.kv_cache import KVCache
+from engine.cpu.caches.model import KVCache
 from engine.cpu.recurrent import mamba as recurrent
 from engine.errors import ModelFileError, UnsupportedModelError
 from engine.gguf.quants import GGMLType

@@ -20,7 +20,7 @@ from engine.cpu.kernels.integer.panels import GROUP
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 GELU_LIMIT, SWIGLU_LIMIT, SWIGLU_SLOPE = 10.0, 7.0, 1.702
-"""See reference.py, whose numbers these are."""
+"""See ../reference.py, whose numbers these are."""
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"normalize": STEP, "rotate_store": STEP, "gate": STEP}
 """Argument types of each kernel."""

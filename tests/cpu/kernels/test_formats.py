@@ -9,8 +9,8 @@ import pytest
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.formats.decoders import DECODERS
-from engine.cpu.matmul import DOT_TOKENS, matmul
-from engine.cpu.step_operands import embed_rows
+from engine.cpu.products.matmul import DOT_TOKENS, matmul
+from engine.cpu.steps.operands import embed_rows
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import GGMLType, dequantize
 from engine.gguf.reader import open_gguf

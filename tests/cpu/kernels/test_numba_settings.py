@@ -13,7 +13,7 @@ X86 = "x86_64-unknown-linux-gnu"
 ONE_KERNEL = """
 from engine.errors import EngineError
 try:
-    from engine.cpu.integer import instructions
+    from engine.cpu.products.integer import instructions
     from engine.cpu.kernels import isa
     from engine.cpu.kernels.build import kernel
     kernel("dot_panels", "Q4_0/" + instructions())

@@ -13,17 +13,17 @@ from functools import cache
 
 import numpy as np
 
-from engine.cpu import integer
-from engine.cpu.fast_ops import FastOps, plain_layer
-from engine.cpu.integer import IntegerWeights
+from engine.cpu.caches.model import KVCache
 from engine.cpu.kernels import build
 from engine.cpu.kernels.machine import COUNTERS
-from engine.cpu.kv_cache import KVCache
-from engine.cpu.matmul import DOT_TOKENS, prepare
 from engine.cpu.memory import aligned_empty
-from engine.cpu.recorder import Recorder
-from engine.cpu.step_operands import address
-from engine.cpu.steps import Float32Array
+from engine.cpu.products import integer
+from engine.cpu.products.integer import IntegerWeights
+from engine.cpu.products.matmul import DOT_TOKENS, prepare
+from engine.cpu.steps.fast_ops import FastOps, plain_layer
+from engine.cpu.steps.operands import address
+from engine.cpu.steps.protocol import Float32Array
+from engine.cpu.steps.recorder import Recorder
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
 from engine.model.transformer import hidden_states

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from engine.cpu.integer import Activations, quantize_operands
 from engine.cpu.kernels.attention.attend import TYPES
 from engine.cpu.kernels.build import kernel
-from engine.cpu.matmul import LANES, prepare
-from engine.cpu.steps import Angles, Float32Array, Int32Array, Pages, Step
+from engine.cpu.products.integer import Activations, quantize_operands
+from engine.cpu.products.matmul import LANES, prepare
+from engine.cpu.steps.protocol import Angles, Float32Array, Int32Array, Pages, Step
 from engine.gguf.quants import dequantize
 from engine.model.batch import Span
 from engine.model.config import Activation, RopeStyle

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.cpu.attention_cache import AttentionCache
-from engine.cpu.state_cache import RecurrentCache
+from engine.cpu.caches.attention import AttentionCache
+from engine.cpu.caches.states import RecurrentCache
 
 
 class JoinedCache:

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE, KvType, page_count
-from engine.cpu.attention_cache import AttentionCache, CacheArray, PageTable
-from engine.cpu.joined_cache import JoinedCache
+from engine.cpu.caches.attention import AttentionCache, CacheArray, PageTable
+from engine.cpu.caches.joined import JoinedCache
+from engine.cpu.caches.states import RecurrentCache, States
 from engine.cpu.memory import aligned_zeros
-from engine.cpu.state_cache import RecurrentCache, States
 from engine.errors import ContextFullError, DeviceError
 from engine.model.batch import Span
 from engine.model.cache import LayerCache, StateRows

@@ -7,10 +7,11 @@ import threading
 import numpy as np
 import pytest
 
-from engine.cpu import immediate, program, recorder, reference
+from engine.cpu import reference
 from engine.cpu.backend import CpuBackend
-from engine.cpu.immediate import Immediate
 from engine.cpu.kernels import build, elementwise, stepping
+from engine.cpu.steps import immediate, program, recorder
+from engine.cpu.steps.immediate import Immediate
 from engine.cpu.threads import ThreadPool
 from engine.errors import ContextFullError, InvalidRequestError
 from engine.gguf.reader import open_gguf
@@ -283,7 +284,7 @@ MEMORY_SCRIPT = """
 import sys
 import numpy as np
 from engine.cpu.backend import CpuBackend
-from engine.cpu.matmul import warm_up
+from engine.cpu.products.matmul import warm_up
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.config import Activation, FfnConfig, NormKind

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from engine.cpu.bricks.routing import adjugate_groups, route
 from engine.cpu.reference import Float32Array, sigmoid
-from engine.cpu.routing import adjugate_groups, route
 from engine.model.config import FfnConfig, MoeConfig
 from engine.model.weights import ExpertsWeights, FfnWeights, Linear, MoeWeights, Norm
 

@@ -9,11 +9,11 @@ import gguf
 import numpy as np
 import pytest
 
-from engine.cpu import matmul as matmul_module
 from engine.cpu.bandwidth import read_bandwidth
 from engine.cpu.kernels import build, emit, products, stepping
 from engine.cpu.kernels.formats import decoders
-from engine.cpu.matmul import matmul, warm_up
+from engine.cpu.products import matmul as matmul_module
+from engine.cpu.products.matmul import matmul, warm_up
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import GGMLType
 from tests.support.weights import Weight

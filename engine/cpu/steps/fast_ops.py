@@ -12,11 +12,11 @@ from __future__ import annotations
 import numpy as np
 
 from engine.config import PAGE
-from engine.cpu.immediate import Immediate
-from engine.cpu.integer import IntegerWeights
-from engine.cpu.kv_cache import KVCache
-from engine.cpu.ops import CpuOps, Float32Array
-from engine.cpu.steps import Angles, Pages, Steps
+from engine.cpu.bricks.ops import CpuOps, Float32Array
+from engine.cpu.caches.model import KVCache
+from engine.cpu.products.integer import IntegerWeights
+from engine.cpu.steps.immediate import Immediate
+from engine.cpu.steps.protocol import Angles, Pages, Steps
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
 from engine.model.config import AttentionConfig, FfnConfig, ModelConfig, QkNorm

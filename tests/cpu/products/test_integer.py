@@ -10,15 +10,16 @@ import pytest
 from llvmlite import ir as llvm_ir
 from numba import njit, types
 
-from engine.cpu import immediate, integer, recorder
 from engine.cpu.backend import CpuBackend
-from engine.cpu.immediate import Immediate
-from engine.cpu.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
 from engine.cpu.kernels import build, isa
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.emit import I8, I32, vector
 from engine.cpu.kernels.integer.panel_formats import PANELS
-from engine.cpu.matmul import array_address, prepare
+from engine.cpu.products import integer
+from engine.cpu.products.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
+from engine.cpu.products.matmul import array_address, prepare
+from engine.cpu.steps import immediate, recorder
+from engine.cpu.steps.immediate import Immediate
 from engine.cpu.threads import ThreadPool
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType

@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 
 from engine.cpu import reference
-from engine.cpu.indexer import Choices, Indexer, attend_chosen
-from engine.cpu.kv_cache import KVCache
-from engine.cpu.mixture import Bricks, mix_experts
+from engine.cpu.bricks.indexer import Choices, Indexer, attend_chosen
+from engine.cpu.bricks.mixture import Bricks, mix_experts
+from engine.cpu.bricks.skips import make_skips
+from engine.cpu.bricks.streams import Streams
+from engine.cpu.caches.model import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.ngrams import add_ngrams
 from engine.cpu.recurrent.rwkv import mix_channels
 from engine.cpu.recurrent.tools import Tools, softplus
-from engine.cpu.skips import make_skips
-from engine.cpu.streams import Streams
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch, Span

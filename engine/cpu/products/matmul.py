@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Float32Array = npt.NDArray[np.float32]
 
-LANES = 16  # columns per vector of the kernels; tests/cpu/test_matmul.py holds it equal to kernels.emit.LANES
+LANES = 16  # columns per vector of the kernels; tests/cpu/products/test_matmul.py holds it equal to kernels.emit.LANES
 
 REFERENCE_TILE = 1 << 22
 """Floats per dequantized tile of the reference path (16 MB)."""

@@ -25,8 +25,8 @@ from engine.cpu.kernels.integer.panel_formats import PANELS
 from engine.cpu.kernels.integer.panels import GROUP, padded_rows
 from engine.cpu.kernels.integer.rows import PANELS_AT_ONCE
 from engine.cpu.kernels.integer.tiles import PANELS_BLOCK
-from engine.cpu.matmul import Float32Array, PreparedWeight, array_address, prepare
 from engine.cpu.memory import aligned_empty
+from engine.cpu.products.matmul import Float32Array, PreparedWeight, array_address, prepare
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.cpu import integer, reference
-from engine.cpu.integer import Activations, IntegerWeights
+from engine.cpu import reference
 from engine.cpu.kernels import build
 from engine.cpu.kernels.attention import attend as attend_kernel
 from engine.cpu.kernels.integer.panels import GROUP
 from engine.cpu.kernels.machine import HEADER, ROW
-from engine.cpu.matmul import LANES, dot_kind, dot_operands, prepare
 from engine.cpu.memory import aligned_empty
-from engine.cpu.step_operands import (
+from engine.cpu.products import integer
+from engine.cpu.products.integer import Activations, IntegerWeights
+from engine.cpu.products.matmul import LANES, dot_kind, dot_operands, prepare
+from engine.cpu.steps.operands import (
     N_PAST,
     address,
     embed_rows,
@@ -29,7 +30,7 @@ from engine.cpu.step_operands import (
     rotate_step,
     score_settings,
 )
-from engine.cpu.steps import Angles, Finish, Float32Array, Int32Array, Pages, Step
+from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, Step
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
 from engine.model.config import Activation, AttentionTemperature

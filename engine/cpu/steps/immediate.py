@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from engine.cpu import reference
-from engine.cpu.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
 from engine.cpu.kernels.attention.attend import attend, attend_text
 from engine.cpu.kernels.build import kernel
-from engine.cpu.matmul import PreparedWeight, matmul, prepare
-from engine.cpu.step_operands import (
+from engine.cpu.products.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
+from engine.cpu.products.matmul import PreparedWeight, matmul, prepare
+from engine.cpu.steps.operands import (
     address,
     embed_rows,
     gate_step,
@@ -21,7 +21,7 @@ from engine.cpu.step_operands import (
     rotate_step,
     score_settings,
 )
-from engine.cpu.steps import Angles, Finish, Float32Array, Int32Array, Pages, Step
+from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, Step
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
 from engine.model.config import Activation, AttentionTemperature
