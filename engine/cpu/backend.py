@@ -161,7 +161,7 @@ class CpuBackend:
 
     @property
     def weight_types(self) -> list[GGMLType]:
-        """Types of all matrices, for `warm_up` of products/matmul.py; without it kernels are compiled at their first use."""
+        """Types of all matrices, for `warm_up` of products/matmul.py; otherwise kernels are compiled at first use."""
         return sorted({info.type for info in self.model.gguf.tensors.values() if len(info.shape) > 1})
 
     def warm_up(self, status: Callable[[str], None] = lambda _: None) -> None:
