@@ -15,10 +15,8 @@ import numpy.typing as npt
 from engine.cpu import reference
 from engine.cpu.reference import CacheArray, Float32Array
 from engine.model.batch import Span
-from engine.model.config import AttentionConfig
-from engine.model.indexer_config import IndexerConfig, IndexerKind
-from engine.model.indexer_weights import IndexerWeights
-from engine.model.matrices import Linear
+from engine.model.config import AttentionConfig, IndexerConfig, IndexerKind
+from engine.model.weights import IndexerWeights, Linear
 
 Positions = npt.NDArray[np.intp]
 

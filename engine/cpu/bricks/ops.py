@@ -21,10 +21,9 @@ from engine.cpu.recurrent.tools import Tools, softplus
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch, Span
-from engine.model.config import FfnConfig, GateFunction, ModelConfig, MoeConfig, OutputGate, QkNorm
+from engine.model.config import ChannelMixConfig, FfnConfig, GateFunction, ModelConfig, MoeConfig, OutputGate, QkNorm
 from engine.model.ops import LayerBricks
 from engine.model.rope import RopeTable
-from engine.model.rwkv_config import ChannelMixConfig
 from engine.model.weights import (
     CombinedWeights,
     ExpertLinear,

@@ -1,6 +1,6 @@
 """Residual connections on the CPU: what a part of a layer reads of x (T, S · D), and how its result changes x.
 
-Plain numpy. One class per class of engine.model.skip_config, which gives the formulas.
+Plain numpy. One class per class of engine.model.config, which gives the formulas.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 
 from engine.cpu import reference
 from engine.cpu.reference import Float32Array
-from engine.model.matrices import Linear
-from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, MixedSkip, NormedSkip, SkipConfig, StackSkip
-from engine.model.skip_weights import (
+from engine.model.config import BankedSkip, GatedSkip, HyperSkip, MixedSkip, NormedSkip, SkipConfig, StackSkip
+from engine.model.weights import (
     BankedSkipWeights,
     GatedSkipWeights,
     HyperSkipWeights,
+    Linear,
     MeanSkipWeights,
     MixedSkipWeights,
     NormedSkipWeights,

@@ -14,11 +14,17 @@ import numpy as np
 from engine.cpu.reference import Float32Array, gelu
 from engine.gguf.quants import dequantize
 from engine.model.batch import Int32Array
-from engine.model.config import ModelConfig
-from engine.model.matrices import Linear, Norm
-from engine.model.stream_config import AltUpConfig
-from engine.model.stream_weights import LaurelWeights, LayerInputWeights, PerLayerWeights, SpreadWeights, StreamWeights
-from engine.model.weights import ModelWeights
+from engine.model.config import AltUpConfig, ModelConfig
+from engine.model.weights import (
+    LaurelWeights,
+    LayerInputWeights,
+    Linear,
+    ModelWeights,
+    Norm,
+    PerLayerWeights,
+    SpreadWeights,
+    StreamWeights,
+)
 
 HALF = np.float32(1.0 / math.sqrt(2.0))
 """What sums of two terms of equal size are multiplied by."""

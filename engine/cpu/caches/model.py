@@ -16,8 +16,7 @@ from engine.cpu.memory import aligned_zeros
 from engine.errors import ContextFullError, DeviceError
 from engine.model.batch import Span
 from engine.model.cache import LayerCache, StateRows
-from engine.model.config import AttentionConfig, CombinedConfig, MixerConfig
-from engine.model.recurrent_config import RecurrentConfig
+from engine.model.config import AttentionConfig, CombinedConfig, MixerConfig, RecurrentConfig
 
 STATE_PLACES = 2
 """Places of a slot's ring: one that a step reads and one that it writes, as nothing runs ahead on the CPU."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from engine.cpu.memory import aligned_zeros
 from engine.model.cache import LayerCache, StateCopies, StateRows
-from engine.model.recurrent_config import RecurrentConfig
+from engine.model.config import RecurrentConfig
 
 Float32Array = npt.NDArray[np.float32]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.model.matrices import Float32Array, Linear, Norm
 from engine.model.rope import RopeTable
+from engine.model.weights.matrices import Float32Array, Linear, Norm
 
 
 @dataclass(frozen=True, eq=False)

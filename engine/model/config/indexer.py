@@ -1,6 +1,6 @@
 """Hyper-parameters of an indexer: the small scorer that chooses which positions a query attends to.
 
-Letters beside those of engine/model/config.py: I heads of the indexer, Di width of one. One key (Di,) per position is
+Letters beside those of `engine.model.config`: I heads of the indexer, Di width of one. One key (Di,) per position is
 cached beside the layer's keys and values. Equal scores: the earlier position, or block, is taken.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from engine.model.rope_config import RopeConfig
+from engine.model.config.rope import RopeConfig
 
 
 class IndexerKind(Enum):

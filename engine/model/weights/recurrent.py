@@ -1,10 +1,10 @@
-"""Weights of recurrent mixers: one class per class of engine.model.recurrent_config and rwkv_config."""
+"""Weights of recurrent mixers: one class per class of engine.model.config and rwkv_config."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.model.matrices import ExpertLinear, Float32Array, Linear, Norm
+from engine.model.weights.matrices import ExpertLinear, Float32Array, Linear, Norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,4 +245,4 @@ RecurrentWeights = (
     | Rwkv6Weights
     | Rwkv7Weights
 )
-"""Weights of a recurrent mixer, one class per class of engine.model.recurrent_config and rwkv_config."""
+"""Weights of a recurrent mixer, one class per class of engine.model.config and rwkv_config."""

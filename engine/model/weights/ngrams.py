@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.model.matrices import Float32Array, Linear, Norm, Weight
+from engine.model.weights.matrices import Float32Array, Linear, Norm, Weight
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,10 @@
-"""Weights of what layers do with the residual stream beside their parts.
-
-Packed matrices and small vectors, as in engine/model/weights.py.
-"""
+"""Weights of what layers do with the residual stream beside their parts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.model.matrices import ExpertLinear, Float32Array, Linear, Norm, Weight
+from engine.model.weights.matrices import ExpertLinear, Float32Array, Linear, Norm, Weight
 
 
 @dataclass(frozen=True, eq=False)

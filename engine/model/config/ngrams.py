@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.model.recurrent_config import RecurrentConfig
+from engine.model.config.recurrent import RecurrentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class NgramConfig(RecurrentConfig):
     """Vectors of n-grams that a layer adds to its input (Qwen 4 experimental).
 
-    Letters beside those of skip_config.py: N longest n-gram, G heads of each length, P numbers of a row of the table.
+    Letters beside those of skips.py: N longest n-gram, G heads of each length, P numbers of a row of the table.
     t_j is the token j before the one at hand. Tokens before the sequence count as `end`, and so do an `end` behind the
     token at hand and all before it.
 

@@ -1,4 +1,4 @@
-"""A residual stream of several vectors per token: its formula. Letters as in engine/model/config.py."""
+"""A residual stream of several vectors per token: its formula. Letters as in `engine.model.config`."""
 
 from __future__ import annotations
 

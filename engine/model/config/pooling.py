@@ -1,6 +1,6 @@
 """How the vectors of a text's tokens become an embedding, or a reranker's scores. Pure description.
 
-Independent of metadata and arrays; what computes it on the CPU is engine/cpu/pooling.py.
+Independent of metadata and arrays; engine/runner/pooling.py computes it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,6 @@ class Pooling(Enum):
     CLS = "cls"  # that of the first token
     LAST = "last"  # that of the last token
     RANK = "rank"  # the classification head's scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankParts:
-    """The classification head of rerankers, in files that have cls or cls.output.
-
-    Attributes:
-        gelu: the activation is GELU, else tanh.
-        softmax: scores are probabilities.
-        mean: the head reads the mean of a text, where classifier.pooling_type does not say.
-    """
-
-    gelu: bool = False
-    softmax: bool = False
-    mean: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

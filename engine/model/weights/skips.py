@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.model.matrices import Float32Array, Linear, Norm
+from engine.model.weights.matrices import Float32Array, Linear, Norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,4 +115,4 @@ SkipWeights = (
     | MeanSkipWeights
     | StackSkipWeights
 )
-"""One class per class of engine.model.skip_config, and one for a head without weights."""
+"""One class per class of engine.model.config, and one for a head without weights."""

@@ -1,6 +1,6 @@
 """Hyper-parameters of recurrent mixers: one class per kind, with its formula.
 
-Letters beside those of engine/model/config.py: I channels, S states of a channel, W width of a convolution, G groups.
+Letters beside those of `engine.model.config`: I channels, S states of a channel, W width of a convolution, G groups.
 A state is zero before a sequence's first token. conv(x) is, per channel, the weighted sum of its last W inputs.
 """
 

@@ -1,6 +1,6 @@
 """Hyper-parameters of RWKV's mixers: the time mixing of versions 6 and 7, which are recurrent, and channel mixing.
 
-Letters beside those of engine/model/config.py: S columns of a head, M its state (S, S). x' is the layer's normalized
+Letters beside those of `engine.model.config`: S columns of a head, M its state (S, S). x' is the layer's normalized
 input of the token before, zero at the beginning of a sequence, and lerp(x, m) = x + (x' - x) · m, number by number.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.model.recurrent_config import RecurrentConfig
+from engine.model.config.recurrent import RecurrentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
