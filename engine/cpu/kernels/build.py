@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from engine.concurrency import fork
-from engine.cpu.kernels import activations, attention, elementwise, integer, machine, products, settings, tiles
+from engine.cpu.kernels import activations, attention, blocked, elementwise, integer, machine, products, settings, tiles
 from engine.cpu.kernels.code_cache import KernelCache
 
 Kernel = Callable[..., None]
@@ -65,8 +65,8 @@ def _dequantize_rows(name: str) -> Kernel:
 
 
 def _product_f32(name: str) -> Kernel:
-    def product_f32(w, w_bytes, n_rows, x, x_bytes, n_tokens, n_columns, out, out_bytes, partial):
-        products.product_f32(name, w, w_bytes, n_rows, x, x_bytes, n_tokens, n_columns, out, out_bytes, partial)
+    def product_f32(operands, low, high, scratch):
+        blocked.product_f32(name, operands, low, high, scratch)
 
     return product_f32
 
@@ -136,6 +136,7 @@ def _run_program(name: str) -> Kernel:
 
 _ARGUMENTS = (
     products.ARGUMENTS
+    | blocked.ARGUMENTS
     | activations.ARGUMENTS
     | integer.ARGUMENTS
     | tiles.ARGUMENTS
