@@ -26,8 +26,8 @@ TILE, WIDE_TILE = (2, 3), (4, 6)
 of AVX-512."""
 
 COLUMNS_CHUNK = 768
-"""Most columns of a chunk: 6 tokens and 4 rows of it take 30 KB of a first-level cache of 32. On an EPYC 9004 core whose
-multiplications alone run at 117 GFLOP/s, 96 x 768 times 480 tokens took 112 GFLOP/s with it and 104 with 512."""
+"""Most columns of a chunk: 6 tokens and 4 rows of it take 30 KB of a first-level cache of 32. On a core of an EPYC 9004
+whose multiplications alone run at 117 GFLOP/s, 96 x 768 times 480 tokens ran at 112 with it and at 104 with 512."""
 
 SECOND_LEVEL = 2
 """Cache level that tokens are prefetched into: 105 GFLOP/s instead of 98 for 48 x 8192 times 512 tokens."""
@@ -61,9 +61,9 @@ def product_f32(typing_context, name, operands, low, high, scratch):
     """out[t, n] = scale * (sum over k of w[n, k] * x[t, k]) + bias[n] + residual[t, n], rows n = low..high-1.
 
     Operands: w_bytes, n_columns; x, x_bytes, n_tokens; out, out_bytes; scale; bias or 0; residual or 0,
-    residual_bytes. All float32; w, at most ROWS_BLOCK rows w_bytes apart, begins PARTIAL_BYTES behind scratch; n_columns
-    is a multiple of 16. Tiles at the edge repeat their last row or token, which computes and stores the same value
-    twice; residual and out do not overlap.
+    residual_bytes. All float32; w, at most ROWS_BLOCK rows w_bytes apart, begins PARTIAL_BYTES behind scratch;
+    n_columns is a multiple of 16. Tiles at the edge repeat their last row or token, which computes and stores the same
+    value twice; residual and out do not overlap.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:

@@ -5,8 +5,17 @@ The third generation has Kimi delta attention and latent attention with a gate f
 
 from engine.model.architecture import Architecture
 from engine.model.config import OutputGate, QkNorm, RopeStyle
-from engine.model.parts import AttentionParts, BiasParts, FfnParts, MoeParts, QkNormParts, RopeParts
-from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
+from engine.model.parts import (
+    AttentionParts,
+    BiasParts,
+    FfnParts,
+    MoeParts,
+    Placement,
+    QkNormParts,
+    Recurrence,
+    RecurrentParts,
+    RopeParts,
+)
 
 # No projection of a mixer takes its scale or bias.
 _QKV = ("attn_q", "attn_k", "attn_v")

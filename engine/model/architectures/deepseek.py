@@ -1,8 +1,7 @@
 """DeepSeek 1 (shared experts), 2 to 3.1 (latent attention), 3.2 (an indexer), and families made of the same parts."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import OutputGate, RopeStyle
-from engine.model.indexer_config import IndexerKind
+from engine.model.config import IndexerKind, OutputGate, RopeStyle, SkipKind
 from engine.model.parts import (
     AttentionParts,
     FfnParts,
@@ -14,7 +13,6 @@ from engine.model.parts import (
     TemperatureParts,
     WindowParts,
 )
-from engine.model.skip_config import SkipKind
 
 _MOE = MoeParts(
     required=True,

@@ -5,8 +5,7 @@ Kimi delta attention and streams that mix.
 """
 
 from engine.model.architecture import Architecture
-from engine.model.config import QkNorm, RopeStyle, Routing
-from engine.model.indexer_config import IndexerKind
+from engine.model.config import IndexerKind, QkNorm, RopeStyle, Routing, SkipKind
 from engine.model.parts import (
     AttentionParts,
     BiasParts,
@@ -14,12 +13,13 @@ from engine.model.parts import (
     IndexerParts,
     LayerParts,
     MoeParts,
+    Placement,
     Presence,
     QkNormParts,
+    Recurrence,
+    RecurrentParts,
     RopeParts,
 )
-from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
-from engine.model.skip_config import SkipKind
 
 ARCHITECTURES = (
     Architecture(

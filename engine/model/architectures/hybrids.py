@@ -12,11 +12,13 @@ from engine.model.parts import (
     LogitScale,
     MoeParts,
     NormParts,
+    Placement,
     Presence,
     QkNormParts,
+    Recurrence,
+    RecurrentParts,
     RopeParts,
 )
-from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
 
 # Which layers recur shows in their numbers of key heads.
 _RECURRENT_LAYERS = ("attention.recurrent_layers",)

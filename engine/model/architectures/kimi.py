@@ -4,10 +4,17 @@ K3 attends to earlier states of its residual stream, and its experts read and gi
 """
 
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, OutputGate
-from engine.model.parts import AttentionParts, BiasParts, FfnParts, LayerParts, MoeParts
-from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
-from engine.model.skip_config import SkipKind
+from engine.model.config import Activation, OutputGate, SkipKind
+from engine.model.parts import (
+    AttentionParts,
+    BiasParts,
+    FfnParts,
+    LayerParts,
+    MoeParts,
+    Placement,
+    Recurrence,
+    RecurrentParts,
+)
 
 ARCHITECTURES = (
     Architecture(

@@ -2,8 +2,17 @@
 
 from engine.model.architecture import Architecture
 from engine.model.config import QkNorm, RopeStyle
-from engine.model.parts import AttentionParts, HeadParts, MoeParts, QkNormParts, RopeParts, WindowParts
-from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
+from engine.model.parts import (
+    AttentionParts,
+    HeadParts,
+    MoeParts,
+    Placement,
+    QkNormParts,
+    Recurrence,
+    RecurrentParts,
+    RopeParts,
+    WindowParts,
+)
 
 _CONVOLUTIONS = RecurrentParts(Recurrence.SHORT_CONVOLUTION, Placement.WITHOUT_KEYS)
 _HEAD = HeadParts(norm="token_embd_norm")

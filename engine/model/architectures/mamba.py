@@ -1,8 +1,7 @@
 """Mamba 1 and 2: selective state spaces, no attention and no feed-forward parts."""
 
 from engine.model.architecture import Architecture
-from engine.model.parts import LayerParts
-from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
+from engine.model.parts import LayerParts, Placement, Recurrence, RecurrentParts
 
 _NO_ATTENTION = (
     "attention.head_count",

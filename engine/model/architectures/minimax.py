@@ -1,11 +1,19 @@
 """MiniMax-01 (lightning attention), M2 (queries and keys normalized over all heads) and M3 (an indexer of blocks)."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, QkNorm, RopeStyle, Routing
-from engine.model.indexer_config import IndexerKind
-from engine.model.parts import AttentionParts, FfnParts, IndexerParts, LayerParts, MoeParts, QkNormParts, RopeParts
-from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
-from engine.model.skip_config import SkipKind
+from engine.model.config import Activation, IndexerKind, QkNorm, RopeStyle, Routing, SkipKind
+from engine.model.parts import (
+    AttentionParts,
+    FfnParts,
+    IndexerParts,
+    LayerParts,
+    MoeParts,
+    Placement,
+    QkNormParts,
+    Recurrence,
+    RecurrentParts,
+    RopeParts,
+)
 
 ARCHITECTURES = (
     Architecture(

@@ -1,7 +1,7 @@
 """Families that are Llama with one or two parts exchanged."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, NormKind, OutputGate, QkNorm, QkWeights, RopeStyle, Routing
+from engine.model.config import Activation, NormKind, OutputGate, QkNorm, QkWeights, RopeStyle, Routing, SkipKind
 from engine.model.parts import (
     AttentionParts,
     BiasParts,
@@ -18,7 +18,6 @@ from engine.model.parts import (
     RopeParts,
     WindowParts,
 )
-from engine.model.skip_config import SkipKind
 
 _OF_A_MATRIX = ("weight", "scale", "input_scale")
 _LAYER_NORM = NormParts(NormKind.LAYER, bias=Presence.ALWAYS)

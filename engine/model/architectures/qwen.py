@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from engine.model.architecture import Architecture
-from engine.model.config import OutputGate, QkNorm, RopeStyle
-from engine.model.indexer_config import IndexerKind
+from engine.model.config import IndexerKind, OutputGate, QkNorm, RopeStyle, SkipKind
 from engine.model.parts import (
     AttentionParts,
     BiasParts,
@@ -13,12 +12,13 @@ from engine.model.parts import (
     IndexerParts,
     LayerParts,
     MoeParts,
+    Placement,
     QkNormParts,
+    RankParts,
+    Recurrence,
+    RecurrentParts,
     RopeParts,
 )
-from engine.model.pooling import RankParts
-from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
-from engine.model.skip_config import SkipKind
 
 _SECTIONED = RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX)
 _HEAD_NORM = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD))

@@ -2,8 +2,16 @@
 
 from engine.model.architecture import Architecture
 from engine.model.config import NormKind
-from engine.model.parts import EmbeddingParts, FfnParts, LayerParts, NormParts, Presence
-from engine.model.recurrent_parts import Placement, Recurrence, RecurrentParts
+from engine.model.parts import (
+    EmbeddingParts,
+    FfnParts,
+    LayerParts,
+    NormParts,
+    Placement,
+    Presence,
+    Recurrence,
+    RecurrentParts,
+)
 
 _VERSION_6 = RecurrentParts(Recurrence.RWKV_6, Placement.ALL)
 _VERSION_7 = RecurrentParts(Recurrence.RWKV_7, Placement.ALL)
