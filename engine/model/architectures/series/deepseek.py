@@ -1,4 +1,4 @@
-"""DeepSeek 1 (shared experts), 2 to 3.1 (latent attention), 3.2 (an indexer), and families made of the same parts."""
+"""DeepSeek 1 (shared experts), 2 to 3.1 (latent attention), 3.2 (an indexer), OCR, and families made of them."""
 
 from engine.model.architecture import Architecture
 from engine.model.config import IndexerKind, OutputGate, RopeStyle, SkipKind
@@ -78,5 +78,20 @@ ARCHITECTURES = (
         ),
         ffn=FfnParts(limits=True, limits_gate=True),
         moe=_MOE,
+    ),
+    # DeepSeek 2 without latent attention.
+    Architecture(
+        name="deepseek2-ocr",
+        rope=RopeParts(RopeStyle.NEOX),
+        moe=MoeParts(
+            required=True,
+            normalize=None,
+            weight_scale=True,
+            dense_lead=True,
+            groups=True,
+            shared=True,
+            shared_counted=True,
+            selection_bias=True,
+        ),
     ),
 )

@@ -1,17 +1,8 @@
-"""The text sides of models that take or make pictures: PaddleOCR-VL, CogVLM, DeepSeek-OCR and Chameleon."""
+"""The text sides of models that take or make pictures: PaddleOCR-VL, CogVLM and Chameleon."""
 
 from engine.model.architecture import Architecture
 from engine.model.config import NormKind, QkNorm, RopeStyle
-from engine.model.parts import (
-    AttentionParts,
-    HeadParts,
-    LayerParts,
-    MoeParts,
-    NormParts,
-    Presence,
-    QkNormParts,
-    RopeParts,
-)
+from engine.model.parts import AttentionParts, HeadParts, LayerParts, NormParts, Presence, QkNormParts, RopeParts
 
 _EXPERTS_FOR_PICTURES = ("vis_attn_qkv", "vis_attn_output", "vis_gate", "vis_down", "vis_up")
 
@@ -31,20 +22,5 @@ ARCHITECTURES = (
         rope=RopeParts(RopeStyle.NORM),
         attention=AttentionParts(qk_norm=QkNormParts(QkNorm.EACH_HEAD, norm=NormKind.LAYER, epsilon=1e-5)),
         head=HeadParts(silent=(4, 8196)),
-    ),
-    # DeepSeek 2 without latent attention.
-    Architecture(
-        name="deepseek2-ocr",
-        rope=RopeParts(RopeStyle.NEOX),
-        moe=MoeParts(
-            required=True,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            groups=True,
-            shared=True,
-            shared_counted=True,
-            selection_bias=True,
-        ),
     ),
 )

@@ -1,6 +1,6 @@
-"""Granite 3 and MiniCPM: Llama with multipliers on embeddings, residuals, attention scores and logits.
+"""Granite 3, 4 and MiniCPM: Llama with multipliers on embeddings, residuals, attention scores and logits.
 
-MiniCPM 3 has latent attention, and the multipliers of MiniCPM's old files.
+Granite 4 has Mamba 2 in most layers. MiniCPM 3 has latent attention, and the multipliers of MiniCPM's old files.
 """
 
 from engine.model.architecture import Architecture
@@ -13,11 +13,16 @@ from engine.model.parts import (
     LayerParts,
     LogitScale,
     MoeParts,
+    Placement,
     Presence,
+    Recurrence,
+    RecurrentParts,
     RopeParts,
     WindowParts,
 )
 
+# Which layers recur shows in their numbers of key heads.
+_RECURRENT_LAYERS = ("attention.recurrent_layers",)
 _MOE = MoeParts(normalize=True, weight_scale=True, shared=True)
 
 ARCHITECTURES = (
@@ -60,5 +65,16 @@ ARCHITECTURES = (
         attention=AttentionParts(latent=True),
         head=HeadParts(scale=LogitScale.DIVIDES, scale_width=256),
         unused_scales=("attn_q_a", "attn_q_b", "attn_kv_a_mqa", "attn_kv_b"),
+    ),
+    Architecture(
+        name="granitehybrid",
+        embedding=EmbeddingParts(scale=0.0),
+        layer=LayerParts(residual_scale=0.0),
+        rope=RopeParts(RopeStyle.NORM, switch=True, long_factors=True, divisors=True),
+        attention=AttentionParts(scale=True),
+        recurrent=RecurrentParts(Recurrence.MAMBA_2, Placement.WITHOUT_KEYS),
+        moe=MoeParts(normalize=True, weight_scale=True, shared=True),
+        head=HeadParts(scale=LogitScale.DIVIDES),
+        ignored_keys=_RECURRENT_LAYERS,
     ),
 )
