@@ -13,7 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.support.ray_load import STORY, complete, conversations, under_load
+from tests.support.ray_load import STORY, ask_either_way, complete, conversations, under_load
 from tests.support.ray_server import running, wait_for
 
 pytestmark = pytest.mark.ray
@@ -68,20 +68,6 @@ def test_a_client_that_goes_away_frees_its_place(server):
 
 def test_conversations_find_their_pages(server):
     assert conversations(server, 10, 5) >= 0.9
-
-
-def ask_either_way(server, number, prompt):
-    if number % 2:
-        try:
-            last = list(server.lines("/v1/completions", prompt=prompt, max_tokens=40))[-1]
-        except OSError:
-            return "broken"
-        return "ok" if last == "data: [DONE]" else "lost" if "try again" in last else last
-    status, headers, answer = complete(server, prompt, max_tokens=40)
-    if status == 503:
-        assert "retry-after" in {name.lower() for name in headers}
-        assert "again" in answer["error"]["message"]
-    return {200: "ok", 503: "lost"}.get(status, status)
 
 
 def test_a_lost_replica_takes_only_its_requests_with_it(server):

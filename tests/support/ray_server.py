@@ -17,7 +17,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 READY_SECONDS = 120
-_REPLICA = "ray::ServeReplica:gguf-engine:replica"
+PROCESSES = "ray::ServeReplica:gguf-engine:"
+"""Beginning of the titles of the application's processes."""
+_REPLICA = PROCESSES + "replica"
 
 
 @dataclass
@@ -114,7 +116,7 @@ def running(*options: str) -> Iterator[RayServer]:
             yield RayServer(process, int(found[1]))
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0, "".join(told)
-            wait_for(lambda: not processes(_REPLICA), 20)
+            wait_for(lambda: not processes(PROCESSES), 20)
         finally:
             timer.cancel()
             if process.poll() is None:
