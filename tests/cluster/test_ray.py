@@ -2,17 +2,15 @@
 
 import json
 import os
-import random
 import signal
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
-from pathlib import Path
 
 import openai
 import pytest
 
+from scripts.soak_serve import Load, soak_in_parts
 from tests.support.ray_load import STORY, ask_either_way, complete, conversations, under_load
 from tests.support.ray_server import running, wait_for
 
@@ -85,29 +83,9 @@ def test_a_lost_replica_takes_only_its_requests_with_it(server):
 
 
 def test_many_requests_leave_nothing_behind(server):
-    def resident():
-        pages = [int(Path(f"/proc/{number}/statm").read_text().split()[1]) for number in server.replicas()]
-        return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    dice = random.Random(5)
-
-    def one(number):
-        kind = dice.random()
-        if kind < 0.2:
-            lines = server.lines("/v1/completions", prompt=f"{number} {STORY}", max_tokens=300, ignore_eos=True)
-            next(lines)
-            lines.close()
-            return "left"
-        return complete(server, f"{number % 40} {STORY}", max_tokens=1 + number % 4)[0]
-
-    def wave(n):
-        with ThreadPoolExecutor(16) as pool:
-            return Counter(pool.map(one, range(n)))
-
-    counts = wave(300)
-    before = resident()
-    counts += wave(700)
-    assert set(counts) == {200, "left"}, counts
-    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, 20)
-    assert server.metric("vllm:num_requests_waiting") == 0
-    assert resident() < before + 40
+    outcome = soak_in_parts(server, Load(requests=1000, clients=16, failures=0), server.processes)
+    assert outcome.lost == 0
+    assert outcome.left == (0, 0)
+    assert outcome.flat, (outcome.first, outcome.last)
+    assert outcome.counts["left"] > 100, outcome.counts
+    assert set(outcome.counts) <= {"completed", "left", "late", "full"}, outcome.counts

@@ -72,6 +72,21 @@ class RayServer:
         """Process ids of the replicas that are there."""
         return processes(_REPLICA)
 
+    def processes(self) -> list[int]:
+        """Process ids of all that a request goes through."""
+        return processes(PROCESSES) + processes("ray::ProxyActor")
+
+    def settle(self) -> tuple[float, float]:
+        """Wait until no request is left, at most 20 s; returns how many still run and wait."""
+
+        def left() -> tuple[float, float]:
+            return self.metric("vllm:num_requests_running"), self.metric("vllm:num_requests_waiting")
+
+        until = time.monotonic() + 20
+        while any(left()) and time.monotonic() < until:
+            time.sleep(0.1)
+        return left()
+
 
 def processes(title: str) -> list[int]:
     """Process ids of the processes whose title begins so."""
