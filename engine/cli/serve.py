@@ -17,6 +17,7 @@ from engine.cli.sampling import SAMPLING, Sampling
 from engine.cli.terminal import note, read_text, status, warnings_shown, write
 from engine.cli.variables import parse_variables
 from engine.errors import EngineError, InvalidRequestError
+from engine.split_names import part_name
 
 if TYPE_CHECKING:
     from engine.serve.model_store import ModelSpec
@@ -315,14 +316,12 @@ def model_specs(
 
 def _files(folder: Path) -> list[str]:
     """The GGUF files of a folder, of split ones the first part."""
-    from engine.serve.model_store import PART
-
     if not folder.is_dir():
         raise InvalidRequestError(f"--models-dir {folder} is not a folder")
     found = []
     for path in sorted(folder.rglob("*.gguf")):
-        part = PART.search(path.stem)
-        if (part is None or int(part[1]) == 1) and not path.name.startswith("mmproj"):
+        part = part_name(path.name)
+        if (part is None or part.number == 1) and not path.name.startswith("mmproj"):
             found.append(str(path))
     if not found:
         raise InvalidRequestError(f"--models-dir {folder} holds no GGUF file")

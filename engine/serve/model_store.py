@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +20,9 @@ from engine.serve.errors import ApiError
 from engine.serve.fetching import local_source
 from engine.serve.loading import LoadProgress
 from engine.serve.memory import bytes_free, bytes_needed
+from engine.split_names import part_name
 
 log = logging.getLogger("engine.serve")
-
-
-PART = re.compile(r"-(\d{5})-of-\d{5}$")
-"""The end of the name of a split file, without its .gguf."""
 
 
 def name_of(source: str | None) -> str:
@@ -39,7 +35,9 @@ def name_of(source: str | None) -> str:
         return BUNDLED_MODEL.stem
     if not source.endswith(".gguf"):
         return source.removeprefix("hf:")
-    return PART.sub("", Path(source).stem)
+    path = Path(source)
+    part = part_name(path.name)
+    return path.stem if part is None else part.stem
 
 
 @dataclass(frozen=True)
