@@ -1,6 +1,6 @@
 """Attention as declarations name it: windows, temperatures, norms of queries and keys, indexers, gates.
 
-Read by engine/model/reading/attention.py and what it calls.
+Read by engine/model/reading/attention/.
 """
 
 from __future__ import annotations
