@@ -175,7 +175,7 @@ class ConstraintCompiler:
                 self._kept.popitem(last=False)
             first.served += 1
             again = first.seconds <= AGAIN_SECONDS and len(first.matchers) < min(first.served, MOST_THREADS)
-        more = self._compiled(constraint, text, trie).matchers if again else []
+        more = [LLMatcher(trie, text, log_level=0, limits=LIMITS)] if again else []
         with self._lock:
             first.matchers += more
             return first.matchers[first.served % len(first.matchers)].deep_copy(), trie.vocab_size

@@ -9,9 +9,10 @@ import numpy as np
 
 from engine.concurrency.lazy import lazy
 from engine.config import KvType
-from engine.cpu.kv_cache import KVCache
-from engine.cpu.matmul import SCRATCH_BYTES, matmul, warm_up
-from engine.cpu.ops import CpuOps, Float32Array
+from engine.cpu.bricks.base import Float32Array
+from engine.cpu.bricks.ops import CpuOps
+from engine.cpu.caches.model import KVCache
+from engine.cpu.products.matmul import SCRATCH_BYTES, matmul, warm_up
 from engine.cpu.reference import PIECE_BYTES, SCORE_BYTES
 from engine.cpu.text_pass import TextPass
 from engine.cpu.threads import ThreadPool
@@ -24,8 +25,8 @@ from engine.model.transformer import hidden_states
 from engine.model.weights import Weight
 
 if TYPE_CHECKING:
-    from engine.cpu.integer import IntegerWeights
-    from engine.cpu.program import Decoder
+    from engine.cpu.products.integer import IntegerWeights
+    from engine.cpu.steps.program import Programs
 
 HEAD_ROWS = 64
 """Rows of logits computed at once."""
@@ -115,7 +116,7 @@ class CpuBackend:
 
     def _make_ops(self, cache: KVCache) -> CpuOps:
         if self._compiled:
-            from engine.cpu.fast_ops import FastOps
+            from engine.cpu.steps.fast_ops import FastOps
 
             return FastOps(self.config, self.model.weights, cache, self._pool, self._integer)
         return CpuOps(self.config, self.model.weights, cache, self._product)
@@ -135,15 +136,15 @@ class CpuBackend:
             return text_pass.vectors(texts)
 
     @lazy
-    def _decoder(self) -> Decoder | None:
-        """Runs decode steps as one program, where the model allows it."""
+    def _programs(self) -> Programs | None:
+        """Runs steps as programs, where the model allows it."""
         if not self._compiled:
             return None
-        from engine.cpu.fast_ops import FastOps
-        from engine.cpu.program import Decoder, can_record
+        from engine.cpu.steps.fast_ops import FastOps
+        from engine.cpu.steps.program import Programs, can_record
 
         if isinstance(self._ops, FastOps) and can_record(self.model.weights):
-            return Decoder(self.model.weights, self._ops, self._cache, self._pool, self._integer)
+            return Programs(self.model.weights, self._ops, self._pool, self._integer)
         return None
 
     @lazy
@@ -151,7 +152,7 @@ class CpuBackend:
         """The weights that are multiplied in integers, repacked where `repack` asks for it."""
         if not self._quantize:
             return None
-        from engine.cpu.integer import IntegerWeights, all_matrices
+        from engine.cpu.products.integer import IntegerWeights, all_matrices
 
         weights = IntegerWeights(self._pool)
         if self._repack:
@@ -161,7 +162,7 @@ class CpuBackend:
 
     @property
     def weight_types(self) -> list[GGMLType]:
-        """Types of all matrices, for `engine.cpu.matmul.warm_up`; without it kernels are compiled when first used."""
+        """Types of all matrices, for `warm_up` of products/matmul.py; otherwise kernels are compiled at first use."""
         return sorted({info.type for info in self.model.gguf.tensors.values() if len(info.shape) > 1})
 
     def warm_up(self, status: Callable[[str], None] = lambda _: None) -> None:
@@ -186,8 +187,8 @@ class CpuBackend:
 
     def _kernels(self) -> list[tuple[str, str]]:
         """Kind and type of every kernel that a step can ask for."""
-        from engine.cpu.integer import all_matrices, is_integer, kernel_names
-        from engine.cpu.kernels.formats import DECODERS
+        from engine.cpu.kernels.formats.decoders import DECODERS
+        from engine.cpu.products.integer import all_matrices, is_integer, kernel_names
 
         weights = self.model.weights
         kv_type = self._kv_type if self.config.generates else KvType.F32
@@ -198,7 +199,7 @@ class CpuBackend:
             needed += (("gate", part.activation.name) for part in compiled)
         needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
-            if self._quantize and is_integer(type):
+            if self._quantize and is_integer(type, repack=self._repack):
                 needed += [("quantize", "F32"), *kernel_names(type, repack=self._repack)]
             else:
                 kinds = ("dot_rows", "dot_tokens", "dequantize_rows")
@@ -215,10 +216,10 @@ class CpuBackend:
         """
         self._settle()
         logits = np.empty((len(batch.output_rows), self.config.vocab_size), dtype=np.float32)
-        if self._decoder is not None and self._decoder.takes(batch):
+        if self._programs is not None and self._programs.takes(batch):
             self.model.gguf.check_unchanged()
             with np.errstate(**QUIET):
-                self._decoder.run(batch, logits)
+                self._programs.run(batch, logits)
             return logits
         row = 0
         for part in self.logit_chunks(batch):
@@ -231,7 +232,7 @@ class CpuBackend:
 
         A piece may be overwritten by the next call.
         """
-        if self._decoder is not None and self._decoder.takes(batch):
+        if self._programs is not None and self._programs.takes(batch):
             yield self.forward(batch)
             return
         self._settle()
@@ -261,7 +262,7 @@ class CpuBackend:
     def _repacked_bytes(self) -> int:
         if not self._repack:
             return 0
-        from engine.cpu.integer import all_matrices, repacked_bytes
+        from engine.cpu.products.integer import all_matrices, repacked_bytes
 
         return sum(map(repacked_bytes, all_matrices(self.model.weights)))
 
@@ -271,7 +272,7 @@ class CpuBackend:
         A call that was cut short can be repeated.
         """
         self._pool.close()
-        for made_on_first_use in ("_decoder", "_ops", "_integer"):
+        for made_on_first_use in ("_programs", "_ops", "_integer"):
             vars(self).pop(made_on_first_use, None)
         self._cache.close()
 
@@ -308,7 +309,7 @@ class CpuBackend:
         activations = 4 * rows * (4 * self.config.stream_width + per_layer + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size if self.config.generates else 0
         if self._compiled:
-            from engine.cpu.kernels.attend import HEAD_FLOATS
+            from engine.cpu.kernels.attention.attend import HEAD_FLOATS
 
             return activations + logits + self._pool.threads * (2 * SCRATCH_BYTES + 4 * most_heads * HEAD_FLOATS)
         return activations + logits + 2 * SCORE_BYTES + 2 * PIECE_BYTES
