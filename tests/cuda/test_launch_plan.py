@@ -92,7 +92,7 @@ def plans(path, cards=CARDS, **settings):
 
 def launches_of(plan):
     """Launches of every step size, and of prompts."""
-    steps = [plan.decode(n) for n in (1, 5, 32, 65)] + [plan.known(n) for n in plan.known_sizes]
+    steps = [plan.decode(n) for n in (1, 5, 32, 65)] + [plan.known(n) for n in plan.known_sizes[-1:]]
     return [launch for step in [*steps, plan.prompt(300, 2)] for launch in step]
 
 
@@ -144,7 +144,7 @@ def check_runner(monkeypatch, path, arch, **options):
             found = launched(gpu, lambda n=n: decode(runner, n))
             assert found == planned(gpu, plan.decode(n)), (path, arch, n)
             assert {source for _, source in found if source} <= ready, (path, arch, n)
-        for n in plan.known_sizes:
+        for n in plan.known_sizes[:: max(1, len(plan.known_sizes) - 1)]:
             found = launched(gpu, lambda n=n: known(runner, n))
             assert found == planned(gpu, plan.known(n)), (path, arch, n)
             assert {source for _, source in found if source} <= ready, (path, arch, n)
