@@ -6,6 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -43,6 +44,14 @@ class _Kept:
     matchers: list[LLMatcher]
     seconds: float
     served: int = 0
+
+
+class _Fresh(NamedTuple):
+    """A matcher in its first state, the number of tokens that it knows, and which of its grammar's lexers it has."""
+
+    matcher: LLMatcher
+    n_tokens: int
+    lexer: int
 
 
 class ConstraintCompiler:
@@ -94,8 +103,9 @@ class ConstraintCompiler:
         """
         if calls is not None:
             self._check_beside_text(calls)
-        matcher, n_tokens = self._matcher(constraint, opening, calls)
-        mask = GrammarMask(matcher, self._n_rows, n_tokens)
+        found = self._matcher(constraint, opening, calls)
+        mask, n_tokens = GrammarMask(found.matcher, self._n_rows, found.n_tokens), found.n_tokens
+        mask.lexer = found.lexer
         if limit is None or opening is None:
             return mask
         thoughts = replace(limit, calls=None)
@@ -115,7 +125,7 @@ class ConstraintCompiler:
     def _check_calls(self, calls: CallRules) -> int:
         """Calls that cannot be constrained are refused now or never. Returns the tokens that matchers know."""
         try:
-            _, n_tokens = self._matcher(self._calls(calls, opened=False))
+            n_tokens = self._matcher(self._calls(calls, opened=False)).n_tokens
             self._matcher(self._calls(calls, opened=True))
         except InvalidRequestError as error:
             raise self._tool_refused(calls, error) from None
@@ -131,7 +141,7 @@ class ConstraintCompiler:
         self._check_calls(calls)
 
     def _make(self, calls: CallRules, opened: bool, recipient: str | None) -> LLMatcher:
-        return self._matcher(self._calls(calls, opened=opened, recipient=recipient))[0]
+        return self._matcher(self._calls(calls, opened=opened, recipient=recipient)).matcher
 
     def _calls(self, calls: CallRules, *, opened: bool, recipient: str | None = None) -> Lark:
         split = self._tokenizer.control_pieces
@@ -152,8 +162,7 @@ class ConstraintCompiler:
 
     def _matcher(
         self, constraint: Constraint, opening: Opening | None = None, calls: CallRules | None = None
-    ) -> tuple[LLMatcher, int]:
-        """A matcher in its first state, and the number of tokens that it knows."""
+    ) -> _Fresh:
         text = grammar_text(constraint)
         if opening is not None or calls is not None:
             written = None if calls is None else self._calls(calls, opened=False).grammar
@@ -178,7 +187,8 @@ class ConstraintCompiler:
         more = [LLMatcher(trie, text, log_level=0, limits=LIMITS)] if again else []
         with self._lock:
             first.matchers += more
-            return first.matchers[first.served % len(first.matchers)].deep_copy(), trie.vocab_size
+            lexer = first.served % len(first.matchers)
+            return _Fresh(first.matchers[lexer].deep_copy(), trie.vocab_size, lexer)
 
     @staticmethod
     def _compiled(constraint: Constraint, text: str, trie: LLTokenizer) -> _Kept:

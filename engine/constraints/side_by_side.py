@@ -53,9 +53,11 @@ class SideBySide(ABC):
 
     Attributes:
         ready: what bits() finds for the tokens followed so far, once computed; it holds for the next call alone.
+        lexer: masks of one grammar with the same number wait for each other.
     """
 
     ready: Bits | None = None
+    lexer: int = 0
 
     @abstractmethod
     def matcher_behind(self, output_ids: Sequence[int]) -> tuple[LLMatcher, int] | None:
@@ -67,7 +69,7 @@ class SideBySide(ABC):
 
     def prepare(self, wanted: Sequence[tuple[TokenMask, Sequence[int]]]) -> None:
         """See TokenMask.prepare."""
-        masks, matchers, n_words = list[SideBySide](), list[LLMatcher](), 0
+        found_all, n_words = list[tuple[SideBySide, LLMatcher]](), 0
         for mask, output_ids in wanted:
             if isinstance(mask, SideBySide):
                 try:
@@ -76,9 +78,10 @@ class SideBySide(ABC):
                     continue
                 if found is not None and n_words in (0, found[1]):
                     n_words = found[1]
-                    masks.append(mask)
-                    matchers.append(found[0])
-        if len(masks) < FEWEST:
+                    found_all.append((mask, found[0]))
+        if len(found_all) < FEWEST:
             return
-        for one, bits in zip(masks, _threads.compute(matchers, n_words), strict=True):
+        found_all.sort(key=lambda pair: pair[0].lexer)  # a thread takes neighbours
+        computed = _threads.compute([matcher for _, matcher in found_all], n_words)
+        for (one, _), bits in zip(found_all, computed, strict=True):
             one.ready = bits
