@@ -20,6 +20,9 @@ that a tile of the plain kernels takes from one page (cuda/attention/attention_p
 CHECKPOINT_SPACING = 512
 """Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
+STATE_BORDER = 16
+"""Pieces of a prompt end at positions that are multiples of it, or with the prompt, where a model keeps recurrent states:
+devices take so many tokens together from such a position on, so that the bits do not depend on how prompts are cut."""
 MAX_SEQUENCES = 1024
 CONTEXTS = 8
 """Whole contexts that the cache holds by default."""
@@ -215,6 +218,18 @@ class EngineSettings(TypedDict, total=False):
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def piece_end(start: int, end: int, last: int, border: int) -> int:
+    """Where a piece of a prompt ends that begins at `start` and may go up to `end`: at a border, or with the prompt.
+
+    Args:
+        start, end: positions. last: end of the prompt. border: STATE_BORDER, or 1 where pieces may end anywhere.
+
+    Returns:
+        The largest such position up to `end`; `start` or less where there is none behind it.
+    """
+    return last if end >= last else end // border * border
 
 
 def page_count(n_positions: int) -> int:

@@ -11,7 +11,7 @@ from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
-from engine.cuda.recurrent.rows import PromptRows, conv_tiles
+from engine.cuda.recurrent.rows import PromptRows
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.folding import Shared, columns_of
@@ -79,7 +79,7 @@ class PromptOps(CudaOps):
         self._moves = None
         if self._states is not None:
             table = state_spans(batch.spans, self._states.rows)
-            rows = PromptRows(staging.place(table), staging.place(conv_tiles(table)))
+            rows = PromptRows.of(table, staging.place)
             self._moves = Moves(self._states, rows, self.buffers, self._product)
         self._cache.flush(staging)
         staging.send()
@@ -87,7 +87,8 @@ class PromptOps(CudaOps):
     @property
     def shape(self) -> tuple[int, ...]:
         """What decides the launches of the batch that was begun: all sizes, and with them the places in the arena."""
-        return (self.n_rows, len(self.output_rows), *(len(tiles) for tiles in self._tiles.values()))
+        moves = () if self._moves is None else self._moves.rows.sizes
+        return (self.n_rows, len(self.output_rows), *(len(tiles) for tiles in self._tiles.values()), *moves)
 
     def embed(self, batch: Batch) -> DeviceArray:
         """See Ops.embed."""
