@@ -21,8 +21,8 @@ CHECKPOINT_SPACING = 512
 """Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
 STATE_BORDER = 16
-"""Pieces of a prompt end at positions that are multiples of it, or with the prompt, where a model keeps recurrent states:
-devices take so many tokens together from such a position on, so that the bits do not depend on how prompts are cut."""
+"""Pieces of a prompt end at multiples of it, or with the prompt, where a model keeps recurrent states: devices take so many
+tokens together from such a position on, and the bits do not depend on how a prompt is cut."""
 MAX_SEQUENCES = 1024
 CONTEXTS = 8
 """Whole contexts that the cache holds by default."""
@@ -224,7 +224,10 @@ def piece_end(start: int, end: int, last: int, border: int) -> int:
     """Where a piece of a prompt ends that begins at `start` and may go up to `end`: at a border, or with the prompt.
 
     Args:
-        start, end: positions. last: end of the prompt. border: STATE_BORDER, or 1 where pieces may end anywhere.
+        start: position of its first token.
+        end: position behind the last token that it may have.
+        last: end of the prompt.
+        border: STATE_BORDER, or 1 where pieces may end anywhere.
 
     Returns:
         The largest such position up to `end`; `start` or less where there is none behind it.

@@ -42,7 +42,7 @@ def read_bandwidth(pool: ThreadPool, *, n_bytes: int = 256 << 20, repeats: int =
         repeats: timed runs after one untimed.
     """
     from engine.cpu.kernels.build import kernel
-    from engine.cpu.matmul import dot_operands, prepare
+    from engine.cpu.products.matmul import dot_operands, prepare
 
     dot_rows = kernel("dot_rows", "F32")
     rows = max(pool.threads, n_bytes // (4 * COLUMNS))

@@ -17,7 +17,7 @@ from numba.core.typing import Signature
 from numba.extending import intrinsic
 
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
-from engine.cpu.kernels.formats import DECODERS, Decoder
+from engine.cpu.kernels.formats.decoders import DECODERS, Decoder
 from engine.cpu.kernels.isa import enabled
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 

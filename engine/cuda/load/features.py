@@ -19,28 +19,28 @@ from engine.errors import DeviceError
 from engine.model.config import (
     Activation,
     AttentionConfig,
+    ChannelMixConfig,
     CombinedConfig,
-    FfnConfig,
-    MixerConfig,
-    MoeConfig,
-    NormKind,
-    OutputGate,
-    QkNorm,
-    ResidualKind,
-    Routing,
-)
-from engine.model.loader import LoadedModel
-from engine.model.recurrent_config import (
     DeltaNetConfig,
+    FfnConfig,
     KimiDeltaConfig,
     LightningConfig,
     Mamba2Config,
     MambaConfig,
+    MixerConfig,
+    MoeConfig,
+    NormKind,
+    OutputGate,
     Plamo2Config,
+    QkNorm,
     RecurrentConfig,
+    ResidualKind,
+    Routing,
+    Rwkv6Config,
+    Rwkv7Config,
     ShortConvConfig,
 )
-from engine.model.rwkv_config import ChannelMixConfig, Rwkv6Config, Rwkv7Config
+from engine.model.loader import LoadedModel
 from engine.model.weights import KimiDeltaWeights, LayerWeights
 
 _SERVED: dict[str, frozenset[Any]] = {

@@ -80,7 +80,7 @@ class DeltaShape(StateShape):
     def chunk_width(self) -> int:
         """See StateShape.chunk_width."""
         own_keys = self.key_heads == self.heads and self.grouped
-        if self.head % 4 or self.key_decays and not own_keys:
+        if self.head % 4 or (self.key_decays and not own_keys):
             return 0
         return self.heads * (RECORD + 2 * self.head * self.key_decays)
 
@@ -148,8 +148,8 @@ class Delta:
     ) -> None:
         """out (T, H * S): what delta.cu says.
 
-        One launch in decode steps; in prompts the convolution, then each span token after token, or chunk after chunk, then
-        norms and gates. Rows that the step does not name stay as they are, but for norms and gates of prompts.
+        One launch in decode steps; in prompts the convolution, then each span token after token, or chunk after chunk,
+        then norms and gates. Rows that the step does not name stay as they are, but for norms and gates of prompts.
 
         Args:
             rows: of the step.

@@ -148,8 +148,8 @@ class Mamba2:
             ssm_state: (Z, H, P, N).
             convolved: (T, C), overwritten by prompts.
             out: (T, E), apart from the inputs.
-            chunked: (T, shape.chunk_width), overwritten: prompts go in chunks, on compute capability 8.0 or newer. None:
-                token after token.
+            chunked: (T, shape.chunk_width), overwritten: prompts go in chunks, on compute capability 8.0 or newer.
+                None: token after token.
             stream: the current stream when left out.
 
         Decode kernels read states before their wait; see Convolution.

@@ -57,7 +57,8 @@ class PromptRows:
 
     Attributes:
         spans: int32 (S, 5) on the device, from span_table. Without spans nothing is launched.
-        tiles: int32 (n_tiles, 2) on the device, from conv_tiles. chunks: int32 (n_chunks, 2) on the device, from chunks_of.
+        tiles: int32 (n_tiles, 2) on the device, from conv_tiles.
+        chunks: int32 (n_chunks, 2) on the device, from chunks_of.
     """
 
     spans: DeviceArray

@@ -15,10 +15,10 @@ from engine.model.parts import (
     NormParts,
     Presence,
     QkNormParts,
+    RankParts,
     RopeParts,
     WindowParts,
 )
-from engine.model.pooling import RankParts
 
 _VECTORS = HeadParts(norm=None, generates=False)
 _NORMED_VECTORS = HeadParts(generates=False)
