@@ -21,8 +21,8 @@ CHECKPOINT_SPACING = 512
 """Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
 STATE_BORDER = 16
-"""Pieces of a prompt end at multiples of it, or with the prompt, where a model keeps recurrent states: devices take so many
-tokens together from such a position on, and the bits do not depend on how a prompt is cut."""
+"""Where a model keeps recurrent states, pieces of a prompt end at multiples of it, or with the prompt: devices take so
+many tokens together from such a position on, and the bits do not depend on how a prompt is cut."""
 MAX_SEQUENCES = 1024
 CONTEXTS = 8
 """Whole contexts that the cache holds by default."""
