@@ -188,6 +188,7 @@ class CpuBackend:
         """Kind and type of every kernel that a step can ask for."""
         from engine.cpu.kernels.formats.decoders import DECODERS
         from engine.cpu.products.integer import all_matrices, is_integer, kernel_names
+        from engine.cpu.steps.recurrence import kernel_names as recurrent_kernels
 
         weights = self.model.weights
         kv_type = self._kv_type if self.config.generates else KvType.F32
@@ -196,6 +197,8 @@ class CpuBackend:
         for layer in self.config.layers:
             compiled = (part for part in layer.ffn_parts if part.caps is None and part.xielu is None)
             needed += (("gate", part.activation.name) for part in compiled)
+            if layer.recurrent_part is not None:
+                needed += recurrent_kernels(layer.recurrent_part)
         needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
             if self._quantize and is_integer(type):

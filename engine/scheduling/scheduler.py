@@ -366,6 +366,8 @@ class Scheduler:
                 continue
             work = next_piece(one.request, one.sequence, budget, self._spacing)
             if work is None:
+                if one.sequence.pieces_end - one.sequence.n_cached > budget:
+                    break  # no border within the budget; a shorter prompt would overtake this one
                 continue
             if not self._make_room(one, work.start + len(work.token_ids)):
                 break  # this request was preempted itself; later ones cannot get pages either

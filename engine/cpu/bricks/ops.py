@@ -17,7 +17,7 @@ from engine.cpu.caches.model import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.ngrams import add_ngrams
 from engine.cpu.recurrent.rwkv import mix_channels
-from engine.cpu.recurrent.tools import Tools, softplus
+from engine.cpu.recurrent.tools import RecurrentKernels, Tools, softplus
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch, Span
@@ -60,6 +60,7 @@ class CpuOps(LayerBricks[LayerWeights]):
         self._scores: Float32Array  # of the experts of the layer at hand, where they are routed early
         self._input: Float32Array  # what the experts of the layer at hand read, where that is the layer's input
         self._angles: dict[RopeTable, tuple[Float32Array, Float32Array]] = {}
+        self._recurrence: RecurrentKernels | None = None
         self._shared: dict[str, Float32Array] = {}  # what recurrent layers leave for later ones in the step at hand
 
     def settle(self) -> None:
@@ -195,7 +196,8 @@ class CpuOps(LayerBricks[LayerWeights]):
 
     def _tools(self, memory: int) -> Tools:
         """What a recurrent part needs whose states are in the cache of this number."""
-        return Tools(self._linear, self._normalize, self._cache, memory, self._batch.spans, self._shared)
+        kernels = self._recurrence
+        return Tools(self._linear, self._normalize, self._cache, memory, self._batch.spans, self._shared, kernels)
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""

@@ -185,7 +185,7 @@ def gate(typing_context, name, operands, low, high, scratch):
         with cgutils.for_range(builder, builder.mul(n_items, per_item)) as vectors:
             place = builder.mul(builder.add(first, vectors.index), I64(4 * LANES))
             xs = e.load(builder.add(x, place), vector(F32), align=4)
-            value = cgutils.alloca_once_value(builder, _activate(e, xs, activation))
+            value = cgutils.alloca_once_value(builder, activate(e, xs, activation))
             with builder.if_then(builder.icmp_signed("!=", y, I64(0))):
                 ys = e.load(builder.add(y, place), vector(F32), align=4)
                 if activation == "SWIGLU_CLAMPED":
@@ -199,7 +199,7 @@ def gate(typing_context, name, operands, low, high, scratch):
     return types.void(name, *STEP), generate
 
 
-def _activate(e: Emitter, x: Value, activation: str) -> Value:
+def activate(e: Emitter, x: Value, activation: str) -> Value:
     """See reference.activate."""
     builder, zero = e.builder, e.const(x, 0.0)
     # NaN fails every comparison and so stays what it is.

@@ -3,7 +3,7 @@
 The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
 What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; indexers, and
 attention over what they choose; softcap with linear biases; chunks of positions that are no whole pages; limits and
-sparsity of gates; recurrent mixers between their products; what layers do with the residual stream beside their
+sparsity of gates; what layers do with the residual stream beside their
 parts) is left to CpuOps.
 """
 
@@ -17,6 +17,7 @@ from engine.cpu.caches.model import KVCache
 from engine.cpu.products.integer import IntegerWeights
 from engine.cpu.steps.immediate import Immediate
 from engine.cpu.steps.protocol import Angles, Pages, Steps
+from engine.cpu.steps.recurrence import CompiledRecurrence
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
 from engine.model.config import AttentionConfig, FfnConfig, ModelConfig, QkNorm
@@ -84,6 +85,7 @@ class FastOps(CpuOps):
     ) -> None:
         super().__init__(config, weights, cache, self._multiply)
         self._immediate = Immediate(pool, integer)
+        self._recurrence = CompiledRecurrence(self._immediate)
         self.steps: Steps = self._immediate
         self._turns: dict[RopeTable, Angles] = {}
         self._scaled: dict[Linear, Linear] = {}

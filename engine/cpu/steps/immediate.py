@@ -73,7 +73,7 @@ class Immediate:
     ) -> Float32Array:
         """See Steps.normalize."""
         out = np.empty(x.shape, dtype=np.float32)
-        self._do(normalize_step(x, norm, out, residual, factor), x, out, residual)
+        self.run(normalize_step(x, norm, out, residual, factor), x, out, residual)
         return out
 
     def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
@@ -101,7 +101,7 @@ class Immediate:
         store: bool = True,
     ) -> None:
         """See Steps.rotate_store."""
-        self._do(rotate_step(x, span, angles, cache, factors, store), x, angles, factors)
+        self.run(rotate_step(x, span, angles, cache, factors, store), x, angles, factors)
 
     def attend(
         self,
@@ -146,7 +146,7 @@ class Immediate:
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""
-        self._do(gate_step(x, y, activation), x, y)
+        self.run(gate_step(x, y, activation), x, y)
         return x
 
     def _activations(self, x: Float32Array) -> Activations:
@@ -154,7 +154,7 @@ class Immediate:
         if self._quantized is None or self._quantized[0] is not x:
             rows = x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
             out = empty_activations(*x.shape)
-            self._do(quantize_step(rows, out), rows, out)
+            self.run(quantize_step(rows, out), rows, out)
             self._quantized = x, out
         return self._quantized[1]
 
@@ -175,10 +175,10 @@ class Immediate:
         # Integer products take about a quarter of the time of others.
         floats = len(x) * weight.rows * weight.columns // 16
         step = Step(kind, integer.kernel_type(weight), operands, n_items(kind, weight), floats)
-        self._do(step, x, out, linear, residual)
+        self.run(step, x, out, linear, residual)
         return out
 
-    def _do(self, step: Step, *alive: object) -> None:
+    def run(self, step: Step, *alive: object) -> None:
         """Run a step; `alive` is what its addresses point into."""
         compute = kernel(step.kind, step.type_name)
         operands = np.array(step.operands, dtype=np.int64)

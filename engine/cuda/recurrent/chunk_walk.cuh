@@ -118,10 +118,11 @@ DEVICE void copy_rows(float (*to)[STRIDE], const Rows& from, i64 row, int n) {
 
 // One head's values first to first + WALK_VALUES - 1 of one span; KEYS is a multiple of 4. state_in (null for zero) and
 // state_out: (VALUES values, KEYS keys) of the head. A pair of warps has 16 values, each half of the keys; memories stay in
-// registers. finish(row, value, y, v): what becomes of a result; v as it was read.
-template <int KEYS, int VALUES, bool DELTA, bool PER_KEY, class Finish>
+// registers. finish(row, value, y, v, other): what becomes of a result; v as it was read, and what look_up(row, value) gave while
+// the chunk's products were still to come.
+template <int KEYS, int VALUES, bool DELTA, bool PER_KEY, class LookUp, class Finish>
 DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInputs& in, const float* state_in,
-                        float* state_out, const PromptSpan& span, int first_value, Finish finish) {
+                        float* state_out, const PromptSpan& span, int first_value, LookUp look_up, Finish finish) {
     constexpr int BLOCKS = walk_keys(KEYS) / 16;  // of 8 keys, a warp's
     constexpr int STRIDE = WalkMemory<KEYS, DELTA, PER_KEY>::STRIDE;
     static_assert(KEYS % 4 == 0, "rows are copied by 16 bytes");
@@ -180,6 +181,12 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
             load_values(next, n_next, next_v);
         } else {
             copy_commit();  // as many groups as otherwise
+        }
+        float others[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int token = half * 8 + 2 * t + i % 2, of = value + i / 2 * 8;
+            others[i] = token < n && of < VALUES ? look_up(span.row + first + token, of) : 0.0f;
         }
         const float(*const k)[STRIDE] = memory.k[stage];
         const float(*const record)[RECORD] = memory.record[stage];
@@ -255,7 +262,10 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int token = half * 8 + 2 * t + i % 2, of = value + i / 2 * 8;
-            if (token < n && of < VALUES) finish(span.row + first + token, of, y[0][i], half ? v[1][i] : v[0][i]);
+            if (token < n && of < VALUES) {
+                const float of_v = half ? v[1][i] : v[0][i];
+                finish(span.row + first + token, of, y[0][i], of_v, others[i]);
+            }
         }
         Parts<4> brought[2];
 #pragma unroll

@@ -158,5 +158,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const WalkInputs inputs = {q, k, {record + RECORD, record_row}, v, {record, record_row}, {record + RECORD + HEAD, record_row}};
     walk_chunks<HEAD, HEAD, true, KIMI>(
         memory, inputs, span.n_past > 0 ? state + span.read * size + mine : nullptr, state + span.write * size + mine, span, first,
-        [&](i64 row, int value, float y, float) { out[(row * heads + head) * HEAD + value] = y; });
+        [](i64, int) { return 0.0f; }, [&](i64 row, int value, float y, float, float) { out[(row * heads + head) * HEAD + value] = y; });
 }

@@ -65,13 +65,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             if (i > t) behind = __fmul_rn(behind, decays[of][i]);
         }
         float* const record = chunked + ((row + t) * heads + head) * RECORD;
-        record[OF_Q] = before, record[OF_V] = __fmul_rn(behind, step), record[OF_CHUNK] = all;
-        float between = 1.0f;
+        float between = 1.0f, ps[CHUNK];
 #pragma unroll
         for (int j = CHUNK - 1; j >= 0; --j) {
-            record[OF_P + j] = j <= t ? __fmul_rn(__fmul_rn(products[t][j], between), steps[of][j]) : 0.0f;
+            ps[j] = j <= t ? __fmul_rn(__fmul_rn(products[t][j], between), steps[of][j]) : 0.0f;
             if (j <= t) between = __fmul_rn(between, decays[of][j]);
         }
+#pragma unroll
+        for (int j = 0; j < CHUNK; j += 4)
+            *(float4*)(record + OF_P + j) = make_float4(ps[j], ps[j + 1], ps[j + 2], ps[j + 3]);
+        *(float4*)(record + OF_BETA) = make_float4(0.0f, 0.0f, before, __fmul_rn(behind, step));
+        record[OF_CHUNK] = all;
     }
 }
 
@@ -92,8 +96,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const Rows x = {convolved + head * HEAD, channels}, record = {chunked + head * RECORD, (i64)heads * RECORD};
     walk_chunks<D_STATE, HEAD, false, false>(
         memory, {c, b, b, x, record, record}, span.n_past > 0 ? state + span.read * size + mine : nullptr,
-        state + span.write * size + mine, span, first, [&](i64 row, int channel, float y, float of_x) {
-            const int column = head * HEAD + channel;
-            out[row * inner + column] = gated(y, skip, of_x, mixed[row * mixed_row + column]);
+        state + span.write * size + mine, span, first,
+        [&](i64 row, int channel) { return mixed[row * mixed_row + head * HEAD + channel]; },
+        [&](i64 row, int channel, float y, float of_x, float z) {
+            out[row * inner + head * HEAD + channel] = gated(y, skip, of_x, z);
         });
 }
