@@ -9,7 +9,8 @@ import numpy as np
 
 from engine.concurrency.lazy import lazy
 from engine.config import KvType
-from engine.cpu.bricks.ops import CpuOps, Float32Array
+from engine.cpu.bricks.base import Float32Array
+from engine.cpu.bricks.ops import CpuOps
 from engine.cpu.caches.model import KVCache
 from engine.cpu.products.matmul import SCRATCH_BYTES, matmul, warm_up
 from engine.cpu.reference import PIECE_BYTES, SCORE_BYTES

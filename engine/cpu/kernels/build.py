@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from engine.concurrency import fork
-from engine.cpu.kernels import elementwise, machine, products, recurrent, settings
+from engine.cpu.kernels import blocked, elementwise, machine, products, recurrent, settings
 from engine.cpu.kernels.attention import loop as attention_loop
 from engine.cpu.kernels.code_cache import KernelCache
 from engine.cpu.kernels.integer import activations, rows, tiles
@@ -67,8 +67,8 @@ def _dequantize_rows(name: str) -> Kernel:
 
 
 def _product_f32(name: str) -> Kernel:
-    def product_f32(w, w_bytes, n_rows, x, x_bytes, n_tokens, n_columns, out, out_bytes, partial):
-        products.product_f32(name, w, w_bytes, n_rows, x, x_bytes, n_tokens, n_columns, out, out_bytes, partial)
+    def product_f32(operands, low, high, scratch):
+        blocked.product_f32(name, operands, low, high, scratch)
 
     return product_f32
 
@@ -159,6 +159,7 @@ def _run_program(name: str) -> Kernel:
 
 _ARGUMENTS = (
     products.ARGUMENTS
+    | blocked.ARGUMENTS
     | activations.ARGUMENTS
     | rows.ARGUMENTS
     | tiles.ARGUMENTS

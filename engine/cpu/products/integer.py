@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import struct
 from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from engine.cpu.kernels.integer.panels import GROUP, padded_rows
 from engine.cpu.kernels.integer.rows import PANELS_AT_ONCE
 from engine.cpu.kernels.integer.tiles import PANELS_BLOCK
 from engine.cpu.memory import aligned_empty
-from engine.cpu.products.matmul import Float32Array, PreparedWeight, array_address, prepare
+from engine.cpu.products.matmul import Epilogue, Float32Array, PreparedWeight, array_address, prepare
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 
@@ -154,19 +153,9 @@ class IntegerWeights:
         """The numbers that dot_panels and tile_panels read; n_items() says how many items there are."""
         n_blocks = weight.columns // PANELS[weight.type.name].block_size
         packed = (self._places.get(weight.address, weight.address), weight.stride, n_blocks, weight.rows)
-        (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
-        beside = (0, 0) if residual is None else (array_address(residual), residual.strides[0])
-        return (
-            *packed,
-            array_address(x),
-            x.strides[0],
-            len(x),
-            array_address(out),
-            out.strides[0],
-            scale_bits,
-            0 if bias is None else array_address(bias),
-            *beside,
-        )
+        activations = (array_address(x), x.strides[0], len(x))
+        epilogue = Epilogue(scale, bias, residual)
+        return (*packed, *activations, array_address(out), out.strides[0], *epilogue.operands())
 
     def _pack(self, weight: PreparedWeight, target: int) -> None:
         pack = kernel("pack_panels", f"{weight.type.name}/{instructions()}")

@@ -38,11 +38,14 @@ LANES = 16  # columns per vector of the kernels; tests/cpu/products/test_matmul.
 REFERENCE_TILE = 1 << 22
 """Floats per dequantized tile of the reference path (16 MB)."""
 
-SCRATCH_BYTES = 256 << 10
-"""Dequantized floats per tile of the fast path: half of a common second-level cache."""
+SCRATCH_BYTES = 1536 << 10
+"""Dequantized floats per tile of the fast path at most, of which the second-level cache holds a chunk of columns."""
 
-ROWS_STEP = 12
-"""Row blocks of the blocked kernel; tiles are a multiple of it."""
+COPY_TASK_FLOATS = 1 << 18
+"""Least floats that a task copies."""
+
+ROWS_STEP = 4
+"""Tiles are a multiple of it, the rows of the blocked kernel's register tile."""
 
 DOT_TASK_WEIGHTS = 1 << 17
 """Least weights per task of a product of one row: 20 us of work at 6e9 weights/s, as much as waking a thread costs."""
@@ -68,18 +71,38 @@ class PreparedWeight:
     kernels: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Epilogue:
+    """What becomes of a product p: scale · p + bias + residual, with bias (N,) and residual (T, N) float32."""
+
+    scale: float = 1.0
+    bias: Float32Array | None = None
+    residual: Float32Array | None = None
+
+    def operands(self) -> tuple[int, int, int, int]:
+        """The numbers that the kernels of products read last."""
+        (scale_bits,) = struct.unpack("q", struct.pack("d", self.scale))
+        bias = 0 if self.bias is None else array_address(self.bias)
+        return (scale_bits, bias, *((0, 0) if self.residual is None else _placed(self.residual)))
+
+
+NOTHING = Epilogue()
+
 _prepared: WeakKeyDictionary[Any, PreparedWeight] = WeakKeyDictionary()
 _scratch = threading.local()
 
 
-def matmul(x: npt.ArrayLike, w: Weight, *, pool: ThreadPool, reference: bool = False) -> Float32Array:
+def matmul(
+    x: npt.ArrayLike, w: Weight, *, pool: ThreadPool, reference: bool = False, epilogue: Epilogue = NOTHING
+) -> Float32Array:
     """Computes x @ W.T, W dequantized during the product; float32 throughout.
 
     Args:
         x: (T, K) activations, any strides; T may be 0.
         w: a weight of shape (N, K) whose raw is uint8 (N, row bytes), possibly a slice of a larger one.
         pool: threads to use.
-        reference: plain numpy, one tile of at most 16 MB at a time.
+        reference: plain numpy, one tile of at most 16 MB at a time, without epilogue.
+        epilogue: what becomes of the product; the last axis of bias and residual has no gaps.
 
     Returns:
         (T, N) float32, a new array.
@@ -93,12 +116,13 @@ def matmul(x: npt.ArrayLike, w: Weight, *, pool: ThreadPool, reference: bool = F
         raise ValueError(f"{w.name}: x is {x.shape}, must be (tokens, {weight.columns})")
     n_tokens = x.shape[0]
     if reference:
+        assert epilogue is NOTHING
         return _reference(x, weight)
     out = np.empty((n_tokens, weight.rows), dtype=np.float32)
     if 1 <= n_tokens <= DOT_TOKENS and weight.kernels:
-        _dot(x, weight, out, pool)
+        _dot(x, weight, out, epilogue, pool)
     elif n_tokens:
-        _product(x, weight, out, pool)
+        _product(x, weight, out, epilogue, pool)
     return out
 
 
@@ -194,30 +218,20 @@ def dot_kind(n_tokens: int) -> str:
     return "dot_rows" if n_tokens == 1 else "dot_tokens"
 
 
-def dot_operands(
-    x: Float32Array,
-    weight: PreparedWeight,
-    out: Float32Array,
-    *,
-    scale: float = 1.0,
-    bias: Float32Array | None = None,
-    residual: Float32Array | None = None,
-) -> tuple[int, ...]:
+def dot_operands(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogue: Epilogue) -> tuple[int, ...]:
     """The numbers that the kernels dot_rows and dot_tokens read (kernels/products.py)."""
-    extra = (0 if bias is None else array_address(bias), *((0, 0) if residual is None else _placed(residual)))
     packed = (weight.address, weight.stride, weight.n_blocks)
-    (scale_bits,) = struct.unpack("q", struct.pack("d", scale))
-    return (*packed, *_placed(x), len(x), *_placed(out), scale_bits, *extra)
+    return (*packed, *_placed(x), len(x), *_placed(out), *epilogue.operands())
 
 
 def _placed(array: Float32Array) -> tuple[int, int]:
     return array_address(array), array.strides[0]
 
 
-def _dot(x: Float32Array, weight: PreparedWeight, out: Float32Array, pool: ThreadPool) -> None:
+def _dot(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogue: Epilogue, pool: ThreadPool) -> None:
     n_tokens = x.shape[0]
     dot = _kernel(dot_kind(n_tokens), weight.type.name)
-    operands = np.array(dot_operands(x, weight, out), dtype=np.int64)
+    operands = np.array(dot_operands(x, weight, out, epilogue), dtype=np.int64)
     start = array_address(operands)
     rows = weight.rows
     # A few tasks per thread even out threads that start late or run beside other programs.
@@ -227,63 +241,64 @@ def _dot(x: Float32Array, weight: PreparedWeight, out: Float32Array, pool: Threa
         return
 
     def task(index: int) -> None:
-        assert operands.size and x.size and out.size  # a task that starts late keeps its arrays alive
+        assert operands.size and x.size and out.size and epilogue  # a task that starts late keeps its arrays alive
         dot(start, rows * index // n_tasks, rows * (index + 1) // n_tasks, 0)
 
     pool.run(task, n_tasks)
 
 
-def _product(x: Float32Array, weight: PreparedWeight, out: Float32Array, pool: ThreadPool) -> None:
-    n_tokens, rows = out.shape
-    columns = -(-weight.columns // LANES) * LANES
-    stride = _spread(4 * columns)
-    padded = aligned_empty(n_tokens, stride, dtype=np.uint8).view(np.float32)
-    padded[:, : weight.columns] = x
-    padded[:, weight.columns : columns] = 0
-    multiply = partial(_multiply_tile, _kernel("product_f32"), weight, padded, columns, out)
-    if rows * weight.columns * n_tokens < DOT_TASK_WEIGHTS * 16 or pool.threads == 1:
-        tile = _rows_per_tile(stride)
-    else:
-        tile = min(_rows_per_tile(stride), -(-rows // (2 * pool.threads * ROWS_STEP)) * ROWS_STEP)
-    n_tiles = -(-rows // tile)
+def _product(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogue: Epilogue, pool: ThreadPool) -> None:
+    from engine.cpu.kernels.blocked import ROWS_BLOCK
 
-    def task(index: int) -> None:
-        multiply(index * tile, min(rows, (index + 1) * tile))
+    columns = -(-weight.columns // LANES) * LANES
+    x = _spread_rows(x, columns, pool)
+    stride = _spread(4 * columns)
+    operands = np.array((stride, columns, *_placed(x), len(x), *_placed(out), *epilogue.operands()), dtype=np.int64)
+    multiply = partial(_multiply_tile, array_address(operands), weight, stride)
+    tile = max(ROWS_STEP, min(ROWS_BLOCK, SCRATCH_BYTES // stride // ROWS_STEP * ROWS_STEP))
+    if len(x) * weight.rows * weight.columns >= DOT_TASK_WEIGHTS * 16 and pool.threads > 1:
+        tile = min(tile, -(-weight.rows // (2 * pool.threads * ROWS_STEP)) * ROWS_STEP)
+    n_tiles = -(-weight.rows // tile)
+
+    def task(index: int, held: object = (operands, x, out, epilogue)) -> None:
+        multiply(index * tile, min(weight.rows, (index + 1) * tile))
 
     pool.run(task, n_tiles)
 
 
-def _multiply_tile(
-    product: Callable[..., None],
-    weight: PreparedWeight,
-    x: Float32Array,
-    columns: int,
-    out: Float32Array,
-    low: int,
-    high: int,
-) -> None:
+def _multiply_tile(operands: int, weight: PreparedWeight, stride: int, low: int, high: int) -> None:
     """Dequantizes rows low..high-1 into this thread's scratch and multiplies them with all of x."""
-    from engine.cpu.kernels.products import PARTIAL_BYTES
+    from engine.cpu.kernels.blocked import PARTIAL_BYTES
 
-    n_rows, stride = high - low, _spread(4 * columns)
+    n_rows = high - low
     buffer = getattr(_scratch, "buffer", None)
     if buffer is None or buffer.nbytes < n_rows * stride + PARTIAL_BYTES:
         buffer = _scratch.buffer = aligned_empty(n_rows * stride + PARTIAL_BYTES, dtype=np.uint8)
     start = array_address(buffer)
-    tile = start + PARTIAL_BYTES
     if weight.kernels:
-        packed = weight.address + low * weight.stride
-        _kernel("dequantize_rows", weight.type.name)(packed, weight.stride, weight.n_blocks, tile, stride, n_rows)
+        packed, target = weight.address + low * weight.stride, start + PARTIAL_BYTES
+        _kernel("dequantize_rows", weight.type.name)(packed, weight.stride, weight.n_blocks, target, stride, n_rows)
     else:
         floats = buffer[PARTIAL_BYTES : PARTIAL_BYTES + n_rows * stride].reshape(n_rows, stride).view(np.float32)
         floats[:, : weight.columns] = FORMATS[weight.type].dequantize(weight.raw[low:high])
-        floats[:, weight.columns : columns] = 0
-    target, out_stride = array_address(out) + 4 * low, out.strides[0]
-    product(tile, stride, n_rows, array_address(x), x.strides[0], x.shape[0], columns, target, out_stride, start)
+        floats[:, weight.columns : -(-weight.columns // LANES) * LANES] = 0
+    _kernel("product_f32")(operands, low, high, start)
 
 
-def _rows_per_tile(stride: int) -> int:
-    return max(1, min(8, SCRATCH_BYTES // (stride * ROWS_STEP))) * ROWS_STEP
+def _spread_rows(x: Float32Array, columns: int, pool: ThreadPool) -> Float32Array:
+    """Rows of x as the blocked kernel reads them: `columns` of them, behind the last one zeros, and spread."""
+    if x.shape[1] == columns and x.strides[0] % 4096 >= 512:
+        return x
+    wide = aligned_empty(len(x), _spread(4 * columns), dtype=np.uint8).view(np.float32)
+    n_tasks = min(pool.threads, -(-x.size // COPY_TASK_FLOATS))
+
+    def task(index: int) -> None:
+        part = slice(len(x) * index // n_tasks, len(x) * (index + 1) // n_tasks)
+        wide[part, : x.shape[1]] = x[part]
+        wide[part, x.shape[1] : columns] = 0
+
+    pool.run(task, n_tasks)
+    return wide
 
 
 def _spread(n_bytes: int) -> int:

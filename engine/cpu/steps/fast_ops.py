@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from engine.config import PAGE
-from engine.cpu.bricks.ops import CpuOps, Float32Array
+from engine.cpu.bricks.base import Float32Array
+from engine.cpu.bricks.ops import CpuOps
 from engine.cpu.caches.model import KVCache
 from engine.cpu.products.integer import IntegerWeights
 from engine.cpu.steps.immediate import Immediate

@@ -11,7 +11,7 @@ from engine.cpu import reference
 from engine.cpu.kernels.attention.attend import attend, attend_text
 from engine.cpu.kernels.build import kernel
 from engine.cpu.products.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
-from engine.cpu.products.matmul import PreparedWeight, matmul, prepare
+from engine.cpu.products.matmul import Epilogue, PreparedWeight, matmul, prepare
 from engine.cpu.steps.operands import (
     address,
     embed_rows,
@@ -81,14 +81,8 @@ class Immediate:
         weight = prepare(linear.weight)
         if self._integer is not None and self._integer.takes(weight):
             return self._multiply(self._integer, self._activations(x), linear, weight, residual)
-        y = matmul(x, linear.weight, pool=self._pool)
-        if linear.scale != 1.0:
-            y *= np.float32(linear.scale)
-        if linear.bias is not None:
-            y += linear.bias
-        if residual is not None:
-            y += residual
-        return y
+        epilogue = Epilogue(linear.scale, linear.bias, residual)
+        return matmul(x, linear.weight, pool=self._pool, epilogue=epilogue)
 
     def rotate_store(
         self,

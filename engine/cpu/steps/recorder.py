@@ -19,7 +19,7 @@ from engine.cpu.kernels.machine import HEADER, ROW
 from engine.cpu.memory import aligned_empty
 from engine.cpu.products import integer
 from engine.cpu.products.integer import Activations, IntegerWeights
-from engine.cpu.products.matmul import LANES, dot_kind, dot_operands, prepare
+from engine.cpu.products.matmul import LANES, Epilogue, dot_kind, dot_operands, prepare
 from engine.cpu.steps.operands import (
     N_PAST,
     address,
@@ -136,7 +136,7 @@ class Recorder:
             floats = weight.rows * weight.columns * len(x) // 3
             self._write(Step(kind, type_name, operands, integer.n_items(kind, weight), floats), out)
             return out
-        operands = dot_operands(x, weight, out, scale=linear.scale, bias=linear.bias, residual=residual)
+        operands = dot_operands(x, weight, out, Epilogue(linear.scale, linear.bias, residual))
         floats = weight.rows * weight.columns * len(x)
         self._write(Step(dot_kind(len(x)), weight.type.name, operands, weight.rows, floats), out)
         return out

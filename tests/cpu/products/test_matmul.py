@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from engine.cpu.bandwidth import read_bandwidth
-from engine.cpu.kernels import build, emit, products, stepping
+from engine.cpu.kernels import blocked, build, emit, products, stepping
 from engine.cpu.kernels.formats import decoders
 from engine.cpu.products import matmul as matmul_module
-from engine.cpu.products.matmul import matmul, warm_up
+from engine.cpu.products.matmul import Epilogue, matmul, warm_up
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import GGMLType
 from tests.support.weights import Weight
@@ -107,13 +107,26 @@ def test_products_at_edge_shapes(name, pools):
 def test_a_row_does_not_depend_on_other_rows_or_on_threads(name, pools, monkeypatch):
     # Small tasks, so that the work is spread although the matrix is small.
     monkeypatch.setattr(matmul_module, "DOT_TASK_WEIGHTS", 1 << 10)
-    raw, _ = packed(name, 97, 768)
-    w = Weight(GGMLType[name], (97, 768), raw)
-    x = activations(70, 768)
+    # Three chunks of columns, the last one shorter.
+    raw, _ = packed(name, 97, 1792)
+    w = Weight(GGMLType[name], (97, 1792), raw)
+    x = activations(70, 1792)
     whole = matmul(x, w, pool=pools[0])
     for tokens in (1, 2, 3, 4, 5, 32, 33, 64, 70):
         for pool in pools:
             assert np.array_equal(whole[-tokens:], matmul(x[-tokens:], w, pool=pool))
+
+
+def test_scale_bias_and_residual(pools):
+    raw, _ = packed("F16", 97, 528)
+    w = Weight(GGMLType.F16, (97, 528), raw)
+    rng = np.random.default_rng(3)
+    bias, residual = rng.standard_normal(97, dtype=np.float32), rng.standard_normal((50, 97), dtype=np.float32)
+    for tokens in (1, 5, 50):
+        x = activations(tokens, 528)
+        expected = np.float32(0.3) * matmul(x, w, pool=pools[0]) + bias + residual[:tokens]
+        got = matmul(x, w, pool=pools[1], epilogue=Epilogue(0.3, bias, residual[:tokens]))
+        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "F16", "Q8_0"])
@@ -186,7 +199,7 @@ def test_wrong_shapes_are_refused(pools, x_shape, w_shape, raw_shape, message):
 
 def test_decoders_have_the_sizes_of_the_formats():
     assert emit.LANES == matmul_module.LANES
-    assert products.ROWS_BLOCK == matmul_module.ROWS_STEP
+    assert blocked.ROWS_BLOCK % matmul_module.ROWS_STEP == 0
     for name, decoder in decoders.DECODERS.items():
         size = 16 if name in PLAIN else 1
         block = GGMLType[name]

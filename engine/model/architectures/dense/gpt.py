@@ -1,6 +1,7 @@
 """GPT-2 and its relatives with LayerNorm and no gate: GPT-J, GPT-NeoX, BLOOM, MPT, StarCoder, CodeShell."""
 
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import LAYER_NORM, SIDE_BY_SIDE
 from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
 from engine.model.parts import (
     AttentionParts,
@@ -15,7 +16,6 @@ from engine.model.parts import (
     RopeParts,
 )
 
-_NORM = NormParts(NormKind.LAYER, bias=Presence.ALWAYS)
 _FFN = FfnParts(Activation.GELU, gated=False)
 _BIASES = BiasParts(required=("attn_qkv", "attn_output", "ffn_up", "ffn_down"))
 
@@ -24,7 +24,7 @@ ARCHITECTURES = (
         Architecture(
             name=name,
             embedding=EmbeddingParts(positions=Presence.ALWAYS),
-            norm=_NORM,
+            norm=LAYER_NORM,
             rope=None,
             ffn=_FFN,
             biases=_BIASES,
@@ -33,7 +33,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="codeshell",
-        norm=_NORM,
+        norm=LAYER_NORM,
         rope=RopeParts(RopeStyle.NEOX),
         ffn=_FFN,
         biases=_BIASES,
@@ -41,15 +41,15 @@ ARCHITECTURES = (
     # llama.cpp has the name and the tensors' names, and does not run it.
     Architecture(
         name="gptj",
-        norm=_NORM,
-        layer=LayerParts(ffn_norm=("attn_norm",), parallel=Parallel.ALWAYS),
+        norm=LAYER_NORM,
+        layer=SIDE_BY_SIDE,
         rope=RopeParts(RopeStyle.NORM),
         ffn=_FFN,
         biases=BiasParts(required=("ffn_up", "ffn_down")),
     ),
     Architecture(
         name="gptneox",
-        norm=_NORM,
+        norm=LAYER_NORM,
         layer=LayerParts(parallel=Parallel.STATED),
         rope=RopeParts(RopeStyle.NEOX),
         ffn=_FFN,
@@ -58,7 +58,7 @@ ARCHITECTURES = (
     Architecture(
         name="bloom",
         embedding=EmbeddingParts(norm=True),
-        norm=_NORM,
+        norm=LAYER_NORM,
         rope=None,
         attention=AttentionParts(alibi=8.0),
         ffn=_FFN,
@@ -80,7 +80,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="starcoder2",
-        norm=_NORM,
+        norm=LAYER_NORM,
         rope=RopeParts(RopeStyle.NEOX),
         ffn=_FFN,
         biases=BiasParts(required=("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down")),

@@ -1,10 +1,9 @@
 """Llama but for names of norms, biases, norms of queries and keys, and layers that do not rotate."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import QkNorm, RopeStyle
-from engine.model.parts import AttentionParts, BiasParts, LayerParts, QkNormParts, RopeParts
-
-_NORM_AFTER_ROPE = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, after_rope=True))
+from engine.model.architectures.common import HEAD_NORM, HEAD_NORM_AFTER_ROPE
+from engine.model.config import RopeStyle
+from engine.model.parts import BiasParts, LayerParts, RopeParts
 
 ARCHITECTURES = (
     Architecture(name="internlm2", rope=RopeParts(RopeStyle.NORM)),
@@ -18,13 +17,13 @@ ARCHITECTURES = (
     Architecture(
         name="openelm",
         rope=RopeParts(RopeStyle.NEOX),
-        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD)),
+        attention=HEAD_NORM,
         unused_scales=("attn_qkv",),
     ),
     Architecture(
         name="maincoder",
         rope=RopeParts(RopeStyle.NORM),
-        attention=_NORM_AFTER_ROPE,
+        attention=HEAD_NORM_AFTER_ROPE,
     ),
     Architecture(
         name="pangu-embedded",

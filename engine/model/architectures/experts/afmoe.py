@@ -1,15 +1,16 @@
 """Gated attention with windows in most layers: AFMoE (Trinity) and Laguna with experts, Muse Glimmer and Spark 2.5."""
 
+from dataclasses import replace
+
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, GateFunction, OutputGate, QkNorm, RopeStyle, Routing
+from engine.model.architectures.common import NORMS_ON_BOTH_SIDES, SHARED_EXPERTS_BY_SIGMOID
+from engine.model.config import Activation, GateFunction, OutputGate, QkNorm, RopeStyle
 from engine.model.parts import (
     AttentionParts,
     EmbeddingParts,
     FfnParts,
     HeadParts,
-    LayerParts,
     LogitScale,
-    MoeParts,
     QkNormParts,
     RopeParts,
     WindowParts,
@@ -21,20 +22,10 @@ ARCHITECTURES = (
     Architecture(
         name="afmoe",
         embedding=EmbeddingParts(sqrt_width=True),
-        layer=LayerParts(attn_post_norm=("post_attention_norm",), ffn_post_norm=("post_ffw_norm",)),
+        layer=NORMS_ON_BOTH_SIDES,
         rope=RopeParts(RopeStyle.NEOX, skip_every=4),
         attention=AttentionParts(qk_norm=_HEAD_NORM, window=WindowParts(period=4), output_gate=OutputGate.OWN),
-        moe=MoeParts(
-            required=True,
-            routing=Routing.SIGMOID,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            groups=True,
-            shared=True,
-            shared_counted=True,
-            selection_bias=True,
-        ),
+        moe=SHARED_EXPERTS_BY_SIGMOID,
         unused_scales=("attn_gate",),
     ),
     # Layers without a window rotate fewer elements, with YaRN.
@@ -47,24 +38,13 @@ ARCHITECTURES = (
             output_gate=OutputGate.OWN,
             gate_function=GateFunction.SOFTPLUS,
         ),
-        moe=MoeParts(
-            required=True,
-            routing=Routing.SIGMOID,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            groups=True,
-            shared=True,
-            shared_counted=True,
-            shared_least=1,
-            selection_bias=True,
-        ),
+        moe=replace(SHARED_EXPERTS_BY_SIGMOID, shared_least=1),
         unused_scales=("attn_gate",),
     ),
     Architecture(
         name="muse-glimmer",
         embedding=EmbeddingParts(bare_norm=True),
-        layer=LayerParts(attn_post_norm=("post_attention_norm",), ffn_post_norm=("post_ffw_norm",), post_epsilon=1e-8),
+        layer=replace(NORMS_ON_BOTH_SIDES, post_epsilon=1e-8),
         rope=RopeParts(RopeStyle.NORM),
         attention=AttentionParts(
             qk_norm=_HEAD_NORM, window=WindowParts(period=4, rotated_only=True), output_gate=OutputGate.OWN

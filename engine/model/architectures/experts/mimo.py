@@ -1,10 +1,10 @@
 """MiMo 2: windows with a base of their own, attention sinks, and sigmoid routing of experts."""
 
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import DENSE_PART
 from engine.model.config import RopeStyle, Routing
 from engine.model.parts import AttentionParts, BiasParts, MoeParts, Presence, RopeParts, WindowParts
 
-_OF_A_MATRIX = ("weight", "scale", "input_scale")
 _QKV = ("attn_q", "attn_k", "attn_v", "attn_qkv")
 
 ARCHITECTURES = (
@@ -21,8 +21,6 @@ ARCHITECTURES = (
         biases=BiasParts(unused=(*_QKV, "attn_output")),
         unused_scales=_QKV,
         next_token_layers=True,
-        ignored_tensors=tuple(
-            f"blk.*.{name}.{end}" for name in ("ffn_gate", "ffn_up", "ffn_down") for end in _OF_A_MATRIX
-        ),
+        ignored_tensors=DENSE_PART,
     ),
 )

@@ -1,6 +1,7 @@
 """Nemotron-H: each layer is attention, Mamba 2 or a feed-forward part alone."""
 
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import RECURRENT_LAYERS
 from engine.model.config import Activation, Routing
 from engine.model.parts import (
     AttentionParts,
@@ -12,9 +13,6 @@ from engine.model.parts import (
     Recurrence,
     RecurrentParts,
 )
-
-# Which layers recur shows in their numbers of key heads.
-_RECURRENT_LAYERS = ("attention.recurrent_layers",)
 
 ARCHITECTURES = (
     *(
@@ -35,7 +33,7 @@ ARCHITECTURES = (
                 selection_bias=True,
             ),
             next_token_layers=True,
-            ignored_keys=_RECURRENT_LAYERS,
+            ignored_keys=RECURRENT_LAYERS,
         )
         for name in ("nemotron_h", "nemotron_h_moe")
     ),

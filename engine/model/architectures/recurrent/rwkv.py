@@ -1,7 +1,7 @@
 """RWKV 6 and 7, and models of attention whose attention was exchanged for their time mixing (QRWKV6, ARWKV7)."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import NormKind
+from engine.model.architectures.common import LAYER_NORM
 from engine.model.parts import (
     EmbeddingParts,
     FfnParts,
@@ -21,7 +21,7 @@ ARCHITECTURES = (
         Architecture(
             name=name,
             embedding=EmbeddingParts(norm=True),
-            norm=NormParts(NormKind.LAYER, bias=Presence.ALWAYS),
+            norm=LAYER_NORM,
             layer=LayerParts(ffn_norm=("attn_norm_2",), rescaled=name == "rwkv6"),
             rope=None,
             attention=None,

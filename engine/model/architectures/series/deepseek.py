@@ -1,44 +1,33 @@
 """DeepSeek 1 (shared experts), 2 to 3.1 (latent attention), 3.2 (an indexer), OCR, and families made of them."""
 
+from dataclasses import replace
+
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import SHARED_EXPERTS
 from engine.model.config import IndexerKind, OutputGate, RopeStyle, SkipKind
 from engine.model.parts import (
     AttentionParts,
     FfnParts,
     IndexerParts,
     LayerParts,
-    MoeParts,
     Presence,
     RopeParts,
     TemperatureParts,
     WindowParts,
 )
 
-_MOE = MoeParts(
-    required=True,
-    normalize=None,
-    weight_scale=True,
-    dense_lead=True,
-    groups=True,
-    shared=True,
-    shared_counted=True,
-    selection_bias=True,
-)
-
 ARCHITECTURES = (
     Architecture(
         name="deepseek",
         rope=RopeParts(RopeStyle.NORM, divisors=True),
-        moe=MoeParts(
-            required=True, normalize=False, weight_scale=True, dense_lead=True, shared=True, shared_counted=True
-        ),
+        moe=replace(SHARED_EXPERTS, normalize=False, groups=False, selection_bias=False),
     ),
     *(
         Architecture(
             name=name,
             rope=RopeParts(RopeStyle.NORM),
             attention=AttentionParts(latent=True, temperature=TemperatureParts()),
-            moe=_MOE,
+            moe=SHARED_EXPERTS,
         )
         for name in ("deepseek2", "mistral4")
     ),
@@ -47,7 +36,7 @@ ARCHITECTURES = (
         rope=RopeParts(RopeStyle.NORM),
         attention=AttentionParts(latent=True, indexer=IndexerParts(IndexerKind.TOKENS, style=RopeStyle.NEOX)),
         ffn=FfnParts(scales=True),
-        moe=_MOE,
+        moe=SHARED_EXPERTS,
         next_token_layers=True,
         ignored_keys=("rope.dimension_sections",),  # of texts alone, whose axes of position are the same
     ),
@@ -62,7 +51,7 @@ ARCHITECTURES = (
             indexer=IndexerParts(IndexerKind.TOKENS, style=RopeStyle.NEOX),
         ),
         ffn=FfnParts(scales=True),
-        moe=_MOE,
+        moe=SHARED_EXPERTS,
         next_token_layers=True,
         ignored_keys=("attention.key_length_swa", "attention.value_length_swa", "attention.indexer.types"),
     ),
@@ -77,21 +66,12 @@ ARCHITECTURES = (
             indexer=IndexerParts(IndexerKind.TOKENS, shared=True, rotated_last=True, optional=True, epsilon=None),
         ),
         ffn=FfnParts(limits=True, limits_gate=True),
-        moe=_MOE,
+        moe=SHARED_EXPERTS,
     ),
     # DeepSeek 2 without latent attention.
     Architecture(
         name="deepseek2-ocr",
         rope=RopeParts(RopeStyle.NEOX),
-        moe=MoeParts(
-            required=True,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            groups=True,
-            shared=True,
-            shared_counted=True,
-            selection_bias=True,
-        ),
+        moe=SHARED_EXPERTS,
     ),
 )

@@ -1,19 +1,17 @@
 """EXAONE 3, 4 (norms after the parts) and MoE; large models rotate in their windowed layers only."""
 
+from dataclasses import replace
+
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import NORMS_ON_BOTH_SIDES, SHARED_EXPERTS
 from engine.model.config import QkNorm, RopeStyle
-from engine.model.parts import AttentionParts, LayerParts, MoeParts, QkNormParts, RopeParts, WindowParts
+from engine.model.parts import AttentionParts, QkNormParts, RopeParts, WindowParts
 
 ARCHITECTURES = (
     Architecture(name="exaone", rope=RopeParts(RopeStyle.NEOX, divisors=True)),
     Architecture(
         name="exaone4",
-        layer=LayerParts(
-            attn_norm=(),
-            ffn_norm=(),
-            attn_post_norm=("post_attention_norm",),
-            ffn_post_norm=("post_ffw_norm",),
-        ),
+        layer=replace(NORMS_ON_BOTH_SIDES, attn_norm=(), ffn_norm=()),
         rope=RopeParts(RopeStyle.NEOX, divisors=True),
         attention=AttentionParts(
             qk_norm=QkNormParts(QkNorm.HEAD),
@@ -27,16 +25,7 @@ ARCHITECTURES = (
             qk_norm=QkNormParts(QkNorm.HEAD),
             window=WindowParts(period=4, rotated_only=True),
         ),
-        moe=MoeParts(
-            required=True,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            groups=True,
-            shared=True,
-            shared_counted=True,
-            selection_bias=True,
-        ),
+        moe=SHARED_EXPERTS,
         next_token_layers=True,
     ),
 )

@@ -7,21 +7,19 @@ token, and their last layers read the caches of earlier ones.
 from dataclasses import replace
 
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import NORMS_ON_BOTH_SIDES
 from engine.model.config import Activation, QkNorm, RopeStyle
 from engine.model.parts import (
     AttentionParts,
     EmbeddingParts,
     FfnParts,
     HeadParts,
-    LayerParts,
     MoeParts,
     NormParts,
     QkNormParts,
     RopeParts,
     WindowParts,
 )
-
-_NORMS_ON_BOTH_SIDES = LayerParts(attn_post_norm=("post_attention_norm",), ffn_post_norm=("post_ffw_norm",))
 
 ARCHITECTURES = (
     Architecture(
@@ -33,7 +31,7 @@ ARCHITECTURES = (
     Architecture(
         name="gemma2",
         embedding=EmbeddingParts(sqrt_width=True),
-        layer=_NORMS_ON_BOTH_SIDES,
+        layer=NORMS_ON_BOTH_SIDES,
         rope=RopeParts(RopeStyle.NEOX),
         attention=AttentionParts(
             window=WindowParts(period=2, default=4096),
@@ -49,7 +47,7 @@ ARCHITECTURES = (
         name="gemma3",
         embedding=EmbeddingParts(sqrt_width=True),
         norm=NormParts(epsilon=1e-6),
-        layer=_NORMS_ON_BOTH_SIDES,
+        layer=NORMS_ON_BOTH_SIDES,
         rope=RopeParts(RopeStyle.NEOX, base=1000000.0),
         attention=AttentionParts(
             qk_norm=QkNormParts(QkNorm.HEAD),
@@ -64,7 +62,7 @@ ARCHITECTURES = (
     Architecture(
         name="gemma3n",
         embedding=EmbeddingParts(sqrt_width=True, per_layer=256),
-        layer=replace(_NORMS_ON_BOTH_SIDES, streams=4, laurel=True),
+        layer=replace(NORMS_ON_BOTH_SIDES, streams=4, laurel=True),
         rope=RopeParts(RopeStyle.NEOX),
         attention=AttentionParts(
             qk_norm=QkNormParts(QkNorm.HEAD),
@@ -81,7 +79,7 @@ ARCHITECTURES = (
     Architecture(
         name="gemma4",
         embedding=EmbeddingParts(sqrt_width=True, per_layer=0),
-        layer=replace(_NORMS_ON_BOTH_SIDES, output_scale=True),
+        layer=replace(NORMS_ON_BOTH_SIDES, output_scale=True),
         rope=RopeParts(RopeStyle.NEOX, divisors=True),
         attention=AttentionParts(
             qk_norm=QkNormParts(QkNorm.HEAD),

@@ -4,15 +4,24 @@ GLM 5 is made as DeepSeek 3.2 is; from 5.2 on several layers share an indexer's 
 Kimi delta attention and streams that mix.
 """
 
+from dataclasses import replace
+
 from engine.model.architecture import Architecture
-from engine.model.config import IndexerKind, QkNorm, RopeStyle, Routing, SkipKind
+from engine.model.architectures.common import (
+    HEAD_NORM,
+    NORMS_ON_BOTH_SIDES,
+    QKV,
+    RECURRENT_LAYERS,
+    SHARED_EXPERTS,
+    SHARED_EXPERTS_BY_SIGMOID,
+)
+from engine.model.config import IndexerKind, QkNorm, RopeStyle, SkipKind
 from engine.model.parts import (
     AttentionParts,
     BiasParts,
     FfnParts,
     IndexerParts,
     LayerParts,
-    MoeParts,
     Placement,
     Presence,
     QkNormParts,
@@ -29,7 +38,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="glm4",
-        layer=LayerParts(attn_post_norm=("post_attention_norm",), ffn_post_norm=("post_ffw_norm",)),
+        layer=NORMS_ON_BOTH_SIDES,
         rope=RopeParts(RopeStyle.NORM, sections=RopeStyle.NEOX),
         ffn=FfnParts(fused_gate=Presence.OPTIONAL),
     ),
@@ -38,16 +47,7 @@ ARCHITECTURES = (
         layer=LayerParts(ffn_norm=("post_attention_norm",)),
         rope=RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX),
         attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, presence=Presence.OPTIONAL)),
-        moe=MoeParts(
-            required=True,
-            routing=Routing.SIGMOID,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            shared=True,
-            shared_counted=True,
-            selection_bias=True,
-        ),
+        moe=replace(SHARED_EXPERTS_BY_SIGMOID, groups=False),
         next_token_layers=True,
     ),
     Architecture(
@@ -57,17 +57,7 @@ ARCHITECTURES = (
             latent=True, indexer=IndexerParts(IndexerKind.TOKENS, shared=True, shared_context=1048576)
         ),
         ffn=FfnParts(scales=True),
-        moe=MoeParts(
-            required=True,
-            routing=Routing.SIGMOID,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            groups=True,
-            shared=True,
-            shared_counted=True,
-            selection_bias=True,
-        ),
+        moe=SHARED_EXPERTS_BY_SIGMOID,
         next_token_layers=True,
         ignored_keys=("rope.dimension_sections",),  # of texts alone, whose axes of position are the same
     ),
@@ -80,35 +70,16 @@ ARCHITECTURES = (
             Recurrence.KIMI_DELTA, Placement.WITHOUT_KEYS, decay_floor=True, negative_rates=True, unit_epsilon=1e-6
         ),
         ffn=FfnParts(limits=True, limits_gate=True, limits_alike=True),
-        moe=MoeParts(
-            required=True,
-            routing=Routing.SIGMOID,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            groups=True,
-            shared=True,
-            shared_counted=True,
-            selection_bias=True,
-        ),
-        biases=BiasParts(unused=("attn_q", "attn_k", "attn_v")),
+        moe=SHARED_EXPERTS_BY_SIGMOID,
+        biases=BiasParts(unused=QKV),
         unused_scales=("attn_q", "attn_k", "attn_v", "attn_output", "ssm_beta"),
         next_token_layers=True,
-        # Which layers recur shows in their numbers of key heads.
-        ignored_keys=("attention.recurrent_layers",),
+        ignored_keys=RECURRENT_LAYERS,
     ),
     Architecture(
         name="dots1",
         rope=RopeParts(RopeStyle.NEOX),
-        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD)),
-        moe=MoeParts(
-            required=True,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            shared=True,
-            shared_counted=True,
-            selection_bias=True,
-        ),
+        attention=HEAD_NORM,
+        moe=replace(SHARED_EXPERTS, groups=False),
     ),
 )

@@ -4,6 +4,7 @@ Granite 4 has Mamba 2 in most layers. MiniCPM 3 has latent attention, and the mu
 """
 
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import RECURRENT_LAYERS
 from engine.model.config import RopeStyle
 from engine.model.parts import (
     AttentionParts,
@@ -21,8 +22,6 @@ from engine.model.parts import (
     WindowParts,
 )
 
-# Which layers recur shows in their numbers of key heads.
-_RECURRENT_LAYERS = ("attention.recurrent_layers",)
 _MOE = MoeParts(normalize=True, weight_scale=True, shared=True)
 
 ARCHITECTURES = (
@@ -73,8 +72,8 @@ ARCHITECTURES = (
         rope=RopeParts(RopeStyle.NORM, switch=True, long_factors=True, divisors=True),
         attention=AttentionParts(scale=True),
         recurrent=RecurrentParts(Recurrence.MAMBA_2, Placement.WITHOUT_KEYS),
-        moe=MoeParts(normalize=True, weight_scale=True, shared=True),
+        moe=_MOE,
         head=HeadParts(scale=LogitScale.DIVIDES),
-        ignored_keys=_RECURRENT_LAYERS,
+        ignored_keys=RECURRENT_LAYERS,
     ),
 )

@@ -1,32 +1,30 @@
 """Hunyuan, dense and mixture of experts, and Hunyuan 3, whose experts are chosen by sigmoid; Hunyuan 4: deepseek.py."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import QkNorm, RopeStyle, Routing
-from engine.model.parts import AttentionParts, FfnParts, MoeParts, QkNormParts, RopeParts
-
-_NORM_AFTER_ROPE = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD, after_rope=True))
-_OF_A_MATRIX = ("weight", "scale", "input_scale")
+from engine.model.architectures.common import DENSE_PART, HEAD_NORM, HEAD_NORM_AFTER_ROPE
+from engine.model.config import RopeStyle, Routing
+from engine.model.parts import FfnParts, MoeParts, RopeParts
 
 ARCHITECTURES = (
     *(
         Architecture(
             name=name,
             rope=RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX),
-            attention=_NORM_AFTER_ROPE,
+            attention=HEAD_NORM_AFTER_ROPE,
         )
         for name in ("hunyuan-dense", "hunyuan_vl")
     ),
     Architecture(
         name="hunyuan-moe",
         rope=RopeParts(RopeStyle.NEOX),
-        attention=_NORM_AFTER_ROPE,
+        attention=HEAD_NORM_AFTER_ROPE,
         moe=MoeParts(required=True, shared=True),
     ),
     # Layers with experts may have a dense part as well, which takes no part.
     Architecture(
         name="hy_v3",
         rope=RopeParts(RopeStyle.NEOX, divisors=True),
-        attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD)),
+        attention=HEAD_NORM,
         ffn=FfnParts(scales=True),
         moe=MoeParts(
             required=True,
@@ -40,8 +38,6 @@ ARCHITECTURES = (
             selection_bias=True,
         ),
         next_token_layers=True,
-        ignored_tensors=tuple(
-            f"blk.*.{name}.{end}" for name in ("ffn_gate", "ffn_up", "ffn_down") for end in _OF_A_MATRIX
-        ),
+        ignored_tensors=DENSE_PART,
     ),
 )

@@ -1,6 +1,7 @@
 """MiniMax-01 (lightning attention), M2 (queries and keys normalized over all heads) and M3 (an indexer of blocks)."""
 
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import SHARED_EXPERTS_BY_SIGMOID
 from engine.model.config import Activation, IndexerKind, QkNorm, RopeStyle, Routing, SkipKind
 from engine.model.parts import (
     AttentionParts,
@@ -35,16 +36,6 @@ ARCHITECTURES = (
         rope=RopeParts(RopeStyle.NEOX),
         attention=AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD), indexer=IndexerParts(IndexerKind.BLOCKS)),
         ffn=FfnParts(Activation.SWIGLU_CLAMPED),
-        moe=MoeParts(
-            required=True,
-            routing=Routing.SIGMOID,
-            normalize=None,
-            weight_scale=True,
-            dense_lead=True,
-            groups=True,
-            shared=True,
-            shared_counted=True,
-            selection_bias=True,
-        ),
+        moe=SHARED_EXPERTS_BY_SIGMOID,
     ),
 )

@@ -1,16 +1,11 @@
 """OLMo 1 to 3 and OLMoE."""
 
+from dataclasses import replace
+
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import NORMS_ON_BOTH_SIDES
 from engine.model.config import NormKind, QkNorm, RopeStyle
-from engine.model.parts import (
-    AttentionParts,
-    LayerParts,
-    MoeParts,
-    NormParts,
-    QkNormParts,
-    RopeParts,
-    WindowParts,
-)
+from engine.model.parts import AttentionParts, MoeParts, NormParts, QkNormParts, RopeParts, WindowParts
 
 ARCHITECTURES = (
     Architecture(
@@ -21,12 +16,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="olmo2",
-        layer=LayerParts(
-            attn_norm=(),
-            ffn_norm=(),
-            attn_post_norm=("post_attention_norm",),
-            ffn_post_norm=("post_ffw_norm",),
-        ),
+        layer=replace(NORMS_ON_BOTH_SIDES, attn_norm=(), ffn_norm=()),
         rope=RopeParts(RopeStyle.NEOX),
         attention=AttentionParts(qk_norm=QkNormParts(QkNorm.WIDTH), window=WindowParts(period=4, unscaled=True)),
     ),

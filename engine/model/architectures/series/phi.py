@@ -1,14 +1,15 @@
 """Phi 2, 3, 4 and Phi-MoE."""
 
 from engine.model.architecture import Architecture
-from engine.model.config import Activation, NormKind, RopeStyle
-from engine.model.parts import BiasParts, FfnParts, LayerParts, MoeParts, NormParts, Parallel, Presence, RopeParts
+from engine.model.architectures.common import LAYER_NORM, SIDE_BY_SIDE
+from engine.model.config import Activation, RopeStyle
+from engine.model.parts import BiasParts, FfnParts, MoeParts, NormParts, Presence, RopeParts
 
 ARCHITECTURES = (
     Architecture(
         name="phi2",
-        norm=NormParts(NormKind.LAYER, bias=Presence.ALWAYS),
-        layer=LayerParts(ffn_norm=("attn_norm",), parallel=Parallel.ALWAYS),
+        norm=LAYER_NORM,
+        layer=SIDE_BY_SIDE,
         rope=RopeParts(RopeStyle.NEOX),
         ffn=FfnParts(Activation.GELU, gated=False),
         biases=BiasParts(required=("attn_output", "ffn_up", "ffn_down")),

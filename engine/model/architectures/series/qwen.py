@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import HEAD_NORM, QKV
 from engine.model.config import IndexerKind, OutputGate, QkNorm, RopeStyle, SkipKind
 from engine.model.parts import (
     AttentionParts,
@@ -21,7 +22,6 @@ from engine.model.parts import (
 )
 
 _SECTIONED = RopeParts(RopeStyle.NEOX, sections=RopeStyle.NEOX)
-_HEAD_NORM = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD))
 # What is called a norm behind attention comes before the feed-forward part.
 _HYBRID_LAYER = LayerParts(ffn_norm=("post_attention_norm",))
 _GATED_ATTENTION = AttentionParts(qk_norm=QkNormParts(QkNorm.HEAD), scale=True, output_gate=OutputGate.IN_QUERY)
@@ -63,7 +63,7 @@ ARCHITECTURES = (
         Architecture(
             name=name,
             rope=_SECTIONED,
-            attention=_HEAD_NORM,
+            attention=HEAD_NORM,
             ffn=FfnParts(scales=True),
             rank=RankParts(softmax=True),
         )
@@ -73,7 +73,7 @@ ARCHITECTURES = (
         Architecture(
             name=name,
             rope=_SECTIONED,
-            attention=_HEAD_NORM,
+            attention=HEAD_NORM,
             ffn=FfnParts(scales=True),
             moe=MoeParts(required=True, normalize=True, weight_scale=True, width_of_used=True),
         )
@@ -112,7 +112,7 @@ ARCHITECTURES = (
         ffn=FfnParts(scales=True),
         moe=_HYBRID_MOE,
         head=HeadParts(norm=None),
-        biases=BiasParts(unused=("attn_q", "attn_k", "attn_v")),
+        biases=BiasParts(unused=QKV),
         ignored_keys=("embedding_length_out",),  # of all streams
         ignored_tensors=("blk.*.indexer.*",),  # of layers without a ratio, which attend to all positions
     ),
