@@ -7,10 +7,11 @@ import pytest
 
 from engine.cpu.backend import CpuBackend
 from engine.cpu.caches.model import KVCache
-from engine.cpu.recurrent import convolution, delta_net, lightning, mamba, mamba_2, ngrams, plamo_2, rwkv
+from engine.cpu.recurrent import lightning, mamba, ngrams, plamo_2, rwkv
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools
 from engine.cpu.reference import normalize
+from engine.cpu.steps.recurrence import CompiledRecurrence
 from engine.errors import ModelFileError
 from engine.gguf.quants import dequantize
 from engine.gguf.reader import open_gguf
@@ -111,12 +112,12 @@ def test_bits_do_not_depend_on_pieces_or_batches(opened, family):
 @pytest.mark.parametrize(
     ("family", "module", "name"),
     [
-        ("lfm2", convolution, "short_convolution"),
+        ("lfm2", CompiledRecurrence, "convolve"),
         ("jamba", mamba, "selective_scan"),
-        ("falcon-h1", mamba_2, "grouped_scan"),
-        ("nemotron_h", mamba_2, "short_convolution"),
-        ("qwen35", delta_net, "delta_rule"),
-        ("kimi-linear", delta_net, "delta_rule"),
+        ("falcon-h1", CompiledRecurrence, "grouped_scan"),
+        ("nemotron_h", CompiledRecurrence, "convolve"),
+        ("qwen35", CompiledRecurrence, "delta_rule"),
+        ("kimi-linear", CompiledRecurrence, "delta_rule"),
         ("rwkv6", rwkv, "decayed_products"),
         ("rwkv7", rwkv, "corrected_products"),
         ("rwkv7", rwkv, "_change"),
@@ -135,11 +136,11 @@ def test_a_step_cut_short_anywhere_can_be_repeated(opened, monkeypatch, family, 
     batch = Batch.build([(0, [7], 9, Outputs.ALL, None, 1), (1, TOKENS[5:12], 5, Outputs.ALL, None, 1)])
     original, calls = getattr(module, name), []
 
-    def failing(*arguments):
+    def failing(*arguments, **settings):
         calls.append(name)
         if len(calls) == call + 1:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, name, failing)
