@@ -14,7 +14,7 @@ from engine.cuda.recurrent.convolution import Convolution, ConvShape
 from engine.cuda.recurrent.delta import Delta, DeltaConstants, DeltaInputs, DeltaShape
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Constants, Mamba2Shape
 from engine.cuda.recurrent.rows import CHUNK, DecodeRows, PromptRows, span_table
-from tests.support.host_kernels import COMPILER, HostKernels, Memory
+from tests.support.host_kernels import HostKernels, Memory
 
 TOLERANCE = 2e-5
 """Of the largest value expected: float32 in two orders of sums, over some hundred tokens."""
@@ -154,8 +154,6 @@ PROMPTS += [
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """The kernels of all host shapes, compiled for the CPU."""
-    if COMPILER is None:
-        pytest.skip("no g++ to compile the kernels for the CPU")
     jobs = [job for shape in HOST_SHAPES.values() for job in shape.build_jobs()]
     return HostKernels(tmp_path_factory.mktemp("host"), jobs)
 
