@@ -151,6 +151,15 @@ class KVCache:
         self._counted[span.slot] = kept | {span.n_total: read + 1}
         return (read if span.n_past else None), read + 1
 
+    def state_rows(self, span: Span) -> tuple[int | None, int]:
+        """The rows of the states that state() gives, None at a sequence's beginning, and store_state() writes."""
+        read, write = self._places[span.slot]
+        return None if read is None else self._rows.place(span.slot, read), self._rows.place(span.slot, write)
+
+    def state_arrays(self, layer: int) -> tuple[npt.NDArray[np.float32], ...]:
+        """A layer's arrays of states, (rows, ...) each; see RecurrentConfig.state_shapes."""
+        return self._recurrent(layer).states
+
     def state(self, layer: int, span: Span) -> tuple[npt.NDArray[np.float32], ...]:
         """A layer's state of a sequence before its span's first token, read-only; see RecurrentConfig.state_shapes."""
         read, _ = self._places[span.slot]

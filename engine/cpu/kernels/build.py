@@ -129,6 +129,13 @@ def _gate(name: str) -> Kernel:
     return gate
 
 
+def _take_columns(name: str) -> Kernel:
+    def take_columns(operands, low, high, scratch):
+        elementwise.take_columns(name, operands, low, high, scratch)
+
+    return take_columns
+
+
 def _convolve(name: str) -> Kernel:
     def convolve(operands, low, high, scratch):
         recurrent.convolve(name, operands, low, high, scratch)
@@ -182,6 +189,7 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
     "normalize": _normalize,
     "rotate_store": _rotate_store,
     "gate": _gate,
+    "take_columns": _take_columns,
     "convolve": _convolve,
     "delta_rule": _delta_rule,
     "grouped_scan": _grouped_scan,

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.cpu.kernels.elementwise import activate
+from engine.cpu.kernels.elementwise import activate, sigmoid
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
@@ -57,6 +57,19 @@ def _vector_at(e: Emitter, place: Value, offset: int = 0) -> Value:
 
 def _splat_at(e: Emitter, place: Value) -> Value:
     return e.splat(e.load(place, F32, align=4))
+
+
+def _softplus(e: Emitter, x: Value) -> Value:
+    """log(1 + exp(x)) = max(x, 0) + log(1 + u), u = exp(-|x|); log(1 + u) = 2 artanh(s) with s = u / (2 + u) <= 1/3."""
+    builder, zero = e.builder, e.const(x, 0.0)
+    positive = builder.fcmp_ordered(">", x, zero)
+    u = e.exp(builder.select(positive, e.negate(x), x))
+    s = builder.fdiv(u, builder.fadd(u, e.const(x, 2.0)))
+    square = e.multiply(s, s)
+    total = e.const(x, 2.0 / 15)
+    for power in (13, 11, 9, 7, 5, 3, 1):
+        total = e.multiply_add(total, square, e.const(x, 2.0 / power))
+    return e.multiply_add(total, s, builder.select(positive, x, zero))
 
 
 @intrinsic(prefer_literal=True)
@@ -129,12 +142,14 @@ def delta_rule(typing_context, name, operands, low, high, scratch):
     """M = decay * M; M += k (x) beta * (v - k . M); y = q . M, for items low..high-1.
 
     An item is V * 16 values of a head. q and k are divided by sqrt(sum of squares + epsilon), q multiplied by `scale`
-    as well. The kernel's type is "HEAD/V", one decay for a head, or "KEY/V", one for every key. q, k and v have rows of
+    as well. The kernel's type is "HEAD/V", one decay for a head; "KEY/V", one for every key; or "STEPS/V", where decay
+    holds alpha and beta what its sigmoid is still to be taken of, and a head's decay is exp(a * softplus(alpha +
+    dt_bias)), a and dt_bias (H,), which are 0 otherwise. q, k and v have rows of
     `row` bytes; decay (T, H), or (T, H, S), beta (T, H) and out (T, H, P) have no gaps; state and behind (H, S, P). S
     is a multiple of 16, at most MOST_KEYS. Value head h reads key head h / (H / K) where `grouped`, else h mod K.
 
     Operands: q, k, v, row, decay, beta, state, behind, out, tokens, heads, key_heads, grouped, keys, values, epsilon,
-    scale.
+    scale, a, dt_bias.
     """
     kind, each = format_name(name).split("/")
     per_key, n_vectors = kind == "KEY", int(each)
@@ -142,9 +157,10 @@ def delta_rule(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        numbers = integers(e, operands, 17)
+        numbers = integers(e, operands, 19)
         q, k, v, row, decay, beta, state, behind, out, n_tokens, heads, key_heads, grouped, keys, values = numbers[:15]
-        epsilon, scale = (builder.fptrunc(builder.bitcast(bits, F64), F32) for bits in numbers[15:])
+        epsilon, scale = (builder.fptrunc(builder.bitcast(bits, F64), F32) for bits in numbers[15:17])
+        rates, biases = numbers[17:]
         memory, step = _room(builder, MOST_KEYS * LANES * n_vectors), _VECTOR * n_vectors
         squares, sums = _variables(builder, 2), _variables(builder, 2 * n_vectors)
         root = builder.module.declare_intrinsic("llvm.sqrt", (F32,))
@@ -188,16 +204,24 @@ def delta_rule(typing_context, name, operands, low, high, scratch):
                 factor_q = e.splat(builder.fdiv(scale, lengths[0]))
                 factor_k = e.splat(builder.fdiv(one, lengths[1]))
                 factor = _splat_at(e, _place(builder, beta, number, 4))
+                of_head = None
+                if kind == "STEPS":
+                    factor = sigmoid(e, factor)
+                    alpha, bias = _place(builder, decay, number, 4), _place(builder, biases, head, 4)
+                    step_size = _softplus(e, builder.fadd(_splat_at(e, alpha), _splat_at(e, bias)))
+                    of_head = e.exp(e.multiply(step_size, _splat_at(e, _place(builder, rates, head, 4))))
+                elif not per_key:
+                    of_head = _splat_at(e, _place(builder, decay, number, 4))
                 decays = builder.mul(number, builder.mul(keys, I64(4))) if per_key else builder.mul(number, I64(4))
                 of_decay = builder.add(decay, decays)
 
-                def each_pair(visit: Any, of_decay=of_decay) -> None:
+                def each_pair(visit: Any, of_decay=of_decay, of_head=of_head) -> None:
                     """visit(key, its decay, parity) for all keys, two at a time."""
                     with cgutils.for_range(builder, builder.sdiv(keys, I64(2))) as pair:
                         for parity in range(2):
                             key = builder.add(builder.mul(pair.index, I64(2)), I64(parity))
-                            at = _place(builder, of_decay, key, 4) if per_key else of_decay
-                            visit(key, _splat_at(e, at), parity)
+                            of = _splat_at(e, _place(builder, of_decay, key, 4)) if of_head is None else of_head
+                            visit(key, of, parity)
 
                 def know(key: Value, of: Value, parity: int, of_k=of_k) -> None:
                     taken = _splat_at(e, _place(builder, of_k, key, 4))
@@ -212,8 +236,8 @@ def delta_rule(typing_context, name, operands, low, high, scratch):
                 changes = []
                 for i, known in enumerate(added()):
                     all_known = e.multiply(known, factor_k)
-                    if not per_key:
-                        all_known = e.multiply(all_known, _splat_at(e, of_decay))
+                    if of_head is not None:
+                        all_known = e.multiply(all_known, of_head)
                     missing = builder.fsub(_vector_at(e, of_v, _VECTOR * i), all_known)
                     changes.append(e.multiply(e.multiply(missing, factor), factor_k))
                 _clear(builder, sums)

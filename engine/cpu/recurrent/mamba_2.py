@@ -62,8 +62,8 @@ def scan_heads(
     """
     heads, width, size = state.shape
     u, b, c = np.split(convolved, (heads * width, heads * width + groups * size), axis=1)
-    u = u.reshape(-1, heads, width)
-    y, state = grouped_scan(u, delta, a, *(part.reshape(-1, groups, size) for part in (b, c)), state)
+    u, b, c = u.reshape(-1, heads, width), b.reshape(-1, groups, size), c.reshape(-1, groups, size)
+    y, state = grouped_scan(u, delta, a, b, c, state)
     y += u * d[:, None]
     return y, state
 

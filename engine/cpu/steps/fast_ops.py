@@ -16,14 +16,26 @@ from engine.cpu.bricks.base import Float32Array
 from engine.cpu.bricks.ops import CpuOps
 from engine.cpu.caches.model import KVCache
 from engine.cpu.products.integer import IntegerWeights
+from engine.cpu.products.matmul import LANES
+from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.immediate import Immediate
-from engine.cpu.steps.protocol import Angles, Pages, Steps
+from engine.cpu.steps.protocol import Angles, Pages, StateRow, Steps
 from engine.cpu.steps.recurrence import CompiledRecurrence
+from engine.cpu.steps.recurrent_steps import fits_delta_net
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
-from engine.model.config import AttentionConfig, FfnConfig, ModelConfig, QkNorm
+from engine.model.config import (
+    Activation,
+    AttentionConfig,
+    DeltaNetConfig,
+    FfnConfig,
+    GateFunction,
+    ModelConfig,
+    OutputGate,
+    QkNorm,
+)
 from engine.model.rope import RopeTable
-from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
+from engine.model.weights import DeltaNetWeights, FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
 
 
 def plain_layer(layer: LayerWeights) -> bool:
@@ -31,7 +43,14 @@ def plain_layer(layer: LayerWeights) -> bool:
     beside = layer.laurel, layer.layer_input, layer.streams, layer.ngrams
     if any(part is not None for part in beside) or layer.output_scale != 1.0:
         return False
-    return layer.mixer_skip is None and plain_attention(layer) and plain_ffn(layer)
+    mixes = plain_delta_net(layer) if layer.recurrent is not None else plain_attention(layer)
+    return layer.mixer_skip is None and mixes and plain_ffn(layer)
+
+
+def plain_delta_net(layer: LayerWeights) -> bool:
+    """Whether a layer has a gated delta rule alone, and kernels compute all of it."""
+    config = layer.config.mixer
+    return isinstance(config, DeltaNetConfig) and fits_delta_net(config)
 
 
 def plain_attention(layer: LayerWeights) -> bool:
@@ -39,9 +58,17 @@ def plain_attention(layer: LayerWeights) -> bool:
     config = layer.config.mixer
     if not isinstance(config, AttentionConfig):
         return False
-    plain = config.clamp is None and config.latent is None and config.output_gate is None
+    plain = config.clamp is None and config.latent is None and _plain_output_gate(config)
     plain = plain and config.chunk is None and config.indexer is None
     return plain and _can_attend(layer)
+
+
+def _plain_output_gate(config: AttentionConfig) -> bool:
+    """Whether kernels compute what gates the output of attention, if anything does."""
+    if config.output_gate is None:
+        return True
+    whole = config.output_gate is OutputGate.IN_QUERY and config.value_width == config.key_width
+    return whole and config.gate_function is GateFunction.SIGMOID and config.key_width % LANES == 0
 
 
 def plain_ffn(layer: LayerWeights) -> bool:
@@ -90,6 +117,7 @@ class FastOps(CpuOps):
         self.steps: Steps = self._immediate
         self._turns: dict[RopeTable, Angles] = {}
         self._scaled: dict[Linear, Linear] = {}
+        self._zeros: dict[tuple[int, ...], Float32Array] = {}  # states that sequences begin with, by shape
 
     def settle(self) -> None:
         """See CpuOps.settle."""
@@ -111,20 +139,25 @@ class FastOps(CpuOps):
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
-        left = config.latent is not None or config.output_gate is not None or config.indexer is not None
+        left = config.latent is not None or config.indexer is not None or not _plain_output_gate(config)
         if left or config.clamp is not None:
             return super().attn_qkv(layer, x)
         normed = self._normalize(x, layer.attn_norm)
+        gated = config.output_gate is not None  # in the query
         q, k, v = (
             None if linear is None else steps.linear(name, normed, linear).reshape(len(x), heads, width)
             for name, linear, heads, width in (
-                ("q", weights.q, config.n_heads, config.key_width),
+                ("q_gate" if gated else "q", weights.q, config.n_heads, config.key_width * (1 + gated)),
                 ("k", weights.k, config.n_kv_heads, config.key_width),
                 ("v", weights.v, config.n_kv_heads, config.value_width),
             )
         )
         assert q is not None
         steps.join()
+        if gated:
+            self._gate = steps.take_columns("query_gate", q, config.key_width, config.key_width)
+            q = steps.take_columns("q", q, 0, config.key_width).reshape(len(x), config.n_heads, config.key_width)
+            steps.join()
         angles = None if weights.rope is None else self._angles_of(weights.rope)
         if config.qk_norm_after_rope and angles is not None:
             for span in self._batch.spans:
@@ -185,6 +218,61 @@ class FastOps(CpuOps):
             keys, values = (Pages(each.array, each.table[start // PAGE :]) for each in pages)
             self.steps.attend(out, q, piece, (keys, values), layer)
             first = end
+
+    def _gated_values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
+        config = layer.config.attention
+        if config.output_gate is None or config.latent is not None or not _plain_output_gate(config):
+            return super()._gated_values(layer, a)
+        gated = self.steps.gate(self._gate, a, None)
+        self.steps.join()
+        return gated
+
+    def _mix_onto(self, layer: LayerWeights, h: Float32Array, x: Float32Array | None) -> Float32Array:
+        if not plain_delta_net(layer):
+            return super()._mix_onto(layer, h, x)
+        config, weights = layer.config.mixer, layer.recurrent
+        assert isinstance(config, DeltaNetConfig)
+        assert isinstance(weights, DeltaNetWeights)
+        y = self._delta_net(layer.index, config, weights, self._normalize(h, layer.attn_norm))
+        return self._project_add("x_attended", layer, y, weights.ssm_out, layer.attn_post_norm, x)
+
+    def _delta_net(
+        self, layer: int, config: DeltaNetConfig, weights: DeltaNetWeights, normed: Float32Array
+    ) -> Float32Array:
+        """DeltaNetConfig's 1. to 4. up to the last product, as recurrent/delta_net.py has them."""
+        steps, n_rows = self.steps, len(normed)
+        qkv, z, beta, alpha = (
+            steps.linear(name, normed, linear)
+            for name, linear in (
+                ("qkv", weights.qkv),
+                ("delta_z", weights.z),
+                ("delta_beta", weights.beta),
+                ("delta_alpha", weights.alpha),
+            )
+        )
+        steps.join()
+        convolved = steps.empty("convolved", (n_rows, config.convolved))
+        out = steps.empty("moved", (n_rows, config.heads, config.head_width))
+        heads = Heads(config.key_heads, config.grouped, weights.norm.epsilon)
+        states = [self._state_rows(layer, span) for span in self._batch.spans]
+        for past, _ in states:
+            steps.convolve(convolved, qkv, weights.conv1d, None, past)
+        steps.join()
+        for _, memory in states:
+            steps.delta_net(out, convolved, heads, alpha, beta, weights, memory)
+        steps.join()
+        y = steps.normalize("moved_normed", out, weights.norm)
+        steps.join()
+        gated = steps.gate(z, y, Activation.SILU)
+        steps.join()
+        return gated
+
+    def _state_rows(self, layer: int, span: Span) -> list[StateRow]:
+        """A sequence's state, array by array."""
+        arrays, rows = self._cache.state_arrays(layer), self._cache.state_rows(span)
+        for array in arrays:
+            self._zeros.setdefault(array.shape[1:], np.zeros(array.shape[1:], np.float32))
+        return [StateRow(array, self._zeros[array.shape[1:]], span, rows) for array in arrays]
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""

@@ -12,8 +12,10 @@ from engine.cpu.kernels.attention.attend import attend, attend_text
 from engine.cpu.kernels.build import kernel
 from engine.cpu.products.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
 from engine.cpu.products.matmul import Epilogue, PreparedWeight, matmul, prepare
+from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import (
     address,
+    columns_step,
     embed_rows,
     gate_step,
     normalize_step,
@@ -21,12 +23,13 @@ from engine.cpu.steps.operands import (
     rotate_step,
     score_settings,
 )
-from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, Step
+from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, StateRow, Step
+from engine.cpu.steps.recurrent_steps import convolve_step, delta_step
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
 from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
-from engine.model.weights import LayerWeights, Linear, Norm, Weight
+from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
 
 TASK_FLOATS = 1 << 15
 """Least floats per task of a small step: about 10 us."""
@@ -138,10 +141,39 @@ class Immediate:
 
         self._pool.run(task, len(spans) * parts)
 
-    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
+    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Float32Array:
         """See Steps.gate."""
         self.run(gate_step(x, y, activation), x, y)
         return x
+
+    def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
+        """See Steps.take_columns."""
+        out = np.empty((len(x), x.shape[1] * width), dtype=np.float32)
+        self.run(columns_step(x, first, width, out), x, out)
+        return out
+
+    def convolve(
+        self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
+    ) -> None:
+        """See Steps.convolve."""
+        rows = state.span.rows
+        step = convolve_step(x[rows], weight, bias, state.addresses, out[rows], silu=True)
+        self.run(step, out, x, weight, bias, state)
+
+    def delta_net(
+        self,
+        out: Float32Array,
+        convolved: Float32Array,
+        heads: Heads,
+        alpha: Float32Array,
+        beta: Float32Array,
+        weights: DeltaNetWeights,
+        state: StateRow,
+    ) -> None:
+        """See Steps.delta_net."""
+        rows, steps = state.span.rows, (weights.a, weights.dt_bias)
+        step = delta_step(convolved[rows], heads, alpha[rows], beta[rows], state.addresses, out[rows], steps)
+        self.run(step, out, convolved, alpha, beta, weights, state)
 
     def _activations(self, x: Float32Array) -> Activations:
         """The rows of x in 8 bits; several products of the same rows share them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -25,7 +26,7 @@ from engine.cpu.steps.operands import address
 from engine.cpu.steps.protocol import Float32Array
 from engine.cpu.steps.recorder import Recorder
 from engine.cpu.threads import ThreadPool
-from engine.model.batch import Batch
+from engine.model.batch import Batch, Span
 from engine.model.transformer import hidden_states
 from engine.model.weights import Linear, ModelWeights
 
@@ -52,12 +53,23 @@ class Program:
         places = np.array(recorder.lengths, dtype=np.intp)
         self._length_places = places[:, 0], places[:, 1]
         self._length_rows = places[:, 2]
+        self._states = recorder.states
+        self._state_places = np.array([place[:2] for place in recorder.states], dtype=np.intp).reshape(-1, 2)
+        spans = [state.span.row for _, _, state in recorder.states]
+        sizes = [(address(state.array), state.array.strides[0], address(state.zeros)) for *_, state in recorder.states]
+        self._state_spans = np.array(spans, dtype=np.intp)
+        self._state_sizes = np.array(sizes, dtype=np.int64).reshape(-1, 3)
 
-    def run(self, batch: Batch) -> Float32Array:
-        """Logits (T, V) of one more token per sequence; the array is overwritten by the next run."""
+    def run(self, batch: Batch, state_rows: Callable[[Span], tuple[int | None, int]]) -> Float32Array:
+        """Logits (T, V) of one more token per sequence; the array is overwritten by the next run.
+
+        state_rows: see KVCache.state_rows.
+        """
         for fill in self._recorder.fills:
             fill(batch)
         self._table[self._length_places] = batch.positions[self._length_rows]
+        if self._states:
+            self._place_states([state_rows(span) for span in batch.spans])
         self._counters.fill(0)
         run, give_way = build.kernel("run_program"), _give_way()
         table, counters = address(self._table), address(self._counters)
@@ -68,6 +80,15 @@ class Program:
 
         self._pool.run(task, self._pool.threads)
         return self._logits
+
+    def _place_states(self, rows: list[tuple[int | None, int]]) -> None:
+        """Puts in where states are read and written; rows: of each span."""
+        places, spans = self._state_places, self._state_spans
+        first, size, zeros = self._state_sizes.T
+        read = np.array([-1 if one is None else one for one, _ in rows])[spans]
+        write = np.array([one for _, one in rows])[spans]
+        self._table[places[:, 0], places[:, 1]] = np.where(read < 0, zeros, first + read * size)
+        self._table[places[:, 0], places[:, 1] + 1] = first + write * size
 
 
 class Decoder:
@@ -131,7 +152,7 @@ class Decoder:
             if len(self._programs) >= MAX_PROGRAMS:
                 self._programs.clear()
             program = self._programs[key] = self._record(batch)
-        return self._ops.finish_logits(program.run(batch))
+        return self._ops.finish_logits(program.run(batch, self._cache.state_rows))
 
     def _record(self, batch: Batch) -> Program:
         recorder = Recorder(self._pool, self._integer)
@@ -156,8 +177,12 @@ def can_record(weights: ModelWeights) -> bool:
     for layer in weights.layers:
         if layer.ffn is None or not plain_layer(layer):
             return False
-        attention, ffn = layer.attention, layer.ffn
-        linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down, ffn.gate)
+        ffn = layer.ffn
+        linears += (ffn.up, ffn.down, ffn.gate)
+        if layer.recurrent is None:
+            linears += (layer.attention.q, layer.attention.k, layer.attention.v, layer.attention.output)
+        else:
+            linears += layer.recurrent.linears()
     matrices = (linear.weight for linear in linears if linear is not None)
     return all(prepare(matrix).kernels or integer.is_integer(matrix.type) for matrix in matrices)
 

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.cpu.recurrent.tools import Heads
 from engine.model.batch import Batch, Span
 from engine.model.config import Activation, AttentionTemperature, RopeStyle
 from engine.model.rope import RopeTable
-from engine.model.weights import LayerWeights, Linear, Norm, Weight
+from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
@@ -43,6 +44,29 @@ class Pages:
 
     array: npt.NDArray[Any]
     table: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class StateRow:
+    """One sequence's state in one array of a layer's cache.
+
+    Attributes:
+        array: (rows, ...) float32, contiguous.
+        zeros: (...) what a sequence begins with.
+        span: the sequence in the batch at hand.
+        rows: the row of the state before the span, None at a sequence's beginning, and of the one behind it.
+    """
+
+    array: Float32Array
+    zeros: Float32Array
+    span: Span
+    rows: tuple[int | None, int]
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Of what is read, and of what is written."""
+        (read, write), first, size = self.rows, self.array.ctypes.data, self.array.strides[0]
+        return self.zeros.ctypes.data if read is None else first + read * size, first + write * size
 
 
 @dataclass(frozen=True)
@@ -115,8 +139,28 @@ class Steps(Protocol):
     ) -> None:
         """Attention of the span's queries (T, H, Hd) over its cache into its rows of out (T, H · Hv)."""
 
-    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
-        """activation(x) · y, written over x."""
+    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Float32Array:
+        """activation(x) · y, written over x; None is the sigmoid."""
+
+    def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
+        """Columns of every head of x (T, H, C), which has no gaps, as an array (T, H · width) of their own."""
+
+    def convolve(
+        self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
+    ) -> None:
+        """silu of the convolution of the rows of the state's span, from x into out, both (T, C)."""
+
+    def delta_net(
+        self,
+        out: Float32Array,
+        convolved: Float32Array,
+        heads: Heads,
+        alpha: Float32Array,
+        beta: Float32Array,
+        weights: DeltaNetWeights,
+        state: StateRow,
+    ) -> None:
+        """The delta rule of the rows of the state's span, into out (T, H, P): 2. and 3. of DeltaNetConfig."""
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
         """A buffer for the caller to fill through steps."""

@@ -20,9 +20,11 @@ from engine.cpu.memory import aligned_empty
 from engine.cpu.products import integer
 from engine.cpu.products.integer import Activations, IntegerWeights
 from engine.cpu.products.matmul import LANES, Epilogue, dot_kind, dot_operands, prepare
+from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import (
     N_PAST,
     address,
+    columns_step,
     embed_rows,
     gate_step,
     normalize_step,
@@ -30,12 +32,13 @@ from engine.cpu.steps.operands import (
     rotate_step,
     score_settings,
 )
-from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, Step
+from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, StateRow, Step
+from engine.cpu.steps.recurrent_steps import PAST, STATE, convolve_step, delta_step
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
 from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
-from engine.model.weights import LayerWeights, Linear, Norm, Weight
+from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
 
 CHUNK_FLOATS = 1 << 14
 """Least weights per chunk of a product: 3 us of work, many times what taking a chunk costs."""
@@ -58,6 +61,7 @@ class Recorder:
         self.rows: list[tuple[int, ...]] = []
         self.fills: list[Callable[[Batch], None]] = []
         self.lengths: list[tuple[int, int, int]] = []
+        self.states: list[tuple[int, int, StateRow]] = []  # row, place of what is read; what is written is next
         self.scratch_floats = 16
         self._waits: dict[int, int] = {}
         self._first = 0
@@ -178,10 +182,41 @@ class Recorder:
         step = Step("attend", type_name, operands, items, min(items, self._pool.threads) * CHUNK_FLOATS, unit)
         self._write(step, out, first_row=span.row)
 
-    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
+    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Float32Array:
         """See Steps.gate."""
         self._write(gate_step(x, y, activation), x)
         return x
+
+    def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
+        """See Steps.take_columns."""
+        out = self.empty(name, (len(x), x.shape[1] * width))
+        self._write(columns_step(x, first, width, out), out)
+        return out
+
+    def convolve(
+        self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
+    ) -> None:
+        """See Steps.convolve."""
+        rows = state.span.rows
+        self.states.append((len(self.rows), HEADER + PAST, state))
+        step = convolve_step(x[rows], weight, bias, state.addresses, out[rows], silu=True)
+        self._write(step, out, first_row=state.span.row)
+
+    def delta_net(
+        self,
+        out: Float32Array,
+        convolved: Float32Array,
+        heads: Heads,
+        alpha: Float32Array,
+        beta: Float32Array,
+        weights: DeltaNetWeights,
+        state: StateRow,
+    ) -> None:
+        """See Steps.delta_net."""
+        rows, steps = state.span.rows, (weights.a, weights.dt_bias)
+        self.states.append((len(self.rows), HEADER + STATE, state))
+        step = delta_step(convolved[rows], heads, alpha[rows], beta[rows], state.addresses, out[rows], steps)
+        self._write(step, out, first_row=state.span.row)
 
     def _activations(self, x: Float32Array) -> Activations:
         """The rows of a buffer in 8 bits: by the step that writes it, where it can, else by one of their own."""

@@ -79,14 +79,14 @@ def move_states(layer: int, mixer: DeviceRecurrent, mixed: DeviceArray, moves: M
     elif isinstance(mixer, DeviceMamba2):
         assert isinstance(kernels, Mamba2)
         convolved = columns_of(moves.buffers.convolved, len(mixed), kernels.shape.convolved)
-        kernels(moves.rows, mixed, mixer.kept, *arrays, convolved, out, chunked=chunked)
+        kernels(moves.rows, mixed, mixer.kept, arrays[0], arrays[1], convolved, out, chunked=chunked)
         if mixer.norm is not None:
             parts.normalize(out, out, mixer.norm, pieces=kernels.shape.groups, own_weights=True)
     else:
         assert isinstance(kernels, Delta)
         convolved = columns_of(moves.buffers.convolved, len(mixed), kernels.shape.convolved)
         inputs = _delta_inputs(mixer, mixed, moves)
-        kernels(moves.rows, inputs, mixer.kept, *arrays, convolved, out, chunked=chunked)
+        kernels(moves.rows, inputs, mixer.kept, arrays[0], arrays[1], convolved, out, chunked=chunked)
     return out
 
 
