@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from engine.concurrency import fork
-from engine.cpu.kernels import blocked, elementwise, machine, products, recurrent, settings
+from engine.cpu.kernels import blocked, convolution, elementwise, machine, products, recurrent, settings
 from engine.cpu.kernels.attention import loop as attention_loop
 from engine.cpu.kernels.code_cache import KernelCache
 from engine.cpu.kernels.integer import activations, rows, tiles
@@ -138,7 +138,7 @@ def _take_columns(name: str) -> Kernel:
 
 def _convolve(name: str) -> Kernel:
     def convolve(operands, low, high, scratch):
-        recurrent.convolve(name, operands, low, high, scratch)
+        convolution.convolve(name, operands, low, high, scratch)
 
     return convolve
 
@@ -172,6 +172,7 @@ _ARGUMENTS = (
     | tiles.ARGUMENTS
     | attention_loop.ARGUMENTS
     | elementwise.ARGUMENTS
+    | convolution.ARGUMENTS
     | recurrent.ARGUMENTS
     | machine.ARGUMENTS
 )

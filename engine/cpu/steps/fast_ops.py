@@ -16,81 +16,22 @@ from engine.cpu.bricks.base import Float32Array
 from engine.cpu.bricks.ops import CpuOps
 from engine.cpu.caches.model import KVCache
 from engine.cpu.products.integer import IntegerWeights
-from engine.cpu.products.matmul import LANES
 from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.immediate import Immediate
+from engine.cpu.steps.plain import can_attend, plain_delta_net, plain_gate, plain_output_gate
 from engine.cpu.steps.protocol import Angles, Pages, StateRow, Steps
 from engine.cpu.steps.recurrence import CompiledRecurrence
-from engine.cpu.steps.recurrent_steps import fits_delta_net
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
 from engine.model.config import (
     Activation,
-    AttentionConfig,
     DeltaNetConfig,
     FfnConfig,
-    GateFunction,
     ModelConfig,
-    OutputGate,
     QkNorm,
 )
 from engine.model.rope import RopeTable
 from engine.model.weights import DeltaNetWeights, FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
-
-
-def plain_layer(layer: LayerWeights) -> bool:
-    """Whether kernels compute all of a layer."""
-    beside = layer.laurel, layer.layer_input, layer.streams, layer.ngrams
-    if any(part is not None for part in beside) or layer.output_scale != 1.0:
-        return False
-    mixes = plain_delta_net(layer) if layer.recurrent is not None else plain_attention(layer)
-    return layer.mixer_skip is None and mixes and plain_ffn(layer)
-
-
-def plain_delta_net(layer: LayerWeights) -> bool:
-    """Whether a layer has a gated delta rule alone, and kernels compute all of it."""
-    config = layer.config.mixer
-    return isinstance(config, DeltaNetConfig) and fits_delta_net(config)
-
-
-def plain_attention(layer: LayerWeights) -> bool:
-    """Whether a layer has attention, and kernels compute all of it, from its products to its output."""
-    config = layer.config.mixer
-    if not isinstance(config, AttentionConfig):
-        return False
-    plain = config.clamp is None and config.latent is None and _plain_output_gate(config)
-    plain = plain and config.chunk is None and config.indexer is None
-    return plain and _can_attend(layer)
-
-
-def _plain_output_gate(config: AttentionConfig) -> bool:
-    """Whether kernels compute what gates the output of attention, if anything does."""
-    if config.output_gate is None:
-        return True
-    whole = config.output_gate is OutputGate.IN_QUERY and config.value_width == config.key_width
-    return whole and config.gate_function is GateFunction.SIGMOID and config.key_width % LANES == 0
-
-
-def plain_ffn(layer: LayerWeights) -> bool:
-    """Whether a layer has a dense feed-forward part, kernels compute all of it, and the layer ends with it."""
-    config = layer.config
-    plain = isinstance(config.ffn, FfnConfig) and _plain_gate(config.ffn)
-    return plain and not config.embedding_skip and not config.closing_norm
-
-
-def _plain_gate(ffn: FfnConfig) -> bool:
-    """Whether kernels compute a part's activation."""
-    return ffn.limit is None and ffn.caps is None and ffn.xielu is None and not ffn.sparsity
-
-
-def _can_attend(layer: LayerWeights) -> bool:
-    """Whether the attention kernel serves a layer.
-
-    It has no softcap together with linear biases, no learned biases, and no chunks of positions but whole pages.
-    """
-    config = layer.config.attention
-    plain = (config.softcap is None or not config.alibi) and not config.relative_buckets
-    return plain and (config.chunk is None or config.chunk % PAGE == 0)
 
 
 class FastOps(CpuOps):
@@ -139,7 +80,7 @@ class FastOps(CpuOps):
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
-        left = config.latent is not None or config.indexer is not None or not _plain_output_gate(config)
+        left = config.latent is not None or config.indexer is not None or not plain_output_gate(config)
         if left or config.clamp is not None:
             return super().attn_qkv(layer, x)
         normed = self._normalize(x, layer.attn_norm)
@@ -191,7 +132,7 @@ class FastOps(CpuOps):
         if config.indexer is not None:
             return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
-        if not config.causal and _can_attend(layer):
+        if not config.causal and can_attend(layer):
             pages = [self._pages(layer, span) for span in self._batch.spans]
             self._immediate.attend_texts(out, q, self._batch.spans, pages, layer)
             return out
@@ -202,7 +143,7 @@ class FastOps(CpuOps):
 
     def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
         chunk = layer.config.attention.chunk
-        if not _can_attend(layer):
+        if not can_attend(layer):
             super()._attend(out, layer, q, span)
             return
         pages = self._pages(layer, span)
@@ -221,7 +162,7 @@ class FastOps(CpuOps):
 
     def _gated_values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
         config = layer.config.attention
-        if config.output_gate is None or config.latent is not None or not _plain_output_gate(config):
+        if config.output_gate is None or config.latent is not None or not plain_output_gate(config):
             return super()._gated_values(layer, a)
         gated = self.steps.gate(self._gate, a, None)
         self.steps.join()
@@ -241,15 +182,8 @@ class FastOps(CpuOps):
     ) -> Float32Array:
         """DeltaNetConfig's 1. to 4. up to the last product, as recurrent/delta_net.py has them."""
         steps, n_rows = self.steps, len(normed)
-        qkv, z, beta, alpha = (
-            steps.linear(name, normed, linear)
-            for name, linear in (
-                ("qkv", weights.qkv),
-                ("delta_z", weights.z),
-                ("delta_beta", weights.beta),
-                ("delta_alpha", weights.alpha),
-            )
-        )
+        named = {"qkv": weights.qkv, "z": weights.z, "beta": weights.beta, "alpha": weights.alpha}
+        qkv, z, beta, alpha = (steps.linear(f"delta_{name}", normed, one) for name, one in named.items())
         steps.join()
         convolved = steps.empty("convolved", (n_rows, config.convolved))
         out = steps.empty("moved", (n_rows, config.heads, config.head_width))
@@ -331,7 +265,7 @@ class FastOps(CpuOps):
         return self.steps.normalize(name, rows, norm).reshape(x.shape)
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
-        if not _plain_gate(config):
+        if not plain_gate(config):
             return super()._gate_up(weights, config, normed)
         steps = self.steps
         up = steps.linear("up", normed, weights.up)

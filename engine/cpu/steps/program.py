@@ -21,8 +21,9 @@ from engine.cpu.memory import aligned_empty
 from engine.cpu.products import integer
 from engine.cpu.products.integer import IntegerWeights
 from engine.cpu.products.matmul import DOT_TOKENS, prepare
-from engine.cpu.steps.fast_ops import FastOps, plain_layer
+from engine.cpu.steps.fast_ops import FastOps
 from engine.cpu.steps.operands import address
+from engine.cpu.steps.plain import plain_layer
 from engine.cpu.steps.protocol import Float32Array
 from engine.cpu.steps.recorder import Recorder
 from engine.cpu.threads import ThreadPool

@@ -6,9 +6,8 @@
 //     y = of_q * (q . M) + P x';  M = decay * M + u (x) (of_v * x')
 // Products are those of the tensor cores, of floats in two parts each (TF32), so that they are nearly as exact as float32.
 //
-// Chunks begin at positions that are multiples of CHUNK, and at the beginning of a span. A row's bits do not depend on the rows
-// behind it: columns of the products are rows of their own, and L and P are zero where they would count. So how a prompt is
-// cut changes nothing, as long as pieces end at multiples of CHUNK or with the prompt.
+// Chunks begin at multiples of CHUNK, and where a span does. A row's bits do not depend on the rows behind it: L and P are zero where
+// they would count. So how a prompt is cut changes nothing, as long as pieces end at such positions or with the prompt.
 
 constexpr int CHUNK = 16;   // tokens; rows.py has the same number
 constexpr int RECORD = 40;  // floats of a token's record: its rows of L and P, then these
