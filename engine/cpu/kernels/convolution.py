@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from engine.cpu.kernels.elementwise import activate
 from engine.cpu.kernels.emit import F32, I64, LANES, Value, vector
-from engine.cpu.kernels.recurrent_parts import VECTOR, clear, place, variables, vector_at
+from engine.cpu.kernels.recurrent_parts import VECTOR, clear, place, state_places, variables, vector_at
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"convolve": STEP}
@@ -26,10 +26,11 @@ def convolve(typing_context, name, operands, low, high, scratch):
     """Weighted sums of the last W inputs of channels, for items low..high-1 of V * 16 channels.
 
     The kernel's type is "SILU/W/V" or "PLAIN/W/V": what becomes of the sum, W, and V. x has rows of `row` bytes; out
-    (T, C) has no gaps; weight (C, W), the newest input's last; bias (C,) or 0; past and behind (C, W - 1), oldest
-    first: the inputs before the first token, and those that the token behind the last one needs.
+    (T, C) has no gaps; weight (C, W), the newest input's last; bias (C,) or 0. states: rows of (C, W - 1), oldest input
+    first; `rows` has two numbers (int64), the row before the first token, or -1 for `zeros`, and the row behind the
+    last one, which is written.
 
-    Operands: x, row, weight, bias, past, behind, out, tokens, channels.
+    Operands: x, row, weight, bias, states, zeros, rows, out, tokens, channels.
     """
     after, width, each = format_name(name).split("/")
     taps, n_vectors = int(width), int(each)
@@ -38,7 +39,8 @@ def convolve(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, row, weight, bias, past, behind, out, n_tokens, channels = integers(e, operands, 9)
+        x, row, weight, bias, states, zeros, chosen, out, n_tokens, channels = integers(e, operands, 10)
+        past, behind = state_places(e, states, builder.mul(channels, I64(4 * kept)), zeros, chosen)
         weights, biases = variables(builder, taps * n_vectors), variables(builder, n_vectors)
         inputs = variables(builder, kept * n_vectors)
 

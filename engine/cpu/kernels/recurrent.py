@@ -16,7 +16,17 @@ from numba.extending import intrinsic
 
 from engine.cpu.kernels.elementwise import sigmoid
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Value
-from engine.cpu.kernels.recurrent_parts import VECTOR, clear, place, room, softplus, splat_at, variables, vector_at
+from engine.cpu.kernels.recurrent_parts import (
+    VECTOR,
+    clear,
+    place,
+    room,
+    softplus,
+    splat_at,
+    state_places,
+    variables,
+    vector_at,
+)
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 MOST_KEYS = 256
@@ -36,12 +46,12 @@ def delta_rule(typing_context, name, operands, low, high, scratch):
     An item is V * 16 values of a head. q and k are divided by sqrt(sum of squares + epsilon), q multiplied by `scale`
     as well. The kernel's type is "HEAD/V", one decay for a head; "KEY/V", one for every key; or "STEPS/V", where decay
     holds alpha and beta what its sigmoid is still to be taken of, and a head's decay is exp(a * softplus(alpha +
-    dt_bias)), a and dt_bias (H,), which are 0 otherwise. q, k and v have rows of
-    `row` bytes; decay (T, H), or (T, H, S), beta (T, H) and out (T, H, P) have no gaps; state and behind (H, S, P). S
-    is a multiple of 16, at most MOST_KEYS. Value head h reads key head h / (H / K) where `grouped`, else h mod K.
+    dt_bias)), a and dt_bias (H,), which are 0 otherwise. q, k and v have rows of `row` bytes; decay (T, H), or
+    (T, H, S), beta (T, H) and out (T, H, P) have no gaps; states: rows of (H, S, P), chosen as in convolution.py. S is a
+    multiple of 16, at most MOST_KEYS. Value head h reads key head h / (H / K) where `grouped`, else h mod K.
 
-    Operands: q, k, v, row, decay, beta, state, behind, out, tokens, heads, key_heads, grouped, keys, values, epsilon,
-    scale, a, dt_bias.
+    Operands: q, k, v, row, decay, beta, states, zeros, rows, out, tokens, heads, key_heads, grouped, keys, values,
+    epsilon, scale, a, dt_bias.
     """
     kind, each = format_name(name).split("/")
     per_key, n_vectors = kind == "KEY", int(each)
@@ -49,10 +59,13 @@ def delta_rule(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        numbers = integers(e, operands, 19)
-        q, k, v, row, decay, beta, state, behind, out, n_tokens, heads, key_heads, grouped, keys, values = numbers[:15]
-        epsilon, scale = (builder.fptrunc(builder.bitcast(bits, F64), F32) for bits in numbers[15:17])
-        rates, biases = numbers[17:]
+        numbers = integers(e, operands, 20)
+        q, k, v, row, decay, beta, states, zeros, chosen, out, n_tokens, heads = numbers[:12]
+        key_heads, grouped, keys, values = numbers[12:16]
+        epsilon, scale = (builder.fptrunc(builder.bitcast(bits, F64), F32) for bits in numbers[16:18])
+        rates, biases = numbers[18:]
+        size = builder.mul(builder.mul(heads, keys), builder.mul(values, I64(4)))
+        state, behind = state_places(e, states, size, zeros, chosen)
         memory, step = room(builder, MOST_KEYS * LANES * n_vectors), VECTOR * n_vectors
         squares, sums = variables(builder, 2), variables(builder, 2 * n_vectors)
         root = builder.module.declare_intrinsic("llvm.sqrt", (F32,))
@@ -157,18 +170,19 @@ def delta_rule(typing_context, name, operands, low, high, scratch):
 def grouped_scan(typing_context, name, operands, low, high, scratch):
     """h = decay * h + (delta * x) (x) b; y = h . c + d * x, for items low..high-1: heads times blocks of CHANNELS.
 
-    x, b and c have rows of `row` bytes; delta and decay (T, H), d (H,) and out (T, H, P) have no gaps; state and behind
-    (H, P, S). H / G heads share b and c. S is a multiple of 16, at most MOST_KEYS.
+    x, b and c have rows of `row` bytes; delta and decay (T, H), d (H,) and out (T, H, P) have no gaps; states: rows of
+    (H, P, S), chosen as in convolution.py. H / G heads share b and c. S is a multiple of 16, at most MOST_KEYS.
 
-    Operands: x, b, c, row, delta, decay, d, state, behind, out, tokens, heads, groups, width (P), states (S).
+    Operands: x, b, c, row, delta, decay, d, states, zeros, rows, out, tokens, heads, groups, width (P), states (S).
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, b, c, row, delta, decay, d, state, behind, out, n_tokens, heads, groups, width, states = integers(
-            e, operands, 15
-        )
+        numbers = integers(e, operands, 16)
+        x, b, c, row, delta, decay, d, kept_states, zeros, chosen, out, n_tokens, heads, groups, width, states = numbers
+        size = builder.mul(builder.mul(heads, width), builder.mul(states, I64(4)))
+        state, behind = state_places(e, kept_states, size, zeros, chosen)
         memory = room(builder, MOST_KEYS * CHANNELS)
         (total,) = variables(builder, 1)
         blocks, row_bytes = builder.sdiv(width, I64(CHANNELS)), builder.mul(states, I64(4))

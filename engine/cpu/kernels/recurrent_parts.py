@@ -34,6 +34,14 @@ def room(builder: Any, floats: int) -> Value:
     return builder.ptrtoint(room, I64)
 
 
+def state_places(e: Emitter, states: Value, size: Value, zeros: Value, rows: Value) -> tuple[Value, Value]:
+    """Addresses of the state that is read and of the one that is written; rows: of their numbers, -1 for zeros."""
+    builder = e.builder
+    read, write = (e.load(rows, I64, offset, align=8) for offset in (0, 8))
+    none = builder.icmp_signed("<", read, I64(0))
+    return builder.select(none, zeros, place(builder, states, read, size)), place(builder, states, write, size)
+
+
 def vector_at(e: Emitter, address: Value, offset: int = 0) -> Value:
     """16 floats."""
     return e.load(address, vector(F32), offset, align=4)

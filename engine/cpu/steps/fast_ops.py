@@ -10,26 +10,21 @@ parts) is left to CpuOps.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from engine.config import PAGE
 from engine.cpu.bricks.base import Float32Array
 from engine.cpu.bricks.ops import CpuOps
 from engine.cpu.caches.model import KVCache
+from engine.cpu.caches.rows import CacheRows
 from engine.cpu.products.integer import IntegerWeights
 from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.immediate import Immediate
 from engine.cpu.steps.plain import can_attend, plain_delta_net, plain_gate, plain_output_gate
-from engine.cpu.steps.protocol import Angles, Pages, StateRow, Steps
+from engine.cpu.steps.protocol import Angles, StateRow, Steps
 from engine.cpu.steps.recurrence import CompiledRecurrence
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
-from engine.model.config import (
-    Activation,
-    DeltaNetConfig,
-    FfnConfig,
-    ModelConfig,
-    QkNorm,
-)
+from engine.model.config import Activation, DeltaNetConfig, FfnConfig, ModelConfig, QkNorm
 from engine.model.rope import RopeTable
 from engine.model.weights import DeltaNetWeights, FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
 
@@ -57,6 +52,8 @@ class FastOps(CpuOps):
         self._recurrence = CompiledRecurrence(self._immediate)
         self.steps: Steps = self._immediate
         self._turns: dict[RopeTable, Angles] = {}
+        self._rows: dict[int | None, CacheRows] = {}  # by the chunks of positions that a layer attends in
+        self._states: npt.NDArray[np.int64] | None = None  # rows of states of the step at hand
         self._scaled: dict[Linear, Linear] = {}
         self._zeros: dict[tuple[int, ...], Float32Array] = {}  # states that sequences begin with, by shape
 
@@ -67,7 +64,7 @@ class FastOps(CpuOps):
     def begin(self, batch: Batch) -> None:
         """See Ops.begin."""
         super().begin(batch)
-        self._turns = {}
+        self._turns, self._rows, self._states = {}, {}, None
 
     def _embed_tokens(self, batch: Batch) -> Float32Array:
         x = self.steps.embed("x", self._weights.token_embd, batch, self._finish_embedding)
@@ -100,12 +97,11 @@ class FastOps(CpuOps):
             q = steps.take_columns("q", q, 0, config.key_width).reshape(len(x), config.n_heads, config.key_width)
             steps.join()
         angles = None if weights.rope is None else self._angles_of(weights.rope)
+        rows, (keys, values) = self._rows_of(None), self._cache.arrays(layer.index)
         if config.qk_norm_after_rope and angles is not None:
-            for span in self._batch.spans:
-                keys, _ = self._pages(layer, span)
-                for part in (q, k):
-                    if part is not None:
-                        steps.rotate_store(part, span, angles, keys, store=False)
+            for part in (q, k):
+                if part is not None:
+                    steps.rotate_store(part, rows, angles, keys, store=False)
             steps.join()
             angles = None
         q = self._normalize_named("q_normed", q, weights.q_norm, config.qk_norm)
@@ -116,13 +112,11 @@ class FastOps(CpuOps):
         factors = None
         if config.temperature is not None:
             factors = steps.factors(config.temperature, self._batch.positions)
-        for span in self._batch.spans:
-            keys, values = self._pages(layer, span)
-            if angles is not None or factors is not None:
-                steps.rotate_store(q, span, angles, keys, factors=factors, store=False)
-            if k is not None and v is not None:
-                steps.rotate_store(k, span, angles, keys)
-                steps.rotate_store(v, span, None, values)
+        if angles is not None or factors is not None:
+            steps.rotate_store(q, rows, angles, keys, factors=factors, store=False)
+        if k is not None and v is not None:
+            steps.rotate_store(k, rows, angles, keys)
+            steps.rotate_store(v, rows, None, values)
         steps.join()
         return q
 
@@ -132,33 +126,25 @@ class FastOps(CpuOps):
         if config.indexer is not None:
             return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
-        if not config.causal and can_attend(layer):
-            pages = [self._pages(layer, span) for span in self._batch.spans]
-            self._immediate.attend_texts(out, q, self._batch.spans, pages, layer)
+        if not can_attend(layer):
+            for span in self._batch.spans:
+                super()._attend(out, layer, q, span)
             return out
-        for span in self._batch.spans:
-            self._attend(out, layer, q, span)
-        self.steps.join()
+        if config.causal:
+            cache = self._cache.arrays(layer.index)
+            self.steps.attend(out, q, self._rows_of(config.chunk), cache, layer)
+            self.steps.join()
+            return out
+        self._immediate.attend_texts(out, q, self._batch, self._cache.tables, self._cache.arrays(layer.index), layer)
         return out
 
     def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
-        chunk = layer.config.attention.chunk
+        """See CpuOps._attend."""
         if not can_attend(layer):
             super()._attend(out, layer, q, span)
             return
-        pages = self._pages(layer, span)
-        if chunk is None:
-            self.steps.attend(out, q, span, pages, layer)
-            return
-        # To the rows of one chunk the sequence begins with it.
-        first = span.n_past
-        while first < span.n_total:
-            start = first // chunk * chunk
-            end = min(start + chunk, span.n_total)
-            piece = Span(span.slot, span.row + first - span.n_past, end - first, first - start)
-            keys, values = (Pages(each.array, each.table[start // PAGE :]) for each in pages)
-            self.steps.attend(out, q, piece, (keys, values), layer)
-            first = end
+        part, rows = slice(span.row, span.row + span.n_rows), self._rows_of(layer.config.attention.chunk)
+        self.steps.attend(out[part], q[part], rows.part(span), self._cache.arrays(layer.index), layer)
 
     def _gated_values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
         config = layer.config.attention
@@ -188,12 +174,13 @@ class FastOps(CpuOps):
         convolved = steps.empty("convolved", (n_rows, config.convolved))
         out = steps.empty("moved", (n_rows, config.heads, config.head_width))
         heads = Heads(config.key_heads, config.grouped, weights.norm.epsilon)
-        states = [self._state_rows(layer, span) for span in self._batch.spans]
-        for past, _ in states:
-            steps.convolve(convolved, qkv, weights.conv1d, None, past)
+        states = [self._state_rows(layer, number) for number in range(len(self._batch.spans))]
+        for span, (past, _) in zip(self._batch.spans, states, strict=True):
+            steps.convolve(convolved[span.rows], qkv[span.rows], weights.conv1d, None, past)
         steps.join()
-        for _, memory in states:
-            steps.delta_net(out, convolved, heads, alpha, beta, weights, memory)
+        for span, (_, memory) in zip(self._batch.spans, states, strict=True):
+            given = alpha[span.rows], beta[span.rows]
+            steps.delta_net(out[span.rows], convolved[span.rows], heads, given, weights, memory)
         steps.join()
         y = steps.normalize("moved_normed", out, weights.norm)
         steps.join()
@@ -201,12 +188,14 @@ class FastOps(CpuOps):
         steps.join()
         return gated
 
-    def _state_rows(self, layer: int, span: Span) -> list[StateRow]:
-        """A sequence's state, array by array."""
-        arrays, rows = self._cache.state_arrays(layer), self._cache.state_rows(span)
+    def _state_rows(self, layer: int, number: int) -> list[StateRow]:
+        """A layer's state of one of the step's sequences, array by array."""
+        if self._states is None:
+            self._states = self.steps.state_rows(self._batch, self._cache.state_rows)
+        arrays = self._cache.state_arrays(layer)
         for array in arrays:
             self._zeros.setdefault(array.shape[1:], np.zeros(array.shape[1:], np.float32))
-        return [StateRow(array, self._zeros[array.shape[1:]], span, rows) for array in arrays]
+        return [StateRow(array, self._zeros[array.shape[1:]], self._states[number]) for array in arrays]
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""
@@ -290,10 +279,11 @@ class FastOps(CpuOps):
     def _multiply(self, x: Float32Array, weight: Weight) -> Float32Array:
         return self._linear(Linear(weight), x)
 
-    def _pages(self, layer: LayerWeights, span: Span) -> tuple[Pages, Pages]:
-        table = self._cache.tables[span.slot]
-        keys, values = self._cache.arrays(layer.index)
-        return Pages(keys, table), Pages(values, table)
+    def _rows_of(self, chunk: int | None) -> CacheRows:
+        """Where this step's rows are in the cache, made once per step and kind of layer."""
+        if chunk not in self._rows:
+            self._rows[chunk] = self.steps.cache_rows(self._batch, self._cache.tables, chunk)
+        return self._rows[chunk]
 
     def _angles_of(self, rope: RopeTable) -> Angles:
         """The angles of this step's positions, made once per step and kind of layer."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.cpu import reference
+from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels.attention.attend import attend, attend_text
 from engine.cpu.kernels.build import kernel
 from engine.cpu.products.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
@@ -23,10 +24,10 @@ from engine.cpu.steps.operands import (
     rotate_step,
     score_settings,
 )
-from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, StateRow, Step
+from engine.cpu.steps.protocol import Angles, FindRows, Finish, Float32Array, Int32Array, Pages, StateRow, Step
 from engine.cpu.steps.recurrent_steps import convolve_step, delta_step
 from engine.cpu.threads import ThreadPool
-from engine.model.batch import Batch, Span
+from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
 from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
@@ -67,6 +68,10 @@ class Immediate:
         """See Steps.angles."""
         return Angles(*rope.cos_sin(positions), rope.style)
 
+    def cache_rows(self, batch: Batch, tables: npt.NDArray[np.int64], chunk: int | None = None) -> CacheRows:
+        """See Steps.cache_rows."""
+        return CacheRows.of(batch, tables, chunk)
+
     def factors(self, temperature: AttentionTemperature, positions: Int32Array) -> Float32Array:
         """See Steps.factors."""
         return reference.temperature_factors(positions, temperature)
@@ -90,7 +95,7 @@ class Immediate:
     def rotate_store(
         self,
         x: Float32Array,
-        span: Span,
+        rows: CacheRows,
         angles: Angles | None,
         cache: Pages,
         *,
@@ -98,28 +103,26 @@ class Immediate:
         store: bool = True,
     ) -> None:
         """See Steps.rotate_store."""
-        self.run(rotate_step(x, span, angles, cache, factors, store), x, angles, factors)
+        self.run(rotate_step(x, rows, angles, cache, factors, store), x, angles, factors, rows)
 
     def attend(
         self,
         out: Float32Array,
         q: Float32Array,
-        span: Span,
+        rows: CacheRows,
         cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
         """See Steps.attend."""
-        keys, values = cache
-        rows = slice(span.row, span.row + span.n_rows)
-        settings = score_settings(layer) | {"n_past": span.n_past}
-        out[rows] = attend(q[rows], keys.array, values.array, keys.table, pool=self._pool, **settings)
+        attend(q, *cache, rows, pool=self._pool, out=out, **score_settings(layer))
 
     def attend_texts(
         self,
         out: Float32Array,
         q: Float32Array,
-        spans: Sequence[Span],
-        caches: Sequence[tuple[Pages, Pages]],
+        batch: Batch,
+        tables: npt.NDArray[np.int64],
+        cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
         """Attention of whole texts over themselves, in both directions, from q (T, H, Hd) into out (T, H · Hv).
@@ -129,15 +132,16 @@ class Immediate:
         settings = score_settings(layer)
         if settings["window"] is not None:
             settings["window"] = settings["window"] // 2 + 1  # itself, and what is ahead in one direction
+        spans, (keys, values) = batch.spans, cache
         n_heads, threads = layer.config.attention.n_kv_heads, self._pool.threads
         parts = 1 if threads == 1 else min(n_heads, -(-2 * threads // len(spans)))
         rows = [slice(span.row, span.row + span.n_rows) for span in spans]
 
         def task(index: int) -> None:
             text, part = divmod(index, parts)
-            keys, values = caches[text]
+            pages = tables[spans[text].slot]
             heads = range(n_heads * part // parts, n_heads * (part + 1) // parts)
-            attend_text(q[rows[text]], keys.array, values.array, keys.table, out[rows[text]], heads, settings)
+            attend_text(q[rows[text]], keys, values, pages, out[rows[text]], heads, settings)
 
         self._pool.run(task, len(spans) * parts)
 
@@ -152,28 +156,28 @@ class Immediate:
         self.run(columns_step(x, first, width, out), x, out)
         return out
 
+    def state_rows(self, batch: Batch, find: FindRows) -> npt.NDArray[np.int64]:
+        """See Steps.state_rows."""
+        return find(batch)
+
     def convolve(
         self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
     ) -> None:
         """See Steps.convolve."""
-        rows = state.span.rows
-        step = convolve_step(x[rows], weight, bias, state.addresses, out[rows], silu=True)
-        self.run(step, out, x, weight, bias, state)
+        self.run(convolve_step(x, weight, bias, state, out, silu=True), out, x, weight, bias, state)
 
     def delta_net(
         self,
         out: Float32Array,
         convolved: Float32Array,
         heads: Heads,
-        alpha: Float32Array,
-        beta: Float32Array,
+        steps: tuple[Float32Array, Float32Array],
         weights: DeltaNetWeights,
         state: StateRow,
     ) -> None:
         """See Steps.delta_net."""
-        rows, steps = state.span.rows, (weights.a, weights.dt_bias)
-        step = delta_step(convolved[rows], heads, alpha[rows], beta[rows], state.addresses, out[rows], steps)
-        self.run(step, out, convolved, alpha, beta, weights, state)
+        step = delta_step(convolved, heads, *steps, state, out, (weights.a, weights.dt_bias))
+        self.run(step, out, convolved, steps, weights, state)
 
     def _activations(self, x: Float32Array) -> Activations:
         """The rows of x in 8 bits; several products of the same rows share them."""

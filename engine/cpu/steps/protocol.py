@@ -13,14 +13,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine.cpu.caches.rows import CacheRows
 from engine.cpu.recurrent.tools import Heads
-from engine.model.batch import Batch, Span
+from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature, RopeStyle
 from engine.model.rope import RopeTable
 from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
+
+FindRows = Callable[[Batch], npt.NDArray[np.int64]]
+"""Numbers of rows, by a batch."""
 
 Finish = Callable[[Float32Array, Batch], None]
 """Changes rows of token_embd into the residual stream, in place."""
@@ -35,15 +39,8 @@ class Angles:
     style: RopeStyle
 
 
-@dataclass(frozen=True)
-class Pages:
-    """Keys or values of a layer as one sequence sees them: all pages (N, K, PAGE, width), and which are its own.
-
-    `table` is a row of the cache's table, whose address is always the same.
-    """
-
-    array: npt.NDArray[Any]
-    table: npt.NDArray[np.int64]
+Pages = npt.NDArray[Any]
+"""Keys or values of a layer, all pages of the cache: (N, K, PAGE, width)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,20 +50,18 @@ class StateRow:
     Attributes:
         array: (rows, ...) float32, contiguous.
         zeros: (...) what a sequence begins with.
-        span: the sequence in the batch at hand.
-        rows: the row of the state before the span, None at a sequence's beginning, and of the one behind it.
+        rows: (2,) int64, the row of the state before the step's tokens, -1 for zeros, and of the one behind them.
     """
 
     array: Float32Array
     zeros: Float32Array
-    span: Span
-    rows: tuple[int | None, int]
+    rows: npt.NDArray[np.int64]
 
     @property
-    def addresses(self) -> tuple[int, int]:
-        """Of what is read, and of what is written."""
-        (read, write), first, size = self.rows, self.array.ctypes.data, self.array.strides[0]
-        return self.zeros.ctypes.data if read is None else first + read * size, first + write * size
+    def operands(self) -> tuple[int, int, int]:
+        """Addresses, as kernels take them."""
+        first: tuple[int, int, int] = (self.array.ctypes.data, self.zeros.ctypes.data, self.rows.ctypes.data)
+        return first
 
 
 @dataclass(frozen=True)
@@ -106,6 +101,9 @@ class Steps(Protocol):
     def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
         """Angles of a step's tokens."""
 
+    def cache_rows(self, batch: Batch, tables: npt.NDArray[np.int64], chunk: int | None = None) -> CacheRows:
+        """See CacheRows.of."""
+
     def factors(self, temperature: AttentionTemperature, positions: Int32Array) -> Float32Array:
         """(T,) factors on the queries."""
 
@@ -120,24 +118,24 @@ class Steps(Protocol):
     def rotate_store(
         self,
         x: Float32Array,
-        span: Span,
+        rows: CacheRows,
         angles: Angles | None,
         cache: Pages,
         *,
         factors: Float32Array | None = None,
         store: bool = True,
     ) -> None:
-        """Rotate the span's rows of x (T, heads, width) in place, scale them, and `store` them in the cache."""
+        """Rotate x (T, heads, width) in place, scale it, and `store` it in the cache."""
 
     def attend(
         self,
         out: Float32Array,
         q: Float32Array,
-        span: Span,
+        rows: CacheRows,
         cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
-        """Attention of the span's queries (T, H, Hd) over its cache into its rows of out (T, H · Hv)."""
+        """Attention of queries (T, H, Hd), each over its own sequence, into out (T, H · Hv)."""
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Float32Array:
         """activation(x) · y, written over x; None is the sigmoid."""
@@ -145,22 +143,27 @@ class Steps(Protocol):
     def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
         """Columns of every head of x (T, H, C), which has no gaps, as an array (T, H · width) of their own."""
 
+    def state_rows(self, batch: Batch, find: FindRows) -> npt.NDArray[np.int64]:
+        """find(batch), (S, 2): rows of the states of each span that are read and written (KVCache.state_rows)."""
+
     def convolve(
         self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
     ) -> None:
-        """silu of the convolution of the rows of the state's span, from x into out, both (T, C)."""
+        """silu of the convolution of one sequence's rows of x into its rows of out, both (T, C)."""
 
     def delta_net(
         self,
         out: Float32Array,
         convolved: Float32Array,
         heads: Heads,
-        alpha: Float32Array,
-        beta: Float32Array,
+        steps: tuple[Float32Array, Float32Array],
         weights: DeltaNetWeights,
         state: StateRow,
     ) -> None:
-        """The delta rule of the rows of the state's span, into out (T, H, P): 2. and 3. of DeltaNetConfig."""
+        """The delta rule of one sequence's rows, into its rows of out (T, H, P): 2. and 3. of DeltaNetConfig.
+
+        steps: what the products give for the decay, and for beta, both (T, H).
+        """
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
         """A buffer for the caller to fill through steps."""

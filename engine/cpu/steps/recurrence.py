@@ -10,7 +10,7 @@ import numpy as np
 from engine.cpu.products.matmul import LANES
 from engine.cpu.recurrent.tools import Float32Array, Heads, Moved
 from engine.cpu.steps.immediate import Immediate
-from engine.cpu.steps.operands import address
+from engine.cpu.steps.protocol import StateRow
 from engine.cpu.steps.recurrent_steps import (
     convolve_step,
     delta_step,
@@ -40,8 +40,9 @@ class CompiledRecurrence:
         if not fits or x.strides[1] != x.itemsize or not weight.flags.c_contiguous:
             return None
         out, behind, past = np.empty(x.shape, np.float32), np.empty(past.shape, np.float32), _whole(past)
-        step = convolve_step(x, weight, bias, (address(past), address(behind)), out, silu=silu)
-        self._steps.run(step, x, weight, bias, past, behind, out)
+        state = _between(past, behind)
+        step = convolve_step(x, weight, bias, state, out, silu=silu)
+        self._steps.run(step, x, weight, bias, state, out)
         return out, behind
 
     def delta_rule(
@@ -53,8 +54,9 @@ class CompiledRecurrence:
             return None
         state, decay, beta = _whole(state), _whole(decay), _whole(beta)
         out, behind = np.empty((len(convolved), n_heads, values), np.float32), np.empty_like(state)
-        step = delta_step(convolved, heads, decay, beta, (address(state), address(behind)), out)
-        self._steps.run(step, convolved, decay, beta, state, behind, out)
+        moved = _between(state, behind)
+        step = delta_step(convolved, heads, decay, beta, moved, out)
+        self._steps.run(step, convolved, decay, beta, moved, out)
         return out, behind
 
     def grouped_scan(
@@ -72,8 +74,9 @@ class CompiledRecurrence:
             return None
         state, delta, decay, d = _whole(state), _whole(delta), _whole(np.exp(delta * a)), _whole(d)
         out, behind = np.empty((len(convolved), heads, width), np.float32), np.empty_like(state)
-        step = scan_step(convolved, groups, delta, decay, d, (address(state), address(behind)), out)
-        self._steps.run(step, convolved, delta, decay, d, state, behind, out)
+        moved = _between(state, behind)
+        step = scan_step(convolved, groups, delta, decay, d, moved, out)
+        self._steps.run(step, convolved, delta, decay, d, moved, out)
         return out, behind
 
     def gate(self, z: Float32Array, y: Float32Array) -> Float32Array | None:
@@ -81,6 +84,11 @@ class CompiledRecurrence:
         if z.size % LANES or not (z.flags.c_contiguous and y.flags.c_contiguous):
             return None
         return self._steps.gate(z, y, Activation.SILU)
+
+
+def _between(read: Float32Array, written: Float32Array) -> StateRow:
+    """A state that is read from one array and written to another."""
+    return StateRow(written, read, np.array([-1, 0], np.int64))
 
 
 def _whole(array: Float32Array) -> Float32Array:

@@ -8,7 +8,7 @@ from engine.cpu.kernels.recurrent import CHANNELS, MOST_KEYS
 from engine.cpu.products.matmul import LANES
 from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import address, float_bits
-from engine.cpu.steps.protocol import Float32Array, Step
+from engine.cpu.steps.protocol import Float32Array, StateRow, Step
 from engine.model.config import (
     Activation,
     DeltaNetConfig,
@@ -23,9 +23,6 @@ MOST_TAPS = 8
 
 WIDE, PAIR = 4, 2
 """Vectors that an item takes of channels and of values, where their number allows it; else one."""
-
-PAST, STATE = 4, 6
-"""Places of the state that is read among the operands of convolve and delta_rule; that which is written is next."""
 
 
 def kernel_names(config: RecurrentConfig) -> list[tuple[str, str]]:
@@ -73,15 +70,15 @@ def convolve_step(
     x: Float32Array,
     weight: Float32Array,
     bias: Float32Array | None,
-    state: tuple[int, int],
+    state: StateRow,
     out: Float32Array,
     *,
     silu: bool,
 ) -> Step:
-    """Convolution of rows of x into out, both (T, C); state: addresses of what is read and written."""
+    """Convolution of rows of x into out, both (T, C); state: (C, W - 1)."""
     n_tokens, channels = x.shape
     name = _convolve_name(channels, weight.shape[1], silu=silu)
-    arrays = address(weight), 0 if bias is None else address(bias), *state, address(out)
+    arrays = address(weight), 0 if bias is None else address(bias), *state.operands, address(out)
     operands = address(x), x.strides[0], *arrays, n_tokens, channels
     # The activation costs as much as some ten plain steps, and so do the weights of a channel.
     return Step("convolve", name, operands, channels // (int(name[-1]) * LANES), 8 * (n_tokens + 2) * channels)
@@ -92,7 +89,7 @@ def delta_step(
     heads: Heads,
     decay: Float32Array,
     beta: Float32Array,
-    state: tuple[int, int],
+    state: StateRow,
     out: Float32Array,
     steps: tuple[Float32Array, Float32Array] | None = None,
 ) -> Step:
@@ -103,7 +100,7 @@ def delta_step(
         heads: how they are divided.
         decay: (T, H, 1) or (T, H, S); with steps alpha, (T, H).
         beta: (T, H); with steps before the sigmoid.
-        state: addresses of the state that is read, (H, S, P), and of the one that is written.
+        state: (H, S, P).
         out: see above.
         steps: a and dt_bias, both (H,).
     """
@@ -111,7 +108,7 @@ def delta_step(
     keys = (convolved.shape[1] - n_heads * values) // (2 * heads.key_heads)
     first, row = address(convolved), convolved.strides[0]
     parts = (first + 4 * column for column in (0, heads.key_heads * keys, 2 * heads.key_heads * keys))
-    arrays = address(decay), address(beta), *state, address(out)
+    arrays = address(decay), address(beta), *state.operands, address(out)
     sizes = n_tokens, n_heads, heads.key_heads, int(heads.grouped), keys, values
     numbers = float_bits(heads.epsilon), float_bits(1.0 / math.sqrt(keys))
     name = _delta_name(values, "STEPS" if steps else "HEAD" if decay.shape[-1] == 1 else "KEY")
@@ -126,16 +123,16 @@ def scan_step(
     delta: Float32Array,
     decay: Float32Array,
     d: Float32Array,
-    state: tuple[int, int],
+    state: StateRow,
     out: Float32Array,
 ) -> Step:
-    """A scan of Mamba 2 of contiguous rows (T, H · P + 2 · G · S) into out (T, H, P); state as in delta_step."""
+    """A scan of Mamba 2 of contiguous rows (T, H · P + 2 · G · S) into out (T, H, P); state: (H, P, S)."""
     n_tokens, heads, width = out.shape
     at_b = heads * width
     states = (convolved.shape[1] - at_b) // (2 * groups)
     first = address(convolved)
     parts = first, first + 4 * at_b, first + 4 * (at_b + groups * states), convolved.strides[0]
-    arrays = address(delta), address(decay), address(d), *state, address(out)
+    arrays = address(delta), address(decay), address(d), *state.operands, address(out)
     operands = *parts, *arrays, n_tokens, heads, groups, width, states
     return Step("grouped_scan", "F32", operands, heads * width // CHANNELS, (n_tokens + 1) * heads * width * states)
 
