@@ -156,7 +156,7 @@ def test_a_step_cut_short_anywhere_can_be_repeated(opened, monkeypatch, family, 
 def test_recorded_steps_have_the_bits_of_steps_run_apart(opened):
     """A decode step alone is a program; beside a prompt it is run step by step. Again and from position 0, the same."""
     backend, reference = opened("qwen35", reference=False), opened("qwen35", reference=True)
-    assert backend._decoder is not None
+    assert backend._programs is not None
     feed(reference, 0, TOKENS[:9])
     for slot in (0, 1):
         feed(backend, slot, TOKENS[:9])
