@@ -47,8 +47,8 @@ def delta_rule(typing_context, name, operands, low, high, scratch):
     as well. The kernel's type is "HEAD/V", one decay for a head; "KEY/V", one for every key; or "STEPS/V", where decay
     holds alpha and beta what its sigmoid is still to be taken of, and a head's decay is exp(a * softplus(alpha +
     dt_bias)), a and dt_bias (H,), which are 0 otherwise. q, k and v have rows of `row` bytes; decay (T, H), or
-    (T, H, S), beta (T, H) and out (T, H, P) have no gaps; states: rows of (H, S, P), chosen as in convolution.py. S is a
-    multiple of 16, at most MOST_KEYS. Value head h reads key head h / (H / K) where `grouped`, else h mod K.
+    (T, H, S), beta (T, H) and out (T, H, P) have no gaps; states: rows of (H, S, P), chosen as in convolution.py. S is
+    a multiple of 16, at most MOST_KEYS. Value head h reads key head h / (H / K) where `grouped`, else h mod K.
 
     Operands: q, k, v, row, decay, beta, states, zeros, rows, out, tokens, heads, key_heads, grouped, keys, values,
     epsilon, scale, a, dt_bias.
