@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ray import serve
@@ -22,6 +22,9 @@ NAME = "gguf-engine"
 REPLICAS = "replica"
 ROUTERS: dict[str, str | None] = {"prefix": "engine.cluster.router:PrefixRouter", "least-busy": None}
 """Ways to choose a replica; None is Ray's own, the less busy one of two."""
+
+_ON_HEAD = {"node:__internal_head__": 0.001}
+"""Ray's name for the machine that the cluster began with and ends with: no other one's loss takes the front along."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +103,15 @@ def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: Cl
         if len(specs) > 1:
             chosen["request_routing_stats_period_s"] = 1.0  # seconds after which the router knows what a replica closed
         options["request_router_config"] = RequestRouterConfig(**chosen)
-    replicas = serve.deployment(**options)(Replica).bind(list(specs), settings)
+    specs = [_within(spec, cluster) for spec in specs]
+    replicas = serve.deployment(**options)(Replica).bind(specs, settings)
 
     def build() -> Front:
         return Front(specs, settings, serve.get_deployment_handle(REPLICAS, app_name=NAME))
 
     front = serve.deployment(
         name="front",
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": _ON_HEAD},
         max_ongoing_requests=settings.max_connections,
         graceful_shutdown_timeout_s=settings.grace,
         max_surge_percent=100,  # in an update the new one takes requests before the old one stops
@@ -126,6 +130,12 @@ def _resources(cluster: ClusterSettings) -> dict[str, Any]:
     if first:  # Ray has no empty bundles
         options |= {"placement_group_bundles": [first], "placement_group_strategy": "STRICT_PACK"}
     return options
+
+
+def _within(spec: ModelSpec, cluster: ClusterSettings) -> ModelSpec:
+    """A model that computes with as many threads as a replica has cores, where its settings do not say otherwise."""
+    threads = spec.settings.get("threads") or max(1, round(cluster.cpus))
+    return replace(spec, settings={**spec.settings, "threads": threads})
 
 
 def build(arguments: dict[str, Any]) -> Any:
