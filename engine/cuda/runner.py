@@ -10,7 +10,7 @@ from traceback import clear_frames
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import KvType, Target, checkpoint_count, page_count
+from engine.config import STATE_BORDER, KvType, Target, checkpoint_count, page_count
 from engine.cuda import availability
 from engine.cuda.attention.cache import PagedCache
 from engine.cuda.driver.context import GpuContext
@@ -92,6 +92,8 @@ class CudaRunner:
         self.threads: int | None = None
         self.lookahead = MOST_AHEAD - 1
         self.states: DeviceStates | None = None
+        if prefill_chunk is not None and model.config.state_bytes:
+            prefill_chunk = max(prefill_chunk, STATE_BORDER)
         self._bandwidth: float | None = None
         self._closed = False
         self._unclear = False
@@ -249,7 +251,7 @@ class CudaRunner:
         parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in texts]
         self._machine.prompt_ops.use(cache, states)
         try:
-            for batch in text_batches(texts, self.prefill_chunk):
+            for batch in text_batches(texts, self.prefill_chunk, 1 if states is None else STATE_BORDER):
                 rows = np.concatenate(list(rows_of(batch)))
                 for span in batch.spans:
                     parts[span.slot].append(rows[span.row : span.row + span.n_rows])

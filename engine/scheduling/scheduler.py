@@ -76,12 +76,13 @@ class Scheduler:
         assert checkpoint_spacing > 0, "the spacing of checkpoints must be positive"
         assert checkpoint_spacing % PAGE == 0, "checkpoints are taken at page borders"
         self._stateful = checkpoints is not None
-        self._spacing = Spacing(checkpoint_spacing if checkpoints and prefix_cache else None)
+        self._spacing = Spacing(checkpoint_spacing if checkpoints and prefix_cache else None, self._stateful)
         pool = None if checkpoints is None else CheckpointPool(checkpoints)
         self.blocks = PagePool(n_pages, prefix_cache=prefix_cache, checkpoints=pool)
         self.actions: deque[Action] = deque()
         self.n_preemptions = 0
         self._prefixes = Prefixes(self.blocks, self.actions, self._spacing, stateful=self._stateful)
+        assert min(prefill_chunk, mixed_chunk) >= self._spacing.pieces, "no piece could end at a border"
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
         self._mixed_per_sequence = mixed_per_sequence
@@ -398,6 +399,8 @@ class Scheduler:
                 continue
             work = next_piece(one.request, one.sequence, budget, self._spacing)
             if work is None:
+                if one.sequence.pieces_end - one.sequence.n_cached > budget:
+                    break  # no border within the budget; a shorter prompt would overtake this one
                 continue
             if not self._make_room(one, work.start + len(work.token_ids)):
                 break  # this request was preempted itself; later ones cannot get pages either

@@ -57,8 +57,7 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
         "between": widths.between,
         "scanned": widths.scanned,
     }
-    if not prompts:
-        floats["hidden"] = widths.hidden
+    floats |= {"chunked": widths.chunked} if prompts else {"hidden": widths.hidden}
     found = {name: ArraySize((rows, max(width, 1))) for name, width in floats.items()}
     found["chosen"] = ArraySize((rows, max(widths.used, 1)), "int32")
     if plan.gemm_types if prompts else Family.STEP_GEMM in plan.step_families:

@@ -21,6 +21,7 @@ class Activations:
         chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F), of decode steps.
         normed, part, beside, inputs, queries, heads: see Widths; one column where no part needs them.
         mixed, convolved, between, scanned: of recurrent layers, see Widths; one column without them.
+        chunked: of recurrent layers whose prompts go in chunks, see Widths; of prompts.
         operand: bytes of the input of one product of prompts, as its kernels read it.
         expert_room: scratch memory of experts, allocated with the prompts' buffers; None where no family needs it.
         batch_operand: scratch memory of DECODE_GEMM and STEP_GEMM.
@@ -49,6 +50,7 @@ class Activations:
     between: DeviceArray
     scanned: DeviceArray
     hidden: DeviceArray | None = None
+    chunked: DeviceArray | None = None
     operand: DeviceArray | None = None
     expert_room: DeviceArray | None = None
     batch_operand: DeviceArray | None = None
