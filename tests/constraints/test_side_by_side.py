@@ -7,7 +7,7 @@ from engine import LLM, Choice, JsonSchema, Regex
 from engine.constraints import ConstraintCompiler
 from engine.constraints.side_by_side import FEWEST, MOST_THREADS
 from engine.errors import EngineError
-from tests.support.call_worlds import allowed
+from tests.support.chats.call_worlds import allowed
 
 CONSTRAINTS = [
     JsonSchema({"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}}, "required": ["name"]}),
