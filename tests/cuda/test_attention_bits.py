@@ -7,7 +7,7 @@ import pytest
 
 from engine.config import KvType
 from engine.cuda.attention.attention import PAGE, prefill_tiles
-from tests.support.attention_reference import World, shape_of
+from tests.support.gpu.attention_reference import World, shape_of
 
 pytestmark = pytest.mark.gpu
 

@@ -13,11 +13,11 @@ from engine.errors import DeviceError
 from engine.gguf.types import GGMLType
 from engine.request import ActiveSequence, TokenSample, Work
 from engine.sampling import SamplingParams
-from tests.support.fake_cupy import failing
-from tests.support.fake_runner import pretended
-from tests.support.gpu_helpers import typed_model
+from tests.support.gpu.fake_cupy import failing
+from tests.support.gpu.fake_runner import pretended
+from tests.support.gpu.helpers import typed_model
+from tests.support.gpu.moving_gpu import MovingGpu
 from tests.support.injection import Injection, engine_files
-from tests.support.moving_gpu import MovingGpu
 
 FILES = engine_files(
     *(f"cuda/driver/{name}.py" for name in ("staging", "row_store", "graphs", "context")),

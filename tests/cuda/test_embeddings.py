@@ -9,7 +9,7 @@ from engine.cuda.step.prompt import text_batches
 from engine.errors import ContextFullError
 from engine.gguf.reader import open_gguf
 from engine.model.loader import load_model
-from tests.support.embedding_models import MODELS
+from tests.support.models.embedding_models import MODELS
 
 TEXTS = ["Once upon a time there was a fox", "A", "The sea " * 40, "It was winter, and", "Long ago " * 100]
 

@@ -24,8 +24,8 @@ from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
 from engine.request import ActiveSequence, Work
 from engine.sampling import SamplingParams
-from tests.support.gguf_builder import tiny_llama
-from tests.support.recurrent_models import tiny_mamba
+from tests.support.models.gguf_builder import tiny_llama
+from tests.support.models.recurrent_models import tiny_mamba
 
 # ---- decode loop --------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from engine.model.loader import load_model
 from tests.conftest import CONFORMANCE, SHARED, extract
 from tests.support.command_line import run
 from tests.support.conformance import GPU_NAMES
-from tests.support.fake_runner import (
+from tests.support.gpu.fake_runner import (
     MULTIPROCESSORS,
     built,
     decode,
@@ -30,10 +30,10 @@ from tests.support.fake_runner import (
     read_prompt,
     sparse_model,
 )
-from tests.support.feature_models import CASES, LATENT_CASES, latent
-from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
-from tests.support.hybrid_models import GPU_FAMILIES, tiny_hybrid
-from tests.support.recurrent_models import tiny_mamba
+from tests.support.gpu.helpers import decode_logits, generate, mixed_model, typed_model
+from tests.support.models.feature_models import CASES, LATENT_CASES, latent
+from tests.support.models.hybrid_models import GPU_FAMILIES, tiny_hybrid
+from tests.support.models.recurrent_models import tiny_mamba
 
 ARCHIVES = [SHARED / source / "models.tar.xz" for source in CONFORMANCE]
 CARDS = tuple(MULTIPROCESSORS.items())

@@ -12,8 +12,8 @@ from engine.cuda.recurrent import convolution, mamba
 from engine.cuda.recurrent.mamba import Mamba
 from engine.cuda.recurrent.mamba_plan import MambaShape
 from engine.cuda.recurrent.rows import DecodeRows, PromptRows, conv_tiles, span_table
-from tests.support.host_kernels import HostKernels, Memory
-from tests.support.recurrent_reference import MambaWeights, convolve64, scan64
+from tests.support.gpu.host_kernels import HostKernels, Memory
+from tests.support.gpu.recurrent_reference import MambaWeights, convolve64, scan64
 
 TOLERANCE = 1e-5
 """Of the largest value expected: float32 against float64 over some hundred tokens."""

@@ -14,7 +14,7 @@ from engine.cuda.recurrent.convolution import Convolution, ConvShape
 from engine.cuda.recurrent.delta import Delta, DeltaConstants, DeltaInputs, DeltaShape
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Constants, Mamba2Shape
 from engine.cuda.recurrent.rows import DecodeRows, PromptRows, conv_tiles, span_table
-from tests.support.host_kernels import HostKernels, Memory
+from tests.support.gpu.host_kernels import HostKernels, Memory
 
 TOLERANCE = 2e-5
 """Of the largest value expected: float32 in two orders of sums, over some hundred tokens."""

@@ -14,7 +14,7 @@ from engine.cuda.launch_plan.ahead import MOST_AHEAD
 from engine.errors import ContextFullError, DeviceError, EngineError, InvalidRequestError
 from engine.gguf.types import GGMLType
 from engine.request import ActiveSequence, Work
-from tests.support.gpu_helpers import (
+from tests.support.gpu.helpers import (
     cpu_logits,
     decode_logits,
     generate,
@@ -494,7 +494,7 @@ def test_fewer_pages_where_not_all_fit():
 def test_weights_that_give_no_logits(tmp_path):
     """Damaged weights end in an error that names the file as the cause, and the next model runs."""
     from engine.errors import ModelFileError
-    from tests.support.gguf_builder import build_gguf, tiny_llama_parts
+    from tests.support.models.gguf_builder import build_gguf, tiny_llama_parts
 
     meta, tensors = tiny_llama_parts()
     tensors["blk.1.ffn_down.weight"][3, 5] = np.nan

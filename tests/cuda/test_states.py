@@ -14,12 +14,12 @@ from engine.config import PAGE
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
 from engine.model.loader import load_model
-from tests.support.fake_cupy import failing, install
-from tests.support.gpu_helpers import generate
-from tests.support.hybrid_models import tiny_hybrid
+from tests.support.gpu.fake_cupy import failing, install
+from tests.support.gpu.helpers import generate
+from tests.support.gpu.state_gpu import StateGpu, expected, fold
 from tests.support.injection import interrupted
-from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
-from tests.support.state_gpu import StateGpu, expected, fold
+from tests.support.models.hybrid_models import tiny_hybrid
+from tests.support.models.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
 FAMILIES = ("mamba", "falcon-h1", "qwen35", "lfm2")
 """Convolution and scan apart; Mamba 2 beside attention; delta rules before attention; a convolution alone."""

@@ -16,12 +16,12 @@ from engine.gguf.quants import dequantize
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs, Span
 from engine.model.loader import load_model
-from tests.support import rwkv_models
 from tests.support.backends import backends, feed
-from tests.support.gguf_builder import bpe_tokenizer, build_gguf
-from tests.support.hybrid_models import FAMILIES, WIDTH, tiny_hybrid, tiny_hybrid_parts
-from tests.support.recurrent_loops import LOOPS
-from tests.support.recurrent_loops import delta_net as delta_net_loop
+from tests.support.models import rwkv_models
+from tests.support.models.gguf_builder import bpe_tokenizer, build_gguf
+from tests.support.models.hybrid_models import FAMILIES, WIDTH, tiny_hybrid, tiny_hybrid_parts
+from tests.support.models.recurrent_loops import LOOPS
+from tests.support.models.recurrent_loops import delta_net as delta_net_loop
 
 TOKENS = np.random.default_rng(5).integers(0, 256, 45).tolist()
 

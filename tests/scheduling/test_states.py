@@ -10,9 +10,9 @@ from engine.scheduling.actions import RestoreCheckpoint, SaveCheckpoint
 from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.scheduler import Scheduler
-from tests.support.cell_runner import RunnerFailure, make_job
-from tests.support.paged_world import World
-from tests.support.state_runner import StateRunner
+from tests.support.scheduling.cell_runner import RunnerFailure, make_job
+from tests.support.scheduling.paged_world import World
+from tests.support.scheduling.state_runner import StateRunner
 
 
 class StateWorld(World):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine import SamplingParams, __version__
-from tests.support.http_server import TEMPLATE, running
+from tests.support.servers.http_server import TEMPLATE, running
 
 CHAT = [{"role": "user", "content": "Tell me of a fox."}]
 

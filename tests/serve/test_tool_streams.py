@@ -7,10 +7,10 @@ import pytest
 
 from engine.serve.model_store import ModelSpec
 from engine.text.answers.call_records import BY_NAME
-from tests.support.form_templates import template_of
-from tests.support.http_server import running
-from tests.support.round_trip import TOOLS
-from tests.support.scripted_model import in_pieces, scripted_llama
+from tests.support.chats.form_templates import template_of
+from tests.support.chats.round_trip import TOOLS
+from tests.support.models.scripted_model import in_pieces, scripted_llama
+from tests.support.servers.http_server import running
 
 CHAT = [{"role": "user", "content": "Hello"}]
 ARGUMENTS = {"query": 'ü "so" <b> 日本, and far more words than one token holds', "number": 7}

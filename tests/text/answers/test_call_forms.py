@@ -8,7 +8,7 @@ from engine.text.answers.call_forms import FORMS, GENERIC, choose_form, probe, s
 from engine.text.answers.formats import MARKS, AnswerFormat
 from engine.text.answers.parser import AnswerParser
 from engine.text.answers.rules import choose_tools
-from tests.support.chat_families import FAMILIES
+from tests.support.chats.chat_families import FAMILIES
 
 TEXT_FORMS = [form for form in FORMS if not form.opens]
 

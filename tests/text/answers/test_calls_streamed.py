@@ -11,8 +11,8 @@ from engine.text.answers.call_records import FORMS
 from engine.text.answers.call_stream import Sections
 from engine.text.answers.parser import AnswerParser
 from engine.text.answers.tool_calls import parameter_types
-from tests.support.form_templates import template_of
-from tests.support.round_trip import TOOLS, USER, call, conversation, message
+from tests.support.chats.form_templates import template_of
+from tests.support.chats.round_trip import TOOLS, USER, call, conversation, message
 
 TYPES = parameter_types(TOOLS)
 PYTHONIC = ("lfm2", "pythonic")
