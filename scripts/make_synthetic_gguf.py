@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from engine.gguf import FORMATS, GGMLType
-from engine.gguf.quantize import quantize
+from engine.gguf.quantizers.quantize import quantize
 from scripts.synthetic_models import RECIPES, SHAPES, Shape, Tensor, plan
 
 ALIGNMENT = 32
