@@ -162,7 +162,8 @@ def test_no_host_memory_at_all_ends_one_call(opened, monkeypatch):
 def test_no_memory_for_masks_ends_the_constrained_sequence_alone(opened):
     runner, gpu = opened
     free, bound = sequence(0, [2]), sequence(1, [4])
-    bound.mask = SimpleNamespace(bits=lambda output: np.zeros(runner.config.vocab_size // 32 + 1, np.uint32))
+    bits = np.zeros(runner.config.vocab_size // 32 + 1, np.uint32)
+    bound.mask = SimpleNamespace(bits=lambda output: bits, prepare=lambda wanted: None)
     with failing(gpu, "pinned", FAULT):
         found = runner.step([Work(one, [17], 5, True, decode=True) for one in (free, bound)])
     assert isinstance(found[0], TokenSample)

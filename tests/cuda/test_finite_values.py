@@ -48,7 +48,7 @@ extern "C" void rope_append_{i}(int rows, int blocks, float* qkv, u8* k, u8* v, 
     using namespace of_rope_append_{i};
     launch_blocks(rows, blocks, 128, [&] {{
         rope_append(qkv, nullptr, (cache_t*)k, (cache_t*)v, table, max_pages, sequence, positions, inv_freq, 1.0f, 0.0f,
-                    1, nullptr, nullptr, 0.0f);
+                    1, nullptr, nullptr, 0.0f, 0);
     }});
 }}
 extern "C" void prefill_{i}(int tiles, int heads, const float* qkv, const u8* k, const u8* v, const int* table,

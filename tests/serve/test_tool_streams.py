@@ -120,3 +120,16 @@ def test_where_thoughts_go(client):
     assert not hasattr(inside, "reasoning_content")
     with pytest.raises(openai.BadRequestError, match="reasoning_format is 'x'"):
         client.chat.completions.create(**ask, extra_body={"reasoning_format": "x"})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ollama(server, stream):
+    """Arguments are objects there, so a call comes when it is whole."""
+    found = server.post("/api/chat", {"model": "m", "messages": CHAT, "tools": TOOLS, "stream": stream})[2]
+    parts = [json.loads(line) for line in found.splitlines()] if stream else [found]
+    messages = [part["message"] for part in parts]
+    assert "".join(message["content"] for message in messages) == "I look."
+    assert "".join(message.get("thinking", "") for message in messages) == "Hm, so."
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    assert [call["function"] for call in calls] == [{"name": "look_up", "arguments": ARGUMENTS}]
+    assert (parts[-1]["done"], parts[-1]["done_reason"]) == (True, "stop")

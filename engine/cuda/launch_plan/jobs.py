@@ -26,6 +26,8 @@ def _jobs(plan: LaunchPlan) -> Iterator[Job]:
         yield repack.build_job(matrix.type)
     for n in step_sizes(plan.settings.max_sequences):
         yield from (launch.job for launch in plan.decode(n) if launch.job is not None)
+    for n in plan.known_sizes:
+        yield from (launch.job for launch in plan.known(n) if launch.job is not None)
     # The tile shape of PREFILL_GEMM goes by the number of rows, of which there are too many to list: all are built.
     yield from (launch.job for launch in plan.prompt(1, 1) if launch.job is not None)
     if plan.gemm_types:

@@ -20,7 +20,8 @@ class Widths:
         inputs: first products of latent attention. queries: queries from their compression. heads: what the matrices
             of single heads, or kv_b, give. All 0 without latent attention.
         mixed: first products of recurrent layers. convolved: channels of their convolutions. between: products between
-            the first and the last. scanned: what the last product reads. All 0 without such layers.
+            the first and the last. scanned: what the last product reads. chunked: what prompts in chunks keep between
+            their kernels. All 0 without such layers.
     """
 
     model: int
@@ -41,6 +42,7 @@ class Widths:
     convolved: int = 0
     between: int = 0
     scanned: int = 0
+    chunked: int = 0
 
     @classmethod
     def of(cls, plan: LaunchPlan) -> Widths:

@@ -58,6 +58,13 @@ def decode(runner, n):
         runner._machine.run_step(runner._machine.decode_ops(n), n)
 
 
+def known(runner, n):
+    """The forward pass of a decode step of n rows, some of them beside the slots."""
+    machine = runner._machine
+    with runner._running():
+        machine.run_forward(machine.decode_ops(n, known=machine._known_rows), n)
+
+
 def read_prompt(runner, n):
     """A batch of n tokens of one prompt, without logits."""
     with runner._running():

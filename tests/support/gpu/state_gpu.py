@@ -109,6 +109,12 @@ class StateGpu(FakeGpu):
     ):
         self._prompt(states, spans)
 
+    def _run_mamba_2_walk(self, grid, mixed, row, convolved, d, chunked, states, spans, *rest):
+        self._prompt(states, spans)
+
+    def _run_delta_walk(self, grid, convolved, chunked, states, spans, *rest):
+        self._prompt(states, spans)
+
     def _decode(self, states, places, positions, offsets):
         tokens = self.machine.slots.tokens
         for row, position in enumerate(positions.tolist()):

@@ -42,7 +42,7 @@ class Forcing:
 class Truth:
     """What a request must give, computed alone and without any cache."""
 
-    def __init__(self, prompt, seed, max_output, mask=None):
+    def __init__(self, prompt, seed, max_output, mask=None, forced_as=PROMPT):
         self.cells, last = [], 0
         for token in prompt:
             last = hash((last, token, PROMPT))
@@ -55,7 +55,7 @@ class Truth:
             tokens = [self.output_ids[-1], *forced]
             self.output_ids += forced
             for token in tokens:
-                self.cells.append(hash((self.cells[-1], token, PROMPT if forced else GENERATED)))
+                self.cells.append(hash((self.cells[-1], token, forced_as if forced else GENERATED)))
         del self.output_ids[max_output:]
 
 
@@ -65,7 +65,7 @@ class CellRunner:
     def __init__(self, n_pages, max_sequences, prefill_chunk, mixed_chunk, lookahead):
         self.n_pages, self.max_sequences, self.lookahead = n_pages, max_sequences, lookahead
         self.prefill_chunk, self.mixed_chunk, self.mixed_per_sequence = prefill_chunk, mixed_chunk, 3
-        self.shortest_piece = SHORTEST_PIECE
+        self.shortest_piece, self.known_room = SHORTEST_PIECE, None
         self.pages = [["never written"] * PAGE for _ in range(n_pages)]
         self.live = {}  # slot -> sequence, from its first step until release()
         self.ahead = {}  # slot -> (pages, position) that a step launched ahead is still to write to
@@ -96,7 +96,7 @@ class CellRunner:
         self.trouble()
         for item in work:
             if item.decode and self.lookahead:
-                self.ahead[item.sequence.slot] = list(item.sequence.pages), item.start + 1
+                self.ahead[item.sequence.slot] = list(item.sequence.pages), item.start + len(item.token_ids)
         return samples
 
     def score(self, work):
@@ -119,6 +119,9 @@ class CellRunner:
             assert other is sequence or written.isdisjoint(other.pages), "a page with two holders is written"
         last = truth[item.start - 1] if item.start else 0
         assert item.decode == (item.start >= sequence.pieces_end)
+        if item.decode and not item.sample:
+            assert end < len(sequence.pages) * PAGE, "no page for the token behind those that are known"
+            assert end <= sequence.known_end
         for position, token in enumerate(item.token_ids, start=item.start):
             last = hash((last, token, GENERATED if item.decode else PROMPT))
             self.pages[sequence.pages[position // PAGE]][position % PAGE] = last
@@ -166,7 +169,7 @@ class CellRunner:
 
 
 def make_job(runner, request_id, prompt, n, *, seed=0, score_from=None, by_step=True, mask=None):
-    runner.truth[request_id] = Truth(prompt, seed, n, mask)
+    runner.truth[request_id] = Truth(prompt, seed, n, mask, PROMPT if runner.known_room is None else GENERATED)
     params = SamplingParams(prompt_logprobs=None if score_from is None else 0)
     request = Request(request_id, list(prompt), params, seed, n, score_from, mask=mask)
     return Job(request, OutputAssembler(request, None, ()), by_step)

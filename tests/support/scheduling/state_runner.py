@@ -5,6 +5,7 @@ runner compares the state that a work item reads with the recomputed truth, so t
 early, lost in a move, restored from the wrong checkpoint or updated twice fails a step.
 """
 
+from engine.config import STATE_BORDER
 from tests.support.scheduling.cell_runner import CellRunner
 
 
@@ -69,6 +70,9 @@ class StateRunner(CellRunner):
         sequence, states = item.sequence, self.states
         slot, place, end = sequence.slot, sequence.state_place, item.start + len(item.token_ids)
         truth = self.truth[sequence.request_id].cells
+        if not item.decode:
+            scoring = item.score or sequence.params.prompt_logprobs is not None  # such pieces end where it begins, too
+            assert end % STATE_BORDER == 0 or end >= sequence.pieces_end - 1 or scoring, "cut apart from borders"
         if item.start:
             assert states.read(slot, place) == truth[item.start - 1], "the state is not the one after these tokens"
         states.write(slot, place + 1, "half written")
