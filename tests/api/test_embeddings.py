@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine import LLM, AsyncLLM, ContextFullError, EngineError, InvalidRequestError, SamplingParams
-from engine.api import embedding_queue
+from engine.api.embedding import embedding_queue
 from engine.gguf.quants import dequantize
 from tests.support.models.embedding_models import CONTEXT, WIDTH, WORDPIECE, bert_like, qwen3, qwen3_reranker, ranks
 from tests.support.models.hybrid_models import tiny_hybrid
