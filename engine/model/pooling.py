@@ -1,12 +1,15 @@
-"""How the vectors of a text's tokens become an embedding, or a reranker's scores. Pure description.
+"""How the vectors of a text's tokens become an embedding, or a reranker's scores.
 
-Independent of metadata and arrays; what computes it on the CPU is engine/cpu/pooling.py.
+Independent of metadata and devices; what follows the one vector of a text is engine/runner/pooling.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
 
 
 class Pooling(Enum):
@@ -17,6 +20,15 @@ class Pooling(Enum):
     CLS = "cls"  # that of the first token
     LAST = "last"  # that of the last token
     RANK = "rank"  # the classification head's scores
+
+
+def pooled(text: npt.NDArray[np.float32], pooling: Pooling) -> npt.NDArray[np.float32]:
+    """Of a text's vectors (T, D), T at least 1, their MEAN, the CLS or the LAST one as (1, D); with NONE all (T, D)."""
+    if pooling is Pooling.NONE:
+        return text
+    if pooling is Pooling.MEAN:
+        return np.asarray(text.mean(axis=0, keepdims=True, dtype=np.float64), dtype=np.float32)
+    return np.asarray(text[:1] if pooling is Pooling.CLS else text[-1:])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 float score = seen ? score_base2(__fmul_rn(s[h], factor), softcap) : minus_infinity();
 #ifdef ALIBI
                 if (h < heads_of_block())
-                    score = with_bias(score, slopes[head0_of_block() + h], task.position - start - lane);
+                    score = with_bias(score, slopes, head0_of_block() + h, task.position - start - lane);
 #endif
                 const float risen = fmaxf(top[h], warp_max(score)), shrink = power2(top[h] - risen),
                             p = power2(score - risen);

@@ -18,6 +18,7 @@ from engine.cuda.launch_plan.norms import folds, norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
 from engine.model.config import AttentionConfig, LatentConfig, QkNorm, RopeStyle
+from engine.model.relative import FARTHEST
 from engine.model.weights import AttentionWeights, ExpertLinear, LatentWeights, Linear
 
 _ROPE_STYLES = {RopeStyle.NORM: KernelRopeStyle.ADJACENT, RopeStyle.NEOX: KernelRopeStyle.HALVES}
@@ -207,13 +208,13 @@ class AttentionPlan:
         kernels += [(self.q_norm, "normalize_pieces"), (self.k_norm, "normalize_pieces")]
         yield from (step.part(kernel) for wanted, kernel in kernels if wanted)
         if step.prompts:
-            yield Launch("rope_append", self._jobs(step.card)[2])
+            yield Launch("rope_append", self._jobs(step.card)[-2])
 
     def attention(self, step: Step) -> Iterator[Launch]:
         """The brick of the same name."""
         jobs, plan = self._jobs(step.card), attention_plan.decode_plan(self.shape, *step.card)
         if step.prompts:
-            yield Launch("attention_prefill", jobs[3])
+            yield Launch("attention_prefill", jobs[-1])
         else:
             yield Launch("attention_decode", jobs[1 if plan.one_range_each(step.n_rows, step.slots) else 0])
 
@@ -243,6 +244,8 @@ def attention_shape(config: AttentionConfig, kv_type: KvType) -> AttentionShape:
         alibi=config.alibi > 0.0,
         values_in_keys=config.values_in_keys,
         gate=0 if config.output_gate is None else config.n_heads * config.value_width,
+        distances=FARTHEST if config.relative_buckets else 0,
+        both_ways=not config.causal,
     )
 
 

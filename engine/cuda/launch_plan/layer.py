@@ -64,6 +64,8 @@ class LayerPlan:
         mixer: the part that reads other tokens, or None. ffn: the feed-forward part, or None.
         attn_norm, attn_post_norm, ffn_norm, ffn_post_norm: where each norm is computed.
         parallel: the feed-forward part reads the layer's input.
+        attn_output_norm, attn_norm_2: whether there are these norms behind the mixer's residual; last_norm: whether the
+            result is normalized.
         leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
         leaves_behind: the last product leaves the operand of the product that reads the stream next, likewise.
         takes_left: the mixer's first product reads what the layer before has left.
@@ -77,6 +79,9 @@ class LayerPlan:
     ffn_norm: Norm
     ffn_post_norm: Norm
     parallel: bool
+    attn_output_norm: bool = False
+    attn_norm_2: bool = False
+    last_norm: bool = False
     leaves_inside: bool = False
     leaves_behind: bool = False
     takes_left: bool = False
@@ -124,9 +129,21 @@ class LayerPlan:
     def launches(self, step: Step) -> Iterator[Launch]:
         """The layer in order."""
         ready = self.takes_left and step.hands_over
+        if self.attn_norm_2:
+            yield from self._named("attn_qkv", [step.row("copy_rows")])
         for brick in () if self.mixer is None else self.mixer.bricks(step, self.attn_norm, ready=ready):
             launches = self._added(step, brick.launches, self.attn_post_norm) if brick.added else brick.launches
             yield from self._named(brick.name, launches)
+        if self.attn_output_norm:
+            yield from self._named("attn_output", [step.part("normalize_pieces")])
+        if self.attn_norm_2:
+            yield from self._named("attn_output", [step.row("add_scaled"), step.part("normalize_pieces")])
+        yield from self._fed(step)
+        if self.last_norm:
+            yield from self._named("ffn_down", [step.part("normalize_pieces")])
+
+    def _fed(self, step: Step) -> Iterator[Launch]:
+        """The feed-forward part."""
         if self.ffn is None:
             return
         if isinstance(self.ffn, MoePlan):
@@ -157,7 +174,7 @@ class LayerPlan:
 
 def leaves_inside(layer: LayerPlan) -> bool:
     """Whether the mixer's last product can leave the operand of gate and up."""
-    if layer.mixer is None or layer.parallel or layer.attn_post_norm is not Norm.ABSENT:
+    if layer.mixer is None or layer.parallel or layer.attn_post_norm is not Norm.ABSENT or layer.attn_output_norm:
         return False
     if not isinstance(layer.ffn, FfnPlan):
         return False
@@ -168,7 +185,7 @@ def leaves_inside(layer: LayerPlan) -> bool:
 
 def leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:
     """Whether the layer's last product can leave the operand of products of a norm of the stream."""
-    if layer.parallel or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
+    if layer.parallel or layer.last_norm or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
         return False
     if layer.ffn is None:
         mixed = layer.mixer is not None and layer.mixer.output.emits

@@ -20,6 +20,7 @@ from engine.cuda.launch_plan.recurrent import describe_recurrent
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 from engine.cuda.matrix import gemm_plan
 from engine.cuda.recurrent.plan import StateShape
+from engine.cuda.rows import pooling
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.sampling import sampler
 from engine.gguf.types import GGMLType
@@ -58,8 +59,10 @@ class LaunchPlan:
         token_embd: the embedding table. position_embd: learned positions, or None.
         embedding_norm: whether there is one.
         layers: the layers in order.
-        output_norm: where it is computed. output: the output projection.
+        output_norm: where it is computed. output: the output projection; None in models that make embeddings alone, of
+            which only texts() runs.
         softcap: whether logits are capped.
+        token_types: whether a vector of their type is added to tokens.
     """
 
     card: Card
@@ -71,8 +74,14 @@ class LaunchPlan:
     embedding_norm: bool
     layers: tuple[LayerPlan, ...]
     output_norm: Norm
-    output: Projection
+    output: Projection | None
     softcap: bool
+    token_types: bool
+
+    @property
+    def generates(self) -> bool:
+        """Whether there are logits, and so decode steps."""
+        return self.output is not None
 
     @lazy
     def attention_shapes(self) -> tuple[AttentionShape | None, ...]:
@@ -89,14 +98,15 @@ class LaunchPlan:
     @lazy
     def products(self) -> tuple[Product, ...]:
         """All products; of experts and heads that are alike, one."""
-        return (*(product for layer in self.layers for product in layer.products()), *self.output.parts)
+        head = () if self.output is None else self.output.parts
+        return (*(product for layer in self.layers for product in layer.products()), *head)
 
     @lazy
     def matrices(self) -> tuple[Matrix, ...]:
         """Everything that is uploaded, each tensor once."""
         found = [self.token_embd, *(() if self.position_embd is None else (self.position_embd,))]
         found += [matrix for layer in self.layers for matrix in layer.matrices()]
-        found += [matrix for part in self.output.parts for matrix in part.matrices]
+        found += [matrix for part in (() if self.output is None else self.output.parts) for matrix in part.matrices]
         return tuple(dict.fromkeys(found))
 
     @lazy
@@ -157,6 +167,8 @@ class LaunchPlan:
     def hidden(self, step: Step) -> Iterator[Launch]:
         """From token ids to the residual stream behind the last layer."""
         yield replace(step.embed(self.token_embd), brick="embed")
+        if self.token_types:
+            yield replace(step.row("add_bias"), brick="embed")
         if self.position_embd is not None:
             yield replace(step.embed(self.position_embd), brick="embed")
             yield replace(step.row("add_scaled"), brick="embed")
@@ -167,6 +179,7 @@ class LaunchPlan:
 
     def head(self, step: Step) -> Iterator[Launch]:
         """From rows of the residual stream to logits."""
+        assert self.output is not None, "this model makes embeddings alone"
         ready = self.output_takes_left and step.hands_over
         launches = [*step.norm(self.output_norm), *step.product(self.output, ready=ready)]
         if self.softcap:
@@ -189,6 +202,14 @@ class LaunchPlan:
             yield from self.head(self.step(Phase.PROMPT, outputs))
             yield Launch("sample", (sampler.SOURCES, None), brick="sample")
 
+    def texts(self, n_rows: int) -> Iterator[Launch]:
+        """Texts of so many tokens together, from their tokens to one vector each."""
+        yield Launch("scatter", (staging.FILES, None), brick="staging")
+        yield from self.hidden(self.step(Phase.PROMPT, n_rows))
+        if self.output_norm is not Norm.ABSENT:
+            yield replace(self.step(Phase.PROMPT, n_rows).part("normalize_pieces"), brick="head")
+        yield Launch("pool_rows", (pooling.FILES, None), brick="head")
+
 
 def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> LaunchPlan:
     """The plan of a loaded file; needs no GPU.
@@ -201,9 +222,9 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
     config, weights = model.config, model.weights
     chooser = Chooser(Card(*card), settings.deterministic)
     layers = [_layer(layer, chooser, settings) for layer in weights.layers]
-    output = chooser.projection([weights.head], factor=config.logit_scale)
+    output = chooser.projection([weights.head], factor=config.logit_scale) if config.generates else None
     output_norm = norm_of(weights.output_norm)
-    takes = [*(layer.takes_operand for layer in layers[1:]), output.takes_operand]
+    takes = [*(layer.takes_operand for layer in layers[1:]), output is not None and output.takes_operand]
     norms = [*(layer.attn_norm for layer in layers[1:]), output_norm]
     leaves = [leaves_behind(layer, norm) and take for layer, norm, take in zip(layers, norms, takes, strict=True)]
     return LaunchPlan(
@@ -221,6 +242,7 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
         output_norm=output_norm,
         output=output,
         softcap=config.logit_softcap is not None,
+        token_types=weights.token_types is not None,
     )
 
 
@@ -244,6 +266,9 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPl
         ffn_norm=norm_of(layer.ffn_norm),
         ffn_post_norm=norm_of(layer.ffn_post_norm),
         parallel=layer.parallel and ffn is not None,
+        attn_output_norm=layer.attn_output_norm is not None,
+        attn_norm_2=layer.attn_norm_2 is not None,
+        last_norm=layer.layer_output_norm is not None,
     )
 
 

@@ -16,7 +16,7 @@ class Widths:
         model: D. vocab: V. qkv: all of q, k and v. attention: H*Hv. ffn: F.
         experts: E, 0 without a mixture. used: experts of a row. hidden: hidden values of all of them.
         normed: D, or 0 where every norm folds into a product. part: D, or 0 where every result is added as it comes.
-        beside: D, or 0 without parallel layers.
+        beside: D, or 0 where no layer reads its input again.
         inputs: first products of latent attention. queries: queries from their compression. heads: what the matrices
             of single heads, or kv_b, give. All 0 without latent attention.
         mixed: first products of recurrent layers. convolved: channels of their convolutions. between: products between
@@ -59,7 +59,7 @@ class Widths:
             vocab=plan.vocab,
             normed=width if Norm.APART in norms else 0,
             part=width if waits else 0,
-            beside=width if any(layer.parallel for layer in layers) else 0,
+            beside=width if any(layer.parallel or layer.attn_norm_2 for layer in layers) else 0,
             **found,
         )
 

@@ -301,6 +301,9 @@ class DeviceLayer:
     moe: DeviceMoe | None
     ffn_post_norm: DeviceNorm | None
     residual_scale: float
+    attn_output_norm: DeviceNorm | None = None
+    attn_norm_2: DeviceNorm | None = None
+    last_norm: DeviceNorm | None = None
 
     @property
     def index(self) -> int:
@@ -343,7 +346,8 @@ class DeviceLayer:
 class DeviceWeights:
     """The whole model. token_embd is the head's own matrix where the file ties them.
 
-    logit_scale is part of the output projection.
+    logit_scale is part of the output projection, which models that make embeddings alone have not. token_types: float32
+    (D,), added to every token's vector.
     """
 
     plan: LaunchPlan
@@ -353,5 +357,6 @@ class DeviceWeights:
     embedding_norm: DeviceNorm | None
     layers: tuple[DeviceLayer, ...]
     output_norm: DeviceNorm | None
-    output: DeviceProjection
+    output: DeviceProjection | None
     logit_softcap: float | None
+    token_types: DeviceArray | None

@@ -64,6 +64,10 @@ _SERVED: dict[str, frozenset[Any]] = {
     "routing": frozenset({Routing.SOFTMAX, Routing.SIGMOID, Routing.SOFTMAX_CHOSEN}),
     "normalize": frozenset({True, False}),
     "shared_gate": frozenset({True, False}),
+    "causal": frozenset({True, False}),
+    "generates": frozenset({True, False}),
+    "output_norms": frozenset({True, False}),
+    "token_types": frozenset({True, False}),
 }
 """Values of a field that kernels serve."""
 
@@ -91,6 +95,7 @@ _ANY = frozenset(
         "rank",
         "value_scale",
         "shared_scale",
+        "relative_buckets",
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -106,11 +111,6 @@ _MIXER_NAMES: dict[type[RecurrentConfig], str] = {
 }
 
 _NAMES = {
-    "causal": "attention to later tokens",
-    "generates": "models that make embeddings alone",
-    "output_norms": "norms behind residuals",
-    "token_types": "types of tokens",
-    "relative_buckets": "biases of distances",
     "output_gate": "this kind of gates of attention",
     "decay_floor": "delta rules with a floor of decays",
     "unit_epsilon": "delta rules with an epsilon of their own",

@@ -49,11 +49,13 @@ from engine.cuda.recurrent.delta import DeltaConstants
 from engine.cuda.recurrent.mamba_2 import Mamba2Constants
 from engine.model.config import AttentionConfig
 from engine.model.loader import LoadedModel
+from engine.model.relative import FARTHEST, relative_buckets
 from engine.model.rope import RopeTable
 from engine.model.weights import (
     AttentionWeights,
     DeltaNetWeights,
     FfnWeights,
+    Float32Array,
     KimiDeltaWeights,
     LatentWeights,
     LayerWeights,
@@ -74,6 +76,12 @@ class ExpertBiases(TypedDict):
     down_bias: DeviceArray | None
 
 
+def _gains(bias: Float32Array) -> Float32Array:
+    """Learned biases of kinds of distance (buckets, H) as (H, 2 * FARTHEST + 1), by the distance key - query."""
+    kinds = relative_buckets(np.arange(-FARTHEST, FARTHEST + 1), len(bias))
+    return np.ascontiguousarray(bias[kinds].T)
+
+
 class Uploader(TensorUploader):
     """Uploads the parts of a model."""
 
@@ -90,8 +98,9 @@ class Uploader(TensorUploader):
                 embedding_norm=self.norm(weights.embedding_norm),
                 layers=tuple(self._layer(*pair) for pair in zip(plan.layers, weights.layers, strict=True)),
                 output_norm=self.norm(weights.output_norm),
-                output=self.projection(plan.output),
+                output=None if plan.output is None else self.projection(plan.output),
                 logit_softcap=config.logit_softcap,
+                token_types=self.vector(weights.token_types),
             )
         self._stream.synchronize()
         return result
@@ -116,6 +125,9 @@ class Uploader(TensorUploader):
             moe=moe,
             ffn_post_norm=self.norm(layer.ffn_post_norm),
             residual_scale=layer.config.residual_scale,
+            attn_output_norm=self.norm(layer.attn_output_norm),
+            attn_norm_2=self.norm(layer.attn_norm_2),
+            last_norm=self.norm(layer.layer_output_norm),
         )
 
     def _ffn(self, plan: FfnPlan, weights: FfnWeights, expert: int | None = None) -> DeviceFfn:
@@ -198,12 +210,14 @@ class Uploader(TensorUploader):
             q_norm=None if q_norm is None else q_norm.weight,
             k_norm=None if k_norm is None else k_norm.weight,
             norm_eps=1e-6 if q_norm is None else q_norm.epsilon,
-            window=config.window or 0,
+            window=config.window or -(config.chunk or 0),
             temperature=0.0 if temperature is None else temperature.scale,
             temperature_length=1 if temperature is None else temperature.length,
             softcap=config.softcap or 0.0,
             sinks=self.vector(weights.sinks),
-            slopes=self.vector(weights.alibi_slopes),
+            slopes=self.vector(
+                weights.alibi_slopes if weights.relative_bias is None else _gains(weights.relative_bias)
+            ),
         )
         heads = None
         if plan.prepares:

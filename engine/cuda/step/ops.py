@@ -94,6 +94,8 @@ class CudaOps(LayerBricks[DeviceLayer]):
         """See Ops.embed. Not launched early: the attention kernels read positions before their own wait."""
         weights, x = self.weights, self.buffers.x[: self.n_rows]
         embed(weights.token_embd, tokens, x, scale=weights.embedding_scale, pdl=False)
+        if weights.token_types is not None:
+            row_ops.add_bias(x, weights.token_types, 1.0)
         if weights.position_embd is not None:
             part = self.buffers.part[: self.n_rows]
             embed(weights.position_embd, positions, part)
@@ -105,6 +107,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
     def logits(self, x: DeviceArray, out: DeviceArray) -> None:
         """Final norm and output projection of rows x (R, D) into out (R, V), contiguous."""
         weights = self.weights
+        assert weights.output is not None
         source, norm = self._normed(x, weights.output_norm)
         ready = weights.plan.output_takes_left and self.step.hands_over
         self._product(weights.output, source, out, norm=norm, ready=ready)
@@ -117,13 +120,27 @@ class CudaOps(LayerBricks[DeviceLayer]):
         """See Ops.mix."""
         if layer.mixer is None:
             return x
+        if layer.attn_norm_2 is not None:
+            row_ops.copy(x, self.buffers.beside[: self.n_rows])
         q = None if layer.attention_part is None else self.attn_qkv(layer, x)
         mixed = None if layer.recurrent_part is None else self.ssm_in(layer, x)
         if q is not None:
             x = self.attn_output(layer, self.attention(layer, q), x)
         if mixed is not None:
             x = self.ssm_out(layer, self.ssm(layer, mixed), x)
+        if layer.attn_output_norm is not None:
+            parts.normalize(x, x, layer.attn_output_norm)
+        if layer.attn_norm_2 is not None:
+            row_ops.add_scaled(x, self.buffers.beside[: self.n_rows], None, 0)
+            parts.normalize(x, x, layer.attn_norm_2)
         return x
+
+    def feed_forward(self, layer: DeviceLayer, x: DeviceArray, y: DeviceArray) -> DeviceArray:
+        """See Ops.feed_forward."""
+        result: DeviceArray = super().feed_forward(layer, x, y)
+        if layer.last_norm is not None:
+            parts.normalize(result, result, layer.last_norm)
+        return result
 
     def ssm_in(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """attn_norm and the first products of a recurrent layer, side by side."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.cuda.attention.attention import Attention, AttentionShape, prefill_tiles
-from engine.cuda.attention.cache import PagedCache
+from engine.cuda.attention.cache import PagedCache, TextCache
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Family, Phase
@@ -50,11 +50,11 @@ class PromptOps(CudaOps):
         self._grouped = products.grouped
         self._attention = attention
         self._staging = staging
-        self._cache: PagedCache
+        self._cache: PagedCache | TextCache
         self._states: StateCache | None
         self._tiles: dict[int, DeviceArray] = {}
 
-    def use(self, cache: PagedCache, states: StateCache | None) -> None:
+    def use(self, cache: PagedCache | TextCache, states: StateCache | None) -> None:
         """Chooses the caches that the following batches extend; states: None where the model has none."""
         self._cache, self._states = cache, states
 
@@ -115,6 +115,7 @@ class PromptOps(CudaOps):
             self._cache.block_table,
             self._tiles[kernels.tile_rows],
             out,
+            lengths=self._cache.lengths,
         )
         return out
 
