@@ -134,8 +134,8 @@ class LayerAttention:
         rope_scale: factor of cos and sin (YaRN's attention factor), else 1.
         q_norm: float32 (Hk,) RMS-norm weight over each query head, or None. k_norm: the same for keys.
         norm_eps: epsilon of those norms.
-        window: a token sees itself and the window-1 tokens before it; 0 = everything before it; -n = of that, what is in
-            its chunk of n positions. Where shape.both_ways, those at most window // 2 away; 0 = the whole text.
+        window: a token sees itself and the window-1 tokens before it; 0 = everything before it; -n = of that, what its
+            chunk of n positions holds. Where shape.both_ways, those at most window // 2 away; 0 = the whole text.
         softcap: scores become softcap * tanh(score / softcap); 0 = off.
         sinks: float32 (H,) logit per head that joins the softmax without a value, or None.
         slopes: float32 (H,) what a score loses per position between query and key, or with shape.distances float32
