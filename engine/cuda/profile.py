@@ -73,7 +73,8 @@ class _Profiler:
         self._stream, self._context_length = stream, context_length
         self._weights = machine.weights
         plan = self._weights.plan
-        self._cache = PagedCache(plan.attention_shapes, n_rows * page_count(depth + 1), context_length, n_rows)
+        pages = n_rows * page_count(depth + 1)
+        self._cache = PagedCache(plan.cache_shapes, pages, context_length, n_rows, plan.cache_layers)
         self._states = StateCache(plan.state_shapes, StateRows(n_rows, 2, 0)) if machine.states is not None else None
         self._ops = machine.decode_ops(n_rows, self._cache, self._states)
         cache_bytes = int(cupy.cuda.Device().attributes.get("L2CacheSize", 0)) or 64 << 20

@@ -236,7 +236,7 @@ class CudaRunner:
         for ids in texts:
             self._seats.check_room(len(ids))
         plan, ends = self._machine.weights.plan, np.cumsum([page_count(len(ids)) for ids in texts]).tolist()
-        cache = PagedCache(plan.attention_shapes, ends[-1], max(map(len, texts)), len(texts))
+        cache = PagedCache(plan.cache_shapes, ends[-1], max(map(len, texts)), len(texts), plan.cache_layers)
         for slot, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
             cache.set_pages(slot, list(range(first, end)))
         states = None if self.states is None else StateCache(plan.state_shapes, StateRows(len(texts), 2, 0))

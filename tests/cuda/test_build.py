@@ -58,7 +58,18 @@ def shapes_for(arch):
     latent = AttentionShape(
         (16, 5)[turn % 2], 1, 576, 512, 0, KernelRopeStyle.ADJACENT, tuple(KvType)[turn % 2 - 1], values_in_keys=True
     )
-    general += [alibi, latent]
+    texts = AttentionShape(
+        8,
+        2,
+        64,
+        64,
+        0,
+        KernelRopeStyle.HALVES,
+        tuple(KvType)[turn % 2],
+        distances=(0, 128)[turn // 2 % 2],
+        both_ways=True,
+    )
+    general += [alibi, latent, texts]
     return tensor + (general if arch in COMPLETE else general[turn % 2 :][:1])
 
 
@@ -95,12 +106,18 @@ def jobs_for(arch):
     from engine.cuda.experts import prefill as experts
     from engine.cuda.formats import dequant, repack
     from engine.cuda.matrix import decode_gemm_plan, gemm_plan, matvec_plan
-    from engine.cuda.rows import parts, rows
+    from engine.cuda.rows import parts, pooling, rows
     from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
 
     turn = ARCHES.index(arch)
-    jobs = [(rows.FILES, None), (parts.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]
+    jobs = [
+        (rows.FILES, None),
+        (parts.FILES, None),
+        (pooling.FILES, None),
+        (staging.FILES, None),
+        (sampling_ops.SOURCES, None),
+    ]
     rare = RARE if arch == 90 else RARE[turn::6]
     for type in (COMMON if arch in COMPLETE else COMMON[turn % 4 :: 4]) + rare:
         jobs += [repack.build_job(type), *dequant.build_jobs(type)]
@@ -159,7 +176,9 @@ def kernel_names(file, type):
         return ["_".join(file.split("_")[:2])]
     names = {
         "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid read_all",
-        "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear multiply_sigmoid divide add_chosen",
+        "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear multiply_gate scale add_times silence divide "
+        "add_chosen weigh_chosen_rows",
+        "pooling.cu": "pool_rows",
         "moves.cu": "scatter copy_pages gather_rows",
         "conv.cu": "conv_decode conv_prompt",
         "scan.cu": "scan_decode scan_prompt",

@@ -227,17 +227,18 @@ UNSTATED = {
 MORE = peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS | peer_single.VARIANTS
 MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | peer_gemma.VARIANTS | peer_rwkv.VARIANTS
 
-ON_CPU_ALONE = {
-    "afmoe", "arctic", "chameleon", "grovemoe", "hrm_text", "laguna", "laguna without windows, gates of values",
-    "llama4", "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
-    "smallthinker", "spark2_5", "talkie", *(name for name in peer_single.FAMILIES if name != "plm"),
-}  # fmt: skip
-"""Those with parts that a GPU may decline."""
+ON_CPU_ALONE = {"dots3note", "gemma3n", "grovemoe", "hrm_text", "hy_v4"}
+"""Of those below, the ones that the GPU declines."""
 
 GPU_MODELS = {
     name: make
     for name, make in (
-        peer_families.FAMILIES | peer_families.VARIANTS | peer_variants.VARIANTS | peer_single.FAMILIES
+        peer_families.FAMILIES
+        | peer_families.VARIANTS
+        | peer_variants.VARIANTS
+        | peer_single.FAMILIES
+        | peer_gemma.FAMILIES
+        | peer_gemma.VARIANTS
     ).items()
     if name not in ON_CPU_ALONE
 }

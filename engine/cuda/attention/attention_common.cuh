@@ -199,14 +199,14 @@ DEVICE void rope_angles(float2* table, int position, const double* inv_freq, flo
     }
 }
 
-// Factor on the queries of a position: 1 + scale ln(1 + floor(position / length)); scale 0 = off.
+// Factor on the queries of a position: 1 + scale ln(1 + floor((position + offset) / length)); scale 0 = off.
 struct Temperature {
     float scale;
-    int length;
+    int length, offset;
 };
 DEVICE float query_factor(Temperature temperature, int position) {
     if (temperature.scale == 0.0f) return 1.0f;
-    return fmaf(temperature.scale, logf(1.0f + (float)(position / temperature.length)), 1.0f);
+    return fmaf(temperature.scale, logf(1.0f + (float)((position + temperature.offset) / temperature.length)), 1.0f);
 }
 
 // One warp: `to` = RoPE(RMSnorm(from + bias) * weight). weight and bias may be null; `to` must not be read by other

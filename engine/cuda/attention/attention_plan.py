@@ -130,7 +130,8 @@ class LayerAttention:
     Attributes:
         scale: factor of q.k, usually Hk ** -0.5.
         inv_freq: float64 (rope_dim/2,), frequency factors and YaRN ramps folded in; None only where rope_dim is 0.
-        temperature: queries are multiplied by 1 + temperature * ln(1 + position // temperature_length); 0 = off.
+        temperature: queries are multiplied by 1 + temperature * ln(1 + (position + temperature_offset) //
+            temperature_length); 0 = off.
         rope_scale: factor of cos and sin (YaRN's attention factor), else 1.
         q_norm: float32 (Hk,) RMS-norm weight over each query head, or None. k_norm: the same for keys.
         norm_eps: epsilon of those norms.
@@ -147,6 +148,7 @@ class LayerAttention:
     rope_scale: float = 1.0
     temperature: float = 0.0
     temperature_length: int = 1
+    temperature_offset: int = 0
     q_norm: DeviceArray | None = None
     k_norm: DeviceArray | None = None
     norm_eps: float = 1e-6

@@ -79,6 +79,7 @@ class PagedCache:
         n_pages: pages in all.
         context_length: positions of one sequence at most.
         n_slots: rows of the table.
+        owners: for every layer the one whose cache it reads; None: its own.
 
     Attributes:
         layers: the cache of each layer, or None.
@@ -89,10 +90,16 @@ class PagedCache:
     lengths: None = None
 
     def __init__(
-        self, shapes: Sequence[AttentionShape | None], n_pages: int, context_length: int, n_slots: int
+        self,
+        shapes: Sequence[AttentionShape | None],
+        n_pages: int,
+        context_length: int,
+        n_slots: int,
+        owners: Sequence[int] | None = None,
     ) -> None:
         import cupy
 
+        self._owners = range(len(shapes)) if owners is None else owners
         self.layers = [None if shape is None else AttentionCache(shape) for shape in shapes]
         caches = [layer for layer in self.layers if layer is not None]
         for layer in caches:
@@ -106,8 +113,8 @@ class PagedCache:
         self._store = RowStore([array for layer in caches for array in layer.paged])
 
     def arrays(self, layer: int) -> tuple[DeviceArray, DeviceArray]:
-        """Keys and values of a layer that has a cache."""
-        found = self.layers[layer]
+        """The keys and values that a layer reads."""
+        found = self.layers[self._owners[layer]]
         assert found is not None
         return found.keys, found.values
 

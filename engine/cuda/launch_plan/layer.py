@@ -51,6 +51,31 @@ class CombinedPlan:
         yield from (queries, inputs, attended, added, moved, last)
 
 
+@dataclass(frozen=True)
+class LayerInputPlan:
+    """What a token's own vector for a layer adds to the layer's result; see engine.model.config.LayerConfig.
+
+    Attributes:
+        inp_gate: from the stream to P numbers. proj: back.
+    """
+
+    inp_gate: Projection
+    proj: Projection
+
+    def products(self) -> Iterator[Product]:
+        """All products."""
+        yield from self.inp_gate.parts
+        yield from self.proj.parts
+
+    def launches(self, step: Step) -> Iterator[Launch]:
+        """In order."""
+        yield from step.product(self.inp_gate)
+        yield step.part("rotate_pieces")
+        yield step.row("gate")
+        yield from step.product(self.proj)
+        yield step.part("normalize_pieces")
+
+
 MixerPlan = AttentionPlan | RecurrentPlan | CombinedPlan
 """The part of a layer that reads other tokens; one class per class of engine.model.config.MixerConfig."""
 
@@ -66,6 +91,8 @@ class LayerPlan:
         parallel: the feed-forward part reads the layer's input.
         attn_output_norm, attn_norm_2: whether there are these norms behind the mixer's residual; last_norm: whether the
             result is normalized.
+        embedding_skip: embeddings are added to the result. scales: the result is multiplied by a number.
+        layer_input: what the token's own vector for the layer adds to the result, or None.
         leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
         leaves_behind: the last product leaves the operand of the product that reads the stream next, likewise.
         takes_left: the mixer's first product reads what the layer before has left.
@@ -82,6 +109,9 @@ class LayerPlan:
     attn_output_norm: bool = False
     attn_norm_2: bool = False
     last_norm: bool = False
+    embedding_skip: bool = False
+    scales: bool = False
+    layer_input: LayerInputPlan | None = None
     leaves_inside: bool = False
     leaves_behind: bool = False
     takes_left: bool = False
@@ -116,6 +146,8 @@ class LayerPlan:
             yield from self.mixer.products()
         if self.ffn is not None:
             yield from self.ffn.products()
+        if self.layer_input is not None:
+            yield from self.layer_input.products()
 
     def matrices(self) -> Iterator[Matrix]:
         """Everything that is uploaded."""
@@ -125,10 +157,16 @@ class LayerPlan:
             yield from self.ffn.matrices()
         elif self.ffn is not None:
             yield from (matrix for product in self.ffn.products() for matrix in product.matrices)
+        if self.layer_input is not None:
+            yield from (matrix for product in self.layer_input.products() for matrix in product.matrices)
 
     def launches(self, step: Step) -> Iterator[Launch]:
         """The layer in order."""
         ready = self.takes_left and step.hands_over
+        if self.moe is not None and self.moe.routed_early:
+            yield from self._named("ffn_moe", self.moe.scores(step, Norm.ABSENT))
+        if self.moe is not None and self.moe.reads_input:
+            yield from self._named("ffn_moe", [step.part("normalize_pieces")])
         if self.attn_norm_2:
             yield from self._named("attn_qkv", [step.row("copy_rows")])
         for brick in () if self.mixer is None else self.mixer.bricks(step, self.attn_norm, ready=ready):
@@ -139,8 +177,23 @@ class LayerPlan:
         if self.attn_norm_2:
             yield from self._named("attn_output", [step.row("add_scaled"), step.part("normalize_pieces")])
         yield from self._fed(step)
+        yield from self._named("ffn_down" if self.moe is None else "ffn_moe", self._finished(step))
+
+    def _finished(self, step: Step) -> Iterator[Launch]:
+        """What happens to the result."""
+        if self.embedding_skip:
+            yield step.part("add_times")
         if self.last_norm:
-            yield from self._named("ffn_down", [step.part("normalize_pieces")])
+            yield step.part("normalize_pieces")
+        if self.layer_input is not None:
+            yield from self.layer_input.launches(step)
+        if self.scales:
+            yield step.part("scale")
+
+    @property
+    def changes_after(self) -> bool:
+        """Whether something happens to the result behind the feed-forward part."""
+        return self.last_norm or self.embedding_skip or self.scales or self.layer_input is not None
 
     def _fed(self, step: Step) -> Iterator[Launch]:
         """The feed-forward part."""
@@ -185,7 +238,7 @@ def leaves_inside(layer: LayerPlan) -> bool:
 
 def leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:
     """Whether the layer's last product can leave the operand of products of a norm of the stream."""
-    if layer.parallel or layer.last_norm or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
+    if layer.parallel or layer.changes_after or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
         return False
     if layer.ffn is None:
         mixed = layer.mixer is not None and layer.mixer.output.emits

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from engine.concurrency.lazy import lazy
@@ -12,7 +13,14 @@ from engine.cuda.driver import staging
 from engine.cuda.launch_plan.attention import describe_attention
 from engine.cuda.launch_plan.families import Card, Family, Phase
 from engine.cuda.launch_plan.feed_forward import FfnPlan, describe_ffn
-from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan, leaves_behind, leaves_inside
+from engine.cuda.launch_plan.layer import (
+    CombinedPlan,
+    LayerInputPlan,
+    LayerPlan,
+    MixerPlan,
+    leaves_behind,
+    leaves_inside,
+)
 from engine.cuda.launch_plan.mixture import MoePlan, describe_moe
 from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
@@ -50,6 +58,26 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class PerLayerPlan:
+    """A vector of every token for each layer; see engine.model.config.ModelConfig.per_layer_width.
+
+    Attributes:
+        token_embd: table of L * P numbers of a token. model_proj: as many of its embedding.
+        width: P.
+    """
+
+    token_embd: Matrix
+    model_proj: Projection
+    width: int
+
+    def launches(self, step: Step) -> Iterator[Launch]:
+        """In order."""
+        yield step.embed(self.token_embd)
+        yield from step.product(self.model_proj)
+        yield step.part("normalize_pieces")
+
+
+@dataclass(frozen=True)
 class LaunchPlan:
     """A model on a card.
 
@@ -63,6 +91,8 @@ class LaunchPlan:
             which only texts() runs.
         softcap: whether logits are capped.
         token_types: whether a vector of their type is added to tokens.
+        per_layer: the vectors of tokens for each layer, or None.
+        silent: whether some tokens are never given.
     """
 
     card: Card
@@ -77,6 +107,13 @@ class LaunchPlan:
     output: Projection | None
     softcap: bool
     token_types: bool
+    per_layer: PerLayerPlan | None = None
+    silent: bool = False
+
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Whether later layers read embeddings."""
+        return any(layer.embedding_skip for layer in self.layers)
 
     @property
     def generates(self) -> bool:
@@ -90,6 +127,18 @@ class LaunchPlan:
         return tuple(None if mixer is None else mixer.shape for mixer in mixers)
 
     @lazy
+    def cache_shapes(self) -> tuple[AttentionShape | None, ...]:
+        """The heads of every layer that has a cache of its own."""
+        pairs = zip(self.attention_shapes, self.cache_layers, strict=True)
+        return tuple(shape if owner == index else None for index, (shape, owner) in enumerate(pairs))
+
+    @lazy
+    def cache_layers(self) -> tuple[int, ...]:
+        """For every layer the one whose cache it reads."""
+        found = (None if layer.attention is None else layer.attention.cache_layer for layer in self.layers)
+        return tuple(index if owner is None else owner for index, owner in enumerate(found))
+
+    @lazy
     def state_shapes(self) -> tuple[StateShape | None, ...]:
         """The recurrent state of every layer; None where it has none."""
         mixers = (layer.recurrent for layer in self.layers)
@@ -99,12 +148,16 @@ class LaunchPlan:
     def products(self) -> tuple[Product, ...]:
         """All products; of experts and heads that are alike, one."""
         head = () if self.output is None else self.output.parts
-        return (*(product for layer in self.layers for product in layer.products()), *head)
+        first = () if self.per_layer is None else self.per_layer.model_proj.parts
+        return (*first, *(product for layer in self.layers for product in layer.products()), *head)
 
     @lazy
     def matrices(self) -> tuple[Matrix, ...]:
         """Everything that is uploaded, each tensor once."""
         found = [self.token_embd, *(() if self.position_embd is None else (self.position_embd,))]
+        if self.per_layer is not None:
+            found += [self.per_layer.token_embd]
+            found += [matrix for part in self.per_layer.model_proj.parts for matrix in part.matrices]
         found += [matrix for layer in self.layers for matrix in layer.matrices()]
         found += [matrix for part in (() if self.output is None else self.output.parts) for matrix in part.matrices]
         return tuple(dict.fromkeys(found))
@@ -174,6 +227,11 @@ class LaunchPlan:
             yield replace(step.row("add_scaled"), brick="embed")
         if self.embedding_norm:
             yield replace(step.part("normalize_pieces"), brick="embed")
+        if self.keeps_embeddings:
+            yield replace(step.row("copy_rows"), brick="embed")
+        if self.per_layer is not None:
+            for launch in self.per_layer.launches(step):
+                yield replace(launch, brick="embed")
         for layer in self.layers:
             yield from layer.launches(step)
 
@@ -184,6 +242,8 @@ class LaunchPlan:
         launches = [*step.norm(self.output_norm), *step.product(self.output, ready=ready)]
         if self.softcap:
             launches.append(step.part("softcap"))
+        if self.silent:
+            launches.append(step.part("silence"))
         yield from (replace(launch, brick="head") for launch in launches)
 
     def decode(self, n_rows: int) -> Iterator[Launch]:
@@ -221,7 +281,13 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
     """
     config, weights = model.config, model.weights
     chooser = Chooser(Card(*card), settings.deterministic)
-    layers = [_layer(layer, chooser, settings) for layer in weights.layers]
+    kept = _kept_caches(weights.layers)
+    layers = [_layer(layer, chooser, settings, kept) for layer in weights.layers]
+    per_layer = None
+    if weights.per_layer is not None:
+        factor = 1.0 / math.sqrt(config.width)
+        projected = chooser.projection([weights.per_layer.model_proj], factor=factor)
+        per_layer = PerLayerPlan(Matrix.of(weights.per_layer.token_embd), projected, config.per_layer_width)
     output = chooser.projection([weights.head], factor=config.logit_scale) if config.generates else None
     output_norm = norm_of(weights.output_norm)
     takes = [*(layer.takes_operand for layer in layers[1:]), output is not None and output.takes_operand]
@@ -243,10 +309,25 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
         output=output,
         softcap=config.logit_softcap is not None,
         token_types=weights.token_types is not None,
+        per_layer=per_layer,
+        silent=config.silent is not None,
     )
 
 
-def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPlan:
+def _kept_caches(layers: Sequence[LayerWeights]) -> dict[int, int]:
+    """For each layer whose cache later ones read, where its keys and values are in the rows of Activations.kept."""
+    attended = [layer.config.attention_part for layer in layers]
+    owners = {one.cache_layer for one in attended if one is not None and one.cache_layer is not None}
+    found, at = {}, 0
+    for owner in sorted(owners):
+        config = attended[owner]
+        assert config is not None
+        found[owner] = at
+        at += config.n_kv_heads * (config.key_width + config.value_width)
+    return found
+
+
+def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings, kept: dict[int, int]) -> LayerPlan:
     config, scale = layer.config, layer.config.residual_scale
     # Where a norm follows, the result is scaled after it.
     mixed, fed = (scale if norm is None else 1.0 for norm in (layer.attn_post_norm, layer.ffn_post_norm))
@@ -257,9 +338,13 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPl
     elif layer.ffn is not None:
         assert isinstance(config.ffn, FfnConfig)
         ffn = describe_ffn(layer.ffn, config.ffn, chooser, factor=fed)
+    layer_input = None
+    if layer.layer_input is not None:
+        own = layer.layer_input
+        layer_input = LayerInputPlan(chooser.projection([own.inp_gate]), chooser.projection([own.proj]))
     return LayerPlan(
         index=layer.index,
-        mixer=_mixer(layer, chooser, settings, factor=mixed),
+        mixer=_mixer(layer, chooser, settings, kept, factor=mixed),
         ffn=ffn,
         attn_norm=norm_of(layer.attn_norm),
         attn_post_norm=norm_of(layer.attn_post_norm),
@@ -268,14 +353,21 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPl
         parallel=layer.parallel and ffn is not None,
         attn_output_norm=layer.attn_output_norm is not None,
         attn_norm_2=layer.attn_norm_2 is not None,
-        last_norm=layer.layer_output_norm is not None,
+        last_norm=(layer.layer_output_norm or layer.closing_norm) is not None,
+        embedding_skip=layer.embedding_scale != 0.0,
+        scales=layer.output_scale != 1.0,
+        layer_input=layer_input,
     )
 
 
-def _mixer(layer: LayerWeights, chooser: Chooser, settings: Settings, *, factor: float) -> MixerPlan | None:
+def _mixer(
+    layer: LayerWeights, chooser: Chooser, settings: Settings, kept: dict[int, int], *, factor: float
+) -> MixerPlan | None:
     attention = recurrent = None
     if (attended := layer.config.attention_part) is not None:
-        attention = describe_attention(attended, layer.attention, chooser, kv_type=settings.kv_type, factor=factor)
+        owner = layer.index if attended.cache_layer is None else attended.cache_layer
+        parts = attended, layer.attention, chooser
+        attention = describe_attention(*parts, kv_type=settings.kv_type, factor=factor, kept_at=kept.get(owner))
     if (moved := layer.config.recurrent_part) is not None:
         assert layer.recurrent is not None
         recurrent = describe_recurrent(moved, layer.recurrent, chooser, factor=factor)

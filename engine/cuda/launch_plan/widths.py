@@ -19,6 +19,8 @@ class Widths:
         beside: D, or 0 where no layer reads its input again.
         inputs: first products of latent attention. queries: queries from their compression. heads: what the matrices
             of single heads, or kv_b, give. All 0 without latent attention.
+        kept: keys and values of layers that later ones read.
+        embedded: D, or 0 where no layer reads embeddings. per_layer: vectors of a token for all layers.
         mixed: first products of recurrent layers. convolved: channels of their convolutions. between: products between
             the first and the last. scanned: what the last product reads. All 0 without such layers.
     """
@@ -35,12 +37,15 @@ class Widths:
     part: int = 0
     beside: int = 0
     inputs: int = 0
+    kept: int = 0
     queries: int = 0
     heads: int = 0
     mixed: int = 0
     convolved: int = 0
     between: int = 0
     scanned: int = 0
+    embedded: int = 0
+    per_layer: int = 0
 
     @classmethod
     def of(cls, plan: LaunchPlan) -> Widths:
@@ -53,13 +58,21 @@ class Widths:
                     found[name] = max(value, found.get(name, 0))
         norms = [norm for layer in layers for norm in (layer.attn_norm, layer.ffn_norm)] + [plan.output_norm]
         posts = [norm for layer in layers for norm in (layer.attn_post_norm, layer.ffn_post_norm)]
-        waits = plan.position_embd is not None or any(norm is not Norm.ABSENT for norm in posts)
+        weighs = any(layer.moe is not None and layer.moe.weigh_input for layer in layers)
+        waits = plan.position_embd is not None or any(norm is not Norm.ABSENT for norm in posts) or weighs
+        per_layer = 0
+        if plan.per_layer is not None:
+            per_layer = plan.per_layer.model_proj.width
+            found["ffn"] = max(plan.per_layer.width, found.get("ffn", 0))
+        again = (one.parallel or one.attn_norm_2 or (one.moe is not None and one.moe.reads_input) for one in layers)
         return cls(
             model=width,
             vocab=plan.vocab,
-            normed=width if Norm.APART in norms else 0,
-            part=width if waits else 0,
-            beside=width if any(layer.parallel or layer.attn_norm_2 for layer in layers) else 0,
+            normed=width if Norm.APART in norms or weighs else 0,
+            part=width if waits or per_layer else 0,
+            beside=width if any(again) else 0,
+            embedded=width if plan.keeps_embeddings else 0,
+            per_layer=per_layer,
             **found,
         )
 

@@ -17,7 +17,7 @@ from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, Laten
 from engine.cuda.launch_plan.feed_forward import FfnPlan
 from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
-from engine.cuda.launch_plan.model import LaunchPlan
+from engine.cuda.launch_plan.model import LaunchPlan, PerLayerPlan
 from engine.cuda.launch_plan.products import Product
 from engine.cuda.launch_plan.recurrent import DeltaPlan, Mamba2Plan, MambaPlan, ShortConvPlan
 from engine.cuda.matrix.decode_gemm import DecodeGemm
@@ -71,7 +71,7 @@ class DeviceFfn:
     """A feed-forward part; see FfnPlan for which of its products are set.
 
     Attributes:
-        act_scales: float32 (F,) that divides what the activation gives, or None.
+        act_scales: float32 (F,) that divides what the activation gives, or None. sub_norm: of what down reads.
         gate_bias, up_bias: float32 (F,) of a paired matrix, or None. Only products of prompts apply them.
     """
 
@@ -83,6 +83,7 @@ class DeviceFfn:
     act_scales: DeviceArray | None = None
     gate_bias: DeviceArray | None = None
     up_bias: DeviceArray | None = None
+    sub_norm: DeviceNorm | None = None
 
     @property
     def gate_up_bytes(self) -> int:
@@ -102,6 +103,8 @@ class DeviceMoe:
         chosen, sharing, grouped: launchers of the families EXPERTS_CHOSEN, EXPERTS_SHARED and EXPERTS_GROUPED over the
             same memory; None where no step takes the family.
         expert_bytes: packed size of all experts.
+        norm, router_norm: norms of what experts and router read, where they do not read what the layer's norm gives, or
+            None. expert_post_norm, shared_post_norm: of what experts and the shared part give, or None.
     """
 
     plan: MoePlan
@@ -114,6 +117,10 @@ class DeviceMoe:
     sharing: RowExperts | None
     grouped: StackedExperts | None
     expert_bytes: int
+    norm: DeviceNorm | None
+    router_norm: DeviceNorm | None
+    expert_post_norm: DeviceNorm | None
+    shared_post_norm: DeviceNorm | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +143,8 @@ class DeviceLatent:
     """Latent attention before the cache; see LatentPlan for which of its products are set.
 
     Attributes:
-        q_a_norm: norm of the compressed queries, or None. kv_a_norm: norm of the latent vector.
+        q_a_norm: norm of the compressed queries, or None. kv_a_norm: norm of the latent vector. k_norm: norm of the
+            rotated part, or None.
         rope: rotation of the R columns.
     """
 
@@ -149,6 +157,7 @@ class DeviceLatent:
     v_b: DeviceHeads | None
     kv_b: DeviceProjection | None
     rope: DeviceRope
+    k_norm: DeviceNorm | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +167,7 @@ class DeviceAttention:
     Attributes:
         heads: what row kernels do to queries and keys; None where there is nothing.
         constants: what the attention kernels are given. output: the output projection.
+        sub_norm: norm of what it reads, or None. softplus: of gates; else they are sigmoids.
     """
 
     plan: AttentionPlan
@@ -166,6 +176,8 @@ class DeviceAttention:
     heads: HeadSteps | None
     constants: LayerAttention
     output: DeviceProjection
+    sub_norm: DeviceNorm | None
+    softplus: bool
 
     @property
     def shape(self) -> AttentionShape:
@@ -285,11 +297,30 @@ DeviceMixer = DeviceAttention | DeviceRecurrent | DeviceCombined
 
 
 @dataclass(frozen=True, eq=False)
+class DeviceLayerInput:
+    """What a token's own vector for a layer adds to the layer's result. post_norm: of what is added."""
+
+    inp_gate: DeviceProjection
+    proj: DeviceProjection
+    post_norm: DeviceNorm
+
+
+@dataclass(frozen=True, eq=False)
+class DevicePerLayer:
+    """Vectors of tokens for each layer; see PerLayerPlan. proj_norm: of each layer's part of model_proj's result."""
+
+    plan: PerLayerPlan
+    token_embd: PackedMatrix
+    model_proj: DeviceProjection
+    proj_norm: DeviceNorm
+
+
+@dataclass(frozen=True, eq=False)
 class DeviceLayer:
     """One layer. At most one of ffn and moe is set; norms and the mixer may be None.
 
     residual_scale is part of projections whose results are added as they come; it is left for those with a norm behind
-    them.
+    them. embedding_scale: factor of the embeddings that are added to the result, 0 for none; output_scale: of it.
     """
 
     plan: LayerPlan
@@ -304,6 +335,9 @@ class DeviceLayer:
     attn_output_norm: DeviceNorm | None = None
     attn_norm_2: DeviceNorm | None = None
     last_norm: DeviceNorm | None = None
+    embedding_scale: float = 0.0
+    output_scale: float = 1.0
+    layer_input: DeviceLayerInput | None = None
 
     @property
     def index(self) -> int:
@@ -347,7 +381,7 @@ class DeviceWeights:
     """The whole model. token_embd is the head's own matrix where the file ties them.
 
     logit_scale is part of the output projection, which models that make embeddings alone have not. token_types: float32
-    (D,), added to every token's vector.
+    (D,), added to every token's vector. silent: the first token that is never given, and the one behind them.
     """
 
     plan: LaunchPlan
@@ -360,3 +394,5 @@ class DeviceWeights:
     output: DeviceProjection | None
     logit_softcap: float | None
     token_types: DeviceArray | None
+    per_layer: DevicePerLayer | None
+    silent: tuple[int, int] | None

@@ -21,11 +21,13 @@ from engine.model.config import (
     AttentionConfig,
     CombinedConfig,
     FfnConfig,
+    GateFunction,
     MixerConfig,
     MoeConfig,
     NormKind,
     OutputGate,
     QkNorm,
+    QkWeights,
     ResidualKind,
     Routing,
 )
@@ -48,7 +50,9 @@ _SERVED: dict[str, frozenset[Any]] = {
     "qk_norm": frozenset({None, QkNorm.HEAD, QkNorm.EACH_HEAD, QkNorm.WIDTH}),
     "qk_norm_after_rope": frozenset({True, False}),
     "sinks": frozenset({True, False}),
-    "output_gate": frozenset({None, OutputGate.IN_QUERY, OutputGate.OWN}),
+    "output_gate": frozenset({None, OutputGate.IN_QUERY, OutputGate.OWN, OutputGate.PER_HEAD}),
+    "gate_function": frozenset(GateFunction),
+    "qk_norm_weights": frozenset(QkWeights),
     "residual": frozenset({ResidualKind.SEQUENTIAL, ResidualKind.PARALLEL}),
     "learned_positions": frozenset({True, False}),
     "activation": frozenset(
@@ -58,7 +62,24 @@ _SERVED: dict[str, frozenset[Any]] = {
             Activation.RELU,
             Activation.RELU_SQUARED,
             Activation.SWIGLU_CLAMPED,
+            Activation.XIELU,
+            Activation.SITU,
         }
+    ),
+    **dict.fromkeys(
+        (
+            "value_norm",
+            "sub_norm",
+            "limits_gate",
+            "weights_inputs",
+            "routed_early",
+            "reads_input",
+            "separate_norms",
+            "embedding_skip",
+            "closing_norm",
+            "output_scale",
+        ),
+        frozenset({True, False}),
     ),
     "gated": frozenset({True, False}),
     "routing": frozenset({Routing.SOFTMAX, Routing.SIGMOID, Routing.SOFTMAX_CHOSEN}),
@@ -96,6 +117,14 @@ _ANY = frozenset(
         "value_scale",
         "shared_scale",
         "relative_buckets",
+        "chunk",
+        "cache_layer",
+        "limit",
+        "xielu",
+        "per_layer_width",  # also of layers
+        "silent",
+        "block",  # only where the layer's weights are
+        "output_factor",  # in the weights it is part of the layer's number
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -111,21 +140,12 @@ _MIXER_NAMES: dict[type[RecurrentConfig], str] = {
 }
 
 _NAMES = {
-    "output_gate": "this kind of gates of attention",
     "decay_floor": "delta rules with a floor of decays",
     "unit_epsilon": "delta rules with an epsilon of their own",
     "sigmoid_gate": "this gate of delta rules",
-    "value_norm": "normalized values",
-    "cache_layer": "layers that read the cache of another layer",
     "sparsity": "sparse gates",
-    "separate_norms": "norms of the experts' own",
-    "per_layer_width": "token vectors of every layer's own",
-    "output_scale": "scaled outputs of layers",
     "laurel_rank": "low-rank projections beside attention",
     "streams": "a residual stream of several vectors",
-    "output_factor": "scaled outputs of layers",
-    "sub_norm": "norms inside the parts of a layer",
-    "xielu": "this activation",
     "indexer": "an indexer that chooses positions",
     "skip": "this kind of residual connections",
     "ngrams": "tables of n-grams",
@@ -133,19 +153,7 @@ _NAMES = {
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
-    "gate_function": "this function of gates of attention",
-    "chunk": "attention in chunks",
-    "qk_norm_weights": "normalized queries and keys without weights",
-    "block": "layers that are passed several times",
-    "closing_norm": "norms between passes of layers",
-    "embedding_skip": "embeddings added to later layers",
-    "silent": "tokens that are never given",
-    "limit": "limits of gated activations",
-    "limits_gate": "limits of gated activations",
-    "weights_inputs": "weights of experts on their inputs",
-    "routed_early": "routers before the mixer",
     "adjugate": "adjugate experts",
-    "reads_input": "experts that read the layer's input",
 }
 
 
@@ -187,12 +195,6 @@ def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
-    if config.latent is not None and config.latent.key_norm:
-        yield "normalized keys of latent attention"
-    if config.temperature is not None and config.temperature.offset:
-        yield "offsets of attention's temperature"
-    if config.output_gate is not None and config.latent is not None:
-        yield "gates of latent attention"
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
 

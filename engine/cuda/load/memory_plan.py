@@ -231,7 +231,7 @@ def plan_of(
     """The plan of a model whose launches are known; arguments as those of make_plan(), n_checkpoints resolved."""
     settings = launches.settings
     slots, vocab = settings.max_sequences, launches.vocab
-    shapes, rows = launches.attention_shapes, StateRows(slots, STATE_PLACES, n_checkpoints)
+    shapes, rows = launches.cache_shapes, StateRows(slots, STATE_PLACES, n_checkpoints)
     activations = (
         array_bytes(launches)
         + 4 * launches.width * slots  # last rows of prompts

@@ -20,9 +20,9 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.feed_forward import FfnPlan
-from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
+from engine.cuda.launch_plan.layer import CombinedPlan, LayerInputPlan, LayerPlan, MixerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
-from engine.cuda.launch_plan.model import LaunchPlan
+from engine.cuda.launch_plan.model import LaunchPlan, PerLayerPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
 from engine.cuda.launch_plan.recurrent import DeltaPlan, Mamba2Plan, MambaPlan, RecurrentPlan, ShortConvPlan
 from engine.cuda.load.device_weights import (
@@ -33,10 +33,12 @@ from engine.cuda.load.device_weights import (
     DeviceHeads,
     DeviceLatent,
     DeviceLayer,
+    DeviceLayerInput,
     DeviceMamba,
     DeviceMamba2,
     DeviceMixer,
     DeviceMoe,
+    DevicePerLayer,
     DeviceProjection,
     DeviceRecurrent,
     DeviceShortConv,
@@ -47,10 +49,11 @@ from engine.cuda.load.tensor_upload import TensorUploader, part_of
 from engine.cuda.matrix.linear import MatrixGroup
 from engine.cuda.recurrent.delta import DeltaConstants
 from engine.cuda.recurrent.mamba_2 import Mamba2Constants
-from engine.model.config import AttentionConfig
+from engine.model.config import AttentionConfig, GateFunction
 from engine.model.loader import LoadedModel
 from engine.model.relative import FARTHEST, relative_buckets
 from engine.model.rope import RopeTable
+from engine.model.stream_weights import LayerInputWeights, PerLayerWeights
 from engine.model.weights import (
     AttentionWeights,
     DeltaNetWeights,
@@ -68,12 +71,13 @@ from engine.model.weights import (
 
 
 class ExpertBiases(TypedDict):
-    """Keyword arguments of the launchers of experts: float32, or None for none."""
+    """Keyword arguments of the launchers of experts; biases are float32, or None for none."""
 
     router_bias: DeviceArray | None
     gate_bias: DeviceArray | None
     up_bias: DeviceArray | None
     down_bias: DeviceArray | None
+    weigh_input: bool
 
 
 def _gains(bias: Float32Array) -> Float32Array:
@@ -101,6 +105,8 @@ class Uploader(TensorUploader):
                 output=None if plan.output is None else self.projection(plan.output),
                 logit_softcap=config.logit_softcap,
                 token_types=self.vector(weights.token_types),
+                per_layer=None if plan.per_layer is None else self._per_layer(plan.per_layer, weights.per_layer),
+                silent=config.silent,
             )
         self._stream.synchronize()
         return result
@@ -127,8 +133,23 @@ class Uploader(TensorUploader):
             residual_scale=layer.config.residual_scale,
             attn_output_norm=self.norm(layer.attn_output_norm),
             attn_norm_2=self.norm(layer.attn_norm_2),
-            last_norm=self.norm(layer.layer_output_norm),
+            last_norm=self.norm(layer.layer_output_norm or layer.closing_norm),
+            embedding_scale=layer.embedding_scale,
+            output_scale=layer.output_scale,
+            layer_input=None if plan.layer_input is None else self._layer_input(plan.layer_input, layer.layer_input),
         )
+
+    def _per_layer(self, plan: PerLayerPlan, weights: PerLayerWeights | None) -> DevicePerLayer:
+        assert weights is not None
+        norm = self.norm(weights.proj_norm)
+        assert norm is not None
+        return DevicePerLayer(plan, self.matrix(weights.token_embd), self.projection(plan.model_proj), norm)
+
+    def _layer_input(self, plan: LayerInputPlan, weights: LayerInputWeights | None) -> DeviceLayerInput:
+        assert weights is not None
+        norm = self.norm(weights.post_norm)
+        assert norm is not None
+        return DeviceLayerInput(self.projection(plan.inp_gate), self.projection(plan.proj), norm)
 
     def _ffn(self, plan: FfnPlan, weights: FfnWeights, expert: int | None = None) -> DeviceFfn:
         return DeviceFfn(
@@ -138,6 +159,7 @@ class Uploader(TensorUploader):
             up=None if plan.up is None else self.projection(plan.up, expert),
             down=self.projection(plan.down, expert),
             act_scales=self.vector(weights.act_scales),
+            sub_norm=self.norm(weights.sub_norm),
         )
 
     def _mixer(self, plan: MixerPlan | None, layer: LayerWeights) -> DeviceMixer | None:
@@ -213,6 +235,7 @@ class Uploader(TensorUploader):
             window=config.window or -(config.chunk or 0),
             temperature=0.0 if temperature is None else temperature.scale,
             temperature_length=1 if temperature is None else temperature.length,
+            temperature_offset=0 if temperature is None else temperature.offset,
             softcap=config.softcap or 0.0,
             sinks=self.vector(weights.sinks),
             slopes=self.vector(
@@ -226,6 +249,7 @@ class Uploader(TensorUploader):
                 rope=self._rope(weights.rope) if plan.rotates else None,
                 q_norm=self.norm(weights.q_norm) if plan.q_norm else None,
                 k_norm=self.norm(weights.k_norm) if plan.k_norm else None,
+                v_norm=self.norm(weights.v_norm) if plan.v_norm else None,
                 kind=config.qk_norm,
             )
         latent = None
@@ -239,6 +263,8 @@ class Uploader(TensorUploader):
             heads=heads,
             constants=constants,
             output=self.projection(plan.output),
+            sub_norm=self.norm(weights.sub_norm),
+            softplus=config.gate_function is GateFunction.SOFTPLUS,
         )
 
     def _latent(self, plan: LatentPlan, weights: LatentWeights, rope: RopeTable | None) -> DeviceLatent:
@@ -254,6 +280,7 @@ class Uploader(TensorUploader):
             v_b=None if plan.v_b is None else self._heads(plan.v_b),
             kv_b=None if plan.kv_b is None else self.projection(plan.kv_b),
             rope=self._rope(rope),
+            k_norm=self.norm(weights.k_norm),
         )
 
     def _heads(self, plan: HeadMatrices) -> DeviceHeads:
@@ -281,13 +308,14 @@ class Uploader(TensorUploader):
             parts = gate_up, down, plan.routing, plan.expert.activation
             biases: ExpertBiases = {
                 "router_bias": selection_bias, "gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias,
+                "weigh_input": plan.weigh_input,
             }  # fmt: skip
             used = plan.families.used
             chosen = ExpertProducts(*parts, **biases) if Family.EXPERTS_CHOSEN in used else None
             sharing = RowExperts(*parts, **biases) if Family.EXPERTS_SHARED in used else None
             if Family.EXPERTS_GROUPED in used:
                 stacks = MatrixGroup([gate_up]), MatrixGroup([down])
-                grouped = StackedExperts(*stacks, plan.routing, selection_bias)
+                grouped = StackedExperts(*stacks, plan.routing, selection_bias, plan.weigh_input)
             if plan.uses_experts_alone:
                 vectors = gate_bias, up_bias, down_bias
                 experts = tuple(self._gathered(plan.expert, gate_up, down, vectors, i, n) for i in range(n))
@@ -302,6 +330,10 @@ class Uploader(TensorUploader):
             sharing=sharing,
             grouped=grouped,
             expert_bytes=expert_bytes,
+            norm=self.norm(weights.norm),
+            router_norm=self.norm(weights.router_norm),
+            expert_post_norm=self.norm(weights.expert_post_norm),
+            shared_post_norm=self.norm(weights.shared_post_norm),
         )
 
     def _stack(self, plan: Matrix) -> PackedMatrix:

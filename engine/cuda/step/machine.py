@@ -67,13 +67,13 @@ class StepMachine:
         plan = weights.plan
         slots, rows, vocab = plan.settings.max_sequences, plan.settings.prefill_rows, plan.vocab
         # A model that makes embeddings alone keeps nothing of a sequence.
-        shapes = plan.attention_shapes if plan.generates else (None,) * len(plan.layers)
+        shapes = plan.cache_shapes if plan.generates else (None,) * len(plan.layers)
         # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
         words = 16 * rows + 64 * slots + 4 * n_pages + 16 * len(weights.layers)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self.weights = weights
         self.staging = Staging(stream, words)
-        self.cache = PagedCache(shapes, n_pages, context_length, slots)
+        self.cache = PagedCache(shapes, n_pages, context_length, slots, plan.cache_layers)
         self.states: StateCache | None = None
         if any(plan.state_shapes):
             self.states = StateCache(plan.state_shapes, StateRows(slots, STATE_PLACES, n_checkpoints))

@@ -13,9 +13,8 @@ from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
 from engine.cuda.recurrent.rows import PromptRows, conv_tiles
 from engine.cuda.recurrent.state_cache import StateCache
-from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.folding import Shared, columns_of
-from engine.cuda.step.ops import CudaOps
+from engine.cuda.step.ops import CudaOps, MoeInputs
 from engine.cuda.step.prompt_products import PromptProducts
 from engine.cuda.step.recurrent import Moves, state_spans
 from engine.model.batch import Batch
@@ -119,16 +118,8 @@ class PromptOps(CudaOps):
         )
         return out
 
-    def _own_experts(
-        self,
-        moe: DeviceMoe,
-        family: Family,
-        x: DeviceArray,
-        norm: DeviceNorm | None,
-        scores: DeviceArray,
-        out: DeviceArray,
-    ) -> Shared | None:
+    def _own_experts(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> Shared | None:
         assert family is Family.EXPERTS_GROUPED
-        shared = self._shared_hidden(moe, x, norm)
-        self._grouped(moe, x, scores, self.buffers.expert_room, out, norm)
+        shared, (x, norm) = self._shared_hidden(moe, inputs.shared), inputs.experts
+        self._grouped(moe, x, inputs.scores, self.buffers.expert_room, out, norm)
         return shared
