@@ -26,9 +26,9 @@ import numpy as np
 from engine.api.llm import BUNDLED_MODEL
 from engine.config import page_count
 from engine.cpu import reference
-from engine.cpu.kv_cache import KVCache
-from engine.cpu.matmul import matmul
-from engine.cpu.ops import CpuOps
+from engine.cpu.bricks.ops import CpuOps
+from engine.cpu.caches.model import KVCache
+from engine.cpu.products.matmul import matmul
 from engine.cpu.threads import ThreadPool
 from engine.cuda.load.device_weights import DeviceLayer
 from engine.cuda.runner import CudaRunner

@@ -22,7 +22,7 @@ from engine.api.llm import LLM
 from engine.api.perplexity import cut, measure
 from engine.api.tokenizers import load_tokenizer
 from engine.cpu.backend import CpuBackend
-from engine.cpu.matmul import matmul
+from engine.cpu.products.matmul import matmul
 from engine.cpu.threads import ThreadPool
 from engine.gguf import GGMLType, dequantize, open_gguf
 from engine.gguf.rewrite import matrices, rewrite
@@ -199,7 +199,7 @@ def type_on_cpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: in
 def rounds_activations(kind: GGMLType) -> bool:
     """Whether the CPU multiplies a type with activations of 8 bits unless `exact` is set."""
     try:
-        from engine.cpu.integer import is_integer
+        from engine.cpu.products.integer import is_integer
     except ImportError:  # it never does
         return False
     return bool(is_integer(kind))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from engine.concurrency import fork
 from engine.errors import EngineError, copy_error
-from engine.model.pooling import Pooling
+from engine.model.config import Pooling
 from engine.runner.pooling import Pooler
 from engine.runner.protocol import Runner
 from engine.scheduling.loop import EngineLoop

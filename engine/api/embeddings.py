@@ -17,7 +17,7 @@ from engine.api.embedding_queue import EmbeddingQueue
 from engine.api.prompts import Prompt, as_prompts, is_prompt_like, not_a_prompt
 from engine.api.requests import Requests
 from engine.errors import ContextFullError, InvalidRequestError
-from engine.model.pooling import Pooling
+from engine.model.config import Pooling
 from engine.runner.pooling import Pooler
 
 Vector = npt.NDArray[np.float32]

@@ -29,9 +29,9 @@ from engine.api.whole import one_sample, params_of_each, results_of
 from engine.config import PAGE, EngineConfig, EngineSettings
 from engine.errors import ContextFullError, DeviceError
 from engine.gguf import open_gguf
+from engine.model.config import Pooling
 from engine.model.loader import load_model
 from engine.model.memory import MemoryPlan
-from engine.model.pooling import Pooling
 from engine.request import GenerationResult, Request, StreamChunk, TokenSample
 from engine.runner.devices import open_runner
 from engine.runner.pooling import Pooler

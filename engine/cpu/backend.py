@@ -9,9 +9,10 @@ import numpy as np
 
 from engine.concurrency.lazy import lazy
 from engine.config import KvType
-from engine.cpu.kv_cache import KVCache
-from engine.cpu.matmul import SCRATCH_BYTES, matmul, warm_up
-from engine.cpu.ops import CpuOps, Float32Array
+from engine.cpu.bricks.base import Float32Array
+from engine.cpu.bricks.ops import CpuOps
+from engine.cpu.caches.model import KVCache
+from engine.cpu.products.matmul import SCRATCH_BYTES, matmul, warm_up
 from engine.cpu.reference import PIECE_BYTES, SCORE_BYTES
 from engine.cpu.text_pass import TextPass
 from engine.cpu.threads import ThreadPool
@@ -24,8 +25,8 @@ from engine.model.transformer import hidden_states
 from engine.model.weights import Weight
 
 if TYPE_CHECKING:
-    from engine.cpu.integer import IntegerWeights
-    from engine.cpu.program import Decoder
+    from engine.cpu.products.integer import IntegerWeights
+    from engine.cpu.steps.program import Decoder
 
 HEAD_ROWS = 64
 """Rows of logits computed at once."""
@@ -115,7 +116,7 @@ class CpuBackend:
 
     def _make_ops(self, cache: KVCache) -> CpuOps:
         if self._compiled:
-            from engine.cpu.fast_ops import FastOps
+            from engine.cpu.steps.fast_ops import FastOps
 
             return FastOps(self.config, self.model.weights, cache, self._pool, self._integer)
         return CpuOps(self.config, self.model.weights, cache, self._product)
@@ -139,8 +140,8 @@ class CpuBackend:
         """Runs decode steps as one program, where the model allows it."""
         if not self._compiled:
             return None
-        from engine.cpu.fast_ops import FastOps
-        from engine.cpu.program import Decoder, can_record
+        from engine.cpu.steps.fast_ops import FastOps
+        from engine.cpu.steps.program import Decoder, can_record
 
         if isinstance(self._ops, FastOps) and can_record(self.model.weights):
             return Decoder(self.model.weights, self._ops, self._cache, self._pool, self._integer)
@@ -151,7 +152,7 @@ class CpuBackend:
         """The weights that are multiplied in integers, repacked where `repack` asks for it."""
         if not self._quantize:
             return None
-        from engine.cpu.integer import IntegerWeights, all_matrices
+        from engine.cpu.products.integer import IntegerWeights, all_matrices
 
         weights = IntegerWeights(self._pool)
         if self._repack:
@@ -161,7 +162,7 @@ class CpuBackend:
 
     @property
     def weight_types(self) -> list[GGMLType]:
-        """Types of all matrices, for `engine.cpu.matmul.warm_up`; without it kernels are compiled when first used."""
+        """Types of all matrices, for `warm_up` of products/matmul.py; otherwise kernels are compiled at first use."""
         return sorted({info.type for info in self.model.gguf.tensors.values() if len(info.shape) > 1})
 
     def warm_up(self, status: Callable[[str], None] = lambda _: None) -> None:
@@ -186,8 +187,8 @@ class CpuBackend:
 
     def _kernels(self) -> list[tuple[str, str]]:
         """Kind and type of every kernel that a step can ask for."""
-        from engine.cpu.integer import all_matrices, is_integer, kernel_names
-        from engine.cpu.kernels.formats import DECODERS
+        from engine.cpu.kernels.formats.decoders import DECODERS
+        from engine.cpu.products.integer import all_matrices, is_integer, kernel_names
 
         weights = self.model.weights
         kv_type = self._kv_type if self.config.generates else KvType.F32
@@ -261,7 +262,7 @@ class CpuBackend:
     def _repacked_bytes(self) -> int:
         if not self._repack:
             return 0
-        from engine.cpu.integer import all_matrices, repacked_bytes
+        from engine.cpu.products.integer import all_matrices, repacked_bytes
 
         return sum(map(repacked_bytes, all_matrices(self.model.weights)))
 
@@ -308,7 +309,7 @@ class CpuBackend:
         activations = 4 * rows * (4 * self.config.stream_width + per_layer + 2 * widest)
         logits = 4 * min(rows, HEAD_ROWS) * self.config.vocab_size if self.config.generates else 0
         if self._compiled:
-            from engine.cpu.kernels.attend import HEAD_FLOATS
+            from engine.cpu.kernels.attention.attend import HEAD_FLOATS
 
             return activations + logits + self._pool.threads * (2 * SCRATCH_BYTES + 4 * most_heads * HEAD_FLOATS)
         return activations + logits + 2 * SCORE_BYTES + 2 * PIECE_BYTES

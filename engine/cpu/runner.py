@@ -16,9 +16,10 @@ from engine.errors import EngineError, InvalidRequestError
 from engine.model.batch import Batch, Outputs
 from engine.model.brick_time import BrickTime
 from engine.model.cache import StateStore
+from engine.model.config import Pooling
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
-from engine.model.pooling import Pooling, pooled
+from engine.model.pooling import pooled
 from engine.request import ActiveSequence, TokenSample, Work
 from engine.sampling.logprobs import score_tokens
 from engine.sampling.sampler import sample

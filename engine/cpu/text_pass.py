@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from engine.config import KvType, page_count
-from engine.cpu.kv_cache import KVCache
-from engine.cpu.ops import CpuOps, Float32Array
+from engine.cpu.bricks.base import Float32Array
+from engine.cpu.bricks.ops import CpuOps
+from engine.cpu.caches.model import KVCache
 from engine.errors import ContextFullError
 from engine.model.batch import Batch, Ids, Outputs
 from engine.model.loader import LoadedModel

@@ -13,10 +13,10 @@ from engine.model.parts import (
     LayerParts,
     MoeParts,
     NormParts,
+    RankParts,
+    RecurrentParts,
     RopeParts,
 )
-from engine.model.pooling import RankParts
-from engine.model.recurrent_parts import RecurrentParts
 
 
 @dataclass(frozen=True, kw_only=True)

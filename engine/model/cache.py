@@ -1,8 +1,8 @@
 """What the layers of a model keep of every sequence between steps: the protocols that each device implements.
 
-Layouts and number formats are not decided here: those belong to the implementations (engine/cpu/kv_cache.py,
-state_cache.py; engine/cuda/attention/cache.py, recurrent/state_cache.py). A new kind of layer memory (quantized pages,
-another recurrent state) is one more implementation of LayerCache per device.
+Layouts and number formats are not decided here: those belong to the implementations (engine/cpu/caches/;
+engine/cuda/attention/cache.py, recurrent/state_cache.py). A new kind of layer memory (quantized pages, another
+recurrent state) is one more implementation of LayerCache per device.
 """
 
 from __future__ import annotations

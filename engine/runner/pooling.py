@@ -10,8 +10,8 @@ import numpy as np
 from engine.cpu.reference import Float32Array, gelu, normalize, softmax
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import dequantize
+from engine.model.config import Pooling, RankConfig
 from engine.model.loader import LoadedModel
-from engine.model.pooling import Pooling, RankConfig
 from engine.model.weights import Linear
 
 

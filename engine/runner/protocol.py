@@ -11,9 +11,8 @@ import numpy.typing as npt
 from engine.errors import EngineError
 from engine.model.brick_time import BrickTime
 from engine.model.cache import StateStore
-from engine.model.config import ModelConfig
+from engine.model.config import ModelConfig, Pooling
 from engine.model.memory import MemoryPlan
-from engine.model.pooling import Pooling
 from engine.request import TokenSample, Work
 
 

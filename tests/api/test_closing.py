@@ -16,7 +16,7 @@ from tests.support.injection import Injected, Injection, engine_files
 PARAMS = SamplingParams(max_tokens=3, temperature=0)
 SHARED = engine_files("api/llm.py", "gguf/reader.py", "scheduling/loop.py")
 LOOP = engine_files("scheduling/loop.py")
-CPU = SHARED | engine_files("cpu/runner.py", "cpu/backend.py", "cpu/threads.py", "cpu/kv_cache.py")
+CPU = SHARED | engine_files("cpu/runner.py", "cpu/backend.py", "cpu/threads.py", "cpu/caches/model.py")
 GPU = SHARED | engine_files(
     "cuda/runner.py", "cuda/driver/context.py", "cuda/driver/failure.py", "cuda/step/machine.py"
 )

@@ -13,7 +13,7 @@ import pytest
 from engine.api.perplexity import Perplexity
 from engine.cli import main
 from engine.cli.terminal import write_json
-from engine.cpu.kv_cache import KVCache
+from engine.cpu.caches.model import KVCache
 from engine.errors import DeviceError
 from engine.model.config import AttentionConfig
 from tests.support.gguf_builder import Typed, build_gguf, tiny_llama_parts

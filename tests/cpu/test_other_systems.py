@@ -32,7 +32,7 @@ pathlib.Path.read_text = read_text
 ctypes.CDLL = named_library
 
 from engine import LLM, SamplingParams
-from engine.cpu.program import can_record
+from engine.cpu.steps.program import can_record
 from engine.cpu.threads import default_threads
 
 with LLM(device="auto", threads=2) as llm:

@@ -9,7 +9,8 @@ from engine.cuda.attention.cache import MOST_TEXTS
 from engine.cuda.step.prompt import text_batches
 from engine.cuda.step.texts import whole_texts
 from engine.errors import ContextFullError, InvalidRequestError
-from engine.model.pooling import Pooling, pooled
+from engine.model.config import Pooling
+from engine.model.pooling import pooled
 from tests.support.embedding_models import MODELS
 from tests.support.embedding_models import TEXTS as TOKENS
 from tests.support.fake_runner import built, launched, planned, pretended

@@ -14,9 +14,21 @@ from engine.cuda.load.features import check_features, missing_features
 from engine.cuda.load.memory_plan import make_plan
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
-from engine.model.config import Activation, AttentionConfig, FfnConfig, LayerConfig, ModelConfig, MoeConfig, Routing
+from engine.model.config import (
+    Activation,
+    AttentionConfig,
+    DeltaNetConfig,
+    FfnConfig,
+    LayerConfig,
+    Mamba2Config,
+    MambaConfig,
+    ModelConfig,
+    MoeConfig,
+    RecurrentConfig,
+    Routing,
+    ShortConvConfig,
+)
 from engine.model.loader import load_model
-from engine.model.recurrent_config import DeltaNetConfig, Mamba2Config, MambaConfig, RecurrentConfig, ShortConvConfig
 from engine.runner import devices as runner
 from engine.runner.devices import open_runner
 from tests.support.feature_models import (

@@ -8,10 +8,10 @@ import os
 import numpy as np
 import pytest
 
-from engine.cpu.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
 from engine.cpu.kernels.build import kernel
-from engine.cpu.matmul import dot_operands, matmul, prepare
-from engine.cpu.step_operands import embed_rows
+from engine.cpu.products.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
+from engine.cpu.products.matmul import dot_operands, matmul, prepare
+from engine.cpu.steps.operands import embed_rows
 from engine.cpu.threads import ThreadPool
 from engine.gguf import GGMLType, dequantize, open_gguf
 from engine.gguf.types import row_bytes

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.config import PAGE
-from engine.cpu.kv_cache import KVCache
+from engine.cpu.caches.model import KVCache
 from engine.errors import ContextFullError
 from engine.model.batch import Batch, Outputs, Span
 from engine.model.config import AttentionConfig

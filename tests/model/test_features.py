@@ -7,7 +7,7 @@ import pytest
 
 from engine.config import PAGE
 from engine.cpu.backend import CpuBackend
-from engine.cpu.kv_cache import KVCache
+from engine.cpu.caches.model import KVCache
 from engine.errors import InvalidRequestError, UnsupportedModelError
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs

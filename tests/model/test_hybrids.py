@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.cpu.backend import CpuBackend
-from engine.cpu.kv_cache import KVCache
+from engine.cpu.caches.model import KVCache
 from engine.cpu.recurrent import convolution, delta_net, lightning, mamba, mamba_2, ngrams, plamo_2, rwkv
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engine.cpu.backend import CpuBackend
-from engine.cpu.indexer import Indexer, best
-from engine.cpu.kv_cache import KVCache
+from engine.cpu.bricks.indexer import Indexer, best
+from engine.cpu.caches.model import KVCache
 from engine.errors import ModelFileError
 from engine.gguf.quants import dequantize
 from engine.gguf.reader import open_gguf

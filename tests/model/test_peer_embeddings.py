@@ -10,8 +10,9 @@ from engine.cpu.backend import CpuBackend
 from engine.errors import ModelFileError, UnsupportedModelError
 from engine.gguf.reader import open_gguf
 from engine.model.architectures import ARCHITECTURES
+from engine.model.config import Pooling
 from engine.model.loader import load_model
-from engine.model.pooling import Pooling, pooled
+from engine.model.pooling import pooled
 from engine.runner.pooling import Pooler
 from tests.support.conformance import ENCODERS
 from tests.support.embedding_models import (

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from engine.config import PAGE
-from engine.cpu.kv_cache import KVCache
+from engine.cpu.caches.model import KVCache
 from engine.cpu.recurrent import mamba as recurrent
 from engine.errors import ModelFileError, UnsupportedModelError
 from engine.gguf.quants import GGMLType
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs, Span
-from engine.model.config import AttentionConfig
+from engine.model.config import AttentionConfig, MambaConfig
 from engine.model.loader import load_model
-from engine.model.recurrent_config import MambaConfig
 from tests.support.backends import backends, feed
 from tests.support.gguf_builder import build_gguf
 from tests.support.recurrent_models import NaiveMamba, tiny_mamba, tiny_mamba_parts

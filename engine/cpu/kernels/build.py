@@ -21,8 +21,10 @@ from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from engine.concurrency import fork
-from engine.cpu.kernels import activations, attention, elementwise, integer, machine, products, settings, tiles
+from engine.cpu.kernels import blocked, elementwise, machine, products, settings
+from engine.cpu.kernels.attention import loop as attention_loop
 from engine.cpu.kernels.code_cache import KernelCache
+from engine.cpu.kernels.integer import activations, rows, tiles
 
 Kernel = Callable[..., None]
 
@@ -34,11 +36,11 @@ fork.renew(getattr(getattr(ffi.lib, "_lock", None), "_lock", None))
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    # numba looks only at the file of the cached function; the code generators are in the files beside it, and the
+    # numba looks only at the file of the cached function; the code generators are in the files around it, and the
     # tables that they put into the code beside the formats.
     digest, engine = hashlib.sha256(), Path(__file__).parents[2]
     tables = [engine / "gguf" / "grids.py", *engine.glob("gguf/*_quants.py")]
-    for source in sorted([*Path(__file__).parent.glob("*.py"), *tables]):
+    for source in sorted([*Path(__file__).parent.rglob("*.py"), *tables]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -65,8 +67,8 @@ def _dequantize_rows(name: str) -> Kernel:
 
 
 def _product_f32(name: str) -> Kernel:
-    def product_f32(w, w_bytes, n_rows, x, x_bytes, n_tokens, n_columns, out, out_bytes, partial):
-        products.product_f32(name, w, w_bytes, n_rows, x, x_bytes, n_tokens, n_columns, out, out_bytes, partial)
+    def product_f32(operands, low, high, scratch):
+        blocked.product_f32(name, operands, low, high, scratch)
 
     return product_f32
 
@@ -80,14 +82,14 @@ def _quantize(name: str) -> Kernel:
 
 def _pack_panels(name: str) -> Kernel:
     def pack_panels(operands, low, high, scratch):
-        integer.pack_panels(name, operands, low, high, scratch)
+        rows.pack_panels(name, operands, low, high, scratch)
 
     return pack_panels
 
 
 def _dot_panels(name: str) -> Kernel:
     def dot_panels(operands, low, high, scratch):
-        integer.dot_panels(name, operands, low, high, scratch)
+        rows.dot_panels(name, operands, low, high, scratch)
 
     return dot_panels
 
@@ -101,7 +103,7 @@ def _tile_panels(name: str) -> Kernel:
 
 def _attend(name: str) -> Kernel:
     def attend(operands, low, high, scratch):
-        attention.attend(name, operands, low, high, scratch)
+        attention_loop.attend(name, operands, low, high, scratch)
 
     return attend
 
@@ -136,10 +138,11 @@ def _run_program(name: str) -> Kernel:
 
 _ARGUMENTS = (
     products.ARGUMENTS
+    | blocked.ARGUMENTS
     | activations.ARGUMENTS
-    | integer.ARGUMENTS
+    | rows.ARGUMENTS
     | tiles.ARGUMENTS
-    | attention.ARGUMENTS
+    | attention_loop.ARGUMENTS
     | elementwise.ARGUMENTS
     | machine.ARGUMENTS
 )

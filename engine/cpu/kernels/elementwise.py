@@ -14,13 +14,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.config import PAGE
-from engine.cpu.kernels.activations import quantize_blocks
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
-from engine.cpu.kernels.panels import GROUP
+from engine.cpu.kernels.integer.activations import quantize_blocks
+from engine.cpu.kernels.integer.panels import GROUP
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 GELU_LIMIT, SWIGLU_LIMIT, SWIGLU_SLOPE = 10.0, 7.0, 1.702
-"""See reference.py, whose numbers these are."""
+"""See ../reference.py, whose numbers these are."""
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"normalize": STEP, "rotate_store": STEP, "gate": STEP}
 """Argument types of each kernel."""
@@ -39,8 +39,8 @@ def normalize(typing_context, name, operands, low, high, scratch):
     them; 0 = none. residual 0 = none. out may be x or residual.
 
     Operands: x, weight, bias, period, residual, factor, out, width (a multiple of 16), epsilon, activations.
-    Where activations are wanted (else 0), out is written there as well, quantized (activations.py); width is then a
-    multiple of 32.
+    Where activations are wanted (else 0), out is written there as well, quantized (integer/activations.py); width is
+    then a multiple of 32.
     """
     centered = format_name(name) == "LAYER"
 
@@ -171,7 +171,7 @@ def gate(typing_context, name, operands, low, high, scratch):
     """out = activation(x) * y over vectors low..high-1 of 16 floats; out may be x.
 
     The kernel's type is the name of an Activation. Operands: x, y (0 = none), out, activations. Where activations are
-    wanted (else 0), items are of 32 floats, and out is written there as well, quantized (activations.py).
+    wanted (else 0), items are of 32 floats, and out is written there as well, quantized (integer/activations.py).
     """
     activation = format_name(name)
 

@@ -62,12 +62,12 @@ class Emitter:
         """Loads `lanes` bytes as a vector."""
         return self.load(address, vector(I8, lanes), offset)
 
-    def prefetch(self, address: Value) -> None:
-        """Prefetches the cache line at an address, which may be any."""
+    def prefetch(self, address: Value, level: int = 1) -> None:
+        """Prefetches the cache line at an address, which may be any, into a level of the cache."""
         name, pointer = "llvm.prefetch.p0i8", I8.as_pointer()
         kind = ir.FunctionType(ir.VoidType(), (pointer, I32, I32, I32))
         function = self.builder.module.globals.get(name) or ir.Function(self.builder.module, kind, name)
-        self.builder.call(function, (self.builder.inttoptr(address, pointer), I32(0), I32(3), I32(1)))
+        self.builder.call(function, (self.builder.inttoptr(address, pointer), I32(0), I32(4 - level), I32(1)))
 
     # Integers.
     def const(self, like: Value, number: float) -> Value:

@@ -1,4 +1,4 @@
-"""The loops around the block decoders: fused dot products, a row dequantizer and a blocked float32 product.
+"""The loops around the block decoders: fused dot products and a row dequantizer.
 
 Each emits one LLVM function body; products agree bit for bit because they sum in the order of emit.LANES.
 Kernels take addresses as int64 and know nothing of arrays, threads or types beyond their decoder.
@@ -17,32 +17,16 @@ from numba.core.typing import Signature
 from numba.extending import intrinsic
 
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
-from engine.cpu.kernels.formats import DECODERS, Decoder
-from engine.cpu.kernels.isa import enabled
+from engine.cpu.kernels.formats.decoders import DECODERS, Decoder
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 DOT_TOKENS = 4
 """Tokens that dot_tokens multiplies with each block it decodes."""
 
-TILE, WIDE_TILE = (3, 2), (4, 4)
-"""Rows and tokens of the register tile of product_f32. 3 x 2 products of 16 lanes fill 12 of AVX2's 16 registers; with
-AVX-512 4 x 4 fill 16 of 32, more than the latency of a multiplication needs (84 x 768 times 467 tokens on one thread of
-a Xeon with AVX-512: 87 GFLOP/s with the one, 103 with the other)."""
-
-COLUMNS_CHUNK = 512
-"""Columns per pass of product_f32, so that a block of weight rows stays in the first-level cache."""
-
-ROWS_BLOCK, TOKENS_BLOCK = 12, 32
-"""Rows and tokens whose partial sums product_f32 keeps between passes (24 KB)."""
-
-PARTIAL_BYTES = ROWS_BLOCK * TOKENS_BLOCK * LANES * 4
-"""Scratch bytes product_f32 needs."""
-
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {
     "dot_rows": STEP,
     "dot_tokens": STEP,
     "dequantize_rows": (types.int64,) * 6,
-    "product_f32": (types.int64,) * 10,
 }
 """Argument types of each kernel: addresses and lengths."""
 
@@ -53,12 +37,6 @@ def _least(builder: Any, a: Value, b: Value) -> Value:
 
 def _ceil_div(builder: Any, a: Value, b: int) -> Value:
     return builder.sdiv(builder.add(a, I64(b - 1)), I64(b))
-
-
-def _tile(context: Any) -> tuple[int, int]:
-    """The register tile for the processor that is compiled for; sums have the same order with both."""
-    _, _, features = context.codegen().magic_tuple()
-    return WIDE_TILE if "avx512f" in enabled(features) else TILE
 
 
 def _signature(kind: str, literal: Any) -> Signature:
@@ -163,89 +141,3 @@ def dequantize_rows(typing_context, name, raw, row_bytes, n_blocks, out, out_byt
         return context.get_dummy_value()
 
     return _signature("dequantize_rows", name), generate
-
-
-@intrinsic(prefer_literal=True)
-def product_f32(
-    typing_context,
-    name,
-    w,
-    w_bytes,
-    n_rows,
-    x,
-    x_bytes,
-    n_tokens,
-    n_columns,
-    out,
-    out_bytes,
-    partial,
-):
-    """out[t, n] = sum over k of w[n, k] * x[t, k]; w, x and out are float32 with rows *_bytes apart.
-
-    n_columns is a multiple of 16; partial is scratch of PARTIAL_BYTES. Tiles at the edge repeat their last row or
-    token, which computes and stores the same value twice.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
-        _, w, w_bytes, n_rows, x, x_bytes, n_tokens, n_columns, out, out_bytes, partial = arguments
-        e = emitter(context, builder)
-        rows_tile, tokens_tile = _tile(context)
-        sums = [[cgutils.alloca_once(builder, vector(F32)) for _ in range(tokens_tile)] for _ in range(rows_tile)]
-        zero = vector(F32)([0.0] * LANES)
-
-        def blocks_of(total: Value, size: int) -> Any:
-            return cgutils.for_range(builder, _ceil_div(builder, total, size))
-
-        def partial_at(row: Value, token: Value) -> Value:
-            index = builder.add(builder.mul(token, I64(ROWS_BLOCK)), row)
-            return builder.add(partial, builder.mul(index, I64(4 * LANES)))
-
-        with blocks_of(n_rows, ROWS_BLOCK) as row_blocks, blocks_of(n_tokens, TOKENS_BLOCK) as token_blocks:
-            row_start = builder.mul(row_blocks.index, I64(ROWS_BLOCK))
-            token_start = builder.mul(token_blocks.index, I64(TOKENS_BLOCK))
-            block_rows = _least(builder, builder.sub(n_rows, row_start), I64(ROWS_BLOCK))
-            block_tokens = _least(builder, builder.sub(n_tokens, token_start), I64(TOKENS_BLOCK))
-            block_w = builder.add(w, builder.mul(row_start, w_bytes))
-            block_x = builder.add(x, builder.mul(token_start, x_bytes))
-            with cgutils.for_range(builder, builder.mul(block_tokens, I64(ROWS_BLOCK))) as cells:
-                e.store(zero, builder.add(partial, builder.mul(cells.index, I64(4 * LANES))))
-
-            with blocks_of(n_columns, COLUMNS_CHUNK) as chunks:
-                column = builder.mul(chunks.index, I64(COLUMNS_CHUNK))
-                steps = builder.sdiv(_least(builder, builder.sub(n_columns, column), I64(COLUMNS_CHUNK)), I64(LANES))
-                column_bytes = builder.mul(column, I64(4))
-                chunk_w, chunk_x = builder.add(block_w, column_bytes), builder.add(block_x, column_bytes)
-                with blocks_of(block_tokens, tokens_tile) as token_tiles:
-                    tokens = _clamped(builder, I64(0), token_tiles.index, tokens_tile, block_tokens)
-                    token_starts = [builder.add(chunk_x, builder.mul(t, x_bytes)) for t in tokens]
-                    with blocks_of(block_rows, rows_tile) as row_tiles:
-                        rows = _clamped(builder, I64(0), row_tiles.index, rows_tile, block_rows)
-                        row_starts = [builder.add(chunk_w, builder.mul(r, w_bytes)) for r in rows]
-                        cells_at = [[partial_at(r, t) for t in tokens] for r in rows]
-                        for r in range(rows_tile):
-                            for t in range(tokens_tile):
-                                builder.store(e.load(cells_at[r][t], vector(F32), align=4), sums[r][t])
-                        with cgutils.for_range(builder, steps) as inner:
-                            offset = builder.mul(inner.index, I64(4 * LANES))
-                            xs = [e.load(builder.add(s, offset), vector(F32), align=4) for s in token_starts]
-                            for r in range(rows_tile):
-                                ws = e.load(builder.add(row_starts[r], offset), vector(F32), align=4)
-                                for t in range(tokens_tile):
-                                    total = builder.load(sums[r][t])
-                                    builder.store(e.multiply_add(ws, xs[t], total), sums[r][t])
-                        for r in range(rows_tile):
-                            for t in range(tokens_tile):
-                                e.store(builder.load(sums[r][t]), cells_at[r][t])
-
-            with (
-                cgutils.for_range(builder, block_tokens) as finished_tokens,
-                cgutils.for_range(builder, block_rows) as finished_rows,
-            ):
-                cell = e.load(partial_at(finished_rows.index, finished_tokens.index), vector(F32), align=4)
-                token = builder.add(token_start, finished_tokens.index)
-                row = builder.add(row_start, finished_rows.index)
-                target = builder.add(builder.add(out, builder.mul(token, out_bytes)), builder.mul(row, I64(4)))
-                e.store(e.sum_lanes(cell), target)
-        return context.get_dummy_value()
-
-    return _signature("product_f32", name), generate

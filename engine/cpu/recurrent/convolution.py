@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.cpu.recurrent.tools import Float32Array, Tools
-from engine.model.recurrent_config import ShortConvConfig
+from engine.model.config import ShortConvConfig
 from engine.model.weights import ShortConvWeights
 
 

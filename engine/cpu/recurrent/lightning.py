@@ -6,7 +6,7 @@ import numpy as np
 
 from engine.cpu.recurrent.tools import Float32Array, Tools
 from engine.cpu.reference import sigmoid
-from engine.model.recurrent_config import LightningConfig
+from engine.model.config import LightningConfig
 from engine.model.weights import LightningWeights
 
 

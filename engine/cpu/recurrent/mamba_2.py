@@ -7,7 +7,7 @@ import numpy as np
 from engine.cpu.recurrent.convolution import short_convolution
 from engine.cpu.recurrent.tools import Float32Array, Tools, softplus
 from engine.cpu.reference import sigmoid
-from engine.model.recurrent_config import Mamba2Config
+from engine.model.config import Mamba2Config
 from engine.model.weights import Mamba2Weights
 
 

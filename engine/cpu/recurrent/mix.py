@@ -10,7 +10,7 @@ from engine.cpu.recurrent.mamba_2 import mix_mamba_2
 from engine.cpu.recurrent.plamo_2 import mix_plamo_2
 from engine.cpu.recurrent.rwkv import mix_rwkv_6, mix_rwkv_7
 from engine.cpu.recurrent.tools import Float32Array, Tools
-from engine.model.recurrent_config import (
+from engine.model.config import (
     DeltaNetConfig,
     KimiDeltaConfig,
     LightningConfig,
@@ -18,10 +18,10 @@ from engine.model.recurrent_config import (
     MambaConfig,
     Plamo2Config,
     RecurrentConfig,
+    Rwkv6Config,
+    Rwkv7Config,
     ShortConvConfig,
 )
-from engine.model.recurrent_weights import Rwkv6Weights, Rwkv7Weights
-from engine.model.rwkv_config import Rwkv6Config, Rwkv7Config
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
@@ -30,6 +30,8 @@ from engine.model.weights import (
     MambaWeights,
     Plamo2Weights,
     RecurrentWeights,
+    Rwkv6Weights,
+    Rwkv7Weights,
     ShortConvWeights,
 )
 

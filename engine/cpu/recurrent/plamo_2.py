@@ -8,7 +8,7 @@ from engine.cpu.recurrent.convolution import short_convolution
 from engine.cpu.recurrent.mamba_2 import grouped_scan
 from engine.cpu.recurrent.tools import Float32Array, Tools, softplus
 from engine.cpu.reference import sigmoid
-from engine.model.recurrent_config import Plamo2Config
+from engine.model.config import Plamo2Config
 from engine.model.weights import Plamo2Weights
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from engine.cpu.recurrent.tools import Float32Array, Tools
 from engine.cpu.reference import sigmoid
-from engine.model.recurrent_weights import ChannelMixWeights, LowRank, Rwkv6Weights, Rwkv7Weights
-from engine.model.rwkv_config import ChannelMixConfig, Rwkv6Config, Rwkv7Config
+from engine.model.config import ChannelMixConfig, Rwkv6Config, Rwkv7Config
+from engine.model.weights import ChannelMixWeights, LowRank, Rwkv6Weights, Rwkv7Weights
 
 DECAY = np.float32(-math.exp(-0.5))
 """Least logarithm of a decay of version 7."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.cpu.kv_cache import KVCache
+from engine.cpu.caches.model import KVCache
 from engine.cpu.reference import Float32Array as Float32Array
 from engine.model.batch import Span
 from engine.model.weights import Linear, Norm

@@ -17,7 +17,7 @@ from engine.cuda.recurrent.delta import DeltaShape
 from engine.cuda.recurrent.mamba_2 import Mamba2Shape
 from engine.cuda.recurrent.mamba_plan import MambaShape
 from engine.cuda.recurrent.plan import StateShape
-from engine.model.recurrent_config import (
+from engine.model.config import (
     DeltaNetConfig,
     KimiDeltaConfig,
     Mamba2Config,
@@ -38,7 +38,7 @@ from engine.model.weights import (
 
 @dataclass(frozen=True)
 class RecurrentPlan(ABC):
-    """A recurrent mixer; one class per class of engine.model.recurrent_config.
+    """A recurrent mixer; one class per class of engine.model.config.
 
     Attributes:
         inputs: the products that read the normed input, side by side.

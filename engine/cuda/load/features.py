@@ -19,30 +19,30 @@ from engine.errors import DeviceError
 from engine.model.config import (
     Activation,
     AttentionConfig,
+    ChannelMixConfig,
     CombinedConfig,
+    DeltaNetConfig,
     FfnConfig,
     GateFunction,
-    MixerConfig,
-    MoeConfig,
-    NormKind,
-    OutputGate,
-    QkNorm,
-    QkWeights,
-    ResidualKind,
-    Routing,
-)
-from engine.model.loader import LoadedModel
-from engine.model.recurrent_config import (
-    DeltaNetConfig,
     KimiDeltaConfig,
     LightningConfig,
     Mamba2Config,
     MambaConfig,
+    MixerConfig,
+    MoeConfig,
+    NormKind,
+    OutputGate,
     Plamo2Config,
+    QkNorm,
+    QkWeights,
     RecurrentConfig,
+    ResidualKind,
+    Routing,
+    Rwkv6Config,
+    Rwkv7Config,
     ShortConvConfig,
 )
-from engine.model.rwkv_config import ChannelMixConfig, Rwkv6Config, Rwkv7Config
+from engine.model.loader import LoadedModel
 from engine.model.weights import KimiDeltaWeights, LayerWeights
 
 _SERVED: dict[str, frozenset[Any]] = {

@@ -53,7 +53,6 @@ from engine.model.config import AttentionConfig, GateFunction
 from engine.model.loader import LoadedModel
 from engine.model.relative import FARTHEST, relative_buckets
 from engine.model.rope import RopeTable
-from engine.model.stream_weights import LayerInputWeights, PerLayerWeights
 from engine.model.weights import (
     AttentionWeights,
     DeltaNetWeights,
@@ -61,10 +60,12 @@ from engine.model.weights import (
     Float32Array,
     KimiDeltaWeights,
     LatentWeights,
+    LayerInputWeights,
     LayerWeights,
     Mamba2Weights,
     MambaWeights,
     MoeWeights,
+    PerLayerWeights,
     RecurrentWeights,
     ShortConvWeights,
 )

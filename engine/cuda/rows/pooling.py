@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
-from engine.model.pooling import Pooling
+from engine.model.config import Pooling
 
 FILES = ("pooling.cu",)
 

@@ -20,7 +20,7 @@ from engine.cuda.rows.pooling import pool_rows
 from engine.cuda.step.prompt_ops import PromptOps
 from engine.errors import ContextFullError
 from engine.model.batch import Batch, Outputs
-from engine.model.pooling import Pooling
+from engine.model.config import Pooling
 from engine.model.transformer import hidden_states
 
 Texts = Sequence[Sequence[int]]

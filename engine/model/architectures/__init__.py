@@ -1,4 +1,8 @@
-"""The known architectures: small declarative files, gathered here."""
+"""The known architectures: small declarative files, gathered here.
+
+A family lies in the folder that says what its layers are made of, or in `series` where that differs from one of its
+generations to the next; encoders are one file. Small families that share one part share a file named after that part.
+"""
 
 from __future__ import annotations
 
@@ -6,45 +10,9 @@ from dataclasses import replace
 
 from engine.errors import UnsupportedModelError
 from engine.model.architecture import Architecture
-from engine.model.architectures import (
-    afmoe,
-    bailing,
-    cohere,
-    deepseek,
-    encoders,
-    exaone,
-    falcon,
-    gemma,
-    glm,
-    gpt,
-    gpt_oss,
-    granite,
-    grok,
-    hybrids,
-    kimi,
-    lfm,
-    llama,
-    mamba,
-    mimo,
-    minimax,
-    mistral3,
-    old,
-    olmo,
-    others,
-    phi,
-    pictures,
-    qwen,
-    rwkv,
-    single,
-    smallthinker,
-    windowed_moe,
-)
+from engine.model.architectures import dense, encoders, experts, recurrent, series
 
-_FILES = (
-    afmoe, bailing, cohere, deepseek, encoders, exaone, falcon, gemma, glm, gpt, gpt_oss, granite, grok, hybrids, kimi,
-    lfm, llama, mamba, mimo, minimax, mistral3, old, olmo, others, phi, pictures, qwen, rwkv, single, smallthinker,
-    windowed_moe,
-)  # fmt: skip
+_FILES = (encoders, *dense.FILES, *experts.FILES, *recurrent.FILES, *series.FILES)
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture for file in _FILES for architecture in file.ARCHITECTURES

@@ -4,6 +4,7 @@ BERT and its relatives, ModernBERT, NeoBERT, EuroBERT, the encoder of T5, and de
 """
 
 from engine.model.architecture import Architecture
+from engine.model.architectures.common import LAYER_NORM, NORMS_ON_BOTH_SIDES
 from engine.model.config import Activation, NormKind, QkNorm, RopeStyle
 from engine.model.parts import (
     AttentionParts,
@@ -15,14 +16,13 @@ from engine.model.parts import (
     NormParts,
     Presence,
     QkNormParts,
+    RankParts,
     RopeParts,
     WindowParts,
 )
-from engine.model.pooling import RankParts
 
 _VECTORS = HeadParts(norm=None, generates=False)
 _NORMED_VECTORS = HeadParts(generates=False)
-_BERT_NORM = NormParts(NormKind.LAYER, bias=Presence.ALWAYS)
 # All norms of BERT come behind the residuals; the last layer's is the model's.
 _BERT_LAYER = LayerParts(attn_norm=(), ffn_norm=(), output_norms=True)
 _BERT_EMBEDDING = EmbeddingParts(norm=True, token_types=Presence.OPTIONAL)
@@ -33,7 +33,7 @@ ARCHITECTURES = (
     Architecture(
         name="bert",
         embedding=EmbeddingParts(norm=True, token_types=Presence.OPTIONAL, positions=Presence.ALWAYS),
-        norm=_BERT_NORM,
+        norm=LAYER_NORM,
         layer=_BERT_LAYER,
         rope=None,
         attention=_BOTH_WAYS,
@@ -45,7 +45,7 @@ ARCHITECTURES = (
         Architecture(
             name=name,
             embedding=_BERT_EMBEDDING,
-            norm=_BERT_NORM,
+            norm=LAYER_NORM,
             layer=_BERT_LAYER,
             rope=RopeParts(RopeStyle.NEOX),
             attention=_BOTH_WAYS,
@@ -62,7 +62,7 @@ ARCHITECTURES = (
     Architecture(
         name="jina-bert-v2",
         embedding=_BERT_EMBEDDING,
-        norm=_BERT_NORM,
+        norm=LAYER_NORM,
         layer=_BERT_LAYER,
         rope=None,
         attention=AttentionParts(
@@ -105,7 +105,7 @@ ARCHITECTURES = (
         name="gemma-embedding",
         embedding=EmbeddingParts(sqrt_width=True),
         norm=NormParts(epsilon=1e-6),
-        layer=LayerParts(attn_post_norm=("post_attention_norm",), ffn_post_norm=("post_ffw_norm",)),
+        layer=NORMS_ON_BOTH_SIDES,
         rope=RopeParts(RopeStyle.NEOX, base=1000000.0),
         attention=AttentionParts(
             causal=False,

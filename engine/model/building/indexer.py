@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from engine.model.building.positions import PositionTables
 from engine.model.building.source import TensorSource
-from engine.model.config import AttentionConfig, NormKind
-from engine.model.indexer_config import IndexerKind
-from engine.model.indexer_weights import IndexerWeights
+from engine.model.config import AttentionConfig, IndexerKind, NormKind
 from engine.model.parts import Presence
+from engine.model.weights import IndexerWeights
 
 
 def build_indexer(

@@ -25,17 +25,25 @@ from engine.model.building.streams import (
 from engine.model.building.tensors import TensorTable
 from engine.model.config import (
     AttentionConfig,
+    ChannelMixConfig,
     CombinedConfig,
     FfnConfig,
     LayerConfig,
     MixerConfig,
     ModelConfig,
     MoeConfig,
+    StackSkip,
 )
-from engine.model.rwkv_config import ChannelMixConfig
-from engine.model.skip_config import StackSkip
-from engine.model.skip_weights import NormedSkipWeights
-from engine.model.weights import CombinedWeights, LayerWeights, Linear, MixerWeights, ModelWeights, Norm, Weight
+from engine.model.weights import (
+    CombinedWeights,
+    LayerWeights,
+    Linear,
+    MixerWeights,
+    ModelWeights,
+    Norm,
+    NormedSkipWeights,
+    Weight,
+)
 
 
 def build_weights(architecture: Architecture, config: ModelConfig, tensors: TensorTable) -> ModelWeights:

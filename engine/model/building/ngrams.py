@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from engine.model.building.source import TensorSource
-from engine.model.ngram_config import NgramConfig
-from engine.model.ngram_weights import NgramWeights
+from engine.model.config import NgramConfig
 from engine.model.reading.ngrams import TABLE
+from engine.model.weights import NgramWeights
 
 
 def build_ngrams(source: TensorSource, prefix: str, config: NgramConfig) -> NgramWeights:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from engine.model.building.rwkv import build_rwkv_6, build_rwkv_7
 from engine.model.building.source import TensorSource
-from engine.model.recurrent_config import (
+from engine.model.config import (
     DeltaNetConfig,
     KimiDeltaConfig,
     LightningConfig,
@@ -17,10 +17,11 @@ from engine.model.recurrent_config import (
     MambaConfig,
     Plamo2Config,
     RecurrentConfig,
+    Rwkv6Config,
+    Rwkv7Config,
     ShortConvConfig,
 )
 from engine.model.rope import alibi_slopes
-from engine.model.rwkv_config import Rwkv6Config, Rwkv7Config
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,

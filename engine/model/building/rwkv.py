@@ -7,10 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from engine.model.building.source import TensorSource
-from engine.model.config import NormKind
-from engine.model.matrices import Float32Array, Norm
-from engine.model.recurrent_weights import ChannelMixWeights, LowRank, Rwkv6Weights, Rwkv7Weights
-from engine.model.rwkv_config import ChannelMixConfig, Rwkv6Config, Rwkv7Config, TimeMixConfig
+from engine.model.config import ChannelMixConfig, NormKind, Rwkv6Config, Rwkv7Config, TimeMixConfig
+from engine.model.weights import ChannelMixWeights, Float32Array, LowRank, Norm, Rwkv6Weights, Rwkv7Weights
 
 EPSILON = 64e-5
 """That of the heads' norms; files do not state it."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from engine.model.building.source import TensorSource
-from engine.model.config import NormKind
-from engine.model.matrices import Norm
-from engine.model.skip_config import BankedSkip, GatedSkip, HyperSkip, MixedSkip, NormedSkip, StackSkip
-from engine.model.skip_weights import (
+from engine.model.config import BankedSkip, GatedSkip, HyperSkip, MixedSkip, NormedSkip, NormKind, StackSkip
+from engine.model.weights import (
     BankedSkipWeights,
     GatedSkipWeights,
     HyperSkipWeights,
     MeanSkipWeights,
     MixedSkipWeights,
+    Norm,
     NormedSkipWeights,
     SkipWeights,
     StackSkipWeights,

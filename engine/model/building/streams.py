@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from engine.model.building.source import TensorSource
-from engine.model.config import LayerConfig
-from engine.model.stream_config import AltUpConfig
-from engine.model.stream_weights import LaurelWeights, LayerInputWeights, PerLayerWeights, SpreadWeights, StreamWeights
+from engine.model.config import AltUpConfig, LayerConfig
+from engine.model.weights import LaurelWeights, LayerInputWeights, PerLayerWeights, SpreadWeights, StreamWeights
 
 
 def build_per_layer(source: TensorSource) -> PerLayerWeights | None:

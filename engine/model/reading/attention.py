@@ -9,13 +9,13 @@ from engine.errors import ModelFileError, UnsupportedModelError
 from engine.model.config import (
     AttentionConfig,
     AttentionTemperature,
+    IndexerConfig,
     LatentConfig,
     OutputGate,
     QkNorm,
     QkWeights,
     RopeConfig,
 )
-from engine.model.indexer_config import IndexerConfig
 from engine.model.parts import AttentionParts, IndexerParts, Presence, TemperatureParts
 from engine.model.reading.indexer import read_indexer
 from engine.model.reading.latent import latent_sharpening, read_latent

@@ -6,11 +6,10 @@ import math
 from dataclasses import replace
 
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.config import Activation, AdjugateConfig, FfnConfig, MoeConfig, Routing
+from engine.model.config import Activation, AdjugateConfig, ChannelMixConfig, FfnConfig, MoeConfig, Routing
 from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
-from engine.model.rwkv_config import ChannelMixConfig
 
 GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
 """Values of expert_gating_func; 0 = the family's own."""

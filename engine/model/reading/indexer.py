@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.indexer_config import IndexerConfig, IndexerKind
+from engine.model.config import IndexerConfig, IndexerKind, RopeConfig
 from engine.model.parts import IndexerParts
 from engine.model.reading.source import Source
-from engine.model.rope_config import RopeConfig
 
 OWN_FIRST, OWN_PERIOD = 2, 4
 """Layers up to this number have an indexer of their own, then each of so many: see IndexerParts.shared_context."""

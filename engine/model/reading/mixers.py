@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from engine.errors import ModelFileError
 from engine.model.config import CombinedConfig, MixerConfig
+from engine.model.parts import Placement, RecurrentParts
 from engine.model.reading.attention import read_attention
 from engine.model.reading.recurrent import read_recurrent
 from engine.model.reading.source import Source
-from engine.model.recurrent_parts import Placement, RecurrentParts
 
 
 def read_mixers(source: Source, has_mixer: Sequence[bool]) -> list[MixerConfig | None]:

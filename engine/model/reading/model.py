@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.model.architecture import Architecture
-from engine.model.config import LayerConfig, ModelConfig, NormKind, ResidualKind
+from engine.model.config import LayerConfig, ModelConfig, NormKind, ResidualKind, SkipConfig, StackSkip
 from engine.model.parts import LogitScale, Parallel, Presence
 from engine.model.reading.ffn import read_ffns
 from engine.model.reading.metadata import LIMIT
@@ -25,7 +25,6 @@ from engine.model.reading.streams import (
     read_streams,
 )
 from engine.model.reading.unread_keys import check_unread
-from engine.model.skip_config import SkipConfig, StackSkip
 
 _RMS_EPSILON = "attention.layer_norm_rms_epsilon"
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.ngram_config import NgramConfig
+from engine.model.config import NgramConfig, SkipConfig, most_streams
 from engine.model.reading.source import Source
-from engine.model.skip_config import SkipConfig, most_streams
 
 LONGEST, MOST_HEADS, WIDEST = 16, 64, 64
 """Tokens of an n-gram, heads of a length, and inputs of the convolution, at most."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError, UnsupportedModelError
-from engine.model.pooling import Pooling, RankConfig
+from engine.model.config import Pooling, RankConfig
 from engine.model.reading.source import Source
 
 POOLINGS = {1: Pooling.MEAN, 2: Pooling.CLS, 3: Pooling.LAST, 4: Pooling.RANK}

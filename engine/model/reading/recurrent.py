@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError
-from engine.model.reading.metadata import LIMIT
-from engine.model.reading.rwkv import read_rwkv_6, read_rwkv_7
-from engine.model.reading.source import Source
-from engine.model.recurrent_config import (
+from engine.model.config import (
     DeltaNetConfig,
     KimiDeltaConfig,
     LightningConfig,
@@ -16,7 +13,10 @@ from engine.model.recurrent_config import (
     RecurrentConfig,
     ShortConvConfig,
 )
-from engine.model.recurrent_parts import Recurrence, RecurrentParts
+from engine.model.parts import Recurrence, RecurrentParts
+from engine.model.reading.metadata import LIMIT
+from engine.model.reading.rwkv import read_rwkv_6, read_rwkv_7
+from engine.model.reading.source import Source
 
 WIDEST = 256
 """Most inputs that a convolution may read."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError
+from engine.model.config import Rwkv6Config, Rwkv7Config
 from engine.model.reading.source import Source
-from engine.model.rwkv_config import Rwkv6Config, Rwkv7Config
 
 
 def read_rwkv_6(source: Source, index: int) -> Rwkv6Config:

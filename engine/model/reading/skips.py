@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from engine.errors import ModelFileError
-from engine.model.reading.metadata import LIMIT
-from engine.model.reading.source import Source
-from engine.model.skip_config import (
+from engine.model.config import (
     BankedSkip,
     GatedSkip,
     HyperSkip,
@@ -15,6 +13,8 @@ from engine.model.skip_config import (
     SkipKind,
     StackSkip,
 )
+from engine.model.reading.metadata import LIMIT
+from engine.model.reading.source import Source
 
 MOST_STREAMS = 64
 """Most streams of hyper-connections."""

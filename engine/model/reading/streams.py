@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine.errors import UnsupportedModelError
+from engine.model.config import AltUpConfig
 from engine.model.reading.source import Source
-from engine.model.stream_config import AltUpConfig
 
 MOST_STREAMS = 64
 WIDEST = 2**16

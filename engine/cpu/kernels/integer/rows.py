@@ -1,0 +1,299 @@
+"""Products of packed weights and activations of 8 bits: packing panels, and the loop for one row of activations.
+
+A product adds, group by group in the order of columns,
+    scale · sum(q_w · q_x) · d      and      m · d · sum(q_x)
+in two float32 sums per row (activations.py says what d and q_x are). The inner sums are exact integers, so both loops,
+with any number of rows, give the same bits: `dot_panels` reads each panel once for one token, `tile_panels` (tiles.py)
+unpacks a tile of panels for many.
+
+A kernel whose type ends in "/rows" reads rows in the order of the file and packs each block before it multiplies it.
+"""
+
+# ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
+# mypy: disable-error-code="no-untyped-def"
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from engine.cpu.kernels.emit import F32, F64, I8, I32, I64, Emitter, Value
+from engine.cpu.kernels.integer.activations import AT_FIRST, AT_LAST, AT_SCALE, AT_SUM, LINE, scaled
+from engine.cpu.kernels.integer.panel_formats import PANELS
+from engine.cpu.kernels.integer.panels import FLOATS, GROUP, STEPS, Block, Group, Panel, pack_block
+from engine.cpu.kernels.isa import ISAS, ROWS, V8, Isa
+from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
+
+PANELS_AT_ONCE = 1
+"""Panels that dot_panels multiplies side by side, so that each activation is loaded once for both."""
+
+AHEAD = 4096
+"""Bytes that dot_panels prefetches ahead."""
+
+STEPS_AT_ONCE = 2
+"""Steps between two places that loads may not cross."""
+
+ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"pack_panels": STEP, "dot_panels": STEP}
+"""Argument types of each kernel."""
+
+
+def split_name(name: types.StringLiteral) -> tuple[Panel, type[Isa], bool]:
+    """The meaning of a kernel's type, "Q4_K/avx2" or "Q4_K/avx2/rows"."""
+    format, isa, *rows = format_name(name).split("/")
+    return PANELS[format], ISAS[isa], bool(rows)
+
+
+def smaller(builder: Any, a: Value, b: Value) -> Value:
+    """The smaller of two integers."""
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+
+def float_at(e: Emitter, address: Value, offset: int) -> Value:
+    """A float32 in all lanes."""
+    return e.splat(e.load(address, F32, offset, align=4), ROWS)
+
+
+@intrinsic(prefer_literal=True)
+def pack_panels(typing_context, name, operands, low, high, scratch):
+    """Writes panels low..high-1; the last one repeats the last row.
+
+    Operands: raw, row_bytes, n_rows, n_blocks, out (panels without gaps).
+    """
+    panel, _, _ = split_name(name)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
+        e = emitter(context, builder)
+        _, operands, low, high, _ = arguments
+        raw, row_bytes, n_rows, n_blocks, out = integers(e, operands, 5)
+        with cgutils.for_range(builder, builder.sub(high, low)) as panels:
+            index = builder.add(low, panels.index)
+            rows = _row_starts(builder, raw, row_bytes, n_rows, index)
+            target = builder.add(out, builder.mul(index, scaled(builder, n_blocks, panel.n_bytes)))
+            with cgutils.for_range(builder, n_blocks) as blocks:
+                offset = scaled(builder, blocks.index, panel.type_size)
+                place = builder.add(target, scaled(builder, blocks.index, panel.n_bytes))
+                pack_block(e, panel, [builder.add(row, offset) for row in rows], place)
+        return context.get_dummy_value()
+
+    return types.void(name, *STEP), generate
+
+
+def _row_starts(builder: Any, raw: Value, row_bytes: Value, n_rows: Value, panel: Value) -> list[Value]:
+    """Addresses of a panel's eight rows, none beyond the last."""
+    first, last = scaled(builder, panel, ROWS), builder.sub(n_rows, I64(1))
+    rows = (smaller(builder, builder.add(first, I64(lane)), last) for lane in range(ROWS))
+    return [builder.add(raw, builder.mul(row, row_bytes)) for row in rows]
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Of dot_panels and tile_panels, in this order.
+
+    packed: panels without gaps (or the first row, of row_bytes; otherwise row_bytes is not read); n_blocks per row;
+    n_rows; x: activations, rows x_bytes apart; out: float32 (T, N), rows out_bytes apart; scale: a float64; bias: (N,)
+    or 0; residual: like out, or 0. out = scale · (x W') + bias + residual.
+    """
+
+    packed: Value
+    row_bytes: Value
+    n_blocks: Value
+    n_rows: Value
+    x: Value
+    x_bytes: Value
+    n_tokens: Value
+    out: Value
+    out_bytes: Value
+    scale: Value
+    bias: Value
+    residual: Value
+    residual_bytes: Value
+
+
+class Source:
+    """Where the blocks of a panel come from: the panel itself, or rows that are packed block by block."""
+
+    def __init__(self, e: Emitter, panel: Panel, from_rows: bool, o: Operands) -> None:
+        self._e, self._panel, self._o = e, panel, o
+        self._place = None
+        if from_rows:
+            self._place = aligned_room(e.builder, panel.n_bytes)
+        self._start: Value | list[Value] = I64(0)
+
+    def open(self, index: Value) -> "Source":
+        """Begin with panel `index`."""
+        b, o = self._e.builder, self._o
+        opened = object.__new__(Source)
+        opened.__dict__.update(self.__dict__)
+        if self._place is not None:
+            opened._start = _row_starts(b, o.packed, o.row_bytes, o.n_rows, index)
+        else:
+            opened._start = b.add(o.packed, b.mul(index, scaled(b, o.n_blocks, self._panel.n_bytes)))
+        return opened
+
+    def block(self, index: Value) -> Value:
+        """Address of a block of the panel."""
+        b = self._e.builder
+        if self._place is None:
+            return b.add(self._start, scaled(b, index, self._panel.n_bytes))
+        assert isinstance(self._start, list)
+        offset = scaled(b, index, self._panel.type_size)
+        pack_block(self._e, self._panel, [b.add(row, offset) for row in self._start], self._place)
+        return self._place
+
+
+def store_sums(e: Emitter, o: Operands, panel: Value, token: Value, sums: Value, room: Value) -> None:
+    """Writes eight sums of a token, as many of them as there are rows, with scale, bias and residual."""
+    b = e.builder
+    scale = b.fptrunc(b.bitcast(o.scale, F64), F32)
+    row = scaled(b, panel, ROWS)
+    at_row = scaled(b, row, 4)
+    target = b.add(b.add(o.out, b.mul(token, o.out_bytes)), at_row)
+    beside = b.add(b.mul(token, o.residual_bytes), at_row)
+
+    def finish(value: Value, wide: bool, target: Value, at_row: Value, beside: Value) -> None:
+        kind = FLOATS if wide else F32
+        value = e.multiply(value, e.splat(scale, ROWS) if wide else scale)
+        for base, offset in ((o.bias, at_row), (o.residual, beside)):
+            kept = cgutils.alloca_once_value(b, value)
+            with b.if_then(b.icmp_signed("!=", base, I64(0))):
+                b.store(b.fadd(value, e.load(b.add(base, offset), kind, align=4)), kept)
+            value = b.load(kept)
+        e.store(value, target)
+
+    left = b.sub(o.n_rows, row)
+    with b.if_else(b.icmp_signed(">=", left, I64(ROWS))) as (whole, partial):
+        with whole:
+            finish(sums, True, target, at_row, beside)
+        with partial:
+            e.store(sums, room, align=4)
+            with cgutils.for_range(b, left) as rows:
+                more = scaled(b, rows.index, 4)
+                one = e.load(b.add(room, more), F32, align=4)
+                finish(one, False, b.add(target, more), b.add(at_row, more), b.add(beside, more))
+
+
+def span_steps(panel: Panel, isa: type[Isa]) -> int:
+    """Steps whose products are added before the sum is brought to 32 bits: a power of two."""
+    steps = GROUP // isa.columns // max(1, panel.n_factors)
+    while steps > isa.most(panel.largest):
+        steps //= 2
+    return steps
+
+
+def zeros(kind: ir.Type) -> Value:
+    """A vector of zeros."""
+    return ir.Constant(kind, [0] * kind.count)
+
+
+def broadcast(e: Emitter, line: Value, step: int) -> Value:
+    """Four activations in all lanes."""
+    return e.builder.bitcast(e.splat(e.load(line, I32, 4 * step), ROWS), V8)
+
+
+def add_products(e: Emitter, ints: Value, scale: Value, line: Value, total: Value) -> Value:
+    """The float sum of products after one more group of 32 columns."""
+    dot = e.builder.sitofp(ints, FLOATS)
+    return e.multiply_add(e.multiply(dot, scale), float_at(e, line, AT_SCALE), total)
+
+
+def add_minima(e: Emitter, mins: tuple[Value, ...], line: Value, least: Value) -> Value:
+    """The float sum of minima after one more group."""
+    for minimum, place in zip(mins, (AT_SUM,) if len(mins) == 1 else (AT_FIRST, AT_LAST), strict=False):
+        least = e.multiply_add(minimum, float_at(e, line, place), least)
+    return least
+
+
+def hold(e: Emitter) -> None:
+    """Keeps LLVM from moving loads across this place; costs no instruction.
+
+    Left alone, it would load and unpack much more than there are registers for before it multiplies anything.
+    """
+    e.builder.fence("seq_cst", targetscope="singlethread")
+
+
+def _group_dot(e: Emitter, panel: Panel, isa: type[Isa], group: Group, line: Value) -> Value:
+    """The integer sums of a group in registers, 8 × i32."""
+    arithmetic, span = isa(e, panel.largest), span_steps(panel, isa)
+    total = None
+    for first in range(0, STEPS, span):
+        part = zeros(isa.accumulator)
+        for step in range(first, first + span):
+            if step % STEPS_AT_ONCE == 0:
+                hold(e)
+            part = arithmetic.add(part, group.steps[step], broadcast(e, line, step))
+        factor = isa.factor(e, group.factors[first * len(group.factors) // STEPS]) if group.factors else None
+        part = arithmetic.finish(part, factor)
+        total = part if total is None else e.builder.add(total, part)
+    return total
+
+
+def _prefetch(e: Emitter, block: Value, panel: Panel, group: int) -> None:
+    """Prefetches a group's share of the bytes AHEAD of a block.
+
+    The words of a block are not read in the order of addresses, which the processor's own prefetching expects.
+    """
+    share = panel.n_bytes // panel.n_groups
+    for offset in range(-group * share % LINE, share, LINE):
+        e.prefetch(e.at(block, AHEAD + group * share + offset))
+
+
+@intrinsic(prefer_literal=True)
+def dot_panels(typing_context, name, operands, low, high, scratch):
+    """Items low..high-1, of PANELS_AT_ONCE panels, times each token; see Operands."""
+    panel, isa, from_rows = split_name(name)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
+        e = emitter(context, builder)
+        _, operands, low, high, _ = arguments
+        o = Operands(*integers(e, operands, 13))
+        sums = [[cgutils.alloca_once(builder, FLOATS) for _ in range(2)] for _ in range(PANELS_AT_ONCE)]
+        room = builder.ptrtoint(cgutils.alloca_once(builder, FLOATS), I64)
+        sources = [Source(e, panel, from_rows, o) for _ in sums]
+        first, end = panel_range(builder, o, low, high, PANELS_AT_ONCE)
+        with (
+            cgutils.for_range(builder, o.n_tokens) as tokens,
+            cgutils.for_range(builder, builder.sub(high, low)) as items,
+        ):
+            # The last item may lack a panel: it then computes the one before twice.
+            start = builder.add(first, scaled(builder, items.index, PANELS_AT_ONCE))
+            indices = [
+                smaller(builder, builder.add(start, I64(i)), builder.sub(end, I64(1))) for i, _ in enumerate(sums)
+            ]
+            opened = [source.open(index) for source, index in zip(sources, indices, strict=True)]
+            x = builder.add(o.x, builder.mul(tokens.index, o.x_bytes))
+            for at in chain.from_iterable(sums):
+                builder.store(zeros(FLOATS), at)
+            with cgutils.for_range(builder, o.n_blocks) as blocks:
+                read = [Block(e, panel, isa, source.block(blocks.index)) for source in opened]
+                lines = builder.add(x, scaled(builder, blocks.index, LINE * panel.n_groups))
+                for number, groups in enumerate(zip(*map(panel.read, read), strict=True)):
+                    line = e.at(lines, LINE * number)
+                    for block, group, (total, least) in zip(read, groups, sums, strict=True):
+                        if not from_rows:
+                            _prefetch(e, block.address, panel, number)
+                        ints = _group_dot(e, panel, isa, group, line)
+                        builder.store(add_products(e, ints, group.scale, line, builder.load(total)), total)
+                        builder.store(add_minima(e, group.mins, line, builder.load(least)), least)
+            for index, (total, least) in zip(indices, sums, strict=True):
+                store_sums(e, o, index, tokens.index, builder.fadd(builder.load(total), builder.load(least)), room)
+        return context.get_dummy_value()
+
+    return types.void(name, *STEP), generate
+
+
+def panel_range(builder: Any, o: Operands, low: Value, high: Value, size: int) -> tuple[Value, Value]:
+    """The first panel of items low..high-1 of `size` panels each, and the one after their last."""
+    n_panels = builder.sdiv(builder.add(o.n_rows, I64(ROWS - 1)), I64(ROWS))
+    return scaled(builder, low, size), smaller(builder, scaled(builder, high, size), n_panels)
+
+
+def aligned_room(builder: Any, n_bytes: int) -> Value:
+    """Address of n_bytes on the stack, at a cache line."""
+    with builder.goto_entry_block():
+        room = builder.alloca(I8, size=n_bytes + LINE)  # numba's own helper would also clear it
+    start = builder.add(builder.ptrtoint(room, I64), I64(LINE - 1))
+    return builder.and_(start, I64(-LINE))

@@ -1,0 +1,1 @@
+"""The bricks of a forward pass as compiled steps, computed at once or recorded as a program for later decode steps."""

@@ -1,0 +1,278 @@
+"""The bricks through compiled kernels: what CpuOps computes, with the numpy between the products compiled as well.
+
+The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
+What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; indexers, and
+attention over what they choose; softcap with linear biases; chunks of positions that are no whole pages; limits and
+sparsity of gates; recurrent mixers between their products; what layers do with the residual stream beside their
+parts) is left to CpuOps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.config import PAGE
+from engine.cpu.bricks.base import Float32Array
+from engine.cpu.bricks.ops import CpuOps
+from engine.cpu.caches.model import KVCache
+from engine.cpu.products.integer import IntegerWeights
+from engine.cpu.steps.immediate import Immediate
+from engine.cpu.steps.protocol import Angles, Pages, Steps
+from engine.cpu.threads import ThreadPool
+from engine.model.batch import Batch, Span
+from engine.model.config import AttentionConfig, FfnConfig, ModelConfig, QkNorm
+from engine.model.rope import RopeTable
+from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
+
+
+def plain_layer(layer: LayerWeights) -> bool:
+    """Whether kernels compute all of a layer."""
+    beside = layer.laurel, layer.layer_input, layer.streams, layer.ngrams
+    if any(part is not None for part in beside) or layer.output_scale != 1.0:
+        return False
+    return layer.mixer_skip is None and plain_attention(layer) and plain_ffn(layer)
+
+
+def plain_attention(layer: LayerWeights) -> bool:
+    """Whether a layer has attention, and kernels compute all of it, from its products to its output."""
+    config = layer.config.mixer
+    if not isinstance(config, AttentionConfig):
+        return False
+    plain = config.clamp is None and config.latent is None and config.output_gate is None
+    plain = plain and config.chunk is None and config.indexer is None
+    return plain and _can_attend(layer)
+
+
+def plain_ffn(layer: LayerWeights) -> bool:
+    """Whether a layer has a dense feed-forward part, kernels compute all of it, and the layer ends with it."""
+    config = layer.config
+    plain = isinstance(config.ffn, FfnConfig) and _plain_gate(config.ffn)
+    return plain and not config.embedding_skip and not config.closing_norm
+
+
+def _plain_gate(ffn: FfnConfig) -> bool:
+    """Whether kernels compute a part's activation."""
+    return ffn.limit is None and ffn.caps is None and ffn.xielu is None and not ffn.sparsity
+
+
+def _can_attend(layer: LayerWeights) -> bool:
+    """Whether the attention kernel serves a layer.
+
+    It has no softcap together with linear biases, no learned biases, and no chunks of positions but whole pages.
+    """
+    config = layer.config.attention
+    plain = (config.softcap is None or not config.alibi) and not config.relative_buckets
+    return plain and (config.chunk is None or config.chunk % PAGE == 0)
+
+
+class FastOps(CpuOps):
+    """Implements `engine.model.ops.Ops` by compiled steps.
+
+    Attributes:
+        steps: runs them; exchanged while a program is recorded.
+
+    Args:
+        integer: the weights to be multiplied in integers; None keeps everything in float32.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: ModelWeights,
+        cache: KVCache,
+        pool: ThreadPool,
+        integer: IntegerWeights | None = None,
+    ) -> None:
+        super().__init__(config, weights, cache, self._multiply)
+        self._immediate = Immediate(pool, integer)
+        self.steps: Steps = self._immediate
+        self._turns: dict[RopeTable, Angles] = {}
+        self._scaled: dict[Linear, Linear] = {}
+
+    def settle(self) -> None:
+        """See CpuOps.settle."""
+        self.steps = self._immediate  # also where a recording was cut short
+
+    def begin(self, batch: Batch) -> None:
+        """See Ops.begin."""
+        super().begin(batch)
+        self._turns = {}
+
+    def _embed_tokens(self, batch: Batch) -> Float32Array:
+        x = self.steps.embed("x", self._weights.token_embd, batch, self._finish_embedding)
+        if self._weights.embedding_norm is None:
+            return x
+        normed = self.steps.normalize("x_normed", x, self._weights.embedding_norm)
+        self.steps.join()
+        return normed
+
+    def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
+        """See LayerBricks.attn_qkv."""
+        steps, config, weights = self.steps, layer.config.attention, layer.attention
+        left = config.latent is not None or config.output_gate is not None or config.indexer is not None
+        if left or config.clamp is not None:
+            return super().attn_qkv(layer, x)
+        normed = self._normalize(x, layer.attn_norm)
+        q, k, v = (
+            None if linear is None else steps.linear(name, normed, linear).reshape(len(x), heads, width)
+            for name, linear, heads, width in (
+                ("q", weights.q, config.n_heads, config.key_width),
+                ("k", weights.k, config.n_kv_heads, config.key_width),
+                ("v", weights.v, config.n_kv_heads, config.value_width),
+            )
+        )
+        assert q is not None
+        steps.join()
+        angles = None if weights.rope is None else self._angles_of(weights.rope)
+        if config.qk_norm_after_rope and angles is not None:
+            for span in self._batch.spans:
+                keys, _ = self._pages(layer, span)
+                for part in (q, k):
+                    if part is not None:
+                        steps.rotate_store(part, span, angles, keys, store=False)
+            steps.join()
+            angles = None
+        q = self._normalize_named("q_normed", q, weights.q_norm, config.qk_norm)
+        if k is not None and v is not None:
+            k = self._normalize_named("k_normed", k, weights.k_norm, config.qk_norm)
+            v = self._normalize_named("v_normed", v, weights.v_norm, QkNorm.HEAD)
+        steps.join()
+        factors = None
+        if config.temperature is not None:
+            factors = steps.factors(config.temperature, self._batch.positions)
+        for span in self._batch.spans:
+            keys, values = self._pages(layer, span)
+            if angles is not None or factors is not None:
+                steps.rotate_store(q, span, angles, keys, factors=factors, store=False)
+            if k is not None and v is not None:
+                steps.rotate_store(k, span, angles, keys)
+                steps.rotate_store(v, span, None, values)
+        steps.join()
+        return q
+
+    def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
+        """See LayerBricks.attention."""
+        config = layer.config.attention
+        if config.indexer is not None:
+            return super().attention(layer, q)
+        out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
+        if not config.causal and _can_attend(layer):
+            pages = [self._pages(layer, span) for span in self._batch.spans]
+            self._immediate.attend_texts(out, q, self._batch.spans, pages, layer)
+            return out
+        for span in self._batch.spans:
+            self._attend(out, layer, q, span)
+        self.steps.join()
+        return out
+
+    def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
+        chunk = layer.config.attention.chunk
+        if not _can_attend(layer):
+            super()._attend(out, layer, q, span)
+            return
+        pages = self._pages(layer, span)
+        if chunk is None:
+            self.steps.attend(out, q, span, pages, layer)
+            return
+        # To the rows of one chunk the sequence begins with it.
+        first = span.n_past
+        while first < span.n_total:
+            start = first // chunk * chunk
+            end = min(start + chunk, span.n_total)
+            piece = Span(span.slot, span.row + first - span.n_past, end - first, first - start)
+            keys, values = (Pages(each.array, each.table[start // PAGE :]) for each in pages)
+            self.steps.attend(out, q, piece, (keys, values), layer)
+            first = end
+
+    def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
+        """See LayerBricks.attn_output."""
+        a = self._values(layer, a)
+        return self._project_add("x_attended", layer, a, layer.attention.output, layer.attn_post_norm, x)
+
+    def ffn_down(self, layer: LayerWeights, h: Float32Array, y: Float32Array | None) -> Float32Array:
+        """See LayerBricks.ffn_down."""
+        assert layer.ffn is not None
+        return self._project_add("x", layer, h, layer.ffn.down, layer.ffn_post_norm, y)
+
+    def head_rows(self, x: Float32Array) -> Float32Array:
+        """See CpuOps.head_rows."""
+        return self.finish_logits(self.head_products(x))
+
+    def head_products(self, x: Float32Array) -> Float32Array:
+        """head_rows() without the last scaling and capping."""
+        normed = self._normalize(self._last(x), self._weights.output_norm)
+        logits = self.steps.linear("logits", normed, self._weights.head)
+        self.steps.join()
+        return logits
+
+    def _project_add(
+        self, name: str, layer: LayerWeights, a: Float32Array, linear: Linear, norm: Norm | None, x: Float32Array | None
+    ) -> Float32Array:
+        """x + residual_scale · norm(linear · a); without x what is added alone."""
+        steps, factor = self.steps, layer.config.residual_scale
+        if norm is None:
+            y = steps.linear(name, a, self._times(linear, factor), residual=x)
+        else:
+            projected = steps.linear("projected", a, linear)
+            steps.join()
+            y = steps.normalize(name, projected, norm, residual=x, factor=factor)
+        steps.join()
+        return y
+
+    def _times(self, linear: Linear, factor: float) -> Linear:
+        """The projection with its result multiplied by a number."""
+        if factor == 1.0:
+            return linear
+        if linear not in self._scaled:
+            bias = None if linear.bias is None else linear.bias * np.float32(factor)
+            self._scaled[linear] = Linear(linear.weight, bias, linear.scale * factor)
+        return self._scaled[linear]
+
+    def _normalize_heads(self, x: Float32Array, norm: Norm | None, kind: QkNorm | None) -> Float32Array:
+        normed = self._normalize_named("heads_normed", x, norm, kind)
+        self.steps.join()
+        return normed
+
+    def _normalize_named(self, name: str, x: Float32Array, norm: Norm | None, kind: QkNorm | None) -> Float32Array:
+        """x (T, heads, Hd) with its heads normalized; without a join."""
+        if norm is None or kind is None:
+            return x
+        rows = x.reshape(len(x), -1) if kind is QkNorm.WIDTH else x
+        return self.steps.normalize(name, rows, norm).reshape(x.shape)
+
+    def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
+        if not _plain_gate(config):
+            return super()._gate_up(weights, config, normed)
+        steps = self.steps
+        up = steps.linear("up", normed, weights.up)
+        gate = None if weights.gate is None else steps.linear("gate", normed, weights.gate)
+        steps.join()
+        h = steps.gate(up, None, config.activation) if gate is None else steps.gate(gate, up, config.activation)
+        steps.join()
+        return self._normalize(h, weights.sub_norm)
+
+    def _normalize(self, x: Float32Array, norm: Norm | None) -> Float32Array:
+        if norm is None:
+            return x
+        normed = self.steps.normalize("normed", np.ascontiguousarray(x), norm)
+        self.steps.join()
+        return normed
+
+    def _linear(self, linear: Linear, x: Float32Array) -> Float32Array:
+        y = self.steps.linear("y", x, linear)
+        self.steps.join()
+        return y
+
+    def _multiply(self, x: Float32Array, weight: Weight) -> Float32Array:
+        return self._linear(Linear(weight), x)
+
+    def _pages(self, layer: LayerWeights, span: Span) -> tuple[Pages, Pages]:
+        table = self._cache.tables[span.slot]
+        keys, values = self._cache.arrays(layer.index)
+        return Pages(keys, table), Pages(values, table)
+
+    def _angles_of(self, rope: RopeTable) -> Angles:
+        """The angles of this step's positions, made once per step and kind of layer."""
+        if rope not in self._turns:
+            self._turns[rope] = self.steps.angles(rope, self._batch.positions)
+        return self._turns[rope]

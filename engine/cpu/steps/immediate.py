@@ -1,0 +1,188 @@
+"""Steps that compute when they are asked for: prompts, and decode steps that cannot be recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.cpu import reference
+from engine.cpu.kernels.attention.attend import attend, attend_text
+from engine.cpu.kernels.build import kernel
+from engine.cpu.products.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
+from engine.cpu.products.matmul import Epilogue, PreparedWeight, matmul, prepare
+from engine.cpu.steps.operands import (
+    address,
+    embed_rows,
+    gate_step,
+    normalize_step,
+    quantize_step,
+    rotate_step,
+    score_settings,
+)
+from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, Step
+from engine.cpu.threads import ThreadPool
+from engine.model.batch import Batch, Span
+from engine.model.config import Activation, AttentionTemperature
+from engine.model.rope import RopeTable
+from engine.model.weights import LayerWeights, Linear, Norm, Weight
+
+TASK_FLOATS = 1 << 15
+"""Least floats per task of a small step: about 10 us."""
+
+
+class Immediate:
+    """Steps that compute when they are asked for, into new arrays.
+
+    Args:
+        pool: threads to use.
+        integer: the weights that are multiplied in integers; None keeps everything in float32.
+    """
+
+    def __init__(self, pool: ThreadPool, integer: IntegerWeights | None = None) -> None:
+        self._pool = pool
+        self._integer = integer
+        self._quantized: tuple[Float32Array, Activations] | None = None
+
+    def join(self) -> None:
+        """See Steps.join."""
+        self._quantized = None  # what was read until now may be overwritten
+
+    def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
+        """See Steps.empty."""
+        return np.empty(shape, dtype=np.float32)
+
+    def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
+        """See Steps.embed."""
+        out = np.empty((batch.n_tokens, table.columns), dtype=np.float32)
+        embed_rows(table, batch.token_ids, out)
+        finish(out, batch)
+        return out
+
+    def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
+        """See Steps.angles."""
+        return Angles(*rope.cos_sin(positions), rope.style)
+
+    def factors(self, temperature: AttentionTemperature, positions: Int32Array) -> Float32Array:
+        """See Steps.factors."""
+        return reference.temperature_factors(positions, temperature)
+
+    def normalize(
+        self, name: str, x: Float32Array, norm: Norm, residual: Float32Array | None = None, factor: float = 1.0
+    ) -> Float32Array:
+        """See Steps.normalize."""
+        out = np.empty(x.shape, dtype=np.float32)
+        self._do(normalize_step(x, norm, out, residual, factor), x, out, residual)
+        return out
+
+    def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
+        """See Steps.linear."""
+        weight = prepare(linear.weight)
+        if self._integer is not None and self._integer.takes(weight):
+            return self._multiply(self._integer, self._activations(x), linear, weight, residual)
+        epilogue = Epilogue(linear.scale, linear.bias, residual)
+        return matmul(x, linear.weight, pool=self._pool, epilogue=epilogue)
+
+    def rotate_store(
+        self,
+        x: Float32Array,
+        span: Span,
+        angles: Angles | None,
+        cache: Pages,
+        *,
+        factors: Float32Array | None = None,
+        store: bool = True,
+    ) -> None:
+        """See Steps.rotate_store."""
+        self._do(rotate_step(x, span, angles, cache, factors, store), x, angles, factors)
+
+    def attend(
+        self,
+        out: Float32Array,
+        q: Float32Array,
+        span: Span,
+        cache: tuple[Pages, Pages],
+        layer: LayerWeights,
+    ) -> None:
+        """See Steps.attend."""
+        keys, values = cache
+        rows = slice(span.row, span.row + span.n_rows)
+        settings = score_settings(layer) | {"n_past": span.n_past}
+        out[rows] = attend(q[rows], keys.array, values.array, keys.table, pool=self._pool, **settings)
+
+    def attend_texts(
+        self,
+        out: Float32Array,
+        q: Float32Array,
+        spans: Sequence[Span],
+        caches: Sequence[tuple[Pages, Pages]],
+        layer: LayerWeights,
+    ) -> None:
+        """Attention of whole texts over themselves, in both directions, from q (T, H, Hd) into out (T, H · Hv).
+
+        A task is a text, or some heads of one where there are few texts.
+        """
+        settings = score_settings(layer)
+        if settings["window"] is not None:
+            settings["window"] = settings["window"] // 2 + 1  # itself, and what is ahead in one direction
+        n_heads, threads = layer.config.attention.n_kv_heads, self._pool.threads
+        parts = 1 if threads == 1 else min(n_heads, -(-2 * threads // len(spans)))
+        rows = [slice(span.row, span.row + span.n_rows) for span in spans]
+
+        def task(index: int) -> None:
+            text, part = divmod(index, parts)
+            keys, values = caches[text]
+            heads = range(n_heads * part // parts, n_heads * (part + 1) // parts)
+            attend_text(q[rows[text]], keys.array, values.array, keys.table, out[rows[text]], heads, settings)
+
+        self._pool.run(task, len(spans) * parts)
+
+    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
+        """See Steps.gate."""
+        self._do(gate_step(x, y, activation), x, y)
+        return x
+
+    def _activations(self, x: Float32Array) -> Activations:
+        """The rows of x in 8 bits; several products of the same rows share them."""
+        if self._quantized is None or self._quantized[0] is not x:
+            rows = x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
+            out = empty_activations(*x.shape)
+            self._do(quantize_step(rows, out), rows, out)
+            self._quantized = x, out
+        return self._quantized[1]
+
+    def _multiply(
+        self,
+        integer: IntegerWeights,
+        x: Activations,
+        linear: Linear,
+        weight: PreparedWeight,
+        residual: Float32Array | None,
+    ) -> Float32Array:
+        out = np.empty((len(x), weight.rows), dtype=np.float32)
+        if not len(x):
+            return out
+        kind = dot_kind(len(x))
+        settings: dict[str, Any] = {"scale": linear.scale, "bias": linear.bias, "residual": residual}
+        operands = integer.operands(x, weight, out, **settings)
+        # Integer products take about a quarter of the time of others.
+        floats = len(x) * weight.rows * weight.columns // 16
+        step = Step(kind, integer.kernel_type(weight), operands, n_items(kind, weight), floats)
+        self._do(step, x, out, linear, residual)
+        return out
+
+    def _do(self, step: Step, *alive: object) -> None:
+        """Run a step; `alive` is what its addresses point into."""
+        compute = kernel(step.kind, step.type_name)
+        operands = np.array(step.operands, dtype=np.int64)
+        start = address(operands)
+        n_tasks = min(4 * self._pool.threads, step.items, step.floats // TASK_FLOATS)
+        if n_tasks < 2 or self._pool.threads == 1:
+            compute(start, 0, step.items, 0)
+            return
+
+        def task(index: int, held: object = (operands, alive)) -> None:
+            compute(start, step.items * index // n_tasks, step.items * (index + 1) // n_tasks, 0)
+
+        self._pool.run(task, n_tasks)

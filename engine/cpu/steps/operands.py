@@ -1,0 +1,110 @@
+"""Steps as numbers that a kernel reads: addresses, sizes, strides (kernels/stepping.py)."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy.typing as npt
+
+from engine.cpu.kernels.attention.attend import TYPES
+from engine.cpu.kernels.build import kernel
+from engine.cpu.products.integer import Activations, quantize_operands
+from engine.cpu.products.matmul import LANES, prepare
+from engine.cpu.steps.protocol import Angles, Float32Array, Int32Array, Pages, Step
+from engine.gguf.quants import dequantize
+from engine.model.batch import Span
+from engine.model.config import Activation, RopeStyle
+from engine.model.weights import LayerWeights, Norm, Weight
+
+
+def score_settings(layer: LayerWeights) -> dict[str, Any]:
+    """What the attention kernel needs to know of a layer."""
+    config, weights = layer.config.attention, layer.attention
+    return {
+        "scale": config.scale,
+        "window": config.window,
+        "softcap": config.softcap,
+        "sinks": weights.sinks,
+        "slopes": weights.alibi_slopes,
+    }
+
+
+def normalize_step(
+    x: Float32Array, norm: Norm, out: Float32Array, residual: Float32Array | None = None, factor: float = 1.0
+) -> Step:
+    """out = residual + factor · normalize(x) along the last axis, all without gaps."""
+    width = x.shape[-1]
+    arrays = [array for array in (x, norm.weight, norm.bias, residual) if array is not None]
+    assert all(array.flags.c_contiguous for array in arrays)
+    period = 1 if norm.weight is None else norm.weight.size // width
+    weight, bias, added = (0 if array is None else address(array) for array in (norm.weight, norm.bias, residual))
+    operands = (address(x), weight, bias, period, added, float_bits(factor), address(out), width)
+    settings = (float_bits(norm.epsilon), 0)
+    return Step("normalize", norm.kind.name, (*operands, *settings), x.size // width, x.size, width)
+
+
+def quantize_step(x: Float32Array, out: Activations) -> Step:
+    """Rows of x (T, K) in 8 bits."""
+    return Step("quantize", "F32", quantize_operands(x, out), out.shape[0] * out.shape[1], x.size)
+
+
+N_PAST = 11
+"""Place of n_past among the operands of rotate_store."""
+
+
+def rotate_step(
+    x: Float32Array,
+    span: Span,
+    angles: Angles | None,
+    cache: Pages,
+    factors: Float32Array | None,
+    store: bool,
+) -> Step:
+    """Rotation and cache append of one span's rows of x; without `store` the cache gives only the kernel's type."""
+    assert x.flags.c_contiguous
+    _, heads, width = x.shape
+    rotation = (0, 0, 0, 0, 0)
+    if angles is not None:
+        n_pairs = angles.cos.shape[1]
+        pairs = (2, 1) if angles.style is RopeStyle.NORM else (1, n_pairs)
+        rotation = (address(angles.cos[span.row :]), address(angles.sin[span.row :]), n_pairs, *pairs)
+    factor = 0 if factors is None else address(factors[span.row :])
+    target = (address(cache.array), address(cache.table)) if store else (0, 0)
+    turned = cache.array.strides[2] < cache.array.strides[3]  # as the cache keeps keys
+    operands = (address(x[span.row :]), heads, width, *rotation, factor, *target, span.n_past, int(turned))
+    return Step("rotate_store", TYPES[cache.array.dtype], operands, span.n_rows, span.n_rows * heads * width)
+
+
+def gate_step(x: Float32Array, y: Float32Array | None, activation: Activation) -> Step:
+    """activation(x) · y, written over x."""
+    assert x.flags.c_contiguous
+    assert y is None or y.flags.c_contiguous
+    operands = (address(x), 0 if y is None else address(y), address(x), 0)
+    # The exponential costs as much as some ten plain steps.
+    return Step("gate", activation.name, operands, x.size // LANES, 8 * x.size, x.shape[-1])
+
+
+def embed_rows(table: Weight, token_ids: Int32Array, out: Float32Array) -> None:
+    """Write the rows of a packed table that the ids name into out (T, D)."""
+    packed = prepare(table)
+    if not packed.kernels:
+        out[...] = dequantize(table.raw[token_ids], table.type)
+        return
+    unpack = kernel("dequantize_rows", packed.type.name)
+    start, row_bytes = address(out), out.strides[0]
+    for row, token_id in enumerate(token_ids.tolist()):
+        source = packed.address + token_id * packed.stride
+        unpack(source, packed.stride, packed.n_blocks, start + row * row_bytes, row_bytes, 1)
+
+
+def float_bits(value: float) -> int:
+    """A float64 as the integer of the same bits, as operands carry it."""
+    bits: int = struct.unpack("q", struct.pack("d", value))[0]
+    return bits
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    """Where an array begins in memory."""
+    start: int = array.__array_interface__["data"][0]
+    return start

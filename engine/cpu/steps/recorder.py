@@ -1,0 +1,222 @@
+"""Writes down which kernel reads what during a forward pass, instead of computing it.
+
+program.py runs what was recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.cpu import reference
+from engine.cpu.kernels import build
+from engine.cpu.kernels.attention import attend as attend_kernel
+from engine.cpu.kernels.integer.panels import GROUP
+from engine.cpu.kernels.machine import HEADER, ROW
+from engine.cpu.memory import aligned_empty
+from engine.cpu.products import integer
+from engine.cpu.products.integer import Activations, IntegerWeights
+from engine.cpu.products.matmul import LANES, Epilogue, dot_kind, dot_operands, prepare
+from engine.cpu.steps.operands import (
+    N_PAST,
+    address,
+    embed_rows,
+    gate_step,
+    normalize_step,
+    quantize_step,
+    rotate_step,
+    score_settings,
+)
+from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, Step
+from engine.cpu.threads import ThreadPool
+from engine.model.batch import Batch, Span
+from engine.model.config import Activation, AttentionTemperature
+from engine.model.rope import RopeTable
+from engine.model.weights import LayerWeights, Linear, Norm, Weight
+
+CHUNK_FLOATS = 1 << 14
+"""Least weights per chunk of a product: 3 us of work, many times what taking a chunk costs."""
+
+CHUNKS_PER_THREAD = 8
+
+ITEMS, CHUNKS, WAITS = 1, 2, 3
+"""Places in the head of a program's row (kernels/machine.py)."""
+
+
+class Recorder:
+    """Steps that are recorded. Results are buffers that every run of the program fills again."""
+
+    def __init__(self, pool: ThreadPool, weights: IntegerWeights | None = None) -> None:
+        self._pool = pool
+        self._integer = weights
+        self._quantized: dict[int, Activations] = {}  # of buffers as they are now
+        self._rooms: dict[int, Activations] = {}
+        self._writers: dict[int, list[tuple[int, int, Step]]] = {}  # row of the program, first row written, step
+        self.rows: list[tuple[int, ...]] = []
+        self.fills: list[Callable[[Batch], None]] = []
+        self.lengths: list[tuple[int, int, int]] = []
+        self.scratch_floats = 16
+        self._waits: dict[int, int] = {}
+        self._first = 0
+        self._buffers: dict[tuple[str, tuple[int, ...]], Float32Array] = {}
+
+    def join(self) -> None:
+        """See Steps.join."""
+        if len(self.rows) > self._first:
+            self._waits[len(self.rows) - 1] = len(self.rows) - self._first
+            self._first = len(self.rows)
+
+    def table(self) -> npt.NDArray[np.int64]:
+        """The program, one row per step."""
+        table = np.zeros((len(self.rows), ROW), dtype=np.int64)
+        for index, row in enumerate(self.rows):
+            table[index, : len(row)] = row
+            table[index, WAITS] = self._waits.get(index, 0)
+        return table
+
+    def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
+        """See Steps.empty."""
+        buffer = self._buffers.setdefault((name, shape), aligned_empty(*shape))
+        self._quantized.pop(id(buffer), None)
+        self._writers[id(buffer)] = []
+        return buffer
+
+    def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
+        """See Steps.embed."""
+        out = self.empty(name, (batch.n_tokens, table.columns))
+
+        def fill(batch: Batch) -> None:
+            embed_rows(table, batch.token_ids, out)
+            finish(out, batch)
+
+        self.fills.append(fill)
+        return out
+
+    def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
+        """See Steps.angles."""
+        cos, sin = (np.empty((len(positions), len(rope.inv_freq)), dtype=np.float32) for _ in range(2))
+
+        def fill(batch: Batch) -> None:
+            cos[...], sin[...] = rope.cos_sin(batch.positions)
+
+        self.fills.append(fill)
+        return Angles(cos, sin, rope.style)
+
+    def factors(self, temperature: AttentionTemperature, positions: Int32Array) -> Float32Array:
+        """See Steps.factors."""
+        out = np.empty(len(positions), dtype=np.float32)
+
+        def fill(batch: Batch) -> None:
+            out[...] = reference.temperature_factors(batch.positions, temperature)
+
+        self.fills.append(fill)
+        return out
+
+    def normalize(
+        self, name: str, x: Float32Array, norm: Norm, residual: Float32Array | None = None, factor: float = 1.0
+    ) -> Float32Array:
+        """See Steps.normalize."""
+        out = self.empty(name, x.shape)
+        self._write(normalize_step(x, norm, out, residual, factor), out)
+        return out
+
+    def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
+        """See Steps.linear."""
+        weight = prepare(linear.weight)
+        out = self.empty(name, (len(x), weight.rows))
+        assert residual is not out
+        if self._integer is not None and self._integer.takes(weight):
+            settings: dict[str, Any] = {"scale": linear.scale, "bias": linear.bias, "residual": residual}
+            operands = self._integer.operands(self._activations(x), weight, out, **settings)
+            kind, type_name = integer.dot_kind(len(x)), self._integer.kernel_type(weight)
+            # Integer products take about a third of the time of the others.
+            floats = weight.rows * weight.columns * len(x) // 3
+            self._write(Step(kind, type_name, operands, integer.n_items(kind, weight), floats), out)
+            return out
+        operands = dot_operands(x, weight, out, Epilogue(linear.scale, linear.bias, residual))
+        floats = weight.rows * weight.columns * len(x)
+        self._write(Step(dot_kind(len(x)), weight.type.name, operands, weight.rows, floats), out)
+        return out
+
+    def rotate_store(
+        self,
+        x: Float32Array,
+        span: Span,
+        angles: Angles | None,
+        cache: Pages,
+        *,
+        factors: Float32Array | None = None,
+        store: bool = True,
+    ) -> None:
+        """See Steps.rotate_store."""
+        self.lengths.append((len(self.rows), HEADER + N_PAST, span.row))
+        self._write(rotate_step(x, span, angles, cache, factors, store), x)
+
+    def attend(
+        self,
+        out: Float32Array,
+        q: Float32Array,
+        span: Span,
+        cache: tuple[Pages, Pages],
+        layer: LayerWeights,
+    ) -> None:
+        """See Steps.attend."""
+        rows = slice(span.row, span.row + span.n_rows)
+        keys, values = cache
+        settings = score_settings(layer) | {"n_past": span.n_past}
+        operands = attend_kernel.operands(q[rows], keys.array, values.array, keys.table, out[rows], **settings)
+        self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
+        n_heads, n_kv_heads = q.shape[1], keys.array.shape[1]
+        self.scratch_floats = max(self.scratch_floats, n_heads * attend_kernel.HEAD_FLOATS)
+        items = n_kv_heads * span.n_rows
+        type_name = attend_kernel.TYPES[keys.array.dtype]
+        unit = n_heads // n_kv_heads * values.array.shape[3]
+        # One chunk per thread: one thread reads neighbouring heads faster.
+        step = Step("attend", type_name, operands, items, min(items, self._pool.threads) * CHUNK_FLOATS, unit)
+        self._write(step, out, first_row=span.row)
+
+    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
+        """See Steps.gate."""
+        self._write(gate_step(x, y, activation), x)
+        return x
+
+    def _activations(self, x: Float32Array) -> Activations:
+        """The rows of a buffer in 8 bits: by the step that writes it, where it can, else by one of their own."""
+        found = self._quantized.get(id(x))
+        if found is None:
+            found = self._rooms.setdefault(id(x), integer.empty_activations(*x.shape))
+            if not self._write_both(x, found):
+                self._write(quantize_step(x, found))
+                self.join()
+            self._quantized[id(x)] = found
+        return found
+
+    def _write_both(self, x: Float32Array, activations: Activations) -> bool:
+        """Let the steps that wrote a buffer write its activations, too; False where that is not possible."""
+        writers = self._writers.get(id(x), [])
+        if not writers or any(not step.unit or step.unit % GROUP for _, _, step in writers):
+            return False
+        for index, first_row, step in writers:
+            row = list(self.rows[index])
+            row[HEADER + len(step.operands) - 1] = address(activations[first_row:])
+            if step.kind == "gate":  # whose items are then twice as large
+                row[ITEMS] //= GROUP // LANES
+                row[CHUNKS] = min(row[CHUNKS], row[ITEMS])
+            self.rows[index] = tuple(row)
+        return True
+
+    def _write(self, step: Step, written: Float32Array | None = None, *, first_row: int | None = None) -> None:
+        """Adds a step. It writes a whole buffer, or, after empty(), rows of it from first_row on beside other steps."""
+        if written is not None:
+            self._quantized.pop(id(written), None)
+            others = [] if first_row is None else self._writers[id(written)]
+            self._writers[id(written)] = [*others, (len(self.rows), first_row or 0, step)]
+        chunks = 1
+        if self._pool.threads > 1:
+            chunks = max(1, min(CHUNKS_PER_THREAD * self._pool.threads, step.items, step.floats // CHUNK_FLOATS))
+        head = (build.address(step.kind, step.type_name), step.items, chunks, 0)
+        assert len(step.operands) <= ROW - HEADER
+        self.rows.append((*head, *step.operands))

@@ -1,0 +1,13 @@
+"""Whether a family's files have something: what all parts declare alike."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Presence(Enum):
+    """Whether a family's files have something."""
+
+    NEVER = "never"
+    OPTIONAL = "optional"  # as the file has it
+    ALWAYS = "always"

@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+
+from engine.config import PAGE
+from engine.cpu.kernels.attention import attend as attend_module
+from engine.cpu.kernels.attention.attend import attend, can_attend, turned
+from engine.cpu.reference import attend as attend_plainly
+from engine.cpu.threads import ThreadPool
+from engine.model.config import AttentionConfig
+
+
+@pytest.fixture(scope="module")
+def pools():
+    with ThreadPool(1) as one, ThreadPool(2) as two:
+        yield one, two
+
+
+def truth(q, keys, values, scale, window, n_past, softcap=None, sinks=None, slopes=None):
+    """Attention in float64, one query and head at a time."""
+    n_tokens, n_heads, _ = q.shape
+    group = n_heads // keys.shape[0]
+    out = np.empty((n_tokens, n_heads, values.shape[2]))
+    for t in range(n_tokens):
+        end = n_past + t + 1
+        begin = 0 if window is None else max(0, end - window)
+        for h in range(n_heads):
+            k, v = (a[h // group, begin:end].astype(np.float64) for a in (keys, values))
+            scores = scale * (k @ q[t, h].astype(np.float64))
+            if softcap is not None:
+                scores = softcap * np.tanh(scores / softcap)
+            if slopes is not None:
+                scores += slopes[h] * (np.arange(begin, end) - (n_past + t))
+            top = scores.max() if sinks is None else max(scores.max(), sinks[h])
+            weights = np.exp(scores - top)
+            out[t, h] = weights @ v / (weights.sum() + (0.0 if sinks is None else np.exp(sinks[h] - top)))
+    return out.reshape(n_tokens, -1)
+
+
+def operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens):
+    """Queries with scores of some size, keys and values (K, positions, width)."""
+    rng = np.random.default_rng(n_past + n_tokens)
+    q = 3 * rng.standard_normal((n_tokens, n_heads, key_width), dtype=np.float32)
+    keys = rng.standard_normal((n_kv, n_past + n_tokens, key_width)).astype(dtype)
+    values = rng.standard_normal((n_kv, n_past + n_tokens, value_width)).astype(dtype)
+    return q, keys, values
+
+
+def paged(keys, values, seed=0):
+    """Pages (N, K, PAGE, width) of keys and values as the cache has them, in a random order, and the sequence's."""
+    rng = np.random.default_rng(seed)
+    n = -(-keys.shape[1] // PAGE)
+    pages = rng.permutation(2 * n + 3)[:n].astype(np.int64)
+    cut = []
+    for array in (keys, values):
+        whole = np.full((array.shape[0], n * PAGE, array.shape[2]), np.nan, array.dtype)
+        whole[:, : array.shape[1]] = array
+        target = np.full((2 * n + 3, array.shape[0], PAGE, array.shape[2]), np.nan, array.dtype)
+        target[pages] = whole.reshape(array.shape[0], n, PAGE, -1).transpose(1, 0, 2, 3)
+        cut.append(target)
+    return turned(np.ascontiguousarray(turned(cut[0]))), cut[1], pages
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv", "key_width", "value_width"),
+    [(1, 1, 16, 16), (8, 2, 64, 64), (8, 1, 32, 80), (4, 4, 48, 112), (7, 1, 48, 32)],
+)
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 1), (0, 7), (15, 1), (16, 2), (31, 17), (255, 1), (300, 33)])
+def test_against_float64(pools, dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens):
+    q, keys, values = operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens)
+    scale = key_width**-0.5
+    for window in (None, 1, 16, 1000):
+        got = attend(q, *paged(keys, values), scale=scale, window=window, n_past=n_past, pool=pools[1])
+        assert got.dtype == np.float32
+        # Scores of about 10 carry float32 errors of 1e-6, which exp passes on.
+        np.testing.assert_allclose(got, truth(q, keys, values, scale, window, n_past), rtol=2e-5, atol=1e-5)
+
+
+def test_a_query_does_not_depend_on_others_or_on_threads(pools, monkeypatch):
+    monkeypatch.setattr(attend_module, "TASK_ELEMENTS", 256)
+    q, keys, values = operands(np.float16, 8, 2, 64, 64, 40, 33)
+    settings = {"scale": 0.125, "window": None}
+    whole = attend(q, *paged(keys, values), n_past=40, pool=pools[0], **settings)
+    assert np.array_equal(whole, attend(q, *paged(keys, values), n_past=40, pool=pools[1], **settings))
+    for t in range(33):
+        past = 40 + t
+        seen = paged(keys[:, : past + 1], values[:, : past + 1], seed=t)  # in other pages
+        one = attend(q[t : t + 1], *seen, n_past=past, pool=pools[1], **settings)
+        assert np.array_equal(one, whole[t : t + 1])
+        together = attend(q[t : t + 1], *seen, n_past=past, pool=pools[0], **settings)  # all heads by one thread
+        assert np.array_equal(together, one)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 7), (15, 1), (300, 33)])
+@pytest.mark.parametrize("parts", [("softcap",), ("sinks",), ("slopes",), ("softcap", "sinks"), ("slopes", "sinks")])
+def test_what_is_added_to_scores(pools, parts, n_past, n_tokens, window):
+    q, keys, values = operands(np.float16, 8, 2, 32, 48, n_past, n_tokens)
+    rng = np.random.default_rng(4)
+    extra = {
+        "softcap": 5.0,
+        "sinks": rng.normal(0, 40, 8).astype(np.float32),  # above and below every score
+        "slopes": np.exp2(-np.arange(1, 9)).astype(np.float32),
+    }
+    extra = {name: extra[name] for name in parts}
+    got = attend(q, *paged(keys, values), scale=1.0, window=window, n_past=n_past, pool=pools[1], **extra)
+    np.testing.assert_allclose(got, truth(q, keys, values, 1.0, window, n_past, **extra), rtol=5e-5, atol=2e-5)
+    config = AttentionConfig(
+        n_heads=8, n_kv_heads=2, key_width=32, value_width=48, scale=1.0, rope=None, window=window,
+        softcap=extra.get("softcap"),
+    )  # fmt: skip
+    plain = attend_plainly(q, keys, values, config, n_past, sinks=extra.get("sinks"), alibi_slopes=extra.get("slopes"))
+    np.testing.assert_allclose(plain, got, rtol=5e-5, atol=2e-5)
+
+
+def test_large_scores_do_not_overflow(pools):
+    q, keys, values = operands(np.float16, 2, 2, 16, 16, 50, 1)
+    q *= 1000
+    got = attend(q, *paged(keys, values), scale=1.0, window=None, n_past=50, pool=pools[0])
+    np.testing.assert_allclose(got, truth(q, keys, values, 1.0, None, 50), rtol=1e-3, atol=1e-3)
+
+
+def test_read_only_and_strided_queries(pools):
+    q, keys, values = operands(np.float16, 8, 2, 64, 64, 10, 3)
+    cache = paged(keys, values)
+    want = attend(q, *cache, scale=1.0, window=None, n_past=10, pool=pools[0])
+    for array in (q, *cache):
+        array.flags.writeable = False
+    assert np.array_equal(want, attend(np.asfortranarray(q), *cache, scale=1.0, window=None, n_past=10, pool=pools[0]))
+
+
+def test_can_attend():
+    values = np.zeros((3, 2, PAGE, 32), np.float16)
+    keys = turned(np.zeros((3, 2, 32, PAGE), np.float16))
+    assert can_attend(keys, values)
+    assert can_attend(keys[:2], values[:2])
+    assert not can_attend(values, values)
+    assert not can_attend(keys, keys)
+    assert not can_attend(keys[:, :1], values)
+    assert not can_attend(keys, values.astype(np.float32))
+    assert not can_attend(keys[..., :24], values)
+    assert not can_attend(keys, values[..., ::2])
+    assert not can_attend(keys.astype(np.float64), values.astype(np.float64))

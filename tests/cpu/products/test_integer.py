@@ -1,0 +1,364 @@
+"""Integer products: every format against the gguf package, all loops against each other, bit for bit."""
+
+import re
+from dataclasses import dataclass
+
+import gguf
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from llvmlite import ir as llvm_ir
+from numba import njit, types
+
+from engine.cpu.backend import CpuBackend
+from engine.cpu.kernels import build, isa
+from engine.cpu.kernels.build import kernel
+from engine.cpu.kernels.emit import I8, I32, vector
+from engine.cpu.kernels.integer.panel_formats import PANELS
+from engine.cpu.products import integer
+from engine.cpu.products.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
+from engine.cpu.products.matmul import array_address, prepare
+from engine.cpu.steps import immediate, recorder
+from engine.cpu.steps.immediate import Immediate
+from engine.cpu.threads import ThreadPool
+from engine.errors import InvalidRequestError
+from engine.gguf.quants import GGMLType
+from engine.gguf.reader import open_gguf
+from engine.model.batch import Batch, Outputs
+from engine.model.loader import load_model
+from engine.model.weights import Linear, Weight
+from tests.support.gguf_builder import tiny_llama
+
+# Offsets of the float16 scales in a block; every other byte may hold anything.
+SCALES = {
+    "Q8_0": (0,),
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+    "MXFP4": (),
+}
+HOST = isa.usable(isa.host())
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with ThreadPool(2) as two:
+        yield two
+
+
+def packed(name, rows, columns):
+    """Random rows of a format: (Weight, their float64 values by the gguf package)."""
+    rng = np.random.default_rng(rows * 1000 + columns)
+    panel = PANELS[name]
+    raw = rng.integers(0, 256, (rows * columns // panel.block_size, panel.type_size), dtype=np.uint8)
+    for offset in SCALES[name]:
+        scales = rng.standard_normal(len(raw)).astype(np.float16)
+        raw[:, offset : offset + 2] = scales.view(np.uint8).reshape(-1, 2)
+    if name == "MXFP4":
+        raw[:, 0] = rng.integers(110, 130, len(raw))
+        raw[:3, 0] = (0, 1, 2)[: len(raw)]  # scales that are subnormal numbers, and the first that is not
+    raw = raw.reshape(rows, -1)
+    truth = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name]).reshape(rows, columns)
+    return Weight("test", GGMLType[name], (rows, columns), raw), truth.astype(np.float64)
+
+
+def quantized(x):
+    """Blocks of activations, and their float64 values."""
+    out = empty_activations(*x.shape)
+    operands = np.array(quantize_operands(x, out), dtype=np.int64)
+    kernel("quantize")(array_address(operands), 0, out.shape[0] * out.shape[1], 0)
+    scale = out[:, :, 32:36].copy().view(np.float32).astype(np.float64)
+    return out, (out[:, :, :32].view(np.int8) * scale).reshape(x.shape)
+
+
+def product(weights, w, x, kind, instructions, n_tokens=None, **settings):
+    """The kernel `kind` on the whole matrix."""
+    x = x[:n_tokens]
+    prepared = prepare(w)
+    out = np.full((len(x), prepared.rows), np.nan, np.float32)
+    operands = np.array(weights.operands(x, prepared, out, **settings), dtype=np.int64)
+    type_name = weights.kernel_type(prepared).replace(integer.instructions(), instructions)
+    kernel(kind, type_name)(array_address(operands), 0, n_items(kind, prepared), 0)
+    return out
+
+
+def test_all_sizes_are_those_of_the_formats():
+    for name, panel in PANELS.items():
+        assert (panel.block_size, panel.type_size) == (GGMLType[name].block_size, GGMLType[name].type_size)
+    assert set(SCALES) == set(PANELS)
+
+
+def test_quantized_activations():
+    rng = np.random.default_rng(3)
+    sizes = np.float32(10.0) ** rng.integers(-20, 20, (5, 3)).astype(np.float32)
+    x = rng.standard_normal((5, 96)).astype(np.float32) * sizes.repeat(32, axis=1)
+    x[0, :32] = 0
+    x[1, 32:64] = 1e-39
+    x[2, 5] = x[2, :32].max() * 2
+    out, values = quantized(x)
+    largest = np.abs(x.reshape(5, 3, 32)).max(-1, keepdims=True)
+    # Half a step, and a little for the rounding of the scale; what is too small for an inverse becomes 0.
+    error = np.abs(x.reshape(5, 3, 32) - values.reshape(5, 3, 32))
+    assert (error <= np.maximum(largest / 254 * 1.0001, 2e-30)).all()
+    q = out[:, :, :32].view(np.int8).astype(np.int64)
+    scale = out[:, :, 32:36].copy().view(np.float32)[:, :, 0]
+    sums = out[:, :, 36:48].copy().view(np.float32)
+    for place, part in enumerate((q, q[:, :, :16], q[:, :, 16:])):
+        np.testing.assert_array_equal(sums[:, :, place], part.sum(-1).astype(np.float32) * scale)
+    assert q.min() >= -127
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_every_format(name, pool):
+    """All loops give the same bits, and what float64 gives for the quantized activations."""
+    block = PANELS[name].block_size
+    for rows, blocks in ((1, 1), (7, 3), (16, 2), (41, 9 if block == 32 else 3)):
+        w, truth = packed(name, rows, block * blocks)
+        plain, repacked = IntegerWeights(pool), IntegerWeights(pool)
+        repacked.repack(w)
+        assert repacked.n_bytes == -(-rows // 8) * 8 * w.raw.shape[1]
+        x, values = quantized(np.random.default_rng(rows).standard_normal((70, block * blocks)).astype(np.float32))
+        expected = product(repacked, w, x, "tile_panels", HOST[0])
+        magnitude = np.abs(values) @ np.abs(truth).T
+        # The offset of a format is summed apart from the rest, so the terms are larger than the products.
+        assert (np.abs(expected - values @ truth.T) <= 3e-6 * magnitude + 1e-30).all()
+        for n_tokens in (1, 2, 5, 64, 65):
+            for weights in (plain, repacked):
+                for kind in ("dot_panels", "tile_panels"):
+                    got = product(weights, w, x, kind, HOST[0], n_tokens)
+                    np.testing.assert_array_equal(got, expected[:n_tokens])
+
+
+@pytest.mark.parametrize("instructions", HOST[1:])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "Q5_0"])
+def test_instruction_sets_agree(name, instructions, pool):
+    """The integers are exact; where weights are shifted to be unsigned the float sums differ in rounding."""
+    w, truth = packed(name, 19, 512)
+    weights = IntegerWeights(pool)
+    x, values = quantized(np.random.default_rng(1).standard_normal((5, 512)).astype(np.float32))
+    bound = 3e-6 * np.abs(values) @ np.abs(truth).T
+    for kind in ("dot_panels", "tile_panels"):
+        assert (np.abs(product(weights, w, x, kind, instructions) - values @ truth.T) <= bound).all()
+
+
+def test_scale_bias_and_residual(pool):
+    rng = np.random.default_rng(2)
+    w, truth = packed("Q4_K", 21, 256)
+    x, values = quantized(rng.standard_normal((6, 256)).astype(np.float32))
+    bias, residual = rng.standard_normal(21).astype(np.float32), rng.standard_normal((6, 21)).astype(np.float32)
+    weights = IntegerWeights(pool)
+    for kind in ("dot_panels", "tile_panels"):
+        got = product(weights, w, x, kind, HOST[0], scale=0.25, bias=bias, residual=residual)
+        np.testing.assert_allclose(got, 0.25 * (values @ truth.T) + bias + residual, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_have_copies_of_their_own(pool):
+    rng = np.random.default_rng(4)
+    matrices = [packed("Q4_0", 12, 64 + 0 * i)[0].raw for i in range(3)]
+    raw = np.stack([rng.permutation(m) for m in matrices])
+    stack = Weight("stack", GGMLType.Q4_0, (3, 12, 64), raw)
+    plain, repacked = IntegerWeights(pool), IntegerWeights(pool)
+    repacked.repack(stack)
+    x, _ = quantized(rng.standard_normal((3, 64)).astype(np.float32))
+    for expert in range(3):
+        w = stack.expert(expert)
+        assert repacked.kernel_type(prepare(w)) != plain.kernel_type(prepare(w))
+        expected = product(plain, w, x, "tile_panels", HOST[0])
+        np.testing.assert_array_equal(product(repacked, w, x, "tile_panels", HOST[0]), expected)
+
+
+def test_threads_and_other_rows_change_nothing(pool, monkeypatch):
+    monkeypatch.setattr(immediate, "TASK_FLOATS", 1)
+    w, _ = packed("Q6_K", 130, 512)
+    x = np.random.default_rng(5).standard_normal((70, 512)).astype(np.float32)
+    linear = Linear(w)
+    with ThreadPool(1) as one:
+        whole = Immediate(one, IntegerWeights(one)).linear("y", x, linear)
+    for tokens in (1, 2, 3, 33, 70):
+        got = Immediate(pool, IntegerWeights(pool)).linear("y", x[-tokens:], linear)
+        np.testing.assert_array_equal(got, whole[-tokens:])
+    assert Immediate(pool, IntegerWeights(pool)).linear("y", x[:0], linear).shape == (0, 130)
+
+
+@pytest.mark.parametrize("repack", [True, False])
+def test_decode_steps_give_the_bits_of_prompts(tmp_path, repack, monkeypatch):
+    monkeypatch.setattr(recorder, "CHUNK_FLOATS", 64)
+    path = tmp_path / "tiny.gguf"
+    tiny_llama(path, tokenizer=False, weight_type=GGMLType.Q8_0, width=64, ffn=96)
+    tokens = np.random.default_rng(0).integers(0, 250, 20).astype(np.int32)
+    with open_gguf(path) as gguf_file:
+        model = load_model(gguf_file)
+        fast = CpuBackend(model, threads=2, max_sequences=3, kv_type="f32", quantize=True, repack=repack)
+        plain = CpuBackend(model, threads=2, max_sequences=3, kv_type="f32")
+        assert (fast.memory_plan().repacked_bytes > 0) == repack
+        at_once = fast.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
+        single = [fast.forward(Batch.build([(1, [token], i, Outputs.ALL)]))[0] for i, token in enumerate(tokens)]
+        np.testing.assert_array_equal(np.stack(single), at_once)
+        fast.forward(Batch.build([(0, tokens[:9], 0, Outputs.NONE), (1, tokens[:7], 0, Outputs.NONE)]))
+        both = fast.forward(Batch.build([(0, tokens[9:10], 9, Outputs.ALL), (1, tokens[7:8], 7, Outputs.ALL)]))
+        np.testing.assert_array_equal(both, at_once[[9, 7]])
+        expected = plain.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
+        # 8 bits per activation: about half a percent of noise in every product.
+        assert 0 < ((at_once - expected) ** 2).mean() < 2e-3 * (expected**2).mean()
+        fast.close()
+        plain.close()
+
+
+def emulated(e, name, result, *arguments):
+    """isa.call() with instructions that this machine lacks written out, as their manuals define them."""
+    b = e.builder
+    if "vpdpbusd" in name or "sdot" in name:
+        total, weights, x = arguments
+        weights, x = (b.bitcast(part, vector(I8, 4 * total.type.count)) for part in (weights, x))
+        wide = vector(I32, weights.type.count)
+        left = b.zext(weights, wide) if "vpdpbusd" in name else b.sext(weights, wide)
+        products = b.mul(left, b.sext(x, wide))
+        lanes = range(total.type.count)
+        for column in range(4):
+            parts = llvm_ir.Constant(vector(I32, total.type.count), [4 * lane + column for lane in lanes])
+            total = b.add(total, b.shuffle_vector(products, products, parts))
+        return total
+    if "tbl1" in name:
+        table, indices = arguments
+        found = llvm_ir.Constant(table.type, [0] * 16)
+        for lane in range(16):
+            index = b.extract_element(indices, I32(lane))
+            inside = b.icmp_unsigned("<", index, I8(16))
+            one = b.extract_element(table, b.select(inside, index, I8(0)))
+            found = b.insert_element(found, b.select(inside, one, I8(0)), I32(lane))
+        return found
+    return CALL(e, name, result, *arguments)
+
+
+CALL = isa.call
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS"])
+@pytest.mark.parametrize("instructions", ["vnni", "neon"])
+def test_arithmetic_of_other_processors(name, instructions, pool, monkeypatch):
+    """What this machine may lack is emulated: everything around those instructions is the code that others run."""
+    monkeypatch.setattr(isa, "call", emulated)
+    w, truth = packed(name, 19, 512)
+    weights = IntegerWeights(pool)
+    x, values = quantized(np.random.default_rng(1).standard_normal((5, 512)).astype(np.float32))
+    results = []
+    for kind in ("dot_panels", "tile_panels"):
+        type_name = f"{name}/{instructions}/rows"
+        function = build._MAKERS[kind](f"{type_name}:emulated")
+        compiled = njit(nogil=True)(function)
+        compiled.compile(types.void(*build._ARGUMENTS[kind]))
+        prepared = prepare(w)
+        out = np.full((5, 19), np.nan, np.float32)
+        operands = np.array(weights.operands(x, prepared, out), dtype=np.int64)
+        compiled(array_address(operands), 0, n_items(kind, prepared), 0)
+        results.append(out)
+    np.testing.assert_array_equal(*results)
+    assert (np.abs(results[0] - values @ truth.T) <= 3e-6 * np.abs(values) @ np.abs(truth).T).all()
+
+
+def test_an_instruction_set_can_be_forced(monkeypatch):
+    integer.instructions.cache_clear()
+    try:
+        for name in HOST:
+            monkeypatch.setenv(integer.VARIABLE, name)
+            assert integer.instructions() == name
+            integer.instructions.cache_clear()
+        monkeypatch.setenv(integer.VARIABLE, "abacus")
+        with pytest.raises(InvalidRequestError, match=r"'abacus'; possible on this machine: .*portable"):
+            integer.instructions()
+    finally:
+        integer.instructions.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("triple", "features", "expected"),
+    [
+        ("x86_64-unknown-linux-gnu", "+avx2,+avx512vl,+avx512vnni", "vnni"),
+        ("x86_64-unknown-linux-gnu", "+avx2,+avxvnni,-avx512f", "vnni"),
+        ("x86_64-unknown-linux-gnu", "+avx2,-avxvnni,+avx512vnni,-avx512vl", "avx2"),
+        ("x86_64-unknown-linux-gnu", "+sse4.2,-avx2", "portable"),
+        ("aarch64-unknown-linux-gnu", "+neon,+dotprod", "neon"),
+        ("arm64-apple-darwin", "+neon,+dotprod", "neon"),
+        ("aarch64-unknown-linux-gnu", "+neon", "portable"),
+        ("riscv64-unknown-linux-gnu", "+v", "portable"),
+    ],
+)
+def test_choice_of_instructions(triple, features, expected):
+    assert isa.best(triple, features) == expected
+
+
+@dataclass(frozen=True)
+class Target:
+    """A processor to compile for, and the instruction that must come out."""
+
+    isa: str
+    triple: str
+    features: str
+    wanted: str
+
+
+TARGETS = (
+    Target("vnni", "x86_64-unknown-linux-gnu", "+avx2,+fma,+f16c,+avxvnni", "vpdpbusd"),
+    Target("vnni", "x86_64-unknown-linux-gnu", "+avx2,+fma,+f16c,+avx512f,+avx512vl,+avx512vnni", "vpdpbusd"),
+    Target("avx2", "x86_64-unknown-linux-gnu", "+avx2,+fma,+f16c", "vpmadd"),
+    Target("neon", "aarch64-unknown-linux-gnu", "+neon,+dotprod,+fullfp16", "sdot"),
+    Target("portable", "aarch64-unknown-linux-gnu", "+neon", "fmla"),
+)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.isa}-{target.features.rpartition('+')[2]}")
+@pytest.mark.parametrize("kind", ["dot_panels", "tile_panels"])
+def test_instructions_of_other_processors(kind, target):
+    """Kernels compile for processors that this machine is not, to the instruction meant, and call no other code."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    machine = llvm.Target.from_triple(target.triple).create_target_machine(features=target.features, opt=2)
+    emitted = []
+    for name in ("Q4_K", "Q8_0", "IQ4_XS"):
+        source = _llvm_of(kind, f"{name}/{target.isa}")
+        source = re.sub(r'target (triple|datalayout) = .*|"target-(cpu|features)"="[^"]*"', "", source)
+        module = llvm.parse_assembly(source)
+        module.triple, module.data_layout = target.triple, str(machine.target_data)
+        emitted.append(machine.emit_assembly(module))
+    for assembly in emitted:
+        assert target.wanted in assembly
+        called = set(re.findall(r"^\s(?:callq?|bl)\s+(\S+)", assembly, re.MULTILINE))
+        assert not any(name.startswith("__") for name in called), called
+
+
+def _llvm_of(kind, type_name):
+    """The kernel before it is optimized for this machine: some instruction sets cannot be compiled for it."""
+    from numba.core import codegen
+
+    captured = []
+    function = build._MAKERS[kind](f"{type_name}:test")
+    function.__name__ = function.__qualname__ = f"{kind}_{type_name.replace('/', '_')}_test"
+    original = codegen.CPUCodeLibrary.add_ir_module
+
+    def keep(library, module):
+        captured.append(str(module))
+        raise _Enough
+
+    codegen.CPUCodeLibrary.add_ir_module = keep
+    try:
+        with pytest.raises(_Enough):
+            njit(nogil=True)(function).compile(types.void(*build._ARGUMENTS[kind]))
+    finally:
+        codegen.CPUCodeLibrary.add_ir_module = original
+    return captured[0]
+
+
+class _Enough(Exception):
+    """The module has been seen."""
+
+
+def test_kinds_of_products():
+    assert [dot_kind(n) for n in (1, 2, 64)] == ["dot_panels", "tile_panels", "tile_panels"]
