@@ -106,7 +106,7 @@ def jobs_for(arch):
     from engine.cuda.experts import prefill as experts
     from engine.cuda.formats import dequant, repack
     from engine.cuda.matrix import decode_gemm_plan, gemm_plan, matvec_plan
-    from engine.cuda.rows import parts, pooling, rows
+    from engine.cuda.rows import parts, pooling, rows, streams
     from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
 
@@ -115,6 +115,7 @@ def jobs_for(arch):
         (rows.FILES, None),
         (parts.FILES, None),
         (pooling.FILES, None),
+        (streams.FILES, None),
         (staging.FILES, None),
         (sampling_ops.SOURCES, None),
     ]
@@ -177,7 +178,8 @@ def kernel_names(file, type):
     names = {
         "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid read_all",
         "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear multiply_gate scale add_times silence divide "
-        "add_chosen weigh_chosen_rows",
+        "add_chosen weigh_chosen_rows thin_out",
+        "streams.cu": "altup_predict altup_correct altup_add altup_lengthen",
         "pooling.cu": "pool_rows",
         "moves.cu": "scatter copy_pages gather_rows",
         "conv.cu": "conv_decode conv_prompt",

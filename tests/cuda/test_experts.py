@@ -78,9 +78,8 @@ class Mixture:
         )
         gate_up = MatVec([packed(cupy, types[0], raw[0], d, partner=raw[1])])
         self.routing = KernelRouting(e, self.used)
-        self.stacked = StackedExperts(
-            gate_up, MatVec([packed(cupy, types[1], raw[2], f)]), self.routing, None, weigh_input
-        )
+        down = MatVec([packed(cupy, types[1], raw[2], f)])
+        self.stacked = StackedExperts(gate_up, down, self.routing, None, weigh_input)
         self.gemm = Gemm(sorted(set(types), key=lambda type: type.value), KernelActivation.SILU)
         self.cupy = cupy
 

@@ -112,7 +112,7 @@ def test_a_name_that_is_always_served_means_one_thing():
     configs = (ModelConfig, LayerConfig, AttentionConfig, FfnConfig, MoeConfig, MambaConfig)
     owners = Counter(field.name for kind in configs for field in fields(kind))
     several = {name: owners[name] for name in features._ANY if owners[name] != 1}
-    assert several == {"per_layer_width": 2}, "of a model and of its layers: the same vectors"
+    assert several == {"per_layer_width": 2, "streams": 2}, "of a model and of its layers: the same vectors"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,8 @@ from tests.support.recurrent_models import tiny_mamba
 ARCHIVES = [SHARED / source / "models.tar.xz" for source in CONFORMANCE]
 CARDS = tuple(MULTIPROCESSORS.items())
 SERVED = (
-    "apertus", "arctic", "bitnet", "chameleon", "gemma4 with experts", "gemma4 with shared caches", "laguna", "llama4",
-    "maple", "nanbeige", "smallthinker", "spark2_5", "step35", "talkie",
+    "apertus", "arctic", "bitnet", "chameleon", "gemma3n", "gemma4 with experts", "gemma4 with shared caches", "laguna",
+    "llama4", "maple", "nanbeige", "smallthinker", "spark2_5", "step35", "talkie",
 )  # fmt: skip
 """Families that need launches of their own."""
 

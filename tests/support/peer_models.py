@@ -227,7 +227,7 @@ UNSTATED = {
 MORE = peer_variants.VARIANTS | peer_families.VARIANTS | peer_choosers.CHOOSERS | peer_single.VARIANTS
 MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | peer_gemma.VARIANTS | peer_rwkv.VARIANTS
 
-ON_CPU_ALONE = {"dots3note", "gemma3n", "grovemoe", "hrm_text", "hy_v4"}
+ON_CPU_ALONE = {"dots3note", "grovemoe", "hrm_text", "hy_v4"}
 """Of those below, the ones that the GPU declines."""
 
 GPU_MODELS = {

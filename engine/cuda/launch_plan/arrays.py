@@ -54,6 +54,8 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
         "embedded": widths.embedded,
         "layer_inputs": widths.per_layer,
         "layer_projected": widths.per_layer,
+        "streams": widths.streams,
+        "predicted": widths.streams,
         "queries": widths.queries,
         "heads": widths.heads,
         "mixed": widths.mixed,

@@ -40,6 +40,7 @@ class FfnPlan:
         act_scales: the activations are divided.
         gate_bias, up_bias: biases of a paired matrix, which only products of prompts apply.
         limits: see Limits; only where nothing is paired. sub_norm: what the down projection reads is normalized.
+        sparsity: see engine.model.config.FfnConfig.
     """
 
     paired: Product | None
@@ -53,6 +54,7 @@ class FfnPlan:
     up_bias: bool = False
     limits: Limits = NO_LIMITS
     sub_norm: bool = False
+    sparsity: float = 0.0
 
     def chains(self, n_rows: int, phase: Phase) -> bool:
         """Whether the product of gate and up leaves the hidden vectors as the operand of the down projection."""
@@ -79,6 +81,8 @@ class FfnPlan:
             for projection in (self.gate, self.up):
                 if projection is not None:
                     yield from step.product(projection)
+            if self.sparsity:
+                yield step.part("thin_out")
             yield step.row("gate")
             if self.act_scales:
                 yield step.part("divide")
@@ -115,7 +119,7 @@ def can_pair(gate: Linear | ExpertLinear | None, up: Linear | ExpertLinear, conf
 def fuses(config: FfnConfig) -> bool:
     """Whether the kernels of products know what is between gate, up and down."""
     apart = config.activation in (Activation.XIELU, Activation.SITU)
-    return config.limit is None and not apart and not config.sub_norm
+    return config.limit is None and not (apart or config.sub_norm or config.sparsity)
 
 
 def _limits(config: FfnConfig) -> Limits:
@@ -146,6 +150,7 @@ def describe_ffn(weights: FfnWeights, config: FfnConfig, chooser: Chooser, *, fa
         act_scales=weights.act_scales is not None,
         limits=_limits(config),
         sub_norm=weights.sub_norm is not None,
+        sparsity=config.sparsity,
     )
 
 
@@ -169,6 +174,7 @@ def describe_expert(
         activation=activation,
         width=config.width,
         limits=_limits(config),
+        sparsity=config.sparsity,
     )
 
 

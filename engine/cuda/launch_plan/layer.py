@@ -11,6 +11,7 @@ from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.products import Matrix, Product, Projection
 from engine.cuda.launch_plan.recurrent import RecurrentPlan
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
+from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, stream_launch
 
 
 @dataclass(frozen=True)
@@ -51,31 +52,6 @@ class CombinedPlan:
         yield from (queries, inputs, attended, added, moved, last)
 
 
-@dataclass(frozen=True)
-class LayerInputPlan:
-    """What a token's own vector for a layer adds to the layer's result; see engine.model.config.LayerConfig.
-
-    Attributes:
-        inp_gate: from the stream to P numbers. proj: back.
-    """
-
-    inp_gate: Projection
-    proj: Projection
-
-    def products(self) -> Iterator[Product]:
-        """All products."""
-        yield from self.inp_gate.parts
-        yield from self.proj.parts
-
-    def launches(self, step: Step) -> Iterator[Launch]:
-        """In order."""
-        yield from step.product(self.inp_gate)
-        yield step.part("rotate_pieces")
-        yield step.row("gate")
-        yield from step.product(self.proj)
-        yield step.part("normalize_pieces")
-
-
 MixerPlan = AttentionPlan | RecurrentPlan | CombinedPlan
 """The part of a layer that reads other tokens; one class per class of engine.model.config.MixerConfig."""
 
@@ -92,7 +68,8 @@ class LayerPlan:
         attn_output_norm, attn_norm_2: whether there are these norms behind the mixer's residual; last_norm: whether the
             result is normalized.
         embedding_skip: embeddings are added to the result. scales: the result is multiplied by a number.
-        layer_input: what the token's own vector for the layer adds to the result, or None.
+        layer_input: what the token's own vector for the layer adds to the result, or None. laurel: projections beside
+            the mixer, or None. streams: the layer is passed by one of several streams.
         leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
         leaves_behind: the last product leaves the operand of the product that reads the stream next, likewise.
         takes_left: the mixer's first product reads what the layer before has left.
@@ -112,6 +89,8 @@ class LayerPlan:
     embedding_skip: bool = False
     scales: bool = False
     layer_input: LayerInputPlan | None = None
+    laurel: LaurelPlan | None = None
+    streams: bool = False
     leaves_inside: bool = False
     leaves_behind: bool = False
     takes_left: bool = False
@@ -146,8 +125,9 @@ class LayerPlan:
             yield from self.mixer.products()
         if self.ffn is not None:
             yield from self.ffn.products()
-        if self.layer_input is not None:
-            yield from self.layer_input.products()
+        for part in (self.layer_input, self.laurel):
+            if part is not None:
+                yield from part.products()
 
     def matrices(self) -> Iterator[Matrix]:
         """Everything that is uploaded."""
@@ -157,12 +137,17 @@ class LayerPlan:
             yield from self.ffn.matrices()
         elif self.ffn is not None:
             yield from (matrix for product in self.ffn.products() for matrix in product.matrices)
-        if self.layer_input is not None:
-            yield from (matrix for product in self.layer_input.products() for matrix in product.matrices)
+        for part in (self.layer_input, self.laurel):
+            if part is not None:
+                yield from (matrix for product in part.products() for matrix in product.matrices)
 
     def launches(self, step: Step) -> Iterator[Launch]:
         """The layer in order."""
         ready = self.takes_left and step.hands_over
+        if self.streams:
+            yield from self._named("attn_qkv", [stream_launch("altup_predict")])
+        if self.laurel is not None:
+            yield from self._named("attn_qkv", self.laurel.before(step))
         if self.moe is not None and self.moe.routed_early:
             yield from self._named("ffn_moe", self.moe.scores(step, Norm.ABSENT))
         if self.moe is not None and self.moe.reads_input:
@@ -176,6 +161,8 @@ class LayerPlan:
             yield from self._named("attn_output", [step.part("normalize_pieces")])
         if self.attn_norm_2:
             yield from self._named("attn_output", [step.row("add_scaled"), step.part("normalize_pieces")])
+        if self.laurel is not None:
+            yield from self._named("attn_output", self.laurel.after(step))
         yield from self._fed(step)
         yield from self._named("ffn_down" if self.moe is None else "ffn_moe", self._finished(step))
 
@@ -185,6 +172,8 @@ class LayerPlan:
             yield step.part("add_times")
         if self.last_norm:
             yield step.part("normalize_pieces")
+        if self.streams:
+            yield stream_launch("altup_correct")
         if self.layer_input is not None:
             yield from self.layer_input.launches(step)
         if self.scales:
@@ -193,7 +182,7 @@ class LayerPlan:
     @property
     def changes_after(self) -> bool:
         """Whether something happens to the result behind the feed-forward part."""
-        return self.last_norm or self.embedding_skip or self.scales or self.layer_input is not None
+        return self.last_norm or self.embedding_skip or self.scales or self.streams or self.layer_input is not None
 
     def _fed(self, step: Step) -> Iterator[Launch]:
         """The feed-forward part."""
@@ -227,7 +216,8 @@ class LayerPlan:
 
 def leaves_inside(layer: LayerPlan) -> bool:
     """Whether the mixer's last product can leave the operand of gate and up."""
-    if layer.mixer is None or layer.parallel or layer.attn_post_norm is not Norm.ABSENT or layer.attn_output_norm:
+    changed = layer.parallel or layer.attn_output_norm or layer.laurel is not None
+    if layer.mixer is None or changed or layer.attn_post_norm is not Norm.ABSENT:
         return False
     if not isinstance(layer.ffn, FfnPlan):
         return False

@@ -15,7 +15,6 @@ from engine.cuda.launch_plan.families import Card, Family, Phase
 from engine.cuda.launch_plan.feed_forward import FfnPlan, describe_ffn
 from engine.cuda.launch_plan.layer import (
     CombinedPlan,
-    LayerInputPlan,
     LayerPlan,
     MixerPlan,
     leaves_behind,
@@ -26,6 +25,7 @@ from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.recurrent import describe_recurrent
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
+from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.matrix import gemm_plan
 from engine.cuda.recurrent.plan import StateShape
 from engine.cuda.rows import pooling
@@ -58,26 +58,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class PerLayerPlan:
-    """A vector of every token for each layer; see engine.model.config.ModelConfig.per_layer_width.
-
-    Attributes:
-        token_embd: table of L * P numbers of a token. model_proj: as many of its embedding.
-        width: P.
-    """
-
-    token_embd: Matrix
-    model_proj: Projection
-    width: int
-
-    def launches(self, step: Step) -> Iterator[Launch]:
-        """In order."""
-        yield step.embed(self.token_embd)
-        yield from step.product(self.model_proj)
-        yield step.part("normalize_pieces")
-
-
-@dataclass(frozen=True)
 class LaunchPlan:
     """A model on a card.
 
@@ -91,7 +71,7 @@ class LaunchPlan:
             which only texts() runs.
         softcap: whether logits are capped.
         token_types: whether a vector of their type is added to tokens.
-        per_layer: the vectors of tokens for each layer, or None.
+        per_layer: the vectors of tokens for each layer, or None. spread: several streams, or None.
         silent: whether some tokens are never given.
     """
 
@@ -109,6 +89,7 @@ class LaunchPlan:
     token_types: bool
     per_layer: PerLayerPlan | None = None
     silent: bool = False
+    spread: SpreadPlan | None = None
 
     @property
     def keeps_embeddings(self) -> bool:
@@ -148,7 +129,8 @@ class LaunchPlan:
     def products(self) -> tuple[Product, ...]:
         """All products; of experts and heads that are alike, one."""
         head = () if self.output is None else self.output.parts
-        first = () if self.per_layer is None else self.per_layer.model_proj.parts
+        first = [] if self.per_layer is None else [*self.per_layer.model_proj.parts]
+        first += [] if self.spread is None else self.spread.products()
         return (*first, *(product for layer in self.layers for product in layer.products()), *head)
 
     @lazy
@@ -156,8 +138,9 @@ class LaunchPlan:
         """Everything that is uploaded, each tensor once."""
         found = [self.token_embd, *(() if self.position_embd is None else (self.position_embd,))]
         if self.per_layer is not None:
-            found += [self.per_layer.token_embd]
-            found += [matrix for part in self.per_layer.model_proj.parts for matrix in part.matrices]
+            found += self.per_layer.matrices()
+        if self.spread is not None:
+            found += self.spread.matrices()
         found += [matrix for layer in self.layers for matrix in layer.matrices()]
         found += [matrix for part in (() if self.output is None else self.output.parts) for matrix in part.matrices]
         return tuple(dict.fromkeys(found))
@@ -232,8 +215,14 @@ class LaunchPlan:
         if self.per_layer is not None:
             for launch in self.per_layer.launches(step):
                 yield replace(launch, brick="embed")
+        if self.spread is not None:
+            for launch in self.spread.begin(step):
+                yield replace(launch, brick="embed")
         for layer in self.layers:
             yield from layer.launches(step)
+        if self.spread is not None:
+            for launch in self.spread.end(step):
+                yield replace(launch, brick="head")
 
     def head(self, step: Step) -> Iterator[Launch]:
         """From rows of the residual stream to logits."""
@@ -288,6 +277,11 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
         factor = 1.0 / math.sqrt(config.width)
         projected = chooser.projection([weights.per_layer.model_proj], factor=factor)
         per_layer = PerLayerPlan(Matrix.of(weights.per_layer.token_embd), projected, config.per_layer_width)
+    spread = None
+    if weights.spread is not None:
+        assert config.streams is not None
+        both = chooser.one_of(weights.spread.proj), chooser.one_of(weights.spread.unembd_proj)
+        spread = SpreadPlan(config.streams.count, *both)
     output = chooser.projection([weights.head], factor=config.logit_scale) if config.generates else None
     output_norm = norm_of(weights.output_norm)
     takes = [*(layer.takes_operand for layer in layers[1:]), output is not None and output.takes_operand]
@@ -311,6 +305,7 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
         token_types=weights.token_types is not None,
         per_layer=per_layer,
         silent=config.silent is not None,
+        spread=spread,
     )
 
 
@@ -341,7 +336,11 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings, kept: dict
     layer_input = None
     if layer.layer_input is not None:
         own = layer.layer_input
-        layer_input = LayerInputPlan(chooser.projection([own.inp_gate]), chooser.projection([own.proj]))
+        products = chooser.projection([own.inp_gate]), chooser.projection([own.proj])
+        layer_input = LayerInputPlan(*products, in_streams=layer.streams is not None)
+    laurel = None
+    if layer.laurel is not None:
+        laurel = LaurelPlan(chooser.projection([layer.laurel.left]), chooser.projection([layer.laurel.right]))
     return LayerPlan(
         index=layer.index,
         mixer=_mixer(layer, chooser, settings, kept, factor=mixed),
@@ -357,6 +356,8 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings, kept: dict
         embedding_skip=layer.embedding_scale != 0.0,
         scales=layer.output_scale != 1.0,
         layer_input=layer_input,
+        laurel=laurel,
+        streams=layer.streams is not None,
     )
 
 

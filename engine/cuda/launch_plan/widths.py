@@ -20,7 +20,8 @@ class Widths:
         inputs: first products of latent attention. queries: queries from their compression. heads: what the matrices
             of single heads, or kv_b, give. All 0 without latent attention.
         kept: keys and values of layers that later ones read.
-        embedded: D, or 0 where no layer reads embeddings. per_layer: vectors of a token for all layers.
+        embedded: D, or 0 where no layer reads embeddings. per_layer: vectors of a token for all layers. streams: A * D,
+            or 0 without several streams.
         mixed: first products of recurrent layers. convolved: channels of their convolutions. between: products between
             the first and the last. scanned: what the last product reads. All 0 without such layers.
     """
@@ -46,6 +47,7 @@ class Widths:
     scanned: int = 0
     embedded: int = 0
     per_layer: int = 0
+    streams: int = 0
 
     @classmethod
     def of(cls, plan: LaunchPlan) -> Widths:
@@ -60,7 +62,9 @@ class Widths:
         posts = [norm for layer in layers for norm in (layer.attn_post_norm, layer.ffn_post_norm)]
         weighs = any(layer.moe is not None and layer.moe.weigh_input for layer in layers)
         waits = plan.position_embd is not None or any(norm is not Norm.ABSENT for norm in posts) or weighs
-        per_layer = 0
+        per_layer, lows = 0, [layer.laurel.left.width for layer in layers if layer.laurel is not None]
+        if lows:
+            found["ffn"] = max(*lows, found.get("ffn", 0))
         if plan.per_layer is not None:
             per_layer = plan.per_layer.model_proj.width
             found["ffn"] = max(plan.per_layer.width, found.get("ffn", 0))
@@ -68,8 +72,9 @@ class Widths:
         return cls(
             model=width,
             vocab=plan.vocab,
-            normed=width if Norm.APART in norms or weighs else 0,
-            part=width if waits or per_layer else 0,
+            normed=width if Norm.APART in norms or weighs or lows else 0,
+            part=width if waits or per_layer or lows or plan.spread is not None else 0,
+            streams=0 if plan.spread is None else width * plan.spread.count,
             beside=width if any(again) else 0,
             embedded=width if plan.keeps_embeddings else 0,
             per_layer=per_layer,

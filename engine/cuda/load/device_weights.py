@@ -17,15 +17,17 @@ from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, Laten
 from engine.cuda.launch_plan.feed_forward import FfnPlan
 from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
-from engine.cuda.launch_plan.model import LaunchPlan, PerLayerPlan
+from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Product
 from engine.cuda.launch_plan.recurrent import DeltaPlan, Mamba2Plan, MambaPlan, ShortConvPlan
+from engine.cuda.launch_plan.streams import PerLayerPlan
 from engine.cuda.matrix.decode_gemm import DecodeGemm
 from engine.cuda.matrix.linear import MatrixGroup
 from engine.cuda.matrix.matvec import MatVec
 from engine.cuda.recurrent.delta import DeltaConstants
 from engine.cuda.recurrent.mamba_2 import Mamba2Constants
 from engine.cuda.rows.parts import DeviceNorm, DeviceRope
+from engine.cuda.rows.streams import DeviceStreams
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +308,24 @@ class DeviceLayerInput:
 
 
 @dataclass(frozen=True, eq=False)
+class DeviceLaurel:
+    """The low-rank projections beside a mixer. post_norm: of what they give."""
+
+    left: DeviceProjection
+    right: DeviceProjection
+    post_norm: DeviceNorm
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceSpread:
+    """A residual stream of several vectors. proj, unembd_proj: a product for each stream but the first."""
+
+    proj: tuple[DeviceProjection, ...]
+    unembd_proj: tuple[DeviceProjection, ...]
+    active: int
+
+
+@dataclass(frozen=True, eq=False)
 class DevicePerLayer:
     """Vectors of tokens for each layer; see PerLayerPlan. proj_norm: of each layer's part of model_proj's result."""
 
@@ -338,6 +358,8 @@ class DeviceLayer:
     embedding_scale: float = 0.0
     output_scale: float = 1.0
     layer_input: DeviceLayerInput | None = None
+    laurel: DeviceLaurel | None = None
+    streams: DeviceStreams | None = None
 
     @property
     def index(self) -> int:
@@ -396,3 +418,4 @@ class DeviceWeights:
     token_types: DeviceArray | None
     per_layer: DevicePerLayer | None
     silent: tuple[int, int] | None
+    spread: DeviceSpread | None

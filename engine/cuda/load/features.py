@@ -15,6 +15,7 @@ from engine.cuda.recurrent.convolution import MAX_CONV
 from engine.cuda.recurrent.delta import MAX_HEAD
 from engine.cuda.recurrent.mamba_2 import MAX_STATES as MAX_STATES_2
 from engine.cuda.recurrent.mamba_plan import MAX_STATES
+from engine.cuda.rows.streams import MOST_STREAMS
 from engine.errors import DeviceError
 from engine.model.config import (
     Activation,
@@ -122,6 +123,9 @@ _ANY = frozenset(
         "limit",
         "xielu",
         "per_layer_width",  # also of layers
+        "laurel_rank",
+        "sparsity",
+        "streams",  # of a model and of its layers, within a limit
         "silent",
         "block",  # only where the layer's weights are
         "output_factor",  # in the weights it is part of the layer's number
@@ -143,9 +147,6 @@ _NAMES = {
     "decay_floor": "delta rules with a floor of decays",
     "unit_epsilon": "delta rules with an epsilon of their own",
     "sigmoid_gate": "this gate of delta rules",
-    "sparsity": "sparse gates",
-    "laurel_rank": "low-rank projections beside attention",
-    "streams": "a residual stream of several vectors",
     "indexer": "an indexer that chooses positions",
     "skip": "this kind of residual connections",
     "ngrams": "tables of n-grams",
@@ -174,6 +175,8 @@ def check_features(model: LoadedModel) -> None:
 def missing_features(model: LoadedModel) -> list[str]:
     """Names of the parts of a model that the GPU does not compute; empty where it computes all of them."""
     found = list(_unserved(model.config))
+    if model.config.streams is not None and model.config.streams.count > MOST_STREAMS:
+        found.append(f"a residual stream of more than {MOST_STREAMS} vectors")
     for layer in model.weights.layers:
         found += _unserved(layer.config)
         found += _of_mixer(layer.config.mixer)

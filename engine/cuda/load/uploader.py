@@ -20,11 +20,12 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.feed_forward import FfnPlan
-from engine.cuda.launch_plan.layer import CombinedPlan, LayerInputPlan, LayerPlan, MixerPlan
+from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
-from engine.cuda.launch_plan.model import LaunchPlan, PerLayerPlan
+from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
 from engine.cuda.launch_plan.recurrent import DeltaPlan, Mamba2Plan, MambaPlan, RecurrentPlan, ShortConvPlan
+from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.load.device_weights import (
     DeviceAttention,
     DeviceCombined,
@@ -32,6 +33,7 @@ from engine.cuda.load.device_weights import (
     DeviceFfn,
     DeviceHeads,
     DeviceLatent,
+    DeviceLaurel,
     DeviceLayer,
     DeviceLayerInput,
     DeviceMamba,
@@ -42,6 +44,7 @@ from engine.cuda.load.device_weights import (
     DeviceProjection,
     DeviceRecurrent,
     DeviceShortConv,
+    DeviceSpread,
     DeviceWeights,
 )
 from engine.cuda.load.tensor_index import TensorIndex
@@ -49,7 +52,9 @@ from engine.cuda.load.tensor_upload import TensorUploader, part_of
 from engine.cuda.matrix.linear import MatrixGroup
 from engine.cuda.recurrent.delta import DeltaConstants
 from engine.cuda.recurrent.mamba_2 import Mamba2Constants
-from engine.model.config import AttentionConfig, GateFunction
+from engine.cuda.rows.streams import DeviceStreams
+from engine.gguf.quants import dequantize
+from engine.model.config import AltUpConfig, AttentionConfig, GateFunction
 from engine.model.loader import LoadedModel
 from engine.model.relative import FARTHEST, relative_buckets
 from engine.model.rope import RopeTable
@@ -60,14 +65,17 @@ from engine.model.weights import (
     Float32Array,
     KimiDeltaWeights,
     LatentWeights,
+    LaurelWeights,
     LayerInputWeights,
     LayerWeights,
+    Linear,
     Mamba2Weights,
     MambaWeights,
     MoeWeights,
     PerLayerWeights,
     RecurrentWeights,
     ShortConvWeights,
+    StreamWeights,
 )
 
 
@@ -85,6 +93,13 @@ def _gains(bias: Float32Array) -> Float32Array:
     """Learned biases of kinds of distance (buckets, H) as (H, 2 * FARTHEST + 1), by the distance key - query."""
     kinds = relative_buckets(np.arange(-FARTHEST, FARTHEST + 1), len(bias))
     return np.ascontiguousarray(bias[kinds].T)
+
+
+def _expanded(linear: Linear) -> Float32Array:
+    """A small matrix as float32."""
+    weight = linear.weight
+    matrix = dequantize(weight.raw, weight.type).reshape(weight.shape) * np.float32(linear.scale)
+    return np.asarray(matrix, np.float32)
 
 
 class Uploader(TensorUploader):
@@ -108,6 +123,7 @@ class Uploader(TensorUploader):
                 token_types=self.vector(weights.token_types),
                 per_layer=None if plan.per_layer is None else self._per_layer(plan.per_layer, weights.per_layer),
                 silent=config.silent,
+                spread=None if plan.spread is None else self._spread(plan.spread, config.streams),
             )
         self._stream.synchronize()
         return result
@@ -137,6 +153,8 @@ class Uploader(TensorUploader):
             last_norm=self.norm(layer.layer_output_norm or layer.closing_norm),
             embedding_scale=layer.embedding_scale,
             output_scale=layer.output_scale,
+            laurel=None if plan.laurel is None else self._laurel(plan.laurel, layer.laurel),
+            streams=None if layer.streams is None else self._streams(layer.streams, layer.config.streams),
             layer_input=None if plan.layer_input is None else self._layer_input(plan.layer_input, layer.layer_input),
         )
 
@@ -145,6 +163,33 @@ class Uploader(TensorUploader):
         norm = self.norm(weights.proj_norm)
         assert norm is not None
         return DevicePerLayer(plan, self.matrix(weights.token_embd), self.projection(plan.model_proj), norm)
+
+    def _spread(self, plan: SpreadPlan, config: AltUpConfig | None) -> DeviceSpread:
+        assert config is not None
+        places = range(plan.count - 1)
+        proj = tuple(self.projection(plan.proj, place) for place in places)
+        unembd_proj = tuple(self.projection(plan.unembd_proj, place) for place in places)
+        return DeviceSpread(proj, unembd_proj, config.active)
+
+    def _streams(self, weights: StreamWeights, config: AltUpConfig | None) -> DeviceStreams:
+        assert config is not None
+        assert weights.router_norm.weight is not None
+        router = _expanded(weights.router) * weights.router_norm.weight
+        return DeviceStreams(
+            count=config.count,
+            active=config.active,
+            router=self.vector(router / np.float32(router.shape[1])),
+            epsilon=weights.router_norm.epsilon,
+            predict=self.vector(_expanded(weights.predict)),
+            correct=self.vector(_expanded(weights.correct)),
+            scale=self.vector(weights.scale),
+        )
+
+    def _laurel(self, plan: LaurelPlan, weights: LaurelWeights | None) -> DeviceLaurel:
+        assert weights is not None
+        norm = self.norm(weights.post_norm)
+        assert norm is not None
+        return DeviceLaurel(self.projection(plan.left), self.projection(plan.right), norm)
 
     def _layer_input(self, plan: LayerInputPlan, weights: LayerInputWeights | None) -> DeviceLayerInput:
         assert weights is not None

@@ -156,3 +156,17 @@ extern "C" __global__ void weigh_chosen_rows(const float* x, float* out, int col
     for (int i = threadIdx.x; i < columns; i += blockDim.x)
         out[row * columns + i] = weight == 0.0f ? 0.0f : weight * x[row * columns + i];
 }
+
+// x[row] = what exceeds the mean of the row by `deviations` times the deviation of a sample, 0 elsewhere. grid: rows.
+extern "C" __global__ void __launch_bounds__(256) thin_out(float* x, int columns, float deviations) {
+    __shared__ float scratch[32];
+    pdl_launch();
+    pdl_wait();
+    float* row = x + (i64)blockIdx.x * columns;
+    float sum = 0.0f, squares = 0.0f;
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) sum += row[i];
+    const float mean = block_sum(sum, scratch) / columns;
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) squares = fmaf(row[i] - mean, row[i] - mean, squares);
+    const float least = deviations * sqrtf(block_sum(squares, scratch) / (columns - 1));
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) row[i] = fmaxf(row[i] - mean - least, 0.0f);
+}

@@ -217,3 +217,9 @@ def weigh_chosen_rows(x: DeviceArray, out: DeviceArray, ids: DeviceArray, weight
     assert ids.flags.c_contiguous and weights.flags.c_contiguous and ids.shape == weights.shape
     args = (x, out, int(x.shape[1]), ids, weights, int(ids.shape[1]), expert)
     launch(_kernel("weigh_chosen_rows"), int(x.shape[0]), 256, args)
+
+
+def thin_out(x: DeviceArray, deviations: float) -> None:
+    """x (T, D) = what exceeds the mean of its row by so many deviations of a sample, else 0; float32, contiguous."""
+    assert x.flags.c_contiguous
+    launch(_kernel("thin_out"), int(x.shape[0]), 256, (x, int(x.shape[1]), float(deviations)))

@@ -21,14 +21,16 @@ from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import (
     DeviceAttention,
     DeviceFfn,
+    DeviceLaurel,
     DeviceLayer,
     DeviceLayerInput,
     DeviceMoe,
     DevicePerLayer,
     DeviceProjection,
+    DeviceSpread,
     DeviceWeights,
 )
-from engine.cuda.rows import parts
+from engine.cuda.rows import parts, streams
 from engine.cuda.rows import rows as row_ops
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.rows.parts import NO_ROPE, DeviceNorm
@@ -119,7 +121,32 @@ class CudaOps(LayerBricks[DeviceLayer]):
             row_ops.copy(x, self.buffers.embedded[: self.n_rows])
         if weights.per_layer is not None:
             self._layer_inputs(weights.per_layer, tokens, x)
+        if weights.spread is not None:
+            self._spread(weights.spread, x)
         return x
+
+    def _spread(self, spread: DeviceSpread, x: DeviceArray) -> None:
+        """Embeddings become streams."""
+        n = self.n_rows
+        parts.rotate(x[:, None], self._stream(0)[:, None], NO_ROPE, self._positions)
+        part = self.buffers.part[:n]
+        for place, proj in enumerate(spread.proj, 1):
+            self._product(proj, x, part)
+            streams.lengthen(part, x, self._stream(place))
+
+    def _merge(self, spread: DeviceSpread, x: DeviceArray) -> None:
+        """Streams become what the head reads."""
+        part = self.buffers.part[: self.n_rows]
+        parts.rotate(self._stream(0)[:, None], x[:, None], NO_ROPE, self._positions)
+        for place, unembd in enumerate(spread.unembd_proj, 1):
+            self._product(unembd, self._stream(place), part)
+            streams.lengthen(part, self._stream(spread.active), x, add=True)
+        parts.scale(x, 1.0 / (len(spread.unembd_proj) + 1))
+
+    def _stream(self, place: int) -> DeviceArray:
+        """One of several streams, (T, D)."""
+        width = self.weights.plan.width
+        return self.buffers.streams[: self.n_rows, place * width : (place + 1) * width]
 
     def _layer_inputs(self, per_layer: DevicePerLayer, tokens: DeviceArray, x: DeviceArray) -> None:
         """Every layer's own vectors of the rows; see ModelConfig.per_layer_width."""
@@ -147,7 +174,12 @@ class CudaOps(LayerBricks[DeviceLayer]):
 
     def mix(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """See Ops.mix."""
-        moe = layer.moe
+        moe, n = layer.moe, self.n_rows
+        if layer.streams is not None:
+            streams.predict(layer.streams, self.buffers.streams[:n], self.buffers.predicted[:n], x)
+        if layer.laurel is not None:
+            assert layer.attn_norm is not None
+            parts.normalize(x, self.buffers.normed[:n], layer.attn_norm)
         if moe is not None and moe.plan.routed_early:
             self._score(moe, Read(x, None), self._scores_of(moe))
         if moe is not None and moe.plan.reads_input:
@@ -168,7 +200,19 @@ class CudaOps(LayerBricks[DeviceLayer]):
         if layer.attn_norm_2 is not None:
             row_ops.add_scaled(x, self.buffers.beside[: self.n_rows], None, 0)
             parts.normalize(x, x, layer.attn_norm_2)
+        if layer.laurel is not None:
+            self._add_laurel(layer.laurel, x)
         return x
+
+    def _add_laurel(self, laurel: DeviceLaurel, x: DeviceArray) -> None:
+        """x becomes what LayerConfig.laurel_rank says; what the mixer read is in `normed`."""
+        n, normed = self.n_rows, self.buffers.normed[: self.n_rows]
+        low, part = columns_of(self.buffers.gate, n, laurel.left.width), self.buffers.part[:n]
+        self._product(laurel.left, normed, low)
+        self._product(laurel.right, low, part)
+        parts.normalize(part, x, laurel.post_norm, add=True)
+        row_ops.add_scaled(x, normed, None, 0)
+        parts.scale(x, math.sqrt(0.5))
 
     def feed_forward(self, layer: DeviceLayer, x: DeviceArray, y: DeviceArray) -> DeviceArray:
         """See Ops.feed_forward."""
@@ -177,15 +221,20 @@ class CudaOps(LayerBricks[DeviceLayer]):
             parts.add_times(result, self.buffers.embedded[: self.n_rows], layer.embedding_scale)
         if layer.last_norm is not None:
             parts.normalize(result, result, layer.last_norm)
+        if layer.streams is not None:
+            n = self.n_rows
+            streams.correct(layer.streams, self.buffers.predicted[:n], result, self.buffers.streams[:n])
         if layer.layer_input is not None:
-            self._add_layer_input(layer.index, layer.layer_input, result)
+            self._add_layer_input(layer, layer.layer_input, result)
         if layer.output_scale != 1.0:
             parts.scale(result, layer.output_scale)
+        if self.weights.spread is not None and layer.index == len(self.weights.layers) - 1:
+            self._merge(self.weights.spread, result)
         return result
 
-    def _add_layer_input(self, index: int, weights: DeviceLayerInput, x: DeviceArray) -> None:
-        """Adds to x what the rows' own vectors for the layer give."""
-        n, width = self.n_rows, weights.inp_gate.width
+    def _add_layer_input(self, layer: DeviceLayer, weights: DeviceLayerInput, x: DeviceArray) -> None:
+        """Adds to x, or to all streams but the first, what the rows' own vectors for the layer give."""
+        n, width, index = self.n_rows, weights.inp_gate.width, layer.index
         h, own = columns_of(self.buffers.gate, n, width), columns_of(self.buffers.up, n, width)
         self._product(weights.inp_gate, x, h)
         vectors = self.buffers.layer_inputs[:n, None, index * width : (index + 1) * width]
@@ -193,7 +242,11 @@ class CudaOps(LayerBricks[DeviceLayer]):
         row_ops.gate(h, own, KernelActivation.GELU_TANH)
         part = self.buffers.part[:n]
         self._product(weights.proj, h, part)
-        parts.normalize(part, x, weights.post_norm, add=True)
+        if layer.streams is None:
+            parts.normalize(part, x, weights.post_norm, add=True)
+            return
+        parts.normalize(part, part, weights.post_norm)
+        streams.add(self.buffers.streams[:n], part)
 
     def ssm_in(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """attn_norm and the first products of a recurrent layer, side by side."""
@@ -314,6 +367,8 @@ class CudaOps(LayerBricks[DeviceLayer]):
         else:
             self._product(ffn.gate, x, h, norm=norm)
             self._product(ffn.up, x, up, norm=norm)
+            if ffn.plan.sparsity:
+                parts.thin_out(h, ffn.plan.sparsity)
             row_ops.gate(h, up, activation, ffn.plan.limits)
         if ffn.act_scales is not None:
             parts.divide(h, ffn.act_scales)
