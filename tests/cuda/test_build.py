@@ -86,6 +86,7 @@ def batch_jobs(family):
 def recurrent_shapes():
     from engine.cuda.recurrent.convolution import ConvShape
     from engine.cuda.recurrent.delta import DeltaShape
+    from engine.cuda.recurrent.lightning import LightningShape
     from engine.cuda.recurrent.mamba_2 import Mamba2Shape
     from engine.cuda.recurrent.mamba_plan import MambaShape
 
@@ -95,7 +96,8 @@ def recurrent_shapes():
         for grouped, key in ((True, False), (True, True))
     ]
     shapes = [ConvShape(*shape) for shape in CONVOLUTIONS], [MambaShape(*shape) for shape in MAMBA_SHAPES]
-    return [shape for kind in (*shapes, [Mamba2Shape(*shape) for shape in MAMBA_2_SHAPES], delta) for shape in kind]
+    heads = [Mamba2Shape(*shape) for shape in MAMBA_2_SHAPES], [LightningShape(4, 96, 1600), LightningShape(3, 20, 240)]
+    return [shape for kind in (*shapes, *heads, delta) for shape in kind]
 
 
 def jobs_for(arch):
@@ -185,6 +187,7 @@ def kernel_names(file, type):
         "conv.cu": "conv_decode conv_prompt",
         "scan.cu": "scan_decode scan_prompt",
         "mamba_2.cu": "mamba_2_decode mamba_2_prompt",
+        "lightning.cu": "lightning_decode lightning_prompt",
         "delta.cu": "delta_decode delta_prompt delta_finish",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",

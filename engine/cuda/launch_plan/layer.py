@@ -70,6 +70,7 @@ class LayerPlan:
         embedding_skip: embeddings are added to the result. scales: the result is multiplied by a number.
         layer_input: what the token's own vector for the layer adds to the result, or None. laurel: projections beside
             the mixer, or None. streams: the layer is passed by one of several streams.
+        skip_scale: x becomes this times the norm of x before a part is added, which reads that norm; None: it stays.
         leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
         leaves_behind: the last product leaves the operand of the product that reads the stream next, likewise.
         takes_left: the mixer's first product reads what the layer before has left.
@@ -91,6 +92,7 @@ class LayerPlan:
     layer_input: LayerInputPlan | None = None
     laurel: LaurelPlan | None = None
     streams: bool = False
+    skip_scale: float | None = None
     leaves_inside: bool = False
     leaves_behind: bool = False
     takes_left: bool = False
@@ -154,7 +156,14 @@ class LayerPlan:
             yield from self._named("ffn_moe", [step.part("normalize_pieces")])
         if self.attn_norm_2:
             yield from self._named("attn_qkv", [step.row("copy_rows")])
+        skips = self.skip_scale is not None
+        first, inputs = "ssm_in" if self.attention is None else "attn_qkv", {"attn_qkv", "ssm_in"}
+        if skips:
+            yield from self._named(first, [step.part("normalize_pieces")])
         for brick in () if self.mixer is None else self.mixer.bricks(step, self.attn_norm, ready=ready):
+            if skips and brick.name not in inputs:
+                yield from self._named(first, [step.part("scale")])
+                skips = False
             launches = self._added(step, brick.launches, self.attn_post_norm) if brick.added else brick.launches
             yield from self._named(brick.name, launches)
         if self.attn_output_norm:
@@ -188,14 +197,19 @@ class LayerPlan:
         """The feed-forward part."""
         if self.ffn is None:
             return
+        skips = self.skip_scale is not None
+        if skips:
+            yield from self._named("ffn_gate_up" if self.moe is None else "ffn_moe", [step.part("normalize_pieces")])
         if isinstance(self.ffn, MoePlan):
             post = self.ffn_post_norm is not Norm.ABSENT
-            yield from self._named("ffn_moe", self.ffn.launches(step, norm=self.ffn_norm, post=post))
+            yield from self._named("ffn_moe", self.ffn.launches(step, norm=self.ffn_norm, post=post, skips=skips))
             yield from self._named("ffn_moe", self._joined(step))
             return
         ready = self.leaves_inside and step.hands_over
         yield from self._named("ffn_gate_up", step.norm(self.ffn_norm))
         yield from self._named("ffn_gate_up", self.ffn.hidden(step, ready=ready))
+        if skips:
+            yield from self._named("ffn_gate_up", [step.part("scale")])
         yield from self._named("ffn_down", self._added(step, self.ffn.result(step), self.ffn_post_norm))
         yield from self._named("ffn_down", self._joined(step))
 
@@ -216,7 +230,7 @@ class LayerPlan:
 
 def leaves_inside(layer: LayerPlan) -> bool:
     """Whether the mixer's last product can leave the operand of gate and up."""
-    changed = layer.parallel or layer.attn_output_norm or layer.laurel is not None
+    changed = layer.parallel or layer.attn_output_norm or layer.laurel is not None or layer.skip_scale is not None
     if layer.mixer is None or changed or layer.attn_post_norm is not Norm.ABSENT:
         return False
     if not isinstance(layer.ffn, FfnPlan):
@@ -228,7 +242,8 @@ def leaves_inside(layer: LayerPlan) -> bool:
 
 def leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:
     """Whether the layer's last product can leave the operand of products of a norm of the stream."""
-    if layer.parallel or layer.changes_after or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
+    changed = layer.parallel or layer.changes_after or layer.skip_scale is not None
+    if changed or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
         return False
     if layer.ffn is None:
         mixed = layer.mixer is not None and layer.mixer.output.emits

@@ -141,8 +141,15 @@ class MoePlan:
 
     # ---- launches --------------------------------------------------------------------------------------------
 
-    def launches(self, step: Step, *, norm: Norm, post: bool) -> Iterator[Launch]:
-        """Everything from the part's norm to the sum. norm: of the layer. post: a norm comes behind the sum."""
+    def launches(self, step: Step, *, norm: Norm, post: bool, skips: bool = False) -> Iterator[Launch]:
+        """Everything from the part's norm to the sum.
+
+        Args:
+            step: the step.
+            norm: of the layer.
+            post: a norm comes behind the sum.
+            skips: the stream is scaled before the sum is added.
+        """
         read = norm if self.expert_norm is None else self.expert_norm
         if self.reads_input:
             read = Norm.ABSENT
@@ -152,7 +159,7 @@ class MoePlan:
             yield from step.norm(read)
         if self.shared is not None and (self.reads_input or self.expert_norm is not None):
             yield from step.norm(norm)
-        beside, apart = not self.gathers(step.n_rows, step.phase), post or self.sums_apart
+        beside, apart = not self.gathers(step.n_rows, step.phase), post or skips or self.sums_apart
         if apart:
             yield step.part("clear")
         elif beside:
@@ -166,6 +173,8 @@ class MoePlan:
                 yield step.part("normalize_pieces")
             elif self.shared_gate is not None:
                 yield step.row("add_scaled")
+        if skips:
+            yield step.part("scale")
         if apart and not post:
             yield step.row("add_scaled")
         elif post:

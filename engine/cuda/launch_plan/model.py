@@ -32,7 +32,7 @@ from engine.cuda.rows import pooling
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.sampling import sampler
 from engine.gguf.types import GGMLType
-from engine.model.config import FfnConfig, MoeConfig
+from engine.model.config import FfnConfig, MoeConfig, NormedSkip
 from engine.model.loader import LoadedModel
 from engine.model.weights import LayerWeights
 
@@ -272,6 +272,8 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
     chooser = Chooser(Card(*card), settings.deterministic)
     kept = _kept_caches(weights.layers)
     layers = [_layer(layer, chooser, settings, kept) for layer in weights.layers]
+    if isinstance(config.skip, NormedSkip):
+        layers = [replace(layer, skip_scale=config.skip.scale) for layer in layers]
     per_layer = None
     if weights.per_layer is not None:
         factor = 1.0 / math.sqrt(config.width)

@@ -19,7 +19,7 @@ from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Product
-from engine.cuda.launch_plan.recurrent import DeltaPlan, Mamba2Plan, MambaPlan, ShortConvPlan
+from engine.cuda.launch_plan.recurrent import DeltaPlan, LightningPlan, Mamba2Plan, MambaPlan, ShortConvPlan
 from engine.cuda.launch_plan.streams import PerLayerPlan
 from engine.cuda.matrix.decode_gemm import DecodeGemm
 from engine.cuda.matrix.linear import MatrixGroup
@@ -282,7 +282,28 @@ class DeviceDelta:
         return self.kept.conv, self.kept.dt_bias, self.kept.a, self.kept.norm
 
 
-DeviceRecurrent = DeviceShortConv | DeviceMamba | DeviceMamba2 | DeviceDelta
+@dataclass(frozen=True, eq=False)
+class DeviceLightning:
+    """Lightning attention. decay: float32 (H,). norm: of the result of all heads together."""
+
+    plan: LightningPlan
+    inputs: DeviceProjection
+    output: DeviceProjection
+    decay: DeviceArray
+    norm: DeviceNorm
+
+    @property
+    def inner(self) -> tuple[DeviceProjection, ...]:
+        """See DeviceShortConv."""
+        return ()
+
+    @property
+    def constants(self) -> tuple[DeviceArray | None, ...]:
+        """See DeviceShortConv."""
+        return (self.decay,)
+
+
+DeviceRecurrent = DeviceShortConv | DeviceMamba | DeviceMamba2 | DeviceDelta | DeviceLightning
 """A recurrent mixer; one class per class of launch_plan.recurrent.RecurrentPlan."""
 
 
@@ -341,6 +362,7 @@ class DeviceLayer:
 
     residual_scale is part of projections whose results are added as they come; it is left for those with a norm behind
     them. embedding_scale: factor of the embeddings that are added to the result, 0 for none; output_scale: of it.
+    mixer_skip, ffn_skip: norms of what a part reads, times plan.skip_scale also what it is added to; None: x itself is.
     """
 
     plan: LayerPlan
@@ -360,6 +382,8 @@ class DeviceLayer:
     layer_input: DeviceLayerInput | None = None
     laurel: DeviceLaurel | None = None
     streams: DeviceStreams | None = None
+    mixer_skip: DeviceNorm | None = None
+    ffn_skip: DeviceNorm | None = None
 
     @property
     def index(self) -> int:

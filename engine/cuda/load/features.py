@@ -13,6 +13,7 @@ from engine.cuda.attention.attention_plan import LARGEST_HEAD
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
 from engine.cuda.recurrent.convolution import MAX_CONV
 from engine.cuda.recurrent.delta import MAX_HEAD
+from engine.cuda.recurrent.lightning import MAX_COLUMNS
 from engine.cuda.recurrent.mamba_2 import MAX_STATES as MAX_STATES_2
 from engine.cuda.recurrent.mamba_plan import MAX_STATES
 from engine.cuda.rows.streams import MOST_STREAMS
@@ -31,6 +32,7 @@ from engine.model.config import (
     MambaConfig,
     MixerConfig,
     MoeConfig,
+    NormedSkip,
     NormKind,
     OutputGate,
     Plamo2Config,
@@ -127,19 +129,19 @@ _ANY = frozenset(
         "sparsity",
         "streams",  # of a model and of its layers, within a limit
         "silent",
+        "skip",  # within a limit
         "block",  # only where the layer's weights are
         "output_factor",  # in the weights it is part of the layer's number
     }
 )
 """Fields that have a default and whose every value is served."""
 
-_RECURRENT = (ShortConvConfig, MambaConfig, Mamba2Config, DeltaNetConfig, KimiDeltaConfig)
+_RECURRENT = (ShortConvConfig, MambaConfig, Mamba2Config, DeltaNetConfig, KimiDeltaConfig, LightningConfig)
 """Recurrent mixers that kernels serve, within limits."""
 
 _MIXER_NAMES: dict[type[RecurrentConfig], str] = {
     Rwkv6Config: "time mixing of RWKV-6",
     Rwkv7Config: "time mixing of RWKV-7",
-    LightningConfig: "lightning attention",
     Plamo2Config: "PLaMo 2 layers",
 }
 
@@ -148,7 +150,6 @@ _NAMES = {
     "unit_epsilon": "delta rules with an epsilon of their own",
     "sigmoid_gate": "this gate of delta rules",
     "indexer": "an indexer that chooses positions",
-    "skip": "this kind of residual connections",
     "ngrams": "tables of n-grams",
     "latent_width": "experts that read fewer numbers",
     "qk_norm": "this kind of normalized queries and keys",
@@ -175,6 +176,8 @@ def check_features(model: LoadedModel) -> None:
 def missing_features(model: LoadedModel) -> list[str]:
     """Names of the parts of a model that the GPU does not compute; empty where it computes all of them."""
     found = list(_unserved(model.config))
+    if model.config.skip is not None and not isinstance(model.config.skip, NormedSkip):
+        found.append("this kind of residual connections")
     if model.config.streams is not None and model.config.streams.count > MOST_STREAMS:
         found.append(f"a residual stream of more than {MOST_STREAMS} vectors")
     for layer in model.weights.layers:
@@ -207,6 +210,10 @@ def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:
         yield _MIXER_NAMES.get(type(config), "this kind of recurrent layers")
         return
     yield from _unserved(config)
+    if isinstance(config, LightningConfig):
+        if config.head_width > MAX_COLUMNS:
+            yield f"lightning attention with heads of more than {MAX_COLUMNS} columns"
+        return
     if config.conv_width not in range(2, MAX_CONV + 1):
         yield f"convolutions over other than 2 to {MAX_CONV} tokens"
     most = MAX_STATES if isinstance(config, MambaConfig) else MAX_STATES_2

@@ -24,7 +24,14 @@ from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
-from engine.cuda.launch_plan.recurrent import DeltaPlan, Mamba2Plan, MambaPlan, RecurrentPlan, ShortConvPlan
+from engine.cuda.launch_plan.recurrent import (
+    DeltaPlan,
+    LightningPlan,
+    Mamba2Plan,
+    MambaPlan,
+    RecurrentPlan,
+    ShortConvPlan,
+)
 from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.load.device_weights import (
     DeviceAttention,
@@ -36,6 +43,7 @@ from engine.cuda.load.device_weights import (
     DeviceLaurel,
     DeviceLayer,
     DeviceLayerInput,
+    DeviceLightning,
     DeviceMamba,
     DeviceMamba2,
     DeviceMixer,
@@ -52,6 +60,7 @@ from engine.cuda.load.tensor_upload import TensorUploader, part_of
 from engine.cuda.matrix.linear import MatrixGroup
 from engine.cuda.recurrent.delta import DeltaConstants
 from engine.cuda.recurrent.mamba_2 import Mamba2Constants
+from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.rows.streams import DeviceStreams
 from engine.gguf.quants import dequantize
 from engine.model.config import AltUpConfig, AttentionConfig, GateFunction
@@ -68,13 +77,16 @@ from engine.model.weights import (
     LaurelWeights,
     LayerInputWeights,
     LayerWeights,
+    LightningWeights,
     Linear,
     Mamba2Weights,
     MambaWeights,
     MoeWeights,
+    NormedSkipWeights,
     PerLayerWeights,
     RecurrentWeights,
     ShortConvWeights,
+    SkipWeights,
     StreamWeights,
 )
 
@@ -153,6 +165,8 @@ class Uploader(TensorUploader):
             last_norm=self.norm(layer.layer_output_norm or layer.closing_norm),
             embedding_scale=layer.embedding_scale,
             output_scale=layer.output_scale,
+            mixer_skip=self._skip_norm(layer.mixer_skip),
+            ffn_skip=self._skip_norm(layer.ffn_skip),
             laurel=None if plan.laurel is None else self._laurel(plan.laurel, layer.laurel),
             streams=None if layer.streams is None else self._streams(layer.streams, layer.config.streams),
             layer_input=None if plan.layer_input is None else self._layer_input(plan.layer_input, layer.layer_input),
@@ -163,6 +177,12 @@ class Uploader(TensorUploader):
         norm = self.norm(weights.proj_norm)
         assert norm is not None
         return DevicePerLayer(plan, self.matrix(weights.token_embd), self.projection(plan.model_proj), norm)
+
+    def _skip_norm(self, skip: SkipWeights | None) -> DeviceNorm | None:
+        if skip is None:
+            return None
+        assert isinstance(skip, NormedSkipWeights)
+        return self.norm(skip.norm)
 
     def _spread(self, plan: SpreadPlan, config: AltUpConfig | None) -> DeviceSpread:
         assert config is not None
@@ -233,6 +253,11 @@ class Uploader(TensorUploader):
             small = (self.vector(one) for one in (weights.dt_bias, weights.a, weights.d))
             kept = Mamba2Constants(self.vector(weights.conv1d), self.vector(weights.conv1d_bias), *small)
             return DeviceMamba2(plan, *products, kept, self.norm(weights.norm))
+        if isinstance(plan, LightningPlan):
+            assert isinstance(weights, LightningWeights)
+            norm = self.norm(weights.norm)
+            assert norm is not None
+            return DeviceLightning(plan, *products, self.vector(weights.decay), norm)
         assert isinstance(plan, DeltaPlan)
         assert isinstance(weights, (DeltaNetWeights, KimiDeltaWeights))
         return self._delta(plan, *products, weights)

@@ -189,8 +189,13 @@ class CudaOps(LayerBricks[DeviceLayer]):
             return x
         if layer.attn_norm_2 is not None:
             row_ops.copy(x, self.buffers.beside[: self.n_rows])
+        if layer.mixer_skip is not None:
+            parts.normalize(x, x, layer.mixer_skip)
         q = None if layer.attention_part is None else self.attn_qkv(layer, x)
         mixed = None if layer.recurrent_part is None else self.ssm_in(layer, x)
+        if layer.mixer_skip is not None:
+            assert layer.plan.skip_scale is not None
+            parts.scale(x, layer.plan.skip_scale)
         if q is not None:
             x = self.attn_output(layer, self.attention(layer, q), x)
         if mixed is not None:
@@ -340,7 +345,13 @@ class CudaOps(LayerBricks[DeviceLayer]):
         """See LayerBricks.ffn_gate_up."""
         assert layer.ffn is not None
         ready = layer.plan.leaves_inside and self.step.hands_over
-        return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=ready)
+        if layer.ffn_skip is None:
+            return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=ready)
+        assert layer.plan.skip_scale is not None
+        parts.normalize(x, x, layer.ffn_skip)
+        h = self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=ready)
+        parts.scale(x, layer.plan.skip_scale)
+        return h
 
     def ffn_down(self, layer: DeviceLayer, h: Hidden, y: DeviceArray) -> DeviceArray:
         """See LayerBricks.ffn_down; y is what attn_output gave."""
@@ -383,7 +394,9 @@ class CudaOps(LayerBricks[DeviceLayer]):
         """
         moe, post, n = layer.moe, layer.ffn_post_norm, self.n_rows
         assert moe is not None
-        plan, scores = moe.plan, self._scores_of(moe)
+        plan, scores, skip = moe.plan, self._scores_of(moe), layer.ffn_skip
+        if skip is not None:
+            parts.normalize(x, x, skip)
         family = plan.families.family_for(n, self.step.phase)
         if plan.reads_input:
             read = Read(self.buffers.beside[:n], None)
@@ -397,13 +410,16 @@ class CudaOps(LayerBricks[DeviceLayer]):
             read = shared = Read(*self._normed(x, layer.ffn_norm))
             if not plan.routed_early:
                 self._score(moe, read, scores)
-        gathers, apart = family is not Family.EXPERTS_EVERY, post is not None or plan.sums_apart
+        gathers, apart = family is not Family.EXPERTS_EVERY, post is not None or skip is not None or plan.sums_apart
         target = x if gathers and not apart else self.buffers.total[:n]
         if apart:
             parts.clear(target)
         elif not gathers:  # the sum goes beside x, which every expert still reads
             row_ops.copy(x, target)
         self._mixture(moe, family, MoeInputs(read, shared, scores), target)
+        if skip is not None:
+            assert layer.plan.skip_scale is not None
+            parts.scale(x, layer.plan.skip_scale)
         if post is not None:
             parts.normalize(target, x, post, scale=layer.residual_scale, add=True)
         elif apart:
