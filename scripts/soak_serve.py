@@ -1,9 +1,10 @@
 """Send a server thousands of requests, many of which leave, run out of time or meet injected faults.
 
-    python -m scripts.soak_serve [--requests 10000] [--clients 64] [--model FILE]
+    python -m scripts.soak_serve [--requests 10000] [--clients 64] [--model FILE] [--replicas 2]
 
-Runs the server in this process. Every request must be answered or closed; at the end no request, page or user of the
-model may be left, and memory and file descriptors must be what they were after the first tenth. Prints the counts.
+Runs the server in this process; with --replicas as `serve --ray`, and without faults. Every request must be answered or
+closed; at the end no request, page or user of the model may be left, and memory and file descriptors must be what they
+were after the first tenth. Prints the counts.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine.errors import DeviceError
+
+MEMORY_NOISE = 64 << 20
+"""Bytes by which the memory of processes may differ without anything being kept."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Load:
 
 
 def soak(server: Any, load: Load) -> Counter[str]:
-    """Send the load to a running server (tests.support.http_server).
+    """Send the load to a running server (tests.support.http_server, or without failures tests.support.ray_server).
 
     Returns:
         How many requests were "completed", "left" by their clients, too "late" or "failed"; and how often one found the
@@ -54,7 +59,8 @@ def soak(server: Any, load: Load) -> Counter[str]:
     counts: Counter[str] = Counter()
     numbers = iter(range(load.requests))
     lock, errors = threading.Lock(), list[BaseException]()
-    _fail_some_steps(server.llm, load)
+    if load.failures:
+        _fail_some_steps(server.llm, load)
 
     def work() -> None:
         while True:
@@ -143,49 +149,110 @@ def _ending(status: int, data: bytes, stream: bool) -> str:
     raise AssertionError(f"status {status}: {data[-300:]!r}")
 
 
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+@dataclass(frozen=True)
+class Held:
+    """What some processes hold together.
+
+    Attributes:
+        descriptors: open files and sockets.
+        resident: bytes of memory.
+    """
+
+    descriptors: int
+    resident: int
 
 
-def _resident() -> int:
-    """Bytes of memory that the process has now."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a load in two parts, a tenth and the rest.
+
+    Attributes:
+        requests: that were sent.
+        counts: see soak().
+        left: what settle() of the server found at the end, all 0 where nothing is left behind.
+        first: what the processes held after the first part.
+        last: and after the second.
+    """
+
+    requests: int
+    counts: Counter[str]
+    left: tuple[float, ...]
+    first: Held
+    last: Held
+
+    @property
+    def lost(self) -> int:
+        """Requests of which nothing was heard."""
+        return self.requests - (self.counts.total() - self.counts["full"])
+
+    @property
+    def flat(self) -> bool:
+        """Whether the second part made the processes hold no more, but for noise."""
+        more = self.last.resident - self.first.resident
+        return self.last.descriptors <= self.first.descriptors + 2 and more < MEMORY_NOISE
+
+
+def soak_in_parts(server: Any, load: Load, processes: Callable[[], Sequence[int]]) -> Outcome:
+    """Send a load in two parts and compare what processes hold after each.
+
+    Args:
+        server: see soak(); settle() waits for its requests to end and says what is left.
+        load: whose failures come in the same proportion in both parts.
+        processes: ids of those that may keep something.
+    """
+    counts, held, left = Counter[str](), list[Held](), tuple[float, ...]()
+    first = load.requests // 10
+    for seed, n in enumerate((first, load.requests - first)):
+        part = replace(load, requests=n, seed=2 * load.seed + seed, failures=load.failures * n // load.requests)
+        counts += soak(server, part)
+        left = server.settle()
+        time.sleep(1)
+        held.append(_held(processes()))
+        print(f"{n} requests, left behind {left}, {held[-1]}", flush=True)
+        if any(left):
+            break
+    return Outcome(load.requests, counts, left, held[0], held[-1])
+
+
+def _held(processes: Sequence[int]) -> Held:
+    descriptors = sum(len(os.listdir(f"/proc/{one}/fd")) for one in processes)
+    pages = sum(int(Path(f"/proc/{one}/statm").read_text(encoding="ascii").split()[1]) for one in processes)
+    return Held(descriptors, pages * resource.getpagesize())
 
 
 def main() -> int:
-    """Run the soak in two parts and compare what the process holds after each."""
+    """Run the soak and say what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--model", help="a GGUF file; the bundled model by default")
+    parser.add_argument("--replicas", type=int, help="of `serve --ray`, in place of a server in this process")
     arguments = parser.parse_args()
+    load = Load(arguments.requests, arguments.clients, failures=0 if arguments.replicas else arguments.requests // 50)
+    begun = time.monotonic()
+    outcome = (_soak_replicas if arguments.replicas else _soak_here)(arguments, load)
+    print(f"{dict(outcome.counts)}, {outcome.lost} lost, {time.monotonic() - begun:.0f} s")
+    more = outcome.last.resident - outcome.first.resident
+    print(f"memory grew by {more / 2**20:.0f} MiB:", "flat" if outcome.flat else "NOT flat")
+    return 0 if outcome.flat and not outcome.lost and not any(outcome.left) else 1
+
+
+def _soak_here(arguments: argparse.Namespace, load: Load) -> Outcome:
     from engine.serve.model_store import ModelSpec
     from tests.support.http_server import running
 
     spec = ModelSpec("soak", arguments.model, (), {"device": "auto", "max_sequences": 8, "cache_tokens": 4096})
-    counts: Counter[str] = Counter()
-    held: list[tuple[int, int]] = []
-    begun = time.monotonic()
-    with running([spec], max_waiting=arguments.clients // 2) as server:
-        for seed, share in enumerate((0.1, 0.9)):
-            n = int(arguments.requests * share)
-            counts += soak(server, Load(n, arguments.clients, seed, failures=n // 50))
-            left = server.settle()
-            time.sleep(1)
-            held.append((_descriptors(), _resident()))
-            print(f"{n} requests, left behind {left}, {held[-1][0]} descriptors, {held[-1][1] >> 20} MiB", flush=True)
-            if any(left):
-                return 1
-    print(dict(counts), f"{time.monotonic() - begun:.0f} s")
-    grown = held[1][1] - held[0][1]
-    flat = held[1][0] <= held[0][0] + 2 and grown < (64 << 20)
-    print(f"memory grew by {grown >> 20} MiB:", "flat" if flat else "NOT flat")
-    return (
-        0
-        if flat and sum(counts.values()) - counts["full"] == sum(int(arguments.requests * one) for one in (0.1, 0.9))
-        else 1
-    )
+    with running([spec], max_waiting=load.clients // 2) as server:
+        return soak_in_parts(server, load, lambda: [os.getpid()])
+
+
+def _soak_replicas(arguments: argparse.Namespace, load: Load) -> Outcome:
+    from tests.support.ray_server import running
+
+    model = ["--model", arguments.model] if arguments.model else []
+    limits = ["--max-sequences", "8", "--cache-tokens", "4096", "--max-waiting", str(load.clients // 2)]
+    with running("--replicas", str(arguments.replicas), *limits, *model) as server:
+        return soak_in_parts(server, load, server.processes)
 
 
 if __name__ == "__main__":

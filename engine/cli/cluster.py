@@ -83,7 +83,7 @@ class Cluster:
         float | None,
         typer.Option(
             "--replica-gpus",
-            help="GPUs that each replica takes.",
+            help="The GPU that each replica takes, or a part of it; at most 1.",
             show_default="1 with --device cuda, else 0",
             rich_help_panel=REPLICAS,
         ),

@@ -17,6 +17,7 @@ from engine.cli.sampling import SAMPLING, Sampling
 from engine.cli.terminal import note, read_text, status, warnings_shown, write
 from engine.cli.variables import parse_variables
 from engine.errors import EngineError, InvalidRequestError
+from engine.split_names import part_name
 
 if TYPE_CHECKING:
     from engine.serve.model_store import ModelSpec
@@ -229,10 +230,14 @@ def _serve_replicas(specs: list[ModelSpec], settings: ServeSettings, cluster: Cl
     from engine.serve.server import bind
 
     chosen = cluster.settings(device=opening.device, threads=opening.threads)
-    sockets = bind(settings.host, settings.port)  # refuses here what Ray would refuse in another process
-    port = sockets[0].getsockname()[1]
-    for one in sockets:
-        one.close()
+    port = settings.port
+    if cluster.ray_address is None:
+        sockets = bind(settings.host, port)  # refuses here what Ray would refuse in another process
+        port = sockets[0].getsockname()[1]
+        for one in sockets:
+            one.close()
+    elif port == 0:
+        raise InvalidRequestError("--port is 0; with --ray-address give the port that every machine of it listens on")
     if opening.threads is None:
         threads = max(1, round(chosen.cpus))
         specs = [replace(spec, settings={**spec.settings, "threads": threads}) for spec in specs]
@@ -290,7 +295,7 @@ def model_specs(
     Raises:
         InvalidRequestError: too many aliases, a name that two models have, or a folder without models.
     """
-    from engine.serve.model_store import ModelSpec, name_of
+    from engine.serve.model_store import ModelNames, ModelSpec, name_of
 
     sources: list[str | None] = [*models]
     if folder is not None:
@@ -305,23 +310,18 @@ def model_specs(
         if not all(names):
             raise InvalidRequestError(f"--alias is {aliases[index]!r}; names must not be empty")
         specs.append(ModelSpec(names[0], source, tuple(names[1:]), settings))
-    every = [name for spec in specs for name in (spec.name, *spec.aliases)]
-    twice = sorted({name for name in every if every.count(name) > 1})
-    if twice:
-        raise InvalidRequestError(f"two models have the name {twice[0]!r}; give each its own with --alias")
+    ModelNames(specs)  # refuses names that two models have
     return specs
 
 
 def _files(folder: Path) -> list[str]:
     """The GGUF files of a folder, of split ones the first part."""
-    from engine.serve.model_store import PART
-
     if not folder.is_dir():
         raise InvalidRequestError(f"--models-dir {folder} is not a folder")
     found = []
     for path in sorted(folder.rglob("*.gguf")):
-        part = PART.search(path.stem)
-        if (part is None or int(part[1]) == 1) and not path.name.startswith("mmproj"):
+        part = part_name(path.name)
+        if (part is None or part.number == 1) and not path.name.startswith("mmproj"):
             found.append(str(path))
     if not found:
         raise InvalidRequestError(f"--models-dir {folder} holds no GGUF file")

@@ -11,8 +11,9 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from engine.cluster.front import Front
 from engine.cluster.replica import Replica
+from engine.config import EngineConfig
 from engine.errors import InvalidRequestError
-from engine.serve.model_store import ModelSpec, name_of
+from engine.serve.model_store import ModelNames, ModelSpec, name_of
 from engine.serve.settings import ServeSettings
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ class ClusterSettings:
         target_requests: requests, running and waiting, for each replica, that the number of replicas aims at.
         downscale_delay: seconds of too few requests after which a replica is ended.
         cpus: processor cores for each replica.
-        gpus: GPUs for each replica.
+        gpus: GPUs for each replica, or the part of one; at most 1, as a replica does not compute on several.
         router: a key of ROUTERS.
 
     Raises:
@@ -58,6 +59,11 @@ class ClusterSettings:
         for name in ("downscale_delay", "cpus", "gpus"):
             if not getattr(self, name) >= 0:
                 raise InvalidRequestError(f"{name} is {getattr(self, name)}; allowed: at least 0")
+        if self.gpus > 1:
+            raise InvalidRequestError(
+                f"gpus is {self.gpus:g} for each replica; allowed: at most 1, as a replica computes on one GPU; "
+                "for more GPUs run more replicas"
+            )
         if self.router not in ROUTERS:
             raise InvalidRequestError(f"router is {self.router!r}; allowed: {', '.join(ROUTERS)}")
 
@@ -70,10 +76,9 @@ def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: Cl
         settings: of the server.
         cluster: of the replicas.
     """
-    resources: dict[str, Any] = {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus}
     options: dict[str, Any] = {
         "name": REPLICAS,
-        "ray_actor_options": resources,
+        **_resources(cluster),
         "max_ongoing_requests": 100_000,  # a replica refuses by itself what its queue has no room for
         "graceful_shutdown_timeout_s": settings.grace,
         "health_check_period_s": 2.0,
@@ -86,25 +91,41 @@ def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: Cl
             target_ongoing_requests=cluster.target_requests,
             upscale_delay_s=2.0,
             downscale_delay_s=cluster.downscale_delay,
-            look_back_period_s=15.0,
+            look_back_period_s=max(1.0, min(15.0, cluster.downscale_delay)),
         )
     else:
         options["num_replicas"] = cluster.min_replicas
     if ROUTERS[cluster.router] is not None:
         chosen: dict[str, Any] = {"request_router_class": ROUTERS[cluster.router]}
+        if len(specs) > 1:
+            chosen["request_routing_stats_period_s"] = 1.0  # seconds after which the router knows what a replica closed
         options["request_router_config"] = RequestRouterConfig(**chosen)
     replicas = serve.deployment(**options)(Replica).bind(list(specs), settings)
 
     def build() -> Front:
-        return Front(settings, serve.get_deployment_handle(REPLICAS, app_name=NAME))
+        return Front(specs, settings, serve.get_deployment_handle(REPLICAS, app_name=NAME))
 
     front = serve.deployment(
         name="front",
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=settings.max_connections,
         graceful_shutdown_timeout_s=settings.grace,
+        max_surge_percent=100,  # in an update the new one takes requests before the old one stops
     )(serve.ingress(build)())
     return front.bind(replicas)
+
+
+def _resources(cluster: ClusterSettings) -> dict[str, Any]:
+    """What Ray reserves for each replica: a placement group on one machine, whose first bundle is for its process.
+
+    One bundle today. A replica that computes on several cards needs one more for each further card here, and the range
+    of `ClusterSettings.gpus`.
+    """
+    first = {name: amount for name, amount in (("CPU", cluster.cpus), ("GPU", cluster.gpus)) if amount}
+    options: dict[str, Any] = {"ray_actor_options": {"num_cpus": cluster.cpus, "num_gpus": cluster.gpus}}
+    if first:  # Ray has no empty bundles
+        options |= {"placement_group_bundles": [first], "placement_group_strategy": "STRICT_PACK"}
+    return options
 
 
 def build(arguments: dict[str, Any]) -> Any:
@@ -125,6 +146,9 @@ def build(arguments: dict[str, Any]) -> Any:
         _of(ModelSpec, "models", one) if isinstance(one, dict) else ModelSpec(name_of(one), one)
         for one in arguments.get("models") or [None]
     ]
+    ModelNames(specs)  # refuses here what a replica would refuse, and so do the next lines
+    for spec in specs:
+        _of(EngineConfig, f"settings of {spec.name}", spec.settings)
     settings = _of(ServeSettings, "server", arguments.get("server") or {})
     return application(specs, settings, _of(ClusterSettings, "replicas", arguments.get("replicas") or {}))
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+from engine.serve.model_store import ModelNames
+
 PIECE = 256
 """Characters of a text, or token ids times CHARACTERS_PER_TOKEN, between two beginnings that are told apart."""
 CHARACTERS_PER_TOKEN = 4
@@ -22,10 +24,12 @@ class Conversation:
     Attributes:
         hashes: of the beginnings, shortest first; equal ones are beginnings with equal content, of the same model.
         sizes: their lengths in characters.
+        model: the model that a replica must have open for it; empty where all have it, or no one knows.
     """
 
     hashes: tuple[bytes, ...] = ()
     sizes: tuple[int, ...] = ()
+    model: str = ""
 
     @property
     def size(self) -> int:
@@ -33,11 +37,12 @@ class Conversation:
         return self.sizes[-1] if self.sizes else 0
 
 
-def conversation_of(body: bytes) -> Conversation:
+def conversation_of(body: bytes, models: ModelNames) -> Conversation:
     """The conversation in a request's body; without beginnings where the body is none of those known.
 
     Args:
         body: JSON of any of the server's endpoints that generate.
+        models: of the server.
     """
     try:
         value = json.loads(body) if body else None
@@ -45,8 +50,9 @@ def conversation_of(body: bytes) -> Conversation:
         return Conversation()
     if not isinstance(value, dict):
         return Conversation()
-    model = value.get("model")
-    model = model if isinstance(model, str) else ""
+    name = value.get("model")
+    spec = models.find(name if isinstance(name, str) else None)
+    model = "" if spec is None else spec.name
     hashes, sizes = [], []
     state, size = blake2b(model.encode(errors="replace"), digest_size=16), 0
     for piece in _pieces(value):
@@ -55,7 +61,7 @@ def conversation_of(body: bytes) -> Conversation:
         size += len(piece)
         hashes.append(state.copy().digest())
         sizes.append(size)
-    return Conversation(tuple(hashes), tuple(sizes))
+    return Conversation(tuple(hashes), tuple(sizes), model if models.several else "")
 
 
 def _pieces(value: dict[str, Any]) -> Iterable[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ from engine.cluster.metrics import labelled, summed
 from engine.serve.answers import LINES, error_event, gone
 from engine.serve.errors import ApiError, error_response
 from engine.serve.middleware import Gate
+from engine.serve.model_store import ModelNames, ModelSpec
 from engine.serve.settings import ServeSettings
 
 log = logging.getLogger("engine.cluster")
@@ -50,11 +52,13 @@ class Front:
     """An ASGI application.
 
     Args:
+        specs: the models of the replicas.
         settings: of the server: keys and limits are checked here.
         replicas: Ray's handle of the deployment Replica.
     """
 
-    def __init__(self, settings: ServeSettings, replicas: Any) -> None:
+    def __init__(self, specs: Sequence[ModelSpec], settings: ServeSettings, replicas: Any) -> None:
+        self._models = ModelNames(specs)
         self.state = FrontState(settings)
         self._replicas = replicas
         self._gate = Gate(self._answer, self.state, tells_id=False)  # Ray does
@@ -79,7 +83,7 @@ class Front:
     async def _forward(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Have a replica answer; what it sends is passed on as it comes."""
         given = {name: scope[name] for name in _PASSED_ON if name in scope}
-        conversation = conversation_of(body) if scope["method"] == "POST" else None
+        conversation = conversation_of(body, self._models) if scope["method"] == "POST" else None
         answer = self._replicas.options(stream=True).respond.remote(given, body, conversation=conversation)
         leaving = asyncio.ensure_future(gone(receive))
         leaving.add_done_callback(lambda done: None if done.cancelled() else answer.cancel())

@@ -13,6 +13,7 @@ from types import FrameType
 
 import ray
 from ray import serve
+from ray.exceptions import AuthenticationError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from engine.cluster.application import NAME, REPLICAS, ClusterSettings, application
@@ -54,6 +55,8 @@ def run(
         EngineError: Ray cannot be reached, or no replica can start.
     """
     with _ray(address), _signals() as stop:  # in this order: Ray sets handlers of its own
+        if serve.status().proxies:
+            log.warning("Ray Serve runs on this cluster already: it listens where it did, not at --host and --port")
         serve.start(
             proxy_location="EveryNode" if address else "HeadOnly",
             http_options={"host": settings.host, "port": settings.port},
@@ -67,7 +70,7 @@ def run(
         stop.wait()
         _drain(settings.grace, stop)
         serve.delete(NAME)
-        if address is None:
+        if not serve.status().applications:  # nobody else's: the port is given back too
             serve.shutdown()  # type: ignore[no-untyped-call]
 
 
@@ -82,7 +85,7 @@ def _ray(address: str | None) -> Iterator[None]:
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=_level())
         else:
             ray.init(address=address, log_to_driver=False, logging_level=_level())
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise EngineError(f"Ray cannot be reached at {address or 'this machine'}: {_last_line(error)}") from None
     try:
         yield

@@ -17,6 +17,9 @@ from engine.serve.model_store import ModelSpec
 from engine.serve.serving import Serving
 from engine.serve.settings import ServeSettings
 
+OPENED = "opened"
+"""What a replica tells routers: the names of the models that it has open."""
+
 
 class Replica:
     """A deployment of Ray Serve.
@@ -90,6 +93,10 @@ class Replica:
         """Take no new requests; returns how many still run."""
         self._serving.draining = True
         return sum(model.users for model in self._serving.store.models)
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Called by Ray at intervals, for the router."""
+        return {OPENED: self._serving.store.opened}
 
     async def check_health(self) -> None:
         """Called by Ray at intervals; a replica that raises is replaced.

@@ -1,4 +1,4 @@
-"""Ray Serve's request router for the replicas: those that have read a conversation before come first."""
+"""Ray Serve's request router for the replicas: those that have read a conversation before, and have its model open."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from engine.cluster.conversation import Conversation
 from engine.cluster.prefixes import PrefixMap
+from engine.cluster.replica import OPENED
 
 NO_CONVERSATION = Conversation()
 
@@ -35,9 +36,11 @@ class PrefixRouter(RequestRouter):
         self._map.end(internal_request_id)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """The replicas that there are now."""
+        """The replicas that there are now, or what one of them says of itself has changed."""
         super().update_replicas(replicas)
         self._map.keep(replica.replica_id for replica in replicas)
+        for replica in replicas:
+            self._map.tell_opened(replica.replica_id, replica.routing_stats.get(OPENED, ()))
 
     def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
         """A replica is gone."""

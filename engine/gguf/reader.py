@@ -6,7 +6,6 @@ Owns the mappings; independent of models. parse.py reads and checks the header.
 import logging
 import mmap
 import os
-import re
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +16,11 @@ import numpy as np
 from engine.errors import GGUFError
 from engine.gguf.cursor import MetadataValue
 from engine.gguf.parse import METADATA_START, Header, TensorInfo, parse_header
+from engine.split_names import part_name
 
 __all__ = ["GGUFFile", "MetadataValue", "TensorInfo", "open_gguf"]
 
 log = logging.getLogger("engine")
-
-_SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
 
 class GGUFFile:
@@ -224,18 +222,18 @@ def _part_paths(path: Path, metadata: dict[str, MetadataValue]) -> list[Path]:
         raise GGUFError(f"{path}: metadata 'split.count': found {count!r}; allowed: an integer, 0 to 99999")
     if count <= 1:
         return [path]
-    match = _SPLIT_NAME.fullmatch(path.name)
-    if match is None or int(match["count"]) != count:
+    part = part_name(path.name)
+    if part is None or part.count != count:
         raise GGUFError(
             f"{path}: file name of a part: found {path.name!r}; allowed: NAME-00001-of-{count:05d}.gguf and so on, "
             f"for the file says that it is one of {count} parts: give the parts their names back"
         )
     number = metadata.get("split.no")
-    if number != int(match["number"]) - 1:
+    if number != part.number - 1:
         raise GGUFError(
-            f"{path}: metadata 'split.no': found {number!r}; allowed: {int(match['number']) - 1}, as the file name says"
+            f"{path}: metadata 'split.no': found {number!r}; allowed: {part.number - 1}, as the file name says"
         )
-    paths = [path.with_name(f"{match['prefix']}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    paths = [path.with_name(name) for name in part.all_names()]
     missing = [part.name for part in paths if not part.exists()]
     if missing:
         names = ", ".join(missing[:3]) + (" and more" if len(missing) > 3 else "")

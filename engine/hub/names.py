@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from engine.errors import DownloadError, InvalidRequestError
+from engine.split_names import part_name
 from engine.units import size_text
 
 SCHEME = "hf:"
@@ -22,7 +23,6 @@ SHOWN = 40
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[\w./+-]+", re.ASCII)
-_PART = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _QUANT = re.compile(
     r"(?<![A-Za-z0-9])(?:UD-)?(?:I?Q[1-8](?:_[A-Za-z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|B?F16|FP16|F32|FP32)(?![A-Za-z0-9])",
     re.IGNORECASE,
@@ -149,12 +149,12 @@ def models_of(files: Iterable[RepoFile]) -> list[RepoModel]:
         path = PurePosixPath(file.path)
         if path.suffix.lower() != ".gguf" or "mmproj" in path.name.lower() or not is_safe_path(file.path):
             continue
-        part = _PART.fullmatch(path.name)
-        stem = part["prefix"] if part else path.name[: -len(".gguf")]
+        part = part_name(path.name)
+        stem = part.stem if part else path.name[: -len(".gguf")]
         if "imatrix" in stem.lower() and not _QUANT.search(stem):
             continue
-        count, number = (int(part["count"]), int(part["number"])) if part else (1, 1)
-        groups.setdefault((str(path.with_name(stem)), count), {})[number] = file
+        count, number = (part.count, part.number) if part else (1, 1)
+        groups.setdefault((str(path.parent / stem), count), {})[number] = file
     found = [
         RepoModel(_label(stem), tuple(parts[number] for number in sorted(parts)), count)
         for (stem, count), parts in groups.items()

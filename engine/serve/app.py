@@ -78,7 +78,7 @@ def _add_errors(app: FastAPI) -> None:
 
     from engine.errors import EngineError
 
-    for kind in (ApiError, EngineError, MemoryError, ValueError, RuntimeError):
+    for kind in (ApiError, EngineError, MemoryError, ValueError, RuntimeError, Exception):
         app.add_exception_handler(kind, refuse)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(ClientDisconnect, gone)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +15,14 @@ from typing import Any
 
 from engine.api.async_llm import AsyncLLM
 from engine.api.llm import BUNDLED_MODEL, LLM
-from engine.errors import DeviceError, EngineError
+from engine.errors import DeviceError, EngineError, InvalidRequestError
 from engine.serve.errors import ApiError
 from engine.serve.fetching import local_source
 from engine.serve.loading import LoadProgress
 from engine.serve.memory import bytes_free, bytes_needed
+from engine.split_names import part_name
 
 log = logging.getLogger("engine.serve")
-
-
-PART = re.compile(r"-(\d{5})-of-\d{5}$")
-"""The end of the name of a split file, without its .gguf."""
 
 
 def name_of(source: str | None) -> str:
@@ -39,7 +35,9 @@ def name_of(source: str | None) -> str:
         return BUNDLED_MODEL.stem
     if not source.endswith(".gguf"):
         return source.removeprefix("hf:")
-    return PART.sub("", Path(source).stem)
+    path = Path(source)
+    part = part_name(path.name)
+    return path.stem if part is None else part.stem
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,36 @@ class ModelSpec:
             return BUNDLED_MODEL
         path = Path(self.source)
         return path if path.is_file() else None
+
+
+class ModelNames:
+    """Which model is meant by a name that a client gives.
+
+    Args:
+        specs: the models; the first one is meant where no name is given.
+
+    Raises:
+        InvalidRequestError: a name that two models have.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec]) -> None:
+        self._specs = specs
+        self._by_name: dict[str, ModelSpec] = {}
+        for spec in specs:
+            for name in (spec.name, *spec.aliases):
+                if self._by_name.setdefault(name, spec) is not spec:
+                    raise InvalidRequestError(f"two models have the name {name!r}; give each its own with --alias")
+
+    def find(self, name: str | None) -> ModelSpec | None:
+        """The model of a name, or None. The only model has any name, as clients often have one built in."""
+        if name is not None and (found := self._by_name.get(name) or self._by_name.get(name.removesuffix(":latest"))):
+            return found
+        return self._specs[0] if name in (None, "") or not self.several else None
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one model."""
+        return len(self._specs) > 1
 
 
 @dataclass(frozen=True)
@@ -149,10 +177,7 @@ class ModelStore:
     ) -> None:
         self.models = [ServedModel(spec) for spec in specs]
         self.describe: Callable[[ServedModel], dict[str, Any]] = lambda model: {}
-        self._by_name: dict[str, ServedModel] = {}
-        for model in self.models:
-            for name in (model.spec.name, *model.spec.aliases):
-                self._by_name.setdefault(name, model)
+        self._names = ModelNames(specs)
         self._max_models = max_models
         self._idle = idle
         self._open_llm = open_llm
@@ -161,17 +186,21 @@ class ModelStore:
         self._closing: set[asyncio.Task[None]] = set()
 
     def find(self, name: str | None) -> ServedModel:
-        """The model of a name. A server of one model gives it under any name, as clients often have one built in.
+        """The model of a name, as ModelNames understands it.
 
         Raises:
             ApiError: 404.
         """
-        if name is not None and (found := self._by_name.get(name) or self._by_name.get(name.removesuffix(":latest"))):
-            return found
-        if name in (None, "") or len(self.models) == 1:
-            return self.models[0]
+        spec = self._names.find(name)
+        if spec is not None:
+            return next(model for model in self.models if model.spec is spec)
         known = ", ".join(model.spec.name for model in self.models)
         raise ApiError(404, f"there is no model {name!r}; there are: {known}", param="model", code="model_not_found")
+
+    @property
+    def opened(self) -> list[str]:
+        """Names of the models that are open or being opened."""
+        return [model.spec.name for model in self.models if model.llm is not None or model.progress is not None]
 
     async def acquire(self, name: str | None) -> ServedModel:
         """The open model of a name, in use until release(); opens it where it is closed.

@@ -2,18 +2,16 @@
 
 import json
 import os
-import random
 import signal
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
-from pathlib import Path
 
 import openai
 import pytest
 
-from tests.support.ray_load import STORY, complete, conversations, under_load
+from scripts.soak_serve import Load, soak_in_parts
+from tests.support.ray_load import STORY, ask_either_way, complete, conversations, under_load
 from tests.support.ray_server import running, wait_for
 
 pytestmark = pytest.mark.ray
@@ -70,20 +68,6 @@ def test_conversations_find_their_pages(server):
     assert conversations(server, 10, 5) >= 0.9
 
 
-def ask_either_way(server, number, prompt):
-    if number % 2:
-        try:
-            last = list(server.lines("/v1/completions", prompt=prompt, max_tokens=40))[-1]
-        except OSError:
-            return "broken"
-        return "ok" if last == "data: [DONE]" else "lost" if "try again" in last else last
-    status, headers, answer = complete(server, prompt, max_tokens=40)
-    if status == 503:
-        assert "retry-after" in {name.lower() for name in headers}
-        assert "again" in answer["error"]["message"]
-    return {200: "ok", 503: "lost"}.get(status, status)
-
-
 def test_a_lost_replica_takes_only_its_requests_with_it(server):
     first = server.replicas()
     assert len(first) == 2
@@ -99,29 +83,9 @@ def test_a_lost_replica_takes_only_its_requests_with_it(server):
 
 
 def test_many_requests_leave_nothing_behind(server):
-    def resident():
-        pages = [int(Path(f"/proc/{number}/statm").read_text().split()[1]) for number in server.replicas()]
-        return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    dice = random.Random(5)
-
-    def one(number):
-        kind = dice.random()
-        if kind < 0.2:
-            lines = server.lines("/v1/completions", prompt=f"{number} {STORY}", max_tokens=300, ignore_eos=True)
-            next(lines)
-            lines.close()
-            return "left"
-        return complete(server, f"{number % 40} {STORY}", max_tokens=1 + number % 4)[0]
-
-    def wave(n):
-        with ThreadPoolExecutor(16) as pool:
-            return Counter(pool.map(one, range(n)))
-
-    counts = wave(300)
-    before = resident()
-    counts += wave(700)
-    assert set(counts) == {200, "left"}, counts
-    wait_for(lambda: server.metric("vllm:num_requests_running") == 0, 20)
-    assert server.metric("vllm:num_requests_waiting") == 0
-    assert resident() < before + 40
+    outcome = soak_in_parts(server, Load(requests=1000, clients=16, failures=0), server.processes)
+    assert outcome.lost == 0
+    assert outcome.left == (0, 0)
+    assert outcome.flat, (outcome.first, outcome.last)
+    assert outcome.counts["left"] > 100, outcome.counts
+    assert set(outcome.counts) <= {"completed", "left", "late", "full"}, outcome.counts

@@ -7,16 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.cluster.conversation import PIECE, conversation_of
-from engine.cluster.prefixes import RUNNING_SIZE, SLACK, PrefixMap
+from engine.cluster.prefixes import OPENING_SIZE, RUNNING_SIZE, SLACK, PrefixMap
+from engine.serve.model_store import ModelNames, ModelSpec
+
+ONE, TWO = ModelNames([ModelSpec("m")]), ModelNames([ModelSpec("m"), ModelSpec("n", aliases=("other",))])
 
 
-def chat(*texts, **fields):
+def chat(*texts, models=ONE, **fields):
     messages = [{"role": "user" if i % 2 == 0 else "assistant", "content": text} for i, text in enumerate(texts)]
-    return conversation_of(json.dumps({"model": "m", "messages": messages, **fields}).encode())
+    return conversation_of(json.dumps({"model": "m", "messages": messages, **fields}).encode(), models)
 
 
-def text(prompt, **fields):
-    return conversation_of(json.dumps({"prompt": prompt, **fields}).encode())
+def text(prompt, models=ONE, **fields):
+    return conversation_of(json.dumps({"prompt": prompt, **fields}).encode(), models)
 
 
 def shared(one, other):
@@ -32,11 +35,21 @@ def test_a_next_turn_begins_with_the_turn_before():
 
 @pytest.mark.parametrize(
     "other",
-    [chat("a", "x", "c"), chat("a", "b", "c", model="n"), chat("a", "b", "c", tools=[{"name": "t"}]), chat("a", "b")],
-    ids=["text", "model", "tools", "shorter"],
+    [chat("a", "x", "c"), chat("a", "b", "c", tools=[{"name": "t"}]), chat("a", "b")],
+    ids=["text", "tools", "shorter"],
 )
 def test_what_differs_is_told_apart(other):
     assert other.hashes != chat("a", "b", "c").hashes
+
+
+def test_models_are_told_apart_by_what_their_names_mean():
+    assert chat("a", model="n") == chat("a")  # the only model has any name
+    one, other = chat("a", models=TWO), chat("a", model="n", models=TWO)
+    assert (one.model, other.model) == ("m", "n")
+    assert one.hashes != other.hashes
+    assert chat("a", model="other:latest", models=TWO) == other
+    assert text("a", models=TWO).model == "m"
+    assert chat("a", model="none of them", models=TWO).model == ""
 
 
 def test_fields_that_the_prompt_does_not_have_make_no_difference():
@@ -53,7 +66,7 @@ def test_long_texts_share_their_pieces():
 
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
 def test_no_body_is_too_strange(body):
-    assert conversation_of(body).size >= 0
+    assert conversation_of(body, TWO).size >= 0
 
 
 @given(
@@ -64,7 +77,7 @@ def test_no_body_is_too_strange(body):
     )
 )
 def test_no_json_is_too_strange(value):
-    assert conversation_of(json.dumps(value).encode()).size >= 0
+    assert conversation_of(json.dumps(value).encode(), TWO).size >= 0
 
 
 def test_a_conversation_goes_to_the_replica_that_has_read_it():
@@ -119,4 +132,38 @@ def test_what_a_replica_was_given_is_forgotten_with_it_and_when_it_is_old():
     routes.end("2")  # told late: nothing is counted twice
     assert {routes.ranked(old, ["left", "right"])[0] for _ in range(40)} == {"left", "right"}
     routes.keep([])
-    assert (routes._read, routes._load, routes._running) == ({}, {}, {})
+    assert (routes._given, routes._running) == ({}, {})
+
+
+def test_a_model_is_opened_again_only_where_much_waits_for_it():
+    routes = PrefixMap(seed=1)
+    m, n = chat("a", models=TWO), chat("a", model="n", models=TWO)
+    routes.begin("1", m, "left")
+    assert routes.ranked(n, ["left", "right"])[0] == "right"  # where fewer models are open
+    routes.begin("2", n, "right")
+    routes.end("1")
+    routes.end("2")
+    new = chat("b", models=TWO)
+    k = 0
+    while routes.ranked(new, ["right", "left"])[0] == "left":
+        routes.begin(f"busy {k}", new, "left")
+        k += 1
+        assert k < 50
+    assert k > OPENING_SIZE // RUNNING_SIZE
+    routes.begin("3", new, "right")
+    assert routes.ranked(new, ["right", "left"])[0] == "right"
+
+
+def test_what_a_replica_says_of_its_models_counts_until_it_is_given_others():
+    routes = PrefixMap(seed=1)
+    m, n = chat("a" * 999, models=TWO), chat("a", model="n", models=TWO)
+    routes.begin("1", m, "left")
+    routes.tell_opened("left", ["n"])  # from before it opened m, which a request waits for
+    assert routes.ranked(m, ["right", "left"])[0] == "left"
+    routes.end("1")
+    routes.tell_opened("left", ["n"])
+    assert routes.ranked(m, ["right", "left"])[0] == "left"
+    routes.tell_opened("left", [])  # both closed, for want of memory
+    routes.tell_opened("right", ["m"])
+    assert routes.ranked(m, ["right", "left"])[0] == "right"  # although left has read it
+    assert routes.ranked(n, ["right", "left"])[0] == "left"

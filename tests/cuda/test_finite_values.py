@@ -5,11 +5,8 @@ Decode kernels and the general kernel of prompts compiled for the CPU; all kerne
 
 import ctypes
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +17,8 @@ from engine.cuda.driver.compiler import kernel_files
 from tests.support.attention_reference import shape_of
 from tests.support.feature_models import CASES, latent
 from tests.support.gpu_helpers import decode_logits, opened
+from tests.support.host_kernels import address, host_library
 
-COMPILER = shutil.which("g++")
 PLAIN = PrefillPlan(32, 32, 256, 0, "plain")
 LATENT = {"dim": 40, "value_dim": 32, "rope_dim": 0, "kv_heads": 1, "values_in_keys": True}
 SHAPES = {
@@ -156,9 +153,6 @@ def host_source(name, files, defines, text):
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     """rope_append, the general kernel of prompts and the decode kernels for every shape, as one shared library."""
-    if COMPILER is None:
-        pytest.skip("no g++ to compile the kernels for the CPU")
-    folder = tmp_path_factory.mktemp("host")
     text = {name: path.read_text(encoding="utf-8") for name, path in kernel_files().items()}
     reductions = text["common.cuh"][text["common.cuh"].index("DEVICE float warp_sum") :]
     source = '#include "blocks_on_host.h"\n' + reductions[: reductions.index("// Sum over the block")]
@@ -171,13 +165,7 @@ def library(tmp_path_factory):
         slopes = ", slopes" if shape.alibi else ""
         source += ENTRY.format(i=i, slopes=slopes)
         source += "".join(DECODE_ENTRY.format(i=i, name=name, slopes=slopes) for name in ("decode_runs", "decode_one"))
-    (folder / "kernels.cpp").write_text(source)
-    target = folder / "kernels.so"
-    command = [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w"]
-    command += [f"-I{Path(__file__).parent}", "-o", str(target), str(folder / "kernels.cpp")]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[:5000]
-    return ctypes.CDLL(str(target))
+    return host_library(tmp_path_factory.mktemp("host"), source)
 
 
 def on_host(library, name, rows, window, *, decoded=range(0), kernel="decode_one"):
@@ -196,7 +184,7 @@ def on_host(library, name, rows, window, *, decoded=range(0), kernel="decode_one
     out = np.empty((len(rows), shape.heads * shape.value_dim), np.float32)
 
     def run(kernel, *args):
-        given = [ctypes.c_void_p(arg.ctypes.data) if isinstance(arg, np.ndarray) else arg for arg in args]
+        given = [address(arg) if isinstance(arg, np.ndarray) else arg for arg in args]
         getattr(library, f"{kernel}_{i}")(*given)
 
     run("rope_append", n, 2, rows, keys, values, table, pages, sequence, positions, frequencies)

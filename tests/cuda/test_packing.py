@@ -6,8 +6,6 @@ by thread: repack, dequant, embed, and the operands that matrix-vector products 
 
 import ctypes
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +16,11 @@ from engine.cuda.formats.layouts import LAYOUTS, packed_bytes
 from engine.gguf.quants import dequantize, row_bytes
 from engine.gguf.types import GGMLType
 from tests.support.gguf_builder import random_blocks
+from tests.support.host_kernels import address, host_library
 
-COMPILER = shutil.which("g++")
 TYPES = [type for type in LAYOUTS if type.block_size > 1]
 BYTES = TYPES[TYPES.index(GGMLType.Q8_1) :]
 """Those that become halfs through signed bytes."""
-
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to compile the kernels for the CPU")
 
 DRIVER = """
 // value[row][column]: what one lane's operand byte stands for.
@@ -131,7 +127,6 @@ def between(text: str, first: str, last: str | None = None) -> str:
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     """All kernels of all types as one shared library."""
-    folder = tmp_path_factory.mktemp("host")
     formats = kernel_source(("formats.cuh", "formats_coded.cuh"), {type.name: type.name for type in TYPES})
     grids = formats[formats.index("template <class F> struct GridOf") : formats.index('#line 1 "common.cuh"')]
     source = '#include "cuda_on_host.h"\n' + grids + formats[formats.index('#line 1 "formats.cuh"') :]
@@ -149,17 +144,7 @@ def library(tmp_path_factory):
     )
     for type in TYPES:
         source += PER_TYPE.format(name=type.name, kernels=kernels)
-    (folder / "kernels.cpp").write_text(source)
-    target = folder / "kernels.so"
-    command = [COMPILER, "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", "-w"]
-    command += [f"-I{Path(__file__).parent}", "-o", str(target), str(folder / "kernels.cpp")]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[:5000]
-    return ctypes.CDLL(str(target))
-
-
-def address(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
+    return host_library(tmp_path_factory.mktemp("host"), source)
 
 
 @pytest.mark.parametrize("type", TYPES, ids=lambda type: type.name)

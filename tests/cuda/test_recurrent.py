@@ -12,7 +12,7 @@ from engine.cuda.recurrent import convolution, mamba
 from engine.cuda.recurrent.mamba import Mamba
 from engine.cuda.recurrent.mamba_plan import MambaShape
 from engine.cuda.recurrent.rows import DecodeRows, PromptRows, conv_tiles, span_table
-from tests.support.host_kernels import COMPILER, HostKernels, Memory
+from tests.support.host_kernels import HostKernels, Memory
 from tests.support.recurrent_reference import MambaWeights, convolve64, scan64
 
 TOLERANCE = 1e-5
@@ -45,8 +45,6 @@ CASES += [
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """The kernels of all host shapes, compiled for the CPU."""
-    if COMPILER is None:
-        pytest.skip("no g++ to compile the kernels for the CPU")
     return HostKernels(tmp_path_factory.mktemp("host"), [job for shape in HOST_SHAPES for job in shape.build_jobs()])
 
 

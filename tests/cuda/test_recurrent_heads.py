@@ -16,7 +16,7 @@ from engine.cuda.recurrent.delta import Delta, DeltaConstants, DeltaInputs, Delt
 from engine.cuda.recurrent.lightning import Lightning, LightningShape
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Constants, Mamba2Shape
 from engine.cuda.recurrent.rows import DecodeRows, PromptRows, conv_tiles, span_table
-from tests.support.host_kernels import COMPILER, HostKernels, Memory
+from tests.support.host_kernels import HostKernels, Memory
 
 TOLERANCE = 2e-5
 """Of the largest value expected: float32 in two orders of sums, over some hundred tokens."""
@@ -172,8 +172,6 @@ PARAMS += [pytest.param("gpu", shape, id=f"gpu-{name}", marks=pytest.mark.gpu) f
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """The kernels of all host shapes, compiled for the CPU."""
-    if COMPILER is None:
-        pytest.skip("no g++ to compile the kernels for the CPU")
     jobs = [job for shape in HOST_SHAPES.values() for job in shape.build_jobs()]
     return HostKernels(tmp_path_factory.mktemp("host"), jobs)
 

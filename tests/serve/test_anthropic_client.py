@@ -7,19 +7,17 @@ import pytest
 
 from engine import SamplingParams
 from tests.support.http_server import running
+from tests.support.vendor_clients import anthropic_client
 
 CHAT = [{"role": "user", "content": "Tell me of a fox."}]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running(api_keys=("secret",)) as one:
-        yield one
+SETTINGS = {"api_keys": ("secret",)}
 
 
 @pytest.fixture(scope="module")
 def client(server):
-    with anthropic.Anthropic(base_url=server.url, api_key="secret", max_retries=0) as one:
+    with anthropic_client(server, api_key="secret") as one:
         yield one
 
 
@@ -97,7 +95,7 @@ def test_errors_have_anthropics_form(server, client):
     with pytest.raises(anthropic.BadRequestError, match="tools"):
         client.messages.create(**options(tools=[{"type": "web_search_20250305", "name": "web_search"}]))
     with (
-        anthropic.Anthropic(base_url=server.url, api_key="other", max_retries=0) as stranger,
+        anthropic_client(server, api_key="other") as stranger,
         pytest.raises(anthropic.AuthenticationError),
     ):
         stranger.messages.create(**options())
@@ -105,7 +103,7 @@ def test_errors_have_anthropics_form(server, client):
 
 def test_the_asynchronous_client(server):
     async def main():
-        async with anthropic.AsyncAnthropic(base_url=server.url, api_key="secret", max_retries=0) as client:
+        async with anthropic_client(server, kind=anthropic.AsyncAnthropic, api_key="secret") as client:
             answers = await asyncio.gather(*(client.messages.create(**options()) for _ in range(3)))
             async with client.messages.stream(**options()) as stream:
                 return {answer.content[0].text for answer in answers} | {await stream.get_final_text()}
@@ -117,7 +115,7 @@ def test_a_full_server_is_tried_again_and_a_late_answer_is_given_up():
     endless = {"max_tokens": 900, "extra_body": {"ignore_eos": True}}
     with (
         running(max_waiting=0, engine={"max_sequences": 1}) as server,
-        anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client,
+        anthropic_client(server) as client,
     ):
         holder = client.messages.create(**options(stream=True, **endless))
         with pytest.raises(anthropic.RateLimitError) as caught:

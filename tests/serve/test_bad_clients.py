@@ -34,10 +34,7 @@ def head(body=BODY, path="/v1/completions", extra=""):
     return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{extra}\r\n".encode()
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running(read_timeout=1.0, max_body=1 << 20) as one:
-        yield one
+SETTINGS = {"read_timeout": 1.0, "max_body": 1 << 20}
 
 
 @pytest.fixture(autouse=True)

@@ -10,21 +10,12 @@ import openai
 import pytest
 
 from engine import SamplingParams
-from tests.support.http_server import running
+from tests.support.vendor_clients import openai_client
 
 CHAT = [{"role": "user", "content": "Tell me of a fox."}]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running(max_waiting=4) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as one:
-        yield one
+SETTINGS = {"max_waiting": 4}
 
 
 def plain(server, prompt, **settings):
@@ -294,7 +285,7 @@ def test_embeddings_that_are_refused(client, fields, param):
 
 def test_asynchronous_clients_share_the_batch(server):
     async def main():
-        async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        async with openai_client(server, kind=openai.AsyncOpenAI) as client:
 
             async def one(seed):
                 stream = await client.completions.create(
@@ -311,7 +302,7 @@ def test_asynchronous_clients_share_the_batch(server):
 def test_a_full_queue_is_retried(server):
     """Four run and four wait; the client's retries get the ninth through."""
     endless = {"model": "x", "prompt": "The", "max_tokens": 400, "extra_body": {"ignore_eos": True}}
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+    with openai_client(server) as client:
         streams = [client.completions.create(stream=True, **endless) for _ in range(8)]
         with pytest.raises(openai.RateLimitError) as caught:
             client.completions.create(model="x", prompt="The", max_tokens=1)

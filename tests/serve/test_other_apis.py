@@ -10,12 +10,6 @@ from tests.support.http_server import TEMPLATE, running
 CHAT = [{"role": "user", "content": "Tell me of a fox."}]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running() as one:
-        yield one
-
-
 def lines(data):
     return [json.loads(line) for line in data.decode().splitlines()]
 

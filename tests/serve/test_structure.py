@@ -3,13 +3,10 @@
 import json
 import re
 
-import anthropic
 import jsonschema
 import openai
 import pytest
 from pydantic import BaseModel, Field
-
-from tests.support.http_server import running
 
 CHAT = [{"role": "user", "content": "Tell me of a fox."}]
 SCHEMA = {
@@ -31,18 +28,6 @@ class Fox(BaseModel):
 
 class Hare(BaseModel):
     legs: int = Field(ge=1, le=4)
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as one:
-        yield one
 
 
 def fits(text):
@@ -97,14 +82,15 @@ def test_responses(client):
     assert parsed.output_parsed.legs
 
 
-def test_anthropic(server):
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as one:
-        form = {"format": {"type": "json_schema", "schema": SCHEMA}}
-        answer = one.messages.create(model="x", messages=CHAT, max_tokens=80, extra_body={"output_config": form})
-        fits(answer.content[0].text)
-        assert one.messages.create(
-            model="x", messages=CHAT, max_tokens=2, extra_body={"output_config": {"effort": "low"}}
-        )
+def test_anthropic(anthropic_client):
+    form = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    answer = anthropic_client.messages.create(
+        model="x", messages=CHAT, max_tokens=80, extra_body={"output_config": form}
+    )
+    fits(answer.content[0].text)
+    assert anthropic_client.messages.create(
+        model="x", messages=CHAT, max_tokens=2, extra_body={"output_config": {"effort": "low"}}
+    )
 
 
 CHOSEN = ["yes", "no"]

@@ -2,7 +2,6 @@
 
 import json
 
-import anthropic
 import openai
 import pytest
 
@@ -30,18 +29,6 @@ def server(tmp_path_factory):
         yield one
 
 
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def other(server):
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as one:
-        yield one
-
-
 def test_chat_completions(client):
     options = {"model": "m", "messages": CHAT, "tools": TOOLS, "logprobs": True}
     message = client.chat.completions.create(**options).choices[0].message
@@ -59,14 +46,14 @@ def test_chat_completions(client):
     assert reasons[-1] == "tool_calls"
 
 
-def test_the_other_vendors_messages(other):
+def test_the_other_vendors_messages(anthropic_client):
     tools = [{"name": "look_up", "input_schema": FUNCTION["parameters"]}]
     options = {"model": "m", "max_tokens": 300, "messages": CHAT, "tools": tools}
-    whole = other.messages.create(**options)
+    whole = anthropic_client.messages.create(**options)
     assert [block.type for block in whole.content] == ["thinking", "text", "tool_use"]
     assert whole.content[2].input == ARGUMENTS
     written, open_blocks = "", []
-    with other.messages.stream(**options) as stream:
+    with anthropic_client.messages.stream(**options) as stream:
         for event in stream:
             if event.type == "content_block_start":
                 assert not open_blocks
@@ -100,7 +87,7 @@ def test_responses(client):
 
 
 @pytest.mark.parametrize("n", [5, 12, 22, 26, 30])
-def test_cut_off(client, other, n):
+def test_cut_off(client, anthropic_client, n):
     """The reason is the length in every API, and what there is of the arguments is their beginning."""
     choice = client.chat.completions.create(model="m", messages=CHAT, tools=TOOLS, max_tokens=n).choices[0]
     assert choice.finish_reason == "length"
@@ -108,9 +95,9 @@ def test_cut_off(client, other, n):
     assert all(WRITTEN.startswith(call.function.arguments) for call in calls)
     tools = [{"name": "look_up", "input_schema": FUNCTION["parameters"]}]
     options = {"model": "m", "max_tokens": n, "messages": CHAT, "tools": tools}
-    whole = other.messages.create(**options)
+    whole = anthropic_client.messages.create(**options)
     assert whole.stop_reason == "max_tokens"
-    with other.messages.stream(**options) as stream:
+    with anthropic_client.messages.stream(**options) as stream:
         last = stream.get_final_message()
     assert [block.type for block in last.content] == [block.type for block in whole.content]
     blocks = [block for block in whole.content if block.type == "tool_use"]

@@ -2,12 +2,9 @@
 
 import json
 
-import anthropic
 import jsonschema
 import openai
 import pytest
-
-from tests.support.http_server import running
 
 CHAT = [{"role": "user", "content": "How warm is it?"}]
 SCHEMA = {
@@ -20,22 +17,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA
 OTHER = {"type": "function", "function": {"name": "clock"}}
 
 
-@pytest.fixture(scope="module")
-def server():
-    with running(max_waiting=4) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def other(server):
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as one:
-        yield one
+SETTINGS = {"max_waiting": 4}
 
 
 def ask(client, messages=CHAT, **fields):
@@ -120,11 +102,11 @@ def test_reasoning_is_ended_after_so_many_tokens(client):
     assert 0 < len(message.reasoning_content) < 60
 
 
-def test_the_other_vendors_loop(other):
+def test_the_other_vendors_loop(anthropic_client):
     tool = {"name": "weather", "input_schema": SCHEMA}
     choice = {"type": "any", "disable_parallel_tool_use": True}
     options = {"model": "tales", "max_tokens": 400, "tools": [tool], "tool_choice": choice, "extra_body": {"seed": 3}}
-    first = other.messages.create(messages=CHAT, **options)
+    first = anthropic_client.messages.create(messages=CHAT, **options)
     assert first.stop_reason == "tool_use"
     calls = [block for block in first.content if block.type == "tool_use"]
     for call in calls:
@@ -135,7 +117,7 @@ def test_the_other_vendors_loop(other):
         {"role": "assistant", "content": [block.model_dump() for block in first.content]},
         {"role": "user", "content": results},
     ]
-    with other.messages.stream(messages=after, **options) as stream:
+    with anthropic_client.messages.stream(messages=after, **options) as stream:
         last = stream.get_final_message()
     assert last.stop_reason == "tool_use"
     jsonschema.validate(last.content[-1].input, SCHEMA)

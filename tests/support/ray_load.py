@@ -14,13 +14,14 @@ def complete(server, prompt, **fields):
     return server.post("/v1/completions", prompt=prompt, **fields)
 
 
-def conversations(server, n, turns):
-    """Turns of several conversations side by side; how often the cache held the turn before."""
+def conversations(server, n, turns, models=("m",)):
+    """Turns of conversations side by side, with the models in turn; how often the cache held the turn before."""
     dice, counts = random.Random(3), Counter()
     texts = [f"{number}. " + " ".join(dice.choices(STORY.split(), k=120)) for number in range(n)]
 
     def turn(number):
-        status, _, answer = complete(server, texts[number], max_tokens=8, temperature=0, timings_per_token=False)
+        model = models[number % len(models)]
+        status, _, answer = complete(server, texts[number], model=model, max_tokens=8, temperature=0)
         assert status == 200, answer
         usage = answer["usage"]
         texts[number] += answer["choices"][0]["text"] + " " + " ".join(STORY.split() * 8)
@@ -35,6 +36,21 @@ def conversations(server, n, turns):
                     counts["hit" if cached >= before[number] - 64 else "miss"] += 1
                 before[number] = size
     return counts["hit"] / counts.total()
+
+
+def ask_either_way(server, number, prompt):
+    """Every other client streams; "ok", "lost" where the answer says that a replica was, or what else came."""
+    if number % 2:
+        try:
+            last = list(server.lines("/v1/completions", prompt=prompt, max_tokens=40))[-1]
+        except OSError:
+            return "broken"
+        return "ok" if last == "data: [DONE]" else "lost" if "try again" in last else last
+    status, headers, answer = complete(server, prompt, max_tokens=40)
+    if status == 503:
+        assert "retry-after" in {name.lower() for name in headers}
+        assert "again" in answer["error"]["message"]
+    return {200: "ok", 503: "lost"}.get(status, status)
 
 
 @contextmanager

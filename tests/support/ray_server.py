@@ -17,7 +17,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 READY_SECONDS = 120
-_REPLICA = "ray::ServeReplica:gguf-engine:replica"
+PROCESSES = "ray::ServeReplica:gguf-engine:"
+"""Beginning of the titles of the application's processes."""
+_REPLICA = PROCESSES + "replica"
 
 
 @dataclass
@@ -70,6 +72,21 @@ class RayServer:
         """Process ids of the replicas that are there."""
         return processes(_REPLICA)
 
+    def processes(self) -> list[int]:
+        """Process ids of all that a request goes through."""
+        return processes(PROCESSES) + processes("ray::ProxyActor")
+
+    def settle(self) -> tuple[float, float]:
+        """Wait until no request is left, at most 20 s; returns how many still run and wait."""
+
+        def left() -> tuple[float, float]:
+            return self.metric("vllm:num_requests_running"), self.metric("vllm:num_requests_waiting")
+
+        until = time.monotonic() + 20
+        while any(left()) and time.monotonic() < until:
+            time.sleep(0.1)
+        return left()
+
 
 def processes(title: str) -> list[int]:
     """Process ids of the processes whose title begins so."""
@@ -114,7 +131,7 @@ def running(*options: str) -> Iterator[RayServer]:
             yield RayServer(process, int(found[1]))
             process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0, "".join(told)
-            wait_for(lambda: not processes(_REPLICA), 20)
+            wait_for(lambda: not processes(PROCESSES), 20)
         finally:
             timer.cancel()
             if process.poll() is None:

@@ -1,6 +1,6 @@
 """Residual connections on the CPU: what a part of a layer reads of x (T, S · D), and how its result changes x.
 
-Plain numpy. One class per class of engine.model.config, which gives the formulas.
+Plain numpy. One class per class of engine/model/config/skips.py, which gives the formulas.
 """
 
 from __future__ import annotations

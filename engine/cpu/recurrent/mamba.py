@@ -43,8 +43,24 @@ def selective_scan(
     return out, state
 
 
+def convolve_sequences(
+    u: Float32Array, weight: Float32Array, bias: Float32Array | None, tools: Tools
+) -> tuple[Float32Array, list[Float32Array]]:
+    """silu of short_convolution over the rows u (T, I) of each sequence; the first of a layer's states are its inputs.
+
+    Returns:
+        (T, I), and for each sequence the inputs that its next token needs. They are not stored.
+    """
+    convolved, pasts = np.empty(u.shape, dtype=np.float32), []
+    for span, rows in tools.spans():
+        convolved[rows], past = short_convolution(u[rows], weight, bias, tools.state(span)[0])
+        pasts.append(past)
+    convolved *= sigmoid(convolved)
+    return convolved, pasts
+
+
 def gated_output(y: Float32Array, u: Float32Array, d: Float32Array, z: Float32Array) -> Float32Array:
-    """(y + d · u) · silu(z), all (T, I) but d (I,)."""
+    """(y + d · u) · silu(z), all (T, I) or (T, H, P), but d (I,) or (H, 1)."""
     out = y + u * d
     out *= z * sigmoid(z)
     return out
@@ -54,13 +70,7 @@ def mix_mamba(config: MambaConfig, weights: MambaWeights, normed: Float32Array, 
     """What MambaConfig says of normalized inputs (T, D), without the residual."""
     both = tools.linear(weights.ssm_in, normed)
     u, z = both[:, : config.inner], both[:, config.inner :]
-    convolved = np.empty((len(normed), config.inner), dtype=np.float32)
-    pasts = []
-    for span, rows in tools.spans():
-        past, _ = tools.state(span)
-        convolved[rows], past = short_convolution(u[rows], weights.conv1d, weights.conv1d_bias, past)
-        pasts.append(past)
-    u = convolved * sigmoid(convolved)
+    u, pasts = convolve_sequences(u, weights.conv1d, weights.conv1d_bias, tools)
     parts = np.split(tools.linear(weights.ssm_x, u), (config.dt_rank, config.dt_rank + config.state), axis=1)
     norms = (weights.dt_norm, weights.b_norm, weights.c_norm)
     dt, b, c = (tools.normalize(part, norm) for part, norm in zip(parts, norms, strict=True))

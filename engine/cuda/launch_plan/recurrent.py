@@ -41,7 +41,7 @@ from engine.model.weights import (
 
 @dataclass(frozen=True)
 class RecurrentPlan(ABC):
-    """A recurrent mixer; one class per class of engine.model.config.
+    """A recurrent mixer; one class per class of engine/model/config/recurrent.py that kernels serve.
 
     Attributes:
         inputs: the products that read the normed input, side by side.

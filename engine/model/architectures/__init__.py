@@ -1,6 +1,6 @@
 """The known architectures: small declarative files, gathered here.
 
-A family lies in the folder that says what its layers are made of, or in `series` where that differs from one of its
+A family is in the folder that says what its layers are made of, or in `series` where that differs from one of its
 generations to the next; encoders are one file. Small families that share one part share a file named after that part.
 """
 

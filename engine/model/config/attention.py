@@ -1,4 +1,7 @@
-"""Hyper-parameters of attention: grouped queries, latent vectors, windows, gates and temperatures."""
+"""Hyper-parameters of attention: grouped queries, latent vectors, windows, gates and temperatures.
+
+Each class gives the order of its operations. Rotation is in rope.py, the choice of positions in indexer.py.
+"""
 
 from __future__ import annotations
 

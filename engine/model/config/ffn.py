@@ -1,4 +1,7 @@
-"""Hyper-parameters of feed-forward parts and of mixtures of experts."""
+"""Hyper-parameters of feed-forward parts and of mixtures of experts, with their formulas.
+
+What reads the layer's input and what is added to it, model.py says.
+"""
 
 from __future__ import annotations
 

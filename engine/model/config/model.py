@@ -1,4 +1,7 @@
-"""Hyper-parameters of a whole model, and the order of the parts of a layer."""
+"""Hyper-parameters of a whole model, and the order of the parts of a layer.
+
+Here parts are put together; what one of them computes is in the file of that part.
+"""
 
 from __future__ import annotations
 

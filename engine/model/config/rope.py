@@ -1,4 +1,4 @@
-"""Hyper-parameters of rotary position embedding."""
+"""Hyper-parameters of rotary position embedding; engine/model/rope.py makes angles of them."""
 
 from __future__ import annotations
 

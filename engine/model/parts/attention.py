@@ -1,4 +1,7 @@
-"""Attention: windows, temperatures, norms of queries and keys, indexers, gates."""
+"""Attention as declarations name it: windows, temperatures, norms of queries and keys, indexers, gates.
+
+Read by engine/model/reading/attention/.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feed-forward parts and mixtures of experts."""
+"""Feed-forward parts and mixtures of experts, as declarations name them. Read by engine/model/reading/ffn.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norms of a layer, the order of its parts, and what it does beside them."""
+"""A layer as declarations name it: its norms, the order of its parts, and what it does beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a whole model: embedding, norms, head, classification head, biases."""
+"""The whole of a model as declarations name it: embedding, norms, head, classification head, biases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a family's files have something: what all parts declare alike."""
+"""Whether a family's files have something: the answer that all parts declare alike."""
 
 from __future__ import annotations
 

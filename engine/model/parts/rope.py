@@ -1,4 +1,4 @@
-"""Rotation of queries and keys."""
+"""Rotation of queries and keys, as declarations name it. Read by engine/model/reading/attention/rope.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Weights of attention."""
+"""Weights of attention: projections, their norms, and tables of positions.
+
+Shapes are in terms of AttentionConfig and LatentConfig.
+"""
 
 from __future__ import annotations
 

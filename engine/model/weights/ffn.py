@@ -1,4 +1,4 @@
-"""Weights of feed-forward parts and of mixtures of experts."""
+"""Weights of feed-forward parts and of mixtures of experts, in terms of FfnConfig and MoeConfig."""
 
 from __future__ import annotations
 

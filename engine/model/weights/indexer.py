@@ -1,4 +1,4 @@
-"""Weights of an indexer."""
+"""Weights of an indexer (IndexerConfig)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of a whole model, layer by layer."""
+"""Weights of a whole model, layer by layer: each layer has its configuration beside its weights."""
 
 from __future__ import annotations
 

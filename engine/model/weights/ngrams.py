@@ -1,4 +1,4 @@
-"""Weights of a table of n-grams."""
+"""Weights of a table of n-grams (NgramConfig)."""
 
 from __future__ import annotations
 

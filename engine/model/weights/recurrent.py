@@ -1,4 +1,4 @@
-"""Weights of recurrent mixers: one class per class of engine.model.config and rwkv_config."""
+"""Weights of recurrent mixers: one class per class of config/recurrent.py and config/rwkv.py."""
 
 from __future__ import annotations
 
@@ -245,4 +245,4 @@ RecurrentWeights = (
     | Rwkv6Weights
     | Rwkv7Weights
 )
-"""Weights of a recurrent mixer, one class per class of engine.model.config and rwkv_config."""
+"""Weights of a recurrent mixer, one class per class of config/recurrent.py and config/rwkv.py."""

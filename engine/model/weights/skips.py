@@ -115,4 +115,4 @@ SkipWeights = (
     | MeanSkipWeights
     | StackSkipWeights
 )
-"""One class per class of engine.model.config, and one for a head without weights."""
+"""One class per class of config/skips.py, and one for a head without weights."""

@@ -1,4 +1,4 @@
-"""Attention of a model's layers, from metadata."""
+"""Attention layer by layer, from metadata."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from engine.model.config import (
     RopeConfig,
 )
 from engine.model.parts import AttentionParts, IndexerParts, Presence, TemperatureParts
-from engine.model.reading.indexer import read_indexer
-from engine.model.reading.latent import latent_sharpening, read_latent
+from engine.model.reading.attention.indexer import read_indexer
+from engine.model.reading.attention.latent import latent_sharpening, read_latent
+from engine.model.reading.attention.rope import read_layer_rope
+from engine.model.reading.attention.shared_caches import share_caches
+from engine.model.reading.attention.windows import read_windows
 from engine.model.reading.metadata import LIMIT
-from engine.model.reading.rope import read_layer_rope
-from engine.model.reading.shared_caches import share_caches
 from engine.model.reading.source import Source
-from engine.model.reading.windows import read_windows
 
 
 def read_attention(source: Source, attends: Sequence[bool]) -> list[AttentionConfig | None]:
