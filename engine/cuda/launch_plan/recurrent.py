@@ -24,6 +24,7 @@ from engine.model.config import (
     LightningConfig,
     Mamba2Config,
     MambaConfig,
+    Plamo2Config,
     RecurrentConfig,
     ShortConvConfig,
 )
@@ -34,6 +35,7 @@ from engine.model.weights import (
     Linear,
     Mamba2Weights,
     MambaWeights,
+    Plamo2Weights,
     RecurrentWeights,
     ShortConvWeights,
 )
@@ -256,6 +258,9 @@ def describe_recurrent(
     if isinstance(shape, ConvShape):
         return ShortConvPlan(inputs, output, shape)
     if isinstance(shape, MambaShape):
+        if isinstance(weights, Plamo2Weights):
+            later = chooser.projection(weights.d_b_c), chooser.projection([weights.each_dt])
+            return MambaPlan(inputs, output, shape, *later, norms=True)
         assert isinstance(config, MambaConfig)
         assert isinstance(weights, MambaWeights)
         later = chooser.projection([weights.ssm_x]), chooser.projection([weights.ssm_dt])
@@ -279,7 +284,7 @@ def state_shape(config: RecurrentConfig) -> StateShape:
     """The kernel shape of one layer."""
     if isinstance(config, ShortConvConfig):
         return ConvShape(config.inner, config.conv_width, 3 * config.inner, gated=True)
-    if isinstance(config, MambaConfig):
+    if isinstance(config, (MambaConfig, Plamo2Config)):  # PLaMo 2's channels of a head have one decay and one step
         return MambaShape(config.inner, config.state, config.conv_width, config.dt_rank)
     if isinstance(config, Mamba2Config):
         return Mamba2Shape(config.heads, config.head_width, config.groups, config.state, config.conv_width)
@@ -303,6 +308,8 @@ def recurrent_inputs(weights: RecurrentWeights) -> list[Linear]:
         return [weights.ssm_in]
     if isinstance(weights, LightningWeights):
         return [weights.qkv, weights.gate]
+    if isinstance(weights, Plamo2Weights):
+        return [*weights.u_z]
     if isinstance(weights, DeltaNetWeights):
         return [weights.qkv, weights.z, weights.beta, weights.alpha]
     assert isinstance(weights, KimiDeltaWeights)

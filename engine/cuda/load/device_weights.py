@@ -213,7 +213,7 @@ class DeviceMamba:
 
     Attributes:
         inputs, ssm_x, ssm_dt, output: products.
-        conv: float32 (E, W). conv_bias: (E,). a: (E, N). d: (E,).
+        conv: float32 (E, W). conv_bias: (E,) or None. a: (E, N). d: (E,).
         norms: of dt, B and C, or None.
     """
 
@@ -223,7 +223,7 @@ class DeviceMamba:
     ssm_dt: DeviceProjection
     output: DeviceProjection
     conv: DeviceArray
-    conv_bias: DeviceArray
+    conv_bias: DeviceArray | None
     a: DeviceArray
     d: DeviceArray
     norms: tuple[DeviceNorm | None, ...]

@@ -136,13 +136,20 @@ _ANY = frozenset(
 )
 """Fields that have a default and whose every value is served."""
 
-_RECURRENT = (ShortConvConfig, MambaConfig, Mamba2Config, DeltaNetConfig, KimiDeltaConfig, LightningConfig)
+_RECURRENT = (
+    ShortConvConfig,
+    MambaConfig,
+    Mamba2Config,
+    DeltaNetConfig,
+    KimiDeltaConfig,
+    LightningConfig,
+    Plamo2Config,
+)
 """Recurrent mixers that kernels serve, within limits."""
 
 _MIXER_NAMES: dict[type[RecurrentConfig], str] = {
     Rwkv6Config: "time mixing of RWKV-6",
     Rwkv7Config: "time mixing of RWKV-7",
-    Plamo2Config: "PLaMo 2 layers",
 }
 
 _NAMES = {
@@ -216,8 +223,8 @@ def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:
         return
     if config.conv_width not in range(2, MAX_CONV + 1):
         yield f"convolutions over other than 2 to {MAX_CONV} tokens"
-    most = MAX_STATES if isinstance(config, MambaConfig) else MAX_STATES_2
-    if isinstance(config, (MambaConfig, Mamba2Config)) and config.state > most:
+    most = MAX_STATES_2 if isinstance(config, Mamba2Config) else MAX_STATES
+    if isinstance(config, (MambaConfig, Mamba2Config, Plamo2Config)) and config.state > most:
         yield f"recurrent layers with more than {most} states of a channel"
     if isinstance(config, (DeltaNetConfig, KimiDeltaConfig)) and config.head_width > MAX_HEAD:
         yield f"delta rules with heads of more than {MAX_HEAD} columns"

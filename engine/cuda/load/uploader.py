@@ -84,6 +84,7 @@ from engine.model.weights import (
     MoeWeights,
     NormedSkipWeights,
     PerLayerWeights,
+    Plamo2Weights,
     RecurrentWeights,
     ShortConvWeights,
     SkipWeights,
@@ -246,7 +247,7 @@ class Uploader(TensorUploader):
             assert isinstance(weights, ShortConvWeights)
             return DeviceShortConv(plan, *products, conv=self.vector(weights.conv))
         if isinstance(plan, MambaPlan):
-            assert isinstance(weights, MambaWeights)
+            assert isinstance(weights, (MambaWeights, Plamo2Weights))
             return self._mamba(plan, *products, weights)
         if isinstance(plan, Mamba2Plan):
             assert isinstance(weights, Mamba2Weights)
@@ -263,8 +264,18 @@ class Uploader(TensorUploader):
         return self._delta(plan, *products, weights)
 
     def _mamba(
-        self, plan: MambaPlan, inputs: DeviceProjection, output: DeviceProjection, weights: MambaWeights
+        self,
+        plan: MambaPlan,
+        inputs: DeviceProjection,
+        output: DeviceProjection,
+        weights: MambaWeights | Plamo2Weights,
     ) -> DeviceMamba:
+        a, d, conv_bias = weights.a, weights.d, None
+        if isinstance(weights, Plamo2Weights):  # one number of each for all states and channels of a head
+            each = plan.mamba.d_inner // len(a)
+            a, d = np.repeat(a, each * plan.mamba.d_state), np.repeat(d, each)
+        else:
+            conv_bias = weights.conv1d_bias
         return DeviceMamba(
             plan=plan,
             inputs=inputs,
@@ -272,9 +283,9 @@ class Uploader(TensorUploader):
             ssm_dt=self.projection(plan.ssm_dt),
             output=output,
             conv=self.vector(weights.conv1d),
-            conv_bias=self.vector(weights.conv1d_bias),
-            a=self.vector(weights.a),
-            d=self.vector(weights.d),
+            conv_bias=self.vector(conv_bias),
+            a=self.vector(a.reshape(plan.mamba.d_inner, plan.mamba.d_state)),
+            d=self.vector(d),
             norms=tuple(self.norm(norm) for norm in (weights.dt_norm, weights.b_norm, weights.c_norm)),
         )
 
