@@ -164,7 +164,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a load in two parts, a tenth and the rest.
+    """What came of a load in two parts.
 
     Attributes:
         requests: that were sent.
@@ -192,17 +192,18 @@ class Outcome:
         return self.last.descriptors <= self.first.descriptors + 2 and more < MEMORY_NOISE
 
 
-def soak_in_parts(server: Any, load: Load, processes: Callable[[], Sequence[int]]) -> Outcome:
+def soak_in_parts(server: Any, load: Load, processes: Callable[[], Sequence[int]], *, first: float = 0.1) -> Outcome:
     """Send a load in two parts and compare what processes hold after each.
 
     Args:
         server: see soak(); settle() waits for its requests to end and says what is left.
         load: whose failures come in the same proportion in both parts.
         processes: ids of those that may keep something.
+        first: share of the first part, whose prompts must fill the caches once.
     """
     counts, held, left = Counter[str](), list[Held](), tuple[float, ...]()
-    first = load.requests // 10
-    for seed, n in enumerate((first, load.requests - first)):
+    n_first = int(load.requests * first)
+    for seed, n in enumerate((n_first, load.requests - n_first)):
         part = replace(load, requests=n, seed=2 * load.seed + seed, failures=load.failures * n // load.requests)
         counts += soak(server, part)
         left = server.settle()

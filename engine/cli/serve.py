@@ -238,9 +238,6 @@ def _serve_replicas(specs: list[ModelSpec], settings: ServeSettings, cluster: Cl
             one.close()
     elif port == 0:
         raise InvalidRequestError("--port is 0; with --ray-address give the port that every machine of it listens on")
-    if opening.threads is None:
-        threads = max(1, round(chosen.cpus))
-        specs = [replace(spec, settings={**spec.settings, "threads": threads}) for spec in specs]
     from engine.cluster.launch import run
 
     with status("starting the replicas ..."):

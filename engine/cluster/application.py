@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ray import serve
@@ -100,7 +100,8 @@ def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: Cl
         if len(specs) > 1:
             chosen["request_routing_stats_period_s"] = 1.0  # seconds after which the router knows what a replica closed
         options["request_router_config"] = RequestRouterConfig(**chosen)
-    replicas = serve.deployment(**options)(Replica).bind(list(specs), settings)
+    specs = [_within(spec, cluster) for spec in specs]
+    replicas = serve.deployment(**options)(Replica).bind(specs, settings)
 
     def build() -> Front:
         return Front(specs, settings, serve.get_deployment_handle(REPLICAS, app_name=NAME))
@@ -126,6 +127,12 @@ def _resources(cluster: ClusterSettings) -> dict[str, Any]:
     if first:  # Ray has no empty bundles
         options |= {"placement_group_bundles": [first], "placement_group_strategy": "STRICT_PACK"}
     return options
+
+
+def _within(spec: ModelSpec, cluster: ClusterSettings) -> ModelSpec:
+    """A model that computes with as many threads as a replica has cores, where its settings do not say otherwise."""
+    threads = spec.settings.get("threads") or max(1, round(cluster.cpus))
+    return replace(spec, settings={**spec.settings, "threads": threads})
 
 
 def build(arguments: dict[str, Any]) -> Any:

@@ -199,7 +199,7 @@ class CpuBackend:
             needed += (("gate", part.activation.name) for part in compiled)
         needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
-            if self._quantize and is_integer(type):
+            if self._quantize and is_integer(type, repack=self._repack):
                 needed += [("quantize", "F32"), *kernel_names(type, repack=self._repack)]
             else:
                 kinds = ("dot_rows", "dot_tokens", "dequantize_rows")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def server():
-    with running("--replicas", "2", "--cache-tokens", "16384", "-c", "1024") as one:
+    with running("--replicas", "2", "--cache-tokens", "8192", "-c", "1024") as one:
         yield one
 
 
@@ -83,7 +83,7 @@ def test_a_lost_replica_takes_only_its_requests_with_it(server):
 
 
 def test_many_requests_leave_nothing_behind(server):
-    outcome = soak_in_parts(server, Load(requests=1000, clients=16, failures=0), server.processes)
+    outcome = soak_in_parts(server, Load(requests=1000, clients=16, failures=0), server.processes, first=0.4)
     assert outcome.lost == 0
     assert outcome.left == (0, 0)
     assert outcome.flat, (outcome.first, outcome.last)

@@ -21,7 +21,7 @@ REPLICAS = {"min_replicas": 2, "max_replicas": 2}
 def cluster():
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     with ray_cluster(folder, cpus=2) as one:
-        one.deploy(models=[{"name": "one", "settings": {"threads": 1}}], replicas=REPLICAS)
+        one.deploy(models=[{"name": "one"}], replicas=REPLICAS)
         one.wait_until_running(60)
         yield one
     shutil.rmtree(folder, ignore_errors=True)

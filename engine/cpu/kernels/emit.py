@@ -62,6 +62,14 @@ class Emitter:
         """Loads `lanes` bytes as a vector."""
         return self.load(address, vector(I8, lanes), offset)
 
+    def room(self, n_bytes: int) -> Value:
+        """Address of n_bytes on the stack that are not cleared, at a cache line."""
+        line = 64
+        with self.builder.goto_entry_block():
+            room = self.builder.alloca(I8, size=n_bytes + line)
+        start = self.builder.add(self.builder.ptrtoint(room, I64), I64(line - 1))
+        return self.builder.and_(start, I64(-line))
+
     def prefetch(self, address: Value, level: int = 1) -> None:
         """Prefetches the cache line at an address, which may be any, into a level of the cache."""
         name, pointer = "llvm.prefetch.p0i8", I8.as_pointer()

@@ -1,9 +1,10 @@
 """Products with activations of 8 bits: which weights take part, their repacked copies, and the operands of the kernels.
 
-Quantized weights are multiplied in integers (kernels/integer/rows.py), activations quantized in blocks of 32 columns. A
+Quantized weights are multiplied in integers (kernels/integer/), activations quantized in blocks of 32 columns. A
 weight may have been repacked into panels of eight rows (kernels/integer/panels.py), which makes decoding about twice as
-fast and takes as much memory again as the weights; without a copy its rows are packed block by block during the
-product. The result has the same bits in both cases, and for any number of rows of x and of threads.
+fast and takes as much memory again as the weights, or up to 1.55 times as much where a format is recoded; without a
+copy rows are packed block by block during the product, those of formats with grids multiplied in float32. In integers
+the result has the same bits with a copy and without, and for any number of rows of x and of threads.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ import numpy.typing as npt
 from engine.cpu.kernels import isa
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.integer.activations import LINE
-from engine.cpu.kernels.integer.panel_formats import PANELS
-from engine.cpu.kernels.integer.panels import GROUP, padded_rows
+from engine.cpu.kernels.integer.panels import GROUP, PANELS, padded_rows
 from engine.cpu.kernels.integer.rows import PANELS_AT_ONCE
 from engine.cpu.kernels.integer.tiles import PANELS_BLOCK
 from engine.cpu.memory import aligned_empty
@@ -58,9 +58,10 @@ def instructions() -> str:
     return forced
 
 
-def is_integer(type: GGMLType) -> bool:
-    """Whether weights of a type are multiplied in integers."""
-    return GGMLType(type).name in PANELS
+def is_integer(type: GGMLType, *, repack: bool = True) -> bool:
+    """Whether weights of a type are multiplied in integers, with a repacked copy or without."""
+    panel = PANELS.get(GGMLType(type).name)
+    return panel is not None and (repack or not panel.copied)
 
 
 def packed_bytes(type: GGMLType, rows: int, columns: int) -> int:
@@ -133,7 +134,7 @@ class IntegerWeights:
 
     def takes(self, weight: PreparedWeight) -> bool:
         """Whether a weight is multiplied in integers."""
-        return is_integer(weight.type)
+        return is_integer(weight.type, repack=weight.address in self._places)
 
     def kernel_type(self, weight: PreparedWeight) -> str:
         """The type of the kernel that multiplies it."""

@@ -14,9 +14,16 @@ from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels import build, isa
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.emit import I8, I32, vector
-from engine.cpu.kernels.integer.panel_formats import PANELS
+from engine.cpu.kernels.integer.panels import PANELS
 from engine.cpu.products import integer
-from engine.cpu.products.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
+from engine.cpu.products.integer import (
+    IntegerWeights,
+    dot_kind,
+    empty_activations,
+    is_integer,
+    n_items,
+    quantize_operands,
+)
 from engine.cpu.products.matmul import array_address, prepare
 from engine.cpu.steps import immediate, recorder
 from engine.cpu.steps.immediate import Immediate
@@ -27,6 +34,7 @@ from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from engine.model.weights import Linear, Weight
+from tests.support import block_references
 from tests.support.gguf_builder import tiny_llama
 
 # Offsets of the float16 scales in a block; every other byte may hold anything.
@@ -44,6 +52,18 @@ SCALES = {
     "IQ4_NL": (0,),
     "IQ4_XS": (0,),
     "MXFP4": (),
+    "IQ2_XXS": (0,),
+    "IQ2_XS": (0,),
+    "IQ2_S": (0,),
+    "IQ3_XXS": (0,),
+    "IQ3_S": (0,),
+    "IQ1_S": (0,),
+    "IQ1_M": (),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+    "NVFP4": (),
+    "Q1_0": (0,),
+    "Q2_0": (0,),
 }
 HOST = isa.usable(isa.host())
 
@@ -65,9 +85,18 @@ def packed(name, rows, columns):
     if name == "MXFP4":
         raw[:, 0] = rng.integers(110, 130, len(raw))
         raw[:3, 0] = (0, 1, 2)[: len(raw)]  # scales that are subnormal numbers, and the first that is not
+    if name == "NVFP4":
+        raw[0, :4] = (0, 5, 0x7F, 0xFF)  # scales of zero, a subnormal one, and what is no number
+    if name == "IQ1_M":
+        raw[:, 49:56:2] &= 0x0F  # the upper four bits of 16 are a float16
+        for place, byte in zip(range(49, 57, 2), (0x90, 0x70, 0xB0, 0x30), strict=True):
+            raw[:, place] |= byte
     raw = raw.reshape(rows, -1)
-    truth = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name]).reshape(rows, columns)
-    return Weight("test", GGMLType[name], (rows, columns), raw), truth.astype(np.float64)
+    if GGMLType[name] in block_references.TYPES:
+        truth = block_references.decode(raw, GGMLType[name])
+    else:
+        truth = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name])
+    return Weight("test", GGMLType[name], (rows, columns), raw), truth.reshape(rows, columns).astype(np.float64)
 
 
 def quantized(x):
@@ -124,7 +153,9 @@ def test_every_format(name, pool):
         w, truth = packed(name, rows, block * blocks)
         plain, repacked = IntegerWeights(pool), IntegerWeights(pool)
         repacked.repack(w)
-        assert repacked.n_bytes == -(-rows // 8) * 8 * w.raw.shape[1]
+        assert repacked.takes(prepare(w))
+        assert plain.takes(prepare(w)) == is_integer(GGMLType[name], repack=False)
+        assert repacked.n_bytes == -(-rows // 8) * 8 * blocks * PANELS[name].row_bytes
         x, values = quantized(np.random.default_rng(rows).standard_normal((70, block * blocks)).astype(np.float32))
         expected = product(repacked, w, x, "tile_panels", HOST[0])
         magnitude = np.abs(values) @ np.abs(truth).T
@@ -138,7 +169,7 @@ def test_every_format(name, pool):
 
 
 @pytest.mark.parametrize("instructions", HOST[1:])
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "Q5_0"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "Q5_0", "IQ2_S", "IQ1_M", "NVFP4"])
 def test_instruction_sets_agree(name, instructions, pool):
     """The integers are exact; where weights are shifted to be unsigned the float sums differ in rounding."""
     w, truth = packed(name, 19, 512)
@@ -241,7 +272,7 @@ def emulated(e, name, result, *arguments):
 CALL = isa.call
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "IQ3_XXS", "NVFP4"])
 @pytest.mark.parametrize("instructions", ["vnni", "neon"])
 def test_arithmetic_of_other_processors(name, instructions, pool, monkeypatch):
     """What this machine may lack is emulated: everything around those instructions is the code that others run."""
@@ -322,7 +353,7 @@ def test_instructions_of_other_processors(kind, target):
     llvm.initialize_all_asmprinters()
     machine = llvm.Target.from_triple(target.triple).create_target_machine(features=target.features, opt=2)
     emitted = []
-    for name in ("Q4_K", "Q8_0", "IQ4_XS"):
+    for name in ("Q4_K", "Q8_0", "IQ4_XS", "IQ2_S"):
         source = _llvm_of(kind, f"{name}/{target.isa}")
         source = re.sub(r'target (triple|datalayout) = .*|"target-(cpu|features)"="[^"]*"', "", source)
         module = llvm.parse_assembly(source)

@@ -19,23 +19,29 @@ def _lanes(values: list[int]) -> Value:
     return ir.Constant(vector(I8), [value & 0xFF for value in values])
 
 
-def _trits(e: Emitter, packed: Value, powers: list[int]) -> Value:
+def _digits(e: Emitter, packed: Value, powers: list[int]) -> Value:
     """The base-3 digit of each of 16 bytes that a multiplication by a power of three brings to the front."""
     left = e.builder.zext(e.builder.mul(packed, _lanes(powers)), vector(I16))
     tripled = e.builder.mul(left, e.const(left, 3))
-    return e.signed_to_float(e.minus(e.builder.trunc(e.shift_right(tripled, 8), vector(I8)), 1))
+    return e.builder.trunc(e.shift_right(tripled, 8), vector(I8))
 
 
-def _tq1_0(e: Emitter, block: Value) -> Iterator[Value]:
-    d = e.splat(e.half(block, 52))
+def trits(e: Emitter, block: Value) -> Iterator[Value]:
+    """The numbers 0, 1 or 2 of a block of TQ1_0, 16 bytes at a time."""
     for start, parts in ((0, 2), (32, 1)):
         packed = [e.bytes(block, start + 16 * part) for part in range(parts)]
         for digit in range(5):
             for sixteen in packed:
-                yield e.multiply(_trits(e, sixteen, [3**digit] * LANES), d)
+                yield _digits(e, sixteen, [3**digit] * LANES)
     # Four bytes of four digits: lane 4 k + j is digit k of byte j.
     four = e.load(block, I32, 48)
-    yield e.multiply(_trits(e, e.join([four] * 4, vector(I8)), [3 ** (lane // 4) for lane in range(LANES)]), d)
+    yield _digits(e, e.join([four] * 4, vector(I8)), [3 ** (lane // 4) for lane in range(LANES)])
+
+
+def _tq1_0(e: Emitter, block: Value) -> Iterator[Value]:
+    d = e.splat(e.half(block, 52))
+    for numbers in trits(e, block):
+        yield e.multiply(e.signed_to_float(e.minus(numbers, 1)), d)
 
 
 def _tq2_0(e: Emitter, block: Value) -> Iterator[Value]:

@@ -3,38 +3,13 @@
 The byte layouts of the formats are drawn in engine/gguf, beside the class of each.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from engine.cpu.kernels.emit import Value
 from engine.cpu.kernels.formats.decoders import IQ4_VALUES, MXFP4_VALUES, power_of_two
-from engine.cpu.kernels.integer.panels import STEPS, Block, Group, Panel, Read
+from engine.cpu.kernels.integer.panels import STEPS, Block, Group, panel
 from engine.cpu.kernels.isa import V8, V32
-
-PANELS: dict[str, Panel] = {}
-"""GGML type name -> panel."""
-
-
-def _panel(
-    name: str,
-    block_size: int,
-    type_size: int,
-    *,
-    words: tuple[range, ...],
-    halves: tuple[int, ...] = (),
-    byte: int | None = None,
-    largest: int,
-    factors: int = 0,
-    mins: int = 0,
-    spread: int | None = None,
-) -> Callable[[Read], Read]:
-    places = tuple(place for part in words for place in part)
-    assert 4 * len(places) + 2 * len(halves) + (byte is not None) == type_size
-
-    def add(read: Read) -> Read:
-        PANELS[name] = Panel(block_size, type_size, places, halves, byte, largest, factors, mins, spread, read)
-        return read
-
-    return add
+from engine.gguf.types import GGMLType
 
 
 def _nibbles(k: Block, first: int) -> tuple[Value, ...]:
@@ -43,15 +18,15 @@ def _nibbles(k: Block, first: int) -> tuple[Value, ...]:
     return tuple(k.field(word, shift, 15) for shift in (0, 4) for word in words)
 
 
-@_panel("Q4_0", 32, 18, words=(range(2, 18, 4),), halves=(0,), largest=15, mins=1)
+@panel(GGMLType.Q4_0, words=(range(2, 18, 4),), halves=(0,), largest=15, mins=1)
 def _q4_0(k: Block) -> Iterator[Group]:
     d = k.half(0)
-    yield Group(_nibbles(k, 0), d, mins=(k.times(d, -8.0),))
+    yield Group(_nibbles(k, 0), (d,), mins=(k.times(d, -8.0),))
 
 
-@_panel("Q4_1", 32, 20, words=(range(4, 20, 4),), halves=(0, 2), largest=15, mins=1)
+@panel(GGMLType.Q4_1, words=(range(4, 20, 4),), halves=(0, 2), largest=15, mins=1)
 def _q4_1(k: Block) -> Iterator[Group]:
-    yield Group(_nibbles(k, 0), k.half(0), mins=(k.half(1),))
+    yield Group(_nibbles(k, 0), (k.half(0),), mins=(k.half(1),))
 
 
 def _with_fifths(k: Block) -> tuple[Value, ...]:
@@ -59,28 +34,28 @@ def _with_fifths(k: Block) -> tuple[Value, ...]:
     return tuple(k.either(low, k.field(fifths, step, 1, 4)) for step, low in enumerate(_nibbles(k, 1)))
 
 
-@_panel("Q5_0", 32, 22, words=(range(2, 22, 4),), halves=(0,), largest=31, mins=1, spread=0)
+@panel(GGMLType.Q5_0, words=(range(2, 22, 4),), halves=(0,), largest=31, mins=1, spread=0)
 def _q5_0(k: Block) -> Iterator[Group]:
     d = k.half(0)
-    yield Group(_with_fifths(k), d, mins=(k.times(d, -16.0),))
+    yield Group(_with_fifths(k), (d,), mins=(k.times(d, -16.0),))
 
 
-@_panel("Q5_1", 32, 24, words=(range(4, 24, 4),), halves=(0, 2), largest=31, mins=1, spread=0)
+@panel(GGMLType.Q5_1, words=(range(4, 24, 4),), halves=(0, 2), largest=31, mins=1, spread=0)
 def _q5_1(k: Block) -> Iterator[Group]:
-    yield Group(_with_fifths(k), k.half(0), mins=(k.half(1),))
+    yield Group(_with_fifths(k), (k.half(0),), mins=(k.half(1),))
 
 
-@_panel("Q8_0", 32, 34, words=(range(2, 34, 4),), halves=(0,), largest=128)
+@panel(GGMLType.Q8_0, words=(range(2, 34, 4),), halves=(0,), largest=128)
 def _q8_0(k: Block) -> Iterator[Group]:
     yield k.signed(tuple(k.e.builder.bitcast(k.word(i), V8) for i in range(STEPS)), k.half(0))
 
 
-@_panel("IQ4_NL", 32, 18, words=(range(2, 18, 4),), halves=(0,), largest=128)
+@panel(GGMLType.IQ4_NL, words=(range(2, 18, 4),), halves=(0,), largest=128)
 def _iq4_nl(k: Block) -> Iterator[Group]:
     yield k.signed(tuple(k.isa.look_up(k.e, IQ4_VALUES, q) for q in _nibbles(k, 0)), k.half(0))
 
 
-@_panel("IQ4_XS", 256, 136, words=(range(4, 136, 4),), halves=(0, 2), largest=128)
+@panel(GGMLType.IQ4_XS, words=(range(4, 136, 4),), halves=(0, 2), largest=128)
 def _iq4_xs(k: Block) -> Iterator[Group]:
     d, low = k.half(0), k.word(0)
     high = k.e.builder.zext(k.bits16(1), V32)
@@ -91,15 +66,15 @@ def _iq4_xs(k: Block) -> Iterator[Group]:
         yield k.signed(steps, k.times(k.number(scale), d))
 
 
-@_panel("MXFP4", 32, 17, words=(range(1, 17, 4),), byte=0, largest=24, mins=1)
+@panel(GGMLType.MXFP4, words=(range(1, 17, 4),), byte=0, largest=24, mins=1)
 def _mxfp4(k: Block) -> Iterator[Group]:
     scale = power_of_two(k.e, k.byte())
     table = [value + 12 for value in MXFP4_VALUES]
     steps = tuple(k.isa.look_up(k.e, table, q) for q in _nibbles(k, 0))
-    yield Group(steps, scale, mins=(k.times(scale, -12.0),))
+    yield Group(steps, (scale,), mins=(k.times(scale, -12.0),))
 
 
-@_panel("Q2_K", 256, 84, words=(range(0, 80, 4),), halves=(80, 82), largest=3, factors=2, mins=2)
+@panel(GGMLType.Q2_K, words=(range(0, 80, 4),), halves=(80, 82), largest=3, factors=2, mins=2)
 def _q2_k(k: Block) -> Iterator[Group]:
     d, dmin = k.half(0), k.times(k.half(1), -1.0)
     for half in range(2):
@@ -108,11 +83,10 @@ def _q2_k(k: Block) -> Iterator[Group]:
             both = [k.pick(word, 2 * (group % 2) + part) for part in range(2)]
             factors = tuple(k.e.mask(one, 15) for one in both)
             mins = tuple(k.times(k.number(k.e.shift_right(one, 4)), dmin) for one in both)
-            steps = tuple(k.field(k.word(4 + 8 * half + i), 2 * group, 3) for i in range(STEPS))
-            yield Group(steps, d, factors, mins)
+            yield Group(k.twos(4 + 8 * half, group), (d,), factors, mins)
 
 
-@_panel("Q3_K", 256, 110, words=(range(0, 108, 4),), halves=(108,), largest=7, factors=2, mins=2)
+@panel(GGMLType.Q3_K, words=(range(0, 108, 4),), halves=(108,), largest=7, factors=2, mins=2)
 def _q3_k(k: Block) -> Iterator[Group]:
     e, d = k.e, k.half(0)
     low, high = (k.word(24), k.word(25)), k.word(26)
@@ -129,7 +103,7 @@ def _q3_k(k: Block) -> Iterator[Group]:
                 k.either(k.field(k.word(8 + 8 * half + i), 2 * group, 3), k.field(k.word(i), 4 * half + group, 1, 2))
                 for i in range(STEPS)
             )
-            yield Group(steps, d, factors, tuple(k.times(k.number(factor), offset) for factor in factors))
+            yield Group(steps, (d,), factors, tuple(k.times(k.number(factor), offset) for factor in factors))
 
 
 def _six_bits(k: Block) -> tuple[tuple[Value, Value], tuple[Value, Value]]:
@@ -155,20 +129,20 @@ def _with_minima(k: Block, quants: int, fifths: int | None) -> Iterator[Group]:
         if fifths is not None:
             high = (k.field(k.word(fifths + i), group, 1, 4) for i in range(STEPS))
             steps = tuple(k.either(step, bit) for step, bit in zip(steps, high, strict=True))
-        yield Group(steps, k.times(scale, d), mins=(k.times(least, dmin),))
+        yield Group(steps, (k.times(scale, d),), mins=(k.times(least, dmin),))
 
 
-@_panel("Q4_K", 256, 144, words=(range(4, 144, 4),), halves=(0, 2), largest=15, mins=1)
+@panel(GGMLType.Q4_K, words=(range(4, 144, 4),), halves=(0, 2), largest=15, mins=1)
 def _q4_k(k: Block) -> Iterator[Group]:
     yield from _with_minima(k, 3, None)
 
 
-@_panel("Q5_K", 256, 176, words=(range(4, 176, 4),), halves=(0, 2), largest=31, mins=1)
+@panel(GGMLType.Q5_K, words=(range(4, 176, 4),), halves=(0, 2), largest=31, mins=1)
 def _q5_k(k: Block) -> Iterator[Group]:
     yield from _with_minima(k, 11, 3)
 
 
-@_panel("Q6_K", 256, 210, words=(range(0, 208, 4),), halves=(208,), largest=63, factors=2, mins=2)
+@panel(GGMLType.Q6_K, words=(range(0, 208, 4),), halves=(208,), largest=63, factors=2, mins=2)
 def _q6_k(k: Block) -> Iterator[Group]:
     d = k.half(0)
     offset = k.times(d, -32.0)
@@ -183,4 +157,4 @@ def _q6_k(k: Block) -> Iterator[Group]:
                 )
                 for i in range(STEPS)
             )
-            yield Group(steps, d, factors, tuple(k.times(k.number(factor), offset) for factor in factors))
+            yield Group(steps, (d,), factors, tuple(k.times(k.number(factor), offset) for factor in factors))

@@ -3,7 +3,10 @@
 A panel block holds the bytes of one block of eight rows, no more and no less, in another order: first the 4-byte words
 of the rows' quants and scales, word by word with the eight rows as lanes, then the float16 fields, then single bytes.
 One 32-byte load so gives four neighbouring columns of eight rows, which is what isa.py multiplies. `read` turns a block
-into groups of 32 columns; panel_formats.py has one for each format.
+into groups of 32 columns; panel_formats.py, grid_panels.py and low_bit_panels.py have one for each format.
+
+Blocks whose bytes say little about single columns (indices into a grid, trits) are first recoded, row by row, into a
+layout that does: `recode` writes it, and `words` and `halves` are offsets in it.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,8 +14,9 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from engine.cpu.kernels.emit import F32, I8, I16, I32, Emitter, Value, vector
+from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, Emitter, Value, vector
 from engine.cpu.kernels.isa import BYTES, ROWS, V8, V32, Isa
+from engine.gguf.types import GGMLType
 
 GROUP = 32
 """Columns of a group: a block of activations."""
@@ -25,17 +29,17 @@ FLOATS = vector(F32, ROWS)
 
 @dataclass(frozen=True)
 class Group:
-    """32 columns of eight rows: w = scale · (f ·) q + m, with f and m the same for all columns or for each half.
+    """32 columns of eight rows: w = scale · (f ·) q + m, with scale, f and m the same for all columns or for each half.
 
     Attributes:
         steps: 8 vectors of 32 bytes: q of four columns of each row.
-        scale: 8 × f32.
+        scales: 8 × f32 of all columns, or of the first and the last 16.
         factors: integers (8 × i32) on the first and the last 16 columns, or nothing.
         mins: m (8 × f32) of all columns, or of the first and the last 16, or nothing.
     """
 
     steps: tuple[Value, ...]
-    scale: Value
+    scales: tuple[Value, ...]
     factors: tuple[Value, ...] = ()
     mins: tuple[Value, ...] = ()
 
@@ -72,6 +76,10 @@ class Block:
         """((each byte >> shift) & mask) << up, 32 bytes."""
         return self.e.builder.bitcast(self.e.move_bits(word, 0x01010101 * mask, shift, up), V8)
 
+    def twos(self, first: int, quarter: int) -> tuple[Value, ...]:
+        """Numbers of 2 bits of a group, a quarter of the 128 columns in the eight words from `first` on."""
+        return tuple(self.field(self.word(first + i), 2 * quarter, 3) for i in range(STEPS))
+
     def pick(self, word: Value, index: int) -> Value:
         """Byte `index` of every word, 8 × i32."""
         return self.e.mask(self.e.shift_right(word, 8 * index), 0xFF)
@@ -95,13 +103,16 @@ class Block:
     def signed(self, steps: tuple[Value, ...], scale: Value) -> Group:
         """A group of signed weights; where they must be unsigned they are shifted by 128."""
         if self.isa.takes_signed:
-            return Group(steps, scale)
+            return Group(steps, (scale,))
         top = ir.Constant(V8, [0x80] * BYTES)
         shifted = tuple(self.e.builder.xor(step, top) for step in steps)
-        return Group(shifted, scale, mins=(self.times(scale, -128.0),))
+        return Group(shifted, (scale,), mins=(self.times(scale, -128.0),))
 
 
 Read = Callable[[Block], Iterator[Group]]
+
+Recode = Callable[[Emitter, Value, Value], None]
+"""Emits code that reads the block at the first address and writes it in the panel's layout at the second."""
 
 
 @dataclass(frozen=True)
@@ -109,32 +120,44 @@ class Panel:
     """How eight rows of one format are laid out and read.
 
     Attributes:
+        name: of the format.
         block_size: columns of a block.
-        type_size: bytes of a block of one row.
-        words: offsets of 4-byte words within it.
+        type_size: bytes of a block of one row in the file.
+        words: offsets of 4-byte words within it (where there is `recode`: within what that writes).
         halves: offsets of 2-byte fields.
         byte: offset of a single byte, or None.
         largest: largest magnitude of a weight as read (above 127: signed).
-        n_factors, n_mins: of each group, where weights may be signed.
-        spread: index of the word of fifth bits, or None; see `spread_fifths`.
+        n_scales, n_factors, n_mins: of each group, where weights may be signed.
+        spread: index of the word of fifth bits, or None; see `spread_bits`.
+        recode: brings a block into the layout that `words` and `halves` describe; None where it has it.
+        copied: recoding blocks again in each product would take longer than products in float32.
         read: yields the block's groups in order.
     """
 
+    name: str
     block_size: int
     type_size: int
     words: tuple[int, ...]
     halves: tuple[int, ...]
     byte: int | None
     largest: int
+    n_scales: int
     n_factors: int
     n_mins: int
     spread: int | None
+    recode: Recode | None
+    copied: bool
     read: Read
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row's block in a panel."""
+        return 4 * len(self.words) + 2 * len(self.halves) + (self.byte is not None)
 
     @property
     def n_bytes(self) -> int:
         """Bytes of a panel block."""
-        return ROWS * self.type_size
+        return ROWS * self.row_bytes
 
     @property
     def n_groups(self) -> int:
@@ -142,16 +165,49 @@ class Panel:
         return self.block_size // GROUP
 
 
+PANELS: dict[str, Panel] = {}
+"""GGML type name -> panel. Filled by panel_formats.py, grid_panels.py and low_bit_panels.py."""
+
+
+def panel(
+    type: GGMLType,
+    *,
+    words: tuple[range, ...],
+    halves: tuple[int, ...] = (),
+    byte: int | None = None,
+    largest: int,
+    scales: int = 1,
+    factors: int = 0,
+    mins: int = 0,
+    spread: int | None = None,
+    recode: Recode | None = None,
+    copied: bool = False,
+) -> Callable[[Read], Read]:
+    """Make a function the `read` of a type's panel; the arguments are explained at Panel."""
+    places = tuple(place for part in words for place in part)
+
+    def add(read: Read) -> Read:
+        sizes = type.name, type.block_size, type.type_size
+        made = Panel(*sizes, places, halves, byte, largest, scales, factors, mins, spread, recode, copied, read)
+        assert recode is not None or made.row_bytes == type.type_size
+        PANELS[type.name] = made
+        return read
+
+    return add
+
+
 def pack_block(e: Emitter, panel: Panel, rows: list[Value], target: Value) -> None:
     """Writes the panel block of eight blocks at the addresses `rows`."""
     b = e.builder
+    if panel.recode is not None:
+        rows = _recoded(e, panel, rows)
 
     def gather(kind: ir.Type, offset: int, place: int) -> None:
         lanes = ir.Constant(vector(kind, ROWS), ir.Undefined)
         for lane, row in enumerate(rows):
             lanes = b.insert_element(lanes, e.load(row, kind, offset), I32(lane))
         if kind is I32 and place == BYTES * (panel.spread if panel.spread is not None else -1):
-            lanes = spread_fifths(e, lanes)
+            lanes = spread_bits(e, lanes)
         e.store(lanes, target, place, align=1)
 
     place = 0
@@ -165,8 +221,44 @@ def pack_block(e: Emitter, panel: Panel, rows: list[Value], target: Value) -> No
         gather(I8, panel.byte, place)
 
 
-def spread_fifths(e: Emitter, words: Value) -> Value:
-    """Moves bit 4 s + c of each word (the fifth bit of column 4 s + c) to bit s of byte c, where step s finds it."""
+def _recoded(e: Emitter, panel: Panel, rows: list[Value]) -> list[Value]:
+    """Addresses of copies of blocks in the panel's layout.
+
+    A function of its own recodes one block: written out eight times it would be most of a kernel.
+    """
+    assert panel.recode is not None
+    name = f"recode_{panel.name}"
+    function = e.builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(e.builder.module, ir.FunctionType(ir.VoidType(), (I64, I64)), name)
+        function.linkage = "internal"
+        inner = Emitter(ir.IRBuilder(function.append_basic_block()), native_half=e.native_half)
+        panel.recode(inner, *function.args)
+        inner.builder.ret_void()
+    size = -(-panel.row_bytes // BYTES) * BYTES
+    room = e.room(ROWS * size)
+    copies = [e.at(room, size * lane) for lane in range(len(rows))]
+    for row, copy in zip(rows, copies, strict=True):
+        e.builder.call(function, (row, copy))
+    return copies
+
+
+def write_plane(e: Emitter, width: int, pieces: list[Value], target: Value, offset: int) -> None:
+    """Writes numbers of `width` bits of a row, 16 bytes for 16 columns each, in the order in which K-quants have them.
+
+    8 / width groups of 32 columns share 32 bytes, the first in the lowest bits.
+    """
+    sharing = 8 // width
+    for first in range(0, len(pieces), 2 * sharing):
+        for part in range(2):
+            packed = pieces[first + part]
+            for number in range(1, sharing):
+                packed = e.either(packed, e.shift_left(pieces[first + 2 * number + part], width * number))
+            e.store(packed, target, offset + GROUP * first // (2 * sharing) + 16 * part, align=1)
+
+
+def spread_bits(e: Emitter, words: Value) -> Value:
+    """Moves bit 4 s + c of each word (a bit of column 4 s + c) to bit s of byte c, where step s finds it."""
     b = e.builder
     result = e.const(words, 0)
     for step in range(STEPS):

@@ -12,6 +12,7 @@ A kernel whose type ends in "/rows" reads rows in the order of the file and pack
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
 # mypy: disable-error-code="no-untyped-def"
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,10 +22,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.cpu.kernels.emit import F32, F64, I8, I32, I64, Emitter, Value
+from engine.cpu.kernels.emit import F32, F64, I32, I64, Emitter, Value
 from engine.cpu.kernels.integer.activations import AT_FIRST, AT_LAST, AT_SCALE, AT_SUM, LINE, scaled
-from engine.cpu.kernels.integer.panel_formats import PANELS
-from engine.cpu.kernels.integer.panels import FLOATS, GROUP, STEPS, Block, Group, Panel, pack_block
+from engine.cpu.kernels.integer.panels import FLOATS, GROUP, PANELS, STEPS, Block, Group, Panel, pack_block
 from engine.cpu.kernels.isa import ISAS, ROWS, V8, Isa
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
@@ -120,7 +120,7 @@ class Source:
         self._e, self._panel, self._o = e, panel, o
         self._place = None
         if from_rows:
-            self._place = aligned_room(e.builder, panel.n_bytes)
+            self._place = e.room(panel.n_bytes)
         self._start: Value | list[Value] = I64(0)
 
     def open(self, index: Value) -> "Source":
@@ -178,7 +178,7 @@ def store_sums(e: Emitter, o: Operands, panel: Value, token: Value, sums: Value,
 
 def span_steps(panel: Panel, isa: type[Isa]) -> int:
     """Steps whose products are added before the sum is brought to 32 bits: a power of two."""
-    steps = GROUP // isa.columns // max(1, panel.n_factors)
+    steps = GROUP // isa.columns // max(panel.n_scales, panel.n_factors, 1)
     while steps > isa.most(panel.largest):
         steps //= 2
     return steps
@@ -194,10 +194,13 @@ def broadcast(e: Emitter, line: Value, step: int) -> Value:
     return e.builder.bitcast(e.splat(e.load(line, I32, 4 * step), ROWS), V8)
 
 
-def add_products(e: Emitter, ints: Value, scale: Value, line: Value, total: Value) -> Value:
-    """The float sum of products after one more group of 32 columns."""
-    dot = e.builder.sitofp(ints, FLOATS)
-    return e.multiply_add(e.multiply(dot, scale), float_at(e, line, AT_SCALE), total)
+def add_products(e: Emitter, ints: Sequence[Value], scales: Sequence[Value], line: Value, total: Value) -> Value:
+    """The float sum of products after one more group of 32 columns; for each scale there is a sum of integers."""
+    dots = [e.builder.sitofp(part, FLOATS) for part in ints]
+    product = e.multiply(dots[0], scales[0])
+    for dot, scale in zip(dots[1:], scales[1:], strict=True):
+        product = e.multiply_add(dot, scale, product)
+    return e.multiply_add(product, float_at(e, line, AT_SCALE), total)
 
 
 def add_minima(e: Emitter, mins: tuple[Value, ...], line: Value, least: Value) -> Value:
@@ -215,10 +218,10 @@ def hold(e: Emitter) -> None:
     e.builder.fence("seq_cst", targetscope="singlethread")
 
 
-def _group_dot(e: Emitter, panel: Panel, isa: type[Isa], group: Group, line: Value) -> Value:
-    """The integer sums of a group in registers, 8 × i32."""
+def _group_dots(e: Emitter, panel: Panel, isa: type[Isa], group: Group, line: Value) -> list[Value]:
+    """The integer sums of a group in registers, 8 × i32, one for each scale."""
     arithmetic, span = isa(e, panel.largest), span_steps(panel, isa)
-    total = None
+    totals: list[Value | None] = [None] * len(group.scales)
     for first in range(0, STEPS, span):
         part = zeros(isa.accumulator)
         for step in range(first, first + span):
@@ -227,8 +230,10 @@ def _group_dot(e: Emitter, panel: Panel, isa: type[Isa], group: Group, line: Val
             part = arithmetic.add(part, group.steps[step], broadcast(e, line, step))
         factor = isa.factor(e, group.factors[first * len(group.factors) // STEPS]) if group.factors else None
         part = arithmetic.finish(part, factor)
-        total = part if total is None else e.builder.add(total, part)
-    return total
+        which = first * len(totals) // STEPS
+        total = totals[which]
+        totals[which] = part if total is None else e.builder.add(total, part)
+    return totals
 
 
 def _prefetch(e: Emitter, block: Value, panel: Panel, group: int) -> None:
@@ -275,8 +280,8 @@ def dot_panels(typing_context, name, operands, low, high, scratch):
                     for block, group, (total, least) in zip(read, groups, sums, strict=True):
                         if not from_rows:
                             _prefetch(e, block.address, panel, number)
-                        ints = _group_dot(e, panel, isa, group, line)
-                        builder.store(add_products(e, ints, group.scale, line, builder.load(total)), total)
+                        ints = _group_dots(e, panel, isa, group, line)
+                        builder.store(add_products(e, ints, group.scales, line, builder.load(total)), total)
                         builder.store(add_minima(e, group.mins, line, builder.load(least)), least)
             for index, (total, least) in zip(indices, sums, strict=True):
                 store_sums(e, o, index, tokens.index, builder.fadd(builder.load(total), builder.load(least)), room)
@@ -289,11 +294,3 @@ def panel_range(builder: Any, o: Operands, low: Value, high: Value, size: int) -
     """The first panel of items low..high-1 of `size` panels each, and the one after their last."""
     n_panels = builder.sdiv(builder.add(o.n_rows, I64(ROWS - 1)), I64(ROWS))
     return scaled(builder, low, size), smaller(builder, scaled(builder, high, size), n_panels)
-
-
-def aligned_room(builder: Any, n_bytes: int) -> Value:
-    """Address of n_bytes on the stack, at a cache line."""
-    with builder.goto_entry_block():
-        room = builder.alloca(I8, size=n_bytes + LINE)  # numba's own helper would also clear it
-    start = builder.add(builder.ptrtoint(room, I64), I64(LINE - 1))
-    return builder.and_(start, I64(-LINE))

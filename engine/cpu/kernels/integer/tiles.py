@@ -6,6 +6,7 @@ The sums are those of rows.py, in the same order, so the results have the same b
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
 # mypy: disable-error-code="no-untyped-def"
 
+from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -21,7 +22,6 @@ from engine.cpu.kernels.integer.rows import (
     Source,
     add_minima,
     add_products,
-    aligned_room,
     broadcast,
     panel_range,
     smaller,
@@ -53,21 +53,21 @@ ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"tile_panels": STEP}
 
 
 class _Tile:
-    """Unpacked groups in memory: vectors of weights, factors, the scale and minima, 32 bytes each."""
+    """Unpacked groups in memory: vectors of weights, factors, scales and minima, 32 bytes each."""
 
     def __init__(self, e: Emitter, panel: Panel, isa: type[Isa]) -> None:
         self._e, self.panel, self.isa = e, panel, isa.for_tiles(panel.largest)
         self.wide = self.isa.columns == 2
         self.n_steps = GROUP // self.isa.columns
-        self.n_factors = panel.n_factors
+        self.n_scales, self.n_factors = panel.n_scales, panel.n_factors
         self.n_mins = panel.n_mins if isa.takes_signed or panel.largest <= ACTIVATION_MAX else 1
-        self.group_bytes = BYTES * (self.n_steps + 1 + self.n_factors + self.n_mins)
+        self.group_bytes = BYTES * (self.n_steps + self.n_factors + self.n_scales + self.n_mins)
 
     def write(self, address: Value, group: Group) -> None:
         """Puts a group there."""
         factors = (self.isa.factor(self._e, factor) for factor in group.factors)
         steps = [part for parts in zip(*map(self._widened, group.steps), strict=True) for part in parts]
-        vectors = (*steps, *factors, group.scale, *group.mins)
+        vectors = (*steps, *factors, *group.scales, *group.mins)
         assert BYTES * len(vectors) == self.group_bytes
         for index, part in enumerate(vectors):
             self._e.store(part, address, BYTES * index, align=BYTES)
@@ -100,14 +100,16 @@ class _Tile:
         """The factor at an address."""
         return self._e.load(address, self.isa.factor(self._e, zeros(V32)).type, align=BYTES)
 
-    def scale(self, address: Value) -> Value:
-        """Scale of the group at an address."""
-        return self._e.load(address, FLOATS, BYTES * (self.n_steps + self.n_factors), BYTES)
+    def scales(self, address: Value) -> list[Value]:
+        """Scales of the group at an address."""
+        return self._floats(address, self.n_steps + self.n_factors, self.n_scales)
 
     def mins(self, address: Value) -> tuple[Value, ...]:
         """Its minima."""
-        first = self.n_steps + self.n_factors + 1
-        return tuple(self._e.load(address, FLOATS, BYTES * (first + i), BYTES) for i in range(self.n_mins))
+        return tuple(self._floats(address, self.n_steps + self.n_factors + self.n_scales, self.n_mins))
+
+    def _floats(self, address: Value, first: int, count: int) -> list[Value]:
+        return [self._e.load(address, FLOATS, BYTES * (first + i), BYTES) for i in range(count)]
 
 
 @intrinsic(prefer_literal=True)
@@ -121,12 +123,12 @@ def tile_panels(typing_context, name, operands, low, high, scratch):
         o = Operands(*integers(e, operands, 13))
         tile = _Tile(e, panel, isa)
         panel_bytes = tile.group_bytes * GROUPS_CHUNK
-        tile_at = aligned_room(builder, panel_bytes * PANELS_BLOCK)
+        tile_at = e.room(panel_bytes * PANELS_BLOCK)
         # Two float sums for each panel and token of a block.
-        sums_at = aligned_room(builder, 2 * BYTES * PANELS_BLOCK * TOKENS_BLOCK)
+        sums_at = e.room(2 * BYTES * PANELS_BLOCK * TOKENS_BLOCK)
         room = builder.ptrtoint(cgutils.alloca_once(builder, FLOATS), I64)
         # Activations of a tile of tokens as 16 bits.
-        wide_at = aligned_room(builder, LINE * GROUPS_CHUNK * TOKENS_TILE) if tile.wide else None
+        wide_at = e.room(LINE * GROUPS_CHUNK * TOKENS_TILE) if tile.wide else None
         source = Source(e, panel, from_rows, o)
         counts = _Counts(e)
         chunk_blocks = GROUPS_CHUNK // panel.n_groups
@@ -232,7 +234,7 @@ class _Counts:
 
     def __init__(self, e: Emitter) -> None:
         self._e = e
-        self._room = aligned_room(e.builder, 8 * STEPS)
+        self._room = e.room(8 * STEPS)
         for number in range(1, STEPS + 1):
             e.store(I64(number), self._room, 8 * (number - 1), align=8)
 
@@ -253,13 +255,13 @@ def _multiply_group(
     b, (places, inputs) = e.builder, tokens
     arithmetic, span = tile.isa(e, tile.panel.largest), span_steps(tile.panel, tile.isa)
     unit = min(span, STEPS_AT_ONCE)
-    ints = {pair: cgutils.alloca_once(b, V32) for pair in kept}
+    ints = {pair: [cgutils.alloca_once(b, V32) for _ in range(tile.n_scales)] for pair in kept}
     sums = {pair: cgutils.alloca_once(b, tile.isa.accumulator) for pair in kept}
-    for at in ints.values():
+    for at in chain.from_iterable(ints.values()):
         b.store(zeros(V32), at)
 
-    def add_span(first: Value) -> None:
-        """Steps from number `first` on."""
+    def add_span(first: Value, which: int) -> None:
+        """Steps from number `first` on, to the sums of scale `which`."""
         for at in sums.values():
             b.store(zeros(tile.isa.accumulator), at)
 
@@ -285,16 +287,20 @@ def _multiply_group(
             factors = [tile.factor(b.add(start, offset)) for start in starts]
         for (p, t), at in sums.items():
             part = arithmetic.finish(b.load(at), factors[p])
-            b.store(b.add(b.load(ints[p, t]), part), ints[p, t])
+            total = ints[p, t][which]
+            b.store(b.add(b.load(total), part), total)
 
-    if span == tile.n_steps:
-        add_span(I64(0))
-    else:
-        with counts.loop(tile.n_steps // span) as spans:
-            add_span(scaled(b, spans.index, span))
-    scales = [tile.scale(start) for start in starts]
+    steps = tile.n_steps // tile.n_scales
+    for which in range(tile.n_scales):
+        if span == steps:
+            add_span(I64(which * steps), which)
+        else:
+            with counts.loop(steps // span) as spans:
+                add_span(b.add(I64(which * steps), scaled(b, spans.index, span)), which)
+    scales = [tile.scales(start) for start in starts]
     for (p, t), at in kept.items():
-        b.store(add_products(e, b.load(ints[p, t]), scales[p], places[t], b.load(at)), at)
+        totals = [b.load(total) for total in ints[p, t]]
+        b.store(add_products(e, totals, scales[p], places[t], b.load(at)), at)
 
 
 def _minima_of_group(
