@@ -16,6 +16,8 @@ MAX_SPLITS = 128
 MOST_SLOTS = 2048
 """Ranges of a decode step that scratch memory has room for; with more of them no row is shared between blocks."""
 LARGEST_HEAD = 576
+ALIGNED = 4
+"""Floats: kernels read so many of a row of qkv at once, so gates behind the heads take whole groups."""
 _MERGE_HEADS = 4  # MERGE_HEADS of attention_decode.cuh
 _ROPE_FILES = ("attention_common.cuh", "rope_append.cu")
 
@@ -44,7 +46,7 @@ class AttentionShape:
         both_ways: a token sees later ones of its text, too, which is in one batch: there are no decode steps.
         values_in_keys: a value is the first Hv numbers of its key, which has more, and keys alone are cached; not with
             tensor cores.
-        gate: floats of a row behind queries, keys and values, which the kernels do not read.
+        gate: floats of a row behind queries, keys and values, which the kernels do not read; a multiple of ALIGNED.
     """
 
     heads: int
@@ -65,6 +67,7 @@ class AttentionShape:
         assert 0 < self.key_dim <= LARGEST_HEAD, self.key_dim
         assert 0 < self.value_dim <= LARGEST_HEAD, self.value_dim
         assert not self.values_in_keys or self.value_dim < self.key_dim, "kernels mark a key behind its value"
+        assert self.gate % ALIGNED == 0, self.gate
         assert self.rope_dim in range(0, self.key_dim + 1, 2), self.rope_dim
 
     @property

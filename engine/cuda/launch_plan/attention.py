@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from engine.config import KvType
 from engine.cuda.attention import attention_plan
-from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
+from engine.cuda.attention.attention_plan import ALIGNED, AttentionShape, KernelRopeStyle
 from engine.cuda.experts.heads import can_multiply_heads, head_job
 from engine.cuda.launch_plan.families import Card, Families, Family
 from engine.cuda.launch_plan.norms import folds, norm_of
@@ -137,6 +137,7 @@ class AttentionPlan:
         clamps, rotates: row kernels before the attention kernels: limits, rotation.
         q_norm, k_norm, v_norm: likewise, norms that the attention kernels do not compute.
         folds_norms: the attention kernels normalize queries and keys.
+        gates: numbers that multiply the heads' values, of a row.
         sub_norm: what the output projection reads is normalized.
         kept_at: where the rows of Activations.kept hold the keys and values of this layer, which later layers read, or
             those of the earlier layer that this one reads; None: neither.
@@ -153,6 +154,7 @@ class AttentionPlan:
     k_norm: bool
     v_norm: bool
     folds_norms: bool
+    gates: int = 0
     sub_norm: bool = False
     kept_at: int | None = None
     cache_layer: int | None = None
@@ -166,11 +168,6 @@ class AttentionPlan:
     def kept_width(self) -> int:
         """Keys and values of a row."""
         return self.shape.kv_heads * (self.shape.key_dim + self.shape.value_dim)
-
-    @property
-    def has_gates(self) -> bool:
-        """Whether the heads' values are multiplied by gates."""
-        return self.shape.gate > 0 or (self.latent is not None and self.latent.gate > 0)
 
     @property
     def takes_operand(self) -> bool:
@@ -248,7 +245,7 @@ class AttentionPlan:
         """The products of attn_output."""
         if self.latent is not None and self.latent.v_b is not None:
             yield from self.latent.v_b.launches(step)
-        if self.has_gates:
+        if self.gates:
             yield step.part("multiply_gate")
         if self.sub_norm:
             yield step.part("normalize_pieces")
@@ -271,7 +268,7 @@ def attention_shape(config: AttentionConfig, kv_type: KvType) -> AttentionShape:
         kv_type=kv_type,
         alibi=config.alibi > 0.0,
         values_in_keys=config.values_in_keys,
-        gate=_gates(config) if config.latent is None else 0,
+        gate=-(-_gates(config) // ALIGNED) * ALIGNED if config.latent is None else 0,
         distances=FARTHEST if config.relative_buckets else 0,
         both_ways=not config.causal,
     )
@@ -347,6 +344,7 @@ def describe_attention(
         k_norm=not folded and weights.k_norm is not None,
         v_norm=weights.v_norm is not None and config.cache_layer is None,
         folds_norms=folded and weights.q_norm is not None,
+        gates=_gates(config),
         sub_norm=weights.sub_norm is not None,
         kept_at=kept_at,
         cache_layer=config.cache_layer,

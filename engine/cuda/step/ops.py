@@ -302,11 +302,11 @@ class CudaOps(LayerBricks[DeviceLayer]):
 
     def _gates(self, mixer: DeviceAttention) -> DeviceArray:
         """The gates of a layer's values, (T, G)."""
+        gates = mixer.plan.gates
         if mixer.latent is not None:
-            inputs = columns_of(self.buffers.inputs, self.n_rows, mixer.latent.inputs.width)
-            return inputs[:, : mixer.latent.plan.gate]
-        row = columns_of(self.buffers.qkv, self.n_rows, mixer.shape.row_width)
-        return row[:, mixer.shape.row_width - mixer.shape.gate :]
+            return columns_of(self.buffers.inputs, self.n_rows, mixer.latent.inputs.width)[:, :gates]
+        width, first = mixer.shape.row_width, mixer.shape.row_width - mixer.shape.gate
+        return columns_of(self.buffers.qkv, self.n_rows, width)[:, first : first + gates]
 
     def attn_output(self, layer: DeviceLayer, a: DeviceArray, x: DeviceArray) -> DeviceArray:
         """See LayerBricks.attn_output; in a parallel layer only what attention adds to x, which ffn reads again.
@@ -316,7 +316,7 @@ class CudaOps(LayerBricks[DeviceLayer]):
         mixer = layer.attention
         if mixer.latent is not None:
             a = latent_values(mixer.latent, self._product, a, self.buffers, self.step)
-        if mixer.plan.has_gates:
+        if mixer.plan.gates:
             parts.multiply_gate(a, self._gates(mixer), softplus=mixer.softplus)
         if mixer.sub_norm is not None:
             parts.normalize(a, a, mixer.sub_norm)
