@@ -293,7 +293,8 @@ def main() -> None:
         if not arguments.url:
             port = free_port()
             command = [sys.executable, "-m", "engine", "serve", "-m", model, "--port", str(port)]
-            command += ["-c", str(context), "--max-sequences", str(most), "--device", arguments.device]
+            command += ["-c", str(context), "--cache-tokens", str(context * most), "--max-sequences", str(most)]
+            command += ["--device", arguments.device]
             command += ["--threads", str(arguments.threads)] if arguments.threads else []
             url = stack.enter_context(started(command, port, neighbours))
             servers["gguf-engine"] = lambda prompts, n, url=url: measure(url, prompts, n)
@@ -305,9 +306,8 @@ def main() -> None:
             url = stack.enter_context(started(command, port, neighbours))
             servers["llama-server"] = lambda prompts, n, url=url: measure(url, prompts, n)
         if arguments.in_process:
-            llm = stack.enter_context(
-                LLM(model, arguments.device, context_length=context, threads=arguments.threads, max_sequences=most)
-            )
+            room = {"context_length": context, "cache_tokens": context * most, "max_sequences": most}
+            llm = stack.enter_context(LLM(model, arguments.device, threads=arguments.threads, **room))
             servers["in process"] = lambda prompts, n: in_process(llm, prompts, n)
         figures = compare(servers, arguments, neighbours)
     if arguments.json:

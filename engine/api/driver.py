@@ -20,6 +20,10 @@ from engine.scheduling.job import Job
 
 log = logging.getLogger("engine")
 
+FEW = 4
+"""Requests up to which the next step waits until a first chunk has been passed on. Of more, each waits for the others'
+steps far longer than for this."""
+
 
 class Driver:
     """Steps a model in a thread of its own while there are requests.
@@ -145,6 +149,7 @@ class Driver:
     def _hand_out(self, chunks: Sequence[StreamChunk]) -> None:
         posts: dict[Mailbox, list[tuple[Receiver, News]]] = {}
         urgent: set[Mailbox] = set()
+        first: set[Mailbox] = set()
         with self._changed:
             for chunk in chunks:
                 ended = chunk.finish_reason is not None
@@ -153,10 +158,14 @@ class Driver:
                     continue
                 posts.setdefault(found[1], []).append((found[0], chunk))
                 if ended or chunk.request_id in self._silent:
-                    self._silent.discard(chunk.request_id)
                     urgent.add(found[1])
+                    if not ended:
+                        first.add(found[1])
+                    self._silent.discard(chunk.request_id)
         for mailbox, news in posts.items():
             mailbox.post(news, at_once=mailbox in urgent)
+            if mailbox in first and len(self._receivers) <= FEW:
+                mailbox.wait()
 
     def _tell_progress(self) -> None:
         """How far the watched prompts have been read; called before their first tokens are told."""

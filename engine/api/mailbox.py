@@ -8,6 +8,7 @@ Knows neither models nor who steps them.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from engine.request import StreamChunk
 SHORTEST_PAUSE = 0.01
 LONGEST_PAUSE = 0.05
 """Seconds between two deliveries to a loop."""
+MOST_WAIT = 0.001
+"""Seconds that wait() waits at most: some times what a loop needs for a chunk, where it has nothing else to do."""
 LOOP_SHARE = 0.06
 """The part of the time that a loop may spend on delivered chunks before deliveries become rarer. The thread of the
 model waits for the interpreter lock while the loop's thread runs."""
@@ -65,6 +68,7 @@ class Mailbox:
         self._timer: asyncio.TimerHandle | None = None  # of that delivery, where it is not to be made at once
         self._busy = 0.0  # processor seconds of the loop's thread at the last delivery
         self._delivered = 0.0
+        self._passed_on = threading.Event()
 
     def post(self, news: Sequence[tuple[Receiver, News]], *, at_once: bool = True) -> None:
         """Send news; called by the thread of the model.
@@ -73,6 +77,7 @@ class Mailbox:
             news: each with its receiver.
             at_once: do not wait for the next delivery, where one is scheduled.
         """
+        self._passed_on.clear()
         self._news.extend(news)
         if at_once or not self._due:
             self._due = True
@@ -80,6 +85,13 @@ class Mailbox:
                 self._loop.call_soon_threadsafe(self._deliver)
             except RuntimeError:  # the loop is closed: no task is left to read
                 self._news.clear()
+
+    def wait(self) -> None:
+        """Until the tasks of the loop have handled what was posted last, or for MOST_WAIT; called as post() is.
+
+        Without it the model's next step competes with them for processors and for the interpreter lock.
+        """
+        self._passed_on.wait(MOST_WAIT)
 
     def _deliver(self) -> None:
         """Hand out what there is; then again after a pause, until there is nothing."""
@@ -95,6 +107,7 @@ class Mailbox:
         for receiver in receivers.values():
             receiver.wake()
         if receivers:
+            self._loop.call_soon(self._passed_on.set)  # behind the tasks that were just woken
             self._timer = self._loop.call_later(self._pause(), self._after_pause)
             return
         self._due = False

@@ -23,6 +23,9 @@ REPLICAS = "replica"
 ROUTERS: dict[str, str | None] = {"prefix": "engine.cluster.router:PrefixRouter", "least-busy": None}
 """Ways to choose a replica; None is Ray's own, the less busy one of two."""
 
+_ON_HEAD = {"node:__internal_head__": 0.001}
+"""Ray's name for the machine that the cluster began with and ends with: no other one's loss takes the front along."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSettings:
@@ -108,7 +111,7 @@ def application(specs: Sequence[ModelSpec], settings: ServeSettings, cluster: Cl
 
     front = serve.deployment(
         name="front",
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "resources": _ON_HEAD},
         max_ongoing_requests=settings.max_connections,
         graceful_shutdown_timeout_s=settings.grace,
         max_surge_percent=100,  # in an update the new one takes requests before the old one stops

@@ -26,7 +26,7 @@ from engine.model.weights import Weight
 
 if TYPE_CHECKING:
     from engine.cpu.products.integer import IntegerWeights
-    from engine.cpu.steps.program import Decoder
+    from engine.cpu.steps.program import Programs
 
 HEAD_ROWS = 64
 """Rows of logits computed at once."""
@@ -136,15 +136,15 @@ class CpuBackend:
             return text_pass.vectors(texts)
 
     @lazy
-    def _decoder(self) -> Decoder | None:
-        """Runs decode steps as one program, where the model allows it."""
+    def _programs(self) -> Programs | None:
+        """Runs steps as programs, where the model allows it."""
         if not self._compiled:
             return None
         from engine.cpu.steps.fast_ops import FastOps
-        from engine.cpu.steps.program import Decoder, can_record
+        from engine.cpu.steps.program import Programs, can_record
 
         if isinstance(self._ops, FastOps) and can_record(self.model.weights):
-            return Decoder(self.model.weights, self._ops, self._cache, self._pool, self._integer)
+            return Programs(self.model.weights, self._ops, self._pool, self._integer)
         return None
 
     @lazy
@@ -216,10 +216,10 @@ class CpuBackend:
         """
         self._settle()
         logits = np.empty((len(batch.output_rows), self.config.vocab_size), dtype=np.float32)
-        if self._decoder is not None and self._decoder.takes(batch):
+        if self._programs is not None and self._programs.takes(batch):
             self.model.gguf.check_unchanged()
             with np.errstate(**QUIET):
-                self._decoder.run(batch, logits)
+                self._programs.run(batch, logits)
             return logits
         row = 0
         for part in self.logit_chunks(batch):
@@ -232,7 +232,7 @@ class CpuBackend:
 
         A piece may be overwritten by the next call.
         """
-        if self._decoder is not None and self._decoder.takes(batch):
+        if self._programs is not None and self._programs.takes(batch):
             yield self.forward(batch)
             return
         self._settle()
@@ -272,7 +272,7 @@ class CpuBackend:
         A call that was cut short can be repeated.
         """
         self._pool.close()
-        for made_on_first_use in ("_decoder", "_ops", "_integer"):
+        for made_on_first_use in ("_programs", "_ops", "_integer"):
             vars(self).pop(made_on_first_use, None)
         self._cache.close()
 

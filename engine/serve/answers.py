@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -108,7 +108,10 @@ async def respond(
     try:
         if events is None:
             return json_response(await whole(request, to_the_end))
-        await whole(request, begin)
+        if run.is_ready:  # nothing to wait for that a client could tire of
+            await begin()
+        else:
+            await whole(request, begin)
         streaming = True
     finally:
         if not streaming:
@@ -128,6 +131,9 @@ async def gone(receive: Receive) -> None:
 class EventStream(EventSourceResponse):
     """Server-sent events of a run, which it closes at their end however that comes.
 
+    One task beside the sending one waits for the client to leave, and a timer keeps a quiet stream open: the four tasks
+    of sse-starlette would take as long as all other work of a request's beginning.
+
     Args:
         run: entered and started.
         events: each item is a complete event.
@@ -137,19 +143,52 @@ class EventStream(EventSourceResponse):
 
     def __init__(self, run: Run, events: Events, path: str, *, ping: float) -> None:
         self._run = run
-        super().__init__(
-            _guarded(run, events, path),
-            ping=ping,
-            sep="\n",
-            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
-        )
+        self._events = _guarded(run, events, path)
+        self._comment = ServerSentEvent(comment="keep-alive", sep="\n").encode()
+        self._quiet = True  # nothing was sent since the timer was set
+        super().__init__(self._events, ping=ping, sep="\n")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
+        """Send the events, until their end or until the client has left."""
+        sending, over, left = asyncio.current_task(), False, False
+        assert sending is not None, "an application runs in a task"
+
+        def leave(_: object) -> None:
+            nonlocal left
+            if not over:
+                left = True
+                sending.cancel()
+
+        leaving = asyncio.ensure_future(gone(receive))
+        leaving.add_done_callback(leave)
+        pinging = asyncio.ensure_future(self._ping_when_quiet(send)) if self.ping_interval else None
         try:
-            await super().__call__(scope, receive, send)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for data in self._events:
+                self._quiet = False
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            over = True
+            if pinging is not None:
+                pinging.cancel()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except asyncio.CancelledError:
+            if not left or sending.uncancel():  # others end the task
+                raise
         finally:
+            over = True
+            leaving.cancel()
+            if pinging is not None:
+                pinging.cancel()
+            await self._events.aclose()
             self._run.close()
+
+    async def _ping_when_quiet(self, send: Send) -> None:
+        """Send a comment after each interval without an event."""
+        while True:
+            self._quiet = True
+            await asyncio.sleep(self.ping_interval)
+            if self._quiet:
+                await send({"type": "http.response.body", "body": self._comment, "more_body": True})
 
 
 class LineStream(StreamingResponse):
@@ -167,7 +206,7 @@ class LineStream(StreamingResponse):
             self._run.close()
 
 
-async def _guarded(run: Run, events: Events, path: str) -> AsyncIterator[bytes]:
+async def _guarded(run: Run, events: Events, path: str) -> AsyncGenerator[bytes, None]:
     """The events; an error after the first one becomes an event of its own, as the status is sent already."""
     try:
         async for one in events:

@@ -197,6 +197,14 @@ class ModelStore:
         known = ", ".join(model.spec.name for model in self.models)
         raise ApiError(404, f"there is no model {name!r}; there are: {known}", param="model", code="model_not_found")
 
+    def is_open(self, name: str | None) -> bool:
+        """Whether acquire() has nothing to wait for.
+
+        Raises:
+            ApiError: 404.
+        """
+        return self.find(name).llm is not None
+
     @property
     def opened(self) -> list[str]:
         """Names of the models that are open or being opened."""

@@ -70,6 +70,11 @@ class Run:
         self.close()
 
     @property
+    def is_ready(self) -> bool:
+        """Whether open() has nothing to wait for."""
+        return self._serving.store.is_open(self._name)
+
+    @property
     def llm(self) -> AsyncLLM:
         """The open model."""
         return self.model.open_llm

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ray_cluster import ray_cluster
-from tests.support.ray_load import ask_either_way, conversations, under_load
+from tests.support.ray_load import ask_either_way, complete, conversations, under_load
 
 pytestmark = pytest.mark.ray
 
@@ -22,7 +22,7 @@ def cluster():
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     with ray_cluster(folder, cpus=2) as one:
         one.deploy(models=[{"name": "one"}], replicas=REPLICAS)
-        one.wait_until_running(60)
+        one.wait_until("RUNNING", 120)
         yield one
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -47,7 +47,7 @@ def test_an_update_loses_no_request(cluster):
     with under_load(server, 4, ask_either_way) as outcomes:
         cluster.deploy(models=two, server={"max_models": 1}, replicas=REPLICAS)
         time.sleep(2)
-        cluster.wait_until_running(90)
+        cluster.wait_until("RUNNING", 90)
         time.sleep(1)
     assert set(outcomes) == {"ok"}, outcomes
     assert outcomes["ok"] > 20
@@ -59,3 +59,12 @@ def test_models_stay_where_they_are_open(cluster):
     server = cluster.server()
     assert conversations(server, 8, 4, models=("one", "two")) >= 0.9
     assert models_of_replicas(server) == [["one"], ["two"]]
+
+
+def test_a_file_with_an_unknown_name_changes_nothing(cluster):
+    server = cluster.server()
+    before = sorted(server.replicas())
+    cluster.deploy(models=[{"name": "three", "settings": {"n_ctx": 512}}], replicas=REPLICAS)
+    cluster.wait_until("DEPLOY_FAILED", 60)
+    assert sorted(server.replicas()) == before
+    assert complete(server, "Once", model="two", max_tokens=1)[0] == 200

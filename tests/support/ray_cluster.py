@@ -58,9 +58,9 @@ class RayCluster:
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def wait_until_running(self, seconds: float) -> None:
-        """Until the application that was deployed last has all its replicas."""
-        wait_for(lambda: self._status() == "RUNNING", seconds)
+    def wait_until(self, status: str, seconds: float) -> None:
+        """Until Ray says this of the application; RUNNING: it has all its replicas as they were deployed last."""
+        wait_for(lambda: self._status() == status, seconds)
 
     def _status(self) -> str:
         url = f"http://127.0.0.1:{self.dashboard}/api/serve/applications/"

@@ -102,10 +102,11 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
 
     x is float32 (T, heads, width) without gaps; cos and sin (T, n_pairs); pair i of a head is its elements i * step and
     i * step + gap. `factors` (T,) multiplies whole heads, or is 0. `target` is a cache of the kernel's type, pages
-    (N, heads, PAGE, width) without gaps, if turned (N, heads, width, PAGE), or 0 for none; token 0 goes to position
-    n_past, and pages[i] (int64) has the positions from i * PAGE on.
+    (N, heads, PAGE, width) without gaps, if turned (N, heads, width, PAGE), or 0 for none. `rows` is int64 (T, 2), for
+    each token the address of its sequence's table of pages, whose entry i has the positions from i * PAGE on, and its
+    position.
 
-    Operands: x, heads, width (a multiple of 16), cos, sin, n_pairs, step, gap, factors, target, pages, n_past, turned.
+    Operands: x, heads, width (a multiple of 16), cos, sin, n_pairs, step, gap, factors, target, rows, turned.
     """
     half = format_name(name) == "F16"
     size = 2 if half else 4
@@ -113,15 +114,12 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, heads, width, cos, sin, n_pairs, step, gap, factors, target, pages, n_past, turned = integers(
-            e, operands, 13
-        )
+        x, heads, width, cos, sin, n_pairs, step, gap, factors, target, places, turned = integers(e, operands, 12)
         row_bytes = builder.mul(width, I64(size))
         with cgutils.for_range(builder, builder.sub(high, low)) as tokens:
             token = builder.add(low, tokens.index)
             angles = builder.mul(builder.mul(token, n_pairs), I64(4))
             row = _offset(builder, x, builder.mul(token, builder.mul(heads, width)), 4)
-            position = builder.add(n_past, token)
             with cgutils.for_range(builder, heads) as each:
                 head = _offset(builder, row, builder.mul(each.index, width), 4)
                 with cgutils.for_range(builder, n_pairs) as pairs:
@@ -143,6 +141,8 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
                     place = _offset(builder, head, part.index, 4 * LANES)
                     e.store(e.multiply(e.load(place, vector(F32), align=4), factor), place)
                 with builder.if_then(builder.icmp_signed("!=", target, I64(0))):
+                    own = _offset(builder, places, token, 16)
+                    pages, position = (e.load(own, I64, offset, align=8) for offset in (0, 8))
                     page = e.load(_offset(builder, pages, builder.sdiv(position, I64(PAGE)), 8), I64, align=8)
                     in_head = builder.mul(builder.add(builder.mul(page, heads), each.index), I64(PAGE))
                     start = _offset(builder, target, in_head, row_bytes)

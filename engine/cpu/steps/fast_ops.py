@@ -15,9 +15,10 @@ from engine.config import PAGE
 from engine.cpu.bricks.base import Float32Array
 from engine.cpu.bricks.ops import CpuOps
 from engine.cpu.caches.model import KVCache
+from engine.cpu.caches.rows import CacheRows
 from engine.cpu.products.integer import IntegerWeights
 from engine.cpu.steps.immediate import Immediate
-from engine.cpu.steps.protocol import Angles, Pages, Steps
+from engine.cpu.steps.protocol import Angles, Steps
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
 from engine.model.config import AttentionConfig, FfnConfig, ModelConfig, QkNorm
@@ -87,6 +88,7 @@ class FastOps(CpuOps):
         self._immediate = Immediate(pool, integer)
         self.steps: Steps = self._immediate
         self._turns: dict[RopeTable, Angles] = {}
+        self._rows: dict[int | None, CacheRows] = {}  # by the chunks of positions that a layer attends in
         self._scaled: dict[Linear, Linear] = {}
 
     def settle(self) -> None:
@@ -96,7 +98,7 @@ class FastOps(CpuOps):
     def begin(self, batch: Batch) -> None:
         """See Ops.begin."""
         super().begin(batch)
-        self._turns = {}
+        self._turns, self._rows = {}, {}
 
     def _embed_tokens(self, batch: Batch) -> Float32Array:
         x = self.steps.embed("x", self._weights.token_embd, batch, self._finish_embedding)
@@ -124,12 +126,11 @@ class FastOps(CpuOps):
         assert q is not None
         steps.join()
         angles = None if weights.rope is None else self._angles_of(weights.rope)
+        rows, (keys, values) = self._rows_of(None), self._cache.arrays(layer.index)
         if config.qk_norm_after_rope and angles is not None:
-            for span in self._batch.spans:
-                keys, _ = self._pages(layer, span)
-                for part in (q, k):
-                    if part is not None:
-                        steps.rotate_store(part, span, angles, keys, store=False)
+            for part in (q, k):
+                if part is not None:
+                    steps.rotate_store(part, rows, angles, keys, store=False)
             steps.join()
             angles = None
         q = self._normalize_named("q_normed", q, weights.q_norm, config.qk_norm)
@@ -140,13 +141,11 @@ class FastOps(CpuOps):
         factors = None
         if config.temperature is not None:
             factors = steps.factors(config.temperature, self._batch.positions)
-        for span in self._batch.spans:
-            keys, values = self._pages(layer, span)
-            if angles is not None or factors is not None:
-                steps.rotate_store(q, span, angles, keys, factors=factors, store=False)
-            if k is not None and v is not None:
-                steps.rotate_store(k, span, angles, keys)
-                steps.rotate_store(v, span, None, values)
+        if angles is not None or factors is not None:
+            steps.rotate_store(q, rows, angles, keys, factors=factors, store=False)
+        if k is not None and v is not None:
+            steps.rotate_store(k, rows, angles, keys)
+            steps.rotate_store(v, rows, None, values)
         steps.join()
         return q
 
@@ -156,33 +155,25 @@ class FastOps(CpuOps):
         if config.indexer is not None:
             return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
-        if not config.causal and _can_attend(layer):
-            pages = [self._pages(layer, span) for span in self._batch.spans]
-            self._immediate.attend_texts(out, q, self._batch.spans, pages, layer)
+        if not _can_attend(layer):
+            for span in self._batch.spans:
+                super()._attend(out, layer, q, span)
             return out
-        for span in self._batch.spans:
-            self._attend(out, layer, q, span)
-        self.steps.join()
+        if config.causal:
+            cache = self._cache.arrays(layer.index)
+            self.steps.attend(out, q, self._rows_of(config.chunk), cache, layer)
+            self.steps.join()
+            return out
+        self._immediate.attend_texts(out, q, self._batch, self._cache.tables, self._cache.arrays(layer.index), layer)
         return out
 
     def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
-        chunk = layer.config.attention.chunk
+        """See CpuOps._attend."""
         if not _can_attend(layer):
             super()._attend(out, layer, q, span)
             return
-        pages = self._pages(layer, span)
-        if chunk is None:
-            self.steps.attend(out, q, span, pages, layer)
-            return
-        # To the rows of one chunk the sequence begins with it.
-        first = span.n_past
-        while first < span.n_total:
-            start = first // chunk * chunk
-            end = min(start + chunk, span.n_total)
-            piece = Span(span.slot, span.row + first - span.n_past, end - first, first - start)
-            keys, values = (Pages(each.array, each.table[start // PAGE :]) for each in pages)
-            self.steps.attend(out, q, piece, (keys, values), layer)
-            first = end
+        part, rows = slice(span.row, span.row + span.n_rows), self._rows_of(layer.config.attention.chunk)
+        self.steps.attend(out[part], q[part], rows.part(span), self._cache.arrays(layer.index), layer)
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""
@@ -266,10 +257,11 @@ class FastOps(CpuOps):
     def _multiply(self, x: Float32Array, weight: Weight) -> Float32Array:
         return self._linear(Linear(weight), x)
 
-    def _pages(self, layer: LayerWeights, span: Span) -> tuple[Pages, Pages]:
-        table = self._cache.tables[span.slot]
-        keys, values = self._cache.arrays(layer.index)
-        return Pages(keys, table), Pages(values, table)
+    def _rows_of(self, chunk: int | None) -> CacheRows:
+        """Where this step's rows are in the cache, made once per step and kind of layer."""
+        if chunk not in self._rows:
+            self._rows[chunk] = self.steps.cache_rows(self._batch, self._cache.tables, chunk)
+        return self._rows[chunk]
 
     def _angles_of(self, rope: RopeTable) -> Angles:
         """The angles of this step's positions, made once per step and kind of layer."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.cpu import reference
+from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels.attention.attend import attend, attend_text
 from engine.cpu.kernels.build import kernel
 from engine.cpu.products.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
@@ -23,7 +24,7 @@ from engine.cpu.steps.operands import (
 )
 from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, Step
 from engine.cpu.threads import ThreadPool
-from engine.model.batch import Batch, Span
+from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
 from engine.model.weights import LayerWeights, Linear, Norm, Weight
@@ -64,6 +65,10 @@ class Immediate:
         """See Steps.angles."""
         return Angles(*rope.cos_sin(positions), rope.style)
 
+    def cache_rows(self, batch: Batch, tables: npt.NDArray[np.int64], chunk: int | None = None) -> CacheRows:
+        """See Steps.cache_rows."""
+        return CacheRows.of(batch, tables, chunk)
+
     def factors(self, temperature: AttentionTemperature, positions: Int32Array) -> Float32Array:
         """See Steps.factors."""
         return reference.temperature_factors(positions, temperature)
@@ -87,7 +92,7 @@ class Immediate:
     def rotate_store(
         self,
         x: Float32Array,
-        span: Span,
+        rows: CacheRows,
         angles: Angles | None,
         cache: Pages,
         *,
@@ -95,28 +100,26 @@ class Immediate:
         store: bool = True,
     ) -> None:
         """See Steps.rotate_store."""
-        self._do(rotate_step(x, span, angles, cache, factors, store), x, angles, factors)
+        self._do(rotate_step(x, rows, angles, cache, factors, store), x, angles, factors, rows)
 
     def attend(
         self,
         out: Float32Array,
         q: Float32Array,
-        span: Span,
+        rows: CacheRows,
         cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
         """See Steps.attend."""
-        keys, values = cache
-        rows = slice(span.row, span.row + span.n_rows)
-        settings = score_settings(layer) | {"n_past": span.n_past}
-        out[rows] = attend(q[rows], keys.array, values.array, keys.table, pool=self._pool, **settings)
+        attend(q, *cache, rows, pool=self._pool, out=out, **score_settings(layer))
 
     def attend_texts(
         self,
         out: Float32Array,
         q: Float32Array,
-        spans: Sequence[Span],
-        caches: Sequence[tuple[Pages, Pages]],
+        batch: Batch,
+        tables: npt.NDArray[np.int64],
+        cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
         """Attention of whole texts over themselves, in both directions, from q (T, H, Hd) into out (T, H · Hv).
@@ -126,15 +129,16 @@ class Immediate:
         settings = score_settings(layer)
         if settings["window"] is not None:
             settings["window"] = settings["window"] // 2 + 1  # itself, and what is ahead in one direction
+        spans, (keys, values) = batch.spans, cache
         n_heads, threads = layer.config.attention.n_kv_heads, self._pool.threads
         parts = 1 if threads == 1 else min(n_heads, -(-2 * threads // len(spans)))
         rows = [slice(span.row, span.row + span.n_rows) for span in spans]
 
         def task(index: int) -> None:
             text, part = divmod(index, parts)
-            keys, values = caches[text]
+            pages = tables[spans[text].slot]
             heads = range(n_heads * part // parts, n_heads * (part + 1) // parts)
-            attend_text(q[rows[text]], keys.array, values.array, keys.table, out[rows[text]], heads, settings)
+            attend_text(q[rows[text]], keys, values, pages, out[rows[text]], heads, settings)
 
         self._pool.run(task, len(spans) * parts)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy.typing as npt
 
+from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels.attention.attend import TYPES
 from engine.cpu.kernels.build import kernel
 from engine.cpu.products.integer import Activations, quantize_operands
 from engine.cpu.products.matmul import LANES, prepare
 from engine.cpu.steps.protocol import Angles, Float32Array, Int32Array, Pages, Step
 from engine.gguf.quants import dequantize
-from engine.model.batch import Span
 from engine.model.config import Activation, RopeStyle
 from engine.model.weights import LayerWeights, Norm, Weight
 
@@ -49,31 +49,27 @@ def quantize_step(x: Float32Array, out: Activations) -> Step:
     return Step("quantize", "F32", quantize_operands(x, out), out.shape[0] * out.shape[1], x.size)
 
 
-N_PAST = 11
-"""Place of n_past among the operands of rotate_store."""
-
-
 def rotate_step(
     x: Float32Array,
-    span: Span,
+    rows: CacheRows,
     angles: Angles | None,
     cache: Pages,
     factors: Float32Array | None,
     store: bool,
 ) -> Step:
-    """Rotation and cache append of one span's rows of x; without `store` the cache gives only the kernel's type."""
+    """Rotation and cache append of all rows of x; without `store` the cache gives only the kernel's type."""
     assert x.flags.c_contiguous
-    _, heads, width = x.shape
+    n_rows, heads, width = x.shape
     rotation = (0, 0, 0, 0, 0)
     if angles is not None:
         n_pairs = angles.cos.shape[1]
         pairs = (2, 1) if angles.style is RopeStyle.NORM else (1, n_pairs)
-        rotation = (address(angles.cos[span.row :]), address(angles.sin[span.row :]), n_pairs, *pairs)
-    factor = 0 if factors is None else address(factors[span.row :])
-    target = (address(cache.array), address(cache.table)) if store else (0, 0)
-    turned = cache.array.strides[2] < cache.array.strides[3]  # as the cache keeps keys
-    operands = (address(x[span.row :]), heads, width, *rotation, factor, *target, span.n_past, int(turned))
-    return Step("rotate_store", TYPES[cache.array.dtype], operands, span.n_rows, span.n_rows * heads * width)
+        rotation = (address(angles.cos), address(angles.sin), n_pairs, *pairs)
+    factor = 0 if factors is None else address(factors)
+    turned = cache.strides[2] < cache.strides[3]  # as the cache keeps keys
+    target = (address(cache) if store else 0, address(rows.array), int(turned))
+    operands = (address(x), heads, width, *rotation, factor, *target)
+    return Step("rotate_store", TYPES[cache.dtype], operands, n_rows, x.size)
 
 
 def gate_step(x: Float32Array, y: Float32Array | None, activation: Activation) -> Step:

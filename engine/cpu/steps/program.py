@@ -1,24 +1,24 @@
-"""Decode steps as recorded programs: one forward pass written down once, then run without Python in between.
+"""Steps as recorded programs: one forward pass written down once, then run without Python in between.
 
-A step of a small model takes a millisecond or two; called step by step, Python and waking threads would take as long
-again. The recorder (recorder.py) runs through the same forward pass as any batch. Later steps of the same sequences
-only change embeddings, angles and lengths.
+A step of a small model takes a millisecond or two; called brick by brick, Python and waking threads would take as long
+again. The recorder (recorder.py) runs through the same forward pass as any batch. A program fits every later step with
+as many rows: embeddings, angles and the places of rows in the cache are written before each run.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
-from engine.cpu.caches.model import KVCache
 from engine.cpu.kernels import build
 from engine.cpu.kernels.machine import COUNTERS
 from engine.cpu.memory import aligned_empty
-from engine.cpu.products import integer
-from engine.cpu.products.integer import IntegerWeights
+from engine.cpu.products.integer import IntegerWeights, all_matrices, is_integer
 from engine.cpu.products.matmul import DOT_TOKENS, prepare
 from engine.cpu.steps.fast_ops import FastOps, plain_layer
 from engine.cpu.steps.operands import address
@@ -26,38 +26,45 @@ from engine.cpu.steps.protocol import Float32Array
 from engine.cpu.steps.recorder import Recorder
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
-from engine.model.transformer import hidden_states
+from engine.model.transformer import begun_states
 from engine.model.weights import Linear, ModelWeights
 
-MAX_PROGRAMS = 32
-"""Programs kept; they are cheap to record, a few hundred microseconds."""
+MAX_ROWS = 512
+"""Rows of a program, where all weights are multiplied in integers; else DOT_TOKENS, the most that one kernel takes."""
+
+MAX_PRODUCTS = 1 << 35
+"""Weights times rows of a program, about 0.2 s on two cores: until its end nothing can interrupt it. Of larger steps
+the bricks take so long that it does not matter what is between them."""
+
+MAX_HEADS = 64
+"""Rows of logits that a program computes."""
+
+KEPT_ROWS = 512
+"""Rows of the programs that are kept: a row's buffers take some ten times the width in floats. Programs are cheap to
+record, half a millisecond."""
 
 
 class Program:
-    """A decode step of certain cache slots, ready to be run many times.
+    """A step of a certain number of rows, ready to be run many times.
 
     Args:
         recorder: what was recorded.
-        logits: its last result, (T, V).
+        result: its last result, one row for each row of the step.
         pool: threads to run it on.
     """
 
-    def __init__(self, recorder: Recorder, logits: Float32Array, pool: ThreadPool) -> None:
+    def __init__(self, recorder: Recorder, result: Float32Array, pool: ThreadPool) -> None:
         self._recorder = recorder  # owns the buffers
-        self._logits = logits
+        self._result = result
         self._pool = pool
         self._table = recorder.table()
         self._counters = np.zeros((len(self._table), COUNTERS), dtype=np.int64)
         self._scratch = aligned_empty(pool.threads, -(-recorder.scratch_floats // 16) * 16)
-        places = np.array(recorder.lengths, dtype=np.intp)
-        self._length_places = places[:, 0], places[:, 1]
-        self._length_rows = places[:, 2]
 
     def run(self, batch: Batch) -> Float32Array:
-        """Logits (T, V) of one more token per sequence; the array is overwritten by the next run."""
+        """The result for a batch; the array is overwritten by the next run."""
         for fill in self._recorder.fills:
             fill(batch)
-        self._table[self._length_places] = batch.positions[self._length_rows]
         self._counters.fill(0)
         run, give_way = build.kernel("run_program"), _give_way()
         table, counters = address(self._table), address(self._counters)
@@ -67,80 +74,122 @@ class Program:
             run(table, len(self._table), counters, scratch + index * scratch_bytes, give_way)
 
         self._pool.run(task, self._pool.threads)
-        return self._logits
+        return self._result
 
 
-class Decoder:
-    """Runs steps of one token per sequence as programs, recorded when first needed.
+@dataclass(frozen=True)
+class Shape:
+    """What programs differ in.
 
-    A program has at most DOT_TOKENS rows; of more sequences several run one after another. That is faster than all rows
-    brick by brick (16 rows, Q4_K, two cores of an EPYC 7003: 6 layers of width 256 take 4 ms instead of 30, 8 layers of
-    width 1024 take 85 instead of 144).
+    Attributes:
+        rows: of the batch, or of what the head reads.
+        alone: each row is a sequence of its own (CacheRows.alone).
+        layers, head: whether it runs through the layers, and whether it computes logits of all its rows.
+    """
+
+    rows: int
+    alone: bool = False
+    layers: bool = True
+    head: bool = True
+
+
+class Programs:
+    """Runs steps as programs, recorded when first needed.
 
     Args:
         weights: a model of which `can_record` is true.
         ops: its bricks.
-        kv_cache: the cache they write to.
         pool: threads to use.
         integer_weights: those that are multiplied in integers; None keeps everything in float32.
+
+    Attributes:
+        max_rows: rows of a program.
     """
 
     def __init__(
         self,
         weights: ModelWeights,
         ops: FastOps,
-        kv_cache: KVCache,
         pool: ThreadPool,
         integer_weights: IntegerWeights | None = None,
     ) -> None:
         self._weights = weights
         self._integer = integer_weights
         self._ops = ops
-        self._cache = kv_cache
         self._pool = pool
-        self._programs: dict[tuple[int, ...], Program] = {}
+        self._programs: dict[Shape, Program] = {}
+        self._joined: dict[int, Float32Array] = {}  # by rows, what the head of a program without layers reads
+        self.max_rows = DOT_TOKENS
+        matrices = list(all_matrices(weights))
+        if integer_weights is not None and all(is_integer(matrix.type) for matrix in matrices):
+            n_weights = sum(math.prod(matrix.shape) for matrix in matrices)
+            self.max_rows = max(DOT_TOKENS, min(MAX_ROWS, MAX_PRODUCTS // n_weights))
 
     def takes(self, batch: Batch) -> bool:
-        """Whether a batch is such a step, with logits wanted of every sequence."""
-        return len(batch.output_rows) == batch.n_tokens == len(batch.spans)
+        """Whether a batch is run as programs: a decode step, or one that is not too large."""
+        n_rows = batch.n_tokens
+        if len(batch.output_rows) == n_rows == len(batch.spans):
+            return True
+        return n_rows <= self.max_rows and len(batch.output_rows) <= MAX_HEADS
 
     def run(self, batch: Batch, out: Float32Array) -> None:
         """Feed a batch that takes() accepts and write its logits to out (R, V).
+
+        A decode step of more rows than a program has is several, one after another, which is faster than all rows brick
+        by brick (16 rows in programs of 8, Q4_K, two cores of an EPYC 7003: 6 layers of width 256 take 4 ms instead of
+        30, 8 layers of width 1024 take 85 instead of 144).
 
         Raises:
             ContextFullError, InvalidRequestError: as CpuBackend.forward.
         """
         self._ops.begin(batch)  # raises before anything is changed
-        if batch.n_tokens <= DOT_TOKENS:
-            out[:] = self._run(batch)
+        n_rows, most = batch.n_tokens, min(self.max_rows, MAX_HEADS)
+        if len(batch.output_rows) < n_rows or n_rows <= most:
+            self._run(batch, out)
             return
-        # By slots, so that a program still fits when a sequence of another program joins or leaves.
-        groups: dict[int, list[int]] = {}
-        for row in sorted(range(batch.n_tokens), key=lambda row: batch.spans[row].slot):
-            groups.setdefault(batch.spans[row].slot // DOT_TOKENS, []).append(row)
-        for rows in groups.values():
-            part = batch.single_rows(rows)
-            self._ops.begin(part)
-            out[rows] = self._run(part)
+        n_parts = -(-n_rows // most)
+        for part in range(n_parts):
+            rows = range(n_rows * part // n_parts, n_rows * (part + 1) // n_parts)
+            one = batch.single_rows(rows)
+            self._ops.begin(one)
+            self._run(one, out[rows.start : rows.stop])
 
-    def _run(self, batch: Batch) -> Float32Array:
-        """The logits of a batch that has begun, overwritten by the next run."""
-        key = tuple(span.slot for span in batch.spans)
-        program = self._programs.get(key)
+    def _run(self, batch: Batch, out: Float32Array) -> None:
+        """The same of a batch that has begun, by one program, or by one for the layers and one for some rows' head."""
+        n_rows, alone = batch.n_tokens, len(batch.spans) == batch.n_tokens
+        if len(batch.output_rows) == n_rows:
+            out[:] = self._program(Shape(n_rows, alone), batch).run(batch)
+        else:
+            x = self._program(Shape(n_rows, alone, head=False), batch).run(batch)
+            if not len(batch.output_rows):
+                return
+            head = self._program(Shape(len(batch.output_rows), layers=False), batch)
+            self._joined[len(batch.output_rows)][:] = x[batch.output_rows]
+            out[:] = head.run(batch)
+        self._ops.finish_logits(out)
+
+    def _program(self, shape: Shape, batch: Batch) -> Program:
+        """The program of a shape; the batch has it."""
+        program = self._programs.pop(shape, None)
         if program is None:
-            if len(self._programs) >= MAX_PROGRAMS:
-                self._programs.clear()
-            program = self._programs[key] = self._record(batch)
-        return self._ops.finish_logits(program.run(batch))
+            program = self._record(shape, batch)
+        while self._programs and sum(other.rows for other in self._programs) + shape.rows > KEPT_ROWS:
+            self._programs.pop(next(iter(self._programs)))  # the one whose last run is longest ago
+        self._programs[shape] = program
+        return program
 
-    def _record(self, batch: Batch) -> Program:
+    def _record(self, shape: Shape, batch: Batch) -> Program:
         recorder = Recorder(self._pool, self._integer)
         computing, self._ops.steps = self._ops.steps, recorder
         try:
-            logits = self._ops.head_products(hidden_states(self._weights, self._ops, batch))
+            if shape.layers:
+                x = begun_states(self._weights, self._ops, batch)
+            else:
+                x = self._joined[shape.rows] = recorder.empty("x", (shape.rows, self._weights.token_embd.columns))
+            result = self._ops.head_products(x) if shape.head else x
         finally:
             self._ops.steps = computing
-        return Program(recorder, logits, self._pool)
+        return Program(recorder, result, self._pool)
 
 
 def can_record(weights: ModelWeights) -> bool:
@@ -159,7 +208,7 @@ def can_record(weights: ModelWeights) -> bool:
         attention, ffn = layer.attention, layer.ffn
         linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down, ffn.gate)
     matrices = (linear.weight for linear in linears if linear is not None)
-    return all(prepare(matrix).kernels or integer.is_integer(matrix.type) for matrix in matrices)
+    return all(prepare(matrix).kernels or is_integer(matrix.type) for matrix in matrices)
 
 
 @cache

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.model.batch import Batch, Span
+from engine.cpu.caches.rows import CacheRows
+from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature, RopeStyle
 from engine.model.rope import RopeTable
 from engine.model.weights import LayerWeights, Linear, Norm, Weight
@@ -34,15 +35,8 @@ class Angles:
     style: RopeStyle
 
 
-@dataclass(frozen=True)
-class Pages:
-    """Keys or values of a layer as one sequence sees them: all pages (N, K, PAGE, width), and which are its own.
-
-    `table` is a row of the cache's table, whose address is always the same.
-    """
-
-    array: npt.NDArray[Any]
-    table: npt.NDArray[np.int64]
+Pages = npt.NDArray[Any]
+"""Keys or values of a layer, all pages of the cache: (N, K, PAGE, width)."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +76,9 @@ class Steps(Protocol):
     def angles(self, rope: RopeTable, positions: Int32Array) -> Angles:
         """Angles of a step's tokens."""
 
+    def cache_rows(self, batch: Batch, tables: npt.NDArray[np.int64], chunk: int | None = None) -> CacheRows:
+        """See CacheRows.of."""
+
     def factors(self, temperature: AttentionTemperature, positions: Int32Array) -> Float32Array:
         """(T,) factors on the queries."""
 
@@ -96,24 +93,24 @@ class Steps(Protocol):
     def rotate_store(
         self,
         x: Float32Array,
-        span: Span,
+        rows: CacheRows,
         angles: Angles | None,
         cache: Pages,
         *,
         factors: Float32Array | None = None,
         store: bool = True,
     ) -> None:
-        """Rotate the span's rows of x (T, heads, width) in place, scale them, and `store` them in the cache."""
+        """Rotate x (T, heads, width) in place, scale it, and `store` it in the cache."""
 
     def attend(
         self,
         out: Float32Array,
         q: Float32Array,
-        span: Span,
+        rows: CacheRows,
         cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
-        """Attention of the span's queries (T, H, Hd) over its cache into its rows of out (T, H · Hv)."""
+        """Attention of queries (T, H, Hd), each over its own sequence, into out (T, H · Hv)."""
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """activation(x) · y, written over x."""

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cpu import reference
+from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels import build
 from engine.cpu.kernels.attention import attend as attend_kernel
 from engine.cpu.kernels.integer.panels import GROUP
@@ -21,7 +22,6 @@ from engine.cpu.products import integer
 from engine.cpu.products.integer import Activations, IntegerWeights
 from engine.cpu.products.matmul import LANES, Epilogue, dot_kind, dot_operands, prepare
 from engine.cpu.steps.operands import (
-    N_PAST,
     address,
     embed_rows,
     gate_step,
@@ -32,7 +32,7 @@ from engine.cpu.steps.operands import (
 )
 from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, Step
 from engine.cpu.threads import ThreadPool
-from engine.model.batch import Batch, Span
+from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
 from engine.model.weights import LayerWeights, Linear, Norm, Weight
@@ -54,10 +54,9 @@ class Recorder:
         self._integer = weights
         self._quantized: dict[int, Activations] = {}  # of buffers as they are now
         self._rooms: dict[int, Activations] = {}
-        self._writers: dict[int, list[tuple[int, int, Step]]] = {}  # row of the program, first row written, step
+        self._writers: dict[int, tuple[int, Step]] = {}  # row of the program and step that wrote a buffer
         self.rows: list[tuple[int, ...]] = []
         self.fills: list[Callable[[Batch], None]] = []
-        self.lengths: list[tuple[int, int, int]] = []
         self.scratch_floats = 16
         self._waits: dict[int, int] = {}
         self._first = 0
@@ -81,7 +80,7 @@ class Recorder:
         """See Steps.empty."""
         buffer = self._buffers.setdefault((name, shape), aligned_empty(*shape))
         self._quantized.pop(id(buffer), None)
-        self._writers[id(buffer)] = []
+        self._writers.pop(id(buffer), None)
         return buffer
 
     def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
@@ -104,6 +103,13 @@ class Recorder:
 
         self.fills.append(fill)
         return Angles(cos, sin, rope.style)
+
+    def cache_rows(self, batch: Batch, tables: npt.NDArray[np.int64], chunk: int | None = None) -> CacheRows:
+        """See Steps.cache_rows."""
+        assert chunk is None, "no kernel is recorded for layers that attend in chunks"
+        rows = CacheRows.of(batch, tables)
+        self.fills.append(rows.fill)
+        return rows
 
     def factors(self, temperature: AttentionTemperature, positions: Int32Array) -> Float32Array:
         """See Steps.factors."""
@@ -144,7 +150,7 @@ class Recorder:
     def rotate_store(
         self,
         x: Float32Array,
-        span: Span,
+        rows: CacheRows,
         angles: Angles | None,
         cache: Pages,
         *,
@@ -152,31 +158,26 @@ class Recorder:
         store: bool = True,
     ) -> None:
         """See Steps.rotate_store."""
-        self.lengths.append((len(self.rows), HEADER + N_PAST, span.row))
-        self._write(rotate_step(x, span, angles, cache, factors, store), x)
+        self._write(rotate_step(x, rows, angles, cache, factors, store), x)
 
     def attend(
         self,
         out: Float32Array,
         q: Float32Array,
-        span: Span,
+        rows: CacheRows,
         cache: tuple[Pages, Pages],
         layer: LayerWeights,
     ) -> None:
         """See Steps.attend."""
-        rows = slice(span.row, span.row + span.n_rows)
         keys, values = cache
-        settings = score_settings(layer) | {"n_past": span.n_past}
-        operands = attend_kernel.operands(q[rows], keys.array, values.array, keys.table, out[rows], **settings)
-        self.lengths.append((len(self.rows), HEADER + attend_kernel.N_PAST, span.row))
-        n_heads, n_kv_heads = q.shape[1], keys.array.shape[1]
+        operands = attend_kernel.operands(q, keys, values, rows, out, **score_settings(layer))
+        n_rows, n_heads, n_kv_heads = len(q), q.shape[1], keys.shape[1]
         self.scratch_floats = max(self.scratch_floats, n_heads * attend_kernel.HEAD_FLOATS)
-        items = n_kv_heads * span.n_rows
-        type_name = attend_kernel.TYPES[keys.array.dtype]
-        unit = n_heads // n_kv_heads * values.array.shape[3]
-        # One chunk per thread: one thread reads neighbouring heads faster.
-        step = Step("attend", type_name, operands, items, min(items, self._pool.threads) * CHUNK_FLOATS, unit)
-        self._write(step, out, first_row=span.row)
+        # Of a single row one chunk per thread: one thread reads neighbouring heads faster.
+        chunks = self._pool.threads * (1 if n_rows == 1 else CHUNKS_PER_THREAD)
+        unit = n_heads // n_kv_heads * values.shape[3]
+        type_name = attend_kernel.TYPES[keys.dtype]
+        self._write(Step("attend", type_name, operands, n_kv_heads * n_rows, chunks * CHUNK_FLOATS, unit), out)
 
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
         """See Steps.gate."""
@@ -195,25 +196,23 @@ class Recorder:
         return found
 
     def _write_both(self, x: Float32Array, activations: Activations) -> bool:
-        """Let the steps that wrote a buffer write its activations, too; False where that is not possible."""
-        writers = self._writers.get(id(x), [])
-        if not writers or any(not step.unit or step.unit % GROUP for _, _, step in writers):
+        """Let the step that wrote a buffer write its activations, too; False where that is not possible."""
+        index, step = self._writers.get(id(x), (0, None))
+        if step is None or not step.unit or step.unit % GROUP:
             return False
-        for index, first_row, step in writers:
-            row = list(self.rows[index])
-            row[HEADER + len(step.operands) - 1] = address(activations[first_row:])
-            if step.kind == "gate":  # whose items are then twice as large
-                row[ITEMS] //= GROUP // LANES
-                row[CHUNKS] = min(row[CHUNKS], row[ITEMS])
-            self.rows[index] = tuple(row)
+        row = list(self.rows[index])
+        row[HEADER + len(step.operands) - 1] = address(activations)
+        if step.kind == "gate":  # whose items are then twice as large
+            row[ITEMS] //= GROUP // LANES
+            row[CHUNKS] = min(row[CHUNKS], row[ITEMS])
+        self.rows[index] = tuple(row)
         return True
 
-    def _write(self, step: Step, written: Float32Array | None = None, *, first_row: int | None = None) -> None:
-        """Adds a step. It writes a whole buffer, or, after empty(), rows of it from first_row on beside other steps."""
+    def _write(self, step: Step, written: Float32Array | None = None) -> None:
+        """Adds a step, and the whole buffer that it writes."""
         if written is not None:
             self._quantized.pop(id(written), None)
-            others = [] if first_row is None else self._writers[id(written)]
-            self._writers[id(written)] = [*others, (len(self.rows), first_row or 0, step)]
+            self._writers[id(written)] = len(self.rows), step
         chunks = 1
         if self._pool.threads > 1:
             chunks = max(1, min(CHUNKS_PER_THREAD * self._pool.threads, step.items, step.floats // CHUNK_FLOATS))

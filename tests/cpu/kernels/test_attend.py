@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from engine.config import PAGE
+from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels.attention import attend as attend_module
 from engine.cpu.kernels.attention.attend import attend, can_attend, turned
 from engine.cpu.reference import attend as attend_plainly
@@ -45,8 +48,11 @@ def operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens):
     return q, keys, values
 
 
-def paged(keys, values, seed=0):
-    """Pages (N, K, PAGE, width) of keys and values as the cache has them, in a random order, and the sequence's."""
+def paged(keys, values, n_tokens, seed=0):
+    """Keys and values as the cache has them, pages (N, K, PAGE, width) in a random order, and the newest rows' places.
+
+    Those are of one sequence that has as many positions as there are keys.
+    """
     rng = np.random.default_rng(seed)
     n = -(-keys.shape[1] // PAGE)
     pages = rng.permutation(2 * n + 3)[:n].astype(np.int64)
@@ -57,7 +63,9 @@ def paged(keys, values, seed=0):
         target = np.full((2 * n + 3, array.shape[0], PAGE, array.shape[2]), np.nan, array.dtype)
         target[pages] = whole.reshape(array.shape[0], n, PAGE, -1).transpose(1, 0, 2, 3)
         cut.append(target)
-    return turned(np.ascontiguousarray(turned(cut[0]))), cut[1], pages
+    positions = np.arange(keys.shape[1] - n_tokens, keys.shape[1])
+    rows = np.stack([np.full(n_tokens, pages.ctypes.data), positions], axis=1)
+    return turned(np.ascontiguousarray(turned(cut[0]))), cut[1], CacheRows(rows, pages, n_tokens == 1)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -70,7 +78,7 @@ def test_against_float64(pools, dtype, n_heads, n_kv, key_width, value_width, n_
     q, keys, values = operands(dtype, n_heads, n_kv, key_width, value_width, n_past, n_tokens)
     scale = key_width**-0.5
     for window in (None, 1, 16, 1000):
-        got = attend(q, *paged(keys, values), scale=scale, window=window, n_past=n_past, pool=pools[1])
+        got = attend(q, *paged(keys, values, n_tokens), scale=scale, window=window, pool=pools[1])
         assert got.dtype == np.float32
         # Scores of about 10 carry float32 errors of 1e-6, which exp passes on.
         np.testing.assert_allclose(got, truth(q, keys, values, scale, window, n_past), rtol=2e-5, atol=1e-5)
@@ -80,14 +88,17 @@ def test_a_query_does_not_depend_on_others_or_on_threads(pools, monkeypatch):
     monkeypatch.setattr(attend_module, "TASK_ELEMENTS", 256)
     q, keys, values = operands(np.float16, 8, 2, 64, 64, 40, 33)
     settings = {"scale": 0.125, "window": None}
-    whole = attend(q, *paged(keys, values), n_past=40, pool=pools[0], **settings)
-    assert np.array_equal(whole, attend(q, *paged(keys, values), n_past=40, pool=pools[1], **settings))
+    *pages, rows = paged(keys, values, 33)
+    whole = attend(q, *pages, rows, pool=pools[0], **settings)
+    assert np.array_equal(whole, attend(q, *pages, rows, pool=pools[1], **settings))
+    for pool in pools:  # as if each were of a sequence of its own, all heads of it together
+        assert np.array_equal(whole, attend(q, *pages, replace(rows, alone=True), pool=pool, **settings))
     for t in range(33):
         past = 40 + t
-        seen = paged(keys[:, : past + 1], values[:, : past + 1], seed=t)  # in other pages
-        one = attend(q[t : t + 1], *seen, n_past=past, pool=pools[1], **settings)
+        seen = paged(keys[:, : past + 1], values[:, : past + 1], 1, seed=t)  # in other pages
+        one = attend(q[t : t + 1], *seen, pool=pools[1], **settings)
         assert np.array_equal(one, whole[t : t + 1])
-        together = attend(q[t : t + 1], *seen, n_past=past, pool=pools[0], **settings)  # all heads by one thread
+        together = attend(q[t : t + 1], *seen, pool=pools[0], **settings)  # all heads by one thread
         assert np.array_equal(together, one)
 
 
@@ -103,7 +114,7 @@ def test_what_is_added_to_scores(pools, parts, n_past, n_tokens, window):
         "slopes": np.exp2(-np.arange(1, 9)).astype(np.float32),
     }
     extra = {name: extra[name] for name in parts}
-    got = attend(q, *paged(keys, values), scale=1.0, window=window, n_past=n_past, pool=pools[1], **extra)
+    got = attend(q, *paged(keys, values, n_tokens), scale=1.0, window=window, pool=pools[1], **extra)
     np.testing.assert_allclose(got, truth(q, keys, values, 1.0, window, n_past, **extra), rtol=5e-5, atol=2e-5)
     config = AttentionConfig(
         n_heads=8, n_kv_heads=2, key_width=32, value_width=48, scale=1.0, rope=None, window=window,
@@ -116,17 +127,17 @@ def test_what_is_added_to_scores(pools, parts, n_past, n_tokens, window):
 def test_large_scores_do_not_overflow(pools):
     q, keys, values = operands(np.float16, 2, 2, 16, 16, 50, 1)
     q *= 1000
-    got = attend(q, *paged(keys, values), scale=1.0, window=None, n_past=50, pool=pools[0])
+    got = attend(q, *paged(keys, values, 1), scale=1.0, window=None, pool=pools[0])
     np.testing.assert_allclose(got, truth(q, keys, values, 1.0, None, 50), rtol=1e-3, atol=1e-3)
 
 
 def test_read_only_and_strided_queries(pools):
     q, keys, values = operands(np.float16, 8, 2, 64, 64, 10, 3)
-    cache = paged(keys, values)
-    want = attend(q, *cache, scale=1.0, window=None, n_past=10, pool=pools[0])
-    for array in (q, *cache):
+    cache = paged(keys, values, 3)
+    want = attend(q, *cache, scale=1.0, window=None, pool=pools[0])
+    for array in (q, *cache[:2], cache[2].array, cache[2].tables):
         array.flags.writeable = False
-    assert np.array_equal(want, attend(np.asfortranarray(q), *cache, scale=1.0, window=None, n_past=10, pool=pools[0]))
+    assert np.array_equal(want, attend(np.asfortranarray(q), *cache, scale=1.0, window=None, pool=pools[0]))
 
 
 def test_can_attend():

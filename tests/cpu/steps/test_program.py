@@ -45,11 +45,11 @@ def one(backend, slot, token, n_past):
 
 def by_bricks(backend, parts):
     """The same step without a program."""
-    held, backend.__dict__["_decoder"] = backend._decoder, None
+    held, backend.__dict__["_programs"] = backend._programs, None
     try:
         return backend.forward(Batch.build(parts))
     finally:
-        backend.__dict__["_decoder"] = held
+        backend.__dict__["_programs"] = held
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -65,13 +65,43 @@ def test_fast_and_plain_path_agree(tmp_path, opened, case):
 
 @pytest.mark.parametrize("kv_type", ["f16", "f32"])
 @pytest.mark.parametrize("kind", [GGMLType.F16, GGMLType.Q8_0])
+@pytest.mark.parametrize("quantize", [False, True])
+def test_prompts_as_programs_give_the_bits_of_bricks(tmp_path, opened, kind, kv_type, quantize):
+    """Beside decoding sequences, with logits of no, one and all rows, and of more rows than a program takes."""
+    path = tmp_path / "tiny.gguf"
+    meta, tensors = tiny_llama_parts(tokenizer=False, weight_type=kind, ffn=128, context_length=700)
+    path.write_bytes(build_gguf(meta, tensors))
+    backend = opened(path, kv_type=kv_type, quantize=quantize)
+    assert backend._programs.max_rows == (program.MAX_ROWS if quantize and kind == GGMLType.Q8_0 else 8)
+    rng = np.random.default_rng(2)
+    for n_rows in (2, 7, 31, 65, 200, 512):
+        first, second = (rng.integers(0, 270, n_rows // 2 + 1).tolist() for _ in range(2))
+        for wanted in Outputs:
+            parts = [
+                (0, [5], n_rows, Outputs.LAST),
+                (1, first, 100, wanted),
+                (2, [9], 3, Outputs.LAST),
+                (3, second, 0, Outputs.NONE),
+            ]
+            pages = [array for layer in range(len(backend.cache.layers)) for array in backend.cache.arrays(layer)]
+            before = [array.copy() for array in pages]
+            expected, written = by_bricks(backend, parts), [array.copy() for array in pages]
+            for array, old in zip(pages, before, strict=True):
+                array[...] = old
+            np.testing.assert_array_equal(backend.forward(Batch.build(parts)), expected)
+            for array, new in zip(pages, written, strict=True):
+                np.testing.assert_array_equal(array, new)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kind", [GGMLType.F16, GGMLType.Q8_0])
 def test_programs_give_the_bits_of_bricks(tmp_path, opened, kind, kv_type):
     path = tmp_path / "tiny.gguf"
     meta, tensors = tiny_llama_parts(tokenizer=False, weight_type=kind, ffn=128, context_length=700)
     with_plain_biases(tensors)
     path.write_bytes(build_gguf(meta, tensors))
     backend = opened(path, kv_type=kv_type)
-    assert backend._decoder is not None
+    assert backend._programs is not None
     rng = np.random.default_rng(1)
     for n_past in (1, 15, 16, 255, 256, 600):  # capacity grows between some of them
         for slot in range(4):
@@ -109,8 +139,8 @@ def test_threads_change_nothing(tmp_path, opened, monkeypatch):
 
 def test_experts_are_not_recorded(tmp_path, opened):
     _, _, path = make(tmp_path, metadata=CASES["experts"]["metadata"], change=with_experts)
-    assert opened(path)._decoder is None
-    assert opened(path, reference=True)._decoder is None
+    assert opened(path)._programs is None
+    assert opened(path, reference=True)._programs is None
 
 
 def test_programs_refuse_what_bricks_refuse(tmp_path, opened):
@@ -152,12 +182,15 @@ def test_more_rows_than_a_program_has(tmp_path, opened, slots):
 
 
 def test_programs_are_few(tmp_path, opened, monkeypatch):
-    monkeypatch.setattr(program, "MAX_PROGRAMS", 2)
+    """Those are kept that ran last."""
+    monkeypatch.setattr(program, "KEPT_ROWS", 5)
     _, _, path = make(tmp_path)
     backend = opened(path)
-    for slot in range(4):
-        one(backend, slot, 3, 0)
-        assert len(backend._decoder._programs) <= 2
+    for n in (1, 2, 3, 1, 4, 2, 1, 9):
+        backend.forward(Batch.build([(slot, [3], 0, Outputs.LAST) for slot in range(min(n, 4))]))
+        shapes = [shape.rows for shape in backend._programs._programs]
+        assert shapes[-1] == min(n, 4)
+        assert sum(shapes) <= 5
 
 
 def test_an_interrupt_waits_for_the_other_thread(tmp_path, opened, monkeypatch):
@@ -205,9 +238,8 @@ def test_float16_is_written_as_numpy_does(native, monkeypatch):
     values = np.resize(values, -(-values.size // 16) * 16)
     out = np.empty(values.size, np.float16)
     pages = np.zeros(1, np.int64)
-    operands = np.array(
-        [values.ctypes.data, 1, values.size, 0, 0, 0, 0, 0, 0, out.ctypes.data, pages.ctypes.data, 0, 0]
-    )
+    rows = np.array([pages.ctypes.data, 0])
+    operands = np.array([values.ctypes.data, 1, values.size, 0, 0, 0, 0, 0, 0, out.ctypes.data, rows.ctypes.data, 0])
     store(operands.ctypes.data, 0, 1, 0)
     with np.errstate(over="ignore", invalid="ignore"):
         want = values.astype(np.float16)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import PAGE
+from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels.attention.item import (
     HEAD_FLOATS as HEAD_FLOATS,
 )  # re-exported: callers size their scratch by it
@@ -48,23 +49,23 @@ def attend(
     q: Float32Array,
     keys: npt.NDArray[Any],
     values: npt.NDArray[Any],
-    pages: npt.NDArray[np.int64],
+    rows: CacheRows,
     *,
     scale: float,
     window: int | None,
-    n_past: int,
     pool: ThreadPool,
     softcap: float | None = None,
     sinks: Float32Array | None = None,
     slopes: Float32Array | None = None,
+    out: Float32Array | None = None,
 ) -> Float32Array:
-    """Causal attention of the newest T queries of one sequence over its pages of the cache, float32 sums.
+    """Causal attention of T queries, each over the pages of its own sequence, float32 sums.
 
     Args:
-        q: (T, H, Hd), at positions n_past .. n_past + T - 1.
+        q: (T, H, Hd).
         keys: all pages (N, K, PAGE, Hd), float16 or float32, without gaps if `turned`.
         values: all pages (N, K, PAGE, Hv) of the same type, without gaps.
-        pages: the sequence's pages, enough for n_past + T positions.
+        rows: position and pages of each query; the pages hold all positions up to its own.
         scale: factor of the scores.
         window: keys a query sees, itself included; None = all.
         n_past: positions before the first query.
@@ -72,29 +73,31 @@ def attend(
         softcap: scores s become softcap * tanh(s / softcap); not together with slopes.
         sinks: (H,) one more score of every head, or None.
         slopes: (H,) subtracted from a score per position between query and key, or None.
+        out: where the result goes, without gaps; None makes a new array.
 
     Returns:
         (T, H * Hv) float32; a query's row has the same bits for any other queries beside it and for any pages.
     """
     n_tokens, n_heads, key_width = q.shape
     _, n_kv_heads, _, value_width = values.shape
-    n_keys = n_past + n_tokens
     assert can_attend(keys, values), (
         f"no kernel for keys {keys.dtype} {keys.shape}, values {values.dtype} {values.shape}"
     )
     assert keys.shape[1:] == (n_kv_heads, PAGE, key_width)
-    assert len(pages) * PAGE >= n_keys
+    assert len(rows.array) == n_tokens
     assert n_heads % n_kv_heads == 0
     q = np.ascontiguousarray(q, dtype=np.float32)
-    out = np.empty((n_tokens, n_heads * value_width), dtype=np.float32)
+    if out is None:
+        out = np.empty((n_tokens, n_heads * value_width), dtype=np.float32)
+    assert out.flags.c_contiguous
     compute = kernel("attend", TYPES[keys.dtype])
-    settings: dict[str, Any] = {"scale": scale, "window": window, "n_past": n_past}
+    settings: dict[str, Any] = {"scale": scale, "window": window}
     settings |= {"softcap": softcap, "sinks": sinks, "slopes": slopes}
-    table = np.array(operands(q, keys, values, pages, out, **settings), dtype=np.int64)
+    table = np.array(operands(q, keys, values, rows, out, **settings), dtype=np.int64)
     start = _address(table)
     n_items = n_kv_heads * n_tokens
-    n_seen = min(n_past + n_tokens, NO_WINDOW if window is None else window)
-    work = n_heads * n_tokens * n_seen * (key_width + value_width)
+    n_seen = int(np.minimum(rows.array[:, 1] + 1, NO_WINDOW if window is None else window).sum())
+    work = n_heads * n_seen * (key_width + value_width)
     n_tasks = max(1, min(n_items, 8 * pool.threads, work // TASK_ELEMENTS) if pool.threads > 1 else 1)
 
     def task(index: int) -> None:
@@ -110,12 +113,11 @@ def operands(
     q: Float32Array,
     keys: npt.NDArray[Any],
     values: npt.NDArray[Any],
-    pages: npt.NDArray[np.int64],
+    rows: CacheRows,
     out: Float32Array,
     *,
     scale: float,
     window: int | None,
-    n_past: int,
     softcap: float | None = None,
     sinks: Float32Array | None = None,
     slopes: Float32Array | None = None,
@@ -123,20 +125,17 @@ def operands(
 ) -> tuple[int, ...]:
     """The numbers that the kernel reads (loop.py); the last, for activations, is 0.
 
-    With n_keys a query sees that text of n_keys positions on both sides, in each direction window - 1 of them.
+    With n_keys a query sees the n_keys positions of its text on both sides, in each direction window - 1 of them.
     """
     n_tokens, n_heads, key_width = q.shape
-    addresses = tuple(map(_address, (q, keys, values, out, pages)))
+    addresses = tuple(map(_address, (q, keys, values, out, rows.array)))
     seen = NO_WINDOW if window is None else window
     assert softcap is None or slopes is None
     scale_bits, cap_bits = struct.unpack("qq", struct.pack("dd", scale, softcap or 0.0))
     tables = (0 if table is None else _address(table) for table in (sinks, slopes))
     shape = (n_tokens, n_heads, key_width, values.shape[3])
-    return (*addresses, keys.shape[1], scale_bits, *shape, n_past, seen, cap_bits, *tables, n_keys, 0)
+    return (*addresses, keys.shape[1], scale_bits, *shape, int(rows.alone), seen, cap_bits, *tables, n_keys, 0)
 
-
-N_PAST = 11
-"""Place of n_past among the operands."""
 
 N_HEADS = 8
 """Place of H among them."""
@@ -166,28 +165,35 @@ def attend_text(
     group = n_heads // values.shape[1]
     window, biased = settings["window"], settings["sinks"] is not None or settings["slopes"] is not None
     if biased or (window is not None and window < n_tokens):
-        table = operands(q, keys, values, pages, out, n_past=0, n_keys=n_tokens, **settings)
-        _run_items(keys, table, range(heads.start * n_tokens, heads.stop * n_tokens), group)
+        rows = _text_rows(pages, range(n_tokens))
+        table = operands(q, keys, values, rows, out, n_keys=n_tokens, **settings)
+        _run_items(keys, (table, rows), range(heads.start * n_tokens, heads.stop * n_tokens), group)
         return
     # All queries of a head of keys see the same keys. To the kernel they are query heads of one token, of which it
     # computes several at a time.
     columns = slice(heads.start * group, heads.stop * group)
-    rows = np.ascontiguousarray(q[:, columns].transpose(1, 0, 2)).reshape(1, -1, width)
-    found = np.empty((1, rows.shape[1] * values.shape[3]), dtype=np.float32)
-    changed = settings | {"window": None, "n_past": n_tokens - 1}
-    one_token = list(operands(rows, keys, values, pages, found, **changed))
+    queries = np.ascontiguousarray(q[:, columns].transpose(1, 0, 2)).reshape(1, -1, width)
+    found = np.empty((1, queries.shape[1] * values.shape[3]), dtype=np.float32)
+    rows = _text_rows(pages, range(n_tokens - 1, n_tokens))
+    one_token = list(operands(queries, keys, values, rows, found, **settings | {"window": None}))
     # The kernel counts heads from the first one there is, which may lie before the rows at hand.
     one_token[0] -= 4 * columns.start * n_tokens * width
     one_token[3] -= 4 * columns.start * n_tokens * values.shape[3]
     one_token[N_HEADS] = n_heads * n_tokens
     for head in heads:
-        _run_items(keys, one_token, range(head, head + 1), group * n_tokens)
+        _run_items(keys, (one_token, rows), range(head, head + 1), group * n_tokens)
     out.reshape(n_tokens, n_heads, -1)[:, columns] = found.reshape(-1, n_tokens, values.shape[3]).transpose(1, 0, 2)
 
 
-def _run_items(keys: npt.NDArray[Any], table: Sequence[int], items: range, heads: int) -> None:
+def _text_rows(pages: npt.NDArray[np.int64], positions: range) -> CacheRows:
+    """Positions of the one sequence whose pages these are."""
+    array = np.array([(_address(pages), position) for position in positions], dtype=np.int64)
+    return CacheRows(array, pages, len(positions) == 1)
+
+
+def _run_items(keys: npt.NDArray[Any], given: tuple[Sequence[int], CacheRows], items: range, heads: int) -> None:
     """Run the kernel on the calling thread, whose scratch has room for so many heads."""
-    held = np.array(table, dtype=np.int64)
+    held, _rows = np.array(given[0], dtype=np.int64), given[1]  # the addresses of the rows are among the operands
     kernel("attend", TYPES[keys.dtype])(_address(held), items.start, items.stop, _scratch_of(heads * HEAD_FLOATS))
 
 

@@ -49,24 +49,26 @@ class Operands:
     """Of the kernel, in this order.
 
     q float32 (T, H, Hd) and out (T, H, Hv) without gaps; keys (N, K, Hd, PAGE) and values (N, K, PAGE, Hv) without
-    gaps, both widths multiples of 16; pages: int64, pages[i] has the positions from i * PAGE on; scale: a float64;
-    window: keys that a query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0; n_keys: where
-    queries also see `window` - 1 keys behind them, how many keys there are, else 0; activations: where out is written
-    as well, quantized (../integer/activations.py), if the heads of an item are a multiple of 32 floats; else 0.
+    gaps, both widths multiples of 16; rows: int64 (T, 2), for each token the address of its sequence's table of pages,
+    whose int64 entry i has the positions from i * PAGE on, and its position; scale: a float64; by_token: 1 or 0, the
+    order of items; window: keys that a query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0;
+    n_keys: where queries also see `window` - 1 keys behind them, how many keys there are, else 0; activations: where
+    out is written as well, quantized (../integer/activations.py), if the heads of an item are a multiple of 32 floats;
+    else 0.
     """
 
     q: Value
     keys: Value
     values: Value
     out: Value
-    pages: Value
+    rows: Value
     n_kv_heads: Value
     scale: Value
     n_tokens: Value
     n_heads: Value
     key_width: Value
     value_width: Value
-    n_past: Value
+    by_token: Value
     window: Value
     softcap: Value
     sinks: Value
@@ -78,15 +80,17 @@ class Operands:
 class Item:
     """One token and neighbouring heads of keys, while their code is emitted."""
 
-    def __init__(self, e: Emitter, o: Operands, item: Value, n_kv_heads: Value, scratch: Value, half: bool) -> None:
+    def __init__(
+        self, e: Emitter, o: Operands, token: Value, heads: tuple[Value, Value], scratch: Value, half: bool
+    ) -> None:
         b = e.builder
         self.e, self.b, self.o, self.half = e, b, o, half
         self.size = 2 if half else 4
         self.group = b.sdiv(o.n_heads, o.n_kv_heads)
         self.key_bytes, self.value_bytes = (b.mul(width, I64(self.size)) for width in (o.key_width, o.value_width))
-        self.first_kv_head, self.token = b.sdiv(item, o.n_tokens), b.srem(item, o.n_tokens)
-        self.n_kv_heads, self.scratches = n_kv_heads, scratch
-        self.place = b.add(o.n_past, self.token)
+        self.token, (self.first_kv_head, self.n_kv_heads), self.scratches = token, heads, scratch
+        row = self.at(o.rows, token, 16)
+        self.pages, self.place = (e.load(row, I64, offset, align=8) for offset in (0, 8))
         after = b.add(self.place, I64(1))
         begin = b.sub(after, o.window)
         self.begin = b.select(b.icmp_signed(">", begin, I64(0)), begin, I64(0))
@@ -131,7 +135,7 @@ class Item:
         last = b.sdiv(b.sub(self.end, I64(1)), I64(PAGE))
         following = b.add(index, I64(1))
         following = b.select(b.icmp_signed("<", following, last), following, last)
-        pages = (self.e.load(self.at(o.pages, place, 8), I64, align=8) for place in (index, following))
+        pages = (self.e.load(self.at(self.pages, place, 8), I64, align=8) for place in (index, following))
         heads = [b.add(b.mul(page, o.n_kv_heads), self.first_kv_head) for page in pages]
         here, there = (b.mul(head, I64(PAGE)) for head in heads)
         keys, next_keys = (self.at(o.keys, row, self.key_bytes) for row in (here, there))

@@ -26,6 +26,7 @@ from engine.cpu.kernels.attention.values import begin_head, divide_head, weigh_p
 from engine.cpu.kernels.emit import I64, Value
 from engine.cpu.kernels.integer.activations import quantize_blocks
 from engine.cpu.kernels.integer.panels import GROUP
+from engine.cpu.kernels.integer.rows import smaller
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"attend": STEP}
@@ -36,9 +37,10 @@ ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"attend": STEP}
 def attend(typing_context, name, operands, low, high, scratch):
     """out[t, h] = sum over j of softmax(cap(scale * q[t, h] . keys[j, h // group]))_j * values[j, h // group].
 
-    Items low..high-1 are pairs (head of keys, t), t running fastest: all query heads of that head. Query t sees the
-    keys max(0, n_past + t + 1 - window) .. n_past + t. Where n_keys is not 0, it also sees those behind it, up to
-    min(n_past + t + window, n_keys) - 1. The scratch has HEAD_FLOATS for each of the H heads, at a multiple of 64.
+    Items low..high-1 are pairs (head of keys, t), or with by_token (t, head of keys), the second running fastest: all
+    query heads of that head. Query t is at position p[t] of its sequence and sees the keys max(0, p[t] + 1 - window) ..
+    p[t]. Where n_keys is not 0, it also sees those behind it, up to min(p[t] + window, n_keys) - 1. The scratch has
+    HEAD_FLOATS for each of the H heads, at a multiple of 64.
 
     cap(s) = softcap * tanh(s / softcap), or s where softcap is 0. `sinks` holds a score of each head that softmax
     counts beside the keys', `slopes` is subtracted per position between query and key (not with a softcap).
@@ -49,12 +51,22 @@ def attend(typing_context, name, operands, low, high, scratch):
         e = emitter(context, builder)
         _, operands, low, high, scratch = arguments
         o = Operands(*integers(e, operands, 18))
-        n_items = builder.sub(high, low)
-        # All heads of one token go through a page together: that is the order of the cache in memory.
-        alone = builder.icmp_signed("==", o.n_tokens, I64(1))
-        n_rounds, together = (builder.select(alone, *pair) for pair in ((I64(1), n_items), (n_items, I64(1))))
-        with cgutils.for_range(builder, n_rounds) as rounds:
-            _emit(Item(e, o, builder.add(low, rounds.index), together, scratch, half))
+        by_token = builder.icmp_signed("!=", o.by_token, I64(0))
+        item = cgutils.alloca_once_value(builder, low)
+        more, done = (builder.append_basic_block(name) for name in ("more", "done"))
+        builder.cbranch(builder.icmp_signed("<", low, high), more, done)
+        builder.position_at_end(more)
+        here = builder.load(item)
+        per_token = builder.sdiv(here, o.n_kv_heads), builder.srem(here, o.n_kv_heads)
+        per_head = builder.srem(here, o.n_tokens), builder.sdiv(here, o.n_tokens)
+        token, head = (builder.select(by_token, *pair) for pair in zip(per_token, per_head, strict=True))
+        # By token, neighbouring heads of it go through a page together: that is the order of the cache in memory.
+        left = smaller(builder, builder.sub(high, here), builder.sub(o.n_kv_heads, head))
+        together = builder.select(by_token, left, I64(1))
+        _emit(Item(e, o, token, (head, together), scratch, half))
+        builder.store(builder.add(here, together), item)
+        builder.cbranch(builder.icmp_signed("<", builder.load(item), high), more, done)
+        builder.position_at_end(done)
         return context.get_dummy_value()
 
     return types.void(name, *ARGUMENTS["attend"]), generate
