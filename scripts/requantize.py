@@ -17,8 +17,8 @@ from pathlib import Path
 
 from engine.errors import EngineError
 from engine.gguf import GGMLType, GGUFFile, open_gguf
-from engine.gguf.quantize import WRITABLE
-from engine.gguf.rewrite import matrices, rewrite
+from engine.gguf.quantizers.quantize import WRITABLE
+from engine.gguf.quantizers.rewrite import matrices, rewrite
 
 
 def choose(

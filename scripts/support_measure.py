@@ -25,7 +25,7 @@ from engine.cpu.backend import CpuBackend
 from engine.cpu.products.matmul import matmul
 from engine.cpu.threads import ThreadPool
 from engine.gguf import GGMLType, dequantize, open_gguf
-from engine.gguf.rewrite import matrices, rewrite
+from engine.gguf.quantizers.rewrite import matrices, rewrite
 from engine.model.architectures import ARCHITECTURES
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model

@@ -26,7 +26,7 @@ from typing import Any
 
 from engine.errors import EngineError
 from engine.gguf import GGMLType
-from engine.gguf.quantize import WRITABLE
+from engine.gguf.quantizers.quantize import WRITABLE
 from scripts import support_measure as measures
 from scripts.support_render import render
 

@@ -7,16 +7,16 @@ from typing import Annotated
 import typer
 
 from engine import __version__
-from engine.cli.bench import bench
-from engine.cli.chat import chat
-from engine.cli.embed import embed
-from engine.cli.generate import generate
-from engine.cli.inspect import inspect
-from engine.cli.list_models import list_models
-from engine.cli.perplexity import perplexity
-from engine.cli.pull import pull
-from engine.cli.rm import rm
-from engine.cli.serve import serve
+from engine.cli.commands.bench import bench
+from engine.cli.commands.chat import chat
+from engine.cli.commands.embed import embed
+from engine.cli.commands.generate import generate
+from engine.cli.commands.inspect import inspect
+from engine.cli.commands.list_models import list_models
+from engine.cli.commands.perplexity import perplexity
+from engine.cli.commands.pull import pull
+from engine.cli.commands.rm import rm
+from engine.cli.commands.serve import serve
 
 app = typer.Typer(
     help="Run GGUF language models: no compiler, no build, on the CPU or with the whole model on the GPU. "

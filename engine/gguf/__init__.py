@@ -1,6 +1,6 @@
-"""GGUF model files: the container (reader.py, parse.py, cursor.py), tensor types (types.py, quants.py).
+"""GGUF model files: the container (reader.py, parse.py, cursor.py) and tensor types (types.py, quants.py).
 
-Bytes and numbers only, no models.
+formats/ has the block formats, quantizers/ writes them. Bytes and numbers only, no models.
 """
 
 from engine.gguf.quants import FORMATS, BlockFormat, dequantize

@@ -1,6 +1,6 @@
 """What the packed bytes of a tensor mean: all block formats, by tensor type.
 
-Each format is one class with its byte layout and its numpy dequantization, in one of the modules *_quants.py; a new one
+Each format is one class with its byte layout and its numpy dequantization, in one of the modules of formats/; a new one
 is one more class (and, in a new module, one import here). The classes do, operation for operation in float32, what
 ggml's reference does, so results are equal bit for bit. Sizes come from types.py.
 Formats: ggml's ggml-common.h (block layouts) and ggml-quants.c (dequantize_row_*).
@@ -11,14 +11,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from engine.gguf import (  # noqa: F401 - imported for the formats that they register
+from engine.gguf.formats import (  # noqa: F401 - imported for the formats that they register
     fp4_quants,
     i_quants,
     k_quants,
     low_bit_quants,
     simple_quants,
 )
-from engine.gguf.block_format import BlockFormat, registry
+from engine.gguf.formats.block_format import BlockFormat, registry
 from engine.gguf.types import REMOVED_TYPES, GGMLType, row_bytes
 
 __all__ = ["FORMATS", "REMOVED_TYPES", "BlockFormat", "GGMLType", "dequantize", "row_bytes"]

@@ -7,9 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from engine.cli.opening import Opening
-from engine.cli.option_groups import Only, Without, with_groups
-from engine.cli.sampling import Sampling
+from engine.cli.options.groups import Only, Without, with_groups
+from engine.cli.options.opening import Opening
+from engine.cli.options.sampling import Sampling
 from engine.config import EngineConfig
 from engine.sampling.params import SamplingParams
 

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from engine.cli.serve import model_specs
+from engine.cli.commands.serve import model_specs
 from engine.errors import InvalidRequestError
 from tests.conftest import ROOT
 from tests.support.command_line import run

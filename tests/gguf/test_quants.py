@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.gguf import FORMATS, GGMLType, dequantize
-from engine.gguf.block_format import BlockFormat
-from engine.gguf.grids import grid, signs_of_seven
+from engine.gguf.formats.block_format import BlockFormat
+from engine.gguf.formats.grids import grid, signs_of_seven
 from tests.support import block_references
 from tests.support.gguf_builder import random_blocks
 

@@ -39,8 +39,7 @@ def _version() -> str:
     # numba looks only at the file of the cached function; the code generators are in the files around it, and the
     # tables that they put into the code beside the formats.
     digest, engine = hashlib.sha256(), Path(__file__).parents[2]
-    tables = [engine / "gguf" / "grids.py", *engine.glob("gguf/*_quants.py")]
-    for source in sorted([*Path(__file__).parent.rglob("*.py"), *tables]):
+    for source in sorted([*Path(__file__).parent.rglob("*.py"), *(engine / "gguf" / "formats").glob("*.py")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:12]
 

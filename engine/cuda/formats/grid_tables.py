@@ -1,9 +1,9 @@
 """The grids of the IQ formats as text for the compiler, which a kernel gets for the formats that its defines name.
 
-An index names 4 or 8 numbers, each one of up to eight values (engine/gguf/grids.py). The table keeps half a byte
-per number, its place among the values, four numbers in 16 bits: what one byte permutation expands. With SHARED_GRIDS
-defined it is brought into shared memory first, where 32 look-ups at once meet fewer conflicts. Must not know of models
-or devices.
+An index names 4 or 8 numbers, each one of up to eight values (engine/gguf/formats/grids.py). The table keeps half a
+byte per number, its place among the values, four numbers in 16 bits: what one byte permutation expands. With
+SHARED_GRIDS defined it is brought into shared memory first, where 32 look-ups at once meet fewer conflicts. Must not
+know of models or devices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from engine.gguf.grids import grid
+from engine.gguf.formats.grids import grid
 from engine.gguf.types import GGMLType
 
 _GRIDS = {name: name for name in ("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")} | {"IQ1_M": "IQ1_S"}

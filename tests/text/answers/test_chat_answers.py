@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from engine import LLM, InvalidRequestError, SamplingParams
-from engine.cli.variables import parse_variables
+from engine.cli.options.variables import parse_variables
 from engine.text import ChatTemplate
 from engine.text.answers.formats import PLAIN, choose_format
 from engine.text.answers.parser import AnswerParser

@@ -1,7 +1,7 @@
 """One decoder per block format: emits code that turns a packed block into vectors of 16 float32 weights.
 
 A decoder yields the block's weights in increasing column order, so that every loop built on it sums in the same order.
-The byte layouts are drawn in engine/gguf/quants.py, beside the class of each format; a test holds the sizes equal.
+The byte layouts are drawn in engine/gguf/formats/, beside the class of each format; a test holds the sizes equal.
 Independent of loops, rows and activations.
 """
 

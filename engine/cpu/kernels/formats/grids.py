@@ -1,7 +1,8 @@
 """Decoders of the formats whose numbers are indices into a grid of points (see decoders.py for what a decoder is).
 
-Grids and signs come from engine/gguf/grids.py and are constants of the compiled code: 1 to 16 KB a format. PIECES says
-where a block has the indices and signs; it is shared with grid_panels.py, which looks other things up with them.
+Grids and signs come from engine/gguf/formats/grids.py and are constants of the compiled code: 1 to 16 KB a format.
+PIECES says where a block has the indices and signs; it is shared with grid_panels.py, which looks other things up
+with them.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +14,8 @@ from llvmlite import ir
 
 from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, LANES, Emitter, Value, vector
 from engine.cpu.kernels.formats.decoders import DECODERS, Decode, Decoder
-from engine.gguf.grids import grid, signs_of_seven
-from engine.gguf.i_quants import IQ1_DELTA
+from engine.gguf.formats.grids import grid, signs_of_seven
+from engine.gguf.formats.i_quants import IQ1_DELTA
 from engine.gguf.types import GGMLType
 
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from engine.cpu.kernels.emit import F32, F64, I8, I16, I32, I64, LANES, Emitter, Value, vector
 from engine.cpu.kernels.formats.decoders import DECODERS, MXFP4_VALUES, Decoder
 from engine.cpu.kernels.formats.grids import constant, register
-from engine.gguf.fp4_quants import UE4M3_HALVED
+from engine.gguf.formats.fp4_quants import UE4M3_HALVED
 from engine.gguf.types import GGMLType
 
 

@@ -19,7 +19,7 @@ from engine.cpu.kernels.emit import I16, I32, Emitter, Value, vector
 from engine.cpu.kernels.formats.grids import PIECES, look_up_points, negative_lanes
 from engine.cpu.kernels.integer.panels import STEPS, Block, Group, panel, write_plane
 from engine.cpu.kernels.isa import ROWS, V8
-from engine.gguf.grids import grid
+from engine.gguf.formats.grids import grid
 from engine.gguf.types import GGMLType
 
 _LEVELS_2, _LEVELS_3 = (np.unique(grid(name)) for name in ("IQ2_XXS", "IQ3_XXS"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.errors import GGUFError
 from engine.gguf.parse import MAGIC, TensorInfo
-from engine.gguf.quantize import WRITABLE, quantize
+from engine.gguf.quantizers.quantize import WRITABLE, quantize
 from engine.gguf.quants import dequantize
 from engine.gguf.reader import GGUFFile
 from engine.gguf.types import GGMLType, row_bytes

@@ -1,6 +1,6 @@
 """What a block format is, and the few numpy helpers that formats share.
 
-The formats themselves are in the modules *_quants.py; quants.py is where others import them from.
+The formats themselves are in the modules *_quants.py beside it; others import them from engine/gguf/quants.py.
 """
 
 from abc import ABC, abstractmethod

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli import options
 from engine.cli.answers import AnswerWriter
-from engine.cli.form import EXIT_CUT, Form, is_cut
 from engine.cli.interrupts import Interrupts
-from engine.cli.opening import Opening
-from engine.cli.option_groups import Without, with_groups
-from engine.cli.sampling import Sampling
+from engine.cli.options import shared
+from engine.cli.options.form import EXIT_CUT, Form, is_cut
+from engine.cli.options.groups import Without, with_groups
+from engine.cli.options.opening import Opening
+from engine.cli.options.sampling import Sampling
+from engine.cli.options.variables import parse_variables
 from engine.cli.terminal import note, open_model, read_text, stats_line
-from engine.cli.variables import parse_variables
 from engine.errors import EngineError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ HELP = (
 
 @with_groups
 def chat(
-    model: options.ModelOption = None,
-    system: options.SystemOption = None,
-    template_file: options.TemplateFileOption = None,
-    chat_var: options.ChatVarOption = None,
+    model: shared.ModelOption = None,
+    system: shared.SystemOption = None,
+    template_file: shared.TemplateFileOption = None,
+    chat_var: shared.ChatVarOption = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(

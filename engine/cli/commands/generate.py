@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli import options
 from engine.cli.answers import AnswerWriter
-from engine.cli.form import EXIT_CUT, Form, is_cut
 from engine.cli.interrupts import Interrupts
-from engine.cli.opening import Opening
-from engine.cli.option_groups import with_groups
-from engine.cli.sampling import Sampling
+from engine.cli.options import shared
+from engine.cli.options.form import EXIT_CUT, Form, is_cut
+from engine.cli.options.groups import with_groups
+from engine.cli.options.opening import Opening
+from engine.cli.options.sampling import Sampling
+from engine.cli.options.variables import Talk
 from engine.cli.terminal import note, open_model, read_text, stats_line, write, write_json
-from engine.cli.variables import Talk
 from engine.errors import InvalidRequestError
 from engine.sampling.params import MAX_SAMPLES
 
@@ -35,7 +35,7 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="The text to continue; - reads it from stdin.", show_default=False)
     ] = None,
-    model: options.ModelOption = None,
+    model: shared.ModelOption = None,
     prompt_option: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The prompt, as an option.", show_default=False)
     ] = None,
@@ -48,12 +48,12 @@ def generate(
             "--chat/--no-chat",
             help="The prompt is what the user says in a conversation: put it into the model's chat template.",
             show_default="with any of the options below",
-            rich_help_panel=options.CHAT,
+            rich_help_panel=shared.CHAT,
         ),
     ] = None,
-    system: options.SystemOption = None,
-    template_file: options.TemplateFileOption = None,
-    chat_var: options.ChatVarOption = None,
+    system: shared.SystemOption = None,
+    template_file: shared.TemplateFileOption = None,
+    chat_var: shared.ChatVarOption = None,
     prompt_ids: Annotated[
         str | None, typer.Option("--prompt-ids", help="The prompt as token ids: 1,15,27.", show_default=False)
     ] = None,
@@ -81,7 +81,7 @@ def generate(
         bool | None,
         typer.Option("--echo/--no-echo", help="Write the prompt first.", show_default="on a terminal"),
     ] = None,
-    json: options.JsonOption = False,
+    json: shared.JsonOption = False,
     logprobs: Annotated[
         int | None,
         typer.Option("--logprobs", help="With --json: log-probabilities of each token and this many alternatives."),

@@ -5,7 +5,7 @@ block_format.py says what a format class is.
 
 import numpy as np
 
-from engine.gguf.block_format import BlockFormat, fields, scale
+from engine.gguf.formats.block_format import BlockFormat, fields, scale
 from engine.gguf.types import GGMLType
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli import options
 from engine.cli.interrupts import Interrupts
-from engine.cli.opening import BATCHING_FIELDS, CHAT_FIELDS, Opening
-from engine.cli.option_groups import Without, with_groups
+from engine.cli.options import shared
+from engine.cli.options.groups import Without, with_groups
+from engine.cli.options.opening import BATCHING_FIELDS, CHAT_FIELDS, Opening
 from engine.cli.terminal import note, open_model, read_text, write, write_json
 from engine.errors import InvalidRequestError
 
@@ -29,7 +29,7 @@ def embed(
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts; - takes every line of stdin as one.", show_default=False)
     ] = None,
-    model: options.ModelOption = None,
+    model: shared.ModelOption = None,
     files: Annotated[
         list[Path] | None,
         typer.Option("--file", "-f", help="A whole UTF-8 file is one text; may be repeated.", show_default=False),

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.cli import options
-from engine.cli.opening import BATCHING_FIELDS, CHAT_FIELDS, Opening
-from engine.cli.option_groups import Without, with_groups
+from engine.cli.options import shared
+from engine.cli.options.groups import Without, with_groups
+from engine.cli.options.opening import BATCHING_FIELDS, CHAT_FIELDS, Opening
 from engine.cli.terminal import note, open_model, read_text, write, write_json
 from engine.config import PAGE, page_count
 
@@ -27,12 +27,12 @@ def perplexity(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="The text, as an option.", show_default=False)
     ] = None,
-    model: options.ModelOption = None,
+    model: shared.ModelOption = None,
     context: Annotated[
         int, typer.Option("--ctx-size", "--context", "-c", help="Tokens of one chunk; the second half of each counts.")
     ] = 512,
     chunks: Annotated[int | None, typer.Option("--chunks", help="Only the first chunks.", show_default="all")] = None,
-    json: options.JsonOption = False,
+    json: shared.JsonOption = False,
     batch: Annotated[int, typer.Option("--batch", "-b", help="Chunks measured side by side, 1 to 256.")] = 1,
     *,
     opening: Annotated[

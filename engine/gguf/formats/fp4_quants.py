@@ -6,7 +6,7 @@ twice the elements, which are whole numbers, and half the scales. block_format.p
 
 import numpy as np
 
-from engine.gguf.block_format import BlockFormat, fields, nibbles
+from engine.gguf.formats.block_format import BlockFormat, fields, nibbles
 from engine.gguf.types import GGMLType
 
 E2M1_DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)

@@ -1,6 +1,6 @@
 """Options that several commands share, under the names that users of llama.cpp and vLLM know.
 
-Those that always go together are groups: Opening (engine/cli/opening.py) and Sampling (engine/cli/sampling.py).
+Those that always go together are groups: Opening (opening.py) and Sampling (sampling.py), made by groups.py.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from engine.gguf.fitting import Floats, divide
-from engine.gguf.grids import grid
-from engine.gguf.i_quants import IQ1_DELTA
-from engine.gguf.packing import pack_bits, pack_fields
+from engine.gguf.formats.grids import grid
+from engine.gguf.formats.i_quants import IQ1_DELTA
+from engine.gguf.quantizers.fitting import Floats, divide
+from engine.gguf.quantizers.packing import pack_bits, pack_fields
 from engine.gguf.types import GGMLType
 
 NEIGHBOURS = 8

@@ -5,8 +5,8 @@ Grids and sign tables are in grids.py. block_format.py says what a format class 
 
 import numpy as np
 
-from engine.gguf.block_format import BlockFormat, bits, fields, nibbles, scale
-from engine.gguf.grids import grid, signs_of_seven
+from engine.gguf.formats.block_format import BlockFormat, bits, fields, nibbles, scale
+from engine.gguf.formats.grids import grid, signs_of_seven
 from engine.gguf.types import GGMLType
 
 LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)

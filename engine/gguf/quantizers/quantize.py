@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.gguf.fitting import (
+from engine.gguf.formats.fp4_quants import E2M1_DOUBLED, E8M0_HALVED, UE4M3_HALVED
+from engine.gguf.formats.i_quants import LEVELS
+from engine.gguf.quantizers.fitting import (
     Floats,
     around,
     best_line,
@@ -23,10 +25,8 @@ from engine.gguf.fitting import (
     ternary,
     whole_numbers,
 )
-from engine.gguf.fp4_quants import E2M1_DOUBLED, E8M0_HALVED, UE4M3_HALVED
-from engine.gguf.grid_search import GRID_ENCODERS
-from engine.gguf.i_quants import LEVELS
-from engine.gguf.packing import pack_bits, pack_fields, pack_nibbles, scaled
+from engine.gguf.quantizers.grid_search import GRID_ENCODERS
+from engine.gguf.quantizers.packing import pack_bits, pack_fields, pack_nibbles, scaled
 from engine.gguf.quants import FORMATS, GGMLType
 
 CHUNK = 1 << 18

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli import options
-from engine.cli.opening import CACHE_FIELDS, CHAT_FIELDS, Opening
-from engine.cli.option_groups import Without, with_groups
+from engine.cli.options import shared
+from engine.cli.options.groups import Without, with_groups
+from engine.cli.options.opening import CACHE_FIELDS, CHAT_FIELDS, Opening
 from engine.cli.terminal import open_model, status, write, write_json
 from engine.config import MAX_SEQUENCES, PAGE, page_count
 from engine.errors import InvalidRequestError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @with_groups
 def bench(
-    model: options.ModelOption = None,
+    model: shared.ModelOption = None,
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", "-p", help="Length of the prompt timed, in tokens; 0 skips it.")
     ] = 512,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli import options
-from engine.cli.opening import Opening
-from engine.cli.option_groups import Only, with_groups
+from engine.cli.options import shared
+from engine.cli.options.groups import Only, with_groups
+from engine.cli.options.opening import Opening
 from engine.cli.terminal import local_file, warnings_shown, write, write_json
 from engine.units import size_text
 
@@ -25,12 +25,12 @@ LONG_TEXT, LONG_ARRAY, SHOWN_ITEMS = 100, 16, 4
 @with_groups
 def inspect(
     file: Annotated[Path | None, typer.Argument(help="The GGUF file.", show_default=False)] = None,
-    model: options.ModelOption = None,
+    model: shared.ModelOption = None,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     launches: Annotated[
         bool, typer.Option("--launches", help="List which GPU kernels multiply which tensors (with --device cuda).")
     ] = False,
-    json: options.JsonOption = False,
+    json: shared.JsonOption = False,
     sequences: Annotated[
         int | None,
         typer.Option(

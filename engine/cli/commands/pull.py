@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from engine.cli import options
 from engine.cli.interrupts import Interrupts
+from engine.cli.options import shared
 from engine.cli.terminal import note, warnings_shown, write, write_json
 
 
 def pull(
     name: Annotated[str, typer.Argument(help="hf:owner/repo[:quant][@revision]; without a quant Q4_K_M.")],
-    json: options.JsonOption = False,
+    json: shared.JsonOption = False,
 ) -> None:
     """Fetch a model into the Hugging Face cache, and compare what is there with the hub's checksums.
 

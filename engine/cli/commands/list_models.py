@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from engine.cli import options
-from engine.cli.opening import Opening
-from engine.cli.option_groups import Only, with_groups
+from engine.cli.options import shared
+from engine.cli.options.groups import Only, with_groups
+from engine.cli.options.opening import Opening
 from engine.cli.terminal import note, write, write_json
 from engine.units import size_text
 
@@ -20,7 +20,7 @@ def list_models(
     repo: Annotated[
         str | None, typer.Argument(help="Only the models of this repository, owner/repo.", show_default=False)
     ] = None,
-    json: options.JsonOption = False,
+    json: shared.JsonOption = False,
     *,
     opening: Annotated[Opening, Only("device", "context_length")],
 ) -> None:

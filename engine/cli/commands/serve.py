@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from engine.cli import options
-from engine.cli.cluster import Cluster
-from engine.cli.opening import Opening
-from engine.cli.option_groups import Without, with_groups
-from engine.cli.sampling import SAMPLING, Sampling
+from engine.cli.options import shared
+from engine.cli.options.cluster import Cluster
+from engine.cli.options.groups import Without, with_groups
+from engine.cli.options.opening import Opening
+from engine.cli.options.sampling import SAMPLING, Sampling
+from engine.cli.options.variables import parse_variables
 from engine.cli.terminal import note, read_text, status, warnings_shown, write
-from engine.cli.variables import parse_variables
 from engine.errors import EngineError, InvalidRequestError
 from engine.split_names import part_name
 
@@ -173,8 +173,8 @@ def serve(
             rich_help_panel=SAMPLING,
         ),
     ] = -1,
-    template_file: options.TemplateFileOption = None,
-    chat_var: options.ChatVarOption = None,
+    template_file: shared.TemplateFileOption = None,
+    chat_var: shared.ChatVarOption = None,
     *,
     opening: Opening,
     sampling: Annotated[Sampling, Without("stop", "stop_token_ids", "ignore_eos", "logit_bias")],
