@@ -20,6 +20,9 @@ that a tile of the plain kernels takes from one page (cuda/attention/attention_p
 CHECKPOINT_SPACING = 512
 """Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
 of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
+STATE_BORDER = 16
+"""Where a model keeps recurrent states, pieces of a prompt end at multiples of it, or with the prompt: devices take so
+many tokens together from such a position on, and the bits do not depend on how a prompt is cut."""
 MAX_SEQUENCES = 1024
 CONTEXTS = 8
 """Whole contexts that the cache holds by default."""
@@ -216,6 +219,21 @@ class EngineSettings(TypedDict, total=False):
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def piece_end(start: int, end: int, last: int, border: int) -> int:
+    """Where a piece of a prompt ends that begins at `start` and may go up to `end`: at a border, or with the prompt.
+
+    Args:
+        start: position of its first token.
+        end: position behind the last token that it may have.
+        last: end of the prompt.
+        border: STATE_BORDER, or 1 where pieces may end anywhere.
+
+    Returns:
+        The largest such position up to `end`; `start` or less where there is none behind it.
+    """
+    return last if end >= last else end // border * border
 
 
 def page_count(n_positions: int) -> int:

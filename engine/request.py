@@ -108,6 +108,8 @@ class ActiveSequence:
         mask: see Request.
         pieces_end: tokens before this position are fed as pieces like those of a prompt, however they are cut: the
             prompt, and of a constrained text all up to forced tokens that are fed together.
+        known_end: generated tokens before this position are fed without a draw, where they are not pieces; several of
+            them may be rows of one decode step.
     """
 
     request_id: int
@@ -124,6 +126,7 @@ class ActiveSequence:
     end: int | None = None
     mask: TokenMask | None = field(default=None, repr=False, compare=False)
     pieces_end: int = field(init=False)
+    known_end: int = 0
 
     def __post_init__(self) -> None:
         self.pieces_end = len(self.prompt_ids)
@@ -138,8 +141,8 @@ class Work(NamedTuple):
         start: position of the first of them; equals sequence.n_cached.
         sample: whether the token after the last one is to be drawn.
         score: whether this goes to Runner.score, which also reports the log-probability of every next prompt token.
-        decode: whether the token fed is one generated token; otherwise this is a piece of what comes before
-            sequence.pieces_end.
+        decode: whether what is fed are generated tokens: one of which the next is drawn, or, not to draw, some before
+            sequence.known_end. Otherwise this is a piece of what comes before sequence.pieces_end.
         draft_ids: predicted tokens fed after it, one row each; the runner draws a token after each row.
     """
 

@@ -3,11 +3,12 @@
     python -m scripts.bench_cpu_peer model.gguf ... --peer-python /path/to/venv/bin/python
 
 `--peer-python` is an interpreter that has llama-cpp-python installed (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install
-llama-cpp-python` builds it for the machine at hand). Each program has a process of its own that keeps the model open;
-they run by turns, never at the same time, with the same number of threads. A prompt is timed from its first token to
-the logits of its last; decoding through each program's own step, the likeliest token fed back. Decoding also shows the
-share of the machine's read bandwidth, measured after each run, that weights and cache were read with. On a machine
-shared with others that bandwidth varies more than anything else here. Prints markdown.
+llama-cpp-python` builds it for the machine at hand). With `--llama-bench PATH` the peer is that program of llama.cpp or
+of ik_llama.cpp instead, which opens the model anew for each run. Otherwise each program has a process of its own that
+keeps the model open; they run by turns, never at the same time, with the same number of threads. A prompt is timed from
+its first token to the logits of its last; decoding through each program's own step, the likeliest token fed back.
+Decoding also shows the share of the machine's read bandwidth, measured after each run, that weights and cache were read
+with. On a machine shared with others that bandwidth varies more than anything else here. Prints markdown.
 
 A run whose threads had to wait for a processor for more than a twentieth of its time is thrown away and made again
 (where /proc says so): a program whose threads wait for each other loses far more by it than one whose threads do not.
@@ -154,6 +155,26 @@ class Program:
         self._process.wait()
 
 
+class LlamaBench:
+    """The program llama-bench as the peer: opens the model, warms up and measures once for each run."""
+
+    greeting = "llama-bench"
+    disturbed = 0
+
+    def __init__(self, program: str, model: Path, threads: int) -> None:
+        self._command = [program, "-m", str(model), "-t", str(threads), "-r", "1", "-o", "json"]
+
+    def ask(self, *, prompt: int, generated: int, depth: int) -> list[float]:
+        """One run: tokens per second."""
+        time.sleep(PAUSE)
+        work = ["-p", str(prompt), "-n", str(generated), *(("-d", str(depth)) if depth else ())]
+        done = subprocess.run([*self._command, *work], capture_output=True, text=True, check=True)
+        return [float(json.loads(done.stdout)[0]["avg_ts"])]
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
 def waited(pid: int) -> float:
     """Seconds that a process's threads were ready to run and did not, added up; 0 where the system does not say."""
     times = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
@@ -167,7 +188,11 @@ def compare(model: Path, args: argparse.Namespace) -> list[str]:
     longest = max(*args.prompt, args.generate + max(args.depth)) + 16
     settings = {"model": str(model), "threads": args.threads, "context": longest, "options": {}}
     ours = Program(sys.executable, "engine", settings | {"options": json.loads(args.options)})
-    peer = Program(args.peer_python, "peer", settings)
+    peer: Program | LlamaBench
+    if args.llama_bench:
+        peer = LlamaBench(args.llama_bench, model, args.threads)
+    else:
+        peer = Program(args.peer_python, "peer", settings)
     note(f"{model.name}: {ours.greeting} beside {peer.greeting}")
     rows = []
     for kind, request in requests:
@@ -185,8 +210,8 @@ def compare(model: Path, args: argparse.Namespace) -> list[str]:
         rows.append(f"| {' | '.join(columns)} |")
         note(rows[-1])
     note(f"{ours.disturbed + peer.disturbed} disturbed runs thrown away")
-    for program in (ours, peer):
-        program.close()
+    ours.close()
+    peer.close()
     return rows
 
 
@@ -203,7 +228,9 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--peer-python", required=True, help="interpreter that has llama-cpp-python")
+    peers = parser.add_mutually_exclusive_group(required=True)
+    peers.add_argument("--peer-python", help="interpreter that has llama-cpp-python")
+    peers.add_argument("--llama-bench", help="the program llama-bench")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, nargs="+", default=[128, 512], help="prompt lengths")
     parser.add_argument("--generate", type=int, default=64, help="tokens decoded")

@@ -33,7 +33,7 @@ LAYERS, WIDTH, HEADS, FFN, VOCAB, CONTEXT = 12, 768, 12, 3072, 30522, 512
 def bert_file(path: Path, type_name: str) -> None:
     """Write a file of random weights whose matrices have this type."""
     from engine.gguf.types import GGMLType
-    from tests.support.gguf_builder import build_gguf, pack
+    from tests.support.models.gguf_builder import build_gguf, pack
 
     rng, kind = np.random.default_rng(0), GGMLType[type_name]
     tensors: dict[str, Any] = {}

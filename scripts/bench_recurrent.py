@@ -20,7 +20,7 @@ import numpy as np
 from engine.cuda.load.device_weights import DeviceLayer
 from engine.cuda.recurrent.delta import Delta, DeltaConstants, DeltaInputs, DeltaShape
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Constants, Mamba2Shape
-from engine.cuda.recurrent.rows import DecodeRows, PromptRows, Rows, conv_tiles, span_table
+from engine.cuda.recurrent.rows import DecodeRows, PromptRows, Rows, span_table
 
 PLACES = 2
 TOKENS = 2048
@@ -49,7 +49,14 @@ def noise(*shape: int, scale: float = 1.0, mean: float = 0.0) -> Any:
     return cupy.asarray(np.random.default_rng(0).normal(mean, scale, shape).astype(np.float32))
 
 
-def delta_call(shape: DeltaShape, rows: Rows, n: int, slots: int) -> Callable[[], object]:
+def room(shape: DeltaShape | Mamba2Shape, n: int, *, chunks: bool) -> Any:
+    """What kernels of chunks leave for each other; None for token after token."""
+    import cupy
+
+    return cupy.empty((n, shape.chunk_width), np.float32) if chunks else None
+
+
+def delta_call(shape: DeltaShape, rows: Rows, n: int, slots: int, *, chunks: bool) -> Callable[[], object]:
     """A delta rule over n rows."""
     import cupy
 
@@ -60,11 +67,11 @@ def delta_call(shape: DeltaShape, rows: Rows, n: int, slots: int) -> Callable[[]
     constants = DeltaConstants(*small, noise(shape.head), 1e-6)
     states = [cupy.zeros((slots * PLACES, *one), np.float32) for one in shape.state_shapes]
     convolved, out = (cupy.zeros((n, width), np.float32) for width in (shape.convolved, shape.inner))
-    kernels = Delta(shape)
-    return lambda: kernels(rows, inputs, constants, states[0], states[1], convolved, out)
+    kernels, between = Delta(shape), room(shape, n, chunks=chunks)
+    return lambda: kernels(rows, inputs, constants, states[0], states[1], convolved, out, chunked=between)
 
 
-def mamba_2_call(shape: Mamba2Shape, rows: Rows, n: int, slots: int) -> Callable[[], object]:
+def mamba_2_call(shape: Mamba2Shape, rows: Rows, n: int, slots: int, *, chunks: bool) -> Callable[[], object]:
     """The state space of Mamba 2 over n rows."""
     import cupy
 
@@ -73,8 +80,8 @@ def mamba_2_call(shape: Mamba2Shape, rows: Rows, n: int, slots: int) -> Callable
     constants = Mamba2Constants(*small, noise(heads))
     states = [cupy.zeros((slots * PLACES, *one), np.float32) for one in shape.state_shapes]
     convolved, out = (cupy.zeros((n, width), np.float32) for width in (shape.convolved, shape.inner))
-    kernels = Mamba2(shape)
-    return lambda: kernels(rows, mixed, constants, states[0], states[1], convolved, out)
+    kernels, between = Mamba2(shape), room(shape, n, chunks=chunks)
+    return lambda: kernels(rows, mixed, constants, states[0], states[1], convolved, out, chunked=between)
 
 
 CALLS: dict[str, tuple[Any, Callable[..., Callable[[], object]]]] = {
@@ -92,15 +99,14 @@ def kernels() -> None:
         for spans in (1, 8):
             each = TOKENS // spans
             table = span_table([(i * each, each, 0, i * PLACES, i * PLACES + 1) for i in range(spans)])
-            rows = PromptRows(cupy.asarray(table), cupy.asarray(conv_tiles(table)))
-            time = microseconds(call(shape, rows, TOKENS, spans))
-            print(
-                f"{name}: prompts of {spans} x {each} tokens {time:.0f} us, {1e3 * time / each:.0f} ns a token",
-                flush=True,
-            )
+            rows = PromptRows.of(table, cupy.asarray)
+            for chunks in (False, True):
+                time = microseconds(call(shape, rows, TOKENS, spans, chunks=chunks))
+                how = "in chunks" if chunks else "token after token"
+                print(f"{name}: prompts of {spans} x {each} tokens {how} {time:.0f} us", flush=True)
         for n in (1, 16, 64):
             tables = cupy.full(n, 5, np.int32), cupy.zeros(n, np.int32)
-            time = microseconds(call(shape, DecodeRows(*tables, PLACES), n, n), 30)
+            time = microseconds(call(shape, DecodeRows(*tables, PLACES), n, n, chunks=False), 30)
             print(f"{name}: {n} decode rows {time:.1f} us, with the launch", flush=True)
 
 

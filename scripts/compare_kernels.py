@@ -193,7 +193,7 @@ def sparse_models(folder: Path) -> Iterator[Path]:
 def models_of_tests(folder: Path) -> Iterator[Path]:
     """The conformance models, where their archive is found, and the feature models of the tests."""
     from tests.conftest import SHARED
-    from tests.support.feature_models import CASES, LATENT_CASES, latent
+    from tests.support.models.feature_models import CASES, LATENT_CASES, latent
 
     archive = SHARED / "conformance" / "models.tar.xz"
     if archive.is_file():

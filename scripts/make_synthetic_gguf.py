@@ -22,10 +22,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from engine.gguf import FORMATS, GGMLType
+from engine.gguf.quantizers.quantize import quantize
 from scripts.synthetic_models import RECIPES, SHAPES, Shape, Tensor, plan
 
 ALIGNMENT = 32
 POOL_BYTES = 16 << 20
+QUANTIZED_BLOCKS = 1 << 10
 
 
 # -- metadata ----------------------------------------------------------------------------------------------------------
@@ -175,6 +177,7 @@ class Pool:
 
     Drawing every byte would be slower than the disk; repeating whole rows would give tokens equal logits. So each
     piece that is written starts at a random block and gets new random scales (sign included) for all its blocks.
+    Where scales are no float16 fields (IQ1_M, NVFP4, MXFP4) blocks are normal numbers, quantized.
     """
 
     def __init__(self, ggml_type: GGMLType, seed: int) -> None:
@@ -183,7 +186,7 @@ class Pool:
         rng = np.random.default_rng([seed, ggml_type])
         n = POOL_BYTES // ggml_type.type_size
         self.scales: dict[str, float] = {}  # field -> value for standard deviation 1
-        self.plain = ggml_type.block_size == 1
+        self.plain, self.quantized = ggml_type.block_size == 1, False
         if self.plain:
             x = rng.standard_normal(n, np.float32)
             if ggml_type is GGMLType.BF16:
@@ -192,7 +195,12 @@ class Pool:
                 self.blocks = x.astype(fmt.layout["x"]).view(fmt.layout)
             return
         self.blocks = np.frombuffer(bytearray(rng.bytes(n * ggml_type.type_size)), fmt.layout)
-        names = [name for name in ("d", "m", "dmin") if name in (fmt.layout.names or ())]
+        fields = fmt.layout.names or ()
+        names = [name for name in ("d", "m", "dmin") if name in fields and fmt.layout[name].kind == "f"]
+        self.quantized = not names
+        if self.quantized:
+            self.normal = rng.standard_normal((QUANTIZED_BLOCKS, fmt.block_size), np.float32)
+            return
         sample = self.blocks[:4096].copy()
         unit = []
         for one in names:  # x is linear in the scales: decode with each of them 1 and the others 0
@@ -207,6 +215,8 @@ class Pool:
     def write(self, out: BinaryIO, t: Tensor, rng: np.random.Generator) -> None:
         """Write a tensor's blocks."""
         left = t.n_bytes // t.type.type_size
+        if self.quantized:
+            self.blocks = quantize(self.normal * np.float32(t.std), t.type).reshape(-1).view(self.blocks.dtype)
         while left:
             start = int(rng.integers(0, max(len(self.blocks) // 2, 1)))
             n = min(left, len(self.blocks) - start)

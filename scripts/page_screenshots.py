@@ -15,9 +15,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 
-from tests.support.browser import browser, require_browser  # noqa: E402 - found through the line above
-from tests.support.chat_page import TEMPLATE, Page, serving_at  # noqa: E402
-from tests.support.scripted_model import scripted_llama  # noqa: E402
+from tests.support.models.scripted_model import scripted_llama  # noqa: E402
+from tests.support.servers.browser import browser, require_browser  # noqa: E402 - found through the line above
+from tests.support.servers.chat_page import TEMPLATE, Page, serving_at  # noqa: E402
 
 TARGET = ROOT / "docs" / "page"
 QUESTION = "How do I sort a list of people by age in Python?"

@@ -1,4 +1,4 @@
-"""Stores llama.cpp's vectors of the models in tests/support/embedding_models.py, for test_peer_embeddings.py.
+"""Stores llama.cpp's vectors of the models in tests/support/models/embedding_models.py, for test_peer_embeddings.py.
 
     /path/to/venv/bin/python -m scripts.peer_embeddings
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts.peer_llama import VERSION, batch_of, opened
-from tests.support.embedding_models import COLUMNS, CONTEXT, MODELS, NAMES, TARGET, TEXTS, TOKEN_VECTORS_OF
+from tests.support.models.embedding_models import COLUMNS, CONTEXT, MODELS, NAMES, TARGET, TEXTS, TOKEN_VECTORS_OF
 
 
 def vectors(path: Path, texts: Sequence[Sequence[int]], pooling: int, width: int) -> list[npt.NDArray[np.float32]]:

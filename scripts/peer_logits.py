@@ -1,4 +1,4 @@
-"""Stores llama.cpp's logits of the models in tests/support/peer_models.py, for tests/model/test_peer_logits.py.
+"""Stores llama.cpp's logits of the models in tests/support/peers/models.py, for tests/model/test_peer_logits.py.
 
     /path/to/venv/bin/python -m scripts.peer_logits               all models
     /path/to/venv/bin/python -m scripts.peer_logits gemma4 "yarn"    these alone
@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts.peer_llama import VERSION, batch_of, opened
-from tests.support.naive_model import TOKENS
-from tests.support.peer_models import LOGITS, MODELS, RUN_CONTEXT, logits_file, shown, written
+from tests.support.models.naive_model import TOKENS
+from tests.support.peers.models import LOGITS, MODELS, RUN_CONTEXT, logits_file, shown, written
 
 
 def logits(path: Path) -> npt.NDArray[np.float32]:

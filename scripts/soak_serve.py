@@ -50,7 +50,7 @@ class Load:
 
 
 def soak(server: Any, load: Load) -> Counter[str]:
-    """Send the load to a running server (tests.support.http_server, or without failures tests.support.ray_server).
+    """Send the load to a server of tests/support/servers/: http_server.py, or without failures ray_server.py.
 
     Returns:
         How many requests were "completed", "left" by their clients, too "late" or "failed"; and how often one found the
@@ -240,7 +240,7 @@ def main() -> int:
 
 def _soak_here(arguments: argparse.Namespace, load: Load) -> Outcome:
     from engine.serve.model_store import ModelSpec
-    from tests.support.http_server import running
+    from tests.support.servers.http_server import running
 
     spec = ModelSpec("soak", arguments.model, (), {"device": "auto", "max_sequences": 8, "cache_tokens": 4096})
     with running([spec], max_waiting=load.clients // 2) as server:
@@ -248,7 +248,7 @@ def _soak_here(arguments: argparse.Namespace, load: Load) -> Outcome:
 
 
 def _soak_replicas(arguments: argparse.Namespace, load: Load) -> Outcome:
-    from tests.support.ray_server import running
+    from tests.support.servers.ray_server import running
 
     model = ["--model", arguments.model] if arguments.model else []
     limits = ["--max-sequences", "8", "--cache-tokens", "4096", "--max-waiting", str(load.clients // 2)]

@@ -130,7 +130,7 @@ def dequantization(kind: GGMLType) -> Cell:
 
 def product(kind: GGMLType) -> Cell:
     """Error of products on the CPU with whole numbers, which no quantizer writes, against float64."""
-    from tests.support.gguf_builder import random_blocks
+    from tests.support.models.gguf_builder import random_blocks
 
     w = Weight("w", kind, (256, 1024), random_blocks((256, 1024), kind, std=20.0))
     x = np.random.default_rng(0).standard_normal((LOGIT_TOKENS, 1024), dtype=np.float32)
@@ -207,7 +207,7 @@ def rounds_activations(kind: GGMLType) -> bool:
 
 def type_on_gpu(path: Path, ids: list[int], logits: Path, text: Path, chunks: int | None) -> Cell:
     """The same on the GPU, all with its float16 cache."""
-    from tests.support.gpu_helpers import decode_logits
+    from tests.support.gpu.helpers import decode_logits
 
     expected = np.load(logits)
     with LLM(path, device="cuda", context_length=CONTEXT, max_sequences=8) as llm:
@@ -252,7 +252,7 @@ def architecture_on_cpu(path: Path, expected: Path, threads: int | None) -> Cell
 
 def architecture_on_gpu(path: Path, expected: Path, kv_type: str) -> Cell:
     """Errors of a conformance file on the GPU."""
-    from tests.support.gpu_helpers import decode_logits, opened
+    from tests.support.gpu.helpers import decode_logits, opened
 
     with np.load(expected) as file:
         ids, logits = file["tokens"].tolist(), file["logits"]

@@ -98,6 +98,9 @@ SHAPES: dict[str, Shape] = {
         layers=48, width=2048, heads=32, kv_heads=4, head_dim=128, ffn=6144, tied=False,
         experts=128, experts_used=8, expert_ffn=768,
     ),
+    "qwen3.5-0.8b": _hybrid(
+        layers=24, width=1024, heads=8, kv_heads=2, ffn=3584, tied=True, inner=2048, dt_rank=16
+    ),
     "qwen3.5-9b": _hybrid(layers=32, width=4096, heads=16, kv_heads=4, ffn=12288, tied=False),
     "qwen3.5-35b-a3b": _hybrid(
         "qwen35moe",

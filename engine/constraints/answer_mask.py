@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from llguidance import LLMatcher
 
+from engine.constraints.side_by_side import SideBySide
 from engine.errors import EngineError
 from engine.sampling.constraint import Bits
 from engine.text import IncrementalDecoder, Tokenizer
@@ -22,7 +23,7 @@ Make = Callable[[CallRules, bool, str | None], LLMatcher]
 """Rules, whether the opening marker is there already, the function that a header named → a fresh matcher."""
 
 
-class AnswerMask:
+class AnswerMask(SideBySide):
     """The TokenMask of one answer.
 
     Args:
@@ -59,6 +60,7 @@ class AnswerMask:
         rules = self._rules
         self._n_consumed = 0
         self._is_moving = False
+        self.ready = None
         self._parser = rules.parser()
         self._decoder = IncrementalDecoder(self._tokenizer, continuation=True, shown=rules.shown_ids)
         self._matcher: LLMatcher | None = None
@@ -92,13 +94,21 @@ class AnswerMask:
                 _clear(bits, [self._banned])
                 return bits
             return self._endless if self._waits else self._free
-        self._matcher.unsafe_compute_mask_ptr(self._buffer.ctypes.data, self._buffer.nbytes)
-        bits = self._buffer[: self._n_words]
+        computed, self.ready = self.ready, None
+        if computed is None:
+            computed = self._buffer
+            self._matcher.unsafe_compute_mask_ptr(computed.ctypes.data, computed.nbytes)
+        bits = computed[: self._n_words]
         if self._matcher.is_error() or not bits.any():
             raise self._error("no token may follow")
         if not self._n_consumed:
             _set(bits, self._thought_ids)
         return bits
+
+    def matcher_behind(self, output_ids: Sequence[int]) -> tuple[LLMatcher, int] | None:
+        """See SideBySide.matcher_behind."""
+        self._follow(output_ids)
+        return None if self._queue or self._matcher is None else (self._matcher, len(self._buffer))
 
     def forced(self, output_ids: Sequence[int]) -> Sequence[int]:
         """See TokenMask.forced."""
@@ -119,7 +129,7 @@ class AnswerMask:
         if self._is_moving:
             self._begin()
         for token_id in output_ids[self._n_consumed :]:
-            self._is_moving = True
+            self._is_moving, self.ready = True, None
             self._take(token_id)
             self._n_consumed += 1
             self._is_moving = False

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from engine.constraints.answer_mask import AnswerMask
 from engine.constraints.matcher import GrammarMask
-from engine.sampling.constraint import Bits
+from engine.sampling.constraint import Bits, TokenMask
 
 
 class LimitedMask:
@@ -26,6 +26,10 @@ class LimitedMask:
         bits = self._constraint.bits(output_ids)
         both = bits & self._answer.bits(output_ids)
         return both if both.any() else bits  # behind the end of a thought the constraint has the last word
+
+    def prepare(self, wanted: Sequence[tuple[TokenMask, Sequence[int]]]) -> None:
+        """See TokenMask.prepare."""
+        self._constraint.prepare(wanted)
 
     def forced(self, output_ids: Sequence[int]) -> Sequence[int]:
         """See TokenMask.forced. In a thought there is a choice, but for its end, which is drawn token by token."""

@@ -8,11 +8,12 @@ import numpy as np
 from llguidance import LLMatcher
 
 from engine.constraints.grammars import short_reason
+from engine.constraints.side_by_side import SideBySide
 from engine.errors import EngineError
 from engine.sampling.constraint import Bits
 
 
-class GrammarMask:
+class GrammarMask(SideBySide):
     """The TokenMask of one request: follows the tokens generated so far through a grammar.
 
     Args:
@@ -31,11 +32,19 @@ class GrammarMask:
     def bits(self, output_ids: Sequence[int]) -> Bits:
         """See TokenMask.bits."""
         self._follow(output_ids)
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        bits = self._bits[: self._n_words]
+        bits, self.ready = self.ready, None
+        if bits is None:
+            bits = self._bits
+            self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        bits = bits[: self._n_words]
         if self._matcher.is_error() or not bits.any():
             raise self._error("no token may follow")
         return bits
+
+    def matcher_behind(self, output_ids: Sequence[int]) -> tuple[LLMatcher, int] | None:
+        """See SideBySide.matcher_behind."""
+        self._follow(output_ids)
+        return self._matcher, len(self._bits)
 
     def forced(self, output_ids: Sequence[int]) -> Sequence[int]:
         """See TokenMask.forced. What bytes must follow is cut as the tokenizer cuts it, with the last token before."""
@@ -55,9 +64,9 @@ class GrammarMask:
         """
         if self._is_moving:
             self._matcher.reset()
-            self._n_consumed = 0
+            self._n_consumed, self.ready = 0, None
         for token_id in output_ids[self._n_consumed :]:
-            self._is_moving = True
+            self._is_moving, self.ready = True, None
             if not self._matcher.consume_token(token_id):
                 raise self._error(f"token {token_id} was drawn against it")
             self._n_consumed += 1

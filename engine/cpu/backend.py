@@ -19,6 +19,7 @@ from engine.cpu.threads import ThreadPool
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 from engine.model.batch import Batch, Ids
+from engine.model.config import AttentionConfig, OutputGate
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
 from engine.model.transformer import hidden_states
@@ -189,6 +190,7 @@ class CpuBackend:
         """Kind and type of every kernel that a step can ask for."""
         from engine.cpu.kernels.formats.decoders import DECODERS
         from engine.cpu.products.integer import all_matrices, is_integer, kernel_names
+        from engine.cpu.steps.recurrent_steps import kernel_names as recurrent_kernels
 
         weights = self.model.weights
         kv_type = self._kv_type if self.config.generates else KvType.F32
@@ -197,6 +199,10 @@ class CpuBackend:
         for layer in self.config.layers:
             compiled = (part for part in layer.ffn_parts if part.caps is None and part.xielu is None)
             needed += (("gate", part.activation.name) for part in compiled)
+            if isinstance(layer.mixer, AttentionConfig) and layer.mixer.output_gate is OutputGate.IN_QUERY:
+                needed += [("take_columns", "F32"), ("gate", "SIGMOID")]
+            if layer.recurrent_part is not None:
+                needed += recurrent_kernels(layer.recurrent_part)
         needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
             if self._quantize and is_integer(type, repack=self._repack):

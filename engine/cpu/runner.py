@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import cache_size, checkpoint_count, page_count
+from engine.config import STATE_BORDER, cache_size, checkpoint_count, page_count
 from engine.cpu.backend import CpuBackend
 from engine.cpu.bandwidth import read_bandwidth
 from engine.cpu.threads import ThreadPool, default_threads
@@ -77,10 +77,11 @@ class CpuRunner:
         self.max_sequences = (max_sequences or DEFAULT_SEQUENCES) if generates else 1
         self.n_pages = page_count(cache_size(cache_tokens, context_length, self.max_sequences)) if generates else 1
         scratch_pages = page_count(context_length) if generates else 0
-        self.prefill_chunk = prefill_chunk or PREFILL_CHUNK
+        self.prefill_chunk = max(prefill_chunk or PREFILL_CHUNK, STATE_BORDER if model.config.state_bytes else 1)
         self.mixed_chunk = min(MIXED_CHUNK, self.prefill_chunk)
         self.mixed_per_sequence = 0
         self.shortest_piece = SHORTEST_PIECE
+        self.known_room: Callable[[int, int], int] | None = None
         self.lookahead = 0
         self.text_tokens, self.most_texts = TEXT_TOKENS, MOST_TEXTS
         self._backend = CpuBackend(

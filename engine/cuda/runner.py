@@ -10,7 +10,7 @@ from traceback import clear_frames
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import KvType, Target, checkpoint_count, page_count
+from engine.config import STATE_BORDER, KvType, Target, checkpoint_count, page_count
 from engine.cuda import availability
 from engine.cuda.attention.cache import MOST_TEXTS, PagedCache
 from engine.cuda.driver.context import GpuContext
@@ -19,7 +19,14 @@ from engine.cuda.driver.row_store import SavedRows
 from engine.cuda.launch_plan.ahead import MOST_AHEAD
 from engine.cuda.launch_plan.model import LaunchPlan, Settings
 from engine.cuda.load.features import check_features
-from engine.cuda.load.memory_plan import MIXED_ROWS, MIXED_ROWS_PER_SEQUENCE, SHORTEST_PIECE, choose, memory_plan
+from engine.cuda.load.memory_plan import (
+    MIXED_ROWS,
+    MIXED_ROWS_PER_SEQUENCE,
+    SHORTEST_KNOWN,
+    SHORTEST_PIECE,
+    choose,
+    memory_plan,
+)
 from engine.cuda.load.opening import load_weights
 from engine.cuda.profile import REPEATS, profile_decode
 from engine.cuda.recurrent.state_cache import DeviceStates, StateCache
@@ -88,9 +95,10 @@ class CudaRunner:
         self.config = model.config
         self.context_length = context_length
         self.threads: int | None = None
-        self.shortest_piece = SHORTEST_PIECE
         self.lookahead = MOST_AHEAD - 1
         self.states: DeviceStates | None = None
+        if prefill_chunk is not None and model.config.state_bytes:
+            prefill_chunk = max(prefill_chunk, STATE_BORDER)
         self._bandwidth: float | None = None
         self._closed = False
         self._unclear = False
@@ -109,6 +117,8 @@ class CudaRunner:
                 default_rows=prefill_chunk is None,
             )
             self.max_sequences = launches.settings.max_sequences
+            self.known_room: Callable[[int, int], int] | None = launches.known_room if launches.known_rows else None
+            self.shortest_piece = SHORTEST_PIECE if self.known_room is None else SHORTEST_KNOWN
             self.device_name = self._gpu.name
             self.n_pages = self._plan.pages
             self.prefill_chunk = self._plan.prefill_rows
@@ -130,6 +140,7 @@ class CudaRunner:
         self._loop = RunAhead(
             enqueue=self._machine.enqueue,
             forward=self._machine.enqueue_forward,
+            forward_known=self._machine.enqueue_known,
             sample=self._machine.enqueue_sampling,
             set_position=self._machine.set_position,
             set_limit=self._machine.set_limit,
@@ -171,14 +182,22 @@ class CudaRunner:
         """See Runner.step.
 
         Decode steps are launched first, prompts behind them, and the decode step after the next behind those, which
-        already feeds the first tokens that the prompts will have drawn; only then are results waited for.
+        already feeds the first tokens that the prompts will have drawn; only then are results waited for. Known tokens
+        of a sequence are rows of that last step, before the token behind them.
         """
         with self._running(), self._whole():
             results: dict[int, TokenSample | EngineError] = {}
-            decode = [item for item in work if item.decode and self._seats.seat(item, results)]
+            rows = [item for item in work if item.decode]
+            for item in rows:
+                self._seats.seat(item)
+            decode = self._seats.send_masks([item for item in rows if item.sample], results)
             prompts = [item for item in work if not item.decode and self._seats.send_mask(item, results)]
             slots = [item.sequence.slot for item in decode]
-            self._loop.launch_needed(slots)
+            known = [item for item in rows if not item.sample]
+            self._loop.feed([item.sequence.slot for item in known])
+            for item in known:
+                self._seats.pass_over(item)
+            self._loop.launch_needed(slots)  # behind all that the host can do while the device works
             if prompts:
                 self._loop.forget_prepared()
             limits = {item.sequence.slot: self._seats.open_pages(item) for item in prompts}
@@ -244,7 +263,7 @@ class CudaRunner:
         parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in texts]
         self._machine.prompt_ops.use(cache, states)
         try:
-            for batch in text_batches(texts, self.prefill_chunk):
+            for batch in text_batches(texts, self.prefill_chunk, 1 if states is None else STATE_BORDER):
                 rows = np.concatenate(list(rows_of(batch)))
                 for span in batch.spans:
                     parts[span.slot].append(rows[span.row : span.row + span.n_rows])

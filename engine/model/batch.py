@@ -55,6 +55,11 @@ class Span:
         return self.place + 1 if self.writes is None else self.writes
 
     @property
+    def rows(self) -> slice:
+        """Its rows of the batch."""
+        return slice(self.row, self.row + self.n_rows)
+
+    @property
     def n_total(self) -> int:
         """Tokens the slot holds after this step."""
         return self.n_past + self.n_rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,10 @@ from engine.model.cache import StateStore
 from engine.model.config import ModelConfig, Pooling
 from engine.model.memory import MemoryPlan
 from engine.request import TokenSample, Work
+
+KnownRoom = Callable[[int, int], int]
+"""(sequences of a decode step, forced tokens that wait behind their next ones) → how many of these the step takes as
+well. Whatever it says, texts are the same."""
 
 
 class Runner(Protocol):
@@ -29,6 +33,7 @@ class Runner(Protocol):
     mixed_chunk: int  # prompt tokens of a step beside decoding sequences
     mixed_per_sequence: int  # of each of those, where that is more together; at most prefill_chunk in all
     shortest_piece: int  # a token drawn and those that a constraint forces behind it are fed together from so many on
+    known_room: KnownRoom | None  # where forced tokens are rows of decode steps; None: they are pieces
     lookahead: int  # positions after a decoding sequence's token that may be written as well, where it has pages
     text_tokens: int  # tokens of whole texts for one call of vectors(), about; one text may have more
     most_texts: int  # texts of such a call

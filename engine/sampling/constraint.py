@@ -35,6 +35,12 @@ class TokenMask(Protocol):
             EngineError: no token can follow; the request must end.
         """
 
+    def prepare(self, wanted: Sequence[tuple[TokenMask, Sequence[int]]]) -> None:
+        """bits() of these masks will be asked for next, each with these tokens: what several can share is done now.
+
+        Errors are left to bits(). Masks of any kind may be among them.
+        """
+
     def forced(self, output_ids: Sequence[int]) -> Sequence[int]:
         """The tokens that must come after output_ids: the only ones that bits() allows one after the other.
 

@@ -1,6 +1,7 @@
 """Tokens that follow a drawn one without a choice, because a constraint allows no other: which ones a request takes.
 
-They are known before the model has seen them, so they are fed together, as pieces (engine/scheduling/pieces.py).
+They are known before the model has seen them, so several are fed in one step: as rows of a decode step, or as pieces
+(engine/scheduling/pieces.py).
 """
 
 from __future__ import annotations

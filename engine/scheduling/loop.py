@@ -57,6 +57,7 @@ class EngineLoop:
             prefill_chunk=runner.prefill_chunk,
             mixed_chunk=runner.mixed_chunk,
             mixed_per_sequence=runner.mixed_per_sequence,
+            known_room=runner.known_room,
             lookahead=runner.lookahead,
             prefix_cache=prefix_cache,
             checkpoints=None if runner.states is None else runner.states.n_checkpoints,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 
-from engine.config import PAGE
+from engine.config import PAGE, STATE_BORDER, piece_end
 from engine.request import ActiveSequence, Request, Work
 
 
@@ -18,9 +18,16 @@ class Spacing:
 
     Attributes:
         every: a multiple of PAGE; None where no states are kept.
+        stateful: whether the model has recurrent states, kept or not.
     """
 
     every: int | None
+    stateful: bool
+
+    @property
+    def pieces(self) -> int:
+        """Pieces end at multiples of it."""
+        return STATE_BORDER if self.stateful else 1
 
     def border(self, prompt: Ids[int], start: int) -> int:
         """The next position behind `start` at which a piece of a prompt must end."""
@@ -54,7 +61,9 @@ def next_piece(request: Request, sequence: ActiveSequence, budget: int, spacing:
     Pieces end with the budget; those of a prompt also where scoring begins and ends, and at checkpoints.
     """
     start, last, prompt = sequence.n_cached, sequence.pieces_end - 1, sequence.prompt_ids
-    end = min(last + 1, start + budget)
+    end = piece_end(start, start + budget, last + 1, spacing.pieces)
+    if start >= end:
+        return None
     if start >= len(prompt):
         ids: Ids[int] = sequence.output_ids[start - len(prompt) : end - len(prompt)]
         return Work(sequence, ids, start, end == last + 1)

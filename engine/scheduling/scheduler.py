@@ -2,11 +2,11 @@
 
 Every step feeds one token of each decoding sequence and, within a budget, pieces of the prompts that are still being
 read, so that a long prompt slows the running streams down but never stops them. Tokens that a constraint forces are
-known like those of a prompt, and are fed in such pieces as well. Requests start in order of arrival and none overtakes
-another. Pages are allocated as sequences grow. When there are none left, the sequence that arrived last is preempted:
-its pages are saved outside the cache, and it resumes, before any waiting request starts, when there is room. Sequences
-of models with recurrent layers also have a state, of which the scheduler holds the place in its ring
-(docs/decisions/repeatable-step.md).
+known like those of a prompt: the runner has rows for some of them in its decode steps, or they are fed in such pieces
+as well. Requests start in order of arrival and none overtakes another. Pages are allocated as sequences grow. When
+there are none left, the sequence that arrived last is preempted: its pages are saved outside the cache, and it resumes,
+before any waiting request starts, when there is room. Sequences of models with recurrent layers also have a state, of
+which the scheduler holds the place in its ring (docs/decisions/repeatable-step.md).
 
 An exception may arrive between any two lines (docs/decisions/exceptions-at-any-line.md). Each change therefore has one
 statement that makes it true, and recover() derives all other fields from those.
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from engine.config import CHECKPOINT_SPACING, PAGE, page_count
 from engine.request import ActiveSequence, Request, TokenSample, Work
+from engine.runner.protocol import KnownRoom
 from engine.scheduling.actions import Action, LeaveSlot, LoadPages, RestoreCheckpoint, SaveCheckpoint, SavePages
 from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.page_pool import PagePool
@@ -47,6 +48,7 @@ class Scheduler:
         prefill_chunk: most tokens of pieces in a step without decoding sequences.
         mixed_chunk: most tokens of pieces in a step beside decoding sequences.
         mixed_per_sequence: of each decoding sequence, where that is more; at most prefill_chunk together.
+        known_room: see runner.protocol; None: forced tokens are pieces.
         lookahead: positions behind a decoding sequence's token that get pages as well where there are free ones.
         prefix_cache: use pages of earlier prompts that began with the same tokens.
         checkpoints: entries for copies of recurrent states; None where the model has no recurrent layers.
@@ -65,6 +67,7 @@ class Scheduler:
         prefill_chunk: int = 512,
         mixed_chunk: int = 512,
         mixed_per_sequence: int = 0,
+        known_room: KnownRoom | None = None,
         lookahead: int = 0,
         prefix_cache: bool = True,
         checkpoints: int | None = None,
@@ -73,15 +76,17 @@ class Scheduler:
         assert checkpoint_spacing > 0, "the spacing of checkpoints must be positive"
         assert checkpoint_spacing % PAGE == 0, "checkpoints are taken at page borders"
         self._stateful = checkpoints is not None
-        self._spacing = Spacing(checkpoint_spacing if checkpoints and prefix_cache else None)
+        self._spacing = Spacing(checkpoint_spacing if checkpoints and prefix_cache else None, self._stateful)
         pool = None if checkpoints is None else CheckpointPool(checkpoints)
         self.blocks = PagePool(n_pages, prefix_cache=prefix_cache, checkpoints=pool)
         self.actions: deque[Action] = deque()
         self.n_preemptions = 0
         self._prefixes = Prefixes(self.blocks, self.actions, self._spacing, stateful=self._stateful)
+        assert min(prefill_chunk, mixed_chunk) >= self._spacing.pieces, "no piece could end at a border"
         self._prefill_chunk = prefill_chunk
         self._mixed_chunk = mixed_chunk
         self._mixed_per_sequence = mixed_per_sequence
+        self._known_room = known_room
         self._lookahead = lookahead
         self._prefix_cache = prefix_cache
         self._waiting: dict[int, Request] = {}  # by id, in order of arrival
@@ -143,6 +148,7 @@ class Scheduler:
         running = self._seated()
         self._close_ranks(running)
         work: list[Work] = []
+        known: list[_Started] = []
         n_preemptions = self.n_preemptions
         # With hundreds of sequences this loop is what a step costs here: what rarely happens is behind one comparison.
         for one in running:
@@ -153,7 +159,12 @@ class Scheduler:
                 and one.seated
                 and (start < len(sequence.pages) * PAGE or self._make_room(one, start + 1))
             ):
-                work.append(Work(sequence, sequence.output_ids[-1:], start, True, False, True))
+                if start >= sequence.known_end:
+                    work.append(Work(sequence, sequence.output_ids[-1:], start, True, False, True))
+                else:
+                    known.append(one)
+        if known:
+            work += self._known(known, len(work))
         beside = min(self._prefill_chunk, max(self._mixed_chunk, self._mixed_per_sequence * len(work)))
         work += self._pieces(running, beside if work else self._prefill_chunk)
         if self.n_preemptions > n_preemptions:
@@ -195,7 +206,9 @@ class Scheduler:
             tokens = [*(one.token_id for one in accepted), sample.token_id] if accepted else [sample.token_id]
             sequence.output_ids[outputs_before(work) :] = [*tokens, *forced] if forced else tokens
             sequence.draft_ids = []
-            if forced:
+            if forced and self._known_room is not None:
+                sequence.known_end = len(sequence.prompt_ids) + len(sequence.output_ids) - 1
+            elif forced:
                 sequence.pieces_end = len(sequence.prompt_ids) + len(sequence.output_ids)
         n_cached = work.start + len(work.token_ids) + n_accepted
         # The statement that makes it true. Nothing can come between the two: both are plain stores.
@@ -353,6 +366,27 @@ class Scheduler:
         if missing > 0 and self.blocks.can_allocate(missing):
             sequence.pages += self.blocks.allocate(missing)
 
+    # ---- known tokens ----------------------------------------------------------------------------------------
+
+    def _known(self, running: list[_Started], n_others: int) -> list[Work]:
+        """Known tokens of sequences: the first of each, and as many behind these as the runner has room for.
+
+        The token behind them gets a page as well, so that the same step of the device can feed it.
+        """
+        assert self._known_room is not None, "known tokens are pieces"
+        sequences = [one.sequence for one in running]
+        wanted = sum(sequence.known_end - sequence.n_cached - 1 for sequence in sequences)
+        room = self._known_room(n_others + len(running), wanted)
+        work = []
+        for one in running:
+            sequence, start = one.sequence, one.sequence.n_cached
+            n = min(sequence.known_end - start, 1 + room)
+            if self._make_room(one, start + n + 1):
+                room -= n - 1
+                first = start - len(sequence.prompt_ids)
+                work.append(Work(sequence, sequence.output_ids[first : first + n], start, False, False, True))
+        return work
+
     # ---- pieces ----------------------------------------------------------------------------------------------
 
     def _pieces(self, running: list[_Started], budget: int) -> list[Work]:
@@ -365,6 +399,8 @@ class Scheduler:
                 continue
             work = next_piece(one.request, one.sequence, budget, self._spacing)
             if work is None:
+                if one.sequence.pieces_end - one.sequence.n_cached > budget:
+                    break  # no border within the budget; a shorter prompt would overtake this one
                 continue
             if not self._make_room(one, work.start + len(work.token_ids)):
                 break  # this request was preempted itself; later ones cannot get pages either

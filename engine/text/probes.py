@@ -14,10 +14,13 @@ CALL_NAME = "qzlook"
 CALL_VALUE = "qzvalue"
 """Argument that the tool is called with."""
 
+CALL_KEYS = ("qzkey", "qzmore")
+"""Names of its parameters: two, as families differ in what is between them."""
+
 CALL: dict[str, Any] = {
     "id": "qzidnine9",
     "type": "function",
-    "function": {"name": CALL_NAME, "arguments": {"qzkey": CALL_VALUE}},
+    "function": {"name": CALL_NAME, "arguments": dict.fromkeys(CALL_KEYS, CALL_VALUE)},
 }
 
 TOOLS: list[dict[str, Any]] = [
@@ -28,8 +31,8 @@ TOOLS: list[dict[str, Any]] = [
             "description": "Looks.",
             "parameters": {
                 "type": "object",
-                "properties": {"qzkey": {"type": "string", "description": "What."}},
-                "required": ["qzkey"],
+                "properties": {key: {"type": "string", "description": "What."} for key in CALL_KEYS},
+                "required": list(CALL_KEYS),
             },
         },
     }

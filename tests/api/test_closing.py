@@ -9,9 +9,9 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.errors import DeviceError, EngineError
-from tests.support.fake_cupy import FakeGpu, failing, install
-from tests.support.gguf_builder import tiny_llama
+from tests.support.gpu.fake_cupy import FakeGpu, failing, install
 from tests.support.injection import Injected, Injection, engine_files
+from tests.support.models.gguf_builder import tiny_llama
 
 PARAMS = SamplingParams(max_tokens=3, temperature=0)
 SHARED = engine_files("api/llm.py", "gguf/reader.py", "scheduling/loop.py")

@@ -8,8 +8,8 @@ import pytest
 
 from engine import LLM, AsyncLLM, ContextFullError, EngineError, InvalidRequestError, SamplingParams
 from engine.gguf.quants import dequantize
-from tests.support.embedding_models import CONTEXT, WIDTH, WORDPIECE, bert_like, qwen3, qwen3_reranker, ranks
-from tests.support.hybrid_models import tiny_hybrid
+from tests.support.models.embedding_models import CONTEXT, WIDTH, WORDPIECE, bert_like, qwen3, qwen3_reranker, ranks
+from tests.support.models.hybrid_models import tiny_hybrid
 
 CLS, SEP, A, B = 2, 3, 5, 6
 

@@ -20,7 +20,7 @@ from engine import (
     TokenizerError,
 )
 from engine.gguf import open_gguf
-from tests.support.gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
+from tests.support.models.gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
 PROMPTS = ["Once upon a time", "The king", "In the dark wood there lived", "One day"]

@@ -12,9 +12,9 @@ from engine import LLM, SamplingParams
 from engine.config import PAGE
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
-from tests.support.hybrid_models import GPU_FAMILIES, tiny_hybrid
 from tests.support.injection import interrupted
-from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
+from tests.support.models.hybrid_models import GPU_FAMILIES, tiny_hybrid
+from tests.support.models.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
 HYBRIDS = (
     "lfm2", "mamba2", "falcon-h1", "nemotron_h", "jamba", "qwen35", "kimi-linear", "plamo2", "minimax-01", "kimi-k3",

@@ -10,10 +10,10 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.gguf.types import GGMLType
-from tests.support.feature_models import latent, no_norm_weights, sinks_and_clamped_gates
-from tests.support.gguf_builder import tiny_llama
-from tests.support.indexer_models import blocks, tokens
-from tests.support.naive_model import VOCAB
+from tests.support.models.feature_models import latent, no_norm_weights, sinks_and_clamped_gates
+from tests.support.models.gguf_builder import tiny_llama
+from tests.support.models.indexer_models import blocks, tokens
+from tests.support.models.naive_model import VOCAB
 
 CONTEXT, N = 256, 24
 

@@ -6,9 +6,9 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.text.answers.call_records import BY_NAME
-from tests.support.form_templates import template_of
-from tests.support.round_trip import TOOLS
-from tests.support.scripted_model import in_pieces, scripted_llama
+from tests.support.chats.form_templates import template_of
+from tests.support.chats.round_trip import TOOLS
+from tests.support.models.scripted_model import in_pieces, scripted_llama
 
 TALK = [{"role": "user", "content": "Hello"}]
 QUERY = 'ü "so" <b> 日本'

@@ -20,7 +20,7 @@ import pytest
 from engine import __version__
 from engine.api.stream import Stream
 from tests.support.command_line import run
-from tests.support.gguf_builder import tiny_llama
+from tests.support.models.gguf_builder import tiny_llama
 
 COMMAND = [sys.executable, "-m", "engine"]
 GREEDY = ["--temp", "0", "--device", "cpu"]

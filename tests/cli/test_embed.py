@@ -7,7 +7,7 @@ import pytest
 
 from engine import LLM
 from tests.support.command_line import run
-from tests.support.embedding_models import WORDPIECE, bert_like, ranks
+from tests.support.models.embedding_models import WORDPIECE, bert_like, ranks
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.support.command_line import run
-from tests.support.http_server import TEMPLATE
+from tests.support.servers.http_server import TEMPLATE
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 99}}, "required": ["n"]}
 SCHEMA |= {"additionalProperties": False}

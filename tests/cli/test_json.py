@@ -16,7 +16,7 @@ from engine.cli.terminal import write_json
 from engine.cpu.caches.model import KVCache
 from engine.errors import DeviceError
 from engine.model.config import AttentionConfig
-from tests.support.gguf_builder import Typed, build_gguf, tiny_llama_parts
+from tests.support.models.gguf_builder import Typed, build_gguf, tiny_llama_parts
 
 
 def run(*arguments, encoding="utf-8"):

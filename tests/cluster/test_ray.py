@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from scripts.soak_serve import Load, soak_in_parts
-from tests.support.ray_load import STORY, ask_either_way, complete, conversations, under_load
-from tests.support.ray_server import running, wait_for
+from tests.support.servers.ray_load import STORY, ask_either_way, complete, conversations, under_load
+from tests.support.servers.ray_server import running, wait_for
 
 pytestmark = pytest.mark.ray
 

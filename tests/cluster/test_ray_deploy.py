@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ray_cluster import ray_cluster
-from tests.support.ray_load import ask_either_way, complete, conversations, under_load
+from tests.support.servers.ray_cluster import ray_cluster
+from tests.support.servers.ray_load import ask_either_way, complete, conversations, under_load
 
 pytestmark = pytest.mark.ray
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from tests.support.ray_load import complete, conversations, under_load
-from tests.support.ray_server import running, wait_for
+from tests.support.servers.ray_load import complete, conversations, under_load
+from tests.support.servers.ray_server import running, wait_for
 
 pytestmark = pytest.mark.ray
 

@@ -11,7 +11,7 @@ from engine.sampling.opening import Opening, Thought
 from engine.text.answers.formats import PLAIN, choose_format
 from engine.text.answers.openings import opening_of
 from tests.support.masks import allows
-from tests.support.scripted_model import scripted_llama
+from tests.support.models.scripted_model import scripted_llama
 
 SCHEMA = {
     "type": "object",

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.text.answers.call_forms import FORMS, GENERIC
-from tests.support.call_worlds import WORLDS, beginning, check, draw, read, ready, rules_of
+from tests.support.chats.call_worlds import WORLDS, beginning, check, draw, read, ready, rules_of
 
 
 @pytest.mark.parametrize("kind", WORLDS)

@@ -10,7 +10,7 @@ from engine import InvalidRequestError, JsonSchema
 from engine.sampling.opening import Opening, Thought
 from engine.text.answers.call_forms import FORMS, GENERIC
 from engine.text.answers.parser import AnswerParser
-from tests.support.call_worlds import TOOLS, WORLDS, check, draw, read, ready, rules_of
+from tests.support.chats.call_worlds import TOOLS, WORLDS, check, draw, read, ready, rules_of
 from tests.support.masks import allows
 
 NOTE = {

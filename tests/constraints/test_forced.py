@@ -9,8 +9,8 @@ from engine import SamplingParams as Params
 from engine.constraints import ConstraintCompiler
 from engine.gguf.quants import GGMLType
 from engine.text.answers.call_forms import FORMS, GENERIC
-from tests.support.call_worlds import WORLDS, allowed, beginning, ready, rules_of
-from tests.support.recurrent_models import tiny_mamba
+from tests.support.chats.call_worlds import WORLDS, allowed, beginning, ready, rules_of
+from tests.support.models.recurrent_models import tiny_mamba
 
 RECORD = {
     "type": "object",

@@ -103,6 +103,29 @@ static void mma16(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         }
 }
 
+// The same of 8 columns of floats, of which TF32 keeps the first bits.
+static float first_bits(u32 v) { return bits_of<float>(v & 0xffffe000u); }
+static void mma8(float* d, float a0, float a1, float a2, float a3, float b0, float b1) {
+    meet(FULL_MASK, {bits_of<u32>(a0), bits_of<u32>(a1), bits_of<u32>(a2), bits_of<u32>(a3), bits_of<u32>(b0), bits_of<u32>(b1)});
+    const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 8; ++k) {
+            const u32 a = shown_by(FULL_MASK, 4 * g + k % 4).word[2 * (k / 4) + i / 2];
+            const u32 b = shown_by(FULL_MASK, 4 * (2 * t + i % 2) + k % 4).word[4 + k / 4];
+            d[i] += first_bits(a) * first_bits(b);
+        }
+}
+
+// As in common.cuh; here a copy is done at once.
+template <int BYTES>
+static void copy_async(void* to, const void* from, bool valid) {
+    if (valid) memcpy(to, from, BYTES);
+    else memset(to, 0, BYTES);
+}
+static void copy_commit() {}
+template <int PENDING>
+static void copy_wait() {}
+
 // As in common.cuh.
 static float block_sum(float v, float* scratch) {
     const int warps = (blockDim.x + WARP - 1) / WARP;

@@ -16,8 +16,8 @@ from engine.cuda.attention.attention import (
     scratch_bytes,
     shared_limit,
 )
-from tests.support.attention_reference import World, attend64, shape_of
-from tests.support.gpu_helpers import nmse
+from tests.support.gpu.attention_reference import World, attend64, shape_of
+from tests.support.gpu.helpers import nmse
 
 ARCHES = (75, 80, 86, 89, 90, 120)
 

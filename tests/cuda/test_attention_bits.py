@@ -7,7 +7,7 @@ import pytest
 
 from engine.config import KvType
 from engine.cuda.attention.attention import PAGE, prefill_tiles
-from tests.support.attention_reference import World, shape_of
+from tests.support.gpu.attention_reference import World, shape_of
 
 pytestmark = pytest.mark.gpu
 
@@ -156,6 +156,40 @@ def test_decoded_rows_do_not_depend_on_pages(half):
     world.cache_k, world.cache_v = world.cache_k[cp.asarray(order)], world.cache_v[cp.asarray(order)]
     table = np.argsort(order)[world.table].astype(np.int32)
     assert decode_all(world, kernels, qkv, cp.asarray(table), LENGTHS).tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_consecutive_rows_of_a_sequence_are_those_of_steps(shape, qk_norm):
+    """Several rows of one step are of one sequence: each sees those before it, as if fed one by one."""
+    from engine.cuda.attention.attention import Attention
+
+    lengths, counts = [61, 130, 0, 700, 255], [9, 1, 4, 70, 3]
+    total, most = sum(counts), max(counts)
+    world = World(shape, [n + count for n, count in zip(lengths, counts, strict=True)], qk_norm=qk_norm)
+    cp, kernels = world.cp, Attention(shape, total)
+    rows = cp.asarray(world.rows(total))
+    first = np.cumsum([0, *counts[:-1]])
+    alone = np.zeros((total, shape.heads * shape.value_dim), np.float32)
+    for step in range(most):
+        which = [s for s, count in enumerate(counts) if step < count]
+        qkv = rows[cp.asarray([first[s] + step for s in which])]
+        out = decode_all(world, kernels, qkv, cp.asarray(world.table[which]), [lengths[s] + step for s in which])
+        alone[[first[s] + step for s in which]] = out
+    cached = [world.cache_k.get(), world.cache_v.get()]
+    for cache in (world.cache_k, world.cache_v):
+        cache[...] = cp.asarray(world.pages["k" if cache is world.cache_k else "v"])
+    sequence = np.repeat(np.arange(len(counts)), counts)
+    positions = np.concatenate([np.arange(n, n + count) for n, count in zip(lengths, counts, strict=True)])
+    order = world.rng.permutation(total)  # rows of a step may come in any order
+    table, at = cp.asarray(world.table[sequence[order]]), cp.asarray(positions[order].astype(np.int32))
+    qkv, out = rows[cp.asarray(order)], cp.full_like(cp.asarray(alone), np.nan)
+    before, own = qkv.get(), cp.arange(total, dtype=np.int32)
+    kernels.rope_append(world.layer, qkv, world.cache_k, world.cache_v, table, own, at, queries=False)
+    kernels.decode(world.layer, qkv, world.cache_k, world.cache_v, table, at, out, early=False)
+    assert qkv.get().tobytes() == before.tobytes()
+    assert out.get().tobytes() == alone[order].tobytes()
+    assert [world.cache_k.get().tobytes(), world.cache_v.get().tobytes()] == [one.tobytes() for one in cached]
 
 
 # ---- pages that are not there --------------------------------------------------------------------------------

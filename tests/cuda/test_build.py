@@ -189,6 +189,8 @@ def kernel_names(file, type):
         "mamba_2.cu": "mamba_2_decode mamba_2_prompt",
         "lightning.cu": "lightning_decode lightning_prompt",
         "delta.cu": "delta_decode delta_prompt delta_finish",
+        "mamba_2_chunks.cu": "mamba_2_chunks mamba_2_walk",
+        "delta_chunks.cu": "delta_chunks delta_walk",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",
         "decode_gemm.cu": "batch_matvec",
@@ -269,8 +271,8 @@ def test_a_false_claim_does_not_build():
 
 def test_constants_of_the_launchers_equal_the_kernels():
     from engine.cuda.matrix import matvec_plan
-    from engine.cuda.recurrent import delta, mamba_2, mamba_plan
-    from engine.cuda.recurrent.rows import TILE
+    from engine.cuda.recurrent import delta, mamba_2, mamba_plan, plan
+    from engine.cuda.recurrent.rows import CHUNK, TILE
     from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
 
@@ -285,14 +287,20 @@ def test_constants_of_the_launchers_equal_the_kernels():
     for shape in (mamba_2.Mamba2Shape(*shape) for shape in MAMBA_2_SHAPES):
         claims = [f"THREADS == {mamba_2.THREADS}", f"CHANNELS == {mamba_2.CHANNELS}"]
         claims += [f"SLICES == {shape.decode_blocks}", f"PARTS == {shape.prompt_blocks}"]
-        check_statically(*shape.build_jobs()[-1], claims)
+        check_statically(*shape.build_jobs()[1], claims)
     for shape in (delta.DeltaShape(*shape, 9000, True, True) for shape in DELTA_SHAPES):
         claims = [
             f"THREADS == {delta.THREADS}",
             f"DECODE_THREADS == {delta.DECODE_THREADS}",
             f"VALUES == {delta.VALUES}",
         ]
-        check_statically(*shape.build_jobs()[-1], [*claims, f"BLOCKS == {shape.prompt_blocks}"])
+        check_statically(*shape.build_jobs()[1], [*claims, f"BLOCKS == {shape.prompt_blocks}"])
+    threads, values = plan.WALK_THREADS, plan.WALK_VALUES
+    walk = [f"CHUNK == {CHUNK}", f"RECORD == {plan.RECORD}", f"WALK_THREADS == {threads}", f"WALK_VALUES == {values}"]
+    chunked = delta.DeltaShape(2, 2, 128, 4, 9000, True, True)
+    check_statically(*chunked.build_jobs()[-1], [*walk, f"2 * CHUNKED == {chunked.chunk_width}"])
+    most = mamba_2.Mamba2Shape(2, 64, 1, mamba_2.MAX_CHUNK_STATES, 4)
+    check_statically(*most.build_jobs()[-1], [f"sizeof(WalkMemory<{most.d_state}, false, false>) <= 48 << 10"])
     assert f"constexpr int SLAB = {matvec_plan.SLAB};" in read_file("matvec.cu")
     for activation in KernelActivation:
         assert activation.value < 6

@@ -11,9 +11,9 @@ from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from tests.support.conformance import GPU_NAMES
-from tests.support.feature_models import CASES, LATENT_CASES, latent
-from tests.support.gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, pages_of, token_ids
-from tests.support.peer_models import GPU_MODELS
+from tests.support.gpu.helpers import cpu_logits, decode_logits, generate, nmse, opened, pages_of, token_ids
+from tests.support.models.feature_models import CASES, LATENT_CASES, latent
+from tests.support.peers.models import GPU_MODELS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.shared]
 

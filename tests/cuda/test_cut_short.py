@@ -13,11 +13,11 @@ from engine.errors import DeviceError
 from engine.gguf.types import GGMLType
 from engine.request import ActiveSequence, TokenSample, Work
 from engine.sampling import SamplingParams
-from tests.support.fake_cupy import failing
-from tests.support.fake_runner import pretended
-from tests.support.gpu_helpers import typed_model
+from tests.support.gpu.fake_cupy import failing
+from tests.support.gpu.fake_runner import pretended
+from tests.support.gpu.helpers import typed_model
+from tests.support.gpu.moving_gpu import MovingGpu
 from tests.support.injection import Injection, engine_files
-from tests.support.moving_gpu import MovingGpu
 
 FILES = engine_files(
     *(f"cuda/driver/{name}.py" for name in ("staging", "row_store", "graphs", "context")),
@@ -162,7 +162,8 @@ def test_no_host_memory_at_all_ends_one_call(opened, monkeypatch):
 def test_no_memory_for_masks_ends_the_constrained_sequence_alone(opened):
     runner, gpu = opened
     free, bound = sequence(0, [2]), sequence(1, [4])
-    bound.mask = SimpleNamespace(bits=lambda output: np.zeros(runner.config.vocab_size // 32 + 1, np.uint32))
+    bits = np.zeros(runner.config.vocab_size // 32 + 1, np.uint32)
+    bound.mask = SimpleNamespace(bits=lambda output: bits, prepare=lambda wanted: None)
     with failing(gpu, "pinned", FAULT):
         found = runner.step([Work(one, [17], 5, True, decode=True) for one in (free, bound)])
     assert isinstance(found[0], TokenSample)

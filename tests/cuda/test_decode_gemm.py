@@ -9,8 +9,8 @@ from engine.cuda.matrix.decode_gemm import DecodeGemm
 from engine.cuda.matrix.decode_gemm_plan import Cut, choose_cut, group_cut, kernel_job, operand_bytes, supported
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
-from tests.support.gpu_helpers import hopper_cupy
-from tests.support.packed_rows import COMMON, RARE, nmse, packed, random_rows
+from tests.support.gpu.helpers import hopper_cupy
+from tests.support.gpu.packed_rows import COMMON, RARE, nmse, packed, random_rows
 
 ALL_TYPES = [type for type in LAYOUTS if supported([type], 90)]
 TYPES = [type for type in COMMON if supported([type], 90)]

@@ -11,10 +11,10 @@ from engine.cuda.step.texts import whole_texts
 from engine.errors import ContextFullError, InvalidRequestError
 from engine.model.config import Pooling
 from engine.model.pooling import pooled
-from tests.support.embedding_models import MODELS
-from tests.support.embedding_models import TEXTS as TOKENS
-from tests.support.fake_runner import built, launched, planned, pretended
-from tests.support.gpu_helpers import nmse, opened
+from tests.support.gpu.fake_runner import built, launched, planned, pretended
+from tests.support.gpu.helpers import nmse, opened
+from tests.support.models.embedding_models import MODELS
+from tests.support.models.embedding_models import TEXTS as TOKENS
 
 DECODERS = {"qwen3", "qwen3 that ranks", "llama"}
 ENCODERS = [name for name in MODELS if name not in DECODERS]

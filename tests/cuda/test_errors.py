@@ -9,8 +9,8 @@ from engine.cuda import availability
 from engine.cuda.driver.failure import CudaStatus, device_errors, is_out_of_memory
 from engine.errors import DeviceError
 from engine.runner import devices
-from tests.support.fake_cupy import FakeGpu, failing, install
-from tests.support.gguf_builder import tiny_llama
+from tests.support.gpu.fake_cupy import FakeGpu, failing, install
+from tests.support.models.gguf_builder import tiny_llama
 
 FULL = "cudaErrorMemoryAllocation: out of memory"
 FORKED = "cudaErrorInitializationError: initialization error"

@@ -8,9 +8,9 @@ from engine.cuda.experts.router import KernelRouting
 from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
-from tests.support.expert_reference import TOLERANCE, WORST_ROW, routed, silu
-from tests.support.gpu_helpers import hopper_cupy
-from tests.support.packed_rows import packed, random_rows
+from tests.support.gpu.expert_reference import TOLERANCE, WORST_ROW, routed, silu
+from tests.support.gpu.helpers import hopper_cupy
+from tests.support.gpu.packed_rows import packed, random_rows
 
 Q4, Q6, Q8, F16 = GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.F16
 

@@ -31,7 +31,7 @@ from engine.model.config import (
 from engine.model.loader import load_model
 from engine.runner import devices as runner
 from engine.runner.devices import open_runner
-from tests.support.feature_models import (
+from tests.support.models.feature_models import (
     CASES,
     EXPERT,
     LATENT_CASES,
@@ -40,11 +40,11 @@ from tests.support.feature_models import (
     sinks_and_clamped_gates,
     unrotated_layers,
 )
-from tests.support.gguf_builder import tiny_llama
-from tests.support.hybrid_models import GPU_FAMILIES, tiny_hybrid
-from tests.support.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
-from tests.support.peer_models import GPU_MODELS
-from tests.support.recurrent_models import tiny_mamba
+from tests.support.models.gguf_builder import tiny_llama
+from tests.support.models.hybrid_models import GPU_FAMILIES, tiny_hybrid
+from tests.support.models.naive_model import ATTENTION, GATED, NORMS, WIDTH, File
+from tests.support.models.recurrent_models import tiny_mamba
+from tests.support.peers.models import GPU_MODELS
 
 
 def too_many_experts():

@@ -14,10 +14,10 @@ import pytest
 from engine.config import PAGE, KvType
 from engine.cuda.attention.attention_plan import PrefillPlan, decode_plan, jobs_of_plans, prefill_plan
 from engine.cuda.driver.compiler import kernel_files
-from tests.support.attention_reference import shape_of
-from tests.support.feature_models import CASES, latent
-from tests.support.gpu_helpers import decode_logits, opened
-from tests.support.host_kernels import address, host_library
+from tests.support.gpu.attention_reference import shape_of
+from tests.support.gpu.helpers import decode_logits, opened
+from tests.support.gpu.host_kernels import address, host_library
+from tests.support.models.feature_models import CASES, latent
 
 PLAIN = PrefillPlan(32, 32, 256, 0, "plain")
 LATENT = {"dim": 40, "value_dim": 32, "rope_dim": 0, "kv_heads": 1, "values_in_keys": True}
@@ -48,7 +48,7 @@ extern "C" void rope_append_{i}(int rows, int blocks, float* qkv, u8* k, u8* v, 
     using namespace of_rope_append_{i};
     launch_blocks(rows, blocks, 128, [&] {{
         rope_append(qkv, nullptr, (cache_t*)k, (cache_t*)v, table, max_pages, sequence, positions, inv_freq, 1.0f, 0.0f,
-                    1, nullptr, nullptr, 0.0f);
+                    1, nullptr, nullptr, 0.0f, 0);
     }});
 }}
 extern "C" void prefill_{i}(int tiles, int heads, const float* qkv, const u8* k, const u8* v, const int* table,

@@ -11,8 +11,8 @@ from engine.sampling.params import SamplingParams
 from engine.scheduling.job import Job
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.output import OutputAssembler
-from tests.support.fake_runner import pretended, sparse_model
 from tests.support.forking import in_child
+from tests.support.gpu.fake_runner import pretended, sparse_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

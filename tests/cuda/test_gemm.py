@@ -7,8 +7,8 @@ from engine.cuda.formats.layouts import LAYOUTS
 from engine.cuda.matrix.gemm_plan import supports
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
-from tests.support.gpu_helpers import hopper_cupy
-from tests.support.packed_rows import COMMON, RARE, nmse, packed, random_rows
+from tests.support.gpu.helpers import hopper_cupy
+from tests.support.gpu.packed_rows import COMMON, RARE, nmse, packed, random_rows
 
 ALL_TYPES = [type for type in LAYOUTS if supports(type)]
 TYPES = [type for type in COMMON if supports(type)]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cuda import availability
+from engine.cuda.attention.known_rows import KnownToken
 from engine.cuda.formats.layouts import packed_bytes
 from engine.cuda.launch_plan.ahead import AHEAD, MOST_AHEAD, STATE_PLACES
 from engine.cuda.load.memory_plan import DevicePlan, fit, make_plan, memory_plan
@@ -24,8 +25,8 @@ from engine.gguf.types import GGMLType
 from engine.model.loader import load_model
 from engine.request import ActiveSequence, Work
 from engine.sampling import SamplingParams
-from tests.support.gguf_builder import tiny_llama
-from tests.support.recurrent_models import tiny_mamba
+from tests.support.models.gguf_builder import tiny_llama
+from tests.support.models.recurrent_models import tiny_mamba
 
 # ---- decode loop --------------------------------------------------------------------------------------------------
 
@@ -55,11 +56,12 @@ class FakeDevice:
         self.requests, self.tokens = [0] * SLOTS, [0] * SLOTS
         self.positions, self.limits = [-1] * SLOTS, [0] * SLOTS
         self.news, self.stream, self.rows, self.results = {}, [], [], {}
-        self.fed = []
+        self.cache, self.first = {}, {}  # token by request and position; the first position of a request
         self.masked, self.masks, self.forwards, self.logits = set(), {}, [], []
         self.loop = RunAhead(
             enqueue=self.enqueue,
             forward=self.forward,
+            forward_known=self.forward_known,
             sample=self.sample,
             set_position=lambda slot, position: self.change(slot, positions=position),
             set_limit=lambda slot, limit: self.change(slot, limits=limit),
@@ -76,6 +78,7 @@ class FakeDevice:
     def begin(self, slot, request_id, position, token, limit=CONTEXT, *, masked=False):
         self.change(slot, requests=request_id, tokens=token, positions=position, limits=limit)
         self.loop.start(slot, request_id, position, token, limit, masked=masked)
+        self.first.setdefault(request_id, position)
         if masked:
             self.masked.add(request_id)
 
@@ -91,13 +94,34 @@ class FakeDevice:
         self.forwards.append(n)
         self.stream.append(("forward", n))
 
+    def forward_known(self, n, known):
+        self.flush()
+        self.forwards.append(n)
+        self.stream.append(("known", n, tuple(known)))
+
     def sample(self, n):
         self.flush()
         self.rows.append(n)
         self.stream.append(("sample", len(self.rows) - 1, n, dict(self.masks)))
         return len(self.rows) - 1
 
+    def _known(self, n, known):
+        for slot, token, position in known:
+            assert position < self.limits[slot]
+            self.cache[self.requests[slot], position] = token
+        self._forward(n)
+
+    def _feed(self, n):
+        """Rows go to the cache, behind all that comes before them."""
+        for slot in range(n):
+            request_id, position = self.requests[slot], self.positions[slot]
+            if position >= 0:
+                before = range(self.first.get(request_id, 0), position)
+                assert all((request_id, one) in self.cache for one in before), "a token was fed too early"
+                self.cache[request_id, position] = self.tokens[slot]
+
     def _forward(self, n):
+        self._feed(n)
         self.logits = [(self.requests[slot], self.positions[slot], self.tokens[slot]) for slot in range(n)]
         assert all(position < 0 for position in self.positions[n:]), "an active row is outside the step"
 
@@ -123,6 +147,7 @@ class FakeDevice:
                     "prompts": self.logits.clear,
                     "step": self._unmasked,
                     "forward": self._forward,
+                    "known": self._known,
                     "sample": self._sample,
                 }[kind](*args)
 
@@ -132,6 +157,7 @@ class FakeDevice:
         self._step(number, n)
 
     def _step(self, number, n):
+        self._feed(n)
         self.results[number] = {}
         for slot in range(n):
             position = self.positions[slot]
@@ -142,8 +168,11 @@ class FakeDevice:
                 self.results[number][slot] = self.tokens[slot]
         assert all(position < 0 for position in self.positions[n:]), "an active row is outside the step"
 
-    def step(self, sequences):
-        """As the runner does it: what is needed, what is ahead, then the results."""
+    def step(self, sequences, known=()):
+        """As the runner does it: what is needed, known tokens of a slot, what is ahead, then the results.
+
+        known: (slot, tokens, limit): the first is what the row feeds next, and the last what it feeds behind them.
+        """
         slots = [one.slot for one in sequences]
         for slot in slots:
             if self.loop.wants_mask(slot):
@@ -151,6 +180,14 @@ class FakeDevice:
                 self.masks[slot] = (row.request_id, row.position, row.token)
                 self.loop.give_mask(slot)
         self.loop.launch_needed(slots)
+        if known:
+            slot, tokens, limit = known
+            self.loop.feed([slot])
+            row = self.loop._rows[slot]
+            fed = enumerate(tokens[1:-1], row.position + 1)
+            fed = [KnownToken(slot, token, position) for position, token in fed]
+            self.begin(slot, row.request_id, row.position + len(tokens) - 1, tokens[-1], limit, masked=True)
+            self.loop.feed_known(fed)
         self.loop.run_ahead()
         tokens = []
         for place, slot in zip(self.loop.take(slots), slots, strict=True):
@@ -283,16 +320,19 @@ def test_a_constrained_row_makes_the_next_forward_pass_run_while_its_mask_is_mad
 
 EVENTS = st.one_of(
     st.just("step"), st.just("step"), st.just("join"), st.just("join masked"), st.just("some"), st.just("forget"),
-    st.just("resume"), st.just("page"), st.integers(0, SLOTS - 1),
+    st.just("resume"), st.just("page"), st.integers(0, SLOTS - 1), st.integers(-5, -1),
 )  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(EVENTS, max_size=80))
 def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
-    """Steps, joins, leaves (a number is the slot that leaves), rows begun anew and late pages, in any order."""
+    """Steps, joins, leaves (a number is the slot that leaves), rows begun anew and late pages, in any order.
+
+    A negative number: a step in which a constrained row has so many tokens that are known.
+    """
     device = FakeDevice()
-    running, born, texts, limits = {}, {}, {}, {}
+    running, born, texts, limits, forced = {}, {}, {}, {}, set()
     for event in events:
         free = sorted(set(range(SLOTS)) - set(running))
         if event in ("join", "join masked") and free:
@@ -311,22 +351,34 @@ def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
             slot = max(running)
             limits[slot] = min(CONTEXT, limits[slot] + 8)
             device.loop.extend(slot, limits[slot])
-        elif isinstance(event, int) and event in running:
+        elif isinstance(event, int) and event >= 0:
             device.loop.stop(event)
-            del running[event]
+            running.pop(event, None)
         elif event == "forget":  # prompts were read in between
             device.loop.forget_prepared()
             device.stream.append(("prompts",))
-        elif event in ("step", "some") and running:
+        elif running and (event in ("step", "some") or isinstance(event, int)):
             for slot, one in running.items():  # every sequence has a page for the token that it feeds
                 position = born[one.request_id] + len(texts[one.request_id])
                 if position == limits[slot]:
                     limits[slot] = min(CONTEXT, limits[slot] + 8)
                     device.loop.extend(slot, limits[slot])
-            wanted = list(running.values())
+            wanted, known = list(running.values()), ()
+            bound = [one for one in wanted if one.request_id in device.masked]
+            if isinstance(event, int) and bound:
+                one, n = bound[-1], -event
+                text = texts[one.request_id]
+                end = born[one.request_id] + len(text) + n + 1
+                if end <= CONTEXT:
+                    limits[one.slot] = max(limits[one.slot], min(CONTEXT, -(-end // 8) * 8))
+                    device.loop.extend(one.slot, limits[one.slot])
+                    known = one.slot, [[7, *text][-1], *range(n)], limits[one.slot]
+                    wanted.remove(one)
+                    text += range(n)
+                    forced |= {(one.request_id, len(text) - i) for i in range(1, n + 1)}
             if event == "some":  # a row that no work was planned for keeps what it is ahead
                 wanted = wanted[len(wanted) // 2 :]
-            for one, token in zip(wanted, device.step(wanted), strict=True):
+            for one, token in zip(wanted, device.step(wanted, known), strict=True):
                 text = texts[one.request_id]
                 text.append(token)
                 room = limits[one.slot] - born[one.request_id] - len(text)
@@ -337,7 +389,9 @@ def test_any_coming_and_going_gives_everyone_the_tokens_it_gets_alone(events):
                     del running[one.slot]
         assert max(device.pending().values(), default=0) <= MOST_AHEAD
     for request_id, text in texts.items():
-        assert text == expected(request_id, born[request_id], 7, len(text))
+        for index, token in enumerate(text):
+            fed = [7, *text][index]
+            assert (request_id, index) in forced or token == next_token(request_id, born[request_id] + index, fed)
 
 
 # ---- batches of prompts -------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import pytest
 
-from engine.config import KvType, step_sizes
+from engine.config import STATE_BORDER, KvType, step_sizes
 from engine.cuda.driver.compiler import kernel_files
 from engine.cuda.launch_plan.families import Family, Phase, Split
 from engine.cuda.launch_plan.model import Settings, describe
@@ -20,21 +20,22 @@ from engine.model.loader import load_model
 from tests.conftest import CONFORMANCE, SHARED, extract
 from tests.support.command_line import run
 from tests.support.conformance import GPU_NAMES
-from tests.support.fake_runner import (
+from tests.support.gpu.fake_runner import (
     MULTIPROCESSORS,
     built,
     decode,
+    known,
     launched,
     planned,
     pretended,
     read_prompt,
     sparse_model,
 )
-from tests.support.feature_models import CASES, LATENT_CASES, latent
-from tests.support.gpu_helpers import decode_logits, generate, mixed_model, typed_model
-from tests.support.hybrid_models import GPU_FAMILIES, tiny_hybrid
-from tests.support.peer_models import GPU_MODELS
-from tests.support.recurrent_models import tiny_mamba
+from tests.support.gpu.helpers import decode_logits, generate, mixed_model, typed_model
+from tests.support.models.feature_models import CASES, LATENT_CASES, latent
+from tests.support.models.hybrid_models import GPU_FAMILIES, tiny_hybrid
+from tests.support.models.recurrent_models import tiny_mamba
+from tests.support.peers.models import GPU_MODELS
 
 ARCHIVES = [SHARED / source / "models.tar.xz" for source in CONFORMANCE]
 CARDS = tuple(MULTIPROCESSORS.items())
@@ -103,7 +104,7 @@ def plans(path, cards=CARDS, **settings):
 
 def launches_of(plan):
     """Launches of every step size, and of prompts."""
-    steps = [plan.decode(n) for n in (1, 5, 32, 65)]
+    steps = [plan.decode(n) for n in (1, 5, 32, 65)] + [plan.known(n) for n in plan.known_sizes[-1:]]
     return [launch for step in [*steps, plan.prompt(300, 2)] for launch in step]
 
 
@@ -155,6 +156,10 @@ def check_runner(monkeypatch, path, arch, **options):
             found = launched(gpu, lambda n=n: decode(runner, n))
             assert found == planned(gpu, plan.decode(n)), (path, arch, n)
             assert {source for _, source in found if source} <= ready, (path, arch, n)
+        for n in plan.known_sizes[:: max(1, len(plan.known_sizes) - 1)]:
+            found = launched(gpu, lambda n=n: known(runner, n))
+            assert found == planned(gpu, plan.known(n)), (path, arch, n)
+            assert {source for _, source in found if source} <= ready, (path, arch, n)
         for n in (1, 9, 31):
             found = launched(gpu, lambda n=n: read_prompt(runner, n))
             assert found == planned(gpu, plan.prompt(n, 0)), (path, arch, n)
@@ -195,7 +200,8 @@ def test_buffers_hold_batches_of_any_size(models, monkeypatch, arch, chunk):
     """Kernels read whole blocks of 8 or 256 rows; the arrays have room for them, and no batch allocates."""
     for name in ("part 0", "part 18", "mixed", "bf16", "8b", "30b", "mamba", "mamba-q8", "falcon-h1", "qwen35"):
         with pretended(monkeypatch, models[name], arch, max_sequences=1, prefill_chunk=chunk) as (runner, gpu):
-            assert runner.prefill_chunk == chunk
+            least = STATE_BORDER if runner.states else 1
+            assert runner.prefill_chunk == max(chunk, least)
             read_prompt(runner, 1)  # makes the tables of products
             held = gpu.allocations
             for n in range(1, chunk + 1):

@@ -5,8 +5,8 @@ import pytest
 
 from engine.gguf.types import GGMLType
 from engine.sampling.params import SamplingParams
-from tests.support.gpu_helpers import cpu_logits, decode_logits, generate, nmse, opened, token_ids
-from tests.support.recurrent_models import NaiveMamba, tiny_mamba, tiny_mamba_parts
+from tests.support.gpu.helpers import cpu_logits, decode_logits, generate, nmse, opened, token_ids
+from tests.support.models.recurrent_models import NaiveMamba, tiny_mamba, tiny_mamba_parts
 
 pytestmark = pytest.mark.gpu
 

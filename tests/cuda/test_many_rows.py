@@ -6,7 +6,7 @@ import pytest
 from engine.api.llm import BUNDLED_MODEL
 from engine.request import ActiveSequence, Work
 from engine.sampling import SamplingParams
-from tests.support.gpu_helpers import (
+from tests.support.gpu.helpers import (
     cpu_logits,
     decode_logits,
     generate,

@@ -11,9 +11,9 @@ from engine.gguf.quants import dequantize, row_bytes
 from engine.gguf.types import GGMLType
 from scripts.synthetic_models import SHAPES as SHAPES_BY_NAME
 from scripts.synthetic_models import list_tensors
-from tests.support.fake_runner import MULTIPROCESSORS
-from tests.support.gguf_builder import random_blocks
-from tests.support.packed_rows import TYPES, nmse, packed, random_rows
+from tests.support.gpu.fake_runner import MULTIPROCESSORS
+from tests.support.gpu.packed_rows import TYPES, nmse, packed, random_rows
+from tests.support.models.gguf_builder import random_blocks
 
 LEFT_OUT = {GGMLType.Q8_1: 4 / 40, GGMLType.Q8_K: 32 / 292}
 """What of a block stays in the file: sums of its numbers."""

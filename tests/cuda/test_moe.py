@@ -12,8 +12,8 @@ from engine.cuda.matrix.matvec_plan import UNQUANTIZED
 from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.quants import dequantize
 from engine.gguf.types import GGMLType
-from tests.support.expert_reference import routed, silu
-from tests.support.packed_rows import packed, random_rows
+from tests.support.gpu.expert_reference import routed, silu
+from tests.support.gpu.packed_rows import packed, random_rows
 
 # Two products one after the other, each with the error of a 16-bit input; see test_matvec.py.
 TOLERANCE = 1e-7

@@ -15,8 +15,8 @@ from engine.cuda.driver.compiler import kernel_files, kernel_source
 from engine.cuda.formats.layouts import LAYOUTS, packed_bytes
 from engine.gguf.quants import dequantize, row_bytes
 from engine.gguf.types import GGMLType
-from tests.support.gguf_builder import random_blocks
-from tests.support.host_kernels import address, host_library
+from tests.support.gpu.host_kernels import address, host_library
+from tests.support.models.gguf_builder import random_blocks
 
 TYPES = [type for type in LAYOUTS if type.block_size > 1]
 BYTES = TYPES[TYPES.index(GGMLType.Q8_1) :]

@@ -11,7 +11,7 @@ from engine.api.perplexity import cut, measure
 from engine.cuda.formats.layouts import LAYOUTS
 from engine.gguf.types import GGMLType
 from engine.sampling.sampler import sample
-from tests.support.gpu_helpers import (
+from tests.support.gpu.helpers import (
     cpu_logits,
     decode_logits,
     generate,
@@ -21,7 +21,7 @@ from tests.support.gpu_helpers import (
     token_ids,
     typed_model,
 )
-from tests.support.small_models import CASES, make
+from tests.support.models.small_models import CASES, make
 
 pytestmark = pytest.mark.gpu
 

@@ -11,9 +11,9 @@ import pytest
 from engine.cuda.recurrent import convolution, mamba
 from engine.cuda.recurrent.mamba import Mamba
 from engine.cuda.recurrent.mamba_plan import MambaShape
-from engine.cuda.recurrent.rows import DecodeRows, PromptRows, conv_tiles, span_table
-from tests.support.host_kernels import HostKernels, Memory
-from tests.support.recurrent_reference import MambaWeights, convolve64, scan64
+from engine.cuda.recurrent.rows import DecodeRows, PromptRows, chunks_of, conv_tiles, span_table
+from tests.support.gpu.host_kernels import HostKernels, Memory
+from tests.support.gpu.recurrent_reference import MambaWeights, convolve64, scan64
 
 TOLERANCE = 1e-5
 """Of the largest value expected: float32 against float64 over some hundred tokens."""
@@ -118,8 +118,7 @@ class World:
         return self._run(inputs, DecodeRows(*tables, self.places))
 
     def prompt(self, inputs, spans, **options):
-        table = span_table(spans)
-        return self._run(inputs, PromptRows(self.memory.up(table), self.memory.up(conv_tiles(table))), **options)
+        return self._run(inputs, PromptRows.of(span_table(spans), self.memory.up), **options)
 
     def expected(self, inputs, row, n_rows, x, state):
         """Outputs of these rows and the states behind them, from a state; None: from zero.
@@ -311,3 +310,6 @@ def test_what_a_span_table_refuses():
     assert conv_tiles(span_table([])).shape == (0, 2)
     tiles = conv_tiles(span_table([(0, 8, 0, 0, 0), (8, 17, 3, 0, 1)]))
     assert tiles.tolist() == [[0, 0], [1, 0], [1, 8], [1, 16]]
+    assert chunks_of(span_table([])).shape == (0, 2)
+    chunks = chunks_of(span_table([(0, 16, 0, 0, 0), (16, 17, 15, 0, 1), (33, 15, 33, 0, 2), (48, 1, 31, 0, 3)]))
+    assert chunks.tolist() == [[0, 0], [1, 0], [1, 1], [2, 0], [3, 0]]

@@ -15,8 +15,8 @@ from engine.cuda.recurrent.convolution import Convolution, ConvShape
 from engine.cuda.recurrent.delta import Delta, DeltaConstants, DeltaInputs, DeltaShape
 from engine.cuda.recurrent.lightning import Lightning, LightningShape
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Constants, Mamba2Shape
-from engine.cuda.recurrent.rows import DecodeRows, PromptRows, conv_tiles, span_table
-from tests.support.host_kernels import HostKernels, Memory
+from engine.cuda.recurrent.rows import CHUNK, DecodeRows, PromptRows, span_table
+from tests.support.gpu.host_kernels import HostKernels, Memory
 
 TOLERANCE = 2e-5
 """Of the largest value expected: float32 in two orders of sums, over some hundred tokens."""
@@ -61,7 +61,8 @@ class Mamba2Case:
     def run(self, memory, rows, mixed, states, out):
         arrays = (memory.up(one) for one in (self.conv, self.bias, self.dt_bias, self.a, self.d))
         convolved = memory.up(np.zeros((len(mixed), self.shape.convolved), np.float32))
-        Mamba2(self.shape)(rows, mixed, Mamba2Constants(*arrays), *states, convolved, out)
+        room = memory.up(np.full((len(mixed), self.shape.chunk_width), np.nan, np.float32)) if self.chunks else None
+        Mamba2(self.shape)(rows, mixed, Mamba2Constants(*arrays), *states, convolved, out, chunked=room)
 
     def expected(self, mixed, states):
         s = self.shape
@@ -92,7 +93,9 @@ class DeltaCase:
         arrays = (memory.up(one) for one in (self.conv, self.dt_bias, self.a, self.norm))
         convolved = memory.up(np.zeros((len(mixed), self.shape.convolved), np.float32))
         inputs = DeltaInputs(mixed, *self._parts(mixed))
-        Delta(self.shape)(rows, inputs, DeltaConstants(*arrays, EPSILON), *states, convolved, out)
+        room = memory.up(np.full((len(mixed), self.shape.chunk_width), np.nan, np.float32)) if self.chunks else None
+        constants = DeltaConstants(*arrays, EPSILON)
+        Delta(self.shape)(rows, inputs, constants, *states, convolved, out, chunked=room)
 
     def expected(self, mixed, states):
         s, n = self.shape, len(mixed)
@@ -154,6 +157,7 @@ HOST_SHAPES = {
     "kimi": delta_shape(2, 2, 40, 4, key_decays=True),
     "lightning": LightningShape(heads=2, head=40, row=320),
     "lightning odd": LightningShape(heads=3, head=10, row=93),
+    "kimi small": delta_shape(1, 1, 16, 4, key_decays=True),
 }
 GPU_SHAPES = HOST_SHAPES | {
     "short 2048": ConvShape(2048, 3, 6144, gated=True),
@@ -167,6 +171,12 @@ GPU_SHAPES = HOST_SHAPES | {
 }
 PARAMS = [pytest.param("host", shape, id=f"host-{name}") for name, shape in HOST_SHAPES.items()]
 PARAMS += [pytest.param("gpu", shape, id=f"gpu-{name}", marks=pytest.mark.gpu) for name, shape in GPU_SHAPES.items()]
+PROMPTS = [pytest.param(*param.values, False, id=param.id, marks=param.marks) for param in PARAMS]
+PROMPTS += [
+    pytest.param(*param.values, True, id=f"{param.id} in chunks", marks=param.marks)
+    for param in PARAMS
+    if getattr(param.values[1], "chunk_width", 0)
+]
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +190,10 @@ def host(tmp_path_factory):
 def world(request, monkeypatch):
     """Makes a layer of a shape on "host" or "gpu"."""
 
-    def make(kind, shape):
+    def make(kind, shape, chunks=False):
         if kind == "host":
             request.getfixturevalue("host").install(monkeypatch, convolution, delta, lightning, mamba_2)
-        return World(shape, Memory(kind))
+        return World(shape, Memory(kind), chunks)
 
     return make
 
@@ -191,9 +201,10 @@ def world(request, monkeypatch):
 class World:
     """One layer with random constants, and states that are garbage (NaN) wherever a test puts nothing."""
 
-    def __init__(self, shape, memory):
+    def __init__(self, shape, memory, chunks):
         self.memory, self.rng = memory, np.random.default_rng(0)
         self.case = CASES[type(shape)](shape, self.rng)
+        self.case.chunks, self.border = chunks, CHUNK if chunks else 1
         self.states = [np.full((SLOTS * PLACES, *one), np.nan, np.float32) for one in shape.state_shapes]
 
     def at(self, slot, place):
@@ -231,8 +242,7 @@ class World:
         return self.run(mixed, DecodeRows(*tables, PLACES))
 
     def prompt(self, mixed, spans, **options):
-        table = span_table(spans)
-        return self.run(mixed, PromptRows(self.memory.up(table), self.memory.up(conv_tiles(table))), **options)
+        return self.run(mixed, PromptRows.of(span_table(spans), self.memory.up), **options)
 
 
 def close(found, expected):
@@ -274,13 +284,13 @@ def test_decode(world, kind, shape):
     check_states(layer, before, written)
 
 
-LENGTHS = {"host": [1, 2, 9, 19], "gpu": [1, 2, 7, 64, 65, 300]}
+LENGTHS = {"host": [1, 15, 16, 37], "gpu": [1, 63, 64, 65, 128, 300]}
 
 
-@pytest.mark.parametrize(("kind", "shape"), PARAMS)
-def test_prompt(world, kind, shape):
+@pytest.mark.parametrize(("kind", "shape", "chunks"), PROMPTS)
+def test_prompt(world, kind, shape, chunks):
     """Several spans at once, with a past and without; what no span names keeps its bits."""
-    layer, spans, row = world(kind, shape), [], 0
+    layer, spans, row = world(kind, shape, chunks), [], 0
     for slot, n in enumerate(LENGTHS[kind]):
         n_past, read, write = (0, 1, 700)[slot % 3], layer.at(slot, slot), layer.at(slot, slot + 1)
         if n_past:
@@ -298,10 +308,12 @@ def test_prompt(world, kind, shape):
 PIECES = {"host": [1, 2, 7, 18], "gpu": [1, 2, 7, 64, 65, 161]}
 
 
-@pytest.mark.parametrize(("kind", "shape"), PARAMS)
-def test_how_a_prompt_is_cut_changes_no_bit(world, kind, shape):
-    """In one span, in pieces, beside another prompt, and where a piece writes the place that it reads."""
-    pieces, layer = PIECES[kind], world(kind, shape)
+@pytest.mark.parametrize(("kind", "shape", "chunks"), PROMPTS)
+def test_how_a_prompt_is_cut_changes_no_bit(world, kind, shape, chunks):
+    """In one span, in pieces that end at borders of chunks, beside another prompt, and written where it is read."""
+    layer = world(kind, shape, chunks)
+    pieces = [16, 32, 21] if kind == "host" and chunks else [length * layer.border for length in PIECES[kind]]
+    pieces[-1] -= layer.border // 2
     n = sum(pieces)
     mixed = layer.inputs(n)
     whole = layer.prompt(mixed, [(0, n, 0, 0, layer.at(1, 0))])

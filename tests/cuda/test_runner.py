@@ -14,7 +14,7 @@ from engine.cuda.launch_plan.ahead import MOST_AHEAD
 from engine.errors import ContextFullError, DeviceError, EngineError, InvalidRequestError
 from engine.gguf.types import GGMLType
 from engine.request import ActiveSequence, Work
-from tests.support.gpu_helpers import (
+from tests.support.gpu.helpers import (
     cpu_logits,
     decode_logits,
     generate,
@@ -494,7 +494,7 @@ def test_fewer_pages_where_not_all_fit():
 def test_weights_that_give_no_logits(tmp_path):
     """Damaged weights end in an error that names the file as the cause, and the next model runs."""
     from engine.errors import ModelFileError
-    from tests.support.gguf_builder import build_gguf, tiny_llama_parts
+    from tests.support.models.gguf_builder import build_gguf, tiny_llama_parts
 
     meta, tensors = tiny_llama_parts()
     tensors["blk.1.ffn_down.weight"][3, 5] = np.nan
@@ -563,6 +563,27 @@ def test_constrained_texts_are_the_same_alone_and_among_others():
         crowded = llm.generate(PROMPTS[:4] * 5, settings)
     for others in (together, crowded):
         assert [(r.token_ids, r.logprobs) for r in others] == [(r.token_ids, r.logprobs) for r in alone]
+
+
+def test_forced_tokens_are_rows_with_the_bits_of_steps():
+    """Fed together or drawn one at a time, alone, beside free sequences, and preempted."""
+    names = {"type": "object", "properties": {f"the_name_of_field_{i}": {"enum": ["yes", "no"]} for i in range(4)}}
+    schema = names | {"required": list(names["properties"]), "additionalProperties": False}
+    bound = [SamplingParams(constraint=JsonSchema(schema), seed=i, max_tokens=150, logprobs=1) for i in range(6)]
+    free = [SamplingParams(seed=i, max_tokens=60, ignore_eos=True, logprobs=1) for i in range(6)]
+    settings, prompts = bound + free, PROMPTS[:6] * 2
+    found = []
+    with LLM(device="cuda", deterministic=True) as llm:
+        for shortest in (1 << 30, 2):
+            with llm.exclusive_runner() as runner:
+                runner.shortest_piece = shortest
+            found.append([llm.generate(prompt, each) for prompt, each in zip(prompts, settings, strict=True)])
+            found.append(llm.generate(prompts, settings))
+    with LLM(device="cuda", deterministic=True, context_length=256, cache_tokens=768) as llm:
+        found.append(llm.generate(prompts, settings))
+    texts = [[(one.token_ids, one.logprobs) for one in results] for results in found]
+    assert all(one == texts[0] for one in texts)
+    assert sum(sample.logprob == 0 for _, logprobs in texts[0][:6] for sample in logprobs) > 100
 
 
 def test_a_constraint_that_fails_ends_its_request_alone(monkeypatch):

@@ -13,13 +13,14 @@ from engine import LLM, Regex, SamplingParams
 from engine.config import PAGE
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
+from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
-from tests.support.fake_cupy import failing, install
-from tests.support.gpu_helpers import generate
-from tests.support.hybrid_models import tiny_hybrid
+from tests.support.gpu.fake_cupy import failing, install
+from tests.support.gpu.helpers import generate
+from tests.support.gpu.state_gpu import StateGpu, expected, fold
 from tests.support.injection import interrupted
-from tests.support.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
-from tests.support.state_gpu import StateGpu, expected, fold
+from tests.support.models.hybrid_models import tiny_hybrid
+from tests.support.models.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
 FAMILIES = ("mamba", "falcon-h1", "qwen35", "lfm2")
 """Convolution and scan apart; Mamba 2 beside attention; delta rules before attention; a convolution alone."""
@@ -103,6 +104,16 @@ def test_texts(opened, alone, settings):
             reused = [result.stats.cached_tokens for result in results]
             assert reused == (LAST_BORDERS if settings.get("prefix_cache", True) else [0] * len(PROMPTS))
             assert llm.gpu.copies > 0
+
+
+def test_batches_of_as_many_rows_in_other_spans_are_captured_apart(opened):
+    """The same numbers of rows and results; 3 tiles of the convolution, then 4."""
+    with opened() as llm, llm.exclusive_runner() as runner:
+        ops, shapes = runner._machine.prompt_ops, []
+        for sizes in ((8, 12), (10, 10)):
+            ops.begin(Batch.build([(slot, [1] * n, 0, Outputs.LAST) for slot, n in enumerate(sizes)]))
+            shapes.append(ops.shape)
+        assert shapes[0] != shapes[1]
 
 
 def test_sequences_that_change_slots(opened, alone, monkeypatch):
@@ -227,6 +238,9 @@ class Forcing:
 
     def bits(self, output_ids):
         return np.full(self.n_words, 0xFFFFFFFF, np.uint32)
+
+    def prepare(self, wanted):
+        assert any(mask is self for mask, _ in wanted)
 
     def forced(self, output_ids):
         return [(output_ids[-1] + i) % 200 for i in range(self.LENGTH)] if len(output_ids) % 5 == 0 else []

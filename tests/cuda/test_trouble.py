@@ -12,7 +12,7 @@ from engine.api.llm import BUNDLED_MODEL
 from engine.cuda.driver import graphs
 from engine.errors import DeviceError
 from tests.support.damage import WAYS
-from tests.support.gpu_helpers import generate, opened, pages_of, token_ids
+from tests.support.gpu.helpers import generate, opened, pages_of, token_ids
 
 pytestmark = pytest.mark.gpu
 

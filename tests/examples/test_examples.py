@@ -9,7 +9,7 @@ import pytest
 
 from engine import LLM, SamplingParams
 from tests.conftest import ROOT
-from tests.support.http_server import running
+from tests.support.servers.http_server import running
 
 EXAMPLES = ROOT / "examples"
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from engine import LLM, EngineError, SamplingParams
-from tests.support.gguf_builder import tiny_llama
+from tests.support.models.gguf_builder import tiny_llama
 
 PARAMS = SamplingParams(max_tokens=4, temperature=0)
 

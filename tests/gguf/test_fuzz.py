@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.errors import GGUFError
 from engine.gguf import GGMLType, open_gguf
 from engine.gguf.parse import parse_header
-from tests.support.gguf_builder import SCALARS, Typed, build_gguf, string, tiny_llama
+from tests.support.models.gguf_builder import SCALARS, Typed, build_gguf, string, tiny_llama
 
 ANY_VALUE = [0, 1, 2, 3, 8, 9, 12, 13, 31, 32, 255, 65536, 2**31, 2**32 - 1, 2**32, 2**61, 2**63 - 1, 2**63, 2**64 - 1]
 

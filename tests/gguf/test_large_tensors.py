@@ -16,7 +16,7 @@ from engine.cpu.threads import ThreadPool
 from engine.gguf import GGMLType, dequantize, open_gguf
 from engine.gguf.types import row_bytes
 from engine.model.weights import Weight
-from tests.support.gguf_builder import build_gguf, random_blocks
+from tests.support.models.gguf_builder import build_gguf, random_blocks
 
 COLUMNS = 256
 ROWS = 2**31 // COLUMNS + 5  # 2^31 + 1280 elements; 4.3 GB as F16

@@ -14,7 +14,7 @@ from engine.gguf import GGMLType, dequantize, open_gguf
 from engine.gguf.quantizers.fitting import best_line, best_scale, ternary, whole_numbers
 from engine.gguf.quantizers.quantize import WRITABLE, quantize
 from engine.gguf.quantizers.rewrite import matrices, rewrite
-from tests.support.gguf_builder import tiny_llama
+from tests.support.models.gguf_builder import tiny_llama
 
 # Largest relative error (root mean square) on normally distributed weights; about 5 percent above what was measured.
 LOSS = {

@@ -13,7 +13,7 @@ from engine.gguf import FORMATS, GGMLType, dequantize
 from engine.gguf.formats.block_format import BlockFormat
 from engine.gguf.formats.grids import grid, signs_of_seven
 from tests.support import block_references
-from tests.support.gguf_builder import random_blocks
+from tests.support.models.gguf_builder import random_blocks
 
 # Scales of every kind: zeros, smallest and largest subnormal, smallest normal, one, largest, infinities, NaNs.
 EDGE_HALVES = np.frombuffer(

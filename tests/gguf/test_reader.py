@@ -12,7 +12,7 @@ import pytest
 from engine.errors import GGUFError, ModelFileError
 from engine.gguf import REMOVED_TYPES, GGMLType, open_gguf, row_bytes
 from engine.gguf.parse import parse_header
-from tests.support.gguf_builder import Typed, build_gguf, string, tiny_llama
+from tests.support.models.gguf_builder import Typed, build_gguf, string, tiny_llama
 
 F32_2X4 = np.arange(8, dtype=np.float32).reshape(2, 4)
 

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from tests.support.fake_hub import fake_hub
+from tests.support.servers.fake_hub import fake_hub
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from engine.hub.cache import Repo, cache_dir, find, local_models
 from engine.hub.names import HubName
 from engine.hub.resolve import pull, resolve
 from tests.support.command_line import run
-from tests.support.fake_hub import fake_hub
+from tests.support.servers.fake_hub import fake_hub
 
 # Versions of huggingface_hub before 1.0 leave their sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -413,7 +413,7 @@ class TestCommands:
     def test_served(self, model):
         from urllib.request import urlopen
 
-        from tests.support.chat_page import serving_at
+        from tests.support.servers.chat_page import serving_at
 
         with serving_at("-m", model) as address, urlopen(f"{address}/v1/models", timeout=30) as answer:
             (entry,) = json.load(answer)["data"]

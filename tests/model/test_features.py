@@ -13,7 +13,7 @@ from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.config import RopeScaling
 from engine.model.loader import load_model
-from tests.support.feature_models import (
+from tests.support.models.feature_models import (
     CASES,
     CPU_CASES,
     LATENT,
@@ -35,7 +35,7 @@ from tests.support.feature_models import (
     sinks_and_clamped_gates,
     squared_relu,
 )
-from tests.support.naive_model import (
+from tests.support.models.naive_model import (
     ATTENTION,
     CONTEXT,
     FFN,

@@ -10,7 +10,7 @@ from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
-from tests.support.small_models import (
+from tests.support.models.small_models import (
     CASES,
     EXPERTS,
     TOKENS,

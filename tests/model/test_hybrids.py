@@ -7,21 +7,23 @@ import pytest
 
 from engine.cpu.backend import CpuBackend
 from engine.cpu.caches.model import KVCache
-from engine.cpu.recurrent import convolution, delta_net, lightning, mamba, mamba_2, ngrams, plamo_2, rwkv
+from engine.cpu.recurrent import lightning, mamba, ngrams, plamo_2, rwkv
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.tools import Tools
 from engine.cpu.reference import normalize
+from engine.cpu.steps.immediate import Immediate
+from engine.cpu.steps.recurrence import CompiledRecurrence
 from engine.errors import ModelFileError
 from engine.gguf.quants import dequantize
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs, Span
 from engine.model.loader import load_model
-from tests.support import rwkv_models
 from tests.support.backends import backends, feed
-from tests.support.gguf_builder import bpe_tokenizer, build_gguf
-from tests.support.hybrid_models import FAMILIES, WIDTH, tiny_hybrid, tiny_hybrid_parts
-from tests.support.recurrent_loops import LOOPS
-from tests.support.recurrent_loops import delta_net as delta_net_loop
+from tests.support.models import rwkv_models
+from tests.support.models.gguf_builder import bpe_tokenizer, build_gguf
+from tests.support.models.hybrid_models import FAMILIES, WIDTH, tiny_hybrid, tiny_hybrid_parts
+from tests.support.models.recurrent_loops import LOOPS
+from tests.support.models.recurrent_loops import delta_net as delta_net_loop
 
 TOKENS = np.random.default_rng(5).integers(0, 256, 45).tolist()
 
@@ -111,12 +113,13 @@ def test_bits_do_not_depend_on_pieces_or_batches(opened, family):
 @pytest.mark.parametrize(
     ("family", "module", "name"),
     [
-        ("lfm2", convolution, "short_convolution"),
+        ("lfm2", CompiledRecurrence, "convolve"),
         ("jamba", mamba, "selective_scan"),
-        ("falcon-h1", mamba_2, "grouped_scan"),
-        ("nemotron_h", mamba_2, "short_convolution"),
-        ("qwen35", delta_net, "delta_rule"),
-        ("kimi-linear", delta_net, "delta_rule"),
+        ("falcon-h1", CompiledRecurrence, "grouped_scan"),
+        ("nemotron_h", CompiledRecurrence, "convolve"),
+        ("qwen35", Immediate, "convolve"),
+        ("qwen35", Immediate, "delta_net"),
+        ("kimi-linear", CompiledRecurrence, "delta_rule"),
         ("rwkv6", rwkv, "decayed_products"),
         ("rwkv7", rwkv, "corrected_products"),
         ("rwkv7", rwkv, "_change"),
@@ -135,11 +138,11 @@ def test_a_step_cut_short_anywhere_can_be_repeated(opened, monkeypatch, family, 
     batch = Batch.build([(0, [7], 9, Outputs.ALL, None, 1), (1, TOKENS[5:12], 5, Outputs.ALL, None, 1)])
     original, calls = getattr(module, name), []
 
-    def failing(*arguments):
+    def failing(*arguments, **settings):
         calls.append(name)
         if len(calls) == call + 1:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, name, failing)
@@ -148,6 +151,24 @@ def test_a_step_cut_short_anywhere_can_be_repeated(opened, monkeypatch, family, 
     np.testing.assert_array_equal(ways[0].forward(batch), ways[1].forward(batch))
     behind = Batch.build([(0, [8, 9], 10, Outputs.ALL, None, 2), (1, [1], 12, Outputs.ALL, None, 2)])
     np.testing.assert_array_equal(ways[0].forward(behind), ways[1].forward(behind))
+
+
+def test_recorded_steps_have_the_bits_of_steps_run_apart(opened):
+    """A decode step alone is a program; beside a prompt it is run step by step. Again and from position 0, the same."""
+    backend, reference = opened("qwen35", reference=False), opened("qwen35", reference=True)
+    assert backend._programs is not None
+    feed(reference, 0, TOKENS[:9])
+    for slot in (0, 1):
+        feed(backend, slot, TOKENS[:9])
+    steps = [(slot, [TOKENS[9]], 9, Outputs.ALL, None, 1) for slot in (0, 1)]
+    recorded = backend.forward(Batch.build(steps))
+    np.testing.assert_array_equal(backend.forward(Batch.build(steps)), recorded)
+    apart = backend.forward(Batch.build([*steps, (2, TOKENS[:4], 0, Outputs.NONE, None, 0)]))
+    np.testing.assert_array_equal(apart, recorded)
+    np.testing.assert_allclose(recorded[1], feed(reference, 0, TOKENS[9:10], 9)[0], rtol=1e-3, atol=1e-4)
+    for position, token in enumerate(TOKENS[:10]):
+        alone = backend.forward(Batch.build([(2, [token], position, Outputs.ALL, None, position)]))
+    np.testing.assert_allclose(alone, recorded[:1], rtol=1e-3, atol=1e-4)
 
 
 def test_layers_keep_what_their_parts_need(opened):

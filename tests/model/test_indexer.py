@@ -11,10 +11,19 @@ from engine.gguf.quants import dequantize
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs, Span
 from engine.model.loader import load_model
-from tests.support.gguf_builder import build_gguf
-from tests.support.hybrid_models import tiny_hybrid_parts
-from tests.support.indexer_models import BLOCK, INDEX_WIDTH, TOP_BLOCKS, TOP_K, NaiveBlocks, NaiveTokens, blocks, tokens
-from tests.support.naive_model import CONTEXT, TOKENS
+from tests.support.models.gguf_builder import build_gguf
+from tests.support.models.hybrid_models import tiny_hybrid_parts
+from tests.support.models.indexer_models import (
+    BLOCK,
+    INDEX_WIDTH,
+    TOP_BLOCKS,
+    TOP_K,
+    NaiveBlocks,
+    NaiveTokens,
+    blocks,
+    tokens,
+)
+from tests.support.models.naive_model import CONTEXT, TOKENS
 
 CASES = {"tokens": (tokens, NaiveTokens), "blocks": (blocks, NaiveBlocks)}
 

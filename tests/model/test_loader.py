@@ -12,7 +12,7 @@ from engine.gguf.reader import open_gguf
 from engine.gguf.types import GGMLType
 from engine.model.config import MoeConfig, RopeScaling, RopeStyle
 from engine.model.loader import load_model
-from tests.support.gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
+from tests.support.models.gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
 
 
 def load(path, metadata, tensors):

@@ -10,10 +10,10 @@ from engine.errors import ModelFileError
 from engine.gguf.reader import open_gguf
 from engine.model.loader import load_model
 from engine.model.reading.unread_keys import MATTERS
-from tests.support.gguf_builder import build_gguf
-from tests.support.hybrid_models import FAMILIES, tiny_hybrid_parts
-from tests.support.naive_model import File
-from tests.support.peer_models import MODELS
+from tests.support.models.gguf_builder import build_gguf
+from tests.support.models.hybrid_models import FAMILIES, tiny_hybrid_parts
+from tests.support.models.naive_model import File
+from tests.support.peers.models import MODELS
 
 WRITTEN = {
     "attention.indexer.top_k", "kda.gate_lower_bound", "kda.head_dim", "rope.scaling.attn_factor",

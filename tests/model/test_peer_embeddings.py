@@ -15,7 +15,7 @@ from engine.model.loader import load_model
 from engine.model.pooling import pooled
 from engine.runner.pooling import Pooler
 from tests.support.conformance import ENCODERS
-from tests.support.embedding_models import (
+from tests.support.models.embedding_models import (
     COLUMNS,
     MODELS,
     TARGET,

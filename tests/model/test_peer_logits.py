@@ -11,8 +11,8 @@ from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from tests.support.conformance import SAME_AS, error
-from tests.support.naive_model import TOKENS
-from tests.support.peer_models import FAMILIES, MODELS, RUN_CONTEXT, logits_file, shown, written
+from tests.support.models.naive_model import TOKENS
+from tests.support.peers.models import FAMILIES, MODELS, RUN_CONTEXT, logits_file, shown, written
 
 LIMITS = {"qwen2vl": 1e-6}
 """llama.cpp rounds something of this one to float16: its qwen2, which computes the same, agrees within 1e-12."""

@@ -15,8 +15,8 @@ from engine.model.batch import Batch, Outputs, Span
 from engine.model.config import AttentionConfig, MambaConfig
 from engine.model.loader import load_model
 from tests.support.backends import backends, feed
-from tests.support.gguf_builder import build_gguf
-from tests.support.recurrent_models import NaiveMamba, tiny_mamba, tiny_mamba_parts
+from tests.support.models.gguf_builder import build_gguf
+from tests.support.models.recurrent_models import NaiveMamba, tiny_mamba, tiny_mamba_parts
 
 TOKENS = np.random.default_rng(5).integers(0, 256, 45).tolist()
 

@@ -11,7 +11,7 @@ from engine.gguf.reader import open_gguf
 from engine.model.config import AttentionTemperature, RopeConfig, RopeScaling, RopeStyle
 from engine.model.loader import load_model
 from engine.model.rope import build_rope, yarn_magnitude
-from tests.support.gguf_builder import build_gguf, tiny_llama_parts
+from tests.support.models.gguf_builder import build_gguf, tiny_llama_parts
 
 
 def config(**options):

@@ -12,9 +12,9 @@ from engine.gguf.types import GGMLType
 from engine.model.batch import Batch, Outputs
 from engine.model.config import AttentionConfig
 from engine.model.loader import load_model
-from tests.support.feature_models import CASES, LATENT_CASES, latent
-from tests.support.gguf_builder import build_gguf, pack, tiny_llama_parts
-from tests.support.recurrent_models import tiny_mamba_parts
+from tests.support.models.feature_models import CASES, LATENT_CASES, latent
+from tests.support.models.gguf_builder import build_gguf, pack, tiny_llama_parts
+from tests.support.models.recurrent_models import tiny_mamba_parts
 
 TOKEN, AT = 1, 20
 """The token without an embedding, and its place in prompts."""

@@ -8,8 +8,8 @@ from engine.cuda.load.features import missing_features
 from engine.errors import ModelFileError, UnsupportedModelError
 from engine.gguf.reader import open_gguf
 from engine.model.loader import load_model
-from tests.support.peer_gemma import gemma3n, small_gemma4
-from tests.support.peer_models import written
+from tests.support.peers.gemma import gemma3n, small_gemma4
+from tests.support.peers.models import written
 
 
 def test_layers_that_share_a_cache_take_no_memory(tmp_path):

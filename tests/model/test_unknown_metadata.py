@@ -17,7 +17,7 @@ from engine.model.config import FfnConfig, MoeConfig
 from engine.model.loader import load_model
 from engine.model.reading.metadata import ALIASES
 from engine.model.reading.unread_keys import HARMLESS, MATTER_WITHIN, MATTERS, OTHER_SENSES
-from tests.support.gguf_builder import build_gguf, tiny_llama_parts
+from tests.support.models.gguf_builder import build_gguf, tiny_llama_parts
 
 GEMMA3 = {"attention.sliding_window": 8, "attention.key_length": 16, "attention.value_length": 16}
 

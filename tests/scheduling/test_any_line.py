@@ -16,10 +16,10 @@ from engine.api.llm import LLM
 from engine.api.stream import Stream
 from engine.config import PAGE
 from engine.scheduling.loop import EngineLoop
-from tests.support.books import check_books
-from tests.support.cell_runner import CellRunner, Forcing, make_job
 from tests.support.injection import Injected, Injection, engine_files
-from tests.support.state_runner import StateRunner
+from tests.support.scheduling.books import check_books
+from tests.support.scheduling.cell_runner import CellRunner, Forcing, make_job
+from tests.support.scheduling.state_runner import StateRunner
 
 PARTS = (
     "actions",

@@ -10,9 +10,9 @@ import pytest
 from engine.api.stream import Stream
 from engine.errors import EngineError
 from engine.scheduling.loop import EngineLoop
-from tests.support.books import check_books
-from tests.support.cell_runner import CellRunner, make_job
 from tests.support.forking import in_child
+from tests.support.scheduling.books import check_books
+from tests.support.scheduling.cell_runner import CellRunner, make_job
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),

@@ -15,8 +15,8 @@ import pytest
 from engine.api.stream import Stream
 from engine.errors import EngineError
 from engine.scheduling.loop import EngineLoop
-from tests.support.cell_runner import CellRunner, RunnerFailure, make_job
 from tests.support.injection import within
+from tests.support.scheduling.cell_runner import CellRunner, RunnerFailure, make_job
 
 PROMPT = [i % 7 for i in range(100)]
 

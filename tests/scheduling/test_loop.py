@@ -24,7 +24,7 @@ class CountingRunner:
     def __init__(self, max_sequences=3):
         self.max_sequences, self.n_pages, self.lookahead = max_sequences, 10_000, 0
         self.prefill_chunk = self.mixed_chunk = 16
-        self.mixed_per_sequence = 0
+        self.mixed_per_sequence, self.known_room = 0, None
         self.refused = set()
         self.states = None
         self.held = {}

@@ -13,8 +13,8 @@ import pytest
 
 from engine.api.stream import Stream
 from engine.scheduling.loop import EngineLoop
-from tests.support.cell_runner import CellRunner, RunnerFailure, make_job
-from tests.support.paged_world import World
+from tests.support.scheduling.cell_runner import CellRunner, RunnerFailure, make_job
+from tests.support.scheduling.paged_world import World
 
 
 @pytest.mark.parametrize("seed", range(24))

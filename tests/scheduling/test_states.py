@@ -3,16 +3,16 @@
 import pytest
 
 from engine.api.stream import Stream
-from engine.config import PAGE
+from engine.config import PAGE, STATE_BORDER
 from engine.request import Request, TokenSample
 from engine.sampling.params import SamplingParams
 from engine.scheduling.actions import RestoreCheckpoint, SaveCheckpoint
 from engine.scheduling.checkpoints import CheckpointPool
 from engine.scheduling.loop import EngineLoop
 from engine.scheduling.scheduler import Scheduler
-from tests.support.cell_runner import RunnerFailure, make_job
-from tests.support.paged_world import World
-from tests.support.state_runner import StateRunner
+from tests.support.scheduling.cell_runner import RunnerFailure, make_job
+from tests.support.scheduling.paged_world import World
+from tests.support.scheduling.state_runner import StateRunner
 
 
 class StateWorld(World):
@@ -20,6 +20,7 @@ class StateWorld(World):
 
     def make_runner(self, **options):
         choose = self.random.choice
+        options["mixed_chunk"] = max(options["mixed_chunk"], STATE_BORDER)
         return StateRunner(**options, n_checkpoints=choose([0, 1, 3, 16]), spare=choose([0, 1]))
 
     def make_loop(self, **options):

@@ -5,8 +5,8 @@ A file says in SETTINGS what its server runs with; one whose server has other mo
 
 import pytest
 
-from tests.support import vendor_clients
-from tests.support.http_server import running
+from tests.support.servers import vendor_clients
+from tests.support.servers.http_server import running
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import anthropic
 import pytest
 
 from engine import SamplingParams
-from tests.support.http_server import running
-from tests.support.vendor_clients import anthropic_client
+from tests.support.servers.http_server import running
+from tests.support.servers.vendor_clients import anthropic_client
 
 CHAT = [{"role": "user", "content": "Tell me of a fox."}]
 

@@ -14,7 +14,7 @@ import pytest
 from engine import LLM
 from engine.serve.http_protocol import Connection
 from engine.serve.model_store import ModelSpec
-from tests.support.http_server import ENGINE, running
+from tests.support.servers.http_server import ENGINE, running
 
 BODY = json.dumps({"prompt": "The", "ignore_eos": True, "max_tokens": 60}).encode()
 STREAM = json.dumps({"prompt": "The", "ignore_eos": True, "stream": True}).encode()

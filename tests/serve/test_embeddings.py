@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from engine.serve.model_store import ModelSpec
-from tests.support.embedding_models import WORDPIECE, bert_like, ranks
-from tests.support.http_server import running
+from tests.support.models.embedding_models import WORDPIECE, bert_like, ranks
+from tests.support.servers.http_server import running
 
 DOCUMENTS = ["a", "b c", "c", "a a a"]
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from engine.errors import DeviceError
-from tests.support.http_server import parse_events, running
+from tests.support.servers.http_server import parse_events, running
 
 ENDLESS = {"prompt": "The", "ignore_eos": True}
 

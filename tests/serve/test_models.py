@@ -13,7 +13,7 @@ from engine.serve.model_store import ModelSpec
 from engine.serve.routes.models import health_of
 from engine.serve.serving import Serving
 from engine.serve.settings import ServeSettings
-from tests.support.http_server import ENGINE, running
+from tests.support.servers.http_server import ENGINE, running
 
 SMALL = {**ENGINE, "threads": 1, "max_sequences": 1}
 NAMES = ("a", "b", "c")
@@ -179,7 +179,7 @@ def test_health_tells_how_far_the_only_model_is():
         found["waiting"].start()
         opener.gate.set()
 
-    from tests.support import http_server
+    from tests.support.servers import http_server
 
     class Early(http_server.Running):
         def __init__(self, *args):

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from engine import SamplingParams
-from tests.support.vendor_clients import openai_client
+from tests.support.servers.vendor_clients import openai_client
 
 CHAT = [{"role": "user", "content": "Tell me of a fox."}]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine import SamplingParams, __version__
-from tests.support.http_server import TEMPLATE, running
+from tests.support.servers.http_server import TEMPLATE, running
 
 CHAT = [{"role": "user", "content": "Tell me of a fox."}]
 
@@ -113,7 +113,7 @@ def test_ollamas_thoughts_lists_and_errors(server):
     status, _, error = server.post("/api/chat", {"messages": CHAT, "options": {"top_p": 3.5}})
     assert (status, list(error)) == (400, ["error"])
     assert "top_p" in error["error"]
-    assert server.post("/api/chat", {"messages": CHAT, "tools": [{}]})[0] == 400
+    assert server.post("/api/chat", {"messages": CHAT, "images": ["AA=="]})[0] == 400
 
 
 def test_what_the_server_says_of_itself(server):

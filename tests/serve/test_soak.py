@@ -1,7 +1,7 @@
 """A few seconds of everything at once: every request is answered or closed, and nothing is left behind."""
 
 from scripts.soak_serve import Load, soak
-from tests.support.http_server import running
+from tests.support.servers.http_server import running
 
 
 def test_soak():

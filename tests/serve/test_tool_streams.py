@@ -7,10 +7,10 @@ import pytest
 
 from engine.serve.model_store import ModelSpec
 from engine.text.answers.call_records import BY_NAME
-from tests.support.form_templates import template_of
-from tests.support.http_server import running
-from tests.support.round_trip import TOOLS
-from tests.support.scripted_model import in_pieces, scripted_llama
+from tests.support.chats.form_templates import template_of
+from tests.support.chats.round_trip import TOOLS
+from tests.support.models.scripted_model import in_pieces, scripted_llama
+from tests.support.servers.http_server import running
 
 CHAT = [{"role": "user", "content": "Hello"}]
 ARGUMENTS = {"query": 'ü "so" <b> 日本, and far more words than one token holds', "number": 7}
@@ -120,3 +120,16 @@ def test_where_thoughts_go(client):
     assert not hasattr(inside, "reasoning_content")
     with pytest.raises(openai.BadRequestError, match="reasoning_format is 'x'"):
         client.chat.completions.create(**ask, extra_body={"reasoning_format": "x"})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ollama(server, stream):
+    """Arguments are objects there, so a call comes when it is whole."""
+    found = server.post("/api/chat", {"model": "m", "messages": CHAT, "tools": TOOLS, "stream": stream})[2]
+    parts = [json.loads(line) for line in found.splitlines()] if stream else [found]
+    messages = [part["message"] for part in parts]
+    assert "".join(message["content"] for message in messages) == "I look."
+    assert "".join(message.get("thinking", "") for message in messages) == "Hm, so."
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    assert [call["function"] for call in calls] == [{"name": "look_up", "arguments": ARGUMENTS}]
+    assert (parts[-1]["done"], parts[-1]["done_reason"]) == (True, "stop")

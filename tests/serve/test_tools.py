@@ -6,6 +6,8 @@ import jsonschema
 import openai
 import pytest
 
+from engine.serve.ollama_calls import with_ids
+
 CHAT = [{"role": "user", "content": "How warm is it?"}]
 SCHEMA = {
     "type": "object",
@@ -139,3 +141,30 @@ def test_responses(client, stream):
     output = {"type": "function_call_output", "call_id": item.call_id, "output": "21 degrees"}
     options["input"] = [*CHAT, item.model_dump(exclude={"parsed_arguments"}), output]
     assert client.responses.create(**options).output[0].type == "function_call"
+
+
+def test_ollamas_loop_of_calls_and_results(server):
+    """As its client writes it: no ids, results by the names of tools. The prompt is that of OpenAI's form."""
+    body = {"messages": CHAT, "tools": [TOOL, OTHER], "tool_choice": "required", "stream": False}
+    options = {"seed": 3, "temperature": 1.5, "num_predict": 400}
+    answer = server.post("/api/chat", {**body, "parallel_tool_calls": False, "options": options})[2]["message"]
+    (call,) = answer["tool_calls"]
+    assert call["function"]["name"] in ("weather", "clock")
+    if call["function"]["name"] == "weather":
+        jsonschema.validate(call["function"]["arguments"], SCHEMA)
+    asked = [
+        {"function": {"name": name, "arguments": given}} for name, given in (("clock", {}), ("weather", {"city": "x"}))
+    ]
+    results = [("weather", "21 degrees"), ("clock", "noon")]
+    history = [{"role": "assistant", "content": "", "tool_calls": asked}]
+    history += [{"role": "tool", "tool_name": name, "content": content} for name, content in results]
+    said = server.post("/api/chat", {"messages": [*CHAT, *history], "stream": False, "options": {"num_predict": 2}})
+    assert said[0] == 200
+    made = with_ids([*CHAT, *history])
+    ids = {one["function"]["name"]: one["id"] for one in made[1]["tool_calls"]}
+    assert len(set(ids.values())) == 2
+    assert [(one["name"], one["tool_call_id"], one["content"]) for one in made[2:]] == [
+        (name, ids[name], content) for name, content in results
+    ]
+    assert server.post("/api/show", {"model": "tales"})[2]["capabilities"] == ["completion", "tools"]
+    assert server.post("/api/chat", {"messages": CHAT, "tools": [{}]})[0] == 400

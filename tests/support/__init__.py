@@ -1,1 +1,1 @@
-"""What tests share: models made in memory, plain references, GPU helpers."""
+"""What tests share, by what is tested; at the top what is needed all over."""

@@ -17,7 +17,7 @@ from engine.cpu.caches.model import KVCache
 from engine.cpu.recurrent.mix import mix_recurrent
 from engine.cpu.recurrent.ngrams import add_ngrams
 from engine.cpu.recurrent.rwkv import mix_channels
-from engine.cpu.recurrent.tools import Tools
+from engine.cpu.recurrent.tools import RecurrentKernels, Tools
 from engine.gguf.quants import dequantize
 from engine.model.batch import Batch
 from engine.model.config import ChannelMixConfig, FfnConfig, ModelConfig, MoeConfig
@@ -36,6 +36,7 @@ class CpuOps(AttentionBricks):
         self._predicted: Float32Array  # streams (T, A, D) of the layer at hand
         self._scores: Float32Array  # of the experts of the layer at hand, where they are routed early
         self._input: Float32Array  # what the experts of the layer at hand read, where that is the layer's input
+        self._recurrence: RecurrentKernels | None = None
         self._shared: dict[str, Float32Array] = {}  # what recurrent layers leave for later ones in the step at hand
 
     def settle(self) -> None:
@@ -164,7 +165,8 @@ class CpuOps(AttentionBricks):
 
     def _tools(self, memory: int) -> Tools:
         """What a recurrent part needs whose states are in the cache of this number."""
-        return Tools(self._linear, self._normalize, self._cache, memory, self._batch.spans, self._shared)
+        kernels = self._recurrence
+        return Tools(self._linear, self._normalize, self._cache, memory, self._batch.spans, self._shared, kernels)
 
     def ffn_gate_up(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.ffn_gate_up."""

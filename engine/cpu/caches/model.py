@@ -14,7 +14,7 @@ from engine.cpu.caches.joined import JoinedCache
 from engine.cpu.caches.states import RecurrentCache, States
 from engine.cpu.memory import aligned_zeros
 from engine.errors import ContextFullError, DeviceError
-from engine.model.batch import Span
+from engine.model.batch import Batch, Span
 from engine.model.cache import LayerCache, StateRows
 from engine.model.config import AttentionConfig, CombinedConfig, MixerConfig, RecurrentConfig
 
@@ -150,6 +150,18 @@ class KVCache:
         kept = {tokens: place for tokens, place in counted.items() if read + 1 - STATE_PLACES < place <= read}
         self._counted[span.slot] = kept | {span.n_total: read + 1}
         return (read if span.n_past else None), read + 1
+
+    def state_rows(self, batch: Batch) -> npt.NDArray[np.int64]:
+        """For each span the rows of the states that state() gives, -1 for zeros, and store_state() writes: (S, 2)."""
+        rows, places = self._rows, ((span.slot, *self._places[span.slot]) for span in batch.spans)
+        found = [
+            (-1 if read is None else rows.place(slot, read), rows.place(slot, write)) for slot, read, write in places
+        ]
+        return np.array(found, np.int64)
+
+    def state_arrays(self, layer: int) -> tuple[npt.NDArray[np.float32], ...]:
+        """A layer's arrays of states, (rows, ...) each; see RecurrentConfig.state_shapes."""
+        return self._recurrent(layer).states
 
     def state(self, layer: int, span: Span) -> tuple[npt.NDArray[np.float32], ...]:
         """A layer's state of a sequence before its span's first token, read-only; see RecurrentConfig.state_shapes."""

@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from engine.concurrency import fork
-from engine.cpu.kernels import blocked, elementwise, machine, products, settings
+from engine.cpu.kernels import blocked, convolution, elementwise, machine, products, recurrent, settings
 from engine.cpu.kernels.attention import loop as attention_loop
 from engine.cpu.kernels.code_cache import KernelCache
 from engine.cpu.kernels.integer import activations, rows, tiles
@@ -128,6 +128,34 @@ def _gate(name: str) -> Kernel:
     return gate
 
 
+def _take_columns(name: str) -> Kernel:
+    def take_columns(operands, low, high, scratch):
+        elementwise.take_columns(name, operands, low, high, scratch)
+
+    return take_columns
+
+
+def _convolve(name: str) -> Kernel:
+    def convolve(operands, low, high, scratch):
+        convolution.convolve(name, operands, low, high, scratch)
+
+    return convolve
+
+
+def _delta_rule(name: str) -> Kernel:
+    def delta_rule(operands, low, high, scratch):
+        recurrent.delta_rule(name, operands, low, high, scratch)
+
+    return delta_rule
+
+
+def _grouped_scan(name: str) -> Kernel:
+    def grouped_scan(operands, low, high, scratch):
+        recurrent.grouped_scan(name, operands, low, high, scratch)
+
+    return grouped_scan
+
+
 def _run_program(name: str) -> Kernel:
     def run_program(program, n_rows, counters, scratch, give_way):
         machine.run_program(name, program, n_rows, counters, scratch, give_way)
@@ -143,6 +171,8 @@ _ARGUMENTS = (
     | tiles.ARGUMENTS
     | attention_loop.ARGUMENTS
     | elementwise.ARGUMENTS
+    | convolution.ARGUMENTS
+    | recurrent.ARGUMENTS
     | machine.ARGUMENTS
 )
 
@@ -159,6 +189,10 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
     "normalize": _normalize,
     "rotate_store": _rotate_store,
     "gate": _gate,
+    "take_columns": _take_columns,
+    "convolve": _convolve,
+    "delta_rule": _delta_rule,
+    "grouped_scan": _grouped_scan,
     "run_program": _run_program,
 }
 

@@ -22,7 +22,9 @@ from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 GELU_LIMIT, SWIGLU_LIMIT, SWIGLU_SLOPE = 10.0, 7.0, 1.702
 """See ../reference.py, whose numbers these are."""
 
-ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"normalize": STEP, "rotate_store": STEP, "gate": STEP}
+ARGUMENTS: dict[str, tuple[types.Type, ...]] = {
+    "normalize": STEP, "rotate_store": STEP, "gate": STEP, "take_columns": STEP,
+}  # fmt: skip
 """Argument types of each kernel."""
 
 
@@ -170,8 +172,9 @@ def rotate_store(typing_context, name, operands, low, high, scratch):
 def gate(typing_context, name, operands, low, high, scratch):
     """out = activation(x) * y over vectors low..high-1 of 16 floats; out may be x.
 
-    The kernel's type is the name of an Activation. Operands: x, y (0 = none), out, activations. Where activations are
-    wanted (else 0), items are of 32 floats, and out is written there as well, quantized (integer/activations.py).
+    The kernel's type is the name of an Activation, or SIGMOID. Operands: x, y (0 = none), out, activations. Where
+    activations are wanted (else 0), items are of 32 floats, and out is written there as well, quantized
+    (integer/activations.py).
     """
     activation = format_name(name)
 
@@ -185,7 +188,7 @@ def gate(typing_context, name, operands, low, high, scratch):
         with cgutils.for_range(builder, builder.mul(n_items, per_item)) as vectors:
             place = builder.mul(builder.add(first, vectors.index), I64(4 * LANES))
             xs = e.load(builder.add(x, place), vector(F32), align=4)
-            value = cgutils.alloca_once_value(builder, _activate(e, xs, activation))
+            value = cgutils.alloca_once_value(builder, activate(e, xs, activation))
             with builder.if_then(builder.icmp_signed("!=", y, I64(0))):
                 ys = e.load(builder.add(y, place), vector(F32), align=4)
                 if activation == "SWIGLU_CLAMPED":
@@ -199,25 +202,49 @@ def gate(typing_context, name, operands, low, high, scratch):
     return types.void(name, *STEP), generate
 
 
-def _activate(e: Emitter, x: Value, activation: str) -> Value:
+@intrinsic(prefer_literal=True)
+def take_columns(typing_context, name, operands, low, high, scratch):
+    """out[r] = x[r, first : first + width] for rows low..high-1 of x, (rows, columns) float32 without gaps, as out.
+
+    Operands: x, columns, first, width (a multiple of 16), out.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
+        e = emitter(context, builder)
+        _, operands, low, high, _ = arguments
+        x, columns, first, width, out = integers(e, operands, 5)
+        start = _offset(builder, x, first, 4)
+        with cgutils.for_range(builder, builder.sub(high, low)) as rows:
+            row = builder.add(low, rows.index)
+            source = _offset(builder, start, builder.mul(row, columns), 4)
+            target = _offset(builder, out, builder.mul(row, width), 4)
+            with cgutils.for_range(builder, builder.sdiv(width, I64(LANES))) as part:
+                value = e.load(_offset(builder, source, part.index, 4 * LANES), vector(F32), align=4)
+                e.store(value, _offset(builder, target, part.index, 4 * LANES))
+        return context.get_dummy_value()
+
+    return types.void(name, *STEP), generate
+
+
+def activate(e: Emitter, x: Value, activation: str) -> Value:
     """See reference.activate."""
     builder, zero = e.builder, e.const(x, 0.0)
     # NaN fails every comparison and so stays what it is.
     positive = builder.select(builder.fcmp_ordered("<", x, zero), zero, x)
     if activation in ("RELU", "RELU_SQUARED"):
         return positive if activation == "RELU" else e.multiply(positive, positive)
-    if activation == "SILU":
-        return e.multiply(x, _sigmoid(e, x))
+    if activation in ("SILU", "SIGMOID"):
+        return sigmoid(e, x) if activation == "SIGMOID" else e.multiply(x, sigmoid(e, x))
     if activation == "SWIGLU_CLAMPED":
         limit = e.const(x, SWIGLU_LIMIT)
         x = builder.select(builder.fcmp_ordered(">", x, limit), limit, x)
-        return e.multiply(x, _sigmoid(e, e.multiply(x, e.const(x, SWIGLU_SLOPE))))
+        return e.multiply(x, sigmoid(e, e.multiply(x, e.const(x, SWIGLU_SLOPE))))
     assert activation == "GELU"
     rounded = _through_half(e, x)
     # 1 + tanh(z) is 2 sigmoid(2z), so the tanh form of GELU is x sigmoid(2z).
     cubic = e.multiply_add(e.multiply(rounded, rounded), e.const(x, 0.044715), e.const(x, 1.0))
     twice = e.multiply(e.multiply(cubic, rounded), e.const(x, 2.0 * math.sqrt(2.0 / math.pi)))
-    inside = _through_half(e, e.multiply(rounded, _sigmoid(e, twice)))
+    inside = _through_half(e, e.multiply(rounded, sigmoid(e, twice)))
     size = builder.select(builder.fcmp_ordered(">", x, zero), x, e.negate(x))
     return builder.select(builder.fcmp_ordered(">=", size, e.const(x, GELU_LIMIT)), positive, inside)
 
@@ -233,7 +260,7 @@ def _clamp(e: Emitter, x: Value, low: float, high: float) -> Value:
     return builder.select(builder.fcmp_ordered("<", x, least), least, x)
 
 
-def _sigmoid(e: Emitter, x: Value) -> Value:
+def sigmoid(e: Emitter, x: Value) -> Value:
     """1 / (1 + exp(-x)), through exp(-|x|) so that nothing overflows."""
     builder = e.builder
     positive = builder.fcmp_ordered(">", x, e.const(x, 0.0))

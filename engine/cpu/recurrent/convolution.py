@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.cpu.recurrent.tools import Float32Array, Tools
+from engine.cpu.recurrent.tools import Float32Array, Moved, Tools
+from engine.cpu.reference import sigmoid
 from engine.model.config import ShortConvConfig
 from engine.model.weights import ShortConvWeights
 
@@ -34,6 +35,19 @@ def short_convolution(
     return out, np.ascontiguousarray(inputs[n_tokens:].T)
 
 
+def convolved_inputs(
+    tools: Tools, x: Float32Array, weight: Float32Array, bias: Float32Array | None, past: Float32Array
+) -> Moved:
+    """silu of short_convolution, with its second result."""
+    kernels = tools.kernels
+    found = None if kernels is None else kernels.convolve(x, weight, bias, past, silu=True)
+    if found is None:
+        out, behind = short_convolution(x, weight, bias, past)
+        out *= sigmoid(out)
+        found = out, behind
+    return found
+
+
 def mix_short_conv(
     config: ShortConvConfig, weights: ShortConvWeights, normed: Float32Array, tools: Tools
 ) -> Float32Array:
@@ -43,7 +57,9 @@ def mix_short_conv(
     out = np.empty_like(gated)
     for span, rows in tools.spans():
         (past,) = tools.state(span)
-        out[rows], past = short_convolution(gated[rows], weights.conv, None, past)
+        kernels = tools.kernels
+        found = None if kernels is None else kernels.convolve(gated[rows], weights.conv, None, past, silu=False)
+        out[rows], past = found or short_convolution(gated[rows], weights.conv, None, past)
         tools.store(span, (past,))
     out *= c
     return tools.linear(weights.out_proj, out)

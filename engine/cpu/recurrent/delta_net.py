@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from engine.cpu.recurrent.convolution import short_convolution
-from engine.cpu.recurrent.tools import Float32Array, Tools, softplus
+from engine.cpu.recurrent.convolution import convolved_inputs
+from engine.cpu.recurrent.tools import Float32Array, Heads, Moved, Tools, softplus
 from engine.cpu.reference import sigmoid
 from engine.model.config import DeltaNetConfig, KimiDeltaConfig
 from engine.model.weights import DeltaNetWeights, KimiDeltaWeights, Linear
@@ -53,26 +53,53 @@ def unit_heads(x: Float32Array, epsilon: float) -> Float32Array:
     return y
 
 
+def delta_heads(
+    convolved: Float32Array, heads: Heads, decay: Float32Array, beta: Float32Array, state: Float32Array
+) -> Moved:
+    """delta_rule of rows [q of the key heads, k of them, v]: q and k of unit length, q divided by the root of S.
+
+    Args:
+        convolved: (T, 2 · K · S + H · P).
+        heads: how rows are divided.
+        decay: (T, H, S) or (T, H, 1).
+        beta: (T, H).
+        state: (H, S, P) before the first token.
+    """
+    n_heads, size, width = state.shape
+    keys, each = heads.key_heads * size, n_heads // heads.key_heads
+    q, k, v = np.split(convolved, (keys, 2 * keys), axis=1)
+    q, k = (unit_heads(x.reshape(len(x), -1, size), heads.epsilon) for x in (q, k))
+    q *= np.float32(1.0 / math.sqrt(size))
+    q, k = (np.repeat(x, each, axis=1) if heads.grouped else np.tile(x, (1, each, 1)) for x in (q, k))
+    return delta_rule(q, k, v.reshape(len(v), n_heads, width), decay, beta, state)
+
+
+def _move(
+    tools: Tools, convolved: Float32Array, heads: Heads, decay: Float32Array, beta: Float32Array, state: Float32Array
+) -> Moved:
+    kernels = tools.kernels
+    found = None if kernels is None else kernels.delta_rule(convolved, heads, decay, beta, state)
+    return found or delta_heads(convolved, heads, decay, beta, state)
+
+
 def mix_delta_net(config: DeltaNetConfig, weights: DeltaNetWeights, normed: Float32Array, tools: Tools) -> Float32Array:
     """What DeltaNetConfig says of normalized inputs (T, D), without the residual."""
-    n_rows, size, each = len(normed), config.head_width, config.heads // config.key_heads
+    n_rows, size = len(normed), config.head_width
     qkv, z = tools.linear(weights.qkv, normed), tools.linear(weights.z, normed)
     beta = sigmoid(tools.linear(weights.beta, normed))
     decay = np.exp(softplus(tools.linear(weights.alpha, normed) + weights.dt_bias) * weights.a)[..., None]
+    heads = Heads(config.key_heads, config.grouped, weights.norm.epsilon)
     out = np.empty((n_rows, config.heads, size), dtype=np.float32)
     for span, rows in tools.spans():
         past, state = tools.state(span)
-        convolved, past = short_convolution(qkv[rows], weights.conv1d, None, past)
-        convolved *= sigmoid(convolved)
-        parts = np.split(convolved, (config.keys, 2 * config.keys), axis=1)
-        q, k, v = (part.reshape(len(part), -1, size) for part in parts)
-        q, k = unit_heads(q, weights.norm.epsilon), unit_heads(k, weights.norm.epsilon)
-        q *= np.float32(1.0 / math.sqrt(size))
-        q, k = (np.repeat(x, each, axis=1) if config.grouped else np.tile(x, (1, each, 1)) for x in (q, k))
-        out[rows], state = delta_rule(q, k, v, decay[rows], beta[rows], state)
+        convolved, past = convolved_inputs(tools, qkv[rows], weights.conv1d, None, past)
+        out[rows], state = _move(tools, convolved, heads, decay[rows], beta[rows], state)
         tools.store(span, (past, state))
     y = tools.normalize(out, weights.norm).reshape(n_rows, -1)
-    y *= sigmoid(z) if config.sigmoid_gate else z * sigmoid(z)
+    if config.sigmoid_gate:
+        y *= sigmoid(z)
+    else:
+        y = tools.gated(y, z)
     return tools.linear(weights.ssm_out, y)
 
 
@@ -91,15 +118,12 @@ def mix_kimi_delta(
     decay = np.exp(logarithms)
     gate = _chain((weights.gate_a, weights.gate_b), normed, tools)
     epsilon = weights.norm.epsilon if config.unit_epsilon is None else config.unit_epsilon
+    divided = Heads(heads, True, epsilon)
     out = np.empty((n_rows, heads, size), dtype=np.float32)
     for span, rows in tools.spans():
         past, state = tools.state(span)
-        convolved, past = short_convolution(qkv[rows], weights.conv1d, None, past)
-        convolved *= sigmoid(convolved)
-        q, k, v = (part.reshape(len(part), heads, size) for part in np.split(convolved, 3, axis=1))
-        q, k = unit_heads(q, epsilon), unit_heads(k, epsilon)
-        q *= np.float32(1.0 / math.sqrt(size))
-        out[rows], state = delta_rule(q, k, v, decay[rows], beta[rows], state)
+        convolved, past = convolved_inputs(tools, qkv[rows], weights.conv1d, None, past)
+        out[rows], state = _move(tools, convolved, divided, decay[rows], beta[rows], state)
         tools.store(span, (past, state))
     y = tools.normalize(out, weights.norm).reshape(n_rows, -1)
     y *= sigmoid(gate)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.cpu.recurrent.convolution import short_convolution
-from engine.cpu.recurrent.tools import Float32Array, Tools, softplus
-from engine.cpu.reference import sigmoid
+from engine.cpu.recurrent.convolution import convolved_inputs
+from engine.cpu.recurrent.tools import Float32Array, Moved, Tools, softplus
 from engine.model.config import Mamba2Config
 from engine.model.weights import Mamba2Weights
 
@@ -43,6 +42,32 @@ def grouped_scan(
     return out.reshape(u.shape), state.reshape(heads, width, size)
 
 
+def scan_heads(
+    convolved: Float32Array,
+    groups: int,
+    delta: Float32Array,
+    a: Float32Array,
+    d: Float32Array,
+    state: Float32Array,
+) -> Moved:
+    """grouped_scan of rows [u, b of the groups, c of them], with d · u added to y.
+
+    Args:
+        convolved: (T, H · P + 2 · G · S).
+        groups: G.
+        delta: (T, H).
+        a: (H,).
+        d: (H,).
+        state: (H, P, S) before the first token.
+    """
+    heads, width, size = state.shape
+    u, b, c = np.split(convolved, (heads * width, heads * width + groups * size), axis=1)
+    u, b, c = u.reshape(-1, heads, width), b.reshape(-1, groups, size), c.reshape(-1, groups, size)
+    y, state = grouped_scan(u, delta, a, b, c, state)
+    y += u * d[:, None]
+    return y, state
+
+
 def mix_mamba_2(config: Mamba2Config, weights: Mamba2Weights, normed: Float32Array, tools: Tools) -> Float32Array:
     """What Mamba2Config says of normalized inputs (T, D), without the residual."""
     n_rows, inner, groups = len(normed), config.inner, config.groups
@@ -52,15 +77,10 @@ def mix_mamba_2(config: Mamba2Config, weights: Mamba2Weights, normed: Float32Arr
     out = np.empty((n_rows, config.heads, config.head_width), dtype=np.float32)
     for span, rows in tools.spans():
         past, state = tools.state(span)
-        convolved, past = short_convolution(v[rows], weights.conv1d, weights.conv1d_bias, past)
-        convolved *= sigmoid(convolved)
-        u, b, c = np.split(convolved, (inner, inner + groups * config.state), axis=1)
-        u = u.reshape(-1, config.heads, config.head_width)
-        b, c = (part.reshape(-1, groups, config.state) for part in (b, c))
-        out[rows], state = grouped_scan(u, delta[rows], weights.a, b, c, state)
-        out[rows] += u * weights.d[:, None]
+        convolved, past = convolved_inputs(tools, v[rows], weights.conv1d, weights.conv1d_bias, past)
+        given = convolved, groups, delta[rows], weights.a, weights.d, state
+        out[rows], state = (tools.kernels and tools.kernels.grouped_scan(*given)) or scan_heads(*given)
         tools.store(span, (past, state))
-    y = out.reshape(n_rows, inner)
-    y *= z * sigmoid(z)
+    y = tools.gated(out.reshape(n_rows, inner), np.ascontiguousarray(z))
     y = tools.normalize(y.reshape(n_rows, groups, -1), weights.norm).reshape(n_rows, inner)
     return tools.linear(weights.ssm_out, y)

@@ -3,67 +3,30 @@
 The `Steps` in use decides whether steps run at once or are recorded; the order of steps is written here only.
 What no kernel serves (clamping q, k and v; gates of attention; latent vectors on their way to q, k and v; indexers, and
 attention over what they choose; softcap with linear biases; chunks of positions that are no whole pages; limits and
-sparsity of gates; recurrent mixers between their products; what layers do with the residual stream beside their
+sparsity of gates; what layers do with the residual stream beside their
 parts) is left to CpuOps.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from engine.config import PAGE
 from engine.cpu.bricks.base import Float32Array
 from engine.cpu.bricks.ops import CpuOps
 from engine.cpu.caches.model import KVCache
 from engine.cpu.caches.rows import CacheRows
 from engine.cpu.products.integer import IntegerWeights
+from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.immediate import Immediate
-from engine.cpu.steps.protocol import Angles, Steps
+from engine.cpu.steps.plain import can_attend, plain_delta_net, plain_gate, plain_output_gate
+from engine.cpu.steps.protocol import Angles, StateRow, Steps
+from engine.cpu.steps.recurrence import CompiledRecurrence
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
-from engine.model.config import AttentionConfig, FfnConfig, ModelConfig, QkNorm
+from engine.model.config import Activation, DeltaNetConfig, FfnConfig, ModelConfig, QkNorm
 from engine.model.rope import RopeTable
-from engine.model.weights import FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
-
-
-def plain_layer(layer: LayerWeights) -> bool:
-    """Whether kernels compute all of a layer."""
-    beside = layer.laurel, layer.layer_input, layer.streams, layer.ngrams
-    if any(part is not None for part in beside) or layer.output_scale != 1.0:
-        return False
-    return layer.mixer_skip is None and plain_attention(layer) and plain_ffn(layer)
-
-
-def plain_attention(layer: LayerWeights) -> bool:
-    """Whether a layer has attention, and kernels compute all of it, from its products to its output."""
-    config = layer.config.mixer
-    if not isinstance(config, AttentionConfig):
-        return False
-    plain = config.clamp is None and config.latent is None and config.output_gate is None
-    plain = plain and config.chunk is None and config.indexer is None
-    return plain and _can_attend(layer)
-
-
-def plain_ffn(layer: LayerWeights) -> bool:
-    """Whether a layer has a dense feed-forward part, kernels compute all of it, and the layer ends with it."""
-    config = layer.config
-    plain = isinstance(config.ffn, FfnConfig) and _plain_gate(config.ffn)
-    return plain and not config.embedding_skip and not config.closing_norm
-
-
-def _plain_gate(ffn: FfnConfig) -> bool:
-    """Whether kernels compute a part's activation."""
-    return ffn.limit is None and ffn.caps is None and ffn.xielu is None and not ffn.sparsity
-
-
-def _can_attend(layer: LayerWeights) -> bool:
-    """Whether the attention kernel serves a layer.
-
-    It has no softcap together with linear biases, no learned biases, and no chunks of positions but whole pages.
-    """
-    config = layer.config.attention
-    plain = (config.softcap is None or not config.alibi) and not config.relative_buckets
-    return plain and (config.chunk is None or config.chunk % PAGE == 0)
+from engine.model.weights import DeltaNetWeights, FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
 
 
 class FastOps(CpuOps):
@@ -86,10 +49,13 @@ class FastOps(CpuOps):
     ) -> None:
         super().__init__(config, weights, cache, self._multiply)
         self._immediate = Immediate(pool, integer)
+        self._recurrence = CompiledRecurrence(self._immediate)
         self.steps: Steps = self._immediate
         self._turns: dict[RopeTable, Angles] = {}
         self._rows: dict[int | None, CacheRows] = {}  # by the chunks of positions that a layer attends in
+        self._states: npt.NDArray[np.int64] | None = None  # rows of states of the step at hand
         self._scaled: dict[Linear, Linear] = {}
+        self._zeros: dict[tuple[int, ...], Float32Array] = {}  # states that sequences begin with, by shape
 
     def settle(self) -> None:
         """See CpuOps.settle."""
@@ -98,7 +64,7 @@ class FastOps(CpuOps):
     def begin(self, batch: Batch) -> None:
         """See Ops.begin."""
         super().begin(batch)
-        self._turns, self._rows = {}, {}
+        self._turns, self._rows, self._states = {}, {}, None
 
     def _embed_tokens(self, batch: Batch) -> Float32Array:
         x = self.steps.embed("x", self._weights.token_embd, batch, self._finish_embedding)
@@ -111,20 +77,25 @@ class FastOps(CpuOps):
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
-        left = config.latent is not None or config.output_gate is not None or config.indexer is not None
+        left = config.latent is not None or config.indexer is not None or not plain_output_gate(config)
         if left or config.clamp is not None:
             return super().attn_qkv(layer, x)
         normed = self._normalize(x, layer.attn_norm)
+        gated = config.output_gate is not None  # in the query
         q, k, v = (
             None if linear is None else steps.linear(name, normed, linear).reshape(len(x), heads, width)
             for name, linear, heads, width in (
-                ("q", weights.q, config.n_heads, config.key_width),
+                ("q_gate" if gated else "q", weights.q, config.n_heads, config.key_width * (1 + gated)),
                 ("k", weights.k, config.n_kv_heads, config.key_width),
                 ("v", weights.v, config.n_kv_heads, config.value_width),
             )
         )
         assert q is not None
         steps.join()
+        if gated:
+            self._gate = steps.take_columns("query_gate", q, config.key_width, config.key_width)
+            q = steps.take_columns("q", q, 0, config.key_width).reshape(len(x), config.n_heads, config.key_width)
+            steps.join()
         angles = None if weights.rope is None else self._angles_of(weights.rope)
         rows, (keys, values) = self._rows_of(None), self._cache.arrays(layer.index)
         if config.qk_norm_after_rope and angles is not None:
@@ -155,7 +126,7 @@ class FastOps(CpuOps):
         if config.indexer is not None:
             return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
-        if not _can_attend(layer):
+        if not can_attend(layer):
             for span in self._batch.spans:
                 super()._attend(out, layer, q, span)
             return out
@@ -169,11 +140,62 @@ class FastOps(CpuOps):
 
     def _attend(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
         """See CpuOps._attend."""
-        if not _can_attend(layer):
+        if not can_attend(layer):
             super()._attend(out, layer, q, span)
             return
         part, rows = slice(span.row, span.row + span.n_rows), self._rows_of(layer.config.attention.chunk)
         self.steps.attend(out[part], q[part], rows.part(span), self._cache.arrays(layer.index), layer)
+
+    def _gated_values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
+        config = layer.config.attention
+        if config.output_gate is None or config.latent is not None or not plain_output_gate(config):
+            return super()._gated_values(layer, a)
+        gated = self.steps.gate(self._gate, a, None)
+        self.steps.join()
+        return gated
+
+    def _mix_onto(self, layer: LayerWeights, h: Float32Array, x: Float32Array | None) -> Float32Array:
+        if not plain_delta_net(layer):
+            return super()._mix_onto(layer, h, x)
+        config, weights = layer.config.mixer, layer.recurrent
+        assert isinstance(config, DeltaNetConfig)
+        assert isinstance(weights, DeltaNetWeights)
+        y = self._delta_net(layer.index, config, weights, self._normalize(h, layer.attn_norm))
+        return self._project_add("x_attended", layer, y, weights.ssm_out, layer.attn_post_norm, x)
+
+    def _delta_net(
+        self, layer: int, config: DeltaNetConfig, weights: DeltaNetWeights, normed: Float32Array
+    ) -> Float32Array:
+        """DeltaNetConfig's 1. to 4. up to the last product, as recurrent/delta_net.py has them."""
+        steps, n_rows = self.steps, len(normed)
+        named = {"qkv": weights.qkv, "z": weights.z, "beta": weights.beta, "alpha": weights.alpha}
+        qkv, z, beta, alpha = (steps.linear(f"delta_{name}", normed, one) for name, one in named.items())
+        steps.join()
+        convolved = steps.empty("convolved", (n_rows, config.convolved))
+        out = steps.empty("moved", (n_rows, config.heads, config.head_width))
+        heads = Heads(config.key_heads, config.grouped, weights.norm.epsilon)
+        states = [self._state_rows(layer, number) for number in range(len(self._batch.spans))]
+        for span, (past, _) in zip(self._batch.spans, states, strict=True):
+            steps.convolve(convolved[span.rows], qkv[span.rows], weights.conv1d, None, past)
+        steps.join()
+        for span, (_, memory) in zip(self._batch.spans, states, strict=True):
+            given = alpha[span.rows], beta[span.rows]
+            steps.delta_net(out[span.rows], convolved[span.rows], heads, given, weights, memory)
+        steps.join()
+        y = steps.normalize("moved_normed", out, weights.norm)
+        steps.join()
+        gated = steps.gate(z, y, Activation.SILU)
+        steps.join()
+        return gated
+
+    def _state_rows(self, layer: int, number: int) -> list[StateRow]:
+        """A layer's state of one of the step's sequences, array by array."""
+        if self._states is None:
+            self._states = self.steps.state_rows(self._batch, self._cache.state_rows)
+        arrays = self._cache.state_arrays(layer)
+        for array in arrays:
+            self._zeros.setdefault(array.shape[1:], np.zeros(array.shape[1:], np.float32))
+        return [StateRow(array, self._zeros[array.shape[1:]], self._states[number]) for array in arrays]
 
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""
@@ -232,7 +254,7 @@ class FastOps(CpuOps):
         return self.steps.normalize(name, rows, norm).reshape(x.shape)
 
     def _gate_up(self, weights: FfnWeights, config: FfnConfig, normed: Float32Array) -> Float32Array:
-        if not _plain_gate(config):
+        if not plain_gate(config):
             return super()._gate_up(weights, config, normed)
         steps = self.steps
         up = steps.linear("up", normed, weights.up)

@@ -13,8 +13,10 @@ from engine.cpu.kernels.attention.attend import attend, attend_text
 from engine.cpu.kernels.build import kernel
 from engine.cpu.products.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
 from engine.cpu.products.matmul import Epilogue, PreparedWeight, matmul, prepare
+from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import (
     address,
+    columns_step,
     embed_rows,
     gate_step,
     normalize_step,
@@ -22,12 +24,13 @@ from engine.cpu.steps.operands import (
     rotate_step,
     score_settings,
 )
-from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, Step
+from engine.cpu.steps.protocol import Angles, FindRows, Finish, Float32Array, Int32Array, Pages, StateRow, Step
+from engine.cpu.steps.recurrent_steps import convolve_step, delta_step
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
-from engine.model.weights import LayerWeights, Linear, Norm, Weight
+from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
 
 TASK_FLOATS = 1 << 15
 """Least floats per task of a small step: about 10 us."""
@@ -78,7 +81,7 @@ class Immediate:
     ) -> Float32Array:
         """See Steps.normalize."""
         out = np.empty(x.shape, dtype=np.float32)
-        self._do(normalize_step(x, norm, out, residual, factor), x, out, residual)
+        self.run(normalize_step(x, norm, out, residual, factor), x, out, residual)
         return out
 
     def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
@@ -100,7 +103,7 @@ class Immediate:
         store: bool = True,
     ) -> None:
         """See Steps.rotate_store."""
-        self._do(rotate_step(x, rows, angles, cache, factors, store), x, angles, factors, rows)
+        self.run(rotate_step(x, rows, angles, cache, factors, store), x, angles, factors, rows)
 
     def attend(
         self,
@@ -142,17 +145,46 @@ class Immediate:
 
         self._pool.run(task, len(spans) * parts)
 
-    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
+    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Float32Array:
         """See Steps.gate."""
-        self._do(gate_step(x, y, activation), x, y)
+        self.run(gate_step(x, y, activation), x, y)
         return x
+
+    def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
+        """See Steps.take_columns."""
+        out = np.empty((len(x), x.shape[1] * width), dtype=np.float32)
+        self.run(columns_step(x, first, width, out), x, out)
+        return out
+
+    def state_rows(self, batch: Batch, find: FindRows) -> npt.NDArray[np.int64]:
+        """See Steps.state_rows."""
+        return find(batch)
+
+    def convolve(
+        self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
+    ) -> None:
+        """See Steps.convolve."""
+        self.run(convolve_step(x, weight, bias, state, out, silu=True), out, x, weight, bias, state)
+
+    def delta_net(
+        self,
+        out: Float32Array,
+        convolved: Float32Array,
+        heads: Heads,
+        steps: tuple[Float32Array, Float32Array],
+        weights: DeltaNetWeights,
+        state: StateRow,
+    ) -> None:
+        """See Steps.delta_net."""
+        step = delta_step(convolved, heads, *steps, state, out, (weights.a, weights.dt_bias))
+        self.run(step, out, convolved, steps, weights, state)
 
     def _activations(self, x: Float32Array) -> Activations:
         """The rows of x in 8 bits; several products of the same rows share them."""
         if self._quantized is None or self._quantized[0] is not x:
             rows = x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
             out = empty_activations(*x.shape)
-            self._do(quantize_step(rows, out), rows, out)
+            self.run(quantize_step(rows, out), rows, out)
             self._quantized = x, out
         return self._quantized[1]
 
@@ -173,10 +205,10 @@ class Immediate:
         # Integer products take about a quarter of the time of others.
         floats = len(x) * weight.rows * weight.columns // 16
         step = Step(kind, integer.kernel_type(weight), operands, n_items(kind, weight), floats)
-        self._do(step, x, out, linear, residual)
+        self.run(step, x, out, linear, residual)
         return out
 
-    def _do(self, step: Step, *alive: object) -> None:
+    def run(self, step: Step, *alive: object) -> None:
         """Run a step; `alive` is what its addresses point into."""
         compute = kernel(step.kind, step.type_name)
         operands = np.array(step.operands, dtype=np.int64)

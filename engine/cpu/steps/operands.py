@@ -72,13 +72,21 @@ def rotate_step(
     return Step("rotate_store", TYPES[cache.dtype], operands, n_rows, x.size)
 
 
-def gate_step(x: Float32Array, y: Float32Array | None, activation: Activation) -> Step:
-    """activation(x) · y, written over x."""
+def gate_step(x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Step:
+    """activation(x) · y, written over x; None is the sigmoid."""
     assert x.flags.c_contiguous
     assert y is None or y.flags.c_contiguous
     operands = (address(x), 0 if y is None else address(y), address(x), 0)
     # The exponential costs as much as some ten plain steps.
-    return Step("gate", activation.name, operands, x.size // LANES, 8 * x.size, x.shape[-1])
+    name = "SIGMOID" if activation is None else activation.name
+    return Step("gate", name, operands, x.size // LANES, 8 * x.size, x.shape[-1])
+
+
+def columns_step(x: Float32Array, first: int, width: int, out: Float32Array) -> Step:
+    """out = columns first to first + width - 1 of the last axis of x, both without gaps."""
+    assert x.flags.c_contiguous
+    operands = address(x), x.shape[-1], first, width, address(out)
+    return Step("take_columns", "F32", operands, out.size // width, out.size)
 
 
 def embed_rows(table: Weight, token_ids: Int32Array, out: Float32Array) -> None:

@@ -20,14 +20,15 @@ from engine.cpu.kernels.machine import COUNTERS
 from engine.cpu.memory import aligned_empty
 from engine.cpu.products.integer import IntegerWeights, all_matrices, is_integer
 from engine.cpu.products.matmul import DOT_TOKENS, prepare
-from engine.cpu.steps.fast_ops import FastOps, plain_layer
+from engine.cpu.steps.fast_ops import FastOps
 from engine.cpu.steps.operands import address
+from engine.cpu.steps.plain import plain_layer
 from engine.cpu.steps.protocol import Float32Array
 from engine.cpu.steps.recorder import Recorder
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
 from engine.model.transformer import begun_states
-from engine.model.weights import Linear, ModelWeights
+from engine.model.weights import DeltaNetWeights, Linear, ModelWeights
 
 MAX_ROWS = 512
 """Rows of a program, where all weights are multiplied in integers; else DOT_TOKENS, the most that one kernel takes."""
@@ -119,6 +120,7 @@ class Programs:
         self._pool = pool
         self._programs: dict[Shape, Program] = {}
         self._joined: dict[int, Float32Array] = {}  # by rows, what the head of a program without layers reads
+        self._stateful = any(layer.recurrent is not None for layer in weights.layers)
         self.max_rows = DOT_TOKENS
         matrices = list(all_matrices(weights))
         if integer_weights is not None and all(is_integer(matrix.type) for matrix in matrices):
@@ -130,6 +132,8 @@ class Programs:
         n_rows = batch.n_tokens
         if len(batch.output_rows) == n_rows == len(batch.spans):
             return True
+        if self._stateful:
+            return False  # a program has a step for each sequence, and for its rows
         return n_rows <= self.max_rows and len(batch.output_rows) <= MAX_HEADS
 
     def run(self, batch: Batch, out: Float32Array) -> None:
@@ -205,8 +209,12 @@ def can_record(weights: ModelWeights) -> bool:
     for layer in weights.layers:
         if layer.ffn is None or not plain_layer(layer):
             return False
-        attention, ffn = layer.attention, layer.ffn
-        linears += (attention.q, attention.k, attention.v, attention.output, ffn.up, ffn.down, ffn.gate)
+        linears += (layer.ffn.up, layer.ffn.down, layer.ffn.gate)
+        if isinstance(layer.recurrent, DeltaNetWeights):
+            linears += layer.recurrent.linears()
+        else:
+            attention = layer.attention
+            linears += (attention.q, attention.k, attention.v, attention.output)
     matrices = (linear.weight for linear in linears if linear is not None)
     return all(prepare(matrix).kernels or is_integer(matrix.type) for matrix in matrices)
 

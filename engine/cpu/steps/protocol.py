@@ -14,13 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.cpu.caches.rows import CacheRows
+from engine.cpu.recurrent.tools import Heads
 from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature, RopeStyle
 from engine.model.rope import RopeTable
-from engine.model.weights import LayerWeights, Linear, Norm, Weight
+from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
+
+FindRows = Callable[[Batch], npt.NDArray[np.int64]]
+"""Numbers of rows, by a batch."""
 
 Finish = Callable[[Float32Array, Batch], None]
 """Changes rows of token_embd into the residual stream, in place."""
@@ -37,6 +41,27 @@ class Angles:
 
 Pages = npt.NDArray[Any]
 """Keys or values of a layer, all pages of the cache: (N, K, PAGE, width)."""
+
+
+@dataclass(frozen=True, eq=False)
+class StateRow:
+    """One sequence's state in one array of a layer's cache.
+
+    Attributes:
+        array: (rows, ...) float32, contiguous.
+        zeros: (...) what a sequence begins with.
+        rows: (2,) int64, the row of the state before the step's tokens, -1 for zeros, and of the one behind them.
+    """
+
+    array: Float32Array
+    zeros: Float32Array
+    rows: npt.NDArray[np.int64]
+
+    @property
+    def operands(self) -> tuple[int, int, int]:
+        """Addresses, as kernels take them."""
+        first: tuple[int, int, int] = (self.array.ctypes.data, self.zeros.ctypes.data, self.rows.ctypes.data)
+        return first
 
 
 @dataclass(frozen=True)
@@ -112,8 +137,33 @@ class Steps(Protocol):
     ) -> None:
         """Attention of queries (T, H, Hd), each over its own sequence, into out (T, H · Hv)."""
 
-    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
-        """activation(x) · y, written over x."""
+    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Float32Array:
+        """activation(x) · y, written over x; None is the sigmoid."""
+
+    def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
+        """Columns of every head of x (T, H, C), which has no gaps, as an array (T, H · width) of their own."""
+
+    def state_rows(self, batch: Batch, find: FindRows) -> npt.NDArray[np.int64]:
+        """find(batch), (S, 2): rows of the states of each span that are read and written (KVCache.state_rows)."""
+
+    def convolve(
+        self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
+    ) -> None:
+        """silu of the convolution of one sequence's rows of x into its rows of out, both (T, C)."""
+
+    def delta_net(
+        self,
+        out: Float32Array,
+        convolved: Float32Array,
+        heads: Heads,
+        steps: tuple[Float32Array, Float32Array],
+        weights: DeltaNetWeights,
+        state: StateRow,
+    ) -> None:
+        """The delta rule of one sequence's rows, into its rows of out (T, H, P): 2. and 3. of DeltaNetConfig.
+
+        steps: what the products give for the decay, and for beta, both (T, H).
+        """
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
         """A buffer for the caller to fill through steps."""

@@ -21,8 +21,10 @@ from engine.cpu.memory import aligned_empty
 from engine.cpu.products import integer
 from engine.cpu.products.integer import Activations, IntegerWeights
 from engine.cpu.products.matmul import LANES, Epilogue, dot_kind, dot_operands, prepare
+from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import (
     address,
+    columns_step,
     embed_rows,
     gate_step,
     normalize_step,
@@ -30,12 +32,13 @@ from engine.cpu.steps.operands import (
     rotate_step,
     score_settings,
 )
-from engine.cpu.steps.protocol import Angles, Finish, Float32Array, Int32Array, Pages, Step
+from engine.cpu.steps.protocol import Angles, FindRows, Finish, Float32Array, Int32Array, Pages, StateRow, Step
+from engine.cpu.steps.recurrent_steps import convolve_step, delta_step
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
 from engine.model.config import Activation, AttentionTemperature
 from engine.model.rope import RopeTable
-from engine.model.weights import LayerWeights, Linear, Norm, Weight
+from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, Weight
 
 CHUNK_FLOATS = 1 << 14
 """Least weights per chunk of a product: 3 us of work, many times what taking a chunk costs."""
@@ -60,6 +63,7 @@ class Recorder:
         self.scratch_floats = 16
         self._waits: dict[int, int] = {}
         self._first = 0
+        self._states: list[StateRow] = []  # whose memory the program reads and writes
         self._buffers: dict[tuple[str, tuple[int, ...]], Float32Array] = {}
 
     def join(self) -> None:
@@ -179,10 +183,47 @@ class Recorder:
         type_name = attend_kernel.TYPES[keys.dtype]
         self._write(Step("attend", type_name, operands, n_kv_heads * n_rows, chunks * CHUNK_FLOATS, unit), out)
 
-    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation) -> Float32Array:
+    def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Float32Array:
         """See Steps.gate."""
         self._write(gate_step(x, y, activation), x)
         return x
+
+    def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
+        """See Steps.take_columns."""
+        out = self.empty(name, (len(x), x.shape[1] * width))
+        self._write(columns_step(x, first, width, out), out)
+        return out
+
+    def state_rows(self, batch: Batch, find: FindRows) -> npt.NDArray[np.int64]:
+        """See Steps.state_rows."""
+        rows = find(batch)
+
+        def fill(batch: Batch) -> None:
+            rows[...] = find(batch)
+
+        self.fills.append(fill)
+        return rows
+
+    def convolve(
+        self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
+    ) -> None:
+        """See Steps.convolve."""
+        self._states.append(state)
+        self._write(convolve_step(x, weight, bias, state, out, silu=True))
+
+    def delta_net(
+        self,
+        out: Float32Array,
+        convolved: Float32Array,
+        heads: Heads,
+        steps: tuple[Float32Array, Float32Array],
+        weights: DeltaNetWeights,
+        state: StateRow,
+    ) -> None:
+        """See Steps.delta_net."""
+        step = delta_step(convolved, heads, *steps, state, out, (weights.a, weights.dt_bias))
+        self._states.append(state)
+        self._write(step)
 
     def _activations(self, x: Float32Array) -> Activations:
         """The rows of a buffer in 8 bits: by the step that writes it, where it can, else by one of their own."""

@@ -134,6 +134,7 @@ class Attention:
         positions: DeviceArray,
         out: DeviceArray,
         *,
+        early: bool = True,
         stream: Stream | None = None,
     ) -> None:
         """One new token for each of B sequences: QK-norm, RoPE, cache append, attention. Row b is sequence b.
@@ -145,7 +146,8 @@ class Attention:
         is a padded row.
 
         Started early (programmatic dependent launch): positions, block_table and cache rows before positions[b] are
-        read before the wait, so the first kernel of a step must call pdl_wait() before pdl_launch().
+        read before the wait, so the first kernel of a step must call pdl_wait() before pdl_launch(). Not `early` where
+        earlier kernels of the step write cache rows that it reads, as rope_append() does for rows of one sequence.
         """
         shape, n = self.shape, int(positions.size)
         assert n <= self.max_sequences, f"{n} sequences, scratch memory for {self.max_sequences}"
@@ -187,6 +189,7 @@ class Attention:
             ),
             shared=self.plan.shared_bytes,
             stream=stream,
+            pdl=early,
         )
 
     def rope_append(
@@ -200,9 +203,12 @@ class Attention:
         positions: DeviceArray,
         *,
         bias: DeviceArray | None = None,
+        queries: bool = True,
         stream: Stream | None = None,
     ) -> None:
         """Bias, QK-norm and RoPE for T rows; queries are rewritten in place, keys and values go to the cache.
+
+        What goes to the cache has the bits that decode() would put there.
 
         Args:
             layer: constants of the layer.
@@ -213,12 +219,15 @@ class Attention:
             row_sequence: int32 (T,), row of block_table of each row.
             positions: int32 (T,), -1 = skip the row.
             bias: float32 (row_width,) added first, or None where the projection added it.
+            queries: rewrite the queries; else they stay as they are, as decode() reads them.
             stream: the current stream when left out.
         """
         assert qkv.shape[-1] == self.shape.row_width
+        first = 0 if queries else self.shape.heads
         launch(
             self._rope,
-            (int(positions.size), -(-(self.shape.heads + self.shape.kv_heads) // 12)),  # 3 heads a warp, one by one
+            # 3 heads a warp, one by one
+            (int(positions.size), -(-(self.shape.heads + self.shape.kv_heads - first) // 12)),
             128,
             (
                 qkv,
@@ -237,6 +246,7 @@ class Attention:
                 layer.q_norm,
                 layer.k_norm,
                 float(layer.norm_eps),
+                first,
             ),
             stream=stream,
         )

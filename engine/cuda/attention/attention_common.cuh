@@ -155,38 +155,6 @@ DEVICE void split_halves(float x, float y, u32& hi, u32& lo) {
     lo = two_halves(x - low_half(hi), y - high_half(hi));
 }
 
-// BYTES (4, 8 or 16) from global to shared memory in the background; zeros where !valid.
-template <int BYTES>
-DEVICE void copy_async(void* to, const void* from, bool valid) {
-#if __CUDA_ARCH__ >= 800
-    const int n = valid ? BYTES : 0;
-    if (BYTES == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(n)
-                     : "memory");
-    else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES),
-                     "r"(n)
-                     : "memory");
-#else
-#pragma unroll
-    for (int i = 0; i < BYTES / 4; ++i) ((u32*)to)[i] = valid ? ((const u32*)from)[i] : 0u;
-#endif
-}
-
-DEVICE void copy_commit() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-// Waits until at most PENDING of this thread's committed groups are still under way.
-template <int PENDING>
-DEVICE void copy_wait() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-#endif
-}
-
 // cos and sin of every rotated pair at a position, times rope_scale. All threads of the block; barrier afterwards.
 // The angle is formed and brought near zero in float64: at position 100 000 a float32 product is off by 0.005 rad.
 DEVICE void rope_angles(float2* table, int position, const double* inv_freq, float rope_scale) {

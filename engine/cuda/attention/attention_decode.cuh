@@ -113,7 +113,7 @@ DEVICE void bring_norms(Shared& sh, const float* q_norm, const float* k_norm) {
 }
 
 // Fills query and, in the block that owns the new token, new_key and new_value, which it also appends to the cache, where
-// values are finite (attention_common.cuh); mark_spoilt() finishes that.
+// values are finite (attention_common.cuh), but for the last element of the key; mark_spoilt() finishes that.
 // The token comes from qkv or, with qkv null, from sh.raw. One warp per head, key or value; barrier afterwards. What a
 // warp has to do is asked for at once: its second head would wait for memory as long as its first.
 DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, const float* qkv, cache_t* cache_k,
@@ -164,7 +164,7 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
                 to[d] = from_cache(rounded);
                 if (!WRITES_VALUES && d < VALUE_DIM)
                     append_value(cache_k + at * KEY_DIM + d, rounded, page, finite);
-                else if (page >= 0)
+                else if (page >= 0 && d != SPOILT_KEY_AT)
                     cache_k[at * KEY_DIM + d] = rounded;
             }
             if (!WRITES_VALUES && is_key) {
@@ -187,10 +187,12 @@ DEVICE void take_token(Shared& sh, const Task& task, bool owns_new, int page, co
     }
 }
 
-// After take_token() and a barrier, in the block that owns the new token: other warps have written its value and its key.
+// After take_token() and a barrier, in the block that owns the new token: the element of its key that says whether its
+// value is finite. It is written once: the position may be in the cache already, and be read by rows behind it.
 DEVICE void mark_spoilt(const Shared& sh, const Task& task, int page, cache_t* cache_k) {
-    if (threadIdx.x == 0 && sh.spoils && page >= 0)
-        cache_k[cache_row(page, kv_head_of_block(), task.position) * KEY_DIM + SPOILT_KEY_AT] = spoilt();
+    if (threadIdx.x == 0 && page >= 0)
+        cache_k[cache_row(page, kv_head_of_block(), task.position) * KEY_DIM + SPOILT_KEY_AT] =
+            sh.spoils ? spoilt() : to_cache(sh.new_key[SPOILT_KEY_AT]);
 }
 
 // The new token's scores in base 2, one warp per head; read after the next barrier. NaN where the token's value is not

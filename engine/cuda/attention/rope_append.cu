@@ -1,4 +1,5 @@
-// Prefill: bias, QK-norm and RoPE of T rows; queries in place, keys and values into the paged cache.
+// Bias, QK-norm and RoPE of T rows; queries in place, keys and values into the paged cache. For prompts, and with
+// first_head = HEADS, which leaves the queries alone, for decode steps in which rows of one sequence follow each other.
 //
 // grid (T, Y), 128 threads: the Y blocks of a row share its heads, one warp a head; the one of a key also stores its value.
 // Cached values are finite, see attention_common.cuh. qkv float32 [T][ROW_WIDTH]; bias float32 [ROW_WIDTH]
@@ -9,7 +10,7 @@ extern "C" __global__ void __launch_bounds__(128)
     rope_append(float* qkv, const float* bias, cache_t* cache_k, cache_t* cache_v, const int* block_table,
                 int max_pages, const int* row_sequence, const int* positions, const double* inv_freq, float rope_scale,
                 float temperature, int temperature_length, int temperature_offset, const float* q_norm,
-                const float* k_norm, float eps) {
+                const float* k_norm, float eps, int first_head) {
     __shared__ float2 angles[ROPE_PAIRS + 1];
     __shared__ float scratch[4][KEY_DIM];
     pdl_launch();
@@ -23,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(128)
     rope_angles(angles, position, inv_freq, rope_scale);
     __syncthreads();
 
-    for (int head = blockIdx.y * 4 + warp; head < HEADS + KV_HEADS; head += gridDim.y * 4) {
+    for (int head = first_head + blockIdx.y * 4 + warp; head < HEADS + KV_HEADS; head += gridDim.y * 4) {
         float* from = row + head * KEY_DIM;  // keys follow the queries
         norm_and_rotate(from, bias ? bias + head * KEY_DIM : 0, scratch[warp], head < HEADS ? q_norm : k_norm, eps,
                         angles);

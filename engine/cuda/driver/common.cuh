@@ -118,6 +118,18 @@ DEVICE void mma16(float* d, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 #endif
 }
 
+// d += a * b: a 16x8 (rows), b 8x8 (columns), float32 of which the tensor cores read the first 11 bits of the fraction
+// (TF32), float32 sums. The lane holds a0 = (row g, k t), a1 = (row g+8, k t), a2 = (row g, k t+4), a3 = (row g+8, k t+4),
+// b0 = (k t, column g), b1 = (k t+4, column g), d as in mma16. From compute capability 8.0 on; before, d stays as it is.
+DEVICE void mma8(float* d, float a0, float a1, float a2, float a3, float b0, float b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+          "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+#endif
+}
+
 // Four 8x8 matrices from shared memory; each lane gives the address of one row of 16 bytes.
 DEVICE void load_matrix4(u32 (&r)[4], u32 address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -149,4 +161,36 @@ DEVICE uint4 load_stream(const void* p) {
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p));
     return v;
+}
+
+// BYTES (4, 8 or 16) from global to shared memory in the background; zeros where !valid.
+template <int BYTES>
+DEVICE void copy_async(void* to, const void* from, bool valid) {
+#if __CUDA_ARCH__ >= 800
+    const int n = valid ? BYTES : 0;
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(n)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES),
+                     "r"(n)
+                     : "memory");
+#else
+#pragma unroll
+    for (int i = 0; i < BYTES / 4; ++i) ((u32*)to)[i] = valid ? ((const u32*)from)[i] : 0u;
+#endif
+}
+
+DEVICE void copy_commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most PENDING of this thread's committed groups are still under way.
+template <int PENDING>
+DEVICE void copy_wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+#endif
 }

@@ -33,7 +33,7 @@ class ArraySize:
 def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
     """Arrays of one phase by their names in load.buffers.Activations."""
     widths, prompts = Widths.of(plan), phase is Phase.PROMPT
-    rows = plan.settings.prefill_rows if prompts else plan.settings.max_sequences
+    rows = plan.settings.prefill_rows if prompts else plan.decode_rows
     mixture = widths.model if widths.experts else 0
     floats = {
         "x": widths.model,
@@ -63,8 +63,7 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
         "between": widths.between,
         "scanned": widths.scanned,
     }
-    if not prompts:
-        floats["hidden"] = widths.hidden
+    floats |= {"chunked": widths.chunked} if prompts else {"hidden": widths.hidden}
     found = {name: ArraySize((rows, max(width, 1))) for name, width in floats.items()}
     found["chosen"] = ArraySize((rows, max(widths.used, 1)), "int32")
     if plan.gemm_types if prompts else Family.STEP_GEMM in plan.step_families:

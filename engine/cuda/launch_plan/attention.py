@@ -239,7 +239,9 @@ class AttentionPlan:
         if step.prompts:
             yield Launch("attention_prefill", jobs[-1])
         else:
-            yield Launch("attention_decode", jobs[1 if plan.one_range_each(step.n_rows, step.slots) else 0])
+            if step.appends_first:
+                yield Launch("rope_append", jobs[2])
+            yield Launch("attention_decode", jobs[1 if plan.one_range_each(step.n_rows, step.most_rows) else 0])
 
     def result(self, step: Step) -> Iterator[Launch]:
         """The products of attn_output."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from engine.concurrency.lazy import lazy
-from engine.config import KvType
+from engine.config import KvType, step_sizes
+from engine.cuda.attention import known_rows
 from engine.cuda.attention.attention_plan import AttentionShape
 from engine.cuda.driver import staging
 from engine.cuda.launch_plan.attention import describe_attention
@@ -38,6 +39,23 @@ from engine.model.weights import LayerWeights
 
 REFERENCE_CARD = Card(90, 132)
 """An H100 or H200: what is planned for where no card is there to ask."""
+
+
+KNOWN_ROWS, KNOWN_ROWS_PER_SLOT = 64, 15
+"""Rows of a decode step beside its slots, for known tokens of their sequences: at most so many, and of each slot. One
+slot fills a step of 16 rows, four fill one of 64."""
+
+LEAST_KNOWN = 8
+"""Rows of the smallest such step: fewer would take as long, and each number of rows is captured on its own."""
+
+
+_COSTS = ((1, 1.5), (8, 2.1), (16, 2.5), (32, 3.2), (64, 3.7), (96, 5.3), (128, 5.6), (256, 9.5))
+"""Rows of a decode step and milliseconds, 8B Q4_K_M on an H200."""
+
+
+def step_cost(rows: int) -> float:
+    """What a decode step of so many rows costs beside others: it is filled up to a size."""
+    return next((cost for size, cost in _COSTS if rows <= size), _COSTS[-1][1] * rows / _COSTS[-1][0])
 
 
 @dataclass(frozen=True)
@@ -126,6 +144,29 @@ class LaunchPlan:
         return tuple(None if mixer is None else mixer.shape for mixer in mixers)
 
     @lazy
+    def known_rows(self) -> int:
+        """Rows beside the slots. Rows of one sequence have its recurrent states one after the other: then none."""
+        if not self.generates or any(self.state_shapes):
+            return 0
+        return min(KNOWN_ROWS, KNOWN_ROWS_PER_SLOT * self.settings.max_sequences)
+
+    @lazy
+    def decode_rows(self) -> int:
+        """Most rows of a decode step."""
+        return self.settings.max_sequences + self.known_rows
+
+    @lazy
+    def known_sizes(self) -> tuple[int, ...]:
+        """Numbers of rows of decode steps that have rows beside the slots, ascending."""
+        return tuple(size for size in step_sizes(self.decode_rows) if size >= LEAST_KNOWN) if self.known_rows else ()
+
+    def known_room(self, n: int, wanted: int) -> int:
+        """See runner.protocol.KnownRoom: as many as make a row of the step cheapest."""
+        most = min(wanted, self.known_rows)
+        fills = (size - n for size in self.known_sizes if 0 < size - n < most)
+        return max((0, *fills, most), key=lambda known: (n + known) / step_cost(n + known))
+
+    @lazy
     def products(self) -> tuple[Product, ...]:
         """All products; of experts and heads that are alike, one."""
         head = () if self.output is None else self.output.parts
@@ -161,9 +202,11 @@ class LaunchPlan:
     @lazy
     def step_families(self) -> frozenset[Family]:
         """Families of products that some decode step takes."""
-        slots = self.settings.max_sequences
         return frozenset(
-            family for product in self.products for first, family in product.families.decode if first <= slots
+            family
+            for product in self.products
+            for first, family in product.families.decode
+            if first <= self.decode_rows
         )
 
     @lazy
@@ -183,7 +226,7 @@ class LaunchPlan:
 
     def expert_room(self) -> int:
         """Bytes of scratch memory of the experts of prompts and decode steps, one at a time."""
-        rows = self.settings.prefill_rows, self.settings.max_sequences
+        rows = self.settings.prefill_rows, self.decode_rows
         return max((layer.moe.room_bytes(*rows) for layer in self.layers if layer.moe is not None), default=0)
 
     # ---- launches --------------------------------------------------------------------------------------------
@@ -194,7 +237,7 @@ class LaunchPlan:
             phase,
             n_rows,
             self.card,
-            self.settings.max_sequences,
+            self.decode_rows,
             self.gemm_types,
             self.gemm_activations[0],
             self.fixed_rows,
@@ -237,10 +280,18 @@ class LaunchPlan:
 
     def decode(self, n_rows: int) -> Iterator[Launch]:
         """A decode step over so many slots."""
-        step = self.step(Phase.DECODE, n_rows)
+        yield from self.forward(self.step(Phase.DECODE, n_rows))
+        yield Launch("sample", (sampler.SOURCES, None), brick="sample")
+
+    def known(self, n_rows: int) -> Iterator[Launch]:
+        """A decode step of so many rows, some of them beside the slots, without its sampling."""
+        yield Launch("take_rows", (known_rows.FILES, known_rows.DEFINES), brick="embed")
+        yield from self.forward(replace(self.step(Phase.DECODE, n_rows), appends_first=True))
+
+    def forward(self, step: Step) -> Iterator[Launch]:
+        """A decode step without its sampling."""
         yield from self.hidden(step)
         yield from self.head(step)
-        yield Launch("sample", (sampler.SOURCES, None), brick="sample")
 
     def prompt(self, n_rows: int, outputs: int) -> Iterator[Launch]:
         """A batch of prompts in which so many sequences draw their first token."""

@@ -17,7 +17,7 @@ from engine.cuda.recurrent.delta import DeltaShape
 from engine.cuda.recurrent.lightning import LightningShape
 from engine.cuda.recurrent.mamba_2 import Mamba2Shape
 from engine.cuda.recurrent.mamba_plan import MambaShape
-from engine.cuda.recurrent.plan import StateShape
+from engine.cuda.recurrent.plan import CHUNK_ARCH, StateShape
 from engine.model.config import (
     DeltaNetConfig,
     KimiDeltaConfig,
@@ -48,10 +48,12 @@ class RecurrentPlan(ABC):
     Attributes:
         inputs: the products that read the normed input, side by side.
         output: the output projection.
+        chunked: floats of a token of prompts between kernels that take them in chunks; 0: token after token.
     """
 
     inputs: Projection
     output: Projection
+    chunked: int
 
     @property
     @abstractmethod
@@ -79,7 +81,7 @@ class RecurrentPlan(ABC):
 
     def widths(self) -> dict[str, int]:
         """What it needs of the activations, by the fields of Widths."""
-        return {"mixed": self.inputs.width, "scanned": self.output.columns}
+        return {"mixed": self.inputs.width, "scanned": self.output.columns, "chunked": self.chunked}
 
     # ---- launches --------------------------------------------------------------------------------------------
 
@@ -177,10 +179,14 @@ class Mamba2Plan(RecurrentPlan):
 
     def moved(self, step: Step) -> Iterator[Launch]:
         """See RecurrentPlan.moved."""
-        conv, scan = self.mamba.build_jobs()
+        conv, scan, *chunks = self.mamba.build_jobs()
         if step.prompts:
             yield Launch("conv_prompt", conv)
-        yield Launch("mamba_2_prompt" if step.prompts else "mamba_2_decode", scan)
+        if step.prompts and self.chunked:
+            yield Launch("mamba_2_chunks", chunks[0])
+            yield Launch("mamba_2_walk", chunks[0])
+        else:
+            yield Launch("mamba_2_prompt" if step.prompts else "mamba_2_decode", scan)
         if self.norm:
             yield step.part("normalize_pieces")
 
@@ -216,14 +222,18 @@ class DeltaPlan(RecurrentPlan):
 
     def moved(self, step: Step) -> Iterator[Launch]:
         """See RecurrentPlan.moved."""
-        conv, delta = self.delta.build_jobs()
+        conv, delta, *chunks = self.delta.build_jobs()
         for projection in self.inner:
             yield from step.product(projection)
         if not step.prompts:
             yield Launch("delta_decode", delta)
             return
         yield Launch("conv_prompt", conv)
-        yield Launch("delta_prompt", delta)
+        if self.chunked:
+            yield Launch("delta_chunks", chunks[0])
+            yield Launch("delta_walk", chunks[0])
+        else:
+            yield Launch("delta_prompt", delta)
         yield Launch("delta_finish", delta)
 
 
@@ -255,29 +265,28 @@ def describe_recurrent(
     assert isinstance(last, Linear)
     output = chooser.projection([last], factor=factor)
     shape = state_shape(config)
+    both = inputs, output, shape.chunk_width if chooser.card.arch >= CHUNK_ARCH else 0
     if isinstance(shape, ConvShape):
-        return ShortConvPlan(inputs, output, shape)
+        return ShortConvPlan(*both, shape)
     if isinstance(shape, MambaShape):
         if isinstance(weights, Plamo2Weights):
             later = chooser.projection(weights.d_b_c), chooser.projection([weights.each_dt])
-            return MambaPlan(inputs, output, shape, *later, norms=True)
+            return MambaPlan(*both, shape, *later, norms=True)
         assert isinstance(config, MambaConfig)
         assert isinstance(weights, MambaWeights)
         later = chooser.projection([weights.ssm_x]), chooser.projection([weights.ssm_dt])
-        return MambaPlan(inputs, output, shape, *later, norms=config.norm_dt_b_c)
+        return MambaPlan(*both, shape, *later, norms=config.norm_dt_b_c)
     if isinstance(shape, Mamba2Shape):
         assert isinstance(weights, Mamba2Weights)
-        return Mamba2Plan(inputs, output, shape, norm=weights.norm is not None)
+        return Mamba2Plan(*both, shape, norm=weights.norm is not None)
     if isinstance(shape, LightningShape):
-        return LightningPlan(inputs, output, shape)
+        return LightningPlan(*both, shape)
     assert isinstance(shape, DeltaShape)
     if isinstance(weights, KimiDeltaWeights):
         assert weights.decay_b is not None
         assert weights.gate_b is not None
-        return DeltaPlan(
-            inputs, output, shape, chooser.projection([weights.decay_b]), chooser.projection([weights.gate_b])
-        )
-    return DeltaPlan(inputs, output, shape)
+        return DeltaPlan(*both, shape, chooser.projection([weights.decay_b]), chooser.projection([weights.gate_b]))
+    return DeltaPlan(*both, shape)
 
 
 def state_shape(config: RecurrentConfig) -> StateShape:

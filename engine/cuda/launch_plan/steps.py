@@ -73,19 +73,22 @@ class Step:
     """A decode step or a batch of prompts of so many rows.
 
     Attributes:
-        phase: what the rows are. n_rows: their number. card: the GPU. slots: sequences that the runner has room for.
+        phase: what the rows are. n_rows: their number. card: the GPU. most_rows: of any decode step of the runner.
         gemm_types: tensor types of all products of gemm.cu of the model, which share kernels.
         gemm_activation: of such products that are not gated: they share the kernels of a gated one.
         fixed_rows: DENSE products multiply whole pieces of rows.
+        appends_first: in a decode step, all keys and values are in the cache before any row's attention reads it, as
+            several rows may be of one sequence.
     """
 
     phase: Phase
     n_rows: int
     card: Card
-    slots: int
+    most_rows: int
     gemm_types: tuple[GGMLType, ...]
     gemm_activation: KernelActivation
     fixed_rows: bool
+    appends_first: bool = False
 
     @property
     def prompts(self) -> bool:

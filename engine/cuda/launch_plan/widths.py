@@ -23,7 +23,8 @@ class Widths:
         embedded: D, or 0 where no layer reads embeddings. per_layer: vectors of a token for all layers. streams: A * D,
             or 0 without several streams.
         mixed: first products of recurrent layers. convolved: channels of their convolutions. between: products between
-            the first and the last. scanned: what the last product reads. All 0 without such layers.
+            the first and the last. scanned: what the last product reads. chunked: what prompts in chunks keep between
+            their kernels. All 0 without such layers.
     """
 
     model: int
@@ -48,6 +49,7 @@ class Widths:
     embedded: int = 0
     per_layer: int = 0
     streams: int = 0
+    chunked: int = 0
 
     @classmethod
     def of(cls, plan: LaunchPlan) -> Widths:

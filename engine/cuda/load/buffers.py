@@ -23,6 +23,7 @@ class Activations:
             of them. streams, predicted: of a stream of several vectors. One column without them.
         normed, part, beside, inputs, kept, queries, heads: see Widths; one column where no part needs them.
         mixed, convolved, between, scanned: of recurrent layers, see Widths; one column without them.
+        chunked: of recurrent layers whose prompts go in chunks, see Widths; of prompts.
         operand: bytes of the input of one product of prompts, as its kernels read it.
         expert_room: scratch memory of experts, allocated with the prompts' buffers; None where no family needs it.
         batch_operand: scratch memory of DECODE_GEMM and STEP_GEMM.
@@ -57,6 +58,7 @@ class Activations:
     between: DeviceArray
     scanned: DeviceArray
     hidden: DeviceArray | None = None
+    chunked: DeviceArray | None = None
     operand: DeviceArray | None = None
     expert_room: DeviceArray | None = None
     batch_operand: DeviceArray | None = None
@@ -65,7 +67,7 @@ class Activations:
     def __init__(self, plan: LaunchPlan, phase: Phase) -> None:
         import cupy
 
-        self.rows = plan.settings.prefill_rows if phase is Phase.PROMPT else plan.settings.max_sequences
+        self.rows = plan.settings.prefill_rows if phase is Phase.PROMPT else plan.decode_rows
         for name, size in activation_arrays(plan, phase).items():
             make = cupy.empty if size.dtype == "uint8" else cupy.zeros
             setattr(self, name, make(size.shape, np.dtype(size.dtype)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from engine.config import MAX_SEQUENCES, PAGE, KvType, cache_size, checkpoint_count, page_count, step_sizes
 from engine.cuda.attention.attention_plan import scratch_bytes
 from engine.cuda.attention.cache import bytes_per_page, page_table_bytes, text_cache_bytes, text_pages
+from engine.cuda.attention.known_rows import KnownRows
 from engine.cuda.launch_plan.ahead import STATE_PLACES
 from engine.cuda.launch_plan.arrays import array_bytes
 from engine.cuda.launch_plan.model import REFERENCE_CARD, LaunchPlan, Settings, describe
@@ -33,12 +34,15 @@ MIXED_ROWS = 512
 MIXED_ROWS_PER_SEQUENCE = 16
 """Rows of prompts for each running stream where that is more than MIXED_ROWS: 128 streams have all of PREFILL_ROWS."""
 
+SHORTEST_KNOWN = 2
+"""Runner.shortest_piece where forced tokens are rows of decode steps: even one that is not drawn needs no mask."""
+
 SHORTEST_PIECE = 32
-"""See Runner.shortest_piece. Such tokens go through the kernels of prompts, beside the decode step, and the forward
-pass of the last token drawn, which was launched ahead, is lost. Whole answers of 330 tokens, 8B Q4_K_M on an H200,
-tokens per second one by one and with pieces of 8 and more: 598 and 628 for one sequence, 4280 and 3833 for 16, 8987
-and 7359 for 64, whose neighbours wait for each piece. It does not go by the number of sequences, as the bits of a
-text must not depend on its neighbours."""
+"""Runner.shortest_piece of models with recurrent layers. Such tokens go through the kernels of prompts, beside the
+decode step, and the forward pass of the last token drawn, which was launched ahead, is lost. Whole answers of 330
+tokens, 8B Q4_K_M on an H200, tokens per second one by one and with pieces of 8 and more: 598 and 628 for one sequence,
+4280 and 3833 for 16, 8987 and 7359 for 64, whose neighbours wait for each piece. It does not go by the number of
+sequences, as the bits of a text must not depend on its neighbours."""
 
 LOGIT_ROWS = 32
 """Rows of logits of a prompt computed at once, where they are asked for."""
@@ -230,15 +234,16 @@ def plan_of(
 ) -> DevicePlan:
     """The plan of a model whose launches are known; arguments as those of make_plan(), n_checkpoints resolved."""
     settings = launches.settings
-    slots, vocab = settings.max_sequences, launches.vocab
+    slots, vocab, decode_rows = settings.max_sequences, launches.vocab, launches.decode_rows
     shapes, rows = launches.cache_shapes, StateRows(slots, STATE_PLACES, n_checkpoints)
     activations = (
         array_bytes(launches)
         + 4 * launches.width * slots  # last rows of prompts
-        + 4 * vocab * (slots + LOGIT_ROWS)
+        + 4 * vocab * (decode_rows + LOGIT_ROWS)
         + DeviceSampler.n_bytes(vocab, context_length, slots, slots)
         + page_table_bytes(context_length, slots)
-        + sum(scratch_bytes(shape, slots, *launches.card) for shape in set(shapes) if shape is not None)
+        + KnownRows.n_bytes(decode_rows, launches.known_rows, context_length)
+        + sum(scratch_bytes(shape, decode_rows, *launches.card) for shape in set(launches.attention_shapes) if shape)
     )
     least = page_count(context_length)
     per_page, pages = bytes_per_page(shapes), page_count(cache_size(cache_tokens, context_length, slots))
@@ -253,7 +258,7 @@ def plan_of(
         least_pages=least,
         prefill_rows=settings.prefill_rows,
         max_sequences=slots,
-        per_context_page=slots * (4 * PAGE + 4),  # the sampler's history and the page table
+        per_context_page=slots * (4 * PAGE + 4) + 4 * decode_rows,  # the sampler's history and the page tables
         states=rows.total * sum(shape.state_bytes for shape in launches.state_shapes if shape is not None),
     )
 

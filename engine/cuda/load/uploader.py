@@ -372,7 +372,7 @@ class Uploader(TensorUploader):
             return DeviceHeads(plan, single, None, sum(one.n_bytes for one in single))
         packed = self._stack(plan.stack)
         views = tuple(self._view(alone, packed, head, n) for head in range(n))
-        joined = HeadProducts(packed, n, self._plan.settings.max_sequences)
+        joined = HeadProducts(packed, n, self._plan.decode_rows)
         return DeviceHeads(plan, views, joined, int(packed.data.nbytes))
 
     def _moe(self, plan: MoePlan, weights: MoeWeights) -> DeviceMoe:

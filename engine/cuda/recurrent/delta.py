@@ -13,10 +13,11 @@ from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.cuda.recurrent.convolution import Convolution, ConvShape
-from engine.cuda.recurrent.plan import Job, StateShape
+from engine.cuda.recurrent.plan import RECORD, WALK_THREADS, WALK_VALUES, Job, StateShape
 from engine.cuda.recurrent.rows import DecodeRows, Rows
 
 _FILES = ("recurrent.cuh", "convolution.cuh", "delta.cu")
+_CHUNK_FILES = ("recurrent.cuh", "chunk_walk.cuh", "delta_chunks.cu")
 
 DECODE_THREADS, THREADS = 512, 128
 """Of a block in decode steps, and of the other kernels."""
@@ -75,10 +76,21 @@ class DeltaShape(StateShape):
         """Blocks of a head in prompts."""
         return -(-self.head // VALUES)
 
+    @property
+    def chunk_width(self) -> int:
+        """See StateShape.chunk_width."""
+        own_keys = self.key_heads == self.heads and self.grouped
+        if self.head % 4 or (self.key_decays and not own_keys):
+            return 0
+        return self.heads * (RECORD + 2 * self.head * self.key_decays)
+
     def build_jobs(self) -> list[Job]:
-        """The convolution, and everything else."""
+        """The convolution, everything else, and chunks where heads fit."""
         defines: dict[str, object] = {"HEAD": self.head, "D_CONV": self.d_conv, "KIMI": int(self.key_decays)}
-        return [*self.conv.build_jobs(), (_FILES, defines)]
+        jobs: list[Job] = [*self.conv.build_jobs(), (_FILES, defines)]
+        if self.chunk_width:
+            jobs.append((_CHUNK_FILES, {"HEAD": self.head, "KIMI": int(self.key_decays)}))
+        return jobs
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +128,7 @@ class Delta:
     def __init__(self, shape: DeltaShape) -> None:
         self.shape = shape
         self._convolve = Convolution(shape.conv)
-        files, defines = shape.build_jobs()[-1]
+        files, defines = shape.build_jobs()[1]
         module = build(files, defines=defines)
         names = "delta_decode", "delta_prompt", "delta_finish"
         self._decode, self._prompt, self._finish = (module.get(name) for name in names)
@@ -131,12 +143,13 @@ class Delta:
         convolved: DeviceArray,
         out: DeviceArray,
         *,
+        chunked: DeviceArray | None = None,
         stream: Stream | None = None,
     ) -> None:
         """out (T, H * S): what delta.cu says.
 
-        One launch in decode steps; in prompts the convolution, then token after token within each span, then norms and
-        gates. Rows that the step does not name stay as they are, but for norms and gates of prompts.
+        One launch in decode steps; in prompts the convolution, then each span token after token, or chunk after chunk,
+        then norms and gates. Rows that the step does not name stay as they are, but for norms and gates of prompts.
 
         Args:
             rows: of the step.
@@ -146,6 +159,8 @@ class Delta:
             memory: (Z, H, S, S), contiguous, values outermost.
             convolved: (T, C), contiguous, overwritten by prompts.
             out: (T, H * S), contiguous, apart from the inputs.
+            chunked: (T, shape.chunk_width), contiguous, overwritten: prompts go in chunks, on compute capability 8.0 or
+                newer. None: token after token.
             stream: the current stream when left out.
 
         Decode kernels read states before their wait; see Convolution.
@@ -182,8 +197,18 @@ class Delta:
             self._convolve(rows, mixed, constants.conv, None, conv_state, convolved, stream=stream)
             small = *beta, *steps, constants.dt_bias, constants.a, epsilon
             grid = shape.heads * shape.prompt_blocks, len(rows.spans)
-            args = (convolved, *small, memory, rows.spans, *after)
-            launch(self._prompt, grid, THREADS, args, stream=stream)
+            if chunked is None:
+                args = (convolved, *small, memory, rows.spans, *after)
+                launch(self._prompt, grid, THREADS, args, stream=stream)
+            else:
+                assert chunked.shape[1] == shape.chunk_width and chunked.flags.c_contiguous, chunked.shape
+                files, defines = shape.build_jobs()[-1]
+                module, threads = build(files, defines=defines), WALK_THREADS
+                args = (convolved, *small, rows.spans, rows.chunks, chunked, *after[1:])
+                launch(module.get("delta_chunks"), (shape.heads, len(rows.chunks)), threads, args, stream=stream)
+                args = (convolved, chunked, memory, rows.spans, *after)
+                grid = shape.heads * -(-shape.head // WALK_VALUES), len(rows.spans)
+                launch(module.get("delta_walk"), grid, threads, args, stream=stream)
             warps = len(out) * shape.heads
             finish = out, *gate, norm, epsilon, len(out), shape.heads
             launch(self._finish, -(-warps // (THREADS // 32)), THREADS, finish, stream=stream)

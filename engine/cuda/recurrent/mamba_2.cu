@@ -24,8 +24,6 @@ DEVICE float scan_token(float* h, float decay, float step_x, const float* b, con
     return dot_parts<LANES, STATES>(c, h);
 }
 
-DEVICE float gated(float sum, float d, float x, float z) { return __fmul_rn(fmaf(d, x, sum), silu(z)); }
-
 // ---- decode steps ------------------------------------------------------------------------------------------------
 constexpr int TURNS = HEAD > CHANNELS ? 2 : 1;        // channels of a lane
 constexpr int SLICE = TURNS * CHANNELS;               // of a head, that a block computes

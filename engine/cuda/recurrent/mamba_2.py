@@ -13,10 +13,11 @@ from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
 from engine.cuda.driver.compiler import build
 from engine.cuda.driver.launch import launch
 from engine.cuda.recurrent.convolution import Convolution, ConvShape
-from engine.cuda.recurrent.plan import Job, StateShape
+from engine.cuda.recurrent.plan import RECORD, WALK_THREADS, WALK_VALUES, Job, StateShape
 from engine.cuda.recurrent.rows import DecodeRows, Rows
 
 _FILES = ("recurrent.cuh", "convolution.cuh", "mamba_2.cu")
+_CHUNK_FILES = ("recurrent.cuh", "chunk_walk.cuh", "mamba_2_chunks.cu")
 
 THREADS = 256
 """Of a block."""
@@ -26,6 +27,9 @@ CHANNELS = 32
 
 MAX_STATES = 256
 """Largest N: a lane holds an eighth of a channel's states."""
+
+MAX_CHUNK_STATES = 192
+"""Largest N of prompts in chunks: what a block keeps in shared memory."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,19 @@ class Mamba2Shape(StateShape):
         """Blocks of a head in prompts."""
         return -(-self.head // CHANNELS)
 
+    @property
+    def chunk_width(self) -> int:
+        """See StateShape.chunk_width."""
+        fits = self.d_state % 4 == 0 and self.inner % 4 == 0 and self.d_state <= MAX_CHUNK_STATES
+        return self.heads * RECORD if fits else 0
+
     def build_jobs(self) -> list[Job]:
-        """The convolution, and everything else."""
+        """The convolution, everything else, and chunks where rows fit."""
         defines: dict[str, object] = {"D_STATE": self.d_state, "HEAD": self.head, "D_CONV": self.d_conv}
-        return [*self.conv.build_jobs(), (_FILES, defines)]
+        jobs: list[Job] = [*self.conv.build_jobs(), (_FILES, defines)]
+        if self.chunk_width:
+            jobs.append((_CHUNK_FILES, {"D_STATE": self.d_state, "HEAD": self.head}))
+        return jobs
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +117,7 @@ class Mamba2:
     def __init__(self, shape: Mamba2Shape) -> None:
         self.shape = shape
         self._convolve = Convolution(shape.conv)
-        files, defines = shape.build_jobs()[-1]
+        files, defines = shape.build_jobs()[1]
         module = build(files, defines=defines)
         self._decode, self._prompt = module.get("mamba_2_decode"), module.get("mamba_2_prompt")
 
@@ -118,13 +131,14 @@ class Mamba2:
         convolved: DeviceArray,
         out: DeviceArray,
         *,
+        chunked: DeviceArray | None = None,
         stream: Stream | None = None,
     ) -> None:
         """out (T, E) = (C . h + d * x) * silu(z) behind h = exp(step * a) * h + step * x * B.
 
         step = softplus(dt + dt_bias).
-        One launch in decode steps; in prompts the convolution, then token after token within each span. Rows that the
-        step does not name stay as they are.
+        One launch in decode steps; in prompts the convolution, then each span token after token, or chunk after chunk.
+        Rows that the step does not name stay as they are.
 
         Args:
             rows: of the step.
@@ -134,6 +148,8 @@ class Mamba2:
             ssm_state: (Z, H, P, N).
             convolved: (T, C), overwritten by prompts.
             out: (T, E), apart from the inputs.
+            chunked: (T, shape.chunk_width), overwritten: prompts go in chunks, on compute capability 8.0 or newer.
+                None: token after token.
             stream: the current stream when left out.
 
         Decode kernels read states before their wait; see Convolution.
@@ -165,7 +181,18 @@ class Mamba2:
         elif len(rows.spans):
             conv = constants.conv, constants.conv_bias, conv_state
             self._convolve(rows, mixed, *conv, convolved, stream=stream)
-            small = constants.dt_bias, constants.a, constants.d
-            args = (mixed, shape.row_width, convolved, *small, ssm_state, rows.spans, *after)
-            grid = shape.heads * shape.prompt_blocks, len(rows.spans)
-            launch(self._prompt, grid, THREADS, args, stream=stream)
+            small = constants.dt_bias, constants.a
+            given = mixed, shape.row_width, convolved
+            if chunked is None:
+                args = (*given, *small, constants.d, ssm_state, rows.spans, *after)
+                grid = shape.heads * shape.prompt_blocks, len(rows.spans)
+                launch(self._prompt, grid, THREADS, args, stream=stream)
+                return
+            assert chunked.shape[1] == shape.chunk_width and chunked.flags.c_contiguous, chunked.shape
+            files, defines = shape.build_jobs()[-1]
+            module = build(files, defines=defines)
+            args = (*given, *small, rows.spans, rows.chunks, chunked, *after[1:])
+            launch(module.get("mamba_2_chunks"), (shape.groups, len(rows.chunks)), WALK_THREADS, args, stream=stream)
+            args = (*given, constants.d, chunked, ssm_state, rows.spans, *after)
+            grid = shape.heads * -(-shape.head // WALK_VALUES), len(rows.spans)
+            launch(module.get("mamba_2_walk"), grid, WALK_THREADS, args, stream=stream)

@@ -12,6 +12,7 @@ DEVICE int place_of(int position, int offset, int places) {
 
 DEVICE float logistic(float x) { return 1.0f / __fadd_rn(1.0f, expf(-x)); }
 DEVICE float silu(float x) { return x / __fadd_rn(1.0f, expf(-x)); }
+DEVICE float gated(float y, float d, float x, float z) { return __fmul_rn(fmaf(d, x, y), silu(z)); }  // Mamba
 DEVICE float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
 struct PromptSpan {  // engine/cuda/recurrent/rows.py span_table has the same columns

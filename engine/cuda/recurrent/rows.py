@@ -5,16 +5,20 @@ Letters: B rows of a decode step, S spans of a prompt batch, R places of a slot'
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import STATE_BORDER
 from engine.cuda.driver.arrays import DeviceArray
 
 TILE = 8
 """Rows of a block of the prompts' convolution."""
+
+CHUNK = STATE_BORDER
+"""Tokens of prompts that linear recurrences take together; chunks begin at multiples of it (chunk_walk.cuh)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +56,24 @@ class PromptRows:
     """Pieces of prompts.
 
     Attributes:
-        spans: int32 (S, 5) on the device, from span_table. tiles: int32 (n_tiles, 2) on the device, from conv_tiles.
-            Without spans nothing is launched.
+        spans: int32 (S, 5) on the device, from span_table. Without spans nothing is launched.
+        tiles: int32 (n_tiles, 2) on the device, from conv_tiles.
+        chunks: int32 (n_chunks, 2) on the device, from chunks_of.
     """
 
     spans: DeviceArray
     tiles: DeviceArray
+    chunks: DeviceArray
+
+    @classmethod
+    def of(cls, table: npt.NDArray[np.int32], place: Callable[[npt.NDArray[np.int32]], DeviceArray]) -> PromptRows:
+        """The rows of a span_table; place: the way to the device."""
+        return cls(place(table), place(conv_tiles(table)), place(chunks_of(table)))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """What decides the grids of its kernels."""
+        return len(self.spans), len(self.tiles), len(self.chunks)
 
 
 Rows = DecodeRows | PromptRows
@@ -82,3 +98,11 @@ def conv_tiles(table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """Cuts the spans of span_table into tiles of the convolution: int32 (n_tiles, 2), span and first row in it."""
     tiles = [(span, first) for span, row in enumerate(table) for first in range(0, int(row[1]), TILE)]
     return np.array(tiles, np.int32).reshape(-1, 2)
+
+
+def chunks_of(table: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Cuts the spans of span_table at positions that are multiples of CHUNK: int32 (n, 2), span and first row in it."""
+    chunks = []
+    for span, (_, n_rows, n_past, *_) in enumerate(table.tolist()):
+        chunks += [(span, max(0, first)) for first in range(-(n_past % CHUNK), n_rows, CHUNK)]
+    return np.array(chunks, np.int32).reshape(-1, 2)

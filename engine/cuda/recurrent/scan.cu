@@ -39,8 +39,6 @@ DEVICE float scan_token(float* h, const float* decay, float step, float step_x, 
     return dot_parts<LANES, STATES>(c, h);
 }
 
-DEVICE float gated(float sum, float d, float x, float z) { return __fmul_rn(fmaf(d, x, sum), silu(z)); }
-
 // One new token of each slot: row b is slot b. grid (blocks of channels, any up to rows): a block takes every gridDim.y-th
 // row and keeps A. A row with position -1 is left alone; at position 0 the state in front is zero. Positions, offsets and
 // the first row's state are read before the wait: the first kernel of a step must not be launched early.

@@ -52,8 +52,8 @@ ROW = np.dtype(
 assert ROW.itemsize == 64
 NO_MASK, MASK, MASK_FREE_LOGPROBS = range(3)
 """Values of `mask`: the constants of sampling_common.cuh."""
-LIMIT_WORD = 14
-"""Where `limit` is in a row of 32-bit words."""
+COUNT_WORD, LIMIT_WORD = (list(ROW.names or ()).index(name) for name in ("output_index", "limit"))
+"""Where they are in a row of 32-bit words."""
 
 Put = Callable[[DeviceArray, int, npt.NDArray[Any]], None]
 """put(array, at, values) writes values into a device array from its element `at` on."""

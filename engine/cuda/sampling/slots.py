@@ -14,7 +14,7 @@ import numpy as np
 from engine.cuda.driver.arrays import DeviceArray, Stream
 from engine.cuda.driver.failure import device_errors
 from engine.cuda.driver.staging import Mapped, Staging
-from engine.cuda.sampling.sampler import LIMIT_WORD, DeviceSampler, Results, pack_row
+from engine.cuda.sampling.sampler import COUNT_WORD, LIMIT_WORD, DeviceSampler, Results, pack_row
 from engine.errors import EngineError, ModelFileError
 from engine.request import ActiveSequence, TokenSample
 from engine.sampling.constraint import Bits
@@ -68,7 +68,9 @@ class DeviceSlots:
         self._new_positions: dict[int, int] = {}
         self._new_limits: dict[int, int] = {}
         self._new_tokens: dict[int, int] = {}
+        self._new_counts: dict[int, int] = {}  # of outputs
         self._new_sequences: dict[int, tuple[ActiveSequence, int, int]] = {}
+        self._news = self._new_sequences, self._new_limits, self._new_counts, self._new_positions, self._new_tokens
         self._plain = _Plain()
 
     def begin(self, sequence: ActiveSequence, position: int, limit: int, token: int | None = None) -> None:
@@ -83,9 +85,22 @@ class DeviceSlots:
         slot = sequence.slot
         self._new_sequences[slot] = (sequence, position, limit)
         self._new_limits.pop(slot, None)
+        self._new_counts.pop(slot, None)
         self._new_positions[slot] = position
         if token is not None:
             self._new_tokens[slot] = token
+
+    def pass_over(self, sequence: ActiveSequence, position: int, limit: int, token: int) -> None:
+        """A slot that has begun goes on with its newest token at a later position; the tokens before it were not drawn.
+
+        As begin(), but only what changes by that is sent.
+        """
+        slot = sequence.slot
+        if sequence.params.penalizes or slot in self._new_sequences:
+            self.begin(sequence, position, limit, token)
+            return
+        self._new_counts[slot] = position + 1 - len(sequence.prompt_ids)
+        self._new_positions[slot], self._new_tokens[slot] = position, token
 
     def set_position(self, slot: int, position: int) -> None:
         """The slot feeds its token there in the following steps; -1 takes it out of them."""
@@ -119,11 +134,13 @@ class DeviceSlots:
         rows = self._sampler.rows
         for slot, limit in self._new_limits.items():
             staging.put(rows, slot * rows.shape[1] + LIMIT_WORD, np.array([limit], np.uint32))
+        for slot, count in self._new_counts.items():
+            staging.put(rows, slot * rows.shape[1] + COUNT_WORD, np.array([count], np.uint32))
         for slot, position in self._new_positions.items():
             staging.put(self.positions, slot, np.array([position], np.int32))
         for slot, token in self._new_tokens.items():
             staging.put(self.tokens, slot, np.array([token], np.int32))
-        for news in (self._new_sequences, self._new_limits, self._new_positions, self._new_tokens):
+        for news in self._news:
             news.clear()
 
     def sample(self, logits: DeviceArray) -> None:
@@ -151,11 +168,11 @@ class DeviceSlots:
 
     def reset(self) -> None:
         """No slot is active, nothing is on its way, and the count is the device's own. Waits for the device."""
-        for news in (self._new_sequences, self._new_limits, self._new_positions, self._new_tokens):
+        for news in self._news:
             news.clear()
         self._stream.synchronize()
         self._launched = int(self._sampler.step[0])
-        self._new_positions = dict.fromkeys(range(self.positions.size), -1)
+        self._new_positions |= dict.fromkeys(range(self.positions.size), -1)
 
     def read(self, place: int, entries: Items[tuple[int, ActiveSequence]]) -> list[TokenSample | EngineError]:
         """Results of a launch that has ended, for (column, sequence) each.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.attention.known_rows import KnownRows
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
@@ -28,6 +29,7 @@ class DecodeOps(CudaOps):
         tokens: int32 (slots,), the token each slot is fed.
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
+        known: rows that take the place of the slots', where some are known tokens.
         prompts: products of very many rows: those of gemm.cu, and of experts.
         expert_room: scratch memory of experts.
     """
@@ -43,19 +45,25 @@ class DecodeOps(CudaOps):
         positions: DeviceArray,
         n: int,
         *,
+        known: KnownRows | None = None,
         prompts: PromptProducts,
         expert_room: DeviceArray | None,
     ) -> None:
         super().__init__(
             weights, buffers, DecodeProducts(buffers, n, prompts.gemms), weights.plan.step(Phase.DECODE, n)
         )
+        self._known = known
+        self._slots = tokens, positions, cache.block_table
+        table = cache.block_table
+        if known is not None:
+            tokens, positions, table = known.tokens, known.positions, known.table
         self._prompts = prompts
         self._expert_room = expert_room
         self._cache = cache
         self._attention = attention
         self._tokens = tokens[:n]
         self._positions = positions[:n]
-        self._table = cache.block_table[:n]
+        self._table = table[:n]
         self._moves = None
         if states is not None:
             rows = DecodeRows(self._positions, states.offsets, states.rows.places)
@@ -63,6 +71,8 @@ class DecodeOps(CudaOps):
 
     def begin(self, batch: None) -> None:
         """See Ops.begin; everything is on the device already."""
+        if self._known is not None:
+            self._known.take(self.n_rows, *self._slots)
 
     def embed(self, batch: None) -> DeviceArray:
         """See Ops.embed."""
@@ -73,12 +83,15 @@ class DecodeOps(CudaOps):
         return self._qkv(layer, x, self._positions)
 
     def attention(self, layer: DeviceLayer, q: DeviceArray) -> DeviceArray:
-        """q/k norm, RoPE, cache append and attention."""
+        """q/k norm, RoPE, cache append and attention. Of known rows, all are in the cache before any attends."""
         mixer = layer.attention
-        shape = mixer.shape
+        shape, kernels, positions = mixer.shape, self._attention[mixer.shape], self._positions
         out = columns_of(self.buffers.attention, self.n_rows, shape.heads * shape.value_dim)
-        keys, values = self._cache.arrays(layer.index)
-        self._attention[shape].decode(mixer.constants, q, keys, values, self._table, self._positions, out)
+        caches, known = self._cache.arrays(layer.index), self._known
+        if known is not None:
+            sequence = known.sequence[: self.n_rows]
+            kernels.rope_append(mixer.constants, q, *caches, self._table, sequence, positions, queries=False)
+        kernels.decode(mixer.constants, q, *caches, self._table, positions, out, early=known is None)
         return out
 
     def _own_experts(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> Shared | None:

@@ -5,9 +5,13 @@ Must not know which requests are scheduled, or how far a row may run ahead.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 from engine.config import step_sizes
 from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
+from engine.cuda.attention.known_rows import KnownRows, KnownToken
 from engine.cuda.driver.arrays import Stream
 from engine.cuda.driver.graphs import Graphs
 from engine.cuda.driver.staging import Staging
@@ -46,7 +50,7 @@ class StepMachine:
     Attributes:
         weights: as given. cache: keys and values. states: recurrent states; None where the model has none.
         slots: tokens, positions and sampling of every slot.
-        staging: the way from the host. logits: float32 (slots, V) of the last step.
+        staging: the way from the host. logits: float32 (rows, V) of the last step.
         prompts: feeds prompts. prompt_ops: their bricks.
         texts: reads whole texts; only of a model that makes embeddings alone, of which nothing else runs.
         step_sizes: numbers of rows that decode steps may have, ascending.
@@ -78,11 +82,14 @@ class StepMachine:
         if any(plan.state_shapes):
             self.states = StateCache(plan.state_shapes, StateRows(slots, STATE_PLACES, n_checkpoints))
         self._attention: dict[AttentionShape, Attention] = {
-            shape: Attention(shape, slots) for shape in dict.fromkeys(plan.attention_shapes) if shape is not None
+            shape: Attention(shape, plan.decode_rows)
+            for shape in dict.fromkeys(plan.attention_shapes)
+            if shape is not None
         }
         self._decode_buffers = Activations(plan, Phase.DECODE)
         self._prompt_buffers = Activations(plan, Phase.PROMPT)
-        self.logits = cupy.zeros((slots, vocab), cupy.float32)
+        self.logits = cupy.zeros((plan.decode_rows, vocab), cupy.float32)
+        self._known_rows = KnownRows(plan.decode_rows, plan.known_rows, context_length) if plan.known_rows else None
         self.slots = DeviceSlots(vocab, slots, context_length, places=places, stream=stream)
         self._products = PromptProducts(plan, self._prompt_buffers)
         self.prompt_ops = PromptOps(weights, self._prompt_buffers, self._products, self._attention, self.staging)
@@ -104,9 +111,17 @@ class StepMachine:
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]
         self._graphs = Graphs(stream, eager=eager)
         self._forward_graphs = Graphs(stream, eager=eager)
+        self._known_graphs = Graphs(stream, eager=eager)
 
-    def decode_ops(self, n: int, cache: PagedCache | None = None, states: StateCache | None = None) -> DecodeOps:
-        """The bricks of a decode step over rows 0..n-1, on the machine's own caches or other ones."""
+    def decode_ops(
+        self,
+        n: int,
+        cache: PagedCache | None = None,
+        states: StateCache | None = None,
+        *,
+        known: KnownRows | None = None,
+    ) -> DecodeOps:
+        """The bricks of a decode step over rows 0..n-1, on the machine's own caches or other ones. known: DecodeOps."""
         return DecodeOps(
             self.weights,
             self._decode_buffers,
@@ -116,6 +131,7 @@ class StepMachine:
             self.slots.tokens,
             self.slots.positions,
             n,
+            known=known,
             prompts=self._products,
             expert_room=self._prompt_buffers.expert_room,  # prompts are not read while a decode step runs
         )
@@ -142,6 +158,15 @@ class StepMachine:
         """A decode step over rows 0..n-1 without its sampling, which enqueue_sampling() adds. It may be repeated."""
         self.flush()
         self._forward_graphs.launch(n, lambda: self.run_forward(self.decode_ops(n), n))
+
+    def enqueue_known(self, n: int, known: Sequence[KnownToken]) -> None:
+        """enqueue_forward() over slots 0..n-1 that feeds these tokens too, each before a later one of its slot."""
+        rows, sizes = self._known_rows, self.weights.plan.known_sizes
+        assert rows is not None, "no rows beside the slots"
+        rows.put(n, known, self.staging)
+        self.flush()
+        size = sizes[bisect_left(sizes, n + len(known))]
+        self._known_graphs.launch(size, lambda: self.run_forward(self.decode_ops(size, known=rows), size))
 
     def enqueue_sampling(self, n: int) -> int:
         """Draws the tokens of enqueue_forward() with the masks of now; returns the place of the results."""

@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from engine.config import STATE_BORDER, piece_end
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.graphs import Graphs
 from engine.cuda.driver.staging import Staging, gather_rows
@@ -41,18 +42,19 @@ class Piece:
         return self.work.sample and self.end == len(self.work.token_ids)
 
 
-def pack(work: Sequence[Work], rows: int) -> Iterator[list[Piece]]:
-    """Cuts work into batches of at most that many rows, in order."""
+def pack(work: Sequence[Work], rows: int, border: int = 1) -> Iterator[list[Piece]]:
+    """Cuts work into batches of at most that many rows, in order; see config.piece_end for the border."""
     batch: list[Piece] = []
     room = rows
     for item in work:
-        first, length = 0, len(item.token_ids)
+        first, length, start = 0, len(item.token_ids), item.start
         while first < length:
-            end = min(length, first + room)
-            batch.append(Piece(item, first, end))
-            room -= end - first
-            first = end
-            if room == 0:
+            end = piece_end(start + first, start + first + room, start + length, border) - start
+            if end > first:
+                batch.append(Piece(item, first, end))
+                room -= end - first
+                first = end
+            if first < length or room == 0:
                 yield batch
                 batch, room = [], rows
     if batch:
@@ -105,7 +107,7 @@ class PromptReader:
             For every batch that draws: the place of its results and the items, one per column.
         """
         drawn = []
-        for pieces in pack(work, self._ops.buffers.rows):
+        for pieces in pack(work, self._ops.buffers.rows, 1 if self._states is None else STATE_BORDER):
             ending = [piece.work for piece in pieces if piece.draws]
             for item in ending:
                 slot, end = item.sequence.slot, item.start + len(item.token_ids)
@@ -165,18 +167,23 @@ def prompt_batch(pieces: Sequence[Piece]) -> Batch:
     )
 
 
-def text_batches(texts: Sequence[Sequence[int]], rows: int) -> Iterator[Batch]:
-    """Whole texts, text i in slot i, as batches of at most that many rows, in order; all rows are wanted."""
+def text_batches(texts: Sequence[Sequence[int]], rows: int, border: int = 1) -> Iterator[Batch]:
+    """Whole texts, text i in slot i, as batches of at most that many rows, in order; all rows are wanted.
+
+    See config.piece_end for the border.
+    """
     pieces: list[tuple[int, npt.NDArray[np.int32], int, Outputs, None, int, int]] = []
     room = rows
     for slot, ids in enumerate(texts):
         first = 0
         while first < len(ids):
-            piece = np.asarray(ids[first : first + room], dtype=np.int32)
-            # Nothing here is run again: the state may stay in its place.
-            pieces.append((slot, piece, first, Outputs.ALL, None, min(first, 1), 1))
-            first, room = first + len(piece), room - len(piece)
-            if room == 0:
+            end = piece_end(first, first + room, len(ids), border)
+            if end > first:
+                # Nothing here is run again: the state may stay in its place.
+                piece = np.asarray(ids[first:end], dtype=np.int32)
+                pieces.append((slot, piece, first, Outputs.ALL, None, min(first, 1), 1))
+                first, room = end, room - (end - first)
+            if first < len(ids) or room == 0:
                 yield Batch.build(pieces)
                 pieces, room = [], rows
     if pieces:

@@ -11,7 +11,7 @@ from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
-from engine.cuda.recurrent.rows import PromptRows, conv_tiles
+from engine.cuda.recurrent.rows import PromptRows
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.step.folding import Shared, columns_of
 from engine.cuda.step.ops import CudaOps, MoeInputs
@@ -52,6 +52,7 @@ class PromptOps(CudaOps):
         self._cache: PagedCache | TextCache
         self._states: StateCache | None
         self._tiles: dict[int, DeviceArray] = {}
+        self._state_sizes: tuple[int, ...] = ()  # of the tables of recurrent layers
 
     def use(self, cache: PagedCache | TextCache, states: StateCache | None) -> None:
         """Chooses the caches that the following batches extend; states: None where the model has none."""
@@ -75,18 +76,19 @@ class PromptOps(CudaOps):
         self.output_slots = staging.place(slots[batch.output_rows])
         heights = {kernels.tile_rows for kernels in self._attention.values()}
         self._tiles = {rows: staging.place(prefill_tiles(spans, rows)) for rows in heights}
-        self._moves = None
+        self._moves, self._state_sizes = None, ()
         if self._states is not None:
             table = state_spans(batch.spans, self._states.rows)
-            rows = PromptRows(staging.place(table), staging.place(conv_tiles(table)))
-            self._moves = Moves(self._states, rows, self.buffers, self._product)
+            rows = PromptRows.of(table, staging.place)
+            self._moves, self._state_sizes = Moves(self._states, rows, self.buffers, self._product), rows.sizes
         self._cache.flush(staging)
         staging.send()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """What decides the launches of the batch that was begun: all sizes, and with them the places in the arena."""
-        return (self.n_rows, len(self.output_rows), *(len(tiles) for tiles in self._tiles.values()))
+        tiles = (len(tiles) for tiles in self._tiles.values())
+        return (self.n_rows, len(self.output_rows), *tiles, *self._state_sizes)
 
     def embed(self, batch: Batch) -> DeviceArray:
         """See Ops.embed."""

@@ -28,7 +28,7 @@ from engine.cuda.recurrent.delta import Delta, DeltaInputs
 from engine.cuda.recurrent.lightning import Lightning
 from engine.cuda.recurrent.mamba import Mamba
 from engine.cuda.recurrent.mamba_2 import Mamba2
-from engine.cuda.recurrent.rows import Rows, span_table
+from engine.cuda.recurrent.rows import PromptRows, Rows, span_table
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.rows import parts
 from engine.cuda.step.folding import columns_of
@@ -68,6 +68,10 @@ def move_states(layer: int, mixer: DeviceRecurrent, mixed: DeviceArray, moves: M
     """The brick ssm: from what the first products give, (T, .), to what the last one reads, (T, .)."""
     out = columns_of(moves.buffers.scanned, len(mixed), mixer.output.columns)
     kernels, arrays = moves.states.kernels[mixer.plan.shape], moves.states.arrays(layer)
+    chunked = None
+    if isinstance(moves.rows, PromptRows) and mixer.plan.chunked:
+        assert moves.buffers.chunked is not None
+        chunked = columns_of(moves.buffers.chunked, len(mixed), mixer.plan.chunked)
     if isinstance(mixer, DeviceShortConv):
         assert isinstance(kernels, Convolution)
         kernels(moves.rows, mixed, mixer.conv, None, arrays[0], out)
@@ -77,7 +81,7 @@ def move_states(layer: int, mixer: DeviceRecurrent, mixed: DeviceArray, moves: M
     elif isinstance(mixer, DeviceMamba2):
         assert isinstance(kernels, Mamba2)
         convolved = columns_of(moves.buffers.convolved, len(mixed), kernels.shape.convolved)
-        kernels(moves.rows, mixed, mixer.kept, arrays[0], arrays[1], convolved, out)
+        kernels(moves.rows, mixed, mixer.kept, arrays[0], arrays[1], convolved, out, chunked=chunked)
         if mixer.norm is not None:
             parts.normalize(out, out, mixer.norm, pieces=kernels.shape.groups, own_weights=True)
     elif isinstance(mixer, DeviceLightning):
@@ -88,7 +92,8 @@ def move_states(layer: int, mixer: DeviceRecurrent, mixed: DeviceArray, moves: M
     else:
         assert isinstance(kernels, Delta)
         convolved = columns_of(moves.buffers.convolved, len(mixed), kernels.shape.convolved)
-        kernels(moves.rows, _delta_inputs(mixer, mixed, moves), mixer.kept, arrays[0], arrays[1], convolved, out)
+        inputs = _delta_inputs(mixer, mixed, moves)
+        kernels(moves.rows, inputs, mixer.kept, arrays[0], arrays[1], convolved, out, chunked=chunked)
     return out
 
 

@@ -7,7 +7,8 @@ only: the device is behind the functions given.
 
 The tokens that a row with a constraint may draw depend on its last token, which the host must have seen. While such a
 row runs, a step is launched in two parts: its forward pass ahead, its sampling when the masks are there, so that the
-device works while the host makes them.
+device works while the host makes them. Tokens that are known before a row's newest one (a constraint forces them) are
+further rows of such a forward pass.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from engine.cuda.attention.known_rows import KnownToken
 from engine.cuda.launch_plan.ahead import AHEAD, MOST_AHEAD
 from engine.request import ActiveSequence
 
@@ -31,6 +33,7 @@ class _Row:
         limit: first position it is not to feed; the device stops the row there by itself.
         read: position whose result is read next.
         token: what `read` feeds; None until the host has seen it.
+        fed: what comes before this position is in the cache, or launched.
         masked: the host must have seen the row's last result before the next token can be drawn.
         has_mask: of such a row, the tokens that may be drawn next are known.
         results: places of results not read yet, oldest first.
@@ -41,6 +44,7 @@ class _Row:
     limit: int
     read: int
     token: int | None
+    fed: int
     masked: bool = False
     has_mask: bool = False
     results: deque[int] = field(default_factory=deque)
@@ -62,6 +66,7 @@ class RunAhead:
     Args:
         enqueue: enqueue(n) puts one step over rows 0..n-1 on the stream and returns the place of its results.
         forward: forward(n) puts a step without its sampling on the stream; it may be repeated.
+        forward_known: forward_known(n, known) likewise, with rows for these tokens behind those of slots 0..n-1.
         sample: sample(n) puts the sampling of the last forward(n) on the stream and returns the place of its results.
         set_position: set_position(slot, position) for the steps after it; -1 takes the row out.
         set_limit: set_limit(slot, limit) likewise.
@@ -73,6 +78,7 @@ class RunAhead:
         *,
         enqueue: Callable[[int], int],
         forward: Callable[[int], None],
+        forward_known: Callable[[int, Sequence[KnownToken]], None],
         sample: Callable[[int], int],
         set_position: Callable[[int, int], None],
         set_limit: Callable[[int, int], None],
@@ -80,6 +86,7 @@ class RunAhead:
     ) -> None:
         self._enqueue = enqueue
         self._forward = forward
+        self._forward_known = forward_known
         self._sample = sample
         self._set_position = set_position
         self._set_limit = set_limit
@@ -88,6 +95,7 @@ class RunAhead:
         self._resting: set[int] = set()  # rows that the device has been told to leave out
         self._prepared_rows = 0  # of the forward pass whose tokens are not drawn yet; 0: there is none
         self._prepared: dict[int, int] = {}  # its active slots, and the positions that they fed
+        self._known: list[KnownToken] = []  # that the next forward pass is to feed as well
 
     @property
     def idle(self) -> bool:
@@ -98,7 +106,7 @@ class RunAhead:
         self, slot: int, request_id: int, position: int, token: int | None, limit: int, *, masked: bool = False
     ) -> None:
         """The row's next step feeds `token` at `position`, if that is below limit; the device has been told."""
-        self._rows[slot] = _Row(request_id, position, limit, position, token, masked)
+        self._rows[slot] = _Row(request_id, position, limit, position, token, position, masked)
         self._resting.discard(slot)
         self._prepared.pop(slot, None)
 
@@ -148,12 +156,28 @@ class RunAhead:
                 assert row.can_feed, "a row without a page for the token it is fed"
                 self._launch()
 
+    def feed(self, slots: Sequence[int]) -> None:
+        """The next token of each of these rows is in the cache; of it nothing will be drawn. Mostly it is already."""
+        missing = {slot: row for slot in slots if (row := self._rows[slot]).fed == row.position}
+        if not missing:
+            return
+        self.forget_prepared()
+        self._rest(set(self._rows) - set(missing))
+        self._forward(self._step_size(missing))
+        self._rest(set())
+        for row in missing.values():
+            row.fed += 1
+
+    def feed_known(self, known: Sequence[KnownToken]) -> None:
+        """The forward pass that run_ahead() launches next feeds these tokens too."""
+        self._known += known
+
     def run_ahead(self) -> None:
         """Launches until every row that can go on is AHEAD, before the next results are taken.
 
         A row whose first token the host has not read yet is not read in this step: one step less suffices for it.
         """
-        if any(row.masked and row.can_feed for row in self._rows.values()):
+        if self._known or any(row.masked and row.can_feed for row in self._rows.values()):
             self._prepare()
             return
         while any(
@@ -179,6 +203,7 @@ class RunAhead:
     def clear(self) -> None:
         """Takes every row out."""
         self.forget_prepared()
+        self._known = []
         for slot in list(self._rows):
             self.stop(slot)
 
@@ -200,6 +225,7 @@ class RunAhead:
         for row in running.values():
             row.results.append(place)
             row.position += 1
+            row.fed = row.position
             row.has_mask = False
         self._rest(set())
 
@@ -215,12 +241,18 @@ class RunAhead:
             if len(row.results) - (row.token is not None) >= (1 if row.masked else MOST_AHEAD)
         }
         running = {slot: row for slot, row in self._rows.items() if row.can_feed and slot not in ahead}
-        if not running:
+        if not running and not self._known:
             return
         self._rest(ahead)
-        self._prepared_rows = self._step_size(running)
+        self._prepared_rows = self._step_size(running) if running else 0
         self._prepared = {slot: row.position for slot, row in running.items()}
-        self._forward(self._prepared_rows)
+        if self._known:
+            self._forward_known(max(running, default=-1) + 1, self._known)
+            self._known = []
+        else:
+            self._forward(self._prepared_rows)
+        for row in running.values():
+            row.fed = row.position + 1
 
     def _step_size(self, running: dict[int, _Row]) -> int:
         return self._step_sizes[bisect_right(self._step_sizes, max(running))]

@@ -5,7 +5,10 @@ Must not know what is launched, or when.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from engine.config import PAGE
+from engine.cuda.attention.known_rows import KnownToken
 from engine.cuda.step.machine import StepMachine
 from engine.cuda.step.run_ahead import RunAhead
 from engine.errors import ContextFullError, EngineError
@@ -39,8 +42,8 @@ class Seats:
             return False
         return True
 
-    def seat(self, item: Work, failures: dict[int, TokenSample | EngineError]) -> bool:
-        """A decode row has its pages and is on the device as the item says; mostly it is already. See send_mask()."""
+    def seat(self, item: Work) -> None:
+        """A decode row has its pages and is on the device as the item says; mostly it is already."""
         sequence, token = item.sequence, item.token_ids[0]
         slot, start = sequence.slot, item.start
         self._machine.cache.set_pages(slot, sequence.pages)
@@ -48,17 +51,37 @@ class Seats:
         if self._loop.holds(sequence, start, token):
             self._loop.extend(slot, limit)
         else:
-            assert len(item.token_ids) == 1, "a decode row feeds one token"
             self.check_room(start + 1)
             self._machine.slots.begin(sequence, start, limit, token)
             if self._machine.states is not None:
                 self._machine.states.seat(slot, sequence.state_place, start)
             self._loop.start(slot, sequence.request_id, start, token, limit, masked=sequence.mask is not None)
-        if sequence.mask is not None and self._loop.wants_mask(slot):
-            if not self.send_mask(item, failures):
-                return False
-            self._loop.give_mask(slot)
-        return True
+
+    def send_masks(self, work: Sequence[Work], failures: dict[int, TokenSample | EngineError]) -> list[Work]:
+        """Seated rows have the masks of the tokens they draw next. Returns those whose constraint did not fail."""
+        missing = [
+            item for item in work if item.sequence.mask is not None and self._loop.wants_mask(item.sequence.slot)
+        ]
+        wanted = [(one.mask, one.output_ids) for item in missing if (one := item.sequence).mask is not None]
+        if wanted:
+            wanted[0][0].prepare(wanted)
+        failed = set()
+        for item in missing:
+            if self.send_mask(item, failures):
+                self._loop.give_mask(item.sequence.slot)
+            else:
+                failed.add(item.sequence.slot)
+        return [item for item in work if item.sequence.slot not in failed] if failed else list(work)
+
+    def pass_over(self, item: Work) -> None:
+        """A seated row, whose token is in the cache, goes on behind known tokens of an item, which are fed as well."""
+        sequence, slot, position = item.sequence, item.sequence.slot, item.start + len(item.token_ids)
+        token, limit = sequence.output_ids[position - len(sequence.prompt_ids)], self._limit(sequence)
+        assert position < limit, "a row without a page for the token behind the known ones"
+        self._machine.slots.pass_over(sequence, position, limit, token)
+        self._loop.start(slot, sequence.request_id, position, token, limit, masked=sequence.mask is not None)
+        known = enumerate(item.token_ids[1:], item.start + 1)
+        self._loop.feed_known([KnownToken(slot, token_id, at) for at, token_id in known])
 
     def open_pages(self, item: Work) -> int:
         """A prompt's slot reads its pages. Returns the first position that the row must not feed ahead."""

@@ -12,13 +12,14 @@ from fastapi import APIRouter, Request, Response
 
 from engine import __version__
 from engine.api.llm import LLM
-from engine.request import GenerationResult, GenerationStats
+from engine.request import GenerationResult, GenerationStats, ToolCall
 from engine.serve.answers import respond
 from engine.serve.body import Body, parse_body, read_body
-from engine.serve.conversations import is_continued, prompt_of, template_names
+from engine.serve.conversations import answer_names, is_continued, prompt_of, template_names
 from engine.serve.errors import ApiError, dump, json_response
 from engine.serve.fields import SamplingFields, params_of, structure_in
 from engine.serve.model_store import ServedModel
+from engine.serve.ollama_calls import call_entry, with_ids
 from engine.serve.routes.models import chat_source
 from engine.serve.run import Run
 from engine.serve.serving import Serving
@@ -35,7 +36,7 @@ class Named(Body):
 class AskBody(Body):
     """What chats and texts have in common."""
 
-    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"tools": ([],), "images": ([],)}
+    unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {"images": ([],)}
 
     model: str | None = None
     stream: bool = True
@@ -45,9 +46,12 @@ class AskBody(Body):
 
 
 class ChatBody(AskBody):
-    """The fields of /api/chat."""
+    """The fields of /api/chat; those about the choice of tools are OpenAI's, as Ollama has none."""
 
     messages: list[Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class GenerateBody(AskBody):
@@ -91,7 +95,7 @@ def router(serving: Serving) -> APIRouter:
         if not body.messages:
             return await _load_only(serving, body.model, {"message": {"role": "assistant", "content": ""}})
         continued = is_continued(body.messages, None, None)
-        return await _answer(request, serving, body, body.messages, continued)
+        return await _answer(request, serving, body, with_ids(body.messages), continued)
 
     @routes.post("/api/generate")
     async def generate(request: Request) -> Response:
@@ -130,6 +134,8 @@ async def _answer(
     names = template_names(serving.settings.template_variables, None, effort)
     if isinstance(body.think, bool):
         names["enable_thinking"] = body.think
+    if isinstance(body, ChatBody):
+        names |= answer_names(body.tools, body.tool_choice, body.parallel_tool_calls, None)
     structure = structure_in(fields, format=body.format)
     run = Run(serving, body.model)
 
@@ -146,10 +152,14 @@ async def _answer(
 
     chat = isinstance(body, ChatBody)
 
-    def part(text: str, reasoning: str) -> dict[str, Any]:
+    def part(text: str, reasoning: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
         if chat:
-            message = {"role": "assistant", "content": text}
-            return {"message": {**message, "thinking": reasoning} if reasoning else message}
+            message: dict[str, Any] = {"role": "assistant", "content": text}
+            if reasoning:
+                message["thinking"] = reasoning
+            if calls:
+                message["tool_calls"] = [call_entry(call) for call in calls]
+            return {"message": message}
         return {"response": text, "thinking": reasoning} if reasoning else {"response": text}
 
     def head() -> dict[str, Any]:
@@ -157,15 +167,15 @@ async def _answer(
 
     def whole(results: Sequence[GenerationResult]) -> dict[str, Any]:
         one = results[0]
-        return {**head(), **part(one.text, one.reasoning), **_end(one.finish_reason, one.stats)}
+        return {**head(), **part(one.text, one.reasoning, one.tool_calls), **_end(one.finish_reason, one.stats)}
 
     async def lines() -> AsyncIterator[bytes]:
         async for told in run.events():
             chunk = getattr(told, "chunk", None)
             if chunk is None:
                 continue
-            if chunk.text or chunk.reasoning:
-                yield dump({**head(), **part(chunk.text, chunk.reasoning), "done": False}) + b"\n"
+            if chunk.text or chunk.reasoning or chunk.tool_calls:
+                yield dump({**head(), **part(chunk.text, chunk.reasoning, chunk.tool_calls), "done": False}) + b"\n"
             if chunk.finish_reason is not None and chunk.stats is not None:
                 yield dump({**head(), **part("", ""), **_end(chunk.finish_reason, chunk.stats)}) + b"\n"
 
@@ -235,5 +245,11 @@ def _show(model: ServedModel) -> dict[str, Any]:
             f"{config.architecture}.context_length": config.context_length,
             f"{config.architecture}.embedding_length": config.width,
         },
-        "capabilities": ["completion" if config.generates else "embedding"],
+        "capabilities": _capabilities(llm),
     }
+
+
+def _capabilities(llm: LLM) -> list[str]:
+    if not llm.model.config.generates:
+        return ["embedding"]
+    return ["completion", "tools"] if chat_source(llm) else ["completion"]

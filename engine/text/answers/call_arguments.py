@@ -6,10 +6,13 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from engine.text.answers.call_form import PLACES, CallForm
-from engine.text.answers.marker_search import possible_beginning
+from engine.text.answers.element_arguments import ElementArguments
+from engine.text.answers.literal_arguments import BRACED, PYTHON, LiteralArguments
+from engine.text.answers.marker_search import inside, possible_beginning
+from engine.text.answers.nested_values import TAG
 from engine.text.answers.tool_calls import declared_type, value_of
 
 _NAME = r"[\w.:/-]+"
@@ -23,6 +26,26 @@ _GROUPS = {
 _RAW = ("<![CDATA[", "]]>")
 _SIGNS = re.compile(r'["{}\[\]]')
 _IN_STRING = re.compile(r'["\\]')
+
+
+class Arguments(Protocol):
+    """Arguments of one call, while they are written.
+
+    Attributes:
+        done: whether they have ended.
+    """
+
+    done: bool
+
+    @property
+    def in_value(self) -> bool:
+        """Whether a string is open, where a marker is text."""
+
+    def read(self, text: str) -> tuple[str, str]:
+        """What is left of a text, and the JSON that it brings."""
+
+    def close(self) -> str:
+        """What is missing of the JSON at the end of the section."""
 
 
 class JsonArguments:
@@ -125,19 +148,26 @@ class ParameterArguments:
                 return text, "", False
             held = possible_beginning(text, (self._core, self._behind.rstrip()))
             ready, rest = text[: len(text) - held], text[len(text) - held :]
-            return rest, _inside(ready), False
+            return rest, inside(ready), False
         value, rest = text[:end], text[end + len(self._core) :]
         space = self._behind[: len(self._behind) - len(self._behind.lstrip())]
         value = value.removesuffix(space)
         self.in_value = False
         if self._is_string:
-            return rest, _inside(value) + '"', True
+            return rest, inside(value) + '"', True
         return rest, json.dumps(value_of(value, self._kind), ensure_ascii=False), True
 
 
-def _inside(text: str) -> str:
-    """Text as it is inside a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+def arguments_of(form: CallForm, types: Mapping[str, Any]) -> Arguments:
+    """A reader for the arguments of one call, from behind what comes before them in its form."""
+    if not form.parameter:
+        return JsonArguments()
+    behind = form.call.partition("$arguments")[2]
+    if form.quoted:
+        return LiteralArguments(PYTHON)
+    if form.tree is not None:
+        return ElementArguments(behind, types) if TAG in form.parameter else LiteralArguments(BRACED)
+    return ParameterArguments(form, types)
 
 
 def pattern_of(text: str) -> str:

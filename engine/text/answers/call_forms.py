@@ -1,5 +1,6 @@
 """Chooses the form of a model's calls by what its chat template writes. Knows templates only as text."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ from engine.errors import InvalidRequestError
 from engine.text.answers.call_form import CallForm, filled
 from engine.text.answers.call_records import BY_NAME, FORMS, GENERIC
 from engine.text.answers.formats import AnswerFormat, Kind
-from engine.text.probes import CALL_NAME, CALL_VALUE
+from engine.text.probes import CALL_KEYS, CALL_NAME, CALL_VALUE
 
 
 def choose_form(markers: AnswerFormat, source: str, sample: str | None) -> CallForm:
@@ -53,9 +54,10 @@ def probe(form: CallForm, index: str = "0") -> str:
         value = f'"{CALL_VALUE}"' if form.quoted else CALL_VALUE
         if form.tree is not None:
             value = CALL_VALUE.join(form.tree.string)
-        arguments = filled(form.parameter, key="qzkey", value=value, type="string")
+        each = (filled(form.parameter, key=key, value=value, type="string") for key in CALL_KEYS)
+        arguments = form.separator.join(each)
     else:
-        arguments = f'{{"qzkey": "{CALL_VALUE}"}}'
+        arguments = json.dumps(dict.fromkeys(CALL_KEYS, CALL_VALUE))
     call = filled(form.call, name=CALL_NAME, arguments=arguments, id="qzidnine9", index=index)
     return form.begin + form.around[0] + call + form.around[1] + form.end
 
@@ -70,7 +72,8 @@ def _squeezed(text: str) -> str:
     return re.sub(r"\s", "", text.replace("'", '"'))
 
 
-_ARGUMENTS = re.compile(rf'\{{\s*"qzkey":\s*"{CALL_VALUE}"\s*\}}')
+_PAIRS = r",\s*".join(rf'"{key}":\s*"{CALL_VALUE}"' for key in CALL_KEYS)
+_ARGUMENTS = re.compile(rf"\{{\s*{_PAIRS}\s*\}}")
 
 
 def _derived(sample: str, markers: AnswerFormat) -> CallForm | None:

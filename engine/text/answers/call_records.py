@@ -110,6 +110,13 @@ FORMS = (
         parameter="<arg_key>$key</arg_key><arg_value>$value</arg_value>",
     ),
     CallForm(
+        "ling-3.0",
+        "<tool_call>",
+        "$name\n$arguments\n",
+        "</tool_call>",
+        parameter="<arg_key>$key</arg_key>\n<arg_value>$value</arg_value>",
+    ),
+    CallForm(
         "hunyuan-v3",
         "<tool_calls:opensource>",
         "<tool_call:opensource>$name<tool_sep:opensource>\n$arguments</tool_call:opensource>",

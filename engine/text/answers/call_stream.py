@@ -11,7 +11,7 @@ from collections.abc import Collection
 from functools import cache
 
 from engine.request import CallPart, ToolCall
-from engine.text.answers.call_arguments import JsonArguments, ParameterArguments, pattern_of
+from engine.text.answers.call_arguments import Arguments, arguments_of, pattern_of
 from engine.text.answers.call_form import CallForm, filled
 from engine.text.answers.tool_calls import Types, call_id
 
@@ -52,9 +52,10 @@ class Sections:
 def _streams(form: CallForm) -> bool:
     """Whether the text of a call can be passed on as it comes: its id is known by then, and its values end by text."""
     before, _, behind = form.call.partition("$arguments")
-    if "$id" in behind or form.quoted or form.tree is not None or not ("$name" in before or form.body):
+    if "$id" in behind or not ("$name" in before or form.body):
         return False
-    return not form.parameter or bool(form.parameter.partition("$value")[2].strip())
+    ends = form.quoted or form.tree is not None or form.parameter.partition("$value")[2].strip()
+    return not form.parameter or bool(ends)
 
 
 class Section:
@@ -79,7 +80,7 @@ class Section:
         self._first = first
         self._key = key
         self._text = ""  # not read yet
-        self._arguments: JsonArguments | ParameterArguments | None = None  # of the call that is open
+        self._arguments: Arguments | None = None  # of the call that is open
         self._lost = False  # the text is not of the form
         self._begun: list[tuple[str, str, list[str]]] = []  # id, name, pieces of the arguments
 
@@ -144,11 +145,9 @@ class Section:
         parts.append(CallPart(index, "", id, name))
         self._begun.append((id, name, []))
         self._text = self._text[found.end() :]
+        self._arguments = arguments_of(self._form, self._types.get(name, {}))
         if self._form.parameter:
-            self._arguments = ParameterArguments(self._form, self._types.get(name, {}))
             self._add(parts, "{")
-        else:
-            self._arguments = JsonArguments()
         return True
 
     def _add(self, parts: list[CallPart], text: str) -> None:

@@ -1,5 +1,6 @@
 """Markers in text that arrives in pieces, and the white space around them."""
 
+import json
 from collections.abc import Collection
 
 
@@ -73,3 +74,8 @@ def possible_beginning(text: str, markers: Collection[str]) -> int:
                 longest = length
                 break
     return longest
+
+
+def inside(text: str) -> str:
+    """Text as it is inside a JSON string."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -103,7 +103,7 @@ def read_elements(text: str, schema: Any, depth: int = 0) -> Any:
     if depth > _DEPTH:
         raise ValueError("nested too deeply")
     if kind in ("string", NULLABLE) or TAG not in text:
-        return _plain(text, kind)
+        return plain_value(text, kind)
     children = _children(text)
     if kind == "array" or (kind != "object" and {name for name, _ in children} == {"item"}):
         return [read_elements(inner, schema.get("items"), depth + 1) for _, inner in children]
@@ -149,7 +149,8 @@ def nullable_string(schema: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(ways[kinds.index("string")]) if sorted(map(str, kinds)) == ["null", "string"] else None
 
 
-def _plain(text: str, kind: Any) -> Any:
+def plain_value(text: str, kind: Any) -> Any:
+    """The value that a text without elements stands for, where a value of that kind is expected."""
     if kind == "string":
         return text
     if kind == NULLABLE:

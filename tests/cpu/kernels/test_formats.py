@@ -18,7 +18,7 @@ from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from engine.model.weights import Weight as StackedWeight
 from tests.support import block_references
-from tests.support.gguf_builder import random_blocks, tiny_llama
+from tests.support.models.gguf_builder import random_blocks, tiny_llama
 from tests.support.weights import Weight
 
 every_type = pytest.mark.parametrize("ggml_type", list(GGMLType), ids=lambda t: t.name)

@@ -35,7 +35,7 @@ from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from engine.model.weights import Linear, Weight
 from tests.support import block_references
-from tests.support.gguf_builder import tiny_llama
+from tests.support.models.gguf_builder import tiny_llama
 
 # Offsets of the float16 scales in a block; every other byte may hold anything.
 SCALES = {

@@ -20,8 +20,8 @@ from engine.model.batch import Batch, Outputs
 from engine.model.config import Activation, FfnConfig, NormKind
 from engine.model.loader import load_model
 from engine.model.weights import Norm
-from tests.support.gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
-from tests.support.small_models import CASES, TOKENS, all_logits, make, with_biases, with_experts
+from tests.support.models.gguf_builder import build_gguf, tiny_llama, tiny_llama_parts
+from tests.support.models.small_models import CASES, TOKENS, all_logits, make, with_biases, with_experts
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.browser import browser, require_browser
-from tests.support.chat_page import Page, serving_at, write_models
+from tests.support.servers.browser import browser, require_browser
+from tests.support.servers.chat_page import Page, serving_at, write_models
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.support.chat_page import CODE
+from tests.support.servers.chat_page import CODE
 
 
 class TestConversation:

@@ -8,7 +8,7 @@ from engine.text.answers.call_forms import FORMS, GENERIC, choose_form, probe, s
 from engine.text.answers.formats import MARKS, AnswerFormat
 from engine.text.answers.parser import AnswerParser
 from engine.text.answers.rules import choose_tools
-from tests.support.chat_families import FAMILIES
+from tests.support.chats.chat_families import FAMILIES
 
 TEXT_FORMS = [form for form in FORMS if not form.opens]
 
@@ -29,7 +29,7 @@ def test_what_a_form_writes_is_read_however_it_is_cut(form, size):
     parser, raw = AnswerParser(markers_of(form)), probe(form)
     pieces = [parser.push(raw[start : start + size]) for start in range(0, len(raw), size)] + [parser.finish()]
     (call,) = [call for piece in pieces for call in piece.tool_calls]
-    assert (call.name, call.arguments) == ("qzlook", '{"qzkey": "qzvalue"}')
+    assert (call.name, call.arguments) == ("qzlook", '{"qzkey": "qzvalue", "qzmore": "qzvalue"}')
     assert not "".join(piece.content for piece in pieces).strip()
 
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from engine.text import ChatTemplate
 from engine.text.answers.call_records import FORMS
 from engine.text.answers.call_stream import Sections
+from engine.text.answers.literal_arguments import PYTHON, LiteralArguments
 from engine.text.answers.parser import AnswerParser
 from engine.text.answers.tool_calls import parameter_types
-from tests.support.form_templates import template_of
-from tests.support.round_trip import TOOLS, USER, call, conversation, message
+from tests.support.chats.form_templates import template_of
+from tests.support.chats.round_trip import TOOLS, USER, call, conversation, message
 
 TYPES = parameter_types(TOOLS)
-PYTHONIC = ("lfm2", "pythonic")
 IDS = {"ids": lambda form: form.name}
 WHOLE = {form.name: ChatTemplate(template_of(form)) for form in FORMS}
 FREE = [form for form in FORMS if not form.opens and form.begin]
@@ -99,18 +99,15 @@ def test_arguments_are_passed_on_as_they_come(form):
 
 
 def test_most_forms_are_streamed():
-    assert {form.name for form in FORMS if not streams(form)} == {
-        "mistral-v7", "gemma-4", "minimax-m3", *PYTHONIC
-    }  # fmt: skip
+    """Of the other one, a call's id is known only when its arguments have been written."""
+    assert {form.name for form in FORMS if not streams(form)} == {"mistral-v7"}
 
 
-@pytest.mark.parametrize("form", [form for form in FREE if form.end and form.name not in PYTHONIC], **IDS)
+@pytest.mark.parametrize("form", [form for form in FREE if form.end], **IDS)
 def test_markers_inside_strings(form):
     words = f"{form.begin} and {form.end} and <think> and [TOOL_CALLS]"
-    if form.parameter and form.tree is None:
+    if form.parameter and form.tree is None and not form.quoted:
         words = words.replace(form.parameter.partition("$value")[2].strip(), "")
-    if form.tree is not None:
-        words = "<tool_call> and <think>"
     prompt, raw = written(form, call(1, query=words))
     for size in (1, 5, len(raw)):
         content, calls, _ = read(form, prompt, cut(raw, size))
@@ -135,7 +132,11 @@ def test_garbage_in_the_middle_is_text(form):
     st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0\r"), max_size=40),
     st.lists(st.integers(1, 9), min_size=1, max_size=8),
 )
-@pytest.mark.parametrize("name", ["hermes", "qwen3-coder", "kimi-k2", "deepseek-v3.2", "glm-4.7", "harmony", "llama3"])
+@pytest.mark.parametrize(
+    "name",
+    ["hermes", "qwen3-coder", "kimi-k2", "deepseek-v3.2", "glm-4.7", "harmony", "llama3", "lfm2", "pythonic", "gemma-4",
+     "minimax-m3"],
+)  # fmt: skip
 def test_any_text_and_any_borders(name, rest, text, sizes):
     form = next(one for one in FORMS if one.name == name)
     arguments = {"query": text, **{key: value for key, value in rest.items() if key == "number"}}
@@ -147,3 +148,51 @@ def test_any_text_and_any_borders(name, rest, text, sizes):
         at += size
     _, calls, _ = read(form, prompt, pieces)
     assert [json.loads(made) for _, made in calls] == [arguments]
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(-1e9, 1e9) | st.text("aü\"'\\\n{},", max_size=5)
+VALUES = LEAVES | st.lists(LEAVES, max_size=3) | st.dictionaries(st.text("ab'", max_size=2), LEAVES, max_size=2)
+VALUES = VALUES | st.lists(VALUES, max_size=2) | st.tuples(VALUES, LEAVES)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(st.sampled_from("abc"), VALUES, max_size=3), st.integers(1, 9))
+def test_python_literals_become_the_json_of_their_values(values, size):
+    """As Python writes them; and what is cut off anywhere becomes JSON when it is closed."""
+    text = ", ".join(f"{key}={value!r}" for key, value in values.items()) + ") and so on"
+    whole, left, written = LiteralArguments(PYTHON), "", "{"
+    for piece in cut(text, size):
+        if whole.done:
+            left += piece
+            continue
+        left, more = whole.read(left + piece)
+        written += more
+    assert left == " and so on"
+    assert json.loads(written) == json.loads(json.dumps(values))
+    for end in range(len(text) - len(left)):
+        begun = LiteralArguments(PYTHON)
+        _, more = begun.read(text[:end])
+        assert written.startswith("{" + more)
+        json.loads("{" + more + begun.close())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"""'it\'s "so"'""", """it's "so\""""),
+        (r'"\x41\u00fc\U0001f600\101\0 \d\/"', "A\u00fc\U0001f600A\0 \\d/"),
+        (r'"\ud83d\ude00"', "\U0001f600"),
+        ('"""a "b" c"""', 'a "b" c'),
+        ("[1_000, 0x1F, .5, -2e3, True, null, 'x',]", [1000, 31, 0.5, -2000.0, True, None, "x"]),
+        ("{'a': (1, 2), 3: {}}", {"a": [1, 2], "3": {}}),
+        ("somewhere", "somewhere"),
+    ],
+)
+def test_python_in_all_its_spellings(text, value):
+    for size in (1, 2, 3, 100):
+        reader, left, written = LiteralArguments(PYTHON), "", "{"
+        for piece in cut(f"key = {text})", size):
+            left, more = reader.read(left + piece)
+            written += more
+        assert reader.done
+        assert json.loads(written) == {"key": value}

@@ -13,9 +13,9 @@ from engine.text.answers.formats import PLAIN, choose_format
 from engine.text.answers.parser import AnswerParser
 from engine.text.answers.thoughts import ReasoningFormat
 from engine.text.answers.tool_calls import parameter_types, read_calls
-from tests.support.chat_families import FAMILIES
+from tests.support.chats.chat_families import FAMILIES
 from tests.support.command_line import run
-from tests.support.scripted_model import END, scripted_llama
+from tests.support.models.scripted_model import END, scripted_llama
 
 GREEDY = SamplingParams(temperature=0, max_tokens=60)
 TOOLS = [

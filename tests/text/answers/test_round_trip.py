@@ -11,8 +11,8 @@ import pytest
 from engine.errors import InvalidRequestError
 from engine.text import ChatTemplate
 from engine.text.answers.call_records import FORMS, GENERIC
-from tests.support.form_templates import template_of
-from tests.support.round_trip import MESSAGES, TOOLS, round_trip, text_trip
+from tests.support.chats.form_templates import template_of
+from tests.support.chats.round_trip import MESSAGES, TOOLS, round_trip, text_trip
 
 FOLDER = os.environ.get("GGUF_ENGINE_CHAT_TEMPLATES")
 OFFICIAL = sorted(Path(FOLDER).glob("*.jinja")) if FOLDER else []

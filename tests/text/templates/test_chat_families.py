@@ -19,8 +19,8 @@ import pytest
 from engine import LLM, SamplingParams
 from engine.errors import InvalidRequestError, TokenizerError
 from engine.text import ChatTemplate, Tokenizer
-from tests.support.chat_families import FAMILIES
-from tests.support.gguf_builder import bpe_tokenizer, tiny_llama
+from tests.support.chats.chat_families import FAMILIES
+from tests.support.models.gguf_builder import bpe_tokenizer, tiny_llama
 from tests.support.vocabularies import SPM_PIECES, bpe_metadata, spm_metadata
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -14,7 +14,7 @@ from engine.errors import TokenizerError
 from engine.text import IncrementalDecoder, Tokenizer
 from engine.text.tokenizers.longest_match import unescape
 from engine.text.tokenizers.unigram import CharacterMap
-from tests.support.gguf_builder import bpe_tokenizer
+from tests.support.models.gguf_builder import bpe_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

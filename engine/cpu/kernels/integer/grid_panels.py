@@ -105,12 +105,11 @@ def _iq2_xxs(k: Block) -> Iterator[Group]:
 
 def _iq2_sixteens(k: Block) -> Iterator[Group]:
     eighth = k.times(k.half(0), 0.125)
-    offset = k.times(eighth, -float(_TOP_2))
     for group in range(8):
-        word = k.word(24 + group // 4)
-        factors = tuple(_odd(k.e, word, 15, 8 * (group % 4) + 4 * part) for part in range(2))
-        mins = tuple(k.times(k.number(factor), offset) for factor in factors)
-        yield Group(_iq2_steps(k, group), (eighth,), factors, mins)
+        odd = (_odd(k.e, k.word(24 + group // 4), 15, 8 * (group % 4) + 4 * part) for part in range(2))
+        scales = tuple(k.times(k.number(factor), eighth) for factor in odd)
+        mins = tuple(k.times(scale, -float(_TOP_2)) for scale in scales)
+        yield Group(_iq2_steps(k, group), scales, mins=mins)
 
 
 for _type, _scales in ((GGMLType.IQ2_XS, 66), (GGMLType.IQ2_S, 74)):
@@ -119,7 +118,7 @@ for _type, _scales in ((GGMLType.IQ2_XS, 66), (GGMLType.IQ2_S, 74)):
         words=(range(0, 104, 4),),
         halves=(104,),
         largest=2 * _TOP_2,
-        factors=2,
+        scales=2,
         mins=2,
         recode=partial(_recode_iq2, _type, _scales),
         copied=True,
@@ -217,7 +216,7 @@ def _recode_iq1_m(e: Emitter, block: Value, target: Value) -> None:
     e.store(e.load(block, vector(I32, 2), 48), target, 68)
 
 
-@panel(GGMLType.IQ1_M, words=(range(0, 76, 4),), largest=18, factors=2, mins=2, recode=_recode_iq1_m, copied=True)
+@panel(GGMLType.IQ1_M, words=(range(0, 76, 4),), largest=18, scales=2, mins=2, recode=_recode_iq1_m, copied=True)
 def _iq1_m(k: Block) -> Iterator[Group]:
     """Eight times (level - 1 ± 1/8) is 8 level - 9, and 2 more where 1/8 is added."""
     e, added, scales = k.e, k.word(16), (k.word(17), k.word(18))
@@ -227,7 +226,6 @@ def _iq1_m(k: Block) -> Iterator[Group]:
         up, down = 4 * number, 16 * (number % 2) + 12
         d = k.either(d, e.move_bits(scales[number // 2], 15, down, up))
     eighth = k.times(e.half_to_float(e.builder.trunc(d, vector(I16, ROWS))), 0.125)
-    offset = k.times(eighth, -9.0)
     for group in range(8):
         steps: list[Value] = []
         for eight in range(4):
@@ -236,6 +234,5 @@ def _iq1_m(k: Block) -> Iterator[Group]:
             words = (k.word(8 * (group // 4) + 2 * eight + i) for i in range(2))
             steps += (k.either(k.field(word, 2 * (group % 4), 3, 3), two) for word in words)
         word, first = scales[group // 4], 16 * (group // 2 % 2) + 6 * (group % 2)
-        factors = tuple(_odd(e, word, 7, first + 3 * part) for part in range(2))
-        mins = tuple(k.times(k.number(factor), offset) for factor in factors)
-        yield Group(tuple(steps), (eighth,), factors, mins)
+        both = tuple(k.times(k.number(_odd(e, word, 7, first + 3 * part)), eighth) for part in range(2))
+        yield Group(tuple(steps), both, mins=tuple(k.times(scale, -9.0) for scale in both))

@@ -23,6 +23,7 @@ from engine.cpu.kernels.integer.rows import (
     add_minima,
     add_products,
     broadcast,
+    hold,
     panel_range,
     smaller,
     span_steps,
@@ -35,9 +36,6 @@ from engine.cpu.kernels.stepping import STEP, emitter, integers
 
 PANELS_TILE, TOKENS_TILE = 2, 4
 """Register tile: 2 x 4 sums fill 8 of AVX2's 16 registers."""
-
-STEPS_AT_ONCE = 2
-"""Steps per round of the innermost loop."""
 
 PANELS_BLOCK = 4
 """Panels unpacked together: quants of 256 columns take 8 KB."""
@@ -254,7 +252,7 @@ def _multiply_group(
     """Adds the products of one group."""
     b, (places, inputs) = e.builder, tokens
     arithmetic, span = tile.isa(e, tile.panel.largest), span_steps(tile.panel, tile.isa)
-    unit = min(span, STEPS_AT_ONCE)
+    unit = min(span, tile.isa.steps_at_once)
     ints = {pair: [cgutils.alloca_once(b, V32) for _ in range(tile.n_scales)] for pair in kept}
     sums = {pair: cgutils.alloca_once(b, tile.isa.accumulator) for pair in kept}
     for at in chain.from_iterable(ints.values()):
@@ -267,6 +265,8 @@ def _multiply_group(
 
         def add_unit(begin: Value) -> None:
             for step in range(unit):
+                if unit > 2:
+                    hold(e)
                 number = b.add(begin, I64(step))
                 weights = [tile.weights(b.add(start, scaled(b, number, BYTES))) for start in starts]
                 for t, place in enumerate(inputs):
@@ -294,6 +294,9 @@ def _multiply_group(
     for which in range(tile.n_scales):
         if span == steps:
             add_span(I64(which * steps), which)
+        elif 2 * span == steps:
+            for first in (0, span):
+                add_span(I64(which * steps + first), which)
         else:
             with counts.loop(steps // span) as spans:
                 add_span(b.add(I64(which * steps), scaled(b, spans.index, span)), which)

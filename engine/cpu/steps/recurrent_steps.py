@@ -1,0 +1,145 @@
+"""Steps of recurrent mixers as numbers that a kernel reads (kernels/recurrent.py), and which sizes the kernels fit."""
+
+from __future__ import annotations
+
+import math
+
+from engine.cpu.kernels.recurrent import CHANNELS, MOST_KEYS
+from engine.cpu.products.matmul import LANES
+from engine.cpu.recurrent.tools import Heads
+from engine.cpu.steps.operands import address, float_bits
+from engine.cpu.steps.protocol import Float32Array, StateRow, Step
+from engine.model.config import (
+    Activation,
+    DeltaNetConfig,
+    KimiDeltaConfig,
+    Mamba2Config,
+    RecurrentConfig,
+    ShortConvConfig,
+)
+
+MOST_TAPS = 8
+"""Widest convolution that a kernel is built for."""
+
+WIDE, PAIR = 4, 2
+"""Vectors that an item takes of channels and of values, where their number allows it; else one."""
+
+
+def kernel_names(config: RecurrentConfig) -> list[tuple[str, str]]:
+    """Kind and type of the kernels that a mixer can ask for."""
+    if isinstance(config, ShortConvConfig):
+        return [("convolve", _convolve_name(config.inner, config.conv_width, silu=False))]
+    gate = "gate", Activation.SILU.name
+    if isinstance(config, Mamba2Config):
+        return [
+            ("convolve", _convolve_name(config.convolved, config.conv_width, silu=True)),
+            ("grouped_scan", "F32"),
+            gate,
+        ]
+    if isinstance(config, (DeltaNetConfig, KimiDeltaConfig)):
+        channels = config.convolved if isinstance(config, DeltaNetConfig) else 3 * config.inner
+        kind = "KEY" if isinstance(config, KimiDeltaConfig) else "STEPS" if fits_delta_net(config) else "HEAD"
+        convolve = _convolve_name(channels, config.conv_width, silu=True)
+        return [("convolve", convolve), ("delta_rule", _delta_name(config.head_width, kind)), gate]
+    return []
+
+
+def fits_convolution(channels: int, taps: int) -> bool:
+    """Whether a kernel computes a convolution."""
+    return channels % LANES == 0 and 2 <= taps <= MOST_TAPS
+
+
+def fits_delta_rule(keys: int, values: int) -> bool:
+    """Whether a kernel computes a delta rule."""
+    return keys % LANES == 0 and values % LANES == 0 and keys <= MOST_KEYS
+
+
+def fits_scan(width: int, states: int) -> bool:
+    """Whether a kernel computes a scan of Mamba 2."""
+    return states % LANES == 0 and width % CHANNELS == 0 and states <= MOST_KEYS
+
+
+def fits_delta_net(config: DeltaNetConfig) -> bool:
+    """Whether kernels compute all of a mixer."""
+    size = config.head_width
+    fits = fits_delta_rule(size, size) and fits_convolution(config.convolved, config.conv_width)
+    return fits and not config.sigmoid_gate
+
+
+def convolve_step(
+    x: Float32Array,
+    weight: Float32Array,
+    bias: Float32Array | None,
+    state: StateRow,
+    out: Float32Array,
+    *,
+    silu: bool,
+) -> Step:
+    """Convolution of rows of x into out, both (T, C); state: (C, W - 1)."""
+    n_tokens, channels = x.shape
+    name = _convolve_name(channels, weight.shape[1], silu=silu)
+    arrays = address(weight), 0 if bias is None else address(bias), *state.operands, address(out)
+    operands = address(x), x.strides[0], *arrays, n_tokens, channels
+    # The activation costs as much as some ten plain steps, and so do the weights of a channel.
+    return Step("convolve", name, operands, channels // (int(name[-1]) * LANES), 8 * (n_tokens + 2) * channels)
+
+
+def delta_step(
+    convolved: Float32Array,
+    heads: Heads,
+    decay: Float32Array,
+    beta: Float32Array,
+    state: StateRow,
+    out: Float32Array,
+    steps: tuple[Float32Array, Float32Array] | None = None,
+) -> Step:
+    """A delta rule of contiguous rows into out (T, H, P).
+
+    Args:
+        convolved: (T, 2 · K · S + H · P).
+        heads: how they are divided.
+        decay: (T, H, 1) or (T, H, S); with steps alpha, (T, H).
+        beta: (T, H); with steps before the sigmoid.
+        state: (H, S, P).
+        out: see above.
+        steps: a and dt_bias, both (H,).
+    """
+    n_tokens, n_heads, values = out.shape
+    keys = (convolved.shape[1] - n_heads * values) // (2 * heads.key_heads)
+    first, row = address(convolved), convolved.strides[0]
+    parts = (first + 4 * column for column in (0, heads.key_heads * keys, 2 * heads.key_heads * keys))
+    arrays = address(decay), address(beta), *state.operands, address(out)
+    sizes = n_tokens, n_heads, heads.key_heads, int(heads.grouped), keys, values
+    numbers = float_bits(heads.epsilon), float_bits(1.0 / math.sqrt(keys))
+    name = _delta_name(values, "STEPS" if steps else "HEAD" if decay.shape[-1] == 1 else "KEY")
+    operands = *parts, row, *arrays, *sizes, *numbers, *((0, 0) if steps is None else map(address, steps))
+    items = n_heads * values // (int(name[-1]) * LANES)
+    return Step("delta_rule", name, operands, items, (n_tokens + 1) * n_heads * keys * values)
+
+
+def scan_step(
+    convolved: Float32Array,
+    groups: int,
+    delta: Float32Array,
+    decay: Float32Array,
+    d: Float32Array,
+    state: StateRow,
+    out: Float32Array,
+) -> Step:
+    """A scan of Mamba 2 of contiguous rows (T, H · P + 2 · G · S) into out (T, H, P); state: (H, P, S)."""
+    n_tokens, heads, width = out.shape
+    at_b = heads * width
+    states = (convolved.shape[1] - at_b) // (2 * groups)
+    first = address(convolved)
+    parts = first, first + 4 * at_b, first + 4 * (at_b + groups * states), convolved.strides[0]
+    arrays = address(delta), address(decay), address(d), *state.operands, address(out)
+    operands = *parts, *arrays, n_tokens, heads, groups, width, states
+    return Step("grouped_scan", "F32", operands, heads * width // CHANNELS, (n_tokens + 1) * heads * width * states)
+
+
+def _convolve_name(channels: int, taps: int, *, silu: bool) -> str:
+    return f"{'SILU' if silu else 'PLAIN'}/{taps}/{WIDE if channels % (WIDE * LANES) == 0 else 1}"
+
+
+def _delta_name(values: int, kind: str) -> str:
+    return f"{kind}/{PAIR if values % (PAIR * LANES) == 0 else 1}"

@@ -1,0 +1,118 @@
+"""Forced tokens as rows of decode steps, on a pretended card whose cache holds checksums of tokens.
+
+Every text must be that of its own tokens alone: in any batch, with too few pages, beside prompts and free sequences,
+and after interrupts.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from tests.support.fake_cupy import install
+from tests.support.gguf_builder import tiny_llama
+from tests.support.recurrent_models import PROMPTS
+
+from engine import LLM, Regex, SamplingParams
+from engine.cuda.launch_plan.model import KNOWN_ROWS
+from tests.support.cache_gpu import CacheGpu, expected
+from tests.support.injection import interrupted
+
+LENGTHS = (30, 70, 40, 60, 1)
+LAYERS = 2
+
+
+class Forcing:
+    """A mask that allows everything; behind every fourth token it forces as many as that token says."""
+
+    n_words = 0
+
+    def bits(self, output_ids):
+        return np.full(self.n_words, 0xFFFFFFFF, np.uint32)
+
+    def prepare(self, wanted):
+        assert any(mask is self for mask, _ in wanted)
+
+    def forced(self, output_ids):
+        if len(output_ids) % 4:
+            return []
+        return [(output_ids[-1] * 3 + i) % 200 for i in range(output_ids[-1] % 5 * 5)]
+
+    def is_complete(self, output_ids):
+        return False
+
+
+@pytest.fixture
+def opened(monkeypatch, tmp_path):
+    """Opens a model on the pretended card; constraints of requests are Forcing."""
+    path = tmp_path / "tiny.gguf"
+    tiny_llama(path, context_length=256, n_layers=LAYERS)
+
+    @contextmanager
+    def open_model(**settings):
+        with monkeypatch.context() as patch:
+            gpu = install(patch, CacheGpu(90, 132))
+            from engine.cuda import runner as runners
+
+            patch.setattr(runners, "availability", lambda index=0: None)
+            patch.setattr("engine.cuda.availability", lambda index=0: None)
+            settings = {"context_length": 256, "max_sequences": 8} | settings
+            with LLM(path, device="cuda", eager=True, **settings) as llm:
+                with llm.exclusive_runner() as runner:
+                    gpu.machine, llm.gpu = runner._machine, gpu
+                patch.setattr(Forcing, "n_words", -(-gpu.machine.logits.shape[1] // 32))
+                make = type(llm._requests)._mask
+                patch.setattr(
+                    type(llm._requests),
+                    "_mask",
+                    lambda self, params, *rest: Forcing() if params.constraint else make(self, params, *rest),
+                )
+                yield llm
+
+    return open_model
+
+
+def params(index, **options):
+    return SamplingParams(max_tokens=LENGTHS[index], ignore_eos=True, logprobs=0, temperature=0, **options)
+
+
+def outcome(result):
+    return list(zip(result.token_ids, [one.logprob for one in result.logprobs], strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="one batch"),
+        pytest.param({"max_sequences": 3, "prefill_chunk": 7}, id="small pieces"),
+        pytest.param({"max_sequences": 4, "cache_tokens": 256, "prefix_cache": False}, id="too few pages"),
+        pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another"),
+    ],
+)
+def test_texts(opened, settings):
+    free = [expected(prompt, n, LAYERS) for prompt, n in zip(PROMPTS, LENGTHS, strict=True)]
+    bound = [expected(prompt, n, LAYERS, Forcing().forced) for prompt, n in zip(PROMPTS, LENGTHS, strict=True)]
+    assert sum(logprob == 0 for text in bound for _, logprob in text) > 60
+    given = [params(i) for i in range(5)] + [params(i, constraint=Regex("x")) for i in range(5)]
+    with opened(**settings) as llm:
+        results = llm.generate(PROMPTS * 2, given)
+        assert [outcome(result) for result in results] == free + bound
+        streams = [llm.stream(prompt, one) for prompt, one in zip(PROMPTS * 2, given, strict=True)]
+        results, interruptions = interrupted([stream.result for stream in streams], 333, 997)
+        assert interruptions > 1
+        assert [outcome(result) for result in results] == free + bound
+
+
+def test_steps_are_those_of_drawn_tokens_and_runs(opened):
+    """A run takes one step more, however long it is; where its rows are too many, those that there are, are full."""
+    wanted = expected(PROMPTS[3], 70, LAYERS, Forcing().forced)
+    with opened() as llm:
+        llm.gpu.steps.clear()
+        assert outcome(llm.generate(PROMPTS[3], params(1, constraint=Regex("x")))) == wanted
+        steps = [n for n in llm.gpu.steps[::LAYERS] if n]
+        drawn = sum(logprob < 0 for _, logprob in wanted)
+        assert max(steps) > 1
+        assert len(steps) <= drawn + sum(n > 1 for n in steps) + 3
+        llm.gpu.steps.clear()
+        results = llm.generate([PROMPTS[3]] * 8, [params(1, constraint=Regex("x"))] * 8)
+        assert [outcome(result) for result in results] == [wanted] * 8
+        assert KNOWN_ROWS <= max(llm.gpu.steps) <= KNOWN_ROWS + 8

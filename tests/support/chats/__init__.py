@@ -1,0 +1,1 @@
+"""Templates and calls of model families, and texts as models would write them."""

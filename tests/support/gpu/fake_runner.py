@@ -1,0 +1,86 @@
+"""The GPU runner on a pretended card: what it launches, step by step."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+
+from engine.cuda.launch_plan.jobs import kernel_jobs
+from engine.gguf.reader import open_gguf
+from engine.model.batch import Batch, Outputs
+from engine.model.loader import load_model
+from scripts.make_synthetic_gguf import ALIGNMENT, header, metadata
+from scripts.synthetic_models import SHAPES, plan
+from tests.support.gpu.fake_cupy import FakeGpu, install
+
+MULTIPROCESSORS = {75: 40, 80: 108, 86: 84, 89: 128, 90: 132, 120: 170}
+
+
+@contextmanager
+def pretended(monkeypatch, path, arch=90, *, context_length=32, max_sequences=9, kind=FakeGpu, **options):
+    """(runner, gpu) of a file on a card of that compute capability; nothing is computed."""
+    with monkeypatch.context() as patch:
+        gpu = install(patch, kind(arch, MULTIPROCESSORS[arch]))
+        from engine.cuda import runner as runners
+
+        patch.setattr(runners, "availability", lambda index=0: None)
+        with open_gguf(path) as gguf:
+            model = load_model(gguf)
+            options = {"kv_type": "f16", "eager": True, "prefill_chunk": 48} | options
+            runner = runners.CudaRunner(model, context_length=context_length, max_sequences=max_sequences, **options)
+            try:
+                yield runner, gpu
+            finally:
+                runner.close()
+                del model
+
+
+def launched(gpu, run):
+    """(kernel, source) of every launch of run(); the source of a library call is empty."""
+    gpu.restart()
+    run()
+    return [(launch.name, launch.source) for launch in gpu.launches]
+
+
+def planned(gpu, launches):
+    """The same of launches of a plan."""
+    return [(launch.kernel, gpu.key(launch.job) if launch.job else "") for launch in launches]
+
+
+def built(gpu, launch_plan):
+    """Sources that are built ahead."""
+    return {gpu.key(job) for job in kernel_jobs(launch_plan)}
+
+
+def decode(runner, n):
+    """One decode step over n slots."""
+    with runner._running():
+        runner._machine.run_step(runner._machine.decode_ops(n), n)
+
+
+def known(runner, n):
+    """The forward pass of a decode step of n rows, some of them beside the slots."""
+    machine = runner._machine
+    with runner._running():
+        machine.run_forward(machine.decode_ops(n, known=machine._known_rows), n)
+
+
+def read_prompt(runner, n):
+    """A batch of n tokens of one prompt, without logits."""
+    with runner._running():
+        runner._machine.prompts.hidden(Batch.build([(0, np.arange(n, dtype=np.int32) % 40, 0, Outputs.NONE)]))
+
+
+def sparse_model(path, name, *, recipe="Q4_K_M", layers=2, vocab=1024, overrides=()):
+    """A file of a real model's shapes whose weights are a hole: zeros that take no space."""
+    shape = replace(SHAPES[name], layers=layers, vocab=vocab)
+    tensors = plan(shape, recipe, list(overrides))
+    with path.open("wb") as out:
+        out.write(header(metadata(shape, name, recipe), tensors))
+        for tensor in tensors:
+            start = out.tell()
+            if tensor.values is not None:
+                out.write(tensor.values.astype("<f4").tobytes())
+            out.seek(start + -(-tensor.n_bytes // ALIGNMENT) * ALIGNMENT)
+        out.truncate(out.tell())
+    return path

@@ -1,0 +1,1 @@
+"""Tiny models whose logits llama.cpp has computed; models.py lists them."""
