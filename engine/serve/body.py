@@ -20,7 +20,7 @@ class Body(BaseModel):
         unsupported: fields that change the answer and are not supported yet, with the values that mean "off".
     """
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, protected_namespaces=(), defer_build=True)
     unsupported: ClassVar[dict[str, tuple[Any, ...]]] = {}
 
 

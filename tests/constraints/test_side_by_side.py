@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from tests.support.call_worlds import allowed
 
 from engine import LLM, Choice, JsonSchema, Regex
 from engine.constraints import ConstraintCompiler
 from engine.constraints.side_by_side import FEWEST, MOST_THREADS
 from engine.errors import EngineError
+from tests.support.chats.call_worlds import allowed
 
 CONSTRAINTS = [
     JsonSchema({"type": "object", "properties": {"name": {"type": "string", "maxLength": 9}}, "required": ["name"]}),

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from tests.support.fake_cupy import install
-from tests.support.gguf_builder import tiny_llama
-from tests.support.recurrent_models import PROMPTS
 
 from engine import LLM, Regex, SamplingParams
 from engine.cuda.launch_plan.model import KNOWN_ROWS
-from tests.support.cache_gpu import CacheGpu, expected
+from tests.support.gpu.cache_gpu import CacheGpu, expected
+from tests.support.gpu.fake_cupy import install
 from tests.support.injection import interrupted
+from tests.support.models.gguf_builder import tiny_llama
+from tests.support.models.recurrent_models import PROMPTS
 
 LENGTHS = (30, 70, 40, 60, 1)
 LAYERS = 2

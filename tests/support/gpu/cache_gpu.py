@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.config import PAGE
-from tests.support.state_gpu import StateGpu, drawn, fold
+from tests.support.gpu.state_gpu import StateGpu, drawn, fold
 
 
 def cell(token, position):
