@@ -13,8 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine.api.async_llm import AsyncLLM, AsyncStream
-    from engine.api.embeddings import RankedDocument
+    from engine.api.asynchronous.async_llm import AsyncLLM, AsyncStream
+    from engine.api.embedding.embeddings import RankedDocument
     from engine.api.llm import LLM
     from engine.api.tokenizers import load_tokenizer
     from engine.config import EngineConfig
@@ -68,9 +68,9 @@ __all__ = [
 
 _HOME = {
     "LLM": "engine.api.llm",
-    "AsyncLLM": "engine.api.async_llm",
-    "AsyncStream": "engine.api.async_llm",
-    "RankedDocument": "engine.api.embeddings",
+    "AsyncLLM": "engine.api.asynchronous.async_llm",
+    "AsyncStream": "engine.api.asynchronous.async_llm",
+    "RankedDocument": "engine.api.embedding.embeddings",
     "load_tokenizer": "engine.api.tokenizers",
     "EngineConfig": "engine.config",
     "GenerationResult": "engine.request",

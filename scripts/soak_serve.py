@@ -239,7 +239,7 @@ def main() -> int:
 
 
 def _soak_here(arguments: argparse.Namespace, load: Load) -> Outcome:
-    from engine.serve.model_store import ModelSpec
+    from engine.serve.models.model_store import ModelSpec
     from tests.support.servers.http_server import running
 
     spec = ModelSpec("soak", arguments.model, (), {"device": "auto", "max_sequences": 8, "cache_tokens": 4096})

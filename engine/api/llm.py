@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from engine.api.chats import Chats, Message
-from engine.api.embedding_queue import EmbeddingQueue
-from engine.api.embeddings import Embeddings, RankedDocument
+from engine.api.embedding.embedding_queue import EmbeddingQueue
+from engine.api.embedding.embeddings import Embeddings, RankedDocument
 from engine.api.names import resolve_model
 from engine.api.prompts import Prompt, as_prompts
 from engine.api.requests import Requests

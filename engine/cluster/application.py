@@ -13,7 +13,7 @@ from engine.cluster.front import Front
 from engine.cluster.replica import Replica
 from engine.config import EngineConfig
 from engine.errors import InvalidRequestError
-from engine.serve.model_store import ModelNames, ModelSpec, name_of
+from engine.serve.models.model_store import ModelNames, ModelSpec, name_of
 from engine.serve.settings import ServeSettings
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from engine.serve.model_store import ModelNames
+from engine.serve.models.model_store import ModelNames
 
 PIECE = 256
 """Characters of a text, or token ids times CHARACTERS_PER_TOKEN, between two beginnings that are told apart."""

@@ -15,10 +15,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from engine.cluster.conversation import conversation_of
 from engine.cluster.metrics import labelled, summed
-from engine.serve.answers import LINES, error_event, gone
+from engine.serve.answers.respond import LINES, error_event, gone
 from engine.serve.errors import ApiError, error_response
 from engine.serve.middleware import Gate
-from engine.serve.model_store import ModelNames, ModelSpec
+from engine.serve.models.model_store import ModelNames, ModelSpec
 from engine.serve.settings import ServeSettings
 
 log = logging.getLogger("engine.cluster")

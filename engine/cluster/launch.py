@@ -18,7 +18,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from engine.cluster.application import NAME, REPLICAS, ClusterSettings, application
 from engine.errors import EngineError
-from engine.serve.model_store import ModelSpec
+from engine.serve.models.model_store import ModelSpec
 from engine.serve.settings import ServeSettings
 
 log = logging.getLogger("engine.cluster")

@@ -13,7 +13,7 @@ from starlette.types import Message
 from engine.cluster.conversation import Conversation
 from engine.errors import DeviceError
 from engine.serve.app import make_app
-from engine.serve.model_store import ModelSpec
+from engine.serve.models.model_store import ModelSpec
 from engine.serve.serving import Serving
 from engine.serve.settings import ServeSettings
 

@@ -16,7 +16,7 @@ from prometheus_client.utils import floatToGoString
 
 from engine.request import GenerationStats
 from engine.scheduling.occupancy import Occupancy
-from engine.serve.model_store import ModelStore, ServedModel
+from engine.serve.models.model_store import ModelStore, ServedModel
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 80.0)
 _LONG = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 120.0, 240.0, 480.0, 960.0)

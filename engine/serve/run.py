@@ -9,15 +9,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from engine.api.async_llm import AsyncLLM, AsyncStream, Given, is_short
-from engine.api.embeddings import Asked
+from engine.api.asynchronous.async_llm import AsyncLLM, AsyncStream, Given, is_short
+from engine.api.asynchronous.mailbox import PromptProgress
+from engine.api.embedding.embeddings import Asked
 from engine.api.llm import LLM
-from engine.api.mailbox import PromptProgress
 from engine.errors import ConstraintError, ContextFullError
 from engine.request import GenerationResult, GenerationStats, StreamChunk
 from engine.sampling.params import SamplingParams
 from engine.serve.errors import ApiError
-from engine.serve.model_store import ServedModel
+from engine.serve.models.model_store import ServedModel
 from engine.serve.serving import Serving
 from engine.text import ChatPrompt
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from engine.serve.metrics import Metrics
-from engine.serve.model_store import ModelSpec, ModelStore
+from engine.serve.models.model_store import ModelSpec, ModelStore
 from engine.serve.settings import ServeSettings
 
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from engine import LLM, AsyncLLM, EngineError, InvalidRequestError, SamplingParams
-from engine.api import mailbox
+from engine.api.asynchronous import mailbox
 from engine.errors import DeviceError
 
 

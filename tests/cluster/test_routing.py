@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.cluster.conversation import PIECE, conversation_of
 from engine.cluster.prefixes import OPENING_SIZE, RUNNING_SIZE, SLACK, PrefixMap
-from engine.serve.model_store import ModelNames, ModelSpec
+from engine.serve.models.model_store import ModelNames, ModelSpec
 
 ONE, TWO = ModelNames([ModelSpec("m")]), ModelNames([ModelSpec("m"), ModelSpec("n", aliases=("other",))])
 

@@ -13,7 +13,7 @@ import pytest
 
 from engine import LLM
 from engine.serve.http_protocol import Connection
-from engine.serve.model_store import ModelSpec
+from engine.serve.models.model_store import ModelSpec
 from tests.support.servers.http_server import ENGINE, running
 
 BODY = json.dumps({"prompt": "The", "ignore_eos": True, "max_tokens": 60}).encode()

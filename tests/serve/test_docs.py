@@ -6,7 +6,7 @@ import warnings
 import typer
 
 from engine.cli.app import app
-from engine.serve.model_store import ModelSpec
+from engine.serve.models.model_store import ModelSpec
 from engine.serve.serving import Serving
 from engine.serve.settings import ServeSettings
 from tests.conftest import ROOT

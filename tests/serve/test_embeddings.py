@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.serve.model_store import ModelSpec
+from engine.serve.models.model_store import ModelSpec
 from tests.support.models.embedding_models import WORDPIECE, bert_like, ranks
 from tests.support.servers.http_server import running
 

@@ -8,8 +8,8 @@ import pytest
 
 from engine import LLM
 from engine.errors import DeviceError, EngineError, ModelFileError
-from engine.serve import model_store
-from engine.serve.model_store import ModelSpec
+from engine.serve.models import model_store
+from engine.serve.models.model_store import ModelSpec
 from engine.serve.routes.models import health_of
 from engine.serve.serving import Serving
 from engine.serve.settings import ServeSettings

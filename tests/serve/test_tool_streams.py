@@ -5,7 +5,7 @@ import json
 import openai
 import pytest
 
-from engine.serve.model_store import ModelSpec
+from engine.serve.models.model_store import ModelSpec
 from engine.text.answers.call_records import BY_NAME
 from tests.support.chats.form_templates import template_of
 from tests.support.chats.round_trip import TOOLS

@@ -6,7 +6,7 @@ import jsonschema
 import openai
 import pytest
 
-from engine.serve.ollama_calls import with_ids
+from engine.serve.answers.ollama_calls import with_ids
 
 CHAT = [{"role": "user", "content": "How warm is it?"}]
 SCHEMA = {

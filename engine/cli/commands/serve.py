@@ -20,7 +20,7 @@ from engine.errors import EngineError, InvalidRequestError
 from engine.split_names import part_name
 
 if TYPE_CHECKING:
-    from engine.serve.model_store import ModelSpec
+    from engine.serve.models.model_store import ModelSpec
     from engine.serve.settings import ServeSettings
 
 SERVER = "Server"
@@ -292,7 +292,7 @@ def model_specs(
     Raises:
         InvalidRequestError: too many aliases, a name that two models have, or a folder without models.
     """
-    from engine.serve.model_store import ModelNames, ModelSpec, name_of
+    from engine.serve.models.model_store import ModelNames, ModelSpec, name_of
 
     sources: list[str | None] = [*models]
     if folder is not None:

@@ -8,17 +8,26 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from engine.api.mailbox import PromptProgress
+from engine.api.asynchronous.mailbox import PromptProgress
 from engine.request import CallPart, GenerationResult, GenerationStats
 from engine.sampling.params import MAX_LOGPROBS
-from engine.serve.answers import DONE, event, respond
-from engine.serve.body import read_body
-from engine.serve.conversations import answer_names, is_continued, prompt_of, template_names
+from engine.serve.answers.respond import DONE, event, respond
+from engine.serve.answers.wording import (
+    FINGERPRINT,
+    chat_logprobs,
+    finish_reason,
+    new_id,
+    now,
+    progress_entry,
+    timings,
+    usage,
+)
 from engine.serve.errors import ApiError
-from engine.serve.fields import SamplingFields, StreamOptions, params_of, structure_in
+from engine.serve.fields.body import read_body
+from engine.serve.fields.conversations import answer_names, is_continued, prompt_of, template_names
+from engine.serve.fields.sampling import SamplingFields, StreamOptions, params_of, structure_in
 from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.wording import FINGERPRINT, chat_logprobs, finish_reason, new_id, now, progress_entry, timings, usage
 
 
 class ChatBody(SamplingFields):

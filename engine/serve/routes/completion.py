@@ -7,18 +7,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from engine.api.asynchronous.mailbox import PromptProgress
 from engine.api.llm import LLM
-from engine.api.mailbox import PromptProgress
 from engine.request import GenerationResult, TokenSample
-from engine.serve.answers import event, respond
-from engine.serve.body import read_body
+from engine.serve.answers.respond import event, respond
+from engine.serve.answers.wording import chat_logprobs, progress_entry, timings
 from engine.serve.errors import ApiError
-from engine.serve.fields import SamplingFields, params_of, structure_in
+from engine.serve.fields.body import read_body
+from engine.serve.fields.sampling import SamplingFields, params_of, structure_in
 from engine.serve.routes.completions import prompts_of
 from engine.serve.routes.models import generation_settings
 from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.wording import chat_logprobs, progress_entry, timings
 
 
 class NativeBody(SamplingFields):

@@ -8,18 +8,18 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from engine.api.asynchronous.mailbox import PromptProgress
 from engine.api.llm import LLM
-from engine.api.mailbox import PromptProgress
 from engine.request import GenerationResult, GenerationStats, TokenSample
 from engine.sampling.params import MAX_LOGPROBS, SamplingParams
-from engine.serve.answers import DONE, event, respond
-from engine.serve.body import read_body
+from engine.serve.answers.respond import DONE, event, respond
+from engine.serve.answers.wording import FINGERPRINT, finite, new_id, now, progress_entry, timings, token_entry, usage
 from engine.serve.errors import ApiError
-from engine.serve.fields import SamplingFields, StreamOptions, params_of, structure_in
+from engine.serve.fields.body import read_body
+from engine.serve.fields.sampling import SamplingFields, StreamOptions, params_of, structure_in
+from engine.serve.fields.structure import Structure
 from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.structure import Structure
-from engine.serve.wording import FINGERPRINT, finite, new_id, now, progress_entry, timings, token_entry, usage
 
 Prompts = list[str | list[int]]
 Entries = list[tuple[int, TokenSample | None]]

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from engine.api.embeddings import Asked, EmbeddingRequest
+from engine.api.embedding.embeddings import Asked, EmbeddingRequest
 from engine.api.llm import LLM
 from engine.errors import InvalidRequestError
-from engine.serve.answers import whole
-from engine.serve.body import Body, read_body
+from engine.serve.answers.respond import whole
+from engine.serve.answers.wording import new_id
 from engine.serve.errors import ApiError, as_api_error, json_response
+from engine.serve.fields.body import Body, read_body
 from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.wording import new_id
 
 MOST_INPUTS = 4096
 """Texts of one request."""

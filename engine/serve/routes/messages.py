@@ -11,16 +11,16 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from engine.request import CallPart, GenerationResult, GenerationStats
-from engine.serve.answers import named_event, respond
-from engine.serve.body import Body, read_body
-from engine.serve.conversations import answer_names, is_continued, prompt_of, template_names
+from engine.serve.answers.respond import named_event, respond
+from engine.serve.answers.wording import in_order, new_id, whole_part
 from engine.serve.errors import ApiError, json_response
-from engine.serve.fields import FORMS, OTHER_SAMPLERS, make_params
+from engine.serve.fields.body import Body, read_body
+from engine.serve.fields.conversations import answer_names, is_continued, prompt_of, template_names
+from engine.serve.fields.sampling import FORMS, OTHER_SAMPLERS, make_params
+from engine.serve.fields.structure import FIELDS, structure_of
 from engine.serve.routes.text import with_model
 from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.structure import FIELDS, structure_of
-from engine.serve.wording import in_order, new_id, whole_part
 from engine.text import ChatPrompt
 
 

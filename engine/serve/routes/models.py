@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request, Response
 from engine import __version__
 from engine.api.llm import LLM
 from engine.sampling.params import SamplingParams
+from engine.serve.answers.wording import FINGERPRINT
 from engine.serve.errors import ApiError, json_response
-from engine.serve.loading import LoadProgress
 from engine.serve.metrics import occupancies
-from engine.serve.model_store import ServedModel
+from engine.serve.models.loading import LoadProgress
+from engine.serve.models.model_store import ServedModel
 from engine.serve.serving import Serving
-from engine.serve.wording import FINGERPRINT
 
 
 def router(serving: Serving) -> APIRouter:

@@ -13,17 +13,17 @@ from fastapi import APIRouter, Request, Response
 from engine import __version__
 from engine.api.llm import LLM
 from engine.request import GenerationResult, GenerationStats, ToolCall
-from engine.serve.answers import respond
-from engine.serve.body import Body, parse_body, read_body
-from engine.serve.conversations import answer_names, is_continued, prompt_of, template_names
+from engine.serve.answers.ollama_calls import call_entry, with_ids
+from engine.serve.answers.respond import respond
+from engine.serve.answers.wording import now
 from engine.serve.errors import ApiError, dump, json_response
-from engine.serve.fields import SamplingFields, params_of, structure_in
-from engine.serve.model_store import ServedModel
-from engine.serve.ollama_calls import call_entry, with_ids
+from engine.serve.fields.body import Body, parse_body, read_body
+from engine.serve.fields.conversations import answer_names, is_continued, prompt_of, template_names
+from engine.serve.fields.sampling import SamplingFields, params_of, structure_in
+from engine.serve.models.model_store import ServedModel
 from engine.serve.routes.models import chat_source
 from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.wording import now
 
 
 class Named(Body):

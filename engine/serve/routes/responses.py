@@ -8,17 +8,17 @@ from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 
-from engine.api.mailbox import PromptProgress
+from engine.api.asynchronous.mailbox import PromptProgress
 from engine.request import GenerationResult, StreamChunk
-from engine.serve.answers import named_event, respond
-from engine.serve.body import Body, read_body
-from engine.serve.conversations import answer_names, prompt_of, template_names
+from engine.serve.answers.respond import named_event, respond
+from engine.serve.answers.response_items import ItemStream, items_of
+from engine.serve.answers.wording import in_order, new_id, now, progress_entry, timings
 from engine.serve.errors import ApiError
-from engine.serve.fields import SamplingFields, params_of, structure_in
-from engine.serve.response_items import ItemStream, items_of
+from engine.serve.fields.body import Body, read_body
+from engine.serve.fields.conversations import answer_names, prompt_of, template_names
+from engine.serve.fields.sampling import SamplingFields, params_of, structure_in
 from engine.serve.run import Run
 from engine.serve.serving import Serving
-from engine.serve.wording import in_order, new_id, now, progress_entry, timings
 
 
 class Reasoning(Body):

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from engine.api.llm import LLM
-from engine.serve.body import Body, read_body
-from engine.serve.conversations import answer_names, is_continued, prompt_of, template_names
 from engine.serve.errors import json_response
+from engine.serve.fields.body import Body, read_body
+from engine.serve.fields.conversations import answer_names, is_continued, prompt_of, template_names
 from engine.serve.routes.chat import ChatBody
 from engine.serve.serving import Serving
 

@@ -8,7 +8,7 @@ import threading
 from contextlib import contextmanager
 
 from engine import LLM
-from engine.serve.model_store import ModelSpec, ModelStore
+from engine.serve.models.model_store import ModelSpec, ModelStore
 from engine.serve.server import bind, serve
 from engine.serve.serving import Serving
 from engine.serve.settings import ServeSettings

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic_core import from_json
 
 from engine import __version__
+from engine.api.asynchronous.mailbox import PromptProgress
 from engine.api.llm import LLM
-from engine.api.mailbox import PromptProgress
 from engine.request import CallPart, GenerationResult, GenerationStats, TokenSample
 
 FINGERPRINT = f"b{__version__}-gguf-engine"

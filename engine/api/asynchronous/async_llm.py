@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from engine.api.asynchronous.driver import Driver
+from engine.api.asynchronous.mailbox import News, PromptProgress
 from engine.api.chats import Message
-from engine.api.driver import Driver
-from engine.api.embeddings import EmbeddingRequest, RankedDocument
+from engine.api.embedding.embeddings import EmbeddingRequest, RankedDocument
 from engine.api.fold import Fold, merged
 from engine.api.llm import LLM
-from engine.api.mailbox import News, PromptProgress
 from engine.api.prompts import Prompt
 from engine.errors import DeviceError, InvalidRequestError
 from engine.request import GenerationResult, Request, StreamChunk

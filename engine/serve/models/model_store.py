@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.api.async_llm import AsyncLLM
+from engine.api.asynchronous.async_llm import AsyncLLM
 from engine.api.llm import BUNDLED_MODEL, LLM
 from engine.errors import DeviceError, EngineError, InvalidRequestError
 from engine.serve.errors import ApiError
-from engine.serve.fetching import local_source
-from engine.serve.loading import LoadProgress
-from engine.serve.memory import bytes_free, bytes_needed
+from engine.serve.models.fetching import local_source
+from engine.serve.models.loading import LoadProgress
+from engine.serve.models.memory import bytes_free, bytes_needed
 from engine.split_names import part_name
 
 log = logging.getLogger("engine.serve")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.request import ToolCall
-from engine.serve.wording import whole_part
+from engine.serve.answers.wording import whole_part
 from engine.text.answers.tool_calls import call_id
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from engine.api.embedding_queue import EmbeddingQueue
+from engine.api.embedding.embedding_queue import EmbeddingQueue
 from engine.api.prompts import Prompt, as_prompts, is_prompt_like, not_a_prompt
 from engine.api.requests import Requests
 from engine.errors import ContextFullError, InvalidRequestError

@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Sequence
 
+from engine.api.asynchronous.mailbox import Mailbox, News, PromptProgress, Receiver
 from engine.api.llm import LLM
-from engine.api.mailbox import Mailbox, News, PromptProgress, Receiver
 from engine.concurrency import fork
 from engine.errors import DeviceError, EngineError, copy_error
 from engine.request import Request, StreamChunk

@@ -11,10 +11,10 @@ from pydantic import Field
 from engine.api.llm import LLM
 from engine.errors import InvalidRequestError
 from engine.sampling.params import SamplingParams
-from engine.serve.body import Body
 from engine.serve.errors import ApiError, as_api_error
+from engine.serve.fields.body import Body
+from engine.serve.fields.structure import FIELDS, Structure, structure_of
 from engine.serve.settings import ServeSettings
-from engine.serve.structure import FIELDS, Structure, structure_of
 
 NAMES: dict[str, tuple[str, ...]] = {
     "temperature": ("temperature",),
@@ -58,7 +58,7 @@ FORMS: dict[str, tuple[Any, ...]] = {
     "guided_whitespace_pattern": (),
     "structural_tag": (),
 }
-"""Fields beside those of engine/serve/structure.py that would change the form of an answer."""
+"""Fields beside those of engine/serve/fields/structure.py that would change the form of an answer."""
 TOOLS: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -122,7 +122,7 @@ def structure_in(body: SamplingFields, **more: Any) -> Structure:
 
     Args:
         body: the request.
-        more: fields that only its endpoint has, by the names of engine.serve.structure.FIELDS, "_" for ".".
+        more: fields that only its endpoint has, by the names of engine.serve.fields.structure.FIELDS, "_" for ".".
 
     Raises:
         ApiError: see structure_of().

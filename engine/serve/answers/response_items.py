@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from engine.request import CallPart, GenerationResult, ToolCall
-from engine.serve.wording import is_json, new_id
+from engine.serve.answers.wording import is_json, new_id
 
 Event = Callable[..., bytes]
 """Makes an event of its type and its values."""

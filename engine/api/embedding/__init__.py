@@ -1,0 +1,1 @@
+"""Embeddings and rankings: texts checked, brought together in batches, vectors finished."""
