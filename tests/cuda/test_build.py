@@ -89,7 +89,7 @@ def recurrent_shapes():
 
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to compiler.prebuild."""
-    from engine.cuda.attention import attention_plan
+    from engine.cuda.attention import attention_plan, known_rows
     from engine.cuda.driver import staging
     from engine.cuda.experts import moe, moe_rows, router
     from engine.cuda.experts import prefill as experts
@@ -101,6 +101,7 @@ def jobs_for(arch):
 
     turn = ARCHES.index(arch)
     jobs = [(rows.FILES, None), (parts.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]
+    jobs.append((known_rows.FILES, known_rows.DEFINES))
     rare = RARE if arch == 90 else RARE[turn::6]
     for type in (COMMON if arch in COMPLETE else COMMON[turn % 4 :: 4]) + rare:
         jobs += [repack.build_job(type), *dequant.build_jobs(type)]
@@ -161,6 +162,7 @@ def kernel_names(file, type):
         "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid read_all",
         "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear multiply_sigmoid divide add_chosen",
         "moves.cu": "scatter copy_pages gather_rows",
+        "known_rows.cu": "take_rows",
         "conv.cu": "conv_decode conv_prompt",
         "scan.cu": "scan_decode scan_prompt",
         "mamba_2.cu": "mamba_2_decode mamba_2_prompt",
