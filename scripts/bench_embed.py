@@ -1,4 +1,4 @@
-"""Texts per second of an encoder on the CPU beside llama.cpp's, for the same file, in turns.
+"""Texts per second of an encoder beside llama.cpp's, for the same file, in turns.
 
     python -m scripts.bench_embed --type Q8_0 --type F16 --peer-python /path/to/venv/bin/python
 
@@ -7,6 +7,7 @@ each type. `--peer-python` is an interpreter that has llama-cpp-python installed
 program has a process of its own that keeps the model open; they run by turns with the same number of threads, on the
 same texts, as packed batches. llama.cpp gets batches of --batch tokens, of which it computes as many at once. Shown are
 texts per second by the clock and, as other programs may run on the machine, per second of processor time. Markdown.
+With `--device cuda` both run on the GPU, for which llama-cpp-python must be built.
 """
 
 from __future__ import annotations
@@ -89,11 +90,11 @@ def serve_engine(settings: dict[str, Any]) -> None:
     """Answer requests with this engine."""
     from engine import LLM, __version__
 
-    with LLM(settings["model"], device="cpu", threads=settings["threads"]) as llm:
+    with LLM(settings["model"], device=settings["device"], threads=settings["threads"]) as llm:
 
         def measure(n: int, shortest: int, longest: int) -> list[float]:
             texts = texts_of(n, shortest, longest)
-            llm.embed(texts[:4])
+            llm.embed(texts[: max(4, n // 8)])
             return timed(lambda: llm.embed(texts))
 
         answer(__version__)
@@ -109,7 +110,7 @@ def serve_peer(settings: dict[str, Any]) -> None:
     silent = llama_cpp.llama_log_callback(lambda *_: None)
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
+    params.n_gpu_layers = 0 if settings["device"] == "cpu" else LAYERS + 1
     model = llama_cpp.llama_model_load_from_file(settings["model"].encode(), params)
     run, size = llama_cpp.llama_context_default_params(), settings["batch"]
     run.n_ctx = run.n_batch = run.n_ubatch = size
@@ -183,7 +184,7 @@ class Program:
 
 def compare(model: Path, type_name: str, args: argparse.Namespace) -> list[str]:
     """Rows of the table for one file."""
-    settings = {"model": str(model), "threads": args.threads, "batch": args.batch}
+    settings = {"model": str(model), "device": args.device, "threads": args.threads, "batch": args.batch}
     programs = [Program(sys.executable, "engine", settings)]
     if args.peer_python:
         programs.append(Program(args.peer_python, "peer", settings))
@@ -214,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--type", action="append", dest="types", help="of the matrices; default F16 and Q8_0")
     parser.add_argument("--peer-python", help="without it this engine runs alone")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--batch", type=int, default=512, help="tokens of a batch of llama.cpp")

@@ -111,7 +111,8 @@ def _architectures(results: dict[str, Any]) -> Iterator[str]:
     yield (
         "\nModels that make embeddings or rank and predict no tokens, on the CPU, held to llama.cpp's vectors of small "
         "models (`tests/model/test_peer_embeddings.py`): cosine above 0.99999, relative error below 3e-6, with GELU, "
-        "which rounds to float16, below 1e-4, with GELU in experts or before a score below 3e-4: "
+        "which rounds to float16, below 1e-4, with GELU in experts or before a score below 3e-4; on the GPU, held to "
+        "the CPU's vectors of all tokens, normalized squared error below 1e-5 (`tests/cuda/test_embeddings.py`): "
         f"{', '.join(encoders)}. All that predict tokens make embeddings as well, on both devices; with "
         "`attention.causal` false in the file they do nothing else ([embeddings.md](embeddings.md)).\n"
     )

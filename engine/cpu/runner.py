@@ -16,8 +16,10 @@ from engine.errors import EngineError, InvalidRequestError
 from engine.model.batch import Batch, Outputs
 from engine.model.brick_time import BrickTime
 from engine.model.cache import StateStore
+from engine.model.config import Pooling
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
+from engine.model.pooling import pooled
 from engine.request import ActiveSequence, TokenSample, Work
 from engine.sampling.logprobs import score_tokens
 from engine.sampling.sampler import sample
@@ -30,6 +32,9 @@ DEFAULT_SEQUENCES = 8
 
 PREFILL_CHUNK, MIXED_CHUNK = 512, 64
 """Prompt tokens of a step, alone and beside decoding sequences: 64 cost as much as ten decode steps."""
+
+TEXT_TOKENS, MOST_TEXTS = 1024, 64
+"""See Runner.text_tokens: each text takes a page of the cache at least."""
 
 SHORTEST_PIECE = 2
 """See Runner.shortest_piece: two rows of one step take less than two steps, which read all weights twice."""
@@ -78,6 +83,7 @@ class CpuRunner:
         self.shortest_piece = SHORTEST_PIECE
         self.known_room: Callable[[int, int], int] | None = None
         self.lookahead = 0
+        self.text_tokens, self.most_texts = TEXT_TOKENS, MOST_TEXTS
         self._backend = CpuBackend(
             model,
             context_length=context_length,
@@ -130,9 +136,9 @@ class CpuRunner:
         ]
         return np.concatenate(parts)
 
-    def vectors(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+    def vectors(self, texts: Sequence[Sequence[int]], pooling: Pooling) -> list[npt.NDArray[np.float32]]:
         """See Runner.vectors."""
-        return self._backend.vectors(texts)
+        return [pooled(text, pooling) for text in self._backend.vectors(texts)]
 
     @property
     def states(self) -> StateStore | None:

@@ -73,7 +73,8 @@ class _Profiler:
         self._stream, self._context_length = stream, context_length
         self._weights = machine.weights
         plan = self._weights.plan
-        self._cache = PagedCache(plan.attention_shapes, n_rows * page_count(depth + 1), context_length, n_rows)
+        pages = n_rows * page_count(depth + 1)
+        self._cache = PagedCache(plan.cache_shapes, pages, context_length, n_rows, plan.cache_layers)
         self._states = StateCache(plan.state_shapes, StateRows(n_rows, 2, 0)) if machine.states is not None else None
         self._ops = machine.decode_ops(n_rows, self._cache, self._states)
         cache_bytes = int(cupy.cuda.Device().attributes.get("L2CacheSize", 0)) or 64 << 20
@@ -91,7 +92,8 @@ class _Profiler:
         recurrent = [layer for layer in layers if layer.recurrent_part is not None]
         dense = [layer for layer in layers if layer.ffn is not None]
         mixtures = [layer for layer in layers if layer.moe is not None]
-        embedding = self._weights.token_embd
+        embedding, output = self._weights.token_embd, self._weights.output
+        assert output is not None
         times = [
             self._time("launch", [lambda: rows.copy(self._tiny, self._tiny)], 0),
             self._time("embed", [lambda: ops.embed(None)], n * row_bytes(embedding.type, embedding.columns)),
@@ -124,7 +126,7 @@ class _Profiler:
                 lambda one: 0 if one.ffn is None else one.ffn.down.n_bytes,
             ),
             self._each("ffn_moe", mixtures, lambda one: ops.ffn_moe(one, x, x), self._mixture_bytes),
-            self._time("head", [lambda: ops.logits(x, logits)], self._weights.output.n_bytes),
+            self._time("head", [lambda: ops.logits(x, logits)], output.n_bytes),
             self._time("sample", [lambda: self._machine.slots.sample(logits)], logits.nbytes, samples=True),
         ]
         order = [launch.brick for launch in self._weights.plan.decode(n)]

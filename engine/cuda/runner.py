@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from engine.config import STATE_BORDER, KvType, Target, checkpoint_count, page_count
 from engine.cuda import availability
-from engine.cuda.attention.cache import PagedCache
+from engine.cuda.attention.cache import MOST_TEXTS, PagedCache
 from engine.cuda.driver.context import GpuContext
 from engine.cuda.driver.failure import device_errors
 from engine.cuda.driver.row_store import SavedRows
@@ -39,10 +39,15 @@ from engine.errors import DeviceError, EngineError, InvalidRequestError
 from engine.model.batch import Batch, Outputs
 from engine.model.brick_time import BrickTime
 from engine.model.cache import StateRows
+from engine.model.config import Pooling
 from engine.model.loader import LoadedModel
 from engine.model.memory import MemoryPlan
+from engine.model.pooling import pooled
 from engine.request import ActiveSequence, TokenSample, Work
 from engine.sampling.logprobs import log_probabilities
+
+TEXT_BATCHES = 4
+"""Batches of one call of vectors() of a model that makes embeddings alone: the host prepares one while another runs."""
 
 
 class CudaRunner:
@@ -120,6 +125,8 @@ class CudaRunner:
             mixed = self.prefill_chunk if target == Target.THROUGHPUT else MIXED_ROWS
             self.mixed_chunk = min(mixed, self.prefill_chunk)
             self.mixed_per_sequence = MIXED_ROWS_PER_SEQUENCE if target == Target.BALANCED else 0
+            self.text_tokens = self.prefill_chunk * (1 if launches.generates else TEXT_BATCHES)
+            self.most_texts = self.max_sequences if launches.generates else MOST_TEXTS * TEXT_BATCHES
             kept = checkpoint_count(checkpoints, self.max_sequences)
             try:
                 self._machine = self._open(model, launches, status, n_checkpoints=kept, eager=eager)
@@ -162,7 +169,10 @@ class CudaRunner:
                 stream=gpu.stream,
                 eager=eager,
             )
-            machine.enqueue(1)  # no slot is active yet: this writes nothing, and loads the kernels of one sequence
+            if machine.texts is None:
+                machine.enqueue(1)  # no slot is active yet: this writes nothing, and loads the kernels of one sequence
+            else:
+                machine.texts.vectors([[0]], Pooling.MEAN)
             gpu.stream.synchronize()
             return machine
 
@@ -229,13 +239,15 @@ class CudaRunner:
         with self._running():
             return self._apart([token_ids], self._machine.prompts.all_logits)[0]
 
-    def vectors(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+    def vectors(self, texts: Sequence[Sequence[int]], pooling: Pooling) -> list[npt.NDArray[np.float32]]:
         """See Runner.vectors."""
         found: list[npt.NDArray[np.float32]] = []
         with self._running():
+            if self._machine.texts is not None:
+                return self._machine.texts.vectors(texts, pooling)
             for first in range(0, len(texts), self.max_sequences):
                 found += self._apart(texts[first : first + self.max_sequences], self._machine.prompts.all_vectors)
-        return found
+        return [pooled(text, pooling) for text in found]
 
     def _apart(
         self, texts: Sequence[Sequence[int]], rows_of: Callable[[Batch], Iterable[npt.NDArray[np.float32]]]
@@ -244,7 +256,7 @@ class CudaRunner:
         for ids in texts:
             self._seats.check_room(len(ids))
         plan, ends = self._machine.weights.plan, np.cumsum([page_count(len(ids)) for ids in texts]).tolist()
-        cache = PagedCache(plan.attention_shapes, ends[-1], max(map(len, texts)), len(texts))
+        cache = PagedCache(plan.cache_shapes, ends[-1], max(map(len, texts)), len(texts), plan.cache_layers)
         for slot, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
             cache.set_pages(slot, list(range(first, end)))
         states = None if self.states is None else StateCache(plan.state_shapes, StateRows(len(texts), 2, 0))
@@ -298,6 +310,8 @@ class CudaRunner:
                 f"a profile of {n_rows} sequences at depth {depth}; allowed are 1 to {self.max_sequences} sequences "
                 f"and a depth of 0 to {self.context_length - 2}"
             )
+        if not self._machine.weights.plan.generates:
+            raise InvalidRequestError("a profile is of decode steps, which a model that makes embeddings alone has not")
         if not self._loop.idle:
             raise InvalidRequestError("a profile needs an idle model: wait for the running requests, or cancel them")
         with self._running(), self._whole():

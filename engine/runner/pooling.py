@@ -1,4 +1,4 @@
-"""From the vectors of a text's tokens, which a Runner gives, to its embedding or its scores: plain numpy, float32."""
+"""From the vectors of a text, which a Runner gives, to its embedding or its scores: plain numpy, float32."""
 
 from __future__ import annotations
 
@@ -42,8 +42,20 @@ class Pooler:
         """Whether there is a classification head."""
         return self._config.rank is not None
 
+    def reads(self, pooling: Pooling) -> Pooling:
+        """Which of a text's vectors it is made of: what Runner.vectors is asked for, never RANK.
+
+        Raises:
+            InvalidRequestError: RANK of a model without a classification head.
+        """
+        if pooling is not Pooling.RANK:
+            return pooling
+        if self._rank.mean:
+            return Pooling.MEAN
+        return Pooling.LAST if self._config.causal else Pooling.CLS
+
     def pool(self, texts: Sequence[Float32Array], pooling: Pooling) -> list[Float32Array]:
-        """What pooling makes of each text's vectors (T, D), T at least 1.
+        """What pooling makes of each text's vectors: all (T, D), or the one (1, D) that reads() names.
 
         Returns:
             For each text: with NONE vectors (T, width), with RANK scores (labels,), else the embedding (width,).
@@ -53,30 +65,32 @@ class Pooler:
         """
         if pooling is Pooling.NONE:
             return [self._densed(text) for text in texts]
-        if pooling is Pooling.RANK:
-            return list(self._scores(texts))
-        return list(self._densed(np.stack([_one(text, pooling) for text in texts])))
+        rows = np.concatenate(texts)
+        return list(self._scores(rows) if pooling is Pooling.RANK else self._densed(rows))
 
     def _densed(self, x: Float32Array) -> Float32Array:
         for matrix in self._dense:
             x = matrix(x)
         return x
 
-    def _scores(self, texts: Sequence[Float32Array]) -> Float32Array:
-        """Scores (N, labels); see RankConfig."""
-        rank = self._config.rank
-        if rank is None:
+    @property
+    def _rank(self) -> RankConfig:
+        """The classification head."""
+        if self._config.rank is None:
             raise InvalidRequestError(
                 f"this {self._config.architecture} model has no classification head, so it cannot rank: take the file "
                 "of a reranker"
             )
-        with np.errstate(over="ignore", invalid="ignore"):  # broken weights give scores that are not finite
-            return self._headed(texts, rank)
+        return self._config.rank
 
-    def _headed(self, texts: Sequence[Float32Array], rank: RankConfig) -> Float32Array:
+    def _scores(self, x: Float32Array) -> Float32Array:
+        """Scores (N, labels) of vectors (N, D); see RankConfig."""
+        rank = self._rank
+        with np.errstate(over="ignore", invalid="ignore"):  # broken weights give scores that are not finite
+            return self._headed(x, rank)
+
+    def _headed(self, x: Float32Array, rank: RankConfig) -> Float32Array:
         cls, output = self._head
-        single = Pooling.LAST if self._config.causal else Pooling.CLS
-        x = np.stack([_one(text, Pooling.MEAN if rank.mean else single) for text in texts])
         if cls is not None:
             x = cls(x)
             x = gelu(x) if rank.gelu else np.tanh(x)
@@ -110,10 +124,3 @@ class _Matrix:
         """The projection of rows x (N, M)."""
         y: Float32Array = x @ self._matrix.T
         return y if self._bias is None else y + self._bias
-
-
-def _one(text: Float32Array, pooling: Pooling) -> Float32Array:
-    """One vector (D,) of a text's (T, D)."""
-    if pooling is Pooling.MEAN:
-        return np.asarray(text.mean(axis=0, dtype=np.float64), dtype=np.float32)
-    return np.asarray(text[0] if pooling is Pooling.CLS else text[-1])

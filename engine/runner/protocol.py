@@ -11,7 +11,7 @@ import numpy.typing as npt
 from engine.errors import EngineError
 from engine.model.brick_time import BrickTime
 from engine.model.cache import StateStore
-from engine.model.config import ModelConfig
+from engine.model.config import ModelConfig, Pooling
 from engine.model.memory import MemoryPlan
 from engine.request import TokenSample, Work
 
@@ -35,6 +35,8 @@ class Runner(Protocol):
     shortest_piece: int  # a token drawn and those that a constraint forces behind it are fed together from so many on
     known_room: KnownRoom | None  # where forced tokens are rows of decode steps; None: they are pieces
     lookahead: int  # positions after a decoding sequence's token that may be written as well, where it has pages
+    text_tokens: int  # tokens of whole texts for one call of vectors(), about; one text may have more
+    most_texts: int  # texts of such a call
 
     @property
     def states(self) -> StateStore | None:
@@ -58,10 +60,11 @@ class Runner(Protocol):
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """(T, V) float32 logits of a fresh sequence, outside the scheduler's pages."""
 
-    def vectors(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
-        """For each text the vectors (T, D) of its tokens behind the last norm, outside the scheduler's pages.
+    def vectors(self, texts: Sequence[Sequence[int]], pooling: Pooling) -> list[npt.NDArray[np.float32]]:
+        """For each text the vectors of its tokens behind the last norm, as pooled() in engine.model.pooling gives them.
 
-        The texts, of at least one token each, share one batch.
+        With NONE they are (T, D), with MEAN, CLS and LAST (1, D). The texts, of at least one token each, share batches
+        outside the scheduler's pages.
 
         Raises:
             ContextFullError: a text is longer than the context.

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from engine import LLM, AsyncLLM, ContextFullError, EngineError, InvalidRequestError, SamplingParams
-from engine.api.embedding import embedding_queue
 from engine.gguf.quants import dequantize
 from tests.support.models.embedding_models import CONTEXT, WIDTH, WORDPIECE, bert_like, qwen3, qwen3_reranker, ranks
 from tests.support.models.hybrid_models import tiny_hybrid
@@ -68,7 +67,7 @@ def test_texts_that_are_too_long(bert):
 def test_a_text_does_not_depend_on_its_batch(bert, monkeypatch):
     texts = ["a " * n + "b" for n in (1, 63, 40, 2, 64, 17, 100)]
     together = bert.embed(texts)
-    monkeypatch.setattr(embedding_queue, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(bert._runner, "text_tokens", 1)
     np.testing.assert_array_equal(bert.embed(texts), together)
 
 
@@ -175,7 +174,7 @@ def test_callers_share_batches(bert):
 def test_an_interrupt_loses_only_the_callers_texts(bert, monkeypatch):
     queue = bert.embeddings._queue
     vectors = bert._runner.vectors
-    monkeypatch.setattr(bert._runner, "vectors", lambda texts: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(bert._runner, "vectors", lambda texts, pooling: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         bert.embed("a")
     monkeypatch.setattr(bert._runner, "vectors", vectors)
@@ -184,7 +183,7 @@ def test_an_interrupt_loses_only_the_callers_texts(bert, monkeypatch):
 
 
 def test_a_failed_batch_fails_its_callers(bert, monkeypatch):
-    def fail(texts):
+    def fail(texts, pooling):
         raise EngineError("no memory")
 
     monkeypatch.setattr(bert._runner, "vectors", fail)

@@ -45,6 +45,8 @@ def test_kernels_compile_without_a_gpu(arch):
     shapes = [shape_of(dim=48)]  # tensor cores, with both tails of a value row
     if arch in (75, 90):
         shapes.append(shape_of(dim=40))  # the plain path
+        shapes.append(shape_of(dim=64, both_ways=True))
+        shapes.append(shape_of(dim=40, half=False, both_ways=True, distances=128))
     for shape in shapes:
         for files, defines in build_jobs(shape, arch, 132):
             assert compile_cubin(kernel_source(files, defines), arch, name=files[-1])[:4] == b"\x7fELF"
@@ -134,6 +136,7 @@ def test_decode_edge_lengths(half):
         {"window": 1},
         {"window": 64},
         {"window": 100},
+        {"window": -100},
         {"softcap": 5.0},
         {"temperature": 0.3, "temperature_length": 40},
         {"qk_norm": True},
@@ -252,8 +255,11 @@ def check_prefill(shape, spans, *, seed=0, bias=False, plan=None, **options):
         bias=None if shift is None else cp.asarray(shift),
     )  # fmt: skip
     out = cp.full((row, shape.heads * shape.value_dim), np.nan, np.float32)
-    kernels.prefill(world.layer, device, world.cache_k, world.cache_v, table,
-                    cp.asarray(prefill_tiles(tiles, kernels.tile_rows)), out)  # fmt: skip
+    cut, whole = prefill_tiles(tiles, kernels.tile_rows), np.array([n for _, n in spans], np.int32)
+    kernels.prefill(
+        world.layer, device, world.cache_k, world.cache_v, table, cp.asarray(cut), out,
+        lengths=cp.asarray(whole) if shape.both_ways else None,
+    )  # fmt: skip
     got, rotated = out.get(), device.get()
     q, k, v = world.split(qkv if shift is None else qkv + shift, positions)
     after = (world.cache_k.get(), world.cache_v.get())
@@ -300,6 +306,7 @@ def test_prefill_lengths(n, half):
         {"window": 1},
         {"window": 50},
         {"window": 64},
+        {"window": -50},
         {"softcap": 5.0},
         {"temperature": 0.3, "temperature_length": 40},
         {"qk_norm": True, "bias": True},
@@ -321,6 +328,21 @@ def test_prefill_groups_and_rope(half):
     check_prefill(shape_of(8, 2, 96, value_dim=64, half=half), [(10, 40)])
     check_prefill(shape_of(14, 2, 64, half=half), [(10, 40)])
     check_prefill(shape_of(3, 1, 192, value_dim=128, half=half), [(10, 400)])
+
+
+TEXTS = [(0, 70), (0, 1), (0, 300), (0, 64), (0, 129)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("options", [{}, {"window": 1}, {"window": 40}, {"window": 131, "softcap": 5.0}], ids=str)
+def test_texts_of_which_all_is_seen(options, half):
+    for heads, kv_heads, dim in ((4, 4, 64), (8, 2, 128), (3, 1, 256)):
+        check_prefill(shape_of(heads, kv_heads, dim, half=half, both_ways=True), TEXTS, **options)
+    shape = shape_of(12, 12, 64, half=half, both_ways=True)
+    check_prefill(shape, TEXTS, plan=prefill_plan(shape, 90, hopper=False), **options)
+    check_prefill(shape_of(4, 2, 64, half=half, rope_dim=0, alibi=True, both_ways=True), TEXTS, **options)
+    check_prefill(shape_of(4, 2, 64, half=half, rope_dim=0, distances=20, both_ways=True), TEXTS, **options)
 
 
 @pytest.mark.gpu

@@ -58,7 +58,18 @@ def shapes_for(arch):
     latent = AttentionShape(
         (16, 5)[turn % 2], 1, 576, 512, 0, KernelRopeStyle.ADJACENT, tuple(KvType)[turn % 2 - 1], values_in_keys=True
     )
-    general += [alibi, latent]
+    texts = AttentionShape(
+        8,
+        2,
+        64,
+        64,
+        0,
+        KernelRopeStyle.HALVES,
+        tuple(KvType)[turn % 2],
+        distances=(0, 128)[turn // 2 % 2],
+        both_ways=True,
+    )
+    general += [alibi, latent, texts]
     return tensor + (general if arch in COMPLETE else general[turn % 2 :][:1])
 
 
@@ -75,6 +86,7 @@ def batch_jobs(family):
 def recurrent_shapes():
     from engine.cuda.recurrent.convolution import ConvShape
     from engine.cuda.recurrent.delta import DeltaShape
+    from engine.cuda.recurrent.lightning import LightningShape
     from engine.cuda.recurrent.mamba_2 import Mamba2Shape
     from engine.cuda.recurrent.mamba_plan import MambaShape
 
@@ -84,7 +96,8 @@ def recurrent_shapes():
         for grouped, key in ((True, False), (True, True))
     ]
     shapes = [ConvShape(*shape) for shape in CONVOLUTIONS], [MambaShape(*shape) for shape in MAMBA_SHAPES]
-    return [shape for kind in (*shapes, [Mamba2Shape(*shape) for shape in MAMBA_2_SHAPES], delta) for shape in kind]
+    heads = [Mamba2Shape(*shape) for shape in MAMBA_2_SHAPES], [LightningShape(4, 96, 1600), LightningShape(3, 20, 240)]
+    return [shape for kind in (*shapes, *heads, delta) for shape in kind]
 
 
 def jobs_for(arch):
@@ -95,13 +108,20 @@ def jobs_for(arch):
     from engine.cuda.experts import prefill as experts
     from engine.cuda.formats import dequant, repack
     from engine.cuda.matrix import decode_gemm_plan, gemm_plan, matvec_plan
-    from engine.cuda.rows import parts, rows
+    from engine.cuda.rows import parts, pooling, rows, streams
     from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
 
     turn = ARCHES.index(arch)
-    jobs = [(rows.FILES, None), (parts.FILES, None), (staging.FILES, None), (sampling_ops.SOURCES, None)]
-    jobs.append((known_rows.FILES, known_rows.DEFINES))
+    jobs = [
+        (rows.FILES, None),
+        (parts.FILES, None),
+        (pooling.FILES, None),
+        (streams.FILES, None),
+        (staging.FILES, None),
+        (sampling_ops.SOURCES, None),
+        (known_rows.FILES, known_rows.DEFINES),
+    ]
     rare = RARE if arch == 90 else RARE[turn::6]
     for type in (COMMON if arch in COMPLETE else COMMON[turn % 4 :: 4]) + rare:
         jobs += [repack.build_job(type), *dequant.build_jobs(type)]
@@ -160,12 +180,16 @@ def kernel_names(file, type):
         return ["_".join(file.split("_")[:2])]
     names = {
         "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid read_all",
-        "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear multiply_sigmoid divide add_chosen",
+        "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear multiply_gate scale add_times silence divide "
+        "add_chosen weigh_chosen_rows thin_out",
+        "streams.cu": "altup_predict altup_correct altup_add altup_lengthen",
+        "pooling.cu": "pool_rows",
         "moves.cu": "scatter copy_pages gather_rows",
         "known_rows.cu": "take_rows",
         "conv.cu": "conv_decode conv_prompt",
         "scan.cu": "scan_decode scan_prompt",
         "mamba_2.cu": "mamba_2_decode mamba_2_prompt",
+        "lightning.cu": "lightning_decode lightning_prompt",
         "delta.cu": "delta_decode delta_prompt delta_finish",
         "mamba_2_chunks.cu": "mamba_2_chunks mamba_2_walk",
         "delta_chunks.cu": "delta_chunks delta_walk",

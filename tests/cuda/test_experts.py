@@ -64,7 +64,7 @@ class Mixture:
 
     experts, used, width, columns = 12, 3, 256, 512
 
-    def __init__(self, cupy, rng, types):
+    def __init__(self, cupy, rng, types, *, weigh_input=False):
         from engine.cuda.experts.prefill import StackedExperts
         from engine.cuda.matrix.gemm import Gemm
         from engine.cuda.matrix.matvec import MatVec
@@ -78,7 +78,8 @@ class Mixture:
         )
         gate_up = MatVec([packed(cupy, types[0], raw[0], d, partner=raw[1])])
         self.routing = KernelRouting(e, self.used)
-        self.stacked = StackedExperts(gate_up, MatVec([packed(cupy, types[1], raw[2], f)]), self.routing)
+        down = MatVec([packed(cupy, types[1], raw[2], f)])
+        self.stacked = StackedExperts(gate_up, down, self.routing, None, weigh_input)
         self.gemm = Gemm(sorted(set(types), key=lambda type: type.value), KernelActivation.SILU)
         self.cupy = cupy
 
@@ -103,7 +104,15 @@ class Mixture:
 @pytest.mark.parametrize("types", [(Q4, Q6), (Q6, Q4), (Q8, Q8), (F16, Q8)], ids=str)
 @pytest.mark.parametrize("rows", [1, 5, 33, 300, 1100])
 def test_experts_against_float64(cupy, rng, types, rows):
-    mixture = Mixture(cupy, rng, types)
+    check_mixture(Mixture(cupy, rng, types), rng, rows)
+
+
+@pytest.mark.gpu
+def test_weights_on_inputs(cupy, rng):
+    check_mixture(Mixture(cupy, rng, (Q4, Q6), weigh_input=True), rng, 33)
+
+
+def check_mixture(mixture, rng, rows):
     x, scores = mixture.inputs(rng, rows)
     scores[: rows // 3] = scores[0]  # some experts have many rows
     # Hidden vectors travel as float16: gates of about 2, whatever the weights.
@@ -113,8 +122,10 @@ def test_experts_against_float64(cupy, rng, types, rows):
     added = np.zeros(x.shape)
     for e in range(mixture.experts):
         row, u = np.nonzero(ids == e)
-        hidden = silu(n[row] @ mixture.gate[e].T) * (n[row] @ mixture.up[e].T)
-        np.add.at(added, row, weights[row, u][:, None] * (hidden @ mixture.down[e].T))
+        weight = weights[row, u][:, None]
+        read, given = (weight, 1.0) if mixture.stacked.weigh_input else (1.0, weight)
+        hidden = silu(read * n[row] @ mixture.gate[e].T) * (read * n[row] @ mixture.up[e].T)
+        np.add.at(added, row, given * (hidden @ mixture.down[e].T))
     found = mixture.run(x, scores, norm) - x.astype(np.float64)
     errors = ((found - added) ** 2).sum(1) / (added**2).sum(1)
     assert errors.mean() < TOLERANCE, errors.mean()

@@ -35,10 +35,18 @@ from tests.support.gpu.helpers import decode_logits, generate, mixed_model, type
 from tests.support.models.feature_models import CASES, LATENT_CASES, latent
 from tests.support.models.hybrid_models import GPU_FAMILIES, tiny_hybrid
 from tests.support.models.recurrent_models import tiny_mamba
+from tests.support.peers.models import GPU_MODELS
 
 ARCHIVES = [SHARED / source / "models.tar.xz" for source in CONFORMANCE]
 CARDS = tuple(MULTIPROCESSORS.items())
+SERVED = (
+    "apertus", "arctic", "bitnet", "chameleon", "gemma3n", "gemma4 with experts", "gemma4 with shared caches", "laguna",
+    "llama4", "maple", "nanbeige", "smallthinker", "spark2_5", "step35", "talkie",
+)  # fmt: skip
+"""Families that need launches of their own."""
+
 LAUNCHED_ELSEWHERE = {
+    "pooling.cu": {"pool_rows"},  # texts, see test_embeddings.py
     "repack.cu": {"repack_", "largest_", "choose_scale_"},  # uploads
     "moves.cu": {"scatter", "copy_pages", "gather_rows"},  # what the host sends, pages, rows that draw
     "rows.cu": {"read_all"},  # the memory's speed
@@ -67,6 +75,10 @@ def models(folder):
         folder / "mamba-q8.gguf", weight_type=GGMLType.Q8_0, dt_rank=32, n_layers=3, norm_dt_b_c=True
     )
     found |= {family: tiny_hybrid(folder / f"{family}.gguf", family) for family in GPU_FAMILIES}
+    for name in SERVED:
+        place = folder / name
+        place.mkdir()
+        found[name] = GPU_MODELS[name]().write(place)
     found["8b"] = sparse_model(folder / "8b.gguf", "llama-3.1-8b")
     found["30b"] = sparse_model(folder / "30b.gguf", "qwen3-30b-a3b")
     found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")

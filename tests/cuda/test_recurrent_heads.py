@@ -1,4 +1,4 @@
-"""Short convolutions, Mamba 2 and delta rules: kernels against the CPU's reference, and the same bits in any pieces.
+"""Short convolutions, Mamba 2, delta rules, lightning attention: kernels against the CPU, and the same bits in pieces.
 
 The same tests run the kernels compiled for the CPU (small shapes, thread by thread) and on a GPU.
 """
@@ -8,10 +8,12 @@ import pytest
 
 from engine.cpu.recurrent.convolution import short_convolution
 from engine.cpu.recurrent.delta_net import delta_rule, unit_heads
+from engine.cpu.recurrent.lightning import decayed_sum
 from engine.cpu.recurrent.mamba_2 import grouped_scan
-from engine.cuda.recurrent import convolution, delta, mamba_2
+from engine.cuda.recurrent import convolution, delta, lightning, mamba_2
 from engine.cuda.recurrent.convolution import Convolution, ConvShape
 from engine.cuda.recurrent.delta import Delta, DeltaConstants, DeltaInputs, DeltaShape
+from engine.cuda.recurrent.lightning import Lightning, LightningShape
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Constants, Mamba2Shape
 from engine.cuda.recurrent.rows import CHUNK, DecodeRows, PromptRows, span_table
 from tests.support.gpu.host_kernels import HostKernels, Memory
@@ -111,7 +113,30 @@ class DeltaCase:
         return y.reshape(n, -1) * opened, [past, memory.transpose(0, 2, 1)]
 
 
-CASES = {ConvShape: ShortConvCase, Mamba2Shape: Mamba2Case, DeltaShape: DeltaCase}
+class LightningCase:
+    """A row is q, k and v of each head, then numbers that are not read."""
+
+    def __init__(self, shape, rng):
+        self.shape, self.width, self.inner = shape, shape.row, shape.inner
+        self.decay = rng.uniform(0.5, 1, shape.heads).astype(np.float32)
+
+    def run(self, memory, rows, mixed, states, out):
+        Lightning(self.shape)(rows, mixed, memory.up(self.decay), *states, out)
+
+    def expected(self, mixed, states):
+        s, n = self.shape, len(mixed)
+        q, k, v = np.moveaxis(silu(mixed[:, : 3 * s.inner]).reshape(n, s.heads, 3, s.head), 2, 0)
+        memory = np.ascontiguousarray(states[0].transpose(0, 2, 1))  # the kernels keep values outermost
+        y, memory = decayed_sum(q, k, v, self.decay, memory)
+        return y.reshape(n, -1), [memory.transpose(0, 2, 1)]
+
+
+CASES = {
+    ConvShape: ShortConvCase,
+    Mamba2Shape: Mamba2Case,
+    DeltaShape: DeltaCase,
+    LightningShape: LightningCase,
+}
 
 
 def delta_shape(heads, key_heads, head, d_conv, *, grouped=True, key_decays=False):
@@ -130,6 +155,8 @@ HOST_SHAPES = {
     "delta tiled": delta_shape(4, 2, 64, 4, grouped=False),
     "delta odd": delta_shape(3, 1, 10, 2),
     "kimi": delta_shape(2, 2, 40, 4, key_decays=True),
+    "lightning": LightningShape(heads=2, head=40, row=320),
+    "lightning odd": LightningShape(heads=3, head=10, row=93),
     "kimi small": delta_shape(1, 1, 16, 4, key_decays=True),
 }
 GPU_SHAPES = HOST_SHAPES | {
@@ -138,6 +165,7 @@ GPU_SHAPES = HOST_SHAPES | {
     "mamba2 heads of 256": Mamba2Shape(heads=2, head=256, groups=2, d_state=128, d_conv=4),
     "mamba2 256 states": Mamba2Shape(heads=24, head=64, groups=1, d_state=256, d_conv=4),
     "delta 9b": delta_shape(32, 16, 128, 4, grouped=False),
+    "lightning 96": LightningShape(heads=64, head=96, row=4 * 64 * 96),
     "delta 100": delta_shape(6, 3, 100, 4),
     "kimi 128": delta_shape(32, 32, 128, 4, key_decays=True),
 }
@@ -164,7 +192,7 @@ def world(request, monkeypatch):
 
     def make(kind, shape, chunks=False):
         if kind == "host":
-            request.getfixturevalue("host").install(monkeypatch, convolution, delta, mamba_2)
+            request.getfixturevalue("host").install(monkeypatch, convolution, delta, lightning, mamba_2)
         return World(shape, Memory(kind), chunks)
 
     return make

@@ -10,7 +10,7 @@ import pytest
 
 from engine.cpu.kernels.build import kernel
 from engine.cpu.products.integer import IntegerWeights, dot_kind, empty_activations, n_items, quantize_operands
-from engine.cpu.products.matmul import dot_operands, matmul, prepare
+from engine.cpu.products.matmul import NOTHING, dot_operands, matmul, prepare
 from engine.cpu.steps.operands import embed_rows
 from engine.cpu.threads import ThreadPool
 from engine.gguf import GGMLType, dequantize, open_gguf
@@ -59,7 +59,7 @@ def test_last_rows_of_a_large_matrix(tmp_path, name):
         np.testing.assert_allclose(matmul(x, last, pool=pool), expected, rtol=1e-5, atol=1e-4)
         # The same rows as a task of the whole product: the kernel finds them by their number.
         out = np.zeros((1, ROWS), np.float32)
-        operands = np.array(dot_operands(x, prepare(table), out), np.int64)
+        operands = np.array(dot_operands(x, prepare(table), out, NOTHING), np.int64)
         kernel("dot_rows", name)(operands.ctypes.data, ROWS - WRITTEN, ROWS, 0)
         np.testing.assert_allclose(out[:, -WRITTEN:], expected, rtol=1e-5, atol=1e-4)
         del table, last

@@ -12,6 +12,7 @@ from engine.gguf.reader import open_gguf
 from engine.model.architectures import ARCHITECTURES
 from engine.model.config import Pooling
 from engine.model.loader import load_model
+from engine.model.pooling import pooled
 from engine.runner.pooling import Pooler
 from tests.support.conformance import ENCODERS
 from tests.support.models.embedding_models import (
@@ -53,8 +54,9 @@ def test_vectors(name, reference, references, tmp_path):
         pooling = model.config.pooling
         activations = {part.activation.name for layer in model.config.layers for part in layer.ffn_parts}
         pooler, vectors = Pooler(model), backend.vectors(TEXTS)
-        packed = np.stack(pooler.pool(vectors, pooling))
-        alone = np.stack([pooler.pool(backend.vectors([ids]), pooling)[0] for ids in TEXTS])
+        reads = pooler.reads(pooling)
+        packed = np.stack(pooler.pool([pooled(text, reads) for text in vectors], pooling))
+        alone = np.stack([pooler.pool([pooled(backend.vectors([ids])[0], reads)], pooling)[0] for ids in TEXTS])
         tokens = pooler.pool(vectors, Pooling.NONE)[TOKEN_VECTORS_OF]
         backend.close()
         del model, backend, pooler

@@ -17,13 +17,8 @@ from engine.concurrency import fork
 from engine.errors import EngineError, copy_error
 from engine.model.config import Pooling
 from engine.runner.pooling import Pooler
+from engine.runner.protocol import Runner
 from engine.scheduling.loop import EngineLoop
-
-BATCH_TOKENS = 1024
-"""Tokens of a batch, about; one text may have more."""
-
-BATCH_TEXTS = 64
-"""Most texts of a batch: on the CPU each takes a page of the cache at least."""
 
 Vector = npt.NDArray[np.float32]
 
@@ -85,7 +80,7 @@ class EmbeddingQueue:
             while not group.over and not stopped():
                 with self._loop.exclusive() as runner:
                     if not group.over:
-                        self._run_batch(runner.vectors)
+                        self._run_batch(runner)
         finally:
             with suppress(ValueError):  # a fork has cleared the queue
                 self._groups.remove(group)
@@ -93,14 +88,14 @@ class EmbeddingQueue:
             raise group.error
         return group.found
 
-    def _run_batch(self, vectors: Callable[[Sequence[Sequence[int]]], list[Vector]]) -> None:
+    def _run_batch(self, runner: Runner) -> None:
         """Some texts of each group that has the same pooling as the first; called with the turn."""
         waiting = [group for group in list(self._groups) if not group.over]
         same = [group for group in waiting if group.pooling is waiting[0].pooling]
-        shares = list(_shares(same))
+        shares, pooling = list(_shares(same, runner.text_tokens, runner.most_texts)), same[0].pooling
         texts = [group.texts[index] for group, index in shares]
         try:
-            found = self._pooler.pool(vectors(texts), same[0].pooling)
+            found = self._pooler.pool(runner.vectors(texts, self._pooler.reads(pooling)), pooling)
         except EngineError as error:
             for group in dict.fromkeys(group for group, _ in shares):
                 group.error = copy_error(error)
@@ -110,7 +105,7 @@ class EmbeddingQueue:
         self._groups.rotate(-1)
 
 
-def _shares(groups: Sequence[Group]) -> Iterator[tuple[Group, int]]:
+def _shares(groups: Sequence[Group], most_tokens: int, most_texts: int) -> Iterator[tuple[Group, int]]:
     """Texts for one batch, one of each group in turn: the group and the place of the text."""
     n_tokens, n_texts, active = 0, 0, list(groups)
     for offset in count():
@@ -119,7 +114,7 @@ def _shares(groups: Sequence[Group]) -> Iterator[tuple[Group, int]]:
             if index == len(group.texts):
                 continue
             length = len(group.texts[index])
-            if n_texts and (n_tokens + length > BATCH_TOKENS or n_texts == BATCH_TEXTS):
+            if n_texts and (n_tokens + length > most_tokens or n_texts == most_texts):
                 return
             n_tokens, n_texts = n_tokens + length, n_texts + 1
             yield group, index

@@ -174,7 +174,9 @@ class Embeddings:
             stopped: whether the caller has given up; asked between batches.
         """
         found = self._queue.run(request.texts, request.pooling, stopped)
-        return [_finished(vector, request) for vector in found]
+        if request.pooling is Pooling.NONE or not found:
+            return [_finished(vector, request) for vector in found]
+        return list(_finished(np.stack(found), request))  # all at once: thousands of texts may come back together
 
     def together(self, request: EmbeddingRequest, found: list[Vector]) -> Vector | list[Vector]:
         """Results as LLM.embed() returns them: one array (n, width), with Pooling.NONE the list."""

@@ -102,19 +102,21 @@ class Attention:
         self.max_sequences = max_sequences
         self.plan = plan or decode_plan(shape, arch, multiprocessors)
         self._prefill_plan = prefill or prefill_plan(shape, arch)
+        jobs = jobs_of_plans(shape, self.plan, self._prefill_plan)
+        names = ("attention_decode", "attention_decode", "rope_append", "attention_prefill")[-len(jobs) :]
+        kernels = [build(files, defines=defines).get(name) for (files, defines), name in zip(jobs, names, strict=True)]
+        *self._decode, self._rope, self._prefill = kernels
+        if shape.both_ways:
+            return
         columns = shape.kv_heads * shape.head_tiles
         self._slots = scratch_slots(self.plan, max_sequences)
         parts = columns * self._slots * shape.active_heads
         self._partial = cupy.empty((parts, shape.value_dim), cupy.float32)
         self._partial_max_sum = cupy.empty((parts, 2), cupy.float32)
         self._counters = cupy.zeros(max_sequences * columns, cupy.int32)  # the kernel leaves them at zero
-        jobs = jobs_of_plans(shape, self.plan, self._prefill_plan)
-        names = ("attention_decode", "attention_decode", "rope_append", "attention_prefill")
-        kernels = [build(files, defines=defines).get(name) for (files, defines), name in zip(jobs, names, strict=True)]
-        self._decode, self._decode_one, self._rope, self._prefill = kernels
         if shared_limit(arch) > 64 * 1024:
             # The default limit of 48 KiB includes the kernel's static share, which launch() cannot see.
-            for kernel in (self._decode, self._decode_one):
+            for kernel in self._decode:
                 kernel.allow_shared(max(self.plan.shared_bytes, 48 * 1024 + 16))
 
     @property
@@ -155,7 +157,7 @@ class Attention:
         ranges = n * self.plan.n_splits  # at most
         one_each = self.plan.one_range_each(n, self.max_sequences)
         launch(
-            self._decode_one if one_each else self._decode,
+            self._decode[one_each],
             (columns, self.plan.n_splits, n) if one_each else (columns, min(self.plan.blocks, ranges)),
             self.plan.warps * 32,
             (
@@ -170,6 +172,7 @@ class Attention:
                 float(layer.rope_scale),
                 float(layer.temperature),
                 int(layer.temperature_length),
+                int(layer.temperature_offset),
                 layer.q_norm,
                 layer.k_norm,
                 float(layer.norm_eps),
@@ -239,6 +242,7 @@ class Attention:
                 float(layer.rope_scale),
                 float(layer.temperature),
                 int(layer.temperature_length),
+                int(layer.temperature_offset),
                 layer.q_norm,
                 layer.k_norm,
                 float(layer.norm_eps),
@@ -257,9 +261,10 @@ class Attention:
         tiles: DeviceArray,
         out: DeviceArray,
         *,
+        lengths: DeviceArray | None = None,
         stream: Stream | None = None,
     ) -> None:
-        """Causal attention of T rows over the cache, which already holds their keys and values (after rope_append).
+        """Attention of T rows over the cache, which already holds their keys and values (after rope_append).
 
         Args:
             layer: constants of the layer.
@@ -269,9 +274,11 @@ class Attention:
             block_table: int32 (sequences, P).
             tiles: int32 (n_tiles, 4) on the device, from prefill_tiles; n_tiles 0 does nothing.
             out: float32 (T, H*Hv); rows that no tile names stay as they are.
+            lengths: int32 (sequences,), tokens of each text; where shape.both_ways, else None.
             stream: the current stream when left out.
         """
         assert out.shape[-1] == self.shape.heads * self.shape.value_dim
+        assert (lengths is not None) == self.shape.both_ways
         if len(tiles) == 0:
             return
         plan = self._prefill_plan
@@ -292,12 +299,14 @@ class Attention:
                 layer.sinks,
                 out,
                 *self._slopes(layer),
+                *((lengths,) if self.shape.both_ways else ()),
             ),
             shared=plan.shared_bytes,
             stream=stream,
         )
 
     def _slopes(self, layer: LayerAttention) -> tuple[Argument, ...]:
-        """The last argument of kernels that know linear biases."""
-        assert (layer.slopes is not None) == self.shape.alibi
-        return (layer.slopes,) if self.shape.alibi else ()
+        """The argument of kernels that know biases of distances."""
+        biased = self.shape.alibi or self.shape.distances > 0
+        assert (layer.slopes is not None) == biased
+        return (layer.slopes,) if biased else ()

@@ -52,6 +52,27 @@ DEVICE float score_base2(float raw, float softcap) {
 #define WRITES_VALUES true
 #endif
 
+// Which positions a query sees. `window` is how many, itself included, or below zero minus the length of the chunks that
+// positions are cut into, of which it sees its own; 0 = all. No later ones, but with BOTH_WAYS those of its whole text, or
+// where there is a window those at most window / 2 away. Such texts are in one batch, and kernels of prompts have one more
+// argument, int32 (sequences,): tokens of each text.
+#ifdef BOTH_WAYS
+#define LENGTHS , const int* lengths
+#define LENGTH_OF(sequence) lengths[sequence]
+DEVICE int first_seen(int position, int window) { return window > 0 ? max(0, position - window / 2) : 0; }
+DEVICE int last_seen(int position, int window, int length) {
+    return min(length - 1, window > 0 ? position + window / 2 : length);
+}
+#else
+#define LENGTHS
+#define LENGTH_OF(sequence) 0
+DEVICE int first_seen(int position, int window) {
+    if (window > 0) return max(0, position - window + 1);
+    return window < 0 ? position / -window * -window : 0;
+}
+DEVICE int last_seen(int position, int window, int length) { return position; }
+#endif
+
 // Every cached value is finite. A row's weight of a position that it must not see is 0, but a tile is multiplied for all
 // of its rows at once, and 0 times infinity or NaN is NaN. So the kernels that write the cache store a value that is not
 // finite as 0, and make an element of the position's key NaN: scores of the rows that see the position become NaN, and
@@ -80,18 +101,29 @@ DEVICE void store_value(cache_t* to, cache_t v, bool& finite) {
 }
 
 // With ALIBI the general kernels have one more argument, float32 (HEADS,): what a score loses per position of distance.
+// With DISTANCES, which kernels of prompts alone know, it is float32 (HEADS, 2 * DISTANCES + 1): what a score gains by the
+// position of the key less that of the query, from -DISTANCES to DISTANCES, beyond which it is as there.
 #ifdef ALIBI
 #define SLOPES , const float* slopes
-DEVICE float with_bias(float score, float slope, int distance) { return fmaf(-slope * LOG2E, (float)distance, score); }
+DEVICE float with_bias(float score, const float* slopes, int head, int distance) {
+    return fmaf(-slopes[head] * LOG2E, fabsf((float)distance), score);
+}
+#elif defined(DISTANCES)
+#define SLOPES , const float* slopes
+DEVICE float with_bias(float score, const float* gains, int head, int distance) {
+    const int place = min(max(-distance, -DISTANCES), DISTANCES) + DISTANCES;
+    return fmaf(LOG2E, gains[head * (2 * DISTANCES + 1) + place], score);
+}
 #else
 #define SLOPES
+DEVICE float with_bias(float score, const float*, int, int) { return score; }
 #endif
 
 // What the kernels of prompts take, whichever serves a shape; see attention_prefill_half.cu.
 #define PREFILL_PARAMETERS                                                                        \
     const float* qkv, const cache_t* cache_k, const cache_t* cache_v, const int* block_table,     \
     int max_pages, const int4* tiles, float scale, float softcap, int window, const float* sinks, \
-    float* out SLOPES
+    float* out SLOPES LENGTHS
 
 // Softmax denominator and common factor once everything is known; a sink adds weight without a value.
 DEVICE float final_factor(float top, float sum, const float* sinks, int head) {
@@ -135,14 +167,14 @@ DEVICE void rope_angles(float2* table, int position, const double* inv_freq, flo
     }
 }
 
-// Factor on the queries of a position: 1 + scale ln(1 + floor(position / length)); scale 0 = off.
+// Factor on the queries of a position: 1 + scale ln(1 + floor((position + offset) / length)); scale 0 = off.
 struct Temperature {
     float scale;
-    int length;
+    int length, offset;
 };
 DEVICE float query_factor(Temperature temperature, int position) {
     if (temperature.scale == 0.0f) return 1.0f;
-    return fmaf(temperature.scale, logf(1.0f + (float)(position / temperature.length)), 1.0f);
+    return fmaf(temperature.scale, logf(1.0f + (float)((position + temperature.offset) / temperature.length)), 1.0f);
 }
 
 // One warp: `to` = RoPE(RMSnorm(from + bias) * weight). weight and bias may be null; `to` must not be read by other

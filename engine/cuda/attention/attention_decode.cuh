@@ -15,9 +15,9 @@
 #define DECODE_PARAMETERS                                                                              \
     const float* qkv, cache_t* cache_k, cache_t* cache_v, const int* block_table, int max_pages,       \
     const int* positions, int rows, const double* inv_freq, float rope_scale, float temperature,       \
-    int temperature_length, const float* q_norm, const float* k_norm, float eps, float scale,          \
-    float softcap, int window, const float* sinks, int slots, float* partial, float2* partial_max_sum, \
-    int* counters, float* out SLOPES
+    int temperature_length, int temperature_offset, const float* q_norm, const float* k_norm,          \
+    float eps, float scale, float softcap, int window, const float* sinks, int slots, float* partial,  \
+    float2* partial_max_sum, int* counters, float* out SLOPES
 
 #define THREADS (DECODE_WARPS * WARP)
 // Blocks a multiprocessor holds at once: two where the registers allow it, so that one's loads hide the other's merge.

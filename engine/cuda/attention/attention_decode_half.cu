@@ -175,7 +175,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             take_token(sh, task, share.owns_new, page, first_row ? qkv : 0, cache_k, cache_v, q_norm, k_norm, eps);
             if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
             first_row = false;
-            const float row_scale = scale * query_factor({temperature, temperature_length}, task.position);
+            const float row_scale = scale * query_factor({temperature, temperature_length, temperature_offset}, task.position);
             for (int h = warp; h < heads_of_block(); h += DECODE_WARPS)
                 store_fragments(fragments, sh.query[h], h, score_factor(row_scale, softcap));
             __syncthreads();

@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             take_token(sh, task, share.owns_new, page, qkv, cache_k, cache_v, q_norm, k_norm, eps);
             if (share.n_ranges == left) pdl_launch();  // not before: the next weights would queue before this input
             __syncthreads();
-            const float row_scale = scale * query_factor({temperature, temperature_length}, task.position);
+            const float row_scale = scale * query_factor({temperature, temperature_length, temperature_offset}, task.position);
             if (share.owns_new) {
                 score_new_token(sh, row_scale, softcap);
                 mark_spoilt(sh, task, page, cache_k);
@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 float score = seen ? score_base2(__fmul_rn(s[h], factor), softcap) : minus_infinity();
 #ifdef ALIBI
                 if (h < heads_of_block())
-                    score = with_bias(score, slopes[head0_of_block() + h], task.position - start - lane);
+                    score = with_bias(score, slopes, head0_of_block() + h, task.position - start - lane);
 #endif
                 const float risen = fmaxf(top[h], warp_max(score)), shrink = power2(top[h] - risen),
                             p = power2(score - risen);

@@ -16,6 +16,8 @@ MAX_SPLITS = 128
 MOST_SLOTS = 2048
 """Ranges of a decode step that scratch memory has room for; with more of them no row is shared between blocks."""
 LARGEST_HEAD = 576
+ALIGNED = 4
+"""Floats: kernels read so many of a row of qkv at once, so gates behind the heads take whole groups."""
 _MERGE_HEADS = 4  # MERGE_HEADS of attention_decode.cuh
 _ROPE_FILES = ("attention_common.cuh", "rope_append.cu")
 
@@ -39,9 +41,12 @@ class AttentionShape:
         rope_style: pairs of the rotation.
         kv_type: number format of the cache.
         alibi: scores lose a slope times the distance; not with tensor cores.
+        distances: scores gain a number for each distance up to this one in both directions; 0 = they do not. Not with
+            tensor cores, and in prompts alone.
+        both_ways: a token sees later ones of its text, too, which is in one batch: there are no decode steps.
         values_in_keys: a value is the first Hv numbers of its key, which has more, and keys alone are cached; not with
             tensor cores.
-        gate: floats of a row behind queries, keys and values, which the kernels do not read.
+        gate: floats of a row behind queries, keys and values, which the kernels do not read; a multiple of ALIGNED.
     """
 
     heads: int
@@ -54,12 +59,15 @@ class AttentionShape:
     alibi: bool = False
     values_in_keys: bool = False
     gate: int = 0
+    distances: int = 0
+    both_ways: bool = False
 
     def __post_init__(self) -> None:
         assert self.heads % self.kv_heads == 0, f"{self.heads} heads do not share {self.kv_heads} cache heads"
         assert 0 < self.key_dim <= LARGEST_HEAD, self.key_dim
         assert 0 < self.value_dim <= LARGEST_HEAD, self.value_dim
         assert not self.values_in_keys or self.value_dim < self.key_dim, "kernels mark a key behind its value"
+        assert self.gate % ALIGNED == 0, self.gate
         assert self.rope_dim in range(0, self.key_dim + 1, 2), self.rope_dim
 
     @property
@@ -76,7 +84,7 @@ class AttentionShape:
     def tensor_cores(self) -> bool:
         """Whether the float16 tensor-core kernels serve this shape; the plain float32 kernels serve every shape."""
         fits = all(dim % 16 == 0 and dim <= 256 for dim in (self.key_dim, self.value_dim))
-        return self.kv_type is KvType.F16 and fits and not (self.alibi or self.values_in_keys)
+        return self.kv_type is KvType.F16 and fits and not (self.alibi or self.distances or self.values_in_keys)
 
     @property
     def head_tile(self) -> int:
@@ -109,6 +117,8 @@ class AttentionShape:
             **({"ALIBI": 1} if self.alibi else {}),
             **({"VALUES_IN_KEYS": 1} if self.values_in_keys else {}),
             **({"GATE": self.gate} if self.gate else {}),
+            **({"DISTANCES": self.distances} if self.distances else {}),
+            **({"BOTH_WAYS": 1} if self.both_ways else {}),
         }
 
 
@@ -123,14 +133,17 @@ class LayerAttention:
     Attributes:
         scale: factor of q.k, usually Hk ** -0.5.
         inv_freq: float64 (rope_dim/2,), frequency factors and YaRN ramps folded in; None only where rope_dim is 0.
-        temperature: queries are multiplied by 1 + temperature * ln(1 + position // temperature_length); 0 = off.
+        temperature: queries are multiplied by 1 + temperature * ln(1 + (position + temperature_offset) //
+            temperature_length); 0 = off.
         rope_scale: factor of cos and sin (YaRN's attention factor), else 1.
         q_norm: float32 (Hk,) RMS-norm weight over each query head, or None. k_norm: the same for keys.
         norm_eps: epsilon of those norms.
-        window: a token sees itself and the window-1 tokens before it; 0 = everything before it.
+        window: a token sees itself and the window-1 tokens before it; 0 = everything before it; -n = of that, what its
+            chunk of n positions holds. Where shape.both_ways, those at most window // 2 away; 0 = the whole text.
         softcap: scores become softcap * tanh(score / softcap); 0 = off.
         sinks: float32 (H,) logit per head that joins the softmax without a value, or None.
-        slopes: float32 (H,) what a score loses per position between query and key; None where shape.alibi is False.
+        slopes: float32 (H,) what a score loses per position between query and key, or with shape.distances float32
+            (H, 2 * distances + 1) what it gains by the distance key - query; None without either.
     """
 
     scale: float
@@ -138,6 +151,7 @@ class LayerAttention:
     rope_scale: float = 1.0
     temperature: float = 0.0
     temperature_length: int = 1
+    temperature_offset: int = 0
     q_norm: DeviceArray | None = None
     k_norm: DeviceArray | None = None
     norm_eps: float = 1e-6
@@ -263,12 +277,19 @@ def build_jobs(shape: AttentionShape, arch: int, multiprocessors: int) -> list[J
 
 
 def jobs_of_plans(shape: AttentionShape, decode: DecodePlan, prefill: PrefillPlan) -> list[Job]:
-    """Build jobs of attention_decode (runs of ranges, one range), rope_append and attention_prefill, in this order."""
-    return [
-        (_decode_files(shape), _decode_defines(shape, decode) | {"ONE_RANGE": 0}),
-        (_decode_files(shape), _decode_defines(shape, decode) | {"ONE_RANGE": 1}),
+    """Build jobs of attention_decode (runs of ranges, one range), rope_append and attention_prefill, in this order.
+
+    The first two are left out where there are no decode steps.
+    """
+    of_prompts: list[Job] = [
         (_ROPE_FILES, shape.defines()),
         (_prefill_files(prefill), _prefill_defines(shape, prefill)),
+    ]
+    if shape.both_ways:
+        return of_prompts
+    return [
+        *((_decode_files(shape), _decode_defines(shape, decode) | {"ONE_RANGE": one}) for one in (0, 1)),
+        *of_prompts,
     ]
 
 
@@ -307,6 +328,8 @@ def scratch_slots(plan: DecodePlan, max_sequences: int) -> int:
 
 def scratch_bytes(shape: AttentionShape, max_sequences: int, arch: int, multiprocessors: int) -> int:
     """Bytes Attention allocates for a model (shared by all layers), for the memory plan."""
+    if shape.both_ways:
+        return 0
     slots = scratch_slots(decode_plan(shape, arch, multiprocessors), max_sequences)
     columns = shape.kv_heads * shape.head_tiles
     return columns * 4 * (slots * shape.active_heads * (shape.value_dim + 2) + max_sequences)

@@ -1,4 +1,4 @@
-// Prefill attention for a float16 cache on tensor cores: causal online softmax, no score matrix in memory.
+// Prefill attention for a float16 cache on tensor cores: online softmax, no score matrix in memory.
 // (Tri Dao et al., FlashAttention, 2022.)
 //
 // grid (tiles, HEADS), TILE_ROWS / 16 warps. One block: up to TILE_ROWS consecutive rows of one sequence, one head; it
@@ -42,8 +42,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const int head = blockIdx.y, kv_head = head / GROUP;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int* pages = block_table + (i64)tile.z * max_pages;
-    const int end = tile.w + tile.y;  // one past the last position any row sees
-    const int first = window > 0 ? max(0, tile.w - window + 1) / TILE_COLUMNS * TILE_COLUMNS : 0;
+    const int length = LENGTH_OF(tile.z);
+    const int end = last_seen(tile.w + tile.y - 1, window, length) + 1;  // one past the last position any row sees
+    const int first = first_seen(tile.w, window) / TILE_COLUMNS * TILE_COLUMNS;
     copy_tile(dynamic, cache_k, cache_v, pages, kv_head, first, end);
     copy_commit();
 
@@ -107,8 +108,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 mma16(s[2 * c + 1], lo[0], lo[1], lo[2], lo[3], b[2], b[3]);
             }
         }
+        const int row0 = tile.w + warp * 16;  // of this warp
         const bool edge =
-            start + TILE_COLUMNS - 1 > tile.w + warp * 16 || (window > 0 && start <= tile.w + warp * 16 + 15 - window);
+            start + TILE_COLUMNS - 1 > last_seen(row0, window, length) || start < first_seen(row0 + 15, window);
         float high[2] = {LOWEST, LOWEST};
 #pragma unroll
         for (int c = 0; c < TILE_COLUMNS / 8; ++c)
@@ -116,7 +118,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             for (int i = 0; i < 4; ++i) {
                 s[c][i] = score_base2(s[c][i], softcap);
                 const int column = start + 8 * c + 2 * t + (i & 1), row = at + 8 * (i >> 1);
-                if (edge && (column > row || (window > 0 && column <= row - window))) s[c][i] = minus_infinity();
+                if (edge && (column > last_seen(row, window, length) || column < first_seen(row, window)))
+                    s[c][i] = minus_infinity();
                 high[i >> 1] = fmaxf(high[i >> 1], s[c][i]);
             }
 #pragma unroll

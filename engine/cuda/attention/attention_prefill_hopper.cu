@@ -1,4 +1,4 @@
-// Prefill attention for a float16 cache on Hopper: causal online softmax over asynchronous matrix products.
+// Prefill attention for a float16 cache on Hopper: online softmax over asynchronous matrix products.
 // (Jay Shah et al., FlashAttention-3, 2024.)
 //
 // grid (KV_HEADS, tiles), 1 + CONSUMERS warpgroups. One block: up to TILE_ROWS positions of one sequence, and all
@@ -128,7 +128,7 @@ struct Softmax {             // of rows g and g + 8 of a warp
     float factor, softcap;   // of a score, base 2 included; with a soft cap, of what tanh takes
     float top[2], sum[2];    // largest score so far; sums over this lane's columns
     float shrink[2];         // what the sums so far are to be multiplied by
-    int position[2], window;
+    int first[2], last[2];   // positions that the rows see
 };
 
 // tanh to about 1e-7 absolute, in two special instructions.
@@ -150,8 +150,8 @@ DEVICE void weigh(Softmax& state, float (&s)[TILE_COLUMNS / 2], int start, bool 
         const int column = start + threadIdx.x % 4 * 2;
 #pragma unroll
         for (int i = 0; i < TILE_COLUMNS / 2; ++i) {
-            const int at = column + i / 4 * 8 + i % 2, row = state.position[i / 2 % 2];
-            if (at > row || (state.window > 0 && at <= row - state.window)) s[i] = minus_infinity();
+            const int at = column + i / 4 * 8 + i % 2;
+            if (at > state.last[i / 2 % 2] || at < state.first[i / 2 % 2]) s[i] = minus_infinity();
         }
     }
     float high[2] = {state.top[0], state.top[1]}, base[2];
@@ -180,11 +180,12 @@ DEVICE void pack_weights(u32 (&weights)[TILE_COLUMNS / 4], const float (&s)[TILE
 
 // One of the warpgroups that compute. rank: which.
 DEVICE void consume(int rank, u32 queries, u32 keys, u32 values, const Barriers& barriers, int4 tile, int kv_head,
-                    int first, int count, float scale, float softcap, int window, const float* qkv, const float* sinks,
-                    float* out) {
+                    int first, int count, int length, float scale, float softcap, int window, const float* qkv,
+                    const float* sinks, float* out) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int m0 = rank * 64 + (threadIdx.x % 128 >> 5) * 16;  // this warp's first row of the tile
-    const int highest = tile.w + m0 / GROUP, lowest_seen = tile.w + (m0 + 15) / GROUP - window;
+    const int all_see_to = last_seen(tile.w + m0 / GROUP, window, length),
+              all_see_from = first_seen(tile.w + (m0 + 15) / GROUP, window);
     queries += rank * QUERY_BYTES;
     store_queries(queries, qkv, tile, rank * 64, kv_head);
     publish_operand();
@@ -192,10 +193,12 @@ DEVICE void consume(int rank, u32 queries, u32 keys, u32 values, const Barriers&
 
     float o[VALUE_DIM / 2] = {}, s[TILE_COLUMNS / 2] = {};
     u32 weights[TILE_COLUMNS / 4];
+    const int row[2] = {tile.w + (m0 + g) / GROUP, tile.w + (m0 + g + 8) / GROUP};  // positions of rows g and g + 8
     Softmax state = {softcap > 0.0f ? scale / softcap : scale * LOG2E, softcap, {LOWEST, LOWEST}, {0.0f, 0.0f},
-                     {1.0f, 1.0f}, {tile.w + (m0 + g) / GROUP, tile.w + (m0 + g + 8) / GROUP}, window};
+                     {1.0f, 1.0f}, {first_seen(row[0], window), first_seen(row[1], window)},
+                     {last_seen(row[0], window, length), last_seen(row[1], window, length)}};
     // Where a step holds columns that some row of this warp must not see.
-    auto edge = [&](int start) { return start + TILE_COLUMNS - 1 > highest || (window > 0 && start <= lowest_seen); };
+    auto edge = [&](int start) { return start + TILE_COLUMNS - 1 > all_see_to || start < all_see_from; };
 
     barrier_wait(barriers.keys_full, 0);
     publish_operand();
@@ -279,8 +282,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     pdl_wait();
     const int4 tile = tiles[blockIdx.y];  // x first row, y rows, z sequence, w position of the first row
     const int kv_head = blockIdx.x;
-    const int end = tile.w + tile.y;  // one past the last position any row sees
-    const int first = window > 0 ? max(0, tile.w - window + 1) / TILE_COLUMNS * TILE_COLUMNS : 0;
+    const int length = LENGTH_OF(tile.z);
+    const int end = last_seen(tile.w + tile.y - 1, window, length) + 1;  // one past the last position any row sees
+    const int first = first_seen(tile.w, window) / TILE_COLUMNS * TILE_COLUMNS;
     const int count = (end - first + TILE_COLUMNS - 1) / TILE_COLUMNS;
     const int group = __shfl_sync(FULL_MASK, threadIdx.x / 128, 0);
     if (group == 0) {
@@ -289,7 +293,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 count);
     } else {
         registers_more<CONSUMER_REGISTERS>();
-        consume(group - 1, queries, keys, values, barriers, tile, kv_head, first, count, scale, softcap, window, qkv,
-                sinks, out);
+        consume(group - 1, queries, keys, values, barriers, tile, kv_head, first, count, length, scale, softcap, window,
+                qkv, sinks, out);
     }
 }

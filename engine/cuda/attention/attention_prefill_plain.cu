@@ -1,4 +1,4 @@
-// Prefill attention in float32 for any head width and cache type: causal online softmax, no score matrix in memory.
+// Prefill attention in float32 for any head width and cache type: online softmax, no score matrix in memory.
 //
 // grid (tiles, HEADS), 8 warps of 4 rows. Keys and queries pass through shared memory in slices of SLICE elements, one
 // lane per cache position for the scores, one lane per element for the values. Arguments as in
@@ -20,8 +20,8 @@ extern "C" __global__ void __launch_bounds__(256)
     const int head = blockIdx.y, kv_head = head / GROUP;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int* pages = block_table + (i64)tile.z * max_pages;
-    const int end = tile.w + tile.y;
-    const int first = window > 0 ? max(0, tile.w - window + 1) / COLUMNS * COLUMNS : 0;
+    const int length = LENGTH_OF(tile.z), end = last_seen(tile.w + tile.y - 1, window, length) + 1;
+    const int first = first_seen(tile.w, window) / COLUMNS * COLUMNS;
     const float factor = score_factor(scale, softcap);
     const int at = tile.w + warp * ROWS_PER_WARP;  // position of this warp's first row
     float o[ROWS_PER_WARP][VALUES_PER_LANE] = {};
@@ -57,10 +57,10 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
         for (int r = 0; r < ROWS_PER_WARP; ++r) {
             const int column = start + lane;
-            const bool seen = column <= at + r && lane < n && (window <= 0 || column > at + r - window);
+            const bool seen = lane < n && column <= last_seen(at + r, window, length) && column >= first_seen(at + r, window);
             float score = seen ? score_base2(s[r] * factor, softcap) : minus_infinity();
-#ifdef ALIBI
-            score = with_bias(score, slopes[head], at + r - column);
+#if defined(ALIBI) || defined(DISTANCES)
+            score = with_bias(score, slopes, head, at + r - column);
 #endif
             const float risen = fmaxf(top[r], warp_max(score)), shrink = power2(top[r] - risen);
             s[r] = power2(score - risen);

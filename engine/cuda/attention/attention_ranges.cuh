@@ -38,7 +38,7 @@ DEVICE int divide_up(int a, int b) {  // a >= 0, b > 0, both below 2^23
 DEVICE int cut(Task& task, int position, const Cuts& cuts) {
     const bool padded = position < 0 || position >= cuts.positions;
     task.position = position;
-    task.first = cuts.window > 0 ? max(0, position - cuts.window + 1) : 0;
+    task.first = first_seen(position, cuts.window);
     task.base = task.first & ~(PAGE - 1);
     const int n = position - task.base;
     task.chunk = 2 * MIN_CHUNK;

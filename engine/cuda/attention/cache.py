@@ -18,6 +18,9 @@ from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.row_store import RowStore, SavedRows
 from engine.cuda.driver.staging import Staging
 
+MOST_TEXTS = 1024
+"""Texts of a batch of whole texts: each takes a page at least."""
+
 
 def bytes_per_page(shapes: Sequence[AttentionShape | None]) -> int:
     """Bytes one page takes over all layers, keys and values; None: a layer without attention."""
@@ -76,17 +79,27 @@ class PagedCache:
         n_pages: pages in all.
         context_length: positions of one sequence at most.
         n_slots: rows of the table.
+        owners: for every layer the one whose cache it reads; None: its own.
 
     Attributes:
         layers: the cache of each layer, or None.
         block_table: int32 (n_slots, pages of one sequence); -1 = no page.
+        lengths: None: a token sees no later ones.
     """
 
+    lengths: None = None
+
     def __init__(
-        self, shapes: Sequence[AttentionShape | None], n_pages: int, context_length: int, n_slots: int
+        self,
+        shapes: Sequence[AttentionShape | None],
+        n_pages: int,
+        context_length: int,
+        n_slots: int,
+        owners: Sequence[int] | None = None,
     ) -> None:
         import cupy
 
+        self._owners = range(len(shapes)) if owners is None else owners
         self.layers = [None if shape is None else AttentionCache(shape) for shape in shapes]
         caches = [layer for layer in self.layers if layer is not None]
         for layer in caches:
@@ -100,8 +113,8 @@ class PagedCache:
         self._store = RowStore([array for layer in caches for array in layer.paged])
 
     def arrays(self, layer: int) -> tuple[DeviceArray, DeviceArray]:
-        """Keys and values of a layer that has a cache."""
-        found = self.layers[layer]
+        """The keys and values that a layer reads."""
+        found = self.layers[self._owners[layer]]
         assert found is not None
         return found.keys, found.values
 
@@ -148,3 +161,60 @@ class PagedCache:
     def load_pages(self, saved: SavedRows, pages: Sequence[int], staging: Staging) -> None:
         """The opposite, into any pages; as many as were saved."""
         self._store.load(saved, pages, staging)
+
+
+class TextCache:
+    """Keys and values of a batch of whole texts: read in the layer that writes them, so layers share arrays.
+
+    Args:
+        shapes: attention shape of each layer; None for a layer without attention.
+        n_pages: pages that all texts of a batch fit into.
+
+    Attributes:
+        block_table: int32 (texts, pages of the longest); pages follow one another, text by text.
+        lengths: int32 (texts,), tokens of each.
+        spans: int32 (texts, 2), first row in the batch and number of rows of each.
+    """
+
+    block_table: DeviceArray
+    lengths: DeviceArray
+    spans: DeviceArray
+
+    def __init__(self, shapes: Sequence[AttentionShape | None], n_pages: int) -> None:
+        self._shapes = shapes
+        self._caches = {shape: AttentionCache(shape) for shape in dict.fromkeys(shapes) if shape is not None}
+        for cache in self._caches.values():
+            cache.allocate(n_pages)
+        self._n_pages = n_pages
+        self._lengths = np.zeros(0, np.int32)
+
+    def seat(self, lengths: Sequence[int]) -> None:
+        """The texts of the batch that follows, by their tokens."""
+        self._lengths = np.asarray(lengths, np.int32)
+
+    def arrays(self, layer: int) -> tuple[DeviceArray, DeviceArray]:
+        """Keys and values of a layer that has attention."""
+        shape = self._shapes[layer]
+        assert shape is not None
+        return self._caches[shape].keys, self._caches[shape].values
+
+    def flush(self, staging: Staging) -> None:
+        """Puts the tables of the batch on their way, into the arena of the batch."""
+        pages = -(-self._lengths // PAGE)
+        ends, places = np.cumsum(pages), np.arange(pages.max())
+        assert ends[-1] <= self._n_pages, f"{ends[-1]} pages of texts, room for {self._n_pages}"
+        table = np.where(places < pages[:, None], (ends - pages)[:, None] + places, -1)
+        self.block_table = staging.place(table.astype(np.int32))
+        self.lengths = staging.place(self._lengths)
+        first = np.cumsum(self._lengths) - self._lengths
+        self.spans = staging.place(np.stack([first, self._lengths], axis=1).astype(np.int32))
+
+
+def text_pages(rows: int) -> int:
+    """Pages that any batch of whole texts with so many tokens fits into."""
+    return page_count(rows) + min(MOST_TEXTS, rows)
+
+
+def text_cache_bytes(shapes: Sequence[AttentionShape | None], n_pages: int) -> int:
+    """Bytes of a TextCache."""
+    return n_pages * bytes_per_page(list(dict.fromkeys(shapes)))

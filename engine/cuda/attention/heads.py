@@ -22,14 +22,15 @@ class HeadSteps:
     Attributes:
         clamp: limit of queries, keys and values, or None.
         rope: rotation before the norms; None: it comes later, in the attention kernels.
-        q_norm: norm of the queries, or None. k_norm: of the keys.
-        kind: what a norm takes together.
+        q_norm: norm of the queries, or None. k_norm: of the keys. v_norm: of each head's values.
+        kind: what the norms of queries and keys take together.
     """
 
     clamp: float | None
     rope: DeviceRope | None
     q_norm: DeviceNorm | None
     k_norm: DeviceNorm | None
+    v_norm: DeviceNorm | None
     kind: QkNorm | None
 
 
@@ -54,4 +55,8 @@ def prepare_heads(steps: HeadSteps, shape: AttentionShape, qkv: DeviceArray, pos
         first += count * width
         if norm is not None:
             pieces = 1 if steps.kind is QkNorm.WIDTH else count
-            parts.normalize(part, part, norm, pieces=pieces, own_weights=steps.kind is QkNorm.EACH_HEAD)
+            own = norm.weight is not None and pieces > 1 and norm.weight.size > width
+            parts.normalize(part, part, norm, pieces=pieces, own_weights=own)
+    if steps.v_norm is not None:
+        values = qkv[:, first : first + kv_heads * shape.value_dim]
+        parts.normalize(values, values, steps.v_norm, pieces=kv_heads)

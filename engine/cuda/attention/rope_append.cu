@@ -9,8 +9,8 @@
 extern "C" __global__ void __launch_bounds__(128)
     rope_append(float* qkv, const float* bias, cache_t* cache_k, cache_t* cache_v, const int* block_table,
                 int max_pages, const int* row_sequence, const int* positions, const double* inv_freq, float rope_scale,
-                float temperature, int temperature_length, const float* q_norm, const float* k_norm, float eps,
-                int first_head) {
+                float temperature, int temperature_length, int temperature_offset, const float* q_norm,
+                const float* k_norm, float eps, int first_head) {
     __shared__ float2 angles[ROPE_PAIRS + 1];
     __shared__ float scratch[4][KEY_DIM];
     pdl_launch();
@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(128)
         norm_and_rotate(from, bias ? bias + head * KEY_DIM : 0, scratch[warp], head < HEADS ? q_norm : k_norm, eps,
                         angles);
         if (head < HEADS) {
-            const float factor = query_factor({temperature, temperature_length}, position);
+            const float factor = query_factor({temperature, temperature_length, temperature_offset}, position);
             for (int d = lane; d < KEY_DIM; d += WARP) from[d] = scratch[warp][d] * factor;
         } else if (page >= 0) {
             const i64 at = cache_row(page, head - HEADS, position);

@@ -47,7 +47,8 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// out[row] += sum over u, in their order, of weights[row, u] * y[places[row, u]]. grid: rows; columns a multiple of 4.
+// out[row] += sum over u, in their order, of weights[row, u] * y[places[row, u]]; weights null: of 1. grid: rows; columns a
+// multiple of 4.
 extern "C" __global__ void __launch_bounds__(256)
     add_experts(const float* y, const int* places, const float* weights, int used, int columns, float* out, int stride) {
     pdl_launch();
@@ -60,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(256)
         for (int u = 0; u < used; ++u) {
             if (place[u] < 0) continue;
             const float4 v = *(const float4*)(y + (i64)place[u] * columns + c);
-            const float w = weight[u];
+            const float w = weights ? weight[u] : 1.0f;
             sum.x = fmaf(w, v.x, sum.x), sum.y = fmaf(w, v.y, sum.y);
             sum.z = fmaf(w, v.z, sum.z), sum.w = fmaf(w, v.w, sum.w);
         }

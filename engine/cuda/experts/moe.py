@@ -167,12 +167,13 @@ class ExpertProducts:
         norm: DeviceArray | None = None,
         eps: float = 0.0,
         positions: DeviceArray | None = None,
+        early: bool = True,
         stream: Stream | None = None,
     ) -> None:
         """KernelRouting and the experts' first products: h = f(gate n(x)) * up n(x) for every (row, expert) pair.
 
         Started early: x is read before the wait, so a launch that waits first must come between the one that writes x
-        and this one. The router's product does.
+        and this one. The router's product does, unless the scores were computed before x: then `early` is False.
 
         Args:
             x: float32 (B, D), rows contiguous.
@@ -181,6 +182,7 @@ class ExpertProducts:
             norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
             eps: its epsilon.
             positions: int32 (B,); rows with -1 are inactive and left alone. None: all are active.
+            early: the kernel may start before the launch before it has ended.
             stream: the current stream when left out.
         """
         rows, used = int(x.shape[0]), self.routing.n_used
@@ -215,7 +217,7 @@ class ExpertProducts:
             1.0 / self.columns,
         )
         grid = (-(-tiles // (warps // _SPLIT)), rows * used)
-        launch(kernel, grid, warps * 32, args, shared=shared, stream=stream)
+        launch(kernel, grid, warps * 32, args, shared=shared, stream=stream, pdl=early)
 
     def down(
         self,

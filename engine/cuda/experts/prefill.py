@@ -32,12 +32,14 @@ class StackedExperts:
         gate_up: one paired matrix (E * F, D). down: one matrix (E * D, F).
         routing: how a row chooses.
         bias: float32 (E,) added to the gates for choosing only, or None.
+        weigh_input: the weights multiply the experts' input instead of their output.
     """
 
     gate_up: MatrixGroup
     down: MatrixGroup
     routing: KernelRouting
     bias: DeviceArray | None = None
+    weigh_input: bool = False
 
     @property
     def width(self) -> int:
@@ -144,7 +146,8 @@ def run(
     kernels = build(_FILES, defines={})
     launch(kernels.get("group_rows"), routing.n_experts, 256, (ids, rows * used, tile.tokens, table, places))
     tiles = TokenTiles(tile, most // tile.tokens, table, routing.n_experts)
-    operand = make_operand(x, first, norm=norm, eps=eps, places=places, copies=used, room_rows=most)
+    on_inputs, on_results = (weights, None) if experts.weigh_input else (None, weights)
+    operand = make_operand(x, first, norm=norm, eps=eps, places=places, copies=used, weights=on_inputs, room_rows=most)
     hidden = Operand(second, most, width)
     gemm.experts(experts.gate_up, operand, second, tiles)
     results = first.view(cupy.float32)[: most * columns].reshape(most, columns)
@@ -153,5 +156,5 @@ def run(
         kernels.get("add_experts"),
         rows,
         256,
-        (results, places, weights, used, columns, out, out.strides[0] // 4),
+        (results, places, on_results, used, columns, out, out.strides[0] // 4),
     )

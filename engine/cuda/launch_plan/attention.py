@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from engine.config import KvType
 from engine.cuda.attention import attention_plan
-from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
+from engine.cuda.attention.attention_plan import ALIGNED, AttentionShape, KernelRopeStyle
 from engine.cuda.experts.heads import can_multiply_heads, head_job
 from engine.cuda.launch_plan.families import Card, Families, Family
 from engine.cuda.launch_plan.norms import folds, norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
-from engine.model.config import AttentionConfig, LatentConfig, QkNorm, RopeStyle
+from engine.model.config import AttentionConfig, LatentConfig, OutputGate, QkNorm, RopeStyle
+from engine.model.relative import FARTHEST
 from engine.model.weights import AttentionWeights, ExpertLinear, LatentWeights, Linear
 
 _ROPE_STYLES = {RopeStyle.NORM: KernelRopeStyle.ADJACENT, RopeStyle.NEOX: KernelRopeStyle.HALVES}
@@ -64,15 +65,18 @@ class LatentPlan:
     Attributes:
         config: widths.
         heads: H.
-        inputs: queries or their compression, then the latent vector and the shared rotated part.
-        q_a_norm: whether the compression is normalized.
+        inputs: gates, if there are any, queries or their compression, the latent vector, the shared rotated part.
+        gate: columns of the gates.
+        q_a_norm: whether the compression is normalized. k_norm: whether the rotated part is.
         q_b, kv_b: later products, or None. k_b, v_b: matrices of the heads, or None.
     """
 
     config: LatentConfig
     heads: int
     inputs: Projection
+    gate: int
     q_a_norm: bool
+    k_norm: bool
     q_b: Projection | None
     kv_b: Projection | None
     k_b: HeadMatrices | None
@@ -101,6 +105,8 @@ class LatentPlan:
             if self.q_a_norm:
                 yield step.part("normalize_pieces")
             yield from step.product(self.q_b)
+        if self.k_norm:
+            yield step.part("normalize_pieces")
         if self.kv_b is None:
             assert self.k_b is not None
             for kernel in ("normalize_pieces", "normalize_pieces", "rotate_pieces"):
@@ -129,8 +135,13 @@ class AttentionPlan:
         latent: see LatentPlan, or None.
         output: the output projection.
         clamps, rotates: row kernels before the attention kernels: limits, rotation.
-        q_norm, k_norm: likewise, norms that the attention kernels do not compute.
+        q_norm, k_norm, v_norm: likewise, norms that the attention kernels do not compute.
         folds_norms: the attention kernels normalize queries and keys.
+        gates: numbers that multiply the heads' values, of a row.
+        sub_norm: what the output projection reads is normalized.
+        kept_at: where the rows of Activations.kept hold the keys and values of this layer, which later layers read, or
+            those of the earlier layer that this one reads; None: neither.
+        cache_layer: that earlier layer, or None.
     """
 
     shape: AttentionShape
@@ -141,12 +152,22 @@ class AttentionPlan:
     rotates: bool
     q_norm: bool
     k_norm: bool
+    v_norm: bool
     folds_norms: bool
+    gates: int = 0
+    sub_norm: bool = False
+    kept_at: int | None = None
+    cache_layer: int | None = None
 
     @property
     def prepares(self) -> bool:
-        """Whether row kernels change queries and keys before the attention kernels read them."""
-        return self.clamps or self.rotates or self.q_norm or self.k_norm
+        """Whether row kernels change queries, keys or values before the attention kernels read them."""
+        return self.clamps or self.rotates or self.q_norm or self.k_norm or self.v_norm
+
+    @property
+    def kept_width(self) -> int:
+        """Keys and values of a row."""
+        return self.shape.kv_heads * (self.shape.key_dim + self.shape.value_dim)
 
     @property
     def takes_operand(self) -> bool:
@@ -179,6 +200,8 @@ class AttentionPlan:
                 "queries": heads * (latent.nope_width + latent.rope_width),
                 "heads": heads * (latent.nope_width + latent.value_width),
             }
+        if self.kept_at is not None:
+            found["kept"] = self.kept_at + self.kept_width
         return found
 
     # ---- launches --------------------------------------------------------------------------------------------
@@ -204,16 +227,17 @@ class AttentionPlan:
             assert self.latent is not None
             yield from self.latent.launches(step)
         kernels = [(self.clamps, "clamp"), (self.rotates, "rotate_pieces")]
-        kernels += [(self.q_norm, "normalize_pieces"), (self.k_norm, "normalize_pieces")]
+        kernels += [(wanted, "normalize_pieces") for wanted in (self.q_norm, self.k_norm, self.v_norm)]
+        kernels += [(self.kept_at is not None, "rotate_pieces")]
         yield from (step.part(kernel) for wanted, kernel in kernels if wanted)
         if step.prompts:
-            yield Launch("rope_append", self._jobs(step.card)[2])
+            yield Launch("rope_append", self._jobs(step.card)[-2])
 
     def attention(self, step: Step) -> Iterator[Launch]:
         """The brick of the same name."""
         jobs, plan = self._jobs(step.card), attention_plan.decode_plan(self.shape, *step.card)
         if step.prompts:
-            yield Launch("attention_prefill", jobs[3])
+            yield Launch("attention_prefill", jobs[-1])
         else:
             if step.appends_first:
                 yield Launch("rope_append", jobs[2])
@@ -223,8 +247,10 @@ class AttentionPlan:
         """The products of attn_output."""
         if self.latent is not None and self.latent.v_b is not None:
             yield from self.latent.v_b.launches(step)
-        if self.shape.gate:
-            yield step.part("multiply_sigmoid")
+        if self.gates:
+            yield step.part("multiply_gate")
+        if self.sub_norm:
+            yield step.part("normalize_pieces")
         yield from step.product(self.output)
 
     def _jobs(self, card: Card) -> list[attention_plan.Job]:
@@ -244,8 +270,18 @@ def attention_shape(config: AttentionConfig, kv_type: KvType) -> AttentionShape:
         kv_type=kv_type,
         alibi=config.alibi > 0.0,
         values_in_keys=config.values_in_keys,
-        gate=0 if config.output_gate is None else config.n_heads * config.value_width,
+        gate=-(-_gates(config) // ALIGNED) * ALIGNED if config.latent is None else 0,
+        distances=FARTHEST if config.relative_buckets else 0,
+        both_ways=not config.causal,
     )
+
+
+def _gates(config: AttentionConfig) -> int:
+    """Gates of a token."""
+    if config.output_gate is None:
+        return 0
+    width = config.value_width if config.latent is None else config.latent.value_width
+    return config.n_heads * (1 if config.output_gate is OutputGate.PER_HEAD else width)
 
 
 def rotates_apart(config: AttentionConfig) -> bool:
@@ -261,15 +297,23 @@ def folds_heads(config: AttentionConfig, weights: AttentionWeights) -> bool:
     return plain and folds(weights.q_norm) and folds(weights.k_norm)
 
 
-def latent_inputs(latent: LatentWeights) -> list[Linear]:
-    """What latent attention multiplies the normed input with: queries or their compression, and kv_a."""
+def latent_inputs(weights: AttentionWeights) -> list[Linear]:
+    """What latent attention multiplies the normed input with: gates, queries or their compression, and kv_a."""
+    latent = weights.latent
+    assert latent is not None
     queries = latent.q if latent.q is not None else latent.q_a
     assert queries is not None
-    return [queries, latent.kv_a]
+    return [*(() if weights.gate is None else (weights.gate,)), queries, latent.kv_a]
 
 
 def attention_inputs(weights: AttentionWeights) -> list[Linear]:
-    """What attention multiplies the normed input with, in the order of a row: queries, keys, values, gates."""
+    """What attention multiplies the normed input with, in the order of a row: queries, keys, values, gates.
+
+    Of a layer without keys and values of its own queries alone; then it has no gates.
+    """
+    if weights.k is None:
+        assert weights.q is not None
+        return [weights.q]
     q, k, v = weights.qkv
     if weights.query_gate is not None:
         q, gate = weights.query_gate
@@ -278,13 +322,19 @@ def attention_inputs(weights: AttentionWeights) -> list[Linear]:
 
 
 def describe_attention(
-    config: AttentionConfig, weights: AttentionWeights, chooser: Chooser, *, kv_type: KvType, factor: float
+    config: AttentionConfig,
+    weights: AttentionWeights,
+    chooser: Chooser,
+    *,
+    kv_type: KvType,
+    factor: float,
+    kept_at: int | None = None,
 ) -> AttentionPlan:
-    """Attention of one layer; what it adds to the stream is multiplied by factor."""
+    """Attention of one layer; what it adds to the stream is multiplied by factor. kept_at: see AttentionPlan."""
     latent = None
     if weights.latent is not None:
-        latent = _describe_latent(config, weights.latent, chooser)
-    folded = folds_heads(config, weights)
+        latent = _describe_latent(config, weights, weights.latent, chooser)
+    folded = kept_at is None and folds_heads(config, weights)  # what is kept is normalized
     return AttentionPlan(
         shape=attention_shape(config, kv_type),
         qkv=None if latent is not None else chooser.projection(attention_inputs(weights)),
@@ -294,16 +344,25 @@ def describe_attention(
         rotates=config.latent is None and rotates_apart(config),
         q_norm=not folded and weights.q_norm is not None,
         k_norm=not folded and weights.k_norm is not None,
+        v_norm=weights.v_norm is not None and config.cache_layer is None,
         folds_norms=folded and weights.q_norm is not None,
+        gates=_gates(config),
+        sub_norm=weights.sub_norm is not None,
+        kept_at=kept_at,
+        cache_layer=config.cache_layer,
     )
 
 
-def _describe_latent(config: AttentionConfig, weights: LatentWeights, chooser: Chooser) -> LatentPlan:
+def _describe_latent(
+    config: AttentionConfig, attention: AttentionWeights, weights: LatentWeights, chooser: Chooser
+) -> LatentPlan:
     assert config.latent is not None
     return LatentPlan(
         config=config.latent,
         heads=config.n_heads,
-        inputs=chooser.projection(latent_inputs(weights)),
+        inputs=chooser.projection(latent_inputs(attention)),
+        gate=_gates(config),
+        k_norm=weights.k_norm is not None,
         q_a_norm=norm_of(weights.q_a_norm) is not Norm.ABSENT,
         q_b=None if weights.q_b is None else chooser.projection([weights.q_b]),
         kv_b=None if weights.kv_b is None else chooser.projection([weights.kv_b]),

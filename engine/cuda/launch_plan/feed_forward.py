@@ -10,6 +10,7 @@ from engine.cuda.launch_plan.families import READ_OPERANDS, Phase
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Input, Launch, Step
 from engine.cuda.rows.activation import KernelActivation
+from engine.cuda.rows.rows import NO_LIMITS, Limits
 from engine.model.config import Activation, FfnConfig
 from engine.model.weights import ExpertLinear, FfnWeights, Linear
 
@@ -19,6 +20,8 @@ ACTIVATIONS = {
     Activation.RELU: KernelActivation.RELU,
     Activation.RELU_SQUARED: KernelActivation.RELU_SQUARED,
     Activation.SWIGLU_CLAMPED: KernelActivation.SWIGLU_CLAMPED,
+    Activation.XIELU: KernelActivation.XIELU,
+    Activation.SITU: KernelActivation.SITU,
 }
 _OPERAND_COLUMNS = 128  # hidden vectors become an operand of gemm.cu in whole blocks of so many
 
@@ -36,6 +39,8 @@ class FfnPlan:
         width: F.
         act_scales: the activations are divided.
         gate_bias, up_bias: biases of a paired matrix, which only products of prompts apply.
+        limits: see Limits; only where nothing is paired. sub_norm: what the down projection reads is normalized.
+        sparsity: see engine.model.config.FfnConfig.
     """
 
     paired: Product | None
@@ -47,6 +52,9 @@ class FfnPlan:
     act_scales: bool = False
     gate_bias: bool = False
     up_bias: bool = False
+    limits: Limits = NO_LIMITS
+    sub_norm: bool = False
+    sparsity: float = 0.0
 
     def chains(self, n_rows: int, phase: Phase) -> bool:
         """Whether the product of gate and up leaves the hidden vectors as the operand of the down projection."""
@@ -73,9 +81,13 @@ class FfnPlan:
             for projection in (self.gate, self.up):
                 if projection is not None:
                     yield from step.product(projection)
+            if self.sparsity:
+                yield step.part("thin_out")
             yield step.row("gate")
             if self.act_scales:
                 yield step.part("divide")
+            if self.sub_norm:
+                yield step.part("normalize_pieces")
         elif not step.prompts and (family := self.paired.family_for(step.n_rows)) not in READ_OPERANDS:
             yield from step.decode_product(self.paired, family, ready=ready)
         else:
@@ -94,12 +106,24 @@ class FfnPlan:
 def can_pair(gate: Linear | ExpertLinear | None, up: Linear | ExpertLinear, config: FfnConfig) -> bool:
     """Whether gate and up go in one launch: nothing comes between the products and the activation.
 
-    SWIGLU_CLAMPED also clamps `up`, so no epilogue can fuse it.
+    SWIGLU_CLAMPED also clamps `up`, so no epilogue can fuse it, and none has limits and constants.
     """
+    if not fuses(config):
+        return False
     if gate is None or kept_as(gate.weight.type) is not kept_as(up.weight.type):
         return False
     plain = all(part.bias is None and is_unscaled(part) for part in (gate, up))
     return plain and config.activation is not Activation.SWIGLU_CLAMPED
+
+
+def fuses(config: FfnConfig) -> bool:
+    """Whether the kernels of products know what is between gate, up and down."""
+    apart = config.activation in (Activation.XIELU, Activation.SITU)
+    return config.limit is None and not (apart or config.sub_norm or config.sparsity)
+
+
+def _limits(config: FfnConfig) -> Limits:
+    return Limits(config.limit or 0.0, config.limits_gate, config.xielu or config.caps or ())
 
 
 def is_unscaled(linear: Linear | ExpertLinear) -> bool:
@@ -124,6 +148,9 @@ def describe_ffn(weights: FfnWeights, config: FfnConfig, chooser: Chooser, *, fa
         activation=activation,
         width=config.width,
         act_scales=weights.act_scales is not None,
+        limits=_limits(config),
+        sub_norm=weights.sub_norm is not None,
+        sparsity=config.sparsity,
     )
 
 
@@ -146,6 +173,8 @@ def describe_expert(
         down=alone(down),
         activation=activation,
         width=config.width,
+        limits=_limits(config),
+        sparsity=config.sparsity,
     )
 
 

@@ -24,12 +24,13 @@ def _jobs(plan: LaunchPlan) -> Iterator[Job]:
     yield rows.FILES, None  # measures the memory
     for matrix in plan.matrices:
         yield repack.build_job(matrix.type)
-    for n in step_sizes(plan.settings.max_sequences):
+    for n in step_sizes(plan.settings.max_sequences) if plan.generates else ():
         yield from (launch.job for launch in plan.decode(n) if launch.job is not None)
     for n in plan.known_sizes:
         yield from (launch.job for launch in plan.known(n) if launch.job is not None)
     # The tile shape of PREFILL_GEMM goes by the number of rows, of which there are too many to list: all are built.
-    yield from (launch.job for launch in plan.prompt(1, 1) if launch.job is not None)
+    whole = plan.prompt(1, 1) if plan.generates else plan.texts(1)
+    yield from (launch.job for launch in whole if launch.job is not None)
     if plan.gemm_types:
         for activation in plan.gemm_activations:
             yield from gemm_plan.build_jobs(plan.gemm_types, activation)

@@ -11,6 +11,7 @@ from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.products import Matrix, Product, Projection
 from engine.cuda.launch_plan.recurrent import RecurrentPlan
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
+from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, stream_launch
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ class LayerPlan:
         mixer: the part that reads other tokens, or None. ffn: the feed-forward part, or None.
         attn_norm, attn_post_norm, ffn_norm, ffn_post_norm: where each norm is computed.
         parallel: the feed-forward part reads the layer's input.
+        attn_output_norm, attn_norm_2: whether there are these norms behind the mixer's residual; last_norm: whether the
+            result is normalized.
+        embedding_skip: embeddings are added to the result. scales: the result is multiplied by a number.
+        layer_input: what the token's own vector for the layer adds to the result, or None. laurel: projections beside
+            the mixer, or None. streams: the layer is passed by one of several streams.
+        skip_scale: x becomes this times the norm of x before a part is added, which reads that norm; None: it stays.
         leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
         leaves_behind: the last product leaves the operand of the product that reads the stream next, likewise.
         takes_left: the mixer's first product reads what the layer before has left.
@@ -77,6 +84,15 @@ class LayerPlan:
     ffn_norm: Norm
     ffn_post_norm: Norm
     parallel: bool
+    attn_output_norm: bool = False
+    attn_norm_2: bool = False
+    last_norm: bool = False
+    embedding_skip: bool = False
+    scales: bool = False
+    layer_input: LayerInputPlan | None = None
+    laurel: LaurelPlan | None = None
+    streams: bool = False
+    skip_scale: float | None = None
     leaves_inside: bool = False
     leaves_behind: bool = False
     takes_left: bool = False
@@ -111,6 +127,9 @@ class LayerPlan:
             yield from self.mixer.products()
         if self.ffn is not None:
             yield from self.ffn.products()
+        for part in (self.layer_input, self.laurel):
+            if part is not None:
+                yield from part.products()
 
     def matrices(self) -> Iterator[Matrix]:
         """Everything that is uploaded."""
@@ -120,23 +139,77 @@ class LayerPlan:
             yield from self.ffn.matrices()
         elif self.ffn is not None:
             yield from (matrix for product in self.ffn.products() for matrix in product.matrices)
+        for part in (self.layer_input, self.laurel):
+            if part is not None:
+                yield from (matrix for product in part.products() for matrix in product.matrices)
 
     def launches(self, step: Step) -> Iterator[Launch]:
         """The layer in order."""
         ready = self.takes_left and step.hands_over
+        if self.streams:
+            yield from self._named("attn_qkv", [stream_launch("altup_predict")])
+        if self.laurel is not None:
+            yield from self._named("attn_qkv", self.laurel.before(step))
+        if self.moe is not None and self.moe.routed_early:
+            yield from self._named("ffn_moe", self.moe.scores(step, Norm.ABSENT))
+        if self.moe is not None and self.moe.reads_input:
+            yield from self._named("ffn_moe", [step.part("normalize_pieces")])
+        if self.attn_norm_2:
+            yield from self._named("attn_qkv", [step.row("copy_rows")])
+        skips = self.skip_scale is not None
+        first, inputs = "ssm_in" if self.attention is None else "attn_qkv", {"attn_qkv", "ssm_in"}
+        if skips:
+            yield from self._named(first, [step.part("normalize_pieces")])
         for brick in () if self.mixer is None else self.mixer.bricks(step, self.attn_norm, ready=ready):
+            if skips and brick.name not in inputs:
+                yield from self._named(first, [step.part("scale")])
+                skips = False
             launches = self._added(step, brick.launches, self.attn_post_norm) if brick.added else brick.launches
             yield from self._named(brick.name, launches)
+        if self.attn_output_norm:
+            yield from self._named("attn_output", [step.part("normalize_pieces")])
+        if self.attn_norm_2:
+            yield from self._named("attn_output", [step.row("add_scaled"), step.part("normalize_pieces")])
+        if self.laurel is not None:
+            yield from self._named("attn_output", self.laurel.after(step))
+        yield from self._fed(step)
+        yield from self._named("ffn_down" if self.moe is None else "ffn_moe", self._finished(step))
+
+    def _finished(self, step: Step) -> Iterator[Launch]:
+        """What happens to the result."""
+        if self.embedding_skip:
+            yield step.part("add_times")
+        if self.last_norm:
+            yield step.part("normalize_pieces")
+        if self.streams:
+            yield stream_launch("altup_correct")
+        if self.layer_input is not None:
+            yield from self.layer_input.launches(step)
+        if self.scales:
+            yield step.part("scale")
+
+    @property
+    def changes_after(self) -> bool:
+        """Whether something happens to the result behind the feed-forward part."""
+        return self.last_norm or self.embedding_skip or self.scales or self.streams or self.layer_input is not None
+
+    def _fed(self, step: Step) -> Iterator[Launch]:
+        """The feed-forward part."""
         if self.ffn is None:
             return
+        skips = self.skip_scale is not None
+        if skips:
+            yield from self._named("ffn_gate_up" if self.moe is None else "ffn_moe", [step.part("normalize_pieces")])
         if isinstance(self.ffn, MoePlan):
             post = self.ffn_post_norm is not Norm.ABSENT
-            yield from self._named("ffn_moe", self.ffn.launches(step, norm=self.ffn_norm, post=post))
+            yield from self._named("ffn_moe", self.ffn.launches(step, norm=self.ffn_norm, post=post, skips=skips))
             yield from self._named("ffn_moe", self._joined(step))
             return
         ready = self.leaves_inside and step.hands_over
         yield from self._named("ffn_gate_up", step.norm(self.ffn_norm))
         yield from self._named("ffn_gate_up", self.ffn.hidden(step, ready=ready))
+        if skips:
+            yield from self._named("ffn_gate_up", [step.part("scale")])
         yield from self._named("ffn_down", self._added(step, self.ffn.result(step), self.ffn_post_norm))
         yield from self._named("ffn_down", self._joined(step))
 
@@ -157,7 +230,8 @@ class LayerPlan:
 
 def leaves_inside(layer: LayerPlan) -> bool:
     """Whether the mixer's last product can leave the operand of gate and up."""
-    if layer.mixer is None or layer.parallel or layer.attn_post_norm is not Norm.ABSENT:
+    changed = layer.parallel or layer.attn_output_norm or layer.laurel is not None or layer.skip_scale is not None
+    if layer.mixer is None or changed or layer.attn_post_norm is not Norm.ABSENT:
         return False
     if not isinstance(layer.ffn, FfnPlan):
         return False
@@ -168,7 +242,8 @@ def leaves_inside(layer: LayerPlan) -> bool:
 
 def leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:
     """Whether the layer's last product can leave the operand of products of a norm of the stream."""
-    if layer.parallel or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
+    changed = layer.parallel or layer.changes_after or layer.skip_scale is not None
+    if changed or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
         return False
     if layer.ffn is None:
         mixed = layer.mixer is not None and layer.mixer.output.emits

@@ -18,8 +18,10 @@ from engine.cuda.launch_plan.feed_forward import (
     describe_expert,
     describe_ffn,
     describe_gathered_expert,
+    fuses,
     is_unscaled,
 )
+from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 from engine.cuda.matrix import gemm_plan
@@ -47,6 +49,12 @@ class MoePlan:
         shared: the expert of every row, or None. shared_gate: its factor, or None.
         scores_alone: whether ROUTER takes the router.
         columns: D.
+        weigh_input: a row's weights multiply what its experts read, not what they give.
+        routed_early: the scores are those of the layer's input, before its mixer.
+        reads_input: router and experts read the layer's input, normalized before the mixer.
+        router_norm, expert_norm: where the norms of what these read are computed; None: they read the layer's normed
+            stream, as the shared part does.
+        expert_post_norm, shared_post_norm: whether what these give is normalized.
     """
 
     routing: KernelRouting
@@ -59,6 +67,18 @@ class MoePlan:
     shared_gate: Projection | None
     scores_alone: bool
     columns: int
+    weigh_input: bool = False
+    routed_early: bool = False
+    reads_input: bool = False
+    router_norm: Norm | None = None
+    expert_norm: Norm | None = None
+    expert_post_norm: bool = False
+    shared_post_norm: bool = False
+
+    @property
+    def sums_apart(self) -> bool:
+        """Whether the experts' sum is changed before it is added to the stream."""
+        return self.expert_post_norm or self.shared_post_norm
 
     @property
     def uses_experts_alone(self) -> bool:
@@ -121,35 +141,67 @@ class MoePlan:
 
     # ---- launches --------------------------------------------------------------------------------------------
 
-    def launches(self, step: Step, *, norm: Norm, post: bool) -> Iterator[Launch]:
-        """Everything from the part's norm to the sum. post: a norm comes behind the sum."""
+    def launches(self, step: Step, *, norm: Norm, post: bool, skips: bool = False) -> Iterator[Launch]:
+        """Everything from the part's norm to the sum.
+
+        Args:
+            step: the step.
+            norm: of the layer.
+            post: a norm comes behind the sum.
+            skips: the stream is scaled before the sum is added.
+        """
+        read = norm if self.expert_norm is None else self.expert_norm
+        if self.reads_input:
+            read = Norm.ABSENT
+        if not self.routed_early:
+            yield from self.scores(step, read if self.router_norm is None else self.router_norm)
+        if self.routed_early or self.router_norm is not None:
+            yield from step.norm(read)
+        if self.shared is not None and (self.reads_input or self.expert_norm is not None):
+            yield from step.norm(norm)
+        beside, apart = not self.gathers(step.n_rows, step.phase), post or skips or self.sums_apart
+        if apart:
+            yield step.part("clear")
+        elif beside:
+            yield step.row("copy_rows")
+        yield from self._mixture(step, read)
+        if self.expert_post_norm:
+            yield step.part("normalize_pieces")
+        if self.shared is not None:
+            yield from self.shared.result(step)
+            if self.shared_post_norm:
+                yield step.part("normalize_pieces")
+            elif self.shared_gate is not None:
+                yield step.row("add_scaled")
+        if skips:
+            yield step.part("scale")
+        if apart and not post:
+            yield step.row("add_scaled")
+        elif post:
+            yield step.part("normalize_pieces")
+        elif beside:
+            yield step.row("copy_rows")
+
+    def scores(self, step: Step, norm: Norm) -> Iterator[Launch]:
+        """The router, and the norm of what it reads."""
         yield from step.norm(norm)
         if self.score_family(step.n_rows, step.phase) is Family.ROUTER:
             job = router_job(self.router.parts[0].types[0])
             yield Launch("router", job, Family.ROUTER, (self.router.parts[0].matrices[0].tensor,))
         else:
             yield from step.product(self.router)
-        beside = not self.gathers(step.n_rows, step.phase)
-        if post:
-            yield step.part("clear")
-        elif beside:
-            yield step.row("copy_rows")
-        yield from self._mixture(step)
-        if self.shared is not None:
-            yield from self.shared.result(step)
-            if self.shared_gate is not None:
-                yield step.row("add_scaled")
-        if post:
-            yield step.part("normalize_pieces")
-        elif beside:
-            yield step.row("copy_rows")
 
-    def _mixture(self, step: Step) -> Iterator[Launch]:
+    def _mixture(self, step: Step, read: Norm) -> Iterator[Launch]:
+        """Experts and the hidden values of the shared part. read: norm of what the experts read."""
         family = self.families.family_for(step.n_rows, step.phase)
         route = Launch("route_top", route_job(self.routing), family)
         if family is Family.EXPERTS_EVERY:
             yield route
+            if self.weigh_input and read is not Norm.APART:
+                yield step.part("normalize_pieces") if read is Norm.FOLDED else step.row("copy_rows")
             for _ in range(self.routing.n_experts):
+                if self.weigh_input:
+                    yield step.part("weigh_chosen_rows")
                 yield from self.expert.hidden(step)
                 yield from self.expert.result(step)
                 yield step.part("add_chosen")
@@ -218,7 +270,7 @@ def can_gather(weights: MoeWeights, config: MoeConfig) -> bool:
         return False
     plain = all(is_unscaled(part) for part in (gate, up, down))
     types = kept_as(gate.weight.type), kept_as(up.weight.type)
-    return plain and moe.can_gather(*types, config.expert.width, gate.weight.columns)
+    return fuses(config.expert) and plain and moe.can_gather(*types, config.expert.width, gate.weight.columns)
 
 
 def describe_moe(weights: MoeWeights, config: MoeConfig, chooser: Chooser, *, factor: float = 1.0) -> MoePlan:
@@ -253,6 +305,13 @@ def describe_moe(weights: MoeWeights, config: MoeConfig, chooser: Chooser, *, fa
         shared_gate=None if weights.shared_gate is None else chooser.projection([weights.shared_gate]),
         scores_alone=can_score(scores.types[0], scores.columns),
         columns=up.weight.columns,
+        weigh_input=config.weights_inputs,
+        routed_early=config.routed_early,
+        reads_input=config.reads_input,
+        router_norm=norm_of(weights.router_norm) if config.separate_norms else None,
+        expert_norm=norm_of(weights.norm) if config.separate_norms else None,
+        expert_post_norm=weights.expert_post_norm is not None,
+        shared_post_norm=weights.shared_post_norm is not None,
     )
 
 

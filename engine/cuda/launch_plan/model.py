@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from engine.concurrency.lazy import lazy
@@ -13,18 +14,26 @@ from engine.cuda.driver import staging
 from engine.cuda.launch_plan.attention import describe_attention
 from engine.cuda.launch_plan.families import Card, Family, Phase
 from engine.cuda.launch_plan.feed_forward import FfnPlan, describe_ffn
-from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan, leaves_behind, leaves_inside
+from engine.cuda.launch_plan.layer import (
+    CombinedPlan,
+    LayerPlan,
+    MixerPlan,
+    leaves_behind,
+    leaves_inside,
+)
 from engine.cuda.launch_plan.mixture import MoePlan, describe_moe
 from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.recurrent import describe_recurrent
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
+from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.matrix import gemm_plan
 from engine.cuda.recurrent.plan import StateShape
+from engine.cuda.rows import pooling
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.sampling import sampler
 from engine.gguf.types import GGMLType
-from engine.model.config import FfnConfig, MoeConfig
+from engine.model.config import FfnConfig, MoeConfig, NormedSkip
 from engine.model.loader import LoadedModel
 from engine.model.weights import LayerWeights
 
@@ -76,8 +85,12 @@ class LaunchPlan:
         token_embd: the embedding table. position_embd: learned positions, or None.
         embedding_norm: whether there is one.
         layers: the layers in order.
-        output_norm: where it is computed. output: the output projection.
+        output_norm: where it is computed. output: the output projection; None in models that make embeddings alone, of
+            which only texts() runs.
         softcap: whether logits are capped.
+        token_types: whether a vector of their type is added to tokens.
+        per_layer: the vectors of tokens for each layer, or None. spread: several streams, or None.
+        silent: whether some tokens are never given.
     """
 
     card: Card
@@ -89,14 +102,40 @@ class LaunchPlan:
     embedding_norm: bool
     layers: tuple[LayerPlan, ...]
     output_norm: Norm
-    output: Projection
+    output: Projection | None
     softcap: bool
+    token_types: bool
+    per_layer: PerLayerPlan | None = None
+    silent: bool = False
+    spread: SpreadPlan | None = None
+
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Whether later layers read embeddings."""
+        return any(layer.embedding_skip for layer in self.layers)
+
+    @property
+    def generates(self) -> bool:
+        """Whether there are logits, and so decode steps."""
+        return self.output is not None
 
     @lazy
     def attention_shapes(self) -> tuple[AttentionShape | None, ...]:
         """The heads of every layer; None where it has no attention."""
         mixers = (layer.attention for layer in self.layers)
         return tuple(None if mixer is None else mixer.shape for mixer in mixers)
+
+    @lazy
+    def cache_shapes(self) -> tuple[AttentionShape | None, ...]:
+        """The heads of every layer that has a cache of its own."""
+        pairs = zip(self.attention_shapes, self.cache_layers, strict=True)
+        return tuple(shape if owner == index else None for index, (shape, owner) in enumerate(pairs))
+
+    @lazy
+    def cache_layers(self) -> tuple[int, ...]:
+        """For every layer the one whose cache it reads."""
+        found = (None if layer.attention is None else layer.attention.cache_layer for layer in self.layers)
+        return tuple(index if owner is None else owner for index, owner in enumerate(found))
 
     @lazy
     def state_shapes(self) -> tuple[StateShape | None, ...]:
@@ -107,7 +146,9 @@ class LaunchPlan:
     @lazy
     def known_rows(self) -> int:
         """Rows beside the slots. Rows of one sequence have its recurrent states one after the other: then none."""
-        return 0 if any(self.state_shapes) else min(KNOWN_ROWS, KNOWN_ROWS_PER_SLOT * self.settings.max_sequences)
+        if not self.generates or any(self.state_shapes):
+            return 0
+        return min(KNOWN_ROWS, KNOWN_ROWS_PER_SLOT * self.settings.max_sequences)
 
     @lazy
     def decode_rows(self) -> int:
@@ -128,14 +169,21 @@ class LaunchPlan:
     @lazy
     def products(self) -> tuple[Product, ...]:
         """All products; of experts and heads that are alike, one."""
-        return (*(product for layer in self.layers for product in layer.products()), *self.output.parts)
+        head = () if self.output is None else self.output.parts
+        first = [] if self.per_layer is None else [*self.per_layer.model_proj.parts]
+        first += [] if self.spread is None else self.spread.products()
+        return (*first, *(product for layer in self.layers for product in layer.products()), *head)
 
     @lazy
     def matrices(self) -> tuple[Matrix, ...]:
         """Everything that is uploaded, each tensor once."""
         found = [self.token_embd, *(() if self.position_embd is None else (self.position_embd,))]
+        if self.per_layer is not None:
+            found += self.per_layer.matrices()
+        if self.spread is not None:
+            found += self.spread.matrices()
         found += [matrix for layer in self.layers for matrix in layer.matrices()]
-        found += [matrix for part in self.output.parts for matrix in part.matrices]
+        found += [matrix for part in (() if self.output is None else self.output.parts) for matrix in part.matrices]
         return tuple(dict.fromkeys(found))
 
     @lazy
@@ -198,20 +246,36 @@ class LaunchPlan:
     def hidden(self, step: Step) -> Iterator[Launch]:
         """From token ids to the residual stream behind the last layer."""
         yield replace(step.embed(self.token_embd), brick="embed")
+        if self.token_types:
+            yield replace(step.row("add_bias"), brick="embed")
         if self.position_embd is not None:
             yield replace(step.embed(self.position_embd), brick="embed")
             yield replace(step.row("add_scaled"), brick="embed")
         if self.embedding_norm:
             yield replace(step.part("normalize_pieces"), brick="embed")
+        if self.keeps_embeddings:
+            yield replace(step.row("copy_rows"), brick="embed")
+        if self.per_layer is not None:
+            for launch in self.per_layer.launches(step):
+                yield replace(launch, brick="embed")
+        if self.spread is not None:
+            for launch in self.spread.begin(step):
+                yield replace(launch, brick="embed")
         for layer in self.layers:
             yield from layer.launches(step)
+        if self.spread is not None:
+            for launch in self.spread.end(step):
+                yield replace(launch, brick="head")
 
     def head(self, step: Step) -> Iterator[Launch]:
         """From rows of the residual stream to logits."""
+        assert self.output is not None, "this model makes embeddings alone"
         ready = self.output_takes_left and step.hands_over
         launches = [*step.norm(self.output_norm), *step.product(self.output, ready=ready)]
         if self.softcap:
             launches.append(step.part("softcap"))
+        if self.silent:
+            launches.append(step.part("silence"))
         yield from (replace(launch, brick="head") for launch in launches)
 
     def decode(self, n_rows: int) -> Iterator[Launch]:
@@ -238,6 +302,14 @@ class LaunchPlan:
             yield from self.head(self.step(Phase.PROMPT, outputs))
             yield Launch("sample", (sampler.SOURCES, None), brick="sample")
 
+    def texts(self, n_rows: int) -> Iterator[Launch]:
+        """Texts of so many tokens together, from their tokens to one vector each."""
+        yield Launch("scatter", (staging.FILES, None), brick="staging")
+        yield from self.hidden(self.step(Phase.PROMPT, n_rows))
+        if self.output_norm is not Norm.ABSENT:
+            yield replace(self.step(Phase.PROMPT, n_rows).part("normalize_pieces"), brick="head")
+        yield Launch("pool_rows", (pooling.FILES, None), brick="head")
+
 
 def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> LaunchPlan:
     """The plan of a loaded file; needs no GPU.
@@ -249,10 +321,23 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
     """
     config, weights = model.config, model.weights
     chooser = Chooser(Card(*card), settings.deterministic)
-    layers = [_layer(layer, chooser, settings) for layer in weights.layers]
-    output = chooser.projection([weights.head], factor=config.logit_scale)
+    kept = _kept_caches(weights.layers)
+    layers = [_layer(layer, chooser, settings, kept) for layer in weights.layers]
+    if isinstance(config.skip, NormedSkip):
+        layers = [replace(layer, skip_scale=config.skip.scale) for layer in layers]
+    per_layer = None
+    if weights.per_layer is not None:
+        factor = 1.0 / math.sqrt(config.width)
+        projected = chooser.projection([weights.per_layer.model_proj], factor=factor)
+        per_layer = PerLayerPlan(Matrix.of(weights.per_layer.token_embd), projected, config.per_layer_width)
+    spread = None
+    if weights.spread is not None:
+        assert config.streams is not None
+        both = chooser.one_of(weights.spread.proj), chooser.one_of(weights.spread.unembd_proj)
+        spread = SpreadPlan(config.streams.count, *both)
+    output = chooser.projection([weights.head], factor=config.logit_scale) if config.generates else None
     output_norm = norm_of(weights.output_norm)
-    takes = [*(layer.takes_operand for layer in layers[1:]), output.takes_operand]
+    takes = [*(layer.takes_operand for layer in layers[1:]), output is not None and output.takes_operand]
     norms = [*(layer.attn_norm for layer in layers[1:]), output_norm]
     leaves = [leaves_behind(layer, norm) and take for layer, norm, take in zip(layers, norms, takes, strict=True)]
     return LaunchPlan(
@@ -270,10 +355,27 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
         output_norm=output_norm,
         output=output,
         softcap=config.logit_softcap is not None,
+        token_types=weights.token_types is not None,
+        per_layer=per_layer,
+        silent=config.silent is not None,
+        spread=spread,
     )
 
 
-def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPlan:
+def _kept_caches(layers: Sequence[LayerWeights]) -> dict[int, int]:
+    """For each layer whose cache later ones read, where its keys and values are in the rows of Activations.kept."""
+    attended = [layer.config.attention_part for layer in layers]
+    owners = {one.cache_layer for one in attended if one is not None and one.cache_layer is not None}
+    found, at = {}, 0
+    for owner in sorted(owners):
+        config = attended[owner]
+        assert config is not None
+        found[owner] = at
+        at += config.n_kv_heads * (config.key_width + config.value_width)
+    return found
+
+
+def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings, kept: dict[int, int]) -> LayerPlan:
     config, scale = layer.config, layer.config.residual_scale
     # Where a norm follows, the result is scaled after it.
     mixed, fed = (scale if norm is None else 1.0 for norm in (layer.attn_post_norm, layer.ffn_post_norm))
@@ -284,22 +386,42 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings) -> LayerPl
     elif layer.ffn is not None:
         assert isinstance(config.ffn, FfnConfig)
         ffn = describe_ffn(layer.ffn, config.ffn, chooser, factor=fed)
+    layer_input = None
+    if layer.layer_input is not None:
+        own = layer.layer_input
+        products = chooser.projection([own.inp_gate]), chooser.projection([own.proj])
+        layer_input = LayerInputPlan(*products, in_streams=layer.streams is not None)
+    laurel = None
+    if layer.laurel is not None:
+        laurel = LaurelPlan(chooser.projection([layer.laurel.left]), chooser.projection([layer.laurel.right]))
     return LayerPlan(
         index=layer.index,
-        mixer=_mixer(layer, chooser, settings, factor=mixed),
+        mixer=_mixer(layer, chooser, settings, kept, factor=mixed),
         ffn=ffn,
         attn_norm=norm_of(layer.attn_norm),
         attn_post_norm=norm_of(layer.attn_post_norm),
         ffn_norm=norm_of(layer.ffn_norm),
         ffn_post_norm=norm_of(layer.ffn_post_norm),
         parallel=layer.parallel and ffn is not None,
+        attn_output_norm=layer.attn_output_norm is not None,
+        attn_norm_2=layer.attn_norm_2 is not None,
+        last_norm=(layer.layer_output_norm or layer.closing_norm) is not None,
+        embedding_skip=layer.embedding_scale != 0.0,
+        scales=layer.output_scale != 1.0,
+        layer_input=layer_input,
+        laurel=laurel,
+        streams=layer.streams is not None,
     )
 
 
-def _mixer(layer: LayerWeights, chooser: Chooser, settings: Settings, *, factor: float) -> MixerPlan | None:
+def _mixer(
+    layer: LayerWeights, chooser: Chooser, settings: Settings, kept: dict[int, int], *, factor: float
+) -> MixerPlan | None:
     attention = recurrent = None
     if (attended := layer.config.attention_part) is not None:
-        attention = describe_attention(attended, layer.attention, chooser, kv_type=settings.kv_type, factor=factor)
+        owner = layer.index if attended.cache_layer is None else attended.cache_layer
+        parts = attended, layer.attention, chooser
+        attention = describe_attention(*parts, kv_type=settings.kv_type, factor=factor, kept_at=kept.get(owner))
     if (moved := layer.config.recurrent_part) is not None:
         assert layer.recurrent is not None
         recurrent = describe_recurrent(moved, layer.recurrent, chooser, factor=factor)

@@ -14,23 +14,28 @@ from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projectio
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
 from engine.cuda.recurrent.convolution import ConvShape
 from engine.cuda.recurrent.delta import DeltaShape
+from engine.cuda.recurrent.lightning import LightningShape
 from engine.cuda.recurrent.mamba_2 import Mamba2Shape
 from engine.cuda.recurrent.mamba_plan import MambaShape
 from engine.cuda.recurrent.plan import CHUNK_ARCH, StateShape
 from engine.model.config import (
     DeltaNetConfig,
     KimiDeltaConfig,
+    LightningConfig,
     Mamba2Config,
     MambaConfig,
+    Plamo2Config,
     RecurrentConfig,
     ShortConvConfig,
 )
 from engine.model.weights import (
     DeltaNetWeights,
     KimiDeltaWeights,
+    LightningWeights,
     Linear,
     Mamba2Weights,
     MambaWeights,
+    Plamo2Weights,
     RecurrentWeights,
     ShortConvWeights,
 )
@@ -232,6 +237,25 @@ class DeltaPlan(RecurrentPlan):
         yield Launch("delta_finish", delta)
 
 
+@dataclass(frozen=True)
+class LightningPlan(RecurrentPlan):
+    """Lightning attention; the first products give q, k and v of each head, then the gates."""
+
+    lightning: LightningShape
+
+    @property
+    def shape(self) -> LightningShape:
+        """See RecurrentPlan.shape."""
+        return self.lightning
+
+    def moved(self, step: Step) -> Iterator[Launch]:
+        """See RecurrentPlan.moved."""
+        (job,) = self.lightning.build_jobs()
+        yield Launch("lightning_prompt" if step.prompts else "lightning_decode", job)
+        yield step.part("normalize_pieces")
+        yield step.part("multiply_gate")
+
+
 def describe_recurrent(
     config: RecurrentConfig, weights: RecurrentWeights, chooser: Chooser, *, factor: float
 ) -> RecurrentPlan:
@@ -245,6 +269,9 @@ def describe_recurrent(
     if isinstance(shape, ConvShape):
         return ShortConvPlan(*both, shape)
     if isinstance(shape, MambaShape):
+        if isinstance(weights, Plamo2Weights):
+            later = chooser.projection(weights.d_b_c), chooser.projection([weights.each_dt])
+            return MambaPlan(*both, shape, *later, norms=True)
         assert isinstance(config, MambaConfig)
         assert isinstance(weights, MambaWeights)
         later = chooser.projection([weights.ssm_x]), chooser.projection([weights.ssm_dt])
@@ -252,6 +279,8 @@ def describe_recurrent(
     if isinstance(shape, Mamba2Shape):
         assert isinstance(weights, Mamba2Weights)
         return Mamba2Plan(*both, shape, norm=weights.norm is not None)
+    if isinstance(shape, LightningShape):
+        return LightningPlan(*both, shape)
     assert isinstance(shape, DeltaShape)
     if isinstance(weights, KimiDeltaWeights):
         assert weights.decay_b is not None
@@ -264,10 +293,12 @@ def state_shape(config: RecurrentConfig) -> StateShape:
     """The kernel shape of one layer."""
     if isinstance(config, ShortConvConfig):
         return ConvShape(config.inner, config.conv_width, 3 * config.inner, gated=True)
-    if isinstance(config, MambaConfig):
+    if isinstance(config, (MambaConfig, Plamo2Config)):  # PLaMo 2's channels of a head have one decay and one step
         return MambaShape(config.inner, config.state, config.conv_width, config.dt_rank)
     if isinstance(config, Mamba2Config):
         return Mamba2Shape(config.heads, config.head_width, config.groups, config.state, config.conv_width)
+    if isinstance(config, LightningConfig):
+        return LightningShape(config.heads, config.head_width, 4 * config.inner)
     if isinstance(config, DeltaNetConfig):
         heads, size = (config.heads, config.key_heads), config.head_width
         row = config.convolved + config.inner + 2 * config.heads
@@ -284,6 +315,10 @@ def recurrent_inputs(weights: RecurrentWeights) -> list[Linear]:
         return [weights.in_proj]
     if isinstance(weights, (MambaWeights, Mamba2Weights)):
         return [weights.ssm_in]
+    if isinstance(weights, LightningWeights):
+        return [weights.qkv, weights.gate]
+    if isinstance(weights, Plamo2Weights):
+        return [*weights.u_z]
     if isinstance(weights, DeltaNetWeights):
         return [weights.qkv, weights.z, weights.beta, weights.alpha]
     assert isinstance(weights, KimiDeltaWeights)

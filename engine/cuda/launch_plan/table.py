@@ -45,7 +45,8 @@ def launch_rows(plan: LaunchPlan) -> list[LaunchRow]:
         name = str(first) if first == last else f"{first}-{last}"
         found += [LaunchRow(name, *row) for row in rows]
         first = last + 1
-    return found + [LaunchRow("", *_cells(product, product.families)) for product in plan.output.parts]
+    head = () if plan.output is None else plan.output.parts
+    return found + [LaunchRow("", *_cells(product, product.families)) for product in head]
 
 
 def launch_table(rows: list[LaunchRow]) -> str:

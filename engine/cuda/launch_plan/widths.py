@@ -16,9 +16,12 @@ class Widths:
         model: D. vocab: V. qkv: all of q, k and v. attention: H*Hv. ffn: F.
         experts: E, 0 without a mixture. used: experts of a row. hidden: hidden values of all of them.
         normed: D, or 0 where every norm folds into a product. part: D, or 0 where every result is added as it comes.
-        beside: D, or 0 without parallel layers.
+        beside: D, or 0 where no layer reads its input again.
         inputs: first products of latent attention. queries: queries from their compression. heads: what the matrices
             of single heads, or kv_b, give. All 0 without latent attention.
+        kept: keys and values of layers that later ones read.
+        embedded: D, or 0 where no layer reads embeddings. per_layer: vectors of a token for all layers. streams: A * D,
+            or 0 without several streams.
         mixed: first products of recurrent layers. convolved: channels of their convolutions. between: products between
             the first and the last. scanned: what the last product reads. chunked: what prompts in chunks keep between
             their kernels. All 0 without such layers.
@@ -36,12 +39,16 @@ class Widths:
     part: int = 0
     beside: int = 0
     inputs: int = 0
+    kept: int = 0
     queries: int = 0
     heads: int = 0
     mixed: int = 0
     convolved: int = 0
     between: int = 0
     scanned: int = 0
+    embedded: int = 0
+    per_layer: int = 0
+    streams: int = 0
     chunked: int = 0
 
     @classmethod
@@ -55,13 +62,24 @@ class Widths:
                     found[name] = max(value, found.get(name, 0))
         norms = [norm for layer in layers for norm in (layer.attn_norm, layer.ffn_norm)] + [plan.output_norm]
         posts = [norm for layer in layers for norm in (layer.attn_post_norm, layer.ffn_post_norm)]
-        waits = plan.position_embd is not None or any(norm is not Norm.ABSENT for norm in posts)
+        weighs = any(layer.moe is not None and layer.moe.weigh_input for layer in layers)
+        waits = plan.position_embd is not None or any(norm is not Norm.ABSENT for norm in posts) or weighs
+        per_layer, lows = 0, [layer.laurel.left.width for layer in layers if layer.laurel is not None]
+        if lows:
+            found["ffn"] = max(*lows, found.get("ffn", 0))
+        if plan.per_layer is not None:
+            per_layer = plan.per_layer.model_proj.width
+            found["ffn"] = max(plan.per_layer.width, found.get("ffn", 0))
+        again = (one.parallel or one.attn_norm_2 or (one.moe is not None and one.moe.reads_input) for one in layers)
         return cls(
             model=width,
             vocab=plan.vocab,
-            normed=width if Norm.APART in norms else 0,
-            part=width if waits else 0,
-            beside=width if any(layer.parallel for layer in layers) else 0,
+            normed=width if Norm.APART in norms or weighs or lows else 0,
+            part=width if waits or per_layer or lows or plan.spread is not None else 0,
+            streams=0 if plan.spread is None else width * plan.spread.count,
+            beside=width if any(again) else 0,
+            embedded=width if plan.keeps_embeddings else 0,
+            per_layer=per_layer,
             **found,
         )
 

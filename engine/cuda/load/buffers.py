@@ -19,7 +19,9 @@ class Activations:
         y: (R, D) output of one expert. total: (R, D) sum over experts.
         router: (R, E) scores. mix: (R, 1) score of the shared expert.
         chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F), of decode steps.
-        normed, part, beside, inputs, queries, heads: see Widths; one column where no part needs them.
+        embedded: embeddings of the rows. layer_inputs: vectors of every layer's own; layer_projected: what becomes part
+            of them. streams, predicted: of a stream of several vectors. One column without them.
+        normed, part, beside, inputs, kept, queries, heads: see Widths; one column where no part needs them.
         mixed, convolved, between, scanned: of recurrent layers, see Widths; one column without them.
         chunked: of recurrent layers whose prompts go in chunks, see Widths; of prompts.
         operand: bytes of the input of one product of prompts, as its kernels read it.
@@ -43,6 +45,12 @@ class Activations:
     part: DeviceArray
     beside: DeviceArray
     inputs: DeviceArray
+    kept: DeviceArray
+    embedded: DeviceArray
+    layer_inputs: DeviceArray
+    layer_projected: DeviceArray
+    streams: DeviceArray
+    predicted: DeviceArray
     queries: DeviceArray
     heads: DeviceArray
     mixed: DeviceArray

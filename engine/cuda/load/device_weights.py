@@ -19,13 +19,15 @@ from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Product
-from engine.cuda.launch_plan.recurrent import DeltaPlan, Mamba2Plan, MambaPlan, ShortConvPlan
+from engine.cuda.launch_plan.recurrent import DeltaPlan, LightningPlan, Mamba2Plan, MambaPlan, ShortConvPlan
+from engine.cuda.launch_plan.streams import PerLayerPlan
 from engine.cuda.matrix.decode_gemm import DecodeGemm
 from engine.cuda.matrix.linear import MatrixGroup
 from engine.cuda.matrix.matvec import MatVec
 from engine.cuda.recurrent.delta import DeltaConstants
 from engine.cuda.recurrent.mamba_2 import Mamba2Constants
 from engine.cuda.rows.parts import DeviceNorm, DeviceRope
+from engine.cuda.rows.streams import DeviceStreams
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class DeviceFfn:
     """A feed-forward part; see FfnPlan for which of its products are set.
 
     Attributes:
-        act_scales: float32 (F,) that divides what the activation gives, or None.
+        act_scales: float32 (F,) that divides what the activation gives, or None. sub_norm: of what down reads.
         gate_bias, up_bias: float32 (F,) of a paired matrix, or None. Only products of prompts apply them.
     """
 
@@ -83,6 +85,7 @@ class DeviceFfn:
     act_scales: DeviceArray | None = None
     gate_bias: DeviceArray | None = None
     up_bias: DeviceArray | None = None
+    sub_norm: DeviceNorm | None = None
 
     @property
     def gate_up_bytes(self) -> int:
@@ -102,6 +105,8 @@ class DeviceMoe:
         chosen, sharing, grouped: launchers of the families EXPERTS_CHOSEN, EXPERTS_SHARED and EXPERTS_GROUPED over the
             same memory; None where no step takes the family.
         expert_bytes: packed size of all experts.
+        norm, router_norm: norms of what experts and router read, where they do not read what the layer's norm gives, or
+            None. expert_post_norm, shared_post_norm: of what experts and the shared part give, or None.
     """
 
     plan: MoePlan
@@ -114,6 +119,10 @@ class DeviceMoe:
     sharing: RowExperts | None
     grouped: StackedExperts | None
     expert_bytes: int
+    norm: DeviceNorm | None
+    router_norm: DeviceNorm | None
+    expert_post_norm: DeviceNorm | None
+    shared_post_norm: DeviceNorm | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +145,8 @@ class DeviceLatent:
     """Latent attention before the cache; see LatentPlan for which of its products are set.
 
     Attributes:
-        q_a_norm: norm of the compressed queries, or None. kv_a_norm: norm of the latent vector.
+        q_a_norm: norm of the compressed queries, or None. kv_a_norm: norm of the latent vector. k_norm: norm of the
+            rotated part, or None.
         rope: rotation of the R columns.
     """
 
@@ -149,6 +159,7 @@ class DeviceLatent:
     v_b: DeviceHeads | None
     kv_b: DeviceProjection | None
     rope: DeviceRope
+    k_norm: DeviceNorm | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +169,7 @@ class DeviceAttention:
     Attributes:
         heads: what row kernels do to queries and keys; None where there is nothing.
         constants: what the attention kernels are given. output: the output projection.
+        sub_norm: norm of what it reads, or None. softplus: of gates; else they are sigmoids.
     """
 
     plan: AttentionPlan
@@ -166,6 +178,8 @@ class DeviceAttention:
     heads: HeadSteps | None
     constants: LayerAttention
     output: DeviceProjection
+    sub_norm: DeviceNorm | None
+    softplus: bool
 
     @property
     def shape(self) -> AttentionShape:
@@ -199,7 +213,7 @@ class DeviceMamba:
 
     Attributes:
         inputs, ssm_x, ssm_dt, output: products.
-        conv: float32 (E, W). conv_bias: (E,). a: (E, N). d: (E,).
+        conv: float32 (E, W). conv_bias: (E,) or None. a: (E, N). d: (E,).
         norms: of dt, B and C, or None.
     """
 
@@ -209,7 +223,7 @@ class DeviceMamba:
     ssm_dt: DeviceProjection
     output: DeviceProjection
     conv: DeviceArray
-    conv_bias: DeviceArray
+    conv_bias: DeviceArray | None
     a: DeviceArray
     d: DeviceArray
     norms: tuple[DeviceNorm | None, ...]
@@ -268,7 +282,28 @@ class DeviceDelta:
         return self.kept.conv, self.kept.dt_bias, self.kept.a, self.kept.norm
 
 
-DeviceRecurrent = DeviceShortConv | DeviceMamba | DeviceMamba2 | DeviceDelta
+@dataclass(frozen=True, eq=False)
+class DeviceLightning:
+    """Lightning attention. decay: float32 (H,). norm: of the result of all heads together."""
+
+    plan: LightningPlan
+    inputs: DeviceProjection
+    output: DeviceProjection
+    decay: DeviceArray
+    norm: DeviceNorm
+
+    @property
+    def inner(self) -> tuple[DeviceProjection, ...]:
+        """See DeviceShortConv."""
+        return ()
+
+    @property
+    def constants(self) -> tuple[DeviceArray | None, ...]:
+        """See DeviceShortConv."""
+        return (self.decay,)
+
+
+DeviceRecurrent = DeviceShortConv | DeviceMamba | DeviceMamba2 | DeviceDelta | DeviceLightning
 """A recurrent mixer; one class per class of launch_plan.recurrent.RecurrentPlan."""
 
 
@@ -285,11 +320,49 @@ DeviceMixer = DeviceAttention | DeviceRecurrent | DeviceCombined
 
 
 @dataclass(frozen=True, eq=False)
+class DeviceLayerInput:
+    """What a token's own vector for a layer adds to the layer's result. post_norm: of what is added."""
+
+    inp_gate: DeviceProjection
+    proj: DeviceProjection
+    post_norm: DeviceNorm
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceLaurel:
+    """The low-rank projections beside a mixer. post_norm: of what they give."""
+
+    left: DeviceProjection
+    right: DeviceProjection
+    post_norm: DeviceNorm
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceSpread:
+    """A residual stream of several vectors. proj, unembd_proj: a product for each stream but the first."""
+
+    proj: tuple[DeviceProjection, ...]
+    unembd_proj: tuple[DeviceProjection, ...]
+    active: int
+
+
+@dataclass(frozen=True, eq=False)
+class DevicePerLayer:
+    """Vectors of tokens for each layer; see PerLayerPlan. proj_norm: of each layer's part of model_proj's result."""
+
+    plan: PerLayerPlan
+    token_embd: PackedMatrix
+    model_proj: DeviceProjection
+    proj_norm: DeviceNorm
+
+
+@dataclass(frozen=True, eq=False)
 class DeviceLayer:
     """One layer. At most one of ffn and moe is set; norms and the mixer may be None.
 
     residual_scale is part of projections whose results are added as they come; it is left for those with a norm behind
-    them.
+    them. embedding_scale: factor of the embeddings that are added to the result, 0 for none; output_scale: of it.
+    mixer_skip, ffn_skip: norms of what a part reads, times plan.skip_scale also what it is added to; None: x itself is.
     """
 
     plan: LayerPlan
@@ -301,6 +374,16 @@ class DeviceLayer:
     moe: DeviceMoe | None
     ffn_post_norm: DeviceNorm | None
     residual_scale: float
+    attn_output_norm: DeviceNorm | None = None
+    attn_norm_2: DeviceNorm | None = None
+    last_norm: DeviceNorm | None = None
+    embedding_scale: float = 0.0
+    output_scale: float = 1.0
+    layer_input: DeviceLayerInput | None = None
+    laurel: DeviceLaurel | None = None
+    streams: DeviceStreams | None = None
+    mixer_skip: DeviceNorm | None = None
+    ffn_skip: DeviceNorm | None = None
 
     @property
     def index(self) -> int:
@@ -343,7 +426,8 @@ class DeviceLayer:
 class DeviceWeights:
     """The whole model. token_embd is the head's own matrix where the file ties them.
 
-    logit_scale is part of the output projection.
+    logit_scale is part of the output projection, which models that make embeddings alone have not. token_types: float32
+    (D,), added to every token's vector. silent: the first token that is never given, and the one behind them.
     """
 
     plan: LaunchPlan
@@ -353,5 +437,9 @@ class DeviceWeights:
     embedding_norm: DeviceNorm | None
     layers: tuple[DeviceLayer, ...]
     output_norm: DeviceNorm | None
-    output: DeviceProjection
+    output: DeviceProjection | None
     logit_softcap: float | None
+    token_types: DeviceArray | None
+    per_layer: DevicePerLayer | None
+    silent: tuple[int, int] | None
+    spread: DeviceSpread | None

@@ -13,8 +13,10 @@ from engine.cuda.attention.attention_plan import LARGEST_HEAD
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
 from engine.cuda.recurrent.convolution import MAX_CONV
 from engine.cuda.recurrent.delta import MAX_HEAD
+from engine.cuda.recurrent.lightning import MAX_COLUMNS
 from engine.cuda.recurrent.mamba_2 import MAX_STATES as MAX_STATES_2
 from engine.cuda.recurrent.mamba_plan import MAX_STATES
+from engine.cuda.rows.streams import MOST_STREAMS
 from engine.errors import DeviceError
 from engine.model.config import (
     Activation,
@@ -23,16 +25,19 @@ from engine.model.config import (
     CombinedConfig,
     DeltaNetConfig,
     FfnConfig,
+    GateFunction,
     KimiDeltaConfig,
     LightningConfig,
     Mamba2Config,
     MambaConfig,
     MixerConfig,
     MoeConfig,
+    NormedSkip,
     NormKind,
     OutputGate,
     Plamo2Config,
     QkNorm,
+    QkWeights,
     RecurrentConfig,
     ResidualKind,
     Routing,
@@ -48,7 +53,9 @@ _SERVED: dict[str, frozenset[Any]] = {
     "qk_norm": frozenset({None, QkNorm.HEAD, QkNorm.EACH_HEAD, QkNorm.WIDTH}),
     "qk_norm_after_rope": frozenset({True, False}),
     "sinks": frozenset({True, False}),
-    "output_gate": frozenset({None, OutputGate.IN_QUERY, OutputGate.OWN}),
+    "output_gate": frozenset({None, OutputGate.IN_QUERY, OutputGate.OWN, OutputGate.PER_HEAD}),
+    "gate_function": frozenset(GateFunction),
+    "qk_norm_weights": frozenset(QkWeights),
     "residual": frozenset({ResidualKind.SEQUENTIAL, ResidualKind.PARALLEL}),
     "learned_positions": frozenset({True, False}),
     "activation": frozenset(
@@ -58,12 +65,33 @@ _SERVED: dict[str, frozenset[Any]] = {
             Activation.RELU,
             Activation.RELU_SQUARED,
             Activation.SWIGLU_CLAMPED,
+            Activation.XIELU,
+            Activation.SITU,
         }
+    ),
+    **dict.fromkeys(
+        (
+            "value_norm",
+            "sub_norm",
+            "limits_gate",
+            "weights_inputs",
+            "routed_early",
+            "reads_input",
+            "separate_norms",
+            "embedding_skip",
+            "closing_norm",
+            "output_scale",
+        ),
+        frozenset({True, False}),
     ),
     "gated": frozenset({True, False}),
     "routing": frozenset({Routing.SOFTMAX, Routing.SIGMOID, Routing.SOFTMAX_CHOSEN}),
     "normalize": frozenset({True, False}),
     "shared_gate": frozenset({True, False}),
+    "causal": frozenset({True, False}),
+    "generates": frozenset({True, False}),
+    "output_norms": frozenset({True, False}),
+    "token_types": frozenset({True, False}),
 }
 """Values of a field that kernels serve."""
 
@@ -91,61 +119,50 @@ _ANY = frozenset(
         "rank",
         "value_scale",
         "shared_scale",
+        "relative_buckets",
+        "chunk",
+        "cache_layer",
+        "limit",
+        "xielu",
+        "per_layer_width",  # also of layers
+        "laurel_rank",
+        "sparsity",
+        "streams",  # of a model and of its layers, within a limit
+        "silent",
+        "skip",  # within a limit
+        "block",  # only where the layer's weights are
+        "output_factor",  # in the weights it is part of the layer's number
     }
 )
 """Fields that have a default and whose every value is served."""
 
-_RECURRENT = (ShortConvConfig, MambaConfig, Mamba2Config, DeltaNetConfig, KimiDeltaConfig)
+_RECURRENT = (
+    ShortConvConfig,
+    MambaConfig,
+    Mamba2Config,
+    DeltaNetConfig,
+    KimiDeltaConfig,
+    LightningConfig,
+    Plamo2Config,
+)
 """Recurrent mixers that kernels serve, within limits."""
 
 _MIXER_NAMES: dict[type[RecurrentConfig], str] = {
     Rwkv6Config: "time mixing of RWKV-6",
     Rwkv7Config: "time mixing of RWKV-7",
-    LightningConfig: "lightning attention",
-    Plamo2Config: "PLaMo 2 layers",
 }
 
 _NAMES = {
-    "causal": "attention to later tokens",
-    "generates": "models that make embeddings alone",
-    "output_norms": "norms behind residuals",
-    "token_types": "types of tokens",
-    "relative_buckets": "biases of distances",
-    "output_gate": "this kind of gates of attention",
     "decay_floor": "delta rules with a floor of decays",
     "unit_epsilon": "delta rules with an epsilon of their own",
     "sigmoid_gate": "this gate of delta rules",
-    "value_norm": "normalized values",
-    "cache_layer": "layers that read the cache of another layer",
-    "sparsity": "sparse gates",
-    "separate_norms": "norms of the experts' own",
-    "per_layer_width": "token vectors of every layer's own",
-    "output_scale": "scaled outputs of layers",
-    "laurel_rank": "low-rank projections beside attention",
-    "streams": "a residual stream of several vectors",
-    "output_factor": "scaled outputs of layers",
-    "sub_norm": "norms inside the parts of a layer",
-    "xielu": "this activation",
     "indexer": "an indexer that chooses positions",
-    "skip": "this kind of residual connections",
     "ngrams": "tables of n-grams",
     "latent_width": "experts that read fewer numbers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
-    "gate_function": "this function of gates of attention",
-    "chunk": "attention in chunks",
-    "qk_norm_weights": "normalized queries and keys without weights",
-    "block": "layers that are passed several times",
-    "closing_norm": "norms between passes of layers",
-    "embedding_skip": "embeddings added to later layers",
-    "silent": "tokens that are never given",
-    "limit": "limits of gated activations",
-    "limits_gate": "limits of gated activations",
-    "weights_inputs": "weights of experts on their inputs",
-    "routed_early": "routers before the mixer",
     "adjugate": "adjugate experts",
-    "reads_input": "experts that read the layer's input",
 }
 
 
@@ -166,6 +183,10 @@ def check_features(model: LoadedModel) -> None:
 def missing_features(model: LoadedModel) -> list[str]:
     """Names of the parts of a model that the GPU does not compute; empty where it computes all of them."""
     found = list(_unserved(model.config))
+    if model.config.skip is not None and not isinstance(model.config.skip, NormedSkip):
+        found.append("this kind of residual connections")
+    if model.config.streams is not None and model.config.streams.count > MOST_STREAMS:
+        found.append(f"a residual stream of more than {MOST_STREAMS} vectors")
     for layer in model.weights.layers:
         found += _unserved(layer.config)
         found += _of_mixer(layer.config.mixer)
@@ -187,12 +208,6 @@ def _of_mixer(mixer: MixerConfig | None) -> Iterator[str]:
 
 def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
-    if config.latent is not None and config.latent.key_norm:
-        yield "normalized keys of latent attention"
-    if config.temperature is not None and config.temperature.offset:
-        yield "offsets of attention's temperature"
-    if config.output_gate is not None and config.latent is not None:
-        yield "gates of latent attention"
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
 
@@ -202,10 +217,14 @@ def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:
         yield _MIXER_NAMES.get(type(config), "this kind of recurrent layers")
         return
     yield from _unserved(config)
+    if isinstance(config, LightningConfig):
+        if config.head_width > MAX_COLUMNS:
+            yield f"lightning attention with heads of more than {MAX_COLUMNS} columns"
+        return
     if config.conv_width not in range(2, MAX_CONV + 1):
         yield f"convolutions over other than 2 to {MAX_CONV} tokens"
-    most = MAX_STATES if isinstance(config, MambaConfig) else MAX_STATES_2
-    if isinstance(config, (MambaConfig, Mamba2Config)) and config.state > most:
+    most = MAX_STATES_2 if isinstance(config, Mamba2Config) else MAX_STATES
+    if isinstance(config, (MambaConfig, Mamba2Config, Plamo2Config)) and config.state > most:
         yield f"recurrent layers with more than {most} states of a channel"
     if isinstance(config, (DeltaNetConfig, KimiDeltaConfig)) and config.head_width > MAX_HEAD:
         yield f"delta rules with heads of more than {MAX_HEAD} columns"

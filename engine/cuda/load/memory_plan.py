@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from engine.config import MAX_SEQUENCES, PAGE, KvType, cache_size, checkpoint_count, page_count, step_sizes
 from engine.cuda.attention.attention_plan import scratch_bytes
-from engine.cuda.attention.cache import bytes_per_page, page_table_bytes
+from engine.cuda.attention.cache import bytes_per_page, page_table_bytes, text_cache_bytes, text_pages
 from engine.cuda.attention.known_rows import KnownRows
 from engine.cuda.launch_plan.ahead import STATE_PLACES
 from engine.cuda.launch_plan.arrays import array_bytes
@@ -21,6 +21,9 @@ from engine.model.memory import MemoryPlan
 
 PREFILL_ROWS = (2048, 512)
 """Rows of prompts that run at once: the first whose activations leave room for all pages, else the last."""
+
+TEXT_ROWS = 8192
+"""The same of a model that makes embeddings alone, or its context where that is longer: a text is in one batch."""
 
 MIXED_ROWS = 512
 """Rows of prompts beside running streams, which wait for them once a token; with throughput as the target PREFILL_ROWS.
@@ -125,6 +128,8 @@ def make_plan(
     """
     check_features(model)
     settings = Settings(KvType.parse(kv_type), max_sequences or LEAST_SEQUENCES, prefill_chunk or PREFILL_ROWS[0])
+    if not model.config.generates:
+        settings = replace(settings, max_sequences=1, prefill_rows=max(settings.prefill_rows, context_length))
     if free is not None:
         _, plan = choose(
             model,
@@ -187,6 +192,12 @@ def choose(
             n_checkpoints=checkpoint_count(checkpoints, sequences),
         )
 
+    if not model.config.generates:
+        rows = max(TEXT_ROWS if default_rows else settings.prefill_rows, context_length)
+        launches, plan = planned(rows, 1)
+        if plan.total > free:
+            launches, plan = planned(context_length, 1)
+        return launches, fit(plan, free)
     sequences = LEAST_SEQUENCES if default_sequences else settings.max_sequences
     for rows in PREFILL_ROWS if default_rows else (settings.prefill_rows,):
         launches, plan = planned(rows, sequences)
@@ -224,7 +235,7 @@ def plan_of(
     """The plan of a model whose launches are known; arguments as those of make_plan(), n_checkpoints resolved."""
     settings = launches.settings
     slots, vocab, decode_rows = settings.max_sequences, launches.vocab, launches.decode_rows
-    shapes, rows = launches.attention_shapes, StateRows(slots, STATE_PLACES, n_checkpoints)
+    shapes, rows = launches.cache_shapes, StateRows(slots, STATE_PLACES, n_checkpoints)
     activations = (
         array_bytes(launches)
         + 4 * launches.width * slots  # last rows of prompts
@@ -232,14 +243,18 @@ def plan_of(
         + DeviceSampler.n_bytes(vocab, context_length, slots, slots)
         + page_table_bytes(context_length, slots)
         + KnownRows.n_bytes(decode_rows, launches.known_rows, context_length)
-        + sum(scratch_bytes(shape, decode_rows, *launches.card) for shape in set(shapes) if shape is not None)
+        + sum(scratch_bytes(shape, decode_rows, *launches.card) for shape in set(launches.attention_shapes) if shape)
     )
     least = page_count(context_length)
+    per_page, pages = bytes_per_page(shapes), page_count(cache_size(cache_tokens, context_length, slots))
+    if not launches.generates:
+        least = pages = text_pages(settings.prefill_rows)
+        per_page = text_cache_bytes(shapes, 1)
     return DevicePlan(
         weights=_weight_bytes(model, launches),
         activations=activations,
-        per_page=bytes_per_page(shapes),
-        pages=page_count(cache_size(cache_tokens, context_length, slots)),
+        per_page=per_page,
+        pages=pages,
         least_pages=least,
         prefill_rows=settings.prefill_rows,
         max_sequences=slots,

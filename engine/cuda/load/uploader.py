@@ -24,7 +24,15 @@ from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
-from engine.cuda.launch_plan.recurrent import DeltaPlan, Mamba2Plan, MambaPlan, RecurrentPlan, ShortConvPlan
+from engine.cuda.launch_plan.recurrent import (
+    DeltaPlan,
+    LightningPlan,
+    Mamba2Plan,
+    MambaPlan,
+    RecurrentPlan,
+    ShortConvPlan,
+)
+from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.load.device_weights import (
     DeviceAttention,
     DeviceCombined,
@@ -32,14 +40,19 @@ from engine.cuda.load.device_weights import (
     DeviceFfn,
     DeviceHeads,
     DeviceLatent,
+    DeviceLaurel,
     DeviceLayer,
+    DeviceLayerInput,
+    DeviceLightning,
     DeviceMamba,
     DeviceMamba2,
     DeviceMixer,
     DeviceMoe,
+    DevicePerLayer,
     DeviceProjection,
     DeviceRecurrent,
     DeviceShortConv,
+    DeviceSpread,
     DeviceWeights,
 )
 from engine.cuda.load.tensor_index import TensorIndex
@@ -47,31 +60,59 @@ from engine.cuda.load.tensor_upload import TensorUploader, part_of
 from engine.cuda.matrix.linear import MatrixGroup
 from engine.cuda.recurrent.delta import DeltaConstants
 from engine.cuda.recurrent.mamba_2 import Mamba2Constants
-from engine.model.config import AttentionConfig
+from engine.cuda.rows.parts import DeviceNorm
+from engine.cuda.rows.streams import DeviceStreams
+from engine.gguf.quants import dequantize
+from engine.model.config import AltUpConfig, AttentionConfig, GateFunction
 from engine.model.loader import LoadedModel
+from engine.model.relative import FARTHEST, relative_buckets
 from engine.model.rope import RopeTable
 from engine.model.weights import (
     AttentionWeights,
     DeltaNetWeights,
     FfnWeights,
+    Float32Array,
     KimiDeltaWeights,
     LatentWeights,
+    LaurelWeights,
+    LayerInputWeights,
     LayerWeights,
+    LightningWeights,
+    Linear,
     Mamba2Weights,
     MambaWeights,
     MoeWeights,
+    NormedSkipWeights,
+    PerLayerWeights,
+    Plamo2Weights,
     RecurrentWeights,
     ShortConvWeights,
+    SkipWeights,
+    StreamWeights,
 )
 
 
 class ExpertBiases(TypedDict):
-    """Keyword arguments of the launchers of experts: float32, or None for none."""
+    """Keyword arguments of the launchers of experts; biases are float32, or None for none."""
 
     router_bias: DeviceArray | None
     gate_bias: DeviceArray | None
     up_bias: DeviceArray | None
     down_bias: DeviceArray | None
+    weigh_input: bool
+
+
+def _gains(bias: Float32Array) -> Float32Array:
+    """Learned biases of kinds of distance (buckets, H) as (H, 2 * FARTHEST + 1), by the distance key - query."""
+    kinds = relative_buckets(np.arange(-FARTHEST, FARTHEST + 1), len(bias))
+    return np.ascontiguousarray(bias[kinds].T)
+
+
+def _expanded(linear: Linear) -> Float32Array:
+    """A small matrix as float32."""
+    weight = linear.weight
+    matrix = dequantize(weight.raw, weight.type).reshape(weight.shape) * np.float32(linear.scale)
+    return np.asarray(matrix, np.float32)
 
 
 class Uploader(TensorUploader):
@@ -90,8 +131,12 @@ class Uploader(TensorUploader):
                 embedding_norm=self.norm(weights.embedding_norm),
                 layers=tuple(self._layer(*pair) for pair in zip(plan.layers, weights.layers, strict=True)),
                 output_norm=self.norm(weights.output_norm),
-                output=self.projection(plan.output),
+                output=None if plan.output is None else self.projection(plan.output),
                 logit_softcap=config.logit_softcap,
+                token_types=self.vector(weights.token_types),
+                per_layer=None if plan.per_layer is None else self._per_layer(plan.per_layer, weights.per_layer),
+                silent=config.silent,
+                spread=None if plan.spread is None else self._spread(plan.spread, config.streams),
             )
         self._stream.synchronize()
         return result
@@ -116,7 +161,62 @@ class Uploader(TensorUploader):
             moe=moe,
             ffn_post_norm=self.norm(layer.ffn_post_norm),
             residual_scale=layer.config.residual_scale,
+            attn_output_norm=self.norm(layer.attn_output_norm),
+            attn_norm_2=self.norm(layer.attn_norm_2),
+            last_norm=self.norm(layer.layer_output_norm or layer.closing_norm),
+            embedding_scale=layer.embedding_scale,
+            output_scale=layer.output_scale,
+            mixer_skip=self._skip_norm(layer.mixer_skip),
+            ffn_skip=self._skip_norm(layer.ffn_skip),
+            laurel=None if plan.laurel is None else self._laurel(plan.laurel, layer.laurel),
+            streams=None if layer.streams is None else self._streams(layer.streams, layer.config.streams),
+            layer_input=None if plan.layer_input is None else self._layer_input(plan.layer_input, layer.layer_input),
         )
+
+    def _per_layer(self, plan: PerLayerPlan, weights: PerLayerWeights | None) -> DevicePerLayer:
+        assert weights is not None
+        norm = self.norm(weights.proj_norm)
+        assert norm is not None
+        return DevicePerLayer(plan, self.matrix(weights.token_embd), self.projection(plan.model_proj), norm)
+
+    def _skip_norm(self, skip: SkipWeights | None) -> DeviceNorm | None:
+        if skip is None:
+            return None
+        assert isinstance(skip, NormedSkipWeights)
+        return self.norm(skip.norm)
+
+    def _spread(self, plan: SpreadPlan, config: AltUpConfig | None) -> DeviceSpread:
+        assert config is not None
+        places = range(plan.count - 1)
+        proj = tuple(self.projection(plan.proj, place) for place in places)
+        unembd_proj = tuple(self.projection(plan.unembd_proj, place) for place in places)
+        return DeviceSpread(proj, unembd_proj, config.active)
+
+    def _streams(self, weights: StreamWeights, config: AltUpConfig | None) -> DeviceStreams:
+        assert config is not None
+        assert weights.router_norm.weight is not None
+        router = _expanded(weights.router) * weights.router_norm.weight
+        return DeviceStreams(
+            count=config.count,
+            active=config.active,
+            router=self.vector(router / np.float32(router.shape[1])),
+            epsilon=weights.router_norm.epsilon,
+            predict=self.vector(_expanded(weights.predict)),
+            correct=self.vector(_expanded(weights.correct)),
+            scale=self.vector(weights.scale),
+        )
+
+    def _laurel(self, plan: LaurelPlan, weights: LaurelWeights | None) -> DeviceLaurel:
+        assert weights is not None
+        norm = self.norm(weights.post_norm)
+        assert norm is not None
+        return DeviceLaurel(self.projection(plan.left), self.projection(plan.right), norm)
+
+    def _layer_input(self, plan: LayerInputPlan, weights: LayerInputWeights | None) -> DeviceLayerInput:
+        assert weights is not None
+        norm = self.norm(weights.post_norm)
+        assert norm is not None
+        return DeviceLayerInput(self.projection(plan.inp_gate), self.projection(plan.proj), norm)
 
     def _ffn(self, plan: FfnPlan, weights: FfnWeights, expert: int | None = None) -> DeviceFfn:
         return DeviceFfn(
@@ -126,6 +226,7 @@ class Uploader(TensorUploader):
             up=None if plan.up is None else self.projection(plan.up, expert),
             down=self.projection(plan.down, expert),
             act_scales=self.vector(weights.act_scales),
+            sub_norm=self.norm(weights.sub_norm),
         )
 
     def _mixer(self, plan: MixerPlan | None, layer: LayerWeights) -> DeviceMixer | None:
@@ -146,20 +247,35 @@ class Uploader(TensorUploader):
             assert isinstance(weights, ShortConvWeights)
             return DeviceShortConv(plan, *products, conv=self.vector(weights.conv))
         if isinstance(plan, MambaPlan):
-            assert isinstance(weights, MambaWeights)
+            assert isinstance(weights, (MambaWeights, Plamo2Weights))
             return self._mamba(plan, *products, weights)
         if isinstance(plan, Mamba2Plan):
             assert isinstance(weights, Mamba2Weights)
             small = (self.vector(one) for one in (weights.dt_bias, weights.a, weights.d))
             kept = Mamba2Constants(self.vector(weights.conv1d), self.vector(weights.conv1d_bias), *small)
             return DeviceMamba2(plan, *products, kept, self.norm(weights.norm))
+        if isinstance(plan, LightningPlan):
+            assert isinstance(weights, LightningWeights)
+            norm = self.norm(weights.norm)
+            assert norm is not None
+            return DeviceLightning(plan, *products, self.vector(weights.decay), norm)
         assert isinstance(plan, DeltaPlan)
         assert isinstance(weights, (DeltaNetWeights, KimiDeltaWeights))
         return self._delta(plan, *products, weights)
 
     def _mamba(
-        self, plan: MambaPlan, inputs: DeviceProjection, output: DeviceProjection, weights: MambaWeights
+        self,
+        plan: MambaPlan,
+        inputs: DeviceProjection,
+        output: DeviceProjection,
+        weights: MambaWeights | Plamo2Weights,
     ) -> DeviceMamba:
+        a, d, conv_bias = weights.a, weights.d, None
+        if isinstance(weights, Plamo2Weights):  # one number of each for all states and channels of a head
+            each = plan.mamba.d_inner // len(a)
+            a, d = np.repeat(a, each * plan.mamba.d_state), np.repeat(d, each)
+        else:
+            conv_bias = weights.conv1d_bias
         return DeviceMamba(
             plan=plan,
             inputs=inputs,
@@ -167,9 +283,9 @@ class Uploader(TensorUploader):
             ssm_dt=self.projection(plan.ssm_dt),
             output=output,
             conv=self.vector(weights.conv1d),
-            conv_bias=self.vector(weights.conv1d_bias),
-            a=self.vector(weights.a),
-            d=self.vector(weights.d),
+            conv_bias=self.vector(conv_bias),
+            a=self.vector(a.reshape(plan.mamba.d_inner, plan.mamba.d_state)),
+            d=self.vector(d),
             norms=tuple(self.norm(norm) for norm in (weights.dt_norm, weights.b_norm, weights.c_norm)),
         )
 
@@ -198,12 +314,15 @@ class Uploader(TensorUploader):
             q_norm=None if q_norm is None else q_norm.weight,
             k_norm=None if k_norm is None else k_norm.weight,
             norm_eps=1e-6 if q_norm is None else q_norm.epsilon,
-            window=config.window or 0,
+            window=config.window or -(config.chunk or 0),
             temperature=0.0 if temperature is None else temperature.scale,
             temperature_length=1 if temperature is None else temperature.length,
+            temperature_offset=0 if temperature is None else temperature.offset,
             softcap=config.softcap or 0.0,
             sinks=self.vector(weights.sinks),
-            slopes=self.vector(weights.alibi_slopes),
+            slopes=self.vector(
+                weights.alibi_slopes if weights.relative_bias is None else _gains(weights.relative_bias)
+            ),
         )
         heads = None
         if plan.prepares:
@@ -212,6 +331,7 @@ class Uploader(TensorUploader):
                 rope=self._rope(weights.rope) if plan.rotates else None,
                 q_norm=self.norm(weights.q_norm) if plan.q_norm else None,
                 k_norm=self.norm(weights.k_norm) if plan.k_norm else None,
+                v_norm=self.norm(weights.v_norm) if plan.v_norm else None,
                 kind=config.qk_norm,
             )
         latent = None
@@ -225,6 +345,8 @@ class Uploader(TensorUploader):
             heads=heads,
             constants=constants,
             output=self.projection(plan.output),
+            sub_norm=self.norm(weights.sub_norm),
+            softplus=config.gate_function is GateFunction.SOFTPLUS,
         )
 
     def _latent(self, plan: LatentPlan, weights: LatentWeights, rope: RopeTable | None) -> DeviceLatent:
@@ -240,6 +362,7 @@ class Uploader(TensorUploader):
             v_b=None if plan.v_b is None else self._heads(plan.v_b),
             kv_b=None if plan.kv_b is None else self.projection(plan.kv_b),
             rope=self._rope(rope),
+            k_norm=self.norm(weights.k_norm),
         )
 
     def _heads(self, plan: HeadMatrices) -> DeviceHeads:
@@ -267,13 +390,14 @@ class Uploader(TensorUploader):
             parts = gate_up, down, plan.routing, plan.expert.activation
             biases: ExpertBiases = {
                 "router_bias": selection_bias, "gate_bias": gate_bias, "up_bias": up_bias, "down_bias": down_bias,
+                "weigh_input": plan.weigh_input,
             }  # fmt: skip
             used = plan.families.used
             chosen = ExpertProducts(*parts, **biases) if Family.EXPERTS_CHOSEN in used else None
             sharing = RowExperts(*parts, **biases) if Family.EXPERTS_SHARED in used else None
             if Family.EXPERTS_GROUPED in used:
                 stacks = MatrixGroup([gate_up]), MatrixGroup([down])
-                grouped = StackedExperts(*stacks, plan.routing, selection_bias)
+                grouped = StackedExperts(*stacks, plan.routing, selection_bias, plan.weigh_input)
             if plan.uses_experts_alone:
                 vectors = gate_bias, up_bias, down_bias
                 experts = tuple(self._gathered(plan.expert, gate_up, down, vectors, i, n) for i in range(n))
@@ -288,6 +412,10 @@ class Uploader(TensorUploader):
             sharing=sharing,
             grouped=grouped,
             expert_bytes=expert_bytes,
+            norm=self.norm(weights.norm),
+            router_norm=self.norm(weights.router_norm),
+            expert_post_norm=self.norm(weights.expert_post_norm),
+            shared_post_norm=self.norm(weights.shared_post_norm),
         )
 
     def _stack(self, plan: Matrix) -> PackedMatrix:

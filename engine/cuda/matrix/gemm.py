@@ -92,6 +92,7 @@ def make_operand(
     eps: float = 0.0,
     places: DeviceArray | None = None,
     copies: int = 1,
+    weights: DeviceArray | None = None,
     room_rows: int | None = None,
 ) -> Operand:
     """x or RMSNorm(x) * norm as an operand.
@@ -103,13 +104,14 @@ def make_operand(
         eps: the norm's epsilon.
         places: int32 (T, copies), the rows of the operand that each row goes to, -1 for none; None: its own.
         copies: of each row.
+        weights: float32 (T, copies), what each copy is multiplied by; None: by 1.
         room_rows: rows of the operand; T when left out.
     """
     rows, columns = (int(n) for n in x.shape)
     operand = Operand(buffer, rows if room_rows is None else room_rows, columns)
     assert buffer.nbytes >= operand_bytes(operand.rows, columns) and buffer.data.ptr % 128 == 0 and x.strides[1] == 4
     padded = -(-columns // 128) * 128
-    args = (x, x.strides[0] // 4, buffer, operand.pitch, columns, padded, norm, float(eps), places, copies)
+    args = (x, x.strides[0] // 4, buffer, operand.pitch, columns, padded, norm, float(eps), places, copies, weights)
     launch(build(OPERAND_FILES, defines={}).get("operand_half"), rows, 256, args)
     return operand
 

@@ -16,13 +16,14 @@ from engine.cuda.driver.row_store import RowStore, SavedRows
 from engine.cuda.driver.staging import Staging
 from engine.cuda.recurrent.convolution import Convolution, ConvShape
 from engine.cuda.recurrent.delta import Delta, DeltaShape
+from engine.cuda.recurrent.lightning import Lightning, LightningShape
 from engine.cuda.recurrent.mamba import Mamba
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Shape
 from engine.cuda.recurrent.mamba_plan import MambaShape
 from engine.cuda.recurrent.plan import StateShape
 from engine.model.cache import StateCopies, StateRows
 
-Kernels = Convolution | Mamba | Mamba2 | Delta
+Kernels = Convolution | Mamba | Mamba2 | Delta | Lightning
 """The kernels of a recurrent layer; one class per class of StateShape."""
 
 
@@ -58,6 +59,8 @@ def make_kernels(shape: StateShape) -> Kernels:
         return Mamba(shape)
     if isinstance(shape, Mamba2Shape):
         return Mamba2(shape)
+    if isinstance(shape, LightningShape):
+        return Lightning(shape)
     assert isinstance(shape, DeltaShape)
     return Delta(shape)
 

@@ -1,5 +1,5 @@
 // Activation functions of feed-forward networks, by the numbers of activation.py's KernelActivation:
-// 0 none, 1 SiLU, 2 GELU (tanh form), 3 ReLU, 4 squared ReLU, 5 clamped SwiGLU (of gate and up together).
+// 0 none, 1 SiLU, 2 GELU (tanh form), 3 ReLU, 4 squared ReLU, 5 clamped SwiGLU (of gate and up together), 6 xIELU, 7 SiTU.
 
 // Chosen when the kernel runs, for kernels that serve every model.
 DEVICE float activate(float x, int kind) {
@@ -11,6 +11,14 @@ DEVICE float activate(float x, int kind) {
         default: return x;
     }
 }
+
+// a x^2 + c x above zero, else b (exp(min(x, d)) - 1 - x) + c x; see engine.model.config.Activation.XIELU.
+DEVICE float xielu(float x, float a, float b, float c, float d) {
+    return fmaf(c, x, x > 0.0f ? a * x * x : b * (expm1f(fminf(x, d)) - x));
+}
+
+// a tanh(x / a) sigmoid(x); see engine.model.config.Activation.SITU.
+DEVICE float situ(float x, float a) { return a * tanhf(x / a) / (1.0f + expf(-x)); }
 
 DEVICE float clamped_swiglu(float gate, float up) {
     const float g = fminf(gate, 7.0f), u = fminf(fmaxf(up, -7.0f), 7.0f);

@@ -14,3 +14,5 @@ class KernelActivation(IntEnum):
     RELU = 3
     RELU_SQUARED = 4
     SWIGLU_CLAMPED = 5  # also clamps `up`, so no epilogue can fuse it
+    XIELU = 6  # these two have constants, which only rows.gate takes
+    SITU = 7

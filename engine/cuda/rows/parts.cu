@@ -84,12 +84,40 @@ extern "C" __global__ void clear(float* x, i64 count) {
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) x[i] = 0.0f;
 }
 
-// x[row][i] *= sigmoid(gate[row][i]); gate_row floats from one row of the gate to the next.
-extern "C" __global__ void multiply_sigmoid(float* x, i64 count, int columns, const float* gate, int gate_row) {
+// x[row][i] *= f(gate[row][i / each]) with f the sigmoid, or with softplus ln(1 + exp); gate_row floats from one row of the
+// gate to the next.
+extern "C" __global__ void multiply_gate(float* x, i64 count, int columns, const float* gate, int gate_row, int each,
+                                         int softplus) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) {
+        const float g = gate[i / columns * gate_row + i % columns / each];
+        if (softplus) x[i] *= fmaxf(g, 0.0f) + log1pf(expf(-fabsf(g)));
+        else x[i] /= 1.0f + expf(-g);
+    }
+}
+
+// x *= factor
+extern "C" __global__ void scale(float* x, i64 count, float factor) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) x[i] *= factor;
+}
+
+// x += factor * y
+extern "C" __global__ void add_times(float* x, i64 count, const float* y, float factor) {
     pdl_launch();
     pdl_wait();
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
-        x[i] /= 1.0f + expf(-gate[i / columns * gate_row + i % columns]);
+        x[i] = fmaf(factor, y[i], x[i]);
+}
+
+// x[row][first .. end-1] = the least float32
+extern "C" __global__ void silence(float* x, i64 count, int columns, int first, int end) {
+    pdl_launch();
+    pdl_wait();
+    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
+        if (i % columns >= first && i % columns < end) x[i] = -3.402823466e38f;
 }
 
 // x[row][i] /= divisors[i]
@@ -101,6 +129,7 @@ extern "C" __global__ void divide(float* x, i64 count, int columns, const float*
 }
 
 // total[row] += weights[row][k] * y[row] where ids[row][k] is the expert; rows that did not choose it stay as they are.
+// weights null: of 1.
 extern "C" __global__ void add_chosen(float* total, const float* y, int columns, const int* ids, const float* weights,
                                       int used, int expert) {
     pdl_launch();
@@ -110,7 +139,34 @@ extern "C" __global__ void add_chosen(float* total, const float* y, int columns,
     for (int k = 0; k < used; ++k)
         if (ids[row * used + k] == expert) place = k;
     if (place < 0) return;
-    const float weight = weights[row * used + place];
+    const float weight = weights ? weights[row * used + place] : 1.0f;
     for (int i = threadIdx.x; i < columns; i += blockDim.x)
         total[row * columns + i] = fmaf(weight, y[row * columns + i], total[row * columns + i]);
+}
+
+// out[row] = weights[row][k] * x[row] where ids[row][k] is the expert, 0 in rows that did not choose it.
+extern "C" __global__ void weigh_chosen_rows(const float* x, float* out, int columns, const int* ids, const float* weights,
+                                             int used, int expert) {
+    pdl_launch();
+    pdl_wait();
+    const i64 row = blockIdx.x;
+    float weight = 0.0f;
+    for (int k = 0; k < used; ++k)
+        if (ids[row * used + k] == expert) weight = weights[row * used + k];
+    for (int i = threadIdx.x; i < columns; i += blockDim.x)
+        out[row * columns + i] = weight == 0.0f ? 0.0f : weight * x[row * columns + i];
+}
+
+// x[row] = what exceeds the mean of the row by `deviations` times the deviation of a sample, 0 elsewhere. grid: rows.
+extern "C" __global__ void __launch_bounds__(256) thin_out(float* x, int columns, float deviations) {
+    __shared__ float scratch[32];
+    pdl_launch();
+    pdl_wait();
+    float* row = x + (i64)blockIdx.x * columns;
+    float sum = 0.0f, squares = 0.0f;
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) sum += row[i];
+    const float mean = block_sum(sum, scratch) / columns;
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) squares = fmaf(row[i] - mean, row[i] - mean, squares);
+    const float least = deviations * sqrtf(block_sum(squares, scratch) / (columns - 1));
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) row[i] = fmaxf(row[i] - mean - least, 0.0f);
 }

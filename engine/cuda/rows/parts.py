@@ -162,10 +162,30 @@ def clear(x: DeviceArray) -> None:
     _flat("clear", x)
 
 
-def multiply_sigmoid(x: DeviceArray, gate: DeviceArray) -> None:
-    """x (T, D) *= sigmoid(gate (T, D)) in place; float32, x contiguous, rows of gate contiguous."""
-    assert x.shape == gate.shape and gate.strides[1] == 4
-    _flat("multiply_sigmoid", x, int(x.shape[1]), gate, gate.strides[0] // 4)
+def multiply_gate(x: DeviceArray, gate: DeviceArray, *, softplus: bool = False) -> None:
+    """x (T, D) *= f(gate (T, G)) in place, each number of the gate for D / G columns.
+
+    float32, x contiguous, rows of gate contiguous. f: the sigmoid, or with softplus ln(1 + exp).
+    """
+    columns, gates = int(x.shape[1]), int(gate.shape[1])
+    assert x.shape[0] == gate.shape[0] and columns % gates == 0 and gate.strides[1] == 4
+    _flat("multiply_gate", x, columns, gate, gate.strides[0] // 4, columns // gates, int(softplus))
+
+
+def scale(x: DeviceArray, factor: float) -> None:
+    """x *= factor in place; float32, contiguous."""
+    _flat("scale", x, float(factor))
+
+
+def add_times(x: DeviceArray, y: DeviceArray, factor: float) -> None:
+    """x += factor * y in place; float32, contiguous, of one size."""
+    assert x.size == y.size and y.flags.c_contiguous
+    _flat("add_times", x, y, float(factor))
+
+
+def silence(x: DeviceArray, first: int, end: int) -> None:
+    """Columns first .. end - 1 of x (T, D) become the least float32; float32, contiguous."""
+    _flat("silence", x, int(x.shape[1]), first, end)
 
 
 def divide(x: DeviceArray, divisors: DeviceArray) -> None:
@@ -174,17 +194,32 @@ def divide(x: DeviceArray, divisors: DeviceArray) -> None:
     _flat("divide", x, int(x.shape[1]), divisors)
 
 
-def add_chosen(total: DeviceArray, y: DeviceArray, ids: DeviceArray, weights: DeviceArray, expert: int) -> None:
+def add_chosen(total: DeviceArray, y: DeviceArray, ids: DeviceArray, weights: DeviceArray | None, expert: int) -> None:
     """total (T, D) += weights[t, k] * y (T, D) for rows with ids[t, k] == expert.
 
     Args:
         total: float32, contiguous.
         y: float32, contiguous.
         ids: int32 (T, U), contiguous: experts of each row, each at most once.
-        weights: float32 (T, U), contiguous.
+        weights: float32 (T, U), contiguous; None: of 1.
         expert: whose output y is.
     """
     assert total.flags.c_contiguous and y.flags.c_contiguous and total.shape == y.shape
-    assert ids.flags.c_contiguous and weights.flags.c_contiguous and ids.shape == weights.shape
+    assert ids.flags.c_contiguous
+    assert weights is None or (weights.flags.c_contiguous and ids.shape == weights.shape)
     args = (total, y, int(y.shape[1]), ids, weights, int(ids.shape[1]), expert)
     launch(_kernel("add_chosen"), int(y.shape[0]), 256, args)
+
+
+def weigh_chosen_rows(x: DeviceArray, out: DeviceArray, ids: DeviceArray, weights: DeviceArray, expert: int) -> None:
+    """out (T, D) = weights[t, k] * x (T, D) for rows with ids[t, k] == expert, else 0; arrays as in add_chosen()."""
+    assert x.flags.c_contiguous and out.flags.c_contiguous and x.shape == out.shape
+    assert ids.flags.c_contiguous and weights.flags.c_contiguous and ids.shape == weights.shape
+    args = (x, out, int(x.shape[1]), ids, weights, int(ids.shape[1]), expert)
+    launch(_kernel("weigh_chosen_rows"), int(x.shape[0]), 256, args)
+
+
+def thin_out(x: DeviceArray, deviations: float) -> None:
+    """x (T, D) = what exceeds the mean of its row by so many deviations of a sample, else 0; float32, contiguous."""
+    assert x.flags.c_contiguous
+    launch(_kernel("thin_out"), int(x.shape[0]), 256, (x, int(x.shape[1]), float(deviations)))

@@ -34,10 +34,28 @@ extern "C" __global__ void normalize_float(const float* x, int stride, float* ou
     normalize_row(x, stride, out, columns, weight, eps);
 }
 
-// h[i] = activation(h[i]) * up[i]; up null: without the product. Any grid.
-extern "C" __global__ void gate(float* h, const float* up, i64 count, int activation) {
+// h[i] = activation(h[i]) * up[i]; up null: without the product. limit above 0: up is limited to [-limit, limit], and what
+// the activation gives, or with limits_gate what it takes, to at most the limit. a .. d: of activations that have constants.
+// Any grid.
+extern "C" __global__ void gate(float* h, const float* up, i64 count, int activation, float limit, int limits_gate, float a,
+                                float b, float c, float d) {
     pdl_launch();
     pdl_wait();
+    if (limit > 0.0f || activation > 5) {
+        for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) {
+            float g = h[i], u = up ? up[i] : 1.0f;
+            if (limit > 0.0f && limits_gate) g = fminf(g, limit);
+            if (activation == 6) g = xielu(g, a, b, c, d);
+            else if (activation == 7) g = situ(g, a), u = b > 0.0f ? b * tanhf(u / b) : u;
+            else g = activate(g, activation);
+            if (limit > 0.0f) {
+                u = fminf(fmaxf(u, -limit), limit);
+                if (!limits_gate) g = fminf(g, limit);
+            }
+            h[i] = g * u;
+        }
+        return;
+    }
     if (activation == 5) {
         for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
             h[i] = clamped_swiglu(h[i], up[i]);

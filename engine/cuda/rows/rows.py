@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from engine.cuda.driver.arrays import Argument, DeviceArray, Stream
@@ -27,14 +29,34 @@ def normalize(x: DeviceArray, out: DeviceArray, weight: DeviceArray | None, eps:
     launch(_kernel(name), int(x.shape[0]), 256, args)
 
 
-def gate(h: DeviceArray, up: DeviceArray | None, activation: KernelActivation) -> None:
+@dataclass(frozen=True)
+class Limits:
+    """What a gated part does beside its activation; see engine.model.config.FfnConfig.
+
+    Attributes:
+        limit: of up and of the gate's activation; 0 = none.
+        limits_gate: the limit is that of the gate before its activation.
+        constants: of XIELU (four) and SITU (two).
+    """
+
+    limit: float = 0.0
+    limits_gate: bool = False
+    constants: tuple[float, ...] = ()
+
+
+NO_LIMITS = Limits()
+
+
+def gate(h: DeviceArray, up: DeviceArray | None, activation: KernelActivation, limits: Limits = NO_LIMITS) -> None:
     """h = activation(h) * up in place, without the factor where up is None; both float32, contiguous, the same size.
 
     SWIGLU_CLAMPED needs up.
     """
     assert up is not None or activation is not KernelActivation.SWIGLU_CLAMPED
     assert h.flags.c_contiguous and (up is None or (up.flags.c_contiguous and up.size == h.size))
-    _flat("gate", h.size, (h, up, np.int64(h.size), int(activation)))
+    constants = (*limits.constants, 0.0, 0.0, 0.0, 0.0)[:4]
+    more = (float(limits.limit), int(limits.limits_gate), *map(float, constants))
+    _flat("gate", h.size, (h, up, np.int64(h.size), int(activation), *more))
 
 
 def add_bias(out: DeviceArray, bias: DeviceArray, alpha: float) -> None:

@@ -11,10 +11,9 @@ from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
 from engine.cuda.recurrent.rows import DecodeRows
 from engine.cuda.recurrent.state_cache import StateCache
-from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.decode_products import DecodeProducts
 from engine.cuda.step.folding import Shared, columns_of, folded
-from engine.cuda.step.ops import CudaOps
+from engine.cuda.step.ops import CudaOps, MoeInputs
 from engine.cuda.step.prompt_products import PromptProducts
 from engine.cuda.step.recurrent import Moves
 
@@ -95,26 +94,20 @@ class DecodeOps(CudaOps):
         kernels.decode(mixer.constants, q, *caches, self._table, positions, out, early=known is None)
         return out
 
-    def _own_experts(
-        self,
-        moe: DeviceMoe,
-        family: Family,
-        x: DeviceArray,
-        norm: DeviceNorm | None,
-        scores: DeviceArray,
-        out: DeviceArray,
-    ) -> Shared | None:
+    def _own_experts(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> Shared | None:
+        (x, norm), scores = inputs.experts, inputs.scores
         positions, room, (weight, eps) = self._positions, self._expert_room, folded(norm)
         if family is Family.EXPERTS_CHOSEN:
             assert moe.chosen is not None
             pairs = self.n_rows * moe.plan.routing.n_used
             assert self.buffers.hidden is not None
             h = columns_of(self.buffers.hidden, pairs, moe.chosen.width)
-            moe.chosen.gate_up(x, scores, h, norm=weight, eps=eps, positions=positions)
-            shared = self._shared_hidden(moe, x, norm)
+            early = not moe.plan.routed_early
+            moe.chosen.gate_up(x, scores, h, norm=weight, eps=eps, positions=positions, early=early)
+            shared = self._shared_hidden(moe, inputs.shared)
             moe.chosen.down(scores, h, out, positions=positions)
             return shared
-        shared = self._shared_hidden(moe, x, norm)
+        shared = self._shared_hidden(moe, inputs.shared)
         if family is Family.EXPERTS_SHARED:
             assert room is not None
             assert moe.sharing is not None

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.matrix.gemm import Operand
 from engine.cuda.rows.parts import DeviceNorm
 
 Hidden = DeviceArray | Operand
 """Hidden vectors (T, F): float32, or as the down projection's kernel reads them."""
+
+
+class Read(NamedTuple):
+    """What a product reads: rows (T, D), and the norm that it applies to them itself."""
+
+    x: DeviceArray
+    norm: DeviceNorm | None
+
 
 Shared = tuple[Hidden, DeviceArray | None]
 """Hidden vectors of the expert that every row passes through, and its factor (T, 1) or None."""

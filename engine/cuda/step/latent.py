@@ -65,13 +65,15 @@ def latent_qkv(
     inputs = columns_of(buffers.inputs, n, latent.inputs.width)
     product(latent.inputs, x, inputs, norm=norm)
     at = latent.inputs.width - rank - config.rope_width
-    queries, compressed, turned = inputs[:, :at], inputs[:, at : at + rank], inputs[:, at + rank :]
+    queries, compressed, turned = inputs[:, latent.plan.gate : at], inputs[:, at : at + rank], inputs[:, at + rank :]
     if latent.q_b is not None:
         if latent.q_a_norm is not None:
             parts.normalize(queries, queries, latent.q_a_norm)
         expanded = columns_of(buffers.queries, n, heads * width)
         product(latent.q_b, queries, expanded)
         queries = expanded
+    if latent.k_norm is not None:
+        parts.normalize(turned, turned, latent.k_norm)
     by_head = queries.reshape(n, heads, width)
     if latent.kv_b is None:
         key_width = rank + config.rope_width

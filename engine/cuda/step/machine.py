@@ -25,6 +25,7 @@ from engine.cuda.step.decode_ops import DecodeOps
 from engine.cuda.step.prompt import PromptReader
 from engine.cuda.step.prompt_ops import PromptOps
 from engine.cuda.step.prompt_products import PromptProducts
+from engine.cuda.step.texts import TextReader
 from engine.model.cache import StateRows
 from engine.model.transformer import hidden_states
 
@@ -51,6 +52,7 @@ class StepMachine:
         slots: tokens, positions and sampling of every slot.
         staging: the way from the host. logits: float32 (rows, V) of the last step.
         prompts: feeds prompts. prompt_ops: their bricks.
+        texts: reads whole texts; only of a model that makes embeddings alone, of which nothing else runs.
         step_sizes: numbers of rows that decode steps may have, ascending.
     """
 
@@ -68,18 +70,21 @@ class StepMachine:
 
         plan = weights.plan
         slots, rows, vocab = plan.settings.max_sequences, plan.settings.prefill_rows, plan.vocab
-        shapes = plan.attention_shapes
+        # A model that makes embeddings alone keeps nothing of a sequence.
+        shapes = plan.cache_shapes if plan.generates else (None,) * len(plan.layers)
         # A batch's tokens, positions, slots and tiles; pages to copy. See Staging.place.
         words = 16 * rows + 64 * slots + 4 * n_pages + 16 * len(weights.layers)
         places = 2 * MOST_AHEAD + PROMPT_BATCHES
         self.weights = weights
         self.staging = Staging(stream, words)
-        self.cache = PagedCache(shapes, n_pages, context_length, slots)
+        self.cache = PagedCache(shapes, n_pages, context_length, slots, plan.cache_layers)
         self.states: StateCache | None = None
         if any(plan.state_shapes):
             self.states = StateCache(plan.state_shapes, StateRows(slots, STATE_PLACES, n_checkpoints))
         self._attention: dict[AttentionShape, Attention] = {
-            shape: Attention(shape, plan.decode_rows) for shape in dict.fromkeys(shapes) if shape is not None
+            shape: Attention(shape, plan.decode_rows)
+            for shape in dict.fromkeys(plan.attention_shapes)
+            if shape is not None
         }
         self._decode_buffers = Activations(plan, Phase.DECODE)
         self._prompt_buffers = Activations(plan, Phase.PROMPT)
@@ -100,6 +105,7 @@ class StepMachine:
             self.logits,
             Graphs(stream, eager=by_hand, after=_PROMPTS_BY_HAND, most=_PROMPT_GRAPHS),
         )
+        self.texts = None if plan.generates else TextReader(weights, self.prompt_ops, context_length)
         self.step_sizes = step_sizes(slots)
         self._stream = stream
         self._events = [cupy.cuda.Event(disable_timing=True) for _ in range(places)]

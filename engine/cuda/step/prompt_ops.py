@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.cuda.attention.attention import Attention, AttentionShape, prefill_tiles
-from engine.cuda.attention.cache import PagedCache
+from engine.cuda.attention.cache import PagedCache, TextCache
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.driver.staging import Staging
 from engine.cuda.launch_plan.families import Family, Phase
@@ -13,9 +13,8 @@ from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
 from engine.cuda.recurrent.rows import PromptRows
 from engine.cuda.recurrent.state_cache import StateCache
-from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.step.folding import Shared, columns_of
-from engine.cuda.step.ops import CudaOps
+from engine.cuda.step.ops import CudaOps, MoeInputs
 from engine.cuda.step.prompt_products import PromptProducts
 from engine.cuda.step.recurrent import Moves, state_spans
 from engine.model.batch import Batch
@@ -50,12 +49,12 @@ class PromptOps(CudaOps):
         self._grouped = products.grouped
         self._attention = attention
         self._staging = staging
-        self._cache: PagedCache
+        self._cache: PagedCache | TextCache
         self._states: StateCache | None
         self._tiles: dict[int, DeviceArray] = {}
         self._state_sizes: tuple[int, ...] = ()  # of the tables of recurrent layers
 
-    def use(self, cache: PagedCache, states: StateCache | None) -> None:
+    def use(self, cache: PagedCache | TextCache, states: StateCache | None) -> None:
         """Chooses the caches that the following batches extend; states: None where the model has none."""
         self._cache, self._states = cache, states
 
@@ -117,19 +116,12 @@ class PromptOps(CudaOps):
             self._cache.block_table,
             self._tiles[kernels.tile_rows],
             out,
+            lengths=self._cache.lengths,
         )
         return out
 
-    def _own_experts(
-        self,
-        moe: DeviceMoe,
-        family: Family,
-        x: DeviceArray,
-        norm: DeviceNorm | None,
-        scores: DeviceArray,
-        out: DeviceArray,
-    ) -> Shared | None:
+    def _own_experts(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> Shared | None:
         assert family is Family.EXPERTS_GROUPED
-        shared = self._shared_hidden(moe, x, norm)
-        self._grouped(moe, x, scores, self.buffers.expert_room, out, norm)
+        shared, (x, norm) = self._shared_hidden(moe, inputs.shared), inputs.experts
+        self._grouped(moe, x, inputs.scores, self.buffers.expert_room, out, norm)
         return shared

@@ -17,6 +17,7 @@ from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import (
     DeviceDelta,
+    DeviceLightning,
     DeviceMamba,
     DeviceMamba2,
     DeviceRecurrent,
@@ -24,6 +25,7 @@ from engine.cuda.load.device_weights import (
 )
 from engine.cuda.recurrent.convolution import Convolution
 from engine.cuda.recurrent.delta import Delta, DeltaInputs
+from engine.cuda.recurrent.lightning import Lightning
 from engine.cuda.recurrent.mamba import Mamba
 from engine.cuda.recurrent.mamba_2 import Mamba2
 from engine.cuda.recurrent.rows import PromptRows, Rows, span_table
@@ -82,6 +84,11 @@ def move_states(layer: int, mixer: DeviceRecurrent, mixed: DeviceArray, moves: M
         kernels(moves.rows, mixed, mixer.kept, arrays[0], arrays[1], convolved, out, chunked=chunked)
         if mixer.norm is not None:
             parts.normalize(out, out, mixer.norm, pieces=kernels.shape.groups, own_weights=True)
+    elif isinstance(mixer, DeviceLightning):
+        assert isinstance(kernels, Lightning)
+        kernels(moves.rows, mixed, mixer.decay, arrays[0], out)
+        parts.normalize(out, out, mixer.norm)
+        parts.multiply_gate(out, mixed[:, 3 * kernels.shape.inner :])
     else:
         assert isinstance(kernels, Delta)
         convolved = columns_of(moves.buffers.convolved, len(mixed), kernels.shape.convolved)

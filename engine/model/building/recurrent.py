@@ -142,18 +142,26 @@ def _delta_net(source: TensorSource, prefix: str, config: DeltaNetConfig) -> Del
 
 
 def _plamo_2(source: TensorSource, prefix: str, config: Plamo2Config) -> Plamo2Weights:
-    tensors, inner, heads = source.tensors, config.inner, config.heads
+    tensors, inner, heads, size, state = source.tensors, config.inner, config.heads, config.head_width, config.state
+    ssm_in = source.linear(f"{prefix}.ssm_in", 2 * inner, source.width)
+    ssm_x = source.linear(f"{prefix}.ssm_x", 2 * state + config.dt_rank, inner)
+    ssm_dt = source.linear(f"{prefix}.ssm_dt", heads, config.dt_rank)
+    ends = (2 * state, 2 * state + config.dt_rank), (0, state), (state, 2 * state)
+    d, b, c = (ssm_x.slice_rows(*pair) for pair in ends)
     return Plamo2Weights(
-        ssm_in=source.linear(f"{prefix}.ssm_in", 2 * inner, source.width),
+        ssm_in=ssm_in,
         conv1d=tensors.vector(f"{prefix}.ssm_conv1d.weight", (inner, config.conv_width)),
-        ssm_x=source.linear(f"{prefix}.ssm_x", 2 * config.state + config.dt_rank, inner),
-        ssm_dt=source.linear(f"{prefix}.ssm_dt", heads, config.dt_rank),
+        ssm_x=ssm_x,
+        ssm_dt=ssm_dt,
         a=source.tensors.array(f"{prefix}.ssm_a", (heads,)),
         d=source.tensors.array(f"{prefix}.ssm_d", (heads,)),
         b_norm=source.norm(f"{prefix}.ssm_b_norm", (config.state,)),
         c_norm=source.norm(f"{prefix}.ssm_c_norm", (config.state,)),
         dt_norm=source.norm(f"{prefix}.ssm_dt_norm", (config.dt_rank,)),
         ssm_out=source.linear(f"{prefix}.ssm_out", source.width, inner),
+        u_z=(ssm_in.every(size, size, 2 * size, "u"), ssm_in.every(0, size, 2 * size, "z")),
+        d_b_c=(d, b, c),
+        each_dt=ssm_dt.repeated(size),
     )
 
 

@@ -60,6 +60,11 @@ class Weight:
         shape = (len(by_step) * run, self.columns)
         return Weight(f"{self.name}[{label}]", self.type, shape, by_step)
 
+    def repeated(self, times: int) -> Weight:
+        """Each row of a matrix so many times in turn, as a view."""
+        raw = np.broadcast_to(self.raw[:, None], (self.rows, times, self.raw.shape[-1]))
+        return Weight(f"{self.name}[{times} times]", self.type, (self.rows * times, self.columns), raw)
+
     def expert(self, index: int) -> Weight:
         """One matrix of a stack, as a view."""
         assert len(self.shape) == 3
@@ -83,6 +88,11 @@ class Linear:
         """The projection to `run` outputs from `first` on of every `step`, as a view."""
         bias = None if self.bias is None else self.bias.reshape(-1, step)[:, first : first + run].reshape(-1)
         return Linear(self.weight.every(first, run, step, label), bias, self.scale)
+
+    def repeated(self, times: int) -> Linear:
+        """Each output so many times in turn, as a view."""
+        bias = None if self.bias is None else np.repeat(self.bias, times)
+        return Linear(self.weight.repeated(times), bias, self.scale)
 
 
 @dataclass(frozen=True, eq=False)

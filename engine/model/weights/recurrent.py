@@ -215,7 +215,8 @@ class Plamo2Weights:
     """Weights of Plamo2Config.
 
     ssm_in (2 · I, D), ssm_x (2 · S + dt_rank, I), ssm_dt (H, dt_rank) with its bias, ssm_out (D, I). float32: conv1d
-    (I, W), a and d (H,).
+    (I, W), a and d (H,). As views in the order of MambaWeights: u_z, the rows of ssm_in that give u and those that give
+    z; d_b_c, those of ssm_x; each_dt (I, dt_rank), ssm_dt with a row for every channel.
     """
 
     ssm_in: Linear
@@ -228,6 +229,9 @@ class Plamo2Weights:
     c_norm: Norm
     dt_norm: Norm
     ssm_out: Linear
+    u_z: tuple[Linear, Linear]
+    d_b_c: tuple[Linear, Linear, Linear]
+    each_dt: Linear
 
     def linears(self) -> tuple[Linear, ...]:
         """All projections."""

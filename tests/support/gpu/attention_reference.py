@@ -30,17 +30,30 @@ def rms64(x, weight, eps):
     return x if weight is None else x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
 
 
+def seen(shape, layer, position, n):
+    """The first position that a query sees, and the one behind the last, of n."""
+    if shape.both_ways:
+        away = layer.window // 2 if layer.window else n
+        return max(0, position - away), min(n, position + away + 1)
+    if layer.window < 0:
+        return position - position % -layer.window, position + 1
+    return max(0, position - layer.window + 1) if layer.window else 0, position + 1
+
+
 def attend64(shape, layer, q, keys, values, position):
     """One row: q (H, Hk), keys (n, K, Hk), values (n, K, Hv) of positions 0..n-1."""
-    first = max(0, position - layer.window + 1) if layer.window else 0
+    first, end = seen(shape, layer, position, len(keys))
     group = shape.heads // shape.kv_heads
-    k = np.repeat(keys[first : position + 1], group, axis=1)
-    v = np.repeat(values[first : position + 1], group, axis=1)
+    k = np.repeat(keys[first:end], group, axis=1)
+    v = np.repeat(values[first:end], group, axis=1)
     scores = np.einsum("hd,phd->hp", q, k) * layer.scale
     if layer.softcap:
         scores = layer.softcap * np.tanh(scores / layer.softcap)
-    if layer.slopes is not None:
-        scores += layer.slopes[:, None] * (np.arange(first, position + 1) - position)
+    distance = np.arange(first, end) - position
+    if shape.distances:
+        scores += layer.slopes[:, np.clip(distance, -shape.distances, shape.distances) + shape.distances]
+    elif layer.slopes is not None:
+        scores -= layer.slopes[:, None] * np.abs(distance)
     top = scores.max(1, keepdims=True)
     if layer.sinks is not None:
         top = np.maximum(top, layer.sinks[:, None])
@@ -70,7 +83,7 @@ class World:
             q_norm=rng.uniform(0.5, 1.5, shape.key_dim).astype(np.float32) if norm else None,
             k_norm=rng.uniform(0.5, 1.5, shape.key_dim).astype(np.float32) if norm else None,
             sinks=rng.normal(size=shape.heads).astype(np.float32) if sinks else None,
-            slopes=rng.uniform(0.01, 0.5, shape.heads).astype(np.float32) if shape.alibi else None,
+            slopes=self._slopes(),
             **options,
         )
         arrays = {name: getattr(self.host, name) for name in ("inv_freq", "q_norm", "k_norm", "sinks", "slopes")}
@@ -101,6 +114,13 @@ class World:
             self.history.append(past)
         self.cache_k = cupy.asarray(self.pages["k"])
         self.cache_v = self.cache_k if shape.values_in_keys else cupy.asarray(self.pages["v"])
+
+    def _slopes(self):
+        """Biases of distances, where the shape has them."""
+        shape = self.shape
+        if shape.distances:
+            return self.rng.normal(size=(shape.heads, 2 * shape.distances + 1)).astype(np.float32)
+        return self.rng.uniform(0.01, 0.5, shape.heads).astype(np.float32) if shape.alibi else None
 
     def rows(self, n):
         shape = self.shape

@@ -90,6 +90,12 @@ class StateGpu(FakeGpu):
         self._decode(past, *rows[:3])
         self._decode(states, *rows[:3])
 
+    def _run_lightning_decode(self, grid, mixed, row, decay, states, places, positions, offsets, *rest):
+        self._decode(states, places, positions, offsets)
+
+    def _run_lightning_prompt(self, grid, mixed, row, decay, states, spans, *rest):
+        self._prompt(states, spans)
+
     def _run_delta_decode(self, grid, *args):
         past, states, *rows = args[13:18]
         self._decode(past, *rows)

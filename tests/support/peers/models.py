@@ -227,16 +227,14 @@ UNSTATED = {
 MORE = variants.VARIANTS | families.VARIANTS | choosers.CHOOSERS | single.VARIANTS
 MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | gemma.VARIANTS | rwkv.VARIANTS
 
-ON_CPU_ALONE = {
-    "afmoe", "arctic", "chameleon", "grovemoe", "hrm_text", "laguna", "laguna without windows, gates of values",
-    "llama4", "llama4 without norms of queries", "maple", "muse-glimmer", "nanbeige", "nanbeige without norms between",
-    "smallthinker", "spark2_5", "talkie", *(name for name in single.FAMILIES if name != "plm"),
-}  # fmt: skip
-"""Those with parts that a GPU may decline."""
+ON_CPU_ALONE = {"dots3note", "grovemoe", "hrm_text", "hy_v4"}
+"""Of those below, the ones that the GPU declines."""
 
 GPU_MODELS = {
     name: make
-    for name, make in (families.FAMILIES | families.VARIANTS | variants.VARIANTS | single.FAMILIES).items()
+    for name, make in (
+        families.FAMILIES | families.VARIANTS | variants.VARIANTS | single.FAMILIES | gemma.FAMILIES | gemma.VARIANTS
+    ).items()
     if name not in ON_CPU_ALONE
 }
 """Families and forms of families that no conformance file shows, and that GPUs serve."""
