@@ -42,7 +42,7 @@ def read_bandwidth(pool: ThreadPool, *, n_bytes: int = 256 << 20, repeats: int =
         repeats: timed runs after one untimed.
     """
     from engine.cpu.kernels.build import kernel
-    from engine.cpu.products.matmul import NOTHING, dot_operands, prepare
+    from engine.cpu.products.matmul import dot_operands, prepare
 
     dot_rows = kernel("dot_rows", "F32")
     rows = max(pool.threads, n_bytes // (4 * COLUMNS))
@@ -51,7 +51,7 @@ def read_bandwidth(pool: ThreadPool, *, n_bytes: int = 256 << 20, repeats: int =
     x = np.ones((1, COLUMNS), dtype=np.float32)
     out = np.empty((1, rows), dtype=np.float32)
     weight = prepare(Weight("matrix", GGMLType.F32, matrix.shape, matrix.view(np.uint8)))
-    operands = np.array(dot_operands(x, weight, out, NOTHING), dtype=np.int64)
+    operands = np.array(dot_operands(x, weight, out), dtype=np.int64)
     address: int = operands.__array_interface__["data"][0]
     n_tasks = min(rows, 4 * pool.threads)
 

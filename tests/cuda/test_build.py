@@ -102,7 +102,7 @@ def recurrent_shapes():
 
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to compiler.prebuild."""
-    from engine.cuda.attention import attention_plan
+    from engine.cuda.attention import attention_plan, known_rows
     from engine.cuda.driver import staging
     from engine.cuda.experts import moe, moe_rows, router
     from engine.cuda.experts import prefill as experts
@@ -120,6 +120,7 @@ def jobs_for(arch):
         (streams.FILES, None),
         (staging.FILES, None),
         (sampling_ops.SOURCES, None),
+        (known_rows.FILES, known_rows.DEFINES),
     ]
     rare = RARE if arch == 90 else RARE[turn::6]
     for type in (COMMON if arch in COMPLETE else COMMON[turn % 4 :: 4]) + rare:
@@ -184,6 +185,7 @@ def kernel_names(file, type):
         "streams.cu": "altup_predict altup_correct altup_add altup_lengthen",
         "pooling.cu": "pool_rows",
         "moves.cu": "scatter copy_pages gather_rows",
+        "known_rows.cu": "take_rows",
         "conv.cu": "conv_decode conv_prompt",
         "scan.cu": "scan_decode scan_prompt",
         "mamba_2.cu": "mamba_2_decode mamba_2_prompt",

@@ -8,6 +8,7 @@ Kernels take addresses as int64 and know nothing of arrays, threads or types bey
 # mypy: disable-error-code="no-untyped-def"
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -22,6 +23,11 @@ from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 DOT_TOKENS = 4
 """Tokens that dot_tokens multiplies with each block it decodes."""
+
+STREAM_BLOCKS, STREAM_AHEAD = 4096 // LANES, 512
+"""Rows of plain numbers (not of longer blocks) are read by dot_rows one after the other as long as x fits into the
+first-level cache beside them, with so many bytes prefetched ahead: a core of an EPYC 9004 reads 27 to 31 GB/s of BF16
+rows of 2048 columns this way and 19 with four rows side by side, but of 8192 columns 14 and 21."""
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {
     "dot_rows": STEP,
@@ -53,48 +59,84 @@ def _generate_dots(decoder: Decoder, tokens_tile: int) -> Callable[[Any, Any, An
     """Fused dequantize and dot: decodes a block in registers and adds it to the sums of tokens_tile tokens."""
     # Blocks of 256 fill the registers alone; short ones hide their latency behind those of other rows.
     rows_tile = 4 if decoder.block_size < 256 and tokens_tile == 1 else 1
+    plain = decoder.block_size == LANES
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        raw, row_bytes, n_blocks, x, x_bytes, n_tokens, out, out_bytes, *rest = integers(e, operands, 12)
-        scale, bias, residual, residual_bytes = rest
-        scale = builder.fptrunc(builder.bitcast(scale, F64), F32)
-        tokens = range(tokens_tile)
-        sums = [[cgutils.alloca_once(builder, vector(F32)) for _ in tokens] for _ in range(rows_tile)]
-        zero = vector(F32)([0.0] * LANES)
-
-        with (
-            cgutils.for_range(builder, _ceil_div(builder, n_tokens, tokens_tile)) as token_groups,
-            cgutils.for_range(builder, _ceil_div(builder, builder.sub(high, low), rows_tile)) as row_groups,
-        ):
-            # Groups at the end repeat their last token and row instead of running past them.
-            token_ids = _clamped(builder, I64(0), token_groups.index, tokens_tile, n_tokens)
-            rows = _clamped(builder, low, row_groups.index, rows_tile, high)
-            token_starts = [builder.add(x, builder.mul(token, x_bytes)) for token in token_ids]
-            row_starts = [builder.add(raw, builder.mul(row, row_bytes)) for row in rows]
-            for total in chain.from_iterable(sums):
-                builder.store(zero, total)
-            with cgutils.for_range(builder, n_blocks) as blocks:
-                offset = builder.mul(blocks.index, I64(decoder.type_size))
-                column_bytes = builder.mul(blocks.index, I64(4 * decoder.block_size))
-                columns = [builder.add(start, column_bytes) for start in token_starts]
-                decoded = [decoder.decode(e, builder.add(start, offset)) for start in row_starts]
-                for step, weights in enumerate(zip(*decoded, strict=True)):
-                    xs = [e.load(column, vector(F32), 4 * LANES * step, align=4) for column in columns]
-                    for row_sums, w in zip(sums, weights, strict=True):
-                        for total, values in zip(row_sums, xs, strict=True):
-                            builder.store(e.multiply_add(w, values, builder.load(total)), total)
-            for row, row_sums in zip(rows, sums, strict=True):
-                at_row = builder.mul(row, I64(4))
-                for token, total in zip(token_ids, row_sums, strict=True):
-                    value = e.multiply(e.sum_lanes(builder.load(total)), scale)
-                    value = _plus(e, value, bias, at_row)
-                    value = _plus(e, value, residual, builder.add(builder.mul(token, residual_bytes), at_row))
-                    e.store(value, builder.add(builder.add(out, builder.mul(token, out_bytes)), at_row))
+        o = _Operands(*integers(e, operands, 12))
+        if not plain or rows_tile == 1:
+            _dots(e, decoder, o, (low, high), (rows_tile, tokens_tile), 0)
+            return context.get_dummy_value()
+        with builder.if_else(builder.icmp_signed("<=", o.n_blocks, I64(STREAM_BLOCKS))) as (short, long):
+            with short:
+                _dots(e, decoder, o, (low, high), (1, tokens_tile), STREAM_AHEAD)
+            with long:
+                _dots(e, decoder, o, (low, high), (rows_tile, tokens_tile), 0)
         return context.get_dummy_value()
 
     return generate
+
+
+@dataclass(frozen=True)
+class _Operands:
+    """Of dot_rows and dot_tokens, in this order."""
+
+    raw: Value
+    row_bytes: Value
+    n_blocks: Value
+    x: Value
+    x_bytes: Value
+    n_tokens: Value
+    out: Value
+    out_bytes: Value
+    scale: Value
+    bias: Value
+    residual: Value
+    residual_bytes: Value
+
+
+def _dots(
+    e: Emitter, decoder: Decoder, o: _Operands, span: tuple[Value, Value], tile: tuple[int, int], ahead: int
+) -> None:
+    """The loops over rows span[0]..span[1]-1, in tiles of rows and tokens, prefetching `ahead` bytes if not 0."""
+    builder, (low, high), (rows_tile, tokens_tile) = e.builder, span, tile
+    scale = builder.fptrunc(builder.bitcast(o.scale, F64), F32)
+    sums = [[cgutils.alloca_once(builder, vector(F32)) for _ in range(tokens_tile)] for _ in range(rows_tile)]
+    zero = vector(F32)([0.0] * LANES)
+
+    with (
+        cgutils.for_range(builder, _ceil_div(builder, o.n_tokens, tokens_tile)) as token_groups,
+        cgutils.for_range(builder, _ceil_div(builder, builder.sub(high, low), rows_tile)) as row_groups,
+    ):
+        # Groups at the end repeat their last token and row instead of running past them.
+        token_ids = _clamped(builder, I64(0), token_groups.index, tokens_tile, o.n_tokens)
+        rows = _clamped(builder, low, row_groups.index, rows_tile, high)
+        token_starts = [builder.add(o.x, builder.mul(token, o.x_bytes)) for token in token_ids]
+        row_starts = [builder.add(o.raw, builder.mul(row, o.row_bytes)) for row in rows]
+        for total in chain.from_iterable(sums):
+            builder.store(zero, total)
+        with cgutils.for_range(builder, o.n_blocks) as blocks:
+            offset = builder.mul(blocks.index, I64(decoder.type_size))
+            column_bytes = builder.mul(blocks.index, I64(4 * decoder.block_size))
+            columns = [builder.add(start, column_bytes) for start in token_starts]
+            places = [builder.add(start, offset) for start in row_starts]
+            if ahead:
+                for place in places:
+                    e.prefetch(e.at(place, ahead))
+            decoded = [decoder.decode(e, place) for place in places]
+            for step, weights in enumerate(zip(*decoded, strict=True)):
+                xs = [e.load(column, vector(F32), 4 * LANES * step, align=4) for column in columns]
+                for row_sums, w in zip(sums, weights, strict=True):
+                    for total, values in zip(row_sums, xs, strict=True):
+                        builder.store(e.multiply_add(w, values, builder.load(total)), total)
+        for row, row_sums in zip(rows, sums, strict=True):
+            at_row = builder.mul(row, I64(4))
+            for token, total in zip(token_ids, row_sums, strict=True):
+                value = e.multiply(e.sum_lanes(builder.load(total)), scale)
+                value = _plus(e, value, o.bias, at_row)
+                value = _plus(e, value, o.residual, builder.add(builder.mul(token, o.residual_bytes), at_row))
+                e.store(value, builder.add(builder.add(o.out, builder.mul(token, o.out_bytes)), at_row))
 
 
 def _plus(e: Emitter, value: Value, base: Value, offset: Value) -> Value:

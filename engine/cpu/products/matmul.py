@@ -218,7 +218,9 @@ def dot_kind(n_tokens: int) -> str:
     return "dot_rows" if n_tokens == 1 else "dot_tokens"
 
 
-def dot_operands(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogue: Epilogue) -> tuple[int, ...]:
+def dot_operands(
+    x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogue: Epilogue = NOTHING
+) -> tuple[int, ...]:
     """The numbers that the kernels dot_rows and dot_tokens read (kernels/products.py)."""
     packed = (weight.address, weight.stride, weight.n_blocks)
     return (*packed, *_placed(x), len(x), *_placed(out), *epilogue.operands())
