@@ -270,7 +270,8 @@ def on_gpu(shape, rows, window, *, plan=None, decoded=False, few_rows=4):
     if decoded:
         for row in range(n):
             one = slice(row, row + 1)
-            kernels.decode(layer, device[one], keys, values, table, positions[one], out[one])
+            # The launch before this one is the same layer's, and writes what an early start would read.
+            kernels.decode(layer, device[one], keys, values, table, positions[one], out[one], early=False)
     else:
         kernels.rope_append(layer, device, keys, values, table, cupy.zeros(n, np.int32), positions)
         tiles = cupy.asarray(prefill_tiles([(0, n, 0, 0)], kernels.tile_rows))
