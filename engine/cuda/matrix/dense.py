@@ -36,7 +36,7 @@ class DenseProduct:
 
         self.fixed_rows = fixed_rows
         self._scratch = cupy.empty(SCRATCH_BYTES, cupy.uint8)
-        self._piece = cupy.empty(PIECE * FIXED_OUTPUTS, cupy.float32) if fixed_rows else None
+        self._piece = cupy.empty((PIECE, FIXED_OUTPUTS), cupy.float32) if fixed_rows else None
 
     @property
     def n_bytes(self) -> int:
@@ -91,7 +91,7 @@ class DenseProduct:
         if self._piece is None:
             self._gemm(weights, x, out, alpha, add, wide)
             return
-        piece = self._piece[: PIECE * len(weights)].reshape(PIECE, len(weights))
+        piece = self._piece[:, : weights.shape[0]]
         for first in range(0, len(out), PIECE):
             target = out[first : first + PIECE]
             if add:
@@ -145,18 +145,17 @@ class DenseProduct:
 
 
 def _copy(source: Any, target: Any) -> None:
-    """target = source, both float32 (T, N) with free row strides.
-
-    Rows without gaps between them are one block: copies of rows take a time for each row, on an H200 about 1 us where a
-    row is a single number.
-    """
+    """The first rows of target = source, both float32 with free row strides."""
     import cupy
 
-    runtime, stream, (rows, columns) = cupy.cuda.runtime, cupy.cuda.get_current_stream().ptr, source.shape
-    kind = runtime.memcpyDeviceToDevice
-    if source.flags.c_contiguous and target.flags.c_contiguous:
-        runtime.memcpyAsync(target.data.ptr, source.data.ptr, source.nbytes, kind, stream)
-        return
+    runtime, (rows, columns) = cupy.cuda.runtime, source.shape
     runtime.memcpy2DAsync(
-        target.data.ptr, target.strides[0], source.data.ptr, source.strides[0], 4 * columns, rows, kind, stream
+        target.data.ptr,
+        target.strides[0],
+        source.data.ptr,
+        source.strides[0],
+        4 * columns,
+        rows,
+        runtime.memcpyDeviceToDevice,
+        cupy.cuda.get_current_stream().ptr,
     )

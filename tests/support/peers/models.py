@@ -117,6 +117,7 @@ def mixture(arch, shared=0, **metadata):
 FAMILIES = {
     **choosers.FAMILIES,
     **families.FAMILIES,
+    **choosers.FAMILIES,
     "arcee": lambda: plain("arcee", ffn=PLAIN),
     "chatglm": lambda: vectors(plain("chatglm", ffn=FUSED, attention=QKV, rope__dimension_count=HEAD // 2), "attn_qkv"),
     "codeshell": lambda: plain("codeshell", ffn=PLAIN, attention=QKV, rms=False).biases(),
