@@ -304,8 +304,10 @@ def test_constants_of_the_launchers_equal_the_kernels():
     most = mamba_2.Mamba2Shape(2, 64, 1, mamba_2.MAX_CHUNK_STATES, 4)
     check_statically(*most.build_jobs()[-1], [f"sizeof(WalkMemory<{most.d_state}, false, false>) <= 48 << 10"])
     assert f"constexpr int SLAB = {matvec_plan.SLAB};" in read_file("matvec.cu")
-    for activation in KernelActivation:
-        assert activation.value < 6
+    for activation in set(KernelActivation) - {KernelActivation.NONE}:
+        in_products = activation <= KernelActivation.SWIGLU_CLAMPED
+        file, name = ("activation.cuh", "ACTIVATION") if in_products else ("rows.cu", "activation")
+        assert f"{name} == {activation.value})" in read_file(file), activation
 
 
 def test_a_broken_kernel_says_what_the_compiler_says():

@@ -48,7 +48,7 @@ extern "C" void rope_append_{i}(int rows, int blocks, float* qkv, u8* k, u8* v, 
     using namespace of_rope_append_{i};
     launch_blocks(rows, blocks, 128, [&] {{
         rope_append(qkv, nullptr, (cache_t*)k, (cache_t*)v, table, max_pages, sequence, positions, inv_freq, 1.0f, 0.0f,
-                    1, nullptr, nullptr, 0.0f, 0);
+                    1, 0, nullptr, nullptr, 0.0f, 0);
     }});
 }}
 extern "C" void prefill_{i}(int tiles, int heads, const float* qkv, const u8* k, const u8* v, const int* table,
@@ -68,7 +68,7 @@ extern "C" void {name}_{i}(int x, int y, int z, int threads, const float* qkv, u
                            float* out, const float* slopes) {{
     using namespace of_{name}_{i};
     launch_blocks(Dimensions{{x, y, z}}, threads, [&] {{
-        attention_decode(qkv, (cache_t*)k, (cache_t*)v, table, max_pages, positions, 1, inv_freq, 1.0f, 0.0f, 1,
+        attention_decode(qkv, (cache_t*)k, (cache_t*)v, table, max_pages, positions, 1, inv_freq, 1.0f, 0.0f, 1, 0,
                          nullptr, nullptr, 0.0f, scale, 0.0f, window, sinks, slots, partial, partial_max_sum, counters,
                          out{slopes});
     }});
