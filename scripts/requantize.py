@@ -65,7 +65,13 @@ def main() -> int:
         for kind in WRITABLE:
             print(f"{kind.name:8} {8 * kind.type_size / kind.block_size:7.4f} bits per weight")
         return 0
-    if options.source is None or options.target is None or not (options.type or options.override):
+    if (
+        options.source is None
+        or options.target is None
+        or (
+            options.type is None and not options.override  # F32 is number 0
+        )
+    ):
         parser.error("give a source, a target and --type or --override")
     started = time.perf_counter()
     try:
