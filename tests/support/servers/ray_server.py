@@ -72,6 +72,12 @@ class RayServer:
         """Process ids of the replicas that are there."""
         return processes(_REPLICA)
 
+    def busiest_replica(self, seconds: float = 2) -> int:
+        """Process id of the replica that computes most in the time to come."""
+        before = {pid: _ticks(pid) for pid in self.replicas()}
+        time.sleep(seconds)
+        return max(before, key=lambda pid: _ticks(pid) - before[pid])
+
     def processes(self) -> list[int]:
         """Process ids of all that a request goes through."""
         return processes(PROCESSES) + processes("ray::ProxyActor")
@@ -86,6 +92,12 @@ class RayServer:
         while any(left()) and time.monotonic() < until:
             time.sleep(0.1)
         return left()
+
+
+def _ticks(pid: int) -> int:
+    """Processor time of a process so far, in clock ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
 
 
 def processes(title: str) -> list[int]:
