@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ class Repo:
         if revision == commit or self.commit(revision) == commit:
             return
         ref.parent.mkdir(parents=True, exist_ok=True)
-        new = ref.with_name(f"{ref.name}.{os.getpid()}.new")
+        new = ref.with_name(f"{ref.name}.{os.getpid()}.{threading.get_ident()}.new")  # two threads may fetch at once
         new.write_text(commit, encoding="ascii")
         new.replace(ref)
 
