@@ -2,21 +2,25 @@
 
 A family is in the folder that says what its layers are made of, or in `series` where that differs from one of its
 generations to the next; encoders are one file. Small families that share one part share a file named after that part.
+Every file with a tuple `ARCHITECTURES` is found, so a new one needs no other change.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import replace
+from importlib import import_module
 
 from engine.errors import UnsupportedModelError
 from engine.model.architecture import Architecture
-from engine.model.architectures import dense, encoders, experts, recurrent, series
 
-_FILES = (encoders, *dense.FILES, *experts.FILES, *recurrent.FILES, *series.FILES)
+_ALL: tuple[Architecture, ...] = tuple(
+    architecture
+    for file in pkgutil.walk_packages(__path__, f"{__name__}.")
+    for architecture in getattr(import_module(file.name), "ARCHITECTURES", ())
+)
 
-ARCHITECTURES: dict[str, Architecture] = {
-    architecture.name: architecture for file in _FILES for architecture in file.ARCHITECTURES
-}
+ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _ALL}
 
 
 OTHER_NAMES = {"qwen25vl": "qwen2vl"}
