@@ -1,0 +1,1 @@
+"""Parts of the bricks of ops.py that have a subject of their own."""

@@ -1,0 +1,142 @@
+"""Mixtures of experts: the router's product, the experts that rows choose or all of them, and the shared part.
+
+Must not know of mixers, requests or sampling.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+from engine.cuda.driver.arrays import DeviceArray
+from engine.cuda.experts import router
+from engine.cuda.launch_plan.families import Family
+from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe
+from engine.cuda.rows import parts
+from engine.cuda.rows import rows as row_ops
+from engine.cuda.step.bricks.base import RowBricks
+from engine.cuda.step.folding import Hidden, Read, Shared, columns_of, folded
+
+
+class MoeInputs(NamedTuple):
+    """What a mixture reads: its experts, its shared part, and the router's scores (T, E)."""
+
+    experts: Read
+    shared: Read
+    scores: DeviceArray
+
+
+class MixtureBricks(RowBricks):
+    """The feed-forward part of layers with experts."""
+
+    def ffn_moe(self, layer: DeviceLayer, x: DeviceArray, y: DeviceArray) -> DeviceArray:
+        """See LayerBricks.ffn_moe; y is what attn_output gave.
+
+        Rows go to the experts they chose; where the card or the types forbid it, every expert multiplies all rows.
+        """
+        moe, post, n = layer.moe, layer.ffn_post_norm, self.n_rows
+        assert moe is not None
+        plan, scores, skip = moe.plan, self._scores_of(moe), layer.ffn_skip
+        if skip is not None:
+            parts.normalize(x, x, skip)
+        family = plan.families.family_for(n, self.step.phase)
+        if plan.reads_input:
+            read = Read(self.buffers.beside[:n], None)
+            if not plan.routed_early:
+                self._score(moe, read, scores)
+            shared = read if moe.shared is None else Read(*self._normed(x, layer.ffn_norm))
+        elif plan.router_norm is not None:
+            self._score(moe, Read(*self._normed(x, moe.router_norm)), scores)
+            read, shared = Read(*self._normed(x, moe.norm)), Read(*self._normed(x, layer.ffn_norm))
+        else:
+            read = shared = Read(*self._normed(x, layer.ffn_norm))
+            if not plan.routed_early:
+                self._score(moe, read, scores)
+        gathers, apart = family is not Family.EXPERTS_EVERY, post is not None or skip is not None or plan.sums_apart
+        target = x if gathers and not apart else self.buffers.total[:n]
+        if apart:
+            parts.clear(target)
+        elif not gathers:  # the sum goes beside x, which every expert still reads
+            row_ops.copy(x, target)
+        self._mixture(moe, family, MoeInputs(read, shared, scores), target)
+        if skip is not None:
+            assert layer.plan.skip_scale is not None
+            parts.scale(x, layer.plan.skip_scale)
+        if post is not None:
+            parts.normalize(target, x, post, scale=layer.residual_scale, add=True)
+        elif apart:
+            row_ops.add_scaled(x, target, None, 0)
+        elif not gathers:
+            row_ops.copy(target, x)
+        return self._joined(layer, x, y)
+
+    def _scores_of(self, moe: DeviceMoe) -> DeviceArray:
+        """Where the router's scores (T, E) are."""
+        return columns_of(self.buffers.router, self.n_rows, moe.plan.routing.n_experts)
+
+    def _score(self, moe: DeviceMoe, read: Read, scores: DeviceArray) -> None:
+        """The router's product."""
+        if moe.plan.score_family(self.n_rows, self.step.phase) is not Family.ROUTER:
+            self._product(moe.router, read.x, scores, norm=read.norm)
+            return
+        (part,), (weight, eps) = moe.router.parts, folded(read.norm)
+        (matrix,) = part.group.matrices
+        router.score_experts(matrix, read.x, scores, bias=part.bias, alpha=part.alpha, norm=weight, eps=eps)
+
+    def _mixture(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> None:
+        """Adds chosen experts and the shared one to out, which may be x if rows go to their own experts."""
+        if family is Family.EXPERTS_EVERY:
+            self._every_expert(moe, inputs, out)
+            shared = self._shared_hidden(moe, inputs.shared)  # uses the memory that the experts have used
+        else:
+            shared = self._own_experts(moe, family, inputs, out)
+        if moe.expert_post_norm is not None:
+            parts.normalize(out, out, moe.expert_post_norm)
+        if shared is not None:
+            self._add_shared(moe, *shared, out)
+
+    @abstractmethod
+    def _own_experts(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> Shared | None:
+        """Adds to out the experts that each row chose; returns _shared_hidden(), which reads x before it changes."""
+
+    def _every_expert(self, moe: DeviceMoe, inputs: MoeInputs, out: DeviceArray) -> None:
+        buffers, n, routing, (x, norm) = self.buffers, self.n_rows, moe.plan.routing, inputs.experts
+        ids = columns_of(buffers.chosen, n, routing.n_used)
+        weights = columns_of(buffers.chosen_weights, n, routing.n_used)
+        router.route(routing, inputs.scores, ids, weights, bias=moe.selection_bias)
+        part, on_inputs = buffers.y[:n], moe.plan.weigh_input
+        normed, weighed = buffers.normed[:n], buffers.part[:n]
+        if on_inputs and norm is not None:
+            parts.normalize(x, normed, norm)
+        elif on_inputs and x.data.ptr != normed.data.ptr:
+            row_ops.copy(x, normed)
+        for index, expert in enumerate(moe.experts):
+            if on_inputs:
+                parts.weigh_chosen_rows(normed, weighed, ids, weights, index)
+            h = self._gate_up(expert, *((weighed, None) if on_inputs else (x, norm)))
+            self._product(expert.down, h, part)
+            parts.add_chosen(out, part, ids, None if on_inputs else weights, index)
+
+    def _shared_hidden(self, moe: DeviceMoe, read: Read) -> Shared | None:
+        """Hidden values of the expert that every row passes through, and its factor (T, 1); None without one."""
+        if moe.shared is None:
+            return None
+        mix = None
+        if moe.shared_gate is not None:
+            mix = self.buffers.mix[: self.n_rows]
+            self._product(moe.shared_gate, read.x, mix, norm=read.norm)
+            row_ops.sigmoid(mix)
+        return self._gate_up(moe.shared, *read), mix
+
+    def _add_shared(self, moe: DeviceMoe, h: Hidden, mix: DeviceArray | None, out: DeviceArray) -> None:
+        assert moe.shared is not None
+        if mix is None and moe.shared_post_norm is None:
+            self._product(moe.shared.down, h, out, add=True)
+            return
+        y = self.buffers.y[: self.n_rows]
+        self._product(moe.shared.down, h, y)
+        if moe.shared_post_norm is not None:
+            assert mix is None
+            parts.normalize(y, out, moe.shared_post_norm, add=True)
+        else:
+            row_ops.add_scaled(out, y, mix, 0)
