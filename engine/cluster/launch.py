@@ -70,7 +70,7 @@ def run(
         stop.wait()
         _drain(settings.grace, stop)
         serve.delete(NAME)
-        if not serve.status().applications:  # nobody else's: the port is given back too
+        if not serve.status().applications:  # no other application uses Ray Serve here: stop it, which frees the port
             serve.shutdown()  # type: ignore[no-untyped-call]
 
 

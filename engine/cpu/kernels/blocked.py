@@ -197,6 +197,6 @@ def sum_rows(e: Emitter, values: list[Value]) -> list[Value]:
 
 
 def _lanes(e: Emitter, vectors: list[Value], lanes: range) -> Value:
-    """Some neighbouring lanes of vectors side by side, which lie in one of them."""
+    """Lanes `lanes` of the concatenated vectors, as one vector; all of them must be in the same one."""
     index, start = divmod(lanes.start, LANES)
     return e.part(vectors[index], start, len(lanes))

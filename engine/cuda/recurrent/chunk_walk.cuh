@@ -170,7 +170,7 @@ DEVICE void walk_chunks(WalkMemory<KEYS, DELTA, PER_KEY>& memory, const WalkInpu
 #pragma unroll
         for (int i = 0; i < 8; ++i) v[i / 4][i % 4] = next_v[i / 4][i % 4];
         copy_wait<0>();
-        __syncthreads();  // this chunk is there, and nobody reads the one before
+        __syncthreads();  // all threads see this chunk and have finished reading the previous one
         if constexpr (PER_KEY) {
             copy_rows<KEYS>(memory.u, in.u, span.row + first, n);
             copy_commit();

@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int first = 0; first < sharing; first += THREADS / CHUNK) {
         const int head = group * sharing + first + of;
         const bool there = first + of < sharing && t < n;
-        __syncthreads();  // products are there; nobody reads the steps of the heads before
+        __syncthreads();  // all threads see `products` and have finished reading the previous heads' steps
         float step = 0.0f, decay = 1.0f;
         if (there) {
             step = softplus(mixed[(row + t) * mixed_row + inner + channels + head] + dt_bias[head]);
