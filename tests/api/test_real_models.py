@@ -22,11 +22,11 @@ def model(request):
         pytest.skip(f"no {request.param}: the package {FILES[request.param]} holds it; {VARIABLE} names its folder")
     reference = json.loads(REFERENCES.read_text(encoding="utf-8"))["models"][request.param]
     with LLM(path, "cpu", context_length=512, kv_type="f32", exact=True) as llm:
-        yield llm, reference, request.param
+        yield llm, reference
 
 
 def test_greedy_text(model):
-    llm, reference, _ = model
+    llm, reference = model
     wanted = reference["greedy"]
     assert llm.prompt_ids(PROMPT) == reference["prompt"]
     found = llm.generate(PROMPT, SamplingParams(max_tokens=len(wanted), temperature=0, ignore_eos=True))
@@ -34,17 +34,16 @@ def test_greedy_text(model):
 
 
 def test_probabilities_of_a_text(model):
-    llm, reference, _ = model
+    llm, reference = model
     assert llm.prompt_ids(TEXT) == reference["text"]
     (tokens,) = llm.score([reference["text"]])
     mean = sum(token.logprob for token in tokens) / len(tokens)
     assert mean == pytest.approx(reference["mean_log_probability"], rel=1e-5)
 
 
+@pytest.mark.parametrize("model", CHATTING, indirect=True)
 def test_conversation(model):
-    llm, reference, name = model
-    if name not in CHATTING:
-        pytest.skip(f"{name} has no chat template")
+    llm, reference = model
     wanted = reference["answer"]
     assert llm.render_chat(CHAT) == reference["chat"]
     answer = llm.chat(CHAT, SamplingParams(max_tokens=len(wanted), temperature=0, ignore_eos=True))

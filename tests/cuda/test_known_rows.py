@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from engine import LLM, Regex, SamplingParams
+from engine import Regex
 from engine.cuda.launch_plan.model import KNOWN_ROWS
 from tests.support.gpu.cache_gpu import CacheGpu, expected
-from tests.support.gpu.fake_cupy import install
+from tests.support.gpu.fake_runner import greedy, outcome, pretended_llm
 from tests.support.injection import interrupted
 from tests.support.models.gguf_builder import tiny_llama
 from tests.support.models.recurrent_models import PROMPTS
@@ -49,34 +49,21 @@ def opened(monkeypatch, tmp_path):
 
     @contextmanager
     def open_model(**settings):
-        with monkeypatch.context() as patch:
-            gpu = install(patch, CacheGpu(90, 132))
-            from engine.cuda import runner as runners
-
-            patch.setattr(runners, "availability", lambda index=0: None)
-            patch.setattr("engine.cuda.availability", lambda index=0: None)
-            settings = {"context_length": 256, "max_sequences": 8} | settings
-            with LLM(path, device="cuda", eager=True, **settings) as llm:
-                with llm.exclusive_runner() as runner:
-                    gpu.machine, llm.gpu = runner._machine, gpu
-                patch.setattr(Forcing, "n_words", -(-gpu.machine.logits.shape[1] // 32))
-                make = type(llm._requests)._mask
-                patch.setattr(
-                    type(llm._requests),
-                    "_mask",
-                    lambda self, params, *rest: Forcing() if params.constraint else make(self, params, *rest),
-                )
-                yield llm
+        with pretended_llm(monkeypatch, path, CacheGpu(90, 132), **settings) as llm, monkeypatch.context() as patch:
+            patch.setattr(Forcing, "n_words", -(-llm.gpu.machine.logits.shape[1] // 32))
+            make = type(llm._requests)._mask
+            patch.setattr(
+                type(llm._requests),
+                "_mask",
+                lambda self, params, *rest: Forcing() if params.constraint else make(self, params, *rest),
+            )
+            yield llm
 
     return open_model
 
 
 def params(index, **options):
-    return SamplingParams(max_tokens=LENGTHS[index], ignore_eos=True, logprobs=0, temperature=0, **options)
-
-
-def outcome(result):
-    return list(zip(result.token_ids, [one.logprob for one in result.logprobs], strict=True))
+    return greedy(LENGTHS[index], **options)
 
 
 @pytest.mark.parametrize(

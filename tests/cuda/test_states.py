@@ -4,18 +4,17 @@ Running ahead, slots that change, batches cut by prefill_chunk, reuse, preemptio
 that of its own tokens alone.
 """
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 
-from engine import LLM, Regex, SamplingParams
+from engine import Regex
 from engine.config import PAGE
 from engine.errors import DeviceError
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
-from tests.support.gpu.fake_cupy import failing, install
+from tests.support.gpu.fake_cupy import failing
+from tests.support.gpu.fake_runner import greedy, outcome, pretended_llm
 from tests.support.gpu.helpers import generate
 from tests.support.gpu.state_gpu import StateGpu, expected, fold
 from tests.support.injection import interrupted
@@ -55,30 +54,14 @@ def alone(n_states):
 def opened(monkeypatch, path):
     """Opens the model on the pretended card."""
 
-    @contextmanager
     def open_model(**settings):
-        with monkeypatch.context() as patch:
-            gpu = install(patch, StateGpu(90, 132))
-            from engine.cuda import runner as runners
-
-            patch.setattr(runners, "availability", lambda index=0: None)
-            patch.setattr("engine.cuda.availability", lambda index=0: None)
-            settings = {"context_length": 256, "max_sequences": 8} | settings
-            with LLM(path, device="cuda", eager=True, **settings) as llm:
-                with llm.exclusive_runner() as runner:
-                    gpu.machine = runner._machine
-                    llm.gpu, llm.states = gpu, runner.states
-                yield llm
+        return pretended_llm(monkeypatch, path, StateGpu(90, 132), **settings)
 
     return open_model
 
 
 def params(index, **options):
-    return SamplingParams(max_tokens=LENGTHS[index], ignore_eos=True, logprobs=0, temperature=0, **options)
-
-
-def outcome(result):
-    return list(zip(result.token_ids, [one.logprob for one in result.logprobs], strict=True))
+    return greedy(LENGTHS[index], **options)
 
 
 @pytest.mark.parametrize(

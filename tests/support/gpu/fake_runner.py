@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine import LLM, SamplingParams
 from engine.cuda.launch_plan.jobs import kernel_jobs
 from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
@@ -33,6 +34,33 @@ def pretended(monkeypatch, path, arch=90, *, context_length=32, max_sequences=9,
             finally:
                 runner.close()
                 del model
+
+
+@contextmanager
+def pretended_llm(monkeypatch, path, gpu, **settings):
+    """An LLM on the pretended card `gpu`; both have what a test looks at: llm.gpu, llm.states, gpu.machine."""
+    with monkeypatch.context() as patch:
+        install(patch, gpu)
+        from engine.cuda import runner as runners
+
+        patch.setattr(runners, "availability", lambda index=0: None)
+        patch.setattr("engine.cuda.availability", lambda index=0: None)
+        settings = {"context_length": 256, "max_sequences": 8} | settings
+        with LLM(path, device="cuda", eager=True, **settings) as llm:
+            with llm.exclusive_runner() as runner:
+                gpu.machine = runner._machine
+                llm.gpu, llm.states = gpu, runner.states
+            yield llm
+
+
+def greedy(length, **options):
+    """Parameters of a greedy text of so many tokens, with their log-probabilities."""
+    return SamplingParams(max_tokens=length, ignore_eos=True, logprobs=0, temperature=0, **options)
+
+
+def outcome(result):
+    """(token id, log-probability) of each token."""
+    return list(zip(result.token_ids, [one.logprob for one in result.logprobs], strict=True))
 
 
 def launched(gpu, run):
