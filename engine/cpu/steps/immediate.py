@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -11,7 +9,7 @@ from engine.cpu import reference
 from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels.attention.attend import attend, attend_text
 from engine.cpu.kernels.build import kernel
-from engine.cpu.products.integer import Activations, IntegerWeights, dot_kind, empty_activations, n_items
+from engine.cpu.products.integer import Activations, IntegerWeights, empty_activations
 from engine.cpu.products.matmul import Epilogue, PreparedWeight, matmul, prepare
 from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import (
@@ -19,6 +17,7 @@ from engine.cpu.steps.operands import (
     columns_step,
     embed_rows,
     gate_step,
+    integer_step,
     normalize_step,
     quantize_step,
     rotate_step,
@@ -34,6 +33,9 @@ from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, We
 
 TASK_FLOATS = 1 << 15
 """Least floats per task of a small step: about 10 us."""
+
+PER_FLOAT = 16
+"""Products in integers that count as one of these floats."""
 
 
 class Immediate:
@@ -199,13 +201,7 @@ class Immediate:
         out = np.empty((len(x), weight.rows), dtype=np.float32)
         if not len(x):
             return out
-        kind = dot_kind(len(x))
-        settings: dict[str, Any] = {"scale": linear.scale, "bias": linear.bias, "residual": residual}
-        operands = integer.operands(x, weight, out, **settings)
-        # Integer products take about a quarter of the time of others.
-        floats = len(x) * weight.rows * weight.columns // 16
-        step = Step(kind, integer.kernel_type(weight), operands, n_items(kind, weight), floats)
-        self.run(step, x, out, linear, residual)
+        self.run(integer_step(integer, x, linear, weight, out, residual, PER_FLOAT), x, out, linear, residual)
         return out
 
     def run(self, step: Step, *alive: object) -> None:

@@ -10,12 +10,12 @@ import numpy.typing as npt
 from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels.attention.attend import TYPES
 from engine.cpu.kernels.build import kernel
-from engine.cpu.products.integer import Activations, quantize_operands
-from engine.cpu.products.matmul import LANES, prepare
+from engine.cpu.products.integer import Activations, IntegerWeights, dot_kind, n_items, quantize_operands
+from engine.cpu.products.matmul import LANES, PreparedWeight, prepare
 from engine.cpu.steps.protocol import Angles, Float32Array, Int32Array, Pages, Step
 from engine.gguf.quants import dequantize
 from engine.model.config import Activation, RopeStyle
-from engine.model.weights import LayerWeights, Norm, Weight
+from engine.model.weights import LayerWeights, Linear, Norm, Weight
 
 
 def score_settings(layer: LayerWeights) -> dict[str, Any]:
@@ -47,6 +47,21 @@ def normalize_step(
 def quantize_step(x: Float32Array, out: Activations) -> Step:
     """Rows of x (T, K) in 8 bits."""
     return Step("quantize", "F32", quantize_operands(x, out), out.shape[0] * out.shape[1], x.size)
+
+
+def integer_step(
+    weights: IntegerWeights,
+    x: Activations,
+    linear: Linear,
+    weight: PreparedWeight,
+    out: Float32Array,
+    residual: Float32Array | None,
+    per_float: int,
+) -> Step:
+    """out = a product in integers of quantized rows. per_float: such products in the time of one of floats."""
+    operands = weights.operands(x, weight, out, scale=linear.scale, bias=linear.bias, residual=residual)
+    kind, floats = dot_kind(len(x)), len(x) * weight.rows * weight.columns // per_float
+    return Step(kind, weights.kernel_type(weight), operands, n_items(kind, weight), floats)
 
 
 def rotate_step(

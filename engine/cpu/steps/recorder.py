@@ -6,7 +6,6 @@ program.py runs what was recorded.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,7 @@ from engine.cpu.steps.operands import (
     columns_step,
     embed_rows,
     gate_step,
+    integer_step,
     normalize_step,
     quantize_step,
     rotate_step,
@@ -42,6 +42,9 @@ from engine.model.weights import DeltaNetWeights, LayerWeights, Linear, Norm, We
 
 CHUNK_FLOATS = 1 << 14
 """Least weights per chunk of a product: 3 us of work, many times what taking a chunk costs."""
+
+PER_FLOAT = 3
+"""Products in integers that take the time of one of floats."""
 
 CHUNKS_PER_THREAD = 8
 
@@ -139,12 +142,8 @@ class Recorder:
         out = self.empty(name, (len(x), weight.rows))
         assert residual is not out
         if self._integer is not None and self._integer.takes(weight):
-            settings: dict[str, Any] = {"scale": linear.scale, "bias": linear.bias, "residual": residual}
-            operands = self._integer.operands(self._activations(x), weight, out, **settings)
-            kind, type_name = integer.dot_kind(len(x)), self._integer.kernel_type(weight)
-            # Integer products take about a third of the time of the others.
-            floats = weight.rows * weight.columns * len(x) // 3
-            self._write(Step(kind, type_name, operands, integer.n_items(kind, weight), floats), out)
+            activations = self._activations(x)
+            self._write(integer_step(self._integer, activations, linear, weight, out, residual, PER_FLOAT), out)
             return out
         operands = dot_operands(x, weight, out, Epilogue(linear.scale, linear.bias, residual))
         floats = weight.rows * weight.columns * len(x)

@@ -16,28 +16,27 @@ from engine.cpu.products import matmul as matmul_module
 from engine.cpu.products.matmul import Epilogue, matmul, warm_up
 from engine.cpu.threads import ThreadPool
 from engine.gguf.quants import GGMLType
-from tests.support.weights import Weight
+from tests.support.weights import SCALES, Weight
 
 ROWS = (1, 2, 7, 16, 17, 31, 33, 256)
 TOKENS = (1, 2, 7, 33)
 PLAIN = {"F32": np.float32, "F16": np.float16, "BF16": None} | dict.fromkeys(("F64", "I8", "I16", "I32", "I64"))
-# Offsets of the float16 scales in a block; every other byte may hold anything.
-SCALES = {
-    "Q8_0": (0,),
-    "Q4_0": (0,),
-    "Q4_1": (0, 2),
-    "Q5_0": (0,),
-    "Q5_1": (0, 2),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q4_K": (0, 2),
-    "Q5_K": (0, 2),
-    "Q6_K": (208,),
-    "IQ4_NL": (0,),
-    "IQ4_XS": (0,),
-    "MXFP4": (),
-}
-TYPES = ("F32", "F16", "BF16", *SCALES)  # the others: test_formats.py
+BLOCKS = (
+    "Q8_0",
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ4_NL",
+    "IQ4_XS",
+    "MXFP4",
+)
+TYPES = ("F32", "F16", "BF16", *BLOCKS)  # the others: test_formats.py
 
 
 @pytest.fixture(scope="module")
