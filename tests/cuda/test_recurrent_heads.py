@@ -1,4 +1,4 @@
-"""Short convolutions, Mamba 2, delta rules, lightning attention: kernels against the CPU, and the same bits in pieces.
+"""Short convolutions, Mamba 2, delta rules, lightning attention, RWKV: kernels against the CPU, and the same bits in pieces.
 
 The same tests run the kernels compiled for the CPU (small shapes, thread by thread) and on a GPU.
 """
@@ -16,7 +16,12 @@ from engine.cuda.recurrent.delta import Delta, DeltaConstants, DeltaInputs, Delt
 from engine.cuda.recurrent.lightning import Lightning, LightningShape
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Constants, Mamba2Shape
 from engine.cuda.recurrent.rows import CHUNK, DecodeRows, PromptRows, span_table
+from engine.cuda.recurrent.rwkv import rwkv_6, rwkv_7, token_shift
+from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6Shape
+from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7Shape
+from engine.cuda.recurrent.rwkv.token_shift import shift_job
 from tests.support.gpu.host_kernels import HostKernels, Memory
+from tests.support.gpu.rwkv_cases import Rwkv6Case, Rwkv7Case, checked_further
 
 TOLERANCE = 2e-5
 """Of the largest value expected: float32 in two orders of sums, over some hundred tokens."""
@@ -136,6 +141,8 @@ CASES = {
     Mamba2Shape: Mamba2Case,
     DeltaShape: DeltaCase,
     LightningShape: LightningCase,
+    Rwkv6Shape: Rwkv6Case,
+    Rwkv7Shape: Rwkv7Case,
 }
 
 
@@ -158,6 +165,12 @@ HOST_SHAPES = {
     "lightning": LightningShape(heads=2, head=40, row=320),
     "lightning odd": LightningShape(heads=3, head=10, row=93),
     "kimi small": delta_shape(1, 1, 16, 4, key_decays=True),
+    "rwkv6": Rwkv6Shape(heads=2, head=16, channel_mix=True, kv_heads=2, linear=False),
+    "rwkv6 linear": Rwkv6Shape(heads=4, head=40, channel_mix=False, kv_heads=2, linear=True),
+    "rwkv6 odd": Rwkv6Shape(heads=3, head=10, channel_mix=False, kv_heads=1, linear=False),
+    "rwkv7": Rwkv7Shape(heads=4, head=16, channel_mix=True),
+    "rwkv7 without norms": Rwkv7Shape(heads=2, head=72, channel_mix=False),
+    "rwkv7 odd": Rwkv7Shape(heads=3, head=10, channel_mix=False),
 }
 GPU_SHAPES = HOST_SHAPES | {
     "short 2048": ConvShape(2048, 3, 6144, gated=True),
@@ -168,6 +181,9 @@ GPU_SHAPES = HOST_SHAPES | {
     "lightning 96": LightningShape(heads=64, head=96, row=4 * 64 * 96),
     "delta 100": delta_shape(6, 3, 100, 4),
     "kimi 128": delta_shape(32, 32, 128, 4, key_decays=True),
+    "rwkv6 7b": Rwkv6Shape(heads=64, head=64, channel_mix=True, kv_heads=64, linear=False),
+    "rwkv6 linear 32b": Rwkv6Shape(heads=40, head=128, channel_mix=False, kv_heads=8, linear=True),
+    "rwkv7 2.9b": Rwkv7Shape(heads=40, head=64, channel_mix=True),
 }
 PARAMS = [pytest.param("host", shape, id=f"host-{name}") for name, shape in HOST_SHAPES.items()]
 PARAMS += [pytest.param("gpu", shape, id=f"gpu-{name}", marks=pytest.mark.gpu) for name, shape in GPU_SHAPES.items()]
@@ -183,7 +199,7 @@ PROMPTS += [
 def host(tmp_path_factory):
     """The kernels of all host shapes, compiled for the CPU."""
     jobs = [job for shape in HOST_SHAPES.values() for job in shape.build_jobs()]
-    return HostKernels(tmp_path_factory.mktemp("host"), jobs)
+    return HostKernels(tmp_path_factory.mktemp("host"), [*jobs, shift_job()])
 
 
 @pytest.fixture
@@ -192,7 +208,8 @@ def world(request, monkeypatch):
 
     def make(kind, shape, chunks=False):
         if kind == "host":
-            request.getfixturevalue("host").install(monkeypatch, convolution, delta, lightning, mamba_2)
+            modules = convolution, delta, lightning, mamba_2, rwkv_6, rwkv_7, token_shift
+            request.getfixturevalue("host").install(monkeypatch, *modules)
         return World(shape, Memory(kind), chunks)
 
     return make
@@ -333,7 +350,7 @@ def test_how_a_prompt_is_cut_changes_no_bit(world, kind, shape, chunks):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["short 2048", "mamba2 8b", "delta 9b", "kimi 128"])
+@pytest.mark.parametrize("name", ["short 2048", "mamba2 8b", "delta 9b", "kimi 128", "rwkv6 7b", "rwkv7 2.9b"])
 def test_rows_of_a_decode_step_do_not_change_each_other(world, name):
     layer = world("gpu", GPU_SHAPES[name])
     for slot in range(SLOTS):
@@ -345,3 +362,9 @@ def test_rows_of_a_decode_step_do_not_change_each_other(world, name):
     np.testing.assert_array_equal(one, every[:1])
     for found, expected in zip(layer.states, all_states, strict=True):
         np.testing.assert_array_equal(found[:PLACES], expected[:PLACES])
+
+
+@pytest.mark.parametrize("kind", ["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_inputs_that_are_mixed_once_more(world, kind):
+    world(kind, HOST_SHAPES["rwkv6"])  # installs the kernels
+    close(*checked_further(Memory(kind)))
