@@ -91,6 +91,7 @@ class _Profiler:
         attending = [layer for layer in layers if layer.attention_part is not None]
         recurrent = [layer for layer in layers if layer.recurrent_part is not None]
         dense = [layer for layer in layers if layer.ffn is not None]
+        mixing = [layer for layer in layers if layer.channel_mix is not None]
         mixtures = [layer for layer in layers if layer.moe is not None]
         embedding, output = self._weights.token_embd, self._weights.output
         assert output is not None
@@ -105,7 +106,7 @@ class _Profiler:
                 lambda one: ops.attn_output(one, self._attended(one), x),
                 _output_bytes,
             ),
-            self._each("ssm_in", recurrent, lambda one: ops.ssm_in(one, x), lambda one: one.recurrent.inputs.n_bytes),
+            self._each("ssm_in", recurrent, lambda one: ops.ssm_in(one, x), _input_bytes),
             self._each("ssm", recurrent, lambda one: ops.ssm(one, self._given(one)), self._state_bytes),
             self._each(
                 "ssm_out",
@@ -124,6 +125,12 @@ class _Profiler:
                 dense,
                 lambda one: ops.ffn_down(one, self._hidden(one), x),
                 lambda one: 0 if one.ffn is None else one.ffn.down.n_bytes,
+            ),
+            self._each(
+                "channel_mix",
+                mixing,
+                lambda one: ops.channel_mix(one, x),
+                lambda one: 0 if one.channel_mix is None else one.channel_mix.n_bytes,
             ),
             self._each("ffn_moe", mixtures, lambda one: ops.ffn_moe(one, x, x), self._mixture_bytes),
             self._time("head", [lambda: ops.logits(x, logits)], output.n_bytes),
@@ -163,7 +170,7 @@ class _Profiler:
         return columns_of(self._ops.buffers.attention, self._n, layer.attention.plan.widths()["attention"])
 
     def _given(self, layer: DeviceLayer) -> DeviceArray:
-        return columns_of(self._ops.buffers.mixed, self._n, layer.recurrent.inputs.width)
+        return columns_of(self._ops.buffers.mixed, self._n, layer.recurrent.plan.mixed_width)
 
     def _scanned(self, layer: DeviceLayer) -> DeviceArray:
         return columns_of(self._ops.buffers.scanned, self._n, layer.recurrent.output.columns)
@@ -246,6 +253,11 @@ def _qkv_bytes(layer: DeviceLayer) -> int:
         return qkv.n_bytes
     assert latent is not None
     return sum(one.n_bytes for one in (latent.inputs, latent.q_b, latent.kv_b, latent.k_b) if one is not None)
+
+
+def _input_bytes(layer: DeviceLayer) -> int:
+    inputs = layer.recurrent.inputs
+    return 0 if inputs is None else inputs.n_bytes
 
 
 def _output_bytes(layer: DeviceLayer) -> int:

@@ -29,6 +29,7 @@ WIDTHS = (64, 80, 96, 112, 128, 256)
 MAMBA_SHAPES = ((5120, 16, 4, 160), (100, 8, 2, 5), (64, 64, 8, 4), (33, 10, 3, 3), (64, 256, 4, 4))
 MAMBA_2_SHAPES = ((128, 64, 8, 128, 4), (2, 256, 2, 128, 4), (3, 20, 1, 10, 3), (4, 32, 2, 256, 2))
 DELTA_SHAPES = ((32, 16, 128, 4), (4, 2, 16, 4), (3, 3, 20, 3))
+TIME_MIX_SHAPES = ((64, 64, False), (40, 128, True), (3, 10, False))
 CONVOLUTIONS = ((2048, 3, 6144, 0, True), (33, 4, 99, 0, True), (40, 2, 44, 4, False))
 
 nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="CuPy is not installed", exc_type=ImportError)
@@ -89,6 +90,8 @@ def recurrent_shapes():
     from engine.cuda.recurrent.lightning import LightningShape
     from engine.cuda.recurrent.mamba_2 import Mamba2Shape
     from engine.cuda.recurrent.mamba_plan import MambaShape
+    from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6Shape
+    from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7Shape
 
     delta = [
         DeltaShape(*shape, 9000, grouped, key)
@@ -97,7 +100,9 @@ def recurrent_shapes():
     ]
     shapes = [ConvShape(*shape) for shape in CONVOLUTIONS], [MambaShape(*shape) for shape in MAMBA_SHAPES]
     heads = [Mamba2Shape(*shape) for shape in MAMBA_2_SHAPES], [LightningShape(4, 96, 1600), LightningShape(3, 20, 240)]
-    return [shape for kind in (*shapes, *heads, delta) for shape in kind]
+    mixes = [Rwkv6Shape(*shape, 1, linear) for shape, linear in zip(TIME_MIX_SHAPES, (False, True, False), strict=True)]
+    mixes += [Rwkv7Shape(*shape) for shape in TIME_MIX_SHAPES]
+    return [shape for kind in (*shapes, *heads, delta, mixes) for shape in kind]
 
 
 def jobs_for(arch):
@@ -275,6 +280,8 @@ def test_constants_of_the_launchers_equal_the_kernels():
     from engine.cuda.matrix import matvec_plan
     from engine.cuda.recurrent import delta, mamba_2, mamba_plan, plan
     from engine.cuda.recurrent.rows import CHUNK, TILE
+    from engine.cuda.recurrent.rwkv import rwkv_6, rwkv_7, token_shift
+    from engine.cuda.recurrent.rwkv import shape as time_mix
     from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
 
@@ -297,6 +304,12 @@ def test_constants_of_the_launchers_equal_the_kernels():
             f"VALUES == {delta.VALUES}",
         ]
         check_statically(*shape.build_jobs()[1], [*claims, f"BLOCKS == {shape.prompt_blocks}"])
+    for mixes in (rwkv_6.Rwkv6Shape(*shape, 1, False) for shape in TIME_MIX_SHAPES):
+        claims = [f"THREADS == {time_mix.THREADS}", f"DECODE_THREADS == {time_mix.DECODE_THREADS}"]
+        claims += [f"VALUES == {time_mix.VALUES}", f"{mixes.heads} * PARTS == {mixes.prompt_blocks}"]
+        check_statically(*mixes.build_jobs()[0], claims)
+        check_statically(*rwkv_7.Rwkv7Shape(mixes.heads, mixes.head, False).build_jobs()[0], claims)
+    check_statically(*token_shift.shift_job(), [f"TILE == {TILE}", f"THREADS == {token_shift.THREADS}"])
     threads, values = plan.WALK_THREADS, plan.WALK_VALUES
     walk = [f"CHUNK == {CHUNK}", f"RECORD == {plan.RECORD}", f"WALK_THREADS == {threads}", f"WALK_VALUES == {values}"]
     chunked = delta.DeltaShape(2, 2, 128, 4, 9000, True, True)

@@ -95,7 +95,6 @@ def test_every_hybrid_is_served(tmp_path, family):
                 "Kimi delta attention with whole matrices of decays or gates",
             ],
         ),
-        ("rwkv7", ["time mixing of RWKV-7", "channel mixing of RWKV"]),
     ],
 )
 def test_hybrids_are_declined_by_name(tmp_path, family, words):

@@ -1,4 +1,4 @@
-"""Short convolutions, Mamba 2, delta rules, lightning attention, RWKV: kernels against the CPU, and the same bits in pieces.
+"""Kernels of recurrent layers, but for Mamba 1, against the CPU, and the same bits in pieces.
 
 The same tests run the kernels compiled for the CPU (small shapes, thread by thread) and on a GPU.
 """

@@ -21,8 +21,9 @@ from tests.support.injection import interrupted
 from tests.support.models.hybrid_models import tiny_hybrid
 from tests.support.models.recurrent_models import LAST_BORDERS, PROMPTS, tiny_mamba
 
-FAMILIES = ("mamba", "falcon-h1", "qwen35", "lfm2")
-"""Convolution and scan apart; Mamba 2 beside attention; delta rules before attention; a convolution alone."""
+FAMILIES = ("mamba", "falcon-h1", "qwen35", "lfm2", "rwkv6", "rwkv7")
+"""Convolution and scan apart; Mamba 2 beside attention; delta rules before attention; a convolution alone; states of
+both parts of a layer."""
 
 LENGTHS = (30, 70, 40, 60, 1)
 """Tokens of the texts."""

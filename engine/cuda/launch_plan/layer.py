@@ -9,7 +9,8 @@ from engine.cuda.launch_plan.attention import AttentionPlan
 from engine.cuda.launch_plan.feed_forward import FfnPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.products import Matrix, Product, Projection
-from engine.cuda.launch_plan.recurrent import RecurrentPlan
+from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
+from engine.cuda.launch_plan.rwkv import ChannelMixPlan
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
 from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, stream_launch
 
@@ -78,7 +79,7 @@ class LayerPlan:
 
     index: int
     mixer: MixerPlan | None
-    ffn: FfnPlan | MoePlan | None
+    ffn: FfnPlan | MoePlan | ChannelMixPlan | None
     attn_norm: Norm
     attn_post_norm: Norm
     ffn_norm: Norm
@@ -173,7 +174,13 @@ class LayerPlan:
         if self.laurel is not None:
             yield from self._named("attn_output", self.laurel.after(step))
         yield from self._fed(step)
-        yield from self._named("ffn_down" if self.moe is None else "ffn_moe", self._finished(step))
+        yield from self._named(self._last_brick, self._finished(step))
+
+    @property
+    def _last_brick(self) -> str:
+        if isinstance(self.ffn, ChannelMixPlan):
+            return "channel_mix"
+        return "ffn_down" if self.moe is None else "ffn_moe"
 
     def _finished(self, step: Step) -> Iterator[Launch]:
         """What happens to the result."""
@@ -196,6 +203,9 @@ class LayerPlan:
     def _fed(self, step: Step) -> Iterator[Launch]:
         """The feed-forward part."""
         if self.ffn is None:
+            return
+        if isinstance(self.ffn, ChannelMixPlan):
+            yield from self._named("channel_mix", self.ffn.launches(step))
             return
         skips = self.skip_scale is not None
         if skips:
@@ -243,7 +253,7 @@ def leaves_inside(layer: LayerPlan) -> bool:
 def leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:
     """Whether the layer's last product can leave the operand of products of a norm of the stream."""
     changed = layer.parallel or layer.changes_after or layer.skip_scale is not None
-    if changed or isinstance(layer.ffn, MoePlan) or next_norm is not Norm.FOLDED:
+    if changed or isinstance(layer.ffn, (MoePlan, ChannelMixPlan)) or next_norm is not Norm.FOLDED:
         return False
     if layer.ffn is None:
         mixed = layer.mixer is not None and layer.mixer.output.emits

@@ -25,6 +25,7 @@ from engine.cuda.launch_plan.mixture import MoePlan, describe_moe
 from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.recurrent import describe_recurrent
+from engine.cuda.launch_plan.rwkv import ChannelMixPlan, describe_channel_mix
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.matrix import gemm_plan
@@ -33,7 +34,7 @@ from engine.cuda.rows import pooling
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.sampling import sampler
 from engine.gguf.types import GGMLType
-from engine.model.config import FfnConfig, MoeConfig, NormedSkip
+from engine.model.config import ChannelMixConfig, FfnConfig, MoeConfig, NormedSkip
 from engine.model.loader import LoadedModel
 from engine.model.weights import LayerWeights
 
@@ -379,13 +380,16 @@ def _layer(layer: LayerWeights, chooser: Chooser, settings: Settings, kept: dict
     config, scale = layer.config, layer.config.residual_scale
     # Where a norm follows, the result is scaled after it.
     mixed, fed = (scale if norm is None else 1.0 for norm in (layer.attn_post_norm, layer.ffn_post_norm))
-    ffn: FfnPlan | MoePlan | None = None
+    ffn: FfnPlan | MoePlan | ChannelMixPlan | None = None
     if layer.moe is not None:
         assert isinstance(config.ffn, MoeConfig)
         ffn = describe_moe(layer.moe, config.ffn, chooser, factor=fed)
     elif layer.ffn is not None:
         assert isinstance(config.ffn, FfnConfig)
         ffn = describe_ffn(layer.ffn, config.ffn, chooser, factor=fed)
+    elif layer.channel_mix is not None:
+        assert isinstance(config.ffn, ChannelMixConfig)
+        ffn = describe_channel_mix(layer.channel_mix, config.ffn, chooser, factor=fed)
     layer_input = None
     if layer.layer_input is not None:
         own = layer.layer_input

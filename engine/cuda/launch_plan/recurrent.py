@@ -1,17 +1,17 @@
 """Recurrent layers in the plan: their products, and the kernels between them that read and write the state.
 
-Every kind is three bricks: ssm_in, the norm and the products that read it; ssm, what moves the states on; ssm_out, the
-last product. Letters: S columns of a head.
+Letters: S columns of a head.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
-from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
+from engine.cuda.launch_plan.products import Chooser, Projection
+from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
+from engine.cuda.launch_plan.rwkv import describe_time_mix, time_mix_shape
+from engine.cuda.launch_plan.steps import Launch, Step
 from engine.cuda.recurrent.convolution import ConvShape
 from engine.cuda.recurrent.delta import DeltaShape
 from engine.cuda.recurrent.lightning import LightningShape
@@ -27,6 +27,7 @@ from engine.model.config import (
     Plamo2Config,
     RecurrentConfig,
     ShortConvConfig,
+    TimeMixConfig,
 )
 from engine.model.weights import (
     DeltaNetWeights,
@@ -37,67 +38,10 @@ from engine.model.weights import (
     MambaWeights,
     Plamo2Weights,
     RecurrentWeights,
+    Rwkv6Weights,
+    Rwkv7Weights,
     ShortConvWeights,
 )
-
-
-@dataclass(frozen=True)
-class RecurrentPlan(ABC):
-    """A recurrent mixer; one class per class of engine/model/config/recurrent.py that kernels serve.
-
-    Attributes:
-        inputs: the products that read the normed input, side by side.
-        output: the output projection.
-        chunked: floats of a token of prompts between kernels that take them in chunks; 0: token after token.
-    """
-
-    inputs: Projection
-    output: Projection
-    chunked: int
-
-    @property
-    @abstractmethod
-    def shape(self) -> StateShape:
-        """Widths, as the kernels are built for them."""
-
-    @property
-    def takes_operand(self) -> bool:
-        """Whether the first products read an operand that an earlier layer has left."""
-        return self.inputs.takes_operand
-
-    @property
-    def inner(self) -> tuple[Projection, ...]:
-        """Products between the first and the last."""
-        return ()
-
-    def products(self) -> Iterator[Product]:
-        """All products."""
-        for projection in (self.inputs, *self.inner, self.output):
-            yield from projection.parts
-
-    def matrices(self) -> Iterator[Matrix]:
-        """Everything that is uploaded."""
-        yield from (matrix for product in self.products() for matrix in product.matrices)
-
-    def widths(self) -> dict[str, int]:
-        """What it needs of the activations, by the fields of Widths."""
-        return {"mixed": self.inputs.width, "scanned": self.output.columns, "chunked": self.chunked}
-
-    # ---- launches --------------------------------------------------------------------------------------------
-
-    def bricks(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[Brick]:
-        """See AttentionPlan.bricks."""
-        yield Brick("ssm_in", self._inputs(step, norm, ready=ready))
-        yield Brick("ssm", self.moved(step))
-        yield Brick("ssm_out", step.product(self.output), added=True)
-
-    def _inputs(self, step: Step, norm: Norm, *, ready: bool) -> Iterator[Launch]:
-        yield from step.norm(norm)
-        yield from step.product(self.inputs, ready=ready)
-
-    @abstractmethod
-    def moved(self, step: Step) -> Iterator[Launch]:
-        """The brick ssm."""
 
 
 @dataclass(frozen=True)
@@ -260,6 +204,9 @@ def describe_recurrent(
     config: RecurrentConfig, weights: RecurrentWeights, chooser: Chooser, *, factor: float
 ) -> RecurrentPlan:
     """The recurrent mixer of one layer; what it adds to the stream is multiplied by factor."""
+    if isinstance(config, TimeMixConfig):
+        assert isinstance(weights, (Rwkv6Weights, Rwkv7Weights))
+        return describe_time_mix(config, weights, chooser, factor=factor)
     inputs = chooser.side_by_side(recurrent_inputs(weights))
     last = weights.linears()[-1]
     assert isinstance(last, Linear)
@@ -291,6 +238,8 @@ def describe_recurrent(
 
 def state_shape(config: RecurrentConfig) -> StateShape:
     """The kernel shape of one layer."""
+    if isinstance(config, TimeMixConfig):
+        return time_mix_shape(config)
     if isinstance(config, ShortConvConfig):
         return ConvShape(config.inner, config.conv_width, 3 * config.inner, gated=True)
     if isinstance(config, (MambaConfig, Plamo2Config)):  # PLaMo 2's channels of a head have one decay and one step

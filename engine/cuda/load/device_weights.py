@@ -18,54 +18,11 @@ from engine.cuda.launch_plan.feed_forward import FfnPlan
 from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
-from engine.cuda.launch_plan.products import Product
-from engine.cuda.launch_plan.recurrent import DeltaPlan, LightningPlan, Mamba2Plan, MambaPlan, ShortConvPlan
 from engine.cuda.launch_plan.streams import PerLayerPlan
-from engine.cuda.matrix.decode_gemm import DecodeGemm
-from engine.cuda.matrix.linear import MatrixGroup
-from engine.cuda.matrix.matvec import MatVec
-from engine.cuda.recurrent.delta import DeltaConstants
-from engine.cuda.recurrent.mamba_2 import Mamba2Constants
+from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
+from engine.cuda.load.device_recurrent import DeviceChannelMix, DeviceRecurrent
 from engine.cuda.rows.parts import DeviceNorm, DeviceRope
 from engine.cuda.rows.streams import DeviceStreams
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceProduct:
-    """A product: out = alpha * (W x + bias), at `plan.column` of its projection.
-
-    Attributes:
-        plan: which kernels multiply.
-        group: the matrices.
-        matvec: their launcher of the family MATVEC; decode_gemm: of DECODE_GEMM. None where no step takes the family.
-        bias: float32 (width,), already divided by alpha; None for none.
-        alpha: factor of the result.
-    """
-
-    plan: Product
-    group: MatrixGroup
-    matvec: MatVec | None
-    decode_gemm: DecodeGemm | None
-    bias: DeviceArray | None
-    alpha: float
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceProjection:
-    """One or several linear maps of the same input, outputs side by side.
-
-    Attributes:
-        parts: products. width: output columns. columns: input columns.
-    """
-
-    parts: tuple[DeviceProduct, ...]
-    width: int
-    columns: int
-
-    @property
-    def n_bytes(self) -> int:
-        """Packed size of the matrices."""
-        return sum(part.group.n_bytes for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,126 +145,6 @@ class DeviceAttention:
 
 
 @dataclass(frozen=True, eq=False)
-class DeviceShortConv:
-    """A gated short convolution. inputs, output: products. conv: float32 (D, W)."""
-
-    plan: ShortConvPlan
-    inputs: DeviceProjection
-    output: DeviceProjection
-    conv: DeviceArray
-
-    @property
-    def inner(self) -> tuple[DeviceProjection, ...]:
-        """Products between the first and the last; likewise of the other recurrent mixers."""
-        return ()
-
-    @property
-    def constants(self) -> tuple[DeviceArray | None, ...]:
-        """Small arrays that the kernels read; likewise of the other recurrent mixers."""
-        return (self.conv,)
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceMamba:
-    """The selective state space of one layer; letters as in cuda/recurrent/mamba.py.
-
-    Attributes:
-        inputs, ssm_x, ssm_dt, output: products.
-        conv: float32 (E, W). conv_bias: (E,) or None. a: (E, N). d: (E,).
-        norms: of dt, B and C, or None.
-    """
-
-    plan: MambaPlan
-    inputs: DeviceProjection
-    ssm_x: DeviceProjection
-    ssm_dt: DeviceProjection
-    output: DeviceProjection
-    conv: DeviceArray
-    conv_bias: DeviceArray | None
-    a: DeviceArray
-    d: DeviceArray
-    norms: tuple[DeviceNorm | None, ...]
-
-    @property
-    def inner(self) -> tuple[DeviceProjection, ...]:
-        """See DeviceShortConv."""
-        return self.ssm_x, self.ssm_dt
-
-    @property
-    def constants(self) -> tuple[DeviceArray | None, ...]:
-        """See DeviceShortConv."""
-        return self.conv, self.conv_bias, self.a, self.d
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceMamba2:
-    """The state space of a Mamba 2 layer. norm: of each group of the result, with weights of its own, or None."""
-
-    plan: Mamba2Plan
-    inputs: DeviceProjection
-    output: DeviceProjection
-    kept: Mamba2Constants
-    norm: DeviceNorm | None
-
-    @property
-    def inner(self) -> tuple[DeviceProjection, ...]:
-        """See DeviceShortConv."""
-        return ()
-
-    @property
-    def constants(self) -> tuple[DeviceArray | None, ...]:
-        """See DeviceShortConv."""
-        return self.kept.conv, self.kept.conv_bias, self.kept.dt_bias, self.kept.a, self.kept.d
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceDelta:
-    """A gated delta rule; see DeltaPlan for which of its products are set."""
-
-    plan: DeltaPlan
-    inputs: DeviceProjection
-    steps: DeviceProjection | None
-    gate: DeviceProjection | None
-    output: DeviceProjection
-    kept: DeltaConstants
-
-    @property
-    def inner(self) -> tuple[DeviceProjection, ...]:
-        """See DeviceShortConv."""
-        return tuple(one for one in (self.steps, self.gate) if one is not None)
-
-    @property
-    def constants(self) -> tuple[DeviceArray | None, ...]:
-        """See DeviceShortConv."""
-        return self.kept.conv, self.kept.dt_bias, self.kept.a, self.kept.norm
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceLightning:
-    """Lightning attention. decay: float32 (H,). norm: of the result of all heads together."""
-
-    plan: LightningPlan
-    inputs: DeviceProjection
-    output: DeviceProjection
-    decay: DeviceArray
-    norm: DeviceNorm
-
-    @property
-    def inner(self) -> tuple[DeviceProjection, ...]:
-        """See DeviceShortConv."""
-        return ()
-
-    @property
-    def constants(self) -> tuple[DeviceArray | None, ...]:
-        """See DeviceShortConv."""
-        return (self.decay,)
-
-
-DeviceRecurrent = DeviceShortConv | DeviceMamba | DeviceMamba2 | DeviceDelta | DeviceLightning
-"""A recurrent mixer; one class per class of launch_plan.recurrent.RecurrentPlan."""
-
-
-@dataclass(frozen=True, eq=False)
 class DeviceCombined:
     """Attention and a recurrent mixer of one layer."""
 
@@ -358,7 +195,7 @@ class DevicePerLayer:
 
 @dataclass(frozen=True, eq=False)
 class DeviceLayer:
-    """One layer. At most one of ffn and moe is set; norms and the mixer may be None.
+    """One layer. At most one of ffn, moe and channel_mix is set; norms and the mixer may be None.
 
     residual_scale is part of projections whose results are added as they come; it is left for those with a norm behind
     them. embedding_scale: factor of the embeddings that are added to the result, 0 for none; output_scale: of it.
@@ -384,6 +221,7 @@ class DeviceLayer:
     streams: DeviceStreams | None = None
     mixer_skip: DeviceNorm | None = None
     ffn_skip: DeviceNorm | None = None
+    channel_mix: DeviceChannelMix | None = None
 
     @property
     def index(self) -> int:

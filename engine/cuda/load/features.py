@@ -16,6 +16,7 @@ from engine.cuda.recurrent.delta import MAX_HEAD
 from engine.cuda.recurrent.lightning import MAX_COLUMNS
 from engine.cuda.recurrent.mamba_2 import MAX_STATES as MAX_STATES_2
 from engine.cuda.recurrent.mamba_plan import MAX_STATES
+from engine.cuda.recurrent.rwkv.shape import MAX_HEAD as MAX_TIME_MIX
 from engine.cuda.rows.streams import MOST_STREAMS
 from engine.errors import DeviceError
 from engine.model.config import (
@@ -44,6 +45,7 @@ from engine.model.config import (
     Rwkv6Config,
     Rwkv7Config,
     ShortConvConfig,
+    TimeMixConfig,
 )
 from engine.model.loader import LoadedModel
 from engine.model.weights import KimiDeltaWeights, LayerWeights
@@ -144,13 +146,10 @@ _RECURRENT = (
     KimiDeltaConfig,
     LightningConfig,
     Plamo2Config,
+    Rwkv6Config,
+    Rwkv7Config,
 )
 """Recurrent mixers that kernels serve, within limits."""
-
-_MIXER_NAMES: dict[type[RecurrentConfig], str] = {
-    Rwkv6Config: "time mixing of RWKV-6",
-    Rwkv7Config: "time mixing of RWKV-7",
-}
 
 _NAMES = {
     "decay_floor": "delta rules with a floor of decays",
@@ -214,12 +213,16 @@ def _of_attention(config: AttentionConfig) -> Iterator[str]:
 
 def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:
     if not isinstance(config, _RECURRENT):
-        yield _MIXER_NAMES.get(type(config), "this kind of recurrent layers")
+        yield "this kind of recurrent layers"
         return
     yield from _unserved(config)
     if isinstance(config, LightningConfig):
         if config.head_width > MAX_COLUMNS:
             yield f"lightning attention with heads of more than {MAX_COLUMNS} columns"
+        return
+    if isinstance(config, TimeMixConfig):
+        if config.head_width > MAX_TIME_MIX:
+            yield f"time mixing with heads of more than {MAX_TIME_MIX} columns"
         return
     if config.conv_width not in range(2, MAX_CONV + 1):
         yield f"convolutions over other than 2 to {MAX_CONV} tokens"
@@ -238,7 +241,6 @@ def _of_weights(layer: LayerWeights) -> Iterator[str]:
 
 def _of_ffn(ffn: FfnConfig | MoeConfig | ChannelMixConfig) -> Iterator[str]:
     if isinstance(ffn, ChannelMixConfig):
-        yield "channel mixing of RWKV"
         return
     yield from _unserved(ffn)
     if isinstance(ffn, MoeConfig):

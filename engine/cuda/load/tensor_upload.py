@@ -18,10 +18,7 @@ from engine.cuda.formats.repack import PackedMatrix, repack
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Product, Projection
-from engine.cuda.load.device_weights import (
-    DeviceProduct,
-    DeviceProjection,
-)
+from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
 from engine.cuda.load.tensor_index import TensorIndex
 from engine.cuda.matrix.decode_gemm import DecodeGemm
 from engine.cuda.matrix.linear import MatrixGroup

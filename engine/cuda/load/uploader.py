@@ -24,42 +24,28 @@ from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
-from engine.cuda.launch_plan.recurrent import (
-    DeltaPlan,
-    LightningPlan,
-    Mamba2Plan,
-    MambaPlan,
-    RecurrentPlan,
-    ShortConvPlan,
-)
+from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
+from engine.cuda.launch_plan.rwkv import ChannelMixPlan
 from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.load.device_weights import (
     DeviceAttention,
     DeviceCombined,
-    DeviceDelta,
     DeviceFfn,
     DeviceHeads,
     DeviceLatent,
     DeviceLaurel,
     DeviceLayer,
     DeviceLayerInput,
-    DeviceLightning,
-    DeviceMamba,
-    DeviceMamba2,
     DeviceMixer,
     DeviceMoe,
     DevicePerLayer,
-    DeviceProjection,
-    DeviceRecurrent,
-    DeviceShortConv,
     DeviceSpread,
     DeviceWeights,
 )
+from engine.cuda.load.recurrent_upload import RecurrentUploader
 from engine.cuda.load.tensor_index import TensorIndex
-from engine.cuda.load.tensor_upload import TensorUploader, part_of
+from engine.cuda.load.tensor_upload import part_of
 from engine.cuda.matrix.linear import MatrixGroup
-from engine.cuda.recurrent.delta import DeltaConstants
-from engine.cuda.recurrent.mamba_2 import Mamba2Constants
 from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.rows.streams import DeviceStreams
 from engine.gguf.quants import dequantize
@@ -69,24 +55,16 @@ from engine.model.relative import FARTHEST, relative_buckets
 from engine.model.rope import RopeTable
 from engine.model.weights import (
     AttentionWeights,
-    DeltaNetWeights,
     FfnWeights,
     Float32Array,
-    KimiDeltaWeights,
     LatentWeights,
     LaurelWeights,
     LayerInputWeights,
     LayerWeights,
-    LightningWeights,
     Linear,
-    Mamba2Weights,
-    MambaWeights,
     MoeWeights,
     NormedSkipWeights,
     PerLayerWeights,
-    Plamo2Weights,
-    RecurrentWeights,
-    ShortConvWeights,
     SkipWeights,
     StreamWeights,
 )
@@ -115,7 +93,7 @@ def _expanded(linear: Linear) -> Float32Array:
     return np.asarray(matrix, np.float32)
 
 
-class Uploader(TensorUploader):
+class Uploader(RecurrentUploader):
     """Uploads the parts of a model."""
 
     def model(self, model: LoadedModel, plan: LaunchPlan) -> DeviceWeights:
@@ -144,10 +122,13 @@ class Uploader(TensorUploader):
     # ---- parts -----------------------------------------------------------------------------------------------
 
     def _layer(self, plan: LayerPlan, layer: LayerWeights) -> DeviceLayer:
-        ffn = moe = None
+        ffn = moe = channel_mix = None
         if isinstance(plan.ffn, MoePlan):
             assert layer.moe is not None
             moe = self._moe(plan.ffn, layer.moe)
+        elif isinstance(plan.ffn, ChannelMixPlan):
+            assert layer.channel_mix is not None
+            channel_mix = self._channel_mix(plan.ffn, layer.channel_mix)
         elif plan.ffn is not None:
             assert layer.ffn is not None
             ffn = self._ffn(plan.ffn, layer.ffn)
@@ -170,6 +151,7 @@ class Uploader(TensorUploader):
             ffn_skip=self._skip_norm(layer.ffn_skip),
             laurel=None if plan.laurel is None else self._laurel(plan.laurel, layer.laurel),
             streams=None if layer.streams is None else self._streams(layer.streams, layer.config.streams),
+            channel_mix=channel_mix,
             layer_input=None if plan.layer_input is None else self._layer_input(plan.layer_input, layer.layer_input),
         )
 
@@ -240,67 +222,6 @@ class Uploader(TensorUploader):
             assert layer.recurrent is not None
             return self._recurrent(plan, layer.recurrent)
         return self._attention(plan, layer.config.attention, layer.attention)
-
-    def _recurrent(self, plan: RecurrentPlan, weights: RecurrentWeights) -> DeviceRecurrent:
-        products = self.projection(plan.inputs), self.projection(plan.output)
-        if isinstance(plan, ShortConvPlan):
-            assert isinstance(weights, ShortConvWeights)
-            return DeviceShortConv(plan, *products, conv=self.vector(weights.conv))
-        if isinstance(plan, MambaPlan):
-            assert isinstance(weights, (MambaWeights, Plamo2Weights))
-            return self._mamba(plan, *products, weights)
-        if isinstance(plan, Mamba2Plan):
-            assert isinstance(weights, Mamba2Weights)
-            small = (self.vector(one) for one in (weights.dt_bias, weights.a, weights.d))
-            kept = Mamba2Constants(self.vector(weights.conv1d), self.vector(weights.conv1d_bias), *small)
-            return DeviceMamba2(plan, *products, kept, self.norm(weights.norm))
-        if isinstance(plan, LightningPlan):
-            assert isinstance(weights, LightningWeights)
-            norm = self.norm(weights.norm)
-            assert norm is not None
-            return DeviceLightning(plan, *products, self.vector(weights.decay), norm)
-        assert isinstance(plan, DeltaPlan)
-        assert isinstance(weights, (DeltaNetWeights, KimiDeltaWeights))
-        return self._delta(plan, *products, weights)
-
-    def _mamba(
-        self,
-        plan: MambaPlan,
-        inputs: DeviceProjection,
-        output: DeviceProjection,
-        weights: MambaWeights | Plamo2Weights,
-    ) -> DeviceMamba:
-        a, d, conv_bias = weights.a, weights.d, None
-        if isinstance(weights, Plamo2Weights):  # one number of each for all states and channels of a head
-            each = plan.mamba.d_inner // len(a)
-            a, d = np.repeat(a, each * plan.mamba.d_state), np.repeat(d, each)
-        else:
-            conv_bias = weights.conv1d_bias
-        return DeviceMamba(
-            plan=plan,
-            inputs=inputs,
-            ssm_x=self.projection(plan.ssm_x),
-            ssm_dt=self.projection(plan.ssm_dt),
-            output=output,
-            conv=self.vector(weights.conv1d),
-            conv_bias=self.vector(conv_bias),
-            a=self.vector(a.reshape(plan.mamba.d_inner, plan.mamba.d_state)),
-            d=self.vector(d),
-            norms=tuple(self.norm(norm) for norm in (weights.dt_norm, weights.b_norm, weights.c_norm)),
-        )
-
-    def _delta(
-        self,
-        plan: DeltaPlan,
-        inputs: DeviceProjection,
-        output: DeviceProjection,
-        weights: DeltaNetWeights | KimiDeltaWeights,
-    ) -> DeviceDelta:
-        assert weights.norm.weight is not None
-        steps, gate = (None if one is None else self.projection(one) for one in (plan.steps, plan.gate))
-        conv, dt_bias, a = (self.vector(one) for one in (weights.conv1d, weights.dt_bias, weights.a))
-        kept = DeltaConstants(conv, dt_bias, a, self.vector(weights.norm.weight), weights.norm.epsilon)
-        return DeviceDelta(plan, inputs, steps, gate, output, kept)
 
     def _attention(self, plan: AttentionPlan, config: AttentionConfig, weights: AttentionWeights) -> DeviceAttention:
         rotates = not plan.rotates and plan.latent is None  # in the attention kernels

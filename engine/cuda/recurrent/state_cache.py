@@ -21,9 +21,11 @@ from engine.cuda.recurrent.mamba import Mamba
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Shape
 from engine.cuda.recurrent.mamba_plan import MambaShape
 from engine.cuda.recurrent.plan import StateShape
+from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6, Rwkv6Shape
+from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7, Rwkv7Shape
 from engine.model.cache import StateCopies, StateRows
 
-Kernels = Convolution | Mamba | Mamba2 | Delta | Lightning
+Kernels = Convolution | Mamba | Mamba2 | Delta | Lightning | Rwkv6 | Rwkv7
 """The kernels of a recurrent layer; one class per class of StateShape."""
 
 
@@ -61,6 +63,10 @@ def make_kernels(shape: StateShape) -> Kernels:
         return Mamba2(shape)
     if isinstance(shape, LightningShape):
         return Lightning(shape)
+    if isinstance(shape, Rwkv6Shape):
+        return Rwkv6(shape)
+    if isinstance(shape, Rwkv7Shape):
+        return Rwkv7(shape)
     assert isinstance(shape, DeltaShape)
     return Delta(shape)
 

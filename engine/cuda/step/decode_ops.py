@@ -14,9 +14,9 @@ from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.step.bricks.mixture import MoeInputs
 from engine.cuda.step.decode_products import DecodeProducts
 from engine.cuda.step.folding import Shared, columns_of, folded
+from engine.cuda.step.moves import Moves
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
-from engine.cuda.step.recurrent import Moves
 
 
 class DecodeOps(CudaOps):

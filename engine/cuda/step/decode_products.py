@@ -8,7 +8,8 @@ from __future__ import annotations
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
-from engine.cuda.load.device_weights import DeviceFfn, DeviceProduct, DeviceProjection
+from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
+from engine.cuda.load.device_weights import DeviceFfn
 from engine.cuda.matrix.gemm import Gemms, Operand, make_operand
 from engine.cuda.matrix.gemm_plan import operand_bytes
 from engine.cuda.rows.activation import KernelActivation

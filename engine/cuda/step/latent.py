@@ -13,7 +13,8 @@ from typing import Protocol
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.experts.heads import HeadProducts
 from engine.cuda.launch_plan.steps import Step
-from engine.cuda.load.device_weights import DeviceHeads, DeviceLatent, DeviceProjection
+from engine.cuda.load.device_products import DeviceProjection
+from engine.cuda.load.device_weights import DeviceHeads, DeviceLatent
 from engine.cuda.rows import parts
 from engine.cuda.rows.parts import NO_ROPE, DeviceNorm
 from engine.cuda.step.folding import columns_of

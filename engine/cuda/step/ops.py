@@ -10,11 +10,8 @@ from __future__ import annotations
 from engine.cuda.attention.heads import prepare_heads
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.formats.dequant import embed
-from engine.cuda.load.device_weights import (
-    DeviceAttention,
-    DeviceLayer,
-    DeviceProjection,
-)
+from engine.cuda.load.device_products import DeviceProjection
+from engine.cuda.load.device_weights import DeviceAttention, DeviceLayer
 from engine.cuda.rows import parts, streams
 from engine.cuda.rows import rows as row_ops
 from engine.cuda.rows.parts import NO_ROPE, DeviceNorm
@@ -22,7 +19,9 @@ from engine.cuda.step.bricks.mixture import MixtureBricks
 from engine.cuda.step.bricks.streams import StreamBricks
 from engine.cuda.step.folding import Hidden, Read, columns_of
 from engine.cuda.step.latent import latent_qkv, latent_values
-from engine.cuda.step.recurrent import Moves, move_states
+from engine.cuda.step.moves import Moves
+from engine.cuda.step.recurrent import move_states
+from engine.cuda.step.rwkv import mix_channels
 
 
 class CudaOps(MixtureBricks, StreamBricks):
@@ -105,7 +104,8 @@ class CudaOps(MixtureBricks, StreamBricks):
 
     def feed_forward(self, layer: DeviceLayer, x: DeviceArray, y: DeviceArray) -> DeviceArray:
         """See Ops.feed_forward."""
-        result: DeviceArray = super().feed_forward(layer, x, y)
+        result: DeviceArray
+        result = self.channel_mix(layer, x) if layer.channel_mix is not None else super().feed_forward(layer, x, y)
         if layer.embedding_scale:
             parts.add_times(result, self.buffers.embedded[: self.n_rows], layer.embedding_scale)
         if layer.last_norm is not None:
@@ -122,10 +122,14 @@ class CudaOps(MixtureBricks, StreamBricks):
         return result
 
     def ssm_in(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
-        """attn_norm and the first products of a recurrent layer, side by side."""
-        source, norm = self._normed(x, layer.attn_norm)
+        """attn_norm and the first products of a recurrent layer, side by side; without any what attn_norm gives."""
         inputs = layer.recurrent.inputs
-        mixed = columns_of(self.buffers.mixed, self.n_rows, inputs.width)
+        mixed = columns_of(self.buffers.mixed, self.n_rows, layer.recurrent.plan.mixed_width)
+        if inputs is None:
+            assert layer.attn_norm is not None
+            parts.normalize(x, mixed, layer.attn_norm)
+            return mixed
+        source, norm = self._normed(x, layer.attn_norm)
         self._product(inputs, source, mixed, norm=norm, ready=layer.plan.takes_left and self.step.hands_over)
         return mixed
 
@@ -208,6 +212,16 @@ class CudaOps(MixtureBricks, StreamBricks):
         return beside
 
     # ---- feed-forward parts ----------------------------------------------------------------------------------
+
+    def channel_mix(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
+        """x + RWKV's feed-forward part of ffn_norm(x), which keeps an input of its own in the layer's states."""
+        mixer, moves, norm = layer.channel_mix, self._moves, layer.ffn_norm
+        assert mixer is not None and moves is not None and norm is not None
+        assert layer.ffn_post_norm is None
+        normed = columns_of(self.buffers.mixed, self.n_rows, self.weights.plan.width)
+        parts.normalize(x, normed, norm)
+        mix_channels(mixer, normed, moves.states.arrays(layer.index)[2], x, moves)
+        return x
 
     def ffn_gate_up(self, layer: DeviceLayer, x: DeviceArray) -> Hidden:
         """See LayerBricks.ffn_gate_up."""

@@ -15,9 +15,9 @@ from engine.cuda.recurrent.rows import PromptRows
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.step.bricks.mixture import MoeInputs
 from engine.cuda.step.folding import Shared, columns_of
+from engine.cuda.step.moves import Moves, state_spans
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
-from engine.cuda.step.recurrent import Moves, state_spans
 from engine.model.batch import Batch
 
 

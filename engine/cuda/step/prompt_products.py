@@ -11,7 +11,8 @@ from engine.cuda.experts import prefill as grouped
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.load.buffers import Activations
-from engine.cuda.load.device_weights import DeviceFfn, DeviceMoe, DeviceProduct, DeviceProjection
+from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
+from engine.cuda.load.device_weights import DeviceFfn, DeviceMoe
 from engine.cuda.matrix.dense import DenseProduct
 from engine.cuda.matrix.dense_plan import padded
 from engine.cuda.matrix.gemm import Gemms, Operand, make_operand

@@ -6,21 +6,17 @@ prompts lists. Must not know of requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-import numpy as np
-import numpy.typing as npt
-
 from engine.cuda.driver.arrays import DeviceArray
-from engine.cuda.load.buffers import Activations
-from engine.cuda.load.device_weights import (
+from engine.cuda.load.device_recurrent import (
     DeviceDelta,
     DeviceLightning,
     DeviceMamba,
     DeviceMamba2,
     DeviceRecurrent,
+    DeviceRwkv6,
+    DeviceRwkv7,
     DeviceShortConv,
 )
 from engine.cuda.recurrent.convolution import Convolution
@@ -28,40 +24,13 @@ from engine.cuda.recurrent.delta import Delta, DeltaInputs
 from engine.cuda.recurrent.lightning import Lightning
 from engine.cuda.recurrent.mamba import Mamba
 from engine.cuda.recurrent.mamba_2 import Mamba2
-from engine.cuda.recurrent.rows import PromptRows, Rows, span_table
-from engine.cuda.recurrent.state_cache import StateCache
+from engine.cuda.recurrent.rows import PromptRows
+from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6
+from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7
 from engine.cuda.rows import parts
 from engine.cuda.step.folding import columns_of
-from engine.model.batch import Span
-from engine.model.cache import StateRows
-
-
-@dataclass(frozen=True, eq=False)
-class Moves:
-    """What moves the states of a step on.
-
-    Attributes:
-        states: the states, with the kernels. rows: which of them the rows of the step read and write.
-        buffers: activations. product: see step.ops.Products.product.
-    """
-
-    states: StateCache
-    rows: Rows
-    buffers: Activations
-    product: Callable[..., None]
-
-
-def state_spans(spans: Iterable[Span], rows: StateRows) -> npt.NDArray[np.int32]:
-    """Spans of a batch as the kernels read them, int32 (S, 5).
-
-    Where a span names no place, the state after n tokens is at place n - 1, as decode steps leave it at offset 0. That
-    is for callers without a scheduler: only places that a step does not overwrite make it repeatable.
-    """
-    found = []
-    for span in spans:
-        read, write = (span.n_past - 1, span.n_total - 1) if span.place is None else (span.place, span.place_behind)
-        found.append((span.row, span.n_rows, span.n_past, rows.place(span.slot, read), rows.place(span.slot, write)))
-    return span_table(found)
+from engine.cuda.step.moves import Moves
+from engine.cuda.step.rwkv import mix_time_6, mix_time_7
 
 
 def move_states(layer: int, mixer: DeviceRecurrent, mixed: DeviceArray, moves: Moves) -> DeviceArray:
@@ -89,6 +58,12 @@ def move_states(layer: int, mixer: DeviceRecurrent, mixed: DeviceArray, moves: M
         kernels(moves.rows, mixed, mixer.decay, arrays[0], out)
         parts.normalize(out, out, mixer.norm)
         parts.multiply_gate(out, mixed[:, 3 * kernels.shape.inner :])
+    elif isinstance(mixer, DeviceRwkv6):
+        assert isinstance(kernels, Rwkv6)
+        mix_time_6(mixer, kernels, mixed, (arrays[0], arrays[1]), out, moves)
+    elif isinstance(mixer, DeviceRwkv7):
+        assert isinstance(kernels, Rwkv7)
+        mix_time_7(mixer, kernels, mixed, (arrays[0], arrays[1]), out, moves)
     else:
         assert isinstance(kernels, Delta)
         convolved = columns_of(moves.buffers.convolved, len(mixed), kernels.shape.convolved)

@@ -1,4 +1,4 @@
-"""Time mixing and the shift of tokens for tests/cuda/test_recurrent_heads.py: random layers, and what numpy makes of them.
+"""Time mixing and the shift of tokens for tests/cuda/test_recurrent_heads.py: random layers, also in numpy.
 
 A row is x, which is shifted, then what the products of a layer give; the result is y, then the shifted inputs.
 """
@@ -93,7 +93,7 @@ class Rwkv6Case(TimeMixCase):
 
 
 class Rwkv7Case(TimeMixCase):
-    """Behind x are r, w, k, v, a, f, the gate, the first layer's values and room for u; odd numbers of heads have no f."""
+    """Behind x are r, w, k, v, a, f, the gate, the first layer's values and room for u; odd heads have no f."""
 
     keys_first = False
 
@@ -131,7 +131,9 @@ class Rwkv7Case(TimeMixCase):
 def checked_further(memory):
     """shift_further on random rows: what it gives, and what is expected."""
     rng = np.random.default_rng(0)
-    x, change, lerps, out = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 40), (3, 40), (5, 40), (3, 200)))
+    x, change, lerps, out = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((3, 40), (3, 40), (5, 40), (3, 200))
+    )
     both = memory.up(np.concatenate((change, out), axis=1))
     shift_further(memory.up(x), both[:, :40], memory.up(lerps), both[:, 40:])
     expected = x[:, None] + change[:, None] * (lerps + out.reshape(3, 5, 40))

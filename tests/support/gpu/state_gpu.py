@@ -101,6 +101,24 @@ class StateGpu(FakeGpu):
         self._decode(past, *rows)
         self._decode(states, *rows)
 
+    def _run_shift_decode(self, grid, x, row, lerps, count, states, places, positions, offsets, *rest):
+        self._decode(states, places, positions, offsets)
+
+    def _run_shift_prompt(self, grid, x, row, lerps, count, states, spans, *rest):
+        self._prompt(states, spans)
+
+    def _run_rwkv_6_decode(self, grid, *args):
+        self._decode(*args[10:14])
+
+    def _run_rwkv_6_prompt(self, grid, r, w, k, v, stride, first, states, spans, *rest):
+        self._prompt(states, spans)
+
+    def _run_rwkv_7_decode(self, grid, *args):
+        self._decode(*args[16:20])
+
+    def _run_rwkv_7_prompt(self, grid, r, w, k, v, u, away, stride, states, spans, *rest):
+        self._prompt(states, spans)
+
     def _run_conv_prompt(self, grid, x, row, weight, bias, states, spans, *rest):
         self._prompt(states, spans)
 

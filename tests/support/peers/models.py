@@ -233,7 +233,14 @@ ON_CPU_ALONE = {"dots3note", "grovemoe", "hrm_text", "hy_v4"}
 GPU_MODELS = {
     name: make
     for name, make in (
-        families.FAMILIES | families.VARIANTS | variants.VARIANTS | single.FAMILIES | gemma.FAMILIES | gemma.VARIANTS
+        families.FAMILIES
+        | families.VARIANTS
+        | variants.VARIANTS
+        | single.FAMILIES
+        | gemma.FAMILIES
+        | gemma.VARIANTS
+        | rwkv.FAMILIES
+        | rwkv.VARIANTS
     ).items()
     if name not in ON_CPU_ALONE
 }

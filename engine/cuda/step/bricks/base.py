@@ -10,7 +10,8 @@ from typing import Protocol
 from engine.cuda.driver.arrays import DeviceArray
 from engine.cuda.launch_plan.steps import Step
 from engine.cuda.load.buffers import Activations
-from engine.cuda.load.device_weights import DeviceFfn, DeviceLayer, DeviceProjection, DeviceWeights
+from engine.cuda.load.device_products import DeviceProjection
+from engine.cuda.load.device_weights import DeviceFfn, DeviceLayer, DeviceWeights
 from engine.cuda.rows import parts
 from engine.cuda.rows import rows as row_ops
 from engine.cuda.rows.parts import DeviceNorm
