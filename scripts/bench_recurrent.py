@@ -85,8 +85,8 @@ def mamba_2_call(shape: Mamba2Shape, rows: Rows, n: int, slots: int, *, chunks: 
 
 
 CALLS: dict[str, tuple[Any, Callable[..., Callable[[], object]]]] = {
-    "delta, 32 heads of 128": (DeltaShape(32, 16, 128, 4, 12352, False, False), delta_call),
-    "Kimi delta, 32 heads of 128": (DeltaShape(32, 32, 128, 4, 16640, True, True), delta_call),
+    "delta, 32 heads of 128": (DeltaShape(32, 16, 128, 4, 12352, False, False, False), delta_call),
+    "Kimi delta, 32 heads of 128": (DeltaShape(32, 32, 128, 4, 16640, True, True, True), delta_call),
     "Mamba 2, 128 heads of 64, 128 states": (Mamba2Shape(128, 64, 8, 128, 4), mamba_2_call),
 }
 

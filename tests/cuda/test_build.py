@@ -94,7 +94,7 @@ def recurrent_shapes():
     from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7Shape
 
     delta = [
-        DeltaShape(*shape, 9000, grouped, key)
+        DeltaShape(*shape, 9000, grouped, key, key, -5.0 * key)
         for shape in DELTA_SHAPES
         for grouped, key in ((True, False), (True, True))
     ]
@@ -297,7 +297,7 @@ def test_constants_of_the_launchers_equal_the_kernels():
         claims = [f"THREADS == {mamba_2.THREADS}", f"CHANNELS == {mamba_2.CHANNELS}"]
         claims += [f"SLICES == {shape.decode_blocks}", f"PARTS == {shape.prompt_blocks}"]
         check_statically(*shape.build_jobs()[1], claims)
-    for shape in (delta.DeltaShape(*shape, 9000, True, True) for shape in DELTA_SHAPES):
+    for shape in (delta.DeltaShape(*shape, 9000, True, True, True) for shape in DELTA_SHAPES):
         claims = [
             f"THREADS == {delta.THREADS}",
             f"DECODE_THREADS == {delta.DECODE_THREADS}",
@@ -312,7 +312,7 @@ def test_constants_of_the_launchers_equal_the_kernels():
     check_statically(*token_shift.shift_job(), [f"TILE == {TILE}", f"THREADS == {token_shift.THREADS}"])
     threads, values = plan.WALK_THREADS, plan.WALK_VALUES
     walk = [f"CHUNK == {CHUNK}", f"RECORD == {plan.RECORD}", f"WALK_THREADS == {threads}", f"WALK_VALUES == {values}"]
-    chunked = delta.DeltaShape(2, 2, 128, 4, 9000, True, True)
+    chunked = delta.DeltaShape(2, 2, 128, 4, 9000, True, True, True)
     check_statically(*chunked.build_jobs()[-1], [*walk, f"2 * CHUNKED == {chunked.chunk_width}"])
     most = mamba_2.Mamba2Shape(2, 64, 1, mamba_2.MAX_CHUNK_STATES, 4)
     check_statically(*most.build_jobs()[-1], [f"sizeof(WalkMemory<{most.d_state}, false, false>) <= 48 << 10"])

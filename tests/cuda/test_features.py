@@ -88,13 +88,7 @@ def test_every_hybrid_is_served(tmp_path, family):
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        (
-            "bailingmoe3",
-            [
-                "delta rules with a floor of decays",
-                "Kimi delta attention with whole matrices of decays or gates",
-            ],
-        ),
+        ("kimi-k3", ["this kind of residual connections", "experts that read fewer numbers"]),
     ],
 )
 def test_hybrids_are_declined_by_name(tmp_path, family, words):

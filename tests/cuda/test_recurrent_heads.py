@@ -108,13 +108,15 @@ class DeltaCase:
         qkv, past = short_convolution(mixed[:, : s.convolved], self.conv, None, states[0])
         keys, each = s.key_heads * s.head, s.heads // s.key_heads
         q, k, v = (one.reshape(n, -1, s.head) for one in np.split(silu(qkv), (keys, 2 * keys), axis=1))
-        q, k = unit_heads(q, EPSILON) / np.float32(s.head**0.5), unit_heads(k, EPSILON)
+        epsilon = s.unit_epsilon or EPSILON
+        q, k = unit_heads(q, epsilon) / np.float32(s.head**0.5), unit_heads(k, epsilon)
         q, k = (np.repeat(x, each, axis=1) if s.grouped else np.tile(x, (1, each, 1)) for x in (q, k))
-        decay = np.logaddexp(np.float32(0), steps + self.dt_bias).reshape(n, s.heads, -1) * self.a[:, None]
+        steps, rate = (steps + self.dt_bias).reshape(n, s.heads, -1), self.a[:, None]
+        decay = s.floor * sigmoid(steps * rate) if s.floor else np.logaddexp(np.float32(0), steps) * rate
         memory = np.ascontiguousarray(states[1].transpose(0, 2, 1))  # the kernels keep values outermost
         y, memory = delta_rule(q, k, v, np.exp(decay), sigmoid(beta), memory)
         y = y / np.sqrt((y * y).mean(axis=-1, keepdims=True) + EPSILON) * self.norm
-        opened = sigmoid(gate) if s.key_decays else silu(gate)
+        opened = sigmoid(gate) if s.sigmoid_gate else silu(gate)
         return y.reshape(n, -1) * opened, [past, memory.transpose(0, 2, 1)]
 
 
@@ -146,10 +148,11 @@ CASES = {
 }
 
 
-def delta_shape(heads, key_heads, head, d_conv, *, grouped=True, key_decays=False):
+def delta_shape(heads, key_heads, head, d_conv, *, grouped=True, key_decays=False, sigmoid_gate=None, **kind):
+    opened = key_decays if sigmoid_gate is None else sigmoid_gate
     convolved, inner = (2 * key_heads + heads) * head, heads * head
     row = convolved + inner + heads + (inner if key_decays else heads)
-    return DeltaShape(heads, key_heads, head, d_conv, row, grouped, key_decays)
+    return DeltaShape(heads, key_heads, head, d_conv, row, grouped, key_decays, opened, **kind)
 
 
 HOST_SHAPES = {
@@ -165,6 +168,8 @@ HOST_SHAPES = {
     "lightning": LightningShape(heads=2, head=40, row=320),
     "lightning odd": LightningShape(heads=3, head=10, row=93),
     "kimi small": delta_shape(1, 1, 16, 4, key_decays=True),
+    "delta open": delta_shape(2, 2, 16, 4, sigmoid_gate=True),
+    "kimi floor": delta_shape(2, 2, 16, 4, key_decays=True, floor=-5.0, unit_epsilon=1e-6),
     "rwkv6": Rwkv6Shape(heads=2, head=16, channel_mix=True, kv_heads=2, linear=False),
     "rwkv6 linear": Rwkv6Shape(heads=4, head=40, channel_mix=False, kv_heads=2, linear=True),
     "rwkv6 odd": Rwkv6Shape(heads=3, head=10, channel_mix=False, kv_heads=1, linear=False),

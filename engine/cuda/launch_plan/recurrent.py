@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from engine.cuda.launch_plan.products import Chooser, Projection
 from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
-from engine.cuda.launch_plan.rwkv import describe_time_mix, time_mix_shape
+from engine.cuda.launch_plan.rwkv import describe_time_mix
 from engine.cuda.launch_plan.steps import Launch, Step
 from engine.cuda.recurrent.convolution import ConvShape
 from engine.cuda.recurrent.delta import DeltaShape
@@ -139,10 +139,10 @@ class Mamba2Plan(RecurrentPlan):
 class DeltaPlan(RecurrentPlan):
     """A gated delta rule. The first products give q, k, v and, with one decay per head, the gate, beta and steps.
 
-    With one decay per key they give q, k, v, the inputs of `steps` and of `gate`, S numbers each, and beta.
+    With one decay per key they give q, k, v, what steps and the gate are made of, and beta.
 
     Attributes:
-        steps, gate: products that expand the steps and the gate; None where the first ones give them.
+        steps, gate: products that expand the steps and the gate, of S numbers; None where the first ones give them.
     """
 
     delta: DeltaShape
@@ -211,7 +211,7 @@ def describe_recurrent(
     last = weights.linears()[-1]
     assert isinstance(last, Linear)
     output = chooser.projection([last], factor=factor)
-    shape = state_shape(config)
+    shape = state_shape(config, inputs.width)
     both = inputs, output, shape.chunk_width if chooser.card.arch >= CHUNK_ARCH else 0
     if isinstance(shape, ConvShape):
         return ShortConvPlan(*both, shape)
@@ -230,32 +230,30 @@ def describe_recurrent(
         return LightningPlan(*both, shape)
     assert isinstance(shape, DeltaShape)
     if isinstance(weights, KimiDeltaWeights):
-        assert weights.decay_b is not None
-        assert weights.gate_b is not None
-        return DeltaPlan(*both, shape, chooser.projection([weights.decay_b]), chooser.projection([weights.gate_b]))
+        low = weights.decay_b, weights.gate_b
+        return DeltaPlan(*both, shape, *(None if one is None else chooser.projection([one]) for one in low))
     return DeltaPlan(*both, shape)
 
 
-def state_shape(config: RecurrentConfig) -> StateShape:
-    """The kernel shape of one layer."""
-    if isinstance(config, TimeMixConfig):
-        return time_mix_shape(config)
+def state_shape(config: RecurrentConfig, row: int) -> StateShape:
+    """The kernel shape of one layer whose first products give `row` numbers."""
     if isinstance(config, ShortConvConfig):
-        return ConvShape(config.inner, config.conv_width, 3 * config.inner, gated=True)
+        return ConvShape(config.inner, config.conv_width, row, gated=True)
     if isinstance(config, (MambaConfig, Plamo2Config)):  # PLaMo 2's channels of a head have one decay and one step
         return MambaShape(config.inner, config.state, config.conv_width, config.dt_rank)
     if isinstance(config, Mamba2Config):
         return Mamba2Shape(config.heads, config.head_width, config.groups, config.state, config.conv_width)
     if isinstance(config, LightningConfig):
-        return LightningShape(config.heads, config.head_width, 4 * config.inner)
+        return LightningShape(config.heads, config.head_width, row)
     if isinstance(config, DeltaNetConfig):
         heads, size = (config.heads, config.key_heads), config.head_width
-        row = config.convolved + config.inner + 2 * config.heads
-        return DeltaShape(*heads, size, config.conv_width, row, grouped=config.grouped, key_decays=False)
+        kind = {"grouped": config.grouped, "key_decays": False, "sigmoid_gate": config.sigmoid_gate}
+        return DeltaShape(*heads, size, config.conv_width, row, **kind)
     assert isinstance(config, KimiDeltaConfig)
     heads, size = (config.heads, config.heads), config.head_width
-    row = 3 * config.inner + 2 * size + config.heads
-    return DeltaShape(*heads, size, config.conv_width, row, grouped=True, key_decays=True)
+    kind = {"grouped": True, "key_decays": True, "sigmoid_gate": True}
+    floor = config.decay_floor or 0.0
+    return DeltaShape(*heads, size, config.conv_width, row, **kind, floor=floor, unit_epsilon=config.unit_epsilon)
 
 
 def recurrent_inputs(weights: RecurrentWeights) -> list[Linear]:

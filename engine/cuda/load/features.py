@@ -48,7 +48,6 @@ from engine.model.config import (
     TimeMixConfig,
 )
 from engine.model.loader import LoadedModel
-from engine.model.weights import KimiDeltaWeights, LayerWeights
 
 _SERVED: dict[str, frozenset[Any]] = {
     "norm": frozenset({NormKind.RMS, NormKind.LAYER, True, False}),  # of the model; whether Mamba 2 layers have one
@@ -79,6 +78,7 @@ _SERVED: dict[str, frozenset[Any]] = {
             "weights_inputs",
             "routed_early",
             "reads_input",
+            "sigmoid_gate",
             "separate_norms",
             "embedding_skip",
             "closing_norm",
@@ -115,6 +115,8 @@ _ANY = frozenset(
         "n_groups_used",
         "next_token_layers",
         "norm_dt_b_c",
+        "decay_floor",
+        "unit_epsilon",
         "caps",  # of an activation that is not served
         "norm_weights",
         "pooling",  # said of a file, as is the head of a reranker; neither takes part in predicting tokens
@@ -152,9 +154,6 @@ _RECURRENT = (
 """Recurrent mixers that kernels serve, within limits."""
 
 _NAMES = {
-    "decay_floor": "delta rules with a floor of decays",
-    "unit_epsilon": "delta rules with an epsilon of their own",
-    "sigmoid_gate": "this gate of delta rules",
     "indexer": "an indexer that chooses positions",
     "ngrams": "tables of n-grams",
     "latent_width": "experts that read fewer numbers",
@@ -189,7 +188,6 @@ def missing_features(model: LoadedModel) -> list[str]:
     for layer in model.weights.layers:
         found += _unserved(layer.config)
         found += _of_mixer(layer.config.mixer)
-        found += _of_weights(layer)
         if layer.config.ffn is not None:
             found += _of_ffn(layer.config.ffn)
     return list(dict.fromkeys(found))
@@ -231,12 +229,6 @@ def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:
         yield f"recurrent layers with more than {most} states of a channel"
     if isinstance(config, (DeltaNetConfig, KimiDeltaConfig)) and config.head_width > MAX_HEAD:
         yield f"delta rules with heads of more than {MAX_HEAD} columns"
-
-
-def _of_weights(layer: LayerWeights) -> Iterator[str]:
-    mixer = layer.recurrent
-    if isinstance(mixer, KimiDeltaWeights) and (mixer.decay_b is None or mixer.gate_b is None):
-        yield "Kimi delta attention with whole matrices of decays or gates"
 
 
 def _of_ffn(ffn: FfnConfig | MoeConfig | ChannelMixConfig) -> Iterator[str]:

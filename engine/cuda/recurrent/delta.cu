@@ -1,7 +1,8 @@
 // Gated delta rules behind the first products of a layer. Of each head, a memory M of HEAD keys by HEAD values, for each token:
 //     M = decay * M;  M += k (x) beta * (v - k . M);  y = q . M / sqrt(HEAD);  out = norm(y) * gate
-// where q, k and v are silu of the convolution, q and k divided by sqrt(sum of squares + eps), beta = sigmoid(beta).
-// KIMI 0: one decay per head, exp(a * softplus(steps + dt_bias)), gate silu. KIMI 1: one per key, gate sigmoid.
+// where q, k and v are silu of the convolution, q and k divided by sqrt(sum of squares + UNIT_EPSILON), or where that is not
+// above 0 eps, beta = sigmoid(beta). Decays are exp(a * softplus(steps + dt_bias)), or with a FLOOR below 0
+// exp(FLOOR * sigmoid(a * (steps + dt_bias))); KIMI 0: one per head, KIMI 1: one per key. OPEN 1: the gate is sigmoid, else silu.
 //
 // mixed: rows of mixed_row floats that begin with the inputs of the convolution: q (key_heads * HEAD), k (the same), v
 // (heads * HEAD). gate: rows of heads * HEAD floats, beta: of heads, steps: of heads, or (KIMI) heads * HEAD; each with its own
@@ -21,7 +22,8 @@ DEVICE int key_head_of(int head, int heads, int key_heads, int grouped) {
 }
 
 // What a row's steps become for a head or a key.
-DEVICE float decay_of(float steps, float dt_bias, float rate) { return expf(__fmul_rn(rate, softplus(steps + dt_bias))); }
+DEVICE float decay_of(float steps, float dt_bias, float rate) { return decay_of_step(steps + dt_bias, rate, FLOOR); }
+DEVICE float unit_epsilon(float eps) { return UNIT_EPSILON > 0.0f ? UNIT_EPSILON : eps; }
 
 // Sum of squares of HEAD floats, in every lane of the warp.
 DEVICE float squares(const float* x, int lane) {
@@ -50,7 +52,7 @@ DEVICE void add_change(float* m, const float* k, float change) {
     for (int i = 0; i < KEYS; ++i) m[i] = fmaf(k[i], change, m[i]);
 }
 
-DEVICE float opened(float gate) { return KIMI ? logistic(gate) : silu(gate); }
+DEVICE float opened(float gate) { return OPEN ? logistic(gate) : silu(gate); }
 
 // ---- decode steps ------------------------------------------------------------------------------------------------
 constexpr int DECODE_THREADS = 512;
@@ -117,8 +119,8 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
     const float share = logistic(beta[(i64)row * beta_row + head]);
     __syncthreads();
     if (thread < 2 * WARP) {
-        const float sum = squares(parts[thread / WARP], thread % WARP);
-        if (thread % WARP == 0) factors[thread / WARP] = 1.0f / sqrtf(thread ? sum + eps : __fmul_rn(sum + eps, (float)HEAD));
+        const float sum = squares(parts[thread / WARP], thread % WARP) + unit_epsilon(eps);
+        if (thread % WARP == 0) factors[thread / WARP] = 1.0f / sqrtf(thread ? sum : __fmul_rn(sum, (float)HEAD));
     }
     __syncthreads();
     float q[KEYS], k[KEYS], of_keys[KEYS];
@@ -239,9 +241,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int i = 0; i < 2 * TOKENS / (THREADS / WARP); ++i) {
             const int number = i * (THREADS / WARP) + thread / WARP, t = number / 2;
-            const float sum = squares(number % 2 ? ks[t] : qs[t], thread % WARP);
-            if (thread % WARP == 0)
-                factors[t][number % 2] = 1.0f / sqrtf(number % 2 ? sum + eps : __fmul_rn(sum + eps, (float)HEAD));
+            const float sum = squares(number % 2 ? ks[t] : qs[t], thread % WARP) + unit_epsilon(eps);
+            if (thread % WARP == 0) factors[t][number % 2] = 1.0f / sqrtf(number % 2 ? sum : __fmul_rn(sum, (float)HEAD));
         }
         __syncthreads();
 #pragma unroll 2

@@ -37,7 +37,10 @@ class DeltaShape(StateShape):
         heads: H. key_heads: K, a divisor of H. head: S, at most MAX_HEAD.
         d_conv: W. row: floats of a row of the first product, which begins with the inputs of the convolution.
         grouped: value head h reads key head h // (H / K), else h mod K.
-        key_decays: one decay for every key of a head, and gates by sigmoid, not silu.
+        key_decays: one decay for every key of a head.
+        sigmoid_gate: gates by sigmoid, not silu.
+        floor: the least logarithm of a decay, below 0; 0: none, which is another formula.
+        unit_epsilon: added to the squared lengths of q and k; None: that of the norm.
     """
 
     heads: int
@@ -47,8 +50,12 @@ class DeltaShape(StateShape):
     row: int
     grouped: bool
     key_decays: bool
+    sigmoid_gate: bool
+    floor: float = 0.0
+    unit_epsilon: float | None = None
 
     def __post_init__(self) -> None:
+        assert self.floor <= 0.0, self
         assert 1 <= self.head <= MAX_HEAD and self.heads % self.key_heads == 0, self
 
     @property
@@ -86,10 +93,13 @@ class DeltaShape(StateShape):
 
     def build_jobs(self) -> list[Job]:
         """The convolution, everything else, and chunks where heads fit."""
-        defines: dict[str, object] = {"HEAD": self.head, "D_CONV": self.d_conv, "KIMI": int(self.key_decays)}
-        jobs: list[Job] = [*self.conv.build_jobs(), (_FILES, defines)]
+        epsilon = 0.0 if self.unit_epsilon is None else self.unit_epsilon
+        both: dict[str, object] = {"HEAD": self.head, "KIMI": int(self.key_decays)}
+        both |= {"FLOOR": f"{float(self.floor)!r}f", "UNIT_EPSILON": f"{float(epsilon)!r}f"}
+        one: dict[str, object] = {"D_CONV": self.d_conv, "OPEN": int(self.sigmoid_gate)}
+        jobs: list[Job] = [*self.conv.build_jobs(), (_FILES, both | one)]
         if self.chunk_width:
-            jobs.append((_CHUNK_FILES, {"HEAD": self.head, "KIMI": int(self.key_decays)}))
+            jobs.append((_CHUNK_FILES, both))
         return jobs
 
 
@@ -97,7 +107,7 @@ class DeltaShape(StateShape):
 class DeltaConstants:
     """Small arrays of a layer: conv (C, W), dt_bias (H,) or with key_decays (H * S,), a (H,), norm (S,).
 
-    epsilon is that of the norm, and of the lengths of q and k.
+    epsilon is that of the norm, and of the lengths of q and k where the shape states none.
     """
 
     conv: DeviceArray

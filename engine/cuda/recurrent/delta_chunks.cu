@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         ks[t][key] = there ? of_k[(i64)t * channels + key] : 0.0f;
         if (KIMI) {
             const float step = there ? steps[(row + t) * steps_row + first_step + key] : 0.0f;
-            decays[t][key] = there ? expf(__fmul_rn(rate, softplus(step + dt_bias[first_step + key]))) : 1.0f;
+            decays[t][key] = there ? decay_of_step(step + dt_bias[first_step + key], rate, FLOOR) : 1.0f;
         }
     }
     if (thread < CHUNK) {
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         betas[thread] = there ? logistic(beta[(row + thread) * beta_row + head]) : 0.0f;
         if (!KIMI) {
             const float step = there ? steps[(row + thread) * steps_row + first_step] : 0.0f;
-            decays[thread][0] = there ? expf(__fmul_rn(rate, softplus(step + dt_bias[first_step]))) : 1.0f;
+            decays[thread][0] = there ? decay_of_step(step + dt_bias[first_step], rate, FLOOR) : 1.0f;
         }
     }
     __syncthreads();
@@ -60,7 +60,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int i = thread % 4; i < HEAD; i += 4) sum = fmaf(of[i], of[i], sum);
         sum = __fadd_rn(sum, __shfl_xor_sync(FULL_MASK, sum, 1));
         sum = __fadd_rn(sum, __shfl_xor_sync(FULL_MASK, sum, 2));
-        const float scaled = number < CHUNK ? __fmul_rn(sum + eps, (float)HEAD) : sum + eps;
+        const float length = sum + (UNIT_EPSILON > 0.0f ? UNIT_EPSILON : eps);
+        const float scaled = number < CHUNK ? __fmul_rn(length, (float)HEAD) : length;
         if (thread % 4 == 0) factors[number / CHUNK][t] = t < n ? 1.0f / sqrtf(scaled) : 0.0f;
     }
     __syncthreads();

@@ -15,6 +15,11 @@ DEVICE float silu(float x) { return x / __fadd_rn(1.0f, expf(-x)); }
 DEVICE float gated(float y, float d, float x, float z) { return __fmul_rn(fmaf(d, x, y), silu(z)); }  // Mamba
 DEVICE float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
+// A decay of delta rules. floor: below zero the least logarithm of one, else 0 for none.
+DEVICE float decay_of_step(float step, float rate, float floor) {
+    return floor < 0.0f ? expf(__fmul_rn(floor, logistic(__fmul_rn(rate, step)))) : expf(__fmul_rn(rate, softplus(step)));
+}
+
 struct PromptSpan {  // engine/cuda/recurrent/rows.py span_table has the same columns
     int row, n_rows, n_past, read, write;  // read, write: rows of states
 };

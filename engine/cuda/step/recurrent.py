@@ -102,13 +102,19 @@ def _delta_inputs(delta: DeviceDelta, mixed: DeviceArray, moves: Moves) -> Delta
     """Gate, beta and steps, where the first products have left them or from what they have left."""
     shape, n = delta.plan.delta, len(mixed)
     at = shape.convolved
-    if delta.steps is None or delta.gate is None:
+    if not shape.key_decays:
         gate_end = at + shape.inner
         beta_end = gate_end + shape.heads
         return DeltaInputs(mixed, mixed[:, at:gate_end], mixed[:, gate_end:beta_end], mixed[:, beta_end:])
-    between = columns_of(moves.buffers.between, n, 2 * shape.inner)
-    steps, gate = between[:, : shape.inner], between[:, shape.inner :]
-    middle, end = at + shape.head, at + 2 * shape.head
-    moves.product(delta.steps, mixed[:, at:middle], steps)
-    moves.product(delta.gate, mixed[:, middle:end], gate)
-    return DeltaInputs(mixed, gate, mixed[:, end:], steps)
+    between = columns_of(moves.buffers.between, n, shape.inner * len(delta.inner))
+    found = []
+    for product in (delta.steps, delta.gate):
+        end = at + (shape.inner if product is None else product.columns)
+        given, at = mixed[:, at:end], end
+        if product is not None:
+            target, between = between[:, : shape.inner], between[:, shape.inner :]
+            moves.product(product, given, target)
+            given = target
+        found.append(given)
+    steps, gate = found
+    return DeltaInputs(mixed, gate, mixed[:, at:], steps)
