@@ -88,7 +88,8 @@ def test_every_hybrid_is_served(tmp_path, family):
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        ("kimi-k3", ["this kind of residual connections", "experts that read fewer numbers"]),
+        ("glm5-next", ["an indexer that chooses positions"]),
+        ("qwen4exp", ["tables of n-grams", "an indexer that chooses positions"]),
     ],
 )
 def test_hybrids_are_declined_by_name(tmp_path, family, words):

@@ -34,7 +34,7 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
     """Arrays of one phase by their names in load.buffers.Activations."""
     widths, prompts = Widths.of(plan), phase is Phase.PROMPT
     rows = plan.settings.prefill_rows if prompts else plan.decode_rows
-    mixture = widths.model if widths.experts else 0
+    mixture = max(widths.model, widths.latent) if widths.experts else 0
     floats = {
         "x": widths.model,
         "y": mixture,
@@ -55,7 +55,10 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
         "layer_inputs": widths.per_layer,
         "layer_projected": widths.per_layer,
         "streams": widths.streams,
-        "predicted": widths.streams,
+        "predicted": widths.predicted,
+        "stream_gates": widths.stream_gates,
+        "skip": widths.skip,
+        "latent": 2 * widths.latent,
         "queries": widths.queries,
         "heads": widths.heads,
         "mixed": widths.mixed,

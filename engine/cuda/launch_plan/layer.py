@@ -11,6 +11,7 @@ from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.products import Matrix, Product, Projection
 from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
 from engine.cuda.launch_plan.rwkv import ChannelMixPlan
+from engine.cuda.launch_plan.skips import SkipPlan
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
 from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, stream_launch
 
@@ -71,7 +72,7 @@ class LayerPlan:
         embedding_skip: embeddings are added to the result. scales: the result is multiplied by a number.
         layer_input: what the token's own vector for the layer adds to the result, or None. laurel: projections beside
             the mixer, or None. streams: the layer is passed by one of several streams.
-        skip_scale: x becomes this times the norm of x before a part is added, which reads that norm; None: it stays.
+        mixer_skip, ffn_skip: what skips the mixer and the feed-forward part, where that is more than x; else None.
         leaves_inside: the mixer's last product leaves the operand of gate and up, where Step.hands_over.
         leaves_behind: the last product leaves the operand of the product that reads the stream next, likewise.
         takes_left: the mixer's first product reads what the layer before has left.
@@ -93,7 +94,8 @@ class LayerPlan:
     layer_input: LayerInputPlan | None = None
     laurel: LaurelPlan | None = None
     streams: bool = False
-    skip_scale: float | None = None
+    mixer_skip: SkipPlan | None = None
+    ffn_skip: SkipPlan | None = None
     leaves_inside: bool = False
     leaves_behind: bool = False
     takes_left: bool = False
@@ -128,7 +130,7 @@ class LayerPlan:
             yield from self.mixer.products()
         if self.ffn is not None:
             yield from self.ffn.products()
-        for part in (self.layer_input, self.laurel):
+        for part in (self.layer_input, self.laurel, self.mixer_skip, self.ffn_skip):
             if part is not None:
                 yield from part.products()
 
@@ -140,7 +142,7 @@ class LayerPlan:
             yield from self.ffn.matrices()
         elif self.ffn is not None:
             yield from (matrix for product in self.ffn.products() for matrix in product.matrices)
-        for part in (self.layer_input, self.laurel):
+        for part in (self.layer_input, self.laurel, self.mixer_skip, self.ffn_skip):
             if part is not None:
                 yield from (matrix for product in part.products() for matrix in product.matrices)
 
@@ -157,14 +159,14 @@ class LayerPlan:
             yield from self._named("ffn_moe", [step.part("normalize_pieces")])
         if self.attn_norm_2:
             yield from self._named("attn_qkv", [step.row("copy_rows")])
-        skips = self.skip_scale is not None
         first, inputs = "ssm_in" if self.attention is None else "attn_qkv", {"attn_qkv", "ssm_in"}
-        if skips:
-            yield from self._named(first, [step.part("normalize_pieces")])
+        last, waiting = "ssm_out" if self.attention is None else "attn_output", self.mixer_skip
+        if self.mixer_skip is not None:
+            yield from self._named(first, self.mixer_skip.read(step))
         for brick in () if self.mixer is None else self.mixer.bricks(step, self.attn_norm, ready=ready):
-            if skips and brick.name not in inputs:
-                yield from self._named(first, [step.part("scale")])
-                skips = False
+            if waiting is not None and brick.name not in inputs:
+                yield from self._named(first, waiting.begin(step))
+                waiting = None
             launches = self._added(step, brick.launches, self.attn_post_norm) if brick.added else brick.launches
             yield from self._named(brick.name, launches)
         if self.attn_output_norm:
@@ -173,6 +175,8 @@ class LayerPlan:
             yield from self._named("attn_output", [step.row("add_scaled"), step.part("normalize_pieces")])
         if self.laurel is not None:
             yield from self._named("attn_output", self.laurel.after(step))
+        if self.mixer_skip is not None:
+            yield from self._named(last, self.mixer_skip.write(step))
         yield from self._fed(step)
         yield from self._named(self._last_brick, self._finished(step))
 
@@ -207,21 +211,25 @@ class LayerPlan:
         if isinstance(self.ffn, ChannelMixPlan):
             yield from self._named("channel_mix", self.ffn.launches(step))
             return
-        skips = self.skip_scale is not None
-        if skips:
-            yield from self._named("ffn_gate_up" if self.moe is None else "ffn_moe", [step.part("normalize_pieces")])
+        skip = self.ffn_skip
+        if skip is not None:
+            yield from self._named("ffn_gate_up" if self.moe is None else "ffn_moe", skip.read(step))
         if isinstance(self.ffn, MoePlan):
             post = self.ffn_post_norm is not Norm.ABSENT
-            yield from self._named("ffn_moe", self.ffn.launches(step, norm=self.ffn_norm, post=post, skips=skips))
+            yield from self._named("ffn_moe", self.ffn.launches(step, norm=self.ffn_norm, post=post, skip=skip))
             yield from self._named("ffn_moe", self._joined(step))
+            if skip is not None:
+                yield from self._named("ffn_moe", skip.write(step))
             return
         ready = self.leaves_inside and step.hands_over
         yield from self._named("ffn_gate_up", step.norm(self.ffn_norm))
         yield from self._named("ffn_gate_up", self.ffn.hidden(step, ready=ready))
-        if skips:
-            yield from self._named("ffn_gate_up", [step.part("scale")])
+        if skip is not None:
+            yield from self._named("ffn_gate_up", skip.begin(step))
         yield from self._named("ffn_down", self._added(step, self.ffn.result(step), self.ffn_post_norm))
         yield from self._named("ffn_down", self._joined(step))
+        if skip is not None:
+            yield from self._named("ffn_down", skip.write(step))
 
     def _named(self, brick: str, launches: Iterable[Launch]) -> Iterator[Launch]:
         return (replace(launch, brick=brick, layer=self.index) for launch in launches)
@@ -240,7 +248,7 @@ class LayerPlan:
 
 def leaves_inside(layer: LayerPlan) -> bool:
     """Whether the mixer's last product can leave the operand of gate and up."""
-    changed = layer.parallel or layer.attn_output_norm or layer.laurel is not None or layer.skip_scale is not None
+    changed = layer.parallel or layer.attn_output_norm or layer.laurel is not None or layer.ffn_skip is not None
     if layer.mixer is None or changed or layer.attn_post_norm is not Norm.ABSENT:
         return False
     if not isinstance(layer.ffn, FfnPlan):
@@ -252,7 +260,7 @@ def leaves_inside(layer: LayerPlan) -> bool:
 
 def leaves_behind(layer: LayerPlan, next_norm: Norm) -> bool:
     """Whether the layer's last product can leave the operand of products of a norm of the stream."""
-    changed = layer.parallel or layer.changes_after or layer.skip_scale is not None
+    changed = layer.parallel or layer.changes_after or layer.ffn_skip is not None
     if changed or isinstance(layer.ffn, (MoePlan, ChannelMixPlan)) or next_norm is not Norm.FOLDED:
         return False
     if layer.ffn is None:

@@ -23,6 +23,7 @@ from engine.cuda.launch_plan.feed_forward import (
 )
 from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
+from engine.cuda.launch_plan.skips import SkipPlan
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 from engine.cuda.matrix import gemm_plan
 from engine.model.config import MoeConfig, Routing
@@ -37,6 +38,19 @@ _MANY_ROWS = frozenset({Family.EXPERTS_SHARED, Family.EXPERTS_GROUPED})
 
 
 @dataclass(frozen=True)
+class LatentExpertPlan:
+    """What experts read and give where that is not as wide as the model.
+
+    Attributes:
+        down: to L numbers. up: back, of the experts' sum. norm: where the norm of that sum is computed.
+    """
+
+    down: Projection
+    up: Projection
+    norm: Norm
+
+
+@dataclass(frozen=True)
 class MoePlan:
     """A mixture of experts.
 
@@ -48,7 +62,7 @@ class MoePlan:
         gate_up, down: all experts as two packed matrices; None where decode steps multiply by every expert.
         shared: the expert of every row, or None. shared_gate: its factor, or None.
         scores_alone: whether ROUTER takes the router.
-        columns: D.
+        columns: D, or L where the experts are latent. latent: their products, or None.
         weigh_input: a row's weights multiply what its experts read, not what they give.
         routed_early: the scores are those of the layer's input, before its mixer.
         reads_input: router and experts read the layer's input, normalized before the mixer.
@@ -74,6 +88,7 @@ class MoePlan:
     expert_norm: Norm | None = None
     expert_post_norm: bool = False
     shared_post_norm: bool = False
+    latent: LatentExpertPlan | None = None
 
     @property
     def sums_apart(self) -> bool:
@@ -100,6 +115,8 @@ class MoePlan:
     def products(self) -> Iterator[Product]:
         """All products; those of the experts once, also where prompts multiply them grouped."""
         yield from self.router.parts
+        if self.latent is not None:
+            yield from (*self.latent.down.parts, *self.latent.up.parts)
         yield from self.expert.products()
         if self.shared is not None:
             yield from self.shared.products()
@@ -127,6 +144,7 @@ class MoePlan:
             "experts": routing.n_experts,
             "used": routing.n_used,
             "hidden": routing.n_used * self.expert.width,
+            "latent": 0 if self.latent is None else self.columns,
         }
 
     def room_bytes(self, prompt_rows: int, decode_rows: int) -> int:
@@ -141,14 +159,14 @@ class MoePlan:
 
     # ---- launches --------------------------------------------------------------------------------------------
 
-    def launches(self, step: Step, *, norm: Norm, post: bool, skips: bool = False) -> Iterator[Launch]:
+    def launches(self, step: Step, *, norm: Norm, post: bool, skip: SkipPlan | None = None) -> Iterator[Launch]:
         """Everything from the part's norm to the sum.
 
         Args:
             step: the step.
             norm: of the layer.
             post: a norm comes behind the sum.
-            skips: the stream is scaled before the sum is added.
+            skip: what skips the part, where that is more than the stream.
         """
         read = norm if self.expert_norm is None else self.expert_norm
         if self.reads_input:
@@ -159,12 +177,20 @@ class MoePlan:
             yield from step.norm(read)
         if self.shared is not None and (self.reads_input or self.expert_norm is not None):
             yield from step.norm(norm)
-        beside, apart = not self.gathers(step.n_rows, step.phase), post or skips or self.sums_apart
+        beside = not self.gathers(step.n_rows, step.phase) and self.latent is None
+        apart = post or skip is not None or self.sums_apart
         if apart:
             yield step.part("clear")
         elif beside:
             yield step.row("copy_rows")
-        yield from self._mixture(step, read)
+        if self.latent is None:
+            yield from self._mixture(step, read)
+        else:
+            yield from step.product(self.latent.down)
+            yield step.part("clear")
+            yield from self._mixture(step, Norm.ABSENT)
+            yield from step.norm(self.latent.norm)
+            yield from step.product(self.latent.up)
         if self.expert_post_norm:
             yield step.part("normalize_pieces")
         if self.shared is not None:
@@ -173,8 +199,8 @@ class MoePlan:
                 yield step.part("normalize_pieces")
             elif self.shared_gate is not None:
                 yield step.row("add_scaled")
-        if skips:
-            yield step.part("scale")
+        if skip is not None:
+            yield from skip.begin(step)
         if apart and not post:
             yield step.row("add_scaled")
         elif post:
@@ -276,7 +302,10 @@ def can_gather(weights: MoeWeights, config: MoeConfig) -> bool:
 def describe_moe(weights: MoeWeights, config: MoeConfig, chooser: Chooser, *, factor: float = 1.0) -> MoePlan:
     """A mixture of experts times factor."""
     gate, up, down = weights.gate, weights.up, weights.down
-    router = chooser.projection([weights.router])
+    router, latent, weighed = chooser.projection([weights.router]), None, factor
+    if weights.latent is not None:
+        both = chooser.projection([weights.latent.down]), chooser.projection([weights.latent.up], factor=factor)
+        latent, weighed = LatentExpertPlan(*both, norm_of(weights.latent.norm)), 1.0
     gathered = can_gather(weights, config)
     stacks: tuple[Product | None, Product | None] = (None, None)
     families = Families(Family.EXPERTS_EVERY, ((1, Family.EXPERTS_EVERY),))
@@ -295,7 +324,7 @@ def describe_moe(weights: MoeWeights, config: MoeConfig, chooser: Chooser, *, fa
         shared = describe_ffn(weights.shared, config.shared, chooser, factor=factor)
     (scores,) = router.parts
     return MoePlan(
-        routing=expert_routing(config, factor),
+        routing=expert_routing(config, weighed),
         router=router,
         families=families,
         expert=expert,
@@ -312,6 +341,7 @@ def describe_moe(weights: MoeWeights, config: MoeConfig, chooser: Chooser, *, fa
         expert_norm=norm_of(weights.norm) if config.separate_norms else None,
         expert_post_norm=weights.expert_post_norm is not None,
         shared_post_norm=weights.shared_post_norm is not None,
+        latent=latent,
     )
 
 

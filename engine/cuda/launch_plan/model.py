@@ -26,6 +26,7 @@ from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.recurrent import describe_recurrent
 from engine.cuda.launch_plan.rwkv import ChannelMixPlan, describe_channel_mix
+from engine.cuda.launch_plan.skips import SkipsPlan, describe_skips
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
 from engine.cuda.matrix import gemm_plan
@@ -34,7 +35,7 @@ from engine.cuda.rows import pooling
 from engine.cuda.rows.activation import KernelActivation
 from engine.cuda.sampling import sampler
 from engine.gguf.types import GGMLType
-from engine.model.config import ChannelMixConfig, FfnConfig, MoeConfig, NormedSkip
+from engine.model.config import ChannelMixConfig, FfnConfig, MoeConfig
 from engine.model.loader import LoadedModel
 from engine.model.weights import LayerWeights
 
@@ -92,6 +93,7 @@ class LaunchPlan:
         token_types: whether a vector of their type is added to tokens.
         per_layer: the vectors of tokens for each layer, or None. spread: several streams, or None.
         silent: whether some tokens are never given.
+        skips: residual connections between streams, or None.
     """
 
     card: Card
@@ -109,6 +111,7 @@ class LaunchPlan:
     per_layer: PerLayerPlan | None = None
     silent: bool = False
     spread: SpreadPlan | None = None
+    skips: SkipsPlan | None = None
 
     @property
     def keeps_embeddings(self) -> bool:
@@ -173,6 +176,7 @@ class LaunchPlan:
         head = () if self.output is None else self.output.parts
         first = [] if self.per_layer is None else [*self.per_layer.model_proj.parts]
         first += [] if self.spread is None else self.spread.products()
+        first += [] if self.skips is None else self.skips.head.products()
         return (*first, *(product for layer in self.layers for product in layer.products()), *head)
 
     @lazy
@@ -183,6 +187,8 @@ class LaunchPlan:
             found += self.per_layer.matrices()
         if self.spread is not None:
             found += self.spread.matrices()
+        if self.skips is not None:
+            found += self.skips.head.matrices()
         found += [matrix for layer in self.layers for matrix in layer.matrices()]
         found += [matrix for part in (() if self.output is None else self.output.parts) for matrix in part.matrices]
         return tuple(dict.fromkeys(found))
@@ -262,8 +268,14 @@ class LaunchPlan:
         if self.spread is not None:
             for launch in self.spread.begin(step):
                 yield replace(launch, brick="embed")
+        if self.skips is not None:
+            for launch in self.skips.begin():
+                yield replace(launch, brick="embed")
         for layer in self.layers:
             yield from layer.launches(step)
+        if self.skips is not None:
+            for launch in self.skips.head.read(step):
+                yield replace(launch, brick="head")
         if self.spread is not None:
             for launch in self.spread.end(step):
                 yield replace(launch, brick="head")
@@ -324,8 +336,10 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
     chooser = Chooser(Card(*card), settings.deterministic)
     kept = _kept_caches(weights.layers)
     layers = [_layer(layer, chooser, settings, kept) for layer in weights.layers]
-    if isinstance(config.skip, NormedSkip):
-        layers = [replace(layer, skip_scale=config.skip.scale) for layer in layers]
+    skipped, skips = describe_skips(config.skip, weights.layers, weights.head_skip, chooser)
+    layers = [
+        replace(layer, mixer_skip=mixer, ffn_skip=ffn) for layer, (mixer, ffn) in zip(layers, skipped, strict=True)
+    ]
     per_layer = None
     if weights.per_layer is not None:
         factor = 1.0 / math.sqrt(config.width)
@@ -360,6 +374,7 @@ def describe(model: LoadedModel, card: tuple[int, int], settings: Settings) -> L
         per_layer=per_layer,
         silent=config.silent is not None,
         spread=spread,
+        skips=skips,
     )
 
 

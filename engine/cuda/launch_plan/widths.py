@@ -22,6 +22,8 @@ class Widths:
         kept: keys and values of layers that later ones read.
         embedded: D, or 0 where no layer reads embeddings. per_layer: vectors of a token for all layers. streams: A * D,
             or 0 without several streams.
+        latent: numbers that experts read and give, 0 where these are D. predicted, stream_gates: as streams, or 0 where
+            nothing is kept beside them. skip: numbers that residual connections are made of.
         mixed: first products of recurrent layers. convolved: channels of their convolutions. between: products between
             the first and the last. scanned: what the last product reads. chunked: what prompts in chunks keep between
             their kernels. All 0 without such layers.
@@ -49,6 +51,10 @@ class Widths:
     embedded: int = 0
     per_layer: int = 0
     streams: int = 0
+    predicted: int = 0
+    stream_gates: int = 0
+    skip: int = 0
+    latent: int = 0
     chunked: int = 0
 
     @classmethod
@@ -60,6 +66,16 @@ class Widths:
             for part in (layer.mixer, layer.ffn):
                 for name, value in ({} if part is None else part.widths()).items():
                     found[name] = max(value, found.get(name, 0))
+        skips = [skip for layer in layers for skip in (layer.mixer_skip, layer.ffn_skip) if skip is not None]
+        skips += [] if plan.skips is None else [plan.skips.head]
+        for skip in skips:
+            for name, value in skip.widths(width).items():
+                found[name] = max(value, found.get(name, 0))
+        if plan.spread is not None:
+            found["predicted"] = width * plan.spread.count
+        count = 0 if plan.spread is None else plan.spread.count
+        if plan.skips is not None:
+            count = plan.skips.streams
         norms = [norm for layer in layers for norm in (layer.attn_norm, layer.ffn_norm)] + [plan.output_norm]
         posts = [norm for layer in layers for norm in (layer.attn_post_norm, layer.ffn_post_norm)]
         weighs = any(layer.moe is not None and layer.moe.weigh_input for layer in layers)
@@ -76,7 +92,7 @@ class Widths:
             vocab=plan.vocab,
             normed=width if Norm.APART in norms or weighs or lows else 0,
             part=width if waits or per_layer or lows or plan.spread is not None else 0,
-            streams=0 if plan.spread is None else width * plan.spread.count,
+            streams=width * count,
             beside=width if any(again) else 0,
             embedded=width if plan.keeps_embeddings else 0,
             per_layer=per_layer,
@@ -87,4 +103,4 @@ class Widths:
     def widest(self) -> int:
         """Columns of the widest matrix."""
         attention = self.attention, self.inputs, self.heads
-        return max(self.model, self.ffn, *attention, self.convolved, self.between, self.scanned)
+        return max(self.model, self.ffn, *attention, self.convolved, self.between, self.scanned, self.predicted)

@@ -21,6 +21,7 @@ from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.streams import PerLayerPlan
 from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
 from engine.cuda.load.device_recurrent import DeviceChannelMix, DeviceRecurrent
+from engine.cuda.load.device_skips import DeviceSkip
 from engine.cuda.rows.parts import DeviceNorm, DeviceRope
 from engine.cuda.rows.streams import DeviceStreams
 
@@ -52,6 +53,15 @@ class DeviceFfn:
 
 
 @dataclass(frozen=True, eq=False)
+class DeviceLatentExperts:
+    """What experts read and give where that is not as wide as the model. norm: of their sum, or None."""
+
+    down: DeviceProjection
+    up: DeviceProjection
+    norm: DeviceNorm | None
+
+
+@dataclass(frozen=True, eq=False)
 class DeviceMoe:
     """A mixture of experts.
 
@@ -64,6 +74,7 @@ class DeviceMoe:
         expert_bytes: packed size of all experts.
         norm, router_norm: norms of what experts and router read, where they do not read what the layer's norm gives, or
             None. expert_post_norm, shared_post_norm: of what experts and the shared part give, or None.
+        latent: products around the experts, or None.
     """
 
     plan: MoePlan
@@ -80,6 +91,7 @@ class DeviceMoe:
     router_norm: DeviceNorm | None
     expert_post_norm: DeviceNorm | None
     shared_post_norm: DeviceNorm | None
+    latent: DeviceLatentExperts | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +211,7 @@ class DeviceLayer:
 
     residual_scale is part of projections whose results are added as they come; it is left for those with a norm behind
     them. embedding_scale: factor of the embeddings that are added to the result, 0 for none; output_scale: of it.
-    mixer_skip, ffn_skip: norms of what a part reads, times plan.skip_scale also what it is added to; None: x itself is.
+    mixer_skip, ffn_skip: what skips the two parts, where that is more than x; else None.
     """
 
     plan: LayerPlan
@@ -219,8 +231,8 @@ class DeviceLayer:
     layer_input: DeviceLayerInput | None = None
     laurel: DeviceLaurel | None = None
     streams: DeviceStreams | None = None
-    mixer_skip: DeviceNorm | None = None
-    ffn_skip: DeviceNorm | None = None
+    mixer_skip: DeviceSkip | None = None
+    ffn_skip: DeviceSkip | None = None
     channel_mix: DeviceChannelMix | None = None
 
     @property
@@ -266,6 +278,7 @@ class DeviceWeights:
 
     logit_scale is part of the output projection, which models that make embeddings alone have not. token_types: float32
     (D,), added to every token's vector. silent: the first token that is never given, and the one behind them.
+    head_skip: what the head reads of several streams, where plan.skips is set.
     """
 
     plan: LaunchPlan
@@ -281,3 +294,4 @@ class DeviceWeights:
     per_layer: DevicePerLayer | None
     silent: tuple[int, int] | None
     spread: DeviceSpread | None
+    head_skip: DeviceSkip | None

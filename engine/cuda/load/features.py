@@ -17,11 +17,13 @@ from engine.cuda.recurrent.lightning import MAX_COLUMNS
 from engine.cuda.recurrent.mamba_2 import MAX_STATES as MAX_STATES_2
 from engine.cuda.recurrent.mamba_plan import MAX_STATES
 from engine.cuda.recurrent.rwkv.shape import MAX_HEAD as MAX_TIME_MIX
+from engine.cuda.rows.skips import MOST_BANKS, MOST_COUNT
 from engine.cuda.rows.streams import MOST_STREAMS
 from engine.errors import DeviceError
 from engine.model.config import (
     Activation,
     AttentionConfig,
+    BankedSkip,
     ChannelMixConfig,
     CombinedConfig,
     DeltaNetConfig,
@@ -33,7 +35,6 @@ from engine.model.config import (
     MambaConfig,
     MixerConfig,
     MoeConfig,
-    NormedSkip,
     NormKind,
     OutputGate,
     Plamo2Config,
@@ -46,6 +47,7 @@ from engine.model.config import (
     Rwkv7Config,
     ShortConvConfig,
     TimeMixConfig,
+    most_streams,
 )
 from engine.model.loader import LoadedModel
 
@@ -116,6 +118,7 @@ _ANY = frozenset(
         "next_token_layers",
         "norm_dt_b_c",
         "decay_floor",
+        "latent_width",
         "unit_epsilon",
         "caps",  # of an activation that is not served
         "norm_weights",
@@ -156,7 +159,6 @@ _RECURRENT = (
 _NAMES = {
     "indexer": "an indexer that chooses positions",
     "ngrams": "tables of n-grams",
-    "latent_width": "experts that read fewer numbers",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
@@ -181,8 +183,9 @@ def check_features(model: LoadedModel) -> None:
 def missing_features(model: LoadedModel) -> list[str]:
     """Names of the parts of a model that the GPU does not compute; empty where it computes all of them."""
     found = list(_unserved(model.config))
-    if model.config.skip is not None and not isinstance(model.config.skip, NormedSkip):
-        found.append("this kind of residual connections")
+    streams = most_streams(model.config.skip, len(model.config.layers))
+    if streams > (MOST_BANKS if isinstance(model.config.skip, BankedSkip) else MOST_COUNT):
+        found.append(f"residual connections between {streams} streams")
     if model.config.streams is not None and model.config.streams.count > MOST_STREAMS:
         found.append(f"a residual stream of more than {MOST_STREAMS} vectors")
     for layer in model.weights.layers:

@@ -21,18 +21,21 @@ from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, Laten
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.feed_forward import FfnPlan
 from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
-from engine.cuda.launch_plan.mixture import MoePlan
+from engine.cuda.launch_plan.mixture import LatentExpertPlan, MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
 from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
 from engine.cuda.launch_plan.rwkv import ChannelMixPlan
+from engine.cuda.launch_plan.skips import SkipPlan
 from engine.cuda.launch_plan.streams import LaurelPlan, LayerInputPlan, PerLayerPlan, SpreadPlan
+from engine.cuda.load.device_skips import DeviceSkip
 from engine.cuda.load.device_weights import (
     DeviceAttention,
     DeviceCombined,
     DeviceFfn,
     DeviceHeads,
     DeviceLatent,
+    DeviceLatentExperts,
     DeviceLaurel,
     DeviceLayer,
     DeviceLayerInput,
@@ -46,7 +49,6 @@ from engine.cuda.load.recurrent_upload import RecurrentUploader
 from engine.cuda.load.tensor_index import TensorIndex
 from engine.cuda.load.tensor_upload import part_of
 from engine.cuda.matrix.linear import MatrixGroup
-from engine.cuda.rows.parts import DeviceNorm
 from engine.cuda.rows.streams import DeviceStreams
 from engine.gguf.quants import dequantize
 from engine.model.config import AltUpConfig, AttentionConfig, GateFunction
@@ -55,17 +57,21 @@ from engine.model.relative import FARTHEST, relative_buckets
 from engine.model.rope import RopeTable
 from engine.model.weights import (
     AttentionWeights,
+    BankedSkipWeights,
     FfnWeights,
     Float32Array,
+    GatedSkipWeights,
     LatentWeights,
     LaurelWeights,
     LayerInputWeights,
     LayerWeights,
     Linear,
+    MeanSkipWeights,
+    MixedSkipWeights,
     MoeWeights,
-    NormedSkipWeights,
     PerLayerWeights,
     SkipWeights,
+    StackSkipWeights,
     StreamWeights,
 )
 
@@ -114,6 +120,7 @@ class Uploader(RecurrentUploader):
                 token_types=self.vector(weights.token_types),
                 per_layer=None if plan.per_layer is None else self._per_layer(plan.per_layer, weights.per_layer),
                 silent=config.silent,
+                head_skip=None if plan.skips is None else self._skip(plan.skips.head, weights.head_skip),
                 spread=None if plan.spread is None else self._spread(plan.spread, config.streams),
             )
         self._stream.synchronize()
@@ -147,8 +154,8 @@ class Uploader(RecurrentUploader):
             last_norm=self.norm(layer.layer_output_norm or layer.closing_norm),
             embedding_scale=layer.embedding_scale,
             output_scale=layer.output_scale,
-            mixer_skip=self._skip_norm(layer.mixer_skip),
-            ffn_skip=self._skip_norm(layer.ffn_skip),
+            mixer_skip=self._skip(plan.mixer_skip, layer.mixer_skip),
+            ffn_skip=self._skip(plan.ffn_skip, layer.ffn_skip),
             laurel=None if plan.laurel is None else self._laurel(plan.laurel, layer.laurel),
             streams=None if layer.streams is None else self._streams(layer.streams, layer.config.streams),
             channel_mix=channel_mix,
@@ -161,11 +168,17 @@ class Uploader(RecurrentUploader):
         assert norm is not None
         return DevicePerLayer(plan, self.matrix(weights.token_embd), self.projection(plan.model_proj), norm)
 
-    def _skip_norm(self, skip: SkipWeights | None) -> DeviceNorm | None:
-        if skip is None:
+    def _skip(self, plan: SkipPlan | None, weights: SkipWeights | None) -> DeviceSkip | None:
+        if plan is None or weights is None:
             return None
-        assert isinstance(skip, NormedSkipWeights)
-        return self.norm(skip.norm)
+        inner = tuple(self.projection(one) for one in plan.inner)
+        if isinstance(weights, MeanSkipWeights):
+            return DeviceSkip(plan, None)
+        norm = self.norm(weights.score if isinstance(weights, BankedSkipWeights) else weights.norm)
+        if isinstance(weights, (GatedSkipWeights, MixedSkipWeights)):
+            return DeviceSkip(plan, norm, inner, self.vector(weights.factor), self.vector(weights.base))
+        init = self.vector(weights.init) if isinstance(weights, StackSkipWeights) else None
+        return DeviceSkip(plan, norm, inner, init=init)
 
     def _spread(self, plan: SpreadPlan, config: AltUpConfig | None) -> DeviceSpread:
         assert config is not None
@@ -337,7 +350,13 @@ class Uploader(RecurrentUploader):
             router_norm=self.norm(weights.router_norm),
             expert_post_norm=self.norm(weights.expert_post_norm),
             shared_post_norm=self.norm(weights.shared_post_norm),
+            latent=None if plan.latent is None else self._latent_experts(plan.latent, weights),
         )
+
+    def _latent_experts(self, plan: LatentExpertPlan, weights: MoeWeights) -> DeviceLatentExperts:
+        assert weights.latent is not None
+        norm = self.norm(weights.latent.norm)
+        return DeviceLatentExperts(self.projection(plan.down), self.projection(plan.up), norm)
 
     def _stack(self, plan: Matrix) -> PackedMatrix:
         stack = self._tensors.stack(plan.tensor).weight

@@ -49,6 +49,8 @@ class CudaOps(MixtureBricks, StreamBricks):
             self._layer_inputs(weights.per_layer, tokens, x)
         if weights.spread is not None:
             self._spread(weights.spread, x)
+        if weights.head_skip is not None:
+            self._fill_streams(weights.head_skip, x)
         return x
 
     def logits(self, x: DeviceArray, out: DeviceArray) -> None:
@@ -83,12 +85,11 @@ class CudaOps(MixtureBricks, StreamBricks):
         if layer.attn_norm_2 is not None:
             row_ops.copy(x, self.buffers.beside[: self.n_rows])
         if layer.mixer_skip is not None:
-            parts.normalize(x, x, layer.mixer_skip)
+            self._read_skip(layer.mixer_skip, x)
         q = None if layer.attention_part is None else self.attn_qkv(layer, x)
         mixed = None if layer.recurrent_part is None else self.ssm_in(layer, x)
         if layer.mixer_skip is not None:
-            assert layer.plan.skip_scale is not None
-            parts.scale(x, layer.plan.skip_scale)
+            self._begin_skip(layer.mixer_skip, x)
         if q is not None:
             x = self.attn_output(layer, self.attention(layer, q), x)
         if mixed is not None:
@@ -100,12 +101,16 @@ class CudaOps(MixtureBricks, StreamBricks):
             parts.normalize(x, x, layer.attn_norm_2)
         if layer.laurel is not None:
             self._add_laurel(layer.laurel, x)
+        if layer.mixer_skip is not None:
+            self._write_skip(layer.mixer_skip, x)
         return x
 
     def feed_forward(self, layer: DeviceLayer, x: DeviceArray, y: DeviceArray) -> DeviceArray:
         """See Ops.feed_forward."""
         result: DeviceArray
         result = self.channel_mix(layer, x) if layer.channel_mix is not None else super().feed_forward(layer, x, y)
+        if layer.ffn_skip is not None:
+            self._write_skip(layer.ffn_skip, result)
         if layer.embedding_scale:
             parts.add_times(result, self.buffers.embedded[: self.n_rows], layer.embedding_scale)
         if layer.last_norm is not None:
@@ -117,9 +122,16 @@ class CudaOps(MixtureBricks, StreamBricks):
             self._add_layer_input(layer, layer.layer_input, result)
         if layer.output_scale != 1.0:
             parts.scale(result, layer.output_scale)
-        if self.weights.spread is not None and layer.index == len(self.weights.layers) - 1:
-            self._merge(self.weights.spread, result)
+        if layer.index == len(self.weights.layers) - 1:
+            self._finish(result)
         return result
+
+    def _finish(self, x: DeviceArray) -> None:
+        """What the head reads of several streams, behind the last layer."""
+        if self.weights.head_skip is not None:
+            self._read_skip(self.weights.head_skip, x)
+        if self.weights.spread is not None:
+            self._merge(self.weights.spread, x)
 
     def ssm_in(self, layer: DeviceLayer, x: DeviceArray) -> DeviceArray:
         """attn_norm and the first products of a recurrent layer, side by side; without any what attn_norm gives."""
@@ -229,10 +241,9 @@ class CudaOps(MixtureBricks, StreamBricks):
         ready = layer.plan.leaves_inside and self.step.hands_over
         if layer.ffn_skip is None:
             return self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=ready)
-        assert layer.plan.skip_scale is not None
-        parts.normalize(x, x, layer.ffn_skip)
+        self._read_skip(layer.ffn_skip, x)
         h = self._gate_up(layer.ffn, *self._normed(x, layer.ffn_norm), ready=ready)
-        parts.scale(x, layer.plan.skip_scale)
+        self._begin_skip(layer.ffn_skip, x)
         return h
 
     def ffn_down(self, layer: DeviceLayer, h: Hidden, y: DeviceArray) -> DeviceArray:

@@ -31,6 +31,7 @@ from tests.support.models.naive_model import (
     WIDTH,
     File,
 )
+from tests.support.models.stream_models import STREAMS
 from tests.support.peers import choosers, families, gemma, rwkv, single, variants
 
 HEAD_NORMS = [("attn_q_norm", (HEAD,)), ("attn_k_norm", (HEAD,))]
@@ -227,7 +228,7 @@ UNSTATED = {
 MORE = variants.VARIANTS | families.VARIANTS | choosers.CHOOSERS | single.VARIANTS
 MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | gemma.VARIANTS | rwkv.VARIANTS
 
-ON_CPU_ALONE = {"dots3note", "grovemoe", "hrm_text", "hy_v4"}
+ON_CPU_ALONE = {"dots3note", "grovemoe"}
 """Of those below, the ones that the GPU declines."""
 
 GPU_MODELS = {
@@ -241,6 +242,7 @@ GPU_MODELS = {
         | gemma.VARIANTS
         | rwkv.FAMILIES
         | rwkv.VARIANTS
+        | STREAMS
     ).items()
     if name not in ON_CPU_ALONE
 }

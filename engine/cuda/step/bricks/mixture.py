@@ -14,7 +14,7 @@ from engine.cuda.launch_plan.families import Family
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe
 from engine.cuda.rows import parts
 from engine.cuda.rows import rows as row_ops
-from engine.cuda.step.bricks.base import RowBricks
+from engine.cuda.step.bricks.skips import SkipBricks
 from engine.cuda.step.folding import Hidden, Read, Shared, columns_of, folded
 
 
@@ -26,7 +26,7 @@ class MoeInputs(NamedTuple):
     scores: DeviceArray
 
 
-class MixtureBricks(RowBricks):
+class MixtureBricks(SkipBricks):
     """The feed-forward part of layers with experts."""
 
     def ffn_moe(self, layer: DeviceLayer, x: DeviceArray, y: DeviceArray) -> DeviceArray:
@@ -38,7 +38,7 @@ class MixtureBricks(RowBricks):
         assert moe is not None
         plan, scores, skip = moe.plan, self._scores_of(moe), layer.ffn_skip
         if skip is not None:
-            parts.normalize(x, x, skip)
+            self._read_skip(skip, x)
         family = plan.families.family_for(n, self.step.phase)
         if plan.reads_input:
             read = Read(self.buffers.beside[:n], None)
@@ -52,16 +52,16 @@ class MixtureBricks(RowBricks):
             read = shared = Read(*self._normed(x, layer.ffn_norm))
             if not plan.routed_early:
                 self._score(moe, read, scores)
-        gathers, apart = family is not Family.EXPERTS_EVERY, post is not None or skip is not None or plan.sums_apart
-        target = x if gathers and not apart else self.buffers.total[:n]
+        gathers = family is not Family.EXPERTS_EVERY or moe.latent is not None  # or x is not what experts read
+        apart = post is not None or skip is not None or plan.sums_apart
+        target = x if gathers and not apart else columns_of(self.buffers.total, n, int(x.shape[1]))
         if apart:
             parts.clear(target)
         elif not gathers:  # the sum goes beside x, which every expert still reads
             row_ops.copy(x, target)
         self._mixture(moe, family, MoeInputs(read, shared, scores), target)
         if skip is not None:
-            assert layer.plan.skip_scale is not None
-            parts.scale(x, layer.plan.skip_scale)
+            self._begin_skip(skip, x)
         if post is not None:
             parts.normalize(target, x, post, scale=layer.residual_scale, add=True)
         elif apart:
@@ -85,15 +85,33 @@ class MixtureBricks(RowBricks):
 
     def _mixture(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> None:
         """Adds chosen experts and the shared one to out, which may be x if rows go to their own experts."""
+        given = out
+        if moe.latent is not None:
+            read, given = self._latent_rows(moe)
+            self._product(moe.latent.down, inputs.experts.x, read, norm=inputs.experts.norm)
+            parts.clear(given)
+            inputs = inputs._replace(experts=Read(read, None))
         if family is Family.EXPERTS_EVERY:
-            self._every_expert(moe, inputs, out)
+            self._every_expert(moe, inputs, given)
             shared = self._shared_hidden(moe, inputs.shared)  # uses the memory that the experts have used
         else:
-            shared = self._own_experts(moe, family, inputs, out)
+            shared = self._own_experts(moe, family, inputs, given)
+        if moe.latent is not None:
+            norm = moe.latent.norm
+            if norm is not None and not norm.folds:
+                parts.normalize(given, given, norm)
+                norm = None
+            self._product(moe.latent.up, given, out, norm=norm, add=True)
         if moe.expert_post_norm is not None:
             parts.normalize(out, out, moe.expert_post_norm)
         if shared is not None:
             self._add_shared(moe, *shared, out)
+
+    def _latent_rows(self, moe: DeviceMoe) -> tuple[DeviceArray, DeviceArray]:
+        """What latent experts read, and what they give, (T, L) each."""
+        n, width, flat = self.n_rows, moe.plan.columns, self.buffers.latent.reshape(-1)
+        read, given = flat[: n * width], flat[n * width : 2 * n * width]
+        return read.reshape(n, width), given.reshape(n, width)
 
     @abstractmethod
     def _own_experts(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> Shared | None:
@@ -104,7 +122,7 @@ class MixtureBricks(RowBricks):
         ids = columns_of(buffers.chosen, n, routing.n_used)
         weights = columns_of(buffers.chosen_weights, n, routing.n_used)
         router.route(routing, inputs.scores, ids, weights, bias=moe.selection_bias)
-        part, on_inputs = buffers.y[:n], moe.plan.weigh_input
+        part, on_inputs = columns_of(buffers.y, n, int(out.shape[1])), moe.plan.weigh_input
         normed, weighed = buffers.normed[:n], buffers.part[:n]
         if on_inputs and norm is not None:
             parts.normalize(x, normed, norm)
@@ -133,7 +151,7 @@ class MixtureBricks(RowBricks):
         if mix is None and moe.shared_post_norm is None:
             self._product(moe.shared.down, h, out, add=True)
             return
-        y = self.buffers.y[: self.n_rows]
+        y = columns_of(self.buffers.y, self.n_rows, int(out.shape[1]))
         self._product(moe.shared.down, h, y)
         if moe.shared_post_norm is not None:
             assert mix is None
