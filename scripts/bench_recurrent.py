@@ -1,6 +1,7 @@
 """Time the kernels of recurrent layers on a GPU, and the bricks of a prompt, with CUDA events.
 
     python -m scripts.bench_recurrent                        kernels at real shapes, random data
+    python -m scripts.bench_recurrent --only RWKV            those whose names contain it
     python -m scripts.bench_recurrent MODEL.gguf --rows 2048 every brick of a batch of prompt tokens
 
 Kernels: the median of calls, launches included, behind one that is not counted; prompts of 2048 tokens of one sequence
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +23,8 @@ from engine.cuda.load.device_weights import DeviceLayer
 from engine.cuda.recurrent.delta import Delta, DeltaConstants, DeltaInputs, DeltaShape
 from engine.cuda.recurrent.mamba_2 import Mamba2, Mamba2Constants, Mamba2Shape
 from engine.cuda.recurrent.rows import DecodeRows, PromptRows, Rows, span_table
+from engine.cuda.recurrent.rwkv.rwkv_6 import Rwkv6, Rwkv6Constants, Rwkv6Inputs, Rwkv6Shape
+from engine.cuda.recurrent.rwkv.rwkv_7 import Rwkv7, Rwkv7Constants, Rwkv7Inputs, Rwkv7Shape
 
 PLACES = 2
 TOKENS = 2048
@@ -84,23 +88,55 @@ def mamba_2_call(shape: Mamba2Shape, rows: Rows, n: int, slots: int, *, chunks: 
     return lambda: kernels(rows, mixed, constants, states[0], states[1], convolved, out, chunked=between)
 
 
+def rwkv_6_call(shape: Rwkv6Shape, rows: Rows, n: int, slots: int, *, chunks: bool) -> Callable[[], object]:
+    """Time mixing of version 6 over n rows, behind its products."""
+    import cupy
+
+    assert not chunks
+    d, keys = shape.inner, shape.kv_heads * shape.head
+    row, at = noise(n, 3 * d + 2 * keys), np.cumsum([0, d, d, keys, keys, d]).tolist()
+    inputs = Rwkv6Inputs(*(row[:, first:end] for first, end in pairwise(at)))
+    constants = Rwkv6Constants(noise(d), noise(d), noise(d), 1e-5)
+    memory = cupy.zeros((slots * PLACES, *shape.state_shapes[1]), np.float32)
+    kernels, out = Rwkv6(shape), cupy.zeros((n, d), np.float32)
+    return lambda: kernels(rows, inputs, constants, memory, out)
+
+
+def rwkv_7_call(shape: Rwkv7Shape, rows: Rows, n: int, slots: int, *, chunks: bool) -> Callable[[], object]:
+    """Time mixing of version 7 over n rows, behind its products."""
+    import cupy
+
+    assert not chunks
+    d = shape.inner
+    row = noise(n, 8 * d)
+    inputs = Rwkv7Inputs(*(row[:, i * d : (i + 1) * d] for i in range(8)))
+    constants = Rwkv7Constants(*(noise(d) for _ in range(5)), 1e-5)
+    memory = cupy.zeros((slots * PLACES, *shape.state_shapes[1]), np.float32)
+    kernels, out, first = Rwkv7(shape), cupy.zeros((n, d), np.float32), noise(n, d)
+    return lambda: kernels(rows, inputs, constants, first, memory, out)
+
+
 CALLS: dict[str, tuple[Any, Callable[..., Callable[[], object]]]] = {
     "delta, 32 heads of 128": (DeltaShape(32, 16, 128, 4, 12352, False, False, False), delta_call),
     "Kimi delta, 32 heads of 128": (DeltaShape(32, 32, 128, 4, 16640, True, True, True), delta_call),
     "Mamba 2, 128 heads of 64, 128 states": (Mamba2Shape(128, 64, 8, 128, 4), mamba_2_call),
+    "RWKV-6, 64 heads of 64": (Rwkv6Shape(64, 64, True, 64, False), rwkv_6_call),
+    "RWKV-7, 64 heads of 64": (Rwkv7Shape(64, 64, True), rwkv_7_call),
 }
 
 
-def kernels() -> None:
-    """Prints the times of prompts and decode steps."""
+def kernels(only: str) -> None:
+    """Prints the times of prompts and decode steps, of names that contain `only`."""
     import cupy
 
     for name, (shape, call) in CALLS.items():
+        if only not in name:
+            continue
         for spans in (1, 8):
             each = TOKENS // spans
             table = span_table([(i * each, each, 0, i * PLACES, i * PLACES + 1) for i in range(spans)])
             rows = PromptRows.of(table, cupy.asarray)
-            for chunks in (False, True):
+            for chunks in (False, True) if shape.chunk_width else (False,):
                 time = microseconds(call(shape, rows, TOKENS, spans, chunks=chunks))
                 how = "in chunks" if chunks else "token after token"
                 print(f"{name}: prompts of {spans} x {each} tokens {how} {time:.0f} us", flush=True)
@@ -171,9 +207,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time recurrent layers on a GPU.")
     parser.add_argument("model", nargs="?", type=Path, help="a file whose bricks are timed; else kernels alone")
     parser.add_argument("--rows", type=int, default=TOKENS)
+    parser.add_argument("--only", default="", help="a part of the names of kernels")
     args = parser.parse_args()
     if args.model is None:
-        kernels()
+        kernels(args.only)
     else:
         bricks(args.model, args.rows)
 
