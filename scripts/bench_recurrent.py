@@ -110,7 +110,8 @@ def rwkv_7_call(shape: Rwkv7Shape, rows: Rows, n: int, slots: int, *, chunks: bo
     d = shape.inner
     row = noise(n, 8 * d)
     inputs = Rwkv7Inputs(*(row[:, i * d : (i + 1) * d] for i in range(8)))
-    constants = Rwkv7Constants(*(noise(d) for _ in range(5)), 1e-5)
+    k_k, k_a, r_k, norm, bias = (noise(d) for _ in range(5))
+    constants = Rwkv7Constants(k_k, k_a, r_k, norm, bias, 1e-5)
     memory = cupy.zeros((slots * PLACES, *shape.state_shapes[1]), np.float32)
     kernels, out, first = Rwkv7(shape), cupy.zeros((n, d), np.float32), noise(n, d)
     return lambda: kernels(rows, inputs, constants, first, memory, out)
