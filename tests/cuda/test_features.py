@@ -19,6 +19,7 @@ from engine.model.config import (
     AttentionConfig,
     DeltaNetConfig,
     FfnConfig,
+    KimiDeltaConfig,
     LayerConfig,
     Mamba2Config,
     MambaConfig,
@@ -101,7 +102,7 @@ def test_hybrids_are_declined_by_name(tmp_path, family, words):
 
 def test_a_name_that_is_always_served_means_one_thing():
     """Fields are looked up by name: a field of the same name elsewhere would be taken for served, too."""
-    configs = (ModelConfig, LayerConfig, AttentionConfig, FfnConfig, MoeConfig, MambaConfig)
+    configs = (ModelConfig, LayerConfig, AttentionConfig, FfnConfig, MoeConfig, MambaConfig, KimiDeltaConfig)
     owners = Counter(field.name for kind in configs for field in fields(kind))
     several = {name: owners[name] for name in features._ANY if owners[name] != 1}
     assert several == {"per_layer_width": 2, "streams": 2}, "of a model and of its layers: the same vectors"

@@ -41,8 +41,8 @@ ARCHIVES = [SHARED / source / "models.tar.xz" for source in CONFORMANCE]
 CARDS = tuple(MULTIPROCESSORS.items())
 SERVED = (
     "apertus", "arctic", "bitnet", "chameleon", "gemma3n", "gemma4 with experts", "gemma4 with shared caches",
-    "hrm_text", "hy_v4", "hyper-connections", "laguna", "llama4", "maple", "nanbeige", "rwkv6qwen2", "arwkv7",
-    "arwkv7 with norms, without gates", "smallthinker", "spark2_5", "step35", "streams that mix", "talkie",
+    "grovemoe", "hrm_text", "hy_v4", "hyper-connections", "laguna", "llama4", "maple", "nanbeige", "rwkv6qwen2",
+    "arwkv7", "arwkv7 with norms, without gates", "smallthinker", "spark2_5", "step35", "streams that mix", "talkie",
 )  # fmt: skip
 """Families that need launches of their own."""
 

@@ -59,6 +59,7 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
         "stream_gates": widths.stream_gates,
         "skip": widths.skip,
         "latent": 2 * widths.latent,
+        "given": widths.given,
         "queries": widths.queries,
         "heads": widths.heads,
         "mixed": widths.mixed,

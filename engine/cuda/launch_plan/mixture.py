@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from engine.cuda.experts import moe, moe_rows, prefill
+from engine.cuda.experts import adjugate, moe, moe_rows, prefill
 from engine.cuda.experts.router import Gating, KernelRouting, can_score, route_job, router_job
 from engine.cuda.formats.layouts import kept_as
 from engine.cuda.launch_plan.families import Families, Family, Phase
@@ -26,7 +26,7 @@ from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projectio
 from engine.cuda.launch_plan.skips import SkipPlan
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
 from engine.cuda.matrix import gemm_plan
-from engine.model.config import MoeConfig, Routing
+from engine.model.config import AdjugateConfig, MoeConfig, Routing
 from engine.model.weights import MoeWeights
 
 _GATINGS = {
@@ -51,6 +51,29 @@ class LatentExpertPlan:
 
 
 @dataclass(frozen=True)
+class AdjugatePlan:
+    """Small experts that groups of experts share; every one of them multiplies all rows.
+
+    Attributes:
+        config: how many, and how they are chosen.
+        expert: one of them; the others are alike. count: their number.
+    """
+
+    config: AdjugateConfig
+    expert: FfnPlan
+    count: int
+
+    def launches(self, step: Step) -> Iterator[Launch]:
+        """Behind the routing."""
+        yield Launch("adjugate_weights", (adjugate.FILES, None))
+        yield step.row("copy_rows")
+        for _ in range(self.count):
+            yield from self.expert.hidden(step)
+            yield from self.expert.result(step)
+            yield step.part("add_chosen")
+
+
+@dataclass(frozen=True)
 class MoePlan:
     """A mixture of experts.
 
@@ -62,7 +85,8 @@ class MoePlan:
         gate_up, down: all experts as two packed matrices; None where decode steps multiply by every expert.
         shared: the expert of every row, or None. shared_gate: its factor, or None.
         scores_alone: whether ROUTER takes the router.
-        columns: D, or L where the experts are latent. latent: their products, or None.
+        columns: D, or L where the experts are latent. latent: their products, or None. adjugate: experts that
+            read what the others have given, or None.
         weigh_input: a row's weights multiply what its experts read, not what they give.
         routed_early: the scores are those of the layer's input, before its mixer.
         reads_input: router and experts read the layer's input, normalized before the mixer.
@@ -89,11 +113,12 @@ class MoePlan:
     expert_post_norm: bool = False
     shared_post_norm: bool = False
     latent: LatentExpertPlan | None = None
+    adjugate: AdjugatePlan | None = None
 
     @property
     def sums_apart(self) -> bool:
         """Whether the experts' sum is changed before it is added to the stream."""
-        return self.expert_post_norm or self.shared_post_norm
+        return self.expert_post_norm or self.shared_post_norm or self.adjugate is not None
 
     @property
     def uses_experts_alone(self) -> bool:
@@ -118,6 +143,8 @@ class MoePlan:
         if self.latent is not None:
             yield from (*self.latent.down.parts, *self.latent.up.parts)
         yield from self.expert.products()
+        if self.adjugate is not None:
+            yield from self.adjugate.expert.products()
         if self.shared is not None:
             yield from self.shared.products()
         if self.shared_gate is not None:
@@ -130,17 +157,23 @@ class MoePlan:
         stacks = [product for product in (self.gate_up, self.down) if product is not None]
         for product in stacks or self.expert.products():
             yield from (replace(matrix, count=self.routing.n_experts) for matrix in product.matrices)
+        if self.adjugate is not None:
+            matrices = (matrix for product in self.adjugate.expert.products() for matrix in product.matrices)
+            yield from (replace(matrix, count=self.adjugate.count) for matrix in matrices)
 
     @property
     def _of_experts(self) -> frozenset[str]:
-        return frozenset(matrix.tensor for product in self.expert.products() for matrix in product.matrices)
+        experts = [self.expert, *(() if self.adjugate is None else (self.adjugate.expert,))]
+        products = (product for expert in experts for product in expert.products())
+        return frozenset(matrix.tensor for product in products for matrix in product.matrices)
 
     def widths(self) -> dict[str, int]:
         """What it needs of the activations, by the fields of Widths."""
         shared = 0 if self.shared is None else self.shared.width
         routing = self.routing
         return {
-            "ffn": max(self.expert.width, shared),
+            "ffn": max(self.expert.width, shared, 0 if self.adjugate is None else self.adjugate.expert.width),
+            "given": 0 if self.adjugate is None else self.columns,
             "experts": routing.n_experts,
             "used": routing.n_used,
             "hidden": routing.n_used * self.expert.width,
@@ -185,6 +218,10 @@ class MoePlan:
             yield step.row("copy_rows")
         if self.latent is None:
             yield from self._mixture(step, read)
+            if self.adjugate is not None:
+                if self.gathers(step.n_rows, step.phase):
+                    yield Launch("route_top", route_job(self.routing), self._family(step))
+                yield from self.adjugate.launches(step)
         else:
             yield from step.product(self.latent.down)
             yield step.part("clear")
@@ -219,7 +256,7 @@ class MoePlan:
 
     def _mixture(self, step: Step, read: Norm) -> Iterator[Launch]:
         """Experts and the hidden values of the shared part. read: norm of what the experts read."""
-        family = self.families.family_for(step.n_rows, step.phase)
+        family = self._family(step)
         route = Launch("route_top", route_job(self.routing), family)
         if family is Family.EXPERTS_EVERY:
             yield route
@@ -262,6 +299,9 @@ class MoePlan:
         yield from step.gemm(self.gate_up, tile=tile)
         yield from step.gemm(replace(self.down, activation=activation), tile=tile)
         yield Launch("add_experts", group, family)
+
+    def _family(self, step: Step) -> Family:
+        return self.families.family_for(step.n_rows, step.phase)
 
     def _shared_hidden(self, step: Step) -> Iterator[Launch]:
         if self.shared is None:
@@ -322,6 +362,12 @@ def describe_moe(weights: MoeWeights, config: MoeConfig, chooser: Chooser, *, fa
     shared = None
     if weights.shared is not None and config.shared is not None:
         shared = describe_ffn(weights.shared, config.shared, chooser, factor=factor)
+    adjugates = None
+    if weights.adjugate is not None and config.adjugate is not None:
+        own = weights.adjugate
+        assert factor == 1.0, "what adjugate experts read is not scaled"
+        one = describe_expert(own.gate, own.up, own.down, config.adjugate.expert, chooser)
+        adjugates = AdjugatePlan(config.adjugate, one, own.up.weight.shape[0])
     (scores,) = router.parts
     return MoePlan(
         routing=expert_routing(config, weighed),
@@ -342,6 +388,7 @@ def describe_moe(weights: MoeWeights, config: MoeConfig, chooser: Chooser, *, fa
         expert_post_norm=weights.expert_post_norm is not None,
         shared_post_norm=weights.shared_post_norm is not None,
         latent=latent,
+        adjugate=adjugates,
     )
 
 

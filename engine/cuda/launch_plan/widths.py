@@ -24,6 +24,7 @@ class Widths:
             or 0 without several streams.
         latent: numbers that experts read and give, 0 where these are D. predicted, stream_gates: as streams, or 0 where
             nothing is kept beside them. skip: numbers that residual connections are made of.
+        given: D, or 0 where no experts read what others have given.
         mixed: first products of recurrent layers. convolved: channels of their convolutions. between: products between
             the first and the last. scanned: what the last product reads. chunked: what prompts in chunks keep between
             their kernels. All 0 without such layers.
@@ -55,6 +56,7 @@ class Widths:
     stream_gates: int = 0
     skip: int = 0
     latent: int = 0
+    given: int = 0
     chunked: int = 0
 
     @classmethod

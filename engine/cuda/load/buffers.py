@@ -21,7 +21,8 @@ class Activations:
         chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F), of decode steps.
         embedded: embeddings of the rows. layer_inputs: vectors of every layer's own; layer_projected: what becomes part
             of them. streams, predicted: of a stream of several vectors. stream_gates, skip: of
-            residual connections, see Widths. latent: what experts read, then what they give. One column without them.
+            residual connections, see Widths. latent: what experts read, then what they
+            give. given: what adjugate experts read. One column without them.
         normed, part, beside, inputs, kept, queries, heads: see Widths; one column where no part needs them.
         mixed, convolved, between, scanned: of recurrent layers, see Widths; one column without them.
         chunked: of recurrent layers whose prompts go in chunks, see Widths; of prompts.
@@ -55,6 +56,7 @@ class Activations:
     stream_gates: DeviceArray
     skip: DeviceArray
     latent: DeviceArray
+    given: DeviceArray
     queries: DeviceArray
     heads: DeviceArray
     mixed: DeviceArray

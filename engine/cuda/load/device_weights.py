@@ -74,7 +74,7 @@ class DeviceMoe:
         expert_bytes: packed size of all experts.
         norm, router_norm: norms of what experts and router read, where they do not read what the layer's norm gives, or
             None. expert_post_norm, shared_post_norm: of what experts and the shared part give, or None.
-        latent: products around the experts, or None.
+        latent: products around the experts, or None. adjugates: experts that read what the others give, or ().
     """
 
     plan: MoePlan
@@ -92,6 +92,7 @@ class DeviceMoe:
     expert_post_norm: DeviceNorm | None
     shared_post_norm: DeviceNorm | None
     latent: DeviceLatentExperts | None
+    adjugates: tuple[DeviceFfn, ...]
 
 
 @dataclass(frozen=True, eq=False)

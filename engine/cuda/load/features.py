@@ -119,6 +119,7 @@ _ANY = frozenset(
         "norm_dt_b_c",
         "decay_floor",
         "latent_width",
+        "adjugate",
         "unit_epsilon",
         "caps",  # of an activation that is not served
         "norm_weights",
@@ -162,7 +163,6 @@ _NAMES = {
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
-    "adjugate": "adjugate experts",
 }
 
 
@@ -242,6 +242,10 @@ def _of_ffn(ffn: FfnConfig | MoeConfig | ChannelMixConfig) -> Iterator[str]:
         yield from _unserved(ffn.expert)
         if ffn.shared is not None:
             yield from _unserved(ffn.shared)
+        if ffn.adjugate is not None:
+            yield from _unserved(ffn.adjugate.expert)
+            if ffn.shared is not None:
+                yield "adjugate experts beside a shared one"
         if ffn.n_experts > MAX_EXPERTS or ffn.n_used > MAX_USED:
             yield f"more than {MAX_USED} of {MAX_EXPERTS} experts for a token"
 

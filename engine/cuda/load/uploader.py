@@ -21,7 +21,7 @@ from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, Laten
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.feed_forward import FfnPlan
 from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
-from engine.cuda.launch_plan.mixture import LatentExpertPlan, MoePlan
+from engine.cuda.launch_plan.mixture import AdjugatePlan, LatentExpertPlan, MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.products import Matrix, Projection
 from engine.cuda.launch_plan.recurrent_plan import RecurrentPlan
@@ -350,8 +350,15 @@ class Uploader(RecurrentUploader):
             router_norm=self.norm(weights.router_norm),
             expert_post_norm=self.norm(weights.expert_post_norm),
             shared_post_norm=self.norm(weights.shared_post_norm),
+            adjugates=self._adjugates(plan.adjugate, weights),
             latent=None if plan.latent is None else self._latent_experts(plan.latent, weights),
         )
+
+    def _adjugates(self, plan: AdjugatePlan | None, weights: MoeWeights) -> tuple[DeviceFfn, ...]:
+        if plan is None or weights.adjugate is None:
+            return ()
+        own = weights.adjugate
+        return tuple(self._ffn(plan.expert, own.expert(index), index) for index in range(plan.count))
 
     def _latent_experts(self, plan: LatentExpertPlan, weights: MoeWeights) -> DeviceLatentExperts:
         assert weights.latent is not None

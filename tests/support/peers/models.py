@@ -228,7 +228,7 @@ UNSTATED = {
 MORE = variants.VARIANTS | families.VARIANTS | choosers.CHOOSERS | single.VARIANTS
 MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | gemma.VARIANTS | rwkv.VARIANTS
 
-ON_CPU_ALONE = {"dots3note", "grovemoe"}
+ON_CPU_ALONE = {"dots3note"}
 """Of those below, the ones that the GPU declines."""
 
 GPU_MODELS = {

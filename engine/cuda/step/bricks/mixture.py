@@ -9,8 +9,9 @@ from abc import abstractmethod
 from typing import NamedTuple
 
 from engine.cuda.driver.arrays import DeviceArray
-from engine.cuda.experts import router
+from engine.cuda.experts import adjugate, router
 from engine.cuda.launch_plan.families import Family
+from engine.cuda.launch_plan.mixture import AdjugatePlan
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe
 from engine.cuda.rows import parts
 from engine.cuda.rows import rows as row_ops
@@ -96,6 +97,8 @@ class MixtureBricks(SkipBricks):
             shared = self._shared_hidden(moe, inputs.shared)  # uses the memory that the experts have used
         else:
             shared = self._own_experts(moe, family, inputs, given)
+        if moe.plan.adjugate is not None:
+            self._add_adjugates(moe, moe.plan.adjugate, family, inputs.scores, given)
         if moe.latent is not None:
             norm = moe.latent.norm
             if norm is not None and not norm.folds:
@@ -106,6 +109,23 @@ class MixtureBricks(SkipBricks):
             parts.normalize(out, out, moe.expert_post_norm)
         if shared is not None:
             self._add_shared(moe, *shared, out)
+
+    def _add_adjugates(
+        self, moe: DeviceMoe, plan: AdjugatePlan, family: Family, scores: DeviceArray, out: DeviceArray
+    ) -> None:
+        """Adds to out, what the experts have given, the adjugate experts that read it."""
+        buffers, n, routing, config = self.buffers, self.n_rows, moe.plan.routing, plan.config
+        ids = columns_of(buffers.chosen, n, routing.n_used)
+        weights = columns_of(buffers.chosen_weights, n, routing.n_used)
+        if family is not Family.EXPERTS_EVERY:
+            router.route(routing, scores, ids, weights, bias=moe.selection_bias)
+        best, each = min(config.n_used, routing.n_used), config.per_group
+        adjugate.weigh_groups(scores, ids, weights, best=best, per_group=each, scale=config.scale)
+        given, part = columns_of(buffers.given, n, int(out.shape[1])), columns_of(buffers.y, n, int(out.shape[1]))
+        row_ops.copy(out, given)
+        for index, expert in enumerate(moe.adjugates):
+            self._product(expert.down, self._gate_up(expert, given, None), part)
+            parts.add_chosen(out, part, ids, weights, index)
 
     def _latent_rows(self, moe: DeviceMoe) -> tuple[DeviceArray, DeviceArray]:
         """What latent experts read, and what they give, (T, L) each."""
