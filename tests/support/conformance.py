@@ -18,7 +18,7 @@ NAMES = (
 """Files of conformance/ and conformance2/ whose families are supported."""
 
 ON_CPU_ALONE = {
-    "bailingmoe3-moe", "deepseek32-moe", "kimi-k3-moe", "minimax-m3-moe", "qwen4exp-moe",
+    "bailingmoe3-moe", "kimi-k3-moe", "qwen4exp-moe",
 }  # fmt: skip
 """Those that the GPU declines."""
 

@@ -21,7 +21,8 @@ class Activations:
         chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F), of decode steps.
         embedded: embeddings of the rows. layer_inputs: vectors of every layer's own; layer_projected: what becomes part
             of them. streams, predicted: of a stream of several vectors. One column without them.
-        normed, part, beside, inputs, kept, queries, heads: see Widths; one column where no part needs them.
+        normed, part, beside, inputs, index_inputs, index_queries, kept, queries, heads: see Widths; one column where no
+            part needs them.
         mixed, convolved, between, scanned: of recurrent layers, see Widths; one column without them.
         chunked: of recurrent layers whose prompts go in chunks, see Widths; of prompts.
         operand: bytes of the input of one product of prompts, as its kernels read it.
@@ -45,6 +46,8 @@ class Activations:
     part: DeviceArray
     beside: DeviceArray
     inputs: DeviceArray
+    index_inputs: DeviceArray
+    index_queries: DeviceArray
     kept: DeviceArray
     embedded: DeviceArray
     layer_inputs: DeviceArray
