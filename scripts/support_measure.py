@@ -72,13 +72,12 @@ class Data:
     def _unpacked_conformance(self, folder: Path) -> Path | None:
         if (folder / "models").is_dir():
             return folder
-        if not (folder / "models.tar.xz").exists():
-            return None
-        for archive in (part / name for part in (folder, folder.with_name("conformance2")) for name in ARCHIVES):
-            if archive.exists():
-                with tarfile.open(archive) as tar:
-                    tar.extractall(self.scratch, filter="data")
-        return self.scratch
+        every = (part / name for part in (folder, folder.with_name("conformance2")) for name in ARCHIVES)
+        archives = [archive for archive in every if archive.exists()]
+        for archive in archives:
+            with tarfile.open(archive) as tar:
+                tar.extractall(self.scratch, filter="data")
+        return self.scratch if archives else None
 
     def _unpacked_model(self, path: Path) -> Path:
         if path.suffix != ".xz":

@@ -12,7 +12,7 @@ from engine.config import KvType
 from engine.cpu.bricks.base import Float32Array
 from engine.cpu.bricks.ops import CpuOps
 from engine.cpu.caches.model import KVCache
-from engine.cpu.products.matmul import SCRATCH_BYTES, matmul, warm_up
+from engine.cpu.products.matmul import SCRATCH_BYTES, matmul, product_type, warm_up
 from engine.cpu.reference import PIECE_BYTES, SCORE_BYTES
 from engine.cpu.text_pass import TextPass
 from engine.cpu.threads import ThreadPool
@@ -209,7 +209,7 @@ class CpuBackend:
                 needed += [("quantize", "F32"), *kernel_names(type, repack=self._repack)]
             else:
                 kinds = ("dot_rows", "dot_tokens", "dequantize_rows")
-                needed += [*((kind, type.name) for kind in kinds), ("product_f32", "F32")]
+                needed += [*((kind, type.name) for kind in kinds), ("product", product_type(type))]
         return [(kind, name) for kind, name in dict.fromkeys(needed) if kind not in DECODING or name in DECODERS]
 
     def forward(self, batch: Batch) -> Float32Array:

@@ -182,10 +182,12 @@ class _Profiler:
     # ---- bytes -----------------------------------------------------------------------------------------------
 
     def _cache_bytes(self, layer: DeviceLayer) -> int:
-        shape, seen = layer.attention.shape, self._depth + 1
+        shape, indexer, seen, scored = layer.attention.shape, layer.attention.plan.indexer, self._depth + 1, 0
         if layer.attention.constants.window:
             seen = min(seen, layer.attention.constants.window)
-        return self._n * seen * shape.kv_heads * shape.cached_width * shape.kv_type.n_bytes
+        if indexer is not None and seen > indexer.shape.all_chosen:
+            seen, scored = indexer.shape.top * indexer.shape.block, seen * indexer.cached_width
+        return self._n * (seen * shape.kv_heads * shape.cached_width + scored) * shape.kv_type.n_bytes
 
     def _state_bytes(self, layer: DeviceLayer) -> int:
         """The products' matrices, constants, and the states, which are read and written."""
@@ -248,11 +250,13 @@ class _Profiler:
 
 
 def _qkv_bytes(layer: DeviceLayer) -> int:
-    qkv, latent = layer.attention.qkv, layer.attention.latent
+    qkv, latent, indexer = layer.attention.qkv, layer.attention.latent, layer.attention.indexer
+    own = 0 if indexer is None else indexer.n_bytes
     if qkv is not None:
-        return qkv.n_bytes
+        return qkv.n_bytes + own
     assert latent is not None
-    return sum(one.n_bytes for one in (latent.inputs, latent.q_b, latent.kv_b, latent.k_b) if one is not None)
+    parts = (latent.inputs, latent.q_b, latent.kv_b, latent.k_b)
+    return sum(one.n_bytes for one in parts if one is not None) + own
 
 
 def _input_bytes(layer: DeviceLayer) -> int:

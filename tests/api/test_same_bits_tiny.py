@@ -1,9 +1,13 @@
-"""The same bits for a request however it is fed, on the CPU and with tiny random models: nothing but this file needed.
+"""The same bits for a request however it is fed, with tiny random models: nothing but this file needed.
+
+All on the CPU; those with indexers on a GPU, too, where prompts and generated tokens have kernels of their own each.
 
 The models have what makes rows meet: a sliding window with attention sinks and routed experts; latent attention; q, k
 and v that are clamped, for which there is no kernel; indexers, which choose positions for each row; quantized rows, for
 which kernels differ by the number of rows.
 """
+
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from tests.support.models.feature_models import latent, no_norm_weights, sinks_a
 from tests.support.models.gguf_builder import tiny_llama
 from tests.support.models.indexer_models import blocks, tokens
 from tests.support.models.naive_model import VOCAB
+from tests.support.peers.choosers import FIRST_ALONE
 
 CONTEXT, N = 256, 24
 
@@ -58,26 +63,43 @@ def indexed_blocks(path):
     return VOCAB, file.write(path)
 
 
+def shared_choice(path):
+    """The second layer attends to the 40 positions that the first one's indexer has chosen."""
+    file, _ = tokens("glm-dsa", **{"attention.indexer.top_k": 40, "attention.indexer.types": FIRST_ALONE})
+    file.meta["context_length"] = CONTEXT
+    return VOCAB, file.write(path)
+
+
 def quantized(path):
     tiny_llama(path / "q.gguf", width=256, ffn=512, context_length=CONTEXT, weight_type=GGMLType.Q4_K)
     return 272, path / "q.gguf"
 
 
-MODELS = [sinks, absorbed, expanded, clamped, indexed, indexed_blocks, quantized]
+MODELS = [sinks, absorbed, expanded, clamped, indexed, indexed_blocks, shared_choice, quantized]
+ON_GPU = [indexed, indexed_blocks, shared_choice]
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=lambda make: make.__name__)
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param(("cpu", make), id=make.__name__) for make in MODELS),
+        *(pytest.param(("cuda", make), id=f"gpu-{make.__name__}", marks=pytest.mark.gpu) for make in ON_GPU),
+    ],
+)
 def model(request, tmp_path_factory):
-    """The file, prompts for it, and what each gives on its own with nothing reused."""
-    vocab, path = request.param(tmp_path_factory.mktemp("tiny"))
+    """What opens the file, prompts for it, and what each gives on its own with nothing reused."""
+    device, make = request.param
+    vocab, path = make(tmp_path_factory.mktemp("tiny"))
+    alike = {"threads": 2} if device == "cpu" else {"deterministic": True}
+    opened = partial(LLM, path, **{"device": device} | alike)
     rng = np.random.default_rng(5)
     base = rng.integers(0, vocab, 150).tolist()
     # Of one page less one, whole pages, a common beginning that ends within a page, and one token.
     prompts = [base[:63], base[:64], base[:128], [*base[:90], *base[:20]], base, [7], base[100:117]]
-    with LLM(path, device="cpu", threads=2, max_sequences=1, prefix_cache=False) as llm:
+    with opened(max_sequences=1, prefix_cache=False) as llm:
         alone = [outcome(llm.generate(prompt, params(i))) for i, prompt in enumerate(prompts)]
     assert len({tuple(ids) for ids, _ in alone}) == len(prompts)
-    return path, prompts, alone
+    return opened, prompts, alone
 
 
 def params(index, **options):
@@ -106,8 +128,8 @@ def outcome(result):
     ],
 )
 def test_the_same_bits(model, settings):
-    path, prompts, alone = model
-    with LLM(path, **{"device": "cpu", "threads": 2} | settings) as llm:
+    opened, prompts, alone = model
+    with opened(**settings) as llm:
         every = [params(i) for i in range(len(prompts))]
         saved = []
         with llm.exclusive_runner() as runner:
@@ -124,16 +146,16 @@ def test_the_same_bits(model, settings):
 
 
 def test_more_sequences_than_a_program_of_a_decode_step_has_rows(model):
-    path, prompts, alone = model
+    opened, prompts, alone = model
     n = 2 * len(prompts)
-    with LLM(path, device="cpu", threads=2, max_sequences=n) as llm:
+    with opened(max_sequences=n) as llm:
         results = llm.generate(prompts * 2, [params(i % len(prompts)) for i in range(n)])
     assert [outcome(result) for result in results] == alone * 2
 
 
 def test_samples_have_the_bits_of_their_seeds(model):
-    path, prompts, alone = model
-    with LLM(path, device="cpu", threads=2, max_sequences=5) as llm:
+    opened, prompts, alone = model
+    with opened(max_sequences=5) as llm:
         samples = llm.generate(prompts[4], params(4, n=4)).samples
         single = llm.generate(prompts[4], SamplingParams(
             max_tokens=N, temperature=1.0, top_k=0, seed=7, ignore_eos=True, logprobs=4
@@ -144,9 +166,9 @@ def test_samples_have_the_bits_of_their_seeds(model):
 
 def test_a_token_has_the_bits_it_has_in_a_prompt_read_at_once(model):
     """Scores of a prompt in pieces and beside others are those of the prompt alone and whole."""
-    path, prompts, _ = model
+    opened, prompts, _ = model
     wanted = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=2)
-    with LLM(path, device="cpu", threads=2, max_sequences=1, prefix_cache=False) as llm:
+    with opened(max_sequences=1, prefix_cache=False) as llm:
         whole = [llm.generate(prompt, wanted).prompt_logprobs for prompt in prompts]
-    with LLM(path, device="cpu", threads=2, max_sequences=4, prefill_chunk=19) as llm:
+    with opened(max_sequences=4, prefill_chunk=19) as llm:
         assert [result.prompt_logprobs for result in llm.generate(prompts, wanted)] == whole

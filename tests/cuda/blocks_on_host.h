@@ -88,6 +88,11 @@ static u32 __ballot_sync(u32 mask, bool v) {
     return votes;
 }
 static bool __any_sync(u32 mask, bool v) { return __ballot_sync(mask, v) != 0; }
+static int atomicAdd(int* to, int v) {  // the threads of a block are one after the other
+    const int old = *to;
+    *to += v;
+    return old;
+}
 static float __fdividef(float a, float b) { return a / b; }
 static int __ffs(u32 v) { return __builtin_ffs(v); }
 
@@ -127,6 +132,14 @@ template <int PENDING>
 static void copy_wait() {}
 
 // As in common.cuh.
+static float warp_sum(float v) {
+    for (int offset = WARP / 2; offset > 0; offset >>= 1) v += __shfl_xor_sync(FULL_MASK, v, offset);
+    return v;
+}
+static float warp_max(float v) {
+    for (int offset = WARP / 2; offset > 0; offset >>= 1) v = fmaxf(v, __shfl_xor_sync(FULL_MASK, v, offset));
+    return v;
+}
 static float block_sum(float v, float* scratch) {
     const int warps = (blockDim.x + WARP - 1) / WARP;
     for (int offset = WARP / 2; offset > 0; offset >>= 1) v += __shfl_xor_sync(FULL_MASK, v, offset);

@@ -105,6 +105,19 @@ def recurrent_shapes():
     return [shape for kind in (*shapes, *heads, delta, mixes) for shape in kind]
 
 
+def indexed_shapes(arch):
+    """Indexers with the heads that read what they choose: of single positions, and of blocks."""
+    from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle
+    from engine.cuda.indexer.plan import IndexerShape
+
+    kv_type = tuple(KvType)[ARCHES.index(arch) % 2]
+    latent = AttentionShape(128, 1, 576, 512, 0, KernelRopeStyle.ADJACENT, kv_type, values_in_keys=True)
+    return [
+        (IndexerShape(64, 128, 2048, 1, 0, False, 2048, kv_type), latent),
+        (IndexerShape(2, 128, 16, 128, 1, True, 2048, kv_type), shape_of(128, half=kv_type is KvType.F16)),
+    ]
+
+
 def jobs_for(arch):
     """(files, defines) pairs, as the launchers hand them to compiler.prebuild."""
     from engine.cuda.attention import attention_plan, known_rows
@@ -152,6 +165,8 @@ def jobs_for(arch):
                 jobs += moe_rows.build_jobs(type, type, KernelActivation.SILU, routing, 768, 2048)
     for shape in recurrent_shapes()[:: 1 if arch == 90 else 2]:
         jobs += shape.build_jobs()
+    for shape, heads in indexed_shapes(arch):
+        jobs += [shape.append_job(), shape.scores_job(), shape.choose_job(), shape.attention_job(heads)]
     for shape in shapes_for(arch):
         jobs += attention_plan.build_jobs(shape, arch, MULTIPROCESSORS[arch])
         if arch == 90:  # the kernels of the other cards serve there too where the tests ask for them

@@ -89,8 +89,8 @@ def test_every_hybrid_is_served(tmp_path, family):
 @pytest.mark.parametrize(
     ("family", "words"),
     [
-        ("glm5-next", ["an indexer that chooses positions"]),
-        ("qwen4exp", ["tables of n-grams", "an indexer that chooses positions"]),
+        ("glm5-next", ["an indexer that chooses pooled blocks"]),
+        ("qwen4exp", ["tables of n-grams", "an indexer that chooses pooled blocks"]),
     ],
 )
 def test_hybrids_are_declined_by_name(tmp_path, family, words):

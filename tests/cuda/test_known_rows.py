@@ -15,7 +15,10 @@ from tests.support.gpu.cache_gpu import CacheGpu, expected
 from tests.support.gpu.fake_runner import greedy, outcome, pretended_llm
 from tests.support.injection import interrupted
 from tests.support.models.gguf_builder import tiny_llama
+from tests.support.models.indexer_models import tokens
+from tests.support.models.naive_model import WIDTH
 from tests.support.models.recurrent_models import PROMPTS
+from tests.support.peers.choosers import FIRST_ALONE
 
 LENGTHS = (30, 70, 40, 60, 1)
 LAYERS = 2
@@ -41,11 +44,30 @@ class Forcing:
         return False
 
 
+def plain(folder):
+    """A model of plain attention."""
+    tiny_llama(folder / "tiny.gguf", context_length=256, n_layers=LAYERS)
+    return folder / "tiny.gguf"
+
+
+def indexed(folder):
+    """Every layer attends to the 40 positions that an indexer chooses, its own or the one of the layer before."""
+    file, _ = tokens("glm-dsa", **{"attention.indexer.top_k": 40, "attention.indexer.types": FIRST_ALONE})
+    file.meta["context_length"] = 256
+    for name in ("token_embd", "output"):
+        file.matrix(name, 300, WIDTH)
+    return file.write(folder)
+
+
+@pytest.fixture(params=[plain, indexed], ids=lambda make: make.__name__)
+def make(request):
+    return request.param
+
+
 @pytest.fixture
-def opened(monkeypatch, tmp_path):
+def opened(monkeypatch, tmp_path, make):
     """Opens a model on the pretended card; constraints of requests are Forcing."""
-    path = tmp_path / "tiny.gguf"
-    tiny_llama(path, context_length=256, n_layers=LAYERS)
+    path = make(tmp_path)
 
     @contextmanager
     def open_model(**settings):
@@ -75,7 +97,7 @@ def params(index, **options):
         pytest.param({"max_sequences": 1, "cache_tokens": 2048}, id="one after another"),
     ],
 )
-def test_texts(opened, settings):
+def test_texts(opened, make, settings):
     free = [expected(prompt, n, LAYERS) for prompt, n in zip(PROMPTS, LENGTHS, strict=True)]
     bound = [expected(prompt, n, LAYERS, Forcing().forced) for prompt, n in zip(PROMPTS, LENGTHS, strict=True)]
     assert sum(logprob == 0 for text in bound for _, logprob in text) > 60
@@ -87,8 +109,10 @@ def test_texts(opened, settings):
         results, interruptions = interrupted([stream.result for stream in streams], 333, 997)
         assert interruptions > 1
         assert [outcome(result) for result in results] == free + bound
+        assert (llm.gpu.chosen > 0) == (make is indexed)
 
 
+@pytest.mark.parametrize("make", [plain], ids=["plain"])
 def test_steps_are_those_of_drawn_tokens_and_runs(opened):
     """A run takes one step more, however long it is; where its rows are too many, those that there are, are full."""
     wanted = expected(PROMPTS[3], 70, LAYERS, Forcing().forced)

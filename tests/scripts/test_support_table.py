@@ -1,5 +1,6 @@
 """The table of what is supported says what was measured, of every type and every architecture."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 
 from engine.gguf import GGMLType
 from engine.model.architectures import ARCHITECTURES
+from scripts import support_table
 from scripts.support_render import label, render
 from tests.support.conformance import NAMES
 
+MEASURED = {"at_once": 2e-7, "single": 1e-8}
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = json.loads((ROOT / "benchmarks" / "support.json").read_text())
 
@@ -58,3 +61,28 @@ def test_cells(cell, expected):
     assert found[-1] == expected
     assert found[4] == ("1.2e-07" if cell and "at_once" in cell else expected)
     assert rows(render({}))["IQ2_XXS"][2:] == ["not measured"] * 7
+
+
+def test_what_the_gpu_has_learned_is_measured_where_figures_are_missing(tmp_path, monkeypatch):
+    """A cell that says what the GPU lacked is filled once it lacks nothing; one with figures stays."""
+    cells = {"old": MEASURED, "learned": {"falls_back": "an indexer"}, "lacking": {"falls_back": "an indexer"}}
+    path, models = tmp_path / "support.json", tmp_path / "conformance" / "models"
+    path.write_text(json.dumps({"architectures": {f"{name}-moe": {"gpu": cell} for name, cell in cells.items()}}))
+    models.mkdir(parents=True)
+    (tmp_path / "conformance" / "logits").mkdir()
+    for name in (*cells, "new"):
+        (models / f"{name}-moe.gguf").touch()
+        (models.parent / "logits" / f"{name}-moe.npz").touch()
+    measures = support_table.measures
+    monkeypatch.setattr(measures, "ARCHITECTURES", {*cells, "new"})
+    monkeypatch.setattr(measures, "missing_on_gpu", lambda path: "streams" if "lacking" in path.stem else "")
+    monkeypatch.setattr(measures, "architecture_on_gpu", lambda *_: MEASURED | {"at_once": 3e-7})
+    monkeypatch.setattr(measures, "machine", lambda device: "a card")
+    options = argparse.Namespace(data=tmp_path, model=None, device="gpu", only="architectures", missing=True)
+    results = support_table.Results(path, "gpu", adding=True)
+    assert support_table.run(options, results, support_table.Clock(60)) == 0
+    found = json.loads(path.read_text())["architectures"]
+    fresh = MEASURED | {"at_once": 3e-7}
+    assert {name: row["gpu"] for name, row in found.items()} == {
+        "old-moe": MEASURED, "learned-moe": fresh, "lacking-moe": {"falls_back": "streams"}, "new-moe": fresh,
+    }  # fmt: skip

@@ -18,7 +18,7 @@ NAMES = (
 """Files of conformance/ and conformance2/ whose families are supported."""
 
 ON_CPU_ALONE = {
-    "deepseek32-moe", "minimax-m3-moe", "qwen4exp-moe",
+    "qwen4exp-moe",
 }  # fmt: skip
 """Those that the GPU declines."""
 

@@ -5,7 +5,7 @@
     stepping.py   the one shape of kernel that programs call
     formats/      one decoder per block format: packed bytes in, vectors of weights out
     products.py   the loops built from them: dot_rows, dot_tokens, dequantize_rows
-    blocked.py    the product of dequantized rows with many rows: product_f32
+    blocked.py    the product of plain or dequantized rows with many rows: product
     integer/      activations of 8 bits, panels of eight rows, integer products of one row and of many
     attention/    attention over a packed cache, and what callers ask for it (for matrix products: ../products/)
     elementwise.py  the small steps between: normalize, rotate_store, gate

@@ -65,11 +65,11 @@ def _dequantize_rows(name: str) -> Kernel:
     return dequantize_rows
 
 
-def _product_f32(name: str) -> Kernel:
-    def product_f32(operands, low, high, scratch):
-        blocked.product_f32(name, operands, low, high, scratch)
+def _product(name: str) -> Kernel:
+    def product(operands, low, high, scratch):
+        blocked.product(name, operands, low, high, scratch)
 
-    return product_f32
+    return product
 
 
 def _quantize(name: str) -> Kernel:
@@ -180,7 +180,7 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
     "dot_rows": _dot_rows,
     "dot_tokens": _dot_tokens,
     "dequantize_rows": _dequantize_rows,
-    "product_f32": _product_f32,
+    "product": _product,
     "quantize": _quantize,
     "pack_panels": _pack_panels,
     "dot_panels": _dot_panels,

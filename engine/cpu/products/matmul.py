@@ -2,7 +2,8 @@
 
 `reference=True` computes in plain numpy, for comparison. The fast path runs compiled kernels over ranges of weight rows
 in the pool. A few rows of x are multiplied by fused dequantize-and-dot kernels; for more, a tile of weight rows is
-dequantized into the thread's scratch and multiplied by a blocked kernel.
+multiplied by a blocked kernel. It reads plain numbers as they are; longer blocks are first dequantized into the
+thread's scratch.
 
 Batch invariant: on the fast path every product is summed in the same order (kernels/emit.py, LANES), so a row of the
 result has the same bits whatever other rows are in the batch, for any number of rows and threads. No BLAS is called
@@ -39,12 +40,12 @@ REFERENCE_TILE = 1 << 22
 """Floats per dequantized tile of the reference path (16 MB)."""
 
 SCRATCH_BYTES = 1536 << 10
-"""Dequantized floats per tile of the fast path at most, of which the second-level cache holds a chunk of columns."""
+"""Weights per tile of the fast path at most, of which the second-level cache holds a chunk of columns."""
 
 COPY_TASK_FLOATS = 1 << 18
 """Least floats that a task copies."""
 
-ROWS_STEP = 4
+ROWS_STEP = 6
 """Tiles are a multiple of it, the rows of the blocked kernel's register tile."""
 
 DOT_TASK_WEIGHTS = 1 << 17
@@ -58,7 +59,8 @@ DOT_TOKENS = 8
 class PreparedWeight:
     """What a product needs of a weight, checked once: kernels read no byte outside it.
 
-    `kernels` says whether the compiled decoder reads these rows; otherwise numpy dequantizes each tile.
+    `kernels` says whether the compiled decoder reads these rows; otherwise numpy dequantizes each tile. `plain` says
+    whether it reads plain numbers, no longer blocks, so that a product need not dequantize them first.
     """
 
     type: GGMLType
@@ -69,6 +71,7 @@ class PreparedWeight:
     stride: int
     n_blocks: int
     kernels: bool
+    plain: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +147,22 @@ def warm_up(
         for kind in ("dot_rows", "dot_tokens", "dequantize_rows"):
             _kernel(kind, name)
     status("preparing kernels: product")
-    _kernel("product_f32")
+    for name in {product_type(GGMLType[name]) for name in names} or {"F32"}:
+        _kernel("product", name)
     if kv_type is not None:
         status("preparing kernels: attention")
         for kind, type_name in (("attend", kv_type.upper()), ("rotate_store", kv_type.upper())):
             _kernel(kind, type_name)
         for kind, type_name in (("normalize", "RMS"), ("gate", "SILU"), ("run_program", "F32")):
             _kernel(kind, type_name)
+
+
+def product_type(type: GGMLType) -> str:
+    """The type of the blocked kernel that multiplies many rows: of what it reads, as they are or dequantized."""
+    from engine.cpu.kernels.formats.decoders import DECODERS
+
+    decoder = DECODERS.get(type.name)
+    return type.name if decoder is not None and decoder.block_size == LANES else "F32"
 
 
 @cache
@@ -198,6 +210,7 @@ def _prepare(w: Weight) -> PreparedWeight:
         stride=raw.strides[0],
         n_blocks=columns // decoder.block_size if decoder is not None else 0,
         kernels=usable,
+        plain=usable and decoder is not None and decoder.block_size == LANES,
     )
     with suppress(TypeError):
         _prepared[w] = weight
@@ -254,10 +267,11 @@ def _product(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogu
 
     columns = -(-weight.columns // LANES) * LANES
     x = _spread_rows(x, columns, pool)
-    stride = _spread(4 * columns)
-    operands = np.array((stride, columns, *_placed(x), len(x), *_placed(out), *epilogue.operands()), dtype=np.int64)
+    stride, address = (weight.stride, weight.address) if weight.plain else (_spread(4 * columns), 0)
+    numbers = (stride, columns, *_placed(x), len(x), *_placed(out), *epilogue.operands(), address)
+    operands = np.array(numbers, dtype=np.int64)
     multiply = partial(_multiply_tile, array_address(operands), weight, stride)
-    tile = max(ROWS_STEP, min(ROWS_BLOCK, SCRATCH_BYTES // stride // ROWS_STEP * ROWS_STEP))
+    tile = max(ROWS_STEP, min(ROWS_BLOCK, SCRATCH_BYTES // abs(stride) // ROWS_STEP * ROWS_STEP))
     if len(x) * weight.rows * weight.columns >= DOT_TASK_WEIGHTS * 16 and pool.threads > 1:
         tile = min(tile, -(-weight.rows // (2 * pool.threads * ROWS_STEP)) * ROWS_STEP)
     n_tiles = -(-weight.rows // tile)
@@ -269,22 +283,25 @@ def _product(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogu
 
 
 def _multiply_tile(operands: int, weight: PreparedWeight, stride: int, low: int, high: int) -> None:
-    """Dequantizes rows low..high-1 into this thread's scratch and multiplies them with all of x."""
+    """Multiplies rows low..high-1 with all of x, dequantized into this thread's scratch unless they are plain."""
     from engine.cpu.kernels.blocked import PARTIAL_BYTES
 
     n_rows = high - low
+    n_bytes = PARTIAL_BYTES + (0 if weight.plain else n_rows * stride)
     buffer = getattr(_scratch, "buffer", None)
-    if buffer is None or buffer.nbytes < n_rows * stride + PARTIAL_BYTES:
-        buffer = _scratch.buffer = aligned_empty(n_rows * stride + PARTIAL_BYTES, dtype=np.uint8)
+    if buffer is None or buffer.nbytes < n_bytes:
+        buffer = _scratch.buffer = aligned_empty(n_bytes, dtype=np.uint8)
     start = array_address(buffer)
-    if weight.kernels:
+    if weight.plain:
+        pass  # read where they are
+    elif weight.kernels:
         packed, target = weight.address + low * weight.stride, start + PARTIAL_BYTES
         _kernel("dequantize_rows", weight.type.name)(packed, weight.stride, weight.n_blocks, target, stride, n_rows)
     else:
         floats = buffer[PARTIAL_BYTES : PARTIAL_BYTES + n_rows * stride].reshape(n_rows, stride).view(np.float32)
         floats[:, : weight.columns] = FORMATS[weight.type].dequantize(weight.raw[low:high])
         floats[:, weight.columns : -(-weight.columns // LANES) * LANES] = 0
-    _kernel("product_f32")(operands, low, high, start)
+    _kernel("product", product_type(weight.type) if weight.plain else "F32")(operands, low, high, start)
 
 
 def _spread_rows(x: Float32Array, columns: int, pool: ThreadPool) -> Float32Array:

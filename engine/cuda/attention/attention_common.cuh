@@ -5,7 +5,7 @@
 // Defines (see attention_plan.py): HEADS, KV_HEADS, KEY_DIM, VALUE_DIM, ROPE_DIM, ROPE_HALVES, CACHE_HALF, PAGE.
 // A row of qkv is [HEADS][KEY_DIM] queries, [KV_HEADS][KEY_DIM] keys, [KV_HEADS][VALUE_DIM] values, float32, then GATE floats
 // that are not read here.
-// A cache is [pages][KV_HEADS][PAGE][KEY_DIM or VALUE_DIM].
+// A cache is [pages][KV_HEADS][PAGE][KEY_DIM or VALUE_DIM]. Needs cache_numbers.cuh.
 
 #define GROUP (HEADS / KV_HEADS)
 #ifndef GATE
@@ -17,16 +17,6 @@
 #define ROPE_PAIRS (ROPE_DIM / 2)
 #define LOG2E 1.44269504088896340736f
 #define LOWEST -1e30f  // finite, so that "nothing seen yet" minus itself is 0 and not NaN
-
-#if CACHE_HALF
-typedef u16 cache_t;
-DEVICE float from_cache(cache_t v) { return half_to_float(v); }
-DEVICE cache_t to_cache(float v) { return float_to_half(v); }
-#else
-typedef float cache_t;
-DEVICE float from_cache(cache_t v) { return v; }
-DEVICE cache_t to_cache(float v) { return v; }
-#endif
 
 DEVICE float minus_infinity() { return __int_as_float(0xff800000); }
 DEVICE float not_a_number() { return __uint_as_float(0x7fffffffu); }
@@ -135,18 +125,6 @@ DEVICE float final_factor(float top, float sum, const float* sinks, int head) {
 // Place of position `p` of a sequence, in rows of KEY_DIM or VALUE_DIM elements.
 DEVICE i64 cache_row(int page, int kv_head, int p) {
     return ((i64)page * KV_HEADS + kv_head) * PAGE + (p & (PAGE - 1));
-}
-
-// One element, or four that are aligned together.
-DEVICE void load_cached(float (&to)[1], const cache_t* from) { to[0] = from_cache(*from); }
-DEVICE void load_cached(float (&to)[4], const cache_t* from) {
-#if CACHE_HALF
-    const uint2 v = *(const uint2*)from;
-    to[0] = low_half(v.x), to[1] = high_half(v.x), to[2] = low_half(v.y), to[3] = high_half(v.y);
-#else
-    const float4 v = *(const float4*)from;
-    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-#endif
 }
 
 // Two floats as float16 pairs: hi = rounded, lo = what rounding lost. hi + lo has about 22 bits.

@@ -19,7 +19,9 @@ LARGEST_HEAD = 576
 ALIGNED = 4
 """Floats: kernels read so many of a row of qkv at once, so gates behind the heads take whole groups."""
 _MERGE_HEADS = 4  # MERGE_HEADS of attention_decode.cuh
-_ROPE_FILES = ("attention_common.cuh", "rope_append.cu")
+COMMON_FILES = ("cache_numbers.cuh", "attention_common.cuh")
+"""What every attention kernel is joined behind."""
+_ROPE_FILES = (*COMMON_FILES, "rope_append.cu")
 
 
 class KernelRopeStyle(IntEnum):
@@ -295,12 +297,12 @@ def jobs_of_plans(shape: AttentionShape, decode: DecodePlan, prefill: PrefillPla
 
 def _decode_files(shape: AttentionShape) -> tuple[str, ...]:
     variant = "half" if shape.tensor_cores else "plain"
-    return ("attention_common.cuh", "attention_ranges.cuh", "attention_decode.cuh", f"attention_decode_{variant}.cu")
+    return (*COMMON_FILES, "attention_ranges.cuh", "attention_decode.cuh", f"attention_decode_{variant}.cu")
 
 
 def _prefill_files(plan: PrefillPlan) -> tuple[str, ...]:
     helpers = ("hopper.cuh",) if plan.variant == "hopper" else ()
-    return ("attention_common.cuh", *helpers, f"attention_prefill_{plan.variant}.cu")
+    return (*COMMON_FILES, *helpers, f"attention_prefill_{plan.variant}.cu")
 
 
 def _decode_defines(shape: AttentionShape, plan: DecodePlan) -> dict[str, object]:

@@ -9,6 +9,7 @@ has written itself or was given written. Must not know of requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,8 +23,16 @@ MOST_TEXTS = 1024
 """Texts of a batch of whole texts: each takes a page at least."""
 
 
-def bytes_per_page(shapes: Sequence[AttentionShape | None]) -> int:
-    """Bytes one page takes over all layers, keys and values; None: a layer without attention."""
+@dataclass(frozen=True)
+class CacheShape:
+    """What a layer caches of a position: keys and values of these heads, and so many numbers of an indexer's key."""
+
+    heads: AttentionShape
+    index_width: int = 0
+
+
+def bytes_per_page(shapes: Sequence[CacheShape | None]) -> int:
+    """Bytes one page takes over all layers; None: a layer without a cache."""
     return sum(PAGE * AttentionCache(shape).bytes_per_token for shape in shapes if shape is not None)
 
 
@@ -41,13 +50,15 @@ class AttentionCache:
         keys: (N, K, PAGE, Hk) float16 or float32.
         values: (N, K, PAGE, Hv); the keys themselves where the shape says that keys contain them, as absorbed latent
             attention has them.
+        index_keys: (N, PAGE, Di) of an indexer, where the layer has one of its own.
     """
 
     keys: DeviceArray
     values: DeviceArray
+    index_keys: DeviceArray
 
-    def __init__(self, shape: AttentionShape) -> None:
-        self._shape = shape
+    def __init__(self, shape: CacheShape) -> None:
+        self._shape, self._index_width = shape.heads, shape.index_width
         self.paged: tuple[DeviceArray, ...] = ()
         self.states: tuple[DeviceArray, ...] = ()
         self.bytes_per_state = 0
@@ -55,7 +66,8 @@ class AttentionCache:
     @property
     def bytes_per_token(self) -> int:
         """See LayerCache.bytes_per_token."""
-        return self._shape.kv_heads * self._shape.cached_width * self._shape.kv_type.n_bytes
+        shape = self._shape
+        return (shape.kv_heads * shape.cached_width + self._index_width) * shape.kv_type.n_bytes
 
     def allocate(self, n_pages: int, n_states: int = 0) -> None:
         """See LayerCache.allocate."""
@@ -69,13 +81,16 @@ class AttentionCache:
         if not shape.values_in_keys:
             self.values = cupy.zeros((n_pages, shape.kv_heads, PAGE, shape.value_dim), dtype)
             self.paged = (self.keys, self.values)
+        if self._index_width:
+            self.index_keys = cupy.zeros((n_pages, PAGE, self._index_width), dtype)
+            self.paged += (self.index_keys,)
 
 
 class PagedCache:
     """Keys and values of all layers.
 
     Args:
-        shapes: attention shape of each layer; None for a layer without attention, which has no pages.
+        shapes: what each layer caches; None for a layer without attention, which has no pages.
         n_pages: pages in all.
         context_length: positions of one sequence at most.
         n_slots: rows of the table.
@@ -91,7 +106,7 @@ class PagedCache:
 
     def __init__(
         self,
-        shapes: Sequence[AttentionShape | None],
+        shapes: Sequence[CacheShape | None],
         n_pages: int,
         context_length: int,
         n_slots: int,
@@ -117,6 +132,12 @@ class PagedCache:
         found = self.layers[self._owners[layer]]
         assert found is not None
         return found.keys, found.values
+
+    def index_keys(self, layer: int) -> DeviceArray:
+        """The keys of a layer's own indexer."""
+        found = self.layers[layer]
+        assert found is not None
+        return found.index_keys
 
     def set_pages(self, slot: int, pages: list[int]) -> None:
         """The slot reads these pages from now on: page i holds positions i * PAGE and following.
@@ -182,7 +203,8 @@ class TextCache:
 
     def __init__(self, shapes: Sequence[AttentionShape | None], n_pages: int) -> None:
         self._shapes = shapes
-        self._caches = {shape: AttentionCache(shape) for shape in dict.fromkeys(shapes) if shape is not None}
+        different = (shape for shape in dict.fromkeys(shapes) if shape is not None)
+        self._caches = {shape: AttentionCache(CacheShape(shape)) for shape in different}
         for cache in self._caches.values():
             cache.allocate(n_pages)
         self._n_pages = n_pages
@@ -217,4 +239,5 @@ def text_pages(rows: int) -> int:
 
 def text_cache_bytes(shapes: Sequence[AttentionShape | None], n_pages: int) -> int:
     """Bytes of a TextCache."""
-    return n_pages * bytes_per_page(list(dict.fromkeys(shapes)))
+    different = [CacheShape(shape) for shape in dict.fromkeys(shapes) if shape is not None]
+    return n_pages * bytes_per_page(different)

@@ -50,6 +50,8 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
         "part": widths.part,
         "beside": widths.beside,
         "inputs": widths.inputs,
+        "index_inputs": widths.index_inputs,
+        "index_queries": widths.index_queries,
         "kept": widths.kept,
         "embedded": widths.embedded,
         "layer_inputs": widths.per_layer,

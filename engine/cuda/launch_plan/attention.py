@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from engine.config import KvType
 from engine.cuda.attention import attention_plan
 from engine.cuda.attention.attention_plan import ALIGNED, AttentionShape, KernelRopeStyle
+from engine.cuda.attention.cache import CacheShape
 from engine.cuda.experts.heads import can_multiply_heads, head_job
 from engine.cuda.launch_plan.families import Card, Families, Family
+from engine.cuda.launch_plan.indexer import IndexerPlan, describe_indexer
 from engine.cuda.launch_plan.norms import folds, norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.steps import Brick, Launch, Norm, Step
@@ -142,6 +144,7 @@ class AttentionPlan:
         kept_at: where the rows of Activations.kept hold the keys and values of this layer, which later layers read, or
             those of the earlier layer that this one reads; None: neither.
         cache_layer: that earlier layer, or None.
+        indexer: chooses the positions of rows that have more than it lets through; None: all are read.
     """
 
     shape: AttentionShape
@@ -158,6 +161,17 @@ class AttentionPlan:
     sub_norm: bool = False
     kept_at: int | None = None
     cache_layer: int | None = None
+    indexer: IndexerPlan | None = None
+
+    @property
+    def cache_shape(self) -> CacheShape:
+        """What the layer caches, where it has a cache of its own."""
+        return CacheShape(self.shape, 0 if self.indexer is None else self.indexer.cached_width)
+
+    @property
+    def all_chosen(self) -> int | None:
+        """With at most so many positions all of them are attended to; None: always."""
+        return None if self.indexer is None else self.indexer.shape.all_chosen
 
     @property
     def prepares(self) -> bool:
@@ -180,12 +194,16 @@ class AttentionPlan:
             yield from self.qkv.parts
         if self.latent is not None:
             yield from self.latent.products()
+        if self.indexer is not None:
+            yield from self.indexer.products()
         yield from self.output.parts
 
     def matrices(self) -> Iterator[Matrix]:
         """Everything that is uploaded."""
         if self.latent is not None:
             yield from self.latent.matrices()
+        if self.indexer is not None:
+            yield from self.indexer.matrices()
         for projection in (self.qkv, self.output):
             if projection is not None:
                 yield from (matrix for part in projection.parts for matrix in part.matrices)
@@ -202,6 +220,8 @@ class AttentionPlan:
             }
         if self.kept_at is not None:
             found["kept"] = self.kept_at + self.kept_width
+        if self.indexer is not None:
+            found |= self.indexer.widths()
         return found
 
     # ---- launches --------------------------------------------------------------------------------------------
@@ -230,18 +250,26 @@ class AttentionPlan:
         kernels += [(wanted, "normalize_pieces") for wanted in (self.q_norm, self.k_norm, self.v_norm)]
         kernels += [(self.kept_at is not None, "rotate_pieces")]
         yield from (step.part(kernel) for wanted, kernel in kernels if wanted)
+        if self.indexer is not None and self.indexer.own is not None:
+            yield from self.indexer.own.launches(step)
         if step.prompts:
             yield Launch("rope_append", self._jobs(step.card)[-2])
 
     def attention(self, step: Step) -> Iterator[Launch]:
         """The brick of the same name."""
         jobs, plan = self._jobs(step.card), attention_plan.decode_plan(self.shape, *step.card)
+        if self.indexer is not None:
+            yield from self.indexer.choice(step)
         if step.prompts:
             yield Launch("attention_prefill", jobs[-1])
         else:
             if step.appends_first:
                 yield Launch("rope_append", jobs[2])
+            if self.indexer is not None:
+                yield Launch("rope_append", jobs[2])  # of rows that choose
             yield Launch("attention_decode", jobs[1 if plan.one_range_each(step.n_rows, step.most_rows) else 0])
+        if self.indexer is not None:
+            yield from self.indexer.attended(step)
 
     def result(self, step: Step) -> Iterator[Launch]:
         """The products of attn_output."""
@@ -335,8 +363,11 @@ def describe_attention(
     if weights.latent is not None:
         latent = _describe_latent(config, weights, weights.latent, chooser)
     folded = kept_at is None and folds_heads(config, weights)  # what is kept is normalized
+    shape, indexer = attention_shape(config, kv_type), None
+    if config.indexer is not None:
+        indexer = describe_indexer(config.indexer, weights.indexer, shape, chooser, kv_type)
     return AttentionPlan(
-        shape=attention_shape(config, kv_type),
+        shape=shape,
         qkv=None if latent is not None else chooser.projection(attention_inputs(weights)),
         latent=latent,
         output=chooser.projection([weights.output], factor=factor),
@@ -350,6 +381,7 @@ def describe_attention(
         sub_norm=weights.sub_norm is not None,
         kept_at=kept_at,
         cache_layer=config.cache_layer,
+        indexer=indexer,
     )
 
 

@@ -10,10 +10,12 @@ from engine.concurrency.lazy import lazy
 from engine.config import KvType, step_sizes
 from engine.cuda.attention import known_rows
 from engine.cuda.attention.attention_plan import AttentionShape
+from engine.cuda.attention.cache import CacheShape
 from engine.cuda.driver import staging
 from engine.cuda.launch_plan.attention import describe_attention
 from engine.cuda.launch_plan.families import Card, Family, Phase
 from engine.cuda.launch_plan.feed_forward import FfnPlan, describe_ffn
+from engine.cuda.launch_plan.indexer import IndexerPlan
 from engine.cuda.launch_plan.layer import (
     CombinedPlan,
     LayerPlan,
@@ -130,10 +132,17 @@ class LaunchPlan:
         return tuple(None if mixer is None else mixer.shape for mixer in mixers)
 
     @lazy
-    def cache_shapes(self) -> tuple[AttentionShape | None, ...]:
-        """The heads of every layer that has a cache of its own."""
-        pairs = zip(self.attention_shapes, self.cache_layers, strict=True)
-        return tuple(shape if owner == index else None for index, (shape, owner) in enumerate(pairs))
+    def cache_shapes(self) -> tuple[CacheShape | None, ...]:
+        """What every layer caches; None where it has no cache of its own."""
+        mixers = [layer.attention for layer in self.layers]
+        pairs = enumerate(zip(mixers, self.cache_layers, strict=True))
+        return tuple(None if one is None or owner != index else one.cache_shape for index, (one, owner) in pairs)
+
+    @lazy
+    def indexers(self) -> tuple[IndexerPlan, ...]:
+        """The indexers of all layers that have one, their own or another's."""
+        found = (None if layer.attention is None else layer.attention.indexer for layer in self.layers)
+        return tuple(one for one in found if one is not None)
 
     @lazy
     def cache_layers(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ class Widths:
         beside: D, or 0 where no layer reads its input again.
         inputs: first products of latent attention. queries: queries from their compression. heads: what the matrices
             of single heads, or kv_b, give. All 0 without latent attention.
+        index_inputs, index_queries: products of indexers, of norm(x) and of low-rank queries. 0 without indexers.
         kept: keys and values of layers that later ones read.
         embedded: D, or 0 where no layer reads embeddings. per_layer: vectors of a token for all layers. streams: A * D,
             or 0 without several streams.
@@ -42,6 +43,8 @@ class Widths:
     part: int = 0
     beside: int = 0
     inputs: int = 0
+    index_inputs: int = 0
+    index_queries: int = 0
     kept: int = 0
     queries: int = 0
     heads: int = 0

@@ -20,10 +20,11 @@ class Activations:
         router: (R, E) scores. mix: (R, 1) score of the shared expert.
         chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F), of decode steps.
         embedded: embeddings of the rows. layer_inputs: vectors of every layer's own; layer_projected: what becomes part
-            of them. streams, predicted: of a stream of several vectors. stream_gates, skip: of
-            residual connections, see Widths. latent: what experts read, then what they
-            give. given: what adjugate experts read. One column without them.
-        normed, part, beside, inputs, kept, queries, heads: see Widths; one column where no part needs them.
+            of them. streams, predicted: of a stream of several vectors. stream_gates, skip: of residual connections,
+            see Widths. latent: what experts read, then what they give. given: what adjugate experts read. One column
+            without them.
+        normed, part, beside, inputs, index_inputs, index_queries, kept, queries, heads: see Widths; one column where no
+            part needs them.
         mixed, convolved, between, scanned: of recurrent layers, see Widths; one column without them.
         chunked: of recurrent layers whose prompts go in chunks, see Widths; of prompts.
         operand: bytes of the input of one product of prompts, as its kernels read it.
@@ -47,6 +48,8 @@ class Activations:
     part: DeviceArray
     beside: DeviceArray
     inputs: DeviceArray
+    index_inputs: DeviceArray
+    index_queries: DeviceArray
     kept: DeviceArray
     embedded: DeviceArray
     layer_inputs: DeviceArray

@@ -15,6 +15,7 @@ from engine.cuda.experts.prefill import StackedExperts
 from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.feed_forward import FfnPlan
+from engine.cuda.launch_plan.indexer import IndexerPlan
 from engine.cuda.launch_plan.layer import LayerPlan
 from engine.cuda.launch_plan.mixture import MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
@@ -133,6 +134,29 @@ class DeviceLatent:
 
 
 @dataclass(frozen=True, eq=False)
+class DeviceIndexer:
+    """The indexer that a layer has of its own; see OwnIndexer for its products.
+
+    Attributes:
+        q_norm: norm of each head's queries, or None. k_norm: of keys.
+        rope: rotation of both, or None. rotated_last: of their last numbers, not the first.
+    """
+
+    plan: IndexerPlan
+    inputs: DeviceProjection
+    queries: DeviceProjection | None
+    q_norm: DeviceNorm | None
+    k_norm: DeviceNorm
+    rope: DeviceRope | None
+    rotated_last: bool
+
+    @property
+    def n_bytes(self) -> int:
+        """Packed size of the matrices."""
+        return self.inputs.n_bytes + (0 if self.queries is None else self.queries.n_bytes)
+
+
+@dataclass(frozen=True, eq=False)
 class DeviceAttention:
     """Attention of one layer. One of qkv and latent is set.
 
@@ -140,6 +164,7 @@ class DeviceAttention:
         heads: what row kernels do to queries and keys; None where there is nothing.
         constants: what the attention kernels are given. output: the output projection.
         sub_norm: norm of what it reads, or None. softplus: of gates; else they are sigmoids.
+        indexer: what scores positions, where the layer has an indexer of its own, or None.
     """
 
     plan: AttentionPlan
@@ -150,6 +175,7 @@ class DeviceAttention:
     output: DeviceProjection
     sub_norm: DeviceNorm | None
     softplus: bool
+    indexer: DeviceIndexer | None
 
     @property
     def shape(self) -> AttentionShape:

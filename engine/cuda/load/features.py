@@ -11,6 +11,7 @@ from typing import Any
 
 from engine.cuda.attention.attention_plan import LARGEST_HEAD
 from engine.cuda.experts.router import MAX_EXPERTS, MAX_USED
+from engine.cuda.indexer.plan import LARGEST_QUERIES
 from engine.cuda.recurrent.convolution import MAX_CONV
 from engine.cuda.recurrent.delta import MAX_HEAD
 from engine.cuda.recurrent.lightning import MAX_COLUMNS
@@ -29,6 +30,7 @@ from engine.model.config import (
     DeltaNetConfig,
     FfnConfig,
     GateFunction,
+    IndexerKind,
     KimiDeltaConfig,
     LightningConfig,
     Mamba2Config,
@@ -140,6 +142,7 @@ _ANY = frozenset(
         "skip",  # within a limit
         "block",  # only where the layer's weights are
         "output_factor",  # in the weights it is part of the layer's number
+        "indexer",  # of some kinds, within limits
     }
 )
 """Fields that have a default and whose every value is served."""
@@ -157,8 +160,10 @@ _RECURRENT = (
 )
 """Recurrent mixers that kernels serve, within limits."""
 
+_INDEXERS = (IndexerKind.TOKENS, IndexerKind.BLOCKS)
+"""Kinds of indexers that kernels serve, within limits."""
+
 _NAMES = {
-    "indexer": "an indexer that chooses positions",
     "ngrams": "tables of n-grams",
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
@@ -210,6 +215,11 @@ def _of_attention(config: AttentionConfig) -> Iterator[str]:
     yield from _unserved(config)
     if max(config.key_width, config.value_width) > LARGEST_HEAD:
         yield f"heads of more than {LARGEST_HEAD} columns"
+    if config.indexer is not None:
+        if config.indexer.kind not in _INDEXERS:
+            yield "an indexer that chooses pooled blocks"
+        if config.indexer.heads * config.indexer.width > LARGEST_QUERIES:
+            yield f"an indexer with queries of more than {LARGEST_QUERIES} numbers"
 
 
 def _of_recurrent(config: RecurrentConfig) -> Iterator[str]:

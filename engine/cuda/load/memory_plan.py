@@ -11,6 +11,7 @@ from engine.cuda.attention.known_rows import KnownRows
 from engine.cuda.launch_plan.ahead import STATE_PLACES
 from engine.cuda.launch_plan.arrays import array_bytes
 from engine.cuda.launch_plan.model import REFERENCE_CARD, LaunchPlan, Settings, describe
+from engine.cuda.launch_plan.scratch import indexer_bytes, indexer_bytes_per_page
 from engine.cuda.load.features import check_features
 from engine.cuda.load.tensor_index import TensorIndex
 from engine.cuda.sampling.sampler import DeviceSampler
@@ -244,12 +245,13 @@ def plan_of(
         + page_table_bytes(context_length, slots)
         + KnownRows.n_bytes(decode_rows, launches.known_rows, context_length)
         + sum(scratch_bytes(shape, decode_rows, *launches.card) for shape in set(launches.attention_shapes) if shape)
+        + indexer_bytes(launches, context_length)
     )
     least = page_count(context_length)
     per_page, pages = bytes_per_page(shapes), page_count(cache_size(cache_tokens, context_length, slots))
     if not launches.generates:
         least = pages = text_pages(settings.prefill_rows)
-        per_page = text_cache_bytes(shapes, 1)
+        per_page = text_cache_bytes(launches.attention_shapes, 1)
     return DevicePlan(
         weights=_weight_bytes(model, launches),
         activations=activations,
@@ -258,7 +260,8 @@ def plan_of(
         least_pages=least,
         prefill_rows=settings.prefill_rows,
         max_sequences=slots,
-        per_context_page=slots * (4 * PAGE + 4) + 4 * decode_rows,  # the sampler's history and the page tables
+        # The sampler's history, the page tables and scores of indexers.
+        per_context_page=slots * (4 * PAGE + 4) + 4 * decode_rows + indexer_bytes_per_page(launches),
         states=rows.total * sum(shape.state_bytes for shape in launches.state_shapes if shape is not None),
     )
 

@@ -20,6 +20,7 @@ from engine.cuda.formats.repack import PackedMatrix
 from engine.cuda.launch_plan.attention import AttentionPlan, HeadMatrices, LatentPlan
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.feed_forward import FfnPlan
+from engine.cuda.launch_plan.indexer import IndexerPlan
 from engine.cuda.launch_plan.layer import CombinedPlan, LayerPlan, MixerPlan
 from engine.cuda.launch_plan.mixture import AdjugatePlan, LatentExpertPlan, MoePlan
 from engine.cuda.launch_plan.model import LaunchPlan
@@ -34,6 +35,7 @@ from engine.cuda.load.device_weights import (
     DeviceCombined,
     DeviceFfn,
     DeviceHeads,
+    DeviceIndexer,
     DeviceLatent,
     DeviceLatentExperts,
     DeviceLaurel,
@@ -61,6 +63,7 @@ from engine.model.weights import (
     FfnWeights,
     Float32Array,
     GatedSkipWeights,
+    IndexerWeights,
     LatentWeights,
     LaurelWeights,
     LayerInputWeights,
@@ -281,6 +284,26 @@ class Uploader(RecurrentUploader):
             output=self.projection(plan.output),
             sub_norm=self.norm(weights.sub_norm),
             softplus=config.gate_function is GateFunction.SOFTPLUS,
+            indexer=self._indexer(plan.indexer, config, weights.indexer),
+        )
+
+    def _indexer(
+        self, plan: IndexerPlan | None, config: AttentionConfig, weights: IndexerWeights | None
+    ) -> DeviceIndexer | None:
+        if plan is None or plan.own is None:
+            return None
+        assert weights is not None
+        assert config.indexer is not None
+        own, k_norm = plan.own, self.norm(weights.k_norm)
+        assert k_norm is not None
+        return DeviceIndexer(
+            plan=plan,
+            inputs=self.projection(own.inputs),
+            queries=None if own.queries is None else self.projection(own.queries),
+            q_norm=self.norm(weights.q_norm),
+            k_norm=k_norm,
+            rope=None if weights.rope is None else self._rope(weights.rope),
+            rotated_last=config.indexer.rotated_last,
         )
 
     def _latent(self, plan: LatentPlan, weights: LatentWeights, rope: RopeTable | None) -> DeviceLatent:

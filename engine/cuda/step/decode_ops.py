@@ -6,6 +6,7 @@ from engine.cuda.attention.attention import Attention, AttentionShape
 from engine.cuda.attention.cache import PagedCache
 from engine.cuda.attention.known_rows import KnownRows
 from engine.cuda.driver.arrays import DeviceArray
+from engine.cuda.indexer.indexer import Rows
 from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_weights import DeviceLayer, DeviceMoe, DeviceWeights
@@ -14,6 +15,7 @@ from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.step.bricks.mixture import MoeInputs
 from engine.cuda.step.decode_products import DecodeProducts
 from engine.cuda.step.folding import Shared, columns_of, folded
+from engine.cuda.step.indexer import Indexers, choose
 from engine.cuda.step.moves import Moves
 from engine.cuda.step.ops import CudaOps
 from engine.cuda.step.prompt_products import PromptProducts
@@ -30,6 +32,7 @@ class DecodeOps(CudaOps):
         tokens: int32 (slots,), the token each slot is fed.
         positions: int32 (slots,), its position; -1 = the slot does not run.
         n: rows of this step, a prefix of the slots.
+        indexers: choices of positions.
         known: rows that take the place of the slots', where some are known tokens.
         prompts: products of very many rows: those of gemm.cu, and of experts.
         expert_room: scratch memory of experts.
@@ -46,6 +49,7 @@ class DecodeOps(CudaOps):
         positions: DeviceArray,
         n: int,
         *,
+        indexers: Indexers,
         known: KnownRows | None = None,
         prompts: PromptProducts,
         expert_room: DeviceArray | None,
@@ -53,7 +57,7 @@ class DecodeOps(CudaOps):
         super().__init__(
             weights, buffers, DecodeProducts(buffers, n, prompts.gemms), weights.plan.step(Phase.DECODE, n)
         )
-        self._known = known
+        self._known, self._indexers = known, indexers
         self._slots = tokens, positions, cache.block_table
         table = cache.block_table
         if known is not None:
@@ -84,15 +88,30 @@ class DecodeOps(CudaOps):
         return self._qkv(layer, x, self._positions)
 
     def attention(self, layer: DeviceLayer, q: DeviceArray) -> DeviceArray:
-        """q/k norm, RoPE, cache append and attention. Of known rows, all are in the cache before any attends."""
+        """q/k norm, RoPE, cache append and attention. Of known rows, all are in the cache before any attends.
+
+        Rows whose indexer leaves positions out go another way than the others. Which those are is found on the device,
+        in the same step: attention is not launched early.
+        """
         mixer = layer.attention
         shape, kernels, positions = mixer.shape, self._attention[mixer.shape], self._positions
         out = columns_of(self.buffers.attention, self.n_rows, shape.heads * shape.value_dim)
-        caches, known = self._cache.arrays(layer.index), self._known
+        caches, known, indexer, rows = self._cache.arrays(layer.index), self._known, mixer.plan.indexer, None
+        if indexer is not None:
+            choice = self._indexers.choice(indexer)
+            rows = Rows(positions, self._table, choice.identity[: self.n_rows])
+            if mixer.indexer is not None:
+                choose(mixer.indexer, self.buffers, choice, self._cache.index_keys(layer.index), rows)
         if known is not None:
             sequence = known.sequence[: self.n_rows]
             kernels.rope_append(mixer.constants, q, *caches, self._table, sequence, positions, queries=False)
-        kernels.decode(mixer.constants, q, *caches, self._table, positions, out, early=known is None)
+        if indexer is None or rows is None:
+            kernels.decode(mixer.constants, q, *caches, self._table, positions, out, early=known is None)
+            return out
+        choosing, whole = choice.choosing[: self.n_rows], choice.whole[: self.n_rows]
+        kernels.rope_append(mixer.constants, q, *caches, self._table, rows.sequence, choosing)
+        kernels.decode(mixer.constants, q, *caches, self._table, whole, out, early=False)
+        self._indexers.attention(indexer)(mixer.constants, q, *caches, rows, out)
         return out
 
     def _own_experts(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> Shared | None:

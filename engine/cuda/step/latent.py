@@ -50,6 +50,8 @@ def latent_qkv(
 ) -> None:
     """Queries, keys and values as the attention kernels read them.
 
+    Compressed queries, normalized, stay where low_rank_queries() finds them.
+
     Args:
         latent: the weights.
         product: multiplies.
@@ -108,6 +110,13 @@ def latent_qkv(
     parts.rotate(by_head[:, :, nope:], of_query[:, :, nope:], latent.rope, positions)
     for head in range(heads):
         parts.rotate(turned[:, None], keys[:, head : head + 1, nope:], latent.rope, positions)
+
+
+def low_rank_queries(latent: DeviceLatent, buffers: LatentBuffers, n: int) -> DeviceArray:
+    """Normalized compressed queries (n, q_rank), which latent_qkv() has left; only where there are such."""
+    assert latent.q_b is not None
+    inputs = columns_of(buffers.inputs, n, latent.inputs.width)
+    return inputs[:, latent.plan.gate : latent.plan.gate + latent.q_b.columns]
 
 
 def latent_values(

@@ -22,6 +22,7 @@ from engine.cuda.load.device_weights import DeviceWeights
 from engine.cuda.recurrent.state_cache import StateCache
 from engine.cuda.sampling.slots import DeviceSlots
 from engine.cuda.step.decode_ops import DecodeOps
+from engine.cuda.step.indexer import Indexers
 from engine.cuda.step.prompt import PromptReader
 from engine.cuda.step.prompt_ops import PromptOps
 from engine.cuda.step.prompt_products import PromptProducts
@@ -86,13 +87,16 @@ class StepMachine:
             for shape in dict.fromkeys(plan.attention_shapes)
             if shape is not None
         }
+        self._indexers = Indexers(plan, context_length)
         self._decode_buffers = Activations(plan, Phase.DECODE)
         self._prompt_buffers = Activations(plan, Phase.PROMPT)
         self.logits = cupy.zeros((plan.decode_rows, vocab), cupy.float32)
         self._known_rows = KnownRows(plan.decode_rows, plan.known_rows, context_length) if plan.known_rows else None
         self.slots = DeviceSlots(vocab, slots, context_length, places=places, stream=stream)
         self._products = PromptProducts(plan, self._prompt_buffers)
-        self.prompt_ops = PromptOps(weights, self._prompt_buffers, self._products, self._attention, self.staging)
+        self.prompt_ops = PromptOps(
+            weights, self._prompt_buffers, self._products, self._attention, self._indexers, self.staging
+        )
         self.prompt_ops.use(self.cache, self.states)
         # CuPy refuses cuBLAS calls in a stream that is captured.
         by_hand = eager or plan.dense or self.states is not None
@@ -131,6 +135,7 @@ class StepMachine:
             self.slots.tokens,
             self.slots.positions,
             n,
+            indexers=self._indexers,
             known=known,
             prompts=self._products,
             expert_room=self._prompt_buffers.expert_room,  # prompts are not read while a decode step runs

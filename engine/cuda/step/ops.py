@@ -18,7 +18,8 @@ from engine.cuda.rows.parts import NO_ROPE, DeviceNorm
 from engine.cuda.step.bricks.mixture import MixtureBricks
 from engine.cuda.step.bricks.streams import StreamBricks
 from engine.cuda.step.folding import Hidden, Read, columns_of
-from engine.cuda.step.latent import latent_qkv, latent_values
+from engine.cuda.step.indexer import index_inputs
+from engine.cuda.step.latent import latent_qkv, latent_values, low_rank_queries
 from engine.cuda.step.moves import Moves
 from engine.cuda.step.recurrent import move_states
 from engine.cuda.step.rwkv import mix_channels
@@ -169,6 +170,9 @@ class CudaOps(MixtureBricks, StreamBricks):
             prepare_heads(mixer.heads, mixer.shape, qkv, positions)
         if mixer.plan.kept_at is not None:
             self._share_cache(mixer, qkv, positions)
+        if mixer.indexer is not None:
+            latent = None if mixer.latent is None else low_rank_queries(mixer.latent, self.buffers, self.n_rows)
+            index_inputs(mixer.indexer, self._product, source, norm, latent, self.buffers, positions)
         return qkv
 
     def _share_cache(self, mixer: DeviceAttention, qkv: DeviceArray, positions: DeviceArray) -> None:

@@ -198,7 +198,8 @@ def test_wrong_shapes_are_refused(pools, x_shape, w_shape, raw_shape, message):
 
 def test_decoders_have_the_sizes_of_the_formats():
     assert emit.LANES == matmul_module.LANES
-    assert blocked.ROWS_BLOCK % matmul_module.ROWS_STEP == 0
+    for rows, tokens in (blocked.TILE, blocked.WIDE_TILE):  # partial sums of a block lie where whole tiles end
+        assert matmul_module.ROWS_STEP % rows == blocked.ROWS_BLOCK % rows == blocked.TOKENS_BLOCK % tokens == 0
     for name, decoder in decoders.DECODERS.items():
         size = 16 if name in PLAIN else 1
         block = GGMLType[name]

@@ -37,12 +37,13 @@ class CacheGpu(StateGpu):
     """See the module.
 
     Attributes:
-        steps: rows with a token of every decode step.
+        steps: rows with a token of every decode step that attend to all positions.
+        chosen: rows that attended to chosen positions.
     """
 
     def __post_init__(self):
         super().__post_init__()
-        self.steps = []
+        self.steps, self.chosen = [], 0
 
     def ran(self, name, grid, args):
         super().ran(name, grid, args)
@@ -91,6 +92,39 @@ class CacheGpu(StateGpu):
             for row in range(n_rows):
                 self._behind.setdefault(first + row, []).append(self._seen(keys, table[sequence], position + row + 1))
 
+    # Of a row that chooses, the scores are made of all keys of its indexer, and attention may read all that is cached.
+
+    def _run_index_append(self, grid, keys, row, cache, table, width, sequence, positions, limit, whole, choosing):
+        for i, position in enumerate(positions.tolist()):
+            whole[i], choosing[i] = (position, -1) if position < limit else (-1, position)
+            if position >= 0 and table[sequence[i], position // PAGE] >= 0:
+                page = table[sequence[i], position // PAGE]
+                self._cells(cache)[page, position % PAGE] = cell(self._tokens[i], position)
+
+    def _run_index_scores(
+        self, grid, q, q_row, weights, weights_row, factor, cache, table, width, sequence, positions, scores, most
+    ):
+        for i, position in enumerate(positions.tolist()):
+            if position >= 0:
+                self._word(scores[i])[0] = self._seen(cache, table[sequence[i]], position + 1)
+
+    def _run_index_choose(self, grid, scores, most, positions, local, count, chosen):
+        for i, position in enumerate(positions.tolist()):
+            if position >= 0:
+                self._word(chosen[i])[0] = self._word(scores[i])[0]
+
+    def _run_attention_chosen(self, grid, qkv, keys, values, table, width, sequence, positions, chosen, *rest):
+        for i, position in enumerate(positions.tolist()):
+            if position >= 0:
+                state = self._seen(keys, table[sequence[i]], position + 1)
+                assert state == int(self._word(chosen[i])[0]), "a choice of another row, or from other keys"
+                self.chosen += 1
+                self._behind.setdefault(i, []).append(state)
+
+    @staticmethod
+    def _word(row):
+        return np.asarray(row).reshape(-1).view(np.uint32)
+
     def _seen(self, keys, pages, n):
         """The checksum of positions 0 .. n - 1 of a sequence."""
         state, cells = 0, self._cells(keys)
@@ -102,5 +136,6 @@ class CacheGpu(StateGpu):
 
     @staticmethod
     def _cells(keys):
-        """One word of every position of a layer's keys: (pages, PAGE)."""
-        return np.asarray(keys)[:, 0].view(np.uint32)[:, :, 0]
+        """One word of every position of a layer's keys, or of its indexer's: (pages, PAGE)."""
+        words = np.asarray(keys).view(np.uint32)
+        return words[:, 0, :, 0] if words.ndim == 4 else words[:, :, 0]

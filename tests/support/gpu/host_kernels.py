@@ -47,23 +47,24 @@ class HostModule:
 
 
 class HostKernels:
-    """Jobs, (files, defines) each, as one shared library in a folder. Headers (.cuh) must not depend on defines."""
+    """Jobs, (files, defines) each, as one shared library in a folder."""
 
     def __init__(self, folder, jobs):
         self._jobs = list({repr(job): job for job in jobs}.values())
         text = {name: path.read_text(encoding="utf-8") for name, path in kernel_files().items()}
-        headers = dict.fromkeys(name for files, _ in self._jobs for name in files if name.endswith(".cuh"))
-        source = '#include "blocks_on_host.h"\n' + "".join(text[name] for name in headers)
+        source = '#include "blocks_on_host.h"\n'
         for i, (files, defines) in enumerate(self._jobs):
             source += "".join(f"\n#define {name} {value}" for name, value in defines.items())
             # In a namespace of its own; C linkage would make one function of all of them.
-            body = text[files[-1]].replace('extern "C" __global__', "static")
-            source += f"\nnamespace of_{i} {{\n{body}\n}}"
-            source += "".join(f"\n#undef {name}" for name in defines)
+            body = "".join(text[name] for name in files).replace('extern "C" __global__', "static")
+            body = re.sub(r'asm\("ex2\..*?;\n', "y = exp2f(x);\n", body)
+            source += f"\nnamespace of_{i} {{\n{body}"
             for name, parameters in _KERNEL.findall(text[files[-1]]):
                 names = ", ".join(re.findall(r"(\w+)(?:,|$)", parameters))
                 source += f'\nextern "C" void {name}_{i}(int bx, int by, int threads, {parameters}) {{\n'
-                source += f"    launch_blocks(bx, by, threads, [&] {{ of_{i}::{name}({names}); }});\n}}"
+                source += f"    launch_blocks(bx, by, threads, [&] {{ {name}({names}); }});\n}}"
+            source += "\n}"
+            source += "".join(f"\n#undef {name}" for name in {*defines, *re.findall(r"#define (\w+)", body)})
         self._library = host_library(folder, source)
 
     def build(self, files, *, defines):

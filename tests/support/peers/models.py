@@ -17,6 +17,7 @@ from tests.support.models.feature_models import (
     sinks_and_clamped_gates,
     two_bases,
 )
+from tests.support.models.indexer_models import blocks
 from tests.support.models.naive_model import (
     ATTENTION,
     FFN,
@@ -228,7 +229,7 @@ UNSTATED = {
 MORE = variants.VARIANTS | families.VARIANTS | choosers.CHOOSERS | single.VARIANTS
 MODELS = FAMILIES | POSITIONS | UNSTATED | MORE | gemma.VARIANTS | rwkv.VARIANTS
 
-ON_CPU_ALONE = {"dots3note"}
+ON_CPU_ALONE = {"glm5-next"}
 """Of those below, the ones that the GPU declines."""
 
 GPU_MODELS = {
@@ -246,4 +247,6 @@ GPU_MODELS = {
     ).items()
     if name not in ON_CPU_ALONE
 }
+GPU_MODELS |= {name: make for name, make in choosers.CHOOSERS.items() if name.startswith(("deepseek32", "glm-dsa"))}
+GPU_MODELS["minimax-m3, three blocks chosen"] = lambda: blocks()[0]
 """Families and forms of families that no conformance file shows, and that GPUs serve."""

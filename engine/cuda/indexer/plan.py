@@ -1,0 +1,161 @@
+"""What the kernels of an indexer are built for, how they are laid over a card, and their scratch memory. Needs no GPU.
+
+Letters: I heads of the indexer, Di their width, C choices of a row: one for all heads, or one for each cache head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from engine.config import PAGE, KvType
+from engine.cuda.attention.attention_plan import COMMON_FILES, AttentionShape, Job
+from engine.model.config import IndexerConfig, IndexerKind
+
+LARGEST_QUERIES = 10240
+"""Most numbers of a row's queries, I * Di: they are in the shared memory of a block."""
+
+FEWEST_SCORED = 128
+"""Rows of prompts whose scores are computed together, at least; decode steps have room for all of theirs."""
+
+FEW_ROWS = 4
+"""Up to so many rows the chosen positions of a row are dealt to several blocks."""
+
+_LEAST_RANGE = 128
+"""Positions of a range, at least, where there are several."""
+
+
+@dataclass(frozen=True)
+class IndexerShape:
+    """The indexer of a layer; layers that share a choice have equal shapes.
+
+    Attributes:
+        heads: I. width: Di.
+        top: blocks that are chosen. block: positions of a block.
+        local: newest blocks that are always chosen.
+        by_head: each head of the indexer scores blocks by their best position and chooses for one cache head; else all
+            together score single positions, each head with a weight of the row, for all cache heads.
+        all_chosen: with so many positions, or fewer, all of them are chosen.
+        kv_type: number format of its keys.
+    """
+
+    heads: int
+    width: int
+    top: int
+    block: int
+    local: int
+    by_head: bool
+    all_chosen: int
+    kv_type: KvType
+
+    @property
+    def choices(self) -> int:
+        """C."""
+        return self.heads if self.by_head else 1
+
+    @property
+    def weight_factor(self) -> float:
+        """What the heads' weights are multiplied by."""
+        return float((self.heads * self.width) ** -0.5)
+
+    def count(self, context_length: int) -> int:
+        """Blocks of a choice, where a sequence has at most so many positions."""
+        return min(self.top, -(-context_length // self.block))
+
+    def append_job(self) -> Job:
+        """Builds index_append."""
+        return ("cache_numbers.cuh", "index_append.cu"), self._cache_defines()
+
+    def scores_job(self) -> Job:
+        """Builds index_scores."""
+        sizes = {"INDEX_HEADS": self.heads, "BLOCK": self.block, "BY_HEAD": int(self.by_head)}
+        return ("cache_numbers.cuh", "index_scores.cu"), self._cache_defines() | sizes
+
+    def choose_job(self) -> Job:
+        """Builds index_choose."""
+        return ("index_choose.cu",), {"CHOICES": self.choices, "BLOCK": self.block}
+
+    def attention_job(self, attention: AttentionShape) -> Job:
+        """Builds attention_chosen and merge_chosen."""
+        own = {"HEAD_TILE": head_tile(attention), "CHOICES": self.choices, "BLOCK": self.block}
+        return (*COMMON_FILES, "attention_chosen.cu"), attention.defines() | own
+
+    def _cache_defines(self) -> dict[str, object]:
+        return {"CACHE_HALF": int(self.kv_type is KvType.F16), "PAGE": PAGE, "INDEX_WIDTH": self.width}
+
+
+def indexer_shape(config: IndexerConfig, kv_type: KvType) -> IndexerShape:
+    """The kernel shape of one layer's indexer."""
+    return IndexerShape(
+        heads=config.heads,
+        width=config.width,
+        top=config.top_k,
+        block=config.block,
+        local=config.local,
+        by_head=config.kind is IndexerKind.BLOCKS,
+        all_chosen=config.all_chosen,
+        kv_type=kv_type,
+    )
+
+
+def head_tile(attention: AttentionShape) -> int:
+    """Query heads of one cache head that a block serves."""
+    return min(attention.heads // attention.kv_heads, 8 if attention.value_dim <= 256 else 4)
+
+
+def columns(attention: AttentionShape) -> int:
+    """Blocks side by side for one row."""
+    return attention.kv_heads * -(-(attention.heads // attention.kv_heads) // head_tile(attention))
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """How the chosen positions of a row are cut: into n ranges of `length` positions. It depends on no batch."""
+
+    n: int
+    length: int
+
+
+def ranges_of(shape: IndexerShape, attention: AttentionShape, context_length: int, multiprocessors: int) -> Ranges:
+    """The ranges that give every multiprocessor a block where a step has one row."""
+    positions = shape.count(context_length) * shape.block
+    wanted = max(1, multiprocessors // columns(attention))
+    length = max(_LEAST_RANGE, -(-positions // wanted))
+    length = -(-length // 32) * 32
+    return Ranges(max(1, -(-positions // length)), length)
+
+
+def scored_rows(decode_rows: int) -> int:
+    """Rows whose scores scratch memory holds, in a runner with so many rows of decode steps."""
+    return max(decode_rows, FEWEST_SCORED)
+
+
+Arrays = dict[str, tuple[int, ...]]
+"""Shapes of arrays of four bytes a number, by name."""
+
+
+def choice_arrays(shape: IndexerShape, decode_rows: int, prompt_rows: int, context_length: int) -> Arrays:
+    """What scoring and choosing take: float32 scores, int32 chosen, whole and choosing, and identity.
+
+    Where a whole context is chosen anyway, no row ever has scores or a choice.
+    """
+    rows = max(decode_rows, prompt_rows)
+    scored, kept = (scored_rows(decode_rows), rows) if context_length > shape.all_chosen else (1, 1)
+    return {
+        "scores": (scored, shape.choices, -(-context_length // shape.block)),
+        "chosen": (kept, shape.choices, shape.count(context_length)),
+        "whole": (rows,),
+        "choosing": (rows,),
+        "identity": (rows,),
+    }
+
+
+def range_arrays(attention: AttentionShape, ranges: Ranges) -> Arrays:
+    """What attention over several ranges takes, float32."""
+    parts = (FEW_ROWS, attention.heads, ranges.n)
+    return {"partial": (*parts, attention.value_dim), "partial_max_sum": (*parts, 2)}
+
+
+def n_bytes(arrays: Arrays) -> int:
+    """Memory."""
+    return sum(4 * prod(shape) for shape in arrays.values())

@@ -1,0 +1,260 @@
+"""Kernels of indexers against numpy: keys, scores, choices and attention over them, in every form of a step.
+
+The same tests run the kernels compiled for the CPU (small shapes, thread by thread) and on a GPU.
+"""
+
+import numpy as np
+import pytest
+
+from engine.config import PAGE, KvType
+from engine.cpu.bricks.indexer import best
+from engine.cuda.attention.attention_plan import AttentionShape, KernelRopeStyle, LayerAttention
+from engine.cuda.indexer import indexer
+from engine.cuda.indexer.indexer import Choice, ChosenAttention, Rows, Scored
+from engine.cuda.indexer.plan import (
+    FEW_ROWS,
+    IndexerShape,
+    Ranges,
+    choice_arrays,
+    range_arrays,
+    ranges_of,
+    scored_rows,
+)
+from engine.cuda.launch_plan.scratch import indexer_bytes, indexer_bytes_per_page
+from tests.support.gpu.fake_runner import pretended
+from tests.support.gpu.host_kernels import HostKernels, Memory
+from tests.support.models import indexer_models
+
+CONTEXT = 4 * PAGE
+
+
+def tokens(heads, width, top, half=True):
+    """An indexer of single positions for all heads."""
+    return IndexerShape(heads, width, top, 1, 0, False, top, KvType.F16 if half else KvType.F32)
+
+
+def blocks(heads, width, top, block, local, half=True):
+    """An indexer whose heads choose blocks."""
+    kv_type = KvType.F16 if half else KvType.F32
+    return IndexerShape(heads, width, top, block, local, True, top * block, kv_type)
+
+
+def heads(n, kv_heads, key_dim, value_dim=None, half=True, **options):
+    """Heads of attention."""
+    kv_type = KvType.F16 if half else KvType.F32
+    return AttentionShape(n, kv_heads, key_dim, value_dim or key_dim, 0, KernelRopeStyle.ADJACENT, kv_type, **options)
+
+
+HOST = {
+    "tokens": (tokens(3, 8, 40), heads(3, 1, 24, 16, values_in_keys=True)),
+    "tokens f32": (tokens(17, 6, 7, half=False), heads(4, 2, 10, 6, half=False)),
+    "blocks": (blocks(2, 8, 6, 8, 1), heads(4, 2, 16)),
+    "blocks f32": (blocks(2, 12, 3, 5, 0, half=False), heads(4, 2, 12, half=False)),
+}
+GPU = HOST | {
+    "deepseek 3.2": (tokens(64, 128, 96), heads(128, 1, 576, 512, values_in_keys=True)),
+    "glm 5": (tokens(32, 128, 130, half=False), heads(64, 1, 576, 512, half=False, values_in_keys=True)),
+    "minimax m3": (blocks(4, 128, 3, 48, 1), heads(64, 4, 128)),
+}
+CASES = [pytest.param("host", name, id=f"host-{name}") for name in HOST]
+CASES += [pytest.param("gpu", name, id=f"gpu-{name}", marks=[pytest.mark.gpu, pytest.mark.shared]) for name in GPU]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """The kernels of all host shapes, compiled for the CPU."""
+    jobs = [
+        job
+        for shape, attention in HOST.values()
+        for job in (shape.append_job(), shape.scores_job(), shape.choose_job(), shape.attention_job(attention))
+    ]
+    return HostKernels(tmp_path_factory.mktemp("host"), jobs)
+
+
+class World:
+    """Sequences with random caches, and rows of a step at some of their positions."""
+
+    def __init__(self, kind, shape, attention, positions, sequence, *, at_once=None, whole_numbers=False, seed=0):
+        self.memory, self.shape, self.attention = Memory(kind), shape, attention
+        self.scale = attention.key_dim**-0.5
+        self.positions, self.sequence = np.array(positions, np.int32), np.array(sequence, np.int32)
+        n, self.rng = len(positions), np.random.default_rng(seed)
+        sequences, pages = max(sequence) + 1, CONTEXT // PAGE
+        order = self.rng.permutation(sequences * pages + 1)[: sequences * pages]
+        self.table = order.reshape(sequences, pages).astype(np.int32)
+        dtype = np.float16 if shape.kv_type is KvType.F16 else np.float32
+
+        def normal(*size):
+            made = self.rng.integers(-2, 3, size) if whole_numbers else self.rng.normal(size=size)
+            return made.astype(np.float32)
+
+        self.index = np.full((sequences * pages + 1, PAGE, shape.width), np.nan, dtype)
+        self.keys = np.full((sequences * pages + 1, attention.kv_heads, PAGE, attention.key_dim), np.nan, dtype)
+        self.values = np.full((*self.keys.shape[:3], attention.value_dim), np.nan, dtype)
+        for sequence in range(sequences):
+            for page in self.table[sequence]:
+                self.index[page] = normal(*self.index.shape[1:])
+                self.keys[page], self.values[page] = normal(*self.keys.shape[1:]), normal(*self.values.shape[1:])
+        if attention.values_in_keys:
+            self.values = self.keys[..., : attention.value_dim]
+        self.new, self.q = normal(n, shape.width + 3), normal(n, shape.heads * shape.width)
+        self.weights = None if shape.by_head else normal(n, shape.heads)
+        self.qkv, self.sinks = normal(n, attention.row_width), normal(attention.heads)
+        arrays = choice_arrays(shape, n, 1, CONTEXT)
+        kinds = {"chosen": np.int32, "whole": np.int32, "choosing": np.int32, "identity": np.int32}
+        memory = {name: np.full(size, -9, kinds.get(name, np.float32)) for name, size in arrays.items()}
+        self.choice = Choice(shape, {k: self.memory.up(v) for k, v in memory.items()}, at_once or scored_rows(n))
+
+    def run(self, ranges=None, dealt=None):
+        """Appends, chooses and attends; gives the results of all rows."""
+        up, choice, n = self.memory.up, self.choice, len(self.positions)
+        rows = Rows(up(self.positions), up(self.table), up(self.sequence))
+        cache = up(self.index)
+        choice.append(up(self.new)[:, : self.shape.width], cache, rows)
+        choice.choose(Scored(up(self.q), None if self.weights is None else up(self.weights)), cache, rows)
+        self.index = self.memory.down(cache)
+        ranges = ranges or ranges_of(self.shape, self.attention, CONTEXT, 8)
+        memory = {
+            name: np.full(size, np.nan, np.float32) for name, size in range_arrays(self.attention, ranges).items()
+        }
+        attend = ChosenAttention(choice, self.attention, ranges, {k: up(v) for k, v in memory.items()})
+        out = up(np.full((n, self.attention.heads * self.attention.value_dim), -7, np.float32))
+        keys = up(self.keys)
+        layer = LayerAttention(scale=self.scale, sinks=up(self.sinks))
+        attend(layer, up(self.qkv), keys, keys if self.attention.values_in_keys else up(self.values), rows, out)
+        return self.memory.down(out)
+
+    def seen(self, array, row):
+        """What a row's sequence has cached up to its position, position by position."""
+        pages = array[self.table[self.sequence[row]]]
+        flat = pages.reshape(-1, *pages.shape[2:]) if array is self.index else pages.transpose(0, 2, 1, 3)
+        flat = flat if array is self.index else flat.reshape(-1, *flat.shape[2:])
+        return flat[: self.positions[row] + 1].astype(np.float64)
+
+    def chosen(self, row):
+        """Positions of every choice of a row, from the definition."""
+        shape, n = self.shape, self.positions[row] + 1
+        dots = self.q[row].reshape(shape.heads, -1).astype(np.float64) @ self.seen(self.index, row).T
+        if not shape.by_head:
+            return [best((self.weights[row] @ np.maximum(dots, 0.0)).astype(np.float32), shape.top)]
+        found = []
+        for scores in dots:
+            highest = np.array([scores[i : i + shape.block].max() for i in range(0, n, shape.block)], np.float32)
+            highest[max(0, len(highest) - shape.local) :] = np.inf
+            positions = best(highest, shape.top)[:, None] * shape.block + np.arange(shape.block)
+            found.append(positions[positions < n])
+        return found
+
+    def attended(self, row):
+        """The result of a row in float64."""
+        attention, chosen = self.attention, self.chosen(row)
+        group, out = attention.heads // attention.kv_heads, []
+        keys, values = self.seen(self.keys, row), self.seen(self.values, row)
+        for head in range(attention.heads):
+            at = chosen[0 if len(chosen) == 1 else head // group]
+            query = self.qkv[row, head * attention.key_dim :][: attention.key_dim].astype(np.float64)
+            scores = np.append(keys[at, head // group] @ query * self.scale, self.sinks[head])
+            weights = np.exp(scores - scores.max())
+            out.append(weights[:-1] / weights.sum() @ values[at, head // group])
+        return np.concatenate(out)
+
+
+@pytest.fixture
+def world(request, monkeypatch):
+    """Makes worlds on "host" or "gpu"."""
+
+    def make(kind, name, positions, sequence, **options):
+        if kind == "host":
+            request.getfixturevalue("host").install(monkeypatch, indexer)
+        return World(kind, *GPU[name], positions, sequence, **options)
+
+    return make
+
+
+def some_positions(shape):
+    """Rows of several sequences: none, all chosen, one more than that, in the middle, at the end."""
+    return [-1, shape.all_chosen - 1, shape.all_chosen, 170, 0, CONTEXT - 1, CONTEXT, 150], [0, 1, 2, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_rows_attend_to_the_best_positions(world, kind, name):
+    made = world(kind, name, *some_positions(GPU[name][0]))
+    out, shape = made.run(), made.shape
+    down = made.memory.down
+    whole = [0 <= position < shape.all_chosen for position in made.positions]
+    choosing = [shape.all_chosen <= position < CONTEXT for position in made.positions]
+    assert down(made.choice.whole)[:8].tolist() == np.where(whole, made.positions, -1).tolist()
+    assert down(made.choice.choosing)[:8].tolist() == np.where(choosing, made.positions, -1).tolist()
+    for row, position in enumerate(made.positions):
+        if 0 <= position < CONTEXT:
+            new = made.new[row, : shape.width].astype(made.index.dtype)
+            np.testing.assert_array_equal(made.seen(made.index, row)[-1], new)
+        if not choosing[row]:
+            assert (out[row] == -7).all()
+            continue
+        for places, positions in zip(down(made.choice.chosen)[row], made.chosen(row), strict=True):
+            expanded = (places[:, None] * shape.block + np.arange(shape.block)).ravel()
+            assert expanded[expanded <= position].tolist() == positions.tolist()
+        np.testing.assert_allclose(out[row], made.attended(row), atol=2e-5)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_of_equal_scores_the_first_are_taken(world, kind, name):
+    """Small whole numbers: sums are exact, and many scores are equal, zero and minus zero among them."""
+    made = world(kind, name, *some_positions(GPU[name][0]), whole_numbers=True)
+    made.run()
+    chosen, shape = made.memory.down(made.choice.chosen), made.shape
+    for row in (2, 3, 5, 7):
+        for places, positions in zip(chosen[row], made.chosen(row), strict=True):
+            expanded = (places[:, None] * shape.block + np.arange(shape.block)).ravel()
+            assert expanded[expanded < made.positions[row] + 1].tolist() == positions.tolist()
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_bits_do_not_depend_on_the_other_rows(world, kind, name):
+    """One row alone, whose ranges are dealt to blocks, and beside others, whose rows are scored three at a time."""
+    positions, sequence = some_positions(GPU[name][0])
+    ranges = Ranges(3, 32)
+    made = world(kind, name, positions, sequence, at_once=3)
+    assert len(positions) > FEW_ROWS
+    together = made.run(ranges)
+    for row in (2, 5):
+        alone = world(kind, name, positions, sequence)
+        for field in ("positions", "sequence", "new", "q", "weights", "qkv"):
+            value = getattr(alone, field)
+            setattr(alone, field, None if value is None else value[row : row + 1])
+        alone.index = made.index
+        np.testing.assert_array_equal(alone.run(ranges)[0], together[row])
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_keys_that_are_no_numbers_are_chosen_last(world, kind, name):
+    made = world(kind, name, [CONTEXT - 2, 160], [0, 1])
+    made.index[made.table[0, 1], 3] = np.nan
+    made.index[made.table[1, 1], 2:5] = np.nan
+    made.run()
+    for row in (0, 1):
+        for places, positions in zip(made.memory.down(made.choice.chosen)[row], made.chosen(row), strict=True):
+            expanded = (places[:, None] * made.shape.block + np.arange(made.shape.block)).ravel()
+            assert expanded[expanded <= made.positions[row]].tolist() == positions.tolist()
+
+
+@pytest.mark.parametrize(("file", "widths"), [(indexer_models.tokens, (48, 48)), (indexer_models.blocks, (64, 64))])
+def test_keys_and_scratch_memory_are_planned(monkeypatch, tmp_path, file, widths):
+    """Pages hold the keys of indexers, and what they allocate beside is what the plan counts."""
+    file, _ = file()
+    file.meta["context_length"] = CONTEXT
+    path = file.write(tmp_path)
+    own = [name for name in file.tensors if name.endswith("indexer.k_norm.weight")]
+    with pretended(monkeypatch, path, context_length=CONTEXT, max_sequences=2) as (runner, _):
+        machine, plan = runner._machine, runner._machine.weights.plan
+        numbers = sum(widths) + indexer_models.INDEX_WIDTH * len(own)
+        assert runner.memory_plan().kv_bytes_per_token == 2 * numbers
+        assert sum(array.nbytes for layer in machine.cache.layers for array in layer.paged) == (
+            machine.cache.n_pages * PAGE * 2 * numbers
+        )
+        held = [*machine._indexers._choices.values(), *machine._indexers._attention.values()]
+        arrays = {id(one): one for part in held for one in vars(part).values() if hasattr(one, "nbytes")}
+        assert sum(one.nbytes for one in arrays.values()) == indexer_bytes(plan, CONTEXT) > 0
+        longer = indexer_bytes(plan, CONTEXT + PAGE) - indexer_bytes(plan, CONTEXT)
+        assert longer == indexer_bytes_per_page(plan)
