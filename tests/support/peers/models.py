@@ -239,6 +239,7 @@ GPU_MODELS = {
         | families.VARIANTS
         | variants.VARIANTS
         | single.FAMILIES
+        | single.VARIANTS
         | gemma.FAMILIES
         | gemma.VARIANTS
         | rwkv.FAMILIES
