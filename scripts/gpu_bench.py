@@ -34,6 +34,7 @@ MODELS = {
     "8b-q8": ("llama-3.1-8b", "Q8_0"),
     "30b-a3b": ("qwen3-30b-a3b", "Q4_K_M"),
     "mamba-2.8b": ("mamba-2.8b", "Q4_K_M"),
+    "rwkv7-2.9b": ("rwkv7-2.9b", "Q4_K_M"),
     "9b-hybrid": ("qwen3.5-9b", "Q4_K_M"),
     "9b-attention": ("attention-9b", "Q4_K_M"),
     "35b-hybrid": ("qwen3.5-35b-a3b", "Q4_K_M"),

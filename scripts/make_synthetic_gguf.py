@@ -101,6 +101,14 @@ def metadata(s: Shape, name: str, recipe: str) -> dict[str, tuple[str, Any]]:
             f"{a}.rope.freq_base": ("f32", s.rope_base),
             f"{a}.rope.dimension_count": ("u32", s.rope_dim or s.head_dim),
         }
+    if s.ranks:
+        names = ("decay", "iclr", "value_residual_mix", "gate")
+        meta |= {f"{a}.attention.{name}_lora_rank": ("u32", rank) for name, rank in zip(names, s.ranks, strict=True)}
+        meta |= {
+            f"{a}.attention.layer_norm_epsilon": ("f32", s.epsilon),
+            f"{a}.wkv.head_size": ("u32", s.head_dim),
+            f"{a}.token_shift_count": ("u32", 2),
+        }
     if s.full_every:
         pairs = s.rope_dim // 2
         thirds = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.gguf import GGMLType, row_bytes
+from engine.gguf import GGMLType
+from scripts.synthetic_rwkv import list_rwkv_7
+from scripts.synthetic_tensors import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class Shape:
     """Hyper-parameters of a model; names as in GGUF metadata.
 
     A recurrent one has inner > 0: layers of Mamba and nothing else where it has no heads; with heads delta rules of
-    dt_rank value heads, of which every full_every-th layer is gated attention instead.
+    dt_rank value heads, of which every full_every-th layer is gated attention instead. RWKV-7 has ranks.
     """
 
     architecture: str
@@ -48,6 +50,7 @@ class Shape:
     full_every: int = 0
     rope_dim: int = 0  # 0 = the whole head
     shared_ffn: int = 0  # of the expert that every token passes through
+    ranks: tuple[int, ...] = ()  # of RWKV-7's decays, rates, first values and gates
 
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention."""
@@ -78,6 +81,12 @@ def _hybrid(architecture: str = "qwen35", **kw: Any) -> Shape:
     common: dict[str, Any] = {"vocab": 248320, "context_length": 262144, "rope_base": 1e7, "conv": 4, "full_every": 4}
     common |= {"head_dim": 256, "rope_dim": 64, "state": 128, "dt_rank": 32, "key_heads": 16, "inner": 4096}
     return _qwen3(architecture, **(common | kw))
+
+
+def _rwkv_7(**kw: Any) -> Shape:
+    common: dict[str, Any] = {"heads": 0, "kv_heads": 0, "head_dim": 64, "rope_base": 0.0, "epsilon": 1e-5}
+    common |= {"vocab": 65536, "context_length": 1 << 20, "tied": False}
+    return Shape(architecture="rwkv7", **(common | kw))
 
 
 _TINY: dict[str, Any] = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "vocab": 1024}
@@ -118,6 +127,8 @@ SHAPES: dict[str, Shape] = {
     ),
     "mamba-130m": _mamba(layers=24, width=768, inner=1536, dt_rank=48),
     "mamba-2.8b": _mamba(layers=64, width=2560, inner=5120, dt_rank=160),
+    "rwkv7-2.9b": _rwkv_7(layers=32, width=2560, ffn=10240, ranks=(96, 96, 64, 320)),
+    "tiny-rwkv7": _rwkv_7(layers=2, width=256, ffn=512, ranks=(32, 32, 32, 64), vocab=1024, context_length=2048),
     "tiny-llama": _llama(**_TINY, tied=True, rope_factor=8.0),
     "tiny-qwen2": _qwen("qwen2", **_TINY, tied=False),
     "tiny-qwen3": _qwen3(**_TINY, tied=True),
@@ -130,24 +141,6 @@ SHAPES: dict[str, Shape] = {
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor to write: numpy-order shape, and the standard deviation (or the exact values) of its elements."""
-
-    name: str
-    shape: tuple[int, ...]
-    std: float = 0.0
-    mean: float = 0.0
-    values: np.ndarray | None = None
-    layer: int = -1
-    type: GGMLType = GGMLType.F32
-
-    @property
-    def n_bytes(self) -> int:
-        """Packed size."""
-        return math.prod(self.shape[:-1]) * row_bytes(self.type, self.shape[-1])
 
 
 def list_tensors(s: Shape) -> Iterator[Tensor]:
@@ -167,6 +160,10 @@ def list_tensors(s: Shape) -> Iterator[Tensor]:
 
     layer = -1
     yield matrix("token_embd", s.vocab, s.width, gain=2.5)
+    if s.ranks:
+        yield from list_rwkv_7(s.layers, s.width, s.ffn, s.head_dim, s.ranks)
+        yield matrix("output", s.vocab, s.width, gain=2.5)
+        return
     for layer in range(s.layers):
         blk = f"blk.{layer}."
         yield norm(f"{blk}attn_norm", s.width)
@@ -285,7 +282,10 @@ def use_more_bits(layer: int, layers: int) -> bool:
 def choose_type(t: Tensor, s: Shape, recipe: str) -> GGMLType:
     """Return the type llama.cpp's quantizer gives a tensor."""
     base = RECIPES[recipe][0]
-    if len(t.shape) < 2 or any(name in t.name for name in ("ffn_gate_inp", "ssm_conv1d", "ssm_a")):
+    low = s.ranks and re.search(r"time_mix_([wavg])[12]", t.name)  # small ones stay as they were converted
+    if low and low[1] != "w" and base is not GGMLType.F32:
+        return GGMLType.F16
+    if low or len(t.shape) < 2 or any(name in t.name for name in ("ffn_gate_inp", "ssm_conv1d", "ssm_a", "_lerp")):
         return GGMLType.F32
     if base.block_size == 1:
         return base

@@ -57,6 +57,12 @@ def test_types_of_a_recurrent_model():
     assert small["blk.0.ssm_dt.weight"] == "F16"  # rows of 48
 
 
+def test_small_matrices_of_rwkv_stay_as_they_are():
+    types = {t.name: t.type.name for t in plan(SHAPES["rwkv7-2.9b"], "Q4_K_M")}
+    found = [types[f"blk.9.time_mix_{name}.weight"] for name in ("w1", "w2", "a1", "g2", "key", "lerp_fused", "k_k")]
+    assert found == ["F32", "F32", "F16", "F16", "Q4_K", "F32", "F32"]
+
+
 def test_rows_of_896_fall_back_as_llama_cpp_does():
     types = {t.name: t.type.name for t in plan(SHAPES["qwen2-0.5b"], "Q4_K_M")}
     assert types["token_embd.weight"] == "Q8_0"
