@@ -23,7 +23,8 @@ import numpy as np
 
 from engine.gguf import FORMATS, GGMLType
 from engine.gguf.quantizers.quantize import quantize
-from scripts.synthetic_models import RECIPES, SHAPES, Shape, Tensor, plan
+from scripts.synthetic_models import RECIPES, SHAPES, Shape, plan
+from scripts.synthetic_tensors import Tensor
 
 ALIGNMENT = 32
 POOL_BYTES = 16 << 20
