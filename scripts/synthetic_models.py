@@ -285,7 +285,7 @@ def use_more_bits(layer: int, layers: int) -> bool:
 def choose_type(t: Tensor, s: Shape, recipe: str) -> GGMLType:
     """Return the type llama.cpp's quantizer gives a tensor."""
     base = RECIPES[recipe][0]
-    if len(t.shape) < 2 or any(name in t.name for name in ("ffn_gate_inp", "ssm_conv1d", "ssm_a")):
+    if len(t.shape) < 2 or any(name in t.name for name in ("ffn_gate_inp", "ssm_conv1d")) or t.name.endswith(".ssm_a"):
         return GGMLType.F32
     if base.block_size == 1:
         return base
