@@ -22,6 +22,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -181,10 +183,34 @@ def waited(pid: int) -> float:
     return sum(int(delay) for _, delay, _ in times) / 1e9
 
 
-def compare(model: Path, args: argparse.Namespace) -> list[str]:
-    """Rows of the table for one file."""
-    requests = [("prompt", {"prompt": length, "generated": 0, "depth": 0}) for length in args.prompt]
-    requests += [("decode", {"prompt": 0, "generated": args.generate, "depth": depth}) for depth in args.depth]
+@dataclass(frozen=True)
+class Found:
+    """What the two programs did for one request, tokens per second of each run."""
+
+    what: str
+    mine: list[float]
+    peer: list[float]
+    bandwidth: float  # share of the machine's read bandwidth that this engine's decoding had; 0 for prompts
+
+    @property
+    def ratio(self) -> float:
+        """This engine's median over the peer's."""
+        return median(self.mine) / median(self.peer)
+
+    def row(self, name: str) -> str:
+        """A row of the table."""
+        spread = ", ".join(f"{min(speeds):.1f}-{max(speeds):.1f}" for speeds in (self.mine, self.peer))
+        speeds = (f"{median(speeds):.1f}" for speeds in (self.mine, self.peer))
+        columns = (name, self.what, *speeds, f"{self.ratio:.2f}", spread)
+        return f"| {' | '.join(columns)} | {f'{self.bandwidth:.0%}' if self.bandwidth else ''} |"
+
+
+def compare(model: Path, args: argparse.Namespace) -> Iterator[Found]:
+    """Run both programs by turns on one file: all requests of the arguments, in order."""
+    requests = [(f"prompt of {length}", {"prompt": length, "generated": 0, "depth": 0}) for length in args.prompt]
+    requests += [
+        (f"decode at depth {depth}", {"prompt": 0, "generated": args.generate, "depth": depth}) for depth in args.depth
+    ]
     longest = max(*args.prompt, args.generate + max(args.depth)) + 16
     settings = {"model": str(model), "threads": args.threads, "context": longest, "options": {}}
     ours = Program(sys.executable, "engine", settings | {"options": json.loads(args.options)})
@@ -194,25 +220,18 @@ def compare(model: Path, args: argparse.Namespace) -> list[str]:
     else:
         peer = Program(args.peer_python, "peer", settings)
     note(f"{model.name}: {ours.greeting} beside {peer.greeting}")
-    rows = []
-    for kind, request in requests:
+    for what, request in requests:
         runs: tuple[list[list[float]], list[list[float]]] = ([], [])
         for _ in range(args.repetitions):
             for program, found in zip((ours, peer), runs, strict=True):
                 found.append(program.ask(**request))
-        speeds = [[run[0] for run in found] for found in runs]
-        share = median(run[1] / run[2] for run in runs[0])
-        mine, other = map(median, speeds)
-        what = f"prompt of {request['prompt']}" if kind == "prompt" else f"decode at depth {request['depth']}"
-        spread = ", ".join(f"{min(found):.1f}-{max(found):.1f}" for found in speeds)
-        bandwidth = f"{share:.0%}" if share else ""
-        columns = (model.name, what, f"{mine:.1f}", f"{other:.1f}", f"{mine / other:.2f}", spread, bandwidth)
-        rows.append(f"| {' | '.join(columns)} |")
-        note(rows[-1])
+        mine, others = ([run[0] for run in found] for found in runs)
+        result = Found(what, mine, others, median(run[1] / run[2] for run in runs[0]))
+        note(result.row(model.name))
+        yield result
     note(f"{ours.disturbed + peer.disturbed} disturbed runs thrown away")
     ours.close()
     peer.close()
-    return rows
 
 
 def note(text: str) -> None:
@@ -228,6 +247,16 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
+    add_options(parser)
+    args = parser.parse_args()
+    rows = [found.row(model.name) for model in args.models for found in compare(model, args)]
+    print(f"{platform.machine()}, {args.threads} threads, median of {args.repetitions} alternating runs, tokens/s\n")
+    print("| file | what | gguf-engine | llama.cpp | ratio | ranges | bandwidth |\n|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What compare() reads besides the file."""
     peers = parser.add_mutually_exclusive_group(required=True)
     peers.add_argument("--peer-python", help="interpreter that has llama-cpp-python")
     peers.add_argument("--llama-bench", help="the program llama-bench")
@@ -237,11 +266,6 @@ def main() -> None:
     parser.add_argument("--depth", type=int, nargs="+", default=[0], help="tokens in the cache before decoding")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--options", default="{}", help='more settings of LLM() as JSON, e.g. {"exact": true}')
-    args = parser.parse_args()
-    rows = [row for model in args.models for row in compare(model, args)]
-    print(f"{platform.machine()}, {args.threads} threads, median of {args.repetitions} alternating runs, tokens/s\n")
-    print("| file | what | gguf-engine | llama.cpp | ratio | ranges | bandwidth |\n|---|---|---|---|---|---|---|")
-    print("\n".join(rows))
 
 
 if __name__ == "__main__":

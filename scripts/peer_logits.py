@@ -18,16 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from scripts.peer_llama import VERSION, batch_of, opened
-from tests.support.models.naive_model import TOKENS
-from tests.support.peers.models import LOGITS, MODELS, RUN_CONTEXT, logits_file, shown, written
+from tests.support.peers.models import LOGITS, MODELS, RUN_CONTEXT, logits_file, shown, tokens_of, written
 
 
-def logits(path: Path) -> npt.NDArray[np.float32]:
-    """Logits (T, V) of TOKENS; fails where llama.cpp refuses the file."""
-    with opened(path, RUN_CONTEXT) as (model, context), batch_of(TOKENS) as batch:
+def logits(path: Path, tokens: list[int]) -> npt.NDArray[np.float32]:
+    """Logits (T, V) of tokens; fails where llama.cpp refuses the file."""
+    with opened(path, RUN_CONTEXT) as (model, context), batch_of(tokens) as batch:
         assert llama_cpp.llama_decode(context, batch) == 0
         width = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), (len(TOKENS), width)).copy()
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), (len(tokens), width)).copy()
 
 
 def main() -> None:
@@ -36,7 +35,8 @@ def main() -> None:
     LOGITS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            np.save(logits_file(name), shown(logits(written(MODELS[name](), Path(folder)))))
+            file = MODELS[name]()
+            np.save(logits_file(name), shown(logits(written(file, Path(folder)), tokens_of(file))))
     (LOGITS / "version.txt").write_text(f"{VERSION}\n")
     print(f"{LOGITS}: {len(names)} models")
 

@@ -30,8 +30,14 @@ Perplexity: {text},
 with one standard error. All matrices are in the type, also the embedding, which is the output matrix too. On the CPU
 in float32 throughout, and as it runs unless it is told otherwise, where that rounds activations to 8 bits.
 
-| type | bits | decoding | CPU at once | CPU by token | GPU at once | GPU by token | perplexity CPU | as it runs | GPU |
-|---|---|---|---|---|---|---|---|---|---|
+{speed}
+| type | bits | decoding | CPU at once | by token | GPU at once | by token | perplexity CPU | as it runs | GPU | tok/s |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+SPEED = """Tokens per second on the CPU: a prompt of 128 / decoding, in brackets times llama.cpp's on the same file; the
+shape of Llama-3.2-1B with six layers, all matrices in the type, 2 threads, medians of runs by turns
+(`scripts/support_speed.py`; {machine}, {date}).
 """
 
 ARCHITECTURE = """
@@ -49,9 +55,16 @@ def render(results: dict[str, Any]) -> str:
     """The Markdown text."""
     measured = results.get("measured", {})
     machines = " ".join(
-        f"{device.upper()}: {entry['machine']}, {entry['date']}." for device, entry in sorted(measured.items())
+        f"{device.upper()}: {entry['machine']}, {entry['date']}."
+        for device, entry in sorted(measured.items())
+        if device != "speed"
     )
-    lines = [HEAD.format(machines=machines), TYPES.format(text=_text(results)), *_types(results), ARCHITECTURE]
+    lines = [
+        HEAD.format(machines=machines),
+        TYPES.format(text=_text(results), speed=_speed_method(results)),
+        *_types(results),
+        ARCHITECTURE,
+    ]
     lines += _architectures(results)
     return "".join(lines)
 
@@ -65,6 +78,11 @@ def _text(results: dict[str, Any]) -> str:
     }
     said = " or ".join(str(count) for count in sorted(counts)) or "no"
     return f"`held_out.txt`, the first {said} chunks of 512 tokens, by llama.cpp's method"
+
+
+def _speed_method(results: dict[str, Any]) -> str:
+    measured = results.get("measured", {}).get("speed")
+    return SPEED.format(**measured) if measured else "Speed: not measured.\n"
 
 
 def _types(results: dict[str, Any]) -> Iterator[str]:
@@ -82,6 +100,7 @@ def _types(results: dict[str, Any]) -> Iterator[str]:
         same = "same" if "cpu" in row else UNMEASURED
         perplexities = (_perplexity(row.get("cpu")), f"{as_run:.4f}" if as_run else same, _perplexity(row.get("gpu")))
         cells += ("-", "-", "-") if whole else perplexities
+        cells.append(_speed(row.get("speed")))
         yield f"| {' | '.join(cells)} |\n"
 
 
@@ -136,6 +155,14 @@ def _errors(cell: dict[str, Any] | None) -> tuple[str, str]:
     if "at_once" not in cell:
         return (f"as {cell['kept_as']}",) * 2
     return f"{cell['at_once']:.1e}", f"{cell['single']:.1e}"
+
+
+def _speed(cell: dict[str, list[float]] | None) -> str:
+    if not cell:
+        return "-"
+    pairs = [cell["prompt of 128"], cell["decode at depth 0"]]
+    mine = " / ".join(f"{own:.0f}" if own >= 100 else f"{own:.1f}" for own, _ in pairs)
+    return f"{mine} ({' / '.join(f'{own / peer:.2f}' for own, peer in pairs)})"
 
 
 def _perplexity(cell: dict[str, Any] | None) -> str:

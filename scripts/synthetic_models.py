@@ -285,7 +285,8 @@ def choose_type(t: Tensor, s: Shape, recipe: str) -> GGMLType:
     low = s.ranks and re.search(r"time_mix_([wavg])[12]", t.name)  # small ones stay as they were converted
     if low and low[1] != "w" and base is not GGMLType.F32:
         return GGMLType.F16
-    if low or len(t.shape) < 2 or any(name in t.name for name in ("ffn_gate_inp", "ssm_conv1d", "ssm_a", "_lerp")):
+    small = any(name in t.name for name in ("ffn_gate_inp", "ssm_conv1d", "_lerp")) or t.name.endswith(".ssm_a")
+    if low or small or len(t.shape) < 2:
         return GGMLType.F32
     if base.block_size == 1:
         return base

@@ -310,6 +310,8 @@ class CpuBackend:
                 mixed += 2 * heads * max(attention.key_width, attention.value_width)
                 if attention.indexer is not None:
                     mixed += (attention.indexer.heads + 1) * attention.indexer.width
+                if attention.compressed is not None:
+                    mixed += 2 * attention.compressed.position_width(attention.key_width)
             widest = max(widest, mixed, *(3 * part.width for part in layer.ffn_parts[:1]))
         per_layer = 2 * self.config.per_layer_width * self.config.n_layers
         activations = 4 * rows * (4 * self.config.stream_width + per_layer + 2 * widest)
@@ -334,6 +336,8 @@ def kernels_fit(model: LoadedModel) -> bool:
                 widths += (attention.latent.rank, attention.latent.q_rank or 0)
             if attention.indexer is not None:
                 widths.append(attention.indexer.width)
+            if attention.compressed is not None:
+                widths.append(attention.compressed.q_rank)
         if recurrent is not None:
             widths += recurrent.normalized_widths
         widths += (part.width for part in layer.ffn_parts)

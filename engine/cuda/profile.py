@@ -200,8 +200,8 @@ class _Profiler:
         moe = layer.moe
         assert moe is not None
         routing = moe.plan.routing
-        share = min(1.0, self._n * routing.n_used / routing.n_experts)
-        total = moe.router.n_bytes + int(share * moe.expert_bytes)
+        read = min(routing.n_experts, self._n * routing.n_used) + routing.n_shared
+        total = moe.router.n_bytes + read * moe.expert_bytes // routing.n_stacked
         if moe.shared is not None:
             total += moe.shared.gate_up_bytes + moe.shared.down.n_bytes
         return total + (moe.shared_gate.n_bytes if moe.shared_gate is not None else 0)

@@ -14,6 +14,7 @@ import pytest
 
 from engine import LLM, SamplingParams
 from engine.gguf.types import GGMLType
+from tests.support.models.compressed_models import compressed
 from tests.support.models.feature_models import latent, no_norm_weights, sinks_and_clamped_gates
 from tests.support.models.gguf_builder import tiny_llama
 from tests.support.models.indexer_models import blocks, tokens
@@ -70,12 +71,19 @@ def shared_choice(path):
     return VOCAB, file.write(path)
 
 
+def windows_and_blocks(path):
+    """A window and compressed blocks of 4 and of 128 positions; streams that mix; experts chosen by the token."""
+    return VOCAB, compressed().write(path)
+
+
 def quantized(path):
     tiny_llama(path / "q.gguf", width=256, ffn=512, context_length=CONTEXT, weight_type=GGMLType.Q4_K)
     return 272, path / "q.gguf"
 
 
-MODELS = [sinks, absorbed, expanded, clamped, indexed, indexed_blocks, shared_choice, quantized]
+MODELS = [
+    sinks, absorbed, expanded, clamped, indexed, indexed_blocks, shared_choice, windows_and_blocks, quantized
+]  # fmt: skip
 ON_GPU = [indexed, indexed_blocks, shared_choice]
 
 

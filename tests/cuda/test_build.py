@@ -199,7 +199,7 @@ def kernel_names(file, type):
     if file.startswith("attention_"):
         return ["_".join(file.split("_")[:2])]
     names = {
-        "rows.cu": "normalize_half normalize_float gate add_bias add_scaled copy_rows sigmoid read_all",
+        "rows.cu": "normalize_half normalize_float gate add_bias add_scaled add_gated copy_rows read_all",
         "parts.cu": "normalize_pieces rotate_pieces clamp softcap clear multiply_gate scale add_times silence divide "
         "add_chosen weigh_chosen_rows thin_out",
         "streams.cu": "altup_predict altup_correct altup_add altup_lengthen",

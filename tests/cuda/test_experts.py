@@ -64,7 +64,7 @@ class Mixture:
 
     experts, used, width, columns = 12, 3, 256, 512
 
-    def __init__(self, cupy, rng, types, *, weigh_input=False):
+    def __init__(self, cupy, rng, types, *, weigh_input=False, routing=None):
         from engine.cuda.experts.prefill import StackedExperts
         from engine.cuda.matrix.gemm import Gemm
         from engine.cuda.matrix.matvec import MatVec
@@ -77,7 +77,8 @@ class Mixture:
             for r, (type, n, k) in zip(raw, shapes, strict=True)
         )
         gate_up = MatVec([packed(cupy, types[0], raw[0], d, partner=raw[1])])
-        self.routing = KernelRouting(e, self.used)
+        self.routing = routing or KernelRouting(e, self.used)
+        assert e == self.routing.n_stacked
         down = MatVec([packed(cupy, types[1], raw[2], f)])
         self.stacked = StackedExperts(gate_up, down, self.routing, None, weigh_input)
         self.gemm = Gemm(sorted(set(types), key=lambda type: type.value), KernelActivation.SILU)
@@ -97,7 +98,7 @@ class Mixture:
 
     def inputs(self, rng, rows):
         x = rng.standard_normal((rows, self.columns)).astype(np.float32)
-        return x, rng.standard_normal((rows, self.experts)).astype(np.float32)
+        return x, rng.standard_normal((rows, self.routing.n_scores)).astype(np.float32)
 
 
 @pytest.mark.gpu
@@ -110,6 +111,13 @@ def test_experts_against_float64(cupy, rng, types, rows):
 @pytest.mark.gpu
 def test_weights_on_inputs(cupy, rng):
     check_mixture(Mixture(cupy, rng, (Q4, Q6), weigh_input=True), rng, 33)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [5, 1100])
+def test_experts_of_every_row(cupy, rng, rows):
+    routing = KernelRouting(10, 3, n_shared=2, shared_scored=True, shared_scale=0.7)
+    check_mixture(Mixture(cupy, rng, (Q4, Q6), routing=routing), rng, rows)
 
 
 def check_mixture(mixture, rng, rows):

@@ -31,7 +31,7 @@ from tests.support.gpu.fake_runner import (
     read_prompt,
     sparse_model,
 )
-from tests.support.gpu.helpers import decode_logits, generate, mixed_model, typed_model
+from tests.support.gpu.helpers import decode_logits, generate, mixed_model, shared_expert_model, typed_model
 from tests.support.models.feature_models import CASES, LATENT_CASES, latent
 from tests.support.models.hybrid_models import GPU_FAMILIES, tiny_hybrid
 from tests.support.models.recurrent_models import tiny_mamba
@@ -84,6 +84,7 @@ def models(folder):
         found[name] = GPU_MODELS[name]().write(place)
     found["8b"] = sparse_model(folder / "8b.gguf", "llama-3.1-8b")
     found["30b"] = sparse_model(folder / "30b.gguf", "qwen3-30b-a3b")
+    found["35b"] = sparse_model(folder / "35b.gguf", "qwen3.5-35b-a3b", layers=4)
     found["mamba-2.8b"] = sparse_model(folder / "mamba-2.8b.gguf", "mamba-2.8b")
     apart = re.compile("attn_v").pattern
     found["8b-plain-v"] = sparse_model(folder / "v.gguf", "llama-3.1-8b", overrides=[(apart, GGMLType.F32)])
@@ -138,7 +139,7 @@ def test_every_launch_has_a_kernel_and_every_kernel_a_user(models):
                 tensors |= set(launch.tensors)
                 if launch.job is not None:
                     users.add(entry_of(launch.job[0][-1], launch.kernel))
-            uploaded = {name for one in plan.matrices for name in (one.tensor, one.partner) if name}
+            uploaded = {name for one in plan.matrices for name in one.tensors}
             assert uploaded == tensors, (path, plan.card)
             for layer in plan.layers:  # a mixture with a norm behind it, which no file here has
                 if layer.moe is not None:
@@ -258,7 +259,29 @@ def test_families_of_experts(models):
     assert hopper.layers[0].moe.families.prompt is Family.EXPERTS_GROUPED
     assert other.layers[0].moe.families.prompt is Family.EXPERTS_EVERY
     scores = [hopper.layers[0].moe.score_family(n, Phase.DECODE) for n in rows]
-    assert scores == [Family.ROUTER, Family.ROUTER, Family.MATVEC, Family.MATVEC, Family.ROUTER]
+    assert scores == [Family.ROUTER] * 5
+
+
+def test_shared_experts_are_experts_of_the_stack(models, tmp_path):
+    """Where types and widths allow it: then they have no launches of their own, and their score is the router's."""
+    (plan,) = plans(models["35b"], [(90, 132)])
+    moe = plan.layers[0].moe
+    assert (moe.routing.n_shared, moe.routing.shared_scored, moe.shared, moe.shared_gate) == (1, True, None, None)
+    assert [one.rows * one.count for one in moe.matrices()] == [257, 257 * 512, 257 * 2048]
+    experts = [launch.kernel for launch in plan.decode(1) if launch.brick == "ffn_moe" and launch.layer == 0]
+    assert experts == ["router", "moe_gate_up", "moe_down"]
+    q6, q8 = GGMLType.Q6_K, GGMLType.Q8_0
+    cases = {1: (1, q6, q6), 2: (2, q6, q6), 0: (1, q6, q8)}
+    for expected, (times, *types) in cases.items():
+        path = shared_expert_model(tmp_path, times, down=types[0], shared_down=types[1])
+        (plan,) = plans(path, [(90, 132)])
+        moe = plan.layers[0].moe
+        assert moe.routing.n_shared == expected
+        assert (moe.shared is None) == (expected > 0)
+        assert moe.routing.shared_scored
+        kernels = [launch.kernel for launch in plan.decode(1) if launch.brick == "ffn_moe" and launch.layer == 0]
+        apart = ["router", "moe_gate_up", "matvec", "moe_down", "matvec", "add_gated"]
+        assert kernels == (experts if expected else apart)
 
 
 def test_operands_are_left_only_for_products_that_read_them(models):
@@ -375,7 +398,7 @@ def test_a_plan_is_shown_as_a_table(models):
 
     head, *found = rows("30b")
     assert head == ["layers", "tensors", "types", "shape", "decode", "prompts"]
-    assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router, matvec from 5, router from 65", "dense"] in found
+    assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router", "dense"] in found
     experts = "experts_chosen, experts_shared from 5, experts_grouped from 65"
     assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
     families = "matvec, decode_gemm from 3, step_gemm from 65"

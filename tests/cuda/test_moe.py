@@ -77,13 +77,15 @@ def rng():
         KernelRouting(32, 4, Gating.SOFTMAX_OF_CHOSEN),
         KernelRouting(5, 5),
         KernelRouting(1, 1, Gating.SIGMOID, normalize=False),
+        KernelRouting(256, 8, n_shared=1, shared_scored=True, shared_scale=0.5),
+        KernelRouting(60, 4, Gating.SIGMOID, weight_scale=2.5, n_shared=28, shared_scale=0.22),
     ],
 )
 @pytest.mark.parametrize("biased", [False, True])
 def test_routing(cupy, rng, routing, biased):
-    scores = rng.standard_normal((9, routing.n_experts)).astype(np.float32) * 2
+    scores = rng.standard_normal((9, routing.n_scores)).astype(np.float32) * 2
     bias = rng.standard_normal(routing.n_experts).astype(np.float32) * 0.1 if biased else None
-    ids, weights = cupy.zeros((9, routing.n_used), np.int32), cupy.zeros((9, routing.n_used), np.float32)
+    ids, weights = cupy.zeros((9, routing.n_places), np.int32), cupy.zeros((9, routing.n_places), np.float32)
     positions = cupy.asarray(np.array([0, 3, -1, 5, 0, 0, 0, -1, 2], np.int32))
     route(
         routing, cupy.asarray(scores), ids, weights, bias=None if bias is None else cupy.asarray(bias),
@@ -107,7 +109,12 @@ def test_routing_survives_scores_that_are_no_numbers(cupy):
     assert chosen[0] != chosen[1]
 
 
-SIZES = [(6, 2, 512, 256), (5, 3, 768, 1024), (3, 1, 256, 2048)]
+SIZES = [
+    (KernelRouting(6, 2), 512, 256),
+    (KernelRouting(5, 3), 768, 1024),
+    (KernelRouting(3, 1), 256, 2048),
+    (KernelRouting(3, 2, n_shared=2, shared_scored=True, shared_scale=0.7), 256, 1024),
+]
 
 
 @pytest.fixture(scope="module")
@@ -117,18 +124,17 @@ def kernels(cupy):
     from engine.cuda.formats import repack
 
     jobs = [repack.build_job(type) for type in LAYOUTS]
-    for experts, used, *widths in SIZES:
+    for routing, *widths in SIZES:
         for type in LAYOUTS:
-            jobs += build_jobs(
-                type, type, KernelActivation.SILU, KernelRouting(experts, used), compiler.device_arch(), *widths
-            )
+            jobs += build_jobs(type, type, KernelActivation.SILU, routing, compiler.device_arch(), *widths)
     compiler.prebuild(list({repr(job): job for job in jobs}.values()), compiler.device_arch())
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("type", list(LAYOUTS))
-@pytest.mark.parametrize(("experts", "used", "width", "columns"), SIZES)
-def test_experts_against_float64(cupy, kernels, rng, type, experts, used, width, columns):
+@pytest.mark.parametrize(("routing", "width", "columns"), SIZES)
+def test_experts_against_float64(cupy, kernels, rng, type, routing, width, columns):
+    experts, used = routing.n_stacked, routing.n_places
     raw = [random_rows(rng, type, experts * n, k) for n, k in ((width, columns), (width, columns), (columns, width))]
     gate, up, down = (
         dequantize(r.reshape(-1), type).astype(np.float64).reshape(experts, n, k)
@@ -140,11 +146,10 @@ def test_experts_against_float64(cupy, kernels, rng, type, experts, used, width,
     rows = 5
     x = rng.standard_normal((rows, columns)).astype(np.float32)
     norm = rng.standard_normal(columns).astype(np.float32)
-    scores = rng.standard_normal((rows, experts)).astype(np.float32)
-    ids, weights = routed(KernelRouting(experts, used), scores)
+    scores = rng.standard_normal((rows, routing.n_scores)).astype(np.float32)
+    ids, weights = routed(routing, scores)
     positions = cupy.asarray(np.array([4, 0, 1, -1, 9], np.int32))
     n = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-6) * norm
-    routing = KernelRouting(experts, used)
     for weigh_input in (False, True):
         products = ExpertProducts(*matrices, routing, KernelActivation.SILU, **on_device, weigh_input=weigh_input)
         out = cupy.asarray(x)

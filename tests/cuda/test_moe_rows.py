@@ -62,6 +62,7 @@ class Mixture:
 
         e, used, f, d = self.size = size
         self.routing = routing or KernelRouting(e, used)
+        assert e == self.routing.n_stacked
         shapes = ((types[0], f, d), (types[0], f, d), (types[1], d, f))
         raw = [random_rows(rng, type, e * n, k) for type, n, k in shapes]
         self.gate, self.up, self.down = (
@@ -87,9 +88,8 @@ class Mixture:
         return out.get()
 
     def inputs(self, rng, rows):
-        e, _, _, d = self.size
-        x = rng.standard_normal((rows, d)).astype(np.float32)
-        return x, rng.standard_normal((rows, e)).astype(np.float32)
+        x = rng.standard_normal((rows, self.size[3])).astype(np.float32)
+        return x, rng.standard_normal((rows, self.routing.n_scores)).astype(np.float32)
 
     def norm(self, rng):
         """A weight that makes gates of about 2, whatever the experts' weights: hidden vectors travel as float16."""
@@ -165,6 +165,14 @@ def test_biases_and_weighted_inputs(cupy, rng, weigh_input):
         cupy, rng, (Q8, Q8), size=(16, 4, 256, 512), biased=True, routing=routing, weigh_input=weigh_input
     )
     mixture.check(*mixture.inputs(rng, 19), mixture.norm(rng), weigh_input=weigh_input)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [5, 64])
+def test_experts_of_every_row(cupy, rng, rows):
+    routing = KernelRouting(10, 3, n_shared=2, shared_scored=True, shared_scale=0.7)
+    mixture = Mixture(cupy, rng, (Q4, Q6), routing=routing)
+    mixture.check(*mixture.inputs(rng, rows), mixture.norm(rng))
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ from engine import LLM, SamplingParams
 from engine.api.llm import BUNDLED_MODEL
 from engine.api.perplexity import cut, measure
 from engine.cuda.formats.layouts import LAYOUTS
+from engine.cuda.launch_plan import mixture_parts
 from engine.gguf.types import GGMLType
 from engine.sampling.sampler import sample
 from tests.support.gpu.helpers import (
@@ -18,6 +19,7 @@ from tests.support.gpu.helpers import (
     mixed_model,
     nmse,
     opened,
+    shared_expert_model,
     token_ids,
     typed_model,
 )
@@ -80,6 +82,25 @@ def test_mixed_types(tmp_path):
 def test_parts_of_models(tmp_path, case):
     """Biases, scales, experts, rope styles and scalings, windows: the cases the CPU is held to formulas with."""
     check(make(tmp_path, **case)[2], IDS)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("apart", [False, True])
+def test_shared_experts_of_quantized_files(tmp_path, monkeypatch, times, apart):
+    """As experts of the stack, for few and for more rows and in prompts, and as a part of their own.
+
+    Scores of these experts are far apart, so what prompts round to float16 counts for more than in the models above.
+    """
+    if apart:
+        monkeypatch.setattr(mixture_parts, "stacked_shared", lambda *_: 0)
+    path = shared_expert_model(tmp_path, times)
+    for slots in (1, 8):
+        with opened(path, kv_type="f32", max_sequences=slots) as runner:
+            assert runner._machine.weights.layers[0].moe.plan.routing.n_shared == (0 if apart else times)
+            expected = cpu_logits(runner.model, IDS)
+            prompt, decode = nmse(runner.logits(IDS), expected), nmse(decode_logits(runner, IDS), expected)
+        assert prompt < 1e-4, (slots, prompt)
+        assert decode < TOLERANCE["f32"], (slots, decode)
 
 
 @pytest.mark.parametrize("kv_heads", [8, 2, 1])

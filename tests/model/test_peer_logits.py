@@ -11,8 +11,7 @@ from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from tests.support.conformance import SAME_AS, error
-from tests.support.models.naive_model import TOKENS
-from tests.support.peers.models import FAMILIES, MODELS, RUN_CONTEXT, logits_file, shown, written
+from tests.support.peers.models import FAMILIES, MODELS, RUN_CONTEXT, logits_file, shown, tokens_of, written
 
 LIMITS = {"qwen2vl": 1e-6}
 """llama.cpp rounds something of this one to float16: its qwen2, which computes the same, agrees within 1e-12."""
@@ -22,11 +21,15 @@ LIMITS = {"qwen2vl": 1e-6}
 @pytest.mark.parametrize("name", MODELS)
 def test_logits(name, reference, tmp_path):
     expected = np.load(logits_file(name))
-    with open_gguf(written(MODELS[name](), tmp_path)) as gguf:
+    file = MODELS[name]()
+    tokens = tokens_of(file)
+    with open_gguf(written(file, tmp_path)) as gguf:
         model = load_model(gguf, lambda trained: RUN_CONTEXT)
-        backend = CpuBackend(model, context_length=32, kv_type="f32", max_sequences=2, threads=2, reference=reference)
-        at_once = backend.forward(Batch.build([(0, TOKENS, 0, Outputs.ALL)]))
-        single = [backend.forward(Batch.build([(1, [token], i, Outputs.ALL)])) for i, token in enumerate(TOKENS)]
+        backend = CpuBackend(
+            model, context_length=RUN_CONTEXT, kv_type="f32", max_sequences=2, threads=2, reference=reference
+        )
+        at_once = backend.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
+        single = [backend.forward(Batch.build([(1, [token], i, Outputs.ALL)])) for i, token in enumerate(tokens)]
         backend.close()
         del model, backend
     limit = LIMITS.get(name, 1e-8)

@@ -58,9 +58,9 @@ def test_architectures_are_named_as_in_files():
 def test_cells(cell, expected):
     results = {"types": {"Q4_K": {"gpu": cell} if cell else {}}}
     found = rows(render(results))["Q4_K"]
-    assert found[-1] == expected
+    assert found[8] == expected
     assert found[4] == ("1.2e-07" if cell and "at_once" in cell else expected)
-    assert rows(render({}))["IQ2_XXS"][2:] == ["not measured"] * 7
+    assert rows(render({}))["IQ2_XXS"][2:] == ["not measured"] * 7 + ["-"]
 
 
 def test_what_the_gpu_has_learned_is_measured_where_figures_are_missing(tmp_path, monkeypatch):
@@ -86,3 +86,14 @@ def test_what_the_gpu_has_learned_is_measured_where_figures_are_missing(tmp_path
     assert {name: row["gpu"] for name, row in found.items()} == {
         "old-moe": MEASURED, "learned-moe": fresh, "lacking-moe": {"falls_back": "streams"}, "new-moe": fresh,
     }  # fmt: skip
+
+
+def test_a_speed_is_shown_beside_the_peer_s():
+    cell = {"prompt of 128": [250.04, 125.0], "decode at depth 0": [33.333, 30.0]}
+    results = {
+        "types": {"Q4_K": {"speed": cell}},
+        "measured": {"speed": {"machine": "two cores", "date": "2026-01-02"}},
+    }
+    text = render(results)
+    assert rows(text)["Q4_K"][-1] == "250 / 33.3 (2.00 / 1.11)"
+    assert "two cores, 2026-01-02" in text

@@ -26,9 +26,9 @@ GPU_NAMES = tuple(name for name in NAMES if name not in ON_CPU_ALONE)
 
 SAME_AS = {
     "apertus", "arcee", "arctic", "arwkv7", "bitnet", "chameleon", "chatglm", "codeshell", "cogvlm",
-    "deepseek2-ocr", "dots1", "dots3note", "exaone", "gemma3n", "gemma4", "glm-dsa", "glm5-next", "granitemoe",
-    "grovemoe", "hrm_text", "hunyuan-moe", "hy_v4", "jais", "jais2", "maincoder", "maple", "mellum", "muse-glimmer",
-    "nanbeige", "openelm", "orion", "paddleocr", "pangu-embedded", "plamo", "plm", "qwen2vl", "qwen3vl",
+    "deepseek2-ocr", "deepseek4", "dots1", "dots3note", "exaone", "gemma3n", "gemma4", "glm-dsa", "glm5-next",
+    "granitemoe", "grovemoe", "hrm_text", "hunyuan-moe", "hy_v4", "jais", "jais2", "maincoder", "maple", "mellum",
+    "muse-glimmer", "nanbeige", "openelm", "orion", "paddleocr", "pangu-embedded", "plamo", "plm", "qwen2vl", "qwen3vl",
     "qwen3vlmoe", "refact", "rwkv6", "rwkv6qwen2", "rwkv7", "spark2_5", "starcoder", "step35", "talkie", "xverse",
 }  # fmt: skip
 """Families without a conformance file, of which test_peer_logits.py has references."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.cpu import reference
 from engine.cpu.bricks.base import Float32Array, StepBricks
+from engine.cpu.bricks.compressed import Compressed, Projected
 from engine.cpu.bricks.indexer import Choices, Indexer, attend_chosen
 from engine.cpu.recurrent.tools import softplus
 from engine.model.batch import Span
@@ -21,6 +22,7 @@ class AttentionBricks(StepBricks):
 
     _gate: Float32Array  # of the attention at hand
     _query_latent: Float32Array  # likewise
+    _projected: Projected  # likewise, where it has compressed blocks
     _choices: list[Choices]  # likewise, per span; kept for layers that share them
 
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
@@ -29,6 +31,8 @@ class AttentionBricks(StepBricks):
         normed = self._normalize(x, layer.attn_norm)
         if weights.gate is not None:
             self._gate = self._linear(weights.gate, normed)
+        if attention.compressed is not None:
+            return self._compress(layer, normed)
         if weights.latent is None:
             q, k, v = self._qkv(layer, normed)
         else:
@@ -52,6 +56,27 @@ class AttentionBricks(StepBricks):
             self._cache.append_index(layer.index, span, keys[span.row : span.row + span.n_rows])
             choices.append(indexer.choose(queries, span, partial(self._cache.view_index, layer.index, span)))
         return choices
+
+    def _compress(self, layer: LayerWeights, normed: Float32Array) -> Float32Array:
+        """Queries of attention over a window and blocks; caches keys, and those of blocks that become full."""
+        attention, index = layer.config.attention, layer.index
+        compressed = Compressed(attention, layer.attention, self._linear)
+        self._projected = projected = compressed.project(normed, self._batch.positions)
+        for span in self._batch.spans:
+            rows = slice(span.row, span.row + span.n_rows)
+            self._cache.append(index, span, projected.key[rows], projected.key[rows])
+            if projected.left is None:
+                continue
+            self._cache.append_index(index, span, projected.left[rows])
+            assert attention.compressed is not None
+            blocks = attention.compressed.blocks
+            assert blocks is not None
+            first = span.n_past // blocks.length
+            if span.n_total // blocks.length > first:
+                begin = max(0, first - blocks.overlap) * blocks.length
+                left = self._cache.view_index(index, span, begin)
+                self._cache.store_blocks(index, span, first, compressed.block_keys(left, first))
+        return projected.q
 
     def _qkv(
         self, layer: LayerWeights, normed: Float32Array
@@ -120,6 +145,10 @@ class AttentionBricks(StepBricks):
         """See LayerBricks.attention."""
         attention = layer.config.attention
         out = np.empty((len(q), attention.n_heads * attention.value_width), dtype=np.float32)
+        if attention.compressed is not None:
+            for span in self._batch.spans:
+                self._attend_blocks(out, layer, q, span)
+            return out
         if attention.indexer is None:
             for span in self._batch.spans:
                 self._attend(out, layer, q, span)
@@ -151,6 +180,23 @@ class AttentionBricks(StepBricks):
         for row, chosen in enumerate(choices.chosen, span.row + choices.n_all):
             out[row] = attend_chosen(q[row], keys, values, layer.config.attention, chosen, sinks)
 
+    def _attend_blocks(self, out: Float32Array, layer: LayerWeights, q: Float32Array, span: Span) -> None:
+        """The same of a span in a layer with compressed blocks; queries before the first full block see none."""
+        attention = layer.config.attention
+        assert attention.compressed is not None
+        blocks = attention.compressed.blocks
+        n_alone = span.n_rows if blocks is None else min(max(blocks.length - 1 - span.n_past, 0), span.n_rows)
+        if n_alone:
+            self._attend(out, layer, q, replace(span, n_rows=n_alone))
+        if blocks is None or n_alone == span.n_rows:
+            return
+        compressed = Compressed(attention, layer.attention, self._linear)
+        keys, _ = self._cache.view(layer.index, span)
+        block_keys = self._cache.view_blocks(layer.index, span, span.n_total // blocks.length)
+        for row in range(n_alone, span.n_rows):
+            at = span.row + row
+            out[at] = compressed.attend(self._projected, at, span.n_past + row, keys, block_keys)
+
     def attn_output(self, layer: LayerWeights, a: Float32Array, x: Float32Array | None) -> Float32Array:
         """See LayerBricks.attn_output."""
         part = self._linear(layer.attention.output, self._values(layer, a))
@@ -161,6 +207,9 @@ class AttentionBricks(StepBricks):
         return self._normalize(self._gated_values(layer, a), layer.attention.sub_norm)
 
     def _gated_values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
+        if layer.config.attention.compressed is not None:
+            compressed = Compressed(layer.config.attention, layer.attention, self._linear)
+            return compressed.output(a, self._batch.positions)
         config, latent = layer.config.attention, layer.attention.latent
         if latent is not None and latent.v_b is not None:
             heads = a.reshape(len(a), config.n_heads, -1)

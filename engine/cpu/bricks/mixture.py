@@ -30,7 +30,13 @@ class Bricks:
 
 
 def mix_experts(
-    moe: MoeWeights, config: MoeConfig, bricks: Bricks, normed: Float32Array, read: Float32Array, scores: Float32Array
+    moe: MoeWeights,
+    config: MoeConfig,
+    bricks: Bricks,
+    normed: Float32Array,
+    read: Float32Array,
+    scores: Float32Array,
+    token_ids: npt.NDArray[np.int32],
 ) -> Float32Array:
     """The sum (T, D) of the chosen experts and the shared one.
 
@@ -41,10 +47,12 @@ def mix_experts(
         normed: (T, D), what the shared expert reads.
         read: (T, D), what the experts read.
         scores: (T, E) of the router; overwritten.
+        token_ids: (T,).
     """
     linear, normalize = bricks.linear, bricks.normalize
     probabilities = scores.copy() if config.adjugate is not None else scores
-    chosen, weights = route(scores, config, moe.selection_bias)
+    stated = None if moe.token_experts is None else moe.token_experts[token_ids]
+    chosen, weights = route(scores, config, moe.selection_bias, stated)
     routed = read if moe.latent is None else linear(moe.latent.down, read)
     out = _chosen(moe, config.expert, bricks, routed, chosen, weights, on_inputs=config.weights_inputs)
     if moe.adjugate is not None and config.adjugate is not None:

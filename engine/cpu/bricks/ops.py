@@ -191,7 +191,7 @@ class CpuOps(AttentionBricks):
             scored, read = self._normalize(x, moe.router_norm), self._normalize(x, moe.norm)
         scores = self._scores if config.routed_early else self._linear(moe.router, scored)
         bricks = Bricks(self._linear, self._normalize, self._gate_up)
-        out = mix_experts(moe, config, bricks, normed, read, scores)
+        out = mix_experts(moe, config, bricks, normed, read, scores, self._batch.token_ids)
         return self._add(layer, out, layer.ffn_post_norm, y)
 
     def head(self, x: Float32Array, batch: Batch) -> Float32Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from engine.cpu.recurrent.tools import softplus
 from engine.cpu.reference import Float32Array, sigmoid, softmax
 from engine.model.config import AdjugateConfig, MoeConfig, Routing
 
@@ -13,7 +14,10 @@ LEAST_SUM = 2.0**-14
 
 
 def route(
-    logits: Float32Array, moe: MoeConfig, selection_bias: Float32Array | None = None
+    logits: Float32Array,
+    moe: MoeConfig,
+    selection_bias: Float32Array | None = None,
+    stated: npt.NDArray[np.int32] | None = None,
 ) -> tuple[npt.NDArray[np.intp], Float32Array]:
     """Choose experts.
 
@@ -21,6 +25,7 @@ def route(
         logits: (T, E) router scores; overwritten.
         moe: how many, and how their weights are made.
         selection_bias: (E,) added for the choice alone, or None.
+        stated: (T, n_used) experts that are not chosen by scores, or None.
 
     Returns:
         (T, n_used) expert numbers, best first and the lower number first among equals, and their weights.
@@ -29,10 +34,9 @@ def route(
         softmax(logits)
     elif moe.routing is Routing.SIGMOID:
         logits = sigmoid(logits)
-    choice = logits if selection_bias is None else logits + selection_bias
-    if moe.n_groups > 1:
-        choice = _best_groups(choice, moe)
-    chosen = np.argsort(-choice, axis=-1, kind="stable")[:, : moe.n_used]
+    elif moe.routing is Routing.SQRT_SOFTPLUS:
+        logits = np.sqrt(softplus(logits))
+    chosen = _chosen(logits, moe, selection_bias) if stated is None else stated.astype(np.intp)
     weights = np.take_along_axis(logits, chosen, axis=-1)
     if moe.routing is Routing.SOFTMAX_CHOSEN:
         softmax(weights)
@@ -40,6 +44,14 @@ def route(
         weights /= np.maximum(np.add.reduce(weights, axis=-1, keepdims=True), np.float32(LEAST_SUM))
     weights *= np.float32(moe.weight_scale)
     return chosen, weights
+
+
+def _chosen(probabilities: Float32Array, moe: MoeConfig, selection_bias: Float32Array | None) -> npt.NDArray[np.intp]:
+    """The numbers (T, n_used) of the best experts."""
+    choice = probabilities if selection_bias is None else probabilities + selection_bias
+    if moe.n_groups > 1:
+        choice = _best_groups(choice, moe)
+    return np.argsort(-choice, axis=-1, kind="stable")[:, : moe.n_used]
 
 
 def adjugate_groups(

@@ -155,10 +155,12 @@ class _MixedSkip(Skips):
         streams = x.reshape(len(x), count, -1)
         if isinstance(weights, MeanSkipWeights):
             return Reading(np.add.reduce(streams, axis=1) / np.float32(count))
-        assert isinstance(weights, MixedSkipWeights)
+        assert isinstance(weights, MixedSkipWeights | GatedSkipWeights)
         mixed = self._linear(weights.fn, reference.normalize(x, weights.norm)) * weights.factor + weights.base
         gates = reference.sigmoid(mixed[:, : 2 * count])
         h = np.add.reduce(streams * (gates[:, :count, None] + epsilon), axis=1)
+        if isinstance(weights, GatedSkipWeights):  # the head
+            return Reading(h)
         return Reading(h, (gates[:, count:] * np.float32(2.0), self._balance(mixed[:, 2 * count :])))
 
     def write(self, weights: SkipWeights, x: Float32Array, reading: Reading, part: Float32Array) -> Float32Array:

@@ -19,7 +19,8 @@ class AttentionCache:
     """Keys and values of one layer; implements engine.model.cache.LayerCache.
 
     Keys (N, K, PAGE, Hd), in memory (N, K, Hd, PAGE), and values (N, K, PAGE, Hv) of N pages; where the layer has an
-    indexer, its keys (N, PAGE, Di) too. Memory follows use: the system gives a page's memory when it is first written.
+    indexer, its keys (N, PAGE, Di) too, or what blocks of positions are made of, and then the keys of the blocks that
+    end in a page: (N, blocks, W). Memory follows use: the system gives a page's memory when it is first written.
     A window changes what attention reads, not what is kept.
 
     Args:
@@ -32,12 +33,21 @@ class AttentionCache:
     keys: CacheArray
     values: CacheArray
     index_keys: CacheArray
+    block_keys: CacheArray
 
     def __init__(self, attention: AttentionConfig, kv_type: KvType, *, values_apart: bool) -> None:
         self._attention = attention
         self._dtype = DTYPES[kv_type]
         self._in_keys = attention.values_in_keys and not values_apart
         self._index_width = 0 if attention.indexer is None else attention.indexer.cached_width
+        self._block_length, self._block_width = PAGE, 0
+        compressed = attention.compressed
+        if compressed is not None and compressed.blocks is not None:
+            self._index_width = compressed.position_width(attention.key_width)
+            self._block_length, self._block_width = (
+                compressed.blocks.length,
+                compressed.block_width(attention.key_width),
+            )
         self.bytes_per_state = 0
         self.paged: tuple[CacheArray, ...] = ()
         self.states: tuple[CacheArray, ...] = ()
@@ -47,7 +57,13 @@ class AttentionCache:
         """See LayerCache.bytes_per_token."""
         layer = self._attention
         width = layer.key_width + (0 if self._in_keys else layer.value_width)
-        return (layer.n_kv_heads * width + self._index_width) * np.dtype(self._dtype).itemsize
+        numbers = layer.n_kv_heads * width + self._index_width + -(-self._page_blocks * self._block_width // PAGE)
+        return numbers * np.dtype(self._dtype).itemsize
+
+    @property
+    def _page_blocks(self) -> int:
+        """Most blocks that end in one page."""
+        return -(-PAGE // self._block_length)
 
     def allocate(self, n_pages: int, n_states: int = 0) -> None:
         """See LayerCache.allocate."""
@@ -64,6 +80,9 @@ class AttentionCache:
         if self._index_width:
             self.index_keys = aligned_zeros(n_pages, PAGE, self._index_width, dtype=self._dtype)
             self.paged += (self.index_keys,)
+        if self._block_width:
+            self.block_keys = aligned_zeros(n_pages, self._page_blocks, self._block_width, dtype=self._dtype)
+            self.paged += (self.block_keys,)
 
     def append(
         self,
@@ -82,10 +101,27 @@ class AttentionCache:
         """Store keys k (T, Di) of the indexer at positions (T,) of a sequence with these pages."""
         self.index_keys[pages[positions // PAGE], positions % PAGE] = k
 
-    def view_index(self, pages: PageTable, n_positions: int) -> CacheArray:
-        """Keys (T, Di) of the indexer at the first T positions of these pages, gathered into a new array."""
-        keys: CacheArray = self.index_keys[pages].reshape(-1, self._index_width)[:n_positions]
+    def view_index(self, pages: PageTable, n_positions: int, first: int = 0) -> CacheArray:
+        """Keys (T - first, Di) of the indexer at positions `first` to T - 1 of these pages, in a new array."""
+        skipped = first // PAGE
+        keys: CacheArray = self.index_keys[pages[skipped:]].reshape(-1, self._index_width)
+        return keys[first - skipped * PAGE : n_positions - skipped * PAGE]
+
+    def store_blocks(self, pages: PageTable, first: int, keys: npt.NDArray[np.float32]) -> None:
+        """Store the keys (B, W) of the blocks from number `first` on of a sequence with these pages."""
+        self.block_keys[self._block_places(pages, np.arange(first, first + len(keys)))] = keys
+
+    def view_blocks(self, pages: PageTable, n_blocks: int) -> CacheArray:
+        """Keys (B, W) of the first B blocks of these pages, gathered into a new array."""
+        keys: CacheArray = self.block_keys[self._block_places(pages, np.arange(n_blocks))]
         return keys
+
+    def _block_places(
+        self, pages: PageTable, blocks: npt.NDArray[np.intp]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.intp]]:
+        """Page and place of each block: those of its last position."""
+        last = (blocks + 1) * self._block_length - 1
+        return pages[last // PAGE], last % PAGE // self._block_length
 
     def view(self, pages: PageTable, n_positions: int) -> tuple[CacheArray, CacheArray]:
         """Keys (K, T, Hd) and values (K, T, Hv) of the first T positions of these pages, gathered into new arrays."""

@@ -196,9 +196,18 @@ class KVCache:
         """Store the keys k (n_rows, Di) of a layer's indexer for the new rows of one span."""
         self._attention(layer).append_index(self.tables[span.slot], np.arange(span.n_past, span.n_total), k)
 
-    def view_index(self, layer: int, span: Span) -> CacheArray:
-        """The keys (n_total, Di) of a layer's indexer, gathered into a new array."""
-        return self._attention(layer).view_index(self.tables[span.slot, : page_count(span.n_total)], span.n_total)
+    def view_index(self, layer: int, span: Span, first: int = 0) -> CacheArray:
+        """The keys (n_total - first, Di) of a layer's indexer from a position on, gathered into a new array."""
+        pages = self.tables[span.slot, : page_count(span.n_total)]
+        return self._attention(layer).view_index(pages, span.n_total, first)
+
+    def store_blocks(self, layer: int, span: Span, first: int, keys: npt.NDArray[np.float32]) -> None:
+        """Store the keys (B, W) of a sequence's blocks from number `first` on."""
+        self._attention(layer).store_blocks(self.tables[span.slot], first, keys)
+
+    def view_blocks(self, layer: int, span: Span, n_blocks: int) -> CacheArray:
+        """The keys (B, W) of a sequence's first blocks, gathered into a new array."""
+        return self._attention(layer).view_blocks(self.tables[span.slot], n_blocks)
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         """See ModelCache.copy_pages."""
@@ -246,7 +255,7 @@ def _joined(caches: Sequence[Cache], mixers: Sequence[MixerConfig | None]) -> li
     joined: list[Cache] = []
     for cache, mixer in zip(caches, mixers, strict=True):
         if isinstance(mixer, AttentionConfig):
-            shape = (mixer.n_kv_heads, mixer.key_width, mixer.value_width, mixer.indexer)
+            shape = (mixer.n_kv_heads, mixer.key_width, mixer.value_width, mixer.indexer, mixer.compressed)
             cache = first.setdefault(shape, cache)
         joined.append(cache)
     return joined

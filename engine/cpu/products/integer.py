@@ -199,6 +199,8 @@ def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
         if layer.config.attention_part is not None:
             attention = layer.attention
             linears += (attention.q, attention.k, attention.v, attention.gate, attention.output)
+            linears += () if attention.indexer is None else attention.indexer.linears()
+            linears += () if attention.compressed is None else attention.compressed.linears()
         if layer.channel_mix is not None:
             linears += (layer.channel_mix.key, layer.channel_mix.value, layer.channel_mix.receptance)
         if layer.laurel is not None:
@@ -207,7 +209,6 @@ def all_matrices(weights: ModelWeights) -> Iterable[Weight]:
             linears += (layer.layer_input.inp_gate, layer.layer_input.proj)
         if layer.streams is not None:
             linears += (layer.streams.router, layer.streams.predict, layer.streams.correct)
-            linears += () if attention.indexer is None else attention.indexer.linears()
         if moe is not None:
             linears += (moe.router, moe.gate, moe.up, moe.down, moe.shared_gate)
             linears += () if moe.latent is None else (moe.latent.down, moe.latent.up)

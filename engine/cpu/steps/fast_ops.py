@@ -77,8 +77,7 @@ class FastOps(CpuOps):
     def attn_qkv(self, layer: LayerWeights, x: Float32Array) -> Float32Array:
         """See LayerBricks.attn_qkv."""
         steps, config, weights = self.steps, layer.config.attention, layer.attention
-        left = config.latent is not None or config.indexer is not None or not plain_output_gate(config)
-        if left or config.clamp is not None:
+        if not config.plain or not plain_output_gate(config) or config.clamp is not None:
             return super().attn_qkv(layer, x)
         normed = self._normalize(x, layer.attn_norm)
         gated = config.output_gate is not None  # in the query
@@ -123,7 +122,7 @@ class FastOps(CpuOps):
     def attention(self, layer: LayerWeights, q: Float32Array) -> Float32Array:
         """See LayerBricks.attention."""
         config = layer.config.attention
-        if config.indexer is not None:
+        if config.indexer is not None or config.compressed is not None:
             return super().attention(layer, q)
         out = self.steps.empty("attended", (len(q), config.n_heads * config.value_width))
         if not can_attend(layer):
@@ -148,7 +147,7 @@ class FastOps(CpuOps):
 
     def _gated_values(self, layer: LayerWeights, a: Float32Array) -> Float32Array:
         config = layer.config.attention
-        if config.output_gate is None or config.latent is not None or not plain_output_gate(config):
+        if config.output_gate is None or not config.plain or not plain_output_gate(config):
             return super()._gated_values(layer, a)
         gated = self.steps.gate(self._gate, a, None)
         self.steps.join()

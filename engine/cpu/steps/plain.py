@@ -29,9 +29,8 @@ def plain_attention(layer: LayerWeights) -> bool:
     config = layer.config.mixer
     if not isinstance(config, AttentionConfig):
         return False
-    plain = config.clamp is None and config.latent is None and plain_output_gate(config)
-    plain = plain and config.chunk is None and config.indexer is None
-    return plain and can_attend(layer)
+    plain = config.plain and config.clamp is None and plain_output_gate(config)
+    return plain and config.chunk is None and can_attend(layer)
 
 
 def plain_output_gate(config: AttentionConfig) -> bool:

@@ -46,7 +46,7 @@ class HeadProducts:
         assert x.flags.c_contiguous and out.flags.c_contiguous and pairs <= self._ids.size
         job = head_job(matrix.type, self.heads, device_arch())
         routing = _one_of(self.heads)
-        chosen = (self._ids[:pairs], None, None, 1.0, None, 0)
+        chosen = (self._ids[:pairs], None, None, 1.0, 1.0, None, 0)
         launch_down(matrix, routing, job, _HEAD_WARPS, chosen, x, None, out, add=False)
 
 

@@ -102,14 +102,14 @@ struct Stream {
 };
 
 // Routes each row (route.cuh) and multiplies: h[pair] = f(gate_e n(x) + gate_bias_e) * (up_e n(x) + up_bias_e) for the
-// row's USED experts e, row = pair / USED. With weigh_input, n(x) is multiplied by the expert's weight. A row with
+// row's PLACES experts e, row = pair / PLACES. With weigh_input, n(x) is multiplied by the expert's weight. A row with
 // positions[row] < 0 is left alone. grid: (blocks of WARPS / SPLIT tiles, pairs).
 // x, norm and positions are read before the wait: whatever wrote them has to be older than the launch before this one,
 // which gives the scores and waits before it lets this one start. Warp 0 waits and routes, the others convert the row.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     moe_gate_up(const u8* data, const float* scale, int tiles, int rows, int columns, const float* scores,
-                const float* bias, float weight_scale, const int* positions, int weigh_input, const float* x,
-                int x_stride, const float* norm, float eps, const float* gate_bias, const float* up_bias, float* h,
+                const float* bias, float weight_scale, float shared_scale, const int* positions, int weigh_input,
+                const float* x, int x_stride, const float* norm, float eps, const float* gate_bias, const float* up_bias, float* h,
                 float one_column) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ Routed routed;
@@ -120,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     float* const partial = (float*)(barriers + (WARPS * DEPTH + 1) / 2 * 2);  // [warp][16]
     float* const squares = partial + WARPS * 16;
     Converter converter((u8*)(squares + (WARPS + 3) / 4 * 4), quads);
-    const int pair = blockIdx.y, row = pair / USED, place = pair % USED;
+    const int pair = blockIdx.y, row = pair / PLACES, place = pair % PLACES;
     if (positions && positions[row] < 0) {
         pdl_wait();
         return;
@@ -132,7 +132,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
         pdl_wait();
         // Its weights queue behind these: it has to find its experts, too, and it takes its time to start.
         pdl_launch();
-        choose_experts(scores + (i64)row * EXPERTS, bias, routed, lane);
+        choose_experts(scores + (i64)row * SCORES, bias, routed, lane);
     }
     const float* const from = x + (i64)row * x_stride;
     float square = 0.0f;
@@ -164,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     const u8* const source = data + ((expert * (i64)tiles + tile) * chunks + begin) * FORMAT0::CHUNK_BYTES;
 #pragma unroll
     for (int i = 0; i < DEPTH; ++i) stream.put(i, source + (i64)i * FORMAT0::CHUNK_BYTES, i < count, lane);
-    if (weigh_input && warp == 0) weigh_chosen(bias, weight_scale, routed, lane);
+    if (weigh_input && warp == 0) weigh_chosen(bias, weight_scale, shared_scale, routed, lane);
 
     const Inputs in = converter.inputs(quads);
     Sums acc;
@@ -214,13 +214,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 // than the launch before this one.
 extern "C" __global__ void __launch_bounds__(WARPS * 32)
     moe_down(const u8* data, const float* scale, int tiles, int rows, int columns, const int* ids, const float* scores,
-             const float* router_bias, float weight_scale, const int* positions, int weigh, const float* h,
-             const float* bias, float* out, int out_stride, int add) {
+             const float* router_bias, float weight_scale, float shared_scale, const int* positions, int weigh,
+             const float* h, const float* bias, float* out, int out_stride, int add) {
     extern __shared__ __align__(128) u8 shared[];
     __shared__ Routed routed;
     constexpr int QUADS = FORMAT0::COLUMNS / 128, TOGETHER = 2;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, tile = blockIdx.x, row = blockIdx.y;
-    const int chunks = (columns + FORMAT0::COLUMNS - 1) / FORMAT0::COLUMNS, units = USED * chunks;
+    const int chunks = (columns + FORMAT0::COLUMNS - 1) / FORMAT0::COLUMNS, units = PLACES * chunks;
     const int begin = warp * units / WARPS, count = (warp + 1) * units / WARPS - begin, most = (units + WARPS - 1) / WARPS;
     u64* const barriers = (u64*)(shared + WARPS * DEPTH * SLOT);
     float* const partial = (float*)(barriers + (WARPS * DEPTH + 1) / 2 * 2);  // [warp][16]
@@ -233,8 +233,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     stream.open(shared, barriers, warp, lane);
     bring_grids();
     if (warp == 0) {
-        if (!ids) choose_experts(scores + (i64)row * EXPERTS, router_bias, routed, lane);
-        else if (lane < USED) routed.ids[lane] = ids[(i64)row * USED + lane];
+        if (!ids) choose_experts(scores + (i64)row * SCORES, router_bias, routed, lane);
+        else if (lane < PLACES) routed.ids[lane] = ids[(i64)row * PLACES + lane];
     }
     __syncthreads();
     auto put = [&](int slot, int i) {
@@ -248,7 +248,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     float before = 0.0f;
     if (add && threadIdx.x < 16 && out_row < rows) before = __ldcg(out + (i64)row * out_stride + out_row);
     if (warp == 0) {
-        if (weigh) weigh_chosen(router_bias, weight_scale, routed, lane);
+        if (weigh) weigh_chosen(router_bias, weight_scale, shared_scale, routed, lane);
         else routed.weights[lane] = 1.0f;
     }
     __syncthreads();
@@ -258,7 +258,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
 #pragma unroll
         for (int n = 0; n < TOGETHER * QUADS; ++n) {
             const int unit = begin + min(first + n / QUADS, count - 1);
-            const float* const from = h + ((i64)row * USED + unit / chunks) * columns;
+            const float* const from = h + ((i64)row * PLACES + unit / chunks) * columns;
             y[n] = load_four(from, unit % chunks * QUADS + n % QUADS, columns, lane);
         }
 #pragma unroll
@@ -298,7 +298,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32)
     for (int w = 0; w < WARPS; ++w) sum += partial[w * 16 + threadIdx.x];
     if (scale) sum *= scale[0];
     if (bias)
-        for (int k = 0; k < USED; ++k)
+        for (int k = 0; k < PLACES; ++k)
             sum += routed.weights[k] * bias[(i64)routed.ids[k] * rows + out_row];
     out[(i64)row * out_stride + out_row] = before + sum;
 }

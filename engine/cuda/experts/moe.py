@@ -1,7 +1,8 @@
 """Mixture of experts in decoding: the chosen experts' products straight from their packed weights.
 
-Letters: B rows, E experts, U experts a row uses, D width, F width of an expert. Which experts are read is decided on
-the device, so a captured step reads only their bytes. Must not know of models.
+Letters: B rows, E experts of a stack, U experts of a row, D width, F width of an expert; experts that every row uses
+count as the others. Which experts are read is decided on the device, so a captured step reads only their bytes. Must
+not know of models.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _gate_up_job(type: GGMLType, activation: KernelActivation, routing: KernelRo
 
 def _down_job(type: GGMLType, activation: KernelActivation, routing: KernelRouting, arch: int, width: int) -> Job:
     warps = _blocks(arch, type).down
-    units = _down_units(routing.n_used, LAYOUTS[type].chunks(width), warps)
+    units = _down_units(routing.n_places, LAYOUTS[type].chunks(width), warps)
     return build_job(type, activation, routing, warps, arch, units)
 
 
@@ -148,8 +149,9 @@ class ExpertProducts:
     ) -> None:
         assert gate_up.paired and not down.paired
         self.routing = routing
-        self.width, self.columns = gate_up.rows // routing.n_experts, gate_up.columns
-        assert gate_up.rows == self.width * routing.n_experts and down.rows == self.columns * routing.n_experts
+        stacked = routing.n_stacked
+        self.width, self.columns = gate_up.rows // stacked, gate_up.columns
+        assert gate_up.rows == self.width * stacked and down.rows == self.columns * stacked
         assert down.columns == self.width
         assert self.width % (TILE_ROWS // 2) == 0 and self.columns % TILE_ROWS == 0, "whole tiles per expert"
         self._gate_up, self._down = gate_up, down
@@ -177,7 +179,7 @@ class ExpertProducts:
 
         Args:
             x: float32 (B, D), rows contiguous.
-            scores: float32 (B, E), contiguous: raw outputs of the router.
+            scores: float32 (B, routing.n_scores), contiguous: raw outputs of the router.
             h: float32 (B * U, F), contiguous, written.
             norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
             eps: its epsilon.
@@ -185,13 +187,13 @@ class ExpertProducts:
             early: the kernel may start before the launch before it has ended.
             stream: the current stream when left out.
         """
-        rows, used = int(x.shape[0]), self.routing.n_used
-        assert scores.shape == (rows, self.routing.n_experts)
+        rows, used = int(x.shape[0]), self.routing.n_places
+        assert scores.shape == (rows, self.routing.n_scores)
         assert h.shape == (rows * used, self.width)
         assert x.shape[1] == self.columns
         matrix, arch = self._gate_up, device_arch()
         warps = _blocks(arch, matrix.type).gate_up
-        tiles = matrix.tiles // self.routing.n_experts
+        tiles = matrix.tiles // self.routing.n_stacked
         shared = gate_up_bytes(matrix.type, matrix.layout.chunks(self.columns), arch)
         files, defines = _gate_up_job(matrix.type, self._activation, self.routing, arch, self.columns)
         kernel = build(files, defines=defines).get("moe_gate_up")
@@ -205,6 +207,7 @@ class ExpertProducts:
             scores,
             self._router_bias,
             float(self.routing.weight_scale),
+            float(self.routing.shared_scale),
             positions,
             int(self._weigh_input),
             x,
@@ -235,13 +238,14 @@ class ExpertProducts:
         read before the wait; gate_up comes between them and what wrote them.
         """
         assert out.shape == (scores.shape[0], self.columns)
-        arch = device_arch()
+        arch, routing = device_arch(), self.routing
+        scales = float(routing.weight_scale), float(routing.shared_scale)
         launch_down(
             self._down,
-            self.routing,
-            _down_job(self._down.type, self._activation, self.routing, arch, self.width),
+            routing,
+            _down_job(self._down.type, self._activation, routing, arch, self.width),
             _blocks(arch, self._down.type).down,
-            (None, scores, self._router_bias, float(self.routing.weight_scale), positions, int(not self._weigh_input)),
+            (None, scores, self._router_bias, *scales, positions, int(not self._weigh_input)),
             h,
             self._down_bias,
             out,
@@ -293,16 +297,16 @@ def launch_down(
     chosen: the kernel's arguments ids .. weigh, which say what the experts are.
     """
     files, defines = job
-    rows, tiles = int(out.shape[0]), matrix.tiles // routing.n_experts
+    rows, tiles = int(out.shape[0]), matrix.tiles // routing.n_stacked
     chunks, depth = matrix.layout.chunks(matrix.columns), int(str(defines["DEPTH"]))
-    shared = down_bytes(matrix.type, routing.n_used, chunks, warps, depth)
+    shared = down_bytes(matrix.type, routing.n_places, chunks, warps, depth)
     kernel = build(files, defines=defines).get("moe_down")
     kernel.allow_shared(shared)
     args = (
         matrix.data,
         matrix.scale,
         tiles,
-        matrix.rows // routing.n_experts,
+        matrix.rows // routing.n_stacked,
         matrix.columns,
         *chosen,
         h,

@@ -1,8 +1,9 @@
 """A mixture of experts over the rows of a decode step on Hopper: rows that chose the same expert read it together.
 
-Letters: B rows, E experts, U experts a row uses, D width, F width of an expert. A pair is a row and one of its experts;
-up to 8 pairs of one expert form a group, which reads the expert once (moe_rows.cu). A row's bits do not depend
-on the other rows. Inputs and hidden vectors are float16, as in prompts. Must not know of models.
+Letters: B rows, E experts of a stack, U experts of a row, D width, F width of an expert; experts that every row uses
+count as the others. A pair is a row and one of its experts; up to 8 pairs of one expert form a group, which reads the
+expert once (moe_rows.cu). A row's bits do not depend on the other rows. Inputs and hidden vectors are float16, as in
+prompts. Must not know of models.
 """
 
 from __future__ import annotations
@@ -109,13 +110,13 @@ def build_jobs(
 
 def _groups(rows: int, routing: KernelRouting) -> int:
     """Most groups that so many rows may form."""
-    pairs = rows * routing.n_used
-    return (pairs + (GROUP - 1) * min(pairs, routing.n_experts)) // GROUP
+    pairs = rows * routing.n_places
+    return (pairs + (GROUP - 1) * min(pairs, routing.n_stacked)) // GROUP
 
 
 def _sections(rows: int, routing: KernelRouting, width: int, columns: int) -> list[int]:
     """Bytes of: inputs and later results, hidden vectors, the table of groups, places, ids, weights."""
-    places, pairs = GROUP * _groups(rows, routing), rows * routing.n_used
+    places, pairs = GROUP * _groups(rows, routing), rows * routing.n_places
     sizes = [4 * places * columns, 2 * places * width, 4 * (1 + places // GROUP), *[4 * pairs] * 3]
     return [-(-size // _ALIGNED) * _ALIGNED for size in sizes]
 
@@ -156,7 +157,7 @@ class RowExperts:
         assert gate_up.paired and not down.paired
         self._blocks = int(cupy.cuda.Device().attributes["MultiProcessorCount"])
         self.routing = routing
-        self.width, self.columns = gate_up.rows // routing.n_experts, gate_up.columns
+        self.width, self.columns = gate_up.rows // routing.n_stacked, gate_up.columns
         assert can_share(gate_up.type, down.type, self.width, self.columns, device_arch())
         self._gate_up, self._down = gate_up, down
         self._activation = activation
@@ -179,7 +180,7 @@ class RowExperts:
 
         Args:
             x: float32 (B, D), rows contiguous, 16-byte aligned.
-            scores: float32 (B, E), contiguous: raw outputs of the router.
+            scores: float32 (B, routing.n_scores), contiguous: raw outputs of the router.
             room: uint8, 1024-byte aligned, at least room_bytes(B, ...) long.
             out: float32 (B, D), as x, added to; may be x.
             norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
@@ -204,7 +205,7 @@ class RowExperts:
         import cupy
 
         rows, columns, routing = int(x.shape[0]), self.columns, self.routing
-        assert x.shape == out.shape == (rows, columns) and scores.shape == (rows, routing.n_experts)
+        assert x.shape == out.shape == (rows, columns) and scores.shape == (rows, routing.n_scores)
         assert all((a.data.ptr | a.strides[0]) % 16 == 0 for a in (x, out))
         sizes = _sections(rows, routing, self.width, columns)
         assert room.nbytes >= sum(sizes)
@@ -213,14 +214,14 @@ class RowExperts:
             parts.append(room[start : start + size])
             start += size
         operand, hidden, table, places, ids = (part.view(cupy.int32) for part in parts[:5])
-        pairs, used = rows * routing.n_used, routing.n_used
+        pairs, used = rows * routing.n_places, routing.n_places
         chosen = ids[:pairs].reshape(rows, used), parts[5].view(cupy.float32)[:pairs].reshape(rows, used)
         route(routing, scores, *chosen, bias=self._router_bias, positions=positions)
         kernels = build(_BEGIN_FILES, defines={})
         begin = (
             *chosen,
             used,
-            routing.n_experts,
+            routing.n_stacked,
             x,
             x.strides[0] // 4,
             norm,
@@ -245,7 +246,7 @@ class RowExperts:
         files, defines = _job(matrix.type, self._activation, matrix.columns)
         tuning = choose_tuning(matrix.type, matrix.columns)
         kernel = build(files, defines=defines).get(name)
-        shared, experts = tuning.shared(matrix.type), self.routing.n_experts
+        shared, experts = tuning.shared(matrix.type), self.routing.n_stacked
         kernel.allow_shared(shared)
         kernel.leave_cache(shared)
         chunks = matrix.layout.chunks(matrix.columns)

@@ -1,7 +1,8 @@
 """A mixture of experts over many rows on Hopper: rows are grouped by expert, each expert multiplies only its own.
 
-Letters: T rows, E experts, U experts a row uses, D width, F width of an expert, P places. A row's bits do not depend on
-the other rows: those of the products do not (gemm.py), and sums follow the row's own order. Must not know of models.
+Letters: T rows, E experts of a stack, U experts of a row, D width, F width of an expert, P places; experts that every
+row uses count as the others. A row's bits do not depend on the other rows: those of the products do not (gemm.py), and
+sums follow the row's own order. Must not know of models.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class StackedExperts:
     @property
     def width(self) -> int:
         """F."""
-        return self.gate_up.width // self.routing.n_experts
+        return self.gate_up.width // self.routing.n_stacked
 
     @property
     def columns(self) -> int:
@@ -58,21 +59,21 @@ def can_stack(width: int, columns: int, n_experts: int) -> bool:
 
 
 def expert_tile(rows: int, routing: KernelRouting) -> Tile:
-    """The tile shape for so many rows: about as many tokens as an expert gets."""
+    """The tile shape for so many rows: about as many tokens as an expert that is chosen gets."""
     mean = rows * routing.n_used / routing.n_experts
     return next((tile for tile in EXPERT_TILES if mean <= 0.75 * tile.tokens), EXPERT_TILES[-1])
 
 
 def _places(rows: int, routing: KernelRouting) -> int:
     """P: places for pairs where every expert begins with a tile of its own."""
-    pairs, tile = rows * routing.n_used, expert_tile(rows, routing).tokens
-    used = min(pairs, routing.n_experts)
+    pairs, tile = rows * routing.n_places, expert_tile(rows, routing).tokens
+    used = min(pairs, routing.n_stacked)
     return (pairs + used * (tile - 1)) // tile * tile
 
 
 def _sections(rows: int, routing: KernelRouting, width: int, columns: int) -> list[int]:
     """Bytes of: inputs and later results, hidden vectors, the table of tiles, places, ids, weights."""
-    places, pairs = _places(rows, routing), rows * routing.n_used
+    places, pairs = _places(rows, routing), rows * routing.n_places
     sizes = [
         max(operand_bytes(places, columns), 4 * places * columns),
         operand_bytes(places, width),
@@ -118,7 +119,7 @@ def run(
         experts: the weights.
         gemm: the products, with f.
         x: float32 (T, D), rows contiguous.
-        scores: float32 (T, E), contiguous: raw outputs of the router.
+        scores: float32 (T, routing.n_scores), contiguous: raw outputs of the router.
         room: uint8, 1024-byte aligned, at least room_bytes(T, ...) long.
         out: float32 (T, D), rows contiguous, added to; x when left out.
         norm: float32 (D,), weight of an RMSNorm applied to x; None for none.
@@ -130,7 +131,7 @@ def run(
     out = x if out is None else out
 
     routing, width, columns = experts.routing, experts.width, experts.columns
-    rows, used = int(x.shape[0]), routing.n_used
+    rows, used = int(x.shape[0]), routing.n_places
     sizes = _sections(rows, routing, width, columns)
     assert x.shape[1] == columns and room.nbytes >= sum(sizes)
     parts, start = [], 0
@@ -144,8 +145,8 @@ def run(
     route(routing, scores, ids, weights, bias=experts.bias, positions=positions)
     tile, most = expert_tile(rows, routing), _places(rows, routing)
     kernels = build(_FILES, defines={})
-    launch(kernels.get("group_rows"), routing.n_experts, 256, (ids, rows * used, tile.tokens, table, places))
-    tiles = TokenTiles(tile, most // tile.tokens, table, routing.n_experts)
+    launch(kernels.get("group_rows"), routing.n_stacked, 256, (ids, rows * used, tile.tokens, table, places))
+    tiles = TokenTiles(tile, most // tile.tokens, table, routing.n_stacked)
     on_inputs, on_results = (weights, None) if experts.weigh_input else (None, weights)
     operand = make_operand(x, first, norm=norm, eps=eps, places=places, copies=used, weights=on_inputs, room_rows=most)
     hidden = Operand(second, most, width)

@@ -1,12 +1,14 @@
 // Routing of one row by one warp: which experts it uses, and with which weights.
 //
-// Defines: EXPERTS, USED (at most 32); GATING 0 softmax over all experts, 1 sigmoid, 2 softmax over the chosen ones;
-// ROUTE_GROUPS, GROUPS_USED; NORMALIZE.
+// Defines: EXPERTS to choose from, USED of them; GATING 0 softmax over all experts, 1 sigmoid, 2 softmax over the chosen
+// ones; ROUTE_GROUPS, GROUPS_USED; NORMALIZE; SHARED experts of every row behind those that it chooses; SHARED_SCORED: a row has
+// one more score, whose sigmoid is their weight.
 
-constexpr int PER_LANE = (EXPERTS + 31) / 32;
+constexpr int PER_LANE = (EXPERTS + 31) / 32, PLACES = USED + SHARED, SCORES = EXPERTS + SHARED_SCORED;
+static_assert(PLACES <= 32, "a lane of a warp for each expert of a row");
 
 struct Routed {
-    float gate[EXPERTS], of_group[ROUTE_GROUPS], weights[32];
+    float gate[EXPERTS], of_group[ROUTE_GROUPS], weights[32], shared_score;
     int ids[32];
 };
 
@@ -31,8 +33,10 @@ DEVICE bool needs_softmax(const float* bias) { return GATING == 0 && (ROUTE_GROU
 
 // Whole warp. The USED best of gate + bias (bias null: of gate) are chosen, best first, ties to the lower expert; with
 // groups only from the GROUPS_USED groups whose two best sum highest. Scores that are no numbers still give experts that
-// exist. Leaves the gates, or the scores where needs_softmax() is false, for weigh_chosen().
+// exist. Leaves the gates, or the scores where needs_softmax() is false, for weigh_chosen(). The experts of every row follow.
 DEVICE void choose_experts(const float* scores, const float* bias, Routed& out, int lane) {
+    if (lane < SHARED) out.ids[USED + lane] = EXPERTS + lane;
+    if (SHARED_SCORED && lane == 0) out.shared_score = __ldcg(scores + EXPERTS);
     float gate[PER_LANE];
     float largest = -INFINITY;
 #pragma unroll
@@ -115,8 +119,8 @@ DEVICE void choose_experts(const float* scores, const float* bias, Routed& out, 
 }
 
 // Whole warp, after choose_experts(): weights are the gates without bias, divided by their sum if NORMALIZE, times
-// weight_scale.
-DEVICE void weigh_chosen(const float* bias, float weight_scale, Routed& out, int lane) {
+// weight_scale. Those of the experts of every row: shared_scale, times the sigmoid of their score.
+DEVICE void weigh_chosen(const float* bias, float weight_scale, float shared_scale, Routed& out, int lane) {
     float weight = lane < USED ? out.gate[out.ids[lane]] : 0.0f, sum = 0.0f;
     const float largest = out.gate[out.ids[0]];
     if (GATING == 2 || (GATING == 0 && !needs_softmax(bias))) {
@@ -127,6 +131,8 @@ DEVICE void weigh_chosen(const float* bias, float weight_scale, Routed& out, int
     }
     // The smallest normal half, as the sum's lower bound, is what the models were run with.
     if (GATING == 2 || NORMALIZE) weight /= fmaxf(warp_sum(weight), 6.103515625e-5f);
-    out.weights[lane] = weight * weight_scale;
+    weight *= weight_scale;
+    if (SHARED && lane >= USED) weight = SHARED_SCORED ? shared_scale / (1.0f + expf(-out.shared_score)) : shared_scale;
+    out.weights[lane] = weight;
     __syncwarp();
 }

@@ -1,7 +1,7 @@
 """Which experts a row uses: how they are chosen, and the scores they are chosen by, in a launch shaped for latency.
 
-Letters: B or T rows, E experts, U experts a row uses, D width. The launch serves unquantized routers;
-others are products like any other. Must not know of models.
+Letters: B or T rows, E experts, U experts a row chooses, S shared experts, D width. The launch serves unquantized
+routers; others are products like any other. Must not know of models.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class KernelRouting:
         groups: equal groups of consecutive experts, 1 = none. groups_used: groups to choose from.
         normalize: divide the weights by their sum.
         weight_scale: factor of the weights.
+        n_shared: S, experts behind the E that every row uses as well, behind those it chooses.
+        shared_scored: a row has one more score, behind those of the E, whose sigmoid is the weight of the S.
+        shared_scale: factor of that weight, or all of it.
     """
 
     n_experts: int
@@ -51,11 +54,29 @@ class KernelRouting:
     groups_used: int = 1
     normalize: bool = True
     weight_scale: float = 1.0
+    n_shared: int = 0
+    shared_scored: bool = False
+    shared_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        assert 1 <= self.n_used <= min(self.n_experts, MAX_USED) and self.n_experts <= MAX_EXPERTS
+        assert 1 <= self.n_used <= self.n_experts and self.n_places <= MAX_USED and self.n_stacked <= MAX_EXPERTS
         assert 1 <= self.groups_used <= self.groups
         assert self.n_experts % self.groups == 0
+
+    @property
+    def n_places(self) -> int:
+        """Experts of a row, U + S."""
+        return self.n_used + self.n_shared
+
+    @property
+    def n_stacked(self) -> int:
+        """Experts below each other in a matrix, E + S."""
+        return self.n_experts + self.n_shared
+
+    @property
+    def n_scores(self) -> int:
+        """Scores of a row: E, or one more."""
+        return self.n_experts + self.shared_scored
 
     @property
     def defines(self) -> dict[str, object]:
@@ -67,6 +88,8 @@ class KernelRouting:
             "ROUTE_GROUPS": self.groups,
             "GROUPS_USED": self.groups_used,
             "NORMALIZE": int(self.normalize),
+            "SHARED": self.n_shared,
+            "SHARED_SCORED": int(self.shared_scored),
         }
 
 
@@ -84,21 +107,21 @@ def route(
 
     Args:
         routing: how.
-        scores: float32 (T, E), contiguous.
-        ids: int32 (T, U), written: the experts, best first; -1 for inactive rows.
-        weights: float32 (T, U), written.
+        scores: float32 (T, n_scores), contiguous.
+        ids: int32 (T, n_places), written: the experts, best first, and those of every row; -1 for inactive rows.
+        weights: float32 (T, n_places), written.
         bias: float32 (E,) added to the gates for choosing only.
         positions: int32 (T,); rows with -1 are inactive. None: all are active.
         stream: the current stream when left out.
     """
-    assert scores.shape[1] == routing.n_experts
-    assert ids.shape[1] == weights.shape[1] == routing.n_used
+    assert scores.shape[1] == routing.n_scores
+    assert ids.shape[1] == weights.shape[1] == routing.n_places
     files, defines = route_job(routing)
     launch(
         build(files, defines=defines).get("route_top"),
         int(scores.shape[0]),
         32,
-        (scores, bias, float(routing.weight_scale), positions, ids, weights),
+        (scores, bias, float(routing.weight_scale), float(routing.shared_scale), positions, ids, weights),
         stream=stream,
     )
 

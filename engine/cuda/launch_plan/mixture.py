@@ -1,6 +1,6 @@
 """Mixtures of experts in the plan: the router, which kernels multiply the experts, and the expert of every row.
 
-Letters: E experts, U experts that a row uses, D width, F width of an expert.
+Letters: E experts, U experts that a row chooses, D width, F width of an expert.
 """
 
 from __future__ import annotations
@@ -9,31 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from engine.cuda.experts import adjugate, moe, moe_rows, prefill
-from engine.cuda.experts.router import Gating, KernelRouting, can_score, route_job, router_job
-from engine.cuda.formats.layouts import kept_as
+from engine.cuda.experts.router import KernelRouting, route_job, router_job
 from engine.cuda.launch_plan.families import Families, Family, Phase
-from engine.cuda.launch_plan.feed_forward import (
-    FfnPlan,
-    can_fuse_experts,
-    describe_expert,
-    describe_ffn,
-    describe_gathered_expert,
-    fuses,
-    is_unscaled,
-)
-from engine.cuda.launch_plan.norms import norm_of
-from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
+from engine.cuda.launch_plan.feed_forward import FfnPlan
+from engine.cuda.launch_plan.products import Matrix, Product, Projection
 from engine.cuda.launch_plan.skips import SkipPlan
 from engine.cuda.launch_plan.steps import Launch, Norm, Step
-from engine.cuda.matrix import gemm_plan
-from engine.model.config import AdjugateConfig, MoeConfig, Routing
-from engine.model.weights import MoeWeights
+from engine.model.config import AdjugateConfig
 
-_GATINGS = {
-    Routing.SOFTMAX: Gating.SOFTMAX,
-    Routing.SIGMOID: Gating.SIGMOID,
-    Routing.SOFTMAX_CHOSEN: Gating.SOFTMAX_OF_CHOSEN,
-}
 _MANY_ROWS = frozenset({Family.EXPERTS_SHARED, Family.EXPERTS_GROUPED})
 
 
@@ -83,7 +66,9 @@ class MoePlan:
         families: of the experts.
         expert: one expert as a part of its own; the others are alike.
         gate_up, down: all experts as two packed matrices; None where decode steps multiply by every expert.
-        shared: the expert of every row, or None. shared_gate: its factor, or None.
+        shared: the expert of every row where it is not one of those in gate_up and down, behind the E that rows choose
+            from (routing.n_shared), or None. shared_gate: its score, if that is no row of the router
+            (routing.shared_scored), or None.
         scores_alone: whether ROUTER takes the router.
         columns: D, or L where the experts are latent. latent: their products, or None. adjugate: experts that
             read what the others have given, or None.
@@ -127,11 +112,12 @@ class MoePlan:
 
     def score_family(self, n_rows: int, phase: Phase) -> Family:
         """The kernels of the router."""
+        product = self.router.parts[0].family_for(n_rows, phase)
         few = self.families.family_for(n_rows, phase) not in _MANY_ROWS
-        # Float32 routers have no other kernel for very many rows: 128 x 2048 would take 8 rows a launch.
-        if phase is Phase.DECODE and self.scores_alone and (few or n_rows > moe_rows.MAX_ROWS):
+        # MATVEC, the only other kernel of float32 routers, takes 8 rows a launch.
+        if phase is Phase.DECODE and self.scores_alone and (few or product is not Family.DECODE_GEMM):
             return Family.ROUTER
-        return self.router.parts[0].family_for(n_rows, phase)
+        return product
 
     def gathers(self, n_rows: int, phase: Phase) -> bool:
         """Whether rows go to the experts that they chose only."""
@@ -156,7 +142,7 @@ class MoePlan:
             yield from (matrix for matrix in product.matrices if matrix.tensor not in self._of_experts)
         stacks = [product for product in (self.gate_up, self.down) if product is not None]
         for product in stacks or self.expert.products():
-            yield from (replace(matrix, count=self.routing.n_experts) for matrix in product.matrices)
+            yield from (replace(matrix, count=self.routing.n_stacked) for matrix in product.matrices)
         if self.adjugate is not None:
             matrices = (matrix for product in self.adjugate.expert.products() for matrix in product.matrices)
             yield from (replace(matrix, count=self.adjugate.count) for matrix in matrices)
@@ -174,9 +160,9 @@ class MoePlan:
         return {
             "ffn": max(self.expert.width, shared, 0 if self.adjugate is None else self.adjugate.expert.width),
             "given": 0 if self.adjugate is None else self.columns,
-            "experts": routing.n_experts,
-            "used": routing.n_used,
-            "hidden": routing.n_used * self.expert.width,
+            "experts": routing.n_scores,
+            "used": routing.n_places,
+            "hidden": routing.n_places * self.expert.width,
             "latent": 0 if self.latent is None else self.columns,
         }
 
@@ -234,8 +220,8 @@ class MoePlan:
             yield from self.shared.result(step)
             if self.shared_post_norm:
                 yield step.part("normalize_pieces")
-            elif self.shared_gate is not None:
-                yield step.row("add_scaled")
+            elif self.shared_gate is not None or self.routing.shared_scored:
+                yield step.row("add_gated")
         if skip is not None:
             yield from skip.begin(step)
         if apart and not post:
@@ -250,7 +236,7 @@ class MoePlan:
         yield from step.norm(norm)
         if self.score_family(step.n_rows, step.phase) is Family.ROUTER:
             job = router_job(self.router.parts[0].types[0])
-            yield Launch("router", job, Family.ROUTER, (self.router.parts[0].matrices[0].tensor,))
+            yield Launch("router", job, Family.ROUTER, self.router.parts[0].matrices[0].tensors)
         else:
             yield from step.product(self.router)
 
@@ -262,7 +248,7 @@ class MoePlan:
             yield route
             if self.weigh_input and read is not Norm.APART:
                 yield step.part("normalize_pieces") if read is Norm.FOLDED else step.row("copy_rows")
-            for _ in range(self.routing.n_experts):
+            for _ in range(self.routing.n_stacked):
                 if self.weigh_input:
                     yield step.part("weigh_chosen_rows")
                 yield from self.expert.hidden(step)
@@ -273,13 +259,13 @@ class MoePlan:
         assert self.gate_up is not None
         assert self.down is not None
         types, arch = (self.gate_up.types[0], self.down.types[0]), step.card.arch
-        names = tuple(name for part in (self.gate_up, self.down) for name in _names(part))
+        (first_stack,), (second_stack,) = self.gate_up.matrices, self.down.matrices
         activation, widths = self.expert.activation, (self.expert.width, self.columns)
         if family is Family.EXPERTS_CHOSEN:
             first, second, _ = moe.build_jobs(*types, activation, self.routing, arch, *widths)
-            yield Launch("moe_gate_up", first, family, names[:2])
+            yield Launch("moe_gate_up", first, family, first_stack.tensors)
             yield from self._shared_hidden(step)
-            yield Launch("moe_down", second, family, names[2:])
+            yield Launch("moe_down", second, family, second_stack.tensors)
             return
         yield from self._shared_hidden(step)
         if family is Family.EXPERTS_SHARED:
@@ -287,8 +273,8 @@ class MoePlan:
             for _ in range(0, step.n_rows, moe_rows.MAX_ROWS):
                 yield route
                 yield Launch("moe_rows_begin", begin, family)
-                yield Launch("moe_rows_gate_up", first, family, names[:2])
-                yield Launch("moe_rows_down", second, family, names[2:])
+                yield Launch("moe_rows_gate_up", first, family, first_stack.tensors)
+                yield Launch("moe_rows_down", second, family, second_stack.tensors)
                 yield Launch("moe_rows_end", begin, family)
             return
         (group,) = prefill.build_jobs()
@@ -308,104 +294,4 @@ class MoePlan:
             return
         if self.shared_gate is not None:
             yield from step.product(self.shared_gate)
-            yield step.row("sigmoid")
         yield from self.shared.hidden(step)
-
-
-def _names(product: Product) -> tuple[str, ...]:
-    return tuple(name for one in product.matrices for name in (one.tensor, one.partner) if name is not None)
-
-
-def expert_routing(config: MoeConfig, factor: float = 1.0) -> KernelRouting:
-    """The routing of a layer as the kernels take it; the chosen weights are multiplied by `factor` as well."""
-    return KernelRouting(
-        n_experts=config.n_experts,
-        n_used=config.n_used,
-        gating=_GATINGS[config.routing],
-        groups=config.n_groups,
-        groups_used=config.n_groups_used,
-        normalize=config.normalize,
-        weight_scale=config.weight_scale * factor,
-    )
-
-
-def can_gather(weights: MoeWeights, config: MoeConfig) -> bool:
-    """Whether a decode step reads the chosen experts only; else every expert multiplies every row."""
-    gate, up, down = weights.gate, weights.up, weights.down
-    if gate is None:
-        return False
-    plain = all(is_unscaled(part) for part in (gate, up, down))
-    types = kept_as(gate.weight.type), kept_as(up.weight.type)
-    return fuses(config.expert) and plain and moe.can_gather(*types, config.expert.width, gate.weight.columns)
-
-
-def describe_moe(weights: MoeWeights, config: MoeConfig, chooser: Chooser, *, factor: float = 1.0) -> MoePlan:
-    """A mixture of experts times factor."""
-    gate, up, down = weights.gate, weights.up, weights.down
-    router, latent, weighed = chooser.projection([weights.router]), None, factor
-    if weights.latent is not None:
-        both = chooser.projection([weights.latent.down]), chooser.projection([weights.latent.up], factor=factor)
-        latent, weighed = LatentExpertPlan(*both, norm_of(weights.latent.norm)), 1.0
-    gathered = can_gather(weights, config)
-    stacks: tuple[Product | None, Product | None] = (None, None)
-    families = Families(Family.EXPERTS_EVERY, ((1, Family.EXPERTS_EVERY),))
-    if gathered:
-        assert gate is not None
-        expert = describe_gathered_expert(gate, up, down, config.expert, chooser)
-        families = _gathered_families(weights, config, chooser)
-        pair = Matrix.of(gate.weight, up.weight, stacked=True)
-        first = Product((pair,), families, activation=expert.activation, bias=gate.bias is not None)
-        second = Product((Matrix.of(down.weight, stacked=True),), families, bias=down.bias is not None)
-        stacks = first, second
-    else:
-        expert = describe_expert(gate, up, down, config.expert, chooser)
-    shared = None
-    if weights.shared is not None and config.shared is not None:
-        shared = describe_ffn(weights.shared, config.shared, chooser, factor=factor)
-    adjugates = None
-    if weights.adjugate is not None and config.adjugate is not None:
-        own = weights.adjugate
-        assert factor == 1.0, "what adjugate experts read is not scaled"
-        one = describe_expert(own.gate, own.up, own.down, config.adjugate.expert, chooser)
-        adjugates = AdjugatePlan(config.adjugate, one, own.up.weight.shape[0])
-    (scores,) = router.parts
-    return MoePlan(
-        routing=expert_routing(config, weighed),
-        router=router,
-        families=families,
-        expert=expert,
-        gate_up=stacks[0],
-        down=stacks[1],
-        shared=shared,
-        shared_gate=None if weights.shared_gate is None else chooser.projection([weights.shared_gate]),
-        scores_alone=can_score(scores.types[0], scores.columns),
-        columns=up.weight.columns,
-        weigh_input=config.weights_inputs,
-        routed_early=config.routed_early,
-        reads_input=config.reads_input,
-        router_norm=norm_of(weights.router_norm) if config.separate_norms else None,
-        expert_norm=norm_of(weights.norm) if config.separate_norms else None,
-        expert_post_norm=weights.expert_post_norm is not None,
-        shared_post_norm=weights.shared_post_norm is not None,
-        latent=latent,
-        adjugate=adjugates,
-    )
-
-
-def _gathered_families(weights: MoeWeights, config: MoeConfig, chooser: Chooser) -> Families:
-    assert weights.gate is not None
-    types = kept_as(weights.gate.weight.type), kept_as(weights.down.weight.type)
-    width, columns, arch = config.expert.width, weights.up.weight.columns, chooser.card.arch
-    stacks = (
-        arch == gemm_plan.ARCH
-        and can_fuse_experts(weights.gate, weights.up, weights.down, config.expert)
-        and all(gemm_plan.supports(type) for type in types)
-        and prefill.can_stack(width, columns, config.n_experts)
-    )
-    decode = [(1, Family.EXPERTS_CHOSEN)]
-    if not chooser.deterministic:
-        if moe_rows.can_share(*types, width, columns, arch):
-            decode.append((moe_rows.SHARING_ROWS, Family.EXPERTS_SHARED))
-        if stacks:
-            decode.append((prefill.GROUPED_ROWS, Family.EXPERTS_GROUPED))
-    return Families(Family.EXPERTS_GROUPED if stacks else Family.EXPERTS_EVERY, tuple(decode))

@@ -23,7 +23,8 @@ from engine.cuda.launch_plan.layer import (
     leaves_behind,
     leaves_inside,
 )
-from engine.cuda.launch_plan.mixture import MoePlan, describe_moe
+from engine.cuda.launch_plan.mixture import MoePlan
+from engine.cuda.launch_plan.mixture_parts import describe_moe
 from engine.cuda.launch_plan.norms import norm_of
 from engine.cuda.launch_plan.products import Chooser, Matrix, Product, Projection
 from engine.cuda.launch_plan.recurrent import describe_recurrent

@@ -30,6 +30,8 @@ class Matrix:
         type: tensor type on the device. rows: outputs N of one matrix. columns: K.
         partner: name of `up` where the matrix is paired: gate and up are interleaved, N outputs each.
         count: matrices of a stack.
+        behind: a tensor whose numbers follow those of `tensor`, and one for the partner: more rows of a matrix, more
+            matrices of a stack, of which it has the rows below each other or the columns side by side.
     """
 
     tensor: str
@@ -38,13 +40,27 @@ class Matrix:
     columns: int
     partner: str | None = None
     count: int = 1
+    behind: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, weight: Weight, partner: Weight | None = None, *, stacked: bool = False) -> Matrix:
-        """The matrix of a tensor; of a stack of them one, or with `stacked` all."""
-        name = None if partner is None else partner.name
+    def of(
+        cls, weight: Weight, partner: Weight | None = None, *, stacked: bool = False, behind: Sequence[Weight] = ()
+    ) -> Matrix:
+        """The matrix of a tensor; of a stack of them one, or with `stacked` all. behind: see Matrix."""
+        name, rows = None if partner is None else partner.name, weight.rows
         count = weight.shape[0] if stacked else 1
-        return cls(weight.name, kept_as(weight.type), weight.rows, weight.columns, name, count)
+        for more in behind[:1]:
+            if stacked:
+                count += more.rows * more.columns // (weight.rows * weight.columns)
+            else:
+                rows += more.rows
+        names = tuple(more.name for more in behind)
+        return cls(weight.name, kept_as(weight.type), rows, weight.columns, name, count, names)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all that it is made of."""
+        return (self.tensor, *((self.partner,) if self.partner else ()), *self.behind)
 
     @property
     def n_bytes(self) -> int:
@@ -188,6 +204,11 @@ class Chooser:
         together = all(linear.scale == 1.0 for linear in linears)
         groups = [list(linears)] if together else [[linear] for linear in linears]
         return self._in_groups(groups, factor=factor, decodes=decodes)
+
+    def with_rows(self, linear: Linear, more: Linear) -> Projection:
+        """A linear map and more outputs of the same input, as one matrix; neither has a bias or a factor."""
+        matrix = Matrix.of(linear.weight, behind=[more.weight])
+        return Projection((self.product([matrix]),), matrix.rows, matrix.columns)
 
     def side_by_side(self, linears: Sequence[Linear]) -> Projection:
         """As projection(), but a matrix that few kernels multiply does not decide for the others: it goes apart."""

@@ -229,4 +229,4 @@ class Step:
 
 
 def _names(matrices: Iterable[Matrix]) -> tuple[str, ...]:
-    return tuple(name for one in matrices for name in (one.tensor, one.partner) if name is not None)
+    return tuple(name for one in matrices for name in one.tensors)

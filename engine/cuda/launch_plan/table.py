@@ -87,7 +87,7 @@ def _router_families(moe: MoePlan) -> Families:
 
 
 def _cells(product: Product, families: Families) -> tuple[str, str, str, str, str]:
-    names = [name for one in product.matrices for name in (one.tensor, one.partner) if name is not None]
+    names = [name for one in product.matrices for name in one.tensors]
     tensors = " ".join(dict.fromkeys(_short(name) for name in names))
     types = " ".join(dict.fromkeys(type.name for type in product.types))
     outputs = sum(one.rows for one in product.matrices)

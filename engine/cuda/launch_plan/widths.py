@@ -14,7 +14,7 @@ class Widths:
 
     Attributes:
         model: D. vocab: V. qkv: all of q, k and v. attention: H*Hv. ffn: F.
-        experts: E, 0 without a mixture. used: experts of a row. hidden: hidden values of all of them.
+        experts: scores of a router, 0 without a mixture. used: experts of a row. hidden: hidden values of all of them.
         normed: D, or 0 where every norm folds into a product. part: D, or 0 where every result is added as it comes.
         beside: D, or 0 where no layer reads its input again.
         inputs: first products of latent attention. queries: queries from their compression. heads: what the matrices

@@ -17,8 +17,9 @@ class Activations:
         x: (R, D) residual stream. qkv: (R, widest q+k+v). attention: (R, H*Hv). up: (R, F).
         gate: (R, F) at least; also the operand of the down projection, from products of gemm.cu.
         y: (R, D) output of one expert. total: (R, D) sum over experts.
-        router: (R, E) scores. mix: (R, 1) score of the shared expert.
-        chosen: int32 (R, U) experts of each row; chosen_weights: (R, U); hidden: (R, U * F), of decode steps.
+        router: (R, n_scores) scores. mix: (R, 1) score of a shared expert apart from the others.
+        chosen: int32 (R, U) experts of each row, those of every row included; chosen_weights: (R, U).
+        hidden: (R, U * F), of decode steps.
         embedded: embeddings of the rows. layer_inputs: vectors of every layer's own; layer_projected: what becomes part
             of them. streams, predicted: of a stream of several vectors. stream_gates, skip: of residual connections,
             see Widths. latent: what experts read, then what they give. given: what adjugate experts read. One column

@@ -68,7 +68,7 @@ class DeviceMoe:
 
     Attributes:
         selection_bias: float32 (E,) that joins the choice, or None.
-        router: scores. shared, shared_gate: the expert of every row and its factor, or None.
+        router: scores. shared, shared_gate: see MoePlan, likewise None.
         experts: one part per expert, where some step multiplies by single experts, else ().
         chosen, sharing, grouped: launchers of the families EXPERTS_CHOSEN, EXPERTS_SHARED and EXPERTS_GROUPED over the
             same memory; None where no step takes the family.

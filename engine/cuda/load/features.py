@@ -168,6 +168,8 @@ _NAMES = {
     "qk_norm": "this kind of normalized queries and keys",
     "activation": "this activation",
     "routing": "this routing of experts",
+    "by_token": "experts that the token chooses",
+    "compressed": "compressed blocks of positions",
 }
 
 

@@ -17,7 +17,7 @@ from engine.cuda.formats.layouts import kept_as
 from engine.cuda.formats.repack import PackedMatrix, repack
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.model import LaunchPlan
-from engine.cuda.launch_plan.products import Product, Projection
+from engine.cuda.launch_plan.products import Matrix, Product, Projection
 from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
 from engine.cuda.load.tensor_index import TensorIndex
 from engine.cuda.matrix.decode_gemm import DecodeGemm
@@ -75,26 +75,36 @@ class TensorUploader:
             self._vectors[key] = (cupy.asarray(np.ascontiguousarray(values, dtype=dtype)), values)
         return self._vectors[key][0]
 
-    def matrix(self, weight: Weight, partner: Weight | None = None) -> PackedMatrix:
-        """One matrix or one below the other all of a stack, packed; the same tensor is packed once."""
-        key = weight.name if partner is None else f"{weight.name} {partner.name}"
+    def matrix(self, weight: Weight, partner: Weight | None = None, behind: Sequence[Weight] = ()) -> PackedMatrix:
+        """One matrix or one below the other all of a stack, packed; the same tensors are packed once.
+
+        behind: what launch_plan.products.Matrix names behind the weight and its partner.
+        """
+        sources = (weight,) if partner is None else (weight, partner)
+        key = " ".join(one.name for one in (*sources, *behind))
         if key not in self._packed:
-            rows = int(np.prod(weight.shape[:-1]))
-            other = None if partner is None else self._raw(partner)
+            rows = sum(one.rows * one.columns for one in behind[:1]) // weight.columns + int(np.prod(weight.shape[:-1]))
+            raw = [self._raw(one, behind[i : i + 1]) for i, one in enumerate(sources)]
             self._packed[key] = repack(
-                self._raw(weight), kept_as(weight.type), rows, weight.columns, partner=other, stream=self._stream
-            )
+                raw[0], kept_as(weight.type), rows, weight.columns, partner=raw[-1] if partner else None,
+                stream=self._stream,
+            )  # fmt: skip
         return self._packed[key]
 
-    def _raw(self, weight: Weight) -> DeviceArray:
+    def _raw(self, weight: Weight, behind: Sequence[Weight] = ()) -> DeviceArray:
+        """Bytes of a tensor on the device, and behind them those of another in rows of as many columns."""
         import cupy
 
-        raw = np.ascontiguousarray(weight.raw).reshape(-1)
+        pieces = [np.ascontiguousarray(weight.raw), *(_in_rows(more, weight.columns) for more in behind)]
+        pieces = [piece.reshape(-1) for piece in pieces]
         if kept_as(weight.type) is not weight.type:
-            raw = dequantize(raw, weight.type).view(np.uint8)
-        device: DeviceArray = cupy.empty(raw.nbytes, cupy.uint8)
-        device.set(raw, stream=self._stream)
-        self._done += weight.raw.nbytes
+            pieces = [dequantize(piece, weight.type).view(np.uint8) for piece in pieces]
+        device: DeviceArray = cupy.empty(sum(piece.nbytes for piece in pieces), cupy.uint8)
+        start = 0
+        for piece in pieces:
+            device[start : start + piece.nbytes].set(piece, stream=self._stream)
+            start += piece.nbytes
+        self._done += weight.n_bytes + sum(more.n_bytes for more in behind)
         self._progress(self._done)
         return device
 
@@ -116,9 +126,13 @@ class TensorUploader:
         linears = [self._tensors.linear(one.tensor, expert) for one in plan.matrices]
         partner = plan.matrices[0].partner
         up = None if partner is None else self._tensors.linear(partner, expert).weight
-        matrices = [self.matrix(linear.weight, up) for linear in linears]
+        behind = [self._behind(one) for one in plan.matrices]
+        matrices = [self.matrix(linear.weight, up, more) for linear, more in zip(linears, behind, strict=True)]
         alpha = plan.alpha if expert is None else linears[0].scale
         return self._over(plan, matrices, self._bias(linears), alpha)
+
+    def _behind(self, plan: Matrix) -> list[Weight]:
+        return [self._tensors.linear(name).weight for name in plan.behind]
 
     def _over(
         self, plan: Product, matrices: Sequence[PackedMatrix], bias: DeviceArray | None, alpha: float
@@ -151,6 +165,12 @@ class TensorUploader:
         (part,) = plan.parts
         product = self._over(part, [part_of(stack, index, count)], bias, 1.0)
         return DeviceProjection((product,), plan.width, plan.columns)
+
+
+def _in_rows(weight: Weight, columns: int) -> np.ndarray:
+    """Bytes of a matrix cut into matrices of so many columns, one below the other."""
+    beside = weight.columns // columns
+    return np.ascontiguousarray(weight.raw.reshape(weight.rows, beside, -1).swapaxes(0, 1))
 
 
 def part_of(matrix: PackedMatrix, index: int, count: int) -> PackedMatrix:

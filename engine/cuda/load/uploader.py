@@ -333,7 +333,7 @@ class Uploader(RecurrentUploader):
         return DeviceHeads(plan, views, joined, int(packed.data.nbytes))
 
     def _moe(self, plan: MoePlan, weights: MoeWeights) -> DeviceMoe:
-        n, selection_bias = plan.routing.n_experts, self.vector(weights.selection_bias)
+        n, selection_bias = plan.routing.n_stacked, self.vector(weights.selection_bias)
         experts: tuple[DeviceFfn, ...] = ()
         chosen, sharing, grouped = None, None, None
         if plan.gate_up is None or plan.down is None:
@@ -389,8 +389,8 @@ class Uploader(RecurrentUploader):
         return DeviceLatentExperts(self.projection(plan.down), self.projection(plan.up), norm)
 
     def _stack(self, plan: Matrix) -> PackedMatrix:
-        stack = self._tensors.stack(plan.tensor).weight
-        return self.matrix(stack, None if plan.partner is None else self._tensors.stack(plan.partner).weight)
+        partner = None if plan.partner is None else self._tensors.stack(plan.partner).weight
+        return self.matrix(self._tensors.stack(plan.tensor).weight, partner, self._behind(plan))
 
     def _gathered(
         self,

@@ -83,17 +83,19 @@ extern "C" __global__ void add_scaled(float* total, const float* y, int columns,
     for (int i = threadIdx.x; i < columns; i += blockDim.x) total[base + i] += factor * y[base + i];
 }
 
+// total[row][i] += sigmoid(score[row * stride]) * y[row][i].
+extern "C" __global__ void add_gated(float* total, const float* y, int columns, const float* score, int stride) {
+    pdl_launch();
+    pdl_wait();
+    const float factor = 1.0f / (1.0f + expf(-score[(i64)blockIdx.x * stride]));
+    const i64 base = (i64)blockIdx.x * columns;
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) total[base + i] += factor * y[base + i];
+}
+
 extern "C" __global__ void copy_rows(const float* from, float* to, i64 count) {
     pdl_launch();
     pdl_wait();
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x) to[i] = from[i];
-}
-
-extern "C" __global__ void sigmoid(float* x, i64 count) {
-    pdl_launch();
-    pdl_wait();
-    for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += (i64)gridDim.x * blockDim.x)
-        x[i] = 1.0f / (1.0f + expf(-x[i]));
 }
 
 // Reads everything once; writes only if the sum is one it cannot have, so that nothing is optimized away.

@@ -73,15 +73,16 @@ def add_scaled(total: DeviceArray, y: DeviceArray, weight: DeviceArray | None, i
     launch(_kernel("add_scaled"), int(y.shape[0]), 256, args)
 
 
+def add_gated(total: DeviceArray, y: DeviceArray, score: DeviceArray) -> None:
+    """total (T, D) += sigmoid(score) * y (T, D); score float32 (T, >= 1), of which the first column counts."""
+    assert total.flags.c_contiguous and y.flags.c_contiguous and total.shape == y.shape
+    launch(_kernel("add_gated"), int(y.shape[0]), 256, (total, y, int(y.shape[1]), score, score.strides[0] // 4))
+
+
 def copy(source: DeviceArray, target: DeviceArray) -> None:
     """target = source, both float32 and contiguous."""
     assert source.flags.c_contiguous and target.flags.c_contiguous and source.size == target.size
     _flat("copy_rows", source.size, (source, target, np.int64(source.size)))
-
-
-def sigmoid(x: DeviceArray) -> None:
-    """x = 1 / (1 + exp(-x)) in place."""
-    _flat("sigmoid", x.size, (x, np.int64(x.size)))
 
 
 def read_bandwidth(stream: Stream, n_bytes: int = 1 << 30) -> float:

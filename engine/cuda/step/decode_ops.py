@@ -119,15 +119,15 @@ class DecodeOps(CudaOps):
         positions, room, (weight, eps) = self._positions, self._expert_room, folded(norm)
         if family is Family.EXPERTS_CHOSEN:
             assert moe.chosen is not None
-            pairs = self.n_rows * moe.plan.routing.n_used
+            pairs = self.n_rows * moe.plan.routing.n_places
             assert self.buffers.hidden is not None
             h = columns_of(self.buffers.hidden, pairs, moe.chosen.width)
             early = not moe.plan.routed_early
             moe.chosen.gate_up(x, scores, h, norm=weight, eps=eps, positions=positions, early=early)
-            shared = self._shared_hidden(moe, inputs.shared)
+            shared = self._shared_hidden(moe, inputs)
             moe.chosen.down(scores, h, out, positions=positions)
             return shared
-        shared = self._shared_hidden(moe, inputs.shared)
+        shared = self._shared_hidden(moe, inputs)
         if family is Family.EXPERTS_SHARED:
             assert room is not None
             assert moe.sharing is not None

@@ -20,7 +20,7 @@ class Read(NamedTuple):
 
 
 Shared = tuple[Hidden, DeviceArray | None]
-"""Hidden vectors of the expert that every row passes through, and its factor (T, 1) or None."""
+"""Hidden vectors of the expert that every row passes through, and its score (T, >= 1), in the first column, or None."""
 
 
 def folded(norm: DeviceNorm | None) -> tuple[DeviceArray | None, float]:

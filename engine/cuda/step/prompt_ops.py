@@ -146,7 +146,7 @@ class PromptOps(CudaOps):
 
     def _own_experts(self, moe: DeviceMoe, family: Family, inputs: MoeInputs, out: DeviceArray) -> Shared | None:
         assert family is Family.EXPERTS_GROUPED
-        shared, (x, norm) = self._shared_hidden(moe, inputs.shared), inputs.experts
+        shared, (x, norm) = self._shared_hidden(moe, inputs), inputs.experts
         self._grouped(moe, x, inputs.scores, self.buffers.expert_room, out, norm)
         return shared
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.model.building.compressed import build_compressed
 from engine.model.building.indexer import build_indexer
 from engine.model.building.positions import PositionTables
 from engine.model.building.source import TensorSource
@@ -22,9 +23,12 @@ def build_attention(
     value_width = attention.value_width if latent is None else latent.value_width
     parts = source.architecture.attention
     assert parts is not None
-    output = source.linear(f"{prefix}.{parts.output}", source.width, heads * value_width)
+    compressed = attention.compressed
+    columns = heads * value_width if compressed is None else compressed.groups * compressed.output_rank
+    output = source.linear(f"{prefix}.{parts.output}", source.width, columns)
     output = replace(output, scale=output.scale * attention.value_scale)
-    q, k, v = _qkv(source, prefix, attention) if latent is None else (None, None, None)
+    own = latent is None and compressed is None
+    q, k, v = _qkv(source, prefix, attention) if own else (None, None, None)
     latent_weights = None if latent is None else _latent(source, prefix, heads, latent)
     gate, query_gate = None, None
     if attention.output_gate is OutputGate.IN_QUERY and q is not None:
@@ -49,6 +53,7 @@ def build_attention(
         sub_norm=source.norm(f"{prefix}.attn_sub_norm", (heads * value_width,)) if attention.sub_norm else None,
         v_norm=Norm(NormKind.RMS, source.config.norm_epsilon, None) if attention.value_norm else None,
         query_gate=query_gate,
+        compressed=None if compressed is None else build_compressed(source, prefix, attention, compressed),
         relative_bias=_relative_bias(source, prefix, attention) if attention.relative_buckets else None,
         indexer=None if attention.indexer is None else build_indexer(source, positions, prefix, attention),
     )

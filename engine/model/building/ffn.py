@@ -6,7 +6,9 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
+from engine.errors import ModelFileError
 from engine.model.building.source import TensorSource
 from engine.model.config import FfnConfig, MoeConfig
 from engine.model.parts import FfnParts, Presence
@@ -60,10 +62,20 @@ def build_moe(source: TensorSource, prefix: str, moe: MoeConfig) -> MoeWeights:
         shared=None if moe.shared is None else _shared(source, prefix, moe.shared, moe.shared_scale),
         shared_gate=tensors.linear(f"{prefix}.ffn_gate_inp_shexp", 1, width) if shared_gate else None,
         selection_bias=bias,
+        token_experts=_token_experts(source, prefix, moe) if moe.by_token else None,
         latent=None if moe.latent_width is None else _latent(source, prefix, moe.latent_width),
         adjugate=adjugate,
         **_norms(source, prefix, moe),
     )
+
+
+def _token_experts(source: TensorSource, prefix: str, moe: MoeConfig) -> npt.NDArray[np.int32]:
+    """The experts (V, n_used) of each token."""
+    name = f"{prefix}.ffn_gate_tid2eid.weight"
+    chosen = source.tensors.vector(name, (source.config.vocab_size, moe.n_used))
+    if not ((chosen >= 0) & (chosen < moe.n_experts) & (chosen == np.floor(chosen))).all():
+        raise ModelFileError(f"tensor {name} holds numbers that name no expert; allowed are 0 to {moe.n_experts - 1}")
+    return chosen.astype(np.int32)
 
 
 def _norms(source: TensorSource, prefix: str, moe: MoeConfig) -> dict[str, Norm]:

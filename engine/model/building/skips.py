@@ -57,7 +57,7 @@ def build_head_skip(source: TensorSource) -> SkipWeights | None:
     if isinstance(skip, GatedSkip):
         return _gated(source, "output_hc", skip, parts=1)
     if isinstance(skip, MixedSkip):
-        return MeanSkipWeights()
+        return _gated(source, "output_hc", skip, parts=1) if skip.weighted_head else MeanSkipWeights()
     if isinstance(skip, StackSkip):
         return StackSkipWeights(_bare_norm(source), init=source.tensors.vector("hrm.z_l_init", (source.width,)))
     return None
@@ -72,7 +72,7 @@ def _banked(source: TensorSource, name: str, *, banks: bool = False) -> BankedSk
     return BankedSkipWeights(Norm(NormKind.RMS, source.config.norm_epsilon, weight), banks)
 
 
-def _gated(source: TensorSource, name: str, skip: GatedSkip, *, parts: int) -> GatedSkipWeights:
+def _gated(source: TensorSource, name: str, skip: GatedSkip | MixedSkip, *, parts: int) -> GatedSkipWeights:
     rows, tensors = parts * skip.count, source.tensors
     return GatedSkipWeights(
         norm=Norm(NormKind.RMS, source.config.norm_epsilon, None),

@@ -14,6 +14,7 @@ from engine.model.config.attention import (
     QkNorm,
     QkWeights,
 )
+from engine.model.config.compressed import BlockIndexConfig, BlocksConfig, CompressedConfig
 from engine.model.config.ffn import Activation, AdjugateConfig, FfnConfig, MoeConfig, Routing
 from engine.model.config.indexer import IndexerConfig, IndexerKind
 from engine.model.config.model import CombinedConfig, LayerConfig, MixerConfig, ModelConfig, NormKind, ResidualKind
@@ -51,8 +52,11 @@ __all__ = [
     "AttentionConfig",
     "AttentionTemperature",
     "BankedSkip",
+    "BlockIndexConfig",
+    "BlocksConfig",
     "ChannelMixConfig",
     "CombinedConfig",
+    "CompressedConfig",
     "DeltaNetConfig",
     "FfnConfig",
     "GateFunction",

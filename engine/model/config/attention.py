@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from engine.model.config.compressed import CompressedConfig
 from engine.model.config.indexer import IndexerConfig
 from engine.model.config.rope import RopeConfig
 
@@ -117,6 +118,7 @@ class AttentionConfig:
     value_scale: float = 1.0  # multiplies the values; in the weights it is a factor of attn_output
     indexer: IndexerConfig | None = None  # chooses the positions that a query attends to; None = all that it may see
     value_norm: bool = False  # each head's values are normalized (NormKind.RMS), without a weight
+    compressed: CompressedConfig | None = None  # the window is that of single positions; blocks are seen as well
     sub_norm: bool = False  # what attn_output reads is normalized by attn_sub_norm, all heads together
     cache_layer: int | None = None  # keys and values are those of this earlier layer; the layer has none of its own
 
@@ -126,6 +128,11 @@ class AttentionConfig:
         return self.n_heads // self.n_kv_heads
 
     @property
+    def plain(self) -> bool:
+        """Whether q, k and v are projections of the input and a query sees all that window or chunk leave it."""
+        return self.latent is None and self.indexer is None and self.compressed is None
+
+    @property
     def values_in_keys(self) -> bool:
         """Whether a value is the first value_width numbers of its key, so that keys alone need to be cached."""
-        return self.latent is not None and self.latent.absorbed
+        return (self.latent is not None and self.latent.absorbed) or self.compressed is not None

@@ -34,6 +34,7 @@ class Routing(Enum):
 
     SOFTMAX = "softmax"  # softmax over all experts
     SIGMOID = "sigmoid"  # sigmoid of each score
+    SQRT_SOFTPLUS = "sqrt_softplus"  # sqrt(ln(1 + exp(s))) of each score
     SOFTMAX_CHOSEN = "softmax_chosen"  # the best are chosen by s; p is the softmax over the chosen alone
 
 
@@ -76,12 +77,12 @@ class AdjugateConfig:
 class MoeConfig:
     """Mixture of experts: the router picks `n_used` of `n_experts` feed-forward parts per token.
 
-    1. p = routing(router x). 2. Choice by p + selection bias (weights.selection_bias; the bias has no part in 4).
-    3. With n_groups > 1 the experts are consecutive groups; a group's score is the sum of its two best choice scores,
-    and only experts of the best n_groups_used groups can be chosen. 4. The chosen p are divided by their sum where
-    `normalize` (not below 2^-14), and multiplied by weight_scale. 5. The sum over the chosen of
-    weight · expert(x), or of expert(weight · x) where weights_inputs. 6. The shared part's output is added, times
-    shared_scale and gated where shared_gate.
+    1. p = routing(router x). 2. Choice by p + selection bias (weights.selection_bias; the bias has no part in 4), or
+    where by_token by the token alone (weights.token_experts). 3. With n_groups > 1 the experts are consecutive groups;
+    a group's score is the sum of its two best choice scores, and only experts of the best n_groups_used groups can be
+    chosen. 4. The chosen p are divided by their sum where `normalize` (not below 2^-14), and multiplied by
+    weight_scale. 5. The sum over the chosen of weight · expert(x), or of expert(weight · x) where weights_inputs.
+    6. The shared part's output is added, times shared_scale and gated where shared_gate.
 
     With a latent_width the experts of 5. read latent_down · x and give as many numbers; of their sum s (normalized
     where the weights have a norm) latent_up · s is taken. Router and shared part read x.
@@ -106,3 +107,4 @@ class MoeConfig:
     reads_input: bool = False  # router and experts, but not the shared part, read ffn_norm_exps(the layer's input)
     latent_width: int | None = None  # numbers that an expert reads and gives, where these are not D
     separate_norms: bool = False
+    by_token: bool = False

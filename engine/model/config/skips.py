@@ -19,6 +19,7 @@ class SkipKind(Enum):
     HYPER = "hyper"
     GATED = "gated"
     MIXED = "mixed"
+    MIXED_AND_WEIGHTED = "mixed_and_weighted"
     STACKS = "stacks"
 
 
@@ -78,12 +79,14 @@ class MixedSkip:
     As GatedSkip, but: [u, v, m] = fn · n with S · S more numbers m; what is written has the factor
     2 · sigmoid(scale_1 · v_s + base_{S + s}); and x_s becomes that times f(h), plus Σ_r C_rs · x_r. C begins as softmax
     over s of scale_2 · m_rs + base_{2 · S + r · S + s}, plus ε; then columns, and `iterations` - 1 times rows and
-    columns, are divided by their sums plus ε. The head reads the mean of all streams.
+    columns, are divided by their sums plus ε. The head reads the mean of all streams, or what GatedSkip's head does
+    (DeepSeek V4).
     """
 
     count: int  # S
     epsilon: float
     iterations: int
+    weighted_head: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

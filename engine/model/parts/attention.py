@@ -141,6 +141,7 @@ class AttentionParts:
         value_scale: attention.value_scale is read.
         indexer: chooses the positions that a query attends to; None = it attends to all.
         value_norm: values are normalized head by head, without a weight.
+        compressed: one key per position, which is its value too, in a window, and compressed blocks of earlier ones.
         sub_norm: attn_sub_norm normalizes what the heads give, all together.
         values_like_keys: without attn_v, attn_k gives the values too.
         shared_caches: attention.shared_kv_layers is read: so many layers at the end read the cache of an earlier layer.
@@ -175,6 +176,7 @@ class AttentionParts:
     indexer: IndexerParts | None = None
     value_norm: bool = False
     sub_norm: bool = False
+    compressed: bool = False
     values_like_keys: bool = False
     shared_caches: bool = False
     own_caches: int | None = None

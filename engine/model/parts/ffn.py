@@ -77,6 +77,7 @@ class MoeParts:
         routed_early: the router reads the layer's input, before the mixer and its norm.
         adjugates: experts_per_group experts share a smaller one, of ffn_*_chexps; expert_group_scale is read.
         reads_input: router and experts, but not the shared expert, read the layer's input, normalized by ffn_norm_exps.
+        by_token: hash_layer_count is read: in the first so many layers ffn_gate_tid2eid says which experts a token has.
         separate_norms: router, experts and shared expert have norms of their own, before and behind them.
     """
 
@@ -105,3 +106,4 @@ class MoeParts:
     adjugates: bool = False
     reads_input: bool = False
     separate_norms: bool = False
+    by_token: bool = False

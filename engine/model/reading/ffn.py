@@ -11,7 +11,7 @@ from engine.model.parts import FfnParts, MoeParts
 from engine.model.reading.metadata import LIMIT, HyperParameters
 from engine.model.reading.source import Source
 
-GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN}
+GATING = {1: Routing.SOFTMAX, 2: Routing.SIGMOID, 3: Routing.SOFTMAX_CHOSEN, 4: Routing.SQRT_SOFTPLUS}
 """Values of expert_gating_func; 0 = the family's own."""
 
 USUAL_SPARSITY = 1.6448533535003662
@@ -38,7 +38,10 @@ def read_ffns(source: Source) -> list[FfnConfig | MoeConfig | ChannelMixConfig |
     ffn = source.architecture.ffn
     if ffn is None:
         return [None] * source.n_layers
-    widths = source.read.per_layer("feed_forward_length", source.n_blocks, low=0)
+    moe = source.architecture.moe
+    dense = moe is None or not moe.required or moe.dense_lead
+    default = None if dense else (0,) * source.n_blocks
+    widths = source.read.per_layer("feed_forward_length", source.n_blocks, default, low=0)
     return [_layer(source, ffn, index, widths[index] // ffn.width_divisor) for index in range(source.n_layers)]
 
 
@@ -117,7 +120,8 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
     read = source.read
     n_experts = read.integer("expert_count")
     n_used = read.integer("expert_used_count", high=n_experts)
-    stated_width = read.integer("expert_feed_forward_length", 0, low=0)
+    stated = read.per_layer("expert_feed_forward_length", source.n_blocks, (0,) * source.n_blocks, low=0)
+    stated_width = stated[index]
     expert_width = stated_width or (width // n_used if parts.width_of_used else width)
     if expert_width == 0:
         raise ModelFileError("expert_feed_forward_length and feed_forward_length are both 0; one must be positive")
@@ -146,6 +150,7 @@ def _moe(source: Source, ffn: FfnParts, parts: MoeParts, index: int, width: int)
         reads_input=parts.reads_input,
         latent_width=(read.integer("expert_latent_length", 0, low=0) or None) if parts.latent else None,
         separate_norms=parts.separate_norms,
+        by_token=parts.by_token and index < read.integer("hash_layer_count", 0, low=0),
     )
 
 
@@ -217,8 +222,8 @@ def _routing(source: Source, parts: MoeParts) -> Routing:
     number = source.read.integer("expert_gating_func", 0, low=0)
     if number and number not in GATING:
         raise UnsupportedModelError(
-            f"{source.name}.expert_gating_func {number} is not supported; supported are 1 (softmax), 2 (sigmoid) "
-            "and 3 (softmax over the chosen)"
+            f"{source.name}.expert_gating_func {number} is not supported; supported are 1 (softmax), 2 (sigmoid), "
+            "3 (softmax over the chosen) and 4 (square root of softplus)"
         )
     return GATING.get(number, parts.routing)
 

@@ -44,11 +44,12 @@ def read_skip(source: Source) -> SkipConfig | None:
             epsilon=read.number("hyper_connection.epsilon", low=0.0, high=1.0),
             magnitude=read.number("hyper_connection.magnitude", low=-LIMIT, high=LIMIT),
         )
-    if kind is SkipKind.MIXED:
+    if kind in (SkipKind.MIXED, SkipKind.MIXED_AND_WEIGHTED):
         return MixedSkip(
             count=read.integer("hyper_connection.count", low=2, high=MOST_STREAMS),
             epsilon=read.number("hyper_connection.epsilon", low=0.0, high=1.0),
             iterations=read.integer("hyper_connection.sinkhorn_iterations", high=MOST_ITERATIONS),
+            weighted_head=kind is SkipKind.MIXED_AND_WEIGHTED,
         )
     if kind is SkipKind.STACKS:
         return _stacks(source)

@@ -4,6 +4,7 @@ One file per part, and the whole in `model`. Nothing here expands a matrix.
 """
 
 from engine.model.weights.attention import AttentionWeights, LatentWeights
+from engine.model.weights.compressed import BlockIndexWeights, BlockKeyWeights, CompressedWeights
 from engine.model.weights.ffn import ExpertsWeights, FfnWeights, LatentExpertWeights, MoeWeights
 from engine.model.weights.indexer import IndexerWeights
 from engine.model.weights.matrices import ExpertLinear, Float32Array, Linear, Norm, Uint8Array, Weight
@@ -38,8 +39,11 @@ from engine.model.weights.streams import LaurelWeights, LayerInputWeights, PerLa
 __all__ = [
     "AttentionWeights",
     "BankedSkipWeights",
+    "BlockIndexWeights",
+    "BlockKeyWeights",
     "ChannelMixWeights",
     "CombinedWeights",
+    "CompressedWeights",
     "DeltaNetWeights",
     "ExpertLinear",
     "ExpertsWeights",

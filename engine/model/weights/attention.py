@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.model.rope import RopeTable
+from engine.model.weights.compressed import CompressedWeights
 from engine.model.weights.indexer import IndexerWeights
 from engine.model.weights.matrices import ExpertLinear, Float32Array, Linear, Norm
 
@@ -41,7 +42,8 @@ class AttentionWeights:
     sinks and alibi_slopes are float32 (H,) or None, relative_bias is (buckets, H) or None. gate is that of
     OutputGate.OWN, (H · Hv, D), or PER_HEAD, (H, D); with IN_QUERY q has 2 · H · Hd rows, and query_gate is its rows of
     queries and those of gates, as views. Where `latent` is set q, k and v are None, and output is (D, H ·
-    LatentConfig.value_width). With AttentionConfig.cache_layer k and v are None. v_norm has no weight.
+    LatentConfig.value_width). Where `compressed` is set they are None too, and output is (D, G · output_rank). With
+    AttentionConfig.cache_layer k and v are None. v_norm has no weight.
     """
 
     output: Linear
@@ -60,6 +62,7 @@ class AttentionWeights:
     indexer: IndexerWeights | None = None
     v_norm: Norm | None = None
     sub_norm: Norm | None = None
+    compressed: CompressedWeights | None = None
 
     @property
     def qkv(self) -> tuple[Linear, Linear, Linear]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.model.weights.matrices import ExpertLinear, Float32Array, Linear, Norm
 
 
@@ -52,7 +55,8 @@ class ExpertsWeights:
 class MoeWeights(ExpertsWeights):
     """Experts with a router (E, D), and a shared expert and its gate (1, D) or None.
 
-    selection_bias (E,) float32 joins the choice of experts only. norm is that of MoeConfig.reads_input, or with
+    selection_bias (E,) float32 joins the choice of experts only. token_experts (V, experts used) are those of each
+    token, in layers with MoeConfig.by_token. norm is that of MoeConfig.reads_input, or with
     separate_norms that of the experts; only then there are router_norm, expert_post_norm and shared_post_norm, of what
     router, experts and shared part read or give.
     """
@@ -61,6 +65,7 @@ class MoeWeights(ExpertsWeights):
     shared: FfnWeights | None
     shared_gate: Linear | None
     selection_bias: Float32Array | None = None
+    token_experts: npt.NDArray[np.int32] | None = None
     norm: Norm | None = None
     adjugate: ExpertsWeights | None = None
     latent: LatentExpertWeights | None = None

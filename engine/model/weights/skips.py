@@ -81,7 +81,7 @@ class MixedSkipWeights:
 
 @dataclass(frozen=True, eq=False)
 class MeanSkipWeights:
-    """The head of MixedSkip, which has no weights."""
+    """The head of MixedSkip that reads a mean and has no weights."""
 
     def linears(self) -> tuple[Linear, ...]:
         """All projections."""

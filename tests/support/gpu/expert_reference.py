@@ -11,7 +11,7 @@ TOLERANCE, WORST_ROW = 1e-6, 5e-6
 
 def routed(routing, scores, bias=None):
     """Experts and weights of each row, by the definition, in float64."""
-    scores = scores.astype(np.float64)
+    scores, more = np.split(scores.astype(np.float64), [routing.n_experts], axis=1)
     if routing.gating is Gating.SOFTMAX:
         gates = np.exp(scores - scores.max(1, keepdims=True))
         gates /= gates.sum(1, keepdims=True)
@@ -32,7 +32,11 @@ def routed(routing, scores, bias=None):
         weights /= weights.sum(1, keepdims=True)
     elif routing.normalize:
         weights = weights / weights.sum(1, keepdims=True)
-    return ids, weights * routing.weight_scale
+    shared = np.arange(routing.n_shared) + routing.n_experts
+    share = 1 / (1 + np.exp(-more[:, :1])) if routing.shared_scored else np.ones((len(ids), 1))
+    share = np.repeat(share * routing.shared_scale, routing.n_shared, axis=1)
+    ids = np.concatenate([ids, np.tile(shared, (len(ids), 1))], axis=1)
+    return ids, np.concatenate([weights * routing.weight_scale, share], axis=1)
 
 
 def silu(v):

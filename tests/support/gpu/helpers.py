@@ -20,6 +20,7 @@ from engine.model.transformer import hidden_states
 from engine.request import ActiveSequence, Work
 from engine.sampling import SamplingParams
 from tests.support.models.gguf_builder import build_gguf, random_blocks, tiny_llama_parts
+from tests.support.models.small_models import EXPERTS, make, with_experts
 
 _request_ids = itertools.count(1)
 
@@ -180,6 +181,22 @@ def typed_model(folder, weight_type, **options):
     path = folder / f"{weight_type.name}-{len(list(folder.iterdir()))}.gguf"
     path.write_bytes(build_gguf(meta, tensors))
     return path
+
+
+def shared_expert_model(folder, times, *, down=GGMLType.Q6_K, shared_down=GGMLType.Q6_K):
+    """A tiny Q4_K file with 5 experts and a shared one, with a score, that is so many times as wide."""
+
+    def change(tensors):
+        with_experts(tensors, shared=256 * times)
+        for number, (name, array) in enumerate(tensors.items()):
+            if array.ndim > 1 and "gate_inp" not in name:
+                kind = shared_down if "down_shexp" in name else down if "down_exps" in name else GGMLType.Q4_K
+                raw = random_blocks(array.shape, kind, std=float(array.std()), seed=number)
+                tensors[name] = (raw, array.shape, kind)
+
+    lengths = {"expert_feed_forward_length": 256, "expert_shared_feed_forward_length": 256 * times}
+    sizes = {"width": 256, "ffn": 256, "heads": 4, "kv_heads": 2, "context_length": 512}
+    return make(folder, architecture="qwen2moe", metadata=EXPERTS | lengths, change=change, **sizes)[2]
 
 
 def mixed_model(folder, **options):

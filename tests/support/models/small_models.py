@@ -161,9 +161,10 @@ def with_experts(tensors, shared=0):
             if shared:
                 small = (shared, columns) if name != "down" else (rows, shared)
                 tensors[f"{prefix}_{name}_shexp.weight"] = rng.normal(0, 0.12, small).astype(np.float32)
-        tensors[f"{prefix}_gate_inp.weight"] = rng.normal(0, 0.3, (5, 64)).astype(np.float32)
+        width = tensors[f"{prefix}_norm.weight"].size
+        tensors[f"{prefix}_gate_inp.weight"] = rng.normal(0, 0.3, (5, width)).astype(np.float32)
         if shared:
-            tensors[f"{prefix}_gate_inp_shexp.weight"] = rng.normal(0, 0.3, 64).astype(np.float32)
+            tensors[f"{prefix}_gate_inp_shexp.weight"] = rng.normal(0, 0.3, width).astype(np.float32)
 
 
 def with_expert_scales(tensors):
@@ -205,6 +206,11 @@ CASES = {
         "architecture": "qwen2moe",
         "metadata": EXPERTS | {"expert_feed_forward_length": 96, "expert_shared_feed_forward_length": 24},
         "change": lambda tensors: with_experts(tensors, shared=24),
+    },
+    "shared expert as wide as two": {
+        "architecture": "qwen2moe",
+        "metadata": EXPERTS | {"expert_feed_forward_length": 96, "expert_shared_feed_forward_length": 192},
+        "change": lambda tensors: with_experts(tensors, shared=192),
     },
 }
 

@@ -6,6 +6,7 @@ See models.py.
 
 import numpy as np
 
+from tests.support.models.compressed_models import compressed
 from tests.support.models.gguf_builder import build_gguf
 from tests.support.models.hybrid_models import tiny_hybrid_parts
 from tests.support.models.indexer_models import tokens
@@ -28,7 +29,11 @@ class Hybrid:
         return path
 
 
-FAMILIES = {"glm-dsa": lambda: tokens("glm-dsa")[0], "glm5-next": lambda: Hybrid("glm5-next")}
+FAMILIES = {
+    "deepseek4": compressed,
+    "glm-dsa": lambda: tokens("glm-dsa")[0],
+    "glm5-next": lambda: Hybrid("glm5-next"),
+}
 
 CHOOSERS = {
     "deepseek32, four positions chosen": lambda: tokens()[0],

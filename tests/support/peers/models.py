@@ -29,6 +29,7 @@ from tests.support.models.naive_model import (
     NORMS,
     PLAIN,
     QKV,
+    TOKENS,
     WIDTH,
     File,
 )
@@ -47,6 +48,11 @@ RUN_CONTEXT = 256
 def logits_file(name):
     """Where the logits of a model are stored, (T, V) float32."""
     return LOGITS / (re.sub("[ ,]+", "-", name) + ".npy")
+
+
+def tokens_of(file):
+    """The tokens that a model reads."""
+    return getattr(file, "tokens", TOKENS)
 
 
 def shown(logits):

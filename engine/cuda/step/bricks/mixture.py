@@ -20,7 +20,7 @@ from engine.cuda.step.folding import Hidden, Read, Shared, columns_of, folded
 
 
 class MoeInputs(NamedTuple):
-    """What a mixture reads: its experts, its shared part, and the router's scores (T, E)."""
+    """What a mixture reads: its experts, its shared part, and the router's scores (T, routing.n_scores)."""
 
     experts: Read
     shared: Read
@@ -72,8 +72,8 @@ class MixtureBricks(SkipBricks):
         return self._joined(layer, x, y)
 
     def _scores_of(self, moe: DeviceMoe) -> DeviceArray:
-        """Where the router's scores (T, E) are."""
-        return columns_of(self.buffers.router, self.n_rows, moe.plan.routing.n_experts)
+        """Where the router's scores (T, routing.n_scores) are."""
+        return columns_of(self.buffers.router, self.n_rows, moe.plan.routing.n_scores)
 
     def _score(self, moe: DeviceMoe, read: Read, scores: DeviceArray) -> None:
         """The router's product."""
@@ -94,7 +94,7 @@ class MixtureBricks(SkipBricks):
             inputs = inputs._replace(experts=Read(read, None))
         if family is Family.EXPERTS_EVERY:
             self._every_expert(moe, inputs, given)
-            shared = self._shared_hidden(moe, inputs.shared)  # uses the memory that the experts have used
+            shared = self._shared_hidden(moe, inputs)  # uses the memory that the experts have used
         else:
             shared = self._own_experts(moe, family, inputs, given)
         if moe.plan.adjugate is not None:
@@ -139,8 +139,8 @@ class MixtureBricks(SkipBricks):
 
     def _every_expert(self, moe: DeviceMoe, inputs: MoeInputs, out: DeviceArray) -> None:
         buffers, n, routing, (x, norm) = self.buffers, self.n_rows, moe.plan.routing, inputs.experts
-        ids = columns_of(buffers.chosen, n, routing.n_used)
-        weights = columns_of(buffers.chosen_weights, n, routing.n_used)
+        ids = columns_of(buffers.chosen, n, routing.n_places)
+        weights = columns_of(buffers.chosen_weights, n, routing.n_places)
         router.route(routing, inputs.scores, ids, weights, bias=moe.selection_bias)
         part, on_inputs = columns_of(buffers.y, n, int(out.shape[1])), moe.plan.weigh_input
         normed, weighed = buffers.normed[:n], buffers.part[:n]
@@ -155,26 +155,28 @@ class MixtureBricks(SkipBricks):
             self._product(expert.down, h, part)
             parts.add_chosen(out, part, ids, None if on_inputs else weights, index)
 
-    def _shared_hidden(self, moe: DeviceMoe, read: Read) -> Shared | None:
-        """Hidden values of the expert that every row passes through, and its factor (T, 1); None without one."""
+    def _shared_hidden(self, moe: DeviceMoe, inputs: MoeInputs) -> Shared | None:
+        """Hidden values of a shared part of its own, and its score (T, >= 1), in the first column; None without one."""
         if moe.shared is None:
             return None
-        mix = None
-        if moe.shared_gate is not None:
-            mix = self.buffers.mix[: self.n_rows]
-            self._product(moe.shared_gate, read.x, mix, norm=read.norm)
-            row_ops.sigmoid(mix)
-        return self._gate_up(moe.shared, *read), mix
+        read, score, routing = inputs.shared, None, moe.plan.routing
+        if routing.shared_scored:
+            score = inputs.scores[:, routing.n_experts :]
+        elif moe.shared_gate is not None:
+            score = self.buffers.mix[: self.n_rows]
+            self._product(moe.shared_gate, read.x, score, norm=read.norm)
+        return self._gate_up(moe.shared, *read), score
 
-    def _add_shared(self, moe: DeviceMoe, h: Hidden, mix: DeviceArray | None, out: DeviceArray) -> None:
+    def _add_shared(self, moe: DeviceMoe, h: Hidden, score: DeviceArray | None, out: DeviceArray) -> None:
         assert moe.shared is not None
-        if mix is None and moe.shared_post_norm is None:
+        if score is None and moe.shared_post_norm is None:
             self._product(moe.shared.down, h, out, add=True)
             return
         y = columns_of(self.buffers.y, self.n_rows, int(out.shape[1]))
         self._product(moe.shared.down, h, y)
         if moe.shared_post_norm is not None:
-            assert mix is None
+            assert score is None
             parts.normalize(y, out, moe.shared_post_norm, add=True)
         else:
-            row_ops.add_scaled(out, y, mix, 0)
+            assert score is not None
+            row_ops.add_gated(out, y, score)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from engine.model.architecture import Architecture
 from engine.model.architectures.common import SHARED_EXPERTS
-from engine.model.config import IndexerKind, OutputGate, RopeStyle, SkipKind
+from engine.model.config import IndexerKind, OutputGate, RopeStyle, Routing, SkipKind
 from engine.model.parts import (
     AttentionParts,
     FfnParts,
@@ -67,6 +67,17 @@ ARCHITECTURES = (
         ),
         ffn=FfnParts(limits=True, limits_gate=True),
         moe=SHARED_EXPERTS,
+    ),
+    Architecture(
+        name="deepseek4",
+        layer=LayerParts(skip=SkipKind.MIXED_AND_WEIGHTED),
+        rope=RopeParts(RopeStyle.NORM),
+        attention=AttentionParts(compressed=True, window=WindowParts(), sinks=Presence.ALWAYS, output="attn_output_b"),
+        ffn=FfnParts(limits=True, limits_gate=True, limits_alike=True),
+        moe=replace(SHARED_EXPERTS, routing=Routing.SQRT_SOFTPLUS, dense_lead=False, groups=False, by_token=True),
+        next_token_layers=True,
+        ignored_keys=("embedding_length_out",),  # of what its next-token prediction reads
+        ignored_tensors=("blk.*.exp_probs_b_vl.*",),  # for tokens of pictures
     ),
     # DeepSeek 2 without latent attention.
     Architecture(

@@ -17,6 +17,7 @@ from engine.model.config import (
     RopeConfig,
 )
 from engine.model.parts import AttentionParts, IndexerParts, Presence, TemperatureParts
+from engine.model.reading.attention.compressed import block_rope, read_compressed
 from engine.model.reading.attention.indexer import read_indexer
 from engine.model.reading.attention.latent import latent_sharpening, read_latent
 from engine.model.reading.attention.rope import read_layer_rope
@@ -66,6 +67,8 @@ def _layer(
         kv_heads, key_width, value_width = latent.cached(heads)
         rotated = latent.rope_width
     rope = read_layer_rope(source, index, rotated, windows)
+    if parts.compressed and rope is not None:
+        rope = block_rope(source, index, rope)
     chunks = parts.window is not None and parts.window.chunks
     return AttentionConfig(
         n_heads=heads,
@@ -91,6 +94,7 @@ def _layer(
         value_scale=_value_scale(source, parts),
         value_norm=parts.value_norm,
         sub_norm=parts.sub_norm,
+        compressed=read_compressed(source, index, heads, kv_heads, rope) if parts.compressed else None,
         indexer=_indexer(source, parts.indexer, index, kv_heads, rope, windows),
         relative_buckets=_relative_buckets(source) if parts.relative_buckets else 0,
     )
