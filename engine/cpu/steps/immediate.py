@@ -18,6 +18,7 @@ from engine.cpu.steps.operands import (
     embed_rows,
     gate_step,
     integer_step,
+    multiply_step,
     normalize_step,
     quantize_step,
     rotate_step,
@@ -152,6 +153,11 @@ class Immediate:
         self.run(gate_step(x, y, activation), x, y)
         return x
 
+    def multiply(self, x: Float32Array, y: Float32Array) -> Float32Array:
+        """See Steps.multiply."""
+        self.run(multiply_step(x, y), x, y)
+        return x
+
     def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
         """See Steps.take_columns."""
         out = self._pool.rooms.empty(len(x), x.shape[1] * width)
@@ -163,10 +169,17 @@ class Immediate:
         return find(batch)
 
     def convolve(
-        self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
+        self,
+        out: Float32Array,
+        x: Float32Array,
+        weight: Float32Array,
+        bias: Float32Array | None,
+        state: StateRow,
+        *,
+        silu: bool = True,
     ) -> None:
         """See Steps.convolve."""
-        self.run(convolve_step(x, weight, bias, state, out, silu=True), out, x, weight, bias, state)
+        self.run(convolve_step(x, weight, bias, state, out, silu=silu), out, x, weight, bias, state)
 
     def delta_net(
         self,
