@@ -178,7 +178,8 @@ class Compiler:
 def sparse_models(folder: Path) -> Iterator[Path]:
     """Files of real models' shapes whose matrices are holes: kernels depend on shapes and types alone."""
     from scripts.make_synthetic_gguf import header, metadata
-    from scripts.synthetic_models import SHAPES, plan
+    from scripts.synthetic_models import plan
+    from scripts.synthetic_shapes import SHAPES
 
     for name, recipe in SYNTHETIC:
         shape, path = replace(SHAPES[name], rope_factor=0.0), folder / f"{name}-{recipe}.gguf"  # no factors to write

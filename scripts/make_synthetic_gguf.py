@@ -23,7 +23,8 @@ import numpy as np
 
 from engine.gguf import FORMATS, GGMLType
 from engine.gguf.quantizers.quantize import quantize
-from scripts.synthetic_models import RECIPES, SHAPES, Shape, plan
+from scripts.synthetic_models import RECIPES, plan
+from scripts.synthetic_shapes import SHAPES, Shape
 from scripts.synthetic_tensors import Tensor
 
 ALIGNMENT = 32
@@ -125,6 +126,11 @@ def metadata(s: Shape, name: str, recipe: str) -> dict[str, tuple[str, Any]]:
             f"{a}.ssm.conv_kernel": ("u32", s.conv),
             f"{a}.ssm.time_step_rank": ("u32", s.dt_rank),
         }
+    if s.groups:
+        meta[f"{a}.ssm.group_count"] = ("u32", s.groups)
+    if s.attention_layers:
+        meta[f"{a}.attention.head_count_kv"] = ("i32s", [s.kv_heads * s.attends(layer) for layer in range(s.layers)])
+        meta[f"{a}.shortconv.l_cache"] = ("u32", s.conv)
     if s.experts:
         meta |= {
             f"{a}.expert_count": ("u32", s.experts),

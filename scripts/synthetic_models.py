@@ -1,144 +1,19 @@
-"""Shapes of real models and the tensor types that llama.cpp's quantizer gives their tensors.
+"""The tensors of real models and the types that llama.cpp's quantizer gives them.
 
 For make_synthetic_gguf.py. Knows names, sizes and scales; nothing of files or of bytes.
 """
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from engine.gguf import GGMLType
 from scripts.synthetic_rwkv import list_rwkv_7
+from scripts.synthetic_shapes import Shape
 from scripts.synthetic_tensors import Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Hyper-parameters of a model; names as in GGUF metadata.
-
-    A recurrent one has inner > 0: layers of Mamba and nothing else where it has no heads; with heads delta rules of
-    dt_rank value heads, of which every full_every-th layer is gated attention instead. RWKV-7 has ranks.
-    """
-
-    architecture: str
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    ffn: int
-    vocab: int
-    head_dim: int
-    context_length: int
-    tied: bool
-    rope_base: float
-    epsilon: float
-    rope_factor: float = 0.0  # Llama 3: by how much the lowest frequencies are divided; 0 = none
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    experts: int = 0
-    experts_used: int = 0
-    expert_ffn: int = 0
-    inner: int = 0
-    state: int = 0
-    conv: int = 0
-    dt_rank: int = 0
-    key_heads: int = 0
-    full_every: int = 0
-    rope_dim: int = 0  # 0 = the whole head
-    shared_ffn: int = 0  # of the expert that every token passes through
-    ranks: tuple[int, ...] = ()  # of RWKV-7's decays, rates, first values and gates
-
-    def attends(self, layer: int) -> bool:
-        """Whether a layer has attention."""
-        return self.heads > 0 and (self.full_every == 0 or layer % self.full_every == self.full_every - 1)
-
-
-def _llama(**kw: Any) -> Shape:
-    common = {"vocab": 128256, "context_length": 131072, "rope_base": 500000.0, "epsilon": 1e-5, "kv_heads": 8}
-    return Shape(architecture="llama", **(common | kw))
-
-
-def _qwen(architecture: str, **kw: Any) -> Shape:
-    common = {"vocab": 151936, "context_length": 40960, "rope_base": 1000000.0, "epsilon": 1e-6}
-    return Shape(architecture=architecture, qkv_bias=architecture == "qwen2", **(common | kw))
-
-
-def _qwen3(architecture: str = "qwen3", **kw: Any) -> Shape:
-    return _qwen(architecture, qk_norm=True, **kw)
-
-
-def _mamba(**kw: Any) -> Shape:
-    common: dict[str, Any] = {"heads": 0, "kv_heads": 0, "ffn": 0, "head_dim": 0, "rope_base": 0.0, "epsilon": 1e-5}
-    common |= {"vocab": 50280, "context_length": 1 << 20, "tied": True, "state": 16, "conv": 4}
-    return Shape(architecture="mamba", **(common | kw))
-
-
-def _hybrid(architecture: str = "qwen35", **kw: Any) -> Shape:
-    common: dict[str, Any] = {"vocab": 248320, "context_length": 262144, "rope_base": 1e7, "conv": 4, "full_every": 4}
-    common |= {"head_dim": 256, "rope_dim": 64, "state": 128, "dt_rank": 32, "key_heads": 16, "inner": 4096}
-    return _qwen3(architecture, **(common | kw))
-
-
-def _rwkv_7(**kw: Any) -> Shape:
-    common: dict[str, Any] = {"heads": 0, "kv_heads": 0, "head_dim": 64, "rope_base": 0.0, "epsilon": 1e-5}
-    common |= {"vocab": 65536, "context_length": 1 << 20, "tied": False}
-    return Shape(architecture="rwkv7", **(common | kw))
-
-
-_TINY: dict[str, Any] = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "vocab": 1024}
-_TINY |= {"ffn": 512, "context_length": 2048}
-
-SHAPES: dict[str, Shape] = {
-    "llama-3.2-1b": _llama(layers=16, width=2048, heads=32, head_dim=64, ffn=8192, tied=True, rope_factor=32.0),
-    "llama-3.2-3b": _llama(layers=28, width=3072, heads=24, head_dim=128, ffn=8192, tied=True, rope_factor=32.0),
-    "llama-3.1-8b": _llama(layers=32, width=4096, heads=32, head_dim=128, ffn=14336, tied=False, rope_factor=8.0),
-    "llama-3.1-70b": _llama(layers=80, width=8192, heads=64, head_dim=128, ffn=28672, tied=False, rope_factor=8.0),
-    "qwen2-0.5b": _qwen(
-        "qwen2", layers=24, width=896, heads=14, kv_heads=2, head_dim=64, ffn=4864, tied=True, context_length=32768
-    ),
-    "qwen3-0.6b": _qwen3(layers=28, width=1024, heads=16, kv_heads=8, head_dim=128, ffn=3072, tied=True),
-    "qwen3-8b": _qwen3(layers=36, width=4096, heads=32, kv_heads=8, head_dim=128, ffn=12288, tied=False),
-    "qwen3-30b-a3b": _qwen3(
-        "qwen3moe",
-        layers=48, width=2048, heads=32, kv_heads=4, head_dim=128, ffn=6144, tied=False,
-        experts=128, experts_used=8, expert_ffn=768,
-    ),
-    "qwen3.5-0.8b": _hybrid(
-        layers=24, width=1024, heads=8, kv_heads=2, ffn=3584, tied=True, inner=2048, dt_rank=16
-    ),
-    "qwen3.5-9b": _hybrid(layers=32, width=4096, heads=16, kv_heads=4, ffn=12288, tied=False),
-    "qwen3.5-35b-a3b": _hybrid(
-        "qwen35moe",
-        layers=40, width=2048, heads=16, kv_heads=2, ffn=512, tied=False,
-        experts=256, experts_used=8, expert_ffn=512, shared_ffn=512,
-    ),
-    # Models of attention alone that read as many bytes of weights for a token as the two above, to compare them with.
-    "attention-9b": _qwen3(
-        layers=32, width=4096, heads=56, kv_heads=8, head_dim=128, ffn=12288, tied=False, vocab=248320
-    ),
-    "attention-35b-a3b": _qwen3(
-        "qwen3moe",
-        layers=40, width=2048, heads=56, kv_heads=4, head_dim=128, ffn=6144, tied=False, vocab=248320,
-        experts=256, experts_used=9, expert_ffn=512,
-    ),
-    "mamba-130m": _mamba(layers=24, width=768, inner=1536, dt_rank=48),
-    "mamba-2.8b": _mamba(layers=64, width=2560, inner=5120, dt_rank=160),
-    "rwkv7-2.9b": _rwkv_7(layers=32, width=2560, ffn=10240, ranks=(96, 96, 64, 320)),
-    "tiny-rwkv7": _rwkv_7(layers=2, width=256, ffn=512, ranks=(32, 32, 32, 64), vocab=1024, context_length=2048),
-    "tiny-llama": _llama(**_TINY, tied=True, rope_factor=8.0),
-    "tiny-qwen2": _qwen("qwen2", **_TINY, tied=False),
-    "tiny-qwen3": _qwen3(**_TINY, tied=True),
-    "tiny-mamba": _mamba(layers=2, width=256, inner=512, dt_rank=16, vocab=1024, context_length=2048),
-    "tiny-qwen35": _hybrid(
-        **_TINY, tied=False, full_every=2, rope_dim=32, inner=256, state=64, dt_rank=4, key_heads=2
-    ),
-    "tiny-qwen3moe": _qwen3("qwen3moe", **_TINY, tied=False, experts=4, experts_used=2, expert_ffn=256),
-}  # fmt: skip
-
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
@@ -168,7 +43,7 @@ def list_tensors(s: Shape) -> Iterator[Tensor]:
         blk = f"blk.{layer}."
         yield norm(f"{blk}attn_norm", s.width)
         if not s.attends(layer):
-            yield from (list_delta if s.heads else list_mixer)(s, layer, blk, back)
+            yield from _mixer_of(s)(s, layer, blk, back)
         if not s.heads:
             continue
         if s.attends(layer):
@@ -199,11 +74,48 @@ def list_tensors(s: Shape) -> Iterator[Tensor]:
             yield matrix(f"{blk}ffn_up", s.ffn, s.width)
             yield matrix(f"{blk}ffn_down", s.width, s.ffn, gain=2 * back)
     layer = -1
-    yield norm("output_norm", s.width)
+    yield norm("token_embd_norm" if s.attention_layers else "output_norm", s.width)
     if not s.tied:
         yield matrix("output", s.vocab, s.width, gain=2.5)
     if s.rope_factor:
         yield Tensor("rope_freqs.weight", (s.head_dim // 2,), values=rope_factors(s))
+
+
+def _mixer_of(s: Shape) -> Callable[[Shape, int, str, float], Iterator[Tensor]]:
+    if s.attention_layers:
+        return list_convolution
+    if s.groups:
+        return list_mixer_2
+    return list_delta if s.heads else list_mixer
+
+
+def list_convolution(s: Shape, layer: int, blk: str, back: float) -> Iterator[Tensor]:
+    """Yield the tensors of a short convolution."""
+
+    def matrix(name: str, *shape: int, gain: float = 1.0) -> Tensor:
+        return Tensor(f"{blk}shortconv.{name}.weight", shape, std=gain / math.sqrt(shape[-1]), layer=layer)
+
+    yield matrix("in_proj", 3 * s.width, s.width)
+    yield matrix("conv", s.width, s.conv)
+    yield matrix("out_proj", s.width, s.width, gain=2 * back)
+
+
+def list_mixer_2(s: Shape, layer: int, blk: str, back: float) -> Iterator[Tensor]:
+    """Yield the tensors of a Mamba 2 layer of dt_rank heads, with decays and steps as for Mamba."""
+
+    def matrix(name: str, *shape: int, gain: float = 1.0) -> Tensor:
+        return Tensor(f"{blk}{name}.weight", shape, std=gain / math.sqrt(shape[-1]), layer=layer)
+
+    heads, convolved = s.dt_rank, s.inner + 2 * s.groups * s.state
+    decays = np.linspace(-1, -16, heads, dtype=np.float32)[:, None]
+    yield matrix("ssm_in", s.inner + convolved + heads, s.width)
+    yield matrix("ssm_conv1d", convolved, s.conv)
+    yield Tensor(f"{blk}ssm_conv1d.bias", (convolved,), std=0.1, layer=layer)
+    yield Tensor(f"{blk}ssm_dt.bias", (heads,), std=1.3, mean=-4.6, layer=layer)
+    yield Tensor(f"{blk}ssm_a", (heads, 1), values=decays, layer=layer)
+    yield Tensor(f"{blk}ssm_d", (heads, 1), std=0.1, mean=1.0, layer=layer)
+    yield Tensor(f"{blk}ssm_norm.weight", (s.groups, s.inner // s.groups), std=0.1, mean=1.0, layer=layer)
+    yield matrix("ssm_out", s.width, s.inner, gain=2 * back)
 
 
 def list_mixer(s: Shape, layer: int, blk: str, back: float) -> Iterator[Tensor]:
@@ -279,14 +191,17 @@ def use_more_bits(layer: int, layers: int) -> bool:
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
+SMALL = ("ffn_gate_inp", "ssm_conv1d", "ssm_norm", "shortconv.conv", "_lerp")
+"""Parts of names of tensors that stay in float32."""
+
+
 def choose_type(t: Tensor, s: Shape, recipe: str) -> GGMLType:
     """Return the type llama.cpp's quantizer gives a tensor."""
     base = RECIPES[recipe][0]
-    low = s.ranks and re.search(r"time_mix_([wavg])[12]", t.name)  # small ones stay as they were converted
+    low = re.search(r"time_mix_([wavg])[12]", t.name)  # of RWKV: they stay as they were converted
     if low and low[1] != "w" and base is not GGMLType.F32:
         return GGMLType.F16
-    small = any(name in t.name for name in ("ffn_gate_inp", "ssm_conv1d", "_lerp")) or t.name.endswith(".ssm_a")
-    if low or small or len(t.shape) < 2:
+    if low or len(t.shape) < 2 or any(name in t.name for name in SMALL) or t.name.endswith((".ssm_a", ".ssm_d")):
         return GGMLType.F32
     if base.block_size == 1:
         return base

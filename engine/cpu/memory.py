@@ -1,4 +1,4 @@
-"""Arrays that begin at borders of cache lines or of huge pages."""
+"""Arrays that begin at borders of cache lines or of huge pages, and where arrays begin."""
 
 import math
 import sys
@@ -24,12 +24,18 @@ def aligned_zeros(*shape: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray
     return _cut(np.zeros, shape, dtype, HUGE if _size(shape, dtype) >= 2 * HUGE else LINE)
 
 
+def array_address(array: npt.NDArray[Any]) -> int:
+    """Where an array begins in memory."""
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
 def _cut(make: Any, shape: tuple[int, ...], dtype: npt.DTypeLike, step: int) -> npt.NDArray[Any]:
     n_bytes = _size(shape, dtype)
     if n_bytes + step > sys.maxsize:
         raise MemoryError(f"{n_bytes} bytes")
     room: npt.NDArray[np.uint8] = make(n_bytes + step, dtype=np.uint8)
-    start = -room.__array_interface__["data"][0] % step
+    start = -array_address(room) % step
     return room[start : start + n_bytes].view(dtype).reshape(shape)
 
 

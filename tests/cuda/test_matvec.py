@@ -9,8 +9,8 @@ from engine.cuda.formats.layouts import LAYOUTS, kept_as, packed_bytes, tile_cou
 from engine.errors import DeviceError
 from engine.gguf.quants import dequantize, row_bytes
 from engine.gguf.types import GGMLType
-from scripts.synthetic_models import SHAPES as SHAPES_BY_NAME
 from scripts.synthetic_models import list_tensors
+from scripts.synthetic_shapes import SHAPES as SHAPES_BY_NAME
 from tests.support.gpu.fake_runner import MULTIPROCESSORS
 from tests.support.gpu.packed_rows import TYPES, nmse, packed, random_rows
 from tests.support.models.gguf_builder import random_blocks

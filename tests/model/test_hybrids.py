@@ -113,7 +113,7 @@ def test_bits_do_not_depend_on_pieces_or_batches(opened, family):
 @pytest.mark.parametrize(
     ("family", "module", "name"),
     [
-        ("lfm2", CompiledRecurrence, "convolve"),
+        ("lfm2", Immediate, "convolve"),
         ("jamba", mamba, "selective_scan"),
         ("falcon-h1", CompiledRecurrence, "grouped_scan"),
         ("nemotron_h", CompiledRecurrence, "convolve"),
@@ -153,9 +153,10 @@ def test_a_step_cut_short_anywhere_can_be_repeated(opened, monkeypatch, family, 
     np.testing.assert_array_equal(ways[0].forward(behind), ways[1].forward(behind))
 
 
-def test_recorded_steps_have_the_bits_of_steps_run_apart(opened):
+@pytest.mark.parametrize("family", ["qwen35", "lfm2"])
+def test_recorded_steps_have_the_bits_of_steps_run_apart(opened, family):
     """A decode step alone is a program; beside a prompt it is run step by step. Again and from position 0, the same."""
-    backend, reference = opened("qwen35", reference=False), opened("qwen35", reference=True)
+    backend, reference = opened(family, reference=False), opened(family, reference=True)
     assert backend._programs is not None
     feed(reference, 0, TOKENS[:9])
     for slot in (0, 1):

@@ -10,7 +10,8 @@ import pytest
 
 from engine.gguf import FORMATS, GGMLType, dequantize, open_gguf
 from scripts import make_synthetic_gguf as synthetic
-from scripts.synthetic_models import RECIPES, SHAPES, plan, rope_factors
+from scripts.synthetic_models import RECIPES, plan, rope_factors
+from scripts.synthetic_shapes import SHAPES
 
 TINY = [name for name in SHAPES if name.startswith("tiny")]
 
@@ -100,8 +101,8 @@ def test_tiny_files_open_here_and_in_the_gguf_package(tmp_path, name):
         assert ("blk.0.attn_k_norm.weight" in names) == (arch in ("qwen3", "qwen3moe"))
         assert ("blk.0.ffn_gate_exps.weight" in names) == (arch == "qwen3moe")
         assert ("rope_freqs.weight" in names) == (arch == "llama")
-        assert ("blk.0.ssm_a" in names) == (arch in ("mamba", "qwen35"))
-        assert ("blk.1.attn_k_norm.weight" in names) == arch.startswith("qwen3")
+        assert ("blk.0.ssm_a" in names) == (arch in ("mamba", "mamba2", "qwen35"))
+        assert ("blk.1.attn_k_norm.weight" in names) == arch.startswith(("qwen3", "lfm2"))
         if arch == "qwen3moe":
             assert ours.tensors["blk.0.ffn_down_exps.weight"].shape == (4, 256, 256)
             assert meta["qwen3moe.expert_used_count"] == 2

@@ -4,6 +4,7 @@
     isa.py        sums of integer products in each instruction set
     stepping.py   the one shape of kernel that programs call
     formats/      one decoder per block format: packed bytes in, vectors of weights out
+    terms.py      what one step of a product in floats multiplies
     products.py   the loops built from them: dot_rows, dot_tokens, dequantize_rows
     blocked.py    the product of plain or dequantized rows with many rows: product
     integer/      activations of 8 bits, panels of eight rows, integer products of one row and of many

@@ -19,18 +19,18 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.cpu.kernels.emit import F32, F64, I32, I64, LANES, Emitter, Value, vector
-from engine.cpu.kernels.formats.decoders import DECODERS
 from engine.cpu.kernels.isa import enabled
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
+from engine.cpu.kernels.terms import terms_of
 
 TILE, WIDE_TILE = (2, 3), (6, 4)
 """Rows and tokens of the register tile. 2 x 3 sums of 16 lanes fill 12 of AVX2's 16 registers, 6 x 4 fill 24 of the 32
 of AVX-512, and 6 rows and a token the others."""
 
-COLUMNS_CHUNK = 2048
-"""Most columns of a chunk: 4 tokens of it fill a first-level cache of 32 KB, and the rest comes from the second level
-in time. On a core of an EPYC 9004 whose multiplications alone run at 117 GFLOP/s, F16 rows of 2048 columns times 128
-tokens ran at 107 with it and at 103 with 1024."""
+CHUNK_BYTES = 2048 * 4
+"""Bytes of activations of a chunk at most: 4 tokens fill a first-level cache of 32 KB, and the rest comes from the
+second level in time. On a core of an EPYC 9004 whose multiplications alone run at 117 GFLOP/s, F16 rows of 2048 columns
+times 128 tokens ran at 107 with it and at 103 with half as many."""
 
 SECOND_LEVEL = 2
 """Cache level that tokens, and rows on their way from memory, are prefetched into: 105 GFLOP/s instead of 98 for
@@ -68,12 +68,13 @@ def product(typing_context, name, operands, low, high, scratch):
 
     Operands: w_bytes, n_columns; x, x_bytes, n_tokens; out, out_bytes; scale; bias or 0; residual or 0,
     residual_bytes; w or 0. Rows of w, of the plain type in the name, are w_bytes apart; with 0 rows low..high-1 begin
-    PARTIAL_BYTES behind scratch. All else is float32; at most ROWS_BLOCK rows; n_columns is a multiple of 16. Tiles at
-    the edge repeat their last row or token, which computes and stores the same value twice; residual and out do not
-    overlap.
+    PARTIAL_BYTES behind scratch. All else is float32; at most ROWS_BLOCK rows; n_columns is a multiple of a step's.
+    Tiles at the edge repeat their last row or token, which computes and stores the same value twice; residual and out
+    do not overlap.
     """
-    decoder = DECODERS[format_name(name)]
-    assert decoder.block_size == LANES, "longer blocks are dequantized first"
+    terms = terms_of(format_name(name))
+    columns, type_size, step_x = terms.columns, terms.decoder.type_size, terms.columns * terms.prepared_bytes
+    assert terms.decoder.block_size == columns, "longer blocks are dequantized first"
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
@@ -89,21 +90,21 @@ def product(typing_context, name, operands, low, high, scratch):
         def blocks_of(total: Value, size: int) -> Any:
             return cgutils.for_range(builder, _ceil_div(builder, total, I64(size)))
 
-        n_chunks = _ceil_div(builder, n_columns, I64(COLUMNS_CHUNK))
-        all_steps = builder.sdiv(n_columns, I64(LANES))
+        n_chunks = _ceil_div(builder, n_columns, I64(CHUNK_BYTES // terms.prepared_bytes))
+        all_steps = builder.sdiv(n_columns, I64(columns))
         chunk_steps = _ceil_div(builder, all_steps, n_chunks)
         with blocks_of(n_tokens, TOKENS_BLOCK) as token_blocks, cgutils.for_range(builder, n_chunks) as chunks:
             first_token = builder.mul(token_blocks.index, I64(TOKENS_BLOCK))
             block_tokens = _least(builder, builder.sub(n_tokens, first_token), I64(TOKENS_BLOCK))
             step = builder.mul(chunks.index, chunk_steps)
             steps = _least(builder, builder.sub(all_steps, step), chunk_steps)
-            chunk_w = builder.add(w, builder.mul(step, I64(decoder.type_size)))
+            chunk_w = builder.add(w, builder.mul(step, I64(type_size)))
             chunk_x = builder.add(x, builder.mul(first_token, x_bytes))
-            chunk_x = builder.add(chunk_x, builder.mul(step, I64(4 * LANES)))
+            chunk_x = builder.add(chunk_x, builder.mul(step, I64(step_x)))
             last = builder.icmp_signed("==", builder.add(step, steps), all_steps)
             # The first tokens' row tiles prefetch the next chunk's weights, or those of the rows behind the tile.
-            next_tile = builder.sub(builder.mul(n_rows, w_bytes), builder.mul(step, I64(decoder.type_size)))
-            next_w = builder.select(last, next_tile, builder.mul(steps, I64(decoder.type_size)))
+            next_tile = builder.sub(builder.mul(n_rows, w_bytes), builder.mul(step, I64(type_size)))
+            next_w = builder.select(last, next_tile, builder.mul(steps, I64(type_size)))
             next_w = builder.select(builder.icmp_signed("==", token_blocks.index, I64(0)), next_w, I64(0))
             with blocks_of(block_tokens, tokens_tile) as token_tiles, blocks_of(n_rows, rows_tile) as row_tiles:
                 tokens = _clamped(builder, token_tiles.index, tokens_tile, block_tokens)
@@ -126,16 +127,16 @@ def product(typing_context, name, operands, low, high, scratch):
                         for at, place in cells:
                             builder.store(e.load(kept, vector(F32), place, align=4), at)
                 with cgutils.for_range(builder, steps) as inner:
-                    offset = builder.mul(inner.index, I64(4 * LANES))
-                    w_offset = builder.mul(inner.index, I64(decoder.type_size))
+                    offset = builder.mul(inner.index, I64(step_x))
+                    w_offset = builder.mul(inner.index, I64(type_size))
                     places = [builder.add(start, w_offset) for start in w_starts]
-                    ws = [vectors for place in places for vectors in decoder.decode(e, place)]
+                    ws = [step for place in places for step in terms.decoder.decode(e, place)]
                     for place in (builder.add(ahead, offset), *(builder.add(place, ahead_w) for place in places)):
                         e.prefetch(place, SECOND_LEVEL)
                     for start, of_token in zip(x_starts, sums, strict=True):
-                        xs = e.load(builder.add(start, offset), vector(F32), align=4)
+                        xs = terms.prepared(e, builder.add(start, offset))
                         for weights, at in zip(ws, of_token, strict=True):
-                            builder.store(e.multiply_add(weights, xs, builder.load(at)), at)
+                            builder.store(terms.add(e, builder.load(at), weights, xs), at)
                 with builder.if_else(last) as (finish, keep):
                     with finish:
                         values = [[builder.load(at) for at in of_token] for of_token in sums]

@@ -65,6 +65,13 @@ def _dequantize_rows(name: str) -> Kernel:
     return dequantize_rows
 
 
+def _round_rows(name: str) -> Kernel:
+    def round_rows(x, x_bytes, n_blocks, out, out_bytes, n_rows):
+        products.round_rows(name, x, x_bytes, n_blocks, out, out_bytes, n_rows)
+
+    return round_rows
+
+
 def _product(name: str) -> Kernel:
     def product(operands, low, high, scratch):
         blocked.product(name, operands, low, high, scratch)
@@ -180,6 +187,7 @@ _MAKERS: dict[str, Callable[[str], Kernel]] = {
     "dot_rows": _dot_rows,
     "dot_tokens": _dot_tokens,
     "dequantize_rows": _dequantize_rows,
+    "round_rows": _round_rows,
     "product": _product,
     "quantize": _quantize,
     "pack_panels": _pack_panels,

@@ -234,6 +234,7 @@ REQUIRES = {
     "avx512f": "avx2",
     "avx512vl": "avx512f",
     "avx512vnni": "avx512f",
+    "avx512bf16": "avx512f",
     "avxvnni": "avx2",
     "dotprod": "neon",
 }

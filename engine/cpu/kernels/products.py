@@ -18,13 +18,14 @@ from numba.core.typing import Signature
 from numba.extending import intrinsic
 
 from engine.cpu.kernels.emit import F32, F64, I64, LANES, Emitter, Value, vector
-from engine.cpu.kernels.formats.decoders import DECODERS, Decoder
+from engine.cpu.kernels.formats.decoders import DECODERS
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
+from engine.cpu.kernels.terms import Terms, terms_of
 
 DOT_TOKENS = 4
 """Tokens that dot_tokens multiplies with each block it decodes."""
 
-STREAM_BLOCKS, STREAM_AHEAD = 4096 // LANES, 512
+STREAM_COLUMNS, STREAM_AHEAD = 4096, 512
 """Rows of plain numbers (not of longer blocks) are read by dot_rows one after the other as long as x fits into the
 first-level cache beside them, with so many bytes prefetched ahead: a core of an EPYC 9004 reads 27 to 31 GB/s of BF16
 rows of 2048 columns this way and 19 with four rows side by side, but of 8192 columns 14 and 21."""
@@ -33,6 +34,7 @@ ARGUMENTS: dict[str, tuple[types.Type, ...]] = {
     "dot_rows": STEP,
     "dot_tokens": STEP,
     "dequantize_rows": (types.int64,) * 6,
+    "round_rows": (types.int64,) * 6,
 }
 """Argument types of each kernel: addresses and lengths."""
 
@@ -55,24 +57,25 @@ def _clamped(builder: Any, low: Value, group: Value, size: int, high: Value) -> 
     return [_least(builder, builder.add(start, I64(i)), last) for i in range(size)]
 
 
-def _generate_dots(decoder: Decoder, tokens_tile: int) -> Callable[[Any, Any, Any, Any], Value]:
+def _generate_dots(terms: Terms, tokens_tile: int) -> Callable[[Any, Any, Any, Any], Value]:
     """Fused dequantize and dot: decodes a block in registers and adds it to the sums of tokens_tile tokens."""
     # Blocks of 256 fill the registers alone; short ones hide their latency behind those of other rows.
-    rows_tile = 4 if decoder.block_size < 256 and tokens_tile == 1 else 1
-    plain = decoder.block_size == LANES
+    block_size = terms.decoder.block_size
+    rows_tile = 4 if block_size < 256 and tokens_tile == 1 else 1
+    plain = block_size == terms.columns
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
         o = _Operands(*integers(e, operands, 12))
         if not plain or rows_tile == 1:
-            _dots(e, decoder, o, (low, high), (rows_tile, tokens_tile), 0)
+            _dots(e, terms, o, (low, high), (rows_tile, tokens_tile), 0)
             return context.get_dummy_value()
-        with builder.if_else(builder.icmp_signed("<=", o.n_blocks, I64(STREAM_BLOCKS))) as (short, long):
+        with builder.if_else(builder.icmp_signed("<=", o.n_blocks, I64(STREAM_COLUMNS // block_size))) as (short, long):
             with short:
-                _dots(e, decoder, o, (low, high), (1, tokens_tile), STREAM_AHEAD)
+                _dots(e, terms, o, (low, high), (1, tokens_tile), STREAM_AHEAD)
             with long:
-                _dots(e, decoder, o, (low, high), (rows_tile, tokens_tile), 0)
+                _dots(e, terms, o, (low, high), (rows_tile, tokens_tile), 0)
         return context.get_dummy_value()
 
     return generate
@@ -96,11 +99,9 @@ class _Operands:
     residual_bytes: Value
 
 
-def _dots(
-    e: Emitter, decoder: Decoder, o: _Operands, span: tuple[Value, Value], tile: tuple[int, int], ahead: int
-) -> None:
+def _dots(e: Emitter, terms: Terms, o: _Operands, span: tuple[Value, Value], tile: tuple[int, int], ahead: int) -> None:
     """The loops over rows span[0]..span[1]-1, in tiles of rows and tokens, prefetching `ahead` bytes if not 0."""
-    builder, (low, high), (rows_tile, tokens_tile) = e.builder, span, tile
+    builder, decoder, (low, high), (rows_tile, tokens_tile) = e.builder, terms.decoder, span, tile
     scale = builder.fptrunc(builder.bitcast(o.scale, F64), F32)
     sums = [[cgutils.alloca_once(builder, vector(F32)) for _ in range(tokens_tile)] for _ in range(rows_tile)]
     zero = vector(F32)([0.0] * LANES)
@@ -126,10 +127,10 @@ def _dots(
                     e.prefetch(e.at(place, ahead))
             decoded = [decoder.decode(e, place) for place in places]
             for step, weights in enumerate(zip(*decoded, strict=True)):
-                xs = [e.load(column, vector(F32), 4 * LANES * step, align=4) for column in columns]
+                xs = [terms.activations(e, column, 4 * terms.columns * step) for column in columns]
                 for row_sums, w in zip(sums, weights, strict=True):
                     for total, values in zip(row_sums, xs, strict=True):
-                        builder.store(e.multiply_add(w, values, builder.load(total)), total)
+                        builder.store(terms.add(e, builder.load(total), w, values), total)
         for row, row_sums in zip(rows, sums, strict=True):
             at_row = builder.mul(row, I64(4))
             for token, total in zip(token_ids, row_sums, strict=True):
@@ -155,13 +156,13 @@ def dot_rows(typing_context, name, operands, low, high, scratch):
     Operands: raw, row_bytes, n_blocks of the packed rows; x, x_bytes, n_tokens; out, out_bytes; scale; bias or 0;
     residual or 0, residual_bytes. All float32; residual and out do not overlap. Decodes every row once per token.
     """
-    return _signature("dot_rows", name), _generate_dots(DECODERS[format_name(name)], 1)
+    return _signature("dot_rows", name), _generate_dots(terms_of(format_name(name)), 1)
 
 
 @intrinsic(prefer_literal=True)
 def dot_tokens(typing_context, name, operands, low, high, scratch):
     """As dot_rows, with every block decoded once for DOT_TOKENS tokens."""
-    return _signature("dot_tokens", name), _generate_dots(DECODERS[format_name(name)], DOT_TOKENS)
+    return _signature("dot_tokens", name), _generate_dots(terms_of(format_name(name)), DOT_TOKENS)
 
 
 @intrinsic(prefer_literal=True)
@@ -183,3 +184,21 @@ def dequantize_rows(typing_context, name, raw, row_bytes, n_blocks, out, out_byt
         return context.get_dummy_value()
 
     return _signature("dequantize_rows", name), generate
+
+
+@intrinsic(prefer_literal=True)
+def round_rows(typing_context, name, x, x_bytes, n_blocks, out, out_bytes, n_rows):
+    """Writes n_rows rows of activations, n_blocks steps each, as product of the same name reads them."""
+    terms = terms_of(format_name(name))
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
+        _, x, x_bytes, n_blocks, out, out_bytes, n_rows = arguments
+        e = emitter(context, builder)
+        with cgutils.for_range(builder, n_rows) as rows, cgutils.for_range(builder, n_blocks) as blocks:
+            source = builder.add(x, builder.mul(rows.index, x_bytes))
+            target = builder.add(out, builder.mul(rows.index, out_bytes))
+            step = terms.activations(e, builder.add(source, builder.mul(blocks.index, I64(4 * terms.columns))))
+            e.store(step, builder.add(target, builder.mul(blocks.index, I64(terms.prepared_bytes * terms.columns))))
+        return context.get_dummy_value()
+
+    return _signature("round_rows", name), generate

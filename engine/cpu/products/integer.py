@@ -24,8 +24,8 @@ from engine.cpu.kernels.integer.activations import LINE
 from engine.cpu.kernels.integer.panels import GROUP, PANELS, padded_rows
 from engine.cpu.kernels.integer.rows import PANELS_AT_ONCE
 from engine.cpu.kernels.integer.tiles import PANELS_BLOCK
-from engine.cpu.memory import aligned_empty
-from engine.cpu.products.matmul import Epilogue, Float32Array, PreparedWeight, array_address, prepare
+from engine.cpu.memory import aligned_empty, array_address
+from engine.cpu.products.matmul import Epilogue, Float32Array, PreparedWeight, prepare
 from engine.errors import InvalidRequestError
 from engine.gguf.quants import GGMLType
 

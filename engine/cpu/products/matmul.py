@@ -1,8 +1,9 @@
 """Matrix products straight from packed weights: x @ W.T, the one place where the CPU multiplies.
 
 `reference=True` computes in plain numpy, for comparison. The fast path runs compiled kernels over ranges of weight rows
-in the pool. A few rows of x are multiplied by fused dequantize-and-dot kernels; for more, a tile of weight rows is
-multiplied by a blocked kernel. It reads plain numbers as they are; longer blocks are first dequantized into the
+in the pool. With `rounded`, activations that meet BF16 weights are rounded to BF16 where the processor multiplies such
+pairs twice as fast. A few rows of x are multiplied by fused dequantize-and-dot kernels; for more, a tile of weight rows
+is multiplied by a blocked kernel. It reads plain numbers as they are; longer blocks are first dequantized into the
 thread's scratch.
 
 Batch invariant: on the fast path every product is summed in the same order (kernels/emit.py, LANES), so a row of the
@@ -17,7 +18,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -25,7 +26,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from engine.cpu.memory import aligned_empty
+from engine.cpu.memory import aligned_empty, array_address
+from engine.cpu.products.rows import rounded_rows, spread, spread_rows
 from engine.gguf.quants import FORMATS, GGMLType, row_bytes
 
 if TYPE_CHECKING:
@@ -42,9 +44,6 @@ REFERENCE_TILE = 1 << 22
 SCRATCH_BYTES = 1536 << 10
 """Weights per tile of the fast path at most, of which the second-level cache holds a chunk of columns."""
 
-COPY_TASK_FLOATS = 1 << 18
-"""Least floats that a task copies."""
-
 ROWS_STEP = 6
 """Tiles are a multiple of it, the rows of the blocked kernel's register tile."""
 
@@ -60,7 +59,8 @@ class PreparedWeight:
     """What a product needs of a weight, checked once: kernels read no byte outside it.
 
     `kernels` says whether the compiled decoder reads these rows; otherwise numpy dequantizes each tile. `plain` says
-    whether it reads plain numbers, no longer blocks, so that a product need not dequantize them first.
+    whether it reads plain numbers, no longer blocks, so that a product need not dequantize them first. `kernel_type` is
+    the type of the kernels that read them.
     """
 
     type: GGMLType
@@ -72,6 +72,7 @@ class PreparedWeight:
     n_blocks: int
     kernels: bool
     plain: bool
+    kernel_type: str = "F32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +97,15 @@ _scratch = threading.local()
 
 
 def matmul(
-    x: npt.ArrayLike, w: Weight, *, pool: ThreadPool, reference: bool = False, epilogue: Epilogue = NOTHING
+    x: npt.ArrayLike,
+    w: Weight,
+    *,
+    pool: ThreadPool,
+    reference: bool = False,
+    epilogue: Epilogue = NOTHING,
+    rounded: bool = False,
 ) -> Float32Array:
-    """Computes x @ W.T, W dequantized during the product; float32 throughout.
+    """Computes x @ W.T, W dequantized during the product; float32 throughout, unless rounded.
 
     Args:
         x: (T, K) activations, any strides; T may be 0.
@@ -106,6 +113,7 @@ def matmul(
         pool: threads to use.
         reference: plain numpy, one tile of at most 16 MB at a time, without epilogue.
         epilogue: what becomes of the product; the last axis of bias and residual has no gaps.
+        rounded: see prepare().
 
     Returns:
         (T, N) float32, a new array.
@@ -114,14 +122,14 @@ def matmul(
         ValueError: shapes do not fit, or the type cannot be dequantized.
     """
     x = np.ascontiguousarray(x, dtype=np.float32)
-    weight = prepare(w)
+    weight = prepare(w, rounded=rounded and not reference)
     if x.ndim != 2 or x.shape[1] != weight.columns:
         raise ValueError(f"{w.name}: x is {x.shape}, must be (tokens, {weight.columns})")
     n_tokens = x.shape[0]
     if reference:
         assert epilogue is NOTHING
         return _reference(x, weight)
-    out = np.empty((n_tokens, weight.rows), dtype=np.float32)
+    out: Float32Array = pool.rooms.empty(n_tokens, weight.rows)
     if 1 <= n_tokens <= DOT_TOKENS and weight.kernels:
         _dot(x, weight, out, epilogue, pool)
     elif n_tokens:
@@ -172,8 +180,12 @@ def _kernel(kind: str, type_name: str = "F32") -> Callable[..., None]:
     return kernel(kind, type_name)
 
 
-def prepare(w: Weight) -> PreparedWeight:
+def prepare(w: Weight, *, rounded: bool = False) -> PreparedWeight:
     """Check a weight's shape and layout, once.
+
+    Args:
+        w: a weight.
+        rounded: for products of BF16 with activations rounded to BF16, where there are kernels for them.
 
     Raises:
         ValueError: it is not a packed matrix, or its type cannot be dequantized.
@@ -182,7 +194,16 @@ def prepare(w: Weight) -> PreparedWeight:
         weight = _prepared.get(w)
     except TypeError:  # not hashable: checked each time, which is slower
         weight = None
-    return weight if weight is not None else _prepare(w)
+    weight = weight if weight is not None else _prepare(w)
+    return _as_pairs(weight) if rounded and weight.type is GGMLType.BF16 else weight
+
+
+def _as_pairs(weight: PreparedWeight) -> PreparedWeight:
+    from engine.cpu.kernels.terms import PAIR_COLUMNS, PAIRS, has_pairs
+
+    if not weight.plain or weight.columns % PAIR_COLUMNS or not has_pairs():
+        return weight
+    return replace(weight, kernel_type=PAIRS, n_blocks=weight.columns // PAIR_COLUMNS)
 
 
 def _prepare(w: Weight) -> PreparedWeight:
@@ -211,6 +232,7 @@ def _prepare(w: Weight) -> PreparedWeight:
         n_blocks=columns // decoder.block_size if decoder is not None else 0,
         kernels=usable,
         plain=usable and decoder is not None and decoder.block_size == LANES,
+        kernel_type=w.type.name,
     )
     with suppress(TypeError):
         _prepared[w] = weight
@@ -239,13 +261,13 @@ def dot_operands(
     return (*packed, *_placed(x), len(x), *_placed(out), *epilogue.operands())
 
 
-def _placed(array: Float32Array) -> tuple[int, int]:
+def _placed(array: npt.NDArray[Any]) -> tuple[int, int]:
     return array_address(array), array.strides[0]
 
 
 def _dot(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogue: Epilogue, pool: ThreadPool) -> None:
     n_tokens = x.shape[0]
-    dot = _kernel(dot_kind(n_tokens), weight.type.name)
+    dot = _kernel(dot_kind(n_tokens), weight.kernel_type)
     operands = np.array(dot_operands(x, weight, out, epilogue), dtype=np.int64)
     start = array_address(operands)
     rows = weight.rows
@@ -264,11 +286,16 @@ def _dot(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogue: E
 
 def _product(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogue: Epilogue, pool: ThreadPool) -> None:
     from engine.cpu.kernels.blocked import ROWS_BLOCK
+    from engine.cpu.kernels.terms import PAIRS
 
     columns = -(-weight.columns // LANES) * LANES
-    x = _spread_rows(x, columns, pool)
-    stride, address = (weight.stride, weight.address) if weight.plain else (_spread(4 * columns), 0)
-    numbers = (stride, columns, *_placed(x), len(x), *_placed(out), *epilogue.operands(), address)
+    rows: npt.NDArray[Any]
+    if weight.kernel_type == PAIRS:
+        rows = rounded_rows(x, columns, _kernel("round_rows", PAIRS), pool)
+    else:
+        rows = spread_rows(x, columns, pool)
+    stride, address = (weight.stride, weight.address) if weight.plain else (spread(4 * columns), 0)
+    numbers = (stride, columns, *_placed(rows), len(x), *_placed(out), *epilogue.operands(), address)
     operands = np.array(numbers, dtype=np.int64)
     multiply = partial(_multiply_tile, array_address(operands), weight, stride)
     tile = max(ROWS_STEP, min(ROWS_BLOCK, SCRATCH_BYTES // abs(stride) // ROWS_STEP * ROWS_STEP))
@@ -276,7 +303,7 @@ def _product(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogu
         tile = min(tile, -(-weight.rows // (2 * pool.threads * ROWS_STEP)) * ROWS_STEP)
     n_tiles = -(-weight.rows // tile)
 
-    def task(index: int, held: object = (operands, x, out, epilogue)) -> None:
+    def task(index: int, held: object = (operands, rows, out, epilogue)) -> None:
         multiply(index * tile, min(weight.rows, (index + 1) * tile))
 
     pool.run(task, n_tiles)
@@ -301,35 +328,4 @@ def _multiply_tile(operands: int, weight: PreparedWeight, stride: int, low: int,
         floats = buffer[PARTIAL_BYTES : PARTIAL_BYTES + n_rows * stride].reshape(n_rows, stride).view(np.float32)
         floats[:, : weight.columns] = FORMATS[weight.type].dequantize(weight.raw[low:high])
         floats[:, weight.columns : -(-weight.columns // LANES) * LANES] = 0
-    _kernel("product", product_type(weight.type) if weight.plain else "F32")(operands, low, high, start)
-
-
-def _spread_rows(x: Float32Array, columns: int, pool: ThreadPool) -> Float32Array:
-    """Rows of x as the blocked kernel reads them: `columns` of them, behind the last one zeros, and spread."""
-    if x.shape[1] == columns and x.strides[0] % 4096 >= 512:
-        return x
-    wide = aligned_empty(len(x), _spread(4 * columns), dtype=np.uint8).view(np.float32)
-    n_tasks = min(pool.threads, -(-x.size // COPY_TASK_FLOATS))
-
-    def task(index: int) -> None:
-        part = slice(len(x) * index // n_tasks, len(x) * (index + 1) // n_tasks)
-        wide[part, : x.shape[1]] = x[part]
-        wide[part, x.shape[1] : columns] = 0
-
-    pool.run(task, n_tasks)
-    return wide
-
-
-def _spread(n_bytes: int) -> int:
-    """A row stride of at least n_bytes that maps neighbouring rows to different cache sets.
-
-    Rows a multiple of 4 KB apart compete for the same few lines of the first-level cache: on an EPYC 7003 core,
-    48 x 2048 times 128 tokens ran at 45 GFLOP/s with such rows and at 61 with these.
-    """
-    return n_bytes + (2048 + 64 - n_bytes) % 4096
-
-
-def array_address(array: npt.NDArray[Any]) -> int:
-    """Where an array begins in memory."""
-    address: int = array.__array_interface__["data"][0]
-    return address
+    _kernel("product", weight.kernel_type if weight.plain else "F32")(operands, low, high, start)

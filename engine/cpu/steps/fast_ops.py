@@ -19,14 +19,23 @@ from engine.cpu.caches.rows import CacheRows
 from engine.cpu.products.integer import IntegerWeights
 from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.immediate import Immediate
-from engine.cpu.steps.plain import can_attend, plain_delta_net, plain_gate, plain_output_gate
+from engine.cpu.steps.plain import can_attend, plain_gate, plain_output_gate, plain_recurrent
 from engine.cpu.steps.protocol import Angles, StateRow, Steps
 from engine.cpu.steps.recurrence import CompiledRecurrence
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch, Span
-from engine.model.config import Activation, DeltaNetConfig, FfnConfig, ModelConfig, QkNorm
+from engine.model.config import Activation, DeltaNetConfig, FfnConfig, ModelConfig, QkNorm, ShortConvConfig
 from engine.model.rope import RopeTable
-from engine.model.weights import DeltaNetWeights, FfnWeights, LayerWeights, Linear, ModelWeights, Norm, Weight
+from engine.model.weights import (
+    DeltaNetWeights,
+    FfnWeights,
+    LayerWeights,
+    Linear,
+    ModelWeights,
+    Norm,
+    ShortConvWeights,
+    Weight,
+)
 
 
 class FastOps(CpuOps):
@@ -154,13 +163,36 @@ class FastOps(CpuOps):
         return gated
 
     def _mix_onto(self, layer: LayerWeights, h: Float32Array, x: Float32Array | None) -> Float32Array:
-        if not plain_delta_net(layer):
+        if not plain_recurrent(layer):
             return super()._mix_onto(layer, h, x)
-        config, weights = layer.config.mixer, layer.recurrent
-        assert isinstance(config, DeltaNetConfig)
-        assert isinstance(weights, DeltaNetWeights)
-        y = self._delta_net(layer.index, config, weights, self._normalize(h, layer.attn_norm))
-        return self._project_add("x_attended", layer, y, weights.ssm_out, layer.attn_post_norm, x)
+        config, weights, normed = layer.config.mixer, layer.recurrent, self._normalize(h, layer.attn_norm)
+        if isinstance(config, ShortConvConfig) and isinstance(weights, ShortConvWeights):
+            y, last = self._short_conv(layer.index, config, weights, normed), weights.out_proj
+        else:
+            assert isinstance(config, DeltaNetConfig)
+            assert isinstance(weights, DeltaNetWeights)
+            y, last = self._delta_net(layer.index, config, weights, normed), weights.ssm_out
+        return self._project_add("x_attended", layer, y, last, layer.attn_post_norm, x)
+
+    def _short_conv(
+        self, layer: int, config: ShortConvConfig, weights: ShortConvWeights, normed: Float32Array
+    ) -> Float32Array:
+        """ShortConvConfig's formula up to the last product."""
+        steps, n_rows, width = self.steps, len(normed), config.inner
+        whole = steps.linear("conv_in", normed, weights.in_proj).reshape(n_rows, 1, 3 * width)
+        steps.join()
+        b, c, u = (steps.take_columns(f"conv_{name}", whole, at * width, width) for at, name in enumerate("bcu"))
+        steps.join()
+        gated = steps.multiply(b, u)
+        steps.join()
+        out = steps.empty("convolved", (n_rows, width))
+        for number, span in enumerate(self._batch.spans):
+            (past,) = self._state_rows(layer, number)
+            steps.convolve(out[span.rows], gated[span.rows], weights.conv, None, past, silu=False)
+        steps.join()
+        y = steps.multiply(out, c)
+        steps.join()
+        return y
 
     def _delta_net(
         self, layer: int, config: DeltaNetConfig, weights: DeltaNetWeights, normed: Float32Array

@@ -18,6 +18,7 @@ from engine.cpu.steps.operands import (
     embed_rows,
     gate_step,
     integer_step,
+    multiply_step,
     normalize_step,
     quantize_step,
     rotate_step,
@@ -57,11 +58,11 @@ class Immediate:
 
     def empty(self, name: str, shape: tuple[int, ...]) -> Float32Array:
         """See Steps.empty."""
-        return np.empty(shape, dtype=np.float32)
+        return self._pool.rooms.empty(*shape)
 
     def embed(self, name: str, table: Weight, batch: Batch, finish: Finish) -> Float32Array:
         """See Steps.embed."""
-        out = np.empty((batch.n_tokens, table.columns), dtype=np.float32)
+        out = self._pool.rooms.empty(batch.n_tokens, table.columns)
         embed_rows(table, batch.token_ids, out)
         finish(out, batch)
         return out
@@ -82,7 +83,7 @@ class Immediate:
         self, name: str, x: Float32Array, norm: Norm, residual: Float32Array | None = None, factor: float = 1.0
     ) -> Float32Array:
         """See Steps.normalize."""
-        out = np.empty(x.shape, dtype=np.float32)
+        out = self._pool.rooms.empty(*x.shape)
         self.run(normalize_step(x, norm, out, residual, factor), x, out, residual)
         return out
 
@@ -152,9 +153,14 @@ class Immediate:
         self.run(gate_step(x, y, activation), x, y)
         return x
 
+    def multiply(self, x: Float32Array, y: Float32Array) -> Float32Array:
+        """See Steps.multiply."""
+        self.run(multiply_step(x, y), x, y)
+        return x
+
     def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
         """See Steps.take_columns."""
-        out = np.empty((len(x), x.shape[1] * width), dtype=np.float32)
+        out = self._pool.rooms.empty(len(x), x.shape[1] * width)
         self.run(columns_step(x, first, width, out), x, out)
         return out
 
@@ -163,10 +169,17 @@ class Immediate:
         return find(batch)
 
     def convolve(
-        self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
+        self,
+        out: Float32Array,
+        x: Float32Array,
+        weight: Float32Array,
+        bias: Float32Array | None,
+        state: StateRow,
+        *,
+        silu: bool = True,
     ) -> None:
         """See Steps.convolve."""
-        self.run(convolve_step(x, weight, bias, state, out, silu=True), out, x, weight, bias, state)
+        self.run(convolve_step(x, weight, bias, state, out, silu=silu), out, x, weight, bias, state)
 
     def delta_net(
         self,
@@ -198,7 +211,7 @@ class Immediate:
         weight: PreparedWeight,
         residual: Float32Array | None,
     ) -> Float32Array:
-        out = np.empty((len(x), weight.rows), dtype=np.float32)
+        out = self._pool.rooms.empty(len(x), weight.rows)
         if not len(x):
             return out
         self.run(integer_step(integer, x, linear, weight, out, residual, PER_FLOAT), x, out, linear, residual)

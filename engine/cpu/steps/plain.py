@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from engine.config import PAGE
 from engine.cpu.products.matmul import LANES
-from engine.cpu.steps.recurrent_steps import fits_delta_net
-from engine.model.config import AttentionConfig, DeltaNetConfig, FfnConfig, GateFunction, OutputGate
+from engine.cpu.steps.recurrent_steps import fits_delta_net, fits_short_conv
+from engine.model.config import AttentionConfig, DeltaNetConfig, FfnConfig, GateFunction, OutputGate, ShortConvConfig
 from engine.model.weights import LayerWeights
 
 
@@ -14,13 +14,15 @@ def plain_layer(layer: LayerWeights) -> bool:
     beside = layer.laurel, layer.layer_input, layer.streams, layer.ngrams
     if any(part is not None for part in beside) or layer.output_scale != 1.0:
         return False
-    mixes = plain_delta_net(layer) if layer.recurrent is not None else plain_attention(layer)
+    mixes = plain_recurrent(layer) if layer.recurrent is not None else plain_attention(layer)
     return layer.mixer_skip is None and mixes and plain_ffn(layer)
 
 
-def plain_delta_net(layer: LayerWeights) -> bool:
-    """Whether a layer has a gated delta rule alone, and kernels compute all of it."""
+def plain_recurrent(layer: LayerWeights) -> bool:
+    """Whether a layer has a recurrent mixer alone, and kernels compute all of it."""
     config = layer.config.mixer
+    if isinstance(config, ShortConvConfig):
+        return fits_short_conv(config)
     return isinstance(config, DeltaNetConfig) and fits_delta_net(config)
 
 

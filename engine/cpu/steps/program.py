@@ -28,7 +28,7 @@ from engine.cpu.steps.recorder import Recorder
 from engine.cpu.threads import ThreadPool
 from engine.model.batch import Batch
 from engine.model.transformer import begun_states
-from engine.model.weights import DeltaNetWeights, Linear, ModelWeights
+from engine.model.weights import DeltaNetWeights, Linear, ModelWeights, ShortConvWeights
 
 MAX_ROWS = 512
 """Rows of a program, where all weights are multiplied in integers; else DOT_TOKENS, the most that one kernel takes."""
@@ -210,7 +210,7 @@ def can_record(weights: ModelWeights) -> bool:
         if layer.ffn is None or not plain_layer(layer):
             return False
         linears += (layer.ffn.up, layer.ffn.down, layer.ffn.gate)
-        if isinstance(layer.recurrent, DeltaNetWeights):
+        if isinstance(layer.recurrent, (DeltaNetWeights, ShortConvWeights)):
             linears += layer.recurrent.linears()
         else:
             attention = layer.attention

@@ -140,6 +140,9 @@ class Steps(Protocol):
     def gate(self, x: Float32Array, y: Float32Array | None, activation: Activation | None) -> Float32Array:
         """activation(x) · y, written over x; None is the sigmoid."""
 
+    def multiply(self, x: Float32Array, y: Float32Array) -> Float32Array:
+        """x · y, number by number, written over x."""
+
     def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
         """Columns of every head of x (T, H, C), which has no gaps, as an array (T, H · width) of their own."""
 
@@ -147,9 +150,16 @@ class Steps(Protocol):
         """find(batch), (S, 2): rows of the states of each span that are read and written (KVCache.state_rows)."""
 
     def convolve(
-        self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
+        self,
+        out: Float32Array,
+        x: Float32Array,
+        weight: Float32Array,
+        bias: Float32Array | None,
+        state: StateRow,
+        *,
+        silu: bool = True,
     ) -> None:
-        """silu of the convolution of one sequence's rows of x into its rows of out, both (T, C)."""
+        """The convolution of one sequence's rows of x, or silu of it, into its rows of out, both (T, C)."""
 
     def delta_net(
         self,

@@ -27,6 +27,7 @@ from engine.cpu.steps.operands import (
     embed_rows,
     gate_step,
     integer_step,
+    multiply_step,
     normalize_step,
     quantize_step,
     rotate_step,
@@ -187,6 +188,11 @@ class Recorder:
         self._write(gate_step(x, y, activation), x)
         return x
 
+    def multiply(self, x: Float32Array, y: Float32Array) -> Float32Array:
+        """See Steps.multiply."""
+        self._write(multiply_step(x, y), x)
+        return x
+
     def take_columns(self, name: str, x: Float32Array, first: int, width: int) -> Float32Array:
         """See Steps.take_columns."""
         out = self.empty(name, (len(x), x.shape[1] * width))
@@ -204,11 +210,18 @@ class Recorder:
         return rows
 
     def convolve(
-        self, out: Float32Array, x: Float32Array, weight: Float32Array, bias: Float32Array | None, state: StateRow
+        self,
+        out: Float32Array,
+        x: Float32Array,
+        weight: Float32Array,
+        bias: Float32Array | None,
+        state: StateRow,
+        *,
+        silu: bool = True,
     ) -> None:
         """See Steps.convolve."""
         self._states.append(state)
-        self._write(convolve_step(x, weight, bias, state, out, silu=True))
+        self._write(convolve_step(x, weight, bias, state, out, silu=silu))
 
     def delta_net(
         self,

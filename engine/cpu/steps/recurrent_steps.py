@@ -28,7 +28,8 @@ WIDE, PAIR = 4, 2
 def kernel_names(config: RecurrentConfig) -> list[tuple[str, str]]:
     """Kind and type of the kernels that a mixer can ask for."""
     if isinstance(config, ShortConvConfig):
-        return [("convolve", _convolve_name(config.inner, config.conv_width, silu=False))]
+        convolve = _convolve_name(config.inner, config.conv_width, silu=False)
+        return [("convolve", convolve), ("take_columns", "F32"), ("gate", "PLAIN")]
     gate = "gate", Activation.SILU.name
     if isinstance(config, Mamba2Config):
         return [
@@ -64,6 +65,11 @@ def fits_delta_net(config: DeltaNetConfig) -> bool:
     size = config.head_width
     fits = fits_delta_rule(size, size) and fits_convolution(config.convolved, config.conv_width)
     return fits and not config.sigmoid_gate
+
+
+def fits_short_conv(config: ShortConvConfig) -> bool:
+    """Whether kernels compute all of a mixer."""
+    return fits_convolution(config.inner, config.conv_width)
 
 
 def convolve_step(

@@ -15,6 +15,7 @@ from engine.cpu.kernels import build, isa
 from engine.cpu.kernels.build import kernel
 from engine.cpu.kernels.emit import I8, I32, vector
 from engine.cpu.kernels.integer.panels import PANELS
+from engine.cpu.memory import array_address
 from engine.cpu.products import integer
 from engine.cpu.products.integer import (
     IntegerWeights,
@@ -24,7 +25,7 @@ from engine.cpu.products.integer import (
     n_items,
     quantize_operands,
 )
-from engine.cpu.products.matmul import array_address, prepare
+from engine.cpu.products.matmul import prepare
 from engine.cpu.steps import immediate, recorder
 from engine.cpu.steps.immediate import Immediate
 from engine.cpu.threads import ThreadPool

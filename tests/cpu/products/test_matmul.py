@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.cpu.bandwidth import read_bandwidth
-from engine.cpu.kernels import blocked, build, emit, products, stepping
+from engine.cpu.kernels import blocked, build, emit, products, stepping, terms
 from engine.cpu.kernels.formats import decoders
 from engine.cpu.products import matmul as matmul_module
 from engine.cpu.products.matmul import Epilogue, matmul, warm_up
@@ -114,6 +114,27 @@ def test_a_row_does_not_depend_on_other_rows_or_on_threads(name, pools, monkeypa
     for tokens in (1, 2, 3, 4, 5, 32, 33, 64, 70):
         for pool in pools:
             assert np.array_equal(whole[-tokens:], matmul(x[-tokens:], w, pool=pool))
+
+
+def test_activations_rounded_to_pairs(pools):
+    """Pairs of BF16 against float64, with the same bits for any number of rows; other products are not rounded."""
+    for columns in (32, 96, 4640):
+        raw, truth = packed("BF16", 97, columns)
+        w = Weight(GGMLType.BF16, (97, columns), raw)
+        x = activations(70, columns)
+        if not terms.has_pairs():
+            assert np.array_equal(matmul(x, w, pool=pools[0], rounded=True), matmul(x, w, pool=pools[0]))
+            continue
+        bits = x.view(np.uint32)
+        nearest = ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+        whole = matmul(x, w, pool=pools[1], rounded=True)
+        assert_close(whole, truth, nearest)
+        for tokens in (1, 2, 5, 9, 64):
+            for pool in pools:
+                assert np.array_equal(whole[-tokens:], matmul(x[-tokens:], w, pool=pool, rounded=True))
+    for name, columns in (("BF16", 48), ("F16", 64), ("Q8_0", 64)):
+        w, x = Weight(GGMLType[name], (7, columns), packed(name, 7, columns)[0]), activations(9, columns)
+        assert np.array_equal(matmul(x, w, pool=pools[0], rounded=True), matmul(x, w, pool=pools[0]))
 
 
 def test_scale_bias_and_residual(pools):

@@ -11,7 +11,8 @@ from engine.gguf.reader import open_gguf
 from engine.model.batch import Batch, Outputs
 from engine.model.loader import load_model
 from scripts.make_synthetic_gguf import ALIGNMENT, header, metadata
-from scripts.synthetic_models import SHAPES, plan
+from scripts.synthetic_models import plan
+from scripts.synthetic_shapes import SHAPES
 from tests.support.gpu.fake_cupy import FakeGpu, install
 
 MULTIPROCESSORS = {75: 40, 80: 108, 86: 84, 89: 128, 90: 132, 120: 170}
