@@ -17,9 +17,10 @@ PAGE = 64
 """Positions of one page of the cache. Kernels depend on it, and each asserts what it needs: on the CPU a page is 8
 vectors of 8 scores (cpu/kernels/attention_item.py); on the GPU it is a power of two and a multiple of 32, the positions
 that a tile of the plain kernels takes from one page (cuda/attention/attention_plan.py)."""
-CHECKPOINT_SPACING = 512
+CHECKPOINT_SPACING = 2048
 """Positions between the recurrent states that are kept of a prompt, unless the caller sets checkpoint_spacing. A state
-of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B."""
+of Mamba 2.8B takes as much memory as the keys and values of 190 positions of Llama 3 8B. Pieces of prompts end there,
+and a GPU reads 2048 tokens at once. States are kept where prompts part, too."""
 STATE_BORDER = 16
 """Where a model keeps recurrent states, pieces of a prompt end at multiples of it, or with the prompt: devices take so
 many tokens together from such a position on, and the bits do not depend on how a prompt is cut."""
@@ -101,7 +102,8 @@ class EngineConfig:
         prefix_cache: keep the pages of prompts, so that a later prompt with the same beginning need not compute it, nor
             the second of several samples.
         checkpoint_spacing: in models with recurrent layers, positions between the states of a prompt that are kept for
-            later prompts; a multiple of PAGE. The last page border of a prompt is always kept.
+            later prompts; a multiple of PAGE. The last page border of a prompt is always kept, and that at which it
+            parts from an earlier one.
         checkpoints: how many such states are kept at most, over all prompts; 0 keeps none. None: two per
             sequence, at least 8.
         deterministic: give a request the same tokens whatever runs beside it, also where that costs speed.

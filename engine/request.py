@@ -106,6 +106,8 @@ class ActiveSequence:
         cached_tokens: prompt tokens whose keys and values were in the cache already when it started.
         end: the first position that it never feeds, whatever its text becomes; None: unknown.
         mask: see Request.
+        parts_at: where its prompt parts from an earlier one whose recurrent state was not kept there, at a page border;
+            0: nowhere.
         pieces_end: tokens before this position are fed as pieces like those of a prompt, however they are cut: the
             prompt, and of a constrained text all up to forced tokens that are fed together.
         known_end: generated tokens before this position are fed without a draw, where they are not pieces; several of
@@ -127,6 +129,7 @@ class ActiveSequence:
     mask: TokenMask | None = field(default=None, repr=False, compare=False)
     pieces_end: int = field(init=False)
     known_end: int = 0
+    parts_at: int = 0
 
     def __post_init__(self) -> None:
         self.pieces_end = len(self.prompt_ids)

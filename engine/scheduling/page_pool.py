@@ -39,12 +39,14 @@ class Prefix:
         source: a page whose first `n_more` tokens go on from there; to be copied, for what follows differs. None: no.
         n_more: tokens of the source, 0 without one.
         entry: the checkpoint with the recurrent state after these pages; None where the model has none.
+        parts_at: tokens in whole pages that another prompt began with, where its state was not kept; else 0.
     """
 
     pages: tuple[int, ...]
     source: int | None = None
     n_more: int = 0
     entry: int | None = None
+    parts_at: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -238,9 +240,11 @@ def _link(node: _Node) -> _Node:
 
 def _cut_back(pages: list[int], checkpoints: CheckpointPool) -> Prefix:
     """The pages up to the last one at whose end a state was kept."""
+    known = len(pages)
     while pages and checkpoints.find(pages[-1]) is None:
         pages.pop()
-    return Prefix(tuple(pages), entry=checkpoints.find(pages[-1]) if pages else None)
+    parts_at = known * PAGE if known > len(pages) else 0
+    return Prefix(tuple(pages), entry=checkpoints.find(pages[-1]) if pages else None, parts_at=parts_at)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -14,7 +14,10 @@ from engine.request import ActiveSequence, Request, Work
 
 @dataclass(frozen=True)
 class Spacing:
-    """At which positions of a prompt the recurrent state is kept: multiples of `every`, and its last page border.
+    """At which positions of a prompt the recurrent state is kept.
+
+    Multiples of `every`, its last page border, and the one at which it parts from an earlier prompt: what two prompts
+    begin with, a third one may begin with as well.
 
     Attributes:
         every: a multiple of PAGE; None where no states are kept.
@@ -29,19 +32,19 @@ class Spacing:
         """Pieces end at multiples of it."""
         return STATE_BORDER if self.stateful else 1
 
-    def border(self, prompt: Ids[int], start: int) -> int:
-        """The next position behind `start` at which a piece of a prompt must end."""
+    def border(self, prompt: Ids[int], start: int, parts_at: int = 0) -> int:
+        """The next position behind `start` at which a piece of a prompt must end. parts_at: see ActiveSequence."""
         if self.every is None:
             return len(prompt)
         last = (len(prompt) - 1) // PAGE * PAGE
         regular = (start // self.every + 1) * self.every
-        return min(border for border in (regular, last) if border > start)
+        return min(border for border in (regular, last, parts_at) if border > start)
 
-    def keeps(self, prompt: Ids[int], done: int) -> bool:
+    def keeps(self, prompt: Ids[int], done: int, parts_at: int = 0) -> bool:
         """Whether the state after `done` tokens of a prompt is kept."""
         if self.every is None or done % PAGE:
             return False
-        return done % self.every == 0 or done == (len(prompt) - 1) // PAGE * PAGE
+        return done % self.every == 0 or done in (parts_at, (len(prompt) - 1) // PAGE * PAGE)
 
 
 def longest(request: Request) -> int:
@@ -67,7 +70,7 @@ def next_piece(request: Request, sequence: ActiveSequence, budget: int, spacing:
     if start >= len(prompt):
         ids: Ids[int] = sequence.output_ids[start - len(prompt) : end - len(prompt)]
         return Work(sequence, ids, start, end == last + 1)
-    end = min(end, spacing.border(prompt, start))
+    end = min(end, spacing.border(prompt, start, sequence.parts_at))
     score = False
     if request.score_from is not None and start < last:
         first_scored = min(request.score_from - 1, last)

@@ -24,11 +24,13 @@ class Claim:
         pages: that it holds: those it shares, and the copy of the one in which it continues differently.
         n_cached: positions of them that it need not compute.
         entry: the checkpoint that its recurrent state is restored from; None where there is none.
+        parts_at: see ActiveSequence.
     """
 
     pages: list[int]
     n_cached: int
     entry: int | None
+    parts_at: int = 0
 
 
 class Prefixes:
@@ -79,7 +81,7 @@ class Prefixes:
                 blocks.release([prefix.source])
         if prefix.entry is not None:
             blocks.use_checkpoint(prefix.pages[-1])
-        return Claim(pages, n_cached, prefix.entry)
+        return Claim(pages, n_cached, prefix.entry, prefix.parts_at)
 
     def remember(self, sequence: ActiveSequence) -> None:
         """A piece of a prompt has been computed: later prompts may use its pages, and its state where it is kept."""
@@ -87,7 +89,7 @@ class Prefixes:
         # A page in part is of no use where the state at its last token is not kept.
         whole = done if done == len(prompt) and not self._stateful else done // PAGE * PAGE
         page = self._blocks.remember(sequence.pages, prompt[:whole])
-        if page is None or not self._spacing.keeps(prompt, done):
+        if page is None or not self._spacing.keeps(prompt, done, sequence.parts_at):
             return
         entry = self._blocks.checkpoint_entry(page)
         if entry is not None:

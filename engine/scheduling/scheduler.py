@@ -298,6 +298,7 @@ class Scheduler:
         n_cached, pages = claim.n_cached, claim.pages
         sequence = ActiveSequence(request.request_id, slot, prompt, [], request.params, request.seed, n_cached, pages)
         sequence.cached_tokens, sequence.end, sequence.mask = n_cached, longest(request), request.mask
+        sequence.parts_at = claim.parts_at
         self._started.append(_Started(request, sequence))
         return True
 

@@ -16,6 +16,7 @@
 
 #define WARP 32
 #define __shared__ static  // blocks run one after the other
+#define DYNAMIC_SHARED(name) static __align__(128) u8 name[228 << 10]
 struct int2 { int x, y; };
 static int2 make_int2(int x, int y) { return {x, y}; }
 
@@ -120,6 +121,9 @@ static void mma8(float* d, float a0, float a1, float a2, float a3, float b0, flo
             d[i] += first_bits(a) * first_bits(b);
         }
 }
+
+// As in common.cuh.
+static uint4 load_stream(const void* p) { return *(const uint4*)p; }
 
 // As in common.cuh; here a copy is done at once.
 template <int BYTES>

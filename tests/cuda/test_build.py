@@ -125,7 +125,7 @@ def jobs_for(arch):
     from engine.cuda.experts import moe, moe_rows, router
     from engine.cuda.experts import prefill as experts
     from engine.cuda.formats import dequant, repack
-    from engine.cuda.matrix import decode_gemm_plan, gemm_plan, matvec_plan
+    from engine.cuda.matrix import decode_gemm_plan, float_gemm, gemm_plan, matvec_plan
     from engine.cuda.rows import parts, pooling, rows, streams
     from engine.cuda.rows.activation import KernelActivation
     from engine.cuda.sampling import sampler as sampling_ops
@@ -156,6 +156,8 @@ def jobs_for(arch):
     for type in (COMMON if arch == 90 else COMMON[turn % 4 :: 4]) + RARE[turn::6]:
         activation = tuple(KernelActivation)[turn % len(KernelActivation)]
         jobs += moe.build_jobs(type, type, activation, routing, arch, 768, 2048)
+    if arch >= float_gemm.ARCH:
+        jobs += float_gemm.build_jobs(arch)
     if arch == gemm_plan.ARCH:
         jobs += gemm_plan.build_jobs([q4, q6], KernelActivation.SILU)
         jobs += [gemm_plan.build_job([q4, q6], tile, KernelActivation.SILU) for tile in gemm_plan.STEP_TILES]
@@ -196,6 +198,8 @@ def test_every_kernel_builds(arch):
 
 def kernel_names(file, type):
     """The names by which the launchers ask for the kernels of a file."""
+    if file.startswith("index_"):
+        return [file.removesuffix(".cu")]
     if file.startswith("attention_"):
         return ["_".join(file.split("_")[:2])]
     names = {
@@ -213,11 +217,16 @@ def kernel_names(file, type):
         "delta.cu": "delta_decode delta_prompt delta_finish",
         "mamba_2_chunks.cu": "mamba_2_chunks mamba_2_walk",
         "delta_chunks.cu": "delta_chunks delta_walk",
+        "rwkv_6.cu": "rwkv_6_decode rwkv_6_prompt rwkv_6_finish",
+        "rwkv_7.cu": "rwkv_7_decode rwkv_7_prepare rwkv_7_prompt rwkv_7_finish",
+        "token_shift.cu": "shift_decode shift_prompt shift_further",
         "sampling.cu": "sample",
         "matvec.cu": "matvec",
         "decode_gemm.cu": "batch_matvec",
         "decode_gemm_operand.cu": "batch_operand",
         "gemm.cu": "gemm",
+        "float_gemm.cu": "float_gemm",
+        "float_few.cu": "float_few",
         "operand.cu": "operand_half",
         "rope_append.cu": "rope_append",
         "embed.cu": f"embed_{type}",
@@ -250,9 +259,10 @@ def test_every_kernel_file_is_built():
         "formats_half.cuh",
         "gemm_unpack.cuh",
     }
+    floats = {"float_gemm.cu", "float_few.cu", "float_parts.cuh"}  # TF32
     for arch in ARCHES:
         built = {name for job in jobs_for(arch) for name in job[0]} | {"common.cuh"}
-        assert files - built == (set() if arch == 90 else hopper), arch
+        assert files - built == (set() if arch == 90 else hopper | floats if arch < 80 else hopper), arch
 
 
 def test_every_type_and_width_is_built_somewhere():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from engine.cuda import availability
 from engine.cuda.attention.known_rows import KnownToken
+from engine.cuda.driver.graphs import Graphs
 from engine.cuda.formats.layouts import packed_bytes
 from engine.cuda.launch_plan.ahead import AHEAD, MOST_AHEAD, STATE_PLACES
 from engine.cuda.load.memory_plan import DevicePlan, fit, make_plan, memory_plan
@@ -27,6 +28,30 @@ from engine.request import ActiveSequence, Work
 from engine.sampling import SamplingParams
 from tests.support.models.gguf_builder import tiny_llama
 from tests.support.models.recurrent_models import tiny_mamba
+
+# ---- graphs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_launches_that_find_no_memory_run_again_only_where_they_may(again):
+    """Graphs of other keys give theirs first."""
+    graphs, runs = Graphs(None, eager=False), []
+    graphs._graphs["other"] = object()
+
+    def run():
+        runs.append(len(graphs._graphs))
+        if graphs._graphs:
+            raise MemoryError
+
+    if again:
+        graphs.launch("key", run, again=True)
+        assert runs == [1, 0]
+    else:
+        with pytest.raises(MemoryError):
+            graphs.launch("key", run, again=False)
+        assert runs == [1]
+        assert not graphs._graphs
+
 
 # ---- decode loop --------------------------------------------------------------------------------------------------
 

@@ -260,6 +260,10 @@ def test_families_of_experts(models):
     assert other.layers[0].moe.families.prompt is Family.EXPERTS_EVERY
     scores = [hopper.layers[0].moe.score_family(n, Phase.DECODE) for n in rows]
     assert scores == [Family.ROUTER] * 5
+    floats = [[plan.layers[0].moe.router.parts[0].family_for(n) for n in (2, 3)] for plan in (hopper, same, other)]
+    few, many = Family.MATVEC, Family.FLOAT_GEMM
+    assert floats == [[few, many], [few, few], [few, few]], "deterministic, and other cards: one for any number of rows"
+    assert [plan.dense for plan in (hopper, same, other)] == [False, False, True]
 
 
 def test_shared_experts_are_experts_of_the_stack(models, tmp_path):
@@ -362,6 +366,11 @@ def test_prompts_of_a_shape_are_launched_by_hand_then_captured_then_replayed(mod
 
         assert [products(7) for _ in range(5)] == [1, 1, 1, 0, 0]
         assert products(8) == 1, "another shape"
+    for name in ("30b", "qwen35", "mamba", "falcon-h1"):  # float32 matrices, and states
+        with pretended(monkeypatch, models[name], **sizes, eager=False) as (runner, gpu):
+            counts = [len(launched(gpu, partial(generate, runner, list(range(20)), 1, slot=1))) for _ in range(5)]
+            assert counts[0] == counts[1] > 4 * counts[3], name
+            assert counts[3] == counts[4] < 10, "what the host sends, and what draws"
     with pretended(monkeypatch, models["8b-plain-v"], **sizes, eager=False) as (runner, gpu):
         assert runner._machine.weights.plan.dense
         for _ in range(4):
@@ -398,7 +407,7 @@ def test_a_plan_is_shown_as_a_table(models):
 
     head, *found = rows("30b")
     assert head == ["layers", "tensors", "types", "shape", "decode", "prompts"]
-    assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router", "dense"] in found
+    assert ["0", "ffn_gate_inp", "F32", "128 x 2048", "router", "float_gemm"] in found
     experts = "experts_chosen, experts_shared from 5, experts_grouped from 65"
     assert ["1", "ffn_down_exps", "Q6_K", "128 x 2048 x 768", experts, "experts_grouped"] in found
     families = "matvec, decode_gemm from 3, step_gemm from 65"

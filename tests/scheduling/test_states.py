@@ -174,6 +174,25 @@ def test_pieces_end_at_checkpoints_and_places_count_items():
     ]
 
 
+def test_a_state_is_kept_where_prompts_part():
+    """Of three prompts with a long beginning in common, the third one resumes at its end, far from regular borders."""
+    scheduler = Scheduler(1, 40, prefill_chunk=1024, checkpoints=8, checkpoint_spacing=32 * PAGE)
+    common, cached, pieces = list(range(5 * PAGE + 20)), [], []
+    for n in (1, 2, 3):
+        scheduler.add(make_request(n, [*common, *[1000 + n] * 2 * PAGE]))
+        while scheduler.n_running or scheduler.n_waiting:
+            for item in run(scheduler):
+                pieces.append((n, item.start, len(item.token_ids)))
+                if item.sample:
+                    cached.append(item.sequence.cached_tokens)
+                    scheduler.remove(n)
+    assert cached == [0, 0, 5 * PAGE]
+    last = 7 * PAGE
+    assert [piece for piece in pieces if piece[0] == 1] == [(1, 0, last), (1, last, 20)]
+    assert [piece for piece in pieces if piece[0] == 2] == [(2, 0, 5 * PAGE), (2, 5 * PAGE, 2 * PAGE), (2, last, 20)]
+    assert [piece for piece in pieces if piece[0] == 3] == [(3, 5 * PAGE, 2 * PAGE), (3, last, 20)]
+
+
 def test_without_reuse_prompts_are_not_cut():
     for options in ({"checkpoints": 0}, {"checkpoints": 4, "prefix_cache": False}, {}):
         scheduler = Scheduler(1, 40, prefill_chunk=512, checkpoint_spacing=PAGE, **options)

@@ -11,6 +11,8 @@ typedef long long i64;
 #define WARP 32
 #define FULL_MASK 0xffffffffu
 #define DEVICE static __device__ __forceinline__
+// The shared memory whose size a launch gives; on the host, tests give it another meaning.
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) u8 name[]
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
 #endif

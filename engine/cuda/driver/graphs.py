@@ -65,14 +65,19 @@ class Graphs:
         self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self._told = False
 
-    def launch(self, key: Hashable, run: Callable[[], None]) -> None:
+    def launch(self, key: Hashable, run: Callable[[], None], *, again: bool = True) -> None:
         """What run() launches on the stream.
 
-        It allocates nothing and does the same whenever the key is the same. Run again after it failed, it does the same
-        too: what moves a step on is launched last, or apart.
+        It allocates nothing and does the same whenever the key is the same.
+
+        Args:
+            key: what decides the launches.
+            run: makes them.
+            again: run again after it failed, it does the same too, as what moves a step on is launched last, or apart.
+                Otherwise the caller repeats more than this.
         """
         if self._eager or not self._replay(key, run):
-            self._launch_each(run)
+            self._launch_each(run, again)
             self._count(key)
 
     def _replay(self, key: Hashable, run: Callable[[], None]) -> bool:
@@ -97,7 +102,7 @@ class Graphs:
             return False
         return True
 
-    def _launch_each(self, run: Callable[[], None]) -> None:
+    def _launch_each(self, run: Callable[[], None], again: bool) -> None:
         """One by one; where there is no memory to load a kernel, graphs of other keys give theirs."""
         try:
             run()
@@ -105,6 +110,8 @@ class Graphs:
             if not (self._graphs and is_out_of_memory(error)):
                 raise
             self._graphs.clear()
+            if not again:
+                raise
             run()
 
     def _count(self, key: Hashable) -> None:

@@ -77,7 +77,7 @@ def activation_arrays(plan: LaunchPlan, phase: Phase) -> dict[str, ArraySize]:
         needed = -(-gemm_plan.operand_bytes(rows, widths.ffn) // (4 * max(widths.ffn, 1)))
         found["gate"] = ArraySize((max(rows, needed), max(widths.ffn, 1)))
     if prompts:
-        found["operand"] = ArraySize((max(_operands(plan, rows)),), "uint8")
+        found["operand"] = ArraySize((max(_operands(plan, rows), default=1),), "uint8")
         if room := plan.expert_room():
             found["expert_room"] = ArraySize((room,), "uint8")
     else:

@@ -27,6 +27,7 @@ class Family(Enum):
     MATVEC = "matvec"  # matrix/matvec.py: up to 8 rows a launch
     DECODE_GEMM = "decode_gemm"  # matrix/decode_gemm.py: up to 64 rows a launch, Hopper
     STEP_GEMM = "step_gemm"  # matrix/gemm.py: decode steps of more than 64 rows, Hopper
+    FLOAT_GEMM = "float_gemm"  # matrix/float_gemm.py: float32 matrices, any number of rows
     PREFILL_GEMM = "prefill_gemm"  # matrix/gemm.py: any number of rows, Hopper
     DENSE = "dense"  # matrix/dense.py: expanded tile by tile, then cuBLAS
     ROUTER = "router"  # experts/router.py: scores of an unquantized router

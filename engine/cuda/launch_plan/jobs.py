@@ -10,7 +10,7 @@ from engine.cuda.formats import repack
 from engine.cuda.launch_plan.families import Family
 from engine.cuda.launch_plan.model import LaunchPlan
 from engine.cuda.launch_plan.steps import Job
-from engine.cuda.matrix import gemm_plan
+from engine.cuda.matrix import float_gemm, gemm_plan
 from engine.cuda.rows import rows
 
 
@@ -28,9 +28,11 @@ def _jobs(plan: LaunchPlan) -> Iterator[Job]:
         yield from (launch.job for launch in plan.decode(n) if launch.job is not None)
     for n in plan.known_sizes:
         yield from (launch.job for launch in plan.known(n) if launch.job is not None)
-    # The tile shape of PREFILL_GEMM goes by the number of rows, of which there are too many to list: all are built.
+    # Tile shapes of prompts go by the number of rows, of which there are too many to list: all are built.
     whole = plan.prompt(1, 1) if plan.generates else plan.texts(1)
     yield from (launch.job for launch in whole if launch.job is not None)
+    if any(product.families.prompt is Family.FLOAT_GEMM for product in plan.products):
+        yield from float_gemm.build_jobs(plan.card.arch)
     if plan.gemm_types:
         for activation in plan.gemm_activations:
             yield from gemm_plan.build_jobs(plan.gemm_types, activation)

@@ -114,7 +114,7 @@ class MoePlan:
         """The kernels of the router."""
         product = self.router.parts[0].family_for(n_rows, phase)
         few = self.families.family_for(n_rows, phase) not in _MANY_ROWS
-        # MATVEC, the only other kernel of float32 routers, takes 8 rows a launch.
+        # Float32 routers: MATVEC takes 8 rows a launch, and FLOAT_GEMM has other bits than few rows.
         if phase is Phase.DECODE and self.scores_alone and (few or product is not Family.DECODE_GEMM):
             return Family.ROUTER
         return product

@@ -9,7 +9,7 @@ from itertools import groupby
 from engine.concurrency.lazy import lazy
 from engine.cuda.formats.layouts import kept_as, packed_bytes
 from engine.cuda.launch_plan.families import Card, Families, Family, Phase, Split
-from engine.cuda.matrix import decode_gemm_plan, gemm_plan
+from engine.cuda.matrix import decode_gemm_plan, float_gemm, gemm_plan
 from engine.cuda.matrix.matvec_plan import BATCH_ROWS, MAX_MATRICES
 from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.types import GGMLType
@@ -176,13 +176,14 @@ class Chooser:
         Args:
             matrices: the matrices.
             decodes: decode steps use it; else only prompts do.
-            apart: gate and up of a paired matrix are needed apart, which only DENSE gives.
+            apart: gate and up of a paired matrix are needed apart, which only FLOAT_GEMM and DENSE give.
             activation: see Product, likewise the others.
             bias: see Product.
             alpha: see Product.
             column: see Product.
         """
         types, columns, paired = [one.type for one in matrices], matrices[0].columns, matrices[0].partner is not None
+        floats = float_gemm.supports(types, self.card.arch)
         fused = self.card.arch == gemm_plan.ARCH and all(gemm_plan.supports(type) for type in types) and not apart
         decode: list[tuple[int, Family]] = []
         cut = None
@@ -196,7 +197,11 @@ class Chooser:
                 decode = [(1, Family.MATVEC), *decode]
             if fused and not self.deterministic:
                 decode.append((STEP_GEMM_ROWS, Family.STEP_GEMM))
-        families = Families(Family.PREFILL_GEMM if fused else Family.DENSE, tuple(decode))
+            # Elsewhere a row's bits are the same for any number of rows.
+            if floats and not paired and not self.deterministic and self.card.arch == gemm_plan.ARCH:
+                decode.append((BATCH_ROWS, Family.FLOAT_GEMM))
+        prompt = Family.FLOAT_GEMM if floats else Family.PREFILL_GEMM if fused else Family.DENSE
+        families = Families(prompt, tuple(decode))
         return Product(tuple(matrices), families, cut, activation, bias, alpha, column)
 
     def projection(self, linears: Sequence[Linear], *, factor: float = 1.0, decodes: bool = True) -> Projection:

@@ -16,7 +16,7 @@ from engine.cuda.formats import dequant
 from engine.cuda.formats.layouts import tile_count
 from engine.cuda.launch_plan.families import READ_OPERANDS, Card, Family, Phase, Split
 from engine.cuda.launch_plan.products import Matrix, Product, Projection
-from engine.cuda.matrix import decode_gemm_plan, dense_plan, gemm_plan, matvec_plan
+from engine.cuda.matrix import decode_gemm_plan, dense_plan, float_gemm, gemm_plan, matvec_plan
 from engine.cuda.rows import parts, rows
 from engine.cuda.rows.activation import KernelActivation
 from engine.gguf.types import GGMLType
@@ -132,6 +132,8 @@ class Step:
                     yield self.operand()
                 form = Input.OPERAND
                 yield from self.gemm(part)
+            elif family is Family.FLOAT_GEMM:
+                yield self.floats(part)
             elif family is Family.DENSE:
                 for matrix in part.matrices:
                     wanted = Input.WIDE if matrix.type is GGMLType.F32 else Input.HALF
@@ -191,6 +193,9 @@ class Step:
             yield self.operand()
             yield from self.gemm(product)
             return
+        if product.family_for(self.n_rows, self.phase) is Family.FLOAT_GEMM:
+            yield self.floats(product)
+            return
         (matrix,) = product.matrices
         yield self._plain(Input.WIDE if matrix.type is GGMLType.F32 else Input.HALF)
         yield from self._dense(matrix)
@@ -208,6 +213,14 @@ class Step:
             )
             job = gemm_plan.build_job(types, shape, activation, experts=tile is not None)
             yield Launch("gemm", job, family, _names(group))
+
+    def floats(self, part: Product) -> Launch:
+        """A product of float_gemm.cu."""
+        tiles = sum(tile_count(one.rows, paired=part.paired) for one in part.matrices)
+        shape = float_gemm.choose_shape(tiles, self.n_rows, self.card)
+        return Launch(
+            shape.kernel, float_gemm.float_job(shape, self.card.arch), Family.FLOAT_GEMM, _names(part.matrices)
+        )
 
     def operand(self) -> Launch:
         """Rows as an operand of gemm.cu."""

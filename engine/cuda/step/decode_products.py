@@ -10,6 +10,7 @@ from engine.cuda.launch_plan.families import Family, Phase
 from engine.cuda.load.buffers import Activations
 from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
 from engine.cuda.load.device_weights import DeviceFfn
+from engine.cuda.matrix.float_gemm import multiply
 from engine.cuda.matrix.gemm import Gemms, Operand, make_operand
 from engine.cuda.matrix.gemm_plan import operand_bytes
 from engine.cuda.rows.activation import KernelActivation
@@ -93,6 +94,10 @@ class DecodeProducts:
         if part.plan.family_for(self._n) is Family.MATVEC:
             assert part.matvec is not None
             part.matvec(x, out, norm=weight, eps=eps, bias=part.bias, activation=activation, add=add, alpha=part.alpha)
+            return
+        if part.plan.family_for(self._n) is Family.FLOAT_GEMM:
+            assert not ready and then is None
+            multiply(part.group, x, out, norm=weight, eps=eps, bias=part.bias, alpha=part.alpha, add=add)
             return
         assert part.decode_gemm is not None
         buffers = self._buffers

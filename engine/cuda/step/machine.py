@@ -99,7 +99,7 @@ class StepMachine:
         )
         self.prompt_ops.use(self.cache, self.states)
         # CuPy refuses cuBLAS calls in a stream that is captured.
-        by_hand = eager or plan.dense or self.states is not None
+        by_hand = eager or plan.dense
         self.prompts = PromptReader(
             weights,
             self.prompt_ops,

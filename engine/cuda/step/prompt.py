@@ -119,7 +119,9 @@ class PromptReader:
                 self._states.flush(self._staging)
             batch = prompt_batch(pieces)
             self._ops.begin(batch)
-            self._graphs.launch(self._ops.shape, partial(self._launch, batch, len(ending)))
+            # A later part of an item changes the state that the part before has left.
+            again = self._states is None or all(piece.first == 0 for piece in pieces)
+            self._graphs.launch(self._ops.shape, partial(self._launch, batch, len(ending)), again=again)
             if ending:
                 # Not in the graph: it has masks as an argument once there are some.
                 self._slots.sample_rows(self._logits[: len(ending)], self._ops.output_slots)

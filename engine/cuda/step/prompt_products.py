@@ -1,7 +1,7 @@
 """Products of prompt rows: each by the family that the launch plan names, whatever the number of rows.
 
-On Hopper the packed weights go straight to the tensor cores (gemm.py); float32 matrices, and everything on other cards,
-are expanded and multiplied by cuBLAS (dense.py). Must not know of layers or batches.
+Packed weights go straight to the tensor cores: float32 matrices by float_gemm.py, on Hopper all others by gemm.py. The
+rest is expanded and multiplied by cuBLAS (dense.py). Must not know of layers or batches.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from engine.cuda.load.device_products import DeviceProduct, DeviceProjection
 from engine.cuda.load.device_weights import DeviceFfn, DeviceMoe
 from engine.cuda.matrix.dense import DenseProduct
 from engine.cuda.matrix.dense_plan import padded
+from engine.cuda.matrix.float_gemm import multiply
 from engine.cuda.matrix.gemm import Gemms, Operand, make_operand
 from engine.cuda.matrix.gemm_plan import operand_bytes
 from engine.cuda.rows import rows as row_ops
@@ -66,6 +67,11 @@ class PromptProducts:
             if part.plan.families.prompt is Family.PREFILL_GEMM:
                 operand = operand if isinstance(operand, Operand) else self._operand(rows_of(x), norm)
                 self.gemms.plain(part.group, operand, target, bias=part.bias, add=add, alpha=part.alpha)
+            elif part.plan.families.prompt is Family.FLOAT_GEMM:
+                weight, eps = folded(norm)
+                multiply(
+                    part.group, rows_of(x), target, norm=weight, eps=eps, bias=part.bias, alpha=part.alpha, add=add
+                )
             else:
                 operand = self._expanded(part, rows_of(x), operand, target, norm, add=add)
 
@@ -103,10 +109,13 @@ class PromptProducts:
             product, operand = self.gemms.gated[ffn.plan.activation], self._operand(x, norm)
             room = self._hidden_room(n, width) if ffn.plan.chains(n, Phase.PROMPT) else h
             return product.gated(paired.group, operand, room) or h
-        assert self._dense is not None
-        (matrix,) = paired.group.matrices
-        up = columns_of(self._buffers.up, n, width)
-        self._dense(matrix, self._plain(x, matrix.type is GGMLType.F32, norm), h, rows=n, second=up)
+        (matrix,), up = paired.group.matrices, columns_of(self._buffers.up, n, width)
+        if paired.plan.families.prompt is Family.FLOAT_GEMM:
+            weight, eps = folded(norm)
+            multiply(paired.group, x, h, norm=weight, eps=eps, second=up)
+        else:
+            assert self._dense is not None
+            self._dense(matrix, self._plain(x, matrix.type is GGMLType.F32, norm), h, rows=n, second=up)
         for half, bias in ((h, ffn.gate_bias), (up, ffn.up_bias)):
             if bias is not None:
                 row_ops.add_bias(half, bias, 1.0)

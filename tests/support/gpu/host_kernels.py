@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 _COMPILER = shutil.which("g++")
 _FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", "-w")
-_KERNEL = re.compile(r'extern "C" __global__ void __launch_bounds__\(\w+\)\s+(\w+)\(([^)]*)\)')
+_KERNEL = re.compile(r'extern "C" __global__ void __launch_bounds__\([\w, ]+\)\s+(\w+)\(([^)]*)\)')
 
 
 def host_library(folder, source):
@@ -72,9 +72,10 @@ class HostKernels:
         return HostModule(self._library, [repr(job) for job in self._jobs].index(repr((tuple(files), defines))))
 
     @staticmethod
-    def launch(kernel, grid, threads, args, *, stream=None):
+    def launch(kernel, grid, threads, args, *, shared=0, stream=None):
         """See launch.launch."""
         assert stream is None
+        assert shared <= 227 << 10
         given = [_argument(arg) for arg in args]
         kernel(*(grid if isinstance(grid, tuple) else (grid, 1)), threads, *given)
 
