@@ -13,9 +13,8 @@ constexpr int KEYS = floats_of_a_lane(HEAD, LANES);
 constexpr int PADDED = KEYS * LANES;
 static_assert(HEAD >= 1 && HEAD <= 128, "a lane holds at most 16 keys");
 
-// y of a value, in every lane of it; M becomes that behind the token.
-DEVICE float remember(float* m, const float* r, const float* k, const float* w, const float* first, float v) {
-    float read[KEYS];
+// M of a value becomes that behind the token; read: what r is multiplied with.
+DEVICE void remember(float* m, const float* k, const float* w, const float* first, float v, float* read) {
 #pragma unroll
     for (int i = 0; i < KEYS; ++i) {
         const float pair = __fmul_rn(k[i], v);
@@ -23,7 +22,6 @@ DEVICE float remember(float* m, const float* r, const float* k, const float* w, 
         m[i] = fmaf(w[i], m[i], pair);
         if (LINEAR) read[i] = m[i];
     }
-    return dot_parts<LANES, KEYS>(r, read);
 }
 
 // What is given becomes r, k and w of the formulas.
@@ -91,7 +89,9 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
 #pragma unroll
     for (int turn = 0; turn < TURNS; ++turn) {
         const int value = turn * AT_ONCE + thread / LANES;
-        const float y = remember(m[turn], r_part, k_part, w_part, first_part, value < HEAD ? vs[value] : 0.0f);
+        float read_part[KEYS];
+        remember(m[turn], k_part, w_part, first_part, value < HEAD ? vs[value] : 0.0f, read_part);
+        const float y = dot_parts<LANES, KEYS>(r_part, read_part);
         if (value >= HEAD) continue;
         store_part<HEAD, LANES, KEYS>(memory + ((write * heads + head) * HEAD + value) * HEAD, lane, m[turn]);
         if (lane == 0) ys[value] = y;
@@ -107,19 +107,22 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
 }
 
 // ---- prompts -----------------------------------------------------------------------------------------------------
-constexpr int THREADS = 256;
-constexpr int VALUES = THREADS / LANES;              // of a head, that a block computes; rwkv_6.py has the same number
+constexpr int THREADS = 128;
+constexpr int EACH = 2;  // values of a lane: inputs are read once for both
+constexpr int GROUPS = THREADS / LANES;              // of lanes
+constexpr int VALUES = GROUPS * EACH;                // of a head, that a block computes; shape.py has the same number
 constexpr int PARTS = (HEAD + VALUES - 1) / VALUES;  // blocks of a head
-constexpr int TOKENS = 8;                            // staged in shared memory at a time: a thread stages one value
-constexpr int EACH = (TOKENS * HEAD + THREADS - 1) / THREADS;
+constexpr int TOKENS = 8;                            // staged in shared memory at a time
+constexpr int EACH_KEY = (TOKENS * HEAD + THREADS - 1) / THREADS;
+constexpr int EACH_V = TOKENS * VALUES / THREADS;
 
 struct Staged {
-    float v, r[EACH], k[EACH], w[EACH];
+    float v[EACH_V], r[EACH_KEY], k[EACH_KEY], w[EACH_KEY];
 };
 
 // Rows of prompts, token after token. grid (heads * PARTS, spans). out is y, which rwkv_6_finish turns into the result.
-// While a block computes TOKENS tokens out of shared memory, the next ones are on their way. A span without a past starts
-// from zero and reads no memory.
+// While a block computes TOKENS tokens out of shared memory, the next ones are on their way. Lanes leave their parts of y in
+// shared memory, where they are added for all tokens at once. A span without a past starts from zero and reads no memory.
 extern "C" __global__ void __launch_bounds__(THREADS)
     rwkv_6_prompt(const float* r, const float* w, const float* k, const float* v, int stride, const float* first,
                   float* memory, const PromptSpan* spans, float* out, int heads, int kv_heads) {
@@ -127,30 +130,36 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ __align__(16) float ks[TOKENS][PADDED];
     __shared__ __align__(16) float ws[TOKENS][PADDED];
     __shared__ __align__(16) float firsts[PADDED];
-    __shared__ float vs[TOKENS][VALUES];
+    __shared__ float vs[TOKENS][VALUES], ys[TOKENS][LANES][VALUES + 4];
     pdl_launch();
     const int thread = threadIdx.x, lane = thread % LANES, mine = thread / LANES;
     const int head = blockIdx.x / PARTS, begin_value = blockIdx.x % PARTS * VALUES, kv_head = head / (heads / kv_heads);
-    const bool inside = begin_value + mine < HEAD;
     for (int i = thread; i < TOKENS * PADDED; i += THREADS)
         rs[i / PADDED][i % PADDED] = ks[i / PADDED][i % PADDED] = ws[i / PADDED][i % PADDED] = 0.0f;
     for (int i = thread; i < PADDED; i += THREADS) firsts[i] = !LINEAR && i < HEAD ? first[head * HEAD + i] : 0.0f;
     pdl_wait();
     const PromptSpan span = spans[blockIdx.y];
-    float m[KEYS], first_part[KEYS];
-    if (span.n_past > 0 && inside) {
-        const float* const from = memory + (((i64)span.read * heads + head) * HEAD + begin_value + mine) * HEAD;
-        load_part<HEAD, LANES, KEYS, true>(from, lane, m);
-    } else {
-        clear_part<KEYS>(m);
+    const i64 size = (i64)heads * HEAD;
+    float m[EACH][KEYS], first_part[KEYS];
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+        const int value = begin_value + e * GROUPS + mine;
+        if (span.n_past > 0 && value < HEAD) {
+            load_part<HEAD, LANES, KEYS, true>(memory + (span.read * size + head * HEAD + value) * HEAD, lane, m[e]);
+        } else {
+            clear_part<KEYS>(m[e]);
+        }
     }
     auto load_inputs = [&](int begin, Staged& to) {
         const int n = min(TOKENS, span.n_rows - begin);
         const i64 row = span.row + begin;
-        const int token = thread / VALUES, value = begin_value + thread % VALUES;
-        to.v = token < n && value < HEAD ? v[(row + token) * stride + kv_head * HEAD + value] : 0.0f;
 #pragma unroll
-        for (int i = 0; i < EACH; ++i) {
+        for (int i = 0; i < EACH_V; ++i) {
+            const int t = (i * THREADS + thread) / VALUES, value = begin_value + (i * THREADS + thread) % VALUES;
+            to.v[i] = t < n && value < HEAD ? v[(row + t) * stride + kv_head * HEAD + value] : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < EACH_KEY; ++i) {
             const int t = (i * THREADS + thread) / HEAD, key = (i * THREADS + thread) % HEAD;
             to.r[i] = t < n ? r[(row + t) * stride + head * HEAD + key] : 0.0f;
             to.k[i] = t < n ? k[(row + t) * stride + kv_head * HEAD + key] : 0.0f;
@@ -163,9 +172,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     load_part<PADDED, LANES, KEYS, true>(firsts, lane, first_part);
     for (int begin = 0; begin < span.n_rows; begin += TOKENS) {
         const int n = min(TOKENS, span.n_rows - begin);
-        vs[thread / VALUES][thread % VALUES] = now.v;
 #pragma unroll
-        for (int i = 0; i < EACH; ++i) {
+        for (int i = 0; i < EACH_V; ++i) vs[(i * THREADS + thread) / VALUES][(i * THREADS + thread) % VALUES] = now.v[i];
+#pragma unroll
+        for (int i = 0; i < EACH_KEY; ++i) {
             const int t = (i * THREADS + thread) / HEAD, key = (i * THREADS + thread) % HEAD;
             if (t >= TOKENS) continue;
             prepare(now.r[i], now.k[i], now.w[i]);
@@ -173,20 +183,36 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         __syncthreads();
         if (begin + TOKENS < span.n_rows) load_inputs(begin + TOKENS, next);
+#pragma unroll 2
         for (int t = 0; t < n; ++t) {
-            float r_part[KEYS], k_part[KEYS], w_part[KEYS];
+            float r_part[KEYS], k_part[KEYS], w_part[KEYS], read_part[KEYS];
             load_part<PADDED, LANES, KEYS, true>(rs[t], lane, r_part);
             load_part<PADDED, LANES, KEYS, true>(ks[t], lane, k_part);
             load_part<PADDED, LANES, KEYS, true>(ws[t], lane, w_part);
-            const float y = remember(m, r_part, k_part, w_part, first_part, vs[t][mine]);
-            if (lane == 0 && inside)
-                out[((i64)(span.row + begin + t) * heads + head) * HEAD + begin_value + mine] = y;
+#pragma unroll
+            for (int e = 0; e < EACH; ++e) {
+                remember(m[e], k_part, w_part, first_part, vs[t][e * GROUPS + mine], read_part);
+                ys[t][lane][e * GROUPS + mine] = sum_of_products<KEYS>(r_part, read_part);
+            }
         }
-        __syncthreads();  // the tokens are done with
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < EACH_V; ++i) {
+            const int t = (i * THREADS + thread) / VALUES, at = (i * THREADS + thread) % VALUES;
+            if (t >= n || begin_value + at >= HEAD) continue;
+            float sum = ys[t][0][at];
+#pragma unroll
+            for (int l = 1; l < LANES; ++l) sum = __fadd_rn(sum, ys[t][l][at]);
+            out[(span.row + begin + t) * size + head * HEAD + begin_value + at] = sum;
+        }
         now = next;
     }
-    if (inside)
-        store_part<HEAD, LANES, KEYS>(memory + (((i64)span.write * heads + head) * HEAD + begin_value + mine) * HEAD, lane, m);
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+        const int value = begin_value + e * GROUPS + mine;
+        if (value < HEAD)
+            store_part<HEAD, LANES, KEYS>(memory + (span.write * size + head * HEAD + value) * HEAD, lane, m[e]);
+    }
 }
 
 // y = norm(y) * gate of each head, in place. A warp per head; grid: any that has rows * heads warps.

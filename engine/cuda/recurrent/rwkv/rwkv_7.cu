@@ -17,12 +17,11 @@ static_assert(HEAD >= 1 && HEAD <= 128, "a lane holds at most 16 keys");
 constexpr float DECAY = -0.60653065971263342f;  // -exp(-1/2)
 constexpr float SHORTEST = 1e-12f;
 
-// y of a value, in every lane of it; M becomes that behind the token. away: u * a.
-DEVICE float remember(float* m, const float* r, const float* w, const float* k, const float* u, const float* away, float v) {
+// M of a value becomes that behind the token. away: u * a.
+DEVICE void remember(float* m, const float* w, const float* k, const float* u, const float* away, float v) {
     const float known = -dot_parts<LANES, KEYS>(m, u);
 #pragma unroll
     for (int i = 0; i < KEYS; ++i) m[i] = fmaf(v, k[i], fmaf(known, away[i], __fmul_rn(m[i], w[i])));
-    return dot_parts<LANES, KEYS>(m, r);
 }
 
 DEVICE float decay_of(float w) { return expf(__fmul_rn(DECAY, logistic(w))); }
@@ -100,7 +99,8 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
 #pragma unroll
     for (int turn = 0; turn < TURNS; ++turn) {
         const int value = turn * AT_ONCE + thread / LANES;
-        const float y = remember(m[turn], r_part, w_part, k_part, u_part, away_part, value < HEAD ? vs[value] : 0.0f);
+        remember(m[turn], w_part, k_part, u_part, away_part, value < HEAD ? vs[value] : 0.0f);
+        const float y = dot_parts<LANES, KEYS>(m[turn], r_part);
         if (value >= HEAD) continue;
         store_part<HEAD, LANES, KEYS>(memory + ((write * heads + head) * HEAD + value) * HEAD, lane, m[turn]);
         if (lane == 0) ys[value] = y;
@@ -116,11 +116,14 @@ extern "C" __global__ void __launch_bounds__(DECODE_THREADS)
 }
 
 // ---- prompts -----------------------------------------------------------------------------------------------------
-constexpr int THREADS = 256;
-constexpr int VALUES = THREADS / LANES;              // of a head, that a block computes; rwkv_7.py has the same number
+constexpr int THREADS = 128;
+constexpr int EACH = 2;  // values of a lane: two chains of operations hide each other's waits, and inputs are read once for both
+constexpr int GROUPS = THREADS / LANES;              // of lanes
+constexpr int VALUES = GROUPS * EACH;                // of a head, that a block computes; shape.py has the same number
 constexpr int PARTS = (HEAD + VALUES - 1) / VALUES;  // blocks of a head
-constexpr int TOKENS = 8;                            // staged in shared memory at a time: a thread stages one value
-constexpr int EACH = (TOKENS * HEAD + THREADS - 1) / THREADS;
+constexpr int TOKENS = 8;                            // staged in shared memory at a time
+constexpr int EACH_KEY = (TOKENS * HEAD + THREADS - 1) / THREADS;
+constexpr int EACH_V = TOKENS * VALUES / THREADS;
 
 // In place: w becomes the decay, k and v what the formulas make of them, a becomes u * a. u: rows of heads * HEAD floats,
 // written. A warp per head; grid: any that has rows * heads warps.
@@ -156,12 +159,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 struct Staged {
-    float v, r[EACH], w[EACH], k[EACH], u[EACH], away[EACH];
+    float v[EACH_V], r[EACH_KEY], w[EACH_KEY], k[EACH_KEY], u[EACH_KEY], away[EACH_KEY];
 };
 
 // Rows of prompts, token after token, from what rwkv_7_prepare leaves; away: what it makes of a. grid (heads * PARTS, spans).
 // out is y, which rwkv_7_finish turns into the result. While a block computes TOKENS tokens out of shared memory, the next
-// ones are on their way. A span without a past starts from zero and reads no memory.
+// ones are on their way. Lanes leave their parts of y in shared memory, where they are added for all tokens at once: nothing in
+// the chain from token to token waits for y. A span without a past starts from zero and reads no memory.
 extern "C" __global__ void __launch_bounds__(THREADS)
     rwkv_7_prompt(const float* r, const float* w, const float* k, const float* v, const float* u, const float* away,
                   int stride, float* memory, const PromptSpan* spans, float* out, int heads) {
@@ -170,31 +174,37 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __shared__ __align__(16) float ks[TOKENS][PADDED];
     __shared__ __align__(16) float us[TOKENS][PADDED];
     __shared__ __align__(16) float aways[TOKENS][PADDED];
-    __shared__ float vs[TOKENS][VALUES];
+    __shared__ float vs[TOKENS][VALUES], ys[TOKENS][LANES][VALUES + 4];
     pdl_launch();
     const int thread = threadIdx.x, lane = thread % LANES, mine = thread / LANES;
     const int head = blockIdx.x / PARTS, begin_value = blockIdx.x % PARTS * VALUES;
-    const bool inside = begin_value + mine < HEAD;
     for (int i = thread; i < TOKENS * PADDED; i += THREADS) {
         const int t = i / PADDED, key = i % PADDED;
         rs[t][key] = ws[t][key] = ks[t][key] = us[t][key] = aways[t][key] = 0.0f;
     }
     pdl_wait();
     const PromptSpan span = spans[blockIdx.y];
-    float m[KEYS];
-    if (span.n_past > 0 && inside) {
-        const float* const from = memory + (((i64)span.read * heads + head) * HEAD + begin_value + mine) * HEAD;
-        load_part<HEAD, LANES, KEYS, true>(from, lane, m);
-    } else {
-        clear_part<KEYS>(m);
+    const i64 size = (i64)heads * HEAD;
+    float m[EACH][KEYS];
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+        const int value = begin_value + e * GROUPS + mine;
+        if (span.n_past > 0 && value < HEAD) {
+            load_part<HEAD, LANES, KEYS, true>(memory + (span.read * size + head * HEAD + value) * HEAD, lane, m[e]);
+        } else {
+            clear_part<KEYS>(m[e]);
+        }
     }
     auto load_inputs = [&](int begin, Staged& to) {
         const int n = min(TOKENS, span.n_rows - begin);
         const i64 row = span.row + begin;
-        const int token = thread / VALUES, value = begin_value + thread % VALUES;
-        to.v = token < n && value < HEAD ? v[(row + token) * stride + head * HEAD + value] : 0.0f;
 #pragma unroll
-        for (int i = 0; i < EACH; ++i) {
+        for (int i = 0; i < EACH_V; ++i) {
+            const int t = (i * THREADS + thread) / VALUES, value = begin_value + (i * THREADS + thread) % VALUES;
+            to.v[i] = t < n && value < HEAD ? v[(row + t) * stride + head * HEAD + value] : 0.0f;
+        }
+#pragma unroll
+        for (int i = 0; i < EACH_KEY; ++i) {
             const int t = (i * THREADS + thread) / HEAD, key = (i * THREADS + thread) % HEAD;
             const i64 at = (row + t) * stride + head * HEAD + key;
             to.r[i] = t < n ? r[at] : 0.0f;
@@ -209,9 +219,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __syncthreads();  // what is padded is cleared
     for (int begin = 0; begin < span.n_rows; begin += TOKENS) {
         const int n = min(TOKENS, span.n_rows - begin);
-        vs[thread / VALUES][thread % VALUES] = now.v;
 #pragma unroll
-        for (int i = 0; i < EACH; ++i) {
+        for (int i = 0; i < EACH_V; ++i) vs[(i * THREADS + thread) / VALUES][(i * THREADS + thread) % VALUES] = now.v[i];
+#pragma unroll
+        for (int i = 0; i < EACH_KEY; ++i) {
             const int t = (i * THREADS + thread) / HEAD, key = (i * THREADS + thread) % HEAD;
             if (t >= TOKENS) continue;
             rs[t][key] = now.r[i], ws[t][key] = now.w[i], ks[t][key] = now.k[i];
@@ -219,6 +230,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         __syncthreads();
         if (begin + TOKENS < span.n_rows) load_inputs(begin + TOKENS, next);
+#pragma unroll 2
         for (int t = 0; t < n; ++t) {
             float r_part[KEYS], w_part[KEYS], k_part[KEYS], u_part[KEYS], away_part[KEYS];
             load_part<PADDED, LANES, KEYS, true>(rs[t], lane, r_part);
@@ -226,15 +238,30 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             load_part<PADDED, LANES, KEYS, true>(ks[t], lane, k_part);
             load_part<PADDED, LANES, KEYS, true>(us[t], lane, u_part);
             load_part<PADDED, LANES, KEYS, true>(aways[t], lane, away_part);
-            const float y = remember(m, r_part, w_part, k_part, u_part, away_part, vs[t][mine]);
-            if (lane == 0 && inside)
-                out[((i64)(span.row + begin + t) * heads + head) * HEAD + begin_value + mine] = y;
+#pragma unroll
+            for (int e = 0; e < EACH; ++e)
+                remember(m[e], w_part, k_part, u_part, away_part, vs[t][e * GROUPS + mine]);
+#pragma unroll
+            for (int e = 0; e < EACH; ++e) ys[t][lane][e * GROUPS + mine] = sum_of_products<KEYS>(r_part, m[e]);
         }
-        __syncthreads();  // the tokens are done with
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < EACH_V; ++i) {
+            const int t = (i * THREADS + thread) / VALUES, at = (i * THREADS + thread) % VALUES;
+            if (t >= n || begin_value + at >= HEAD) continue;
+            float sum = ys[t][0][at];
+#pragma unroll
+            for (int l = 1; l < LANES; ++l) sum = __fadd_rn(sum, ys[t][l][at]);
+            out[(span.row + begin + t) * size + head * HEAD + begin_value + at] = sum;
+        }
         now = next;
     }
-    if (inside)
-        store_part<HEAD, LANES, KEYS>(memory + (((i64)span.write * heads + head) * HEAD + begin_value + mine) * HEAD, lane, m);
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+        const int value = begin_value + e * GROUPS + mine;
+        if (value < HEAD)
+            store_part<HEAD, LANES, KEYS>(memory + (span.write * size + head * HEAD + value) * HEAD, lane, m[e]);
+    }
 }
 
 // y = (norm(y) + (sum of r * k * r_k) v) * gate of each head, in place; k and v as rwkv_7_prepare leaves them. A warp per

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.cuda.recurrent.plan import StateShape
 
-DECODE_THREADS, THREADS = 512, 256
+DECODE_THREADS, THREADS = 512, 128
 """Of a block in decode steps, and of the kernels of prompts."""
 
 VALUES = 32
