@@ -22,7 +22,8 @@ from scripts.bench_cpu_peer import add_options, compare
 from scripts.make_synthetic_gguf import write_model
 from scripts.support_render import render
 from scripts.support_table import RESULTS, TABLE, Results
-from scripts.synthetic_models import SHAPES, plan
+from scripts.synthetic_models import plan
+from scripts.synthetic_shapes import SHAPES
 
 SHAPE, LAYERS = "llama-3.2-1b", 6
 
