@@ -366,7 +366,7 @@ def test_prompts_of_a_shape_are_launched_by_hand_then_captured_then_replayed(mod
 
         assert [products(7) for _ in range(5)] == [1, 1, 1, 0, 0]
         assert products(8) == 1, "another shape"
-    for name in ("30b", "qwen35", "mamba", "falcon-h1"):  # float32 matrices, and states
+    for name in ("30b", "35b", "qwen35", "mamba", "falcon-h1", *GPU_FAMILIES):  # float32 matrices, and states
         with pretended(monkeypatch, models[name], **sizes, eager=False) as (runner, gpu):
             counts = [len(launched(gpu, partial(generate, runner, list(range(20)), 1, slot=1))) for _ in range(5)]
             assert counts[0] == counts[1] > 4 * counts[3], name

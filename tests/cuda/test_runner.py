@@ -25,6 +25,7 @@ from tests.support.gpu.helpers import (
     token_ids,
     typed_model,
 )
+from tests.support.models.hybrid_models import tiny_hybrid
 
 pytestmark = pytest.mark.gpu
 
@@ -199,12 +200,15 @@ def test_a_prompt_has_the_same_bits_alone_in_a_batch_and_in_pieces(prompts):
             assert fingerprint(generate(runner, longer[5], 1, logprobs=8, chunk=chunk)) == alone[5], chunk
 
 
-def test_replayed_prompts_equal_those_launched_one_by_one(prompts):
-    """Other tokens, other slots, other neighbours: a graph has the shape alone."""
+@pytest.mark.parametrize("family", [None, "qwen35", "mamba2", "kimi-linear"])
+def test_replayed_prompts_equal_those_launched_one_by_one(prompts, family, tmp_path):
+    """Other tokens, other slots, other neighbours: a graph has the shape alone. Recurrent states are data as well."""
     found = []
+    path = BUNDLED_MODEL if family is None else tiny_hybrid(tmp_path / "model.gguf", family)
     for eager in (True, False):
-        with opened(BUNDLED_MODEL, max_sequences=4, eager=eager) as runner:
-            texts = [(prompts[i % 8] * 9)[:70] for i in range(6)]
+        with opened(path, max_sequences=4, eager=eager) as runner:
+            vocab = runner.config.vocab_size
+            texts = [[token % vocab for token in prompts[i % 8] * 9][:70] for i in range(6)]
             samples = [fingerprint(generate(runner, text, 2, slot=i % 4, logprobs=4)) for i, text in enumerate(texts)]
             for turn in range(5):
                 pair = [

@@ -149,14 +149,16 @@ def warm_up(
     """
     from engine.cpu.kernels.formats.decoders import DECODERS
 
-    names = [name for name in dict.fromkeys(GGMLType(type).name for type in types) if name in DECODERS]
-    for name in names:
+    products = [("product", "F32")]
+    for name in [name for name in dict.fromkeys(GGMLType(type).name for type in types) if name in DECODERS]:
         status(f"preparing kernels: {name}")
-        for kind in ("dot_rows", "dot_tokens", "dequantize_rows"):
-            _kernel(kind, name)
+        *dots, product = kernel_names(GGMLType[name])
+        products.append(product)
+        for kind, kernel_type in dots:
+            _kernel(kind, kernel_type)
     status("preparing kernels: product")
-    for name in {product_type(GGMLType[name]) for name in names} or {"F32"}:
-        _kernel("product", name)
+    for kind, kernel_type in dict.fromkeys(products):
+        _kernel(kind, kernel_type)
     if kv_type is not None:
         status("preparing kernels: attention")
         for kind, type_name in (("attend", kv_type.upper()), ("rotate_store", kv_type.upper())):
@@ -165,12 +167,19 @@ def warm_up(
             _kernel(kind, type_name)
 
 
-def product_type(type: GGMLType) -> str:
-    """The type of the blocked kernel that multiplies many rows: of what it reads, as they are or dequantized."""
+def kernel_names(type: GGMLType, *, rounded: bool = False) -> list[tuple[str, str]]:
+    """Kind and type of the kernels that weights of a type are multiplied by in floats."""
     from engine.cpu.kernels.formats.decoders import DECODERS
+    from engine.cpu.kernels.terms import PAIRS, has_pairs
 
-    decoder = DECODERS.get(type.name)
-    return type.name if decoder is not None and decoder.block_size == LANES else "F32"
+    decoder, name = DECODERS.get(type.name), type.name
+    plain = decoder is not None and decoder.block_size == LANES
+    names = [("product", name if plain else "F32")]
+    if decoder is not None:
+        names = [("dot_rows", name), ("dot_tokens", name), ("dequantize_rows", name), *names]
+    if rounded and type is GGMLType.BF16 and has_pairs():
+        names += [(kind, PAIRS) for kind in ("dot_rows", "dot_tokens", "round_rows", "product")]
+    return names
 
 
 @cache
@@ -298,13 +307,15 @@ def _product(x: Float32Array, weight: PreparedWeight, out: Float32Array, epilogu
     numbers = (stride, columns, *_placed(rows), len(x), *_placed(out), *epilogue.operands(), address)
     operands = np.array(numbers, dtype=np.int64)
     multiply = partial(_multiply_tile, array_address(operands), weight, stride)
-    tile = max(ROWS_STEP, min(ROWS_BLOCK, SCRATCH_BYTES // abs(stride) // ROWS_STEP * ROWS_STEP))
-    if len(x) * weight.rows * weight.columns >= DOT_TASK_WEIGHTS * 16 and pool.threads > 1:
-        tile = min(tile, -(-weight.rows // (2 * pool.threads * ROWS_STEP)) * ROWS_STEP)
-    n_tiles = -(-weight.rows // tile)
+    # Tiles are whole register tiles, as many for each thread where the work is worth it.
+    steps, most = -(-weight.rows // ROWS_STEP), max(1, min(ROWS_BLOCK, SCRATCH_BYTES // abs(stride)) // ROWS_STEP)
+    n_tiles = -(-steps // most)
+    if len(x) * weight.rows * weight.columns >= DOT_TASK_WEIGHTS * 16:
+        n_tiles = -(-max(n_tiles, 2 * pool.threads) // pool.threads) * pool.threads
 
     def task(index: int, held: object = (operands, rows, out, epilogue)) -> None:
-        multiply(index * tile, min(weight.rows, (index + 1) * tile))
+        low, high = (steps * at // n_tiles * ROWS_STEP for at in (index, index + 1))
+        multiply(low, min(weight.rows, high))
 
     pool.run(task, n_tiles)
 

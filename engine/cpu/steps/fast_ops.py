@@ -43,9 +43,11 @@ class FastOps(CpuOps):
 
     Attributes:
         steps: runs them; exchanged while a program is recorded.
+        rounded: see below.
 
     Args:
         integer: the weights to be multiplied in integers; None keeps everything in float32.
+        rounded: round activations to BF16 where weights are.
     """
 
     def __init__(
@@ -55,9 +57,12 @@ class FastOps(CpuOps):
         cache: KVCache,
         pool: ThreadPool,
         integer: IntegerWeights | None = None,
+        *,
+        rounded: bool = False,
     ) -> None:
         super().__init__(config, weights, cache, self._multiply)
-        self._immediate = Immediate(pool, integer)
+        self.rounded = rounded
+        self._immediate = Immediate(pool, integer, rounded=rounded)
         self._recurrence = CompiledRecurrence(self._immediate)
         self.steps: Steps = self._immediate
         self._turns: dict[RopeTable, Angles] = {}

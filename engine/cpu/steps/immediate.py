@@ -45,11 +45,13 @@ class Immediate:
     Args:
         pool: threads to use.
         integer: the weights that are multiplied in integers; None keeps everything in float32.
+        rounded: round activations to BF16 where weights are (products/matmul.py).
     """
 
-    def __init__(self, pool: ThreadPool, integer: IntegerWeights | None = None) -> None:
+    def __init__(self, pool: ThreadPool, integer: IntegerWeights | None = None, *, rounded: bool = False) -> None:
         self._pool = pool
         self._integer = integer
+        self._rounded = rounded
         self._quantized: tuple[Float32Array, Activations] | None = None
 
     def join(self) -> None:
@@ -93,7 +95,7 @@ class Immediate:
         if self._integer is not None and self._integer.takes(weight):
             return self._multiply(self._integer, self._activations(x), linear, weight, residual)
         epilogue = Epilogue(linear.scale, linear.bias, residual)
-        return matmul(x, linear.weight, pool=self._pool, epilogue=epilogue)
+        return matmul(x, linear.weight, pool=self._pool, epilogue=epilogue, rounded=self._rounded)
 
     def rotate_store(
         self,

@@ -183,7 +183,7 @@ class Programs:
         return program
 
     def _record(self, shape: Shape, batch: Batch) -> Program:
-        recorder = Recorder(self._pool, self._integer)
+        recorder = Recorder(self._pool, self._integer, rounded=self._ops.rounded)
         computing, self._ops.steps = self._ops.steps, recorder
         try:
             if shape.layers:

@@ -56,9 +56,10 @@ ITEMS, CHUNKS, WAITS = 1, 2, 3
 class Recorder:
     """Steps that are recorded. Results are buffers that every run of the program fills again."""
 
-    def __init__(self, pool: ThreadPool, weights: IntegerWeights | None = None) -> None:
+    def __init__(self, pool: ThreadPool, weights: IntegerWeights | None = None, *, rounded: bool = False) -> None:
         self._pool = pool
         self._integer = weights
+        self._rounded = rounded
         self._quantized: dict[int, Activations] = {}  # of buffers as they are now
         self._rooms: dict[int, Activations] = {}
         self._writers: dict[int, tuple[int, Step]] = {}  # row of the program and step that wrote a buffer
@@ -139,7 +140,7 @@ class Recorder:
 
     def linear(self, name: str, x: Float32Array, linear: Linear, residual: Float32Array | None = None) -> Float32Array:
         """See Steps.linear."""
-        weight = prepare(linear.weight)
+        weight = prepare(linear.weight, rounded=self._rounded)
         out = self.empty(name, (len(x), weight.rows))
         assert residual is not out
         if self._integer is not None and self._integer.takes(weight):
@@ -148,7 +149,7 @@ class Recorder:
             return out
         operands = dot_operands(x, weight, out, Epilogue(linear.scale, linear.bias, residual))
         floats = weight.rows * weight.columns * len(x)
-        self._write(Step(dot_kind(len(x)), weight.type.name, operands, weight.rows, floats), out)
+        self._write(Step(dot_kind(len(x)), weight.kernel_type, operands, weight.rows, floats), out)
         return out
 
     def rotate_store(

@@ -10,6 +10,7 @@ import pytest
 from engine.cpu import reference
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels import build, elementwise, stepping
+from engine.cpu.kernels.terms import has_pairs
 from engine.cpu.steps import immediate, program, recorder
 from engine.cpu.steps.immediate import Immediate
 from engine.cpu.threads import ThreadPool
@@ -115,6 +116,23 @@ def test_programs_give_the_bits_of_bricks(tmp_path, opened, kind, kv_type):
         prompt = rng.integers(0, 270, 20).tolist()
         mixed = backend.forward(Batch.build([(3, prompt, 0, Outputs.NONE), *parts[:3]]))
         np.testing.assert_array_equal(mixed, expected[:3])
+
+
+def test_rounded_activations_have_the_same_bits_in_programs(tmp_path, opened):
+    """Of BF16 files, if the processor multiplies such pairs; those of other types are not rounded."""
+    found = {}
+    for kind in (GGMLType.BF16, GGMLType.F16):
+        path = tmp_path / f"{kind.name}.gguf"
+        meta, tensors = tiny_llama_parts(tokenizer=False, weight_type=kind, ffn=128, context_length=700)
+        path.write_bytes(build_gguf(meta, tensors))
+        rounded, exact = opened(path, rounded=True), opened(path)
+        logits = all_logits(rounded, TOKENS)
+        single = [one(rounded, 1, token, i) for i, token in enumerate(TOKENS)]
+        np.testing.assert_array_equal(np.concatenate(single), logits)
+        expected = all_logits(exact, TOKENS)
+        found[kind] = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert found[GGMLType.F16] == 0
+    assert (1e-5 < found[GGMLType.BF16] < 2e-2) == has_pairs()
 
 
 def with_plain_biases(tensors):
