@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--kv-type", default="f16", choices=("f16", "f32"))
     arguments = parser.parse_args()
     depths = [int(depth) for depth in arguments.depths.split(",")]
-    options: dict[str, Any] = {"threads": arguments.threads, "kv_type": arguments.kv_type, "quantize": True}
+    options: dict[str, Any] = {"threads": arguments.threads, "kv_type": arguments.kv_type, "activation_bits": 8}
     with open_gguf(arguments.model) as gguf:
         backend = CpuBackend(load_model(gguf), context_length=max(depths) + 1, **options)
         backend.warm_up(lambda text: print(text, file=sys.stderr))

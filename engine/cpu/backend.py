@@ -59,8 +59,8 @@ class CpuBackend:
         threads: threads for matrix products; None = one per physical core.
         reference: compute everything in plain numpy, products from dequantized rows (slow; tests compare the fast path
             with it).
-        quantize: multiply quantized weights in integers, with activations of 8 bits in blocks of 32 (about three times
-            as fast); otherwise everything is float32.
+        activation_bits: multiply quantized weights in integers, with activations of 8 or 16 bits in blocks of 32 (about
+            three or two times as fast); None: everything is float32.
         repack: keep a copy of those weights in the order that the kernels read them in, for speed.
         rounded: round activations to BF16 where weights are, as far as the processor multiplies such pairs: prompts are
             read nearly twice as fast.
@@ -77,7 +77,7 @@ class CpuBackend:
         checkpoints: int = 0,
         threads: int | None = None,
         reference: bool = False,
-        quantize: bool = False,
+        activation_bits: int | None = None,
         repack: bool = True,
         rounded: bool = False,
     ) -> None:
@@ -98,8 +98,8 @@ class CpuBackend:
         self._kv_type = KvType.parse(kv_type)
         self._reference = reference
         self._compiled = not reference and kernels_fit(model)
-        self._quantize = quantize and self._compiled
-        self._repack = self._quantize and repack
+        self._activation_bits = activation_bits if self._compiled else None
+        self._repack = self._activation_bits is not None and repack
         self._rounded = rounded and self._compiled
         self._pool = ThreadPool(threads)
         self._cache = KVCache(
@@ -153,11 +153,11 @@ class CpuBackend:
     @lazy
     def _integer(self) -> IntegerWeights | None:
         """The weights that are multiplied in integers, repacked where `repack` asks for it."""
-        if not self._quantize:
+        if self._activation_bits is None:
             return None
         from engine.cpu.products.integer import IntegerWeights, all_matrices
 
-        weights = IntegerWeights(self._pool)
+        weights = IntegerWeights(self._pool, self._activation_bits)
         if self._repack:
             for weight in all_matrices(self.model.weights):
                 weights.repack(weight)
@@ -208,8 +208,9 @@ class CpuBackend:
         if weights.token_embd.type.name in DECODERS:
             needed.append(("dequantize_rows", weights.token_embd.type.name))
         for type in {weight.type for weight in all_matrices(weights)}:
-            if self._quantize and is_integer(type, repack=self._repack):
-                needed += [("quantize", "F32"), *kernel_names(type, repack=self._repack)]
+            if self._activation_bits is not None and is_integer(type, repack=self._repack):
+                names = kernel_names(type, self._activation_bits, repack=self._repack)
+                needed += [("quantize", "F32"), *names]
             else:
                 needed += product_kernels(type, rounded=self._rounded)
         return list(dict.fromkeys(needed))

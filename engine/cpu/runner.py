@@ -53,7 +53,8 @@ class CpuRunner:
         checkpoints: copies of recurrent states kept for later prompts; None takes what config.checkpoint_count says.
         threads: None takes the physical cores.
         status: called with what is being compiled.
-        exact, repack: see EngineConfig.
+        activation_bits: 8, 16, or None for float32.
+        repack: see EngineConfig.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class CpuRunner:
         checkpoints: int | None = None,
         threads: int | None,
         status: Callable[[str], None],
-        exact: bool = False,
+        activation_bits: int | None = None,
         repack: bool = True,
     ) -> None:
         self.config = model.config
@@ -92,7 +93,7 @@ class CpuRunner:
             n_pages=self.n_pages + scratch_pages,
             checkpoints=checkpoint_count(checkpoints, self.max_sequences),
             threads=threads,
-            quantize=not exact,
+            activation_bits=activation_bits,
             repack=repack,
         )
         # logits() has pages of its own, after those of the scheduler; they take memory only when they are used.

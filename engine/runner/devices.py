@@ -53,7 +53,7 @@ def open_runner(config: EngineConfig, model: LoadedModel, status: Callable[[str]
         checkpoints=config.checkpoints if config.prefix_cache else 0,
         threads=config.threads,
         status=status,
-        exact=config.exact,
+        activation_bits=config.activations,
         repack=config.repack,
     )
 
@@ -107,7 +107,7 @@ def plan_memory(model: LoadedModel, config: EngineConfig) -> tuple[str, MemoryPl
         max_sequences=sequences,
         n_pages=page_count(cache_size(config.cache_tokens, context_length, sequences)),
         checkpoints=checkpoint_count(config.checkpoints if config.prefix_cache else 0, sequences),
-        quantize=not config.exact,
+        activation_bits=config.activations,
         repack=config.repack,
     )
     try:

@@ -1,5 +1,6 @@
 """Text and figures that other programs gave for the same files."""
 
+import numpy as np
 import pytest
 
 from engine import LLM, SamplingParams
@@ -29,6 +30,23 @@ def test_greedy_story_in_a_batch_and_in_small_chunks():
     with LLM(device="cpu", kv_type="f32", exact=True, prefill_chunk=2) as llm:
         results = llm.generate(["Once upon a time", "A", "The old man"], SamplingParams(max_tokens=90, temperature=0))
     assert results[0].text == STORY
+
+
+def test_activations_of_16_bits_are_nearly_exact():
+    with (
+        LLM(device="cpu", kv_type="f32", activation_bits=16) as llm,
+        LLM(device="cpu", kv_type="f32", exact=True) as exact,
+    ):
+        result = llm.generate("Once upon a time", SamplingParams(max_tokens=90, temperature=0))
+        found, expected = (log_softmax(one.logits("Once upon a time" + STORY)) for one in (llm, exact))
+    assert result.text == STORY
+    divergence = (np.exp(expected) * (expected - found)).sum(-1)
+    assert divergence.mean() < 1e-7
+
+
+def log_softmax(logits):
+    logits = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 @pytest.mark.shared

@@ -140,6 +140,7 @@ def test_an_interrupt_anywhere_changes_nothing(opened, alone, at):
     [
         ({"checkpoint_spacing": 100}, "checkpoint_spacing is 100; allowed: multiples of 64"),
         ({"checkpoint_spacing": 0}, "checkpoint_spacing is 0"),
+        ({"activation_bits": 4}, "activation_bits is 4; allowed: 8 or 16"),
         ({"checkpoints": -1}, "checkpoints is -1; allowed: a whole number of at least 0"),
     ],
 )

@@ -364,9 +364,10 @@ class TestInspect:
         assert memory["total_bytes"] == sum(memory[part] for part in parts)
 
     def test_text(self):
-        text = run("inspect", "--device", "cpu").stdout
-        for words in ("tales 16M", "Q4_K", "Q6_K", "4096 items", "context 1024", "total"):
+        text = run("inspect", "--device", "cpu", "--activation-bits", 16).stdout
+        for words in ("tales 16M", "Q4_K", "Q6_K", "4096 items", "context 1024", "total", "activations: 16 bits"):
             assert words in text
+        assert "activations" not in run("inspect", "--device", "cpu", "--exact").stdout
 
     def test_unknown_architecture_has_no_memory_plan(self, tmp_path):
         path = tmp_path / "other.gguf"

@@ -49,7 +49,9 @@ def test_logits_are_those_of_plain_loops(opened, parts, reference):
     assert np.abs(other[20] - truth[20]).max() > 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"quantize": True}], ids=["float32", "integers"])
+@pytest.mark.parametrize(
+    "options", [{}, {"activation_bits": 8}, {"activation_bits": 16}], ids=["float32", "8 bits", "16 bits"]
+)
 def test_bits_do_not_depend_on_pieces_or_batches(opened, options):
     backend = opened(parts={"weight_type": GGMLType.Q8_0, "dt_rank": 32}, **options)
     whole = feed(backend, 0, TOKENS)

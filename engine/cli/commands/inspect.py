@@ -41,7 +41,19 @@ def inspect(
         ),
     ] = None,
     *,
-    opening: Annotated[Opening, Only("device", "context_length", "kv_type", "cache_tokens", "prefill_chunk", "strict")],
+    opening: Annotated[
+        Opening,
+        Only(
+            "device",
+            "context_length",
+            "kv_type",
+            "cache_tokens",
+            "prefill_chunk",
+            "activation_bits",
+            "exact",
+            "strict",
+        ),
+    ],
 ) -> None:
     """Show a file's metadata, its tensors by type, and the memory that running it takes."""
     from engine.api.llm import BUNDLED_MODEL
@@ -108,6 +120,7 @@ def _memory(gguf: GGUFFile, config: EngineConfig) -> dict[str, Any]:
         "kv_type": config.kv_type,
         "weights_bytes": plan.weights_bytes,
         "repacked_bytes": plan.repacked_bytes,
+        "activation_bits": config.activations if device == "cpu" else None,
         "kv_bytes": plan.kv_bytes,
         "cache_tokens": plan.kv_bytes // plan.kv_bytes_per_token if plan.kv_bytes_per_token else None,
         "kv_bytes_per_token": plan.kv_bytes_per_token,
@@ -174,6 +187,7 @@ def _show(report: dict[str, Any]) -> None:
             *([f"  states  {size_text(memory['state_bytes']):>10}  recurrent layers"] if memory["state_bytes"] else []),
             f"  scratch {size_text(memory['scratch_bytes']):>10}  at most",
             f"  total   {size_text(memory['total_bytes']):>10}",
+            *([f"activations: {memory['activation_bits']} bits"] if memory["activation_bits"] else []),
         ]
     write("\n".join(lines) + "\n")
 

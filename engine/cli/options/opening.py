@@ -46,11 +46,19 @@ class Opening:
         int | None,
         typer.Option("--threads", "-t", help="CPU threads.", show_default="the physical cores", rich_help_panel=MODEL),
     ] = None
+    activation_bits: Annotated[
+        int,
+        typer.Option(
+            "--activation-bits",
+            help="On the CPU, to how many bits activations are rounded: 8, or 16 (nearly exact; slower prompts).",
+            rich_help_panel=MODEL,
+        ),
+    ] = 8
     exact: Annotated[
         bool,
         typer.Option(
             "--exact",
-            help="On the CPU, keep everything in float32: slower, without the rounding of activations to 8 bits.",
+            help="On the CPU, keep everything in float32: slower.",
             rich_help_panel=MODEL,
         ),
     ] = False

@@ -40,16 +40,16 @@ def normalize(typing_context, name, operands, low, high, scratch):
     taken from x[r]. All arrays are without gaps. weight and bias have `period` rows, and row r takes row r % period of
     them; 0 = none. residual 0 = none. out may be x or residual.
 
-    Operands: x, weight, bias, period, residual, factor, out, width (a multiple of 16), epsilon, activations.
-    Where activations are wanted (else 0), out is written there as well, quantized (integer/activations.py); width is
-    then a multiple of 32.
+    Operands: x, weight, bias, period, residual, factor, out, width (a multiple of 16), epsilon, activations, form.
+    Where activations are wanted (else 0), out is written there as well, quantized (integer/activations.py, which says
+    what form is); width is then a multiple of 32.
     """
     centered = format_name(name) == "LAYER"
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, weight, bias, period, residual, factor, out, width, epsilon, activations = integers(e, operands, 10)
+        x, weight, bias, period, residual, factor, out, width, epsilon, activations, form = integers(e, operands, 11)
         epsilon, factor = (builder.fptrunc(builder.bitcast(bits, F64), F32) for bits in (epsilon, factor))
         total = cgutils.alloca_once(builder, vector(F32))
         center = cgutils.alloca_once_value(builder, vector(F32)([0.0] * LANES))
@@ -92,7 +92,7 @@ def normalize(typing_context, name, operands, low, high, scratch):
                 e.store(builder.load(value), builder.add(target, place))
             with builder.if_then(builder.icmp_signed("!=", activations, I64(0))):
                 n_blocks = builder.sdiv(width, I64(GROUP))
-                quantize_blocks(e, out, activations, builder.mul(row, n_blocks), n_blocks)
+                quantize_blocks(e, out, activations, form, builder.mul(row, n_blocks), n_blocks)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate
@@ -173,15 +173,15 @@ def gate(typing_context, name, operands, low, high, scratch):
     """out = activation(x) * y over vectors low..high-1 of 16 floats; out may be x.
 
     The kernel's type is the name of an Activation, SIGMOID, or PLAIN for x itself. Operands: x, y (0 = none), out,
-    activations. Where activations are wanted (else 0), items are of 32 floats, and out is written there as well,
-    quantized (integer/activations.py).
+    activations, form. Where activations are wanted (else 0), items are of 32 floats, and out is written there as well,
+    quantized (integer/activations.py, which says what form is).
     """
     activation = format_name(name)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, y, out, activations = integers(e, operands, 4)
+        x, y, out, activations, form = integers(e, operands, 5)
         wanted = builder.icmp_signed("!=", activations, I64(0))
         per_item = builder.select(wanted, I64(GROUP // LANES), I64(1))
         first, n_items = builder.mul(low, per_item), builder.sub(high, low)
@@ -196,7 +196,7 @@ def gate(typing_context, name, operands, low, high, scratch):
                 builder.store(e.multiply(builder.load(value), ys), value)
             e.store(builder.load(value), builder.add(out, place))
         with builder.if_then(wanted):
-            quantize_blocks(e, out, activations, low, n_items)
+            quantize_blocks(e, out, activations, form, low, n_items)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate

@@ -70,6 +70,11 @@ class Isa:
         """What is faster where weights are unpacked once for many products."""
         return cls
 
+    @classmethod
+    def for_16_bits(cls, *, tiles: bool) -> "type[Isa]":
+        """What multiplies activations of 16 bits: pairs of them (2 columns), or bytes, the upper and the lower (4)."""
+        return cls
+
     @staticmethod
     def factor(e: Emitter, numbers: Value) -> Value:
         """Brings integer factors (8 × i32, within 16 bits) into the form that `finish` takes."""
@@ -92,6 +97,11 @@ class Isa:
 class Portable(Isa):
     """Plain vector code, for which LLVM chooses instructions of the processor."""
 
+    @classmethod
+    def for_16_bits(cls, *, tiles: bool) -> type[Isa]:
+        """See Isa.for_16_bits."""
+        return PortablePairs
+
     def add(self, total: Value, weights: Value, activations: Value) -> Value:
         """See Isa.add."""
         b = self._e.builder
@@ -107,6 +117,17 @@ class Portable(Isa):
             for lanes in (range(0, count, 2), range(1, count, 2))
         )
         return self._e.builder.add(even, odd)
+
+
+class PortablePairs(Portable):
+    """The same with two numbers of 16 bits a lane."""
+
+    columns = 2
+
+    def add(self, total: Value, weights: Value, activations: Value) -> Value:
+        """See Isa.add; both operands are 16 × i16."""
+        b, wide = self._e.builder, vector(I32, 2 * ROWS)
+        return b.add(total, self._pairs(b.mul(b.sext(weights, wide), b.sext(activations, wide))))
 
 
 class Neon(Isa):
@@ -155,6 +176,11 @@ class Avx2(Isa):
     def for_tiles(cls, largest: int) -> type[Isa]:
         """See Isa.for_tiles: as 16 bits, signed weights need no moving of signs."""
         return Avx2Wide if largest > ACTIVATION_MAX else cls
+
+    @classmethod
+    def for_16_bits(cls, *, tiles: bool) -> type[Isa]:
+        """See Isa.for_16_bits: VPMADDUBSW would need as many instructions, and more to join halves."""
+        return Avx2Wide
 
     @staticmethod
     def factor(e: Emitter, numbers: Value) -> Value:
@@ -215,6 +241,11 @@ class Vnni(Isa):
     # steps lose 6 % by it.
     steps_at_once = 4
 
+    @classmethod
+    def for_16_bits(cls, *, tiles: bool) -> type[Isa]:
+        """See Isa.for_16_bits: as many instructions either way. Pairs need no joining, and weights as 16 bits."""
+        return VnniWide if tiles else cls
+
     def add(self, total: Value, weights: Value, activations: Value) -> Value:
         """See Isa.add."""
         b = self._e.builder
@@ -222,6 +253,18 @@ class Vnni(Isa):
         return call(self._e, "llvm.x86.avx512.vpdpbusd.256", V32, *operands)
 
     look_up = staticmethod(Avx2.look_up)
+
+
+class VnniWide(Avx2Wide):
+    """VPDPWSSD: VPMADDWD with its addition."""
+
+    steps_at_once = 8
+
+    def add(self, total: Value, weights: Value, activations: Value) -> Value:
+        """See Isa.add; both operands are 16 × i16."""
+        b = self._e.builder
+        operands = total, b.bitcast(weights, V32), b.bitcast(activations, V32)
+        return call(self._e, "llvm.x86.avx512.vpdpwssd.256", V32, *operands)
 
 
 ISAS: dict[str, type[Isa]] = {"vnni": Vnni, "avx2": Avx2, "neon": Neon, "portable": Portable}

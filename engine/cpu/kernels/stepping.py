@@ -21,6 +21,11 @@ def has_native_half(context: Any) -> bool:
     return "+f16c" in features.split(",") or triple.startswith(("aarch64", "arm64"))
 
 
+def has_32_registers(context: Any) -> bool:
+    """Whether the host that a context compiles for has 32 vector registers of 256 bits."""
+    return "+avx512vl" in context.codegen().magic_tuple()[2].split(",")
+
+
 def emitter(context: Any, builder: Any) -> Emitter:
     """An emitter at the builder's place, for the host that the context compiles for."""
     return Emitter(builder, native_half=has_native_half(context))

@@ -1,6 +1,6 @@
-"""Products with activations of 8 bits: which weights take part, their repacked copies, and the operands of the kernels.
+"""Products in integers: which weights take part, their repacked copies, and the operands of the kernels.
 
-Quantized weights are multiplied in integers (kernels/integer/), activations quantized in blocks of 32 columns. A
+Quantized weights are multiplied in integers (kernels/integer/), activations of 8 or 16 bits in blocks of 32 columns. A
 weight may have been repacked into panels of eight rows (kernels/integer/panels.py), which makes decoding about twice as
 fast and takes as much memory again as the weights, or up to 1.55 times as much where a format is recoded; without a
 copy rows are packed block by block during the product, those of formats with grids multiplied in float32. In integers
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from engine.cpu.kernels import isa
 from engine.cpu.kernels.build import kernel
-from engine.cpu.kernels.integer.activations import LINE
+from engine.cpu.kernels.integer.activations import LINES, Form
 from engine.cpu.kernels.integer.panels import GROUP, PANELS, padded_rows
 from engine.cpu.kernels.integer.rows import PANELS_AT_ONCE
 from engine.cpu.kernels.integer.tiles import PANELS_BLOCK
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 from engine.model.weights import ExpertLinear, Linear, ModelWeights, Weight
 
 Activations = npt.NDArray[np.uint8]
-"""(T, K / 32, 64) uint8: rows of quantized blocks, as kernels/integer/activations.py lays them out."""
+"""(T, K / 32, 64 or 96) uint8: rows of quantized blocks, as kernels/integer/activations.py lays them out."""
 
 ROWS = isa.ROWS
 
@@ -83,23 +83,27 @@ def dot_kind(n_tokens: int) -> str:
     return "dot_panels" if n_tokens == 1 else "tile_panels"
 
 
-def kernel_names(type: GGMLType, *, repack: bool) -> list[tuple[str, str]]:
+def type_name(type: GGMLType, bits: int, *, repack: bool) -> str:
+    """The type of the kernels that multiply weights of a type with activations of 8 or 16 bits."""
+    parts = (GGMLType(type).name, instructions(), *(() if bits == 8 else ("16",)), *(() if repack else ("rows",)))
+    return "/".join(parts)
+
+
+def kernel_names(type: GGMLType, bits: int, *, repack: bool) -> list[tuple[str, str]]:
     """Kind and type of the kernels that a type of weights needs."""
-    name = f"{GGMLType(type).name}/{instructions()}"
-    if repack:
-        return [("pack_panels", name), ("dot_panels", name), ("tile_panels", name)]
-    return [("dot_panels", f"{name}/rows"), ("tile_panels", f"{name}/rows")]
+    products = [(kind, type_name(type, bits, repack=repack)) for kind in ("dot_panels", "tile_panels")]
+    return [("pack_panels", type_name(type, 8, repack=True)), *products] if repack else products
 
 
-def empty_activations(n_tokens: int, columns: int) -> Activations:
+def empty_activations(n_tokens: int, columns: int, form: Form) -> Activations:
     """Room for quantized rows, aligned to cache lines."""
-    blocks = columns // GROUP
-    return aligned_empty(n_tokens, blocks, LINE, dtype=np.uint8)
+    size = LINES[8 if form is Form.BYTES else 16].n_bytes
+    return aligned_empty(n_tokens, columns // GROUP, size, dtype=np.uint8)
 
 
-def quantize_operands(x: Float32Array, out: Activations) -> tuple[int, ...]:
+def quantize_operands(x: Float32Array, out: Activations, form: Form) -> tuple[int, ...]:
     """The numbers that the kernel `quantize` reads; its items are the blocks of all rows."""
-    return (array_address(x), x.strides[0], out.shape[1], array_address(out))
+    return (array_address(x), x.strides[0], out.shape[1], array_address(out), form)
 
 
 class IntegerWeights:
@@ -107,10 +111,12 @@ class IntegerWeights:
 
     Args:
         pool: threads that repack.
+        bits: of activations, 8 or 16.
     """
 
-    def __init__(self, pool: ThreadPool) -> None:
+    def __init__(self, pool: ThreadPool, bits: int) -> None:
         self._pool = pool
+        self._bits = bits
         self._places: dict[int, int] = {}
         self._copies: list[npt.NDArray[np.uint8]] = []
 
@@ -136,10 +142,16 @@ class IntegerWeights:
         """Whether a weight is multiplied in integers."""
         return is_integer(weight.type, repack=weight.address in self._places)
 
+    def form(self, n_tokens: int) -> Form:
+        """The form in which this many rows of activations are multiplied."""
+        if self._bits == 8:
+            return Form.BYTES
+        arithmetic = isa.ISAS[instructions()].for_16_bits(tiles=dot_kind(n_tokens) == "tile_panels")
+        return Form.PAIRS if arithmetic.columns == 2 else Form.SPLIT
+
     def kernel_type(self, weight: PreparedWeight) -> str:
         """The type of the kernel that multiplies it."""
-        source = "" if weight.address in self._places else "/rows"
-        return f"{weight.type.name}/{instructions()}{source}"
+        return type_name(weight.type, self._bits, repack=weight.address in self._places)
 
     def operands(
         self,
@@ -159,7 +171,7 @@ class IntegerWeights:
         return (*packed, *activations, array_address(out), out.strides[0], *epilogue.operands())
 
     def _pack(self, weight: PreparedWeight, target: int) -> None:
-        pack = kernel("pack_panels", f"{weight.type.name}/{instructions()}")
+        pack = kernel("pack_panels", type_name(weight.type, 8, repack=True))
         n_blocks = weight.columns // PANELS[weight.type.name].block_size
         operands = np.array([weight.address, weight.stride, weight.rows, n_blocks, target], dtype=np.int64)
         start, n_panels = array_address(operands), n_panels_of(weight)

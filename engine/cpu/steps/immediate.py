@@ -93,7 +93,7 @@ class Immediate:
         """See Steps.linear."""
         weight = prepare(linear.weight)
         if self._integer is not None and self._integer.takes(weight):
-            return self._multiply(self._integer, self._activations(x), linear, weight, residual)
+            return self._multiply(self._integer, self._activations(x, self._integer), linear, weight, residual)
         epilogue = Epilogue(linear.scale, linear.bias, residual)
         return matmul(x, linear.weight, pool=self._pool, epilogue=epilogue, rounded=self._rounded)
 
@@ -196,12 +196,13 @@ class Immediate:
         step = delta_step(convolved, heads, *steps, state, out, (weights.a, weights.dt_bias))
         self.run(step, out, convolved, steps, weights, state)
 
-    def _activations(self, x: Float32Array) -> Activations:
-        """The rows of x in 8 bits; several products of the same rows share them."""
+    def _activations(self, x: Float32Array, integer: IntegerWeights) -> Activations:
+        """The rows of x in integers; several products of the same rows share them."""
         if self._quantized is None or self._quantized[0] is not x:
             rows = x if x.strides[1] == x.itemsize else np.ascontiguousarray(x)
-            out = empty_activations(*x.shape)
-            self.run(quantize_step(rows, out), rows, out)
+            form = integer.form(len(x))
+            out = empty_activations(len(x), x.shape[1], form)
+            self.run(quantize_step(rows, out, form), rows, out)
             self._quantized = x, out
         return self._quantized[1]
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels.attention.attend import TYPES
 from engine.cpu.kernels.build import kernel
+from engine.cpu.kernels.integer.activations import Form
 from engine.cpu.products.integer import Activations, IntegerWeights, dot_kind, n_items, quantize_operands
 from engine.cpu.products.matmul import LANES, PreparedWeight, prepare
 from engine.cpu.steps.protocol import Angles, Float32Array, Int32Array, Pages, Step
@@ -40,13 +41,13 @@ def normalize_step(
     period = 1 if norm.weight is None else norm.weight.size // width
     weight, bias, added = (0 if array is None else address(array) for array in (norm.weight, norm.bias, residual))
     operands = (address(x), weight, bias, period, added, float_bits(factor), address(out), width)
-    settings = (float_bits(norm.epsilon), 0)
+    settings = (float_bits(norm.epsilon), 0, 0)
     return Step("normalize", norm.kind.name, (*operands, *settings), x.size // width, x.size, width)
 
 
-def quantize_step(x: Float32Array, out: Activations) -> Step:
-    """Rows of x (T, K) in 8 bits."""
-    return Step("quantize", "F32", quantize_operands(x, out), out.shape[0] * out.shape[1], x.size)
+def quantize_step(x: Float32Array, out: Activations, form: Form) -> Step:
+    """Rows of x (T, K) in integers."""
+    return Step("quantize", "F32", quantize_operands(x, out, form), out.shape[0] * out.shape[1], x.size)
 
 
 def integer_step(
@@ -101,7 +102,7 @@ def multiply_step(x: Float32Array, y: Float32Array) -> Step:
 def _gate_step(x: Float32Array, y: Float32Array | None, name: str, work: int) -> Step:
     assert x.flags.c_contiguous
     assert y is None or y.flags.c_contiguous
-    operands = (address(x), 0 if y is None else address(y), address(x), 0)
+    operands = (address(x), 0 if y is None else address(y), address(x), 0, 0)
     return Step("gate", name, operands, x.size // LANES, work * x.size, x.shape[-1])
 
 

@@ -75,7 +75,7 @@ class Step:
         items: how many items there are to share among threads.
         floats: how many floats all items together touch: a measure of the work.
         unit: floats of the result that are written together; where these are whole blocks of activations, the kernel
-            can write activations as well, at the address that is its last operand. 0 where it cannot.
+            can write activations as well, at the address and in the form that are its last operands. 0 where it cannot.
     """
 
     kind: str

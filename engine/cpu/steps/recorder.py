@@ -14,11 +14,11 @@ from engine.cpu import reference
 from engine.cpu.caches.rows import CacheRows
 from engine.cpu.kernels import build
 from engine.cpu.kernels.attention import attend as attend_kernel
+from engine.cpu.kernels.integer.activations import Form
 from engine.cpu.kernels.integer.panels import GROUP
 from engine.cpu.kernels.machine import HEADER, ROW
 from engine.cpu.memory import aligned_empty
-from engine.cpu.products import integer
-from engine.cpu.products.integer import Activations, IntegerWeights
+from engine.cpu.products.integer import Activations, IntegerWeights, empty_activations
 from engine.cpu.products.matmul import LANES, Epilogue, dot_kind, dot_operands, prepare
 from engine.cpu.recurrent.tools import Heads
 from engine.cpu.steps.operands import (
@@ -239,23 +239,26 @@ class Recorder:
         self._write(step)
 
     def _activations(self, x: Float32Array) -> Activations:
-        """The rows of a buffer in 8 bits: by the step that writes it, where it can, else by one of their own."""
+        """The rows of a buffer in integers: by the step that writes it, where it can, else by one of their own."""
         found = self._quantized.get(id(x))
         if found is None:
-            found = self._rooms.setdefault(id(x), integer.empty_activations(*x.shape))
-            if not self._write_both(x, found):
-                self._write(quantize_step(x, found))
+            assert self._integer is not None
+            form = self._integer.form(len(x))
+            found = self._rooms.setdefault(id(x), empty_activations(len(x), x.shape[1], form))
+            if not self._write_both(x, found, form):
+                self._write(quantize_step(x, found, form))
                 self.join()
             self._quantized[id(x)] = found
         return found
 
-    def _write_both(self, x: Float32Array, activations: Activations) -> bool:
+    def _write_both(self, x: Float32Array, activations: Activations, form: Form) -> bool:
         """Let the step that wrote a buffer write its activations, too; False where that is not possible."""
         index, step = self._writers.get(id(x), (0, None))
         if step is None or not step.unit or step.unit % GROUP:
             return False
         row = list(self.rows[index])
-        row[HEADER + len(step.operands) - 1] = address(activations)
+        end = HEADER + len(step.operands)
+        row[end - 2 : end] = address(activations), form
         if step.kind == "gate":  # whose items are then twice as large
             row[ITEMS] //= GROUP // LANES
             row[CHUNKS] = min(row[CHUNKS], row[ITEMS])

@@ -13,7 +13,8 @@ from numba import njit, types
 from engine.cpu.backend import CpuBackend
 from engine.cpu.kernels import build, isa
 from engine.cpu.kernels.build import kernel
-from engine.cpu.kernels.emit import I8, I32, vector
+from engine.cpu.kernels.emit import I8, I16, I32, vector
+from engine.cpu.kernels.integer.activations import LINES, Form
 from engine.cpu.kernels.integer.panels import PANELS
 from engine.cpu.memory import array_address
 from engine.cpu.products import integer
@@ -73,13 +74,37 @@ def packed(name, rows, columns):
     return Weight("test", GGMLType[name], (rows, columns), raw), truth.reshape(rows, columns).astype(np.float64)
 
 
-def quantized(x):
+def form_of(bits, instructions, kind):
+    """The form of activations that a kernel reads."""
+    if bits == 8:
+        return Form.BYTES
+    arithmetic = isa.ISAS[instructions].for_16_bits(tiles=kind == "tile_panels")
+    return Form.PAIRS if arithmetic.columns == 2 else Form.SPLIT
+
+
+def quantized(x, form=Form.BYTES):
     """Blocks of activations, and their float64 values."""
-    out = empty_activations(*x.shape)
-    operands = np.array(quantize_operands(x, out), dtype=np.int64)
+    out = empty_activations(*x.shape, form)
+    operands = np.array(quantize_operands(x, out, form), dtype=np.int64)
     kernel("quantize")(array_address(operands), 0, out.shape[0] * out.shape[1], 0)
-    scale = out[:, :, 32:36].copy().view(np.float32).astype(np.float64)
-    return out, (out[:, :, :32].view(np.int8) * scale).reshape(x.shape)
+    return out, (integers(out, form) * floats(out, form, 0)).reshape(x.shape)
+
+
+def integers(blocks, form):
+    """The numbers q (T, K / 32, 32) of blocks of activations."""
+    if form is Form.BYTES:
+        return blocks[:, :, :32].view(np.int8).astype(np.int64)
+    if form is Form.SPLIT:
+        halves = blocks[:, :, :64].view(np.int8).astype(np.int64)
+        return 256 * halves[:, :, :32] + halves[:, :, 32:]
+    pairs = blocks[:, :, :64].copy().view(np.int16).astype(np.int64)
+    return pairs.reshape(*pairs.shape[:2], 8, 2, 2).swapaxes(-1, -2).reshape(pairs.shape)
+
+
+def floats(blocks, form, first, count=1, kind=np.float32):
+    """Numbers of four bytes behind the q of blocks, as float64 (T, K / 32, count)."""
+    start = (32 if form is Form.BYTES else 64) + 4 * first
+    return blocks[:, :, start : start + 4 * count].copy().view(kind).astype(np.float64)
 
 
 def product(weights, w, x, kind, instructions, n_tokens=None, **settings):
@@ -99,59 +124,76 @@ def test_all_sizes_are_those_of_the_formats():
     assert set(SCALES) == set(PANELS)
 
 
-def test_quantized_activations():
+@pytest.mark.parametrize("form", Form)
+def test_quantized_activations(form):
     rng = np.random.default_rng(3)
     sizes = np.float32(10.0) ** rng.integers(-20, 20, (5, 3)).astype(np.float32)
     x = rng.standard_normal((5, 96)).astype(np.float32) * sizes.repeat(32, axis=1)
     x[0, :32] = 0
     x[1, 32:64] = 1e-39
     x[2, 5] = x[2, :32].max() * 2
-    out, values = quantized(x)
+    out, values = quantized(x, form)
     largest = np.abs(x.reshape(5, 3, 32)).max(-1, keepdims=True)
+    top = LINES[8 if form is Form.BYTES else 16].largest
     # Half a step, and a little for the rounding of the scale; what is too small for an inverse becomes 0.
     error = np.abs(x.reshape(5, 3, 32) - values.reshape(5, 3, 32))
-    assert (error <= np.maximum(largest / 254 * 1.0001, 2e-30)).all()
-    q = out[:, :, :32].view(np.int8).astype(np.int64)
-    scale = out[:, :, 32:36].copy().view(np.float32)[:, :, 0]
-    sums = out[:, :, 36:48].copy().view(np.float32)
-    for place, part in enumerate((q, q[:, :, :16], q[:, :, 16:])):
+    assert (error <= np.maximum(largest / (2 * top) * 1.0001 + largest * 1e-7, 2e-30)).all()
+    q = integers(out, form)
+    parts = (q, q[:, :, :16], q[:, :, 16:])
+    scale = out[:, :, 32 if form is Form.BYTES else 64 :][:, :, :4].copy().view(np.float32)[:, :, 0]
+    sums = floats(out, form, 1, 3)
+    for place, part in enumerate(parts):
         np.testing.assert_array_equal(sums[:, :, place], part.sum(-1).astype(np.float32) * scale)
-    assert q.min() >= -127
+        if form is not Form.BYTES:
+            np.testing.assert_array_equal(floats(out, form, 4 + place, 1, np.int32)[:, :, 0], part.sum(-1))
+    assert np.abs(q).max() == top
+    if form is Form.SPLIT:
+        np.testing.assert_array_equal(q, integers(quantized(x, Form.PAIRS)[0], Form.PAIRS))
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("name", PANELS)
-def test_every_format(name, pool):
+def test_every_format(name, bits, pool):
     """All loops give the same bits, and what float64 gives for the quantized activations."""
     block = PANELS[name].block_size
     for rows, blocks in ((1, 1), (7, 3), (16, 2), (41, 9 if block == 32 else 3)):
         w, truth = packed(name, rows, block * blocks)
-        plain, repacked = IntegerWeights(pool), IntegerWeights(pool)
+        plain, repacked = IntegerWeights(pool, bits), IntegerWeights(pool, bits)
         repacked.repack(w)
         assert repacked.takes(prepare(w))
         assert plain.takes(prepare(w)) == is_integer(GGMLType[name], repack=False)
         assert repacked.n_bytes == -(-rows // 8) * 8 * blocks * PANELS[name].row_bytes
-        x, values = quantized(np.random.default_rng(rows).standard_normal((70, block * blocks)).astype(np.float32))
-        expected = product(repacked, w, x, "tile_panels", HOST[0])
+        x = np.random.default_rng(rows).standard_normal((70, block * blocks)).astype(np.float32)
+        both = {kind: quantized(x, form_of(bits, HOST[0], kind)) for kind in ("dot_panels", "tile_panels")}
+        values = both["tile_panels"][1]
+        np.testing.assert_array_equal(both["dot_panels"][1], values)
+        expected = product(repacked, w, both["tile_panels"][0], "tile_panels", HOST[0])
         magnitude = np.abs(values) @ np.abs(truth).T
-        # The offset of a format is summed apart from the rest, so the terms are larger than the products.
+        # The offset of a format may be summed apart from the rest, so the terms are larger than the products.
         assert (np.abs(expected - values @ truth.T) <= 3e-6 * magnitude + 1e-30).all()
         for n_tokens in (1, 2, 5, 64, 65):
-            for weights in (plain, repacked):
-                for kind in ("dot_panels", "tile_panels"):
-                    got = product(weights, w, x, kind, HOST[0], n_tokens)
+            # Without a copy only what comes before the product differs, so a few formats are enough for 16 bits.
+            for weights in (plain, repacked) if bits == 8 or name in ("Q4_K", "Q8_0", "NVFP4") else (repacked,):
+                for kind, (blocks_of_x, _) in both.items():
+                    got = product(weights, w, blocks_of_x, kind, HOST[0], n_tokens)
                     np.testing.assert_array_equal(got, expected[:n_tokens])
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("instructions", HOST[1:])
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "MXFP4", "Q5_0", "IQ2_S", "IQ1_M", "NVFP4"])
-def test_instruction_sets_agree(name, instructions, pool):
-    """The integers are exact; where weights are shifted to be unsigned the float sums differ in rounding."""
+def test_instruction_sets_agree(name, instructions, bits, pool):
+    """The integers are exact; float sums of 8 bits differ in rounding where weights are shifted to be unsigned."""
     w, truth = packed(name, 19, 512)
-    weights = IntegerWeights(pool)
-    x, values = quantized(np.random.default_rng(1).standard_normal((5, 512)).astype(np.float32))
-    bound = 3e-6 * np.abs(values) @ np.abs(truth).T
+    weights = IntegerWeights(pool, bits)
+    x = np.random.default_rng(1).standard_normal((5, 512)).astype(np.float32)
     for kind in ("dot_panels", "tile_panels"):
-        assert (np.abs(product(weights, w, x, kind, instructions) - values @ truth.T) <= bound).all()
+        blocks, values = quantized(x, form_of(bits, instructions, kind))
+        got = product(weights, w, blocks, kind, instructions)
+        assert (np.abs(got - values @ truth.T) <= 3e-6 * np.abs(values) @ np.abs(truth).T).all()
+        if bits == 16:
+            blocks, _ = quantized(x, form_of(bits, HOST[0], kind))
+            np.testing.assert_array_equal(got, product(weights, w, blocks, kind, HOST[0]))
 
 
 def test_scale_bias_and_residual(pool):
@@ -159,7 +201,7 @@ def test_scale_bias_and_residual(pool):
     w, truth = packed("Q4_K", 21, 256)
     x, values = quantized(rng.standard_normal((6, 256)).astype(np.float32))
     bias, residual = rng.standard_normal(21).astype(np.float32), rng.standard_normal((6, 21)).astype(np.float32)
-    weights = IntegerWeights(pool)
+    weights = IntegerWeights(pool, 8)
     for kind in ("dot_panels", "tile_panels"):
         got = product(weights, w, x, kind, HOST[0], scale=0.25, bias=bias, residual=residual)
         np.testing.assert_allclose(got, 0.25 * (values @ truth.T) + bias + residual, rtol=1e-4, atol=1e-4)
@@ -170,7 +212,7 @@ def test_experts_have_copies_of_their_own(pool):
     matrices = [packed("Q4_0", 12, 64 + 0 * i)[0].raw for i in range(3)]
     raw = np.stack([rng.permutation(m) for m in matrices])
     stack = Weight("stack", GGMLType.Q4_0, (3, 12, 64), raw)
-    plain, repacked = IntegerWeights(pool), IntegerWeights(pool)
+    plain, repacked = IntegerWeights(pool, 8), IntegerWeights(pool, 8)
     repacked.repack(stack)
     x, _ = quantized(rng.standard_normal((3, 64)).astype(np.float32))
     for expert in range(3):
@@ -180,28 +222,30 @@ def test_experts_have_copies_of_their_own(pool):
         np.testing.assert_array_equal(product(repacked, w, x, "tile_panels", HOST[0]), expected)
 
 
-def test_threads_and_other_rows_change_nothing(pool, monkeypatch):
+@pytest.mark.parametrize("bits", [8, 16])
+def test_threads_and_other_rows_change_nothing(bits, pool, monkeypatch):
     monkeypatch.setattr(immediate, "TASK_FLOATS", 1)
     w, _ = packed("Q6_K", 130, 512)
     x = np.random.default_rng(5).standard_normal((70, 512)).astype(np.float32)
     linear = Linear(w)
     with ThreadPool(1) as one:
-        whole = Immediate(one, IntegerWeights(one)).linear("y", x, linear)
+        whole = Immediate(one, IntegerWeights(one, bits)).linear("y", x, linear)
     for tokens in (1, 2, 3, 33, 70):
-        got = Immediate(pool, IntegerWeights(pool)).linear("y", x[-tokens:], linear)
+        got = Immediate(pool, IntegerWeights(pool, bits)).linear("y", x[-tokens:], linear)
         np.testing.assert_array_equal(got, whole[-tokens:])
-    assert Immediate(pool, IntegerWeights(pool)).linear("y", x[:0], linear).shape == (0, 130)
+    assert Immediate(pool, IntegerWeights(pool, bits)).linear("y", x[:0], linear).shape == (0, 130)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("repack", [True, False])
-def test_decode_steps_give_the_bits_of_prompts(tmp_path, repack, monkeypatch):
+def test_decode_steps_give_the_bits_of_prompts(tmp_path, repack, bits, monkeypatch):
     monkeypatch.setattr(recorder, "CHUNK_FLOATS", 64)
     path = tmp_path / "tiny.gguf"
     tiny_llama(path, tokenizer=False, weight_type=GGMLType.Q8_0, width=64, ffn=96)
     tokens = np.random.default_rng(0).integers(0, 250, 20).astype(np.int32)
     with open_gguf(path) as gguf_file:
         model = load_model(gguf_file)
-        fast = CpuBackend(model, threads=2, max_sequences=3, kv_type="f32", quantize=True, repack=repack)
+        fast = CpuBackend(model, threads=2, max_sequences=3, kv_type="f32", activation_bits=bits, repack=repack)
         plain = CpuBackend(model, threads=2, max_sequences=3, kv_type="f32")
         assert (fast.memory_plan().repacked_bytes > 0) == repack
         at_once = fast.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
@@ -212,7 +256,7 @@ def test_decode_steps_give_the_bits_of_prompts(tmp_path, repack, monkeypatch):
         np.testing.assert_array_equal(both, at_once[[9, 7]])
         expected = plain.forward(Batch.build([(0, tokens, 0, Outputs.ALL)]))
         # 8 bits per activation: about half a percent of noise in every product.
-        assert 0 < ((at_once - expected) ** 2).mean() < 2e-3 * (expected**2).mean()
+        assert 0 < ((at_once - expected) ** 2).mean() < (2e-3 if bits == 8 else 1e-7) * (expected**2).mean()
         fast.close()
         plain.close()
 
@@ -220,6 +264,14 @@ def test_decode_steps_give_the_bits_of_prompts(tmp_path, repack, monkeypatch):
 def emulated(e, name, result, *arguments):
     """isa.call() with instructions that this machine lacks written out, as their manuals define them."""
     b = e.builder
+    if "vpdpwssd" in name:
+        total, weights, x = arguments
+        pairs = [b.bitcast(part, vector(I16, 2 * total.type.count)) for part in (weights, x)]
+        products = b.mul(*(b.sext(part, vector(I32, part.type.count)) for part in pairs))
+        for column in range(2):
+            parts = llvm_ir.Constant(total.type, [2 * lane + column for lane in range(total.type.count)])
+            total = b.add(total, b.shuffle_vector(products, products, parts))
+        return total
     if "vpdpbusd" in name or "sdot" in name:
         total, weights, x = arguments
         weights, x = (b.bitcast(part, vector(I8, 4 * total.type.count)) for part in (weights, x))
@@ -246,23 +298,25 @@ def emulated(e, name, result, *arguments):
 CALL = isa.call
 
 
+@pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q8_0", "IQ4_XS", "IQ3_XXS", "NVFP4"])
 @pytest.mark.parametrize("instructions", ["vnni", "neon"])
-def test_arithmetic_of_other_processors(name, instructions, pool, monkeypatch):
+def test_arithmetic_of_other_processors(name, instructions, bits, pool, monkeypatch):
     """What this machine may lack is emulated: everything around those instructions is the code that others run."""
     monkeypatch.setattr(isa, "call", emulated)
     w, truth = packed(name, 19, 512)
-    weights = IntegerWeights(pool)
-    x, values = quantized(np.random.default_rng(1).standard_normal((5, 512)).astype(np.float32))
+    weights = IntegerWeights(pool, bits)
+    x = np.random.default_rng(1).standard_normal((5, 512)).astype(np.float32)
     results = []
     for kind in ("dot_panels", "tile_panels"):
-        type_name = f"{name}/{instructions}/rows"
+        blocks, values = quantized(x, form_of(bits, instructions, kind))
+        type_name = f"{name}/{instructions}{'' if bits == 8 else '/16'}/rows"
         function = build._MAKERS[kind](f"{type_name}:emulated")
         compiled = njit(nogil=True)(function)
         compiled.compile(types.void(*build._ARGUMENTS[kind]))
         prepared = prepare(w)
         out = np.full((5, 19), np.nan, np.float32)
-        operands = np.array(weights.operands(x, prepared, out), dtype=np.int64)
+        operands = np.array(weights.operands(blocks, prepared, out), dtype=np.int64)
         compiled(array_address(operands), 0, n_items(kind, prepared), 0)
         results.append(out)
     np.testing.assert_array_equal(*results)
@@ -327,14 +381,16 @@ def test_instructions_of_other_processors(kind, target):
     llvm.initialize_all_asmprinters()
     machine = llvm.Target.from_triple(target.triple).create_target_machine(features=target.features, opt=2)
     emitted = []
-    for name in ("Q4_K", "Q8_0", "IQ4_XS", "IQ2_S"):
-        source = _llvm_of(kind, f"{name}/{target.isa}")
+    for name in ("Q4_K", "Q8_0", "IQ4_XS", "IQ2_S", "Q6_K 16", "IQ3_S 16"):
+        format, *bits = name.split()
+        source = _llvm_of(kind, "/".join((format, target.isa, *bits)))
         source = re.sub(r'target (triple|datalayout) = .*|"target-(cpu|features)"="[^"]*"', "", source)
         module = llvm.parse_assembly(source)
         module.triple, module.data_layout = target.triple, str(machine.target_data)
         emitted.append(machine.emit_assembly(module))
-    for assembly in emitted:
-        assert target.wanted in assembly
+    pairs = "vpdpwssd" if target.isa == "vnni" and kind == "tile_panels" else target.wanted
+    for assembly, wanted in zip(emitted, (target.wanted,) * 4 + (pairs,) * 2, strict=True):
+        assert wanted in assembly
         called = set(re.findall(r"^\s(?:callq?|bl)\s+(\S+)", assembly, re.MULTILINE))
         assert not any(name.startswith("__") for name in called), called
 
@@ -349,6 +405,8 @@ def _llvm_of(kind, type_name):
     original = codegen.CPUCodeLibrary.add_ir_module
 
     def keep(library, module):
+        if function.__name__ not in str(module):  # numba's own, which the first kernel of a process brings
+            return original(library, module)
         captured.append(str(module))
         raise _Enough
 

@@ -66,14 +66,14 @@ def test_fast_and_plain_path_agree(tmp_path, opened, case):
 
 @pytest.mark.parametrize("kv_type", ["f16", "f32"])
 @pytest.mark.parametrize("kind", [GGMLType.F16, GGMLType.Q8_0])
-@pytest.mark.parametrize("quantize", [False, True])
-def test_prompts_as_programs_give_the_bits_of_bricks(tmp_path, opened, kind, kv_type, quantize):
+@pytest.mark.parametrize("bits", [None, 8, 16])
+def test_prompts_as_programs_give_the_bits_of_bricks(tmp_path, opened, kind, kv_type, bits):
     """Beside decoding sequences, with logits of no, one and all rows, and of more rows than a program takes."""
     path = tmp_path / "tiny.gguf"
     meta, tensors = tiny_llama_parts(tokenizer=False, weight_type=kind, ffn=128, context_length=700)
     path.write_bytes(build_gguf(meta, tensors))
-    backend = opened(path, kv_type=kv_type, quantize=quantize)
-    assert backend._programs.max_rows == (program.MAX_ROWS if quantize and kind == GGMLType.Q8_0 else 8)
+    backend = opened(path, kv_type=kv_type, activation_bits=bits)
+    assert backend._programs.max_rows == (program.MAX_ROWS if bits and kind == GGMLType.Q8_0 else 8)
     rng = np.random.default_rng(2)
     for n_rows in (2, 7, 31, 65, 200, 512):
         first, second = (rng.integers(0, 270, n_rows // 2 + 1).tolist() for _ in range(2))

@@ -123,7 +123,7 @@ def operands(
     slopes: Float32Array | None = None,
     n_keys: int = 0,
 ) -> tuple[int, ...]:
-    """The numbers that the kernel reads (loop.py); the last, for activations, is 0.
+    """The numbers that the kernel reads (loop.py); the last two, for activations, are 0.
 
     With n_keys a query sees the n_keys positions of its text on both sides, in each direction window - 1 of them.
     """
@@ -134,7 +134,7 @@ def operands(
     scale_bits, cap_bits = struct.unpack("qq", struct.pack("dd", scale, softcap or 0.0))
     tables = (0 if table is None else _address(table) for table in (sinks, slopes))
     shape = (n_tokens, n_heads, key_width, values.shape[3])
-    return (*addresses, keys.shape[1], scale_bits, *shape, int(rows.alone), seen, cap_bits, *tables, n_keys, 0)
+    return (*addresses, keys.shape[1], scale_bits, *shape, int(rows.alone), seen, cap_bits, *tables, n_keys, 0, 0)
 
 
 N_HEADS = 8

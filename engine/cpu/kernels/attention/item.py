@@ -53,8 +53,8 @@ class Operands:
     whose int64 entry i has the positions from i * PAGE on, and its position; scale: a float64; by_token: 1 or 0, the
     order of items; window: keys that a query sees; softcap: a float64, or 0; sinks and slopes: float32 (H,), or 0;
     n_keys: where queries also see `window` - 1 keys behind them, how many keys there are, else 0; activations: where
-    out is written as well, quantized (../integer/activations.py), if the heads of an item are a multiple of 32 floats;
-    else 0.
+    out is written as well, quantized in that form (../integer/activations.py), if the heads of an item are a multiple
+    of 32 floats; else 0.
     """
 
     q: Value
@@ -75,6 +75,7 @@ class Operands:
     slopes: Value
     n_keys: Value
     activations: Value
+    form: Value
 
 
 class Item:

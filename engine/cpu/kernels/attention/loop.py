@@ -25,8 +25,8 @@ from engine.cpu.kernels.attention.scores import score_page, soften_page
 from engine.cpu.kernels.attention.values import begin_head, divide_head, weigh_page
 from engine.cpu.kernels.emit import I64, Value
 from engine.cpu.kernels.integer.activations import quantize_blocks
+from engine.cpu.kernels.integer.groups import smaller
 from engine.cpu.kernels.integer.panels import GROUP
-from engine.cpu.kernels.integer.rows import smaller
 from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"attend": STEP}
@@ -50,7 +50,7 @@ def attend(typing_context, name, operands, low, high, scratch):
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, scratch = arguments
-        o = Operands(*integers(e, operands, 18))
+        o = Operands(*integers(e, operands, 19))
         by_token = builder.icmp_signed("!=", o.by_token, I64(0))
         item = cgutils.alloca_once_value(builder, low)
         more, done = (builder.append_basic_block(name) for name in ("more", "done"))
@@ -94,4 +94,4 @@ def _emit(item: Item) -> None:
         with b.if_then(b.icmp_signed("!=", o.activations, I64(0))):
             n_blocks = b.sdiv(b.mul(item.group, o.value_width), I64(GROUP))
             first = b.sdiv(b.sub(item.out, o.out), I64(4 * GROUP))
-            quantize_blocks(item.e, o.out, o.activations, first, n_blocks)
+            quantize_blocks(item.e, o.out, o.activations, o.form, first, n_blocks)

@@ -1,28 +1,66 @@
-"""Activations of 8 bits: how rows of float32 are quantized, and what a block of them looks like.
+"""Activations in integers: how rows of float32 are quantized, and what a block of 32 columns of them looks like.
 
-A block has 32 columns and takes a cache line: 32 signed bytes q, then as float32 their scale d, d · sum(q), and d · sum
-of the first and of the last 16 q.
+Of 8 bits: 32 signed bytes q, then as float32 their scale d, d · sum(q), and d · sum of the first and of the last 16 q.
+
+Of 16 bits: 64 bytes of q, the same four numbers, then as int32 sum(q) and the sums of the first and the last 16. The
+q are split into 32 signed bytes h and 32 signed bytes l, q = 256 h + l, or they are pairs of neighbours in the order in
+which even and odd bytes of a word of weights come: columns 0 and 2, 1 and 3, 4 and 6, and so on.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
 # mypy: disable-error-code="no-untyped-def"
 
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.cpu.kernels.emit import F32, I8, I32, I64, Emitter, Value, vector
-from engine.cpu.kernels.integer.panels import FLOATS, GROUP
+from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, Emitter, Value, vector
+from engine.cpu.kernels.integer.panels import FLOATS, GROUP, HIGHEST_16
 from engine.cpu.kernels.isa import ACTIVATION_MAX, ROWS, V32
 from engine.cpu.kernels.stepping import STEP, emitter, integers
 
-LINE = 64
-"""Bytes of a block of activations."""
 
-AT_SCALE, AT_SUM, AT_FIRST, AT_LAST = 32, 36, 40, 44
-"""Places of the float32 numbers in it."""
+class Form(IntEnum):
+    """What a kernel that quantizes writes."""
+
+    BYTES = 0
+    SPLIT = 1
+    PAIRS = 2
+
+
+@dataclass(frozen=True)
+class Line:
+    """A block of activations of 8 or 16 bits.
+
+    Attributes:
+        n_bytes: of the block.
+        largest: largest magnitude of q.
+        scale: where d is.
+        sums: where d times the sums of all q, the first 16 and the last 16 are.
+        counts: where these sums as integers are, of 16 bits.
+    """
+
+    n_bytes: int
+    largest: int
+    scale: int
+    sums: tuple[int, int, int]
+    counts: tuple[int, int, int] | None
+
+    def places(self, of: tuple[int, int, int], count: int) -> tuple[int, ...]:
+        """Where the sums `of` all columns are (count 1) or those of the halves (2)."""
+        return of[:1] if count == 1 else of[1:]
+
+
+LINES = {
+    8: Line(64, ACTIVATION_MAX, 32, (36, 40, 44), None),
+    16: Line(96, HIGHEST_16, 64, (68, 72, 76), (80, 84, 88)),
+}
+"""By bits."""
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"quantize": STEP}
 """Argument types of the kernel."""
@@ -37,25 +75,31 @@ def scaled(builder: Any, a: Value, b: int) -> Value:
 def quantize(typing_context, name, operands, low, high, scratch):
     """Blocks low..high-1 of 32 columns of float32 rows become blocks of activations.
 
-    Operands: x, x_bytes, blocks per row, out (rows of such blocks without gaps).
+    Operands: x, x_bytes, blocks per row, out (rows of such blocks without gaps), form (a Form).
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
         _, operands, low, high, _ = arguments
-        x, x_bytes, per_row, out = integers(e, operands, 4)
+        x, x_bytes, per_row, out, form = integers(e, operands, 5)
+        size = _line_bytes(builder, form)
         with cgutils.for_range(builder, builder.sub(high, low)) as blocks:
             index = builder.add(low, blocks.index)
             row, block = builder.sdiv(index, per_row), builder.srem(index, per_row)
             source = builder.add(builder.add(x, builder.mul(row, x_bytes)), scaled(builder, block, 4 * GROUP))
-            quantize_block(e, source, builder.add(out, scaled(builder, index, LINE)))
+            quantize_block(e, source, builder.add(out, builder.mul(index, size)), form)
         return context.get_dummy_value()
 
     return types.void(name, *STEP), generate
 
 
-def quantize_block(e: Emitter, source: Value, target: Value) -> None:
-    """32 float32 at `source` become a block of activations: q = round(x / d), d = largest magnitude / 127."""
+def _line_bytes(builder: Any, form: Value) -> Value:
+    narrow = builder.icmp_signed("==", form, I64(Form.BYTES))
+    return builder.select(narrow, I64(LINES[8].n_bytes), I64(LINES[16].n_bytes))
+
+
+def quantize_block(e: Emitter, source: Value, target: Value, form: Value) -> None:
+    """32 float32 at `source` become a block of activations: q = round(x / d), d = largest magnitude / largest q."""
     b = e.builder
     parts = [e.load(source, FLOATS, 4 * ROWS * i, align=4) for i in range(GROUP // ROWS)]
     magnitudes = [b.bitcast(e.mask(b.bitcast(part, V32), 0x7FFFFFFF), FLOATS) for part in parts]
@@ -64,30 +108,56 @@ def quantize_block(e: Emitter, source: Value, target: Value) -> None:
         half = largest.type.count // 2
         largest = e.greater(e.part(largest, 0, half), e.part(largest, half, half))
     top = b.extract_element(largest, I32(0))
-    scale = b.fdiv(top, e.const(top, float(ACTIVATION_MAX)))
+    with b.if_else(b.icmp_signed("==", form, I64(Form.BYTES))) as (narrow, wide):
+        with narrow:
+            _write_line(e, parts, top, LINES[8], target)
+        with wide:
+            integers = _write_line(e, parts, top, LINES[16], target)
+            with b.if_else(b.icmp_signed("==", form, I64(Form.SPLIT))) as (split, pairs):
+                with split:
+                    for i, part in enumerate(integers):
+                        high = b.ashr(b.add(part, e.const(part, 128)), e.const(part, 8))
+                        e.store(b.trunc(high, vector(I8, ROWS)), target, ROWS * i, align=1)
+                        e.store(b.trunc(part, vector(I8, ROWS)), target, GROUP + ROWS * i, align=1)
+                with pairs:
+                    for i, part in enumerate(integers):
+                        numbers = b.trunc(part, vector(I16, ROWS))
+                        numbers = b.shuffle_vector(numbers, numbers, ir.Constant(V32, [0, 2, 1, 3, 4, 6, 5, 7]))
+                        e.store(numbers, target, 2 * ROWS * i, align=1)
+
+
+def _write_line(e: Emitter, parts: list[Value], top: Value, line: Line, target: Value) -> list[Value]:
+    """Writes scale and sums, and bytes q; gives q (8 × i32 each) of the parts. `top` is their largest magnitude."""
+    b = e.builder
+    scale = b.fdiv(top, e.const(top, float(line.largest)))
     some = b.fcmp_ordered(">", top, e.const(top, 1e-30))  # its inverse must be finite
-    inverse = b.select(some, b.fdiv(e.const(top, float(ACTIVATION_MAX)), top), e.const(top, 0.0))
+    inverse = b.select(some, b.fdiv(e.const(top, float(line.largest)), top), e.const(top, 0.0))
     factor = e.splat(inverse, ROWS)
     # Adding 1.5 * 2**23 rounds to the nearest integer and leaves it in the low bits, whatever x is.
     rounder = e.const(factor, 12582912.0)
-    sums = []
+    integers = []
     for i, part in enumerate(parts):
         bits = b.bitcast(b.fadd(e.multiply(part, factor), rounder), V32)
-        numbers = b.trunc(bits, vector(I8, ROWS))
-        e.store(numbers, target, ROWS * i, align=1)
-        sums.append(b.sext(numbers, V32))
-    totals = [_sum_lanes(e, b.add(sums[i], sums[i + 1])) for i in (0, 2)]
-    e.store(scale, target, AT_SCALE)
-    for total, place in ((b.add(*totals), AT_SUM), (totals[0], AT_FIRST), (totals[1], AT_LAST)):
-        e.store(e.multiply(b.sitofp(total, F32), scale), target, place)
+        short = b.trunc(bits, vector(I8 if line.counts is None else I16, ROWS))
+        if line.counts is None:
+            e.store(short, target, ROWS * i, align=1)
+        integers.append(b.sext(short, V32))
+    first, last = (_sum_lanes(e, b.add(integers[i], integers[i + 1])) for i in (0, 2))
+    e.store(scale, target, line.scale)
+    for number, total in enumerate((b.add(first, last), first, last)):
+        e.store(e.multiply(b.sitofp(total, F32), scale), target, line.sums[number])
+        if line.counts is not None:
+            e.store(total, target, line.counts[number])
+    return integers
 
 
-def quantize_blocks(e: Emitter, source: Value, target: Value, first: Value, count: Value) -> None:
+def quantize_blocks(e: Emitter, source: Value, target: Value, form: Value, first: Value, count: Value) -> None:
     """Quantizes blocks first..first+count-1 of floats without gaps."""
+    size = _line_bytes(e.builder, form)
     with cgutils.for_range(e.builder, count) as blocks:
         index = e.builder.add(first, blocks.index)
         floats = e.builder.add(source, scaled(e.builder, index, 4 * GROUP))
-        quantize_block(e, floats, e.builder.add(target, scaled(e.builder, index, LINE)))
+        quantize_block(e, floats, e.builder.add(target, e.builder.mul(index, size)), form)
 
 
 def _sum_lanes(e: Emitter, value: Value) -> Value:

@@ -92,24 +92,23 @@ def _iq2_steps(k: Block, group: int) -> tuple[Value, ...]:
     words=(range(0, 100, 4),),
     halves=(100,),
     largest=2 * _TOP_2,
-    mins=1,
+    factors=1,
+    largest_factor=31,
+    zero=_TOP_2,
     recode=partial(_recode_iq2, GGMLType.IQ2_XXS, 0),
     copied=True,
 )
 def _iq2_xxs(k: Block) -> Iterator[Group]:
     eighth = k.times(k.half(0), 0.125)
     for group in range(8):
-        scale = k.times(k.number(_odd(k.e, k.word(24), 15, 4 * group)), eighth)
-        yield Group(_iq2_steps(k, group), (scale,), mins=(k.times(scale, -float(_TOP_2)),))
+        yield Group(_iq2_steps(k, group), (eighth,), (_odd(k.e, k.word(24), 15, 4 * group),))
 
 
 def _iq2_sixteens(k: Block) -> Iterator[Group]:
     eighth = k.times(k.half(0), 0.125)
     for group in range(8):
         odd = (_odd(k.e, k.word(24 + group // 4), 15, 8 * (group % 4) + 4 * part) for part in range(2))
-        scales = tuple(k.times(k.number(factor), eighth) for factor in odd)
-        mins = tuple(k.times(scale, -float(_TOP_2)) for scale in scales)
-        yield Group(_iq2_steps(k, group), scales, mins=mins)
+        yield Group(_iq2_steps(k, group), (eighth,), tuple(odd))
 
 
 for _type, _scales in ((GGMLType.IQ2_XS, 66), (GGMLType.IQ2_S, 74)):
@@ -118,8 +117,9 @@ for _type, _scales in ((GGMLType.IQ2_XS, 66), (GGMLType.IQ2_S, 74)):
         words=(range(0, 104, 4),),
         halves=(104,),
         largest=2 * _TOP_2,
-        scales=2,
-        mins=2,
+        factors=2,
+        largest_factor=31,
+        zero=_TOP_2,
         recode=partial(_recode_iq2, _type, _scales),
         copied=True,
     )(_iq2_sixteens)
@@ -157,16 +157,17 @@ _TABLE_3 = (*(_TOP_3 - int(level) for level in _LEVELS_3[::-1]), *(_TOP_3 + int(
     words=(range(0, 132, 4),),
     halves=(132,),
     largest=2 * _TOP_3,
-    mins=1,
+    factors=1,
+    largest_factor=31,
+    zero=_TOP_3,
     recode=partial(_recode_iq3, GGMLType.IQ3_XXS),
     copied=True,
 )
 def _iq3_xxs(k: Block) -> Iterator[Group]:
     quarter = k.times(k.half(0), 0.25)
     for group in range(8):
-        scale = k.times(k.number(_odd(k.e, k.word(32), 15, 4 * group)), quarter)
         steps = tuple(k.isa.look_up(k.e, _TABLE_3, nibbles) for nibbles in _iq3_nibbles(k, group))
-        yield Group(steps, (scale,), mins=(k.times(scale, -float(_TOP_3)),))
+        yield Group(steps, (quarter,), (_odd(k.e, k.word(32), 15, 4 * group),))
 
 
 @panel(
@@ -174,16 +175,17 @@ def _iq3_xxs(k: Block) -> Iterator[Group]:
     words=(range(0, 132, 4),),
     halves=(132,),
     largest=15,
-    mins=1,
+    factors=1,
+    largest_factor=31,
+    zero=7.5,
     recode=partial(_recode_iq3, GGMLType.IQ3_S),
     copied=True,
 )
 def _iq3_s(k: Block) -> Iterator[Group]:
-    d = k.half(0)
+    # The levels are the odd numbers from -15 to 15.
+    double = k.times(k.half(0), 2.0)
     for group in range(8):
-        # The levels are the odd numbers from -15 to 15.
-        scale = k.times(k.number(_odd(k.e, k.word(32), 15, 4 * group)), d)
-        yield Group(_iq3_nibbles(k, group), (k.times(scale, 2.0),), mins=(k.times(scale, -15.0),))
+        yield Group(_iq3_nibbles(k, group), (double,), (_odd(k.e, k.word(32), 15, 4 * group),))
 
 
 # IQ1_S: 0 plane of levels (0, 1, 2), 64 for each 32 columns 3 bits of scale and in the fourth whether 1/8 is taken
@@ -196,14 +198,25 @@ def _recode_iq1_s(e: Emitter, block: Value, target: Value) -> None:
     e.store(e.load(block, I16), target, 68, align=2)
 
 
-@panel(GGMLType.IQ1_S, words=(range(0, 68, 4),), halves=(68,), largest=2, mins=1, recode=_recode_iq1_s, copied=True)
+@panel(
+    GGMLType.IQ1_S,
+    words=(range(0, 68, 4),),
+    halves=(68,),
+    largest=2,
+    factors=1,
+    mins=1,
+    largest_factor=15,
+    recode=_recode_iq1_s,
+    copied=True,
+)
 def _iq1_s(k: Block) -> Iterator[Group]:
     d, word = k.half(0), k.word(16)
     for group in range(8):
-        scale = k.times(k.number(_odd(k.e, word, 7, 4 * group)), d)
+        odd = _odd(k.e, word, 7, 4 * group)
+        scale = k.times(k.number(odd), d)
         taken_away = k.number(k.e.move_bits(word, 1, 4 * group + 3, 0))
         shift = k.e.multiply_add(taken_away, k.e.const(scale, -0.25), k.e.const(scale, -0.875))
-        yield Group(k.twos(8 * (group // 4), group % 4), (scale,), mins=(k.times(scale, shift),))
+        yield Group(k.twos(8 * (group // 4), group % 4), (d,), (odd,), (k.times(scale, shift),))
 
 
 def _recode_iq1_m(e: Emitter, block: Value, target: Value) -> None:
@@ -216,7 +229,16 @@ def _recode_iq1_m(e: Emitter, block: Value, target: Value) -> None:
     e.store(e.load(block, vector(I32, 2), 48), target, 68)
 
 
-@panel(GGMLType.IQ1_M, words=(range(0, 76, 4),), largest=18, scales=2, mins=2, recode=_recode_iq1_m, copied=True)
+@panel(
+    GGMLType.IQ1_M,
+    words=(range(0, 76, 4),),
+    largest=18,
+    factors=2,
+    largest_factor=15,
+    zero=9,
+    recode=_recode_iq1_m,
+    copied=True,
+)
 def _iq1_m(k: Block) -> Iterator[Group]:
     """Eight times (level - 1 ± 1/8) is 8 level - 9, and 2 more where 1/8 is added."""
     e, added, scales = k.e, k.word(16), (k.word(17), k.word(18))
@@ -234,5 +256,4 @@ def _iq1_m(k: Block) -> Iterator[Group]:
             words = (k.word(8 * (group // 4) + 2 * eight + i) for i in range(2))
             steps += (k.either(k.field(word, 2 * (group % 4), 3, 3), two) for word in words)
         word, first = scales[group // 4], 16 * (group // 2 % 2) + 6 * (group % 2)
-        both = tuple(k.times(k.number(_odd(e, word, 7, first + 3 * part)), eighth) for part in range(2))
-        yield Group(tuple(steps), both, mins=tuple(k.times(scale, -9.0) for scale in both))
+        yield Group(tuple(steps), (eighth,), tuple(_odd(e, word, 7, first + 3 * part) for part in range(2)))

@@ -23,11 +23,11 @@ def _recode_tq1_0(e: Emitter, block: Value, target: Value) -> None:
 def _ternary(k: Block) -> Iterator[Group]:
     d = k.half(0)
     for group in range(8):
-        yield Group(k.twos(8 * (group // 4), group % 4), (d,), mins=(k.times(d, -1.0),))
+        yield Group(k.twos(8 * (group // 4), group % 4), (d,))
 
 
-panel(GGMLType.TQ1_0, words=(range(0, 64, 4),), halves=(64,), largest=2, mins=1, recode=_recode_tq1_0)(_ternary)
-panel(GGMLType.TQ2_0, words=(range(0, 64, 4),), halves=(64,), largest=3, mins=1)(_ternary)
+panel(GGMLType.TQ1_0, words=(range(0, 64, 4),), halves=(64,), largest=2, zero=1, recode=_recode_tq1_0)(_ternary)
+panel(GGMLType.TQ2_0, words=(range(0, 64, 4),), halves=(64,), largest=3, zero=1)(_ternary)
 
 
 def _recode_q1_0(e: Emitter, block: Value, target: Value) -> None:
@@ -36,13 +36,13 @@ def _recode_q1_0(e: Emitter, block: Value, target: Value) -> None:
     e.store(spread_bits(e, e.load(block, vector(I32, 4), 2)), target, 2, align=2)
 
 
-@panel(GGMLType.Q1_0, words=(range(2, 18, 4),), halves=(0,), largest=1, mins=1, recode=_recode_q1_0)
+@panel(GGMLType.Q1_0, words=(range(2, 18, 4),), halves=(0,), largest=1, zero=0.5, recode=_recode_q1_0)
 def _q1_0(k: Block) -> Iterator[Group]:
-    d = k.half(0)
+    double = k.times(k.half(0), 2.0)
     for group in range(4):
         word = k.word(group)
         steps = tuple(k.field(word, step, 1) for step in range(STEPS))
-        yield Group(steps, (k.times(d, 2.0),), mins=(k.times(d, -1.0),))
+        yield Group(steps, (double,))
 
 
 def _recode_q2_0(e: Emitter, block: Value, target: Value) -> None:
@@ -56,13 +56,13 @@ def _recode_q2_0(e: Emitter, block: Value, target: Value) -> None:
     e.store(words, target, 2, align=2)
 
 
-@panel(GGMLType.Q2_0, words=(range(2, 18, 4),), halves=(0,), largest=3, mins=1, recode=_recode_q2_0)
+@panel(GGMLType.Q2_0, words=(range(2, 18, 4),), halves=(0,), largest=3, zero=1, recode=_recode_q2_0)
 def _q2_0(k: Block) -> Iterator[Group]:
     d = k.half(0)
     for group in range(2):
         words = [k.word(2 * group + half) for half in range(2)]
         steps = tuple(k.field(words[step // 4], 2 * (step % 4), 3) for step in range(STEPS))
-        yield Group(steps, (d,), mins=(k.times(d, -1.0),))
+        yield Group(steps, (d,))
 
 
 def _ue4m3_halved(k: Block, code: Value) -> Value:
@@ -77,7 +77,7 @@ def _ue4m3_halved(k: Block, code: Value) -> Value:
 _TABLE = tuple(value + 12 for value in MXFP4_VALUES)
 
 
-@panel(GGMLType.NVFP4, words=(range(0, 36, 4),), largest=24, scales=2, mins=2)
+@panel(GGMLType.NVFP4, words=(range(0, 36, 4),), largest=24, scales=2, zero=12)
 def _nvfp4(k: Block) -> Iterator[Group]:
     codes = k.word(0)
     for group in range(2):
@@ -86,4 +86,4 @@ def _nvfp4(k: Block) -> Iterator[Group]:
         # 16 columns are the low, then the high halves of 8 bytes.
         nibbles = (k.field(words[2 * part + i], shift, 15) for part in range(2) for shift in (0, 4) for i in range(2))
         steps = tuple(k.isa.look_up(k.e, _TABLE, four) for four in nibbles)
-        yield Group(steps, scales, mins=tuple(k.times(scale, -12.0) for scale in scales))
+        yield Group(steps, scales)

@@ -18,10 +18,9 @@ def _nibbles(k: Block, first: int) -> tuple[Value, ...]:
     return tuple(k.field(word, shift, 15) for shift in (0, 4) for word in words)
 
 
-@panel(GGMLType.Q4_0, words=(range(2, 18, 4),), halves=(0,), largest=15, mins=1)
+@panel(GGMLType.Q4_0, words=(range(2, 18, 4),), halves=(0,), largest=15, zero=8)
 def _q4_0(k: Block) -> Iterator[Group]:
-    d = k.half(0)
-    yield Group(_nibbles(k, 0), (d,), mins=(k.times(d, -8.0),))
+    yield Group(_nibbles(k, 0), (k.half(0),))
 
 
 @panel(GGMLType.Q4_1, words=(range(4, 20, 4),), halves=(0, 2), largest=15, mins=1)
@@ -34,10 +33,9 @@ def _with_fifths(k: Block) -> tuple[Value, ...]:
     return tuple(k.either(low, k.field(fifths, step, 1, 4)) for step, low in enumerate(_nibbles(k, 1)))
 
 
-@panel(GGMLType.Q5_0, words=(range(2, 22, 4),), halves=(0,), largest=31, mins=1, spread=0)
+@panel(GGMLType.Q5_0, words=(range(2, 22, 4),), halves=(0,), largest=31, zero=16, spread=0)
 def _q5_0(k: Block) -> Iterator[Group]:
-    d = k.half(0)
-    yield Group(_with_fifths(k), (d,), mins=(k.times(d, -16.0),))
+    yield Group(_with_fifths(k), (k.half(0),))
 
 
 @panel(GGMLType.Q5_1, words=(range(4, 24, 4),), halves=(0, 2), largest=31, mins=1, spread=0)
@@ -55,7 +53,7 @@ def _iq4_nl(k: Block) -> Iterator[Group]:
     yield k.signed(tuple(k.isa.look_up(k.e, IQ4_VALUES, q) for q in _nibbles(k, 0)), k.half(0))
 
 
-@panel(GGMLType.IQ4_XS, words=(range(4, 136, 4),), halves=(0, 2), largest=128)
+@panel(GGMLType.IQ4_XS, words=(range(4, 136, 4),), halves=(0, 2), largest=128, factors=1, largest_factor=32)
 def _iq4_xs(k: Block) -> Iterator[Group]:
     d, low = k.half(0), k.word(0)
     high = k.e.builder.zext(k.bits16(1), V32)
@@ -63,18 +61,20 @@ def _iq4_xs(k: Block) -> Iterator[Group]:
         four = k.e.mask(k.e.shift_right(low, 4 * group), 15)
         scale = k.e.minus(k.either(four, k.e.move_bits(high, 3, 2 * group, 4)), 32)
         steps = tuple(k.isa.look_up(k.e, IQ4_VALUES, q) for q in _nibbles(k, 1 + 4 * group))
-        yield k.signed(steps, k.times(k.number(scale), d))
+        yield k.signed(steps, d, scale)
 
 
-@panel(GGMLType.MXFP4, words=(range(1, 17, 4),), byte=0, largest=24, mins=1)
+@panel(GGMLType.MXFP4, words=(range(1, 17, 4),), byte=0, largest=24, zero=12)
 def _mxfp4(k: Block) -> Iterator[Group]:
     scale = power_of_two(k.e, k.byte())
     table = [value + 12 for value in MXFP4_VALUES]
     steps = tuple(k.isa.look_up(k.e, table, q) for q in _nibbles(k, 0))
-    yield Group(steps, (scale,), mins=(k.times(scale, -12.0),))
+    yield Group(steps, (scale,))
 
 
-@panel(GGMLType.Q2_K, words=(range(0, 80, 4),), halves=(80, 82), largest=3, factors=2, mins=2)
+@panel(
+    GGMLType.Q2_K, words=(range(0, 80, 4),), halves=(80, 82), largest=3, factors=2, mins=2, largest_factor=15, late=True
+)
 def _q2_k(k: Block) -> Iterator[Group]:
     d, dmin = k.half(0), k.times(k.half(1), -1.0)
     for half in range(2):
@@ -86,7 +86,9 @@ def _q2_k(k: Block) -> Iterator[Group]:
             yield Group(k.twos(4 + 8 * half, group), (d,), factors, mins)
 
 
-@panel(GGMLType.Q3_K, words=(range(0, 108, 4),), halves=(108,), largest=7, factors=2, mins=2)
+@panel(
+    GGMLType.Q3_K, words=(range(0, 108, 4),), halves=(108,), largest=7, factors=2, largest_factor=32, late=True, zero=4
+)
 def _q3_k(k: Block) -> Iterator[Group]:
     e, d = k.e, k.half(0)
     low, high = (k.word(24), k.word(25)), k.word(26)
@@ -94,7 +96,6 @@ def _q3_k(k: Block) -> Iterator[Group]:
         k.either(e.move_bits(low[i % 2], 0x0F0F0F0F, 4 * (i // 2), 0), e.move_bits(high, 0x03030303, 2 * i, 4))
         for i in range(4)
     ]
-    offset = k.times(d, -4.0)
     for half in range(2):
         for group in range(4):
             word = scales[2 * half + group // 2]
@@ -103,7 +104,7 @@ def _q3_k(k: Block) -> Iterator[Group]:
                 k.either(k.field(k.word(8 + 8 * half + i), 2 * group, 3), k.field(k.word(i), 4 * half + group, 1, 2))
                 for i in range(STEPS)
             )
-            yield Group(steps, (d,), factors, tuple(k.times(k.number(factor), offset) for factor in factors))
+            yield Group(steps, (d,), factors)
 
 
 def _six_bits(k: Block) -> tuple[tuple[Value, Value], tuple[Value, Value]]:
@@ -123,29 +124,37 @@ def _with_minima(k: Block, quants: int, fifths: int | None) -> Iterator[Group]:
     d, dmin = k.half(0), k.times(k.half(1), -1.0)
     scales, mins = _six_bits(k)
     for group in range(8):
-        scale, least = (k.number(k.pick(pair[group // 4], group % 4)) for pair in (scales, mins))
+        scale, least = (k.pick(pair[group // 4], group % 4) for pair in (scales, mins))
         words = [k.word(quants + 8 * (group // 2) + i) for i in range(STEPS)]
         steps = tuple(k.field(word, 4 * (group % 2), 15) for word in words)
         if fifths is not None:
             high = (k.field(k.word(fifths + i), group, 1, 4) for i in range(STEPS))
             steps = tuple(k.either(step, bit) for step, bit in zip(steps, high, strict=True))
-        yield Group(steps, (k.times(scale, d),), mins=(k.times(least, dmin),))
+        yield Group(steps, (d,), (scale,), (k.times(k.number(least), dmin),))
 
 
-@panel(GGMLType.Q4_K, words=(range(4, 144, 4),), halves=(0, 2), largest=15, mins=1)
+@panel(GGMLType.Q4_K, words=(range(4, 144, 4),), halves=(0, 2), largest=15, factors=1, mins=1, largest_factor=63)
 def _q4_k(k: Block) -> Iterator[Group]:
     yield from _with_minima(k, 3, None)
 
 
-@panel(GGMLType.Q5_K, words=(range(4, 176, 4),), halves=(0, 2), largest=31, mins=1)
+@panel(GGMLType.Q5_K, words=(range(4, 176, 4),), halves=(0, 2), largest=31, factors=1, mins=1, largest_factor=63)
 def _q5_k(k: Block) -> Iterator[Group]:
     yield from _with_minima(k, 11, 3)
 
 
-@panel(GGMLType.Q6_K, words=(range(0, 208, 4),), halves=(208,), largest=63, factors=2, mins=2)
+@panel(
+    GGMLType.Q6_K,
+    words=(range(0, 208, 4),),
+    halves=(208,),
+    largest=63,
+    factors=2,
+    largest_factor=128,
+    late=True,
+    zero=32,
+)
 def _q6_k(k: Block) -> Iterator[Group]:
     d = k.half(0)
-    offset = k.times(d, -32.0)
     for half in range(2):
         for group in range(4):
             word = k.word(48 + 2 * half + group // 2)
@@ -157,4 +166,4 @@ def _q6_k(k: Block) -> Iterator[Group]:
                 )
                 for i in range(STEPS)
             )
-            yield Group(steps, (d,), factors, tuple(k.times(k.number(factor), offset) for factor in factors))
+            yield Group(steps, (d,), factors)

@@ -10,16 +10,19 @@ layout that does: `recode` writes it, and `words` and `halves` are offsets in it
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llvmlite import ir
 
 from engine.cpu.kernels.emit import F32, I8, I16, I32, I64, Emitter, Value, vector
-from engine.cpu.kernels.isa import BYTES, ROWS, V8, V32, Isa
+from engine.cpu.kernels.isa import ACTIVATION_MAX, BYTES, ROWS, V8, V32, Isa
 from engine.gguf.types import GGMLType
 
 GROUP = 32
 """Columns of a group: a block of activations."""
+
+HIGHEST_16 = 256 * 127
+"""Largest magnitude of an activation of 16 bits."""
 
 STEPS = GROUP // 4
 """Vectors of weights per group."""
@@ -29,12 +32,14 @@ FLOATS = vector(F32, ROWS)
 
 @dataclass(frozen=True)
 class Group:
-    """32 columns of eight rows: w = scale · (f ·) q + m, with scale, f and m the same for all columns or for each half.
+    """32 columns of eight rows: w = scale · factor · (q - offset) + m, or without factor.
+
+    The offset is the panel's (Panel.offset), or 128 where signed weights have to be unsigned.
 
     Attributes:
         steps: 8 vectors of 32 bytes: q of four columns of each row.
-        scales: 8 × f32 of all columns, or of the first and the last 16.
-        factors: integers (8 × i32) on the first and the last 16 columns, or nothing.
+        scales: 8 × f32 of all columns, or of the first and the last 16. One is the same for all groups of a block.
+        factors: integers (8 × i32) of all columns, or of the first and the last 16, or nothing.
         mins: m (8 × f32) of all columns, or of the first and the last 16, or nothing.
     """
 
@@ -100,13 +105,28 @@ class Block:
         """a | b."""
         return self.e.builder.or_(a, b)
 
-    def signed(self, steps: tuple[Value, ...], scale: Value) -> Group:
+    def signed(self, steps: tuple[Value, ...], scale: Value, *factors: Value) -> Group:
         """A group of signed weights; where they must be unsigned they are shifted by 128."""
         if self.isa.takes_signed:
-            return Group(steps, (scale,))
+            return Group(steps, (scale,), factors)
         top = ir.Constant(V8, [0x80] * BYTES)
-        shifted = tuple(self.e.builder.xor(step, top) for step in steps)
-        return Group(shifted, (scale,), mins=(self.times(scale, -128.0),))
+        return Group(tuple(self.e.builder.xor(step, top) for step in steps), (scale,), factors)
+
+    def groups(self, bits: int) -> Iterator[Group]:
+        """The block's groups for activations of 8 or 16 bits.
+
+        With 16 bits products take away the offset, and multiply by factors, in integers. With 8 an offset becomes
+        minima, and factors of most formats become part of the scales.
+        """
+        panel = self._panel
+        offset = panel.offset(self.isa)
+        for group in panel.read(self):
+            if bits == 16:
+                yield replace(group, scales=(self.times(group.scales[0], 0.5),)) if panel.twice else group
+                continue
+            floats = tuple(self.times(self.number(factor), group.scales[0]) for factor in group.factors) or group.scales
+            mins = tuple(self.times(each, -offset) for each in floats) if offset else group.mins
+            yield Group(group.steps, *((group.scales, group.factors) if panel.late else (floats, ())), mins)
 
 
 Read = Callable[[Block], Iterator[Group]]
@@ -127,7 +147,10 @@ class Panel:
         halves: offsets of 2-byte fields.
         byte: offset of a single byte, or None.
         largest: largest magnitude of a weight as read (above 127: signed).
-        n_scales, n_factors, n_mins: of each group, where weights may be signed.
+        n_scales, n_factors, n_mins: of each group.
+        largest_factor: their largest magnitude.
+        late: with activations of 8 bits, factors multiply sums of integers; else they become part of the scales.
+        zero: the number q that means 0, in formats without minima; may end in a half.
         spread: index of the word of fifth bits, or None; see `spread_bits`.
         recode: brings a block into the layout that `words` and `halves` describe; None where it has it.
         copied: recoding blocks again in each product would take longer than products in float32.
@@ -144,10 +167,30 @@ class Panel:
     n_scales: int
     n_factors: int
     n_mins: int
+    largest_factor: int
+    late: bool
+    zero: float
     spread: int | None
     recode: Recode | None
     copied: bool
     read: Read
+
+    def offset(self, isa: type[Isa]) -> float:
+        """What is taken away from every q, as `read` gives it for an instruction set."""
+        return 128.0 if self.largest > ACTIVATION_MAX and not isa.takes_signed else self.zero
+
+    @property
+    def twice(self) -> bool:
+        """Whether activations of 16 bits are multiplied by 2 (q - zero), which is whole."""
+        return self.zero % 1 != 0
+
+    @property
+    def n_sums(self) -> int:
+        """Sums of products, factors included, that a group needs with activations of 16 bits, to fit into 32 bits."""
+        signed = self.largest > ACTIVATION_MAX
+        reach = self.largest if signed else (1 + self.twice) * max(self.zero, self.largest - self.zero)
+        whole = GROUP * reach * self.largest_factor * HIGHEST_16 < 1 << 31
+        return 1 if whole and self.n_scales == 1 else 2
 
     @property
     def row_bytes(self) -> int:
@@ -179,6 +222,9 @@ def panel(
     scales: int = 1,
     factors: int = 0,
     mins: int = 0,
+    largest_factor: int = 1,
+    late: bool = False,
+    zero: float = 0.0,
     spread: int | None = None,
     recode: Recode | None = None,
     copied: bool = False,
@@ -188,7 +234,8 @@ def panel(
 
     def add(read: Read) -> Read:
         sizes = type.name, type.block_size, type.type_size
-        made = Panel(*sizes, places, halves, byte, largest, scales, factors, mins, spread, recode, copied, read)
+        numbers = largest, scales, factors, mins, largest_factor
+        made = Panel(*sizes, places, halves, byte, *numbers, late, zero, spread, recode, copied, read)
         assert recode is not None or made.row_bytes == type.type_size
         PANELS[type.name] = made
         return read

@@ -1,32 +1,27 @@
-"""Products of packed weights and activations of 8 bits: packing panels, and the loop for one row of activations.
+"""Products of packed weights and activations in integers: packing panels, and the loop for one row of activations.
 
-A product adds, group by group in the order of columns,
-    scale · sum(q_w · q_x) · d      and      m · d · sum(q_x)
-in two float32 sums per row (activations.py says what d and q_x are). The inner sums are exact integers, so both loops,
-with any number of rows, give the same bits: `dot_panels` reads each panel once for one token, `tile_panels` (tiles.py)
-unpacks a tile of panels for many.
-
-A kernel whose type ends in "/rows" reads rows in the order of the file and packs each block before it multiplies it.
+Groups of 32 columns are added in the order of columns, as groups.py says, products and minima in two float32 sums per
+row. So both loops, with any number of rows, give the same bits: `dot_panels` reads each panel once for one token,
+`tile_panels` (tiles.py) unpacks a tile of panels for many.
 """
 
 # ruff: noqa: ANN001, ANN201 - the intrinsics' signatures are read by numba; their arguments are llvmlite values.
 # mypy: disable-error-code="no-untyped-def"
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.cpu.kernels.emit import F32, F64, I32, I64, Emitter, Value
-from engine.cpu.kernels.integer.activations import AT_FIRST, AT_LAST, AT_SCALE, AT_SUM, LINE, scaled
-from engine.cpu.kernels.integer.panels import FLOATS, GROUP, PANELS, STEPS, Block, Group, Panel, pack_block
-from engine.cpu.kernels.isa import ISAS, ROWS, V8, Isa
-from engine.cpu.kernels.stepping import STEP, emitter, format_name, integers
+from engine.cpu.kernels.emit import F32, F64, I64, Emitter, Value
+from engine.cpu.kernels.integer.activations import scaled
+from engine.cpu.kernels.integer.groups import Kind, add_group, add_minima, float_at, group_sums, smaller, zeros
+from engine.cpu.kernels.integer.panels import FLOATS, Block, Panel, pack_block
+from engine.cpu.kernels.isa import ROWS
+from engine.cpu.kernels.stepping import STEP, emitter, integers
 
 PANELS_AT_ONCE = 1
 """Panels that dot_panels multiplies side by side, so that each activation is loaded once for both."""
@@ -34,27 +29,10 @@ PANELS_AT_ONCE = 1
 AHEAD = 4096
 """Bytes that dot_panels prefetches ahead."""
 
-STEPS_AT_ONCE = 2
-"""Steps between two places that loads may not cross."""
+CACHE_LINE = 64
 
 ARGUMENTS: dict[str, tuple[types.Type, ...]] = {"pack_panels": STEP, "dot_panels": STEP}
 """Argument types of each kernel."""
-
-
-def split_name(name: types.StringLiteral) -> tuple[Panel, type[Isa], bool]:
-    """The meaning of a kernel's type, "Q4_K/avx2" or "Q4_K/avx2/rows"."""
-    format, isa, *rows = format_name(name).split("/")
-    return PANELS[format], ISAS[isa], bool(rows)
-
-
-def smaller(builder: Any, a: Value, b: Value) -> Value:
-    """The smaller of two integers."""
-    return builder.select(builder.icmp_signed("<", a, b), a, b)
-
-
-def float_at(e: Emitter, address: Value, offset: int) -> Value:
-    """A float32 in all lanes."""
-    return e.splat(e.load(address, F32, offset, align=4), ROWS)
 
 
 @intrinsic(prefer_literal=True)
@@ -63,7 +41,7 @@ def pack_panels(typing_context, name, operands, low, high, scratch):
 
     Operands: raw, row_bytes, n_rows, n_blocks, out (panels without gaps).
     """
-    panel, _, _ = split_name(name)
+    panel = Kind.of(name).panel
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
@@ -176,80 +154,21 @@ def store_sums(e: Emitter, o: Operands, panel: Value, token: Value, sums: Value,
                 finish(one, False, b.add(target, more), b.add(at_row, more), b.add(beside, more))
 
 
-def span_steps(panel: Panel, isa: type[Isa]) -> int:
-    """Steps whose products are added before the sum is brought to 32 bits: a power of two."""
-    steps = GROUP // isa.columns // max(panel.n_scales, panel.n_factors, 1)
-    while steps > isa.most(panel.largest):
-        steps //= 2
-    return steps
-
-
-def zeros(kind: ir.Type) -> Value:
-    """A vector of zeros."""
-    return ir.Constant(kind, [0] * kind.count)
-
-
-def broadcast(e: Emitter, line: Value, step: int) -> Value:
-    """Four activations in all lanes."""
-    return e.builder.bitcast(e.splat(e.load(line, I32, 4 * step), ROWS), V8)
-
-
-def add_products(e: Emitter, ints: Sequence[Value], scales: Sequence[Value], line: Value, total: Value) -> Value:
-    """The float sum of products after one more group of 32 columns; for each scale there is a sum of integers."""
-    dots = [e.builder.sitofp(part, FLOATS) for part in ints]
-    product = e.multiply(dots[0], scales[0])
-    for dot, scale in zip(dots[1:], scales[1:], strict=True):
-        product = e.multiply_add(dot, scale, product)
-    return e.multiply_add(product, float_at(e, line, AT_SCALE), total)
-
-
-def add_minima(e: Emitter, mins: tuple[Value, ...], line: Value, least: Value) -> Value:
-    """The float sum of minima after one more group."""
-    for minimum, place in zip(mins, (AT_SUM,) if len(mins) == 1 else (AT_FIRST, AT_LAST), strict=False):
-        least = e.multiply_add(minimum, float_at(e, line, place), least)
-    return least
-
-
-def hold(e: Emitter) -> None:
-    """Keeps LLVM from moving loads across this place; costs no instruction.
-
-    Left alone, it would load and unpack much more than there are registers for before it multiplies anything.
-    """
-    e.builder.fence("seq_cst", targetscope="singlethread")
-
-
-def _group_dots(e: Emitter, panel: Panel, isa: type[Isa], group: Group, line: Value) -> list[Value]:
-    """The integer sums of a group in registers, 8 × i32, one for each scale."""
-    arithmetic, span = isa(e, panel.largest), span_steps(panel, isa)
-    totals: list[Value | None] = [None] * len(group.scales)
-    for first in range(0, STEPS, span):
-        part = zeros(isa.accumulator)
-        for step in range(first, first + span):
-            if step % STEPS_AT_ONCE == 0:
-                hold(e)
-            part = arithmetic.add(part, group.steps[step], broadcast(e, line, step))
-        factor = isa.factor(e, group.factors[first * len(group.factors) // STEPS]) if group.factors else None
-        part = arithmetic.finish(part, factor)
-        which = first * len(totals) // STEPS
-        total = totals[which]
-        totals[which] = part if total is None else e.builder.add(total, part)
-    return totals
-
-
 def _prefetch(e: Emitter, block: Value, panel: Panel, group: int) -> None:
     """Prefetches a group's share of the bytes AHEAD of a block.
 
     The words of a block are not read in the order of addresses, which the processor's own prefetching expects.
     """
     share = panel.n_bytes // panel.n_groups
-    for offset in range(-group * share % LINE, share, LINE):
+    for offset in range(-group * share % CACHE_LINE, share, CACHE_LINE):
         e.prefetch(e.at(block, AHEAD + group * share + offset))
 
 
 @intrinsic(prefer_literal=True)
 def dot_panels(typing_context, name, operands, low, high, scratch):
     """Items low..high-1, of PANELS_AT_ONCE panels, times each token; see Operands."""
-    panel, isa, from_rows = split_name(name)
+    kind = Kind.of(name)
+    panel, from_rows, isa, line_bytes = kind.panel, kind.from_rows, kind.arithmetic(tiles=False), kind.line.n_bytes
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Value:
         e = emitter(context, builder)
@@ -274,15 +193,22 @@ def dot_panels(typing_context, name, operands, low, high, scratch):
                 builder.store(zeros(FLOATS), at)
             with cgutils.for_range(builder, o.n_blocks) as blocks:
                 read = [Block(e, panel, isa, source.block(blocks.index)) for source in opened]
-                lines = builder.add(x, scaled(builder, blocks.index, LINE * panel.n_groups))
-                for number, groups in enumerate(zip(*map(panel.read, read), strict=True)):
-                    line = e.at(lines, LINE * number)
-                    for block, group, (total, least) in zip(read, groups, sums, strict=True):
+                lines = builder.add(x, scaled(builder, blocks.index, line_bytes * panel.n_groups))
+                of_block: list[Value | None] = [None] * PANELS_AT_ONCE
+                for number, groups in enumerate(zip(*(block.groups(kind.bits) for block in read), strict=True)):
+                    line = e.at(lines, line_bytes * number)
+                    factor = float_at(e, line, kind.line.scale)
+                    for index, (block, group, (total, least)) in enumerate(zip(read, groups, sums, strict=True)):
                         if not from_rows:
                             _prefetch(e, block.address, panel, number)
-                        ints = _group_dots(e, panel, isa, group, line)
-                        builder.store(add_products(e, ints, group.scales, line, builder.load(total)), total)
-                        builder.store(add_minima(e, group.mins, line, builder.load(least)), least)
+                        before = of_block[index] if kind.block_scale else builder.load(total)
+                        after = add_group(e, kind, group_sums(e, kind, group, line), group.scales, factor, before)
+                        of_block[index] = after
+                        if kind.block_scale and number == panel.n_groups - 1:
+                            after = e.multiply_add(after, group.scales[0], builder.load(total))
+                        if not kind.block_scale or number == panel.n_groups - 1:
+                            builder.store(after, total)
+                        builder.store(add_minima(e, kind, group.mins, line, builder.load(least)), least)
             for index, (total, least) in zip(indices, sums, strict=True):
                 store_sums(e, o, index, tokens.index, builder.fadd(builder.load(total), builder.load(least)), room)
         return context.get_dummy_value()
